@@ -1,0 +1,84 @@
+"""Is the comparison fair? Between an arm and its baseline only declared keys may differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from lit_llm.ablation.arms import Ablation, Arm
+from lit_llm.config.tree import difference
+from lit_llm.experiment.identity import pretrain_fingerprint
+
+INTERVENTION = ("model", "pretrain.objective", "pretrain.masks")
+"""What an ablation is about, and what an arm may therefore set for itself. All else is a control."""
+
+YARDSTICK = ("pretrain.data.corpus", "pretrain.data.tokenizer", "pretrain.data.sequence_length")
+"""Keys that decide which target tokens val/ metrics are measured on."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that the plan says about an arm."""
+
+    kind: Literal["refused", "allowed", "no_op", "note"]
+    """refused blocks the study; the others inform."""
+    arm: str
+    key: str
+    message: str
+
+    def as_json(self) -> dict[str, str]:
+        return asdict(self)
+
+
+def under(key: str, *prefixes: str) -> bool:
+    """Whether a dotted key is one of these or below one of them."""
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def differs(arm: Arm, baseline: Arm) -> dict[str, list[Any]]:
+    """{key: [baseline's value, arm's value]} of the two experiments, without their seeds."""
+    return difference(baseline.flat, arm.flat)
+
+
+def audit(ablation: Ablation) -> list[Finding]:
+    """Every finding of every arm."""
+    return [finding for arm in ablation.arms for finding in _audit_arm(ablation, arm)]
+
+
+def _audit_arm(ablation: Ablation, arm: Arm) -> Iterator[Finding]:
+    if arm.name == arm.baseline:
+        return
+    baseline, metric = ablation.arm(arm.baseline), ablation.study.compare.metric
+    keys = differs(arm, baseline)
+    if pretrain_fingerprint(arm.experiment) == pretrain_fingerprint(baseline.experiment):
+        yield Finding("no_op", arm.name, "", f"is the same computation as {baseline.name}; it costs nothing and shows nothing")
+        return
+    declared = arm.declared | baseline.declared
+    for key, (old, new) in keys.items():
+        allowed = next((rule for rule in ablation.study.allow if under(key, rule.key)), None)
+        if under(key, *declared) and not (metric.startswith("val/") and under(key, *YARDSTICK, "pretrain.validation")):
+            continue
+        if arm.group != baseline.group and under(key, *INTERVENTION):
+            continue
+        reason = "differs and is no factor of the study"
+        if under(key, *declared):
+            reason = f"differs, so {metric} is not measured on the same target tokens"
+        if allowed:
+            yield Finding("allowed", arm.name, key, f"{reason}; allowed because {allowed.because}")
+        else:
+            yield Finding(
+                "refused",
+                arm.name,
+                key,
+                f"{reason}: {old!r} in {baseline.name}, {new!r} here; make it equal, a factor, or list it under `allow`",
+            )
+    if metric == "val/objective_loss" and any(under(key, "pretrain.objective") for key in keys):
+        yield Finding(
+            "refused",
+            arm.name,
+            "compare.metric",
+            f"val/objective_loss of another objective than {baseline.name}'s is another quantity; use val/target_nll",
+        )
+    if any(under(key, "pretrain.objective") for key in keys):
+        yield Finding("note", arm.name, "pretrain.objective", "the loss is computed on another number of tokens: see loss tokens")

@@ -1,0 +1,109 @@
+"""The schema of a study file."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from lit_llm.config.section import Items, Section, impossible
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+def _plain_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise impossible(("", f"{name!r} is not a plain name: letters, digits, '-', '_' and '.', no path"))
+    return name
+
+
+Name = Annotated[str, AfterValidator(_plain_name)]
+"""A name that can be a folder's."""
+
+Tree = dict[str, Any]
+"""Keys of an experiment, checked when the arms are put together."""
+
+
+class Grid(Section):
+    """Factors and how their levels are combined."""
+
+    design: Literal["factorial", "one_at_a_time"] = "one_at_a_time"
+    """factorial: every combination; one_at_a_time: each level alone, the other factors at their first."""
+    factors: dict[str, Items[Any] | Tree] = Field(min_length=1)
+    """A key with its levels, `model.attention.output_norm: [head, none]`, or a label with named bundles of keys,
+    `split: {3/3: {model.encoder.layers: 3, model.decoder.layers: 3}, 5/1: {...}}`. The first level is the baseline's."""
+    exclude: Items[Tree] = ()
+    """Combinations to leave out: `{model.attention.output_norm: none, pretrain.training.optimizer.lr: 1e-2}`."""
+
+    @model_validator(mode="after")
+    def _has_levels(self) -> Grid:
+        findings = []
+        for name, levels in self.factors.items():
+            if not levels:
+                findings.append((f"factors.{name}", "has no levels; give at least two, the baseline's first"))
+            elif len(levels) == 1:
+                findings.append((f"factors.{name}", "has one level, so nothing is switched; set it in `base` instead"))
+            elif isinstance(levels, tuple) and any(a == b for i, a in enumerate(levels) for b in levels[:i]):
+                findings.append((f"factors.{name}", "has the same level twice"))
+        if findings:
+            raise impossible(*findings)
+        return self
+
+
+class Compare(Section):
+    """What is compared with what."""
+
+    baseline: str | None = None
+    """The arm that the others are compared with; the first when absent."""
+    within: Items[str] = ()
+    """Factors at whose every level the comparison is made anew: each arm meets the baseline of its own level."""
+    metric: str = "val/target_nll"
+    """The metric whose differences are shown."""
+
+
+class Allowed(Section):
+    """A difference that the audit would refuse."""
+
+    key: str
+    """The key that differs, or the beginning of several: `pretrain.data`."""
+    because: str = Field(min_length=1)
+    """Why the comparison is fair all the same; shown in the plan and the report."""
+
+
+class Study(Section):
+    """An ablation: a base experiment, arms, factors, seeds."""
+
+    study: Name
+    """Its name: of the MLflow experiment and of the folder in the store."""
+    question: str = Field(min_length=1)
+    """What it is to answer."""
+    extends: str | Items[str] | None = None
+    """A preset, a file relative to this one, or a list of them, merged in order."""
+    base: Tree = {}
+    """Keys of every arm."""
+    arms: dict[Name, Tree | None] = {}
+    """Named arms: `extends` of its own, experiment keys, `grid: false` to stay out of the grid."""
+    grid: Grid | None = None
+    """Factors, crossed with the arms."""
+    seeds: Items[Annotated[int, Field(ge=0)]] = Field((0,), min_length=1)
+    """Every arm runs once with each."""
+    compare: Compare = Compare()
+    """Baseline and metric."""
+    allow: Items[Allowed] = ()
+    """Differences that the audit would refuse, each with its reason."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Study:
+        findings = []
+        if len(set(self.seeds)) < len(self.seeds):
+            findings.append(("seeds", "a seed is there twice"))
+        if "seed" in self.base or any("seed" in (arm or {}) for arm in self.arms.values()):
+            findings.append(("base.seed", "seeds are the study's: write `seeds: [0, 1, 2]`"))
+        factors = set(self.grid.factors) if self.grid else set()
+        for name in self.compare.within:
+            if name not in factors:
+                findings.append(("compare.within", f"{name!r} is not a factor of the grid"))
+        if findings:
+            raise impossible(*findings)
+        return self

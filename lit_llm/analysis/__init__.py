@@ -1,0 +1,1 @@
+"""Studies: from results to numbers that can be believed."""

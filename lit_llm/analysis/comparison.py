@@ -1,0 +1,156 @@
+"""The comparison of a study: for each arm its mean, its difference from its baseline, and what that cost.
+
+Reads finished results; whatever is not finished is counted, never turned into a number.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lit_llm.analysis.paired import Difference, block_differences
+from lit_llm.experiment.identity import COMPARABLE
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How one arm ended with one seed."""
+
+    arm: str
+    baseline: str
+    seed: int
+    state: str
+    result: Mapping[str, Any] = field(default_factory=dict)
+    """The stage's result.json; empty while there is none."""
+
+    def metric(self, name: str) -> float | None:
+        value = self.result.get("metrics", {}).get(name) if self.state == "done" else None
+        return None if value is None or not math.isfinite(value) else float(value)
+
+    @property
+    def origin(self) -> tuple[Any, ...]:
+        """The part of its provenance that has to agree with what it is compared with."""
+        provenance = self.result.get("provenance", {})
+        return tuple(provenance.get(key) for key in COMPARABLE)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm."""
+
+    arm: str
+    baseline: str
+    states: Mapping[str, int]
+    seeds: int
+    """Seeds that have a value."""
+    mean: float | None
+    deviation: float | None
+    """Standard deviation over seeds; None for fewer than two."""
+    difference: Difference | None
+    """None for a baseline."""
+    parameters: int | None
+    train_flops: float | None
+    """Of one run, forward and backward, our convention."""
+    tokens_per_second: float | None
+    spikes: float | None
+    """Loss spikes per run, mean over the runs that ended."""
+
+    @property
+    def diverged(self) -> int:
+        return self.states.get("diverged", 0)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All arms, and what has to be said about them."""
+
+    metric: str
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+    def csv(self) -> str:
+        """One line per arm; empty where there is no number."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(
+            ["arm", "baseline", "metric", "seeds", "mean", "deviation", "difference", "low", "high", "degrees", "pooled"]
+            + ["diverged", "failed", "parameters", "train_flops", "tokens_per_second", "spikes"]
+        )
+        for row in self.rows:
+            d = row.difference
+            writer.writerow(
+                [row.arm, row.baseline, self.metric, row.seeds, row.mean, row.deviation]
+                + ([d.mean, d.low, d.high, d.degrees, d.pooled] if d else [None] * 5)
+                + [row.diverged, row.states.get("failed", 0) + row.states.get("out_of_memory", 0)]
+                + [row.parameters, row.train_flops, row.tokens_per_second, row.spikes]
+            )
+        return out.getvalue()
+
+    def json(self) -> str:
+        from dataclasses import asdict
+
+        return json.dumps(asdict(self), indent=1)
+
+
+def compare(runs: Sequence[RunResult], metric: str) -> Comparison:
+    """Compare every arm with its baseline on one metric. Results of different code or machines are not mixed."""
+    notes: list[str] = []
+    kept = _of_one_origin(runs, notes)
+    arms = list(dict.fromkeys(run.arm for run in runs))
+    values = {arm: {run.seed: v for run in kept if run.arm == arm and (v := run.metric(metric)) is not None} for arm in arms}
+    baselines = {run.arm: run.baseline for run in runs}
+    differences: dict[str, Difference | None] = {}
+    for baseline in dict.fromkeys(baselines.values()):
+        block = {arm: values[arm] for arm in arms if baselines[arm] == baseline}
+        if baseline in block:
+            differences |= block_differences(block, baseline)
+    rows = tuple(_row(arm, runs, baselines[arm], values[arm], differences.get(arm)) for arm in arms)
+    if any(d is not None and d.pooled for d in differences.values()):
+        notes.append("intervals: residual variance pooled over the arms that share a baseline")
+    if any(d is not None and d.low is None for d in differences.values()):
+        notes.append("one seed has no interval; add seeds to see how sure a difference is")
+    return Comparison(metric, rows, tuple(notes))
+
+
+def _of_one_origin(runs: Sequence[RunResult], notes: list[str]) -> list[RunResult]:
+    finished = [run for run in runs if run.result]
+    origins = Counter(run.origin for run in finished)
+    if len(origins) <= 1:
+        return finished
+    newest = max(finished, key=lambda run: run.result.get("finished", 0)).origin
+    left_out = len(finished) - origins[newest]
+    notes.append(
+        f"{left_out} result(s) of other code, device or thread count are left out; `lit-llm run STUDY --rerun stale` "
+        "repeats them"
+    )
+    return [run for run in finished if run.origin == newest]
+
+
+def _row(arm: str, runs: Sequence[RunResult], baseline: str, values: Mapping[int, float], difference: Difference | None) -> Row:
+    mine = [run for run in runs if run.arm == arm]
+    ended = [run.result for run in mine if run.result]
+
+    def mean_of(name: str) -> float | None:
+        found = [r["metrics"][name] for r in ended if r.get("metrics", {}).get(name) is not None]
+        return statistics.fmean(found) if found else None
+
+    return Row(
+        arm=arm,
+        baseline=baseline,
+        states=Counter(run.state for run in mine),
+        seeds=len(values),
+        mean=statistics.fmean(values.values()) if values else None,
+        deviation=statistics.stdev(values.values()) if len(values) > 1 else None,
+        difference=difference,
+        parameters=ended[0]["parameters"] if ended else None,
+        train_flops=statistics.fmean(r["flops"] for r in ended) if ended else None,
+        tokens_per_second=mean_of("throughput/tokens_per_second"),
+        spikes=mean_of("stability/loss_spikes"),
+    )

@@ -1,0 +1,97 @@
+"""Paired differences over seeds, with their 95% intervals.
+
+Two arms with one seed share data, order and the initial value of every parameter they have in common, so the seed's own
+luck cancels in their difference. Few seeds leave few degrees of freedom; where the arms of a block scatter alike, their
+residual variance is pooled (the additive model arm + seed, as in a randomised block design), which gives more.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+Values = Mapping[int, float]
+"""{seed: value} of one arm."""
+
+CONFIDENCE = 0.95
+UNEQUAL = 0.05
+"""Bartlett's p below which the arms are taken to scatter differently, and nothing is pooled."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An arm's mean minus its baseline's, over the seeds that both have."""
+
+    mean: float
+    seeds: int
+    low: float | None
+    """Lower end of the 95% interval; None for a single seed."""
+    high: float | None
+    pooled: bool = False
+    """Whether the variance was pooled over the block."""
+    degrees: int = 0
+    """Degrees of freedom of the interval."""
+
+
+def paired_difference(arm: Values, baseline: Values) -> Difference | None:
+    """From the arm's own differences alone; None without a common seed."""
+    deltas = [arm[seed] - baseline[seed] for seed in sorted(arm.keys() & baseline.keys())]
+    if not deltas:
+        return None
+    mean, count = statistics.fmean(deltas), len(deltas)
+    if count == 1:
+        return Difference(mean, 1, None, None)
+    half = _t(count - 1) * statistics.stdev(deltas) / math.sqrt(count)
+    return Difference(mean, count, mean - half, mean + half, degrees=count - 1)
+
+
+def block_differences(block: Mapping[str, Values], baseline: str) -> dict[str, Difference | None]:
+    """Differences of every arm of a block from its baseline, with pooled variance where that is sound.
+
+    Sound means: three arms or more, all with the same two seeds or more, and no sign that they scatter differently.
+    """
+    differences = {arm: paired_difference(values, block[baseline]) for arm, values in block.items() if arm != baseline}
+    variance = pooled_variance(list(block.values()))
+    if variance is None:
+        return differences
+    seeds = len(block[baseline])
+    degrees = (len(block) - 1) * (seeds - 1)
+    half = _t(degrees) * math.sqrt(2 * variance / seeds)
+    return {
+        arm: d and Difference(d.mean, d.seeds, d.mean - half, d.mean + half, pooled=True, degrees=degrees)
+        for arm, d in differences.items()
+    }
+
+
+def pooled_variance(block: Sequence[Values]) -> float | None:
+    """Residual variance of the additive model arm + seed; None where pooling is not sound."""
+    seeds = sorted(block[0]) if block else []
+    if len(block) < 3 or len(seeds) < 2 or any(sorted(values) != seeds for values in block):
+        return None
+    arm_means = [statistics.fmean(values.values()) for values in block]
+    seed_means = {seed: statistics.fmean(values[seed] for values in block) for seed in seeds}
+    grand = statistics.fmean(arm_means)
+    residuals = [
+        [values[seed] - mean - seed_means[seed] + grand for seed in seeds]
+        for values, mean in zip(block, arm_means, strict=True)
+    ]
+    if not _scatter_alike(residuals):
+        return None
+    total = sum(residual**2 for row in residuals for residual in row)
+    return total / ((len(block) - 1) * (len(seeds) - 1))
+
+
+def _scatter_alike(residuals: list[list[float]]) -> bool:
+    from scipy.stats import bartlett
+
+    if any(statistics.pvariance(row) == 0 for row in residuals):
+        return False  # a constant arm has no scatter to share
+    return bool(bartlett(*residuals).pvalue >= UNEQUAL)
+
+
+def _t(degrees: int) -> float:
+    from scipy.stats import t
+
+    return float(t.ppf(0.5 + CONFIDENCE / 2, degrees))

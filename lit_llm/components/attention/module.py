@@ -1,0 +1,67 @@
+"""The attention that `ResolvedAttention` describes: one module for self, cross, causal, full and prefix."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn, ones
+
+from lit_llm.components.attention.config import ResolvedAttention
+from lit_llm.components.attention.rope import Rotation, rotate
+from lit_llm.components.attention.visibility import DotProduct, Visibility
+
+
+class Attention(nn.Module):
+    """
+    x ────── q ─[norm q]─[RoPE]─┐
+    memory ┬ k ─[norm k]─[RoPE]─┼─ softmax(QKᵀ/√K)V ─[head norm | concat norm]─ out ─[after_out norm]─▶
+           └ v ─[norm v]────────┘
+
+    In self-attention memory is x; in cross-attention it is the encoder's output.
+    """
+
+    def __init__(self, config: ResolvedAttention, d_model: int) -> None:
+        super().__init__()
+        self.config = config
+        self.q = nn.Linear(d_model, config.width, bias=False)
+        self.k = nn.Linear(d_model, config.kv_width, bias=False)
+        self.v = nn.Linear(d_model, config.kv_width, bias=False)
+        self.out = nn.Linear(config.width, d_model, bias=False)
+        self.dot_product = DotProduct()
+        scaled = config.qkv_norm if config.qkv_norm_scale else ()
+        self.qkv_scale = nn.ParameterDict({part: nn.Parameter(ones(config.head_dim)) for part in scaled})
+        self.output_width = {"none": 0, "head": config.head_dim, "concat": config.width, "after_out": d_model}[
+            config.output_norm
+        ]
+        self.output_scale = nn.Parameter(ones(self.output_width)) if config.output_norm_scale else None
+
+    def heads(self, part: str, x_BTD: Tensor, rotation: Rotation | None) -> Tensor:
+        """Queries, keys or values of every head, B x H x T x K, normalised and rotated where they should be."""
+        projection = getattr(self, part)
+        x_BHTK = projection(x_BTD).unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
+        if part in self.config.qkv_norm:
+            scale = self.qkv_scale[part] if self.config.qkv_norm_scale else None
+            x_BHTK = F.rms_norm(x_BHTK, (self.config.head_dim,), scale, self.config.norm_eps)
+        return x_BHTK if rotation is None else rotate(x_BHTK, rotation)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        memory_BSD: Tensor,
+        visible: Visibility,
+        query_rotation: Rotation | None = None,
+        key_rotation: Rotation | None = None,
+    ) -> Tensor:
+        q = self.heads("q", x_BTD, query_rotation)
+        k = self.heads("k", memory_BSD, key_rotation)
+        v = self.heads("v", memory_BSD, None)
+        out_BHTK = self.dot_product(q, k, v, visible)
+        if self.config.output_norm == "head":
+            out_BHTK = self.output_norm(out_BHTK)
+        joined_BTD = out_BHTK.transpose(1, 2).flatten(2)
+        if self.config.output_norm == "concat":
+            joined_BTD = self.output_norm(joined_BTD)
+        out_BTD = self.out(joined_BTD)
+        return self.output_norm(out_BTD) if self.config.output_norm == "after_out" else out_BTD
+
+    def output_norm(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (self.output_width,), self.output_scale, self.config.norm_eps)

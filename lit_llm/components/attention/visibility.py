@@ -1,0 +1,76 @@
+"""Who sees whom: the masks of self- and cross-attention, and the call that applies them.
+
+causal       ▣ · · ·     prefix of 2   ▣ ▣ · ·     full   ▣ ▣ ▣ ▣   rows: queries, columns: keys
+             ▣ ▣ · ·                   ▣ ▣ · ·            ▣ ▣ ▣ ▣
+             ▣ ▣ ▣ ·                   ▣ ▣ ▣ ·            ▣ ▣ ▣ ▣
+             ▣ ▣ ▣ ▣                   ▣ ▣ ▣ ▣            ▣ ▣ ▣ ▣
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """Which keys a query may attend to."""
+
+    causal: bool = False
+    """Query t sees keys 0..t."""
+    prefix: int | Tensor | None = None
+    """With `causal`: the first `prefix` tokens (one number, or one for each of the B rows) also see each other."""
+    key_lengths: Tensor | None = None
+    """B: keys at and beyond a row's length are padding."""
+
+    def mask(self, queries: int, keys: int, device: torch.device) -> Tensor | None:
+        """Boolean, True where visible: T x S, or B x 1 x T x S where rows differ. None when all is visible."""
+        key = torch.arange(keys, device=device)
+        seen: Tensor | None = None
+        if self.causal:
+            seen = key[None, :] <= torch.arange(queries, device=device)[:, None]
+            if isinstance(self.prefix, Tensor):
+                prefix_B111 = self.prefix.to(device).view(-1, 1, 1, 1)
+                seen = seen | (key < prefix_B111)
+            elif self.prefix:
+                seen = seen | (key < self.prefix)[None, :]
+        if self.key_lengths is not None:
+            real = key < self.key_lengths.to(device).view(-1, 1, 1, 1)
+            seen = real if seen is None else seen & real
+        return seen
+
+
+class DotProduct(nn.Module):
+    """softmax(QKᵀ/√K)V over the visible keys. A module of its own, so that a probe can hook what goes in."""
+
+    def forward(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, visible: Visibility) -> Tensor:
+        gqa = q_BHTK.shape[1] != k_BHSK.shape[1]
+        queries, keys, prefix = q_BHTK.shape[2], k_BHSK.shape[2], visible.prefix
+        if visible.causal and visible.key_lengths is None and not isinstance(prefix, Tensor):
+            prefix = prefix or 0
+            # A prefix of one token sees what it sees anyway.
+            if prefix <= 1:
+                return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, is_causal=True, enable_gqa=gqa)
+            # The prefix is one dense block without a mask: cheaper than masking T x T, and no score is computed twice.
+            head, tail = q_BHTK[:, :, :prefix], q_BHTK[:, :, prefix:]
+            out = F.scaled_dot_product_attention(head, k_BHSK[:, :, :prefix], v_BHSK[:, :, :prefix], enable_gqa=gqa)
+            if prefix >= queries:
+                return out
+            mask = Visibility(causal=True).mask(queries, keys, q_BHTK.device)
+            assert mask is not None
+            rest = F.scaled_dot_product_attention(tail, k_BHSK, v_BHSK, attn_mask=mask[prefix:], enable_gqa=gqa)
+            return torch.cat([out, rest], dim=2)
+        mask = visible.mask(queries, keys, q_BHTK.device)
+        return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=mask, enable_gqa=gqa)
+
+
+def largest_logit(q_BHTK: Tensor, k_BHSK: Tensor, visible: Visibility) -> Tensor:
+    """The largest |q·k|/√K over the visible pairs; fused kernels never show it, so the scores are computed again."""
+    groups = q_BHTK.shape[1] // k_BHSK.shape[1]
+    scores = q_BHTK.float() @ k_BHSK.float().repeat_interleave(groups, dim=1).transpose(-1, -2)
+    scores = scores.abs() / q_BHTK.shape[-1] ** 0.5
+    mask = visible.mask(q_BHTK.shape[2], k_BHSK.shape[2], q_BHTK.device)
+    return scores.max() if mask is None else scores.masked_fill(~mask, 0.0).max()

@@ -1,0 +1,55 @@
+"""What a user is told when their input is wrong: every problem at once, each with its place and the next step."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, order=True)
+class Mark:
+    """Where a value was written."""
+
+    source: str
+    """A file, or the option of the command line that set it."""
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return self.source if self.line is None else f"{self.source}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong, in one line: `file:line: key: what is wrong`."""
+
+    message: str
+    key: str = ""
+    mark: Mark | None = None
+
+    def __str__(self) -> str:
+        return ": ".join(str(part) for part in (self.mark, self.key, self.message) if part)
+
+
+class InputError(Exception):
+    """The input is wrong and nothing was started (exit code 2). Carries every problem that was found."""
+
+    def __init__(self, *problems: Problem | str, hint: str = "") -> None:
+        self.problems = list(dict.fromkeys(Problem(p) if isinstance(p, str) else p for p in problems))
+        self.hint = hint
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+    def report(self) -> str:
+        """The message as the command line prints it: the problems, their number, and where to look next."""
+        count = len(self.problems)
+        last = f"{count} problem{'s' if count > 1 else ''}, nothing was started."
+        return "\n".join([*map(str, self.problems), f"{last} {self.hint}".rstrip()])
+
+
+def did_you_mean(word: str, allowed: Iterable[str]) -> str:
+    """` - did you mean 'heads'?`, or the list of what is allowed where nothing is near."""
+    options = sorted(str(option) for option in allowed)
+    near = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
+    if near:
+        return f" - did you mean '{near[0]}'?"
+    return f" - allowed here: {', '.join(options)}" if options else ""

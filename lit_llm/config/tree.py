@@ -1,0 +1,202 @@
+"""YAML as a tree whose every value remembers the line it was written on.
+
+Layers of a configuration are such trees, merged in order of precedence; the marks travel with the values, so that an
+error found after ten merges still names the file and the line that brought it in.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_llm.config.problems import InputError, Mark, Problem
+
+KIND = "kind"
+"""The key that says which variant a section is. A mapping of another kind replaces the old one, it does not merge."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A value with its mark: a scalar, a list of nodes, or a mapping of names to nodes."""
+
+    value: Any
+    mark: Mark | None = None
+
+    def plain(self) -> Any:
+        """The value without marks."""
+        if isinstance(self.value, dict):
+            return {key: node.plain() for key, node in self.value.items()}
+        if isinstance(self.value, list):
+            return [node.plain() for node in self.value]
+        return self.value
+
+    def find(self, path: Sequence[str]) -> Node | None:
+        """The node at `path`, or None."""
+        node = self
+        for part in path:
+            if isinstance(node.value, dict) and part in node.value:
+                node = node.value[part]
+            elif isinstance(node.value, list) and part.isdigit() and int(part) < len(node.value):
+                node = node.value[int(part)]
+            else:
+                return None
+        return node
+
+    def mark_of(self, path: Sequence[str]) -> Mark | None:
+        """The mark of the value at `path`, or of its nearest ancestor that was written down."""
+        for end in range(len(path), -1, -1):
+            node = self.find(path[:end])
+            if node is not None and node.mark is not None:
+                return node.mark
+        return None
+
+
+def tree(value: Any, mark: Mark | None = None) -> Node:
+    """Plain data as nodes that all carry `mark`."""
+    if isinstance(value, Node):
+        return value
+    if isinstance(value, Mapping):
+        return Node({str(key): tree(item, mark) for key, item in value.items()}, mark)
+    if isinstance(value, list | tuple):
+        return Node([tree(item, mark) for item in value], mark)
+    return Node(value, mark)
+
+
+def merge(base: Node, over: Node) -> Node:
+    """`over` wins; mappings merge key by key, lists and scalars are replaced.
+
+    A variant written short (`optimizer: adamw`) is the mapping `{kind: adamw}`, so that a later layer may add to it.
+    """
+    base_items, over_items = _as_mapping(base, over), over.value
+    if not isinstance(base_items, dict) or not isinstance(over_items, dict):
+        return over
+    new_kind, old_kind = over_items.get(KIND), base_items.get(KIND)
+    if new_kind is not None and old_kind is not None and new_kind.value != old_kind.value:
+        return over
+    merged = dict(base_items)
+    for key, node in over_items.items():
+        merged[key] = merge(merged[key], node) if key in merged else node
+    return Node(merged, over.mark or base.mark)
+
+
+def _as_mapping(base: Node, over: Node) -> Any:
+    if isinstance(base.value, str) and isinstance(over.value, dict) and KIND not in over.value:
+        return {KIND: base}
+    return base.value
+
+
+def at(path: str, node: Node) -> Node:
+    """A tree that holds only `node`, at the dotted `path`."""
+    for part in reversed(split_path(path)):
+        node = Node({part: node}, node.mark)
+    return node
+
+
+def split_path(path: str) -> list[str]:
+    return path.split(".")
+
+
+def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, leaf) of plain data; a list is one leaf, an empty mapping too."""
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from leaves(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def difference(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """{dotted path: [left, right]} for every leaf that is not equal; None stands for an absent one."""
+    old, new = dict(leaves(left)), dict(leaves(right))
+    paths = list(dict.fromkeys([*old, *new]))
+    return {path: [old.get(path), new.get(path)] for path in paths if old.get(path) != new.get(path)}
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+_FLOAT = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$")
+_INT = re.compile(r"^[-+]?[0-9]+$")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's scalars: `1e-3` is a number, and `no`, `on` or `0o7` are words, which PyYAML's 1.1 gets wrong."""
+
+
+_Loader.yaml_implicit_resolvers = {}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(~|null|Null|NULL|)$"), ["~", "n", "N", ""])
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))  # 007 is 7
+
+
+def read_yaml(text: str, source: str) -> Node:
+    """Parse one YAML document. Raises InputError with `source:line` for broken YAML and repeated keys."""
+    loader = _Loader(text)
+    problems: list[Problem] = []
+
+    def convert(node: yaml.Node, line: int) -> Node:
+        mark = Mark(source, line + 1)
+        if isinstance(node, yaml.MappingNode):
+            items: dict[str, Node] = {}
+            for key_node, value_node in node.value:
+                if key_node.tag == "tag:yaml.org,2002:merge":
+                    problems.append(Problem("'<<' is not supported, use `extends`", mark=mark))
+                    continue
+                if not isinstance(key_node, yaml.ScalarNode):
+                    problems.append(Problem("a key must be a plain word", mark=mark))
+                    continue
+                key, key_line = key_node.value, key_node.start_mark.line
+                if key in items:
+                    problems.append(Problem("is written twice", key, Mark(source, key_line + 1)))
+                items[key] = convert(value_node, key_line)
+            return Node(items, mark)
+        if isinstance(node, yaml.SequenceNode):
+            return Node([convert(item, item.start_mark.line) for item in node.value], mark)
+        if node.tag not in {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null")}:
+            problems.append(Problem(f"the tag {node.tag} is not allowed: a file is data, never code", mark=mark))
+            return Node(None, mark)
+        return Node(loader.construct_object(node), mark)
+
+    try:
+        root = loader.get_single_node()
+        document = Node({}, Mark(source, 1)) if root is None else convert(root, root.start_mark.line)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        place = getattr(error, "problem_mark", None)
+        reason = " ".join(filter(None, [getattr(error, "context", None), getattr(error, "problem", None)])) or str(error)
+        mark = Mark(source, place.line + 1 if place else None)
+        raise InputError(Problem(f"this is not valid YAML: {reason}", mark=mark)) from None
+    finally:
+        loader.dispose()
+    if problems:
+        raise InputError(*problems)
+    return document
+
+
+def read_file(path: Path) -> Node:
+    """Parse a YAML file. Raises InputError when it cannot be read or is not a mapping."""
+    shown = str(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(Problem("there is no such file", mark=Mark(shown))) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(Problem(f"cannot be read: {error}", mark=Mark(shown))) from None
+    document = read_yaml(text, shown)
+    if not isinstance(document.value, dict):
+        raise InputError(Problem("should be a mapping of keys to values", mark=document.mark))
+    return document
+
+
+def read_override(option: str) -> Node:
+    """`a.b.c=value` from the command line as a tree; the value is YAML, so `[q, k]` is a list."""
+    path, equals, text = option.partition("=")
+    mark = Mark(f"-o {option}")
+    if not equals or not all(split_path(path.strip())):
+        raise InputError(Problem("an override is `key.of.it=value`, for example model.attention.heads=4", mark=mark))
+    return at(path.strip(), tree(read_yaml(text, mark.source).plain(), mark) if text.strip() else Node(None, mark))

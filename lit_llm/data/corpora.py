@@ -1,0 +1,97 @@
+"""Where documents come from. A corpus is a list of named files with a digest over their names and contents."""
+
+from __future__ import annotations
+
+import glob
+import os
+import sysconfig
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+from lit_llm.config.fingerprint import digest_of_files, fingerprint
+from lit_llm.config.problems import InputError, Problem
+from lit_llm.data.config import Corpus, DataConfig, PythonStdlib, TextFiles
+
+_NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib2to3", "turtledemo"}
+
+
+class Documents:
+    """The files of a corpus, each one document, in an order that does not depend on the machine."""
+
+    def __init__(self, files: list[tuple[str, Path]]) -> None:
+        self.files = files
+        """(name without the place it lies in, path)."""
+
+    def __iter__(self) -> Iterator[str]:
+        for _, path in self.files:
+            yield read_text(path)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of all names and contents."""
+        return digest_of_files(self.files)
+
+    @cached_property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(path.stat().st_size for _, path in self.files)
+
+
+def open_corpus(config: Corpus) -> Documents:
+    """Find the documents. Raises InputError for files that are not there, cannot be read, or hold nothing."""
+    if isinstance(config, TextFiles):
+        return _text_files(config)
+    assert isinstance(config, PythonStdlib)
+    root = Path(sysconfig.get_path("stdlib"))
+    paths: list[Path] = []
+    for folder, inside, names in os.walk(root):
+        inside[:] = [name for name in inside if name not in _NOT_LIBRARY]  # pruned: site-packages may be huge
+        paths += [Path(folder, name) for name in names if name.endswith(".py")]
+    files = sorted((path.relative_to(root).as_posix(), path) for path in paths if path.stat().st_size)
+    if not files:
+        raise InputError(Problem(f"this Python has no library sources under {root}; use `corpus: {{kind: text, ...}}`"))
+    return Documents(files)
+
+
+def data_digest(config: DataConfig, documents: Documents | None = None) -> str:
+    """Identity of the tokens: contents, tokenizer, split. Windows are cut later and do not matter here."""
+    documents = documents or open_corpus(config.corpus)
+    tokenizer = config.tokenizer.model_dump(mode="json")
+    return fingerprint({"documents": documents.digest, "tokenizer": tokenizer, "held_out": config.validation_fraction})
+
+
+def _text_files(config: TextFiles) -> Documents:
+    problems, paths = [], set()
+    for pattern in config.files:
+        found = [Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file()]
+        if not found:
+            problems.append(Problem("no file matches; paths are relative to the working directory", f"corpus.files: {pattern}"))
+        paths.update(found)
+    files = [(path.as_posix(), path) for path in sorted(paths)]
+    for _, path in files:
+        try:
+            with path.open("rb") as file:
+                file.read(1)
+        except OSError as error:
+            problems.append(Problem(f"cannot be read: {error.strerror}", f"corpus.files: {path}"))
+    if not problems and not any(path.stat().st_size for _, path in files):
+        problems.append(Problem("these files are all empty", f"corpus.files: {', '.join(config.files)}"))
+    if problems:
+        raise InputError(*problems)
+    # Names and places do not matter to what is learnt, contents and their order do.
+    return Documents([(str(index), path) for index, (_, path) in enumerate(files)])
+
+
+def read_text(path: Path) -> str:
+    """A document. Raises InputError if it is not UTF-8 (Python's own sources may declare Latin-1)."""
+    raw = path.read_bytes()
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if path.suffix == ".py":
+            return raw.decode("latin-1")
+        raise InputError(Problem(f"is not UTF-8 (byte {error.start}); convert it first", f"corpus.files: {path}")) from None

@@ -1,0 +1,90 @@
+"""What an experiment costs before it runs. Arithmetic only; loads no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from lit_llm.experiment.config import Experiment
+from lit_llm.models import cost
+from lit_llm.models.config import resolve_model
+from lit_llm.training.memory import BFLOAT16, FLOAT32, training_bytes
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The figures of one run."""
+
+    parameters: int
+    non_embedding_parameters: int
+    train_flops_per_token: float
+    prefill_flops_per_token: float
+    decode_flops_per_token: float
+    paper_flops_per_sequence: float
+    cache: cost.CacheBytes
+    tokens: int
+    loss_tokens: int
+    memory_bytes: int
+    flops_per_step: float
+
+    def as_json(self, prompt: int, generate: int) -> dict[str, Any]:
+        """The keys of `plan --json`."""
+        return {
+            "parameters": self.parameters,
+            "non_embedding_parameters": self.non_embedding_parameters,
+            "flops_per_token": {
+                "train": self.train_flops_per_token,
+                "prefill": self.prefill_flops_per_token,
+                "decode": self.decode_flops_per_token,
+            },
+            "paper_flops_per_sequence": self.paper_flops_per_sequence,
+            "kv_cache_bytes": {
+                "per_source_token": self.cache.per_source_token,
+                "per_generated_token": self.cache.per_generated_token,
+                "total_at": {"prompt": prompt, "generate": generate, "bytes": self.cache.total(prompt, generate)},
+            },
+            "tokens": self.tokens,
+            "loss_tokens": self.loss_tokens,
+            "memory_bytes": self.memory_bytes,
+        }
+
+
+def shape_at(experiment: Experiment, cut: float) -> cost.Shape:
+    """What one window puts through the model when its first `cut` tokens are the source."""
+    length, model = experiment.pretrain.data.sequence_length, experiment.model
+    targets = length - cut
+    if model.family == "encoder_decoder":  # type: ignore[attr-defined]
+        return cost.Shape(source=max(cut, 1), target=targets, outputs=targets)  # type: ignore[arg-type]
+    # An open prefix holds <s> too.
+    prefix = cut + 1 if experiment.pretrain.masks.prefix == "bidirectional" else 0
+    return cost.Shape(source=0, target=length, outputs=targets, prefix=prefix)  # type: ignore[arg-type]
+
+
+def cost_of(experiment: Experiment, prompt: int = 1000, generate: int = 1000) -> Cost:
+    """Parameters, FLOPs, cache, tokens and memory of one run of this experiment."""
+    model, pretrain = resolve_model(experiment.model), experiment.pretrain  # type: ignore[arg-type]
+    data, training, objective = pretrain.data, pretrain.training, pretrain.objective
+    length, windows = data.sequence_length, data.batch_size * training.max_steps
+
+    def over_cuts(value: Any) -> float:
+        return float(objective.average(length, value))  # type: ignore[attr-defined]
+
+    per_window = over_cuts(lambda cut: cost.train_flops(model, shape_at(experiment, cut)))
+    parameters = cost.count_parameters(model)
+    execution = training.execution
+    on_device = min(execution.micro_batch_size or data.batch_size, data.batch_size // execution.devices)
+    return Cost(
+        parameters=parameters.total,
+        non_embedding_parameters=parameters.non_embedding,
+        train_flops_per_token=per_window / length,
+        prefill_flops_per_token=cost.prefill_flops(model, prompt),
+        decode_flops_per_token=cost.decode_flops(model, prompt, generate),
+        paper_flops_per_sequence=cost.paper_flops(model, length),
+        cache=cost.cache_bytes(model, FLOAT32 if training.precision == "fp32" else BFLOAT16),
+        tokens=windows * length,
+        loss_tokens=round(windows * over_cuts(lambda cut: length - cut)),
+        memory_bytes=round(
+            over_cuts(lambda cut: training_bytes(model, training, shape_at(experiment, cut), on_device))
+        ),
+        flops_per_step=per_window * data.batch_size,
+    )

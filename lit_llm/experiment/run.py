@@ -1,0 +1,129 @@
+"""Run one stage, by its fingerprint. What it needs lies in the store; what it finds is written there."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_llm.config.section import validate
+from lit_llm.config.tree import Node, read_file
+from lit_llm.experiment.config import Experiment
+from lit_llm.tracking.store import SCHEMA, Stage, State, Store
+
+
+def freeze(store: Store, fingerprint: str, experiment: Experiment, data: str) -> Stage:
+    """Write a stage's configuration, so that no later edit of a file changes what will run."""
+    stage = store.stage(fingerprint)
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    content = {"stage": "pretrain", "data": data, "experiment": experiment.model_dump(mode="json")}
+    work = stage.config_file.with_suffix(".tmp")
+    work.write_text(yaml.safe_dump(content, sort_keys=False))
+    work.replace(stage.config_file)
+    return stage
+
+
+def frozen(stage: Stage) -> tuple[Experiment, str]:
+    """The experiment and the data's digest of a frozen stage."""
+    content = read_file(stage.config_file)
+    return validate(Experiment, content.value["experiment"]), str(content.value["data"].plain())
+
+
+def run_one(root: Path, fingerprint: str, should_stop: Callable[[], bool] = lambda: False) -> State:
+    """Claim the stage, train it from where it stopped, write its result. Returns how it ended.
+
+    Raises Busy when another process has it. Whatever else goes wrong is the stage's state, not an exception.
+    """
+    stage = Store(root).stage(fingerprint)
+    with stage.claim():
+        if result := stage.result():
+            return result["state"]  # type: ignore[no-any-return]
+        stage.set_state("running")
+        try:
+            result = pretrain(stage, Store(root), should_stop)
+        except Exception as error:
+            state: State = "out_of_memory" if ran_out_of_memory(error) else "failed"
+            stage.set_state(state, f"{type(error).__name__}: {error}", traceback.format_exc())
+            return state
+        if result["state"] == "interrupted":
+            stage.set_state("interrupted", result["error"])
+        else:
+            stage.finish(result)
+        return result["state"]  # type: ignore[no-any-return]
+
+
+def pretrain(stage: Stage, store: Store, should_stop: Callable[[], bool]) -> dict[str, Any]:
+    """Train one experiment's `pretrain` section; the result as it is written to disk."""
+    import torch
+    from safetensors.torch import save_file
+
+    from lit_llm.data.batches import TrainBatches
+    from lit_llm.data.prepare import open_prepared
+    from lit_llm.evaluation.likelihood import Validation
+    from lit_llm.experiment.cost import cost_of
+    from lit_llm.experiment.identity import provenance
+    from lit_llm.models.build import build_model
+    from lit_llm.training.fit import Budget, fit
+
+    started = time.time()
+    experiment, digest = frozen(stage)
+    section, family = experiment.pretrain, experiment.model.family  # type: ignore[attr-defined]
+    torch.set_num_threads(section.training.execution.threads)
+    data = open_prepared(section.data, store.data, digest)
+    bidirectional = section.masks.prefix == "bidirectional"
+    cost = cost_of(experiment)
+    model = build_model(experiment.model, experiment.seed)  # type: ignore[arg-type]
+    fitted = fit(
+        model,
+        section.training,
+        TrainBatches(data, section.objective, family, bidirectional, experiment.seed),
+        budget=Budget(section.data.batch_size * section.data.sequence_length, cost.flops_per_step),
+        evaluate=Validation(section.validation, data, section.objective, family, bidirectional),
+        evaluate_times=section.validation.times,
+        metrics_file=stage.metrics_file,
+        checkpoints=stage.checkpoints,
+        should_stop=should_stop,
+    )
+    if fitted.state == "done":
+        stage.checkpoints.mkdir(exist_ok=True)
+        save_file(model.state_dict(), stage.checkpoints / "model.safetensors")
+    if fitted.state != "interrupted":
+        # Optimiser state is of use to a resume only, and there is none after a result.
+        (stage.checkpoints / "last.ckpt").unlink(missing_ok=True)
+    return {
+        "schema": SCHEMA,
+        "stage": "pretrain",
+        "state": fitted.state,
+        "error": fitted.error,
+        "steps": fitted.steps,
+        "metrics": fitted.metrics,
+        "tokens": fitted.steps * section.data.batch_size * section.data.sequence_length,
+        "loss_tokens": fitted.loss_tokens,
+        "flops": fitted.steps * cost.flops_per_step,
+        "parameters": cost.parameters,
+        "started": started,
+        "finished": time.time(),
+        "provenance": provenance(experiment),
+    }
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was the reason, on a GPU or not."""
+    name, text = type(error).__name__, str(error)
+    return isinstance(error, MemoryError) or name == "OutOfMemoryError" or "can't allocate memory" in text
+
+
+def experiment_yaml(experiment: Experiment) -> str:
+    """The full configuration as a file that `train` takes."""
+    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
+
+
+def plain_node(experiment: Experiment) -> Node:
+    """The full configuration as a tree without marks."""
+    from lit_llm.config.tree import tree
+
+    return tree(experiment.model_dump(mode="json"))

@@ -1,0 +1,145 @@
+"""The inside of one task's process; `local.py` tells the whole story and is the outside.
+
+The process is forked with SIGINT and SIGTERM blocked, so neither can hit it half made: a request to stop that comes
+early waits until `_settle` has installed its handler.
+"""
+
+import faulthandler
+import gc
+import importlib
+import io
+import multiprocessing
+import os
+import pickle
+import signal
+import struct
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from types import FrameType
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
+HEADER = struct.Struct("!Q")
+"""Before the pickled message stands its length: what a dying process wrote in part is never taken for a result."""
+
+_stop = False  # a plain bool: an Event takes a lock, and a second signal inside `set` would wait for itself
+
+
+def stop_requested() -> bool:
+    """Whether this process was asked to stop: a long function polls this, saves what it needs and returns."""
+    return _stop
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a new process is told."""
+
+    call: bytes
+    """The pickled function and arguments, unpickled here so that a failing import is the task's own error."""
+    environment: dict[str, str]
+    removed: tuple[str, ...]
+    """Variables that the fork server has and the coordinator has no longer."""
+    start_method: str
+    threads: int
+    log: Path | None
+    grace_seconds: float
+
+
+def run_job(job: Job, pipe: Connection) -> None:
+    """Calls the job's function and sends (returned, value, error, traceback) through the pipe."""
+    try:
+        _settle(job)
+        function, arguments = pickle.loads(job.call)
+        message = _pickled_value(function(*arguments))
+    except BaseException as error:  # SystemExit too: a task that ends without a value has not returned
+        trace = traceback.format_exc()
+        print(trace, file=sys.stderr)  # into the log
+        message = pickle.dumps((False, None, one_line(error), trace))
+    with suppress(BrokenPipeError), open(pipe.fileno(), "wb", closefd=False) as stream:
+        stream.write(HEADER.pack(len(message)))
+        stream.write(message)
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+
+
+def kill_group(pid: int) -> bool:
+    """SIGKILL to a task's process with all that it started; False where nothing is left of them."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+        return True
+    return False
+
+
+def report_preload(modules: Sequence[str]) -> list[str]:
+    """Those of the modules that this process did not inherit; raises what the import of one raises."""
+    absent = [name for name in modules if name not in sys.modules]
+    for name in absent:
+        importlib.import_module(name)
+    return absent
+
+
+def _pickled_value(value: object) -> bytes:
+    try:
+        return pickle.dumps((True, value, None, None), protocol=pickle.HIGHEST_PROTOCOL)
+    except Exception as error:
+        raise TypeError(f"the returned {type(value).__name__} cannot be pickled: {error}") from error
+
+
+def _settle(job: Job) -> None:
+    # A group of its own: Ctrl-C in the terminal passes it by, and data loader workers can be killed along with it.
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _request_stop)
+    # A forked worker of the function's has nothing to save, and whoever terminates it expects it to end.
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    if job.log is not None:
+        _redirect_output(job.log)
+    threading.Thread(target=_outlive_coordinator, args=(job.grace_seconds,), daemon=True).start()
+    # The fork server's environment is as old as the server.
+    os.environ.update(job.environment)
+    for name in job.removed:
+        os.environ.pop(name, None)
+    # Else the function's own processes (data loader workers) would come from the fork server too.
+    multiprocessing.set_start_method(job.start_method, force=True)
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(job.threads)  # it has read the variables already, in the fork server
+    if (numpy_random := sys.modules.get("numpy.random")) is not None:
+        numpy_random.seed()  # else every task would draw the fork server's numbers
+    gc.freeze()  # what was inherited is not ours to collect: faster collections, and its pages stay shared
+    faulthandler.enable()
+
+
+def _redirect_output(log: Path) -> None:
+    """Descriptors, not `sys.stdout`, so that C libraries and processes of the task's own follow."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+    # By lines, so that the log can be followed and survives a SIGKILL.
+    for text in (sys.stdout, sys.stderr):
+        if isinstance(text, io.TextIOWrapper):
+            text.reconfigure(line_buffering=True)
+
+
+def _request_stop(_number: int, _frame: FrameType | None) -> None:
+    global _stop
+    _stop = True
+
+
+def _outlive_coordinator(grace_seconds: float) -> None:
+    """Waits for the coordinator's end, asks this process to stop and ends it when it does not."""
+    coordinator = multiprocessing.parent_process()
+    assert coordinator is not None, "run_job runs in a process of its own"
+    wait([coordinator.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)  # a signal, not the flag: others, Lightning say, have handlers of their own
+    time.sleep(grace_seconds)
+    kill_group(os.getpid())

@@ -1,0 +1,48 @@
+"""From a config to an initialised module.
+
+Every parameter is drawn from a generator of its own, seeded by (seed, name). Two arms that share a parameter of equal
+name and shape therefore start bit-equal, whatever else they have and in whatever order it is built, across families
+too: a decoder-only model's stack has the names of an encoder-decoder's decoder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+from lit_llm.models.config import ModelConfig, ResolvedModel, resolve_model
+from lit_llm.models.transformer import DecoderOnly, EncoderDecoder, LanguageModel
+
+
+def build_model(config: ModelConfig | ResolvedModel, seed: int = 0, device: str = "cpu") -> LanguageModel:
+    """The module in float32, initialised. With device="meta" only its shapes exist, whatever its size."""
+    resolved = config if isinstance(config, ResolvedModel) else resolve_model(config)
+    with torch.device("meta"):
+        model = (EncoderDecoder if resolved.family == "encoder_decoder" else DecoderOnly)(resolved)
+    if device == "meta":
+        return model
+    model.to_empty(device="cpu")
+    initialise(model, seed)
+    return model.to(device)
+
+
+@torch.no_grad()
+def initialise(model: LanguageModel, seed: int) -> None:
+    """Fill the parameters: scales with one, matrices with N(0, 1 / fan-in), embeddings with N(0, 1 / d_model).
+
+    The standard deviation depends on a matrix's own shape only, never on the depth, so that stacks of different
+    depth share their layers' values.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.dim() < 2:
+            parameter.fill_(1.0)
+        else:
+            # An embedding's rows are d_model wide and a linear layer's fan-in is its last dimension: one formula.
+            parameter.normal_(0.0, parameter.shape[-1] ** -0.5, generator=generator(seed, name))
+
+
+def generator(seed: int, name: str) -> torch.Generator:
+    """A generator on the CPU that belongs to this seed and this name alone."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return torch.Generator(device="cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -1,0 +1,155 @@
+"""What a model costs, by arithmetic alone: parameters, FLOPs, key-value cache, memory. Loads no torch.
+
+FLOPs count matrix products, a multiply-add as 2, and attention only over the pairs that its mask leaves visible; a
+backward pass counts twice its forward. Beside them stands the convention of the RedLLM paper (arXiv 2510.26622, figures
+2 and 8): forward only, attention unmasked, and every embedding look-up as a product with a one-hot matrix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lit_llm.components.attention.config import ResolvedAttention
+from lit_llm.models.config import Layer, ResolvedModel
+
+
+def causal_pairs(tokens: int, prefix: int = 0) -> int:
+    """Visible (query, key) pairs among `tokens`, of which the first `prefix` also see each other."""
+    return tokens * (tokens + 1) // 2 + prefix * (prefix - 1) // 2
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers of parameters."""
+
+    total: int
+    embedding: int
+    """Rows x width of every matrix that belongs to the vocabulary, the output's included."""
+
+    @property
+    def non_embedding(self) -> int:
+        return self.total - self.embedding
+
+
+def count_parameters(model: ResolvedModel) -> Parameters:
+    """Exact numbers, equal to those of the built module."""
+    d_model = model.d_model
+    matrices = {"all": 1, "inputs": 2, "none": 3 if model.encoder else 2}[model.tie_embeddings]
+    embedding = matrices * model.vocabulary * d_model
+    body = sum(_layer_parameters(model, layer) for layer in model.layers)
+    final_norms = (1 + bool(model.encoder)) * model.norm.parameters(d_model)
+    return Parameters(embedding + body + final_norms, embedding)
+
+
+def _layer_parameters(model: ResolvedModel, layer: Layer) -> int:
+    cross = layer.cross_attention
+    norms = (3 if cross else 2) * model.norm.parameters(model.d_model)
+    return (
+        layer.self_attention.parameters(model.d_model)
+        + (cross.parameters(model.d_model) if cross else 0)
+        + layer.feed_forward.parameters(model.d_model)
+        + norms
+    )
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How much one example puts through the model."""
+
+    source: int
+    """Tokens of the encoder; 0 for a decoder-only model."""
+    target: int
+    """Tokens of the decoder (prefix included, for a decoder-only model)."""
+    outputs: int
+    """Positions whose distribution over the vocabulary is computed."""
+    prefix: int = 0
+    """Tokens at the decoder's start that see each other."""
+
+    @property
+    def tokens(self) -> int:
+        return self.source + self.target
+
+
+def forward_flops(model: ResolvedModel, shape: Shape) -> float:
+    """FLOPs of one forward pass over one example."""
+    d_model, source, target = model.d_model, shape.source, shape.target
+    flops = 2.0 * shape.outputs * model.vocabulary * d_model
+    for layer in model.encoder:
+        flops += 2.0 * source * (_attention_products(layer.self_attention, d_model) + _feed_forward(layer, d_model))
+        flops += layer.self_attention.score_flops(source * source)
+    for layer in model.decoder:
+        flops += 2.0 * target * (_attention_products(layer.self_attention, d_model) + _feed_forward(layer, d_model))
+        flops += layer.self_attention.score_flops(causal_pairs(target, shape.prefix))
+        if cross := layer.cross_attention:
+            flops += 2.0 * (target * cross.query_parameters(d_model) + source * cross.memory_parameters(d_model))
+            flops += cross.score_flops(target * source)
+    return flops
+
+
+def _attention_products(attention: ResolvedAttention, d_model: int) -> int:
+    return attention.query_parameters(d_model) + attention.memory_parameters(d_model)
+
+
+def _feed_forward(layer: Layer, d_model: int) -> int:
+    return layer.feed_forward.parameters(d_model)
+
+
+def train_flops(model: ResolvedModel, shape: Shape) -> float:
+    """FLOPs of one forward and backward pass over one example."""
+    return 3.0 * forward_flops(model, shape)
+
+
+def paper_flops(model: ResolvedModel, sequence_length: int) -> float:
+    """The paper's "Flops per Seq": an encoder-decoder reads one half of the sequence and is trained on the other."""
+    d_model, split = model.d_model, bool(model.encoder)
+    source = sequence_length // 2 if split else 0
+    target = sequence_length - source
+    flops = forward_flops(model, Shape(source, target, outputs=target))
+    flops += 2.0 * (source + target) * model.vocabulary * d_model  # look-ups as products
+    masked = target * target - causal_pairs(target)
+    return flops + sum(layer.self_attention.score_flops(masked) for layer in model.decoder)
+
+
+def prefill_flops(model: ResolvedModel, prompt: int) -> float:
+    """FLOPs from a prompt to the first generated token's distribution, per prompt token.
+
+    An encoder-decoder reads the prompt with its encoder and projects the cross-attention's keys and values; its decoder
+    then starts from <s> alone.
+    """
+    source, target = (prompt, 1) if model.encoder else (0, prompt)
+    return forward_flops(model, Shape(source, target, outputs=1)) / prompt
+
+
+def decode_flops(model: ResolvedModel, prompt: int, generate: int) -> float:
+    """FLOPs per generated token after the prefill, averaged over `generate` tokens that use the cache."""
+    d_model, flops = model.d_model, 2.0 * model.vocabulary * model.d_model
+    before = 0 if model.encoder else prompt
+    # The token generated as number g (from 0) sees what was there before, those generated so far, and itself.
+    visible = before + (generate + 1) / 2
+    for layer in model.decoder:
+        flops += 2.0 * (_attention_products(layer.self_attention, d_model) + _feed_forward(layer, d_model))
+        flops += layer.self_attention.score_flops(visible)
+        if cross := layer.cross_attention:
+            flops += 2.0 * cross.query_parameters(d_model) + cross.score_flops(prompt)
+    return flops
+
+
+@dataclass(frozen=True)
+class CacheBytes:
+    """Bytes of the key-value cache of one sequence."""
+
+    per_source_token: int
+    """For each token of the prompt."""
+    per_generated_token: int
+
+    def total(self, prompt: int, generate: int) -> int:
+        return prompt * self.per_source_token + generate * self.per_generated_token
+
+
+def cache_bytes(model: ResolvedModel, bytes_per_entry: int) -> CacheBytes:
+    """An encoder-decoder keeps cross keys and values of the source, and self keys and values of what it generates."""
+    generated = sum(2 * layer.self_attention.kv_width for layer in model.decoder)
+    source = sum(2 * layer.cross_attention.kv_width for layer in model.decoder if layer.cross_attention)
+    if not model.encoder:
+        source = generated
+    return CacheBytes(source * bytes_per_entry, generated * bytes_per_entry)

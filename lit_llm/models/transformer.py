@@ -1,0 +1,172 @@
+"""The two families as modules: an explicit list of layers, each built from its own config."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_llm.components.attention.config import ResolvedAttention
+from lit_llm.components.attention.module import Attention
+from lit_llm.components.attention.rope import Rotation, Rotations
+from lit_llm.components.attention.visibility import Visibility
+from lit_llm.components.feed_forward.module import FeedForward
+from lit_llm.components.norm.module import Norm
+from lit_llm.models.config import Layer, ResolvedModel
+
+FULL, CAUSAL = Visibility(), Visibility(causal=True)
+
+
+class Block(nn.Module):
+    """
+    x ─┬─ norm ─ attention[self] ─(+)─┬─ norm ─ attention[cross] ─(+)─┬─ norm ─ feed_forward ─(+)─▶
+       └───────────────────────────┘  │        ▲ encoder_BSD       │  └─────────────────────────┘
+                                      └────────────────────────────┘
+                                        only in an encoder-decoder's decoder
+    """
+
+    def __init__(self, layer: Layer, model: ResolvedModel) -> None:
+        super().__init__()
+        self.self_attention_norm = Norm(model.norm, model.d_model)
+        self.self_attention = Attention(layer.self_attention, model.d_model)
+        self.cross_attention_norm = self.cross_attention = None
+        if layer.cross_attention is not None:
+            self.cross_attention_norm = Norm(model.norm, model.d_model)
+            self.cross_attention = Attention(layer.cross_attention, model.d_model)
+        self.feed_forward_norm = Norm(model.norm, model.d_model)
+        self.feed_forward = FeedForward(layer.feed_forward, model.d_model)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        visible: Visibility,
+        rotations: Rotations,
+        encoder_BSD: Tensor | None = None,
+        encoder_visible: Visibility = FULL,
+    ) -> Tensor:
+        normed_BTD = self.self_attention_norm(x_BTD)
+        rotation = _rotation(rotations, "self", self.self_attention.config)
+        x_BTD = x_BTD + self.self_attention(normed_BTD, normed_BTD, visible, rotation, rotation)
+        if self.cross_attention is not None and self.cross_attention_norm is not None:
+            assert encoder_BSD is not None
+            config = self.cross_attention.config
+            x_BTD = x_BTD + self.cross_attention(
+                self.cross_attention_norm(x_BTD),
+                encoder_BSD,
+                encoder_visible,
+                _rotation(rotations, config.rope, config),
+                _rotation(rotations, "source", config),
+            )
+        return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
+
+
+def _rotation(rotations: Rotations, positions: str, config: ResolvedAttention) -> Rotation | None:
+    return None if config.rope == "none" else rotations.of(positions, config.rope_theta, config.head_dim)
+
+
+class Stack(nn.Module):
+    """Layers and the norm after the last of them."""
+
+    def __init__(self, layers: tuple[Layer, ...], model: ResolvedModel) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Block(layer, model) for layer in layers)
+        self.norm = Norm(model.norm, model.d_model)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        visible: Visibility,
+        rotations: Rotations,
+        encoder_BSD: Tensor | None = None,
+        encoder_visible: Visibility = FULL,
+    ) -> Tensor:
+        for layer in self.layers:
+            x_BTD = layer(x_BTD, visible, rotations, encoder_BSD, encoder_visible)
+        return self.norm(x_BTD)
+
+
+class LanguageModel(nn.Module):
+    """What the families share: token ids in, and one distribution over the vocabulary for each target position."""
+
+    def __init__(self, config: ResolvedModel) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocabulary, config.d_model)
+        self.output = None if config.tie_embeddings == "all" else nn.Linear(config.d_model, config.vocabulary, bias=False)
+        self.decoder = Stack(config.decoder, config)
+
+    @property
+    def unembedding_VD(self) -> Tensor:
+        """The matrix that turns a hidden state into logits."""
+        return self.embedding.weight if self.output is None else self.output.weight
+
+    def logits(self, hidden_BTD: Tensor) -> Tensor:
+        return F.linear(hidden_BTD, self.unembedding_VD)
+
+
+class DecoderOnly(LanguageModel):
+    """DecLLM: embedding ─ decoder ─ unembedding."""
+
+    def hidden(self, tokens_BT: Tensor, prefix_length: int | Tensor | None = None) -> Tensor:
+        """B x T ids -> B x T x D. `prefix_length`: the first tokens of a row that also see each other."""
+        tokens = tokens_BT.shape[1]
+        longest = prefix_length.max() if isinstance(prefix_length, Tensor) else prefix_length or 0
+        if longest > tokens:
+            raise ValueError(f"prefix_length {int(longest)} is longer than the {tokens} tokens of the input")
+        visible = CAUSAL if prefix_length is None else Visibility(causal=True, prefix=prefix_length)
+        x_BTD = self.embedding(tokens_BT)
+        rotations = Rotations(_compute_dtype(x_BTD))
+        rotations.place("self", torch.arange(tokens, device=tokens_BT.device))
+        return cast(Tensor, self.decoder(x_BTD, visible, rotations))
+
+    def forward(self, tokens_BT: Tensor, prefix_length: int | Tensor | None = None) -> Tensor:
+        """B x T ids -> B x T x V logits."""
+        return self.logits(self.hidden(tokens_BT, prefix_length))
+
+
+class EncoderDecoder(LanguageModel):
+    """RedLLM: source ─ encoder ─▶ cross-attention of the decoder over the target."""
+
+    def __init__(self, config: ResolvedModel) -> None:
+        super().__init__(config)
+        shared = config.tie_embeddings != "none"
+        self.encoder_embedding = None if shared else nn.Embedding(config.vocabulary, config.d_model)
+        self.encoder = Stack(config.encoder, config)
+
+    def encode(self, source_BS: Tensor, source_lengths: Tensor | None = None) -> Tensor:
+        """B x S ids -> B x S x D. Rows are padded at the end; `source_lengths` (B) says where."""
+        embed = self.embedding if self.encoder_embedding is None else self.encoder_embedding
+        x_BSD = embed(source_BS)
+        rotations = Rotations(_compute_dtype(x_BSD))
+        rotations.place("self", torch.arange(source_BS.shape[1], device=source_BS.device))
+        return cast(Tensor, self.encoder(x_BSD, Visibility(key_lengths=source_lengths), rotations))
+
+    def hidden(self, source_BS: Tensor, target_BT: Tensor, source_lengths: Tensor | None = None) -> Tensor:
+        """B x S source ids, B x T decoder inputs -> B x T x D."""
+        if source_BS.shape[1] == 0:
+            raise ValueError("the source is empty; an empty source is one end-of-document token")
+        encoder_BSD = self.encode(source_BS, source_lengths)
+        x_BTD = self.embedding(target_BT)
+        source, target = source_BS.shape[1], torch.arange(target_BT.shape[1], device=target_BT.device)
+        rotations = Rotations(_compute_dtype(x_BTD))
+        rotations.place("self", target)
+        rotations.place("source", torch.arange(source, device=source_BS.device))
+        rotations.place("restart", target)
+        # The target goes on where its own row's source ended: <s> takes the slot after the last source token.
+        ends = source if source_lengths is None else source_lengths.to(target.device)[:, None]
+        rotations.place("continuous", target + ends)
+        return cast(
+            Tensor, self.decoder(x_BTD, CAUSAL, rotations, encoder_BSD, Visibility(key_lengths=source_lengths))
+        )
+
+    def forward(self, source_BS: Tensor, target_BT: Tensor, source_lengths: Tensor | None = None) -> Tensor:
+        """B x S source ids, B x T decoder inputs -> B x T x V logits."""
+        return self.logits(self.hidden(source_BS, target_BT, source_lengths))
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that queries and keys will have: under autocast not the embedding's."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if device != "meta" and torch.is_autocast_enabled(device) else x.dtype

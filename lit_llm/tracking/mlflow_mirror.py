@@ -1,0 +1,466 @@
+"""MLflow as a mirror of what the stages left on disk.
+
+```
+worker ── appends ──▶ <stage>/metrics.jsonl ──▶ Mirror.sync ──▶ MLflow: a parent per study, a child per arm and seed
+```
+The files are the truth and workers never touch MLflow. One `Mirror` in the coordinating process replays what it has not
+replayed yet, so "live" is a sync every second, and "the server was gone for an hour" is the next sync that succeeds.
+
+How far a run has been replayed is kept in MLflow itself: a tag of the run marks the last line of each file, and the
+newest step of each metric comes with the run. There is no cursor file that could be lost or disagree with the server:
+a fresh mirror, after a crash or on another machine, searches the study's runs once and goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+import sqlite3
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeGuard
+from zlib import crc32
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # here, so that it also holds for the server of `ui_command`
+
+STUDY, ARM, SEED, FINGERPRINT = "lit_llm.study", "lit_llm.arm", "lit_llm.seed", "lit_llm.fingerprint"
+CODE, STATE, ERROR, SUPERSEDED = "lit_llm.code", "lit_llm.state", "lit_llm.error", "lit_llm.superseded"
+REPLAYED = "lit_llm.replayed"
+"""[start, end, CRC-32] of the last line replayed of each file; its presence says that params and config are there."""
+PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
+
+STATUS = {
+    "pending": "SCHEDULED",
+    "running": "RUNNING",
+    "done": "FINISHED",
+    "diverged": "FINISHED",  # a result; the state tag tells it apart
+    "failed": "FAILED",
+    "out_of_memory": "FAILED",
+    "interrupted": "KILLED",
+}
+# What MLflow takes: 1000 metrics, params and tags in one batch, of them 100 params and 100 tags.
+METRICS_A_BATCH, PARAMS_A_BATCH, PARAM_CHARACTERS, TAG_CHARACTERS = 900, 100, 6000, 8000
+
+Mark = Sequence[int]
+Point = tuple[str, float, int, int]
+"""Metric name, value, Unix time in ms, step: the order of `mlflow.entities.Metric`."""
+
+
+class MirrorUnavailable(Exception):
+    """MLflow could not be brought up to date. Nothing is lost: the next sync that succeeds catches up."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One arm with one seed, as MLflow should show it; recognised by arm, seed, fingerprint and code."""
+
+    arm: str
+    seed: int
+    fingerprint: str
+    """Of the last stage of the chain. Another one is another child, and the old child is tagged as superseded."""
+    state: str
+    """pending, running, done, diverged, failed, out_of_memory or interrupted."""
+    params: Mapping[str, object] = field(default_factory=dict)
+    """The flattened resolved configuration; like the next one written once, when the child is created."""
+    config_yaml: str = ""
+    metrics: Sequence[tuple[str, Path]] = ()
+    """(prefix put before each metric's name, metrics.jsonl) in chain order. The points of one prefixed name are in one
+    file, in the order of their steps."""
+    error: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    code: str = ""
+    """Digest of the code that computes. History is bit-equal only within one, so another is another child."""
+
+
+@dataclass
+class _Child:
+    """What MLflow is known to hold of a run."""
+
+    run_id: str
+    status: str
+    tags: dict[str, str]
+    params: set[str]
+    steps: dict[str, int]
+    last_ms: int | None = None
+    stamp: tuple[object, ...] = ()
+
+    @classmethod
+    def of(cls, run: Run) -> _Child:
+        # The protobuf form is the only public one in which a run's newest metrics carry their steps.
+        steps = {metric.key: metric.step for metric in run.data.to_proto().metrics}
+        return cls(run.info.run_id, run.info.status, dict(run.data.tags), set(run.data.params), steps)
+
+
+def default_tracking(store: Path) -> str:
+    """The address used unless the user names one: sqlite in the store."""
+    return f"sqlite:///{store.resolve() / 'mlflow.db'}"
+
+
+def ui_command(tracking: str, port: int = 5000) -> list[str]:
+    """The command that opens MLflow's UI: a server on 127.0.0.1 for sqlite, the browser for an address that is one."""
+    if tracking.startswith(("http://", "https://")):
+        return [sys.executable, "-m", "webbrowser", tracking]
+    # `mlflow ui` ignores MLFLOW_TRACKING_URI. One worker, because several race to migrate a fresh database.
+    address = ["--backend-store-uri", tracking, "--host", "127.0.0.1", "--port", str(port)]
+    return [sys.executable, "-m", "mlflow", "ui", *address, "--workers", "1"]
+
+
+class Mirror:
+    """Replays a study into MLflow: one experiment, one parent run, one child per arm and seed.
+
+    `tracking` is sqlite:///PATH, with artifacts beside PATH, or http(s)://..., with the server's artifacts; ValueError
+    for any other. Used by one thread at a time. Several processes may mirror one study: they find each other's runs.
+    """
+
+    _client: MlflowClient
+
+    def __init__(self, tracking: str, *, study: str, description: str = "") -> None:
+        self.study, self.description = study, description
+        self._database: Path | None = None
+        if tracking.startswith("sqlite:///") and tracking != "sqlite:///":
+            self._database = Path(tracking.removeprefix("sqlite:///")).resolve()
+            tracking = f"sqlite:///{self._database}"
+        elif not tracking.startswith(("http://", "https://")):
+            raise ValueError(f"tracking: {tracking!r}: use sqlite:////absolute/path/mlflow.db or http(s)://host:port")
+        self.tracking = tracking
+        self._opened = False
+        self._experiment = self._parent = ""
+        self._children: dict[tuple[str, str], dict[tuple[str, str], _Child]] = {}
+
+    def sync(self, records: Iterable[RunRecord]) -> None:
+        """Bring MLflow up to date with the records and their files; repeating it adds nothing.
+
+        Raises MirrorUnavailable when the server cannot be reached, or when it refused some runs and took the others.
+        """
+        records, refused = list(records), []
+        with self._server():
+            from mlflow.exceptions import MlflowException
+
+            for record in records:
+                try:
+                    self._mirror(record)
+                except MlflowException as problem:
+                    if problem.get_http_status_code() not in (400, 404, 409):
+                        raise
+                    refused.append(f"{record.arm}/seed {record.seed}: {_reason(problem)}")
+            if refused:
+                raise MirrorUnavailable(f"MLflow refused {len(refused)} of {len(records)} runs: {'; '.join(refused)}")
+
+    def finish(self, state: str, files: Iterable[Path] = (), metrics: Mapping[str, float | None] | None = None) -> None:
+        """Close the parent in the study's state, with its report (files, directories) and its summary metrics."""
+        now = int(time.time() * 1000)
+        points = [(_key(name), value, now, 0) for name, value in (metrics or {}).items() if _finite(value)]
+        with self._server():
+            for path in files:
+                if path.is_dir():
+                    self._client.log_artifacts(self._parent, str(path), path.name)
+                else:
+                    self._client.log_artifact(self._parent, str(path))
+            self._log(self._parent, {}, points, {STATE: state})
+            self._client.set_terminated(self._parent, STATUS[state])
+        self._opened = False  # a later sync opens the parent again
+
+    @contextmanager
+    def _server(self) -> Iterator[None]:
+        """With the study opened. Whatever fails inside, the next use first asks the server again what it holds."""
+        # Prints and retries would break the live display and hold up Ctrl-C: the next sync is the retry.
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")  # seconds
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+        try:
+            if not self._opened:
+                with self._exclusive():
+                    self._open()
+            yield
+        except BaseException as problem:
+            self._opened = False
+            if isinstance(problem, (MlflowException, SQLAlchemyError, sqlite3.Error, OSError)):
+                address = re.sub(r"//.*@", "//", self.tracking)
+                raise MirrorUnavailable(f"MLflow at {address}: {_reason(problem)}") from problem
+            raise
+
+    def _exclusive(self) -> AbstractContextManager[object]:
+        """Processes that open a fresh database together crash in its migrations, and all would create the same runs."""
+        if self._database is None:
+            return nullcontext()
+        from filelock import FileLock
+
+        self._database.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(f"{self._database}.lock", timeout=120)
+
+    def _open(self) -> None:
+        """Find or create the experiment and the parent, and learn what MLflow holds of every child."""
+        from mlflow import MlflowClient
+
+        location = None
+        if self._database is not None:
+            location = (self._database.parent / "artifacts" / self.study).as_uri()
+            self._sql(("PRAGMA journal_mode=WAL", ()))  # stays with the file; MLflow sets its own busy timeout
+        self._client = MlflowClient(self.tracking)
+        experiment = self._client.get_experiment_by_name(self.study)
+        if experiment is None:
+            self._experiment = self._client.create_experiment(self.study, artifact_location=location)
+        else:
+            self._experiment, old = experiment.experiment_id, experiment.artifact_location
+            if experiment.lifecycle_stage == "deleted":
+                self._client.restore_experiment(self._experiment)
+            if location is not None and location != old:
+                self._relocate(old, location)
+        runs = self._search()
+        parents = [run for run in runs if run.data.tags.get(STUDY) == self.study]
+        parent = parents[0] if parents else self._client.create_run(self._experiment, run_name=self.study)
+        self._parent = parent.info.run_id
+        tags = {STUDY: self.study, STATE: "running", NOTE: self.description}
+        self._log(self._parent, dict(parent.data.tags), [], tags)
+        if parent.info.status != "RUNNING":
+            self._client.update_run(self._parent, status="RUNNING")
+        self._children = {}
+        self._adopt(runs)
+        self._opened = True
+
+    def _sql(self, *statements: tuple[str, tuple[object, ...]]) -> None:
+        assert self._database is not None
+        with closing(sqlite3.connect(self._database, timeout=20)) as connection, connection:
+            for statement, values in statements:
+                connection.execute(statement, values)
+
+    def _relocate(self, old: str, new: str) -> None:
+        """Rewrite this experiment's artifact paths, which MLflow stores absolute, after the store moved."""
+        of_experiment, under_old = int(self._experiment), (len(old) + 1, f"{old}/")
+        runs = "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE experiment_id = ?"
+        self._sql(
+            ("UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (new, of_experiment)),
+            (f"{runs} AND substr(artifact_uri, 1, ?) = ?", (new, len(old) + 1, of_experiment, *under_old)),
+        )
+
+    def _search(self, filter_string: str = "") -> list[Run]:
+        """The experiment's runs, the oldest first, so that processes that race agree on which of two twins counts."""
+        runs: list[Run] = []
+        token: str | None = ""
+        while token is not None:
+            order = ["attributes.start_time ASC"]
+            page = self._client.search_runs([self._experiment], filter_string, order_by=order, page_token=token or None)
+            runs += page
+            token = page.token or None
+        return runs
+
+    def _adopt(self, runs: Iterable[Run]) -> None:
+        for run in runs:
+            tags = run.data.tags
+            if ARM in tags:
+                siblings = self._children.setdefault((tags[ARM], tags.get(SEED, "")), {})
+                siblings.setdefault((tags.get(FINGERPRINT, ""), tags.get(CODE, "")), _Child.of(run))
+
+    def _mirror(self, record: RunRecord) -> None:
+        siblings = self._children.setdefault((record.arm, str(record.seed)), {})
+        identity = (record.fingerprint, record.code)
+        if identity not in siblings:
+            if record.state == "pending":
+                return
+            self._create(record)
+        child = siblings[identity]
+        if REPLAYED not in child.tags:
+            self._describe(child, record)
+        points, marks = _unseen(child, record)
+        tags = {STATE: record.state, ERROR: record.error, SUPERSEDED: None, REPLAYED: json.dumps(marks)}
+        self._log(child.run_id, child.tags, points, {**record.tags, **tags, PARENT: self._parent})
+        if child.status != STATUS[record.state]:
+            child.status = STATUS[record.state]
+            if child.status in ("SCHEDULED", "RUNNING"):
+                self._client.update_run(child.run_id, status=child.status)
+            else:
+                self._client.set_terminated(child.run_id, child.status, end_time=child.last_ms)
+        for other in siblings.values():
+            if other is not child:
+                self._log(other.run_id, other.tags, [], {SUPERSEDED: "true"})
+
+    def _create(self, record: RunRecord) -> None:
+        """Make the run's child known: the one another process has created meanwhile, or a new one."""
+        with self._exclusive():
+            self._adopt(self._search(f"tags.`{FINGERPRINT}` = '{record.fingerprint}'"))
+            if (record.fingerprint, record.code) not in self._children[record.arm, str(record.seed)]:
+                tags = {ARM: record.arm, SEED: str(record.seed), FINGERPRINT: record.fingerprint, CODE: record.code}
+                name = f"{record.arm}/seed {record.seed:03}"  # sorts as text
+                start, tags = _first_time(record), {**tags, STATE: record.state, PARENT: self._parent}
+                self._adopt([self._client.create_run(self._experiment, start_time=start, run_name=name, tags=tags)])
+
+    def _describe(self, child: _Child, record: RunRecord) -> None:
+        from mlflow.entities import Param
+
+        texts = {_key(name): str(value)[:PARAM_CHARACTERS] for name, value in record.params.items()}
+        # MLflow refuses another value for a known param, so only what a crash left out is added.
+        params = [Param(name, text) for name, text in texts.items() if name not in child.params]
+        for at in range(0, len(params), PARAMS_A_BATCH):
+            self._client.log_batch(child.run_id, params=params[at : at + PARAMS_A_BATCH], synchronous=True)
+        self._client.log_text(child.run_id, record.config_yaml, "config.yaml")
+
+    def _log(self, run: str, held: dict[str, str], points: Sequence[Point], tags: Mapping[str, str | None]) -> None:
+        """Points, then the tags that differ from the `held` ones (None removes): no mark without its points."""
+        from mlflow.entities import Metric, RunTag
+
+        texts = {name: text[:TAG_CHARACTERS] for name, text in tags.items() if text is not None}
+        changed = [RunTag(name, text) for name, text in texts.items() if held.get(name) != text]
+        for at in range(0, len(points) or len(changed), METRICS_A_BATCH):
+            batch = [Metric(*point) for point in points[at : at + METRICS_A_BATCH]]
+            # The tags travel with the last points: of one batch, MLflow stores the metrics first.
+            last = at + METRICS_A_BATCH >= len(points)
+            self._client.log_batch(run, metrics=batch, tags=changed if last else [], synchronous=True)
+        for name in held.keys() & tags.keys() - texts.keys():
+            self._client.delete_tag(run, name)
+            del held[name]
+        held.update(texts)
+
+
+class MirrorThread:
+    """Keeps a mirror up to date from a background thread, which also pays for `import mlflow` (seconds).
+
+    `records` is called in that thread. A daemon: a coordinator that dies without `close` is not held back by it. Do not
+    fork beside it (a child would inherit locks held in mid-import): workers come from spawn or a fork server.
+    """
+
+    def __init__(self, mirror: Mirror, records: Callable[[], Iterable[RunRecord]], *, seconds: float = 1.0) -> None:
+        self._mirror, self._records, self._seconds = mirror, records, seconds
+        self._closing = threading.Event()
+        self._finish: Callable[[], None] | None = None
+        self._problem: str | None = None
+        self._news: str | None = None
+        self._thread = threading.Thread(target=self._run, name="mlflow-mirror", daemon=True)
+        self._thread.start()
+
+    def take_problem(self) -> str | None:
+        """What keeps MLflow from being up to date, told once for each outage."""
+        news, self._news = self._news, None
+        return news
+
+    def close(
+        self,
+        state: str,
+        files: Iterable[Path] = (),
+        metrics: Mapping[str, float | None] | None = None,
+        *,
+        timeout: float = 60.0,
+    ) -> bool:
+        """A last complete sync, then `Mirror.finish`. True if MLflow has everything, after at most `timeout` seconds.
+
+        Ctrl-C leaves the wait at once; what is missing then is replayed when the study runs again.
+        """
+        self._finish = lambda: self._mirror.finish(state, files, metrics)
+        self._closing.set()
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            self._problem = self._news = f"MLflow is not up to date after {timeout:g} s; the next run continues"
+        return self._problem is None
+
+    def _run(self) -> None:
+        pause = self._seconds
+        while not self._closing.wait(pause):
+            pause = self._seconds if self._attempt() else min(2 * pause, 30.0)
+        self._attempt(last=True)
+
+    def _attempt(self, last: bool = False) -> bool:
+        try:
+            self._mirror.sync(self._records())
+            if last and self._finish:
+                self._finish()
+            self._problem = None
+        except Exception as problem:  # whatever it is, it must not stop the training
+            text = str(problem) if isinstance(problem, MirrorUnavailable) else f"{type(problem).__name__}: {problem}"
+            self._news = text if self._problem is None else self._news
+            self._problem = text
+        return self._problem is None
+
+
+def _unseen(child: _Child, record: RunRecord) -> tuple[list[Point], list[Mark]]:
+    """The points that MLflow does not hold yet, and the mark of each file after them."""
+    marks: list[Mark] = json.loads(child.tags.get(REPLAYED, "[]"))
+    marks += [(0, 0, 0)] * (len(record.metrics) - len(marks))
+    # Taken before reading, so that what is written meanwhile is seen next time. A change of state always reads: the
+    # attributes of a file on NFS may be stale for seconds, its content after opening is not.
+    stamp = (record.state, *(_stamp(path) for _, path in record.metrics))
+    points: list[Point] = []
+    if stamp != child.stamp:
+        for index, (prefix, path) in enumerate(record.metrics):
+            lines, marks[index] = _complete_lines(path, marks[index])
+            for point in _points(prefix, lines):
+                name, _, child.last_ms, step = point
+                # A resumed worker may have cut the file back and computed the same points again.
+                if step > child.steps.get(name, -1):
+                    child.steps[name] = step
+                    points.append(point)
+        child.stamp = stamp
+    return points, marks
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def _complete_lines(path: Path, mark: Mark) -> tuple[list[bytes], Mark]:
+    """The lines after the marked one, or all if the marked line is no longer there; a half-written last one waits."""
+    start, end, checksum = mark
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            data = file.read()
+            if crc32(data[: end - start]) != checksum:  # a line holds the time it was written at, so it is unique
+                file.seek(0)
+                mark = start, end, _ = 0, 0, 0
+                data = file.read()
+    except FileNotFoundError:
+        return [], mark
+    new = data[end - start : data.rfind(b"\n") + 1]
+    if not new:
+        return [], mark
+    last = new.rfind(b"\n", 0, len(new) - 1) + 1
+    return new.splitlines(), (end + last, end + len(new), crc32(new[last:]))
+
+
+def _points(prefix: str, lines: Iterable[bytes]) -> Iterator[Point]:
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            step, ms, metrics = int(entry["step"]), int(entry["time"] * 1000), dict(entry["metrics"])
+        except (ValueError, TypeError, KeyError):  # what a killed worker left of a line
+            continue
+        yield from ((_key(f"{prefix}{name}"), value, ms, step) for name, value in metrics.items() if _finite(value))
+
+
+def _first_time(record: RunRecord) -> int | None:
+    """Unix time in ms of the first point of the chain, None before there is one."""
+    chain = (_points(prefix, _complete_lines(path, (0, 0, 0))[0]) for prefix, path in record.metrics)
+    return next((ms for points in chain for _, _, ms, _ in points), None)
+
+
+def _finite(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _key(name: str) -> str:
+    """A name that MLflow accepts for metrics and params."""
+    return re.sub(r"[^\w\-. :/]", "_", name)[:250]
+
+
+def _reason(problem: BaseException) -> str:
+    """The first line of what is wrong, without passwords; of a failed request, what caused it."""
+    line = (str(problem) or type(problem).__name__).splitlines()[0]
+    return re.sub(r".*\(Caused by (.*)\)$", r"\1", re.sub(r"//[^/@\s]*@", "//", line))[:300]

@@ -1,0 +1,235 @@
+"""The store: a directory of stages, each named by its fingerprint. What is on disk is the truth.
+
+stages/<fingerprint>/
+    config.yaml      the frozen configuration
+    metrics.jsonl    one line per logged step, appended while it runs
+    state.json       what is happening, for those who watch
+    checkpoints/     what a resume needs; the weights when finished
+    result.json      written last, atomically: a stage with a result is never run again
+    lock             held by the process that works on it, released by the kernel when that process dies
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from lit_llm.config.problems import InputError, Problem
+
+SCHEMA = 1
+"""Version of this layout."""
+
+State = Literal["pending", "running", "done", "diverged", "failed", "out_of_memory", "interrupted"]
+FINAL: tuple[State, ...] = ("done", "diverged")
+"""States that are results. The others can be tried again."""
+
+
+class Busy(Exception):
+    """Another process works on this."""
+
+
+class Store:
+    """A store that may not exist yet."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root).absolute()
+
+    def open(self) -> Store:
+        """Create it, or check that it is one of ours. Raises InputError for another schema or an unusable place."""
+        self.check()
+        marker = self.root / "store.json"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            if not marker.exists():
+                write_json(marker, {"schema": SCHEMA})
+        except OSError as error:
+            raise InputError(Problem(f"cannot be used as a store: {error.strerror}", "--store", None)) from None
+        return self
+
+    def check(self) -> None:
+        """Raise InputError if the store was written with another schema."""
+        marker = self.root / "store.json"
+        if self.root.exists() and not self.root.is_dir():
+            raise InputError(Problem(f"{self.root} is not a directory", "--store"))
+        if not marker.exists():
+            return
+        try:
+            schema = json.loads(marker.read_text())["schema"]
+        except (ValueError, KeyError, TypeError):
+            schema = "unreadable"
+        if schema != SCHEMA:
+            raise InputError(
+                Problem(
+                    f"{self.root} has schema {schema}, this version reads {SCHEMA}; "
+                    "use the version that wrote it, or another --store",
+                    "--store",
+                )
+            )
+
+    @property
+    def data(self) -> Path:
+        """Tokenised corpora."""
+        return self.root / "data"
+
+    def stage(self, fingerprint: str) -> Stage:
+        return Stage(self.root / "stages" / fingerprint)
+
+    def study(self, name: str) -> Path:
+        """Where a study keeps its lock, logs and tables."""
+        folder = self.root / "studies" / name
+        if folder.resolve().parent != (self.root / "studies").resolve():
+            raise InputError(Problem(f"{name!r} leaves the store; use letters, digits, '-' and '_'", "study"))
+        return folder
+
+
+class Stage:
+    """One stage of one run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def fingerprint(self) -> str:
+        return self.folder.name
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def config_file(self) -> Path:
+        return self.folder / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def log_file(self) -> Path:
+        return self.folder / "log.txt"
+
+    def result(self) -> dict[str, Any] | None:
+        """The finished result, or None."""
+        return read_json(self.folder / "result.json")
+
+    def status(self) -> dict[str, Any]:
+        """{"state", "error", ...}: the result's where there is one, else what the last attempt left behind."""
+        result = self.result()
+        if result is not None:
+            return result
+        status = read_json(self.folder / "state.json") or {"state": "pending"}
+        if status["state"] == "running" and not is_locked(self.folder / "lock"):
+            # Its process is gone and could not say so: killed, or the machine went down.
+            return status | {"state": "interrupted", "error": "its process ended without a word"}
+        return status
+
+    def set_state(self, state: State, error: str | None = None, traceback: str | None = None) -> None:
+        """Tell those who watch."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(
+            self.folder / "state.json",
+            {"state": state, "error": error, "traceback": traceback, "pid": os.getpid(), "time": time.time()},
+        )
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Write the result. From here on the stage is never run again."""
+        write_json(self.folder / "result.json", dict(result))
+
+    def forget(self) -> None:
+        """Remove result and progress, so that the stage runs again from its start. The old ones are kept beside it."""
+        with self.claim():
+            attempt = 1 + len(list(self.folder.glob("attempt-*")))
+            kept = self.folder / f"attempt-{attempt}"
+            kept.mkdir()
+            for name in ("result.json", "metrics.jsonl", "state.json", "log.txt"):
+                if (self.folder / name).exists():
+                    (self.folder / name).rename(kept / name)
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def claim(self) -> Any:
+        """Context manager: hold the stage's lock. Raises Busy if another process has it."""
+        return locked(self.folder / "lock")
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file; the kernel frees it when the process dies. Raises Busy with what the holder wrote."""
+    from filelock import FileLock, Timeout
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise Busy(str(path)) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds this lock now."""
+    if not path.exists():
+        return False
+    try:
+        with locked(path):
+            return False
+    except Busy:
+        return True
+
+
+class MetricsFile:
+    """Appends to metrics.jsonl: {"step", "time", "metrics": {name: number, or null if it is not finite}}."""
+
+    def __init__(self, path: Path, keep_until: int | None = None) -> None:
+        """keep_until: after a resume from that step, what was written beyond it is dropped (it comes again, equal)."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            kept = [line for line in read_metrics(path) if keep_until is not None and line["step"] <= keep_until]
+            work = path.with_suffix(".tmp")
+            work.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            work.replace(path)
+        self._file: IO[str] = path.open("a", buffering=1)
+
+    def append(self, step: int, metrics: Mapping[str, float]) -> None:
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), "metrics": finite}) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All complete lines; the last may be half written while its run goes on."""
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")[:-1]
+    return [json.loads(line) for line in lines if line]
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    assert isinstance(content, dict)
+    return content
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write atomically: a reader sees the old file or the new one."""
+    work = path.with_name(f".{path.name}.{os.getpid()}")
+    with work.open("w") as file:
+        json.dump(content, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    work.replace(path)

@@ -1,0 +1,1 @@
+"""Learning: one LightningModule for every family, optimisers, schedules, callbacks, exact resume."""

@@ -1,0 +1,125 @@
+"""How a stage is trained."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from lit_llm.config.section import Items, Section, impossible, one_of
+
+
+class AdamW(Section):
+    """Adam with decoupled weight decay (arXiv 1711.05101); matrices decay, scales do not."""
+
+    kind: Literal["adamw"] = "adamw"
+    """AdamW."""
+    lr: float = Field(1e-3, gt=0)
+    """Peak learning rate."""
+    betas: Items[float] = Field((0.9, 0.95), min_length=2, max_length=2)
+    """Decay of the first and the second moment."""
+    eps: float = Field(1e-8, gt=0)
+    """Added to the root of the second moment."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decay of matrices per step, times the learning rate."""
+
+    @property
+    def state_entries(self) -> int:
+        """Float32 numbers kept for each parameter."""
+        return 2
+
+
+class Cosine(Section):
+    """Linear warm-up, then half a cosine down to a fraction of the peak at the last step."""
+
+    kind: Literal["cosine"] = "cosine"
+    """Cosine decay."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps from zero to the peak."""
+    final_fraction: float = Field(0.1, ge=0, le=1)
+    """Share of the peak that is left at the end."""
+
+    def factor(self, step: int, max_steps: int) -> float:
+        """What the peak is multiplied by in step 0, 1, ... max_steps - 1."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, max_steps - 1 - self.warmup_steps)
+        return self.final_fraction + (1 - self.final_fraction) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+class Constant(Section):
+    """Linear warm-up, then the peak."""
+
+    kind: Literal["constant"] = "constant"
+    """No decay."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps from zero to the peak."""
+
+    def factor(self, step: int, max_steps: int) -> float:
+        """What the peak is multiplied by in step 0, 1, ... max_steps - 1."""
+        return min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+
+
+class StabilityConfig(Section):
+    """What counts as unstable, and how it is watched."""
+
+    spike_window: int = Field(20, ge=2)
+    """Steps that a loss is compared with."""
+    spike_deviations: float = Field(6.0, gt=0)
+    """A loss that lies this many standard deviations above the mean of the window is a spike."""
+    diverged_margin: float = Field(2.0, gt=0)
+    """Nats per token above the first loss that count as lost."""
+    diverged_patience: int = Field(20, gt=0)
+    """Steps in a row above that margin that end the run as diverged. A loss or gradient that is not finite ends it at
+    once."""
+    logit_every: int = Field(50, ge=0)
+    """Steps between two looks at the largest attention logit; 0: never."""
+    logit_sequences: int = Field(2, gt=0)
+    """Sequences of the batch whose attention scores are computed again for that."""
+
+
+class ExecutionConfig(Section):
+    """How the machine does it. Not part of a run's identity; recorded with its result."""
+
+    threads: int = Field(1, gt=0)
+    """CPU threads of one run. Results are bit-equal for equal threads only."""
+    micro_batch_size: int | None = Field(None, gt=0)
+    """Sequences per forward and backward pass on one device; the whole batch when absent. The loss stays the same."""
+    workers: int = Field(0, ge=0)
+    """Processes that read data ahead."""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where it runs."""
+    devices: int = Field(1, gt=0)
+    """Number of devices; the batch is divided among them."""
+
+
+class TrainingConfig(Section):
+    """Optimisation of a stage."""
+
+    max_steps: int = Field(gt=0)
+    """Optimiser steps."""
+    optimizer: one_of(AdamW, default=AdamW) = AdamW()  # type: ignore[valid-type]
+    """What makes a step out of a gradient."""
+    schedule: one_of(Cosine, Constant, default=Cosine) = Cosine()  # type: ignore[valid-type]
+    """Learning rate by step."""
+    clip_norm: float | None = Field(1.0, gt=0)
+    """Largest norm of the whole gradient; null: no clipping."""
+    z_loss: float = Field(0.0, ge=0)
+    """Weight of the squared log-normaliser, per target token."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: matrix products in bfloat16, parameters and sums in float32."""
+    log_every: int = Field(10, gt=0)
+    """Steps between two lines of metrics."""
+    checkpoint_every: int = Field(500, gt=0)
+    """Steps between two checkpoints; an interrupted run saves one more."""
+    stability: StabilityConfig = StabilityConfig()
+    """Spikes and divergence."""
+    execution: ExecutionConfig = ExecutionConfig()
+    """The machine's part."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> TrainingConfig:
+        if self.schedule.warmup_steps > self.max_steps:
+            raise impossible(("schedule.warmup_steps", f"{self.schedule.warmup_steps} are more than max_steps {self.max_steps}"))
+        return self

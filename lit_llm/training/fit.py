@@ -1,0 +1,230 @@
+"""Train one stage: from a model and batches to weights, metrics on disk, and how it ended."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch.utils.data import DataLoader
+
+from lit_llm.data.batches import StepSampler, TrainBatches
+from lit_llm.models.transformer import LanguageModel
+from lit_llm.objectives.layout import Batch
+from lit_llm.tracking.store import MetricsFile
+from lit_llm.training.config import TrainingConfig
+from lit_llm.training.module import Diverged, LitModel
+from lit_llm.training.stability import Stability
+from lit_llm.training.throughput import Throughput
+
+Evaluate = Callable[[LanguageModel], dict[str, float]]
+"""Evaluation during training: the model in evaluation mode, without gradients, to named numbers."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one step costs, as it is counted in the metrics."""
+
+    tokens: int
+    """Tokens read per step."""
+    flops: float
+    """FLOPs per step, forward and backward."""
+
+
+@dataclass
+class Fitted:
+    """How training ended."""
+
+    state: Literal["done", "diverged", "interrupted"]
+    steps: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The last value of each metric."""
+    error: str | None = None
+    loss_tokens: int = 0
+    """Target tokens that the loss was computed on."""
+
+
+def fit(
+    model: LanguageModel,
+    training: TrainingConfig,
+    batches: TrainBatches,
+    *,
+    budget: Budget,
+    evaluate: Evaluate,
+    evaluate_times: int,
+    metrics_file: Path,
+    checkpoints: Path,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Fitted:
+    """Train to max_steps, from the last checkpoint if there is one.
+
+    evaluate_times: evaluations, evenly spaced, the last one after the last step. `should_stop` is asked after every
+    step; when it says yes, a checkpoint is written and training ends as interrupted.
+    """
+    execution = training.execution
+    lit = LitModel(model, training)
+    resume = checkpoints / "last.ckpt" if (checkpoints / "last.ckpt").exists() else None
+    stability, throughput = Stability(training.stability), Throughput(budget.tokens, budget.flops)
+    journal = Journal(training, budget, evaluate, evaluate_times, metrics_file, stability, throughput)
+    keeper = Checkpoints(checkpoints, training, should_stop)
+    with _quiet():
+        trainer = L.Trainer(
+            accelerator=execution.accelerator,
+            devices=execution.devices,
+            precision="bf16-mixed" if training.precision == "bf16" else "32-true",
+            max_steps=training.max_steps,
+            max_epochs=-1,
+            callbacks=[throughput, stability, journal, keeper],  # in this order: what is measured, judged, written, kept
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+        )
+        batches.rank, batches.ranks = trainer.global_rank, trainer.world_size
+        loader = DataLoader(
+            batches,
+            batch_size=None,
+            sampler=StepSampler(training.max_steps, lambda: trainer.global_step),
+            num_workers=execution.workers,
+            pin_memory=trainer.strategy.root_device.type == "cuda",
+        )
+        try:
+            trainer.fit(lit, loader, ckpt_path=resume)
+        except Diverged as error:
+            journal.write(trainer, lit)
+            return journal.ended("diverged", trainer, str(error))
+        except SIGTERMException:
+            pass  # Lightning raises it at the end of the batch that `should_stop` has ended with a checkpoint
+        finally:
+            journal.close()
+    if trainer.global_step < training.max_steps:
+        return journal.ended("interrupted", trainer, "it was asked to stop")
+    return journal.ended("done", trainer)
+
+
+class Journal(L.Callback):
+    """Writes metrics.jsonl: training, stability and throughput every `log_every` steps, evaluations when they are due."""
+
+    def __init__(
+        self,
+        training: TrainingConfig,
+        budget: Budget,
+        evaluate: Evaluate,
+        evaluate_times: int,
+        path: Path,
+        stability: Stability,
+        throughput: Throughput,
+    ) -> None:
+        self.training, self.budget, self.evaluate, self.path = training, budget, evaluate, path
+        self.stability, self.throughput = stability, throughput
+        steps, times = training.max_steps, min(evaluate_times, training.max_steps)
+        self.evaluation_steps = {round(steps * (number + 1) / times) for number in range(times)}
+        self.loss_sum, self.loss_tokens, self.loss_tokens_total = 0.0, 0, 0
+        self.last: dict[str, float] = {}
+        self._file: MetricsFile | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._file = MetricsFile(self.path, keep_until=trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, LitModel)
+        assert pl_module.report is not None
+        report, step = pl_module.report, trainer.global_step
+        self.loss_sum += report.loss * report.targets
+        self.loss_tokens += report.targets
+        self.loss_tokens_total += report.targets
+        evaluated: dict[str, float] = {}
+        if step in self.evaluation_steps:
+            pl_module.eval()
+            with torch.no_grad(), trainer.precision_plugin.forward_context():
+                evaluated = self.evaluate(pl_module.model)
+            pl_module.train()
+        if evaluated or step % self.training.log_every == 0 or step == self.training.max_steps:
+            self.write(trainer, pl_module, evaluated)
+
+    def write(self, trainer: L.Trainer, lit: LitModel, evaluated: dict[str, float] | None = None) -> None:
+        """One line: the training loss is the mean over the target tokens since the last one."""
+        report, step = lit.report, trainer.global_step
+        if report is None:
+            return
+        line = {
+            "train/loss": self.loss_sum / self.loss_tokens if self.loss_tokens else report.loss,
+            "train/lr": report.lr,
+            "stability/grad_norm": report.grad_norm,
+            **self.stability.metrics(),
+            **self.throughput.metrics(lit.device, trainer.world_size),
+            "tokens_seen": float(step * self.budget.tokens),
+            "flops": step * self.budget.flops,
+            **(evaluated or {}),
+        }
+        self.loss_sum, self.loss_tokens = 0.0, 0
+        self.last |= line
+        if self._file is not None:
+            self._file.append(step, line)
+
+    def ended(self, state: Literal["done", "diverged", "interrupted"], trainer: L.Trainer, error: str = "") -> Fitted:
+        return Fitted(state, trainer.global_step, self.last, error or None, self.loss_tokens_total)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        names = ("loss_sum", "loss_tokens", "loss_tokens_total", "last")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name, value in state_dict.items():
+            setattr(self, name, value)
+
+
+class Checkpoints(L.Callback):
+    """Writes last.ckpt every `checkpoint_every` steps and when the run is asked to stop; atomically, one at a time."""
+
+    def __init__(self, folder: Path, training: TrainingConfig, should_stop: Callable[[], bool]) -> None:
+        self.folder, self.every, self.should_stop = folder, training.checkpoint_every, should_stop
+        self.last_step = training.max_steps
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        step = trainer.global_step
+        if step >= self.last_step:
+            return
+        stop = self.should_stop()
+        if stop or step % self.every == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            work = self.folder / "writing.ckpt"
+            trainer.save_checkpoint(work)
+            if trainer.is_global_zero:
+                os.replace(work, self.folder / "last.ckpt")
+        trainer.should_stop = trainer.should_stop or stop
+
+
+class _quiet:
+    """Lightning's notices about what we chose on purpose (no logger, no epochs, few workers) are not news."""
+
+    def __enter__(self) -> None:
+        self._loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+        self._levels = [logger.level for logger in self._loggers]
+        for logger in self._loggers:
+            logger.setLevel(logging.WARNING)
+        self._warnings = warnings.catch_warnings()
+        self._warnings.__enter__()
+        warnings.filterwarnings("ignore", module="lightning")
+        warnings.filterwarnings("ignore", message=".*lr_scheduler.*")
+
+    def __exit__(self, *error: Any) -> None:
+        self._warnings.__exit__(*error)
+        for logger, level in zip(self._loggers, self._levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,92 @@
+"""Watching a run: gradient norm, loss spikes, divergence, the largest attention logit."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from lit_llm.components.attention.visibility import DotProduct, Visibility, largest_logit
+from lit_llm.objectives.layout import Batch
+from lit_llm.training.config import StabilityConfig
+from lit_llm.training.module import Diverged, LitModel, StepReport
+
+
+class Stability(L.Callback):
+    """Counts spikes, ends a lost run, and looks at attention logits now and then."""
+
+    def __init__(self, config: StabilityConfig) -> None:
+        self.config = config
+        self.window: deque[float] = deque(maxlen=config.spike_window)
+        self.spikes = 0
+        self.first_loss: float | None = None
+        self.lost_steps = 0
+        self.max_grad_norm = 0.0
+        self.max_logit = 0.0
+
+    def metrics(self) -> dict[str, float]:
+        """Totals so far, by the names they are tracked under."""
+        out = {"stability/loss_spikes": float(self.spikes), "stability/max_grad_norm": self.max_grad_norm}
+        return out | ({"stability/max_attention_logit": self.max_logit} if self.config.logit_every else {})
+
+    def watch(self, report: StepReport) -> None:
+        """Take in one step. Raises Diverged when the loss has been lost for too long."""
+        config, loss = self.config, report.loss
+        self.max_grad_norm = max(self.max_grad_norm, report.grad_norm)
+        self.first_loss = loss if self.first_loss is None else self.first_loss
+        if len(self.window) == config.spike_window:
+            mean, deviation = statistics.fmean(self.window), statistics.stdev(self.window)
+            self.spikes += loss > mean + config.spike_deviations * deviation
+        self.window.append(loss)
+        self.lost_steps = self.lost_steps + 1 if loss > self.first_loss + config.diverged_margin else 0
+        if self.lost_steps >= config.diverged_patience:
+            raise Diverged(
+                f"the loss has been more than {config.diverged_margin} nats above its first value "
+                f"({self.first_loss:.2f}) for {self.lost_steps} steps"
+            )
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int) -> None:
+        every = self.config.logit_every
+        if every and trainer.global_step % every == 0:
+            assert isinstance(pl_module, LitModel)
+            few = next(batch.pieces(self.config.logit_sequences))
+            self.max_logit = max(self.max_logit, largest_attention_logit(pl_module.model, few))
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, LitModel)
+        assert pl_module.report is not None
+        self.watch(pl_module.report)
+
+    def state_dict(self) -> dict[str, Any]:
+        names = ("spikes", "first_loss", "lost_steps", "max_grad_norm", "max_logit")
+        return {"window": list(self.window), **{name: getattr(self, name) for name in names}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.window.extend(state_dict.pop("window"))
+        for name, value in state_dict.items():
+            setattr(self, name, value)
+
+
+@torch.no_grad()
+def largest_attention_logit(model: nn.Module, batch: Batch) -> float:
+    """The largest |q·k|/√K of all attentions on these examples."""
+    found: list[Tensor] = []
+
+    def look(module: nn.Module, inputs: tuple[Tensor, Tensor, Tensor, Visibility]) -> None:
+        q_BHTK, k_BHSK, _, visible = inputs
+        found.append(largest_logit(q_BHTK, k_BHSK, visible))
+
+    hooks = [m.register_forward_pre_hook(look) for m in model.modules() if isinstance(m, DotProduct)]
+    try:
+        model.hidden(**batch.inputs)  # type: ignore[operator]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return max((float(logit) for logit in found), default=math.nan)

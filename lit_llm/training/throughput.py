@@ -1,0 +1,67 @@
+"""Speed: tokens and FLOPs per second, and the share of the device's peak where that peak is known."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning as L
+import torch
+
+PEAK_FLOPS = {
+    # Dense bfloat16 products with float32 sums, from NVIDIA's data sheets. A device that is not here has no MFU.
+    "A100": 312e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "B200": 2250e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+}
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """FLOP/s of this device in bfloat16, or None where we do not know it."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)
+
+
+class Throughput(L.Callback):
+    """Measures the time inside training steps alone: validation, checkpoints and the first step are left out."""
+
+    def __init__(self, tokens_per_step: int, flops_per_step: float) -> None:
+        self.tokens_per_step, self.flops_per_step = tokens_per_step, flops_per_step
+        self.seconds = 0.0
+        self.steps = 0
+        self._started = 0.0
+        self._warm = False
+
+    def metrics(self, device: torch.device, devices: int = 1) -> dict[str, float]:
+        """Means so far, by the names they are tracked under; empty before the second step."""
+        if not self.seconds:
+            return {}
+        rate = self.steps / self.seconds
+        out = {
+            "throughput/tokens_per_second": rate * self.tokens_per_step,
+            "throughput/flops_per_second": rate * self.flops_per_step,
+        }
+        peak = peak_flops(device)
+        return out | ({"throughput/mfu": rate * self.flops_per_step / (peak * devices)} if peak else {})
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        # The step has read its numbers back from the device, so the device is done with it.
+        if self._warm:
+            self.seconds += time.perf_counter() - self._started
+            self.steps += 1
+        self._warm = True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds, "steps": self.steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds, self.steps = state_dict["seconds"], state_dict["steps"]
