@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,11 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.ablation.config import Compare, Grid, Study
-from lit_llm.config.problems import InputError, Problem, did_you_mean
+from lit_llm.config.problems import InputError, Problem, did_you_mean, noted
 from lit_llm.config.section import validate
-from lit_llm.config.tree import Node, at, merge, read_file, read_override, tree
+from lit_llm.config.tree import Node, at, merge, read_file, tree
 from lit_llm.experiment.config import Experiment
-from lit_llm.experiment.load import PRESETS, idle_overrides, merge_all, read_layers, validate_experiment
+from lit_llm.experiment.load import (
+    changes_nothing,
+    idle_overrides,
+    is_preset,
+    load_experiment,
+    merge_all,
+    read_layers,
+    read_overrides,
+    validate_experiment,
+)
 
 
 @dataclass(frozen=True)
@@ -60,22 +72,50 @@ def load_study(source: str | Path, overrides: Sequence[str] = ()) -> Ablation:
     Raises InputError with every problem that was found, each at its file and line.
     """
     path = Path(source)
-    if (PRESETS / f"{source}.yaml").is_file() or not path.is_file():
-        return _single(str(source), read_layers(Node([Node(str(source))]), Path.cwd()), overrides)
+    if is_preset(str(source)) or not os.path.isfile(path):
+        return _single(str(source), str(source), overrides)
     document = read_file(path)
     if "study" not in document.value:
         if "pretrain" in document.value or "model" in document.value or "extends" in document.value:
-            return _single(str(source), read_layers(Node([Node(str(path.absolute()))]), Path.cwd()), overrides)
+            return _single(str(source), str(path.absolute()), overrides)
         raise InputError(Problem("is neither a study (no `study`) nor an experiment (no `model`)", mark=document.mark))
-    study = validate(Study, document)
+    try:
+        study = validate(Study, document)
+    except InputError as error:
+        problems = [*error.problems, *_further_problems(document, error.problems, path.parent, overrides)]
+        raise InputError(*problems, hint=error.hint) from None
     return Ablation(study, tuple(_arms(study, document, path.parent, overrides)), str(source), tuple(overrides))
 
 
-def _single(name: str, node: Node, overrides: Sequence[str]) -> Ablation:
-    experiment = validate_experiment(merge_all([node, *map(read_override, overrides)]), changes_checked=True)
-    short = Path(name).stem
+def _single(name: str, extends: str, overrides: Sequence[str]) -> Ablation:
+    experiment = load_experiment(extends, overrides)
+    short = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(name).stem).lstrip("_.-") or "experiment"
     study = Study(study=short, question=f"What does {short} cost, and where does it end?", seeds=(experiment.seed,))
     return Ablation(study, (Arm(short, short, {}, short, experiment),), name, tuple(overrides))
+
+
+_ASIDE = {"study", "question", "seeds", "compare", "allow"}
+"""Keys of a study that its arms do not depend on."""
+
+
+def _further_problems(
+    document: Node, found: Sequence[Problem], folder: Path, overrides: Sequence[str]
+) -> Sequence[Problem]:
+    """What is wrong with the arms besides, where that can be told without the keys of the study that are wrong."""
+    wrong = {problem.key.split(".")[0] for problem in found}
+    meant = {near for key in wrong for near in difflib.get_close_matches(key, Study.model_fields, n=1)}
+    if meant - _ASIDE:
+        return []
+    items = {key: node for key, node in document.value.items() if key not in wrong}
+    rest = Node({"study": Node("x"), "question": Node("x")} | items, document.mark)
+    problems: list[Problem] = []
+    try:
+        study = validate(Study, rest)
+    except InputError as error:  # of what is only looked at where nothing else is wrong
+        return [*error.problems, *_further_problems(rest, error.problems, folder, overrides)]
+    with noted(problems):
+        list(_arms(study, rest, folder, overrides))
+    return problems
 
 
 @dataclass(frozen=True)
@@ -89,94 +129,132 @@ class Level:
     paths: tuple[str, ...]
 
 
-@dataclass
+@dataclass(eq=False)
 class _Cell:
     group: str
     levels: tuple[Level, ...]
     node: Node
     name: str = ""
     labels: dict[str, str] = field(default_factory=dict)
+    experiment: Experiment | None = None
+
+    @property
+    def declared(self) -> frozenset[str]:
+        return frozenset(path for level in self.levels for path in level.paths)
 
 
 def _arms(study: Study, document: Node, folder: Path, overrides: Sequence[str]) -> Iterator[Arm]:
     problems: list[Problem] = []
-    factors = _factors(study.grid, document, problems)
+    factors, crossed = _factors(study.grid, document, problems), study.grid
+    if problems:  # what is wrong with the arms can be said all the same
+        factors, crossed = {}, None
     groups = _groups(study, document, folder, problems)
-    after = [read_override(option) for option in overrides]
-    if problems:
-        raise InputError(*problems)
+    after = read_overrides(overrides, problems)
+    seeded = [node for node in after if node.find(["seed"])]
+    problems += [Problem("seeds are the study's, change them there", "seed", node.mark) for node in seeded]
+    baseline_group = study.compare.baseline or next(iter(study.arms), "baseline")
+    if baseline_group not in (study.arms or {"baseline"}):
+        hint = did_you_mean(baseline_group, study.arms or {"baseline"})
+        where = document.mark_of(["compare", "baseline"])
+        problems.append(Problem(f"there is no arm {baseline_group!r}{hint}", "compare.baseline", where))
 
-    cells: list[_Cell] = []
-    checked: dict[str, Experiment | None] = {}
-    for group, (node, in_grid) in groups.items():
-        try:
-            # Before the factors: a factor's first level often repeats what holds already, an arm's own key should not.
-            experiment = validate_experiment(merge_all([node, *after]))
-            problems += idle_overrides(node, experiment)
-            checked[group] = experiment
-        except InputError as error:
-            problems += error.problems
-            checked[group] = None
-        grid = study.grid if in_grid else None
-        for levels in _combinations(grid, factors):
-            cells.append(_Cell(group, levels, merge_all([node, *(level.keys for level in levels), *after])))
-    if not cells:
-        problems.append(Problem("every combination is excluded", "grid.exclude", document.mark_of(["grid", "exclude"])))
+    cells = [
+        _Cell(group, levels, merge_all([node, *(level.keys for level in levels), *after]))
+        for group, (node, in_grid) in groups.items()
+        for levels in _combinations(crossed if in_grid else None, factors)
+    ]
     _name(cells, study, factors)
-
-    baseline_group = study.compare.baseline or next(iter(groups))
-    if baseline_group not in groups:
-        hint = did_you_mean(baseline_group, groups)
-        problems.append(
-            Problem(f"there is no arm {baseline_group!r}{hint}", "compare.baseline", document.mark_of(["compare", "baseline"]))
-        )
-    arms = []
-    for cell in cells:
-        if checked[cell.group] is None:
-            continue
-        try:
-            experiment = validate_experiment(cell.node)
-        except InputError as error:
-            problems += [_in_arm(problem, cell) for problem in error.problems]
-            continue
-        baseline = _baseline_of(cell, cells, baseline_group, study.compare, factors)
-        if baseline is None and baseline_group in groups:
-            problems.append(
-                Problem(f"{cell.name!r} has no baseline to be compared with: it is excluded", "grid.exclude", document.mark_of(["grid"]))
-            )
-        declared = frozenset(path for level in cell.levels for path in level.paths)
-        arms.append(Arm(cell.name, cell.group, cell.labels, baseline or "", experiment, declared))
+    problems += _build(cells, complete=crossed is study.grid)
+    if not problems and not cells:
+        problems.append(Problem("every combination is excluded", "grid.exclude", document.mark_of(["grid", "exclude"])))
+    baselines = {cell.name: _baseline_of(cell, cells, baseline_group, study.compare, factors) for cell in cells}
+    alone = [name for name, baseline in baselines.items() if baseline is None]
+    if not problems and alone:
+        message = f"{_some(alone)} would be compared with an arm that is excluded"
+        problems.append(Problem(message, "grid.exclude", document.mark_of(["grid", "exclude"])))
     if problems:
         raise InputError(*problems, hint="`lit-llm schema > study.schema.json` gives your editor the allowed keys.")
-    yield from arms
+    for cell in cells:
+        baseline = baselines[cell.name]
+        assert baseline is not None
+        assert cell.experiment is not None
+        yield Arm(cell.name, cell.group, cell.labels, baseline, cell.experiment, cell.declared)
 
 
-def _in_arm(problem: Problem, cell: _Cell) -> Problem:
-    return Problem(f"{problem.message} (in arm {cell.name})", problem.key, problem.mark)
+def _build(cells: Sequence[_Cell], complete: bool) -> list[Problem]:
+    """Give every cell its experiment. What is wrong is said once, with the arms where it is.
+
+    complete: the cells have their factors; only then can it be said that an override changes nothing.
+    """
+    found: dict[Problem, list[_Cell]] = {}
+    for cell in cells:
+        try:
+            cell.experiment = validate_experiment(cell.node)
+        except InputError as error:
+            for problem in error.problems:
+                found.setdefault(problem, []).append(cell)
+    for name in dict.fromkeys(cell.group for cell in cells) if complete else ():
+        group = [cell for cell in cells if cell.group == name]
+        for problem in _idle(group):
+            found.setdefault(problem, []).extend(group)
+    return [_in_arms(problem, where, cells) for problem, where in found.items()]
+
+
+def _idle(group: Sequence[_Cell]) -> list[Problem]:
+    """Overrides that change nothing in any cell of a named arm. A factor's own levels may repeat what holds already."""
+    built = [(cell, cell.experiment) for cell in group if cell.experiment is not None]
+    if not built:
+        return []
+    return [
+        problem
+        for problem in idle_overrides(built[0][0].node, built[0][1])
+        if not under(problem.key, *built[0][0].declared)
+        and all(changes_nothing(cell.node, experiment, problem.key) for cell, experiment in built[1:])
+    ]
+
+
+def _in_arms(problem: Problem, where: Sequence[_Cell], cells: Sequence[_Cell]) -> Problem:
+    """The problem with the arms that have it, unless all have, or all that a factor gives this key."""
+    of_factor = all(under(problem.key, *cell.declared) for cell in where)  # a wrong level is wrong wherever it is used
+    whole = {c.group for c in where if of_factor or all(other in where for other in cells if other.group == c.group)}
+    names = list(dict.fromkeys(cell.group if cell.group in whole else cell.name for cell in where))
+    if set(names) == {cell.group for cell in cells if cell.declared or not of_factor}:
+        return problem
+    return Problem(f"{problem.message} (in arm {_some(names)})", problem.key, problem.mark)
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first names of many."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def under(key: str, *prefixes: str) -> bool:
+    """Whether a dotted key is one of these or below one of them."""
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
 
 
 def _groups(study: Study, document: Node, folder: Path, problems: list[Problem]) -> dict[str, tuple[Node, bool]]:
     """{named arm: (its tree before the factors, whether the grid applies)}."""
     base = document.find(["base"]) or Node({})
-    try:
-        shared = read_layers(document.find(["extends"]), folder)
-    except InputError as error:
-        problems += error.problems
-        shared = Node({})
+    shared = None
+    if not study.arms or any("extends" not in (arm or {}) for arm in study.arms.values()):
+        with noted(problems):
+            shared = read_layers(document.find(["extends"]), folder)
     groups = {}
     for name in study.arms or {"baseline": None}:
         own = document.find(["arms", name]) or Node({})
         items = own.value or {}
-        try:
-            below = read_layers(items["extends"], folder) if "extends" in items else shared
-        except InputError as error:
-            problems += error.problems
-            continue
+        below = shared
+        if "extends" in items:
+            below = None
+            with noted(problems):
+                below = read_layers(items["extends"], folder)
         in_grid = items.get("grid", Node(True)).value
         if not isinstance(in_grid, bool):
             problems.append(Problem("should be true or false", f"arms.{name}.grid", own.mark_of(["grid"])))
         keys = Node({key: value for key, value in items.items() if key not in ("extends", "grid")}, own.mark)
-        groups[name] = (merge(merge(below, base), keys), bool(in_grid))
+        if below is not None:
+            groups[name] = (merge(merge(below, base), keys), bool(in_grid))
     return groups
 
 
@@ -190,22 +268,36 @@ def _factors(grid: Grid | None, document: Node, problems: list[Problem]) -> dict
         mark = node.mark
         if isinstance(node.value, list):
             levels = [
-                Level(name, label_of(item.plain()), at(name, tree(item, item.mark or mark)), (name,)) for item in node.value
+                Level(name, label_of(item.plain()), at(name, tree(item, item.mark or mark)), (name,))
+                for item in node.value
             ]
         else:
             levels = []
             for label, bundle in node.value.items():
                 if not isinstance(bundle.value, dict) or not bundle.value:
-                    problems.append(Problem("a named level is a mapping of keys to values", f"grid.factors.{name}.{label}", bundle.mark))
+                    problems.append(
+                        Problem(
+                            "a named level is a mapping of keys to values", f"grid.factors.{name}.{label}", bundle.mark
+                        )
+                    )
                     continue
                 keys = merge_all(at(path, value) for path, value in bundle.value.items())
                 levels.append(Level(name, label, keys, tuple(bundle.value)))
+        labels = [level.label for level in levels]
+        for label in dict.fromkeys(label for label in labels if labels.count(label) > 1):
+            problems.append(Problem(f"two levels are called {label!r}; name them", f"grid.factors.{name}", mark))
         for path in dict.fromkeys(path for level in levels for path in level.paths):
             other = setters.setdefault(path, name)
-            nested = [p for p, owner in setters.items() if owner != name and (p.startswith(f"{path}.") or path.startswith(f"{p}."))]
+            nested = [
+                p
+                for p, owner in setters.items()
+                if owner != name and (p.startswith(f"{path}.") or path.startswith(f"{p}."))
+            ]
             if other != name or nested:
                 clash = other if other != name else setters[nested[0]]
-                problems.append(Problem(f"the factors {clash!r} and {name!r} both set {path}", f"grid.factors.{name}", mark))
+                problems.append(
+                    Problem(f"the factors {clash!r} and {name!r} both set {path}", f"grid.factors.{name}", mark)
+                )
         factors[name] = levels
     for index, exclusion in enumerate(grid.exclude if grid else ()):
         where = document.mark_of(["grid", "exclude", str(index)])
@@ -213,7 +305,10 @@ def _factors(grid: Grid | None, document: Node, problems: list[Problem]) -> dict
             if name not in factors:
                 problems.append(Problem(f"unknown factor{did_you_mean(name, factors)}", f"grid.exclude.{name}", where))
             elif label_of(value) not in [level.label for level in factors[name]]:
-                problems.append(Problem(f"{label_of(value)!r} is not a level of it", f"grid.exclude.{name}", where))
+                hint = did_you_mean(label_of(value), [level.label for level in factors[name]])
+                problems.append(
+                    Problem(f"{label_of(value)!r} is not a level of it{hint}", f"grid.exclude.{name}", where)
+                )
     return factors
 
 
@@ -225,7 +320,9 @@ def label_of(value: Any) -> str:
         return ",".join(f"{key}={label_of(item)}" for key, item in value.items())
     if isinstance(value, bool | None):
         return str(value).lower() if value is not None else "null"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else str(value)
+    return str(value)
 
 
 def _combinations(grid: Grid | None, factors: dict[str, list[Level]]) -> Iterator[tuple[Level, ...]]:
@@ -240,10 +337,10 @@ def _combinations(grid: Grid | None, factors: dict[str, list[Level]]) -> Iterato
         combined = [first]
         for index, levels in enumerate(columns):
             combined += [(*first[:index], level, *first[index + 1 :]) for level in levels[1:]]
-    for levels in combined:
-        chosen = {level.factor: level.label for level in levels}
+    for cell in combined:
+        chosen = {level.factor: level.label for level in cell}
         if not any(all(chosen[name] == label_of(value) for name, value in rule.items()) for rule in grid.exclude):
-            yield levels
+            yield cell
 
 
 def _name(cells: list[_Cell], study: Study, factors: dict[str, list[Level]]) -> None:
@@ -280,3 +377,16 @@ def _baseline_of(
         if other.group == group and (not other.labels or other.labels == wanted):
             return other.name
     return None
+
+
+def load_experiment_or_arm(name: str) -> Experiment:
+    """A preset, an experiment file, or `STUDY:ARM`."""
+    source, colon, arm_name = name.rpartition(":")
+    if not colon:
+        return load_experiment(name)
+    ablation = load_study(source)
+    for arm in ablation.arms:
+        if arm.name == arm_name:
+            return arm.experiment
+    hint = did_you_mean(arm_name, [arm.name for arm in ablation.arms])
+    raise InputError(Problem(f"{source} has no arm {arm_name!r}{hint}"))

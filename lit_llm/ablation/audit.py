@@ -6,14 +6,20 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from lit_llm.ablation.arms import Ablation, Arm
+from lit_llm.ablation.arms import Ablation, Arm, under
 from lit_llm.config.tree import difference
 from lit_llm.experiment.identity import pretrain_fingerprint
 
 INTERVENTION = ("model", "pretrain.objective", "pretrain.masks")
 """What an ablation is about, and what an arm may therefore set for itself. All else is a control."""
 
-YARDSTICK = ("pretrain.data.corpus", "pretrain.data.tokenizer", "pretrain.data.sequence_length")
+YARDSTICK = (
+    "pretrain.data.corpus",
+    "pretrain.data.tokenizer",
+    "pretrain.data.sequence_length",
+    "pretrain.data.validation_fraction",
+    "pretrain.validation",
+)
 """Keys that decide which target tokens val/ metrics are measured on."""
 
 
@@ -29,11 +35,6 @@ class Finding:
 
     def as_json(self) -> dict[str, str]:
         return asdict(self)
-
-
-def under(key: str, *prefixes: str) -> bool:
-    """Whether a dotted key is one of these or below one of them."""
-    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
 
 
 def differs(arm: Arm, baseline: Arm) -> dict[str, list[Any]]:
@@ -52,12 +53,14 @@ def _audit_arm(ablation: Ablation, arm: Arm) -> Iterator[Finding]:
     baseline, metric = ablation.arm(arm.baseline), ablation.study.compare.metric
     keys = differs(arm, baseline)
     if pretrain_fingerprint(arm.experiment) == pretrain_fingerprint(baseline.experiment):
-        yield Finding("no_op", arm.name, "", f"is the same computation as {baseline.name}; it costs nothing and shows nothing")
+        yield Finding(
+            "no_op", arm.name, "", f"is the same computation as {baseline.name}; it costs nothing and shows nothing"
+        )
         return
     declared = arm.declared | baseline.declared
     for key, (old, new) in keys.items():
         allowed = next((rule for rule in ablation.study.allow if under(key, rule.key)), None)
-        if under(key, *declared) and not (metric.startswith("val/") and under(key, *YARDSTICK, "pretrain.validation")):
+        if under(key, *declared) and not (metric.startswith("val/") and under(key, *YARDSTICK)):
             continue
         if arm.group != baseline.group and under(key, *INTERVENTION):
             continue
@@ -71,7 +74,7 @@ def _audit_arm(ablation: Ablation, arm: Arm) -> Iterator[Finding]:
                 "refused",
                 arm.name,
                 key,
-                f"{reason}: {old!r} in {baseline.name}, {new!r} here; make it equal, a factor, or list it under `allow`",
+                f"{reason}: {old!r} in {baseline.name}, {new!r} here; make it equal, a factor, or `allow` it",
             )
     if metric == "val/objective_loss" and any(under(key, "pretrain.objective") for key in keys):
         yield Finding(
@@ -81,4 +84,6 @@ def _audit_arm(ablation: Ablation, arm: Arm) -> Iterator[Finding]:
             f"val/objective_loss of another objective than {baseline.name}'s is another quantity; use val/target_nll",
         )
     if any(under(key, "pretrain.objective") for key in keys):
-        yield Finding("note", arm.name, "pretrain.objective", "the loss is computed on another number of tokens: see loss tokens")
+        yield Finding(
+            "note", arm.name, "pretrain.objective", "the loss is computed on another number of tokens: see loss tokens"
+        )

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from lit_llm.config.problems import did_you_mean
 from lit_llm.config.section import Items, Section, impossible
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -32,20 +33,21 @@ class Grid(Section):
     """factorial: every combination; one_at_a_time: each level alone, the other factors at their first."""
     factors: dict[str, Items[Any] | Tree] = Field(min_length=1)
     """A key with its levels, `model.attention.output_norm: [head, none]`, or a label with named bundles of keys,
-    `split: {3/3: {model.encoder.layers: 3, model.decoder.layers: 3}, 5/1: {...}}`. The first level is the baseline's."""
+    `split: {3/3: {model.encoder.layers: 3, model.decoder.layers: 3}, 5/1: {...}}`. The first one is the baseline's."""
     exclude: Items[Tree] = ()
     """Combinations to leave out: `{model.attention.output_norm: none, pretrain.training.optimizer.lr: 1e-2}`."""
 
     @model_validator(mode="after")
     def _has_levels(self) -> Grid:
-        findings = []
+        findings: list[tuple[tuple[str, ...], str]] = []
         for name, levels in self.factors.items():
+            key = ("factors", name)  # the name has dots of its own
             if not levels:
-                findings.append((f"factors.{name}", "has no levels; give at least two, the baseline's first"))
+                findings.append((key, "has no levels; give at least two, the baseline's first"))
             elif len(levels) == 1:
-                findings.append((f"factors.{name}", "has one level, so nothing is switched; set it in `base` instead"))
+                findings.append((key, "has one level, so nothing is switched; set it in `base` instead"))
             elif isinstance(levels, tuple) and any(a == b for i, a in enumerate(levels) for b in levels[:i]):
-                findings.append((f"factors.{name}", "has the same level twice"))
+                findings.append((key, "has the same level twice"))
         if findings:
             raise impossible(*findings)
         return self
@@ -80,13 +82,13 @@ class Study(Section):
     """What it is to answer."""
     extends: str | Items[str] | None = None
     """A preset, a file relative to this one, or a list of them, merged in order."""
-    base: Tree = {}
+    base: Tree = Field({})
     """Keys of every arm."""
-    arms: dict[Name, Tree | None] = {}
+    arms: dict[Name, Tree | None] = Field({})
     """Named arms: `extends` of its own, experiment keys, `grid: false` to stay out of the grid."""
     grid: Grid | None = None
     """Factors, crossed with the arms."""
-    seeds: Items[Annotated[int, Field(ge=0)]] = Field((0,), min_length=1)
+    seeds: Items[Annotated[int, Field(ge=0)]] = Field((0,), json_schema_extra={"minItems": 1})
     """Every arm runs once with each."""
     compare: Compare = Compare()
     """Baseline and metric."""
@@ -95,15 +97,21 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Study:
-        findings = []
+        findings: list[tuple[str | tuple[str, ...], str]] = []
+        if not self.seeds:
+            findings.append(("seeds", "needs at least one seed, for example [0, 1, 2]"))
         if len(set(self.seeds)) < len(self.seeds):
             findings.append(("seeds", "a seed is there twice"))
-        if "seed" in self.base or any("seed" in (arm or {}) for arm in self.arms.values()):
-            findings.append(("base.seed", "seeds are the study's: write `seeds: [0, 1, 2]`"))
-        factors = set(self.grid.factors) if self.grid else set()
+        factors = self.grid.factors if self.grid else {}
+        seeded: list[tuple[str, ...]] = [("base",)] if "seed" in self.base else []
+        seeded += [("arms", name) for name, arm in self.arms.items() if "seed" in (arm or {})]
+        seeded += [("grid", "factors")] if "seed" in factors else []
+        findings += [((*path, "seed"), "seeds are the study's: write `seeds: [0, 1, 2]`") for path in seeded]
         for name in self.compare.within:
             if name not in factors:
-                findings.append(("compare.within", f"{name!r} is not a factor of the grid"))
+                findings.append(
+                    ("compare.within", f"{name!r} is not a factor of the grid{did_you_mean(name, factors)}")
+                )
         if findings:
             raise impossible(*findings)
         return self

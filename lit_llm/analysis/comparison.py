@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lit_llm.analysis.paired import Difference, block_differences
@@ -67,6 +66,12 @@ class Row:
         return self.states.get("diverged", 0)
 
 
+COLUMNS = (
+    "arm baseline metric seeds mean deviation difference low high degrees pooled "
+    "diverged failed parameters train_flops tokens_per_second spikes"
+).split()
+
+
 @dataclass(frozen=True)
 class Comparison:
     """All arms, and what has to be said about them."""
@@ -79,10 +84,7 @@ class Comparison:
         """One line per arm; empty where there is no number."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(
-            ["arm", "baseline", "metric", "seeds", "mean", "deviation", "difference", "low", "high", "degrees", "pooled"]
-            + ["diverged", "failed", "parameters", "train_flops", "tokens_per_second", "spikes"]
-        )
+        writer.writerow(COLUMNS)
         for row in self.rows:
             d = row.difference
             writer.writerow(
@@ -93,10 +95,9 @@ class Comparison:
             )
         return out.getvalue()
 
-    def json(self) -> str:
-        from dataclasses import asdict
-
-        return json.dumps(asdict(self), indent=1)
+    def as_json(self) -> dict[str, Any]:
+        """Everything, as plain data."""
+        return asdict(self)
 
 
 def compare(runs: Sequence[RunResult], metric: str) -> Comparison:
@@ -104,7 +105,9 @@ def compare(runs: Sequence[RunResult], metric: str) -> Comparison:
     notes: list[str] = []
     kept = _of_one_origin(runs, notes)
     arms = list(dict.fromkeys(run.arm for run in runs))
-    values = {arm: {run.seed: v for run in kept if run.arm == arm and (v := run.metric(metric)) is not None} for arm in arms}
+    values = {
+        arm: {run.seed: v for run in kept if run.arm == arm and (v := run.metric(metric)) is not None} for arm in arms
+    }
     baselines = {run.arm: run.baseline for run in runs}
     differences: dict[str, Difference | None] = {}
     for baseline in dict.fromkeys(baselines.values()):
@@ -133,7 +136,9 @@ def _of_one_origin(runs: Sequence[RunResult], notes: list[str]) -> list[RunResul
     return [run for run in finished if run.origin == newest]
 
 
-def _row(arm: str, runs: Sequence[RunResult], baseline: str, values: Mapping[int, float], difference: Difference | None) -> Row:
+def _row(
+    arm: str, runs: Sequence[RunResult], baseline: str, values: Mapping[int, float], difference: Difference | None
+) -> Row:
     mine = [run for run in runs if run.arm == arm]
     ended = [run.result for run in mine if run.result]
 
@@ -144,7 +149,7 @@ def _row(arm: str, runs: Sequence[RunResult], baseline: str, values: Mapping[int
     return Row(
         arm=arm,
         baseline=baseline,
-        states=Counter(run.state for run in mine),
+        states=dict(Counter(run.state for run in mine)),
         seeds=len(values),
         mean=statistics.fmean(values.values()) if values else None,
         deviation=statistics.stdev(values.values()) if len(values) > 1 else None,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -44,6 +45,15 @@ class InputError(Exception):
         count = len(self.problems)
         last = f"{count} problem{'s' if count > 1 else ''}, nothing was started."
         return "\n".join([*map(str, self.problems), f"{last} {self.hint}".rstrip()])
+
+
+@contextmanager
+def noted(problems: list[Problem]) -> Iterator[None]:
+    """Add what is wrong in this block to `problems` and go on, so that the user hears of everything at once."""
+    try:
+        yield
+    except InputError as error:
+        problems += error.problems
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:

@@ -6,10 +6,22 @@ text and its description in the JSON Schema. Sections live beside the code that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, TypeVar, Union
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, TypeVar, Union, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Strict, Tag, ValidationError, create_model
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    Strict,
+    Tag,
+    ValidationError,
+    create_model,
+)
 from pydantic_core import PydanticCustomError
 
 from lit_llm.config.problems import InputError, Problem, did_you_mean
@@ -25,7 +37,12 @@ class Section(BaseModel):
     """Base class of all configuration sections."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
+        allow_inf_nan=False,
     )
 
 
@@ -33,52 +50,75 @@ Items = Annotated[tuple[T, ...], Strict(False)]
 """A list in YAML, a tuple here (frozen); its items stay strict."""
 
 
-def impossible(*findings: tuple[str, str]) -> PydanticCustomError:
+def impossible(*findings: tuple[str | tuple[str, ...], str]) -> PydanticCustomError:
     """The error to raise in a validator for values that the types allow and the thing itself does not.
 
-    findings: (key inside the section that is to blame, or "", message), any number of them.
+    findings: (key inside the section that is to blame, or "", message), any number of them. A key whose parts hold
+    dots themselves is a tuple of its parts.
     """
     # Braces in pydantic's template would be fields; the text goes in as one.
-    return PydanticCustomError("impossible", "{text}", {"text": "; ".join(m for _, m in findings), "findings": findings})
+    return PydanticCustomError(
+        "impossible", "{text}", {"text": "; ".join(m for _, m in findings), "findings": findings}
+    )
 
 
-def one_of(*variants: type[Section], default: type[Section], by: str = KIND) -> Any:
-    """The type of a field that is one of several sections, told apart by `by`.
+class OneOf:
+    """Marks a field that is one of several sections: `Annotated[AdamW | Muon, OneOf(default=AdamW)]`.
 
-    A bare word is the short form: `optimizer: adamw` is `optimizer: {kind: adamw}`. Without the key it is the default.
+    They are told apart by the key `by`; a section may go by several names. A bare word is the short form: `optimizer:
+    adamw` is `optimizer: {kind: adamw}`. Without the key it is the default.
     """
-    names = {section.model_fields[by].default: section for section in variants}
-    default_name = default.model_fields[by].default
 
-    def short_form(value: Any) -> Any:
-        if isinstance(value, str):
-            value = {by: value}
-        if isinstance(value, Mapping):
-            name = value.get(by, default_name)
-            if name not in names:
-                hint = did_you_mean(str(name), names)
-                raise impossible((by, f"{name!r} is not possible{hint}"))
-            return {by: name, **value}
-        return value
+    def __init__(self, *, default: type[Section], by: str = KIND) -> None:
+        self.default, self.by = default, by
 
-    def tag_of(value: Any) -> str | None:
-        name = value.get(by) if isinstance(value, Mapping) else getattr(value, by, None)
-        return f"{_TAG}{name}" if name in names else None
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        by, default_name = self.by, self.default.model_fields[self.by].default
+        variants: list[type[Section]] = [source] if isinstance(source, type) else list(get_args(source))
+        names = {name: section for section in variants for name in get_args(section.model_fields[by].annotation)}
 
-    tagged = [Annotated[section, Tag(f"{_TAG}{name}")] for name, section in names.items()]
-    if len(tagged) == 1:
-        return Annotated[variants[0], BeforeValidator(short_form)]
-    union = Union[tuple(tagged)]  # type: ignore[valid-type]  # noqa: UP007 - built from a list
-    return Annotated[union, Discriminator(tag_of), BeforeValidator(short_form)]
+        def short_form(value: Any) -> Any:
+            if isinstance(value, str):
+                value = {by: value}
+            if isinstance(value, Mapping):
+                name = value.get(by, default_name)
+                if not isinstance(name, str) or name not in names:
+                    raise impossible((by, _not_possible(name, names)))
+                return {by: name, **value}
+            return value
+
+        def tag_of(value: Any) -> str | None:
+            name = value.get(by) if isinstance(value, Mapping) else getattr(value, by, None)
+            return f"{_TAG}{names[name].model_fields[by].default}" if name in names else None
+
+        before = BeforeValidator(short_form), _ShortForm(names)
+        if len(variants) == 1:
+            return handler.generate_schema(Annotated[variants[0], *before])
+        tagged = [Annotated[section, Tag(f"{_TAG}{section.model_fields[by].default}")] for section in variants]
+        union = Union[tuple(tagged)]  # type: ignore[valid-type]  # noqa: UP007 - built from a list
+        return handler.generate_schema(Annotated[union, Discriminator(tag_of), *before])
 
 
-def partial(section: type[S], name: str) -> type[Section]:
+class _ShortForm:
+    """Puts the bare words into the JSON Schema: those of the sections that need no key of their own."""
+
+    def __init__(self, names: Mapping[str, type[Section]]) -> None:
+        self.words = [n for n, s in names.items() if not any(field.is_required() for field in s.model_fields.values())]
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        schema = handler(core)
+        # Not oneOf: what leaves the kind to the default may fit several.
+        mappings = schema.get("oneOf", [schema])
+        return {"anyOf": [*([{"enum": self.words}] if self.words else []), *mappings]}
+
+
+def partial(section: type[S]) -> type[Section]:
     """The same fields, all optional: what a more specific address may override. `None` means not set."""
     fields: dict[str, Any] = {}
     for key, field in section.model_fields.items():
         allowed = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
         fields[key] = (allowed | None, Field(None, description=field.description))  # type: ignore[operator]
-    return create_model(name, __base__=Section, __doc__=f"Overrides of {section.__name__}; what is absent stays.", **fields)
+    return create_model(f"Optional{section.__name__}", __base__=Section, **fields)
 
 
 def set_fields(section: BaseModel | None) -> dict[str, Any]:
@@ -97,33 +137,114 @@ def validate(section: type[S], node: Node, at: tuple[str, ...] = ()) -> S:
         return section.model_validate(node.plain())
     except ValidationError as error:
         raise InputError(
-            *(problem for item in error.errors(include_url=False) for problem in _problems(section, node, at, dict(item))),
+            *_problems(section, node, at, error.errors(include_url=False)),
             hint="`lit-llm schema > study.schema.json` gives your editor the allowed keys.",
         ) from None
 
 
-def _problems(section: type[Section], node: Node, at: tuple[str, ...], error: dict[str, Any]) -> Iterator[Problem]:
-    """One error of pydantic's in our words, at the line that brought the value in."""
-    path = tuple(str(part) for part in error["loc"] if not str(part).startswith(_TAG))
-    if error["type"] == "impossible":
-        for key, message in error["ctx"]["findings"]:
-            blamed = (*path, *filter(None, key.split(".")))
-            yield Problem(message, ".".join(at + blamed), node.mark_of(blamed))
-        return
-    yield Problem(_message(section, path, error), ".".join(at + path), node.mark_of(path))
+def _problems(section: type[Section], node: Node, at: tuple[str, ...], errors: list[Any]) -> Iterator[Problem]:
+    """Pydantic's errors in our words, one for each wrong value, at the line that brought it in."""
+    wrong: dict[tuple[str, ...], list[Any]] = {}
+    for error in errors:
+        wrong.setdefault(_path(node, error), []).append(error)
+    for path, found in wrong.items():
+        if all(error["type"] in _ABOUT_SHAPE for error in found) and any(_inside(other, path) for other in wrong):
+            continue  # a list that is too short without its wrong items; an alternative that nobody meant
+        # Of several alternatives, those that the value has the right type for.
+        meant = [error for error in found if error["type"] not in _NOUNS]
+        for error in meant or ([_either(found)] if len(found) > 1 else found):
+            if error["type"] == "impossible":
+                for key, message in error["ctx"]["findings"]:
+                    blamed = (*path, *(filter(None, key.split(".")) if isinstance(key, str) else key))
+                    yield Problem(message, ".".join(at + blamed), node.mark_of(blamed))
+            else:
+                yield Problem(_message(section, path, error), ".".join(at + path), node.mark_of(path))
+
+
+def _path(node: Node, error: dict[str, Any]) -> tuple[str, ...]:
+    """The user's key: pydantic's location without its own names for variants and alternatives, which no file has."""
+    path: tuple[str, ...] = ()
+    parts = [str(part) for part in error["loc"]]
+    for index, part in enumerate(parts):
+        absent = error["type"] == "missing" and index == len(parts) - 1
+        if absent or node.find((*path, part)) is not None:
+            path = (*path, part)
+    return path
+
+
+def _inside(path: tuple[str, ...], outer: tuple[str, ...]) -> bool:
+    return len(path) > len(outer) and path[: len(outer)] == outer
+
+
+_NOUNS = {
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "a string",
+    "tuple_type": "a list",
+    "dict_type": "a mapping of keys to values",
+    "model_type": "a mapping of keys to values",
+    "model_attributes_type": "a mapping of keys to values",
+    "union_tag_not_found": "a mapping of keys to values",
+    "literal_error": "",
+}
+"""What a value should have been, by pydantic's type of error; a literal says it itself."""
+
+_ABOUT_SHAPE = {*_NOUNS, "too_short", "too_long"}
+
+
+def _either(errors: list[Any]) -> dict[str, Any]:
+    """One error for a value that is none of several alternatives."""
+    nouns = [
+        error["ctx"]["expected"] if error["type"] == "literal_error" else _NOUNS[error["type"]] for error in errors
+    ]
+    return {"type": "either", "noun": " or ".join(dict.fromkeys(nouns)), "input": errors[-1]["input"]}
 
 
 def _message(section: type[Section], path: tuple[str, ...], error: dict[str, Any]) -> str:
-    kind, given = error["type"], error["input"]
+    kind, given, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "extra_forbidden":
         return f"unknown key{did_you_mean(path[-1], fields_at(section, error['loc'][:-1]))}"
     if kind == "missing":
         return "is needed, and there is no default"
     if kind == "literal_error":
-        allowed = [word.strip().strip("'") for word in error["ctx"]["expected"].replace(" or ", ",").split(",")]
-        return f"{given!r} is not possible{did_you_mean(str(given), allowed)}"
-    shown = f", not {given!r}" if isinstance(given, str | int | float | bool | None) else ""
-    return error["msg"].removeprefix("Input ").removeprefix("Value error, ") + shown
+        allowed = [word.strip().strip("'") for word in context["expected"].replace(" or ", ",").split(",")]
+        return _not_possible(given, allowed)
+    if kind == "string_too_short":
+        return "should not be empty"
+    if kind == "too_short":
+        return f"needs at least {context['min_length']} of them, has {context['actual_length']}"
+    if kind == "too_long":
+        return f"takes at most {context['max_length']} of them, has {context['actual_length']}"
+    noun = error.get("noun") or _NOUNS.get(kind)
+    what = f"should be {noun}" if noun else error["msg"].removeprefix("Input ")
+    return f"{what}, not {_shown(given)}{_rewritten(noun, given)}"
+
+
+def _not_possible(given: Any, allowed: Iterable[str]) -> str:
+    return f"{_shown(given)} is not possible{did_you_mean(given if isinstance(given, str) else '', allowed)}"
+
+
+def _shown(value: Any) -> str:
+    """A value as YAML has it; of a list or a mapping, that it is one."""
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, list | tuple):
+        return "a list"
+    return {None: "null", True: "true", False: "false"}[value] if isinstance(value, bool | None) else repr(value)
+
+
+def _rewritten(noun: str | None, given: Any) -> str:
+    """How to write what was obviously meant."""
+    if noun == "an integer" and isinstance(given, float) and given.is_integer():
+        return f" - write {int(given)}"
+    if noun == "a string" and isinstance(given, int | float):
+        return f" - write '{_shown(given)}', in quotes"
+    if noun == "a list" and isinstance(given, str | int | float):
+        return f" - write [{given if isinstance(given, str) else _shown(given)}]"
+    return ""
 
 
 def fields_at(section: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
@@ -133,8 +254,7 @@ def fields_at(section: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
         current = _step(current, part)
         if current is None:
             return []
-    models = [model for model in _models_in(current)]
-    return sorted({name for model in models for name in model.model_fields})
+    return sorted({name for model in _models_in(current) for name in model.model_fields})
 
 
 def _step(current: Any, part: Any) -> Any:

@@ -102,8 +102,8 @@ def split_path(path: str) -> list[str]:
 
 
 def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted path, leaf) of plain data; a list is one leaf, an empty mapping too."""
-    if isinstance(value, Mapping) and value:
+    """(dotted path, leaf) of plain data; a list is one leaf, an empty mapping none."""
+    if isinstance(value, Mapping):
         for key, item in value.items():
             yield from leaves(item, f"{prefix}.{key}" if prefix else str(key))
     else:
@@ -128,54 +128,93 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 _Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(~|null|Null|NULL|)$"), ["~", "n", "N", ""])
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))  # 007 is 7
+
+
+def _decimal(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    return int(loader.construct_scalar(node))  # 007 is 7
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _decimal)
+
+
+_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str", "int", "float", "bool", "null")}
+_MOST_VALUES = 50_000
+_DEEPEST = 50
+"""Far beyond any configuration; aliases of aliases would otherwise become more values than memory holds."""
 
 
 def read_yaml(text: str, source: str) -> Node:
     """Parse one YAML document. Raises InputError with `source:line` for broken YAML and repeated keys."""
-    loader = _Loader(text)
     problems: list[Problem] = []
+    count = 0
 
-    def convert(node: yaml.Node, line: int) -> Node:
+    def convert(node: yaml.Node, line: int, depth: int = 0) -> Node:
+        nonlocal count
+        count += 1
         mark = Mark(source, line + 1)
+        if count > _MOST_VALUES:
+            raise InputError(Problem(f"holds more than {_MOST_VALUES} values, those of aliases counted in", mark=mark))
+        if depth > _DEEPEST:
+            raise InputError(Problem(f"is nested more than {_DEEPEST} levels deep", mark=mark))
+        if node.tag not in _TAGS:
+            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+            problems.append(Problem(f"the tag {tag} is not allowed: a file is data, never code", mark=mark))
+            return Node(None, mark)
         if isinstance(node, yaml.MappingNode):
             items: dict[str, Node] = {}
             for key_node, value_node in node.value:
-                if key_node.tag == "tag:yaml.org,2002:merge":
-                    problems.append(Problem("'<<' is not supported, use `extends`", mark=mark))
-                    continue
-                if not isinstance(key_node, yaml.ScalarNode):
-                    problems.append(Problem("a key must be a plain word", mark=mark))
-                    continue
                 key, key_line = key_node.value, key_node.start_mark.line
+                key_mark = Mark(source, key_line + 1)
+                if not isinstance(key_node, yaml.ScalarNode) or key_node.tag not in _TAGS:
+                    problems.append(Problem("a key must be a plain word", mark=key_mark))
+                    continue
+                if key == "<<" and key_node.style is None:
+                    problems.append(Problem("'<<' is not supported, use `extends`", mark=key_mark))
+                    continue
                 if key in items:
-                    problems.append(Problem("is written twice", key, Mark(source, key_line + 1)))
-                items[key] = convert(value_node, key_line)
+                    problems.append(Problem("is written twice", key, key_mark))
+                items[key] = convert(value_node, key_line, depth + 1)
             return Node(items, mark)
         if isinstance(node, yaml.SequenceNode):
-            return Node([convert(item, item.start_mark.line) for item in node.value], mark)
-        if node.tag not in {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null")}:
-            problems.append(Problem(f"the tag {node.tag} is not allowed: a file is data, never code", mark=mark))
+            return Node([convert(item, item.start_mark.line, depth + 1) for item in node.value], mark)
+        try:
+            return Node(loader.construct_object(node), mark)
+        except (ValueError, KeyError):  # a tag that the value does not fit, or an integer of thousands of digits
+            problems.append(Problem(f"{node.value[:40]!r} is no {node.tag.rpartition(':')[2]}", mark=mark))
             return Node(None, mark)
-        return Node(loader.construct_object(node), mark)
 
     try:
-        root = loader.get_single_node()
-        document = Node({}, Mark(source, 1)) if root is None else convert(root, root.start_mark.line)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        place = getattr(error, "problem_mark", None)
-        reason = " ".join(filter(None, [getattr(error, "context", None), getattr(error, "problem", None)])) or str(error)
-        mark = Mark(source, place.line + 1 if place else None)
-        raise InputError(Problem(f"this is not valid YAML: {reason}", mark=mark)) from None
-    finally:
-        loader.dispose()
+        loader = _Loader(text)
+        try:
+            root = loader.get_single_node()
+            document = Node({}, Mark(source, 1)) if root is None else convert(root, root.start_mark.line)
+        finally:
+            loader.dispose()
+    except (yaml.YAMLError, RecursionError) as error:
+        raise InputError(_broken(error, text, source)) from None
     if problems:
         raise InputError(*problems)
     return document
+
+
+def _broken(error: Exception, text: str, source: str) -> Problem:
+    line: int | None
+    if isinstance(error, RecursionError):
+        return Problem(f"is nested more than {_DEEPEST} levels deep", mark=Mark(source))
+    if isinstance(error, yaml.reader.ReaderError):
+        line, reason = text.count("\n", 0, error.position) + 1, f"the character {error.character!r} is not allowed"
+    else:
+        place = getattr(error, "problem_mark", None)
+        line = place.line + 1 if place else None
+        reasons = getattr(error, "context", None), getattr(error, "problem", None)
+        reason = " ".join(filter(None, reasons)) or str(error)
+    return Problem(f"this is not valid YAML: {reason}", mark=Mark(source, line))
 
 
 def read_file(path: Path) -> Node:

@@ -69,7 +69,14 @@ class TrainBatches(Dataset[Batch]):
     """Item k is the batch of optimiser step k."""
 
     def __init__(
-        self, data: Prepared, objective: Objective, family: Family, bidirectional: bool, seed: int, rank: int = 0, ranks: int = 1
+        self,
+        data: Prepared,
+        objective: Objective,
+        family: Family,
+        bidirectional: bool,
+        seed: int,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         self.windows = Windows(data, "train")
         self.objective, self.family, self.bidirectional, self.seed = objective, family, bidirectional, seed

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from lit_llm.config.section import Items, Section, one_of
+from lit_llm.config.section import Items, OneOf, Section
 
 
 class PythonStdlib(Section):
@@ -45,16 +45,16 @@ class BytePairTokenizer(Section):
     """Number of tokens, the 256 bytes and 2 special ones included."""
 
 
-Corpus = PythonStdlib | TextFiles
-Tokenizer = ByteTokenizer | BytePairTokenizer
+Corpus = Annotated[PythonStdlib | TextFiles, OneOf(default=PythonStdlib)]
+Tokenizer = Annotated[ByteTokenizer | BytePairTokenizer, OneOf(default=BytePairTokenizer)]
 
 
 class DataConfig(Section):
     """The text of a stage."""
 
-    corpus: one_of(PythonStdlib, TextFiles, default=PythonStdlib) = PythonStdlib()  # type: ignore[valid-type]
+    corpus: Corpus = PythonStdlib()
     """Where the documents come from."""
-    tokenizer: one_of(ByteTokenizer, BytePairTokenizer, default=BytePairTokenizer) = BytePairTokenizer()  # type: ignore[valid-type]
+    tokenizer: Tokenizer = BytePairTokenizer()
     """How text becomes tokens. Losses per token compare only for one tokenizer; bits per byte compare always."""
     sequence_length: int = Field(gt=0)
     """Tokens of a window. Documents are joined with an end-of-document token and cut without overlap."""

@@ -65,25 +65,32 @@ def data_digest(config: DataConfig, documents: Documents | None = None) -> str:
 
 
 def _text_files(config: TextFiles) -> Documents:
-    problems, paths = [], set()
+    problems: list[Problem] = []
+    paths: set[Path] = set()
     for pattern in config.files:
-        found = [Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file()]
+        names = [pattern] if os.path.isfile(pattern) else glob.glob(pattern, recursive=True)
+        # A link that leads nowhere is found, so that its document is missed.
+        found = [path for path in map(Path, names) if path.is_file() or (path.is_symlink() and not path.exists())]
         if not found:
-            problems.append(Problem("no file matches; paths are relative to the working directory", f"corpus.files: {pattern}"))
-        paths.update(found)
-    files = [(path.as_posix(), path) for path in sorted(paths)]
-    for _, path in files:
+            reason = "no file matches; paths are relative to the working directory"
+            if os.path.isdir(pattern):
+                reason = f"is a directory; write {pattern.rstrip('/')}/**/*.txt"
+            problems.append(Problem(reason, f"corpus.files: {pattern}"))
+        paths.update(Path(os.path.abspath(path)) for path in found)  # once, whichever way it is written
+    files = sorted(paths)
+    for path in files:
         try:
             with path.open("rb") as file:
                 file.read(1)
         except OSError as error:
             problems.append(Problem(f"cannot be read: {error.strerror}", f"corpus.files: {path}"))
-    if not problems and not any(path.stat().st_size for _, path in files):
+    written = [] if problems else [path for path in files if path.stat().st_size]
+    if not problems and not written:
         problems.append(Problem("these files are all empty", f"corpus.files: {', '.join(config.files)}"))
     if problems:
         raise InputError(*problems)
     # Names and places do not matter to what is learnt, contents and their order do.
-    return Documents([(str(index), path) for index, (_, path) in enumerate(files)])
+    return Documents([(str(index), path) for index, path in enumerate(written)])
 
 
 def read_text(path: Path) -> str:
@@ -94,4 +101,6 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         if path.suffix == ".py":
             return raw.decode("latin-1")
-        raise InputError(Problem(f"is not UTF-8 (byte {error.start}); convert it first", f"corpus.files: {path}")) from None
+        raise InputError(
+            Problem(f"is not UTF-8 (byte {error.start}); convert it first", f"corpus.files: {path}")
+        ) from None

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +92,9 @@ def open_prepared(config: DataConfig, root: Path, digest: str) -> Prepared:
 
 
 def _write(config: DataConfig, documents: Documents, folder: Path, progress: Progress) -> None:
-    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    work = folder.with_name(f".{folder.name}")  # ours alone: the caller holds the lock
+    shutil.rmtree(work, ignore_errors=True)  # what a killed process has left
+    work.mkdir()
     try:
         if not isinstance(config.tokenizer, ByteTokenizer):
             progress("training the tokenizer", 0, 0)

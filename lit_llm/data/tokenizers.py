@@ -49,6 +49,8 @@ class BytePair:
         from tokenizers import Tokenizer as Library
 
         self._library = Library.from_file(str(path))
+        # A document that contains "<eod>" spells it in bytes: only we may end a document. The file does not keep this.
+        self._library.encode_special_tokens = True
         self.vocabulary = self._library.get_vocab_size()
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -81,8 +83,6 @@ def train_bpe(documents: Iterable[str], vocabulary: int, path: Path) -> None:
         show_progress=False,
     )
     library.train_from_iterator(documents, trainer)
-    # A document that contains "<eod>" spells it in bytes: only we may end a document.
-    library.encode_special_tokens = True
     library.save(str(path))
 
 

@@ -54,13 +54,13 @@ class Validation:
 
 @torch.no_grad()
 def sum_of_nats(model: LanguageModel, batches: list[Batch]) -> tuple[float, float]:
-    """(nats, tokens) over all counted targets, shared among devices; summed in float64, so that order hardly matters."""
+    """(nats, tokens) over all counted targets, shared among devices; in float64, so that order hardly matters."""
     device = next(model.parameters()).device
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     nats, tokens = (SumMetric().set_dtype(torch.float64).to(device) for _ in range(2))
     for batch in batches[rank::ranks]:
         batch = batch.to(device)
-        found = target_nats(model.hidden(**batch.inputs), model.unembedding_VD, batch.targets, batch.weights)  # type: ignore[operator]
+        found = target_nats(model.hidden(**batch.inputs), model.unembedding_VD, batch.targets, batch.weights)
         nats.update(found.double().sum())
         tokens.update(float(len(found)))
     return float(nats.compute()), float(tokens.compute())

@@ -7,8 +7,8 @@ from pydantic import Field, model_validator
 from lit_llm.config.section import Section, impossible
 from lit_llm.data.config import DataConfig
 from lit_llm.evaluation.config import ValidationConfig
-from lit_llm.models.config import EncoderDecoderModel, ModelField
-from lit_llm.objectives.config import CausalLM, MasksConfig, ObjectiveField, PrefixLM
+from lit_llm.models.config import EncoderDecoderModel, ModelConfig
+from lit_llm.objectives.config import CausalLM, MasksConfig, Objective, PrefixLM
 from lit_llm.training.config import TrainingConfig
 
 
@@ -17,7 +17,7 @@ class PretrainConfig(Section):
 
     data: DataConfig
     """The text."""
-    objective: ObjectiveField = CausalLM()  # type: ignore[valid-type]
+    objective: Objective = CausalLM()
     """How a window becomes inputs, targets and a loss."""
     masks: MasksConfig = MasksConfig()
     """Which masks are opened."""
@@ -47,9 +47,13 @@ class PretrainConfig(Section):
             )
         micro, devices = self.training.execution.micro_batch_size, self.training.execution.devices
         if micro and micro > self.data.batch_size:
-            findings.append(("training.execution.micro_batch_size", f"{micro} is more than batch_size {self.data.batch_size}"))
+            findings.append(
+                ("training.execution.micro_batch_size", f"{micro} is more than batch_size {self.data.batch_size}")
+            )
         if self.data.batch_size % devices:
-            findings.append(("training.execution.devices", f"{devices} do not divide batch_size {self.data.batch_size}"))
+            findings.append(
+                ("training.execution.devices", f"{devices} do not divide batch_size {self.data.batch_size}")
+            )
         if findings:
             raise impossible(*findings)
         return self
@@ -58,7 +62,7 @@ class PretrainConfig(Section):
 class Experiment(Section):
     """One full configuration: what a run is, but for its place on disk."""
 
-    model: ModelField  # type: ignore[valid-type]
+    model: ModelConfig
     """The network."""
     pretrain: PretrainConfig
     """Its training."""
@@ -69,13 +73,14 @@ class Experiment(Section):
     def _fits(self) -> Experiment:
         findings = []
         tokens = self.pretrain.data.tokenizer.vocabulary
-        if tokens > self.model.vocabulary:  # type: ignore[attr-defined]
-            findings.append(
-                ("model.vocabulary", f"{self.model.vocabulary} rows for a tokenizer of {tokens} tokens")  # type: ignore[attr-defined]
-            )
+        if tokens > self.model.vocabulary:
+            findings.append(("model.vocabulary", f"{self.model.vocabulary} rows for a tokenizer of {tokens} tokens"))
         if self.pretrain.masks.prefix == "bidirectional" and isinstance(self.model, EncoderDecoderModel):
             findings.append(
-                ("pretrain.masks.prefix", "bidirectional changes nothing here: an encoder sees all of its source anyway")
+                (
+                    "pretrain.masks.prefix",
+                    "bidirectional changes nothing here: an encoder sees all of its source anyway",
+                )
             )
         if findings:
             raise impossible(*findings)

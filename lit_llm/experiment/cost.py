@@ -53,21 +53,21 @@ def shape_at(experiment: Experiment, cut: float) -> cost.Shape:
     """What one window puts through the model when its first `cut` tokens are the source."""
     length, model = experiment.pretrain.data.sequence_length, experiment.model
     targets = length - cut
-    if model.family == "encoder_decoder":  # type: ignore[attr-defined]
-        return cost.Shape(source=max(cut, 1), target=targets, outputs=targets)  # type: ignore[arg-type]
+    if model.family == "encoder_decoder":
+        return cost.Shape(source=max(cut, 1), target=targets, outputs=targets)
     # An open prefix holds <s> too.
     prefix = cut + 1 if experiment.pretrain.masks.prefix == "bidirectional" else 0
-    return cost.Shape(source=0, target=length, outputs=targets, prefix=prefix)  # type: ignore[arg-type]
+    return cost.Shape(source=0, target=length, outputs=targets, prefix=prefix)
 
 
 def cost_of(experiment: Experiment, prompt: int = 1000, generate: int = 1000) -> Cost:
     """Parameters, FLOPs, cache, tokens and memory of one run of this experiment."""
-    model, pretrain = resolve_model(experiment.model), experiment.pretrain  # type: ignore[arg-type]
+    model, pretrain = resolve_model(experiment.model), experiment.pretrain
     data, training, objective = pretrain.data, pretrain.training, pretrain.objective
     length, windows = data.sequence_length, data.batch_size * training.max_steps
 
     def over_cuts(value: Any) -> float:
-        return float(objective.average(length, value))  # type: ignore[attr-defined]
+        return float(objective.average(length, value))
 
     per_window = over_cuts(lambda cut: cost.train_flops(model, shape_at(experiment, cut)))
     parameters = cost.count_parameters(model)

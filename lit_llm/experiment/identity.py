@@ -36,7 +36,7 @@ def pretrain_fingerprint(experiment: Experiment) -> str:
     return fingerprint(
         {
             "stage": "pretrain",
-            "model": resolve_model(experiment.model).model_dump(mode="json"),  # type: ignore[arg-type]
+            "model": resolve_model(experiment.model).model_dump(mode="json"),
             "pretrain": stage,
             "data": digest_of_data(experiment),
             "seed": experiment.seed,
@@ -44,12 +44,15 @@ def pretrain_fingerprint(experiment: Experiment) -> str:
     )
 
 
-@cache
-def code_digest() -> str:
-    """Hash of the sources that compute."""
+def _code_digest() -> str:
     root = Path(__file__).parents[1]
     files = [path for package in COMPUTES for path in sorted((root / package).rglob("*.py"))]
     return digest_of_files((path.relative_to(root).as_posix(), path) for path in files)
+
+
+CODE = _code_digest()
+"""Hash of the sources that compute, as they were when this process (or the server it was forked from) read them: a file
+edited while runs wait is not what they execute."""
 
 
 def provenance(experiment: Experiment) -> dict[str, Any]:
@@ -64,7 +67,7 @@ def provenance(experiment: Experiment) -> dict[str, Any]:
     cuda = execution.accelerator != "cpu" and torch.cuda.is_available()
     return {
         "version": __version__,
-        "code": code_digest(),
+        "code": CODE,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if cuda else f"cpu ({torch.backends.cpu.get_cpu_capability()})",

@@ -5,12 +5,13 @@ Precedence: defaults < `extends` < the file's own keys < `-o`. A preset is a YAM
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lit_llm.config.problems import InputError, Mark, Problem, did_you_mean
+from lit_llm.config.problems import InputError, Mark, Problem, did_you_mean, noted
 from lit_llm.config.section import validate
 from lit_llm.config.tree import Node, leaves, merge, read_file, read_override, split_path
 from lit_llm.experiment.config import Experiment
@@ -25,13 +26,32 @@ def preset_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in PRESETS.glob("*.yaml") if not path.stem.startswith("_")))
 
 
+def is_preset(name: str) -> bool:
+    """Whether a name stands for one of our files, whatever lies in the working directory."""
+    return "/" not in name and os.path.isfile(PRESETS / f"{name}.yaml")
+
+
 def load_experiment(source: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     """A preset (`"redllm-tiny"`) or an experiment file, with overrides (`["seed=3"]`).
 
     Raises InputError with every problem, each at its file and line.
     """
-    layers = [read_layers(Node([Node(str(source))]), Path.cwd())]
-    return validate_experiment(merge_all([*layers, *map(read_override, overrides)]), changes_checked=True)
+    problems: list[Problem] = []
+    below, after = Node({}), read_overrides(overrides, problems)
+    with noted(problems):
+        below = read_layers(Node([Node(str(source))]), Path.cwd())
+    if problems:
+        raise InputError(*problems)
+    return validate_experiment(merge_all([below, *after]), changes_checked=True)
+
+
+def read_overrides(options: Iterable[str], problems: list[Problem]) -> list[Node]:
+    """The overrides of the command line as trees; what is wrong with them is noted."""
+    trees = []
+    for option in options:
+        with noted(problems):
+            trees.append(read_override(option))
+    return trees
 
 
 def merge_all(layers: Iterable[Node]) -> Node:
@@ -47,7 +67,14 @@ def read_layers(extends: Node | None, folder: Path, seen: tuple[Path, ...] = ())
     if extends is None or extends.value is None:
         return Node({})
     names = extends.value if isinstance(extends.value, list) else [extends]
-    return merge_all(_read_layer(name, folder, seen) for name in names)
+    layers: list[Node] = []
+    problems: list[Problem] = []
+    for name in names:
+        with noted(problems):
+            layers.append(_read_layer(name, folder, seen))
+    if problems:
+        raise InputError(*problems)
+    return merge_all(layers)
 
 
 def _read_layer(name: Node, folder: Path, seen: tuple[Path, ...]) -> Node:
@@ -64,13 +91,12 @@ def _read_layer(name: Node, folder: Path, seen: tuple[Path, ...]) -> Node:
 
 
 def _find(name: str, folder: Path, mark: Mark | None) -> Path:
-    preset = PRESETS / f"{name}.yaml"
-    if "/" not in name and preset.is_file():
-        return preset
+    if is_preset(name):
+        return PRESETS / f"{name}.yaml"
     path = folder / name
-    if path.is_file():
+    if os.path.isfile(path):  # unlike Path's, says no to a name that is too long for the file system
         return path.resolve()
-    hint = did_you_mean(name, preset_names())
+    hint = did_you_mean(name, [*preset_names(), *(path.name for path in folder.glob("*.yaml"))])
     raise InputError(Problem(f"there is no preset and no file {name!r}{hint}", "extends" if mark else "", mark))
 
 
@@ -91,22 +117,30 @@ _ADDRESSES = ("attention", "self_attention", "cross_attention", "feed_forward", 
 
 def idle_overrides(node: Node, experiment: Experiment) -> list[Problem]:
     """Keys of model addresses (`model.decoder.cross_attention.rope`) without which the model would be the same."""
-    resolved, problems = resolve_model(experiment.model), []  # type: ignore[arg-type]
+    problems = []
     for side in ("encoder", "decoder"):
         stack = node.find(["model", side])
         for name in _ADDRESSES:
             part = stack.find([name]) if stack else None
             for path, _ in leaves(part.plain(), f"model.{side}.{name}") if part and part.value else ():
-                without = validate(Experiment, _without(node, split_path(path)))
-                if resolve_model(without.model) == resolved:  # type: ignore[arg-type]
+                if changes_nothing(node, experiment, path):
                     problems.append(
                         Problem(
-                            "changes nothing in the resolved model; leave it out, or set the key at the address that wins",
+                            "changes nothing in the resolved model; leave it out or set the key where it wins",
                             path,
                             node.mark_of(split_path(path)),
                         )
                     )
     return problems
+
+
+def changes_nothing(node: Node, experiment: Experiment, path: str) -> bool:
+    """Whether the experiment's model is the same without the key at `path` of its tree."""
+    try:
+        without = validate(Experiment, _without(node, split_path(path)))
+    except InputError:
+        return False  # it is needed
+    return resolve_model(without.model) == resolve_model(experiment.model)
 
 
 def _without(node: Node, path: list[str]) -> Node:

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from lit_llm.config.section import validate
-from lit_llm.config.tree import Node, read_file
+from lit_llm.config.tree import read_file
 from lit_llm.experiment.config import Experiment
-from lit_llm.tracking.store import SCHEMA, Stage, State, Store
+from lit_llm.tracking.store import SCHEMA, Busy, Stage, State, Store
 
 
 def freeze(store: Store, fingerprint: str, experiment: Experiment, data: str) -> Stage:
@@ -36,24 +36,34 @@ def frozen(stage: Stage) -> tuple[Experiment, str]:
 def run_one(root: Path, fingerprint: str, should_stop: Callable[[], bool] = lambda: False) -> State:
     """Claim the stage, train it from where it stopped, write its result. Returns how it ended.
 
-    Raises Busy when another process has it. Whatever else goes wrong is the stage's state, not an exception.
+    Where another process works on it (another study that shares the stage), its result is waited for. Whatever goes
+    wrong is the stage's state, not an exception.
     """
     stage = Store(root).stage(fingerprint)
-    with stage.claim():
-        if result := stage.result():
-            return result["state"]  # type: ignore[no-any-return]
-        stage.set_state("running")
+    while not should_stop():
         try:
-            result = pretrain(stage, Store(root), should_stop)
-        except Exception as error:
-            state: State = "out_of_memory" if ran_out_of_memory(error) else "failed"
-            stage.set_state(state, f"{type(error).__name__}: {error}", traceback.format_exc())
-            return state
-        if result["state"] == "interrupted":
-            stage.set_state("interrupted", result["error"])
-        else:
-            stage.finish(result)
-        return result["state"]  # type: ignore[no-any-return]
+            with stage.claim():
+                return _run_claimed(stage, Store(root), should_stop)
+        except Busy:
+            time.sleep(0.5)
+    return "interrupted"
+
+
+def _run_claimed(stage: Stage, store: Store, should_stop: Callable[[], bool]) -> State:
+    if result := stage.result():
+        return result["state"]
+    stage.set_state("running")
+    try:
+        result = pretrain(stage, store, should_stop)
+    except Exception as error:
+        state: State = "out_of_memory" if ran_out_of_memory(error) else "failed"
+        stage.set_state(state, f"{type(error).__name__}: {error}", traceback.format_exc())
+        return state
+    if result["state"] == "interrupted":
+        stage.set_state("interrupted", result["error"])
+    else:
+        stage.finish(result)
+    return result["state"]
 
 
 def pretrain(stage: Stage, store: Store, should_stop: Callable[[], bool]) -> dict[str, Any]:
@@ -71,12 +81,12 @@ def pretrain(stage: Stage, store: Store, should_stop: Callable[[], bool]) -> dic
 
     started = time.time()
     experiment, digest = frozen(stage)
-    section, family = experiment.pretrain, experiment.model.family  # type: ignore[attr-defined]
+    section, family = experiment.pretrain, experiment.model.family
     torch.set_num_threads(section.training.execution.threads)
     data = open_prepared(section.data, store.data, digest)
     bidirectional = section.masks.prefix == "bidirectional"
     cost = cost_of(experiment)
-    model = build_model(experiment.model, experiment.seed)  # type: ignore[arg-type]
+    model = build_model(experiment.model, experiment.seed)
     fitted = fit(
         model,
         section.training,
@@ -105,6 +115,7 @@ def pretrain(stage: Stage, store: Store, should_stop: Callable[[], bool]) -> dic
         "loss_tokens": fitted.loss_tokens,
         "flops": fitted.steps * cost.flops_per_step,
         "parameters": cost.parameters,
+        "seconds": fitted.seconds,
         "started": started,
         "finished": time.time(),
         "provenance": provenance(experiment),
@@ -120,10 +131,3 @@ def ran_out_of_memory(error: BaseException) -> bool:
 def experiment_yaml(experiment: Experiment) -> str:
     """The full configuration as a file that `train` takes."""
     return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
-
-
-def plain_node(experiment: Experiment) -> Node:
-    """The full configuration as a tree without marks."""
-    from lit_llm.config.tree import tree
-
-    return tree(experiment.model_dump(mode="json"))

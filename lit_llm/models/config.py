@@ -6,18 +6,17 @@ keys for one place, `model.decoder.layer_ranges` for some layers of it. The most
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from lit_llm.components.attention.config import AttentionConfig, AttentionOverride, ResolvedAttention, resolve_attention
-from lit_llm.components.feed_forward.config import FeedForwardConfig
-from lit_llm.components.norm.config import NormConfig
-from lit_llm.config.section import Items, Section, impossible, one_of, partial, set_fields
-
-FeedForwardOverride = partial(FeedForwardConfig, "FeedForwardOverride")
+from lit_llm.components.feed_forward.config import FeedForwardConfig, FeedForwardOverride
+from lit_llm.components.norm.config import AnyNorm, RMSNorm
+from lit_llm.config.section import Items, OneOf, Section, impossible, set_fields
 
 # --- what a user writes --------------------------------------------------------------------------------------------
 
@@ -85,7 +84,7 @@ class _Shared(Section):
     """Default of every attention."""
     feed_forward: FeedForwardConfig
     """Default of every feed-forward network."""
-    norm: one_of(NormConfig, default=NormConfig) = NormConfig()  # type: ignore[valid-type]
+    norm: AnyNorm = RMSNorm()
     """Norm before each block and after the last layer."""
 
     @model_validator(mode="after")
@@ -120,8 +119,7 @@ class EncoderDecoderModel(_Shared):
     """all: encoder input, decoder input and output are one matrix; inputs: only the two inputs are."""
 
 
-ModelConfig = DecoderModel | EncoderDecoderModel
-ModelField = one_of(DecoderModel, EncoderDecoderModel, default=DecoderModel, by="family")
+ModelConfig = Annotated[DecoderModel | EncoderDecoderModel, OneOf(default=DecoderModel, by="family")]
 
 # --- what is computed ----------------------------------------------------------------------------------------------
 
@@ -141,7 +139,7 @@ class ResolvedModel(Section):
     d_model: int
     vocabulary: int
     tie_embeddings: Literal["all", "inputs", "none"]
-    norm: NormConfig
+    norm: AnyNorm
     encoder: Items[Layer]
     decoder: Items[Layer]
 
@@ -166,18 +164,26 @@ def resolve_model(config: ModelConfig) -> ResolvedModel:
 
 def _layer(config: Any, side: str, index: int) -> Layer:
     stack = getattr(config, side)
-    self_name = "attention" if side == "encoder" else "self_attention"
-    ranges = [part for name, part in stack.layer_ranges.items() if index in layer_range(name)]
-
-    def attention(name: str, cross: bool = False) -> ResolvedAttention:
-        values = _merged(config.attention, [stack, *ranges], name)
-        return resolve_attention(values, config.d_model, cross)
-
+    cross = "cross_attention" in type(stack).model_fields
     return Layer(
-        self_attention=attention(self_name),
-        cross_attention=attention("cross_attention", cross=True) if hasattr(stack, "cross_attention") else None,
-        feed_forward=FeedForwardConfig.model_validate(_merged(config.feed_forward, [stack, *ranges], "feed_forward")),
+        self_attention=_attention(config, side, index, "attention" if side == "encoder" else "self_attention"),
+        cross_attention=_attention(config, side, index, "cross_attention") if cross else None,
+        feed_forward=FeedForwardConfig.model_validate(
+            _merged(config.feed_forward, [part for _, part in _levels(stack, side, index)], "feed_forward")
+        ),
     )
+
+
+def _attention(config: Any, side: str, index: int, name: str) -> ResolvedAttention:
+    levels = [part for _, part in _levels(getattr(config, side), side, index)]
+    values = _merged(config.attention, levels, name)
+    return resolve_attention(values, config.d_model, cross=name == "cross_attention")
+
+
+def _levels(stack: Any, side: str, index: int) -> list[tuple[str, Any]]:
+    """(address, section) of what may override a layer's defaults, the most specific last."""
+    ranges = [(name, part) for name, part in stack.layer_ranges.items() if index in layer_range(name)]
+    return [(side, stack), *((f"{side}.layer_ranges.{name}", part) for name, part in ranges)]
 
 
 def _merged(default: Section, levels: list[Any], name: str) -> dict[str, object]:
@@ -213,11 +219,26 @@ def resolution_problems(config: Any) -> Iterator[tuple[str, str]]:
         clash = _clash(stack.layer_ranges)
         if clash:
             yield f"{side}.layer_ranges", clash
-        for index in range(stack.layers):
+        names = [name for name in _ATTENTIONS if name in type(stack).model_fields]
+        for index, name in itertools.product(range(stack.layers), names):
             try:
-                _layer(config, side, index)
+                _attention(config, side, index, name)
             except ValueError as error:
-                yield "attention", str(error)
+                yield _blamed(stack, side, index, name), str(error)
+
+
+_ATTENTIONS = ("attention", "self_attention", "cross_attention")
+_SHAPE = {"heads", "kv_heads", "head_dim", "rope"}
+"""Keys of an attention that can make it impossible."""
+
+
+def _blamed(stack: Any, side: str, index: int, name: str) -> str:
+    """The most specific address that has a say in an attention's shape."""
+    blamed = "attention"
+    for address, part in _levels(stack, side, index):
+        if _SHAPE & set_fields(getattr(part, name)).keys():
+            blamed = f"{address}.{name}"
+    return blamed
 
 
 def _range_problem(name: str, layers: int) -> str:

@@ -13,9 +13,12 @@ from lit_llm.components.attention.config import ResolvedAttention
 from lit_llm.models.config import Layer, ResolvedModel
 
 
-def causal_pairs(tokens: int, prefix: int = 0) -> int:
-    """Visible (query, key) pairs among `tokens`, of which the first `prefix` also see each other."""
-    return tokens * (tokens + 1) // 2 + prefix * (prefix - 1) // 2
+def causal_pairs(tokens: float, prefix: float = 0) -> float:
+    """Visible (query, key) pairs among `tokens`, of which the first `prefix` also see each other.
+
+    A polynomial in both, so that it can be averaged over cuts; hence no integer division.
+    """
+    return (tokens * (tokens + 1) + prefix * (prefix - 1)) / 2
 
 
 @dataclass(frozen=True)
@@ -54,19 +57,19 @@ def _layer_parameters(model: ResolvedModel, layer: Layer) -> int:
 
 @dataclass(frozen=True)
 class Shape:
-    """How much one example puts through the model."""
+    """How much one example puts through the model, in tokens; fractions are means over an objective's cuts."""
 
-    source: int
+    source: float
     """Tokens of the encoder; 0 for a decoder-only model."""
-    target: int
+    target: float
     """Tokens of the decoder (prefix included, for a decoder-only model)."""
-    outputs: int
+    outputs: float
     """Positions whose distribution over the vocabulary is computed."""
-    prefix: int = 0
+    prefix: float = 0
     """Tokens at the decoder's start that see each other."""
 
     @property
-    def tokens(self) -> int:
+    def tokens(self) -> float:
         return self.source + self.target
 
 
@@ -123,7 +126,7 @@ def prefill_flops(model: ResolvedModel, prompt: int) -> float:
 def decode_flops(model: ResolvedModel, prompt: int, generate: int) -> float:
     """FLOPs per generated token after the prefill, averaged over `generate` tokens that use the cache."""
     d_model, flops = model.d_model, 2.0 * model.vocabulary * model.d_model
-    before = 0 if model.encoder else prompt
+    before = 1 if model.encoder else prompt  # <s>, or the prompt
     # The token generated as number g (from 0) sees what was there before, those generated so far, and itself.
     visible = before + (generate + 1) / 2
     for layer in model.decoder:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import cast
+from abc import ABC, abstractmethod
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -87,20 +88,26 @@ class Stack(nn.Module):
         return self.norm(x_BTD)
 
 
-class LanguageModel(nn.Module):
+class LanguageModel(nn.Module, ABC):
     """What the families share: token ids in, and one distribution over the vocabulary for each target position."""
 
     def __init__(self, config: ResolvedModel) -> None:
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocabulary, config.d_model)
-        self.output = None if config.tie_embeddings == "all" else nn.Linear(config.d_model, config.vocabulary, bias=False)
+        self.output = (
+            None if config.tie_embeddings == "all" else nn.Linear(config.d_model, config.vocabulary, bias=False)
+        )
         self.decoder = Stack(config.decoder, config)
 
     @property
     def unembedding_VD(self) -> Tensor:
         """The matrix that turns a hidden state into logits."""
         return self.embedding.weight if self.output is None else self.output.weight
+
+    @abstractmethod
+    def hidden(self, *inputs: Any, **named: Any) -> Tensor:
+        """Token ids in, the states after the last norm out: B x T x D, one for each target position."""
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         return F.linear(hidden_BTD, self.unembedding_VD)
@@ -157,9 +164,7 @@ class EncoderDecoder(LanguageModel):
         # The target goes on where its own row's source ended: <s> takes the slot after the last source token.
         ends = source if source_lengths is None else source_lengths.to(target.device)[:, None]
         rotations.place("continuous", target + ends)
-        return cast(
-            Tensor, self.decoder(x_BTD, CAUSAL, rotations, encoder_BSD, Visibility(key_lengths=source_lengths))
-        )
+        return cast(Tensor, self.decoder(x_BTD, CAUSAL, rotations, encoder_BSD, Visibility(key_lengths=source_lengths)))
 
     def forward(self, source_BS: Tensor, target_BT: Tensor, source_lengths: Tensor | None = None) -> Tensor:
         """B x S source ids, B x T decoder inputs -> B x T x V logits."""

@@ -6,12 +6,13 @@ prefix_lm: the first tokens are the source, the rest is the target (RedLLM, same
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from lit_llm.config.section import Section, one_of
+from lit_llm.config.section import OneOf, Section
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,10 +58,10 @@ class PrefixLM(Section):
         """Mean of value(tokens of the prefix) over the objective's cuts; `value` at most quadratic."""
         if self.split != "random":
             return value(sequence_length // 2 if self.split == "half" else self.split)
-        # Uniform over n = T - 1 integers around T / 2; for a quadratic, mean = f(middle) + f''/2 x variance.
-        middle, variance = sequence_length / 2, ((sequence_length - 1) ** 2 - 1) / 12
-        curvature = (value(middle + 1) + value(middle - 1)) / 2 - value(middle)
-        return value(middle) + curvature * variance
+        # Uniform over n = T - 1 integers around T / 2, with variance (n² - 1) / 12. The mean of a quadratic is that of
+        # its values one standard deviation to either side.
+        middle, deviation = sequence_length / 2, math.sqrt(((sequence_length - 1) ** 2 - 1) / 12)
+        return (value(middle - deviation) + value(middle + deviation)) / 2
 
     def problem(self, sequence_length: int) -> str:
         """Why no window of this length can be cut so, or ''."""
@@ -69,8 +70,7 @@ class PrefixLM(Section):
         return "" if sequence_length > 1 else "a window of one token cannot be cut in two"
 
 
-Objective = CausalLM | PrefixLM
-ObjectiveField = one_of(CausalLM, PrefixLM, default=CausalLM)
+Objective = Annotated[CausalLM | PrefixLM, OneOf(default=CausalLM)]
 
 
 class MasksConfig(Section):

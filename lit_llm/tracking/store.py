@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -50,7 +50,7 @@ class Store:
             if not marker.exists():
                 write_json(marker, {"schema": SCHEMA})
         except OSError as error:
-            raise InputError(Problem(f"cannot be used as a store: {error.strerror}", "--store", None)) from None
+            raise InputError(Problem(f"{self.root} cannot be used as a store: {error.strerror}", "--store")) from None
         return self
 
     def check(self) -> None:
@@ -62,7 +62,7 @@ class Store:
             return
         try:
             schema = json.loads(marker.read_text())["schema"]
-        except (ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError):
             schema = "unreadable"
         if schema != SCHEMA:
             raise InputError(
@@ -139,8 +139,8 @@ class Stage:
         )
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Write the result. From here on the stage is never run again."""
-        write_json(self.folder / "result.json", dict(result))
+        """Write the result, null for what is not finite. From here on the stage is never run again."""
+        write_json(self.folder / "result.json", finite(dict(result)))
 
     def forget(self) -> None:
         """Remove result and progress, so that the stage runs again from its start. The old ones are kept beside it."""
@@ -153,18 +153,19 @@ class Stage:
                     (self.folder / name).rename(kept / name)
             shutil.rmtree(self.checkpoints, ignore_errors=True)
 
-    def claim(self) -> Any:
-        """Context manager: hold the stage's lock. Raises Busy if another process has it."""
-        return locked(self.folder / "lock")
+    def claim(self) -> AbstractContextManager[None]:
+        """Hold the stage's lock. Raises Busy if another process has it."""
+        # Somebody who only looks whether it is locked holds it for an instant.
+        return locked(self.folder / "lock", patience=2.0)
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file; the kernel frees it when the process dies. Raises Busy with what the holder wrote."""
+def locked(path: Path, patience: float = 0.0) -> Iterator[None]:
+    """Hold a lock file; the kernel frees it when the process dies. Raises Busy after `patience` seconds."""
     from filelock import FileLock, Timeout
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, timeout=0)
+    lock = FileLock(path, timeout=patience)
     try:
         lock.acquire()
     except Timeout:
@@ -200,8 +201,8 @@ class MetricsFile:
         self._file: IO[str] = path.open("a", buffering=1)
 
     def append(self, step: int, metrics: Mapping[str, float]) -> None:
-        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), "metrics": finite}) + "\n")
+        line = {"step": step, "time": round(time.time(), 3), "metrics": finite(dict(metrics))}
+        self._file.write(json.dumps(line) + "\n")
 
     def close(self) -> None:
         self._file.close()
@@ -213,6 +214,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text().split("\n")[:-1]
     return [json.loads(line) for line in lines if line]
+
+
+def finite(content: Any) -> Any:
+    """The same with None for each number that is not finite: JSON has no such numbers."""
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

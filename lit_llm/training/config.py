@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from lit_llm.config.section import Items, Section, impossible, one_of
+from lit_llm.config.section import Items, OneOf, Section, impossible
 
 
 class AdamW(Section):
@@ -99,9 +99,9 @@ class TrainingConfig(Section):
 
     max_steps: int = Field(gt=0)
     """Optimiser steps."""
-    optimizer: one_of(AdamW, default=AdamW) = AdamW()  # type: ignore[valid-type]
+    optimizer: Annotated[AdamW, OneOf(default=AdamW)] = AdamW()
     """What makes a step out of a gradient."""
-    schedule: one_of(Cosine, Constant, default=Cosine) = Cosine()  # type: ignore[valid-type]
+    schedule: Annotated[Cosine | Constant, OneOf(default=Cosine)] = Cosine()
     """Learning rate by step."""
     clip_norm: float | None = Field(1.0, gt=0)
     """Largest norm of the whole gradient; null: no clipping."""
@@ -121,5 +121,7 @@ class TrainingConfig(Section):
     @model_validator(mode="after")
     def _fits(self) -> TrainingConfig:
         if self.schedule.warmup_steps > self.max_steps:
-            raise impossible(("schedule.warmup_steps", f"{self.schedule.warmup_steps} are more than max_steps {self.max_steps}"))
+            raise impossible(
+                ("schedule.warmup_steps", f"{self.schedule.warmup_steps} are more than max_steps {self.max_steps}")
+            )
         return self

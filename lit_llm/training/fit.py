@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -49,6 +50,8 @@ class Fitted:
     error: str | None = None
     loss_tokens: int = 0
     """Target tokens that the loss was computed on."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Spent in training steps and in evaluations."""
 
 
 def fit(
@@ -81,7 +84,12 @@ def fit(
             precision="bf16-mixed" if training.precision == "bf16" else "32-true",
             max_steps=training.max_steps,
             max_epochs=-1,
-            callbacks=[throughput, stability, journal, keeper],  # in this order: what is measured, judged, written, kept
+            callbacks=[
+                throughput,
+                stability,
+                journal,
+                keeper,
+            ],  # in this order: what is measured, judged, written, kept
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -112,7 +120,7 @@ def fit(
 
 
 class Journal(L.Callback):
-    """Writes metrics.jsonl: training, stability and throughput every `log_every` steps, evaluations when they are due."""
+    """Writes metrics.jsonl: training, stability, throughput every `log_every` steps, evaluations when they are due."""
 
     def __init__(
         self,
@@ -129,6 +137,7 @@ class Journal(L.Callback):
         steps, times = training.max_steps, min(evaluate_times, training.max_steps)
         self.evaluation_steps = {round(steps * (number + 1) / times) for number in range(times)}
         self.loss_sum, self.loss_tokens, self.loss_tokens_total = 0.0, 0, 0
+        self.evaluation_seconds = 0.0
         self.last: dict[str, float] = {}
         self._file: MetricsFile | None = None
 
@@ -147,10 +156,12 @@ class Journal(L.Callback):
         self.loss_tokens_total += report.targets
         evaluated: dict[str, float] = {}
         if step in self.evaluation_steps:
+            began = time.perf_counter()
             pl_module.eval()
             with torch.no_grad(), trainer.precision_plugin.forward_context():
                 evaluated = self.evaluate(pl_module.model)
             pl_module.train()
+            self.evaluation_seconds += time.perf_counter() - began
         if evaluated or step % self.training.log_every == 0 or step == self.training.max_steps:
             self.write(trainer, pl_module, evaluated)
 
@@ -175,14 +186,15 @@ class Journal(L.Callback):
             self._file.append(step, line)
 
     def ended(self, state: Literal["done", "diverged", "interrupted"], trainer: L.Trainer, error: str = "") -> Fitted:
-        return Fitted(state, trainer.global_step, self.last, error or None, self.loss_tokens_total)
+        seconds = {"training": self.throughput.seconds, "evaluation": self.evaluation_seconds}
+        return Fitted(state, trainer.global_step, self.last, error or None, self.loss_tokens_total, seconds)
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
 
     def state_dict(self) -> dict[str, Any]:
-        names = ("loss_sum", "loss_tokens", "loss_tokens_total", "last")
+        names = ("loss_sum", "loss_tokens", "loss_tokens_total", "evaluation_seconds", "last")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -46,7 +46,8 @@ class LitModel(L.LightningModule):
         # One loader batch is one optimiser step: the number of targets is known before the first backward pass, so
         # a micro-batch with few targets weighs as little as it should, on several devices too.
         self.automatic_optimization = False
-        self.model, self.training_config = model, training
+        self.model: LanguageModel = model
+        self.training_config = training
         self.report: StepReport | None = None
         self.on_first_piece: Callable[[Batch], None] | None = None
 
@@ -63,7 +64,9 @@ class LitModel(L.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = lr
 
-        total = torch.stack([torch.zeros((), device=self.device), torch.zeros((), device=self.device), batch.weights.sum()])
+        total = torch.stack(
+            [torch.zeros((), device=self.device), torch.zeros((), device=self.device), batch.weights.sum()]
+        )
         targets = self._over_devices(total)[2]
         pieces = list(batch.pieces(config.execution.micro_batch_size or len(batch)))
         for number, piece in enumerate(pieces):
@@ -88,8 +91,12 @@ class LitModel(L.LightningModule):
         optimizer.zero_grad()
 
     def _over_devices(self, numbers: Tensor) -> Tensor:
-        return numbers if self.trainer.world_size == 1 else self.all_gather(numbers).sum(0)
+        if self.trainer.world_size == 1:
+            return numbers
+        gathered = self.all_gather(numbers)
+        assert isinstance(gathered, Tensor)
+        return gathered.sum(0)
 
     def _without_sync(self) -> Any:
-        wrapped = self.trainer.strategy.model
+        wrapped: Any = self.trainer.strategy.model
         return wrapped.no_sync() if hasattr(wrapped, "no_sync") else nullcontext()

@@ -50,7 +50,9 @@ class Stability(L.Callback):
                 f"({self.first_loss:.2f}) for {self.lost_steps} steps"
             )
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
         every = self.config.logit_every
         if every and trainer.global_step % every == 0:
             assert isinstance(pl_module, LitModel)

@@ -29,20 +29,23 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 class Throughput(L.Callback):
-    """Measures the time inside training steps alone: validation, checkpoints and the first step are left out."""
+    """Measures the time inside training steps alone, without evaluations and checkpoints."""
 
     def __init__(self, tokens_per_step: int, flops_per_step: float) -> None:
         self.tokens_per_step, self.flops_per_step = tokens_per_step, flops_per_step
         self.seconds = 0.0
+        """Of all steps."""
         self.steps = 0
+        """Steps that the rates are means over: all but the first of each process, which warms up."""
+        self._warm_seconds = 0.0
         self._started = 0.0
         self._warm = False
 
     def metrics(self, device: torch.device, devices: int = 1) -> dict[str, float]:
         """Means so far, by the names they are tracked under; empty before the second step."""
-        if not self.seconds:
+        if not self.steps:
             return {}
-        rate = self.steps / self.seconds
+        rate = self.steps / self._warm_seconds
         out = {
             "throughput/tokens_per_second": rate * self.tokens_per_step,
             "throughput/flops_per_second": rate * self.flops_per_step,
@@ -55,13 +58,16 @@ class Throughput(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         # The step has read its numbers back from the device, so the device is done with it.
+        seconds = time.perf_counter() - self._started
+        self.seconds += seconds
         if self._warm:
-            self.seconds += time.perf_counter() - self._started
+            self._warm_seconds += seconds
             self.steps += 1
         self._warm = True
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds, "steps": self.steps}
+        return {"seconds": self.seconds, "steps": self.steps, "warm_seconds": self._warm_seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seconds, self.steps = state_dict["seconds"], state_dict["steps"]
+        self._warm_seconds = state_dict["warm_seconds"]

@@ -8,7 +8,7 @@ literal reading; `concat` and `after_out` are the other places where such a norm
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -41,7 +41,11 @@ class AttentionConfig(Section):
     """Base of the rotary frequencies."""
 
 
-AttentionOverride = partial(AttentionConfig, "AttentionOverride")
+_Optional: Any = partial(AttentionConfig)
+
+
+class AttentionOverride(_Optional):
+    """Keys of an attention that are different at one address; what is absent stays."""
 
 
 class ResolvedAttention(Section):

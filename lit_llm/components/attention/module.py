@@ -37,11 +37,14 @@ class Attention(nn.Module):
     def heads(self, part: str, x_BTD: Tensor, rotation: Rotation | None) -> Tensor:
         """Queries, keys or values of every head, B x H x T x K, normalised and rotated where they should be."""
         projection = getattr(self, part)
-        x_BHTK = projection(x_BTD).unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
+        # Norm and rotation before the transposition: on contiguous memory they are cheaper.
+        x_BTHK = projection(x_BTD).unflatten(-1, (-1, self.config.head_dim))
         if part in self.config.qkv_norm:
             scale = self.qkv_scale[part] if self.config.qkv_norm_scale else None
-            x_BHTK = F.rms_norm(x_BHTK, (self.config.head_dim,), scale, self.config.norm_eps)
-        return x_BHTK if rotation is None else rotate(x_BHTK, rotation)
+            x_BTHK = F.rms_norm(x_BTHK, (self.config.head_dim,), scale, self.config.norm_eps)
+        if rotation is not None:
+            x_BTHK = rotate(x_BTHK, rotation)
+        return x_BTHK.transpose(1, 2)
 
     def forward(
         self,
@@ -54,10 +57,10 @@ class Attention(nn.Module):
         q = self.heads("q", x_BTD, query_rotation)
         k = self.heads("k", memory_BSD, key_rotation)
         v = self.heads("v", memory_BSD, None)
-        out_BHTK = self.dot_product(q, k, v, visible)
+        out_BTHK = self.dot_product(q, k, v, visible).transpose(1, 2)
         if self.config.output_norm == "head":
-            out_BHTK = self.output_norm(out_BHTK)
-        joined_BTD = out_BHTK.transpose(1, 2).flatten(2)
+            out_BTHK = self.output_norm(out_BTHK)
+        joined_BTD = out_BTHK.flatten(2)
         if self.config.output_norm == "concat":
             joined_BTD = self.output_norm(joined_BTD)
         out_BTD = self.out(joined_BTD)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 Rotation = tuple[Tensor, Tensor]
-"""Cosine and sine, each broadcastable to B x H x T x K/2."""
+"""Cosine and sine, each broadcastable to B x T x H x K/2."""
 
 
 class Rotations:
@@ -29,14 +29,13 @@ class Rotations:
             # Angles in float32: in bfloat16 positions beyond 256 would not even be distinct.
             exponent = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
             angles = positions.float()[..., None] * theta**-exponent
-            if angles.dim() == 3:
-                angles = angles[:, None]  # B x 1 x T x K/2
+            angles = angles.unsqueeze(-2)  # T x 1 x K/2, or B x T x 1 x K/2: all heads alike
             self._made[key] = angles.cos().to(self.dtype), angles.sin().to(self.dtype)
         return self._made[key]
 
 
-def rotate(x_BHTK: Tensor, rotation: Rotation) -> Tensor:
+def rotate(x_BTHK: Tensor, rotation: Rotation) -> Tensor:
     """Rotate each pair (i, i + K/2) of every head by its position's angle."""
     cos, sin = rotation
-    first, second = x_BHTK.chunk(2, dim=-1)
+    first, second = x_BTHK.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

@@ -6,11 +6,11 @@ SwiGLU, GeGLU: Shazeer, arXiv 2002.05202. RedLLM and DecLLM use SwiGLU with d_ff
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
-from lit_llm.config.section import Section
+from lit_llm.config.section import Section, partial
 
 
 class FeedForwardConfig(Section):
@@ -28,3 +28,10 @@ class FeedForwardConfig(Section):
     def parameters(self, d_model: int) -> int:
         """Number of parameters; each takes part in one multiply-add per token."""
         return (3 if self.gated else 2) * d_model * self.d_ff
+
+
+_Optional: Any = partial(FeedForwardConfig)
+
+
+class FeedForwardOverride(_Optional):
+    """Keys of a feed-forward network that are different at one address; what is absent stays."""

@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_ENTRIES = 1 << 25
-"""Logits held at once, 128 MiB in float32. Beyond that they are computed in chunks, and again in the backward pass."""
+from lit_llm.components.loss.config import chunk_rows
 
 
 def target_loss(
@@ -43,7 +42,7 @@ def _pieces(
     counted_N = weights_BT.flatten().nonzero().squeeze(-1)
     hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, counted_N)
     targets_N = targets_BT.flatten().index_select(0, counted_N)
-    rows = max(1, CHUNK_ENTRIES // unembedding_VD.shape[0])
+    rows = chunk_rows(unembedding_VD.shape[0])
     yield from zip(hidden_ND.split(rows), targets_N.split(rows), strict=True)
 
 

@@ -1,0 +1,47 @@
+# Everything runs in .venv, which the first target that needs it creates.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+JOBS ?= 2
+
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"lit-llm needs Python 3.11 to 3.13, this is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
+	@test -x $(BIN)/python || { echo "creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing lit-llm and what it needs into $(VENV) (some minutes the first time)"
+	@# One resolution with the range of torch: pip takes the wheel that fits this machine.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off -e '.[dev]'
+	@touch $@
+
+install: $(READY) ## create .venv and install
+
+quickstart: $(READY) ## run the first study and compare its arms
+	@$(BIN)/lit-llm plan ablations/quickstart.yaml
+	@echo
+	@$(BIN)/lit-llm run ablations/quickstart.yaml
+
+test: $(READY) ## the tests, under 15 minutes on two cores
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not slow and not gpu"
+
+test-slow: $(READY) ## the tests that take minutes each
+	@$(BIN)/python -m pytest -m slow
+
+check: $(READY) ## ruff, mypy, import-linter
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(READY) ## ruff's fixes and layout
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+benchmarks: $(READY) ## the benchmarks, each beside a peer
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+.PHONY: help install quickstart test test-slow check format benchmarks

@@ -1,0 +1,88 @@
+"""The plan: every arm before it runs, what it costs, what differs, and whether the comparison is fair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lit_llm.ablation.arms import Ablation, Arm
+from lit_llm.ablation.audit import Finding, audit, differs
+from lit_llm.config.problems import InputError, Problem
+from lit_llm.experiment.cost import Cost, cost_of
+from lit_llm.experiment.identity import pretrain_fingerprint
+
+PROMPT, GENERATE = 1000, 1000
+"""Tokens at which decoding is costed unless told otherwise."""
+
+
+@dataclass(frozen=True)
+class PlannedArm:
+    """One arm of the plan."""
+
+    arm: Arm
+    differs: Mapping[str, list[Any]]
+    fingerprints: tuple[str, ...]
+    """Of its pretraining, one for each seed."""
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study before it runs."""
+
+    ablation: Ablation
+    arms: tuple[PlannedArm, ...]
+    findings: tuple[Finding, ...]
+    prompt: int = PROMPT
+    generate: int = GENERATE
+
+    @property
+    def refused(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.kind == "refused"]
+
+    def as_json(self) -> dict[str, Any]:
+        """What `plan --json` prints. Keys may be added, none is renamed."""
+        study = self.ablation.study
+        return {
+            "study": study.study,
+            "question": study.question,
+            "arms": [
+                {
+                    "name": planned.arm.name,
+                    "baseline": planned.arm.baseline,
+                    "differs": dict(planned.differs),
+                    "derived": {},
+                    "seeds": list(study.seeds),
+                    "fingerprints": {"pretrain": list(planned.fingerprints)},
+                    **planned.cost.as_json(self.prompt, self.generate),
+                }
+                for planned in self.arms
+            ],
+            "findings": [finding.as_json() for finding in self.findings],
+        }
+
+    def check(self) -> None:
+        """Raise InputError if the audit refuses the comparison."""
+        if self.refused:
+            raise InputError(
+                *(Problem(f"{finding.arm}: {finding.message}", finding.key) for finding in self.refused),
+                hint="`lit-llm plan` shows all arms.",
+            )
+
+
+def plan(ablation: Ablation, prompt: int = PROMPT, generate: int = GENERATE) -> Plan:
+    """Cost and audit every arm. Reads the corpora (for their digests), trains nothing.
+
+    prompt, generate: tokens at which decode FLOPs and the key-value cache are stated.
+    """
+    arms = tuple(
+        PlannedArm(
+            arm,
+            differs(arm, ablation.arm(arm.baseline)),
+            tuple(pretrain_fingerprint(arm.seeded(seed)) for seed in ablation.study.seeds),
+            cost_of(arm.experiment, prompt, generate),
+        )
+        for arm in ablation.arms
+    )
+    return Plan(ablation, arms, tuple(audit(ablation)), prompt, generate)

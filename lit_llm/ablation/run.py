@@ -1,0 +1,260 @@
+"""Run a study: do what is not done, resume what was interrupted, end with the comparison."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from lit_llm.ablation.arms import Ablation
+from lit_llm.ablation.plan import Plan, plan
+from lit_llm.ablation.runs import Run, comparison_of, runs_of
+from lit_llm.analysis.comparison import Comparison
+from lit_llm.config.problems import InputError, Problem, did_you_mean
+from lit_llm.config.tree import leaves
+from lit_llm.experiment.identity import CODE, digest_of_data
+from lit_llm.experiment.run import experiment_yaml, freeze, run_one
+from lit_llm.launch import Interrupted, Outcome, Task, run_tasks, stop_requested
+from lit_llm.tracking.mlflow_mirror import Mirror, MirrorThread, RunRecord, default_tracking
+from lit_llm.tracking.store import FINAL, Busy, Store, locked, write_json
+
+PRELOAD = ("lit_llm.training.fit", "lit_llm.evaluation.likelihood", "lit_llm.models.build", "safetensors.torch")
+"""What every run needs: imported once, by the server that the runs are forked from."""
+
+Rerun = Literal["failed", "stale"]
+
+
+class Watcher(Protocol):
+    """Somebody who looks on. Every method is called in the coordinator, between two looks at the runs."""
+
+    def preparing(self, what: str, done: int, total: int) -> None:
+        """A corpus is being tokenised."""
+
+    def message(self, text: str) -> None:
+        """Something to know that is no error."""
+
+    def launching(self, runs: Sequence[Run], todo: Sequence[Run], slots: int) -> None:
+        """The runs of the study, and those that will be executed now."""
+
+    def tick(self) -> None:
+        """Time to look at the store again."""
+
+    def finished(self) -> None:
+        """The last run has ended."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How running a study ended."""
+
+    plan: Plan
+    runs: tuple[Run, ...]
+    comparison: Comparison
+    interrupted: bool
+    tables: tuple[Path, ...]
+    """Files that hold the comparison."""
+
+    @property
+    def exit_code(self) -> int:
+        """0: done, divergence included; 1: some runs failed; 130: interrupted."""
+        if self.interrupted:
+            return 130
+        return 0 if all(run.stage.status()["state"] in FINAL for run in self.runs) else 1
+
+
+def run_study(
+    ablation: Ablation,
+    store: Store,
+    *,
+    watcher: Watcher,
+    slots: int,
+    only: str | None = None,
+    rerun: Rerun | None = None,
+    tracking: str | None = None,
+    render: Callable[[Plan, Comparison], dict[str, str]] = lambda *_: {},
+) -> Finished:
+    """Execute a study's runs, `slots` at once, each in a process of its own.
+
+    only: a pattern for the names of arms; rerun: repeat what failed, or what other code has done. `render` gives the
+    files, by name, that are written beside the tables and logged with the study.
+
+    Raises InputError, before anything has started, for an unfair comparison, an unreadable corpus, a store of another
+    schema, or a study that is running already.
+    """
+    planned = plan(ablation)
+    planned.check()
+    store.check()
+    runs = runs_of(ablation, store)
+    chosen = _chosen(runs, only)
+    folder = store.study(ablation.study.study)
+    store.open()
+    try:
+        with locked(folder / "lock"):
+            return _run_locked(planned, store, runs, chosen, folder, watcher, slots, rerun, tracking, render)
+    except Busy:
+        raise InputError(
+            Problem(
+                f"{ablation.study.study} is being run by another process; `lit-llm status` shows how far it is", "study"
+            )
+        ) from None
+
+
+def _chosen(runs: list[Run], only: str | None) -> list[Run]:
+    if only is None:
+        return runs
+    chosen = [run for run in runs if fnmatch.fnmatch(run.arm.name, only) or fnmatch.fnmatch(run.name, only)]
+    if not chosen:
+        names = dict.fromkeys(run.arm.name for run in runs)
+        raise InputError(Problem(f"no arm matches {only!r}{did_you_mean(only, names)}", "--only"))
+    return chosen
+
+
+def _run_locked(
+    planned: Plan,
+    store: Store,
+    runs: list[Run],
+    chosen: list[Run],
+    folder: Path,
+    watcher: Watcher,
+    slots: int,
+    rerun: Rerun | None,
+    tracking: str | None,
+    render: Callable[[Plan, Comparison], dict[str, str]],
+) -> Finished:
+    study = planned.ablation.study
+    _prepare_data(chosen, store, watcher)
+    todo = _todo(chosen, rerun, watcher)
+    for run in todo:
+        freeze(store, run.stage.fingerprint, run.experiment, digest_of_data(run.experiment))
+
+    mirror = Mirror(tracking or default_tracking(store.root), study=study.study, description=_description(planned))
+    follower = MirrorThread(mirror, lambda: [_record(run) for run in runs])
+    watcher.launching(runs, todo, slots)
+    interrupted = False
+    try:
+        run_tasks(
+            [_task(run, store) for run in todo],
+            slots=slots,
+            preload=PRELOAD,
+            on_finish=_note_death,
+            on_tick=watcher.tick,
+            grace_seconds=30.0,
+        )
+    except Interrupted:
+        interrupted = True
+    finally:
+        watcher.finished()
+
+    comparison = comparison_of(planned.ablation, runs)
+    tables = _write_tables(folder, comparison, render(planned, comparison))
+    finished = Finished(planned, tuple(runs), comparison, interrupted, tables)
+    state = "interrupted" if interrupted else "done" if finished.exit_code == 0 else "failed"
+    if not follower.close(state, tables, _summary(comparison)) and (problem := follower.take_problem()):
+        watcher.message(f"MLflow is behind: {problem}. The results are safe in {store.root}; the next run catches up.")
+    return finished
+
+
+def _prepare_data(runs: Iterable[Run], store: Store, watcher: Watcher) -> None:
+    from lit_llm.data.prepare import prepare
+
+    seen: dict[tuple[str, int], None] = {}
+    for run in runs:
+        config = run.experiment.pretrain.data
+        key = (digest_of_data(run.experiment), config.sequence_length)
+        if key not in seen:
+            prepare(config, store.data, watcher.preparing, key[0])
+            seen[key] = None
+
+
+def _todo(runs: list[Run], rerun: Rerun | None, watcher: Watcher) -> list[Run]:
+    """The runs to execute, each computation once."""
+    todo: dict[str, Run] = {}
+    skipped = {"failed": 0, "stale": 0}
+    for run in runs:
+        state = run.stage.status()["state"]
+        if state in FINAL and run.stale():
+            if rerun == "stale":
+                run.stage.forget()
+            else:
+                skipped["stale"] += 1
+                continue
+        elif state in ("failed", "out_of_memory"):
+            if rerun == "failed":
+                run.stage.set_state("pending")
+            else:
+                skipped["failed"] += 1
+                continue
+        elif state in FINAL:
+            continue
+        todo.setdefault(run.stage.fingerprint, run)
+    if skipped["failed"]:
+        watcher.message(f"{skipped['failed']} failed run(s) stay as they are; `--rerun failed` tries them again.")
+    if skipped["stale"]:
+        watcher.message(
+            f"{skipped['stale']} run(s) done with other code stay as they are; `--rerun stale` repeats them."
+        )
+    return list(todo.values())
+
+
+def _task(run: Run, store: Store) -> Task:
+    execution = run.experiment.pretrain.training.execution
+    arguments = (store.root, run.stage.fingerprint)
+    return Task(run.name, execute, arguments, log=run.stage.log_file, threads=execution.threads)
+
+
+def execute(root: Path, fingerprint: str) -> str:
+    """What a run's process does."""
+    return run_one(root, fingerprint, should_stop=stop_requested)
+
+
+def _note_death(outcome: Outcome) -> None:
+    """A process that could not write its own state: killed from outside, or dead before it began."""
+    root, fingerprint = outcome.task.arguments
+    stage = Store(root).stage(fingerprint)
+    if outcome.status in ("killed", "raised") and stage.result() is None:
+        # A kill can be answered by going on from the last checkpoint; an error would only come again.
+        state: Literal["interrupted", "failed"] = "interrupted" if outcome.status == "killed" else "failed"
+        stage.set_state(state, outcome.error, outcome.traceback)
+
+
+def _record(run: Run) -> RunRecord:
+    """A run as MLflow shows it."""
+    status, result = run.stage.status(), run.stage.result() or {}
+    params = dict(leaves(run.experiment.model_dump(mode="json")))
+    provenance = result.get("provenance", {})
+    return RunRecord(
+        arm=run.arm.name,
+        seed=run.seed,
+        fingerprint=run.stage.fingerprint,
+        state=status["state"],
+        params={**params, **{f"arm.{name}": label for name, label in run.arm.levels.items()}},
+        config_yaml=experiment_yaml(run.experiment),
+        metrics=[("", run.stage.metrics_file)],
+        error=status.get("error"),
+        tags={f"lit_llm.{key}": str(value) for key, value in provenance.items() if key != "code"},
+        code=provenance.get("code") or CODE,
+    )
+
+
+def _description(planned: Plan) -> str:
+    study = planned.ablation.study
+    lines = [f"**{study.question}**", ""]
+    lines += [f"- `{p.arm.name}`: {p.cost.parameters:,} parameters" for p in planned.arms]
+    return "\n".join(lines)
+
+
+def _summary(comparison: Comparison) -> dict[str, float | None]:
+    return {f"{row.arm}/{comparison.metric}": row.mean for row in comparison.rows}
+
+
+def _write_tables(folder: Path, comparison: Comparison, rendered: dict[str, str]) -> tuple[Path, ...]:
+    files = {"comparison.csv": comparison.csv(), **rendered}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        work = folder / f".{name}"
+        work.write_text(text)
+        work.replace(folder / name)
+    write_json(folder / "comparison.json", comparison.as_json())
+    return tuple(folder / name for name in (*files, "comparison.json"))

@@ -1,0 +1,91 @@
+"""The runs of a study, and what the store knows of each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lit_llm.ablation.arms import Ablation, Arm
+from lit_llm.analysis.comparison import Comparison, RunResult, compare
+from lit_llm.experiment.config import Experiment
+from lit_llm.experiment.identity import CODE, pretrain_fingerprint
+from lit_llm.tracking.store import Stage, Store
+
+
+@dataclass(frozen=True)
+class Run:
+    """An arm with a seed."""
+
+    arm: Arm
+    seed: int
+    stage: Stage
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm.name}/seed {self.seed}"
+
+    @property
+    def experiment(self) -> Experiment:
+        return self.arm.seeded(self.seed)
+
+    @property
+    def steps(self) -> int:
+        return int(self.arm.experiment.pretrain.training.max_steps)
+
+    def stale(self) -> bool:
+        """Whether its result was computed by other code than this."""
+        result = self.stage.result()
+        return result is not None and result["provenance"]["code"] != CODE
+
+
+def runs_of(ablation: Ablation, store: Store) -> list[Run]:
+    """Every run, arm by arm."""
+    return [
+        Run(arm, seed, store.stage(pretrain_fingerprint(arm.seeded(seed))))
+        for arm in ablation.arms
+        for seed in ablation.study.seeds
+    ]
+
+
+def status_rows(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
+    """What `status --json` prints for each run. Keys may be added, none is renamed."""
+    for run in runs:
+        status = run.stage.status()
+        last = last_metrics(run.stage)
+        yield {
+            "arm": run.arm.name,
+            "seed": run.seed,
+            "stage": "pretrain",
+            "state": status["state"],
+            "fingerprint": run.stage.fingerprint,
+            "run_id": f"{run.arm.name}/{run.seed}/{run.stage.fingerprint}",
+            "metrics": status.get("metrics") or last[1],
+            "error": status.get("error"),
+            "step": status.get("steps", last[0]),
+            "max_steps": run.steps,
+            "stale": run.stale(),
+        }
+
+
+def last_metrics(stage: Stage) -> tuple[int, dict[str, float]]:
+    """(step, metrics) of the last complete line; (0, {}) before there is one. Reads the file's end only."""
+    try:
+        with stage.metrics_file.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - 8192))
+            lines = file.read().split(b"\n")[:-1]
+        line = json.loads(lines[-1])
+    except (FileNotFoundError, IndexError, ValueError):
+        return 0, {}
+    return int(line["step"]), line["metrics"]
+
+
+def comparison_of(ablation: Ablation, runs: Sequence[Run]) -> Comparison:
+    """The comparison of whatever is finished."""
+    results = [
+        RunResult(run.arm.name, run.arm.baseline, run.seed, run.stage.status()["state"], run.stage.result() or {})
+        for run in runs
+    ]
+    return compare(results, ablation.study.compare.metric)

@@ -1,0 +1,283 @@
+"""The commands. Each parses its options and calls one function that a notebook could call too."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lit_llm.config.problems import InputError, Problem
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Ablations of language-model architectures: fair, resumable, side by side.",
+    epilog="Begin with: lit-llm plan ablations/quickstart.yaml",
+)
+
+StudyArgument = Annotated[
+    str, typer.Argument(metavar="STUDY", help="A study file; for a look at costs, a preset such as redllm-8b.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-o",
+        "--override",
+        metavar="KEY=VALUE",
+        help="Set a configuration key of every arm, e.g. -o pretrain.training.max_steps=100",
+    ),
+]
+StoreOption = Annotated[
+    Path, typer.Option("--store", help="Directory of results, tokenised data and MLflow's database.")
+]
+Tracking = Annotated[
+    str | None,
+    typer.Option(
+        "--tracking",
+        metavar="ADDRESS",
+        help="Where MLflow records, e.g. http://localhost:5000; the store's sqlite by default.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+DEFAULT_STORE = Path("mlruns")
+
+
+class Rerun(StrEnum):
+    """What to repeat."""
+
+    failed = "failed"
+    stale = "stale"
+
+
+@app.command()
+def plan(
+    study: StudyArgument,
+    override: Overrides = None,
+    as_json: AsJson = False,
+    prompt: Annotated[
+        int, typer.Option(min=1, help="Prompt tokens for prefill, decoding and the key-value cache.")
+    ] = 1000,
+    generate: Annotated[int, typer.Option(min=1, help="Generated tokens for decoding and the key-value cache.")] = 1000,
+) -> None:
+    """Show every arm before it runs: parameters, FLOPs, cache, tokens, what differs, whether it is fair.
+
+    Example: lit-llm plan ablations/quickstart.yaml -o pretrain.data.sequence_length=256
+    """
+    from lit_llm.ablation.arms import load_study
+    from lit_llm.ablation.plan import plan as make_plan
+
+    planned = make_plan(load_study(study, override or ()), prompt, generate)
+    if as_json:
+        print(json.dumps(planned.as_json(), indent=1))
+    else:
+        from lit_llm.report.tables import plan_table
+
+        _console().print(plan_table(planned))
+    if planned.refused:
+        raise typer.Exit(2)
+
+
+@app.command()
+def run(
+    study: StudyArgument,
+    jobs: Annotated[
+        int | None, typer.Option("-j", "--jobs", min=1, help="Runs at once; by default as many as cores allow.")
+    ] = None,
+    only: Annotated[str | None, typer.Option(metavar="GLOB", help="Only arms whose name matches, e.g. 'red*'.")] = None,
+    rerun: Annotated[Rerun | None, typer.Option(help="Repeat runs that failed, or that other code has done.")] = None,
+    override: Overrides = None,
+    store: StoreOption = DEFAULT_STORE,
+    tracking: Tracking = None,
+) -> None:
+    """Run what is not done, resume what was interrupted, and compare.
+
+    Ctrl-C stops at the next step and keeps everything; the same command goes on. Example: lit-llm run
+    ablations/quickstart.yaml -j 2
+    """
+    from lit_llm.ablation.arms import load_study
+    from lit_llm.ablation.run import run_study
+    from lit_llm.report.live import Progressing
+    from lit_llm.report.tables import comparison_markdown, comparison_table
+    from lit_llm.tracking.store import Store
+
+    ablation = load_study(study, override or ())
+    console = _console()
+    finished = run_study(
+        ablation,
+        Store(store),
+        watcher=Progressing(console),
+        slots=jobs or _slots(ablation),
+        only=only,
+        rerun=rerun.value if rerun else None,
+        tracking=tracking,
+        render=lambda planned, comparison: {"comparison.md": comparison_markdown(planned, comparison)},
+    )
+    console.print()
+    console.print(f"[bold]{ablation.study.study}[/]  {ablation.study.question}", highlight=False)
+    console.print(comparison_table(finished.comparison, console.width))
+    console.print(
+        f"\ntables: {_shown(finished.tables[0].parent)}   charts: lit-llm ui",
+        style="dim",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if finished.interrupted:
+        console.print(f"Interrupted; `lit-llm run {study}` goes on.", style="yellow", highlight=False)
+    elif finished.exit_code:
+        console.print(f"Some runs failed: `lit-llm status {study}` says why.", style="red", highlight=False)
+    raise typer.Exit(finished.exit_code)
+
+
+@app.command()
+def status(
+    study: StudyArgument, override: Overrides = None, as_json: AsJson = False, store: StoreOption = DEFAULT_STORE
+) -> None:
+    """Show the state of each run. Example: lit-llm status ablations/quickstart.yaml"""
+    from lit_llm.ablation.arms import load_study
+    from lit_llm.ablation.runs import runs_of, status_rows
+    from lit_llm.tracking.store import Store
+
+    place = Store(store)
+    place.check()
+    ablation = load_study(study, override or ())
+    rows = list(status_rows(runs_of(ablation, place)))
+    if as_json:
+        print(json.dumps({"study": ablation.study.study, "runs": rows}, indent=1))
+        return
+    from lit_llm.report.tables import status_table
+
+    _console().print(status_table(rows, ablation.study.compare.metric))
+
+
+@app.command()
+def report(
+    study: StudyArgument, override: Overrides = None, as_json: AsJson = False, store: StoreOption = DEFAULT_STORE
+) -> None:
+    """Compare what is finished, without running anything. Example: lit-llm report ablations/quickstart.yaml"""
+    from lit_llm.ablation.arms import load_study
+    from lit_llm.ablation.runs import comparison_of, runs_of
+    from lit_llm.tracking.store import Store
+
+    place = Store(store)
+    place.check()
+    ablation = load_study(study, override or ())
+    comparison = comparison_of(ablation, runs_of(ablation, place))
+    if as_json:
+        print(json.dumps({"study": ablation.study.study, **comparison.as_json()}, indent=1))
+        return
+    from lit_llm.report.tables import comparison_table
+
+    console = _console()
+    console.print(comparison_table(comparison, console.width))
+
+
+@app.command()
+def diff(
+    left: Annotated[str, typer.Argument(metavar="A", help="A preset, an experiment file, or STUDY:ARM.")],
+    right: Annotated[str, typer.Argument(metavar="B", help="The same.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show what differs between two configurations. Example: lit-llm diff redllm-8b decllm-8b"""
+    from rich.table import Table
+
+    from lit_llm.ablation.arms import load_experiment_or_arm
+    from lit_llm.config.tree import difference
+
+    pair = [load_experiment_or_arm(name).model_dump(mode="json") for name in (left, right)]
+    found = difference(*pair)
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    table = Table("key", left, right, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for key, values in found.items():
+        table.add_row(key, *("–" if value is None else json.dumps(value) for value in values))
+    _console().print(table if found else "They are equal.")
+
+
+@app.command()
+def train(
+    experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A preset or an experiment file.")],
+    override: Overrides = None,
+    store: StoreOption = DEFAULT_STORE,
+    tracking: Tracking = None,
+) -> None:
+    """Run one experiment, as a study of one arm. Example: lit-llm train redllm-tiny -o seed=1"""
+    run(experiment, 1, None, None, override, store, tracking)
+
+
+@app.command()
+def schema(
+    kind: Annotated[str, typer.Argument(metavar="[study|experiment]", help="Whose schema.")] = "study",
+) -> None:
+    """Print the JSON Schema for editors. Example: lit-llm schema > study.schema.json"""
+    from lit_llm.ablation.config import Study
+    from lit_llm.experiment.config import Experiment
+
+    sections: dict[str, Any] = {"study": Study, "experiment": Experiment}
+    if kind not in sections:
+        raise InputError(Problem(f"{kind!r} has no schema - allowed here: experiment, study"))
+    print(json.dumps(sections[kind].model_json_schema(), indent=1))
+
+
+@app.command()
+def ui(
+    store: StoreOption = DEFAULT_STORE,
+    tracking: Tracking = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 5000,
+) -> None:
+    """Open MLflow's UI on the store. Example: lit-llm ui --port 5001"""
+    from lit_llm.tracking.mlflow_mirror import default_tracking, ui_command
+    from lit_llm.tracking.store import Store
+
+    place = Store(store)
+    place.check()
+    if tracking is None and not (place.root / "mlflow.db").exists():
+        raise InputError(Problem(f"{place.root} holds no MLflow database yet; `lit-llm run` makes one", "--store"))
+    command = ui_command(tracking or default_tracking(place.root), port)
+    if tracking is None:
+        print(f"MLflow at http://127.0.0.1:{port}  (Ctrl-C ends it)", flush=True)
+    os.execv(command[0], command)
+
+
+def _slots(ablation: Any) -> int:
+    threads = max(arm.experiment.pretrain.training.execution.threads for arm in ablation.arms)
+    return max(1, len(os.sched_getaffinity(0)) // threads)
+
+
+def _shown(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+def main() -> None:
+    """Entry point: the user's errors are messages and exit code 2, never tracebacks."""
+    try:
+        app(standalone_mode=True)
+    except InputError as error:
+        print(error.report(), file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("Interrupted; the same command goes on.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Faces: what people see of a plan, of runs in progress, and of a comparison."""

@@ -1,0 +1,148 @@
+"""Progress: a live table in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from lit_llm.ablation.runs import Run, last_metrics
+from lit_llm.report import text
+from lit_llm.report.tables import STATES
+from lit_llm.tracking.store import FINAL
+
+
+class Progressing:
+    """Shows runs as they go. Implements `lit_llm.ablation.run.Watcher`."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.interactive = console.is_terminal
+        self._bars: Progress | None = None
+        self._live: Live | None = None
+        self._runs: Sequence[Run] = ()
+        self._todo: set[str] = set()
+        self._told: dict[str, str] = {}
+        self._preparing = ""
+        self._began = time.monotonic()
+        self._looked = 0.0
+
+    def message(self, text: str) -> None:
+        self.console.print(text, style="yellow", highlight=False)
+
+    def preparing(self, what: str, done: int, total: int) -> None:
+        if not self.interactive:
+            if what != self._preparing:
+                self.console.print(f"{what} ...", highlight=False)
+            self._preparing = what
+            return
+        if self._bars is None or what != self._preparing:
+            self._stop_bars()
+            self._bars = Progress(
+                TextColumn(what), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), console=self.console
+            )
+            self._bars.add_task(what, total=total or None)
+            self._bars.start()
+        self._preparing = what
+        self._bars.update(self._bars.task_ids[0], completed=done, total=total or None)
+
+    def _stop_bars(self) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+
+    def launching(self, runs: Sequence[Run], todo: Sequence[Run], slots: int) -> None:
+        self._stop_bars()
+        self._runs, self._todo = runs, {run.name for run in todo}
+        self._began = time.monotonic()
+        done = len(runs) - len(todo)
+        ready = f", {done} are there already" if done else ""
+        self.console.print(f"{len(todo)} of {len(runs)} runs to do{ready}; {slots} at once.", highlight=False)
+        if todo and self.interactive:
+            self._live = Live(self._view(), console=self.console, refresh_per_second=4, transient=True)
+            self._live.start()
+
+    def tick(self) -> None:
+        if time.monotonic() - self._looked < 0.5:
+            return
+        self._looked = time.monotonic()
+        if self._live is not None:
+            self._live.update(self._view())
+        else:
+            self._tell_changes()
+
+    def finished(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        self._tell_changes()
+
+    def _tell_changes(self) -> None:
+        for run in self._runs:
+            status = run.stage.status()
+            state = status["state"]
+            if run.name in self._todo and state not in ("pending", self._told.get(run.name)):
+                self._told[run.name] = state
+                if state == "running":
+                    if not self.interactive:
+                        self.console.print(f"{run.name}: running", highlight=False)
+                    continue
+                value = status.get("metrics", {}).get("val/target_nll")
+                ending = f", val/target_nll {value:.3f}" if value is not None else ""
+                error = f": {status['error']}" if status.get("error") else ""
+                self.console.print(f"{run.name}: {state}{ending}{error}", style=STATES[state], highlight=False)
+
+    def _view(self) -> RenderableType:
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+        for name in ("run", "step", "train/loss", "val/target_nll", "tok/s", "left"):
+            table.add_column(name, justify="left" if name == "run" else "right", no_wrap=True)
+        states: Counter[str] = Counter()
+        work = 0.0
+        for run in self._runs:
+            status = run.stage.status()
+            states[status["state"]] += 1
+            if run.name not in self._todo:
+                continue
+            if status["state"] in FINAL:
+                work += 1
+            if status["state"] == "running":
+                step, metrics = last_metrics(run.stage)
+                work += step / run.steps
+                rate = metrics.get("throughput/tokens_per_second")
+                data = run.experiment.pretrain.data
+                left = (run.steps - step) * data.batch_size * data.sequence_length / rate if rate else None
+                table.add_row(
+                    run.name,
+                    f"{step}/{run.steps}",
+                    _number(metrics.get("train/loss")),
+                    _number(metrics.get("val/target_nll") or _last_validation(run)),
+                    text.short(rate),
+                    "–" if left is None else text.duration(left),
+                )
+        seconds = time.monotonic() - self._began
+        remaining = f", about {text.duration(seconds / work * (len(self._todo) - work))} left" if work >= 1 else ""
+        summary = Text(f"{text.duration(seconds)}{remaining}   ", style="dim")
+        for state, number in states.items():
+            summary += Text(f"{number} {state}  ", style=STATES[state])
+        return Group(table, summary)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _last_validation(run: Run) -> float | None:
+    from lit_llm.tracking.store import read_metrics
+
+    found = [
+        line["metrics"]["val/target_nll"]
+        for line in read_metrics(run.stage.metrics_file)
+        if "val/target_nll" in line["metrics"]
+    ]
+    return found[-1] if found else None

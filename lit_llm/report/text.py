@@ -1,0 +1,51 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+from lit_llm.analysis.paired import Difference
+
+_UNITS = [(1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")]
+
+
+def short(number: float | None, digits: int = 3) -> str:
+    """1.23M, 45.6k, 789; an en dash for no number."""
+    if number is None:
+        return "–"
+    for size, unit in _UNITS:
+        if abs(number) >= size:
+            return f"{number / size:.{digits}g}{unit}"
+    return f"{number:.{digits}g}"
+
+
+def count(number: float) -> str:
+    """Counts of parameters and tokens, where a billion is B: 8.72B, 360k."""
+    return short(number).replace("G", "B").replace("P", "Q")
+
+
+def size(number: float) -> str:
+    """Bytes: 24.6 MB."""
+    text = short(number)
+    return f"{text[:-1]} {text[-1]}B" if text[-1:].isalpha() else f"{text} B"
+
+
+def mean_and_deviation(mean: float | None, deviation: float | None) -> str:
+    """3.412 ± 0.021; the deviation is over seeds."""
+    if mean is None:
+        return "–"
+    return f"{mean:.3f}" if deviation is None else f"{mean:.3f} ± {deviation:.3f}"
+
+
+def difference(d: Difference | None, empty: str = "–") -> str:
+    """-0.120 [-0.151, -0.089]: the difference and its 95% interval."""
+    if d is None:
+        return empty
+    if d.low is None or d.high is None:
+        return f"{d.mean:+.3f}"
+    return f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
+
+
+def duration(seconds: float) -> str:
+    """0:42, 1:03:20."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,297 @@
+"""Running a study: what goes wrong in one run leaves the others whole, and nothing is done twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lit_llm.ablation.arms import load_study
+from lit_llm.ablation.run import Finished, run_study
+from lit_llm.ablation.runs import Run
+from lit_llm.config.problems import InputError
+from lit_llm.tracking.store import Store, locked, read_metrics, write_json
+
+Study = Callable[..., Path]
+
+
+class Silent:
+    """A watcher that remembers what it was told."""
+
+    def __init__(self, on_tick: Callable[[Sequence[Run]], None] = lambda _: None) -> None:
+        self.messages: list[str] = []
+        self.todo: list[str] = []
+        self.runs: Sequence[Run] = ()
+        self.on_tick = on_tick
+
+    def preparing(self, what: str, done: int, total: int) -> None: ...
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def launching(self, runs: Sequence[Run], todo: Sequence[Run], slots: int) -> None:
+        self.runs, self.todo = runs, [run.name for run in todo]
+
+    def tick(self) -> None:
+        self.on_tick(self.runs)
+
+    def finished(self) -> None: ...
+
+
+def run(path: Path, store: Store, watcher: Silent | None = None, slots: int = 2, **options: object) -> Finished:
+    return run_study(load_study(path), store, watcher=watcher or Silent(), slots=slots, **options)  # type: ignore[arg-type]
+
+
+def states(finished: Finished) -> dict[str, str]:
+    return {run.name: run.stage.status()["state"] for run in finished.runs}
+
+
+TWO = "arms: {red: {}, dec: {extends: decllm-tiny}}"
+
+
+@pytest.mark.xdist_group("runs")
+def test_a_study_runs_once_and_a_second_run_has_nothing_to_do(write_study: Study, store: Store) -> None:
+    path = write_study("once", TWO, seeds=[100, 101])
+    first = run(path, store)
+    assert set(states(first).values()) == {"done"}
+    assert first.exit_code == 0
+    assert [row.arm for row in first.comparison.rows] == ["red", "dec"]
+    assert [row.seeds for row in first.comparison.rows] == [2, 2]
+    again = Silent()
+    second = run(path, store, again)
+    assert again.todo == []
+    assert second.comparison == first.comparison
+
+
+@pytest.mark.xdist_group("runs")
+def test_a_result_is_shared_by_every_study_that_asks_for_the_same(write_study: Study, store: Store) -> None:
+    """The name of a study or an arm is not part of what was computed."""
+    run(write_study("shared_a", TWO, seeds=[110]), store)
+    watcher = Silent()
+    arms = "arms: {left: {}, other: {model: {attention: {output_norm: none}}}}"
+    run(write_study("shared_b", arms, [110]), store, watcher)
+    assert watcher.todo == ["other/seed 110"]
+
+
+@pytest.mark.xdist_group("runs")
+def test_one_run_or_two_at_once_gives_the_same_bits(write_study: Study, store: Store, tmp_path: Path) -> None:
+    path = write_study("slots", TWO, seeds=[120])
+    alone, together = run(path, store, slots=1), run(path, Store(tmp_path / "other"), slots=2)
+    for one, two in zip(alone.runs, together.runs, strict=True):
+        assert (one.stage.checkpoints / "model.safetensors").read_bytes() == (
+            two.stage.checkpoints / "model.safetensors"
+        ).read_bytes()
+        assert one.stage.result()["metrics"]["val/target_nll"] == two.stage.result()["metrics"]["val/target_nll"]  # type: ignore[index]
+
+
+BROKEN = """
+arms:
+  red: {}
+  broken: {model: {attention: {output_norm: none}}, pretrain: {training: {execution: {accelerator: gpu}}}}
+  lost: {pretrain: {training: {optimizer: {lr: 1e20}}}, model: {attention: {qkv_norm: []}}}
+  dec: {extends: decllm-tiny}
+allow:
+  - {key: pretrain.training.execution.accelerator, because: this machine has no such device}
+  - {key: pretrain.training.optimizer.lr, because: it should diverge}
+"""
+
+
+@pytest.mark.xdist_group("runs")
+def test_an_exception_and_a_divergence_leave_the_others_whole(write_study: Study, store: Store) -> None:
+    path = write_study("broken", BROKEN, seeds=[130])
+    watcher = Silent()
+    finished = run(path, store, watcher)
+    assert states(finished) == {
+        "red/seed 130": "done",
+        "broken/seed 130": "failed",
+        "lost/seed 130": "diverged",
+        "dec/seed 130": "done",
+    }
+    assert finished.exit_code == 1
+    lost = next(row for row in finished.comparison.rows if row.arm == "lost")
+    assert (lost.diverged, lost.mean, lost.difference) == (1, None, None)
+    broken = finished.runs[1].stage.status()
+    assert "gpu" in broken["error"].lower() or "cuda" in broken["error"].lower()
+    assert "Traceback" in broken["traceback"]
+
+    kept = Silent()
+    run(path, store, kept)
+    assert kept.todo == []
+    assert any("--rerun failed" in message for message in kept.messages)
+    # What was wrong is mended (how a machine does it is not part of a run's identity); only that run is repeated.
+    path.write_text(path.read_text().replace("accelerator: gpu", "accelerator: cpu"))
+    mended = Silent()
+    assert states(run(path, store, mended, rerun="failed"))["broken/seed 130"] == "done"
+    assert mended.todo == ["broken/seed 130"]
+
+
+def long(text: str) -> str:
+    """Enough steps for a signal to arrive in the middle."""
+    return text.replace("max_steps: 12", "max_steps: 400").replace("log_every: 4", "log_every: 4, checkpoint_every: 8")
+
+
+@pytest.mark.xdist_group("runs")
+def test_a_killed_run_is_resumed_by_the_next_and_ends_as_if_nothing_had_been(
+    write_study: Study, store: Store, tmp_path: Path
+) -> None:
+    path = write_study("killed", TWO, seeds=[140])
+    path.write_text(long(path.read_text()))
+    killed: list[int] = []
+
+    def kill_red(runs: Sequence[Run]) -> None:
+        stage = runs[0].stage
+        if not killed and (stage.checkpoints / "last.ckpt").exists() and stage.status()["state"] == "running":
+            killed.append(json.loads((stage.folder / "state.json").read_text())["pid"])
+            os.kill(killed[0], signal.SIGKILL)
+
+    first = run(path, store, Silent(kill_red))
+    assert killed
+    assert states(first) == {"red/seed 140": "interrupted", "dec/seed 140": "done"}
+    assert "SIGKILL" in first.runs[0].stage.status()["error"]
+    second = run(path, store)
+    assert set(states(second).values()) == {"done"}
+    untouched = run(path, Store(tmp_path / "untouched"), only="red")
+    assert (second.runs[0].stage.checkpoints / "model.safetensors").read_bytes() == (
+        untouched.runs[0].stage.checkpoints / "model.safetensors"
+    ).read_bytes()
+    losses = [
+        [(line["step"], line["metrics"]["train/loss"]) for line in read_metrics(finished.runs[0].stage.metrics_file)]
+        for finished in (second, untouched)
+    ]
+    assert losses[0] == losses[1]
+
+
+def command(path: Path, store: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "lit_llm.cli", "run", str(path), "--store", str(store), *options]
+
+
+def wait_for_training(store: Path, count: int, seconds: float = 60) -> list[int]:
+    """Process ids of runs that have logged something."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = [p.parent for p in store.glob("stages/*/metrics.jsonl") if p.read_text().count("\n") > 0]
+        if len(found) >= count:
+            return [json.loads((folder / "state.json").read_text())["pid"] for folder in found]
+        time.sleep(0.1)
+    raise AssertionError("no run began in time")
+
+
+@pytest.mark.xdist_group("runs")
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(write_study: Study, tmp_path: Path, jobs: str) -> None:
+    path = write_study(f"ctrl_c_{jobs}", TWO, seeds=[150])
+    path.write_text(long(path.read_text()))
+    store = tmp_path / "store"
+    process = subprocess.Popen(command(path, store, "-j", jobs), stdout=subprocess.PIPE, text=True)
+    wait_for_training(store, int(jobs))
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "goes on" in output
+    stages = [Store(store).stage(folder.parent.name) for folder in store.glob("stages/*/state.json")]
+    assert {stage.status()["state"] for stage in stages} == {"interrupted"}
+    assert all((stage.checkpoints / "last.ckpt").exists() for stage in stages)
+
+    resumed = run(path, Store(store))
+    assert set(states(resumed).values()) == {"done"}
+    whole = run(path, Store(tmp_path / "whole"))
+    for one, two in zip(resumed.runs, whole.runs, strict=True):
+        weights = [run.stage.checkpoints / "model.safetensors" for run in (one, two)]
+        assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+@pytest.mark.xdist_group("runs")
+def test_a_killed_coordinator_leaves_no_orphan_and_its_runs_resume(write_study: Study, tmp_path: Path) -> None:
+    path = write_study("orphans", TWO, seeds=[160])
+    path.write_text(long(path.read_text()).replace("max_steps: 400", "max_steps: 100000"))
+    store = tmp_path / "store"
+    process = subprocess.Popen(command(path, store, "-j", "2"), stdout=subprocess.DEVNULL)
+    pids = wait_for_training(store, 2)
+    family = {*pids, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))}
+    process.kill()
+    process.wait()
+    gone = psutil.wait_procs([psutil.Process(pid) for pid in family if psutil.pid_exists(pid)], timeout=45)
+    assert gone[1] == []
+    stages = [Store(store).stage(folder.parent.name) for folder in store.glob("stages/*/state.json")]
+    assert {stage.status()["state"] for stage in stages} == {"interrupted"}
+
+
+@pytest.mark.xdist_group("runs")
+def test_the_same_study_cannot_run_twice_at_once(write_study: Study, store: Store) -> None:
+    path = write_study("twice", TWO, seeds=[170])
+    lock = store.open().study("twice") / "lock"
+    with locked(lock), pytest.raises(InputError, match="is being run by another process"):
+        run(path, store)
+    assert not [run for run in store.root.glob("stages/*/config.yaml") if "seed: 170" in run.read_text()]
+
+
+@pytest.mark.xdist_group("runs")
+def test_results_of_other_code_are_named_and_not_mixed(write_study: Study, store: Store) -> None:
+    path = write_study("stale", TWO, seeds=[180])
+    first = run(path, store)
+    old = first.runs[0].stage.result()
+    assert old is not None
+    write_json(first.runs[0].stage.folder / "result.json", old | {"provenance": old["provenance"] | {"code": "older"}})
+    watcher = Silent()
+    mixed = run(path, store, watcher)
+    assert watcher.todo == []
+    assert any("--rerun stale" in message for message in watcher.messages)
+    assert all(row.difference is None for row in mixed.comparison.rows)
+    assert any("other code" in note for note in mixed.comparison.notes)
+    repeated = Silent()
+    fresh = run(path, store, repeated, rerun="stale")
+    assert repeated.todo == ["red/seed 180"]
+    assert fresh.comparison.rows[1].difference is not None
+
+
+@pytest.mark.xdist_group("runs")
+def test_mlflow_shows_one_child_per_run_with_its_metrics(write_study: Study, store: Store) -> None:
+    """Judge: MLflow's own client reading the store's database."""
+    finished = run(write_study("mirrored", TWO, seeds=[190, 191]), store)
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{store.root}/mlflow.db")
+    experiment = client.get_experiment_by_name("mirrored")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
+    children = [r for r in runs if "mlflow.parentRunId" in r.data.tags]
+    assert len(parents) == 1
+    assert parents[0].info.status == "FINISHED"
+    assert {(r.data.tags["lit_llm.arm"], r.data.tags["lit_llm.seed"]) for r in children} == {
+        (arm, seed) for arm in ("red", "dec") for seed in ("190", "191")
+    }
+    by_fingerprint = {r.data.tags["lit_llm.fingerprint"]: r for r in children}
+    for planned in finished.runs:
+        child, lines = by_fingerprint[planned.stage.fingerprint], read_metrics(planned.stage.metrics_file)
+        history = client.get_metric_history(child.info.run_id, "val/target_nll")
+        assert [(m.step, m.value) for m in history] == [
+            (line["step"], line["metrics"]["val/target_nll"]) for line in lines if "val/target_nll" in line["metrics"]
+        ]
+        assert child.data.params["model.d_model"] == "16"
+        assert "config.yaml" in [f.path for f in client.list_artifacts(child.info.run_id)]
+    assert {"comparison.csv", "comparison.json"} <= {f.path for f in client.list_artifacts(parents[0].info.run_id)}
+
+
+@pytest.mark.slow
+def test_eight_commands_start_on_one_fresh_store(write_study: Study, tmp_path: Path) -> None:
+    """All at once: the store, the tokenised corpus and MLflow's database are each made once."""
+    store = tmp_path / "store"
+    paths = [write_study(f"crowd_{n}", TWO, seeds=[200 + n]) for n in range(8)]
+    processes = [
+        subprocess.Popen(command(path, store, "-j", "1"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for path in paths
+    ]
+    outputs = [process.communicate(timeout=400)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 8, "\n".join(outputs)
+    assert not any("MLflow is behind" in output for output in outputs), "\n".join(outputs)
+    assert len(list(store.glob("data/*/meta.json"))) == 1
+    assert len(list(store.glob("stages/*/result.json"))) == 16

@@ -1,0 +1,192 @@
+"""The attention module against its formula written out: where each norm stands, what cross-attention knows."""
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from lit_llm.components.attention.config import resolve_attention
+from lit_llm.components.attention.module import Attention
+from lit_llm.components.attention.rope import Rotations
+from lit_llm.components.attention.visibility import Visibility, largest_logit
+
+D, HEADS, K, B, T, S = 20, 4, 6, 2, 5, 7  # so that the widths D, K and HEADS x K are three
+FULL, CAUSAL = Visibility(), Visibility(causal=True)
+
+
+def attention(cross=False, **values):
+    module = Attention(
+        resolve_attention({"heads": HEADS, "head_dim": K, "rope": "none", **values}, D, cross), D
+    ).double()
+    for name, parameter in module.named_parameters():
+        if "scale" in name:  # ones would hide a scale that is not applied
+            nn.init.uniform_(parameter, 0.5, 2)
+    return module
+
+
+def x_and_memory():
+    return torch.randn(B, T, D, dtype=torch.float64), torch.randn(B, S, D, dtype=torch.float64)
+
+
+def rms(x, eps=1e-6):
+    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt()
+
+
+def split(x):
+    return x.unflatten(-1, (-1, K)).transpose(1, 2)
+
+
+def heads_output(q, k, v, mask=None):
+    scores = q @ k.transpose(-1, -2) / K**0.5
+    return (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1) @ v
+
+
+def joined(heads_BHTK):
+    return heads_BHTK.transpose(1, 2).flatten(2)
+
+
+def plain(module, x, memory, norms=""):
+    """Each head's softmax(QKᵀ/√K)V, with rms() around those of q, k, v that `norms` names."""
+    q, k, v = split(x @ module.q.weight.T), split(memory @ module.k.weight.T), split(memory @ module.v.weight.T)
+    return heads_output(rms(q) if "q" in norms else q, rms(k) if "k" in norms else k, rms(v) if "v" in norms else v)
+
+
+@pytest.mark.parametrize("norms", ["", "q", "k", "v", "qk", "qkv"])
+def test_each_of_q_k_and_v_is_normalised_where_named_and_nowhere_else(norms):
+    """Equation 1 of arXiv 2510.26622: LN over the K entries of each head, without parameters."""
+    module, (x, memory) = attention(qkv_norm=list(norms)), x_and_memory()
+    assert_close(module(x, memory, FULL), joined(plain(module, x, memory, norms)) @ module.out.weight.T)
+    assert {name for name, _ in module.named_parameters()} == {"q.weight", "k.weight", "v.weight", "out.weight"}
+
+
+def test_head_norm_is_over_each_heads_entries_before_the_output_matrix():
+    """Equation 2, read literally: Attn_Red = LN(Attn_Dec), with Attn_Dec of one head."""
+    module, (x, memory) = attention(output_norm="head"), x_and_memory()
+    assert_close(module(x, memory, FULL), joined(rms(plain(module, x, memory))) @ module.out.weight.T)
+
+
+def test_concat_norm_is_over_all_heads_before_the_output_matrix():
+    module, (x, memory) = attention(output_norm="concat"), x_and_memory()
+    assert_close(module(x, memory, FULL), rms(joined(plain(module, x, memory))) @ module.out.weight.T)
+
+
+def test_after_out_norm_is_behind_the_output_matrix():
+    module, (x, memory) = attention(output_norm="after_out"), x_and_memory()
+    assert_close(module(x, memory, FULL), rms(joined(plain(module, x, memory)) @ module.out.weight.T))
+
+
+def test_scales_are_learned_per_part_and_multiply_after_the_norm():
+    module, (x, memory) = attention(qkv_norm=["q", "v"], qkv_norm_scale=True), x_and_memory()
+    q, k, v = split(x @ module.q.weight.T), split(memory @ module.k.weight.T), split(memory @ module.v.weight.T)
+    out = heads_output(rms(q) * module.qkv_scale["q"], k, rms(v) * module.qkv_scale["v"])
+    assert_close(module(x, memory, FULL), joined(out) @ module.out.weight.T)
+    assert set(module.qkv_scale) == {"q", "v"}
+
+
+@pytest.mark.parametrize(("place", "width"), [("head", K), ("concat", HEADS * K), ("after_out", D)])
+def test_the_output_scale_has_the_width_of_its_place(place, width):
+    module, (x, memory) = attention(output_norm=place, output_norm_scale=True), x_and_memory()
+    assert module.output_scale.shape == (width,)
+    heads, scale, matrix = plain(module, x, memory), module.output_scale, module.out.weight.T
+    wanted = {
+        "head": lambda: joined(rms(heads) * scale) @ matrix,
+        "concat": lambda: (rms(joined(heads)) * scale) @ matrix,
+        "after_out": lambda: rms(joined(heads) @ matrix) * scale,
+    }
+    assert_close(module(x, memory, FULL), wanted[place]())
+
+
+def test_norm_eps_stands_under_the_root():
+    module, (x, memory) = attention(output_norm="after_out", norm_eps=0.5), x_and_memory()
+    assert_close(module(x, memory, FULL), rms(joined(plain(module, x, memory)) @ module.out.weight.T, eps=0.5))
+
+
+def scores_of(module, x, visible=FULL):
+    """The largest |logit| that the module computes over x itself."""
+    seen = []
+    module.dot_product.register_forward_pre_hook(lambda _, args: seen.append(largest_logit(args[0], args[1], args[3])))
+    with torch.no_grad():
+        module(x, x, visible)
+    return float(seen[0])
+
+
+def test_norms_on_queries_and_keys_bound_the_logits_by_the_root_of_head_dim():
+    """|q| = |k| = √K, so |q·k|/√K <= √K (Cauchy-Schwarz), however large the weights have grown."""
+    bounded, free, (x, _) = attention(qkv_norm=["q", "k"]), attention(), x_and_memory()
+    free.load_state_dict(bounded.state_dict())
+    for module in (bounded, free):
+        module.q.weight.data *= 100
+        module.k.weight.data *= 100
+    assert scores_of(bounded, x) <= K**0.5 * (1 + 1e-6)
+    assert scores_of(free, x) > 10 * K**0.5
+
+
+def test_the_bound_is_reached_where_query_and_key_are_parallel():
+    module, (x, _) = attention(qkv_norm=["q", "k"], norm_eps=1e-12), x_and_memory()
+    module.k.weight = module.q.weight
+    assert_close(scores_of(module, x, CAUSAL), K**0.5, rtol=1e-6, atol=0)
+
+
+def test_a_norm_on_one_side_alone_bounds_nothing():
+    module, (x, _) = attention(qkv_norm=["q", "v"]), x_and_memory()
+    module.k.weight.data *= 100
+    assert scores_of(module, x) > 10 * K**0.5
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2])
+@pytest.mark.parametrize("visible", [FULL, CAUSAL, Visibility(causal=True, prefix=3)])
+def test_grouped_queries_are_repeated_key_and_value_heads(kv_heads, visible):
+    """arXiv 2305.13245: each key head serves heads / kv_heads query heads that stand together."""
+    grouped, (x, _) = attention(kv_heads=kv_heads, qkv_norm=["q", "k", "v"]), x_and_memory()
+    repeated = attention(qkv_norm=["q", "k", "v"])
+    state = grouped.state_dict()
+    for part in "kv":
+        heads_HKD = state[f"{part}.weight"].unflatten(0, (kv_heads, K))
+        state[f"{part}.weight"] = heads_HKD.repeat_interleave(HEADS // kv_heads, 0).flatten(0, 1)
+    repeated.load_state_dict(state)
+    assert_close(grouped(x, x, visible), repeated(x, x, visible))
+
+
+def test_head_dim_may_differ_from_the_share_of_d_model():
+    own, share = attention(head_dim=10), attention(head_dim=None)
+    assert own.q.weight.shape == (HEADS * 10, D) == own.out.weight.T.shape
+    assert share.q.weight.shape == (D, D), "d_model / heads where it is not given"
+    x, memory = x_and_memory()
+    assert own(x, memory, FULL).shape == share(x, memory, FULL).shape == (B, T, D)
+
+
+def cross(module, x, memory, query_start, key_start, theta=10000.0):
+    rotations = Rotations(torch.float64)
+    rotations.place("query", torch.arange(query_start, query_start + T))
+    rotations.place("key", torch.arange(key_start, key_start + S))
+    return module(x, memory, FULL, rotations.of("query", theta, K), rotations.of("key", theta, K))
+
+
+def test_cross_attention_knows_distances_and_no_absolute_place():
+    """Continuous positions S + t and s: both moved by a constant, the same output; one moved alone, another."""
+    module, (x, memory) = attention(cross=True, rope="continuous"), x_and_memory()
+    module.q.weight.data *= 5
+    here = cross(module, x, memory, S, 0)
+    assert_close(cross(module, x, memory, S + 50, 50), here, rtol=1e-4, atol=1e-5)  # angles are float32
+    assert (cross(module, x, memory, S + 50, 0) - here).abs().max() > 1e-2
+
+
+def test_without_rotation_cross_attention_reads_a_set():
+    """T5Gemma's choice: the order of the source reaches the decoder through the encoder only."""
+    module, (x, memory) = attention(cross=True), x_and_memory()
+    order = torch.randperm(S)
+    assert not torch.equal(order, torch.arange(S))
+    assert_close(module(x, memory[:, order], FULL), module(x, memory, FULL))
+    rotated = [cross(module, x, source, S, 0) for source in (memory, memory[:, order])]
+    assert (rotated[0] - rotated[1]).abs().max() > 1e-2
+
+
+def test_values_are_never_rotated():
+    """With one key its weight is 1 whatever the scores are, so the output is the value's, at any position."""
+    module, (x, memory) = attention(cross=True), x_and_memory()
+    rotations = Rotations(torch.float64)
+    rotations.place("query", torch.arange(T))
+    rotations.place("key", torch.tensor([9]))
+    one = memory[:, :1]
+    out = module(x, one, FULL, rotations.of("query", 1e4, K), rotations.of("key", 1e4, K))
+    assert_close(out, (one @ module.v.weight.T @ module.out.weight.T).expand(B, T, D))

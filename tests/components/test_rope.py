@@ -1,0 +1,83 @@
+"""Rotary positions against transformers' Llama, and what makes them relative."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from lit_llm.components.attention.rope import Rotations, rotate
+
+
+def rotation_of(positions, head_dim, theta=10000.0, dtype=torch.float32):
+    rotations = Rotations(dtype)
+    rotations.place("here", torch.as_tensor(positions))
+    return rotations.of("here", theta, head_dim)
+
+
+@pytest.mark.parametrize("theta", [10000.0, 500000.0])
+@pytest.mark.parametrize("head_dim", [8, 64])
+def test_rotations_are_those_of_llama(theta, head_dim):
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
+
+    rope = {"rope_type": "default", "rope_theta": theta}
+    peer = LlamaRotaryEmbedding(
+        LlamaConfig(hidden_size=2 * head_dim, num_attention_heads=2, head_dim=head_dim, rope_parameters=rope)
+    )
+    q, k, positions = torch.randn(1, 300, 2, head_dim), torch.randn(1, 300, 2, head_dim), torch.arange(300)
+    wanted_q, wanted_k = apply_rotary_pos_emb(q, k, *peer(q, positions[None]), unsqueeze_dim=2)
+    mine = rotation_of(positions, head_dim, theta)
+    # Angles reach 300 rad, where float32 is 3e-5 apart.
+    assert_close(rotate(q, mine), wanted_q, rtol=0, atol=2e-4)
+    assert_close(rotate(k, mine), wanted_k, rtol=0, atol=2e-4)
+
+
+def test_a_score_depends_on_the_distance_alone():
+    """<R_m q, R_n k> = <R_(m+c) q, R_(n+c) k>: the property that gives RoPE its name (arXiv 2104.09864, eq. 11)."""
+    q, k = torch.randn(16, dtype=torch.float64), torch.randn(16, dtype=torch.float64)
+
+    def score(m, n):
+        return (
+            rotate(q[None, None], rotation_of([m], 16)).flatten()
+            @ rotate(k[None, None], rotation_of([n], 16)).flatten()
+        )
+
+    assert_close(score(12, 7), score(112, 107), rtol=1e-4, atol=1e-4)
+    assert abs(score(12, 7) - score(13, 7)) > 1e-2
+
+
+def test_rows_may_have_positions_of_their_own():
+    x = torch.randn(2, 4, 3, 8)
+    both = rotate(x, rotation_of([[0, 1, 2, 3], [5, 6, 7, 8]], 8))
+    assert_close(both[:1], rotate(x[:1], rotation_of([0, 1, 2, 3], 8)))
+    assert_close(both[1:], rotate(x[1:], rotation_of([5, 6, 7, 8], 8)))
+
+
+def test_parameter_free_rms_norm_commutes_with_rope():
+    """A rotation keeps the norm; so whether LN(Q) comes before or after RoPE (facts.md 1.2, unknown) is irrelevant."""
+    x, rotation = torch.randn(2, 5, 3, 16, dtype=torch.float64), rotation_of(range(5), 16, dtype=torch.float64)
+    assert_close(rotate(F.rms_norm(x, (16,)), rotation), F.rms_norm(rotate(x, rotation), (16,)))
+
+
+def test_a_learned_scale_does_not_commute_with_rope():
+    x, rotation = torch.randn(2, 5, 3, 16), rotation_of(range(5), 16)
+    scale = torch.linspace(0.5, 2, 16)
+    difference = rotate(F.rms_norm(x, (16,), scale), rotation) - F.rms_norm(rotate(x, rotation), (16,), scale)
+    assert difference.abs().max() > 0.1
+
+
+def test_in_bfloat16_neighbours_beyond_256_stay_apart():
+    """bfloat16 has 8 bits of precision: 256 and 257 are one number there, so the angles must be made in float32."""
+    assert torch.tensor(256.0).bfloat16() == torch.tensor(257.0).bfloat16()
+    cos, sin = rotation_of([256, 257], 8, dtype=torch.bfloat16)
+    assert cos.dtype == torch.bfloat16
+    assert_close(cos[:, 0, 0].float(), torch.tensor([256.0, 257.0]).cos(), rtol=0, atol=2**-8)
+    assert_close(sin[:, 0, 0].float(), torch.tensor([256.0, 257.0]).sin(), rtol=0, atol=2**-8)
+
+
+def test_a_rotation_is_made_once_for_each_kind():
+    rotations = Rotations(torch.float32)
+    rotations.place("self", torch.arange(4))
+    assert rotations.of("self", 1e4, 8) is rotations.of("self", 1e4, 8)
+    assert not torch.equal(rotations.of("self", 1e4, 8)[0], rotations.of("self", 1e5, 8)[0])
+    assert rotations.of("self", 1e4, 16)[0].shape == (4, 1, 8)

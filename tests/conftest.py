@@ -1,0 +1,55 @@
+"""What tests share: a small corpus, a store, and studies that train in a blink."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from lit_llm.tracking.store import Store
+
+WORDS = "the a of to in is that it was for on as with his they be at one have this from or had by hot but".split()
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 40 documents of random common words, about 60 kB; the same for everybody."""
+    folder = tmp_path_factory.mktemp("corpus")
+    words = random.Random(0)
+    for number in range(40):
+        (folder / f"{number:02}.txt").write_text(" ".join(words.choices(WORDS, k=400)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """One store for a whole test process: opening MLflow's database takes seconds, once."""
+    return Store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture
+def small_base(corpus: Path) -> str:
+    """The `base` of a study whose runs take a tenth of a second of training."""
+    return f"""
+  model: {{d_model: 16, vocabulary: 258, attention: {{heads: 2}}, feed_forward: {{d_ff: 32}}}}
+  pretrain:
+    data: {{corpus: {{kind: text, files: ["{corpus}/*.txt"]}}, tokenizer: bytes, sequence_length: 32, batch_size: 4}}
+    training: {{max_steps: 12, log_every: 4, schedule: {{warmup_steps: 2}}, stability: {{logit_every: 4}}}}
+    validation: {{times: 3, sequences: 8}}
+"""
+
+
+@pytest.fixture
+def write_study(tmp_path: Path, small_base: str) -> Callable[..., Path]:
+    """Write a study: write_study("name", "arms: {...}", seeds=[0]) -> its path."""
+
+    def write(name: str, rest: str, seeds: Sequence[int] = (0,), extends: str = "redllm-tiny") -> Path:
+        path = tmp_path / f"{name}.yaml"
+        head = f"study: {name}\nquestion: Does it hold?\nextends: {extends}\n"
+        text = f"{head}base: {small_base}\n{rest}\nseeds: {list(seeds)}\n"
+        path.write_text(text)
+        return path
+
+    return write

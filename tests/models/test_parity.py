@@ -1,0 +1,166 @@
+"""The same weights in a peer's model give the same logits: transformers' Llama and Qwen3, torch's nn.Transformer."""
+
+import pytest
+import torch
+from tiny_models import VOCABULARY, build, ids
+from torch import nn
+from torch.testing import assert_close
+
+D, D_FF, HEADS, LAYERS, THETA = 32, 48, 4, 2, 5000.0
+
+
+def with_random_scales(model):
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            nn.init.uniform_(parameter, 0.5, 1.5)
+    return model
+
+
+def as_llama(model):
+    """Our state under transformers' names."""
+    names = {
+        "embedding.weight": "model.embed_tokens.weight",
+        "output.weight": "lm_head.weight",
+        "decoder.norm.scale": "model.norm.weight",
+    }
+    parts = {
+        "self_attention_norm.scale": "input_layernorm.weight",
+        "feed_forward_norm.scale": "post_attention_layernorm.weight",
+        "self_attention.out.weight": "self_attn.o_proj.weight",
+        **{f"self_attention.{x}.weight": f"self_attn.{x}_proj.weight" for x in "qkv"},
+        **{f"self_attention.qkv_scale.{x}": f"self_attn.{x}_norm.weight" for x in "qk"},
+        **{f"feed_forward.{x}.weight": f"mlp.{x}_proj.weight" for x in ("gate", "up", "down")},
+    }
+    for layer in range(LAYERS):
+        names |= {f"decoder.layers.{layer}.{ours}": f"model.layers.{layer}.{theirs}" for ours, theirs in parts.items()}
+    return {names[name]: tensor for name, tensor in model.state_dict().items()}
+
+
+def loaded(peer, model):
+    """The peer with our weights; every weight of either has found its place."""
+    result = peer.load_state_dict(as_llama(model), strict=False)
+    assert not result.unexpected_keys
+    tied = {"lm_head.weight"} if peer.config.tie_word_embeddings else set()
+    assert set(result.missing_keys) <= tied
+    return peer.eval()
+
+
+def peer_shape(kv_heads, eps, tied, head_dim):
+    return {
+        "vocab_size": VOCABULARY,
+        "hidden_size": D,
+        "intermediate_size": D_FF,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "rms_norm_eps": eps,
+        "tie_word_embeddings": tied,
+        "rope_parameters": {"rope_type": "default", "rope_theta": THETA},
+    }
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_without_its_norms_decllm_is_a_llama(kv_heads, tied):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    eps = 1e-3  # large enough that a forgotten one shows
+    model = with_random_scales(
+        build(
+            "decllm",
+            f"attention.kv_heads={kv_heads}",
+            f"attention.rope_theta={THETA}",
+            f"norm.eps={eps}",
+            f"tie_embeddings={'all' if tied else 'none'}",
+            double=False,
+        )
+    )
+    peer = loaded(LlamaForCausalLM(LlamaConfig(**peer_shape(kv_heads, eps, tied, D // HEADS))), model)
+    tokens = ids(2, 24)
+    with torch.no_grad():
+        assert_close(model(tokens), peer(tokens).logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_with_scaled_norms_on_queries_and_keys_decllm_is_a_qwen3(tied):
+    """head_dim 12 where d_model / heads is 8, as Qwen3 sets it apart too."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    eps = 1e-3
+    model = with_random_scales(
+        build(
+            "decllm",
+            "attention.kv_heads=2",
+            "attention.head_dim=12",
+            "attention.qkv_norm=[q, k]",
+            "attention.qkv_norm_scale=true",
+            f"attention.norm_eps={eps}",
+            f"norm.eps={eps}",
+            f"attention.rope_theta={THETA}",
+            f"tie_embeddings={'all' if tied else 'none'}",
+            double=False,
+        )
+    )
+    peer = loaded(Qwen3ForCausalLM(Qwen3Config(**peer_shape(2, eps, tied, 12))), model)
+    tokens = ids(2, 24)
+    with torch.no_grad():
+        assert_close(model(tokens), peer(tokens).logits, rtol=0, atol=1e-4)
+
+
+def as_torch_layer(block, layer):
+    """Copy one of our blocks into nn.TransformerEncoderLayer or nn.TransformerDecoderLayer."""
+    attentions = [(layer.self_attn, block.self_attention)]
+    norms = [block.self_attention_norm]
+    if block.cross_attention is not None:
+        attentions.append((layer.multihead_attn, block.cross_attention))
+        norms.append(block.cross_attention_norm)
+    for theirs, ours in attentions:
+        theirs.in_proj_weight.copy_(torch.cat([ours.q.weight, ours.k.weight, ours.v.weight]))
+        theirs.out_proj.weight.copy_(ours.out.weight)
+    for number, ours in enumerate([*norms, block.feed_forward_norm], start=1):
+        getattr(layer, f"norm{number}").weight.copy_(ours.scale)
+    layer.linear1.weight.copy_(block.feed_forward.up.weight)
+    layer.linear2.weight.copy_(block.feed_forward.down.weight)
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+@torch.no_grad()
+def test_without_positions_and_with_layer_norm_redllm_is_the_pre_norm_transformer_of_torch():
+    """Encoder, cross-attention, final norms and source padding, all in one peer that shares no code with ours."""
+    model = with_random_scales(
+        build("redllm", "attention.rope=none", "norm.kind=layer_norm", "norm.eps=1e-3", "feed_forward.activation=gelu")
+    )
+    options = {"dropout": 0.0, "activation": "gelu", "layer_norm_eps": 1e-3, "batch_first": True, "norm_first": True}
+    peer = nn.Transformer(D, HEADS, LAYERS, LAYERS, D_FF, bias=False, **options).double().eval()
+    for ours, theirs in ((model.encoder, peer.encoder), (model.decoder, peer.decoder)):
+        theirs.norm.weight.copy_(ours.norm.scale)
+        for block, layer in zip(ours.layers, theirs.layers, strict=True):
+            as_torch_layer(block, layer)
+
+    source, target, lengths = ids(3, 6), ids(3, 5), torch.tensor([6, 2, 4])
+    embed, padding = model.embedding.weight, torch.arange(6) >= lengths[:, None]
+    hidden = peer(
+        embed[source],
+        embed[target],
+        tgt_mask=torch.ones(5, 5, dtype=torch.bool).triu(1),
+        src_key_padding_mask=padding,
+        memory_key_padding_mask=padding,
+    )
+    assert_close(model(source, target, source_lengths=lengths), hidden @ embed.T)
+
+
+@pytest.mark.parametrize(("tie", "matrices"), [("all", 1), ("inputs", 2), ("none", 3)])
+def test_tying_shares_the_matrices_that_it_names(tie, matrices):
+    model = build("redllm", f"tie_embeddings={tie}")
+    tables = [p for p in model.parameters() if p.shape == (VOCABULARY, D)]
+    assert len(tables) == matrices
+    source, target = ids(2, 6), ids(2, 5)
+    before = model(source, target)
+    output = model.unembedding_VD
+    encoder_input = model.embedding if model.encoder_embedding is None else model.encoder_embedding
+    assert (output is model.embedding.weight) == (tie == "all")
+    assert (encoder_input is model.embedding) == (tie != "none")
+    with torch.no_grad():
+        output *= 2  # in the last product alone it doubles the logits, in the inputs it does more
+    assert (torch.allclose(model(source, target), 2 * before)) == (tie != "all")

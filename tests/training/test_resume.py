@@ -1,0 +1,133 @@
+"""Interrupted and resumed equals uninterrupted, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lit_llm.data.prepare import prepare
+from lit_llm.experiment.identity import digest_of_data, pretrain_fingerprint
+from lit_llm.experiment.load import load_experiment
+from lit_llm.experiment.run import freeze, run_one
+from lit_llm.tracking.store import Stage, Store, read_metrics
+
+TIMED = ("throughput/",)
+
+
+def prepared_stage(store: Store, corpus: Path, preset: str, *overrides: str) -> Stage:
+    experiment = load_experiment(
+        preset,
+        [
+            "model.d_model=16", "model.vocabulary=258", "model.attention.heads=2", "model.feed_forward.d_ff=32",
+            f'pretrain.data.corpus={{kind: text, files: ["{corpus}/*.txt"]}}', "pretrain.data.tokenizer=bytes",
+            "pretrain.data.sequence_length=32", "pretrain.data.batch_size=4", "pretrain.training.max_steps=14",
+            "pretrain.training.schedule.warmup_steps=2", "pretrain.training.log_every=3",
+            "pretrain.training.stability.spike_window=4", "pretrain.validation.times=3",
+            "pretrain.validation.sequences=8", *overrides,
+        ],
+    )  # fmt: skip
+    digest = digest_of_data(experiment)
+    prepare(experiment.pretrain.data, store.data)
+    return freeze(store.open(), pretrain_fingerprint(experiment), experiment, digest)
+
+
+def stops_after(*steps: int) -> Callable[[], bool]:
+    """`should_stop` that says yes at its calls with these numbers (one call opens the stage, one ends each step)."""
+    calls = iter(range(10**6))
+    return lambda: next(calls) in steps
+
+
+def numbers(stage: Stage) -> list[tuple[int, dict[str, Any]]]:
+    """All metrics but those that measure time."""
+    lines = read_metrics(stage.metrics_file)
+    return [(line["step"], {k: v for k, v in line["metrics"].items() if not k.startswith(TIMED)}) for line in lines]
+
+
+@pytest.mark.parametrize("preset", ["decllm-tiny", "redllm-tiny"])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["pretrain.objective={kind: prefix_lm, split: random}", "pretrain.training.execution.micro_batch_size=3"],
+        ["pretrain.training.execution.workers=2", "pretrain.training.precision=bf16"],
+    ],
+    ids=["plain", "random_split_micro_batches", "workers_bf16"],
+)
+def test_two_interruptions_change_no_bit(tmp_path: Path, corpus: Path, preset: str, overrides: list[str]) -> None:
+    """The batches, the optimiser's moments, spike statistics and metrics all go on where they stopped."""
+    torch.set_num_threads(1)
+    whole = prepared_stage(Store(tmp_path / "whole"), corpus, preset, *overrides)
+    assert run_one(whole.folder.parents[1], whole.fingerprint) == "done"
+
+    parts = prepared_stage(Store(tmp_path / "parts"), corpus, preset, *overrides)
+    root = parts.folder.parents[1]
+    assert run_one(root, parts.fingerprint, stops_after(5)) == "interrupted"
+    assert parts.status()["state"] == "interrupted"
+    assert run_one(root, parts.fingerprint, stops_after(4)) == "interrupted"
+    assert run_one(root, parts.fingerprint) == "done"
+
+    assert numbers(parts) == numbers(whole)
+    weights, expected = (load_file(stage.checkpoints / "model.safetensors") for stage in (parts, whole))
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    result, wanted = parts.result(), whole.result()
+    assert result is not None
+    assert wanted is not None
+    assert [result[key] for key in ("steps", "tokens", "loss_tokens", "flops")] == [
+        wanted[key] for key in ("steps", "tokens", "loss_tokens", "flops")
+    ]
+
+
+def test_work_after_the_last_checkpoint_is_done_again_and_written_once(tmp_path: Path, corpus: Path) -> None:
+    """A killed run has metrics beyond its last checkpoint; the resumed one overwrites them with equal ones."""
+    torch.set_num_threads(1)
+    every = "pretrain.training.checkpoint_every=4"
+    whole = prepared_stage(Store(tmp_path / "whole"), corpus, "redllm-tiny", every)
+    run_one(whole.folder.parents[1], whole.fingerprint)
+    killed = prepared_stage(Store(tmp_path / "killed"), corpus, "redllm-tiny", every)
+
+    def die() -> bool:
+        if next(calls) == 8:
+            raise KeyboardInterrupt  # not an Exception: leaves no state behind, as a kill does
+        return False
+
+    calls = iter(range(100))
+    with pytest.raises(BaseException):  # noqa: B017 - Lightning turns it into its own
+        run_one(killed.folder.parents[1], killed.fingerprint, die)
+    assert (killed.checkpoints / "last.ckpt").exists()
+    assert run_one(killed.folder.parents[1], killed.fingerprint) == "done"
+    assert numbers(killed) == numbers(whole)
+
+
+def test_a_finished_stage_is_never_run_again(tmp_path: Path, corpus: Path) -> None:
+    stage = prepared_stage(Store(tmp_path), corpus, "decllm-tiny")
+    assert run_one(tmp_path, stage.fingerprint) == "done"
+    before = stage.metrics_file.stat().st_mtime_ns
+    assert run_one(tmp_path, stage.fingerprint) == "done"
+    assert stage.metrics_file.stat().st_mtime_ns == before
+    assert not (stage.checkpoints / "last.ckpt").exists()
+
+
+def test_a_run_that_does_not_fit_into_memory_says_so(tmp_path: Path, corpus: Path) -> None:
+    """A hundred terabytes of parameters: the allocator refuses, and the refusal is told apart from a fault."""
+    wide = ["model.d_model=4000000", "model.attention.heads=2", "model.feed_forward.d_ff=4000000"]
+    stage = prepared_stage(Store(tmp_path), corpus, "decllm-tiny", *wide)
+    assert run_one(tmp_path, stage.fingerprint) == "out_of_memory"
+    assert stage.status()["state"] == "out_of_memory"
+    assert stage.result() is None
+
+
+def test_a_learning_rate_beyond_reason_diverges_as_a_result(tmp_path: Path, corpus: Path) -> None:
+    stage = prepared_stage(
+        Store(tmp_path), corpus, "decllm-tiny", "pretrain.training.optimizer.lr=1e20", "model.attention.qkv_norm=[]"
+    )
+    assert run_one(tmp_path, stage.fingerprint) == "diverged"
+    result = stage.result()
+    assert result is not None
+    assert result["steps"] < 14
+    assert "step" in result["error"] or "above its first value" in result["error"]
