@@ -20,7 +20,13 @@ from lit_llm.launch import Interrupted, Outcome, Task, run_tasks, stop_requested
 from lit_llm.tracking.mlflow_mirror import Mirror, MirrorThread, RunRecord, default_tracking
 from lit_llm.tracking.store import FINAL, Busy, Store, locked, write_json
 
-PRELOAD = ("lit_llm.training.fit", "lit_llm.evaluation.likelihood", "lit_llm.models.build", "safetensors.torch")
+PRELOAD = (
+    "lit_llm.experiment.identity",
+    "lit_llm.training.fit",
+    "lit_llm.evaluation.likelihood",
+    "lit_llm.models.build",
+    "safetensors.torch",
+)
 """What every run needs: imported once, by the server that the runs are forked from."""
 
 Rerun = Literal["failed", "stale"]

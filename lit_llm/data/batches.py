@@ -16,12 +16,12 @@ from lit_llm.objectives.layout import Batch, Family, lay_out
 def shuffled(positions: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Where a seeded permutation of range(count) sends each position. Takes no memory in `count`.
 
-    A four-round Feistel network on the smallest even number of bits that holds `count`; values outside are sent through
-    again until they are inside (cycle walking), which keeps it a permutation.
+    An eight-round Feistel network (four are biased below a hundred) on the smallest even number of bits that holds
+    `count`; values outside are sent through again until they are inside (cycle walking), which keeps it a permutation.
     """
     half = max(1, (max(count - 1, 1).bit_length() + 1) // 2)
     mask = np.uint64((1 << half) - 1)
-    keys = [np.uint64(_hash(seed, "round", n)) for n in range(4)]
+    keys = [np.uint64(_hash(seed, "round", n)) for n in range(8)]
     out = positions.astype(np.uint64)
     wrong = np.ones(len(out), dtype=bool)
     while wrong.any():

@@ -60,6 +60,14 @@ def shape_at(experiment: Experiment, cut: float) -> cost.Shape:
     return cost.Shape(source=0, target=length, outputs=targets, prefix=prefix)
 
 
+def largest_shape(experiment: Experiment) -> cost.Shape:
+    """What a window may take at most: rows of a batch are padded to the longest source and the longest target."""
+    short, long = (shape_at(experiment, cut) for cut in experiment.pretrain.objective.extremes(
+        experiment.pretrain.data.sequence_length
+    ))  # fmt: skip
+    return cost.Shape(long.source, short.target, short.outputs, long.prefix)
+
+
 def cost_of(experiment: Experiment, prompt: int = 1000, generate: int = 1000) -> Cost:
     """Parameters, FLOPs, cache, tokens and memory of one run of this experiment."""
     model, pretrain = resolve_model(experiment.model), experiment.pretrain
@@ -83,8 +91,6 @@ def cost_of(experiment: Experiment, prompt: int = 1000, generate: int = 1000) ->
         cache=cost.cache_bytes(model, FLOAT32 if training.precision == "fp32" else BFLOAT16),
         tokens=windows * length,
         loss_tokens=round(windows * over_cuts(lambda cut: length - cut)),
-        memory_bytes=round(
-            over_cuts(lambda cut: training_bytes(model, training, shape_at(experiment, cut), on_device))
-        ),
+        memory_bytes=round(training_bytes(model, training, largest_shape(experiment), on_device)),
         flops_per_step=per_window * data.batch_size,
     )

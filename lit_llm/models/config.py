@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from lit_llm.components.attention.config import AttentionConfig, AttentionOverride, ResolvedAttention, resolve_attention
 from lit_llm.components.feed_forward.config import FeedForwardConfig, FeedForwardOverride
-from lit_llm.components.norm.config import AnyNorm, RMSNorm
+from lit_llm.components.norm.config import NormConfig
 from lit_llm.config.section import Items, OneOf, Section, impossible, set_fields
 
 # --- what a user writes --------------------------------------------------------------------------------------------
@@ -84,7 +84,7 @@ class _Shared(Section):
     """Default of every attention."""
     feed_forward: FeedForwardConfig
     """Default of every feed-forward network."""
-    norm: AnyNorm = RMSNorm()
+    norm: NormConfig = NormConfig()
     """Norm before each block and after the last layer."""
 
     @model_validator(mode="after")
@@ -139,7 +139,7 @@ class ResolvedModel(Section):
     d_model: int
     vocabulary: int
     tie_embeddings: Literal["all", "inputs", "none"]
-    norm: AnyNorm
+    norm: NormConfig
     encoder: Items[Layer]
     decoder: Items[Layer]
 

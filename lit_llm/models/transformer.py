@@ -17,8 +17,6 @@ from lit_llm.components.feed_forward.module import FeedForward
 from lit_llm.components.norm.module import Norm
 from lit_llm.models.config import Layer, ResolvedModel
 
-FULL, CAUSAL = Visibility(), Visibility(causal=True)
-
 
 class Block(nn.Module):
     """
@@ -45,13 +43,14 @@ class Block(nn.Module):
         visible: Visibility,
         rotations: Rotations,
         encoder_BSD: Tensor | None = None,
-        encoder_visible: Visibility = FULL,
+        encoder_visible: Visibility | None = None,
     ) -> Tensor:
         normed_BTD = self.self_attention_norm(x_BTD)
         rotation = _rotation(rotations, "self", self.self_attention.config)
         x_BTD = x_BTD + self.self_attention(normed_BTD, normed_BTD, visible, rotation, rotation)
         if self.cross_attention is not None and self.cross_attention_norm is not None:
             assert encoder_BSD is not None
+            assert encoder_visible is not None
             config = self.cross_attention.config
             x_BTD = x_BTD + self.cross_attention(
                 self.cross_attention_norm(x_BTD),
@@ -81,7 +80,7 @@ class Stack(nn.Module):
         visible: Visibility,
         rotations: Rotations,
         encoder_BSD: Tensor | None = None,
-        encoder_visible: Visibility = FULL,
+        encoder_visible: Visibility | None = None,
     ) -> Tensor:
         for layer in self.layers:
             x_BTD = layer(x_BTD, visible, rotations, encoder_BSD, encoder_visible)
@@ -119,14 +118,14 @@ class DecoderOnly(LanguageModel):
     def hidden(self, tokens_BT: Tensor, prefix_length: int | Tensor | None = None) -> Tensor:
         """B x T ids -> B x T x D. `prefix_length`: the first tokens of a row that also see each other."""
         tokens = tokens_BT.shape[1]
-        longest = prefix_length.max() if isinstance(prefix_length, Tensor) else prefix_length or 0
-        if longest > tokens:
-            raise ValueError(f"prefix_length {int(longest)} is longer than the {tokens} tokens of the input")
-        visible = CAUSAL if prefix_length is None else Visibility(causal=True, prefix=prefix_length)
+        # A tensor on a GPU is not looked into: that would make every step wait for the device.
+        known = not isinstance(prefix_length, Tensor) or prefix_length.device.type == "cpu"
+        if known and prefix_length is not None and (longest := int(torch.as_tensor(prefix_length).max())) > tokens:
+            raise ValueError(f"prefix_length {longest} is longer than the {tokens} tokens of the input")
         x_BTD = self.embedding(tokens_BT)
         rotations = Rotations(_compute_dtype(x_BTD))
         rotations.place("self", torch.arange(tokens, device=tokens_BT.device))
-        return cast(Tensor, self.decoder(x_BTD, visible, rotations))
+        return cast(Tensor, self.decoder(x_BTD, Visibility(causal=True, prefix=prefix_length), rotations))
 
     def forward(self, tokens_BT: Tensor, prefix_length: int | Tensor | None = None) -> Tensor:
         """B x T ids -> B x T x V logits."""
@@ -164,7 +163,8 @@ class EncoderDecoder(LanguageModel):
         # The target goes on where its own row's source ended: <s> takes the slot after the last source token.
         ends = source if source_lengths is None else source_lengths.to(target.device)[:, None]
         rotations.place("continuous", target + ends)
-        return cast(Tensor, self.decoder(x_BTD, CAUSAL, rotations, encoder_BSD, Visibility(key_lengths=source_lengths)))
+        encoder_visible = Visibility(key_lengths=source_lengths)
+        return cast(Tensor, self.decoder(x_BTD, Visibility(causal=True), rotations, encoder_BSD, encoder_visible))
 
     def forward(self, source_BS: Tensor, target_BT: Tensor, source_lengths: Tensor | None = None) -> Tensor:
         """B x S source ids, B x T decoder inputs -> B x T x V logits."""

@@ -35,6 +35,10 @@ class CausalLM(Section):
         """Mean of value(tokens of the source) over the objective's cuts."""
         return value(0)
 
+    def extremes(self, sequence_length: int) -> tuple[int, int]:
+        """The shortest and the longest source."""
+        return 0, 0
+
     def problem(self, sequence_length: int) -> str:
         """Why no window of this length can be cut so, or ''."""
         return ""
@@ -62,6 +66,13 @@ class PrefixLM(Section):
         # its values one standard deviation to either side.
         middle, deviation = sequence_length / 2, math.sqrt(((sequence_length - 1) ** 2 - 1) / 12)
         return (value(middle - deviation) + value(middle + deviation)) / 2
+
+    def extremes(self, sequence_length: int) -> tuple[int, int]:
+        """The shortest and the longest prefix."""
+        if self.split == "random":
+            return 1, sequence_length - 1
+        cut = sequence_length // 2 if self.split == "half" else self.split
+        return cut, cut
 
     def problem(self, sequence_length: int) -> str:
         """Why no window of this length can be cut so, or ''."""

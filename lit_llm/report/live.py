@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -45,7 +45,7 @@ class Progressing:
         if self._bars is None or what != self._preparing:
             self._stop_bars()
             self._bars = Progress(
-                TextColumn(what), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), console=self.console
+                TextColumn(what), BarColumn(), TaskProgressColumn(), console=self.console, transient=True
             )
             self._bars.add_task(what, total=total or None)
             self._bars.start()

@@ -126,8 +126,8 @@ class Stage:
             return result
         status = read_json(self.folder / "state.json") or {"state": "pending"}
         if status["state"] == "running" and not is_locked(self.folder / "lock"):
-            # Its process is gone and could not say so: killed, or the machine went down.
-            return status | {"state": "interrupted", "error": "its process ended without a word"}
+            # It has finished since, or its process is gone and could not say so: killed, or the machine went down.
+            return self.result() or status | {"state": "interrupted", "error": "its process ended without a word"}
         return status
 
     def set_state(self, state: State, error: str | None = None, traceback: str | None = None) -> None:

@@ -27,7 +27,7 @@ def numbered(tmp_path):
     return prepared
 
 
-def batches(data, seed=0, objective=CausalLM(), family="decoder", **options):  # noqa: B008 - a frozen section
+def batches(data, seed=0, objective=CausalLM(), family="decoder", **options):
     return TrainBatches(data, objective, family, bidirectional=False, seed=seed, **options)
 
 

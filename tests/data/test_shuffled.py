@@ -30,14 +30,16 @@ def test_every_seed_has_an_order_of_its_own():
 
 
 def test_it_mixes_small_sizes_too():
-    """Over seeds, every element is as likely at every place: 4000 draws, 800 expected in each of 5 x 5 cells.
+    """Over seeds, every window is as likely at every place: n draws, n / 30 expected in each of 30 x 30 cells.
 
-    25 cells with a standard deviation of sqrt(4000 x 0.2 x 0.8) = 25: beyond six of them, something is wrong.
+    Of 900 standard normal deviations the largest is about 3.3; beyond 5 (once in 2000 tests) something is wrong.
     """
-    counts = np.zeros((5, 5))
-    for seed in range(4000):
-        counts[np.arange(5), order(5, seed)] += 1
-    assert np.abs(counts - 800).max() < 6 * 25
+    draws, size = 1000, 30
+    counts = np.zeros((size, size))
+    for seed in range(draws):
+        counts[np.arange(size), order(size, seed)] += 1
+    deviation = np.sqrt(draws * (1 / size) * (1 - 1 / size))
+    assert np.abs(counts - draws / size).max() / deviation < 5
 
 
 def test_neighbours_do_not_stay_neighbours():

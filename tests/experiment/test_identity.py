@@ -48,7 +48,7 @@ def fingerprint(text):
         ["model.attention.qkv_norm=[v, q, k]"],
         ["model.attention.qkv_norm=[q, k, v, v]"],
         ["model.attention.output_norm=head"],
-        ["model.norm=rms_norm", "model.norm.scale=false"],
+        ["model.norm.function=rms_norm", "model.norm.scale=false"],
         ["pretrain.training.clip_norm=1"],
         ["pretrain.training.optimizer.lr=0.003"],
         ["pretrain.training.optimizer=adamw", "pretrain.training.optimizer.lr=3e-3"],

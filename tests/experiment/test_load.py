@@ -251,10 +251,11 @@ def test_the_largest_prefix_and_the_smallest_vocabulary_that_fit_are_allowed():
     assert load_experiment("decllm-tiny", overrides).pretrain.masks.prefix == "bidirectional"
 
 
-def test_both_kinds_of_block_norm_can_be_chosen():
-    for text in ("layer_norm", "{kind: layer_norm}"):
-        model = load_experiment("decllm-tiny", [f"model.norm={text}"]).model
-        assert resolve_model(model).norm.kind == "layer_norm"
+def test_switching_the_block_norm_switches_that_alone():
+    """An ablation of the norm must not bring back a scale that the preset has switched off."""
+    norm = resolve_model(load_experiment("decllm-tiny", ["model.norm.function=layer_norm"]).model).norm
+    assert norm.function == "layer_norm"
+    assert not norm.scale
 
 
 # --- overrides that change nothing ---------------------------------------------------------------------------------

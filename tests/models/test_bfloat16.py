@@ -26,3 +26,15 @@ def test_a_forward_pass_under_bfloat16_is_close_to_float32(family, switches):
     error = (rough.float() - exact).norm() / exact.norm()
     # One rounding is up to 2^-9 = 0.2%; some ten in a row, of random signs, stay well below 3%.
     assert 0 < error < 0.03
+
+
+@pytest.mark.parametrize("family", ["decllm", "redllm"])
+def test_the_kernels_read_bfloat16(family):
+    """Rotations in float32 would make float32 of the queries and keys, twice the memory for nothing."""
+    model, dtypes = build(family, double=False), set()
+    for name, module in model.named_modules():
+        if name.endswith("dot_product"):
+            module.register_forward_pre_hook(lambda _, args: dtypes.update(part.dtype for part in args[:3]))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        model(*(ids(2, 20),) * (2 if family == "redllm" else 1))
+    assert dtypes == {torch.bfloat16}

@@ -41,7 +41,7 @@ ODD = {
     "one key head, wide": ["attention.kv_heads=1", "attention.head_dim=12"],
     "geglu": ["feed_forward.activation=geglu"],
     "gelu": ["feed_forward.activation=gelu"],
-    "layer norm": ["norm.kind=layer_norm"],
+    "layer norm": ["norm.function=layer_norm"],
     "no scales": ["norm.scale=false"],
     "parameter-free norms": ["attention.qkv_norm=[q, k, v]", "attention.output_norm=head"],
     "scales of heads": [

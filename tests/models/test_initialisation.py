@@ -15,7 +15,7 @@ VARIANTS = {
     "decllm, deeper": ("decllm", ["decoder.layers=5"]),
     "redllm, deeper encoder": ("redllm", ["encoder.layers=4", "decoder.layers=3"]),
     "normed": ("redllm", ["attention.qkv_norm=[q, k, v]", "attention.output_norm=head"]),
-    "scaled": ("decllm", ["attention.qkv_norm=[q, k]", "attention.qkv_norm_scale=true", "norm.kind=layer_norm"]),
+    "scaled": ("decllm", ["attention.qkv_norm=[q, k]", "attention.qkv_norm_scale=true", "norm.function=layer_norm"]),
     "scale-free": ("decllm", ["norm.scale=false"]),
     "grouped": ("decllm", ["attention.kv_heads=2"]),
     "gelu": ("redllm", ["feed_forward.activation=gelu"]),
@@ -24,7 +24,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize(("left", "right"), itertools.combinations(VARIANTS, 2))
+@pytest.mark.parametrize(("left", "right"), list(itertools.combinations(VARIANTS, 2)))
 def test_what_two_models_share_with_equal_shape_starts_bit_equal(left, right):
     (left_family, left_overrides), (right_family, right_overrides) = VARIANTS[left], VARIANTS[right]
     ours = dict(build(left_family, *left_overrides, double=False).named_parameters())

@@ -129,7 +129,9 @@ def as_torch_layer(block, layer):
 def test_without_positions_and_with_layer_norm_redllm_is_the_pre_norm_transformer_of_torch():
     """Encoder, cross-attention, final norms and source padding, all in one peer that shares no code with ours."""
     model = with_random_scales(
-        build("redllm", "attention.rope=none", "norm.kind=layer_norm", "norm.eps=1e-3", "feed_forward.activation=gelu")
+        build(
+            "redllm", "attention.rope=none", "norm.function=layer_norm", "norm.eps=1e-3", "feed_forward.activation=gelu"
+        )
     )
     options = {"dropout": 0.0, "activation": "gelu", "layer_norm_eps": 1e-3, "batch_first": True, "norm_first": True}
     peer = nn.Transformer(D, HEADS, LAYERS, LAYERS, D_FF, bias=False, **options).double().eval()

@@ -24,7 +24,7 @@ CASES = {
     "concat": ("redllm", [*ALL, "attention.output_norm=concat"]),
     "after out": ("redllm", [*ALL, "attention.output_norm=after_out"]),
     "grouped": ("decllm", [*ALL, "attention.kv_heads=1"]),
-    "gelu, layer norm": ("redllm", ["feed_forward.activation=gelu", "norm.kind=layer_norm"]),
+    "gelu, layer norm": ("redllm", ["feed_forward.activation=gelu", "norm.function=layer_norm"]),
     "wide heads": ("decllm", ["attention.qkv_norm=[q, k]", "attention.head_dim=64"]),
     "untied": ("redllm", [*ALL, "tie_embeddings=none"]),
     "deep decoder": ("redllm", [*ALL, "encoder.layers=1", "decoder.layers=4"]),

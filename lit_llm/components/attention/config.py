@@ -107,6 +107,8 @@ def resolve_attention(values: dict[str, object], d_model: int, cross: bool) -> R
         raise ValueError(f"kv_heads {kv_heads} does not divide heads {config.heads}")
     if config.rope != "none" and head_dim % 2:
         raise ValueError(f"RoPE rotates pairs, so head_dim {head_dim} must be even (or rope: none)")
+    # One head is all heads: two names of one function.
+    output_norm = "head" if config.output_norm == "concat" and config.heads == 1 else config.output_norm
     qkv_norm = tuple(part for part in "qkv" if part in config.qkv_norm)
     rope = "continuous" if config.rope == "restart" and not cross else config.rope
     return ResolvedAttention(
@@ -115,7 +117,7 @@ def resolve_attention(values: dict[str, object], d_model: int, cross: bool) -> R
         head_dim=head_dim,
         qkv_norm=qkv_norm,
         qkv_norm_scale=config.qkv_norm_scale and bool(qkv_norm),
-        output_norm=config.output_norm,
+        output_norm=output_norm,
         output_norm_scale=config.output_norm_scale and config.output_norm != "none",
         norm_eps=config.norm_eps if qkv_norm or config.output_norm != "none" else 0.0,
         rope=rope,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn, ones
 
 from lit_llm.components.attention.config import ResolvedAttention
 from lit_llm.components.attention.rope import Rotation, rotate
 from lit_llm.components.attention.visibility import DotProduct, Visibility
+from lit_llm.components.norm.module import rms_norm
 
 
 class Attention(nn.Module):
@@ -29,10 +29,8 @@ class Attention(nn.Module):
         self.dot_product = DotProduct()
         scaled = config.qkv_norm if config.qkv_norm_scale else ()
         self.qkv_scale = nn.ParameterDict({part: nn.Parameter(ones(config.head_dim)) for part in scaled})
-        self.output_width = {"none": 0, "head": config.head_dim, "concat": config.width, "after_out": d_model}[
-            config.output_norm
-        ]
-        self.output_scale = nn.Parameter(ones(self.output_width)) if config.output_norm_scale else None
+        widths = {"none": 0, "head": config.head_dim, "concat": config.width, "after_out": d_model}
+        self.output_scale = nn.Parameter(ones(widths[config.output_norm])) if config.output_norm_scale else None
 
     def heads(self, part: str, x_BTD: Tensor, rotation: Rotation | None) -> Tensor:
         """Queries, keys or values of every head, B x H x T x K, normalised and rotated where they should be."""
@@ -41,7 +39,7 @@ class Attention(nn.Module):
         x_BTHK = projection(x_BTD).unflatten(-1, (-1, self.config.head_dim))
         if part in self.config.qkv_norm:
             scale = self.qkv_scale[part] if self.config.qkv_norm_scale else None
-            x_BTHK = F.rms_norm(x_BTHK, (self.config.head_dim,), scale, self.config.norm_eps)
+            x_BTHK = rms_norm(x_BTHK, scale, self.config.norm_eps)
         if rotation is not None:
             x_BTHK = rotate(x_BTHK, rotation)
         return x_BTHK.transpose(1, 2)
@@ -67,4 +65,4 @@ class Attention(nn.Module):
         return self.output_norm(out_BTD) if self.config.output_norm == "after_out" else out_BTD
 
     def output_norm(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (self.output_width,), self.output_scale, self.config.norm_eps)
+        return rms_norm(x, self.output_scale, self.config.norm_eps)

@@ -8,26 +8,33 @@ causal       ▣ · · ·     prefix of 2   ▣ ▣ · ·     full   ▣ ▣ ▣
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-@dataclass(frozen=True)
+@dataclass
 class Visibility:
-    """Which keys a query may attend to."""
+    """Which keys a query may attend to. Made anew for each forward pass; all layers share its masks."""
 
     causal: bool = False
     """Query t sees keys 0..t."""
     prefix: int | Tensor | None = None
     """With `causal`: the first `prefix` tokens (one number, or one for each of the B rows) also see each other."""
     key_lengths: Tensor | None = None
-    """B: keys at and beyond a row's length are padding."""
+    """B: keys at and beyond a row's length are padding. At least 1: a query that sees nothing has no output."""
+    _masks: dict[tuple[int, int, torch.device], Tensor | None] = field(default_factory=dict, repr=False)
 
     def mask(self, queries: int, keys: int, device: torch.device) -> Tensor | None:
         """Boolean, True where visible: T x S, or B x 1 x T x S where rows differ. None when all is visible."""
+        shape = (queries, keys, device)
+        if shape not in self._masks:
+            self._masks[shape] = self._mask(*shape)
+        return self._masks[shape]
+
+    def _mask(self, queries: int, keys: int, device: torch.device) -> Tensor | None:
         key = torch.arange(keys, device=device)
         seen: Tensor | None = None
         if self.causal:
@@ -59,7 +66,7 @@ class DotProduct(nn.Module):
             out = F.scaled_dot_product_attention(head, k_BHSK[:, :, :prefix], v_BHSK[:, :, :prefix], enable_gqa=gqa)
             if prefix >= queries:
                 return out
-            mask = Visibility(causal=True).mask(queries, keys, q_BHTK.device)
+            mask = visible.mask(queries, keys, q_BHTK.device)
             assert mask is not None
             rest = F.scaled_dot_product_attention(tail, k_BHSK, v_BHSK, attn_mask=mask[prefix:], enable_gqa=gqa)
             return torch.cat([out, rest], dim=2)

@@ -1,22 +1,28 @@
-"""The norm that `RMSNorm` or `LayerNorm` describes."""
+"""The norm that `NormConfig` describes."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn, ones
 
-from lit_llm.components.norm.config import LayerNorm, RMSNorm
+from lit_llm.components.norm.config import NormConfig
 
 
 class Norm(nn.Module):
     """RMSNorm or LayerNorm (without bias) over the last `width` entries."""
 
-    def __init__(self, config: RMSNorm | LayerNorm, width: int) -> None:
+    def __init__(self, config: NormConfig, width: int) -> None:
         super().__init__()
-        self.kind, self.width, self.eps = config.kind, (width,), config.eps
+        self.function, self.width, self.eps = config.function, (width,), config.eps
         self.scale = nn.Parameter(ones(width)) if config.scale else None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.kind == "layer_norm":
+        if self.function == "layer_norm":
             return F.layer_norm(x, self.width, self.scale, None, self.eps)
-        return F.rms_norm(x, self.width, self.scale, self.eps)
+        return rms_norm(x, self.scale, self.eps)
+
+
+def rms_norm(x: Tensor, scale: Tensor | None, eps: float) -> Tensor:
+    """x / sqrt(mean(x²) + eps), times a scale, over the last dimension."""
+    # In x's own dtype, or the fused kernel is not taken.
+    return F.rms_norm(x, (x.shape[-1],), None if scale is None else scale.to(x.dtype), eps)

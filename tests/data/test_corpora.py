@@ -1,0 +1,125 @@
+"""Which documents a corpus has, and what a user hears where it has none."""
+
+import os
+import shutil
+
+import pytest
+
+from lit_llm.config.problems import InputError
+from lit_llm.data.config import DataConfig, PythonStdlib, TextFiles
+from lit_llm.data.corpora import data_digest, open_corpus, read_text
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The working directory, with three documents and one that is empty."""
+    monkeypatch.chdir(tmp_path)
+    for name, text in {"a.txt": "one", "b.txt": "two", "empty.txt": "", "sub/c.txt": "three"}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def texts(*files):
+    return list(open_corpus(TextFiles(files=files)))
+
+
+def refused(*files):
+    with pytest.raises(InputError) as caught:
+        open_corpus(TextFiles(files=files))
+    return [str(problem) for problem in caught.value.problems]
+
+
+def digest(folder, tokenizer="bytes", fraction=0.05, length=8):
+    return data_digest(
+        DataConfig.model_validate(
+            {
+                "corpus": {"kind": "text", "files": [f"{folder}/**/*.txt"]},
+                "tokenizer": tokenizer,
+                "validation_fraction": fraction,
+                "sequence_length": length,
+                "batch_size": 2,
+            }
+        )
+    )
+
+
+def test_globs_find_files_in_an_order_of_their_own_and_an_empty_one_is_no_document(folder):
+    assert texts("**/*.txt") == ["one", "two", "three"]
+    assert texts("sub/*.txt", "b.txt", "a.txt") == ["one", "two", "three"]
+    assert len(open_corpus(TextFiles(files=("**/*.txt",)))) == 3
+    assert open_corpus(TextFiles(files=("**/*.txt",))).size == len("onetwothree")
+
+
+def test_a_file_is_read_once_whichever_way_it_is_named(folder):
+    assert texts("a.txt", "./a.txt", "*.txt", f"{folder}/a.txt", "sub/../a.txt") == ["one", "two"]
+
+
+def test_a_name_with_signs_of_a_glob_is_meant_literally_where_it_is_a_file(folder):
+    (folder / "x[1].txt").write_text("brackets")
+    assert texts("x[1].txt") == ["brackets"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        ("nowhere.txt", "corpus.files: nowhere.txt: no file matches; paths are relative to the working directory"),
+        ("no/**/*.txt", "corpus.files: no/**/*.txt: no file matches; paths are relative to the working directory"),
+        ("sub", "corpus.files: sub: is a directory; write sub/**/*.txt"),
+        ("sub/", "corpus.files: sub/: is a directory; write sub/**/*.txt"),
+        ("empty.txt", "corpus.files: empty.txt: these files are all empty"),
+    ],
+)
+def test_files_that_are_not_there_or_say_nothing_are_refused(folder, pattern, said):
+    assert refused(pattern) == [said]
+
+
+def test_a_link_that_leads_nowhere_is_a_document_that_cannot_be_read(folder):
+    os.symlink("gone", folder / "link.txt")
+    for pattern in ("link.txt", "*.txt"):
+        assert refused(pattern) == [f"corpus.files: {folder}/link.txt: cannot be read: No such file or directory"]
+
+
+def test_all_patterns_that_find_nothing_are_told_at_once(folder):
+    assert [message.split(": ")[1] for message in refused("x.txt", "a.txt", "y.txt")] == ["x.txt", "y.txt"]
+
+
+def test_a_document_that_is_not_utf_8_is_named_with_the_place(tmp_path):
+    (tmp_path / "latin.txt").write_bytes("abc é".encode("latin-1"))
+    with pytest.raises(InputError, match=r"latin\.txt: is not UTF-8 \(byte 4\); convert it first"):
+        read_text(tmp_path / "latin.txt")
+    (tmp_path / "old.py").write_bytes("# -*- latin-1 -*- é".encode("latin-1"))
+    assert read_text(tmp_path / "old.py").endswith("é")
+
+
+def test_line_ends_and_marks_are_kept(tmp_path):
+    (tmp_path / "a.txt").write_bytes("\ufeffa\r\nb\rc\n".encode())
+    assert read_text(tmp_path / "a.txt") == "\ufeffa\r\nb\rc\n"
+
+
+def test_the_digest_is_that_of_the_contents_the_tokenizer_and_the_split(folder, tmp_path_factory):
+    first = digest(folder)
+    copy = shutil.copytree(folder, tmp_path_factory.mktemp("copy") / "x")
+    (copy / "empty.txt").unlink()
+    assert digest(copy) == first
+    assert digest(folder, length=16) == first
+    others = {digest(folder, fraction=0.1), digest(folder, tokenizer="bpe")}
+    (copy / "b.txt").write_text("twO")
+    assert len(others | {digest(copy), first}) == 4
+
+
+@pytest.fixture(scope="session")
+def stdlib():
+    return open_corpus(PythonStdlib())
+
+
+def test_the_standard_library_is_there_without_its_tests(stdlib):
+    names = [name for name, _ in stdlib.files]
+    assert {"argparse.py", "json/decoder.py", "asyncio/events.py"} <= set(names)
+    assert not [name for name in names if {"test", "tests", "site-packages"} & set(name.split("/"))]
+    assert names == sorted(names)
+    assert stdlib.size > 5_000_000
+
+
+def test_every_document_of_the_standard_library_can_be_read(stdlib):
+    assert all(stdlib)

@@ -1,0 +1,260 @@
+"""A corpus is tokenised once, whole or not at all, and split by what the documents say."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from lit_llm.config.problems import InputError
+from lit_llm.data import prepare as module
+from lit_llm.data.config import DataConfig
+from lit_llm.data.prepare import SPLITS, held_out, open_prepared, prepare
+from lit_llm.data.tokenizers import Bytes
+from lit_llm.objectives.config import EOD
+
+
+def config(folder, tokenizer="bytes", length=16, fraction=0.2):
+    return DataConfig.model_validate(
+        {
+            "corpus": {"kind": "text", "files": [f"{folder}/*.txt"]},
+            "tokenizer": tokenizer,
+            "sequence_length": length,
+            "batch_size": 2,
+            "validation_fraction": fraction,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory):
+    """Sixty documents of one to thirty words, one of them twice, two of them empty."""
+    folder, words = tmp_path_factory.mktemp("documents"), random.Random(1)
+    texts = [" ".join(words.choices("der die das ein eine 世界 🙂 <eod> <s>".split(), k=n % 30 + 1)) for n in range(59)]
+    for number, text in enumerate([*texts, texts[7], "", ""]):
+        (folder / f"{number:02}.txt").write_text(text)
+    return folder
+
+
+def read(prepared, split):
+    """The documents of a split, from the tokens on disk."""
+    tokens = np.asarray(prepared.open(split), dtype=np.int64)
+    ends = np.flatnonzero(tokens == EOD)
+    assert ends[-1] == len(tokens) - 1
+    return [prepared.tokenizer().decode(part[:-1].tolist()) for part in np.split(tokens, ends[:-1] + 1)]
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", {"kind": "bpe", "vocabulary": 300}])
+def test_every_document_is_there_once_closed_by_its_end(documents, tmp_path, tokenizer):
+    prepared = prepare(config(documents, tokenizer), tmp_path)
+    expected = [text for path in sorted(documents.iterdir()) if (text := path.read_text())]
+    assert sorted(read(prepared, "train") + read(prepared, "validation")) == sorted(expected)
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", {"kind": "bpe", "vocabulary": 300}])
+def test_tokens_are_those_of_the_documents_and_one_end_for_each(documents, tmp_path, tokenizer):
+    prepared = prepare(config(documents, tokenizer), tmp_path)
+    texts = [text for path in documents.iterdir() if (text := path.read_text())]
+    lengths = [len(ids) for ids in prepared.tokenizer().encode(texts)]
+    assert sum(prepared.tokens.values()) == sum(lengths) + len(texts)
+    for split in SPLITS:
+        assert len(prepared.open(split)) == prepared.tokens[split]
+        assert prepared.windows(split) == prepared.tokens[split] // 16
+    assert json.loads((prepared.folder / "meta.json").read_text())["documents"] == len(texts)
+
+
+def test_the_order_of_the_documents_is_kept(documents, tmp_path):
+    prepared = prepare(config(documents), tmp_path)
+    held = [held_out(path.read_text(), 0.2) for path in sorted(documents.iterdir()) if path.read_text()]
+    texts = [path.read_text() for path in sorted(documents.iterdir()) if path.read_text()]
+    assert read(prepared, "train") == [text for text, out in zip(texts, held, strict=True) if not out]
+
+
+def test_chunks_do_not_change_what_is_written(documents, tmp_path, monkeypatch):
+    whole = prepare(config(documents), tmp_path / "whole")
+    monkeypatch.setattr(module, "_CHUNK", 40)
+    cut = prepare(config(documents), tmp_path / "cut")
+    for split in SPLITS:
+        assert np.array_equal(whole.open(split), cut.open(split))
+
+
+# --- the split -----------------------------------------------------------------------------------------------------
+
+
+def test_the_same_text_under_two_names_lies_on_one_side(documents, tmp_path):
+    prepared = prepare(config(documents, fraction=0.5), tmp_path)
+    assert not set(read(prepared, "train")) & set(read(prepared, "validation"))
+
+
+def test_the_share_that_is_held_out_is_about_the_fraction():
+    """A coin of probability p for each of 20,000 texts: five standard deviations are 5 sqrt(p (1 - p) / 20,000)."""
+    for fraction in (0.01, 0.05, 0.3, 0.9):
+        share = np.mean([held_out(f"text number {number}", fraction) for number in range(20_000)])
+        assert abs(share - fraction) < 5 * (fraction * (1 - fraction) / 20_000) ** 0.5
+
+
+def test_a_larger_fraction_holds_out_more_and_never_others():
+    texts = [f"text {number}" for number in range(500)]
+    small, large = ({text for text in texts if held_out(text, fraction)} for fraction in (0.1, 0.3))
+    assert small < large
+
+
+def test_which_documents_are_held_out_does_not_depend_on_the_tokenizer_or_the_other_documents(documents, tmp_path):
+    pair = {"kind": "bpe", "vocabulary": 300}
+    both = [prepare(config(documents, tokenizer), tmp_path) for tokenizer in ("bytes", pair)]
+    assert read(both[0], "validation") == read(both[1], "validation")
+
+
+def test_the_tokenizer_is_trained_on_the_training_documents_alone(tmp_path):
+    """A word that is only ever held out must not become a token."""
+    texts = [
+        f"{n} zzzzzzzz zzzzzzzz" if held_out(f"{n} zzzzzzzz zzzzzzzz", 0.3) else f"{n} aaaaaaaa" for n in range(60)
+    ]
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number, text in enumerate(texts):
+        if held_out(text, 0.3) == ("z" in text):
+            (folder / f"{number}.txt").write_text(text)
+    prepared = prepare(config(folder, {"kind": "bpe", "vocabulary": 300}, length=4, fraction=0.3), tmp_path / "out")
+    tokenizer = prepared.tokenizer()
+    assert len(tokenizer.encode(["aaaaaaaa"])[0]) < 8
+    assert len(tokenizer.encode(["zzzzzzzz"])[0]) == 8
+
+
+# --- once, and whole -----------------------------------------------------------------------------------------------
+
+
+def test_what_is_there_is_not_tokenised_again_also_for_other_windows(documents, tmp_path):
+    calls = []
+    first = prepare(config(documents), tmp_path, lambda *step: calls.append(step))
+    assert calls
+    assert calls[-1][0] == "tokenising"
+    assert calls[-1][1] <= calls[-1][2]
+    calls.clear()
+    second = prepare(config(documents, length=8), tmp_path, lambda *step: calls.append(step))
+    assert calls == []
+    assert (second.digest, second.tokens) == (first.digest, first.tokens)
+    assert open_prepared(config(documents), tmp_path, first.digest).tokens == first.tokens
+
+
+PROGRAM = """
+import json, os, signal, sys
+from pathlib import Path
+from lit_llm.data.config import DataConfig
+from lit_llm.data.prepare import prepare
+
+data, root, mode = DataConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+
+def progress(what, done, total):
+    if mode == "die" and what == "tokenising":
+        os.kill(os.getpid(), signal.SIGKILL)
+    Path(root, f"worked-{os.getpid()}").touch()
+
+children = []
+for number in range(int(sys.argv[4])):
+    child = os.fork()
+    if not child:
+        (root / f"answer-{number}").write_text(json.dumps(prepare(data, root, progress).tokens))
+        os._exit(0)
+    children.append(child)
+sys.exit(max(abs(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])) for child in children))
+"""
+
+
+def in_processes(data, root, mode, number):
+    """prepare() in that many processes at once; the largest exit code or signal."""
+    root.mkdir()
+    command = [sys.executable, "-c", PROGRAM, data.model_dump_json(), str(root), mode, str(number)]
+    return subprocess.run(command, check=False).returncode
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", {"kind": "bpe", "vocabulary": 300}])
+def test_a_process_killed_in_the_middle_leaves_nothing_that_looks_complete(documents, tmp_path, tokenizer):
+    data, root = config(documents, tokenizer), tmp_path / "data"
+    assert in_processes(data, root, "die", 1) == signal.SIGKILL
+    left = {path.name for path in root.iterdir() if path.is_dir()}
+    assert left
+    assert all(name.startswith(".") for name in left)
+    prepared = prepare(data, root)
+    fresh = prepare(data, tmp_path / "fresh")
+    assert prepared.tokens == fresh.tokens
+    for split in SPLITS:
+        assert np.array_equal(prepared.open(split), fresh.open(split))
+    assert {path.name for path in root.iterdir() if path.is_dir()} == {prepared.digest}  # what was left is gone
+
+
+def test_an_error_in_the_middle_leaves_no_folder(documents, tmp_path):
+    def fail(*step):
+        raise RuntimeError("the disk is full")
+
+    with pytest.raises(RuntimeError):
+        prepare(config(documents), tmp_path, fail)
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def test_eight_processes_at_once_tokenise_once(documents, tmp_path):
+    data, root = config(documents), tmp_path / "data"
+    assert in_processes(data, root, "live", 8) == 0
+    answers = [path.read_text() for path in root.glob("answer-*")]
+    assert (len(answers), len(set(answers))) == (8, 1)
+    assert len(list(root.glob("worked-*"))) == 1
+    assert len([path for path in root.iterdir() if path.is_dir()]) == 1
+
+
+def test_others_may_read_what_one_has_prepared(documents, tmp_path):
+    """On a cluster the store is shared: no folder may be its owner's alone beyond what the umask says."""
+    before = os.umask(0o022)
+    try:
+        folder = prepare(config(documents), tmp_path / "data").folder
+    finally:
+        os.umask(before)
+    assert folder.stat().st_mode & 0o777 == 0o755
+
+
+# --- what cannot be prepared ---------------------------------------------------------------------------------------
+
+
+def write(folder, *texts):
+    folder.mkdir()
+    for number, text in enumerate(texts):
+        (folder / f"{number}.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
+    return folder
+
+
+def held(fraction, out, number=1):
+    texts = (f"{n} and more words" for n in range(1000))
+    return [text for text in texts if held_out(text, fraction) is out][:number]
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", {"kind": "bpe", "vocabulary": 300}])
+@pytest.mark.parametrize("out", [True, False])
+def test_a_corpus_without_a_window_on_one_side_is_refused_with_what_to_do(tmp_path, tokenizer, out):
+    folder = write(tmp_path / "texts", *held(0.2, out, 30))
+    with pytest.raises(InputError) as caught:
+        prepare(config(folder, tokenizer), tmp_path / "out")
+    side = "train" if out else "validation"
+    assert str(caught.value) == (
+        f"data.corpus: the {side} part has 0 tokens, less than one window of 16; use more text, shorter sequences or "
+        "another validation_fraction"
+    )
+
+
+def test_the_smallest_corpus_that_fits_is_one_window_for_each_side(tmp_path):
+    texts = held(0.2, True) + held(0.2, False)
+    folder = write(tmp_path / "texts", *texts)
+    shortest = min(len(Bytes().encode([text])[0]) + 1 for text in texts)
+    prepared = prepare(config(folder, length=shortest), tmp_path / "out")
+    assert all(prepared.windows(split) >= 1 for split in SPLITS)
+    with pytest.raises(InputError, match="less than one window"):
+        prepare(config(folder, length=max(prepared.tokens.values()) + 1), tmp_path / "out")
+
+
+def test_a_document_that_is_not_utf_8_stops_it_and_leaves_nothing(tmp_path):
+    folder = write(tmp_path / "texts", "fine words here", b"\xff\xfe broken")
+    with pytest.raises(InputError, match=r"1\.txt: is not UTF-8 \(byte 0\)"):
+        prepare(config(folder), tmp_path / "out")
+    assert [path for path in (tmp_path / "out").iterdir() if path.is_dir()] == []
