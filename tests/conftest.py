@@ -36,7 +36,8 @@ def small_base(corpus: Path) -> str:
   model: {{d_model: 16, vocabulary: 258, attention: {{heads: 2}}, feed_forward: {{d_ff: 32}}}}
   pretrain:
     data: {{corpus: {{kind: text, files: ["{corpus}/*.txt"]}}, tokenizer: bytes, sequence_length: 32, batch_size: 4}}
-    training: {{max_steps: 12, log_every: 4, schedule: {{warmup_steps: 2}}, stability: {{logit_every: 4}}}}
+    training:
+      {{max_steps: 12, schedule: {{warmup_steps: 2}}, stability: {{logit_every: 4}}, execution: {{log_every: 4}}}}
     validation: {{times: 3, sequences: 8}}
 """
 

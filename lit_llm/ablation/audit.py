@@ -44,7 +44,12 @@ def differs(arm: Arm, baseline: Arm) -> dict[str, list[Any]]:
 
 def audit(ablation: Ablation) -> list[Finding]:
     """Every finding of every arm."""
-    return [finding for arm in ablation.arms for finding in _audit_arm(ablation, arm)]
+    found = [finding for arm in ablation.arms for finding in _audit_arm(ablation, arm)]
+    used = {finding.key for finding in found if finding.kind == "allowed"}
+    for rule in ablation.study.allow:
+        if not any(under(key, rule.key) for key in used):
+            found.append(Finding("note", "allow", rule.key, "allows a difference that no arm has; leave it out"))
+    return found
 
 
 def _audit_arm(ablation: Ablation, arm: Arm) -> Iterator[Finding]:

@@ -16,5 +16,7 @@ class ValidationConfig(Section):
     """Windows of held-out text, the same for every arm."""
     prefix_length: int | None = Field(None, gt=0)
     """Tokens given before the targets of val/target_nll; half of the window when absent."""
-    batch_size: int | None = Field(None, gt=0)
-    """Windows per forward pass; the stage's batch size when absent. The result stays the same."""
+
+    def prefix(self, sequence_length: int) -> int:
+        """Tokens given before the targets, in a window of this length."""
+        return self.prefix_length or sequence_length // 2

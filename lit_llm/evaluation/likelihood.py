@@ -30,14 +30,15 @@ class Validation:
         self, config: ValidationConfig, data: Prepared, objective: Objective, family: Family, bidirectional: bool
     ) -> None:
         windows = validation_windows(data, config.sequences)
-        size = config.batch_size or data.config.batch_size
-        prefix = config.prefix_length or data.config.sequence_length // 2
+        size = data.config.batch_size
+        length = data.config.sequence_length
+        prefix = config.prefix(length)
         yardstick = PrefixLM(split=prefix)
         parts = [windows[start : start + size] for start in range(0, len(windows), size)]
         # Random cuts of the arm's objective are drawn once, by a seed that all arms share.
         self.objective_batches = [cut(part, objective, family, bidirectional, 0, k) for k, part in enumerate(parts)]
         self.target_batches = [cut(part, yardstick, family, bidirectional, 0, k) for k, part in enumerate(parts)]
-        self.same = objective == yardstick or (objective == PrefixLM() and prefix == data.config.sequence_length // 2)
+        self.same = objective.resolved(length) == yardstick
         self.target_bytes = int(np.asarray(data.tokenizer().byte_lengths())[windows[:, prefix:]].sum())
 
     def __call__(self, model: LanguageModel) -> dict[str, float]:

@@ -32,7 +32,7 @@ class PretrainConfig(Section):
         findings = []
         if problem := objective.problem(length):
             findings.append(("objective.split" if isinstance(objective, PrefixLM) else "objective", problem))
-        prefix = self.validation.prefix_length or length // 2
+        prefix = self.validation.prefix(length)
         if not 0 < prefix < length:
             findings.append(
                 ("validation.prefix_length", f"a prefix of {prefix} tokens leaves no target in a sequence of {length}")

@@ -29,7 +29,10 @@ def digest_of_data(experiment: Experiment) -> str:
 
 def pretrain_fingerprint(experiment: Experiment) -> str:
     """H(resolved model, pretrain, data, seed). Names, paths and how the machine does it are not in it."""
-    stage = experiment.pretrain.model_dump(mode="json")
+    pretrain, length = experiment.pretrain, experiment.pretrain.data.sequence_length
+    stage = pretrain.model_dump(mode="json")
+    stage["objective"] = pretrain.objective.resolved(length).model_dump(mode="json")
+    stage["validation"]["prefix_length"] = pretrain.validation.prefix(length)
     del stage["training"]["execution"]
     for key in ("corpus", "tokenizer", "validation_fraction"):
         del stage["data"][key]

@@ -36,23 +36,25 @@ class Parameters:
 
 def count_parameters(model: ResolvedModel) -> Parameters:
     """Exact numbers, equal to those of the built module."""
-    d_model = model.d_model
+    embedding = sum(rows * columns for rows, columns in embedding_tensors(model))
+    return Parameters(embedding + sum(rows * columns for rows, columns in layer_tensors(model)), embedding)
+
+
+def embedding_tensors(model: ResolvedModel) -> list[tuple[int, int]]:
+    """(rows, columns) of the matrices of the vocabulary, the output's included."""
     matrices = {"all": 1, "inputs": 2, "none": 3 if model.encoder else 2}[model.tie_embeddings]
-    embedding = matrices * model.vocabulary * d_model
-    body = sum(_layer_parameters(model, layer) for layer in model.layers)
-    final_norms = (1 + bool(model.encoder)) * model.norm.parameters(d_model)
-    return Parameters(embedding + body + final_norms, embedding)
+    return [(model.vocabulary, model.d_model)] * matrices
 
 
-def _layer_parameters(model: ResolvedModel, layer: Layer) -> int:
-    cross = layer.cross_attention
-    norms = (3 if cross else 2) * model.norm.parameters(model.d_model)
-    return (
-        layer.self_attention.parameters(model.d_model)
-        + (cross.parameters(model.d_model) if cross else 0)
-        + layer.feed_forward.parameters(model.d_model)
-        + norms
-    )
+def layer_tensors(model: ResolvedModel) -> list[tuple[int, int]]:
+    """(rows, columns) of all other parameters; a learned scale is one row."""
+    d_model, norm = model.d_model, model.norm.tensors(model.d_model)
+    found = norm * (1 + bool(model.encoder))  # after the last layer of each stack
+    for layer in model.layers:
+        found += layer.self_attention.tensors(d_model) + layer.feed_forward.tensors(d_model) + norm * 2
+        if cross := layer.cross_attention:
+            found += cross.tensors(d_model) + norm
+    return found
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,10 @@ class CausalLM(Section):
         """The shortest and the longest source."""
         return 0, 0
 
+    def resolved(self, sequence_length: int) -> CausalLM:
+        """The same objective with nothing left open."""
+        return self
+
     def problem(self, sequence_length: int) -> str:
         """Why no window of this length can be cut so, or ''."""
         return ""
@@ -73,6 +77,10 @@ class PrefixLM(Section):
             return 1, sequence_length - 1
         cut = sequence_length // 2 if self.split == "half" else self.split
         return cut, cut
+
+    def resolved(self, sequence_length: int) -> PrefixLM:
+        """The same objective with nothing left open: half of 128 tokens are 64."""
+        return self if self.split == "random" else PrefixLM(split=self.extremes(sequence_length)[0])
 
     def problem(self, sequence_length: int) -> str:
         """Why no window of this length can be cut so, or ''."""

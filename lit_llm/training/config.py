@@ -2,63 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from lit_llm.config.section import Items, OneOf, Section, impossible
-
-
-class AdamW(Section):
-    """Adam with decoupled weight decay (arXiv 1711.05101); matrices decay, scales do not."""
-
-    kind: Literal["adamw"] = "adamw"
-    """AdamW."""
-    lr: float = Field(1e-3, gt=0)
-    """Peak learning rate."""
-    betas: Items[float] = Field((0.9, 0.95), min_length=2, max_length=2)
-    """Decay of the first and the second moment."""
-    eps: float = Field(1e-8, gt=0)
-    """Added to the root of the second moment."""
-    weight_decay: float = Field(0.0, ge=0)
-    """Decay of matrices per step, times the learning rate."""
-
-    @property
-    def state_entries(self) -> int:
-        """Float32 numbers kept for each parameter."""
-        return 2
-
-
-class Cosine(Section):
-    """Linear warm-up, then half a cosine down to a fraction of the peak at the last step."""
-
-    kind: Literal["cosine"] = "cosine"
-    """Cosine decay."""
-    warmup_steps: int = Field(0, ge=0)
-    """Steps from zero to the peak."""
-    final_fraction: float = Field(0.1, ge=0, le=1)
-    """Share of the peak that is left at the end."""
-
-    def factor(self, step: int, max_steps: int) -> float:
-        """What the peak is multiplied by in step 0, 1, ... max_steps - 1."""
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        progress = (step - self.warmup_steps) / max(1, max_steps - 1 - self.warmup_steps)
-        return self.final_fraction + (1 - self.final_fraction) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-class Constant(Section):
-    """Linear warm-up, then the peak."""
-
-    kind: Literal["constant"] = "constant"
-    """No decay."""
-    warmup_steps: int = Field(0, ge=0)
-    """Steps from zero to the peak."""
-
-    def factor(self, step: int, max_steps: int) -> float:
-        """What the peak is multiplied by in step 0, 1, ... max_steps - 1."""
-        return min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+from lit_llm.config.section import Section, impossible
+from lit_llm.training.optimizers.config import AdamW, Optimizer
+from lit_llm.training.schedules import Cosine, Schedule
 
 
 class StabilityConfig(Section):
@@ -92,6 +42,10 @@ class ExecutionConfig(Section):
     """Where it runs."""
     devices: int = Field(1, gt=0)
     """Number of devices; the batch is divided among them."""
+    log_every: int = Field(10, gt=0)
+    """Steps between two lines of metrics."""
+    checkpoint_every: int = Field(500, gt=0)
+    """Steps between two checkpoints; an interrupted run saves one more."""
 
 
 class TrainingConfig(Section):
@@ -99,9 +53,9 @@ class TrainingConfig(Section):
 
     max_steps: int = Field(gt=0)
     """Optimiser steps."""
-    optimizer: Annotated[AdamW, OneOf(default=AdamW)] = AdamW()
+    optimizer: Optimizer = AdamW()
     """What makes a step out of a gradient."""
-    schedule: Annotated[Cosine | Constant, OneOf(default=Cosine)] = Cosine()
+    schedule: Schedule = Cosine()
     """Learning rate by step."""
     clip_norm: float | None = Field(1.0, gt=0)
     """Largest norm of the whole gradient; null: no clipping."""
@@ -109,10 +63,6 @@ class TrainingConfig(Section):
     """Weight of the squared log-normaliser, per target token."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: matrix products in bfloat16, parameters and sums in float32."""
-    log_every: int = Field(10, gt=0)
-    """Steps between two lines of metrics."""
-    checkpoint_every: int = Field(500, gt=0)
-    """Steps between two checkpoints; an interrupted run saves one more."""
     stability: StabilityConfig = StabilityConfig()
     """Spikes and divergence."""
     execution: ExecutionConfig = ExecutionConfig()

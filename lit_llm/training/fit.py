@@ -162,7 +162,7 @@ class Journal(L.Callback):
                 evaluated = self.evaluate(pl_module.model)
             pl_module.train()
             self.evaluation_seconds += time.perf_counter() - began
-        if evaluated or step % self.training.log_every == 0 or step == self.training.max_steps:
+        if evaluated or step % self.training.execution.log_every == 0 or step == self.training.max_steps:
             self.write(trainer, pl_module, evaluated)
 
     def write(self, trainer: L.Trainer, lit: LitModel, evaluated: dict[str, float] | None = None) -> None:
@@ -206,7 +206,7 @@ class Checkpoints(L.Callback):
     """Writes last.ckpt every `checkpoint_every` steps and when the run is asked to stop; atomically, one at a time."""
 
     def __init__(self, folder: Path, training: TrainingConfig, should_stop: Callable[[], bool]) -> None:
-        self.folder, self.every, self.should_stop = folder, training.checkpoint_every, should_stop
+        self.folder, self.every, self.should_stop = folder, training.execution.checkpoint_every, should_stop
         self.last_step = training.max_steps
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:

@@ -9,16 +9,18 @@ from __future__ import annotations
 from lit_llm.components.attention.config import ResolvedAttention
 from lit_llm.components.loss.config import chunk_rows
 from lit_llm.models.config import Layer, ResolvedModel
-from lit_llm.models.cost import Shape, count_parameters
+from lit_llm.models.cost import Shape, count_parameters, embedding_tensors, layer_tensors
 from lit_llm.training.config import TrainingConfig
 
 FLOAT32, BFLOAT16 = 4, 2
 
 
-def state_bytes(model: ResolvedModel, training: TrainingConfig) -> int:
-    """Parameters, gradients and optimiser state in float32; under bf16 also autocast's copies of the matrices."""
-    parameters = count_parameters(model)
-    kept = parameters.total * FLOAT32 * (2 + training.optimizer.state_entries)
+def state_bytes(model: ResolvedModel, training: TrainingConfig) -> float:
+    """Parameters and gradients in float32, the optimiser's state; under bf16 also autocast's copies of the matrices."""
+    parameters, optimizer = count_parameters(model), training.optimizer
+    kept = 2.0 * parameters.total * FLOAT32
+    kept += sum(optimizer.state_bytes(*tensor, inside=True) for tensor in layer_tensors(model))
+    kept += sum(optimizer.state_bytes(*tensor, inside=False) for tensor in embedding_tensors(model))
     # Of the vocabulary's matrices only the unembedding is multiplied with.
     multiplied = parameters.non_embedding + model.vocabulary * model.d_model
     return kept + (multiplied * BFLOAT16 if training.precision == "bf16" else 0)

@@ -16,7 +16,7 @@ from lit_llm.components.loss.module import target_loss
 from lit_llm.models.transformer import LanguageModel
 from lit_llm.objectives.layout import Batch
 from lit_llm.training.config import TrainingConfig
-from lit_llm.training.optimizers import build_optimizer
+from lit_llm.training.optimizers.build import build_optimizer, set_learning_rate
 
 
 class Diverged(Exception):
@@ -60,9 +60,7 @@ class LitModel(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         config, optimizer = self.training_config, self.optimizers()
         assert not isinstance(optimizer, list)
-        lr = config.optimizer.lr * config.schedule.factor(self.global_step, config.max_steps)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        lr = set_learning_rate(optimizer.param_groups, config.schedule.factor(self.global_step, config.max_steps))
 
         total = torch.stack(
             [torch.zeros((), device=self.device), torch.zeros((), device=self.device), batch.weights.sum()]

@@ -56,13 +56,13 @@ STEPS = "pretrain.training.max_steps"
 
 def test_each_layer_wins_over_the_one_before(study, tmp_path):
     """defaults < extends < base < arm < factors < -o, seen on six keys of which each layer sets one less."""
-    keys = ["log_every", "checkpoint_every", "max_steps", "schedule.warmup_steps", "stability.spike_window"]
+    keys = ["z_loss", "clip_norm", "max_steps", "schedule.warmup_steps", "stability.spike_window"]
     keys = [f"pretrain.training.{key}" for key in keys]
 
-    below = "{log_every: 11, checkpoint_every: 11, max_steps: 11, schedule: {warmup_steps: 1}}"
+    below = "{z_loss: 11.0, clip_norm: 11.0, max_steps: 11, schedule: {warmup_steps: 1}}"
     (tmp_path / "below.yaml").write_text(f"extends: redllm-tiny\npretrain: {{training: {below}}}")
     text = f"""
-base: {{pretrain: {{training: {{checkpoint_every: 22, max_steps: 22, schedule: {{warmup_steps: 2}}}}}}}}
+base: {{pretrain: {{training: {{clip_norm: 22.0, max_steps: 22, schedule: {{warmup_steps: 2}}}}}}}}
 arms: {{a: {{pretrain: {{training: {{max_steps: 33, schedule: {{warmup_steps: 3}}}}}}}}}}
 grid: {{factors: {{{keys[3]}: [4, 5]}}}}
 """
@@ -70,7 +70,7 @@ grid: {{factors: {{{keys[3]}: [4, 5]}}}}
     found = [value(ablation, "a", key) for key in keys]
     assert found == [11, 22, 33, 4, 20]  # the last is the default
     assert value(ablation, "a/warmup_steps=5", keys[3]) == 5
-    changed = study(text, f"{keys[3]}=6", f"{keys[0]}=7", extends="below.yaml")
+    changed = study(text, f"{keys[3]}=6", f"{keys[0]}=7.0", extends="below.yaml")
     assert [value(changed, arm, keys[3]) for arm in names(changed)] == [6, 6]
     assert value(changed, "a", keys[0]) == 7
 
@@ -405,8 +405,8 @@ arms:
         "s.yaml:8: extends: there is no preset and no file 'redllm-tyni' - did you mean 'redllm-tiny'?",
         "s.yaml:6: model.atention: unknown key - did you mean 'attention'? (in arm red)",
         "s.yaml:7: pretrain.training.max_stepz: unknown key - did you mean 'max_steps'? (in arm dec)",
-        "s.yaml:7: pretrain.training.lr: unknown key - allowed here: checkpoint_every, clip_norm, execution, "
-        "log_every, max_steps, optimizer, precision, schedule, stability, z_loss (in arm dec)",
+        "s.yaml:7: pretrain.training.lr: unknown key - allowed here: clip_norm, execution, max_steps, "
+        "optimizer, precision, schedule, stability, z_loss (in arm dec)",
         "s.yaml:9: foo: unknown key - allowed here: model, pretrain, seed (in arm odd)",
     ]
 

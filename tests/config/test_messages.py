@@ -174,7 +174,7 @@ def test_a_variant_is_chosen_by_kind_by_a_bare_word_or_by_default():
 
 
 def test_one_section_may_go_by_several_names():
-    """As the norm of the residual stream does: rms_norm or layer_norm."""
+    """All names of the section's `kind` can be chosen, not its default alone."""
     both = validate(
         Outer, read_yaml("inner: {width: 1}\nschedule: {kind: stairs, at: [1]}\nonly: {kind: stairs, at: [1]}", "f")
     )

@@ -49,6 +49,7 @@ def fingerprint(text):
         ["model.attention.qkv_norm=[q, k, v, v]"],
         ["model.attention.output_norm=head"],
         ["model.norm.function=rms_norm", "model.norm.scale=false"],
+        ["pretrain.objective.split=64", "pretrain.data.sequence_length=128", "pretrain.validation.prefix_length=64"],
         ["pretrain.training.clip_norm=1"],
         ["pretrain.training.optimizer.lr=0.003"],
         ["pretrain.training.optimizer=adamw", "pretrain.training.optimizer.lr=3e-3"],

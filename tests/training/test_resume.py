@@ -26,7 +26,7 @@ def prepared_stage(store: Store, corpus: Path, preset: str, *overrides: str) -> 
             "model.d_model=16", "model.vocabulary=258", "model.attention.heads=2", "model.feed_forward.d_ff=32",
             f'pretrain.data.corpus={{kind: text, files: ["{corpus}/*.txt"]}}', "pretrain.data.tokenizer=bytes",
             "pretrain.data.sequence_length=32", "pretrain.data.batch_size=4", "pretrain.training.max_steps=14",
-            "pretrain.training.schedule.warmup_steps=2", "pretrain.training.log_every=3",
+            "pretrain.training.schedule.warmup_steps=2", "pretrain.training.execution.log_every=3",
             "pretrain.training.stability.spike_window=4", "pretrain.validation.times=3",
             "pretrain.validation.sequences=8", *overrides,
         ],
@@ -86,7 +86,7 @@ def test_two_interruptions_change_no_bit(tmp_path: Path, corpus: Path, preset: s
 def test_work_after_the_last_checkpoint_is_done_again_and_written_once(tmp_path: Path, corpus: Path) -> None:
     """A killed run has metrics beyond its last checkpoint; the resumed one overwrites them with equal ones."""
     torch.set_num_threads(1)
-    every = "pretrain.training.checkpoint_every=4"
+    every = "pretrain.training.execution.checkpoint_every=4"
     whole = prepared_stage(Store(tmp_path / "whole"), corpus, "redllm-tiny", every)
     run_one(whole.folder.parents[1], whole.fingerprint)
     killed = prepared_stage(Store(tmp_path / "killed"), corpus, "redllm-tiny", every)

@@ -14,8 +14,10 @@ from torch.testing import assert_close
 from lit_llm.experiment.load import load_experiment
 from lit_llm.models.build import build_model
 from lit_llm.objectives.layout import Batch, lay_out
-from lit_llm.training.config import AdamW, Constant, Cosine, StabilityConfig, TrainingConfig
+from lit_llm.training.config import StabilityConfig, TrainingConfig
 from lit_llm.training.module import Diverged, LitModel, StepReport
+from lit_llm.training.optimizers.config import AdamW
+from lit_llm.training.schedules import Constant, Cosine
 from lit_llm.training.stability import Stability, largest_attention_logit
 
 SMALL = ["model.d_model=16", "model.vocabulary=1024", "model.attention.heads=2", "model.feed_forward.d_ff=32"]
@@ -112,7 +114,7 @@ def test_clipping_bounds_the_step_and_reports_the_norm_before_it() -> None:
 
 def test_matrices_decay_and_scales_do_not() -> None:
     """AdamW's decay with a zero gradient: p <- p (1 - lr decay)."""
-    from lit_llm.training.optimizers import build_optimizer
+    from lit_llm.training.optimizers.build import build_optimizer
 
     model = build_model(load_experiment("decllm-tiny", [*SMALL, "model.norm.scale=true"]).model)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}

@@ -80,14 +80,16 @@ class ResolvedAttention(Section):
         """Entries of W_k and W_v, which work once per key token."""
         return 2 * d_model * self.kv_width
 
-    def norm_parameters(self, d_model: int) -> int:
-        """Entries of the learned scales."""
+    def tensors(self, d_model: int) -> list[tuple[int, int]]:
+        """(rows, columns) of every parameter; a learned scale is one row."""
+        matrices = [(self.width, d_model), (self.kv_width, d_model), (self.kv_width, d_model), (d_model, self.width)]
         output = {"none": 0, "head": self.head_dim, "concat": self.width, "after_out": d_model}[self.output_norm]
-        return self.qkv_norm_scale * len(self.qkv_norm) * self.head_dim + self.output_norm_scale * output
+        scales = [(1, self.head_dim)] * (len(self.qkv_norm) * self.qkv_norm_scale)
+        return matrices + scales + [(1, output)] * self.output_norm_scale
 
     def parameters(self, d_model: int) -> int:
         """Number of parameters."""
-        return self.query_parameters(d_model) + self.memory_parameters(d_model) + self.norm_parameters(d_model)
+        return sum(rows * columns for rows, columns in self.tensors(d_model))
 
     def score_flops(self, pairs: float) -> float:
         """FLOPs of QKᵀ and of the weighted sum over values, for that many visible (query, key) pairs."""

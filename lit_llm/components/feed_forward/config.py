@@ -25,9 +25,13 @@ class FeedForwardConfig(Section):
     def gated(self) -> bool:
         return self.activation != "gelu"
 
+    def tensors(self, d_model: int) -> list[tuple[int, int]]:
+        """(rows, columns) of every parameter."""
+        return [(self.d_ff, d_model)] * (1 + self.gated) + [(d_model, self.d_ff)]
+
     def parameters(self, d_model: int) -> int:
         """Number of parameters; each takes part in one multiply-add per token."""
-        return (3 if self.gated else 2) * d_model * self.d_ff
+        return sum(rows * columns for rows, columns in self.tensors(d_model))
 
 
 _Optional: Any = partial(FeedForwardConfig)

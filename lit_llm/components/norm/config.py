@@ -23,6 +23,10 @@ class NormConfig(Section):
     eps: float = Field(1e-6, gt=0)
     """Added to the mean square (or the variance) under the root."""
 
+    def tensors(self, width: int) -> list[tuple[int, int]]:
+        """(rows, columns) of every parameter of one norm over `width` entries."""
+        return [(1, width)] * self.scale
+
     def parameters(self, width: int) -> int:
         """Number of parameters of one norm over `width` entries."""
         return width if self.scale else 0

@@ -1,0 +1,98 @@
+"""From a config to an optimiser over a model's parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from lit_llm.training.optimizers.adafactor import UnfactoredAdafactor
+from lit_llm.training.optimizers.config import Adafactor, AdamW, FactoredAdafactor, Muon, Optimizer
+
+PEAK = "peak_lr"
+"""Key of a parameter group: its learning rate before the schedule's factor."""
+
+
+def build_optimizer(config: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser over all parameters. Matrices are in groups that decay, scales in groups that do not."""
+    if isinstance(config, Muon):
+        inside = [p for name, p in model.named_parameters() if p.dim() == 2 and "layers." in name]
+        held = {id(p) for p in inside}
+        rest = [p for p in model.parameters() if id(p) not in held]
+        return Joined(_muon(config, inside), _adamw(config.rest, _groups(rest, config.rest)))
+    groups = _groups(list(model.parameters()), config)
+    if isinstance(config, AdamW):
+        return _adamw(config, groups)
+    if isinstance(config, FactoredAdafactor):
+        return torch.optim.Adafactor(
+            groups, lr=config.lr, beta2_decay=-config.decay, eps=(None, config.eps), d=config.clip_threshold
+        )
+    assert isinstance(config, Adafactor)
+    return UnfactoredAdafactor(
+        groups,
+        lr=config.lr,
+        decay=config.decay,
+        clip_threshold=config.clip_threshold,
+        parameter_scale=config.parameter_scale,
+        eps=config.eps,
+    )
+
+
+def set_learning_rate(groups: list[dict[str, Any]], factor: float) -> float:
+    """Set every group to its peak times the factor; returns the first group's rate."""
+    for group in groups:
+        group["lr"] = group[PEAK] * factor
+    return float(groups[0]["lr"])
+
+
+def _groups(parameters: list[nn.Parameter], config: AdamW | Adafactor | FactoredAdafactor) -> list[dict[str, Any]]:
+    matrices = [p for p in parameters if p.dim() >= 2]
+    scales = [p for p in parameters if p.dim() < 2]
+    decays = ((matrices, config.weight_decay), (scales, 0.0))
+    return [{"params": params, "weight_decay": decay, PEAK: config.lr} for params, decay in decays if params]
+
+
+def _adamw(config: AdamW, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    first, second = config.betas
+    if config.kind == "adamw_8bit":
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit(groups, lr=config.lr, betas=(first, second), eps=config.eps)
+    # Fused exists for CPU and CUDA and is one kernel.
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(first, second), eps=config.eps, fused=True)
+
+
+def _muon(config: Muon, matrices: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.Muon(
+        [{"params": matrices, PEAK: config.lr}],
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        adjust_lr_fn=config.scaling,
+    )
+
+
+class Joined(torch.optim.Optimizer):
+    """Several optimisers over disjoint parameters, as one: one step, one state."""
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        self.parts = parts
+        super().__init__([p for part in parts for group in part.param_groups for p in group["params"]], {})
+        self.param_groups = [group for part in parts for group in part.param_groups]
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = closure() if closure is not None else None
+        for part in self.parts:
+            part.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.param_groups = [group for part in self.parts for group in part.param_groups]

@@ -1,0 +1,110 @@
+"""What makes a step out of a gradient. Matrices decay, scales do not."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from lit_llm.config.section import Items, OneOf, Section
+
+
+class AdamW(Section):
+    """Adam with decoupled weight decay (arXiv 1711.05101)."""
+
+    kind: Literal["adamw", "adamw_8bit"] = "adamw"
+    """adamw_8bit keeps both moments in 8 bits, in blocks of 256 (bitsandbytes, arXiv 2110.02861)."""
+    lr: float = Field(1e-3, gt=0)
+    """Peak learning rate."""
+    betas: Items[float] = Field((0.9, 0.95), min_length=2, max_length=2)
+    """Decay of the first and the second moment."""
+    eps: float = Field(1e-8, gt=0)
+    """Added to the root of the second moment."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decay of matrices per step, times the learning rate."""
+
+    def state_bytes(self, rows: int, columns: int, inside: bool) -> float:
+        """Bytes kept for a parameter, inside a layer or in an embedding; a vector is one row."""
+        entries = rows * columns
+        # bitsandbytes keeps small tensors in float32; a block of 256 entries has a float32 scale.
+        eight_bit = self.kind == "adamw_8bit" and entries >= 4096
+        return 2 * entries * (1 + 4 / 256) if eight_bit else 8 * entries
+
+
+class Adafactor(Section):
+    """Adafactor (arXiv 1804.04235) without factorisation, as RedLLM's authors used it (arXiv 2510.26622).
+
+    v <- b v + (1 - b)(g² + 1e-30) with b = 1 - t^-decay; u = g / sqrt(v), divided by max(1, RMS(u) / clip_threshold);
+    the step is lr x u, times max(eps, RMS(parameter)) where the parameter's scale counts. No first moment.
+    """
+
+    kind: Literal["adafactor"] = "adafactor"
+    """Adafactor, one second moment per entry."""
+    lr: float = Field(1e-2, gt=0)
+    """Peak learning rate; with parameter_scale relative to the parameter's size."""
+    decay: float = Field(0.8, gt=0)
+    """Exponent of the second moment's decay."""
+    clip_threshold: float = Field(1.0, gt=0)
+    """Largest root mean square of an update before the learning rate."""
+    parameter_scale: bool = True
+    """Multiply by the parameter's own root mean square. Whether the paper did is not known."""
+    eps: float = Field(1e-3, gt=0)
+    """Smallest root mean square of a parameter that counts."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decay of matrices per step, times the learning rate."""
+
+    def state_bytes(self, rows: int, columns: int, inside: bool) -> float:
+        """Bytes kept for a parameter, inside a layer or in an embedding; a vector is one row."""
+        return 4 * rows * columns
+
+
+class FactoredAdafactor(Section):
+    """torch's Adafactor: the second moment of a matrix as one row and one column. Parameter scaling is always on."""
+
+    kind: Literal["adafactor_factored"] = "adafactor_factored"
+    """Adafactor, factored."""
+    lr: float = Field(1e-2, gt=0)
+    """Peak learning rate, relative to the parameter's size; in step t at most 1 / sqrt(t)."""
+    decay: float = Field(0.8, gt=0)
+    """Exponent of the second moment's decay."""
+    clip_threshold: float = Field(1.0, gt=0)
+    """Largest root mean square of an update before the learning rate."""
+    eps: float = Field(1e-3, gt=0)
+    """Smallest root mean square of a parameter that counts."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decay of matrices per step, times the learning rate."""
+
+    def state_bytes(self, rows: int, columns: int, inside: bool) -> float:
+        """Bytes kept for a parameter, inside a layer or in an embedding; a vector is one row."""
+        return 4 * (rows + columns if rows > 1 else columns)
+
+
+class Muon(Section):
+    """Momentum orthogonalised by Newton-Schulz for the matrices inside layers, AdamW for embeddings and scales.
+
+    K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024); the scaling by shape: "Muon is
+    scalable for LLM training", arXiv 2502.16982.
+    """
+
+    kind: Literal["muon"] = "muon"
+    """Muon with AdamW."""
+    lr: float = Field(3e-3, gt=0)
+    """Peak learning rate of the matrices."""
+    momentum: float = Field(0.95, ge=0, lt=1)
+    """Decay of the momentum."""
+    nesterov: bool = True
+    """Look ahead by one step of momentum."""
+    scaling: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
+    """match_rms_adamw: 0.2 sqrt(max(rows, columns)), so that AdamW's rates carry over; original: sqrt(max(1, rows /
+    columns))."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decay of matrices per step, times the learning rate."""
+    rest: AdamW = AdamW()
+    """For embeddings, the output matrix and scales."""
+
+    def state_bytes(self, rows: int, columns: int, inside: bool) -> float:
+        """Bytes kept for a parameter, inside a layer or in an embedding; a vector is one row."""
+        return 4 * rows * columns if inside and rows > 1 else self.rest.state_bytes(rows, columns, inside)
+
+
+Optimizer = Annotated[AdamW | Adafactor | FactoredAdafactor | Muon, OneOf(default=AdamW)]

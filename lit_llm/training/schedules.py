@@ -1,0 +1,105 @@
+"""Learning rate by step: each schedule is a factor of the peak. Loads no torch, so that a plan can draw it."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from lit_llm.config.section import OneOf, Section
+
+
+class Constant(Section):
+    """Linear warm-up, then the peak."""
+
+    kind: Literal["constant"] = "constant"
+    """No decay."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps from zero to the peak."""
+
+    def factor(self, step: int, max_steps: int) -> float:
+        """What the peak is multiplied by in step 0, 1, ... max_steps - 1."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        return self.after_warmup(step, max_steps)
+
+    def after_warmup(self, step: int, max_steps: int) -> float:
+        return 1.0
+
+    def _progress(self, step: int, max_steps: int, start: int | None = None) -> float:
+        """0 in the first step after `start` (the warm-up), 1 in the last of all."""
+        begin = self.warmup_steps if start is None else start
+        return min(1.0, (step - begin) / max(1, max_steps - 1 - begin))
+
+    def scaled(self, ratio: float) -> Constant:
+        """The same shape over a training that is `ratio` times as long."""
+        return self.model_copy(update={"warmup_steps": round(self.warmup_steps * ratio)})
+
+
+class Cosine(Constant):
+    """Linear warm-up, then half a cosine down to a fraction of the peak at the last step."""
+
+    kind: Literal["cosine"] = "cosine"  # type: ignore[assignment]
+    """Cosine decay."""
+    final_fraction: float = Field(0.1, ge=0, le=1)
+    """Share of the peak that is left at the end."""
+
+    def after_warmup(self, step: int, max_steps: int) -> float:
+        wave = 0.5 * (1 + math.cos(math.pi * self._progress(step, max_steps)))
+        return self.final_fraction + (1 - self.final_fraction) * wave
+
+
+class Linear(Constant):
+    """Linear warm-up, then a straight line down to a fraction of the peak at the last step."""
+
+    kind: Literal["linear"] = "linear"  # type: ignore[assignment]
+    """Linear decay."""
+    final_fraction: float = Field(0.0, ge=0, le=1)
+    """Share of the peak that is left at the end."""
+
+    def after_warmup(self, step: int, max_steps: int) -> float:
+        return 1 - (1 - self.final_fraction) * self._progress(step, max_steps)
+
+
+class WarmupStableDecay(Constant):
+    """Linear warm-up, the peak, and a short decay at the end (MiniCPM, arXiv 2404.06395)."""
+
+    kind: Literal["wsd"] = "wsd"  # type: ignore[assignment]
+    """Warm-up, stable, decay."""
+    decay_steps: int = Field(gt=0)
+    """Steps of the decay."""
+    shape: Literal["linear", "one_minus_sqrt"] = "one_minus_sqrt"
+    """linear: a straight line; one_minus_sqrt: 1 - sqrt(progress) (arXiv 2405.18392)."""
+    final_fraction: float = Field(0.0, ge=0, le=1)
+    """Share of the peak that is left at the end."""
+
+    def after_warmup(self, step: int, max_steps: int) -> float:
+        start = max_steps - 1 - self.decay_steps
+        if step <= start:
+            return 1.0
+        progress = self._progress(step, max_steps, start)
+        fallen = math.sqrt(progress) if self.shape == "one_minus_sqrt" else progress
+        return 1 - (1 - self.final_fraction) * fallen
+
+    def scaled(self, ratio: float) -> Constant:
+        update = {
+            "warmup_steps": round(self.warmup_steps * ratio),
+            "decay_steps": max(1, round(self.decay_steps * ratio)),
+        }
+        return self.model_copy(update=update)
+
+
+class InverseSquareRoot(Constant):
+    """Linear warm-up, then sqrt(warm-up / step): T5's schedule (arXiv 1910.10683), whose peak ends the warm-up."""
+
+    kind: Literal["inverse_sqrt"] = "inverse_sqrt"  # type: ignore[assignment]
+    """Inverse square root."""
+    warmup_steps: int = Field(gt=0)
+    """Steps from zero to the peak; the decay's unit of time too."""
+
+    def after_warmup(self, step: int, max_steps: int) -> float:
+        return math.sqrt(self.warmup_steps / (step + 1))
+
+
+Schedule = Annotated[Cosine | Constant | Linear | WarmupStableDecay | InverseSquareRoot, OneOf(default=Cosine)]
