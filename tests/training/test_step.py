@@ -17,7 +17,6 @@ from lit_llm.objectives.layout import Batch, lay_out
 from lit_llm.training.config import StabilityConfig, TrainingConfig
 from lit_llm.training.module import Diverged, LitModel, StepReport
 from lit_llm.training.optimizers.config import AdamW
-from lit_llm.training.schedules import Constant, Cosine
 from lit_llm.training.stability import Stability, largest_attention_logit
 
 SMALL = ["model.d_model=16", "model.vocabulary=1024", "model.attention.heads=2", "model.feed_forward.d_ff=32"]
@@ -125,17 +124,6 @@ def test_matrices_decay_and_scales_do_not() -> None:
     for name, parameter in model.named_parameters():
         factor = 0.95 if parameter.dim() >= 2 else 1.0
         assert_close(parameter.detach(), before[name] * factor)
-
-
-def test_cosine_warms_up_to_the_peak_and_ends_at_its_fraction() -> None:
-    """Formula: (step + 1) / warm-up, then f + (1 - f)(1 + cos(pi x)) / 2 with x from 0 to 1."""
-    schedule = Cosine(warmup_steps=4, final_fraction=0.1)
-    assert [schedule.factor(step, 15) for step in range(4)] == pytest.approx([0.25, 0.5, 0.75, 1.0])
-    assert schedule.factor(4, 15) == pytest.approx(1.0)
-    assert schedule.factor(9, 15) == pytest.approx(0.1 + 0.9 / 2)
-    assert schedule.factor(14, 15) == pytest.approx(0.1)
-    assert Constant(warmup_steps=2).factor(0, 10) == 0.5
-    assert Constant().factor(0, 10) == Constant().factor(9, 10) == 1.0
 
 
 def watched(losses: list[float], **config: float) -> Stability:

@@ -1,0 +1,149 @@
+"""Optimisers against their formulas and peers, schedules against theirs, state against its arithmetic."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from lit_llm.experiment.load import load_experiment
+from lit_llm.models.build import build_model
+from lit_llm.models.config import resolve_model
+from lit_llm.training.config import TrainingConfig
+from lit_llm.training.memory import state_bytes
+from lit_llm.training.optimizers.adafactor import UnfactoredAdafactor
+from lit_llm.training.optimizers.build import build_optimizer, set_learning_rate
+from lit_llm.training.optimizers.config import Adafactor, AdamW, FactoredAdafactor, Muon, Optimizer
+from lit_llm.training.schedules import Constant, Cosine, InverseSquareRoot, Linear, WarmupStableDecay
+
+ALL = [AdamW(), AdamW(kind="adamw_8bit"), Adafactor(), FactoredAdafactor(), Muon()]
+names = [config.kind for config in ALL]
+
+
+def stepped(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, gradients: list[torch.Tensor]) -> torch.Tensor:
+    for gradient in gradients:
+        parameter.grad = gradient.clone()
+        optimizer.step()
+    return parameter.detach()
+
+
+def drawn(*shape: int, steps: int = 6) -> tuple[nn.Parameter, list[torch.Tensor]]:
+    torch.manual_seed(0)
+    return nn.Parameter(torch.randn(shape) * 0.1), [torch.randn(shape) * 0.01 * (n + 1) for n in range(steps)]
+
+
+@pytest.mark.parametrize("scale", [True, False])
+def test_unfactored_adafactor_follows_its_formula(scale: bool) -> None:
+    """Judge: the update of arXiv 1804.04235 (algorithm 4, with one second moment per entry), in numpy and float64."""
+    parameter, gradients = drawn(5, 7)
+    p, v = parameter.detach().double().numpy().copy(), np.zeros((5, 7))
+    for t, gradient in enumerate(gradients, start=1):
+        g = gradient.double().numpy()
+        beta = 1 - t**-0.8
+        v = beta * v + (1 - beta) * (g**2 + 1e-30)
+        u = g / np.sqrt(v)
+        u /= max(1.0, np.sqrt((u**2).mean()) / 1.0)
+        p *= 1 - 0.02 * 0.1
+        p = p - 0.02 * (max(1e-3, np.sqrt((p**2).mean())) if scale else 1.0) * u
+    optimizer = UnfactoredAdafactor([parameter], lr=0.02, parameter_scale=scale, weight_decay=0.1)
+    assert_close(stepped(optimizer, parameter, gradients).double(), torch.from_numpy(p), rtol=1e-5, atol=1e-7)
+
+
+def test_the_first_step_of_adafactor_is_the_sign_of_the_gradient() -> None:
+    """b = 1 - 1^-0.8 = 0, so v = g² and u = sign(g)."""
+    parameter, gradients = drawn(4, 4, steps=1)
+    before = parameter.detach().clone()
+    after = stepped(UnfactoredAdafactor([parameter], lr=0.01, parameter_scale=False), parameter, gradients)
+    assert_close(after, before - 0.01 * gradients[0].sign())
+
+
+def test_muon_orthogonalises_the_momentum_of_a_layers_matrices_only() -> None:
+    """Judge: Newton-Schulz with the published coefficients (3.4445, -4.7750, 2.0315), five times, on g + 0.95 B."""
+    model = build_model(load_experiment("decllm-tiny").model)
+    optimizer = build_optimizer(Muon(lr=0.02), model)
+    torch.manual_seed(0)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    name = "decoder.layers.0.feed_forward.up.weight"
+    parameter = dict(model.named_parameters())[name]
+    assert parameter.grad is not None
+    x = (parameter.grad * (1 + 0.95)).T  # 256 x 64: the iteration is run on the wide side
+    x = x / x.norm()
+    for _ in range(5):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    wanted = before[name] - 0.02 * 0.2 * math.sqrt(256) * x.T
+    assert_close(parameter.detach(), wanted, rtol=0, atol=0.02 * 0.2 * 16 * 0.01)  # torch iterates in bfloat16
+    # The embedding is AdamW's: its first step is lr x sign(g), but for eps.
+    embedding = model.embedding.weight
+    assert embedding.grad is not None
+    assert_close(embedding.detach(), before["embedding.weight"] - 1e-3 * embedding.grad.sign(), rtol=0, atol=1e-6)
+
+
+def test_eight_bits_follow_adamw_within_their_quantisation() -> None:
+    """Judge: torch's AdamW on the same gradients; a step is off by a few percent of the rate at most."""
+    ours, gradients = drawn(64, 128)
+    theirs, _ = drawn(64, 128)
+    start = ours.detach().clone()
+    module = nn.ParameterDict({"matrix": ours})
+    quantised = stepped(build_optimizer(AdamW(kind="adamw_8bit", lr=1e-3), module), ours, gradients)
+    exact = stepped(torch.optim.AdamW([theirs], lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0), theirs, gradients)
+    moved, error = (exact - start).norm(), (quantised - exact).norm()
+    assert 0 < error < 0.05 * moved
+
+
+def test_adamw_is_torchs() -> None:
+    ours, gradients = drawn(8, 8)
+    theirs, _ = drawn(8, 8)
+    config = AdamW(lr=1e-2, weight_decay=0.3, eps=1e-6, betas=(0.8, 0.99))
+    found = stepped(build_optimizer(config, nn.ParameterDict({"matrix": ours})), ours, gradients)
+    peer = torch.optim.AdamW([theirs], lr=1e-2, weight_decay=0.3, eps=1e-6, betas=(0.8, 0.99), fused=False)
+    assert_close(found, stepped(peer, theirs, gradients))
+
+
+@pytest.mark.parametrize("config", ALL, ids=names)
+def test_the_state_takes_the_bytes_of_the_plan(config: Optimizer) -> None:
+    """What the plan counts beside parameters and gradients is what the optimiser holds after a step."""
+    overrides = ["model.norm.scale=true", "model.tie_embeddings=none"]
+    experiment = load_experiment("decllm-tiny", overrides)
+    model, resolved = build_model(experiment.model), resolve_model(experiment.model)
+    optimizer = build_optimizer(config, model)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    parts = getattr(optimizer, "parts", (optimizer,))
+    held = {id(v): v for part in parts for state in part.state.values() for v in state.values() if torch.is_tensor(v)}
+    found = sum(v.numel() * v.element_size() for v in held.values() if v.numel() > 1)
+    weights = 8 * sum(p.numel() for p in model.parameters())
+    wanted = state_bytes(resolved, TrainingConfig(max_steps=1, optimizer=config)) - weights
+    assert found == pytest.approx(wanted, rel=0.01, abs=2 * 4 * 256)  # the 8-bit code tables, once
+
+
+@pytest.mark.parametrize("config", ALL, ids=names)
+def test_every_group_follows_the_schedule_from_its_own_peak(config: Optimizer) -> None:
+    optimizer = build_optimizer(config, build_model(load_experiment("decllm-tiny", ["model.norm.scale=true"]).model))
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    assert set_learning_rate(optimizer.param_groups, 0.25) == config.lr * 0.25
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25 * peak for peak in peaks]
+
+
+def test_schedules_follow_their_formulas() -> None:
+    """Warm-up (step + 1) / w; then each formula, whose progress is 0 after the warm-up and 1 in the last step."""
+    cosine, linear = Cosine(warmup_steps=4, final_fraction=0.1), Linear(warmup_steps=4, final_fraction=0.2)
+    for schedule in (cosine, linear):
+        assert [schedule.factor(step, 15) for step in range(4)] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert [cosine.factor(step, 15) for step in (4, 9, 14)] == pytest.approx([1.0, 0.1 + 0.9 / 2, 0.1])
+    assert [linear.factor(step, 15) for step in (4, 9, 14)] == pytest.approx([1.0, 0.6, 0.2])
+    assert [Constant(warmup_steps=2).factor(step, 10) for step in (0, 1, 2, 9)] == [0.5, 1.0, 1.0, 1.0]
+    wsd = WarmupStableDecay(warmup_steps=2, decay_steps=4)
+    assert [wsd.factor(step, 13) for step in (0, 5, 8, 9, 12)] == pytest.approx([0.5, 1, 1, 1 - math.sqrt(0.25), 0])
+    straight = WarmupStableDecay(decay_steps=4, shape="linear", final_fraction=0.1)
+    assert [straight.factor(step, 13) for step in (8, 10, 12)] == pytest.approx([1.0, 0.55, 0.1])
+    root = InverseSquareRoot(warmup_steps=100)
+    assert [root.factor(step, 10**6) for step in (99, 399, 9999)] == pytest.approx([1.0, 0.5, 0.1])
