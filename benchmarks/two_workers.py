@@ -22,7 +22,7 @@ STUDY = """
 study: workers
 question: Do two workers beat one?
 extends: decllm-tiny
-base: {{pretrain: {{training: {{max_steps: {steps}}}, validation: {{times: 1}}}}}}
+base: {{pretrain: {{training: {{max_steps: {steps}, schedule: constant}}, validation: {{times: 1}}}}}}
 seeds: [0, 1, 2, 3]
 """
 

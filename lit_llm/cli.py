@@ -125,16 +125,15 @@ def run(
     console.print()
     console.print(f"[bold]{ablation.study.study}[/]  {ablation.study.question}", highlight=False)
     console.print(comparison_table(finished.comparison, console.width))
-    console.print(
-        f"\ntables: {_shown(finished.tables[0].parent)}   charts: lit-llm ui",
-        style="dim",
-        highlight=False,
-        soft_wrap=True,
-    )
+    where = "" if store == DEFAULT_STORE else f" --store {store}"
+    same = where + "".join(f" -o '{option}'" for option in override or ())
+    tables = _shown(finished.tables[0].parent)
+    console.print(f"\ntables: {tables}   charts: lit-llm ui{where}", style="dim", highlight=False, soft_wrap=True)
     if finished.interrupted:
-        console.print(f"Interrupted; `lit-llm run {study}` goes on.", style="yellow", highlight=False)
+        console.print(f"Interrupted; `lit-llm run {study}{same}` goes on.", style="yellow", highlight=False)
     elif finished.exit_code:
-        console.print(f"Some runs failed: `lit-llm status {study}` says why.", style="red", highlight=False)
+        message = f"Some runs did not finish: `lit-llm status {study}{same}` says why."
+        console.print(message, style="red", highlight=False)
     raise typer.Exit(finished.exit_code)
 
 
@@ -179,12 +178,15 @@ def report(
 
     console = _console()
     console.print(comparison_table(comparison, console.width))
+    if not any(row.seeds for row in comparison.rows):
+        console.print(f"Nothing is finished yet: `lit-llm run {study}` runs it.", style="yellow", highlight=False)
 
 
 @app.command()
 def diff(
     left: Annotated[str, typer.Argument(metavar="A", help="A preset, an experiment file, or STUDY:ARM.")],
     right: Annotated[str, typer.Argument(metavar="B", help="The same.")],
+    override: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what differs between two configurations. Example: lit-llm diff redllm-8b decllm-8b"""
@@ -193,7 +195,7 @@ def diff(
     from lit_llm.ablation.arms import load_experiment_or_arm
     from lit_llm.config.tree import difference
 
-    pair = [load_experiment_or_arm(name).model_dump(mode="json") for name in (left, right)]
+    pair = [load_experiment_or_arm(name, override or ()).model_dump(mode="json") for name in (left, right)]
     found = difference(*pair)
     if as_json:
         print(json.dumps(found, indent=1))
@@ -212,6 +214,10 @@ def train(
     tracking: Tracking = None,
 ) -> None:
     """Run one experiment, as a study of one arm. Example: lit-llm train redllm-tiny -o seed=1"""
+    from lit_llm.ablation.arms import is_study
+
+    if is_study(experiment):
+        raise InputError(Problem(f"{experiment} is a study: use `lit-llm run {experiment}`"))
     run(experiment, 1, None, None, override, store, tracking)
 
 
@@ -220,13 +226,12 @@ def schema(
     kind: Annotated[str, typer.Argument(metavar="[study|experiment]", help="Whose schema.")] = "study",
 ) -> None:
     """Print the JSON Schema for editors. Example: lit-llm schema > study.schema.json"""
-    from lit_llm.ablation.config import Study
-    from lit_llm.experiment.config import Experiment
+    from lit_llm.ablation.schema import experiment_schema, study_schema
 
-    sections: dict[str, Any] = {"study": Study, "experiment": Experiment}
-    if kind not in sections:
+    schemas = {"study": study_schema, "experiment": experiment_schema}
+    if kind not in schemas:
         raise InputError(Problem(f"{kind!r} has no schema - allowed here: experiment, study"))
-    print(json.dumps(sections[kind].model_json_schema(), indent=1))
+    print(json.dumps(schemas[kind](), indent=1))
 
 
 @app.command()
@@ -250,8 +255,14 @@ def ui(
 
 
 def _slots(ablation: Any) -> int:
-    threads = max(arm.experiment.pretrain.training.execution.threads for arm in ablation.arms)
-    return max(1, len(os.sched_getaffinity(0)) // threads)
+    """One run where there is a GPU that it may take, else as many as the cores allow."""
+    from lit_llm.experiment.identity import has_gpu
+
+    executions = [arm.experiment.pretrain.training.execution for arm in ablation.arms]
+    if has_gpu() and any(execution.accelerator != "cpu" for execution in executions):
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // max(execution.threads for execution in executions))
 
 
 def _shown(path: Path) -> Path:
@@ -267,16 +278,22 @@ def _console() -> Console:
 def main() -> None:
     """Entry point: the user's errors are messages and exit code 2, never tracebacks."""
     try:
-        app(standalone_mode=True)
+        code = app(standalone_mode=False)
     except InputError as error:
         print(error.report(), file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
+        code = 2
+    except (KeyboardInterrupt, typer.Abort):
         print("Interrupted; the same command goes on.", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
+        code = 130
+    except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        code = 0
+    except Exception as error:
+        if not hasattr(error, "show"):  # Typer's own: a wrong option
+            raise
+        error.show()
+        code = getattr(error, "exit_code", 2)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 if __name__ == "__main__":

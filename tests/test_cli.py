@@ -158,6 +158,16 @@ def test_the_schema_is_one_that_a_validator_accepts_and_knows_the_keys() -> None
     schema = json.loads(lit_llm("schema").stdout)
     jsonschema.Draft202012Validator.check_schema(schema)
     assert {"study", "question", "arms", "grid", "seeds", "compare", "allow"} <= schema["properties"].keys()
+    study = {
+        "study": "a",
+        "question": "b",
+        "extends": "redllm-tiny",
+        "base": {"pretrain": {"training": {"max_steps": 3}}},
+    }
+    jsonschema.validate(study, schema)
+    for wrong in ({"base": {"model": {"haeds": 4}}}, {"arms": {"red": {"pretrain": {"training": {"max_stepz": 3}}}}}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(study | wrong, schema)
 
 
 def test_status_of_a_study_that_never_ran_is_pending() -> None:

@@ -7,12 +7,13 @@ import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lit_llm.ablation.config import Compare, Grid, Study
+from lit_llm.ablation.match import matched
 from lit_llm.config.problems import InputError, Problem, did_you_mean, noted
 from lit_llm.config.section import validate
 from lit_llm.config.tree import Node, at, merge, read_file, tree
@@ -43,6 +44,10 @@ class Arm:
     experiment: Experiment
     declared: frozenset[str] = frozenset()
     """Keys that its factors set."""
+    derived: Mapping[str, list[Any]] = field(default_factory=dict)
+    """{key: [before, after]} of what matching it with its baseline has moved."""
+    residual: float = 0.0
+    """What is left of the difference in the matched quantity, relative to the baseline's."""
 
     def seeded(self, seed: int) -> Experiment:
         return self.experiment.model_copy(update={"seed": seed})
@@ -58,9 +63,6 @@ class Ablation:
 
     study: Study
     arms: tuple[Arm, ...]
-    source: str
-    """The file it was read from, or the preset."""
-    overrides: tuple[str, ...] = ()
 
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)
@@ -84,14 +86,32 @@ def load_study(source: str | Path, overrides: Sequence[str] = ()) -> Ablation:
     except InputError as error:
         problems = [*error.problems, *_further_problems(document, error.problems, path.parent, overrides)]
         raise InputError(*problems, hint=error.hint) from None
-    return Ablation(study, tuple(_arms(study, document, path.parent, overrides)), str(source), tuple(overrides))
+    arms = _matched(study, tuple(_arms(study, document, path.parent, overrides)), document)
+    return Ablation(study, arms)
+
+
+def _matched(study: Study, arms: tuple[Arm, ...], document: Node) -> tuple[Arm, ...]:
+    """Every arm made equal to its baseline in the quantity that the study matches by."""
+    by = study.match.by
+    moves = "model.feed_forward.d_ff" if by == "parameters" else "pretrain.training.max_steps"
+    if by != "none" and any(moves in arm.declared for arm in arms):
+        mark = document.mark_of(["match", "by"])
+        raise InputError(Problem(f"{by} moves {moves}, which is a factor of the study too", "match.by", mark))
+    baselines = {arm.name: arm.experiment for arm in arms}
+    found = []
+    for arm in arms:
+        if arm.name != arm.baseline:
+            match = matched(arm.experiment, baselines[arm.baseline], by)
+            arm = replace(arm, experiment=match.experiment, derived=match.moved, residual=match.residual)
+        found.append(arm)
+    return tuple(found)
 
 
 def _single(name: str, extends: str, overrides: Sequence[str]) -> Ablation:
     experiment = load_experiment(extends, overrides)
     short = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(name).stem).lstrip("_.-") or "experiment"
     study = Study(study=short, question=f"What does {short} cost, and where does it end?", seeds=(experiment.seed,))
-    return Ablation(study, (Arm(short, short, {}, short, experiment),), name, tuple(overrides))
+    return Ablation(study, (Arm(short, short, {}, short, experiment),))
 
 
 _ASIDE = {"study", "question", "seeds", "compare", "allow"}
@@ -216,6 +236,13 @@ def _idle(group: Sequence[_Cell]) -> list[Problem]:
 def _in_arms(problem: Problem, where: Sequence[_Cell], cells: Sequence[_Cell]) -> Problem:
     """The problem with the arms that have it, unless all have, or all that a factor gives this key."""
     of_factor = all(under(problem.key, *cell.declared) for cell in where)  # a wrong level is wrong wherever it is used
+    factors = [path for path in where[0].declared if under(path, problem.key)]
+    elsewhere = {cell.group for cell in cells if cell.declared} - {cell.group for cell in where}
+    if problem.message.startswith("unknown key") and factors and elsewhere:
+        # The key is there in other arms: not a slip of the pen, but a factor that these do not have.
+        lacking = _some(list(dict.fromkeys(cell.group for cell in where)))
+        message = f"a factor that the arm {lacking} does not have; keep that arm out of the grid by `grid: false`"
+        return Problem(message, factors[0], problem.mark)
     whole = {c.group for c in where if of_factor or all(other in where for other in cells if other.group == c.group)}
     names = list(dict.fromkeys(cell.group if cell.group in whole else cell.name for cell in where))
     if set(names) == {cell.group for cell in cells if cell.declared or not of_factor}:
@@ -379,12 +406,20 @@ def _baseline_of(
     return None
 
 
-def load_experiment_or_arm(name: str) -> Experiment:
+def is_study(source: str) -> bool:
+    """Whether this is a study file, not a preset or an experiment."""
+    return not is_preset(source) and os.path.isfile(source) and "study" in read_file(Path(source)).value
+
+
+def load_experiment_or_arm(name: str, overrides: Sequence[str] = ()) -> Experiment:
     """A preset, an experiment file, or `STUDY:ARM`."""
     source, colon, arm_name = name.rpartition(":")
     if not colon:
-        return load_experiment(name)
-    ablation = load_study(source)
+        if is_study(name):
+            arms = ", ".join(f"{name}:{arm.name}" for arm in load_study(name).arms)
+            raise InputError(Problem(f"{name} is a study; name one of its arms: {arms}"))
+        return load_experiment(name, overrides)
+    ablation = load_study(source, overrides)
     for arm in ablation.arms:
         if arm.name == arm_name:
             return arm.experiment

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from lit_llm.ablation.arms import Ablation, Arm, under
+from lit_llm.ablation.match import TOLERANCE
 from lit_llm.config.tree import difference
 from lit_llm.experiment.identity import pretrain_fingerprint
 
@@ -53,21 +54,20 @@ def audit(ablation: Ablation) -> list[Finding]:
 
 
 def _audit_arm(ablation: Ablation, arm: Arm) -> Iterator[Finding]:
+    if twin := _twin(ablation, arm):
+        yield Finding("no_op", arm.name, "", f"is the same computation as {twin}: it costs nothing and shows nothing")
     if arm.name == arm.baseline:
         return
     baseline, metric = ablation.arm(arm.baseline), ablation.study.compare.metric
     keys = differs(arm, baseline)
-    if pretrain_fingerprint(arm.experiment) == pretrain_fingerprint(baseline.experiment):
-        yield Finding(
-            "no_op", arm.name, "", f"is the same computation as {baseline.name}; it costs nothing and shows nothing"
-        )
-        return
-    declared = arm.declared | baseline.declared
+    # An arm outside the grid has no level of a factor, so the factor does not excuse its value.
+    declared = arm.declared | baseline.declared if arm.levels else frozenset()
+    yield from _audit_match(ablation, arm, baseline)
     for key, (old, new) in keys.items():
         allowed = next((rule for rule in ablation.study.allow if under(key, rule.key)), None)
         if under(key, *declared) and not (metric.startswith("val/") and under(key, *YARDSTICK)):
             continue
-        if arm.group != baseline.group and under(key, *INTERVENTION):
+        if key in arm.derived or (arm.group != baseline.group and under(key, *INTERVENTION)):
             continue
         reason = "differs and is no factor of the study"
         if under(key, *declared):
@@ -81,14 +81,39 @@ def _audit_arm(ablation: Ablation, arm: Arm) -> Iterator[Finding]:
                 key,
                 f"{reason}: {old!r} in {baseline.name}, {new!r} here; make it equal, a factor, or `allow` it",
             )
-    if metric == "val/objective_loss" and any(under(key, "pretrain.objective") for key in keys):
+    other_objective = any(under(key, "pretrain.objective") for key in keys)
+    if metric == "val/objective_loss" and other_objective:
         yield Finding(
             "refused",
             arm.name,
             "compare.metric",
             f"val/objective_loss of another objective than {baseline.name}'s is another quantity; use val/target_nll",
         )
-    if any(under(key, "pretrain.objective") for key in keys):
-        yield Finding(
-            "note", arm.name, "pretrain.objective", "the loss is computed on another number of tokens: see loss tokens"
-        )
+    if other_objective and ablation.study.match.by != "loss_tokens":
+        message = "the loss is computed on another number of tokens: see loss tokens"
+        yield Finding("note", arm.name, "pretrain.objective", message)
+    moved = [name for name, label in arm.levels.items() if baseline.levels.get(name, label) != label]
+    if arm.group != baseline.group and moved:
+        message = f"differs from {baseline.name} in its arm and in {', '.join(moved)} at once; see `compare.within`"
+        yield Finding("note", arm.name, "compare", message)
+
+
+def _audit_match(ablation: Ablation, arm: Arm, baseline: Arm) -> Iterator[Finding]:
+    by = ablation.study.match.by
+    if by == "none":
+        return
+    if abs(arm.residual) > TOLERANCE:
+        message = f"{by} differ from {baseline.name}'s by {arm.residual:+.1%} after matching, more than {TOLERANCE:.0%}"
+        yield Finding("refused", arm.name, "match.by", f"{message}; change the arm, or match by something else")
+        return
+    moved = ", ".join(f"{key} {old} → {new}" for key, (old, new) in arm.derived.items()) or "nothing had to move"
+    yield Finding("note", arm.name, "match.by", f"{by} within {arm.residual:+.2%} of {baseline.name}'s: {moved}")
+
+
+def _twin(ablation: Ablation, arm: Arm) -> str:
+    """The name of an earlier arm (the baseline first) that is the same computation, or ''."""
+    mine = pretrain_fingerprint(arm.experiment)
+    others = [other for other in ablation.arms[: ablation.arms.index(arm)] if other.name != arm.baseline]
+    if arm.name != arm.baseline:
+        others.insert(0, ablation.arm(arm.baseline))
+    return next((other.name for other in others if pretrain_fingerprint(other.experiment) == mine), "")

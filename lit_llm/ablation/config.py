@@ -53,6 +53,25 @@ class Grid(Section):
         return self
 
 
+Metric = Literal[
+    "val/target_nll",
+    "val/perplexity",
+    "val/bits_per_byte",
+    "val/objective_loss",
+    "stability/loss_spikes",
+    "stability/max_grad_norm",
+    "stability/max_attention_logit",
+    "throughput/tokens_per_second",
+]
+
+
+class Match(Section):
+    """What is made equal between an arm and its baseline, for the pretraining."""
+
+    by: Literal["none", "tokens", "loss_tokens", "parameters", "train_flops"] = "none"
+    """tokens, loss_tokens and train_flops move max_steps, with warm-up and decay scaled; parameters moves d_ff."""
+
+
 class Compare(Section):
     """What is compared with what."""
 
@@ -60,8 +79,8 @@ class Compare(Section):
     """The arm that the others are compared with; the first when absent."""
     within: Items[str] = ()
     """Factors at whose every level the comparison is made anew: each arm meets the baseline of its own level."""
-    metric: str = "val/target_nll"
-    """The metric whose differences are shown."""
+    metric: Metric = "val/target_nll"
+    """What is compared, as it is at the end of training. Training losses are not: they depend on what is trained on."""
 
 
 class Allowed(Section):
@@ -90,6 +109,8 @@ class Study(Section):
     """Factors, crossed with the arms."""
     seeds: Items[Annotated[int, Field(ge=0)]] = Field((0,), json_schema_extra={"minItems": 1})
     """Every arm runs once with each."""
+    match: Match = Match()
+    """What is made equal."""
     compare: Compare = Compare()
     """Baseline and metric."""
     allow: Items[Allowed] = ()

@@ -52,7 +52,7 @@ class Plan:
                     "name": planned.arm.name,
                     "baseline": planned.arm.baseline,
                     "differs": dict(planned.differs),
-                    "derived": {},
+                    "derived": dict(planned.arm.derived),
                     "seeds": list(study.seeds),
                     "fingerprints": {"pretrain": list(planned.fingerprints)},
                     **planned.cost.as_json(self.prompt, self.generate),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -13,15 +14,14 @@ from lit_llm.ablation.plan import Plan, plan
 from lit_llm.ablation.runs import Run, comparison_of, runs_of
 from lit_llm.analysis.comparison import Comparison
 from lit_llm.config.problems import InputError, Problem, did_you_mean
-from lit_llm.config.tree import leaves
 from lit_llm.experiment.identity import CODE, digest_of_data
-from lit_llm.experiment.run import experiment_yaml, freeze, run_one
+from lit_llm.experiment.run import freeze, run_one
 from lit_llm.launch import Interrupted, Outcome, Task, run_tasks, stop_requested
 from lit_llm.tracking.mlflow_mirror import Mirror, MirrorThread, RunRecord, default_tracking
 from lit_llm.tracking.store import FINAL, Busy, Store, locked, write_json
 
 PRELOAD = (
-    "lit_llm.experiment.identity",
+    __name__,
     "lit_llm.training.fit",
     "lit_llm.evaluation.likelihood",
     "lit_llm.models.build",
@@ -57,6 +57,8 @@ class Finished:
 
     plan: Plan
     runs: tuple[Run, ...]
+    chosen: tuple[Run, ...]
+    """Those that were asked for; all, unless `only` chose."""
     comparison: Comparison
     interrupted: bool
     tables: tuple[Path, ...]
@@ -67,7 +69,7 @@ class Finished:
         """0: done, divergence included; 1: some runs failed; 130: interrupted."""
         if self.interrupted:
             return 130
-        return 0 if all(run.stage.status()["state"] in FINAL for run in self.runs) else 1
+        return 0 if all(run.stage.status()["state"] in FINAL for run in self.chosen) else 1
 
 
 def run_study(
@@ -87,58 +89,43 @@ def run_study(
     files, by name, that are written beside the tables and logged with the study.
 
     Raises InputError, before anything has started, for an unfair comparison, an unreadable corpus, a store of another
-    schema, or a study that is running already.
+    schema, a tracking address that is none, or a study that is running already.
     """
-    planned = plan(ablation)
+    planned, name = plan(ablation), ablation.study.study
     planned.check()
     store.check()
     runs = runs_of(ablation, store)
     chosen = _chosen(runs, only)
-    folder = store.study(ablation.study.study)
+    folder = store.study(name)
+    try:
+        mirror = Mirror(tracking or default_tracking(store.root), study=name, description=_description(planned))
+    except ValueError as error:
+        raise InputError(Problem(str(error).removeprefix("tracking: "), "--tracking")) from None
     store.open()
     try:
         with locked(folder / "lock"):
-            return _run_locked(planned, store, runs, chosen, folder, watcher, slots, rerun, tracking, render)
+            try:
+                _prepare_data(chosen, store, watcher)
+                todo = _todo(chosen, rerun, watcher)
+                for run in todo:
+                    freeze(store, run.stage.fingerprint, run.experiment, digest_of_data(run.experiment))
+                watcher.launching(chosen, todo, slots)
+                follower = MirrorThread(mirror, lambda: [_record(run) for run in runs])
+                interrupted = _execute(todo, store, slots, watcher)
+            finally:
+                watcher.finished()
+            comparison = comparison_of(ablation, runs)
+            tables = _write_tables(folder, comparison, render(planned, comparison))
+            finished = Finished(planned, tuple(runs), tuple(chosen), comparison, interrupted, tables)
+            _close(follower, finished, watcher)
+            return finished
     except Busy:
-        raise InputError(
-            Problem(
-                f"{ablation.study.study} is being run by another process; `lit-llm status` shows how far it is", "study"
-            )
-        ) from None
+        message = f"{name} is being run by another process; `lit-llm status` shows how far it is"
+        raise InputError(Problem(message, "study")) from None
 
 
-def _chosen(runs: list[Run], only: str | None) -> list[Run]:
-    if only is None:
-        return runs
-    chosen = [run for run in runs if fnmatch.fnmatch(run.arm.name, only) or fnmatch.fnmatch(run.name, only)]
-    if not chosen:
-        names = dict.fromkeys(run.arm.name for run in runs)
-        raise InputError(Problem(f"no arm matches {only!r}{did_you_mean(only, names)}", "--only"))
-    return chosen
-
-
-def _run_locked(
-    planned: Plan,
-    store: Store,
-    runs: list[Run],
-    chosen: list[Run],
-    folder: Path,
-    watcher: Watcher,
-    slots: int,
-    rerun: Rerun | None,
-    tracking: str | None,
-    render: Callable[[Plan, Comparison], dict[str, str]],
-) -> Finished:
-    study = planned.ablation.study
-    _prepare_data(chosen, store, watcher)
-    todo = _todo(chosen, rerun, watcher)
-    for run in todo:
-        freeze(store, run.stage.fingerprint, run.experiment, digest_of_data(run.experiment))
-
-    mirror = Mirror(tracking or default_tracking(store.root), study=study.study, description=_description(planned))
-    follower = MirrorThread(mirror, lambda: [_record(run) for run in runs])
-    watcher.launching(runs, todo, slots)
-    interrupted = False
+def _execute(todo: Sequence[Run], store: Store, slots: int, watcher: Watcher) -> bool:
+    """Run them all; returns whether it was interrupted."""
     try:
         run_tasks(
             [_task(run, store) for run in todo],
@@ -149,17 +136,26 @@ def _run_locked(
             grace_seconds=30.0,
         )
     except Interrupted:
-        interrupted = True
-    finally:
-        watcher.finished()
+        return True
+    return False
 
-    comparison = comparison_of(planned.ablation, runs)
-    tables = _write_tables(folder, comparison, render(planned, comparison))
-    finished = Finished(planned, tuple(runs), comparison, interrupted, tables)
-    state = "interrupted" if interrupted else "done" if finished.exit_code == 0 else "failed"
-    if not follower.close(state, tables, _summary(comparison)) and (problem := follower.take_problem()):
-        watcher.message(f"MLflow is behind: {problem}. The results are safe in {store.root}; the next run catches up.")
-    return finished
+
+def _close(follower: MirrorThread, finished: Finished, watcher: Watcher) -> None:
+    """Bring MLflow up to date, and say so where that cannot be done."""
+    state = "interrupted" if finished.interrupted else "done" if finished.exit_code == 0 else "failed"
+    if not follower.close(state, finished.tables, _summary(finished.comparison)):
+        problem = follower.take_problem()
+        watcher.message(f"MLflow is behind: {problem}. The results are safe on disk; the next run catches up.")
+
+
+def _chosen(runs: list[Run], only: str | None) -> list[Run]:
+    if only is None:
+        return runs
+    chosen = [run for run in runs if fnmatch.fnmatch(run.arm.name, only) or fnmatch.fnmatch(run.name, only)]
+    if not chosen:
+        names = dict.fromkeys(run.arm.name for run in runs)
+        raise InputError(Problem(f"no arm matches {only!r}{did_you_mean(only, names)}", "--only"))
+    return chosen
 
 
 def _prepare_data(runs: Iterable[Run], store: Store, watcher: Watcher) -> None:
@@ -182,7 +178,8 @@ def _todo(runs: list[Run], rerun: Rerun | None, watcher: Watcher) -> list[Run]:
         state = run.stage.status()["state"]
         if state in FINAL and run.stale():
             if rerun == "stale":
-                run.stage.forget()
+                with suppress(Busy):  # another study has begun to repeat it
+                    run.stage.forget()
             else:
                 skipped["stale"] += 1
                 continue
@@ -219,28 +216,30 @@ def _note_death(outcome: Outcome) -> None:
     """A process that could not write its own state: killed from outside, or dead before it began."""
     root, fingerprint = outcome.task.arguments
     stage = Store(root).stage(fingerprint)
-    if outcome.status in ("killed", "raised") and stage.result() is None:
-        # A kill can be answered by going on from the last checkpoint; an error would only come again.
-        state: Literal["interrupted", "failed"] = "interrupted" if outcome.status == "killed" else "failed"
-        stage.set_state(state, outcome.error, outcome.traceback)
+    if outcome.status not in ("killed", "raised"):
+        return
+    with suppress(Busy), stage.claim():  # else it was waiting for another study, which goes on with the stage
+        if stage.result() is None:
+            # A kill can be answered by going on from the last checkpoint; an error would only come again.
+            state: Literal["interrupted", "failed"] = "interrupted" if outcome.status == "killed" else "failed"
+            stage.set_state(state, outcome.error, outcome.traceback)
 
 
 def _record(run: Run) -> RunRecord:
     """A run as MLflow shows it."""
     status, result = run.stage.status(), run.stage.result() or {}
-    params = dict(leaves(run.experiment.model_dump(mode="json")))
-    provenance = result.get("provenance", {})
+    origin = result.get("provenance", {})
     return RunRecord(
         arm=run.arm.name,
         seed=run.seed,
         fingerprint=run.stage.fingerprint,
         state=status["state"],
-        params={**params, **{f"arm.{name}": label for name, label in run.arm.levels.items()}},
-        config_yaml=experiment_yaml(run.experiment),
+        params=run.params,
+        config_yaml=run.config_yaml,
         metrics=[("", run.stage.metrics_file)],
         error=status.get("error"),
-        tags={f"lit_llm.{key}": str(value) for key, value in provenance.items() if key != "code"},
-        code=provenance.get("code") or CODE,
+        tags={f"lit_llm.{key}": str(value) for key, value in origin.items() if key != "code"},
+        code=origin.get("code") or CODE,
     )
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from lit_llm.ablation.arms import Ablation, Arm
 from lit_llm.analysis.comparison import Comparison, RunResult, compare
+from lit_llm.config.tree import leaves
 from lit_llm.experiment.config import Experiment
-from lit_llm.experiment.identity import CODE, pretrain_fingerprint
+from lit_llm.experiment.identity import pretrain_fingerprint, provenance, same_origin
+from lit_llm.experiment.run import experiment_yaml
 from lit_llm.tracking.store import Stage, Store
 
 
@@ -34,10 +37,20 @@ class Run:
     def steps(self) -> int:
         return int(self.arm.experiment.pretrain.training.max_steps)
 
+    @cached_property
+    def params(self) -> dict[str, Any]:
+        """The flattened configuration, and the levels of the factors."""
+        levels = {f"arm.{name}": label for name, label in self.arm.levels.items()}
+        return {**dict(leaves(self.experiment.model_dump(mode="json"))), **levels}
+
+    @cached_property
+    def config_yaml(self) -> str:
+        return experiment_yaml(self.experiment)
+
     def stale(self) -> bool:
-        """Whether its result was computed by other code than this."""
+        """Whether its result is of other code, another device or another thread count than it would be now."""
         result = self.stage.result()
-        return result is not None and result["provenance"]["code"] != CODE
+        return result is not None and not same_origin(result["provenance"], provenance(self.experiment))
 
 
 def runs_of(ablation: Ablation, store: Store) -> list[Run]:
@@ -70,16 +83,19 @@ def status_rows(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
 
 
 def last_metrics(stage: Stage) -> tuple[int, dict[str, float]]:
-    """(step, metrics) of the last complete line; (0, {}) before there is one. Reads the file's end only."""
+    """(step, metrics) by the file's end: the last step, and of each metric the last value that stands there."""
     try:
         with stage.metrics_file.open("rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - 8192))
-            lines = file.read().split(b"\n")[:-1]
-        line = json.loads(lines[-1])
-    except (FileNotFoundError, IndexError, ValueError):
+            begin = max(0, file.seek(0, 2) - 8192)
+            file.seek(begin)
+            lines = file.read().split(b"\n")[1 if begin else 0 : -1]  # neither half a first line nor half a last one
+        found = [json.loads(line) for line in lines]
+    except (FileNotFoundError, ValueError):
         return 0, {}
-    return int(line["step"]), line["metrics"]
+    metrics: dict[str, float] = {}
+    for line in found:
+        metrics |= line["metrics"]
+    return (int(found[-1]["step"]) if found else 0), metrics
 
 
 def comparison_of(ablation: Ablation, runs: Sequence[Run]) -> Comparison:

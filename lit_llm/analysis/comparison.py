@@ -56,7 +56,7 @@ class Row:
     """None for a baseline."""
     parameters: int | None
     train_flops: float | None
-    """Of one run, forward and backward, our convention."""
+    """Of one finished run, forward and backward, our convention."""
     tokens_per_second: float | None
     spikes: float | None
     """Loss spikes per run, mean over the runs that ended."""
@@ -114,7 +114,7 @@ def compare(runs: Sequence[RunResult], metric: str) -> Comparison:
         block = {arm: values[arm] for arm in arms if baselines[arm] == baseline}
         if baseline in block:
             differences |= block_differences(block, baseline)
-    rows = tuple(_row(arm, runs, baselines[arm], values[arm], differences.get(arm)) for arm in arms)
+    rows = tuple(_row(arm, runs, kept, baselines[arm], values[arm], differences.get(arm)) for arm in arms)
     if any(d is not None and d.pooled for d in differences.values()):
         notes.append("intervals: residual variance pooled over the arms that share a baseline")
     if any(d is not None and d.low is None for d in differences.values()):
@@ -137,10 +137,15 @@ def _of_one_origin(runs: Sequence[RunResult], notes: list[str]) -> list[RunResul
 
 
 def _row(
-    arm: str, runs: Sequence[RunResult], baseline: str, values: Mapping[int, float], difference: Difference | None
+    arm: str,
+    runs: Sequence[RunResult],
+    kept: Sequence[RunResult],
+    baseline: str,
+    values: Mapping[int, float],
+    difference: Difference | None,
 ) -> Row:
-    mine = [run for run in runs if run.arm == arm]
-    ended = [run.result for run in mine if run.result]
+    ended = [run.result for run in kept if run.arm == arm]
+    done = [run.result for run in kept if run.arm == arm and run.state == "done"]
 
     def mean_of(name: str) -> float | None:
         found = [r["metrics"][name] for r in ended if r.get("metrics", {}).get(name) is not None]
@@ -149,13 +154,13 @@ def _row(
     return Row(
         arm=arm,
         baseline=baseline,
-        states=dict(Counter(run.state for run in mine)),
+        states=dict(Counter(run.state for run in runs if run.arm == arm)),
         seeds=len(values),
         mean=statistics.fmean(values.values()) if values else None,
         deviation=statistics.stdev(values.values()) if len(values) > 1 else None,
         difference=difference,
         parameters=ended[0]["parameters"] if ended else None,
-        train_flops=statistics.fmean(r["flops"] for r in ended) if ended else None,
+        train_flops=statistics.fmean(r["flops"] for r in done) if done else None,
         tokens_per_second=mean_of("throughput/tokens_per_second"),
         spikes=mean_of("stability/loss_spikes"),
     )

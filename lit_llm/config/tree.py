@@ -72,7 +72,7 @@ def merge(base: Node, over: Node) -> Node:
 
     A variant written short (`optimizer: adamw`) is the mapping `{kind: adamw}`, so that a later layer may add to it.
     """
-    base_items, over_items = _as_mapping(base, over), over.value
+    base_items, over_items = _as_mapping(base, over), _as_mapping(over, base)
     if not isinstance(base_items, dict) or not isinstance(over_items, dict):
         return over
     new_kind, old_kind = over_items.get(KIND), base_items.get(KIND)
@@ -84,10 +84,11 @@ def merge(base: Node, over: Node) -> Node:
     return Node(merged, over.mark or base.mark)
 
 
-def _as_mapping(base: Node, over: Node) -> Any:
-    if isinstance(base.value, str) and isinstance(over.value, dict) and KIND not in over.value:
-        return {KIND: base}
-    return base.value
+def _as_mapping(word: Node, other: Node) -> Any:
+    """`adamw` beside `{lr: 1e-3}` or `{kind: adamw, lr: 1e-3}` is `{kind: adamw}`."""
+    if isinstance(word.value, str) and isinstance(other.value, dict):
+        return {KIND: word}
+    return word.value
 
 
 def at(path: str, node: Node) -> Node:

@@ -59,6 +59,6 @@ class DataConfig(Section):
     sequence_length: int = Field(gt=0)
     """Tokens of a window. Documents are joined with an end-of-document token and cut without overlap."""
     batch_size: int = Field(gt=0)
-    """Windows per optimiser step, over all devices."""
+    """Windows per optimiser step."""
     validation_fraction: float = Field(0.05, gt=0, lt=1)
     """Share of the documents that is held out; which ones depends on their content alone."""

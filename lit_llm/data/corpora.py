@@ -7,11 +7,15 @@ import os
 import sysconfig
 from collections.abc import Iterator
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 
 from lit_llm.config.fingerprint import digest_of_files, fingerprint
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.data.config import Corpus, DataConfig, PythonStdlib, TextFiles
+
+FORMAT = 1
+"""Version of how documents become tokens and which of them are held out; to be raised when that changes."""
 
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib2to3", "turtledemo"}
 
@@ -61,7 +65,15 @@ def data_digest(config: DataConfig, documents: Documents | None = None) -> str:
     """Identity of the tokens: contents, tokenizer, split. Windows are cut later and do not matter here."""
     documents = documents or open_corpus(config.corpus)
     tokenizer = config.tokenizer.model_dump(mode="json")
-    return fingerprint({"documents": documents.digest, "tokenizer": tokenizer, "held_out": config.validation_fraction})
+    return fingerprint(
+        {
+            "format": FORMAT,
+            "documents": documents.digest,
+            "tokenizer": tokenizer,
+            "library": version("tokenizers") if config.tokenizer.kind == "bpe" else None,
+            "held_out": config.validation_fraction,
+        }
+    )
 
 
 def _text_files(config: TextFiles) -> Documents:

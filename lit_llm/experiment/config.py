@@ -45,15 +45,10 @@ class PretrainConfig(Section):
                     "labels; use `objective: prefix_lm`",
                 )
             )
-        micro, devices = self.training.execution.micro_batch_size, self.training.execution.devices
+        micro = self.training.execution.micro_batch_size
         if micro and micro > self.data.batch_size:
-            findings.append(
-                ("training.execution.micro_batch_size", f"{micro} is more than batch_size {self.data.batch_size}")
-            )
-        if self.data.batch_size % devices:
-            findings.append(
-                ("training.execution.devices", f"{devices} do not divide batch_size {self.data.batch_size}")
-            )
+            message = f"{micro} is more than batch_size {self.data.batch_size}"
+            findings.append(("training.execution.micro_batch_size", message))
         if findings:
             raise impossible(*findings)
         return self

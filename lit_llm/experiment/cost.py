@@ -26,6 +26,8 @@ class Cost:
     loss_tokens: int
     memory_bytes: int
     flops_per_step: float
+    train_flops: float
+    """Of the whole run, forward and backward."""
 
     def as_json(self, prompt: int, generate: int) -> dict[str, Any]:
         """The keys of `plan --json`."""
@@ -80,7 +82,7 @@ def cost_of(experiment: Experiment, prompt: int = 1000, generate: int = 1000) ->
     per_window = over_cuts(lambda cut: cost.train_flops(model, shape_at(experiment, cut)))
     parameters = cost.count_parameters(model)
     execution = training.execution
-    on_device = min(execution.micro_batch_size or data.batch_size, data.batch_size // execution.devices)
+    at_once = execution.micro_batch_size or data.batch_size
     return Cost(
         parameters=parameters.total,
         non_embedding_parameters=parameters.non_embedding,
@@ -91,6 +93,7 @@ def cost_of(experiment: Experiment, prompt: int = 1000, generate: int = 1000) ->
         cache=cost.cache_bytes(model, FLOAT32 if training.precision == "fp32" else BFLOAT16),
         tokens=windows * length,
         loss_tokens=round(windows * over_cuts(lambda cut: length - cut)),
-        memory_bytes=round(training_bytes(model, training, largest_shape(experiment), on_device)),
+        memory_bytes=round(training_bytes(model, training, largest_shape(experiment), at_once)),
         flops_per_step=per_window * data.batch_size,
+        train_flops=per_window * windows,
     )

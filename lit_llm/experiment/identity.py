@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import platform
+import re
+from collections.abc import Mapping
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +15,8 @@ from lit_llm.data.corpora import data_digest
 from lit_llm.experiment.config import Experiment
 from lit_llm.models.config import resolve_model
 
-COMPUTES = ("components", "models", "objectives", "data", "training", "evaluation")
-"""Packages whose code decides what a result is. A change elsewhere makes no result stale."""
+COMPUTES = ("components", "models", "objectives", "data", "training", "evaluation", "experiment/run.py")
+"""The code that decides what a result is. A change elsewhere makes no result stale."""
 
 
 @cache
@@ -49,7 +53,9 @@ def pretrain_fingerprint(experiment: Experiment) -> str:
 
 def _code_digest() -> str:
     root = Path(__file__).parents[1]
-    files = [path for package in COMPUTES for path in sorted((root / package).rglob("*.py"))]
+    files = [
+        path for name in COMPUTES for path in ([root / name] if "." in name else sorted((root / name).rglob("*.py")))
+    ]
     return digest_of_files((path.relative_to(root).as_posix(), path) for path in files)
 
 
@@ -59,27 +65,52 @@ edited while runs wait is not what they execute."""
 
 
 def provenance(experiment: Experiment) -> dict[str, Any]:
-    """What a result depends on beside its configuration. Loads torch."""
-    import platform
-
-    import torch
-
+    """What a result computed by this process depends on beside its configuration."""
     from lit_llm import __version__
 
     execution = experiment.pretrain.training.execution
-    cuda = execution.accelerator != "cpu" and torch.cuda.is_available()
     return {
         "version": __version__,
         "code": CODE,
-        "torch": torch.__version__,
+        "torch": version("torch"),
         "python": platform.python_version(),
-        "device": torch.cuda.get_device_name() if cuda else f"cpu ({torch.backends.cpu.get_cpu_capability()})",
-        "devices": execution.devices,
+        "device": _device(execution.accelerator),
         "precision": experiment.pretrain.training.precision,
         "kernels": "torch",
         "threads": execution.threads,
+        "micro_batch_size": execution.micro_batch_size,
     }
 
 
-COMPARABLE = ("code", "torch", "device", "devices", "kernels", "threads")
+COMPARABLE = ("code", "torch", "device", "kernels", "threads")
 """Parts of the provenance that have to be equal for two results to be compared."""
+
+
+def same_origin(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
+    """Whether two provenances belong into one comparison."""
+    return all(left.get(key) == right.get(key) for key in COMPARABLE)
+
+
+def has_gpu() -> bool:
+    """Whether there is a device for which torch is worth asking; torch takes seconds to import."""
+    return Path("/dev/nvidiactl").exists()
+
+
+@cache
+def _device(accelerator: str) -> str:
+    if accelerator != "cpu" and has_gpu():
+        import torch
+
+        if torch.cuda.is_available():
+            return torch.cuda.get_device_name()
+    return f"cpu ({_instruction_set()})"
+
+
+def _instruction_set() -> str:
+    """What decides which kernels a CPU takes, and so the last bits of a result."""
+    try:
+        flags = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0]))
+    except OSError:
+        flags = set()
+    found = next((name for name in ("avx512f", "avx2") if name in flags), "")
+    return f"{platform.machine()} {found}".strip()

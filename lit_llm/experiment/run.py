@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 import traceback
 from collections.abc import Callable
@@ -13,7 +15,7 @@ import yaml
 from lit_llm.config.section import validate
 from lit_llm.config.tree import read_file
 from lit_llm.experiment.config import Experiment
-from lit_llm.tracking.store import SCHEMA, Busy, Stage, State, Store
+from lit_llm.tracking.store import FINAL, SCHEMA, Busy, Stage, State, Store, read_json, write_json
 
 
 def freeze(store: Store, fingerprint: str, experiment: Experiment, data: str) -> Stage:
@@ -21,7 +23,7 @@ def freeze(store: Store, fingerprint: str, experiment: Experiment, data: str) ->
     stage = store.stage(fingerprint)
     stage.folder.mkdir(parents=True, exist_ok=True)
     content = {"stage": "pretrain", "data": data, "experiment": experiment.model_dump(mode="json")}
-    work = stage.config_file.with_suffix(".tmp")
+    work = stage.config_file.with_suffix(f".{os.getpid()}")  # two studies may share the stage
     work.write_text(yaml.safe_dump(content, sort_keys=False))
     work.replace(stage.config_file)
     return stage
@@ -50,8 +52,9 @@ def run_one(root: Path, fingerprint: str, should_stop: Callable[[], bool] = lamb
 
 
 def _run_claimed(stage: Stage, store: Store, should_stop: Callable[[], bool]) -> State:
-    if result := stage.result():
-        return result["state"]
+    before = stage.status()["state"]
+    if before in (*FINAL, "failed", "out_of_memory"):
+        return before  # somebody else, who shares this stage, has brought it to its end
     stage.set_state("running")
     try:
         result = pretrain(stage, store, should_stop)
@@ -63,6 +66,8 @@ def _run_claimed(stage: Stage, store: Store, should_stop: Callable[[], bool]) ->
         stage.set_state("interrupted", result["error"])
     else:
         stage.finish(result)
+        # Optimiser state is of use to a resume only, and there is none after a result.
+        (stage.checkpoints / "last.ckpt").unlink(missing_ok=True)
     return result["state"]
 
 
@@ -85,7 +90,8 @@ def pretrain(stage: Stage, store: Store, should_stop: Callable[[], bool]) -> dic
     torch.set_num_threads(section.training.execution.threads)
     data = open_prepared(section.data, store.data, digest)
     bidirectional = section.masks.prefix == "bidirectional"
-    cost = cost_of(experiment)
+    cost, origin = cost_of(experiment), provenance(experiment)
+    _start_over_unless_of(origin, stage)
     model = build_model(experiment.model, experiment.seed)
     fitted = fit(
         model,
@@ -99,11 +105,7 @@ def pretrain(stage: Stage, store: Store, should_stop: Callable[[], bool]) -> dic
         should_stop=should_stop,
     )
     if fitted.state == "done":
-        stage.checkpoints.mkdir(exist_ok=True)
         save_file(model.state_dict(), stage.checkpoints / "model.safetensors")
-    if fitted.state != "interrupted":
-        # Optimiser state is of use to a resume only, and there is none after a result.
-        (stage.checkpoints / "last.ckpt").unlink(missing_ok=True)
     return {
         "schema": SCHEMA,
         "stage": "pretrain",
@@ -118,8 +120,19 @@ def pretrain(stage: Stage, store: Store, should_stop: Callable[[], bool]) -> dic
         "seconds": fitted.seconds,
         "started": started,
         "finished": time.time(),
-        "provenance": provenance(experiment),
+        "provenance": origin,
     }
+
+
+def _start_over_unless_of(origin: dict[str, Any], stage: Stage) -> None:
+    """A result is of one origin: a checkpoint of other code, threads or another device is not gone on from."""
+    note = stage.checkpoints / "provenance.json"
+    if (stage.checkpoints / "last.ckpt").exists() and read_json(note) != origin:
+        print("the checkpoint was made by other code, threads or another device: starting over")
+        shutil.rmtree(stage.checkpoints)
+        stage.metrics_file.unlink(missing_ok=True)
+    stage.checkpoints.mkdir(parents=True, exist_ok=True)
+    write_json(note, origin)
 
 
 def ran_out_of_memory(error: BaseException) -> bool:

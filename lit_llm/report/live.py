@@ -29,6 +29,7 @@ class Progressing:
         self._runs: Sequence[Run] = ()
         self._todo: set[str] = set()
         self._told: dict[str, str] = {}
+        self._validated: dict[str, float] = {}
         self._preparing = ""
         self._began = time.monotonic()
         self._looked = 0.0
@@ -61,7 +62,7 @@ class Progressing:
         self._stop_bars()
         self._runs, self._todo = runs, {run.name for run in todo}
         self._began = time.monotonic()
-        done = len(runs) - len(todo)
+        done = sum(run.stage.status()["state"] in FINAL for run in runs)
         ready = f", {done} are there already" if done else ""
         self.console.print(f"{len(todo)} of {len(runs)} runs to do{ready}; {slots} at once.", highlight=False)
         if todo and self.interactive:
@@ -78,6 +79,7 @@ class Progressing:
             self._tell_changes()
 
     def finished(self) -> None:
+        self._stop_bars()
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -113,6 +115,8 @@ class Progressing:
                 work += 1
             if status["state"] == "running":
                 step, metrics = last_metrics(run.stage)
+                if "val/target_nll" in metrics:
+                    self._validated[run.name] = metrics["val/target_nll"]
                 work += step / run.steps
                 rate = metrics.get("throughput/tokens_per_second")
                 data = run.experiment.pretrain.data
@@ -121,7 +125,7 @@ class Progressing:
                     run.name,
                     f"{step}/{run.steps}",
                     _number(metrics.get("train/loss")),
-                    _number(metrics.get("val/target_nll") or _last_validation(run)),
+                    _number(self._validated.get(run.name)),
                     text.short(rate),
                     "–" if left is None else text.duration(left),
                 )
@@ -135,14 +139,3 @@ class Progressing:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
-
-
-def _last_validation(run: Run) -> float | None:
-    from lit_llm.tracking.store import read_metrics
-
-    found = [
-        line["metrics"]["val/target_nll"]
-        for line in read_metrics(run.stage.metrics_file)
-        if "val/target_nll" in line["metrics"]
-    ]
-    return found[-1] if found else None

@@ -48,16 +48,16 @@ def plan_table(plan: Plan) -> RenderableType:
             text.size(cost.memory_bytes),
         )
     seeds = f"{len(study.seeds)} seed{'s' if len(study.seeds) > 1 else ''}"
-    total = sum(p.cost.train_flops_per_token * p.cost.tokens for p in plan.arms) * len(study.seeds)
+    computations = {name: p.cost.train_flops for p in plan.arms for name in p.fingerprints}
+    shared = len(plan.arms) * len(study.seeds) - len(computations)
+    once = f" ({shared} of them computed by others)" if shared else ""
+    flops = text.short(sum(computations.values()))
+    runs = f"{len(plan.arms)} arms x {seeds} = {len(plan.arms) * len(study.seeds)} runs{once}, {flops}FLOPs"
     parts: list[RenderableType] = [
         Text(study.study, style="bold") + Text(f"  {study.question}", style="not bold"),
         Text(),
         costs,
-        Text(
-            f"{len(plan.arms)} arms x {seeds} = {len(plan.arms) * len(study.seeds)} runs, {text.short(total)}FLOPs. "
-            f"KV cache: {plan.prompt} prompt and {plan.generate} generated tokens.",
-            style="dim",
-        ),
+        Text(f"{runs}. KV cache: {plan.prompt} prompt and {plan.generate} generated tokens.", style="dim"),
     ]
     if len(plan.arms) > 1:
         parts += [Text(), Text("what differs from the baseline", style="bold"), _differences(plan)]

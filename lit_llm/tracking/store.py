@@ -124,10 +124,13 @@ class Stage:
         result = self.result()
         if result is not None:
             return result
-        status = read_json(self.folder / "state.json") or {"state": "pending"}
+        file = self.folder / "state.json"
+        status = read_json(file) or {"state": "pending"}
         if status["state"] == "running" and not is_locked(self.folder / "lock"):
-            # It has finished since, or its process is gone and could not say so: killed, or the machine went down.
-            return self.result() or status | {"state": "interrupted", "error": "its process ended without a word"}
+            # It has ended since, or its process is gone and could not say so: killed, or the machine went down.
+            status = self.result() or read_json(file) or status
+            if status["state"] == "running":
+                return status | {"state": "interrupted", "error": "its process ended without a word"}
         return status
 
     def set_state(self, state: State, error: str | None = None, traceback: str | None = None) -> None:

@@ -40,8 +40,6 @@ class ExecutionConfig(Section):
     """Processes that read data ahead."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Where it runs."""
-    devices: int = Field(1, gt=0)
-    """Number of devices; the batch is divided among them."""
     log_every: int = Field(10, gt=0)
     """Steps between two lines of metrics."""
     checkpoint_every: int = Field(500, gt=0)
@@ -70,8 +68,6 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> TrainingConfig:
-        if self.schedule.warmup_steps > self.max_steps:
-            raise impossible(
-                ("schedule.warmup_steps", f"{self.schedule.warmup_steps} are more than max_steps {self.max_steps}")
-            )
+        if problem := self.schedule.problem(self.max_steps):
+            raise impossible((f"schedule.{problem[0]}", problem[1]))
         return self

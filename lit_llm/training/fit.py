@@ -6,7 +6,8 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -74,13 +75,13 @@ def fit(
     execution = training.execution
     lit = LitModel(model, training)
     resume = checkpoints / "last.ckpt" if (checkpoints / "last.ckpt").exists() else None
-    stability, throughput = Stability(training.stability), Throughput(budget.tokens, budget.flops)
+    stability, throughput = Stability(training.stability), Throughput(budget.tokens, budget.flops, training.precision)
     journal = Journal(training, budget, evaluate, evaluate_times, metrics_file, stability, throughput)
     keeper = Checkpoints(checkpoints, training, should_stop)
     with _quiet():
         trainer = L.Trainer(
-            accelerator=execution.accelerator,
-            devices=execution.devices,
+            accelerator="cuda" if execution.accelerator != "cpu" and torch.cuda.is_available() else "cpu",
+            devices=1,
             precision="bf16-mixed" if training.precision == "bf16" else "32-true",
             max_steps=training.max_steps,
             max_epochs=-1,
@@ -164,6 +165,8 @@ class Journal(L.Callback):
             self.evaluation_seconds += time.perf_counter() - began
         if evaluated or step % self.training.execution.log_every == 0 or step == self.training.max_steps:
             self.write(trainer, pl_module, evaluated)
+        if self.stability.lost:
+            raise Diverged(self.stability.lost)
 
     def write(self, trainer: L.Trainer, lit: LitModel, evaluated: dict[str, float] | None = None) -> None:
         """One line: the training loss is the mean over the target tokens since the last one."""
@@ -175,7 +178,7 @@ class Journal(L.Callback):
             "train/lr": report.lr,
             "stability/grad_norm": report.grad_norm,
             **self.stability.metrics(),
-            **self.throughput.metrics(lit.device, trainer.world_size),
+            **self.throughput.metrics(lit.device),
             "tokens_seen": float(step * self.budget.tokens),
             "flops": step * self.budget.flops,
             **(evaluated or {}),
@@ -223,20 +226,18 @@ class Checkpoints(L.Callback):
         trainer.should_stop = trainer.should_stop or stop
 
 
-class _quiet:
+@contextmanager
+def _quiet() -> Iterator[None]:
     """Lightning's notices about what we chose on purpose (no logger, no epochs, few workers) are not news."""
-
-    def __enter__(self) -> None:
-        self._loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-        self._levels = [logger.level for logger in self._loggers]
-        for logger in self._loggers:
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
             logger.setLevel(logging.WARNING)
-        self._warnings = warnings.catch_warnings()
-        self._warnings.__enter__()
-        warnings.filterwarnings("ignore", module="lightning")
-        warnings.filterwarnings("ignore", message=".*lr_scheduler.*")
-
-    def __exit__(self, *error: Any) -> None:
-        self._warnings.__exit__(*error)
-        for logger, level in zip(self._loggers, self._levels, strict=True):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            warnings.filterwarnings("ignore", message=".*lr_scheduler.*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

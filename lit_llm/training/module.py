@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -29,8 +28,6 @@ class StepReport:
 
     loss: float
     """Nats per target token, over all devices."""
-    z: float
-    """Squared log-normaliser per target token."""
     grad_norm: float
     """Norm of the whole gradient before clipping."""
     lr: float
@@ -49,7 +46,6 @@ class LitModel(L.LightningModule):
         self.model: LanguageModel = model
         self.training_config = training
         self.report: StepReport | None = None
-        self.on_first_piece: Callable[[Batch], None] | None = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return build_optimizer(self.training_config.optimizer, self.model)
@@ -62,10 +58,8 @@ class LitModel(L.LightningModule):
         assert not isinstance(optimizer, list)
         lr = set_learning_rate(optimizer.param_groups, config.schedule.factor(self.global_step, config.max_steps))
 
-        total = torch.stack(
-            [torch.zeros((), device=self.device), torch.zeros((), device=self.device), batch.weights.sum()]
-        )
-        targets = self._over_devices(total)[2]
+        counted = self._over_devices(batch.weights.sum())
+        total = torch.zeros((), device=self.device)
         pieces = list(batch.pieces(config.execution.micro_batch_size or len(batch)))
         for number, piece in enumerate(pieces):
             with self._without_sync() if number < len(pieces) - 1 else nullcontext():
@@ -74,14 +68,15 @@ class LitModel(L.LightningModule):
                     hidden_BTD, self.model.unembedding_VD, piece.targets, piece.weights, config.z_loss > 0
                 )
                 # Devices average their gradients; the sum is wanted, hence their number.
-                loss = (nats + config.z_loss * squares) / targets * self.trainer.world_size
+                loss = (nats + config.z_loss * squares) / counted * self.trainer.world_size
                 self.manual_backward(loss)
-            total[:2] += torch.stack([nats, squares]).detach()
+            total += nats.detach()
 
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm or math.inf)
-        numbers = torch.cat([self._over_devices(total), norm.detach().reshape(1)]).tolist()  # the step's only wait
-        self.report = StepReport(numbers[0] / numbers[2], numbers[1] / numbers[2], numbers[3], lr, int(numbers[2]))
+        # The step's only wait for the device.
+        nats_sum, targets, grad_norm = torch.stack([self._over_devices(total), counted, norm.detach()]).tolist()
+        self.report = StepReport(nats_sum / targets, grad_norm, lr, int(targets))
         if not math.isfinite(self.report.loss) or not math.isfinite(self.report.grad_norm):
             what = "loss" if not math.isfinite(self.report.loss) else "gradient"
             raise Diverged(f"the {what} is not finite in step {self.global_step + 1}")

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
 from lit_llm.config.section import OneOf, Section
 
 
-class Constant(Section):
-    """Linear warm-up, then the peak."""
+class _Warmup(Section):
+    """What all schedules begin with."""
 
-    kind: Literal["constant"] = "constant"
-    """No decay."""
     warmup_steps: int = Field(0, ge=0)
-    """Steps from zero to the peak."""
+    """Steps from zero to the peak, in a straight line."""
 
     def factor(self, step: int, max_steps: int) -> float:
         """What the peak is multiplied by in step 0, 1, ... max_steps - 1."""
@@ -27,45 +25,57 @@ class Constant(Section):
     def after_warmup(self, step: int, max_steps: int) -> float:
         return 1.0
 
-    def _progress(self, step: int, max_steps: int, start: int | None = None) -> float:
-        """0 in the first step after `start` (the warm-up), 1 in the last of all."""
-        begin = self.warmup_steps if start is None else start
-        return min(1.0, (step - begin) / max(1, max_steps - 1 - begin))
+    def progress(self, step: int, max_steps: int, start: int) -> float:
+        """0 in step `start`, 1 in the last."""
+        return min(1.0, (step - start) / max(1, max_steps - 1 - start))
 
-    def scaled(self, ratio: float) -> Constant:
+    def scaled(self, ratio: float) -> Self:
         """The same shape over a training that is `ratio` times as long."""
         return self.model_copy(update={"warmup_steps": round(self.warmup_steps * ratio)})
 
+    def problem(self, max_steps: int) -> tuple[str, str] | None:
+        """(key, why) this schedule does not fit into so many steps."""
+        if self.warmup_steps > max_steps:
+            return "warmup_steps", f"{self.warmup_steps} are more than max_steps {max_steps}"
+        return None
 
-class Cosine(Constant):
+
+class Constant(_Warmup):
+    """Warm-up, then the peak."""
+
+    kind: Literal["constant"] = "constant"
+    """No decay."""
+
+
+class Cosine(_Warmup):
     """Linear warm-up, then half a cosine down to a fraction of the peak at the last step."""
 
-    kind: Literal["cosine"] = "cosine"  # type: ignore[assignment]
+    kind: Literal["cosine"] = "cosine"
     """Cosine decay."""
     final_fraction: float = Field(0.1, ge=0, le=1)
     """Share of the peak that is left at the end."""
 
     def after_warmup(self, step: int, max_steps: int) -> float:
-        wave = 0.5 * (1 + math.cos(math.pi * self._progress(step, max_steps)))
+        wave = 0.5 * (1 + math.cos(math.pi * self.progress(step, max_steps, self.warmup_steps)))
         return self.final_fraction + (1 - self.final_fraction) * wave
 
 
-class Linear(Constant):
+class Linear(_Warmup):
     """Linear warm-up, then a straight line down to a fraction of the peak at the last step."""
 
-    kind: Literal["linear"] = "linear"  # type: ignore[assignment]
+    kind: Literal["linear"] = "linear"
     """Linear decay."""
     final_fraction: float = Field(0.0, ge=0, le=1)
     """Share of the peak that is left at the end."""
 
     def after_warmup(self, step: int, max_steps: int) -> float:
-        return 1 - (1 - self.final_fraction) * self._progress(step, max_steps)
+        return 1 - (1 - self.final_fraction) * self.progress(step, max_steps, self.warmup_steps)
 
 
-class WarmupStableDecay(Constant):
+class WarmupStableDecay(_Warmup):
     """Linear warm-up, the peak, and a short decay at the end (MiniCPM, arXiv 2404.06395)."""
 
-    kind: Literal["wsd"] = "wsd"  # type: ignore[assignment]
+    kind: Literal["wsd"] = "wsd"
     """Warm-up, stable, decay."""
     decay_steps: int = Field(gt=0)
     """Steps of the decay."""
@@ -78,22 +88,27 @@ class WarmupStableDecay(Constant):
         start = max_steps - 1 - self.decay_steps
         if step <= start:
             return 1.0
-        progress = self._progress(step, max_steps, start)
+        progress = self.progress(step, max_steps, start)
         fallen = math.sqrt(progress) if self.shape == "one_minus_sqrt" else progress
         return 1 - (1 - self.final_fraction) * fallen
 
-    def scaled(self, ratio: float) -> Constant:
+    def scaled(self, ratio: float) -> Self:
         update = {
             "warmup_steps": round(self.warmup_steps * ratio),
             "decay_steps": max(1, round(self.decay_steps * ratio)),
         }
         return self.model_copy(update=update)
 
+    def problem(self, max_steps: int) -> tuple[str, str] | None:
+        if self.warmup_steps + self.decay_steps > max_steps:
+            return "decay_steps", f"with the warm-up {self.warmup_steps + self.decay_steps} are more than {max_steps}"
+        return None
 
-class InverseSquareRoot(Constant):
+
+class InverseSquareRoot(_Warmup):
     """Linear warm-up, then sqrt(warm-up / step): T5's schedule (arXiv 1910.10683), whose peak ends the warm-up."""
 
-    kind: Literal["inverse_sqrt"] = "inverse_sqrt"  # type: ignore[assignment]
+    kind: Literal["inverse_sqrt"] = "inverse_sqrt"
     """Inverse square root."""
     warmup_steps: int = Field(gt=0)
     """Steps from zero to the peak; the decay's unit of time too."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lit_llm.components.attention.visibility import DotProduct, Visibility, largest_logit
 from lit_llm.objectives.layout import Batch
 from lit_llm.training.config import StabilityConfig
-from lit_llm.training.module import Diverged, LitModel, StepReport
+from lit_llm.training.module import LitModel, StepReport
 
 
 class Stability(L.Callback):
@@ -28,6 +28,8 @@ class Stability(L.Callback):
         self.lost_steps = 0
         self.max_grad_norm = 0.0
         self.max_logit = 0.0
+        self.lost: str | None = None
+        """Why the run is lost, once it is. Raised by whoever has written the step down."""
 
     def metrics(self) -> dict[str, float]:
         """Totals so far, by the names they are tracked under."""
@@ -35,7 +37,7 @@ class Stability(L.Callback):
         return out | ({"stability/max_attention_logit": self.max_logit} if self.config.logit_every else {})
 
     def watch(self, report: StepReport) -> None:
-        """Take in one step. Raises Diverged when the loss has been lost for too long."""
+        """Take in one step."""
         config, loss = self.config, report.loss
         self.max_grad_norm = max(self.max_grad_norm, report.grad_norm)
         self.first_loss = loss if self.first_loss is None else self.first_loss
@@ -45,7 +47,7 @@ class Stability(L.Callback):
         self.window.append(loss)
         self.lost_steps = self.lost_steps + 1 if loss > self.first_loss + config.diverged_margin else 0
         if self.lost_steps >= config.diverged_patience:
-            raise Diverged(
+            self.lost = (
                 f"the loss has been more than {config.diverged_margin} nats above its first value "
                 f"({self.first_loss:.2f}) for {self.lost_steps} steps"
             )

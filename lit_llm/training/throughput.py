@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
@@ -9,30 +10,29 @@ import lightning as L
 import torch
 
 PEAK_FLOPS = {
-    # Dense bfloat16 products with float32 sums, from NVIDIA's data sheets. A device that is not here has no MFU.
-    "A100": 312e12,
+    # Dense bfloat16 products with float32 sums, from NVIDIA's data sheets; the narrower name first. A device that is
+    # not here has no MFU, and neither has a run in float32, whose peak is another.
     "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "H200": 989e12,
     "B200": 2250e12,
+    "A100": 312e12,
     "L40S": 362e12,
     "L4": 121e12,
 }
 
 
-def peak_flops(device: torch.device) -> float | None:
-    """FLOP/s of this device in bfloat16, or None where we do not know it."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)
+def peak_flops(name: str) -> float | None:
+    """FLOP/s of a device in bfloat16 by its name, or None where we do not know it."""
+    return next((peak for known, peak in PEAK_FLOPS.items() if re.search(rf"\b{known}\b", name)), None)
 
 
 class Throughput(L.Callback):
     """Measures the time inside training steps alone, without evaluations and checkpoints."""
 
-    def __init__(self, tokens_per_step: int, flops_per_step: float) -> None:
-        self.tokens_per_step, self.flops_per_step = tokens_per_step, flops_per_step
+    def __init__(self, tokens_per_step: int, flops_per_step: float, precision: str = "fp32") -> None:
+        self.tokens_per_step, self.flops_per_step, self.precision = tokens_per_step, flops_per_step, precision
         self.seconds = 0.0
         """Of all steps."""
         self.steps = 0
@@ -41,7 +41,7 @@ class Throughput(L.Callback):
         self._started = 0.0
         self._warm = False
 
-    def metrics(self, device: torch.device, devices: int = 1) -> dict[str, float]:
+    def metrics(self, device: torch.device) -> dict[str, float]:
         """Means so far, by the names they are tracked under; empty before the second step."""
         if not self.steps:
             return {}
@@ -50,8 +50,9 @@ class Throughput(L.Callback):
             "throughput/tokens_per_second": rate * self.tokens_per_step,
             "throughput/flops_per_second": rate * self.flops_per_step,
         }
-        peak = peak_flops(device)
-        return out | ({"throughput/mfu": rate * self.flops_per_step / (peak * devices)} if peak else {})
+        known = device.type == "cuda" and self.precision == "bf16"
+        peak = peak_flops(torch.cuda.get_device_name(device)) if known else None
+        return out | ({"throughput/mfu": rate * self.flops_per_step / peak} if peak else {})
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         self._started = time.perf_counter()

@@ -203,3 +203,27 @@ def test_under_means_the_key_itself_or_below_it():
     assert not under("a.bc", "a.b")
     assert not under("a", "a.b")
     assert not under("a")
+
+
+def test_an_arm_outside_the_grid_has_no_level_that_would_excuse_its_value(findings):
+    arms = "arms: {red: {}, dec: {extends: decllm-tiny, grid: false, pretrain: {training: {optimizer: {lr: 1e-2}}}}}"
+    body = f"{arms}\ngrid: {{factors: {{{LR}: [1e-3, 3e-3]}}}}"
+    assert ("refused", "dec", LR) in findings(body)
+
+
+def test_an_arm_that_differs_in_itself_and_in_a_factor_is_noted(findings):
+    body = f"arms: {{red: {{}}, dec: {{extends: decllm-tiny}}}}\ngrid: {{factors: {{{LR}: [1e-3, 3e-3]}}}}"
+    assert ("note", "dec/lr=0.003", "compare") in findings(body)
+    assert ("note", "dec/lr=0.003", "compare") not in findings(body + f"\ncompare: {{within: [{LR}]}}")
+
+
+def test_two_arms_of_one_computation_are_reported_though_neither_is_the_baseline(findings):
+    without = "{model: {attention: {output_norm: none}}}"
+    same = "{model: {attention: {output_norm: none, output_norm_scale: true}}}"
+    assert ("no_op", "b", "") in findings(f"arms: {{red: {{}}, a: {without}, b: {same}}}")
+
+
+@pytest.mark.parametrize("metric", ["val/traget_nll", "train/loss"])
+def test_a_metric_that_is_none_or_depends_on_the_objective_is_refused(study, metric):
+    with pytest.raises(InputError, match="compare.metric"):
+        study(f"arms: {{red: {{}}}}\ncompare: {{metric: {metric}}}")

@@ -295,3 +295,61 @@ def test_eight_commands_start_on_one_fresh_store(write_study: Study, tmp_path: P
     assert not any("MLflow is behind" in output for output in outputs), "\n".join(outputs)
     assert len(list(store.glob("data/*/meta.json"))) == 1
     assert len(list(store.glob("stages/*/result.json"))) == 16
+
+
+@pytest.mark.xdist_group("runs")
+def test_running_some_arms_is_judged_by_those(write_study: Study, store: Store) -> None:
+    path = write_study("some", TWO, seeds=[210])
+    finished = run(path, store, only="red")
+    assert finished.exit_code == 0
+    assert states(finished) == {"red/seed 210": "done", "dec/seed 210": "pending"}
+    with pytest.raises(InputError, match="did you mean 'red'"):
+        run(path, store, only="rod")
+
+
+@pytest.mark.xdist_group("runs")
+def test_a_wrong_tracking_address_is_told_before_anything_starts(write_study: Study, tmp_path: Path) -> None:
+    path = write_study("address", TWO, seeds=[220])
+    with pytest.raises(InputError, match="sqlite:////absolute"):
+        run(path, Store(tmp_path / "store"), tracking="foo")
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.xdist_group("runs")
+def test_results_of_another_thread_count_can_be_repeated_too(write_study: Study, store: Store) -> None:
+    path = write_study("threads", TWO, seeds=[230])
+    result = run(path, store).runs[0].stage.result()
+    assert result is not None
+    stage = store.stage(load_and_name(path))
+    write_json(stage.folder / "result.json", result | {"provenance": result["provenance"] | {"threads": 7}})
+    repeated = Silent()
+    fresh = run(path, store, repeated, rerun="stale")
+    assert repeated.todo == ["red/seed 230"]
+    assert fresh.comparison.rows[1].difference is not None
+
+
+def load_and_name(path: Path) -> str:
+    from lit_llm.ablation.runs import runs_of
+
+    return runs_of(load_study(path), Store("/nonexistent"))[0].stage.fingerprint
+
+
+@pytest.mark.xdist_group("runs")
+def test_two_studies_that_share_a_stage_compute_it_once(write_study: Study, tmp_path: Path) -> None:
+    """Both are started at once; the one that comes second waits for the result, and both end well."""
+    store = tmp_path / "store"
+    paths = []
+    for name in ("left", "right"):
+        path = write_study(name, "arms: {red: {}}", seeds=[240])
+        path.write_text(long(path.read_text()))
+        paths.append(path)
+    processes = [
+        subprocess.Popen(command(path, store, "-j", "1"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for path in paths
+    ]
+    outputs = [process.communicate(timeout=200)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    assert all("red/seed 240: done" in output for output in outputs), "\n".join(outputs)
+    (stage,) = store.glob("stages/*")
+    steps = [line["step"] for line in read_metrics(stage / "metrics.jsonl")]
+    assert steps == sorted(set(steps))

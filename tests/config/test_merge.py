@@ -69,3 +69,12 @@ def test_a_difference_lists_each_leaf_that_is_not_equal():
     right = {"a": {"b": 1, "c": [1]}, "e": 5}
     assert difference(left, right) == {"a.c": [[1, 2], [1]], "d": [4, None], "e": [None, 5]}
     assert difference(left, left) == {}
+
+
+def test_a_bare_word_merges_as_the_kind_that_it_is_short_for():
+    """`adamw` over `{kind: adamw, lr: 1}` keeps the rate, as `{kind: adamw}` does."""
+    base = read_yaml("o: {kind: adamw, lr: 1}", "a")
+    for over in ("o: adamw", "o: {kind: adamw}"):
+        assert merge(base, read_yaml(over, "b")).plain() == {"o": {"kind": "adamw", "lr": 1}}
+    for over in ("o: muon", "o: {kind: muon}"):
+        assert merge(base, read_yaml(over, "b")).plain()["o"] in ("muon", {"kind": "muon"})

@@ -129,7 +129,7 @@ def test_what_is_computed_with_one_seed_or_model_is_told_from_all_others(fingerp
         "pretrain.training.execution.micro_batch_size=4",
         "pretrain.training.execution.workers=2",
         "pretrain.training.execution.accelerator=auto",
-        "pretrain.training.execution.devices=2",
+        "pretrain.training.execution.log_every=3",
     ],
 )
 def test_how_the_machine_does_it_is_not_in_the_name(fingerprint, override):

@@ -232,12 +232,6 @@ def test_an_empty_file_and_a_list_are_no_experiment(files):
             "pretrain.training.execution",
             "17 is more",
         ),
-        (
-            "redllm-tiny",
-            ["pretrain.training.execution.devices=3"],
-            "pretrain.training.execution.devices",
-            "do not divide",
-        ),
     ],
 )
 def test_what_does_not_fit_together_is_refused_with_its_reason(preset, overrides, key, said):

@@ -135,3 +135,19 @@ def test_a_learning_rate_beyond_reason_diverges_as_a_result(tmp_path: Path, corp
     assert result is not None
     assert result["steps"] < 14
     assert "step" in result["error"] or "above its first value" in result["error"]
+
+
+def test_a_checkpoint_of_other_code_is_not_gone_on_from(tmp_path: Path, corpus: Path) -> None:
+    """Half a run by one code and half by another would be stamped as wholly the second's."""
+    stage = prepared_stage(Store(tmp_path), corpus, "decllm-tiny")
+    assert run_one(tmp_path, stage.fingerprint, stops_after(5)) == "interrupted"
+    note = stage.checkpoints / "provenance.json"
+    note.write_text(note.read_text().replace('"threads": 1', '"threads": 2'))
+    steps = []
+
+    def count() -> bool:
+        steps.append(1)
+        return False
+
+    assert run_one(tmp_path, stage.fingerprint, count) == "done"
+    assert len(steps) == 1 + 13  # asked once before it begins and after all steps but the last: from the start

@@ -16,7 +16,7 @@ class AdamW(Section):
     """adamw_8bit keeps both moments in 8 bits, in blocks of 256 (bitsandbytes, arXiv 2110.02861)."""
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate."""
-    betas: Items[float] = Field((0.9, 0.95), min_length=2, max_length=2)
+    betas: Items[Annotated[float, Field(ge=0, lt=1)]] = Field((0.9, 0.95), min_length=2, max_length=2)
     """Decay of the first and the second moment."""
     eps: float = Field(1e-8, gt=0)
     """Added to the root of the second moment."""

@@ -1,0 +1,85 @@
+"""Make an arm equal to its baseline in one quantity, by moving the one key that sets it.
+
+tokens, loss_tokens, train_flops: `max_steps`, with warm-up and decay scaled along. parameters: `d_ff`, in steps of 8
+below d_model 512 and of 64 above. What cannot be reached within 1% is refused by the audit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lit_llm.config.section import validate
+from lit_llm.config.tree import at, difference, merge, tree
+from lit_llm.experiment.config import Experiment
+from lit_llm.experiment.cost import cost_of
+from lit_llm.models.config import resolve_model
+from lit_llm.models.cost import count_parameters
+
+By = Literal["none", "tokens", "loss_tokens", "parameters", "train_flops"]
+
+TOLERANCE = 0.01
+"""Largest relative difference that is left; above it the comparison is refused."""
+
+QUANTITIES: dict[str, Callable[[Experiment], float]] = {
+    "tokens": lambda experiment: cost_of(experiment).tokens,
+    "loss_tokens": lambda experiment: cost_of(experiment).loss_tokens,
+    "train_flops": lambda experiment: cost_of(experiment).train_flops,
+    "parameters": lambda experiment: count_parameters(resolve_model(experiment.model)).total,
+}
+
+
+@dataclass(frozen=True)
+class Matched:
+    """An arm after matching."""
+
+    experiment: Experiment
+    moved: dict[str, list[Any]]
+    """{key: [before, after]} of what matching has changed."""
+    residual: float
+    """(arm - baseline) / baseline, in the matched quantity."""
+
+
+def matched(arm: Experiment, baseline: Experiment, by: By) -> Matched:
+    """Move max_steps or d_ff of `arm` until it equals `baseline` as nearly as whole steps allow."""
+    if by == "none":
+        return Matched(arm, {}, 0.0)
+    quantity = QUANTITIES[by]
+    wanted = quantity(baseline)
+    candidates = _widths(arm, wanted) if by == "parameters" else _lengths(arm, wanted / quantity(arm))
+    best = min((arm, *candidates), key=lambda experiment: abs(quantity(experiment) - wanted))
+    moved = difference(arm.model_dump(mode="json"), best.model_dump(mode="json"))
+    return Matched(best, moved, (quantity(best) - wanted) / wanted)
+
+
+def _lengths(arm: Experiment, ratio: float) -> list[Experiment]:
+    """The arm trained for the nearest whole numbers of steps to `ratio` times its own."""
+    training = arm.pretrain.training
+    exact = training.max_steps * ratio
+    found = []
+    for steps in {max(1, int(exact)), int(exact) + 1}:
+        schedule = training.schedule.scaled(steps / training.max_steps)
+        keys = {"max_steps": steps, "schedule": schedule.model_dump(mode="json")}
+        found.append(_with(arm, "pretrain.training", keys))
+    return found
+
+
+def _widths(arm: Experiment, parameters: float) -> list[Experiment]:
+    """The arm with the two widths of its feed-forward networks between which `parameters` lies."""
+    step = 8 if arm.model.d_model < 512 else 64
+
+    def count(d_ff: int) -> float:
+        return count_parameters(resolve_model(_with(arm, "model.feed_forward", {"d_ff": d_ff}).model)).total
+
+    # Parameters are linear in d_ff, so two points give the line.
+    slope = (count(2 * step) - count(step)) / step
+    if not slope:  # every layer sets a d_ff of its own
+        return []
+    steps = ((parameters - count(step)) / slope + step) / step
+    return [_with(arm, "model.feed_forward", {"d_ff": step * n}) for n in {max(1, int(steps)), max(1, int(steps) + 1)}]
+
+
+def _with(experiment: Experiment, path: str, keys: dict[str, Any]) -> Experiment:
+    """The experiment with some keys changed, checked again."""
+    return validate(Experiment, merge(tree(experiment.model_dump(mode="json")), at(path, tree(keys))))

@@ -1,0 +1,40 @@
+"""JSON Schemas for editors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lit_llm.ablation.config import Study
+from lit_llm.experiment.config import Experiment
+
+_EXTENDS = {
+    "description": "A preset, a file relative to this one, or a list of them, merged in order.",
+    "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+}
+_GRID = {"description": "false: this arm stays out of the grid.", "type": "boolean"}
+
+
+def experiment_schema() -> dict[str, Any]:
+    """Of an experiment file, which may leave to its `extends` whatever it does not change."""
+    schema: dict[str, Any] = _all_optional(Experiment.model_json_schema())
+    schema["properties"]["extends"] = _EXTENDS
+    return schema
+
+
+def study_schema() -> dict[str, Any]:
+    """Of a study file; `base` and the arms hold the keys of an experiment."""
+    study, experiment = Study.model_json_schema(), _all_optional(Experiment.model_json_schema())
+    definitions = study.get("$defs", {}) | experiment.pop("$defs")
+    arm = experiment | {"properties": experiment["properties"] | {"extends": _EXTENDS, "grid": _GRID}}
+    study["$defs"] = definitions | {"Keys": experiment, "ArmKeys": arm}
+    described = study["properties"]
+    described["base"] = {"description": described["base"]["description"], "$ref": "#/$defs/Keys"}
+    described["arms"]["additionalProperties"] = {"anyOf": [{"$ref": "#/$defs/ArmKeys"}, {"type": "null"}]}
+    return study
+
+
+def _all_optional(schema: Any) -> Any:
+    """The schema without `required`: a layer of a configuration says only what it changes."""
+    if isinstance(schema, dict):
+        return {key: _all_optional(value) for key, value in schema.items() if key != "required"}
+    return [_all_optional(item) for item in schema] if isinstance(schema, list) else schema
