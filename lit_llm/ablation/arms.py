@@ -217,7 +217,13 @@ def _build(cells: Sequence[_Cell], complete: bool) -> list[Problem]:
         group = [cell for cell in cells if cell.group == name]
         for problem in _idle(group):
             found.setdefault(problem, []).extend(group)
-    return [_in_arms(problem, where, cells) for problem, where in found.items()]
+    in_grid, wrong = {cell.group for cell in cells if cell.declared}, dict[str, set[str]]()
+    for problem, where in found.items():
+        wrong.setdefault(problem.key, set()).update(cell.group for cell in where)
+    return [
+        _in_arms(problem, where, cells, elsewhere=bool(in_grid - wrong[problem.key]))
+        for problem, where in found.items()
+    ]
 
 
 def _idle(group: Sequence[_Cell]) -> list[Problem]:
@@ -233,11 +239,13 @@ def _idle(group: Sequence[_Cell]) -> list[Problem]:
     ]
 
 
-def _in_arms(problem: Problem, where: Sequence[_Cell], cells: Sequence[_Cell]) -> Problem:
-    """The problem with the arms that have it, unless all have, or all that a factor gives this key."""
+def _in_arms(problem: Problem, where: Sequence[_Cell], cells: Sequence[_Cell], elsewhere: bool) -> Problem:
+    """The problem with the arms that have it, unless all have, or all that a factor gives this key.
+
+    elsewhere: there are arms of the grid in which this key is no problem.
+    """
     of_factor = all(under(problem.key, *cell.declared) for cell in where)  # a wrong level is wrong wherever it is used
     factors = [path for path in where[0].declared if under(path, problem.key)]
-    elsewhere = {cell.group for cell in cells if cell.declared} - {cell.group for cell in where}
     if problem.message.startswith("unknown key") and factors and elsewhere:
         # The key is there in other arms: not a slip of the pen, but a factor that these do not have.
         lacking = _some(list(dict.fromkeys(cell.group for cell in where)))

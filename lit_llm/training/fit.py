@@ -80,7 +80,7 @@ def fit(
     keeper = Checkpoints(checkpoints, training, should_stop)
     with _quiet():
         trainer = L.Trainer(
-            accelerator="cuda" if execution.accelerator != "cpu" and torch.cuda.is_available() else "cpu",
+            accelerator=_accelerator(execution.accelerator),
             devices=1,
             precision="bf16-mixed" if training.precision == "bf16" else "32-true",
             max_steps=training.max_steps,
@@ -118,6 +118,16 @@ def fit(
     if trainer.global_step < training.max_steps:
         return journal.ended("interrupted", trainer, "it was asked to stop")
     return journal.ended("done", trainer)
+
+
+def _accelerator(wanted: str) -> str:
+    """Lightning's word for it. Raises RuntimeError for a GPU that is not there."""
+    there = wanted != "cpu" and torch.cuda.is_available()
+    if wanted == "gpu" and not there:
+        raise RuntimeError(
+            "accelerator: gpu, but torch sees no CUDA device here; `accelerator: auto` takes what there is"
+        )
+    return "cuda" if there else "cpu"
 
 
 class Journal(L.Callback):
