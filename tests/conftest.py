@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from lit_llm.tracking.store import Store
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell that started the tests in the background has them ignore Ctrl-C, and all processes that they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WORDS = "the a of to in is that it was for on as with his they be at one have this from or had by hot but".split()
 

@@ -79,6 +79,7 @@ def status_rows(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
             "step": status.get("steps", last[0]),
             "max_steps": run.steps,
             "stale": run.stale(),
+            "log": str(run.stage.log_file) if run.stage.log_file.exists() else None,
         }
 
 

@@ -59,6 +59,7 @@ def _run_claimed(stage: Stage, store: Store, should_stop: Callable[[], bool]) ->
     try:
         result = pretrain(stage, store, should_stop)
     except Exception as error:
+        traceback.print_exc()  # into the run's log
         state: State = "out_of_memory" if ran_out_of_memory(error) else "failed"
         stage.set_state(state, f"{type(error).__name__}: {error}", traceback.format_exc())
         return state

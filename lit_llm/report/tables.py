@@ -166,4 +166,6 @@ def status_table(rows: Sequence[Mapping[str, Any]], metric: str) -> RenderableTy
             "–" if value is None else f"{value:.3f}",
             note,
         )
-    return table
+    failed = [row for row in rows if row["state"] in ("failed", "out_of_memory") and row["log"]]
+    logs = [Text(f"{row['arm']}/seed {row['seed']}: {row['log']}", style="dim", overflow="fold") for row in failed]
+    return Group(table, *([Text(), Text("logs of what failed", style="bold"), *logs] if logs else []))
