@@ -17,11 +17,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from lit_llm.ablation.arms import load_study
-from lit_llm.ablation.run import run_study
+from lit_llm.ablation.run import Watcher, run_study
 from lit_llm.ablation.runs import Run
 from lit_llm.tracking.store import Store
 
@@ -68,27 +67,13 @@ trainer.fit(Plain(seed), loader, loader)
 """
 
 
-class Timer:
-    """Notes when the runs began and ended."""
-
-    def preparing(self, what: str, done: int, total: int) -> None: ...
-
-    def message(self, text: str) -> None: ...
-
-    def tick(self) -> None: ...
-
-    def finished(self) -> None: ...
-
-    def launching(self, runs: Sequence[Run], todo: Sequence[Run], slots: int) -> None: ...
-
-
 def study(folder: Path, first: int, count: int) -> list[dict[str, float]]:
     """Run `count` seeds one at a time; for each the time it finished at, and its seconds of work."""
     for number in range(40):
         (folder / f"{number}.txt").write_text(f"it was the best of times number {number} " * 200)
     path = folder / "overhead.yaml"
     path.write_text(STUDY.format(corpus=f"{folder}/*.txt", seeds=list(range(first, first + count))))
-    finished = run_study(load_study(path), Store(folder / "store"), watcher=Timer(), slots=1)
+    finished = run_study(load_study(path), Store(folder / "store"), watcher=Watcher(), slots=1)
     return [timing(run) for run in finished.runs]
 
 

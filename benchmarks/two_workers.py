@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_llm.ablation.arms import load_study
-from lit_llm.ablation.run import Finished, run_study
+from lit_llm.ablation.run import Finished, Watcher, run_study
 from lit_llm.ablation.runs import Run
 from lit_llm.tracking.store import Store
 
@@ -27,16 +27,10 @@ seeds: [0, 1, 2, 3]
 """
 
 
-class Stopwatch:
+class Stopwatch(Watcher):
     """Times from the launch of the first run to the end of the last."""
 
     seconds = 0.0
-
-    def preparing(self, what: str, done: int, total: int) -> None: ...
-
-    def message(self, text: str) -> None: ...
-
-    def tick(self) -> None: ...
 
     def launching(self, runs: Sequence[Run], todo: Sequence[Run], slots: int) -> None:
         self._began = time.perf_counter()

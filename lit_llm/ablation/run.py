@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from lit_llm.ablation.arms import Ablation
 from lit_llm.ablation.plan import Plan, plan
@@ -32,8 +32,8 @@ PRELOAD = (
 Rerun = Literal["failed", "stale"]
 
 
-class Watcher(Protocol):
-    """Somebody who looks on. Every method is called in the coordinator, between two looks at the runs."""
+class Watcher:
+    """Looks on and says nothing; a subclass shows what it is told. Called in the coordinator, never in a run."""
 
     def preparing(self, what: str, done: int, total: int) -> None:
         """A corpus is being tokenised."""

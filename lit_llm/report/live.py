@@ -12,14 +12,15 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from lit_llm.ablation.run import Watcher
 from lit_llm.ablation.runs import Run, last_metrics
 from lit_llm.report import text
 from lit_llm.report.tables import STATES
 from lit_llm.tracking.store import FINAL
 
 
-class Progressing:
-    """Shows runs as they go. Implements `lit_llm.ablation.run.Watcher`."""
+class Progressing(Watcher):
+    """Shows runs as they go."""
 
     def __init__(self, console: Console) -> None:
         self.console = console

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from lit_llm.ablation.arms import load_study
-from lit_llm.ablation.run import Finished, run_study
+from lit_llm.ablation.run import Finished, Watcher, run_study
 from lit_llm.ablation.runs import Run
 from lit_llm.config.problems import InputError
 from lit_llm.tracking.store import Store, locked, read_metrics, write_json
@@ -23,7 +23,7 @@ from lit_llm.tracking.store import Store, locked, read_metrics, write_json
 Study = Callable[..., Path]
 
 
-class Silent:
+class Silent(Watcher):
     """A watcher that remembers what it was told."""
 
     def __init__(self, on_tick: Callable[[Sequence[Run]], None] = lambda _: None) -> None:
@@ -31,8 +31,6 @@ class Silent:
         self.todo: list[str] = []
         self.runs: Sequence[Run] = ()
         self.on_tick = on_tick
-
-    def preparing(self, what: str, done: int, total: int) -> None: ...
 
     def message(self, text: str) -> None:
         self.messages.append(text)
@@ -42,8 +40,6 @@ class Silent:
 
     def tick(self) -> None:
         self.on_tick(self.runs)
-
-    def finished(self) -> None: ...
 
 
 def run(path: Path, store: Store, watcher: Silent | None = None, slots: int = 2, **options: object) -> Finished:
