@@ -18,6 +18,7 @@ from lit_llm.config.problems import InputError, Problem, did_you_mean, noted
 from lit_llm.config.section import validate
 from lit_llm.config.tree import Node, at, merge, read_file, tree
 from lit_llm.experiment.config import Experiment
+from lit_llm.experiment.identity import pretrain_fingerprint
 from lit_llm.experiment.load import (
     changes_nothing,
     idle_overrides,
@@ -51,6 +52,11 @@ class Arm:
 
     def seeded(self, seed: int) -> Experiment:
         return self.experiment.model_copy(update={"seed": seed})
+
+    @cached_property
+    def computation(self) -> str:
+        """What it computes, whatever its name and its seeds; needs the corpus's digest."""
+        return pretrain_fingerprint(self.experiment)
 
     @cached_property
     def flat(self) -> dict[str, Any]:

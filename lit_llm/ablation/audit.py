@@ -9,7 +9,6 @@ from typing import Any, Literal
 from lit_llm.ablation.arms import Ablation, Arm, under
 from lit_llm.ablation.match import TOLERANCE
 from lit_llm.config.tree import difference
-from lit_llm.experiment.identity import pretrain_fingerprint
 
 INTERVENTION = ("model", "pretrain.objective", "pretrain.masks")
 """What an ablation is about, and what an arm may therefore set for itself. All else is a control."""
@@ -112,8 +111,7 @@ def _audit_match(ablation: Ablation, arm: Arm, baseline: Arm) -> Iterator[Findin
 
 def _twin(ablation: Ablation, arm: Arm) -> str:
     """The name of an earlier arm (the baseline first) that is the same computation, or ''."""
-    mine = pretrain_fingerprint(arm.experiment)
     others = [other for other in ablation.arms[: ablation.arms.index(arm)] if other.name != arm.baseline]
     if arm.name != arm.baseline:
         others.insert(0, ablation.arm(arm.baseline))
-    return next((other.name for other in others if pretrain_fingerprint(other.experiment) == mine), "")
+    return next((other.name for other in others if other.computation == arm.computation), "")

@@ -65,10 +65,13 @@ Metric = Literal[
 ]
 
 
+By = Literal["none", "tokens", "loss_tokens", "parameters", "train_flops"]
+
+
 class Match(Section):
     """What is made equal between an arm and its baseline, for the pretraining."""
 
-    by: Literal["none", "tokens", "loss_tokens", "parameters", "train_flops"] = "none"
+    by: By = "none"
     """tokens, loss_tokens and train_flops move max_steps, with warm-up and decay scaled; parameters moves d_ff."""
 
 

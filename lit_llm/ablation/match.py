@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from lit_llm.ablation.config import By
 from lit_llm.config.section import validate
 from lit_llm.config.tree import at, difference, merge, tree
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.cost import cost_of
 from lit_llm.models.config import resolve_model
 from lit_llm.models.cost import count_parameters
-
-By = Literal["none", "tokens", "loss_tokens", "parameters", "train_flops"]
 
 TOLERANCE = 0.01
 """Largest relative difference that is left; above it the comparison is refused."""
