@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 import sysconfig
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from typing import Protocol
 
 from lit_llm.config.fingerprint import digest_of_files, fingerprint
 from lit_llm.config.problems import InputError, Problem
@@ -20,6 +23,34 @@ FORMAT = 1
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib2to3", "turtledemo"}
 
 
+PART = 16 << 20
+"""Bytes after which a part of a corpus is closed."""
+
+
+class Part(Protocol):
+    """A piece of a corpus that one process reads alone. Picklable; cut the same way on every machine."""
+
+    @property
+    def size(self) -> int:
+        """Bytes to read."""
+        ...
+
+    def __iter__(self) -> Iterator[str]:
+        """The documents. Raises InputError for what cannot be read."""
+        ...
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """Some text files, each one document."""
+
+    files: tuple[Path, ...]
+    size: int
+
+    def __iter__(self) -> Iterator[str]:
+        return map(read_text, self.files)
+
+
 class Documents:
     """The files of a corpus, each one document, in an order that does not depend on the machine."""
 
@@ -28,11 +59,23 @@ class Documents:
         """(name without the place it lies in, path)."""
 
     def __iter__(self) -> Iterator[str]:
-        for _, path in self.files:
-            yield read_text(path)
+        return itertools.chain.from_iterable(self.parts())
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def parts(self) -> list[Part]:
+        """The corpus in pieces of some tens of megabytes, in order."""
+        found: list[Part] = []
+        files: list[Path] = []
+        size = 0
+        for _, path in self.files:
+            files.append(path)
+            size += path.stat().st_size
+            if size >= PART:
+                found.append(TextPart(tuple(files), size))
+                files, size = [], 0
+        return [*found, TextPart(tuple(files), size)] if files else found
 
     @cached_property
     def digest(self) -> str:
