@@ -16,7 +16,7 @@ from lit_llm.ablation.config import Compare, Grid, Study
 from lit_llm.ablation.match import matched
 from lit_llm.config.problems import InputError, Problem, did_you_mean, noted
 from lit_llm.config.section import validate
-from lit_llm.config.tree import Node, at, merge, read_file, tree
+from lit_llm.config.tree import Node, at, merge, read_file, tree, without
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.identity import pretrain_fingerprint
 from lit_llm.experiment.load import (
@@ -73,6 +73,12 @@ class Ablation:
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)
 
+    def root(self, arm: Arm) -> Arm:
+        """The first of the chain of baselines that ends with this arm."""
+        while arm.baseline != arm.name:
+            arm = self.arm(arm.baseline)
+        return arm
+
 
 def load_study(source: str | Path, overrides: Sequence[str] = ()) -> Ablation:
     """Read a study; a preset or an experiment file is a study of one arm.
@@ -82,7 +88,7 @@ def load_study(source: str | Path, overrides: Sequence[str] = ()) -> Ablation:
     path = Path(source)
     if is_preset(str(source)) or not os.path.isfile(path):
         return _single(str(source), str(source), overrides)
-    document = read_file(path)
+    document = _read(path)
     if "study" not in document.value:
         if "pretrain" in document.value or "model" in document.value or "extends" in document.value:
             return _single(str(source), str(path.absolute()), overrides)
@@ -92,25 +98,50 @@ def load_study(source: str | Path, overrides: Sequence[str] = ()) -> Ablation:
     except InputError as error:
         problems = [*error.problems, *_further_problems(document, error.problems, path.parent, overrides)]
         raise InputError(*problems, hint=error.hint) from None
-    arms = _matched(study, tuple(_arms(study, document, path.parent, overrides)), document)
-    return Ablation(study, arms)
+    return _matched(Ablation(study, tuple(_arms(study, document, path.parent, overrides))), document)
 
 
-def _matched(study: Study, arms: tuple[Arm, ...], document: Node) -> tuple[Arm, ...]:
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> Node:
+    """A study file over the one that it is `like`."""
+    document = read_file(path)
+    like = document.value.get("like")
+    if like is None or not isinstance(like.value, str):
+        return document
+    below = path.parent / like.value
+    if Path(like.value).name != like.value or not os.path.isfile(below):
+        near = did_you_mean(like.value, [file.name for file in path.parent.glob("*.yaml")])
+        raise InputError(Problem(f"there is no study {like.value!r} in the same folder{near}", "like", like.mark))
+    if path in seen:
+        raise InputError(Problem(f"is like itself: {' -> '.join(p.name for p in (*seen, path))}", "like", like.mark))
+    parent = _read(below, (*seen, path))
+    # A base is one budget and a factor one list of levels: half of another's would be neither.
+    replaced = [["base"], *(["grid", "factors", name] for name in _names(document, ["grid", "factors"]))]
+    for address in replaced:
+        if document.find(address) and parent.find(address):
+            parent = without(parent, address)
+    return merge(parent, document)
+
+
+def _names(document: Node, address: list[str]) -> list[str]:
+    node = document.find(address)
+    return list(node.value) if node is not None and isinstance(node.value, dict) else []
+
+
+def _matched(ablation: Ablation, document: Node) -> Ablation:
     """Every arm made equal to its baseline in the quantity that the study matches by."""
-    by = study.match.by
+    by = ablation.study.match.by
     moves = "model.feed_forward.d_ff" if by == "parameters" else "pretrain.training.max_steps"
-    if by != "none" and any(moves in arm.declared for arm in arms):
+    if by != "none" and any(moves in arm.declared for arm in ablation.arms):
         mark = document.mark_of(["match", "by"])
         raise InputError(Problem(f"{by} moves {moves}, which is a factor of the study too", "match.by", mark))
-    baselines = {arm.name: arm.experiment for arm in arms}
     found = []
-    for arm in arms:
+    for arm in ablation.arms:
         if arm.name != arm.baseline:
-            match = matched(arm.experiment, baselines[arm.baseline], by)
+            # Along a chain of baselines all are made equal to its first, so that what is left does not add up.
+            match = matched(arm.experiment, ablation.root(arm).experiment, by)
             arm = replace(arm, experiment=match.experiment, derived=match.moved, residual=match.residual)
         found.append(arm)
-    return tuple(found)
+    return replace(ablation, arms=tuple(found))
 
 
 def _single(name: str, extends: str, overrides: Sequence[str]) -> Ablation:
@@ -119,6 +150,9 @@ def _single(name: str, extends: str, overrides: Sequence[str]) -> Ablation:
     study = Study(study=short, question=f"What does {short} cost, and where does it end?", seeds=(experiment.seed,))
     return Ablation(study, (Arm(short, short, {}, short, experiment),))
 
+
+ARM_KEYS = ("extends", "grid", "against")
+"""Keys of a named arm that are not the experiment's."""
 
 _ASIDE = {"study", "question", "seeds", "compare", "allow"}
 """Keys of a study that its arms do not depend on."""
@@ -175,14 +209,10 @@ def _arms(study: Study, document: Node, folder: Path, overrides: Sequence[str]) 
     if problems:  # what is wrong with the arms can be said all the same
         factors, crossed = {}, None
     groups = _groups(study, document, folder, problems)
+    against = _against(study, document, problems)
     after = read_overrides(overrides, problems)
     seeded = [node for node in after if node.find(["seed"])]
     problems += [Problem("seeds are the study's, change them there", "seed", node.mark) for node in seeded]
-    baseline_group = study.compare.baseline or next(iter(study.arms), "baseline")
-    if baseline_group not in (study.arms or {"baseline"}):
-        hint = did_you_mean(baseline_group, study.arms or {"baseline"})
-        where = document.mark_of(["compare", "baseline"])
-        problems.append(Problem(f"there is no arm {baseline_group!r}{hint}", "compare.baseline", where))
 
     cells = [
         _Cell(group, levels, merge_all([node, *(level.keys for level in levels), *after]))
@@ -193,7 +223,7 @@ def _arms(study: Study, document: Node, folder: Path, overrides: Sequence[str]) 
     problems += _build(cells, complete=crossed is study.grid)
     if not problems and not cells:
         problems.append(Problem("every combination is excluded", "grid.exclude", document.mark_of(["grid", "exclude"])))
-    baselines = {cell.name: _baseline_of(cell, cells, baseline_group, study.compare, factors) for cell in cells}
+    baselines = {cell.name: _baseline_of(cell, cells, against, study.compare, factors) for cell in cells}
     alone = [name for name, baseline in baselines.items() if baseline is None]
     if not problems and alone:
         message = f"{_some(alone)} would be compared with an arm that is excluded"
@@ -274,6 +304,35 @@ def under(key: str, *prefixes: str) -> bool:
     return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
 
 
+def _against(study: Study, document: Node, problems: list[Problem]) -> dict[str, str]:
+    """{named arm: the one that it is compared with}."""
+    names = list(study.arms or {"baseline": None})
+    first = study.compare.baseline or names[0]
+    if first not in names:
+        where = document.mark_of(["compare", "baseline"])
+        problems.append(Problem(f"there is no arm {first!r}{did_you_mean(first, names)}", "compare.baseline", where))
+    found = dict.fromkeys(names, first)
+    for name, own in study.arms.items():
+        if "against" not in (own or {}):
+            continue
+        wanted, where = (own or {})["against"], document.mark_of(["arms", name, "against"])
+        if wanted in names:
+            found[name] = wanted
+        else:
+            hint = did_you_mean(str(wanted), names)
+            problems.append(Problem(f"there is no arm {wanted!r}{hint}", f"arms.{name}.against", where))
+    for name in found:
+        seen = [name]
+        while (below := found.get(seen[-1], seen[-1])) != seen[-1] and below not in seen:
+            seen.append(below)
+        if below in seen[:-1]:
+            where = document.mark_of(["arms", name, "against"])
+            message = f"is compared with itself in a circle: {' -> '.join([*seen, below])}"
+            problems.append(Problem(message, f"arms.{name}.against", where))
+            break
+    return found
+
+
 def _groups(study: Study, document: Node, folder: Path, problems: list[Problem]) -> dict[str, tuple[Node, bool]]:
     """{named arm: (its tree before the factors, whether the grid applies)}."""
     base = document.find(["base"]) or Node({})
@@ -293,7 +352,7 @@ def _groups(study: Study, document: Node, folder: Path, problems: list[Problem])
         in_grid = items.get("grid", Node(True)).value
         if not isinstance(in_grid, bool):
             problems.append(Problem("should be true or false", f"arms.{name}.grid", own.mark_of(["grid"])))
-        keys = Node({key: value for key, value in items.items() if key not in ("extends", "grid")}, own.mark)
+        keys = Node({key: value for key, value in items.items() if key not in ARM_KEYS}, own.mark)
         if below is not None:
             groups[name] = (merge(merge(below, base), keys), bool(in_grid))
     return groups
@@ -409,9 +468,10 @@ def _short_names(factors: list[str]) -> dict[str, str]:
 
 
 def _baseline_of(
-    cell: _Cell, cells: list[_Cell], group: str, compare: Compare, factors: dict[str, list[Level]]
+    cell: _Cell, cells: list[_Cell], against: Mapping[str, str], compare: Compare, factors: dict[str, list[Level]]
 ) -> str | None:
-    """The baseline arm at this cell's own levels of the `within` factors, at the first level of all others."""
+    """The arm that this one is against, at its own levels of the `within` factors and the first level of all others."""
+    group = against.get(cell.group)
     wanted = {name: levels[0].label for name, levels in factors.items()}
     wanted |= {name: cell.labels[name] for name in compare.within if name in cell.labels}
     for other in cells:

@@ -54,14 +54,18 @@ def audit(ablation: Ablation) -> list[Finding]:
 
 def _audit_arm(ablation: Ablation, arm: Arm) -> Iterator[Finding]:
     if twin := _twin(ablation, arm):
-        yield Finding("no_op", arm.name, "", f"is the same computation as {twin}: it costs nothing and shows nothing")
+        if twin.name == arm.baseline or twin.baseline == arm.baseline:
+            message = f"is the same computation as {twin.name}: it costs nothing and shows nothing"
+            yield Finding("no_op", arm.name, "", message)
+        else:
+            yield Finding("note", arm.name, "", f"is the same computation as {twin.name}, done once for both")
     if arm.name == arm.baseline:
         return
     baseline, metric = ablation.arm(arm.baseline), ablation.study.compare.metric
     keys = differs(arm, baseline)
     # An arm outside the grid has no level of a factor, so the factor does not excuse its value.
     declared = arm.declared | baseline.declared if arm.levels else frozenset()
-    yield from _audit_match(ablation, arm, baseline)
+    yield from _audit_match(ablation, arm)
     for key, (old, new) in keys.items():
         allowed = next((rule for rule in ablation.study.allow if under(key, rule.key)), None)
         if under(key, *declared) and not (metric.startswith("val/") and under(key, *YARDSTICK)):
@@ -97,8 +101,8 @@ def _audit_arm(ablation: Ablation, arm: Arm) -> Iterator[Finding]:
         yield Finding("note", arm.name, "compare", message)
 
 
-def _audit_match(ablation: Ablation, arm: Arm, baseline: Arm) -> Iterator[Finding]:
-    by = ablation.study.match.by
+def _audit_match(ablation: Ablation, arm: Arm) -> Iterator[Finding]:
+    by, baseline = ablation.study.match.by, ablation.root(arm)
     if by == "none":
         return
     if abs(arm.residual) > TOLERANCE:
@@ -109,9 +113,9 @@ def _audit_match(ablation: Ablation, arm: Arm, baseline: Arm) -> Iterator[Findin
     yield Finding("note", arm.name, "match.by", f"{by} within {arm.residual:+.2%} of {baseline.name}'s: {moved}")
 
 
-def _twin(ablation: Ablation, arm: Arm) -> str:
-    """The name of an earlier arm (the baseline first) that is the same computation, or ''."""
+def _twin(ablation: Ablation, arm: Arm) -> Arm | None:
+    """An earlier arm (the baseline first) that is the same computation."""
     others = [other for other in ablation.arms[: ablation.arms.index(arm)] if other.name != arm.baseline]
     if arm.name != arm.baseline:
         others.insert(0, ablation.arm(arm.baseline))
-    return next((other.name for other in others if other.computation == arm.computation), "")
+    return next((other for other in others if other.computation == arm.computation), None)

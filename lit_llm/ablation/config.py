@@ -102,12 +102,16 @@ class Study(Section):
     """Its name: of the MLflow experiment and of the folder in the store."""
     question: str = Field(min_length=1)
     """What it is to answer."""
+    like: str | None = None
+    """Another study in the same folder: this file then says only what is different. `base` is replaced whole, a factor
+    by its new levels, the rest key by key."""
     extends: str | Items[str] | None = None
     """A preset, a file relative to this one, or a list of them, merged in order."""
     base: Tree = Field({})
     """Keys of every arm."""
     arms: dict[Name, Tree | None] = Field({})
-    """Named arms: `extends` of its own, experiment keys, `grid: false` to stay out of the grid."""
+    """Named arms: experiment keys, `extends` of its own, `against: ARM` to be compared with another arm than the
+    baseline (a ladder compares each rung with the one below it), `grid: false` to stay out of the grid."""
     grid: Grid | None = None
     """Factors, crossed with the arms."""
     seeds: Items[Annotated[int, Field(ge=0)]] = Field((0,), json_schema_extra={"minItems": 1})

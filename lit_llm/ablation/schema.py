@@ -12,6 +12,7 @@ _EXTENDS = {
     "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
 }
 _GRID = {"description": "false: this arm stays out of the grid.", "type": "boolean"}
+_AGAINST = {"description": "The arm that this one is compared with; its own name for a baseline.", "type": "string"}
 
 
 def experiment_schema() -> dict[str, Any]:
@@ -25,7 +26,8 @@ def study_schema() -> dict[str, Any]:
     """Of a study file; `base` and the arms hold the keys of an experiment."""
     study, experiment = Study.model_json_schema(), _all_optional(Experiment.model_json_schema())
     definitions = study.get("$defs", {}) | experiment.pop("$defs")
-    arm = experiment | {"properties": experiment["properties"] | {"extends": _EXTENDS, "grid": _GRID}}
+    of_arm = {"extends": _EXTENDS, "grid": _GRID, "against": _AGAINST}
+    arm = experiment | {"properties": experiment["properties"] | of_arm}
     study["$defs"] = definitions | {"Keys": experiment, "ArmKeys": arm}
     described = study["properties"]
     described["base"] = {"description": described["base"]["description"], "$ref": "#/$defs/Keys"}

@@ -111,7 +111,8 @@ def compare(runs: Sequence[RunResult], metric: str) -> Comparison:
     baselines = {run.arm: run.baseline for run in runs}
     differences: dict[str, Difference | None] = {}
     for baseline in dict.fromkeys(baselines.values()):
-        block = {arm: values[arm] for arm in arms if baselines[arm] == baseline}
+        # A baseline may have one of its own: a rung of a ladder.
+        block = {arm: values[arm] for arm in arms if arm == baseline or baselines[arm] == baseline}
         if baseline in block:
             differences |= block_differences(block, baseline)
     rows = tuple(_row(arm, runs, kept, baselines[arm], values[arm], differences.get(arm)) for arm in arms)

@@ -98,6 +98,16 @@ def at(path: str, node: Node) -> Node:
     return node
 
 
+def without(node: Node, path: Sequence[str]) -> Node:
+    """The tree without what stands at `path`, which has to be there."""
+    items: dict[str, Any] = dict(node.value)
+    if len(path) == 1:
+        del items[path[0]]
+    else:
+        items[path[0]] = without(items[path[0]], path[1:])
+    return Node(items, node.mark)
+
+
 def split_path(path: str) -> list[str]:
     return path.split(".")
 

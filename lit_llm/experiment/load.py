@@ -9,11 +9,10 @@ import os
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from lit_llm.config.problems import InputError, Mark, Problem, did_you_mean, noted
 from lit_llm.config.section import validate
-from lit_llm.config.tree import Node, leaves, merge, read_file, read_override, split_path
+from lit_llm.config.tree import Node, leaves, merge, read_file, read_override, split_path, without
 from lit_llm.experiment.config import Experiment
 from lit_llm.models.config import resolve_model
 
@@ -137,16 +136,7 @@ def idle_overrides(node: Node, experiment: Experiment) -> list[Problem]:
 def changes_nothing(node: Node, experiment: Experiment, path: str) -> bool:
     """Whether the experiment's model is the same without the key at `path` of its tree."""
     try:
-        without = validate(Experiment, _without(node, split_path(path)))
+        rest = validate(Experiment, without(node, split_path(path)))
     except InputError:
         return False  # it is needed
-    return resolve_model(without.model) == resolve_model(experiment.model)
-
-
-def _without(node: Node, path: list[str]) -> Node:
-    items: dict[str, Any] = dict(node.value)
-    if len(path) == 1:
-        items.pop(path[0], None)
-    else:
-        items[path[0]] = _without(items[path[0]], path[1:])
-    return Node(items, node.mark)
+    return resolve_model(rest.model) == resolve_model(experiment.model)

@@ -70,8 +70,11 @@ def _differences(plan: Plan) -> RenderableType:
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(overflow="fold", ratio=1)
     table.add_column(overflow="fold", ratio=3)
+    several = len({planned.arm.baseline for planned in plan.arms}) > 1
     for planned in plan.arms:
-        table.add_row(planned.arm.name, _difference_text(planned))
+        name, baseline = planned.arm.name, planned.arm.baseline
+        against = Text(f"\nagainst {baseline}" if several and name != baseline else "", style="dim")
+        table.add_row(Text(name) + against, _difference_text(planned))
     return table
 
 
@@ -98,17 +101,16 @@ def _finding(finding: Any) -> Text:
     return Text(f"{sign} {finding.arm}: {key}{finding.message}", style=style)
 
 
-HEAD = ("arm", "n", "{metric}", "difference [95%]", "params", "FLOPs", "tok/s", "spikes")
-EFFECT = 4
-"""Columns of the effect; the others are the cost."""
+EFFECT = ("arm", "n", "{metric}", "difference [95%]", "against")
+COST = ("params", "FLOPs", "tok/s", "spikes")
 
 
 def comparison_table(comparison: Comparison, width: int) -> RenderableType:
     """Mean, difference and cost of every arm; in a narrow terminal the cost stands below."""
-    head = [name.format(metric=comparison.metric) for name in HEAD]
-    rows = [_cells(row) for row in comparison.rows]
+    head, *rows = _cells(comparison)
     longest = [max(len(row[index]) for row in [head, *rows]) + 2 for index in range(len(head))]
-    parts = [range(len(head))] if sum(longest) <= width else [range(EFFECT), (0, *range(EFFECT, len(head)))]
+    effect = len(head) - len(COST)
+    parts = [range(len(head))] if sum(longest) <= width else [range(effect), (0, *range(effect, len(head)))]
     found: list[RenderableType] = []
     for columns in parts:
         table = _table(*(head[index] for index in columns))
@@ -118,13 +120,24 @@ def comparison_table(comparison: Comparison, width: int) -> RenderableType:
     return Group(*found[:-1], *(Text(f"· {note}", style="dim") for note in comparison.notes))
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(comparison: Comparison) -> list[list[str]]:
+    """The head and a row for each arm. With which arm it is compared is said where that is not the same for all."""
+    head = [name.format(metric=comparison.metric) for name in (*EFFECT, *COST)]
+    rows = [head, *map(_row, comparison.rows)]
+    if len({row.baseline for row in comparison.rows}) > 1:
+        return rows
+    against = EFFECT.index("against")
+    return [[*row[:against], *row[against + 1 :]] for row in rows]
+
+
+def _row(row: Row) -> list[str]:
     baseline = "baseline" if row.arm == row.baseline else "–"
     return [
         row.arm,
         _seeds(row),
         text.mean_and_deviation(row.mean, row.deviation),
         text.difference(row.difference, baseline),
+        "" if row.arm == row.baseline else row.baseline,
         text.count(row.parameters) if row.parameters else "–",
         text.short(row.train_flops),
         text.short(row.tokens_per_second),
@@ -141,8 +154,8 @@ def _seeds(row: Row) -> str:
 def comparison_markdown(plan: Plan, comparison: Comparison) -> str:
     """The comparison as a Markdown page."""
     study = plan.ablation.study
-    head = [name.format(metric=comparison.metric) for name in HEAD]
-    rows = [head, ["---"] * len(head), *map(_cells, comparison.rows)]
+    head, *cells = _cells(comparison)
+    rows = [head, ["---"] * len(head), *cells]
     lines = [f"# {study.study}", "", study.question, ""]
     lines += [f"| {' | '.join(row)} |" for row in rows]
     lines += ["", *(f"- {note}" for note in comparison.notes)]
