@@ -1,0 +1,79 @@
+"""The studies in `ablations/`: each runs, and a `-paper` sibling differs from its own in preset and budget alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lit_llm.ablation.arms import Ablation, Arm, load_study
+from lit_llm.ablation.run import Watcher, run_study
+from lit_llm.config.section import validate
+from lit_llm.config.tree import leaves, merge, read_file, tree
+from lit_llm.experiment.config import Experiment
+from lit_llm.tracking.store import Store
+
+STUDIES = sorted((Path(__file__).parents[2] / "ablations").glob("*.yaml"))
+SIBLINGS = [path for path in STUDIES if path.stem.endswith("-paper")]
+SMALL = [
+    "pretrain.data.sequence_length=16",
+    "pretrain.data.tokenizer=bytes",
+    "model.vocabulary=258",
+    "model.d_model=32",
+    "model.feed_forward.d_ff=64",
+    "model.attention={heads: 4, head_dim: 8}",
+]
+"""Narrow, so that the layers of an 8B model take no time; as many of them as the study says."""
+
+
+def two_steps(arm: Arm) -> Arm:
+    training = arm.experiment.pretrain.training
+    keys = {
+        "data": {"batch_size": 2},
+        "training": {
+            "max_steps": 2,
+            "schedule": training.schedule.scaled(2 / training.max_steps).model_dump(mode="json"),
+            "stability": {"logit_every": 1},
+            "execution": {"micro_batch_size": None, "accelerator": "cpu"},
+        },
+        "validation": {"times": 1, "sequences": 2},
+    }
+    node = merge(tree(arm.experiment.model_dump(mode="json")), tree({"pretrain": keys}))
+    # That an arm can be matched is for the plan of its real size to say: eight columns weigh more in a narrow one.
+    return replace(arm, experiment=validate(Experiment, node), residual=0.0)
+
+
+@pytest.mark.xdist_group("runs")
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_shipped_study_runs_two_steps_of_every_arm(path: Path, store: Store) -> None:
+    study = load_study(path, SMALL)
+    arms, one_seed = tuple(map(two_steps, study.arms)), study.study.model_copy(update={"seeds": (0,)})
+    finished = run_study(Ablation(one_seed, arms), store, watcher=Watcher(), slots=2)
+    assert {run.name: run.stage.status()["state"] for run in finished.runs} == {
+        f"{arm.name}/seed 0": "done" for arm in study.arms
+    }
+    assert all(row.mean is not None for row in finished.comparison.rows)
+
+
+def test_every_study_has_a_sibling_of_the_papers_size() -> None:
+    studies = {path.stem for path in STUDIES} - {"quickstart"}
+    small = {name for name in studies if not name.endswith("-paper")}
+    assert small == {"attribution", "biattn_prefix", "layer_split", "positions", "stability", "tying"}
+    assert studies - small == {f"{name}-paper" for name in small}
+
+
+@pytest.mark.parametrize("path", SIBLINGS, ids=lambda path: path.stem)
+def test_a_sibling_differs_in_preset_and_budget_alone(path: Path) -> None:
+    """The preset brings shapes and budget; beside it stand only numbers of layers and levels of the same factors."""
+    own = dict(read_file(path).plain())
+    name = path.stem.removesuffix("-paper")
+    assert (own.pop("study"), own.pop("like")) == (f"{name}-paper", f"{name}.yaml")
+    parent = load_study(path.with_name(f"{name}.yaml")).study
+    assert own.pop("base") in ({}, {"pretrain": {"objective": parent.base["pretrain"].get("objective")}})
+    factors = own.pop("grid", {"factors": {}})["factors"]
+    assert not parent.grid or factors.keys() <= parent.grid.factors.keys()
+    keys = {key for arm in own.pop("arms", {}).values() for key, _ in leaves(arm)}
+    assert keys <= {"extends", "model.encoder.layers", "model.decoder.layers"}
+    assert own.keys() <= {"extends"}
+    assert {arm.baseline for arm in load_study(path).arms}
