@@ -170,7 +170,7 @@ def status_table(rows: Sequence[Mapping[str, Any]], metric: str) -> RenderableTy
         table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=right)
     for row in rows:
         value = row["metrics"].get(metric)
-        note = "done with other code" if row["stale"] else row["error"] or ""
+        note = "done with other code, device or threads" if row["stale"] else row["error"] or ""
         table.add_row(
             row["arm"],
             str(row["seed"]),
