@@ -196,7 +196,8 @@ def _todo(runs: list[Run], rerun: Rerun | None, watcher: Watcher) -> list[Run]:
         watcher.message(f"{skipped['failed']} failed run(s) stay as they are; `--rerun failed` tries them again.")
     if skipped["stale"]:
         watcher.message(
-            f"{skipped['stale']} run(s) done with other code, device or threads stay as they are; `--rerun stale` repeats them."
+            f"{skipped['stale']} run(s) done with other code, device or threads stay as they are; "
+            "`--rerun stale` repeats them."
         )
     return list(todo.values())
 
