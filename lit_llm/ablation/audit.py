@@ -55,6 +55,9 @@ def audit(ablation: Ablation) -> list[Finding]:
 def _audit_arm(ablation: Ablation, arm: Arm) -> Iterator[Finding]:
     if twin := _twin(ablation, arm):
         yield Finding("no_op", arm.name, "", f"is the same computation as {twin}: it costs nothing and shows nothing")
+    if arm.experiment.pretrain.masks.documents == "separate":
+        message = "FLOPs are an upper bound: they are counted as if each window were of one document"
+        yield Finding("note", arm.name, "pretrain.masks.documents", message)
     if arm.name == arm.baseline:
         return
     baseline, metric = ablation.arm(arm.baseline), ablation.study.compare.metric

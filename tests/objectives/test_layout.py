@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lit_llm.objectives.config import BOS, EOD
+from lit_llm.objectives.config import BOS, EOD, MasksConfig
 from lit_llm.objectives.layout import lay_out
 
 S1, S2, S3, T1, T2, T3 = 11, 12, 13, 21, 22, 23
+OPEN = MasksConfig(prefix="bidirectional")
 
 
 def rows(*lists):
@@ -76,7 +77,7 @@ def test_a_padding_id_inside_a_target_counts_like_any_other():
 
 def test_an_open_prefix_covers_the_source_and_the_start_token():
     """<s> s1 s2 see each other; from the place of s2 t1 is predicted, and t1 itself stays outside: no leak."""
-    batch = lay_out(rows([S1, S2]), rows([T1, T2, T3]), "decoder", bidirectional_prefix=True)
+    batch = lay_out(rows([S1, S2]), rows([T1, T2, T3]), "decoder", OPEN)
     assert batch.inputs["prefix_length"] == 3
     inside = batch.inputs["tokens_BT"][0, :3].tolist()
     assert inside == [BOS, S1, S2]
@@ -84,7 +85,7 @@ def test_an_open_prefix_covers_the_source_and_the_start_token():
 
 
 def test_open_prefixes_of_different_lengths_are_a_tensor():
-    batch = lay_out(rows([S1], [S1, S2, S3]), rows([T1, T2], [T1]), "decoder", bidirectional_prefix=True)
+    batch = lay_out(rows([S1], [S1, S2, S3]), rows([T1, T2], [T1]), "decoder", OPEN)
     assert_close(batch.inputs["prefix_length"], torch.tensor([2, 4]))
 
 
@@ -112,7 +113,7 @@ def test_the_target_stands_one_place_behind_the_input_that_predicts_it(family):
 def test_pieces_together_are_the_batch(family, size):
     sources = [np.arange(2, 2 + n) for n in (1, 3, 2, 4, 2)]
     targets = [np.arange(40, 40 + n) for n in (2, 1, 3, 2, 2)]
-    batch = lay_out(sources, targets, family, bidirectional_prefix=family == "decoder")
+    batch = lay_out(sources, targets, family, OPEN)
     pieces = list(batch.pieces(size))
     assert [len(piece) for piece in pieces] == [min(size, 5 - start) for start in range(0, 5, size)]
     wanted = {
@@ -127,13 +128,11 @@ def test_pieces_together_are_the_batch(family, size):
 
 
 def test_a_prefix_length_of_all_rows_goes_with_every_piece():
-    batch = lay_out(rows([S1], [S2], [S3]), rows([T1], [T2], [T3]), "decoder", bidirectional_prefix=True)
+    batch = lay_out(rows([S1], [S2], [S3]), rows([T1], [T2], [T3]), "decoder", OPEN)
     assert [piece.inputs["prefix_length"] for piece in batch.pieces(2)] == [2, 2]
 
 
 def test_a_batch_goes_to_a_device_with_all_its_tensors():
-    moved = lay_out(rows([S1], [S1, S2]), rows([T1], [T1]), "decoder", bidirectional_prefix=True).to(
-        torch.device("meta")
-    )
+    moved = lay_out(rows([S1], [S1, S2]), rows([T1], [T1]), "decoder", OPEN).to(torch.device("meta"))
     tensors = [*moved.inputs.values(), moved.targets, moved.weights]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
