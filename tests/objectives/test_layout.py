@@ -9,7 +9,7 @@ from lit_llm.objectives.config import BOS, EOD, MasksConfig
 from lit_llm.objectives.layout import lay_out
 
 S1, S2, S3, T1, T2, T3 = 11, 12, 13, 21, 22, 23
-OPEN = MasksConfig(prefix="bidirectional")
+OPEN, SEPARATE = MasksConfig(prefix="bidirectional"), MasksConfig(documents="separate")
 
 
 def rows(*lists):
@@ -136,3 +136,57 @@ def test_a_batch_goes_to_a_device_with_all_its_tensors():
     moved = lay_out(rows([S1], [S1, S2]), rows([T1], [T1]), "decoder", OPEN).to(torch.device("meta"))
     tensors = [*moved.inputs.values(), moved.targets, moved.weights]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
+
+
+# --- documents -----------------------------------------------------------------------------------------------------
+
+A, B, C, D, E = 31, 32, 33, 34, 35
+
+
+def test_the_picture_of_documents_in_a_decoder():
+    """a b ■ | c d e: ■ belongs to the document that it closes, and predicts c from there. The cut changes nothing."""
+    for cut in range(6):
+        text = [A, B, EOD, C, D, E]
+        batch = lay_out(rows(text[:cut]), rows(text[cut:]), "decoder", SEPARATE)
+        assert batch.inputs["tokens_BT"].tolist() == [[BOS, A, B, EOD, C, D]]
+        assert batch.inputs["documents_BT"].tolist() == [[0, 0, 0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "of_source", "of_target"),
+    [
+        ([A, B], [EOD, C, D, E], [0, 0], [0, 0, 1, 1]),
+        ([A, B, EOD], [C, D, E], [0, 0, 0], [0, 1, 1]),  # <s> goes with the ■ in whose place it stands
+        ([A, EOD, B, C], [D, E], [0, 0, 1, 1], [1, 1]),
+        ([A, EOD, EOD, B], [C, EOD, D], [0, 0, 1, 2], [2, 2, 2]),  # an empty document is one too
+        ([], [A, EOD, B, C], [0], [0, 0, 0, 1]),  # what stands for an empty source belongs to the first document
+        ([], [EOD, B, C], [0], [0, 0, 1]),
+    ],
+)
+def test_the_picture_of_documents_in_an_encoder_decoder(source, target, of_source, of_target):
+    batch = lay_out(rows(source), rows(target), "encoder_decoder", SEPARATE)
+    assert batch.inputs["documents_BS"].tolist() == [of_source]
+    assert batch.inputs["documents_BT"].tolist() == [of_target]
+    assert batch.inputs["documents_BS"].shape == batch.inputs["source_BS"].shape
+    assert batch.inputs["documents_BT"].shape == batch.inputs["target_BT"].shape
+
+
+@pytest.mark.parametrize("family", ["decoder", "encoder_decoder"])
+def test_joined_documents_have_no_numbers_and_neither_has_a_batch_of_single_ones(family):
+    sources, targets = rows([A, EOD], [B]), rows([C, D, E], [D, EOD])
+    assert not {"documents_BS", "documents_BT"} & lay_out(sources, targets, family).inputs.keys()
+    one = lay_out(sources[1:], targets[1:], family, SEPARATE)
+    assert not {"documents_BS", "documents_BT"} & one.inputs.keys(), "an EOD at the end has nothing behind it"
+    assert "documents_BT" in lay_out(sources, targets, family, SEPARATE).inputs
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("family", ["decoder", "encoder_decoder"])
+def test_documents_go_with_their_rows_into_pieces_and_to_a_device(family, size):
+    sources, targets = rows([A], [A, EOD, B], []), rows([EOD, C, D], [C], [A, EOD, B, C])
+    batch = lay_out(sources, targets, family, MasksConfig(prefix="bidirectional", documents="separate"))
+    names = {"decoder": ["documents_BT"], "encoder_decoder": ["documents_BS", "documents_BT"]}[family]
+    for name in names:
+        assert_close(torch.cat([piece.inputs[name] for piece in batch.pieces(size)]), batch.inputs[name])
+        assert batch.to(torch.device("meta")).inputs[name].device.type == "meta"
+    assert [len(piece) for piece in batch.pieces(size)] == [len(piece.inputs[names[0]]) for piece in batch.pieces(size)]
