@@ -99,4 +99,5 @@ class MasksConfig(Section):
     """bidirectional: a decoder-only model's source tokens see each other (BiAttn, arXiv 2510.26622; prefix decoder)."""
     documents: Literal["joined", "separate"] = "joined"
     """A window may hold parts of several documents. joined: its tokens see each other across the end-of-document tokens
-    (arXiv 2510.26622 mentions no mask between documents). separate: a token sees its own document alone."""
+    (arXiv 2510.26622 mentions no mask between documents). separate: a token sees its own document alone;
+    its position stays that in the window."""

@@ -133,6 +133,19 @@ def test_decoder_only_an_open_prefix_opens_the_part_of_each_document_that_it_cov
             assert_close(together[:, start:end], alone, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_tokens_of_an_open_prefix_see_the_later_ones_of_their_document_and_of_no_other(dec, as_tensor):
+    """A prefix of 7 covers documents 0 and 1 and the first two tokens of document 2."""
+    prefix = torch.tensor([7]) if as_tensor else 7
+    documents = torch.tensor([[document_of_token(place) for place in range(T)]])
+    tokens = torch.from_numpy(window())[None]
+    for place in range(T):
+        changed = dec(other(tokens, place), prefix, documents) - dec(tokens, prefix, documents)
+        start, end = next((start, end) for start, end in spans() if start <= place < end)
+        wanted = set(range(start if place < 7 else place, end))
+        assert set(changed.abs().amax(dim=(0, 2)).gt(1e-9).nonzero().flatten().tolist()) == wanted
+
+
 def across(red, cut):
     """The logits, in the window and alone, of the document that the cut runs through."""
     tokens = torch.from_numpy(window())[None]
