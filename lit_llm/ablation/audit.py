@@ -59,6 +59,9 @@ def _audit_arm(ablation: Ablation, arm: Arm) -> Iterator[Finding]:
             yield Finding("no_op", arm.name, "", message)
         else:
             yield Finding("note", arm.name, "", f"is the same computation as {twin.name}, done once for both")
+    if arm.experiment.pretrain.masks.documents == "separate":
+        message = "FLOPs are an upper bound: they are counted as if each window were of one document"
+        yield Finding("note", arm.name, "pretrain.masks.documents", message)
     if arm.name == arm.baseline:
         return
     baseline, metric = ablation.arm(arm.baseline), ablation.study.compare.metric

@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from lit_llm.data.prepare import Prepared
-from lit_llm.objectives.config import Objective
+from lit_llm.objectives.config import MasksConfig, Objective
 from lit_llm.objectives.layout import Batch, Family, lay_out
 
 
@@ -56,13 +56,13 @@ class Windows:
         return np.asarray(self.tokens[starts + np.arange(self.length)], dtype=np.int64)
 
 
-def cut(windows_BT: np.ndarray, objective: Objective, family: Family, bidirectional: bool, seed: int, k: int) -> Batch:
+def cut(windows_BT: np.ndarray, objective: Objective, family: Family, masks: MasksConfig, seed: int, k: int) -> Batch:
     """Cut windows into sources and targets, lay them out for a family. Random cuts depend on (seed, k) only."""
     random = np.random.default_rng(_hash(seed, "cut", k))
     cuts = objective.cuts(windows_BT.shape[1], len(windows_BT), random)
     sources = [window[:place] for window, place in zip(windows_BT, cuts, strict=True)]
     targets = [window[place:] for window, place in zip(windows_BT, cuts, strict=True)]
-    return lay_out(sources, targets, family, bidirectional)
+    return lay_out(sources, targets, family, masks)
 
 
 class TrainBatches(Dataset[Batch]):
@@ -73,13 +73,13 @@ class TrainBatches(Dataset[Batch]):
         data: Prepared,
         objective: Objective,
         family: Family,
-        bidirectional: bool,
+        masks: MasksConfig,
         seed: int,
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
         self.windows = Windows(data, "train")
-        self.objective, self.family, self.bidirectional, self.seed = objective, family, bidirectional, seed
+        self.objective, self.family, self.masks, self.seed = objective, family, masks, seed
         self.size, self.rank, self.ranks = data.config.batch_size, rank, ranks
 
     def indices(self, k: int) -> np.ndarray:
@@ -93,7 +93,7 @@ class TrainBatches(Dataset[Batch]):
         return out
 
     def __getitem__(self, k: int) -> Batch:
-        batch = cut(self.windows.read(self.indices(k)), self.objective, self.family, self.bidirectional, self.seed, k)
+        batch = cut(self.windows.read(self.indices(k)), self.objective, self.family, self.masks, self.seed, k)
         if self.ranks == 1:
             return batch
         share = -(-len(batch) // self.ranks)

@@ -14,7 +14,7 @@ from lit_llm.data.batches import cut, validation_windows
 from lit_llm.data.prepare import Prepared
 from lit_llm.evaluation.config import ValidationConfig
 from lit_llm.models.transformer import LanguageModel
-from lit_llm.objectives.config import Objective, PrefixLM
+from lit_llm.objectives.config import MasksConfig, Objective, PrefixLM
 from lit_llm.objectives.layout import Batch, Family
 
 
@@ -27,7 +27,7 @@ class Validation:
     """
 
     def __init__(
-        self, config: ValidationConfig, data: Prepared, objective: Objective, family: Family, bidirectional: bool
+        self, config: ValidationConfig, data: Prepared, objective: Objective, family: Family, masks: MasksConfig
     ) -> None:
         windows = validation_windows(data, config.sequences)
         size = data.config.batch_size
@@ -36,8 +36,8 @@ class Validation:
         yardstick = PrefixLM(split=prefix)
         parts = [windows[start : start + size] for start in range(0, len(windows), size)]
         # Random cuts of the arm's objective are drawn once, by a seed that all arms share.
-        self.objective_batches = [cut(part, objective, family, bidirectional, 0, k) for k, part in enumerate(parts)]
-        self.target_batches = [cut(part, yardstick, family, bidirectional, 0, k) for k, part in enumerate(parts)]
+        self.objective_batches = [cut(part, objective, family, masks, 0, k) for k, part in enumerate(parts)]
+        self.target_batches = [cut(part, yardstick, family, masks, 0, k) for k, part in enumerate(parts)]
         self.same = objective.resolved(length) == yardstick
         self.target_bytes = int(np.asarray(data.tokenizer().byte_lengths())[windows[:, prefix:]].sum())
 

@@ -90,16 +90,15 @@ def pretrain(stage: Stage, store: Store, should_stop: Callable[[], bool]) -> dic
     section, family = experiment.pretrain, experiment.model.family
     torch.set_num_threads(section.training.execution.threads)
     data = open_prepared(section.data, store.data, digest)
-    bidirectional = section.masks.prefix == "bidirectional"
     cost, origin = cost_of(experiment), provenance(experiment)
     _start_over_unless_of(origin, stage)
     model = build_model(experiment.model, experiment.seed)
     fitted = fit(
         model,
         section.training,
-        TrainBatches(data, section.objective, family, bidirectional, experiment.seed),
+        TrainBatches(data, section.objective, family, section.masks, experiment.seed),
         budget=Budget(section.data.batch_size * section.data.sequence_length, cost.flops_per_step),
-        evaluate=Validation(section.validation, data, section.objective, family, bidirectional),
+        evaluate=Validation(section.validation, data, section.objective, family, section.masks),
         evaluate_times=section.validation.times,
         metrics_file=stage.metrics_file,
         checkpoints=stage.checkpoints,

@@ -1,8 +1,10 @@
 """What a model costs, by arithmetic alone: parameters, FLOPs, key-value cache, memory. Loads no torch.
 
 FLOPs count matrix products, a multiply-add as 2, and attention only over the pairs that its mask leaves visible; a
-backward pass counts twice its forward. Beside them stands the convention of the RedLLM paper (arXiv 2510.26622, figures
-2 and 8): forward only, attention unmasked, and every embedding look-up as a product with a one-hot matrix.
+backward pass counts twice its forward. A window counts as one document: where several are kept separate, and only the
+text knows where, fewer pairs are visible and the figure is an upper bound. Beside them stands the convention of the
+RedLLM paper (arXiv 2510.26622, figures 2 and 8): forward only, attention unmasked, and every embedding look-up as a
+product with a one-hot matrix.
 """
 
 from __future__ import annotations

@@ -115,8 +115,13 @@ class LanguageModel(nn.Module, ABC):
 class DecoderOnly(LanguageModel):
     """DecLLM: embedding ─ decoder ─ unembedding."""
 
-    def hidden(self, tokens_BT: Tensor, prefix_length: int | Tensor | None = None) -> Tensor:
-        """B x T ids -> B x T x D. `prefix_length`: the first tokens of a row that also see each other."""
+    def hidden(
+        self, tokens_BT: Tensor, prefix_length: int | Tensor | None = None, documents_BT: Tensor | None = None
+    ) -> Tensor:
+        """B x T ids -> B x T x D. `prefix_length`: the first tokens of a row that also see each other.
+
+        documents_BT: numbers; tokens see only those with their own. Positions are those of the row.
+        """
         tokens = tokens_BT.shape[1]
         # A tensor on a GPU is not looked into: that would make every step wait for the device.
         known = not isinstance(prefix_length, Tensor) or prefix_length.device.type == "cpu"
@@ -125,11 +130,14 @@ class DecoderOnly(LanguageModel):
         x_BTD = self.embedding(tokens_BT)
         rotations = Rotations(_compute_dtype(x_BTD))
         rotations.place("self", torch.arange(tokens, device=tokens_BT.device))
-        return cast(Tensor, self.decoder(x_BTD, Visibility(causal=True, prefix=prefix_length), rotations))
+        visible = Visibility(causal=True, prefix=prefix_length, documents=_pair(documents_BT, documents_BT))
+        return cast(Tensor, self.decoder(x_BTD, visible, rotations))
 
-    def forward(self, tokens_BT: Tensor, prefix_length: int | Tensor | None = None) -> Tensor:
+    def forward(
+        self, tokens_BT: Tensor, prefix_length: int | Tensor | None = None, documents_BT: Tensor | None = None
+    ) -> Tensor:
         """B x T ids -> B x T x V logits."""
-        return self.logits(self.hidden(tokens_BT, prefix_length))
+        return self.logits(self.hidden(tokens_BT, prefix_length, documents_BT))
 
 
 class EncoderDecoder(LanguageModel):
@@ -141,19 +149,35 @@ class EncoderDecoder(LanguageModel):
         self.encoder_embedding = None if shared else nn.Embedding(config.vocabulary, config.d_model)
         self.encoder = Stack(config.encoder, config)
 
-    def encode(self, source_BS: Tensor, source_lengths: Tensor | None = None) -> Tensor:
+    def encode(
+        self, source_BS: Tensor, source_lengths: Tensor | None = None, documents_BS: Tensor | None = None
+    ) -> Tensor:
         """B x S ids -> B x S x D. Rows are padded at the end; `source_lengths` (B) says where."""
         embed = self.embedding if self.encoder_embedding is None else self.encoder_embedding
         x_BSD = embed(source_BS)
         rotations = Rotations(_compute_dtype(x_BSD))
         rotations.place("self", torch.arange(source_BS.shape[1], device=source_BS.device))
-        return cast(Tensor, self.encoder(x_BSD, Visibility(key_lengths=source_lengths), rotations))
+        visible = Visibility(key_lengths=source_lengths, documents=_pair(documents_BS, documents_BS))
+        return cast(Tensor, self.encoder(x_BSD, visible, rotations))
 
-    def hidden(self, source_BS: Tensor, target_BT: Tensor, source_lengths: Tensor | None = None) -> Tensor:
-        """B x S source ids, B x T decoder inputs -> B x T x D."""
+    def hidden(
+        self,
+        source_BS: Tensor,
+        target_BT: Tensor,
+        source_lengths: Tensor | None = None,
+        documents_BS: Tensor | None = None,
+        documents_BT: Tensor | None = None,
+    ) -> Tensor:
+        """B x S source ids, B x T decoder inputs -> B x T x D.
+
+        documents_BS, documents_BT: numbers, both or neither; tokens see only those with their own, on either side, and
+        cross-attention adds nothing to a target token whose document has no source. Positions are those of the row.
+        """
         if source_BS.shape[1] == 0:
             raise ValueError("the source is empty; an empty source is one end-of-document token")
-        encoder_BSD = self.encode(source_BS, source_lengths)
+        if (documents_BS is None) != (documents_BT is None):
+            raise ValueError("documents of the source without those of the target, or the other way round; give both")
+        encoder_BSD = self.encode(source_BS, source_lengths, documents_BS)
         x_BTD = self.embedding(target_BT)
         source, target = source_BS.shape[1], torch.arange(target_BT.shape[1], device=target_BT.device)
         rotations = Rotations(_compute_dtype(x_BTD))
@@ -163,12 +187,24 @@ class EncoderDecoder(LanguageModel):
         # The target goes on where its own row's source ended: <s> takes the slot after the last source token.
         ends = source if source_lengths is None else source_lengths.to(target.device)[:, None]
         rotations.place("continuous", target + ends)
-        encoder_visible = Visibility(key_lengths=source_lengths)
-        return cast(Tensor, self.decoder(x_BTD, Visibility(causal=True), rotations, encoder_BSD, encoder_visible))
+        visible = Visibility(causal=True, documents=_pair(documents_BT, documents_BT))
+        encoder_visible = Visibility(key_lengths=source_lengths, documents=_pair(documents_BT, documents_BS))
+        return cast(Tensor, self.decoder(x_BTD, visible, rotations, encoder_BSD, encoder_visible))
 
-    def forward(self, source_BS: Tensor, target_BT: Tensor, source_lengths: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        source_BS: Tensor,
+        target_BT: Tensor,
+        source_lengths: Tensor | None = None,
+        documents_BS: Tensor | None = None,
+        documents_BT: Tensor | None = None,
+    ) -> Tensor:
         """B x S source ids, B x T decoder inputs -> B x T x V logits."""
-        return self.logits(self.hidden(source_BS, target_BT, source_lengths))
+        return self.logits(self.hidden(source_BS, target_BT, source_lengths, documents_BS, documents_BT))
+
+
+def _pair(of_queries: Tensor | None, of_keys: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    return None if of_queries is None or of_keys is None else (of_queries, of_keys)
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:

@@ -93,7 +93,11 @@ Objective = Annotated[CausalLM | PrefixLM, OneOf(default=CausalLM)]
 
 
 class MasksConfig(Section):
-    """How a stage opens the masks of a decoder-only model."""
+    """Which tokens of a window see each other, beyond what the family decides."""
 
     prefix: Literal["causal", "bidirectional"] = "causal"
-    """bidirectional: the tokens of the source see each other (BiAttn, arXiv 2510.26622; prefix decoder)."""
+    """bidirectional: a decoder-only model's source tokens see each other (BiAttn, arXiv 2510.26622; prefix decoder)."""
+    documents: Literal["joined", "separate"] = "joined"
+    """A window may hold parts of several documents. joined: its tokens see each other across the end-of-document tokens
+    (arXiv 2510.26622 mentions no mask between documents). separate: a token sees its own document alone;
+    its position stays that in the window."""

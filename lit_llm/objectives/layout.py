@@ -4,6 +4,21 @@ decoder          inputs   <s> s1 s2 t1 t2      targets of t1.. only:  ·  ·  t1
                           └ prefix ┘                                  (the last source token predicts t1)
 encoder-decoder  source   s1 s2                decoder inputs         <s> t1 t2
                                                targets                t1  t2 t3
+
+Documents that are kept separate (`masks.documents`). The end-of-document token ■ closes its document and belongs to it;
+<s> stands where the token before the first target would, and belongs to that token's document. The window a b ■ c d e,
+with the cut behind b and behind ■:
+
+decoder          inputs  <s> a b ■ c d          documents  0   0 0 0 1 1       targets  a  b  ■  c  d  e
+encoder-decoder  source  a b                    documents  0 0
+                 inputs  <s> ■ c d              documents  0   0 1 1           targets  ■  c  d  e
+                 source  a b ■                  documents  0 0 0
+                 inputs  <s> c d                documents  0   1 1             targets  c  d  e
+
+A document's first token is predicted from the ■ before it, as is usual for packed text, and so from the document that
+ends there; the others are predicted from their own document alone. Each target is predicted from the same tokens in
+both families, wherever the cut is. Here c and d have no source. The token that stands for an empty source belongs to
+the target's first document.
 """
 
 from __future__ import annotations
@@ -16,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_llm.objectives.config import BOS, EOD
+from lit_llm.objectives.config import BOS, EOD, MasksConfig
 
 Family = Literal["decoder", "encoder_decoder"]
 
@@ -52,12 +67,17 @@ class Batch:
 
 
 def lay_out(
-    sources: Sequence[np.ndarray], targets: Sequence[np.ndarray], family: Family, bidirectional_prefix: bool = False
+    sources: Sequence[np.ndarray], targets: Sequence[np.ndarray], family: Family, masks: MasksConfig = MasksConfig()
 ) -> Batch:
     """Pad and shift (source, target) pairs for a family. An empty source is one end-of-document token.
 
-    bidirectional_prefix: let a decoder-only model's source tokens, and the <s> before them, see each other.
+    A bidirectional prefix holds a decoder-only model's source tokens and the <s> before them.
     """
+    documents = []
+    if masks.documents == "separate":
+        documents = [_documents(source, target) for source, target in zip(sources, targets, strict=True)]
+    # Where every row is of one document there is nothing to separate, and a mask would only cost.
+    separate = any(of_inputs.any() for _, of_inputs in documents)
     if family == "encoder_decoder":
         sources = [source if len(source) else np.array([EOD]) for source in sources]
         lengths = [len(source) for source in sources]
@@ -67,15 +87,28 @@ def lay_out(
         }
         if min(lengths) < max(lengths):
             inputs["source_lengths"] = torch.tensor(lengths)
+        if separate:
+            inputs["documents_BS"] = _padded([of_source for of_source, _ in documents])
+            inputs["documents_BT"] = _padded([row[-len(to) :] for (_, row), to in zip(documents, targets, strict=True)])
         return Batch(inputs, _padded(targets), _counted([0] * len(targets), [len(target) for target in targets]))
 
     rows = [np.concatenate([source, target]) for source, target in zip(sources, targets, strict=True)]
     inputs = {"tokens_BT": _padded([np.concatenate([[BOS], row[:-1]]) for row in rows])}
     starts = [len(source) for source in sources]
-    if bidirectional_prefix:
+    if separate:
+        inputs["documents_BT"] = _padded([of_inputs for _, of_inputs in documents])
+    if masks.prefix == "bidirectional":
         prefix = [start + 1 for start in starts]  # <s> belongs to it
         inputs["prefix_length"] = prefix[0] if len(set(prefix)) == 1 else torch.tensor(prefix)
     return Batch(inputs, _padded(rows), _counted(starts, [len(row) for row in rows]))
+
+
+def _documents(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the documents of an example's source (of what stands for an empty one), and of <s>, source, target."""
+    ends = np.concatenate([source, target]) == EOD
+    numbers = np.cumsum(ends) - ends
+    of_source = numbers[: len(source)] if len(source) else np.array([0])
+    return of_source, np.concatenate([[0], numbers[:-1]])
 
 
 def _padded(rows: Sequence[np.ndarray]) -> Tensor:

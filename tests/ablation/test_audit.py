@@ -56,6 +56,14 @@ def test_an_open_prefix_is_an_intervention_too(findings):
     assert findings(f"arms: {{red: {{}}, dec: {{{open_prefix}}}}}") == set()  # both are prefix LMs
 
 
+def test_separate_documents_are_an_intervention_whose_flops_are_known_as_a_bound_only(findings):
+    """How many pairs the borders leave visible is known when the text is read, not when the plan is made."""
+    separate = "extends: decllm-tiny, pretrain: {objective: prefix_lm, masks: {documents: separate}}"
+    assert findings(f"arms: {{red: {{}}, dec: {{{separate}}}}}") == {("note", "dec", "pretrain.masks.documents")}
+    both = findings("arms: {red: {}, b: {model: {d_model: 32}}}", "pretrain.masks.documents=separate")
+    assert both == {("note", arm, "pretrain.masks.documents") for arm in ("red", "b")}
+
+
 @pytest.mark.parametrize(
     ("keys", "key"),
     [

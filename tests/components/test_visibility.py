@@ -7,6 +7,7 @@ from torch.testing import assert_close
 from lit_llm.components.attention.visibility import DotProduct, Visibility, largest_logit
 
 T = 7
+DOCUMENTS = torch.tensor([[0, 0, 1, 1, 1, 2, 2], [0, 0, 0, 0, 1, 1, 2]])
 
 
 def tensors(heads=4, kv_heads=4, queries=T, keys=T, batch=2):
@@ -63,6 +64,59 @@ def test_without_a_mask_everything_is_seen():
     assert_close(DotProduct()(q, k, v, Visibility()), dense(q, k, v, torch.ones(2, 3, T, dtype=torch.bool)))
 
 
+def same_document(of_queries, of_keys):
+    return torch.tensor(
+        [[[s == t for s in keys] for t in queries] for queries, keys in zip(of_queries, of_keys, strict=True)]
+    )
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("prefix", [None, 1, 3, 6, T, torch.tensor([2, 5])])
+def test_documents_cut_every_causal_mask_at_their_borders(prefix, kv_heads):
+    q, k, v = tensors(kv_heads=kv_heads)
+    out = DotProduct()(q, k, v, Visibility(causal=True, prefix=prefix, documents=(DOCUMENTS, DOCUMENTS)))
+    prefixes = prefix.tolist() if isinstance(prefix, torch.Tensor) else [prefix or 0] * 2
+    assert_close(out, dense(q, k, v, seen_by_rule(prefixes) & same_document(DOCUMENTS.tolist(), DOCUMENTS.tolist())))
+
+
+def test_documents_cut_a_full_mask_and_padding_stays_unread():
+    q, k, v = tensors()
+    lengths = torch.tensor([6, 5])  # of each document something is left
+    documents = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1, 1]])
+    out = DotProduct()(q, k, v, Visibility(key_lengths=lengths, documents=(documents, documents)))
+    real = (torch.arange(T) < lengths[:, None])[:, None]
+    assert_close(out, dense(q, k, v, same_document(documents.tolist(), documents.tolist()) & real))
+
+
+def written_out(q, k, v, attn_mask, enable_gqa):
+    """What a kernel may do that knows of no special case: NaN for a query without any key."""
+    assert not enable_gqa
+    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+    scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+    return scores.softmax(-1) @ v
+
+
+@pytest.mark.parametrize("kernel", [None, written_out])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_query_whose_document_has_no_key_gets_zero_and_gives_no_gradient(monkeypatch, kernel, dtype):
+    """Whatever the kernel makes of such a row: here torch's own, and one that would make NaN of it."""
+    if kernel:
+        monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", kernel)
+    q, k, v = (x.to(dtype).requires_grad_() for x in tensors(queries=4))
+    of_queries = torch.tensor([[0, 2, 2, 3], [5, 5, 5, 5]])
+    out = DotProduct()(q, k, v, Visibility(documents=(of_queries, DOCUMENTS)))
+    blind = torch.tensor([[False, False, False, True], [True, True, True, True]])
+    assert (out.transpose(1, 2)[blind] == 0).all()
+    assert (out.transpose(1, 2)[~blind] != 0).all()
+    out.float().sum().backward()  # also through the rows of zeros
+    for x in (q, k, v):
+        assert x.grad.isfinite().all()
+        assert (x.grad[1] == 0).all(), "the second row reads nothing"
+    assert (q.grad.transpose(1, 2)[blind] == 0).all()
+    assert (v.grad[0, :, 2:5] == 0).all(), "document 1 is nobody's"
+    assert (v.grad[0, :, :2] != 0).any()
+
+
 @pytest.mark.parametrize("prefix", [None, *range(T + 1)])
 def test_the_mask_is_the_picture(prefix):
     mask = Visibility(causal=True, prefix=prefix).mask(T, T, torch.device("cpu"))
@@ -77,6 +131,7 @@ def test_the_mask_is_the_picture(prefix):
         Visibility(causal=True, prefix=3),
         Visibility(causal=True, prefix=torch.tensor([2, 5])),
         Visibility(key_lengths=torch.tensor([4, 6])),
+        Visibility(causal=True, prefix=3, documents=(DOCUMENTS, DOCUMENTS)),
     ],
 )
 def test_the_largest_logit_is_that_of_visible_pairs(visible):

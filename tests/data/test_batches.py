@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 from lit_llm.data.batches import StepSampler, TrainBatches, Windows, cut, validation_windows
 from lit_llm.data.config import DataConfig
 from lit_llm.data.prepare import Prepared
-from lit_llm.objectives.config import CausalLM, PrefixLM
+from lit_llm.objectives.config import CausalLM, MasksConfig, PrefixLM
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def numbered(tmp_path):
 
 
 def batches(data, seed=0, objective=CausalLM(), family="decoder", **options):
-    return TrainBatches(data, objective, family, bidirectional=False, seed=seed, **options)
+    return TrainBatches(data, objective, family, masks=MasksConfig(), seed=seed, **options)
 
 
 def same(left, right):
@@ -154,5 +154,5 @@ def test_validation_reads_distinct_windows_spread_over_all_of_them(numbered, win
 
 def test_a_cut_puts_every_token_into_the_source_or_the_target():
     windows = np.arange(2, 26).reshape(3, 8)
-    batch = cut(windows, PrefixLM(split=3), "encoder_decoder", False, seed=0, k=0)
+    batch = cut(windows, PrefixLM(split=3), "encoder_decoder", MasksConfig(), seed=0, k=0)
     assert torch.equal(torch.cat([batch.inputs["source_BS"], batch.targets], 1), torch.from_numpy(windows))

@@ -101,6 +101,7 @@ def test_the_order_of_keys_and_one_against_one_point_zero_do_not_matter():
         "pretrain.data.tokenizer={kind: bpe, vocabulary: 300}",
         "pretrain.objective.split=random",
         "pretrain.objective.split=32",
+        "pretrain.masks.documents=separate",
         "pretrain.validation.prefix_length=32",
         "model.vocabulary=1025",
         "model.attention.output_norm=none",

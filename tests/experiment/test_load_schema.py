@@ -81,6 +81,8 @@ def test_a_study_with_everything_in_it_is_valid():
         ({"objective": "mask_lm"}, False),
         ({"objective": {"kind": "causal_lm", "split": 3}}, False),
         ({"masks": {"prefix": "open"}}, False),
+        ({"masks": {"documents": "separate"}}, True),
+        ({"masks": {"documents": "apart"}}, False),
         ({"extra": 1}, False),
         ({"validation": {"times": 0}}, False),
         ({"validation": {"times": "4"}}, False),

@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lit_llm.objectives.config import BOS, EOD
+from lit_llm.objectives.config import BOS, EOD, MasksConfig
 from lit_llm.objectives.layout import lay_out
 
 S1, S2, S3, T1, T2, T3 = 11, 12, 13, 21, 22, 23
+OPEN, SEPARATE = MasksConfig(prefix="bidirectional"), MasksConfig(documents="separate")
 
 
 def rows(*lists):
@@ -76,7 +77,7 @@ def test_a_padding_id_inside_a_target_counts_like_any_other():
 
 def test_an_open_prefix_covers_the_source_and_the_start_token():
     """<s> s1 s2 see each other; from the place of s2 t1 is predicted, and t1 itself stays outside: no leak."""
-    batch = lay_out(rows([S1, S2]), rows([T1, T2, T3]), "decoder", bidirectional_prefix=True)
+    batch = lay_out(rows([S1, S2]), rows([T1, T2, T3]), "decoder", OPEN)
     assert batch.inputs["prefix_length"] == 3
     inside = batch.inputs["tokens_BT"][0, :3].tolist()
     assert inside == [BOS, S1, S2]
@@ -84,7 +85,7 @@ def test_an_open_prefix_covers_the_source_and_the_start_token():
 
 
 def test_open_prefixes_of_different_lengths_are_a_tensor():
-    batch = lay_out(rows([S1], [S1, S2, S3]), rows([T1, T2], [T1]), "decoder", bidirectional_prefix=True)
+    batch = lay_out(rows([S1], [S1, S2, S3]), rows([T1, T2], [T1]), "decoder", OPEN)
     assert_close(batch.inputs["prefix_length"], torch.tensor([2, 4]))
 
 
@@ -112,7 +113,7 @@ def test_the_target_stands_one_place_behind_the_input_that_predicts_it(family):
 def test_pieces_together_are_the_batch(family, size):
     sources = [np.arange(2, 2 + n) for n in (1, 3, 2, 4, 2)]
     targets = [np.arange(40, 40 + n) for n in (2, 1, 3, 2, 2)]
-    batch = lay_out(sources, targets, family, bidirectional_prefix=family == "decoder")
+    batch = lay_out(sources, targets, family, OPEN)
     pieces = list(batch.pieces(size))
     assert [len(piece) for piece in pieces] == [min(size, 5 - start) for start in range(0, 5, size)]
     wanted = {
@@ -127,13 +128,65 @@ def test_pieces_together_are_the_batch(family, size):
 
 
 def test_a_prefix_length_of_all_rows_goes_with_every_piece():
-    batch = lay_out(rows([S1], [S2], [S3]), rows([T1], [T2], [T3]), "decoder", bidirectional_prefix=True)
+    batch = lay_out(rows([S1], [S2], [S3]), rows([T1], [T2], [T3]), "decoder", OPEN)
     assert [piece.inputs["prefix_length"] for piece in batch.pieces(2)] == [2, 2]
 
 
 def test_a_batch_goes_to_a_device_with_all_its_tensors():
-    moved = lay_out(rows([S1], [S1, S2]), rows([T1], [T1]), "decoder", bidirectional_prefix=True).to(
-        torch.device("meta")
-    )
+    moved = lay_out(rows([S1], [S1, S2]), rows([T1], [T1]), "decoder", OPEN).to(torch.device("meta"))
     tensors = [*moved.inputs.values(), moved.targets, moved.weights]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
+
+
+# --- documents -----------------------------------------------------------------------------------------------------
+
+A, B, C, D, E = 31, 32, 33, 34, 35
+
+
+def test_the_picture_of_documents_in_a_decoder():
+    """a b ■ | c d e: ■ belongs to the document that it closes, and predicts c from there. The cut changes nothing."""
+    for cut in range(6):
+        text = [A, B, EOD, C, D, E]
+        batch = lay_out(rows(text[:cut]), rows(text[cut:]), "decoder", SEPARATE)
+        assert batch.inputs["tokens_BT"].tolist() == [[BOS, A, B, EOD, C, D]]
+        assert batch.inputs["documents_BT"].tolist() == [[0, 0, 0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "of_source", "of_target"),
+    [
+        ([A, B], [EOD, C, D, E], [0, 0], [0, 0, 1, 1]),
+        ([A, B, EOD], [C, D, E], [0, 0, 0], [0, 1, 1]),  # <s> goes with the ■ in whose place it stands
+        ([A, EOD, B, C], [D, E], [0, 0, 1, 1], [1, 1]),
+        ([A, EOD, EOD, B], [C, EOD, D], [0, 0, 1, 2], [2, 2, 2]),  # an empty document is one too
+        ([], [A, EOD, B, C], [0], [0, 0, 0, 1]),  # what stands for an empty source belongs to the first document
+        ([], [EOD, B, C], [0], [0, 0, 1]),
+    ],
+)
+def test_the_picture_of_documents_in_an_encoder_decoder(source, target, of_source, of_target):
+    batch = lay_out(rows(source), rows(target), "encoder_decoder", SEPARATE)
+    assert batch.inputs["documents_BS"].tolist() == [of_source]
+    assert batch.inputs["documents_BT"].tolist() == [of_target]
+    assert batch.inputs["documents_BS"].shape == batch.inputs["source_BS"].shape
+    assert batch.inputs["documents_BT"].shape == batch.inputs["target_BT"].shape
+
+
+@pytest.mark.parametrize("family", ["decoder", "encoder_decoder"])
+def test_joined_documents_have_no_numbers_and_neither_has_a_batch_of_single_ones(family):
+    sources, targets = rows([A, EOD], [B]), rows([C, D, E], [D, EOD])
+    assert not {"documents_BS", "documents_BT"} & lay_out(sources, targets, family).inputs.keys()
+    one = lay_out(sources[1:], targets[1:], family, SEPARATE)
+    assert not {"documents_BS", "documents_BT"} & one.inputs.keys(), "an EOD at the end has nothing behind it"
+    assert "documents_BT" in lay_out(sources, targets, family, SEPARATE).inputs
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("family", ["decoder", "encoder_decoder"])
+def test_documents_go_with_their_rows_into_pieces_and_to_a_device(family, size):
+    sources, targets = rows([A], [A, EOD, B], []), rows([EOD, C, D], [C], [A, EOD, B, C])
+    batch = lay_out(sources, targets, family, MasksConfig(prefix="bidirectional", documents="separate"))
+    names = {"decoder": ["documents_BT"], "encoder_decoder": ["documents_BS", "documents_BT"]}[family]
+    for name in names:
+        assert_close(torch.cat([piece.inputs[name] for piece in batch.pieces(size)]), batch.inputs[name])
+        assert batch.to(torch.device("meta")).inputs[name].device.type == "meta"
+    assert [len(piece) for piece in batch.pieces(size)] == [len(piece.inputs[names[0]]) for piece in batch.pieces(size)]

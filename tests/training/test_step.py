@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from lit_llm.experiment.load import load_experiment
 from lit_llm.models.build import build_model
+from lit_llm.objectives.config import EOD, MasksConfig
 from lit_llm.objectives.layout import Batch, lay_out
 from lit_llm.training.config import StabilityConfig, TrainingConfig
 from lit_llm.training.module import Diverged, LitModel, StepReport
@@ -22,12 +23,14 @@ from lit_llm.training.stability import Stability, largest_attention_logit
 SMALL = ["model.d_model=16", "model.vocabulary=1024", "model.attention.heads=2", "model.feed_forward.d_ff=32"]
 
 
-def uneven_batch(family: str) -> Batch:
-    """Eight examples whose targets have 1, 4, 7, ... tokens."""
+def uneven_batch(family: str, documents: str = "joined") -> Batch:
+    """Eight examples whose targets have 1, 4, 7, ... tokens; some hold more than one document."""
     ids = np.random.default_rng(0)
     sources = [ids.integers(2, 1024, size=5 + n) for n in range(8)]
     targets = [ids.integers(2, 1024, size=1 + 3 * n) for n in range(8)]
-    return lay_out(sources, targets, family)  # type: ignore[arg-type]
+    for n in (0, 3, 6):
+        sources[n][2], targets[n][-1 - n] = EOD, EOD
+    return lay_out(sources, targets, family, MasksConfig(documents=documents))  # type: ignore[arg-type]
 
 
 def stepped(family: str, batch: Batch, **training: object) -> tuple[LitModel, dict[str, torch.Tensor]]:
@@ -60,9 +63,11 @@ def fitted(lit: LitModel, batch: Batch, *callbacks: L.Callback) -> None:
 
 @pytest.mark.parametrize("family", ["decllm", "redllm"])
 @pytest.mark.parametrize("micro_batch", [1, 3, 5])
-def test_the_gradient_ignores_how_the_step_is_cut(family: str, micro_batch: int) -> None:
+@pytest.mark.parametrize("documents", ["joined", "separate"])
+def test_the_gradient_ignores_how_the_step_is_cut(family: str, micro_batch: int, documents: str) -> None:
     """Sum over targets / count of targets: 8 sequences at once, or 3 + 3 + 2 with uneven targets, the same gradient."""
-    batch = uneven_batch("decoder" if family == "decllm" else "encoder_decoder")
+    batch = uneven_batch("decoder" if family == "decllm" else "encoder_decoder", documents)
+    assert ("documents_BT" in batch.inputs) == (documents == "separate")
     whole_step, whole = stepped(family, batch, z_loss=1e-4)
     cut_step, cut = stepped(family, batch, z_loss=1e-4, execution={"micro_batch_size": micro_batch})
     assert whole.keys() == cut.keys() == dict(whole_step.model.named_parameters()).keys()

@@ -4,6 +4,17 @@ causal       ▣ · · ·     prefix of 2   ▣ ▣ · ·     full   ▣ ▣ ▣
              ▣ ▣ · ·                   ▣ ▣ · ·            ▣ ▣ ▣ ▣
              ▣ ▣ ▣ ·                   ▣ ▣ ▣ ·            ▣ ▣ ▣ ▣
              ▣ ▣ ▣ ▣                   ▣ ▣ ▣ ▣            ▣ ▣ ▣ ▣
+
+Each of them may be cut at the borders of documents (numbers: which document a token belongs to):
+
+causal     0 0 1 1       prefix    0 0 1 1        full   0 0 1 1        cross    0 1 1   source
+         0 ▣ · · ·       of 3    0 ▣ ▣ · ·             0 ▣ ▣ · ·               1 · ▣ ▣
+         0 ▣ ▣ · ·               0 ▣ ▣ · ·             0 ▣ ▣ · ·               1 · ▣ ▣
+         1 · · ▣ ·               1 · · ▣ ·             1 · · ▣ ▣               2 · · ·   sees nothing: the output
+         1 · · ▣ ▣               1 · · ▣ ▣             1 · · ▣ ▣          target         is zero
+
+A target token whose document has no source gets exactly zero from cross-attention, wherever its output norm stands
+(a norm of zeros is zero), and sends no gradient through it.
 """
 
 from __future__ import annotations
@@ -25,7 +36,11 @@ class Visibility:
     """With `causal`: the first `prefix` tokens (one number, or one for each of the B rows) also see each other."""
     key_lengths: Tensor | None = None
     """B: keys at and beyond a row's length are padding. At least 1: a query that sees nothing has no output."""
+    documents: tuple[Tensor, Tensor] | None = None
+    """B x T of the queries and B x S of the keys: which document each belongs to; a query sees its own document's keys
+    alone, and may see nothing."""
     _masks: dict[tuple[int, int, torch.device], Tensor | None] = field(default_factory=dict, repr=False)
+    _weights: dict[torch.dtype, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def mask(self, queries: int, keys: int, device: torch.device) -> Tensor | None:
         """Boolean, True where visible: T x S, or B x 1 x T x S where rows differ. None when all is visible."""
@@ -47,7 +62,26 @@ class Visibility:
         if self.key_lengths is not None:
             real = key < self.key_lengths.to(device).view(-1, 1, 1, 1)
             seen = real if seen is None else seen & real
+        if self.documents is not None:
+            of_query, of_key = (documents.to(device) for documents in self.documents)
+            same = (of_query[:, :, None] == of_key[:, None, :]).unsqueeze(1)
+            seen = same if seen is None else seen & same
         return seen
+
+    def weights(self, queries: int, keys: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+        """With documents. What is added to the scores, B x 1 x T x S; and which queries see nothing, B x 1 x T x 1.
+
+        Those are let see everything, and their output is to be dropped: what a kernel makes of a row without any key
+        (zeros, or NaN) is its own matter.
+        """
+        if dtype not in self._weights:
+            mask = self.mask(queries, keys, device)
+            assert mask is not None
+            blind = ~mask.any(dim=-1, keepdim=True)
+            # Made once for all layers: of a boolean mask every call would make, and keep, a copy of its own.
+            added = torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill_(~(mask | blind), -torch.inf)
+            self._weights[dtype] = added, blind
+        return self._weights[dtype]
 
 
 class DotProduct(nn.Module):
@@ -56,6 +90,10 @@ class DotProduct(nn.Module):
     def forward(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, visible: Visibility) -> Tensor:
         gqa = q_BHTK.shape[1] != k_BHSK.shape[1]
         queries, keys, prefix = q_BHTK.shape[2], k_BHSK.shape[2], visible.prefix
+        if visible.documents is not None:
+            added, blind = visible.weights(queries, keys, q_BHTK.dtype, q_BHTK.device)
+            out = F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=added, enable_gqa=gqa)
+            return out.masked_fill(blind, 0.0)
         if visible.causal and visible.key_lengths is None and not isinstance(prefix, Tensor):
             prefix = prefix or 0
             # A prefix of one token sees what it sees anyway.
