@@ -147,10 +147,19 @@ def test_factors_take_the_columns_in_which_the_wanted_interactions_are_clear(
     assert fraction.resolution >= 4
 
 
-def test_no_interaction_of_seven_factors_is_clear_in_sixteen_combinations() -> None:
-    """All 21 lie in seven columns of three, as in every design of resolution IV with n/2 - 1 factors (Montgomery)."""
-    assert all(find(7, 4, (effect_of(*pair),), 16) is None for pair in itertools.combinations(range(7), 2))
-    assert find(7, 4, (effect_of(0, 1),)) is None  # never a larger one than was asked for
+@pytest.mark.parametrize(("bits", "resolution"), [(3, 3), (4, 3), (4, 4), (5, 4)])
+def test_an_interaction_can_be_clear_in_as_many_factors_as_the_theorem_says(bits: int, resolution: int) -> None:
+    """Chen and Hedayat 1998, J. Stat. Plan. Inference 75: of 2^k combinations of resolution III exactly up to 2^(k-1)
+    factors, of resolution IV exactly up to 2^(k-2) + 1."""
+    most = 2 ** (bits - 1) if resolution == 3 else 2 ** (bits - 2) + 1
+    for factors in range(bits + 1, most + 3):
+        found = find(factors, resolution, (effect_of(0, 1),), 1 << bits)
+        assert (found is not None) == (factors <= most)
+
+
+def test_a_larger_fraction_than_was_asked_for_is_never_taken() -> None:
+    assert find(7, 4, (effect_of(0, 1),)) is None
+    assert find(7, 4, (effect_of(0, 1),), 32) is not None
 
 
 def test_the_same_question_has_the_same_answer_in_another_process() -> None:
