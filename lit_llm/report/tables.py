@@ -85,7 +85,7 @@ def _fraction(plan: Plan, fraction: Fraction, requested: Sequence[int]) -> list[
         label = " × ".join(short_names(names)[names[i]] for i in members_of(effect))
         table.add_row(lettered(effect), label, "", aliases_in_letters(fraction, effect))
     head = f"design: {fraction.size} of {1 << len(names)} combinations, resolution {fraction.resolution}"
-    shared = "; ".join(" = ".join(map(lettered, chain)) for chain in chains(fraction))
+    shared = "; ".join("=".join(map(lettered, chain)) for chain in chains(fraction))
     notes = ["An arm is named by the factors at their second level; ... are effects of three factors and more."]
     notes += [f"Interactions that are not told apart: {shared}."] * bool(shared)
     return [Text(head, style="bold"), table, *(Text(note, style="dim") for note in notes)]
