@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.ablation.config import Compare, Grid, Study
+from lit_llm.ablation.fraction import LETTERS
 from lit_llm.ablation.match import matched
 from lit_llm.config.problems import InputError, Problem, did_you_mean, noted
 from lit_llm.config.section import validate
@@ -78,6 +79,15 @@ class Ablation:
         while arm.baseline != arm.name:
             arm = self.arm(arm.baseline)
         return arm
+
+    @property
+    def factors(self) -> dict[str, list[str]]:
+        """The labels of each factor's levels, the baseline's first."""
+        grid = self.study.grid
+        return {
+            name: list(dict.fromkeys(map(label_of, levels) if isinstance(levels, tuple) else levels))
+            for name, levels in (grid.factors if grid else {}).items()
+        }
 
 
 def load_study(source: str | Path, overrides: Sequence[str] = ()) -> Ablation:
@@ -383,7 +393,11 @@ def _factors(grid: Grid | None, document: Node, problems: list[Problem]) -> dict
                     continue
                 keys = merge_all(at(path, value) for path, value in bundle.value.items())
                 levels.append(Level(name, label, keys, tuple(bundle.value)))
-        labels = [level.label for level in levels]
+        distinct = levels  # the levels of paired factors may come again
+        if isinstance(node.value, list):
+            values = [item.plain() for item in node.value]
+            distinct = [level for index, level in enumerate(levels) if values[index] not in values[:index]]
+        labels = [level.label for level in distinct]
         for label in dict.fromkeys(label for label in labels if labels.count(label) > 1):
             problems.append(Problem(f"two levels are called {label!r}; name them", f"grid.factors.{name}", mark))
         for path in dict.fromkeys(path for level in levels for path in level.paths):
@@ -432,6 +446,13 @@ def _combinations(grid: Grid | None, factors: dict[str, list[Level]]) -> Iterato
     columns = list(factors.values())
     if grid.design == "factorial":
         combined = list(itertools.product(*columns))
+    elif grid.design == "paired":
+        combined = list(zip(*columns, strict=True))
+    elif fraction := grid.fraction:
+        combined = [
+            tuple(levels[chosen] for levels, chosen in zip(columns, cell, strict=True))
+            for cell in fraction.combinations
+        ]
     else:
         first = tuple(levels[0] for levels in columns)
         combined = [first]
@@ -444,17 +465,21 @@ def _combinations(grid: Grid | None, factors: dict[str, list[Level]]) -> Iterato
 
 
 def _name(cells: list[_Cell], study: Study, factors: dict[str, list[Level]]) -> None:
-    """`red/output_norm=none`: the named arm, and each factor that is not at its first level."""
-    short = _short_names(list(factors))
+    """`red/output_norm=none`: the named arm and each factor that is not at its first level; in a fraction `red/ACE`."""
+    short = short_names(list(factors))
     for cell in cells:
         cell.labels = {level.factor: level.label for level in cell.levels}
         first = {name: levels[0].label for name, levels in factors.items()}
-        parts = [f"{short[name]}={label}" for name, label in cell.labels.items() if label != first[name]]
+        moved = [name for name, label in cell.labels.items() if label != first[name]]
+        if moved and study.grid and study.grid.fraction:  # of so many factors, too long to be read otherwise
+            parts = ["".join(letter for letter, name in zip(LETTERS, factors, strict=False) if name in moved)]
+        else:
+            parts = [f"{short[name]}={cell.labels[name]}" for name in moved]
         # A study without named arms calls its cells by what is switched.
         cell.name = "/".join([cell.group, *parts])
 
 
-def _short_names(factors: list[str]) -> dict[str, str]:
+def short_names(factors: list[str]) -> dict[str, str]:
     """The shortest endings of the keys that tell the factors apart."""
     out = {}
     for factor in factors:

@@ -99,7 +99,12 @@ def _audit_arm(ablation: Ablation, arm: Arm) -> Iterator[Finding]:
         message = "the loss is computed on another number of tokens: see loss tokens"
         yield Finding("note", arm.name, "pretrain.objective", message)
     moved = [name for name, label in arm.levels.items() if baseline.levels.get(name, label) != label]
-    if arm.group != baseline.group and moved:
+    grid = ablation.study.grid
+    if grid and grid.design == "fractional_factorial" and arm.levels:
+        if arm.group != baseline.group and not moved:
+            message = f"its other combinations differ from {baseline.name} in factors too; compare its effects instead"
+            yield Finding("note", arm.name, "compare", message)
+    elif arm.group != baseline.group and moved:
         message = f"differs from {baseline.name} in its arm and in {', '.join(moved)} at once; see `compare.within`"
         yield Finding("note", arm.name, "compare", message)
 

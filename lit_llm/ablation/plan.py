@@ -8,6 +8,7 @@ from typing import Any
 
 from lit_llm.ablation.arms import Ablation, Arm
 from lit_llm.ablation.audit import Finding, audit, differs
+from lit_llm.ablation.layouts import design_json
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.experiment.cost import Cost, cost_of
 from lit_llm.experiment.identity import pretrain_fingerprint
@@ -47,6 +48,7 @@ class Plan:
         return {
             "study": study.study,
             "question": study.question,
+            "design": design_json(self.ablation),
             "arms": [
                 {
                     "name": planned.arm.name,

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from lit_llm.ablation.arms import Ablation, Arm
+from lit_llm.ablation.layouts import layouts
 from lit_llm.analysis.comparison import Comparison, RunResult, compare
 from lit_llm.config.tree import leaves
 from lit_llm.experiment.config import Experiment
@@ -105,4 +106,4 @@ def comparison_of(ablation: Ablation, runs: Sequence[Run]) -> Comparison:
         RunResult(run.arm.name, run.arm.baseline, run.seed, run.stage.status()["state"], run.stage.result() or {})
         for run in runs
     ]
-    return compare(results, ablation.study.compare.metric)
+    return compare(results, ablation.study.compare.metric, layouts(ablation))

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from lit_llm.analysis.effects import Effects, Layout, effects
 from lit_llm.analysis.paired import Difference, block_differences
 from lit_llm.experiment.identity import COMPARABLE
 
@@ -79,6 +80,8 @@ class Comparison:
     metric: str
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
+    effects: tuple[Effects, ...] = ()
+    """Of the factors, where the design shows them; empty elsewhere."""
 
     def csv(self) -> str:
         """One line per arm; empty where there is no number."""
@@ -100,8 +103,11 @@ class Comparison:
         return asdict(self)
 
 
-def compare(runs: Sequence[RunResult], metric: str) -> Comparison:
-    """Compare every arm with its baseline on one metric. Results of different code or machines are not mixed."""
+def compare(runs: Sequence[RunResult], metric: str, layouts: Sequence[Layout] = ()) -> Comparison:
+    """Compare every arm with its baseline on one metric. Results of different code or machines are not mixed.
+
+    layouts: the arms of which effects are estimated too.
+    """
     notes: list[str] = []
     kept = _of_one_origin(runs, notes)
     arms = list(dict.fromkeys(run.arm for run in runs))
@@ -120,7 +126,16 @@ def compare(runs: Sequence[RunResult], metric: str) -> Comparison:
         notes.append("intervals: residual variance pooled over the arms that share a baseline")
     if any(d is not None and d.low is None for d in differences.values()):
         notes.append("one seed has no interval; add seeds to see how sure a difference is")
-    return Comparison(metric, rows, tuple(notes))
+    lacking = {(run.arm, run.seed): _lack(run, metric) for run in runs if run.seed not in values[run.arm]}
+    shown = [layout for layout in layouts if any(values[arm] for arm in layout.arms)]
+    return Comparison(metric, rows, tuple(notes), tuple(effects(layout, values, lacking) for layout in shown))
+
+
+def _lack(run: RunResult, metric: str) -> str:
+    """Why a run has no value."""
+    if run.state != "done":
+        return run.state
+    return "of other code or another device" if run.metric(metric) is not None else f"no {metric}"
 
 
 def _of_one_origin(runs: Sequence[RunResult], notes: list[str]) -> list[RunResult]:

@@ -43,7 +43,7 @@ def paired_difference(arm: Values, baseline: Values) -> Difference | None:
     mean, count = statistics.fmean(deltas), len(deltas)
     if count == 1:
         return Difference(mean, 1, None, None)
-    half = _t(count - 1) * statistics.stdev(deltas) / math.sqrt(count)
+    half = half_width(statistics.variance(deltas) / count, count - 1)
     return Difference(mean, count, mean - half, mean + half, degrees=count - 1)
 
 
@@ -58,7 +58,7 @@ def block_differences(block: Mapping[str, Values], baseline: str) -> dict[str, D
         return differences
     seeds = len(block[baseline])
     degrees = (len(block) - 1) * (seeds - 1)
-    half = _t(degrees) * math.sqrt(2 * variance / seeds)
+    half = half_width(2 * variance / seeds, degrees)
     return {
         arm: d and Difference(d.mean, d.seeds, d.mean - half, d.mean + half, pooled=True, degrees=degrees)
         for arm, d in differences.items()
@@ -77,13 +77,14 @@ def pooled_variance(block: Sequence[Values]) -> float | None:
         [values[seed] - mean - seed_means[seed] + grand for seed in seeds]
         for values, mean in zip(block, arm_means, strict=True)
     ]
-    if not _scatter_alike(residuals):
+    if not scatter_alike(residuals):
         return None
     total = sum(residual**2 for row in residuals for residual in row)
     return total / ((len(block) - 1) * (len(seeds) - 1))
 
 
-def _scatter_alike(residuals: list[list[float]]) -> bool:
+def scatter_alike(residuals: Sequence[Sequence[float]]) -> bool:
+    """Whether Bartlett's test finds no sign that these rows have different variances."""
     from scipy.stats import bartlett
 
     if any(statistics.pvariance(row) == 0 for row in residuals):
@@ -91,7 +92,8 @@ def _scatter_alike(residuals: list[list[float]]) -> bool:
     return bool(bartlett(*residuals).pvalue >= UNEQUAL)
 
 
-def _t(degrees: int) -> float:
+def half_width(variance: float, degrees: int) -> float:
+    """Half of the 95% interval of an estimate with this variance."""
     from scipy.stats import t
 
-    return float(t.ppf(0.5 + CONFIDENCE / 2, degrees))
+    return float(t.ppf(0.5 + CONFIDENCE / 2, degrees)) * math.sqrt(variance)

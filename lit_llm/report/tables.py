@@ -9,8 +9,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lit_llm.ablation.arms import short_names, under
+from lit_llm.ablation.fraction import Fraction, aliases_in_letters, effect_of, lettered, members_of
+from lit_llm.ablation.layouts import chains
 from lit_llm.ablation.plan import Plan, PlannedArm
 from lit_llm.analysis.comparison import Comparison, Row
+from lit_llm.analysis.effects import Effects
 from lit_llm.report import text
 
 SIGNS = {"refused": ("✗", "red"), "allowed": ("!", "yellow"), "no_op": ("=", "yellow"), "note": ("·", "dim")}
@@ -59,6 +63,8 @@ def plan_table(plan: Plan) -> RenderableType:
         costs,
         Text(f"{runs}. KV cache: {plan.prompt} prompt and {plan.generate} generated tokens.", style="dim"),
     ]
+    if study.grid and study.grid.fraction:
+        parts += [Text(), *_fraction(plan, study.grid.fraction, study.grid.requested)]
     if len(plan.arms) > 1:
         parts += [Text(), Text("what differs from the baseline", style="bold"), _differences(plan)]
     if plan.findings:
@@ -66,25 +72,47 @@ def plan_table(plan: Plan) -> RenderableType:
     return Group(*parts)
 
 
+def _fraction(plan: Plan, fraction: Fraction, requested: Sequence[int]) -> list[RenderableType]:
+    """What each letter stands for, and which effects the fraction cannot tell apart."""
+    factors = plan.ablation.factors
+    names = list(factors)
+    table = _table("", "factor", "levels", "aliased with", left=4)
+    for index, (name, label) in enumerate(short_names(names).items()):
+        effect = effect_of(index)
+        levels = " → ".join(factors[name])
+        table.add_row(lettered(effect), label, levels, aliases_in_letters(fraction, effect))
+    for effect in requested:
+        label = " × ".join(short_names(names)[names[i]] for i in members_of(effect))
+        table.add_row(lettered(effect), label, "", aliases_in_letters(fraction, effect))
+    head = f"design: {fraction.size} of {1 << len(names)} combinations, resolution {fraction.resolution}"
+    shared = "; ".join("=".join(map(lettered, chain)) for chain in chains(fraction))
+    notes = ["An arm is named by the factors at their second level; ... are effects of three factors and more."]
+    notes += [f"Interactions that are not told apart: {shared}."] * bool(shared)
+    return [Text(head, style="bold"), table, *(Text(note, style="dim") for note in notes)]
+
+
 def _differences(plan: Plan) -> RenderableType:
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(overflow="fold", ratio=1)
     table.add_column(overflow="fold", ratio=3)
     several = len({planned.arm.baseline for planned in plan.arms}) > 1
+    in_letters = bool(plan.ablation.study.grid and plan.ablation.study.grid.fraction)  # the name says it
     for planned in plan.arms:
         name, baseline = planned.arm.name, planned.arm.baseline
         against = Text(f"\nagainst {baseline}" if several and name != baseline else "", style="dim")
-        table.add_row(Text(name) + against, _difference_text(planned))
-    return table
+        found = _difference_text(planned, in_letters)
+        if not in_letters or found.plain != "nothing":
+            table.add_row(Text(name) + against, found)
+    return Group(table, *[Text("the others: their factors alone", style="dim")] * in_letters)
 
 
-def _difference_text(planned: PlannedArm) -> Text:
+def _difference_text(planned: PlannedArm, in_letters: bool) -> Text:
     if planned.arm.name == planned.arm.baseline:
         return Text("is the baseline", style="dim")
     lines = [
         f"{key}: {_value(old)} → {_value(new)}"
         for key, (old, new) in planned.differs.items()
-        if (old, new) != (None, None)
+        if (old, new) != (None, None) and not (in_letters and under(key, *planned.arm.declared))
     ]
     return Text("\n".join(lines) or "nothing", style="")
 
@@ -117,7 +145,39 @@ def comparison_table(comparison: Comparison, width: int) -> RenderableType:
         for row in rows:
             table.add_row(*(row[index] for index in columns))
         found += [table, Text()]
-    return Group(*found[:-1], *(Text(f"· {note}", style="dim") for note in comparison.notes))
+    notes = [Text(f"· {note}", style="dim") for note in comparison.notes]
+    return Group(*found[:-1], *notes, *(part for group in comparison.effects for part in _effects(group, comparison)))
+
+
+EFFECTS_HEAD = ("", "factor", "effect [95%]", "aliased with")
+
+
+def _effects(group: Effects, comparison: Comparison) -> list[RenderableType]:
+    """The effects of a two-level design."""
+    rows = _effect_rows(group)
+    table = _table(*EFFECTS_HEAD[: len(rows[0])], left=4)
+    for row in rows:
+        table.add_row(*row)
+    notes = (Text(f"· {note}", style="dim") for note in group.notes)
+    return [Text(), Text(_effects_title(group, comparison), style="bold"), table, *notes]
+
+
+def _effects_title(group: Effects, comparison: Comparison) -> str:
+    where = f" in {group.group}" if len(comparison.effects) > 1 else ""
+    seeds = f"{len(group.seeds)} seed{'' if len(group.seeds) == 1 else 's'}"
+    return f"effects on {comparison.metric}{where}: second level minus first, {group.arms} arms, {seeds}"
+
+
+def _effect_rows(group: Effects) -> list[list[str]]:
+    """The column of aliases is left out where there are none."""
+    short = short_names(list(dict.fromkeys(name for row in group.rows for name in row.factors)))
+    width = 4 if any(row.aliases for row in group.rows) else 3
+    rows = []
+    for row in group.rows:
+        levels = f": {' → '.join(row.levels)}" if row.levels else ""
+        label = " × ".join(short[name] for name in row.factors) + levels
+        rows.append([row.name, label, text.difference(row.effect), row.aliases][:width])
+    return rows
 
 
 def _cells(comparison: Comparison) -> list[list[str]]:
@@ -159,6 +219,12 @@ def comparison_markdown(plan: Plan, comparison: Comparison) -> str:
     lines = [f"# {study.study}", "", study.question, ""]
     lines += [f"| {' | '.join(row)} |" for row in rows]
     lines += ["", *(f"- {note}" for note in comparison.notes)]
+    for group in comparison.effects:
+        found = _effect_rows(group)
+        head = list(EFFECTS_HEAD[: len(found[0])])
+        lines += ["", f"## {_effects_title(group, comparison)}", ""]
+        lines += [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *found]]
+        lines += ["", *(f"- {note}" for note in group.notes)]
     return "\n".join(lines).rstrip() + "\n"
 
 

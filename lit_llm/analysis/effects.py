@@ -1,0 +1,138 @@
+"""Effects of the factors of a two-level design, whole or a fraction.
+
+A main effect is the mean over the arms at the factor's second level minus that over those at its first. An interaction
+of two factors is half the difference between the effect of the one at the second and at the first level of the other:
+the mean over the arms where both or neither are switched minus that over the arms where one is. Every arm takes part in
+every effect, so each is known as well as if all runs had been spent on it alone.
+
+Seeds are blocks: a seed gives one value of each effect, and only a seed for which every arm has a value gives any,
+because an incomplete sum is another effect's too. Source: Box, Hunter and Hunter, Statistics for Experimenters, 2nd
+ed., chapters 5 and 6.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from lit_llm.analysis.paired import Difference, Values, half_width, paired_difference, pooled_variance, scatter_alike
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """An effect to estimate."""
+
+    name: str
+    """`A` for a factor, `AB` for an interaction."""
+    factors: tuple[str, ...]
+    levels: tuple[str, ...]
+    """Labels of the first and second level; of a main effect only."""
+    members: tuple[int, ...]
+    """Positions of its factors among the levels of an arm."""
+    aliases: str = ""
+    """What cannot be told from it, with signs: `−BD −CE ...`."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Arms whose levels are balanced, so that effects can be read off them."""
+
+    group: str
+    arms: Mapping[str, tuple[int, ...]]
+    """For each arm the level of every factor, 0 for the first and 1 for the second."""
+    contrasts: tuple[Contrast, ...]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One effect, estimated."""
+
+    name: str
+    factors: tuple[str, ...]
+    levels: tuple[str, ...]
+    aliases: str
+    effect: Difference | None
+    """None while no seed is complete."""
+
+
+@dataclass(frozen=True)
+class Effects:
+    """The effects of one group of arms."""
+
+    group: str
+    arms: int
+    seeds: tuple[int, ...]
+    """Those for which every arm has a value."""
+    rows: tuple[Effect, ...]
+    notes: tuple[str, ...]
+
+
+def effects(layout: Layout, values: Mapping[str, Values], lacking: Mapping[tuple[str, int], str]) -> Effects:
+    """Estimate every contrast of a layout.
+
+    values: {arm: {seed: value}}. lacking: {(arm, seed): why it has no value}.
+    """
+    seeds = sorted(set.intersection(*(set(values.get(arm, {})) for arm in layout.arms)))
+    complete = {arm: {seed: values[arm][seed] for seed in seeds} for arm in layout.arms}
+    variance = _variance(layout, complete)
+    rows = []
+    for contrast in layout.contrasts:
+        signs = {arm: _sign(levels, contrast.members) for arm, levels in layout.arms.items()}
+        means = {
+            side: {seed: statistics.fmean(complete[arm][seed] for arm in signs if signs[arm] == side) for seed in seeds}
+            for side in (1, -1)
+        }
+        effect = paired_difference(means[1], means[-1])
+        if effect is not None and variance is not None:
+            degrees = (len(complete) - 1) * (len(seeds) - 1)
+            half = half_width(4 * variance / (len(complete) * len(seeds)), degrees)
+            effect = replace(effect, low=effect.mean - half, high=effect.mean + half, pooled=True, degrees=degrees)
+        rows.append(Effect(contrast.name, contrast.factors, contrast.levels, contrast.aliases, effect))
+    notes = tuple(_notes(layout, seeds, variance is not None, lacking))
+    return Effects(layout.group, len(layout.arms), tuple(seeds), tuple(rows), notes)
+
+
+def _sign(levels: Sequence[int], members: Sequence[int]) -> int:
+    """The product of its factors' levels, coded -1 and +1."""
+    return math.prod(2 * levels[member] - 1 for member in members)
+
+
+def _variance(layout: Layout, complete: Mapping[str, Values]) -> float | None:
+    """Residual variance of one run in the model arm + seed; None where it does not hold for every effect.
+
+    It does where the arms scatter alike, and the orthogonal contrasts among them too: where one factor's effect varies
+    with the seed more than the others', its interval has to come from itself.
+    """
+    variance = pooled_variance(list(complete.values()))
+    if variance is None:
+        return None
+    columns = [[1] * len(layout.arms)]
+    for factor in range(len(next(iter(layout.arms.values())))):
+        column = [_sign(levels, [factor]) for levels in layout.arms.values()]
+        if column not in columns and [-sign for sign in column] not in columns:
+            columns += [[a * b for a, b in zip(column, other, strict=True)] for other in columns]
+    assert len(columns) == len(layout.arms), "the arms are no factorial and no regular fraction"
+    seeds = next(iter(complete.values()))
+    contrasts = [
+        [sum(sign * values[seed] for sign, values in zip(column, complete.values(), strict=True)) for seed in seeds]
+        for column in columns[1:]
+    ]
+    return variance if scatter_alike(contrasts) else None
+
+
+def _notes(layout: Layout, seeds: Sequence[int], pooled: bool, lacking: Mapping[tuple[str, int], str]) -> Iterator[str]:
+    for seed in dict.fromkeys(seed for arm, seed in lacking if arm in layout.arms):
+        missing = [f"{arm} ({lacking[arm, seed]})" for arm in layout.arms if (arm, seed) in lacking]
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        yield f"seed {seed} is left out, no value of {', '.join(missing[:3])}{more}"
+    if not seeds:
+        yield f"no effects yet: they need a seed for which all {len(layout.arms)} arms have a value"
+    elif len(seeds) == 1:
+        yield "one complete seed has no interval; add seeds to see how sure an effect is"
+    else:
+        source = "residual variance pooled over the arms" if pooled else "each effect's own scatter over the seeds"
+        yield f"intervals: {source}; each stands alone, so of those around a zero effect one in twenty excludes it"
+    if any(contrast.aliases for contrast in layout.contrasts):
+        yield "an effect has its aliases in it, with their signs; ... are those of three factors and more"
