@@ -69,6 +69,8 @@ class Ablation:
 
     study: Study
     arms: tuple[Arm, ...]
+    overrides: tuple[str, ...] = ()
+    """What `-o` has changed beside the file."""
 
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)
@@ -93,7 +95,7 @@ def load_study(source: str | Path, overrides: Sequence[str] = ()) -> Ablation:
         problems = [*error.problems, *_further_problems(document, error.problems, path.parent, overrides)]
         raise InputError(*problems, hint=error.hint) from None
     arms = _matched(study, tuple(_arms(study, document, path.parent, overrides)), document)
-    return Ablation(study, arms)
+    return Ablation(study, arms, tuple(overrides))
 
 
 def _matched(study: Study, arms: tuple[Arm, ...], document: Node) -> tuple[Arm, ...]:
@@ -117,7 +119,7 @@ def _single(name: str, extends: str, overrides: Sequence[str]) -> Ablation:
     experiment = load_experiment(extends, overrides)
     short = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(name).stem).lstrip("_.-") or "experiment"
     study = Study(study=short, question=f"What does {short} cost, and where does it end?", seeds=(experiment.seed,))
-    return Ablation(study, (Arm(short, short, {}, short, experiment),))
+    return Ablation(study, (Arm(short, short, {}, short, experiment),), tuple(overrides))
 
 
 _ASIDE = {"study", "question", "seeds", "compare", "allow"}

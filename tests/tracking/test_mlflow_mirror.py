@@ -17,14 +17,8 @@ import pytest
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before the import
 from mlflow import MlflowClient
 
-from lit_llm.tracking.mlflow_mirror import (
-    Mirror,
-    MirrorThread,
-    MirrorUnavailable,
-    RunRecord,
-    default_tracking,
-    ui_command,
-)
+from lit_llm.tracking.address import default_tracking, ui_command
+from lit_llm.tracking.mlflow_mirror import Mirror, MirrorThread, MirrorUnavailable, RunRecord
 
 STUDY = "positions"
 START = 1_700_000_000.25
@@ -397,7 +391,7 @@ def test_gone_server_is_told_once_within_seconds(tmp_path):
     thread = MirrorThread(Mirror(tracking, study=STUDY), list, seconds=0.01)
     time.sleep(0.3)
     assert not thread.close("done", timeout=5)
-    assert [thread.take_problem() is None for _ in range(2)] == [False, True]
+    assert [thread.take_news() is None for _ in range(2)] == [False, True]
 
 
 def test_unusable_address_says_what_is_possible():
