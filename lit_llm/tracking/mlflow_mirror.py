@@ -336,7 +336,8 @@ class MirrorThread:
         """
         self._finish = lambda: self._mirror.finish(state, files, metrics)
         self._closing.set()
-        self._thread.join(timeout)
+        # A server that is known not to answer gets one more chance; requests to one that hangs take 10 s each.
+        self._thread.join(timeout if self._problem is None else min(timeout, 15.0))
         if self._thread.is_alive():
             self._note(f"MLflow took longer than {timeout:g} s")
         return self._problem is None

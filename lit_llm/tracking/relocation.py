@@ -25,6 +25,8 @@ PLACES = (
 )
 """(table, column, condition) of every path of artifacts. A table that an older MLflow lacks is passed over."""
 
+PATIENCE = 10.0
+"""Seconds to wait for somebody who has just opened the database."""
 STUDY = "lit_llm.study"
 """Tag of a study's parent run: it tells our experiments, whose place in the store is known, from others."""
 
@@ -92,7 +94,7 @@ def rebase(store: Store) -> Rebased:
         if is_locked(lock):
             raise InputError(Problem(f"{lock.parent} is in use by another process; wait for it to end", "--store"))
     try:
-        with locked(lock_of(database), patience=10.0), closing(sqlite3.connect(database, timeout=20)) as connection:
+        with locked(lock_of(database), patience=PATIENCE), closing(sqlite3.connect(database, timeout=20)) as connection:
             with connection:
                 connection.execute("BEGIN IMMEDIATE")
                 olds = tuple(dict.fromkeys(_moved(connection, database.parent).values()))
