@@ -28,7 +28,7 @@ def original(tmp_path_factory):
         (root / "table.csv").write_text(study)
         mirror.finish("done", [root / "table.csv"])
     client = MlflowClient(tracking)
-    client.create_experiment("elsewhere", artifact_location="file:///somewhere/artifacts/elsewhere")
+    client.create_run(client.create_experiment("elsewhere", artifact_location="file:///somewhere/artifacts/elsewhere"))
     client.create_experiment("inside", artifact_location=(root / "notes").as_uri())
     model = client.create_logged_model(client.get_experiment_by_name("norms").experiment_id, name="weights")
     assert model.artifact_location.startswith(root.as_uri())
