@@ -21,7 +21,7 @@ from lit_llm.tracking.store import Busy, Stage, Store, is_locked, locked, read_j
 
 LISTS = "runs.json"
 REMOVED = ".removed-"
-"""Prefix of a stage that is being removed: no half of it is ever taken for a stage."""
+"""Prefix of what is being removed: no half of it is ever taken for the whole."""
 QUIET = 3600.0
 """Seconds without a change after which a work file may be a leftover, beside that no process holds its lock."""
 
@@ -93,16 +93,21 @@ def remove(store: Store, garbage: Sequence[Garbage]) -> list[Garbage]:
                 stage = _stage_of(item.path, store)
                 if item.kind == "orphaned stage":
                     with Stage(item.path).claim():
-                        folders.append(item.path.rename(item.path.with_name(f"{REMOVED}{item.path.name}")))
+                        folders.append(_set_aside(item.path))
                 elif stage is not None:
                     with stage.claim():
                         item.path.unlink(missing_ok=True)
                 else:
-                    folders.append(item.path)
+                    folders.append(_set_aside(item.path))
                 removed.append(item)
     for folder in folders:  # may take a while, and is out of everybody's way
         shutil.rmtree(folder) if folder.is_dir() else folder.unlink(missing_ok=True)
     return removed
+
+
+def _set_aside(path: Path) -> Path:
+    """Under a name that nobody asks for."""
+    return path if path.name.startswith(REMOVED) else path.rename(path.with_name(f"{REMOVED}{path.name}"))
 
 
 def _stage_of(path: Path, store: Store) -> Stage | None:
