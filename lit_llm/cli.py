@@ -108,6 +108,7 @@ def run(
     from lit_llm.ablation.run import run_study
     from lit_llm.report.live import Progressing
     from lit_llm.report.tables import comparison_markdown, comparison_table
+    from lit_llm.tracking.address import without_password
     from lit_llm.tracking.store import Store
 
     ablation = load_study(study, override or ())
@@ -127,10 +128,13 @@ def run(
     console.print(comparison_table(finished.comparison, console.width))
     where = "" if store == DEFAULT_STORE else f" --store {store}"
     same = where + "".join(f" -o '{option}'" for option in override or ())
+    charts = f"lit-llm ui{where}" if tracking is None else without_password(tracking)
+    at = "" if tracking is None else f" --tracking {without_password(tracking)}"
+    charts += "" if finished.mirrored else " (behind)"
     tables = _shown(finished.tables[0].parent)
-    console.print(f"\ntables: {tables}   charts: lit-llm ui{where}", style="dim", highlight=False, soft_wrap=True)
+    console.print(f"\ntables: {tables}   charts: {charts}", style="dim", highlight=False, soft_wrap=True)
     if finished.interrupted:
-        console.print(f"Interrupted; `lit-llm run {study}{same}` goes on.", style="yellow", highlight=False)
+        console.print(f"Interrupted; `lit-llm run {study}{same}{at}` goes on.", style="yellow", highlight=False)
     elif finished.exit_code:
         message = f"Some runs did not finish: `lit-llm status {study}{same}` says why."
         console.print(message, style="red", highlight=False)
@@ -241,17 +245,91 @@ def ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 5000,
 ) -> None:
     """Open MLflow's UI on the store. Example: lit-llm ui --port 5001"""
-    from lit_llm.tracking.mlflow_mirror import default_tracking, ui_command
+    from lit_llm.tracking.address import default_tracking, resolved, ui_command
+    from lit_llm.tracking.relocation import notice
     from lit_llm.tracking.store import Store
 
     place = Store(store)
     place.check()
     if tracking is None and not (place.root / "mlflow.db").exists():
         raise InputError(Problem(f"{place.root} holds no MLflow database yet; `lit-llm run` makes one", "--store"))
-    command = ui_command(tracking or default_tracking(place.root), port)
+    try:
+        address, _ = resolved(tracking or default_tracking(place.root))
+    except ValueError as error:
+        raise InputError(Problem(str(error), "--tracking")) from None
+    command = ui_command(address, port)
     if tracking is None:
+        if moved := notice(place):
+            _console().print(moved, style="yellow", highlight=False, soft_wrap=True)
         print(f"MLflow at http://127.0.0.1:{port}  (Ctrl-C ends it)", flush=True)
     os.execv(command[0], command)
+
+
+store_app = typer.Typer(no_args_is_help=True, help="Take care of a store: after a move, or when the disk is full.")
+app.add_typer(store_app, name="store")
+
+
+@store_app.command("rebase")
+def store_rebase(store: StoreOption = DEFAULT_STORE) -> None:
+    """After a store was moved or copied, let MLflow find its artifacts in the new place.
+
+    Rewrites the absolute paths in MLflow's database, in one transaction; a second time it finds nothing to do. Results,
+    checkpoints and tokenised data need none of it. Example: mv mlruns /data/mlruns; lit-llm store rebase --store
+    /data/mlruns
+    """
+    from lit_llm.tracking.relocation import rebase
+    from lit_llm.tracking.store import Store
+
+    place = Store(store)
+    place.check()
+    done = rebase(place)
+    if not done.old:
+        print(f"MLflow's paths are those of {done.new} already; nothing was changed.")
+        return
+    rows = ", ".join(f"{number} of {table}" for table, number in done.rows.items())
+    print(f"from {', '.join(map(str, done.old))}\nto   {done.new}\nrewritten: {rows}")
+
+
+@store_app.command("gc")
+def store_gc(
+    store: StoreOption = DEFAULT_STORE,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove without asking, for scripts.")] = False,
+) -> None:
+    """List what a store can do without, with sizes, and remove it once you agree.
+
+    That is: stages that no study lists any more (each `lit-llm run` lists its own, for each set of -o; deleting
+    STORE/studies/NAME gives that study's up), optimiser states beside a result, and what killed processes left behind.
+    Never what a process works on, a result that a study lists, tokenised data, or MLflow's records. Away from a
+    terminal it only lists, unless --yes is given. Example: lit-llm store gc --store /data/mlruns --yes
+    """
+    from rich.table import Table
+
+    from lit_llm.report.text import size
+    from lit_llm.tracking.garbage import find, remove
+    from lit_llm.tracking.store import Store
+
+    place, console = Store(store), _console()
+    found = find(place)
+    for folder in found.unlisted:
+        message = f"{_shown(folder)} has no list of its runs, so no stage counts as orphaned: run that study once more"
+        console.print(f"{message}, or delete the folder to give its stages up.", style="yellow", soft_wrap=True)
+    if not found.garbage:
+        print("Nothing to remove.")
+        return
+    table = Table("what", "size", "where", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.columns[1].justify = "right"
+    table.columns[2].overflow = "fold"
+    for item in found.garbage:
+        table.add_row(item.kind, size(item.bytes), str(item.path.relative_to(place.root)))
+    console.print(table, highlight=False)
+    print(f"{len(found.garbage)} to remove, {size(sum(item.bytes for item in found.garbage))}, in {place.root}")
+    if not yes and not sys.stdin.isatty():
+        print("Nothing was removed: --yes does it without asking.")
+    elif yes or typer.confirm("Remove all of it?"):
+        removed = remove(place, found.garbage)
+        print(f"Removed {len(removed)}, {size(sum(item.bytes for item in removed))}.")
+    else:
+        print("Nothing was removed.")
 
 
 def _slots(ablation: Any) -> int:

@@ -70,6 +70,8 @@ class Ablation:
 
     study: Study
     arms: tuple[Arm, ...]
+    overrides: tuple[str, ...] = ()
+    """What `-o` has changed beside the file."""
 
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)
@@ -108,7 +110,8 @@ def load_study(source: str | Path, overrides: Sequence[str] = ()) -> Ablation:
     except InputError as error:
         problems = [*error.problems, *_further_problems(document, error.problems, path.parent, overrides)]
         raise InputError(*problems, hint=error.hint) from None
-    return _matched(Ablation(study, tuple(_arms(study, document, path.parent, overrides))), document)
+    arms = tuple(_arms(study, document, path.parent, overrides))
+    return _matched(Ablation(study, arms, tuple(overrides)), document)
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> Node:
@@ -158,7 +161,7 @@ def _single(name: str, extends: str, overrides: Sequence[str]) -> Ablation:
     experiment = load_experiment(extends, overrides)
     short = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(name).stem).lstrip("_.-") or "experiment"
     study = Study(study=short, question=f"What does {short} cost, and where does it end?", seeds=(experiment.seed,))
-    return Ablation(study, (Arm(short, short, {}, short, experiment),))
+    return Ablation(study, (Arm(short, short, {}, short, experiment),), tuple(overrides))
 
 
 ARM_KEYS = ("extends", "grid", "against")

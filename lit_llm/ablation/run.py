@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,10 @@ from lit_llm.config.problems import InputError, Problem, did_you_mean
 from lit_llm.experiment.identity import CODE, digest_of_data
 from lit_llm.experiment.run import freeze, run_one
 from lit_llm.launch import Interrupted, Outcome, Task, run_tasks, stop_requested
-from lit_llm.tracking.mlflow_mirror import Mirror, MirrorThread, RunRecord, default_tracking
+from lit_llm.tracking.address import default_tracking
+from lit_llm.tracking.garbage import list_runs
+from lit_llm.tracking.mlflow_mirror import Mirror, MirrorThread, RunRecord
+from lit_llm.tracking.relocation import notice
 from lit_llm.tracking.store import FINAL, Busy, Store, locked, write_json
 
 PRELOAD = (
@@ -63,6 +66,8 @@ class Finished:
     interrupted: bool
     tables: tuple[Path, ...]
     """Files that hold the comparison."""
+    mirrored: bool = False
+    """Whether MLflow holds everything; where not, the same command catches up."""
 
     @property
     def exit_code(self) -> int:
@@ -98,41 +103,50 @@ def run_study(
     chosen = _chosen(runs, only)
     folder = store.study(name)
     try:
-        mirror = Mirror(tracking or default_tracking(store.root), study=name, description=_description(planned))
+        address, lock = tracking or default_tracking(store.root), folder / "mirror.lock"
+        mirror = Mirror(address, study=name, description=_description(planned), lock=lock)
+        mirror.check()
     except ValueError as error:
-        raise InputError(Problem(str(error).removeprefix("tracking: "), "--tracking")) from None
+        raise InputError(Problem(str(error), "--tracking")) from None
     store.open()
     try:
         with locked(folder / "lock"):
             try:
+                list_runs(store, name, ablation.overrides, [_listed(run) for run in runs])
+                if tracking is None and (moved := notice(store, mended=name)):
+                    watcher.message(moved)
                 _prepare_data(chosen, store, watcher)
                 todo = _todo(chosen, rerun, watcher)
                 for run in todo:
                     freeze(store, run.stage.fingerprint, run.experiment, digest_of_data(run.experiment))
                 watcher.launching(chosen, todo, slots)
                 follower = MirrorThread(mirror, lambda: [_record(run) for run in runs])
-                interrupted = _execute(todo, store, slots, watcher)
+                interrupted = _execute(todo, store, slots, watcher, follower)
             finally:
                 watcher.finished()
             comparison = comparison_of(ablation, runs)
             tables = _write_tables(folder, comparison, render(planned, comparison))
-            finished = Finished(planned, tuple(runs), tuple(chosen), comparison, interrupted, tables)
-            _close(follower, finished, watcher)
-            return finished
+            ending = Finished(planned, tuple(runs), tuple(chosen), comparison, interrupted, tables)
+            return replace(ending, mirrored=_close(follower, ending, watcher))
     except Busy:
         message = f"{name} is being run by another process; `lit-llm status` shows how far it is"
         raise InputError(Problem(message, "study")) from None
 
 
-def _execute(todo: Sequence[Run], store: Store, slots: int, watcher: Watcher) -> bool:
+def _execute(todo: Sequence[Run], store: Store, slots: int, watcher: Watcher, follower: MirrorThread) -> bool:
     """Run them all; returns whether it was interrupted."""
+
+    def tick() -> None:
+        watcher.tick()
+        _tell_news(follower, watcher)
+
     try:
         run_tasks(
             [_task(run, store) for run in todo],
             slots=slots,
             preload=PRELOAD,
             on_finish=_note_death,
-            on_tick=watcher.tick,
+            on_tick=tick,
             grace_seconds=30.0,
         )
     except Interrupted:
@@ -140,12 +154,17 @@ def _execute(todo: Sequence[Run], store: Store, slots: int, watcher: Watcher) ->
     return False
 
 
-def _close(follower: MirrorThread, finished: Finished, watcher: Watcher) -> None:
+def _close(follower: MirrorThread, finished: Finished, watcher: Watcher) -> bool:
     """Bring MLflow up to date, and say so where that cannot be done."""
     state = "interrupted" if finished.interrupted else "done" if finished.exit_code == 0 else "failed"
-    if not follower.close(state, finished.tables, _summary(finished.comparison)):
-        problem = follower.take_problem()
-        watcher.message(f"MLflow is behind: {problem}. The results are safe on disk; the next run catches up.")
+    mirrored = follower.close(state, finished.tables, _summary(finished.comparison))
+    _tell_news(follower, watcher)
+    return mirrored
+
+
+def _tell_news(follower: MirrorThread, watcher: Watcher) -> None:
+    if news := follower.take_news():
+        watcher.message(news)
 
 
 def _chosen(runs: list[Run], only: str | None) -> list[Run]:
@@ -224,6 +243,10 @@ def _note_death(outcome: Outcome) -> None:
             # A kill can be answered by going on from the last checkpoint; an error would only come again.
             state: Literal["interrupted", "failed"] = "interrupted" if outcome.status == "killed" else "failed"
             stage.set_state(state, outcome.error, outcome.traceback)
+
+
+def _listed(run: Run) -> dict[str, object]:
+    return {"arm": run.arm.name, "seed": run.seed, "fingerprint": run.stage.fingerprint}
 
 
 def _record(run: Run) -> RunRecord:

@@ -15,27 +15,24 @@ from __future__ import annotations
 
 import json
 import logging
-import math
-import os
-import re
 import sqlite3
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeGuard
-from zlib import crc32
+from typing import TYPE_CHECKING
+
+from lit_llm.tracking.address import check_server, few_retries, reason, resolved, without_password
+from lit_llm.tracking.points import Mark, Point, complete_lines, is_number, key, points_of, stamp_of
+from lit_llm.tracking.relocation import STUDY, lock_of, relocate, store_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # here, so that it also holds for the server of `ui_command`
-
-STUDY, ARM, SEED, FINGERPRINT = "lit_llm.study", "lit_llm.arm", "lit_llm.seed", "lit_llm.fingerprint"
+ARM, SEED, FINGERPRINT = "lit_llm.arm", "lit_llm.seed", "lit_llm.fingerprint"
 CODE, STATE, ERROR, SUPERSEDED = "lit_llm.code", "lit_llm.state", "lit_llm.error", "lit_llm.superseded"
 REPLAYED = "lit_llm.replayed"
 """[start, end, CRC-32] of the last line replayed of each file; its presence says that params and config are there."""
@@ -52,10 +49,6 @@ STATUS = {
 }
 # What MLflow takes: 1000 metrics, params and tags in one batch, of them 100 params and 100 tags.
 METRICS_A_BATCH, PARAMS_A_BATCH, PARAM_CHARACTERS, TAG_CHARACTERS = 900, 100, 6000, 8000
-
-Mark = Sequence[int]
-Point = tuple[str, float, int, int]
-"""Metric name, value, Unix time in ms, step: the order of `mlflow.entities.Metric`."""
 
 
 class MirrorUnavailable(Exception):
@@ -103,41 +96,27 @@ class _Child:
         return cls(run.info.run_id, run.info.status, dict(run.data.tags), set(run.data.params), steps)
 
 
-def default_tracking(store: Path) -> str:
-    """The address used unless the user names one: sqlite in the store."""
-    return f"sqlite:///{store.resolve() / 'mlflow.db'}"
-
-
-def ui_command(tracking: str, port: int = 5000) -> list[str]:
-    """The command that opens MLflow's UI: a server on 127.0.0.1 for sqlite, the browser for an address that is one."""
-    if tracking.startswith(("http://", "https://")):
-        return [sys.executable, "-m", "webbrowser", tracking]
-    # `mlflow ui` ignores MLFLOW_TRACKING_URI. One worker, because several race to migrate a fresh database.
-    address = ["--backend-store-uri", tracking, "--host", "127.0.0.1", "--port", str(port)]
-    return [sys.executable, "-m", "mlflow", "ui", *address, "--workers", "1"]
-
-
 class Mirror:
     """Replays a study into MLflow: one experiment, one parent run, one child per arm and seed.
 
     `tracking` is sqlite:///PATH, with artifacts beside PATH, or http(s)://..., with the server's artifacts; ValueError
-    for any other. Used by one thread at a time. Several processes may mirror one study: they find each other's runs.
+    for any other. Used by one thread at a time. Several processes may mirror one study: they find each other's runs,
+    and share a lock while they create them, so that no run is there twice: a file beside PATH or, for a server, `lock`.
     """
 
     _client: MlflowClient
 
-    def __init__(self, tracking: str, *, study: str, description: str = "") -> None:
+    def __init__(self, tracking: str, *, study: str, description: str = "", lock: Path | None = None) -> None:
         self.study, self.description = study, description
-        self._database: Path | None = None
-        if tracking.startswith("sqlite:///") and tracking != "sqlite:///":
-            self._database = Path(tracking.removeprefix("sqlite:///")).resolve()
-            tracking = f"sqlite:///{self._database}"
-        elif not tracking.startswith(("http://", "https://")):
-            raise ValueError(f"tracking: {tracking!r}: use sqlite:////absolute/path/mlflow.db or http(s)://host:port")
-        self.tracking = tracking
+        self.tracking, self._database = resolved(tracking)
+        self._lock = lock_of(self._database) if self._database else lock
         self._opened = False
         self._experiment = self._parent = ""
         self._children: dict[tuple[str, str], dict[tuple[str, str], _Child]] = {}
+
+    def check(self) -> None:
+        """Raise ValueError if what answers at the address cannot be recorded to. No answer is none: see `sync`."""
+        check_server(self.tracking)
 
     def sync(self, records: Iterable[RunRecord]) -> None:
         """Bring MLflow up to date with the records and their files; repeating it adds nothing.
@@ -154,14 +133,14 @@ class Mirror:
                 except MlflowException as problem:
                     if problem.get_http_status_code() not in (400, 404, 409):
                         raise
-                    refused.append(f"{record.arm}/seed {record.seed}: {_reason(problem)}")
+                    refused.append(f"{record.arm}/seed {record.seed}: {reason(problem)}")
             if refused:
                 raise MirrorUnavailable(f"MLflow refused {len(refused)} of {len(records)} runs: {'; '.join(refused)}")
 
     def finish(self, state: str, files: Iterable[Path] = (), metrics: Mapping[str, float | None] | None = None) -> None:
         """Close the parent in the study's state, with its report (files, directories) and its summary metrics."""
         now = int(time.time() * 1000)
-        points = [(_key(name), value, now, 0) for name, value in (metrics or {}).items() if _finite(value)]
+        points = [(key(name), value, now, 0) for name, value in (metrics or {}).items() if is_number(value)]
         with self._server():
             for path in files:
                 if path.is_dir():
@@ -175,10 +154,7 @@ class Mirror:
     @contextmanager
     def _server(self) -> Iterator[None]:
         """With the study opened. Whatever fails inside, the next use first asks the server again what it holds."""
-        # Prints and retries would break the live display and hold up Ctrl-C: the next sync is the retry.
-        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")  # seconds
+        few_retries()
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
@@ -191,18 +167,17 @@ class Mirror:
         except BaseException as problem:
             self._opened = False
             if isinstance(problem, (MlflowException, SQLAlchemyError, sqlite3.Error, OSError)):
-                address = re.sub(r"//.*@", "//", self.tracking)
-                raise MirrorUnavailable(f"MLflow at {address}: {_reason(problem)}") from problem
+                raise MirrorUnavailable(f"MLflow at {without_password(self.tracking)}: {reason(problem)}") from problem
             raise
 
     def _exclusive(self) -> AbstractContextManager[object]:
         """Processes that open a fresh database together crash in its migrations, and all would create the same runs."""
-        if self._database is None:
+        if self._lock is None:
             return nullcontext()
         from filelock import FileLock
 
-        self._database.parent.mkdir(parents=True, exist_ok=True)
-        return FileLock(f"{self._database}.lock", timeout=120)
+        self._lock.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(self._lock, timeout=120)
 
     def _open(self) -> None:
         """Find or create the experiment and the parent, and learn what MLflow holds of every child."""
@@ -211,7 +186,8 @@ class Mirror:
         location = None
         if self._database is not None:
             location = (self._database.parent / "artifacts" / self.study).as_uri()
-            self._sql(("PRAGMA journal_mode=WAL", ()))  # stays with the file; MLflow sets its own busy timeout
+            with self._sql() as connection:
+                connection.execute("PRAGMA journal_mode=WAL")  # stays with the file; MLflow sets its own busy timeout
         self._client = MlflowClient(self.tracking)
         experiment = self._client.get_experiment_by_name(self.study)
         if experiment is None:
@@ -220,8 +196,9 @@ class Mirror:
             self._experiment, old = experiment.experiment_id, experiment.artifact_location
             if experiment.lifecycle_stage == "deleted":
                 self._client.restore_experiment(self._experiment)
-            if location is not None and location != old:
-                self._relocate(old, location)
+            if self._database is not None and (store := store_of(old)) not in (None, self._database.parent):
+                with self._sql() as connection:
+                    list(relocate(connection, store, self._database.parent, self._experiment))
         runs = self._search()
         parents = [run for run in runs if run.data.tags.get(STUDY) == self.study]
         parent = parents[0] if parents else self._client.create_run(self._experiment, run_name=self.study)
@@ -234,20 +211,11 @@ class Mirror:
         self._adopt(runs)
         self._opened = True
 
-    def _sql(self, *statements: tuple[str, tuple[object, ...]]) -> None:
+    @contextmanager
+    def _sql(self) -> Iterator[sqlite3.Connection]:
         assert self._database is not None
         with closing(sqlite3.connect(self._database, timeout=20)) as connection, connection:
-            for statement, values in statements:
-                connection.execute(statement, values)
-
-    def _relocate(self, old: str, new: str) -> None:
-        """Rewrite this experiment's artifact paths, which MLflow stores absolute, after the store moved."""
-        of_experiment, under_old = int(self._experiment), (len(old) + 1, f"{old}/")
-        runs = "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE experiment_id = ?"
-        self._sql(
-            ("UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (new, of_experiment)),
-            (f"{runs} AND substr(artifact_uri, 1, ?) = ?", (new, len(old) + 1, of_experiment, *under_old)),
-        )
+            yield connection
 
     def _search(self, filter_string: str = "") -> list[Run]:
         """The experiment's runs, the oldest first, so that processes that race agree on which of two twins counts."""
@@ -303,7 +271,7 @@ class Mirror:
     def _describe(self, child: _Child, record: RunRecord) -> None:
         from mlflow.entities import Param
 
-        texts = {_key(name): str(value)[:PARAM_CHARACTERS] for name, value in record.params.items()}
+        texts = {key(name): str(value)[:PARAM_CHARACTERS] for name, value in record.params.items()}
         # MLflow refuses another value for a known param, so only what a crash left out is added.
         params = [Param(name, text) for name, text in texts.items() if name not in child.params]
         for at in range(0, len(params), PARAMS_A_BATCH):
@@ -327,6 +295,12 @@ class Mirror:
         held.update(texts)
 
 
+LATER = (
+    "Nothing is lost: the runs go on, their results are on disk, and MLflow is caught up once it answers - "
+    "by this run, or when the same command is given again, which then trains nothing anew."
+)
+
+
 class MirrorThread:
     """Keeps a mirror up to date from a background thread, which also pays for `import mlflow` (seconds).
 
@@ -343,8 +317,8 @@ class MirrorThread:
         self._thread = threading.Thread(target=self._run, name="mlflow-mirror", daemon=True)
         self._thread.start()
 
-    def take_problem(self) -> str | None:
-        """What keeps MLflow from being up to date, told once for each outage."""
+    def take_news(self) -> str | None:
+        """What keeps MLflow from being up to date, told once for each outage, and that it is over."""
         news, self._news = self._news, None
         return news
 
@@ -362,9 +336,10 @@ class MirrorThread:
         """
         self._finish = lambda: self._mirror.finish(state, files, metrics)
         self._closing.set()
-        self._thread.join(timeout)
+        # A server that is known not to answer gets one more chance; requests to one that hangs take 10 s each.
+        self._thread.join(timeout if self._problem is None else min(timeout, 15.0))
         if self._thread.is_alive():
-            self._problem = self._news = f"MLflow is not up to date after {timeout:g} s; the next run continues"
+            self._note(f"MLflow took longer than {timeout:g} s")
         return self._problem is None
 
     def _run(self) -> None:
@@ -378,12 +353,19 @@ class MirrorThread:
             self._mirror.sync(self._records())
             if last and self._finish:
                 self._finish()
-            self._problem = None
+            self._note(None)
+        except MirrorUnavailable as problem:
+            self._note(str(problem))
         except Exception as problem:  # whatever it is, it must not stop the training
-            text = str(problem) if isinstance(problem, MirrorUnavailable) else f"{type(problem).__name__}: {problem}"
-            self._news = text if self._problem is None else self._news
-            self._problem = text
+            self._note(f"{type(problem).__name__}: {problem}")
         return self._problem is None
+
+    def _note(self, problem: str | None) -> None:
+        if problem is not None and self._problem is None:
+            self._news = f"{problem}. {LATER}"
+        elif problem is None and self._problem is not None:
+            self._news = "MLflow is back and has caught up."
+        self._problem = problem
 
 
 def _unseen(child: _Child, record: RunRecord) -> tuple[list[Point], list[Mark]]:
@@ -392,12 +374,12 @@ def _unseen(child: _Child, record: RunRecord) -> tuple[list[Point], list[Mark]]:
     marks += [(0, 0, 0)] * (len(record.metrics) - len(marks))
     # Taken before reading, so that what is written meanwhile is seen next time. A change of state always reads: the
     # attributes of a file on NFS may be stale for seconds, its content after opening is not.
-    stamp = (record.state, *(_stamp(path) for _, path in record.metrics))
+    stamp = (record.state, *(stamp_of(path) for _, path in record.metrics))
     points: list[Point] = []
     if stamp != child.stamp:
         for index, (prefix, path) in enumerate(record.metrics):
-            lines, marks[index] = _complete_lines(path, marks[index])
-            for point in _points(prefix, lines):
+            lines, marks[index] = complete_lines(path, marks[index])
+            for point in points_of(prefix, lines):
                 name, _, child.last_ms, step = point
                 # A resumed worker may have cut the file back and computed the same points again.
                 if step > child.steps.get(name, -1):
@@ -407,60 +389,7 @@ def _unseen(child: _Child, record: RunRecord) -> tuple[list[Point], list[Mark]]:
     return points, marks
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    return status.st_size, status.st_mtime_ns
-
-
-def _complete_lines(path: Path, mark: Mark) -> tuple[list[bytes], Mark]:
-    """The lines after the marked one, or all if the marked line is no longer there; a half-written last one waits."""
-    start, end, checksum = mark
-    try:
-        with path.open("rb") as file:
-            file.seek(start)
-            data = file.read()
-            if crc32(data[: end - start]) != checksum:  # a line holds the time it was written at, so it is unique
-                file.seek(0)
-                mark = start, end, _ = 0, 0, 0
-                data = file.read()
-    except FileNotFoundError:
-        return [], mark
-    new = data[end - start : data.rfind(b"\n") + 1]
-    if not new:
-        return [], mark
-    last = new.rfind(b"\n", 0, len(new) - 1) + 1
-    return new.splitlines(), (end + last, end + len(new), crc32(new[last:]))
-
-
-def _points(prefix: str, lines: Iterable[bytes]) -> Iterator[Point]:
-    for line in lines:
-        try:
-            entry = json.loads(line)
-            step, ms, metrics = int(entry["step"]), int(entry["time"] * 1000), dict(entry["metrics"])
-        except (ValueError, TypeError, KeyError):  # what a killed worker left of a line
-            continue
-        yield from ((_key(f"{prefix}{name}"), value, ms, step) for name, value in metrics.items() if _finite(value))
-
-
 def _first_time(record: RunRecord) -> int | None:
     """Unix time in ms of the first point of the chain, None before there is one."""
-    chain = (_points(prefix, _complete_lines(path, (0, 0, 0))[0]) for prefix, path in record.metrics)
+    chain = (points_of(prefix, complete_lines(path, (0, 0, 0))[0]) for prefix, path in record.metrics)
     return next((ms for points in chain for _, _, ms, _ in points), None)
-
-
-def _finite(value: object) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _key(name: str) -> str:
-    """A name that MLflow accepts for metrics and params."""
-    return re.sub(r"[^\w\-. :/]", "_", name)[:250]
-
-
-def _reason(problem: BaseException) -> str:
-    """The first line of what is wrong, without passwords; of a failed request, what caused it."""
-    line = (str(problem) or type(problem).__name__).splitlines()[0]
-    return re.sub(r".*\(Caused by (.*)\)$", r"\1", re.sub(r"//[^/@\s]*@", "//", line))[:300]

@@ -1,0 +1,135 @@
+"""A moved store: MLflow keeps absolute paths in its database, so after `mv mlruns elsewhere` it finds no artifacts.
+
+MLflow has no call that changes them, so they are rewritten in sqlite. Everything else in a store is relative to it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from lit_llm.config.problems import InputError, Problem
+from lit_llm.tracking.store import Busy, Store, is_locked, locked
+
+PLACES = (
+    ("experiments", "artifact_location", ""),
+    ("runs", "artifact_uri", ""),
+    ("logged_models", "artifact_location", ""),
+    ("model_versions", "source", ""),
+    ("model_versions", "storage_location", ""),
+    ("trace_tags", "value", " AND key = 'mlflow.artifactLocation'"),
+)
+"""(table, column, condition) of every path of artifacts. A table that an older MLflow lacks is passed over."""
+
+PATIENCE = 10.0
+"""Seconds to wait for somebody who has just opened the database."""
+STUDY = "lit_llm.study"
+"""Tag of a study's parent run: it tells our experiments, whose place in the store is known, from others."""
+
+
+@dataclass(frozen=True)
+class Rebased:
+    """What was rewritten."""
+
+    old: tuple[Path, ...]
+    """Where the store has been."""
+    new: Path
+    rows: dict[str, int]
+    """Number of rows rewritten in each table."""
+
+
+def moved(database: Path) -> dict[str, Path]:
+    """The studies whose artifacts MLflow looks for in another store than the database's, with that store."""
+    if not database.exists():
+        return {}
+    try:
+        with closing(sqlite3.connect(database, timeout=20)) as connection:
+            return _moved(connection, database.resolve().parent)
+    except sqlite3.Error:  # not MLflow's, or half created: not for us to judge
+        return {}
+
+
+def _moved(connection: sqlite3.Connection, present: Path) -> dict[str, Path]:
+    ours = connection.execute(
+        "SELECT DISTINCT e.name, e.artifact_location FROM experiments e JOIN runs r ON r.experiment_id ="
+        " e.experiment_id JOIN tags t ON t.run_uuid = r.run_uuid WHERE t.key = ? ORDER BY e.name",
+        (STUDY,),
+    )
+    stores = ((name, store_of(location)) for name, location in ours)
+    return {name: store for name, store in stores if store is not None and store != present}
+
+
+def store_of(location: str) -> Path | None:
+    """The store in which `<store>/artifacts/<study>` lies; None for a server's artifacts or a place of other kind."""
+    parts = urlsplit(location)
+    path = Path(unquote(parts.path))
+    return path.parents[1] if parts.scheme in ("file", "") and path.parent.name == "artifacts" else None
+
+
+def notice(store: Store, mended: str = "") -> str | None:
+    """What to tell of a moved store, the study left out whose paths are mended anyway; None if there is nothing."""
+    studies = {name: old for name, old in moved(store.root / "mlflow.db").items() if name != mended}
+    if not studies:
+        return None
+    olds = ", ".join(dict.fromkeys(map(str, studies.values())))
+    return (
+        f"This store was moved from {olds}: MLflow still looks there for the files of {', '.join(studies)}. "
+        f"`lit-llm store rebase --store {store.root}` puts that right."
+    )
+
+
+def rebase(store: Store) -> Rebased:
+    """Rewrite every path in MLflow's database that lies where this store has been. Repeating it changes nothing.
+
+    Raises InputError where there is no database, it is not MLflow's, or another process uses the store.
+    """
+    database = store.root.resolve() / "mlflow.db"
+    if not database.exists():
+        raise InputError(Problem(f"{store.root} holds no MLflow database, so there is nothing to rebase", "--store"))
+    for lock in [*store.root.glob("studies/*/lock"), *store.root.glob("stages/*/lock")]:
+        if is_locked(lock):
+            raise InputError(Problem(f"{lock.parent} is in use by another process; wait for it to end", "--store"))
+    try:
+        with locked(lock_of(database), patience=PATIENCE), closing(sqlite3.connect(database, timeout=20)) as connection:
+            with connection:
+                connection.execute("BEGIN IMMEDIATE")
+                olds = tuple(dict.fromkeys(_moved(connection, database.parent).values()))
+                rows: dict[str, int] = {}
+                for old in olds:
+                    for table, number in relocate(connection, old, database.parent):
+                        rows[table] = rows.get(table, 0) + number
+            return Rebased(olds, database.parent, {table: number for table, number in rows.items() if number})
+    except Busy:
+        raise InputError(Problem(f"{database} is in use by another process; wait for it to end", "--store")) from None
+    except sqlite3.Error as error:
+        raise InputError(Problem(f"{database} cannot be rewritten: {error}", "--store")) from None
+
+
+def lock_of(database: Path) -> Path:
+    """Held by who creates or migrates this database, creates runs in it, or rewrites it."""
+    return Path(f"{database}.lock")
+
+
+def relocate(
+    connection: sqlite3.Connection, old: Path, new: Path, experiment: str | None = None
+) -> Iterator[tuple[str, int]]:
+    """Rewrite what begins with `old`, of all experiments or of one, in the transaction of the caller.
+
+    Yields each table with its number of rows.
+    """
+    there = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    for table, column, condition in PLACES:
+        if table not in there or (experiment is not None and table not in ("experiments", "runs")):
+            continue
+        for before, after in ((old.as_uri(), new.as_uri()), (str(old), str(new))):
+            # A store moved into its own former folder: what has been rewritten begins with the old path too.
+            where = f"substr({column}, 1, ?) = ? AND substr({column}, 1, ?) <> ?{condition}"
+            values = [len(before) + 1, f"{before}/", len(after) + 1, f"{after}/"]
+            if experiment is not None:
+                where, values = f"{where} AND experiment_id = ?", [*values, int(experiment)]
+            change = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {where}"
+            yield table, connection.execute(change, (after, len(before) + 1, *values)).rowcount

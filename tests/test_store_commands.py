@@ -1,0 +1,129 @@
+"""`lit-llm store`, and what `run` and `ui` say of a moved store: on a store that real runs have filled."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from lit_llm.ablation.arms import load_study
+from lit_llm.ablation.run import Watcher, run_study
+from lit_llm.cli import app
+from lit_llm.tracking.store import Store
+
+pytestmark = pytest.mark.xdist_group("runs")
+Study = Callable[..., Path]
+COLUMNS = {"COLUMNS": "400"}
+
+
+class Told(Watcher):
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.todo: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def launching(self, runs: object, todo: object, slots: int) -> None:
+        self.todo = [run.name for run in todo]  # type: ignore[attr-defined]
+
+
+def run(path: Path, store: Store, overrides: list[str] | None = None) -> tuple[Told, set[str]]:
+    """What was told, and the fingerprints of the study's stages."""
+    told = Told()
+    finished = run_study(load_study(path, overrides or []), store, watcher=told, slots=2)
+    assert finished.exit_code == 0
+    return told, {run.stage.fingerprint for run in finished.runs}
+
+
+def there(store: Store) -> set[str]:
+    return {folder.name for folder in (store.root / "stages").iterdir()}
+
+
+def store_command(*arguments: object) -> str:
+    answer = CliRunner().invoke(app, ["store", *map(str, arguments)], env=COLUMNS)
+    assert answer.exit_code == 0, answer.output
+    return answer.output
+
+
+def answer_in_a_terminal(store: Store, answer: bytes) -> str:
+    """What `store gc` prints when somebody sits there and types this."""
+    ours, theirs = pty.openpty()
+    os.write(ours, answer)
+    command = [sys.executable, "-m", "lit_llm.cli", "store", "gc", "--store", str(store.root)]
+    told = subprocess.run(command, stdin=theirs, capture_output=True, text=True, env=os.environ | COLUMNS)
+    os.close(ours)
+    os.close(theirs)
+    assert told.returncode == 0, told.stderr
+    return told.stdout
+
+
+def test_gc_gives_up_what_an_edited_study_no_longer_lists_and_nothing_else(write_study: Study, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    path = write_study("edited", "arms: {red: {}}", seeds=[0, 1])
+    _, first = run(path, store)
+    _, trial = run(path, store, ["pretrain.training.max_steps=9"])
+    path.write_text(path.read_text().replace("seeds: [0, 1]", "seeds: [1, 2]"))
+    _, second = run(path, store)
+    orphans = first - second
+    assert len(orphans) == 1
+    assert there(store) == first | trial | second
+    listed = store_command("gc", "--store", store.root)
+    assert f"stages/{next(iter(orphans))}" in listed
+    assert "1 to remove" in listed
+    assert "Nothing was removed: --yes does it without asking." in listed
+    assert "Nothing was removed." in answer_in_a_terminal(store, b"n\n")
+    assert there(store) == first | trial | second
+    assert "Removed 1" in answer_in_a_terminal(store, b"y\n")
+    assert there(store) == trial | second
+    told, _ = run(path, store)
+    assert told.todo == []
+    (store.root / "studies" / "edited" / "runs.json").unlink()
+    assert "has no list of its runs" in store_command("gc", "--store", store.root, "--yes")
+    assert there(store) == trial | second
+
+
+def in_a_process(path: Path, root: Path) -> str:
+    """What `lit-llm run` prints. MLflow remembers where artifacts were for as long as a process lives."""
+    command = [sys.executable, "-m", "lit_llm.cli", "run", str(path), "--store", str(root)]
+    told = subprocess.run(command, capture_output=True, text=True, env=os.environ | COLUMNS)
+    assert told.returncode == 0, told.stderr
+    return told.stdout
+
+
+def test_a_moved_store_is_told_of_by_run_and_ui_until_it_is_rebased(
+    write_study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    one, two = write_study("one", "arms: {red: {}}"), write_study("two", "arms: {red: {}}")
+    for path in (one, two):
+        assert "was moved from" not in in_a_process(path, old)
+    old.rename(new)
+    holding = {file.name for file in new.rglob("*") if file.is_file() and str(old).encode() in file.read_bytes()}
+    assert holding == {"mlflow.db"}  # all else in a store is relative to it
+    monkeypatch.setattr(os, "execv", lambda *_: None)
+    told = in_a_process(one, new)
+    assert "0 of 1 runs to do" in told
+    for message in (told, CliRunner().invoke(app, ["ui", "--store", str(new)], env=COLUMNS).output):
+        assert f"This store was moved from {old}: MLflow still looks there for the files of two." in message
+        assert f"`lit-llm store rebase --store {new}`" in message
+    assert f"from {old}\nto   {new}\n" in store_command("rebase", "--store", new)
+    assert "nothing was changed" in store_command("rebase", "--store", new)
+    assert "was moved from" not in CliRunner().invoke(app, ["ui", "--store", str(new)], env=COLUMNS).output
+    assert "was moved from" not in in_a_process(two, new)
+    assert not old.exists()
+
+
+@pytest.mark.parametrize("command", ["rebase", "gc"])
+def test_a_folder_that_is_no_store_is_one_message(tmp_path: Path, command: str) -> None:
+    call = [sys.executable, "-m", "lit_llm.cli", "store", command, "--store", str(tmp_path)]
+    told = subprocess.run(call, capture_output=True, text=True)
+    assert told.returncode == 2
+    assert len(told.stderr.splitlines()) == 2
+    assert told.stderr.startswith(f"--store: {tmp_path} ")
