@@ -21,11 +21,10 @@ def state_bytes(model: ResolvedModel, training: TrainingConfig) -> float:
     """Parameters, gradients, the optimiser's state.
 
     Parameters and gradients are in float32; under bf16 there are autocast's copies of the matrices, too. Under
-    bf16_master both are in bfloat16, and the masters are in float32.
+    bf16_master both are in bfloat16, and the masters in float32 take what that spares.
     """
     parameters, optimizer = count_parameters(model), training.optimizer
-    entry = 2 * BFLOAT16 + FLOAT32 if training.precision == "bf16_master" else 2 * FLOAT32
-    kept = float(parameters.total * entry)
+    kept = 2.0 * parameters.total * FLOAT32  # or 2 + 2 + 4 bytes
     kept += sum(optimizer.state_bytes(*tensor, inside=True) for tensor in layer_tensors(model))
     kept += sum(optimizer.state_bytes(*tensor, inside=False) for tensor in embedding_tensors(model))
     # Of the vocabulary's matrices only the unembedding is multiplied with.
