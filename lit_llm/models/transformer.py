@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lit_llm.components.attention.config import ResolvedAttention
 from lit_llm.components.attention.module import Attention
@@ -20,10 +21,12 @@ from lit_llm.models.config import Layer, ResolvedModel
 
 class Block(nn.Module):
     """
-    x ─┬─ norm ─ attention[self] ─(+)─┬─ norm ─ attention[cross] ─(+)─┬─ norm ─ feed_forward ─(+)─▶
-       └───────────────────────────┘  │        ▲ encoder_BSD       │  └─────────────────────────┘
-                                      └────────────────────────────┘
-                                        only in an encoder-decoder's decoder
+    x ─┬─ norm ─ attention[self] ─ drop ─(+)─┬─ norm ─ attention[cross] ─ drop ─(+)─┬─ norm ─ feed_forward ─ drop ─(+)─▶
+       └──────────────────────────────────┘  │        ▲ encoder_BSD              │  └────────────────────────────────┘
+                                             └───────────────────────────────────┘
+                                               only in an encoder-decoder's decoder
+
+    drop is dropout, zero unless training sets it.
     """
 
     def __init__(self, layer: Layer, model: ResolvedModel) -> None:
@@ -36,6 +39,7 @@ class Block(nn.Module):
             self.cross_attention = Attention(layer.cross_attention, model.d_model)
         self.feed_forward_norm = Norm(model.norm, model.d_model)
         self.feed_forward = FeedForward(layer.feed_forward, model.d_model)
+        self.dropout = nn.Dropout(0.0)
 
     def forward(
         self,
@@ -47,19 +51,20 @@ class Block(nn.Module):
     ) -> Tensor:
         normed_BTD = self.self_attention_norm(x_BTD)
         rotation = _rotation(rotations, "self", self.self_attention.config)
-        x_BTD = x_BTD + self.self_attention(normed_BTD, normed_BTD, visible, rotation, rotation)
+        x_BTD = x_BTD + self.dropout(self.self_attention(normed_BTD, normed_BTD, visible, rotation, rotation))
         if self.cross_attention is not None and self.cross_attention_norm is not None:
             assert encoder_BSD is not None
             assert encoder_visible is not None
             config = self.cross_attention.config
-            x_BTD = x_BTD + self.cross_attention(
+            crossed_BTD = self.cross_attention(
                 self.cross_attention_norm(x_BTD),
                 encoder_BSD,
                 encoder_visible,
                 _rotation(rotations, config.rope, config),
                 _rotation(rotations, "source", config),
             )
-        return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
+            x_BTD = x_BTD + self.dropout(crossed_BTD)
+        return x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
 
 
 def _rotation(rotations: Rotations, positions: str, config: ResolvedAttention) -> Rotation | None:
@@ -73,6 +78,8 @@ class Stack(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(Block(layer, model) for layer in layers)
         self.norm = Norm(model.norm, model.d_model)
+        self.recompute = False
+        """Keep only each layer's input for the backward pass, which then computes the layer again."""
 
     def forward(
         self,
@@ -83,8 +90,14 @@ class Stack(nn.Module):
         encoder_visible: Visibility | None = None,
     ) -> Tensor:
         for layer in self.layers:
-            x_BTD = layer(x_BTD, visible, rotations, encoder_BSD, encoder_visible)
+            x_BTD = self._run(layer, x_BTD, visible, rotations, encoder_BSD, encoder_visible)
         return self.norm(x_BTD)
+
+    def _run(self, layer: nn.Module, *inputs: Any) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            # The state of the random generators is kept too, so that dropout drops the same entries again.
+            return cast(Tensor, checkpoint(layer, *inputs, use_reentrant=False))
+        return cast(Tensor, layer(*inputs))
 
 
 class LanguageModel(nn.Module, ABC):
@@ -94,6 +107,7 @@ class LanguageModel(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocabulary, config.d_model)
+        self.dropout = nn.Dropout(0.0)  # on embeddings; training sets it
         self.output = (
             None if config.tie_embeddings == "all" else nn.Linear(config.d_model, config.vocabulary, bias=False)
         )
@@ -113,7 +127,7 @@ class LanguageModel(nn.Module, ABC):
 
 
 class DecoderOnly(LanguageModel):
-    """DecLLM: embedding ─ decoder ─ unembedding."""
+    """DecLLM: embedding ─ drop ─ decoder ─ unembedding."""
 
     def hidden(
         self, tokens_BT: Tensor, prefix_length: int | Tensor | None = None, documents_BT: Tensor | None = None
@@ -127,7 +141,7 @@ class DecoderOnly(LanguageModel):
         known = not isinstance(prefix_length, Tensor) or prefix_length.device.type == "cpu"
         if known and prefix_length is not None and (longest := int(torch.as_tensor(prefix_length).max())) > tokens:
             raise ValueError(f"prefix_length {longest} is longer than the {tokens} tokens of the input")
-        x_BTD = self.embedding(tokens_BT)
+        x_BTD = self.dropout(self.embedding(tokens_BT))
         rotations = Rotations(_compute_dtype(x_BTD))
         rotations.place("self", torch.arange(tokens, device=tokens_BT.device))
         visible = Visibility(causal=True, prefix=prefix_length, documents=_pair(documents_BT, documents_BT))
@@ -141,7 +155,7 @@ class DecoderOnly(LanguageModel):
 
 
 class EncoderDecoder(LanguageModel):
-    """RedLLM: source ─ encoder ─▶ cross-attention of the decoder over the target."""
+    """RedLLM: source ─ drop ─ encoder ─▶ cross-attention of the decoder over the target ─ drop."""
 
     def __init__(self, config: ResolvedModel) -> None:
         super().__init__(config)
@@ -154,7 +168,7 @@ class EncoderDecoder(LanguageModel):
     ) -> Tensor:
         """B x S ids -> B x S x D. Rows are padded at the end; `source_lengths` (B) says where."""
         embed = self.embedding if self.encoder_embedding is None else self.encoder_embedding
-        x_BSD = embed(source_BS)
+        x_BSD = self.dropout(embed(source_BS))
         rotations = Rotations(_compute_dtype(x_BSD))
         rotations.place("self", torch.arange(source_BS.shape[1], device=source_BS.device))
         visible = Visibility(key_lengths=source_lengths, documents=_pair(documents_BS, documents_BS))
@@ -178,7 +192,7 @@ class EncoderDecoder(LanguageModel):
         if (documents_BS is None) != (documents_BT is None):
             raise ValueError("documents of the source without those of the target, or the other way round; give both")
         encoder_BSD = self.encode(source_BS, source_lengths, documents_BS)
-        x_BTD = self.embedding(target_BT)
+        x_BTD = self.dropout(self.embedding(target_BT))
         source, target = source_BS.shape[1], torch.arange(target_BT.shape[1], device=target_BT.device)
         rotations = Rotations(_compute_dtype(x_BTD))
         rotations.place("self", target)

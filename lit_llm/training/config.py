@@ -38,6 +38,9 @@ class ExecutionConfig(Section):
     """Sequences per forward and backward pass on one device; the whole batch when absent. The loss stays the same."""
     workers: int = Field(0, ge=0)
     """Processes that read data ahead."""
+    activation_checkpointing: bool = False
+    """Keep only each layer's input for the backward pass, which then computes the layer again: less memory, one
+    forward pass more, the same gradient."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Where it runs."""
     log_every: int = Field(10, gt=0)
@@ -59,8 +62,14 @@ class TrainingConfig(Section):
     """Largest norm of the whole gradient; null: no clipping."""
     z_loss: float = Field(0.0, ge=0)
     """Weight of the squared log-normaliser, per target token."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: matrix products in bfloat16, parameters and sums in float32."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of entries set to zero, on embeddings and on the output of each attention and feed-forward network before
+    it is added. The entries depend on the seed, the step and the micro-batch: with dropout, another micro_batch_size
+    is another draw."""
+    precision: Literal["fp32", "bf16", "bf16_master"] = "fp32"
+    """bf16: matrix products in bfloat16, parameters and sums in float32. bf16_master: parameters, gradients and
+    activations in bfloat16, the loss in float32; the optimiser steps float32 copies of the parameters, which are the
+    weights that are saved. Gradients of micro-batches are then added in bfloat16."""
     stability: StabilityConfig = StabilityConfig()
     """Spikes and divergence."""
     execution: ExecutionConfig = ExecutionConfig()

@@ -67,13 +67,13 @@ def fit(
     checkpoints: Path,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Fitted:
-    """Train to max_steps, from the last checkpoint if there is one.
+    """Train to max_steps, from the last checkpoint if there is one. Once done, the model's weights are in float32.
 
     evaluate_times: evaluations, evenly spaced, the last one after the last step. `should_stop` is asked after every
     step; when it says yes, a checkpoint is written and training ends as interrupted.
     """
     execution = training.execution
-    lit = LitModel(model, training)
+    lit = LitModel(model, training, batches.seed)
     resume = checkpoints / "last.ckpt" if (checkpoints / "last.ckpt").exists() else None
     stability, throughput = Stability(training.stability), Throughput(budget.tokens, budget.flops, training.precision)
     journal = Journal(training, budget, evaluate, evaluate_times, metrics_file, stability, throughput)
@@ -117,6 +117,7 @@ def fit(
             journal.close()
     if trainer.global_step < training.max_steps:
         return journal.ended("interrupted", trainer, "it was asked to stop")
+    lit.restore_masters()
     return journal.ended("done", trainer)
 
 

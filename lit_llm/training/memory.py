@@ -6,6 +6,8 @@ for a head of it (statistics of norms and of softmax), rotations, masks, token i
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from lit_llm.components.attention.config import ResolvedAttention
 from lit_llm.components.loss.config import chunk_rows
 from lit_llm.models.config import Layer, ResolvedModel
@@ -16,9 +18,13 @@ FLOAT32, BFLOAT16 = 4, 2
 
 
 def state_bytes(model: ResolvedModel, training: TrainingConfig) -> float:
-    """Parameters and gradients in float32, the optimiser's state; under bf16 also autocast's copies of the matrices."""
+    """Parameters, gradients, the optimiser's state.
+
+    Parameters and gradients are in float32; under bf16 there are autocast's copies of the matrices, too. Under
+    bf16_master both are in bfloat16, and the masters in float32 take what that spares.
+    """
     parameters, optimizer = count_parameters(model), training.optimizer
-    kept = 2.0 * parameters.total * FLOAT32
+    kept = 2.0 * parameters.total * FLOAT32  # or 2 + 2 + 4 bytes
     kept += sum(optimizer.state_bytes(*tensor, inside=True) for tensor in layer_tensors(model))
     kept += sum(optimizer.state_bytes(*tensor, inside=False) for tensor in embedding_tensors(model))
     # Of the vocabulary's matrices only the unembedding is multiplied with.
@@ -28,8 +34,11 @@ def state_bytes(model: ResolvedModel, training: TrainingConfig) -> float:
 
 def training_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shape, sequences: int) -> float:
     """State, what the forward pass of one micro-batch keeps for its backward pass, and the loss."""
-    kept = sequences * activation_bytes(model, training, shape)
-    return state_bytes(model, training) + kept + loss_bytes(model, sequences * shape.outputs)
+    kept = sequences * activation_bytes(model, training, shape) + loss_bytes(model, sequences * shape.outputs)
+    # Masters are stepped by float32 gradients, when what the passes kept is gone.
+    master = training.precision == "bf16_master"
+    stepping = count_parameters(model).total * (FLOAT32 - BFLOAT16) if master else 0
+    return state_bytes(model, training) + max(kept, stepping)
 
 
 def loss_bytes(model: ResolvedModel, positions: float) -> float:
@@ -37,55 +46,90 @@ def loss_bytes(model: ResolvedModel, positions: float) -> float:
     return 2 * min(positions, chunk_rows(model.vocabulary)) * model.vocabulary * FLOAT32
 
 
-def activation_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shape) -> float:
-    """What is kept for the backward pass over one example, with attention scores never stored (a fused kernel)."""
+@dataclass(frozen=True)
+class _Kept:
+    """How many bytes what is kept takes, for each token, in one precision."""
+
+    d_model: int
+    compute: int
+    """Of an entry that the kernels read."""
+    residual: int
+    """Of an entry of the residual stream."""
+    normed: int
+    """Of an entry that a norm of the residual stream keeps beside the stream itself or in its place."""
+    mask: int
+    """Of an entry that dropout decides about: CUDA's kernel keeps one byte (on a CPU it is a number)."""
+
+    @property
+    def autocast(self) -> bool:
+        return self.compute != self.residual
+
+    def read(self, readers: int) -> int:
+        """What the norm of the residual stream keeps, and the normed copy that the matrices after it keep.
+
+        Autocast makes a copy in bfloat16 for each of the readers.
+        """
+        return self.d_model * (self.normed + (readers if self.autocast else 1) * self.compute)
+
+    def layer(self, layer: Layer) -> int:
+        """Self-attention and feed-forward network."""
+        attention, feed_forward = layer.self_attention, layer.feed_forward
+        # W_q, W_k and W_v read the one norm, W_gate and W_up the other.
+        reads = self.read(3) + self.read(2 if feed_forward.gated else 1)
+        # What the activation reads and makes; with a gate also what it is multiplied with, and the product.
+        inside = (4 if feed_forward.gated else 2) * feed_forward.d_ff * self.compute
+        return reads + self.query(attention) + self.key(attention) + inside + 2 * self.d_model * self.mask
+
+    def query(self, attention: ResolvedAttention) -> int:
+        """For each query token."""
+        # Queries as the kernel reads them, and its output, which W_o reads too where no norm stands between.
+        kept = 2 * attention.width * self.compute
+        if "q" in attention.qkv_norm:
+            kept += attention.width * FLOAT32  # a norm keeps what it reads, in float32
+        if attention.output_norm in ("head", "concat"):
+            kept += attention.width * self.compute  # what W_o reads
+            # The norm reads the kernel's output; in bfloat16 it keeps a float32 copy of it.
+            kept += 0 if self.compute == FLOAT32 else attention.width * FLOAT32
+        if attention.output_norm == "after_out":
+            kept += self.d_model * FLOAT32
+        return kept
+
+    def key(self, attention: ResolvedAttention) -> int:
+        """For each key token: keys and values as the kernel reads them, and before their norms, in float32."""
+        norms = ("k" in attention.qkv_norm) + ("v" in attention.qkv_norm)
+        return attention.kv_width * (2 * self.compute + FLOAT32 * norms)
+
+
+def _kept(model: ResolvedModel, training: TrainingConfig) -> _Kept:
     compute = FLOAT32 if training.precision == "fp32" else BFLOAT16
-    d_model, source, target = model.d_model, shape.source, shape.target
-    kept = sum(source * _layer_bytes(layer, d_model, compute) for layer in model.encoder)
-    kept += sum(target * _layer_bytes(layer, d_model, compute) for layer in model.decoder)
-    for cross in (layer.cross_attention for layer in model.decoder if layer.cross_attention):
-        kept += target * (_read_bytes(d_model, 1, compute) + _query_bytes(cross, d_model, compute))
-        kept += source * _key_bytes(cross, compute)
-    readers = 2 * sum(layer.cross_attention is not None for layer in model.decoder)  # W_k and W_v of each
-    # The encoder's last norm, read by all of them, and the decoder's, of which only the counted positions are kept.
-    kept += source * _read_bytes(d_model, readers, compute)
-    return kept + target * d_model * FLOAT32 + shape.outputs * d_model * compute
+    residual = BFLOAT16 if training.precision == "bf16_master" else FLOAT32
+    # RMSNorm computes in float32 and keeps what it computes with (on a CPU; CUDA's kernel keeps what it reads).
+    normed = residual if model.norm.function == "layer_norm" else FLOAT32
+    return _Kept(model.d_model, compute, residual, normed, mask=1 if training.dropout else 0)
 
 
-def _layer_bytes(layer: Layer, d_model: int, compute: int) -> int:
-    """Self-attention and feed-forward network, for each token."""
-    attention, feed_forward = layer.self_attention, layer.feed_forward
-    # W_q, W_k and W_v read the one norm, W_gate and W_up the other.
-    reads = _read_bytes(d_model, 3, compute) + _read_bytes(d_model, 2 if feed_forward.gated else 1, compute)
-    # What the activation reads and makes; with a gate also what it is multiplied with, and the product.
-    inside = (4 if feed_forward.gated else 2) * feed_forward.d_ff * compute
-    return reads + _query_bytes(attention, d_model, compute) + _key_bytes(attention, compute) + inside
+def activation_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shape) -> float:
+    """What is kept for the backward pass over one example, with attention scores never stored (a fused kernel).
 
-
-def _read_bytes(d_model: int, readers: int, compute: int) -> int:
-    """The residual stream in float32, which its norm keeps, and the normed copy that the matrices after it keep.
-
-    In float32 they share it; autocast makes a copy in bfloat16 for each of them.
+    With activation checkpointing: the input of every layer, the encoder's output, and one layer's inside, the largest.
     """
-    return d_model * (FLOAT32 + (FLOAT32 if compute == FLOAT32 else readers * compute))
-
-
-def _query_bytes(attention: ResolvedAttention, d_model: int, compute: int) -> int:
-    """For each query token."""
-    # Queries as the kernel reads them, and its output, which W_o reads too where no norm stands between.
-    kept = 2 * attention.width * compute
-    if "q" in attention.qkv_norm:
-        kept += attention.width * FLOAT32  # a norm keeps what it reads, in float32
-    if attention.output_norm in ("head", "concat"):
-        kept += attention.width * compute  # what W_o reads
-        # The norm reads the kernel's output; in bfloat16 it keeps a float32 copy of it.
-        kept += 0 if compute == FLOAT32 else attention.width * FLOAT32
-    if attention.output_norm == "after_out":
-        kept += d_model * FLOAT32
-    return kept
-
-
-def _key_bytes(attention: ResolvedAttention, compute: int) -> int:
-    """For each key token: keys and values as the kernel reads them, and before their norms, in float32."""
-    norms = ("k" in attention.qkv_norm) + ("v" in attention.qkv_norm)
-    return attention.kv_width * (2 * compute + FLOAT32 * norms)
+    of, d_model, source, target = _kept(model, training), model.d_model, shape.source, shape.target
+    insides, crossed = [source * of.layer(layer) for layer in model.encoder], 0
+    for layer in model.decoder:
+        inside = target * of.layer(layer)
+        if cross := layer.cross_attention:
+            inside += target * (of.read(1) + of.query(cross) + d_model * of.mask) + source * of.key(cross)
+            # W_k and W_v read the encoder's output; autocast makes a copy for each of them.
+            inside += source * d_model * 2 * of.compute if of.autocast else 0
+            crossed += 1
+        insides.append(inside)
+    # The norm after each stack reads the residual stream once more.
+    kept = (source if model.encoder else 0) * d_model * of.normed + target * d_model * of.normed
+    kept += (source + target) * d_model * of.mask  # dropout on the embeddings
+    kept += shape.outputs * d_model * of.compute  # of the decoder's last norm only the counted positions are kept
+    if not training.execution.activation_checkpointing:
+        return kept + sum(insides) + (source * d_model * of.compute if crossed and not of.autocast else 0)
+    inputs = [source] * len(model.encoder) + [target] * len(model.decoder)
+    shared = of.residual if of.normed == of.residual else 0  # what its first norm keeps is the layer's input itself
+    inner = max(inside - tokens * d_model * shared for inside, tokens in zip(insides, inputs, strict=True))
+    return kept + inner + (sum(inputs) + (source if crossed else 0)) * d_model * of.residual

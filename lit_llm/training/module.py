@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_llm.components.loss.module import target_loss
-from lit_llm.models.transformer import LanguageModel
+from lit_llm.models.build import generator
+from lit_llm.models.transformer import LanguageModel, Stack
 from lit_llm.objectives.layout import Batch
 from lit_llm.training.config import TrainingConfig
 from lit_llm.training.optimizers.build import build_optimizer, set_learning_rate
+from lit_llm.training.optimizers.master_weights import MasterWeights, masters_of
 
 
 class Diverged(Exception):
@@ -36,19 +39,38 @@ class StepReport:
 
 
 class LitModel(L.LightningModule):
-    """Trains a LanguageModel: sums of losses over target tokens, divided by the count of the whole batch."""
+    """Trains a LanguageModel: sums of losses over target tokens, divided by the count of the whole batch.
 
-    def __init__(self, model: LanguageModel, training: TrainingConfig) -> None:
+    The seed is dropout's; a model comes without it and gets that of the stage here.
+    """
+
+    def __init__(self, model: LanguageModel, training: TrainingConfig, seed: int = 0) -> None:
         super().__init__()
         # One loader batch is one optimiser step: the number of targets is known before the first backward pass, so
         # a micro-batch with few targets weighs as little as it should, on several devices too.
         self.automatic_optimization = False
         self.model: LanguageModel = model
-        self.training_config = training
+        self.training_config, self.seed = training, seed
         self.report: StepReport | None = None
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = training.dropout
+            elif isinstance(module, Stack):
+                module.recompute = training.execution.activation_checkpointing
+        # In a tuple, so that they are no part of this module: neither wrapped nor saved twice.
+        self._masters = (masters_of(model),) if training.precision == "bf16_master" else ()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return build_optimizer(self.training_config.optimizer, self.model)
+        config = self.training_config.optimizer
+        if not self._masters:
+            return build_optimizer(config, self.model)
+        masters = self._masters[0].to(self.device)
+        return MasterWeights(self.model, masters, build_optimizer(config, masters))
+
+    def restore_masters(self) -> None:
+        """Make the float32 masters, where there are any, the model's weights."""
+        for masters in self._masters:
+            self.model.float().load_state_dict(masters.state_dict())
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device, non_blocking=True)
@@ -63,7 +85,8 @@ class LitModel(L.LightningModule):
         pieces = list(batch.pieces(config.execution.micro_batch_size or len(batch)))
         for number, piece in enumerate(pieces):
             with self._without_sync() if number < len(pieces) - 1 else nullcontext():
-                hidden_BTD = self.model.hidden(**piece.inputs)
+                with self._dropout(number):
+                    hidden_BTD = self.model.hidden(**piece.inputs)
                 nats, squares = target_loss(
                     hidden_BTD, self.model.unembedding_VD, piece.targets, piece.weights, config.z_loss > 0
                 )
@@ -72,7 +95,9 @@ class LitModel(L.LightningModule):
                 self.manual_backward(loss)
             total += nats.detach()
 
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        stepped = optimizer.optimizer
+        trained = stepped.take_gradients() if isinstance(stepped, MasterWeights) else self.model.parameters()
+        parameters = [p for p in trained if p.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm or math.inf)
         # The step's only wait for the device.
         nats_sum, targets, grad_norm = torch.stack([self._over_devices(total), counted, norm.detach()]).tolist()
@@ -82,6 +107,19 @@ class LitModel(L.LightningModule):
             raise Diverged(f"the {what} is not finite in step {self.global_step + 1}")
         optimizer.step()
         optimizer.zero_grad()
+
+    @contextmanager
+    def _dropout(self, micro_batch: int) -> Iterator[None]:
+        """What is dropped inside depends on (seed, step, micro-batch, rank) only, so that resumes are exact and arms of
+        equal shapes are paired."""
+        if not self.training_config.dropout:
+            yield
+            return
+        # Dropout draws from the global generators, which are the callers' too: they are given back as they were.
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            name = f"dropout/{self.global_step}/{micro_batch}/{self.global_rank}"
+            torch.manual_seed(generator(self.seed, name).initial_seed())
+            yield
 
     def _over_devices(self, numbers: Tensor) -> Tensor:
         if self.trainer.world_size == 1:

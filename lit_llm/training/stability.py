@@ -80,7 +80,7 @@ class Stability(L.Callback):
 
 @torch.no_grad()
 def largest_attention_logit(model: nn.Module, batch: Batch) -> float:
-    """The largest |q·k|/√K of all attentions on these examples."""
+    """The largest |q·k|/√K of all attentions on these examples, without dropout."""
     found: list[Tensor] = []
 
     def look(module: nn.Module, inputs: tuple[Tensor, Tensor, Tensor, Visibility]) -> None:
@@ -88,9 +88,12 @@ def largest_attention_logit(model: nn.Module, batch: Batch) -> float:
         found.append(largest_logit(q_BHTK, k_BHSK, visible))
 
     hooks = [m.register_forward_pre_hook(look) for m in model.modules() if isinstance(m, DotProduct)]
+    training = model.training
+    model.eval()
     try:
         model.hidden(**batch.inputs)  # type: ignore[operator]
     finally:
+        model.train(training)
         for hook in hooks:
             hook.remove()
     return max((float(logit) for logit in found), default=math.nan)

@@ -29,7 +29,11 @@ def peak_flops(name: str) -> float | None:
 
 
 class Throughput(L.Callback):
-    """Measures the time inside training steps alone, without evaluations and checkpoints."""
+    """Measures the time inside training steps alone, without evaluations and checkpoints.
+
+    Its FLOPs are those of one forward and one backward pass. What activation checkpointing computes again is no useful
+    work and not counted: MFU, not the hardware's utilisation (PaLM, arXiv 2204.02311, appendix B).
+    """
 
     def __init__(self, tokens_per_step: int, flops_per_step: float, precision: str = "fp32") -> None:
         self.tokens_per_step, self.flops_per_step, self.precision = tokens_per_step, flops_per_step, precision
@@ -50,7 +54,7 @@ class Throughput(L.Callback):
             "throughput/tokens_per_second": rate * self.tokens_per_step,
             "throughput/flops_per_second": rate * self.flops_per_step,
         }
-        known = device.type == "cuda" and self.precision == "bf16"
+        known = device.type == "cuda" and self.precision != "fp32"
         peak = peak_flops(torch.cuda.get_device_name(device)) if known else None
         return out | ({"throughput/mfu": rate * self.flops_per_step / peak} if peak else {})
 

@@ -94,6 +94,8 @@ def test_the_order_of_keys_and_one_against_one_point_zero_do_not_matter():
         "pretrain.training.optimizer.lr=1e-2",
         "pretrain.training.max_steps=301",
         "pretrain.training.precision=bf16",
+        "pretrain.training.precision=bf16_master",
+        "pretrain.training.dropout=0.1",
         "pretrain.training.z_loss=0",
         "pretrain.data.sequence_length=64",
         "pretrain.data.batch_size=8",
@@ -128,6 +130,7 @@ def test_what_is_computed_with_one_seed_or_model_is_told_from_all_others(fingerp
     [
         "pretrain.training.execution.threads=2",
         "pretrain.training.execution.micro_batch_size=4",
+        "pretrain.training.execution.activation_checkpointing=true",
         "pretrain.training.execution.workers=2",
         "pretrain.training.execution.accelerator=auto",
         "pretrain.training.execution.log_every=3",

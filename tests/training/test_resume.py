@@ -55,13 +55,22 @@ def numbers(stage: Stage) -> list[tuple[int, dict[str, Any]]]:
         [],
         ["pretrain.objective={kind: prefix_lm, split: random}", "pretrain.training.execution.micro_batch_size=3"],
         ["pretrain.training.execution.workers=2", "pretrain.training.precision=bf16"],
+        [
+            "pretrain.training.dropout=0.2", "pretrain.training.execution.micro_batch_size=3",
+            "pretrain.training.execution.activation_checkpointing=true",
+        ],
+        ["pretrain.training.precision=bf16_master", "pretrain.training.dropout=0.2"],
+        ["pretrain.training.precision=bf16_master", "pretrain.training.optimizer=muon", "model.norm.scale=true"],
         ["pretrain.training.optimizer=adafactor", "pretrain.training.schedule={kind: wsd, decay_steps: 5}"],
         ["pretrain.training.optimizer=adafactor_factored"],
         ["pretrain.training.optimizer=adamw_8bit", "model.feed_forward.d_ff=512"],
         ["pretrain.training.optimizer=muon", "model.norm.scale=true"],
     ],
-    ids=["plain", "random_split_micro_batches", "workers_bf16", "adafactor_wsd", "factored", "8_bit", "muon"],
-)
+    ids=[
+        "plain", "random_split_micro_batches", "workers_bf16", "dropout_checkpointing", "masters", "masters_muon",
+        "adafactor_wsd", "factored", "8_bit", "muon",
+    ],
+)  # fmt: skip
 def test_two_interruptions_change_no_bit(tmp_path: Path, corpus: Path, preset: str, overrides: list[str]) -> None:
     """The batches, the optimiser's moments, spike statistics and metrics all go on where they stopped."""
     torch.set_num_threads(1)

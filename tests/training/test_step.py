@@ -17,7 +17,8 @@ from lit_llm.objectives.config import EOD, MasksConfig
 from lit_llm.objectives.layout import Batch, lay_out
 from lit_llm.training.config import StabilityConfig, TrainingConfig
 from lit_llm.training.module import Diverged, LitModel, StepReport
-from lit_llm.training.optimizers.config import AdamW
+from lit_llm.training.optimizers.build import build_optimizer
+from lit_llm.training.optimizers.config import Adafactor, AdamW, FactoredAdafactor, Muon, Optimizer
 from lit_llm.training.stability import Stability, largest_attention_logit
 
 SMALL = ["model.d_model=16", "model.vocabulary=1024", "model.attention.heads=2", "model.feed_forward.d_ff=32"]
@@ -116,13 +117,25 @@ def test_clipping_bounds_the_step_and_reports_the_norm_before_it() -> None:
     assert math.sqrt(sum(float(g.square().sum()) for g in small.values())) == pytest.approx(0.01, rel=1e-4)
 
 
-def test_matrices_decay_and_scales_do_not() -> None:
-    """AdamW's decay with a zero gradient: p <- p (1 - lr decay)."""
-    from lit_llm.training.optimizers.build import build_optimizer
+DECAYING = AdamW(lr=0.1, weight_decay=0.5)
 
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        DECAYING,
+        AdamW(kind="adamw_8bit", lr=0.1, weight_decay=0.5),
+        Adafactor(lr=0.1, weight_decay=0.5),
+        FactoredAdafactor(lr=0.1, weight_decay=0.5),
+        Muon(lr=0.1, weight_decay=0.5, rest=DECAYING),
+    ],
+    ids=lambda config: config.kind,
+)
+def test_matrices_decay_and_scales_do_not(config: Optimizer) -> None:
+    """Decoupled decay with a zero gradient: p <- p (1 - lr decay)."""
     model = build_model(load_experiment("decllm-tiny", [*SMALL, "model.norm.scale=true"]).model)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    optimizer = build_optimizer(AdamW(lr=0.1, weight_decay=0.5), model)
+    optimizer = build_optimizer(config, model)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()

@@ -26,8 +26,10 @@ def build_optimizer(config: Optimizer, model: nn.Module) -> torch.optim.Optimize
     if isinstance(config, AdamW):
         return _adamw(config, groups)
     if isinstance(config, FactoredAdafactor):
+        # torch's own first epsilon, 1e-7, is a floor under mean squares: most gradients of a large model lie below it.
+        # It squares it under the second moment, where the paper's is 1e-30.
         return torch.optim.Adafactor(
-            groups, lr=config.lr, beta2_decay=-config.decay, eps=(None, config.eps), d=config.clip_threshold
+            groups, lr=config.lr, beta2_decay=-config.decay, eps=(1e-15, config.eps), d=config.clip_threshold
         )
     assert isinstance(config, Adafactor)
     return UnfactoredAdafactor(

@@ -1,0 +1,68 @@
+"""Float32 copies of bfloat16 parameters for the optimiser (Mixed Precision Training, arXiv 1710.03740, section 3.1)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def masters_of(model: Model) -> Model:
+    """A copy of a float32 model, whose own parameters become bfloat16."""
+    masters = copy.deepcopy(model)
+    model.to(torch.bfloat16)
+    return masters
+
+
+class MasterWeights(torch.optim.Optimizer):
+    """
+    parameters ─ backward pass ─▶ gradients ─ take_gradients ─▶ gradients ─ clipping, step ─▶ masters
+      bfloat16                     bfloat16                      float32                      float32
+         ▲───────────────────────────────────── rounded ─────────────────────────────────────────┘
+
+    A step smaller than a parameter's last bit is not lost: the masters add such steps up. They are in the state, beside
+    that of the optimiser that steps them, so that a resume goes on from them and not from their roundings.
+    """
+
+    def __init__(self, model: nn.Module, masters: nn.Module, stepper: torch.optim.Optimizer) -> None:
+        """stepper: an optimiser over the parameters of `masters`, which is a float32 copy of `model`."""
+        self.parameters, self.masters = list(model.parameters()), list(masters.parameters())
+        self.stepper = stepper
+        super().__init__(self.masters, {})
+        self.param_groups = stepper.param_groups
+
+    @torch.no_grad()
+    def take_gradients(self) -> list[nn.Parameter]:
+        """Move the gradients to the masters, one tensor at a time; returns the masters."""
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            if parameter.grad is not None:
+                master.grad, parameter.grad = parameter.grad.float(), None
+        return self.masters
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = closure() if closure is not None else None
+        self.take_gradients()
+        self.stepper.step()
+        self._round()
+        return loss
+
+    @torch.no_grad()
+    def _round(self) -> None:
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            parameter.copy_(master)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"masters": [master.detach() for master in self.masters], "stepper": self.stepper.state_dict()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for master, saved in zip(self.masters, state_dict["masters"], strict=True):
+            master.copy_(saved)
+        self._round()
+        self.stepper.load_state_dict(state_dict["stepper"])
+        self.param_groups = self.stepper.param_groups
