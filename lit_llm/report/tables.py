@@ -32,21 +32,27 @@ def _table(*columns: str, left: int = 1) -> Table:
     return table
 
 
-def plan_table(plan: Plan) -> RenderableType:
-    """Costs of every arm, what differs, and the findings."""
+COSTS = ("arm", "params", "FLOPs/token", "tokens", "loss tokens", "KV cache", "memory", "time")
+TRAINING = 5
+"""Columns of what is computed; the others are what it takes."""
+
+
+def plan_table(plan: Plan, width: int = 120) -> RenderableType:
+    """Costs of every arm (in a narrow terminal as two tables), what differs, and the findings."""
     study = plan.ablation.study
-    costs = _table("arm", "params", "FLOPs/token", "tokens", "loss tokens", "KV cache", "memory")
-    for planned in plan.arms:
-        cost = planned.cost
-        costs.add_row(
+    rows = [
+        [
             planned.arm.name,
-            text.count(cost.parameters),
-            text.short(cost.train_flops_per_token),
-            text.count(cost.tokens),
-            text.count(cost.loss_tokens),
-            text.size(cost.cache.total(plan.prompt, plan.generate)),
-            text.size(cost.memory_bytes),
-        )
+            text.count(planned.cost.parameters),
+            text.short(planned.cost.train_flops_per_token),
+            text.count(planned.cost.tokens),
+            text.count(planned.cost.loss_tokens),
+            text.size(planned.cost.cache.total(plan.prompt, plan.generate)),
+            text.size(planned.cost.memory_bytes),
+            text.about(plan.estimate.arms[planned.arm.name].run) if plan.estimate else "–",
+        ]
+        for planned in plan.arms
+    ]
     seeds = f"{len(study.seeds)} seed{'s' if len(study.seeds) > 1 else ''}"
     computations = {name: p.cost.train_flops for p in plan.arms for name in p.fingerprints}
     shared = len(plan.arms) * len(study.seeds) - len(computations)
@@ -56,14 +62,43 @@ def plan_table(plan: Plan) -> RenderableType:
     parts: list[RenderableType] = [
         Text(study.study, style="bold") + Text(f"  {study.question}", style="not bold"),
         Text(),
-        costs,
-        Text(f"{runs}. KV cache: {plan.prompt} prompt and {plan.generate} generated tokens.", style="dim"),
+        *_side_by_side(COSTS, rows, TRAINING, width),
+        Text(
+            f"{runs}{_duration(plan)}. KV cache: {plan.prompt} prompt and {plan.generate} generated tokens.",
+            style="dim",
+        ),
     ]
+    if plan.estimate and plan.estimate.busy:
+        message = "This machine was busy when it was timed, so it looks slower than it is: `--measure` times it again."
+        parts.append(Text(message, style="yellow"))
     if len(plan.arms) > 1:
         parts += [Text(), Text("what differs from the baseline", style="bold"), _differences(plan)]
     if plan.findings:
         parts += [Text(), Text("findings", style="bold"), *map(_finding, plan.findings)]
     return Group(*parts)
+
+
+def _duration(plan: Plan) -> str:
+    """Of the whole study, for the line below the costs."""
+    found = plan.estimate
+    if found is None:
+        return ", time unknown until `--measure` has timed this machine"
+    done = f"; {found.done} of them done" if found.done else ""
+    at_once = f" with {found.slots} at once" if found.slots > 1 else ""
+    return f"{done}, about {text.about(found.seconds)}{at_once} on this machine"
+
+
+def _side_by_side(head: Sequence[str], rows: Sequence[Sequence[str]], first: int, width: int) -> list[RenderableType]:
+    """One table where it fits, else two, the columns from number `first` on below the others."""
+    longest = [max(len(row[index]) for row in [head, *rows]) + 2 for index in range(len(head))]
+    parts = [range(len(head))] if sum(longest) <= width else [range(first), (0, *range(first, len(head)))]
+    found: list[RenderableType] = []
+    for columns in parts:
+        table = _table(*(head[index] for index in columns))
+        for row in rows:
+            table.add_row(*(row[index] for index in columns))
+        found += [table, Text()]
+    return found[:-1]
 
 
 def _differences(plan: Plan) -> RenderableType:
@@ -106,16 +141,8 @@ EFFECT = 4
 def comparison_table(comparison: Comparison, width: int) -> RenderableType:
     """Mean, difference and cost of every arm; in a narrow terminal the cost stands below."""
     head = [name.format(metric=comparison.metric) for name in HEAD]
-    rows = [_cells(row) for row in comparison.rows]
-    longest = [max(len(row[index]) for row in [head, *rows]) + 2 for index in range(len(head))]
-    parts = [range(len(head))] if sum(longest) <= width else [range(EFFECT), (0, *range(EFFECT, len(head)))]
-    found: list[RenderableType] = []
-    for columns in parts:
-        table = _table(*(head[index] for index in columns))
-        for row in rows:
-            table.add_row(*(row[index] for index in columns))
-        found += [table, Text()]
-    return Group(*found[:-1], *(Text(f"· {note}", style="dim") for note in comparison.notes))
+    tables = _side_by_side(head, [_cells(row) for row in comparison.rows], EFFECT, width)
+    return Group(*tables, *(Text(f"· {note}", style="dim") for note in comparison.notes))
 
 
 def _cells(row: Row) -> list[str]:
