@@ -8,7 +8,7 @@ from lit_llm.experiment.ceilings import OPTIMIZERS, Ceilings
 FREE = float("inf")
 NOTHING = Ceilings(
     layer={16: FREE},
-    scores={8: FREE},
+    scores={1: {8: FREE}},
     layer_seconds=0.0,
     cross_seconds=0.0,
     logits={1: FREE},
@@ -23,7 +23,7 @@ NOTHING = Ceilings(
 USUAL = replace(
     NOTHING,
     layer={32: 2e10, 512: 8e10},
-    scores={16: 1e10, 128: 4e10},
+    scores={128: {16: 1e10, 128: 4e10}, 1024: {16: 2e10, 128: 5e10}},
     layer_seconds=1e-3,
     cross_seconds=5e-4,
     logits={1 << 19: 5e8, 1 << 24: 1e8},

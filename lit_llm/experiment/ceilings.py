@@ -38,6 +38,8 @@ MOST_PROCESSES = 16
 WIDTHS = {"cpu": ((32, 1024), (128, 1024), (512, 256)), "cuda": ((256, 16384), (1024, 16384), (4096, 8192))}
 """(d_model, tokens) at which a layer is timed: its rate grows with the width."""
 HEAD_DIMS = (16, 64, 128)
+KEYS = (128, 1024)
+"""Keys over which attention is timed: the longer the row, the better its kernel does."""
 LOGITS = {"cpu": ((512, 1024), (1024, 16384)), "cuda": ((4096, 1024), (1024, 32768))}
 """(positions, vocabulary) at which the loss is timed; tensors of more than 32 MB are memory new from the kernel."""
 OPTIMIZERS = ("adamw", "adafactor", "adafactor_factored", "muon")
@@ -51,8 +53,8 @@ class Ceilings:
 
     layer: dict[int, float]
     """{d_model: FLOP/s} of a layer's matrix products, forward and backward; its elementwise work is in the time."""
-    scores: dict[int, float]
-    """{head_dim: FLOP/s} of causal attention over the visible pairs, forward and backward."""
+    scores: dict[int, dict[int, float]]
+    """{keys: {head_dim: FLOP/s}} of causal attention over the visible pairs, forward and backward."""
     layer_seconds: float
     """A layer's forward and backward pass over next to no tokens: what its operator calls cost."""
     cross_seconds: float
@@ -146,7 +148,10 @@ def keep(setting: Setting, ceilings: Ceilings) -> None:
 
 def _from_json(content: dict[str, Any]) -> Ceilings:
     values = {field.name: content[field.name] for field in fields(Ceilings)}
-    for name in ("layer", "scores", "logits"):
+    values["scores"] = {
+        int(keys): {int(size): float(rate) for size, rate in rates.items()} for keys, rates in values["scores"].items()
+    }
+    for name in ("layer", "logits"):
         values[name] = {int(size): float(rate) for size, rate in values[name].items()}
     values["update"] = {kind: tuple(map(float, cost)) for kind, cost in values["update"].items()}
     return Ceilings(**values)
@@ -228,20 +233,23 @@ class Timer:
             found.append(self.clock() - began)
         return min(found[1:])
 
-    def scores(self, head_dim: int, tokens: int = 512) -> float:
+    def scores(self, head_dim: int, tokens: int) -> float:
         """FLOP/s of causal attention."""
         import torch
 
         heads = max(1, (64 if self.device == "cpu" else 4096) // head_dim)
+        rows = max(1, 1024 // tokens)
         q, k, v = (
-            torch.randn(4, heads, tokens, head_dim, device=self.device, requires_grad=True)
+            torch.randn(rows, heads, tokens, head_dim, device=self.device, requires_grad=True)
             if self.precision == "fp32"
-            else torch.randn(4, heads, tokens, head_dim, device=self.device, dtype=torch.bfloat16, requires_grad=True)
+            else torch.randn(
+                rows, heads, tokens, head_dim, device=self.device, dtype=torch.bfloat16, requires_grad=True
+            )
             for _ in range(3)
         )
         attend = torch.nn.functional.scaled_dot_product_attention
         seconds = self.seconds(lambda: attend(q, k, v, is_causal=True).sum())
-        return 3 * 4 * (4 * heads * head_dim) * (tokens * (tokens + 1) / 2) / seconds
+        return 3 * 4 * (rows * heads * head_dim) * (tokens * (tokens + 1) / 2) / seconds
 
     def stack(self, width: int, tokens: int, cross: bool = False) -> float:
         """Seconds of a model of one layer (one on each side, with `cross`), the loss left out."""
@@ -320,13 +328,13 @@ def take(device: str, precision: str, threads: int) -> dict[str, Any]:
     narrow = WIDTHS[device][0][0]
     few = timer.stack(narrow, 8)
     both = timer.stack(narrow, 8, cross=True)
-    scores = {head_dim: timer.scores(head_dim) for head_dim in HEAD_DIMS}
+    scores = {keys: {head_dim: timer.scores(head_dim, keys) for head_dim in HEAD_DIMS} for keys in KEYS}
     layer = {}
     for width, tokens in WIDTHS[device]:
         resolved = resolve_model(_one_layer(width, cross=False))
         products = sum(rows * columns for rows, columns in layer_tensors(resolved) if rows > 1)
         attention = resolved.decoder[0].self_attention
-        attending = 3 * attention.score_flops(129 / 2) * tokens / interpolated(scores, attention.head_dim)
+        attending = 3 * attention.score_flops(129 / 2) * tokens / interpolated(scores[128], attention.head_dim)
         seconds = timer.stack(width, tokens) - few - attending
         layer[width] = 6.0 * products * tokens / max(seconds, 1e-9)
     (positions, vocabulary), _ = LOGITS[device]

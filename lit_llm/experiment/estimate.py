@@ -1,6 +1,6 @@
 """How long an experiment would take here and whether it fits: analytic cost over measured ceilings. Loads no torch.
 
-    step   = products / rate(d_model) + attention / rate(head_dim) + logits x (1 / rate(logits) + b d_model)
+    step   = products / rate(d_model) + attention / rate(keys, head_dim) + logits x (1 / rate(logits) + b d_model)
              + passes x layers x overhead + update(optimiser, parameters) + the trainer's own part
     run    = start + steps x step + validations (forward only: a third of a pass)
 
@@ -72,9 +72,11 @@ def _window_seconds(model: ResolvedModel, shape: Shape, at_once: int, ceilings: 
     """Forward and backward pass over one window, the cost of the calls themselves left out."""
     scores = list(score_flops(model, shape))
     logits = shape.outputs * model.vocabulary
-    products = forward_flops(model, shape) - sum(flops for _, flops in scores) - 2 * logits * model.d_model
+    products = forward_flops(model, shape) - sum(flops for *_, flops in scores) - 2 * logits * model.d_model
     seconds = 3 * products / interpolated(ceilings.layer, model.d_model)
-    seconds += sum(3 * flops / interpolated(ceilings.scores, head_dim) for head_dim, flops in scores)
+    for keys, head_dim, flops in scores:
+        rates = {measured: interpolated(by_head_dim, head_dim) for measured, by_head_dim in ceilings.scores.items()}
+        seconds += 3 * flops / interpolated(rates, keys)
     positions, rows = at_once * shape.outputs, chunk_rows(model.vocabulary)
     held = max(min(positions, rows) * model.vocabulary, min(ceilings.logits))
     # In chunks, the logits are computed again for the backward pass: four passes instead of three.
@@ -83,16 +85,16 @@ def _window_seconds(model: ResolvedModel, shape: Shape, at_once: int, ceilings: 
     return seconds + again * logits * for_each
 
 
-def score_flops(model: ResolvedModel, shape: Shape) -> Iterable[tuple[int, float]]:
-    """(head_dim, forward FLOPs of QKᵀ and the sum over values) of every attention, for one example."""
+def score_flops(model: ResolvedModel, shape: Shape) -> Iterable[tuple[float, int, float]]:
+    """(keys, head_dim, forward FLOPs of QKᵀ and the sum over values) of every attention, for one example."""
     for layer in model.encoder:
         attention = layer.self_attention
-        yield attention.head_dim, attention.score_flops(shape.source * shape.source)
+        yield shape.source, attention.head_dim, attention.score_flops(shape.source * shape.source)
     for layer in model.decoder:
         attention = layer.self_attention
-        yield attention.head_dim, attention.score_flops(causal_pairs(shape.target, shape.prefix))
+        yield shape.target, attention.head_dim, attention.score_flops(causal_pairs(shape.target, shape.prefix))
         if cross := layer.cross_attention:
-            yield cross.head_dim, cross.score_flops(shape.target * shape.source)
+            yield shape.source, cross.head_dim, cross.score_flops(shape.target * shape.source)
 
 
 def layers_seconds(model: ResolvedModel, ceilings: Ceilings) -> float:

@@ -81,7 +81,7 @@ def test_a_timing_that_fails_says_why() -> None:
 
 def test_measuring_finds_positive_figures_and_keeps_them() -> None:
     found = measure(SETTING)
-    rates = [*found.layer.values(), *found.scores.values(), *found.logits.values()]
+    rates = [*found.layer.values(), *found.scores[128].values(), *found.logits.values()]
     assert min(rates) > 0
     assert found.layer_seconds > 0
     assert min(for_each for for_each, _ in found.update.values()) > 0

@@ -44,13 +44,20 @@ def test_half_of_a_window_goes_through_each_side_of_an_encoder_decoder() -> None
 
 def test_causal_attention_takes_twelve_flops_per_entry_and_visible_pair() -> None:
     pairs = T * (T + 1) / 2  # QKᵀ and the sum over values, a multiply-add as 2, forward and twice that backward
-    assert step("decllm-tiny", only(scores={D // 2: 1e6})) == pytest.approx(12 * D * pairs * LAYERS * B / 1e6)
+    assert step("decllm-tiny", only(scores={1: {D // 2: 1e6}})) == pytest.approx(12 * D * pairs * LAYERS * B / 1e6)
+
+
+def test_attention_goes_at_the_rate_of_its_keys() -> None:
+    both = {T // 2: {D // 2: 1e6}, T: {D // 2: 2e6}}
+    one, two = ({1: {D // 2: rate}} for rate in (1e6, 2e6))
+    assert step("decllm-tiny", only(scores=both)) == pytest.approx(step("decllm-tiny", only(scores=two)))
+    assert step("redllm-tiny", only(scores=both)) == pytest.approx(step("redllm-tiny", only(scores=one)))
 
 
 def test_an_encoder_sees_all_pairs_and_cross_attention_source_by_target() -> None:
     half = T // 2
     pairs = 2 * half * half + 2 * half * (half + 1) / 2 + 2 * half * half
-    assert step("redllm-tiny", only(scores={D // 2: 1e6})) == pytest.approx(12 * D * pairs * B / 1e6)
+    assert step("redllm-tiny", only(scores={1: {D // 2: 1e6}})) == pytest.approx(12 * D * pairs * B / 1e6)
 
 
 def test_the_loss_takes_time_for_each_logit_and_its_product_for_each_width() -> None:
