@@ -26,11 +26,12 @@ from lit_llm.models.cost import Shape, causal_pairs, embedding_tensors, forward_
 from lit_llm.training.optimizers.config import Muon, Optimizer
 
 START_SECONDS = 0.2
-"""Of a run outside its steps and validations, forked from a server that has imported everything: 0.16 s, measured by
-`benchmarks/run_overhead.py`, and its weights written."""
+"""Of a run outside its steps and validations, forked from a server that has imported everything: 0.16 s as measured by
+`benchmarks/run_overhead.py`, rounded up."""
 TRAINER_LAYERS = 2.0
 """The trainer's own part of a step (Lightning's loop, callbacks, cutting the batch), as so many layers' operator
-calls, with which it shares its cause, Python: measured by `benchmarks/estimate.py`."""
+calls, with which it shares its cause, Python. A rough figure, not measured by itself: the smallest experiment of
+`benchmarks/estimate.py`, where it weighs most, comes out within a fifth with it."""
 
 
 @dataclass(frozen=True)
