@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,8 @@ from lit_llm.config.problems import InputError, Problem
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from lit_llm.experiment.ceilings import Ceilings, Setting
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -68,21 +71,43 @@ def plan(
         int, typer.Option(min=1, help="Prompt tokens for prefill, decoding and the key-value cache.")
     ] = 1000,
     generate: Annotated[int, typer.Option(min=1, help="Generated tokens for decoding and the key-value cache.")] = 1000,
+    jobs: Annotated[
+        int | None,
+        typer.Option("-j", "--jobs", min=1, help="Runs at once, for the estimate; by default those of `run`."),
+    ] = None,
+    measure: Annotated[
+        bool | None,
+        typer.Option(
+            "--measure/--no-measure",
+            help="Time this machine, again or not at all. By default once for a study file, never for a preset.",
+            show_default=False,
+        ),
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
 ) -> None:
-    """Show every arm before it runs: parameters, FLOPs, cache, tokens, what differs, whether it is fair.
+    """Show every arm before it runs: parameters, FLOPs, cache, tokens, time, what differs, whether it is fair.
 
     Example: lit-llm plan ablations/quickstart.yaml -o pretrain.data.sequence_length=256
     """
     from lit_llm.ablation.arms import load_study
+    from lit_llm.ablation.estimate import estimated
     from lit_llm.ablation.plan import plan as make_plan
+    from lit_llm.tracking.store import Store
 
-    planned = make_plan(load_study(study, override or ()), prompt, generate)
+    place = Store(store)
+    place.check()
+    ablation = load_study(study, override or ())
+    planned = make_plan(ablation, prompt, generate)
+    measuring = Path(study).is_file() if measure is None else measure
+    ceilings = _ceilings(measuring and not planned.refused, again=measure is True)
+    planned = estimated(planned, jobs or _slots(ablation), ceilings, place)
     if as_json:
         print(json.dumps(planned.as_json(), indent=1))
     else:
         from lit_llm.report.tables import plan_table
 
-        _console().print(plan_table(planned))
+        console = _console()
+        console.print(plan_table(planned, console.width))
     if planned.refused:
         raise typer.Exit(2)
 
@@ -330,6 +355,22 @@ def store_gc(
         print(f"Removed {len(removed)}, {size(sum(item.bytes for item in removed))}.")
     else:
         print("Nothing was removed.")
+
+
+def _ceilings(measuring: bool, again: bool) -> Callable[[Setting], Ceilings | None]:
+    """What is known of this machine, or with `measuring` found out now."""
+    from lit_llm.experiment.ceilings import cached, measure
+
+    def find(setting: Setting) -> Ceilings | None:
+        found = None if again else cached(setting)
+        if found is not None or not measuring:
+            return found
+        how = f"{setting.precision}, {setting.threads} thread{'s' if setting.threads > 1 else ''}"
+        beside = f", {setting.at_once} at once" if setting.at_once > 1 else ""
+        print(f"timing this machine once ({setting.device}, {how}{beside}) ...", file=sys.stderr, flush=True)
+        return measure(setting)
+
+    return find
 
 
 def _slots(ablation: Any) -> int:

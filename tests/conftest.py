@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import random
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from made_up_ceilings import USUAL
 
+from lit_llm.experiment.ceilings import MOST_PROCESSES, Setting, cores, keep
 from lit_llm.tracking.store import Store
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -16,6 +20,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WORDS = "the a of to in is that it was for on as with his they be at one have this from or had by hot but".split()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def measured_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache in which this machine is measured already: no test waits for it, none writes into the user's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(os.environ, "XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        beside = range(1, min(cores(), MOST_PROCESSES) + 1)
+        for setting in itertools.product(("cpu", "cuda"), ("fp32", "bf16"), (1, 2), beside):
+            keep(Setting(*setting), USUAL)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -51,6 +51,24 @@ def test_plan_json_has_every_promised_key() -> None:
         assert len(arm["fingerprints"]["pretrain"]) == len(arm["seeds"])
 
 
+def test_plan_estimates_the_time_of_each_run_and_of_all(tmp_path: Path) -> None:
+    """From what is known of this machine: tests find it measured."""
+    options = ("ablations/quickstart.yaml", "--json", "--store", str(tmp_path))
+    one, two = (json.loads(lit_llm("plan", *options, "-j", jobs).stdout) for jobs in ("1", "2"))
+    assert one["estimate"]["seconds"] == pytest.approx(sum(3 * arm["seconds"] for arm in one["arms"]))
+    assert one["estimate"]["slots"] == 1
+    assert two["estimate"]["slots"] == 2
+
+
+def test_a_preset_is_planned_at_once_where_nothing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    answer = lit_llm("plan", "redllm-8b")
+    assert answer.returncode == 0
+    assert "--measure" in answer.stdout
+    assert answer.stderr == ""
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "ablations").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_shipped_study_is_fair_and_opens_with_its_question(path: Path) -> None:
     answer = lit_llm("plan", str(path), "--json")
@@ -143,6 +161,18 @@ def test_help_and_a_wrong_study_load_no_heavy_library(tmp_path: Path) -> None:
         )
         answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert answer.stdout.splitlines()[-1] == "[]", answer.stderr
+
+
+def test_a_plan_with_its_estimate_loads_no_torch() -> None:
+    code = (
+        "import sys; from lit_llm.cli import main\n"
+        "sys.argv = ['lit-llm', 'plan', 'redllm-8b', '-o', 'pretrain.training.precision=fp32', '--json']\n"
+        "try: main()\nexcept SystemExit as e: pass\n"
+        "print([m for m in ('torch', 'lightning', 'mlflow') if m in sys.modules])"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert answer.stdout.splitlines()[-1] == "[]", answer.stderr
+    assert '"estimate": {' in answer.stdout
 
 
 def test_diff_shows_what_tells_two_presets_apart() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lit_llm.ablation.arms import Ablation, Arm
 from lit_llm.ablation.audit import Finding, audit, differs
@@ -12,6 +12,9 @@ from lit_llm.ablation.layouts import design_json
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.experiment.cost import Cost, cost_of
 from lit_llm.experiment.identity import pretrain_fingerprint
+
+if TYPE_CHECKING:
+    from lit_llm.ablation.estimate import Estimate
 
 PROMPT, GENERATE = 1000, 1000
 """Tokens at which decoding is costed unless told otherwise."""
@@ -37,6 +40,8 @@ class Plan:
     findings: tuple[Finding, ...]
     prompt: int = PROMPT
     generate: int = GENERATE
+    estimate: Estimate | None = None
+    """Of its duration, where this machine is measured: see `lit_llm.ablation.estimate.estimated`."""
 
     @property
     def refused(self) -> list[Finding]:
@@ -58,9 +63,11 @@ class Plan:
                     "seeds": list(study.seeds),
                     "fingerprints": {"pretrain": list(planned.fingerprints)},
                     **planned.cost.as_json(self.prompt, self.generate),
+                    "seconds": self.estimate.arms[planned.arm.name].run if self.estimate else None,
                 }
                 for planned in self.arms
             ],
+            "estimate": self.estimate.as_json() if self.estimate else None,
             "findings": [finding.as_json() for finding in self.findings],
         }
 

@@ -36,21 +36,27 @@ def _table(*columns: str, left: int = 1) -> Table:
     return table
 
 
-def plan_table(plan: Plan) -> RenderableType:
-    """Costs of every arm, what differs, and the findings."""
+COSTS = ("arm", "params", "FLOPs/token", "tokens", "loss tokens", "KV cache", "memory", "time")
+TRAINING = 5
+"""Columns of what is computed; the others are what it takes."""
+
+
+def plan_table(plan: Plan, width: int = 120) -> RenderableType:
+    """Costs of every arm (in a narrow terminal as two tables), what differs, and the findings."""
     study = plan.ablation.study
-    costs = _table("arm", "params", "FLOPs/token", "tokens", "loss tokens", "KV cache", "memory")
-    for planned in plan.arms:
-        cost = planned.cost
-        costs.add_row(
+    rows = [
+        [
             planned.arm.name,
-            text.count(cost.parameters),
-            text.short(cost.train_flops_per_token),
-            text.count(cost.tokens),
-            text.count(cost.loss_tokens),
-            text.size(cost.cache.total(plan.prompt, plan.generate)),
-            text.size(cost.memory_bytes),
-        )
+            text.count(planned.cost.parameters),
+            text.short(planned.cost.train_flops_per_token),
+            text.count(planned.cost.tokens),
+            text.count(planned.cost.loss_tokens),
+            text.size(planned.cost.cache.total(plan.prompt, plan.generate)),
+            text.size(planned.cost.memory_bytes),
+            text.about(plan.estimate.arms[planned.arm.name].run) if plan.estimate else "–",
+        ]
+        for planned in plan.arms
+    ]
     seeds = f"{len(study.seeds)} seed{'s' if len(study.seeds) > 1 else ''}"
     computations = {name: p.cost.train_flops for p in plan.arms for name in p.fingerprints}
     shared = len(plan.arms) * len(study.seeds) - len(computations)
@@ -60,9 +66,15 @@ def plan_table(plan: Plan) -> RenderableType:
     parts: list[RenderableType] = [
         Text(study.study, style="bold") + Text(f"  {study.question}", style="not bold"),
         Text(),
-        costs,
-        Text(f"{runs}. KV cache: {plan.prompt} prompt and {plan.generate} generated tokens.", style="dim"),
+        *_side_by_side(COSTS, rows, TRAINING, width),
+        Text(
+            f"{runs}{_duration(plan)}. KV cache: {plan.prompt} prompt and {plan.generate} generated tokens.",
+            style="dim",
+        ),
     ]
+    if plan.estimate and plan.estimate.busy:
+        message = "This machine was busy when it was timed, so it looks slower than it is: `--measure` times it again."
+        parts.append(Text(message, style="yellow"))
     if study.grid and study.grid.fraction:
         parts += [Text(), *_fraction(plan, study.grid.fraction, study.grid.requested)]
     if len(plan.arms) > 1:
@@ -89,6 +101,29 @@ def _fraction(plan: Plan, fraction: Fraction, requested: Sequence[int]) -> list[
     notes = ["An arm is named by the factors at their second level; ... are effects of three factors and more."]
     notes += [f"Interactions that are not told apart: {shared}."] * bool(shared)
     return [Text(head, style="bold"), table, *(Text(note, style="dim") for note in notes)]
+
+
+def _duration(plan: Plan) -> str:
+    """Of the whole study, for the line below the costs."""
+    found = plan.estimate
+    if found is None:
+        return ", time unknown until `--measure` has timed this machine"
+    done = f"; {found.done} of them done" if found.done else ""
+    at_once = f" with {found.slots} at once" if found.slots > 1 else ""
+    return f"{done}, about {text.about(found.seconds)}{at_once} on this machine"
+
+
+def _side_by_side(head: Sequence[str], rows: Sequence[Sequence[str]], first: int, width: int) -> list[RenderableType]:
+    """One table where it fits, else two, the columns from number `first` on below the others."""
+    longest = [max(len(row[index]) for row in [head, *rows]) + 2 for index in range(len(head))]
+    parts = [range(len(head))] if sum(longest) <= width else [range(first), (0, *range(first, len(head)))]
+    found: list[RenderableType] = []
+    for columns in parts:
+        table = _table(*(head[index] for index in columns))
+        for row in rows:
+            table.add_row(*(row[index] for index in columns))
+        found += [table, Text()]
+    return found[:-1]
 
 
 def _differences(plan: Plan) -> RenderableType:
@@ -136,17 +171,9 @@ COST = ("params", "FLOPs", "tok/s", "spikes")
 def comparison_table(comparison: Comparison, width: int) -> RenderableType:
     """Mean, difference and cost of every arm; in a narrow terminal the cost stands below."""
     head, *rows = _cells(comparison)
-    longest = [max(len(row[index]) for row in [head, *rows]) + 2 for index in range(len(head))]
-    effect = len(head) - len(COST)
-    parts = [range(len(head))] if sum(longest) <= width else [range(effect), (0, *range(effect, len(head)))]
-    found: list[RenderableType] = []
-    for columns in parts:
-        table = _table(*(head[index] for index in columns))
-        for row in rows:
-            table.add_row(*(row[index] for index in columns))
-        found += [table, Text()]
+    tables = _side_by_side(head, rows, len(head) - len(COST), width)
     notes = [Text(f"· {note}", style="dim") for note in comparison.notes]
-    return Group(*found[:-1], *notes, *(part for group in comparison.effects for part in _effects(group, comparison)))
+    return Group(*tables, *notes, *(part for group in comparison.effects for part in _effects(group, comparison)))
 
 
 EFFECTS_HEAD = ("", "factor", "effect [95%]", "aliased with")

@@ -44,6 +44,14 @@ def difference(d: Difference | None, empty: str = "–") -> str:
     return f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
 
 
+def about(seconds: float) -> str:
+    """A duration as one speaks of it: 4.2 s, 2.4 min, 3.1 h, 12 days, 3.4 years."""
+    for unit, size, most in (("s", 1, 99.5), ("min", 60, 99.5), ("h", 3600, 48), ("days", 86400, 730)):
+        if seconds < most * size:
+            return f"{seconds / size:.2g} {unit}"
+    return f"{count(seconds / (365.25 * 86400))} years"
+
+
 def duration(seconds: float) -> str:
     """0:42, 1:03:20."""
     minutes, rest = divmod(round(seconds), 60)

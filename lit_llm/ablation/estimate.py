@@ -1,0 +1,119 @@
+"""How long a study would take here, and whether as many runs at once fit into memory. Loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from lit_llm.ablation.audit import Finding
+from lit_llm.ablation.plan import Plan, PlannedArm
+from lit_llm.experiment.ceilings import Ceilings, Setting, cores, setting_of
+from lit_llm.experiment.estimate import Seconds, makespan, memory_there, seconds_of
+from lit_llm.models.config import resolve_model
+from lit_llm.tracking.store import Store
+from lit_llm.training.memory import state_bytes
+
+MICRO_BATCH = "pretrain.training.execution.micro_batch_size"
+BUSY = 0.5
+"""Load per core from which a machine was too busy to be timed."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a study's runs take on this machine."""
+
+    arms: Mapping[str, Seconds]
+    """Of one run of each arm."""
+    seconds: float
+    """Of all runs that are not done yet, so many at once; what another arm computes is not computed again."""
+    slots: int
+    done: int
+    """Runs that have a result in the store."""
+    machine: Mapping[Setting, Ceilings]
+
+    def as_json(self) -> dict[str, Any]:
+        """The key `estimate` of `plan --json`."""
+        machine = [{**asdict(setting), **asdict(found)} for setting, found in self.machine.items()]
+        return {"seconds": self.seconds, "slots": self.slots, "runs_done": self.done, "machine": machine}
+
+    @property
+    def busy(self) -> bool:
+        """Whether something else was running when the machine was timed by the wall clock."""
+        return any(found.load > BUSY and not setting.own_time for setting, found in self.machine.items())
+
+
+def settings(plan: Plan, slots: int) -> list[Setting]:
+    """Every setting that this plan's arms would run in."""
+    trainings = [planned.arm.experiment.pretrain.training for planned in plan.arms]
+    return list(dict.fromkeys(setting_of(training, slots_used(plan, slots)) for training in trainings))
+
+
+def slots_used(plan: Plan, slots: int) -> int:
+    """No more runs at once than there are computations."""
+    return min(slots, len({name for planned in plan.arms for name in planned.fingerprints}))
+
+
+def estimated(plan: Plan, slots: int, ceilings: Callable[[Setting], Ceilings | None], store: Store) -> Plan:
+    """The plan with its estimate, where every setting is measured, and with a finding where memory is too small.
+
+    slots: runs at once; ceilings: `cached`, or one that measures. Runs with a result in `store` take no time.
+    """
+    machine = {setting: ceilings(setting) for setting in settings(plan, slots)}
+    known = {setting: found for setting, found in machine.items() if found is not None}
+    used = slots_used(plan, slots)
+    findings = (*plan.findings, *memory_findings(plan, used, known))
+    if len(known) < len(machine):
+        return replace(plan, findings=findings)
+    arms, todo, done = {}, dict[str, float](), set[str]()
+    for planned in plan.arms:
+        training = planned.arm.experiment.pretrain.training
+        arms[planned.arm.name] = found = seconds_of(planned.arm.experiment, known[setting_of(training, used)])
+        # More threads than cores take turns; the ceilings are those of runs with cores of their own.
+        turns = max(1.0, used * training.execution.threads / cores()) if setting_of(training, 1).device == "cpu" else 1
+        for name in planned.fingerprints:
+            if store.stage(name).result() is not None:
+                done.add(name)
+            else:
+                todo.setdefault(name, turns * found.run)
+    total = makespan(todo.values(), used)
+    finished = sum(name in done for planned in plan.arms for name in planned.fingerprints)
+    return replace(plan, findings=findings, estimate=Estimate(arms, total, used, finished, known))
+
+
+def memory_findings(plan: Plan, slots: int, machine: Mapping[Setting, Ceilings]) -> list[Finding]:
+    """A note for the arm that takes most, where `slots` runs of the largest arms do not fit; and nothing otherwise.
+
+    Of main memory counts what is free now, of a GPU's what it has. Each process is counted with what it takes before
+    there is a model, although forked runs share most of that.
+    """
+    found = []
+    for device in ("cpu", "cuda"):
+        mine = [p for p in plan.arms if setting_of(p.arm.experiment.pretrain.training, 1).device == device]
+        here = [planned for planned in mine for _ in planned.fingerprints]
+        if not here:
+            continue
+        measured = [ceilings for setting, ceilings in machine.items() if setting.device == device]
+        there = memory_there() if device == "cpu" else next((c.device_bytes for c in measured if c.device_bytes), None)
+        resident = max((c.resident_bytes for c in measured), default=0) if device == "cpu" else 0
+        needs = sorted((p.cost.memory_bytes + resident for p in here), reverse=True)
+        largest = max(here, key=lambda planned: planned.cost.memory_bytes)
+        if there is not None and sum(needs[:slots]) > there:
+            fitting = next((n for n in range(slots, 0, -1) if sum(needs[:n]) <= there), 0)
+            key, message = _too_large(largest, there, slots, fitting)
+            found.append(Finding("note", largest.arm.name, key, message))
+    return found
+
+
+def _too_large(largest: PlannedArm, there: int, slots: int, fitting: int) -> tuple[str, str]:
+    """(key, message) with the next step."""
+    training = largest.arm.experiment.pretrain.training
+    needed, free = f"a run needs {largest.cost.memory_bytes / 1e9:.3g} GB", f"{there / 1e9:.3g} GB are there"
+    if fitting:
+        return MICRO_BATCH, f"{needed}, {slots} go at once, {free}: `-j {fitting}` fits, or fewer sequences at a time"
+    state = state_bytes(resolve_model(largest.arm.experiment.model), training)
+    if state > there:
+        held = f"parameters, gradients and optimiser state alone take {state / 1e9:.3g} GB"
+        return "model", f"{needed}, {free}: {held}; it wants a larger machine or a smaller model"
+    now = training.execution.micro_batch_size or largest.arm.experiment.pretrain.data.batch_size
+    return MICRO_BATCH, f"{needed}, {free}: take fewer sequences at a time than {now}"

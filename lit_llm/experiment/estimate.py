@@ -1,0 +1,160 @@
+"""How long an experiment would take here and whether it fits: analytic cost over measured ceilings. Loads no torch.
+
+    step   = products / rate(d_model) + attention / rate(keys, head_dim) + logits x (1 / rate(logits) + b d_model)
+             + passes x layers x overhead + update(optimiser, parameters) + the trainer's own part
+    run    = start + steps x step + validations (forward only: a third of a pass)
+
+Every rate is this machine's, measured on the code that trains (`ceilings.py`). Left out: tokenising a corpus for the
+first time, checkpoints, data that is read late. Beyond the largest width that was measured the rate is taken to stay,
+and memory is taken to be there: for large models on a small machine, read it as "at best".
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lit_llm.components.loss.config import chunk_rows
+from lit_llm.experiment.ceilings import MUON_WIDTH, Ceilings, interpolated
+from lit_llm.experiment.config import Experiment
+from lit_llm.experiment.cost import shape_at
+from lit_llm.models.config import Layer, ResolvedModel, resolve_model
+from lit_llm.models.cost import Shape, causal_pairs, embedding_tensors, forward_flops, layer_tensors
+from lit_llm.training.optimizers.config import Muon, Optimizer
+
+START_SECONDS = 0.2
+"""Of a run outside its steps and validations, forked from a server that has imported everything: 0.16 s as measured by
+`benchmarks/run_overhead.py`, rounded up."""
+TRAINER_LAYERS = 2.0
+"""The trainer's own part of a step (Lightning's loop, callbacks, cutting the batch), as so many layers' operator
+calls, with which it shares its cause, Python. A rough figure, not measured by itself: the smallest experiment of
+`benchmarks/estimate.py`, where it weighs most, comes out within a fifth with it."""
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Of one run."""
+
+    step: float
+    validation: float
+    """Each."""
+    run: float
+
+
+def seconds_of(experiment: Experiment, ceilings: Ceilings) -> Seconds:
+    """What one run of this experiment takes on the machine of these ceilings."""
+    model, pretrain = resolve_model(experiment.model), experiment.pretrain
+    data, training, validation = pretrain.data, pretrain.training, pretrain.validation
+    length, rows = data.sequence_length, data.batch_size
+    at_once = training.execution.micro_batch_size or rows
+
+    def one(cut: float) -> float:
+        return _window_seconds(model, shape_at(experiment, cut), at_once, ceilings)
+
+    overhead = layers_seconds(model, ceilings)
+    windows = rows * pretrain.objective.average(length, one)
+    update = update_seconds(model, training.optimizer, ceilings)
+    looks = _look_seconds(experiment, model, ceilings)
+    step = windows + math.ceil(rows / at_once) * overhead + update + looks
+    step += TRAINER_LAYERS * ceilings.layer_seconds
+    prefix = validation.prefix(length)
+    passes = [one(prefix)]
+    if pretrain.objective.extremes(length) != (prefix, prefix):
+        passes.append(pretrain.objective.average(length, one))  # val/objective_loss is another pass
+    once = sum(validation.sequences * each + math.ceil(validation.sequences / rows) * overhead for each in passes) / 3
+    times = min(validation.times, training.max_steps)
+    return Seconds(step, once, START_SECONDS + training.max_steps * step + times * once)
+
+
+def _window_seconds(model: ResolvedModel, shape: Shape, at_once: int, ceilings: Ceilings) -> float:
+    """Forward and backward pass over one window, the cost of the calls themselves left out."""
+    scores = list(score_flops(model, shape))
+    logits = shape.outputs * model.vocabulary
+    products = forward_flops(model, shape) - sum(flops for *_, flops in scores) - 2 * logits * model.d_model
+    seconds = 3 * products / interpolated(ceilings.layer, model.d_model)
+    for keys, head_dim, flops in scores:
+        rates = {measured: interpolated(by_head_dim, head_dim) for measured, by_head_dim in ceilings.scores.items()}
+        seconds += 3 * flops / interpolated(rates, keys)
+    positions, rows = at_once * shape.outputs, chunk_rows(model.vocabulary)
+    held = max(min(positions, rows) * model.vocabulary, min(ceilings.logits))
+    # In chunks, the logits are computed again for the backward pass: four passes instead of three.
+    again = 4 / 3 if positions > rows else 1
+    for_each = 1 / interpolated(ceilings.logits, held) + ceilings.logit_width * model.d_model
+    return seconds + again * logits * for_each
+
+
+def score_flops(model: ResolvedModel, shape: Shape) -> Iterable[tuple[float, int, float]]:
+    """(keys, head_dim, forward FLOPs of QKᵀ and the sum over values) of every attention, for one example."""
+    for layer in model.encoder:
+        attention = layer.self_attention
+        yield shape.source, attention.head_dim, attention.score_flops(shape.source * shape.source)
+    for layer in model.decoder:
+        attention = layer.self_attention
+        yield shape.target, attention.head_dim, attention.score_flops(causal_pairs(shape.target, shape.prefix))
+        if cross := layer.cross_attention:
+            yield shape.source, cross.head_dim, cross.score_flops(shape.target * shape.source)
+
+
+def layers_seconds(model: ResolvedModel, ceilings: Ceilings) -> float:
+    """What the operator calls of one forward and backward pass cost, however few its tokens."""
+
+    def cost(layer: Layer) -> float:
+        return ceilings.layer_seconds + (ceilings.cross_seconds if layer.cross_attention else 0.0)
+
+    return sum(map(cost, model.layers))
+
+
+def update_seconds(model: ResolvedModel, optimizer: Optimizer, ceilings: Ceilings) -> float:
+    """Clipping and one step of the optimiser. AdamW in 8 bits is taken to cost what AdamW costs."""
+    inside, outside = layer_tensors(model), embedding_tensors(model)
+    if not isinstance(optimizer, Muon):
+        return _update(optimizer.kind.removesuffix("_8bit"), inside + outside, ceilings)
+    matrices = [tensor for tensor in inside if tensor[0] > 1]
+    rest = [tensor for tensor in inside if tensor[0] == 1]
+    for_each, for_entry = ceilings.update["muon"]
+    seconds = sum(for_each + for_entry * max(matrix) * min(matrix) ** 2 / MUON_WIDTH for matrix in matrices)
+    return seconds + _update("adamw", rest + outside, ceilings)
+
+
+def _update(kind: str, tensors: Sequence[tuple[int, int]], ceilings: Ceilings) -> float:
+    for_each, for_entry = ceilings.update[kind]
+    return sum(for_each + for_entry * rows * columns for rows, columns in tensors)
+
+
+def _look_seconds(experiment: Experiment, model: ResolvedModel, ceilings: Ceilings) -> float:
+    """Looking at attention logits now and then, per step: a forward pass over few sequences."""
+    stability, data = experiment.pretrain.training.stability, experiment.pretrain.data
+    if not stability.logit_every:
+        return 0.0
+    few = min(stability.logit_sequences, data.batch_size)
+    window = experiment.pretrain.objective.average(
+        data.sequence_length, lambda cut: _window_seconds(model, shape_at(experiment, cut), few, ceilings)
+    )
+    return (layers_seconds(model, ceilings) + few * window) / 3 / stability.logit_every
+
+
+def makespan(seconds: Iterable[float], slots: int) -> float:
+    """When the last of these runs ends: each starts, in order, as soon as one of the slots is free."""
+    free = [0.0] * slots
+    for each in seconds:
+        heapq.heapreplace(free, free[0] + each)
+    return max(free)
+
+
+def memory_there() -> int:
+    """Bytes of main memory that are free for new processes: the machine's, or what its control group still allows."""
+    import psutil
+
+    there = int(psutil.virtual_memory().available)
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            there = min(there, int(Path(limit).read_text()) - int(Path(used).read_text()))
+        except (OSError, ValueError):  # no such group, or "max": no limit
+            continue
+    return max(0, there)
