@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,7 +77,7 @@ def plan(
     from lit_llm.ablation.arms import load_study
     from lit_llm.ablation.plan import plan as make_plan
 
-    planned = make_plan(load_study(study, override or ()), prompt, generate)
+    planned = make_plan(load_study(study, override or ()), prompt, generate, tell=partial(print, file=sys.stderr))
     if as_json:
         print(json.dumps(planned.as_json(), indent=1))
     else:
