@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_llm.ablation.arms import Arm
 from lit_llm.components.norm.module import Norm
 from lit_llm.data.batches import cut
-from lit_llm.experiment.config import Experiment
 from lit_llm.models.build import bare_model, generator, initialise
 from lit_llm.models.config import Layer, ResolvedModel, resolve_model
 from lit_llm.models.transformer import Block, LanguageModel, Stack
@@ -32,7 +32,8 @@ from lit_llm.objectives.config import EOD, Objective, PrefixLM
 from lit_llm.objectives.layout import Batch
 
 SHORT, LONGEST = 32, 2048
-"""Tokens of a window: at first, and at most where equal nats on short windows are looked at again."""
+"""Tokens of a window: at first, and at most where equal nats on short windows are looked at again. What longer ones
+alone would show is not seen; the finding then says so."""
 WIDTHS = {"d_model": 8, "vocabulary": 16, "d_ff": 8, "head_dim": 4}
 """Sizes that are drawn together, and the smallest that each becomes: below 4 a head has one frequency or none."""
 HEADS = ("heads", "kv_heads")
@@ -53,33 +54,29 @@ def one_thread() -> Iterator[None]:
 
 
 class Bench:
-    """The arms of a study, each built small when it is asked for."""
+    """The arms of a study, each built small when it is asked for; those of one network share it."""
 
-    def __init__(self, experiments: Iterable[Experiment]) -> None:
-        experiments = list(experiments)
-        full = [resolve_model(experiment.model) for experiment in experiments]
+    def __init__(self, arms: Sequence[Arm]) -> None:
+        full = [resolve_model(arm.experiment.model) for arm in arms]
         widths = {key: _small(sorted(set(_sizes(full, key))), least) for key, least in WIDTHS.items()}
         each = math.gcd(*(count for key in HEADS for count in _sizes(full, key)))
         few = min(count for key in HEADS for count in _sizes(full, key))
         share = max(part for part in range(1, each + 1) if each % part == 0 and (part == 1 or few // part > 1))
         widths |= {key: {count: count // share for count in _sizes(full, key)} for key in HEADS}
         depths = _small(sorted({len(run) for model in full for run in _all_runs(model)}), 1)
-        self._small = {
-            model.model_dump_json(): _shrunk(model, widths, depths) for model in full
-        }  # one for each network, however many arms have it
+        self._small = {arm.name: _shrunk(model, widths, depths) for arm, model in zip(arms, full, strict=True)}
         self._vocabulary = min(model.vocabulary for model in self._small.values())
-        self._built: dict[str, Built] = {}
-        self._nats: dict[tuple[str, str], list[float]] = {}
+        self._built: dict[ResolvedModel, Built] = {}
+        self._nats: dict[str, list[float]] = {}
 
-    def of(self, experiment: Experiment) -> Built:
+    def of(self, arm: Arm) -> Built:
         """An arm, built."""
-        name = resolve_model(experiment.model).model_dump_json()
-        if name not in self._built:
-            self._built[name] = Built(self._small[name])
-        return self._built[name]
+        small = self._small[arm.name]
+        if small not in self._built:
+            self._built[small] = Built(small)
+        return self._built[small]
 
-    @one_thread()
-    def same_function(self, one: Experiment, other: Experiment) -> bool:
+    def same_function(self, one: Arm, other: Arm) -> bool:
         """Whether two arms assign the same nats to the same targets, with the same gradients.
 
         A parameter that only one of them has must be without effect. Both are taken to have windows of one length.
@@ -87,29 +84,27 @@ class Bench:
         if not _close(self.nats(one), self.nats(other)):
             return False
         # What short windows do not show, a prefix or a reach of many tokens, windows of the real length do.
-        window = min(one.pretrain.data.sequence_length, LONGEST)
-        for k in range(2):
-            pairs = [(self.of(experiment).model, self.batch(experiment, window, 1, k)) for experiment in (one, other)]
-            with torch.no_grad():
-                nats = [_nats(*pair).item() for pair in pairs]
-            if not _close(nats[:1], nats[1:]) or not _alike(*(_gradients(*pair) for pair in pairs)):
-                return False
+        window = min(one.experiment.pretrain.data.sequence_length, LONGEST)
+        with one_thread():
+            for k in range(2):
+                pairs = [(self.of(arm).model, self.batch(arm, window, 1, k)) for arm in (one, other)]
+                with torch.no_grad():
+                    nats = [_nats(*pair).item() for pair in pairs]
+                if not _close(nats[:1], nats[1:]) or not _alike(*(_gradients(*pair) for pair in pairs)):
+                    return False
         return True
 
-    def nats(self, experiment: Experiment) -> list[float]:
-        """Nats per target on a few short batches."""
-        pretrain = experiment.pretrain
-        how = f"{pretrain.objective.resolved(pretrain.data.sequence_length)} {pretrain.masks}"
-        key = resolve_model(experiment.model).model_dump_json(), how
-        if key not in self._nats:
-            with torch.no_grad():
-                model = self.of(experiment).model
-                self._nats[key] = [_nats(model, self.batch(experiment, SHORT, 4, k)).item() for k in range(2)]
-        return self._nats[key]
+    def nats(self, arm: Arm) -> list[float]:
+        """Nats per target on two short batches."""
+        if arm.name not in self._nats:
+            with one_thread(), torch.no_grad():
+                model = self.of(arm).model
+                self._nats[arm.name] = [_nats(model, self.batch(arm, SHORT, 4, k)).item() for k in range(2)]
+        return self._nats[arm.name]
 
-    def batch(self, experiment: Experiment, window: int, rows: int, k: int) -> Batch:
+    def batch(self, arm: Arm, window: int, rows: int, k: int) -> Batch:
         """Random windows, the same for all arms, cut and laid out as this one trains on them."""
-        pretrain = experiment.pretrain
+        pretrain = arm.experiment.pretrain
         objective = _for_window(pretrain.objective, pretrain.data.sequence_length, window)
         if objective.problem(window):  # too short for it
             window, objective = pretrain.data.sequence_length, pretrain.objective
@@ -119,22 +114,20 @@ class Bench:
         ends_BT = random.random((rows, window)) < 1 / 8
         ends_BT[(np.arange(rows) + k) % 2 == 0] = False
         tokens_BT[ends_BT] = EOD
-        return cut(tokens_BT, objective, experiment.model.family, pretrain.masks.prefix == "bidirectional", 0, k)
+        family, bidirectional = arm.experiment.model.family, pretrain.masks.prefix == "bidirectional"
+        return cut(tokens_BT, objective, family, bidirectional, 0, k)
 
     @one_thread()
-    def undeclared(self, arm: Experiment, baseline: Experiment) -> dict[str, str]:
+    def undeclared(self, arm: Arm, baseline: Arm) -> dict[str, str]:
         """{module: what is different} where two arms have the same configuration and yet do not do the same.
 
         Each module of the arm is given what its namesake was given in the baseline. Where the modules' own
-        configurations differ, the configuration says so, and they are not compared.
+        configurations differ, the configuration says so, and they are not compared: what one key does to its own
+        module beyond its meaning is not seen.
         """
         here, there = self.of(arm), self.of(baseline)
-        same_input = all(
-            getattr(arm.pretrain, key) == getattr(baseline.pretrain, key) for key in ("objective", "masks")
-        ) and (arm.model.family == baseline.model.family)
-        calls, expected = (
-            bench.calls(self.batch(experiment, SHORT, 4, 0)) for bench, experiment in ((here, arm), (there, baseline))
-        )
+        same_input = _input_of(arm) == _input_of(baseline)
+        calls, expected = here.calls(self.batch(arm, SHORT, 4, 0)), there.calls(self.batch(baseline, SHORT, 4, 0))
         found = {}
         for name in calls:
             if name in expected and here.settings(name) == there.settings(name):
@@ -145,7 +138,7 @@ class Bench:
         inner = {name for name in found if not any(other.startswith(f"{name}.") for other in found)}
         return {name: what for name, what in found.items() if name in inner}
 
-    def parameters(self, arm: Experiment, baseline: Experiment) -> tuple[list[str], list[str]]:
+    def parameters(self, arm: Arm, baseline: Arm) -> tuple[list[str], list[str]]:
         """Names of parameters that only the arm has, and only the baseline; layers that one lacks are left out."""
         here, there = self.of(arm), self.of(baseline)
         depths = [min(len(getattr(built.small, side)) for built in (here, there)) for side in ("encoder", "decoder")]
@@ -217,6 +210,12 @@ class Built:
         return calls
 
 
+def _input_of(arm: Arm) -> tuple[Any, ...]:
+    """What decides how windows become a network's input."""
+    model, pretrain = arm.experiment.model, arm.experiment.pretrain
+    return model.family, pretrain.data.sequence_length, pretrain.objective, pretrain.masks
+
+
 def _nats(model: LanguageModel, batch: Batch) -> Tensor:
     """Nats per target. Not by `target_loss`, which sums in float32."""
     counted = batch.weights.flatten() > 0
@@ -245,7 +244,7 @@ def _alike(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
 
 
 def _close(left: Sequence[float], right: Sequence[float]) -> bool:
-    return bool(np.allclose(left, right, rtol=CLOSE, atol=CLOSE))
+    return all(math.isclose(*pair, rel_tol=CLOSE, abs_tol=CLOSE) for pair in zip(left, right, strict=True))
 
 
 def _for_window(objective: Objective, length: int, window: int) -> Objective:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lit_llm.ablation.arms import Ablation, Arm, under
-from lit_llm.ablation.findings import Finding, differs, ruled
+from lit_llm.ablation.findings import Finding, ruled
 from lit_llm.config.section import Section
 from lit_llm.config.tree import leaves
 from lit_llm.models.config import ResolvedModel, layer_range, resolve_model
@@ -24,10 +24,8 @@ def confounds(ablation: Ablation, arm: Arm, baseline: Arm) -> Iterator[Finding]:
     if arm.group != baseline.group:
         return
     declared = {*arm.declared, *baseline.declared, *arm.derived, *baseline.derived}
-    cause = ", ".join(key for key in differs(arm, baseline) if under(key, "model") and under(key, *declared))
-    because = f" along with {cause}" if cause else ""
     for key, old, new in _changes(arm, baseline, declared):
-        reason = f"{_shown(old)} → {_shown(new)}{because}"
+        reason = f"{_shown(old)} → {_shown(new)}, though no factor sets it"
         yield ruled(ablation, "confound", arm, key, reason, "; set it to hold it, or `allow` it")
     for key, share, other in _shares(arm, baseline, declared):
         reason = f"covers {share} layers, {other} in {baseline.name}"

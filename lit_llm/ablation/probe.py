@@ -44,9 +44,10 @@ def _findings(ablation: Ablation) -> Iterator[Finding]:
     def bench() -> Bench:
         from lit_llm.ablation.built import Bench
 
-        return Bench(arm.experiment for arm in ablation.arms)
+        return Bench(ablation.arms)
 
     controls = {arm.name: _controls(arm, ablation.arms[0]) for arm in ablation.arms}
+    networks = {arm.name: resolve_model(arm.experiment.model) for arm in ablation.arms}
     for number, arm in enumerate(ablation.arms):
         baseline = ablation.arm(arm.baseline)
         others = [baseline] * (baseline is not arm)
@@ -56,10 +57,10 @@ def _findings(ablation: Ablation) -> Iterator[Finding]:
             yield Finding("no_op", arm.name, "", message)
             continue
         alike = [other for other in others if controls[other.name] == controls[arm.name]]
-        if twin := next((o for o in alike if bench().same_function(arm.experiment, o.experiment)), None):
+        if twin := next((o for o in alike if bench().same_function(arm, o)), None):
             yield _same_function(arm, twin)
-        if resolve_model(arm.experiment.model) != resolve_model(baseline.experiment.model):
-            for name, what in _collapsed(bench().undeclared(arm.experiment, baseline.experiment).items()):
+        if networks[arm.name] != networks[baseline.name]:
+            for name, what in _collapsed(bench().undeclared(arm, baseline).items()):
                 reason = f"{what}, though it is configured as in {baseline.name}"
                 advice = ": a key does more than it says; correct the code, or `allow` it"
                 yield ruled(ablation, "refused", arm, f"model.{name}", reason, advice)
@@ -75,8 +76,11 @@ def _controls(arm: Arm, reference: Arm) -> str:
 
 
 def _same_function(arm: Arm, twin: Arm) -> Finding:
+    from lit_llm.ablation.built import LONGEST
+
     keys = [key for key in differs(arm, twin) if under(key, *INTERVENTION)]
-    message = f"is the same function as {twin.name}, in spite of {_some(keys)}: it costs a training and shows nothing"
+    seen = f" on windows of {LONGEST} tokens" if arm.experiment.pretrain.data.sequence_length > LONGEST else ""
+    message = f"is the same function as {twin.name}{seen}, in spite of {_some(keys)}: it trains to the same losses"
     return Finding("no_op", arm.name, "", message)
 
 
@@ -84,9 +88,9 @@ def _parameters(arm: Arm, baseline: Arm, bench: Bench) -> Iterator[Finding]:
     """A line on the tensors that one of two arms of a family has alone; another family's are another network's."""
     if arm.experiment.model.family != baseline.experiment.model.family:
         return
-    here, there = bench.parameters(arm.experiment, baseline.experiment)
+    here, there = bench.parameters(arm, baseline)
     parts = [
-        f"{len(names)} only {where}: {_some(_together(names))}"
+        f"only {where}: {_some(_together(names))}"
         for where, names in (("here", here), (f"in {baseline.name}", there))
         if names
     ]

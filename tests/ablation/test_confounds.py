@@ -29,14 +29,14 @@ def confounds(write_study: Study) -> Callable[..., dict[str, str]]:
 def test_the_width_of_a_head_follows_from_d_model_and_says_so(confounds) -> None:
     """head_dim = d_model / heads, where it is not written down."""
     assert confounds("model.d_model: [16, 32]") == {
-        "model.attention.head_dim": "8 → 16 along with model.d_model; set it to hold it, or `allow` it"
+        "model.attention.head_dim": "8 → 16, though no factor sets it; set it to hold it, or `allow` it"
     }
     assert confounds("model.d_model: [16, 32]", "model.attention.head_dim=8") == {}
 
 
 def test_more_heads_are_narrower_and_bring_as_many_keys_and_values(confounds) -> None:
     factor = "model.attention.heads: [2, 4]"
-    assert {key: text.split(" along")[0] for key, text in confounds(factor).items()} == {
+    assert {key: text.split(",")[0] for key, text in confounds(factor).items()} == {
         "model.attention.head_dim": "8 → 4",
         "model.attention.kv_heads": "2 → 4",
     }
@@ -64,7 +64,7 @@ def test_a_confound_may_be_allowed_with_a_reason(write_study: Study) -> None:
     allow = "allow: [{key: model.attention.head_dim, because: heads grow with the model}]"
     (finding,) = audit(load_study(write_study("reason", f"{factors}\n{allow}")), built=False)
     assert finding.kind == "allowed"
-    assert finding.message == "8 → 16 along with model.d_model; allowed because heads grow with the model"
+    assert finding.message == "8 → 16, though no factor sets it; allowed because heads grow with the model"
 
 
 @pytest.mark.parametrize(
@@ -112,4 +112,4 @@ def test_a_resolution_that_lets_one_key_change_another_is_found(confounds, monke
     monkeypatch.setattr(config, "resolve_attention", resolve)
     found = confounds("model.attention.output_norm: [head, none]")
     assert found.keys() == {"model.attention.rope"}
-    assert found["model.attention.rope"].startswith("continuous → none along with model.attention.output_norm")
+    assert found["model.attention.rope"].startswith("continuous → none, though no factor sets it")

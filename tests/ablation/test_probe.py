@@ -129,6 +129,16 @@ def test_a_key_that_the_code_ignores_is_found(found, monkeypatch: pytest.MonkeyP
     assert no_ops(found(factor)) == ["baseline/output_norm=after_out", "baseline/output_norm=none"]
 
 
+def test_a_finding_says_on_which_windows_it_was_seen(write_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the study have 32 tokens."""
+    rest = grid("model.attention.rope_theta: [1e4, 5e5]")
+    ablation = load_study(write_study("seen", rest), ["model.attention.head_dim=2"])
+    for longest, said in ((32, "baseline, in spite"), (16, "baseline on windows of 16 tokens, in spite")):
+        monkeypatch.setattr(built, "LONGEST", longest)
+        (finding,) = plan(ablation).findings
+        assert f"is the same function as {said}" in finding.message
+
+
 def test_a_parameter_without_effect_leaves_two_arms_the_same_function(found, monkeypatch: pytest.MonkeyPatch) -> None:
     """The scale of the output norm is there, and nothing reads it."""
     from lit_llm.components.norm.module import rms_norm
@@ -261,9 +271,9 @@ def test_parameters_that_one_arm_has_alone_are_named_once_for_all_layers(write_s
     rest = grid(factors[0], factors[1].replace("qkv_scale", "qkv_norm_scale"), "model.decoder.layers: [2, 3]")
     findings = plan(load_study(write_study("named", rest))).findings
     assert {finding.arm: finding.message for finding in findings if finding.key == "parameters"} == {
-        "baseline/tie_embeddings=inputs": "1 only in baseline: encoder_embedding.weight",
-        "baseline/tie_embeddings=all": "2 only in baseline: encoder_embedding.weight, output.weight",
-        "baseline/qkv_norm_scale=true": "6 only here: decoder.layers.*.self_attention.qkv_scale.{k,q,v}",
+        "baseline/tie_embeddings=inputs": "only in baseline: encoder_embedding.weight",
+        "baseline/tie_embeddings=all": "only in baseline: encoder_embedding.weight, output.weight",
+        "baseline/qkv_norm_scale=true": "only here: decoder.layers.*.self_attention.qkv_scale.{k,q,v}",
     }
 
 
