@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from lit_llm.ablation.plan import plan
 from lit_llm.components.attention.module import Attention
 from lit_llm.components.feed_forward.module import FeedForward
 from lit_llm.models import transformer
+from lit_llm.models.config import Layer, ResolvedModel
 from lit_llm.models.transformer import Block
 
 Study = Callable[..., Path]
@@ -235,6 +237,32 @@ def test_a_key_that_changes_more_than_it_says_stops_the_study(
     assert all(text.startswith(f"{message}, though it is configured as in baseline") for text in found.values())
 
 
+@pytest.mark.parametrize(
+    ("key", "levels"), [("tie_embeddings", ["all", "none"]), ("norm.function", ["rms_norm", "layer_norm"])]
+)
+def test_a_key_of_the_whole_model_does_not_excuse_a_part_that_it_has_no_say_in(
+    found, monkeypatch: pytest.MonkeyPatch, key: str, levels: list[str]
+) -> None:
+    """The innermost module is named, not the blocks that hold it."""
+    original = Block.__init__
+
+    def init(self: Block, layer: Layer, model: ResolvedModel) -> None:
+        original(self, layer, model)
+        if model.tie_embeddings == "none" or model.norm.function == "layer_norm":
+            other_activation(self)
+
+    monkeypatch.setattr(Block, "__init__", init)
+    findings = found(grid(f"model.{key}: [{', '.join(levels)}]"))
+    refused = {name for kind, _, name in findings if kind == "refused"}
+    assert refused == {f"model.{side}.layers.*.feed_forward" for side in ("encoder", "decoder")}
+
+
+def test_no_small_parameter_is_a_constant(write_study: Study) -> None:
+    """Scales begin at one, where a product with them shows nothing."""
+    (arm,) = load_study(write_study("moved", ""), ["model.norm.scale=true"]).arms
+    assert all(parameter.std() > 0.1 for parameter in built.Bench([arm]).of(arm).model.parameters())
+
+
 def test_positions_that_change_along_are_seen_where_they_are_given(found, monkeypatch: pytest.MonkeyPatch) -> None:
     original, forward = transformer._rotation, Block.forward
 
@@ -304,6 +332,8 @@ def test_what_takes_long_is_said_and_what_does_not_is_not(write_study: Study, mo
     monkeypatch.setattr(probe, "PATIENCE", 600.0)
     plan(ablation, tell=told.append)
     assert told == []
+    timers = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+    assert all(timer.finished.is_set() for timer in timers)
     monkeypatch.setattr(probe, "PATIENCE", 0.0)
     plan(ablation, tell=told.append)
     assert told == ["building 2 arms small, to compare what they compute ..."]
