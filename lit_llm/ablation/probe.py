@@ -53,8 +53,11 @@ def _findings(ablation: Ablation) -> Iterator[Finding]:
         others = [baseline] * (baseline is not arm)
         others += [other for other in ablation.arms[:number] if other is not baseline]
         if twin := next((other for other in others if other.computation == arm.computation), None):
-            message = f"is the same computation as {twin.name}: it costs nothing and shows nothing"
-            yield Finding("no_op", arm.name, "", message)
+            if _compared(arm, twin):
+                message = f"is the same computation as {twin.name}: it costs nothing and shows nothing"
+                yield Finding("no_op", arm.name, "", message)
+            else:
+                yield Finding("note", arm.name, "", f"is the same computation as {twin.name}, done once for both")
             continue
         alike = [other for other in others if controls[other.name] == controls[arm.name]]
         if twin := next((o for o in alike if bench().same_function(arm, o)), None):
@@ -81,7 +84,12 @@ def _same_function(arm: Arm, twin: Arm) -> Finding:
     keys = [key for key in differs(arm, twin) if under(key, *INTERVENTION)]
     seen = f" on windows of {LONGEST} tokens" if arm.experiment.pretrain.data.sequence_length > LONGEST else ""
     message = f"is the same function as {twin.name}{seen}, in spite of {_some(keys)}: it trains to the same losses"
-    return Finding("no_op", arm.name, "", message)
+    return Finding("no_op" if _compared(arm, twin) else "note", arm.name, "", message)
+
+
+def _compared(arm: Arm, twin: Arm) -> bool:
+    """Whether the two stand in one comparison; else each may be needed for its own."""
+    return arm.baseline in (twin.name, twin.baseline)
 
 
 def _parameters(arm: Arm, baseline: Arm, bench: Bench) -> Iterator[Finding]:

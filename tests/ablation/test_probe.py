@@ -105,6 +105,15 @@ def test_what_does_something_is_no_no_op(found, family: str) -> None:
     assert {kind for kind, _, _ in findings} <= {"note"}
 
 
+def test_an_arm_of_another_comparison_that_computes_the_same_is_a_note(found) -> None:
+    """`high` is compared with the baseline of 1e-3; that of 1e-2, which computes the same, stands for itself."""
+    arms = "red: {}, high: {grid: false, pretrain: {training: {optimizer: {lr: 1e-2}}}}"
+    allow = f"allow: [{{key: {LR}, because: meant}}]"
+    rest = f"arms: {{{arms}}}\n{grid(f'{LR}: [1e-3, 1e-2]')}\ncompare: {{within: [{LR}]}}\n{allow}"
+    said = [finding for finding in found(rest) if finding[2] == ""]
+    assert [kind for kind, _, _ in said] == ["note"]
+
+
 def test_an_open_prefix_is_no_no_op_even_where_it_is_one_token(found) -> None:
     """<s> belongs to it, so there are two tokens that see each other."""
     factors = "pretrain.objective.split: [half, 1]", "pretrain.masks.prefix: [causal, bidirectional]"
