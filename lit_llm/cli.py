@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -97,7 +98,7 @@ def plan(
     place = Store(store)
     place.check()
     ablation = load_study(study, override or ())
-    planned = make_plan(ablation, prompt, generate)
+    planned = make_plan(ablation, prompt, generate, tell=partial(print, file=sys.stderr))
     measuring = Path(study).is_file() if measure is None else measure
     ceilings = _ceilings(measuring and not planned.refused, again=measure is True)
     planned = estimated(planned, jobs or _slots(ablation), ceilings, place)

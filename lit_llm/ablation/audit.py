@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
 
 from lit_llm.ablation.arms import Ablation, Arm, under
+from lit_llm.ablation.confounds import confounds
+from lit_llm.ablation.findings import INTERVENTION, Finding, differs, ruled
 from lit_llm.ablation.match import TOLERANCE
-from lit_llm.config.tree import difference
-
-INTERVENTION = ("model", "pretrain.objective", "pretrain.masks")
-"""What an ablation is about, and what an arm may therefore set for itself. All else is a control."""
+from lit_llm.ablation.probe import probe
 
 YARDSTICK = (
     "pretrain.data.corpus",
@@ -23,28 +20,14 @@ YARDSTICK = (
 """Keys that decide which target tokens val/ metrics are measured on."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """Something that the plan says about an arm."""
+def audit(ablation: Ablation, tell: Callable[[str], None] = lambda _: None, built: bool = True) -> list[Finding]:
+    """Every finding of every arm.
 
-    kind: Literal["refused", "allowed", "no_op", "note"]
-    """refused blocks the study; the others inform."""
-    arm: str
-    key: str
-    message: str
-
-    def as_json(self) -> dict[str, str]:
-        return asdict(self)
-
-
-def differs(arm: Arm, baseline: Arm) -> dict[str, list[Any]]:
-    """{key: [baseline's value, arm's value]} of the two experiments, without their seeds."""
-    return difference(baseline.flat, arm.flat)
-
-
-def audit(ablation: Ablation) -> list[Finding]:
-    """Every finding of every arm."""
+    built: compare what fair arms compute, too; see `probe`, which tells what it does where that takes a while.
+    """
     found = [finding for arm in ablation.arms for finding in _audit_arm(ablation, arm)]
+    if built and not any(finding.kind == "refused" for finding in found):
+        found += probe(ablation, tell)
     used = {finding.key for finding in found if finding.kind == "allowed"}
     for rule in ablation.study.allow:
         if not any(under(key, rule.key) for key in used):
@@ -53,12 +36,6 @@ def audit(ablation: Ablation) -> list[Finding]:
 
 
 def _audit_arm(ablation: Ablation, arm: Arm) -> Iterator[Finding]:
-    if twin := _twin(ablation, arm):
-        if twin.name == arm.baseline or twin.baseline == arm.baseline:
-            message = f"is the same computation as {twin.name}: it costs nothing and shows nothing"
-            yield Finding("no_op", arm.name, "", message)
-        else:
-            yield Finding("note", arm.name, "", f"is the same computation as {twin.name}, done once for both")
     if arm.experiment.pretrain.masks.documents == "separate":
         message = "FLOPs are an upper bound: they are counted as if each window were of one document"
         yield Finding("note", arm.name, "pretrain.masks.documents", message)
@@ -70,7 +47,6 @@ def _audit_arm(ablation: Ablation, arm: Arm) -> Iterator[Finding]:
     declared = arm.declared | baseline.declared if arm.levels else frozenset()
     yield from _audit_match(ablation, arm)
     for key, (old, new) in keys.items():
-        allowed = next((rule for rule in ablation.study.allow if under(key, rule.key)), None)
         if under(key, *declared) and not (metric.startswith("val/") and under(key, *YARDSTICK)):
             continue
         if key in arm.derived or (arm.group != baseline.group and under(key, *INTERVENTION)):
@@ -78,15 +54,9 @@ def _audit_arm(ablation: Ablation, arm: Arm) -> Iterator[Finding]:
         reason = "differs and is no factor of the study"
         if under(key, *declared):
             reason = f"differs, so {metric} is not measured on the same target tokens"
-        if allowed:
-            yield Finding("allowed", arm.name, key, f"{reason}; allowed because {allowed.because}")
-        else:
-            yield Finding(
-                "refused",
-                arm.name,
-                key,
-                f"{reason}: {old!r} in {baseline.name}, {new!r} here; make it equal, a factor, or `allow` it",
-            )
+        values = f": {old!r} in {baseline.name}, {new!r} here; make it equal, a factor, or `allow` it"
+        yield ruled(ablation, "refused", arm, key, reason, values)
+    yield from confounds(ablation, arm, baseline)
     other_objective = any(under(key, "pretrain.objective") for key in keys)
     if metric == "val/objective_loss" and other_objective:
         yield Finding(
@@ -119,11 +89,3 @@ def _audit_match(ablation: Ablation, arm: Arm) -> Iterator[Finding]:
         return
     moved = ", ".join(f"{key} {old} → {new}" for key, (old, new) in arm.derived.items()) or "nothing had to move"
     yield Finding("note", arm.name, "match.by", f"{by} within {arm.residual:+.2%} of {baseline.name}'s: {moved}")
-
-
-def _twin(ablation: Ablation, arm: Arm) -> Arm | None:
-    """An earlier arm (the baseline first) that is the same computation."""
-    others = [other for other in ablation.arms[: ablation.arms.index(arm)] if other.name != arm.baseline]
-    if arm.name != arm.baseline:
-        others.insert(0, ablation.arm(arm.baseline))
-    return next((other for other in others if other.computation == arm.computation), None)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.ablation.arms import Ablation, Arm
-from lit_llm.ablation.audit import Finding, audit, differs
+from lit_llm.ablation.audit import audit
+from lit_llm.ablation.findings import Finding, differs
 from lit_llm.ablation.layouts import design_json
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.experiment.cost import Cost, cost_of
@@ -80,10 +81,16 @@ class Plan:
             )
 
 
-def plan(ablation: Ablation, prompt: int = PROMPT, generate: int = GENERATE) -> Plan:
+def plan(
+    ablation: Ablation,
+    prompt: int = PROMPT,
+    generate: int = GENERATE,
+    tell: Callable[[str], None] = lambda _: None,
+    built: bool = True,
+) -> Plan:
     """Cost and audit every arm. Reads the corpora (for their digests), trains nothing.
 
-    prompt, generate: tokens at which decode FLOPs and the key-value cache are stated.
+    prompt, generate: tokens at which decode FLOPs and the key-value cache are stated; tell, built: as for `audit`.
     """
     arms = tuple(
         PlannedArm(
@@ -94,4 +101,4 @@ def plan(ablation: Ablation, prompt: int = PROMPT, generate: int = GENERATE) -> 
         )
         for arm in ablation.arms
     )
-    return Plan(ablation, arms, tuple(audit(ablation)), prompt, generate)
+    return Plan(ablation, arms, tuple(audit(ablation, tell, built)), prompt, generate)

@@ -96,11 +96,16 @@ def run_study(
     Raises InputError, before anything has started, for an unfair comparison, an unreadable corpus, a store of another
     schema, a tracking address that is none, or a study that is running already.
     """
-    planned, name = plan(ablation), ablation.study.study
-    planned.check()
+    name = ablation.study.study
     store.check()
     runs = runs_of(ablation, store)
     chosen = _chosen(runs, only)
+    to_do = any(run.stage.status()["state"] not in FINAL for run in chosen)
+    planned = plan(ablation, tell=watcher.message, built=to_do)
+    planned.check()
+    for finding in planned.findings:
+        if finding.kind in ("no_op", "confound"):
+            watcher.message(str(finding))
     folder = store.study(name)
     try:
         address, lock = tracking or default_tracking(store.root), folder / "mirror.lock"

@@ -19,12 +19,17 @@ def build_model(config: ModelConfig | ResolvedModel, seed: int = 0, device: str 
     """The module in float32, initialised. With device="meta" only its shapes exist, whatever its size."""
     resolved = config if isinstance(config, ResolvedModel) else resolve_model(config)
     with torch.device("meta"):
-        model = (EncoderDecoder if resolved.family == "encoder_decoder" else DecoderOnly)(resolved)
+        model = bare_model(resolved)
     if device == "meta":
         return model
     model.to_empty(device="cpu")
     initialise(model, seed)
     return model.to(device)
+
+
+def bare_model(resolved: ResolvedModel) -> LanguageModel:
+    """The modules, with torch's own values, on torch's default device."""
+    return (EncoderDecoder if resolved.family == "encoder_decoder" else DecoderOnly)(resolved)
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lit_llm.ablation.arms import short_names, under
+from lit_llm.ablation.findings import Finding
 from lit_llm.ablation.fraction import Fraction, aliases_in_letters, effect_of, lettered, members_of
 from lit_llm.ablation.layouts import chains
 from lit_llm.ablation.plan import Plan, PlannedArm
@@ -17,7 +18,13 @@ from lit_llm.analysis.comparison import Comparison, Row
 from lit_llm.analysis.effects import Effects
 from lit_llm.report import text
 
-SIGNS = {"refused": ("✗", "red"), "allowed": ("!", "yellow"), "no_op": ("=", "yellow"), "note": ("·", "dim")}
+SIGNS = {
+    "refused": ("✗", "red"),
+    "allowed": ("!", "yellow"),
+    "no_op": ("=", "yellow"),
+    "confound": ("≠", "yellow"),
+    "note": ("·", "dim"),
+}
 STATES = {
     "done": "green",
     "running": "cyan",
@@ -80,7 +87,7 @@ def plan_table(plan: Plan, width: int = 120) -> RenderableType:
     if len(plan.arms) > 1:
         parts += [Text(), Text("what differs from the baseline", style="bold"), _differences(plan)]
     if plan.findings:
-        parts += [Text(), Text("findings", style="bold"), *map(_finding, plan.findings)]
+        parts += [Text(), Text("findings", style="bold"), *_findings(plan.findings)]
     return Group(*parts)
 
 
@@ -158,10 +165,15 @@ def _value(value: Any) -> str:
     return "–" if value is None else str(value)
 
 
-def _finding(finding: Any) -> Text:
-    sign, style = SIGNS[finding.kind]
-    key = f"{finding.key}: " if finding.key else ""
-    return Text(f"{sign} {finding.arm}: {key}{finding.message}", style=style)
+def _findings(findings: Iterable[Finding]) -> Iterator[Text]:
+    """A line for each; what is said of several arms is said once."""
+    arms: dict[tuple[str, str, str], list[str]] = {}
+    for finding in findings:
+        arms.setdefault((finding.kind, finding.key, finding.message), []).append(finding.arm)
+    for (kind, key, message), names in arms.items():
+        sign, style = SIGNS[kind]
+        more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+        yield Text(f"{sign} {', '.join(names[:2])}{more}: {f'{key}: ' if key else ''}{message}", style=style)
 
 
 EFFECT = ("arm", "n", "{metric}", "difference [95%]", "against")

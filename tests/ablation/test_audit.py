@@ -157,7 +157,7 @@ def test_an_arm_that_computes_the_same_as_its_baseline_is_a_no_op(findings, body
 
 def test_a_scale_or_a_mask_that_does_something_is_no_no_op(findings):
     scaled = "scaled: {extends: decllm-tiny, model: {attention: {qkv_norm_scale: true}}}"
-    assert findings(f"arms: {{dec: {{extends: decllm-tiny}}, {scaled}}}") == set()
+    assert findings(f"arms: {{dec: {{extends: decllm-tiny}}, {scaled}}}") == {("note", "scaled", "parameters")}
 
 
 def test_the_objectives_own_loss_is_not_compared_across_objectives(findings):

@@ -349,3 +349,16 @@ def test_two_studies_that_share_a_stage_compute_it_once(write_study: Study, tmp_
     (stage,) = store.glob("stages/*")
     steps = [line["step"] for line in read_metrics(stage / "metrics.jsonl")]
     assert steps == sorted(set(steps))
+
+
+@pytest.mark.xdist_group("runs")
+def test_an_arm_that_shows_nothing_is_told_of_before_it_runs_and_not_again(write_study: Study, store: Store) -> None:
+    """Heads of two entries have one frequency, which is one whatever theta."""
+    path = write_study("nothing", "grid: {factors: {model.attention.rope_theta: [1e4, 5e5]}}", seeds=[190])
+    ablation, first, second = load_study(path, ["model.attention.head_dim=2"]), Silent(), Silent()
+    run_study(ablation, store, watcher=first, slots=2)
+    assert [message.split(",")[0] for message in first.messages if "building" not in message] == [
+        "baseline/rope_theta=500000: is the same function as baseline"
+    ]
+    run_study(ablation, store, watcher=second, slots=2)
+    assert second.messages == []

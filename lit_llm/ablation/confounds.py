@@ -1,0 +1,107 @@
+"""What changed along with a factor: keys of the resolved model that no factor set.
+
+A head's width follows from d_model and heads where it is not written down, and a range of layers covers another share
+of a deeper stack. Neither is a mistake; that more than the factor changed should be known before the result is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from lit_llm.ablation.arms import Ablation, Arm, under
+from lit_llm.ablation.findings import Finding, ruled
+from lit_llm.config.section import Section
+from lit_llm.config.tree import leaves
+from lit_llm.models.config import ResolvedModel, layer_range, resolve_model
+
+Place = tuple[str, int, str]
+"""(encoder or decoder, number of the layer, component as an address names it)."""
+
+
+def confounds(ablation: Ablation, arm: Arm, baseline: Arm) -> Iterator[Finding]:
+    """Findings of an arm that differs from its baseline in factors alone. An arm of its own may bring its own model."""
+    if arm.group != baseline.group:
+        return
+    declared = {*arm.declared, *baseline.declared, *arm.derived, *baseline.derived}
+    for key, old, new in _changes(arm, baseline, declared):
+        reason = f"{_shown(old)} → {_shown(new)}, though no factor sets it"
+        yield ruled(ablation, "confound", arm, key, reason, "; set it to hold it, or `allow` it")
+    for key, share, other in _shares(arm, baseline, declared):
+        reason = f"covers {share} layers, {other} in {baseline.name}"
+        yield ruled(ablation, "confound", arm, key, reason, "; make it part of the level, or `allow` it")
+
+
+def _changes(arm: Arm, baseline: Arm, declared: set[str]) -> Iterator[tuple[str, Any, Any]]:
+    """(address, old, new) of what differs undeclared; one address for all attentions where all changed alike."""
+    left, right = resolve_model(baseline.experiment.model), resolve_model(arm.experiment.model)
+    old, new = dict(_keys(left)), dict(_keys(right))
+    changed: dict[tuple[str, Any, Any], list[Place]] = {}
+    for where in [where for where in old if where in new]:
+        place, key = where
+        if old[where] == new[where] or _idle(old[where]) or _idle(new[where]):
+            continue
+        if not any(under(address, *declared) for address in _addresses(place, key, arm, baseline)):
+            changed.setdefault((key, old[where], new[where]), []).append(place)
+    for (key, before, after), places in changed.items():
+        everywhere = {place for place, other in old if other == key and (place, other) in new}
+        general = {_default(component) for _, _, component in places}
+        if places == [("", 0, "")]:
+            yield f"model.{key}", before, after
+        elif set(places) == everywhere and len(general) == 1:
+            yield f"model.{general.pop()}.{key}", before, after
+        else:
+            for side, component in dict.fromkeys((side, component) for side, _, component in places):
+                yield f"model.{side}.{component}.{key}", before, after
+
+
+def _keys(model: ResolvedModel) -> Iterator[tuple[tuple[Place, str], Any]]:
+    """Every key of a resolved model with its place; the model's own keys have none."""
+    for key, value in leaves(model.model_dump(exclude={"encoder", "decoder"})):
+        yield (("", 0, ""), key), value
+    for side, layers in (("encoder", model.encoder), ("decoder", model.decoder)):
+        for index, layer in enumerate(layers):
+            for name, part in layer:
+                # The encoder's only attention is addressed without "self".
+                component = "attention" if (side, name) == ("encoder", "self_attention") else name
+                for key, value in leaves(part.model_dump()) if isinstance(part, Section) else ():
+                    yield ((side, index, component), key), value
+
+
+def _addresses(place: Place, key: str, *arms: Arm) -> Iterator[str]:
+    """Everything that a study may set to change this key at this place."""
+    side, index, component = place
+    if not side:
+        yield f"model.{key}"
+        return
+    yield f"model.{_default(component)}.{key}"
+    yield f"model.{side}.{component}.{key}"
+    for arm in arms:
+        for name in getattr(arm.experiment.model, side).layer_ranges:
+            if index in layer_range(name):
+                yield f"model.{side}.layer_ranges.{name}.{component}.{key}"
+
+
+def _default(component: str) -> str:
+    return "attention" if component.endswith("attention") else component
+
+
+def _idle(value: Any) -> bool:
+    """What the canonical form puts in place of a value without effect: an eps where there is no norm."""
+    return value is None or (isinstance(value, bool | float) and not value)
+
+
+def _shares(arm: Arm, baseline: Arm, declared: set[str]) -> Iterator[tuple[str, str, str]]:
+    """(address, share here, share in the baseline) of layer ranges that stayed while the stack grew or shrank."""
+    for side in ("encoder", "decoder"):
+        here, there = (getattr(each.experiment.model, side, None) for each in (arm, baseline))
+        if here is None or there is None or here.layers == there.layers:
+            continue
+        for name in here.layer_ranges:
+            key, covered = f"model.{side}.layer_ranges.{name}", len(layer_range(name))
+            if name in there.layer_ranges and not any(under(other, key) or under(key, other) for other in declared):
+                yield key, f"{covered} of {here.layers}", f"{covered} of {there.layers}"
+
+
+def _shown(value: Any) -> str:
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,45 @@
+"""What a plan has to say about an arm."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from lit_llm.ablation.arms import Ablation, Arm, under
+from lit_llm.config.tree import difference
+
+INTERVENTION = ("model", "pretrain.objective", "pretrain.masks")
+"""What an ablation is about, and what an arm may therefore set for itself. All else is a control."""
+
+Kind = Literal["refused", "allowed", "no_op", "confound", "note"]
+"""refused blocks the study; the others inform. no_op: computes what another arm computes; confound: something changed
+along with what was declared."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that the plan says about an arm."""
+
+    kind: Kind
+    arm: str
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.arm}: {self.key}{': ' if self.key else ''}{self.message}"
+
+    def as_json(self) -> dict[str, str]:
+        return asdict(self)
+
+
+def differs(arm: Arm, baseline: Arm) -> dict[str, list[Any]]:
+    """{key: [baseline's value, arm's value]} of the two experiments, without their seeds."""
+    return difference(baseline.flat, arm.flat)
+
+
+def ruled(ablation: Ablation, kind: Kind, arm: Arm, key: str, reason: str, advice: str) -> Finding:
+    """A finding of this kind, or an allowed one where the study gives its reason for this key."""
+    for rule in ablation.study.allow:
+        if under(key, rule.key):
+            return Finding("allowed", arm.name, key, f"{reason}; allowed because {rule.because}")
+    return Finding(kind, arm.name, key, f"{reason}{advice}")
