@@ -21,7 +21,7 @@ import numpy as np
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.data.config import ByteTokenizer, DataConfig
 from lit_llm.data.corpora import Documents, data_digest, open_corpus
-from lit_llm.data.tokenizers import Tokenizer, open_tokenizer, train_bpe
+from lit_llm.data.tokenizers import Tokenizer, open_tokenizer, write_tokenizer
 from lit_llm.objectives.config import EOD
 
 SPLITS = ("train", "validation")
@@ -99,9 +99,9 @@ def _write(config: DataConfig, documents: Documents, folder: Path, progress: Pro
         if not isinstance(config.tokenizer, ByteTokenizer):
             progress("training the tokenizer", 0, 0)
             train = (text for text in documents if not held_out(text, config.validation_fraction))
-            train_bpe(train, config.tokenizer.vocabulary, work / "tokenizer.json")
+            write_tokenizer(config.tokenizer, train, work)
         tokenizer = open_tokenizer(config.tokenizer, work)
-        tokens, done = dict.fromkeys(SPLITS, 0), 0
+        tokens, done, count = dict.fromkeys(SPLITS, 0), 0, 0
         with (work / "train.bin").open("wb") as train_file, (work / "validation.bin").open("wb") as validation_file:
             files: dict[str, IO[bytes]] = {"train": train_file, "validation": validation_file}
             for texts in _chunks(documents):
@@ -110,12 +110,13 @@ def _write(config: DataConfig, documents: Documents, folder: Path, progress: Pro
                     closed = np.append(ids, EOD).astype(token_type(config))
                     files[split].write(closed.tobytes())
                     tokens[split] += len(closed)
+                count += len(texts)
                 done += sum(len(text) for text in texts)
                 progress("tokenising", min(done, documents.size), documents.size)
             for file in files.values():
                 file.flush()
                 os.fsync(file.fileno())
-        (work / "meta.json").write_text(json.dumps({"tokens": tokens, "documents": len(documents)}, indent=1))
+        (work / "meta.json").write_text(json.dumps({"tokens": tokens, "documents": count}, indent=1))
         work.rename(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torchmetrics import SumMetric
@@ -23,6 +22,7 @@ class Validation:
 
     val/target_nll   nats per token on the window's second part given its first, whatever the arm's own objective;
                      val/perplexity and val/bits_per_byte are the same in other units
+                     (no bits per byte for a tokenizer that cannot say how many bytes a token stands for, WordPiece)
     val/objective_loss   nats per target of the arm's own objective; compares within one objective only
     """
 
@@ -39,18 +39,21 @@ class Validation:
         self.objective_batches = [cut(part, objective, family, bidirectional, 0, k) for k, part in enumerate(parts)]
         self.target_batches = [cut(part, yardstick, family, bidirectional, 0, k) for k, part in enumerate(parts)]
         self.same = objective.resolved(length) == yardstick
-        self.target_bytes = int(np.asarray(data.tokenizer().byte_lengths())[windows[:, prefix:]].sum())
+        lengths = data.tokenizer().byte_lengths()
+        self.target_bytes = 0 if lengths is None else int(lengths[windows[:, prefix:]].sum())
 
     def __call__(self, model: LanguageModel) -> dict[str, float]:
         """The model should be in evaluation mode."""
         nats, tokens = sum_of_nats(model, self.target_batches)
         objective = (nats, tokens) if self.same else sum_of_nats(model, self.objective_batches)
-        return {
+        found = {
             "val/target_nll": nats / tokens,
             "val/perplexity": math.exp(min(nats / tokens, 700.0)),
-            "val/bits_per_byte": nats / math.log(2) / self.target_bytes,
             "val/objective_loss": objective[0] / objective[1],
         }
+        if self.target_bytes:
+            found["val/bits_per_byte"] = nats / math.log(2) / self.target_bytes
+        return found
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from lit_llm.data.tokenizers import SPECIAL, BytePair, Bytes, train_bpe
+from lit_llm.data.tokenizers import SPECIAL, Bytes, FromFile, train_bpe
 from lit_llm.objectives.config import BOS, EOD
 
 TEXTS = [
@@ -30,7 +30,7 @@ CORPUS = [*TEXTS, "the <eod> of the <s> is the <eod> of <s> " * 50, "lorem ipsum
 def bpe(tmp_path_factory):
     path = tmp_path_factory.mktemp("bpe") / "tokenizer.json"
     train_bpe(CORPUS, 400, path)
-    return BytePair(path)
+    return FromFile(path, *SPECIAL)
 
 
 @pytest.fixture(params=["bytes", "bpe"])

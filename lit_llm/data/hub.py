@@ -1,0 +1,107 @@
+"""Datasets in the form of the Hugging Face Hub, from a folder or the Hub's cache on this machine, never the network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from lit_llm.config.problems import InputError, Problem, did_you_mean
+from lit_llm.data.config import HuggingFace
+
+_KINDS = {"parquet": "parquet", "json": "jsonl", "arrow": "arrow"}
+"""Our formats, by what `datasets` calls them."""
+
+
+def find_files(config: HuggingFace) -> tuple[str, list[Path]]:
+    """(format, files) of a split, in order. Raises InputError for what is not on this machine or not readable here."""
+    try:
+        import datasets  # noqa: F401
+    except ImportError:
+        raise _wrong("", "a dataset of the Hub needs the `datasets` library: pip install 'lit-llm[hf]'") from None
+    folder = Path(config.path)
+    if not folder.is_dir():
+        folder = _downloaded(config)
+    for name in ("dataset_dict.json", "state.json"):
+        if (folder / name).is_file():
+            return "arrow", _saved(folder, config)
+    return _data_files(folder, config)
+
+
+def _wrong(key: str, message: str) -> InputError:
+    return InputError(Problem(message, f"corpus.{key}" if key else "corpus"))
+
+
+def _downloaded(config: HuggingFace) -> Path:
+    """The folder in the Hub's cache. What `datasets.load_dataset` downloads lies there too."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(config.path, repo_type="dataset", revision=config.revision, local_files_only=True)
+        )
+    except HFValidationError:
+        raise _wrong("path", f"{config.path!r} is no folder, and no ORG/NAME of the Hub") from None
+    except (LocalEntryNotFoundError, OSError):
+        revision = f" --revision {config.revision}" if config.revision else ""
+        command = f"hf download --type dataset {config.path}{revision}"
+        message = f"{config.path} is no folder here and not in the Hub's cache; `{command}` fetches it"
+        raise _wrong("path", message) from None
+
+
+def _saved(folder: Path, config: HuggingFace) -> list[Path]:
+    """The files of `save_to_disk`, of one split or of several."""
+    try:
+        if (folder / "dataset_dict.json").is_file():
+            splits = json.loads((folder / "dataset_dict.json").read_bytes())["splits"]
+            if config.split not in splits:
+                raise _wrong("split", f"{config.split!r} is not possible{did_you_mean(config.split, splits)}")
+            folder = folder / config.split
+        state = json.loads((folder / "state.json").read_bytes())
+        return [folder / item["filename"] for item in state["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _wrong("path", f"{folder} is damaged: {type(error).__name__}: {error}") from None
+
+
+def _data_files(folder: Path, config: HuggingFace) -> tuple[str, list[Path]]:
+    """The files that `datasets` takes for the split: by the card's configurations, or by their names."""
+    from datasets import load_dataset_builder
+
+    try:
+        with _offline(), TemporaryDirectory() as work:
+            builder: Any = load_dataset_builder(str(folder), config.name, cache_dir=work)
+    except Exception as error:  # what it raises is not written down anywhere
+        key = "name" if "onfig" in str(error) else "path"
+        raise _wrong(key, f"{config.path}: {' '.join(str(error).split())[:300]}") from None
+    kind = type(builder).__module__.rpartition(".")[2]
+    splits = {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
+    if config.split not in splits:
+        raise _wrong("split", f"{config.split!r} is not possible{did_you_mean(config.split, splits)}")
+    if kind not in _KINDS:
+        message = f"its files are read as {kind!r}; read here are Parquet, JSON lines and Arrow: convert them first"
+        raise _wrong("path", f"{config.path}: {message}")
+    remote = [file for file in splits[config.split] if "://" in str(file)]
+    if remote:
+        raise _wrong("path", f"{config.path}: its file {remote[0]} is not on this machine; download it first")
+    return _KINDS[kind], [Path(file) for file in splits[config.split]]
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """A card may name files on the network; asking there would take minutes without one."""
+    import datasets.config
+    import huggingface_hub.constants
+
+    places: list[Any] = [datasets.config, huggingface_hub.constants]
+    before = [place.HF_HUB_OFFLINE for place in places]
+    try:
+        for place in places:
+            place.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value
