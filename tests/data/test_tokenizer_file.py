@@ -1,6 +1,8 @@
 """Any tokenizer.json gives the tokens that its library gives, with the house's two special ids first."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -376,3 +378,27 @@ def test_opening_gives_the_tokenizer_of_the_choice(tmp_path):
     path = save(metaspace(), tmp_path)
     tokenizer = open_tokenizer(FileTokenizer(path=str(path)), tmp_path)
     assert tokenizer.vocabulary == metaspace().get_vocab_size()
+
+
+def test_a_plan_reads_the_vocabulary_without_a_heavy_library(made):
+    heavy = ("torch", "numpy", "tokenizers", "transformers", "pyarrow")
+    code = (
+        "import sys; from lit_llm.data.config import FileTokenizer; FileTokenizer(path=sys.argv[1]).vocabulary; "
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, made[2]], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "word_piece"])
+def test_bits_per_byte_are_given_where_bytes_can_be_counted(tmp_path, corpus, kind):
+    from lit_llm.evaluation.config import ValidationConfig
+    from lit_llm.evaluation.likelihood import Validation
+    from lit_llm.models.build import build_model
+    from lit_llm.objectives.config import CausalLM
+
+    data = prepare(config(corpus, save(KINDS[kind](), tmp_path)), tmp_path / "data")
+    validation = Validation(ValidationConfig(sequences=4), data, CausalLM(), "decoder", False)
+    found = validation(build_model(load_experiment("decllm-tiny").model, seed=0).eval())
+    assert ("val/bits_per_byte" in found) is (kind == "byte_level")
+    assert found["val/target_nll"] > 0
