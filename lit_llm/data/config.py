@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -139,6 +140,13 @@ class FileTokenizer(Section):
 
 Corpus = Annotated[PythonStdlib | TextFiles | JsonLines | Parquet | HuggingFace, OneOf(default=PythonStdlib)]
 Tokenizer = Annotated[ByteTokenizer | BytePairTokenizer | FileTokenizer, OneOf(default=BytePairTokenizer)]
+
+
+def identity_of(tokenizer: Tokenizer) -> dict[str, object]:
+    """What decides the tokens, as plain data: of a file its content and the chosen ids, not its place."""
+    if isinstance(tokenizer, FileTokenizer):
+        return {"kind": tokenizer.kind, **asdict(tokenizer.layout())}
+    return tokenizer.model_dump(mode="json")
 
 
 class DataConfig(Section):

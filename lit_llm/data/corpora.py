@@ -7,7 +7,7 @@ import itertools
 import os
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -18,13 +18,13 @@ from lit_llm.config.problems import InputError, Problem, noted
 from lit_llm.data.config import (
     Corpus,
     DataConfig,
-    FileTokenizer,
     HuggingFace,
     JsonLines,
     Parquet,
     PythonStdlib,
     Records,
     TextFiles,
+    identity_of,
 )
 from lit_llm.data.formats import FORMATS, PART, Fields, RecordsPart
 
@@ -166,14 +166,11 @@ def _nothing_in(config: Records) -> Problem:
 def data_digest(config: DataConfig, documents: Documents | None = None) -> str:
     """Identity of the tokens: contents, tokenizer, split. Windows are cut later and do not matter here."""
     documents = documents or open_corpus(config.corpus)
-    tokenizer = config.tokenizer.model_dump(mode="json")
-    if isinstance(config.tokenizer, FileTokenizer):
-        tokenizer = {"kind": "file", **asdict(config.tokenizer.layout())}
     return fingerprint(
         {
             "format": FORMAT,
             "documents": documents.digest,
-            "tokenizer": tokenizer,
+            "tokenizer": identity_of(config.tokenizer),
             "library": version("tokenizers") if config.tokenizer.kind != "bytes" else None,
             "held_out": config.validation_fraction,
         }

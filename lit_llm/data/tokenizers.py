@@ -173,23 +173,27 @@ _PIECE = 1 << 20
 
 
 def sample(documents: Iterable[str], size: int) -> list[str]:
-    """Documents in the order of a hash of their content, until they have `size` bytes (the last goes beyond).
+    """Documents in the order of a hash of their content, each once, until they have `size` bytes.
 
     One pass, and no more memory than the result. It does not depend on the order of the documents, and a sample of
     samples is that of the whole: parts of a corpus may be sampled apart.
     """
     chosen: list[tuple[bytes, int, str]] = []  # a heap with the largest hash first
+    known: set[bytes] = set()  # the hashes of these: a text that is there a thousand times should not fill the sample
     total = 0
     for text in documents:
         raw = text.encode()
         # The beginning of the digest says which documents are held out: this is its other part, upside down.
         rank = bytes(255 - byte for byte in hashlib.sha256(raw).digest()[8:24])
-        if total >= size and rank < chosen[0][0]:
+        if rank in known or (total >= size and rank < chosen[0][0]):
             continue
+        known.add(rank)
         heapq.heappush(chosen, (rank, len(raw), text))
         total += len(raw)
         while total - chosen[0][1] >= size:
-            total -= heapq.heappop(chosen)[1]
+            gone, length, _ = heapq.heappop(chosen)
+            known.remove(gone)
+            total -= length
     return [text for _, _, text in sorted(chosen, reverse=True)]
 
 
