@@ -41,7 +41,7 @@ class Fields:
     @classmethod
     def of(cls, text: str, where: Mapping[str, Any]) -> Fields:
         listed = {name: allowed if isinstance(allowed, tuple) else (allowed,) for name, allowed in where.items()}
-        return cls(text, tuple((name, frozenset(map(_comparable, listed[name]))) for name in sorted(listed)))
+        return cls(text, tuple((name, frozenset(map(_comparable, values))) for name, values in listed.items()))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -145,11 +145,10 @@ class JsonLinesPart(RecordsPart):
                 if not opened:
                     file.seek(self.first)
                 while (opened or place < self.last) and (line := file.readline()):
-                    if not place:
-                        line = line.removeprefix(codecs.BOM_UTF8)
+                    content = line if place else line.removeprefix(codecs.BOM_UTF8)
                     place, number = place + len(line), number + 1
-                    if line.strip():
-                        yield self._document(line, number)
+                    if content.strip():
+                        yield self._document(content, number)
         except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
             raise self._wrong(number + 1, f"is damaged or cannot be read: {_cause(error)}") from None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -71,8 +71,10 @@ def _data_files(folder: Path, config: HuggingFace) -> tuple[str, list[Path]]:
     """The files that `datasets` takes for the split: by the card's configurations, or by their names."""
     from datasets import load_dataset_builder
 
+    if remote := next((file for file in _places(folder, config.name) if "://" in file), ""):
+        raise _wrong("path", f"{config.path}: its files {remote} are not on this machine; download them first")
     try:
-        with _offline(), TemporaryDirectory() as work:
+        with TemporaryDirectory() as work:
             builder: Any = load_dataset_builder(str(folder), config.name, cache_dir=work)
     except Exception as error:  # what it raises is not written down anywhere
         key = "name" if "onfig" in str(error) else "path"
@@ -84,24 +86,28 @@ def _data_files(folder: Path, config: HuggingFace) -> tuple[str, list[Path]]:
     if kind not in _KINDS:
         message = f"its files are read as {kind!r}; read here are Parquet, JSON lines and Arrow: convert them first"
         raise _wrong("path", f"{config.path}: {message}")
-    remote = [file for file in splits[config.split] if "://" in str(file)]
-    if remote:
-        raise _wrong("path", f"{config.path}: its file {remote[0]} is not on this machine; download it first")
     return _KINDS[kind], [Path(file) for file in splits[config.split]]
 
 
-@contextmanager
-def _offline() -> Iterator[None]:
-    """A card may name files on the network; asking there would take minutes without one."""
-    import datasets.config
-    import huggingface_hub.constants
+def _places(folder: Path, name: str | None) -> Iterator[str]:
+    """Where the card says that the files of a configuration lie. An address on the network would be asked at once."""
+    import yaml
+    from huggingface_hub import metadata_load
 
-    places: list[Any] = [datasets.config, huggingface_hub.constants]
-    before = [place.HF_HUB_OFFLINE for place in places]
-    try:
-        for place in places:
-            place.HF_HUB_OFFLINE = True
-        yield
-    finally:
-        for place, value in zip(places, before, strict=True):
-            place.HF_HUB_OFFLINE = value
+    cards: list[Any] = []
+    with suppress(OSError, ValueError, yaml.YAMLError):  # a broken card is told by `datasets`
+        cards.append(metadata_load(folder / "README.md"))
+    with suppress(OSError, ValueError, yaml.YAMLError):
+        cards.append(yaml.safe_load((folder / ".huggingface.yaml").read_text()))
+    waiting = [
+        item.get("data_files")
+        for card in cards
+        for item in (card.get("configs") or [] if isinstance(card, dict) else [])
+        if isinstance(item, dict) and (name is None or item.get("config_name", "default") == name)
+    ]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, dict | list):
+            waiting += item.values() if isinstance(item, dict) else item

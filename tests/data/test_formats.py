@@ -131,6 +131,14 @@ def test_lines_may_be_empty_end_in_crlf_begin_with_a_mark_and_lack_the_last_end(
     assert list(opened(path)) == ["1", "2\u2028", "🙂"]
 
 
+def test_a_mark_at_the_beginning_moves_no_line_into_two_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(formats, "PART", 100)
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + lines([{"text": text} for text in documents()]))
+    corpus = opened(tmp_path / "a.jsonl")
+    assert len(corpus.parts()) > 5
+    assert list(corpus) == documents()
+
+
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
 def test_compressed_files_may_be_joined(tmp_path, suffix):
     path = tmp_path / f"a.jsonl{suffix}"
@@ -344,6 +352,8 @@ def test_what_is_read_of_the_files_is_in_the_digest_and_where_they_lie_is_not(tm
     assert digest() == digest("other/b.jsonl") == digest(text="text", where={})
     assert digest(where={"meta.id": [3, 1]}) == digest(where={"meta.id": [1, 3.0, 3]})
     assert digest(where={"meta.even": True}) == digest(where={"meta.even": [True]})
+    two = {"meta.even": True, "red_pajama_subset": "arxiv"}
+    assert digest(where=two) == digest(where=dict(reversed(two.items())))
     different = [digest(), digest(text="red_pajama_subset"), digest(where={"meta.id": 1})]
     different += [digest(where={"meta.id": [1, 3]}), digest(where={"red_pajama_subset": "arxiv"})]
     write(tmp_path / "a.jsonl", redpajama(documents(41)))
