@@ -9,15 +9,14 @@ import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
-from lit_llm.config.fingerprint import digest_of_files, fingerprint
+from lit_llm.config.fingerprint import digest_of_files
 from lit_llm.config.problems import InputError, Problem
-from lit_llm.data.config import Corpus, DataConfig, PythonStdlib, TextFiles
+from lit_llm.data.config import PythonStdlib, SingleCorpus, TextFiles
 
-FORMAT = 1
+FORMAT = 2
 """Version of how documents become tokens and which of them are held out; to be raised when that changes."""
 
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib2to3", "turtledemo"}
@@ -88,7 +87,7 @@ class Documents:
         return sum(path.stat().st_size for _, path in self.files)
 
 
-def open_corpus(config: Corpus) -> Documents:
+def open_corpus(config: SingleCorpus) -> Documents:
     """Find the documents. Raises InputError for files that are not there, cannot be read, or hold nothing."""
     if isinstance(config, TextFiles):
         return _text_files(config)
@@ -102,21 +101,6 @@ def open_corpus(config: Corpus) -> Documents:
     if not files:
         raise InputError(Problem(f"this Python has no library sources under {root}; use `corpus: {{kind: text, ...}}`"))
     return Documents(files)
-
-
-def data_digest(config: DataConfig, documents: Documents | None = None) -> str:
-    """Identity of the tokens: contents, tokenizer, split. Windows are cut later and do not matter here."""
-    documents = documents or open_corpus(config.corpus)
-    tokenizer = config.tokenizer.model_dump(mode="json")
-    return fingerprint(
-        {
-            "format": FORMAT,
-            "documents": documents.digest,
-            "tokenizer": tokenizer,
-            "library": version("tokenizers") if config.tokenizer.kind == "bpe" else None,
-            "held_out": config.validation_fraction,
-        }
-    )
 
 
 def _text_files(config: TextFiles) -> Documents:
