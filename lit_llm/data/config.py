@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from lit_llm.config.problems import InputError
 from lit_llm.config.section import Items, OneOf, Section, impossible
 from lit_llm.data import tokenizer_file
+
+CYCLE = 1000
+"""Windows after which a mixture has given each source exactly its share."""
 
 
 class PythonStdlib(Section):
@@ -138,7 +143,62 @@ class FileTokenizer(Section):
         return self.layout().vocabulary
 
 
-Corpus = Annotated[PythonStdlib | TextFiles | JsonLines | Parquet | HuggingFace, OneOf(default=PythonStdlib)]
+_Single = PythonStdlib | TextFiles | JsonLines | Parquet | HuggingFace
+SingleCorpus = Annotated[_Single, OneOf(default=PythonStdlib)]
+
+
+def _source_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise impossible(("", f"{name!r} is not a plain name: letters, digits, '-' and '_'"))
+    return name
+
+
+class Source(Section):
+    """One text of a mixture."""
+
+    corpus: SingleCorpus
+    """Where its documents come from; not a mixture again."""
+    weight: float = Field(1.0, gt=0)
+    """Its share of the windows, relative to the other weights. Resolved to windows of every thousand."""
+
+
+class Mixture(Section):
+    """Several texts, read in fixed shares. Each is tokenised on its own, by a tokenizer that they share."""
+
+    kind: Literal["mixture"] = "mixture"
+    """A mixture."""
+    sources: dict[Annotated[str, AfterValidator(_source_name)], Source]
+    """Its texts. Their names are those of the metrics `val/target_nll/<source>`; they change no number."""
+
+    @field_validator("sources")
+    @classmethod
+    def _resolved(cls, sources: dict[str, Source]) -> dict[str, Source]:
+        """The same with weights that are windows of CYCLE, so that 3 : 1 and 6 : 2 are one mixture."""
+        if len(sources) < 2:
+            raise impossible(("", f"has {len(sources)} of the two sources that it needs; one alone is a corpus itself"))
+        total = sum(Fraction(source.weight) for source in sources.values())
+        quotas = {name: Fraction(source.weight) * CYCLE / total for name, source in sources.items()}
+        findings = [
+            (f"{name}.weight", f"{sources[name].weight:g} of {float(total):g} is less than one window in {CYCLE}")
+            for name, quota in quotas.items()
+            if quota < 1 - Fraction(1, 10**9)  # 0.001 of 1 is one window, whatever its last bit
+        ]
+        if findings:
+            raise impossible(*findings)
+        counts = largest_remainders(quotas)
+        return {name: source.model_copy(update={"weight": float(counts[name])}) for name, source in sources.items()}
+
+
+def largest_remainders(quotas: dict[str, Fraction]) -> dict[str, int]:
+    """Whole numbers near the quotas with the same sum (Hamilton's method), ties by name."""
+    counts = {name: int(quota) for name, quota in quotas.items()}
+    missing = int(sum(quotas.values())) - sum(counts.values())
+    for name in sorted(quotas, key=lambda name: (counts[name] - quotas[name], name))[:missing]:
+        counts[name] += 1
+    return counts
+
+
+Corpus = Annotated[_Single | Mixture, OneOf(default=PythonStdlib)]
 Tokenizer = Annotated[ByteTokenizer | BytePairTokenizer | FileTokenizer, OneOf(default=BytePairTokenizer)]
 
 

@@ -9,22 +9,19 @@ import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
 from lit_llm.config.fingerprint import digest_of_files, fingerprint
 from lit_llm.config.problems import InputError, Problem, noted
 from lit_llm.data.config import (
-    Corpus,
-    DataConfig,
     HuggingFace,
     JsonLines,
     Parquet,
     PythonStdlib,
     Records,
+    SingleCorpus,
     TextFiles,
-    identity_of,
 )
 from lit_llm.data.formats import FORMATS, PART, Fields, RecordsPart
 
@@ -104,7 +101,7 @@ class Documents:
         return sum(path.stat().st_size for _, path in self.files)
 
 
-def open_corpus(config: Corpus) -> Documents:
+def open_corpus(config: SingleCorpus) -> Documents:
     """Find the documents. Raises InputError for files that are not there, cannot be read, or hold nothing.
 
     Of files of records the beginnings are read: compression, schema, first record. What is wrong further on is told
@@ -161,20 +158,6 @@ def _nothing_in(config: Records) -> Problem:
         return Problem("these files hold no documents", "corpus")
     wanted = ", ".join(f"{key}: {list(v) if isinstance(v, tuple) else v}" for key, v in config.where.items())
     return Problem(f"no record of these files has {{{wanted}}}, so there are no documents", "corpus.where")
-
-
-def data_digest(config: DataConfig, documents: Documents | None = None) -> str:
-    """Identity of the tokens: contents, tokenizer, split. Windows are cut later and do not matter here."""
-    documents = documents or open_corpus(config.corpus)
-    return fingerprint(
-        {
-            "format": FORMAT,
-            "documents": documents.digest,
-            "tokenizer": identity_of(config.tokenizer),
-            "library": version("tokenizers") if config.tokenizer.kind != "bytes" else None,
-            "held_out": config.validation_fraction,
-        }
-    )
 
 
 def _find(patterns: Sequence[str], example: str) -> list[tuple[str, Path]]:

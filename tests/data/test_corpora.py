@@ -7,7 +7,8 @@ import pytest
 
 from lit_llm.config.problems import InputError
 from lit_llm.data.config import DataConfig, PythonStdlib, TextFiles
-from lit_llm.data.corpora import data_digest, open_corpus, read_text
+from lit_llm.data.corpora import open_corpus, read_text
+from lit_llm.data.sources import data_digest
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ import zstandard
 from lit_llm.config.problems import InputError
 from lit_llm.data import formats
 from lit_llm.data.config import DataConfig
-from lit_llm.data.corpora import data_digest, open_corpus
+from lit_llm.data.corpora import open_corpus
+from lit_llm.data.sources import data_digest
 
 COMPRESS = {
     "": bytes,

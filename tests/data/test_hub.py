@@ -10,7 +10,8 @@ import pytest
 
 from lit_llm.config.problems import InputError
 from lit_llm.data.config import DataConfig, HuggingFace
-from lit_llm.data.corpora import data_digest, open_corpus
+from lit_llm.data.corpora import open_corpus
+from lit_llm.data.sources import data_digest
 
 datasets = pytest.importorskip("datasets")
 

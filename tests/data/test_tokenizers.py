@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from lit_llm.data.prepare import held_out
+from lit_llm.data.shards import held_out
 from lit_llm.data.tokenizers import SPECIAL, Bytes, FromFile, sample, train_bpe
 from lit_llm.objectives.config import BOS, EOD
 
@@ -91,7 +91,7 @@ def test_a_trained_vocabulary_has_every_byte_and_at_most_the_size_that_was_asked
 TRAIN = """
 import sys
 from pathlib import Path
-from lit_llm.data.prepare import held_out
+from lit_llm.data.shards import held_out
 from lit_llm.data.tokenizers import SPECIAL, Bytes, FromFile, sample, train_bpe
 documents = ["lorem ipsum dolor sit amet " * 30, "sed do eiusmod tempor " * 40, "aa bb cc dd " * 9]
 train_bpe((text for text in documents), 300, Path(sys.argv[1]))
