@@ -32,7 +32,7 @@ DOCUMENT = 32_000
 
 
 def write_corpus(folder: Path, megabytes: int) -> None:
-    """`megabytes` of text in files of DOCUMENT characters, a hundred to a file's folder; the same on every call."""
+    """`megabytes` of text in files of DOCUMENT characters, a hundred in a folder; the same on every call."""
     from lit_llm.data.config import PythonStdlib
     from lit_llm.data.corpora import open_corpus
 
