@@ -32,7 +32,7 @@ DOCUMENT = 32_000
 
 
 def write_corpus(folder: Path, megabytes: int) -> None:
-    """`megabytes` of text in files of DOCUMENT characters, a hundred to a file's folder; the same on every call."""
+    """`megabytes` of text in files of DOCUMENT characters, a hundred in a folder; the same on every call."""
     from lit_llm.data.config import PythonStdlib
     from lit_llm.data.corpora import open_corpus
 
@@ -99,9 +99,10 @@ def peer(files: str, tokenizer: Path, out: Path) -> int:
 
     disable_progress_bar()
     library = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
-    library.encode_special_tokens = True  # as ours: a text that spells <s> holds no such token
 
     def encode(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        # As ours: a text that spells <s> holds no such token. Lost on the way into another process, so set here.
+        library.encode_special_tokens = True
         return {"ids": [[*found.ids, 0] for found in library.encode_batch_fast(batch["text"])]}
 
     cores = len(os.sched_getaffinity(0))

@@ -223,12 +223,12 @@ def test_what_a_killed_tokenisation_has_finished_is_not_done_again(documents, tm
     for line in process.stdout:
         done, total = line.split()[1:]
         if int(done) > int(total) / 3:
+            workers = family(process)
             process.kill()
             break
     process.communicate(timeout=30)
-    for _ in range(100):  # workers of a killed coordinator end by themselves
-        before = {path.name: path.stat() for path in root.glob(".*/0*.json")}
-        time.sleep(0.02)
+    assert psutil.wait_procs(workers, timeout=10)[1] == []  # they end by themselves
+    before = {path.name: path.stat() for path in root.glob(".*/0*.json")}
     assert len(before) > 3
     prepare(data, tmp_path / "whole")
     (source,) = prepare(data, root).sources
