@@ -231,6 +231,7 @@ def write_tokenizer(choice: config.Tokenizer, documents: Iterable[str], folder: 
     if isinstance(choice, config.BytePairTokenizer):
         train_bpe(documents, choice.vocabulary, folder / FILE, choice.training_bytes)
     elif isinstance(choice, config.FileTokenizer):
+        FromFile(Path(choice.path), choice.end_of_document, choice.begin)  # refused here, or never
         shutil.copyfile(choice.path, folder / FILE)
 
 
