@@ -14,7 +14,7 @@ from lit_llm.ablation.plan import Plan, plan
 from lit_llm.ablation.runs import Run, comparison_of, runs_of
 from lit_llm.analysis.comparison import Comparison
 from lit_llm.config.problems import InputError, Problem, did_you_mean
-from lit_llm.experiment.identity import CODE, digest_of_data
+from lit_llm.experiment.identity import CODE, digest_of_data, identity_of_data
 from lit_llm.experiment.run import freeze, run_one
 from lit_llm.launch import Interrupted, Outcome, Task, run_tasks, stop_requested
 from lit_llm.tracking.address import default_tracking
@@ -188,9 +188,10 @@ def _prepare_data(runs: Iterable[Run], store: Store, watcher: Watcher) -> None:
     seen: dict[tuple[str, int], None] = {}
     for run in runs:
         config = run.experiment.pretrain.data
-        key = (digest_of_data(run.experiment), config.sequence_length)
+        identity = identity_of_data(run.experiment)
+        key = (identity.digest, config.sequence_length)
         if key not in seen:
-            prepare(config, store.data, watcher.preparing, key[0])
+            prepare(config, store.data, watcher.preparing, identity)
             seen[key] = None
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
-from lit_llm.data.prepare import Prepared
+from lit_llm.data.prepare import Prepared, PreparedSource
 from lit_llm.objectives.config import MasksConfig, Objective
 from lit_llm.objectives.layout import Batch, Family, lay_out
 
@@ -45,15 +46,30 @@ def _hash(*parts: object) -> int:
 
 
 class Windows:
-    """The windows of a split: window i is the tokens from i x T to (i + 1) x T."""
+    """The windows of one source's split: window i is the tokens from i x T to (i + 1) x T."""
 
-    def __init__(self, data: Prepared, split: str) -> None:
-        self.tokens, self.length, self.count = data.open(split), data.config.sequence_length, data.windows(split)
+    def __init__(self, data: Prepared, source: PreparedSource, split: str) -> None:
+        self.tokens, self.length = data.open(source, split), data.config.sequence_length
+        self.count = len(self.tokens) // self.length
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """len(indices) x T ids."""
-        starts = indices[:, None] * self.length
-        return np.asarray(self.tokens[starts + np.arange(self.length)], dtype=np.int64)
+        return self.tokens.read(indices * self.length, self.length)
+
+
+@lru_cache(maxsize=8)
+def cycle(shares: tuple[int, ...], seed: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which source each window of one cycle is of, and how many of that source come before it in the cycle.
+
+    A cycle is as long as the sum of the shares and holds exactly them; in between, a source of share n out of N is
+    never further than n (N - n) / N windows from its due. One source alone is its windows in order.
+    """
+    length = sum(shares)
+    sources = np.repeat(np.arange(len(shares)), shares)[shuffled(np.arange(length), length, _hash(seed, "mix", number))]
+    before = np.empty(length, dtype=np.int64)
+    for source, share in enumerate(shares):
+        before[sources == source] = np.arange(share)
+    return sources, before
 
 
 def cut(windows_BT: np.ndarray, objective: Objective, family: Family, masks: MasksConfig, seed: int, k: int) -> Batch:
@@ -78,22 +94,37 @@ class TrainBatches(Dataset[Batch]):
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
-        self.windows = Windows(data, "train")
+        self.windows = [Windows(data, source, "train") for source in data.sources]
+        self.shares = tuple(source.share for source in data.sources)
         self.objective, self.family, self.masks, self.seed = objective, family, masks, seed
         self.size, self.rank, self.ranks = data.config.batch_size, rank, ranks
 
-    def indices(self, k: int) -> np.ndarray:
-        """The windows of batch k. Each pass over the windows has an order of its own."""
+    def places(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The windows of batch k: (number of the source, number of its window) of each.
+
+        The sources' shares are exact in each cycle. Each pass over a source's windows has an order of its own.
+        """
         positions = np.arange(k * self.size, (k + 1) * self.size)
-        passes, places = positions // self.windows.count, positions % self.windows.count
-        out = np.empty_like(places)
-        for number in np.unique(passes):
-            here = passes == number
-            out[here] = shuffled(places[here], self.windows.count, _hash(self.seed, "pass", number))
-        return out
+        cycles, within = positions // sum(self.shares), positions % sum(self.shares)
+        sources, indices = np.empty_like(positions), np.empty_like(positions)
+        for number in np.unique(cycles).tolist():
+            here = cycles == number
+            sources[here], before = (part[within[here]] for part in cycle(self.shares, self.seed, number))
+            indices[here] = number * np.asarray(self.shares)[sources[here]] + before
+        for source in np.unique(sources).tolist():
+            count, of_it = self.windows[source].count, sources == source
+            passes, places = indices // count, indices % count
+            for number in np.unique(passes[of_it]).tolist():
+                here = of_it & (passes == number)
+                indices[here] = shuffled(places[here], count, _hash(self.seed, "pass", number, source))
+        return sources, indices
 
     def __getitem__(self, k: int) -> Batch:
-        batch = cut(self.windows.read(self.indices(k)), self.objective, self.family, self.masks, self.seed, k)
+        sources, indices = self.places(k)
+        windows = np.empty((self.size, self.windows[0].length), dtype=np.int64)
+        for source in np.unique(sources).tolist():
+            windows[sources == source] = self.windows[source].read(indices[sources == source])
+        batch = cut(windows, self.objective, self.family, self.masks, self.seed, k)
         if self.ranks == 1:
             return batch
         share = -(-len(batch) // self.ranks)
@@ -116,8 +147,8 @@ class StepSampler(Sampler[int]):
         return self.steps
 
 
-def validation_windows(data: Prepared, count: int) -> np.ndarray:
-    """`count` windows (or all there are), evenly spread over the held-out documents: count x T ids."""
-    windows = Windows(data, "validation")
+def validation_windows(data: Prepared, source: PreparedSource, count: int) -> np.ndarray:
+    """`count` windows (or all there are), evenly spread over a source's held-out documents: count x T ids."""
+    windows = Windows(data, source, "validation")
     wanted = min(count, windows.count)
     return windows.read(np.arange(wanted) * windows.count // wanted)

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import asdict
+from fractions import Fraction
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from lit_llm.config.section import Items, OneOf, Section
+from lit_llm.config.problems import InputError
+from lit_llm.config.section import Items, OneOf, Section, impossible
+from lit_llm.data import tokenizer_file
+
+CYCLE = 1000
+"""Windows after which a mixture has given each source exactly its share."""
 
 
 class PythonStdlib(Section):
@@ -23,6 +32,58 @@ class TextFiles(Section):
     """Text files."""
     files: Items[str] = Field(min_length=1)
     """Paths or globs, relative to the working directory: `["corpus/**/*.txt"]`."""
+
+
+Scalar = str | int | float | bool
+
+
+class Records(Section):
+    """What is a document where a corpus is made of records: objects of JSON, rows of a table."""
+
+    text: str = Field("text", min_length=1)
+    """The key or column that holds the document; `meta.body` is the key `body` of what `meta` holds."""
+    where: dict[str, Scalar | Annotated[Items[Scalar], Field(min_length=1)]] = {}
+    """Keep only the records with these values, or one of each list: `{red_pajama_subset: [arxiv, c4]}`. Other records,
+    and those without the key, are skipped. A key may have dots, like `text`."""
+
+
+class JsonLines(Records):
+    """JSON lines, one object with a document in each: RedPajama, C4, the Pile, Dolma."""
+
+    kind: Literal["jsonl"] = "jsonl"
+    """JSON lines."""
+    files: Items[str] = Field(min_length=1)
+    """Paths or globs, relative to the working directory: `["c4/*.jsonl.zst"]`; plain, .gz, .zst, .bz2 or .xz. A plain
+    file is read in parts, several processes at once; a compressed one by one process."""
+
+
+class Parquet(Records):
+    """Parquet files, one document in each row: FineWeb, OpenWebText, whatever the Hugging Face Hub has converted."""
+
+    kind: Literal["parquet"] = "parquet"
+    """Parquet files."""
+    files: Items[str] = Field(min_length=1)
+    """Paths or globs, relative to the working directory: `["fineweb/**/*.parquet"]`. Other columns are not read."""
+
+
+class HuggingFace(Records):
+    """A dataset of the Hugging Face Hub that was downloaded before, or a folder of its form; needs `lit-llm[hf]`.
+
+    Nothing is downloaded: `hf download --type dataset ORG/NAME` does that. What lies in the cache is what is read: a
+    download of some files only is a smaller corpus, with another identity. The files may be Parquet, JSON lines or
+    Arrow.
+    """
+
+    kind: Literal["huggingface"] = "huggingface"
+    """A dataset of the Hugging Face Hub."""
+    path: str = Field(min_length=1)
+    """`ORG/NAME` on the Hub, a folder with data files, or one that `save_to_disk` has written."""
+    name: str | None = None
+    """The configuration (subset), as the dataset's card calls it; None where it has one only."""
+    split: str = "train"
+    """The split whose documents are read (all of them; of these, `validation_fraction` is held out)."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub; None: what `main` was when it was downloaded."""
 
 
 class ByteTokenizer(Section):
@@ -43,10 +104,109 @@ class BytePairTokenizer(Section):
     """Byte-level byte-pair encoding."""
     vocabulary: int = Field(4096, ge=258)
     """Number of tokens, the 256 bytes and 2 special ones included."""
+    training_bytes: int = Field(100_000_000, gt=0)
+    """Bytes of text to train on. Of a larger corpus, documents are taken in the order of a hash of their content: a
+    random sample, but always the same one, whatever their order."""
 
 
-Corpus = Annotated[PythonStdlib | TextFiles, OneOf(default=PythonStdlib)]
-Tokenizer = Annotated[ByteTokenizer | BytePairTokenizer, OneOf(default=BytePairTokenizer)]
+class FileTokenizer(Section):
+    """A `tokenizer.json` of the `tokenizers` library, as models on the Hugging Face Hub have it.
+
+    Its end of a document becomes id 0 and its <s> id 1, by exchanging ids; one that it lacks is added. No text can
+    spell a special token.
+    """
+
+    kind: Literal["file"] = "file"
+    """A `tokenizer.json`."""
+    path: str
+    """The file, relative to the working directory. Its content is part of a run's identity, its place is not."""
+    end_of_document: str | None = Field(None, min_length=1)
+    """The token that closes a document; None: the first that it has of the usual ones (<|endoftext|>, </s>, ...), else
+    a new one."""
+    begin: str | None = Field(None, min_length=1)
+    """The token that opens a target; None: the first that it has of the usual ones (<s>, <bos>, ...), or a new one."""
+
+    @model_validator(mode="after")
+    def _is_one(self) -> FileTokenizer:
+        try:
+            self.layout()
+        except InputError as error:
+            raise impossible(*((problem.key, problem.message) for problem in error.problems)) from None
+        return self
+
+    def layout(self) -> tokenizer_file.Layout:
+        """The ids of the file. Raises InputError if it is not there or is no tokenizer."""
+        return tokenizer_file.read(Path(self.path), self.end_of_document, self.begin)
+
+    @property
+    def vocabulary(self) -> int:
+        return self.layout().vocabulary
+
+
+_Single = PythonStdlib | TextFiles | JsonLines | Parquet | HuggingFace
+SingleCorpus = Annotated[_Single, OneOf(default=PythonStdlib)]
+
+
+def _source_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise impossible(("", f"{name!r} is not a plain name: letters, digits, '-' and '_'"))
+    return name
+
+
+class Source(Section):
+    """One text of a mixture."""
+
+    corpus: SingleCorpus
+    """Where its documents come from; not a mixture again."""
+    weight: float = Field(1.0, gt=0)
+    """Its share of the windows, relative to the other weights. Resolved to windows of every thousand."""
+
+
+class Mixture(Section):
+    """Several texts, read in fixed shares. Each is tokenised on its own, by a tokenizer that they share."""
+
+    kind: Literal["mixture"] = "mixture"
+    """A mixture."""
+    sources: dict[Annotated[str, AfterValidator(_source_name)], Source]
+    """Its texts. Their names are those of the metrics `val/target_nll/<source>`; they change no number."""
+
+    @field_validator("sources")
+    @classmethod
+    def _resolved(cls, sources: dict[str, Source]) -> dict[str, Source]:
+        """The same with weights that are windows of CYCLE, so that 3 : 1 and 6 : 2 are one mixture."""
+        if len(sources) < 2:
+            raise impossible(("", f"has {len(sources)} of the two sources that it needs; one alone is a corpus itself"))
+        total = sum(Fraction(source.weight) for source in sources.values())
+        quotas = {name: Fraction(source.weight) * CYCLE / total for name, source in sources.items()}
+        findings = [
+            (f"{name}.weight", f"{sources[name].weight:g} of {float(total):g} is less than one window in {CYCLE}")
+            for name, quota in quotas.items()
+            if quota < 1 - Fraction(1, 10**9)  # 0.001 of 1 is one window, whatever its last bit
+        ]
+        if findings:
+            raise impossible(*findings)
+        counts = largest_remainders(quotas)
+        return {name: source.model_copy(update={"weight": float(counts[name])}) for name, source in sources.items()}
+
+
+def largest_remainders(quotas: dict[str, Fraction]) -> dict[str, int]:
+    """Whole numbers near the quotas with the same sum (Hamilton's method), ties by name."""
+    counts = {name: int(quota) for name, quota in quotas.items()}
+    missing = int(sum(quotas.values())) - sum(counts.values())
+    for name in sorted(quotas, key=lambda name: (counts[name] - quotas[name], name))[:missing]:
+        counts[name] += 1
+    return counts
+
+
+Corpus = Annotated[_Single | Mixture, OneOf(default=PythonStdlib)]
+Tokenizer = Annotated[ByteTokenizer | BytePairTokenizer | FileTokenizer, OneOf(default=BytePairTokenizer)]
+
+
+def identity_of(tokenizer: Tokenizer) -> dict[str, object]:
+    """What decides the tokens, as plain data: of a file its content and the chosen ids, not its place."""
+    if isinstance(tokenizer, FileTokenizer):
+        return {"kind": tokenizer.kind, **asdict(tokenizer.layout())}
+    return tokenizer.model_dump(mode="json")
 
 
 class DataConfig(Section):

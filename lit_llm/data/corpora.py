@@ -1,4 +1,4 @@
-"""Where documents come from. A corpus is a list of named files with a digest over their names and contents."""
+"""Where documents come from. A corpus is a list of files, a way to cut them into parts, and a digest of both."""
 
 from __future__ import annotations
 
@@ -6,25 +6,29 @@ import glob
 import itertools
 import os
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
 from lit_llm.config.fingerprint import digest_of_files, fingerprint
-from lit_llm.config.problems import InputError, Problem
-from lit_llm.data.config import Corpus, DataConfig, PythonStdlib, TextFiles
+from lit_llm.config.problems import InputError, Problem, noted
+from lit_llm.data.config import (
+    HuggingFace,
+    JsonLines,
+    Parquet,
+    PythonStdlib,
+    Records,
+    SingleCorpus,
+    TextFiles,
+)
+from lit_llm.data.formats import FORMATS, PART, Fields, RecordsPart
 
-FORMAT = 1
+FORMAT = 2
 """Version of how documents become tokens and which of them are held out; to be raised when that changes."""
 
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib2to3", "turtledemo"}
-
-
-PART = 16 << 20
-"""Bytes after which a part of a corpus is closed."""
 
 
 class Part(Protocol):
@@ -51,36 +55,45 @@ class TextPart:
         return map(read_text, self.files)
 
 
-class Documents:
-    """The files of a corpus, each one document, in an order that does not depend on the machine."""
+def text_parts(files: Sequence[Path]) -> list[Part]:
+    """Text files in parts of about PART bytes, in order."""
+    found: list[Part] = []
+    here: list[Path] = []
+    size = 0
+    for path in files:
+        here.append(path)
+        size += path.stat().st_size
+        if size >= PART:
+            found.append(TextPart(tuple(here), size))
+            here, size = [], 0
+    return [*found, TextPart(tuple(here), size)] if here else found
 
-    def __init__(self, files: list[tuple[str, Path]]) -> None:
+
+class Documents:
+    """The documents of some files, in an order that does not depend on the machine."""
+
+    def __init__(
+        self,
+        files: list[tuple[str, Path]],
+        cut: Callable[[Sequence[Path]], list[Part]] = text_parts,
+        reading: object = None,
+    ) -> None:
         self.files = files
         """(name without the place it lies in, path)."""
+        self._cut, self._reading = cut, reading
 
     def __iter__(self) -> Iterator[str]:
         return itertools.chain.from_iterable(self.parts())
 
-    def __len__(self) -> int:
-        return len(self.files)
-
     def parts(self) -> list[Part]:
-        """The corpus in pieces of some tens of megabytes, in order."""
-        found: list[Part] = []
-        files: list[Path] = []
-        size = 0
-        for _, path in self.files:
-            files.append(path)
-            size += path.stat().st_size
-            if size >= PART:
-                found.append(TextPart(tuple(files), size))
-                files, size = [], 0
-        return [*found, TextPart(tuple(files), size)] if files else found
+        """The corpus in pieces of some tens of megabytes, in order. Raises InputError for a file that is damaged."""
+        return self._cut([path for _, path in self.files])
 
     @cached_property
     def digest(self) -> str:
-        """Hash of all names and contents."""
-        return digest_of_files(self.files)
+        """Hash of all names and contents, and of how they are read."""
+        files = digest_of_files(self.files)
+        return files if self._reading is None else fingerprint([files, self._reading])
 
     @cached_property
     def size(self) -> int:
@@ -88,13 +101,26 @@ class Documents:
         return sum(path.stat().st_size for _, path in self.files)
 
 
-def open_corpus(config: Corpus) -> Documents:
-    """Find the documents. Raises InputError for files that are not there, cannot be read, or hold nothing."""
+def open_corpus(config: SingleCorpus) -> Documents:
+    """Find the documents. Raises InputError for files that are not there, cannot be read, or hold nothing.
+
+    Of files of records the beginnings are read: compression, schema, first record. What is wrong further on is told
+    when the part that holds it is read.
+    """
     if isinstance(config, TextFiles):
-        return _text_files(config)
+        return Documents(_find(config.files, "*.txt"))
+    if isinstance(config, JsonLines):
+        return _records(config, "jsonl", _find(config.files, "*.jsonl"))
+    if isinstance(config, Parquet):
+        return _records(config, "parquet", _find(config.files, "*.parquet"))
+    if isinstance(config, HuggingFace):
+        from lit_llm.data.hub import find_files
+
+        kind, paths = find_files(config)
+        return _records(config, kind, _named(paths))
     assert isinstance(config, PythonStdlib)
     root = Path(sysconfig.get_path("stdlib"))
-    paths: list[Path] = []
+    paths = []
     for folder, inside, names in os.walk(root):
         inside[:] = [name for name in inside if name not in _NOT_LIBRARY]  # pruned: site-packages may be huge
         paths += [Path(folder, name) for name in names if name.endswith(".py")]
@@ -104,32 +130,48 @@ def open_corpus(config: Corpus) -> Documents:
     return Documents(files)
 
 
-def data_digest(config: DataConfig, documents: Documents | None = None) -> str:
-    """Identity of the tokens: contents, tokenizer, split. Windows are cut later and do not matter here."""
-    documents = documents or open_corpus(config.corpus)
-    tokenizer = config.tokenizer.model_dump(mode="json")
-    return fingerprint(
-        {
-            "format": FORMAT,
-            "documents": documents.digest,
-            "tokenizer": tokenizer,
-            "library": version("tokenizers") if config.tokenizer.kind == "bpe" else None,
-            "held_out": config.validation_fraction,
-        }
-    )
+_FIRST = 1000
+"""Records of each part that are looked at for a document, before whole files are."""
 
 
-def _text_files(config: TextFiles) -> Documents:
+def _records(config: Records, kind: str, files: list[tuple[str, Path]]) -> Documents:
+    fields = Fields.of(config.text, config.where)
+    problems: list[Problem] = []
+    parts: list[RecordsPart] = []
+    for _, path in files:
+        with noted(problems):
+            try:
+                path.stat()  # so that what is missing is not called damaged
+                parts += FORMATS[kind].cut(path, fields)
+            except OSError as error:
+                raise InputError(Problem(f"cannot be read: {error.strerror}", f"corpus: {path}")) from None
+    if problems:
+        raise InputError(*problems)
+    # Usually the first record says it; a corpus of which nothing is kept is read to its end to be sure.
+    if not any(part.has_document(count) for count in (1, _FIRST, None) for part in parts):
+        raise InputError(_nothing_in(config))
+    return Documents(files, lambda _: [*parts], [kind, fields.as_json()])
+
+
+def _nothing_in(config: Records) -> Problem:
+    if not config.where:
+        return Problem("these files hold no documents", "corpus")
+    wanted = ", ".join(f"{key}: {list(v) if isinstance(v, tuple) else v}" for key, v in config.where.items())
+    return Problem(f"no record of these files has {{{wanted}}}, so there are no documents", "corpus.where")
+
+
+def _find(patterns: Sequence[str], example: str) -> list[tuple[str, Path]]:
+    """The files that have content, each once, by path. Raises InputError with every pattern that finds nothing."""
     problems: list[Problem] = []
     paths: set[Path] = set()
-    for pattern in config.files:
+    for pattern in patterns:
         names = [pattern] if os.path.isfile(pattern) else glob.glob(pattern, recursive=True)
         # A link that leads nowhere is found, so that its document is missed.
         found = [path for path in map(Path, names) if path.is_file() or (path.is_symlink() and not path.exists())]
         if not found:
             reason = "no file matches; paths are relative to the working directory"
             if os.path.isdir(pattern):
-                reason = f"is a directory; write {pattern.rstrip('/')}/**/*.txt"
+                reason = f"is a directory; write {pattern.rstrip('/')}/**/{example}"
             problems.append(Problem(reason, f"corpus.files: {pattern}"))
         paths.update(Path(os.path.abspath(path)) for path in found)  # once, whichever way it is written
     files = sorted(paths)
@@ -141,11 +183,15 @@ def _text_files(config: TextFiles) -> Documents:
             problems.append(Problem(f"cannot be read: {error.strerror}", f"corpus.files: {path}"))
     written = [] if problems else [path for path in files if path.stat().st_size]
     if not problems and not written:
-        problems.append(Problem("these files are all empty", f"corpus.files: {', '.join(config.files)}"))
+        problems.append(Problem("these files are all empty", f"corpus.files: {', '.join(patterns)}"))
     if problems:
         raise InputError(*problems)
+    return _named(written)
+
+
+def _named(files: Sequence[Path]) -> list[tuple[str, Path]]:
     # Names and places do not matter to what is learnt, contents and their order do.
-    return Documents([(str(index), path) for index, path in enumerate(written)])
+    return [(str(index), path) for index, path in enumerate(files)]
 
 
 def read_text(path: Path) -> str:

@@ -1,140 +1,195 @@
 """Tokenise a corpus once, into files that are mapped into memory.
 
-`<folder>/train.bin` and `validation.bin` hold the documents' ids one after the other, each document closed by the
-end-of-document token; `meta.json` says how many, and is part of the folder's atomic finish: a folder that exists under
-its final name is complete.
+```
+<root>/tokenizers/<digest>/tokenizer.json    a trained tokenizer
+<root>/<digest>/                             the shards of one source; complete where it exists under this name
+<root>/mixtures/<digest>.json                which sources a stage reads, in which shares: one, or a mixture's
+```
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
-import numpy as np
-
+from lit_llm.config.fingerprint import fingerprint
 from lit_llm.config.problems import InputError, Problem
-from lit_llm.data.config import ByteTokenizer, DataConfig
-from lit_llm.data.corpora import Documents, data_digest, open_corpus
-from lit_llm.data.tokenizers import Tokenizer, open_tokenizer, train_bpe
-from lit_llm.objectives.config import EOD
-
-SPLITS = ("train", "validation")
-_CHUNK = 4 << 20  # characters tokenised at once: enough to keep all cores busy, little memory
+from lit_llm.data.config import DataConfig
+from lit_llm.data.corpora import Documents
+from lit_llm.data.shards import SPLITS, Job, Shards, held_out, token_type, write_shards
+from lit_llm.data.sources import Identity, Source, blamed, identify, open_sources
+from lit_llm.data.tokenizers import Tokenizer, open_tokenizer, write_tokenizer
+from lit_llm.tracking.store import write_json
 
 Progress = Callable[[str, int, int], None]
-"""Called with (what is done, done, total)."""
+"""Called with (what is done, bytes done, bytes in all)."""
+
+
+@dataclass(frozen=True)
+class PreparedSource:
+    """The tokens of one source."""
+
+    name: str
+    """Empty where the corpus is no mixture."""
+    share: int
+    """Windows of every CYCLE."""
+    folder: Path
+    tokens: Mapping[str, tuple[int, ...]]
+    """Number of tokens in each shard of a split."""
+
+    def count(self, split: str) -> int:
+        """Number of tokens of a split."""
+        return sum(self.tokens[split])
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Tokenised text, ready to be read."""
+    """Tokenised text, ready to be read: one source or several."""
 
-    folder: Path
     config: DataConfig
     digest: str
-    tokens: dict[str, int]
-    """Number of tokens of each split."""
+    tokenizer_folder: Path
+    sources: tuple[PreparedSource, ...]
 
-    def open(self, split: str) -> np.ndarray:
-        """All tokens of a split, mapped from disk."""
-        return np.memmap(self.folder / f"{split}.bin", dtype=token_type(self.config), mode="r")
+    def open(self, source: PreparedSource, split: str) -> Shards:
+        """All tokens of a source's split, mapped from disk."""
+        return Shards(source.folder, split, source.tokens[split], token_type(self.config.tokenizer))
 
     def tokenizer(self) -> Tokenizer:
-        return open_tokenizer(self.config.tokenizer, self.folder)
-
-    def windows(self, split: str) -> int:
-        """Number of whole windows of sequence_length tokens."""
-        return self.tokens[split] // self.config.sequence_length
+        return open_tokenizer(self.config.tokenizer, self.tokenizer_folder)
 
 
-def token_type(config: DataConfig) -> type[np.unsignedinteger]:
-    return np.uint16 if config.tokenizer.vocabulary <= 1 << 16 else np.uint32
+def prepare(
+    config: DataConfig, root: Path, progress: Progress = lambda *_: None, identity: Identity | None = None
+) -> Prepared:
+    """Tokenise what of the corpus is not in `root` yet. Several processes may ask at once.
 
-
-def prepare(config: DataConfig, root: Path, progress: Progress = lambda *_: None, digest: str = "") -> Prepared:
-    """Tokenise the corpus into `root/<digest>`, unless it is there. Several processes may ask at once.
-
-    Raises InputError when the corpus cannot be read, or is too small to give each split one window.
+    Killed or interrupted, it goes on with the next call. Raises InputError when the corpus cannot be read, or a source
+    is too small to give each split one window.
     """
-    from filelock import FileLock
-
-    documents = open_corpus(config.corpus)
-    digest = digest or data_digest(config, documents)
-    folder = root / digest
-    if not folder.is_dir():
-        root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f"{digest}.lock"):
-            if not folder.is_dir():
-                _write(config, documents, folder, progress)
-    prepared = open_prepared(config, root, digest)
-    for split in SPLITS:
-        if not prepared.windows(split):
-            raise InputError(
-                Problem(
-                    f"the {split} part has {prepared.tokens[split]} tokens, less than one window of "
-                    f"{config.sequence_length}; use more text, shorter sequences or another validation_fraction",
-                    "data.corpus",
-                )
-            )
+    documents = open_sources(config.corpus)
+    identity = identity or identify(config, documents)
+    _once(_tokenizer_folder(root, identity.tokenizer), lambda work: _train(config, documents, work, progress))
+    for source in identity.sources:
+        _once(root / source.digest, _tokenising(config, documents[source.name], root, identity, source, progress))
+    sources = [{"name": s.name, "share": s.share, "digest": s.digest} for s in identity.sources]
+    (root / "mixtures").mkdir(exist_ok=True)
+    write_json(_mixture_file(root, identity.digest), {"tokenizer": identity.tokenizer, "sources": sources})
+    prepared = open_prepared(config, root, identity.digest)
+    _check_windows(prepared)
     return prepared
 
 
 def open_prepared(config: DataConfig, root: Path, digest: str) -> Prepared:
     """What `prepare` has written."""
-    meta = json.loads((root / digest / "meta.json").read_text())
-    return Prepared(root / digest, config, digest, meta["tokens"])
+    mixture = json.loads(_mixture_file(root, digest).read_text())
+    sources = []
+    for source in mixture["sources"]:
+        folder = root / source["digest"]
+        tokens = json.loads((folder / "meta.json").read_text())["tokens"]
+        shards = {split: tuple(tokens[split]) for split in SPLITS}
+        sources.append(PreparedSource(source["name"], source["share"], folder, shards))
+    return Prepared(config, digest, _tokenizer_folder(root, mixture["tokenizer"]), tuple(sources))
 
 
-def _write(config: DataConfig, documents: Documents, folder: Path, progress: Progress) -> None:
-    work = folder.with_name(f".{folder.name}")  # ours alone: the caller holds the lock
-    shutil.rmtree(work, ignore_errors=True)  # what a killed process has left
-    work.mkdir()
-    try:
-        if not isinstance(config.tokenizer, ByteTokenizer):
-            progress("training the tokenizer", 0, 0)
-            train = (text for text in documents if not held_out(text, config.validation_fraction))
-            train_bpe(train, config.tokenizer.vocabulary, work / "tokenizer.json")
-        tokenizer = open_tokenizer(config.tokenizer, work)
-        tokens, done = dict.fromkeys(SPLITS, 0), 0
-        with (work / "train.bin").open("wb") as train_file, (work / "validation.bin").open("wb") as validation_file:
-            files: dict[str, IO[bytes]] = {"train": train_file, "validation": validation_file}
-            for texts in _chunks(documents):
-                for text, ids in zip(texts, tokenizer.encode(texts), strict=True):
-                    split = SPLITS[held_out(text, config.validation_fraction)]
-                    closed = np.append(ids, EOD).astype(token_type(config))
-                    files[split].write(closed.tobytes())
-                    tokens[split] += len(closed)
-                done += sum(len(text) for text in texts)
-                progress("tokenising", min(done, documents.size), documents.size)
-            for file in files.values():
-                file.flush()
-                os.fsync(file.fileno())
-        (work / "meta.json").write_text(json.dumps({"tokens": tokens, "documents": len(documents)}, indent=1))
-        work.rename(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+def _mixture_file(root: Path, digest: str) -> Path:
+    return root / "mixtures" / f"{digest}.json"
 
 
-def held_out(text: str, fraction: float) -> bool:
-    """Whether a document is for validation. By content, so that a repeated document cannot be on both sides."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) < fraction * 2**64
+def _tokenizer_folder(root: Path, digest: str) -> Path:
+    return root / "tokenizers" / digest
 
 
-def _chunks(documents: Documents) -> Iterator[list[str]]:
-    texts, size = [], 0
-    for text in documents:
-        if not text:
-            continue
-        texts.append(text)
-        size += len(text)
-        if size >= _CHUNK:
-            yield texts
-            texts, size = [], 0
-    if texts:
-        yield texts
+def _check_windows(prepared: Prepared) -> None:
+    length = prepared.config.sequence_length
+    problems = [
+        Problem(
+            f"the {split} part has {source.count(split)} tokens, less than one window of {length}; use more text, "
+            "shorter sequences or another validation_fraction",
+            f"corpus.sources.{source.name}" if source.name else "data.corpus",
+        )
+        for source in prepared.sources
+        for split in SPLITS
+        if source.count(split) < length
+    ]
+    if problems:
+        raise InputError(*problems)
+
+
+def _once(folder: Path, write: Callable[[Path], None]) -> None:
+    """Have `write` fill a working folder that then gets its name, unless that is there. One process at a time.
+
+    What an earlier attempt has left in the working folder is kept for it.
+    """
+    from filelock import FileLock
+
+    if folder.is_dir():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f"{folder.name}.lock")):
+        if folder.is_dir():
+            return
+        work = folder.with_name(f".{folder.name}")
+        work.mkdir(exist_ok=True)
+        try:
+            _tidy(work)
+            write(work)
+            _tidy(work)
+            work.rename(folder)
+        except BaseException:
+            _tidy(work)
+            with suppress(OSError):
+                work.rmdir()  # where nothing is finished, nothing is left
+            raise
+
+
+def _tidy(work: Path) -> None:
+    """Remove what a killed process has left half written."""
+    for path in work.glob(".*"):
+        path.unlink(missing_ok=True)
+
+
+def _train(config: DataConfig, documents: Mapping[str, Documents], work: Path, progress: Progress) -> None:
+    write_tokenizer(config.tokenizer, _training_texts(documents, config.validation_fraction, progress), work)
+
+
+def _training_texts(documents: Mapping[str, Documents], fraction: float, progress: Progress) -> Iterator[str]:
+    """The training documents of all sources."""
+    total, done, told = sum(found.size for found in documents.values()), 0, 0
+    progress("training the tokenizer", 0, total)
+    for name, found in documents.items():
+        for part in found.parts():
+            with blamed(name):
+                for text in part:
+                    if not held_out(text, fraction):
+                        yield text  # `train_bpe` cuts what is long
+                    done += len(text)
+                    if done - told > 1 << 20:
+                        told = done
+                        progress("training the tokenizer", min(done, total), total)
+
+
+def _tokenising(
+    config: DataConfig, documents: Documents, root: Path, identity: Identity, source: Source, progress: Progress
+) -> Callable[[Path], None]:
+    def write(work: Path) -> None:
+        parts = documents.parts()
+        job = Job(
+            work,
+            config.tokenizer,
+            _tokenizer_folder(root, identity.tokenizer),
+            config.validation_fraction,
+            cut=fingerprint([part.size for part in parts]),
+        )
+        what = f"tokenising {source.name}" if source.name else "tokenising"
+        with blamed(source.name):
+            write_shards(job, parts, lambda done, total: progress(what, done, total))
+        finished = [job.finished(number) or {} for number in range(len(parts))]
+        tokens = {split: [part["tokens"][split] for part in finished] for split in SPLITS}
+        count = sum(part["documents"] for part in finished)
+        write_json(work / "meta.json", {"tokens": tokens, "documents": count})
+
+    return write

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+import heapq
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from lit_llm.data import config
+from lit_llm.config.problems import InputError, Problem
+from lit_llm.data import config, tokenizer_file
+from lit_llm.objectives.config import BOS, EOD
 
 SPECIAL = ("<eod>", "<s>")
+"""The first two tokens of the tokenizers that are ours."""
+
+FILE = "tokenizer.json"
+"""The tokenizer's name beside the tokens that it made."""
 
 
 class Tokenizer(Protocol):
@@ -22,8 +33,11 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Iterable[int]) -> str: ...
 
-    def byte_lengths(self) -> np.ndarray:
-        """V: bytes of text that each id stands for, 0 for the special ones."""
+    def byte_lengths(self) -> np.ndarray | None:
+        """V: bytes of text that each id stands for, 0 for the special ones.
+
+        None where ids do not add up to a text (WordPiece): there are no bits per byte then.
+        """
         ...
 
 
@@ -42,34 +56,160 @@ class Bytes:
         return np.array([0] * len(SPECIAL) + [1] * 256)
 
 
-class BytePair:
-    """A byte-level BPE in the `tokenizers` library's JSON."""
+class FromFile:
+    """A `tokenizer.json` of the `tokenizers` library, with ids exchanged so that the first two are the special ones.
 
-    def __init__(self, path: Path) -> None:
+    end, begin: its tokens for them; see `config.FileTokenizer`. Raises InputError for a file that the library refuses.
+    """
+
+    def __init__(self, path: Path, end: str | None, begin: str | None) -> None:
         from tokenizers import Tokenizer as Library
 
-        self._library = Library.from_file(str(path))
-        # A document that contains "<eod>" spells it in bytes: only we may end a document. The file does not keep this.
-        self._library.encode_special_tokens = True
-        self.vocabulary = self._library.get_vocab_size()
+        self._layout = tokenizer_file.read(path, end, begin)
+        self._content = json.loads(path.read_bytes())
+        self._tokens = tokenizer_file.tokens_of(self._content)
+        closing = {token for token, i in self._tokens.items() if i in (self._layout.end, self._layout.begin)}
+        try:
+            self._library = Library.from_str(json.dumps(_for_documents(self._content, closing)))
+            self._library.encode_special_tokens = True
+            ids = set(self._library.get_vocab().values())
+        except Exception as error:  # the library's own class of errors is Exception
+            raise InputError(Problem(f"the tokenizers library refuses {path}: {error}", "tokenizer.path")) from None
+        if ids != set(self._tokens.values()):
+            raise InputError(
+                Problem(f"the tokenizers library numbers the tokens of {path} otherwise", "tokenizer.path")
+            )
+        self.vocabulary = self._layout.vocabulary
+        theirs = np.arange(self.vocabulary)
+        for ours, special in ((EOD, self._layout.end), (BOS, self._layout.begin)):
+            place = int(np.flatnonzero(theirs == special)[0])
+            theirs[[ours, place]] = theirs[[place, ours]]
+        self._theirs, self._ours = theirs, np.argsort(theirs)
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         encoded = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.asarray(item.ids, dtype=np.int64) for item in encoded]
+        found = [self._ours[np.asarray(item.ids, dtype=np.int64)] for item in encoded]
+        if any(len(ids) and ids.min() <= max(EOD, BOS) for ids in found):
+            message = "reads a text as its end of a document or its <s>; name other tokens, or none for new ones"
+            raise InputError(Problem(message, "tokenizer.end_of_document"))
+        return found
 
     def decode(self, ids: Iterable[int]) -> str:
-        return str(self._library.decode(list(ids)))
+        known = (int(self._theirs[i]) for i in ids if i not in (EOD, BOS))
+        return str(self._library.decode([i for i in known if i < self._layout.ids], skip_special_tokens=True))
 
-    def byte_lengths(self) -> np.ndarray:
-        # In the byte-level alphabet one character stands for one byte.
-        lengths = np.zeros(self.vocabulary, dtype=np.int64)
-        for token, index in self._library.get_vocab().items():
-            lengths[index] = 0 if token in SPECIAL else len(token)
-        return lengths
+    def byte_lengths(self) -> np.ndarray | None:
+        """Of the text as the tokenizer normalises it (NFC, runs of spaces). A space that it puts before each document
+        counts as one; an unknown piece stands for nobody knows how much, and counts none."""
+        length = _byte_length(self._content)
+        if length is None:
+            return None
+        model, lengths = self._content["model"], np.zeros(self.vocabulary, dtype=np.int64)
+        added = {token["content"]: token.get("special") for token in self._content.get("added_tokens") or []}
+        unknown = {self._tokens.get(model.get("unk_token")), model.get("unk_id"), self._layout.end, self._layout.begin}
+        for token, index in self._tokens.items():
+            if index not in unknown and not added.get(token):
+                # An added token is written as it is, not in the model's alphabet.
+                lengths[index] = len(token.encode()) if token in added else length(token)
+        lengths = lengths[self._theirs]
+        return np.asarray(lengths)
 
 
-def train_bpe(documents: Iterable[str], vocabulary: int, path: Path) -> None:
-    """Train a byte-level BPE and write it to `path`. The same documents give the same file."""
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+def _for_documents(content: dict[str, Any], closing: set[str]) -> dict[str, Any]:
+    """The tokenizer whose special tokens no text can spell: they go by names that no text has, their ids stay.
+
+    The library can be told not to look for them, but then a Unigram model still finds </s> among its pieces, and in web
+    pages <s> is a tag. Truncation and padding, which such a file may ask for, are taken out.
+    """
+    content = {**content, "truncation": None, "padding": None, "post_processor": None}
+    model = content["model"] = dict(content["model"])
+    added = [dict(token) for token in content.get("added_tokens") or []]
+    fixed = {model.get("unk_token")} if isinstance(model["vocab"], dict) else set()
+    fixed |= {"".join(merge.split(" ") if isinstance(merge, str) else merge) for merge in model.get("merges") or []}
+    special = {token["content"] for token in added if token.get("special")} | closing
+    hidden = {name for name in special - fixed if not (model.get("byte_fallback") and _BYTE.fullmatch(name))}
+
+    def name_of(token: str) -> str:
+        return f"\U0010ffff{token.encode().hex()}\U0010ffff" if token in hidden else token
+
+    if isinstance(model["vocab"], list):
+        model["vocab"] = [[name_of(piece), score] for piece, score in model["vocab"]]
+    else:
+        model["vocab"] = {name_of(token): index for token, index in model["vocab"].items()}
+    content["added_tokens"] = [{**token, "content": name_of(token["content"])} for token in added]
+    return content
+
+
+def _byte_length(content: dict[str, Any]) -> Callable[[str], int] | None:
+    """How many bytes a token of the model's alphabet stands for, or None where tokens do not add up to the text."""
+    model = content["model"]
+    if model["type"] not in ("BPE", "Unigram") or model.get("continuing_subword_prefix"):
+        return None
+    if model.get("end_of_word_suffix"):
+        return None
+    steps = [step for key in ("normalizer", "pre_tokenizer") for step in _steps(content.get(key))]
+    if any(step["type"] == "ByteLevel" for step in steps):
+        return len  # one character of the alphabet stands for one byte
+    to_space = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    if any(step["type"] == "Metaspace" or step == to_space for step in steps):
+        return lambda token: 1 if _BYTE.fullmatch(token) else len(token.replace("▁", " ").encode())
+    return None
+
+
+def _steps(component: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    """The parts of a normalizer or a pre-tokenizer, in order."""
+    if component and component["type"] == "Sequence":
+        for part in component.get("normalizers") or component.get("pretokenizers") or []:
+            yield from _steps(part)
+    elif component:
+        yield component
+
+
+_PIECE = 1 << 20
+"""Characters that the trainer takes at once, so that one long document is no matter. The word at a cut is lost."""
+
+
+def sample(documents: Iterable[str], size: int) -> list[str]:
+    """Documents in the order of a hash of their content, each once, until they have `size` bytes.
+
+    One pass, and no more memory than the result. It does not depend on the order of the documents, and a sample of
+    samples is that of the whole: parts of a corpus may be sampled apart.
+    """
+    chosen: list[tuple[bytes, int, str]] = []  # a heap with the largest hash first
+    known: set[bytes] = set()  # the hashes of these: a text that is there a thousand times should not fill the sample
+    total = 0
+    for text in documents:
+        raw = text.encode()
+        # The beginning of the digest says which documents are held out: this is its other part, upside down.
+        rank = bytes(255 - byte for byte in hashlib.sha256(raw).digest()[8:24])
+        if rank in known or (total >= size and rank < chosen[0][0]):
+            continue
+        known.add(rank)
+        heapq.heappush(chosen, (rank, len(raw), text))
+        total += len(raw)
+        while total - chosen[0][1] >= size:
+            gone, length, _ = heapq.heappop(chosen)
+            known.remove(gone)
+            total -= length
+    return [text for _, _, text in sorted(chosen, reverse=True)]
+
+
+def _pieces(texts: Iterable[str], size: int) -> Iterator[str]:
+    """The texts cut into pieces, until they have `size` bytes."""
+    for text in texts:
+        for start in range(0, len(text), _PIECE):
+            if size <= 0:
+                return
+            piece = text[start : start + _PIECE]
+            size -= len(piece.encode())
+            yield piece
+
+
+def train_bpe(documents: Iterable[str], vocabulary: int, path: Path, training_bytes: int = 100_000_000) -> None:
+    """Train a byte-level BPE on a `sample` and write it to `path`. The same documents give the same file."""
     from tokenizers import Tokenizer as Library
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -82,12 +222,26 @@ def train_bpe(documents: Iterable[str], vocabulary: int, path: Path) -> None:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    library.train_from_iterator(documents, trainer)
+    library.train_from_iterator(_pieces(sample(documents, training_bytes), training_bytes), trainer)
     library.save(str(path))
+
+
+def write_tokenizer(choice: config.Tokenizer, documents: Iterable[str], folder: Path) -> None:
+    """Put the tokenizer's file into `folder`: trained on the documents, or copied, if it has one."""
+    if isinstance(choice, config.BytePairTokenizer):
+        train_bpe(documents, choice.vocabulary, folder / FILE, choice.training_bytes)
+    elif isinstance(choice, config.FileTokenizer):
+        FromFile(Path(choice.path), choice.end_of_document, choice.begin)  # refused here, or never
+        shutil.copyfile(choice.path, folder / FILE)
 
 
 def open_tokenizer(choice: config.Tokenizer, folder: Path) -> Tokenizer:
     """The tokenizer that was used for the tokenised data in `folder`."""
     if isinstance(choice, config.ByteTokenizer):
         return Bytes()
-    return BytePair(folder / "tokenizer.json")
+    if isinstance(choice, config.BytePairTokenizer):
+        return FromFile(folder / FILE, *SPECIAL)
+    tokenizer = FromFile(folder / FILE, choice.end_of_document, choice.begin)
+    if tokenizer.vocabulary != choice.vocabulary:
+        raise InputError(Problem(f"{choice.path} has changed since the text was tokenised with it", "tokenizer.path"))
+    return tokenizer

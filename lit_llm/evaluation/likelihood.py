@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,38 +19,72 @@ from lit_llm.objectives.config import MasksConfig, Objective, PrefixLM
 from lit_llm.objectives.layout import Batch, Family
 
 
+@dataclass(frozen=True)
+class _Held:
+    """The held-out windows of one source."""
+
+    name: str
+    weight: float
+    """Of one of its windows; 1 where there is no other source."""
+    target_batches: list[Batch]
+    objective_batches: list[Batch]
+    target_bytes: int
+
+
 class Validation:
     """Evaluates a model on the same held-out windows each time it is called.
 
     val/target_nll   nats per token on the window's second part given its first, whatever the arm's own objective;
                      val/perplexity and val/bits_per_byte are the same in other units
     val/objective_loss   nats per target of the arm's own objective; compares within one objective only
+
+    Of a mixture they are those of the text that is trained on: its sources' windows weigh as much as their shares say.
+    Beside them stand val/target_nll/<source> and val/bits_per_byte/<source>.
     """
 
     def __init__(
         self, config: ValidationConfig, data: Prepared, objective: Objective, family: Family, masks: MasksConfig
     ) -> None:
-        windows = validation_windows(data, config.sequences)
         size = data.config.batch_size
         length = data.config.sequence_length
         prefix = config.prefix(length)
         yardstick = PrefixLM(split=prefix)
-        parts = [windows[start : start + size] for start in range(0, len(windows), size)]
-        # Random cuts of the arm's objective are drawn once, by a seed that all arms share.
-        self.objective_batches = [cut(part, objective, family, masks, 0, k) for k, part in enumerate(parts)]
-        self.target_batches = [cut(part, yardstick, family, masks, 0, k) for k, part in enumerate(parts)]
         self.same = objective.resolved(length) == yardstick
-        self.target_bytes = int(np.asarray(data.tokenizer().byte_lengths())[windows[:, prefix:]].sum())
+        byte_lengths = data.tokenizer().byte_lengths()
+        windows = {source.name: validation_windows(data, source, config.sequences) for source in data.sources}
+        most, shares = max(map(len, windows.values())), sum(source.share for source in data.sources)
+        self.sources = []
+        for source in data.sources:
+            own = windows[source.name]
+            parts = [own[start : start + size] for start in range(0, len(own), size)]
+            # Random cuts of the arm's objective are drawn once, by a seed that all arms share.
+            targets, objectives = (
+                [cut(part, way, family, masks, 0, k) for k, part in enumerate(parts)] for way in (yardstick, objective)
+            )
+            held_bytes = 0 if byte_lengths is None else int(byte_lengths[own[:, prefix:]].sum())
+            weight = source.share / shares * (most / len(own))
+            self.sources.append(_Held(source.name, weight, targets, objectives, held_bytes))
 
     def __call__(self, model: LanguageModel) -> dict[str, float]:
         """The model should be in evaluation mode."""
-        nats, tokens = sum_of_nats(model, self.target_batches)
-        objective = (nats, tokens) if self.same else sum_of_nats(model, self.objective_batches)
+        found: dict[str, float] = {}
+        sums = np.zeros(5)
+        for source in self.sources:
+            nats, tokens = sum_of_nats(model, source.target_batches)
+            objective = (nats, tokens) if self.same else sum_of_nats(model, source.objective_batches)
+            sums += source.weight * np.array([nats, tokens, source.target_bytes, *objective])
+            if source.name:
+                found[f"val/target_nll/{source.name}"] = nats / tokens
+                if source.target_bytes:
+                    found[f"val/bits_per_byte/{source.name}"] = nats / math.log(2) / source.target_bytes
+        nats, tokens, target_bytes, objective_nats, objective_tokens = sums.tolist()
+        if target_bytes:
+            found["val/bits_per_byte"] = nats / math.log(2) / target_bytes
         return {
             "val/target_nll": nats / tokens,
             "val/perplexity": math.exp(min(nats / tokens, 700.0)),
-            "val/bits_per_byte": nats / math.log(2) / self.target_bytes,
-            "val/objective_loss": objective[0] / objective[1],
+            "val/objective_loss": objective_nats / objective_tokens,
+            **found,
         }
 
 

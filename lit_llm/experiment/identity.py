@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.config.fingerprint import digest_of_files, fingerprint
-from lit_llm.data.corpora import data_digest
+from lit_llm.data.sources import Identity, identify
 from lit_llm.experiment.config import Experiment
 from lit_llm.models.config import resolve_model
 
@@ -20,15 +20,20 @@ COMPUTES = ("components", "models", "objectives", "data", "training", "evaluatio
 
 
 @cache
-def _cached_data_digest(text: str) -> str:
+def _cached_identity(text: str) -> Identity:
     from lit_llm.data.config import DataConfig
 
-    return data_digest(DataConfig.model_validate_json(text))
+    return identify(DataConfig.model_validate_json(text))
+
+
+def identity_of_data(experiment: Experiment) -> Identity:
+    """Identity of the stage's tokens. Reads the corpus, once per process. Raises InputError if it cannot be read."""
+    return _cached_identity(experiment.pretrain.data.model_dump_json())
 
 
 def digest_of_data(experiment: Experiment) -> str:
-    """Identity of the stage's tokens. Reads the corpus, once per process. Raises InputError if it cannot be read."""
-    return _cached_data_digest(experiment.pretrain.data.model_dump_json())
+    """The same in one word."""
+    return identity_of_data(experiment).digest
 
 
 def pretrain_fingerprint(experiment: Experiment) -> str:

@@ -6,25 +6,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from lit_llm.data.batches import StepSampler, TrainBatches, Windows, cut, validation_windows
-from lit_llm.data.config import DataConfig
-from lit_llm.data.prepare import Prepared
 from lit_llm.objectives.config import CausalLM, MasksConfig, PrefixLM
 
 
 @pytest.fixture
-def numbered(tmp_path):
+def numbered(mixed):
     """numbered(windows, length, batch_size): tokens 0, 1, 2 ... so that a window's first token says which it is."""
-
-    def prepared(windows=10, length=4, batch_size=3, rest=2):
-        config = DataConfig.model_validate(
-            {"sequence_length": length, "batch_size": batch_size, "tokenizer": {"kind": "bpe", "vocabulary": 60000}}
-        )
-        tokens = np.arange(windows * length + rest, dtype=np.uint16)
-        for split in ("train", "validation"):
-            tokens.tofile(tmp_path / f"{split}.bin")
-        return Prepared(tmp_path, config, "digest", {"train": len(tokens), "validation": len(tokens)})
-
-    return prepared
+    return lambda windows=10, length=4, batch_size=3, rest=2: mixed({"": (1000, windows)}, length, batch_size, rest)
 
 
 def batches(data, seed=0, objective=CausalLM(), family="decoder", **options):
@@ -47,7 +35,7 @@ def same(left, right):
 def test_every_window_is_seen_once_per_pass_also_where_a_batch_crosses_into_the_next(numbered, windows, size):
     data = batches(numbered(windows, batch_size=size))
     passes = 4
-    seen = np.concatenate([data.indices(k) for k in range(-(-windows * passes // size))])
+    seen = np.concatenate([data.places(k)[1] for k in range(-(-windows * passes // size))])
     for number in range(passes):
         one = seen[number * windows : (number + 1) * windows]
         assert np.array_equal(np.sort(one), np.arange(windows)), f"pass {number}"
@@ -55,7 +43,7 @@ def test_every_window_is_seen_once_per_pass_also_where_a_batch_crosses_into_the_
 
 def test_each_pass_and_each_seed_has_an_order_of_its_own(numbered):
     data = numbered(30, batch_size=30)
-    orders = {tuple(batches(data, seed).indices(k)) for seed in range(5) for k in range(5)}
+    orders = {tuple(batches(data, seed).places(k)[1]) for seed in range(5) for k in range(5)}
     assert len(orders) == 25
 
 
@@ -64,19 +52,20 @@ def test_the_order_of_the_windows_is_that_of_the_seed_whatever_the_objective_and
     data = numbered(20)
     red = batches(data, 3, PrefixLM(split="random"), "encoder_decoder")
     dec = batches(data, 3, CausalLM(), "decoder")
-    assert all(np.array_equal(red.indices(k), dec.indices(k)) for k in range(20))
+    assert all(np.array_equal(red.places(k)[1], dec.places(k)[1]) for k in range(20))
 
 
 def test_two_batch_sizes_read_the_windows_in_the_same_order(numbered):
     data = [batches(numbered(20, batch_size=size)) for size in (4, 6)]
-    orders = [np.concatenate([d.indices(k) for k in range(60 // size)]) for d, size in zip(data, (4, 6), strict=True)]
+    orders = [np.concatenate([d.places(k)[1] for k in range(60 // size)]) for d, size in zip(data, (4, 6), strict=True)]
     assert np.array_equal(*orders)
 
 
 def test_a_window_is_a_run_of_tokens_and_what_is_left_over_is_not_read(numbered):
     data = numbered(windows=5, length=4, rest=3)
-    assert data.windows("train") == 5
-    rows = Windows(data, "train").read(np.array([4, 0]))
+    windows = Windows(data, data.sources[0], "train")
+    assert windows.count == 5
+    rows = windows.read(np.array([4, 0]))
     assert rows.tolist() == [[16, 17, 18, 19], [0, 1, 2, 3]]
     assert rows.dtype == np.int64
 
@@ -84,7 +73,7 @@ def test_a_window_is_a_run_of_tokens_and_what_is_left_over_is_not_read(numbered)
 def test_a_batch_holds_the_windows_that_its_number_names(numbered):
     data = batches(numbered(10, batch_size=4))
     for k in (0, 2, 5):
-        assert data[k].targets[:, 0].tolist() == (data.indices(k) * 4).tolist()
+        assert data[k].targets[:, 0].tolist() == (data.places(k)[1] * 4).tolist()
 
 
 # --- the same batch, whoever asks ----------------------------------------------------------------------------------
@@ -144,7 +133,8 @@ def test_the_shares_of_the_devices_make_the_whole_batch(numbered, ranks, family)
 
 @pytest.mark.parametrize(("windows", "count"), [(10, 3), (10, 10), (10, 64), (1, 4), (7, 6)])
 def test_validation_reads_distinct_windows_spread_over_all_of_them(numbered, windows, count):
-    rows = validation_windows(numbered(windows), count)
+    data = numbered(windows)
+    rows = validation_windows(data, data.sources[0], count)
     first = (rows[:, 0] // 4).tolist()
     assert len(first) == len(set(first)) == min(count, windows)
     gaps = np.diff([*first, windows])

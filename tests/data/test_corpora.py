@@ -7,7 +7,8 @@ import pytest
 
 from lit_llm.config.problems import InputError
 from lit_llm.data.config import DataConfig, PythonStdlib, TextFiles
-from lit_llm.data.corpora import data_digest, open_corpus, read_text
+from lit_llm.data.corpora import open_corpus, read_text
+from lit_llm.data.sources import data_digest
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def digest(folder, tokenizer="bytes", fraction=0.05, length=8):
 def test_globs_find_files_in_an_order_of_their_own_and_an_empty_one_is_no_document(folder):
     assert texts("**/*.txt") == ["one", "two", "three"]
     assert texts("sub/*.txt", "b.txt", "a.txt") == ["one", "two", "three"]
-    assert len(open_corpus(TextFiles(files=("**/*.txt",)))) == 3
+    assert len(open_corpus(TextFiles(files=("**/*.txt",))).files) == 3
     assert open_corpus(TextFiles(files=("**/*.txt",))).size == len("onetwothree")
 
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from lit_llm.config.problems import InputError
-from lit_llm.data import prepare as module
+from lit_llm.data import shards as module
 from lit_llm.data.config import DataConfig
-from lit_llm.data.prepare import SPLITS, held_out, open_prepared, prepare
+from lit_llm.data.prepare import open_prepared, prepare
+from lit_llm.data.shards import SPLITS, held_out
 from lit_llm.data.tokenizers import Bytes
 from lit_llm.objectives.config import EOD
 
@@ -40,9 +41,16 @@ def documents(tmp_path_factory):
     return folder
 
 
+def ids(prepared, split):
+    """All tokens of a split of the only source."""
+    (source,) = prepared.sources
+    tokens = prepared.open(source, split)
+    return tokens.read(np.array([0]), len(tokens))[0]
+
+
 def read(prepared, split):
     """The documents of a split, from the tokens on disk."""
-    tokens = np.asarray(prepared.open(split), dtype=np.int64)
+    tokens = ids(prepared, split)
     ends = np.flatnonzero(tokens == EOD)
     assert ends[-1] == len(tokens) - 1
     return [prepared.tokenizer().decode(part[:-1].tolist()) for part in np.split(tokens, ends[:-1] + 1)]
@@ -60,11 +68,9 @@ def test_tokens_are_those_of_the_documents_and_one_end_for_each(documents, tmp_p
     prepared = prepare(config(documents, tokenizer), tmp_path)
     texts = [text for path in documents.iterdir() if (text := path.read_text())]
     lengths = [len(ids) for ids in prepared.tokenizer().encode(texts)]
-    assert sum(prepared.tokens.values()) == sum(lengths) + len(texts)
-    for split in SPLITS:
-        assert len(prepared.open(split)) == prepared.tokens[split]
-        assert prepared.windows(split) == prepared.tokens[split] // 16
-    assert json.loads((prepared.folder / "meta.json").read_text())["documents"] == len(texts)
+    (source,) = prepared.sources
+    assert sum(source.count(split) for split in SPLITS) == sum(lengths) + len(texts)
+    assert json.loads((source.folder / "meta.json").read_text())["documents"] == len(texts)
 
 
 def test_the_order_of_the_documents_is_kept(documents, tmp_path):
@@ -79,7 +85,7 @@ def test_chunks_do_not_change_what_is_written(documents, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_CHUNK", 40)
     cut = prepare(config(documents), tmp_path / "cut")
     for split in SPLITS:
-        assert np.array_equal(whole.open(split), cut.open(split))
+        assert np.array_equal(ids(whole, split), ids(cut, split))
 
 
 # --- the split -----------------------------------------------------------------------------------------------------
@@ -137,8 +143,13 @@ def test_what_is_there_is_not_tokenised_again_also_for_other_windows(documents, 
     calls.clear()
     second = prepare(config(documents, length=8), tmp_path, lambda *step: calls.append(step))
     assert calls == []
-    assert (second.digest, second.tokens) == (first.digest, first.tokens)
-    assert open_prepared(config(documents), tmp_path, first.digest).tokens == first.tokens
+    assert (second.digest, second.sources) == (first.digest, first.sources)
+    assert open_prepared(config(documents), tmp_path, first.digest).sources == first.sources
+
+
+def complete(root):
+    """Folders of tokens under their final names."""
+    return {path.parent for path in root.glob("*/meta.json") if not path.parent.name.startswith(".")}
 
 
 PROGRAM = """
@@ -158,7 +169,7 @@ children = []
 for number in range(int(sys.argv[4])):
     child = os.fork()
     if not child:
-        (root / f"answer-{number}").write_text(json.dumps(prepare(data, root, progress).tokens))
+        (root / f"answer-{number}").write_text(json.dumps(prepare(data, root, progress).digest))
         os._exit(0)
     children.append(child)
 sys.exit(max(abs(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])) for child in children))
@@ -176,15 +187,14 @@ def in_processes(data, root, mode, number):
 def test_a_process_killed_in_the_middle_leaves_nothing_that_looks_complete(documents, tmp_path, tokenizer):
     data, root = config(documents, tokenizer), tmp_path / "data"
     assert in_processes(data, root, "die", 1) == signal.SIGKILL
-    left = {path.name for path in root.iterdir() if path.is_dir()}
-    assert left
-    assert all(name.startswith(".") for name in left)
+    assert complete(root) == set()
+    assert list(root.glob(".*/"))
     prepared = prepare(data, root)
     fresh = prepare(data, tmp_path / "fresh")
-    assert prepared.tokens == fresh.tokens
     for split in SPLITS:
-        assert np.array_equal(prepared.open(split), fresh.open(split))
-    assert {path.name for path in root.iterdir() if path.is_dir()} == {prepared.digest}  # what was left is gone
+        assert np.array_equal(ids(prepared, split), ids(fresh, split))
+    assert complete(root) == {source.folder for source in prepared.sources}
+    assert list(root.rglob(".*")) == []  # what was left is gone
 
 
 def test_an_error_in_the_middle_leaves_no_folder(documents, tmp_path):
@@ -193,7 +203,8 @@ def test_an_error_in_the_middle_leaves_no_folder(documents, tmp_path):
 
     with pytest.raises(RuntimeError):
         prepare(config(documents), tmp_path, fail)
-    assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
+    assert complete(tmp_path) == set()
+    assert list(tmp_path.rglob(".*")) == []
 
 
 def test_eight_processes_at_once_tokenise_once(documents, tmp_path):
@@ -202,17 +213,17 @@ def test_eight_processes_at_once_tokenise_once(documents, tmp_path):
     answers = [path.read_text() for path in root.glob("answer-*")]
     assert (len(answers), len(set(answers))) == (8, 1)
     assert len(list(root.glob("worked-*"))) == 1
-    assert len([path for path in root.iterdir() if path.is_dir()]) == 1
+    assert len(complete(root)) == 1
 
 
 def test_others_may_read_what_one_has_prepared(documents, tmp_path):
     """On a cluster the store is shared: no folder may be its owner's alone beyond what the umask says."""
     before = os.umask(0o022)
     try:
-        folder = prepare(config(documents), tmp_path / "data").folder
+        (source,) = prepare(config(documents), tmp_path / "data").sources
     finally:
         os.umask(before)
-    assert folder.stat().st_mode & 0o777 == 0o755
+    assert source.folder.stat().st_mode & 0o777 == 0o755
 
 
 # --- what cannot be prepared ---------------------------------------------------------------------------------------
@@ -248,13 +259,15 @@ def test_the_smallest_corpus_that_fits_is_one_window_for_each_side(tmp_path):
     folder = write(tmp_path / "texts", *texts)
     shortest = min(len(Bytes().encode([text])[0]) + 1 for text in texts)
     prepared = prepare(config(folder, length=shortest), tmp_path / "out")
-    assert all(prepared.windows(split) >= 1 for split in SPLITS)
+    (source,) = prepared.sources
+    assert all(source.count(split) >= shortest for split in SPLITS)
     with pytest.raises(InputError, match="less than one window"):
-        prepare(config(folder, length=max(prepared.tokens.values()) + 1), tmp_path / "out")
+        prepare(config(folder, length=max(map(source.count, SPLITS)) + 1), tmp_path / "out")
 
 
 def test_a_document_that_is_not_utf_8_stops_it_and_leaves_nothing(tmp_path):
     folder = write(tmp_path / "texts", "fine words here", b"\xff\xfe broken")
     with pytest.raises(InputError, match=r"1\.txt: is not UTF-8 \(byte 0\)"):
         prepare(config(folder), tmp_path / "out")
-    assert [path for path in (tmp_path / "out").iterdir() if path.is_dir()] == []
+    assert complete(tmp_path / "out") == set()
+    assert list((tmp_path / "out").rglob(".*")) == []

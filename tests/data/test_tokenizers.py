@@ -1,12 +1,14 @@
 """Tokenizers give the text back, count its bytes, and leave the ends of documents to us."""
 
+import random
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from lit_llm.data.tokenizers import SPECIAL, BytePair, Bytes, train_bpe
+from lit_llm.data.shards import held_out
+from lit_llm.data.tokenizers import SPECIAL, Bytes, FromFile, sample, train_bpe
 from lit_llm.objectives.config import BOS, EOD
 
 TEXTS = [
@@ -30,7 +32,7 @@ CORPUS = [*TEXTS, "the <eod> of the <s> is the <eod> of <s> " * 50, "lorem ipsum
 def bpe(tmp_path_factory):
     path = tmp_path_factory.mktemp("bpe") / "tokenizer.json"
     train_bpe(CORPUS, 400, path)
-    return BytePair(path)
+    return FromFile(path, *SPECIAL)
 
 
 @pytest.fixture(params=["bytes", "bpe"])
@@ -89,7 +91,8 @@ def test_a_trained_vocabulary_has_every_byte_and_at_most_the_size_that_was_asked
 TRAIN = """
 import sys
 from pathlib import Path
-from lit_llm.data.tokenizers import train_bpe
+from lit_llm.data.shards import held_out
+from lit_llm.data.tokenizers import SPECIAL, Bytes, FromFile, sample, train_bpe
 documents = ["lorem ipsum dolor sit amet " * 30, "sed do eiusmod tempor " * 40, "aa bb cc dd " * 9]
 train_bpe((text for text in documents), 300, Path(sys.argv[1]))
 """
@@ -104,3 +107,69 @@ def test_two_trainings_write_the_same_bytes(tmp_path):
     command = [sys.executable, "-c", TRAIN, str(paths[2])]
     subprocess.run(command, check=True, env={"PYTHONHASHSEED": "5", "TOKENIZERS_PARALLELISM": "false"})
     assert len({path.read_bytes() for path in paths}) == 1
+
+
+# --- training on a part of a large corpus --------------------------------------------------------------------------
+
+
+def many(count=400, seed=0):
+    words = random.Random(seed)
+    return ["".join(words.choices("abcdefgh ü\n", k=words.randint(1, 200))) for _ in range(count)]
+
+
+def size(texts):
+    return sum(len(text.encode()) for text in texts)
+
+
+@pytest.mark.parametrize("limit", [1, 100, 5000, 20_000])
+def test_a_sample_is_the_shortest_run_of_documents_by_hash_that_has_the_bytes(limit):
+    found = sample(iter(many()), limit)
+    assert limit <= size(found) < limit + 400
+    assert size(found[:-1]) < limit
+    larger = sample(many(), 2 * limit)
+    assert larger[: len(found)] == found  # one order, cut at another place
+
+
+def test_a_sample_depends_on_no_order_and_can_be_made_of_samples_of_parts():
+    texts = [*many(), *many()[:50]]  # some of them twice
+    whole, shuffled = sample(many(), 5000), texts.copy()
+    random.Random(1).shuffle(shuffled)
+    parts = [sample(shuffled[start : start + 60], 5000) for start in range(0, len(shuffled), 60)]
+    assert sample(shuffled, 5000) == whole
+    assert sample([text for part in parts[::-1] for text in part], 5000) == whole
+
+
+def test_a_sample_of_a_small_corpus_is_all_of_it():
+    assert sorted(sample([*many(), *many()], 10**9)) == sorted(set(many()))
+
+
+def test_a_sample_holds_no_more_than_its_bytes_and_is_not_of_the_first_documents():
+    texts = many(4000)
+    chosen = set(sample(texts, size(texts) // 10))
+    places = [number for number, text in enumerate(texts) if text in chosen]
+    # Uniform over 4000 places: the mean of n of them deviates by 4000 / sqrt(12 n).
+    assert abs(np.mean(places) - 2000) < 5 * 4000 / (12 * len(places)) ** 0.5
+
+
+def test_what_is_held_out_says_nothing_about_what_is_sampled():
+    """Both go by a hash of the content; by the same bits, a sample of all documents would be of one side only."""
+    texts = many(4000)
+    share = np.mean([held_out(text, 0.3) for text in sample(texts, size(texts) // 10)])
+    assert 0.2 < share < 0.4  # five standard deviations of about 400 draws are 0.11
+
+
+def test_the_tokenizer_of_a_large_corpus_is_that_of_its_sample(tmp_path):
+    train_bpe(many(), 300, tmp_path / "whole.json", 5000)
+    train_bpe(sample(many()[::-1], 5000), 300, tmp_path / "sample.json", 5000)
+    train_bpe(many(), 300, tmp_path / "more.json", 10_000)
+    texts = [(tmp_path / f"{name}.json").read_bytes() for name in ("whole", "sample", "more")]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_of_a_document_longer_than_the_limit_the_beginning_is_taken(tmp_path):
+    """A word of the second half must not become a token."""
+    long = "aaaaaaaa " * 200_000 + "zzzzzzzz " * 200_000
+    train_bpe([long], 300, tmp_path / "tokenizer.json", 1000)
+    tokenizer = FromFile(tmp_path / "tokenizer.json", *SPECIAL)
+    lengths = [len(tokenizer.encode([word])[0]) for word in ("aaaaaaaa", "zzzzzzzz")]
+    assert lengths[0] < lengths[1] == 8

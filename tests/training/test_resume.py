@@ -160,3 +160,28 @@ def test_a_checkpoint_of_other_code_is_not_gone_on_from(tmp_path: Path, corpus: 
 
     assert run_one(tmp_path, stage.fingerprint, count) == "done"
     assert len(steps) == 1 + 13  # asked once before it begins and after all steps but the last: from the start
+
+
+def test_a_run_over_a_mixture_resumes_bit_for_bit(tmp_path: Path, corpus: Path) -> None:
+    """Sources, their passes and their validation go on where they stopped, whatever the loader's workers."""
+    torch.set_num_threads(1)
+    sources = ", ".join(
+        f'{name}: {{corpus: {{kind: text, files: ["{corpus}/{some}*.txt"]}}, weight: {weight}}}'
+        for name, some, weight in (("first", "[01]", 2), ("second", "[23]", 1))
+    )
+    mixture = f"pretrain.data.corpus={{kind: mixture, sources: {{{sources}}}}}"
+    whole = prepared_stage(Store(tmp_path / "whole"), corpus, "redllm-tiny", mixture)
+    assert run_one(whole.folder.parents[1], whole.fingerprint) == "done"
+    parts = prepared_stage(
+        Store(tmp_path / "parts"), corpus, "redllm-tiny", mixture, "pretrain.training.execution.workers=2"
+    )
+    assert parts.fingerprint == whole.fingerprint
+    root = parts.folder.parents[1]
+    assert run_one(root, parts.fingerprint, stops_after(5)) == "interrupted"
+    assert run_one(root, parts.fingerprint) == "done"
+    assert numbers(parts) == numbers(whole)
+    weights, expected = (load_file(stage.checkpoints / "model.safetensors") for stage in (parts, whole))
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    found = (whole.result() or {})["metrics"]
+    mean = (667 * found["val/target_nll/first"] + 333 * found["val/target_nll/second"]) / 1000
+    assert found["val/target_nll"] == pytest.approx(mean, rel=1e-12)

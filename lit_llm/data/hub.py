@@ -1,0 +1,113 @@
+"""Datasets in the form of the Hugging Face Hub, from a folder or the Hub's cache on this machine, never the network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from lit_llm.config.problems import InputError, Problem, did_you_mean
+from lit_llm.data.config import HuggingFace
+
+_KINDS = {"parquet": "parquet", "json": "jsonl", "arrow": "arrow"}
+"""Our formats, by what `datasets` calls them."""
+
+
+def find_files(config: HuggingFace) -> tuple[str, list[Path]]:
+    """(format, files) of a split, in order. Raises InputError for what is not on this machine or not readable here."""
+    try:
+        import datasets  # noqa: F401
+    except ImportError:
+        raise _wrong("", "a dataset of the Hub needs the `datasets` library: pip install 'lit-llm[hf]'") from None
+    folder = Path(config.path)
+    if not folder.is_dir():
+        folder = _downloaded(config)
+    for name in ("dataset_dict.json", "state.json"):
+        if (folder / name).is_file():
+            return "arrow", _saved(folder, config)
+    return _data_files(folder, config)
+
+
+def _wrong(key: str, message: str) -> InputError:
+    return InputError(Problem(message, f"corpus.{key}" if key else "corpus"))
+
+
+def _downloaded(config: HuggingFace) -> Path:
+    """The folder in the Hub's cache. What `datasets.load_dataset` downloads lies there too."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(config.path, repo_type="dataset", revision=config.revision, local_files_only=True)
+        )
+    except HFValidationError:
+        raise _wrong("path", f"{config.path!r} is no folder, and no ORG/NAME of the Hub") from None
+    except (LocalEntryNotFoundError, OSError):
+        revision = f" --revision {config.revision}" if config.revision else ""
+        command = f"hf download --type dataset {config.path}{revision}"
+        message = f"{config.path} is no folder here and not in the Hub's cache; `{command}` fetches it"
+        raise _wrong("path", message) from None
+
+
+def _saved(folder: Path, config: HuggingFace) -> list[Path]:
+    """The files of `save_to_disk`, of one split or of several."""
+    try:
+        if (folder / "dataset_dict.json").is_file():
+            splits = json.loads((folder / "dataset_dict.json").read_bytes())["splits"]
+            if config.split not in splits:
+                raise _wrong("split", f"{config.split!r} is not possible{did_you_mean(config.split, splits)}")
+            folder = folder / config.split
+        state = json.loads((folder / "state.json").read_bytes())
+        return [folder / item["filename"] for item in state["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _wrong("path", f"{folder} is damaged: {type(error).__name__}: {error}") from None
+
+
+def _data_files(folder: Path, config: HuggingFace) -> tuple[str, list[Path]]:
+    """The files that `datasets` takes for the split: by the card's configurations, or by their names."""
+    from datasets import load_dataset_builder
+
+    if remote := next((file for file in _places(folder, config.name) if "://" in file), ""):
+        raise _wrong("path", f"{config.path}: its files {remote} are not on this machine; download them first")
+    try:
+        with TemporaryDirectory() as work:
+            builder: Any = load_dataset_builder(str(folder), config.name, cache_dir=work)
+    except Exception as error:  # what it raises is not written down anywhere
+        key = "name" if "onfig" in str(error) else "path"
+        raise _wrong(key, f"{config.path}: {' '.join(str(error).split())[:300]}") from None
+    kind = type(builder).__module__.rpartition(".")[2]
+    splits = {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
+    if config.split not in splits:
+        raise _wrong("split", f"{config.split!r} is not possible{did_you_mean(config.split, splits)}")
+    if kind not in _KINDS:
+        message = f"its files are read as {kind!r}; read here are Parquet, JSON lines and Arrow: convert them first"
+        raise _wrong("path", f"{config.path}: {message}")
+    return _KINDS[kind], [Path(file) for file in splits[config.split]]
+
+
+def _places(folder: Path, name: str | None) -> Iterator[str]:
+    """Where the card says that the files of a configuration lie. An address on the network would be asked at once."""
+    import yaml
+    from huggingface_hub import metadata_load
+
+    cards: list[Any] = []
+    with suppress(OSError, ValueError, yaml.YAMLError):  # a broken card is told by `datasets`
+        cards.append(metadata_load(folder / "README.md"))
+    with suppress(OSError, ValueError, yaml.YAMLError):
+        cards.append(yaml.safe_load((folder / ".huggingface.yaml").read_text()))
+    waiting = [
+        item.get("data_files")
+        for card in cards
+        for item in (card.get("configs") or [] if isinstance(card, dict) else [])
+        if isinstance(item, dict) and (name is None or item.get("config_name", "default") == name)
+    ]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, dict | list):
+            waiting += item.values() if isinstance(item, dict) else item
