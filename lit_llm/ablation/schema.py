@@ -29,6 +29,9 @@ def study_schema() -> dict[str, Any]:
     of_arm = {"extends": _EXTENDS, "grid": _GRID, "against": _AGAINST}
     arm = experiment | {"properties": experiment["properties"] | of_arm}
     study["$defs"] = definitions | {"Keys": experiment, "ArmKeys": arm}
+    # What a study does not say itself it has from the one that it is like.
+    study["anyOf"] = [{"required": [key]} for key in ("question", "like")]
+    study["required"] = ["study"]
     described = study["properties"]
     described["base"] = {"description": described["base"]["description"], "$ref": "#/$defs/Keys"}
     described["arms"]["additionalProperties"] = {"anyOf": [{"$ref": "#/$defs/ArmKeys"}, {"type": "null"}]}

@@ -19,7 +19,7 @@ from lit_llm.evaluation.config import ValidationConfig
 from lit_llm.evaluation.likelihood import Validation, sum_of_nats
 from lit_llm.experiment.load import load_experiment
 from lit_llm.models.build import build_model
-from lit_llm.objectives.config import CausalLM, PrefixLM
+from lit_llm.objectives.config import CausalLM, MasksConfig, PrefixLM
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_the_order_within_a_cycle_is_as_good_as_random():
 def test_batches_hold_the_shares_and_every_window_of_a_source_once_per_pass(mixed, size):
     """Three windows of one source and 700 of the other: passes of one end within a batch, those of the other do not."""
     data = mixed({"a": (250, 3), "b": (750, 700)}, batch_size=size)
-    batches = TrainBatches(data, CausalLM(), "decoder", False, seed=5)
+    batches = TrainBatches(data, CausalLM(), "decoder", MasksConfig(), seed=5)
     read = [batches.places(k) for k in range(-(-4000 // size))]
     sources, indices = (np.concatenate(part)[:4000] for part in zip(*read, strict=True))
     for number in range(4):
@@ -105,7 +105,7 @@ def test_the_batch_size_does_not_change_the_order(mixed):
     orders = []
     for size in (3, 250):
         data = mixed({"a": (400, 11), "b": (600, 90)}, batch_size=size)
-        batches = TrainBatches(data, CausalLM(), "decoder", False, seed=1)
+        batches = TrainBatches(data, CausalLM(), "decoder", MasksConfig(), seed=1)
         orders.append(np.concatenate([np.stack(batches.places(k)) for k in range(3000 // size)], axis=1))
     assert np.array_equal(*orders)
 
@@ -115,7 +115,7 @@ def test_the_batch_size_does_not_change_the_order(mixed):
 def test_batches_are_those_of_their_number_over_mixtures_shards_and_loader_workers(mixed, workers, reached):
     """Shards of 7 tokens under windows of 4; 125 batches of 8 are a cycle. A resume starts anywhere in it."""
     data = mixed({"a": (300, 20), "b": (700, 41)}, batch_size=8)
-    batches = TrainBatches(data, PrefixLM(split="random"), "encoder_decoder", False, seed=2)
+    batches = TrainBatches(data, PrefixLM(split="random"), "encoder_decoder", MasksConfig(), seed=2)
     loader = torch.utils.data.DataLoader(
         batches, batch_size=None, sampler=StepSampler(130, lambda: reached), num_workers=workers
     )
@@ -130,7 +130,7 @@ def test_batches_are_those_of_their_number_over_mixtures_shards_and_loader_worke
 
 def test_batches_hold_the_text_of_their_sources(texts, tmp_path):
     data = prepare(config(texts, low=3, high=1), tmp_path)
-    batches = TrainBatches(data, CausalLM(), "decoder", False, seed=0)
+    batches = TrainBatches(data, CausalLM(), "decoder", MasksConfig(), seed=0)
     counts = {"low": 0, "high": 0}
     for k in range(125):
         sources, _ = batches.places(k)
@@ -183,7 +183,7 @@ def test_names_change_no_batch(texts, tmp_path):
     plain = config(texts, low=3, high=1)
     renamed = config(texts, yaml_of(texts, low=3, high=1).replace('"low":', '"zzz":').replace('"high":', '"aaa":'))
     first, second = (
-        TrainBatches(prepare(data, tmp_path), CausalLM(), "decoder", False, seed=0) for data in (plain, renamed)
+        TrainBatches(prepare(data, tmp_path), CausalLM(), "decoder", MasksConfig(), seed=0) for data in (plain, renamed)
     )
     assert all(torch.equal(first[k].targets, second[k].targets) for k in range(10))
 
@@ -286,7 +286,7 @@ def test_the_yardstick_of_a_mixture_is_the_mean_over_its_sources_weighted_by_the
     torch.set_num_threads(1)
     model = build_model(load_experiment("decllm-tiny", ["model.d_model=16"]).model).eval()
     data = prepare(config(texts, low=3, high=1), tmp_path)
-    validation = Validation(ValidationConfig(sequences=150), data, objective, "decoder", False)
+    validation = Validation(ValidationConfig(sequences=150), data, objective, "decoder", MasksConfig())
     found = validation(model)
     windows = {source.name: sum(map(len, source.target_batches)) for source in validation.sources}
     assert windows["high"] < windows["low"]
@@ -312,7 +312,7 @@ def test_a_corpus_that_is_no_mixture_has_no_metric_of_a_source(mixed):
         data.config.model_copy(update={"tokenizer": config_of_bytes()}), "d", data.tokenizer_folder, data.sources
     )
     model = build_model(load_experiment("decllm-tiny", ["model.d_model=16"]).model).eval()
-    found = Validation(ValidationConfig(), data, CausalLM(), "decoder", False)(model)
+    found = Validation(ValidationConfig(), data, CausalLM(), "decoder", MasksConfig())(model)
     assert set(found) == {"val/target_nll", "val/perplexity", "val/bits_per_byte", "val/objective_loss"}
 
 

@@ -14,7 +14,7 @@ from lit_llm.data.config import DataConfig, FileTokenizer
 from lit_llm.data.prepare import prepare
 from lit_llm.data.sources import data_digest
 from lit_llm.data.tokenizers import FromFile, open_tokenizer
-from lit_llm.objectives.config import BOS, EOD
+from lit_llm.objectives.config import BOS, EOD, MasksConfig
 
 CORPUS = ["the cat sat on the mat with a hat " * 20, "Grüße und 世界 for all the world\n" * 20, "<s> html </s> " * 20]
 TEXTS = [
@@ -396,7 +396,7 @@ def test_bits_per_byte_are_given_where_bytes_can_be_counted(tmp_path, corpus, ki
     from lit_llm.objectives.config import CausalLM
 
     data = prepare(config(corpus, save(KINDS[kind](), tmp_path)), tmp_path / "data")
-    validation = Validation(ValidationConfig(sequences=4), data, CausalLM(), "decoder", False)
+    validation = Validation(ValidationConfig(sequences=4), data, CausalLM(), "decoder", MasksConfig())
     found = validation(build_model(load_experiment("decllm-tiny").model, seed=0).eval())
     assert ("val/bits_per_byte" in found) is (kind == "byte_level")
     assert found["val/target_nll"] > 0

@@ -7,6 +7,7 @@ import yaml
 
 from lit_llm import load_experiment
 from lit_llm.ablation.config import Study
+from lit_llm.ablation.schema import study_schema
 from lit_llm.config.tree import Node, read_file
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.load import preset_names, read_layers
@@ -20,7 +21,8 @@ def sections(schema):
 
 
 def errors(model, content):
-    validator = jsonschema.Draft202012Validator(model.model_json_schema())
+    schema = study_schema() if model is Study else model.model_json_schema()
+    validator = jsonschema.Draft202012Validator(schema)
     return [f"{'.'.join(map(str, e.path))}: {e.message}" for e in validator.iter_errors(content)]
 
 
@@ -50,6 +52,13 @@ def test_the_presets_are_valid_as_they_are_written_and_as_they_are_dumped(name):
 @pytest.mark.parametrize("path", sorted(ROOT.glob("ablations/*.yaml")), ids=lambda path: path.name)
 def test_the_studies_that_we_ship_are_valid(path):
     assert errors(Study, read_file(path).plain()) == []
+
+
+def test_a_study_has_a_question_or_one_that_it_is_like():
+    assert (
+        errors(Study, {"study": "s", "question": "Does it?"}) == errors(Study, {"study": "s", "like": "t.yaml"}) == []
+    )
+    assert len(errors(Study, {"study": "s"})) == 1
 
 
 def test_a_study_with_everything_in_it_is_valid():

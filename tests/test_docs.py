@@ -1,0 +1,65 @@
+"""What the README and the pages in `docs/` show is what the tool does."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lit_llm.ablation.arms import load_study
+from lit_llm.ablation.plan import plan
+from lit_llm.components.attention.config import AttentionConfig, ResolvedAttention
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+CODE = "\n".join(path.read_text() for path in (ROOT / "lit_llm").rglob("*.py"))
+
+
+def snippets(language: str) -> list[object]:
+    found = [
+        (page.stem, text) for page in PAGES for text in re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.S)
+    ]
+    return [pytest.param(text, id=f"{page}-{number}") for number, (page, text) in enumerate(found)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The shipped studies, and the text that the pages speak of."""
+    shutil.copytree(ROOT / "ablations", tmp_path / "ablations")
+    (tmp_path / "data").mkdir()
+    with gzip.open(tmp_path / "data" / "part.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps({"text": f"{n} words", "red_pajama_subset": "arxiv"}) + "\n" for n in range(100))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "ablations"
+
+
+@pytest.mark.parametrize("snippet", snippets("yaml"))
+def test_every_study_on_the_pages_is_planned_and_fair(snippet: str, folder: Path) -> None:
+    (folder / "study.yaml").write_text(snippet)
+    found = plan(load_study(folder / "study.yaml"))
+    assert len(found.arms) > 1
+    assert not [finding for finding in found.findings if finding.kind in ("refused", "no_op", "confound")]
+
+
+@pytest.mark.parametrize("snippet", snippets("python"))
+def test_code_on_the_pages_stands_in_the_library(snippet: str) -> None:
+    assert snippet.strip() in CODE
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!http)([^)#]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_there_are_three_pages_beside_the_readme() -> None:
+    assert [page.name for page in PAGES[1:]] == ["components.md", "results.md", "studies.md"]
+
+
+def test_an_attention_resolves_every_key_that_can_be_written() -> None:
+    """A key that is left out of the resolved form would be outside a run's identity."""
+    assert AttentionConfig.model_fields.keys() == ResolvedAttention.model_fields.keys()
