@@ -116,4 +116,5 @@ def _too_large(largest: PlannedArm, there: int, slots: int, fitting: int) -> tup
         held = f"parameters, gradients and optimiser state alone take {state / 1e9:.3g} GB"
         return "model", f"{needed}, {free}: {held}; it wants a larger machine or a smaller model"
     now = training.execution.micro_batch_size or largest.arm.experiment.pretrain.data.batch_size
-    return MICRO_BATCH, f"{needed}, {free}: take fewer sequences at a time than {now}"
+    less = "" if training.execution.activation_checkpointing else ", or turn activation_checkpointing on"
+    return MICRO_BATCH, f"{needed}, {free}: take fewer sequences at a time than {now}{less}"

@@ -137,7 +137,8 @@ def tokenise(job: Job, number: int, part: Part) -> int:
     try:
         with ExitStack() as stack:
             files = {split: stack.enter_context(path.open("wb")) for split, path in written.items()}
-            for chunk in _chunks(part, job.validation_fraction):
+            whole = job.tokenizer.kind == "file"
+            for chunk in _chunks(part, job.validation_fraction, whole):
                 encoded = tokenizer.encode([piece for piece, _, _ in chunk])
                 for ids, (_, split, ends) in zip(encoded, chunk, strict=True):
                     ids = np.append(ids, EOD) if ends else ids
@@ -168,12 +169,15 @@ def held_out(text: str, fraction: float) -> bool:
     return int.from_bytes(total.digest()[:8]) < fraction * 2**64
 
 
-def _chunks(documents: Iterable[str], fraction: float) -> Iterator[list[tuple[str, str, bool]]]:
-    """(piece of a document, its split, whether the document ends with it), about _CHUNK characters at once."""
+def _chunks(documents: Iterable[str], fraction: float, whole: bool) -> Iterator[list[tuple[str, str, bool]]]:
+    """(piece of a document, its split, whether the document ends with it), about _CHUNK characters at once.
+
+    whole: documents are not cut. Not every tokenizer gives the pieces of a text the ids that the text has.
+    """
     chunk, size = [], 0
     for text in documents:
         split, left = SPLITS[held_out(text, fraction)] if text else "", len(text)
-        for piece in pieces(text):
+        for piece in [text] * bool(text) if whole else pieces(text):
             left -= len(piece)
             chunk.append((piece, split, not left))
             size += len(piece)
@@ -191,7 +195,7 @@ def pieces(text: str) -> Iterator[str]:
     """A long text in pieces of at most _PIECE characters, so that the memory that a document takes is bounded.
 
     They are cut between a word and the space after it. There a byte-level tokenizer cuts as well, so it gives the ids
-    of the whole text; another tokenizer (and any, in a word of _PIECE / 4 characters) may give others at the cut.
+    of the whole text, but in a word of _PIECE / 4 characters.
     """
     begin = 0
     while len(text) - begin > _PIECE:

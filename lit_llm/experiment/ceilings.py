@@ -83,6 +83,7 @@ class Setting:
     device: str
     """cpu or cuda."""
     precision: str
+    """fp32 or bf16: of the matrix products."""
     threads: int
     at_once: int
     """Processes that are timed beside each other: the runs at once, or as many of them as have cores of their own."""
@@ -103,7 +104,9 @@ def setting_of(training: TrainingConfig, slots: int) -> Setting:
     execution = training.execution
     device = "cuda" if execution.accelerator != "cpu" and has_gpu() else "cpu"
     beside = min(slots, MOST_PROCESSES, max(1, cores() // execution.threads))
-    return Setting(device, training.precision, execution.threads, beside)
+    # With bfloat16 parameters the products are those of autocast, and so, as measured, is the step.
+    precision = "fp32" if training.precision == "fp32" else "bf16"
+    return Setting(device, precision, execution.threads, beside)
 
 
 def _machine() -> dict[str, Any]:

@@ -58,7 +58,10 @@ def seconds_of(experiment: Experiment, ceilings: Ceilings) -> Seconds:
     windows = rows * pretrain.objective.average(length, one)
     update = update_seconds(model, training.optimizer, ceilings)
     looks = _look_seconds(experiment, model, ceilings)
-    step = windows + math.ceil(rows / at_once) * overhead + update + looks
+    passes_of_three = windows + math.ceil(rows / at_once) * overhead
+    # Blocks that are computed again for the backward pass: four passes instead of three.
+    again = 4 / 3 if training.execution.activation_checkpointing else 1
+    step = again * passes_of_three + update + looks
     step += TRAINER_LAYERS * ceilings.layer_seconds
     prefix = validation.prefix(length)
     passes = [one(prefix)]

@@ -15,6 +15,7 @@ from contextlib import suppress
 import numpy as np
 import psutil
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.data import corpora, shards
@@ -337,6 +338,22 @@ def test_a_document_of_many_pieces_has_one_end_and_lies_on_one_side(documents, t
     whole = prepare(config(documents, PAIR), tmp_path / "whole")
     monkeypatch.setattr(shards, "_PIECE", 100)
     cut = prepare(config(documents, PAIR), tmp_path / "cut")
+    for split in SPLITS:
+        assert np.array_equal(tokens_of(whole)[split], tokens_of(cut)[split])
+
+
+def test_a_document_is_not_cut_for_a_tokenizer_that_would_notice(documents, tmp_path, monkeypatch):
+    """SentencePiece begins every text with a space: a piece in the middle would have one that the text has not."""
+    library = Tokenizer(models.BPE(unk_token="<unk>"))
+    library.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = ["<unk>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=special)
+    library.train_from_iterator(["some words that are said"] * 5, trainer)
+    library.save(str(tmp_path / "metaspace.json"))
+    file = {"kind": "file", "path": str(tmp_path / "metaspace.json")}
+    whole = prepare(config(documents, file), tmp_path / "whole")
+    monkeypatch.setattr(shards, "_PIECE", 100)
+    cut = prepare(config(documents, file), tmp_path / "cut")
     for split in SPLITS:
         assert np.array_equal(tokens_of(whole)[split], tokens_of(cut)[split])
 

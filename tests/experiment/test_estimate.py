@@ -35,6 +35,11 @@ def test_products_take_six_flops_per_parameter_and_token_at_the_rate_of_their_wi
     assert step("decllm-tiny", only(layer={D: 1e6})) == pytest.approx(6 * MATRICES * LAYERS * B * T / 1e6)
 
 
+def test_blocks_that_are_computed_again_take_eight_flops() -> None:
+    on = "pretrain.training.execution.activation_checkpointing=true"
+    assert step("decllm-tiny", only(layer={D: 1e6}), on) == pytest.approx(8 * MATRICES * LAYERS * B * T / 1e6)
+
+
 def test_half_of_a_window_goes_through_each_side_of_an_encoder_decoder() -> None:
     # Cross-attention: Q and O of the target, K and V of the source, both T / 2 long.
     each_side = 2 * MATRICES * B * T / 2
