@@ -150,7 +150,7 @@ def run(
         render=lambda planned, comparison: {"comparison.md": comparison_markdown(planned, comparison)},
     )
     console.print()
-    console.print(f"[bold]{ablation.study.study}[/]  {ablation.study.question}", highlight=False)
+    console.print(f"{ablation.study.study}  {ablation.study.question}", style="bold", highlight=False)
     console.print(comparison_table(finished.comparison, console.width))
     where = "" if store == DEFAULT_STORE else f" --store {store}"
     same = where + "".join(f" -o '{option}'" for option in override or ())
@@ -392,7 +392,7 @@ def _shown(path: Path) -> Path:
 def _console() -> Console:
     from rich.console import Console
 
-    return Console()
+    return Console(markup=False)  # a level's label may have brackets
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from lit_llm.ablation.fraction import LETTERS
 from lit_llm.ablation.match import matched
 from lit_llm.config.problems import InputError, Problem, did_you_mean, noted
 from lit_llm.config.section import validate
-from lit_llm.config.tree import Node, at, merge, read_file, tree, without
+from lit_llm.config.tree import Node, at, leaves, merge, read_file, split_path, tree, without
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.identity import pretrain_fingerprint
 from lit_llm.experiment.load import (
@@ -101,7 +101,7 @@ def load_study(source: str | Path, overrides: Sequence[str] = ()) -> Ablation:
     if is_preset(str(source)) or not os.path.isfile(path):
         return _single(str(source), str(source), overrides)
     document = _read(path)
-    if "study" not in document.value:
+    if not _STUDY & document.value.keys():
         if "pretrain" in document.value or "model" in document.value or "extends" in document.value:
             return _single(str(source), str(path.absolute()), overrides)
         raise InputError(Problem("is neither a study (no `study`) nor an experiment (no `model`)", mark=document.mark))
@@ -126,7 +126,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> Node:
         raise InputError(Problem(f"there is no study {like.value!r} in the same folder{near}", "like", like.mark))
     if path in seen:
         raise InputError(Problem(f"is like itself: {' -> '.join(p.name for p in (*seen, path))}", "like", like.mark))
-    parent = _read(below, (*seen, path))
+    parent = without(_read(below, (*seen, path)), ["study"])  # a name is one study's
     # A base is one budget and a factor one list of levels: half of another's would be neither.
     replaced = [["base"], *(["grid", "factors", name] for name in _names(document, ["grid", "factors"]))]
     for address in replaced:
@@ -144,7 +144,7 @@ def _matched(ablation: Ablation, document: Node) -> Ablation:
     """Every arm made equal to its baseline in the quantity that the study matches by."""
     by = ablation.study.match.by
     moves = "model.feed_forward.d_ff" if by == "parameters" else "pretrain.training.max_steps"
-    if by != "none" and any(moves in arm.declared for arm in ablation.arms):
+    if by != "none" and any(under(moves, *arm.declared) for arm in ablation.arms):
         mark = document.mark_of(["match", "by"])
         raise InputError(Problem(f"{by} moves {moves}, which is a factor of the study too", "match.by", mark))
     found = []
@@ -163,6 +163,9 @@ def _single(name: str, extends: str, overrides: Sequence[str]) -> Ablation:
     study = Study(study=short, question=f"What does {short} cost, and where does it end?", seeds=(experiment.seed,))
     return Ablation(study, (Arm(short, short, {}, short, experiment),), tuple(overrides))
 
+
+_STUDY = {"study", "like"}
+"""Keys by which a file is known as a study."""
 
 ARM_KEYS = ("extends", "grid", "against")
 """Keys of a named arm that are not the experiment's."""
@@ -226,7 +229,7 @@ def _arms(study: Study, document: Node, folder: Path, overrides: Sequence[str]) 
     after = read_overrides(overrides, problems)
     seeded = [node for node in after if node.find(["seed"])]
     problems += [Problem("seeds are the study's, change them there", "seed", node.mark) for node in seeded]
-
+    problems += _overridden(factors, after)
     cells = [
         _Cell(group, levels, merge_all([node, *(level.keys for level in levels), *after]))
         for group, (node, in_grid) in groups.items()
@@ -239,7 +242,7 @@ def _arms(study: Study, document: Node, folder: Path, overrides: Sequence[str]) 
     baselines = {cell.name: _baseline_of(cell, cells, against, study.compare, factors) for cell in cells}
     alone = [name for name, baseline in baselines.items() if baseline is None]
     if not problems and alone:
-        message = f"{_some(alone)} would be compared with an arm that is excluded"
+        message = f"{some(alone)} would be compared with an arm that is excluded"
         problems.append(Problem(message, "grid.exclude", document.mark_of(["grid", "exclude"])))
     if problems:
         raise InputError(*problems, hint="`lit-llm schema > study.schema.json` gives your editor the allowed keys.")
@@ -248,6 +251,19 @@ def _arms(study: Study, document: Node, folder: Path, overrides: Sequence[str]) 
         assert baseline is not None
         assert cell.experiment is not None
         yield Arm(cell.name, cell.group, cell.labels, baseline, cell.experiment, cell.declared)
+
+
+def _overridden(factors: Mapping[str, Sequence[Level]], overrides: Sequence[Node]) -> Iterator[Problem]:
+    """Overrides that would set what a factor sets: its arms would no longer be what they are called."""
+    owners = {
+        path: name for name, levels in factors.items() for level in levels for path, _ in leaves(level.keys.plain())
+    }
+    for node in overrides:
+        for key, _ in leaves(node.plain()):
+            name = next((name for path, name in owners.items() if under(key, path) or under(path, key)), None)
+            if name is not None:
+                message = f"is set by the factor {name!r}; change its levels in the study, or choose arms by --only"
+                yield Problem(message, key, node.mark_of(split_path(key)))
 
 
 def _build(cells: Sequence[_Cell], complete: bool) -> list[Problem]:
@@ -297,17 +313,17 @@ def _in_arms(problem: Problem, where: Sequence[_Cell], cells: Sequence[_Cell], e
     factors = [path for path in where[0].declared if under(path, problem.key)]
     if problem.message.startswith("unknown key") and factors and elsewhere:
         # The key is there in other arms: not a slip of the pen, but a factor that these do not have.
-        lacking = _some(list(dict.fromkeys(cell.group for cell in where)))
+        lacking = some(list(dict.fromkeys(cell.group for cell in where)))
         message = f"a factor that the arm {lacking} does not have; keep that arm out of the grid by `grid: false`"
         return Problem(message, factors[0], problem.mark)
     whole = {c.group for c in where if of_factor or all(other in where for other in cells if other.group == c.group)}
     names = list(dict.fromkeys(cell.group if cell.group in whole else cell.name for cell in where))
     if set(names) == {cell.group for cell in cells if cell.declared or not of_factor}:
         return problem
-    return Problem(f"{problem.message} (in arm {_some(names)})", problem.key, problem.mark)
+    return Problem(f"{problem.message} (in arm {some(names)})", problem.key, problem.mark)
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
     """The first names of many."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
@@ -510,7 +526,7 @@ def _baseline_of(
 
 def is_study(source: str) -> bool:
     """Whether this is a study file, not a preset or an experiment."""
-    return not is_preset(source) and os.path.isfile(source) and "study" in read_file(Path(source)).value
+    return not is_preset(source) and os.path.isfile(source) and bool(_STUDY & read_file(Path(source)).value.keys())
 
 
 def load_experiment_or_arm(name: str, overrides: Sequence[str] = ()) -> Experiment:

@@ -26,8 +26,9 @@ def audit(ablation: Ablation, tell: Callable[[str], None] = lambda _: None, buil
     built: compare what fair arms compute, too; see `probe`, which tells what it does where that takes a while.
     """
     found = [finding for arm in ablation.arms for finding in _audit_arm(ablation, arm)]
-    if built and not any(finding.kind == "refused" for finding in found):
-        found += probe(ablation, tell)
+    if not built or any(finding.kind == "refused" for finding in found):
+        return found
+    found += probe(ablation, tell)
     used = {finding.key for finding in found if finding.kind == "allowed"}
     for rule in ablation.study.allow:
         if not any(under(key, rule.key) for key in used):
@@ -43,18 +44,21 @@ def _audit_arm(ablation: Ablation, arm: Arm) -> Iterator[Finding]:
         return
     baseline, metric = ablation.arm(arm.baseline), ablation.study.compare.metric
     keys = differs(arm, baseline)
-    # An arm outside the grid has no level of a factor, so the factor does not excuse its value.
-    declared = arm.declared | baseline.declared if arm.levels else frozenset()
+    # Between an arm outside the grid, which has no level of a factor, and one inside, the factor excuses nothing.
+    declared = arm.declared | baseline.declared if arm.levels and baseline.levels else frozenset()
     yield from _audit_match(ablation, arm)
     for key, (old, new) in keys.items():
         if under(key, *declared) and not (metric.startswith("val/") and under(key, *YARDSTICK)):
             continue
-        if key in arm.derived or (arm.group != baseline.group and under(key, *INTERVENTION)):
+        # What matching has moved is judged as it was before.
+        old, new = baseline.derived.get(key, [old])[0], arm.derived.get(key, [new])[0]
+        if old == new or (arm.group != baseline.group and under(key, *INTERVENTION)):
             continue
         reason = "differs and is no factor of the study"
         if under(key, *declared):
             reason = f"differs, so {metric} is not measured on the same target tokens"
-        values = f": {old!r} in {baseline.name}, {new!r} here; make it equal, a factor, or `allow` it"
+        way = "`allow` it with its reason" if under(key, *declared) else "make it equal, a factor, or `allow` it"
+        values = f": {old!r} in {baseline.name}, {new!r} here; {way}"
         yield ruled(ablation, "refused", arm, key, reason, values)
     yield from confounds(ablation, arm, baseline)
     other_objective = any(under(key, "pretrain.objective") for key in keys)
@@ -68,7 +72,8 @@ def _audit_arm(ablation: Ablation, arm: Arm) -> Iterator[Finding]:
     if other_objective and ablation.study.match.by != "loss_tokens":
         message = "the loss is computed on another number of tokens: see loss tokens"
         yield Finding("note", arm.name, "pretrain.objective", message)
-    moved = [name for name, label in arm.levels.items() if baseline.levels.get(name, label) != label]
+    first = {name: labels[0] for name, labels in ablation.factors.items()}
+    moved = [name for name, label in arm.levels.items() if baseline.levels.get(name, first[name]) != label]
     grid = ablation.study.grid
     if grid and grid.design == "fractional_factorial" and arm.levels:
         if arm.group != baseline.group and not moved:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lit_llm.ablation.arms import Ablation, Arm, under
-from lit_llm.ablation.findings import Finding, ruled
+from lit_llm.ablation.findings import Finding, differs, ruled
 from lit_llm.config.section import Section
 from lit_llm.config.tree import leaves
 from lit_llm.models.config import ResolvedModel, layer_range, resolve_model
@@ -20,10 +20,12 @@ Place = tuple[str, int, str]
 
 
 def confounds(ablation: Ablation, arm: Arm, baseline: Arm) -> Iterator[Finding]:
-    """Findings of an arm that differs from its baseline in factors alone. An arm of its own may bring its own model."""
-    if arm.group != baseline.group:
+    """Findings of an arm and a baseline of one family. Another family brings its own model."""
+    if arm.experiment.model.family != baseline.experiment.model.family:
         return
     declared = {*arm.declared, *baseline.declared, *arm.derived, *baseline.derived}
+    if arm.group != baseline.group:
+        declared |= differs(arm, baseline).keys()  # a named arm says itself what it sets
     for key, old, new in _changes(arm, baseline, declared):
         reason = f"{_shown(old)} → {_shown(new)}, though no factor sets it"
         yield ruled(ablation, "confound", arm, key, reason, "; set it to hold it, or `allow` it")
@@ -41,6 +43,8 @@ def _changes(arm: Arm, baseline: Arm, declared: set[str]) -> Iterator[tuple[str,
         place, key = where
         if old[where] == new[where] or _idle(old[where]) or _idle(new[where]):
             continue
+        if key == "kv_heads" and all(keys[place, "heads"] == keys[where] for keys in (old, new)):
+            continue  # as many as heads on both sides: it has no number of its own
         if not any(under(address, *declared) for address in _addresses(place, key, arm, baseline)):
             changed.setdefault((key, old[where], new[where]), []).append(place)
     for (key, before, after), places in changed.items():

@@ -12,7 +12,7 @@ from functools import cache
 from threading import Timer
 from typing import TYPE_CHECKING
 
-from lit_llm.ablation.arms import Ablation, Arm, under
+from lit_llm.ablation.arms import Ablation, Arm, some, under
 from lit_llm.ablation.findings import INTERVENTION, Finding, differs, ruled
 from lit_llm.experiment.identity import pretrain_fingerprint
 from lit_llm.models.config import resolve_model
@@ -52,6 +52,7 @@ def _findings(ablation: Ablation) -> Iterator[Finding]:
         baseline = ablation.arm(arm.baseline)
         others = [baseline] * (baseline is not arm)
         others += [other for other in ablation.arms[:number] if other is not baseline]
+        others.sort(key=lambda other: not _compared(arm, other))
         if twin := next((other for other in others if other.computation == arm.computation), None):
             if _compared(arm, twin):
                 message = f"is the same computation as {twin.name}: it costs nothing and shows nothing"
@@ -83,7 +84,7 @@ def _same_function(arm: Arm, twin: Arm) -> Finding:
 
     keys = [key for key in differs(arm, twin) if under(key, *INTERVENTION)]
     seen = f" on windows of {LONGEST} tokens" if arm.experiment.pretrain.data.sequence_length > LONGEST else ""
-    message = f"is the same function as {twin.name}{seen}, in spite of {_some(keys)}: it trains to the same losses"
+    message = f"is the same function as {twin.name}{seen}, in spite of {some(keys)}: it trains to the same losses"
     return Finding("no_op" if _compared(arm, twin) else "note", arm.name, "", message)
 
 
@@ -98,7 +99,7 @@ def _parameters(arm: Arm, baseline: Arm, bench: Bench) -> Iterator[Finding]:
         return
     here, there = bench.parameters(arm, baseline)
     parts = [
-        f"only {where}: {_some(_together(names))}"
+        f"only {where}: {some(_together(names))}"
         for where, names in (("here", here), (f"in {baseline.name}", there))
         if names
     ]
@@ -124,8 +125,3 @@ def _collapsed(found: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
 def _any_layer(name: str) -> str:
     """`decoder.layers.3.feed_forward` as `decoder.layers.*.feed_forward`."""
     return re.sub(r"\.layers\.\d+", ".layers.*", name)
-
-
-def _some(names: list[str]) -> str:
-    """The first names of many."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

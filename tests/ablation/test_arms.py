@@ -55,7 +55,7 @@ STEPS = "pretrain.training.max_steps"
 
 
 def test_each_layer_wins_over_the_one_before(study, tmp_path):
-    """defaults < extends < base < arm < factors < -o, seen on six keys of which each layer sets one less."""
+    """defaults < extends < base < arm < factors and -o, seen on six keys of which each layer sets one less."""
     keys = ["z_loss", "clip_norm", "max_steps", "schedule.warmup_steps", "stability.spike_window"]
     keys = [f"pretrain.training.{key}" for key in keys]
 
@@ -70,9 +70,24 @@ grid: {{factors: {{{keys[3]}: [4, 5]}}}}
     found = [value(ablation, "a", key) for key in keys]
     assert found == [11, 22, 33, 4, 20]  # the last is the default
     assert value(ablation, "a/warmup_steps=5", keys[3]) == 5
-    changed = study(text, f"{keys[3]}=6", f"{keys[0]}=7.0", extends="below.yaml")
-    assert [value(changed, arm, keys[3]) for arm in names(changed)] == [6, 6]
+    changed = study(text, f"{keys[2]}=66", f"{keys[0]}=7.0", extends="below.yaml")
+    assert [value(changed, arm, keys[2]) for arm in names(changed)] == [66, 66]
     assert value(changed, "a", keys[0]) == 7
+
+
+@pytest.mark.parametrize("key", [LR, "pretrain.training.optimizer", "pretrain.training"])
+def test_an_override_of_what_a_factor_sets_is_refused(refused, key):
+    """Its arms would no longer be what they are called."""
+    value = {LR: "1", "pretrain.training.optimizer": "{lr: 1}", "pretrain.training": "{optimizer: {lr: 1}}"}[key]
+    assert refused(f"grid: {{factors: {{{LR}: [1e-3, 1e-2]}}}}", f"{key}={value}") == [
+        f"-o {key}={value}: {LR}: is set by the factor '{LR}'; change its levels in the study, or choose arms by --only"
+    ]
+
+
+def test_an_override_beside_what_a_bundle_sets_is_none_of_a_factor(study):
+    factor = "grid: {factors: {model.attention: [{heads: 4}, {heads: 2}]}}"
+    ablation = study(factor, "model.attention.kv_heads=2")
+    assert [value(ablation, arm, "model.attention.kv_heads") for arm in names(ablation)] == [2, 2]
 
 
 def test_an_arms_extends_replaces_that_of_the_study_and_base_still_applies(study):

@@ -34,23 +34,18 @@ def test_the_width_of_a_head_follows_from_d_model_and_says_so(confounds) -> None
     assert confounds("model.d_model: [16, 32]", "model.attention.head_dim=8") == {}
 
 
-def test_more_heads_are_narrower_and_bring_as_many_keys_and_values(confounds) -> None:
+def test_more_heads_are_narrower_and_as_many_keys_and_values_are_no_number_of_their_own(confounds) -> None:
     factor = "model.attention.heads: [2, 4]"
-    assert {key: text.split(",")[0] for key, text in confounds(factor).items()} == {
-        "model.attention.head_dim": "8 → 4",
-        "model.attention.kv_heads": "2 → 4",
-    }
+    assert {key: text.split(",")[0] for key, text in confounds(factor).items()} == {"model.attention.head_dim": "8 → 4"}
+    assert confounds(factor, "model.attention.head_dim=8") == {}
     assert confounds(factor, "model.attention.head_dim=8", "model.attention.kv_heads=2") == {}
 
 
 def test_one_place_that_changes_is_named_by_its_own_address(confounds) -> None:
     factor = "model.decoder.cross_attention.heads: [2, 4]"
-    assert confounds(factor).keys() == {
-        "model.decoder.cross_attention.head_dim",
-        "model.decoder.cross_attention.kv_heads",
-    }
+    assert confounds(factor).keys() == {"model.decoder.cross_attention.head_dim"}
     factor = "model.encoder.attention.heads: [2, 4]"
-    assert confounds(factor).keys() == {"model.encoder.attention.head_dim", "model.encoder.attention.kv_heads"}
+    assert confounds(factor).keys() == {"model.encoder.attention.head_dim"}
 
 
 def test_what_a_bundle_declares_is_no_confound(confounds) -> None:
@@ -87,9 +82,10 @@ def test_a_factor_that_changes_only_itself_has_none(confounds, factor: str) -> N
     assert confounds(factor, *(scaled if "rope" not in factor else ())) == {}
 
 
-def test_an_arm_of_its_own_may_bring_any_model(write_study: Study) -> None:
-    path = write_study("own", "arms: {a: {}, b: {model: {d_model: 32}}, dec: {extends: decllm-tiny}}")
-    assert not [finding for finding in audit(load_study(path), built=False) if finding.kind == "confound"]
+def test_a_named_arm_says_what_it_sets_and_another_family_brings_its_own_model(write_study: Study) -> None:
+    arms = "{a: {}, b: {model: {d_model: 32}}, dec: {extends: decllm-tiny, model: {d_model: 32}}}"
+    found = [f for f in audit(load_study(write_study("own", f"arms: {arms}")), built=False) if f.kind == "confound"]
+    assert [(finding.arm, finding.key) for finding in found] == [("b", "model.attention.head_dim")]
 
 
 def test_a_range_of_layers_covers_another_share_of_a_deeper_stack(confounds) -> None:

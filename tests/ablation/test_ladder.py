@@ -2,7 +2,7 @@
 
 import pytest
 
-from lit_llm.ablation.arms import load_study
+from lit_llm.ablation.arms import is_study, load_study
 from lit_llm.ablation.audit import audit
 from lit_llm.ablation.match import QUANTITIES
 from lit_llm.analysis.comparison import RunResult, compare
@@ -82,6 +82,49 @@ def test_along_a_ladder_every_rung_is_matched_with_the_first(write):
         assert arm.residual == pytest.approx(flops[arm.name] / flops["dec"] - 1)
 
 
+def refusals(ablation):
+    return {(finding.arm, finding.key) for finding in audit(ablation, built=False) if finding.kind == "refused"}
+
+
+def test_matching_excuses_what_it_moved_and_nothing_that_differed_before(write):
+    """`prefix` warms up for longer than `dec` by itself; that matching then scales its warm-up makes it no fairer."""
+    by = "match: {by: train_flops}"
+    assert refusals(load_study(write(f"study: s\nquestion: Does it?\n{LADDER}{by}"))) == set()
+    longer = "pretrain: {objective: prefix_lm, training: {schedule: {warmup_steps: 150}}}"
+    own = LADDER.replace("pretrain: {objective: prefix_lm}", longer)
+    found = refusals(load_study(write(f"study: s\nquestion: Does it?\n{own}{by}")))
+    assert found == {(arm, "pretrain.training.schedule.warmup_steps") for arm in ("prefix", "red")}
+
+
+def test_a_rung_that_did_not_have_to_move_is_fair_against_one_that_was_moved(write):
+    rung = "  causal: {against: prefix, model: {attention: {output_norm: head}}}\n"
+    ablation = load_study(write(f"study: s\nquestion: Does it?\n{LADDER}{rung}match: {{by: train_flops}}"))
+    steps = [ablation.arm(name).experiment.pretrain.training.max_steps for name in ("prefix", "causal")]
+    assert steps[0] != steps[1]
+    assert refusals(ablation) == set()
+
+
+def test_a_factor_excuses_nothing_against_a_baseline_outside_the_grid(write):
+    lr = "pretrain.training.optimizer.lr"
+    arms = "arms: {dec: {extends: decllm-tiny, grid: false}, red: {}}"
+    ablation = load_study(write(f"{HEAD}{arms}\ngrid: {{factors: {{{lr}: [3e-3, 1e-2]}}}}"))
+    assert refusals(ablation) == {("red/lr=0.01", lr)}
+
+
+@pytest.mark.parametrize(
+    ("by", "bundle", "moves"),
+    [
+        ("parameters", "model.feed_forward: {d_ff: 128}", "model.feed_forward.d_ff"),
+        ("tokens", "pretrain.training: {max_steps: 50}", STEPS),
+    ],
+)
+def test_matching_does_not_undo_a_factor_that_is_a_bundle(write, by, bundle, moves):
+    path = write(
+        f"{HEAD}grid: {{factors: {{size: {{a: {{model.attention.heads: 2}}, b: {{{bundle}}}}}}}}}\nmatch: {{by: {by}}}"
+    )
+    assert refused(path) == [f"s.yaml:5: match.by: {by} moves {moves}, which is a factor of the study too"]
+
+
 def test_a_circle_of_baselines_is_refused(write):
     path = write(f"{HEAD}arms:\n  a: {{}}\n  b: {{against: c}}\n  c: {{against: b}}")
     assert refused(path) == ["s.yaml:6: arms.b.against: is compared with itself in a circle: b -> c -> b"]
@@ -142,6 +185,13 @@ def test_what_it_says_itself_replaces_the_base_and_a_factors_levels_and_merges_t
     assert red.pretrain.training.max_steps == 4000
     assert dec.model.feed_forward.d_ff == 4096  # the other preset
     assert dec.model.d_model == 32  # what the arm said besides
+
+
+def test_it_has_a_name_of_its_own(write):
+    write(PARENT)
+    child = write("like: s.yaml\nseeds: [7]\n", "child.yaml")
+    assert is_study(str(child))
+    assert refused(child) == ["child.yaml:1: study: is needed, and there is no default"]
 
 
 def test_named_levels_are_replaced_too(write):
