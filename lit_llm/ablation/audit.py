@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from lit_llm.ablation.arms import Ablation, Arm, under
+from lit_llm.ablation.arms import Ablation, Arm
 from lit_llm.ablation.confounds import confounds
 from lit_llm.ablation.findings import INTERVENTION, Finding, differs, ruled
 from lit_llm.ablation.match import TOLERANCE
 from lit_llm.ablation.probe import probe
+from lit_llm.config.tree import under
 
 YARDSTICK = (
     "pretrain.data.corpus",

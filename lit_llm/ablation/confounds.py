@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from lit_llm.ablation.arms import Ablation, Arm, under
+from lit_llm.ablation.arms import Ablation, Arm
 from lit_llm.ablation.findings import Finding, differs, ruled
 from lit_llm.config.section import Section
-from lit_llm.config.tree import leaves
+from lit_llm.config.tree import leaves, under
 from lit_llm.models.config import ResolvedModel, layer_range, resolve_model
 
 Place = tuple[str, int, str]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from lit_llm.ablation.arms import Ablation, Arm, under
-from lit_llm.config.tree import difference
+from lit_llm.ablation.arms import Ablation, Arm
+from lit_llm.config.tree import difference, under
 
 INTERVENTION = ("model", "pretrain.objective", "pretrain.masks")
 """What an ablation is about, and what an arm may therefore set for itself. All else is a control."""

@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lit_llm.ablation.arms import Ablation, Arm, short_names
+from lit_llm.ablation.arms import Ablation, Arm
+from lit_llm.ablation.factors import short_names
 from lit_llm.ablation.fraction import (
     LETTERS,
     Fraction,

@@ -12,8 +12,10 @@ from functools import cache
 from threading import Timer
 from typing import TYPE_CHECKING
 
-from lit_llm.ablation.arms import Ablation, Arm, some, under
+from lit_llm.ablation.arms import Ablation, Arm
 from lit_llm.ablation.findings import INTERVENTION, Finding, differs, ruled
+from lit_llm.config.problems import some
+from lit_llm.config.tree import under
 from lit_llm.experiment.identity import pretrain_fingerprint
 from lit_llm.models.config import resolve_model
 

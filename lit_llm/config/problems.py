@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -63,3 +63,8 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
     if near:
         return f" - did you mean '{near[0]}'?"
     return f" - allowed here: {', '.join(options)}" if options else ""
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names of many."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -7,7 +7,7 @@ error found after ten merges still names the file and the line that brought it i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,14 @@ def merge(base: Node, over: Node) -> Node:
     return Node(merged, over.mark or base.mark)
 
 
+def merge_all(layers: Iterable[Node]) -> Node:
+    """The layers in order of precedence, the strongest last."""
+    merged = Node({})
+    for layer in layers:
+        merged = merge(merged, layer)
+    return merged
+
+
 def _as_mapping(word: Node, other: Node) -> Any:
     """`adamw` beside `{lr: 1e-3}` or `{kind: adamw, lr: 1e-3}` is `{kind: adamw}`."""
     if isinstance(word.value, str) and isinstance(other.value, dict):
@@ -119,6 +127,11 @@ def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(item, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, value
+
+
+def under(key: str, *prefixes: str) -> bool:
+    """Whether a dotted key is one of these or below one of them."""
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
 
 
 def difference(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, list[Any]]:

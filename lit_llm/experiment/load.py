@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lit_llm.config.problems import InputError, Mark, Problem, did_you_mean, noted
 from lit_llm.config.section import validate
-from lit_llm.config.tree import Node, leaves, merge, read_file, read_override, split_path, without
+from lit_llm.config.tree import Node, leaves, merge, merge_all, read_file, read_override, split_path, without
 from lit_llm.experiment.config import Experiment
 from lit_llm.models.config import resolve_model
 
@@ -51,14 +51,6 @@ def read_overrides(options: Iterable[str], problems: list[Problem]) -> list[Node
         with noted(problems):
             trees.append(read_override(option))
     return trees
-
-
-def merge_all(layers: Iterable[Node]) -> Node:
-    """The layers in order of precedence, the strongest last."""
-    merged = Node({})
-    for layer in layers:
-        merged = merge(merged, layer)
-    return merged
 
 
 def read_layers(extends: Node | None, folder: Path, seen: tuple[Path, ...] = ()) -> Node:

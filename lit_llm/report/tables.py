@@ -9,13 +9,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lit_llm.ablation.arms import short_names, under
+from lit_llm.ablation.factors import short_names
 from lit_llm.ablation.findings import Finding
 from lit_llm.ablation.fraction import Fraction, aliases_in_letters, effect_of, lettered, members_of
 from lit_llm.ablation.layouts import chains
 from lit_llm.ablation.plan import Plan, PlannedArm
 from lit_llm.analysis.comparison import Comparison, Row
 from lit_llm.analysis.effects import Effects
+from lit_llm.config.tree import under
 from lit_llm.report import text
 
 SIGNS = {

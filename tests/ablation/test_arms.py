@@ -2,7 +2,8 @@
 
 import pytest
 
-from lit_llm.ablation.arms import label_of, load_study
+from lit_llm.ablation.arms import load_study
+from lit_llm.ablation.factors import label_of
 from lit_llm.config.problems import InputError
 from lit_llm.config.tree import leaves
 from lit_llm.experiment.load import PRESETS, load_experiment
