@@ -205,3 +205,15 @@ def test_status_of_a_study_that_never_ran_is_pending() -> None:
     answer = json.loads(told.stdout)
     assert {run["state"] for run in answer["runs"]} == {"pending"}
     assert {"arm", "seed", "stage", "state", "fingerprint", "run_id", "metrics", "error"} <= answer["runs"][0].keys()
+
+
+def test_a_level_may_be_called_by_brackets(tmp_path: Path) -> None:
+    """What looks like a terminal's markup is a label like any other."""
+    levels = '{"[/4]": {model.encoder.layers: 2}, "[b]": {model.encoder.layers: 1}}'
+    (tmp_path / "s.yaml").write_text(
+        f"study: s\nquestion: Why?\nextends: redllm-tiny\ngrid: {{factors: {{a: {levels}}}}}"
+    )
+    for command in (["plan", "s.yaml", "--no-measure"], ["status", "s.yaml"], ["report", "s.yaml"]):
+        answer = lit_llm(*command, cwd=tmp_path)
+        assert answer.returncode == 0, answer.stderr
+        assert "baseline/a=[b]" in answer.stdout

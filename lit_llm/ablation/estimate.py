@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from lit_llm.ablation.audit import Finding
+from lit_llm.ablation.findings import Finding
 from lit_llm.ablation.plan import Plan, PlannedArm
 from lit_llm.experiment.ceilings import Ceilings, Setting, cores, setting_of
 from lit_llm.experiment.estimate import Seconds, makespan, memory_there, seconds_of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -141,21 +141,24 @@ def _differences(plan: Plan) -> RenderableType:
     several = len({planned.arm.baseline for planned in plan.arms}) > 1
     in_letters = bool(plan.ablation.study.grid and plan.ablation.study.grid.fraction)  # the name says it
     for planned in plan.arms:
-        name, baseline = planned.arm.name, planned.arm.baseline
-        against = Text(f"\nagainst {baseline}" if several and name != baseline else "", style="dim")
-        found = _difference_text(planned, in_letters)
+        arm, baseline = planned.arm, plan.ablation.arm(planned.arm.baseline)
+        against = Text(f"\nagainst {baseline.name}" if several and arm is not baseline else "", style="dim")
+        # What matching has moved stands in the findings, with what is left.
+        said = {*arm.derived, *baseline.derived} | (arm.declared if in_letters else set())
+        found = _difference_text(planned, said)
         if not in_letters or found.plain != "nothing":
-            table.add_row(Text(name) + against, found)
+            table.add_row(Text(arm.name) + against, found)
     return Group(table, *[Text("the others: their factors alone", style="dim")] * in_letters)
 
 
-def _difference_text(planned: PlannedArm, in_letters: bool) -> Text:
+def _difference_text(planned: PlannedArm, said: Collection[str]) -> Text:
+    """A line for each key, without those that are said elsewhere."""
     if planned.arm.name == planned.arm.baseline:
         return Text("is the baseline", style="dim")
     lines = [
         f"{key}: {_value(old)} → {_value(new)}"
         for key, (old, new) in planned.differs.items()
-        if (old, new) != (None, None) and not (in_letters and under(key, *planned.arm.declared))
+        if (old, new) != (None, None) and not under(key, *said)
     ]
     return Text("\n".join(lines) or "nothing", style="")
 

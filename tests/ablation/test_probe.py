@@ -46,6 +46,14 @@ def no_ops(findings: list[tuple[str, str, str]]) -> list[str]:
     return [arm for kind, arm, _ in findings if kind == "no_op"]
 
 
+def test_a_no_op_of_its_own_comparison_is_told_though_an_arm_of_another_computes_the_same(found) -> None:
+    """`y` and `z` are compared with `dec`; that `other`, of another comparison, is the same too changes nothing."""
+    same = "extends: decllm-tiny, model: {attention: {output_norm: head}}"
+    dec = "dec: {extends: decllm-tiny}, other: {against: other, " + same + "}"
+    findings = found(f"arms: {{{dec}, y: {{{same}}}, z: {{{same}}}}}\ncompare: {{baseline: dec}}")
+    assert no_ops(findings) == ["z"]
+
+
 # --- the same function -----------------------------------------------------------------------------------------------
 
 
