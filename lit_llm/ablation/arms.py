@@ -19,7 +19,7 @@ from lit_llm.config.problems import InputError, Problem, did_you_mean, noted
 from lit_llm.config.section import validate
 from lit_llm.config.tree import Node, at, merge, read_file, tree, without
 from lit_llm.experiment.config import Experiment
-from lit_llm.experiment.identity import pretrain_fingerprint
+from lit_llm.experiment.identity import pretrain_fingerprint, read_corpora_again
 from lit_llm.experiment.load import (
     changes_nothing,
     idle_overrides,
@@ -97,6 +97,7 @@ def load_study(source: str | Path, overrides: Sequence[str] = ()) -> Ablation:
 
     Raises InputError with every problem that was found, each at its file and line.
     """
+    read_corpora_again()
     path = Path(source)
     if is_preset(str(source)) or not os.path.isfile(path):
         return _single(str(source), str(source), overrides)
