@@ -169,8 +169,8 @@ class Mixture(Section):
     kind: Literal["mixture"] = "mixture"
     """A mixture."""
     sources: dict[Annotated[str, AfterValidator(_source_name)], Source]
-    """Its texts. Their names are those of the metrics `val/target_nll/<source>`, and so part of a run's identity; where
-    two have the same share or the same text, they also decide which comes first."""
+    """Its texts. Their names are those of the metrics `val/target_nll/<source>`, and so part of a run's identity. They
+    also break ties: in the rounding of shares, and in the order of two with the same text."""
 
     @field_validator("sources")
     @classmethod

@@ -422,6 +422,16 @@ def test_a_document_is_cut_for_a_tokenizer_of_a_file_where_no_id_changes(
     assert np.array_equal(np.concatenate(tokenizer.encode(cut)), tokenizer.encode([NATIVE])[0])
 
 
+def test_a_document_is_not_cut_where_no_word_ends_however_equal_it_looks_from_near(tmp_path, monkeypatch):
+    """Without words, merges pair the units of a run from its far beginning: 299 of them before the cut, 128 in view."""
+    library = Tokenizer(models.BPE({"x": 0, "y": 1, "Ġ": 2, "Ġx": 3, "ĠxĠx": 4}, [("Ġ", "x"), ("Ġx", "Ġx")]))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(False, use_regex=False)
+    library.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = FromFile(tmp_path / "tokenizer.json", None, None)
+    monkeypatch.setattr(tokenizers, "_PIECE", 600)
+    assert list(pieces("y" + " x" * 1000, tokenizer.splits_at)) == ["y" + " x" * 1000]
+
+
 def test_a_document_that_takes_too_much_memory_uncut_is_refused_with_its_file(tmp_path, monkeypatch):
     folder = write_documents(tmp_path / "texts", 20, 100)
     (folder / "007.txt").write_text("long " * 1000)
