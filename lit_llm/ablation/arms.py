@@ -12,12 +12,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lit_llm.ablation.config import Compare, Grid, Study
+from lit_llm.ablation.config import OF_SOURCE, Compare, Grid, Study
 from lit_llm.ablation.fraction import LETTERS
 from lit_llm.ablation.match import matched
 from lit_llm.config.problems import InputError, Problem, did_you_mean, noted
 from lit_llm.config.section import validate
 from lit_llm.config.tree import Node, at, merge, read_file, tree, without
+from lit_llm.data.config import Mixture
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.identity import pretrain_fingerprint, read_corpora_again
 from lit_llm.experiment.load import (
@@ -112,6 +113,7 @@ def load_study(source: str | Path, overrides: Sequence[str] = ()) -> Ablation:
         problems = [*error.problems, *_further_problems(document, error.problems, path.parent, overrides)]
         raise InputError(*problems, hint=error.hint) from None
     arms = tuple(_arms(study, document, path.parent, overrides))
+    _check_source(study, arms, document)
     return _matched(Ablation(study, arms, tuple(overrides)), document)
 
 
@@ -139,6 +141,17 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> Node:
 def _names(document: Node, address: list[str]) -> list[str]:
     node = document.find(address)
     return list(node.value) if node is not None and isinstance(node.value, dict) else []
+
+
+def _check_source(study: Study, arms: Sequence[Arm], document: Node) -> None:
+    """Raise InputError if a source whose loss is compared is not in every arm's corpus."""
+    source = study.compare.metric.partition(OF_SOURCE)[2]
+    for arm in arms:
+        corpus = arm.experiment.pretrain.data.corpus
+        names = corpus.sources if isinstance(corpus, Mixture) else ()
+        if source and source not in names:
+            message = f"{arm.name}: its corpus has no source {source!r}{did_you_mean(source, names)}"
+            raise InputError(Problem(message, "compare.metric", document.mark_of(["compare", "metric"])))
 
 
 def _matched(ablation: Ablation, document: Node) -> Ablation:
