@@ -11,15 +11,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lit_llm.ablation.config import Compare, Study
+from lit_llm.ablation.config import OF_SOURCE, Compare, Study
 from lit_llm.ablation.factors import Level, combinations, label_of, read_factors, short_names
 from lit_llm.ablation.fraction import LETTERS
 from lit_llm.ablation.match import matched
 from lit_llm.config.problems import InputError, Problem, did_you_mean, noted, some
 from lit_llm.config.section import validate
 from lit_llm.config.tree import Node, leaves, merge, merge_all, read_file, split_path, under, without
+from lit_llm.data.config import Mixture
 from lit_llm.experiment.config import Experiment
-from lit_llm.experiment.identity import pretrain_fingerprint
+from lit_llm.experiment.identity import pretrain_fingerprint, read_corpora_again
 from lit_llm.experiment.load import (
     changes_nothing,
     idle_overrides,
@@ -96,6 +97,7 @@ def load_study(source: str | Path, overrides: Sequence[str] = ()) -> Ablation:
 
     Raises InputError with every problem that was found, each at its file and line.
     """
+    read_corpora_again()
     path = Path(source)
     if is_preset(str(source)) or not os.path.isfile(path):
         return _single(str(source), str(source), overrides)
@@ -110,6 +112,7 @@ def load_study(source: str | Path, overrides: Sequence[str] = ()) -> Ablation:
         problems = [*error.problems, *_further_problems(document, error.problems, path.parent, overrides)]
         raise InputError(*problems, hint=error.hint) from None
     arms = tuple(_arms(study, document, path.parent, overrides))
+    _check_source(study, arms, document)
     return _matched(Ablation(study, arms, tuple(overrides)), document)
 
 
@@ -137,6 +140,17 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> Node:
 def _names(document: Node, address: list[str]) -> list[str]:
     node = document.find(address)
     return list(node.value) if node is not None and isinstance(node.value, dict) else []
+
+
+def _check_source(study: Study, arms: Sequence[Arm], document: Node) -> None:
+    """Raise InputError if a source whose loss is compared is not in every arm's corpus."""
+    source = study.compare.metric.partition(OF_SOURCE)[2]
+    for arm in arms:
+        corpus = arm.experiment.pretrain.data.corpus
+        names = corpus.sources if isinstance(corpus, Mixture) else ()
+        if source and source not in names:
+            message = f"{arm.name}: its corpus has no source {source!r}{did_you_mean(source, names)}"
+            raise InputError(Problem(message, "compare.metric", document.mark_of(["compare", "metric"])))
 
 
 def _matched(ablation: Ablation, document: Node) -> Ablation:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
+from pydantic.config import JsonDict
 
 from lit_llm.ablation.fraction import MOST, Fraction, effect_of, find, members_of
 from lit_llm.config.problems import did_you_mean
@@ -182,7 +183,7 @@ class Grid(Section):
         return f"{best.size} combinations cannot tell all of them apart: {'; '.join(told)}; use {' or '.join(ways)}"
 
 
-Metric = Literal[
+METRICS = (
     "val/target_nll",
     "val/perplexity",
     "val/bits_per_byte",
@@ -191,7 +192,19 @@ Metric = Literal[
     "stability/max_grad_norm",
     "stability/max_attention_logit",
     "throughput/tokens_per_second",
-]
+)
+OF_SOURCE = "val/target_nll/"
+"""Before the name of a mixture's source."""
+
+
+def _metric(name: str) -> str:
+    if name not in METRICS and not name.startswith(OF_SOURCE):
+        raise impossible(("", f"{name!r} is not possible{did_you_mean(name, METRICS)}"))
+    return name
+
+
+_SCHEMA: JsonDict = {"anyOf": [{"enum": [*METRICS]}, {"pattern": f"^{OF_SOURCE}[A-Za-z0-9][A-Za-z0-9_-]*$"}]}
+Metric = Annotated[str, AfterValidator(_metric), Field(json_schema_extra=_SCHEMA)]
 
 
 By = Literal["none", "tokens", "loss_tokens", "parameters", "train_flops"]
@@ -212,7 +225,8 @@ class Compare(Section):
     within: Items[str] = ()
     """Factors at whose every level the comparison is made anew: each arm meets the baseline of its own level."""
     metric: Metric = "val/target_nll"
-    """What is compared, as it is at the end of training. Training losses are not: they depend on what is trained on."""
+    """What is compared, as it is at the end of training; of a mixture also `val/target_nll/<source>`. Training losses
+    are not: they depend on what is trained on."""
 
 
 class Allowed(Section):

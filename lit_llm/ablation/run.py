@@ -14,7 +14,7 @@ from lit_llm.ablation.plan import Plan, plan
 from lit_llm.ablation.runs import Run, comparison_of, runs_of
 from lit_llm.analysis.comparison import Comparison
 from lit_llm.config.problems import InputError, Problem, did_you_mean
-from lit_llm.experiment.identity import CODE, digest_of_data, identity_of_data
+from lit_llm.experiment.identity import CODE, digest_of_data, identity_of_data, read_corpora_again
 from lit_llm.experiment.run import freeze, run_one
 from lit_llm.launch import Interrupted, Outcome, Task, run_tasks, stop_requested
 from lit_llm.tracking.address import default_tracking
@@ -98,6 +98,7 @@ def run_study(
     """
     name = ablation.study.study
     store.check()
+    read_corpora_again()
     runs = runs_of(ablation, store)
     chosen = _chosen(runs, only)
     to_do = any(run.stage.status()["state"] not in FINAL for run in chosen)

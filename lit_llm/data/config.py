@@ -113,7 +113,8 @@ class FileTokenizer(Section):
     """A `tokenizer.json` of the `tokenizers` library, as models on the Hugging Face Hub have it.
 
     Its end of a document becomes id 0 and its <s> id 1, by exchanging ids; one that it lacks is added. No text can
-    spell a special token.
+    spell a special token, and dropout in the file is not applied. Long documents are cut between words where that
+    changes no id; one of more than 16 million characters that cannot be cut so is refused.
     """
 
     kind: Literal["file"] = "file"
@@ -168,7 +169,8 @@ class Mixture(Section):
     kind: Literal["mixture"] = "mixture"
     """A mixture."""
     sources: dict[Annotated[str, AfterValidator(_source_name)], Source]
-    """Its texts. Their names are those of the metrics `val/target_nll/<source>`; they change no number."""
+    """Its texts. Their names are those of the metrics `val/target_nll/<source>`, and so part of a run's identity. They
+    also break ties: in the rounding of shares, and in the order of two with the same text."""
 
     @field_validator("sources")
     @classmethod
@@ -215,7 +217,8 @@ class DataConfig(Section):
     corpus: Corpus = PythonStdlib()
     """Where the documents come from."""
     tokenizer: Tokenizer = BytePairTokenizer()
-    """How text becomes tokens. Losses per token compare only for one tokenizer; bits per byte compare always."""
+    """How text becomes tokens. Losses per token compare only for one tokenizer; bits per byte compare across tokenizers
+    that keep the text as it is. For a file whose steps are not known to do so they are left out."""
     sequence_length: int = Field(gt=0)
     """Tokens of a window. Documents are joined with an end-of-document token and cut without overlap."""
     batch_size: int = Field(gt=0)

@@ -25,7 +25,7 @@ from lit_llm.data.config import (
 )
 from lit_llm.data.formats import FORMATS, PART, Fields, RecordsPart
 
-FORMAT = 2
+FORMAT = 3
 """Version of how documents become tokens and which of them are held out; to be raised when that changes."""
 
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib2to3", "turtledemo"}
@@ -43,6 +43,10 @@ class Part(Protocol):
         """The documents. Raises InputError for what cannot be read."""
         ...
 
+    def file_of(self, number: int) -> Path:
+        """Where its document of that number lies."""
+        ...
+
 
 @dataclass(frozen=True)
 class TextPart:
@@ -53,6 +57,9 @@ class TextPart:
 
     def __iter__(self) -> Iterator[str]:
         return map(read_text, self.files)
+
+    def file_of(self, number: int) -> Path:
+        return self.files[number]
 
 
 def text_parts(files: Sequence[Path]) -> list[Part]:
@@ -75,19 +82,25 @@ class Documents:
     def __init__(
         self,
         files: list[tuple[str, Path]],
-        cut: Callable[[Sequence[Path]], list[Part]] = text_parts,
+        parts: Callable[[], list[Part]] | None = None,
         reading: object = None,
     ) -> None:
+        """parts: how they are read, if not as text; reading: the same for the digest."""
         self.files = files
         """(name without the place it lies in, path)."""
-        self._cut, self._reading = cut, reading
+        self._parts, self._reading = parts, reading
 
     def __iter__(self) -> Iterator[str]:
         return itertools.chain.from_iterable(self.parts())
 
     def parts(self) -> list[Part]:
         """The corpus in pieces of some tens of megabytes, in order. Raises InputError for a file that is damaged."""
-        return self._cut([path for _, path in self.files])
+        return self._parts() if self._parts else text_parts([path for _, path in self.files])
+
+    def state(self) -> list[tuple[int, ...]]:
+        """What of each file changes with its content, read from the file system alone."""
+        states = [path.stat() for _, path in self.files]
+        return [(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino) for found in states]
 
     @cached_property
     def digest(self) -> str:
@@ -150,7 +163,7 @@ def _records(config: Records, kind: str, files: list[tuple[str, Path]]) -> Docum
     # Usually the first record says it; a corpus of which nothing is kept is read to its end to be sure.
     if not any(part.has_document(count) for count in (1, _FIRST, None) for part in parts):
         raise InputError(_nothing_in(config))
-    return Documents(files, lambda _: [*parts], [kind, fields.as_json()])
+    return Documents(files, lambda: [*parts], [kind, fields.as_json()])
 
 
 def _nothing_in(config: Records) -> Problem:
@@ -195,10 +208,11 @@ def _named(files: Sequence[Path]) -> list[tuple[str, Path]]:
 
 
 def read_text(path: Path) -> str:
-    """A document. Raises InputError if it is not UTF-8 (Python's own sources may declare Latin-1)."""
+    """A document, without a byte-order mark. Raises InputError if it is not UTF-8 (Python's own sources may declare
+    Latin-1)."""
     raw = path.read_bytes()
     try:
-        return raw.decode("utf-8")
+        return raw.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         if path.suffix == ".py":
             return raw.decode("latin-1")

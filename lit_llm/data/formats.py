@@ -1,7 +1,7 @@
 """Files of records, one document in each: JSON lines, Parquet, Arrow.
 
 A format is a class: `cut` divides a file into parts, iterating a part gives its documents. To add one, write the class
-and its line in `FORMATS`.
+and its line in `FORMATS`, its choice of corpus in `config.py`, and the line in `corpora.open_corpus` that opens it.
 """
 
 from __future__ import annotations
@@ -85,6 +85,9 @@ class RecordsPart(ABC):
 
     def __iter__(self) -> Iterator[str]:
         return (text for text in self.records() if text)
+
+    def file_of(self, number: int) -> Path:
+        return self.path
 
     def has_document(self, records: int | None) -> bool:
         """Whether there is one among the first records (None: all)."""

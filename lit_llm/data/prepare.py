@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from lit_llm.config.fingerprint import fingerprint
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.data.config import DataConfig
 from lit_llm.data.corpora import Documents
-from lit_llm.data.shards import SPLITS, Job, Shards, held_out, token_type, write_shards
+from lit_llm.data.shards import SPLITS, Job, Shards, held_out, leave_if_imported, token_type, write_shards
 from lit_llm.data.sources import Identity, Source, blamed, identify, open_sources
 from lit_llm.data.tokenizers import Tokenizer, open_tokenizer, write_tokenizer
 from lit_llm.tracking.store import write_json
@@ -67,12 +68,14 @@ def prepare(
 ) -> Prepared:
     """Tokenise what of the corpus is not in `root` yet. Several processes may ask at once.
 
-    Killed or interrupted, it goes on with the next call. Raises InputError when the corpus cannot be read, or a source
-    is too small to give each split one window.
+    identity: what `identify` has said, if it was asked before. Killed or interrupted, it goes on with the next call.
+    Raises InputError when the corpus cannot be read or is no longer what was identified, or a source is too small to
+    give each split one window.
     """
+    leave_if_imported()
     documents = open_sources(config.corpus)
     identity = identity or identify(config, documents)
-    _once(_tokenizer_folder(root, identity.tokenizer), lambda work: _train(config, documents, work, progress))
+    _once(_tokenizer_folder(root, identity.tokenizer), _training(config, documents, identity, progress))
     for source in identity.sources:
         _once(root / source.digest, _tokenising(config, documents[source.name], root, identity, source, progress))
     sources = [{"name": s.name, "share": s.share, "digest": s.digest} for s in identity.sources]
@@ -152,8 +155,21 @@ def _tidy(work: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _train(config: DataConfig, documents: Mapping[str, Documents], work: Path, progress: Progress) -> None:
-    write_tokenizer(config.tokenizer, _training_texts(documents, config.validation_fraction, progress), work)
+def _training(
+    config: DataConfig, documents: Mapping[str, Documents], identity: Identity, progress: Progress
+) -> Callable[[Path], None]:
+    def write(work: Path) -> None:
+        write_tokenizer(config.tokenizer, _training_texts(documents, config.validation_fraction, progress), work)
+        _check_unchanged(config, identity, work)
+
+    return write
+
+
+def _check_unchanged(config: DataConfig, identity: Identity | None, work: Path) -> None:
+    """Raise InputError, and keep nothing of `work`, if the text is not what its digest was computed of."""
+    if identify(config) != identity:
+        shutil.rmtree(work)
+        raise InputError(Problem("the text changed while it was tokenised; run again", "corpus"))
 
 
 def _training_texts(documents: Mapping[str, Documents], fraction: float, progress: Progress) -> Iterator[str]:
@@ -176,17 +192,18 @@ def _tokenising(
     config: DataConfig, documents: Documents, root: Path, identity: Identity, source: Source, progress: Progress
 ) -> Callable[[Path], None]:
     def write(work: Path) -> None:
-        parts = documents.parts()
+        parts, state = documents.parts(), documents.state()
         job = Job(
             work,
             config.tokenizer,
             _tokenizer_folder(root, identity.tokenizer),
             config.validation_fraction,
-            cut=fingerprint([part.size for part in parts]),
+            cut=fingerprint([[part.size for part in parts], state]),
         )
         what = f"tokenising {source.name}" if source.name else "tokenising"
         with blamed(source.name):
             write_shards(job, parts, lambda done, total: progress(what, done, total))
+        _check_unchanged(config, identity if documents.state() == state else None, work)
         finished = [job.finished(number) or {} for number in range(len(parts))]
         tokens = {split: [part["tokens"][split] for part in finished] for split in SPLITS}
         count = sum(part["documents"] for part in finished)

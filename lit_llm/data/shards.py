@@ -13,8 +13,8 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
-import re
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -31,14 +31,13 @@ import numpy as np
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.data import config
 from lit_llm.data.corpora import Part
-from lit_llm.data.tokenizers import open_tokenizer
+from lit_llm.data.tokenizers import FromFile, open_tokenizer, pieces
 from lit_llm.objectives.config import EOD
 from lit_llm.tracking.store import read_json, write_json
 
 SPLITS = ("train", "validation")
-_PIECE = 1 << 18  # characters of a document that are tokenised as one
+_MOST = 1 << 24  # characters of a document that cannot be cut
 _CHUNK = 1 << 20  # characters tokenised at once: a tokenizer's objects take fifty times the text
-_MOST_MAPS = 4096  # shards mapped at once; a process may have 65530 maps
 
 _opened = lru_cache(maxsize=1)(open_tokenizer)
 
@@ -91,8 +90,8 @@ def _in_processes(count: int, job: Job, parts: Sequence[Part], todo: Sequence[in
     The processes end with the block, however it ends, and with this process, however that ends.
     """
     context = multiprocessing.get_context("spawn")  # a fork would inherit the tokenizer's threads, half alive
-    reader, writer = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(count, context, initializer=_settle, initargs=(reader,))
+    ours, theirs = context.Pipe()
+    pool = ProcessPoolExecutor(count, context, initializer=_settle, initargs=(theirs,))
     # Processes inherit what is blocked: Ctrl-C in the terminal is for the coordinator alone, from their first moment.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -101,13 +100,28 @@ def _in_processes(count: int, job: Job, parts: Sequence[Part], todo: Sequence[in
         yield (future.result() for future in as_completed(futures))
         pool.shutdown()
     except BrokenProcessPool:
-        message = "a process that tokenised was killed, perhaps for want of memory; finished parts are kept, so the "
-        raise InputError(Problem(message + "same command goes on from there", "corpus")) from None
+        message = (
+            "a process that tokenised was killed, perhaps for want of memory; finished parts are kept, so the same "
+            "command goes on from there"
+            if ours.poll()
+            else "no process that tokenises could start: it was killed, perhaps for want of memory, or the script "
+            'calls this outside of `if __name__ == "__main__":`, and each process reads the script anew'
+        )
+        raise InputError(Problem(message, "corpus")) from None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        writer.close()  # the kernel does it where this process is killed
+        ours.close()  # the kernel does it where this process is killed
         pool.shutdown(cancel_futures=True)
-        reader.close()
+        theirs.close()
+
+
+def leave_if_imported() -> None:
+    """End a worker that would start over, because it has to import a script that is not written for that.
+
+    The process that has started it says so. Here it would wait for that one, which waits for it.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # what multiprocessing itself goes by
+        sys.exit(1)
 
 
 def cores() -> int:
@@ -117,6 +131,7 @@ def cores() -> int:
 
 def _settle(coordinator: Connection) -> None:
     """In a worker, before its first part."""
+    coordinator.send_bytes(b"here")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core has a process
 
     def end_with_it() -> None:
@@ -127,8 +142,12 @@ def _settle(coordinator: Connection) -> None:
 
 
 def tokenise(job: Job, number: int, part: Part) -> int:
-    """Write one part's shards, and return its number. Takes the memory of its largest document and of one chunk."""
+    """Write one part's shards, and return its number.
+
+    Takes the memory of its largest document, and of the tokens of one chunk or of one document that cannot be cut.
+    """
     tokenizer = _opened(job.tokenizer, job.tokenizer_folder)
+    splits_at = tokenizer.splits_at if job.tokenizer.kind == "file" and isinstance(tokenizer, FromFile) else None
     kind = token_type(job.tokenizer)
     tokens, documents = dict.fromkeys(SPLITS, 0), 0
     # Another process may be at the same part still: one whose coordinator was killed just now.
@@ -137,8 +156,7 @@ def tokenise(job: Job, number: int, part: Part) -> int:
     try:
         with ExitStack() as stack:
             files = {split: stack.enter_context(path.open("wb")) for split, path in written.items()}
-            whole = job.tokenizer.kind == "file"
-            for chunk in _chunks(part, job.validation_fraction, whole):
+            for chunk in _chunks(part, job.validation_fraction, splits_at):
                 encoded = tokenizer.encode([piece for piece, _, _ in chunk])
                 for ids, (_, split, ends) in zip(encoded, chunk, strict=True):
                     ids = np.append(ids, EOD) if ends else ids
@@ -169,15 +187,21 @@ def held_out(text: str, fraction: float) -> bool:
     return int.from_bytes(total.digest()[:8]) < fraction * 2**64
 
 
-def _chunks(documents: Iterable[str], fraction: float, whole: bool) -> Iterator[list[tuple[str, str, bool]]]:
+def _chunks(
+    part: Part, fraction: float, splits_at: Callable[[str, int], bool] | None
+) -> Iterator[list[tuple[str, str, bool]]]:
     """(piece of a document, its split, whether the document ends with it), about _CHUNK characters at once.
 
-    whole: documents are not cut. Not every tokenizer gives the pieces of a text the ids that the text has.
+    splits_at: as for `pieces`. Raises InputError for a document that is too long to be tokenised uncut.
     """
     chunk, size = [], 0
-    for text in documents:
+    for number, text in enumerate(part):
         split, left = SPLITS[held_out(text, fraction)] if text else "", len(text)
-        for piece in [text] * bool(text) if whole else pieces(text):
+        for piece in pieces(text, splits_at):
+            if len(piece) > _MOST:
+                message = f"a document has {len(piece)} characters that this tokenizer cannot take in pieces; the most "
+                message += f"are {_MOST}: split the document, or use another tokenizer"
+                raise InputError(Problem(message, f"corpus: {part.file_of(number)}"))
             left -= len(piece)
             chunk.append((piece, split, not left))
             size += len(piece)
@@ -188,63 +212,37 @@ def _chunks(documents: Iterable[str], fraction: float, whole: bool) -> Iterator[
         yield chunk
 
 
-_BREAK = re.compile(r"\S[ \n]")
-
-
-def pieces(text: str) -> Iterator[str]:
-    """A long text in pieces of at most _PIECE characters, so that the memory that a document takes is bounded.
-
-    They are cut between a word and the space after it. There a byte-level tokenizer cuts as well, so it gives the ids
-    of the whole text, but in a word of _PIECE / 4 characters.
-    """
-    begin = 0
-    while len(text) - begin > _PIECE:
-        end = begin + _PIECE
-        places = [match.end() - 1 for match in _BREAK.finditer(text, end - _PIECE // 4, end)]
-        end = places[-1] if places else end
-        yield text[begin:end]
-        begin = end
-    if begin < len(text):
-        yield text[begin:] if begin else text
-
-
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
 class Shards:
-    """The shards of a split as one sequence of tokens, each mapped from disk when it is first read."""
+    """The shards of a split as one sequence of tokens. No file stays open: a corpus may have sixty thousand."""
 
     def __init__(self, folder: Path, split: str, counts: Sequence[int], kind: type[np.unsignedinteger]) -> None:
         """counts: tokens of each shard."""
         self.folder, self.split, self.kind = folder, split, kind
         self.ends = np.cumsum(np.asarray(counts, dtype=np.int64))
-        self._maps: dict[int, np.ndarray] = {}
+        self._begins = [0, *self.ends.tolist()]
+        self._size = np.dtype(kind).itemsize
 
     def __len__(self) -> int:
-        return int(self.ends[-1]) if len(self.ends) else 0
+        return self._begins[-1]
 
     def read(self, starts: np.ndarray, length: int) -> np.ndarray:
         """The `length` tokens from each of these places: len(starts) x length ids. They may lie in several shards."""
         out = np.empty((len(starts), length), dtype=np.int64)
         shards = np.searchsorted(self.ends, starts, side="right")  # the first that ends beyond it: no empty one
-        # A window is a slice, whose copy is faster than gathering its positions.
         for row, start, shard in zip(out, starts.tolist(), shards.tolist(), strict=True):
             filled = 0
             while filled < length:
-                inside = start + filled - (int(self.ends[shard - 1]) if shard else 0)
-                found = self._map(shard)[inside : inside + length - filled]
-                row[filled : filled + len(found)] = found
-                filled, shard = filled + len(found), shard + 1
+                count = min(length - filled, self._begins[shard + 1] - start - filled)
+                row[filled : filled + count] = self._tokens(shard, start + filled - self._begins[shard], count)
+                filled, shard = filled + count, shard + 1
         return out
 
-    def _map(self, shard: int) -> np.ndarray:
-        if shard not in self._maps:
-            if len(self._maps) >= _MOST_MAPS:
-                del self._maps[next(iter(self._maps))]  # the oldest
-            path = self.folder / f"{shard:05}.{self.split}.bin"
-            empty = self.ends[shard] == (self.ends[shard - 1] if shard else 0)  # no file of no bytes can be mapped
-            self._maps[shard] = np.empty(0, self.kind) if empty else np.memmap(path, dtype=self.kind, mode="r")
-        return self._maps[shard]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_maps": {}}  # a pickled map would be a copy of the tokens
+    def _tokens(self, shard: int, begin: int, count: int) -> np.ndarray:
+        file = os.open(f"{self.folder}/{shard:05}.{self.split}.bin", os.O_RDONLY)
+        try:
+            return np.frombuffer(os.pread(file, count * self._size, begin * self._size), self.kind)
+        finally:
+            os.close(file)

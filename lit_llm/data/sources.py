@@ -81,7 +81,7 @@ def identify(config: DataConfig, documents: Mapping[str, Documents] | None = Non
 
 def _tokenizer(config: DataConfig, documents: Mapping[str, Documents]) -> str:
     choice = config.tokenizer
-    about: dict[str, object] = {"tokenizer": identity_of(choice)}
+    about: dict[str, object] = {"format": FORMAT, "tokenizer": identity_of(choice)}
     if isinstance(choice, BytePairTokenizer):  # trained on each source's training documents, once, whatever its share
         about |= {
             "library": version("tokenizers"),
@@ -91,8 +91,3 @@ def _tokenizer(config: DataConfig, documents: Mapping[str, Documents]) -> str:
     if isinstance(choice, FileTokenizer):
         about |= {"library": version("tokenizers")}
     return fingerprint(about)
-
-
-def data_digest(config: DataConfig) -> str:
-    """Identity of the tokens and of how sources are mixed."""
-    return identify(config).digest

@@ -98,8 +98,18 @@ class FromFile:
         known = (int(self._theirs[i]) for i in ids if i not in (EOD, BOS))
         return str(self._library.decode([i for i in known if i < self._layout.ids], skip_special_tokens=True))
 
+    def splits_at(self, text: str, place: int) -> bool:
+        """Whether a word ends at this place of a text and its halves have the ids of the whole, judged by what stands
+        around it: the rules by which words are told apart look no further."""
+        left, right = text[max(0, place - _AROUND) : place], text[place : place + _AROUND]
+        before, after, whole = (
+            self._library.encode(part, add_special_tokens=False) for part in (left, right, left + right)
+        )
+        last = len(before.ids)
+        return whole.ids == before.ids + after.ids and len(set(whole.word_ids[max(0, last - 1) : last + 1])) == 2
+
     def byte_lengths(self) -> np.ndarray | None:
-        """Of the text as the tokenizer normalises it (NFC, runs of spaces). A space that it puts before each document
+        """Of the text as the tokenizer normalises it (NFC). A space that it puts before each document
         counts as one; an unknown piece stands for nobody knows how much, and counts none."""
         length = _byte_length(self._content)
         if length is None:
@@ -116,16 +126,19 @@ class FromFile:
 
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+_AROUND = 256
+"""Characters on both sides of a place that say whether a text may be cut there."""
 
 
 def _for_documents(content: dict[str, Any], closing: set[str]) -> dict[str, Any]:
     """The tokenizer whose special tokens no text can spell: they go by names that no text has, their ids stay.
 
     The library can be told not to look for them, but then a Unigram model still finds </s> among its pieces, and in web
-    pages <s> is a tag. Truncation and padding, which such a file may ask for, are taken out.
+    pages <s> is a tag. Truncation, padding and dropout (random tokens), which such a file may ask for, are taken
+    out.
     """
     content = {**content, "truncation": None, "padding": None, "post_processor": None}
-    model = content["model"] = dict(content["model"])
+    model = content["model"] = {key: value for key, value in content["model"].items() if key != "dropout"}
     added = [dict(token) for token in content.get("added_tokens") or []]
     fixed = {model.get("unk_token")} if isinstance(model["vocab"], dict) else set()
     fixed |= {"".join(merge.split(" ") if isinstance(merge, str) else merge) for merge in model.get("merges") or []}
@@ -146,17 +159,34 @@ def _for_documents(content: dict[str, Any], closing: set[str]) -> dict[str, Any]
 def _byte_length(content: dict[str, Any]) -> Callable[[str], int] | None:
     """How many bytes a token of the model's alphabet stands for, or None where tokens do not add up to the text."""
     model = content["model"]
-    if model["type"] not in ("BPE", "Unigram") or model.get("continuing_subword_prefix"):
-        return None
-    if model.get("end_of_word_suffix"):
+    # A file of an older library does not say which kind its model is.
+    kind = model.get("type") or (
+        "Unigram" if isinstance(model["vocab"], list) else "BPE" if "merges" in model else None
+    )
+    if kind not in ("BPE", "Unigram") or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         return None
     steps = [step for key in ("normalizer", "pre_tokenizer") for step in _steps(content.get(key))]
-    if any(step["type"] == "ByteLevel" for step in steps):
+    kinds = {"▁" if _is_space(step) else step["type"] for step in steps if not _keeps(step)}
+    if kinds == {"ByteLevel"}:
         return len  # one character of the alphabet stands for one byte
-    to_space = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
-    if any(step["type"] == "Metaspace" or step == to_space for step in steps):
+    if kinds == {"▁"}:
         return lambda token: 1 if _BYTE.fullmatch(token) else len(token.replace("▁", " ").encode())
     return None
+
+
+def _keeps(step: dict[str, Any]) -> bool:
+    """Whether a step of a tokenizer only tells words apart, or normalises as Unicode's NFC does."""
+    return step["type"] in ("NFC", "Digits", "UnicodeScripts") or (
+        step["type"] in ("Split", "Punctuation") and step.get("behavior", "Isolated") != "Removed"
+    )
+
+
+def _is_space(step: dict[str, Any]) -> bool:
+    """Whether a step writes ▁ for spaces, or one before a text."""
+    return step in (
+        {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        {"type": "Prepend", "prepend": "▁"},
+    ) or (step["type"] == "Metaspace" and step.get("replacement") == "▁")
 
 
 def _steps(component: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
@@ -168,8 +198,31 @@ def _steps(component: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
         yield component
 
 
-_PIECE = 1 << 20
-"""Characters that the trainer takes at once, so that one long document is no matter. The word at a cut is lost."""
+_PIECE = 1 << 18  # characters of a text that are tokenised as one
+_BREAK = re.compile(r"\S[ \n]")
+_TRIES = 10  # places that are tried in each quarter of a piece
+
+
+def pieces(text: str, splits_at: Callable[[str, int], bool] | None = None) -> Iterator[str]:
+    """A long text in pieces of about _PIECE characters, so that the memory that a document takes is bounded.
+
+    They are cut between a word and the space after it. There our byte-level tokenizer cuts as well, so it gives the ids
+    of the whole text, but in a word of _PIECE / 4 characters. With `splits_at`, only where that agrees: a piece without
+    such a place is longer.
+    """
+    begin, end = 0, _PIECE
+    while end < len(text):
+        places = [match.end() - 1 for match in _BREAK.finditer(text, end - _PIECE // 4, end)]
+        cut = places[-1] if places else end
+        if splits_at:
+            cut = next((place for place in places[: -_TRIES - 1 : -1] if splits_at(text, place)), 0)
+        if cut:
+            yield text[begin:cut]
+            begin, end = cut, cut + _PIECE
+        else:
+            end += _PIECE // 4
+    if begin < len(text):
+        yield text[begin:] if begin else text
 
 
 def sample(documents: Iterable[str], size: int) -> list[str]:
@@ -197,15 +250,13 @@ def sample(documents: Iterable[str], size: int) -> list[str]:
     return [text for _, _, text in sorted(chosen, reverse=True)]
 
 
-def _pieces(texts: Iterable[str], size: int) -> Iterator[str]:
-    """The texts cut into pieces, until they have `size` bytes."""
-    for text in texts:
-        for start in range(0, len(text), _PIECE):
-            if size <= 0:
-                return
-            piece = text[start : start + _PIECE]
-            size -= len(piece.encode())
-            yield piece
+def _first(texts: Iterable[str], size: int) -> Iterator[str]:
+    """The pieces of the texts, until they have `size` bytes."""
+    for piece in (piece for text in texts for piece in pieces(text)):
+        if size <= 0:
+            return
+        size -= len(piece.encode())
+        yield piece
 
 
 def train_bpe(documents: Iterable[str], vocabulary: int, path: Path, training_bytes: int = 100_000_000) -> None:
@@ -222,7 +273,7 @@ def train_bpe(documents: Iterable[str], vocabulary: int, path: Path, training_by
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    library.train_from_iterator(_pieces(sample(documents, training_bytes), training_bytes), trainer)
+    library.train_from_iterator(_first(sample(documents, training_bytes), training_bytes), trainer)
     library.save(str(path))
 
 
@@ -231,7 +282,12 @@ def write_tokenizer(choice: config.Tokenizer, documents: Iterable[str], folder: 
     if isinstance(choice, config.BytePairTokenizer):
         train_bpe(documents, choice.vocabulary, folder / FILE, choice.training_bytes)
     elif isinstance(choice, config.FileTokenizer):
-        FromFile(Path(choice.path), choice.end_of_document, choice.begin)  # refused here, or never
+        tokenizer = FromFile(Path(choice.path), choice.end_of_document, choice.begin)  # refused here, or never
+        try:
+            tokenizer.byte_lengths()
+        except (AttributeError, KeyError, TypeError) as error:
+            message = f"{choice.path} has a form that cannot be read: {type(error).__name__}: {error}"
+            raise InputError(Problem(message, "tokenizer.path")) from None
         shutil.copyfile(choice.path, folder / FILE)
 
 

@@ -26,8 +26,14 @@ def _cached_identity(text: str) -> Identity:
     return identify(DataConfig.model_validate_json(text))
 
 
+def read_corpora_again() -> None:
+    """Look at the files anew when an identity is next asked for: a notebook may have edited its corpus."""
+    _cached_identity.cache_clear()
+
+
 def identity_of_data(experiment: Experiment) -> Identity:
-    """Identity of the stage's tokens. Reads the corpus, once per process. Raises InputError if it cannot be read."""
+    """Identity of the stage's tokens. Reads the corpus, once until `read_corpora_again`. Raises InputError if it cannot
+    be read."""
     return _cached_identity(experiment.pretrain.data.model_dump_json())
 
 

@@ -2,7 +2,7 @@
 
 Each run of a study lists its runs in `studies/<study>/runs.json`, a list for each set of `-o` overrides. A stage is
 orphaned when no list names it, and no listed stage's frozen configuration does. Deleting `studies/<study>` gives its
-stages up. Tokenised data and MLflow's records are never touched.
+stages up. Tokenised data, an interrupted tokenisation's finished parts and MLflow's records are never touched.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def find(store: Store) -> Found:
     found = [item for stage in stages if not is_locked(stage.folder / "lock") for item in _of_stage(stage, needed)]
     found += [_item(path, "leftover") for path in sorted(store.root.glob(f"stages/{REMOVED}*"))]
     if not any(is_locked(lock) for lock in store.data.rglob("*.lock")):
-        found += [_item(path, "leftover") for path in sorted(store.data.glob(".*")) if _is_quiet(path)]
+        work = [path for path in sorted(store.data.glob(".*")) if not any(path.glob("[0-9]*.json"))]
+        found += [_item(path, "leftover") for path in work if _is_quiet(path)]
     return Found(tuple(found), unlisted)
 
 

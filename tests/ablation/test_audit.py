@@ -1,5 +1,7 @@
 """Is the comparison fair? Between an arm and its baseline only what was declared may differ."""
 
+import json
+
 import pytest
 
 from lit_llm.ablation.arms import load_study
@@ -233,3 +235,22 @@ def test_two_arms_of_one_computation_are_reported_though_neither_is_the_baseline
 def test_a_metric_that_is_none_or_depends_on_the_objective_is_refused(study, metric):
     with pytest.raises(InputError, match="compare.metric"):
         study(f"arms: {{red: {{}}}}\ncompare: {{metric: {metric}}}")
+
+
+def test_the_loss_on_one_source_can_be_compared_where_every_arm_reads_it(study, tmp_path):
+    for name in ("web", "books"):
+        (tmp_path / f"{name}.txt").write_text(name)
+    sources = {name: {"corpus": {"kind": "text", "files": [f"{tmp_path}/{name}.txt"]}} for name in ("web", "books")}
+    mixture = json.dumps({"pretrain": {"data": {"corpus": {"kind": "mixture", "sources": sources}}}})
+    both, one = f"arms: {{red: {mixture}, other: {mixture}}}", f"arms: {{red: {mixture}, other: {{}}}}"
+
+    def compared(arms, metric):
+        return study(f"{arms}\ncompare: {{metric: {metric}}}").study.compare.metric
+
+    assert compared(both, "val/target_nll/books") == "val/target_nll/books"
+    with pytest.raises(InputError, match="compare.metric: red: its corpus has no source 'boks' - did you mean 'books'"):
+        compared(both, "val/target_nll/boks")
+    with pytest.raises(InputError, match="compare.metric: other: its corpus has no source 'books'"):
+        compared(one, "val/target_nll/books")
+    with pytest.raises(InputError, match="compare.metric: .* is not possible - did you mean 'val/target_nll'"):
+        compared(both, "val/target_nl")

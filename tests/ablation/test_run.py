@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lit_llm.ablation.arms import load_study
+from lit_llm.ablation.arms import Ablation, load_study
+from lit_llm.ablation.plan import plan
 from lit_llm.ablation.run import Finished, Watcher, run_study
 from lit_llm.ablation.runs import Run
 from lit_llm.config.problems import InputError
@@ -301,6 +302,30 @@ def test_running_some_arms_is_judged_by_those(write_study: Study, store: Store) 
     assert states(finished) == {"red/seed 210": "done", "dec/seed 210": "pending"}
     with pytest.raises(InputError, match="did you mean 'red'"):
         run(path, store, only="rod")
+
+
+def test_a_corpus_that_was_edited_in_between_makes_other_runs(
+    write_study: Study, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one process, as in a notebook: for the loaded study, and for the study loaded again."""
+    monkeypatch.setattr("lit_llm.ablation.run._execute", lambda *_: True)
+    for number in range(40):
+        (tmp_path / f"{number}.txt").write_text(f"{number} " * 100)
+    corpus = f"corpus: {{kind: text, files: ['{tmp_path}/*.txt']}}, validation_fraction: 0.3"
+    path = write_study("edited", f"arms: {{red: {{pretrain: {{data: {{{corpus}}}}}}}}}")
+
+    def fingerprint(ablation: Ablation) -> str:
+        (only,) = run_study(ablation, store, watcher=Silent(), slots=1).runs
+        return only.stage.fingerprint
+
+    ablation = load_study(path)
+    first = fingerprint(ablation)
+    assert fingerprint(ablation) == first
+    (tmp_path / "0.txt").write_text("edited")
+    second = fingerprint(ablation)
+    (tmp_path / "0.txt").write_text("edited again")
+    assert plan(load_study(path)).arms[0].fingerprints[0] not in (first, second)
+    assert first != second
 
 
 @pytest.mark.xdist_group("runs")

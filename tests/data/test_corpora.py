@@ -8,7 +8,7 @@ import pytest
 from lit_llm.config.problems import InputError
 from lit_llm.data.config import DataConfig, PythonStdlib, TextFiles
 from lit_llm.data.corpora import open_corpus, read_text
-from lit_llm.data.sources import data_digest
+from lit_llm.data.sources import identify
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def refused(*files):
 
 
 def digest(folder, tokenizer="bytes", fraction=0.05, length=8):
-    return data_digest(
+    return identify(
         DataConfig.model_validate(
             {
                 "corpus": {"kind": "text", "files": [f"{folder}/**/*.txt"]},
@@ -42,7 +42,7 @@ def digest(folder, tokenizer="bytes", fraction=0.05, length=8):
                 "batch_size": 2,
             }
         )
-    )
+    ).digest
 
 
 def test_globs_find_files_in_an_order_of_their_own_and_an_empty_one_is_no_document(folder):
@@ -93,9 +93,9 @@ def test_a_document_that_is_not_utf_8_is_named_with_the_place(tmp_path):
     assert read_text(tmp_path / "old.py").endswith("é")
 
 
-def test_line_ends_and_marks_are_kept(tmp_path):
-    (tmp_path / "a.txt").write_bytes("\ufeffa\r\nb\rc\n".encode())
-    assert read_text(tmp_path / "a.txt") == "\ufeffa\r\nb\rc\n"
+def test_line_ends_are_kept_and_the_mark_of_the_file_is_none_of_the_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes("\ufeffa\r\n\ufeffb\rc\n".encode())
+    assert read_text(tmp_path / "a.txt") == "a\r\n\ufeffb\rc\n"
 
 
 def test_the_digest_is_that_of_the_contents_the_tokenizer_and_the_split(folder, tmp_path_factory):

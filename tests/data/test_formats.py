@@ -17,7 +17,7 @@ from lit_llm.config.problems import InputError
 from lit_llm.data import formats
 from lit_llm.data.config import DataConfig
 from lit_llm.data.corpora import open_corpus
-from lit_llm.data.sources import data_digest
+from lit_llm.data.sources import identify
 
 COMPRESS = {
     "": bytes,
@@ -348,7 +348,7 @@ def test_what_is_read_of_the_files_is_in_the_digest_and_where_they_lie_is_not(tm
     shutil.copy(tmp_path / "a.jsonl", tmp_path / "other/b.jsonl")
 
     def digest(path="a.jsonl", **keys):
-        return data_digest(config({"kind": "jsonl", "files": [str(tmp_path / path)], **keys}))
+        return identify(config({"kind": "jsonl", "files": [str(tmp_path / path)], **keys})).digest
 
     assert digest() == digest("other/b.jsonl") == digest(text="text", where={})
     assert digest(where={"meta.id": [3, 1]}) == digest(where={"meta.id": [1, 3.0, 3]})

@@ -11,7 +11,7 @@ import pytest
 from lit_llm.config.problems import InputError
 from lit_llm.data.config import DataConfig, HuggingFace
 from lit_llm.data.corpora import open_corpus
-from lit_llm.data.sources import data_digest
+from lit_llm.data.sources import identify
 
 datasets = pytest.importorskip("datasets")
 
@@ -186,7 +186,7 @@ def test_the_text_identifies_and_not_the_name(tmp_path, cache):
     def digest(path, **keys):
         corpus = {"kind": "huggingface", "path": str(path), **keys}
         config = {"corpus": corpus, "tokenizer": "bytes", "sequence_length": 8, "batch_size": 2}
-        return data_digest(DataConfig.model_validate(config))
+        return identify(DataConfig.model_validate(config)).digest
 
     write_snapshot(cache)
     same = {digest("ORG/NAME"), digest(write_data_files(tmp_path / "copy")), digest("ORG/NAME", revision="main")}

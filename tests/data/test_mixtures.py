@@ -215,6 +215,15 @@ def test_one_tokenizer_is_trained_on_all_sources(texts, tmp_path):
     assert other.tokenizer == identify(config(texts, json.dumps(data))).tokenizer  # shares do not matter to it
 
 
+def test_another_way_of_reading_documents_is_another_tokenizer_and_other_tokens(texts, monkeypatch):
+    data = json.dumps(json.loads(yaml_of(texts, low=1, high=1)) | {"tokenizer": {"kind": "bpe", "vocabulary": 300}})
+    before = identify(config(texts, data))
+    monkeypatch.setattr("lit_llm.data.sources.FORMAT", 0)
+    after = identify(config(texts, data))
+    assert before.tokenizer != after.tokenizer
+    assert not {source.digest for source in before.sources} & {source.digest for source in after.sources}
+
+
 # --- what is refused -----------------------------------------------------------------------------------------------
 
 

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from lit_llm.config.problems import InputError
+from lit_llm.data import corpora
 from lit_llm.data import shards as module
 from lit_llm.data.config import DataConfig
 from lit_llm.data.prepare import open_prepared, prepare
 from lit_llm.data.shards import SPLITS, held_out
-from lit_llm.data.tokenizers import Bytes
+from lit_llm.data.sources import identify
+from lit_llm.data.tokenizers import Bytes, train_bpe
 from lit_llm.objectives.config import EOD
 
 
@@ -224,6 +226,55 @@ def test_others_may_read_what_one_has_prepared(documents, tmp_path):
     finally:
         os.umask(before)
     assert source.folder.stat().st_mode & 0o777 == 0o755
+
+
+# --- a corpus that changes -----------------------------------------------------------------------------------------
+
+
+def test_a_text_that_is_not_the_one_identified_is_never_stored_under_its_digest(tmp_path):
+    """Identified, edited, prepared, restored: the tokens are those of the text that the digest is of."""
+    folder = write(tmp_path / "texts", *held(0.2, True, 3), *held(0.2, False, 3))
+    for tokenizer in ("bytes", {"kind": "bpe", "vocabulary": 300}):
+        data, root = config(folder, tokenizer, length=4), tmp_path / str(tokenizer)[:5]
+        identity, text = identify(data), (folder / "4.txt").read_text()
+        (folder / "4.txt").write_text(text.upper())
+        with pytest.raises(InputError, match="corpus: the text changed while it was tokenised; run again"):
+            prepare(data, root, identity=identity)
+        (folder / "4.txt").write_text(text)
+        prepared = prepare(data, root, identity=identity)
+        assert text in read(prepared, "train")
+
+
+def test_a_text_that_changes_and_changes_back_between_two_attempts_leaves_no_part(tmp_path, monkeypatch):
+    """What an interrupted attempt has read meanwhile is not taken for a finished part."""
+    monkeypatch.setattr(corpora, "PART", 1)
+    monkeypatch.setattr(module, "cores", lambda: 1)
+    folder = write(tmp_path / "texts", *held(0.2, True, 3), *held(0.2, False, 3))
+    data, text = config(folder, length=4), (folder / "3.txt").read_text()
+
+    def edit_then_stop(what, done, total):
+        (folder / "3.txt").write_text(text.upper())
+        if done == total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(data, tmp_path / "out", edit_then_stop)
+    assert list((tmp_path / "out").glob(".*/0*.json"))
+    (folder / "3.txt").write_text(text)
+    prepared = prepare(data, tmp_path / "out")
+    assert text in read(prepared, "train") + read(prepared, "validation")
+
+
+def test_a_tokenizer_file_that_is_not_the_one_identified_is_not_kept(tmp_path):
+    folder = write(tmp_path / "texts", *held(0.2, True, 3), *held(0.2, False, 3))
+    path = tmp_path / "tokenizer.json"
+    train_bpe(["some words"], 300, path)
+    data = config(folder, {"kind": "file", "path": str(path)}, length=4)
+    identity = identify(data)
+    train_bpe(["and more and more"], 300, path)
+    with pytest.raises(InputError, match="the text changed"):
+        prepare(data, tmp_path / "out", identity=identity)
+    assert not list((tmp_path / "out").rglob("*.json"))
 
 
 # --- what cannot be prepared ---------------------------------------------------------------------------------------

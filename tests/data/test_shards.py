@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -15,14 +16,14 @@ from contextlib import suppress
 import numpy as np
 import psutil
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from lit_llm.config.problems import InputError, Problem
-from lit_llm.data import corpora, shards
+from lit_llm.data import corpora, shards, tokenizers
 from lit_llm.data.config import DataConfig
 from lit_llm.data.prepare import prepare
-from lit_llm.data.shards import SPLITS, Shards, pieces
-from lit_llm.data.tokenizers import SPECIAL, FromFile, train_bpe
+from lit_llm.data.shards import SPLITS, Shards
+from lit_llm.data.tokenizers import SPECIAL, FromFile, pieces, train_bpe
 from lit_llm.objectives.config import EOD
 
 PAIR = {"kind": "bpe", "vocabulary": 400}
@@ -132,7 +133,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from lit_llm.config.problems import InputError
-from lit_llm.data import corpora, shards
+from lit_llm.data import corpora, shards, tokenizers
 from lit_llm.data.config import DataConfig
 from lit_llm.data.prepare import prepare
 
@@ -196,7 +197,7 @@ def killed_and_restarted(start, data, root, part, victim, rounds, seed):
         if victim == "coordinator":
             assert psutil.wait_procs(workers, timeout=10)[1] == []  # no orphan
         elif process.returncode:  # else it was done already
-            assert "a process that tokenised was killed" in error
+            assert "was killed, perhaps for want of memory" in error
             assert "Traceback" not in error
     final = start(data, root, part, stdout=subprocess.DEVNULL)
     assert final.communicate(timeout=300)[1] == ""
@@ -305,6 +306,17 @@ def test_a_disk_that_takes_no_more_is_one_message(documents, tmp_path, monkeypat
         prepare(config(documents), tmp_path / "data")
 
 
+def test_a_script_without_a_guard_is_told_what_it_lacks(documents, tmp_path):
+    """Each process imports the script, which would begin all over: there it ends instead of waiting for itself."""
+    program = PROGRAM.replace('if __name__ == "__main__":', "if True:")
+    (tmp_path / "program.py").write_text(program)
+    command = [sys.executable, tmp_path / "program.py", config(documents).model_dump_json(), tmp_path / "data", "5000"]
+    done = subprocess.run(command, text=True, capture_output=True, timeout=60)
+    assert done.returncode == 1
+    assert 'outside of `if __name__ == "__main__":`' in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 # --- long documents ------------------------------------------------------------------------------------------------
 
 
@@ -323,7 +335,7 @@ def test_a_long_document_is_cut_where_a_byte_level_tokenizer_cuts_as_well(tmp_pa
     """Judge: the library's own tokenisation of the whole text. Where there is no such place, the text is kept."""
     train_bpe(["several words and runs of space and tabs " * 20, "  \n\n aaaa"], 330, tmp_path / "tokenizer.json")
     tokenizer = FromFile(tmp_path / "tokenizer.json", *SPECIAL)
-    monkeypatch.setattr(shards, "_PIECE", size)
+    monkeypatch.setattr(tokenizers, "_PIECE", size)
     cut = list(pieces(text))
     assert "".join(cut) == text
     assert all(0 < len(piece) <= size for piece in cut)
@@ -336,7 +348,7 @@ def test_a_long_document_is_cut_where_a_byte_level_tokenizer_cuts_as_well(tmp_pa
 
 def test_a_document_of_many_pieces_has_one_end_and_lies_on_one_side(documents, tmp_path, monkeypatch):
     whole = prepare(config(documents, PAIR), tmp_path / "whole")
-    monkeypatch.setattr(shards, "_PIECE", 100)
+    monkeypatch.setattr(tokenizers, "_PIECE", 100)
     cut = prepare(config(documents, PAIR), tmp_path / "cut")
     for split in SPLITS:
         assert np.array_equal(tokens_of(whole)[split], tokens_of(cut)[split])
@@ -344,27 +356,101 @@ def test_a_document_of_many_pieces_has_one_end_and_lies_on_one_side(documents, t
 
 def test_a_document_is_not_cut_for_a_tokenizer_that_would_notice(documents, tmp_path, monkeypatch):
     """SentencePiece begins every text with a space: a piece in the middle would have one that the text has not."""
-    library = Tokenizer(models.BPE(unk_token="<unk>"))
-    library.pre_tokenizer = pre_tokenizers.Metaspace()
-    special = ["<unk>", "<s>", "</s>"]
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=special)
-    library.train_from_iterator(["some words that are said"] * 5, trainer)
-    library.save(str(tmp_path / "metaspace.json"))
+    save_sentencepiece(tmp_path / "metaspace.json")
     file = {"kind": "file", "path": str(tmp_path / "metaspace.json")}
     whole = prepare(config(documents, file), tmp_path / "whole")
-    monkeypatch.setattr(shards, "_PIECE", 100)
+    monkeypatch.setattr(tokenizers, "_PIECE", 100)
     cut = prepare(config(documents, file), tmp_path / "cut")
     for split in SPLITS:
         assert np.array_equal(tokens_of(whole)[split], tokens_of(cut)[split])
+
+
+def save_sentencepiece(path):
+    """As Llama 2's: words are not told apart before the model."""
+    library = Tokenizer(models.BPE(unk_token="<unk>"))
+    library.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    special = ["<unk>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=special)
+    library.train_from_iterator(["some words that are said"] * 5, trainer)
+    library.save(str(path))
+
+
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN = LLAMA3.replace("{1,3}", "")
+NATIVE = "some words, that are said.\n\nDon't say 12345 of them!\n  {x: 'y'};\t(e\u0301 世界。)\n世界\n" * 30
+
+
+def save_byte_level(path, pattern, normalizer=None, added=()):
+    library = Tokenizer(models.BPE())
+    library.normalizer = normalizer
+    split = pre_tokenizers.Split(Regex(pattern), "isolated")
+    library.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    library.train_from_iterator([NATIVE], trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet))
+    library.add_tokens([AddedToken(text, **flags) for text, flags in added])
+    library.save(str(path))
+
+
+@pytest.mark.parametrize("size", [60, 150, 333])
+@pytest.mark.parametrize(
+    ("pattern", "options", "least"),
+    [
+        (GPT2, {}, 2),
+        (LLAMA3, {}, 2),  # it takes the line end after a stop into the stop's word
+        (QWEN, {"normalizer": normalizers.NFC()}, 2),
+        (GPT2, {"added": [("are said", {}), ("words,", {"rstrip": True})]}, 2),
+        (GPT2, {"normalizer": normalizers.Strip()}, 0),
+        (GPT2, {"normalizer": normalizers.Prepend("x")}, 0),
+        (r"[\s\S]+", {}, 0),
+    ],
+    ids=["gpt2", "llama3", "qwen", "added", "strip", "prepend", "no-words"],
+)
+def test_a_document_is_cut_for_a_tokenizer_of_a_file_where_no_id_changes(
+    tmp_path, monkeypatch, pattern, options, least, size
+):
+    """Judge: the library's own tokenisation of the whole text."""
+    save_byte_level(tmp_path / "tokenizer.json", pattern, **options)
+    tokenizer = FromFile(tmp_path / "tokenizer.json", None, None)
+    monkeypatch.setattr(tokenizers, "_PIECE", size)
+    cut = list(pieces(NATIVE, tokenizer.splits_at))
+    assert "".join(cut) == NATIVE
+    assert len(cut) >= least if least else len(cut) == 1
+    assert np.array_equal(np.concatenate(tokenizer.encode(cut)), tokenizer.encode([NATIVE])[0])
+
+
+def test_a_document_is_not_cut_where_no_word_ends_however_equal_it_looks_from_near(tmp_path, monkeypatch):
+    """Without words, merges pair the units of a run from its far beginning: 299 of them before the cut, 128 in view."""
+    library = Tokenizer(models.BPE({"x": 0, "y": 1, "Ġ": 2, "Ġx": 3, "ĠxĠx": 4}, [("Ġ", "x"), ("Ġx", "Ġx")]))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(False, use_regex=False)
+    library.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = FromFile(tmp_path / "tokenizer.json", None, None)
+    monkeypatch.setattr(tokenizers, "_PIECE", 600)
+    assert list(pieces("y" + " x" * 1000, tokenizer.splits_at)) == ["y" + " x" * 1000]
+
+
+def test_a_document_that_takes_too_much_memory_uncut_is_refused_with_its_file(tmp_path, monkeypatch):
+    folder = write_documents(tmp_path / "texts", 20, 100)
+    (folder / "007.txt").write_text("long " * 1000)
+    monkeypatch.setattr(shards, "_MOST", 4000)
+    monkeypatch.setattr(tokenizers, "_PIECE", 1000)
+    save_sentencepiece(tmp_path / "sentencepiece.json")
+    save_byte_level(tmp_path / "byte_level.json", GPT2)
+    with pytest.raises(InputError, match=r"007\.txt: a document has 5000 characters .* split the document") as caught:
+        prepare(config(folder, {"kind": "file", "path": str(tmp_path / "sentencepiece.json")}), tmp_path / "data")
+    assert len(caught.value.problems) == 1
+    for other in ("bytes", PAIR, {"kind": "file", "path": str(tmp_path / "byte_level.json")}):
+        prepare(config(folder, other), tmp_path / "data")
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("counts", [[50], [1] * 50, [0, 13, 0, 0, 20, 1, 16, 0], [3, 47], [49, 0, 1]])
-@pytest.mark.parametrize("most", [1, 4096])
-def test_a_window_over_many_shards_is_that_of_the_tokens_in_one_row(tmp_path, monkeypatch, counts, most):
-    monkeypatch.setattr(shards, "_MOST_MAPS", most)
+def test_a_window_over_many_shards_is_that_of_the_tokens_in_one_row(tmp_path, counts):
     row = np.random.default_rng(0).integers(0, 60000, 50).astype(np.uint16)
     for number, part in enumerate(np.split(row, np.cumsum(counts)[:-1])):
         part.tofile(tmp_path / f"{number:05}.train.bin")
@@ -377,7 +463,6 @@ def test_a_window_over_many_shards_is_that_of_the_tokens_in_one_row(tmp_path, mo
             got = opened.read(starts, length)
             assert got.dtype == np.int64
             assert np.array_equal(got, expected)
-    assert len(found._maps) <= most
 
 
 def test_a_pickled_reader_takes_no_tokens_along(tmp_path):
@@ -387,13 +472,27 @@ def test_a_pickled_reader_takes_no_tokens_along(tmp_path):
     assert len(pickle.dumps(found)) < 2000
 
 
-def test_only_what_is_read_is_mapped(tmp_path):
+def test_only_what_is_read_is_opened(tmp_path):
     """A terabyte has sixty thousand shards; opening it opens none."""
     found = Shards(tmp_path / "nothing here", "train", [10, 10], np.uint16)
     assert len(found) == 20
     np.arange(10, dtype=np.uint16).tofile(tmp_path / "00001.train.bin")
     found = Shards(tmp_path, "train", [10, 10], np.uint16)
     assert found.read(np.array([12]), 3).tolist() == [[2, 3, 4]]
+
+
+def test_more_shards_are_read_than_a_process_may_have_files(tmp_path):
+    """A terabyte has sixty thousand shards; a process may have 1024 files by default, here fewer."""
+    count = 300
+    for number in range(count):
+        np.array([number], dtype=np.uint16).tofile(tmp_path / f"{number:05}.train.bin")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, before[1]))
+    try:
+        read = Shards(tmp_path, "train", [1] * count, np.uint16).read(np.array([0, 1]), count - 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert np.array_equal(read, [np.arange(count - 1), np.arange(1, count)])
 
 
 def test_meta_counts_what_the_shards_hold(documents, tmp_path, small_parts):

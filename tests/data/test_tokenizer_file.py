@@ -5,14 +5,14 @@ import subprocess
 import sys
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from lit_llm import load_experiment
 from lit_llm.config.problems import InputError
-from lit_llm.data import tokenizer_file
+from lit_llm.data import tokenizer_file, tokenizers
 from lit_llm.data.config import DataConfig, FileTokenizer
 from lit_llm.data.prepare import prepare
-from lit_llm.data.sources import data_digest
+from lit_llm.data.sources import identify
 from lit_llm.data.tokenizers import FromFile, open_tokenizer
 from lit_llm.objectives.config import BOS, EOD, MasksConfig
 
@@ -261,6 +261,75 @@ def test_ids_of_added_tokens_are_those_that_the_library_gives_and_not_those_that
     assert tokenizer_file.tokens_of(content) == Tokenizer.from_str(json.dumps(content)).get_vocab()
 
 
+# --- files of other times and kinds --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_that_does_not_say_its_kind_is_the_same_tokenizer(tmp_path, kind):
+    """As GPT-2's official file. Judge: the file that says it."""
+    library = KINDS[kind]()
+    said = FromFile(save(library, tmp_path), None, None)
+    silent = FromFile(save(library, tmp_path, lambda c: c["model"].pop("type")), None, None)
+    assert [ids.tolist() for ids in silent.encode(TEXTS)] == [ids.tolist() for ids in said.encode(TEXTS)]
+    both = [tokenizer.byte_lengths() for tokenizer in (said, silent)]
+    assert both == [None, None] if kind == "word_piece" else both[0].tolist() == both[1].tolist()
+
+
+def test_a_form_that_cannot_be_read_is_one_message_before_anything_is_tokenised(tmp_path, corpus, monkeypatch):
+    def other(content):
+        raise KeyError("new")
+
+    monkeypatch.setattr(tokenizers, "_byte_length", other)
+    with pytest.raises(InputError, match="tokenizer.path: .*tokenizer.json has a form that cannot be read: KeyError"):
+        prepare(config(corpus, save(byte_level(), tmp_path)), tmp_path / "data")
+    assert list((tmp_path / "data").rglob("*.bin")) == []
+
+
+def test_dropout_of_a_file_is_not_applied(tmp_path):
+    """The same text has the same tokens, those of the file without dropout."""
+    plain = FromFile(save(byte_level(), tmp_path), None, None).encode(CORPUS)
+    random = FromFile(save(byte_level(), tmp_path, lambda c: c["model"].update(dropout=0.9)), None, None)
+    for _ in range(2):
+        assert [ids.tolist() for ids in random.encode(CORPUS)] == [ids.tolist() for ids in plain]
+
+
+SPLIT = pre_tokenizers.Split(Regex(r"\p{N}{1,3}| ?\p{L}+|\s+"), "isolated")
+BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "pre_tokenizer", "counted"),
+    [
+        (None, [SPLIT, BYTES], True),
+        (normalizers.NFC(), [SPLIT, BYTES], True),
+        (None, [pre_tokenizers.Digits(True), pre_tokenizers.Punctuation("contiguous"), BYTES], True),
+        (None, [pre_tokenizers.Whitespace(), BYTES], False),
+        (None, [pre_tokenizers.WhitespaceSplit(), BYTES], False),
+        (None, [pre_tokenizers.Split(" ", "removed"), BYTES], False),
+        (None, [pre_tokenizers.Punctuation("removed"), BYTES], False),
+        (None, [pre_tokenizers.Metaspace(), BYTES], False),
+        (normalizers.Replace(Regex(r"\s+"), ""), [BYTES], False),
+        (normalizers.Replace(" ", "▁"), [BYTES], False),
+        (normalizers.Strip(), [BYTES], False),
+        (normalizers.StripAccents(), [BYTES], False),
+        (normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()]), [BYTES], False),
+        (normalizers.Lowercase(), [BYTES], False),
+    ],
+)
+def test_bytes_are_counted_where_they_add_up_to_the_text_and_not_else(tmp_path, normalizer, pre_tokenizer, counted):
+    """Judge: the text's own bytes. Where steps may drop or add some, there is no count."""
+    library = byte_level()
+    if normalizer:
+        library.normalizer = normalizer
+    library.pre_tokenizer = pre_tokenizers.Sequence(pre_tokenizer)
+    tokenizer = FromFile(save(library, tmp_path), None, None)
+    lengths = tokenizer.byte_lengths()
+    assert (lengths is not None) is counted
+    for text in ("Grüße, 世界 12345  and é\n", " a b "):
+        if lengths is not None:
+            assert lengths[tokenizer.encode([text])[0]].sum() == len(text.encode())
+
+
 # --- identity ------------------------------------------------------------------------------------------------------
 
 
@@ -277,16 +346,16 @@ def config(corpus, path, **keys):
 
 def test_the_digest_is_of_the_content_and_the_chosen_ids(tmp_path, corpus):
     (tmp_path / "copy").mkdir()
-    first = data_digest(config(corpus, save(byte_level(), tmp_path)))
+    first = identify(config(corpus, save(byte_level(), tmp_path))).digest
     copy = save(byte_level(), tmp_path / "copy")
-    assert data_digest(config(corpus, copy)) == first
-    assert data_digest(config(corpus, copy, end_of_document="<|endoftext|>")) == first
+    assert identify(config(corpus, copy)).digest == first
+    assert identify(config(corpus, copy, end_of_document="<|endoftext|>")).digest == first
     others = {
-        data_digest(config(corpus, copy, end_of_document="<pad>")),
-        data_digest(config(corpus, copy, begin="<pad>")),
+        identify(config(corpus, copy, end_of_document="<pad>")).digest,
+        identify(config(corpus, copy, begin="<pad>")).digest,
     }
     save(byte_level(), tmp_path / "copy", lambda c: c["model"]["vocab"].update(new=len(c["model"]["vocab"])))
-    assert len({first, *others, data_digest(config(corpus, copy))}) == 4
+    assert len({first, *others, identify(config(corpus, copy)).digest}) == 4
 
 
 def test_the_file_is_kept_beside_the_tokens_and_a_later_change_is_noticed(tmp_path, corpus):

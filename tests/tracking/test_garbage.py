@@ -143,6 +143,16 @@ def test_what_killed_processes_left_is_removed_once_it_is_old_and_nobody_works_t
     assert stage.result() is not None
 
 
+def test_the_finished_parts_of_an_interrupted_tokenisation_stay(place):
+    """They are hours of work that the next run goes on from, however old they are."""
+    listed(place, "norms", NEEDED, ORPHAN, BUSY)
+    parts = [old(place.data / ".0123" / name) for name in ("00004.json", "00004.train.bin", "00004.validation.bin")]
+    os.utime(parts[0].parent, (LONG_AGO, LONG_AGO))
+    assert found(place) == {}
+    remove(place, find(place).garbage)
+    assert all(path.exists() for path in parts)
+
+
 def test_a_removal_that_was_killed_halfway_is_finished_by_the_next(place):
     """The folder has lost its name before its first file goes, so no half of it is a stage."""
     place.stage(ORPHAN).folder.rename(place.root / "stages" / f".removed-{ORPHAN}")
