@@ -337,8 +337,15 @@ def store_gc(
     place, console = Store(store), _console()
     found = find(place)
     for folder in found.unlisted:
-        message = f"{_shown(folder)} has no list of its runs, so no stage counts as orphaned: run that study once more"
-        console.print(f"{message}, or delete the folder to give its stages up.", style="yellow", soft_wrap=True)
+        message = f"{_shown(folder)} has no readable list of its runs, so no stage counts as orphaned"
+        console.print(
+            f"{message}: run that study once more, or delete the folder to give its stages up.",
+            style="yellow",
+            soft_wrap=True,
+        )
+    for folder, file in found.vanished:
+        message = f"{_shown(folder)} lists runs of {file}, which is gone: their stages are kept"
+        console.print(f"{message} until you delete the folder.", style="yellow", soft_wrap=True)
     if not found.garbage:
         print("Nothing to remove.")
         return

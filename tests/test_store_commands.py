@@ -85,7 +85,7 @@ def test_gc_gives_up_what_an_edited_study_no_longer_lists_and_nothing_else(write
     told, _ = run(path, store)
     assert told.todo == []
     (store.root / "studies" / "edited" / "runs.json").unlink()
-    assert "has no list of its runs" in store_command("gc", "--store", store.root, "--yes")
+    assert "has no readable list of its runs" in store_command("gc", "--store", store.root, "--yes")
     assert there(store) == trial | second
 
 

@@ -72,6 +72,8 @@ class Ablation:
     arms: tuple[Arm, ...]
     overrides: tuple[str, ...] = ()
     """What `-o` has changed beside the file."""
+    source: str = ""
+    """The file's absolute path, or a preset's name."""
 
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)
@@ -113,7 +115,7 @@ def load_study(source: str | Path, overrides: Sequence[str] = ()) -> Ablation:
         raise InputError(*problems, hint=error.hint) from None
     arms = tuple(_arms(study, document, path.parent, overrides))
     _check_source(study, arms, document)
-    return _matched(Ablation(study, arms, tuple(overrides)), document)
+    return _matched(Ablation(study, arms, tuple(overrides), str(path.absolute())), document)
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> Node:
@@ -174,7 +176,7 @@ def _single(name: str, extends: str, overrides: Sequence[str]) -> Ablation:
     experiment = load_experiment(extends, overrides)
     short = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(name).stem).lstrip("_.-") or "experiment"
     study = Study(study=short, question=f"What does {short} cost, and where does it end?", seeds=(experiment.seed,))
-    return Ablation(study, (Arm(short, short, {}, short, experiment),), tuple(overrides))
+    return Ablation(study, (Arm(short, short, {}, short, experiment),), tuple(overrides), extends)
 
 
 _STUDY = {"study", "like"}

@@ -14,7 +14,7 @@ from lit_llm.ablation.plan import Plan, plan
 from lit_llm.ablation.runs import Run, comparison_of, runs_of
 from lit_llm.analysis.comparison import Comparison
 from lit_llm.config.problems import InputError, Problem, did_you_mean
-from lit_llm.experiment.identity import CODE, digest_of_data, identity_of_data, read_corpora_again
+from lit_llm.experiment.identity import digest_of_data, identity_of_data, origin_digest, provenance, read_corpora_again
 from lit_llm.experiment.run import freeze, run_one
 from lit_llm.launch import Interrupted, Outcome, Task, run_tasks, stop_requested
 from lit_llm.tracking.address import default_tracking
@@ -118,7 +118,7 @@ def run_study(
     try:
         with locked(folder / "lock"):
             try:
-                list_runs(store, name, ablation.overrides, [_listed(run) for run in runs])
+                list_runs(store, name, ablation.source, ablation.overrides, [_listed(run) for run in runs])
                 if tracking is None and (moved := notice(store, mended=name)):
                     watcher.message(moved)
                 _prepare_data(chosen, store, watcher)
@@ -270,7 +270,7 @@ def _record(run: Run) -> RunRecord:
         metrics=[("", run.stage.metrics_file)],
         error=status.get("error"),
         tags={f"lit_llm.{key}": str(value) for key, value in origin.items() if key != "code"},
-        code=origin.get("code") or CODE,
+        code=origin_digest(origin or provenance(run.experiment)),
     )
 
 

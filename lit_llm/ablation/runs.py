@@ -49,7 +49,7 @@ class Run:
         return experiment_yaml(self.experiment)
 
     def stale(self) -> bool:
-        """Whether its result is of other code, another device or another thread count than it would be now."""
+        """Whether its result is of another origin (code, device, threads, ...) than it would be now."""
         result = self.stage.result()
         return result is not None and not same_origin(result["provenance"], provenance(self.experiment))
 

@@ -15,7 +15,6 @@ import heapq
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from lit_llm.components.loss.config import chunk_rows
 from lit_llm.experiment.ceilings import MUON_WIDTH, Ceilings, interpolated
@@ -148,16 +147,7 @@ def makespan(seconds: Iterable[float], slots: int) -> float:
 
 
 def memory_there() -> int:
-    """Bytes of main memory that are free for new processes: the machine's, or what its control group still allows."""
+    """Bytes of main memory that are free for new processes; a control group may allow less, which is not looked at."""
     import psutil
 
-    there = int(psutil.virtual_memory().available)
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            there = min(there, int(Path(limit).read_text()) - int(Path(used).read_text()))
-        except (OSError, ValueError):  # no such group, or "max": no limit
-            continue
-    return max(0, there)
+    return int(psutil.virtual_memory().available)

@@ -79,27 +79,42 @@ def provenance(experiment: Experiment) -> dict[str, Any]:
     """What a result computed by this process depends on beside its configuration."""
     from lit_llm import __version__
 
-    execution = experiment.pretrain.training.execution
+    data, training = experiment.pretrain.data, experiment.pretrain.training
+    execution = training.execution
+    cut_matters = training.dropout > 0 or training.precision == "bf16_master"
     return {
         "version": __version__,
         "code": CODE,
-        "torch": version("torch"),
+        "torch": _version("torch"),
         "python": platform.python_version(),
         "device": _device(execution.accelerator),
-        "precision": experiment.pretrain.training.precision,
+        "precision": training.precision,
         "kernels": "torch",
         "threads": execution.threads,
         "micro_batch_size": execution.micro_batch_size,
+        "cut": (execution.micro_batch_size or data.batch_size) if cut_matters else None,
+        "bitsandbytes": _version("bitsandbytes") if training.optimizer.kind == "adamw_8bit" else None,
     }
+
+
+_version = cache(version)
 
 
 COMPARABLE = ("code", "torch", "device", "kernels", "threads")
 """Parts of the provenance that have to be equal for two results to be compared."""
+REPEATABLE = (*COMPARABLE, "cut", "bitsandbytes")
+"""Parts that decide the numbers of one experiment; the last two are absent (None) where they decide nothing, so arms
+may differ in them. cut: sequences at once, which change what dropout draws and how bfloat16 gradients are added."""
 
 
 def same_origin(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
-    """Whether two provenances belong into one comparison."""
-    return all(left.get(key) == right.get(key) for key in COMPARABLE)
+    """Whether one experiment gives the same numbers under both provenances."""
+    return all(left.get(key) == right.get(key) for key in REPEATABLE)
+
+
+def origin_digest(origin: Mapping[str, Any]) -> str:
+    """Equal for provenances of the same origin."""
+    return fingerprint({key: origin.get(key) for key in REPEATABLE})
 
 
 def has_gpu() -> bool:
@@ -123,5 +138,6 @@ def _instruction_set() -> str:
         flags = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0]))
     except OSError:
         flags = set()
-    found = next((name for name in ("avx512f", "avx2") if name in flags), "")
-    return f"{platform.machine()} {found}".strip()
+    widest = next((name for name in ("avx512f", "avx2") if name in flags), "")
+    bfloat16 = [name for name in ("avx512_bf16", "amx_bf16") if name in flags]
+    return " ".join([platform.machine(), widest, *bfloat16]).strip()

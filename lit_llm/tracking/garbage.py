@@ -1,29 +1,32 @@
 """What a store can do without: stages that no study lists, optimiser states after a result, what killed processes left.
 
-Each run of a study lists its runs in `studies/<study>/runs.json`, a list for each set of `-o` overrides. A stage is
+Each run of a study lists its runs in `studies/<study>/runs.json`, a list for each file and set of `-o`. A stage is
 orphaned when no list names it, and no listed stage's frozen configuration does. Deleting `studies/<study>` gives its
 stages up. Tokenised data, an interrupted tokenisation's finished parts and MLflow's records are never touched.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lit_llm.config.problems import InputError, Problem
-from lit_llm.tracking.store import Busy, Stage, Store, is_locked, locked, read_json, write_json
+from lit_llm.tracking.store import Busy, Stage, Store, is_locked, locked, write_json
 
 LISTS = "runs.json"
 REMOVED = ".removed-"
 """Prefix of what is being removed: no half of it is ever taken for the whole."""
 QUIET = 3600.0
 """Seconds without a change after which a work file may be a leftover, beside that no process holds its lock."""
+PATIENCE = 60.0
+"""Seconds to wait for somebody who writes a list or removes stages."""
 
 
 @dataclass(frozen=True)
@@ -41,28 +44,51 @@ class Found:
 
     garbage: tuple[Garbage, ...]
     unlisted: tuple[Path, ...]
-    """Folders of studies that have no list of their runs. While there are any, no stage counts as orphaned."""
+    """Folders of studies that have no readable list of their runs. While there are any, no stage counts as orphaned."""
+    vanished: tuple[tuple[Path, str], ...] = ()
+    """Folders of studies that list runs of a file that is gone, with that file. The list counts all the same."""
 
 
-def list_runs(store: Store, study: str, overrides: Sequence[str], runs: Sequence[Mapping[str, Any]]) -> None:
+def list_runs(
+    store: Store, study: str, source: str, overrides: Sequence[str], runs: Sequence[Mapping[str, Any]]
+) -> None:
     """Note which stages a study needs: {"arm", "seed", "fingerprint"} each. Comes before they are frozen or looked at.
 
-    A later list of the same overrides takes the place of this one: the study was edited.
+    A later list of the same source (the file's absolute path, or a preset's name) and overrides takes the place of this
+    one: the study was edited. Raises InputError while another process holds the lists.
     """
-    file = store.study(study) / LISTS
+    file, key = store.study(study) / LISTS, {"source": source, "overrides": list(overrides)}
     with _lists_locked(store):
-        lists = [entry for entry in _lists(file) if entry["overrides"] != list(overrides)]
+        lists = [entry for entry in _lists(file) or () if {name: entry[name] for name in key} != key]
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, {"lists": [*lists, {"overrides": list(overrides), "runs": list(runs)}]})
+        write_json(file, {"lists": [*lists, {**key, "runs": list(runs)}]})
 
 
-def _lists(file: Path) -> list[dict[str, Any]]:
-    return (read_json(file) or {"lists": []})["lists"]
+def _lists(file: Path) -> list[dict[str, Any]] | None:
+    """None if there are none that can be read."""
+    try:
+        return [
+            {
+                "source": str(entry["source"]),
+                "overrides": list(entry["overrides"]),
+                "runs": [{**run, "fingerprint": str(run["fingerprint"])} for run in entry["runs"]],
+            }
+            for entry in json.loads(file.read_text())["lists"]
+        ]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
-def _lists_locked(store: Store) -> AbstractContextManager[None]:
+@contextmanager
+def _lists_locked(store: Store) -> Iterator[None]:
     """A list is written before or after stages are removed, never between the look and the removal."""
-    return locked(store.root / "gc.lock", patience=60.0)
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(store.root / "gc.lock", patience=PATIENCE))
+        except Busy:
+            message = f"{store.root} is being cleared by another process (it holds gc.lock); wait for it to end"
+            raise InputError(Problem(message, "--store")) from None
+        yield
 
 
 def find(store: Store) -> Found:
@@ -72,14 +98,20 @@ def find(store: Store) -> Found:
     store.check()
     stages = [Stage(folder) for folder in sorted(store.root.glob("stages/[!.]*")) if folder.is_dir()]
     studies = [folder for folder in sorted(store.root.glob("studies/[!.]*")) if folder.is_dir()]
-    unlisted = tuple(folder for folder in studies if not (folder / LISTS).exists())
-    needed = None if unlisted else _needed(stages, studies)
+    lists = {folder: _lists(folder / LISTS) for folder in studies}
+    unlisted = tuple(folder for folder, entries in lists.items() if entries is None)
+    entries = [(folder, entry) for folder, some in lists.items() for entry in some or ()]
+    sources = dict.fromkeys((folder, entry["source"]) for folder, entry in entries)
+    vanished = tuple((folder, file) for folder, file in sources if Path(file).is_absolute() and not Path(file).exists())
+    needed = (
+        None if unlisted else _needed(stages, [run["fingerprint"] for _, entry in entries for run in entry["runs"]])
+    )
     found = [item for stage in stages if not is_locked(stage.folder / "lock") for item in _of_stage(stage, needed)]
     found += [_item(path, "leftover") for path in sorted(store.root.glob(f"stages/{REMOVED}*"))]
     if not any(is_locked(lock) for lock in store.data.rglob("*.lock")):
         work = [path for path in sorted(store.data.glob(".*")) if not any(path.glob("[0-9]*.json"))]
         found += [_item(path, "leftover") for path in work if _is_quiet(path)]
-    return Found(tuple(found), unlisted)
+    return Found(tuple(found), unlisted, vanished)
 
 
 def remove(store: Store, garbage: Sequence[Garbage]) -> list[Garbage]:
@@ -102,7 +134,8 @@ def remove(store: Store, garbage: Sequence[Garbage]) -> list[Garbage]:
                     folders.append(_set_aside(item.path))
                 removed.append(item)
     for folder in folders:  # may take a while, and is out of everybody's way
-        shutil.rmtree(folder) if folder.is_dir() else folder.unlink(missing_ok=True)
+        linked = folder.is_symlink()  # the files are somewhere else, and not ours to remove
+        shutil.rmtree(folder) if folder.is_dir() and not linked else folder.unlink(missing_ok=True)
     return removed
 
 
@@ -118,10 +151,10 @@ def _stage_of(path: Path, store: Store) -> Stage | None:
     return Stage(stages / inside[0]) if len(inside) > 1 else None
 
 
-def _needed(stages: Sequence[Stage], studies: Sequence[Path]) -> set[str]:
-    """Fingerprints of the stages that a study lists, and of those that their configurations go back to."""
+def _needed(stages: Sequence[Stage], listed: Sequence[str]) -> set[str]:
+    """Fingerprints of the stages that are listed, and of those that their configurations go back to."""
     there = {stage.fingerprint: stage for stage in stages}
-    waiting = [run["fingerprint"] for study in studies for entry in _lists(study / LISTS) for run in entry["runs"]]
+    waiting = list(listed)
     needed: set[str] = set()
     while waiting:
         name = waiting.pop()

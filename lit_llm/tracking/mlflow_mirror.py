@@ -74,7 +74,8 @@ class RunRecord:
     error: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
     code: str = ""
-    """Digest of the code that computes. History is bit-equal only within one, so another is another child."""
+    """Digest of what computes: code, device, threads, ... History is bit-equal only within one, so another is another
+    child."""
 
 
 @dataclass
@@ -193,14 +194,16 @@ class Mirror:
         if experiment is None:
             self._experiment = self._client.create_experiment(self.study, artifact_location=location)
         else:
-            self._experiment, old = experiment.experiment_id, experiment.artifact_location
+            self._experiment = experiment.experiment_id
             if experiment.lifecycle_stage == "deleted":
                 self._client.restore_experiment(self._experiment)
-            if self._database is not None and (store := store_of(old)) not in (None, self._database.parent):
-                with self._sql() as connection:
-                    list(relocate(connection, store, self._database.parent, self._experiment))
         runs = self._search()
         parents = [run for run in runs if run.data.tags.get(STUDY) == self.study]
+        if parents and experiment is not None and self._database is not None:  # ours, so its place is known
+            store = store_of(experiment.artifact_location)
+            if store not in (None, self._database.parent):
+                with self._sql() as connection:
+                    list(relocate(connection, store, self._database.parent, self._experiment))
         parent = parents[0] if parents else self._client.create_run(self._experiment, run_name=self.study)
         self._parent = parent.info.run_id
         tags = {STUDY: self.study, STATE: "running", NOTE: self.description}

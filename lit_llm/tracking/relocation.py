@@ -87,7 +87,7 @@ def rebase(store: Store) -> Rebased:
 
     Raises InputError where there is no database, it is not MLflow's, or another process uses the store.
     """
-    database = store.root.resolve() / "mlflow.db"
+    database = (store.root / "mlflow.db").resolve()  # as the mirror names it, so that the lock is the same
     if not database.exists():
         raise InputError(Problem(f"{store.root} holds no MLflow database, so there is nothing to rebase", "--store"))
     for lock in [*store.root.glob("studies/*/lock"), *store.root.glob("stages/*/lock")]:
@@ -126,9 +126,9 @@ def relocate(
         if table not in there or (experiment is not None and table not in ("experiments", "runs")):
             continue
         for before, after in ((old.as_uri(), new.as_uri()), (str(old), str(new))):
-            # A store moved into its own former folder: what has been rewritten begins with the old path too.
-            where = f"substr({column}, 1, ?) = ? AND substr({column}, 1, ?) <> ?{condition}"
-            values = [len(before) + 1, f"{before}/", len(after) + 1, f"{after}/"]
+            where, values = f"substr({column}, 1, ?) = ?{condition}", [len(before) + 1, f"{before}/"]
+            if new.is_relative_to(old):  # what has been rewritten begins with the old path too
+                where, values = f"{where} AND substr({column}, 1, ?) <> ?", [*values, len(after) + 1, f"{after}/"]
             if experiment is not None:
                 where, values = f"{where} AND experiment_id = ?", [*values, int(experiment)]
             change = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {where}"

@@ -30,12 +30,15 @@ class StabilityConfig(Section):
 
 
 class ExecutionConfig(Section):
-    """How the machine does it. Not part of a run's identity; recorded with its result."""
+    """How the machine does it. Not part of a run's identity; recorded with its result, which is stale where another
+    value would change it."""
 
     threads: int = Field(1, gt=0)
     """CPU threads of one run. Results are bit-equal for equal threads only."""
     micro_batch_size: int | None = Field(None, gt=0)
-    """Sequences per forward and backward pass on one device; the whole batch when absent. The loss stays the same."""
+    """Sequences per forward and backward pass on one device; the whole batch when absent. The loss stays the same,
+    but for dropout, which draws anew for each, and bf16_master, which adds their gradients in bfloat16: there a result
+    of another size is stale."""
     workers: int = Field(0, ge=0)
     """Processes that read data ahead."""
     activation_checkpointing: bool = False

@@ -117,7 +117,6 @@ def fit(
             journal.close()
     if trainer.global_step < training.max_steps:
         return journal.ended("interrupted", trainer, "it was asked to stop")
-    lit.restore_masters()
     return journal.ended("done", trainer)
 
 
@@ -167,6 +166,8 @@ class Journal(L.Callback):
         self.loss_tokens += report.targets
         self.loss_tokens_total += report.targets
         evaluated: dict[str, float] = {}
+        if step == self.training.max_steps:
+            pl_module.restore_masters()  # what is evaluated last is what is saved
         if step in self.evaluation_steps:
             began = time.perf_counter()
             pl_module.eval()

@@ -343,10 +343,18 @@ def test_results_of_another_thread_count_can_be_repeated_too(write_study: Study,
     assert result is not None
     stage = store.stage(load_and_name(path))
     write_json(stage.folder / "result.json", result | {"provenance": result["provenance"] | {"threads": 7}})
+    run(path, store)  # MLflow sees it
     repeated = Silent()
     fresh = run(path, store, repeated, rerun="stale")
     assert repeated.todo == ["red/seed 230"]
     assert fresh.comparison.rows[1].difference is not None
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{store.root}/mlflow.db")
+    experiment = client.get_experiment_by_name("threads")
+    assert experiment is not None
+    red = client.search_runs([experiment.experiment_id], f"tags.`lit_llm.fingerprint` = '{stage.fingerprint}'")
+    assert sorted(r.data.tags.get("lit_llm.superseded", "false") for r in red) == ["false", "true"]
 
 
 def load_and_name(path: Path) -> str:

@@ -12,7 +12,7 @@ from lit_llm import load_experiment
 from lit_llm.config.section import validate
 from lit_llm.config.tree import read_yaml
 from lit_llm.experiment.config import Experiment
-from lit_llm.experiment.identity import pretrain_fingerprint
+from lit_llm.experiment.identity import _instruction_set, origin_digest, pretrain_fingerprint, provenance, same_origin
 
 
 def write_corpus(folder, names=("a.txt", "b.txt", "c.txt"), texts=("one ", "two ", "three ")):
@@ -138,6 +138,39 @@ def test_what_is_computed_with_one_seed_or_model_is_told_from_all_others(fingerp
 )
 def test_how_the_machine_does_it_is_not_in_the_name(fingerprint, override):
     assert fingerprint(override) == fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("override", "same"),
+    [("training.dropout=0", True), ("training.dropout=0.1", False), ("training.precision=bf16_master", False)],
+)
+def test_another_micro_batch_is_another_origin_where_it_changes_the_result(override, same):
+    def origin(size):
+        pieces = f"pretrain.training.execution.micro_batch_size={size}"
+        return provenance(
+            load_experiment("redllm-tiny", [f"pretrain.{override}", pieces, "pretrain.data.batch_size=8"])
+        )
+
+    assert same_origin(origin(4), origin(2)) is same
+    assert (origin_digest(origin(4)) == origin_digest(origin(2))) is same
+    assert same_origin(origin("null"), origin(8))  # the whole batch, however it is written
+
+
+def test_another_bitsandbytes_is_another_origin_for_who_uses_it(monkeypatch):
+    def origin(kind, installed):
+        monkeypatch.setattr("lit_llm.experiment.identity._version", lambda name: installed)
+        return provenance(load_experiment("redllm-tiny", [f"pretrain.training.optimizer={kind}"])) | {"torch": "x"}
+
+    assert not same_origin(origin("adamw_8bit", "1"), origin("adamw_8bit", "2"))
+    assert same_origin(origin("adamw", "1"), origin("adamw", "2"))
+
+
+def test_a_cpu_with_other_bfloat16_instructions_is_another_device(monkeypatch):
+    names = []
+    for flags in ("avx2 avx512f", "avx2 avx512f avx512_bf16", "avx2 avx512f avx512_bf16 amx_bf16", "avx2"):
+        monkeypatch.setattr("pathlib.Path.read_text", lambda _, flags=flags: f"flags : fpu {flags}\n")
+        names.append(_instruction_set())
+    assert len(set(names)) == 4
 
 
 def test_where_a_corpus_lies_and_what_its_files_are_called_is_not_in_the_name(fingerprint, text, tmp_path, monkeypatch):

@@ -27,9 +27,9 @@ def place(tmp_path):
     return store
 
 
-def listed(store, study, *fingerprints, overrides=()):
+def listed(store, study, *fingerprints, overrides=(), source=__file__):
     runs = [{"arm": "red", "seed": seed, "fingerprint": name} for seed, name in enumerate(fingerprints)]
-    list_runs(store, study, overrides, runs)
+    list_runs(store, study, source, overrides, runs)
 
 
 def old(path, content=b"x" * 10):
@@ -88,6 +88,39 @@ def test_what_an_override_computed_stands_beside_what_the_file_says(place):
     assert list(found(place)) == [f"stages/{BUSY}"]
     listed(place, "norms", BUSY, overrides=["seed=1"])
     assert list(found(place)) == [f"stages/{ORPHAN}"]
+
+
+def test_two_files_whose_studies_have_one_name_keep_a_list_each(place, tmp_path):
+    """As a/base.yaml and b/base.yaml do: an experiment's study is named after its file."""
+    listed(place, "norms", ORPHAN, source=str(tmp_path / "b" / "base.yaml"))
+    assert list(found(place)) == [f"stages/{BUSY}"]
+    assert find(place).vanished == ((place.study("norms"), str(tmp_path / "b" / "base.yaml")),)
+
+
+@pytest.mark.parametrize("text", ["{half a li", "[]", '{"lists": [{"overrides": []}]}', '{"lists": 3}'])
+def test_a_list_that_cannot_be_read_is_none_and_the_next_run_writes_another(place, text):
+    (place.study("norms") / "runs.json").write_text(text)
+    assert find(place).unlisted == (place.study("norms"),)
+    assert found(place) == {}
+    listed(place, "norms", NEEDED)
+    assert found(place).keys() == {f"stages/{ORPHAN}", f"stages/{BUSY}"}
+
+
+def test_of_a_stage_that_is_a_link_only_the_link_is_removed(place, tmp_path):
+    elsewhere = place.stage(ORPHAN).folder.rename(tmp_path / "elsewhere")
+    place.stage(ORPHAN).folder.symlink_to(elsewhere)
+    remove(place, find(place).garbage)
+    assert sorted(folder.name for folder in (place.root / "stages").iterdir()) == [NEEDED, PARENT]
+    assert (elsewhere / "result.json").exists()
+
+
+def test_who_cannot_have_the_lists_is_told_so(place, monkeypatch):
+    monkeypatch.setattr("lit_llm.tracking.garbage.PATIENCE", 0.1)
+    garbage = find(place).garbage
+    with locked(place.root / "gc.lock"):
+        for attempt in (lambda: remove(place, garbage), lambda: listed(place, "norms", BUSY)):
+            with pytest.raises(InputError, match="is being cleared by another process"):
+                attempt()
 
 
 def test_a_stage_that_is_listed_between_the_look_and_the_removal_stays(place):

@@ -120,6 +120,39 @@ def test_a_store_moved_below_its_old_place_is_not_rewritten_twice(place, origina
     assert str(original) != str(inner)
 
 
+def test_a_store_moved_into_a_parent_of_its_old_place_is_rewritten(place):
+    """Its old paths begin with the new one."""
+    old = place.root / "deeper" / "store"
+    with closing(sqlite3.connect(place.root / "mlflow.db")) as connection, connection:
+        for name in ("norms", "masks"):
+            connection.execute(
+                "UPDATE experiments SET artifact_location = ? WHERE name = ?",
+                ((old / "artifacts" / name).as_uri(), name),
+            )
+    assert rebase(place).old == (old,)
+    locations = paths(place.root)["experiments.artifact_location"]
+    assert {(place.root / "artifacts" / name).as_uri() for name in ("norms", "masks")} <= set(locations)
+    assert moved(place.root / "mlflow.db") == {}
+
+
+def test_a_store_whose_database_is_a_link_is_whole(original, tmp_path):
+    """The mirror follows the link: artifacts lie beside the file itself, and so does the lock."""
+    store = Store(tmp_path / "store").open()
+    (store.root / "mlflow.db").symlink_to(original / "mlflow.db")
+    before = paths(original)
+    done = rebase(store)
+    assert (done.old, done.new) == ((), original)
+    assert paths(original) == before
+
+
+def test_a_mirror_leaves_the_paths_of_an_experiment_that_is_not_ours(place):
+    client, tracking = MlflowClient(default_tracking(place.root)), default_tracking(place.root)
+    location = "file:///somewhere/artifacts/elsewhere"
+    assert client.get_experiment_by_name("elsewhere").artifact_location == location
+    Mirror(tracking, study="elsewhere").sync([])
+    assert client.get_experiment_by_name("elsewhere").artifact_location == location
+
+
 def test_a_moved_store_is_noticed_until_it_is_rebased(place, original):
     assert moved(place.root / "mlflow.db") == {"masks": original, "norms": original}
     told = notice(place, mended="norms")

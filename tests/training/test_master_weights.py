@@ -16,9 +16,11 @@ from torch.testing import assert_close
 from lit_llm.components.loss.module import target_loss
 from lit_llm.components.norm.module import rms_norm
 from lit_llm.config.problems import InputError
+from lit_llm.data.prepare import open_prepared
+from lit_llm.evaluation.likelihood import Validation
 from lit_llm.experiment.cost import cost_of
 from lit_llm.experiment.load import load_experiment
-from lit_llm.experiment.run import run_one
+from lit_llm.experiment.run import frozen, run_one
 from lit_llm.models.build import build_model
 from lit_llm.models.config import resolve_model
 from lit_llm.models.transformer import LanguageModel
@@ -206,6 +208,22 @@ def test_a_run_validates_probes_and_keeps_its_masters(tmp_path: Path, corpus: Pa
     weights = load_file(stage.checkpoints / "model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
     assert not all(torch.equal(weight, weight.bfloat16().float()) for weight in weights.values())
+
+
+def test_what_is_evaluated_last_is_what_is_saved(tmp_path: Path, corpus: Path) -> None:
+    store = Store(tmp_path)
+    stage = prepared_stage(store, corpus, "decllm-tiny", "pretrain.training.precision=bf16_master")
+    assert run_one(tmp_path, stage.fingerprint) == "done"
+    experiment, digest = frozen(stage)
+    section, family = experiment.pretrain, experiment.model.family
+    data = open_prepared(section.data, store.data, digest)
+    model = build_model(experiment.model, experiment.seed).eval()
+    model.load_state_dict(load_file(stage.checkpoints / "model.safetensors"))
+    with torch.no_grad():
+        found = Validation(section.validation, data, section.objective, family, section.masks)(model)
+    result = stage.result()
+    assert result is not None
+    assert result["metrics"]["val/target_nll"] == pytest.approx(found["val/target_nll"], rel=1e-6)
 
 
 def test_it_learns_what_float32_learns(tmp_path: Path, corpus: Path) -> None:
