@@ -384,12 +384,12 @@ def _ceilings(measuring: bool, again: bool) -> Callable[[Setting], Ceilings | No
 def _slots(ablation: Any) -> int:
     """One run where there is a GPU that it may take, else as many as the cores allow."""
     from lit_llm.experiment.identity import has_gpu
+    from lit_llm.launch import cores
 
     executions = [arm.experiment.pretrain.training.execution for arm in ablation.arms]
     if has_gpu() and any(execution.accelerator != "cpu" for execution in executions):
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // max(execution.threads for execution in executions))
+    return max(1, cores() // max(execution.threads for execution in executions))
 
 
 def _shown(path: Path) -> Path:

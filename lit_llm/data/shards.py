@@ -32,6 +32,7 @@ from lit_llm.config.problems import InputError, Problem
 from lit_llm.data import config
 from lit_llm.data.corpora import Part
 from lit_llm.data.tokenizers import FromFile, open_tokenizer, pieces
+from lit_llm.launch import cores
 from lit_llm.objectives.config import EOD
 from lit_llm.tracking.store import read_json, write_json
 
@@ -122,11 +123,6 @@ def leave_if_imported() -> None:
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):  # what multiprocessing itself goes by
         sys.exit(1)
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _settle(coordinator: Connection) -> None:

@@ -19,14 +19,17 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from lit_llm.config.fingerprint import fingerprint
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.experiment.identity import has_gpu
+from lit_llm.launch import cores
 from lit_llm.tracking.store import write_json
 from lit_llm.training.config import TrainingConfig
 
@@ -118,11 +121,6 @@ def _machine() -> dict[str, Any]:
     return {"host": platform.node(), "cpu": model, "cores": cores(), "gpus": gpus, "torch": version("torch")}
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 # The cache ---------------------------------------------------------------------------------------------------------
 
 
@@ -136,7 +134,9 @@ def cached(setting: Setting) -> Ceilings | None:
     """The measurement of this setting, or None: never made, unreadable, or of another machine."""
     try:
         content = json.loads(cache_file(setting).read_text())
-        return _from_json(content["ceilings"]) if content["key"] == setting.key() else None
+        # Keys of JSON are strings; pydantic makes numbers of them again.
+        read = TypeAdapter(Ceilings).validate_python
+        return read(content["ceilings"]) if content["key"] == setting.key() else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -147,17 +147,6 @@ def keep(setting: Setting, ceilings: Ceilings) -> None:
         file = cache_file(setting)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, {"key": setting.key(), "ceilings": asdict(ceilings)})
-
-
-def _from_json(content: dict[str, Any]) -> Ceilings:
-    values = {field.name: content[field.name] for field in fields(Ceilings)}
-    values["scores"] = {
-        int(keys): {int(size): float(rate) for size, rate in rates.items()} for keys, rates in values["scores"].items()
-    }
-    for name in ("layer", "logits"):
-        values[name] = {int(size): float(rate) for size, rate in values[name].items()}
-    values["update"] = {kind: tuple(map(float, cost)) for kind, cost in values["update"].items()}
-    return Ceilings(**values)
 
 
 # Measuring ---------------------------------------------------------------------------------------------------------
@@ -198,7 +187,9 @@ def measure(setting: Setting) -> Ceilings:
         for child in children:
             child.kill()
             child.wait()
-    found = _from_json({**_mean(answers), "load": load, "measured": time.strftime("%Y-%m-%d")})
+    found = TypeAdapter(Ceilings).validate_python(
+        {**_mean(answers), "load": load, "measured": time.strftime("%Y-%m-%d")}
+    )
     keep(setting, found)
     return found
 

@@ -75,6 +75,11 @@ class Interrupted(KeyboardInterrupt):
         self.outcomes = outcomes
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def run_tasks(
     tasks: Sequence[Task],
     *,
