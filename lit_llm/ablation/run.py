@@ -20,7 +20,6 @@ from lit_llm.launch import Interrupted, Outcome, Task, run_tasks, stop_requested
 from lit_llm.tracking.address import default_tracking
 from lit_llm.tracking.garbage import list_runs
 from lit_llm.tracking.mlflow_mirror import Mirror, MirrorThread, RunRecord
-from lit_llm.tracking.relocation import notice
 from lit_llm.tracking.store import FINAL, Busy, Store, locked, write_json
 
 PRELOAD = (
@@ -119,8 +118,6 @@ def run_study(
         with locked(folder / "lock"):
             try:
                 list_runs(store, name, ablation.source, ablation.overrides, [_listed(run) for run in runs])
-                if tracking is None and (moved := notice(store, mended=name)):
-                    watcher.message(moved)
                 _prepare_data(chosen, store, watcher)
                 todo = _todo(chosen, rerun, watcher)
                 for run in todo:

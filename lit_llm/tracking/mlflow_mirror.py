@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from lit_llm.tracking.address import check_server, few_retries, reason, resolved, without_password
 from lit_llm.tracking.points import Mark, Point, complete_lines, is_number, key, points_of, stamp_of
-from lit_llm.tracking.relocation import STUDY, lock_of, relocate, store_of
+from lit_llm.tracking.relocation import STUDY, lock_of, mend
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -197,13 +197,11 @@ class Mirror:
             self._experiment = experiment.experiment_id
             if experiment.lifecycle_stage == "deleted":
                 self._client.restore_experiment(self._experiment)
+        if self._database is not None:
+            with self._sql() as connection:  # a store may have been moved since
+                mend(connection, self._database.parent)
         runs = self._search()
         parents = [run for run in runs if run.data.tags.get(STUDY) == self.study]
-        if parents and experiment is not None and self._database is not None:  # ours, so its place is known
-            store = store_of(experiment.artifact_location)
-            if store not in (None, self._database.parent):
-                with self._sql() as connection:
-                    list(relocate(connection, store, self._database.parent, self._experiment))
         parent = parents[0] if parents else self._client.create_run(self._experiment, run_name=self.study)
         self._parent = parent.info.run_id
         tags = {STUDY: self.study, STATE: "running", NOTE: self.description}

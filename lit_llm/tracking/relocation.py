@@ -6,7 +6,7 @@ MLflow has no call that changes them, so they are rewritten in sqlite. Everythin
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,9 +70,9 @@ def store_of(location: str) -> Path | None:
     return path.parents[1] if parts.scheme in ("file", "") and path.parent.name == "artifacts" else None
 
 
-def notice(store: Store, mended: str = "") -> str | None:
-    """What to tell of a moved store, the study left out whose paths are mended anyway; None if there is nothing."""
-    studies = {name: old for name, old in moved(store.root / "mlflow.db").items() if name != mended}
+def notice(store: Store) -> str | None:
+    """What to tell of a moved store before it is looked at; None if there is nothing."""
+    studies = moved(store.root / "mlflow.db")
     if not studies:
         return None
     olds = ", ".join(dict.fromkeys(map(str, studies.values())))
@@ -94,19 +94,23 @@ def rebase(store: Store) -> Rebased:
         if is_locked(lock):
             raise InputError(Problem(f"{lock.parent} is in use by another process; wait for it to end", "--store"))
     try:
-        with locked(lock_of(database), patience=PATIENCE), closing(sqlite3.connect(database, timeout=20)) as connection:
-            with connection:
-                connection.execute("BEGIN IMMEDIATE")
-                olds = tuple(dict.fromkeys(_moved(connection, database.parent).values()))
-                rows: dict[str, int] = {}
-                for old in olds:
-                    for table, number in relocate(connection, old, database.parent):
-                        rows[table] = rows.get(table, 0) + number
-            return Rebased(olds, database.parent, {table: number for table, number in rows.items() if number})
+        connecting = closing(sqlite3.connect(database, timeout=20))
+        with locked(lock_of(database), patience=PATIENCE), connecting as connection, connection:
+            connection.execute("BEGIN IMMEDIATE")
+            return mend(connection, database.parent)
     except Busy:
         raise InputError(Problem(f"{database} is in use by another process; wait for it to end", "--store")) from None
     except sqlite3.Error as error:
         raise InputError(Problem(f"{database} cannot be rewritten: {error}", "--store")) from None
+
+
+def mend(connection: sqlite3.Connection, present: Path) -> Rebased:
+    """Rewrite what begins with a place where this store has been, in the transaction of the caller."""
+    olds = tuple(dict.fromkeys(_moved(connection, present).values()))
+    rows: Counter[str] = Counter()
+    for old in olds:
+        rows += _relocated(connection, old, present)
+    return Rebased(olds, present, dict(rows))
 
 
 def lock_of(database: Path) -> Path:
@@ -114,22 +118,17 @@ def lock_of(database: Path) -> Path:
     return Path(f"{database}.lock")
 
 
-def relocate(
-    connection: sqlite3.Connection, old: Path, new: Path, experiment: str | None = None
-) -> Iterator[tuple[str, int]]:
-    """Rewrite what begins with `old`, of all experiments or of one, in the transaction of the caller.
-
-    Yields each table with its number of rows.
-    """
+def _relocated(connection: sqlite3.Connection, old: Path, new: Path) -> Counter[str]:
+    """Number of rows of each table in which `old` was rewritten."""
+    rows: Counter[str] = Counter()
     there = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     for table, column, condition in PLACES:
-        if table not in there or (experiment is not None and table not in ("experiments", "runs")):
+        if table not in there:
             continue
         for before, after in ((old.as_uri(), new.as_uri()), (str(old), str(new))):
             where, values = f"substr({column}, 1, ?) = ?{condition}", [len(before) + 1, f"{before}/"]
             if new.is_relative_to(old):  # what has been rewritten begins with the old path too
                 where, values = f"{where} AND substr({column}, 1, ?) <> ?", [*values, len(after) + 1, f"{after}/"]
-            if experiment is not None:
-                where, values = f"{where} AND experiment_id = ?", [*values, int(experiment)]
             change = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {where}"
-            yield table, connection.execute(change, (after, len(before) + 1, *values)).rowcount
+            rows[table] += connection.execute(change, (after, len(before) + 1, *values)).rowcount
+    return rows

@@ -1,6 +1,7 @@
 """A store can be moved or copied: MLflow finds every artifact in the new place, and in no other."""
 
 import os
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -155,13 +156,25 @@ def test_a_mirror_leaves_the_paths_of_an_experiment_that_is_not_ours(place):
 
 def test_a_moved_store_is_noticed_until_it_is_rebased(place, original):
     assert moved(place.root / "mlflow.db") == {"masks": original, "norms": original}
-    told = notice(place, mended="norms")
-    assert told == (
-        f"This store was moved from {original}: MLflow still looks there for the files of masks. "
+    assert notice(place) == (
+        f"This store was moved from {original}: MLflow still looks there for the files of masks, norms. "
         f"`lit-llm store rebase --store {place.root}` puts that right."
     )
     rebase(place)
     assert notice(place) is None
+
+
+def test_a_mirror_mends_the_paths_of_every_study_of_a_moved_store(place, tmp_path):
+    """The same rows as `rebase` writes, and so nothing is left for it."""
+    copy = tmp_path / "copy"
+    shutil.copytree(place.root, copy)
+    rebase(Store(copy))
+    here, there = place.root.as_uri(), copy.as_uri()
+    expected = {key: [value.replace(there, here) for value in found] for key, found in paths(copy).items()}
+    assert paths(place.root) != expected
+    Mirror(default_tracking(place.root), study="norms").sync([])
+    assert paths(place.root) == expected
+    assert rebase(place).old == ()
 
 
 def test_a_store_reached_by_a_link_was_not_moved(original, tmp_path):
