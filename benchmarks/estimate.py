@@ -82,10 +82,10 @@ class Random:
         shape = (pretrain.data.batch_size, pretrain.data.sequence_length)
         self.windows = np.random.default_rng(0).integers(2, model.vocabulary, shape)
         self.objective, self.family = pretrain.objective, model.family
-        self.bidirectional = pretrain.masks.prefix == "bidirectional"
+        self.masks, self.seed = pretrain.masks, experiment.seed
 
     def __getitem__(self, k: int) -> Batch:
-        return cut(self.windows, self.objective, self.family, self.bidirectional, 0, k)
+        return cut(self.windows, self.objective, self.family, self.masks, 0, k)
 
 
 def measured_step(experiment: Experiment, folder: Path) -> tuple[float, float]:

@@ -20,6 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lit_llm.components.loss.module import target_loss
 from lit_llm.experiment.load import load_experiment
 from lit_llm.models.build import build_model
+from lit_llm.models.transformer import LanguageModel
 
 BATCH, LENGTH = 16, 128
 
@@ -62,7 +63,7 @@ def main() -> None:
     tokens = torch.randint(shape.vocabulary, (BATCH, LENGTH + 1))
     inputs, targets, weights = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), torch.ones(BATCH, LENGTH)
 
-    def ours(model: torch.nn.Module) -> Callable[[], torch.Tensor]:
+    def ours(model: LanguageModel) -> Callable[[], torch.Tensor]:
         return lambda: target_loss(model.hidden(inputs), model.unembedding_VD, targets, weights)[0] / targets.numel()
 
     contestants = {
