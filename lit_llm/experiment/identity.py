@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.config.fingerprint import digest_of_files, fingerprint
+from lit_llm.config.tree import leaves
 from lit_llm.data.sources import Identity, identify
 from lit_llm.experiment.config import Experiment
 from lit_llm.models.config import resolve_model
@@ -82,6 +83,7 @@ def provenance(experiment: Experiment) -> dict[str, Any]:
     data, training = experiment.pretrain.data, experiment.pretrain.training
     execution = training.execution
     cut_matters = training.dropout > 0 or training.precision == "bf16_master"
+    eight_bit = "adamw_8bit" in dict(leaves(training.optimizer.model_dump())).values()  # alone, or beside Muon
     return {
         "version": __version__,
         "code": CODE,
@@ -93,7 +95,7 @@ def provenance(experiment: Experiment) -> dict[str, Any]:
         "threads": execution.threads,
         "micro_batch_size": execution.micro_batch_size,
         "cut": (execution.micro_batch_size or data.batch_size) if cut_matters else None,
-        "bitsandbytes": _version("bitsandbytes") if training.optimizer.kind == "adamw_8bit" else None,
+        "bitsandbytes": _version("bitsandbytes") if eight_bit else None,
     }
 
 

@@ -162,6 +162,8 @@ def test_another_bitsandbytes_is_another_origin_for_who_uses_it(monkeypatch):
         return provenance(load_experiment("redllm-tiny", [f"pretrain.training.optimizer={kind}"])) | {"torch": "x"}
 
     assert not same_origin(origin("adamw_8bit", "1"), origin("adamw_8bit", "2"))
+    beside_muon = "{kind: muon, rest: {kind: adamw_8bit}}"
+    assert not same_origin(origin(beside_muon, "1"), origin(beside_muon, "2"))
     assert same_origin(origin("adamw", "1"), origin("adamw", "2"))
 
 
