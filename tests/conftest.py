@@ -13,6 +13,7 @@ import pytest
 from made_up_ceilings import USUAL
 
 from lit_llm.experiment.ceilings import MOST_PROCESSES, Setting, cores, keep
+from lit_llm.experiment.identity import has_gpu
 from lit_llm.tracking.store import Store
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -20,6 +21,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WORDS = "the a of to in is that it was for on as with his they be at one have this from or had by hot but".split()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not has_gpu():
+        pytest.skip("needs a CUDA device")
 
 
 @pytest.fixture(scope="session", autouse=True)
