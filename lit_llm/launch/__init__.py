@@ -1,6 +1,6 @@
 """Where a callable runs with given resources; knows no experiment."""
 
-from lit_llm.launch.child import stop_requested
+from lit_llm.launch.child import consult, stop_requested
 from lit_llm.launch.local import Interrupted, Outcome, Task, cores, run_tasks
 
-__all__ = ["Interrupted", "Outcome", "Task", "cores", "run_tasks", "stop_requested"]
+__all__ = ["Interrupted", "Outcome", "Task", "consult", "cores", "run_tasks", "stop_requested"]

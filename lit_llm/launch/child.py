@@ -23,17 +23,49 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
-HEADER = struct.Struct("!Q")
-"""Before the pickled message stands its length: what a dying process wrote in part is never taken for a result."""
+HEADER = struct.Struct("!cQ")
+"""Before each pickled message stand its kind and its length: what a dying process wrote in part is never taken for it."""
+RESULT, QUESTION, ANSWER = b"r", b"q", b"a"
 
 _stop = False  # a plain bool: an Event takes a lock, and a second signal inside `set` would wait for itself
+_pipe: Connection | None = None  # to the coordinator, in a task's process
 
 
 def stop_requested() -> bool:
     """Whether this process was asked to stop: a long function polls this, saves what it needs and returns."""
     return _stop
+
+
+def consult(question: Any) -> Any:
+    """Ask the coordinator, and wait for what its `on_question` answers. None where no coordinator is there (any more)."""
+    if _pipe is None:
+        return None
+    try:
+        send(_pipe, QUESTION, pickle.dumps(question))
+        with open(_pipe.fileno(), "rb", buffering=0, closefd=False) as stream:
+            kind, length = HEADER.unpack(_exactly(stream, HEADER.size))
+            assert kind == ANSWER, f"the coordinator sends answers alone, not {kind!r}"
+            return pickle.loads(_exactly(stream, length))
+    except (ConnectionError, EOFError):  # it is gone, and this process is about to be asked to stop
+        return None
+
+
+def send(pipe: Connection, kind: bytes, message: bytes) -> None:
+    with open(pipe.fileno(), "wb", closefd=False) as stream:
+        stream.write(HEADER.pack(kind, len(message)) + message)
+
+
+def _exactly(stream: io.FileIO, count: int) -> bytes:
+    found = b""
+    while len(found) < count:
+        part = stream.read(count - len(found))
+        if not part:
+            raise EOFError
+        found += part
+    return found
 
 
 @dataclass(frozen=True)
@@ -53,17 +85,18 @@ class Job:
 
 def run_job(job: Job, pipe: Connection) -> None:
     """Calls the job's function and sends (returned, value, error, traceback) through the pipe."""
+    global _pipe
     try:
         _settle(job)
+        _pipe = pipe
         function, arguments = pickle.loads(job.call)
         message = _pickled_value(function(*arguments))
     except BaseException as error:  # SystemExit too: a task that ends without a value has not returned
         trace = traceback.format_exc()
         print(trace, file=sys.stderr)  # into the log
         message = pickle.dumps((False, None, one_line(error), trace))
-    with suppress(BrokenPipeError), open(pipe.fileno(), "wb", closefd=False) as stream:
-        stream.write(HEADER.pack(len(message)))
-        stream.write(message)
+    with suppress(BrokenPipeError):
+        send(pipe, RESULT, message)
 
 
 def one_line(error: BaseException) -> str:

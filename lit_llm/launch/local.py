@@ -4,6 +4,7 @@
 coordinator ── starts once ──▶ fork server: has imported `preload`, runs nothing else
   │  ▲                               │ forks, in milliseconds
   │  └─── pipe: value or error ─── child: one task, then its end
+  ├◀───── pipe: question, answer ─▶ (as often as the task consults it)
   └── SIGTERM: please stop ──────────▶
 ```
 Each part survives the sudden death of the others. A task succeeds only by a value received through the pipe, never by
@@ -23,8 +24,8 @@ import threading
 import time
 import types
 import warnings
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
@@ -32,7 +33,18 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Literal
 
-from lit_llm.launch.child import HEADER, THREAD_VARIABLES, Job, kill_group, one_line, report_preload, run_job
+from lit_llm.launch.child import (
+    ANSWER,
+    HEADER,
+    QUESTION,
+    THREAD_VARIABLES,
+    Job,
+    kill_group,
+    one_line,
+    report_preload,
+    run_job,
+    send,
+)
 
 Status = Literal["returned", "raised", "killed", "interrupted"]
 
@@ -81,12 +93,13 @@ def cores() -> int:
 
 
 def run_tasks(
-    tasks: Sequence[Task],
+    tasks: Iterable[Task | None],
     *,
     slots: int | Sequence[Mapping[str, str]],
     preload: Sequence[str] = (),
     on_start: Callable[[Task], None] | None = None,
     on_finish: Callable[[Outcome], None] | None = None,
+    on_question: Callable[[Task, Any], Any] | None = None,
     on_tick: Callable[[], None] | None = None,
     tick_seconds: float = 0.25,
     grace_seconds: float = 10.0,
@@ -96,6 +109,9 @@ def run_tasks(
     `slots` is a number, or one mapping of environment variables per slot, such as `[{"CUDA_VISIBLE_DEVICES": "0"},
     {"CUDA_VISIBLE_DEVICES": "1"}]`. `preload` names modules that the fork server imports once and every child inherits;
     they must not start threads or touch a GPU when imported.
+
+    The tasks of an iterator are taken from it when there is a slot for them; it gives None where it has none yet, and is
+    then asked again within `tick_seconds`. `on_question` gives the answer to what a task asks by `consult`.
 
     The callbacks run between two looks at the children, `on_tick` at least every `tick_seconds`; an exception in one
     kills the children and is raised. A task that a signal kept from starting is not announced.
@@ -111,21 +127,19 @@ def run_tasks(
     environments = [{} for _ in range(slots)] if isinstance(slots, int) else [dict(slot) for slot in slots]
     if not environments:
         raise ValueError(f"slots: {slots!r}: at least one is needed")
-    if twice := [name for name, count in Counter(task.name for task in tasks).items() if count > 1]:
-        raise ValueError(f"two tasks have the same name: {', '.join(twice)}")
-    calls = [_pickled_call(task) for task in tasks]
-    outcomes = [Outcome(task, "interrupted") for task in tasks]
-    if not tasks:
-        return outcomes
+    outcomes: list[Outcome] = []
+    if isinstance(tasks, Sequence):
+        if twice := [name for name, count in Counter(task.name for task in tasks if task).items() if count > 1]:
+            raise ValueError(f"two tasks have the same name: {', '.join(twice)}")
+        for task in filter(None, tasks):
+            _pickled_call(task)
+            outcomes.append(Outcome(task, "interrupted"))
+        if not outcomes:
+            return outcomes
 
-    waiting = deque(range(len(tasks)))
+    source, ended, begun, warm = iter(tasks), False, 0, False
     running: dict[int, _Child] = {}
     with _counted_signals() as signals:
-        try:
-            _warm_up(preload, grace_seconds)
-            signals.patience = 3
-        except KeyboardInterrupt:
-            raise Interrupted(outcomes) from None
 
         def finish(index: int, outcome: Outcome) -> None:
             outcomes[index] = outcome
@@ -133,25 +147,43 @@ def run_tasks(
                 on_finish(outcome)
 
         try:
-            while running or (waiting and not signals.count):
-                while waiting and environments and not signals.count:
-                    index = waiting.popleft()
+            while running or not (ended or signals.count):
+                while environments and not (ended or signals.count):
                     try:
-                        child = _Child(tasks[index], calls[index], environments[-1], grace_seconds)
+                        task = next(source)
+                    except StopIteration:
+                        ended = True
+                        break
+                    if task is None:
+                        break
+                    index, begun = begun, begun + 1
+                    if index == len(outcomes):
+                        outcomes.append(Outcome(task, "interrupted"))
+                    if not warm:
+                        _warm_up_unless_interrupted(preload, grace_seconds, signals, outcomes)
+                        warm = True
+                    if signals.count:
+                        break
+                    try:
+                        child = _Child(task, _pickled_call(task), environments[-1], grace_seconds)
                     except (OSError, EOFError) as error:  # no memory for a fork, no descriptors
-                        finish(index, Outcome(tasks[index], "killed", error=f"not started: {one_line(error)}"))
+                        finish(index, Outcome(task, "killed", error=f"not started: {one_line(error)}"))
                         continue
                     environments.pop()
                     running[index] = child
                     if on_start is not None:
                         on_start(child.task)
-                wait([handle for child in running.values() for handle in child.handles()], tick_seconds)
+                if running or not ended:
+                    wait([handle for child in running.values() for handle in child.handles()], tick_seconds)
                 for index, child in list(running.items()):
                     if signals.count:
                         child.stop()
                     if signals.count > 1:
                         child.kill()
-                    if child.ended():
+                    gone = child.ended()
+                    for question in child.take_questions():
+                        child.answer(None if on_question is None else on_question(child.task, question))
+                    if gone:
                         del running[index]
                         environments.append(child.environment)
                         finish(index, child.outcome())
@@ -176,8 +208,10 @@ class _Child:
         self.began = time.monotonic()
         self.deadline: float | None = None  # when it is killed
         self.asked_to_stop = False
-        self.message = bytearray()
+        self.result: bytes | None = None
         self.end_of_message = False
+        self._received = bytearray()
+        self._questions: list[bytes] = []
         self.process, self._pid, self.pipe = _start(task, call, environment, grace_seconds)
         # A child that stalls or is killed while it writes several MB must not stall the coordinator.
         os.set_blocking(self.pipe.fileno(), False)
@@ -187,7 +221,7 @@ class _Child:
         return [self.process.sentinel] if self.end_of_message else [self.process.sentinel, self.pipe]
 
     def stop(self) -> None:
-        if not self.asked_to_stop and not self._has_answered():
+        if not self.asked_to_stop and self.result is None:
             self.asked_to_stop = True
             self.deadline = time.monotonic() + self.grace_seconds
             self.process.terminate()
@@ -207,7 +241,7 @@ class _Child:
         self._receive()
         if exitcode is not None:
             return True
-        if self.deadline is None and self._has_answered():
+        if self.deadline is None and self.result is not None:
             self.deadline = time.monotonic() + self.grace_seconds  # a thread of its own may keep it from ending
         if self.deadline is not None and time.monotonic() > self.deadline:
             self.kill()
@@ -226,9 +260,9 @@ class _Child:
         self.pipe.close()
         status: Status
         value, error, trace = None, None, None
-        if self._has_answered():
+        if self.result is not None:
             try:
-                returned, value, error, trace = pickle.loads(memoryview(self.message)[HEADER.size :])
+                returned, value, error, trace = pickle.loads(self.result)
                 status = "returned" if returned else "raised"
             except Exception as failure:
                 status, error = "raised", f"the returned value cannot be read: {one_line(failure)}"
@@ -242,16 +276,34 @@ class _Child:
             status = "interrupted"
         return Outcome(self.task, status, value, error, trace, time.monotonic() - self.began)
 
-    def _has_answered(self) -> bool:
-        received = len(self.message) - HEADER.size
-        return received >= 0 and received >= HEADER.unpack_from(self.message)[0]
+    def take_questions(self) -> list[Any]:
+        """What the task has asked since the last time; it waits for an answer to each."""
+        questions, self._questions = self._questions, []
+        return [pickle.loads(question) for question in questions]
+
+    def answer(self, value: Any) -> None:
+        with suppress(ConnectionError):  # it has ended meanwhile
+            send(self.pipe, ANSWER, pickle.dumps(value))
 
     def _receive(self) -> None:
         with suppress(BlockingIOError):
             while not self.end_of_message:
-                part = os.read(self.pipe.fileno(), 1 << 20)
-                self.message += part
+                try:
+                    part = os.read(self.pipe.fileno(), 1 << 20)
+                except ConnectionResetError:  # it has ended with an answer unread
+                    part = b""
+                self._received += part
                 self.end_of_message = not part
+        while len(self._received) >= HEADER.size:
+            kind, length = HEADER.unpack_from(self._received)
+            if len(self._received) < HEADER.size + length:
+                break
+            message = bytes(self._received[HEADER.size : HEADER.size + length])
+            del self._received[: HEADER.size + length]
+            if kind == QUESTION:
+                self._questions.append(message)
+            else:
+                self.result = message
 
 
 def _how_it_ended(exitcode: int | None) -> str:
@@ -266,7 +318,7 @@ class _Signals:
     """Counts SIGINT and SIGTERM, since an exception could strike in the middle of a start and lose a child."""
 
     count = 0
-    patience = 1
+    patience = 3
     """The signal with this number raises KeyboardInterrupt nevertheless."""
 
     def receive(self, _number: int, _frame: types.FrameType | None) -> None:
@@ -289,6 +341,18 @@ def _counted_signals() -> Iterator[_Signals]:
     finally:
         for number in replaced:
             signal.signal(number, previous[number] or signal.SIG_DFL)
+
+
+def _warm_up_unless_interrupted(
+    preload: Sequence[str], grace_seconds: float, signals: _Signals, outcomes: list[Outcome]
+) -> None:
+    """No child is there yet, so that a signal may end this at once."""
+    signals.patience = 1
+    try:
+        _warm_up(preload, grace_seconds)
+    except KeyboardInterrupt:
+        raise Interrupted(outcomes) from None
+    signals.patience = 3
 
 
 # The fork server ---------------------------------------------------------------------------------------------------
@@ -334,13 +398,13 @@ def _start(
         log=None if task.log is None else task.log.absolute(),
         grace_seconds=grace_seconds,
     )
-    reader, writer = _context.Pipe(duplex=False)
-    with writer:
-        process = _context.Process(target=run_job, args=(job, writer), name=task.name)
+    ours, theirs = _context.Pipe()
+    with theirs:
+        process = _context.Process(target=run_job, args=(job, theirs), name=task.name)
         with _no_main():
             process.start()
     assert process.pid is not None, "it has started"
-    return process, process.pid, reader
+    return process, process.pid, ours
 
 
 def _ensure_server() -> None:

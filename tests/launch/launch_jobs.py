@@ -9,7 +9,7 @@ import threading
 import time
 from pathlib import Path
 
-from lit_llm.launch import stop_requested
+from lit_llm.launch import consult, stop_requested
 
 
 def double(number):
@@ -126,3 +126,18 @@ def product_and_gradient():
     y = torch.randn(700, 200, generator=generator)
     (x @ y).softmax(-1).square().sum().backward()
     return x.grad.numpy().tobytes()
+
+
+def ask(*questions):
+    return [consult(question) for question in questions]
+
+
+def ask_and_die(question):
+    threading.Timer(0.2, kill_itself).start()
+    consult(question)
+
+
+def ask_after_the_coordinators_end(path):
+    while not stop_requested():
+        time.sleep(0.01)
+    Path(path).write_text(str(consult("are you there?")))

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import launch_jobs as jobs
 
-from lit_llm.launch import Interrupted, Task, run_tasks, stop_requested
+from lit_llm.launch import Interrupted, Task, consult, run_tasks, stop_requested
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -428,3 +428,67 @@ def test_a_killed_coordinator_leaves_no_orphan(tmp_path):
     process.communicate()
     wait_for(tmp_path / "saved")
     assert alive_after(everyone, 5) == []
+
+
+# Questions and tasks that come later -------------------------------------------------------------------------------
+
+
+def test_a_task_consults_the_coordinator_and_goes_on_with_its_answers():
+    asked = []
+
+    def answer(task, question):
+        asked.append((task.name, question))
+        return question * 2
+
+    outcomes = run((jobs.ask, 1, 2), (jobs.ask, "a" * 100_000), on_question=answer)
+    assert [outcome.value for outcome in outcomes] == [[2, 4], ["a" * 200_000]]
+    assert [question for name, question in asked if name == "0"] == [1, 2]
+
+
+def test_a_question_that_nobody_answers_is_answered_by_none():
+    assert run((jobs.ask, 1))[0].value == [None]
+    assert consult("outside of a task") is None
+
+
+def test_a_task_that_dies_while_it_waits_for_an_answer_is_told_as_killed():
+    outcomes = run((jobs.ask_and_die, 1), (jobs.double, 4), on_question=lambda *_: time.sleep(0.5))
+    assert [(outcome.status, outcome.value) for outcome in outcomes] == [("killed", None), ("returned", 8)]
+
+
+def test_a_question_to_a_coordinator_that_is_gone_is_answered_by_none(tmp_path):
+    body = f"""
+    run_tasks([Task("a", jobs.ask_after_the_coordinators_end, ({str(tmp_path / "answer")!r},))], slots=1,
+              on_start=lambda task: (time.sleep(0.5), os.kill(os.getpid(), signal.SIGKILL)))
+    """
+    process = coordinator(tmp_path, body)
+    process.communicate(timeout=60)
+    wait_for(tmp_path / "answer")
+    assert (tmp_path / "answer").read_text() == "None"
+
+
+def test_tasks_of_an_iterator_are_taken_when_there_is_a_slot():
+    """The next task may depend on what the others have returned; None asks for patience."""
+    found, given = [], []
+
+    def tasks():
+        for number in range(5):
+            while len(given) - len(found) >= 2:
+                yield None
+            given.append(number)
+            yield Task(str(number), jobs.double, (sum(found),))
+
+    most = []
+    outcomes = run_tasks(
+        tasks(),
+        slots=3,
+        on_finish=lambda outcome: found.append(outcome.value + 1),
+        on_start=lambda _: most.append(len(given) - len(found)),
+        tick_seconds=0.01,
+    )
+    assert [outcome.task.name for outcome in outcomes] == list("01234")
+    assert max(most) == 2
+    assert outcomes[-1].value >= 2
+
+
+def test_an_iterator_without_a_task_starts_nothing():
+    assert run_tasks(iter(()), slots=1, preload=["no_such_module"]) == []
