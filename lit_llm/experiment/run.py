@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -16,6 +16,9 @@ from lit_llm.config.section import validate
 from lit_llm.config.tree import read_file
 from lit_llm.experiment.config import Experiment
 from lit_llm.tracking.store import FINAL, SCHEMA, Busy, Stage, State, Store, read_json, write_json
+
+if TYPE_CHECKING:
+    from lit_llm.training.fit import Judge
 
 
 def freeze(store: Store, fingerprint: str, experiment: Experiment, data: str) -> Stage:
@@ -35,29 +38,31 @@ def frozen(stage: Stage) -> tuple[Experiment, str]:
     return validate(Experiment, content.value["experiment"]), str(content.value["data"].plain())
 
 
-def run_one(root: Path, fingerprint: str, should_stop: Callable[[], bool] = lambda: False) -> State:
+def run_one(
+    root: Path, fingerprint: str, should_stop: Callable[[], bool] = lambda: False, judge: Judge | None = None
+) -> State:
     """Claim the stage, train it from where it stopped, write its result. Returns how it ended.
 
     Where another process works on it (another study that shares the stage), its result is waited for. Whatever goes
-    wrong is the stage's state, not an exception.
+    wrong is the stage's state, not an exception. A stage that `judge` gives up is interrupted: it can be gone on with.
     """
     stage = Store(root).stage(fingerprint)
     while not should_stop():
         try:
             with stage.claim():
-                return _run_claimed(stage, Store(root), should_stop)
+                return _run_claimed(stage, Store(root), should_stop, judge)
         except Busy:
             time.sleep(0.5)
     return "interrupted"
 
 
-def _run_claimed(stage: Stage, store: Store, should_stop: Callable[[], bool]) -> State:
+def _run_claimed(stage: Stage, store: Store, should_stop: Callable[[], bool], judge: Judge | None) -> State:
     before = stage.status()["state"]
     if before in (*FINAL, "failed", "out_of_memory"):
         return before  # somebody else, who shares this stage, has brought it to its end
     stage.set_state("running")
     try:
-        result = pretrain(stage, store, should_stop)
+        result = pretrain(stage, store, should_stop, judge)
     except Exception as error:
         traceback.print_exc()  # into the run's log
         state: State = "out_of_memory" if ran_out_of_memory(error) else "failed"
@@ -72,7 +77,7 @@ def _run_claimed(stage: Stage, store: Store, should_stop: Callable[[], bool]) ->
     return result["state"]
 
 
-def pretrain(stage: Stage, store: Store, should_stop: Callable[[], bool]) -> dict[str, Any]:
+def pretrain(stage: Stage, store: Store, should_stop: Callable[[], bool], judge: Judge | None) -> dict[str, Any]:
     """Train one experiment's `pretrain` section; the result as it is written to disk."""
     import torch
     from safetensors.torch import save_file
@@ -103,6 +108,7 @@ def pretrain(stage: Stage, store: Store, should_stop: Callable[[], bool]) -> dic
         metrics_file=stage.metrics_file,
         checkpoints=stage.checkpoints,
         should_stop=should_stop,
+        judge=judge,
     )
     if fitted.state == "done":
         save_file(model.state_dict(), stage.checkpoints / "model.safetensors")

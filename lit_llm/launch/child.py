@@ -27,7 +27,7 @@ from typing import Any
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 HEADER = struct.Struct("!cQ")
-"""Before each pickled message stand its kind and its length: what a dying process wrote in part is never taken for it."""
+"""Before each pickled message: its kind and its length. What a dying process wrote in part is never taken for it."""
 RESULT, QUESTION, ANSWER = b"r", b"q", b"a"
 
 _stop = False  # a plain bool: an Event takes a lock, and a second signal inside `set` would wait for itself
@@ -40,7 +40,7 @@ def stop_requested() -> bool:
 
 
 def consult(question: Any) -> Any:
-    """Ask the coordinator, and wait for what its `on_question` answers. None where no coordinator is there (any more)."""
+    """Ask the coordinator, and wait for what its `on_question` answers. None where there is none (any more)."""
     if _pipe is None:
         return None
     try:

@@ -110,8 +110,8 @@ def run_tasks(
     {"CUDA_VISIBLE_DEVICES": "1"}]`. `preload` names modules that the fork server imports once and every child inherits;
     they must not start threads or touch a GPU when imported.
 
-    The tasks of an iterator are taken from it when there is a slot for them; it gives None where it has none yet, and is
-    then asked again within `tick_seconds`. `on_question` gives the answer to what a task asks by `consult`.
+    The tasks of an iterator are taken from it when there is a slot for them; it gives None where it has none yet, and
+    is then asked again within `tick_seconds`. `on_question` gives the answer to what a task asks by `consult`.
 
     The callbacks run between two looks at the children, `on_tick` at least every `tick_seconds`; an exception in one
     kills the children and is raised. A task that a signal kept from starting is not announced.

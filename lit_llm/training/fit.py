@@ -28,6 +28,8 @@ from lit_llm.training.throughput import Throughput
 
 Evaluate = Callable[[LanguageModel], dict[str, float]]
 """Evaluation during training: the model in evaluation mode, without gradients, to named numbers."""
+Judge = Callable[[int, dict[str, float]], bool]
+"""Told of an evaluation (steps, its numbers); whether to give the run up there. Nobody asks after the last step."""
 
 
 @dataclass(frozen=True)
@@ -66,18 +68,20 @@ def fit(
     metrics_file: Path,
     checkpoints: Path,
     should_stop: Callable[[], bool] = lambda: False,
+    judge: Judge | None = None,
 ) -> Fitted:
     """Train to max_steps, from the last checkpoint if there is one. Once done, the model's weights are in float32.
 
     evaluate_times: evaluations, evenly spaced, the last one after the last step. `should_stop` is asked after every
-    step; when it says yes, a checkpoint is written and training ends as interrupted.
+    step, `judge` after every evaluation; when one says yes, a checkpoint is written and training ends as interrupted.
     """
     execution = training.execution
     lit = LitModel(model, training, batches.seed)
     resume = checkpoints / "last.ckpt" if (checkpoints / "last.ckpt").exists() else None
     stability, throughput = Stability(training.stability), Throughput(budget.tokens, budget.flops, training.precision)
     journal = Journal(training, budget, evaluate, evaluate_times, metrics_file, stability, throughput)
-    keeper = Checkpoints(checkpoints, training, should_stop)
+    judged = Judged(journal, training, judge)
+    keeper = Checkpoints(checkpoints, training, lambda: judged.given_up or should_stop())
     with _quiet():
         trainer = L.Trainer(
             accelerator=_accelerator(execution.accelerator),
@@ -89,8 +93,9 @@ def fit(
                 throughput,
                 stability,
                 journal,
+                judged,
                 keeper,
-            ],  # in this order: what is measured, judged, written, kept
+            ],  # in this order: what is measured, written, judged, kept
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -116,7 +121,8 @@ def fit(
         finally:
             journal.close()
     if trainer.global_step < training.max_steps:
-        return journal.ended("interrupted", trainer, "it was asked to stop")
+        reason = f"given up at step {trainer.global_step}" if judged.given_up else "it was asked to stop"
+        return journal.ended("interrupted", trainer, reason)
     return journal.ended("done", trainer)
 
 
@@ -150,6 +156,8 @@ class Journal(L.Callback):
         self.loss_sum, self.loss_tokens, self.loss_tokens_total = 0.0, 0, 0
         self.evaluation_seconds = 0.0
         self.last: dict[str, float] = {}
+        self.evaluated: dict[str, float] = {}
+        """By the evaluation after this step; empty where there was none."""
         self._file: MetricsFile | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -165,18 +173,18 @@ class Journal(L.Callback):
         self.loss_sum += report.loss * report.targets
         self.loss_tokens += report.targets
         self.loss_tokens_total += report.targets
-        evaluated: dict[str, float] = {}
+        self.evaluated = {}
         if step == self.training.max_steps:
             pl_module.restore_masters()  # what is evaluated last is what is saved
         if step in self.evaluation_steps:
             began = time.perf_counter()
             pl_module.eval()
             with torch.no_grad(), trainer.precision_plugin.forward_context():
-                evaluated = self.evaluate(pl_module.model)
+                self.evaluated = self.evaluate(pl_module.model)
             pl_module.train()
             self.evaluation_seconds += time.perf_counter() - began
-        if evaluated or step % self.training.execution.log_every == 0 or step == self.training.max_steps:
-            self.write(trainer, pl_module, evaluated)
+        if self.evaluated or step % self.training.execution.log_every == 0 or step == self.training.max_steps:
+            self.write(trainer, pl_module, self.evaluated)
         if self.stability.lost:
             raise Diverged(self.stability.lost)
 
@@ -215,6 +223,21 @@ class Journal(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for name, value in state_dict.items():
             setattr(self, name, value)
+
+
+class Judged(L.Callback):
+    """Asks after an evaluation whether the run is worth going on with: once, for all devices."""
+
+    def __init__(self, journal: Journal, training: TrainingConfig, judge: Judge | None) -> None:
+        self.journal, self.last_step, self.judge = journal, training.max_steps, judge
+        self.given_up = False
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        step, found = trainer.global_step, self.journal.evaluated
+        if self.judge is None or not found or step >= self.last_step:
+            return
+        verdict = self.judge(step, found) if trainer.is_global_zero else False
+        self.given_up = bool(trainer.strategy.broadcast(verdict))
 
 
 class Checkpoints(L.Callback):

@@ -96,6 +96,32 @@ def test_two_interruptions_change_no_bit(tmp_path: Path, corpus: Path, preset: s
     ]
 
 
+def test_a_run_is_given_up_at_the_evaluation_that_is_judged_and_can_be_gone_on_with(
+    tmp_path: Path, corpus: Path
+) -> None:
+    """Evaluations come after steps 5, 9 and 14: the judge sees the first two, and no step is made after its yes."""
+    torch.set_num_threads(1)
+    whole = prepared_stage(Store(tmp_path / "whole"), corpus, "redllm-tiny")
+    run_one(whole.folder.parents[1], whole.fingerprint)
+    shown = [(step, found["val/target_nll"]) for step, found in numbers(whole) if "val/target_nll" in found]
+    assert [step for step, _ in shown] == [5, 9, 14]
+
+    parts = prepared_stage(Store(tmp_path / "parts"), corpus, "redllm-tiny")
+    root, seen = parts.folder.parents[1], []
+
+    def judge(step: int, found: dict[str, float]) -> bool:
+        seen.append((step, found["val/target_nll"]))
+        return step == 9
+
+    assert run_one(root, parts.fingerprint, judge=judge) == "interrupted"
+    assert seen == shown[:2]
+    assert parts.status()["error"] == "given up at step 9"
+    assert numbers(parts)[-1][0] == 9
+    assert run_one(root, parts.fingerprint, judge=judge) == "done"
+    assert seen == shown[:2]
+    assert numbers(parts) == numbers(whole)
+
+
 def test_work_after_the_last_checkpoint_is_done_again_and_written_once(tmp_path: Path, corpus: Path) -> None:
     """A killed run has metrics beyond its last checkpoint; the resumed one overwrites them with equal ones."""
     torch.set_num_threads(1)
