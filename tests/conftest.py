@@ -69,6 +69,18 @@ def small_base(corpus: Path) -> str:
 
 
 @pytest.fixture
+def write_sweep(tmp_path: Path, small_base: str) -> Callable[..., Path]:
+    """Write a sweep of arms that train in a blink: write_sweep("name", "space: {...}", trials=4) -> its path."""
+
+    def write(name: str, rest: str, trials: int = 4, extends: str = "redllm-tiny") -> Path:
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(f"sweep: {name}\nextends: {extends}\nbase: {small_base}\n{rest}\ntrials: {trials}\n")
+        return path
+
+    return write
+
+
+@pytest.fixture
 def write_study(tmp_path: Path, small_base: str) -> Callable[..., Path]:
     """Write a study: write_study("name", "arms: {...}", seeds=[0]) -> its path."""
 

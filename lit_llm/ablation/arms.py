@@ -113,6 +113,14 @@ def load_study(source: str | Path, overrides: Sequence[str] = ()) -> Ablation:
     except InputError as error:
         problems = [*error.problems, *_further_problems(document, error.problems, path.parent, overrides)]
         raise InputError(*problems, hint=error.hint) from None
+    return understood(study, document, path, overrides)
+
+
+def understood(study: Study, document: Node, path: Path, overrides: Sequence[str]) -> Ablation:
+    """A study with its arms. Raises InputError with every problem of theirs.
+
+    document: the tree that `study` was validated from; path: of its file.
+    """
     arms = tuple(_arms(study, document, path.parent, overrides))
     _check_source(study, arms, document)
     return _matched(Ablation(study, arms, tuple(overrides), str(path.absolute())), document)

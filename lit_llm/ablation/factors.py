@@ -31,23 +31,7 @@ def read_factors(grid: Grid | None, document: Node, problems: list[Problem]) -> 
         node = document.find(["grid", "factors", name])
         assert node is not None
         mark = node.mark
-        if isinstance(node.value, list):
-            levels = [
-                Level(name, label_of(item.plain()), at(name, tree(item, item.mark or mark)), (name,))
-                for item in node.value
-            ]
-        else:
-            levels = []
-            for label, bundle in node.value.items():
-                if not isinstance(bundle.value, dict) or not bundle.value:
-                    problems.append(
-                        Problem(
-                            "a named level is a mapping of keys to values", f"grid.factors.{name}.{label}", bundle.mark
-                        )
-                    )
-                    continue
-                keys = merge_all(at(path, value) for path, value in bundle.value.items())
-                levels.append(Level(name, label, keys, tuple(bundle.value)))
+        levels = levels_of(name, node, f"grid.factors.{name}", problems)
         distinct = levels  # the levels of paired factors may come again
         if isinstance(node.value, list):
             values = [item.plain() for item in node.value]
@@ -79,6 +63,26 @@ def read_factors(grid: Grid | None, document: Node, problems: list[Problem]) -> 
                     Problem(f"{label_of(value)!r} is not a level of it{hint}", f"grid.exclude.{name}", where)
                 )
     return factors
+
+
+def levels_of(name: str, node: Node, where: str, problems: list[Problem], key: str | None = None) -> list[Level]:
+    """The levels of one factor: a list of values of a key (its name, unless told), or named bundles of keys.
+
+    where: the address of `node` in its file, for what is noted.
+    """
+    if isinstance(node.value, list):
+        return [
+            Level(name, label_of(item.plain()), at(key or name, tree(item, item.mark or node.mark)), (key or name,))
+            for item in node.value
+        ]
+    levels = []
+    for label, bundle in node.value.items():
+        if not isinstance(bundle.value, dict) or not bundle.value:
+            problems.append(Problem("a named level is a mapping of keys to values", f"{where}.{label}", bundle.mark))
+            continue
+        keys = merge_all(at(path, value) for path, value in bundle.value.items())
+        levels.append(Level(name, label, keys, tuple(bundle.value)))
+    return levels
 
 
 def combinations(grid: Grid | None, factors: dict[str, list[Level]]) -> Iterator[tuple[Level, ...]]:

@@ -6,27 +6,17 @@ below d_model 512 and of 64 above. What cannot be reached within 1% is refused b
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from lit_llm.ablation.config import By
-from lit_llm.config.section import validate
-from lit_llm.config.tree import at, difference, merge, tree
+from lit_llm.config.tree import at, difference, tree
 from lit_llm.experiment.config import Experiment
-from lit_llm.experiment.cost import cost_of
-from lit_llm.models.config import resolve_model
-from lit_llm.models.cost import count_parameters
+from lit_llm.experiment.cost import FIGURES, cost_of
+from lit_llm.experiment.load import changed
 
 TOLERANCE = 0.01
 """Largest relative difference that is left; above it the comparison is refused."""
-
-QUANTITIES: dict[str, Callable[[Experiment], float]] = {
-    "tokens": lambda experiment: cost_of(experiment).tokens,
-    "loss_tokens": lambda experiment: cost_of(experiment).loss_tokens,
-    "train_flops": lambda experiment: cost_of(experiment).train_flops,
-    "parameters": lambda experiment: count_parameters(resolve_model(experiment.model)).total,
-}
 
 
 @dataclass(frozen=True)
@@ -44,7 +34,10 @@ def matched(arm: Experiment, baseline: Experiment, by: By) -> Matched:
     """Move max_steps or d_ff of `arm` until it equals `baseline` as nearly as whole steps allow."""
     if by == "none":
         return Matched(arm, {}, 0.0)
-    quantity = QUANTITIES[by]
+
+    def quantity(experiment: Experiment) -> float:
+        return FIGURES[by](cost_of(experiment))
+
     wanted = quantity(baseline)
     candidates = _widths(arm, wanted) if by == "parameters" else _lengths(arm, wanted / quantity(arm))
     best = min((arm, *candidates), key=lambda experiment: abs(quantity(experiment) - wanted))
@@ -60,7 +53,7 @@ def _lengths(arm: Experiment, ratio: float) -> list[Experiment]:
     for steps in {max(1, int(exact)), int(exact) + 1}:
         schedule = training.schedule.scaled(steps / training.max_steps)
         keys = {"max_steps": steps, "schedule": schedule.model_dump(mode="json")}
-        found.append(_with(arm, "pretrain.training", keys))
+        found.append(changed(arm, at("pretrain.training", tree(keys))))
     return found
 
 
@@ -69,16 +62,14 @@ def _widths(arm: Experiment, parameters: float) -> list[Experiment]:
     step = 8 if arm.model.d_model < 512 else 64
 
     def count(d_ff: int) -> float:
-        return count_parameters(resolve_model(_with(arm, "model.feed_forward", {"d_ff": d_ff}).model)).total
+        return cost_of(changed(arm, at("model.feed_forward.d_ff", tree(d_ff)))).parameters
 
     # Parameters are linear in d_ff, so two points give the line.
     slope = (count(2 * step) - count(step)) / step
     if not slope:  # every layer sets a d_ff of its own
         return []
     steps = ((parameters - count(step)) / slope + step) / step
-    return [_with(arm, "model.feed_forward", {"d_ff": step * n}) for n in {max(1, int(steps)), max(1, int(steps) + 1)}]
-
-
-def _with(experiment: Experiment, path: str, keys: dict[str, Any]) -> Experiment:
-    """The experiment with some keys changed, checked again."""
-    return validate(Experiment, merge(tree(experiment.model_dump(mode="json")), at(path, tree(keys))))
+    return [
+        changed(arm, at("model.feed_forward.d_ff", tree(step * n)))
+        for n in {max(1, int(steps)), max(1, int(steps) + 1)}
+    ]

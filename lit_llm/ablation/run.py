@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +14,14 @@ from lit_llm.ablation.plan import Plan, plan
 from lit_llm.ablation.runs import Run, comparison_of, runs_of
 from lit_llm.analysis.comparison import Comparison
 from lit_llm.config.problems import InputError, Problem, did_you_mean
+from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.identity import digest_of_data, identity_of_data, origin_digest, provenance, read_corpora_again
 from lit_llm.experiment.run import freeze, run_one
 from lit_llm.launch import Interrupted, Outcome, Task, run_tasks, stop_requested
 from lit_llm.tracking.address import default_tracking
 from lit_llm.tracking.garbage import list_runs
 from lit_llm.tracking.mlflow_mirror import Mirror, MirrorThread, RunRecord
-from lit_llm.tracking.store import FINAL, Busy, Store, locked, write_json
+from lit_llm.tracking.store import FINAL, Busy, Stage, Store, locked, write_json
 
 PRELOAD = (
     __name__,
@@ -107,33 +108,42 @@ def run_study(
         if finding.kind in ("no_op", "confound"):
             watcher.message(str(finding))
     folder = store.study(name)
-    try:
-        address, lock = tracking or default_tracking(store.root), folder / "mirror.lock"
-        mirror = Mirror(address, study=name, description=_description(planned), lock=lock)
-        mirror.check()
-    except ValueError as error:
-        raise InputError(Problem(str(error), "--tracking")) from None
+    if (folder / "sweep.json").exists():
+        raise InputError(Problem(f"{name} is the name of a sweep in this store; give the study another", "study"))
+    mirror = opened_mirror(store, name, tracking, _description(planned))
     store.open()
     try:
         with locked(folder / "lock"):
             try:
                 list_runs(store, name, ablation.source, ablation.overrides, [_listed(run) for run in runs])
-                _prepare_data(chosen, store, watcher)
+                prepare_data([run.experiment for run in chosen], store, watcher)
                 todo = _todo(chosen, rerun, watcher)
                 for run in todo:
                     freeze(store, run.stage.fingerprint, run.experiment, digest_of_data(run.experiment))
                 watcher.launching(chosen, todo, slots)
-                follower = MirrorThread(mirror, lambda: [_record(run) for run in runs])
+                follower = MirrorThread(mirror, lambda: [record(run) for run in runs])
                 interrupted = _execute(todo, store, slots, watcher, follower)
             finally:
                 watcher.finished()
             comparison = comparison_of(ablation, runs)
             tables = _write_tables(folder, comparison, render(planned, comparison))
             ending = Finished(planned, tuple(runs), tuple(chosen), comparison, interrupted, tables)
-            return replace(ending, mirrored=_close(follower, ending, watcher))
+            state = "interrupted" if interrupted else "done" if ending.exit_code == 0 else "failed"
+            return replace(ending, mirrored=close(follower, state, tables, _summary(comparison), watcher))
     except Busy:
         message = f"{name} is being run by another process; `lit-llm status` shows how far it is"
         raise InputError(Problem(message, "study")) from None
+
+
+def opened_mirror(store: Store, name: str, tracking: str | None, description: str) -> Mirror:
+    """MLflow's side of a study, at the store's own address unless told otherwise. Raises InputError."""
+    try:
+        address, lock = tracking or default_tracking(store.root), store.study(name) / "mirror.lock"
+        mirror = Mirror(address, study=name, description=description, lock=lock)
+        mirror.check()
+    except ValueError as error:
+        raise InputError(Problem(str(error), "--tracking")) from None
+    return mirror
 
 
 def _execute(todo: Sequence[Run], store: Store, slots: int, watcher: Watcher, follower: MirrorThread) -> bool:
@@ -141,7 +151,7 @@ def _execute(todo: Sequence[Run], store: Store, slots: int, watcher: Watcher, fo
 
     def tick() -> None:
         watcher.tick()
-        _tell_news(follower, watcher)
+        tell_news(follower, watcher)
 
     try:
         run_tasks(
@@ -157,15 +167,17 @@ def _execute(todo: Sequence[Run], store: Store, slots: int, watcher: Watcher, fo
     return False
 
 
-def _close(follower: MirrorThread, finished: Finished, watcher: Watcher) -> bool:
+def close(
+    follower: MirrorThread, state: str, files: Iterable[Path], metrics: Mapping[str, float | None], watcher: Watcher
+) -> bool:
     """Bring MLflow up to date, and say so where that cannot be done."""
-    state = "interrupted" if finished.interrupted else "done" if finished.exit_code == 0 else "failed"
-    mirrored = follower.close(state, finished.tables, _summary(finished.comparison))
-    _tell_news(follower, watcher)
+    mirrored = follower.close(state, files, metrics)
+    tell_news(follower, watcher)
     return mirrored
 
 
-def _tell_news(follower: MirrorThread, watcher: Watcher) -> None:
+def tell_news(follower: MirrorThread, watcher: Watcher) -> None:
+    """Pass on what keeps MLflow from being up to date, once."""
     if news := follower.take_news():
         watcher.message(news)
 
@@ -180,13 +192,14 @@ def _chosen(runs: list[Run], only: str | None) -> list[Run]:
     return chosen
 
 
-def _prepare_data(runs: Iterable[Run], store: Store, watcher: Watcher) -> None:
+def prepare_data(experiments: Iterable[Experiment], store: Store, watcher: Watcher) -> None:
+    """Tokenise what is not there yet, each text once."""
     from lit_llm.data.prepare import prepare
 
     seen: dict[tuple[str, int], None] = {}
-    for run in runs:
-        config = run.experiment.pretrain.data
-        identity = identity_of_data(run.experiment)
+    for experiment in experiments:
+        config = experiment.pretrain.data
+        identity = identity_of_data(experiment)
         key = (identity.digest, config.sequence_length)
         if key not in seen:
             prepare(config, store.data, watcher.preparing, identity)
@@ -237,11 +250,13 @@ def execute(root: Path, fingerprint: str) -> str:
 
 
 def _note_death(outcome: Outcome) -> None:
-    """A process that could not write its own state: killed from outside, or dead before it began."""
     root, fingerprint = outcome.task.arguments
-    stage = Store(root).stage(fingerprint)
-    if outcome.status not in ("killed", "raised"):
-        return
+    if outcome.status in ("killed", "raised"):
+        note_death(Store(root).stage(fingerprint), outcome)
+
+
+def note_death(stage: Stage, outcome: Outcome) -> None:
+    """Of a process that could not write its own state: killed from outside, or dead before it began."""
     with suppress(Busy), stage.claim():  # else it was waiting for another study, which goes on with the stage
         if stage.result() is None:
             # A kill can be answered by going on from the last checkpoint; an error would only come again.
@@ -253,7 +268,7 @@ def _listed(run: Run) -> dict[str, object]:
     return {"arm": run.arm.name, "seed": run.seed, "fingerprint": run.stage.fingerprint}
 
 
-def _record(run: Run) -> RunRecord:
+def record(run: Run) -> RunRecord:
     """A run as MLflow shows it."""
     status, result = run.stage.status(), run.stage.result() or {}
     origin = result.get("provenance", {})

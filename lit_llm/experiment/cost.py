@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,22 @@ class Cost:
             "loss_tokens": self.loss_tokens,
             "memory_bytes": self.memory_bytes,
         }
+
+
+FIGURES: dict[str, Callable[[Cost], float]] = {
+    "parameters": lambda cost: cost.parameters,
+    "non_embedding_parameters": lambda cost: cost.non_embedding_parameters,
+    "train_flops": lambda cost: cost.train_flops,
+    "train_flops_per_token": lambda cost: cost.train_flops_per_token,
+    "prefill_flops_per_token": lambda cost: cost.prefill_flops_per_token,
+    "decode_flops_per_token": lambda cost: cost.decode_flops_per_token,
+    "kv_cache_bytes": lambda cost: cost.cache.total(1000, 1000),
+    "memory_bytes": lambda cost: cost.memory_bytes,
+    "tokens": lambda cost: cost.tokens,
+    "loss_tokens": lambda cost: cost.loss_tokens,
+}
+"""What an experiment can be constrained and searched by; decoding and its cache with a prompt and an answer of 1000
+tokens each, the rest of one whole run."""
 
 
 def shape_at(experiment: Experiment, cut: float) -> cost.Shape:

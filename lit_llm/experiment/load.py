@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lit_llm.config.problems import InputError, Mark, Problem, did_you_mean, noted
 from lit_llm.config.section import validate
-from lit_llm.config.tree import Node, leaves, merge, merge_all, read_file, read_override, split_path, without
+from lit_llm.config.tree import Node, leaves, merge, merge_all, read_file, read_override, split_path, tree, without
 from lit_llm.experiment.config import Experiment
 from lit_llm.models.config import resolve_model
 
@@ -101,6 +101,11 @@ def validate_experiment(node: Node, changes_checked: bool = False) -> Experiment
     if changes_checked and (problems := idle_overrides(node, experiment)):
         raise InputError(*problems)
     return experiment
+
+
+def changed(experiment: Experiment, keys: Node) -> Experiment:
+    """The experiment with the keys of a tree changed, checked again. Raises InputError where they do not fit."""
+    return validate(Experiment, merge(tree(experiment.model_dump(mode="json")), keys))
 
 
 _ADDRESSES = ("attention", "self_attention", "cross_attention", "feed_forward", "layer_ranges")

@@ -46,6 +46,7 @@ STATUS = {
     "failed": "FAILED",
     "out_of_memory": "FAILED",
     "interrupted": "KILLED",
+    "pruned": "KILLED",
 }
 # What MLflow takes: 1000 metrics, params and tags in one batch, of them 100 params and 100 tags.
 METRICS_A_BATCH, PARAMS_A_BATCH, PARAM_CHARACTERS, TAG_CHARACTERS = 900, 100, 6000, 8000
@@ -64,13 +65,15 @@ class RunRecord:
     fingerprint: str
     """Of the last stage of the chain. Another one is another child, and the old child is tagged as superseded."""
     state: str
-    """pending, running, done, diverged, failed, out_of_memory or interrupted."""
+    """pending, running, done, diverged, failed, out_of_memory, interrupted, or pruned by a search."""
     params: Mapping[str, object] = field(default_factory=dict)
     """The flattened resolved configuration; like the next one written once, when the child is created."""
     config_yaml: str = ""
     metrics: Sequence[tuple[str, Path]] = ()
     """(prefix put before each metric's name, metrics.jsonl) in chain order. The points of one prefixed name are in one
     file, in the order of their steps."""
+    values: Mapping[str, float] = field(default_factory=dict)
+    """Numbers of the whole run that stand in no file: shown once, at step 0."""
     error: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
     code: str = ""
@@ -247,6 +250,10 @@ class Mirror:
         if REPLAYED not in child.tags:
             self._describe(child, record)
         points, marks = _unseen(child, record)
+        now = int(time.time() * 1000)
+        news = {key(name): value for name, value in record.values.items() if key(name) not in child.steps}
+        points += [(name, value, now, 0) for name, value in news.items() if is_number(value)]
+        child.steps |= dict.fromkeys(news, 0)
         tags = {STATE: record.state, ERROR: record.error, SUPERSEDED: None, REPLAYED: json.dumps(marks)}
         self._log(child.run_id, child.tags, points, {**record.tags, **tags, PARENT: self._parent})
         if child.status != STATUS[record.state]:

@@ -4,9 +4,9 @@ import pytest
 
 from lit_llm.ablation.arms import is_study, load_study
 from lit_llm.ablation.audit import audit
-from lit_llm.ablation.match import QUANTITIES
 from lit_llm.analysis.comparison import RunResult, compare
 from lit_llm.config.problems import InputError
+from lit_llm.experiment.cost import cost_of
 
 HEAD = "study: s\nquestion: Does it?\nextends: redllm-tiny\n"
 NORM = "model.attention.output_norm"
@@ -75,7 +75,7 @@ def test_an_arm_against_itself_is_a_baseline_of_its_own(write):
 def test_along_a_ladder_every_rung_is_matched_with_the_first(write):
     """Each within half a step of the foot's FLOPs, however many rungs lie between."""
     ablation = load_study(write(f"study: s\nquestion: Does it?\n{LADDER}match: {{by: train_flops}}"))
-    flops = {arm.name: QUANTITIES["train_flops"](arm.experiment) for arm in ablation.arms}
+    flops = {arm.name: cost_of(arm.experiment).train_flops for arm in ablation.arms}
     for arm in ablation.arms[1:]:
         half_a_step = 0.5 * flops[arm.name] / arm.experiment.pretrain.training.max_steps
         assert abs(flops[arm.name] - flops["dec"]) <= half_a_step

@@ -1,0 +1,131 @@
+"""Constraints of a sweep: `parameters <= 2e7`, `model.d_model == 32 * model.attention.heads`.
+
+    constraint   sum (<= | < | >= | > | ==) sum
+    sum          numbers, figures of the cost and keys of the experiment, with + - * / and parentheses
+
+Python's parser reads them and nothing executes them: only what stands above is taken.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lit_llm.config.problems import did_you_mean
+from lit_llm.experiment.cost import FIGURES
+
+_LONGEST = 300
+_ARITHMETIC: dict[type[ast.operator], Callable[[float, float], float]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+# How far a comparison is from holding; 0 where it holds.
+_EXCESS: dict[type[ast.cmpop], Callable[[float, float], float]] = {
+    ast.LtE: lambda left, right: max(0.0, left - right),
+    ast.GtE: lambda left, right: max(0.0, right - left),
+    ast.Lt: lambda left, right: 0.0 if left < right else max(left - right, 1e-12),
+    ast.Gt: lambda left, right: 0.0 if left > right else max(right - left, 1e-12),
+    ast.Eq: lambda left, right: abs(left - right),
+}
+
+
+class NotAConstraint(ValueError):
+    """The text is none of the grammar; the message says why."""
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """One inequality."""
+
+    text: str
+    _compare: ast.Compare
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The figures and keys that it speaks of."""
+        return tuple(dict.fromkeys(_names(self._compare)))
+
+    def excess(self, values: Mapping[str, Any]) -> float:
+        """How far it is from holding, relative to its right side; 0 where it holds.
+
+        values: of its names. Raises ValueError where one is no number, or where it divides by zero.
+        """
+        left, right = (_value(side, values) for side in (self._compare.left, self._compare.comparators[0]))
+        return _EXCESS[type(self._compare.ops[0])](left, right) / (abs(right) or 1.0)
+
+
+def parse(text: str) -> Constraint:
+    """Raises NotAConstraint."""
+    if len(text) > _LONGEST:
+        raise NotAConstraint(f"is longer than {_LONGEST} characters")
+    try:
+        found = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise NotAConstraint(f"{text!r} is no constraint; write for example `parameters <= 2e7`") from None
+    if not isinstance(found, ast.Compare) or len(found.ops) != 1 or type(found.ops[0]) not in _EXCESS:
+        raise NotAConstraint(f"{text!r} compares no two sides by one of <=, <, >=, >, ==")
+    for side in (found.left, found.comparators[0]):
+        _check(side)
+    return Constraint(text, found)
+
+
+def unknown(name: str, keys: Mapping[str, Any]) -> str | None:
+    """What is wrong with a name that is neither a figure nor a key of the experiment."""
+    if name in FIGURES or name in keys:
+        return None
+    return f"{name!r} is neither a figure nor a key with a number{did_you_mean(name, [*FIGURES, *keys])}"
+
+
+def _check(node: ast.AST) -> None:
+    if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
+        _check(node.left)
+        _check(node.right)
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        _check(node.operand)
+    elif not _is_number(node) and _dotted(node) is None:
+        raise NotAConstraint(f"{ast.unparse(node)!r} is not possible; numbers, keys, figures and + - * / are")
+
+
+def _is_number(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and type(node.value) in (int, float)
+
+
+def _dotted(node: ast.AST) -> str | None:
+    """`a.b.c` of a name, None of anything else."""
+    if isinstance(node, ast.Attribute):
+        before = _dotted(node.value)
+        return None if before is None else f"{before}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else None
+
+
+def _names(node: ast.AST) -> Iterator[str]:
+    name = _dotted(node)
+    if name is not None:
+        yield name
+    else:
+        for child in ast.iter_child_nodes(node):
+            yield from _names(child)
+
+
+def _value(node: ast.AST, values: Mapping[str, Any]) -> float:
+    if isinstance(node, ast.BinOp):
+        try:
+            return _ARITHMETIC[type(node.op)](_value(node.left, values), _value(node.right, values))
+        except (ZeroDivisionError, OverflowError) as error:
+            raise ValueError(f"{ast.unparse(node)}: {error}") from None
+    if isinstance(node, ast.UnaryOp):
+        return -_value(node.operand, values)
+    if isinstance(node, ast.Constant):
+        assert isinstance(node.value, int | float)
+        return float(node.value)
+    name = _dotted(node)
+    assert name is not None
+    value = values.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} is no number: {value!r}")
+    return float(value)

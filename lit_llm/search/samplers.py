@@ -1,0 +1,79 @@
+"""Optuna's samplers and pruners, as a sweep names them."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+from lit_llm.experiment.config import Experiment
+from lit_llm.search.config import Sweep
+
+if TYPE_CHECKING:
+    from optuna.pruners import BasePruner
+    from optuna.samplers import BaseSampler
+
+KEPT = 3
+"""Of so many trials at a rung, hyperband and successive halving go on with one."""
+
+
+def make_sampler(sweep: Sweep, number: int) -> BaseSampler:
+    """The sampler that draws trial `number`; the same for every arm.
+
+    A sampler keeps no state between trials but what the storage holds, so that a search that was interrupted goes on:
+    each draw has a seed of its own, by the sweep's seed and the trial's number.
+    """
+    from optuna import samplers
+    from optuna.exceptions import ExperimentalWarning
+
+    seed = (sweep.seeds[0] * 1_000_003 + number) % 2**31
+    startup = max(4, min(10, sweep.trials // 3))
+    population = max(4, min(50, sweep.trials // 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        if sweep.sampler == "tpe":
+            return samplers.TPESampler(n_startup_trials=startup, seed=seed)
+        if sweep.sampler == "gp":
+            return samplers.GPSampler(n_startup_trials=startup, seed=seed)
+        if sweep.sampler == "cma_es":
+            return samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+        if sweep.sampler == "nsga2":
+            return samplers.NSGAIISampler(population_size=population, seed=seed)
+        if sweep.sampler == "nsga3":
+            return samplers.NSGAIIISampler(population_size=population, seed=seed)
+        if sweep.sampler == "qmc":  # the sequence goes by the number of points drawn, and is one for one seed
+            return samplers.QMCSampler(seed=sweep.seeds[0], scramble=True, warn_independent_sampling=False)
+        return samplers.RandomSampler(seed=seed)
+
+
+def make_pruner(sweep: Sweep, own: Experiment) -> BasePruner:
+    """The pruner, which counts in validations of the arm's own setting (`own`), or in seeds."""
+    from optuna import pruners
+    from optuna.exceptions import ExperimentalWarning
+
+    times = own.pretrain.validation.times
+    kind = sweep.pruner.kind
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        if kind == "median":
+            return pruners.MedianPruner(n_startup_trials=max(2, min(5, sweep.trials // 4)))
+        if kind == "hyperband":
+            return pruners.HyperbandPruner(min_resource=1, max_resource=times, reduction_factor=KEPT)
+        if kind == "successive_halving":
+            return pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=KEPT)
+        if kind == "wilcoxon":
+            return pruners.WilcoxonPruner(p_threshold=0.1, n_startup_steps=2)
+        return pruners.NopPruner()
+
+
+def progress(sweep: Sweep, own: Experiment, trial: Experiment, step: int) -> int:
+    """How far a trial is after `step` steps: in validations of the arm's own setting, by steps or by tokens."""
+    done, whole = step, own.pretrain.training.max_steps
+    if sweep.pruner.by == "tokens":
+        done *= _tokens(trial)
+        whole *= _tokens(own)
+    return max(1, round(done * own.pretrain.validation.times / whole))
+
+
+def _tokens(experiment: Experiment) -> int:
+    """Of one step."""
+    return experiment.pretrain.data.batch_size * experiment.pretrain.data.sequence_length

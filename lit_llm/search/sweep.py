@@ -1,0 +1,218 @@
+"""From a sweep file to what is searched: the arms, the space of each, constraints and goals."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lit_llm.ablation.arms import Ablation, Arm, understood
+from lit_llm.ablation.audit import YARDSTICK
+from lit_llm.ablation.config import Study
+from lit_llm.config.problems import InputError, Problem, did_you_mean, noted
+from lit_llm.config.section import validate
+from lit_llm.config.tree import Node, leaves, read_file, under
+from lit_llm.experiment.config import Experiment
+from lit_llm.experiment.cost import FIGURES, cost_of
+from lit_llm.experiment.identity import digest_of_data, read_corpora_again
+from lit_llm.experiment.load import is_preset, read_overrides
+from lit_llm.search.config import Sweep
+from lit_llm.search.constraints import Constraint, NotAConstraint, parse, unknown
+from lit_llm.search.space import (
+    ArmSpace,
+    Dimension,
+    Point,
+    Value,
+    dimensions_of,
+    space_of,
+    unknown_conditions,
+    wrong_values,
+)
+
+HINT = "`lit-llm schema sweep > sweep.schema.json` gives your editor the allowed keys."
+_MACHINE = "pretrain.training.execution"
+
+
+@dataclass(frozen=True)
+class Search:
+    """A sweep file, understood."""
+
+    sweep: Sweep
+    ablation: Ablation
+    """The arms at their own settings."""
+    spaces: Mapping[str, ArmSpace]
+    """{arm: what is searched in it}."""
+    constraints: tuple[Constraint, ...]
+    firsts: Mapping[str, tuple[Point, ...]]
+    """{arm: the settings to try first}, its own before all."""
+
+    @property
+    def name(self) -> str:
+        return self.sweep.sweep
+
+    @property
+    def trains(self) -> bool:
+        """Whether a trial has to be trained; not where all goals are figures that are known before."""
+        return not all(goal.known_before for goal in self.sweep.optimize)
+
+    def excess(self, experiment: Experiment) -> dict[str, float]:
+        """{constraint: how far it is from holding}, 0 where it holds."""
+        if not self.constraints:
+            return {}
+        values = figures(experiment)
+        return {constraint.text: constraint.excess(values) for constraint in self.constraints}
+
+    def identity(self) -> dict[str, Any]:
+        """What decides which trials belong together, as plain data. How many, and what follows, is not in it."""
+        content = self.sweep.model_dump(mode="json", exclude_defaults=True)
+        for key in ("sweep", "question", "extends", "base", "arms", "trials", "winners", "allow"):
+            content.pop(key, None)
+        arms = {arm.name: arm.experiment.model_dump(mode="json", exclude={"seed"}) for arm in self.ablation.arms}
+        for arm in arms.values():
+            del arm["pretrain"]["training"]["execution"]
+        data = {arm.name: digest_of_data(arm.experiment) for arm in self.ablation.arms} if self.trains else {}
+        return {**content, "arms": arms, "data": data}
+
+
+def figures(experiment: Experiment) -> dict[str, Any]:
+    """What constraints may speak of: the leaves of the configuration, and the figures of its cost."""
+    cost = cost_of(experiment)
+    return {**dict(leaves(experiment.model_dump(mode="json"))), **{name: of(cost) for name, of in FIGURES.items()}}
+
+
+def is_sweep(source: str) -> bool:
+    """Whether this is a sweep file."""
+    return not is_preset(source) and os.path.isfile(source) and "sweep" in read_file(Path(source)).value
+
+
+def load_sweep(source: str | Path, overrides: Sequence[str] = ()) -> Search:
+    """Read a sweep. Raises InputError with every problem that was found, each at its file and line."""
+    read_corpora_again()
+    path = Path(source)
+    document = read_file(path)
+    if "sweep" not in document.value:
+        raise InputError(Problem("is no sweep (it has no `sweep`); `lit-llm run` takes a study", mark=document.mark))
+    sweep = validate(Sweep, document)
+    problems: list[Problem] = []
+    dimensions = dimensions_of(sweep, document, problems)
+    problems += _not_to_search(sweep, dimensions, overrides)
+    constraints = tuple(_constraints(sweep, document, problems))
+    arms: tuple[Arm, ...] = ()
+    with noted(problems):
+        part = _study_part(sweep, document)
+        ablation = understood(validate(Study, part), part, path, overrides)
+        arms = ablation.arms
+    if arms:
+        problems += unknown_conditions(dimensions, arms)
+    if problems:
+        raise InputError(*problems, hint=HINT)
+    spaces = {arm.name: space_of(arm, dimensions) for arm in arms}
+    problems += wrong_values(list(spaces.values()))
+    firsts, further = {}, list[Problem]()
+    for space in spaces.values():
+        with noted(further):
+            firsts[space.arm.name] = tuple(_firsts(sweep, document, space))
+    blamed = {problem.key for problem in problems}
+    problems += [problem for problem in further if problem.key not in blamed]
+    search = Search(sweep, ablation, spaces, constraints, firsts)
+    if not problems:
+        problems += _unfulfilled(search, document)
+    if problems:
+        raise InputError(*problems, hint=HINT)
+    return search
+
+
+def _study_part(sweep: Sweep, document: Node) -> Node:
+    """The tree of a study of the same arms, with the marks of the sweep's file."""
+    items = {key: document.value[key] for key in ("extends", "base", "arms", "allow", "seeds") if key in document.value}
+    head = {"study": Node(sweep.sweep, document.mark), "question": Node(sweep.question, document.mark)}
+    return Node(head | {"seeds": Node([Node(0)])} | items, document.mark)
+
+
+def _not_to_search(sweep: Sweep, dimensions: Sequence[Dimension], overrides: Sequence[str]) -> Iterator[Problem]:
+    """Keys that no search may move."""
+    trained = [goal.metric for goal in sweep.optimize if not goal.known_before]
+    ignored: list[Problem] = []
+    after = [(key, node.mark) for node in read_overrides(overrides, ignored) for key, _ in leaves(node.plain())]
+    for dimension in dimensions:
+        where = f"space.{dimension.name}"
+        for path in dimension.paths:
+            if under(path, *YARDSTICK) or any(under(part, path) for part in YARDSTICK):
+                message = f"{path} decides what {trained[0] if trained else 'val/target_nll'} is measured on"
+                if trained:
+                    yield Problem(f"{message}: trials would not be comparable", where, dimension.mark)
+            elif under(path, _MACHINE):
+                yield Problem(f"{path} is how the machine does it, and changes no result", where, dimension.mark)
+            elif path == "seed":
+                yield Problem(
+                    "a seed is no setting; `seeds: [0, 1, 2]` runs each trial with all", where, dimension.mark
+                )
+            elif under(path, "pretrain.objective") and "val/objective_loss" in trained:
+                message = "val/objective_loss of another objective is another quantity; use val/target_nll"
+                yield Problem(message, where, dimension.mark)
+            for key, mark in after:
+                if under(key, path) or under(path, key):
+                    yield Problem(f"is searched by the sweep; change `{where}` instead", key, mark)
+
+
+def _constraints(sweep: Sweep, document: Node, problems: list[Problem]) -> Iterator[Constraint]:
+    for number, text in enumerate(sweep.constraints):
+        try:
+            yield parse(text)
+        except NotAConstraint as error:
+            mark = document.mark_of(["constraints", str(number)])
+            problems.append(Problem(str(error), "constraints", mark))
+
+
+def _firsts(sweep: Sweep, document: Node, space: ArmSpace) -> Iterator[Point]:
+    """The arm's own setting and what the file says to try first. Raises InputError."""
+    yield space.own
+    problems: list[Problem] = []
+    for number, given in enumerate(sweep.first):
+        where, mark = f"first.{number}", document.mark_of(["first", str(number)])
+        for name, value in given.items():
+            if name not in sweep.space:
+                problems.append(Problem(f"{name!r} is not searched{did_you_mean(name, sweep.space)}", where, mark))
+            elif wrong := next((d.problem(value) for d in space.dimensions if d.name == name), None):
+                problems.append(Problem(f"{name}: {wrong}", where, mark))
+        if problems:
+            continue
+
+        def suggest(
+            dimension: Dimension, given: Mapping[str, Any] = given, where: str = where, mark: Any = mark
+        ) -> Value:
+            if dimension.name in given:
+                return dimension.stored(given[dimension.name])
+            if dimension.name in space.own:
+                return space.own[dimension.name]
+            message = f"needs a value of {dimension.name}, which the arm {space.arm.name} does not have by itself"
+            problems.append(Problem(message, where, mark))
+            return dimension.probes[0]
+
+        yield space.draw(suggest)
+    if problems:
+        raise InputError(*problems)
+
+
+def _unfulfilled(search: Search, document: Node) -> Iterator[Problem]:
+    """Constraints on what is no number, and those that an arm's own setting breaks."""
+    for number, constraint in enumerate(search.constraints):
+        mark = document.mark_of(["constraints", str(number)])
+        for arm in search.ablation.arms:
+            values = figures(arm.experiment)
+            numbers = {key: v for key, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+            wrong = [said for name in constraint.names if (said := unknown(name, numbers))]
+            if wrong:
+                yield Problem(f"{constraint.text}: {wrong[0]}", "constraints", mark)
+                break
+            try:
+                excess = constraint.excess(values)
+            except ValueError as error:
+                yield Problem(f"{constraint.text}: {error}", "constraints", mark)
+                break
+            if excess > 0:
+                said = ", ".join(f"{name} = {values[name]:g}" for name in constraint.names)
+                message = f"{constraint.text} does not hold for the arm {arm.name}, whose own setting is always tried"
+                yield Problem(f"{message}: {said}", "constraints", mark)

@@ -1,0 +1,498 @@
+"""The trials of a sweep in Optuna's storage: asked for, judged and told by any number of coordinators.
+
+```
+studies/<sweep>/sweep.json       what it is, and where its trials are
+                optuna.journal   the trials, unless they are in a database
+                claims.lock      held while a trial is drawn, so that none is drawn twice and none beyond the budget
+                coordinators/    one lock for each coordinator, held for its life: its lease on the trials it runs
+```
+A trial that is being run has a coordinator. Where that one's lock is free, its process is gone, and another takes the
+trial over: the stages of its runs go on from their checkpoints. Only this file knows Optuna's storage.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lit_llm.config.fingerprint import fingerprint
+from lit_llm.config.problems import InputError, Problem, some
+from lit_llm.config.tree import difference
+from lit_llm.experiment.config import Experiment
+from lit_llm.experiment.identity import origin_digest, pretrain_fingerprint, provenance
+from lit_llm.search.samplers import make_pruner, make_sampler
+from lit_llm.search.space import ArmSpace, Dimension, Point, Value
+from lit_llm.search.sweep import Search
+from lit_llm.tracking.address import without_password
+from lit_llm.tracking.store import Busy, Store, is_locked, locked, read_json, write_json
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.storages import BaseStorage
+
+Ended = Literal["done", "pruned", "diverged", "failed", "out_of_memory", "infeasible", "repeated", "lost"]
+NOT_COUNTED: tuple[Ended, ...] = ("infeasible", "repeated", "lost")
+"""Draws that took no training: they are no part of the budget."""
+IN_VAIN = 300
+"""Draws without a new, feasible point, one after another, that end an arm's search."""
+COUNTABLE = 20_000
+"""Points up to which a finite space is listed, so that its last points are found too."""
+PATIENCE = 120.0
+"""Seconds to wait while others draw."""
+
+_RUN, _GIVEN_UP, _ENDED, _RETRY = "run", "given_up", "ended", "retry_of"
+"""What is noted of a trial: who runs which stages; that the pruner gave it up; how it ended, and what that took; which
+failed trial it repeats. Each is written at once, so that nothing is ever half there."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One point of an arm's space, tried."""
+
+    arm: str
+    number: int
+    point: Point
+    state: str
+    """running, or how it ended."""
+    values: tuple[float, ...] | None = None
+    """Of the goals, in their order; of a done trial alone."""
+    fingerprints: tuple[str, ...] = ()
+    """Of its stages, one for each seed."""
+    coordinator: str | None = None
+    error: str | None = None
+    tokens: int = 0
+    """Tokens that its runs have read."""
+    flops: float = 0.0
+    """FLOPs of its training, forward and backward."""
+    seconds: float = 0.0
+    reports: tuple[tuple[int, float], ...] = ()
+    """(progress, value) as the pruner was told."""
+    given_up: bool = False
+    origin: str = ""
+    """Of its results: code, device, threads."""
+    retried: bool = False
+    """Whether a later trial repeats it."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}/trial {self.number:03}"
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is a part of the budget."""
+        return self.state not in NOT_COUNTED and not self.retried
+
+
+class Trials:
+    """The trials of all arms. Reading needs no lock; a coordinator opens it with `coordinating`."""
+
+    def __init__(self, search: Search, store: Store, storage: str | None = None) -> None:
+        """storage: URL of a database; the store's journal when absent. Nothing is created before `coordinating`.
+
+        Raises InputError where the folder belongs to a study, or the trials are in another storage.
+        """
+        self.search, self.folder, self.url = search, store.study(search.name), storage
+        self.journal = self.folder / "optuna.journal"
+        self._storage: BaseStorage | None = None
+        self._studies: dict[str, optuna.Study] = {}
+        self._me: str | None = None
+        self.exhausted: dict[str, str] = {}
+        """{arm: why no further trial was found}."""
+        note = read_json(self.folder / "sweep.json")
+        if note is None and (self.folder / "runs.json").exists():
+            message = f"{search.name} is the name of a study in this store; give the sweep another"
+            raise InputError(Problem(message, "sweep"))
+        where = "the store" if storage is None else without_password(storage)
+        if note is not None and note["storage"] != where:
+            message = f"the trials of {search.name} are in {note['storage']}, not in {where}"
+            raise InputError(Problem(message, "--storage"))
+        self._note = {"sweep": search.name, "source": search.ablation.source, "storage": where}
+
+    @property
+    def address(self) -> str:
+        """What optuna-dashboard takes."""
+        return str(self.journal) if self.url is None else without_password(self.url)
+
+    # --- reading -------------------------------------------------------------------------------------------------
+
+    def all(self) -> list[Trial]:
+        """Every trial so far, arm by arm, in the order in which they were drawn."""
+        if self._storage is None and not (self.folder / "sweep.json").exists():
+            return []
+        return [trial for arm in self.search.spaces for trial in self.of(arm)]
+
+    def of(self, arm: str) -> list[Trial]:
+        """Those of one arm."""
+        study = self.study(arm)
+        if study is None:
+            return []
+        found = [_read(arm, frozen) for frozen in study.get_trials(deepcopy=False) if frozen.state.name != "WAITING"]
+        retried = {
+            frozen.user_attrs[_RETRY] for frozen in study.get_trials(deepcopy=False) if _RETRY in frozen.user_attrs
+        }
+        return [replace(trial, retried=trial.number in retried) for trial in found]
+
+    def study(self, arm: str) -> optuna.Study | None:
+        """Optuna's study of one arm; None before it was begun."""
+        import optuna
+
+        if arm not in self._studies:
+            try:
+                self._studies[arm] = optuna.load_study(
+                    study_name=f"{self.search.name}/{arm}",
+                    storage=self._open(),
+                    pruner=make_pruner(self.search.sweep, self.search.ablation.arm(arm).experiment),
+                )
+            except KeyError:
+                return None
+        return self._studies[arm]
+
+    def _open(self) -> BaseStorage:
+        if self._storage is None:
+            import optuna
+
+            optuna.logging.set_verbosity(optuna.logging.WARNING)
+            self._storage = _database(self.url) if self.url is not None else _journal(self.journal)
+        return self._storage
+
+    # --- coordinating --------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def coordinating(self, rerun: str | None = None) -> Iterator[None]:
+        """Begin or go on; inside, this process may draw trials and holds the lease on those that it runs.
+
+        rerun: "failed" draws failed trials again; "stale" begins anew where other code has done trials. Raises
+        InputError where the search is another than the one that was begun under this name.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        me = f"{re.sub(r'[^A-Za-z0-9-]', '-', socket.gethostname())}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        lock = self.folder / "coordinators" / f"{me}.lock"
+        with locked(lock):
+            self._me = me
+            with self._claiming():
+                write_json(self.folder / "sweep.json", self._note)
+                self._check_origins(begin_anew=rerun == "stale")
+                for arm in self.search.spaces:
+                    self._begin(arm, rerun)
+            try:
+                yield
+            finally:
+                self._me = None
+        lock.unlink(missing_ok=True)
+
+    def _begin(self, arm: str, rerun: str | None) -> None:
+        import optuna
+
+        search = self.search
+        name = f"{search.name}/{arm}"
+        study = optuna.create_study(
+            study_name=name,
+            storage=self._open(),
+            directions=[goal.direction for goal in search.sweep.optimize],
+            pruner=make_pruner(search.sweep, search.ablation.arm(arm).experiment),
+            load_if_exists=True,
+        )
+        self._studies[arm] = study
+        known = study.user_attrs.get("identity")
+        if known is not None and known != search.identity():
+            changed = some(list(difference(known, search.identity())))
+            message = f"another search was begun under this name ({changed} changed); give the sweep another name"
+            raise InputError(Problem(message, "sweep"))
+        study.set_user_attr("identity", search.identity())
+        if not study.user_attrs.get("begun"):
+            for point in search.firsts[arm]:
+                study.enqueue_trial(dict(point), skip_if_exists=True)
+            study.set_user_attr("begun", True)
+        if rerun == "failed":
+            for trial in self.of(arm):
+                if trial.state in ("failed", "out_of_memory") and not trial.retried:
+                    study.enqueue_trial(dict(trial.point), user_attrs={_RETRY: trial.number})
+
+    def _check_origins(self, begin_anew: bool) -> None:
+        """Where there are trials that other code, another device or thread count has done, put all aside or refuse."""
+        arms = self.search.ablation.arms if self.search.trains else ()
+        now = {arm.name: _origin(arm.experiment) for arm in arms}
+        stale = [trial.name for arm in now for trial in self.of(arm) if trial.origin not in ("", now[arm])]
+        if not stale:
+            return
+        if not begin_anew:
+            message = (
+                f"{some(stale)} {'was' if len(stale) == 1 else 'were'} done with other code, device or threads, and "
+            )
+            message += "a search does not mix two; `--rerun stale` begins anew, or give the sweep another name"
+            raise InputError(Problem(message, "sweep"))
+        others = [lock for lock in self.folder.glob("coordinators/*.lock") if lock.stem != self._me and is_locked(lock)]
+        if others:
+            message = f"another process works on {self.search.name} with other code; stop it before you begin anew"
+            raise InputError(Problem(message, "--rerun"))
+        self._put_aside()
+
+    def _put_aside(self) -> None:
+        import optuna
+
+        if self.url is None:
+            number = 1 + len(list(self.folder.glob("optuna.journal.*[0-9]")))
+            self.journal.rename(self.journal.with_name(f"{self.journal.name}.{number}"))
+        else:
+            for arm in self._studies:
+                optuna.delete_study(study_name=f"{self.search.name}/{arm}", storage=self._open())
+        self._storage, self._studies = None, {}
+
+    def next(self) -> Trial | None:
+        """A trial to run: one whose coordinator is gone, or a new one; of the arm that has fewest. None: none now."""
+        with self._claiming():
+            counted = {arm: [trial for trial in self.of(arm) if trial.counts] for arm in self.search.spaces}
+            left = [trial for trials in counted.values() for trial in trials if trial.state == "running"]
+            for trial in left:
+                if not self._is_led(trial) and (taken := self._take_over(trial)) is not None:
+                    return taken
+            wanting = [arm for arm in counted if len(counted[arm]) < self.search.sweep.trials]
+            for arm in sorted(wanting, key=lambda arm: len(counted[arm])):
+                if arm not in self.exhausted and (drawn := self._draw(arm)) is not None:
+                    return drawn
+        return None
+
+    @property
+    def over(self) -> bool:
+        """Whether every arm has its trials, and all of them have ended."""
+        for arm in self.search.spaces:
+            counted = [trial for trial in self.of(arm) if trial.counts]
+            if any(trial.state == "running" for trial in counted):
+                return False
+            if arm not in self.exhausted and len(counted) < self.search.sweep.trials:
+                return False
+        return True
+
+    def _is_led(self, trial: Trial) -> bool:
+        """Whether a living coordinator runs it."""
+        if trial.coordinator is None:
+            return False
+        lock = self.folder / "coordinators" / f"{trial.coordinator}.lock"
+        return trial.coordinator == self._me or is_locked(lock)
+
+    def _take_over(self, trial: Trial) -> Trial | None:
+        """One that was left behind. None where it had ended already, and only nobody had said so."""
+        ended = self._frozen(trial).user_attrs.get(_ENDED)
+        if ended is not None:
+            self._settle(trial, ended["state"], ended["values"])
+        elif not trial.fingerprints:
+            self.finish(trial, "lost", error="its coordinator ended before it was drawn")
+        elif trial.given_up:
+            self.finish(trial, "pruned")
+        else:
+            return self._run(trial, trial.fingerprints)
+        return None
+
+    def _draw(self, arm: str) -> Trial | None:
+        """A new point that fulfils the constraints; None, and why, where none is found any more."""
+        space, study = self.search.spaces[arm], self._studies[arm]
+        seen = {name: trial for trial in self.of(arm) if trial.counts or trial.retried for name in trial.fingerprints}
+        in_vain = 0
+        while in_vain < IN_VAIN:
+            study.sampler = make_sampler(self.search.sweep, len(study.get_trials(deepcopy=False)))
+            drawn = study.ask()
+            point = space.draw(lambda dimension, drawn=drawn: _suggest(drawn, dimension))  # type: ignore[misc]
+            trial = Trial(arm, drawn.number, point, "running", coordinator=self._me)
+            try:
+                experiment = space.experiment(point)
+                excess = self.search.excess(experiment)
+            except (InputError, ValueError) as error:
+                drawn.set_constraint("its values go together", 1.0)
+                self.finish(trial, "infeasible", error=str(error))
+                in_vain += 1
+                continue
+            for text, amount in excess.items():
+                drawn.set_constraint(text, amount)
+            if broken := [text for text, amount in excess.items() if amount > 0]:
+                self.finish(trial, "infeasible", error=some(broken))
+                in_vain += 1
+                continue
+            names = self._fingerprints(experiment)
+            earlier = seen.get(names[0])
+            if earlier is not None and _RETRY not in self._frozen(trial).user_attrs:
+                self.finish(trial, "repeated", error=f"the same as trial {earlier.number}")
+                in_vain += 1
+                if in_vain % 10 == 0:  # the sampler sees nothing but this: the next is one that was not tried
+                    untried = self._untried(space, seen.keys())
+                    if untried == []:
+                        break
+                    if untried:
+                        study.enqueue_trial(dict(untried[(drawn.number * 7919) % len(untried)]))
+                continue
+            return self._run(trial, names)
+        count = sum(trial.counts for trial in self.of(arm))
+        self.exhausted[arm] = f"{arm}: no further point after {count} trials; the space holds no other that is feasible"
+        if in_vain >= IN_VAIN:
+            self.exhausted[arm] = f"{arm}: {IN_VAIN} draws found no new feasible point after {count} trials"
+        return None
+
+    def _run(self, trial: Trial, names: Sequence[str]) -> Trial:
+        """Take the lease on a trial."""
+        self._optuna(trial).set_user_attr(_RUN, {"coordinator": self._me, "fingerprints": list(names)})
+        return replace(trial, coordinator=self._me, fingerprints=tuple(names))
+
+    def _untried(self, space: ArmSpace, seen: Any) -> list[Point] | None:
+        """The feasible points of a finite space that were not tried yet; None where it is too large to be listed."""
+        points = space.every_point(COUNTABLE)
+        if points is None:
+            return None
+        left = []
+        for point in points:
+            try:
+                experiment = space.experiment(point)
+                feasible = not any(amount > 0 for amount in self.search.excess(experiment).values())
+            except (InputError, ValueError):
+                continue
+            if feasible and self._fingerprints(experiment)[0] not in seen:
+                left.append(point)
+        return left
+
+    def _fingerprints(self, experiment: Experiment) -> tuple[str, ...]:
+        if not self.search.trains:  # no text is read, so there is no digest of it
+            return (fingerprint(experiment.model_dump(mode="json")),)
+        seeds = self.search.sweep.seeds
+        return tuple(pretrain_fingerprint(experiment.model_copy(update={"seed": seed})) for seed in seeds)
+
+    def report(self, trial: Trial, progress: int, value: float) -> bool:
+        """Tell the pruner how a trial does; whether it is to be given up."""
+        found = self._optuna(trial)
+        if progress in self._frozen(trial).intermediate_values:  # it was resumed from before that point
+            return False
+        found.report(value, progress)
+        verdict = bool(found.should_prune())
+        if verdict:  # written down before it is carried out, so that it holds whoever ends the trial
+            found.set_user_attr(_GIVEN_UP, True)
+        return verdict
+
+    def finish(
+        self,
+        trial: Trial,
+        ended: Ended,
+        values: Sequence[float] | None = None,
+        *,
+        error: str | None = None,
+        **spent: float,
+    ) -> Trial:
+        """Write down how a trial ended. values: of a done one; spent: tokens, flops, seconds."""
+        note: dict[str, Any] = {"state": ended, "error": error, **spent}
+        note["values"] = list(values) if values is not None else None
+        if self.search.trains and ended not in NOT_COUNTED:
+            note["origin"] = _origin(self.search.spaces[trial.arm].experiment(trial.point))
+        self._optuna(trial).set_user_attr(_ENDED, note)
+        return self._settle(trial, ended, values)
+
+    def _settle(self, trial: Trial, ended: Ended, values: Sequence[float] | None) -> Trial:
+        from optuna.trial import TrialState
+
+        states = {"done": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "infeasible": TrialState.PRUNED}
+        # A loss that is lost is no number: to the sampler such a trial is one of the worst, not one that never was.
+        states["diverged"] = TrialState.PRUNED if len(self.search.sweep.optimize) == 1 else TrialState.FAIL
+        study = self._studies[trial.arm]
+        study.tell(trial.number, list(values) if values is not None else None, states.get(ended, TrialState.FAIL))
+        return next(other for other in self.of(trial.arm) if other.number == trial.number)
+
+    def _frozen(self, trial: Trial) -> optuna.trial.FrozenTrial:
+        return self._studies[trial.arm].get_trials(deepcopy=False)[trial.number]
+
+    def _optuna(self, trial: Trial) -> optuna.Trial:
+        import optuna
+
+        return optuna.Trial(self._studies[trial.arm], self._frozen(trial)._trial_id)
+
+    @contextmanager
+    def _claiming(self) -> Iterator[None]:
+        with ExitStack() as held:
+            try:
+                held.enter_context(locked(self.folder / "claims.lock", patience=PATIENCE))
+            except Busy:
+                message = f"others have been drawing trials of {self.search.name} for {PATIENCE:g} s; try again later"
+                raise InputError(Problem(message, "sweep")) from None
+            yield
+
+
+def storage_errors() -> tuple[type[Exception], ...]:
+    """What a database raises that is gone."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return (StorageInternalError, SQLAlchemyError)
+
+
+def _read(arm: str, frozen: optuna.trial.FrozenTrial) -> Trial:
+    run, ended = (frozen.user_attrs.get(name, {}) for name in (_RUN, _ENDED))
+    values = ended.get("values")
+    return Trial(
+        arm=arm,
+        number=frozen.number,
+        point=dict(frozen.params),
+        state=ended.get("state", "running"),
+        values=None if values is None else tuple(values),
+        fingerprints=tuple(run.get("fingerprints", ())),
+        coordinator=run.get("coordinator"),
+        error=ended.get("error"),
+        tokens=int(ended.get("tokens", 0)),
+        flops=float(ended.get("flops", 0.0)),
+        seconds=float(ended.get("seconds", 0.0)),
+        reports=tuple(sorted(frozen.intermediate_values.items())),
+        given_up=bool(frozen.user_attrs.get(_GIVEN_UP, False)),
+        origin=ended.get("origin", ""),
+    )
+
+
+def _suggest(trial: optuna.Trial, dimension: Dimension) -> Value:
+    if dimension.levels:
+        return str(trial.suggest_categorical(dimension.name, [level.label for level in dimension.levels]))
+    low, high = dimension.bounds
+    log, step = dimension.parameter.kind.startswith("log_"), dimension.parameter.step
+    if dimension.whole:
+        return trial.suggest_int(dimension.name, int(low), int(high), step=int(step or 1), log=log)
+    return trial.suggest_float(dimension.name, low, high, step=step, log=log)
+
+
+def _origin(experiment: Experiment) -> str:
+    return origin_digest(provenance(experiment))
+
+
+def _journal(path: Path) -> BaseStorage:
+    from filelock import FileLock
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
+
+    class _Lock:
+        """The kernel frees it when its holder dies; Optuna's own locks would be waited for during half a minute."""
+
+        def __init__(self) -> None:
+            self._lock = FileLock(path.with_suffix(".lock"))
+
+        def acquire(self) -> bool:
+            self._lock.acquire()
+            return True
+
+        def release(self) -> None:
+            self._lock.release()
+
+    backend: BaseJournalBackend = JournalFileBackend(str(path), lock_obj=_Lock())  # type: ignore[arg-type]
+    return JournalStorage(backend)
+
+
+def _database(url: str) -> BaseStorage:
+    from optuna.storages import RDBStorage
+
+    shown = without_password(url)
+    if url.startswith("postgresql://"):
+        url = url.replace("postgresql", "postgresql+psycopg", 1)
+    try:
+        return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+    except ModuleNotFoundError as error:
+        message = f"{shown} needs the package {error.name}; for PostgreSQL: pip install 'lit-llm[postgresql]'"
+        raise InputError(Problem(message, "--storage")) from None
+    except Exception as error:  # SQLAlchemy's own, of many kinds
+        reason = " ".join(str(getattr(error, "orig", None) or error).split())
+        raise InputError(Problem(f"{shown} cannot be used: {without_password(reason)}", "--storage")) from None

@@ -1,0 +1,161 @@
+"""What a search has found: each arm's best setting as a file, and a study of the winners over fresh seeds.
+
+The best of many trials is partly the luckiest. So nothing is concluded from the trials: each arm is run at its own
+setting and at its best with seeds that the search has not seen.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_llm.ablation.findings import INTERVENTION
+from lit_llm.config.tree import difference, under
+from lit_llm.experiment.config import Experiment
+from lit_llm.experiment.run import experiment_yaml
+from lit_llm.search.space import Point
+from lit_llm.search.sweep import Search
+from lit_llm.search.trials import Trial
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One arm's search."""
+
+    arm: str
+    states: Mapping[str, int]
+    """How its trials ended; {"done": 20, "pruned": 4}."""
+    tokens: int
+    """Read by all its runs: equal trials are unequal where some are given up."""
+    flops: float
+    own: Trial | None
+    """The trial of the arm's own setting."""
+    best: Trial | None
+    """By the first goal; None where none is done."""
+    front: tuple[Trial, ...]
+    """The trials that no other one beats in every goal, by the first goal."""
+
+    @property
+    def counted(self) -> int:
+        """Trials that are part of the budget."""
+        return sum(self.states.values())
+
+
+def summary(search: Search, arm: str, trials: Sequence[Trial]) -> Summary:
+    """Of one arm, among the trials of all."""
+    mine = [trial for trial in trials if trial.arm == arm]
+    counted = [trial for trial in mine if trial.counts]
+    done = sorted((trial for trial in counted if trial.state == "done"), key=lambda trial: _losses(search, trial)[0])
+    own = next((trial for trial in counted if trial.point == search.firsts[arm][0]), None)
+    return Summary(
+        arm=arm,
+        states=dict(Counter(trial.state for trial in counted)),
+        tokens=sum(trial.tokens for trial in counted),
+        flops=sum(trial.flops for trial in counted),
+        own=own,
+        best=done[0] if done else None,
+        front=tuple(trial for trial in done if not any(_beats(search, other, trial) for other in done)),
+    )
+
+
+def _losses(search: Search, trial: Trial) -> list[float]:
+    """Its values, each as something to be made small."""
+    signs = [1 if goal.direction == "minimize" else -1 for goal in search.sweep.optimize]
+    return [sign * value for sign, value in zip(signs, trial.values or (), strict=True)]
+
+
+def _beats(search: Search, left: Trial, right: Trial) -> bool:
+    pairs = list(zip(_losses(search, left), _losses(search, right), strict=True))
+    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
+
+
+def write_best(search: Search, summaries: Sequence[Summary], trials: Sequence[Trial], folder: Path) -> tuple[Path, ...]:
+    """`best/<arm>.yaml`, an experiment that `train` takes; with several goals one for each trial of the front."""
+    found = []
+    for summary in summaries:
+        several = len(search.sweep.optimize) > 1
+        for trial in summary.front if several else filter(None, [summary.best]):
+            name = f"{summary.arm}-trial-{trial.number:03}" if several else summary.arm
+            experiment = search.spaces[summary.arm].experiment(trial.point)
+            found.append(_write(folder / "best" / f"{name}.yaml", _head(search, trial) + experiment_yaml(experiment)))
+    return tuple(found)
+
+
+def _head(search: Search, trial: Trial) -> str:
+    values = ", ".join(
+        f"{goal.metric} {value:.6g}" for goal, value in zip(search.sweep.optimize, trial.values or (), strict=True)
+    )
+    setting = "".join(f"#   {name}: {value}\n" for name, value in trial.point.items())
+    return f"# {trial.name} of the sweep {search.name}: {values}\n{setting}"
+
+
+def winners_study(search: Search, summaries: Sequence[Summary], folder: Path) -> Path | None:
+    """Write `winners.yaml`, a study of each arm at its own setting and at its best; None where there is none to run.
+
+    Each arm is compared with the first one as both stand in the file, and each tuned arm with the tuned first one.
+    """
+    fresh = search.sweep.winners.seeds
+    if fresh is None:
+        fresh = tuple(max(search.sweep.seeds) + 1 + number for number in range(3))
+    goal = search.sweep.optimize[0]
+    if not fresh or len(search.sweep.optimize) > 1 or goal.known_before or not any(found.best for found in summaries):
+        return None
+    first = summaries[0].arm
+    arms: dict[str, dict[str, Any]] = {}
+    experiments: dict[str, Experiment] = {}
+    tuned: dict[str, str] = {}
+    for found in summaries:
+        own = search.ablation.arm(found.arm).experiment
+        _write(folder / "best" / f"{found.arm}-own.yaml", experiment_yaml(own))
+        arms[found.arm] = {"extends": f"best/{found.arm}-own.yaml"}
+        experiments[found.arm] = own
+        tuned[found.arm] = found.arm
+        if found.best is not None and found.best is not found.own:
+            tuned[found.arm] = name = f"{found.arm}_tuned"
+            experiments[name] = search.spaces[found.arm].experiment(found.best.point)
+            arms[name] = {"extends": f"best/{found.arm}.yaml"}
+            arms[name]["against"] = tuned[first] if found.arm != first else first
+    because = f"tuned by the sweep {search.name}: {search.sweep.trials} trials of each arm"
+    allow = {rule.key: rule.because for rule in search.sweep.allow}
+    for name, arm in arms.items():
+        pair = (
+            experiments[other].model_dump(mode="json", exclude={"seed"}) for other in (arm.get("against", first), name)
+        )
+        for key in difference(*pair):
+            if not under(key, *INTERVENTION, *allow):
+                allow[key] = because
+    if len(arms) == 1:
+        return None
+    content = {
+        "study": f"{search.name}-winners",
+        "question": f"What did tuning change? {search.sweep.question}",
+        "arms": arms,
+        "seeds": list(fresh),
+        "compare": {"baseline": first, "metric": goal.metric},
+        "allow": [{"key": key, "because": reason} for key, reason in allow.items()],
+    }
+    head = (
+        f"# Each arm of the sweep {search.name} as it was and at its best, over seeds that the search has not seen.\n"
+    )
+    return _write(folder / "winners.yaml", head + yaml.safe_dump(content, sort_keys=False, width=120))
+
+
+def _write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = path.with_name(f".{path.name}")
+    work.write_text(text)
+    work.replace(path)
+    return path
+
+
+def setting(point: Point, names: Mapping[str, str]) -> str:
+    """`lr=0.0021 warmup_steps=20`, by the short names of the parameters."""
+    return " ".join(
+        f"{names[name]}={value:.3g}" if isinstance(value, float) else f"{names[name]}={value}"
+        for name, value in point.items()
+    )
