@@ -24,18 +24,23 @@ def experiment_schema() -> dict[str, Any]:
 
 def study_schema() -> dict[str, Any]:
     """Of a study file; `base` and the arms hold the keys of an experiment."""
-    study, experiment = Study.model_json_schema(), _all_optional(Experiment.model_json_schema())
-    definitions = study.get("$defs", {}) | experiment.pop("$defs")
-    of_arm = {"extends": _EXTENDS, "grid": _GRID, "against": _AGAINST}
-    arm = experiment | {"properties": experiment["properties"] | of_arm}
-    study["$defs"] = definitions | {"Keys": experiment, "ArmKeys": arm}
+    study = with_keys(Study.model_json_schema(), {"grid": _GRID, "against": _AGAINST})
     # What a study does not say itself it has from the one that it is like.
     study["anyOf"] = [{"required": [key]} for key in ("question", "like")]
     study["required"] = ["study"]
-    described = study["properties"]
+    return study
+
+
+def with_keys(schema: dict[str, Any], of_arm: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a file with `base` and `arms`, which hold the keys of an experiment; an arm some more."""
+    experiment = _all_optional(Experiment.model_json_schema())
+    definitions = schema.get("$defs", {}) | experiment.pop("$defs")
+    arm = experiment | {"properties": experiment["properties"] | {"extends": _EXTENDS, **of_arm}}
+    schema["$defs"] = definitions | {"Keys": experiment, "ArmKeys": arm}
+    described = schema["properties"]
     described["base"] = {"description": described["base"]["description"], "$ref": "#/$defs/Keys"}
     described["arms"]["additionalProperties"] = {"anyOf": [{"$ref": "#/$defs/ArmKeys"}, {"type": "null"}]}
-    return study
+    return schema
 
 
 def _all_optional(schema: Any) -> Any:

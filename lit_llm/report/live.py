@@ -15,8 +15,13 @@ from rich.text import Text
 from lit_llm.ablation.run import Watcher
 from lit_llm.ablation.runs import Run, last_metrics
 from lit_llm.report import text
+from lit_llm.report.sweeps import names_of, setting
 from lit_llm.report.tables import STATES
-from lit_llm.tracking.store import FINAL
+from lit_llm.search.run import SweepWatcher
+from lit_llm.search.sweep import Search
+from lit_llm.search.trials import NOT_COUNTED, Trial
+from lit_llm.search.winners import summary
+from lit_llm.tracking.store import FINAL, Store
 
 
 class Progressing(Watcher):
@@ -66,7 +71,11 @@ class Progressing(Watcher):
         done = sum(run.stage.status()["state"] in FINAL for run in runs)
         ready = f", {done} are there already" if done else ""
         self.console.print(f"{len(todo)} of {len(runs)} runs to do{ready}; {slots} at once.", highlight=False)
-        if todo and self.interactive:
+        if todo:
+            self._start_live()
+
+    def _start_live(self) -> None:
+        if self.interactive:
             self._live = Live(self._view(), console=self.console, refresh_per_second=4, transient=True)
             self._live.start()
 
@@ -136,6 +145,77 @@ class Progressing(Watcher):
         for state, number in states.items():
             summary += Text(f"{number} {state}  ", style=STATES[state])
         return Group(table, summary)
+
+
+class Searching(Progressing, SweepWatcher):
+    """Shows trials as they go, and then the runs of the winners."""
+
+    def __init__(self, console: Console, search: Search, store: Store) -> None:
+        super().__init__(console)
+        self.search, self.store = search, store
+        self._names = names_of(search)
+        self._training: dict[str, Trial] = {}
+        self._ended: dict[str, Trial] = {}
+        self._search_goes_on = False
+
+    def searching(self, search: Search, trials: Sequence[Trial], slots: int) -> None:
+        self._stop_bars()
+        self._began, self._search_goes_on = time.monotonic(), True
+        self._ended = {trial.name: trial for trial in trials if trial.state != "running"}
+        left = sum(search.sweep.trials - self._counted(arm) for arm in search.spaces)
+        arms = f"{len(search.spaces)} arm{'s' if len(search.spaces) > 1 else ''}"
+        there = f", {len(self._ended)} are there already" if self._ended else ""
+        message = f"{max(0, left)} of {arms} x {search.sweep.trials} trials to do{there}; {slots} at once."
+        self.console.print(message, highlight=False)
+        if left > 0:
+            self._start_live()
+
+    def began(self, trial: Trial) -> None:
+        self._training[trial.name] = trial
+
+    def ended(self, trial: Trial) -> None:
+        self._training.pop(trial.name, None)
+        self._ended[trial.name] = trial
+        if trial.state in NOT_COUNTED or not self.search.trains:
+            return
+        goals = zip(self.search.sweep.optimize, trial.values or (), strict=False)
+        values = "".join(f", {goal.metric} {text.value(value)}" for goal, value in goals)
+        at = f" after {text.count(trial.tokens)} tokens" if trial.state == "pruned" else ""
+        error = f": {trial.error}" if trial.error else ""
+        line = f"{trial.name}: {trial.state}{at}{values}   {setting(trial.point, self._names)}{error}"
+        self.console.print(line, style=STATES[trial.state], highlight=False)
+
+    def finished(self) -> None:
+        super().finished()
+        self._search_goes_on = False
+
+    def _counted(self, arm: str) -> int:
+        return sum(trial.arm == arm and trial.counts for trial in self._ended.values())
+
+    def _view(self) -> RenderableType:
+        if not self._search_goes_on:
+            return super()._view()
+        arms, trials = (Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0)) for _ in range(2))
+        for name in ("arm", "trials", "best", "setting"):
+            arms.add_column(name, justify="right" if name in ("trials", "best") else "left")
+        for arm in self.search.spaces:
+            found = summary(self.search, arm, list(self._ended.values()))
+            best = found.best.values[0] if found.best and found.best.values else None
+            at = setting(found.best.point, self._names) if found.best else ""
+            arms.add_row(arm, f"{found.counted}/{self.search.sweep.trials}", text.value(best), at)
+        for name in ("trial", "step", "train/loss", "tok/s", "setting"):
+            trials.add_column(name, justify="left" if name in ("trial", "setting") else "right")
+        for trial in self._training.values():
+            number, metrics = 0, dict[str, float]()
+            for stage in map(self.store.stage, trial.fingerprints):
+                step, found_metrics = last_metrics(stage)
+                number, metrics = (step, found_metrics) if found_metrics else (number, metrics)
+            steps = self.search.spaces[trial.arm].experiment(trial.point).pretrain.training.max_steps
+            rate = text.short(metrics.get("throughput/tokens_per_second"))
+            loss = _number(metrics.get("train/loss"))
+            trials.add_row(trial.name, f"{number}/{steps}", loss, rate, setting(trial.point, self._names))
+        seconds = time.monotonic() - self._began
+        return Group(arms, Text(), trials, Text(text.duration(seconds), style="dim"))
 
 
 def _number(value: float | None) -> str:

@@ -33,11 +33,16 @@ STATES = {
     "failed": "red",
     "out_of_memory": "red",
     "interrupted": "yellow",
+    "pruned": "blue",
+    "infeasible": "dim",
+    "repeated": "dim",
+    "lost": "dim",
     "pending": "dim",
 }
 
 
-def _table(*columns: str, left: int = 1) -> Table:
+def table_of(*columns: str, left: int = 1) -> Table:
+    """A plain table whose first `left` columns are words, and the others numbers."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for index, name in enumerate(columns):
         table.add_column(name, justify="left" if index < left else "right", overflow="fold", no_wrap=index >= left)
@@ -52,6 +57,21 @@ TRAINING = 5
 def plan_table(plan: Plan, width: int = 120) -> RenderableType:
     """Costs of every arm (in a narrow terminal as two tables), what differs, and the findings."""
     study = plan.ablation.study
+    seeds = f"{len(study.seeds)} seed{'s' if len(study.seeds) > 1 else ''}"
+    computations = {name: p.cost.train_flops for p in plan.arms for name in p.fingerprints}
+    shared = len(plan.arms) * len(study.seeds) - len(computations)
+    once = f" ({shared} of them computed by others)" if shared else ""
+    flops = text.short(sum(computations.values()))
+    runs = f"{len(plan.arms)} arms x {seeds} = {len(plan.arms) * len(study.seeds)} runs{once}, {flops}FLOPs"
+    parts = [*plan_head(plan, f"{runs}{_duration(plan)}", width)]
+    if study.grid and study.grid.fraction:
+        parts += [Text(), *_fraction(plan, study.grid.fraction, study.grid.requested)]
+    return Group(*parts, *plan_rest(plan))
+
+
+def plan_head(plan: Plan, budget: str, width: int) -> Iterator[RenderableType]:
+    """What is asked, what each arm costs, and what all of it comes to."""
+    study = plan.ablation.study
     rows = [
         [
             planned.arm.name,
@@ -65,38 +85,29 @@ def plan_table(plan: Plan, width: int = 120) -> RenderableType:
         ]
         for planned in plan.arms
     ]
-    seeds = f"{len(study.seeds)} seed{'s' if len(study.seeds) > 1 else ''}"
-    computations = {name: p.cost.train_flops for p in plan.arms for name in p.fingerprints}
-    shared = len(plan.arms) * len(study.seeds) - len(computations)
-    once = f" ({shared} of them computed by others)" if shared else ""
-    flops = text.short(sum(computations.values()))
-    runs = f"{len(plan.arms)} arms x {seeds} = {len(plan.arms) * len(study.seeds)} runs{once}, {flops}FLOPs"
-    parts: list[RenderableType] = [
-        Text(study.study, style="bold") + Text(f"  {study.question}", style="not bold"),
-        Text(),
-        *_side_by_side(COSTS, rows, TRAINING, width),
-        Text(
-            f"{runs}{_duration(plan)}. KV cache: {plan.prompt} prompt and {plan.generate} generated tokens.",
-            style="dim",
-        ),
-    ]
+    yield Text(study.study, style="bold") + Text(f"  {study.question}", style="not bold")
+    yield Text()
+    yield from side_by_side(COSTS, rows, TRAINING, width)
+    cache = f"KV cache: {plan.prompt} prompt and {plan.generate} generated tokens."
+    yield Text(f"{budget}. {cache}", style="dim")
     if plan.estimate and plan.estimate.busy:
         message = "This machine was busy when it was timed, so it looks slower than it is: `--measure` times it again."
-        parts.append(Text(message, style="yellow"))
-    if study.grid and study.grid.fraction:
-        parts += [Text(), *_fraction(plan, study.grid.fraction, study.grid.requested)]
+        yield Text(message, style="yellow")
+
+
+def plan_rest(plan: Plan) -> Iterator[RenderableType]:
+    """What differs between the arms, and the findings."""
     if len(plan.arms) > 1:
-        parts += [Text(), Text("what differs from the baseline", style="bold"), _differences(plan)]
+        yield from (Text(), Text("what differs from the baseline", style="bold"), _differences(plan))
     if plan.findings:
-        parts += [Text(), Text("findings", style="bold"), *_findings(plan.findings)]
-    return Group(*parts)
+        yield from (Text(), Text("findings", style="bold"), *_findings(plan.findings))
 
 
 def _fraction(plan: Plan, fraction: Fraction, requested: Sequence[int]) -> list[RenderableType]:
     """What each letter stands for, and which effects the fraction cannot tell apart."""
     factors = plan.ablation.factors
     names = list(factors)
-    table = _table("", "factor", "levels", "aliased with", left=4)
+    table = table_of("", "factor", "levels", "aliased with", left=4)
     for index, (name, label) in enumerate(short_names(names).items()):
         effect = effect_of(index)
         levels = " → ".join(factors[name])
@@ -121,13 +132,13 @@ def _duration(plan: Plan) -> str:
     return f"{done}, about {text.about(found.seconds)}{at_once} on this machine"
 
 
-def _side_by_side(head: Sequence[str], rows: Sequence[Sequence[str]], first: int, width: int) -> list[RenderableType]:
+def side_by_side(head: Sequence[str], rows: Sequence[Sequence[str]], first: int, width: int) -> list[RenderableType]:
     """One table where it fits, else two, the columns from number `first` on below the others."""
     longest = [max(len(row[index]) for row in [head, *rows]) + 2 for index in range(len(head))]
     parts = [range(len(head))] if sum(longest) <= width else [range(first), (0, *range(first, len(head)))]
     found: list[RenderableType] = []
     for columns in parts:
-        table = _table(*(head[index] for index in columns))
+        table = table_of(*(head[index] for index in columns))
         for row in rows:
             table.add_row(*(row[index] for index in columns))
         found += [table, Text()]
@@ -187,7 +198,7 @@ COST = ("params", "FLOPs", "tok/s", "spikes")
 def comparison_table(comparison: Comparison, width: int) -> RenderableType:
     """Mean, difference and cost of every arm; in a narrow terminal the cost stands below."""
     head, *rows = _cells(comparison)
-    tables = _side_by_side(head, rows, len(head) - len(COST), width)
+    tables = side_by_side(head, rows, len(head) - len(COST), width)
     notes = [Text(f"· {note}", style="dim") for note in comparison.notes]
     return Group(*tables, *notes, *(part for group in comparison.effects for part in _effects(group, comparison)))
 
@@ -198,7 +209,7 @@ EFFECTS_HEAD = ("", "factor", "effect [95%]", "aliased with")
 def _effects(group: Effects, comparison: Comparison) -> list[RenderableType]:
     """The effects of a two-level design."""
     rows = _effect_rows(group)
-    table = _table(*EFFECTS_HEAD[: len(rows[0])], left=4)
+    table = table_of(*EFFECTS_HEAD[: len(rows[0])], left=4)
     for row in rows:
         table.add_row(*row)
     notes = (Text(f"· {note}", style="dim") for note in group.notes)

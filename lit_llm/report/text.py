@@ -17,6 +17,11 @@ def short(number: float | None, digits: int = 3) -> str:
     return f"{number:.{digits}g}"
 
 
+def value(number: float | None) -> str:
+    """A loss or another goal: 5.890, 45.67k."""
+    return f"{number:.3f}" if number is not None and 0.01 <= abs(number) < 1000 else short(number, 4)
+
+
 def count(number: float) -> str:
     """Counts of parameters and tokens, where a billion is B: 8.72B, 360k."""
     return short(number).replace("G", "B").replace("P", "Q")

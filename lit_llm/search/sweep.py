@@ -64,6 +64,11 @@ class Search:
         values = figures(experiment)
         return {constraint.text: constraint.excess(values) for constraint in self.constraints}
 
+    def as_json(self) -> dict[str, Any]:
+        """What `plan --json` says of a sweep beside its arms. Keys may be added, none is renamed."""
+        space = {name: [dimension.name for dimension in found.dimensions] for name, found in self.spaces.items()}
+        return {"sweep": self.sweep.model_dump(mode="json", exclude_none=True), "searched": space}
+
     def identity(self) -> dict[str, Any]:
         """What decides which trials belong together, as plain data. How many, and what follows, is not in it."""
         content = self.sweep.model_dump(mode="json", exclude_defaults=True)

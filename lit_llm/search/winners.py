@@ -18,7 +18,6 @@ from lit_llm.ablation.findings import INTERVENTION
 from lit_llm.config.tree import difference, under
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.run import experiment_yaml
-from lit_llm.search.space import Point
 from lit_llm.search.sweep import Search
 from lit_llm.search.trials import Trial
 
@@ -151,11 +150,3 @@ def _write(path: Path, text: str) -> Path:
     work.write_text(text)
     work.replace(path)
     return path
-
-
-def setting(point: Point, names: Mapping[str, str]) -> str:
-    """`lr=0.0021 warmup_steps=20`, by the short names of the parameters."""
-    return " ".join(
-        f"{names[name]}={value:.3g}" if isinstance(value, float) else f"{names[name]}={value}"
-        for name, value in point.items()
-    )

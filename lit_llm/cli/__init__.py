@@ -1,0 +1,35 @@
+"""Faces: the commands. Each parses its options and calls one function that a notebook could call too."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from lit_llm.cli import studies, sweeps, tools  # noqa: F401 - they register their commands, in the order of the help
+from lit_llm.cli.app import app
+from lit_llm.config.problems import InputError
+
+__all__ = ["app", "main"]
+
+
+def main() -> None:
+    """Entry point: the user's errors are messages and exit code 2, never tracebacks."""
+    try:
+        code = app(standalone_mode=False)
+    except InputError as error:
+        print(error.report(), file=sys.stderr)
+        code = 2
+    except (KeyboardInterrupt, typer.Abort):
+        print("Interrupted; the same command goes on.", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as error:
+        if not hasattr(error, "show"):  # Typer's own: a wrong option
+            raise
+        error.show()
+        code = getattr(error, "exit_code", 2)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,120 @@
+"""What the commands share: their options, the console, how many runs at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lit_llm.ablation.arms import Ablation
+    from lit_llm.experiment.ceilings import Ceilings, Setting
+
+StudyArgument = Annotated[
+    str, typer.Argument(metavar="STUDY", help="A study file; for a look at costs, a preset such as redllm-8b.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-o",
+        "--override",
+        metavar="KEY=VALUE",
+        help="Set a configuration key of every arm, e.g. -o pretrain.training.max_steps=100",
+    ),
+]
+StoreOption = Annotated[
+    Path, typer.Option("--store", help="Directory of results, tokenised data and MLflow's database.")
+]
+Tracking = Annotated[
+    str | None,
+    typer.Option(
+        "--tracking",
+        metavar="ADDRESS",
+        help="Where MLflow records, e.g. http://localhost:5000; the store's sqlite by default.",
+    ),
+]
+Storage = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Database of a sweep's trials, e.g. postgresql://user@host/db; a file in the store by default.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+DEFAULT_STORE = Path("mlruns")
+
+
+class Rerun(StrEnum):
+    """What to repeat."""
+
+    failed = "failed"
+    stale = "stale"
+
+
+def ceilings(measuring: bool, again: bool) -> Callable[[Setting], Ceilings | None]:
+    """What is known of this machine, or with `measuring` found out now."""
+    from lit_llm.experiment.ceilings import cached, measure
+
+    def find(setting: Setting) -> Ceilings | None:
+        found = None if again else cached(setting)
+        if found is not None or not measuring:
+            return found
+        how = f"{setting.precision}, {setting.threads} thread{'s' if setting.threads > 1 else ''}"
+        beside = f", {setting.at_once} at once" if setting.at_once > 1 else ""
+        print(f"timing this machine once ({setting.device}, {how}{beside}) ...", file=sys.stderr, flush=True)
+        return measure(setting)
+
+    return find
+
+
+def slots(ablation: Ablation) -> int:
+    """One run where there is a GPU that it may take, else as many as the cores allow."""
+    from lit_llm.experiment.identity import has_gpu
+    from lit_llm.launch import cores
+
+    executions = [arm.experiment.pretrain.training.execution for arm in ablation.arms]
+    if has_gpu() and any(execution.accelerator != "cpu" for execution in executions):
+        return 1
+    return max(1, cores() // max(execution.threads for execution in executions))
+
+
+def shown(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def console() -> Console:
+    from rich.console import Console
+
+    return Console(markup=False)  # a level's label may have brackets
+
+
+def again(
+    command: str,
+    file: str,
+    override: list[str] | None,
+    store: Path,
+    tracking: str | None = None,
+    storage: str | None = None,
+) -> str:
+    """The same command for another look, or to go on; without passwords."""
+    from lit_llm.tracking.address import without_password
+
+    places = {"--store": None if store == DEFAULT_STORE else str(store), "--tracking": tracking, "--storage": storage}
+    said = "".join(f" {name} {without_password(place)}" for name, place in places.items() if place is not None)
+    return f"lit-llm {command} {file}{said}" + "".join(f" -o '{option}'" for option in override or ())
+
+
+def charts(store: Path, tracking: str | None, mirrored: bool) -> str:
+    """Where MLflow shows what was recorded."""
+    from lit_llm.tracking.address import without_password
+
+    where = "" if store == DEFAULT_STORE else f" --store {store}"
+    return (f"lit-llm ui{where}" if tracking is None else without_password(tracking)) + (
+        "" if mirrored else " (behind)"
+    )

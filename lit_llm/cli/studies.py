@@ -1,0 +1,244 @@
+"""Studies: plan, run, status, report, diff, train."""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lit_llm.cli.app import app
+from lit_llm.cli.options import (
+    DEFAULT_STORE,
+    AsJson,
+    Overrides,
+    Rerun,
+    Storage,
+    StoreOption,
+    StudyArgument,
+    Tracking,
+    again,
+    ceilings,
+    charts,
+    console,
+    shown,
+    slots,
+)
+from lit_llm.config.problems import InputError, Problem
+
+
+@app.command()
+def plan(
+    study: StudyArgument,
+    override: Overrides = None,
+    as_json: AsJson = False,
+    prompt: Annotated[
+        int, typer.Option(min=1, help="Prompt tokens for prefill, decoding and the key-value cache.")
+    ] = 1000,
+    generate: Annotated[int, typer.Option(min=1, help="Generated tokens for decoding and the key-value cache.")] = 1000,
+    jobs: Annotated[
+        int | None,
+        typer.Option("-j", "--jobs", min=1, help="Runs at once, for the estimate; by default those of `run`."),
+    ] = None,
+    measure: Annotated[
+        bool | None,
+        typer.Option(
+            "--measure/--no-measure",
+            help="Time this machine, again or not at all. By default once for a study file, never for a preset.",
+            show_default=False,
+        ),
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Show every arm before it runs: parameters, FLOPs, cache, tokens, time, what differs, whether it is fair.
+
+    Example: lit-llm plan ablations/quickstart.yaml -o pretrain.data.sequence_length=256
+    """
+    from lit_llm.ablation.arms import load_study
+    from lit_llm.ablation.estimate import estimated
+    from lit_llm.ablation.plan import plan as make_plan
+    from lit_llm.search.sweep import is_sweep, load_sweep
+    from lit_llm.tracking.store import Store
+
+    place = Store(store)
+    place.check()
+    search = load_sweep(study, override or ()) if is_sweep(study) else None
+    ablation = load_study(study, override or ()) if search is None else search.ablation
+    planned = make_plan(ablation, prompt, generate, tell=partial(print, file=sys.stderr))
+    measuring = Path(study).is_file() if measure is None else measure
+    known = ceilings(measuring and not planned.refused, again=measure is True)
+    planned = estimated(planned, jobs or slots(ablation), known, place)
+    if as_json:
+        print(json.dumps(planned.as_json() | (search.as_json() if search else {}), indent=1))
+    elif search is not None:
+        from lit_llm.report.sweeps import sweep_plan
+
+        screen = console()
+        screen.print(sweep_plan(search, planned, screen.width))
+    else:
+        from lit_llm.report.tables import plan_table
+
+        screen = console()
+        screen.print(plan_table(planned, screen.width))
+    if planned.refused:
+        raise typer.Exit(2)
+
+
+@app.command()
+def run(
+    study: StudyArgument,
+    jobs: Annotated[
+        int | None, typer.Option("-j", "--jobs", min=1, help="Runs at once; by default as many as cores allow.")
+    ] = None,
+    only: Annotated[str | None, typer.Option(metavar="GLOB", help="Only arms whose name matches, e.g. 'red*'.")] = None,
+    rerun: Annotated[Rerun | None, typer.Option(help="Repeat runs that failed, or that other code has done.")] = None,
+    override: Overrides = None,
+    store: StoreOption = DEFAULT_STORE,
+    tracking: Tracking = None,
+) -> None:
+    """Run what is not done, resume what was interrupted, and compare.
+
+    Ctrl-C stops at the next step and keeps everything; the same command goes on. Example: lit-llm run
+    ablations/quickstart.yaml -j 2
+    """
+    from lit_llm.ablation.arms import load_study
+    from lit_llm.ablation.run import run_study
+    from lit_llm.report.live import Progressing
+    from lit_llm.report.tables import comparison_markdown, comparison_table
+    from lit_llm.search.sweep import is_sweep
+    from lit_llm.tracking.store import Store
+
+    if is_sweep(study):
+        raise InputError(Problem(f"{study} is a sweep: use `lit-llm sweep {study}`"))
+    ablation = load_study(study, override or ())
+    screen = console()
+    finished = run_study(
+        ablation,
+        Store(store),
+        watcher=Progressing(screen),
+        slots=jobs or slots(ablation),
+        only=only,
+        rerun=rerun.value if rerun else None,
+        tracking=tracking,
+        render=lambda planned, comparison: {"comparison.md": comparison_markdown(planned, comparison)},
+    )
+    screen.print()
+    screen.print(f"{ablation.study.study}  {ablation.study.question}", style="bold", highlight=False)
+    screen.print(comparison_table(finished.comparison, screen.width))
+    tables, seen = shown(finished.tables[0].parent), charts(store, tracking, finished.mirrored)
+    screen.print(f"\ntables: {tables}   charts: {seen}", style="dim", highlight=False, soft_wrap=True)
+    if finished.interrupted:
+        command = again("run", study, override, store, tracking)
+        screen.print(f"Interrupted; `{command}` goes on.", style="yellow", highlight=False)
+    elif finished.exit_code:
+        why = again("status", study, override, store)
+        screen.print(f"Some runs did not finish: `{why}` says why.", style="red", highlight=False)
+    raise typer.Exit(finished.exit_code)
+
+
+@app.command()
+def status(
+    study: StudyArgument,
+    override: Overrides = None,
+    as_json: AsJson = False,
+    store: StoreOption = DEFAULT_STORE,
+    storage: Storage = None,
+) -> None:
+    """Show the state of each run, or of each trial of a sweep. Example: lit-llm status ablations/quickstart.yaml"""
+    from lit_llm.ablation.arms import load_study
+    from lit_llm.ablation.runs import runs_of, status_rows
+    from lit_llm.cli.sweeps import sweep_status
+    from lit_llm.search.sweep import is_sweep
+    from lit_llm.tracking.store import Store
+
+    place = Store(store)
+    place.check()
+    if is_sweep(study):
+        sweep_status(study, override, as_json, place, storage)
+        return
+    ablation = load_study(study, override or ())
+    rows = list(status_rows(runs_of(ablation, place)))
+    if as_json:
+        print(json.dumps({"study": ablation.study.study, "runs": rows}, indent=1))
+        return
+    from lit_llm.report.tables import status_table
+
+    console().print(status_table(rows, ablation.study.compare.metric))
+
+
+@app.command()
+def report(
+    study: StudyArgument,
+    override: Overrides = None,
+    as_json: AsJson = False,
+    store: StoreOption = DEFAULT_STORE,
+    storage: Storage = None,
+) -> None:
+    """Compare what is finished, without running anything; of a sweep also draw its figures.
+
+    Example: lit-llm report ablations/quickstart.yaml
+    """
+    from lit_llm.ablation.arms import load_study
+    from lit_llm.ablation.runs import comparison_of, runs_of
+    from lit_llm.cli.sweeps import sweep_report
+    from lit_llm.search.sweep import is_sweep
+    from lit_llm.tracking.store import Store
+
+    place = Store(store)
+    place.check()
+    if is_sweep(study):
+        sweep_report(study, override, as_json, place, storage)
+        return
+    ablation = load_study(study, override or ())
+    comparison = comparison_of(ablation, runs_of(ablation, place))
+    if as_json:
+        print(json.dumps({"study": ablation.study.study, **comparison.as_json()}, indent=1))
+        return
+    from lit_llm.report.tables import comparison_table
+
+    screen = console()
+    screen.print(comparison_table(comparison, screen.width))
+    if not any(row.seeds for row in comparison.rows):
+        screen.print(f"Nothing is finished yet: `lit-llm run {study}` runs it.", style="yellow", highlight=False)
+
+
+@app.command()
+def diff(
+    left: Annotated[str, typer.Argument(metavar="A", help="A preset, an experiment file, or STUDY:ARM.")],
+    right: Annotated[str, typer.Argument(metavar="B", help="The same.")],
+    override: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what differs between two configurations. Example: lit-llm diff redllm-8b decllm-8b"""
+    from rich.table import Table
+
+    from lit_llm.ablation.arms import load_experiment_or_arm
+    from lit_llm.config.tree import difference
+
+    pair = [load_experiment_or_arm(name, override or ()).model_dump(mode="json") for name in (left, right)]
+    found = difference(*pair)
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    table = Table("key", left, right, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for key, values in found.items():
+        table.add_row(key, *("–" if value is None else json.dumps(value) for value in values))
+    console().print(table if found else "They are equal.")
+
+
+@app.command()
+def train(
+    experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A preset or an experiment file.")],
+    override: Overrides = None,
+    store: StoreOption = DEFAULT_STORE,
+    tracking: Tracking = None,
+) -> None:
+    """Run one experiment, as a study of one arm. Example: lit-llm train redllm-tiny -o seed=1"""
+    from lit_llm.ablation.arms import is_study
+
+    if is_study(experiment):
+        raise InputError(Problem(f"{experiment} is a study: use `lit-llm run {experiment}`"))
+    run(experiment, 1, None, None, override, store, tracking)

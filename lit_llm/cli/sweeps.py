@@ -1,0 +1,144 @@
+"""Sweeps: run one, and what `status` and `report` say of one."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lit_llm.cli.app import app
+from lit_llm.cli.options import (
+    DEFAULT_STORE,
+    Overrides,
+    Rerun,
+    Storage,
+    StoreOption,
+    Tracking,
+    again,
+    charts,
+    console,
+    shown,
+    slots,
+)
+
+if TYPE_CHECKING:
+    from lit_llm.tracking.store import Store
+
+
+@app.command()
+def sweep(
+    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep file.")],
+    jobs: Annotated[
+        int | None, typer.Option("-j", "--jobs", min=1, help="Trials at once; by default as many as cores allow.")
+    ] = None,
+    rerun: Annotated[
+        Rerun | None,
+        typer.Option(help="Repeat trials that failed; or begin anew where other code has done some."),
+    ] = None,
+    override: Overrides = None,
+    store: StoreOption = DEFAULT_STORE,
+    tracking: Tracking = None,
+    storage: Storage = None,
+) -> None:
+    """Search the settings of each arm with equal budgets, then compare what won over fresh seeds.
+
+    Ctrl-C keeps everything; the same command goes on, on this machine or beside it on others that share the store.
+    Example: lit-llm sweep sweeps/quickstart.yaml -j 2
+    """
+    from lit_llm.report.live import Searching
+    from lit_llm.report.sweeps import sweep_table
+    from lit_llm.report.tables import comparison_markdown, comparison_table
+    from lit_llm.search.run import run_sweep
+    from lit_llm.search.sweep import load_sweep
+    from lit_llm.tracking.store import Store
+
+    search = load_sweep(sweep, override or ())
+    screen, place = console(), Store(store)
+    ended = run_sweep(
+        search,
+        place,
+        watcher=Searching(screen, search, place),
+        slots=jobs or slots(search.ablation),
+        storage=storage,
+        tracking=tracking,
+        rerun=rerun.value if rerun else None,
+        render=lambda planned, comparison: {"comparison.md": comparison_markdown(planned, comparison)},
+    )
+    screen.print()
+    screen.print(f"{search.name}  {search.sweep.question}", style="bold", highlight=False)
+    screen.print(sweep_table(search, ended.summaries, screen.width))
+    if ended.winners is not None:
+        screen.print()
+        screen.print(
+            f"{search.name}-winners  over fresh seeds, which the search has not seen", style="bold", highlight=False
+        )
+        screen.print(comparison_table(ended.winners.comparison, screen.width))
+    command = again("sweep", sweep, override, store, tracking, storage)
+    if ended.best:
+        screen.print(
+            f"\nbest settings: {shown(ended.best[0].parent)} (`lit-llm train` takes them)",
+            style="dim",
+            highlight=False,
+            soft_wrap=True,
+        )
+    look = again("report", sweep, override, store, None, storage)
+    screen.print(
+        f"figures: {look}   charts: {charts(store, tracking, ended.mirrored)}",
+        style="dim",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if ended.interrupted:
+        screen.print(f"Interrupted; `{command}` goes on.", style="yellow", highlight=False, soft_wrap=True)
+    elif ended.exit_code == 1:
+        why = again("status", sweep, override, store, None, storage)
+        screen.print(f"Some trials failed: `{why}` says why.", style="red", highlight=False, soft_wrap=True)
+    raise typer.Exit(ended.exit_code)
+
+
+def sweep_status(file: str, override: list[str] | None, as_json: bool, store: Store, storage: str | None) -> None:
+    """`lit-llm status` of a sweep."""
+    from lit_llm.report.sweeps import trials_json, trials_table
+    from lit_llm.search.sweep import load_sweep
+    from lit_llm.search.trials import Trials
+
+    search = load_sweep(file, override or ())
+    trials = Trials(search, store, storage).all()
+    if as_json:
+        print(json.dumps(trials_json(search, trials), indent=1))
+    elif trials:
+        console().print(trials_table(search, trials))
+    else:
+        console().print(f"No trial yet: `lit-llm sweep {file}` runs them.", style="yellow", highlight=False)
+
+
+def sweep_report(file: str, override: list[str] | None, as_json: bool, store: Store, storage: str | None) -> None:
+    """`lit-llm report` of a sweep."""
+    from lit_llm.report.sweeps import sweep_json, sweep_table
+    from lit_llm.search.sweep import load_sweep
+    from lit_llm.search.trials import Trials
+    from lit_llm.search.winners import summary
+
+    search = load_sweep(file, override or ())
+    trials = Trials(search, store, storage)
+    found = trials.all()
+    summaries = [summary(search, arm, found) for arm in search.spaces]
+    if as_json:
+        print(json.dumps(sweep_json(search, summaries), indent=1))
+        return
+    screen = console()
+    screen.print(sweep_table(search, summaries, screen.width))
+    if not any(each.best for each in summaries):
+        screen.print(f"Nothing is finished yet: `lit-llm sweep {file}` runs it.", style="yellow", highlight=False)
+        return
+    from lit_llm.report.sweep_figures import write_figures
+
+    for path in write_figures(search, trials, trials.folder / "figures"):
+        screen.print(f"{shown(path)}", style="dim", highlight=False, soft_wrap=True)
+    screen.print(
+        f"optuna-dashboard {trials.address}   (pip install optuna-dashboard)",
+        style="dim",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,129 @@
+"""Tools: schema, ui, store rebase, store gc."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from lit_llm.cli.app import app
+from lit_llm.cli.options import DEFAULT_STORE, StoreOption, Tracking, console, shown
+from lit_llm.config.problems import InputError, Problem
+
+
+@app.command()
+def schema(
+    kind: Annotated[str, typer.Argument(metavar="[study|experiment|sweep]", help="Whose schema.")] = "study",
+) -> None:
+    """Print the JSON Schema for editors. Example: lit-llm schema > study.schema.json"""
+    from lit_llm.ablation.schema import experiment_schema, study_schema
+    from lit_llm.search.schema import sweep_schema
+
+    schemas = {"study": study_schema, "experiment": experiment_schema, "sweep": sweep_schema}
+    if kind not in schemas:
+        raise InputError(Problem(f"{kind!r} has no schema - allowed here: experiment, study, sweep"))
+    print(json.dumps(schemas[kind](), indent=1))
+
+
+@app.command()
+def ui(
+    store: StoreOption = DEFAULT_STORE,
+    tracking: Tracking = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 5000,
+) -> None:
+    """Open MLflow's UI on the store. Example: lit-llm ui --port 5001"""
+    from lit_llm.tracking.address import default_tracking, resolved, ui_command
+    from lit_llm.tracking.relocation import notice
+    from lit_llm.tracking.store import Store
+
+    place = Store(store)
+    place.check()
+    if tracking is None and not (place.root / "mlflow.db").exists():
+        raise InputError(Problem(f"{place.root} holds no MLflow database yet; `lit-llm run` makes one", "--store"))
+    try:
+        address, _ = resolved(tracking or default_tracking(place.root))
+    except ValueError as error:
+        raise InputError(Problem(str(error), "--tracking")) from None
+    command = ui_command(address, port)
+    if tracking is None:
+        if moved := notice(place):
+            console().print(moved, style="yellow", highlight=False, soft_wrap=True)
+        print(f"MLflow at http://127.0.0.1:{port}  (Ctrl-C ends it)", flush=True)
+    os.execv(command[0], command)
+
+
+store_app = typer.Typer(no_args_is_help=True, help="Take care of a store: after a move, or when the disk is full.")
+app.add_typer(store_app, name="store")
+
+
+@store_app.command("rebase")
+def store_rebase(store: StoreOption = DEFAULT_STORE) -> None:
+    """After a store was moved or copied, let MLflow find its artifacts in the new place.
+
+    Rewrites the absolute paths in MLflow's database, in one transaction; a second time it finds nothing to do. Results,
+    checkpoints and tokenised data need none of it. Example: mv mlruns /data/mlruns; lit-llm store rebase --store
+    /data/mlruns
+    """
+    from lit_llm.tracking.relocation import rebase
+    from lit_llm.tracking.store import Store
+
+    place = Store(store)
+    place.check()
+    done = rebase(place)
+    if not done.old:
+        print(f"MLflow's paths are those of {done.new} already; nothing was changed.")
+        return
+    rows = ", ".join(f"{number} of {table}" for table, number in done.rows.items())
+    print(f"from {', '.join(map(str, done.old))}\nto   {done.new}\nrewritten: {rows}")
+
+
+@store_app.command("gc")
+def store_gc(
+    store: StoreOption = DEFAULT_STORE,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove without asking, for scripts.")] = False,
+) -> None:
+    """List what a store can do without, with sizes, and remove it once you agree.
+
+    That is: stages that no study lists any more (each `lit-llm run` lists its own, for each set of -o; deleting
+    STORE/studies/NAME gives that study's up), optimiser states beside a result, and what killed processes left behind.
+    Never what a process works on, a result that a study lists, tokenised data, or MLflow's records. Away from a
+    terminal it only lists, unless --yes is given. Example: lit-llm store gc --store /data/mlruns --yes
+    """
+    from rich.table import Table
+
+    from lit_llm.report.text import size
+    from lit_llm.tracking.garbage import find, remove
+    from lit_llm.tracking.store import Store
+
+    place, screen = Store(store), console()
+    found = find(place)
+    for folder in found.unlisted:
+        message = f"{shown(folder)} has no readable list of its runs, so no stage counts as orphaned"
+        screen.print(
+            f"{message}: run that study once more, or delete the folder to give its stages up.",
+            style="yellow",
+            soft_wrap=True,
+        )
+    for folder, file in found.vanished:
+        message = f"{shown(folder)} lists runs of {file}, which is gone: their stages are kept"
+        screen.print(f"{message} until you delete the folder.", style="yellow", soft_wrap=True)
+    if not found.garbage:
+        print("Nothing to remove.")
+        return
+    table = Table("what", "size", "where", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.columns[1].justify = "right"
+    table.columns[2].overflow = "fold"
+    for item in found.garbage:
+        table.add_row(item.kind, size(item.bytes), str(item.path.relative_to(place.root)))
+    screen.print(table, highlight=False)
+    print(f"{len(found.garbage)} to remove, {size(sum(item.bytes for item in found.garbage))}, in {place.root}")
+    if not yes and not sys.stdin.isatty():
+        print("Nothing was removed: --yes does it without asking.")
+    elif yes or typer.confirm("Remove all of it?"):
+        removed = remove(place, found.garbage)
+        print(f"Removed {len(removed)}, {size(sum(item.bytes for item in removed))}.")
+    else:
+        print("Nothing was removed.")

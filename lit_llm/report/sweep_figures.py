@@ -1,0 +1,119 @@
+"""Figures of a sweep, drawn by Optuna, as PNG files: what was tried in which order, and what mattered."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_llm.report.sweeps import names_of
+from lit_llm.search.sweep import Search
+from lit_llm.search.trials import Trials
+
+if TYPE_CHECKING:
+    import optuna
+
+Draw = Callable[[], Any]
+ENOUGH = 4
+"""Done trials from which on an importance or a slice says anything."""
+
+
+def write_figures(search: Search, trials: Trials, folder: Path) -> list[Path]:
+    """`<arm>-history.png` and so on, for every arm with done trials; several goals have a front instead."""
+    from matplotlib import rc_context
+
+    written = []
+    folder.mkdir(parents=True, exist_ok=True)
+    with rc_context({"figure.dpi": 150, "font.size": 8, "axes.titlesize": 9}), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of experimental functions, and of layouts that we set ourselves
+        for arm in search.spaces:
+            study = trials.study(arm)
+            if study is None or not any(trial.state == "done" for trial in trials.of(arm)):
+                continue
+            shown = _with_short_names(search, study)
+            for name, draw in _figures(search, shown):
+                path = folder / f"{arm}-{name}.png"
+                if _save(draw, path, f"{search.name}, {arm}: {name}"):
+                    written.append(path)
+    return written
+
+
+def _figures(search: Search, study: optuna.Study) -> Iterator[tuple[str, Draw]]:
+    from optuna.trial import TrialState
+    from optuna.visualization import matplotlib as draw
+
+    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    for number, goal in enumerate(search.sweep.optimize):
+        several = len(search.sweep.optimize) > 1
+        ending = f"-{number + 1}" if several else ""
+        target = (lambda trial, number=number: trial.values[number]) if several else None
+        kwargs: dict[str, Any] = {"target": target, "target_name": goal.metric}
+        yield f"history{ending}", partial(draw.plot_optimization_history, study, **kwargs)
+        varied = {name for trial in done for name in trial.params}
+        if len(done) >= ENOUGH and varied:
+            yield f"slices{ending}", partial(draw.plot_slice, study, **kwargs)
+        if len(done) >= ENOUGH and len(varied) > 1:
+            yield f"importance{ending}", partial(draw.plot_param_importances, study, **kwargs)
+            yield f"parallel{ending}", partial(draw.plot_parallel_coordinate, study, **kwargs)
+    if 1 < len(search.sweep.optimize) < 4:
+        names = [goal.metric for goal in search.sweep.optimize]
+        yield "front", partial(draw.plot_pareto_front, study, target_names=names)
+    elif any(trial.intermediate_values for trial in done):
+        yield "courses", partial(_courses, study, search)
+
+
+def _courses(study: optuna.Study, search: Search) -> Any:
+    """What the pruner saw."""
+    from optuna.visualization import matplotlib as draw
+
+    axes = draw.plot_intermediate_values(study)
+    seeds = search.sweep.pruner.kind == "wilcoxon"
+    axes.set_xlabel(
+        "number of the seed" if seeds else f"validations of the arm's own setting, by {search.sweep.pruner.by}"
+    )
+    axes.set_ylabel(search.sweep.optimize[0].metric)
+    return axes
+
+
+def _with_short_names(search: Search, study: optuna.Study) -> optuna.Study:
+    """A copy in memory whose parameters have the names that fit under an axis."""
+    import optuna
+
+    names = names_of(search)
+    copy = optuna.create_study(directions=study.directions)
+    for trial in study.get_trials(deepcopy=False):
+        if trial.state.is_finished() and trial.params:
+            copy.add_trial(
+                optuna.trial.create_trial(
+                    state=trial.state,
+                    values=trial.values,
+                    params={names[name]: value for name, value in trial.params.items()},
+                    distributions={names[name]: found for name, found in trial.distributions.items()},
+                    intermediate_values=trial.intermediate_values,
+                )
+            )
+    return copy
+
+
+def _save(draw: Draw, path: Path, title: str) -> bool:
+    """False where Optuna has nothing to draw: all trials have one value, say."""
+    import matplotlib.pyplot as plt
+
+    plt.switch_backend("Agg")
+    try:
+        axes = draw()
+    except (ValueError, RuntimeError):
+        plt.close("all")
+        return False
+    figure = plt.gcf()
+    first = axes.flat[0] if hasattr(axes, "flat") else axes
+    count = len(axes.flat) if hasattr(axes, "flat") else 1
+    figure.set_size_inches(max(6.4, 2.4 * count), 3.8)
+    for place in ("left", "center"):
+        first.set_title("", loc=place)
+    figure.suptitle(title)
+    figure.savefig(path, bbox_inches="tight")
+    plt.close("all")
+    return True

@@ -1,0 +1,180 @@
+"""A sweep for the terminal and for programs: its plan, its trials, what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from lit_llm.ablation.factors import short_names
+from lit_llm.ablation.plan import Plan
+from lit_llm.report import text
+from lit_llm.report.tables import STATES, plan_head, plan_rest, side_by_side, table_of
+from lit_llm.search.space import Dimension, Point
+from lit_llm.search.sweep import Search
+from lit_llm.search.trials import Trial
+from lit_llm.search.winners import Summary
+
+
+def sweep_plan(search: Search, plan: Plan, width: int) -> RenderableType:
+    """Costs of every arm at its own setting, the budget, and what is searched where."""
+    sweep = search.sweep
+    seeds = f" x {len(sweep.seeds)} seeds" if len(sweep.seeds) > 1 else ""
+    runs = len(plan.arms) * sweep.trials * len(sweep.seeds)
+    budget = f"{len(plan.arms)} arms x {sweep.trials} trials{seeds} = {runs} runs"
+    if not search.trains:
+        budget += ", none of which is trained: the goals are known before"
+    elif plan.estimate is not None:
+        seconds = sum(sweep.trials * len(sweep.seeds) * plan.estimate.arms[p.arm.name].run for p in plan.arms)
+        flops = sum(sweep.trials * len(sweep.seeds) * p.cost.train_flops for p in plan.arms)
+        budget += f", at the arms' own settings {text.short(flops)}FLOPs and about "
+        budget += f"{text.about(seconds / plan.estimate.slots)} with {plan.estimate.slots} at once, less what is pruned"
+    goals = "; ".join(f"{goal.direction} {goal.metric}" for goal in sweep.optimize)
+    pruner = "" if sweep.pruner.kind == "none" else f", {sweep.pruner.kind} by {sweep.pruner.by}"
+    parts = [*plan_head(plan, budget, width)]
+    parts += [Text(), Text("what is searched", style="bold"), Text(f"{goals}: {sweep.sampler}{pruner}", style="dim")]
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    for _ in range(3):
+        table.add_column(overflow="fold")
+    for dimension in dict.fromkeys(d for space in search.spaces.values() for d in space.dimensions):
+        having = [name for name, space in search.spaces.items() if dimension in space.dimensions]
+        where = "" if len(having) == len(search.spaces) else f"in {', '.join(having)}"
+        when = " ".join(f"{name} = {_plain(value)}" for name, value in dimension.parameter.when.items())
+        table.add_row(dimension.name, _values(dimension), where or (f"when {when}" if when else ""))
+    parts.append(table)
+    parts += [Text(f"subject to {text_}", style="dim") for text_ in sweep.constraints]
+    return Group(*parts, *plan_rest(plan))
+
+
+def _values(dimension: Dimension) -> str:
+    if dimension.levels:
+        return ", ".join(level.label for level in dimension.levels)
+    low, high = (f"{end:g}" for end in dimension.bounds)
+    kind = dimension.parameter.kind.replace("_", " ").replace("int", "whole")
+    step = f" by {dimension.parameter.step:g}" if dimension.parameter.step else ""
+    return f"{low} to {high}{step}, {kind}"
+
+
+def _plain(value: Any) -> str:
+    return " or ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def setting(point: Point, names: Mapping[str, str]) -> str:
+    """`lr=0.0021 warmup_steps=20`, by the short names of the parameters."""
+    return " ".join(f"{names[name]}={value:.3g}" if isinstance(value, float) else f"{names[name]}={value}"
+                    for name, value in point.items())  # fmt: skip
+
+
+def names_of(search: Search) -> dict[str, str]:
+    """The shortest names that tell the parameters apart."""
+    return short_names(list(search.sweep.space))
+
+
+HEAD = ("arm", "trials", "tokens", "FLOPs", "{goal}", "own setting", "trial")
+
+
+def sweep_table(search: Search, summaries: Sequence[Summary], width: int) -> RenderableType:
+    """What each arm spent and found; with several goals, the best compromises."""
+    goals, names = search.sweep.optimize, names_of(search)
+    head = [name.format(goal=f"best {goals[0].metric}") for name in HEAD]
+    rows = [
+        [
+            found.arm,
+            _states(found),
+            text.count(found.tokens) if search.trains else "–",
+            text.short(found.flops) if search.trains else "–",
+            _value(found.best),
+            _value(found.own),
+            str(found.best.number) if found.best else "–",
+        ]
+        for found in summaries
+    ]
+    parts: list[RenderableType] = side_by_side(head, rows, 4, width)
+    if len(goals) == 1:
+        parts += [Text(), Text("best settings", style="bold")]
+        table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+        for found in summaries:
+            table.add_row(found.arm, setting(found.best.point, names) if found.best else "none is done")
+        return Group(*parts, table)
+    parts += [Text(), Text("trials that no other beats in every goal", style="bold")]
+    front = table_of("arm", "setting", *(goal.metric for goal in goals), left=2)
+    for found in summaries:
+        for trial in found.front:
+            front.add_row(found.arm, setting(trial.point, names), *(text.value(v) for v in trial.values or ()))
+    return Group(*parts, front)
+
+
+def _states(found: Summary) -> str:
+    """`24`, or with what did not end as done: `24 (9 pruned, 1 failed)`."""
+    rest = [f"{number} {state}" for state, number in found.states.items() if state != "done"]
+    return f"{found.counted}" + (f" ({', '.join(rest)})" if rest else "")
+
+
+def _value(trial: Trial | None) -> str:
+    return text.value(trial.values[0]) if trial is not None and trial.values else "–"
+
+
+def trials_table(search: Search, trials: Sequence[Trial]) -> RenderableType:
+    """State of every trial."""
+    names = names_of(search)
+    goals = [goal.metric for goal in search.sweep.optimize]
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for name in ("trial", "state", "setting", *goals, "tokens", "note"):
+        left = name in ("trial", "state", "setting", "note")
+        table.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=name in ("trial", *goals))
+    for trial in trials:
+        values = [text.value(value) for value in trial.values or [None] * len(goals)]
+        note = trial.error or ("" if trial.state != "running" else f"by {trial.coordinator}")
+        state = Text(trial.state, style=STATES[trial.state])
+        tokens = text.count(trial.tokens) if trial.tokens else "–"
+        table.add_row(trial.name, state, setting(trial.point, names), *values, tokens, note)
+    return table
+
+
+def trials_json(search: Search, trials: Sequence[Trial]) -> dict[str, Any]:
+    """What `status --json` prints. Keys may be added, none is renamed."""
+    goals = [goal.metric for goal in search.sweep.optimize]
+    rows = [
+        {
+            "arm": trial.arm,
+            "number": trial.number,
+            "state": trial.state,
+            "setting": trial.point,
+            "values": dict(zip(goals, trial.values, strict=True)) if trial.values else None,
+            "reports": [list(pair) for pair in trial.reports],
+            "fingerprints": list(trial.fingerprints),
+            "tokens": trial.tokens,
+            "flops": trial.flops,
+            "error": trial.error,
+        }
+        for trial in trials
+    ]
+    return {"sweep": search.name, "trials": rows}
+
+
+def sweep_json(search: Search, summaries: Sequence[Summary]) -> dict[str, Any]:
+    """What `report --json` prints. Keys may be added, none is renamed."""
+
+    def shown(trial: Trial | None) -> dict[str, Any] | None:
+        if trial is None:
+            return None
+        goals = [goal.metric for goal in search.sweep.optimize]
+        values = dict(zip(goals, trial.values, strict=True)) if trial.values else None
+        return {"number": trial.number, "setting": trial.point, "values": values}
+
+    arms = [
+        {
+            "arm": found.arm,
+            "states": dict(found.states),
+            "tokens": found.tokens,
+            "flops": found.flops,
+            "own": shown(found.own),
+            "best": shown(found.best),
+            "front": [shown(trial) for trial in found.front],
+        }
+        for found in summaries
+    ]
+    return {"sweep": search.name, "goals": [goal.model_dump() for goal in search.sweep.optimize], "arms": arms}
