@@ -13,6 +13,7 @@ import pytest
 from lit_llm.ablation.arms import load_study
 from lit_llm.ablation.plan import plan
 from lit_llm.components.attention.config import AttentionConfig, ResolvedAttention
+from lit_llm.search.sweep import is_sweep, load_sweep
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -29,7 +30,8 @@ def snippets(language: str) -> list[object]:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The shipped studies, and the text that the pages speak of."""
-    shutil.copytree(ROOT / "ablations", tmp_path / "ablations")
+    for name in ("ablations", "sweeps"):
+        shutil.copytree(ROOT / name, tmp_path / name)
     (tmp_path / "data").mkdir()
     with gzip.open(tmp_path / "data" / "part.jsonl.gz", "wt") as file:
         file.writelines(json.dumps({"text": f"{n} words", "red_pajama_subset": "arxiv"}) + "\n" for n in range(100))
@@ -38,9 +40,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("snippet", snippets("yaml"))
-def test_every_study_on_the_pages_is_planned_and_fair(snippet: str, folder: Path) -> None:
-    (folder / "study.yaml").write_text(snippet)
-    found = plan(load_study(folder / "study.yaml"))
+def test_every_study_and_sweep_on_the_pages_is_planned_and_fair(snippet: str, folder: Path) -> None:
+    path = folder / "study.yaml"
+    path.write_text(snippet)
+    found = plan(load_sweep(path).ablation if is_sweep(str(path)) else load_study(path))
     assert len(found.arms) > 1
     assert not [finding for finding in found.findings if finding.kind in ("refused", "no_op", "confound")]
 

@@ -24,7 +24,8 @@ def sweep_plan(search: Search, plan: Plan, width: int) -> RenderableType:
     sweep = search.sweep
     seeds = f" x {len(sweep.seeds)} seeds" if len(sweep.seeds) > 1 else ""
     runs = len(plan.arms) * sweep.trials * len(sweep.seeds)
-    budget = f"{len(plan.arms)} arms x {sweep.trials} trials{seeds} = {runs} runs"
+    arms = f"{len(plan.arms)} arm{'s' if len(plan.arms) > 1 else ''}"
+    budget = f"{arms} x {sweep.trials} trials{seeds} = {runs} runs"
     if not search.trains:
         budget += ", none of which is trained: the goals are known before"
     elif plan.estimate is not None:
@@ -42,7 +43,8 @@ def sweep_plan(search: Search, plan: Plan, width: int) -> RenderableType:
     for dimension in dict.fromkeys(d for space in search.spaces.values() for d in space.dimensions):
         having = [name for name, space in search.spaces.items() if dimension in space.dimensions]
         where = "" if len(having) == len(search.spaces) else f"in {', '.join(having)}"
-        when = " ".join(f"{name} = {_plain(value)}" for name, value in dimension.parameter.when.items())
+        conditions = dimension.parameter.when.items()
+        when = ", ".join(f"{'.'.join(name.split('.')[-2:])} = {_plain(value)}" for name, value in conditions)
         table.add_row(dimension.name, _values(dimension), where or (f"when {when}" if when else ""))
     parts.append(table)
     parts += [Text(f"subject to {text_}", style="dim") for text_ in sweep.constraints]

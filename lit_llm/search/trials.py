@@ -42,6 +42,8 @@ NOT_COUNTED: tuple[Ended, ...] = ("infeasible", "repeated", "lost")
 """Draws that took no training: they are no part of the budget."""
 IN_VAIN = 300
 """Draws without a new, feasible point, one after another, that end an arm's search."""
+PATIENT = 3
+"""Draws of what was tried already, after which a point of a finite space is taken that was not."""
 COUNTABLE = 20_000
 """Points up to which a finite space is listed, so that its last points are found too."""
 PATIENCE = 120.0
@@ -294,7 +296,7 @@ class Trials:
         """A new point that fulfils the constraints; None, and why, where none is found any more."""
         space, study = self.search.spaces[arm], self._studies[arm]
         seen = {name: trial for trial in self.of(arm) if trial.counts or trial.retried for name in trial.fingerprints}
-        in_vain = 0
+        in_vain = repeats = 0
         while in_vain < IN_VAIN:
             study.sampler = make_sampler(self.search.sweep, len(study.get_trials(deepcopy=False)))
             drawn = study.ask()
@@ -318,8 +320,8 @@ class Trials:
             earlier = seen.get(names[0])
             if earlier is not None and _RETRY not in self._frozen(trial).user_attrs:
                 self.finish(trial, "repeated", error=f"the same as trial {earlier.number}")
-                in_vain += 1
-                if in_vain % 10 == 0:  # the sampler sees nothing but this: the next is one that was not tried
+                in_vain, repeats = in_vain + 1, repeats + 1
+                if repeats % PATIENT == 0:  # the sampler is sure of what it knows: next comes one that was not tried
                     untried = self._untried(space, seen.keys())
                     if untried == []:
                         break
