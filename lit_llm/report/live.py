@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -188,6 +189,9 @@ class Searching(Progressing, SweepWatcher):
     def finished(self) -> None:
         super().finished()
         self._search_goes_on = False
+
+    def comparing(self, study: Path) -> None:
+        self.console.print("Each arm as it was and at its best, over fresh seeds:", highlight=False)
 
     def _counted(self, arm: str) -> int:
         return sum(trial.arm == arm and trial.counts for trial in self._ended.values())

@@ -97,9 +97,9 @@ class Pruner(Section):
     """When a trial that does badly is given up."""
 
     kind: Literal["none", "median", "hyperband", "successive_halving", "wilcoxon"] = "none"
-    """none; median: worse than half of the finished trials were at that point; hyperband, successive_halving: among the
-    best third at each rung (arXiv 1603.06560, 1810.05934); wilcoxon: over the seeds, worse than the best trial by a
-    signed-rank test. All but wilcoxon judge the validations of a trial's first seed."""
+    """none; median: after a third of the training, worse than half of the finished trials at that point; hyperband,
+    successive_halving: not among the best third at a rung (arXiv 1603.06560, 1810.05934); wilcoxon: over the seeds,
+    worse than the best trial by a signed-rank test. All but wilcoxon judge the validations of a trial's first seed."""
     by: Literal["steps", "tokens"] = "steps"
     """Trials are compared after equally many steps, or tokens. Where batch_size is searched that is not the same."""
 

@@ -60,6 +60,9 @@ class SweepWatcher(Watcher):
     def ended(self, trial: Trial) -> None:
         """A trial has ended, here or elsewhere."""
 
+    def comparing(self, study: Path) -> None:
+        """The search is over, and the study of the winners begins."""
+
 
 @dataclass(frozen=True)
 class Searched:
@@ -152,6 +155,7 @@ def _run_winners(
     path = winners_study(ended.search, ended.summaries, folder)
     if path is None:
         return None
+    watcher.comparing(path)
     try:
         with locked(folder / "winners.lock"):
             study = load_study(path)

@@ -55,7 +55,10 @@ def make_pruner(sweep: Sweep, own: Experiment) -> BasePruner:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         if kind == "median":
-            return pruners.MedianPruner(n_startup_trials=max(2, min(5, sweep.trials // 4)))
+            # Before a third of the training a long warm-up looks like a bad rate.
+            return pruners.MedianPruner(
+                n_startup_trials=max(3, min(5, sweep.trials // 4)), n_warmup_steps=1 + times // 3
+            )
         if kind == "hyperband":
             return pruners.HyperbandPruner(min_resource=1, max_resource=times, reduction_factor=KEPT)
         if kind == "successive_halving":

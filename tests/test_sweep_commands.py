@@ -1,0 +1,132 @@
+"""A sweep on the command line: what it prints, what it writes, how it fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from lit_llm.config.tree import read_file
+from lit_llm.experiment.load import load_experiment
+from lit_llm.search.schema import sweep_schema
+
+ARMS = "arms: {red: {}, dec: {extends: decllm-tiny}}"
+SPACE = (
+    "space: {pretrain.training.optimizer.lr: {log_uniform: [1e-4, 1e-1]}, model.feed_forward.d_ff: {choice: [32, 64]}}"
+)
+
+
+def lit_llm(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "lit_llm.cli", *map(str, arguments)], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> tuple[Path, Path, str]:
+    """(sweep file, store, what the command printed) of a small search."""
+    folder = tmp_path_factory.mktemp("searched")
+    base = f"""
+  model: {{d_model: 16, vocabulary: 258, attention: {{heads: 2}}, feed_forward: {{d_ff: 32}}}}
+  pretrain:
+    data: {{corpus: {{kind: text, files: ["{corpus}/*.txt"]}}, tokenizer: bytes, sequence_length: 32, batch_size: 4}}
+    training: {{max_steps: 8, schedule: {{warmup_steps: 2}}}}
+    validation: {{times: 2, sequences: 8}}
+"""
+    path = folder / "small.yaml"
+    head = "sweep: small\nquestion: Which rate?\nextends: redllm-tiny\n"
+    path.write_text(f"{head}base: {base}\n{ARMS}\n{SPACE}\ntrials: 5\nwinners: {{seeds: [5, 6]}}\n")
+    done = lit_llm("sweep", path, "--store", folder / "store", "-j", 2)
+    assert done.returncode == 0, done.stderr
+    return path, folder / "store", done.stdout
+
+
+@pytest.mark.xdist_group("sweep-commands")
+def test_a_sweep_ends_with_what_each_arm_spent_and_with_the_winners(searched: tuple[Path, Path, str]) -> None:
+    path, store, printed = searched
+    found = json.loads(lit_llm("report", path, "--store", store, "--json").stdout)
+    for arm in found["arms"]:
+        assert arm["states"] == {"done": 5}
+        assert arm["tokens"] == 5 * 8 * 4 * 32
+        assert f"{arm['best']['values']['val/target_nll']:.3f}" in printed
+        assert arm["best"]["values"]["val/target_nll"] <= arm["own"]["values"]["val/target_nll"]
+    assert "small-winners" in printed
+    assert "Traceback" not in printed
+
+
+@pytest.mark.xdist_group("sweep-commands")
+def test_status_shows_every_trial_and_a_second_sweep_has_nothing_to_do(searched: tuple[Path, Path, str]) -> None:
+    path, store, _ = searched
+    before = json.loads(lit_llm("status", path, "--store", store, "--json").stdout)
+    assert [trial["state"] for trial in before["trials"] if trial["state"] == "done"] == ["done"] * 10
+    assert {tuple(trial["setting"]) for trial in before["trials"]} == {
+        ("pretrain.training.optimizer.lr", "model.feed_forward.d_ff")
+    }
+    again = lit_llm("sweep", path, "--store", store)
+    assert again.returncode == 0
+    assert "0 of 2 arms x 5 trials to do" in again.stdout
+    assert json.loads(lit_llm("status", path, "--store", store, "--json").stdout) == before
+
+
+@pytest.mark.xdist_group("sweep-commands")
+def test_report_draws_what_optuna_draws_into_files(searched: tuple[Path, Path, str]) -> None:
+    path, store, _ = searched
+    shown = lit_llm("report", path, "--store", store)
+    assert shown.returncode == 0, shown.stderr
+    folder = store / "studies" / "small" / "figures"
+    names = {f"{arm}-{name}.png" for arm in ("red", "dec") for name in ("history", "slices", "importance", "parallel")}
+    assert {file.name for file in folder.glob("*.png")} == names
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in folder.glob("*.png"))
+    assert f"optuna-dashboard {store}/studies/small/optuna.journal" in shown.stdout
+
+
+@pytest.mark.xdist_group("sweep-commands")
+def test_the_best_setting_is_an_experiment_that_train_takes(searched: tuple[Path, Path, str]) -> None:
+    path, store, _ = searched
+    best = json.loads(lit_llm("report", path, "--store", store, "--json").stdout)["arms"][1]["best"]
+    file = store / "studies" / "small" / "best" / "dec.yaml"
+    experiment = load_experiment(file)
+    assert experiment.pretrain.training.optimizer.lr == best["setting"]["pretrain.training.optimizer.lr"]
+    assert str(experiment.model.feed_forward.d_ff) == best["setting"]["model.feed_forward.d_ff"]
+    done = lit_llm("train", file, "--store", store)  # it is there already
+    assert done.returncode == 0, done.stderr
+    assert "1 are there already" in done.stdout
+    assert f"{best['values']['val/target_nll']:.3f}" in done.stdout
+
+
+def test_plan_of_a_sweep_says_what_is_searched_and_what_it_comes_to(tmp_path: Path) -> None:
+    shown = lit_llm("plan", "sweeps/fair_lr.yaml", "--store", tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    text = " ".join(shown.stdout.split())
+    assert "3 arms x 24 trials = 72 runs" in text
+    assert "hyperband by steps" in text
+    found = json.loads(lit_llm("plan", "sweeps/fair_lr.yaml", "--store", tmp_path, "--json").stdout)
+    assert {"study", "question", "arms", "findings", "sweep", "searched"} <= found.keys()
+    assert found["searched"]["dec"] == list(found["sweep"]["space"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_sweep_is_one_message_and_nothing_is_started(write_sweep: Callable[..., Path], tmp_path: Path) -> None:
+    path = write_sweep("wrong", "space: {pretrain.training.optimizer.lrr: {log_uniform: [1, 1e-1]}}")
+    for command in ("sweep", "plan", "status", "report"):
+        done = lit_llm(command, path, "--store", tmp_path / "store")
+        assert done.returncode == 2
+        assert f"{path}:11: space.pretrain.training.optimizer.lrr.log_uniform: the lowest" in done.stderr
+        assert "nothing was started" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_study_is_no_sweep_and_a_sweep_no_study(tmp_path: Path) -> None:
+    one = lit_llm("run", "sweeps/quickstart.yaml", "--store", tmp_path / "store")
+    assert (one.returncode, "use `lit-llm sweep sweeps/quickstart.yaml`" in one.stderr) == (2, True)
+    other = lit_llm("sweep", "ablations/quickstart.yaml", "--store", tmp_path / "store")
+    assert (other.returncode, "`lit-llm run` takes a study" in other.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("path", sorted(Path("sweeps").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_schema_takes_every_shipped_sweep(path: Path) -> None:
+    jsonschema.validate(read_file(path).plain(), sweep_schema())
