@@ -7,7 +7,8 @@ validation on 16. Overhead of a trial = the time from the end of the trial befor
 inside its training steps and its validation. So the first trial is left out, and with it what only a start costs.
 
 - Ours: `run_sweep`, each trial in a process of its own, with all that a run writes and its mirror in MLflow.
-- Optuna + Lightning: the script that people write first. All trials in one process, Optuna's and MLflow's SQLite.
+- Optuna + Lightning: the script that people write first. All trials in one process, Optuna's and MLflow's SQLite. Its
+  validation before the first step, Lightning's default, counts as validation.
 - Hydra's sweeper: the same function, as the job of `hydra/sweeper=optuna`. It wants an Optuna older than ours, so it
   is installed into a virtual environment of its own, in a temporary directory; about a minute and 2 GB. Where torch
   does not install there, the job is an empty one; where the sweeper itself does not, the output says so.
@@ -87,8 +88,14 @@ def train(lr):
     tokens = torch.randint(258, (48, 129))
     training = torch.utils.data.DataLoader(tokens[:32], batch_size=16)
     validation = torch.utils.data.DataLoader(tokens[32:], batch_size=16)
-    logger = MLFlowLogger("peer", tracking_uri=f"sqlite:///{FOLDER}/mlflow.db", artifact_location=f"file://{FOLDER}/artifacts")
-    trainer = L.Trainer(max_steps=2, accelerator="cpu", logger=logger, default_root_dir=FOLDER, enable_progress_bar=False)
+    database, artifacts = f"sqlite:///{FOLDER}/mlflow.db", f"file://{FOLDER}/artifacts"
+    trainer = L.Trainer(
+        max_steps=2,
+        accelerator="cpu",
+        logger=MLFlowLogger("peer", tracking_uri=database, artifact_location=artifacts),
+        default_root_dir=FOLDER,
+        enable_progress_bar=False,
+    )
     model = Plain(lr)
     trainer.fit(model, training, validation)
     assert trainer.global_step == 2 and model.seconds > 0
@@ -124,7 +131,7 @@ def train(lr):
 
 # Optuna 2.10, the newest that the sweeper takes, runs with neither SQLAlchemy 2 nor NumPy 2; and the sweeper's own
 # requirement of Hydra lets pip take a pre-release.
-SWEEPER = ("hydra-optuna-sweeper==1.3.0", "hydra-core==1.3.2", "sqlalchemy<2", "numpy<2", "setuptools<81")
+SWEEPER = ("hydra-optuna-sweeper==1.3.0", "hydra-core==1.3.2", "sqlalchemy<2", "numpy<2")
 TRAINING = ("torch>=2.10,<2.14", "lightning>=2.6.4", "mlflow>=3.13", "pydantic", "pyyaml", "filelock", "safetensors")
 
 

@@ -9,6 +9,7 @@ Python's parser reads them and nothing executes them: only what stands above is 
 from __future__ import annotations
 
 import ast
+import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -56,6 +57,8 @@ class Constraint:
         values: of its names. Raises ValueError where one is no number, or where it divides by zero.
         """
         left, right = (_value(side, values) for side in (self._compare.left, self._compare.comparators[0]))
+        if not (math.isfinite(left) and math.isfinite(right)):
+            raise ValueError(f"{self.text}: a side is not a finite number")
         return _EXCESS[type(self._compare.ops[0])](left, right) / (abs(right) or 1.0)
 
 
@@ -122,7 +125,10 @@ def _value(node: ast.AST, values: Mapping[str, Any]) -> float:
         return -_value(node.operand, values)
     if isinstance(node, ast.Constant):
         assert isinstance(node.value, int | float)
-        return float(node.value)
+        try:
+            return float(node.value)
+        except OverflowError:
+            raise ValueError("a number is too large") from None
     name = _dotted(node)
     assert name is not None
     value = values.get(name)

@@ -203,7 +203,7 @@ class _Coordinator:
             run_tasks(
                 self._tasks(),
                 slots=slots,
-                preload=PRELOAD,
+                preload=(*PRELOAD, __name__),
                 on_finish=self._finish,
                 on_question=self._judge,
                 on_tick=tick,

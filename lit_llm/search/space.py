@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
@@ -22,6 +23,10 @@ Value = float | int | str
 """Of a parameter at a point: a number, or the label of a choice."""
 Point = dict[str, Value]
 """{parameter: value}, of those whose conditions hold."""
+
+
+_MOST_PARTS = 64
+"""Combinations of conditions that are looked at."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,14 +50,37 @@ class Dimension:
         """The keys that a value sets, as a tree."""
         if self.levels:
             return next(level.keys for level in self.levels if level.label == value)
-        return at(self.paths[0], tree(value, self.mark))
+        return at(self.paths[0], tree(self._on_grid(value), self.mark))
 
     @property
     def bounds(self) -> tuple[float, float]:
         """Lowest and highest of a number; the highest is the last that a step reaches."""
         low, high = getattr(self.parameter, self.parameter.kind)
-        step = self.parameter.step
-        return low, low + math.floor((high - low) / step + 1e-9) * step if step else high
+        if self.parameter.step is None:
+            return low, high
+        start, step = (Decimal(str(number)) for number in (low, self.parameter.step))
+        return low, float(start + (Decimal(str(high)) - start) // step * step)
+
+    def _on_grid(self, value: Any) -> Any:
+        """The step that a number stands for: 0.3, where adding steps of 0.1 has made 0.30000000000000004 of it."""
+        if self.parameter.step is None or self.whole:
+            return value
+        low, step = self.bounds[0], self.parameter.step
+        return float(Decimal(str(low)) + round((value - low) / step) * Decimal(str(step)))
+
+    def fulfilling(self, name: str, wanted: Any) -> list[Value]:
+        """Its values under which a condition on `name` (its own name, or a key that it sets) holds."""
+        options = wanted if isinstance(wanted, list | tuple) else [wanted]
+        if not self.levels:
+            return [self.stored(option) for option in options if self.problem(option) is None]
+        found: list[Value] = []
+        for level in self.levels:
+            values: dict[str, Any] = {}
+            _put(values, level.keys)
+            labelled = name == self.name and level.label in {label_of(option) for option in (wanted, *options)}
+            if labelled or (name in values and _same(values[name], wanted)):
+                found.append(level.label)
+        return found
 
     @property
     def whole(self) -> bool:
@@ -74,7 +102,7 @@ class Dimension:
         count = math.inf if step is None else round((high - low) / step) + 1
         if count > most or step is None:
             return None
-        return [int(low + step * n) if self.whole else low + step * n for n in range(int(count))]
+        return [int(low + step * n) if self.whole else self._on_grid(low + step * n) for n in range(int(count))]
 
     def problem(self, value: Any) -> str | None:
         """Why it cannot have this value, as it stands in a file."""
@@ -96,7 +124,7 @@ class Dimension:
         """A value of a file, as a point has it."""
         if self.levels:
             return label_of(value)
-        return int(value) if self.whole else float(value)
+        return int(value) if self.whole else float(self._on_grid(value))
 
 
 @dataclass(frozen=True)
@@ -198,18 +226,18 @@ class ArmSpace:
                 return None
         return found
 
-    def with_value(self, dimension: Dimension, value: Value) -> Point:
-        """A part of a point: this value and those that decide whether it is searched; the rest is as the arm has it."""
-        point: Point = {dimension.name: value}
+    def with_value(self, dimension: Dimension, value: Value) -> list[Point]:
+        """Parts of points: this value, with each that lets it be searched; the rest is as the arm has it."""
+        points: list[Point] = [{dimension.name: value}]
         waiting = [dimension]
         while waiting:
             for name, wanted in waiting.pop().parameter.when.items():
                 for other in self.dimensions:
-                    if other.name not in point and (name == other.name or name in other.paths):
-                        first = wanted[0] if isinstance(wanted, list | tuple) and wanted else wanted
-                        point[other.name] = other.stored(first)
+                    decides = name == other.name or any(under(name, path) for path in other.paths)
+                    if decides and other.name not in points[0] and (options := other.fulfilling(name, wanted)):
+                        points = [{**point, other.name: option} for point in points for option in options][:_MOST_PARTS]
                         waiting.append(other)
-        return point
+        return points
 
 
 def dimensions_of(sweep: Sweep, document: Node, problems: list[Problem]) -> list[Dimension]:
@@ -229,7 +257,7 @@ def dimensions_of(sweep: Sweep, document: Node, problems: list[Problem]) -> list
                 problems.append(Problem(f"two values are called {label!r}; name them", where, choice.mark))
         found.append(Dimension(name, parameter, tuple(levels), node.mark))
     problems += _clashes(found)
-    graph = {one.name: _deciders(one.parameter.when, found, but=one.name) for one in found}
+    graph = {one.name: _deciders(one.parameter.when, found) for one in found}
     try:
         order = list(TopologicalSorter(graph).static_order())
     except CycleError as error:
@@ -248,8 +276,7 @@ def space_of(arm: Arm, dimensions: Sequence[Dimension]) -> ArmSpace:
     def possible(name: str, wanted: Any) -> bool:
         if name in values and _same(values[name], wanted):
             return True
-        deciders = _deciders([name], dimensions)
-        return any(other.name in deciders for other in kept)
+        return any(other.fulfilling(name, wanted) for other in kept if other.name in _deciders([name], dimensions))
 
     for dimension in dimensions:
         if all(possible(name, wanted) for name, wanted in dimension.parameter.when.items()):
@@ -258,7 +285,8 @@ def space_of(arm: Arm, dimensions: Sequence[Dimension]) -> ArmSpace:
 
 
 def unknown_conditions(dimensions: Sequence[Dimension], arms: Sequence[Arm]) -> Iterator[Problem]:
-    """Conditions on what is neither searched nor a key of any arm."""
+    """Conditions on what is neither searched nor a key of any arm, and those that hold nowhere."""
+    searched = {one for arm in arms for one in space_of(arm, dimensions).dimensions}
     keys = {key for arm in arms for key, _ in leaves(arm.flat)}
     names = {dimension.name for dimension in dimensions}
     for dimension in dimensions:
@@ -266,6 +294,11 @@ def unknown_conditions(dimensions: Sequence[Dimension], arms: Sequence[Arm]) -> 
             if name not in keys | names and not any(name in other.paths for other in dimensions):
                 hint = did_you_mean(name, sorted(names | keys)) if len(name) > 3 else ""
                 message = f"{name!r} is neither searched nor a key of an arm{hint}"
+                yield Problem(message, f"space.{dimension.name}.when", dimension.mark)
+                break
+        else:
+            if dimension not in searched:
+                message = "no arm and no searched value fulfils this condition"
                 yield Problem(message, f"space.{dimension.name}.when", dimension.mark)
 
 
@@ -280,18 +313,21 @@ def wrong_values(spaces: Sequence[ArmSpace]) -> Iterator[Problem]:
             yield Problem(message, f"space.{dimension.name}", dimension.mark)
             continue
         for value, problem in dict.fromkeys(pair for wrong in found.values() for pair in wrong):
-            message = f"{value!r} is not possible: {problem.key}: {problem.message}"
-            yield Problem(message, f"space.{dimension.name}", dimension.mark)
+            said = "" if problem.message.startswith("unknown key") else f"{value!r} is not possible: "
+            yield Problem(f"{said}{problem.key}: {problem.message}", f"space.{dimension.name}", dimension.mark)
 
 
 def _impossible(space: ArmSpace, dimension: Dimension) -> list[tuple[Value, Problem]]:
     """Values of its choice, or ends of its range, that fit no setting of the other parameters that was looked at."""
     wrong: list[tuple[Value, Problem]] = []
     for value in dimension.probes:
-        point = space.with_value(dimension, value)
-        found = _unfitting(space, point)
-        others = [(other.name, one) for other in space.dimensions if other.name not in point for one in other.probes]
-        if found and all(_unfitting(space, {**point, name: one}) for name, one in others):
+        points = space.with_value(dimension, value)
+        found = _unfitting(space, points[0])
+        others = [
+            (other.name, one) for other in space.dimensions if other.name not in points[0] for one in other.probes
+        ]
+        beside = ({**point, name: one} for point in points for name, one in [(dimension.name, value), *others])
+        if found and all(_unfitting(space, point) for point in beside):
             wrong += [(value, problem) for problem in found]
     return wrong
 
@@ -324,13 +360,12 @@ def _apart(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
     return any(not options(left[name]) & options(right[name]) for name in left.keys() & right.keys())
 
 
-def _deciders(names: Iterable[str], dimensions: Sequence[Dimension], but: str = "") -> set[str]:
+def _deciders(names: Iterable[str], dimensions: Sequence[Dimension]) -> set[str]:
     """The parameters that conditions on these names speak of."""
     return {
         other.name
         for other in dimensions
-        if other.name != but
-        and any(name == other.name or any(under(name, path) for path in other.paths) for name in names)
+        if any(name == other.name or any(under(name, path) for path in other.paths) for name in names)
     }
 
 

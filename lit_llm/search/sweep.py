@@ -99,20 +99,30 @@ def load_sweep(source: str | Path, overrides: Sequence[str] = ()) -> Search:
     document = read_file(path)
     if "sweep" not in document.value:
         raise InputError(Problem("is no sweep (it has no `sweep`); `lit-llm run` takes a study", mark=document.mark))
-    sweep = validate(Sweep, document)
+    try:
+        sweep = validate(Sweep, document)
+    except InputError as error:
+        arms_too = list(error.problems)
+        told = {problem.key.partition(".")[0] for problem in error.problems}
+        if {"extends", "base", "arms"} & document.value.keys() and not {"extends", "base", "arms", "allow"} & told:
+            rest = Node({key: node for key, node in document.value.items() if key != "seeds"}, document.mark)
+            with noted(arms_too):
+                part = _study_part("sweep", "", rest)
+                understood(validate(Study, part), part, path, overrides)
+        raise InputError(*arms_too, hint=HINT) from None
     problems: list[Problem] = []
     dimensions = dimensions_of(sweep, document, problems)
+    readable = not problems
     problems += _not_to_search(sweep, dimensions, overrides)
     constraints = tuple(_constraints(sweep, document, problems))
     arms: tuple[Arm, ...] = ()
     with noted(problems):
-        part = _study_part(sweep, document)
+        part = _study_part(sweep.sweep, sweep.question, document)
         ablation = understood(validate(Study, part), part, path, overrides)
         arms = ablation.arms
-    if arms:
-        problems += unknown_conditions(dimensions, arms)
-    if problems:
+    if not (arms and readable):
         raise InputError(*problems, hint=HINT)
+    problems += unknown_conditions(dimensions, arms)
     spaces = {arm.name: space_of(arm, dimensions) for arm in arms}
     problems += wrong_values(list(spaces.values()))
     firsts, further = {}, list[Problem]()
@@ -122,17 +132,16 @@ def load_sweep(source: str | Path, overrides: Sequence[str] = ()) -> Search:
     blamed = {problem.key for problem in problems}
     problems += [problem for problem in further if problem.key not in blamed]
     search = Search(sweep, ablation, spaces, constraints, firsts)
-    if not problems:
-        problems += _unfulfilled(search, document)
+    problems += _unfulfilled(search, document)
     if problems:
         raise InputError(*problems, hint=HINT)
     return search
 
 
-def _study_part(sweep: Sweep, document: Node) -> Node:
+def _study_part(name: str, question: str, document: Node) -> Node:
     """The tree of a study of the same arms, with the marks of the sweep's file."""
     items = {key: document.value[key] for key in ("extends", "base", "arms", "allow", "seeds") if key in document.value}
-    head = {"study": Node(sweep.sweep, document.mark), "question": Node(sweep.question, document.mark)}
+    head = {"study": Node(name, document.mark), "question": Node(question or "?", document.mark)}
     return Node(head | {"seeds": Node([Node(0)])} | items, document.mark)
 
 
@@ -203,8 +212,8 @@ def _firsts(sweep: Sweep, document: Node, space: ArmSpace) -> Iterator[Point]:
 
 def _unfulfilled(search: Search, document: Node) -> Iterator[Problem]:
     """Constraints on what is no number, and those that an arm's own setting breaks."""
-    for number, constraint in enumerate(search.constraints):
-        mark = document.mark_of(["constraints", str(number)])
+    for constraint in search.constraints:
+        mark = document.mark_of(["constraints", str(search.sweep.constraints.index(constraint.text))])
         for arm in search.ablation.arms:
             values = figures(arm.experiment)
             numbers = {key: v for key, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}

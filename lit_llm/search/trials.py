@@ -16,6 +16,7 @@ import os
 import re
 import socket
 import uuid
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -42,8 +43,8 @@ NOT_COUNTED: tuple[Ended, ...] = ("infeasible", "repeated", "lost")
 """Draws that took no training: they are no part of the budget."""
 IN_VAIN = 300
 """Draws without a new, feasible point, one after another, that end an arm's search."""
-PATIENT = 3
-"""Draws of what was tried already, after which a point of a finite space is taken that was not."""
+PATIENT = 4
+"""Draws in vain, after which a point of a finite space is taken that fulfils all and was not tried."""
 COUNTABLE = 20_000
 """Points up to which a finite space is listed, so that its last points are found too."""
 PATIENCE = 120.0
@@ -161,6 +162,8 @@ class Trials:
             import optuna
 
             optuna.logging.set_verbosity(optuna.logging.WARNING)
+            # They are ours to fulfil: what breaks one is drawn again, whatever the sampler makes of it.
+            warnings.filterwarnings("ignore", message="Constraints have been set, but CmaEsSampler")
             self._storage = _database(self.url) if self.url is not None else _journal(self.journal)
         return self._storage
 
@@ -179,10 +182,10 @@ class Trials:
         with locked(lock):
             self._me = me
             with self._claiming():
-                write_json(self.folder / "sweep.json", self._note)
                 self._check_origins(begin_anew=rerun == "stale")
                 for arm in self.search.spaces:
                     self._begin(arm, rerun)
+                write_json(self.folder / "sweep.json", self._note)
             try:
                 yield
             finally:
@@ -296,8 +299,16 @@ class Trials:
         """A new point that fulfils the constraints; None, and why, where none is found any more."""
         space, study = self.search.spaces[arm], self._studies[arm]
         seen = {name: trial for trial in self.of(arm) if trial.counts or trial.retried for name in trial.fingerprints}
-        in_vain = repeats = 0
+        in_vain, listed = 0, False
         while in_vain < IN_VAIN:
+            if in_vain % PATIENT == PATIENT - 1 and not listed:  # next comes one that was not tried, where there is one
+                untried = self._untried(space, seen.keys())
+                listed = untried is not None
+                if untried == []:
+                    break
+                if untried:
+                    number = len(study.get_trials(deepcopy=False))
+                    study.enqueue_trial(dict(untried[(number * 7919) % len(untried)]))
             study.sampler = make_sampler(self.search.sweep, len(study.get_trials(deepcopy=False)))
             drawn = study.ask()
             point = space.draw(lambda dimension, drawn=drawn: _suggest(drawn, dimension))  # type: ignore[misc]
@@ -320,13 +331,7 @@ class Trials:
             earlier = seen.get(names[0])
             if earlier is not None and _RETRY not in self._frozen(trial).user_attrs:
                 self.finish(trial, "repeated", error=f"the same as trial {earlier.number}")
-                in_vain, repeats = in_vain + 1, repeats + 1
-                if repeats % PATIENT == 0:  # the sampler is sure of what it knows: next comes one that was not tried
-                    untried = self._untried(space, seen.keys())
-                    if untried == []:
-                        break
-                    if untried:
-                        study.enqueue_trial(dict(untried[(drawn.number * 7919) % len(untried)]))
+                in_vain += 1
                 continue
             return self._run(trial, names)
         count = sum(trial.counts for trial in self.of(arm))
@@ -455,7 +460,7 @@ def _suggest(trial: optuna.Trial, dimension: Dimension) -> Value:
     log, step = dimension.parameter.kind.startswith("log_"), dimension.parameter.step
     if dimension.whole:
         return trial.suggest_int(dimension.name, int(low), int(high), step=int(step or 1), log=log)
-    return trial.suggest_float(dimension.name, low, high, step=step, log=log)
+    return dimension.stored(trial.suggest_float(dimension.name, low, high, step=step, log=log))
 
 
 def _origin(experiment: Experiment) -> str:

@@ -6,6 +6,7 @@ setting and at its best with seeds that the search has not seen.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -146,7 +147,7 @@ def winners_study(search: Search, summaries: Sequence[Summary], folder: Path) ->
 
 def _write(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    work = path.with_name(f".{path.name}")
+    work = path.with_name(f".{path.name}.{os.getpid()}")  # another coordinator may be at it too
     work.write_text(text)
     work.replace(path)
     return path
