@@ -265,7 +265,10 @@ class _Coordinator:
                 yield task
 
     def _task(self, trial: Trial) -> Task | None:
-        """None where it has failed before it began."""
+        """None where it has ended before it began."""
+        if trial.given_up:  # by a coordinator that could not write it down any more
+            self._end(trial, "pruned")
+            return None
         experiment = self.search.spaces[trial.arm].experiment(trial.point)
         for run in self.runs(trial):
             try:
@@ -317,7 +320,7 @@ class _Coordinator:
             return False
         space = self.search.spaces[trial.arm]
         at = progress(self.search.sweep, space.arm.experiment, space.experiment(trial.point), step)
-        return self.trials.report(trial, at, found[goal])
+        return at is not None and self.trials.report(trial, at, found[goal])
 
     def _finish(self, outcome: Outcome) -> None:
         trial = self.running.pop(outcome.task.name)
@@ -325,19 +328,27 @@ class _Coordinator:
         if outcome.status == "killed":
             for stage in stages:
                 note_death(stage, outcome)
-            self.attempts[trial.name] = self.attempts.get(trial.name, 1) + 1
-            if self.attempts[trial.name] <= ATTEMPTS:
-                self.watcher.message(f"{trial.name}: {outcome.error}; it goes on from its last checkpoint")
-                self.waiting.append(trial)
-            else:
-                self._end(trial, "failed", error=f"{outcome.error}, {ATTEMPTS} times")
+            self._try_again(trial, outcome.error or "killed")
         elif outcome.status == "raised":
             for stage in stages:
                 note_death(stage, outcome)
             self._end(trial, "failed", error=outcome.error)
-        elif outcome.value is not None:
+        elif outcome.value is not None and outcome.value != ("interrupted", False):
             self._conclude(trial, stages, *outcome.value)
-        # Else it was interrupted: whoever runs the sweep next goes on with it.
+        elif outcome.status == "returned":
+            self._try_again(trial, "somebody asked its process to stop")
+        # Else we have asked it to: whoever runs the sweep next goes on with it.
+
+    def _try_again(self, trial: Trial, reason: str) -> None:
+        if any(other.given_up for other in self.trials.of(trial.arm) if other.number == trial.number):
+            self._end(trial, "pruned")
+            return
+        self.attempts[trial.name] = self.attempts.get(trial.name, 1) + 1
+        if self.attempts[trial.name] <= ATTEMPTS:
+            self.watcher.message(f"{trial.name}: {reason}; it goes on from its last checkpoint")
+            self.waiting.append(trial)
+        else:
+            self._end(trial, "failed", error=f"{reason}, {ATTEMPTS} times")
 
     def _conclude(self, trial: Trial, stages: Sequence[Stage], state: str, given_up: bool) -> None:
         """By how its last run ended."""

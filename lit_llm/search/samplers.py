@@ -68,13 +68,16 @@ def make_pruner(sweep: Sweep, own: Experiment) -> BasePruner:
         return pruners.NopPruner()
 
 
-def progress(sweep: Sweep, own: Experiment, trial: Experiment, step: int) -> int:
-    """How far a trial is after `step` steps: in validations of the arm's own setting, by steps or by tokens."""
-    done, whole = step, own.pretrain.training.max_steps
-    if sweep.pruner.by == "tokens":
-        done *= _tokens(trial)
-        whole *= _tokens(own)
-    return max(1, round(done * own.pretrain.validation.times / whole))
+def progress(sweep: Sweep, own: Experiment, trial: Experiment, step: int) -> int | None:
+    """How far a trial is after `step` steps: in validations of the arm's own setting, by steps or by tokens.
+
+    None where it stands between two of them, by more than half a step of either: it is not judged there.
+    """
+    by_tokens = sweep.pruner.by == "tokens"
+    mine, its = (_tokens(own), _tokens(trial)) if by_tokens else (1, 1)
+    between = own.pretrain.training.max_steps * mine / own.pretrain.validation.times
+    number = round(step * its / between)
+    return number if number and abs(step * its - number * between) <= (mine + its) / 2 else None
 
 
 def _tokens(experiment: Experiment) -> int:

@@ -80,6 +80,8 @@ class Trial:
     given_up: bool = False
     origin: str = ""
     """Of its results: code, device, threads."""
+    told: bool = False
+    """Whether Optuna knows how it ended."""
     retried: bool = False
     """Whether a later trial repeats it."""
 
@@ -254,7 +256,7 @@ class Trials:
         """A trial to run: one whose coordinator is gone, or a new one; of the arm that has fewest. None: none now."""
         with self._claiming():
             counted = {arm: [trial for trial in self.of(arm) if trial.counts] for arm in self.search.spaces}
-            left = [trial for trials in counted.values() for trial in trials if trial.state == "running"]
+            left = [trial for arm in self.search.spaces for trial in self.of(arm) if not trial.told]
             for trial in left:
                 if not self._is_led(trial) and (taken := self._take_over(trial)) is not None:
                     return taken
@@ -284,13 +286,15 @@ class Trials:
 
     def _take_over(self, trial: Trial) -> Trial | None:
         """One that was left behind. None where it had ended already, and only nobody had said so."""
-        ended = self._frozen(trial).user_attrs.get(_ENDED)
+        frozen = self._frozen(trial)
+        ended = frozen.user_attrs.get(_ENDED)
         if ended is not None:
             self._settle(trial, ended["state"], ended["values"])
         elif not trial.fingerprints:
             self.finish(trial, "lost", error="its coordinator ended before it was drawn")
-        elif trial.given_up:
-            self.finish(trial, "pruned")
+            if (wanted := frozen.system_attrs.get("fixed_params")) is not None:  # it was somebody's wish
+                again = {name: value for name, value in frozen.user_attrs.items() if name == _RETRY}
+                self._studies[trial.arm].enqueue_trial(wanted, user_attrs=again)
         else:
             return self._run(trial, trial.fingerprints)
         return None
@@ -448,6 +452,7 @@ def _read(arm: str, frozen: optuna.trial.FrozenTrial) -> Trial:
         flops=float(ended.get("flops", 0.0)),
         seconds=float(ended.get("seconds", 0.0)),
         reports=tuple(sorted(frozen.intermediate_values.items())),
+        told=frozen.state.is_finished(),
         given_up=bool(frozen.user_attrs.get(_GIVEN_UP, False)),
         origin=ended.get("origin", ""),
     )

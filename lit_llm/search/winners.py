@@ -111,12 +111,15 @@ def winners_study(search: Search, summaries: Sequence[Summary], folder: Path) ->
     tuned: dict[str, str] = {}
     for found in summaries:
         own = search.ablation.arm(found.arm).experiment
-        _write(folder / "best" / f"{found.arm}-own.yaml", experiment_yaml(own))
-        arms[found.arm] = {"extends": f"best/{found.arm}-own.yaml"}
+        _write(folder / "own" / f"{found.arm}.yaml", experiment_yaml(own))
+        arms[found.arm] = {"extends": f"own/{found.arm}.yaml"}
         experiments[found.arm] = own
         tuned[found.arm] = found.arm
         if found.best is not None and found.best is not found.own:
-            tuned[found.arm] = name = f"{found.arm}_tuned"
+            name = f"{found.arm}_tuned"
+            while name in search.spaces:  # an arm of the sweep has that name
+                name += "_"
+            tuned[found.arm] = name
             experiments[name] = search.spaces[found.arm].experiment(found.best.point)
             arms[name] = {"extends": f"best/{found.arm}.yaml"}
             arms[name]["against"] = tuned[first] if found.arm != first else first

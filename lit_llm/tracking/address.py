@@ -38,7 +38,7 @@ def resolved(tracking: str) -> tuple[str, Path | None]:
 
 
 def without_password(text: str) -> str:
-    return re.sub(r"//[^/@\s]*@", "//", text)
+    return re.sub(r"//[^\s'\"]*@", "//", text)  # to the last @: a password may hold one, and slashes
 
 
 def few_retries() -> None:
