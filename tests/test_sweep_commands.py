@@ -15,6 +15,7 @@ from lit_llm.config.tree import read_file
 from lit_llm.experiment.load import load_experiment
 from lit_llm.search.schema import sweep_schema
 
+ROOT = Path(__file__).parents[1]
 ARMS = "arms: {red: {}, dec: {extends: decllm-tiny}}"
 SPACE = (
     "space: {pretrain.training.optimizer.lr: {log_uniform: [1e-4, 1e-1]}, model.feed_forward.d_ff: {choice: [32, 64]}}"
@@ -22,7 +23,8 @@ SPACE = (
 
 
 def lit_llm(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "lit_llm.cli", *map(str, arguments)], capture_output=True, text=True)
+    command = [sys.executable, "-m", "lit_llm.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +129,6 @@ def test_a_study_is_no_sweep_and_a_sweep_no_study(tmp_path: Path) -> None:
     assert (other.returncode, "`lit-llm run` takes a study" in other.stderr) == (2, True)
 
 
-@pytest.mark.parametrize("path", sorted(Path("sweeps").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_schema_takes_every_shipped_sweep(path: Path) -> None:
     jsonschema.validate(read_file(path).plain(), sweep_schema())

@@ -21,7 +21,7 @@ from lit_llm.launch import Interrupted, Outcome, Task, run_tasks, stop_requested
 from lit_llm.tracking.address import default_tracking
 from lit_llm.tracking.garbage import list_runs
 from lit_llm.tracking.mlflow_mirror import Mirror, MirrorThread, RunRecord
-from lit_llm.tracking.store import FINAL, Busy, Stage, Store, locked, write_json
+from lit_llm.tracking.store import FINAL, Busy, Stage, Store, locked, write_json, write_text
 
 PRELOAD = (
     __name__,
@@ -299,10 +299,7 @@ def _summary(comparison: Comparison) -> dict[str, float | None]:
 
 def _write_tables(folder: Path, comparison: Comparison, rendered: dict[str, str]) -> tuple[Path, ...]:
     files = {"comparison.csv": comparison.csv(), **rendered}
-    folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
-        work = folder / f".{name}"
-        work.write_text(text)
-        work.replace(folder / name)
+        write_text(folder / name, text)
     write_json(folder / "comparison.json", comparison.as_json())
     return tuple(folder / name for name in (*files, "comparison.json"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 import traceback
@@ -15,7 +14,7 @@ import yaml
 from lit_llm.config.section import validate
 from lit_llm.config.tree import read_file
 from lit_llm.experiment.config import Experiment
-from lit_llm.tracking.store import FINAL, SCHEMA, Busy, Stage, State, Store, read_json, write_json
+from lit_llm.tracking.store import FINAL, SCHEMA, Busy, Stage, State, Store, read_json, write_json, write_text
 
 if TYPE_CHECKING:
     from lit_llm.training.fit import Judge
@@ -24,11 +23,8 @@ if TYPE_CHECKING:
 def freeze(store: Store, fingerprint: str, experiment: Experiment, data: str) -> Stage:
     """Write a stage's configuration, so that no later edit of a file changes what will run."""
     stage = store.stage(fingerprint)
-    stage.folder.mkdir(parents=True, exist_ok=True)
     content = {"stage": "pretrain", "data": data, "experiment": experiment.model_dump(mode="json")}
-    work = stage.config_file.with_suffix(f".{os.getpid()}")  # two studies may share the stage
-    work.write_text(yaml.safe_dump(content, sort_keys=False))
-    work.replace(stage.config_file)
+    write_text(stage.config_file, yaml.safe_dump(content, sort_keys=False))
     return stage
 
 

@@ -155,7 +155,8 @@ class Searching(Progressing, SweepWatcher):
         super().__init__(console)
         self.search, self.store = search, store
         self._names = names_of(search)
-        self._training: dict[str, Trial] = {}
+        self._training: dict[str, tuple[Trial, int]] = {}
+        """Trials with their numbers of steps."""
         self._ended: dict[str, Trial] = {}
         self._search_goes_on = False
 
@@ -172,15 +173,16 @@ class Searching(Progressing, SweepWatcher):
             self._start_live()
 
     def began(self, trial: Trial) -> None:
-        self._training[trial.name] = trial
+        experiment = self.search.experiment(trial.arm, trial.point)
+        self._training[trial.name] = trial, experiment.pretrain.training.max_steps
 
     def ended(self, trial: Trial) -> None:
         self._training.pop(trial.name, None)
         self._ended[trial.name] = trial
         if trial.state in NOT_COUNTED or not self.search.trains:
             return
-        goals = zip(self.search.sweep.optimize, trial.values or (), strict=False)
-        values = "".join(f", {goal.metric} {text.value(value)}" for goal, value in goals)
+        named = self.search.named(trial.values).items()
+        values = "".join(f", {goal} {text.value(value)}" for goal, value in named)
         at = f" after {text.count(trial.tokens)} tokens" if trial.state == "pruned" else ""
         error = f": {trial.error}" if trial.error else ""
         line = f"{trial.name}: {trial.state}{at}{values}   {setting(trial.point, self._names)}{error}"
@@ -209,12 +211,11 @@ class Searching(Progressing, SweepWatcher):
             arms.add_row(arm, f"{found.counted}/{self.search.sweep.trials}", text.value(best), at)
         for name in ("trial", "step", "train/loss", "tok/s", "setting"):
             trials.add_column(name, justify="left" if name in ("trial", "setting") else "right")
-        for trial in self._training.values():
+        for trial, steps in self._training.values():
             number, metrics = 0, dict[str, float]()
             for stage in map(self.store.stage, trial.fingerprints):
                 step, found_metrics = last_metrics(stage)
                 number, metrics = (step, found_metrics) if found_metrics else (number, metrics)
-            steps = self.search.spaces[trial.arm].experiment(trial.point).pretrain.training.max_steps
             rate = text.short(metrics.get("throughput/tokens_per_second"))
             loss = _number(metrics.get("train/loss"))
             trials.add_row(trial.name, f"{number}/{steps}", loss, rate, setting(trial.point, self._names))

@@ -45,11 +45,11 @@ def _figures(search: Search, study: optuna.Study) -> Iterator[tuple[str, Draw]]:
     from optuna.visualization import matplotlib as draw
 
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    for number, goal in enumerate(search.sweep.optimize):
-        several = len(search.sweep.optimize) > 1
+    several = len(search.goals) > 1
+    for number, goal in enumerate(search.goals):
         ending = f"-{number + 1}" if several else ""
         target = (lambda trial, number=number: trial.values[number]) if several else None
-        kwargs: dict[str, Any] = {"target": target, "target_name": goal.metric}
+        kwargs: dict[str, Any] = {"target": target, "target_name": goal}
         yield f"history{ending}", partial(draw.plot_optimization_history, study, **kwargs)
         varied = {name for trial in done for name in trial.params}
         if len(done) >= ENOUGH and varied:
@@ -57,9 +57,8 @@ def _figures(search: Search, study: optuna.Study) -> Iterator[tuple[str, Draw]]:
         if len(done) >= ENOUGH and len(varied) > 1:
             yield f"importance{ending}", partial(draw.plot_param_importances, study, **kwargs)
             yield f"parallel{ending}", partial(draw.plot_parallel_coordinate, study, **kwargs)
-    if 1 < len(search.sweep.optimize) < 4:
-        names = [goal.metric for goal in search.sweep.optimize]
-        yield "front", partial(draw.plot_pareto_front, study, target_names=names)
+    if 1 < len(search.goals) < 4:
+        yield "front", partial(draw.plot_pareto_front, study, target_names=list(search.goals))
     elif any(trial.intermediate_values for trial in done):
         yield "courses", partial(_courses, study, search)
 
@@ -73,7 +72,7 @@ def _courses(study: optuna.Study, search: Search) -> Any:
     axes.set_xlabel(
         "number of the seed" if seeds else f"validations of the arm's own setting, by {search.sweep.pruner.by}"
     )
-    axes.set_ylabel(search.sweep.optimize[0].metric)
+    axes.set_ylabel(search.goals[0])
     return axes
 
 

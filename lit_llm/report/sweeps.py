@@ -80,8 +80,8 @@ HEAD = ("arm", "trials", "tokens", "FLOPs", "{goal}", "own setting", "trial")
 
 def sweep_table(search: Search, summaries: Sequence[Summary], width: int) -> RenderableType:
     """What each arm spent and found; with several goals, the best compromises."""
-    goals, names = search.sweep.optimize, names_of(search)
-    head = [name.format(goal=f"best {goals[0].metric}") for name in HEAD]
+    goals, names = search.goals, names_of(search)
+    head = [name.format(goal=f"best {goals[0]}") for name in HEAD]
     rows = [
         [
             found.arm,
@@ -102,7 +102,7 @@ def sweep_table(search: Search, summaries: Sequence[Summary], width: int) -> Ren
             table.add_row(found.arm, setting(found.best.point, names) if found.best else "none is done")
         return Group(*parts, table)
     parts += [Text(), Text("trials that no other beats in every goal", style="bold")]
-    front = table_of("arm", "setting", *(goal.metric for goal in goals), left=2)
+    front = table_of("arm", "setting", *goals, left=2)
     for found in summaries:
         for trial in found.front:
             front.add_row(found.arm, setting(trial.point, names), *(text.value(v) for v in trial.values or ()))
@@ -121,8 +121,7 @@ def _value(trial: Trial | None) -> str:
 
 def trials_table(search: Search, trials: Sequence[Trial]) -> RenderableType:
     """State of every trial."""
-    names = names_of(search)
-    goals = [goal.metric for goal in search.sweep.optimize]
+    names, goals = names_of(search), search.goals
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for name in ("trial", "state", "setting", *goals, "tokens", "note"):
         left = name in ("trial", "state", "setting", "note")
@@ -138,14 +137,13 @@ def trials_table(search: Search, trials: Sequence[Trial]) -> RenderableType:
 
 def trials_json(search: Search, trials: Sequence[Trial]) -> dict[str, Any]:
     """What `status --json` prints. Keys may be added, none is renamed."""
-    goals = [goal.metric for goal in search.sweep.optimize]
     rows = [
         {
             "arm": trial.arm,
             "number": trial.number,
             "state": trial.state,
             "setting": trial.point,
-            "values": dict(zip(goals, trial.values, strict=True)) if trial.values else None,
+            "values": search.named(trial.values) or None,
             "reports": [list(pair) for pair in trial.reports],
             "fingerprints": list(trial.fingerprints),
             "tokens": trial.tokens,
@@ -163,9 +161,7 @@ def sweep_json(search: Search, summaries: Sequence[Summary]) -> dict[str, Any]:
     def shown(trial: Trial | None) -> dict[str, Any] | None:
         if trial is None:
             return None
-        goals = [goal.metric for goal in search.sweep.optimize]
-        values = dict(zip(goals, trial.values, strict=True)) if trial.values else None
-        return {"number": trial.number, "setting": trial.point, "values": values}
+        return {"number": trial.number, "setting": trial.point, "values": search.named(trial.values) or None}
 
     arms = [
         {

@@ -104,9 +104,6 @@ class Pruner(Section):
     """Trials are compared after equally many steps, or tokens. Where batch_size is searched that is not the same."""
 
 
-SAMPLERS = ("tpe", "gp", "cma_es", "nsga2", "nsga3", "random", "qmc")
-
-
 class Winners(Section):
     """The study that follows: each arm as it was and at its own best, over fresh seeds."""
 

@@ -32,8 +32,9 @@ from lit_llm.experiment.identity import digest_of_data
 from lit_llm.experiment.run import freeze, run_one
 from lit_llm.launch import Interrupted, Outcome, Task, consult, run_tasks, stop_requested
 from lit_llm.search.samplers import progress
+from lit_llm.search.storage import storage_errors
 from lit_llm.search.sweep import Search
-from lit_llm.search.trials import Ended, Trial, Trials, storage_errors
+from lit_llm.search.trials import Ended, Trial, Trials
 from lit_llm.search.winners import Summary, summary, winners_study, write_best
 from lit_llm.tracking.address import without_password
 from lit_llm.tracking.garbage import list_runs
@@ -138,7 +139,7 @@ def run_sweep(
     ended = Searched(search, summaries, tuple(found), interrupted, mirrored, trials.address)
     if interrupted:
         return ended
-    ended = replace(ended, best=write_best(search, summaries, found, trials.folder))
+    ended = replace(ended, best=write_best(search, summaries, trials.folder))
     return replace(ended, winners=_run_winners(ended, trials.folder, store, watcher, slots, tracking, rerun, render))
 
 
@@ -229,8 +230,8 @@ class _Coordinator:
                 if trial is None:
                     time.sleep(_LOOK_AGAIN)
                     continue
-                cost = cost_of(self.search.spaces[trial.arm].experiment(trial.point))
-                self.trials.finish(trial, "done", [FIGURES[goal.metric](cost) for goal in self.search.sweep.optimize])
+                cost = cost_of(self.search.experiment(trial.arm, trial.point))
+                self.trials.finish(trial, "done", [FIGURES[goal](cost) for goal in self.search.goals])
                 if time.monotonic() - self._looked > _LOOK_AGAIN:
                     self._tell_ended()
                     self.watcher.tick()
@@ -269,8 +270,8 @@ class _Coordinator:
         if trial.given_up:  # by a coordinator that could not write it down any more
             self._end(trial, "pruned")
             return None
-        experiment = self.search.spaces[trial.arm].experiment(trial.point)
-        for run in self.runs(trial):
+        runs = self.runs(trial)
+        for run in runs:
             try:
                 self._make_ready(run)
             except (Busy, ValueError) as error:
@@ -281,8 +282,8 @@ class _Coordinator:
         self.running[trial.name] = trial
         self.watcher.began(trial)
         arguments = (self.store.root, trial.fingerprints, self._judged)
-        log = self.store.stage(trial.fingerprints[0]).log_file
-        return Task(trial.name, execute, arguments, log=log, threads=experiment.pretrain.training.execution.threads)
+        threads = runs[0].experiment.pretrain.training.execution.threads
+        return Task(trial.name, execute, arguments, log=runs[0].stage.log_file, threads=threads)
 
     def _make_ready(self, run: Run) -> None:
         """Raise ValueError where its stage has a result of other code; else let a stage that has failed begin anew."""
@@ -312,14 +313,14 @@ class _Coordinator:
     def _judge(self, task: Task, question: tuple[int, dict[str, float] | None]) -> bool:
         """Whether a trial is to be given up; asked by its process, which waits for it."""
         trial, (step, found) = self.running[task.name], question
-        goal = self.search.sweep.optimize[0].metric
+        goal = self.search.goals[0]
         if found is None:  # after a whole run, whose number among the seeds this is
             value = self._value(self.store.stage(trial.fingerprints[step]), goal)
             return value is not None and self.trials.report(trial, step, value)
         if found.get(goal) is None:
             return False
-        space = self.search.spaces[trial.arm]
-        at = progress(self.search.sweep, space.arm.experiment, space.experiment(trial.point), step)
+        own, experiment = (self.search.ablation.arm(trial.arm).experiment, self.runs(trial)[0].experiment)
+        at = progress(self.search.sweep, own, experiment, step)
         return at is not None and self.trials.report(trial, at, found[goal])
 
     def _finish(self, outcome: Outcome) -> None:
@@ -356,10 +357,9 @@ class _Coordinator:
         if given_up:
             self._end(trial, "pruned")
         elif state == "done":
-            goals = [goal.metric for goal in self.search.sweep.optimize]
-            cost = cost_of(self.search.spaces[trial.arm].experiment(trial.point))
+            cost = cost_of(self.runs(trial)[0].experiment)
             values = []
-            for goal in goals:
+            for goal in self.search.goals:
                 of_seeds = [self._value(stage, goal) for stage in stages] if goal not in FIGURES else []
                 known = [value for value in of_seeds if value is not None]
                 if goal in FIGURES:
@@ -397,7 +397,7 @@ class _Coordinator:
         """The runs of a trial, one for each seed."""
         if trial.name not in self._runs and trial.fingerprints:
             levels = {name: str(value) for name, value in trial.point.items()}
-            experiment = self.search.spaces[trial.arm].experiment(trial.point)
+            experiment = self.search.experiment(trial.arm, trial.point)
             arm = Arm(trial.name, trial.arm, levels, trial.arm, experiment)
             seeds = zip(self.search.sweep.seeds, trial.fingerprints, strict=False)
             self._runs[trial.name] = [Run(arm, seed, self.store.stage(name)) for seed, name in seeds]
@@ -405,15 +405,14 @@ class _Coordinator:
 
     def records(self, trial: Trial) -> Iterator[RunRecord]:
         """A child of MLflow for each run."""
+        values = {f"objective/{name}": value for name, value in self.search.named(trial.values).items()}
         for run in self.runs(trial):
-            goals = [goal.metric for goal in self.search.sweep.optimize]
-            values = dict(zip(goals, trial.values or (), strict=False))
             found = record(run)
             state = trial.state if trial.state == "pruned" or not self.search.trains else found.state
             yield replace(
                 found,
                 state=state,
-                values={f"objective/{name}": value for name, value in values.items()},
+                values=values,
                 tags={**found.tags, "lit_llm.trial": f"{trial.number}"},
             )
 
@@ -446,5 +445,5 @@ def _description(search: Search) -> str:
 
 
 def _metrics(search: Search, summaries: Sequence[Summary]) -> dict[str, float | None]:
-    goal = search.sweep.optimize[0].metric
+    goal = search.goals[0]
     return {f"{found.arm}/best {goal}": found.best.values[0] for found in summaries if found.best and found.best.values}

@@ -284,10 +284,10 @@ def space_of(arm: Arm, dimensions: Sequence[Dimension]) -> ArmSpace:
     return ArmSpace(arm, tuple(kept))
 
 
-def unknown_conditions(dimensions: Sequence[Dimension], arms: Sequence[Arm]) -> Iterator[Problem]:
+def unknown_conditions(dimensions: Sequence[Dimension], spaces: Sequence[ArmSpace]) -> Iterator[Problem]:
     """Conditions on what is neither searched nor a key of any arm, and those that hold nowhere."""
-    searched = {one for arm in arms for one in space_of(arm, dimensions).dimensions}
-    keys = {key for arm in arms for key, _ in leaves(arm.flat)}
+    searched = {one for space in spaces for one in space.dimensions}
+    keys = {key for space in spaces for key, _ in leaves(space.arm.flat)}
     names = {dimension.name for dimension in dimensions}
     for dimension in dimensions:
         for name in dimension.parameter.when:

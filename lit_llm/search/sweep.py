@@ -53,6 +53,19 @@ class Search:
         return self.sweep.sweep
 
     @property
+    def goals(self) -> tuple[str, ...]:
+        """What is searched for, by name."""
+        return tuple(goal.metric for goal in self.sweep.optimize)
+
+    def named(self, values: Sequence[float] | None) -> dict[str, float]:
+        """The values of a trial by the names of the goals; empty for one that has none."""
+        return dict(zip(self.goals, values, strict=True)) if values else {}
+
+    def experiment(self, arm: str, point: Point) -> Experiment:
+        """What a point of an arm's space stands for. Raises InputError where its values do not go together."""
+        return self.spaces[arm].experiment(point)
+
+    @property
     def trains(self) -> bool:
         """Whether a trial has to be trained; not where all goals are figures that are known before."""
         return not all(goal.known_before for goal in self.sweep.optimize)
@@ -122,8 +135,8 @@ def load_sweep(source: str | Path, overrides: Sequence[str] = ()) -> Search:
         arms = ablation.arms
     if not (arms and readable):
         raise InputError(*problems, hint=HINT)
-    problems += unknown_conditions(dimensions, arms)
     spaces = {arm.name: space_of(arm, dimensions) for arm in arms}
+    problems += unknown_conditions(dimensions, list(spaces.values()))
     problems += wrong_values(list(spaces.values()))
     firsts, further = {}, list[Problem]()
     for space in spaces.values():
@@ -154,9 +167,9 @@ def _not_to_search(sweep: Sweep, dimensions: Sequence[Dimension], overrides: Seq
         where = f"space.{dimension.name}"
         for path in dimension.paths:
             if under(path, *YARDSTICK) or any(under(part, path) for part in YARDSTICK):
-                message = f"{path} decides what {trained[0] if trained else 'val/target_nll'} is measured on"
                 if trained:
-                    yield Problem(f"{message}: trials would not be comparable", where, dimension.mark)
+                    message = f"{path} decides what {trained[0]} is measured on: trials would not be comparable"
+                    yield Problem(message, where, dimension.mark)
             elif under(path, _MACHINE):
                 yield Problem(f"{path} is how the machine does it, and changes no result", where, dimension.mark)
             elif path == "seed":
@@ -212,10 +225,10 @@ def _firsts(sweep: Sweep, document: Node, space: ArmSpace) -> Iterator[Point]:
 
 def _unfulfilled(search: Search, document: Node) -> Iterator[Problem]:
     """Constraints on what is no number, and those that an arm's own setting breaks."""
+    known = {arm.name: figures(arm.experiment) for arm in search.ablation.arms} if search.constraints else {}
     for constraint in search.constraints:
         mark = document.mark_of(["constraints", str(search.sweep.constraints.index(constraint.text))])
-        for arm in search.ablation.arms:
-            values = figures(arm.experiment)
+        for arm, values in known.items():
             numbers = {key: v for key, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
             wrong = [said for name in constraint.names if (said := unknown(name, numbers))]
             if wrong:
@@ -228,5 +241,5 @@ def _unfulfilled(search: Search, document: Node) -> Iterator[Problem]:
                 break
             if excess > 0:
                 said = ", ".join(f"{name} = {values[name]:g}" for name in constraint.names)
-                message = f"{constraint.text} does not hold for the arm {arm.name}, whose own setting is always tried"
+                message = f"{constraint.text} does not hold for the arm {arm}, whose own setting is always tried"
                 yield Problem(f"{message}: {said}", "constraints", mark)

@@ -17,10 +17,9 @@ import re
 import socket
 import uuid
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lit_llm.config.fingerprint import fingerprint
@@ -28,11 +27,12 @@ from lit_llm.config.problems import InputError, Problem, some
 from lit_llm.config.tree import difference
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.identity import origin_digest, pretrain_fingerprint, provenance
+from lit_llm.search import storage
 from lit_llm.search.samplers import make_pruner, make_sampler
 from lit_llm.search.space import ArmSpace, Dimension, Point, Value
 from lit_llm.search.sweep import Search
 from lit_llm.tracking.address import without_password
-from lit_llm.tracking.store import Busy, Store, is_locked, locked, read_json, write_json
+from lit_llm.tracking.store import Store, held, is_locked, locked, read_json, write_json
 
 if TYPE_CHECKING:
     import optuna
@@ -138,11 +138,10 @@ class Trials:
         study = self.study(arm)
         if study is None:
             return []
-        found = [_read(arm, frozen) for frozen in study.get_trials(deepcopy=False) if frozen.state.name != "WAITING"]
-        retried = {
-            frozen.user_attrs[_RETRY] for frozen in study.get_trials(deepcopy=False) if _RETRY in frozen.user_attrs
-        }
-        return [replace(trial, retried=trial.number in retried) for trial in found]
+        found = study.get_trials(deepcopy=False)
+        retried = {frozen.user_attrs[_RETRY] for frozen in found if _RETRY in frozen.user_attrs}
+        drawn = (frozen for frozen in found if frozen.state.name != "WAITING")
+        return [_read(arm, frozen, retried=frozen.number in retried) for frozen in drawn]
 
     def study(self, arm: str) -> optuna.Study | None:
         """Optuna's study of one arm; None before it was begun."""
@@ -166,7 +165,7 @@ class Trials:
             optuna.logging.set_verbosity(optuna.logging.WARNING)
             # They are ours to fulfil: what breaks one is drawn again, whatever the sampler makes of it.
             warnings.filterwarnings("ignore", message="Constraints have been set, but CmaEsSampler")
-            self._storage = _database(self.url) if self.url is not None else _journal(self.journal)
+            self._storage = storage.database(self.url) if self.url is not None else storage.journal(self.journal)
         return self._storage
 
     # --- coordinating --------------------------------------------------------------------------------------------
@@ -255,14 +254,14 @@ class Trials:
     def next(self) -> Trial | None:
         """A trial to run: one whose coordinator is gone, or a new one; of the arm that has fewest. None: none now."""
         with self._claiming():
-            counted = {arm: [trial for trial in self.of(arm) if trial.counts] for arm in self.search.spaces}
-            left = [trial for arm in self.search.spaces for trial in self.of(arm) if not trial.told]
-            for trial in left:
-                if not self._is_led(trial) and (taken := self._take_over(trial)) is not None:
+            found = self.all()
+            for trial in found:
+                if not (trial.told or self._is_led(trial)) and (taken := self._take_over(trial)) is not None:
                     return taken
-            wanting = [arm for arm in counted if len(counted[arm]) < self.search.sweep.trials]
-            for arm in sorted(wanting, key=lambda arm: len(counted[arm])):
-                if arm not in self.exhausted and (drawn := self._draw(arm)) is not None:
+            counted = {arm: sum(trial.arm == arm and trial.counts for trial in found) for arm in self.search.spaces}
+            for arm in sorted(counted, key=lambda arm: counted[arm]):
+                wanting = counted[arm] < self.search.sweep.trials and arm not in self.exhausted
+                if wanting and (drawn := self._draw(arm)) is not None:
                     return drawn
         return None
 
@@ -302,47 +301,52 @@ class Trials:
     def _draw(self, arm: str) -> Trial | None:
         """A new point that fulfils the constraints; None, and why, where none is found any more."""
         space, study = self.search.spaces[arm], self._studies[arm]
-        seen = {name: trial for trial in self.of(arm) if trial.counts or trial.retried for name in trial.fingerprints}
-        in_vain, listed = 0, False
-        while in_vain < IN_VAIN:
+        trials = self.of(arm)
+        seen = {name: trial for trial in trials if trial.counts or trial.retried for name in trial.fingerprints}
+        count, listed = sum(trial.counts for trial in trials), False
+        why = f"{IN_VAIN} draws found no new feasible point after {count} trials"
+        for in_vain in range(IN_VAIN):
             if in_vain % PATIENT == PATIENT - 1 and not listed:  # next comes one that was not tried, where there is one
                 untried = self._untried(space, seen.keys())
                 listed = untried is not None
                 if untried == []:
+                    why = f"no further point after {count} trials; the space holds no other that is feasible"
                     break
                 if untried:
                     number = len(study.get_trials(deepcopy=False))
                     study.enqueue_trial(dict(untried[(number * 7919) % len(untried)]))
-            study.sampler = make_sampler(self.search.sweep, len(study.get_trials(deepcopy=False)))
-            drawn = study.ask()
-            point = space.draw(lambda dimension, drawn=drawn: _suggest(drawn, dimension))  # type: ignore[misc]
-            trial = Trial(arm, drawn.number, point, "running", coordinator=self._me)
-            try:
-                experiment = space.experiment(point)
-                excess = self.search.excess(experiment)
-            except (InputError, ValueError) as error:
-                drawn.set_constraint("its values go together", 1.0)
-                self.finish(trial, "infeasible", error=str(error))
-                in_vain += 1
-                continue
-            for text, amount in excess.items():
-                drawn.set_constraint(text, amount)
-            if broken := [text for text, amount in excess.items() if amount > 0]:
-                self.finish(trial, "infeasible", error=some(broken))
-                in_vain += 1
-                continue
-            names = self._fingerprints(experiment)
-            earlier = seen.get(names[0])
-            if earlier is not None and _RETRY not in self._frozen(trial).user_attrs:
-                self.finish(trial, "repeated", error=f"the same as trial {earlier.number}")
-                in_vain += 1
-                continue
-            return self._run(trial, names)
-        count = sum(trial.counts for trial in self.of(arm))
-        self.exhausted[arm] = f"{arm}: no further point after {count} trials; the space holds no other that is feasible"
-        if in_vain >= IN_VAIN:
-            self.exhausted[arm] = f"{arm}: {IN_VAIN} draws found no new feasible point after {count} trials"
+            if (trial := self._attempt(space, study, seen)) is not None:
+                return trial
+        self.exhausted[arm] = f"{arm}: {why}"
         return None
+
+    def _attempt(self, space: ArmSpace, study: optuna.Study, seen: Mapping[str, Trial]) -> Trial | None:
+        """One draw. None, and why in the storage, where it is infeasible or was tried already."""
+        study.sampler = make_sampler(self.search.sweep, len(study.get_trials(deepcopy=False)))
+        drawn = study.ask()
+        point = space.draw(lambda dimension: _suggest(drawn, dimension))
+        trial = Trial(space.arm.name, drawn.number, point, "running", coordinator=self._me)
+        names, excess, broken = self._judge(space, point)
+        for text, amount in excess.items():
+            drawn.set_constraint(text, amount)
+        if broken:
+            self.finish(trial, "infeasible", error=broken)
+            return None
+        earlier = seen.get(names[0])
+        if earlier is not None and _RETRY not in self._frozen(trial).user_attrs:
+            self.finish(trial, "repeated", error=f"the same as trial {earlier.number}")
+            return None
+        return self._run(trial, names)
+
+    def _judge(self, space: ArmSpace, point: Point) -> tuple[tuple[str, ...], dict[str, float], str]:
+        """(fingerprints of its stages, how far each constraint is from holding, why it is infeasible or "")."""
+        try:
+            experiment = space.experiment(point)
+            excess = self.search.excess(experiment)
+        except (InputError, ValueError) as error:
+            return (), {"its values go together": 1.0}, str(error)
+        broken = some([text for text, amount in excess.items() if amount > 0])
+        return () if broken else self._fingerprints(experiment), excess, broken
 
     def _run(self, trial: Trial, names: Sequence[str]) -> Trial:
         """Take the lease on a trial."""
@@ -354,16 +358,8 @@ class Trials:
         points = space.every_point(COUNTABLE)
         if points is None:
             return None
-        left = []
-        for point in points:
-            try:
-                experiment = space.experiment(point)
-                feasible = not any(amount > 0 for amount in self.search.excess(experiment).values())
-            except (InputError, ValueError):
-                continue
-            if feasible and self._fingerprints(experiment)[0] not in seen:
-                left.append(point)
-        return left
+        judged = [(point, self._judge(space, point)) for point in points]
+        return [point for point, (names, _, broken) in judged if not broken and names[0] not in seen]
 
     def _fingerprints(self, experiment: Experiment) -> tuple[str, ...]:
         if not self.search.trains:  # no text is read, so there is no digest of it
@@ -390,16 +386,16 @@ class Trials:
         *,
         error: str | None = None,
         **spent: float,
-    ) -> Trial:
+    ) -> None:
         """Write down how a trial ended. values: of a done one; spent: tokens, flops, seconds."""
         note: dict[str, Any] = {"state": ended, "error": error, **spent}
         note["values"] = list(values) if values is not None else None
         if self.search.trains and ended not in NOT_COUNTED:
-            note["origin"] = _origin(self.search.spaces[trial.arm].experiment(trial.point))
+            note["origin"] = _origin(self.search.experiment(trial.arm, trial.point))
         self._optuna(trial).set_user_attr(_ENDED, note)
-        return self._settle(trial, ended, values)
+        self._settle(trial, ended, values)
 
-    def _settle(self, trial: Trial, ended: Ended, values: Sequence[float] | None) -> Trial:
+    def _settle(self, trial: Trial, ended: Ended, values: Sequence[float] | None) -> None:
         from optuna.trial import TrialState
 
         states = {"done": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "infeasible": TrialState.PRUNED}
@@ -407,7 +403,6 @@ class Trials:
         states["diverged"] = TrialState.PRUNED if len(self.search.sweep.optimize) == 1 else TrialState.FAIL
         study = self._studies[trial.arm]
         study.tell(trial.number, list(values) if values is not None else None, states.get(ended, TrialState.FAIL))
-        return next(other for other in self.of(trial.arm) if other.number == trial.number)
 
     def _frozen(self, trial: Trial) -> optuna.trial.FrozenTrial:
         return self._studies[trial.arm].get_trials(deepcopy=False)[trial.number]
@@ -417,26 +412,12 @@ class Trials:
 
         return optuna.Trial(self._studies[trial.arm], self._frozen(trial)._trial_id)
 
-    @contextmanager
-    def _claiming(self) -> Iterator[None]:
-        with ExitStack() as held:
-            try:
-                held.enter_context(locked(self.folder / "claims.lock", patience=PATIENCE))
-            except Busy:
-                message = f"others have been drawing trials of {self.search.name} for {PATIENCE:g} s; try again later"
-                raise InputError(Problem(message, "sweep")) from None
-            yield
+    def _claiming(self) -> AbstractContextManager[None]:
+        message = f"others have been drawing trials of {self.search.name} for {PATIENCE:g} s; try again later"
+        return held(self.folder / "claims.lock", PATIENCE, Problem(message, "sweep"))
 
 
-def storage_errors() -> tuple[type[Exception], ...]:
-    """What a database raises that is gone."""
-    from optuna.exceptions import StorageInternalError
-    from sqlalchemy.exc import SQLAlchemyError
-
-    return (StorageInternalError, SQLAlchemyError)
-
-
-def _read(arm: str, frozen: optuna.trial.FrozenTrial) -> Trial:
+def _read(arm: str, frozen: optuna.trial.FrozenTrial, retried: bool) -> Trial:
     run, ended = (frozen.user_attrs.get(name, {}) for name in (_RUN, _ENDED))
     values = ended.get("values")
     return Trial(
@@ -455,6 +436,7 @@ def _read(arm: str, frozen: optuna.trial.FrozenTrial) -> Trial:
         told=frozen.state.is_finished(),
         given_up=bool(frozen.user_attrs.get(_GIVEN_UP, False)),
         origin=ended.get("origin", ""),
+        retried=retried,
     )
 
 
@@ -470,41 +452,3 @@ def _suggest(trial: optuna.Trial, dimension: Dimension) -> Value:
 
 def _origin(experiment: Experiment) -> str:
     return origin_digest(provenance(experiment))
-
-
-def _journal(path: Path) -> BaseStorage:
-    from filelock import FileLock
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
-
-    class _Lock:
-        """The kernel frees it when its holder dies; Optuna's own locks would be waited for during half a minute."""
-
-        def __init__(self) -> None:
-            self._lock = FileLock(path.with_suffix(".lock"))
-
-        def acquire(self) -> bool:
-            self._lock.acquire()
-            return True
-
-        def release(self) -> None:
-            self._lock.release()
-
-    backend: BaseJournalBackend = JournalFileBackend(str(path), lock_obj=_Lock())  # type: ignore[arg-type]
-    return JournalStorage(backend)
-
-
-def _database(url: str) -> BaseStorage:
-    from optuna.storages import RDBStorage
-
-    shown = without_password(url)
-    if url.startswith("postgresql://"):
-        url = url.replace("postgresql", "postgresql+psycopg", 1)
-    try:
-        return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
-    except ModuleNotFoundError as error:
-        message = f"{shown} needs the package {error.name}; for PostgreSQL: pip install 'lit-llm[postgresql]'"
-        raise InputError(Problem(message, "--storage")) from None
-    except Exception as error:  # SQLAlchemy's own, of many kinds
-        reason = " ".join(str(getattr(error, "orig", None) or error).split())
-        raise InputError(Problem(f"{shown} cannot be used: {without_password(reason)}", "--storage")) from None

@@ -6,7 +6,6 @@ setting and at its best with seeds that the search has not seen.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.run import experiment_yaml
 from lit_llm.search.sweep import Search
 from lit_llm.search.trials import Trial
+from lit_llm.tracking.store import write_text
 
 
 @dataclass(frozen=True)
@@ -74,22 +74,22 @@ def _beats(search: Search, left: Trial, right: Trial) -> bool:
     return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
 
 
-def write_best(search: Search, summaries: Sequence[Summary], trials: Sequence[Trial], folder: Path) -> tuple[Path, ...]:
+def write_best(search: Search, summaries: Sequence[Summary], folder: Path) -> tuple[Path, ...]:
     """`best/<arm>.yaml`, an experiment that `train` takes; with several goals one for each trial of the front."""
     found = []
     for summary in summaries:
         several = len(search.sweep.optimize) > 1
         for trial in summary.front if several else filter(None, [summary.best]):
             name = f"{summary.arm}-trial-{trial.number:03}" if several else summary.arm
-            experiment = search.spaces[summary.arm].experiment(trial.point)
-            found.append(_write(folder / "best" / f"{name}.yaml", _head(search, trial) + experiment_yaml(experiment)))
+            experiment = search.experiment(trial.arm, trial.point)
+            found.append(
+                write_text(folder / "best" / f"{name}.yaml", _head(search, trial) + experiment_yaml(experiment))
+            )
     return tuple(found)
 
 
 def _head(search: Search, trial: Trial) -> str:
-    values = ", ".join(
-        f"{goal.metric} {value:.6g}" for goal, value in zip(search.sweep.optimize, trial.values or (), strict=True)
-    )
+    values = ", ".join(f"{goal} {value:.6g}" for goal, value in search.named(trial.values).items())
     setting = "".join(f"#   {name}: {value}\n" for name, value in trial.point.items())
     return f"# {trial.name} of the sweep {search.name}: {values}\n{setting}"
 
@@ -111,7 +111,7 @@ def winners_study(search: Search, summaries: Sequence[Summary], folder: Path) ->
     tuned: dict[str, str] = {}
     for found in summaries:
         own = search.ablation.arm(found.arm).experiment
-        _write(folder / "own" / f"{found.arm}.yaml", experiment_yaml(own))
+        write_text(folder / "own" / f"{found.arm}.yaml", experiment_yaml(own))
         arms[found.arm] = {"extends": f"own/{found.arm}.yaml"}
         experiments[found.arm] = own
         tuned[found.arm] = found.arm
@@ -120,7 +120,7 @@ def winners_study(search: Search, summaries: Sequence[Summary], folder: Path) ->
             while name in search.spaces:  # an arm of the sweep has that name
                 name += "_"
             tuned[found.arm] = name
-            experiments[name] = search.spaces[found.arm].experiment(found.best.point)
+            experiments[name] = search.experiment(found.arm, found.best.point)
             arms[name] = {"extends": f"best/{found.arm}.yaml"}
             arms[name]["against"] = tuned[first] if found.arm != first else first
     because = f"tuned by the sweep {search.name}: {search.sweep.trials} trials of each arm"
@@ -145,12 +145,4 @@ def winners_study(search: Search, summaries: Sequence[Summary], folder: Path) ->
     head = (
         f"# Each arm of the sweep {search.name} as it was and at its best, over seeds that the search has not seen.\n"
     )
-    return _write(folder / "winners.yaml", head + yaml.safe_dump(content, sort_keys=False, width=120))
-
-
-def _write(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    work = path.with_name(f".{path.name}.{os.getpid()}")  # another coordinator may be at it too
-    work.write_text(text)
-    work.replace(path)
-    return path
+    return write_text(folder / "winners.yaml", head + yaml.safe_dump(content, sort_keys=False, width=120))

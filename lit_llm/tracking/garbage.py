@@ -12,13 +12,13 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lit_llm.config.problems import InputError, Problem
-from lit_llm.tracking.store import Busy, Stage, Store, is_locked, locked, write_json
+from lit_llm.tracking.store import Busy, Stage, Store, held, is_locked, write_json
 
 LISTS = "runs.json"
 REMOVED = ".removed-"
@@ -79,16 +79,10 @@ def _lists(file: Path) -> list[dict[str, Any]] | None:
         return None
 
 
-@contextmanager
-def _lists_locked(store: Store) -> Iterator[None]:
+def _lists_locked(store: Store) -> AbstractContextManager[None]:
     """A list is written before or after stages are removed, never between the look and the removal."""
-    with ExitStack() as held:
-        try:
-            held.enter_context(locked(store.root / "gc.lock", patience=PATIENCE))
-        except Busy:
-            message = f"{store.root} is being cleared by another process (it holds gc.lock); wait for it to end"
-            raise InputError(Problem(message, "--store")) from None
-        yield
+    message = f"{store.root} is being cleared by another process (it holds gc.lock); wait for it to end"
+    return held(store.root / "gc.lock", PATIENCE, Problem(message, "--store"))
 
 
 def find(store: Store) -> Found:

@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -179,6 +179,17 @@ def locked(path: Path, patience: float = 0.0) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def held(path: Path, patience: float, otherwise: Problem) -> Iterator[None]:
+    """Hold a lock file that others hold for moments. Raises InputError with `otherwise` after `patience` seconds."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(path, patience))
+        except Busy:
+            raise InputError(otherwise) from None
+        yield
+
+
 def is_locked(path: Path) -> bool:
     """Whether a process holds this lock now."""
     if not path.exists():
@@ -235,6 +246,15 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
     assert isinstance(content, dict)
     return content
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a file, and its folder where there is none, so that it is there whole or not at all; returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = path.with_name(f".{path.name}.{os.getpid()}")  # another process may be at it too
+    work.write_text(text)
+    work.replace(path)
+    return path
 
 
 def write_json(path: Path, content: Any) -> None:
