@@ -78,7 +78,7 @@ def study(folder: Path, first: int, count: int) -> list[dict[str, float]]:
 
 
 def timing(run: Run) -> dict[str, float]:
-    result, folder = run.stage.result(), run.stage.folder
+    result, folder = run.last.result(), run.last.folder
     assert result is not None
     return {"finished": (folder / "result.json").stat().st_mtime, "work": sum(result["seconds"].values())}
 

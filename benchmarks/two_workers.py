@@ -62,7 +62,7 @@ def main() -> None:
             for slots, times in seconds.items():
                 taken, finished = timed(path, folder / f"store-{turn}-{slots}", slots)
                 times.append(taken)
-                losses[slots] = [run.stage.result()["metrics"]["val/target_nll"] for run in finished.runs]  # type: ignore[index]
+                losses[slots] = [run.last.result()["metrics"]["val/target_nll"] for run in finished.runs]  # type: ignore[index]
         assert losses[1] == losses[2], "the number of workers changed a result"
     one, two = (statistics.median(times) for times in seconds.values())
     print(json.dumps({"one_worker_s": round(one, 1), "two_workers_s": round(two, 1), "speed_up": round(one / two, 2)}))

@@ -39,7 +39,7 @@ def run(path: Path, store: Store, overrides: list[str] | None = None) -> tuple[T
     told = Told()
     finished = run_study(load_study(path, overrides or []), store, watcher=told, slots=2)
     assert finished.exit_code == 0
-    return told, {run.stage.fingerprint for run in finished.runs}
+    return told, {run.last.fingerprint for run in finished.runs}
 
 
 def there(store: Store) -> set[str]:

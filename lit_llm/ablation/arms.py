@@ -15,12 +15,14 @@ from lit_llm.ablation.config import OF_SOURCE, Compare, Study
 from lit_llm.ablation.factors import Level, combinations, label_of, read_factors, short_names
 from lit_llm.ablation.fraction import LETTERS
 from lit_llm.ablation.match import matched
+from lit_llm.config.fingerprint import fingerprint
 from lit_llm.config.problems import InputError, Problem, did_you_mean, noted, some
 from lit_llm.config.section import validate
 from lit_llm.config.tree import Node, leaves, merge, merge_all, read_file, split_path, under, without
 from lit_llm.data.config import Mixture
+from lit_llm.experiment.chain import EVALUATED, FINETUNED, chain
 from lit_llm.experiment.config import Experiment
-from lit_llm.experiment.identity import pretrain_fingerprint, read_corpora_again
+from lit_llm.experiment.identity import read_corpora_again
 from lit_llm.experiment.load import (
     changes_nothing,
     idle_overrides,
@@ -57,7 +59,7 @@ class Arm:
     @cached_property
     def computation(self) -> str:
         """What it computes, whatever its name and its seeds; needs the corpus's digest."""
-        return pretrain_fingerprint(self.experiment)
+        return fingerprint([link.fingerprint for link in chain(self.experiment)])
 
     @cached_property
     def flat(self) -> dict[str, Any]:
@@ -122,7 +124,7 @@ def understood(study: Study, document: Node, path: Path, overrides: Sequence[str
     document: the tree that `study` was validated from; path: of its file.
     """
     arms = tuple(_arms(study, document, path.parent, overrides))
-    _check_source(study, arms, document)
+    _check_metric(study, arms, document)
     return _matched(Ablation(study, arms, tuple(overrides), str(path.absolute())), document)
 
 
@@ -152,15 +154,25 @@ def _names(document: Node, address: list[str]) -> list[str]:
     return list(node.value) if node is not None and isinstance(node.value, dict) else []
 
 
-def _check_source(study: Study, arms: Sequence[Arm], document: Node) -> None:
-    """Raise InputError if a source whose loss is compared is not in every arm's corpus."""
-    source = study.compare.metric.partition(OF_SOURCE)[2]
+def _check_metric(study: Study, arms: Sequence[Arm], document: Node) -> None:
+    """Raise InputError if an arm does not measure what is compared."""
+    name, mark = study.compare.metric, document.mark_of(["compare", "metric"])
+    own, stage = name.removeprefix(FINETUNED), "finetune" if name.startswith(FINETUNED) else "pretrain"
+    source, evaluation = own.partition(OF_SOURCE)[2], own.partition(EVALUATED)[2].partition("/")[0]
     for arm in arms:
         corpus = arm.experiment.pretrain.data.corpus
         names = corpus.sources if isinstance(corpus, Mixture) else ()
-        if source and source not in names:
-            message = f"{arm.name}: its corpus has no source {source!r}{did_you_mean(source, names)}"
-            raise InputError(Problem(message, "compare.metric", document.mark_of(["compare", "metric"])))
+        message = ""
+        if stage not in arm.experiment.trained:
+            message = "it has no finetuning"
+        elif evaluation and getattr(arm.experiment.evaluate, evaluation, None) is None:
+            message = f"it has no `evaluate: {{{evaluation}: ...}}`"
+        elif evaluation and stage not in arm.experiment.evaluated:
+            message = f"it is not evaluated after {stage}: see evaluate.after"
+        elif source and stage == "pretrain" and source not in names:
+            message = f"its corpus has no source {source!r}{did_you_mean(source, names)}"
+        if message:
+            raise InputError(Problem(f"{arm.name}: {message}", "compare.metric", mark))
 
 
 def _matched(ablation: Ablation, document: Node) -> Ablation:

@@ -10,6 +10,7 @@ from lit_llm.ablation.findings import INTERVENTION, Finding, differs, ruled
 from lit_llm.ablation.match import TOLERANCE
 from lit_llm.ablation.probe import probe
 from lit_llm.config.tree import under
+from lit_llm.experiment.chain import EVALUATED, FINETUNED
 
 YARDSTICK = (
     "pretrain.data.corpus",
@@ -18,7 +19,14 @@ YARDSTICK = (
     "pretrain.data.validation_fraction",
     "pretrain.validation",
 )
-"""Keys that decide which target tokens val/ metrics are measured on."""
+"""Keys that decide which target tokens the metrics of a stage are measured on."""
+_YARDSTICKS = {
+    "val/": YARDSTICK,
+    f"{FINETUNED}val/": (*YARDSTICK[:2], "finetune.data", "finetune.validation"),
+    EVALUATED: (*YARDSTICK[:4], "finetune.data", "evaluate"),
+    f"{FINETUNED}{EVALUATED}": (*YARDSTICK[:4], "finetune.data", "evaluate"),
+}
+"""The same by the beginning of a metric's name."""
 
 
 def audit(ablation: Ablation, tell: Callable[[str], None] = lambda _: None, built: bool = True) -> list[Finding]:
@@ -49,7 +57,8 @@ def _audit_arm(ablation: Ablation, arm: Arm) -> Iterator[Finding]:
     declared = arm.declared | baseline.declared if arm.levels and baseline.levels else frozenset()
     yield from _audit_match(ablation, arm)
     for key, (old, new) in keys.items():
-        if under(key, *declared) and not (metric.startswith("val/") and under(key, *YARDSTICK)):
+        yardstick = next((keys for prefix, keys in _YARDSTICKS.items() if metric.startswith(prefix)), ())
+        if under(key, *declared) and not under(key, *yardstick):
             continue
         # What matching has moved is judged as it was before.
         old, new = baseline.derived.get(key, [old])[0], arm.derived.get(key, [new])[0]

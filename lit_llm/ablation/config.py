@@ -12,6 +12,8 @@ from pydantic.config import JsonDict
 from lit_llm.ablation.fraction import MOST, Fraction, effect_of, find, members_of
 from lit_llm.config.problems import did_you_mean
 from lit_llm.config.section import Items, Section, impossible
+from lit_llm.evaluation.config import EVALUATIONS
+from lit_llm.experiment.chain import EVALUATED, FINETUNED
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -194,16 +196,25 @@ METRICS = (
     "throughput/tokens_per_second",
 )
 OF_SOURCE = "val/target_nll/"
-"""Before the name of a mixture's source."""
+"""Before the name of a mixture's source, or of a task of instruction data."""
 
 
 def _metric(name: str) -> str:
-    if name not in METRICS and not name.startswith(OF_SOURCE):
-        raise impossible(("", f"{name!r} is not possible{did_you_mean(name, METRICS)}"))
-    return name
+    own = name.removeprefix(FINETUNED)
+    evaluation = own.removeprefix(EVALUATED).partition("/")
+    if own in METRICS or own.startswith(OF_SOURCE):
+        return name
+    if own.startswith(EVALUATED) and evaluation[0] in EVALUATIONS and evaluation[2]:
+        return name
+    more = [*METRICS, *(f"{FINETUNED}{metric}" for metric in METRICS)]
+    evaluated = ", ".join(f"{EVALUATED}{evaluation}/..." for evaluation in EVALUATIONS)
+    hint = did_you_mean(name, more if name.startswith(FINETUNED) else METRICS)
+    raise impossible(("", f"{name!r} is not possible{hint}; of evaluations: {evaluated}, each also after {FINETUNED}"))
 
 
-_SCHEMA: JsonDict = {"anyOf": [{"enum": [*METRICS]}, {"pattern": f"^{OF_SOURCE}[A-Za-z0-9][A-Za-z0-9_-]*$"}]}
+_ONE_OF = "|".join(re.escape(name) for name in METRICS)
+_PATTERN = f"^({FINETUNED})?({_ONE_OF}|{OF_SOURCE}.+|{EVALUATED}({'|'.join(EVALUATIONS)})/.+)$"
+_SCHEMA: JsonDict = {"anyOf": [{"enum": [*METRICS]}, {"pattern": _PATTERN}]}
 Metric = Annotated[str, AfterValidator(_metric), Field(json_schema_extra=_SCHEMA)]
 
 
@@ -225,8 +236,10 @@ class Compare(Section):
     within: Items[str] = ()
     """Factors at whose every level the comparison is made anew: each arm meets the baseline of its own level."""
     metric: Metric = "val/target_nll"
-    """What is compared, as it is at the end of training; of a mixture also `val/target_nll/<source>`. Training losses
-    are not: they depend on what is trained on."""
+    """What is compared, as it is at the end of training; of a mixture also `val/target_nll/<source>`. Those of the
+    finetuning begin with `finetune/`, those of evaluations with `eval/`: `finetune/eval/examples/nll`. An evaluation
+    made after both stages is shown before against after. Training losses are not compared: they depend on what is
+    trained on."""
 
 
 class Allowed(Section):

@@ -9,7 +9,9 @@ from typing import Any
 from lit_llm.ablation.findings import Finding
 from lit_llm.ablation.plan import Plan, PlannedArm
 from lit_llm.experiment.ceilings import Ceilings, Setting, cores, setting_of
+from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.estimate import Seconds, makespan, memory_there, seconds_of
+from lit_llm.experiment.identity import digest_of_examples
 from lit_llm.models.config import resolve_model
 from lit_llm.tracking.store import Store
 from lit_llm.training.memory import state_bytes
@@ -68,17 +70,38 @@ def estimated(plan: Plan, slots: int, ceilings: Callable[[Setting], Ceilings | N
     arms, todo, done = {}, dict[str, float](), set[str]()
     for planned in plan.arms:
         training = planned.arm.experiment.pretrain.training
-        arms[planned.arm.name] = found = seconds_of(planned.arm.experiment, known[setting_of(training, used)])
+        experiment = planned.arm.experiment
+        arms[planned.arm.name] = found = seconds_of(
+            experiment, known[setting_of(training, used)], _rows(experiment, store)
+        )
         # More threads than cores take turns; the ceilings are those of runs with cores of their own.
         turns = max(1.0, used * training.execution.threads / cores()) if setting_of(training, 1).device == "cpu" else 1
-        for name in planned.fingerprints:
-            if store.stage(name).result() is not None:
-                done.add(name)
+        takes = {"pretrain": found.run, "finetune": found.finetune, "evaluate": 0.0}
+        for link in (link for links in planned.chains for link in links):
+            if store.stage(link.fingerprint).result() is not None:
+                done.add(link.fingerprint)
             else:
-                todo.setdefault(name, turns * found.run)
+                todo.setdefault(link.fingerprint, turns * takes[link.kind])
     total = makespan(todo.values(), used)
-    finished = sum(name in done for planned in plan.arms for name in planned.fingerprints)
+    finished = sum(all(link.fingerprint in done for link in links) for planned in plan.arms for links in planned.chains)
     return replace(plan, findings=findings, estimate=Estimate(arms, total, used, finished, known))
+
+
+def _rows(experiment: Experiment, store: Store) -> tuple[float, float] | None:
+    """Mean tokens of an input and of a target in a padded batch, where the examples are tokenised already."""
+    if experiment.finetune is None:
+        return None
+    from lit_llm.data.examples import ExampleSet, is_prepared
+
+    digest = digest_of_examples(experiment)
+    if not is_prepared(store.data, digest):
+        return None
+    examples = ExampleSet(store.data, digest, experiment.pretrain.data.tokenizer)
+    size = experiment.finetune.data.batch_size
+    lengths = examples.sample_of_lengths("train", 64 * size)
+    batches = [lengths[begin : begin + size] for begin in range(0, len(lengths), size)]
+    sources, targets = ([max(pair[side] for pair in batch) for batch in batches] for side in (0, 1))
+    return sum(sources) / len(batches), sum(targets) / len(batches)
 
 
 def memory_findings(plan: Plan, slots: int, machine: Mapping[Setting, Ceilings]) -> list[Finding]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from lit_llm.ablation.arms import Ablation, Arm
 from lit_llm.config.tree import difference, under
 
-INTERVENTION = ("model", "pretrain.objective", "pretrain.masks")
+INTERVENTION = ("model", "pretrain.objective", "pretrain.masks", "finetune.masks")
 """What an ablation is about, and what an arm may therefore set for itself. All else is a control."""
 
 Kind = Literal["refused", "allowed", "no_op", "confound", "note"]

@@ -11,8 +11,8 @@ from lit_llm.ablation.audit import audit
 from lit_llm.ablation.findings import Finding, differs
 from lit_llm.ablation.layouts import design_json
 from lit_llm.config.problems import InputError, Problem
+from lit_llm.experiment.chain import Link, chain
 from lit_llm.experiment.cost import Cost, cost_of
-from lit_llm.experiment.identity import pretrain_fingerprint
 
 if TYPE_CHECKING:
     from lit_llm.ablation.estimate import Estimate
@@ -27,9 +27,14 @@ class PlannedArm:
 
     arm: Arm
     differs: Mapping[str, list[Any]]
-    fingerprints: tuple[str, ...]
-    """Of its pretraining, one for each seed."""
+    chains: tuple[tuple[Link, ...], ...]
+    """Its stages, once for each seed."""
     cost: Cost
+
+    @property
+    def fingerprints(self) -> tuple[str, ...]:
+        """Of its pretraining, one for each seed."""
+        return tuple(links[0].fingerprint for links in self.chains)
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,14 @@ class Plan:
     generate: int = GENERATE
     estimate: Estimate | None = None
     """Of its duration, where this machine is measured: see `lit_llm.ablation.estimate.estimated`."""
+
+    @property
+    def stages(self) -> dict[str, int]:
+        """How often each stage is computed, by its name, in the order of the chain; what arms share, once."""
+        found: dict[str, set[str]] = {}
+        for link in (link for planned in self.arms for links in planned.chains for link in links):
+            found.setdefault(link.name, set()).add(link.fingerprint)
+        return {name: len(fingerprints) for name, fingerprints in found.items()}
 
     @property
     def refused(self) -> list[Finding]:
@@ -62,9 +75,12 @@ class Plan:
                     "differs": dict(planned.differs),
                     "derived": dict(planned.arm.derived),
                     "seeds": list(study.seeds),
-                    "fingerprints": {"pretrain": list(planned.fingerprints)},
+                    "fingerprints": {
+                        links[0].name: [link.fingerprint for link in links]
+                        for links in zip(*planned.chains, strict=True)
+                    },
                     **planned.cost.as_json(self.prompt, self.generate),
-                    "seconds": self.estimate.arms[planned.arm.name].run if self.estimate else None,
+                    "seconds": self.estimate.arms[planned.arm.name].total if self.estimate else None,
                 }
                 for planned in self.arms
             ],
@@ -96,7 +112,7 @@ def plan(
         PlannedArm(
             arm,
             differs(arm, ablation.arm(arm.baseline)),
-            tuple(pretrain_fingerprint(arm.seeded(seed)) for seed in ablation.study.seeds),
+            tuple(chain(arm.seeded(seed)) for seed in ablation.study.seeds),
             cost_of(arm.experiment, prompt, generate),
         )
         for arm in ablation.arms

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from lit_llm.ablation.arms import Ablation, Arm
 from lit_llm.ablation.findings import INTERVENTION, Finding, differs, ruled
+from lit_llm.config.fingerprint import fingerprint
 from lit_llm.config.problems import some
 from lit_llm.config.tree import under
-from lit_llm.experiment.identity import pretrain_fingerprint
+from lit_llm.experiment.chain import chain
 from lit_llm.models.config import resolve_model
 
 if TYPE_CHECKING:
@@ -74,11 +75,11 @@ def _findings(ablation: Ablation) -> Iterator[Finding]:
 
 
 def _controls(arm: Arm, reference: Arm) -> str:
-    """What an arm is trained by, as the fingerprint that it would have with the reference's network and objective."""
+    """What an arm is trained and measured by: who it would be with the reference's network and objective."""
     stage = reference.experiment.pretrain
     pretrain = arm.experiment.pretrain.model_copy(update={"objective": stage.objective, "masks": stage.masks})
     update = {"model": reference.experiment.model, "pretrain": pretrain}
-    return pretrain_fingerprint(arm.experiment.model_copy(update=update))
+    return fingerprint([link.fingerprint for link in chain(arm.experiment.model_copy(update=update))])
 
 
 def _same_function(arm: Arm, twin: Arm) -> Finding:

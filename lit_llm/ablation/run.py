@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lit_llm.ablation.arms import Ablation
 from lit_llm.ablation.plan import Plan, plan
-from lit_llm.ablation.runs import Run, comparison_of, runs_of
+from lit_llm.ablation.runs import Run, Step, comparison_of, runs_of
 from lit_llm.analysis.comparison import Comparison
+from lit_llm.config.fingerprint import fingerprint
 from lit_llm.config.problems import InputError, Problem, did_you_mean
 from lit_llm.experiment.config import Experiment
-from lit_llm.experiment.identity import digest_of_data, identity_of_data, origin_digest, provenance, read_corpora_again
-from lit_llm.experiment.run import freeze, run_one
+from lit_llm.experiment.frozen import freeze
+from lit_llm.experiment.identity import digest_of_examples, identity_of_data, origin_digest, read_corpora_again
+from lit_llm.experiment.run import run_one
 from lit_llm.launch import Interrupted, Outcome, Task, run_tasks, stop_requested
 from lit_llm.tracking.address import default_tracking
 from lit_llm.tracking.garbage import list_runs
 from lit_llm.tracking.mlflow_mirror import Mirror, MirrorThread, RunRecord
 from lit_llm.tracking.store import FINAL, Busy, Stage, Store, locked, write_json, write_text
 
-PRELOAD = (
-    __name__,
-    "lit_llm.training.fit",
-    "lit_llm.evaluation.likelihood",
-    "lit_llm.models.build",
-    "safetensors.torch",
-)
-"""What every run needs: imported once, by the server that the runs are forked from."""
+PRELOAD = (__name__, "lit_llm.experiment.stages")
+"""What every stage needs: imported once, by the server that the processes are forked from."""
 
 Rerun = Literal["failed", "stale"]
 
@@ -74,7 +70,7 @@ class Finished:
         """0: done, divergence included; 1: some runs failed; 130: interrupted."""
         if self.interrupted:
             return 130
-        return 0 if all(run.stage.status()["state"] in FINAL for run in self.chosen) else 1
+        return 0 if all(run.status()["state"] in FINAL for run in self.chosen) else 1
 
 
 def run_study(
@@ -101,7 +97,7 @@ def run_study(
     read_corpora_again()
     runs = runs_of(ablation, store)
     chosen = _chosen(runs, only)
-    to_do = any(run.stage.status()["state"] not in FINAL for run in chosen)
+    to_do = any(run.status()["state"] not in FINAL for run in chosen)
     planned = plan(ablation, tell=watcher.message, built=to_do)
     planned.check()
     for finding in planned.findings:
@@ -115,12 +111,12 @@ def run_study(
     try:
         with locked(folder / "lock"):
             try:
-                list_runs(store, name, ablation.source, ablation.overrides, [_listed(run) for run in runs])
+                list_runs(store, name, ablation.source, ablation.overrides, [x for run in runs for x in _listed(run)])
                 prepare_data([run.experiment for run in chosen], store, watcher)
                 todo = _todo(chosen, rerun, watcher)
-                for run in todo:
-                    freeze(store, run.stage.fingerprint, run.experiment, digest_of_data(run.experiment))
-                watcher.launching(chosen, todo, slots)
+                for run, step in todo:
+                    freeze(store, step.link, run.experiment)
+                watcher.launching(chosen, list({run.name: run for run, _ in todo}.values()), slots)
                 follower = MirrorThread(mirror, lambda: [record(run) for run in runs])
                 interrupted = _execute(todo, store, slots, watcher, follower)
             finally:
@@ -146,25 +142,56 @@ def opened_mirror(store: Store, name: str, tracking: str | None, description: st
     return mirror
 
 
-def _execute(todo: Sequence[Run], store: Store, slots: int, watcher: Watcher, follower: MirrorThread) -> bool:
+Work = tuple[Run, Step]
+"""A stage to be computed, with the first of the runs that need it."""
+
+
+def _execute(todo: Sequence[Work], store: Store, slots: int, watcher: Watcher, follower: MirrorThread) -> bool:
     """Run them all; returns whether it was interrupted."""
+    if not todo:
+        return False
+    running: set[str] = set()
 
     def tick() -> None:
         watcher.tick()
         tell_news(follower, watcher)
 
+    def finish(outcome: Outcome) -> None:
+        running.discard(outcome.task.arguments[1])
+        _note_death(outcome)
+
     try:
         run_tasks(
-            [_task(run, store) for run in todo],
+            _tasks(todo, store, running),
             slots=slots,
             preload=PRELOAD,
-            on_finish=_note_death,
+            on_finish=finish,
             on_tick=tick,
             grace_seconds=30.0,
         )
     except Interrupted:
         return True
     return False
+
+
+def _tasks(todo: Sequence[Work], store: Store, running: set[str]) -> Iterator[Task | None]:
+    """Each stage when the one it begins with is done; never where that has ended otherwise."""
+    waiting = list(todo)
+    while waiting:
+        for work in waiting:
+            run, step = work
+            parent = step.link.parent
+            if parent and store.stage(parent).status()["state"] != "done":
+                continue
+            waiting.remove(work)
+            running.add(step.link.fingerprint)
+            yield _task(run, step, store)
+            break
+        else:
+            coming = running | {step.link.fingerprint for _, step in waiting}
+            waiting = [work for work in waiting if work[1].link.parent in coming]
+            if waiting:
+                yield None
 
 
 def close(
@@ -194,40 +221,54 @@ def _chosen(runs: list[Run], only: str | None) -> list[Run]:
 
 def prepare_data(experiments: Iterable[Experiment], store: Store, watcher: Watcher) -> None:
     """Tokenise what is not there yet, each text once."""
-    from lit_llm.data.prepare import prepare
+    from lit_llm.data.prepare import prepare, tokenizer_folder
 
-    seen: dict[tuple[str, int], None] = {}
+    seen: set[tuple[str, int]] = set()
     for experiment in experiments:
         config = experiment.pretrain.data
         identity = identity_of_data(experiment)
         key = (identity.digest, config.sequence_length)
         if key not in seen:
             prepare(config, store.data, watcher.preparing, identity)
-            seen[key] = None
+            seen.add(key)
+        examples = digest_of_examples(experiment)
+        if experiment.finetune is not None and (examples, 0) not in seen:
+            from lit_llm.data.examples import prepare_examples
+
+            folder = tokenizer_folder(store.data, identity.tokenizer)
+            prepare_examples(
+                experiment.finetune.data, config.tokenizer, folder, store.data, examples, watcher.preparing
+            )
+            seen.add((examples, 0))
 
 
-def _todo(runs: list[Run], rerun: Rerun | None, watcher: Watcher) -> list[Run]:
-    """The runs to execute, each computation once."""
-    todo: dict[str, Run] = {}
+def _todo(runs: list[Run], rerun: Rerun | None, watcher: Watcher) -> list[Work]:
+    """The stages to execute, each computation once, parents before children."""
+    todo: dict[str, Work] = {}
     skipped = {"failed": 0, "stale": 0}
     for run in runs:
-        state = run.stage.status()["state"]
-        if state in FINAL and run.stale():
-            if rerun == "stale":
-                with suppress(Busy):  # another study has begun to repeat it
-                    run.stage.forget()
-            else:
-                skipped["stale"] += 1
+        again = False
+        for step in run.steps:
+            state = step.status()["state"]
+            if state in FINAL and (again or run.stale_at(step)):
+                if rerun == "stale":
+                    with suppress(Busy):  # another study has begun to repeat it
+                        step.stage.forget()
+                    again = True  # what comes after it began with its weights
+                else:
+                    skipped["stale"] += 1
+                    break
+            elif state in ("failed", "out_of_memory"):
+                if rerun == "failed":
+                    step.stage.set_state("pending")
+                else:
+                    skipped["failed"] += 1
+                    break
+            elif state in FINAL:
+                if state == "diverged":
+                    break
                 continue
-        elif state in ("failed", "out_of_memory"):
-            if rerun == "failed":
-                run.stage.set_state("pending")
-            else:
-                skipped["failed"] += 1
-                continue
-        elif state in FINAL:
-            continue
-        todo.setdefault(run.stage.fingerprint, run)
+            todo.setdefault(step.link.fingerprint, (run, step))
     if skipped["failed"]:
         watcher.message(f"{skipped['failed']} failed run(s) stay as they are; `--rerun failed` tries them again.")
     if skipped["stale"]:
@@ -238,10 +279,11 @@ def _todo(runs: list[Run], rerun: Rerun | None, watcher: Watcher) -> list[Run]:
     return list(todo.values())
 
 
-def _task(run: Run, store: Store) -> Task:
-    execution = run.experiment.pretrain.training.execution
-    arguments = (store.root, run.stage.fingerprint)
-    return Task(run.name, execute, arguments, log=run.stage.log_file, threads=execution.threads)
+def _task(run: Run, step: Step, store: Store) -> Task:
+    execution = run.experiment.section(step.link.after).training.execution
+    name = run.name if len(run.steps) == 1 else f"{run.name}: {step.link.name}"
+    arguments = (store.root, step.link.fingerprint)
+    return Task(name, execute, arguments, log=step.stage.log_file, threads=execution.threads)
 
 
 def execute(root: Path, fingerprint: str) -> str:
@@ -264,25 +306,27 @@ def note_death(stage: Stage, outcome: Outcome) -> None:
             stage.set_state(state, outcome.error, outcome.traceback)
 
 
-def _listed(run: Run) -> dict[str, object]:
-    return {"arm": run.arm.name, "seed": run.seed, "fingerprint": run.stage.fingerprint}
+def _listed(run: Run) -> list[dict[str, object]]:
+    return [{"arm": run.arm.name, "seed": run.seed, "fingerprint": step.link.fingerprint} for step in run.steps]
 
 
 def record(run: Run) -> RunRecord:
     """A run as MLflow shows it."""
-    status, result = run.stage.status(), run.stage.result() or {}
-    origin = result.get("provenance", {})
+    status = run.status()
+    origins = [(step.stage.result() or {}).get("provenance") for step in run.steps]
+    digests = [origin_digest(origin or run.origin_of(step)) for origin, step in zip(origins, run.steps, strict=True)]
+    shown: dict[str, Any] = next((origin for origin in reversed(origins) if origin), {})
     return RunRecord(
         arm=run.arm.name,
         seed=run.seed,
-        fingerprint=run.stage.fingerprint,
+        fingerprint=run.last.fingerprint,
         state=status["state"],
         params=run.params,
         config_yaml=run.config_yaml,
-        metrics=[("", run.stage.metrics_file)],
+        metrics=[(step.link.prefix, step.stage.metrics_file) for step in run.steps],
         error=status.get("error"),
-        tags={f"lit_llm.{key}": str(value) for key, value in origin.items() if key != "code"},
-        code=origin_digest(origin or provenance(run.experiment)),
+        tags={f"lit_llm.{key}": str(value) for key, value in shown.items() if key != "code"},
+        code=digests[0] if len(digests) == 1 else fingerprint(digests),
     )
 
 

@@ -12,10 +12,22 @@ from lit_llm.ablation.arms import Ablation, Arm
 from lit_llm.ablation.layouts import layouts
 from lit_llm.analysis.comparison import Comparison, RunResult, compare
 from lit_llm.config.tree import leaves
+from lit_llm.experiment.chain import Link, chain
 from lit_llm.experiment.config import Experiment
-from lit_llm.experiment.identity import pretrain_fingerprint, provenance, same_origin
+from lit_llm.experiment.identity import provenance, same_origin
 from lit_llm.experiment.run import experiment_yaml
 from lit_llm.tracking.store import Stage, Store
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage of a run, with its place in the store."""
+
+    link: Link
+    stage: Stage
+
+    def status(self) -> dict[str, Any]:
+        return self.stage.status()
 
 
 @dataclass(frozen=True)
@@ -24,7 +36,13 @@ class Run:
 
     arm: Arm
     seed: int
-    stage: Stage
+    steps: tuple[Step, ...]
+    """Its stages, each after the one it begins with."""
+
+    @classmethod
+    def of(cls, arm: Arm, seed: int, store: Store) -> Run:
+        """Reads the data, for its digests."""
+        return cls(arm, seed, tuple(Step(link, store.stage(link.fingerprint)) for link in chain(arm.seeded(seed))))
 
     @property
     def name(self) -> str:
@@ -35,8 +53,42 @@ class Run:
         return self.arm.seeded(self.seed)
 
     @property
-    def steps(self) -> int:
-        return int(self.arm.experiment.pretrain.training.max_steps)
+    def last(self) -> Stage:
+        """The end of its chain."""
+        return self.steps[-1].stage
+
+    def status(self) -> dict[str, Any]:
+        """State, error and metrics of the whole: done when all stages are, else as the first that is not.
+
+        What a stage that has ended in divergence would have been followed by is never run: the run has diverged.
+        """
+        at = self.current()
+        return {**at.status(), "metrics": self.metrics()}
+
+    def current(self) -> Step:
+        """The first stage that is not done; the last where all are."""
+        return next((step for step in self.steps if step.status()["state"] != "done"), self.steps[-1])
+
+    def metrics(self) -> dict[str, float]:
+        """The metrics of all finished stages, each under its prefix."""
+        return {
+            f"{step.link.prefix}{name}": value
+            for step in self.steps
+            for name, value in ((step.stage.result() or {}).get("metrics") or {}).items()
+        }
+
+    def result(self) -> dict[str, Any]:
+        """What is compared: the last result, with the metrics of all and the sum of what they took; {} while there is
+        none."""
+        results = [found for step in self.steps if (found := step.stage.result()) is not None]
+        if not results:
+            return {}
+        return {
+            **results[-1],
+            "metrics": self.metrics(),
+            "flops": sum(found.get("flops", 0.0) for found in results),
+            "origins": [found["provenance"] for found in results],
+        }
 
     @cached_property
     def params(self) -> dict[str, Any]:
@@ -49,39 +101,50 @@ class Run:
         return experiment_yaml(self.experiment)
 
     def stale(self) -> bool:
-        """Whether its result is of another origin (code, device, threads, ...) than it would be now."""
-        result = self.stage.result()
-        return result is not None and not same_origin(result["provenance"], provenance(self.experiment))
+        """Whether a result of it is of another origin (code, device, threads, ...) than it would be now."""
+        return any(self.stale_at(step) for step in self.steps)
+
+    def stale_at(self, step: Step) -> bool:
+        """Whether this stage's result is."""
+        result = step.stage.result()
+        return result is not None and not same_origin(result["provenance"], self.origin_of(step))
+
+    def origin_of(self, step: Step) -> dict[str, Any]:
+        """The provenance that a stage's result would have now."""
+        return provenance(self.experiment, step.link.after, evaluates=step.link.kind == "evaluate")
 
 
 def runs_of(ablation: Ablation, store: Store) -> list[Run]:
     """Every run, arm by arm."""
-    return [
-        Run(arm, seed, store.stage(pretrain_fingerprint(arm.seeded(seed))))
-        for arm in ablation.arms
-        for seed in ablation.study.seeds
-    ]
+    return [Run.of(arm, seed, store) for arm in ablation.arms for seed in ablation.study.seeds]
 
 
 def status_rows(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
-    """What `status --json` prints for each run. Keys may be added, none is renamed."""
+    """What `status --json` prints for each stage of each run. Keys may be added, none is renamed."""
     for run in runs:
-        status = run.stage.status()
-        last = last_metrics(run.stage)
-        yield {
-            "arm": run.arm.name,
-            "seed": run.seed,
-            "stage": "pretrain",
-            "state": status["state"],
-            "fingerprint": run.stage.fingerprint,
-            "run_id": f"{run.arm.name}/{run.seed}/{run.stage.fingerprint}",
-            "metrics": status.get("metrics") or last[1],
-            "error": status.get("error"),
-            "step": status.get("steps", last[0]),
-            "max_steps": run.steps,
-            "stale": run.stale(),
-            "log": str(run.stage.log_file) if run.stage.log_file.exists() else None,
-        }
+        for step in run.steps:
+            link, stage = step.link, step.stage
+            status, last = stage.status(), last_metrics(stage)
+            yield {
+                "arm": run.arm.name,
+                "seed": run.seed,
+                "stage": link.kind,
+                "after": link.after if link.kind == "evaluate" else None,
+                "state": status["state"],
+                "fingerprint": link.fingerprint,
+                "run_id": f"{run.arm.name}/{run.seed}/{run.last.fingerprint}",
+                "metrics": status.get("metrics") or last[1],
+                "error": status.get("error"),
+                "step": status.get("steps", last[0]),
+                "max_steps": max_steps(run, link),
+                "stale": run.stale_at(step),
+                "log": str(stage.log_file) if stage.log_file.exists() else None,
+            }
+
+
+def max_steps(run: Run, link: Link) -> int:
+    """Of the stage itself; of an evaluation, those of the stage that it follows."""
+    return int(run.experiment.section(link.after).training.max_steps)
 
 
 def last_metrics(stage: Stage) -> tuple[int, dict[str, float]]:
@@ -102,8 +165,5 @@ def last_metrics(stage: Stage) -> tuple[int, dict[str, float]]:
 
 def comparison_of(ablation: Ablation, runs: Sequence[Run]) -> Comparison:
     """The comparison of whatever is finished."""
-    results = [
-        RunResult(run.arm.name, run.arm.baseline, run.seed, run.stage.status()["state"], run.stage.result() or {})
-        for run in runs
-    ]
+    results = [RunResult(run.arm.name, run.arm.baseline, run.seed, run.status()["state"], run.result()) for run in runs]
     return compare(results, ablation.study.compare.metric, layouts(ablation))

@@ -14,8 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from lit_llm.analysis.before_after import BeforeAfter, before_after
 from lit_llm.analysis.effects import Effects, Layout, effects
-from lit_llm.analysis.paired import Difference, block_differences
+from lit_llm.analysis.paired import Difference, against_baselines
+from lit_llm.experiment.chain import EVALUATED, FINETUNED
 from lit_llm.experiment.identity import COMPARABLE
 
 
@@ -28,7 +30,7 @@ class RunResult:
     seed: int
     state: str
     result: Mapping[str, Any] = field(default_factory=dict)
-    """The stage's result.json; empty while there is none."""
+    """The last stage's result.json with the metrics of all, and their `origins`; empty while there is none."""
 
     def metric(self, name: str) -> float | None:
         value = self.result.get("metrics", {}).get(name) if self.state == "done" else None
@@ -37,8 +39,8 @@ class RunResult:
     @property
     def origin(self) -> tuple[Any, ...]:
         """The part of its provenance that has to agree with what it is compared with."""
-        provenance = self.result.get("provenance", {})
-        return tuple(provenance.get(key) for key in COMPARABLE)
+        origins = self.result.get("origins") or [self.result.get("provenance", {})]
+        return tuple({tuple(origin.get(key) for key in COMPARABLE): None for origin in origins})
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ class Comparison:
     notes: tuple[str, ...]
     effects: tuple[Effects, ...] = ()
     """Of the factors, where the design shows them; empty elsewhere."""
+    before_after: BeforeAfter | None = None
+    """Of an evaluation that was made after pretraining and after finetuning."""
 
     def csv(self) -> str:
         """One line per arm; empty where there is no number."""
@@ -111,16 +115,9 @@ def compare(runs: Sequence[RunResult], metric: str, layouts: Sequence[Layout] = 
     notes: list[str] = []
     kept = _of_one_origin(runs, notes)
     arms = list(dict.fromkeys(run.arm for run in runs))
-    values = {
-        arm: {run.seed: v for run in kept if run.arm == arm and (v := run.metric(metric)) is not None} for arm in arms
-    }
+    values = _values(kept, arms, metric)
     baselines = {run.arm: run.baseline for run in runs}
-    differences: dict[str, Difference | None] = {}
-    for baseline in dict.fromkeys(baselines.values()):
-        # A baseline may have one of its own: a rung of a ladder.
-        block = {arm: values[arm] for arm in arms if arm == baseline or baselines[arm] == baseline}
-        if baseline in block:
-            differences |= block_differences(block, baseline)
+    differences = against_baselines(values, baselines)
     rows = tuple(_row(arm, runs, kept, baselines[arm], values[arm], differences.get(arm)) for arm in arms)
     if any(d is not None and d.pooled for d in differences.values()):
         notes.append("intervals: residual variance pooled over the arms that share a baseline")
@@ -128,7 +125,27 @@ def compare(runs: Sequence[RunResult], metric: str, layouts: Sequence[Layout] = 
         notes.append("one seed has no interval; add seeds to see how sure a difference is")
     lacking = {(run.arm, run.seed): _lack(run, metric) for run in runs if run.seed not in values[run.arm]}
     shown = [layout for layout in layouts if any(values[arm] for arm in layout.arms)]
-    return Comparison(metric, rows, tuple(notes), tuple(effects(layout, values, lacking) for layout in shown))
+    found = tuple(effects(layout, values, lacking) for layout in shown)
+    return Comparison(metric, rows, tuple(notes), found, _before_after(kept, arms, metric, baselines))
+
+
+def _values(kept: Sequence[RunResult], arms: Sequence[str], metric: str) -> dict[str, dict[int, float]]:
+    return {
+        arm: {run.seed: v for run in kept if run.arm == arm and (v := run.metric(metric)) is not None} for arm in arms
+    }
+
+
+def _before_after(
+    kept: Sequence[RunResult], arms: Sequence[str], metric: str, baselines: Mapping[str, str]
+) -> BeforeAfter | None:
+    """Of the metric that is compared, where it is one of evaluations after pretraining and after finetuning."""
+    name = metric.removeprefix(FINETUNED)
+    if not name.startswith(EVALUATED):
+        return None
+    before, after = (_values(kept, arms, prefix + name) for prefix in ("", FINETUNED))
+    if not any(before.values()) or not any(after.values()):
+        return None
+    return before_after(name, before, after, baselines)
 
 
 def _lack(run: RunResult, metric: str) -> str:

@@ -51,18 +51,32 @@ def block_differences(block: Mapping[str, Values], baseline: str) -> dict[str, D
     """Differences of every arm of a block from its baseline, with pooled variance where that is sound.
 
     Sound means: three arms or more, all with the same two seeds or more, and no sign that they scatter differently.
+    Arms that share their runs (DecLLM and DecLLM + BiAttn after pretraining) are one arm here.
     """
     differences = {arm: paired_difference(values, block[baseline]) for arm, values in block.items() if arm != baseline}
-    variance = pooled_variance(list(block.values()))
+    distinct = list({tuple(sorted(values.items())): values for values in block.values()}.values())
+    variance = pooled_variance(distinct)
     if variance is None:
         return differences
     seeds = len(block[baseline])
-    degrees = (len(block) - 1) * (seeds - 1)
+    degrees = (len(distinct) - 1) * (seeds - 1)
     half = half_width(2 * variance / seeds, degrees)
     return {
         arm: d and Difference(d.mean, d.seeds, d.mean - half, d.mean + half, pooled=True, degrees=degrees)
         for arm, d in differences.items()
     }
+
+
+def against_baselines(values: Mapping[str, Values], baselines: Mapping[str, str]) -> dict[str, Difference | None]:
+    """The difference of every arm from its baseline, baseline by baseline; a baseline without one of its own is left
+    out. baselines: {arm: the arm it is compared with}."""
+    found: dict[str, Difference | None] = {}
+    for baseline in dict.fromkeys(baselines.values()):
+        # A baseline may have one of its own: a rung of a ladder.
+        block = {arm: values[arm] for arm in values if arm == baseline or baselines[arm] == baseline}
+        if baseline in block:
+            found |= block_differences(block, baseline)
+    return found
 
 
 def pooled_variance(block: Sequence[Values]) -> float | None:

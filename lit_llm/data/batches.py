@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
+from lit_llm.data.examples import ExampleSet
 from lit_llm.data.prepare import Prepared, PreparedSource
 from lit_llm.objectives.config import MasksConfig, Objective
 from lit_llm.objectives.layout import Batch, Family, lay_out
@@ -22,7 +24,7 @@ def shuffled(positions: np.ndarray, count: int, seed: int) -> np.ndarray:
     """
     half = max(1, (max(count - 1, 1).bit_length() + 1) // 2)
     mask = np.uint64((1 << half) - 1)
-    keys = [np.uint64(_hash(seed, "round", n)) for n in range(8)]
+    keys = [np.uint64(hashed(seed, "round", n)) for n in range(8)]
     out = positions.astype(np.uint64)
     wrong = np.ones(len(out), dtype=bool)
     while wrong.any():
@@ -41,7 +43,8 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def _hash(*parts: object) -> int:
+def hashed(*parts: object) -> int:
+    """A number of 64 bits that belongs to these words and numbers."""
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8], "little")
 
 
@@ -65,7 +68,9 @@ def cycle(shares: tuple[int, ...], seed: int, number: int) -> tuple[np.ndarray, 
     never further than n (N - n) / N windows from its due. One source alone is its windows in order.
     """
     length = sum(shares)
-    sources = np.repeat(np.arange(len(shares)), shares)[shuffled(np.arange(length), length, _hash(seed, "mix", number))]
+    sources = np.repeat(np.arange(len(shares)), shares)[
+        shuffled(np.arange(length), length, hashed(seed, "mix", number))
+    ]
     before = np.empty(length, dtype=np.int64)
     for source, share in enumerate(shares):
         before[sources == source] = np.arange(share)
@@ -74,30 +79,40 @@ def cycle(shares: tuple[int, ...], seed: int, number: int) -> tuple[np.ndarray, 
 
 def cut(windows_BT: np.ndarray, objective: Objective, family: Family, masks: MasksConfig, seed: int, k: int) -> Batch:
     """Cut windows into sources and targets, lay them out for a family. Random cuts depend on (seed, k) only."""
-    random = np.random.default_rng(_hash(seed, "cut", k))
+    random = np.random.default_rng(hashed(seed, "cut", k))
     cuts = objective.cuts(windows_BT.shape[1], len(windows_BT), random)
     sources = [window[:place] for window, place in zip(windows_BT, cuts, strict=True)]
     targets = [window[place:] for window, place in zip(windows_BT, cuts, strict=True)]
     return lay_out(sources, targets, family, masks)
 
 
-class TrainBatches(Dataset[Batch]):
-    """Item k is the batch of optimiser step k."""
+class Batches(Dataset[Batch], ABC):
+    """Item k is this device's share of the batch of optimiser step k."""
 
-    def __init__(
-        self,
-        data: Prepared,
-        objective: Objective,
-        family: Family,
-        masks: MasksConfig,
-        seed: int,
-        rank: int = 0,
-        ranks: int = 1,
-    ) -> None:
+    def __init__(self, seed: int) -> None:
+        self.seed, self.rank, self.ranks = seed, 0, 1
+
+    @abstractmethod
+    def whole(self, k: int) -> Batch:
+        """All examples of step k; depends on the seed and k only."""
+
+    def __getitem__(self, k: int) -> Batch:
+        batch = self.whole(k)
+        if self.ranks == 1:
+            return batch
+        share = -(-len(batch) // self.ranks)
+        return list(batch.pieces(share))[self.rank]
+
+
+class TrainBatches(Batches):
+    """Windows of text, cut by an objective."""
+
+    def __init__(self, data: Prepared, objective: Objective, family: Family, masks: MasksConfig, seed: int) -> None:
+        super().__init__(seed)
         self.windows = [Windows(data, source, "train") for source in data.sources]
         self.shares = tuple(source.share for source in data.sources)
-        self.objective, self.family, self.masks, self.seed = objective, family, masks, seed
-        self.size, self.rank, self.ranks = data.config.batch_size, rank, ranks
+        self.objective, self.family, self.masks = objective, family, masks
+        self.size = data.config.batch_size
 
     def places(self, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The windows of batch k: (number of the source, number of its window) of each.
@@ -116,19 +131,36 @@ class TrainBatches(Dataset[Batch]):
             passes, places = indices // count, indices % count
             for number in np.unique(passes[of_it]).tolist():
                 here = of_it & (passes == number)
-                indices[here] = shuffled(places[here], count, _hash(self.seed, "pass", number, source))
+                indices[here] = shuffled(places[here], count, hashed(self.seed, "pass", number, source))
         return sources, indices
 
-    def __getitem__(self, k: int) -> Batch:
+    def whole(self, k: int) -> Batch:
         sources, indices = self.places(k)
         windows = np.empty((self.size, self.windows[0].length), dtype=np.int64)
         for source in np.unique(sources).tolist():
             windows[sources == source] = self.windows[source].read(indices[sources == source])
-        batch = cut(windows, self.objective, self.family, self.masks, self.seed, k)
-        if self.ranks == 1:
-            return batch
-        share = -(-len(batch) // self.ranks)
-        return list(batch.pieces(share))[self.rank]
+        return cut(windows, self.objective, self.family, self.masks, self.seed, k)
+
+
+class ExampleBatches(Batches):
+    """Item k is the batch of optimiser step k: the next examples of a pass, each pass in an order of its own."""
+
+    def __init__(self, examples: ExampleSet, batch_size: int, family: Family, masks: MasksConfig, seed: int) -> None:
+        super().__init__(seed)
+        self.examples, self.size, self.family, self.masks = examples, batch_size, family, masks
+
+    def places(self, k: int) -> list[int]:
+        """The numbers of the examples of batch k."""
+        count = self.examples.count("train")
+        passes, places = np.divmod(np.arange(k * self.size, (k + 1) * self.size), count)
+        for number in np.unique(passes).tolist():
+            here = passes == number
+            places[here] = shuffled(places[here], count, hashed(self.seed, "example pass", number))
+        return [int(place) for place in places]
+
+    def whole(self, k: int) -> Batch:
+        pairs = [self.examples.read("train", place) for place in self.places(k)]
+        return lay_out([source for source, _ in pairs], [target for _, target in pairs], self.family, self.masks)
 
 
 class StepSampler(Sampler[int]):

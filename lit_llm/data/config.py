@@ -225,3 +225,58 @@ class DataConfig(Section):
     """Windows per optimiser step."""
     validation_fraction: float = Field(0.05, gt=0, lt=1)
     """Share of the documents that is held out; which ones depends on their content alone."""
+
+
+FIELD = re.compile(r"\{([A-Za-z_][\w.]*)\}")
+"""A field of a record in a template: `{question}`, `{meta.body}`."""
+
+Examples = Annotated[JsonLines | Parquet | HuggingFace, OneOf(default=JsonLines)]
+
+
+class InstructionConfig(Section):
+    """Examples of tasks: what is asked, and the target that answers it. One example is one row of a batch, as it is
+    for the FLAN finetuning of arXiv 2510.26622: nothing is packed."""
+
+    examples: Examples
+    """Where they come from: files of FLAN's form as they are, others by templates. Their `text` is of no use here."""
+    held_out: Examples | None = None
+    """Examples for validation, in files of their own. Absent: `validation_fraction` of `examples`."""
+    inputs: str = "{inputs}"
+    """Template of what is asked: `"Question: {question}\\nAnswer:"`. The fields are keys or columns that hold strings;
+    a key may have dots, as in `where`."""
+    targets: str = "{targets}"
+    """Template of the answer, after which an end-of-document token follows. An answer without any text is an error."""
+    task: str | None = None
+    """The field that names an example's task: validation is then told by task too."""
+    input_length: int = Field(gt=0)
+    """Tokens of an input at most (2048 in the paper)."""
+    target_length: int = Field(gt=1)
+    """Tokens of a target at most, its end-of-document token included (512 in the paper)."""
+    over_long: Literal["truncate", "refuse"] = "truncate"
+    """truncate: the end of what is longer is cut off, and counted; a target keeps its end-of-document token. refuse: an
+    error that names the first of them."""
+    batch_size: int = Field(gt=0)
+    """Examples per optimiser step."""
+    validation_fraction: float = Field(0.05, gt=0, lt=1)
+    """Share of the examples that is held out where there is no `held_out`; which ones depends on their content alone,
+    so one that is there twice is never on both sides."""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields that are read, each once."""
+        named = [*FIELD.findall(self.inputs), *FIELD.findall(self.targets), *([self.task] if self.task else [])]
+        return tuple(dict.fromkeys(named))
+
+    @model_validator(mode="after")
+    def _reads_targets(self) -> InstructionConfig:
+        findings = []
+        if not FIELD.search(self.targets):
+            findings.append(("targets", f"{self.targets!r} has no field, so all answers are the same; write {{name}}"))
+        for name in ("examples", "held_out"):
+            place = getattr(self, name)
+            if place is not None and place.text != "text":
+                message = "has no meaning here: `inputs` and `targets` say which fields are read"
+                findings.append((f"{name}.text", message))
+        if findings:
+            raise impossible(*findings)
+        return self

@@ -75,9 +75,11 @@ def prepare(
     leave_if_imported()
     documents = open_sources(config.corpus)
     identity = identity or identify(config, documents)
-    _once(_tokenizer_folder(root, identity.tokenizer), _training(config, documents, identity, progress))
+    prepared_once(tokenizer_folder(root, identity.tokenizer), _training(config, documents, identity, progress))
     for source in identity.sources:
-        _once(root / source.digest, _tokenising(config, documents[source.name], root, identity, source, progress))
+        prepared_once(
+            root / source.digest, _tokenising(config, documents[source.name], root, identity, source, progress)
+        )
     sources = [{"name": s.name, "share": s.share, "digest": s.digest} for s in identity.sources]
     (root / "mixtures").mkdir(exist_ok=True)
     write_json(_mixture_file(root, identity.digest), {"tokenizer": identity.tokenizer, "sources": sources})
@@ -95,14 +97,15 @@ def open_prepared(config: DataConfig, root: Path, digest: str) -> Prepared:
         tokens = json.loads((folder / "meta.json").read_text())["tokens"]
         shards = {split: tuple(tokens[split]) for split in SPLITS}
         sources.append(PreparedSource(source["name"], source["share"], folder, shards))
-    return Prepared(config, digest, _tokenizer_folder(root, mixture["tokenizer"]), tuple(sources))
+    return Prepared(config, digest, tokenizer_folder(root, mixture["tokenizer"]), tuple(sources))
 
 
 def _mixture_file(root: Path, digest: str) -> Path:
     return root / "mixtures" / f"{digest}.json"
 
 
-def _tokenizer_folder(root: Path, digest: str) -> Path:
+def tokenizer_folder(root: Path, digest: str) -> Path:
+    """Where the tokenizer of this identity lies."""
     return root / "tokenizers" / digest
 
 
@@ -122,7 +125,7 @@ def _check_windows(prepared: Prepared) -> None:
         raise InputError(*problems)
 
 
-def _once(folder: Path, write: Callable[[Path], None]) -> None:
+def prepared_once(folder: Path, write: Callable[[Path], None]) -> None:
     """Have `write` fill a working folder that then gets its name, unless that is there. One process at a time.
 
     What an earlier attempt has left in the working folder is kept for it.
@@ -196,7 +199,7 @@ def _tokenising(
         job = Job(
             work,
             config.tokenizer,
-            _tokenizer_folder(root, identity.tokenizer),
+            tokenizer_folder(root, identity.tokenizer),
             config.validation_fraction,
             cut=fingerprint([[part.size for part in parts], state]),
         )

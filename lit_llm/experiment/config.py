@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from lit_llm.config.section import Section, impossible
-from lit_llm.data.config import DataConfig
-from lit_llm.evaluation.config import ValidationConfig
+from lit_llm.data.config import DataConfig, InstructionConfig
+from lit_llm.evaluation.config import EvaluateConfig, ExampleValidationConfig, ValidationConfig
 from lit_llm.models.config import EncoderDecoderModel, ModelConfig
 from lit_llm.objectives.config import CausalLM, MasksConfig, Objective, PrefixLM
 from lit_llm.training.config import TrainingConfig
@@ -54,6 +56,37 @@ class PretrainConfig(Section):
         return self
 
 
+class FinetuneConfig(Section):
+    """Training of all parameters on instructions, after the pretraining. The loss is on the targets alone."""
+
+    data: InstructionConfig
+    """The examples, in the tokens of the pretraining's tokenizer."""
+    masks: MasksConfig = MasksConfig()
+    """Which masks are opened in this stage. `{prefix: bidirectional}` makes DecLLM the paper's DecLLM + BiAttn, whose
+    pretraining is DecLLM's own."""
+    training: TrainingConfig
+    """Optimisation. The paper: a constant rate, dropout 0.05."""
+    validation: ExampleValidationConfig = ExampleValidationConfig()
+    """Evaluation on held-out examples during training."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> FinetuneConfig:
+        findings = []
+        if self.masks.documents == "separate":
+            findings.append(("masks.documents", "a row is one example, so there is nothing to separate"))
+        micro = self.training.execution.micro_batch_size
+        if micro and micro > self.data.batch_size:
+            message = f"{micro} is more than batch_size {self.data.batch_size}"
+            findings.append(("training.execution.micro_batch_size", message))
+        if findings:
+            raise impossible(*findings)
+        return self
+
+
+Trained = Literal["pretrain", "finetune"]
+"""A stage that trains."""
+
+
 class Experiment(Section):
     """One full configuration: what a run is, but for its place on disk."""
 
@@ -61,6 +94,10 @@ class Experiment(Section):
     """The network."""
     pretrain: PretrainConfig
     """Its training."""
+    finetune: FinetuneConfig | None = None
+    """Instruction tuning of what the pretraining has made; none when absent."""
+    evaluate: EvaluateConfig | None = None
+    """What is measured when a stage is finished; nothing when absent."""
     seed: int = Field(0, ge=0)
     """Seed of the parameters, the order of the data and every random cut."""
 
@@ -70,13 +107,32 @@ class Experiment(Section):
         tokens = self.pretrain.data.tokenizer.vocabulary
         if tokens > self.model.vocabulary:
             findings.append(("model.vocabulary", f"{self.model.vocabulary} rows for a tokenizer of {tokens} tokens"))
-        if self.pretrain.masks.prefix == "bidirectional" and isinstance(self.model, EncoderDecoderModel):
-            findings.append(
-                (
-                    "pretrain.masks.prefix",
-                    "bidirectional changes nothing here: an encoder sees all of its source anyway",
-                )
-            )
+        for name in self.trained:
+            section = getattr(self, name)
+            if section.masks.prefix == "bidirectional" and isinstance(self.model, EncoderDecoderModel):
+                message = "bidirectional changes nothing here: an encoder sees all of its source anyway"
+                findings.append((f"{name}.masks.prefix", message))
+        if self.evaluate is not None and not self.evaluated:
+            message = "finetune is to be evaluated, and there is no such section; add it, or evaluate after pretrain"
+            findings.append(("evaluate.after", message))
+        if self.evaluate is not None and self.evaluate.examples is not None and self.finetune is None:
+            findings.append(("evaluate.examples", "are those that `finetune.data` holds out, and there is no finetune"))
         if findings:
             raise impossible(*findings)
         return self
+
+    @property
+    def trained(self) -> tuple[Trained, ...]:
+        """The stages that train, in order."""
+        return ("pretrain",) if self.finetune is None else ("pretrain", "finetune")
+
+    @property
+    def evaluated(self) -> tuple[Trained, ...]:
+        """The stages that an evaluation follows."""
+        return tuple(name for name in self.trained if self.evaluate is not None and name in self.evaluate.after)
+
+    def section(self, stage: Trained) -> PretrainConfig | FinetuneConfig:
+        """How a stage trains."""
+        section = self.finetune if stage == "finetune" else self.pretrain
+        assert section is not None
+        return section

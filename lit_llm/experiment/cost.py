@@ -9,6 +9,7 @@ from typing import Any
 from lit_llm.experiment.config import Experiment
 from lit_llm.models import cost
 from lit_llm.models.config import resolve_model
+from lit_llm.objectives.config import MasksConfig
 from lit_llm.training.memory import BFLOAT16, FLOAT32, training_bytes
 
 
@@ -28,7 +29,11 @@ class Cost:
     memory_bytes: int
     flops_per_step: float
     train_flops: float
-    """Of the whole run, forward and backward."""
+    """Of the whole pretraining, forward and backward."""
+    finetune_tokens: int = 0
+    """Of the finetuning, were all its examples as long as they may be; 0 where there is none."""
+    finetune_flops: float = 0.0
+    """The same in FLOPs, forward and backward."""
 
     def as_json(self, prompt: int, generate: int) -> dict[str, Any]:
         """The keys of `plan --json`."""
@@ -49,6 +54,7 @@ class Cost:
             "tokens": self.tokens,
             "loss_tokens": self.loss_tokens,
             "memory_bytes": self.memory_bytes,
+            "finetune_at_most": {"tokens": self.finetune_tokens, "flops": self.finetune_flops},
         }
 
 
@@ -70,13 +76,26 @@ tokens each, the rest of one whole run."""
 
 def shape_at(experiment: Experiment, cut: float) -> cost.Shape:
     """What one window puts through the model when its first `cut` tokens are the source."""
-    length, model = experiment.pretrain.data.sequence_length, experiment.model
-    targets = length - cut
-    if model.family == "encoder_decoder":
-        return cost.Shape(source=max(cut, 1), target=targets, outputs=targets)
+    return _shape(experiment, cut, experiment.pretrain.data.sequence_length - cut, experiment.pretrain.masks)
+
+
+def _shape(experiment: Experiment, source: float, targets: float, masks: MasksConfig) -> cost.Shape:
+    if experiment.model.family == "encoder_decoder":
+        return cost.Shape(source=max(source, 1), target=targets, outputs=targets)
     # An open prefix holds <s> too.
-    prefix = cut + 1 if experiment.pretrain.masks.prefix == "bidirectional" else 0
-    return cost.Shape(source=0, target=length, outputs=targets, prefix=prefix)
+    prefix = source + 1 if masks.prefix == "bidirectional" else 0
+    return cost.Shape(source=0, target=source + targets, outputs=targets, prefix=prefix)
+
+
+def example_shape(experiment: Experiment, source: float, targets: float) -> cost.Shape:
+    """What one example of the finetuning puts through the model."""
+    assert experiment.finetune is not None
+    return _shape(experiment, source, targets, experiment.finetune.masks)
+
+
+def example_flops(experiment: Experiment, source: float, targets: float) -> float:
+    """FLOPs of one example of the finetuning, forward and backward."""
+    return cost.train_flops(resolve_model(experiment.model), example_shape(experiment, source, targets))
 
 
 def largest_shape(experiment: Experiment) -> cost.Shape:
@@ -100,6 +119,14 @@ def cost_of(experiment: Experiment, prompt: int = 1000, generate: int = 1000) ->
     parameters = cost.count_parameters(model)
     execution = training.execution
     at_once = execution.micro_batch_size or data.batch_size
+    memory = training_bytes(model, training, largest_shape(experiment), at_once)
+    tokens, flops = 0, 0.0
+    if tuned := experiment.finetune:
+        longest = (tuned.data.input_length, tuned.data.target_length)
+        examples = tuned.data.batch_size * tuned.training.max_steps
+        tokens, flops = examples * sum(longest), examples * example_flops(experiment, *longest)
+        rows = tuned.training.execution.micro_batch_size or tuned.data.batch_size
+        memory = max(memory, training_bytes(model, tuned.training, example_shape(experiment, *longest), rows))
     return Cost(
         parameters=parameters.total,
         non_embedding_parameters=parameters.non_embedding,
@@ -110,7 +137,9 @@ def cost_of(experiment: Experiment, prompt: int = 1000, generate: int = 1000) ->
         cache=cost.cache_bytes(model, FLOAT32 if training.precision == "fp32" else BFLOAT16),
         tokens=windows * length,
         loss_tokens=round(windows * over_cuts(lambda cut: length - cut)),
-        memory_bytes=round(training_bytes(model, training, largest_shape(experiment), at_once)),
+        memory_bytes=round(memory),
         flops_per_step=per_window * data.batch_size,
         train_flops=per_window * windows,
+        finetune_tokens=tokens,
+        finetune_flops=flops,
     )

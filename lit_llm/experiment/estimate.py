@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from lit_llm.components.loss.config import chunk_rows
 from lit_llm.experiment.ceilings import MUON_WIDTH, Ceilings, interpolated
 from lit_llm.experiment.config import Experiment
-from lit_llm.experiment.cost import shape_at
+from lit_llm.experiment.cost import example_shape, shape_at
 from lit_llm.models.config import Layer, ResolvedModel, resolve_model
 from lit_llm.models.cost import Shape, causal_pairs, embedding_tensors, forward_flops, layer_tensors
 from lit_llm.training.optimizers.config import Muon, Optimizer
@@ -41,10 +41,21 @@ class Seconds:
     validation: float
     """Each."""
     run: float
+    finetune: float = 0.0
+    """Of the finetuning; 0 where there is none."""
+
+    @property
+    def total(self) -> float:
+        """Of all training. Evaluations of finished stages are not in it."""
+        return self.run + self.finetune
 
 
-def seconds_of(experiment: Experiment, ceilings: Ceilings) -> Seconds:
-    """What one run of this experiment takes on the machine of these ceilings."""
+def seconds_of(experiment: Experiment, ceilings: Ceilings, padded: tuple[float, float] | None = None) -> Seconds:
+    """What one run of this experiment takes on the machine of these ceilings.
+
+    padded: tokens of an input and of a target in a batch of the finetuning, padding included; as many as there may be
+    when absent.
+    """
     model, pretrain = resolve_model(experiment.model), experiment.pretrain
     data, training, validation = pretrain.data, pretrain.training, pretrain.validation
     length, rows = data.sequence_length, data.batch_size
@@ -68,7 +79,26 @@ def seconds_of(experiment: Experiment, ceilings: Ceilings) -> Seconds:
         passes.append(pretrain.objective.average(length, one))  # val/objective_loss is another pass
     once = sum(validation.sequences * each + math.ceil(validation.sequences / rows) * overhead for each in passes) / 3
     times = min(validation.times, training.max_steps)
-    return Seconds(step, once, START_SECONDS + training.max_steps * step + times * once)
+    run = START_SECONDS + training.max_steps * step + times * once
+    return Seconds(step, once, run, _finetune_seconds(experiment, model, ceilings, padded))
+
+
+def _finetune_seconds(
+    experiment: Experiment, model: ResolvedModel, ceilings: Ceilings, padded: tuple[float, float] | None
+) -> float:
+    """The same arithmetic for the finetuning, whose rows are examples."""
+    if experiment.finetune is None:
+        return 0.0
+    data, training = experiment.finetune.data, experiment.finetune.training
+    validation, rows = experiment.finetune.validation, data.batch_size
+    at_once = training.execution.micro_batch_size or rows
+    shape = example_shape(experiment, *(padded or (data.input_length, data.target_length)))
+    window, overhead = _window_seconds(model, shape, at_once, ceilings), layers_seconds(model, ceilings)
+    again = 4 / 3 if training.execution.activation_checkpointing else 1
+    step = again * (rows * window + math.ceil(rows / at_once) * overhead)
+    step += update_seconds(model, training.optimizer, ceilings) + TRAINER_LAYERS * ceilings.layer_seconds
+    once = (validation.examples * window + math.ceil(validation.examples / rows) * overhead) / 3
+    return START_SECONDS + training.max_steps * step + min(validation.times, training.max_steps) * once
 
 
 def _window_seconds(model: ResolvedModel, shape: Shape, at_once: int, ceilings: Ceilings) -> float:

@@ -12,11 +12,12 @@ from typing import Any
 
 from lit_llm.config.fingerprint import digest_of_files, fingerprint
 from lit_llm.config.tree import leaves
+from lit_llm.data.instructions import identify_examples
 from lit_llm.data.sources import Identity, identify
-from lit_llm.experiment.config import Experiment
+from lit_llm.experiment.config import Experiment, Trained
 from lit_llm.models.config import resolve_model
 
-COMPUTES = ("components", "models", "objectives", "data", "training", "evaluation", "experiment/run.py")
+COMPUTES = ("components", "models", "objectives", "data", "training", "evaluation", "experiment/stages.py")
 """The code that decides what a result is. A change elsewhere makes no result stale."""
 
 
@@ -27,9 +28,17 @@ def _cached_identity(text: str) -> Identity:
     return identify(DataConfig.model_validate_json(text))
 
 
+@cache
+def _cached_examples(text: str, tokenizer: str) -> str:
+    from lit_llm.data.config import InstructionConfig
+
+    return identify_examples(InstructionConfig.model_validate_json(text), tokenizer)
+
+
 def read_corpora_again() -> None:
     """Look at the files anew when an identity is next asked for: a notebook may have edited its corpus."""
     _cached_identity.cache_clear()
+    _cached_examples.cache_clear()
 
 
 def identity_of_data(experiment: Experiment) -> Identity:
@@ -41,6 +50,13 @@ def identity_of_data(experiment: Experiment) -> Identity:
 def digest_of_data(experiment: Experiment) -> str:
     """The same in one word."""
     return identity_of_data(experiment).digest
+
+
+def digest_of_examples(experiment: Experiment) -> str:
+    """Identity of the instruction data; as `identity_of_data`. Empty where there is none."""
+    if experiment.finetune is None:
+        return ""
+    return _cached_examples(experiment.finetune.data.model_dump_json(), identity_of_data(experiment).tokenizer)
 
 
 def pretrain_fingerprint(experiment: Experiment) -> str:
@@ -76,21 +92,26 @@ CODE = _code_digest()
 edited while runs wait is not what they execute."""
 
 
-def provenance(experiment: Experiment) -> dict[str, Any]:
-    """What a result computed by this process depends on beside its configuration."""
+def provenance(experiment: Experiment, stage: Trained = "pretrain", evaluates: bool = False) -> dict[str, Any]:
+    """What a result computed by this process depends on beside its configuration.
+
+    evaluates: the result is that of the evaluation after the stage.
+    """
     from lit_llm import __version__
 
-    data, training = experiment.pretrain.data, experiment.pretrain.training
+    data, training = experiment.section(stage).data, experiment.section(stage).training
     execution = training.execution
-    cut_matters = training.dropout > 0 or training.precision == "bf16_master"
-    eight_bit = "adamw_8bit" in dict(leaves(training.optimizer.model_dump())).values()  # alone, or beside Muon
+    cut_matters = not evaluates and (training.dropout > 0 or training.precision == "bf16_master")
+    eight_bit = (
+        not evaluates and "adamw_8bit" in dict(leaves(training.optimizer.model_dump())).values()
+    )  # alone, or beside Muon
     return {
         "version": __version__,
         "code": CODE,
         "torch": _version("torch"),
         "python": platform.python_version(),
         "device": _device(execution.accelerator),
-        "precision": training.precision,
+        "precision": experiment.evaluate.precision if evaluates and experiment.evaluate else training.precision,
         "kernels": "torch",
         "threads": execution.threads,
         "micro_batch_size": execution.micro_batch_size,

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lit_llm.ablation.run import Watcher
-from lit_llm.ablation.runs import Run, last_metrics
+from lit_llm.ablation.runs import Run, last_metrics, max_steps
 from lit_llm.report import text
 from lit_llm.report.sweeps import names_of, setting
 from lit_llm.report.tables import STATES
@@ -69,7 +69,7 @@ class Progressing(Watcher):
         self._stop_bars()
         self._runs, self._todo = runs, {run.name for run in todo}
         self._began = time.monotonic()
-        done = sum(run.stage.status()["state"] in FINAL for run in runs)
+        done = sum(run.status()["state"] in FINAL for run in runs)
         ready = f", {done} are there already" if done else ""
         self.console.print(f"{len(todo)} of {len(runs)} runs to do{ready}; {slots} at once.", highlight=False)
         if todo:
@@ -98,7 +98,7 @@ class Progressing(Watcher):
 
     def _tell_changes(self) -> None:
         for run in self._runs:
-            status = run.stage.status()
+            status = run.status()
             state = status["state"]
             if run.name in self._todo and state not in ("pending", self._told.get(run.name)):
                 self._told[run.name] = state
@@ -118,23 +118,25 @@ class Progressing(Watcher):
         states: Counter[str] = Counter()
         work = 0.0
         for run in self._runs:
-            status = run.stage.status()
-            states[status["state"]] += 1
+            at = run.current()
+            state = at.status()["state"]
+            states[state] += 1
             if run.name not in self._todo:
                 continue
-            if status["state"] in FINAL:
+            if state in FINAL:
                 work += 1
-            if status["state"] == "running":
-                step, metrics = last_metrics(run.stage)
+            if state == "running":
+                step, metrics = last_metrics(at.stage)
                 if "val/target_nll" in metrics:
                     self._validated[run.name] = metrics["val/target_nll"]
-                work += step / run.steps
+                steps = max_steps(run, at.link)
+                work += (run.steps.index(at) + step / steps) / len(run.steps)
                 rate = metrics.get("throughput/tokens_per_second")
-                data = run.experiment.pretrain.data
-                left = (run.steps - step) * data.batch_size * data.sequence_length / rate if rate else None
+                read = metrics.get("tokens_seen")
+                left = (steps - step) * read / step / rate if rate and read and step else None
                 table.add_row(
-                    run.name,
-                    f"{step}/{run.steps}",
+                    run.name if len(run.steps) == 1 else f"{run.name}: {at.link.name}",
+                    f"{step}/{steps}",
                     _number(metrics.get("train/loss")),
                     _number(self._validated.get(run.name)),
                     text.short(rate),

@@ -14,9 +14,11 @@ from lit_llm.ablation.findings import Finding
 from lit_llm.ablation.fraction import Fraction, aliases_in_letters, effect_of, lettered, members_of
 from lit_llm.ablation.layouts import chains
 from lit_llm.ablation.plan import Plan, PlannedArm
+from lit_llm.analysis.before_after import BeforeAfter
 from lit_llm.analysis.comparison import Comparison, Row
 from lit_llm.analysis.effects import Effects
 from lit_llm.config.tree import under
+from lit_llm.experiment.chain import EVALUATED, FINETUNED
 from lit_llm.report import text
 
 SIGNS = {
@@ -58,11 +60,23 @@ def plan_table(plan: Plan, width: int = 120) -> RenderableType:
     """Costs of every arm (in a narrow terminal as two tables), what differs, and the findings."""
     study = plan.ablation.study
     seeds = f"{len(study.seeds)} seed{'s' if len(study.seeds) > 1 else ''}"
-    computations = {name: p.cost.train_flops for p in plan.arms for name in p.fingerprints}
-    shared = len(plan.arms) * len(study.seeds) - len(computations)
+    cost = {
+        link.fingerprint: {"pretrain": p.cost.train_flops, "finetune": p.cost.finetune_flops, "evaluate": 0.0}[
+            link.kind
+        ]
+        for p in plan.arms
+        for links in p.chains
+        for link in links
+    }
+    count, stages = len(plan.arms) * len(study.seeds), plan.stages
+    shared = count - stages["pretrain"]
     once = f" ({shared} of them computed by others)" if shared else ""
-    flops = text.short(sum(computations.values()))
-    runs = f"{len(plan.arms)} arms x {seeds} = {len(plan.arms) * len(study.seeds)} runs{once}, {flops}FLOPs"
+    most = ""
+    if len(stages) > 1:
+        # What several arms need is computed once: the pretraining of DecLLM and DecLLM + BiAttn.
+        once = ": " + ", ".join(f"{number} x {name}" for name, number in stages.items())
+        most = "at most " * ("finetune" in stages)
+    runs = f"{len(plan.arms)} arms x {seeds} = {count} runs{once}, {most}{text.short(sum(cost.values()))}FLOPs"
     parts = [*plan_head(plan, f"{runs}{_duration(plan)}", width)]
     if study.grid and study.grid.fraction:
         parts += [Text(), *_fraction(plan, study.grid.fraction, study.grid.requested)]
@@ -81,7 +95,7 @@ def plan_head(plan: Plan, budget: str, width: int) -> Iterator[RenderableType]:
             text.count(planned.cost.loss_tokens),
             text.size(planned.cost.cache.total(plan.prompt, plan.generate)),
             text.size(planned.cost.memory_bytes),
-            text.about(plan.estimate.arms[planned.arm.name].run) if plan.estimate else "–",
+            text.about(plan.estimate.arms[planned.arm.name].total) if plan.estimate else "–",
         ]
         for planned in plan.arms
     ]
@@ -129,7 +143,8 @@ def _duration(plan: Plan) -> str:
         return ", time unknown until `--measure` has timed this machine"
     done = f"; {found.done} of them done" if found.done else ""
     at_once = f" with {found.slots} at once" if found.slots > 1 else ""
-    return f"{done}, about {text.about(found.seconds)}{at_once} on this machine"
+    without = " without the evaluations" if any("evaluate" in name for name in plan.stages) else ""
+    return f"{done}, about {text.about(found.seconds)}{at_once} on this machine{without}"
 
 
 def side_by_side(head: Sequence[str], rows: Sequence[Sequence[str]], first: int, width: int) -> list[RenderableType]:
@@ -199,8 +214,44 @@ def comparison_table(comparison: Comparison, width: int) -> RenderableType:
     """Mean, difference and cost of every arm; in a narrow terminal the cost stands below."""
     head, *rows = _cells(comparison)
     tables = side_by_side(head, rows, len(head) - len(COST), width)
-    notes = [Text(f"· {note}", style="dim") for note in comparison.notes]
-    return Group(*tables, *notes, *(part for group in comparison.effects for part in _effects(group, comparison)))
+    parts = [Text(f"· {note}", style="dim") for note in comparison.notes]
+    shown = [part for group in comparison.effects for part in _effects(group, comparison)]
+    return Group(*tables, *parts, *shown, *_before_after(comparison, width))
+
+
+TURN = ("arm", "before", "after", "difference before", "after [95%]", "changed by [95%]")
+
+
+def _before_after(comparison: Comparison, width: int) -> list[RenderableType]:
+    """The arms before and after finetuning."""
+    found = comparison.before_after
+    if found is None:
+        return []
+    head, *rows = _turn_cells(found)
+    notes = [Text(f"· {note}", style="dim") for note in _turn_notes(found)]
+    title = Text(f"{found.metric} before and after finetuning", style="bold")
+    return [Text(), title, *side_by_side(head, rows, 4, width), *notes]
+
+
+def _turn_cells(found: BeforeAfter) -> list[list[str]]:
+    def number(value: float | None) -> str:
+        return "–" if value is None else f"{value:.3f}"
+
+    rows = []
+    for row in found.rows:
+        empty = "baseline" if row.arm == row.baseline else "–"
+        before = text.difference(row.difference_before, empty)
+        after = text.difference(row.difference_after, "")
+        rows.append([row.arm, number(row.before), number(row.after), before, after, text.difference(row.change, "")])
+    return [list(TURN), *rows]
+
+
+def _turn_notes(found: BeforeAfter) -> list[str]:
+    notes = ["changed by: how much finetuning has moved an arm against its baseline"]
+    if found.rank_correlation is not None:
+        arms = sum(row.before is not None and row.after is not None for row in found.rows)
+        notes.append(f"rank correlation of {arms} arms before and after (Spearman): {found.rank_correlation:+.2f}")
+    return notes
 
 
 EFFECTS_HEAD = ("", "factor", "effect [95%]", "aliased with")
@@ -279,14 +330,22 @@ def comparison_markdown(plan: Plan, comparison: Comparison) -> str:
         lines += ["", f"## {_effects_title(group, comparison)}", ""]
         lines += [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *found]]
         lines += ["", *(f"- {note}" for note in group.notes)]
+    if turn := comparison.before_after:
+        head, *cells = _turn_cells(turn)
+        lines += ["", f"## {turn.metric} before and after finetuning", ""]
+        lines += [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *cells]]
+        lines += ["", *(f"- {note}" for note in _turn_notes(turn))]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def status_table(rows: Sequence[Mapping[str, Any]], metric: str) -> RenderableType:
     """State of every run."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for name in ("arm", "seed", "state", "step", metric, "note"):
-        right = name not in ("arm", "state", "note")
+    several = any(row["stage"] != "pretrain" for row in rows)
+    # Of a chain each stage has a line, with the metric under its own prefix.
+    metric = metric.removeprefix(FINETUNED).removeprefix(EVALUATED)
+    for name in ("arm", "seed", *["stage"] * several, "state", "step", metric, "note"):
+        right = name not in ("arm", "stage", "state", "note")
         table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=right)
     for row in rows:
         value = row["metrics"].get(metric)
@@ -294,6 +353,7 @@ def status_table(rows: Sequence[Mapping[str, Any]], metric: str) -> RenderableTy
         table.add_row(
             row["arm"],
             str(row["seed"]),
+            *[f"evaluate after {row['after']}" if row["after"] else row["stage"]] * several,
             Text(row["state"], style=STATES[row["state"]]),
             f"{row['step']}/{row['max_steps']}",
             "–" if value is None else f"{value:.3f}",

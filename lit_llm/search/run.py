@@ -26,10 +26,11 @@ from lit_llm.ablation.run import (
     run_study,
     tell_news,
 )
-from lit_llm.ablation.runs import Run, last_metrics
+from lit_llm.ablation.runs import Run, Step, last_metrics
+from lit_llm.experiment.chain import Link
 from lit_llm.experiment.cost import FIGURES, cost_of
-from lit_llm.experiment.identity import digest_of_data
-from lit_llm.experiment.run import freeze, run_one
+from lit_llm.experiment.frozen import freeze
+from lit_llm.experiment.run import run_one
 from lit_llm.launch import Interrupted, Outcome, Task, consult, run_tasks, stop_requested
 from lit_llm.search.samplers import progress
 from lit_llm.search.storage import storage_errors
@@ -277,23 +278,23 @@ class _Coordinator:
             except (Busy, ValueError) as error:
                 self._end(trial, "failed", error=str(error))
                 return None
-            freeze(self.store, run.stage.fingerprint, run.experiment, digest_of_data(run.experiment))
+            freeze(self.store, run.steps[0].link, run.experiment)
         self._list()
         self.running[trial.name] = trial
         self.watcher.began(trial)
         arguments = (self.store.root, trial.fingerprints, self._judged)
         threads = runs[0].experiment.pretrain.training.execution.threads
-        return Task(trial.name, execute, arguments, log=runs[0].stage.log_file, threads=threads)
+        return Task(trial.name, execute, arguments, log=runs[0].last.log_file, threads=threads)
 
     def _make_ready(self, run: Run) -> None:
         """Raise ValueError where its stage has a result of other code; else let a stage that has failed begin anew."""
-        state = run.stage.status()["state"]
+        state = run.last.status()["state"]
         if state in FINAL and run.stale():
             if not self.again:
-                raise ValueError(f"{run.stage.fingerprint} has a result of other code; `--rerun stale` repeats it")
-            run.stage.forget()
+                raise ValueError(f"{run.last.fingerprint} has a result of other code; `--rerun stale` repeats it")
+            run.last.forget()
         elif state in ("failed", "out_of_memory"):
-            run.stage.set_state("pending")
+            run.last.set_state("pending")
 
     def _list(self) -> None:
         """The stages that this sweep needs, for who clears the store."""
@@ -400,7 +401,9 @@ class _Coordinator:
             experiment = self.search.experiment(trial.arm, trial.point)
             arm = Arm(trial.name, trial.arm, levels, trial.arm, experiment)
             seeds = zip(self.search.sweep.seeds, trial.fingerprints, strict=False)
-            self._runs[trial.name] = [Run(arm, seed, self.store.stage(name)) for seed, name in seeds]
+            self._runs[trial.name] = [
+                Run(arm, seed, (Step(Link("pretrain", name), self.store.stage(name)),)) for seed, name in seeds
+            ]
         return self._runs.get(trial.name, [])
 
     def records(self, trial: Trial) -> Iterator[RunRecord]:

@@ -14,6 +14,7 @@ from lit_llm.ablation.config import Study
 from lit_llm.config.problems import InputError, Problem, did_you_mean, noted
 from lit_llm.config.section import validate
 from lit_llm.config.tree import Node, leaves, read_file, under
+from lit_llm.experiment.chain import EVALUATED, FINETUNED
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.cost import FIGURES, cost_of
 from lit_llm.experiment.identity import digest_of_data, read_corpora_again
@@ -89,7 +90,7 @@ class Search:
             content.pop(key, None)
         arms = {arm.name: arm.experiment.model_dump(mode="json", exclude={"seed"}) for arm in self.ablation.arms}
         for arm in arms.values():
-            del arm["pretrain"]["training"]["execution"]
+            del arm["pretrain"]["training"]["execution"], arm["finetune"], arm["evaluate"]
         data = {arm.name: digest_of_data(arm.experiment) for arm in self.ablation.arms} if self.trains else {}
         return {**content, "arms": arms, "data": data}
 
@@ -127,6 +128,7 @@ def load_sweep(source: str | Path, overrides: Sequence[str] = ()) -> Search:
     dimensions = dimensions_of(sweep, document, problems)
     readable = not problems
     problems += _not_to_search(sweep, dimensions, overrides)
+    problems += _not_measured(sweep, document)
     constraints = tuple(_constraints(sweep, document, problems))
     arms: tuple[Arm, ...] = ()
     with noted(problems):
@@ -135,6 +137,12 @@ def load_sweep(source: str | Path, overrides: Sequence[str] = ()) -> Search:
         arms = ablation.arms
     if not (arms and readable):
         raise InputError(*problems, hint=HINT)
+    problems += [
+        Problem(f"{arm.name}: a sweep searches the pretraining; leave `{name}` to a study", name)
+        for arm in arms
+        for name in ("finetune", "evaluate")
+        if getattr(arm.experiment, name) is not None
+    ]
     spaces = {arm.name: space_of(arm, dimensions) for arm in arms}
     problems += unknown_conditions(dimensions, list(spaces.values()))
     problems += wrong_values(list(spaces.values()))
@@ -182,6 +190,15 @@ def _not_to_search(sweep: Sweep, dimensions: Sequence[Dimension], overrides: Seq
             for key, mark in after:
                 if under(key, path) or under(path, key):
                     yield Problem(f"is searched by the sweep; change `{where}` instead", key, mark)
+
+
+def _not_measured(sweep: Sweep, document: Node) -> Iterator[Problem]:
+    """Goals of stages that a sweep does not have."""
+    for number, goal in enumerate(sweep.optimize):
+        if goal.metric.startswith((FINETUNED, EVALUATED)):
+            key = ["optimize", str(number), "metric"]
+            message = f"{goal.metric} is of another stage; a sweep searches the pretraining"
+            yield Problem(message, ".".join(key), document.mark_of(key))
 
 
 def _constraints(sweep: Sweep, document: Node, problems: list[Problem]) -> Iterator[Constraint]:

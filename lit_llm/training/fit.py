@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 
-from lit_llm.data.batches import StepSampler, TrainBatches
+from lit_llm.data.batches import Batches, StepSampler
 from lit_llm.models.transformer import LanguageModel
 from lit_llm.objectives.layout import Batch
 from lit_llm.tracking.store import MetricsFile
@@ -60,7 +60,7 @@ class Fitted:
 def fit(
     model: LanguageModel,
     training: TrainingConfig,
-    batches: TrainBatches,
+    batches: Batches,
     *,
     budget: Budget,
     evaluate: Evaluate,
@@ -84,7 +84,7 @@ def fit(
     keeper = Checkpoints(checkpoints, training, lambda: judged.given_up or should_stop())
     with _quiet():
         trainer = L.Trainer(
-            accelerator=_accelerator(execution.accelerator),
+            accelerator=accelerator_of(execution.accelerator),
             devices=1,
             precision="bf16-mixed" if training.precision == "bf16" else "32-true",
             max_steps=training.max_steps,
@@ -126,7 +126,7 @@ def fit(
     return journal.ended("done", trainer)
 
 
-def _accelerator(wanted: str) -> str:
+def accelerator_of(wanted: str) -> str:
     """Lightning's word for it. Raises RuntimeError for a GPU that is not there."""
     there = wanted != "cpu" and torch.cuda.is_available()
     if wanted == "gpu" and not there:

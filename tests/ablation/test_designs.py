@@ -352,7 +352,7 @@ def test_a_fraction_that_has_run_is_shown_by_its_effects(write_study, store):
     )
     path = write_study("fraction", grid_of_three + f"{LR}: [1e-3, 1e-2]}}}}", seeds=[900, 901])
     finished = run_study(load_study(path), store, watcher=Watcher(), slots=2)
-    ended = {run.name: run.stage.result()["metrics"]["val/target_nll"] for run in finished.runs}
+    ended = {run.name: run.last.result()["metrics"]["val/target_nll"] for run in finished.runs}
     (found,) = finished.comparison.as_json()["effects"]
     assert found["seeds"] == (900, 901)
     for letter, row in zip("ABC", found["rows"], strict=True):

@@ -33,7 +33,7 @@ grid: {{factors: {{pretrain.masks.documents: [joined, separate]}}}}
 """
     finished = run_study(load_study(write_study("documents", body)), store, watcher=Watcher(), slots=2)
     assert finished.exit_code == 0
-    found = {run.name.split("/seed")[0]: run.stage.result()["metrics"] for run in finished.runs}  # type: ignore[index]
+    found = {run.name.split("/seed")[0]: run.last.result()["metrics"] for run in finished.runs}  # type: ignore[index]
     assert len(found) == 6
     for arm in ("red", "dec", "dec_open"):
         joined, separate = found[arm], found[f"{arm}/documents=separate"]

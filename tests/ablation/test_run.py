@@ -48,7 +48,7 @@ def run(path: Path, store: Store, watcher: Silent | None = None, slots: int = 2,
 
 
 def states(finished: Finished) -> dict[str, str]:
-    return {run.name: run.stage.status()["state"] for run in finished.runs}
+    return {run.name: run.last.status()["state"] for run in finished.runs}
 
 
 TWO = "arms: {red: {}, dec: {extends: decllm-tiny}}"
@@ -83,10 +83,10 @@ def test_one_run_or_two_at_once_gives_the_same_bits(write_study: Study, store: S
     path = write_study("slots", TWO, seeds=[120])
     alone, together = run(path, store, slots=1), run(path, Store(tmp_path / "other"), slots=2)
     for one, two in zip(alone.runs, together.runs, strict=True):
-        assert (one.stage.checkpoints / "model.safetensors").read_bytes() == (
-            two.stage.checkpoints / "model.safetensors"
+        assert (one.last.checkpoints / "model.safetensors").read_bytes() == (
+            two.last.checkpoints / "model.safetensors"
         ).read_bytes()
-        assert one.stage.result()["metrics"]["val/target_nll"] == two.stage.result()["metrics"]["val/target_nll"]  # type: ignore[index]
+        assert one.last.result()["metrics"]["val/target_nll"] == two.last.result()["metrics"]["val/target_nll"]  # type: ignore[index]
 
 
 BROKEN = """
@@ -115,7 +115,7 @@ def test_an_exception_and_a_divergence_leave_the_others_whole(write_study: Study
     assert finished.exit_code == 1
     lost = next(row for row in finished.comparison.rows if row.arm == "lost")
     assert (lost.diverged, lost.mean, lost.difference) == (1, None, None)
-    broken = finished.runs[1].stage.status()
+    broken = finished.runs[1].last.status()
     assert "gpu" in broken["error"].lower() or "cuda" in broken["error"].lower()
     assert "Traceback" in broken["traceback"]
 
@@ -144,7 +144,7 @@ def test_a_killed_run_is_resumed_by_the_next_and_ends_as_if_nothing_had_been(
     killed: list[int] = []
 
     def kill_red(runs: Sequence[Run]) -> None:
-        stage = runs[0].stage
+        stage = runs[0].last
         if not killed and (stage.checkpoints / "last.ckpt").exists() and stage.status()["state"] == "running":
             killed.append(json.loads((stage.folder / "state.json").read_text())["pid"])
             os.kill(killed[0], signal.SIGKILL)
@@ -152,15 +152,15 @@ def test_a_killed_run_is_resumed_by_the_next_and_ends_as_if_nothing_had_been(
     first = run(path, store, Silent(kill_red))
     assert killed
     assert states(first) == {"red/seed 140": "interrupted", "dec/seed 140": "done"}
-    assert "SIGKILL" in first.runs[0].stage.status()["error"]
+    assert "SIGKILL" in first.runs[0].last.status()["error"]
     second = run(path, store)
     assert set(states(second).values()) == {"done"}
     untouched = run(path, Store(tmp_path / "untouched"), only="red")
-    assert (second.runs[0].stage.checkpoints / "model.safetensors").read_bytes() == (
-        untouched.runs[0].stage.checkpoints / "model.safetensors"
+    assert (second.runs[0].last.checkpoints / "model.safetensors").read_bytes() == (
+        untouched.runs[0].last.checkpoints / "model.safetensors"
     ).read_bytes()
     losses = [
-        [(line["step"], line["metrics"]["train/loss"]) for line in read_metrics(finished.runs[0].stage.metrics_file)]
+        [(line["step"], line["metrics"]["train/loss"]) for line in read_metrics(finished.runs[0].last.metrics_file)]
         for finished in (second, untouched)
     ]
     assert losses[0] == losses[1]
@@ -201,7 +201,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(write_study: Study, t
     assert set(states(resumed).values()) == {"done"}
     whole = run(path, Store(tmp_path / "whole"))
     for one, two in zip(resumed.runs, whole.runs, strict=True):
-        weights = [run.stage.checkpoints / "model.safetensors" for run in (one, two)]
+        weights = [run.last.checkpoints / "model.safetensors" for run in (one, two)]
         assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
@@ -234,9 +234,9 @@ def test_the_same_study_cannot_run_twice_at_once(write_study: Study, store: Stor
 def test_results_of_other_code_are_named_and_not_mixed(write_study: Study, store: Store) -> None:
     path = write_study("stale", TWO, seeds=[180])
     first = run(path, store)
-    old = first.runs[0].stage.result()
+    old = first.runs[0].last.result()
     assert old is not None
-    write_json(first.runs[0].stage.folder / "result.json", old | {"provenance": old["provenance"] | {"code": "older"}})
+    write_json(first.runs[0].last.folder / "result.json", old | {"provenance": old["provenance"] | {"code": "older"}})
     watcher = Silent()
     mixed = run(path, store, watcher)
     assert watcher.todo == []
@@ -268,7 +268,7 @@ def test_mlflow_shows_one_child_per_run_with_its_metrics(write_study: Study, sto
     }
     by_fingerprint = {r.data.tags["lit_llm.fingerprint"]: r for r in children}
     for planned in finished.runs:
-        child, lines = by_fingerprint[planned.stage.fingerprint], read_metrics(planned.stage.metrics_file)
+        child, lines = by_fingerprint[planned.last.fingerprint], read_metrics(planned.last.metrics_file)
         history = client.get_metric_history(child.info.run_id, "val/target_nll")
         assert [(m.step, m.value) for m in history] == [
             (line["step"], line["metrics"]["val/target_nll"]) for line in lines if "val/target_nll" in line["metrics"]
@@ -316,7 +316,7 @@ def test_a_corpus_that_was_edited_in_between_makes_other_runs(
 
     def fingerprint(ablation: Ablation) -> str:
         (only,) = run_study(ablation, store, watcher=Silent(), slots=1).runs
-        return only.stage.fingerprint
+        return only.last.fingerprint
 
     ablation = load_study(path)
     first = fingerprint(ablation)
@@ -339,7 +339,7 @@ def test_a_wrong_tracking_address_is_told_before_anything_starts(write_study: St
 @pytest.mark.xdist_group("runs")
 def test_results_of_another_thread_count_can_be_repeated_too(write_study: Study, store: Store) -> None:
     path = write_study("threads", TWO, seeds=[230])
-    result = run(path, store).runs[0].stage.result()
+    result = run(path, store).runs[0].last.result()
     assert result is not None
     stage = store.stage(load_and_name(path))
     write_json(stage.folder / "result.json", result | {"provenance": result["provenance"] | {"threads": 7}})
@@ -360,7 +360,7 @@ def test_results_of_another_thread_count_can_be_repeated_too(write_study: Study,
 def load_and_name(path: Path) -> str:
     from lit_llm.ablation.runs import runs_of
 
-    return runs_of(load_study(path), Store("/nonexistent"))[0].stage.fingerprint
+    return runs_of(load_study(path), Store("/nonexistent"))[0].last.fingerprint
 
 
 @pytest.mark.xdist_group("runs")

@@ -50,7 +50,7 @@ def test_a_shipped_study_runs_two_steps_of_every_arm(path: Path, store: Store) -
     study = load_study(path, SMALL)
     arms, one_seed = tuple(map(two_steps, study.arms)), study.study.model_copy(update={"seeds": (0,)})
     finished = run_study(Ablation(one_seed, arms), store, watcher=Watcher(), slots=2)
-    assert {run.name: run.stage.status()["state"] for run in finished.runs} == {
+    assert {run.name: run.last.status()["state"] for run in finished.runs} == {
         f"{arm.name}/seed 0": "done" for arm in study.arms
     }
     assert all(row.mean is not None for row in finished.comparison.rows)

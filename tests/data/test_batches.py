@@ -15,8 +15,10 @@ def numbered(mixed):
     return lambda windows=10, length=4, batch_size=3, rest=2: mixed({"": (1000, windows)}, length, batch_size, rest)
 
 
-def batches(data, seed=0, objective=CausalLM(), family="decoder", **options):
-    return TrainBatches(data, objective, family, masks=MasksConfig(), seed=seed, **options)
+def batches(data, seed=0, objective=CausalLM(), family="decoder", rank=0, ranks=1):
+    made = TrainBatches(data, objective, family, masks=MasksConfig(), seed=seed)
+    made.rank, made.ranks = rank, ranks
+    return made
 
 
 def same(left, right):

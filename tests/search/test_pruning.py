@@ -132,13 +132,13 @@ def test_a_study_goes_on_with_what_a_search_gave_up(
     arms = f"arms: {{red: {{pretrain: {{training: {{optimizer: {{lr: {trial.point[LR]}}}}}}}}}}}"
     study = load_study(write_study("goes_on", arms, seeds=[322]))
     (run,) = run_study(study, store, watcher=Seen(), slots=1).runs
-    assert run.stage.fingerprint == trial.fingerprints[0]
-    lines = read_metrics(run.stage.metrics_file)
+    assert run.last.fingerprint == trial.fingerprints[0]
+    lines = read_metrics(run.last.metrics_file)
     assert lines[: len(before)] == before
     assert [line["step"] for line in lines] == [4, 8, 12]
     other, tracking = beside(store, tmp_path / "undisturbed")
     (whole,) = run_study(study, other, watcher=Seen(), slots=1, tracking=tracking).runs
-    weights = [run.stage.checkpoints / "model.safetensors" for run in (run, whole)]
+    weights = [run.last.checkpoints / "model.safetensors" for run in (run, whole)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     # To the search it stays given up.
     watcher = Seen()

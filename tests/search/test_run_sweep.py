@@ -109,11 +109,11 @@ def test_what_a_study_has_trained_is_not_trained_again(write_sweep: Write, write
     """The arm's own setting is an experiment like any other: its result is the study's, to the file."""
     study = run_study(load_study(write_study("before", ONE, seeds=[305])), store, watcher=Seen(), slots=1)
     (run,) = study.runs
-    written = (run.stage.folder / "result.json").stat().st_mtime_ns
+    written = (run.last.folder / "result.json").stat().st_mtime_ns
     ended = sweep(write_sweep("after", f"{ONE}\n{rates()}\nseeds: [305]\n{ALONE}", trials=1), store)
-    assert ended.trials[0].fingerprints == (run.stage.fingerprint,)
-    assert ended.trials[0].values == (result(run.stage)["metrics"]["val/target_nll"],)
-    assert (run.stage.folder / "result.json").stat().st_mtime_ns == written
+    assert ended.trials[0].fingerprints == (run.last.fingerprint,)
+    assert ended.trials[0].values == (result(run.last)["metrics"]["val/target_nll"],)
+    assert (run.last.folder / "result.json").stat().st_mtime_ns == written
 
 
 # --- what goes wrong -----------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def test_the_winners_are_compared_over_three_fresh_seeds(write_sweep: Write, sto
     baselines = {run.arm.name: run.arm.baseline for run in ended.winners.runs}
     assert (baselines["red_tuned"], baselines["dec"], baselines["dec_tuned"]) == ("red", "red", "red_tuned")
     seen = {name for trial in ended.trials for name in trial.fingerprints}
-    assert not seen & {run.stage.fingerprint for run in ended.winners.runs}
+    assert not seen & {run.last.fingerprint for run in ended.winners.runs}
     for run in ended.winners.runs:  # each differs from its arm in the seed alone, or in what was found too
         name, _, tuned = run.arm.name.partition("_")
         own = flat(ended.search.ablation.arm(name).experiment)

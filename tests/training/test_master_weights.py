@@ -19,8 +19,9 @@ from lit_llm.config.problems import InputError
 from lit_llm.data.prepare import open_prepared
 from lit_llm.evaluation.likelihood import Validation
 from lit_llm.experiment.cost import cost_of
+from lit_llm.experiment.frozen import thaw
 from lit_llm.experiment.load import load_experiment
-from lit_llm.experiment.run import frozen, run_one
+from lit_llm.experiment.run import run_one
 from lit_llm.models.build import build_model
 from lit_llm.models.config import resolve_model
 from lit_llm.models.transformer import LanguageModel
@@ -214,7 +215,8 @@ def test_what_is_evaluated_last_is_what_is_saved(tmp_path: Path, corpus: Path) -
     store = Store(tmp_path)
     stage = prepared_stage(store, corpus, "decllm-tiny", "pretrain.training.precision=bf16_master")
     assert run_one(tmp_path, stage.fingerprint) == "done"
-    experiment, digest = frozen(stage)
+    frozen = thaw(stage)
+    experiment, digest = frozen.experiment, frozen.data
     section, family = experiment.pretrain, experiment.model.family
     data = open_prepared(section.data, store.data, digest)
     model = build_model(experiment.model, experiment.seed).eval()

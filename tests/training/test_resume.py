@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from lit_llm.data.prepare import prepare
-from lit_llm.experiment.identity import digest_of_data, pretrain_fingerprint
+from lit_llm.experiment.chain import chain
+from lit_llm.experiment.frozen import freeze
 from lit_llm.experiment.load import load_experiment
-from lit_llm.experiment.run import freeze, run_one
+from lit_llm.experiment.run import run_one
 from lit_llm.tracking.store import Stage, Store, read_metrics
 
 TIMED = ("throughput/",)
@@ -31,9 +32,8 @@ def prepared_stage(store: Store, corpus: Path, preset: str, *overrides: str) -> 
             "pretrain.validation.sequences=8", *overrides,
         ],
     )  # fmt: skip
-    digest = digest_of_data(experiment)
     prepare(experiment.pretrain.data, store.data)
-    return freeze(store.open(), pretrain_fingerprint(experiment), experiment, digest)
+    return freeze(store.open(), chain(experiment)[0], experiment)
 
 
 def stops_after(*steps: int) -> Callable[[], bool]:

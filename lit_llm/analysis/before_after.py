@@ -1,0 +1,76 @@
+"""Before against after finetuning: does the order of the arms turn?
+
+For each arm the metric of the same evaluation after pretraining and after finetuning, its difference from the baseline
+at both times, and how much finetuning has changed that difference, all paired over seeds: a difference of differences,
+in which neither the seed's luck nor what finetuning does to every arm counts.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lit_llm.analysis.paired import Difference, Values, against_baselines
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One arm."""
+
+    arm: str
+    baseline: str
+    before: float | None
+    """Mean over seeds after pretraining."""
+    after: float | None
+    """Mean over seeds after finetuning."""
+    difference_before: Difference | None
+    difference_after: Difference | None
+    """From the baseline; None for a baseline."""
+    change: Difference | None
+    """Of the difference by finetuning."""
+
+
+@dataclass(frozen=True)
+class BeforeAfter:
+    """All arms."""
+
+    metric: str
+    """Without the stage's prefix."""
+    rows: tuple[Turn, ...]
+    rank_correlation: float | None
+    """Spearman's, over the arms, between the means before and after; None for fewer than three arms with both, or
+    where all are equal."""
+
+
+def before_after(
+    metric: str,
+    before: Mapping[str, Values],
+    after: Mapping[str, Values],
+    baselines: Mapping[str, str],
+) -> BeforeAfter:
+    """before, after: {arm: {seed: value}}; baselines: {arm: the arm it is compared with}."""
+    gained = {
+        arm: {seed: after[arm][seed] - value for seed, value in values.items() if seed in after[arm]}
+        for arm, values in before.items()
+    }
+    three = [against_baselines(values, baselines) for values in (before, after, gained)]
+    rows = tuple(
+        Turn(arm, baselines[arm], _mean(before[arm]), _mean(after[arm]), *(found.get(arm) for found in three))
+        for arm in before
+    )
+    return BeforeAfter(metric, rows, _rank_correlation(rows))
+
+
+def _mean(values: Values) -> float | None:
+    return statistics.fmean(values.values()) if values else None
+
+
+def _rank_correlation(rows: tuple[Turn, ...]) -> float | None:
+    from scipy.stats import spearmanr
+
+    pairs = [(row.before, row.after) for row in rows if row.before is not None and row.after is not None]
+    before, after = ([pair[side] for pair in pairs] for side in (0, 1))
+    if len(pairs) < 3 or len(set(before)) < 2 or len(set(after)) < 2:
+        return None
+    return float(spearmanr(before, after).statistic)

@@ -1,0 +1,139 @@
+"""Instruction data as it is trained on: examples tokenised once, read by number.
+
+```
+<root>/examples/<digest>/tokens.bin     ids, each example's input and then its target, closed by end-of-document
+<root>/examples/<digest>/<split>.npy    a row for each example: first token, tokens of input and target, task
+<root>/examples/<digest>/meta.json      tasks, counts, and how many were cut off
+```
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from lit_llm.config.problems import InputError, Problem
+from lit_llm.data.config import InstructionConfig, Tokenizer
+from lit_llm.data.instructions import KEY, Example, read_examples
+from lit_llm.data.prepare import Progress, prepared_once
+from lit_llm.data.shards import SPLITS, held_out, token_type
+from lit_llm.data.tokenizers import open_tokenizer
+from lit_llm.objectives.config import EOD
+from lit_llm.tracking.store import write_json
+
+_CHUNK = 4096  # examples tokenised at once
+
+
+def prepare_examples(
+    config: InstructionConfig,
+    tokenizer: Tokenizer,
+    tokenizer_folder: Path,
+    root: Path,
+    digest: str,
+    progress: Progress = lambda *_: None,
+) -> None:
+    """Tokenise the examples if they are not in `root` yet. Several processes may ask at once.
+
+    Raises InputError for an example without a target, one that is too long where that is refused, and a split that
+    has none.
+    """
+
+    def write(work: Path) -> None:
+        _write(config, tokenizer, tokenizer_folder, work, progress)
+
+    prepared_once(_folder(root, digest), write)
+
+
+def is_prepared(root: Path, digest: str) -> bool:
+    """Whether these examples are tokenised."""
+    return _folder(root, digest).is_dir()
+
+
+class ExampleSet:
+    """Tokenised examples: `prepare_examples` has written them."""
+
+    def __init__(self, root: Path, digest: str, tokenizer: Tokenizer) -> None:
+        folder = _folder(root, digest)
+        meta = json.loads((folder / "meta.json").read_text())
+        self.tasks: tuple[str, ...] = tuple(meta["tasks"])
+        """Their names; one, empty, where examples do not say theirs."""
+        self._tokens = np.memmap(folder / "tokens.bin", dtype=token_type(tokenizer), mode="r")
+        self._index = {split: np.load(folder / f"{split}.npy", mmap_mode="r") for split in SPLITS}
+
+    def count(self, split: str) -> int:
+        return len(self._index[split])
+
+    def read(self, split: str, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """(input, target) ids of an example."""
+        start, source, target, _ = self._index[split][number].tolist()
+        ids = np.asarray(self._tokens[start : start + source + target], dtype=np.int64)
+        return ids[:source], ids[source:]
+
+    def task_of(self, split: str) -> np.ndarray:
+        """For each example the number of its task."""
+        return np.asarray(self._index[split][:, 3])
+
+    def sample_of_lengths(self, split: str, count: int) -> list[tuple[int, int]]:
+        """(tokens of the input, tokens of the target) of `count` examples, evenly spread, or of all there are."""
+        wanted = min(count, self.count(split))
+        rows = self._index[split][np.arange(wanted) * self.count(split) // wanted]
+        return [(int(source), int(target)) for _, source, target, _ in rows]
+
+
+def _folder(root: Path, digest: str) -> Path:
+    return root / "examples" / digest
+
+
+def _write(
+    config: InstructionConfig, choice: Tokenizer, tokenizer_folder: Path, work: Path, progress: Progress
+) -> None:
+    tokenizer, kind = open_tokenizer(choice, tokenizer_folder), token_type(choice)
+    tasks: dict[str, int] = {}
+    rows: dict[str, list[tuple[int, int, int, int]]] = {split: [] for split in SPLITS}
+    cut, place, done = {"inputs": 0, "targets": 0}, 0, 0
+    sources = [("examples", None)] if config.held_out is None else [("examples", "train"), ("held_out", "validation")]
+    with (work / "tokens.bin").open("wb") as file:
+        for name, split in sources:
+            for chunk in _chunks(read_examples(config, name)):
+                texts = [text for example in chunk for text in (example.source, example.target)]
+                ids = iter(tokenizer.encode(texts))
+                for example in chunk:
+                    source, target = next(ids), np.append(next(ids), EOD)
+                    _check_length(config, name, example, len(source), len(target))
+                    cut["inputs"] += len(source) > config.input_length
+                    cut["targets"] += len(target) > config.target_length
+                    source = source[: config.input_length]
+                    if len(target) > config.target_length:
+                        target = np.append(target[: config.target_length - 1], EOD)
+                    side = split or SPLITS[held_out(f"{example.source}\0{example.target}", config.validation_fraction)]
+                    rows[side].append((place, len(source), len(target), tasks.setdefault(example.task, len(tasks))))
+                    file.write(np.concatenate([source, target]).astype(kind).tobytes())
+                    place += len(source) + len(target)
+                done += len(chunk)
+                progress("tokenising examples", done, 0)
+    empty = [split for split, found in rows.items() if not found]
+    if empty:
+        message = f"no example is left for {empty[0]}; use more examples, or another validation_fraction"
+        raise InputError(Problem(message, KEY))
+    for split, found in rows.items():
+        np.save(work / f"{split}.npy", np.asarray(found, dtype=np.int64))
+    counts = {split: len(found) for split, found in rows.items()}
+    write_json(work / "meta.json", {"tasks": list(tasks), "examples": counts, "cut_off": cut})
+
+
+def _chunks(examples: Iterator[Example]) -> Iterator[list[Example]]:
+    while chunk := list(itertools.islice(examples, _CHUNK)):
+        yield chunk
+
+
+def _check_length(config: InstructionConfig, name: str, example: Example, source: int, target: int) -> None:
+    if config.over_long == "truncate":
+        return
+    for what, length, most in (("input", source, config.input_length), ("target", target, config.target_length)):
+        if length > most:
+            message = f"its {what} has {length} tokens, more than {what}_length {most}; `over_long: truncate` cuts it"
+            raise InputError(Problem(message, f"{KEY}.{name}: {example.place}"))

@@ -1,0 +1,57 @@
+"""A stage's frozen configuration: no later edit of a file changes what will run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import yaml
+
+from lit_llm.config.section import validate
+from lit_llm.config.tree import read_file
+from lit_llm.experiment.chain import Kind, Link
+from lit_llm.experiment.config import Experiment, Trained
+from lit_llm.experiment.identity import digest_of_data, digest_of_examples
+from lit_llm.tracking.store import Stage, Store, write_text
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What a stage is told."""
+
+    kind: Kind
+    after: Trained
+    """The stage that an evaluation follows; of one that trains, itself."""
+    parent: str
+    """Fingerprint of the stage whose weights it begins with; empty where there is none."""
+    data: str
+    """Digest of the pretraining's text, which has the tokenizer of all stages."""
+    examples: str
+    """Digest of the instruction data; empty where there is none."""
+    experiment: Experiment
+
+
+def freeze(store: Store, link: Link, experiment: Experiment) -> Stage:
+    """Write a stage's configuration into the store."""
+    stage = store.stage(link.fingerprint)
+    content = {
+        "stage": link.kind,
+        "after": link.after,
+        "parent": link.parent,
+        "data": digest_of_data(experiment),
+        "examples": digest_of_examples(experiment) if link.kind != "pretrain" else "",
+        "experiment": experiment.model_dump(mode="json"),
+    }
+    write_text(stage.config_file, yaml.safe_dump(content, sort_keys=False))
+    return stage
+
+
+def thaw(stage: Stage) -> Frozen:
+    """What `freeze` has written."""
+    content = read_file(stage.config_file)
+    experiment = validate(Experiment, content.value["experiment"])
+    said = {key: str(content.value[key].plain()) for key in ("stage", "after", "parent", "data", "examples")}
+    kind: Kind = (
+        "evaluate" if said["stage"] == "evaluate" else "finetune" if said["stage"] == "finetune" else "pretrain"
+    )
+    after: Trained = "finetune" if said["after"] == "finetune" else "pretrain"
+    return Frozen(kind, after, said["parent"], said["data"], said["examples"], experiment)

@@ -1,0 +1,224 @@
+"""What each kind of stage does: from its frozen configuration and its parent's weights to a result."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from lit_llm.data.batches import Batches, ExampleBatches, TrainBatches
+from lit_llm.data.examples import ExampleSet
+from lit_llm.data.prepare import Prepared, open_prepared
+from lit_llm.evaluation.config import EVALUATIONS
+from lit_llm.evaluation.examples import HeldOutExamples, evaluate_examples
+from lit_llm.evaluation.found import Found
+from lit_llm.evaluation.likelihood import Validation
+from lit_llm.experiment.config import Experiment, Trained
+from lit_llm.experiment.cost import cost_of, example_flops
+from lit_llm.experiment.frozen import Frozen
+from lit_llm.experiment.identity import provenance
+from lit_llm.models.build import build_model
+from lit_llm.models.transformer import LanguageModel
+from lit_llm.tracking.store import SCHEMA, MetricsFile, Stage, Store, read_json, write_json, write_text
+from lit_llm.training.fit import Budget, Evaluate, Judge, accelerator_of, fit
+
+ShouldStop = Callable[[], bool]
+WEIGHTS = "model.safetensors"
+"""What a finished stage leaves for the next ones, in its checkpoints."""
+
+
+def pretrain(
+    frozen: Frozen, stage: Stage, store: Store, should_stop: ShouldStop, judge: Judge | None
+) -> dict[str, Any]:
+    """Train an experiment's `pretrain` section from values drawn by the seed."""
+    experiment, section = frozen.experiment, frozen.experiment.pretrain
+    torch.set_num_threads(section.training.execution.threads)
+    data, family = open_prepared(section.data, store.data, frozen.data), experiment.model.family
+    batches = TrainBatches(data, section.objective, family, section.masks, experiment.seed)
+    evaluate = Validation(section.validation, data, section.objective, family, section.masks)
+    size = section.data.batch_size * section.data.sequence_length
+    budget = Budget(size, cost_of(experiment).flops_per_step)
+    model = build_model(experiment.model, experiment.seed)
+    return _trained("pretrain", frozen, stage, model, batches, budget, evaluate, should_stop, judge)
+
+
+def finetune(
+    frozen: Frozen, stage: Stage, store: Store, should_stop: ShouldStop, judge: Judge | None
+) -> dict[str, Any]:
+    """Train an experiment's `finetune` section from the weights of its pretraining."""
+    experiment, section = frozen.experiment, frozen.experiment.finetune
+    assert section is not None
+    torch.set_num_threads(section.training.execution.threads)
+    examples, family = _examples(frozen, store), experiment.model.family
+    batches = ExampleBatches(examples, section.data.batch_size, family, section.masks, experiment.seed)
+    byte_lengths = _text(frozen, store).tokenizer().byte_lengths()
+    held_out = HeldOutExamples(examples, section.validation.examples, family, section.masks, byte_lengths)
+    budget = _budget(experiment, examples)
+    model = build_model(experiment.model, experiment.seed)
+    model.load_state_dict(load_file(store.stage(frozen.parent).checkpoints / WEIGHTS))
+    longest = section.data.batch_size * (section.data.input_length + section.data.target_length)
+    evaluate = held_out.validation(longest)
+    return _trained("finetune", frozen, stage, model, batches, budget, evaluate, should_stop, judge)
+
+
+def evaluate(
+    frozen: Frozen, stage: Stage, store: Store, should_stop: ShouldStop, judge: Judge | None
+) -> dict[str, Any]:
+    """Measure what a finished stage has made. Each evaluation is kept when it is finished, and not made again."""
+    started, origin = time.time(), provenance(frozen.experiment, frozen.after, evaluates=True)
+    config, section = frozen.experiment.evaluate, frozen.experiment.section(frozen.after)
+    assert config is not None
+    folder = stage.folder / "evaluations"
+    start_over_unless_of(origin, folder / "provenance.json", [folder])
+    parent = store.stage(frozen.parent)
+    before = parent.result()
+    assert before is not None
+    torch.set_num_threads(section.training.execution.threads)
+    model = build_model(frozen.experiment.model, frozen.experiment.seed)
+    model.load_state_dict(load_file(parent.checkpoints / WEIGHTS))
+    device = torch.device(accelerator_of(section.training.execution.accelerator))
+    model.to(device).eval()
+    metrics: dict[str, float] = {}
+    result = {
+        "schema": SCHEMA,
+        "stage": "evaluate",
+        "after": frozen.after,
+        "state": "done",
+        "error": None,
+        "steps": before["steps"],
+        "parameters": before["parameters"],
+        "started": started,
+        "provenance": origin,
+    }
+    low = config.precision == "bf16"
+    for name in [name for name in EVALUATIONS if getattr(config, name) is not None]:
+        kept = folder / f"{name}.json"
+        if not kept.exists():
+            if should_stop():
+                return result | {"state": "interrupted", "error": "it was asked to stop"}
+            with torch.autocast(device.type, torch.bfloat16) if low else nullcontext():
+                found = _evaluated(name, frozen, store, model, _told(stage, name))
+            write_text(folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in found.rows))
+            write_json(kept, {f"{name}/{key}": value for key, value in found.metrics.items()})
+        metrics |= read_json(kept) or {}
+    file = MetricsFile(stage.metrics_file)
+    file.append(before["steps"], metrics)
+    file.close()
+    return result | {"metrics": metrics, "finished": time.time(), "seconds": {"evaluation": time.time() - started}}
+
+
+STAGES = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate}
+"""By the kind of a stage."""
+
+
+def _evaluated(
+    name: str, frozen: Frozen, store: Store, model: LanguageModel, told: Callable[[int, int], None]
+) -> Found:
+    experiment, config = frozen.experiment, frozen.experiment.evaluate
+    assert config is not None
+    masks = experiment.section(frozen.after).masks
+    if name == "examples":
+        assert config.examples is not None
+        byte_lengths = _text(frozen, store).tokenizer().byte_lengths()
+        examples = _examples(frozen, store)
+        held_out = HeldOutExamples(examples, config.examples.examples, experiment.model.family, masks, byte_lengths)
+        return evaluate_examples(model, held_out, config.batch_tokens, told)
+    raise AssertionError(name)
+
+
+def _told(stage: Stage, name: str) -> Callable[[int, int], None]:
+    """Progress, for those who watch."""
+
+    def told(done: int, total: int) -> None:
+        write_json(stage.folder / "progress.json", {"evaluation": name, "done": done, "total": total})
+
+    return told
+
+
+def _text(frozen: Frozen, store: Store) -> Prepared:
+    return open_prepared(frozen.experiment.pretrain.data, store.data, frozen.data)
+
+
+def _examples(frozen: Frozen, store: Store) -> ExampleSet:
+    return ExampleSet(store.data, frozen.examples, frozen.experiment.pretrain.data.tokenizer)
+
+
+_SAMPLE = 1000
+"""Examples whose mean cost is taken for all."""
+
+
+def _budget(experiment: Experiment, examples: ExampleSet) -> Budget:
+    """What a step costs on average, without padding."""
+    assert experiment.finetune is not None
+    lengths, size = examples.sample_of_lengths("train", _SAMPLE), experiment.finetune.data.batch_size
+    tokens = sum(source + target for source, target in lengths) / len(lengths)
+    flops = sum(example_flops(experiment, *pair) for pair in lengths) / len(lengths)
+    return Budget(round(size * tokens), size * flops)
+
+
+def _trained(
+    name: Trained,
+    frozen: Frozen,
+    stage: Stage,
+    model: LanguageModel,
+    batches: Batches,
+    budget: Budget,
+    evaluate: Evaluate,
+    should_stop: ShouldStop,
+    judge: Judge | None,
+) -> dict[str, Any]:
+    """Train one stage; the result as it is written to disk."""
+    started = time.time()
+    experiment, section = frozen.experiment, frozen.experiment.section(name)
+    origin = provenance(experiment, name)
+    start_over_unless_of(origin, stage.checkpoints / "provenance.json", [stage.checkpoints, stage.metrics_file])
+    fitted = fit(
+        model,
+        section.training,
+        batches,
+        budget=budget,
+        evaluate=evaluate,
+        evaluate_times=section.validation.times,
+        metrics_file=stage.metrics_file,
+        checkpoints=stage.checkpoints,
+        should_stop=should_stop,
+        judge=judge,
+    )
+    if fitted.state == "done":
+        save_file(model.state_dict(), stage.checkpoints / WEIGHTS)
+    return {
+        "schema": SCHEMA,
+        "stage": name,
+        "state": fitted.state,
+        "error": fitted.error,
+        "steps": fitted.steps,
+        "metrics": fitted.metrics,
+        "tokens": fitted.steps * budget.tokens,
+        "loss_tokens": fitted.loss_tokens,
+        "flops": fitted.steps * budget.flops,
+        "parameters": cost_of(experiment).parameters,
+        "seconds": fitted.seconds,
+        "started": started,
+        "finished": time.time(),
+        "provenance": origin,
+    }
+
+
+def start_over_unless_of(origin: dict[str, Any], note: Path, made: Sequence[Path]) -> None:
+    """A result is of one origin: what other code, threads or another device has begun is not gone on from.
+
+    made: what such a beginning is, removed where it is of another origin than its `note` says.
+    """
+    if any(path.exists() for path in made) and read_json(note) != origin:
+        print("this was begun by other code, threads or another device: starting over")
+        for path in made:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    write_json(note, origin)
