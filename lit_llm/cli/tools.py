@@ -146,13 +146,14 @@ def data_glosses(
 ) -> None:
     """Make instructions of WordNet's glosses: define a word, find it, choose it, say what it is a kind of.
 
-    train.jsonl has `inputs` and `targets` to finetune on; choices.jsonl has multiple choice about other words to
-    evaluate with. Example: apt install wordnet-base; lit-llm data glosses --out glosses
+    text.jsonl has a dictionary's entries to pretrain on, train.jsonl `inputs` and `targets` to finetune on,
+    held_out.jsonl the same about other words to validate with, choices.jsonl multiple choice about those.
+    Example: apt install wordnet-base; lit-llm data glosses --out glosses
     """
     from lit_llm.data.glosses import write_glosses
 
     counts = write_glosses(wordnet, out, limit=limit, seed=seed, characters=characters)
-    for name in ("train", "choices"):
+    for name in ("text", "train", "held_out", "choices"):
         tasks = {key.partition("/")[2]: count for key, count in counts.items() if key.startswith(name)}
         listed = ", ".join(f"{task} {count}" for task, count in tasks.items())
         print(f"{shown(out) / name}.jsonl: {sum(tasks.values())} ({listed})")

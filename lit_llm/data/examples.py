@@ -96,7 +96,8 @@ def _write(
     rows: dict[str, list[tuple[int, int, int, int]]] = {split: [] for split in SPLITS}
     cut, place, done = {"inputs": 0, "targets": 0}, 0, 0
     sources = [("examples", None)] if config.held_out is None else [("examples", "train"), ("held_out", "validation")]
-    with (work / "tokens.bin").open("wb") as file:
+    # Half written it has a name that is tidied away.
+    with (work / ".tokens").open("wb") as file:
         for name, split in sources:
             for chunk in _chunks(read_examples(config, name)):
                 texts = [text for example in chunk for text in (example.source, example.target)]
@@ -121,6 +122,7 @@ def _write(
         raise InputError(Problem(message, KEY))
     for split, found in rows.items():
         np.save(work / f"{split}.npy", np.asarray(found, dtype=np.int64))
+    (work / ".tokens").rename(work / "tokens.bin")
     counts = {split: len(found) for split, found in rows.items()}
     write_json(work / "meta.json", {"tasks": list(tasks), "examples": counts, "cut_off": cut})
 

@@ -62,6 +62,8 @@ class Synset:
     """The most usual first."""
     gloss: str
     """The definition; empty where it cannot be told from the examples."""
+    whole: str
+    """The definition with its examples."""
     kinds: tuple[str, ...]
     """Keys of what it is a kind of; instances (Rome is a city) are not."""
 
@@ -87,32 +89,40 @@ class Synset:
 def write_glosses(
     wordnet: Path, out: Path, *, limit: int | None = None, seed: int = 0, characters: int = 80
 ) -> dict[str, int]:
-    """Write instructions to `out`/train.jsonl and questions about other synsets to `out`/choices.jsonl.
+    """Write instructions to `out`/train.jsonl, and instructions and questions about other synsets beside it.
 
-    train.jsonl    {"inputs", "targets", "task"}, FLAN's form; at most `limit` records, in an order that `seed` draws
-    choices.jsonl  {"inputs", "choices", "answer", "task"}: four choices, of which number `answer` is right; the same
-                   whatever the limit and the seed. Its first records are a fair sample of it.
+    train.jsonl     {"inputs", "targets", "task"}, FLAN's form; at most `limit` records, in an order that `seed` draws
+    held_out.jsonl  the same about the held-out synsets, for validation
+    choices.jsonl   {"inputs", "choices", "answer", "task"}: four choices, of which number `answer` is right
+
+    text.jsonl      {"text"}: a dictionary's entries, with their examples, of all synsets that are not held out, to
+                    pretrain on
+
+    The last three are the same whatever the limit and the seed; the first records of each are a fair sample of it.
 
     wordnet: a folder with data.noun, data.verb, data.adj and data.adv (format: wndb(5)). characters: of the longest
     gloss; with 80, a byte pair tokenizer trained on prose needs less than 64 tokens for inputs and 32 for targets.
-    No synset stands in both files, neither asked for nor as an answer or a wrong choice; nor does a gloss.
+    No synset of train.jsonl stands in the others, neither asked for nor as an answer or a wrong choice; nor does a
+    gloss.
 
     Returns the number of records by file and task. Raises InputError for a folder without those files, and for files
     of another format.
     """
     made = _Maker(read_wordnet(wordnet), characters)
-    train = sorted(made.train(seed), key=lambda record: _rank(seed, record))[:limit]
-    choices = sorted(made.choices(), key=lambda record: _rank(0, record))
+    train = sorted(made.instructions(False, seed), key=lambda record: _rank(seed, record))[:limit]
+    others = {"held_out": made.instructions(True, 0), "choices": made.choices(), "text": made.entries()}
     counts: Counter[str] = Counter()
-    for name, records in (("train", train), ("choices", choices)):
+    files = {"train": train} | {n: sorted(o, key=lambda record: _rank(0, record)) for n, o in others.items()}
+    for name, records in files.items():
         lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         write_text(out / f"{name}.jsonl", "".join(lines))
-        counts.update(f"{name}/{record['task']}" for record in records)
+        counts.update(f"{name}/{record.get('task', 'entries')}" for record in records)
     return dict(sorted(counts.items()))
 
 
 def _rank(seed: int, record: dict[str, Any]) -> bytes:
-    return hashlib.sha256(f"{seed}/{record['task']}/{record['inputs']}".encode()).digest()
+    said = [str(record.get(key)) for key in ("task", "inputs", "text")]
+    return hashlib.sha256("/".join([str(seed), *said]).encode()).digest()
 
 
 # --- WordNet's files -----------------------------------------------------------------------------------------------
@@ -167,6 +177,7 @@ def _synset(line: str, part: str) -> Synset:
         part + offset,
         tuple(_SYNTAX.sub("", word).replace("_", " ") for word in words),
         definition.strip().rstrip(";: ") if whole else "",
+        gloss.strip(),
         tuple(kinds),
     )
 
@@ -191,19 +202,24 @@ class _Maker:
         kinds = {kind.key: kind for synset in self.used for kind in self._kinds(synset)}
         self.kinds = [kind for _, kind in sorted(kinds.items()) if kind.held_out]
 
-    def train(self, seed: int) -> Iterator[dict[str, Any]]:
+    def instructions(self, held_out: bool, seed: int) -> Iterator[dict[str, Any]]:
         for synset in self.used:
-            if synset.held_out:
+            if synset.held_out != held_out:
                 continue
             draw = random.Random(synset.digest + str(seed).encode())
             yield _instruction("define", synset, synset.gloss, draw)
             if not _named(synset):
                 yield _instruction("word", synset, synset.word, draw)
-                if wrong := self._wrong(synset, self._right(synset), self.pools[synset.part, False], draw):
+                if wrong := self._wrong(synset, self._right(synset), self.pools[synset.part, held_out], draw):
                     options = _mixed(synset.word, [other.word for other in wrong], draw)[0]
                     yield _instruction("choose", synset, synset.word, draw, options)
             for kind in self._kinds(synset)[:1]:
                 yield _instruction("hypernym", synset, kind.word, draw)
+
+    def entries(self) -> Iterator[dict[str, Any]]:
+        for synset in self.synsets.values():
+            if synset.gloss and not synset.held_out:
+                yield {"text": f"{', '.join(synset.words)} ({_NAMES[synset.part]}): {synset.whole}"}
 
     def choices(self) -> Iterator[dict[str, Any]]:
         for synset in self.used:

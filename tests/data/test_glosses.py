@@ -86,6 +86,10 @@ def test_lines_of_wndb_are_read_as_its_manual_says(tmp_path):
 def test_instructions_pair_a_word_with_its_gloss_and_its_kind(tmp_path):
     write_glosses(write_excerpt(tmp_path), tmp_path / "out")
     train = records(tmp_path / "out" / "train.jsonl")
+    entries = records(tmp_path / "out" / "text.jsonl")
+    assert {"text": "dog, domestic dog, Canis familiaris (noun): a member of the genus Canis"} in [
+        {"text": entry["text"].split(";")[0]} for entry in entries
+    ]
     glosses = {synset.word: synset.gloss for synset in read_wordnet(tmp_path).values()}
     for word in ("dog", "sigh", "a cappella", "dying"):
         assert not held_out(glosses[word])
@@ -147,6 +151,12 @@ def test_no_gloss_stands_on_both_sides(real, lines):
     assert len(asked) > 5_000
     assert not any(map(held_out, taught))
     assert all(map(held_out, asked))
+    others = {record["targets"] for record in records(folder / "held_out.jsonl") if record["task"] == "define"}
+    assert len(others) > 5_000
+    assert all(map(held_out, others))
+    read = {definition(record["text"].partition("): ")[2]) for record in records(folder / "text.jsonl")}
+    assert taught <= read
+    assert not read & (others | asked)
     # A word that is a wrong choice or a kind has a synset on the right side at least.
     sides = {}
     for _, words, gloss, _ in lines.values():
@@ -199,7 +209,8 @@ def test_the_same_files_each_time_and_the_same_questions_whatever_the_limit_and_
     first = [line for line, _ in zip((folder / "train.jsonl").open(), range(50), strict=False)]
     assert (tmp_path / "again" / "train.jsonl").read_text() == "".join(first)
     for name in ("again", "other"):
-        assert (tmp_path / name / "choices.jsonl").read_bytes() == (folder / "choices.jsonl").read_bytes()
+        for file in ("choices.jsonl", "held_out.jsonl", "text.jsonl"):
+            assert (tmp_path / name / file).read_bytes() == (folder / file).read_bytes()
     other = records(tmp_path / "other" / "train.jsonl")
     assert len(other) == 50 == sum(count for key, count in counts.items() if key.startswith("train"))
     assert other != list(map(json.loads, first))

@@ -1,0 +1,304 @@
+"""A study of two stages: each computed once, in order, resumable, with the table of before and after."""
+
+from __future__ import annotations
+
+import json
+import statistics
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from scipy import stats
+
+from lit_llm.ablation.arms import load_study
+from lit_llm.ablation.plan import plan
+from lit_llm.ablation.run import Watcher, run_study
+from lit_llm.analysis.before_after import before_after
+from lit_llm.config.problems import InputError
+from lit_llm.data.config import ByteTokenizer
+from lit_llm.data.examples import ExampleSet
+from lit_llm.experiment.frozen import freeze, thaw
+from lit_llm.experiment.run import run_one
+from lit_llm.models.build import build_model
+from lit_llm.objectives.config import BOS
+from lit_llm.report.tables import plan_table, status_table
+from lit_llm.tracking.store import Store, read_metrics, write_json
+
+ARMS = """
+arms:
+  dec: {extends: decllm-tiny}
+  dec_biattn: {extends: decllm-tiny, finetune: {masks: {prefix: bidirectional}}}
+  red: {}
+compare: {baseline: dec, metric: finetune/eval/examples/nll}
+"""
+
+
+@pytest.fixture
+def write_two(tmp_path, write_study):
+    """write_two("name", rest, seeds): a study whose base has a finetuning and an evaluation after both stages."""
+    path = tmp_path / "sums.jsonl"
+    pairs = [(a, b) for a in range(12) for b in range(12)]
+    lines = [
+        {"inputs": f"{a}+{b}=", "targets": f"{a + b}", "task": "even" if (a + b) % 2 == 0 else "odd"} for a, b in pairs
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def write(name, rest=ARMS, seeds=(0, 1), tuning="max_steps: 8"):
+        file = write_study(name, rest, seeds)
+        tuned = f"""
+  finetune:
+    data: {{examples: {{kind: jsonl, files: ["{path}"]}}, task: task, input_length: 8, target_length: 4, batch_size: 4,
+            validation_fraction: 0.3}}
+    training: {{{tuning}, schedule: constant, optimizer: {{lr: 1e-2}}, dropout: 0.1, execution: {{log_every: 2}}}}
+    validation: {{times: 2, examples: 20}}
+  evaluate: {{examples: {{examples: 25}}}}
+"""
+        text = file.read_text().replace(
+            "validation: {times: 3, sequences: 8}\n", f"validation: {{times: 3, sequences: 8}}{tuned}"
+        )
+        file.write_text(text)
+        return file
+
+    return write
+
+
+def run(path, store, **options):
+    return run_study(load_study(path), store, watcher=Watcher(), slots=2, **options)
+
+
+@pytest.mark.xdist_group("runs")
+def test_a_pretraining_is_shared_and_each_arm_finetuned_and_evaluated(write_two, store):
+    path = write_two("two")
+    planned = plan(load_study(path))
+    assert planned.stages == {
+        "pretrain": 4, "evaluate after pretrain": 4, "finetune": 6, "evaluate after finetune": 6,
+    }  # fmt: skip
+    assert not planned.refused
+    finished = run(path, store)
+    assert finished.exit_code == 0
+    by_name = {run.name: run for run in finished.runs}
+    dec, biattn, red = (by_name[f"{arm}/seed 0"] for arm in ("dec", "dec_biattn", "red"))
+    assert [step.status()["state"] for run in finished.runs for step in run.steps] == ["done"] * 24
+    assert dec.steps[0].stage.fingerprint == biattn.steps[0].stage.fingerprint != red.steps[0].stage.fingerprint
+    assert dec.metrics()["eval/examples/nll"] == biattn.metrics()["eval/examples/nll"]
+    assert dec.metrics()["finetune/eval/examples/nll"] != biattn.metrics()["finetune/eval/examples/nll"]
+    # What it cost is what all of its stages cost.
+    assert dec.result()["flops"] == sum(step.stage.result().get("flops", 0) for step in dec.steps)
+    # Finetuning has learned something that pretraining had not.
+    for run_ in finished.runs:
+        assert run_.metrics()["finetune/eval/examples/nll"] < run_.metrics()["eval/examples/nll"] - 0.5
+    stages = len(list(store.root.glob("stages/*/result.json")))
+    assert run(path, store).exit_code == 0
+    assert len(list(store.root.glob("stages/*/result.json"))) == stages
+
+
+@pytest.mark.xdist_group("runs")
+def test_finetuning_begins_with_the_pretrained_weights_and_steps_as_torch_does(write_two, store):
+    """AdamW of torch, on the loss of plain forward passes over the same examples."""
+    rest = "arms: {red: {}}\ncompare: {metric: finetune/val/target_nll}"
+    path = write_two("one_step", rest, seeds=[5], tuning="max_steps: 1, clip_norm: null, z_loss: 0.0")
+    text = (
+        path.read_text().replace("dropout: 0.1", "dropout: 0.0").replace("execution: {log_every: 2}", "execution: {}")
+    )
+    path.write_text(text)
+    (only,) = run(path, store).runs
+    pretrained, finetuned = (only.steps[n].stage for n in (0, 2))
+    experiment, frozen = only.experiment, thaw(finetuned)
+    examples = ExampleSet(store.data, frozen.examples, ByteTokenizer())
+    model = build_model(experiment.model, 0)
+    model.load_state_dict(load_file(pretrained.checkpoints / "model.safetensors"))
+    config = experiment.finetune.training.optimizer
+    from lit_llm.data.batches import ExampleBatches
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=0)
+    total, tokens = 0.0, 0
+    for place in ExampleBatches(examples, 4, "encoder_decoder", experiment.finetune.masks, 5).places(0):
+        source, target = map(torch.tensor, examples.read("train", place))
+        logits = model(source[None], torch.cat([torch.tensor([BOS]), target[:-1]])[None])[0]
+        total, tokens = total + F.cross_entropy(logits, target, reduction="sum"), tokens + len(target)
+    (total / tokens).backward()
+    optimizer.step()
+    after = load_file(finetuned.checkpoints / "model.safetensors")
+    moved = 0
+    for name, parameter in model.named_parameters():
+        if config.weight_decay == 0 or parameter.dim() < 2:
+            assert torch.allclose(after[name], parameter, atol=1e-5), name
+            moved += 1
+    assert moved
+    assert finetuned.result()["loss_tokens"] == tokens
+
+
+@pytest.mark.xdist_group("runs")
+def test_an_interrupted_finetuning_goes_on_to_the_same_weights(write_two, tmp_path):
+    rest = "arms: {dec: {extends: decllm-tiny}}\ncompare: {metric: finetune/val/target_nll}"
+    path = write_two("resumed", rest, seeds=[0])
+    whole, broken = Store(tmp_path / "whole"), Store(tmp_path / "broken")
+    (one,) = run(path, whole).runs
+    (two,) = run(path, broken).runs
+    tuned = two.steps[2].stage
+    tuned.forget()
+    freeze(broken, two.steps[2].link, two.experiment)
+    calls = iter(range(100))
+    assert run_one(broken.root, tuned.fingerprint, lambda: next(calls) >= 4) == "interrupted"
+    assert tuned.status()["state"] == "interrupted"
+    assert run(path, broken).exit_code == 0
+    files = [each.steps[2].stage.checkpoints / "model.safetensors" for each in (one, two)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    lines = [read_metrics(each.steps[2].stage.metrics_file) for each in (one, two)]
+    assert [(x["step"], x["metrics"].get("val/target_nll")) for x in lines[0]] == [
+        (x["step"], x["metrics"].get("val/target_nll")) for x in lines[1]
+    ]
+
+
+@pytest.mark.xdist_group("runs")
+def test_nothing_follows_a_pretraining_that_did_not_end_well(write_two, tmp_path):
+    store = Store(tmp_path / "store")
+    rest = ARMS.replace("red: {}", "red: {pretrain: {training: {optimizer: {lr: 1e9}}}}")
+    rest += "allow: [{key: pretrain.training.optimizer, because: it is to diverge}]"
+    finished = run(write_two("diverges", rest, seeds=[0]), store)
+    states = {run.name: run.status()["state"] for run in finished.runs}
+    assert states == {"dec/seed 0": "done", "dec_biattn/seed 0": "done", "red/seed 0": "diverged"}
+    red = finished.runs[-1]
+    assert [step.status()["state"] for step in red.steps] == ["diverged", "pending", "pending", "pending"]
+    assert finished.exit_code == 0  # divergence is a result
+    row = finished.comparison.rows[-1]
+    assert (row.arm, row.mean, row.diverged) == ("red", None, 1)
+
+
+@pytest.mark.xdist_group("runs")
+def test_what_follows_a_repeated_stage_is_repeated_too(write_two, tmp_path):
+    store = Store(tmp_path / "store")
+    path = write_two("stale", "arms: {red: {}}", seeds=[0])
+    (first,) = run(path, store).runs
+    written = {step.link.name: (step.stage.folder / "result.json").stat().st_mtime_ns for step in first.steps}
+    parent = first.steps[0].stage
+    old = parent.result()
+    write_json(parent.folder / "result.json", old | {"provenance": old["provenance"] | {"code": "older"}})
+    assert first.stale()
+    run(path, store)
+    assert (first.steps[2].stage.folder / "result.json").stat().st_mtime_ns == written["finetune"]
+    run(path, store, rerun="stale")
+    for step in first.steps:
+        assert (step.stage.folder / "result.json").stat().st_mtime_ns > written[step.link.name]
+
+
+@pytest.mark.xdist_group("runs")
+def test_mlflow_has_one_run_with_the_metrics_of_all_stages(write_two, store):
+    import mlflow
+
+    path = write_two("tracked", "arms: {red: {}}", seeds=[7])
+    (only,) = run(path, store).runs
+    client = mlflow.MlflowClient(f"sqlite:///{store.root}/mlflow.db")
+    experiment = client.get_experiment_by_name("tracked")
+    (child,) = [
+        found for found in client.search_runs([experiment.experiment_id]) if found.data.tags.get("lit_llm.arm") == "red"
+    ]
+    expected = only.metrics()
+    for name in (
+        "val/target_nll",
+        "finetune/val/target_nll/odd",
+        "eval/examples/nll",
+        "finetune/eval/examples/nll/even",
+    ):
+        assert child.data.metrics[name] == pytest.approx(expected[name]), name
+    assert child.data.params["finetune.training.dropout"] == "0.1"
+
+
+def test_tables_show_the_chain_and_fit_the_terminal(write_two, store):
+    from rich.console import Console
+
+    from lit_llm.ablation.runs import runs_of, status_rows
+
+    ablation = load_study(write_two("shown"))
+    for width in (80, 120):
+        console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+        console.print(plan_table(plan(ablation), width))
+        console.print(status_table(list(status_rows(runs_of(ablation, store))), ablation.study.compare.metric))
+        text = console.export_text()
+        assert "4 x pretrain" in " ".join(text.split())
+        assert "evaluate after finetune" in text
+        assert max(map(len, text.splitlines())) <= width
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ("finetune/eval/nothing/nll", "is not possible"),
+        ("finetune/val/target_nl", "did you mean 'finetune/val/target_nll'"),
+        ("eval/examples/", "is not possible"),
+    ],
+)
+def test_a_metric_that_no_stage_has_is_refused(write_two, metric, message):
+    with pytest.raises(InputError, match=message):
+        load_study(write_two("refused", f"compare: {{metric: {metric}}}"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("evaluate: null", "it has no `evaluate: {examples: ...}`"),
+        ("evaluate: {after: [pretrain]}", "it is not evaluated after finetune"),
+        ("{finetune: null, evaluate: null}", "it has no finetuning"),
+    ],
+)
+def test_an_arm_that_does_not_measure_what_is_compared_is_refused(write_two, change, message):
+    arm = change if change.startswith("{") else f"{{{change}}}"
+    rest = f"arms: {{red: {{}}, odd: {arm}}}\ncompare: {{metric: finetune/eval/examples/nll}}"
+    with pytest.raises(InputError) as error:
+        load_study(write_two("lacking", rest))
+    assert f"odd: {message}" in str(error.value)
+
+
+def test_arms_may_differ_in_the_mask_of_the_finetuning_and_in_nothing_else_of_it(write_two):
+    def refused(arm):
+        rest = f"arms: {{dec: {{extends: decllm-tiny}}, other: {{extends: decllm-tiny, {arm}}}}}"
+        rest += "\ncompare: {metric: finetune/val/target_nll}"
+        return [finding.key for finding in plan(load_study(write_two("audited", rest)), built=False).refused]
+
+    assert refused("finetune: {masks: {prefix: bidirectional}}") == []
+    assert refused("finetune: {training: {dropout: 0.0}}") == ["finetune.training.dropout"]
+    assert refused("finetune: {data: {input_length: 7}}") == ["finetune.data.input_length"]
+
+
+def test_a_factor_that_moves_what_is_scored_is_refused(write_two):
+    rest = "grid: {factors: {finetune.data.target_length: [4, 5]}}\ncompare: {metric: finetune/val/target_nll}"
+    (finding,) = plan(load_study(write_two("moved", rest)), built=False).refused
+    assert "is not measured on the same target tokens" in finding.message
+
+
+# --- the statistics ------------------------------------------------------------------------------------------------
+
+
+def test_the_change_of_a_difference_is_a_paired_difference_of_differences():
+    random = np.random.default_rng(0)
+    before = {arm: {seed: float(random.normal(3, 0.1)) for seed in range(6)} for arm in ("dec", "red")}
+    after = {arm: {seed: float(random.normal(2, 0.1)) for seed in range(6)} for arm in ("dec", "red")}
+    found = before_after("eval/x", before, after, {"dec": "dec", "red": "dec"})
+    gained = {arm: np.array([after[arm][s] - before[arm][s] for s in range(6)]) for arm in before}
+    interval = stats.ttest_rel(gained["red"], gained["dec"]).confidence_interval()
+    change = found.rows[1].change
+    assert (change.low, change.high) == pytest.approx((interval.low, interval.high))
+    assert change.mean == pytest.approx(found.rows[1].difference_after.mean - found.rows[1].difference_before.mean)
+    assert found.rows[0].before == pytest.approx(statistics.fmean(before["dec"].values()))
+    assert found.rank_correlation is None  # of two arms it says nothing
+
+
+def test_the_rank_correlation_is_that_of_the_arms_means():
+    before = {"a": {0: 1.0}, "b": {0: 2.0}, "c": {0: 3.0}, "d": {0: 4.0}}
+    after = {"a": {0: 2.0}, "b": {0: 1.0}, "c": {0: 3.0}, "d": {0: 9.0}}
+    found = before_after("eval/x", before, after, dict.fromkeys(before, "a"))
+    assert found.rank_correlation == pytest.approx(0.8)  # 1 - 6 (1 + 1) / (4 (16 - 1))
+
+
+def test_arms_that_share_their_runs_count_once_in_the_pooled_variance():
+    from lit_llm.analysis.paired import block_differences
+
+    random = np.random.default_rng(3)
+    block = {arm: {seed: float(random.normal()) for seed in range(4)} for arm in ("a", "b", "c")}
+    with_twin = block | {"twin": dict(block["b"])}
+    one, two = block_differences(block, "a"), block_differences(with_twin, "a")
+    assert one["c"].pooled
+    assert two["c"] == one["c"]
+    assert two["twin"] == two["b"]

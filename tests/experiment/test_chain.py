@@ -1,0 +1,104 @@
+"""The chain of stages: what is shared is shared, and nothing else."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lit_llm.config.problems import InputError
+from lit_llm.experiment.chain import chain
+from lit_llm.experiment.identity import read_corpora_again
+from lit_llm.experiment.load import load_experiment
+
+
+@pytest.fixture
+def links(tmp_path, corpus):
+    """links(preset, overrides) -> {name: link} of an experiment with both stages and their evaluations."""
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"inputs": f"ask {n}", "targets": f"{n}"}) + "\n" for n in range(40)))
+
+    def made(preset="decllm-tiny", *overrides):
+        read_corpora_again()
+        data = f'{{examples: {{kind: jsonl, files: ["{path}"]}}, input_length: 16, target_length: 8, batch_size: 4}}'
+        base = [
+            f'pretrain.data.corpus={{kind: text, files: ["{corpus}/*.txt"]}}',
+            "pretrain.data.tokenizer=bytes",
+            f"finetune.data={data}",
+            "finetune.training={max_steps: 5, schedule: constant}",
+            "evaluate={examples: {examples: 9}}",
+        ]
+        experiment = load_experiment(preset, [*base, *overrides])
+        return {link.name: link for link in chain(experiment)}
+
+    made.path = path
+    return made
+
+
+def shared(left, right):
+    return [name for name in left if left[name].fingerprint == right[name].fingerprint]
+
+
+ALL = ["pretrain", "evaluate after pretrain", "finetune", "evaluate after finetune"]
+
+
+def test_each_stage_begins_with_the_weights_of_its_parent(links):
+    found = links()
+    assert list(found) == ALL
+    assert [found[name].parent for name in ALL] == [
+        "", found["pretrain"].fingerprint, found["pretrain"].fingerprint, found["finetune"].fingerprint,
+    ]  # fmt: skip
+    assert [found[name].prefix for name in ALL] == ["", "eval/", "finetune/", "finetune/eval/"]
+
+
+@pytest.mark.parametrize(
+    ("override", "same"),
+    [
+        ("finetune.masks.prefix=bidirectional", ALL[:2]),  # DecLLM and DecLLM + BiAttn are pretrained once
+        ("finetune.training.dropout=0.1", ALL[:2]),
+        ("finetune.data.batch_size=8", ALL[:2]),
+        ("finetune.validation.examples=8", ALL[:2]),
+        ("finetune.data.input_length=17", ["pretrain"]),  # other examples are evaluated then
+        ("evaluate.examples.examples=8", ["pretrain", "finetune"]),
+        ("evaluate.precision=bf16", ["pretrain", "finetune"]),
+        ("evaluate.batch_tokens=77", ALL),
+        ("finetune.training.execution.threads=2", ALL),
+        ("pretrain.training.max_steps=299", []),
+        ("seed=1", []),
+    ],
+)
+def test_experiments_share_what_comes_before_their_first_difference(links, override, same):
+    assert shared(links(), links("decllm-tiny", override)) == same
+
+
+def test_other_examples_are_another_finetuning_of_the_same_pretraining(links):
+    before = links()
+    with links.path.open("a") as file:
+        file.write(json.dumps({"inputs": "one", "targets": "more"}) + "\n")
+    assert shared(before, links()) == ["pretrain"]
+
+
+def test_an_evaluation_follows_the_stages_that_are_named(links):
+    assert list(links("decllm-tiny", "evaluate.after=[finetune]")) == ["pretrain", "finetune", ALL[3]]
+    assert list(links("decllm-tiny", "evaluate=null")) == ["pretrain", "finetune"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("finetune=null", "evaluate.examples: are those that `finetune.data` holds out"),
+        ("evaluate.examples=null", "evaluate: names no evaluation"),
+        ("evaluate.after=[]", "evaluate.after: names no stage"),
+        ("finetune.masks.documents=separate", "finetune.masks.documents: a row is one example"),
+        ("finetune.training.execution.micro_batch_size=5", "finetune.training.execution.micro_batch_size: 5 is more"),
+    ],
+)
+def test_a_chain_that_cannot_be_is_refused(links, override, message):
+    with pytest.raises(InputError) as error:
+        links("decllm-tiny", override)
+    assert message in str(error.value)
+
+
+def test_an_encoder_decoder_has_no_prefix_to_open(links):
+    with pytest.raises(InputError, match=r"finetune\.masks\.prefix: bidirectional changes nothing here"):
+        links("redllm-tiny", "finetune.masks.prefix=bidirectional")
