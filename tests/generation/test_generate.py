@@ -1,5 +1,9 @@
 """generate(): stopping, batches, modes, and the errors that help."""
 
+import subprocess
+import sys
+
+import numpy as np
 import pytest
 import torch
 from recomputation import PROMPTS, VOCABULARY, build, recomputed
@@ -115,6 +119,21 @@ def test_training_goes_on_after_generating(family):
     tokens = torch.randint(VOCABULARY, (2, 5))
     model(*[tokens] * (1 + (family == "redllm"))).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@FAMILIES
+def test_prompts_may_be_arrays(family):
+    model = build(family)
+    arrays = [np.array(prompt, dtype=np.int64) for prompt in PROMPTS]
+    assert generate(model, arrays, max_new_tokens=3) == generate(model, PROMPTS, max_new_tokens=3)
+
+
+def test_generating_loads_nothing_that_a_bare_machine_lacks():
+    """Beyond torch, pydantic and the reader of configuration files."""
+    code = "import sys, lit_llm.generation; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"lightning", "mlflow", "transformers", "tokenizers", "torchmetrics", "scipy", "optuna"}
+    assert heavy & {*done.stdout.split()} == set()
 
 
 def test_no_prompts_give_no_results():
