@@ -43,13 +43,15 @@ def likelihood(
 
     corpora: those texts, where `prepare_held_out` was called before; else it is called here. progress: documents.
 
-    likelihood/nll               nats per target token, over the targets of all documents
+    likelihood/nll               nats per target token, over all documents of the data that the model was trained on
     likelihood/perplexity        e to the power of it
     likelihood/bits_per_byte     bits per byte of the targets' text; absent where a tokenizer's bytes are not known
     likelihood/documents, likelihood/skipped     scored; too short to have a target
+    likelihood/nll/<name>        and bits_per_byte, documents, skipped: of one source of a mixture, of one of `corpora`
+    likelihood/mean_over_sources, likelihood/mean_over_corpora
+                                 mean of the nll of a mixture's sources, of `corpora`, each weighing the same
 
-    With several sources all but perplexity also by source, `likelihood/nll/<source>`, and
-    likelihood/mean_over_sources, the mean of the sources' nll, each weighing the same.
+    What `corpora` there are changes nothing in the figures of the model's own data.
 
     A row for each document: source, document (hash of its tokens, uncut), and of its targets tokens, bytes (None where
     not known) and nats. The end-of-document token is a target like any other, of no bytes.
@@ -83,7 +85,9 @@ def likelihood(
         }
         for number, ((name, document, _), (_, target)) in enumerate(zip(documents, examples, strict=True))
     ]
-    return Found(_metrics(rows, {name: sample.skipped for name, sample in samples.items()}), rows)
+    skipped = {name: sample.skipped for name, sample in samples.items()}
+    names = list(samples)
+    return Found(_metrics(rows, skipped, names[: len(data.sources)], names[len(data.sources) :]), rows)
 
 
 # --- which documents -----------------------------------------------------------------------------------------------
@@ -159,15 +163,19 @@ def _refuse_empty(samples: dict[str, _Sample], prefix: int) -> None:
 # --- what they say -------------------------------------------------------------------------------------------------
 
 
-def _metrics(rows: list[dict[str, Any]], skipped: dict[str, int]) -> dict[str, float]:
-    overall = _of(rows, sum(skipped.values()))
-    metrics = {f"likelihood/{name}": value for name, value in overall.items()}
-    metrics["likelihood/perplexity"] = math.exp(min(overall["nll"], 700.0))
-    if len(skipped) > 1:
-        own = {source: _of([row for row in rows if row["source"] == source], skipped[source]) for source in skipped}
-        for source, found in own.items():
-            metrics |= {f"likelihood/{name}/{source}": value for name, value in found.items()}
-        metrics["likelihood/mean_over_sources"] = sum(found["nll"] for found in own.values()) / len(own)
+def _metrics(
+    rows: list[dict[str, Any]], skipped: dict[str, int], sources: Sequence[str], corpora: Sequence[str]
+) -> dict[str, float]:
+    """sources, corpora: names of the texts that were trained on, and of the others."""
+    own = _of([row for row in rows if row["source"] in sources], sum(skipped[name] for name in sources))
+    metrics = {f"likelihood/{kind}": value for kind, value in own.items()}
+    metrics["likelihood/perplexity"] = math.exp(min(own["nll"], 700.0))
+    for group, names in (("sources", sources if len(sources) > 1 else []), ("corpora", corpora)):
+        found = {name: _of([row for row in rows if row["source"] == name], skipped[name]) for name in names}
+        for name, values in found.items():
+            metrics |= {f"likelihood/{kind}/{name}": value for kind, value in values.items()}
+        if len(names) > 1:
+            metrics[f"likelihood/mean_over_{group}"] = sum(values["nll"] for values in found.values()) / len(names)
     return metrics
 
 

@@ -269,12 +269,21 @@ def test_domains_are_told_apart_by_where_and_all_their_documents_are_held_out(da
         ids = [byte + 2 for byte in f"{text} {text}!".encode()] + [0]
         if len(ids) > 16:
             expected["others" if n % 3 else "arxiv"].append(hash_of(ids))
-    said = {name: [row["document"] for row in found.rows if row["source"] == name] for name in expected}
-    assert {name: sorted(rows) for name, rows in said.items()} == {
-        name: sorted(rows) for name, rows in expected.items()
-    }
-    assert sum(map(len, said.values())) == len(found.rows)
-    assert set(metrics(found, "nll/")) == set(metrics(found, "bits_per_byte/")) == set(expected)
+    said = [(row["source"], row["document"]) for row in found.rows]
+    assert sorted(said) == sorted((name, document) for name in expected for document in expected[name])
+    assert set(metrics(found, "nll/")) == set(metrics(found, "bits_per_byte/")) == {"arxiv", "others"}
+
+
+def test_domains_change_nothing_in_the_figures_of_the_model_s_own_text(data, red_pajama):
+    model, names = model_of("decllm"), ("arxiv", "c4", "book")
+    own = evaluate(model, data)
+    found = evaluate(model, data, config(corpora={name: subset(red_pajama, name) for name in names}))
+    assert found.metrics.items() >= own.metrics.items()
+    assert [row for row in found.rows if row["source"] == "corpus"] == own.rows
+    nll = metrics(found, "nll/")
+    assert set(nll) == set(names)
+    assert found.metrics["likelihood/mean_over_corpora"] == pytest.approx(sum(nll.values()) / 3, rel=1e-12)
+    assert "likelihood/mean_over_sources" not in found.metrics
 
 
 def test_of_a_text_that_was_trained_on_only_what_was_held_out_there_is_read(prepared, write, red_pajama, tmp_path):
@@ -286,6 +295,10 @@ def test_of_a_text_that_was_trained_on_only_what_was_held_out_there_is_read(prep
     own = {row["document"] for row in found.rows if row["source"] == "corpus"}
     domains = [{row["document"] for row in found.rows if row["source"] == name} for name in names]
     assert set.union(*domains) == own
+    (text,) = prepare_held_out(config(corpora={"x": data.config.corpus.model_dump(mode="json")}).corpora, data)
+    assert text.folder != data.sources[0].folder
+    assert text.count("train") == 0 < data.sources[0].count("train"), "what is not evaluated is not tokenised again"
+    assert text.count("validation") == data.sources[0].count("validation")
     assert sum(map(len, domains)) == len(own) < 45
 
 

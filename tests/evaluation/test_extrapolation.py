@@ -61,9 +61,8 @@ def test_rows_are_the_loss_by_position(prepared, data, window, family):
     data = prepared(data.config.corpus.model_dump(mode="json"), window=window)
     model = model_of(family)
     found = evaluate(model, data, lengths=[1, 2], prefixes=[3], sequences=5)
-    nats = np.array(
-        [plain_nats(model, text[:3], text[3:]) for text in sequences_of(data, data.sources[0], 2 * window, 5)]
-    )
+    texts = sequences_of(data, data.sources[0], 2 * window, 5)
+    nats = np.array([plain_nats(model, text[:3], text[3:]) for text in texts])
     positions = np.arange(3, 2 * window)
     assert sum(row["tokens"] for row in found.rows) == nats.size, "every target is in one row"
     for row in found.rows:
