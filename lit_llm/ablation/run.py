@@ -15,6 +15,7 @@ from lit_llm.ablation.runs import Run, Step, comparison_of, runs_of
 from lit_llm.analysis.comparison import Comparison
 from lit_llm.config.fingerprint import fingerprint
 from lit_llm.config.problems import InputError, Problem, did_you_mean
+from lit_llm.data.sources import blamed_at
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.frozen import freeze
 from lit_llm.experiment.identity import digest_of_examples, identity_of_data, origin_digest, read_corpora_again
@@ -221,7 +222,7 @@ def _chosen(runs: list[Run], only: str | None) -> list[Run]:
 
 def prepare_data(experiments: Iterable[Experiment], store: Store, watcher: Watcher) -> None:
     """Tokenise what is not there yet, each text once."""
-    from lit_llm.data.prepare import prepare, tokenizer_folder
+    from lit_llm.data.prepare import open_prepared, prepare, prepare_held_out, tokenizer_folder
 
     seen: set[tuple[str, int]] = set()
     for experiment in experiments:
@@ -231,6 +232,9 @@ def prepare_data(experiments: Iterable[Experiment], store: Store, watcher: Watch
         if key not in seen:
             prepare(config, store.data, watcher.preparing, identity)
             seen.add(key)
+        if texts := experiment.evaluate and experiment.evaluate.likelihood and experiment.evaluate.likelihood.corpora:
+            with blamed_at("evaluate.likelihood.corpora", instead_of="corpora"):
+                prepare_held_out(texts, open_prepared(config, store.data, identity.digest), watcher.preparing)
         examples = digest_of_examples(experiment)
         if experiment.finetune is not None and (examples, 0) not in seen:
             from lit_llm.data.examples import prepare_examples

@@ -51,8 +51,9 @@ def hashed(*parts: object) -> int:
 class Windows:
     """The windows of one source's split: window i is the tokens from i x T to (i + 1) x T."""
 
-    def __init__(self, data: Prepared, source: PreparedSource, split: str) -> None:
-        self.tokens, self.length = data.open(source, split), data.config.sequence_length
+    def __init__(self, data: Prepared, source: PreparedSource, split: str, length: int | None = None) -> None:
+        """length: T, that of training when absent."""
+        self.tokens, self.length = data.open(source, split), length or data.config.sequence_length
         self.count = len(self.tokens) // self.length
 
     def read(self, indices: np.ndarray) -> np.ndarray:
@@ -179,8 +180,11 @@ class StepSampler(Sampler[int]):
         return self.steps
 
 
-def validation_windows(data: Prepared, source: PreparedSource, count: int) -> np.ndarray:
-    """`count` windows (or all there are), evenly spread over a source's held-out documents: count x T ids."""
-    windows = Windows(data, source, "validation")
+def validation_windows(data: Prepared, source: PreparedSource, count: int, length: int | None = None) -> np.ndarray:
+    """`count` windows (or all there are), evenly spread over a source's held-out documents: count x T ids.
+
+    length: T, that of training when absent.
+    """
+    windows = Windows(data, source, "validation", length)
     wanted = min(count, windows.count)
     return windows.read(np.arange(wanted) * windows.count // wanted)

@@ -154,6 +154,10 @@ def _source_name(name: str) -> str:
     return name
 
 
+SourceName = Annotated[str, AfterValidator(_source_name)]
+"""What a text is called where there are several; part of the names of metrics."""
+
+
 class Source(Section):
     """One text of a mixture."""
 
@@ -168,7 +172,7 @@ class Mixture(Section):
 
     kind: Literal["mixture"] = "mixture"
     """A mixture."""
-    sources: dict[Annotated[str, AfterValidator(_source_name)], Source]
+    sources: dict[SourceName, Source]
     """Its texts. Their names are those of the metrics `val/target_nll/<source>`, and so part of a run's identity. They
     also break ties: in the rounding of shares, and in the order of two with the same text."""
 

@@ -14,14 +14,23 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from lit_llm.config.fingerprint import fingerprint
 from lit_llm.config.problems import InputError, Problem
-from lit_llm.data.config import DataConfig
+from lit_llm.data.config import DataConfig, SingleCorpus
 from lit_llm.data.corpora import Documents
 from lit_llm.data.shards import SPLITS, Job, Shards, held_out, leave_if_imported, token_type, write_shards
-from lit_llm.data.sources import Identity, Source, blamed, identify, open_sources
+from lit_llm.data.sources import (
+    Identity,
+    blamed,
+    blamed_at,
+    held_out_texts,
+    identify,
+    identify_held_out,
+    open_sources,
+)
 from lit_llm.data.tokenizers import Tokenizer, open_tokenizer, write_tokenizer
 from lit_llm.tracking.store import write_json
 
@@ -36,7 +45,7 @@ class PreparedSource:
     name: str
     """Empty where the corpus is no mixture."""
     share: int
-    """Windows of every CYCLE."""
+    """Windows of every CYCLE; 0 where training does not read it."""
     folder: Path
     tokens: Mapping[str, tuple[int, ...]]
     """Number of tokens in each shard of a split."""
@@ -54,6 +63,11 @@ class Prepared:
     digest: str
     tokenizer_folder: Path
     sources: tuple[PreparedSource, ...]
+
+    @property
+    def root(self) -> Path:
+        """Where all tokenised data lies."""
+        return self.tokenizer_folder.parents[1]
 
     def open(self, source: PreparedSource, split: str) -> Shards:
         """All tokens of a source's split, mapped from disk."""
@@ -76,10 +90,17 @@ def prepare(
     documents = open_sources(config.corpus)
     identity = identity or identify(config, documents)
     prepared_once(tokenizer_folder(root, identity.tokenizer), _training(config, documents, identity, progress))
+    job = partial(
+        Job,
+        tokenizer=config.tokenizer,
+        tokenizer_folder=tokenizer_folder(root, identity.tokenizer),
+        validation_fraction=config.validation_fraction,
+    )
     for source in identity.sources:
-        prepared_once(
-            root / source.digest, _tokenising(config, documents[source.name], root, identity, source, progress)
-        )
+        told = partial(progress, f"tokenising {source.name}".rstrip())
+        write = _tokenising(documents[source.name], job, lambda: identify(config) == identity, told)
+        with blamed(source.name):
+            prepared_once(root / source.digest, write)
     sources = [{"name": s.name, "share": s.share, "digest": s.digest} for s in identity.sources]
     (root / "mixtures").mkdir(exist_ok=True)
     write_json(_mixture_file(root, identity.digest), {"tokenizer": identity.tokenizer, "sources": sources})
@@ -88,16 +109,49 @@ def prepare(
     return prepared
 
 
+def prepare_held_out(
+    corpora: Mapping[str, SingleCorpus], data: Prepared, progress: Progress = lambda *_: None
+) -> tuple[PreparedSource, ...]:
+    """Tokenise texts that only evaluation reads, beside the data of the model and with its tokenizer.
+
+    Their documents are those of `validation`. Raises InputError when a text cannot be read, at `corpora.<name>`.
+    """
+    leave_if_imported()
+    config, tokenizer = data.config, data.tokenizer_folder.name
+    texts = held_out_texts(corpora, config, tokenizer)
+    digests = {name: text.digest for name, text in texts.items()}
+    for name, text in texts.items():
+        job = partial(
+            Job,
+            tokenizer=config.tokenizer,
+            tokenizer_folder=data.tokenizer_folder,
+            validation_fraction=text.fraction,
+            splits=("validation",),
+        )
+        told = partial(progress, f"tokenising {name}")
+        write = _tokenising(text.documents, job, lambda: identify_held_out(corpora, config, tokenizer) == digests, told)
+        with blamed_at(f"corpora.{name}", instead_of="corpus"):
+            prepared_once(data.root / text.digest, write)
+    return open_held_out(digests, data)
+
+
+def open_held_out(digests: Mapping[str, str], data: Prepared) -> tuple[PreparedSource, ...]:
+    """What `prepare_held_out` has written; the digests are those of `identify_held_out`."""
+    return tuple(_open_source(data.root, name, 0, digest) for name, digest in sorted(digests.items()))
+
+
 def open_prepared(config: DataConfig, root: Path, digest: str) -> Prepared:
     """What `prepare` has written."""
     mixture = json.loads(_mixture_file(root, digest).read_text())
-    sources = []
-    for source in mixture["sources"]:
-        folder = root / source["digest"]
-        tokens = json.loads((folder / "meta.json").read_text())["tokens"]
-        shards = {split: tuple(tokens[split]) for split in SPLITS}
-        sources.append(PreparedSource(source["name"], source["share"], folder, shards))
-    return Prepared(config, digest, tokenizer_folder(root, mixture["tokenizer"]), tuple(sources))
+    sources = tuple(
+        _open_source(root, source["name"], source["share"], source["digest"]) for source in mixture["sources"]
+    )
+    return Prepared(config, digest, tokenizer_folder(root, mixture["tokenizer"]), sources)
+
+
+def _open_source(root: Path, name: str, share: int, digest: str) -> PreparedSource:
+    tokens = json.loads((root / digest / "meta.json").read_text())["tokens"]
+    return PreparedSource(name, share, root / digest, {split: tuple(tokens[split]) for split in SPLITS})
 
 
 def _mixture_file(root: Path, digest: str) -> Path:
@@ -163,14 +217,14 @@ def _training(
 ) -> Callable[[Path], None]:
     def write(work: Path) -> None:
         write_tokenizer(config.tokenizer, _training_texts(documents, config.validation_fraction, progress), work)
-        _check_unchanged(config, identity, work)
+        _check(identify(config) == identity, work)
 
     return write
 
 
-def _check_unchanged(config: DataConfig, identity: Identity | None, work: Path) -> None:
+def _check(unchanged: bool, work: Path) -> None:
     """Raise InputError, and keep nothing of `work`, if the text is not what its digest was computed of."""
-    if identify(config) != identity:
+    if not unchanged:
         shutil.rmtree(work)
         raise InputError(Problem("the text changed while it was tokenised; run again", "corpus"))
 
@@ -192,22 +246,19 @@ def _training_texts(documents: Mapping[str, Documents], fraction: float, progres
 
 
 def _tokenising(
-    config: DataConfig, documents: Documents, root: Path, identity: Identity, source: Source, progress: Progress
+    documents: Documents,
+    job: Callable[..., Job],
+    unchanged: Callable[[], bool],
+    progress: Callable[[int, int], None],
 ) -> Callable[[Path], None]:
+    """job: it lacks its folder and its cut. unchanged: whether the text is still what its digest was computed of."""
+
     def write(work: Path) -> None:
         parts, state = documents.parts(), documents.state()
-        job = Job(
-            work,
-            config.tokenizer,
-            tokenizer_folder(root, identity.tokenizer),
-            config.validation_fraction,
-            cut=fingerprint([[part.size for part in parts], state]),
-        )
-        what = f"tokenising {source.name}" if source.name else "tokenising"
-        with blamed(source.name):
-            write_shards(job, parts, lambda done, total: progress(what, done, total))
-        _check_unchanged(config, identity if documents.state() == state else None, work)
-        finished = [job.finished(number) or {} for number in range(len(parts))]
+        here = job(folder=work, cut=fingerprint([[part.size for part in parts], state]))
+        write_shards(here, parts, progress)
+        _check(documents.state() == state and unchanged(), work)
+        finished = [here.finished(number) or {} for number in range(len(parts))]
         tokens = {split: [part["tokens"][split] for part in finished] for split in SPLITS}
         count = sum(part["documents"] for part in finished)
         write_json(work / "meta.json", {"tokens": tokens, "documents": count})

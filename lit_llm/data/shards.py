@@ -56,6 +56,8 @@ class Job:
     validation_fraction: float
     cut: str
     """How the corpus was cut into parts: a part finished under another cut is another part."""
+    splits: tuple[str, ...] = SPLITS
+    """Which are written; of another one the shards are empty."""
 
     def finished(self, number: int) -> dict[str, Any] | None:
         """What a finished part holds."""
@@ -152,7 +154,7 @@ def tokenise(job: Job, number: int, part: Part) -> int:
     try:
         with ExitStack() as stack:
             files = {split: stack.enter_context(path.open("wb")) for split, path in written.items()}
-            for chunk in _chunks(part, job.validation_fraction, splits_at):
+            for chunk in _chunks(part, job, splits_at):
                 encoded = tokenizer.encode([piece for piece, _, _ in chunk])
                 for ids, (_, split, ends) in zip(encoded, chunk, strict=True):
                     ids = np.append(ids, EOD) if ends else ids
@@ -184,7 +186,7 @@ def held_out(text: str, fraction: float) -> bool:
 
 
 def _chunks(
-    part: Part, fraction: float, splits_at: Callable[[str, int], bool] | None
+    part: Part, job: Job, splits_at: Callable[[str, int], bool] | None
 ) -> Iterator[list[tuple[str, str, bool]]]:
     """(piece of a document, its split, whether the document ends with it), about _CHUNK characters at once.
 
@@ -192,7 +194,9 @@ def _chunks(
     """
     chunk, size = [], 0
     for number, text in enumerate(part):
-        split, left = SPLITS[held_out(text, fraction)] if text else "", len(text)
+        split, left = SPLITS[held_out(text, job.validation_fraction)] if text else "", len(text)
+        if split not in job.splits:
+            continue
         for piece in pieces(text, splits_at):
             if len(piece) > _MOST:
                 message = f"a document has {len(piece)} characters that this tokenizer cannot take in pieces; the most "

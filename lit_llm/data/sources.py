@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 
-from lit_llm.config.fingerprint import fingerprint
+from lit_llm.config.fingerprint import digest_of_file, fingerprint
 from lit_llm.config.problems import InputError, Problem, noted
-from lit_llm.data.config import CYCLE, BytePairTokenizer, Corpus, DataConfig, FileTokenizer, Mixture, identity_of
+from lit_llm.data.config import (
+    CYCLE,
+    BytePairTokenizer,
+    Corpus,
+    DataConfig,
+    FileTokenizer,
+    Mixture,
+    SingleCorpus,
+    identity_of,
+)
 from lit_llm.data.corpora import FORMAT, Documents, open_corpus
 
 
@@ -54,13 +63,19 @@ def open_sources(corpus: Corpus) -> dict[str, Documents]:
 @contextmanager
 def blamed(name: str) -> Iterator[None]:
     """What is wrong with a source's text is told at that source's key."""
+    with blamed_at(f"corpus.sources.{name}") if name else nullcontext():
+        yield
+
+
+@contextmanager
+def blamed_at(key: str, instead_of: str = "") -> Iterator[None]:
+    """What is wrong with a text is told inside `key`. instead_of: the beginning of the text's own keys that it is."""
     try:
         yield
     except InputError as error:
-        if not name:
-            raise
-        key = f"corpus.sources.{name}"
-        problems = [replace(problem, key=f"{key}.{problem.key}" if problem.key else key) for problem in error.problems]
+        inner = [problem.key.removeprefix(instead_of) for problem in error.problems]
+        inner = [part if part[:1] in (".", ":", "") else f".{part}" for part in inner]
+        problems = [replace(problem, key=key + part) for problem, part in zip(error.problems, inner, strict=True)]
         raise InputError(*problems, hint=error.hint) from None
 
 
@@ -70,13 +85,18 @@ def identify(config: DataConfig, documents: Mapping[str, Documents] | None = Non
     tokenizer = _tokenizer(config, documents)
     sources = []
     for name, found in documents.items():
-        split = {"format": FORMAT, "tokenizer": tokenizer, "held_out": config.validation_fraction}
         share = int(config.corpus.sources[name].weight) if isinstance(config.corpus, Mixture) else CYCLE
-        sources.append(Source(name, share, fingerprint({"documents": found.digest, **split})))
+        sources.append(Source(name, share, _digest(found, tokenizer, config.validation_fraction)))
     sources.sort(key=lambda source: (source.digest, source.name))
     # Names are in it because a result's metrics bear them.
     digest = fingerprint([[source.name, source.share, source.digest] for source in sources])
     return Identity(digest, tokenizer, tuple(sources))
+
+
+def _digest(documents: Documents, tokenizer: str, held_out: float, **more: str) -> str:
+    """Identity of a source's tokens."""
+    split = {"format": FORMAT, "tokenizer": tokenizer, "held_out": held_out}
+    return fingerprint({"documents": documents.digest, **split, **more})
 
 
 def _tokenizer(config: DataConfig, documents: Mapping[str, Documents]) -> str:
@@ -91,3 +111,53 @@ def _tokenizer(config: DataConfig, documents: Mapping[str, Documents]) -> str:
     if isinstance(choice, FileTokenizer):
         about |= {"library": version("tokenizers")}
     return fingerprint(about)
+
+
+# --- texts that only evaluation reads ------------------------------------------------------------------------------
+
+UNNAMED = "corpus"
+"""What the one source of a corpus that is no mixture is called beside others."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A text for evaluation."""
+
+    documents: Documents
+    fraction: float
+    """Share of its documents that is read: all; of a text with files that were trained on too, those held out there."""
+    digest: str
+    """Identity of its tokens."""
+
+
+def identify_held_out(corpora: Mapping[str, SingleCorpus], config: DataConfig, tokenizer: str) -> dict[str, str]:
+    """The digest of each text's tokens, for the fingerprint of what reads them; see `held_out_texts`."""
+    return {name: text.digest for name, text in held_out_texts(corpora, config, tokenizer).items()}
+
+
+def held_out_texts(corpora: Mapping[str, SingleCorpus], config: DataConfig, tokenizer: str) -> dict[str, HeldOut]:
+    """Reads the texts, for their digests.
+
+    config, tokenizer: the data that the model was trained on, and the identity of its tokenizer (`Identity.tokenizer`).
+    Which documents are held out depends on their content alone, so of a file that was trained on the same fraction is
+    left here as there. Raises InputError with the problems of all texts, at `corpora.<name>`.
+    """
+    if not corpora:
+        return {}
+    training = open_sources(config.corpus)
+    trained_on = {digest_of_file(path) for documents in training.values() for _, path in documents.files}
+    taken = {name or UNNAMED for name in training}
+    found: dict[str, HeldOut] = {}
+    problems: list[Problem] = []
+    for name, corpus in sorted(corpora.items()):
+        if name in taken:
+            problems.append(Problem("is the name of a text that was trained on; call it otherwise", f"corpora.{name}"))
+            continue
+        with noted(problems), blamed_at(f"corpora.{name}", instead_of="corpus"):
+            documents = open_corpus(corpus)
+            known = any(digest_of_file(path) in trained_on for _, path in documents.files)
+            fraction = config.validation_fraction if known else 1.0
+            found[name] = HeldOut(documents, fraction, _digest(documents, tokenizer, fraction, only="validation"))
+    if problems:
+        raise InputError(*problems)
+    return found

@@ -1,12 +1,16 @@
-"""What is measured while a stage trains, and when it is finished."""
+"""What is measured while a stage trains, and of a finished model."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from lit_llm.config.section import Items, Section, impossible
+from lit_llm.data.config import SingleCorpus, SourceName
+
+BUCKETS = 16
+"""Parts of a training window within which positions are added up."""
 
 
 class ValidationConfig(Section):
@@ -40,7 +44,73 @@ class ExampleLossesConfig(Section):
     """Held-out examples, the same for every arm and stage; all where there are fewer."""
 
 
-EVALUATIONS = ("examples",)
+class LikelihoodConfig(Section):
+    """Losses of single held-out documents, and of other texts than the one that was trained on."""
+
+    documents: int = Field(1000, gt=0)
+    """Documents of each source: a random sample, drawn by a hash of their tokens, so the same for every model that has
+    the tokenizer. All, where there are no more."""
+    length: int | None = Field(None, gt=1)
+    """Tokens after which a document is cut; the length of a training window when absent."""
+    prefix_length: int | None = Field(None, ge=0)
+    """Tokens of a document given before its targets; half of `length` when absent. A document with no token beyond them
+    is left out, and counted in `likelihood/skipped`."""
+    corpora: dict[SourceName, SingleCorpus] = {}
+    """Other texts, by the names that their metrics bear: RedPajama's subsets by `where:`, the sources of Paloma. All of
+    their documents are held out; of a text with files that were trained on, those that were held out there."""
+
+    def span(self, sequence_length: int) -> tuple[int, int]:
+        """(tokens after which a document is cut, tokens before its targets), for training windows of this length."""
+        length = self.length or sequence_length
+        return length, length // 2 if self.prefix_length is None else self.prefix_length
+
+    def resolved(self, sequence_length: int) -> LikelihoodConfig:
+        """The same with nothing left open."""
+        length, prefix = self.span(sequence_length)
+        return self.model_copy(update={"length": length, "prefix_length": prefix})
+
+    def problems(self, sequence_length: int) -> list[tuple[str, str]]:
+        """(key, what is wrong with it)."""
+        length, prefix = self.span(sequence_length)
+        if prefix < length:
+            return []
+        return [("prefix_length", f"a prefix of {prefix} tokens leaves no target in documents cut to {length}")]
+
+
+class ExtrapolationConfig(Section):
+    """Loss beyond the training window: by total length, as in arXiv 2510.26622, figure 5, and by position."""
+
+    lengths: Items[Annotated[int, Field(gt=0)]] = Field((1, 2, 4), min_length=1)
+    """Total lengths, source and target together, in training windows. The paper goes from 1 to 8 (2048 to 16384)."""
+    prefixes: Items[Annotated[Literal["quarter", "half"] | int, Field(union_mode="left_to_right")]] = Field(
+        (1, "quarter", "half"), min_length=1
+    )
+    """Tokens given before the targets, the same for both families and all lengths: a number, or a quarter or a half of
+    the training window. The paper's 1, 512 and 1024 of 2048."""
+    sequences: int = Field(32, gt=0)
+    """Sequences of each source, as long as the longest of `lengths`, evenly spread over the held-out text. All, where
+    there are no more."""
+
+    def prefix_lengths(self, sequence_length: int) -> tuple[int, ...]:
+        """Tokens of each prefix, for training windows of this length."""
+        parts = {"quarter": sequence_length // 4, "half": sequence_length // 2}
+        return tuple(dict.fromkeys(p if isinstance(p, int) else parts[p] for p in self.prefixes))
+
+    def problems(self, sequence_length: int) -> list[tuple[str, str]]:
+        """(key, what is wrong with it) for training windows of this length."""
+        if sequence_length < BUCKETS:
+            return [("lengths", f"of windows of {sequence_length} tokens; {BUCKETS} or more are needed")]
+        shortest = min(self.lengths) * sequence_length
+        # The loss at a length is that of the last quarter of a window before it: all of that has to be targets.
+        most = shortest - sequence_length // 4
+        return [
+            ("prefixes", f"{prefix} tokens are not possible with a length of {shortest}; from 1 to {most} are")
+            for prefix in self.prefix_lengths(sequence_length)
+            if not 0 < prefix <= most
+        ]
+
+
+EVALUATIONS = ("likelihood", "examples", "extrapolation")
 """Sections of `EvaluateConfig` that are evaluations, in the order in which they are made."""
 
 
@@ -49,8 +119,12 @@ class EvaluateConfig(Section):
 
     after: Items[Literal["pretrain", "finetune"]] = ("pretrain", "finetune")
     """The stages that it follows; of these, those that the experiment has."""
+    likelihood: LikelihoodConfig | None = None
+    """Losses of single held-out documents."""
     examples: ExampleLossesConfig | None = None
     """Losses on held-out examples of the instruction data."""
+    extrapolation: ExtrapolationConfig | None = None
+    """Losses beyond the training window."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: matrix products in bfloat16."""
     batch_tokens: int = Field(8192, gt=0)
@@ -63,3 +137,12 @@ class EvaluateConfig(Section):
         if not self.after:
             raise impossible(("after", "names no stage; write [pretrain], [finetune] or both"))
         return self
+
+    def problems(self, sequence_length: int) -> list[tuple[str, str]]:
+        """(key, what is wrong with it) for training windows of this length."""
+        sections = {"likelihood": self.likelihood, "extrapolation": self.extrapolation}
+        return [
+            (f"{name}.{key}", message)
+            for name, section in sections.items()
+            for key, message in (section.problems(sequence_length) if section else ())
+        ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torchmetrics import SumMetric
 
 from lit_llm.components.loss.module import target_nats
@@ -88,6 +89,11 @@ class Validation:
         }
 
 
+def nats_of(model: LanguageModel, batch: Batch) -> Tensor:
+    """Nats of every counted target, row by row, as one vector; to be called without gradients."""
+    return target_nats(model.hidden(**batch.inputs), model.unembedding_VD, batch.targets, batch.weights)
+
+
 @torch.no_grad()
 def sum_of_nats(model: LanguageModel, batches: list[Batch]) -> tuple[float, float]:
     """(nats, tokens) over all counted targets, shared among devices; in float64, so that order hardly matters."""
@@ -96,7 +102,7 @@ def sum_of_nats(model: LanguageModel, batches: list[Batch]) -> tuple[float, floa
     nats, tokens = (SumMetric().set_dtype(torch.float64).to(device) for _ in range(2))
     for batch in batches[rank::ranks]:
         batch = batch.to(device)
-        found = target_nats(model.hidden(**batch.inputs), model.unembedding_VD, batch.targets, batch.weights)
+        found = nats_of(model, batch)
         nats.update(found.double().sum())
         tokens.update(float(len(found)))
     return float(nats.compute()), float(tokens.compute())

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from lit_llm.config.fingerprint import fingerprint
 from lit_llm.evaluation.config import EVALUATIONS
 from lit_llm.experiment.config import Experiment, Trained
-from lit_llm.experiment.identity import digest_of_examples, pretrain_fingerprint
+from lit_llm.experiment.identity import digest_of_examples, digests_of_texts, pretrain_fingerprint
 
 Kind = Literal["pretrain", "finetune", "evaluate"]
 
@@ -72,10 +72,14 @@ def _finetune_fingerprint(experiment: Experiment, parent: str) -> str:
 
 def _evaluate_fingerprint(experiment: Experiment, parent: str) -> str:
     """H(parent, evaluate, what it reads beside the parent's data)."""
-    assert experiment.evaluate is not None
-    stage = experiment.evaluate.model_dump(mode="json", include={"precision", *EVALUATIONS})
+    config, window = experiment.evaluate, experiment.pretrain.data.sequence_length
+    assert config is not None
+    stage = config.model_dump(mode="json", include={"precision", *EVALUATIONS})
     reads: dict[str, Any] = {}
-    if experiment.evaluate.examples is not None:
+    if config.examples is not None:
         reads["examples"] = digest_of_examples(experiment)
+    if config.likelihood is not None:
+        stage["likelihood"] = config.likelihood.resolved(window).model_dump(mode="json", exclude={"corpora"})
+        reads["texts"] = digests_of_texts(experiment)
     made = {name: value for name, value in stage.items() if value is not None}
     return fingerprint({"stage": "evaluate", "parent": parent, "evaluate": made, "data": reads})

@@ -112,6 +112,9 @@ class Experiment(Section):
             if section.masks.prefix == "bidirectional" and isinstance(self.model, EncoderDecoderModel):
                 message = "bidirectional changes nothing here: an encoder sees all of its source anyway"
                 findings.append((f"{name}.masks.prefix", message))
+        if self.evaluate is not None:
+            problems = self.evaluate.problems(self.pretrain.data.sequence_length)
+            findings += [(f"evaluate.{key}", message) for key, message in problems]
         if self.evaluate is not None and not self.evaluated:
             message = "finetune is to be evaluated, and there is no such section; add it, or evaluate after pretrain"
             findings.append(("evaluate.after", message))

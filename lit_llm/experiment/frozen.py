@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import yaml
@@ -10,7 +11,7 @@ from lit_llm.config.section import validate
 from lit_llm.config.tree import read_file
 from lit_llm.experiment.chain import Kind, Link
 from lit_llm.experiment.config import Experiment, Trained
-from lit_llm.experiment.identity import digest_of_data, digest_of_examples
+from lit_llm.experiment.identity import digest_of_data, digest_of_examples, digests_of_texts
 from lit_llm.tracking.store import Stage, Store, write_text
 
 
@@ -27,6 +28,8 @@ class Frozen:
     """Digest of the pretraining's text, which has the tokenizer of all stages."""
     examples: str
     """Digest of the instruction data; empty where there is none."""
+    texts: Mapping[str, str]
+    """Digests of the texts that only an evaluation reads, by their names."""
     experiment: Experiment
 
 
@@ -39,6 +42,7 @@ def freeze(store: Store, link: Link, experiment: Experiment) -> Stage:
         "parent": link.parent,
         "data": digest_of_data(experiment),
         "examples": digest_of_examples(experiment) if link.kind != "pretrain" else "",
+        "texts": digests_of_texts(experiment) if link.kind == "evaluate" else {},
         "experiment": experiment.model_dump(mode="json"),
     }
     write_text(stage.config_file, yaml.safe_dump(content, sort_keys=False))
@@ -54,4 +58,6 @@ def thaw(stage: Stage) -> Frozen:
         "evaluate" if said["stage"] == "evaluate" else "finetune" if said["stage"] == "finetune" else "pretrain"
     )
     after: Trained = "finetune" if said["after"] == "finetune" else "pretrain"
-    return Frozen(kind, after, said["parent"], said["data"], said["examples"], experiment)
+    return Frozen(
+        kind, after, said["parent"], said["data"], said["examples"], content.value["texts"].plain(), experiment
+    )

@@ -13,7 +13,7 @@ from typing import Any
 from lit_llm.config.fingerprint import digest_of_files, fingerprint
 from lit_llm.config.tree import leaves
 from lit_llm.data.instructions import identify_examples
-from lit_llm.data.sources import Identity, identify
+from lit_llm.data.sources import Identity, blamed_at, identify, identify_held_out
 from lit_llm.experiment.config import Experiment, Trained
 from lit_llm.models.config import resolve_model
 
@@ -57,6 +57,17 @@ def digest_of_examples(experiment: Experiment) -> str:
     if experiment.finetune is None:
         return ""
     return _cached_examples(experiment.finetune.data.model_dump_json(), identity_of_data(experiment).tokenizer)
+
+
+def digests_of_texts(experiment: Experiment) -> dict[str, str]:
+    """Identities of the texts that only the evaluation reads, by their names; as `identity_of_data`."""
+    evaluate = experiment.evaluate
+    if evaluate is None or evaluate.likelihood is None or not evaluate.likelihood.corpora:
+        return {}
+    with blamed_at("evaluate.likelihood.corpora", instead_of="corpora"):
+        return identify_held_out(
+            evaluate.likelihood.corpora, experiment.pretrain.data, identity_of_data(experiment).tokenizer
+        )
 
 
 def pretrain_fingerprint(experiment: Experiment) -> str:

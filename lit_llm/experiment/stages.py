@@ -15,10 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from lit_llm.data.batches import Batches, ExampleBatches, TrainBatches
 from lit_llm.data.examples import ExampleSet
-from lit_llm.data.prepare import Prepared, open_prepared
+from lit_llm.data.prepare import Prepared, open_held_out, open_prepared
 from lit_llm.evaluation.config import EVALUATIONS
-from lit_llm.evaluation.examples import HeldOutExamples, evaluate_examples
-from lit_llm.evaluation.found import Found
+from lit_llm.evaluation.documents import likelihood
+from lit_llm.evaluation.examples import HeldOutExamples, example_losses
+from lit_llm.evaluation.extrapolation import extrapolation
+from lit_llm.evaluation.found import Found, Progress
 from lit_llm.evaluation.likelihood import Validation
 from lit_llm.experiment.config import Experiment, Trained
 from lit_llm.experiment.cost import cost_of, example_flops
@@ -59,7 +61,7 @@ def finetune(
     examples, family = _examples(frozen, store), experiment.model.family
     batches = ExampleBatches(examples, section.data.batch_size, family, section.masks, experiment.seed)
     byte_lengths = _text(frozen, store).tokenizer().byte_lengths()
-    held_out = HeldOutExamples(examples, section.validation.examples, family, section.masks, byte_lengths)
+    held_out = HeldOutExamples(examples, section.validation.examples, section.masks, byte_lengths)
     budget = _budget(experiment, examples)
     model = build_model(experiment.model, experiment.seed)
     model.load_state_dict(load_file(store.stage(frozen.parent).checkpoints / WEIGHTS))
@@ -106,7 +108,7 @@ def evaluate(
             with torch.autocast(device.type, torch.bfloat16) if low else nullcontext():
                 found = _evaluated(name, frozen, store, model, _told(stage, name))
             write_text(folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in found.rows))
-            write_json(kept, {f"{name}/{key}": value for key, value in found.metrics.items()})
+            write_json(kept, found.metrics)
         metrics |= read_json(kept) or {}
     file = MetricsFile(stage.metrics_file)
     file.append(before["steps"], metrics)
@@ -118,22 +120,26 @@ STAGES = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate}
 """By the kind of a stage."""
 
 
-def _evaluated(
-    name: str, frozen: Frozen, store: Store, model: LanguageModel, told: Callable[[int, int], None]
-) -> Found:
+def _evaluated(name: str, frozen: Frozen, store: Store, model: LanguageModel, told: Progress) -> Found:
+    """One evaluation, by its name in the configuration."""
     experiment, config = frozen.experiment, frozen.experiment.evaluate
     assert config is not None
-    masks = experiment.section(frozen.after).masks
-    if name == "examples":
-        assert config.examples is not None
-        byte_lengths = _text(frozen, store).tokenizer().byte_lengths()
-        examples = _examples(frozen, store)
-        held_out = HeldOutExamples(examples, config.examples.examples, experiment.model.family, masks, byte_lengths)
-        return evaluate_examples(model, held_out, config.batch_tokens, told)
-    raise AssertionError(name)
+    masks, data = experiment.section(frozen.after).masks, _text(frozen, store)
+    if config.likelihood is not None and name == "likelihood":
+        corpora = open_held_out(frozen.texts, data)
+        return likelihood(
+            model, config.likelihood, data, masks, batch_tokens=config.batch_tokens, progress=told, corpora=corpora
+        )
+    if config.extrapolation is not None and name == "extrapolation":
+        return extrapolation(model, config.extrapolation, data, masks, batch_tokens=config.batch_tokens, progress=told)
+    assert config.examples is not None
+    assert name == "examples"
+    byte_lengths = data.tokenizer().byte_lengths()
+    held_out = HeldOutExamples(_examples(frozen, store), config.examples.examples, masks, byte_lengths)
+    return example_losses(model, held_out, batch_tokens=config.batch_tokens, progress=told)
 
 
-def _told(stage: Stage, name: str) -> Callable[[int, int], None]:
+def _told(stage: Stage, name: str) -> Progress:
     """Progress, for those who watch."""
 
     def told(done: int, total: int) -> None:

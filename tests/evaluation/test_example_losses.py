@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from tiny_models import PAPER_NORMS, VOCABULARY, build
 
-from lit_llm.evaluation.examples import HeldOutExamples, by_length, summary
+from lit_llm.evaluation.examples import HeldOutExamples, summary
 from lit_llm.objectives.config import BOS, EOD, MasksConfig
 
 
@@ -56,8 +56,7 @@ def test_every_example_has_the_nats_of_a_plain_forward_pass(family, open_prefix,
     model, made = build(family, *PAPER_NORMS[family]), Made()
     masks = MasksConfig(prefix="bidirectional" if open_prefix else "causal")
     lengths = np.arange(VOCABULARY) % 5
-    kind = "encoder_decoder" if family == "redllm" else "decoder"
-    rows = HeldOutExamples(made, 30, kind, masks, lengths).rows(model, batch_tokens)
+    rows = HeldOutExamples(made, 30, masks, lengths).rows(model, batch_tokens)
     with torch.no_grad():
         expected = [alone(model, family, *pair, open_prefix) for pair in made.pairs]
     assert [row["nats"] for row in rows] == pytest.approx(expected, abs=1e-5)  # the loss is in float32
@@ -75,15 +74,6 @@ def test_every_example_has_the_nats_of_a_plain_forward_pass(family, open_prefix,
 
 
 def test_fewer_examples_are_spread_evenly():
-    held_out = HeldOutExamples(Made(), 10, "decoder", MasksConfig(), None)
+    held_out = HeldOutExamples(Made(), 10, MasksConfig(), None)
     assert held_out.places == list(range(0, 30, 3))
     assert held_out.bytes == [None] * 10
-
-
-def test_batches_hold_every_row_once_and_no_more_than_their_tokens():
-    lengths = np.random.default_rng(1).integers(1, 50, size=200).tolist()
-    batches = by_length(lengths, 128)
-    assert sorted(number for batch in batches for number in batch) == list(range(200))
-    assert all(len(batch) * max(lengths[n] for n in batch) <= 128 for batch in batches)
-    assert len(batches) < 1.3 * sum(lengths) / 128 + 1  # little padding, few batches
-    assert by_length([500], 128) == [[0]]

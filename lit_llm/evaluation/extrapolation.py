@@ -1,0 +1,126 @@
+"""Loss beyond the training window (arXiv 2510.26622, figure 5).
+
+A sequence is consecutive held-out text, documents joined as in training. Its first tokens are the prefix, the rest are
+targets; an encoder-decoder reads the prefix in its encoder, so both families are asked for the same tokens, given the
+same. Neither looks ahead: the longest sequence holds the losses at all lengths, and each is computed once.
+
+```
+position   0      p                    window               2 windows
+           prefix │ targets                │                     │
+                  │                 ▕▆▆▆▆▆▆▏              ▕▆▆▆▆▆▆▏   the loss at 1 and at 2 windows
+```
+The paper draws loss over "total length" and does not say whether that is the mean of a whole sequence. Here the loss at
+a length is that of the last quarter of a window before it: what a token costs there. A mean of the whole would hide
+where a model breaks behind the tokens before; it can be had from the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from lit_llm.config.problems import InputError, Problem
+from lit_llm.data.batches import validation_windows
+from lit_llm.data.prepare import Prepared
+from lit_llm.data.sources import UNNAMED
+from lit_llm.evaluation.config import BUCKETS, ExtrapolationConfig
+from lit_llm.evaluation.found import Found, Progress
+from lit_llm.evaluation.scoring import score
+from lit_llm.models.transformer import LanguageModel
+from lit_llm.objectives.config import MasksConfig
+
+LAST = BUCKETS // 4
+"""Buckets before a length whose targets are the loss at that length."""
+
+
+def extrapolation(
+    model: LanguageModel,
+    config: ExtrapolationConfig,
+    data: Prepared,
+    masks: MasksConfig,
+    *,
+    batch_tokens: int,
+    progress: Progress = lambda *_: None,
+) -> Found:
+    """Loss by total length and by position, for every prefix. progress: sequences, each once for each prefix.
+
+    extrapolation/nll/prefix_<P>/length_<L>    P, L in tokens: nats per target token over the targets at positions from
+                                               L - window/4 to before L (of the whole sequence, counted from 0)
+
+    Of a mixture it is the mean over its sources, weighted by their shares.
+
+    A row for each source, prefix and bucket of positions (a sixteenth of a window) that has targets: source, prefix,
+    position (the bucket's first), length (of the sequence up to the bucket's end), tokens, nats, and log_probability,
+    the targets' mean.
+
+    Raises InputError, before anything is scored, if a source holds out less text than the longest length.
+    """
+    window = data.config.sequence_length
+    if problems := config.problems(window):
+        raise InputError(*(Problem(message, f"extrapolation.{key}") for key, message in problems))
+    sequences = held_out_sequences(config, data)
+    prefixes = config.prefix_lengths(window)
+    source_of = np.repeat(np.arange(len(sequences)), list(map(len, sequences)))
+    texts = np.concatenate(sequences)
+    bucket_of = np.arange(texts.shape[1]) * BUCKETS // window
+    shape = len(prefixes), len(sequences), bucket_of[-1] + 1
+    nats, tokens = np.zeros(shape), np.zeros(shape, dtype=np.int64)
+    for place, prefix in enumerate(prefixes):
+        examples = [(text[:prefix], text[prefix:]) for text in texts]
+        told = _after(progress, place * len(texts), len(prefixes) * len(texts))
+        for number, found in score(model, examples, masks, batch_tokens=batch_tokens, progress=told):
+            here = place, source_of[number]
+            nats[here] += np.bincount(bucket_of[prefix:], weights=found, minlength=shape[-1])
+            tokens[here] += np.bincount(bucket_of[prefix:], minlength=shape[-1])
+    shares = np.array([source.share for source in data.sources], dtype=np.float64)
+    metrics = {}
+    for place, prefix in enumerate(prefixes):
+        for length in sorted(set(config.lengths)):
+            last = slice(length * BUCKETS - LAST, length * BUCKETS)
+            means = nats[place, :, last].sum(-1) / tokens[place, :, last].sum(-1)
+            metrics[f"extrapolation/nll/prefix_{prefix}/length_{length * window}"] = float(
+                means @ shares / shares.sum()
+            )
+    names = [source.name or UNNAMED for source in data.sources]
+    return Found(metrics, list(_rows(nats, tokens, prefixes, names, window)))
+
+
+def held_out_sequences(config: ExtrapolationConfig, data: Prepared) -> list[np.ndarray]:
+    """The sequences of each source: sequences x tokens. Raises InputError if there is none of a source."""
+    longest = max(config.lengths) * data.config.sequence_length
+    problems = [
+        Problem(
+            f"{max(config.lengths)} windows are {longest} tokens, and the held-out text"
+            f"{f' of {source.name}' if source.name else ''} has {source.count('validation')}; use shorter ones, more "
+            "text or another validation_fraction",
+            "extrapolation.lengths",
+        )
+        for source in data.sources
+        if source.count("validation") < longest
+    ]
+    if problems:
+        raise InputError(*problems)
+    return [validation_windows(data, source, config.sequences, longest) for source in data.sources]
+
+
+def _after(progress: Progress, before: int, total: int) -> Progress:
+    return lambda done, _: progress(before + done, total)
+
+
+def _rows(
+    nats: np.ndarray, tokens: np.ndarray, prefixes: tuple[int, ...], names: list[str], window: int
+) -> Iterator[dict[str, Any]]:
+    """nats, tokens: prefixes x sources x buckets."""
+    for place, source, bucket in np.argwhere(tokens).tolist():
+        sums, count = float(nats[place, source, bucket]), int(tokens[place, source, bucket])
+        yield {
+            "source": names[source],
+            "prefix": prefixes[place],
+            "position": -(-bucket * window // BUCKETS),  # the first whose position x BUCKETS // window is this bucket
+            "length": -(-(bucket + 1) * window // BUCKETS),
+            "tokens": count,
+            "nats": sums,
+            "log_probability": -sums / count,
+        }

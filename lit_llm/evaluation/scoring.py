@@ -1,0 +1,54 @@
+"""Nats of the targets of any number of examples, in batches that fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from lit_llm.evaluation.found import Progress
+from lit_llm.evaluation.likelihood import nats_of
+from lit_llm.models.transformer import LanguageModel
+from lit_llm.objectives.config import MasksConfig
+from lit_llm.objectives.layout import lay_out
+
+Example = tuple[np.ndarray, np.ndarray]
+"""The ids of a source, which is given, and of a target, of at least one token, which is scored."""
+
+
+@torch.no_grad()
+def score(
+    model: LanguageModel,
+    examples: Sequence[Example],
+    masks: MasksConfig,
+    *,
+    batch_tokens: int,
+    progress: Progress = lambda *_: None,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(number of an example, nats of each of its targets in float64), the longest example first.
+
+    The model should be in evaluation mode: its dropout would be part of the loss. batch_tokens: tokens of a batch,
+    padding included; an example longer than that is a batch of its own. How the examples are batched changes the nats
+    by rounding only.
+    """
+    assert not model.training, "a model in training mode would be scored with its dropout"
+    device, done = next(model.parameters()).device, 0
+    for numbers in _batches([len(source) + len(target) for source, target in examples], batch_tokens):
+        sources, targets = zip(*(examples[number] for number in numbers), strict=True)
+        batch = lay_out(sources, targets, model.config.family, masks).to(device)
+        nats = nats_of(model, batch).double().cpu().numpy()
+        ends = np.cumsum([len(target) for target in targets])
+        yield from zip(numbers, np.split(nats, ends[:-1]), strict=True)
+        done += len(numbers)
+        progress(done, len(examples))
+
+
+def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Numbers of examples that are scored together: of about one length, so that little is padding."""
+    # The longest first: if memory does not suffice, that shows at once.
+    order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
+    while order:
+        size = max(1, batch_tokens // lengths[order[0]])
+        yield order[:size]
+        order = order[size:]
