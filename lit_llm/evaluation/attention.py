@@ -20,7 +20,7 @@ A decay is a slope of log against log by least squares: 0 where nothing fades, â
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -38,7 +38,7 @@ from lit_llm.data.prepare import Prepared
 from lit_llm.evaluation.attention_weights import local_probability, source_attention
 from lit_llm.evaluation.config import AttentionAnalysisConfig
 from lit_llm.evaluation.curves import Axis, Curves, log_slope
-from lit_llm.evaluation.found import Found
+from lit_llm.evaluation.found import Found, Progress
 from lit_llm.evaluation.source_sensitivity import (
     attention_sensitivity,
     end_to_end_sensitivity,
@@ -51,11 +51,8 @@ from lit_llm.models.transformer import EncoderDecoder, LanguageModel, Stack
 from lit_llm.objectives.config import MasksConfig, PrefixLM
 from lit_llm.objectives.layout import Batch
 
-Progress = Callable[[str, int, int], None]
-"""Called with (what is done, windows done, windows in all)."""
 
-
-def analyse_attention(
+def attention_analysis(
     model: LanguageModel,
     config: AttentionAnalysisConfig,
     data: Prepared,
@@ -64,23 +61,27 @@ def analyse_attention(
     batch_tokens: int,
     progress: Progress = lambda *_: None,
 ) -> Found:
-    """Metrics are means over positions or steps (of places, each alike), `*_decay` the slopes; records hold the curves.
+    """Metrics `attention/<measure>` are means over positions or steps, each alike, `..._decay` the slopes.
 
-    A record: measure, axis (position, step or None), first and last place of its bucket, layer (None: all), value.
-    Raises InputError where the held-out text has no window of the length that is asked for.
+    A row: measure, axis (position, step or None), first and last place of its bucket, layer (None: all), value.
+    progress: windows, those whose derivatives are taken once more. Raises InputError, before anything is computed, if a
+    source holds out no window of that length or a step is beyond the target.
     """
+    if problems := config.problems(data.config.sequence_length):
+        raise InputError(*(Problem(message, f"attention.{key}") for key, message in problems))
     windows_NT = held_out_windows(data, config)
     few_NT = windows_NT[_spread(len(windows_NT), config.sensitivity_sequences)]
+    total = len(windows_NT) + len(few_NT)
     curves, device = Curves(), next(model.parameters()).device
     training = model.training
     model.eval()
     try:
         for first, batch in _batches(windows_NT, model, config, masks, batch_tokens):
             look_at_weights(model, batch.to(device), config.window, curves)
-            progress("attention weights", first + len(batch), len(windows_NT))
+            progress(first + len(batch), total)
         for first, batch in _batches(few_NT, model, config, masks, batch_tokens):
             differentiate(model, batch.to(device), first, config, curves)
-            progress("sensitivity to the source", first + len(batch), len(few_NT))
+            progress(len(windows_NT) + first + len(batch), total)
     finally:
         model.train(training)
     rows = [row for (measure, _), curve in curves.items() for row in curve.rows(measure, config.buckets)]
@@ -217,4 +218,4 @@ def _metrics(curves: Curves, window: int) -> dict[str, float]:
     for measure in ("source_mass", "source_norm_share", "source_sensitivity", "attention_sensitivity"):
         if by_step := curves.get((measure, "step")):
             found[f"{measure}_decay"] = log_slope(by_step.axis.places, by_step.means())
-    return {f"eval/attention/{name}": value for name, value in found.items() if math.isfinite(value)}
+    return {f"attention/{name}": value for name, value in found.items() if math.isfinite(value)}

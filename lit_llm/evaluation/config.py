@@ -40,7 +40,7 @@ class AttentionAnalysisConfig(Section):
     sensitivity_sequences: int = Field(4, ge=0)
     """Windows of which derivatives by the source are taken, which is slow; 0: none."""
     steps: Items[Annotated[int, Field(gt=0)]] = ()
-    """Target tokens, counted from 1, whose derivatives are taken; 1, 2, 4, 8 ... when empty."""
+    """Target tokens, counted from 1, whose derivatives are taken; all powers of two when empty."""
     draws: int = Field(8, gt=0)
     """Random directions that estimate how much each layer's attention output depends on the source."""
 
@@ -49,6 +49,14 @@ class AttentionAnalysisConfig(Section):
         return min(max(1, round(self.source_share * sequence_length)), sequence_length - 1)
 
     def steps_of(self, targets: int) -> tuple[int, ...]:
-        """The steps that a target of this many tokens has."""
-        wanted = self.steps or tuple(2**power for power in range(targets.bit_length()))
-        return tuple(step for step in wanted if step <= targets)
+        """The target tokens whose derivatives are taken, of a target of this many."""
+        return self.steps or tuple(2**power for power in range(targets.bit_length()))
+
+    def problems(self, sequence_length: int) -> list[tuple[str, str]]:
+        """(key, what is wrong with it) for training windows of this length."""
+        length = self.sequence_length or sequence_length
+        if length < 2:
+            return [("sequence_length", "a window of one token cannot be cut into a source and a target")]
+        targets = length - self.split(length)
+        beyond = [step for step in self.steps if step > targets]
+        return [("steps", f"{beyond[0]} is beyond a target of {targets} tokens")] if beyond else []

@@ -13,7 +13,7 @@ from lit_llm.config.problems import InputError
 from lit_llm.data.config import DataConfig
 from lit_llm.data.prepare import Prepared, PreparedSource
 from lit_llm.evaluation import attention_weights
-from lit_llm.evaluation.attention import analyse_attention
+from lit_llm.evaluation.attention import attention_analysis, held_out_windows
 from lit_llm.evaluation.config import AttentionAnalysisConfig
 from lit_llm.evaluation.curves import log_slope
 from lit_llm.evaluation.source_sensitivity import attention_sensitivity, end_to_end_sensitivity
@@ -57,9 +57,9 @@ def built(family):
 
 @pytest.fixture
 def data(tmp_path):
-    """Tokens with ends of documents (0) among them, in one shard."""
+    """Tokens with ends of documents (0) among them, one of them just before the last token of a source."""
     tokens = np.random.default_rng(1).integers(2, VOCABULARY, WINDOWS * LENGTH).astype(np.uint16)
-    tokens[::17] = 0
+    tokens[::15] = 0
     return prepared(tmp_path, {"": (1, tokens)})
 
 
@@ -227,7 +227,7 @@ def averaged(values, counted=None):
 
 
 def run(data, family, masks, batch_tokens=10_000, **more):
-    return analyse_attention(built(family), settings(**more), data, masks, batch_tokens=batch_tokens)
+    return attention_analysis(built(family), settings(**more), data, masks, batch_tokens=batch_tokens)
 
 
 def written_out(data, family, masks):
@@ -249,7 +249,7 @@ def test_target_log_probabilities_are_those_of_the_written_out_model(data, famil
     first = SOURCE if family == "decoder" else 0
     by_position = {first + step - 1: value for step, value in averaged([chosen]).items()}
     assert curve(found, "target_log_probability", axis="position") == pytest.approx(by_position)
-    assert found.metrics["eval/attention/target_log_probability"] == pytest.approx(float(chosen.mean()))
+    assert found.metrics["attention/target_log_probability"] == pytest.approx(float(chosen.mean()))
 
 
 @both
@@ -321,7 +321,7 @@ def test_stripes_are_the_mean_cosine_of_all_pairs_of_steps(data, family, masks):
                 if i != j
             ]
             values += [np.mean(pairs)] if pairs else []
-    assert found.metrics["eval/attention/source_stripes"] == pytest.approx(np.mean(values))
+    assert found.metrics["attention/source_stripes"] == pytest.approx(np.mean(values))
 
 
 @pytest.mark.parametrize("masks", [masks for family, masks in CASES if family == "decoder"], ids=NAMES[:3])
@@ -336,8 +336,8 @@ def test_source_mass_is_the_weight_on_source_tokens_beside_that_of_equal_weights
     assert curve(found, "source_mass") == pytest.approx(mass)
     assert curve(found, "source_mass_null") == pytest.approx(null)
     ratio = np.array([mass[i] / null[i] for i in mass if null[i] > 0])
-    assert found.metrics["eval/attention/source_mass_over_null"] == pytest.approx(ratio.mean())
-    assert "eval/attention/source_norm_share" not in found.metrics
+    assert found.metrics["attention/source_mass_over_null"] == pytest.approx(ratio.mean())
+    assert "attention/source_norm_share" not in found.metrics
 
 
 @pytest.mark.parametrize("masks", [masks for family, masks in CASES if family != "decoder"], ids=NAMES[3:])
@@ -347,7 +347,7 @@ def test_norm_share_is_that_of_what_cross_attention_adds(data, masks):
     for own, cross in zip(plain.outputs["self"], plain.outputs["cross"], strict=True):
         shares.append(cross.norm(dim=-1) / (cross.norm(dim=-1) + own.norm(dim=-1)))
     assert curve(found, "source_norm_share") == pytest.approx(averaged(shares))
-    assert "eval/attention/source_mass" not in found.metrics
+    assert "attention/source_mass" not in found.metrics
 
 
 def laid_out(data, family, masks):
@@ -467,26 +467,26 @@ def test_equal_weights_have_a_locality_decay_of_minus_one(data, window):
     with torch.no_grad():
         for block in model.decoder.layers:
             block.self_attention.q.weight.zero_()
-    metrics = analyse_attention(model, settings(window=window), data, MasksConfig(), batch_tokens=100).metrics
-    assert metrics["eval/attention/locality_decay"] == pytest.approx(-1)
-    assert metrics["eval/attention/source_mass_over_null"] == pytest.approx(1)
-    assert metrics["eval/attention/source_mass_over_null_decay"] == pytest.approx(0, abs=1e-9)
-    assert metrics["eval/attention/source_entropy"] == pytest.approx(1)
-    assert metrics["eval/attention/source_top_mass"] == pytest.approx(5 / SOURCE)
-    assert metrics["eval/attention/source_stripes"] == pytest.approx(1)
+    metrics = attention_analysis(model, settings(window=window), data, MasksConfig(), batch_tokens=100).metrics
+    assert metrics["attention/locality_decay"] == pytest.approx(-1)
+    assert metrics["attention/source_mass_over_null"] == pytest.approx(1)
+    assert metrics["attention/source_mass_over_null_decay"] == pytest.approx(0, abs=1e-9)
+    assert metrics["attention/source_entropy"] == pytest.approx(1)
+    assert metrics["attention/source_top_mass"] == pytest.approx(5 / SOURCE)
+    assert metrics["attention/source_stripes"] == pytest.approx(1)
 
 
 def test_metrics_are_means_over_places_and_slopes_of_the_curves(data):
     found = run(data, "encoder_decoder", MasksConfig())
     local = curve(found, "local_probability", axis="position")
-    assert found.metrics["eval/attention/local_probability"] == pytest.approx(np.mean(list(local.values())))
+    assert found.metrics["attention/local_probability"] == pytest.approx(np.mean(list(local.values())))
     beyond = {t + 1: value for t, value in local.items() if t + 1 > 5}
     slope = np.polyfit(np.log(list(beyond)), np.log(list(beyond.values())), 1)[0]
-    assert found.metrics["eval/attention/locality_decay"] == pytest.approx(slope)
+    assert found.metrics["attention/locality_decay"] == pytest.approx(slope)
     steps = curve(found, "source_sensitivity")
     assert list(steps) == [1, 4, 9]
     slope = np.polyfit(np.log(list(steps)), np.log(list(steps.values())), 1)[0]
-    assert found.metrics["eval/attention/source_sensitivity_decay"] == pytest.approx(slope)
+    assert found.metrics["attention/source_sensitivity_decay"] == pytest.approx(slope)
 
 
 def test_a_bucket_holds_the_mean_of_its_places(data):
@@ -507,19 +507,17 @@ def test_a_longer_window_than_that_of_the_training_can_be_looked_at(data):
         run(data, "decoder", MasksConfig(), sequence_length=500)
 
 
-def test_a_mixture_is_looked_at_in_its_shares(tmp_path, monkeypatch):
+def test_a_mixture_is_looked_at_in_its_shares(tmp_path):
     """Three of four windows are of the source with three quarters."""
     tokens = {name: np.full(8 * LENGTH, token, dtype=np.uint16) for name, token in (("a", 5), ("b", 9))}
     mixture = prepared(tmp_path, {"a": (750, tokens["a"]), "b": (250, tokens["b"])})
-    from lit_llm.evaluation.attention import held_out_windows
-
     windows = held_out_windows(mixture, settings(sequences=4))
     assert windows[:, 0].tolist() == [5, 5, 5, 9]
 
 
 def test_the_model_is_left_as_it_was_found(data):
     model = built("decoder").train()
-    analyse_attention(model, settings(), data, MasksConfig(), batch_tokens=100)
+    attention_analysis(model, settings(), data, MasksConfig(), batch_tokens=100)
     assert model.training
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -528,15 +526,24 @@ def test_the_model_is_left_as_it_was_found(data):
 def test_progress_counts_windows_of_both_parts(data):
     told = []
     config = settings(sensitivity_sequences=2)
-    tell = lambda *news: told.append(news)  # noqa: E731
-    analyse_attention(built("decoder"), config, data, MasksConfig(), batch_tokens=3 * LENGTH, progress=tell)
-    weights, last = "attention weights", "sensitivity to the source"
-    assert told == [(weights, 3, 5), (weights, 5, 5), (last, 2, 2)]
+    tell = lambda done, total: told.append((done, total))  # noqa: E731
+    attention_analysis(built("decoder"), config, data, MasksConfig(), batch_tokens=3 * LENGTH, progress=tell)
+    assert told == [(3, 7), (5, 7), (7, 7)]
 
 
 def test_without_a_choice_steps_are_powers_of_two():
     config = AttentionAnalysisConfig()
     assert config.steps_of(9) == (1, 2, 4, 8)
     assert config.steps_of(8) == (1, 2, 4, 8)
-    assert AttentionAnalysisConfig(steps=(3, 20)).steps_of(9) == (3,)
-    assert PrefixLM(split=config.split(9)).problem(9) == ""
+    assert AttentionAnalysisConfig(steps=(3, 5)).steps_of(9) == (3, 5)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+def test_every_share_leaves_a_source_and_a_target(share):
+    config = AttentionAnalysisConfig(source_share=share)
+    assert all(PrefixLM(split=config.split(length)).problem(length) == "" for length in range(2, 40))
+
+
+def test_a_step_beyond_the_target_is_refused(data):
+    with pytest.raises(InputError, match=r"attention\.steps: 14 is beyond a target of 13 tokens"):
+        run(data, "decoder", MasksConfig(), steps=[1, 14])
