@@ -54,7 +54,7 @@ def end_to_end_sensitivity(model: LanguageModel, batch: Batch, steps: Sequence[i
             chosen_B = logits_BV.log_softmax(-1).gather(-1, batch.targets[:, at, None]).squeeze(-1)
             # Rows do not depend on each other: the sum's derivative holds that of each.
             (gradient_BSD,) = torch.autograd.grad(chosen_B.sum(), kept[0], retain_graph=True)
-            found.append(gradient_BSD[:, source].flatten(1).norm(dim=1))
+            found.append(_norm_of_each(gradient_BSD[:, source]))
     return torch.stack(found, dim=1)
 
 
@@ -86,7 +86,9 @@ def attention_sensitivity(
             whole_BSD = torch.cat([whole_BSD[:, : source.start], source_BSD, whole_BSD[:, source.stop :]], dim=1)
             memory_BSD = whole_BSD if crossed else norm(whole_BSD)
             out_BTD = attention(x_BTD.detach() if crossed else memory_BSD, memory_BSD, *rest)
-        found.append(torch.stack([_norm(out_BTD[:, queries[i - 1]], source_BSD, directions_BRD) for i in steps], 1))
+        found.append(
+            torch.stack([_norm_by_draws(out_BTD[:, queries[i - 1]], source_BSD, directions_BRD) for i in steps], 1)
+        )
     return found
 
 
@@ -100,13 +102,18 @@ def _reader(block: nn.Module, crossed: bool) -> tuple[Attention, nn.Module]:
     return block.cross_attention, block.cross_attention_norm
 
 
-def _norm(out_BD: Tensor, source_BSD: Tensor, directions_BRD: Tensor) -> Tensor:
+def _norm_by_draws(out_BD: Tensor, source_BSD: Tensor, directions_BRD: Tensor) -> Tensor:
     """B: the root of the mean of ‖Jᵀu‖² over directions."""
-    squares_B = out_BD.new_zeros(len(out_BD))
-    for u_BD in directions_BRD.unbind(1):
+    norms: list[Tensor] = []
+    for u_BD in directions_BRD.to(out_BD.dtype).unbind(1):
         (gradient_BSD,) = torch.autograd.grad(out_BD, source_BSD, u_BD, retain_graph=True)
-        squares_B = squares_B + gradient_BSD.square().flatten(1).sum(1)
-    return (squares_B / directions_BRD.shape[1]).sqrt()
+        norms.append(_norm_of_each(gradient_BSD))
+    return torch.stack(norms).square().mean(0).sqrt()
+
+
+def _norm_of_each(x: Tensor) -> Tensor:
+    """B, in float32 at least."""
+    return x.flatten(1).to(torch.promote_types(x.dtype, torch.float32)).norm(dim=1)
 
 
 @contextmanager

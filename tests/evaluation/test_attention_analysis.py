@@ -547,3 +547,16 @@ def test_every_share_leaves_a_source_and_a_target(share):
 def test_a_step_beyond_the_target_is_refused(data):
     with pytest.raises(InputError, match=r"attention\.steps: 14 is beyond a target of 13 tokens"):
         run(data, "decoder", MasksConfig(), steps=[1, 14])
+
+
+@pytest.mark.parametrize("family", ["decoder", "encoder_decoder"])
+def test_a_model_in_bfloat16_is_looked_at_in_float32(data, family):
+    """Its own rounding is all that is left of the difference: 8 bits."""
+    exact = attention_analysis(built(family), settings(), data, MasksConfig(), batch_tokens=1000)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = attention_analysis(built(family).float(), settings(), data, MasksConfig(), batch_tokens=1000)
+    rough = attention_analysis(built(family).bfloat16(), settings(), data, MasksConfig(), batch_tokens=1000)
+    for name in ("local_probability", "source_entropy", "source_sensitivity", "attention_sensitivity"):
+        name = f"attention/{name}"
+        assert mixed.metrics[name] == pytest.approx(exact.metrics[name], rel=0.1), name
+        assert rough.metrics[name] == pytest.approx(exact.metrics[name], rel=0.1), name
