@@ -11,6 +11,7 @@ source_*               attention to the source: cross-attention, or the part of 
                        the source's tokens (<s> is none), divided by its mass. `SourceAttention` says what each is
 source_mass            decoder-only: weight on the source's tokens, beside what equal weights would give
 source_norm_share      encoder-decoder: ‖cross‖ / (‖cross‖ + ‖self‖), the norms of what a layer's two attentions add
+source_gain            log p(y_i) less what it is when another window's source is given instead
 source_sensitivity     ‖∂ log p(y_i) / ∂E_S‖, by the source's embeddings; attention_sensitivity: of each layer's
                        attention output by the source's states. After Fu et al. 2023 (arXiv 2304.04052)
 
@@ -73,13 +74,19 @@ def attention_analysis(
     few_NT = windows_NT[_spread(len(windows_NT), config.sensitivity_sequences)]
     total = len(windows_NT) + len(few_NT)
     curves, device = Curves(), next(model.parameters()).device
+    batches = partial(_batches, model, config, masks, batch_tokens)
     training = model.training
     model.eval()
     try:
-        for first, batch in _batches(windows_NT, model, config, masks, batch_tokens):
-            look_at_weights(model, batch.to(device), config.window, curves)
+        for (first, batch), (_, other) in zip(
+            batches(windows_NT), batches(_exchanged(windows_NT, config)), strict=True
+        ):
+            log_probability_BN = look_at_weights(model, batch.to(device), config.window, curves)
+            if len(windows_NT) > 1:
+                gain_BN = log_probability_BN - target_log_probability(model, other.to(device))
+                curves.add("source_gain", Axis("step", range(1, gain_BN.shape[1] + 1)), None, gain_BN)
             progress(first + len(batch), total)
-        for first, batch in _batches(few_NT, model, config, masks, batch_tokens):
+        for first, batch in batches(few_NT):
             differentiate(model, batch.to(device), first, config, curves)
             progress(len(windows_NT) + first + len(batch), total)
     finally:
@@ -102,13 +109,19 @@ def held_out_windows(data: Prepared, config: AttentionAnalysisConfig) -> np.ndar
     return np.concatenate(found)
 
 
+def _exchanged(windows_NT: np.ndarray, config: AttentionAnalysisConfig) -> np.ndarray:
+    """The same windows, each with the source of the one before it."""
+    split = config.split(windows_NT.shape[1])
+    return np.concatenate([np.roll(windows_NT, 1, axis=0)[:, :split], windows_NT[:, split:]], axis=1)
+
+
 def _spread(count: int, wanted: int) -> np.ndarray:
     wanted = min(wanted, count)
     return np.arange(wanted) * count // max(1, wanted)
 
 
 def _batches(
-    windows_NT: np.ndarray, model: LanguageModel, config: AttentionAnalysisConfig, masks: MasksConfig, tokens: int
+    model: LanguageModel, config: AttentionAnalysisConfig, masks: MasksConfig, tokens: int, windows_NT: np.ndarray
 ) -> Iterator[tuple[int, Batch]]:
     """(number of its first window, batch of at most that many tokens)."""
     length = windows_NT.shape[1]
@@ -121,8 +134,8 @@ def _batches(
 
 
 @torch.no_grad()
-def look_at_weights(model: LanguageModel, batch: Batch, window: int, curves: Curves) -> None:
-    """One forward pass, with an eye on every attention's queries and keys."""
+def look_at_weights(model: LanguageModel, batch: Batch, window: int, curves: Curves) -> Tensor:
+    """One forward pass, with an eye on every attention's queries and keys. The targets' log-probabilities, B x N."""
     source, queries = source_places(batch), target_queries(batch)
     steps, hooks = Axis("step", range(1, len(queries) + 1)), []
     encoder = model.encoder if isinstance(model, EncoderDecoder) else None
@@ -142,10 +155,17 @@ def look_at_weights(model: LanguageModel, batch: Batch, window: int, curves: Cur
         if encoder:
             hooks.append(attention.register_forward_hook(partial(_norm_share, curves, steps, own_norms, layer)))
     with hooked(hooks):
-        hidden_BTD = model.hidden(**batch.inputs)
-    nats_N = target_nats(hidden_BTD, model.unembedding_VD, batch.targets, batch.weights)
+        log_probability_BN = target_log_probability(model, batch)
     for axis in (steps, Axis("position", queries)):
-        curves.add("target_log_probability", axis, None, -nats_N.view(len(batch), -1))
+        curves.add("target_log_probability", axis, None, log_probability_BN)
+    return log_probability_BN
+
+
+@torch.no_grad()
+def target_log_probability(model: LanguageModel, batch: Batch) -> Tensor:
+    """B x N, nats; of examples that are all cut at one place."""
+    nats_N = target_nats(model.hidden(**batch.inputs), model.unembedding_VD, batch.targets, batch.weights)
+    return -nats_N.view(len(batch), -1)
 
 
 def _attentions(stack: Stack, name: str) -> list[Attention]:
@@ -215,7 +235,7 @@ def _metrics(curves: Curves, window: int) -> dict[str, float]:
         ratio = np.divide(mass.means(), null, out=np.full(len(null), math.nan), where=null > 0)
         found["source_mass_over_null"] = float(np.nanmean(ratio)) if np.isfinite(ratio).any() else math.nan
         found["source_mass_over_null_decay"] = log_slope(mass.axis.places, ratio)
-    for measure in ("source_mass", "source_norm_share", "source_sensitivity", "attention_sensitivity"):
+    for measure in ("source_mass", "source_norm_share", "source_gain", "source_sensitivity", "attention_sensitivity"):
         if by_step := curves.get((measure, "step")):
             found[f"{measure}_decay"] = log_slope(by_step.axis.places, by_step.means())
     return {f"attention/{name}": value for name, value in found.items() if math.isfinite(value)}

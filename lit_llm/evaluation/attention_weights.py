@@ -24,8 +24,8 @@ from torch import Tensor
 
 from lit_llm.components.attention.visibility import Visibility
 
-SCORES = 1 << 24
-"""Attention scores that exist at a time: 64 MB in float32."""
+SCORES = 1 << 22
+"""Attention scores that exist at a time, 16 MB in float32; some more tensors of that size are made of them."""
 TOP = 5
 """Source tokens that count as those attended to most."""
 

@@ -350,6 +350,22 @@ def test_norm_share_is_that_of_what_cross_attention_adds(data, masks):
     assert "attention/source_mass" not in found.metrics
 
 
+@both
+def test_the_sources_gain_is_what_another_windows_source_takes_away(data, family, masks):
+    """Every window is read once more with the source of the one before it."""
+    found, own = run(data, family, masks), windows_of(data)
+    other = torch.cat([own.roll(1, 0)[:, :SOURCE], own[:, SOURCE:]], 1)
+    with torch.no_grad():
+        given = [
+            Plain(built(family), family, masks, windows)()[:, -TARGETS:].gather(-1, own[:, SOURCE:, None]).squeeze(-1)
+            for windows in (own, other)
+        ]
+    gain = averaged([given[0] - given[1]])
+    assert max(map(abs, gain.values())) > 0.01
+    assert curve(found, "source_gain") == pytest.approx(gain, rel=1e-4, abs=1e-7)
+    assert "attention/source_gain" not in run(data, family, masks, sequences=1).metrics
+
+
 def laid_out(data, family, masks):
     windows = windows_of(data).numpy()
     return lay_out([w[:SOURCE] for w in windows], [w[SOURCE:] for w in windows], family, masks)
