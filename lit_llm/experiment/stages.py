@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from lit_llm.data.batches import Batches, ExampleBatches, TrainBatches
 from lit_llm.data.examples import ExampleSet
 from lit_llm.data.prepare import Prepared, open_held_out, open_prepared
+from lit_llm.evaluation.attention import attention_analysis
 from lit_llm.evaluation.config import EVALUATIONS
 from lit_llm.evaluation.documents import likelihood
 from lit_llm.evaluation.examples import HeldOutExamples, example_losses
@@ -125,18 +126,19 @@ def _evaluated(name: str, frozen: Frozen, store: Store, model: LanguageModel, to
     experiment, config = frozen.experiment, frozen.experiment.evaluate
     assert config is not None
     masks, data = experiment.section(frozen.after).masks, _text(frozen, store)
+    batch = config.batch_tokens
     if config.likelihood is not None and name == "likelihood":
         corpora = open_held_out(frozen.texts, data)
-        return likelihood(
-            model, config.likelihood, data, masks, batch_tokens=config.batch_tokens, progress=told, corpora=corpora
-        )
+        return likelihood(model, config.likelihood, data, masks, batch_tokens=batch, progress=told, corpora=corpora)
     if config.extrapolation is not None and name == "extrapolation":
-        return extrapolation(model, config.extrapolation, data, masks, batch_tokens=config.batch_tokens, progress=told)
+        return extrapolation(model, config.extrapolation, data, masks, batch_tokens=batch, progress=told)
+    if config.attention is not None and name == "attention":
+        return attention_analysis(model, config.attention, data, masks, batch_tokens=batch, progress=told)
     assert config.examples is not None
     assert name == "examples"
     byte_lengths = data.tokenizer().byte_lengths()
     held_out = HeldOutExamples(_examples(frozen, store), config.examples.examples, masks, byte_lengths)
-    return example_losses(model, held_out, batch_tokens=config.batch_tokens, progress=told)
+    return example_losses(model, held_out, batch_tokens=batch, progress=told)
 
 
 def _told(stage: Stage, name: str) -> Progress:

@@ -46,14 +46,15 @@ class Visibility:
         """Boolean, True where visible: T x S, or B x 1 x T x S where rows differ. None when all is visible."""
         shape = (queries, keys, device)
         if shape not in self._masks:
-            self._masks[shape] = self._mask(*shape)
+            self._masks[shape] = self.rows(0, queries, keys, device)
         return self._masks[shape]
 
-    def _mask(self, queries: int, keys: int, device: torch.device) -> Tensor | None:
+    def rows(self, first: int, last: int, keys: int, device: torch.device) -> Tensor | None:
+        """Of `mask`, the queries from `first` to before `last`: made anew, for who goes through a long one in parts."""
         key = torch.arange(keys, device=device)
         seen: Tensor | None = None
         if self.causal:
-            seen = key[None, :] <= torch.arange(queries, device=device)[:, None]
+            seen = key[None, :] <= torch.arange(first, last, device=device)[:, None]
             if isinstance(self.prefix, Tensor):
                 prefix_B111 = self.prefix.to(device).view(-1, 1, 1, 1)
                 seen = seen | (key < prefix_B111)
@@ -64,7 +65,7 @@ class Visibility:
             seen = real if seen is None else seen & real
         if self.documents is not None:
             of_query, of_key = (documents.to(device) for documents in self.documents)
-            same = (of_query[:, :, None] == of_key[:, None, :]).unsqueeze(1)
+            same = (of_query[:, first:last, None] == of_key[:, None, :]).unsqueeze(1)
             seen = same if seen is None else seen & same
         return seen
 

@@ -1,0 +1,241 @@
+"""Where a finished model's attention goes, and what its targets depend on, by position: both families alike.
+
+Windows of held-out text are cut into a source and a target at one place, and the target is given token by token.
+
+position   of a token in its stack's input, from 0      step   of a target token, from 1
+
+local_probability      weight on the 5 keys that end at the query; that it falls with the position is locality decay
+                       (arXiv 2510.26622). encoder_local_probability: the encoder's, which sees later keys too
+target_log_probability   log p(y_i), nats; by position and by step
+source_*               attention to the source: cross-attention, or the part of decoder-only self-attention that lies on
+                       the source's tokens (<s> is none), divided by its mass. `SourceAttention` says what each is
+source_mass            decoder-only: weight on the source's tokens, beside what equal weights would give
+source_norm_share      encoder-decoder: ‖cross‖ / (‖cross‖ + ‖self‖), the norms of what a layer's two attentions add
+source_gain            log p(y_i) less what it is when another window's source is given instead
+source_sensitivity     ‖∂ log p(y_i) / ∂E_S‖, by the source's embeddings; attention_sensitivity: of each layer's
+                       attention output by the source's states. After Fu et al. 2023 (arXiv 2304.04052)
+
+A decay is a slope of log against log by least squares: 0 where nothing fades, −1 where it falls as 1 / position.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lit_llm.components.attention.module import Attention
+from lit_llm.components.attention.visibility import Visibility
+from lit_llm.components.loss.module import target_nats
+from lit_llm.config.problems import InputError, Problem
+from lit_llm.data.batches import cut, validation_windows
+from lit_llm.data.prepare import Prepared
+from lit_llm.evaluation.attention_weights import local_probability, source_attention
+from lit_llm.evaluation.config import AttentionAnalysisConfig
+from lit_llm.evaluation.curves import Axis, Curves, log_slope
+from lit_llm.evaluation.found import Found, Progress
+from lit_llm.evaluation.source_sensitivity import (
+    attention_sensitivity,
+    end_to_end_sensitivity,
+    hooked,
+    source_places,
+    target_queries,
+)
+from lit_llm.models.build import generator
+from lit_llm.models.transformer import EncoderDecoder, LanguageModel, Stack
+from lit_llm.objectives.config import MasksConfig, PrefixLM
+from lit_llm.objectives.layout import Batch
+
+
+def attention_analysis(
+    model: LanguageModel,
+    config: AttentionAnalysisConfig,
+    data: Prepared,
+    masks: MasksConfig,
+    *,
+    batch_tokens: int,
+    progress: Progress = lambda *_: None,
+) -> Found:
+    """Metrics `attention/<measure>` are means over positions or steps, each alike, `..._decay` the slopes.
+
+    A row: measure, axis (position, step or None), first and last place of its bucket, layer (None: all), value.
+    progress: windows, those whose derivatives are taken once more. Raises InputError, before anything is computed, if a
+    source holds out no window of that length or a step is beyond the target.
+    """
+    if problems := config.problems(data.config.sequence_length):
+        raise InputError(*(Problem(message, f"attention.{key}") for key, message in problems))
+    windows_NT = held_out_windows(data, config)
+    few_NT = windows_NT[_spread(len(windows_NT), config.sensitivity_sequences)]
+    total = len(windows_NT) + len(few_NT)
+    curves, device = Curves(), next(model.parameters()).device
+    batches = partial(_batches, model, config, masks, batch_tokens)
+    training = model.training
+    model.eval()
+    try:
+        for (first, batch), (_, other) in zip(
+            batches(windows_NT), batches(_exchanged(windows_NT, config)), strict=True
+        ):
+            log_probability_BN = look_at_weights(model, batch.to(device), config.window, curves)
+            if len(windows_NT) > 1:
+                gain_BN = log_probability_BN - target_log_probability(model, other.to(device))
+                curves.add("source_gain", Axis("step", range(1, gain_BN.shape[1] + 1)), None, gain_BN)
+            progress(first + len(batch), total)
+        for first, batch in batches(few_NT):
+            differentiate(model, batch.to(device), first, config, curves)
+            progress(len(windows_NT) + first + len(batch), total)
+    finally:
+        model.train(training)
+    rows = [row for (measure, _), curve in curves.items() for row in curve.rows(measure, config.buckets)]
+    return Found(_metrics(curves, config.window), rows)
+
+
+def held_out_windows(data: Prepared, config: AttentionAnalysisConfig) -> np.ndarray:
+    """N x T ids: windows of every source, evenly spread over it, in number as its share of the mixture says."""
+    if config.sequence_length is not None:
+        data = replace(data, config=data.config.model_copy(update={"sequence_length": config.sequence_length}))
+    shares = sum(source.share for source in data.sources)
+    found = []
+    for source in data.sources:
+        if source.count("validation") < (length := data.config.sequence_length):
+            message = f"the held-out text has {source.count('validation')} tokens, less than one window of {length}"
+            raise InputError(Problem(f"{message}; use a shorter one", "attention.sequence_length"))
+        found.append(validation_windows(data, source, max(1, round(config.sequences * source.share / shares))))
+    return np.concatenate(found)
+
+
+def _exchanged(windows_NT: np.ndarray, config: AttentionAnalysisConfig) -> np.ndarray:
+    """The same windows, each with the source of the one before it."""
+    split = config.split(windows_NT.shape[1])
+    return np.concatenate([np.roll(windows_NT, 1, axis=0)[:, :split], windows_NT[:, split:]], axis=1)
+
+
+def _spread(count: int, wanted: int) -> np.ndarray:
+    wanted = min(wanted, count)
+    return np.arange(wanted) * count // max(1, wanted)
+
+
+def _batches(
+    model: LanguageModel, config: AttentionAnalysisConfig, masks: MasksConfig, tokens: int, windows_NT: np.ndarray
+) -> Iterator[tuple[int, Batch]]:
+    """(number of its first window, batch of at most that many tokens)."""
+    length = windows_NT.shape[1]
+    rows, objective = max(1, tokens // length), PrefixLM(split=config.split(length))
+    for first in range(0, len(windows_NT), rows):
+        yield first, cut(windows_NT[first : first + rows], objective, model.config.family, masks, 0, 0)
+
+
+# --- what is measured ----------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def look_at_weights(model: LanguageModel, batch: Batch, window: int, curves: Curves) -> Tensor:
+    """One forward pass, with an eye on every attention's queries and keys. The targets' log-probabilities, B x N."""
+    source, queries = source_places(batch), target_queries(batch)
+    steps, hooks = Axis("step", range(1, len(queries) + 1)), []
+    encoder = model.encoder if isinstance(model, EncoderDecoder) else None
+
+    if encoder:
+        for layer, attention in enumerate(_attentions(encoder, "self_attention")):
+            look = partial(_locality, curves, "encoder_local_probability", layer, window)
+            hooks.append(attention.dot_product.register_forward_pre_hook(look))
+    own_norms: dict[int, Tensor] = {}
+    for layer, attention in enumerate(_attentions(model.decoder, "self_attention")):
+        look = partial(_locality, curves, "local_probability", layer, window)
+        hooks.append(attention.dot_product.register_forward_pre_hook(look))
+        hooks.append(attention.register_forward_hook(partial(_keep_norm, own_norms, layer)))
+    for layer, attention in enumerate(_attentions(model.decoder, "cross_attention" if encoder else "self_attention")):
+        at_source = partial(_source, curves, steps, layer, source, queries.start)
+        hooks.append(attention.dot_product.register_forward_pre_hook(at_source))
+        if encoder:
+            hooks.append(attention.register_forward_hook(partial(_norm_share, curves, steps, own_norms, layer)))
+    with hooked(hooks):
+        log_probability_BN = target_log_probability(model, batch)
+    for axis in (steps, Axis("position", queries)):
+        curves.add("target_log_probability", axis, None, log_probability_BN)
+    return log_probability_BN
+
+
+@torch.no_grad()
+def target_log_probability(model: LanguageModel, batch: Batch) -> Tensor:
+    """B x N, nats; of examples that are all cut at one place."""
+    nats_N = target_nats(model.hidden(**batch.inputs), model.unembedding_VD, batch.targets, batch.weights)
+    return -nats_N.view(len(batch), -1)
+
+
+def _attentions(stack: Stack, name: str) -> list[Attention]:
+    return [getattr(block, name) for block in stack.layers]
+
+
+Probed = tuple[Tensor, Tensor, Tensor, Visibility]
+"""What a DotProduct gets: queries, keys, values, and who sees whom."""
+
+
+def _locality(curves: Curves, measure: str, layer: int, window: int, _: nn.Module, inputs: Probed) -> None:
+    q_BHTK, k_BHTK, visible = inputs[0], inputs[1], inputs[3]
+    axis = Axis("position", range(q_BHTK.shape[2]))
+    curves.add(measure, axis, layer, local_probability(q_BHTK, k_BHTK, visible, window))
+
+
+def _source(curves: Curves, steps: Axis, layer: int, source: slice, start: int, _: nn.Module, inputs: Probed) -> None:
+    q_BHTK, k_BHSK, visible = inputs[0], inputs[1], inputs[3]
+    found = source_attention(q_BHTK, k_BHSK, visible, source, start)
+    for name in ("entropy", "top_mass", "top_percent_mass"):
+        curves.add(f"source_{name}", steps, layer, getattr(found, name), found.sees)
+    for name in ("overlap", "cosine"):
+        curves.add(f"source_{name}", steps, layer, getattr(found, name), found.follows)
+    stripes_B1 = found.stripes[:, None]
+    curves.add("source_stripes", Axis(None, (0,)), layer, stripes_B1, stripes_B1.isfinite())
+    if start:
+        curves.add("source_mass", steps, layer, found.mass)
+        curves.add("source_mass_null", steps, layer, found.null)
+
+
+def _keep_norm(norms: dict[int, Tensor], layer: int, _: nn.Module, __: Any, out_BTD: Tensor) -> None:
+    norms[layer] = out_BTD.norm(dim=-1)
+
+
+def _norm_share(
+    curves: Curves, steps: Axis, own_norms: dict[int, Tensor], layer: int, _: nn.Module, __: Any, out_BTD: Tensor
+) -> None:
+    cross_BT = out_BTD.norm(dim=-1)
+    curves.add("source_norm_share", steps, layer, cross_BT / (cross_BT + own_norms[layer]))
+
+
+def differentiate(
+    model: LanguageModel, batch: Batch, first: int, config: AttentionAnalysisConfig, curves: Curves
+) -> None:
+    """Take the derivatives by the source. first: number of the batch's first window, which its directions go by."""
+    chosen = config.steps_of(len(target_queries(batch)))
+    axis = Axis("step", chosen, bucketed=False)
+    curves.add("source_sensitivity", axis, None, end_to_end_sensitivity(model, batch, chosen))
+    shape = config.draws, model.config.d_model
+    draws = [torch.randn(shape, generator=generator(0, f"sensitivity/{first + row}")) for row in range(len(batch))]
+    directions_BRD = torch.stack(draws).to(model.embedding.weight)
+    for layer, found_BN in enumerate(attention_sensitivity(model, batch, chosen, directions_BRD)):
+        curves.add("attention_sensitivity", axis, layer, found_BN)
+
+
+def _metrics(curves: Curves, window: int) -> dict[str, float]:
+    """The numbers that have a value."""
+    found: dict[str, float] = {}
+    for (measure, _), curve in curves.items():
+        means = curve.means()
+        found[measure] = float(np.nanmean(means)) if np.isfinite(means).any() else math.nan
+    # Up to there a causal query sees nothing else.
+    local = curves["local_probability", "position"].means()
+    found["locality_decay"] = log_slope(np.arange(window + 1, len(local) + 1), local[window:])
+    if mass := curves.get(("source_mass", "step")):
+        null = curves["source_mass_null", "step"].means()
+        ratio = np.divide(mass.means(), null, out=np.full(len(null), math.nan), where=null > 0)
+        found["source_mass_over_null"] = float(np.nanmean(ratio)) if np.isfinite(ratio).any() else math.nan
+        found["source_mass_over_null_decay"] = log_slope(mass.axis.places, ratio)
+    for measure in ("source_mass", "source_norm_share", "source_gain", "source_sensitivity", "attention_sensitivity"):
+        if by_step := curves.get((measure, "step")):
+            found[f"{measure}_decay"] = log_slope(by_step.axis.places, by_step.means())
+    return {f"attention/{name}": value for name, value in found.items() if math.isfinite(value)}

@@ -1,0 +1,153 @@
+"""Statistics of attention weights, from queries and keys; the weights themselves exist for a few queries at a time.
+
+local     weights on the `window` keys that end at the query (arXiv 2510.26622: 5)
+
+          keys     0 1 2 3 4 5 6 7      window of 3
+          query 5  · · · ▣ ▣ ▣
+
+source    weights on the source's keys: how many of all (their mass), and, divided by that mass, how they lie
+
+          steps 1  ▪ ▣ · · ▣ ·          overlap, cosine: of a row with the one before it
+                2  · ▣ · ▪ ▣ ·          stripes: mean cosine of all pairs of rows, 1 where every target attends
+                3  · ▣ ▪ · ▣ ·                   to the source alike, however far apart they stand
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_llm.components.attention.visibility import Visibility
+
+SCORES = 1 << 22
+"""Attention scores that exist at a time, 16 MB in float32; some more tensors of that size are made of them."""
+TOP = 5
+"""Source tokens that count as those attended to most."""
+
+
+def attention_rows(
+    q_BHTK: Tensor, k_BHSK: Tensor, visible: Visibility, start: int = 0
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """(c, softmax(QKᵀ/√K) of queries from c on, B x H x C x S; which keys they see, 1 or B x 1 x C x S), from `start`.
+
+    In float32 at least. A query that sees nothing has no weights: its row is zero.
+    """
+    rows, heads, queries, head_dim = q_BHTK.shape
+    keys, device = k_BHSK.shape[2], q_BHTK.device
+    dtype = _dtype(q_BHTK)
+    k_BHKS = k_BHSK.to(dtype).repeat_interleave(heads // k_BHSK.shape[1], dim=1).transpose(-1, -2)
+    size = max(1, SCORES // (rows * heads * keys))
+    for first in range(start, queries, size):
+        last = min(first + size, queries)
+        seen = visible.rows(first, last, keys, device)
+        if seen is None:
+            seen = torch.ones((), dtype=torch.bool, device=device)
+        seen = seen.expand(*seen.shape[:-2] if seen.dim() == 4 else (1, 1), last - first, keys)
+        scores_BHCS = (q_BHTK[:, :, first:last].to(dtype) @ k_BHKS) / head_dim**0.5
+        weights_BHCS = scores_BHCS.masked_fill_(~seen, -torch.inf).softmax(dim=-1)
+        yield first, weights_BHCS.masked_fill_(~seen.any(dim=-1, keepdim=True), 0.0), seen
+
+
+def local_probability(q_BHTK: Tensor, k_BHSK: Tensor, visible: Visibility, window: int) -> Tensor:
+    """B x T: the weight on the `window` keys that end at the query itself, mean over heads; for self-attention."""
+    found = []
+    for first, weights_BHCS, _ in attention_rows(q_BHTK, k_BHSK, visible):
+        queries, keys = weights_BHCS.shape[2:]
+        key = torch.arange(keys, device=weights_BHCS.device)
+        query = torch.arange(first, first + queries, device=weights_BHCS.device)[:, None]
+        near = (key <= query) & (key > query - window)
+        found.append((weights_BHCS * near).sum(-1).mean(1))
+    return torch.cat(found, dim=1)
+
+
+@dataclass(frozen=True)
+class SourceAttention:
+    """How one attention looks at the source. B x N, for each target query, means over heads."""
+
+    mass: Tensor
+    """Weight on the source's keys."""
+    null: Tensor
+    """What that would be if all visible keys had equal weight: S / (S + i) at step i of a causal decoder."""
+    entropy: Tensor
+    """Of the weights within the source, over that of uniform ones: 1 is uniform, 0 a single token."""
+    top_mass: Tensor
+    """Weight within the source on the TOP tokens."""
+    top_percent_mass: Tensor
+    """Weight within the source on the top 1% of its tokens, rounded up."""
+    overlap: Tensor
+    """Share of the TOP tokens that were among those of the query before."""
+    cosine: Tensor
+    """Between the weights within the source and those of the query before."""
+    sees: Tensor
+    """Where the query sees any of the source: elsewhere nothing but `mass` and `null` means anything."""
+    follows: Tensor
+    """Where the query before sees any, too: elsewhere `overlap` and `cosine` mean nothing."""
+    stripes: Tensor
+    """B: mean cosine of all pairs of the queries that see the source; NaN for fewer than two."""
+
+
+def source_attention(
+    q_BHTK: Tensor, k_BHSK: Tensor, visible: Visibility, source: slice, start: int = 0
+) -> SourceAttention:
+    """Of the queries from `start` on, at the keys `source`."""
+    rows, heads, _, _ = q_BHTK.shape
+    size = len(range(*source.indices(k_BHSK.shape[2])))
+    top, percent = min(TOP, size), math.ceil(size / 100)
+    parts: list[dict[str, Tensor]] = []
+    before_BHS = sum_BHS = q_BHTK.new_zeros(rows, heads, size, dtype=_dtype(q_BHTK))
+    attended_before = q_BHTK.new_full((rows, heads, top), -1, dtype=torch.long)
+    for _, weights_BHCS, seen in attention_rows(q_BHTK, k_BHSK, visible, start):
+        visible_keys, visible_source = (part.sum(-1) for part in (seen, seen[..., source]))
+        mass_BHC = weights_BHCS[..., source].sum(-1)
+        tiny = torch.finfo(mass_BHC.dtype).tiny
+        within_BHCS = weights_BHCS[..., source] / mass_BHC.clamp_min(tiny).unsqueeze(-1)
+        # Uniform weights over a single token have no entropy, and nothing can be less spread.
+        uniform = visible_source.clamp_min(2).to(mass_BHC.dtype).log()
+        entropy_BHC = torch.where(visible_source > 1, torch.special.entr(within_BHCS).sum(-1) / uniform, 1.0)
+        largest = within_BHCS.topk(max(top, percent), dim=-1)
+        # Tokens without weight are nobody's choice: -1 is none of them.
+        attended = largest.indices[..., :top].masked_fill(largest.values[..., :top] == 0, -1)
+        unit_BHCS = F.normalize(within_BHCS, dim=-1)
+        cosine_BHC = (unit_BHCS * _shifted(unit_BHCS, before_BHS)).sum(-1)
+        overlap_BHC = _overlap(attended, _shifted(attended, attended_before), mass_BHC.dtype)
+        before_BHS, attended_before = unit_BHCS[:, :, -1], attended[:, :, -1]
+        sum_BHS = sum_BHS + unit_BHCS.sum(2)
+        by_head = {
+            "mass": mass_BHC,
+            "null": visible_source.to(mass_BHC.dtype) / visible_keys.clamp_min(1),
+            "entropy": entropy_BHC,
+            "top_mass": largest.values[..., :top].sum(-1),
+            "top_percent_mass": largest.values[..., :percent].sum(-1),
+            "overlap": overlap_BHC,
+            "cosine": cosine_BHC,
+            "sees": (visible_source > 0).to(mass_BHC.dtype),
+        }
+        parts.append({name: part.expand(rows, heads, -1).mean(1) for name, part in by_head.items()})
+    joined = {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
+    sees_BN = joined.pop("sees") > 0
+    follows_BN = sees_BN & F.pad(sees_BN[:, :-1], (1, 0))
+    # |Σu|² is the sum of u·u' over all pairs, n of which are a unit vector with itself.
+    n_B1 = sees_BN.sum(1, keepdim=True)
+    stripes_B = ((sum_BHS.square().sum(-1) - n_B1) / (n_B1 * (n_B1 - 1))).mean(1)
+    return SourceAttention(**joined, sees=sees_BN, follows=follows_BN, stripes=stripes_B)
+
+
+def _dtype(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _shifted(x_BHCn: Tensor, before_BHn: Tensor) -> Tensor:
+    """Each row's predecessor."""
+    return torch.cat([before_BHn.unsqueeze(2), x_BHCn[:, :, :-1]], dim=2)
+
+
+def _overlap(attended: Tensor, before: Tensor, dtype: torch.dtype) -> Tensor:
+    """B x H x C: the common entries of two sets, over the larger one's number; -1 is no entry."""
+    common = (attended.unsqueeze(-1) == before.unsqueeze(-2)) & (attended >= 0).unsqueeze(-1)
+    larger = torch.maximum((attended >= 0).sum(-1), (before >= 0).sum(-1)).clamp_min(1)
+    return common.sum((-1, -2)).to(dtype) / larger
