@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from lit_llm.ablation.arms import Ablation, Arm
+from lit_llm.ablation.arms import Ablation, Arm, load_study
 from lit_llm.ablation.layouts import layouts
 from lit_llm.analysis.comparison import Comparison, RunResult, compare
+from lit_llm.config.problems import InputError, Problem, did_you_mean
 from lit_llm.config.tree import leaves
 from lit_llm.experiment.chain import Link, chain
 from lit_llm.experiment.config import Experiment
@@ -117,6 +119,37 @@ class Run:
 def runs_of(ablation: Ablation, store: Store) -> list[Run]:
     """Every run, arm by arm."""
     return [Run.of(arm, seed, store) for arm in ablation.arms for seed in ablation.study.seeds]
+
+
+def chosen_runs(ablation: Ablation, store: Store, name: str, arm: str = "") -> list[Run]:
+    """The runs of one arm, of all where none is named. name: how the study was asked for, for messages."""
+    names = [found.name for found in ablation.arms]
+    if arm and arm not in names:
+        raise InputError(Problem(f"{name} has no arm {arm!r}{did_you_mean(arm, names)}"))
+    return [run for run in runs_of(ablation, store) if arm in ("", run.arm.name)]
+
+
+def trained_fingerprint(source: str, overrides: Sequence[str], store: Store, seed: int | None, after: str) -> str:
+    """The stage whose weights are meant by `STUDY:ARM`, an experiment file, a preset, or a fingerprint itself.
+
+    seed: the study's first when None; after: pretrain, finetune, or the last that trains when empty. Raises InputError.
+    """
+    if re.fullmatch(r"[0-9a-f]{16}", source):
+        return source
+    file, colon, arm = source.rpartition(":")
+    ablation = load_study(file if colon else source, overrides)
+    if not colon and len(ablation.arms) > 1:
+        arms = ", ".join(f"{source}:{found.name}" for found in ablation.arms)
+        raise InputError(Problem(f"{source} has several arms; name one: {arms}"))
+    runs = chosen_runs(ablation, store, file, arm if colon else "")
+    mine = [run for run in runs if seed in (None, run.seed)]
+    if not mine:
+        seeds = ", ".join(str(run.seed) for run in runs)
+        raise InputError(Problem(f"{source} has no seed {seed}; it has {seeds}", "--seed"))
+    links: dict[str, Link] = {step.link.kind: step.link for step in mine[0].steps if step.link.kind != "evaluate"}
+    if after and after not in links:
+        raise InputError(Problem(f"{source} has no stage {after!r}; it has {', '.join(links)}", "--after"))
+    return links[after].fingerprint if after else list(links.values())[-1].fingerprint
 
 
 def status_rows(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:

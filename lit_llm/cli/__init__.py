@@ -1,5 +1,6 @@
 """Faces: the commands. Each parses its options and calls one function that a notebook could call too."""
 
+# ruff: noqa: I001 - the modules register their commands, in the order of the help
 from __future__ import annotations
 
 import os
@@ -7,7 +8,7 @@ import sys
 
 import typer
 
-from lit_llm.cli import studies, sweeps, tools  # noqa: F401 - they register their commands, in the order of the help
+from lit_llm.cli import studies, sweeps, trained, tools  # noqa: F401
 from lit_llm.cli.app import app
 from lit_llm.config.problems import InputError
 

@@ -53,11 +53,12 @@ def thaw(stage: Stage) -> Frozen:
     """What `freeze` has written."""
     content = read_file(stage.config_file)
     experiment = validate(Experiment, content.value["experiment"])
-    said = {key: str(content.value[key].plain()) for key in ("stage", "after", "parent", "data", "examples")}
+    # A stage that was frozen before there were chains has the first and the third alone.
+    said = {"stage": "pretrain", "after": "pretrain", "data": "", "parent": "", "examples": ""}
+    said |= {key: str(content.value[key].plain()) for key in said if key in content.value}
     kind: Kind = (
         "evaluate" if said["stage"] == "evaluate" else "finetune" if said["stage"] == "finetune" else "pretrain"
     )
     after: Trained = "finetune" if said["after"] == "finetune" else "pretrain"
-    return Frozen(
-        kind, after, said["parent"], said["data"], said["examples"], content.value["texts"].plain(), experiment
-    )
+    texts = content.value["texts"].plain() if "texts" in content.value else {}
+    return Frozen(kind, after, said["parent"], said["data"], said["examples"], texts, experiment)

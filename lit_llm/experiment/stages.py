@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from lit_llm.data.batches import Batches, ExampleBatches, TrainBatches
 from lit_llm.data.examples import ExampleSet
@@ -25,6 +25,7 @@ from lit_llm.evaluation.found import Found, Progress
 from lit_llm.evaluation.likelihood import Validation
 from lit_llm.experiment.config import Experiment, Trained
 from lit_llm.experiment.cost import cost_of, example_flops
+from lit_llm.experiment.finished import WEIGHTS, open_finished
 from lit_llm.experiment.frozen import Frozen
 from lit_llm.experiment.identity import provenance
 from lit_llm.models.build import build_model
@@ -33,8 +34,6 @@ from lit_llm.tracking.store import SCHEMA, MetricsFile, Stage, Store, read_json,
 from lit_llm.training.fit import Budget, Evaluate, Judge, accelerator_of, fit
 
 ShouldStop = Callable[[], bool]
-WEIGHTS = "model.safetensors"
-"""What a finished stage leaves for the next ones, in its checkpoints."""
 
 
 def pretrain(
@@ -64,8 +63,7 @@ def finetune(
     byte_lengths = _text(frozen, store).tokenizer().byte_lengths()
     held_out = HeldOutExamples(examples, section.validation.examples, section.masks, byte_lengths)
     budget = _budget(experiment, examples)
-    model = build_model(experiment.model, experiment.seed)
-    model.load_state_dict(load_file(store.stage(frozen.parent).checkpoints / WEIGHTS))
+    model = open_finished(store, frozen.parent).model
     longest = section.data.batch_size * (section.data.input_length + section.data.target_length)
     evaluate = held_out.validation(longest)
     return _trained("finetune", frozen, stage, model, batches, budget, evaluate, should_stop, judge)
@@ -84,8 +82,7 @@ def evaluate(
     before = parent.result()
     assert before is not None
     torch.set_num_threads(section.training.execution.threads)
-    model = build_model(frozen.experiment.model, frozen.experiment.seed)
-    model.load_state_dict(load_file(parent.checkpoints / WEIGHTS))
+    model = open_finished(store, frozen.parent).model
     device = torch.device(accelerator_of(section.training.execution.accelerator))
     model.to(device).eval()
     metrics: dict[str, float] = {}

@@ -1,0 +1,104 @@
+"""Finished runs: evaluate, generate."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lit_llm.cli.app import app
+from lit_llm.cli.options import DEFAULT_STORE, AsJson, Overrides, StoreOption, Tracking
+from lit_llm.config.problems import InputError, Problem
+
+
+@app.command()
+def evaluate(
+    study: Annotated[
+        str, typer.Argument(metavar="STUDY[:ARM]", help="A study that was run, or one of its arms; an experiment.")
+    ],
+    override: Overrides = None,
+    jobs: Annotated[int | None, typer.Option("-j", "--jobs", min=1, help="Evaluations at once.")] = None,
+    store: StoreOption = DEFAULT_STORE,
+    tracking: Tracking = None,
+) -> None:
+    """Add evaluations to finished runs; trains nothing.
+
+    What is measured is the `evaluate` section, of the file or given by -o. Example: lit-llm evaluate
+    ablations/quickstart.yaml:dec -o evaluate.extrapolation={}
+    """
+    from lit_llm.ablation.arms import load_study
+    from lit_llm.ablation.runs import chosen_runs
+    from lit_llm.cli.studies import run
+    from lit_llm.tracking.store import Store
+
+    file, arm = _file_and_arm(study)
+    ablation, place = load_study(file, override or ()), Store(store)
+    place.check()
+    runs = chosen_runs(ablation, place, file, arm)
+    if any(found.experiment.evaluate is None for found in runs):
+        message = "has no `evaluate` section; give one, e.g. -o evaluate.likelihood={} or -o evaluate.extrapolation={}"
+        raise InputError(Problem(message, study))
+    trained = [step for found in runs for step in found.steps if step.link.kind != "evaluate"]
+    left = sum(step.status()["state"] not in ("done", "diverged") for step in trained)
+    if left:
+        raise InputError(Problem(f"{left} of its trainings are not finished: `lit-llm run {file}` goes on", study))
+    run(file, jobs, arm or None, None, override, store, tracking)
+
+
+@app.command()
+def generate(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN",
+            help="STUDY:ARM, an experiment file, a preset, or the fingerprint of a stage (status --json).",
+        ),
+    ],
+    prompts: Annotated[
+        list[str] | None, typer.Argument(metavar="[PROMPT]...", help="Texts to go on from; '-' reads one a line.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Which run of the arm; the first when absent.")] = None,
+    after: Annotated[
+        str | None, typer.Option(metavar="[pretrain|finetune]", help="Which stage's weights; the last when absent.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens at most, for each prompt.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0: the likeliest token each time.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Draw among so many of the likeliest tokens.")] = None,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Draw among those that have this share.")] = 1.0,
+    draw: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0,
+    override: Overrides = None,
+    as_json: AsJson = False,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Write what a finished run says after each prompt, up to an end of document.
+
+    An encoder-decoder reads the prompt in its encoder. Example: lit-llm generate ablations/quickstart.yaml:dec "def f("
+    """
+    from lit_llm.ablation.runs import trained_fingerprint
+    from lit_llm.tracking.store import Store
+
+    given = [line.rstrip("\n") for line in sys.stdin] if prompts == ["-"] else prompts or [""]
+    place = Store(store)
+    place.check()
+    fingerprint = trained_fingerprint(source, override or (), place, seed, after or "")
+    from lit_llm.experiment.finished import open_finished
+    from lit_llm.generation import Sampling
+
+    try:
+        sampling = Sampling(temperature, top_k, top_p, draw)
+    except ValueError as error:
+        raise InputError(Problem(str(error))) from None
+    answers = open_finished(place, fingerprint).generate(given, max_new_tokens, sampling)
+    for prompt, answer in zip(given, answers, strict=True):
+        print(json.dumps({"prompt": prompt, "generated": answer}) if as_json else f"{prompt}{answer}")
+
+
+def _file_and_arm(source: str) -> tuple[str, str]:
+    """(STUDY, ARM) of `STUDY:ARM`, with an empty arm where there is none."""
+    if ":" in source and not Path(source).exists():
+        file, _, arm = source.rpartition(":")
+        return file, arm
+    return source, ""

@@ -1,0 +1,69 @@
+"""What a finished stage has made, to be used: its model, its tokenizer, and the mask that it was trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lit_llm.config.problems import InputError, Problem
+from lit_llm.experiment.config import Experiment
+from lit_llm.experiment.frozen import thaw
+from lit_llm.objectives.config import MasksConfig
+from lit_llm.tracking.store import Store
+
+if TYPE_CHECKING:
+    from lit_llm.data.tokenizers import Tokenizer
+    from lit_llm.generation import Sampling
+    from lit_llm.models.transformer import LanguageModel
+
+WEIGHTS = "model.safetensors"
+"""What a finished stage leaves in its checkpoints."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A trained model with what belongs to it."""
+
+    experiment: Experiment
+    model: LanguageModel
+    tokenizer: Tokenizer
+    masks: MasksConfig
+    """Those of the stage."""
+
+    def generate(
+        self, prompts: Sequence[str], max_new_tokens: int, sampling: Sampling, batch_size: int = 16
+    ) -> list[str]:
+        """Text after each prompt, up to an end of document."""
+        from lit_llm.generation import generate
+
+        ids = [found.tolist() for found in self.tokenizer.encode(list(prompts))]
+        prefix = self.masks.prefix
+        answers = generate(
+            self.model, ids, max_new_tokens=max_new_tokens, sampling=sampling, prefix=prefix, batch_size=batch_size
+        )
+        return [self.tokenizer.decode(answer.tokens) for answer in answers]
+
+
+def open_finished(store: Store, fingerprint: str) -> Finished:
+    """The model of a stage that has trained to its end.
+
+    Raises InputError for a fingerprint that the store does not know, and for a stage that has no weights.
+    """
+    from safetensors.torch import load_file
+
+    from lit_llm.data.prepare import open_prepared
+    from lit_llm.models.build import build_model
+
+    stage = store.stage(fingerprint)
+    if not stage.config_file.exists():
+        raise InputError(Problem(f"there is no stage {fingerprint} in {store.root}; `lit-llm status` names them"))
+    frozen, state = thaw(stage), stage.status()["state"]
+    if not (stage.checkpoints / WEIGHTS).exists():
+        reason = f"is an evaluation of {frozen.parent}" if frozen.kind == "evaluate" else f"is {state}"
+        raise InputError(Problem(f"the stage {fingerprint} {reason} and has no weights; `lit-llm run` trains"))
+    experiment = frozen.experiment
+    model = build_model(experiment.model, experiment.seed)
+    model.load_state_dict(load_file(stage.checkpoints / WEIGHTS))
+    tokenizer = open_prepared(experiment.pretrain.data, store.data, frozen.data).tokenizer()
+    return Finished(experiment, model.eval(), tokenizer, experiment.section(frozen.after).masks)
