@@ -249,7 +249,7 @@ def prepare_data(experiments: Iterable[Experiment], store: Store, watcher: Watch
 def _todo(runs: list[Run], rerun: Rerun | None, watcher: Watcher) -> list[Work]:
     """The stages to execute, each computation once, parents before children."""
     todo: dict[str, Work] = {}
-    skipped = {"failed": 0, "stale": 0}
+    skipped: dict[str, set[str]] = {"failed": set(), "stale": set()}
     for run in runs:
         again = False
         for step in run.steps:
@@ -260,13 +260,13 @@ def _todo(runs: list[Run], rerun: Rerun | None, watcher: Watcher) -> list[Work]:
                         step.stage.forget()
                     again = True  # what comes after it began with its weights
                 else:
-                    skipped["stale"] += 1
-                    break
+                    skipped["stale"].add(run.name)
+                    continue  # what is left to do after it, an evaluation that was added, begins with what is there
             elif state in ("failed", "out_of_memory"):
                 if rerun == "failed":
                     step.stage.set_state("pending")
                 else:
-                    skipped["failed"] += 1
+                    skipped["failed"].add(run.name)
                     break
             elif state in FINAL:
                 if state == "diverged":
@@ -274,10 +274,10 @@ def _todo(runs: list[Run], rerun: Rerun | None, watcher: Watcher) -> list[Work]:
                 continue
             todo.setdefault(step.link.fingerprint, (run, step))
     if skipped["failed"]:
-        watcher.message(f"{skipped['failed']} failed run(s) stay as they are; `--rerun failed` tries them again.")
+        watcher.message(f"{len(skipped['failed'])} failed run(s) stay as they are; `--rerun failed` tries them again.")
     if skipped["stale"]:
         watcher.message(
-            f"{skipped['stale']} run(s) done with other code, device or threads stay as they are; "
+            f"{len(skipped['stale'])} run(s) done with other code, device or threads stay as they are; "
             "`--rerun stale` repeats them."
         )
     return list(todo.values())

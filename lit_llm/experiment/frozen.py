@@ -56,9 +56,7 @@ def thaw(stage: Stage) -> Frozen:
     # A stage that was frozen before there were chains has the first and the third alone.
     said = {"stage": "pretrain", "after": "pretrain", "data": "", "parent": "", "examples": ""}
     said |= {key: str(content.value[key].plain()) for key in said if key in content.value}
-    kind: Kind = (
-        "evaluate" if said["stage"] == "evaluate" else "finetune" if said["stage"] == "finetune" else "pretrain"
-    )
-    after: Trained = "finetune" if said["after"] == "finetune" else "pretrain"
+    trained: dict[str, Trained] = {"pretrain": "pretrain", "finetune": "finetune"}
+    kind: Kind = "evaluate" if said["stage"] == "evaluate" else trained[said["stage"]]
     texts = content.value["texts"].plain() if "texts" in content.value else {}
-    return Frozen(kind, after, said["parent"], said["data"], said["examples"], texts, experiment)
+    return Frozen(kind, trained[said["after"]], said["parent"], said["data"], said["examples"], texts, experiment)
