@@ -221,6 +221,9 @@ Metric = Annotated[str, AfterValidator(_metric), Field(json_schema_extra=_SCHEMA
 By = Literal["none", "tokens", "loss_tokens", "parameters", "train_flops"]
 
 
+Figure = Literal["inference_flops", "train_flops", "parameters", "non_embedding_parameters", "kv_cache_bytes"]
+
+
 class Match(Section):
     """What is made equal between an arm and its baseline, for the pretraining."""
 
@@ -240,6 +243,9 @@ class Compare(Section):
     finetuning begin with `finetune/`, those of evaluations with `eval/`: `finetune/eval/examples/nll`. An evaluation
     made after both stages is shown before against after. Training losses are not compared: they depend on what is
     trained on."""
+    front: Figure | None = None
+    """A cost that the metric is shown against, with the arms that no other beats in both. inference_flops: of reading
+    an input and writing a target, both as long as the finetuning allows, or 1000 tokens each where there is none."""
 
 
 class Allowed(Section):

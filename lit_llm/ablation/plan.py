@@ -12,13 +12,10 @@ from lit_llm.ablation.findings import Finding, differs
 from lit_llm.ablation.layouts import design_json
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.experiment.chain import Link, chain
-from lit_llm.experiment.cost import Cost, cost_of
+from lit_llm.experiment.cost import GENERATE, PROMPT, Cost, cost_of
 
 if TYPE_CHECKING:
     from lit_llm.ablation.estimate import Estimate
-
-PROMPT, GENERATE = 1000, 1000
-"""Tokens at which decoding is costed unless told otherwise."""
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from lit_llm.ablation.arms import Ablation, Arm, load_study
+from lit_llm.ablation.config import Figure
 from lit_llm.ablation.layouts import layouts
 from lit_llm.analysis.comparison import Comparison, RunResult, compare
+from lit_llm.analysis.front import front
 from lit_llm.config.problems import InputError, Problem, did_you_mean
 from lit_llm.config.tree import leaves
 from lit_llm.experiment.chain import Link, chain
 from lit_llm.experiment.config import Experiment
+from lit_llm.experiment.cost import GENERATE, PROMPT, cost_of
 from lit_llm.experiment.identity import provenance, same_origin
 from lit_llm.experiment.run import experiment_yaml
 from lit_llm.tracking.store import Stage, Store
@@ -199,4 +202,23 @@ def last_metrics(stage: Stage) -> tuple[int, dict[str, float]]:
 def comparison_of(ablation: Ablation, runs: Sequence[Run]) -> Comparison:
     """The comparison of whatever is finished."""
     results = [RunResult(run.arm.name, run.arm.baseline, run.seed, run.status()["state"], run.result()) for run in runs]
-    return compare(results, ablation.study.compare.metric, layouts(ablation))
+    found = compare(results, ablation.study.compare.metric, layouts(ablation))
+    figure = ablation.study.compare.front
+    if figure is None:
+        return found
+    costs = {arm.name: _figure(figure, arm.experiment) for arm in ablation.arms}
+    return replace(found, front=front(figure, found.metric, costs, {row.arm: row.mean for row in found.rows}))
+
+
+def _figure(name: Figure, experiment: Experiment) -> float:
+    """One of an arm's costs, for its lengths where it is finetuned."""
+    tuned = experiment.finetune
+    prompt, answer = (tuned.data.input_length, tuned.data.target_length) if tuned else (PROMPT, GENERATE)
+    cost = cost_of(experiment, prompt, answer)
+    if name == "inference_flops":
+        return prompt * cost.prefill_flops_per_token + answer * cost.decode_flops_per_token
+    if name == "kv_cache_bytes":
+        return cost.cache.total(prompt, answer)
+    if name == "train_flops":
+        return cost.train_flops + cost.finetune_flops
+    return float(cost.parameters if name == "parameters" else cost.non_embedding_parameters)

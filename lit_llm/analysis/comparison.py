@@ -16,6 +16,7 @@ from typing import Any
 
 from lit_llm.analysis.before_after import BeforeAfter, before_after
 from lit_llm.analysis.effects import Effects, Layout, effects
+from lit_llm.analysis.front import Front
 from lit_llm.analysis.paired import Difference, against_baselines
 from lit_llm.experiment.chain import EVALUATED, FINETUNED
 from lit_llm.experiment.identity import COMPARABLE
@@ -86,6 +87,8 @@ class Comparison:
     """Of the factors, where the design shows them; empty elsewhere."""
     before_after: BeforeAfter | None = None
     """Of an evaluation that was made after pretraining and after finetuning."""
+    front: Front | None = None
+    """The metric against a cost, where the study asks for it."""
 
     def csv(self) -> str:
         """One line per arm; empty where there is no number."""

@@ -93,8 +93,12 @@ class ExtrapolationConfig(Section):
 
     def prefix_lengths(self, sequence_length: int) -> tuple[int, ...]:
         """Tokens of each prefix, for training windows of this length."""
-        parts = {"quarter": sequence_length // 4, "half": sequence_length // 2}
-        return tuple(dict.fromkeys(p if isinstance(p, int) else parts[p] for p in self.prefixes))
+        return tuple(dict.fromkeys(self.prefix_length(prefix, sequence_length) for prefix in self.prefixes))
+
+    @staticmethod
+    def prefix_length(prefix: Literal["quarter", "half"] | int, sequence_length: int) -> int:
+        """Tokens of one of them."""
+        return prefix if isinstance(prefix, int) else sequence_length // {"quarter": 4, "half": 2}[prefix]
 
     def problems(self, sequence_length: int) -> list[tuple[str, str]]:
         """(key, what is wrong with it) for training windows of this length."""

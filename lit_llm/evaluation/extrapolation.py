@@ -46,8 +46,9 @@ def extrapolation(
 ) -> Found:
     """Loss by total length and by position, for every prefix. progress: sequences, each once for each prefix.
 
-    extrapolation/nll/prefix_<P>/length_<L>    P, L in tokens: nats per target token over the targets at positions from
-                                               L - window/4 to before L (of the whole sequence, counted from 0)
+    extrapolation/nll/prefix_<P>/length_<L>x   P as it is configured, L in windows: nats per target token over the
+                                               targets in the last quarter of a window before a total length of L
+                                               windows (positions of the whole sequence, counted from 0)
 
     Of a mixture it is the mean over its sources, weighted by their shares.
 
@@ -76,13 +77,12 @@ def extrapolation(
             tokens[here] += np.bincount(bucket_of[prefix:], minlength=shape[-1])
     shares = np.array([source.share for source in data.sources], dtype=np.float64)
     metrics = {}
-    for place, prefix in enumerate(prefixes):
+    for name in config.prefixes:
+        place = prefixes.index(config.prefix_length(name, window))
         for length in sorted(set(config.lengths)):
             last = slice(length * BUCKETS - LAST, length * BUCKETS)
             means = nats[place, :, last].sum(-1) / tokens[place, :, last].sum(-1)
-            metrics[f"extrapolation/nll/prefix_{prefix}/length_{length * window}"] = float(
-                means @ shares / shares.sum()
-            )
+            metrics[f"extrapolation/nll/prefix_{name}/length_{length}x"] = float(means @ shares / shares.sum())
     names = [source.name or UNNAMED for source in data.sources]
     return Found(metrics, list(_rows(nats, tokens, prefixes, names, window)))
 

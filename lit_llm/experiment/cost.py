@@ -12,6 +12,9 @@ from lit_llm.models.config import resolve_model
 from lit_llm.objectives.config import MasksConfig
 from lit_llm.training.memory import BFLOAT16, FLOAT32, training_bytes
 
+PROMPT, GENERATE = 1000, 1000
+"""Tokens at which decoding is costed unless told otherwise."""
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -65,7 +68,7 @@ FIGURES: dict[str, Callable[[Cost], float]] = {
     "train_flops_per_token": lambda cost: cost.train_flops_per_token,
     "prefill_flops_per_token": lambda cost: cost.prefill_flops_per_token,
     "decode_flops_per_token": lambda cost: cost.decode_flops_per_token,
-    "kv_cache_bytes": lambda cost: cost.cache.total(1000, 1000),
+    "kv_cache_bytes": lambda cost: cost.cache.total(PROMPT, GENERATE),
     "memory_bytes": lambda cost: cost.memory_bytes,
     "tokens": lambda cost: cost.tokens,
     "loss_tokens": lambda cost: cost.loss_tokens,
@@ -106,7 +109,7 @@ def largest_shape(experiment: Experiment) -> cost.Shape:
     return cost.Shape(long.source, short.target, short.outputs, long.prefix)
 
 
-def cost_of(experiment: Experiment, prompt: int = 1000, generate: int = 1000) -> Cost:
+def cost_of(experiment: Experiment, prompt: int = PROMPT, generate: int = GENERATE) -> Cost:
     """Parameters, FLOPs, cache, tokens and memory of one run of this experiment."""
     model, pretrain = resolve_model(experiment.model), experiment.pretrain
     data, training, objective = pretrain.data, pretrain.training, pretrain.objective

@@ -17,6 +17,7 @@ from lit_llm.ablation.plan import Plan, PlannedArm
 from lit_llm.analysis.before_after import BeforeAfter
 from lit_llm.analysis.comparison import Comparison, Row
 from lit_llm.analysis.effects import Effects
+from lit_llm.analysis.front import Front
 from lit_llm.config.tree import under
 from lit_llm.experiment.chain import EVALUATED, FINETUNED
 from lit_llm.report import text
@@ -216,7 +217,7 @@ def comparison_table(comparison: Comparison, width: int) -> RenderableType:
     tables = side_by_side(head, rows, len(head) - len(COST), width)
     parts = [Text(f"· {note}", style="dim") for note in comparison.notes]
     shown = [part for group in comparison.effects for part in _effects(group, comparison)]
-    return Group(*tables, *parts, *shown, *_before_after(comparison, width))
+    return Group(*tables, *parts, *shown, *_before_after(comparison, width), *_front(comparison))
 
 
 TURN = ("arm", "before", "after", "difference before", "after [95%]", "changed by [95%]")
@@ -231,6 +232,30 @@ def _before_after(comparison: Comparison, width: int) -> list[RenderableType]:
     notes = [Text(f"· {note}", style="dim") for note in _turn_notes(found)]
     title = Text(f"{found.metric} before and after finetuning", style="bold")
     return [Text(), title, *side_by_side(head, rows, 4, width), *notes]
+
+
+def _front(comparison: Comparison) -> list[RenderableType]:
+    """The arms by what they cost."""
+    found = comparison.front
+    if found is None:
+        return []
+    head, *rows = _front_cells(found)
+    table = table_of(*head)
+    for row in rows:
+        table.add_row(*row)
+    return [Text(), Text(_front_title(found), style="bold"), table]
+
+
+def _front_title(found: Front) -> str:
+    return f"{found.metric} against {found.figure.replace('_', ' ').replace('flops', 'FLOPs')}"
+
+
+def _front_cells(found: Front) -> list[list[str]]:
+    rows = []
+    for point in found.points:
+        place = f"below {point.beaten_by}" if point.beaten_by else "front"
+        rows.append([point.arm, text.short(point.cost), text.value(point.value), place])
+    return [["arm", found.figure.replace("_", " ").replace("flops", "FLOPs"), "mean", ""], *rows]
 
 
 def _turn_cells(found: BeforeAfter) -> list[list[str]]:
@@ -335,6 +360,10 @@ def comparison_markdown(plan: Plan, comparison: Comparison) -> str:
         lines += ["", f"## {turn.metric} before and after finetuning", ""]
         lines += [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *cells]]
         lines += ["", *(f"- {note}" for note in _turn_notes(turn))]
+    if against := comparison.front:
+        head, *cells = _front_cells(against)
+        lines += ["", f"## {_front_title(against)}", ""]
+        lines += [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *cells]]
     return "\n".join(lines).rstrip() + "\n"
 
 

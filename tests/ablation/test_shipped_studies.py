@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,9 +29,18 @@ SMALL = [
 """Narrow, so that the layers of an 8B model take no time; as many of them as the study says."""
 
 
-def two_steps(arm: Arm) -> Arm:
+@pytest.fixture(scope="module")
+def instructions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """In place of files that a user makes or downloads."""
+    path = tmp_path_factory.mktemp("instructions") / "a.jsonl"
+    lines = [{"inputs": f"ask {n}", "targets": f"{n}", "task": "count"} for n in range(60)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return {"kind": "jsonl", "files": [str(path)]}
+
+
+def two_steps(arm: Arm, instructions: dict[str, object]) -> Arm:
     training = arm.experiment.pretrain.training
-    keys = {
+    keys: dict[str, Any] = {
         "data": {"batch_size": 2},
         "training": {
             "max_steps": 2,
@@ -39,18 +50,34 @@ def two_steps(arm: Arm) -> Arm:
         },
         "validation": {"times": 1, "sequences": 2},
     }
-    node = merge(tree(arm.experiment.model_dump(mode="json")), tree({"pretrain": keys}))
+    if arm.experiment.pretrain.data.corpus.kind != "python-stdlib":
+        keys["data"]["corpus"] = {"kind": "python-stdlib"}
+    sections: dict[str, Any] = {"pretrain": keys}
+    if arm.experiment.finetune is not None:
+        data = {"examples": instructions, "held_out": instructions, "input_length": 8, "target_length": 4}
+        sections["finetune"] = {
+            "data": {**data, "task": "task", "batch_size": 2},
+            "training": {"max_steps": 2, "execution": {"micro_batch_size": None, "accelerator": "cpu"}},
+            "validation": {"times": 1, "examples": 4},
+        }
+    if (evaluate := arm.experiment.evaluate) is not None:
+        small = {"examples": {"examples": 4}, "extrapolation": {"sequences": 2}}
+        sections["evaluate"] = {name: few for name, few in small.items() if getattr(evaluate, name) is not None}
+    node = merge(tree(arm.experiment.model_dump(mode="json")), tree(sections))
     # That an arm can be matched is for the plan of its real size to say: eight columns weigh more in a narrow one.
     return replace(arm, experiment=validate(Experiment, node), residual=0.0)
 
 
 @pytest.mark.xdist_group("runs")
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
-def test_a_shipped_study_runs_two_steps_of_every_arm(path: Path, store: Store) -> None:
+def test_a_shipped_study_runs_two_steps_of_every_arm(path: Path, store: Store, instructions: dict[str, object]) -> None:
     study = load_study(path, SMALL)
-    arms, one_seed = tuple(map(two_steps, study.arms)), study.study.model_copy(update={"seeds": (0,)})
+    arms, one_seed = (
+        tuple(two_steps(arm, instructions) for arm in study.arms),
+        study.study.model_copy(update={"seeds": (0,)}),
+    )
     finished = run_study(Ablation(one_seed, arms), store, watcher=Watcher(), slots=2)
-    assert {run.name: run.last.status()["state"] for run in finished.runs} == {
+    assert {run.name: run.status()["state"] for run in finished.runs} == {
         f"{arm.name}/seed 0": "done" for arm in study.arms
     }
     assert all(row.mean is not None for row in finished.comparison.rows)
@@ -59,7 +86,10 @@ def test_a_shipped_study_runs_two_steps_of_every_arm(path: Path, store: Store) -
 def test_every_study_has_a_sibling_of_the_papers_size() -> None:
     studies = {path.stem for path in STUDIES} - {"quickstart"}
     small = {name for name in studies if not name.endswith("-paper")}
-    assert small == {"attribution", "biattn_prefix", "layer_split", "positions", "stability", "tying"}
+    assert small == {
+        "attribution", "biattn", "biattn_prefix", "extrapolation", "finetune_reversal", "layer_split", "pareto",
+        "positions", "stability", "tying",
+    }  # fmt: skip
     assert studies - small == {f"{name}-paper" for name in small}
 
 
@@ -70,7 +100,9 @@ def test_a_sibling_differs_in_preset_and_budget_alone(path: Path) -> None:
     name = path.stem.removesuffix("-paper")
     assert (own.pop("study"), own.pop("like")) == (f"{name}-paper", f"{name}.yaml")
     parent = load_study(path.with_name(f"{name}.yaml")).study
-    assert own.pop("base") in ({}, {"pretrain": {"objective": parent.base["pretrain"].get("objective")}})
+    base = own.pop("base")
+    assert base.pop("evaluate", None) == parent.base.get("evaluate")  # what is measured is the same
+    assert base in ({}, {"pretrain": {"objective": parent.base["pretrain"].get("objective")}})
     factors = own.pop("grid", {"factors": {}})["factors"]
     assert not parent.grid or factors.keys() <= parent.grid.factors.keys()
     keys = {key for arm in own.pop("arms", {}).values() for key, _ in leaves(arm)}
