@@ -1,10 +1,11 @@
-"""Tools: schema, ui, store rebase, store gc."""
+"""Tools: schema, ui, store rebase, store gc, data glosses."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -127,3 +128,31 @@ def store_gc(
         print(f"Removed {len(removed)}, {size(sum(item.bytes for item in removed))}.")
     else:
         print("Nothing was removed.")
+
+
+data_app = typer.Typer(no_args_is_help=True, help="Make data sets.")
+app.add_typer(data_app, name="data")
+
+
+@data_app.command("glosses")
+def data_glosses(
+    wordnet: Annotated[
+        Path, typer.Option(help="Folder with WordNet's data.noun, data.verb, data.adj and data.adv.")
+    ] = Path("/usr/share/wordnet"),
+    out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("glosses"),
+    limit: Annotated[int | None, typer.Option(min=1, help="Instructions at most; the questions stay the same.")] = None,
+    seed: Annotated[int, typer.Option(help="Which instructions come first, and how they are worded.")] = 0,
+    characters: Annotated[int, typer.Option(min=1, help="Length of the longest gloss.")] = 80,
+) -> None:
+    """Make instructions of WordNet's glosses: define a word, find it, choose it, say what it is a kind of.
+
+    train.jsonl has `inputs` and `targets` to finetune on; choices.jsonl has multiple choice about other words to
+    evaluate with. Example: apt install wordnet-base; lit-llm data glosses --out glosses
+    """
+    from lit_llm.data.glosses import write_glosses
+
+    counts = write_glosses(wordnet, out, limit=limit, seed=seed, characters=characters)
+    for name in ("train", "choices"):
+        tasks = {key.partition("/")[2]: count for key, count in counts.items() if key.startswith(name)}
+        listed = ", ".join(f"{task} {count}" for task, count in tasks.items())
+        print(f"{shown(out) / name}.jsonl: {sum(tasks.values())} ({listed})")
