@@ -146,13 +146,15 @@ def data_glosses(
 ) -> None:
     """Make instructions of WordNet's glosses: define a word, find it, choose it, say what it is a kind of.
 
-    train.jsonl has `inputs` and `targets` to finetune on; choices.jsonl has multiple choice about other words to
-    evaluate with. Example: apt install wordnet-base; lit-llm data glosses --out glosses
+    train.jsonl has `inputs` and `targets` to finetune on; choices.jsonl has multiple choice about other words, and
+    tasks/ has the same as tasks of lm-evaluation-harness. Example: apt install wordnet-base; lit-llm data glosses
     """
     from lit_llm.data.glosses import write_glosses
+    from lit_llm.evaluation.suites import write_gloss_tasks
 
     counts = write_glosses(wordnet, out, limit=limit, seed=seed, characters=characters)
     for name in ("train", "choices"):
         tasks = {key.partition("/")[2]: count for key, count in counts.items() if key.startswith(name)}
         listed = ", ".join(f"{task} {count}" for task, count in tasks.items())
         print(f"{shown(out) / name}.jsonl: {sum(tasks.values())} ({listed})")
+    print(f"{shown(out) / 'tasks'}: {', '.join(write_gloss_tasks(out / 'choices.jsonl', out / 'tasks'))}")
