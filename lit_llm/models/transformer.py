@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lit_llm.components.attention.cache import LayerCache
 from lit_llm.components.attention.config import ResolvedAttention
 from lit_llm.components.attention.module import Attention
 from lit_llm.components.attention.rope import Rotation, Rotations
@@ -48,12 +50,14 @@ class Block(nn.Module):
         rotations: Rotations,
         encoder_BSD: Tensor | None = None,
         encoder_visible: Visibility | None = None,
+        cache: LayerCache | None = None,
     ) -> Tensor:
+        """With a cache x_BTD holds the new tokens alone, and the encoder's output is read the first time only."""
         normed_BTD = self.self_attention_norm(x_BTD)
         rotation = _rotation(rotations, "self", self.self_attention.config)
-        x_BTD = x_BTD + self.dropout(self.self_attention(normed_BTD, normed_BTD, visible, rotation, rotation))
+        kept, crossed = (None, None) if cache is None else (cache.self_attention, cache.cross_attention)
+        x_BTD = x_BTD + self.dropout(self.self_attention(normed_BTD, normed_BTD, visible, rotation, rotation, kept))
         if self.cross_attention is not None and self.cross_attention_norm is not None:
-            assert encoder_BSD is not None
             assert encoder_visible is not None
             config = self.cross_attention.config
             crossed_BTD = self.cross_attention(
@@ -61,7 +65,8 @@ class Block(nn.Module):
                 encoder_BSD,
                 encoder_visible,
                 _rotation(rotations, config.rope, config),
-                _rotation(rotations, "source", config),
+                None if encoder_BSD is None else _rotation(rotations, "source", config),
+                crossed,
             )
             x_BTD = x_BTD + self.dropout(crossed_BTD)
         return x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
@@ -88,9 +93,12 @@ class Stack(nn.Module):
         rotations: Rotations,
         encoder_BSD: Tensor | None = None,
         encoder_visible: Visibility | None = None,
+        cache: Sequence[LayerCache] | None = None,
     ) -> Tensor:
-        for layer in self.layers:
-            x_BTD = self._run(layer, x_BTD, visible, rotations, encoder_BSD, encoder_visible)
+        """cache: one for each layer; x_BTD then holds the new tokens alone."""
+        kept = [None] * len(self.layers) if cache is None else cache
+        for layer, own in zip(self.layers, kept, strict=True):
+            x_BTD = self._run(layer, x_BTD, visible, rotations, encoder_BSD, encoder_visible, own)
         return self.norm(x_BTD)
 
     def _run(self, layer: nn.Module, *inputs: Any) -> Tensor:
@@ -142,7 +150,7 @@ class DecoderOnly(LanguageModel):
         if known and prefix_length is not None and (longest := int(torch.as_tensor(prefix_length).max())) > tokens:
             raise ValueError(f"prefix_length {longest} is longer than the {tokens} tokens of the input")
         x_BTD = self.dropout(self.embedding(tokens_BT))
-        rotations = Rotations(_compute_dtype(x_BTD))
+        rotations = Rotations(compute_dtype(x_BTD))
         rotations.place("self", torch.arange(tokens, device=tokens_BT.device))
         visible = Visibility(causal=True, prefix=prefix_length, documents=_pair(documents_BT, documents_BT))
         return cast(Tensor, self.decoder(x_BTD, visible, rotations))
@@ -169,7 +177,7 @@ class EncoderDecoder(LanguageModel):
         """B x S ids -> B x S x D. Rows are padded at the end; `source_lengths` (B) says where."""
         embed = self.embedding if self.encoder_embedding is None else self.encoder_embedding
         x_BSD = self.dropout(embed(source_BS))
-        rotations = Rotations(_compute_dtype(x_BSD))
+        rotations = Rotations(compute_dtype(x_BSD))
         rotations.place("self", torch.arange(source_BS.shape[1], device=source_BS.device))
         visible = Visibility(key_lengths=source_lengths, documents=_pair(documents_BS, documents_BS))
         return cast(Tensor, self.encoder(x_BSD, visible, rotations))
@@ -194,7 +202,7 @@ class EncoderDecoder(LanguageModel):
         encoder_BSD = self.encode(source_BS, source_lengths, documents_BS)
         x_BTD = self.dropout(self.embedding(target_BT))
         source, target = source_BS.shape[1], torch.arange(target_BT.shape[1], device=target_BT.device)
-        rotations = Rotations(_compute_dtype(x_BTD))
+        rotations = Rotations(compute_dtype(x_BTD))
         rotations.place("self", target)
         rotations.place("source", torch.arange(source, device=source_BS.device))
         rotations.place("restart", target)
@@ -221,7 +229,7 @@ def _pair(of_queries: Tensor | None, of_keys: Tensor | None) -> tuple[Tensor, Te
     return None if of_queries is None or of_keys is None else (of_queries, of_keys)
 
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
+def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype that queries and keys will have: under autocast not the embedding's."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if device != "meta" and torch.is_autocast_enabled(device) else x.dtype

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn, ones
 
+from lit_llm.components.attention.cache import KeyValues
 from lit_llm.components.attention.config import ResolvedAttention
 from lit_llm.components.attention.rope import Rotation, rotate
 from lit_llm.components.attention.visibility import DotProduct, Visibility
@@ -47,14 +48,22 @@ class Attention(nn.Module):
     def forward(
         self,
         x_BTD: Tensor,
-        memory_BSD: Tensor,
+        memory_BSD: Tensor | None,
         visible: Visibility,
         query_rotation: Rotation | None = None,
         key_rotation: Rotation | None = None,
+        cache: KeyValues | None = None,
     ) -> Tensor:
+        """With a cache the memory is what is new; none at all when everything is in the cache."""
         q = self.heads("q", x_BTD, query_rotation)
-        k = self.heads("k", memory_BSD, key_rotation)
-        v = self.heads("v", memory_BSD, None)
+        if memory_BSD is None:
+            assert cache is not None
+            k, v = cache.held()
+        else:
+            k = self.heads("k", memory_BSD, key_rotation)
+            v = self.heads("v", memory_BSD, None)
+            if cache is not None:
+                k, v = cache.add(k, v)
         out_BTHK = self.dot_product(q, k, v, visible).transpose(1, 2)
         if self.config.output_norm == "head":
             out_BTHK = self.output_norm(out_BTHK)

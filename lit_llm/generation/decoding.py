@@ -1,0 +1,149 @@
+"""Prefill and decode: the prompt once, then one token at a time, with the keys and values of what went before kept.
+
+decoder-only      <s> p1 p2 ─▶ decoder ─▶ logits of t1          t1 ─▶ decoder ─▶ logits of t2   ...
+                               └ keys and values of <s> p1 p2         └ and of t1
+
+encoder-decoder   p1 p2 ─▶ encoder ─▶ keys and values of every cross-attention
+                  <s> ─▶ decoder ─▶ logits of t1                t1 ─▶ decoder ─▶ logits of t2   ...
+                         └ keys and values of <s>                     └ and of t1
+
+Every token stands where a forward pass over the whole text would put it. Shorter prompts are padded at their end, and
+each row goes on from its own.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+
+from lit_llm.components.attention.cache import KeyValues, LayerCache, Rows
+from lit_llm.components.attention.rope import Rotations
+from lit_llm.components.attention.visibility import Visibility
+from lit_llm.models.transformer import DecoderOnly, EncoderDecoder, LanguageModel, compute_dtype
+
+Prefix = Literal["causal", "bidirectional"]
+
+
+class Decoding(ABC):
+    """B prompts that have been read, and what is kept of them. Made by `prefill`."""
+
+    def __init__(self, model: LanguageModel, rows: Rows, layers: Sequence[LayerCache]) -> None:
+        self.model = model
+        self.rows = rows
+        """The decoder's tokens so far."""
+        self.layers = layers
+        self.logits_BV: Tensor
+        """Of the token that comes next in each row."""
+
+    @abstractmethod
+    def _step(self, x_B1D: Tensor, rotations: Rotations) -> Tensor:
+        """The decoder's output, B x 1 x D, for one more token of each row; `rotations` know the token's own place."""
+
+    @torch.inference_mode()
+    def step(self, tokens_B: Tensor) -> None:
+        """Each row goes on with one more token; new `logits_BV`."""
+        x_B1D = self.model.embedding(tokens_B[:, None])
+        rotations = Rotations(compute_dtype(x_B1D))
+        rotations.place("self", self.rows.next_positions())
+        hidden_B1D = self._step(x_B1D, rotations)
+        self.rows.advance()
+        self.logits_BV = self.model.logits(hidden_B1D[:, 0])
+
+    @torch.inference_mode()
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows alone, in this order."""
+        self.rows.keep(rows)
+        for part in self._parts():
+            part.keep(rows)
+        self.logits_BV = self.logits_BV[rows]
+
+    def cache_bytes(self) -> list[int]:
+        """Measured: what the keys and values of each row take, without padding and room for more.
+
+        With n tokens chosen, the last of which the model has not read yet, it is what `lit_llm.models.cost.cache_bytes`
+        says of the prompt and n generated tokens: <s> stands in for the last.
+        """
+        return [sum(row) for row in zip(*(part.bytes() for part in self._parts()), strict=True)]
+
+    def _parts(self) -> list[KeyValues]:
+        both = [part for layer in self.layers for part in (layer.self_attention, layer.cross_attention)]
+        return [part for part in both if part is not None]
+
+
+class _DecoderOnly(Decoding):
+    def __init__(self, model: DecoderOnly, prompts: Sequence[Sequence[int]], prefix: Prefix, begin: int) -> None:
+        tokens_BT, rows = _padded([[begin, *prompt] for prompt in prompts], model)
+        super().__init__(model, rows, [LayerCache(KeyValues(rows)) for _ in model.decoder.layers])
+        visible = Visibility(causal=True)  # padding comes last: no token sees it, and what it sees is of no concern
+        if prefix == "bidirectional":
+            visible.prefix = rows.lengths[0] if rows.even else rows.lengths_B
+        x_BTD = model.embedding(tokens_BT)
+        rotations = Rotations(compute_dtype(x_BTD))
+        rotations.place("self", torch.arange(tokens_BT.shape[1], device=tokens_BT.device))
+        hidden_BTD = model.decoder(x_BTD, visible, rotations, cache=self.layers)
+        last_BD = hidden_BTD[torch.arange(len(prompts), device=tokens_BT.device), rows.lengths_B - 1]
+        self.logits_BV = model.logits(last_BD)
+
+    def _step(self, x_B1D: Tensor, rotations: Rotations) -> Tensor:
+        return cast(Tensor, self.model.decoder(x_B1D, self.rows.visible(more=1), rotations, cache=self.layers))
+
+
+class _EncoderDecoder(Decoding):
+    def __init__(self, model: EncoderDecoder, prompts: Sequence[Sequence[int]], begin: int, end: int) -> None:
+        source_BS, self.source_rows = _padded([prompt if len(prompt) else [end] for prompt in prompts], model)
+        self.source_visible = self.source_rows.visible()  # one for all steps, which then share its mask
+        encoder_BSD = model.encode(source_BS, self.source_visible.key_lengths)
+        rows = Rows([0] * len(prompts), source_BS.device)
+        caches = [LayerCache(KeyValues(rows), KeyValues(self.source_rows)) for _ in model.decoder.layers]
+        super().__init__(model, rows, caches)
+        self.encoder_BSD: Tensor | None = encoder_BSD
+        self.step(torch.full((len(prompts),), begin, device=source_BS.device))
+        self.encoder_BSD = None  # its keys and values are kept
+
+    def _step(self, x_B1D: Tensor, rotations: Rotations) -> Tensor:
+        rotations.place("restart", self.rows.next_positions())
+        rotations.place("continuous", self.source_rows.next_positions() + self.rows.next_positions())
+        if self.encoder_BSD is not None:
+            rotations.place("source", torch.arange(self.encoder_BSD.shape[1], device=x_B1D.device))
+        visible = self.rows.visible(more=1)
+        out = self.model.decoder(x_B1D, visible, rotations, self.encoder_BSD, self.source_visible, self.layers)
+        return cast(Tensor, out)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self.source_rows.keep(rows)
+        super().keep(rows)
+        self.source_visible = self.source_rows.visible()
+
+
+@torch.inference_mode()
+def prefill(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    prefix: Prefix = "causal",
+    begin: int = 1,
+    end: int = 0,
+) -> Decoding:
+    """Read the prompts as one batch; `logits_BV` are then those of each one's first generated token.
+
+    prefix: bidirectional lets the tokens of a decoder-only model's prompt, `begin` among them, see each other.
+    begin: the token before everything a decoder reads; end: what stands for an empty source. The model should be in
+    evaluation mode.
+    """
+    if isinstance(model, EncoderDecoder):
+        return _EncoderDecoder(model, prompts, begin, end)
+    assert isinstance(model, DecoderOnly)
+    return _DecoderOnly(model, prompts, prefix, begin)
+
+
+def _padded(texts: Sequence[Sequence[int]], model: LanguageModel) -> tuple[Tensor, Rows]:
+    """B x T ids on the model's device, padded at the end, and how many are real."""
+    device = model.embedding.weight.device
+    rows = Rows([len(text) for text in texts], device)
+    longest = max(rows.lengths)
+    padded = [[*text, *[0] * (longest - len(text))] for text in texts]
+    return torch.tensor(padded, device=device), rows

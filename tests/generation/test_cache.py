@@ -1,0 +1,239 @@
+"""A cache saves repetition and changes nothing: against a whole forward pass for each token, each prompt alone."""
+
+import itertools
+
+import pytest
+import torch
+from recomputation import PROMPTS, VOCABULARY, build, next_logits, recomputed
+from torch.testing import assert_close
+
+from lit_llm.components.attention import cache as cache_module
+from lit_llm.generation import generate, prefill
+from lit_llm.models.cost import cache_bytes
+from lit_llm.models.transformer import Block
+
+NEW = 6
+NORMS = ["[]", "[q, k, v]", "[v]"]
+OUTPUTS = ["none", "head", "concat", "after_out"]
+ROPES = ["continuous", "restart", "none"]
+PRODUCT = [
+    [
+        "attention.kv_heads=2",
+        f"attention.qkv_norm={norms}",
+        f"attention.output_norm={output}",
+        f"decoder.cross_attention.rope={rope}",
+    ]
+    for norms, output, rope in itertools.product(NORMS, OUTPUTS, ROPES)
+]
+SHARED = [
+    ["attention.kv_heads=1"],
+    ["attention.kv_heads=4"],
+    ["attention.head_dim=12", "attention.kv_heads=2"],
+    ["attention.rope=none"],
+    ["attention.qkv_norm=[q, k]", "attention.qkv_norm_scale=true"],
+    ["attention.output_norm=concat", "attention.output_norm_scale=true"],
+    ["attention.rope_theta=20.0"],
+    ["norm.function=layer_norm"],
+    ["tie_embeddings=none"],
+]
+RED = [
+    ["tie_embeddings=inputs"],
+    ["decoder.self_attention.kv_heads=2", "decoder.cross_attention.kv_heads=1"],
+    ["decoder.layer_ranges.1.cross_attention.rope=restart", "decoder.layer_ranges.0.cross_attention.rope_theta=50.0"],
+    ["decoder.self_attention.rope=none", "encoder.layers=1", "decoder.layers=3"],
+]
+DEC = [
+    *([f"attention.qkv_norm={norms}", f"attention.output_norm={out}"] for norms in NORMS for out in OUTPUTS),
+    ["attention.qkv_norm=[q, k, v]", "attention.kv_heads=2", "tie_embeddings=none"],
+    ["decoder.layer_ranges.1.self_attention.rope=none"],
+]
+CASES = [
+    pytest.param(family, overrides, prefix, id=f"{family}, {prefix}: {' '.join(overrides)}")
+    for family, cases, prefixes in (
+        ("redllm", [*PRODUCT, *SHARED, *RED], ["causal"]),
+        ("decllm", [*DEC, *SHARED], ["causal", "bidirectional"]),
+    )
+    for overrides, prefix in itertools.product(cases, prefixes)
+]
+
+
+def cached_logits(model, prompts, answers, prefix="causal"):
+    """B x T x V: what a cache makes of the same answers, all prompts in one batch."""
+    decoding = prefill(model, prompts, prefix=prefix)
+    found = [decoding.logits_BV]
+    for tokens in list(zip(*answers, strict=True))[:-1]:
+        decoding.step(torch.tensor(tokens))
+        found.append(decoding.logits_BV)
+    return torch.stack(found, dim=1)
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides", "prefix"), CASES, ids=lambda value: str(value).replace("attention", "a")
+)
+def test_greedy_output_is_that_of_recomputation_token_for_token(family, overrides, prefix):
+    """Five prompts of different lengths in one batch, one of them empty, against each one alone."""
+    model = build(family, *overrides)
+    wanted = [recomputed(model, prompt, NEW, prefix) for prompt in PROMPTS]
+    found = generate(model, PROMPTS, max_new_tokens=NEW, stop=(), prefix=prefix)
+    assert [result.tokens for result in found] == [tokens for tokens, _ in wanted]
+    logits = cached_logits(model, PROMPTS, [tokens for tokens, _ in wanted], prefix)
+    # Angles of positions are computed in float32 and rounded alike on both sides.
+    assert_close(logits, torch.stack([row for _, row in wanted]), rtol=0, atol=1e-9)
+    for result, (tokens, row) in zip(found, wanted, strict=True):
+        nats = row.log_softmax(-1)[torch.arange(NEW), torch.tensor(tokens)]
+        assert_close(torch.tensor(result.log_probabilities, dtype=torch.float64), nats, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", ["decllm", "redllm"])
+def test_the_models_of_this_file_tell_the_prompts_apart(family):
+    """Or the test above would compare constants with each other."""
+    model = build(family)
+    answers = [tuple(recomputed(model, prompt, NEW)[0]) for prompt in PROMPTS]
+    assert len(set(answers)) == len(PROMPTS)
+    assert len(set(itertools.chain(*answers))) > 5
+
+
+@pytest.mark.parametrize("family", ["decllm", "redllm"])
+def test_in_float32_the_logits_agree_to_1e_5(family):
+    model = build(family, "attention.qkv_norm=[q, k, v]", dtype=torch.float32)
+    wanted = [recomputed(model, prompt, NEW) for prompt in PROMPTS]
+    logits = cached_logits(model, PROMPTS, [tokens for tokens, _ in wanted])
+    expected = torch.stack([row for _, row in wanted])
+    assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("family", ["decllm", "redllm"])
+def test_in_bfloat16_a_cache_rounds_no_worse_than_recomputation(family, autocast):
+    """Both round the same quantities as often, in another order: against float32 the errors are of one size, to 20%.
+    Some thirty roundings of up to 2^-9 = 0.2% each, of random signs, stay below 6% of the logits' norm."""
+    model = build(family, "attention.qkv_norm=[q, k, v]", dtype=torch.float32)
+    answers = [recomputed(model, prompt, NEW)[0] for prompt in PROMPTS]
+    exact = cached_logits(model, PROMPTS, answers)
+    if not autocast:
+        model.to(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        cached = cached_logits(model, PROMPTS, answers)
+        whole = torch.stack(
+            [
+                torch.stack([next_logits(model, prompt, answer[:step]) for step in range(NEW)])
+                for prompt, answer in zip(PROMPTS, answers, strict=True)
+            ]
+        )
+        generate(model, PROMPTS, max_new_tokens=NEW)
+    assert cached.dtype == torch.bfloat16
+    errors = [float((found.float() - exact).norm() / exact.norm()) for found in (cached, whole)]
+    assert 0 < errors[0] < 0.06
+    assert errors[0] == pytest.approx(errors[1], rel=0.2)
+
+
+@pytest.mark.parametrize("family", ["decllm", "redllm"])
+@pytest.mark.parametrize("room", [1, 64])
+def test_a_cache_that_is_full_several_times_loses_nothing(family, room, monkeypatch):
+    """100 tokens: more than the room that is made at once."""
+    monkeypatch.setattr(cache_module, "ROOM", room)
+    model, prompts = build(family), [PROMPTS[0], PROMPTS[2]]
+    wanted = [recomputed(model, prompt, 100)[0] for prompt in prompts]
+    assert [result.tokens for result in generate(model, prompts, max_new_tokens=100, stop=())] == wanted
+
+
+@pytest.mark.parametrize("family", ["decllm", "redllm"])
+def test_rows_go_on_alone_as_they_would_have_beside_the_others(family):
+    """First without the longest prompt, then one row alone; the cache was cut twice."""
+    model = build(family)
+    wanted = [recomputed(model, prompt, 6) for prompt in PROMPTS]
+    decoding, rows = prefill(model, PROMPTS), list(range(len(PROMPTS)))
+    for step in range(6):
+        assert_close(decoding.logits_BV, torch.stack([wanted[row][1][step] for row in rows]), rtol=0, atol=1e-9)
+        chosen = {2: [4, 1, 2, 0], 4: [2]}.get(step, range(len(rows)))  # places among those that still run
+        if step in (2, 4):
+            decoding.keep(chosen)
+            rows = [rows[place] for place in chosen]
+        decoding.step(torch.tensor([wanted[row][0][step] for row in rows]))
+
+
+# --- what is computed ------------------------------------------------------------------------------------------------
+
+
+def tokens_read(model, part):
+    """[(rows, tokens) of each call] of a module, filled as it is called."""
+    calls = []
+    part.register_forward_pre_hook(lambda _, args: calls.append(tuple(args[0].shape[:2])))
+    return calls
+
+
+def test_a_decoder_only_model_reads_the_prompts_once_and_then_a_token_at_a_time():
+    model = build("decllm")
+    calls = tokens_read(model, model.decoder.layers[1])
+    generate(model, [PROMPTS[0], PROMPTS[2]], max_new_tokens=4, stop=())
+    # The fourth token is chosen and need not be read.
+    assert calls == [(2, 1 + len(PROMPTS[0])), (2, 1), (2, 1), (2, 1)]
+
+
+def test_an_encoder_decoder_reads_the_source_once_and_computes_cross_keys_and_values_once():
+    model = build("redllm")
+    cross = model.decoder.layers[1].cross_attention
+    encoded, keys, values = (tokens_read(model, part) for part in (model.encoder, cross.k, cross.v))
+    decoded = tokens_read(model, model.decoder.layers[1])
+    generate(model, [PROMPTS[0], PROMPTS[2]], max_new_tokens=4, stop=())
+    assert encoded == keys == values == [(2, len(PROMPTS[0]))]
+    assert decoded == [(2, 1)] * 4
+
+
+@pytest.mark.parametrize("family", ["decllm", "redllm"])
+def test_rows_that_have_stopped_leave_the_computation(family):
+    model, prompts = build(family), [PROMPTS[0], PROMPTS[2], PROMPTS[3]]
+    answers = [recomputed(model, prompt, 8)[0] for prompt in prompts]
+    stop = answers[1][3]
+    lengths = [answer.index(stop) if stop in answer else 8 for answer in answers]
+    assert min(lengths) < 7
+    calls = tokens_read(model, model.decoder.layers[0])
+    generate(model, prompts, max_new_tokens=8, stop=[stop])
+    running = [sum(length > step for length in lengths) for step in range(7)]
+    assert [rows for rows, _ in calls[1:]] == [rows for rows in running if rows]
+
+
+# --- bytes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("family", "overrides"),
+    [
+        ("decllm", []),
+        ("decllm", ["attention.kv_heads=1"]),
+        ("decllm", ["attention.head_dim=12", "decoder.layers=3"]),
+        ("redllm", []),
+        ("redllm", ["decoder.self_attention.kv_heads=2", "decoder.cross_attention.kv_heads=1"]),
+        ("redllm", ["encoder.layers=1", "decoder.layers=3"]),
+    ],
+)
+def test_the_cache_takes_the_bytes_that_the_analytic_cost_says(family, overrides, dtype):
+    """After n chosen tokens, for every row of a mixed batch. An empty source is one token."""
+    model = build(family, *overrides, dtype=dtype)
+    cost = cache_bytes(model.config, bytes_per_entry=dtype.itemsize)
+    sources = [max(len(prompt), 1) if family == "redllm" else len(prompt) for prompt in PROMPTS]
+    decoding = prefill(model, PROMPTS)
+    for chosen in range(1, 5):
+        assert decoding.cache_bytes() == [cost.total(source, chosen) for source in sources]
+        decoding.step(torch.full((len(PROMPTS),), 7))
+    decoding.keep([3, 1])
+    assert decoding.cache_bytes() == [cost.total(sources[row], 5) for row in (3, 1)]
+
+
+@pytest.mark.parametrize("family", ["decllm", "redllm"])
+def test_the_bytes_are_those_of_the_tensors_where_nothing_is_padded(family):
+    """Without padding and before room is made, what the caches hold is all that they have."""
+    decoding = prefill(build(family), [PROMPTS[3], PROMPTS[3]])
+    parts = [part for layer in decoding.layers for part in (layer.self_attention, layer.cross_attention) if part]
+    assert sum(decoding.cache_bytes()) == sum(part.k.nbytes + part.v.nbytes for part in parts)
+
+
+def test_an_ordinary_forward_pass_keeps_nothing():
+    model = build("redllm")
+    seen = []
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.register_forward_pre_hook(lambda _, args: seen.append(args[5]))
+    model(torch.randint(VOCABULARY, (2, 5)), torch.randint(VOCABULARY, (2, 4)))
+    assert seen == [None] * 4
