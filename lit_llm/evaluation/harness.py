@@ -31,12 +31,15 @@ from lit_llm.config.problems import InputError, Problem
 from lit_llm.data.tokenizers import Tokenizer
 from lit_llm.evaluation.found import Found
 from lit_llm.evaluation.suites import SUITES
+from lit_llm.generation import Sampling, generate
 from lit_llm.models.transformer import LanguageModel
 from lit_llm.objectives.config import BOS, EOD, MasksConfig
 from lit_llm.objectives.layout import lay_out
 
 NEW_TOKENS = 256
 """Tokens that are written where a task does not say how many, as the harness has it."""
+_FIRST_TOKENS = 16
+"""Tokens after which it is looked whether an answer has ended."""
 
 Pair = tuple[Sequence[int], Sequence[int]]
 """The ids of a context, and of a continuation of at least one token."""
@@ -244,9 +247,58 @@ def _model_class() -> type[Any]:
             return [sum(next(scores)[0] for _ in range(count)) for count in counts]
 
         def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-            raise NotImplementedError
+            """What is written after each context, until one of the request's strings or an end of document."""
+            alike: dict[str, list[int]] = defaultdict(list)
+            for number, request in enumerate(requests):
+                alike[json.dumps(request.args[1], sort_keys=True)].append(number)
+            found = [""] * len(requests)
+            for options, numbers in alike.items():
+                written = self._written([requests[number].args[0] for number in numbers], json.loads(options))
+                for number, text in zip(numbers, written, strict=True):
+                    found[number] = text
+            return found
+
+        def _written(self, contexts: list[str], options: Mapping[str, Any]) -> list[str]:
+            until = options.get("until") or []
+            until = [until] if isinstance(until, str) else until
+            # Half of the length at most, so that some of the context is left.
+            most = max(1, min(int(options.get("max_gen_toks", NEW_TOKENS)), self.max_length // 2))
+            prompts = [self._fitting(text, self.tok_encode(text), most) for text in contexts]
+            sampling, decoder = _sampling(options), self.model.config.family == "decoder"
+            found = [""] * len(prompts)
+            todo = list(range(len(prompts)))
+            # Generation knows no strings. Most answers are short: what has not ended is written anew, at more length.
+            # Drawn answers are not, for what is drawn depends on a prompt's place among all.
+            length = most if sampling.temperature else min(most, _FIRST_TOKENS)
+            while todo:
+                generated = generate(
+                    self.model,
+                    [prompts[number] for number in todo],
+                    max_new_tokens=length,
+                    stop=(EOD,),
+                    sampling=sampling,
+                    prefix=self.masks.prefix if decoder else "causal",
+                    batch_size=max(1, self.batch_tokens // self.max_length),
+                )
+                going = []
+                for number, answer in zip(todo, generated, strict=True):
+                    whole = found[number] = self.ids.decode(answer.tokens)
+                    for end in filter(None, until):  # one after the other, as the harness's own models do
+                        found[number] = found[number].split(end)[0]
+                    if found[number] == whole and not answer.stopped and length < most:
+                        going.append(number)
+                todo, length = going, min(most, 4 * length)
+            return found
 
     return Model
+
+
+def _sampling(options: Mapping[str, Any]) -> Sampling:
+    """Greedy unless a task asks for more: the harness's names for it are those of transformers."""
+    temperature = float(options.get("temperature") or 0.0)
+    if not options.get("do_sample", temperature > 0):
+        return Sampling()
+    return Sampling(temperature or 1.0, top_k=options.get("top_k") or None, top_p=float(options.get("top_p") or 1.0))
 
 
 # --- tasks ---------------------------------------------------------------------------------------------------------

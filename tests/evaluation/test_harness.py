@@ -99,6 +99,9 @@ def as_llama(model):
             num_attention_heads=HEADS,
             rms_norm_eps=config.norm.eps,
             tie_word_embeddings=True,
+            bos_token_id=BOS,
+            eos_token_id=EOD,
+            pad_token_id=EOD,
             rope_parameters={"rope_type": "default", "rope_theta": THETA},
         )
     )
@@ -292,6 +295,63 @@ def test_a_context_that_is_too_long_loses_its_beginning_and_is_counted(family, t
     assert 0 < cut < 30
     assert found.metrics["tasks/glosses_choose/truncated"] == cut
     assert found.metrics["tasks/glosses_choose/questions"] == 30
+
+
+def written(model, context, most, masks=MasksConfig()):
+    """Greedy, a token at a time, by the model's logits of everything so far."""
+    ids = []
+    while len(ids) < most and (token := int(plain_logits(model, context, ids, masks)[-1].argmax())) != EOD:
+        ids.append(token)
+    return ids
+
+
+GREEDY = {"until": ["e", " the"], "do_sample": False, "max_gen_toks": 40}
+
+
+@pytest.fixture(scope="module")
+def asked(folder):
+    questions = [json.loads(line)["inputs"] for line in (folder / "tasks" / "choose.jsonl").open()]
+    return [asking("generate_until", question, GREEDY) for question in [*questions, "tea"]]
+
+
+def test_answers_are_written_as_the_harness_has_a_llama_write_them(decllm, tokenizer, folder, asked):
+    """Cut at the strings that end them, some after the length at which it is first looked."""
+    theirs = peer_of(decllm, folder, begin=True).generate_until(asked)
+    ours = harness_model(decllm, tokenizer, max_length=512).generate_until(asked)
+    assert ours == theirs
+    lengths = [len(ids) for ids in tokenizer.encode(ours)]
+    assert min(lengths) < 16 < max(lengths)
+
+
+@pytest.mark.parametrize(("family", "masks"), [("decllm", OPEN), ("redllm", MasksConfig())])
+def test_every_family_writes_its_most_probable_tokens(family, masks, tokenizer, asked, request):
+    model = request.getfixturevalue(family)
+    found = harness_model(model, tokenizer, max_length=512, masks=masks).generate_until(asked[:8])
+    for text, one in zip(found, asked[:8], strict=True):
+        whole = tokenizer.decode(written(model, tokenizer.encode([one.args[0]])[0].tolist(), 40, masks))
+        assert text == whole.split("e")[0].split(" the")[0]
+
+
+def test_requests_that_ask_for_other_ends_and_lengths_keep_their_order(decllm, tokenizer, asked):
+    context = asked[0].args[0]
+    ends = [{"max_gen_toks": 3, "until": []}, GREEDY, {"max_gen_toks": 3, "until": []}, {"max_gen_toks": 20}]
+    found = harness_model(decllm, tokenizer, max_length=512).generate_until(
+        [asking("generate_until", context, end) for end in ends]
+    )
+    whole = written(decllm, tokenizer.encode([context])[0].tolist(), 20)
+    assert found[0] == found[2] == tokenizer.decode(whole[:3])
+    assert found[3] == tokenizer.decode(whole)
+
+
+def test_a_prompt_leaves_half_of_the_length_to_what_is_written(decllm, tokenizer, asked):
+    """A model of 20 tokens that is asked for 40: it writes 10, after the last 10 of the prompt."""
+    text = asked[4].args[0]
+    ids = tokenizer.encode([text])[0].tolist()
+    assert len(ids) > 10
+    harness = harness_model(decllm, tokenizer, max_length=20)
+    (found,) = harness.generate_until([asking("generate_until", text, {"until": [], "max_gen_toks": 40})])
+    assert found == tokenizer.decode(written(decllm, ids[-10:], 10))
+    assert harness.truncated == {text}
 
 
 def test_all_glosses_together_are_a_group(decllm, tokenizer, folder):
