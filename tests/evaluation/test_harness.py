@@ -426,14 +426,6 @@ def test_the_papers_tasks_are_the_harnesss_and_have_so_many_examples():
         assert min(counts) == REDLLM[name]
 
 
-def test_questions_of_another_form_are_told(tmp_path):
-    with pytest.raises(InputError, match="lit-llm data glosses"):
-        write_gloss_tasks(tmp_path / "choices.jsonl", tmp_path)
-    (tmp_path / "choices.jsonl").write_text('{"inputs": "a", "choices": ["b"], "answer": 1, "task": "c"}\n')
-    with pytest.raises(InputError, match=r"choices.jsonl:1: is no question"):
-        write_gloss_tasks(tmp_path / "choices.jsonl", tmp_path)
-
-
 def test_bytes_serve_as_tokens_too(folder):
     model = build(DecoderModel, Bytes.vocabulary, decoder={"layers": 1})
     found = run(model, Bytes(), folder, ["glosses_letter"], limit=3)
