@@ -6,6 +6,7 @@ import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -221,7 +222,7 @@ def _chosen(runs: list[Run], only: str | None) -> list[Run]:
 
 
 def prepare_data(experiments: Iterable[Experiment], store: Store, watcher: Watcher) -> None:
-    """Tokenise what is not there yet, each text once."""
+    """Tokenise what is not there yet, each text once. Raises InputError where that, or a library, is missing."""
     from lit_llm.data.prepare import open_prepared, prepare, prepare_held_out, tokenizer_folder
 
     seen: set[tuple[str, int]] = set()
@@ -235,6 +236,9 @@ def prepare_data(experiments: Iterable[Experiment], store: Store, watcher: Watch
         if texts := experiment.evaluate and experiment.evaluate.likelihood and experiment.evaluate.likelihood.corpora:
             with blamed_at("evaluate.likelihood.corpora", instead_of="corpora"):
                 prepare_held_out(texts, open_prepared(config, store.data, identity.digest), watcher.preparing)
+        if experiment.evaluate and experiment.evaluate.tasks and find_spec("lm_eval") is None:
+            message = "these need lm-evaluation-harness: pip install 'lit-llm[eval]'"
+            raise InputError(Problem(message, "evaluate.tasks"))
         examples = digest_of_examples(experiment)
         if experiment.finetune is not None and (examples, 0) not in seen:
             from lit_llm.data.examples import prepare_examples

@@ -147,13 +147,15 @@ def data_glosses(
     """Make instructions of WordNet's glosses: define a word, find it, choose it, say what it is a kind of.
 
     text.jsonl has a dictionary's entries to pretrain on, train.jsonl `inputs` and `targets` to finetune on,
-    held_out.jsonl the same about other words to validate with, choices.jsonl multiple choice about those.
-    Example: apt install wordnet-base; lit-llm data glosses --out glosses
+    held_out.jsonl the same about other words to validate with, choices.jsonl multiple choice about those, and tasks/
+    that as tasks of lm-evaluation-harness. Example: apt install wordnet-base; lit-llm data glosses --out glosses
     """
     from lit_llm.data.glosses import write_glosses
+    from lit_llm.evaluation.suites import write_gloss_tasks
 
     counts = write_glosses(wordnet, out, limit=limit, seed=seed, characters=characters)
     for name in ("text", "train", "held_out", "choices"):
         tasks = {key.partition("/")[2]: count for key, count in counts.items() if key.startswith(name)}
         listed = ", ".join(f"{task} {count}" for task, count in tasks.items())
         print(f"{shown(out) / name}.jsonl: {sum(tasks.values())} ({listed})")
+    print(f"{shown(out) / 'tasks'}: {', '.join(write_gloss_tasks(out / 'choices.jsonl', out / 'tasks'))}")

@@ -152,7 +152,29 @@ class AttentionAnalysisConfig(Section):
         return [("steps", f"{beyond[0]} is beyond a target of {targets} tokens")] if beyond else []
 
 
-EVALUATIONS = ("likelihood", "examples", "extrapolation", "attention")
+class TasksConfig(Section):
+    """Zero- and few-shot tasks of lm-evaluation-harness; needs `lit-llm[eval]`.
+
+    RedLLM has a question in its encoder and writes or scores the answer in its decoder; the scored tokens are the same
+    for all families. What the harness downloads has to be there, or reachable.
+    """
+
+    names: Items[str] = Field(min_length=1)
+    """Tasks, groups and tags of the harness, of the task files in `folder`, and the suite `redllm`: what the harness
+    has of the paper's 13 tasks, with their shots."""
+    shots: int | dict[str, int] | None = Field(None, union_mode="left_to_right")
+    """Worked examples before each question, for all or by name; a suite's or the task's own when absent."""
+    limit: int | None = Field(None, gt=0)
+    """Questions of each task, its first ones; all when absent."""
+    folder: str | None = None
+    """Task files of your own, relative to the working directory: `glosses/tasks`, which `lit-llm data glosses` writes.
+    Python in them (`!function`) is refused."""
+    max_length: int | None = Field(None, gt=1)
+    """Tokens of a question and its answer together; the training window when absent. A longer question loses its
+    beginning, and is counted in `tasks/<task>/truncated`."""
+
+
+EVALUATIONS = ("likelihood", "examples", "extrapolation", "attention", "tasks")
 """Sections of `EvaluateConfig` that are evaluations, in the order in which they are made."""
 
 
@@ -169,6 +191,8 @@ class EvaluateConfig(Section):
     """Losses beyond the training window."""
     attention: AttentionAnalysisConfig | None = None
     """Where attention goes, and what targets depend on."""
+    tasks: TasksConfig | None = None
+    """Zero- and few-shot tasks."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: matrix products in bfloat16."""
     batch_tokens: int = Field(8192, gt=0)

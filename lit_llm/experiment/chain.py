@@ -15,7 +15,12 @@ from typing import Any, Literal
 from lit_llm.config.fingerprint import fingerprint
 from lit_llm.evaluation.config import EVALUATIONS
 from lit_llm.experiment.config import Experiment, Trained
-from lit_llm.experiment.identity import digest_of_examples, digests_of_texts, pretrain_fingerprint
+from lit_llm.experiment.identity import (
+    digest_of_examples,
+    digest_of_tasks,
+    digests_of_texts,
+    pretrain_fingerprint,
+)
 
 Kind = Literal["pretrain", "finetune", "evaluate"]
 
@@ -81,5 +86,8 @@ def _evaluate_fingerprint(experiment: Experiment, parent: str) -> str:
     if config.likelihood is not None:
         stage["likelihood"] = config.likelihood.resolved(window).model_dump(mode="json", exclude={"corpora"})
         reads["texts"] = digests_of_texts(experiment)
+    if config.tasks is not None:
+        stage["tasks"] |= {"folder": None, "max_length": config.tasks.max_length or window}
+        reads["tasks"] = digest_of_tasks(experiment)
     made = {name: value for name, value in stage.items() if value is not None}
     return fingerprint({"stage": "evaluate", "parent": parent, "evaluate": made, "data": reads})

@@ -10,7 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lit_llm.config.fingerprint import digest_of_files, fingerprint
+from lit_llm.config.fingerprint import digest_of_file, digest_of_files, fingerprint
+from lit_llm.config.problems import InputError, Problem
 from lit_llm.config.tree import leaves
 from lit_llm.data.instructions import identify_examples
 from lit_llm.data.sources import Identity, blamed_at, identify, identify_held_out
@@ -68,6 +69,27 @@ def digests_of_texts(experiment: Experiment) -> dict[str, str]:
         return identify_held_out(
             evaluate.likelihood.corpora, experiment.pretrain.data, identity_of_data(experiment).tokenizer
         )
+
+
+def digest_of_tasks(experiment: Experiment) -> str:
+    """Identity of the task files of one's own; empty where there are none. Raises InputError for a folder without any,
+    and for Python in them, which a configuration is not to run."""
+    tasks = experiment.evaluate.tasks if experiment.evaluate is not None else None
+    if tasks is None or tasks.folder is None:
+        return ""
+    folder, key = Path(tasks.folder), "evaluate.tasks.folder"
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    texts = {path: path.read_text() for path in files if path.suffix in (".yaml", ".yml")}
+    if not texts:
+        message = f"{folder} has no task files; `lit-llm data glosses` writes some to glosses/tasks"
+        raise InputError(Problem(message, key))
+    if code := [path for path, text in texts.items() if "!function" in text]:
+        raise InputError(Problem(f"{code[0]} names Python code (!function), which is not run from a file", key))
+    here = str(folder.resolve())  # the harness wants whole paths, an identity none
+    named = {path: text.replace(here, "") for path, text in texts.items()}
+    return fingerprint(
+        [[path.relative_to(folder).as_posix(), named.get(path) or digest_of_file(path)] for path in files]
+    )
 
 
 def pretrain_fingerprint(experiment: Experiment) -> str:

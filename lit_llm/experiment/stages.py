@@ -131,6 +131,20 @@ def _evaluated(name: str, frozen: Frozen, store: Store, model: LanguageModel, to
         return extrapolation(model, config.extrapolation, data, masks, batch_tokens=batch, progress=told)
     if config.attention is not None and name == "attention":
         return attention_analysis(model, config.attention, data, masks, batch_tokens=batch, progress=told)
+    if (tasks := config.tasks) is not None and name == "tasks":
+        from lit_llm.evaluation.harness import evaluate_tasks  # its library is an extra
+
+        return evaluate_tasks(
+            model,
+            data.tokenizer(),
+            tasks.names,
+            max_length=tasks.max_length or data.config.sequence_length,
+            shots=tasks.shots,
+            masks=masks,
+            limit=tasks.limit,
+            include_path=Path(tasks.folder) if tasks.folder else None,
+            batch_tokens=batch,
+        )
     assert config.examples is not None
     assert name == "examples"
     byte_lengths = data.tokenizer().byte_lengths()

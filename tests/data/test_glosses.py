@@ -267,3 +267,4 @@ def test_the_command_writes_both_files(tmp_path):
     assert answer.exit_code == 0, answer.output
     assert f"{tmp_path}/out/train.jsonl: {len(records(tmp_path / 'out' / 'train.jsonl'))}" in answer.output
     assert (tmp_path / "out" / "choices.jsonl").exists()
+    assert (tmp_path / "out" / "tasks" / "glosses.yaml").exists()
