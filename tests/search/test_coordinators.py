@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,7 @@ from tiny_sweeps import (
     ALONE,
     LR,
     ONE,
+    STEPS,
     TWO,
     Coordinator,
     Seen,
@@ -231,6 +234,32 @@ def test_an_interrupted_search_keeps_everything_and_the_next_completes_it(
     assert len(seeded(store, seed)) == 4
 
 
+@pytest.mark.slow
+def test_coordinators_killed_at_random_moments_change_nothing_of_what_is_found(
+    write_sweep: Write, store: Store, tmp_path: Path
+) -> None:
+    """One at a time the draws are those of an undisturbed search, and so is each value, to the bit."""
+    path = longer(write_sweep("unlucky", f"{TWO}\n{rates()}\nseeds: [440]\nsampler: qmc\n{ALONE}", trials=4), 120)
+    draw, kills = random.Random(0), 0
+    for _ in range(8):
+        coordinator = Coordinator(tmp_path, path, store.root)
+        goal = len(seeded(store, 440)) + draw.randint(0, 1)
+        wait_until(lambda goal=goal, one=coordinator: one.process.poll() is not None or len(seeded(store, 440)) > goal)
+        time.sleep(draw.uniform(0, 1))
+        kills += coordinator.process.poll() is None
+        coordinator.process.kill()
+        coordinator.process.wait()
+    assert kills >= 3
+    ended = sweep(path, store, slots=1)
+    assert_exact(ended, 4)
+    other, tracking = beside(store, tmp_path / "undisturbed")
+    whole = sweep(path, other, slots=1, tracking=tracking)
+    for arm in ("red", "dec"):
+        pairs = list(zip(counted(ended, arm), counted(whole, arm), strict=True))
+        assert [(left.point, left.values) for left, _ in pairs] == [(right.point, right.values) for _, right in pairs]
+        assert all(same_bits(stages(store, left)[0], stages(other, right)[0]) for left, right in pairs)
+
+
 # --- many coordinators ---------------------------------------------------------------------------------------------
 
 
@@ -257,6 +286,35 @@ def test_a_trial_whose_coordinator_is_killed_is_taken_over_by_the_other(
     assert two.wait() == 0
     assert sorted(two.begun) == ["dec/trial 000", "red/trial 000"]
     assert_exact(sweep(path, store), 1)
+
+
+@pytest.mark.slow
+def test_four_coordinators_start_on_one_fresh_store(write_sweep: Write, tmp_path: Path) -> None:
+    """All at once: 3 x 2 points, each exactly once for each arm, and in MLflow a child for each."""
+    space = (
+        f"space: {{{LR}: {{choice: [1e-3, 3e-3, 1e-2]}}, pretrain.training.schedule.warmup_steps: {{choice: [0, 2]}}}}"
+    )
+    path = write_sweep("crowd", f"{TWO}\n{space}\nseeds: [443]\n{ALONE}", trials=6)
+    store = Store(tmp_path / "store")
+    crowd = [Coordinator(tmp_path, path, store.root) for _ in range(4)]
+    assert [one.wait(300) for one in crowd] == [0] * 4, "\n".join(one.output for one in crowd)
+    assert not any("Nothing is lost" in one.output for one in crowd)
+    begun = [name for one in crowd for name in one.begun]
+    ended = sweep(path, store)
+    assert_exact(ended, 6)
+    assert sorted(begun) == sorted(trial.name for arm in ("red", "dec") for trial in counted(ended, arm))
+    assert len(list(store.root.glob("stages/*/result.json"))) == 12
+    assert not list(store.study("crowd").glob("coordinators/*"))
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{store.root}/mlflow.db")
+    experiment = client.get_experiment_by_name("crowd")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    assert len(runs) == len(children) + 1
+    assert sorted(run.data.tags["lit_llm.arm"] for run in children) == sorted(begun)
+    assert all(run.data.metrics["tokens_seen"] == STEPS * 4 * 32 for run in children)
 
 
 def test_a_killed_coordinator_leaves_no_process_behind(write_sweep: Write, store: Store, tmp_path: Path) -> None:
