@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from instructions import write_instructions
 
 ROOT = Path(__file__).parents[1]
 
@@ -70,7 +71,11 @@ def test_a_preset_is_planned_at_once_where_nothing_is_measured(tmp_path: Path, m
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "ablations").glob("*.yaml")), ids=lambda p: p.stem)
-def test_every_shipped_study_is_fair_and_opens_with_its_question(path: Path) -> None:
+def test_every_shipped_study_is_fair_and_opens_with_its_question(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_instructions(tmp_path)
+    monkeypatch.chdir(tmp_path)
     answer = lit_llm("plan", str(path), "--json")
     assert answer.returncode == 0, answer.stderr
     plan = json.loads(answer.stdout)

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from instructions import write_instructions
 
 from lit_llm.ablation.arms import load_study
 from lit_llm.ablation.plan import plan
@@ -41,10 +42,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with gzip.open(tmp_path / "data" / "train" / "a.jsonl.gz", "wt") as file:
         file.writelines(json.dumps(record) + "\n" for record in asked)
     (tmp_path / "data" / "test.jsonl").write_text("".join(json.dumps(record) + "\n" for record in asked))
-    (tmp_path / "glosses").mkdir()
-    record = {"text": "a word (noun): a meaning", "inputs": "what?", "targets": "that", "task": "define"}
-    for name in ("text", "train", "held_out"):
-        (tmp_path / "glosses" / f"{name}.jsonl").write_text(f"{json.dumps(record)}\n" * 100)
+    write_instructions(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "ablations"
 

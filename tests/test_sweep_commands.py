@@ -10,7 +10,9 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from typer.testing import CliRunner
 
+from lit_llm.cli import app
 from lit_llm.config.tree import read_file
 from lit_llm.experiment.load import load_experiment
 from lit_llm.search.schema import sweep_schema
@@ -97,6 +99,30 @@ def test_the_best_setting_is_an_experiment_that_train_takes(searched: tuple[Path
     assert done.returncode == 0, done.stderr
     assert "1 are there already" in done.stdout
     assert f"{best['values']['val/target_nll']:.3f}" in done.stdout
+
+
+@pytest.mark.xdist_group("sweep-commands")
+def test_the_last_line_is_the_next_step_where_the_winners_were_not_done(
+    write_sweep: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every trial is done: whoever presses Ctrl-C then goes on, and what failed is told of the winners' study."""
+    space = "space: {pretrain.training.optimizer.lr: {log_uniform: [1e-4, 1e-1]}}"
+    path = write_sweep("unfinished", f"{ARMS}\n{space}\nwinners: {{seeds: [5]}}", trials=1)
+    store = tmp_path / "store"
+    last = {
+        True: (130, f"Interrupted; `lit-llm sweep {path} --store {store}` goes on."),
+        False: (
+            1,
+            "Some runs of the winners failed: "
+            f"`lit-llm status {store}/studies/unfinished/winners.yaml --store {store}` says why.",
+        ),
+    }
+    for interrupted, (code, line) in last.items():
+        monkeypatch.setattr("lit_llm.ablation.run._execute", lambda *_, said=interrupted: said)
+        ended = CliRunner().invoke(app, ["sweep", str(path), "--store", str(store)])
+        assert ended.exit_code == code
+        assert ended.output.rstrip().endswith(line)
+        assert "Some trials" not in ended.output
 
 
 def test_plan_of_a_sweep_says_what_is_searched_and_what_it_comes_to(tmp_path: Path) -> None:

@@ -89,11 +89,17 @@ def sweep(
         highlight=False,
         soft_wrap=True,
     )
-    if ended.interrupted:
+    if ended.exit_code == 130:
         screen.print(f"Interrupted; `{command}` goes on.", style="yellow", highlight=False, soft_wrap=True)
     elif ended.exit_code == 1:
-        why = again("status", sweep, override, store, None, storage)
-        screen.print(f"Some trials failed: `{why}` says why.", style="red", highlight=False, soft_wrap=True)
+        failed = {}
+        if ended.failed:
+            failed["trials"] = again("status", sweep, override, store, None, storage)
+        if ended.winners is not None and ended.winners.exit_code == 1:
+            winners = shown(place.study(search.name) / "winners.yaml")
+            failed["runs of the winners"] = again("status", str(winners), None, store)
+        for what, why in failed.items():
+            screen.print(f"Some {what} failed: `{why}` says why.", style="red", highlight=False, soft_wrap=True)
     raise typer.Exit(ended.exit_code)
 
 

@@ -101,7 +101,9 @@ class Pruner(Section):
     successive_halving: not among the best third at a rung (arXiv 1603.06560, 1810.05934); wilcoxon: over the seeds,
     worse than the best trial by a signed-rank test. All but wilcoxon judge the validations of a trial's first seed."""
     by: Literal["steps", "tokens"] = "steps"
-    """Trials are compared after equally many steps, or tokens. Where batch_size is searched that is not the same."""
+    """Trials are compared after equally many steps, or tokens. Where batch_size is searched that is not the same: by
+    tokens, trials are then validated at unequal points, and hyperband and successive_halving, which rank all at each
+    rung, refuse it; so they do a search of max_steps."""
 
 
 class Winners(Section):
@@ -152,8 +154,9 @@ class Sweep(Section):
         findings: list[tuple[str | tuple[str, ...], str]] = []
         if not self.seeds:
             findings.append(("seeds", "needs at least one seed, for example [0]"))
-        if len(set(self.seeds)) < len(self.seeds):
-            findings.append(("seeds", "a seed is there twice"))
+        for name, seeds in (("seeds", self.seeds), ("winners.seeds", self.winners.seeds or ())):
+            if len(set(seeds)) < len(seeds):
+                findings.append((name, "a seed is there twice"))
         known = set(self.winners.seeds or ()) & set(self.seeds)
         if known:
             findings.append(("winners.seeds", f"the search has seen {min(known)} already; fresh seeds are needed"))

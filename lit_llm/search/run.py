@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,9 +27,11 @@ from lit_llm.ablation.run import (
     tell_news,
 )
 from lit_llm.ablation.runs import Run, Step, last_metrics
+from lit_llm.config.problems import InputError
 from lit_llm.experiment.chain import Link
 from lit_llm.experiment.cost import FIGURES, cost_of
 from lit_llm.experiment.frozen import freeze
+from lit_llm.experiment.identity import provenance
 from lit_llm.experiment.run import run_one
 from lit_llm.launch import Interrupted, Outcome, Task, consult, run_tasks, stop_requested
 from lit_llm.search.samplers import progress
@@ -40,7 +42,7 @@ from lit_llm.search.winners import Summary, summary, winners_study, write_best
 from lit_llm.tracking.address import without_password
 from lit_llm.tracking.garbage import list_runs
 from lit_llm.tracking.mlflow_mirror import MirrorThread, RunRecord
-from lit_llm.tracking.store import FINAL, Busy, Stage, Store, locked
+from lit_llm.tracking.store import FINAL, Busy, Stage, Store, locked, read_json, read_metrics
 
 ATTEMPTS = 3
 """Times that a trial is begun whose process is killed, before it counts as failed."""
@@ -76,20 +78,22 @@ class Searched:
     trials: tuple[Trial, ...]
     interrupted: bool
     mirrored: bool
-    dashboard: str
-    """What optuna-dashboard opens."""
     best: tuple[Path, ...] = ()
     """Experiment files of the best settings, which `train` takes."""
     winners: Finished | None = None
     """The study of the winners, where it was run."""
 
     @property
+    def failed(self) -> bool:
+        """Whether trials failed that no later one repeats."""
+        return any(trial.state in ("failed", "out_of_memory") and not trial.retried for trial in self.trials)
+
+    @property
     def exit_code(self) -> int:
-        """0: done; 1: some trials failed; 130: interrupted."""
+        """0: done; 1: some trials failed, or runs of the winners; 130: interrupted."""
         if self.interrupted or (self.winners is not None and self.winners.exit_code == 130):
             return 130
-        failed = any(trial.state in ("failed", "out_of_memory") and not trial.retried for trial in self.trials)
-        return 1 if failed or (self.winners is not None and self.winners.exit_code) else 0
+        return 1 if self.failed or (self.winners is not None and self.winners.exit_code) else 0
 
 
 def run_sweep(
@@ -118,7 +122,7 @@ def run_sweep(
     mirror = opened_mirror(store, search.name, tracking, _description(search))
     store.open()
     with trials.coordinating(rerun):
-        coordinator = _Coordinator(search, store, trials, watcher, again=rerun == "stale")
+        coordinator = _Coordinator(search, store, trials, watcher)
         follower = MirrorThread(
             mirror, lambda: [found for trial in coordinator.seen for found in coordinator.records(trial)]
         )
@@ -137,7 +141,7 @@ def run_sweep(
             )
     for reason in trials.exhausted.values():
         watcher.message(reason)
-    ended = Searched(search, summaries, tuple(found), interrupted, mirrored, trials.address)
+    ended = Searched(search, summaries, tuple(found), interrupted, mirrored)
     if interrupted:
         return ended
     ended = replace(ended, best=write_best(search, summaries, trials.folder))
@@ -164,14 +168,16 @@ def _run_winners(
             return run_study(study, store, watcher=watcher, slots=slots, rerun=rerun, tracking=tracking, render=render)
     except Busy:
         watcher.message(f"another process runs the study of the winners: `lit-llm status {path}`")
-        return None
+    except InputError as error:  # the search is done, and what it has found is to be seen
+        watcher.message(f"the study of the winners cannot be run: {error}")
+    return None
 
 
 class _Coordinator:
     """Draws trials, hands them to processes, answers their questions and writes down how they ended."""
 
-    def __init__(self, search: Search, store: Store, trials: Trials, watcher: SweepWatcher, again: bool) -> None:
-        self.search, self.store, self.trials, self.watcher, self.again = search, store, trials, watcher, again
+    def __init__(self, search: Search, store: Store, trials: Trials, watcher: SweepWatcher) -> None:
+        self.search, self.store, self.trials, self.watcher = search, store, trials, watcher
         self.running: dict[str, Trial] = {}
         self.waiting: list[Trial] = []
         """Whose process was killed."""
@@ -273,13 +279,12 @@ class _Coordinator:
             return None
         runs = self.runs(trial)
         for run in runs:
-            try:
-                self._make_ready(run)
-            except (Busy, ValueError) as error:
-                self._end(trial, "failed", error=str(error))
-                return None
+            self._make_ready(run)
             freeze(self.store, run.steps[0].link, run.experiment)
         self._list()
+        if self._judged == "validations" and self._catch_up(trial, runs[0]):
+            self._end(trial, "pruned")
+            return None
         self.running[trial.name] = trial
         self.watcher.began(trial)
         arguments = (self.store.root, trial.fingerprints, self._judged)
@@ -287,14 +292,25 @@ class _Coordinator:
         return Task(trial.name, execute, arguments, log=runs[0].last.log_file, threads=threads)
 
     def _make_ready(self, run: Run) -> None:
-        """Raise ValueError where its stage has a result of other code; else let a stage that has failed begin anew."""
+        """Let a stage begin anew that has failed, or has a result of other code, which a search does not mix in."""
         state = run.last.status()["state"]
         if state in FINAL and run.stale():
-            if not self.again:
-                raise ValueError(f"{run.last.fingerprint} has a result of other code; `--rerun stale` repeats it")
-            run.last.forget()
+            with suppress(Busy):  # a study has begun to repeat it
+                run.last.forget()
+                self.watcher.message(f"{run.name}: a result of other code, device or threads is there; it is repeated")
         elif state in ("failed", "out_of_memory"):
             run.last.set_state("pending")
+
+    def _catch_up(self, trial: Trial, run: Run) -> bool:
+        """Report the validations on disk that the pruner was not told of; whether the trial is to be given up.
+
+        The coordinator was gone when its process asked, or another sweep has begun the stage, or a study.
+        """
+        stage, steps = run.last, run.experiment.pretrain.training.max_steps
+        if stage.result() is None and read_json(stage.checkpoints / "provenance.json") != provenance(run.experiment):
+            return False  # its process will start over
+        lines = [line for line in read_metrics(stage.metrics_file) if line["step"] < steps]
+        return any(self._is_bad(trial, line["step"], line["metrics"]) for line in lines)
 
     def _list(self) -> None:
         """The stages that this sweep needs, for who clears the store."""
@@ -314,15 +330,19 @@ class _Coordinator:
     def _judge(self, task: Task, question: tuple[int, dict[str, float] | None]) -> bool:
         """Whether a trial is to be given up; asked by its process, which waits for it."""
         trial, (step, found) = self.running[task.name], question
-        goal = self.search.goals[0]
         if found is None:  # after a whole run, whose number among the seeds this is
-            value = self._value(self.store.stage(trial.fingerprints[step]), goal)
+            value = self._value(self.store.stage(trial.fingerprints[step]), self.search.goals[0])
             return value is not None and self.trials.report(trial, step, value)
-        if found.get(goal) is None:
+        return self._is_bad(trial, step, found)
+
+    def _is_bad(self, trial: Trial, step: int, found: Mapping[str, float | None]) -> bool:
+        """Whether a trial is to be given up by what was found after a step."""
+        value = found.get(self.search.goals[0])
+        if value is None:
             return False
         own, experiment = (self.search.ablation.arm(trial.arm).experiment, self.runs(trial)[0].experiment)
         at = progress(self.search.sweep, own, experiment, step)
-        return at is not None and self.trials.report(trial, at, found[goal])
+        return at is not None and self.trials.report(trial, at, value)
 
     def _finish(self, outcome: Outcome) -> None:
         trial = self.running.pop(outcome.task.name)

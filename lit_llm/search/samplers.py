@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from bisect import bisect
+from itertools import accumulate
 from typing import TYPE_CHECKING
+from zlib import crc32
 
 from lit_llm.experiment.config import Experiment
 from lit_llm.search.config import Sweep
@@ -11,6 +14,8 @@ from lit_llm.search.config import Sweep
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
     from optuna.samplers import BaseSampler
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial
 
 KEPT = 3
 """Of so many trials at a rung, hyperband and successive halving go on with one."""
@@ -60,12 +65,30 @@ def make_pruner(sweep: Sweep, own: Experiment) -> BasePruner:
                 n_startup_trials=max(3, min(5, sweep.trials // 4)), n_warmup_steps=1 + times // 3
             )
         if kind == "hyperband":
-            return pruners.HyperbandPruner(min_resource=1, max_resource=times, reduction_factor=KEPT)
+            return _hyperband(times)
         if kind == "successive_halving":
             return pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=KEPT)
         if kind == "wilcoxon":
             return pruners.WilcoxonPruner(p_threshold=0.1, n_startup_steps=2)
         return pruners.NopPruner()
+
+
+def _hyperband(times: int) -> BasePruner:
+    from optuna.pruners import HyperbandPruner
+
+    class OneSchedule(HyperbandPruner):
+        """A trial's bracket goes by its number alone, in every arm and every process.
+
+        Optuna's goes by the study's name too, which has the arm in it, and is the first one until a trial is judged.
+        """
+
+        def _get_bracket_id(self, study: Study, trial: FrozenTrial) -> int:
+            if not self._pruners:
+                self._try_initialization(study)
+            place = crc32(str(trial.number).encode()) % self._total_trial_allocation_budget
+            return bisect(list(accumulate(self._trial_allocation_budgets)), place)
+
+    return OneSchedule(min_resource=1, max_resource=times, reduction_factor=KEPT)
 
 
 def progress(sweep: Sweep, own: Experiment, trial: Experiment, step: int) -> int | None:

@@ -170,6 +170,7 @@ def _not_to_search(sweep: Sweep, dimensions: Sequence[Dimension], overrides: Seq
     """Keys that no search may move."""
     trained = [goal.metric for goal in sweep.optimize if not goal.known_before]
     ignored: list[Problem] = []
+    moving = _moves_validations(sweep)
     after = [(key, node.mark) for node in read_overrides(overrides, ignored) for key, _ in leaves(node.plain())]
     for dimension in dimensions:
         where = f"space.{dimension.name}"
@@ -187,6 +188,12 @@ def _not_to_search(sweep: Sweep, dimensions: Sequence[Dimension], overrides: Seq
             elif under(path, "pretrain.objective") and "val/objective_loss" in trained:
                 message = "val/objective_loss of another objective is another quantity; use val/target_nll"
                 yield Problem(message, where, dimension.mark)
+            elif any(under(path, key) or under(key, path) for key in moving):
+                pruner = sweep.pruner
+                message = f"{pruner.kind} ranks trials after equally many {pruner.by}, and those of another {path} are "
+                message += "validated after others; take the pruner median"
+                message += " or `by: steps`" if "max_steps" not in path and pruner.by == "tokens" else ""
+                yield Problem(message, where, dimension.mark)
             for key, mark in after:
                 if under(key, path) or under(path, key):
                     yield Problem(f"is searched by the sweep; change `{where}` instead", key, mark)
@@ -199,6 +206,17 @@ def _not_measured(sweep: Sweep, document: Node) -> Iterator[Problem]:
             key = ["optimize", str(number), "metric"]
             message = f"{goal.metric} is of another stage; a sweep searches the pretraining"
             yield Problem(message, ".".join(key), document.mark_of(key))
+
+
+def _moves_validations(sweep: Sweep) -> tuple[str, ...]:
+    """Keys that move the points at which a trial is validated, where the pruner needs them to be all the same.
+
+    Optuna fills a rung with the first report at or above it: a trial that reports late would be ranked by a lower loss.
+    """
+    if sweep.pruner.kind not in ("hyperband", "successive_halving"):
+        return ()
+    steps = "pretrain.training.max_steps"
+    return (steps, "pretrain.data.batch_size") if sweep.pruner.by == "tokens" else (steps,)
 
 
 def _constraints(sweep: Sweep, document: Node, problems: list[Problem]) -> Iterator[Constraint]:

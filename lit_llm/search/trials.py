@@ -107,6 +107,8 @@ class Trials:
         self.journal = self.folder / "optuna.journal"
         self._storage: BaseStorage | None = None
         self._studies: dict[str, optuna.Study] = {}
+        self._feasible: dict[str, list[tuple[Point, str]] | None] = {}
+        """{arm: the feasible points of its space with the first fingerprint of each}; None for a large space."""
         self._me: str | None = None
         self.exhausted: dict[str, str] = {}
         """{arm: why no further trial was found}."""
@@ -174,8 +176,8 @@ class Trials:
     def coordinating(self, rerun: str | None = None) -> Iterator[None]:
         """Begin or go on; inside, this process may draw trials and holds the lease on those that it runs.
 
-        rerun: "failed" draws failed trials again; "stale" begins anew where other code has done trials. Raises
-        InputError where the search is another than the one that was begun under this name.
+        rerun: "failed" draws failed trials again; "stale" begins anew where other code has begun. Raises InputError
+        where the search is another than the one that was begun under this name, or its code, device or threads are.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         me = f"{re.sub(r'[^A-Za-z0-9-]', '-', socket.gethostname())}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -212,6 +214,8 @@ class Trials:
             message = f"another search was begun under this name ({changed} changed); give the sweep another name"
             raise InputError(Problem(message, "sweep"))
         study.set_user_attr("identity", search.identity())
+        if search.trains:
+            study.set_user_attr("origin", _origin(search.ablation.arm(arm).experiment))
         if not study.user_attrs.get("begun"):
             for point in search.firsts[arm]:
                 study.enqueue_trial(dict(point), skip_if_exists=True)
@@ -222,10 +226,20 @@ class Trials:
                     study.enqueue_trial(dict(trial.point), user_attrs={_RETRY: trial.number})
 
     def _check_origins(self, begin_anew: bool) -> None:
-        """Where there are trials that other code, another device or thread count has done, put all aside or refuse."""
-        arms = self.search.ablation.arms if self.search.trains else ()
-        now = {arm.name: _origin(arm.experiment) for arm in arms}
-        stale = [trial.name for arm in now for trial in self.of(arm) if trial.origin not in ("", now[arm])]
+        """Where other code, another device or thread count has begun an arm or done a trial, put all aside or refuse.
+
+        An arm tells it before its first trial has ended, a trial where only its own setting depends on it.
+        """
+        stale = []
+        for arm in self.search.ablation.arms if self.search.trains else ():
+            study, now = self.study(arm.name), _origin(arm.experiment)
+            if study is not None and study.user_attrs.get("origin", now) != now:
+                stale.append(arm.name)
+            stale += [
+                trial.name
+                for trial in self.of(arm.name)
+                if trial.origin and trial.origin != _origin(self.search.experiment(trial.arm, trial.point))
+            ]
         if not stale:
             return
         if not begin_anew:
@@ -291,7 +305,8 @@ class Trials:
             self._settle(trial, ended["state"], ended["values"])
         elif not trial.fingerprints:
             self.finish(trial, "lost", error="its coordinator ended before it was drawn")
-            if (wanted := frozen.system_attrs.get("fixed_params")) is not None:  # it was somebody's wish
+            # What was somebody's wish, and what the sampler had drawn: a sequence gives each point once.
+            if wanted := frozen.system_attrs.get("fixed_params", {}) | frozen.params:
                 again = {name: value for name, value in frozen.user_attrs.items() if name == _RETRY}
                 self._studies[trial.arm].enqueue_trial(wanted, user_attrs=again)
         else:
@@ -307,7 +322,7 @@ class Trials:
         why = f"{IN_VAIN} draws found no new feasible point after {count} trials"
         for in_vain in range(IN_VAIN):
             if in_vain % PATIENT == PATIENT - 1 and not listed:  # next comes one that was not tried, where there is one
-                untried = self._untried(space, seen.keys())
+                untried = self._untried(space, seen)
                 listed = untried is not None
                 if untried == []:
                     why = f"no further point after {count} trials; the space holds no other that is feasible"
@@ -353,13 +368,16 @@ class Trials:
         self._optuna(trial).set_user_attr(_RUN, {"coordinator": self._me, "fingerprints": list(names)})
         return replace(trial, coordinator=self._me, fingerprints=tuple(names))
 
-    def _untried(self, space: ArmSpace, seen: Any) -> list[Point] | None:
+    def _untried(self, space: ArmSpace, seen: Mapping[str, Trial]) -> list[Point] | None:
         """The feasible points of a finite space that were not tried yet; None where it is too large to be listed."""
-        points = space.every_point(COUNTABLE)
-        if points is None:
-            return None
-        judged = [(point, self._judge(space, point)) for point in points]
-        return [point for point, (names, _, broken) in judged if not broken and names[0] not in seen]
+        arm = space.arm.name
+        if arm not in self._feasible:
+            points = space.every_point(COUNTABLE)
+            judged = ((point, self._judge(space, point)) for point in points or ())
+            feasible = [(point, names[0]) for point, (names, _, broken) in judged if not broken]
+            self._feasible[arm] = None if points is None else feasible
+        found = self._feasible[arm]
+        return None if found is None else [point for point, name in found if name not in seen]
 
     def _fingerprints(self, experiment: Experiment) -> tuple[str, ...]:
         if not self.search.trains:  # no text is read, so there is no digest of it
@@ -368,12 +386,13 @@ class Trials:
         return tuple(pretrain_fingerprint(experiment.model_copy(update={"seed": seed})) for seed in seeds)
 
     def report(self, trial: Trial, progress: int, value: float) -> bool:
-        """Tell the pruner how a trial does; whether it is to be given up."""
+        """Tell the pruner how a trial does; whether it is to be given up. The arm's own setting never is."""
         found = self._optuna(trial)
         if progress in self._frozen(trial).intermediate_values:  # it was resumed from before that point
             return False
         found.report(value, progress)
-        verdict = bool(found.should_prune())
+        is_own = trial.point == self.search.firsts[trial.arm][0]
+        verdict = bool(found.should_prune()) and not is_own  # asked in any case: it notes the rungs that were reached
         if verdict:  # written down before it is carried out, so that it holds whoever ends the trial
             found.set_user_attr(_GIVEN_UP, True)
         return verdict

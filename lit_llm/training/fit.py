@@ -76,7 +76,8 @@ def fit(
     step, `judge` after every evaluation; when one says yes, a checkpoint is written and training ends as interrupted.
     """
     execution = training.execution
-    lit = LitModel(model, training, batches.seed)
+    # Lightning leaves the mode as it is, and a model that was loaded to be used drops nothing.
+    lit = LitModel(model.train(), training, batches.seed)
     resume = checkpoints / "last.ckpt" if (checkpoints / "last.ckpt").exists() else None
     stability, throughput = Stability(training.stability), Throughput(budget.tokens, budget.flops, training.precision)
     journal = Journal(training, budget, evaluate, evaluate_times, metrics_file, stability, throughput)

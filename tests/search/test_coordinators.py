@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -18,12 +20,14 @@ from tiny_sweeps import (
     ALONE,
     LR,
     ONE,
+    STEPS,
     TWO,
     Coordinator,
     Seen,
     beside,
     counted,
     longer,
+    of,
     pid_of,
     rates,
     stages,
@@ -145,8 +149,11 @@ def test_a_killed_coordinator_loses_no_trial_and_repeats_none(write_sweep: Write
     assert 0 < len(written) < 6
     ended = sweep(path, store)
     assert_exact(ended, 3)
-    assert [trial.number for arm in ("red", "dec") for trial in counted(ended, arm)] == [0, 1, 2] * 2
-    assert {store.stage(trial.fingerprints[0]).folder for trial in ended.trials} >= before.keys()
+    for arm in ("red", "dec"):  # one that was being drawn is drawn again, under another number
+        numbers = [trial.number for trial in counted(ended, arm)]
+        assert numbers == sorted(set(numbers))
+        assert {trial.state for trial in of(ended, arm) if trial.number not in numbers} <= {"lost"}
+    assert {store.stage(name).folder for trial in ended.trials for name in trial.fingerprints} >= before.keys()
     assert len(seeded(store, 403)) == 6
     assert all(file.stat().st_mtime_ns == time for file, time in written)
     for stage in seeded(store, 403):
@@ -176,11 +183,30 @@ def test_wherever_the_first_coordinator_dies_the_second_does_the_whole_search(
     own = ended.search.ablation.arm("red").experiment.pretrain.training.optimizer.lr
     assert counted(ended, "red")[0].point == {LR: own}
     assert ended.summaries[0].own == counted(ended, "red")[0]
+    journal = store.study(f"fault_{number}") / "optuna.journal"
     study = optuna.load_study(
-        study_name=f"fault_{number}/red", storage=JournalStorage(JournalFileBackend(ended.dashboard))
+        study_name=f"fault_{number}/red", storage=JournalStorage(JournalFileBackend(str(journal)))
     )
     known = {found.number: found.values for found in study.trials if found.state.name == "COMPLETE"}
     assert known == {trial.number: list(trial.values or ()) for trial in counted(ended, "red")}
+
+
+def test_a_point_of_a_sequence_that_was_drawn_and_not_begun_is_not_lost(
+    write_sweep: Write, store: Store, tmp_path: Path
+) -> None:
+    """A Sobol sequence gives each point once: the search is the one that nobody has disturbed."""
+    rest = f"{ONE}\n{rates()}\nseeds: [421]\nsampler: qmc\n{ALONE}"
+    path = write_sweep("sequence", rest, trials=4)
+    fault = """
+run = Trials._run
+Trials._run = lambda self, trial, *rest: die() if trial.number == 2 else run(self, trial, *rest)
+"""
+    assert Coordinator(tmp_path, path, store.root, fault=fault).wait() == -signal.SIGKILL
+    ended = sweep(path, store, slots=1)
+    assert_exact(ended, 4)
+    assert [trial.state for trial in ended.trials] == ["done", "done", "lost", "done", "done"]
+    whole = sweep(write_sweep("whole_sequence", rest, trials=4), store, slots=1)
+    assert [trial.point for trial in counted(ended, "red")] == [trial.point for trial in whole.trials]
 
 
 REPEATED = """
@@ -231,6 +257,32 @@ def test_an_interrupted_search_keeps_everything_and_the_next_completes_it(
     assert len(seeded(store, seed)) == 4
 
 
+@pytest.mark.slow
+def test_coordinators_killed_at_random_moments_change_nothing_of_what_is_found(
+    write_sweep: Write, store: Store, tmp_path: Path
+) -> None:
+    """One at a time the draws are those of an undisturbed search, and so is each value, to the bit."""
+    path = longer(write_sweep("unlucky", f"{TWO}\n{rates()}\nseeds: [440]\nsampler: qmc\n{ALONE}", trials=5), 300)
+    draw, kills = random.Random(0), 0
+    for _ in range(8):
+        coordinator = Coordinator(tmp_path, path, store.root)
+        goal = len(seeded(store, 440)) + draw.randint(0, 1)
+        wait_until(lambda goal=goal, one=coordinator: one.process.poll() is not None or len(seeded(store, 440)) > goal)
+        time.sleep(draw.uniform(0, 0.5))
+        kills += coordinator.process.poll() is None
+        coordinator.process.kill()
+        coordinator.process.wait()
+    assert kills >= 3
+    ended = sweep(path, store, slots=1)
+    assert_exact(ended, 5)
+    other, tracking = beside(store, tmp_path / "undisturbed")
+    whole = sweep(path, other, slots=1, tracking=tracking)
+    for arm in ("red", "dec"):
+        pairs = list(zip(counted(ended, arm), counted(whole, arm), strict=True))
+        assert [(left.point, left.values) for left, _ in pairs] == [(right.point, right.values) for _, right in pairs]
+        assert all(same_bits(stages(store, left)[0], stages(other, right)[0]) for left, right in pairs)
+
+
 # --- many coordinators ---------------------------------------------------------------------------------------------
 
 
@@ -248,15 +300,58 @@ def test_two_coordinators_share_one_budget(write_sweep: Write, store: Store, tmp
 def test_a_trial_whose_coordinator_is_killed_is_taken_over_by_the_other(
     write_sweep: Write, store: Store, tmp_path: Path
 ) -> None:
-    path = longer(write_sweep("heir", f"{TWO}\n{rates()}\nseeds: [442]\n{ALONE}", trials=1), 300)
+    """The other waits at a gate, so that it begins a trial of its own before the first has ended one."""
+    path = longer(write_sweep("heir", f"{TWO}\n{rates()}\nseeds: [442]\n{ALONE}", trials=1), 600)
+    gate = tmp_path / "gate"
+    fault = f"""
+import pathlib, time
+draw = Trials.next
+def draw_behind_the_gate(self):
+    print("at the gate", flush=True)
+    while not pathlib.Path("{gate}").exists():
+        time.sleep(0.05)
+    return draw(self)
+Trials.next = draw_behind_the_gate
+"""
+    two = Coordinator(tmp_path, path, store.root, fault=fault)
+    wait_until(lambda: "at the gate" in two.output)
     one = Coordinator(tmp_path, path, store.root)
     wait_until(lambda: at_work(store, 442))
-    two = Coordinator(tmp_path, path, store.root)
+    gate.touch()
     wait_until(lambda: two.begun)
     one.process.kill()
     assert two.wait() == 0
     assert sorted(two.begun) == ["dec/trial 000", "red/trial 000"]
     assert_exact(sweep(path, store), 1)
+
+
+@pytest.mark.slow
+def test_four_coordinators_start_on_one_fresh_store(write_sweep: Write, tmp_path: Path) -> None:
+    """All at once: 3 x 2 points, each exactly once for each arm, and in MLflow a child for each."""
+    space = (
+        f"space: {{{LR}: {{choice: [1e-3, 3e-3, 1e-2]}}, pretrain.training.schedule.warmup_steps: {{choice: [0, 2]}}}}"
+    )
+    path = write_sweep("crowd", f"{TWO}\n{space}\nseeds: [443]\n{ALONE}", trials=6)
+    store = Store(tmp_path / "store")
+    crowd = [Coordinator(tmp_path, path, store.root) for _ in range(4)]
+    assert [one.wait(300) for one in crowd] == [0] * 4, "\n".join(one.output for one in crowd)
+    assert not any("Nothing is lost" in one.output for one in crowd)
+    begun = [name for one in crowd for name in one.begun]
+    ended = sweep(path, store)
+    assert_exact(ended, 6)
+    assert sorted(begun) == sorted(trial.name for arm in ("red", "dec") for trial in counted(ended, arm))
+    assert len(list(store.root.glob("stages/*/result.json"))) == 12
+    assert not list(store.study("crowd").glob("coordinators/*"))
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{store.root}/mlflow.db")
+    experiment = client.get_experiment_by_name("crowd")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    assert len(runs) == len(children) + 1
+    assert sorted(run.data.tags["lit_llm.arm"] for run in children) == sorted(begun)
+    assert all(run.data.metrics["tokens_seen"] == STEPS * 4 * 32 for run in children)
 
 
 def test_a_killed_coordinator_leaves_no_process_behind(write_sweep: Write, store: Store, tmp_path: Path) -> None:

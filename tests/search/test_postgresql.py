@@ -139,7 +139,7 @@ def test_two_coordinators_share_one_budget_in_the_database_and_a_third_goes_on(
         assert {trial.state for trial in counted(ended, arm)} <= {"done", "pruned"}
     assert not list(store.study("database").glob("optuna.journal*"))
     assert PASSWORD not in written(store, "database")
-    assert PASSWORD not in ended.dashboard
+    assert PASSWORD not in Trials(ended.search, store, server.url()).address
     assert not any(PASSWORD in one.output for one in both)
 
 
@@ -147,7 +147,7 @@ def test_the_database_finds_what_the_file_finds(write_sweep: Write, store: Store
     """One at a time and with the same seed, the storage decides nothing."""
     rest = f"{ONE}\n{rates()}\nseeds: [501]\npruner: successive_halving\n{ALONE}"
     stored = sweep(write_sweep("stored", rest, trials=6), store, slots=1, storage=server.url())
-    # As if nobody had trained these before: what is there already is not judged.
+    # As if nobody had trained these before: what a stage has read already is counted, to its end.
     for trial in stored.trials:
         for name in trial.fingerprints:
             shutil.rmtree(store.stage(name).folder)

@@ -16,6 +16,7 @@ from tiny_sweeps import (
     ONE,
     STEP,
     STEPS,
+    TWO,
     Coordinator,
     Seen,
     beside,
@@ -30,8 +31,10 @@ from tiny_sweeps import (
 
 from lit_llm.ablation.arms import load_study
 from lit_llm.ablation.run import run_study
+from lit_llm.experiment.identity import CODE
 from lit_llm.search.run import Searched
 from lit_llm.search.samplers import make_pruner
+from lit_llm.search.sweep import load_sweep
 from lit_llm.search.trials import Trial, Trials
 from lit_llm.tracking.store import Store, read_metrics
 
@@ -39,6 +42,8 @@ pytestmark = pytest.mark.xdist_group("sweeps")
 Write = Callable[..., Path]
 NINE = ["pretrain.training.max_steps=18", "pretrain.validation.times=9"]
 """A validation after every second step."""
+HALVED = f"{ONE}\n{rates()}\nfirst: [{{{LR}: 1e-4}}]\npruner: successive_halving\n{ALONE}"
+"""A rate of 1e-4 learns nothing in twelve steps, and is given up at the first validation."""
 
 
 def stopped(ended: Searched, arm: str, trials: Sequence[Trial]) -> Iterator[int | None]:
@@ -69,12 +74,12 @@ PRUNERS = {
 @pytest.mark.parametrize("kind", PRUNERS)
 def test_a_trial_ends_at_the_validation_at_which_optuna_says_so(write_sweep: Write, store: Store, kind: str) -> None:
     """The reports are the validations on disk; the last step there is the one of the verdict."""
-    seed = 340 + list(PRUNERS).index(kind)  # what another search has trained to its end would not be judged
+    seed = 340 + list(PRUNERS).index(kind)  # each trains its own: what is there already is not trained again
     rest = f"{ONE}\n{rates()}\nseeds: [{seed}]\npruner: {kind}\nsampler: random\n{ALONE}"
     ended = sweep(write_sweep(f"pruned_{kind}", rest, trials=9), store, slots=1, overrides=NINE)
     trials = counted(ended, "red")
     own = ended.search.ablation.arm("red").experiment
-    assert type(make_pruner(ended.search.sweep, own)) is PRUNERS[kind]
+    assert isinstance(make_pruner(ended.search.sweep, own), PRUNERS[kind])
     assert {trial.state for trial in trials} == {"done", "pruned"}
     assert trials[0].state == "done"
     for trial, stop in zip(trials, stopped(ended, "red", trials), strict=True):
@@ -194,9 +199,72 @@ def test_wilcoxon_stops_after_four_seeds_that_are_all_worse(write_sweep: Write, 
     assert (own.tokens, worse.tokens) == (6 * STEPS * STEP, 4 * STEPS * STEP)
 
 
-# --- a verdict holds whatever dies ---------------------------------------------------------------------------------
+def test_hyperband_has_one_schedule_for_all_arms_and_from_the_first_draw_on(write_sweep: Write) -> None:
+    """Optuna's own goes by the study's name, in which the arm is. Of nine validations there are three brackets, which
+    get trials as ceil(3 x 3^s / (s + 1)) for s = 2, 1, 0: 9, 5 and 3 of 17 (Li et al. 2018, algorithm 1)."""
+    search = load_sweep(write_sweep("brackets", f"{TWO}\n{rates()}\npruner: hyperband", trials=2), NINE)
+    trials = [optuna.trial.create_trial(state=optuna.trial.TrialState.WAITING) for _ in range(1700)]
+    for number, trial in enumerate(trials):
+        trial.number = number
+    brackets: list[list[int]] = []
+    for arm in ("red", "dec"):
+        pruner = make_pruner(search.sweep, search.ablation.arm(arm).experiment)
+        assert isinstance(pruner, optuna.pruners.HyperbandPruner)
+        study = optuna.create_study(study_name=f"brackets/{arm}", pruner=pruner)
+        brackets.append([pruner._get_bracket_id(study, trial) for trial in trials])
+    assert brackets[0] == brackets[1]
+    for bracket, share in enumerate((9, 5, 3)):
+        assert abs(brackets[0].count(bracket) - share * 100) < 5 * (share * 100) ** 0.5
 
-HALVED = f"{ONE}\n{rates()}\nfirst: [{{{LR}: 1e-4}}]\npruner: successive_halving\n{ALONE}"
+
+@pytest.mark.parametrize("kind", ["hyperband", "successive_halving"])
+def test_an_arms_own_setting_is_not_given_up_and_others_are_ranked_with_it(
+    write_sweep: Write, store: Store, kind: str
+) -> None:
+    """The last of three at every point, and then the best of four: Optuna keeps the best third of those at a rung."""
+    path = write_sweep(f"own_{kind}", f"{ONE}\n{rates()}\npruner: {kind}\nseeds: [343]", trials=4)
+    trials = Trials(load_sweep(path), store)
+    with trials.coordinating():
+        own, *others, last = [found for _ in range(4) if (found := trials.next()) is not None]
+        for value, trial in enumerate(others):
+            trials.report(trial, 1, value)
+        assert not trials.report(own, 1, 9.0)
+        assert trials.report(last, 1, 9.5)
+        assert not next(trial for trial in trials.all() if trial.number == own.number).given_up
+
+
+def test_another_name_for_the_sweep_finds_the_same_in_what_is_there(write_sweep: Write, store: Store) -> None:
+    """What the first has trained and given up is judged by the second as it was by the first, and costs no step."""
+    rest = f"{HALVED}\nseeds: [344]"
+    first = sweep(write_sweep("first_name", rest, trials=2), store, slots=1)
+    assert [trial.state for trial in first.trials] == ["done", "pruned"]
+    watcher = Seen()
+    second = sweep(write_sweep("second_name", rest, trials=2), store, watcher, slots=1)
+    for left, right in zip(first.trials, second.trials, strict=True):
+        assert (left.state, left.values, left.reports, left.tokens) == (
+            right.state,
+            right.values,
+            right.reports,
+            right.tokens,
+        )
+    assert watcher.begun == ["red/trial 000"]
+
+
+def test_a_checkpoint_of_other_code_tells_the_pruner_nothing(write_sweep: Write, store: Store) -> None:
+    """It is not gone on from, so the lines beside it are of no run of this search."""
+    rest = f"{HALVED}\nseeds: [345]"
+    first = sweep(write_sweep("old_lines", rest, trials=2), store, slots=1)
+    (stage,) = stages(store, first.trials[1])
+    note = stage.checkpoints / "provenance.json"
+    note.write_text(note.read_text().replace(CODE, "older"))
+    lines = stage.metrics_file.read_text()
+    stage.metrics_file.write_text(lines.replace('"val/target_nll": ', '"val/target_nll": 1'))
+    second = sweep(write_sweep("new_lines", rest, trials=2), store, slots=1)
+    assert second.trials[1].reports == first.trials[1].reports
+    assert stage.metrics_file.read_text() != lines.replace('"val/target_nll": ', '"val/target_nll": 1')
+
+
+# --- a verdict holds whatever dies ---------------------------------------------------------------------------------
 
 
 def test_a_trial_whose_process_dies_of_the_verdict_stays_given_up(
@@ -239,6 +307,23 @@ Trials.finish = lambda self, trial, ended, *rest, **more: (
     assert watcher.begun == []
     assert [trial.state for trial in ended.trials] == ["done", "pruned"]
     assert ended.trials[1].tokens == 4 * STEP
+
+
+def test_a_validation_that_nobody_heard_of_is_judged_by_the_next_coordinator(
+    write_sweep: Write, store: Store, tmp_path: Path
+) -> None:
+    """Killed when it was asked, at the first validation, at which the trial is given up where nobody dies."""
+    fault = """
+report = Trials.report
+Trials.report = lambda self, trial, *found: die() if trial.number == 1 else report(self, trial, *found)
+"""
+    path = write_sweep("unheard", f"{HALVED}\nseeds: [334]", trials=2)
+    assert Coordinator(tmp_path, path, store.root, fault=fault).wait() == -signal.SIGKILL
+    watcher = Seen()
+    ended = sweep(path, store, watcher, slots=1)
+    assert [trial.state for trial in ended.trials] == ["done", "pruned"]
+    assert [progress for progress, _ in ended.trials[1].reports] == [1]
+    assert watcher.begun == []
 
 
 def test_mlflow_shows_what_was_given_up_as_such(write_sweep: Write, store: Store) -> None:

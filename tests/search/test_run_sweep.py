@@ -27,8 +27,10 @@ from lit_llm.ablation.arms import load_study
 from lit_llm.ablation.run import run_study
 from lit_llm.config.problems import InputError
 from lit_llm.experiment.identity import CODE, pretrain_fingerprint
+from lit_llm.search.space import ArmSpace, Point
 from lit_llm.search.sweep import load_sweep
-from lit_llm.tracking.store import Store, write_json
+from lit_llm.search.trials import Trials
+from lit_llm.tracking.store import Store, read_json, write_json
 
 pytestmark = pytest.mark.xdist_group("sweeps")
 Write = Callable[..., Path]
@@ -103,6 +105,27 @@ def test_a_small_space_is_tried_out_once_and_the_search_says_why_it_ends(write_s
     assert len(points) == len(set(points)) == 6
     assert any("red: no further point after 6 trials" in message for message in watcher.messages)
     assert ended.exit_code == 0
+
+
+def test_a_finite_space_is_listed_once(write_sweep: Write, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others wait while it is: every point is resolved to an experiment. 24 points, all of them drawn."""
+    space = f"space: {{pretrain.training.schedule.warmup_steps: {{int: [0, 11]}}, {LR}: {{choice: [1e-3, 3e-3]}}}}"
+    search = load_sweep(write_sweep("listed", f"{ONE}\n{space}\nsampler: random", trials=30))
+    listed: list[str] = []
+    every_point = ArmSpace.every_point
+
+    def counted_every_point(space: ArmSpace, most: int) -> list[Point] | None:
+        listed.append(space.arm.name)
+        return every_point(space, most)
+
+    monkeypatch.setattr(ArmSpace, "every_point", counted_every_point)
+    trials = Trials(search, store)
+    drawn = []
+    with trials.coordinating():
+        while (trial := trials.next()) is not None:
+            drawn.append(str(trial.point))
+    assert len(drawn) == len(set(drawn)) == 24
+    assert listed == ["red"]
 
 
 def test_what_a_study_has_trained_is_not_trained_again(write_sweep: Write, write_study: Write, store: Store) -> None:
@@ -205,7 +228,7 @@ def test_trials_of_other_code_are_refused_or_begun_anew(write_sweep: Write, stor
     """The records say that older code has done them."""
     path = write_sweep("stale", f"{ONE}\n{rates()}\nseeds: [313]\n{ALONE}", trials=2)
     first = sweep(path, store)
-    journal = Path(first.dashboard)
+    journal = store.study("stale") / "optuna.journal"
     journal.write_text(journal.read_text().replace(first.trials[0].origin, "older"))
     for trial in first.trials:
         (stage,) = stages(store, trial)
@@ -224,6 +247,62 @@ def test_trials_of_other_code_are_refused_or_begun_anew(write_sweep: Write, stor
         assert [result(stage)["provenance"]["code"] for stage in stages(store, trial)] == [CODE]
     assert [path.name for path in journal.parent.glob("optuna.journal.*[0-9]")] == ["optuna.journal.1"]
     assert sweep(path, store).trials == second.trials
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "word"), [("dropout", [0.0, 0.1], "drops"), ("precision", ["fp32", "bf16_master"], "rounds")]
+)
+def test_a_search_of_what_tells_origins_apart_goes_on(
+    write_sweep: Write, store: Store, key: str, values: list[object], word: str
+) -> None:
+    """With dropout, and in bfloat16, the micro-batch is a part of the origin: of each trial by its own setting."""
+    space = f"space: {{pretrain.training.{key}: {{choice: {values}}}}}"
+    path = write_sweep(word, f"{ONE}\n{space}\nseeds: [317]\n{ALONE}", trials=2)
+    ended = sweep(path, store)
+    assert len({trial.origin for trial in ended.trials}) == 2
+    watcher = Seen()
+    assert sweep(path, store, watcher).trials == ended.trials
+    assert watcher.begun == []
+    # Another micro-batch changes what one of them is, and not the arm's own.
+    key = "pretrain.training.execution.micro_batch_size"
+    with pytest.raises(InputError, match=r"red/trial 001 was done with other code.*--rerun stale"):
+        sweep(path, store, overrides=[f"{key}=2"])
+
+
+def test_two_that_begin_together_with_other_code_do_not_both_search(
+    write_sweep: Write, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second is refused before the first has drawn a trial, and puts nothing aside while the first is alive."""
+    search = load_sweep(write_sweep("together", f"{TWO}\n{rates()}\nseeds: [318]", trials=1))
+    with Trials(search, store).coordinating():
+        monkeypatch.setattr("lit_llm.experiment.identity.CODE", "newer")
+        with pytest.raises(InputError, match="red, dec were done with other code"):
+            Trials(search, store).coordinating().__enter__()
+        with pytest.raises(InputError, match="another process works on together with other code"):
+            Trials(search, store).coordinating("stale").__enter__()
+    with Trials(search, store).coordinating("stale"):
+        pass
+    with Trials(search, store).coordinating():
+        pass
+
+
+def test_a_result_of_other_code_is_put_aside_and_its_trial_is_trained(
+    write_sweep: Write, write_study: Write, store: Store
+) -> None:
+    """A study has left it, long ago; the study then has the new one, and the old one is kept."""
+    study = load_study(write_study("long_ago", ONE, seeds=[319]))
+    (run,) = run_study(study, store, watcher=Seen(), slots=1).runs
+    now = result(run.last)
+    old = now | {"provenance": now["provenance"] | {"code": "older"}, "metrics": {"val/target_nll": 0.0}}
+    write_json(run.last.folder / "result.json", old)
+    watcher = Seen()
+    ended = sweep(write_sweep("today", f"{ONE}\n{rates()}\nseeds: [319]\n{ALONE}", trials=1), store, watcher)
+    assert [(trial.state, trial.fingerprints) for trial in ended.trials] == [("done", (run.last.fingerprint,))]
+    assert ended.trials[0].values == (now["metrics"]["val/target_nll"],)
+    assert result(run.last)["provenance"] == now["provenance"]
+    assert read_json(run.last.folder / "attempt-1" / "result.json") == old
+    assert any("red/trial 000" in message and "other code" in message for message in watcher.messages)
+    assert not run.stale()
 
 
 def test_a_sweep_and_a_study_do_not_share_a_name(write_sweep: Write, write_study: Write, store: Store) -> None:

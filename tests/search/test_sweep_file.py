@@ -97,6 +97,7 @@ def test_a_sweep_that_is_not_there_is_one_message(tmp_path):
             "seeds: [0, 5]\nwinners: {seeds: [4, 5]}\n",
             ["s.yaml:7: winners.seeds: the search has seen 5 already; fresh seeds are needed"],
         ),
+        ("winners: {seeds: [5, 5]}\n", ["s.yaml:6: winners.seeds: a seed is there twice"]),
         ("optimize: []\n", ["s.yaml:6: optimize: needs at least 1 of them, has 0"]),
         (
             "optimize:\n  - {metric: parameters}\n  - {metric: parmeters}\n",
@@ -669,3 +670,25 @@ def test_a_mistake_of_a_constraint_does_not_hide_one_of_the_values(refused):
 def test_a_mistake_of_a_first_setting_does_not_hide_a_constraint_that_does_not_hold(refused):
     messages = refused(f"{RATES}constraints: [parameters <= 10]\nfirst: [{{lr: 1}}]\n")
     assert sorted(message.split(": ")[1] for message in messages) == ["constraints", "first.0"]
+
+
+@pytest.mark.parametrize("kind", ["hyperband", "successive_halving"])
+def test_halving_takes_no_search_of_what_moves_the_validations(sweep, refused, kind):
+    """Optuna fills a rung with the first report at or above it: at 4 of 9 where others were ranked at 1 of 9."""
+    size, steps = "pretrain.data.batch_size", "pretrain.training.max_steps"
+    sizes, lengths = space(**{size: "{choice: [8, 16, 32]}"}), space(**{steps: "{int: [100, 300]}"})
+    by_tokens, by_steps = (f"pruner: {{kind: {kind}, by: {unit}}}\n" for unit in ("tokens", "steps"))
+    ranks = f"{kind} ranks trials after equally many"
+    assert refused(sizes + by_tokens) == [
+        f"s.yaml:6: space.{size}: {ranks} tokens, and those of another {size} are validated after others; "
+        "take the pruner median or `by: steps`"
+    ]
+    assert refused(lengths + by_steps) == [
+        f"s.yaml:6: space.{steps}: {ranks} steps, and those of another {steps} are validated after others; "
+        "take the pruner median"
+    ]
+    assert len(refused(lengths + by_tokens)) == 1
+    sweep(sizes + by_steps)
+    sweep(sizes + "pruner: {kind: median, by: tokens}\n")
+    bundles = space(budget=f"{{choice: {{a: {{{steps}: 100}}, b: {{{steps}: 200}}}}}}")
+    assert refused(bundles + by_steps)[0].startswith(f"s.yaml:6: space.budget: {ranks} steps")

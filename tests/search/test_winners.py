@@ -155,6 +155,16 @@ def test_several_goals_end_with_the_trials_that_no_other_beats(write_sweep: Writ
     assert not (store.study("goals") / "winners.yaml").exists()
 
 
+def test_winners_that_cannot_be_compared_are_told_and_the_search_is_not_lost(write_sweep: Write, store: Store) -> None:
+    """The name of their study is another sweep's."""
+    sweep(write_sweep("blocked-winners", f"{ONE}\n{rates()}\nseeds: [617]\n{ALONE}", trials=1), store)
+    watcher = Seen()
+    ended = sweep(write_sweep("blocked", f"{ONE}\n{rates()}\n{BETTER}\nseeds: [617]", trials=2), store, watcher)
+    assert ended.winners is None
+    assert [path.name for path in ended.best] == ["red.yaml"]
+    assert any("blocked-winners is the name of a sweep" in message for message in watcher.messages)
+
+
 def test_more_trials_bring_another_winner_and_the_study_follows(write_sweep: Write, store: Store) -> None:
     path = write_sweep("followed", f"{ONE}\n{rates()}\n{BETTER}\nseeds: [615]\nwinners: {{seeds: [616]}}", trials=2)
     first = sweep(path, store)
