@@ -280,11 +280,13 @@ class Mirror:
         from mlflow.entities import Param
 
         texts = {key(name): str(value)[:PARAM_CHARACTERS] for name, value in record.params.items()}
-        # MLflow refuses another value for a known param, so only what a crash left out is added.
-        params = [Param(name, text) for name, text in texts.items() if name not in child.params]
-        for at in range(0, len(params), PARAMS_A_BATCH):
-            self._client.log_batch(child.run_id, params=params[at : at + PARAMS_A_BATCH], synchronous=True)
-        self._client.log_text(child.run_id, record.config_yaml, "config.yaml")
+        with self._exclusive():  # two that write the same params at once collide in the database
+            child.params |= self._client.get_run(child.run_id).data.params.keys()
+            # MLflow refuses another value for a known param, so only what a crash left out is added.
+            params = [Param(name, text) for name, text in texts.items() if name not in child.params]
+            for at in range(0, len(params), PARAMS_A_BATCH):
+                self._client.log_batch(child.run_id, params=params[at : at + PARAMS_A_BATCH], synchronous=True)
+            self._client.log_text(child.run_id, record.config_yaml, "config.yaml")
 
     def _log(self, run: str, held: dict[str, str], points: Sequence[Point], tags: Mapping[str, str | None]) -> None:
         """Points, then the tags that differ from the `held` ones (None removes): no mark without its points."""

@@ -151,7 +151,7 @@ class Stage:
             attempt = 1 + len(list(self.folder.glob("attempt-*")))
             kept = self.folder / f"attempt-{attempt}"
             kept.mkdir()
-            for name in ("result.json", "metrics.jsonl", "state.json", "log.txt"):
+            for name in ("result.json", "metrics.jsonl", "state.json", "log.txt", "evaluations"):
                 if (self.folder / name).exists():
                     (self.folder / name).rename(kept / name)
             shutil.rmtree(self.checkpoints, ignore_errors=True)
