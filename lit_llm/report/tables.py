@@ -20,6 +20,7 @@ from lit_llm.analysis.effects import Effects
 from lit_llm.config.tree import under
 from lit_llm.experiment.chain import EVALUATED, FINETUNED
 from lit_llm.report import text
+from lit_llm.report.learning_rates import lr_parts
 
 SIGNS = {
     "refused": ("✗", "red"),
@@ -216,7 +217,14 @@ def comparison_table(comparison: Comparison, width: int) -> RenderableType:
     tables = side_by_side(head, rows, len(head) - len(COST), width)
     parts = [Text(f"· {note}", style="dim") for note in comparison.notes]
     shown = [part for group in comparison.effects for part in _effects(group, comparison)]
-    return Group(*tables, *parts, *shown, *_before_after(comparison, width))
+    return Group(*tables, *parts, *shown, *_before_after(comparison, width), *_learning_rates(comparison, width))
+
+
+def _learning_rates(comparison: Comparison, width: int) -> Iterator[RenderableType]:
+    """What each learning rate did to the arms."""
+    for part in (part for found in comparison.learning_rates for part in lr_parts(found, comparison.metric)):
+        yield from (Text(), Text(part.title, style="bold"), *side_by_side(part.head, part.rows, part.first, width))
+        yield from (Text(f"· {note}", style="dim") for note in part.notes)
 
 
 TURN = ("arm", "before", "after", "difference before", "after [95%]", "changed by [95%]")
@@ -335,6 +343,10 @@ def comparison_markdown(plan: Plan, comparison: Comparison) -> str:
         lines += ["", f"## {turn.metric} before and after finetuning", ""]
         lines += [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *cells]]
         lines += ["", *(f"- {note}" for note in _turn_notes(turn))]
+    for part in (part for rates in comparison.learning_rates for part in lr_parts(rates, comparison.metric)):
+        lines += ["", f"## {part.title}", ""]
+        lines += [f"| {' | '.join(row)} |" for row in [part.head, ["---"] * len(part.head), *part.rows]]
+        lines += ["", *(f"- {note}" for note in part.notes)]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -96,6 +96,24 @@ def test_two_interruptions_change_no_bit(tmp_path: Path, corpus: Path, preset: s
     ]
 
 
+def test_the_loss_at_initialisation_is_measured_once_and_kept_over_a_resume(tmp_path: Path, corpus: Path) -> None:
+    """A mark in its place shows that nothing measures it again; other code begins anew, and does."""
+    whole = prepared_stage(Store(tmp_path / "whole"), corpus, "redllm-tiny")
+    run_one(whole.folder.parents[1], whole.fingerprint)
+    measured = (whole.result() or {})["initial"]
+    assert measured["val/target_nll"] > (whole.result() or {})["metrics"]["val/target_nll"]
+    for code, expected in (("this", {"val/target_nll": 123.0}), ("other", measured)):
+        parts = prepared_stage(Store(tmp_path / code), corpus, "redllm-tiny")
+        root = parts.folder.parents[1]
+        assert run_one(root, parts.fingerprint, stops_after(5)) == "interrupted"
+        (parts.checkpoints / "initial.json").write_text('{"val/target_nll": 123.0}')
+        note = parts.checkpoints / "provenance.json"
+        if code == "other":
+            note.write_text(note.read_text().replace('"threads": 1', '"threads": 2'))
+        assert run_one(root, parts.fingerprint) == "done"
+        assert (parts.result() or {})["initial"] == expected
+
+
 def test_a_run_is_given_up_at_the_evaluation_that_is_judged_and_can_be_gone_on_with(
     tmp_path: Path, corpus: Path
 ) -> None:
