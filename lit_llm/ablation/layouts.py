@@ -1,4 +1,6 @@
-"""What a design shows: which effects can be read off which arms, and what a fraction cannot tell apart."""
+"""What a design shows: which effects can be read off which arms, what a fraction cannot tell apart, and which arms
+differ in the learning rate alone.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +21,8 @@ from lit_llm.ablation.fraction import (
     sign,
 )
 from lit_llm.analysis.effects import Contrast, Layout
+from lit_llm.analysis.learning_rates import LRFactor, LRGroup
+from lit_llm.config.tree import leaves
 
 
 def layouts(ablation: Ablation) -> list[Layout]:
@@ -61,6 +65,42 @@ def _contrasts(ablation: Ablation, factors: Mapping[str, Sequence[str]]) -> tupl
         aliases = aliases_in_letters(fraction, effect) if fraction else ""
         found.append(Contrast(lettered(effect), tuple(names[i] for i in members), levels, members, aliases))
     return tuple(found)
+
+
+LEARNING_RATES = (".optimizer.lr", ".optimizer.rest.lr")
+"""How a key that is one ends; the second is that of Muon's AdamW."""
+
+
+def lr_factors(ablation: Ablation) -> list[LRFactor]:
+    """One for each factor that is a learning rate, with its groups of two arms or more.
+
+    A group is called by what its arms have in common, and compared with the group of their baselines.
+    """
+    grid, found = ablation.study.grid, []
+    short, first = short_names(list(ablation.factors)), {name: labels[0] for name, labels in ablation.factors.items()}
+    for factor, levels in grid.factors.items() if grid else ():
+        if not factor.endswith(LEARNING_RATES) or not isinstance(levels, tuple):
+            continue
+        groups: dict[str, list[Arm]] = {}
+        names: dict[str, str] = {}
+        for arm in ablation.arms:
+            others = {name: label for name, label in arm.levels.items() if name != factor and label != first[name]}
+            name = "/".join([arm.group, *(f"{short[other]}={label}" for other, label in others.items())])
+            if factor in arm.levels:
+                groups.setdefault(name, []).append(arm)
+                names[arm.name] = name
+        several = {name: arms for name, arms in groups.items() if len(arms) > 1}
+        if several:
+            shown = [
+                LRGroup(
+                    name,
+                    names.get(arms[0].baseline, arms[0].baseline),
+                    {arm.name: dict(leaves(arm.flat))[factor] for arm in arms},
+                )
+                for name, arms in several.items()
+            ]
+            found.append(LRFactor(factor, tuple(shown)))
+    return found
 
 
 def design_json(ablation: Ablation) -> dict[str, Any] | None:

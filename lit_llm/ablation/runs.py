@@ -11,7 +11,7 @@ from typing import Any
 
 from lit_llm.ablation.arms import Ablation, Arm, load_study
 from lit_llm.ablation.config import Figure
-from lit_llm.ablation.layouts import layouts
+from lit_llm.ablation.layouts import layouts, lr_factors
 from lit_llm.analysis.comparison import Comparison, RunResult, compare
 from lit_llm.analysis.front import front
 from lit_llm.config.problems import InputError, Problem, did_you_mean
@@ -76,10 +76,13 @@ class Run:
 
     def metrics(self) -> dict[str, float]:
         """The metrics of all finished stages, each under its prefix."""
+        return self._of_all("metrics")
+
+    def _of_all(self, key: str) -> dict[str, float]:
         return {
             f"{step.link.prefix}{name}": value
             for step in self.steps
-            for name, value in ((step.stage.result() or {}).get("metrics") or {}).items()
+            for name, value in ((step.stage.result() or {}).get(key) or {}).items()
         }
 
     def result(self) -> dict[str, Any]:
@@ -91,6 +94,7 @@ class Run:
         return {
             **results[-1],
             "metrics": self.metrics(),
+            "initial": self._of_all("initial"),
             "flops": sum(found.get("flops", 0.0) for found in results),
             "origins": [found["provenance"] for found in results],
         }
@@ -202,7 +206,7 @@ def last_metrics(stage: Stage) -> tuple[int, dict[str, float]]:
 def comparison_of(ablation: Ablation, runs: Sequence[Run]) -> Comparison:
     """The comparison of whatever is finished."""
     results = [RunResult(run.arm.name, run.arm.baseline, run.seed, run.status()["state"], run.result()) for run in runs]
-    found = compare(results, ablation.study.compare.metric, layouts(ablation))
+    found = compare(results, ablation.study.compare.metric, layouts(ablation), lr_factors(ablation))
     figure = ablation.study.compare.front
     if figure is None:
         return found

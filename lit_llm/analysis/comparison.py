@@ -17,7 +17,9 @@ from typing import Any
 from lit_llm.analysis.before_after import BeforeAfter, before_after
 from lit_llm.analysis.effects import Effects, Layout, effects
 from lit_llm.analysis.front import Front
+from lit_llm.analysis.learning_rates import LearningRates, LRFactor, learning_rates
 from lit_llm.analysis.paired import Difference, against_baselines
+from lit_llm.analysis.sensitivity import LRRun
 from lit_llm.experiment.chain import EVALUATED, FINETUNED
 from lit_llm.experiment.identity import COMPARABLE
 
@@ -31,7 +33,8 @@ class RunResult:
     seed: int
     state: str
     result: Mapping[str, Any] = field(default_factory=dict)
-    """The last stage's result.json with the metrics of all, and their `origins`; empty while there is none."""
+    """The last stage's result.json with the metrics and the `initial` of all, and their `origins`; empty while there
+    is none."""
 
     def metric(self, name: str) -> float | None:
         value = self.result.get("metrics", {}).get(name) if self.state == "done" else None
@@ -89,6 +92,8 @@ class Comparison:
     """Of an evaluation that was made after pretraining and after finetuning."""
     front: Front | None = None
     """The metric against a cost, where the study asks for it."""
+    learning_rates: tuple[LearningRates, ...] = ()
+    """One for each factor that is a learning rate, where a validation loss is compared."""
 
     def csv(self) -> str:
         """One line per arm; empty where there is no number."""
@@ -110,10 +115,12 @@ class Comparison:
         return asdict(self)
 
 
-def compare(runs: Sequence[RunResult], metric: str, layouts: Sequence[Layout] = ()) -> Comparison:
+def compare(
+    runs: Sequence[RunResult], metric: str, layouts: Sequence[Layout] = (), lr_factors: Sequence[LRFactor] = ()
+) -> Comparison:
     """Compare every arm with its baseline on one metric. Results of different code or machines are not mixed.
 
-    layouts: the arms of which effects are estimated too.
+    layouts: the arms of which effects are estimated too; lr_factors: those that differ in a learning rate alone.
     """
     notes: list[str] = []
     kept = _of_one_origin(runs, notes)
@@ -129,7 +136,9 @@ def compare(runs: Sequence[RunResult], metric: str, layouts: Sequence[Layout] = 
     lacking = {(run.arm, run.seed): _lack(run, metric) for run in runs if run.seed not in values[run.arm]}
     shown = [layout for layout in layouts if any(values[arm] for arm in layout.arms)]
     found = tuple(effects(layout, values, lacking) for layout in shown)
-    return Comparison(metric, rows, tuple(notes), found, _before_after(kept, arms, metric, baselines))
+    turn = _before_after(kept, arms, metric, baselines)
+    rates = tuple(rates for factor in lr_factors if (rates := _learning_rates(kept, metric, factor)) is not None)
+    return Comparison(metric, rows, tuple(notes), found, turn, rates)
 
 
 def _values(kept: Sequence[RunResult], arms: Sequence[str], metric: str) -> dict[str, dict[int, float]]:
@@ -149,6 +158,31 @@ def _before_after(
     if not any(before.values()) or not any(after.values()):
         return None
     return before_after(name, before, after, baselines)
+
+
+def _learning_rates(kept: Sequence[RunResult], metric: str, factor: LRFactor) -> LearningRates | None:
+    """None where what is compared is not a loss, and while no run has ended."""
+    prefix = FINETUNED if metric.startswith(FINETUNED) else ""
+    if not metric.removeprefix(prefix).startswith("val/"):
+        return None
+    arms = {arm: (group.name, lr) for group in factor.groups for arm, lr in group.arms.items()}
+    # The loss at initialisation is one whatever the learning rate, if that is the learning rate of the same stage.
+    same_stage = factor.name.startswith("finetune.") == bool(prefix)
+    runs, loss_at_init = [], dict[tuple[str, int], float]()
+    for run in kept:
+        loss = run.metric(metric)
+        if run.arm not in arms or (loss is None and run.state != "diverged"):
+            continue
+        group, lr = arms[run.arm]
+        spikes, logit, norm = (
+            run.result["metrics"].get(f"{prefix}stability/{name}")
+            for name in ("loss_spikes", "max_attention_logit", "max_grad_norm")
+        )
+        runs.append(LRRun(group, lr, run.seed, loss, spikes, logit, norm))
+        initial = run.result.get("initial", {}).get(metric)
+        if same_stage and initial is not None:
+            loss_at_init[group, run.seed] = initial
+    return learning_rates(factor, runs, loss_at_init) if runs else None
 
 
 def _lack(run: RunResult, metric: str) -> str:

@@ -119,15 +119,18 @@ def lr_sensitivity(
     cells: Sequence[Cell],
     loss_at_init: Mapping[tuple[str, int], float],
     between: tuple[float, float] = (0.0, math.inf),
+    lrs: Sequence[float] | None = None,
 ) -> dict[str, Sensitivity]:
     """LR sensitivity of every arm, over the learning rates of `between`, ends included, that any arm was run at.
 
     loss_at_init: {(arm, seed): ℓ₀}, measured like the final loss. Raises ValueError where one is missing.
+    lrs: those that there are, where some may not have been run by any arm yet.
     """
     within = [cell for cell in cells if between[0] <= cell.lr <= between[1]]
-    lrs = tuple(sorted({cell.lr for cell in within}))
+    there = {cell.lr for cell in within} if lrs is None else {lr for lr in lrs if between[0] <= lr <= between[1]}
+    every = tuple(sorted(there))
     return {
-        arm: _sensitivity(arm, {cell.lr: cell for cell in within if cell.arm == arm}, lrs, loss_at_init)
+        arm: _sensitivity(arm, {cell.lr: cell for cell in within if cell.arm == arm}, every, loss_at_init)
         for arm in dict.fromkeys(cell.arm for cell in within)
     }
 

@@ -30,7 +30,8 @@ from lit_llm.experiment.frozen import Frozen
 from lit_llm.experiment.identity import provenance
 from lit_llm.models.build import build_model
 from lit_llm.models.transformer import LanguageModel
-from lit_llm.tracking.store import SCHEMA, MetricsFile, Stage, Store, read_json, write_json, write_text
+from lit_llm.tracking.store import SCHEMA, MetricsFile, Stage, Store, finite, read_json, write_json, write_text
+from lit_llm.training.config import TrainingConfig
 from lit_llm.training.fit import Budget, Evaluate, Judge, accelerator_of, fit
 
 ShouldStop = Callable[[], bool]
@@ -198,6 +199,7 @@ def _trained(
     experiment, section = frozen.experiment, frozen.experiment.section(name)
     origin = provenance(experiment, name)
     start_over_unless_of(origin, stage.checkpoints / "provenance.json", [stage.checkpoints, stage.metrics_file])
+    initial = _before_training(model, section.training, evaluate, stage.checkpoints / "initial.json")
     fitted = fit(
         model,
         section.training,
@@ -219,6 +221,7 @@ def _trained(
         "error": fitted.error,
         "steps": fitted.steps,
         "metrics": fitted.metrics,
+        "initial": initial,
         "tokens": fitted.steps * budget.tokens,
         "loss_tokens": fitted.loss_tokens,
         "flops": fitted.steps * budget.flops,
@@ -228,6 +231,23 @@ def _trained(
         "finished": time.time(),
         "provenance": origin,
     }
+
+
+def _before_training(
+    model: LanguageModel, training: TrainingConfig, evaluate: Evaluate, kept: Path
+) -> dict[str, float | None]:
+    """The evaluation of the model before its first step, computed as the later ones are; kept over resumes."""
+    if (found := read_json(kept)) is not None:
+        return found
+    device = torch.device(accelerator_of(training.execution.accelerator))
+    model.to(device).eval()
+    # As at the end of training: only `bf16` computes it in low precision.
+    low = training.precision == "bf16"
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16) if low else nullcontext():
+        measured: dict[str, float | None] = finite(evaluate(model))
+    model.train()
+    write_json(kept, measured)
+    return measured
 
 
 def start_over_unless_of(origin: dict[str, Any], note: Path, made: Sequence[Path]) -> None:

@@ -21,6 +21,7 @@ from lit_llm.analysis.front import Front
 from lit_llm.config.tree import under
 from lit_llm.experiment.chain import EVALUATED, FINETUNED
 from lit_llm.report import text
+from lit_llm.report.learning_rates import lr_parts
 
 SIGNS = {
     "refused": ("✗", "red"),
@@ -217,7 +218,21 @@ def comparison_table(comparison: Comparison, width: int) -> RenderableType:
     tables = side_by_side(head, rows, len(head) - len(COST), width)
     parts = [Text(f"· {note}", style="dim") for note in comparison.notes]
     shown = [part for group in comparison.effects for part in _effects(group, comparison)]
-    return Group(*tables, *parts, *shown, *_before_after(comparison, width), *_front(comparison))
+    return Group(
+        *tables,
+        *parts,
+        *shown,
+        *_before_after(comparison, width),
+        *_front(comparison),
+        *_learning_rates(comparison, width),
+    )
+
+
+def _learning_rates(comparison: Comparison, width: int) -> Iterator[RenderableType]:
+    """What each learning rate did to the arms."""
+    for part in (part for found in comparison.learning_rates for part in lr_parts(found, comparison.metric)):
+        yield from (Text(), Text(part.title, style="bold"), *side_by_side(part.head, part.rows, part.first, width))
+        yield from (Text(f"· {note}", style="dim") for note in part.notes)
 
 
 TURN = ("arm", "before", "after", "difference before", "after [95%]", "changed by [95%]")
@@ -364,6 +379,10 @@ def comparison_markdown(plan: Plan, comparison: Comparison) -> str:
         head, *cells = _front_cells(against)
         lines += ["", f"## {_front_title(against)}", ""]
         lines += [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *cells]]
+    for part in (part for rates in comparison.learning_rates for part in lr_parts(rates, comparison.metric)):
+        lines += ["", f"## {part.title}", ""]
+        lines += [f"| {' | '.join(row)} |" for row in [part.head, ["---"] * len(part.head), *part.rows]]
+        lines += ["", *(f"- {note}" for note in part.notes)]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,37 @@ def test_two_interruptions_change_no_bit(tmp_path: Path, corpus: Path, preset: s
     assert [result[key] for key in ("steps", "tokens", "loss_tokens", "flops")] == [
         wanted[key] for key in ("steps", "tokens", "loss_tokens", "flops")
     ]
+
+
+def test_the_loss_at_initialisation_is_measured_once_and_kept_over_a_resume(tmp_path: Path, corpus: Path) -> None:
+    """A mark in its place shows that nothing measures it again; other code begins anew, and does."""
+    whole = prepared_stage(Store(tmp_path / "whole"), corpus, "redllm-tiny")
+    run_one(whole.folder.parents[1], whole.fingerprint)
+    measured = (whole.result() or {})["initial"]
+    assert measured["val/target_nll"] > (whole.result() or {})["metrics"]["val/target_nll"]
+    for code, expected in (("this", {"val/target_nll": 123.0}), ("other", measured)):
+        parts = prepared_stage(Store(tmp_path / code), corpus, "redllm-tiny")
+        root = parts.folder.parents[1]
+        assert run_one(root, parts.fingerprint, stops_after(5)) == "interrupted"
+        kept = parts.checkpoints / "initial.json"
+        assert json.loads(kept.read_text()) == measured
+        kept.write_text('{"val/target_nll": 123.0}')
+        note = parts.checkpoints / "provenance.json"
+        if code == "other":
+            note.write_text(note.read_text().replace('"threads": 1', '"threads": 2'))
+        assert run_one(root, parts.fingerprint) == "done"
+        assert (parts.result() or {})["initial"] == expected
+
+
+def test_the_first_step_is_a_training_step_with_dropout(tmp_path: Path, corpus: Path) -> None:
+    """The model is evaluated before it: of two that begin equal, the one with dropout has another first loss."""
+    losses = []
+    for dropout in (0.0, 0.5):
+        more = [f"pretrain.training.dropout={dropout}", "pretrain.training.execution.log_every=1"]
+        stage = prepared_stage(Store(tmp_path / str(dropout)), corpus, "decllm-tiny", *more)
+        run_one(stage.folder.parents[1], stage.fingerprint)
+        losses.append(numbers(stage)[0][1]["train/loss"])
+    assert losses[0] != losses[1]
 
 
 def test_a_run_is_given_up_at_the_evaluation_that_is_judged_and_can_be_gone_on_with(
