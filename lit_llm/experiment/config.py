@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from lit_llm.config.section import Section, impossible
 from lit_llm.data.config import DataConfig, InstructionConfig
 from lit_llm.evaluation.config import EvaluateConfig, ExampleValidationConfig, ValidationConfig
-from lit_llm.models.config import EncoderDecoderModel, ModelConfig
+from lit_llm.models.config import EncoderDecoderModel, ModelConfig, resolve_model
 from lit_llm.objectives.config import CausalLM, MasksConfig, Objective, PrefixLM
 from lit_llm.training.config import TrainingConfig
 
@@ -107,6 +107,12 @@ class Experiment(Section):
         tokens = self.pretrain.data.tokenizer.vocabulary
         if tokens > self.model.vocabulary:
             findings.append(("model.vocabulary", f"{self.model.vocabulary} rows for a tokenizer of {tokens} tokens"))
+        if isinstance(self.pretrain.objective, CausalLM) and resolve_model(self.model).has_partial_attention:
+            message = (
+                "causal_lm has no source for partial attention to read, and a window that were its own source would "
+                "show every token its label; use `objective: prefix_lm`"
+            )
+            findings.append(("pretrain.objective", message))
         for name in self.trained:
             section = getattr(self, name)
             if section.masks.prefix == "bidirectional" and isinstance(self.model, EncoderDecoderModel):

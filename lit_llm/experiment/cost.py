@@ -85,9 +85,9 @@ def shape_at(experiment: Experiment, cut: float) -> cost.Shape:
 def _shape(experiment: Experiment, source: float, targets: float, masks: MasksConfig) -> cost.Shape:
     if experiment.model.family == "encoder_decoder":
         return cost.Shape(source=max(source, 1), target=targets, outputs=targets)
-    # An open prefix holds <s> too.
+    # An open prefix holds <s> too, and so does what partial attention reads.
     prefix = source + 1 if masks.prefix == "bidirectional" else 0
-    return cost.Shape(source=0, target=source + targets, outputs=targets, prefix=prefix)
+    return cost.Shape(source=0, target=source + targets, outputs=targets, prefix=prefix, partial=source + 1)
 
 
 def example_shape(experiment: Experiment, source: float, targets: float) -> cost.Shape:
@@ -106,7 +106,7 @@ def largest_shape(experiment: Experiment) -> cost.Shape:
     short, long = (shape_at(experiment, cut) for cut in experiment.pretrain.objective.extremes(
         experiment.pretrain.data.sequence_length
     ))  # fmt: skip
-    return cost.Shape(long.source, short.target, short.outputs, long.prefix)
+    return cost.Shape(long.source, short.target, short.outputs, long.prefix, long.partial)
 
 
 def cost_of(experiment: Experiment, prompt: int = PROMPT, generate: int = GENERATE) -> Cost:

@@ -128,13 +128,17 @@ def score_flops(model: ResolvedModel, shape: Shape) -> Iterable[tuple[float, int
         yield shape.target, attention.head_dim, attention.score_flops(causal_pairs(shape.target, shape.prefix))
         if cross := layer.cross_attention:
             yield shape.source, cross.head_dim, cross.score_flops(shape.target * shape.source)
+        if partial := layer.partial_attention:
+            yield shape.partial, partial.head_dim, partial.score_flops(shape.target * shape.partial)
 
 
 def layers_seconds(model: ResolvedModel, ceilings: Ceilings) -> float:
     """What the operator calls of one forward and backward pass cost, however few its tokens."""
 
     def cost(layer: Layer) -> float:
-        return ceilings.layer_seconds + (ceilings.cross_seconds if layer.cross_attention else 0.0)
+        # Partial attention is taken to cost what cross-attention does: its memory is two small calls more.
+        second = layer.cross_attention or layer.partial_attention
+        return ceilings.layer_seconds + (ceilings.cross_seconds if second else 0.0)
 
     return sum(map(cost, model.layers))
 

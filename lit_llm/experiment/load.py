@@ -12,7 +12,18 @@ from pathlib import Path
 
 from lit_llm.config.problems import InputError, Mark, Problem, did_you_mean, noted
 from lit_llm.config.section import validate
-from lit_llm.config.tree import Node, leaves, merge, merge_all, read_file, read_override, split_path, tree, without
+from lit_llm.config.tree import (
+    KIND,
+    Node,
+    leaves,
+    merge,
+    merge_all,
+    read_file,
+    read_override,
+    split_path,
+    tree,
+    without,
+)
 from lit_llm.experiment.config import Experiment
 from lit_llm.models.config import resolve_model
 
@@ -108,7 +119,7 @@ def changed(experiment: Experiment, keys: Node) -> Experiment:
     return validate(Experiment, merge(tree(experiment.model_dump(mode="json")), keys))
 
 
-_ADDRESSES = ("attention", "self_attention", "cross_attention", "feed_forward", "layer_ranges")
+_ADDRESSES = ("attention", "self_attention", "cross_attention", "partial_attention", "feed_forward", "layer_ranges")
 
 
 def idle_overrides(node: Node, experiment: Experiment) -> list[Problem]:
@@ -119,7 +130,7 @@ def idle_overrides(node: Node, experiment: Experiment) -> list[Problem]:
         for name in _ADDRESSES:
             part = stack.find([name]) if stack else None
             for path, _ in leaves(part.plain(), f"model.{side}.{name}") if part and part.value else ():
-                if changes_nothing(node, experiment, path):
+                if not path.endswith(f".{KIND}") and changes_nothing(node, experiment, path):
                     problems.append(
                         Problem(
                             "changes nothing in the resolved model; leave it out or set the key where it wins",

@@ -2,6 +2,7 @@
 
 decoder-only      <s> p1 p2 ─▶ decoder ─▶ logits of t1          t1 ─▶ decoder ─▶ logits of t2   ...
                                └ keys and values of <s> p1 p2         └ and of t1
+                                 (in partial attention, too)            (but not in partial attention)
 
 encoder-decoder   p1 p2 ─▶ encoder ─▶ keys and values of every cross-attention
                   <s> ─▶ decoder ─▶ logits of t1                t1 ─▶ decoder ─▶ logits of t2   ...
@@ -70,26 +71,45 @@ class Decoding(ABC):
         return [sum(row) for row in zip(*(part.bytes() for part in self._parts()), strict=True)]
 
     def _parts(self) -> list[KeyValues]:
-        both = [part for layer in self.layers for part in (layer.self_attention, layer.cross_attention)]
-        return [part for part in both if part is not None]
+        found = [
+            part
+            for layer in self.layers
+            for part in (layer.self_attention, layer.cross_attention, layer.partial_attention)
+        ]
+        return [part for part in found if part is not None]
 
 
 class _DecoderOnly(Decoding):
     def __init__(self, model: DecoderOnly, prompts: Sequence[Sequence[int]], prefix: Prefix, begin: int) -> None:
         tokens_BT, rows = _padded([[begin, *prompt] for prompt in prompts], model)
-        super().__init__(model, rows, [LayerCache(KeyValues(rows)) for _ in model.decoder.layers])
+        self.source_rows = Rows(rows.lengths, tokens_BT.device)  # of partial attention; <s> is part of the source
+        self.source_visible = self.source_rows.visible()
+        caches = []
+        for layer in model.config.decoder:
+            of_source = KeyValues(self.source_rows) if layer.partial_attention else None
+            caches.append(LayerCache(KeyValues(rows), partial_attention=of_source))
+        super().__init__(model, rows, caches)
         visible = Visibility(causal=True)  # padding comes last: no token sees it, and what it sees is of no concern
         if prefix == "bidirectional":
             visible.prefix = rows.lengths[0] if rows.even else rows.lengths_B
         x_BTD = model.embedding(tokens_BT)
         rotations = Rotations(compute_dtype(x_BTD))
-        rotations.place("self", torch.arange(tokens_BT.shape[1], device=tokens_BT.device))
-        hidden_BTD = model.decoder(x_BTD, visible, rotations, cache=self.layers)
+        positions = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+        rotations.place("self", positions)
+        rotations.place("source", positions)
+        source_tokens = tokens_BT.shape[1]
+        hidden_BTD = model.decoder(x_BTD, visible, rotations, None, self.source_visible, self.layers, source_tokens)
         last_BD = hidden_BTD[torch.arange(len(prompts), device=tokens_BT.device), rows.lengths_B - 1]
         self.logits_BV = model.logits(last_BD)
 
     def _step(self, x_B1D: Tensor, rotations: Rotations) -> Tensor:
-        return cast(Tensor, self.model.decoder(x_B1D, self.rows.visible(more=1), rotations, cache=self.layers))
+        visible = self.rows.visible(more=1)
+        return cast(Tensor, self.model.decoder(x_B1D, visible, rotations, None, self.source_visible, self.layers))
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self.source_rows.keep(rows)
+        super().keep(rows)
+        self.source_visible = self.source_rows.visible()
 
 
 class _EncoderDecoder(Decoding):

@@ -41,9 +41,10 @@ def generate(
     """Continue each prompt until one of the `stop` tokens or `max_new_tokens`; results in the order of the prompts.
 
     A decoder-only model reads <s> (`begin`) and the prompt, an encoder-decoder has the prompt as its source (an empty
-    one is the token `end`) and starts from <s>. `prefix: bidirectional` opens a decoder-only model's prompt. Prompts of
-    like length share a batch. Neither the batch size nor the other prompts decide what a prompt gets, but for the last
-    digits of its logits: a matrix product rounds differently by its shape, which shows in bfloat16.
+    one is the token `end`) and starts from <s>. `prefix: bidirectional` opens a decoder-only model's prompt. Partial
+    attention reads <s> and the prompt, of an empty one <s> alone. Prompts of like length share a batch. Neither the
+    batch size nor the other prompts decide what a prompt gets, but for the last digits of its logits: a matrix product
+    rounds differently by its shape, which shows in bfloat16.
 
     The model computes in the dtype and on the device of its weights, in evaluation mode and without gradients.
     Raises ValueError for an argument that cannot be, FloatingPointError when a model's logits are not finite numbers.

@@ -16,7 +16,13 @@ from pydantic import Field, model_validator
 from lit_llm.components.attention.config import AttentionConfig, AttentionOverride, ResolvedAttention, resolve_attention
 from lit_llm.components.feed_forward.config import FeedForwardConfig, FeedForwardOverride
 from lit_llm.components.norm.config import NormConfig
+from lit_llm.components.partial_attention.config import (
+    PartialAttentionOverride,
+    ResolvedPartialAttention,
+    resolve_partial_attention,
+)
 from lit_llm.config.section import Items, OneOf, Section, impossible, set_fields
+from lit_llm.config.tree import KIND
 
 # --- what a user writes --------------------------------------------------------------------------------------------
 
@@ -30,8 +36,8 @@ class EncoderLayerOverride(Section):
     """Feed-forward network."""
 
 
-class DecoderLayerOverride(Section):
-    """What is different in some layers of a decoder-only model."""
+class _AnyDecoderLayerOverride(Section):
+    """What every decoder's layers have."""
 
     self_attention: AttentionOverride | None = None
     """Causal self-attention, open inside a bidirectional prefix."""
@@ -39,11 +45,27 @@ class DecoderLayerOverride(Section):
     """Feed-forward network."""
 
 
-class CrossDecoderLayerOverride(DecoderLayerOverride):
+class DecoderLayerOverride(_AnyDecoderLayerOverride):
+    """What is different in some layers of a decoder-only model."""
+
+    partial_attention: Annotated[PartialAttentionOverride, OneOf(default=PartialAttentionOverride)] | None = None
+    """Attention to the source after self-attention (PALM, arXiv 2304.04052), in the layers for which this is written.
+    Needs an objective with a source, such as `prefix_lm`."""
+
+
+class CrossDecoderLayerOverride(_AnyDecoderLayerOverride):
     """What is different in some layers of an encoder-decoder's decoder."""
 
     cross_attention: AttentionOverride | None = None
     """Attention from the target to the encoder's output."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reads_its_source_already(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("partial_attention") is not None:
+            message = "is for decoder-only models: an encoder-decoder's cross-attention reads the source already"
+            raise impossible(("partial_attention", message))
+        return values
 
 
 class EncoderConfig(EncoderLayerOverride):
@@ -129,6 +151,8 @@ class Layer(Section):
 
     self_attention: ResolvedAttention
     cross_attention: ResolvedAttention | None
+    # Not in the dump where there is none: stages from before it was there keep their fingerprints.
+    partial_attention: ResolvedPartialAttention | None = Field(None, exclude_if=lambda value: value is None)
     feed_forward: FeedForwardConfig
 
 
@@ -146,6 +170,11 @@ class ResolvedModel(Section):
     @property
     def layers(self) -> tuple[Layer, ...]:
         return self.encoder + self.decoder
+
+    @property
+    def has_partial_attention(self) -> bool:
+        """Whether a decoder-only model needs to be told where the source ends."""
+        return any(layer.partial_attention for layer in self.decoder)
 
 
 def resolve_model(config: ModelConfig) -> ResolvedModel:
@@ -168,6 +197,7 @@ def _layer(config: Any, side: str, index: int) -> Layer:
     return Layer(
         self_attention=_attention(config, side, index, "attention" if side == "encoder" else "self_attention"),
         cross_attention=_attention(config, side, index, "cross_attention") if cross else None,
+        partial_attention=_partial_attention(config, side, index),
         feed_forward=FeedForwardConfig.model_validate(
             _merged(config.feed_forward, [part for _, part in _levels(stack, side, index)], "feed_forward")
         ),
@@ -180,6 +210,13 @@ def _attention(config: Any, side: str, index: int, name: str) -> ResolvedAttenti
     return resolve_attention(values, config.d_model, cross=name == "cross_attention")
 
 
+def _partial_attention(config: Any, side: str, index: int) -> ResolvedPartialAttention | None:
+    levels = [part for _, part in _levels(getattr(config, side), side, index)]
+    if all(getattr(level, "partial_attention", None) is None for level in levels):
+        return None
+    return resolve_partial_attention(_merged(config.attention, levels, "partial_attention"), config.d_model)
+
+
 def _levels(stack: Any, side: str, index: int) -> list[tuple[str, Any]]:
     """(address, section) of what may override a layer's defaults, the most specific last."""
     ranges = [(name, part) for name, part in stack.layer_ranges.items() if index in layer_range(name)]
@@ -189,8 +226,13 @@ def _levels(stack: Any, side: str, index: int) -> list[tuple[str, Any]]:
 def _merged(default: Section, levels: list[Any], name: str) -> dict[str, object]:
     values: dict[str, object] = {key: getattr(default, key) for key in type(default).model_fields}
     for level in levels:
-        values |= set_fields(getattr(level, name))
+        values |= _overrides(getattr(level, name))
     return values
+
+
+def _overrides(section: Section | None) -> dict[str, Any]:
+    """The keys that a section sets; its kind says what it is, and overrides nothing."""
+    return {key: value for key, value in set_fields(section).items() if key != KIND}
 
 
 def layer_range(name: str) -> range:
@@ -222,12 +264,15 @@ def resolution_problems(config: Any) -> Iterator[tuple[str, str]]:
         names = [name for name in _ATTENTIONS if name in type(stack).model_fields]
         for index, name in itertools.product(range(stack.layers), names):
             try:
-                _attention(config, side, index, name)
+                if name == "partial_attention":
+                    _partial_attention(config, side, index)
+                else:
+                    _attention(config, side, index, name)
             except ValueError as error:
                 yield _blamed(stack, side, index, name), str(error)
 
 
-_ATTENTIONS = ("attention", "self_attention", "cross_attention")
+_ATTENTIONS = ("attention", "self_attention", "cross_attention", "partial_attention")
 _SHAPE = {"heads", "kv_heads", "head_dim", "rope"}
 """Keys of an attention that can make it impossible."""
 
@@ -256,7 +301,7 @@ def _clash(ranges: Mapping[str, Section]) -> str:
     seen: dict[tuple[int, str, str], str] = {}
     for name, part in ranges.items():
         for component in type(part).model_fields:
-            for key in set_fields(getattr(part, component)):
+            for key in _overrides(getattr(part, component)):
                 for index in layer_range(name):
                     other = seen.setdefault((index, component, key), name)
                     if other != name:

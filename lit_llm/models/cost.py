@@ -56,6 +56,8 @@ def layer_tensors(model: ResolvedModel) -> list[tuple[int, int]]:
         found += layer.self_attention.tensors(d_model) + layer.feed_forward.tensors(d_model) + norm * 2
         if cross := layer.cross_attention:
             found += cross.tensors(d_model) + norm
+        if partial := layer.partial_attention:
+            found += partial.tensors(d_model) + norm
     return found
 
 
@@ -71,6 +73,8 @@ class Shape:
     """Positions whose distribution over the vocabulary is computed."""
     prefix: float = 0
     """Tokens at the decoder's start that see each other."""
+    partial: float = 0
+    """Tokens at the decoder's start that partial attention reads as the source, where a model has it."""
 
     @property
     def tokens(self) -> float:
@@ -90,6 +94,10 @@ def forward_flops(model: ResolvedModel, shape: Shape) -> float:
         if cross := layer.cross_attention:
             flops += 2.0 * (target * cross.query_parameters(d_model) + source * cross.memory_parameters(d_model))
             flops += cross.score_flops(target * source)
+        if partial := layer.partial_attention:
+            memory = shape.partial * partial.memory_parameters(d_model)
+            flops += 2.0 * (target * partial.query_parameters(d_model) + memory)
+            flops += partial.score_flops(target * shape.partial)
     return flops
 
 
@@ -107,11 +115,14 @@ def train_flops(model: ResolvedModel, shape: Shape) -> float:
 
 
 def paper_flops(model: ResolvedModel, sequence_length: int) -> float:
-    """The paper's "Flops per Seq": an encoder-decoder reads one half of the sequence and is trained on the other."""
-    d_model, split = model.d_model, bool(model.encoder)
-    source = sequence_length // 2 if split else 0
+    """The paper's "Flops per Seq": an encoder-decoder reads one half of the sequence and is trained on the other.
+
+    Partial attention, which the paper does not have, reads one half, too.
+    """
+    d_model, split, half = model.d_model, bool(model.encoder), sequence_length // 2
+    source = half if split else 0
     target = sequence_length - source
-    flops = forward_flops(model, Shape(source, target, outputs=target))
+    flops = forward_flops(model, Shape(source, target, outputs=target, partial=half))
     flops += 2.0 * (source + target) * model.vocabulary * d_model  # look-ups as products
     masked = target * target - causal_pairs(target)
     return flops + sum(layer.self_attention.score_flops(masked) for layer in model.decoder)
@@ -124,7 +135,7 @@ def prefill_flops(model: ResolvedModel, prompt: int) -> float:
     then starts from <s> alone.
     """
     source, target = (prompt, 1) if model.encoder else (0, prompt)
-    return forward_flops(model, Shape(source, target, outputs=1)) / prompt
+    return forward_flops(model, Shape(source, target, outputs=1, partial=prompt)) / prompt
 
 
 def decode_flops(model: ResolvedModel, prompt: int, generate: int) -> float:
@@ -138,6 +149,8 @@ def decode_flops(model: ResolvedModel, prompt: int, generate: int) -> float:
         flops += layer.self_attention.score_flops(visible)
         if cross := layer.cross_attention:
             flops += 2.0 * cross.query_parameters(d_model) + cross.score_flops(prompt)
+        if partial := layer.partial_attention:
+            flops += 2.0 * partial.query_parameters(d_model) + partial.score_flops(prompt)
     return flops
 
 
@@ -148,15 +161,21 @@ class CacheBytes:
     per_source_token: int
     """For each token of the prompt."""
     per_generated_token: int
+    start: int = 0
+    """For <s>, where it is kept as part of the source: in partial attention."""
 
     def total(self, prompt: int, generate: int) -> int:
-        return prompt * self.per_source_token + generate * self.per_generated_token
+        return self.start + prompt * self.per_source_token + generate * self.per_generated_token
 
 
 def cache_bytes(model: ResolvedModel, bytes_per_entry: int) -> CacheBytes:
-    """An encoder-decoder keeps cross keys and values of the source, and self keys and values of what it generates."""
+    """An encoder-decoder keeps cross keys and values of the source, and self keys and values of what it generates.
+
+    A decoder-only model keeps self keys and values of both, and with partial attention the source's once more.
+    """
     generated = sum(2 * layer.self_attention.kv_width for layer in model.decoder)
     source = sum(2 * layer.cross_attention.kv_width for layer in model.decoder if layer.cross_attention)
+    partial = sum(2 * layer.partial_attention.kv_width for layer in model.decoder if layer.partial_attention)
     if not model.encoder:
-        source = generated
-    return CacheBytes(source * bytes_per_entry, generated * bytes_per_entry)
+        source = generated + partial
+    return CacheBytes(source * bytes_per_entry, generated * bytes_per_entry, partial * bytes_per_entry)

@@ -18,6 +18,7 @@ from lit_llm.components.attention.rope import Rotation, Rotations
 from lit_llm.components.attention.visibility import Visibility
 from lit_llm.components.feed_forward.module import FeedForward
 from lit_llm.components.norm.module import Norm
+from lit_llm.components.partial_attention.module import PartialAttention
 from lit_llm.models.config import Layer, ResolvedModel
 
 
@@ -28,6 +29,9 @@ class Block(nn.Module):
                                              └───────────────────────────────────┘
                                                only in an encoder-decoder's decoder
 
+    In its place, in decoder-only layers that have one: ─┬─ norm ─┬─────────── attention[partial] ─ drop ─(+)─
+                                                         │        └ source's tokens ─▲                     │
+                                                         └─────────────────────────────────────────────────┘
     drop is dropout, zero unless training sets it.
     """
 
@@ -39,6 +43,10 @@ class Block(nn.Module):
         if layer.cross_attention is not None:
             self.cross_attention_norm = Norm(model.norm, model.d_model)
             self.cross_attention = Attention(layer.cross_attention, model.d_model)
+        self.partial_attention_norm = self.partial_attention = None
+        if layer.partial_attention is not None:
+            self.partial_attention_norm = Norm(model.norm, model.d_model)
+            self.partial_attention = PartialAttention(layer.partial_attention, model.d_model)
         self.feed_forward_norm = Norm(model.norm, model.d_model)
         self.feed_forward = FeedForward(layer.feed_forward, model.d_model)
         self.dropout = nn.Dropout(0.0)
@@ -49,26 +57,43 @@ class Block(nn.Module):
         visible: Visibility,
         rotations: Rotations,
         encoder_BSD: Tensor | None = None,
-        encoder_visible: Visibility | None = None,
+        source_visible: Visibility | None = None,
         cache: LayerCache | None = None,
+        source_tokens: int = 0,
     ) -> Tensor:
-        """With a cache x_BTD holds the new tokens alone, and the encoder's output is read the first time only."""
+        """With a cache x_BTD holds the new tokens alone, and the source is read the first time only.
+
+        source_visible: who sees which token of the source in cross- or partial attention. source_tokens: how many of
+        x_BTD's first tokens partial attention reads as the source; 0 when it is in the cache.
+        """
         normed_BTD = self.self_attention_norm(x_BTD)
         rotation = _rotation(rotations, "self", self.self_attention.config)
         kept, crossed = (None, None) if cache is None else (cache.self_attention, cache.cross_attention)
         x_BTD = x_BTD + self.dropout(self.self_attention(normed_BTD, normed_BTD, visible, rotation, rotation, kept))
         if self.cross_attention is not None and self.cross_attention_norm is not None:
-            assert encoder_visible is not None
+            assert source_visible is not None
             config = self.cross_attention.config
             crossed_BTD = self.cross_attention(
                 self.cross_attention_norm(x_BTD),
                 encoder_BSD,
-                encoder_visible,
+                source_visible,
                 _rotation(rotations, config.rope, config),
                 None if encoder_BSD is None else _rotation(rotations, "source", config),
                 crossed,
             )
             x_BTD = x_BTD + self.dropout(crossed_BTD)
+        if self.partial_attention is not None and self.partial_attention_norm is not None:
+            assert source_visible is not None
+            config, normed_BTD = self.partial_attention.config, self.partial_attention_norm(x_BTD)
+            partial_BTD = self.partial_attention(
+                normed_BTD,
+                normed_BTD[:, :source_tokens] if source_tokens else None,
+                source_visible,
+                _rotation(rotations, "self", config),
+                _rotation(rotations, "source", config) if source_tokens else None,
+                None if cache is None else cache.partial_attention,
+            )
+            x_BTD = x_BTD + self.dropout(partial_BTD)
         return x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
 
 
@@ -92,13 +117,14 @@ class Stack(nn.Module):
         visible: Visibility,
         rotations: Rotations,
         encoder_BSD: Tensor | None = None,
-        encoder_visible: Visibility | None = None,
+        source_visible: Visibility | None = None,
         cache: Sequence[LayerCache] | None = None,
+        source_tokens: int = 0,
     ) -> Tensor:
-        """cache: one for each layer; x_BTD then holds the new tokens alone."""
+        """cache: one for each layer; x_BTD then holds the new tokens alone. The source's arguments are `Block`'s."""
         kept = [None] * len(self.layers) if cache is None else cache
         for layer, own in zip(self.layers, kept, strict=True):
-            x_BTD = self._run(layer, x_BTD, visible, rotations, encoder_BSD, encoder_visible, own)
+            x_BTD = self._run(layer, x_BTD, visible, rotations, encoder_BSD, source_visible, own, source_tokens)
         return self.norm(x_BTD)
 
     def _run(self, layer: nn.Module, *inputs: Any) -> Tensor:
@@ -138,28 +164,49 @@ class DecoderOnly(LanguageModel):
     """DecLLM: embedding ─ drop ─ decoder ─ unembedding."""
 
     def hidden(
-        self, tokens_BT: Tensor, prefix_length: int | Tensor | None = None, documents_BT: Tensor | None = None
+        self,
+        tokens_BT: Tensor,
+        prefix_length: int | Tensor | None = None,
+        documents_BT: Tensor | None = None,
+        source_length: int | Tensor | None = None,
     ) -> Tensor:
         """B x T ids -> B x T x D. `prefix_length`: the first tokens of a row that also see each other.
 
-        documents_BT: numbers; tokens see only those with their own. Positions are those of the row.
+        documents_BT: numbers; tokens see only those with their own, and partial attention adds nothing to one whose
+        document has no source. Positions are those of the row.
+        source_length: the first tokens of a row that all of its tokens see in partial attention, at least one; models
+        without it do not read it. No loss belongs on what these tokens predict of each other: they see it.
         """
         tokens = tokens_BT.shape[1]
-        # A tensor on a GPU is not looked into: that would make every step wait for the device.
-        known = not isinstance(prefix_length, Tensor) or prefix_length.device.type == "cpu"
-        if known and prefix_length is not None and (longest := int(torch.as_tensor(prefix_length).max())) > tokens:
-            raise ValueError(f"prefix_length {longest} is longer than the {tokens} tokens of the input")
+        _refuse_outside("prefix_length", prefix_length, 0, tokens)
         x_BTD = self.dropout(self.embedding(tokens_BT))
         rotations = Rotations(compute_dtype(x_BTD))
         rotations.place("self", torch.arange(tokens, device=tokens_BT.device))
         visible = Visibility(causal=True, prefix=prefix_length, documents=_pair(documents_BT, documents_BT))
-        return cast(Tensor, self.decoder(x_BTD, visible, rotations))
+        if not self.config.has_partial_attention:
+            return cast(Tensor, self.decoder(x_BTD, visible, rotations))
+        if source_length is None:
+            raise ValueError("partial attention needs to know where the source ends; give source_length")
+        _refuse_outside("source_length", source_length, 1, tokens)
+        longest = _known(source_length)
+        source = tokens if longest is None else longest[1]
+        source_visible = Visibility(
+            key_lengths=source_length if isinstance(source_length, Tensor) else None,
+            documents=None if documents_BT is None else (documents_BT, documents_BT[:, :source]),
+        )
+        rotations.place("source", torch.arange(source, device=tokens_BT.device))
+        out_BTD = self.decoder(x_BTD, visible, rotations, source_visible=source_visible, source_tokens=source)
+        return cast(Tensor, out_BTD)
 
     def forward(
-        self, tokens_BT: Tensor, prefix_length: int | Tensor | None = None, documents_BT: Tensor | None = None
+        self,
+        tokens_BT: Tensor,
+        prefix_length: int | Tensor | None = None,
+        documents_BT: Tensor | None = None,
+        source_length: int | Tensor | None = None,
     ) -> Tensor:
         """B x T ids -> B x T x V logits."""
-        return self.logits(self.hidden(tokens_BT, prefix_length, documents_BT))
+        return self.logits(self.hidden(tokens_BT, prefix_length, documents_BT, source_length))
 
 
 class EncoderDecoder(LanguageModel):
@@ -210,8 +257,8 @@ class EncoderDecoder(LanguageModel):
         ends = source if source_lengths is None else source_lengths.to(target.device)[:, None]
         rotations.place("continuous", target + ends)
         visible = Visibility(causal=True, documents=_pair(documents_BT, documents_BT))
-        encoder_visible = Visibility(key_lengths=source_lengths, documents=_pair(documents_BT, documents_BS))
-        return cast(Tensor, self.decoder(x_BTD, visible, rotations, encoder_BSD, encoder_visible))
+        source_visible = Visibility(key_lengths=source_lengths, documents=_pair(documents_BT, documents_BS))
+        return cast(Tensor, self.decoder(x_BTD, visible, rotations, encoder_BSD, source_visible))
 
     def forward(
         self,
@@ -223,6 +270,23 @@ class EncoderDecoder(LanguageModel):
     ) -> Tensor:
         """B x S source ids, B x T decoder inputs -> B x T x V logits."""
         return self.logits(self.hidden(source_BS, target_BT, source_lengths, documents_BS, documents_BT))
+
+
+def _known(lengths: int | Tensor) -> tuple[int, int] | None:
+    """The shortest and the longest; None for a tensor on a GPU, since every step would wait for the device."""
+    if not isinstance(lengths, Tensor):
+        return lengths, lengths
+    return (int(lengths.min()), int(lengths.max())) if lengths.device.type == "cpu" else None
+
+
+def _refuse_outside(name: str, lengths: int | Tensor | None, least: int, tokens: int) -> None:
+    """Raises ValueError where a length is known not to fit an input of that many tokens."""
+    if lengths is None or (known := _known(lengths)) is None:
+        return
+    if known[0] < least:
+        raise ValueError(f"{name} {known[0]} is too short; at least {least}")
+    if known[1] > tokens:
+        raise ValueError(f"{name} {known[1]} is longer than the {tokens} tokens of the input")
 
 
 def _pair(of_queries: Tensor | None, of_keys: Tensor | None) -> tuple[Tensor, Tensor] | None:

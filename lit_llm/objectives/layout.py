@@ -2,6 +2,7 @@
 
 decoder          inputs   <s> s1 s2 t1 t2      targets of t1.. only:  ·  ·  t1 t2 t3
                           └ prefix ┘                                  (the last source token predicts t1)
+                                   <s> s1 s2 are also the source that partial attention reads
 encoder-decoder  source   s1 s2                decoder inputs         <s> t1 t2
                                                targets                t1  t2 t3
 
@@ -71,7 +72,8 @@ def lay_out(
 ) -> Batch:
     """Pad and shift (source, target) pairs for a family. An empty source is one end-of-document token.
 
-    A bidirectional prefix holds a decoder-only model's source tokens and the <s> before them.
+    A bidirectional prefix holds a decoder-only model's source tokens and the <s> before them, and so does what partial
+    attention reads (`source_length`): an empty source is <s> alone, which tells nothing.
     """
     documents = []
     if masks.documents == "separate":
@@ -97,9 +99,11 @@ def lay_out(
     starts = [len(source) for source in sources]
     if separate:
         inputs["documents_BT"] = _padded([of_inputs for _, of_inputs in documents])
+    lengths = [start + 1 for start in starts]  # <s> belongs to it
+    source_length = lengths[0] if len(set(lengths)) == 1 else torch.tensor(lengths)
+    inputs["source_length"] = source_length
     if masks.prefix == "bidirectional":
-        prefix = [start + 1 for start in starts]  # <s> belongs to it
-        inputs["prefix_length"] = prefix[0] if len(set(prefix)) == 1 else torch.tensor(prefix)
+        inputs["prefix_length"] = source_length
     return Batch(inputs, _padded(rows), _counted(starts, [len(row) for row in rows]))
 
 

@@ -122,6 +122,10 @@ def activation_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shap
             # W_k and W_v read the encoder's output; autocast makes a copy for each of them.
             inside += source * d_model * 2 * of.compute if of.autocast else 0
             crossed += 1
+        if partial := layer.partial_attention:
+            inside += target * (of.read(1) + of.query(partial) + d_model * of.mask) + shape.partial * of.key(partial)
+            # What A1, then A2, then W_k and W_v read. The first is a copy: in a batch the source's slice has gaps.
+            inside += shape.partial * d_model * 3 * of.compute
         insides.append(inside)
     # The norm after each stack reads the residual stream once more.
     kept = (source if model.encoder else 0) * d_model * of.normed + target * d_model * of.normed

@@ -47,6 +47,22 @@ def test_half_of_a_window_goes_through_each_side_of_an_encoder_decoder() -> None
     assert step("redllm-tiny", only(layer={D: 1e6})) == pytest.approx(6 * (2 * each_side + cross) / 1e6)
 
 
+PALM = ["model.decoder.partial_attention=palm", "pretrain.objective=prefix_lm"]
+
+
+def test_partial_attention_reads_half_of_a_window_and_the_start_before_it() -> None:
+    # Q and O of every token; K, V, A1 and A2 of the source. Each query sees each source token.
+    source = T // 2 + 1
+    products = MATRICES * T + 2 * D * D * T + 4 * D * D * source
+    assert step("decllm-tiny", only(layer={D: 1e6}), *PALM) - step(
+        "decllm-tiny", only(layer={D: 1e6}), PALM[1]
+    ) == pytest.approx(6 * (products - MATRICES * T) * LAYERS * B / 1e6)
+    scores = {1: {D // 2: 1e6}}
+    assert step("decllm-tiny", only(scores=scores), *PALM) - step(
+        "decllm-tiny", only(scores=scores), PALM[1]
+    ) == pytest.approx(12 * D * T * source * LAYERS * B / 1e6)
+
+
 def test_causal_attention_takes_twelve_flops_per_entry_and_visible_pair() -> None:
     pairs = T * (T + 1) / 2  # QKᵀ and the sum over values, a multiply-add as 2, forward and twice that backward
     assert step("decllm-tiny", only(scores={1: {D // 2: 1e6}})) == pytest.approx(12 * D * pairs * LAYERS * B / 1e6)

@@ -118,6 +118,13 @@ def test_what_changes_the_result_changes_the_name(fingerprint, override):
     assert fingerprint(override) != fingerprint()
 
 
+def test_partial_attention_changes_the_name_and_what_is_in_it_does_too(fingerprint):
+    on, heads = "model.decoder.partial_attention=palm", "model.decoder.partial_attention.kv_heads=1"
+    kinds = ([], [on], [on, heads], ["model.decoder.layer_ranges.1.partial_attention=palm"])
+    names = [fingerprint("pretrain.objective=prefix_lm", *kind, preset="decllm-tiny") for kind in kinds]
+    assert len(set(names)) == 4
+
+
 def test_what_is_computed_with_one_seed_or_model_is_told_from_all_others(fingerprint):
     names = [
         fingerprint(f"seed={seed}", preset=preset) for seed in range(3) for preset in ("redllm-tiny", "decllm-tiny")

@@ -323,3 +323,26 @@ def test_a_full_dump_is_a_file_that_loads_to_the_same_experiment(name):
 
 def test_the_presets_folder_travels_with_the_package():
     assert Path(PRESETS, "redllm-tiny.yaml").is_file()
+
+
+@pytest.mark.parametrize("address", ["decoder.partial_attention", "decoder.layer_ranges.1.partial_attention"])
+def test_partial_attention_needs_an_objective_with_a_source(address: str) -> None:
+    """With causal_lm every token is a target, and one that all tokens see would show its own label."""
+    override = f"model.{address}=palm"
+    with pytest.raises(InputError) as error:
+        load_experiment("decllm-tiny", [override])
+    (problem,) = error.value.problems
+    assert problem.key == "pretrain.objective"
+    assert "no source for partial attention" in problem.message
+    assert "prefix_lm" in problem.message
+    load_experiment("decllm-tiny", [override, "pretrain.objective=prefix_lm"])
+
+
+@pytest.mark.parametrize("key", ["kind=palm", "heads=2"])
+def test_an_override_says_what_it_is_or_what_is_different(key: str) -> None:
+    """`kind` is never idle, though it is the default; a key that is what `model.attention` says is."""
+    on = ["pretrain.objective=prefix_lm", "model.decoder.partial_attention.kv_heads=1"]
+    load_experiment("decllm-tiny", [*on, f"model.decoder.partial_attention.{key}"])
+    heads = load_experiment("decllm-tiny", on).model.attention.heads
+    with pytest.raises(InputError, match="changes nothing in the resolved model"):
+        load_experiment("decllm-tiny", [*on, f"model.decoder.partial_attention.heads={heads}"])

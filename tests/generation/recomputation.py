@@ -18,7 +18,11 @@ _SHARED = {
     "feed_forward": {"d_ff": 48},
     "decoder": {"layers": 2},
 }
-_FAMILIES = {"decllm": (DecoderModel, {}), "redllm": (EncoderDecoderModel, {"encoder": {"layers": 2}})}
+_FAMILIES = {
+    "decllm": (DecoderModel, {}),
+    "palm": (DecoderModel, {"decoder": {"layers": 2, "partial_attention": "palm"}}),
+    "redllm": (EncoderDecoderModel, {"encoder": {"layers": 2}}),
+}
 PROMPTS = [[5, 9, 13, 2, 7, 30, 8], [], [4, 17, 60], [3, 3, 8, 21, 40, 41, 12, 6, 55, 2, 19, 33], [16, 2, 4]]
 """Of five lengths less one, and an empty one among them."""
 
@@ -44,8 +48,9 @@ def next_logits(model, prompt, answer, prefix="causal"):
     """V: of the token behind `answer`, by one forward pass over everything, this prompt alone."""
     if model.config.encoder:
         return model(torch.tensor([prompt or [EOD]]), torch.tensor([[BOS, *answer]]))[0, -1]
-    open_prefix = 1 + len(prompt) if prefix == "bidirectional" else None
-    return model(torch.tensor([[BOS, *prompt, *answer]]), prefix_length=open_prefix)[0, -1]
+    source = 1 + len(prompt)
+    open_prefix = source if prefix == "bidirectional" else None
+    return model(torch.tensor([[BOS, *prompt, *answer]]), prefix_length=open_prefix, source_length=source)[0, -1]
 
 
 def recomputed(model, prompt, new, prefix="causal"):

@@ -47,11 +47,18 @@ DEC = [
     ["attention.qkv_norm=[q, k, v]", "attention.kv_heads=2", "tie_embeddings=none"],
     ["decoder.layer_ranges.1.self_attention.rope=none"],
 ]
+PALM = [
+    *([f"attention.qkv_norm={norms}", f"attention.output_norm={out}"] for norms in NORMS for out in OUTPUTS),
+    *([f"decoder.partial_attention.rope={rope}", "attention.kv_heads=2"] for rope in ("continuous", "none")),
+    ["decoder.partial_attention={kv_heads: 1, head_dim: 12, rope_theta: 50.0}", "norm.function=layer_norm"],
+    ["decoder.partial_attention=null", "decoder.layer_ranges.1.partial_attention=palm"],
+]
 CASES = [
     pytest.param(family, overrides, prefix, id=f"{family}, {prefix}: {' '.join(overrides)}")
     for family, cases, prefixes in (
         ("redllm", [*PRODUCT, *SHARED, *RED], ["causal"]),
         ("decllm", [*DEC, *SHARED], ["causal", "bidirectional"]),
+        ("palm", PALM, ["causal", "bidirectional"]),
     )
     for overrides, prefix in itertools.product(cases, prefixes)
 ]
@@ -84,7 +91,7 @@ def test_greedy_output_is_that_of_recomputation_token_for_token(family, override
         assert_close(torch.tensor(result.log_probabilities, dtype=torch.float64), nats, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("family", ["decllm", "redllm"])
+@pytest.mark.parametrize("family", ["decllm", "palm", "redllm"])
 def test_the_models_of_this_file_tell_the_prompts_apart(family):
     """Or the test above would compare constants with each other."""
     model = build(family)
@@ -93,7 +100,7 @@ def test_the_models_of_this_file_tell_the_prompts_apart(family):
     assert len(set(itertools.chain(*answers))) > 5
 
 
-@pytest.mark.parametrize("family", ["decllm", "redllm"])
+@pytest.mark.parametrize("family", ["decllm", "palm", "redllm"])
 def test_in_float32_the_logits_agree_to_1e_5(family):
     model = build(family, "attention.qkv_norm=[q, k, v]", dtype=torch.float32)
     wanted = [recomputed(model, prompt, NEW) for prompt in PROMPTS]
@@ -103,7 +110,7 @@ def test_in_float32_the_logits_agree_to_1e_5(family):
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("family", ["decllm", "redllm"])
+@pytest.mark.parametrize("family", ["decllm", "palm", "redllm"])
 def test_in_bfloat16_a_cache_rounds_no_worse_than_recomputation(family, autocast):
     """Both round the same quantities as often, in another order: against float32 the errors are of one size, to 20%.
     Some thirty roundings of up to 2^-9 = 0.2% each, of random signs, stay below 6% of the logits' norm."""
@@ -127,7 +134,7 @@ def test_in_bfloat16_a_cache_rounds_no_worse_than_recomputation(family, autocast
     assert errors[0] == pytest.approx(errors[1], rel=0.2)
 
 
-@pytest.mark.parametrize("family", ["decllm", "redllm"])
+@pytest.mark.parametrize("family", ["decllm", "palm", "redllm"])
 @pytest.mark.parametrize("room", [1, 64])
 def test_a_cache_that_is_full_several_times_loses_nothing(family, room, monkeypatch):
     """100 tokens: more than the room that is made at once."""
@@ -137,7 +144,7 @@ def test_a_cache_that_is_full_several_times_loses_nothing(family, room, monkeypa
     assert [result.tokens for result in generate(model, prompts, max_new_tokens=100, stop=())] == wanted
 
 
-@pytest.mark.parametrize("family", ["decllm", "redllm"])
+@pytest.mark.parametrize("family", ["decllm", "palm", "redllm"])
 def test_rows_go_on_alone_as_they_would_have_beside_the_others(family):
     """First without the longest prompt, then one row alone; the cache was cut twice."""
     model = build(family)
@@ -170,6 +177,15 @@ def test_a_decoder_only_model_reads_the_prompts_once_and_then_a_token_at_a_time(
     assert calls == [(2, 1 + len(PROMPTS[0])), (2, 1), (2, 1), (2, 1)]
 
 
+def test_partial_attention_computes_the_sources_keys_and_values_once():
+    model = build("palm")
+    partial = model.decoder.layers[1].partial_attention
+    made, keys, values, queries = (tokens_read(model, part) for part in (partial.a1, partial.k, partial.v, partial.q))
+    generate(model, [PROMPTS[0], PROMPTS[2]], max_new_tokens=4, stop=())
+    assert made == keys == values == [(2, 1 + len(PROMPTS[0]))]
+    assert queries == [(2, 1 + len(PROMPTS[0])), (2, 1), (2, 1), (2, 1)]
+
+
 def test_an_encoder_decoder_reads_the_source_once_and_computes_cross_keys_and_values_once():
     model = build("redllm")
     cross = model.decoder.layers[1].cross_attention
@@ -180,7 +196,7 @@ def test_an_encoder_decoder_reads_the_source_once_and_computes_cross_keys_and_va
     assert decoded == [(2, 1)] * 4
 
 
-@pytest.mark.parametrize("family", ["decllm", "redllm"])
+@pytest.mark.parametrize("family", ["decllm", "palm", "redllm"])
 def test_rows_that_have_stopped_leave_the_computation(family):
     model, prompts = build(family), [PROMPTS[0], PROMPTS[2], PROMPTS[3]]
     answers = [recomputed(model, prompt, 8)[0] for prompt in prompts]
@@ -206,6 +222,8 @@ def test_rows_that_have_stopped_leave_the_computation(family):
         ("redllm", []),
         ("redllm", ["decoder.self_attention.kv_heads=2", "decoder.cross_attention.kv_heads=1"]),
         ("redllm", ["encoder.layers=1", "decoder.layers=3"]),
+        ("palm", []),
+        ("palm", ["decoder.partial_attention.kv_heads=1", "decoder.layers=3"]),
     ],
 )
 def test_the_cache_takes_the_bytes_that_the_analytic_cost_says(family, overrides, dtype):
@@ -221,11 +239,12 @@ def test_the_cache_takes_the_bytes_that_the_analytic_cost_says(family, overrides
     assert decoding.cache_bytes() == [cost.total(sources[row], 5) for row in (3, 1)]
 
 
-@pytest.mark.parametrize("family", ["decllm", "redllm"])
+@pytest.mark.parametrize("family", ["decllm", "palm", "redllm"])
 def test_the_bytes_are_those_of_the_tensors_where_nothing_is_padded(family):
     """Without padding and before room is made, what the caches hold is all that they have."""
     decoding = prefill(build(family), [PROMPTS[3], PROMPTS[3]])
-    parts = [part for layer in decoding.layers for part in (layer.self_attention, layer.cross_attention) if part]
+    kinds = ("self_attention", "cross_attention", "partial_attention")
+    parts = [part for layer in decoding.layers for kind in kinds if (part := getattr(layer, kind))]
     assert sum(decoding.cache_bytes()) == sum(part.k.nbytes + part.v.nbytes for part in parts)
 
 

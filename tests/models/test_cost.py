@@ -62,7 +62,15 @@ ODD_RED = {
     "unbalanced": ["encoder.layers=3", "decoder.layers=1"],
     "grouped cross": ["decoder.cross_attention.kv_heads=1", "encoder.attention.heads=2"],
 }
-MODELS = [("decllm", name, overrides) for name, overrides in ODD.items()]
+PALM = "decoder.partial_attention=palm"
+ODD_DEC = {
+    **ODD,
+    "partial attention": [PALM],
+    "grouped partial attention, wide": [PALM, "attention.kv_heads=2", "decoder.partial_attention.head_dim=12"],
+    "partial attention with scales": [PALM, "attention.qkv_norm=[q, k]", "attention.qkv_norm_scale=true"],
+    "partial attention in one layer": ["decoder.layer_ranges.1.partial_attention.heads=2"],
+}
+MODELS = [("decllm", name, overrides) for name, overrides in ODD_DEC.items()]
 MODELS += [("redllm", name, overrides) for name, overrides in ODD_RED.items()]
 
 
@@ -146,7 +154,7 @@ def counted(model, shape, prefix=0, backward=False):
         if shape.source:
             hidden = module.hidden(ids(1, shape.source).to(device), target)
         else:
-            hidden = module.hidden(target, prefix_length=prefix or None)
+            hidden = module.hidden(target, prefix_length=prefix or None, source_length=shape.partial or None)
         logits = module.logits(hidden[:, shape.target - shape.outputs :])
         if backward:
             logits.sum().backward()
@@ -163,8 +171,8 @@ def behind_the_mask(model, shape, prefix=0):
 @pytest.mark.parametrize(("family", "overrides"), [pytest.param(f, o, id=f"{f}: {n}") for f, n, o in MODELS])
 def test_forward_flops_are_those_of_torchs_counter_without_the_masked_pairs(family, overrides):
     model = resolved(family, *overrides)
-    shapes = [Shape(0, 24, 24), Shape(0, 24, 5)] if family == "decllm" else [Shape(16, 24, 24), Shape(40, 8, 3)]
-    for shape in shapes:
+    dec = [Shape(0, 24, 24, partial=1), Shape(0, 24, 5, partial=19), Shape(0, 24, 24, partial=24)]
+    for shape in dec if family == "decllm" else [Shape(16, 24, 24), Shape(40, 8, 3)]:
         assert forward_flops(model, shape) == counted(model, shape) - behind_the_mask(model, shape)
 
 
@@ -174,10 +182,17 @@ def test_an_open_prefix_costs_the_pairs_that_it_opens(prefix):
     assert forward_flops(model, shape) == counted(model, shape, prefix) - behind_the_mask(model, shape, prefix)
 
 
-@pytest.mark.parametrize(("family", "shape"), [("decllm", Shape(0, 12, 12)), ("redllm", Shape(8, 12, 12))])
-def test_a_backward_pass_costs_twice_its_forward(family, shape):
+@pytest.mark.parametrize(
+    ("family", "shape", "overrides"),
+    [
+        ("decllm", Shape(0, 12, 12), []),
+        ("decllm", Shape(0, 12, 12, partial=5), [PALM]),
+        ("redllm", Shape(8, 12, 12), []),
+    ],
+)
+def test_a_backward_pass_costs_twice_its_forward(family, shape, overrides):
     """Each product has two gradients of its own size. Measured on forward and backward, masks unaccounted."""
-    model = resolved(family, *PAPER_NORMS[family])
+    model = resolved(family, *PAPER_NORMS[family], *overrides)
     measured = counted(model, shape, backward=True)
     assert train_flops(model, shape) == measured - 3 * behind_the_mask(model, shape)
 
@@ -199,13 +214,14 @@ def test_causal_pairs_are_the_entries_of_the_mask(tokens):
         assert causal_pairs(tokens, prefix) == int(mask.sum())
 
 
-def step(model, source, before, generates=True):
+def step(model, source, before, partial, generates=True):
     """FLOPs of one more decoder token behind `before` others: a pass over all of them less a pass over the old."""
-    longer = forward_flops(model, Shape(source, before + 1, outputs=int(generates)))
-    return longer - forward_flops(model, Shape(source, before, outputs=0))
+    longer = forward_flops(model, Shape(source, before + 1, outputs=int(generates), partial=partial))
+    return longer - forward_flops(model, Shape(source, before, outputs=0, partial=partial))
 
 
 GENERATING = [("decllm", []), ("decllm", ["attention.kv_heads=1"]), ("redllm", []), ("redllm", ["decoder.layers=3"])]
+GENERATING += [("decllm", [PALM, "decoder.partial_attention.kv_heads=1"])]
 
 
 @pytest.mark.parametrize(("family", "overrides"), GENERATING)
@@ -214,7 +230,7 @@ def test_decode_flops_are_the_mean_of_the_steps(family, overrides, prompt, gener
     """Behind the prompt for a decoder-only model, behind <s> for an encoder-decoder, which has the prompt outside."""
     model = resolved(family, *overrides)
     source, first = (prompt, 1) if family == "redllm" else (0, prompt)
-    steps = [step(model, source, first + number) for number in range(generate)]
+    steps = [step(model, source, first + number, partial=prompt) for number in range(generate)]
     assert decode_flops(model, prompt, generate) == pytest.approx(sum(steps) / generate, rel=1e-12)
 
 
@@ -223,7 +239,9 @@ def test_a_prefill_and_its_steps_cost_what_reading_it_all_at_once_costs(family, 
     """A cache saves repetition, never work: each product of the whole pass is done once, by the prefill or a step."""
     model, prompt, generate = resolved(family, *overrides), 20, 13
     whole = (
-        Shape(prompt, 1 + generate, 1 + generate) if family == "redllm" else Shape(0, prompt + generate, 1 + generate)
+        Shape(prompt, 1 + generate, 1 + generate)
+        if family == "redllm"
+        else Shape(0, prompt + generate, 1 + generate, partial=prompt)
     )
     pieces = prompt * prefill_flops(model, prompt) + generate * decode_flops(model, prompt, generate)
     assert pieces == pytest.approx(forward_flops(model, whole), rel=1e-12)
@@ -258,6 +276,17 @@ def test_the_cache_holds_what_the_decoders_attentions_are_given(family, override
     cache = cache_bytes(model.config, bytes_per_entry=4)
     assert cache.total(0, 3) == 4 * entries["generated"]
     assert cache.total(5, 0) == (4 * entries["source"] if family == "redllm" else 5 * cache.per_generated_token)
+
+
+def test_partial_attention_keeps_the_source_and_its_start_once_more():
+    """2 layers x 2 x kv_heads x head_dim entries for each source token, <s> among them; none for what follows."""
+    with_it, without = (
+        cache_bytes(resolved("decllm", *one), 1) for one in ([PALM, "decoder.partial_attention.kv_heads=2"], [])
+    )
+    extra = 2 * 2 * 2 * 8
+    assert with_it.per_source_token == without.per_source_token + extra
+    assert with_it.per_generated_token == without.per_generated_token
+    assert with_it.total(10, 7) == without.total(10, 7) + 11 * extra
 
 
 def test_grouped_queries_shrink_the_cache_by_their_group():

@@ -25,10 +25,14 @@ CASES = {
     "after out": ("redllm", [*ALL, "attention.output_norm=after_out"]),
     "grouped": ("decllm", [*ALL, "attention.kv_heads=1"]),
     "gelu, layer norm": ("redllm", ["feed_forward.activation=gelu", "norm.function=layer_norm"]),
+    "partial attention": ("decllm", [*ALL, "decoder.partial_attention={output_norm: head}"]),
+    "grouped partial attention": ("decllm", ["decoder.partial_attention.kv_heads=1"]),
     "wide heads": ("decllm", ["attention.qkv_norm=[q, k]", "attention.head_dim=64"]),
     "untied": ("redllm", [*ALL, "tie_embeddings=none"]),
     "deep decoder": ("redllm", [*ALL, "encoder.layers=1", "decoder.layers=4"]),
 }
+PARTIAL = 40
+"""Tokens that partial attention reads as the source, where there is one."""
 SHAPES = {"decllm": [(0, 96, 96), (0, 160, 40)], "redllm": [(64, 64, 64), (128, 32, 20), (24, 120, 120)]}
 
 
@@ -53,7 +57,7 @@ def kept_bytes(model, source, target, outputs, precision="fp32"):
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
     ):
-        hidden = model.hidden(ids(1, source), targets) if source else model.hidden(targets)
+        hidden = model.hidden(ids(1, source), targets) if source else model.hidden(targets, source_length=PARTIAL)
         loss = target_loss(hidden, model.unembedding_VD, targets, weights)
     assert loss[0].requires_grad
     return sum(storage.nbytes() for address, storage in storages.items() if address not in parameters)
@@ -71,7 +75,7 @@ def test_activations_are_what_autograd_keeps(case, precision):
     family, model = built(case, precision)
     one = training(precision)
     for source, target, outputs in SHAPES[family]:
-        counted = activation_bytes(model.config, one, Shape(source, target, outputs))
+        counted = activation_bytes(model.config, one, Shape(source, target, outputs, partial=PARTIAL))
         counted += loss_bytes(model.config, outputs) / 2  # the other half is the gradient, which comes later
         if precision == "bf16":  # autocast's copies of the matrices are kept too
             counted += state_bytes(model.config, one) - state_bytes(model.config, training("fp32"))
@@ -85,7 +89,7 @@ def test_with_learned_scales_and_masks_the_figure_is_still_within_a_fifth(family
     model = build(family, *WIDE, "norm.scale=true", double=False)
     source, hidden = (0, model.hidden) if family == "decllm" else (64, None)
     if prefix and hidden:
-        model.hidden = lambda tokens: hidden(tokens, prefix_length=prefix)
+        model.hidden = lambda tokens, source_length: hidden(tokens, prefix_length=prefix)
     counted = activation_bytes(model.config, training(), Shape(source, 96, 96)) + loss_bytes(model.config, 96) / 2
     assert counted == pytest.approx(kept_bytes(model, source, 96, 96), rel=0.2)
 
@@ -154,7 +158,7 @@ def test_with_checkpointing_each_layers_input_is_kept_and_the_inside_of_the_larg
     targets, weights = ids(1, target), torch.ones(1, target)
 
     def forward():
-        hidden = model.hidden(ids(1, source), targets) if source else model.hidden(targets)
+        hidden = model.hidden(ids(1, source), targets) if source else model.hidden(targets, source_length=PARTIAL // 2)
         target_loss(hidden, model.unembedding_VD, targets, weights)
 
     kept = storages(model, forward, precision)
@@ -164,9 +168,8 @@ def test_with_checkpointing_each_layers_input_is_kept_and_the_inside_of_the_larg
         inside = storages(model, lambda layer=layer, inputs=inputs: layer.forward(*inputs), precision)
         insides.append(sum(storage.nbytes() for address, storage in inside.items() if address not in given))
     found = sum(storage.nbytes() for storage in kept.values()) + max(insides)
-    counted = activation_bytes(
-        model.config, training(precision, activation_checkpointing=True), Shape(source, target, target)
-    )
+    shape = Shape(source, target, target, partial=PARTIAL // 2)
+    counted = activation_bytes(model.config, training(precision, activation_checkpointing=True), shape)
     assert counted + loss_bytes(model.config, target) / 2 == pytest.approx(found, rel=BOUND)
 
 

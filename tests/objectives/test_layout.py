@@ -19,7 +19,7 @@ def rows(*lists):
 def test_the_picture_of_a_decoder():
     """<s> s1 s2 t1 t2 predicts s1 s2 t1 t2 t3, and only t1 t2 t3 count."""
     batch = lay_out(rows([S1, S2]), rows([T1, T2, T3]), "decoder")
-    assert batch.inputs.keys() == {"tokens_BT"}
+    assert batch.inputs.keys() == {"tokens_BT", "source_length"}
     assert batch.inputs["tokens_BT"].tolist() == [[BOS, S1, S2, T1, T2]]
     assert batch.targets.tolist() == [[S1, S2, T1, T2, T3]]
     assert batch.weights.tolist() == [[0, 0, 1, 1, 1]]
@@ -84,6 +84,17 @@ def test_an_open_prefix_covers_the_source_and_the_start_token():
     assert not set(batch.targets[batch.weights.bool()].tolist()) & set(inside)
 
 
+@pytest.mark.parametrize("masks", [MasksConfig(), OPEN, SEPARATE])
+def test_the_source_of_a_decoder_begins_with_the_start_token_and_holds_no_target(masks):
+    """Whatever the masks: <s> s1 s2; an empty source is <s> alone, the one token that tells nothing."""
+    sources, targets = rows([S1, S2], [], [S1, S2, S3]), rows([T1, T2], [T3], [T1])
+    batch = lay_out(sources, targets, "decoder", masks)
+    lengths = batch.inputs["source_length"].tolist()
+    read = [row[:length].tolist() for row, length in zip(batch.inputs["tokens_BT"], lengths, strict=True)]
+    assert read == [[BOS, S1, S2], [BOS], [BOS, S1, S2, S3]]
+    assert lay_out(sources[:1], targets[:1], "decoder", masks).inputs["source_length"] == 3
+
+
 def test_open_prefixes_of_different_lengths_are_a_tensor():
     batch = lay_out(rows([S1], [S1, S2, S3]), rows([T1, T2], [T1]), "decoder", OPEN)
     assert_close(batch.inputs["prefix_length"], torch.tensor([2, 4]))
@@ -117,7 +128,7 @@ def test_pieces_together_are_the_batch(family, size):
     pieces = list(batch.pieces(size))
     assert [len(piece) for piece in pieces] == [min(size, 5 - start) for start in range(0, 5, size)]
     wanted = {
-        "decoder": {"tokens_BT", "prefix_length"},
+        "decoder": {"tokens_BT", "prefix_length", "source_length"},
         "encoder_decoder": {"source_BS", "target_BT", "source_lengths"},
     }
     assert batch.inputs.keys() == wanted[family]

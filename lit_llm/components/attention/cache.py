@@ -4,7 +4,8 @@ row of 3 tokens   ▣ ▣ ▣ ◇ ·     ▣ held     ◇ where the next pass pu
 row of 1 token    ▣ ◇ · · ·                  other rows hold; so each row is laid out as if it were alone
                                 · padding of a shorter prompt, or room; never seen
 
-Self-attention's cache grows by one token a pass; that of cross-attention is filled once and stays.
+Self-attention's cache grows by one token a pass; those of cross-attention and of partial attention are filled once and
+stay.
 """
 
 from __future__ import annotations
@@ -110,3 +111,4 @@ class LayerCache:
 
     self_attention: KeyValues
     cross_attention: KeyValues | None = None
+    partial_attention: KeyValues | None = None

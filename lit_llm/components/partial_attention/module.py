@@ -1,0 +1,39 @@
+"""The partial attention that `ResolvedPartialAttention` describes."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from lit_llm.components.attention.cache import KeyValues
+from lit_llm.components.attention.module import Attention
+from lit_llm.components.attention.rope import Rotation
+from lit_llm.components.attention.visibility import Visibility
+from lit_llm.components.partial_attention.config import ResolvedPartialAttention
+
+
+class PartialAttention(Attention):
+    """
+    x ───────────────────────────────────────────┐
+    source ─ a1 ─ relu ─┬─ a2 ─(+)─ memory ─ attention ─▶
+                        └───────┘
+    """
+
+    def __init__(self, config: ResolvedPartialAttention, d_model: int) -> None:
+        super().__init__(config, d_model)
+        self.a1 = nn.Linear(d_model, d_model, bias=False)
+        self.a2 = nn.Linear(d_model, d_model, bias=False)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        memory_BSD: Tensor | None,
+        visible: Visibility,
+        query_rotation: Rotation | None = None,
+        key_rotation: Rotation | None = None,
+        cache: KeyValues | None = None,
+    ) -> Tensor:
+        """memory_BSD: the source's states; with a cache none at all once its keys and values are held."""
+        if memory_BSD is not None:
+            first_BSD = self.a1(memory_BSD).relu()
+            memory_BSD = self.a2(first_BSD) + first_BSD
+        return super().forward(x_BTD, memory_BSD, visible, query_rotation, key_rotation, cache)
