@@ -138,7 +138,7 @@ def compare(
     found = tuple(effects(layout, values, lacking) for layout in shown)
     turn = _before_after(kept, arms, metric, baselines)
     rates = tuple(rates for factor in lr_factors if (rates := _learning_rates(kept, metric, factor)) is not None)
-    return Comparison(metric, rows, tuple(notes), found, turn, rates)
+    return Comparison(metric, rows, tuple(notes), found, turn, learning_rates=rates)
 
 
 def _values(kept: Sequence[RunResult], arms: Sequence[str], metric: str) -> dict[str, dict[int, float]]:
