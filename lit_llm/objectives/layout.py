@@ -2,7 +2,7 @@
 
 decoder          inputs   <s> s1 s2 t1 t2      targets of t1.. only:  ·  ·  t1 t2 t3
                           └ prefix ┘                                  (the last source token predicts t1)
-                                   <s> s1 s2 are also the source that partial attention reads
+                          (also the source of partial attention)
 encoder-decoder  source   s1 s2                decoder inputs         <s> t1 t2
                                                targets                t1  t2 t3
 

@@ -63,6 +63,12 @@ def test_partial_attention_reads_half_of_a_window_and_the_start_before_it() -> N
     ) == pytest.approx(12 * D * T * source * LAYERS * B / 1e6)
 
 
+def test_a_layers_partial_attention_is_called_like_cross_attention() -> None:
+    one = ["model.decoder.layer_ranges.1.partial_attention=palm", PALM[1]]
+    assert step("decllm-tiny", only(cross_seconds=1e-3), *PALM) == pytest.approx(LAYERS * 1e-3)
+    assert step("decllm-tiny", only(cross_seconds=1e-3), *one) == pytest.approx(1e-3)
+
+
 def test_causal_attention_takes_twelve_flops_per_entry_and_visible_pair() -> None:
     pairs = T * (T + 1) / 2  # QKᵀ and the sum over values, a multiply-add as 2, forward and twice that backward
     assert step("decllm-tiny", only(scores={1: {D // 2: 1e6}})) == pytest.approx(12 * D * pairs * LAYERS * B / 1e6)
