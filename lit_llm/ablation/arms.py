@@ -165,10 +165,8 @@ def _check_metric(study: Study, arms: Sequence[Arm], document: Node) -> None:
         message = ""
         if stage not in arm.experiment.trained:
             message = "it has no finetuning"
-        elif evaluation and getattr(arm.experiment.evaluate, evaluation, None) is None:
-            message = f"it has no `evaluate: {{{evaluation}: ...}}`"
-        elif evaluation and stage not in arm.experiment.evaluated:
-            message = f"it is not evaluated after {stage}: see evaluate.after"
+        elif evaluation and evaluation not in arm.experiment.evaluations(stage):
+            message = f"it is not evaluated so after {stage}: `evaluate: {{after: [{stage}], {evaluation}: ...}}`"
         elif source and stage == "pretrain" and source not in names:
             message = f"its corpus has no source {source!r}{did_you_mean(source, names)}"
         if message:
@@ -434,10 +432,18 @@ def is_study(source: str) -> bool:
     return not is_preset(source) and os.path.isfile(source) and bool(_STUDY & read_file(Path(source)).value.keys())
 
 
+def file_and_arm(source: str) -> tuple[str, str]:
+    """(STUDY, ARM) of `STUDY:ARM`; the arm is empty where none is named."""
+    if ":" in source and not os.path.exists(source):
+        file, _, arm = source.rpartition(":")
+        return file, arm
+    return source, ""
+
+
 def load_experiment_or_arm(name: str, overrides: Sequence[str] = ()) -> Experiment:
     """A preset, an experiment file, or `STUDY:ARM`."""
-    source, colon, arm_name = name.rpartition(":")
-    if not colon:
+    source, arm_name = file_and_arm(name)
+    if not arm_name:
         if is_study(name):
             arms = ", ".join(f"{name}:{arm.name}" for arm in load_study(name).arms)
             raise InputError(Problem(f"{name} is a study; name one of its arms: {arms}"))

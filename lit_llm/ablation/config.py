@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 from pydantic.config import JsonDict
 
 from lit_llm.ablation.fraction import MOST, Fraction, effect_of, find, members_of
+from lit_llm.analysis.front import better
 from lit_llm.config.problems import did_you_mean
 from lit_llm.config.section import Items, Section, impossible
 from lit_llm.evaluation.config import EVALUATIONS
@@ -202,11 +203,11 @@ OF_SOURCE = "val/target_nll/"
 def _metric(name: str) -> str:
     own = name.removeprefix(FINETUNED)
     evaluation = own.removeprefix(EVALUATED).partition("/")
-    if own in METRICS or own.startswith(OF_SOURCE):
+    if name in METRICS or (own in METRICS and own != "val/objective_loss") or own.startswith(OF_SOURCE):
         return name
     if own.startswith(EVALUATED) and evaluation[0] in EVALUATIONS and evaluation[2]:
         return name
-    more = [*METRICS, *(f"{FINETUNED}{metric}" for metric in METRICS)]
+    more = [*METRICS, *(f"{FINETUNED}{metric}" for metric in METRICS if metric != "val/objective_loss")]
     evaluated = ", ".join(f"{EVALUATED}{evaluation}/..." for evaluation in EVALUATIONS)
     hint = did_you_mean(name, more if name.startswith(FINETUNED) else METRICS)
     raise impossible(("", f"{name!r} is not possible{hint}; of evaluations: {evaluated}, each also after {FINETUNED}"))
@@ -246,6 +247,12 @@ class Compare(Section):
     front: Figure | None = None
     """A cost that the metric is shown against, with the arms that no other beats in both. inference_flops: of reading
     an input and writing a target, both as long as the finetuning allows, or 1000 tokens each where there is none."""
+
+    @model_validator(mode="after")
+    def _has_a_better(self) -> Compare:
+        if self.front is not None and better(self.metric) is None:
+            raise impossible(("front", f"{self.metric} is neither a loss nor a score, so no arm beats another in it"))
+        return self
 
 
 class Allowed(Section):

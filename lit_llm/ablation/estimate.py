@@ -10,6 +10,7 @@ from lit_llm.ablation.findings import Finding
 from lit_llm.ablation.plan import Plan, PlannedArm
 from lit_llm.experiment.ceilings import Ceilings, Setting, cores, setting_of
 from lit_llm.experiment.config import Experiment
+from lit_llm.experiment.cost import stage_of_most_memory
 from lit_llm.experiment.estimate import Seconds, makespan, memory_there, seconds_of
 from lit_llm.experiment.identity import digest_of_examples
 from lit_llm.models.config import resolve_model
@@ -138,6 +139,9 @@ def _too_large(largest: PlannedArm, there: int, slots: int, fitting: int) -> tup
     if state > there:
         held = f"parameters, gradients and optimiser state alone take {state / 1e9:.3g} GB"
         return "model", f"{needed}, {free}: {held}; it wants a larger machine or a smaller model"
-    now = training.execution.micro_batch_size or largest.arm.experiment.pretrain.data.batch_size
-    less = "" if training.execution.activation_checkpointing else ", or turn activation_checkpointing on"
-    return MICRO_BATCH, f"{needed}, {free}: take fewer sequences at a time than {now}{less}"
+    stage = stage_of_most_memory(largest.arm.experiment)
+    section = largest.arm.experiment.section(stage)
+    now = section.training.execution.micro_batch_size or section.data.batch_size
+    less = "" if section.training.execution.activation_checkpointing else ", or turn activation_checkpointing on"
+    key = f"{stage}.training.execution.micro_batch_size"
+    return key, f"{needed}, {free}: take fewer sequences at a time than {now}{less}"

@@ -251,37 +251,47 @@ def prepare_data(experiments: Iterable[Experiment], store: Store, watcher: Watch
 
 
 def _todo(runs: list[Run], rerun: Rerun | None, watcher: Watcher) -> list[Work]:
-    """The stages to execute, each computation once, parents before children."""
+    """The stages to execute, each computation once, parents before children.
+
+    What begins with a stage that is repeated is repeated, what begins with one that did not end well is left.
+    """
     todo: dict[str, Work] = {}
+    repeated: set[str] = set()
+    lost: set[str] = set()
     skipped: dict[str, set[str]] = {"failed": set(), "stale": set()}
     for run in runs:
-        again = False
         for step in run.steps:
-            state = step.status()["state"]
-            if state in FINAL and (again or run.stale_at(step)):
-                if rerun == "stale":
+            name, parent, state = step.link.fingerprint, step.link.parent, step.status()["state"]
+            if name in todo or name in lost:
+                continue
+            if parent in lost:
+                lost.add(name)
+                continue
+            final = state in FINAL
+            if parent in repeated or (final and rerun == "stale" and run.stale_at(step)):
+                if state != "pending":
                     with suppress(Busy):  # another study has begun to repeat it
                         step.stage.forget()
-                    again = True  # what comes after it began with its weights
-                else:
+                repeated.add(name)
+            elif final:
+                if run.stale_at(step):  # what is left to do after it, an evaluation that was added, begins with it
                     skipped["stale"].add(run.name)
-                    continue  # what is left to do after it, an evaluation that was added, begins with what is there
-            elif state in ("failed", "out_of_memory"):
-                if rerun == "failed":
-                    step.stage.set_state("pending")
-                else:
-                    skipped["failed"].add(run.name)
-                    break
-            elif state in FINAL:
-                if state == "diverged":
-                    break
+                if state != "done":
+                    lost.add(name)
                 continue
-            todo.setdefault(step.link.fingerprint, (run, step))
+            elif state in ("failed", "out_of_memory"):
+                if rerun != "failed":
+                    skipped["failed"].add(run.name)
+                    lost.add(name)
+                    continue
+                step.stage.set_state("pending")
+            todo[name] = (run, step)
     if skipped["failed"]:
-        watcher.message(f"{len(skipped['failed'])} failed run(s) stay as they are; `--rerun failed` tries them again.")
+        message = f"{len(skipped['failed'])} failed run(s) stay as they are; `--rerun failed` tries them again."
+        watcher.message(message)
     if skipped["stale"]:
         watcher.message(
-            f"{len(skipped['stale'])} run(s) done with other code, device or threads stay as they are; "
+            f"{len(skipped['stale'])} run(s) done with other code, device, threads or weights stay as they are; "
             "`--rerun stale` repeats them."
         )
     return list(todo.values())
@@ -321,19 +331,21 @@ def _listed(run: Run) -> list[dict[str, object]]:
 def record(run: Run) -> RunRecord:
     """A run as MLflow shows it."""
     status = run.status()
-    origins = [(step.stage.result() or {}).get("provenance") for step in run.steps]
-    digests = [origin_digest(origin or run.origin_of(step)) for origin, step in zip(origins, run.steps, strict=True)]
-    shown: dict[str, Any] = next((origin for origin in reversed(origins) if origin), {})
+    origins = [(step.stage.result() or {}).get("provenance") or run.origin_of(step) for step in run.steps]
+    digests = sorted({origin_digest(origin) for origin in origins})
+    done = [step.stage.result() for step in run.trained]
+    shown: dict[str, Any] = next((result["provenance"] for result in reversed(done) if result), {})
     return RunRecord(
         arm=run.arm.name,
         seed=run.seed,
-        fingerprint=run.last.fingerprint,
+        # Of what is trained: an evaluation that is added later goes to the run that is there.
+        fingerprint=run.trained[-1].link.fingerprint,
         state=status["state"],
         params=run.params,
         config_yaml=run.config_yaml,
         metrics=[(step.link.prefix, step.stage.metrics_file) for step in run.steps],
         error=status.get("error"),
-        tags={f"lit_llm.{key}": str(value) for key, value in shown.items() if key != "code"},
+        tags={f"lit_llm.{key}": str(value) for key, value in shown.items() if key not in ("code", "weights")},
         code=digests[0] if len(digests) == 1 else fingerprint(digests),
     )
 

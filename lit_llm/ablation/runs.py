@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from lit_llm.ablation.arms import Ablation, Arm, load_study
+from lit_llm.ablation.arms import Ablation, Arm, file_and_arm, load_study
 from lit_llm.ablation.config import Figure
 from lit_llm.ablation.layouts import layouts, lr_factors
 from lit_llm.analysis.comparison import Comparison, RunResult, compare
@@ -65,7 +65,7 @@ class Run:
     def status(self) -> dict[str, Any]:
         """State, error and metrics of the whole: done when all stages are, else as the first that is not.
 
-        What a stage that has ended in divergence would have been followed by is never run: the run has diverged.
+        What would follow a stage that has diverged is never run: then the run has diverged.
         """
         at = self.current()
         return {**at.status(), "metrics": self.metrics()}
@@ -85,19 +85,24 @@ class Run:
             for name, value in ((step.stage.result() or {}).get(key) or {}).items()
         }
 
-    def result(self) -> dict[str, Any]:
-        """What is compared: the last result, with the metrics of all and the sum of what they took; {} while there is
-        none."""
-        results = [found for step in self.steps if (found := step.stage.result()) is not None]
-        if not results:
-            return {}
-        return {
-            **results[-1],
-            "metrics": self.metrics(),
-            "initial": self._of_all("initial"),
-            "flops": sum(found.get("flops", 0.0) for found in results),
-            "origins": [found["provenance"] for found in results],
-        }
+    def result(self) -> RunResult:
+        """What is compared: the last result of a training with the metrics of all stages, and the sum of what they
+        took."""
+        states = {step.link.scope: step.status()["state"] for step in self.steps}
+        found = [(step, result) for step in self.steps if (result := step.stage.result()) is not None]
+        whole: dict[str, Any] = {}
+        for step, result in found:
+            if step.link.kind != "evaluate":
+                whole = dict(result)
+        if found:
+            results = [result for _, result in found]
+            whole |= {
+                "metrics": self.metrics(),
+                "initial": self._of_all("initial"),
+                "flops": sum(result.get("flops", 0.0) for result in results),
+                "origins": [result["provenance"] for result in results],
+            }
+        return RunResult(self.arm.name, self.arm.baseline, self.seed, self.status()["state"], whole, states)
 
     @cached_property
     def params(self) -> dict[str, Any]:
@@ -120,7 +125,14 @@ class Run:
 
     def origin_of(self, step: Step) -> dict[str, Any]:
         """The provenance that a stage's result would have now."""
-        return provenance(self.experiment, step.link.after, evaluates=step.link.kind == "evaluate")
+        parents = [other.stage for other in self.steps if other.link.fingerprint == step.link.parent]
+        weights = (parents[0].result() or {}).get("weights") if parents else None
+        return provenance(self.experiment, step.link.after, step.link.kind == "evaluate", weights)
+
+    @property
+    def trained(self) -> list[Step]:
+        """The stages that train."""
+        return [step for step in self.steps if step.link.kind != "evaluate"]
 
 
 def runs_of(ablation: Ablation, store: Store) -> list[Run]:
@@ -128,11 +140,13 @@ def runs_of(ablation: Ablation, store: Store) -> list[Run]:
     return [Run.of(arm, seed, store) for arm in ablation.arms for seed in ablation.study.seeds]
 
 
-def chosen_runs(ablation: Ablation, store: Store, name: str, arm: str = "") -> list[Run]:
-    """The runs of one arm, of all where none is named. name: how the study was asked for, for messages."""
+def runs_of_arm(source: str, overrides: Sequence[str], store: Store) -> list[Run]:
+    """The runs of `STUDY:ARM`, or all of a study, an experiment file or a preset. Raises InputError."""
+    file, arm = file_and_arm(source)
+    ablation = load_study(file, overrides)
     names = [found.name for found in ablation.arms]
     if arm and arm not in names:
-        raise InputError(Problem(f"{name} has no arm {arm!r}{did_you_mean(arm, names)}"))
+        raise InputError(Problem(f"{file} has no arm {arm!r}{did_you_mean(arm, names)}"))
     return [run for run in runs_of(ablation, store) if arm in ("", run.arm.name)]
 
 
@@ -142,21 +156,21 @@ def trained_fingerprint(source: str, overrides: Sequence[str], store: Store, see
     seed: the study's first when None; after: pretrain, finetune, or the last that trains when empty. Raises InputError.
     """
     if re.fullmatch(r"[0-9a-f]{16}", source):
+        if seed is not None or after:
+            raise InputError(Problem(f"{source} is a stage: it has one seed and no --after of its own"))
         return source
-    file, colon, arm = source.rpartition(":")
-    ablation = load_study(file if colon else source, overrides)
-    if not colon and len(ablation.arms) > 1:
-        arms = ", ".join(f"{source}:{found.name}" for found in ablation.arms)
+    runs = runs_of_arm(source, overrides, store)
+    if len({run.arm.name for run in runs}) > 1:
+        arms = ", ".join(f"{source}:{name}" for name in dict.fromkeys(run.arm.name for run in runs))
         raise InputError(Problem(f"{source} has several arms; name one: {arms}"))
-    runs = chosen_runs(ablation, store, file, arm if colon else "")
     mine = [run for run in runs if seed in (None, run.seed)]
     if not mine:
         seeds = ", ".join(str(run.seed) for run in runs)
         raise InputError(Problem(f"{source} has no seed {seed}; it has {seeds}", "--seed"))
-    links: dict[str, Link] = {step.link.kind: step.link for step in mine[0].steps if step.link.kind != "evaluate"}
+    links: dict[str, Link] = {step.link.kind: step.link for step in mine[0].trained}
     if after and after not in links:
         raise InputError(Problem(f"{source} has no stage {after!r}; it has {', '.join(links)}", "--after"))
-    return links[after].fingerprint if after else list(links.values())[-1].fingerprint
+    return links[after].fingerprint if after else mine[0].trained[-1].link.fingerprint
 
 
 def status_rows(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
@@ -170,6 +184,7 @@ def status_rows(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
                 "seed": run.seed,
                 "stage": link.kind,
                 "after": link.after if link.kind == "evaluate" else None,
+                "evaluation": link.evaluation or None,
                 "state": status["state"],
                 "fingerprint": link.fingerprint,
                 "run_id": f"{run.arm.name}/{run.seed}/{run.last.fingerprint}",
@@ -205,8 +220,9 @@ def last_metrics(stage: Stage) -> tuple[int, dict[str, float]]:
 
 def comparison_of(ablation: Ablation, runs: Sequence[Run]) -> Comparison:
     """The comparison of whatever is finished."""
-    results = [RunResult(run.arm.name, run.arm.baseline, run.seed, run.status()["state"], run.result()) for run in runs]
-    found = compare(results, ablation.study.compare.metric, layouts(ablation), lr_factors(ablation))
+    found = compare(
+        [run.result() for run in runs], ablation.study.compare.metric, layouts(ablation), lr_factors(ablation)
+    )
     figure = ablation.study.compare.front
     if figure is None:
         return found

@@ -20,6 +20,7 @@ from lit_llm.analysis.front import Front
 from lit_llm.analysis.learning_rates import LearningRates, LRFactor, learning_rates
 from lit_llm.analysis.paired import Difference, against_baselines
 from lit_llm.analysis.sensitivity import LRRun
+from lit_llm.config.problems import did_you_mean
 from lit_llm.experiment.chain import EVALUATED, FINETUNED
 from lit_llm.experiment.identity import COMPARABLE
 
@@ -33,11 +34,20 @@ class RunResult:
     seed: int
     state: str
     result: Mapping[str, Any] = field(default_factory=dict)
-    """The last stage's result.json with the metrics and the `initial` of all, and their `origins`; empty while there
-    is none."""
+    """The last training's result.json with the metrics and the `initial` of all, and their `origins`; empty while
+    there is none."""
+    states: Mapping[str, str] = field(default_factory=dict)
+    """State of each stage, by how the names of its metrics begin; `state` holds for all of them where it is empty."""
+
+    def state_of(self, metric: str) -> str:
+        """The state of the stage that measures it: a later stage that fails takes nothing from an earlier one."""
+        scopes = [scope for scope in self.states if metric.startswith(scope)]
+        state = self.states[max(scopes, key=len)] if scopes else self.state
+        # It was never begun where an earlier one has ended otherwise.
+        return self.state if state == "pending" else state
 
     def metric(self, name: str) -> float | None:
-        value = self.result.get("metrics", {}).get(name) if self.state == "done" else None
+        value = self.result.get("metrics", {}).get(name) if self.state_of(name) == "done" else None
         return None if value is None or not math.isfinite(value) else float(value)
 
     @property
@@ -128,7 +138,9 @@ def compare(
     values = _values(kept, arms, metric)
     baselines = {run.arm: run.baseline for run in runs}
     differences = against_baselines(values, baselines)
-    rows = tuple(_row(arm, runs, kept, baselines[arm], values[arm], differences.get(arm)) for arm in arms)
+    rows = tuple(_row(arm, metric, runs, kept, baselines[arm], values[arm], differences.get(arm)) for arm in arms)
+    if not any(values.values()) and (there := sorted({name for run in kept for name in run.result["metrics"]})):
+        notes.append(f"no run that has ended has {metric}{did_you_mean(metric, there)}")
     if any(d is not None and d.pooled for d in differences.values()):
         notes.append("intervals: residual variance pooled over the arms that share a baseline")
     if any(d is not None and d.low is None for d in differences.values()):
@@ -171,7 +183,7 @@ def _learning_rates(kept: Sequence[RunResult], metric: str, factor: LRFactor) ->
     runs, loss_at_init = [], dict[tuple[str, int], float]()
     for run in kept:
         loss = run.metric(metric)
-        if run.arm not in arms or (loss is None and run.state != "diverged"):
+        if run.arm not in arms or (loss is None and run.state_of(metric) != "diverged"):
             continue
         group, lr = arms[run.arm]
         spikes, logit, norm = (
@@ -187,8 +199,8 @@ def _learning_rates(kept: Sequence[RunResult], metric: str, factor: LRFactor) ->
 
 def _lack(run: RunResult, metric: str) -> str:
     """Why a run has no value."""
-    if run.state != "done":
-        return run.state
+    if run.state_of(metric) != "done":
+        return run.state_of(metric)
     return "of other code or another device" if run.metric(metric) is not None else f"no {metric}"
 
 
@@ -208,6 +220,7 @@ def _of_one_origin(runs: Sequence[RunResult], notes: list[str]) -> list[RunResul
 
 def _row(
     arm: str,
+    metric: str,
     runs: Sequence[RunResult],
     kept: Sequence[RunResult],
     baseline: str,
@@ -215,7 +228,7 @@ def _row(
     difference: Difference | None,
 ) -> Row:
     ended = [run.result for run in kept if run.arm == arm]
-    done = [run.result for run in kept if run.arm == arm and run.state == "done"]
+    done = [run.result for run in kept if run.arm == arm and run.state_of(metric) == "done"]
 
     def mean_of(name: str) -> float | None:
         found = [r["metrics"][name] for r in ended if r.get("metrics", {}).get(name) is not None]
@@ -224,7 +237,7 @@ def _row(
     return Row(
         arm=arm,
         baseline=baseline,
-        states=dict(Counter(run.state for run in runs if run.arm == arm)),
+        states=dict(Counter(run.state_of(metric) for run in runs if run.arm == arm)),
         seeds=len(values),
         mean=statistics.fmean(values.values()) if values else None,
         deviation=statistics.stdev(values.values()) if len(values) > 1 else None,

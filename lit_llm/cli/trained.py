@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,26 +25,30 @@ def evaluate(
 ) -> None:
     """Add evaluations to finished runs; trains nothing.
 
-    What is measured is the `evaluate` section, of the file or given by -o. Example: lit-llm evaluate
+    What is measured is the `evaluate` section, of the file or given by -o; what was measured before is not measured
+    again. The same -o with `report` shows it. Example: lit-llm evaluate
     ablations/quickstart.yaml:dec -o evaluate.extrapolation={}
     """
-    from lit_llm.ablation.arms import load_study
-    from lit_llm.ablation.runs import chosen_runs
+    import glob
+
+    from lit_llm.ablation.arms import file_and_arm
+    from lit_llm.ablation.runs import runs_of_arm
     from lit_llm.cli.studies import run
     from lit_llm.tracking.store import Store
 
-    file, arm = _file_and_arm(study)
-    ablation, place = load_study(file, override or ()), Store(store)
+    place = Store(store)
     place.check()
-    runs = chosen_runs(ablation, place, file, arm)
+    runs = runs_of_arm(study, override or (), place)
     if any(found.experiment.evaluate is None for found in runs):
         message = "has no `evaluate` section; give one, e.g. -o evaluate.likelihood={} or -o evaluate.extrapolation={}"
         raise InputError(Problem(message, study))
-    trained = [step for found in runs for step in found.steps if step.link.kind != "evaluate"]
-    left = sum(step.status()["state"] not in ("done", "diverged") for step in trained)
-    if left:
+    states = [
+        step.status()["state"] for found in runs for step in found.trained if found.status()["state"] != "diverged"
+    ]
+    file, arm = file_and_arm(study)
+    if left := len(states) - states.count("done"):
         raise InputError(Problem(f"{left} of its trainings are not finished: `lit-llm run {file}` goes on", study))
-    run(file, jobs, arm or None, None, override, store, tracking)
+    run(file, jobs, glob.escape(arm) or None, None, override, store, tracking)
 
 
 @app.command()
@@ -94,11 +97,3 @@ def generate(
     answers = open_finished(place, fingerprint).generate(given, max_new_tokens, sampling)
     for prompt, answer in zip(given, answers, strict=True):
         print(json.dumps({"prompt": prompt, "generated": answer}) if as_json else f"{prompt}{answer}")
-
-
-def _file_and_arm(source: str) -> tuple[str, str]:
-    """(STUDY, ARM) of `STUDY:ARM`, with an empty arm where there is none."""
-    if ":" in source and not Path(source).exists():
-        file, _, arm = source.rpartition(":")
-        return file, arm
-    return source, ""

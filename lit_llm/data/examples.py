@@ -18,8 +18,8 @@ import numpy as np
 
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.data.config import InstructionConfig, Tokenizer
-from lit_llm.data.instructions import KEY, Example, read_examples
-from lit_llm.data.prepare import Progress, prepared_once
+from lit_llm.data.instructions import KEY, Example, identify_examples, read_examples
+from lit_llm.data.prepare import Progress, check_unchanged, prepared_once
 from lit_llm.data.shards import SPLITS, held_out, token_type
 from lit_llm.data.tokenizers import open_tokenizer
 from lit_llm.objectives.config import EOD
@@ -44,6 +44,7 @@ def prepare_examples(
 
     def write(work: Path) -> None:
         _write(config, tokenizer, tokenizer_folder, work, progress)
+        check_unchanged(identify_examples(config, tokenizer_folder.name) == digest, work)
 
     prepared_once(_folder(root, digest), write)
 

@@ -217,12 +217,12 @@ def _training(
 ) -> Callable[[Path], None]:
     def write(work: Path) -> None:
         write_tokenizer(config.tokenizer, _training_texts(documents, config.validation_fraction, progress), work)
-        _check(identify(config) == identity, work)
+        check_unchanged(identify(config) == identity, work)
 
     return write
 
 
-def _check(unchanged: bool, work: Path) -> None:
+def check_unchanged(unchanged: bool, work: Path) -> None:
     """Raise InputError, and keep nothing of `work`, if the text is not what its digest was computed of."""
     if not unchanged:
         shutil.rmtree(work)
@@ -257,7 +257,7 @@ def _tokenising(
         parts, state = documents.parts(), documents.state()
         here = job(folder=work, cut=fingerprint([[part.size for part in parts], state]))
         write_shards(here, parts, progress)
-        _check(documents.state() == state and unchanged(), work)
+        check_unchanged(documents.state() == state and unchanged(), work)
         finished = [here.finished(number) or {} for number in range(len(parts))]
         tokens = {split: [part["tokens"][split] for part in finished] for split in SPLITS}
         count = sum(part["documents"] for part in finished)

@@ -31,6 +31,7 @@ from lit_llm.config.problems import InputError, Problem
 from lit_llm.data.tokenizers import Tokenizer
 from lit_llm.evaluation.found import Found
 from lit_llm.evaluation.suites import SUITES
+from lit_llm.evaluation.task_files import read_task_files
 from lit_llm.generation import Sampling, generate
 from lit_llm.models.transformer import LanguageModel
 from lit_llm.objectives.config import BOS, EOD, MasksConfig
@@ -80,7 +81,9 @@ def evaluate_tasks(
     from lm_eval.evaluator import evaluate
 
     asked = _asked(tasks, shots)
-    with _quiet():
+    if include_path is not None:
+        read_task_files(include_path)  # refuses what would run
+    with _quiet(), _sandboxed():
         loaded = _loaded(asked, include_path, seed)
         harness = harness_model(model, tokenizer, max_length=max_length, masks=masks, batch_tokens=batch_tokens)
         results = evaluate(harness, loaded, limit=limit, bootstrap_iters=0)
@@ -327,8 +330,6 @@ def _loaded(asked: Mapping[str, int | None], include_path: Path | None, seed: in
     """Tasks and groups as the harness wants them."""
     from lm_eval.tasks import TaskManager
 
-    if include_path is not None and not include_path.is_dir():
-        raise InputError(Problem(f"{include_path} is no folder", "include_path"))
     own = {"include_path": str(include_path)} if include_path else {}
     manager = TaskManager(include_defaults=False, **own)
     if not set(asked) <= set(manager.all_tasks):
@@ -374,6 +375,21 @@ def _set_shots(task: Any, shots: int | None, seed: int) -> list[Problem]:
     if shots > pool:
         return [Problem(f"{task.task_name!r} has {pool} examples to draw {shots} shots from", "shots")]
     return []
+
+
+@contextmanager
+def _sandboxed() -> Iterator[None]:
+    """The harness's templates, which its task files hold, without the way from a template to all of Python."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from lm_eval import utils
+
+    before = utils.env
+    utils.env = ImmutableSandboxedEnvironment(undefined=before.undefined, keep_trailing_newline=True)
+    utils.env.filters.update(before.filters)
+    try:
+        yield
+    finally:
+        utils.env = before
 
 
 @contextmanager

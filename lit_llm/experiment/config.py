@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from lit_llm.config.section import Section, impossible
 from lit_llm.data.config import DataConfig, InstructionConfig
-from lit_llm.evaluation.config import EvaluateConfig, ExampleValidationConfig, ValidationConfig
+from lit_llm.evaluation.config import EVALUATIONS, EvaluateConfig, ExampleValidationConfig, ValidationConfig
 from lit_llm.models.config import EncoderDecoderModel, ModelConfig, resolve_model
 from lit_llm.objectives.config import CausalLM, MasksConfig, Objective, PrefixLM
 from lit_llm.training.config import TrainingConfig
@@ -124,6 +124,10 @@ class Experiment(Section):
         if self.evaluate is not None and not self.evaluated:
             message = "finetune is to be evaluated, and there is no such section; add it, or evaluate after pretrain"
             findings.append(("evaluate.after", message))
+        looked_at = self.evaluate is not None and self.evaluate.attention is not None
+        if looked_at and resolve_model(self.model).has_partial_attention:
+            message = "looks at self- and cross-attention, and would not see what partial attention reads"
+            findings.append(("evaluate.attention", message))
         if self.evaluate is not None and self.evaluate.examples is not None and self.finetune is None:
             findings.append(("evaluate.examples", "are those that `finetune.data` holds out, and there is no finetune"))
         if findings:
@@ -137,8 +141,14 @@ class Experiment(Section):
 
     @property
     def evaluated(self) -> tuple[Trained, ...]:
-        """The stages that an evaluation follows."""
+        """The stages that evaluations follow."""
         return tuple(name for name in self.trained if self.evaluate is not None and name in self.evaluate.after)
+
+    def evaluations(self, stage: Trained) -> tuple[str, ...]:
+        """The evaluations that follow a stage, by their sections."""
+        if self.evaluate is None or stage not in self.evaluated:
+            return ()
+        return tuple(name for name in EVALUATIONS if getattr(self.evaluate, name) is not None)
 
     def section(self, stage: Trained) -> PretrainConfig | FinetuneConfig:
         """How a stage trains."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lit_llm.experiment.config import Experiment
+from lit_llm.experiment.config import Experiment, Trained
 from lit_llm.models import cost
 from lit_llm.models.config import resolve_model
 from lit_llm.objectives.config import MasksConfig
@@ -109,6 +109,21 @@ def largest_shape(experiment: Experiment) -> cost.Shape:
     return cost.Shape(long.source, short.target, short.outputs, long.prefix, long.partial)
 
 
+def memory_of(experiment: Experiment, stage: Trained) -> float:
+    """Bytes that the training of a stage takes."""
+    section = experiment.section(stage)
+    at_once = section.training.execution.micro_batch_size or section.data.batch_size
+    shape = largest_shape(experiment)
+    if stage == "finetune" and (tuned := experiment.finetune):
+        shape = example_shape(experiment, tuned.data.input_length, tuned.data.target_length)
+    return training_bytes(resolve_model(experiment.model), section.training, shape, at_once)
+
+
+def stage_of_most_memory(experiment: Experiment) -> Trained:
+    """The stage whose training takes most."""
+    return max(experiment.trained, key=lambda stage: memory_of(experiment, stage))
+
+
 def cost_of(experiment: Experiment, prompt: int = PROMPT, generate: int = GENERATE) -> Cost:
     """Parameters, FLOPs, cache, tokens and memory of one run of this experiment."""
     model, pretrain = resolve_model(experiment.model), experiment.pretrain
@@ -120,27 +135,23 @@ def cost_of(experiment: Experiment, prompt: int = PROMPT, generate: int = GENERA
 
     per_window = over_cuts(lambda cut: cost.train_flops(model, shape_at(experiment, cut)))
     parameters = cost.count_parameters(model)
-    execution = training.execution
-    at_once = execution.micro_batch_size or data.batch_size
-    memory = training_bytes(model, training, largest_shape(experiment), at_once)
+    used = experiment.section(experiment.trained[-1]).masks  # by what reads a prompt in the end
     tokens, flops = 0, 0.0
     if tuned := experiment.finetune:
         longest = (tuned.data.input_length, tuned.data.target_length)
         examples = tuned.data.batch_size * tuned.training.max_steps
         tokens, flops = examples * sum(longest), examples * example_flops(experiment, *longest)
-        rows = tuned.training.execution.micro_batch_size or tuned.data.batch_size
-        memory = max(memory, training_bytes(model, tuned.training, example_shape(experiment, *longest), rows))
     return Cost(
         parameters=parameters.total,
         non_embedding_parameters=parameters.non_embedding,
         train_flops_per_token=per_window / length,
-        prefill_flops_per_token=cost.prefill_flops(model, prompt),
+        prefill_flops_per_token=cost.prefill_flops(model, prompt, used.prefix == "bidirectional"),
         decode_flops_per_token=cost.decode_flops(model, prompt, generate),
         paper_flops_per_sequence=cost.paper_flops(model, length),
         cache=cost.cache_bytes(model, FLOAT32 if training.precision == "fp32" else BFLOAT16),
         tokens=windows * length,
         loss_tokens=round(windows * over_cuts(lambda cut: length - cut)),
-        memory_bytes=round(memory),
+        memory_bytes=round(max(memory_of(experiment, stage) for stage in experiment.trained)),
         flops_per_step=per_window * data.batch_size,
         train_flops=per_window * windows,
         finetune_tokens=tokens,

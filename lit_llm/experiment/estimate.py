@@ -78,7 +78,7 @@ def seconds_of(experiment: Experiment, ceilings: Ceilings, padded: tuple[float, 
     if pretrain.objective.extremes(length) != (prefix, prefix):
         passes.append(pretrain.objective.average(length, one))  # val/objective_loss is another pass
     once = sum(validation.sequences * each + math.ceil(validation.sequences / rows) * overhead for each in passes) / 3
-    times = min(validation.times, training.max_steps)
+    times = 1 + min(validation.times, training.max_steps)  # one before the first step
     run = START_SECONDS + training.max_steps * step + times * once
     return Seconds(step, once, run, _finetune_seconds(experiment, model, ceilings, padded))
 
@@ -98,7 +98,7 @@ def _finetune_seconds(
     step = again * (rows * window + math.ceil(rows / at_once) * overhead)
     step += update_seconds(model, training.optimizer, ceilings) + TRAINER_LAYERS * ceilings.layer_seconds
     once = (validation.examples * window + math.ceil(validation.examples / rows) * overhead) / 3
-    return START_SECONDS + training.max_steps * step + min(validation.times, training.max_steps) * once
+    return START_SECONDS + training.max_steps * step + (1 + min(validation.times, training.max_steps)) * once
 
 
 def _window_seconds(model: ResolvedModel, shape: Shape, at_once: int, ceilings: Ceilings) -> float:

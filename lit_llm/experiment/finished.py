@@ -10,7 +10,7 @@ from lit_llm.config.problems import InputError, Problem
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.frozen import thaw
 from lit_llm.objectives.config import MasksConfig
-from lit_llm.tracking.store import Store
+from lit_llm.tracking.store import FINAL, Store
 
 if TYPE_CHECKING:
     from lit_llm.data.tokenizers import Tokenizer
@@ -30,6 +30,8 @@ class Finished:
     tokenizer: Tokenizer
     masks: MasksConfig
     """Those of the stage."""
+    weights: str | None
+    """Digest of the model's weights; None of a result that does not say it."""
 
     def generate(
         self, prompts: Sequence[str], max_new_tokens: int, sampling: Sampling, batch_size: int = 16
@@ -61,9 +63,11 @@ def open_finished(store: Store, fingerprint: str) -> Finished:
     frozen, state = thaw(stage), stage.status()["state"]
     if not (stage.checkpoints / WEIGHTS).exists():
         reason = f"is an evaluation of {frozen.parent}" if frozen.kind == "evaluate" else f"is {state}"
-        raise InputError(Problem(f"the stage {fingerprint} {reason} and has no weights; `lit-llm run` trains"))
+        then = "; `lit-llm run` goes on with it" if state not in FINAL else ""
+        raise InputError(Problem(f"the stage {fingerprint} {reason} and has no weights{then}"))
     experiment = frozen.experiment
     model = build_model(experiment.model, experiment.seed)
     model.load_state_dict(load_file(stage.checkpoints / WEIGHTS))
     tokenizer = open_prepared(experiment.pretrain.data, store.data, frozen.data).tokenizer()
-    return Finished(experiment, model.eval(), tokenizer, experiment.section(frozen.after).masks)
+    weights = (stage.result() or {}).get("weights")
+    return Finished(experiment, model.eval(), tokenizer, experiment.section(frozen.after).masks, weights)

@@ -22,6 +22,8 @@ class Frozen:
     kind: Kind
     after: Trained
     """The stage that an evaluation follows; of one that trains, itself."""
+    evaluation: str
+    """Which evaluation; empty for a stage that trains."""
     parent: str
     """Fingerprint of the stage whose weights it begins with; empty where there is none."""
     data: str
@@ -39,10 +41,11 @@ def freeze(store: Store, link: Link, experiment: Experiment) -> Stage:
     content = {
         "stage": link.kind,
         "after": link.after,
+        "evaluation": link.evaluation,
         "parent": link.parent,
         "data": digest_of_data(experiment),
         "examples": digest_of_examples(experiment) if link.kind != "pretrain" else "",
-        "texts": digests_of_texts(experiment) if link.kind == "evaluate" else {},
+        "texts": digests_of_texts(experiment) if link.evaluation == "likelihood" else {},
         "experiment": experiment.model_dump(mode="json"),
     }
     write_text(stage.config_file, yaml.safe_dump(content, sort_keys=False))
@@ -53,10 +56,16 @@ def thaw(stage: Stage) -> Frozen:
     """What `freeze` has written."""
     content = read_file(stage.config_file)
     experiment = validate(Experiment, content.value["experiment"])
-    # A stage that was frozen before there were chains has the first and the third alone.
-    said = {"stage": "pretrain", "after": "pretrain", "data": "", "parent": "", "examples": ""}
-    said |= {key: str(content.value[key].plain()) for key in said if key in content.value}
+    # A stage that was frozen before there were chains says its kind and its data alone.
+    said = {key: str(node.plain()) for key, node in content.value.items() if key not in ("experiment", "texts")}
     trained: dict[str, Trained] = {"pretrain": "pretrain", "finetune": "finetune"}
-    kind: Kind = "evaluate" if said["stage"] == "evaluate" else trained[said["stage"]]
-    texts = content.value["texts"].plain() if "texts" in content.value else {}
-    return Frozen(kind, trained[said["after"]], said["parent"], said["data"], said["examples"], texts, experiment)
+    return Frozen(
+        kind="evaluate" if said["stage"] == "evaluate" else trained[said["stage"]],
+        after=trained[said.get("after", "pretrain")],
+        evaluation=said.get("evaluation", ""),
+        parent=said.get("parent", ""),
+        data=said["data"],
+        examples=said.get("examples", ""),
+        texts=content.value["texts"].plain() if "texts" in content.value else {},
+        experiment=experiment,
+    )

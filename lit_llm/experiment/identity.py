@@ -6,19 +6,28 @@ import platform
 import re
 from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from lit_llm.config.fingerprint import digest_of_file, digest_of_files, fingerprint
-from lit_llm.config.problems import InputError, Problem
+from lit_llm.config.fingerprint import digest_of_files, fingerprint
 from lit_llm.config.tree import leaves
 from lit_llm.data.instructions import identify_examples
 from lit_llm.data.sources import Identity, blamed_at, identify, identify_held_out
+from lit_llm.evaluation.task_files import read_task_files
 from lit_llm.experiment.config import Experiment, Trained
 from lit_llm.models.config import resolve_model
 
-COMPUTES = ("components", "models", "objectives", "data", "training", "evaluation", "experiment/stages.py")
+COMPUTES = (
+    "components",
+    "models",
+    "generation",
+    "objectives",
+    "data",
+    "training",
+    "evaluation",
+    "experiment/stages.py",
+)
 """The code that decides what a result is. A change elsewhere makes no result stale."""
 
 
@@ -38,8 +47,8 @@ def _cached_examples(text: str, tokenizer: str) -> str:
 
 def read_corpora_again() -> None:
     """Look at the files anew when an identity is next asked for: a notebook may have edited its corpus."""
-    _cached_identity.cache_clear()
-    _cached_examples.cache_clear()
+    for cached in (_cached_identity, _cached_examples, _cached_texts):
+        cached.cache_clear()
 
 
 def identity_of_data(experiment: Experiment) -> Identity:
@@ -60,36 +69,29 @@ def digest_of_examples(experiment: Experiment) -> str:
     return _cached_examples(experiment.finetune.data.model_dump_json(), identity_of_data(experiment).tokenizer)
 
 
+@cache
+def _cached_texts(text: str, data: str, tokenizer: str) -> dict[str, str]:
+    from lit_llm.data.config import DataConfig
+    from lit_llm.evaluation.config import LikelihoodConfig
+
+    corpora = LikelihoodConfig.model_validate_json(text).corpora
+    with blamed_at("evaluate.likelihood.corpora", instead_of="corpora"):
+        return identify_held_out(corpora, DataConfig.model_validate_json(data), tokenizer)
+
+
 def digests_of_texts(experiment: Experiment) -> dict[str, str]:
     """Identities of the texts that only the evaluation reads, by their names; as `identity_of_data`."""
     evaluate = experiment.evaluate
     if evaluate is None or evaluate.likelihood is None or not evaluate.likelihood.corpora:
         return {}
-    with blamed_at("evaluate.likelihood.corpora", instead_of="corpora"):
-        return identify_held_out(
-            evaluate.likelihood.corpora, experiment.pretrain.data, identity_of_data(experiment).tokenizer
-        )
+    data, tokenizer = experiment.pretrain.data.model_dump_json(), identity_of_data(experiment).tokenizer
+    return _cached_texts(evaluate.likelihood.model_dump_json(), data, tokenizer)
 
 
 def digest_of_tasks(experiment: Experiment) -> str:
-    """Identity of the task files of one's own; empty where there are none. Raises InputError for a folder without any,
-    and for Python in them, which a configuration is not to run."""
+    """Identity of the task files of one's own; empty where there are none. Raises InputError as `read_task_files`."""
     tasks = experiment.evaluate.tasks if experiment.evaluate is not None else None
-    if tasks is None or tasks.folder is None:
-        return ""
-    folder, key = Path(tasks.folder), "evaluate.tasks.folder"
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    texts = {path: path.read_text() for path in files if path.suffix in (".yaml", ".yml")}
-    if not texts:
-        message = f"{folder} has no task files; `lit-llm data glosses` writes some to glosses/tasks"
-        raise InputError(Problem(message, key))
-    if code := [path for path, text in texts.items() if "!function" in text]:
-        raise InputError(Problem(f"{code[0]} names Python code (!function), which is not run from a file", key))
-    here = str(folder.resolve())  # the harness wants whole paths, an identity none
-    named = {path: text.replace(here, "") for path, text in texts.items()}
-    return fingerprint(
-        [[path.relative_to(folder).as_posix(), named.get(path) or digest_of_file(path)] for path in files]
-    )
+    return "" if tasks is None or tasks.folder is None else read_task_files(Path(tasks.folder))
 
 
 def pretrain_fingerprint(experiment: Experiment) -> str:
@@ -125,10 +127,12 @@ CODE = _code_digest()
 edited while runs wait is not what they execute."""
 
 
-def provenance(experiment: Experiment, stage: Trained = "pretrain", evaluates: bool = False) -> dict[str, Any]:
+def provenance(
+    experiment: Experiment, stage: Trained = "pretrain", evaluates: bool = False, weights: str | None = None
+) -> dict[str, Any]:
     """What a result computed by this process depends on beside its configuration.
 
-    evaluates: the result is that of the evaluation after the stage.
+    evaluates: the result is that of an evaluation after the stage. weights: digest of those that it begins with.
     """
     from lit_llm import __version__
 
@@ -150,10 +154,19 @@ def provenance(experiment: Experiment, stage: Trained = "pretrain", evaluates: b
         "micro_batch_size": execution.micro_batch_size,
         "cut": (execution.micro_batch_size or data.batch_size) if cut_matters else None,
         "bitsandbytes": _version("bitsandbytes") if eight_bit else None,
+        "weights": weights,
     }
 
 
 _version = cache(version)
+
+
+def version_or_none(library: str) -> str | None:
+    """Of a library that may not be installed."""
+    try:
+        return _version(library)
+    except PackageNotFoundError:
+        return None
 
 
 COMPARABLE = ("code", "torch", "device", "kernels", "threads")
@@ -164,8 +177,8 @@ may differ in them. cut: sequences at once, which change what dropout draws and 
 
 
 def same_origin(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
-    """Whether one experiment gives the same numbers under both provenances."""
-    return all(left.get(key) == right.get(key) for key in REPEATABLE)
+    """Whether one experiment gives the same numbers under both provenances, from the same weights."""
+    return all(left.get(key) == right.get(key) for key in (*REPEATABLE, "weights"))
 
 
 def origin_digest(origin: Mapping[str, Any]) -> str:

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from lit_llm.config.fingerprint import LENGTH, digest_of_file
 from lit_llm.data.batches import Batches, ExampleBatches, TrainBatches
 from lit_llm.data.examples import ExampleSet
 from lit_llm.data.prepare import Prepared, open_held_out, open_prepared
 from lit_llm.evaluation.attention import attention_analysis
-from lit_llm.evaluation.config import EVALUATIONS
 from lit_llm.evaluation.documents import likelihood
 from lit_llm.evaluation.examples import HeldOutExamples, example_losses
 from lit_llm.evaluation.extrapolation import extrapolation
@@ -64,64 +64,61 @@ def finetune(
     byte_lengths = _text(frozen, store).tokenizer().byte_lengths()
     held_out = HeldOutExamples(examples, section.validation.examples, section.masks, byte_lengths)
     budget = _budget(experiment, examples)
-    model = open_finished(store, frozen.parent).model
-    longest = section.data.batch_size * (section.data.input_length + section.data.target_length)
-    evaluate = held_out.validation(longest)
-    return _trained("finetune", frozen, stage, model, batches, budget, evaluate, should_stop, judge)
+    finished = open_finished(store, frozen.parent)
+    model, weights = finished.model, finished.weights
+    at_once = section.training.execution.micro_batch_size or section.data.batch_size
+    evaluate = held_out.validation(at_once * (section.data.input_length + section.data.target_length))
+    return _trained("finetune", frozen, stage, model, batches, budget, evaluate, should_stop, judge, weights)
 
 
 def evaluate(
     frozen: Frozen, stage: Stage, store: Store, should_stop: ShouldStop, judge: Judge | None
 ) -> dict[str, Any]:
-    """Measure what a finished stage has made. Each evaluation is kept when it is finished, and not made again."""
-    started, origin = time.time(), provenance(frozen.experiment, frozen.after, evaluates=True)
+    """Measure one thing of what a finished stage has made."""
+    started = time.time()
     config, section = frozen.experiment.evaluate, frozen.experiment.section(frozen.after)
     assert config is not None
-    folder = stage.folder / "evaluations"
-    start_over_unless_of(origin, folder / "provenance.json", [folder])
-    parent = store.stage(frozen.parent)
-    before = parent.result()
+    before = store.stage(frozen.parent).result()
     assert before is not None
-    torch.set_num_threads(section.training.execution.threads)
-    model = open_finished(store, frozen.parent).model
-    device = torch.device(accelerator_of(section.training.execution.accelerator))
-    model.to(device).eval()
-    metrics: dict[str, float] = {}
     result = {
         "schema": SCHEMA,
         "stage": "evaluate",
         "after": frozen.after,
+        "evaluation": frozen.evaluation,
         "state": "done",
         "error": None,
         "steps": before["steps"],
         "parameters": before["parameters"],
         "started": started,
-        "provenance": origin,
+        "provenance": provenance(frozen.experiment, frozen.after, evaluates=True, weights=before.get("weights")),
     }
+    if should_stop():
+        return result | {"state": "interrupted", "error": "it was asked to stop"}
+    torch.set_num_threads(section.training.execution.threads)
+    model = open_finished(store, frozen.parent).model
+    device = torch.device(accelerator_of(section.training.execution.accelerator))
+    model.to(device)
     low = config.precision == "bf16"
-    for name in [name for name in EVALUATIONS if getattr(config, name) is not None]:
-        kept = folder / f"{name}.json"
-        if not kept.exists():
-            if should_stop():
-                return result | {"state": "interrupted", "error": "it was asked to stop"}
-            with torch.autocast(device.type, torch.bfloat16) if low else nullcontext():
-                found = _evaluated(name, frozen, store, model, _told(stage, name))
-            write_text(folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in found.rows))
-            write_json(kept, found.metrics)
-        metrics |= read_json(kept) or {}
+    with torch.autocast(device.type, torch.bfloat16) if low else nullcontext():
+        found = _evaluated(frozen, store, model, _told(stage))
+    write_text(stage.folder / ROWS, "".join(json.dumps(row) + "\n" for row in found.rows))
     file = MetricsFile(stage.metrics_file)
-    file.append(before["steps"], metrics)
+    file.append(before["steps"], found.metrics)
     file.close()
-    return result | {"metrics": metrics, "finished": time.time(), "seconds": {"evaluation": time.time() - started}}
+    finished = time.time()
+    return result | {"metrics": found.metrics, "finished": finished, "seconds": {"evaluation": finished - started}}
 
+
+ROWS = "rows.jsonl"
+"""The records of an evaluation, in its stage's folder."""
 
 STAGES = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate}
 """By the kind of a stage."""
 
 
-def _evaluated(name: str, frozen: Frozen, store: Store, model: LanguageModel, told: Progress) -> Found:
-    """One evaluation, by its name in the configuration."""
-    experiment, config = frozen.experiment, frozen.experiment.evaluate
+def _evaluated(frozen: Frozen, store: Store, model: LanguageModel, told: Progress) -> Found:
+    """The evaluation, by its name in the configuration."""
+    name, experiment, config = frozen.evaluation, frozen.experiment, frozen.experiment.evaluate
     assert config is not None
     masks, data = experiment.section(frozen.after).masks, _text(frozen, store)
     batch = config.batch_tokens
@@ -153,11 +150,15 @@ def _evaluated(name: str, frozen: Frozen, store: Store, model: LanguageModel, to
     return example_losses(model, held_out, batch_tokens=batch, progress=told)
 
 
-def _told(stage: Stage, name: str) -> Progress:
-    """Progress, for those who watch."""
+def _told(stage: Stage) -> Progress:
+    """Progress, for those who watch; twice a second."""
+    last = 0.0
 
     def told(done: int, total: int) -> None:
-        write_json(stage.folder / "progress.json", {"evaluation": name, "done": done, "total": total})
+        nonlocal last
+        if time.monotonic() - last > 0.5:
+            last = time.monotonic()
+            write_text(stage.progress_file, json.dumps({"done": done, "total": total}))
 
     return told
 
@@ -193,11 +194,12 @@ def _trained(
     evaluate: Evaluate,
     should_stop: ShouldStop,
     judge: Judge | None,
+    weights: str | None = None,
 ) -> dict[str, Any]:
-    """Train one stage; the result as it is written to disk."""
+    """Train one stage; the result as it is written to disk. weights: digest of those that it begins with."""
     started = time.time()
     experiment, section = frozen.experiment, frozen.experiment.section(name)
-    origin = provenance(experiment, name)
+    origin = provenance(experiment, name, weights=weights)
     start_over_unless_of(origin, stage.checkpoints / "provenance.json", [stage.checkpoints, stage.metrics_file])
     initial = _before_training(model, section.training, evaluate, stage.checkpoints / "initial.json")
     fitted = fit(
@@ -212,8 +214,10 @@ def _trained(
         should_stop=should_stop,
         judge=judge,
     )
+    digest = None
     if fitted.state == "done":
         save_file(model.state_dict(), stage.checkpoints / WEIGHTS)
+        digest = digest_of_file(stage.checkpoints / WEIGHTS)[:LENGTH]
     return {
         "schema": SCHEMA,
         "stage": name,
@@ -222,6 +226,7 @@ def _trained(
         "steps": fitted.steps,
         "metrics": fitted.metrics,
         "initial": initial,
+        "weights": digest,
         "tokens": fitted.steps * budget.tokens,
         "loss_tokens": fitted.loss_tokens,
         "flops": fitted.steps * budget.flops,

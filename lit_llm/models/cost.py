@@ -128,14 +128,15 @@ def paper_flops(model: ResolvedModel, sequence_length: int) -> float:
     return flops + sum(layer.self_attention.score_flops(masked) for layer in model.decoder)
 
 
-def prefill_flops(model: ResolvedModel, prompt: int) -> float:
+def prefill_flops(model: ResolvedModel, prompt: int, open_prefix: bool = False) -> float:
     """FLOPs from a prompt to the first generated token's distribution, per prompt token.
 
     An encoder-decoder reads the prompt with its encoder and projects the cross-attention's keys and values; its decoder
-    then starts from <s> alone.
+    then starts from <s> alone. open_prefix: a decoder-only model's prompt is bidirectional.
     """
     source, target = (prompt, 1) if model.encoder else (0, prompt)
-    return forward_flops(model, Shape(source, target, outputs=1, partial=prompt)) / prompt
+    prefix = prompt if open_prefix and not model.encoder else 0
+    return forward_flops(model, Shape(source, target, outputs=1, prefix=prefix, partial=prompt)) / prompt
 
 
 def decode_flops(model: ResolvedModel, prompt: int, generate: int) -> float:

@@ -22,7 +22,7 @@ from lit_llm.search.run import SweepWatcher
 from lit_llm.search.sweep import Search
 from lit_llm.search.trials import NOT_COUNTED, Trial
 from lit_llm.search.winners import summary
-from lit_llm.tracking.store import FINAL, Store
+from lit_llm.tracking.store import FINAL, Store, read_json
 
 
 class Progressing(Watcher):
@@ -126,6 +126,13 @@ class Progressing(Watcher):
             if state in FINAL:
                 work += 1
             if state == "running":
+                name = run.name if len(run.steps) == 1 else f"{run.name}: {at.link.name}"
+                if at.link.kind == "evaluate":
+                    told = read_json(at.stage.progress_file) or {"done": 0, "total": 0}
+                    work += (run.steps.index(at) + told["done"] / max(1, told["total"])) / len(run.steps)
+                    counted = f"{told['done']}/{told['total']}" if told["total"] else "–"
+                    table.add_row(name, counted, *["–"] * 4)
+                    continue
                 step, metrics = last_metrics(at.stage)
                 if "val/target_nll" in metrics:
                     self._validated[run.name] = metrics["val/target_nll"]
@@ -135,7 +142,7 @@ class Progressing(Watcher):
                 read = metrics.get("tokens_seen")
                 left = (steps - step) * read / step / rate if rate and read and step else None
                 table.add_row(
-                    run.name if len(run.steps) == 1 else f"{run.name}: {at.link.name}",
+                    name,
                     f"{step}/{steps}",
                     _number(metrics.get("train/loss")),
                     _number(self._validated.get(run.name)),

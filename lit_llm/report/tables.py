@@ -76,7 +76,10 @@ def plan_table(plan: Plan, width: int = 120) -> RenderableType:
     most = ""
     if len(stages) > 1:
         # What several arms need is computed once: the pretraining of DecLLM and DecLLM + BiAttn.
-        once = ": " + ", ".join(f"{number} x {name}" for name, number in stages.items())
+        trained = {name: number for name, number in stages.items() if " after " not in name}
+        told = [f"{number} x {name}" for name, number in trained.items()]
+        evaluations = sum(stages.values()) - sum(trained.values())
+        once = ": " + ", ".join([*told, *[f"{evaluations} evaluations"] * bool(evaluations)])
         most = "at most " * ("finetune" in stages)
     runs = f"{len(plan.arms)} arms x {seeds} = {count} runs{once}, {most}{text.short(sum(cost.values()))}FLOPs"
     parts = [*plan_head(plan, f"{runs}{_duration(plan)}", width)]
@@ -145,7 +148,7 @@ def _duration(plan: Plan) -> str:
         return ", time unknown until `--measure` has timed this machine"
     done = f"; {found.done} of them done" if found.done else ""
     at_once = f" with {found.slots} at once" if found.slots > 1 else ""
-    without = " without the evaluations" if any("evaluate" in name for name in plan.stages) else ""
+    without = " without the evaluations" if any(" after " in name for name in plan.stages) else ""
     return f"{done}, about {text.about(found.seconds)}{at_once} on this machine{without}"
 
 
@@ -397,11 +400,11 @@ def status_table(rows: Sequence[Mapping[str, Any]], metric: str) -> RenderableTy
         table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=right)
     for row in rows:
         value = row["metrics"].get(metric)
-        note = "done with other code, device or threads" if row["stale"] else row["error"] or ""
+        note = "done with other code, device, threads or weights" if row["stale"] else row["error"] or ""
         table.add_row(
             row["arm"],
             str(row["seed"]),
-            *[f"evaluate after {row['after']}" if row["after"] else row["stage"]] * several,
+            *[f"{row['evaluation']} after {row['after']}" if row["after"] else row["stage"]] * several,
             Text(row["state"], style=STATES[row["state"]]),
             f"{row['step']}/{row['max_steps']}",
             "–" if value is None else f"{value:.3f}",

@@ -115,6 +115,11 @@ class Stage:
     def log_file(self) -> Path:
         return self.folder / "log.txt"
 
+    @property
+    def progress_file(self) -> Path:
+        """{"done", "total"} of what has no steps."""
+        return self.folder / "progress.json"
+
     def result(self) -> dict[str, Any] | None:
         """The finished result, or None."""
         return read_json(self.folder / "result.json")
@@ -151,7 +156,7 @@ class Stage:
             attempt = 1 + len(list(self.folder.glob("attempt-*")))
             kept = self.folder / f"attempt-{attempt}"
             kept.mkdir()
-            for name in ("result.json", "metrics.jsonl", "state.json", "log.txt", "evaluations"):
+            for name in ("result.json", "metrics.jsonl", "state.json", "log.txt", "rows.jsonl"):
                 if (self.folder / name).exists():
                     (self.folder / name).rename(kept / name)
             shutil.rmtree(self.checkpoints, ignore_errors=True)

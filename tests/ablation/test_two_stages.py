@@ -15,6 +15,7 @@ from scipy import stats
 from lit_llm.ablation.arms import load_study
 from lit_llm.ablation.plan import plan
 from lit_llm.ablation.run import Watcher, run_study
+from lit_llm.ablation.runs import Run, comparison_of
 from lit_llm.analysis.before_after import before_after
 from lit_llm.config.problems import InputError
 from lit_llm.data.config import ByteTokenizer
@@ -73,7 +74,7 @@ def test_a_pretraining_is_shared_and_each_arm_finetuned_and_evaluated(write_two,
     path = write_two("two")
     planned = plan(load_study(path))
     assert planned.stages == {
-        "pretrain": 4, "evaluate after pretrain": 4, "finetune": 6, "evaluate after finetune": 6,
+        "pretrain": 4, "examples after pretrain": 4, "finetune": 6, "examples after finetune": 6,
     }  # fmt: skip
     assert not planned.refused
     finished = run(path, store)
@@ -85,7 +86,7 @@ def test_a_pretraining_is_shared_and_each_arm_finetuned_and_evaluated(write_two,
     assert dec.metrics()["eval/examples/nll"] == biattn.metrics()["eval/examples/nll"]
     assert dec.metrics()["finetune/eval/examples/nll"] != biattn.metrics()["finetune/eval/examples/nll"]
     # What it cost is what all of its stages cost.
-    assert dec.result()["flops"] == sum(step.stage.result().get("flops", 0) for step in dec.steps)
+    assert dec.result().result["flops"] == sum(step.stage.result().get("flops", 0) for step in dec.steps)
     # Finetuning has learned something that pretraining had not.
     for run_ in finished.runs:
         assert run_.metrics()["finetune/eval/examples/nll"] < run_.metrics()["eval/examples/nll"] - 0.5
@@ -184,6 +185,109 @@ def test_what_follows_a_repeated_stage_is_repeated_too(write_two, tmp_path):
         assert (step.stage.folder / "result.json").stat().st_mtime_ns > written[step.link.name]
 
 
+def work_to_do(path, store, rerun=None, only=None):
+    """The names of the stages that would be executed."""
+    from lit_llm.ablation.run import _chosen, _todo
+    from lit_llm.ablation.runs import runs_of
+
+    runs = _chosen(runs_of(load_study(path), store), only)
+    return [f"{run.arm.name}: {step.link.name}" for run, step in _todo(runs, rerun, Watcher())]
+
+
+def spoil(stage, **provenance):
+    """As if other code had made its result."""
+    old = stage.result()
+    write_json(stage.folder / "result.json", old | {"provenance": old["provenance"] | provenance})
+
+
+@pytest.mark.xdist_group("runs")
+def test_what_shares_a_repeated_pretraining_is_repeated_in_every_arm(write_two, tmp_path):
+    store = Store(tmp_path / "store")
+    path = write_two("shared", ARMS.replace("red: {}", ""), seeds=[0])
+    dec, biattn = run(path, store).runs
+    assert work_to_do(path, store) == []
+    spoil(dec.steps[0].stage, code="older")
+    assert work_to_do(path, store) == []
+    assert work_to_do(path, store, rerun="stale") == [
+        "dec: pretrain", "dec: examples after pretrain", "dec: finetune", "dec: examples after finetune",
+        "dec_biattn: finetune", "dec_biattn: examples after finetune",
+    ]  # fmt: skip
+    # All of them have been forgotten, so that nothing of the old weights is gone on from.
+    assert {step.status()["state"] for each in (dec, biattn) for step in each.steps} == {"pending"}
+
+
+@pytest.mark.xdist_group("runs")
+def test_a_result_of_other_weights_is_stale_wherever_they_were_repeated(write_two, tmp_path):
+    """Another study may have repeated the pretraining that this one's finetuning began with."""
+    store = Store(tmp_path / "store")
+    path = write_two("weights", "arms: {red: {}}", seeds=[0])
+    (only,) = run(path, store).runs
+    assert not only.stale()
+    pretrained = only.steps[0].stage
+    write_json(pretrained.folder / "result.json", pretrained.result() | {"weights": "0123456789abcdef"})
+    assert [only.stale_at(step) for step in only.steps] == [False, True, True, False]
+    assert work_to_do(path, store, rerun="stale") == [
+        "red: examples after pretrain", "red: finetune", "red: examples after finetune",
+    ]  # fmt: skip
+
+
+@pytest.mark.xdist_group("runs")
+def test_a_failed_or_stale_evaluation_keeps_nothing_from_what_does_not_begin_with_it(write_two, tmp_path):
+    store = Store(tmp_path / "store")
+    path = write_two("tree", "arms: {red: {}}\ncompare: {metric: val/target_nll}", seeds=[0])
+    (only,) = run(path, store).runs
+    evaluated, tuned = only.steps[1].stage, only.steps[2].stage
+    spoil(evaluated, code="older")
+    assert work_to_do(path, store, rerun="stale") == ["red: examples after pretrain"]
+    evaluated.set_state("failed", "it could not be reached")
+    tuned.forget()
+    assert work_to_do(path, store) == ["red: finetune"]  # its evaluation is there, if the weights come out the same
+    # What the pretraining has measured is compared all the same.
+    found = comparison_of(load_study(path), [only])
+    assert found.rows[0].mean == only.steps[0].stage.result()["metrics"]["val/target_nll"]
+    assert found.rows[0].states == {"done": 1}
+
+
+@pytest.mark.xdist_group("runs")
+def test_a_stale_divergence_is_announced_as_nothing_to_do(write_two, tmp_path):
+    store = Store(tmp_path / "store")
+    rest = "arms: {red: {pretrain: {training: {optimizer: {lr: 1e9}}}}}"
+    path = write_two("lost", rest, seeds=[0])
+    (only,) = run(path, store).runs
+    assert only.status()["state"] == "diverged"
+    spoil(only.steps[0].stage, code="older")
+    assert work_to_do(path, store) == []
+
+
+@pytest.mark.xdist_group("runs")
+def test_an_evaluation_can_be_added_to_one_arm_and_its_run_in_mlflow(write_two, tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from lit_llm.cli import app
+
+    store = Store(tmp_path / "store")
+    path = write_two("added", ARMS.replace("finetune/eval/examples/nll", "val/target_nll"), seeds=[0])
+    command = ["evaluate", f"{path}:dec_biattn", "--store", str(store.root), "-o", "evaluate.likelihood={documents: 4}"]
+    early = CliRunner().invoke(app, command)
+    assert isinstance(early.exception, InputError)
+    assert "of its trainings are not finished" in str(early.exception)
+    first = run(path, store)
+    answer = CliRunner().invoke(app, command)
+    assert answer.exit_code == 0, answer.output
+    assert all(row.mean is not None for row in first.comparison.rows)
+    added = Run.of(load_study(path, [command[-1]]).arm("dec_biattn"), 0, store)
+    assert [step.status()["state"] for step in added.steps] == ["done"] * 6
+    written = json.loads((store.study("added") / "comparison.json").read_text())
+    assert [row["seeds"] for row in written["rows"]] == [1, 1, 1]  # the other arms keep their numbers
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{store.root}/mlflow.db")
+    experiment = client.get_experiment_by_name("added")
+    filtered = client.search_runs([experiment.experiment_id], "tags.`lit_llm.arm` = 'dec_biattn'")
+    (child,) = filtered  # the one that was there
+    assert child.data.metrics["finetune/eval/likelihood/nll"] == added.metrics()["finetune/eval/likelihood/nll"]
+
+
 @pytest.mark.xdist_group("runs")
 def test_mlflow_has_one_run_with_the_metrics_of_all_stages(write_two, store):
     import mlflow
@@ -217,8 +321,8 @@ def test_tables_show_the_chain_and_fit_the_terminal(write_two, store):
         console.print(plan_table(plan(ablation), width))
         console.print(status_table(list(status_rows(runs_of(ablation, store))), ablation.study.compare.metric))
         text = console.export_text()
-        assert "4 x pretrain" in " ".join(text.split())
-        assert "evaluate after finetune" in text
+        assert "4 x pretrain, 6 x finetune, 10 evaluations" in " ".join(text.split())
+        assert "examples after finetune" in text
         assert max(map(len, text.splitlines())) <= width
 
 
@@ -238,8 +342,8 @@ def test_a_metric_that_no_stage_has_is_refused(write_two, metric, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("evaluate: null", "it has no `evaluate: {examples: ...}`"),
-        ("evaluate: {after: [pretrain]}", "it is not evaluated after finetune"),
+        ("evaluate: null", "it is not evaluated so after finetune"),
+        ("evaluate: {after: [pretrain]}", "it is not evaluated so after finetune"),
         ("{finetune: null, evaluate: null}", "it has no finetuning"),
     ],
 )

@@ -382,7 +382,7 @@ def test_shots_are_set_by_name(decllm, tokenizer, folder):
         ({"shots": {"glosses_chose": 2}}, "'glosses_chose' is not among the tasks - did you mean 'glosses_choose'?"),
         ({"shots": 31}, "shots: 'glosses_choose' has 30 examples to draw 31 shots from"),
         ({"max_length": 1}, "max_length: an answer of 4 tokens is longer than the 1 allowed"),
-        ({"include_path": "nowhere"}, "include_path: nowhere is no folder"),
+        ({"include_path": "nowhere"}, "nowhere has no task files"),
     ],
 )
 def test_what_cannot_be_asked_is_told(decllm, tokenizer, folder, options, message):

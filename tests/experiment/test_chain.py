@@ -36,10 +36,10 @@ def links(tmp_path, corpus):
 
 
 def shared(left, right):
-    return [name for name in left if left[name].fingerprint == right[name].fingerprint]
+    return [name for name in left if name in right and left[name].fingerprint == right[name].fingerprint]
 
 
-ALL = ["pretrain", "evaluate after pretrain", "finetune", "evaluate after finetune"]
+ALL = ["pretrain", "examples after pretrain", "finetune", "examples after finetune"]
 
 
 def test_each_stage_begins_with_the_weights_of_its_parent(links):
@@ -62,6 +62,7 @@ def test_each_stage_begins_with_the_weights_of_its_parent(links):
         ("evaluate.examples.examples=8", ["pretrain", "finetune"]),
         ("evaluate.precision=bf16", ["pretrain", "finetune"]),
         ("evaluate.batch_tokens=77", ALL),
+        ("evaluate.likelihood={}", ALL),  # another evaluation is another stage
         ("finetune.training.execution.threads=2", ALL),
         ("pretrain.training.max_steps=299", []),
         ("seed=1", []),
@@ -76,6 +77,14 @@ def test_other_examples_are_another_finetuning_of_the_same_pretraining(links):
     with links.path.open("a") as file:
         file.write(json.dumps({"inputs": "one", "targets": "more"}) + "\n")
     assert shared(before, links()) == ["pretrain"]
+
+
+def test_every_evaluation_is_a_stage_of_its_own(links):
+    both = list(links("decllm-tiny", "evaluate.likelihood={}"))
+    assert both == [
+        "pretrain", "likelihood after pretrain", "examples after pretrain",
+        "finetune", "likelihood after finetune", "examples after finetune",
+    ]  # fmt: skip
 
 
 def test_an_evaluation_follows_the_stages_that_are_named(links):

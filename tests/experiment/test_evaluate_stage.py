@@ -12,13 +12,14 @@ from safetensors.torch import load_file
 from lit_llm.ablation.run import Watcher, prepare_data
 from lit_llm.config.problems import InputError
 from lit_llm.evaluation import scoring
+from lit_llm.evaluation.task_files import read_task_files
 from lit_llm.experiment.chain import chain
 from lit_llm.experiment.finished import open_finished
 from lit_llm.experiment.frozen import freeze
 from lit_llm.experiment.load import load_experiment
 from lit_llm.experiment.run import run_one
 from lit_llm.generation import Sampling, generate
-from lit_llm.tracking.store import Stage, Store, read_json, write_json
+from lit_llm.tracking.store import Stage, Store
 
 EVERY = (
     "{after: [pretrain], likelihood: {documents: 9}, extrapolation: {lengths: [1, 2], sequences: 3}, "
@@ -55,38 +56,27 @@ def trained(store, corpus):
     return made
 
 
-def evaluated(store: Store, links) -> Stage:
-    return store.stage(links["evaluate after pretrain"].fingerprint)
+def evaluated(store: Store, links, name: str = "likelihood") -> Stage:
+    return store.stage(links[f"{name} after pretrain"].fingerprint)
 
 
 @pytest.mark.parametrize("preset", ["decllm-tiny", "redllm-tiny"])
-def test_what_is_interrupted_goes_on_with_what_is_left(store, trained, preset):
+def test_every_evaluation_is_made_once_and_what_is_interrupted_goes_on(store, trained, preset):
     _, links = trained(preset)
-    stage = evaluated(store, links)
-    asked = iter([False, False, True])  # once by the claim, once before each evaluation
-    assert run_one(store.root, stage.fingerprint, lambda: next(asked)) == "interrupted"
-    assert stage.result() is None
-    first = stage.folder / "evaluations" / "likelihood.json"
-    assert [path.name for path in sorted(first.parent.glob("*.jsonl"))] == ["likelihood.jsonl"]
-    written = first.stat().st_mtime_ns
-    assert run_one(store.root, stage.fingerprint) == "done"
-    assert first.stat().st_mtime_ns == written
-    metrics = stage.result()["metrics"]
-    assert {name.partition("/")[0] for name in metrics} == {"likelihood", "extrapolation", "attention"}
-    rows = [json.loads(line) for line in (first.parent / "likelihood.jsonl").read_text().splitlines()]
-    assert metrics["likelihood/nll"] == pytest.approx(sum(r["nats"] for r in rows) / sum(r["tokens"] for r in rows))
-
-
-def test_what_other_code_has_begun_is_not_gone_on_with(store, trained):
-    _, links = trained("decllm-tiny", "seed=3")
-    stage = evaluated(store, links)
-    asked = iter([False, False, True])
-    run_one(store.root, stage.fingerprint, lambda: next(asked))
-    folder = stage.folder / "evaluations"
-    write_json(folder / "provenance.json", read_json(folder / "provenance.json") | {"code": "older"})
-    write_json(folder / "likelihood.json", {"likelihood/nll": -1.0})
-    assert run_one(store.root, stage.fingerprint) == "done"
-    assert stage.result()["metrics"]["likelihood/nll"] > 0
+    first, second = evaluated(store, links), evaluated(store, links, "extrapolation")
+    assert run_one(store.root, first.fingerprint) == "done"
+    asked = iter([False, True])  # once by the claim, once before it begins
+    assert run_one(store.root, second.fingerprint, lambda: next(asked)) == "interrupted"
+    assert second.result() is None
+    assert not (second.folder / "rows.jsonl").exists()
+    written = (first.folder / "result.json").stat().st_mtime_ns
+    for stage in (first, second, evaluated(store, links, "attention")):
+        assert run_one(store.root, stage.fingerprint) == "done"
+    assert (first.folder / "result.json").stat().st_mtime_ns == written
+    rows = [json.loads(line) for line in (first.folder / "rows.jsonl").read_text().splitlines()]
+    nll = sum(row["nats"] for row in rows) / sum(row["tokens"] for row in rows)
+    assert first.result()["metrics"]["likelihood/nll"] == pytest.approx(nll)
+    assert all(name.startswith("extrapolation/") for name in second.result()["metrics"])
 
 
 def test_batches_change_no_number(store, trained, monkeypatch):
@@ -102,13 +92,15 @@ def test_batches_change_no_number(store, trained, monkeypatch):
     found, longest = {}, {}
     for size in (32, 100, 5000):
         _, links = trained("redllm-tiny", "seed=1", f"evaluate.batch_tokens={size}")
-        stage = evaluated(store, links)
-        if stage.result() is not None:
-            stage.forget()
-            trained("redllm-tiny", "seed=1", f"evaluate.batch_tokens={size}")
+        found[size] = {}
         batches.clear()
-        assert run_one(store.root, stage.fingerprint) == "done"
-        found[size], longest[size] = stage.result()["metrics"], max(batches)
+        for name in ("likelihood", "extrapolation", "attention"):
+            stage = evaluated(store, links, name)
+            if stage.result() is not None:
+                stage.forget()
+            assert run_one(store.root, stage.fingerprint) == "done"
+            found[size] |= stage.result()["metrics"]
+        longest[size] = max(batches)
     assert longest[32] == 1 < longest[100] < longest[5000]
     for size in (32, 100):
         assert found[size] == pytest.approx(found[5000], rel=2e-5, abs=1e-5)
@@ -144,7 +136,7 @@ def test_what_has_no_weights_says_so(store, trained):
     with pytest.raises(InputError, match="there is no stage 0123456789abcdef"):
         open_finished(store, "0123456789abcdef")
     with pytest.raises(InputError, match="is an evaluation of"):
-        open_finished(store, links["evaluate after pretrain"].fingerprint)
+        open_finished(store, links["likelihood after pretrain"].fingerprint)
 
 
 @pytest.mark.parametrize(
@@ -162,8 +154,64 @@ def test_an_evaluation_that_cannot_be_made_is_refused_before_anything_runs(corpu
     assert message in str(error.value)
 
 
-def test_python_in_a_task_file_is_refused(tmp_path: Path):
-    (tmp_path / "task.yaml").write_text("task: mine\nprocess_docs: !function code.run\n")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("task: mine\nprocess_docs: !function code.run\n", "is no plain YAML"),
+        ("task: mine\nprocess_docs: !%66unction code.run\n", "is no plain YAML"),
+        ("task: mine\ninclude: other.txt\n", "includes another file"),
+        ("task: mine\nmetric_list: [{metric: acc, hf_evaluate: true}]\n", "hf_evaluate runs code"),
+        ("task: mine\nmetric_list: [{metric: ./mine}]\n", "is none of the harness's own"),
+        ("task: mine\nclass: mine.Task\n", "names a class"),
+        ("task: mine\ndataset_kwargs: {data_files: {test: /etc/hosts}}\n", "reads /etc/hosts, which is not in"),
+        ("[1, 2]\n", "is no mapping"),
+        ("task: [\n", "is no plain YAML"),
+    ],
+)
+def test_a_task_file_that_names_code_or_other_files_is_refused(tmp_path: Path, text, message):
+    (tmp_path / "task.yaml").write_text(text)
     section = f'{{tasks: {{names: [mine], folder: "{tmp_path}"}}}}'
-    with pytest.raises(InputError, match="names Python code"):
+    with pytest.raises(InputError) as error:
         chain(load_experiment("decllm-tiny", [f"evaluate={section}"]))
+    assert str(error.value).startswith(f"evaluate.tasks.folder: {tmp_path}/task.yaml: ")
+    assert message in str(error.value)
+
+
+def test_task_files_that_are_not_text_are_refused(tmp_path: Path):
+    (tmp_path / "task.yaml").write_bytes("task: mine\n".encode("utf-16"))
+    with pytest.raises(InputError, match="is not UTF-8"):
+        read_task_files(tmp_path)
+
+
+def test_a_template_reaches_nothing_but_its_question(tmp_path: Path, trained, store):
+    """The harness fills templates in with all of Python behind them; here a sandbox does."""
+    pytest.importorskip("lm_eval")
+    from lit_llm.evaluation.harness import evaluate_tasks
+
+    (tmp_path / "data.jsonl").write_text(json.dumps({"inputs": "a", "choices": ["b", "c"], "answer": 0}) + "\n")
+    made = tmp_path / "made"
+    way_out = f"{{{{ cycler.__init__.__globals__.os.system('touch {made}') }}}}"
+    task = {
+        "task": "mine", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": f"{tmp_path}/data.jsonl"}},
+        "test_split": "test", "output_type": "multiple_choice", "doc_to_text": way_out, "doc_to_choice": "choices",
+        "doc_to_target": "answer", "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }  # fmt: skip
+    (tmp_path / "task.yaml").write_text(json.dumps(task))
+    _, links = trained()
+    finished = open_finished(store, links["pretrain"].fingerprint)
+    with pytest.raises(Exception, match="cycler|unsafe|cannot load"):
+        evaluate_tasks(finished.model, finished.tokenizer, ["mine"], max_length=32, include_path=tmp_path)
+    assert not made.exists()
+
+
+def test_the_identity_of_task_files_does_not_depend_on_where_they_lie(tmp_path: Path):
+    digests = []
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "data.jsonl").write_text("{}\n")
+        files = f"{{data_files: {{test: {tmp_path}/{name}/data.jsonl}}}}"
+        (tmp_path / name / "task.yaml").write_text(f"task: mine\ndataset_kwargs: {files}\n")
+        digests.append(read_task_files(tmp_path / name))
+    assert digests[0] == digests[1]
+    (tmp_path / "there" / "data.jsonl").write_text("{} \n")
+    assert read_task_files(tmp_path / "there") != digests[0]

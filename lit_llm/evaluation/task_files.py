@@ -1,0 +1,95 @@
+"""Task files of one's own for lm-evaluation-harness: read as data before the harness may load them.
+
+The harness is made to run what a task file names: Python functions, templates with the whole of Python behind them,
+code for a metric from anywhere. A configuration here runs nothing, so such files are refused; the templates that remain
+are filled in by a sandbox (see `harness.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_llm.config.fingerprint import digest_of_file, fingerprint
+from lit_llm.config.problems import InputError, Problem, noted
+
+KEY = "evaluate.tasks.folder"
+METRICS = frozenset(
+    "acc acc_all acc_bytes acc_mutual_info acc_norm bits_per_byte bleu brier_score bypass byte_perplexity chrf chrf++ "
+    "exact_match f1 likelihood mcc perplexity ter word_perplexity".split()
+)
+"""The harness's own (0.4.13). It looks for any other as code, in the working directory and on the Hub."""
+
+
+def read_task_files(folder: Path) -> str:
+    """Identity of the files of a folder, wherever it lies.
+
+    Raises InputError for a folder without task files, and for what in them is no plain data, names code, or reads
+    files outside of the folder.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    tasks = [path for path in files if path.suffix in (".yaml", ".yml")]
+    if not tasks:
+        message = f"{folder} has no task files; `lit-llm data glosses` writes some to glosses/tasks"
+        raise InputError(Problem(message, KEY))
+    problems: list[Problem] = []
+    for path in tasks:
+        with noted(problems):
+            _check(path, folder.resolve())
+    if problems:
+        raise InputError(*problems)
+    here = str(folder.resolve())  # the harness wants whole paths, an identity none
+    contents = [path.read_text().replace(here, "") if path in tasks else digest_of_file(path) for path in files]
+    return fingerprint([[path.relative_to(folder).as_posix(), c] for path, c in zip(files, contents, strict=True)])
+
+
+def _check(path: Path, folder: Path) -> None:
+    try:
+        content = yaml.safe_load(path.read_text())  # refuses every tag, however it is spelled
+    except UnicodeDecodeError:
+        raise _refused(path, "is not UTF-8") from None
+    except yaml.YAMLError as error:
+        reason = str(error).split("\n")[0]
+        raise _refused(path, f"is no plain YAML; Python (!function) is not run from a file: {reason}") from None
+    if not isinstance(content, dict):
+        raise _refused(path, "is no mapping")
+    for key, value in _entries(content):
+        if key == "include":
+            raise _refused(path, "includes another file; write its keys here")
+        if key == "hf_evaluate" and value:
+            raise _refused(path, "hf_evaluate runs code of a metric, which a file may not name")
+        if key == "metric" and value not in METRICS:
+            raise _refused(path, f"metric {value!r} is none of the harness's own, so it would be looked for as code")
+        if key == "class":
+            raise _refused(path, "names a class, which is not run from a file")
+        if key == "data_files":
+            for name in _strings(value):
+                if "://" not in name and not Path(name).resolve().is_relative_to(folder):
+                    message = f"reads {name}, which is not in {folder}: its content would be outside of the identity"
+                    raise _refused(path, f"{message}; after a move, write the task files anew")
+
+
+def _refused(path: Path, message: str) -> InputError:
+    return InputError(Problem(message, f"{KEY}: {path}"))
+
+
+def _entries(content: Any) -> Iterator[tuple[str, Any]]:
+    """Every key with its value, at any depth."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield str(key), value
+            yield from _entries(value)
+    elif isinstance(content, list):
+        for item in content:
+            yield from _entries(item)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)
