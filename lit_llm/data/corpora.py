@@ -183,6 +183,8 @@ def _find(patterns: Sequence[str], example: str) -> list[tuple[str, Path]]:
         found = [path for path in map(Path, names) if path.is_file() or (path.is_symlink() and not path.exists())]
         if not found:
             reason = "no file matches; paths are relative to the working directory"
+            if pattern.startswith("glosses/"):  # where the presets and studies that ship look for them
+                reason = "no file matches; `lit-llm data glosses` writes them here (see docs/stages.md)"
             if os.path.isdir(pattern):
                 reason = f"is a directory; write {pattern.rstrip('/')}/**/{example}"
             problems.append(Problem(reason, f"corpus.files: {pattern}"))

@@ -153,7 +153,7 @@ def test_a_failed_trial_is_recorded_stops_nothing_and_is_repeated_on_request(wri
     assert [trial.state for trial in counted(ended, "red")] == ["failed", "done", "done"]
     failed = ended.trials[0]
     assert (failed.values, failed.tokens) == (None, 0)
-    assert "FileExistsError" in (failed.error or "")
+    assert "NotADirectoryError" in (failed.error or "")
     assert ended.exit_code == 1
     assert ended.summaries[0].best is not None
 

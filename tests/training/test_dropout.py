@@ -162,7 +162,7 @@ def test_evaluation_during_training_has_no_dropout(
     monkeypatch.setattr(Validation, "__call__", watched)
     stage = prepared_stage(Store(tmp_path), corpus, "redllm-tiny", "pretrain.training.dropout=0.5")
     assert run_one(tmp_path, stage.fingerprint) == "done"
-    assert seen == [False] * 3
+    assert seen == [False] * 4  # once before the first step
 
 
 def test_a_run_draws_from_its_own_seed_once_for_each_micro_batch(
