@@ -82,6 +82,8 @@ class Searched:
     """Experiment files of the best settings, which `train` takes."""
     winners: Finished | None = None
     """The study of the winners, where it was run."""
+    winners_refused: bool = False
+    """Whether it could not be begun."""
 
     @property
     def failed(self) -> bool:
@@ -93,7 +95,8 @@ class Searched:
         """0: done; 1: some trials failed, or runs of the winners; 130: interrupted."""
         if self.interrupted or (self.winners is not None and self.winners.exit_code == 130):
             return 130
-        return 1 if self.failed or (self.winners is not None and self.winners.exit_code) else 0
+        lost = self.winners_refused or (self.winners is not None and self.winners.exit_code != 0)
+        return 1 if self.failed or lost else 0
 
 
 def run_sweep(
@@ -145,10 +148,10 @@ def run_sweep(
     if interrupted:
         return ended
     ended = replace(ended, best=write_best(search, summaries, trials.folder))
-    return replace(ended, winners=_run_winners(ended, trials.folder, store, watcher, slots, tracking, rerun, render))
+    return _with_winners(ended, trials.folder, store, watcher, slots, tracking, rerun, render)
 
 
-def _run_winners(
+def _with_winners(
     ended: Searched,
     folder: Path,
     store: Store,
@@ -157,20 +160,22 @@ def _run_winners(
     tracking: str | None,
     rerun: Rerun | None,
     render: Callable[[Plan, Any], dict[str, str]],
-) -> Finished | None:
+) -> Searched:
     path = winners_study(ended.search, ended.summaries, folder)
     if path is None:
-        return None
+        return ended
     watcher.comparing(path)
     try:
         with locked(folder / "winners.lock"):
             study = load_study(path)
-            return run_study(study, store, watcher=watcher, slots=slots, rerun=rerun, tracking=tracking, render=render)
+            found = run_study(study, store, watcher=watcher, slots=slots, rerun=rerun, tracking=tracking, render=render)
+            return replace(ended, winners=found)
     except Busy:
         watcher.message(f"another process runs the study of the winners: `lit-llm status {path}`")
+        return ended
     except InputError as error:  # the search is done, and what it has found is to be seen
         watcher.message(f"the study of the winners cannot be run: {error}")
-    return None
+        return replace(ended, winners_refused=True)
 
 
 class _Coordinator:

@@ -163,6 +163,7 @@ def test_winners_that_cannot_be_compared_are_told_and_the_search_is_not_lost(wri
     assert ended.winners is None
     assert [path.name for path in ended.best] == ["red.yaml"]
     assert any("blocked-winners is the name of a sweep" in message for message in watcher.messages)
+    assert ended.exit_code == 1
 
 
 def test_more_trials_bring_another_winner_and_the_study_follows(write_sweep: Write, store: Store) -> None:
