@@ -284,6 +284,8 @@ def _turn_cells(found: BeforeAfter) -> list[list[str]]:
     for row in found.rows:
         empty = "baseline" if row.arm == row.baseline else "–"
         before = text.difference(row.difference_before, empty)
+        if (d := row.difference_before) and d.mean == 0 and d.low == d.high:
+            before = "the same runs"
         after = text.difference(row.difference_after, "")
         rows.append([row.arm, number(row.before), number(row.after), before, after, text.difference(row.change, "")])
     return [list(TURN), *rows]
