@@ -44,7 +44,7 @@ def prepare_examples(
 
     def write(work: Path) -> None:
         _write(config, tokenizer, tokenizer_folder, work, progress)
-        check_unchanged(identify_examples(config, tokenizer_folder.name) == digest, work)
+        check_unchanged(identify_examples(config, tokenizer_folder.name) == digest, work, KEY)
 
     prepared_once(_folder(root, digest), write)
 

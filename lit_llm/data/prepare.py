@@ -222,11 +222,11 @@ def _training(
     return write
 
 
-def check_unchanged(unchanged: bool, work: Path) -> None:
+def check_unchanged(unchanged: bool, work: Path, key: str = "corpus") -> None:
     """Raise InputError, and keep nothing of `work`, if the text is not what its digest was computed of."""
     if not unchanged:
         shutil.rmtree(work)
-        raise InputError(Problem("the text changed while it was tokenised; run again", "corpus"))
+        raise InputError(Problem("the text changed while it was tokenised; run again", key))
 
 
 def _training_texts(documents: Mapping[str, Documents], fraction: float, progress: Progress) -> Iterator[str]:

@@ -110,7 +110,7 @@ def test_a_study_that_has_run_answers_with_the_sensitivity_of_its_own_results(wr
     for row in found.rows:
         values = []
         for seed in (300, 301):
-            results = [by_name[f"{row.group}{lr}/seed {seed}"].result() for lr in ("", "/lr=0.01", "/lr=1e+20")]
+            results = [by_name[f"{row.group}{lr}/seed {seed}"].result().result for lr in ("", "/lr=0.01", "/lr=1e+20")]
             (initial,) = {result["initial"][NLL] for result in results}
             losses = [r["metrics"].get(NLL, initial) if r["state"] == "done" else initial for r in results]
             values.append(fmean(min(loss, initial) for loss in losses) - min(losses))
@@ -118,7 +118,9 @@ def test_a_study_that_has_run_answers_with_the_sensitivity_of_its_own_results(wr
         means[row.group] = fmean(values)
     for row in found.rows[1:]:
         assert row.difference.mean == pytest.approx(means[row.group] - means["red"])
-    logits = [run.result()["metrics"]["stability/max_attention_logit"] for n, run in by_name.items() if "red/s" in n]
+    logits = [
+        run.result().result["metrics"]["stability/max_attention_logit"] for n, run in by_name.items() if "red/s" in n
+    ]
     assert found.rows[0].cells[0].max_attention_logit == max(logits)
     for width in (80, 120):
         console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115

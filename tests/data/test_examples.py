@@ -40,7 +40,7 @@ def numbered(path: Path, count: int = 40) -> Path:
 
 def prepared(section: InstructionConfig, root: Path) -> ExampleSet:
     digest = identify_examples(section, "bytes")
-    prepare_examples(section, BYTES, root, root, digest)
+    prepare_examples(section, BYTES, root / "bytes", root, digest)  # a tokenizer's folder is called by its identity
     return ExampleSet(root, digest, BYTES)
 
 
@@ -125,6 +125,15 @@ def test_what_is_wrong_with_a_record_names_the_file_and_the_record(tmp_path, rec
     with pytest.raises(InputError) as error:
         prepared(config(path), tmp_path)
     assert f"finetune.data.examples: {path}{message}" in str(error.value)
+    assert not list(tmp_path.glob("examples/*/"))
+
+
+def test_examples_that_change_after_they_were_identified_are_not_kept_under_the_old_identity(tmp_path):
+    section = config(numbered(tmp_path / "a.jsonl"))
+    digest = identify_examples(section, "bytes")
+    numbered(tmp_path / "a.jsonl", 41)
+    with pytest.raises(InputError, match="the text changed while it was tokenised"):
+        prepare_examples(section, BYTES, tmp_path / "bytes", tmp_path, digest)
     assert not list(tmp_path.glob("examples/*/"))
 
 
