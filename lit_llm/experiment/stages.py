@@ -201,7 +201,9 @@ def _trained(
     experiment, section = frozen.experiment, frozen.experiment.section(name)
     origin = provenance(experiment, name, weights=weights)
     start_over_unless_of(origin, stage.checkpoints / "provenance.json", [stage.checkpoints, stage.metrics_file])
+    began = time.perf_counter()
     initial = _before_training(model, section.training, evaluate, stage.checkpoints / "initial.json")
+    before = time.perf_counter() - began
     fitted = fit(
         model,
         section.training,
@@ -231,7 +233,7 @@ def _trained(
         "loss_tokens": fitted.loss_tokens,
         "flops": fitted.steps * budget.flops,
         "parameters": cost_of(experiment).parameters,
-        "seconds": fitted.seconds,
+        "seconds": {**fitted.seconds, "evaluation": fitted.seconds["evaluation"] + before},
         "started": started,
         "finished": time.time(),
         "provenance": origin,
