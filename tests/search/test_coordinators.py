@@ -9,6 +9,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import optuna
@@ -225,7 +226,8 @@ def test_a_failed_trial_is_repeated_even_if_the_one_who_drew_it_again_dies(
     def block() -> None:
         for stage in seeded(store, 420):
             if blocked and stage.status()["state"] == "running":
-                os.kill(pid_of(stage), signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it has just ended by the kill before
+                    os.kill(pid_of(stage), signal.SIGKILL)
 
     ended = sweep(longer(path, 120), store, Seen(block))
     assert [trial.state for trial in ended.trials] == ["failed"]

@@ -226,9 +226,9 @@ def test_another_space_under_the_same_name_is_refused_with_the_keys_that_changed
 
 def test_trials_of_other_code_are_refused_or_begun_anew(write_sweep: Write, store: Store) -> None:
     """The records say that older code has done them."""
-    path = write_sweep("stale", f"{ONE}\n{rates()}\nseeds: [313]\n{ALONE}", trials=2)
+    path = write_sweep("of_other_code", f"{ONE}\n{rates()}\nseeds: [313]\n{ALONE}", trials=2)
     first = sweep(path, store)
-    journal = store.study("stale") / "optuna.journal"
+    journal = store.study("of_other_code") / "optuna.journal"
     journal.write_text(journal.read_text().replace(first.trials[0].origin, "older"))
     for trial in first.trials:
         (stage,) = stages(store, trial)
