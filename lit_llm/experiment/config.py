@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -12,6 +13,13 @@ from lit_llm.evaluation.config import EVALUATIONS, EvaluateConfig, ExampleValida
 from lit_llm.models.config import EncoderDecoderModel, ModelConfig, resolve_model
 from lit_llm.objectives.config import CausalLM, MasksConfig, Objective, PrefixLM
 from lit_llm.training.config import TrainingConfig
+
+
+def _at_once(training: TrainingConfig, batch_size: int) -> Iterator[tuple[str, str]]:
+    """What is wrong with the sequences that a stage takes at once."""
+    micro = training.execution.micro_batch_size
+    if micro and micro > batch_size:
+        yield "training.execution.micro_batch_size", f"{micro} is more than batch_size {batch_size}"
 
 
 class PretrainConfig(Section):
@@ -47,10 +55,7 @@ class PretrainConfig(Section):
                     "labels; use `objective: prefix_lm`",
                 )
             )
-        micro = self.training.execution.micro_batch_size
-        if micro and micro > self.data.batch_size:
-            message = f"{micro} is more than batch_size {self.data.batch_size}"
-            findings.append(("training.execution.micro_batch_size", message))
+        findings += _at_once(self.training, self.data.batch_size)
         if findings:
             raise impossible(*findings)
         return self
@@ -74,10 +79,7 @@ class FinetuneConfig(Section):
         findings = []
         if self.masks.documents == "separate":
             findings.append(("masks.documents", "a row is one example, so there is nothing to separate"))
-        micro = self.training.execution.micro_batch_size
-        if micro and micro > self.data.batch_size:
-            message = f"{micro} is more than batch_size {self.data.batch_size}"
-            findings.append(("training.execution.micro_batch_size", message))
+        findings += _at_once(self.training, self.data.batch_size)
         if findings:
             raise impossible(*findings)
         return self
