@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from lit_llm.ablation.arms import Arm
 from lit_llm.components.norm.module import Norm
+from lit_llm.config.section import Section
 from lit_llm.data.batches import cut
 from lit_llm.models.build import bare_model, generator, initialise
 from lit_llm.models.config import Layer, ResolvedModel, resolve_model
@@ -190,7 +191,9 @@ class Built:
         if own is None:
             return found | layer.model_dump()
         del found["norm"]
-        return found | own.model_dump()
+        # What a layer says of its parts, too: a merged attention has the configuration of one that is not.
+        flags = {key: value for key, value in layer if not isinstance(value, Section | None)}
+        return found | own.model_dump() | flags
 
     @torch.no_grad()
     def calls(self, batch: Batch) -> dict[str, list[Call]]:
