@@ -14,12 +14,12 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lit_llm.components.loss.config import chunk_rows
 from lit_llm.experiment.ceilings import MUON_WIDTH, Ceilings, interpolated
 from lit_llm.experiment.config import Experiment
-from lit_llm.experiment.cost import example_shape, shape_of
+from lit_llm.experiment.cost import example_shape, largest_shape, shape_of
 from lit_llm.models.config import Layer, ResolvedModel, resolve_model
 from lit_llm.models.cost import Shape, causal_pairs, embedding_tensors, forward_flops, layer_tensors
 from lit_llm.objectives.base import AnyObjective, Lengths
@@ -67,7 +67,9 @@ def seconds_of(experiment: Experiment, ceilings: Ceilings, padded: tuple[float, 
         return _window_seconds(model, shape_of(experiment, lengths), at_once, ceilings)
 
     overhead = layers_seconds(model, ceilings)
-    windows = rows * pretrain.objective.average(length, one)
+    # Shorter rows are padded to the longest, of which a batch is taken to have one; padding has no logits.
+    outputs = pretrain.objective.average(length, lambda lengths: lengths.target)
+    windows = rows * _window_seconds(model, replace(largest_shape(experiment), outputs=outputs), at_once, ceilings)
     update = update_seconds(model, training.optimizer, ceilings)
     looks = _look_seconds(experiment, model, ceilings)
     passes_of_three = windows + math.ceil(rows / at_once) * overhead
