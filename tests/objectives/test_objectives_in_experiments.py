@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from tiny_models import build
 from torch.testing import assert_close
 
 from lit_llm.components.attention.visibility import Visibility
@@ -12,6 +13,7 @@ from lit_llm.config.problems import InputError
 from lit_llm.data.batches import TrainBatches, cut
 from lit_llm.data.prepare import prepare
 from lit_llm.evaluation.likelihood import Validation, nats_of
+from lit_llm.evaluation.scoring import score
 from lit_llm.experiment.chain import chain
 from lit_llm.experiment.cost import cost_of, largest_shape
 from lit_llm.experiment.frozen import freeze
@@ -325,3 +327,17 @@ def test_the_objective_loss_is_that_of_the_same_draws_for_all_arms(corpus, data)
     with torch.no_grad():
         nats = torch.cat([nats_of(model, batch) for batch in source.objective_batches])
     assert_close(torch.tensor(validation(model)["val/objective_loss"]), nats.double().mean().float())
+
+
+def test_documents_are_scored_after_the_mode_token_that_the_training_scored_them_after(data):
+    """The same nats as of examples that have the token written before their prefix."""
+    (opening,) = UL2().opening(LENGTH, TEXT)
+    model = build("redllm", "vocabulary=280").eval()
+    pairs = [(np.arange(5, 5 + n), np.arange(50, 60 + n)) for n in (0, 3, 7)]
+    marked = [(np.array([opening, *source]), target) for source, target in pairs]
+    options = {"masks": MasksConfig(), "batch_tokens": 64}
+    found = dict(score(model, pairs, opening=(opening,), **options))
+    for number, nats in score(model, marked, **options):
+        assert_close(found[number], nats)
+    plain = dict(score(model, pairs, **options))
+    assert not np.allclose(plain[1], found[1])
