@@ -165,7 +165,7 @@ class UL2(AnyObjective):
     of the mix hold. As the mix has them, when absent."""
     mode_tokens: bool = True
     """Whether the mode stands before the source. S's then also stands before every prefix that is to be continued, in
-    val/target_nll and in the evaluations after the pretraining."""
+    val/target_nll and, after the pretraining, in the evaluations likelihood and extrapolation."""
 
     @model_validator(mode="after")
     def _fits(self) -> UL2:
