@@ -11,6 +11,7 @@ from lit_llm.ablation.match import TOLERANCE
 from lit_llm.ablation.probe import probe
 from lit_llm.config.tree import under
 from lit_llm.experiment.chain import EVALUATED, FINETUNED
+from lit_llm.objectives.config import continues
 
 YARDSTICK = (
     "pretrain.data.corpus",
@@ -20,6 +21,8 @@ YARDSTICK = (
     "pretrain.validation",
 )
 """Keys that decide which target tokens the metrics of a stage are measured on."""
+CONTINUATION = ("val/target_nll", "val/perplexity", "val/bits_per_byte")
+"""What a model says of the tokens that go on from a prefix, in several units."""
 _YARDSTICKS = {
     "val/": YARDSTICK,
     f"{FINETUNED}val/": (*YARDSTICK[:2], "finetune.data", "finetune.validation"),
@@ -49,9 +52,13 @@ def _audit_arm(ablation: Ablation, arm: Arm) -> Iterator[Finding]:
     if arm.experiment.pretrain.masks.documents == "separate":
         message = "FLOPs are an upper bound: they are counted as if each window were of one document"
         yield Finding("note", arm.name, "pretrain.masks.documents", message)
+    metric = ablation.study.compare.metric
+    if not continues(arm.experiment.model.family) and metric.removeprefix(FINETUNED).startswith(CONTINUATION):
+        message = f"an encoder_only model has no {metric}: it predicts no token from those before it alone"
+        yield Finding("refused", arm.name, "compare.metric", f"{message}; use val/objective_loss, among such models")
     if arm.name == arm.baseline:
         return
-    baseline, metric = ablation.arm(arm.baseline), ablation.study.compare.metric
+    baseline = ablation.arm(arm.baseline)
     keys = differs(arm, baseline)
     # Between an arm outside the grid, which has no level of a factor, and one inside, the factor excuses nothing.
     declared = arm.declared | baseline.declared if arm.levels and baseline.levels else frozenset()

@@ -130,8 +130,10 @@ def _batches(
     """(number of its first window, batch of at most that many tokens)."""
     length = windows_NT.shape[1]
     rows, objective = max(1, tokens // length), PrefixLM(split=config.split(length))
+    vocabulary = model.config.vocabulary
     for first in range(0, len(windows_NT), rows):
-        yield first, cut(windows_NT[first : first + rows], objective, model.config.family, masks, 0, 0)
+        part = windows_NT[first : first + rows]
+        yield first, cut(part, objective, model.config.family, masks, vocabulary=vocabulary, seed=0, first=first)
 
 
 # --- what is measured ----------------------------------------------------------------------------------------------

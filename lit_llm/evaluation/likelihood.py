@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from lit_llm.data.batches import cut, validation_windows
 from lit_llm.data.prepare import Prepared
 from lit_llm.evaluation.config import ValidationConfig
 from lit_llm.models.transformer import LanguageModel
-from lit_llm.objectives.config import MasksConfig, Objective, PrefixLM
+from lit_llm.objectives.config import MasksConfig, Objective, PrefixLM, continues
 from lit_llm.objectives.layout import Batch, Family
 
 
@@ -39,6 +40,9 @@ class Validation:
                      val/perplexity and val/bits_per_byte are the same in other units
     val/objective_loss   nats per target of the arm's own objective; compares within one objective only
 
+    A model that was trained with mode tokens (UL2) is given the one for a prefix that goes on, before the same prefix.
+    An encoder-only model predicts no token from those before it, and has val/objective_loss alone.
+
     Of a mixture they are those of the text that is trained on: its sources' windows weigh as much as their shares say.
     Beside them stand val/target_nll/<source> and val/bits_per_byte/<source>.
     """
@@ -51,6 +55,9 @@ class Validation:
         prefix = config.prefix(length)
         yardstick = PrefixLM(split=prefix)
         self.same = objective.resolved(length) == yardstick
+        self.continues = continues(family)
+        vocabulary = data.config.tokenizer.vocabulary
+        opening = objective.opening(length, vocabulary)
         byte_lengths = data.tokenizer().byte_lengths()
         windows = {source.name: validation_windows(data, source, config.sequences) for source in data.sources}
         most, shares = max(map(len, windows.values())), sum(source.share for source in data.sources)
@@ -58,27 +65,34 @@ class Validation:
         for source in data.sources:
             own = windows[source.name]
             parts = [own[start : start + size] for start in range(0, len(own), size)]
-            # Random cuts of the arm's objective are drawn once, by a seed that all arms share.
-            targets, objectives = (
-                [cut(part, way, family, masks, 0, k) for k, part in enumerate(parts)] for way in (yardstick, objective)
+            ways: list[tuple[Objective, Sequence[int]]] = [(objective, ())] + [(yardstick, opening)] * self.continues
+            # What the arm's objective draws is drawn once, by a seed that all arms share.
+            objectives, *targets = (
+                [
+                    cut(part, way, family, masks, vocabulary=vocabulary, seed=0, first=k * size, opening=before)
+                    for k, part in enumerate(parts)
+                ]
+                for way, before in ways
             )
             held_bytes = 0 if byte_lengths is None else int(byte_lengths[own[:, prefix:]].sum())
             weight = source.share / shares * (most / len(own))
-            self.sources.append(_Held(source.name, weight, targets, objectives, held_bytes))
+            self.sources.append(_Held(source.name, weight, targets[0] if targets else [], objectives, held_bytes))
 
     def __call__(self, model: LanguageModel) -> dict[str, float]:
         """The model should be in evaluation mode."""
         found: dict[str, float] = {}
         sums = np.zeros(5)
         for source in self.sources:
-            nats, tokens = sum_of_nats(model, source.target_batches)
+            nats, tokens = sum_of_nats(model, source.target_batches) if self.continues else (0.0, 0.0)
             objective = (nats, tokens) if self.same else sum_of_nats(model, source.objective_batches)
             sums += source.weight * np.array([nats, tokens, source.target_bytes, *objective])
-            if source.name:
+            if source.name and self.continues:
                 found[f"val/target_nll/{source.name}"] = nats / tokens
                 if source.target_bytes:
                     found[f"val/bits_per_byte/{source.name}"] = nats / math.log(2) / source.target_bytes
         nats, tokens, target_bytes, objective_nats, objective_tokens = sums.tolist()
+        if not self.continues:
+            return {"val/objective_loss": objective_nats / objective_tokens}
         if target_bytes:
             found["val/bits_per_byte"] = nats / math.log(2) / target_bytes
         return {

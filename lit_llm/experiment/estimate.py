@@ -14,14 +14,16 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lit_llm.components.loss.config import chunk_rows
 from lit_llm.experiment.ceilings import MUON_WIDTH, Ceilings, interpolated
 from lit_llm.experiment.config import Experiment
-from lit_llm.experiment.cost import example_shape, shape_at
+from lit_llm.experiment.cost import example_shape, largest_shape, shape_of
 from lit_llm.models.config import Layer, ResolvedModel, resolve_model
 from lit_llm.models.cost import Shape, embedding_tensors, forward_flops, layer_tensors, score_flops
+from lit_llm.objectives.base import AnyObjective, Lengths
+from lit_llm.objectives.config import PrefixLM, continues
 from lit_llm.training.optimizers.config import Muon, Optimizer
 
 START_SECONDS = 0.2
@@ -61,11 +63,13 @@ def seconds_of(experiment: Experiment, ceilings: Ceilings, padded: tuple[float, 
     length, rows = data.sequence_length, data.batch_size
     at_once = training.execution.micro_batch_size or rows
 
-    def one(cut: float) -> float:
-        return _window_seconds(model, shape_at(experiment, cut), at_once, ceilings)
+    def one(lengths: Lengths) -> float:
+        return _window_seconds(model, shape_of(experiment, lengths), at_once, ceilings)
 
     overhead = layers_seconds(model, ceilings)
-    windows = rows * pretrain.objective.average(length, one)
+    # Shorter rows are padded to the longest, of which a batch is taken to have one; padding has no logits.
+    outputs = pretrain.objective.average(length, lambda lengths: lengths.target)
+    windows = rows * _window_seconds(model, replace(largest_shape(experiment), outputs=outputs), at_once, ceilings)
     update = update_seconds(model, training.optimizer, ceilings)
     looks = _look_seconds(experiment, model, ceilings)
     passes_of_three = windows + math.ceil(rows / at_once) * overhead
@@ -74,9 +78,11 @@ def seconds_of(experiment: Experiment, ceilings: Ceilings, padded: tuple[float, 
     step = again * passes_of_three + update + looks
     step += TRAINER_LAYERS * ceilings.layer_seconds
     prefix = validation.prefix(length)
-    passes = [one(prefix)]
-    if pretrain.objective.extremes(length) != (prefix, prefix):
-        passes.append(pretrain.objective.average(length, one))  # val/objective_loss is another pass
+    yardstick = PrefixLM(split=prefix)
+    ways: list[AnyObjective] = [yardstick] if continues(experiment.model.family) else []
+    if pretrain.objective.resolved(length) != yardstick:
+        ways.append(pretrain.objective)  # val/objective_loss is another pass
+    passes = [way.average(length, one) for way in ways]
     once = sum(validation.sequences * each + math.ceil(validation.sequences / rows) * overhead for each in passes) / 3
     times = 1 + min(validation.times, training.max_steps)  # one before the first step
     run = START_SECONDS + training.max_steps * step + times * once
@@ -153,7 +159,7 @@ def _look_seconds(experiment: Experiment, model: ResolvedModel, ceilings: Ceilin
         return 0.0
     few = min(stability.logit_sequences, data.batch_size)
     window = experiment.pretrain.objective.average(
-        data.sequence_length, lambda cut: _window_seconds(model, shape_at(experiment, cut), few, ceilings)
+        data.sequence_length, lambda lengths: _window_seconds(model, shape_of(experiment, lengths), few, ceilings)
     )
     return (layers_seconds(model, ceilings) + few * window) / 3 / stability.logit_every
 

@@ -5,6 +5,7 @@ decoder          inputs   <s> s1 s2 t1 t2      targets of t1.. only:  ·  ·  t1
                           (also the source of partial attention)
 encoder-decoder  source   s1 s2                decoder inputs         <s> t1 t2
                                                targets                t1  t2 t3
+encoder-only     inputs   a [MASK] c d         targets of the hidden places only:  ·  b  ·  ·
 
 Documents that are kept separate (`masks.documents`). The end-of-document token ■ closes its document and belongs to it;
 <s> stands where the token before the first target would, and belongs to that token's document. The window a b ■ c d e,
@@ -35,6 +36,7 @@ from torch import Tensor
 from lit_llm.objectives.config import BOS, EOD, MasksConfig
 
 Family = Literal["decoder", "encoder_decoder", "decoder_decoder", "encoder_only"]
+"""decoder_decoder is laid out as decoder is."""
 
 
 @dataclass
@@ -68,13 +70,21 @@ class Batch:
 
 
 def lay_out(
-    sources: Sequence[np.ndarray], targets: Sequence[np.ndarray], family: Family, masks: MasksConfig = MasksConfig()
+    sources: Sequence[np.ndarray],
+    targets: Sequence[np.ndarray],
+    family: Family,
+    masks: MasksConfig = MasksConfig(),
+    counted: Sequence[np.ndarray | None] = (),
 ) -> Batch:
     """Pad and shift (source, target) pairs for a family. An empty source is one end-of-document token.
 
     A bidirectional prefix holds a decoder-only model's source tokens and the <s> before them, and so does what partial
     attention reads (`source_length`): an empty source is <s> alone, which tells nothing.
+
+    counted: which targets count, for an encoder-only model, whose targets stand in the places of their sources.
     """
+    if family == "encoder_only":
+        return _in_place(sources, targets, masks, counted)
     documents = []
     if masks.documents == "separate":
         documents = [_documents(source, target) for source, target in zip(sources, targets, strict=True)]
@@ -105,6 +115,22 @@ def lay_out(
     if masks.prefix == "bidirectional":
         inputs["prefix_length"] = source_length
     return Batch(inputs, _padded(rows), _counted(starts, [len(row) for row in rows]))
+
+
+def _in_place(
+    sources: Sequence[np.ndarray],
+    targets: Sequence[np.ndarray],
+    masks: MasksConfig,
+    counted: Sequence[np.ndarray | None],
+) -> Batch:
+    rows = [row for row in counted if row is not None]
+    assert len({*map(len, (*sources, *targets, *rows))}) == 1, "places of one window have one length"
+    inputs: dict[str, Any] = {"tokens_BT": _padded(sources)}
+    if masks.documents == "separate":
+        documents_BT = _padded([_documents(target, target[:0])[0] for target in targets])  # where no end is hidden
+        if documents_BT.any():
+            inputs["documents_BT"] = documents_BT
+    return Batch(inputs, _padded(targets), torch.from_numpy(np.stack(rows)).float())
 
 
 def _documents(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

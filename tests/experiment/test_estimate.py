@@ -47,6 +47,17 @@ def test_half_of_a_window_goes_through_each_side_of_an_encoder_decoder() -> None
     assert step("redllm-tiny", only(layer={D: 1e6})) == pytest.approx(6 * (2 * each_side + cross) / 1e6)
 
 
+def test_rows_of_a_mixture_are_padded_to_the_longest() -> None:
+    """Two prefix LMs, of a quarter and of three: each side of each row takes three quarters, and the logits a half."""
+    mix = "[{mode: s, corruption: 0.25}, {mode: s, corruption: 0.75}]"
+    objective = f"pretrain.objective={{kind: ul2, mode_tokens: false, mix: {mix}}}"
+    each_side = 2 * MATRICES * B * 3 * T / 4
+    cross = 2 * 4 * D * D * B * 3 * T / 4
+    found = step("redllm-tiny", only(layer={D: 1e6}), objective)
+    assert found == pytest.approx(6 * (2 * each_side + cross) / 1e6)
+    assert step("redllm-tiny", only(logits={1: 1e6}), objective) == pytest.approx(B * T / 2 * V / 1e6)
+
+
 PALM = ["model.decoder.partial_attention=palm", "pretrain.objective=prefix_lm"]
 
 
