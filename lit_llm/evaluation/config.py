@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from lit_llm.config.section import Items, Section, impossible
 from lit_llm.data.config import SingleCorpus, SourceName
+from lit_llm.objectives.config import MaskedLM, Objective, PrefixLM, continues
 
 BUCKETS = 16
 """Parts of a training window within which positions are added up."""
@@ -26,6 +27,22 @@ class ValidationConfig(Section):
     def prefix(self, sequence_length: int) -> int:
         """Tokens given before the targets, in a window of this length."""
         return self.prefix_length or sequence_length // 2
+
+    def yardstick(self, sequence_length: int, family: str) -> tuple[str, Objective]:
+        """The metric by which all models of a kind are measured, and the objective that it is the loss of."""
+        prefix, masked = PrefixLM(split=self.prefix(sequence_length)), MaskedLM(rate=MASKED, replacement="mask")
+        return yardstick_of(family), prefix if continues(family) else masked
+
+
+YARDSTICKS = ("val/target_nll", "val/masked_nll")
+"""The metric of all models that go on with a text, and that of encoder-only ones."""
+MASKED = 0.15
+"""Part of the tokens that val/masked_nll hides, as BERT did (arXiv 1810.04805), whatever a model was trained on."""
+
+
+def yardstick_of(family: str) -> str:
+    """The metric that models of a family are measured by."""
+    return YARDSTICKS[0] if continues(family) else YARDSTICKS[1]
 
 
 class ExampleValidationConfig(Section):

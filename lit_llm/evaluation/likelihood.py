@@ -1,4 +1,4 @@
-"""The one yardstick: nats per token on the same target tokens given the same prefix, for every family."""
+"""The one yardstick: nats per token on the same target tokens given the same prefix, or the same text around them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lit_llm.data.batches import cut, validation_windows
 from lit_llm.data.prepare import Prepared
 from lit_llm.evaluation.config import ValidationConfig
 from lit_llm.models.transformer import LanguageModel
-from lit_llm.objectives.config import MasksConfig, Objective, PrefixLM, continues
+from lit_llm.objectives.config import MasksConfig, Objective, continues
 from lit_llm.objectives.layout import Batch, Family
 
 
@@ -41,7 +41,8 @@ class Validation:
     val/objective_loss   nats per target of the arm's own objective; compares within one objective only
 
     A model that was trained with mode tokens (UL2) is given the one for a prefix that goes on, before the same prefix.
-    An encoder-only model predicts no token from those before it, and has val/objective_loss alone.
+    An encoder-only model predicts no token from those before it. In place of the first it has val/masked_nll: nats per
+    token on the same tokens of each window, all of them [MASK], whatever share was hidden in its training.
 
     Of a mixture they are those of the text that is trained on: its sources' windows weigh as much as their shares say.
     Beside them stand val/target_nll/<source> and val/bits_per_byte/<source>.
@@ -53,7 +54,7 @@ class Validation:
         size = data.config.batch_size
         length = data.config.sequence_length
         prefix = config.prefix(length)
-        yardstick = PrefixLM(split=prefix)
+        self.metric, yardstick = config.yardstick(length, family)
         self.same = objective.resolved(length) == yardstick
         self.continues = continues(family)
         vocabulary = data.config.tokenizer.vocabulary
@@ -65,9 +66,9 @@ class Validation:
         for source in data.sources:
             own = windows[source.name]
             parts = [own[start : start + size] for start in range(0, len(own), size)]
-            ways: list[tuple[Objective, Sequence[int]]] = [(objective, ())] + [(yardstick, opening)] * self.continues
-            # What the arm's objective draws is drawn once, by a seed that all arms share.
-            objectives, *targets = (
+            ways: list[tuple[Objective, Sequence[int]]] = [(objective, ()), (yardstick, opening)]
+            # What they draw is drawn once, by a seed that all arms share.
+            objectives, targets = (
                 [
                     cut(part, way, family, masks, vocabulary=vocabulary, seed=0, first=k * size, opening=before)
                     for k, part in enumerate(parts)
@@ -76,31 +77,27 @@ class Validation:
             )
             held_bytes = 0 if byte_lengths is None else int(byte_lengths[own[:, prefix:]].sum())
             weight = source.share / shares * (most / len(own))
-            self.sources.append(_Held(source.name, weight, targets[0] if targets else [], objectives, held_bytes))
+            self.sources.append(_Held(source.name, weight, targets, objectives, held_bytes))
 
     def __call__(self, model: LanguageModel) -> dict[str, float]:
         """The model should be in evaluation mode."""
         found: dict[str, float] = {}
         sums = np.zeros(5)
         for source in self.sources:
-            nats, tokens = sum_of_nats(model, source.target_batches) if self.continues else (0.0, 0.0)
+            nats, tokens = sum_of_nats(model, source.target_batches)
             objective = (nats, tokens) if self.same else sum_of_nats(model, source.objective_batches)
             sums += source.weight * np.array([nats, tokens, source.target_bytes, *objective])
-            if source.name and self.continues:
-                found[f"val/target_nll/{source.name}"] = nats / tokens
-                if source.target_bytes:
+            if source.name:
+                found[f"{self.metric}/{source.name}"] = nats / tokens
+                if source.target_bytes and self.continues:
                     found[f"val/bits_per_byte/{source.name}"] = nats / math.log(2) / source.target_bytes
         nats, tokens, target_bytes, objective_nats, objective_tokens = sums.tolist()
+        both = {self.metric: nats / tokens, "val/objective_loss": objective_nats / objective_tokens}
         if not self.continues:
-            return {"val/objective_loss": objective_nats / objective_tokens}
+            return both | found
         if target_bytes:
             found["val/bits_per_byte"] = nats / math.log(2) / target_bytes
-        return {
-            "val/target_nll": nats / tokens,
-            "val/perplexity": math.exp(min(nats / tokens, 700.0)),
-            "val/objective_loss": objective_nats / objective_tokens,
-            **found,
-        }
+        return both | {"val/perplexity": math.exp(min(nats / tokens, 700.0))} | found
 
 
 def nats_of(model: LanguageModel, batch: Batch) -> Tensor:

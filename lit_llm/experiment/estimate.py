@@ -23,7 +23,6 @@ from lit_llm.experiment.cost import example_shape, largest_shape, shape_of
 from lit_llm.models.config import Layer, ResolvedModel, resolve_model
 from lit_llm.models.cost import Shape, embedding_tensors, forward_flops, layer_tensors, score_flops
 from lit_llm.objectives.base import AnyObjective, Lengths
-from lit_llm.objectives.config import PrefixLM, continues
 from lit_llm.training.optimizers.config import Muon, Optimizer
 
 START_SECONDS = 0.2
@@ -77,9 +76,8 @@ def seconds_of(experiment: Experiment, ceilings: Ceilings, padded: tuple[float, 
     again = 4 / 3 if training.execution.activation_checkpointing else 1
     step = again * passes_of_three + update + looks
     step += TRAINER_LAYERS * ceilings.layer_seconds
-    prefix = validation.prefix(length)
-    yardstick = PrefixLM(split=prefix)
-    ways: list[AnyObjective] = [yardstick] if continues(experiment.model.family) else []
+    _, yardstick = validation.yardstick(length, experiment.model.family)
+    ways: list[AnyObjective] = [yardstick]
     if pretrain.objective.resolved(length) != yardstick:
         ways.append(pretrain.objective)  # val/objective_loss is another pass
     passes = [way.average(length, one) for way in ways]

@@ -145,7 +145,7 @@ def load_sweep(source: str | Path, overrides: Sequence[str] = ()) -> Search:
         if getattr(arm.experiment, name) is not None
     ]
     problems += [
-        Problem(f"an encoder_only model, as {arm.name} is, has no {goal.metric}; use val/objective_loss", "optimize")
+        Problem(f"an encoder_only model, as {arm.name} is, has no {goal.metric}; use val/masked_nll", "optimize")
         for arm in arms
         for goal in sweep.optimize
         if goal.metric.startswith(CONTINUATION) and not continues(arm.experiment.model.family)

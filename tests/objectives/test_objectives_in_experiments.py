@@ -8,14 +8,14 @@ import torch
 from tiny_models import build
 from torch.testing import assert_close
 
-from lit_llm.components.attention.visibility import Visibility
 from lit_llm.config.problems import InputError
 from lit_llm.data.batches import TrainBatches, cut
 from lit_llm.data.prepare import prepare
+from lit_llm.evaluation.config import ValidationConfig
 from lit_llm.evaluation.likelihood import Validation, nats_of
 from lit_llm.evaluation.scoring import score
 from lit_llm.experiment.chain import chain
-from lit_llm.experiment.cost import cost_of, largest_shape
+from lit_llm.experiment.cost import cost_of, largest_shape, shape_of
 from lit_llm.experiment.frozen import freeze
 from lit_llm.experiment.identity import pretrain_fingerprint
 from lit_llm.experiment.load import load_experiment
@@ -23,7 +23,6 @@ from lit_llm.experiment.run import run_one
 from lit_llm.models.build import build_model
 from lit_llm.models.config import resolve_model
 from lit_llm.models.cost import Shape, train_flops
-from lit_llm.models.transformer import DecoderOnly, Rotations
 from lit_llm.objectives.base import BOS
 from lit_llm.objectives.config import UL2, CausalLM, MaskedLM, MasksConfig, PrefixLM, SpanCorruption, misfit
 from lit_llm.tracking.store import Store
@@ -110,21 +109,13 @@ def test_the_plan_costs_what_the_batches_hold(corpus, data, preset, objective, o
             assert most == getattr(largest, name)
 
 
-def test_masked_tokens_cost_an_encoder_its_window_and_the_logits_of_the_hidden():
+def test_masked_tokens_cost_an_encoder_its_window_and_the_logits_of_the_hidden(tmp_path, corpus):
     """30% of 32 tokens are asked for: 10 rows of the vocabulary, 32 of everything else."""
-    from lit_llm.experiment import cost
-
-    class Family:
-        family = "encoder_only"
-
-    class Stage:
-        masks = MasksConfig()
-
-    class Stub:
-        model, pretrain = Family, Stage
-
-    [(_, lengths)] = MaskedLM().lengths(LENGTH)
-    assert cost.shape_of(Stub, lengths) == Shape(source=32, target=0, outputs=10)
+    file = tmp_path / "encoder.yaml"
+    file.write_text(ENCODER)
+    experiment = experiment_of(corpus, str(file), "masked_lm")
+    [(_, lengths)] = experiment.pretrain.objective.lengths(LENGTH)
+    assert shape_of(experiment, lengths) == Shape(source=32, target=0, outputs=10)
 
 
 # --- identity of the draws -------------------------------------------------------------------------------------------
@@ -285,35 +276,41 @@ def test_training_lowers_the_loss(tmp_path, corpus, preset, objective):
     assert result["loss_tokens"] == pytest.approx(cost_of(experiment).loss_tokens, rel=0.1 if "ul2" in objective else 0)
 
 
-class EncoderOnly(DecoderOnly):
-    """The smallest model that sees a window from both sides, in place of the family that is to come."""
-
-    def hidden(self, tokens_BT):
-        x_BTD = self.embedding(tokens_BT)
-        rotations = Rotations(x_BTD.dtype)
-        rotations.place("self", torch.arange(tokens_BT.shape[1]))
-        return self.decoder(x_BTD, Visibility(causal=False), rotations)
+ENCODER = """
+extends: [_paper, _tiny]
+model: {family: encoder_only, encoder: {layers: 2}, embedding: {norm: true}, output: {head: dense, bias: true}}
+"""
 
 
-@pytest.mark.parametrize("replacement", ["bert", "mask"])
-def test_a_model_that_sees_both_sides_learns_masked_lm_and_has_its_own_loss_alone(corpus, data, replacement):
-    experiment = experiment_of(corpus, "decllm-tiny", "causal_lm")
-    model = EncoderOnly(resolve_model(experiment.model))
-    model.load_state_dict(build_model(experiment.model, seed=0).state_dict())
-    objective = MaskedLM(replacement=replacement)
-    batches = TrainBatches(data, objective, "encoder_only", MasksConfig(), seed=0)
-    validation = Validation(experiment.pretrain.validation, data, objective, "encoder_only", MasksConfig())
-    before = validation(model)
-    assert before.keys() == {"val/objective_loss"}
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    for k in range(60):
-        batch = batches.whole(k)
-        logits = model.logits(model.hidden(**batch.inputs))[batch.weights.bool()]
-        loss = torch.nn.functional.cross_entropy(logits, batch.targets[batch.weights.bool()])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert validation(model)["val/objective_loss"] < before["val/objective_loss"] - 0.5
+@pytest.mark.parametrize("objective", ["masked_lm", "{kind: masked_lm, rate: 0.5, replacement: mask}"])
+def test_an_encoder_only_model_learns_masked_lm_and_is_measured_on_hidden_tokens(tmp_path, corpus, objective):
+    file, store = tmp_path / "encoder.yaml", Store(tmp_path)
+    file.write_text(ENCODER)
+    experiment = experiment_of(corpus, str(file), objective)
+    prepare(experiment.pretrain.data, store.data)
+    stage = freeze(store.open(), chain(experiment)[0], experiment)
+    assert run_one(tmp_path, stage.fingerprint) == "done"
+    result = stage.result()
+    assert result["initial"].keys() == {"val/objective_loss", "val/masked_nll"}
+    for name in result["initial"]:
+        assert result["initial"][name] == pytest.approx(math.log(280), abs=1.0)
+        assert result["metrics"][name] < result["initial"][name] - 0.5
+    assert result["loss_tokens"] == cost_of(experiment).loss_tokens
+
+
+def test_hidden_tokens_are_the_same_for_every_model_whatever_was_hidden_in_its_training(data):
+    """15% of each window, all of them [MASK]."""
+    config = ValidationConfig(sequences=16)
+    found = [
+        Validation(config, data, MaskedLM(rate=rate), "encoder_only", MasksConfig()).sources[0].target_batches
+        for rate in (0.3, 0.6)
+    ]
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one.inputs["tokens_BT"], other.inputs["tokens_BT"])
+        assert torch.equal(one.weights, other.weights)
+        hidden = one.inputs["tokens_BT"][one.weights.bool()]
+        assert hidden.unique().tolist() == [TEXT]
+        assert one.weights.sum(1).unique().tolist() == [round(0.15 * LENGTH)]
 
 
 def test_the_objective_loss_is_that_of_the_same_draws_for_all_arms(corpus, data):

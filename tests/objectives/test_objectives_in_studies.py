@@ -15,7 +15,9 @@ ROOM = "model.vocabulary=300"
 @pytest.fixture
 def study(write_study):
     """study(rest): a small study of encoder-decoders with room for the extra ids."""
-    return lambda rest, *overrides: load_study(write_study("objectives", rest), [ROOM, *overrides])
+    return lambda rest, *overrides, **options: load_study(
+        write_study("objectives", rest, **options), [ROOM, *overrides]
+    )
 
 
 def arms(**objectives):
@@ -74,14 +76,26 @@ def test_the_plan_counts_the_targets_of_each_objective(study):
     assert found == {"prefix": 12 * 4 * 16, "spans": 12 * 4 * 8, "gemma": round(12 * 4 * mean)}
 
 
-@pytest.mark.parametrize("metric", ["val/target_nll", "val/perplexity", "val/bits_per_byte", "val/objective_loss"])
-def test_a_model_that_continues_nothing_is_compared_by_its_own_loss_alone(study, monkeypatch, metric):
-    """As an encoder-only one, which is here an encoder-decoder that is taken for one."""
-    monkeypatch.setattr("lit_llm.ablation.audit.continues", lambda family: False)
-    ablation = study(f"grid: {{factors: {{model.norm.scale: [false, true]}}}}\ncompare: {{metric: {metric}}}")
+ENCODER = """
+extends: [_paper, _tiny]
+base:
+  model: {family: encoder_only, encoder: {layers: 2}, embedding: {norm: true}}
+  pretrain: {objective: masked_lm, data: {tokenizer: bytes}}
+grid: {factors: {pretrain.objective.rate: [0.3, 0.15]}}
+"""
+
+
+@pytest.mark.parametrize("metric", ["val/target_nll", "val/perplexity", "val/bits_per_byte", "val/masked_nll"])
+def test_a_model_that_continues_nothing_is_compared_by_what_it_says_of_hidden_tokens(study, metric):
+    ablation = study(f"{ENCODER}compare: {{metric: {metric}}}", extends=None)
     refused = [finding for finding in audit(ablation, built=False) if finding.kind == "refused"]
-    assert bool(refused) == (metric != "val/objective_loss")
+    assert bool(refused) == (metric != "val/masked_nll")
     assert all(finding.key == "compare.metric" for finding in refused)
+
+
+def test_hidden_tokens_are_no_yardstick_of_models_that_go_on(study):
+    found = audit(study(arms(one="causal_lm", two="prefix_lm") + "\ncompare: {metric: val/masked_nll}"), built=False)
+    assert ("refused", "one", "compare.metric") in kinds(found)
 
 
 def test_a_mixture_is_searched_like_any_key(write_sweep):
