@@ -21,7 +21,7 @@ SIBLINGS = [path for path in STUDIES if path.stem.endswith("-paper")]
 SMALL = [
     "pretrain.data.sequence_length=16",
     "pretrain.data.tokenizer=bytes",
-    "model.vocabulary=258",
+    "model.vocabulary=320",
     "model.d_model=32",
     "model.feed_forward.d_ff=64",
     "model.attention={heads: 4, head_dim: 8}",
@@ -94,7 +94,7 @@ def test_every_study_has_a_sibling_of_the_papers_size() -> None:
     small = {name for name in studies if not name.endswith("-paper")}
     assert small == {
         "attribution", "biattn", "biattn_prefix", "cross_positions", "extrapolation", "finetune_reversal",
-        "layer_split", "modifications", "pareto", "stability", "tying",
+        "layer_split", "modifications", "objectives", "pareto", "stability", "tying",
     }  # fmt: skip
     assert studies - small == {f"{name}-paper" for name in small}
 
