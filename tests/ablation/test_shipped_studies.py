@@ -110,6 +110,8 @@ def test_a_sibling_differs_in_preset_and_budget_alone(path: Path) -> None:
     measured, same = base.pop("evaluate", {}), dict(parent.base.get("evaluate", {}))
     measured.pop("tasks", None), same.pop("tasks", None)  # the paper's for the one, a dictionary's for the other
     assert measured == same
+    extra = base.pop("model", {})  # room for sentinels and mode tokens
+    assert extra.keys() == {key for key in parent.base.get("model", {}) if key == "vocabulary"}
     assert base in ({}, {"pretrain": {"objective": parent.base["pretrain"].get("objective")}})
     factors = own.pop("grid", {"factors": {}})["factors"]
     assert not parent.grid or factors.keys() <= parent.grid.factors.keys()
