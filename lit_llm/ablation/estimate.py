@@ -12,7 +12,7 @@ from lit_llm.experiment.ceilings import Ceilings, Setting, cores, setting_of
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.cost import stage_of_most_memory
 from lit_llm.experiment.estimate import Seconds, makespan, memory_there, seconds_of
-from lit_llm.experiment.identity import digest_of_examples
+from lit_llm.experiment.identity import digest_of_examples, identity_of_data
 from lit_llm.models.config import resolve_model
 from lit_llm.tracking.store import Store
 from lit_llm.training.memory import state_bytes
@@ -73,16 +73,16 @@ def estimated(plan: Plan, slots: int, ceilings: Callable[[Setting], Ceilings | N
         training = planned.arm.experiment.pretrain.training
         experiment = planned.arm.experiment
         arms[planned.arm.name] = found = seconds_of(
-            experiment, known[setting_of(training, used)], _rows(experiment, store)
+            experiment, known[setting_of(training, used)], _rows(experiment, store), _held_out(experiment, store)
         )
         # More threads than cores take turns; the ceilings are those of runs with cores of their own.
         turns = max(1.0, used * training.execution.threads / cores()) if setting_of(training, 1).device == "cpu" else 1
-        takes = {"pretrain": found.run, "finetune": found.finetune, "evaluate": 0.0}
+        takes = {"pretrain": found.run, "finetune": found.finetune, **found.evaluations}
         for link in (link for links in planned.chains for link in links):
             if store.stage(link.fingerprint).result() is not None:
                 done.add(link.fingerprint)
             else:
-                todo.setdefault(link.fingerprint, turns * takes[link.kind])
+                todo.setdefault(link.fingerprint, turns * takes.get(link.name, 0.0))
     total = makespan(todo.values(), used)
     finished = sum(all(link.fingerprint in done for link in links) for planned in plan.arms for links in planned.chains)
     return replace(plan, findings=findings, estimate=Estimate(arms, total, used, finished, known))
@@ -103,6 +103,17 @@ def _rows(experiment: Experiment, store: Store) -> tuple[float, float] | None:
     batches = [lengths[begin : begin + size] for begin in range(0, len(lengths), size)]
     sources, targets = ([max(pair[side] for pair in batch) for batch in batches] for side in (0, 1))
     return sum(sources) / len(batches), sum(targets) / len(batches)
+
+
+def _held_out(experiment: Experiment, store: Store) -> dict[str, int] | None:
+    """Tokens that each source holds out, where the text is tokenised already."""
+    from lit_llm.data.prepare import is_prepared, open_prepared
+
+    digest = identity_of_data(experiment).digest
+    if experiment.evaluate is None or not is_prepared(store.data, digest):
+        return None
+    sources = open_prepared(experiment.pretrain.data, store.data, digest).sources
+    return {source.name: source.count("validation") for source in sources}
 
 
 def memory_findings(plan: Plan, slots: int, machine: Mapping[Setting, Ceilings]) -> list[Finding]:

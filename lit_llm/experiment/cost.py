@@ -79,10 +79,11 @@ tokens each, the rest of one whole run."""
 
 def shape_at(experiment: Experiment, cut: float) -> cost.Shape:
     """What one window puts through the model when its first `cut` tokens are the source."""
-    return _shape(experiment, cut, experiment.pretrain.data.sequence_length - cut, experiment.pretrain.masks)
+    return shape_of(experiment, cut, experiment.pretrain.data.sequence_length - cut, experiment.pretrain.masks)
 
 
-def _shape(experiment: Experiment, source: float, targets: float, masks: MasksConfig) -> cost.Shape:
+def shape_of(experiment: Experiment, source: float, targets: float, masks: MasksConfig) -> cost.Shape:
+    """What a source and its targets put through the model under these masks."""
     if experiment.model.family == "encoder_decoder":
         return cost.Shape(source=max(source, 1), target=targets, outputs=targets)
     # An open prefix holds <s> too, and so does what partial attention reads.
@@ -93,7 +94,7 @@ def _shape(experiment: Experiment, source: float, targets: float, masks: MasksCo
 def example_shape(experiment: Experiment, source: float, targets: float) -> cost.Shape:
     """What one example of the finetuning puts through the model."""
     assert experiment.finetune is not None
-    return _shape(experiment, source, targets, experiment.finetune.masks)
+    return shape_of(experiment, source, targets, experiment.finetune.masks)
 
 
 def example_flops(experiment: Experiment, source: float, targets: float) -> float:
