@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from statistics import fmean
 from typing import Any
 
 from lit_llm.ablation.findings import Finding
@@ -11,7 +12,7 @@ from lit_llm.ablation.plan import Plan, PlannedArm
 from lit_llm.experiment.ceilings import Ceilings, Setting, cores, setting_of
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.cost import stage_of_most_memory
-from lit_llm.experiment.estimate import Seconds, makespan, memory_there, seconds_of
+from lit_llm.experiment.estimate import PaddedBatch, Seconds, makespan, memory_there, seconds_of
 from lit_llm.experiment.identity import digest_of_examples, identity_of_data
 from lit_llm.models.config import resolve_model
 from lit_llm.tracking.store import Store
@@ -88,21 +89,24 @@ def estimated(plan: Plan, slots: int, ceilings: Callable[[Setting], Ceilings | N
     return replace(plan, findings=findings, estimate=Estimate(arms, total, used, finished, known))
 
 
-def _rows(experiment: Experiment, store: Store) -> tuple[float, float] | None:
-    """Mean tokens of an input and of a target in a padded batch, where the examples are tokenised already."""
+def _rows(experiment: Experiment, store: Store) -> PaddedBatch | None:
+    """Means over batches of the finetuning, where the examples are tokenised already."""
     if experiment.finetune is None:
         return None
     from lit_llm.data.examples import ExampleSet, is_prepared
+    from lit_llm.objectives.packing import rows_of, sizes_of
 
     digest = digest_of_examples(experiment)
     if not is_prepared(store.data, digest):
         return None
     examples = ExampleSet(store.data, digest, experiment.pretrain.data.tokenizer)
-    size = experiment.finetune.data.batch_size
-    lengths = examples.sample_of_lengths("train", 64 * size)
-    batches = [lengths[begin : begin + size] for begin in range(0, len(lengths), size)]
+    data, family = experiment.finetune.data, experiment.model.family
+    lengths = examples.sample_of_lengths("train", 64 * data.batch_size)
+    batches = [lengths[begin : begin + data.batch_size] for begin in range(0, len(lengths), data.batch_size)]
     sources, targets = ([max(pair[side] for pair in batch) for batch in batches] for side in (0, 1))
-    return sum(sources) / len(batches), sum(targets) / len(batches)
+    packed = data.packing == "greedy"
+    rows = [len(rows_of(sizes_of(batch, family))) for batch in batches] if packed else [data.batch_size]
+    return PaddedBatch(fmean(rows), fmean(sources), fmean(targets))
 
 
 def _held_out(experiment: Experiment, store: Store) -> dict[str, int] | None:

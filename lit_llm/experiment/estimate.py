@@ -43,6 +43,17 @@ parameters take it with windows of 256 tokens; rough figures elsewhere."""
 
 
 @dataclass(frozen=True)
+class PaddedBatch:
+    """What a batch of the finetuning is on average, padding included."""
+
+    rows: float
+    """As many as there are examples, or fewer where they share them."""
+    source: float
+    """Tokens of an input."""
+    target: float
+
+
+@dataclass(frozen=True)
 class Seconds:
     """Of one run."""
 
@@ -64,13 +75,13 @@ class Seconds:
 def seconds_of(
     experiment: Experiment,
     ceilings: Ceilings,
-    padded: tuple[float, float] | None = None,
+    padded: PaddedBatch | None = None,
     held_out: Mapping[str, int] | None = None,
 ) -> Seconds:
     """What one run of this experiment takes on the machine of these ceilings.
 
-    padded: tokens of an input and of a target in a batch of the finetuning, padding included; as many as there may be
-    when absent. held_out: tokens that each source holds out; enough for every evaluation when absent.
+    padded: what a batch of the finetuning is; as many rows as examples, as long as they may be, when absent. held_out:
+    tokens that each source holds out; enough for every evaluation when absent.
     """
     model, pretrain = resolve_model(experiment.model), experiment.pretrain
     data, training, validation = pretrain.data, pretrain.training, pretrain.validation
@@ -106,20 +117,21 @@ def seconds_of(
 
 
 def _finetune_seconds(
-    experiment: Experiment, model: ResolvedModel, ceilings: Ceilings, padded: tuple[float, float] | None
+    experiment: Experiment, model: ResolvedModel, ceilings: Ceilings, padded: PaddedBatch | None
 ) -> float:
     """The same arithmetic for the finetuning, whose rows are examples."""
     if experiment.finetune is None:
         return 0.0
     data, training = experiment.finetune.data, experiment.finetune.training
-    validation, rows = experiment.finetune.validation, data.batch_size
-    at_once = training.execution.micro_batch_size or rows
-    shape = example_shape(experiment, *(padded or (data.input_length, data.target_length)))
+    validation = experiment.finetune.validation
+    batch = padded or PaddedBatch(data.batch_size, data.input_length, data.target_length)
+    at_once = training.execution.micro_batch_size or math.ceil(batch.rows)
+    shape = example_shape(experiment, batch.source, batch.target)
     window, overhead = _window_seconds(model, shape, at_once, ceilings), layers_seconds(model, ceilings)
     again = 4 / 3 if training.execution.activation_checkpointing else 1
-    step = again * (rows * window + math.ceil(rows / at_once) * overhead)
+    step = again * (batch.rows * window + math.ceil(batch.rows / at_once) * overhead)
     step += update_seconds(model, training.optimizer, ceilings) + TRAINER_LAYERS * ceilings.layer_seconds
-    once = (validation.examples * window + math.ceil(validation.examples / rows) * overhead) / 3
+    once = (validation.examples * window + math.ceil(validation.examples / data.batch_size) * overhead) / 3
     return START_SECONDS + training.max_steps * step + (1 + min(validation.times, training.max_steps)) * once
 
 
@@ -128,7 +140,7 @@ def _evaluation_seconds(
     stage: Trained,
     name: str,
     ceilings: Ceilings,
-    padded: tuple[float, float] | None,
+    padded: PaddedBatch | None,
     held_out: Mapping[str, int] | None,
 ) -> float:
     """Of one evaluation after a stage, by its section."""
@@ -143,7 +155,7 @@ def _evaluation_seconds(
 
 
 def _readings(
-    experiment: Experiment, name: str, padded: tuple[float, float] | None, held_out: Mapping[str, int] | None
+    experiment: Experiment, name: str, padded: PaddedBatch | None, held_out: Mapping[str, int] | None
 ) -> Iterator[tuple[float, float, float]]:
     """(how many, tokens of a source, tokens of a target) of what an evaluation has the model read."""
     config, data = experiment.evaluate, experiment.pretrain.data
@@ -163,7 +175,8 @@ def _readings(
                 yield min(beyond.sequences, tokens // longest), prefix, longest - prefix
     elif name == "examples" and config.examples and experiment.finetune:
         tuned = experiment.finetune.data
-        yield config.examples.examples, *(padded or (tuned.input_length, tuned.target_length))
+        batch = padded or PaddedBatch(tuned.batch_size, tuned.input_length, tuned.target_length)
+        yield config.examples.examples, batch.source, batch.target
     elif name == "attention" and (attention := config.attention):
         length = attention.sequence_length or window
         source = attention.split(length)

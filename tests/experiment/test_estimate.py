@@ -10,7 +10,15 @@ from made_up_ceilings import NOTHING, USUAL, only
 from lit_llm.components.loss import config as loss_config
 from lit_llm.experiment import estimate
 from lit_llm.experiment.ceilings import Ceilings, interpolated
-from lit_llm.experiment.estimate import BY_DIRECTION, LOOKING, START_SECONDS, TRAINER_LAYERS, makespan, seconds_of
+from lit_llm.experiment.estimate import (
+    BY_DIRECTION,
+    LOOKING,
+    START_SECONDS,
+    TRAINER_LAYERS,
+    PaddedBatch,
+    makespan,
+    seconds_of,
+)
 from lit_llm.experiment.load import load_experiment
 
 D, FF, V, T, B = 16, 32, 300, 32, 6
@@ -208,7 +216,18 @@ training: {max_steps: 4, schedule: constant}}"""
 def test_examples_are_as_long_as_in_a_batch_where_that_is_known() -> None:
     section = "examples: {examples: 7}"
     assert evaluated(section, more=[TUNED]) == pytest.approx(7 * 16 * ONE_PASS)
-    assert evaluated(section, stage="finetune", more=[TUNED], padded=(6.0, 3.0)) == pytest.approx(7 * 9 * ONE_PASS)
+    assert evaluated(section, stage="finetune", more=[TUNED], padded=PaddedBatch(2, 6.0, 3.0)) == pytest.approx(
+        7 * 9 * ONE_PASS
+    )
+
+
+def test_rows_that_examples_share_are_paid_for_once() -> None:
+    """Of batches of two examples with 6 and 3 tokens each, three in four are one row."""
+    none, shared = (
+        seconds_of(load_experiment("decllm-tiny", [*SMALL, TUNED]), only(layer={D: 1e6}), PaddedBatch(rows, 6.0, 3.0))
+        for rows in (2, 1.25)
+    )
+    assert none.finetune - shared.finetune == pytest.approx(4 * 0.75 * 9 * 3 * ONE_PASS)
 
 
 def test_a_batch_of_an_evaluation_calls_each_layer_once() -> None:
