@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Sampler
 from lit_llm.data.examples import ExampleSet
 from lit_llm.data.prepare import Prepared, PreparedSource
 from lit_llm.objectives.config import MasksConfig, Objective
-from lit_llm.objectives.layout import Batch, Family, lay_out
+from lit_llm.objectives.layout import Batch, Family, lay_out, lay_out_packed
 
 
 def shuffled(positions: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -172,11 +172,23 @@ class TrainBatches(Batches):
 
 
 class ExampleBatches(Batches):
-    """Item k is the batch of optimiser step k: the next examples of a pass, each pass in an order of its own."""
+    """Item k is the batch of optimiser step k: the next examples of a pass, each pass in an order of its own.
 
-    def __init__(self, examples: ExampleSet, batch_size: int, family: Family, masks: MasksConfig, seed: int) -> None:
+    packed: let examples share rows: fewer of them, of the same examples.
+    """
+
+    def __init__(
+        self,
+        examples: ExampleSet,
+        batch_size: int,
+        family: Family,
+        masks: MasksConfig,
+        seed: int,
+        packed: bool = False,
+    ) -> None:
         super().__init__(seed)
         self.examples, self.size, self.family, self.masks = examples, batch_size, family, masks
+        self.packed = packed
 
     def places(self, k: int) -> list[int]:
         """The numbers of the examples of batch k."""
@@ -189,7 +201,8 @@ class ExampleBatches(Batches):
 
     def whole(self, k: int) -> Batch:
         pairs = [self.examples.read("train", place) for place in self.places(k)]
-        return lay_out([source for source, _ in pairs], [target for _, target in pairs], self.family, self.masks)
+        sources, targets = [source for source, _ in pairs], [target for _, target in pairs]
+        return (lay_out_packed if self.packed else lay_out)(sources, targets, self.family, self.masks)
 
 
 class StepSampler(Sampler[int]):

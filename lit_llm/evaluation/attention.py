@@ -101,15 +101,16 @@ def attention_analysis(
 
 def held_out_windows(data: Prepared, config: AttentionAnalysisConfig) -> np.ndarray:
     """N x T ids: windows of every source, evenly spread over it, in number as its share of the mixture says."""
+    held_out = {source.name: source.count("validation") for source in data.sources}
+    if problems := config.too_short(data.config.sequence_length, held_out):
+        raise InputError(*(Problem(message, f"attention.{key}") for key, message in problems))
     if config.sequence_length is not None:
         data = replace(data, config=data.config.model_copy(update={"sequence_length": config.sequence_length}))
     shares = sum(source.share for source in data.sources)
-    found = []
-    for source in data.sources:
-        if source.count("validation") < (length := data.config.sequence_length):
-            message = f"the held-out text has {source.count('validation')} tokens, less than one window of {length}"
-            raise InputError(Problem(f"{message}; use a shorter one", "attention.sequence_length"))
-        found.append(validation_windows(data, source, max(1, round(config.sequences * source.share / shares))))
+    found = [
+        validation_windows(data, source, max(1, round(config.sequences * source.share / shares)))
+        for source in data.sources
+    ]
     return np.concatenate(found)
 
 

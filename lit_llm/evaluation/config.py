@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -117,6 +118,20 @@ class ExtrapolationConfig(Section):
         """Tokens of one of them."""
         return prefix if isinstance(prefix, int) else sequence_length // {"quarter": 4, "half": 2}[prefix]
 
+    def too_short(self, sequence_length: int, held_out: Mapping[str, int]) -> list[tuple[str, str]]:
+        """(key, what is wrong with it) where sources hold out that many tokens; '' is the name of a single one."""
+        longest = max(self.lengths) * sequence_length
+        return [
+            (
+                "lengths",
+                f"{max(self.lengths)} windows are {longest} tokens, and the held-out text"
+                f"{f' of {name}' if name else ''} has {tokens}; use shorter ones, more text or another "
+                "validation_fraction",
+            )
+            for name, tokens in held_out.items()
+            if tokens < longest
+        ]
+
     def problems(self, sequence_length: int) -> list[tuple[str, str]]:
         """(key, what is wrong with it) for training windows of this length."""
         if sequence_length < BUCKETS:
@@ -158,6 +173,19 @@ class AttentionAnalysisConfig(Section):
     def steps_of(self, targets: int) -> tuple[int, ...]:
         """The target tokens whose derivatives are taken, of a target of this many."""
         return self.steps or tuple(2**power for power in range(targets.bit_length()))
+
+    def too_short(self, sequence_length: int, held_out: Mapping[str, int]) -> list[tuple[str, str]]:
+        """(key, what is wrong with it) where sources hold out that many tokens; '' is the name of a single one."""
+        length = self.sequence_length or sequence_length
+        return [
+            (
+                "sequence_length",
+                f"the held-out text{f' of {name}' if name else ''} has {tokens} tokens, less than one window of "
+                f"{length}; use a shorter one",
+            )
+            for name, tokens in held_out.items()
+            if tokens < length
+        ]
 
     def problems(self, sequence_length: int) -> list[tuple[str, str]]:
         """(key, what is wrong with it) for training windows of this length."""
@@ -234,4 +262,13 @@ class EvaluateConfig(Section):
             (f"{name}.{key}", message)
             for name, section in sections.items()
             for key, message in (section.problems(sequence_length) if section else ())
+        ]
+
+    def too_short(self, sequence_length: int, held_out: Mapping[str, int]) -> list[tuple[str, str]]:
+        """(key, what is wrong with it) where sources hold out that many tokens; '' is the name of a single one."""
+        sections = {"extrapolation": self.extrapolation, "attention": self.attention}
+        return [
+            (f"{name}.{key}", message)
+            for name, section in sections.items()
+            for key, message in (section.too_short(sequence_length, held_out) if section else ())
         ]

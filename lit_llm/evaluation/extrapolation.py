@@ -92,18 +92,9 @@ def extrapolation(
 def held_out_sequences(config: ExtrapolationConfig, data: Prepared) -> list[np.ndarray]:
     """The sequences of each source: sequences x tokens. Raises InputError if there is none of a source."""
     longest = max(config.lengths) * data.config.sequence_length
-    problems = [
-        Problem(
-            f"{max(config.lengths)} windows are {longest} tokens, and the held-out text"
-            f"{f' of {source.name}' if source.name else ''} has {source.count('validation')}; use shorter ones, more "
-            "text or another validation_fraction",
-            "extrapolation.lengths",
-        )
-        for source in data.sources
-        if source.count("validation") < longest
-    ]
-    if problems:
-        raise InputError(*problems)
+    held_out = {source.name: source.count("validation") for source in data.sources}
+    if problems := config.too_short(data.config.sequence_length, held_out):
+        raise InputError(*(Problem(message, f"extrapolation.{key}") for key, message in problems))
     return [validation_windows(data, source, config.sequences, longest) for source in data.sources]
 
 

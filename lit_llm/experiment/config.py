@@ -94,7 +94,7 @@ class FinetuneConfig(Section):
     def _fits(self) -> FinetuneConfig:
         findings = []
         if self.masks.documents == "separate":
-            findings.append(("masks.documents", "a row is one example, so there is nothing to separate"))
+            findings.append(("masks.documents", "an example sees itself alone anyway, so there is nothing to separate"))
         findings += _at_once(self.training, self.data.batch_size)
         if findings:
             raise impossible(*findings)
@@ -154,6 +154,10 @@ class Experiment(Section):
         looked_at = self.evaluate is not None and self.evaluate.attention is not None
         if looked_at and (problem := not_looked_at(resolve_model(self.model))):
             findings.append(("evaluate.attention", problem))
+        packed = self.finetune is not None and self.finetune.data.packing == "greedy"
+        if packed and resolve_model(self.model).has_partial_attention:
+            message = "partial attention reads the beginning of a row as the source, and a row would hold several"
+            findings.append(("finetune.data.packing", f"{message}; use `packing: none`"))
         if self.evaluate is not None and self.evaluate.examples is not None and self.finetune is None:
             findings.append(("evaluate.examples", "are those that `finetune.data` holds out, and there is no finetune"))
         if findings:

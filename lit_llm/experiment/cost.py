@@ -80,10 +80,11 @@ tokens each, the rest of one whole run."""
 
 def shape_of(experiment: Experiment, lengths: Lengths) -> cost.Shape:
     """What one example of the pretraining puts through the model."""
-    return _shape(experiment, lengths.source, lengths.target, experiment.pretrain.masks)
+    return shape_under(experiment, lengths.source, lengths.target, experiment.pretrain.masks)
 
 
-def _shape(experiment: Experiment, source: float, targets: float, masks: MasksConfig) -> cost.Shape:
+def shape_under(experiment: Experiment, source: float, targets: float, masks: MasksConfig) -> cost.Shape:
+    """What a source and its targets put through the model under these masks."""
     family: str = experiment.model.family
     if family == "encoder_decoder":
         return cost.Shape(source=max(source, 1), target=targets, outputs=targets)
@@ -97,7 +98,7 @@ def _shape(experiment: Experiment, source: float, targets: float, masks: MasksCo
 def example_shape(experiment: Experiment, source: float, targets: float) -> cost.Shape:
     """What one example of the finetuning puts through the model."""
     assert experiment.finetune is not None
-    return _shape(experiment, source, targets, experiment.finetune.masks)
+    return shape_under(experiment, source, targets, experiment.finetune.masks)
 
 
 def example_flops(experiment: Experiment, source: float, targets: float) -> float:

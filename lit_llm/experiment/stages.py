@@ -60,7 +60,8 @@ def finetune(
     assert section is not None
     torch.set_num_threads(section.training.execution.threads)
     examples, family = _examples(frozen, store), experiment.model.family
-    batches = ExampleBatches(examples, section.data.batch_size, family, section.masks, experiment.seed)
+    packed = section.data.packing == "greedy"
+    batches = ExampleBatches(examples, section.data.batch_size, family, section.masks, experiment.seed, packed)
     byte_lengths = _text(frozen, store).tokenizer().byte_lengths()
     held_out = HeldOutExamples(examples, section.validation.examples, section.masks, byte_lengths)
     budget = _budget(experiment, examples)

@@ -41,7 +41,8 @@ class Visibility:
     causal: bool = False
     """Query t sees keys 0..t."""
     prefix: int | Tensor | None = None
-    """With `causal`: the first `prefix` tokens (one number, or one for each of the B rows) also see each other."""
+    """With `causal`: the first `prefix` tokens (one number, or one for each of the B rows) also see each other; or
+    boolean, B x S: these keys are seen by all queries of their document."""
     key_lengths: Tensor | None = None
     """B: keys at and beyond a row's length are padding. At least 1: a query that sees nothing has no output."""
     documents: tuple[Tensor, Tensor] | None = None
@@ -75,8 +76,9 @@ class Visibility:
         if self.causal:
             seen = key[None, :] <= torch.arange(first, last, device=device)[:, None]
             if isinstance(self.prefix, Tensor):
-                prefix_B111 = self.prefix.to(device).view(-1, 1, 1, 1)
-                seen = seen | (key < prefix_B111)
+                prefix = self.prefix.to(device)
+                opened = prefix[:, None, None] if prefix.dtype == torch.bool else key < prefix.view(-1, 1, 1, 1)
+                seen = seen | opened
             elif self.prefix:
                 seen = seen | (key < self.prefix)[None, :]
         if self.reach is not None:
