@@ -69,6 +69,23 @@ class Visibility:
             self._masks[shape] = self.rows(0, queries, keys, device)
         return self._masks[shape]
 
+    def band(self, tokens: int, blocks: int, size: int, sides: int, device: torch.device) -> Tensor:
+        """N x 1 x Q x S, of each block of `size` queries: which keys of the block before it, its own, and with three
+        sides the next, it sees. For a causal or a full mask with a window."""
+        key = (tokens, -size, device)
+        if key not in self._masks:
+            assert self.reach is not None
+            query_N1 = torch.arange(blocks * size, device=device).view(blocks, size, 1)
+            key_N1 = torch.arange(-size, (sides - 1) * size, device=device) + query_N1[:, :1]
+            ago = query_N1 - key_N1
+            ahead = 1 if self.causal else self.reach[1]
+            seen = (ago < self.reach[0]) & (-ago < ahead) & (key_N1 >= 0) & (key_N1 < tokens)
+            # What fills the last block is no query; it sees something, lest it be not a number.
+            self._masks[key] = (seen | (query_N1 >= tokens)).unsqueeze(1)
+        found = self._masks[key]
+        assert found is not None
+        return found
+
     def rows(self, first: int, last: int, keys: int, device: torch.device) -> Tensor | None:
         """Of `mask`, the queries from `first` to before `last`: made anew, for who goes through a long one in parts."""
         key = torch.arange(keys, device=device)
