@@ -5,6 +5,7 @@ import torch
 from torch.testing import assert_close
 from transformers.models.t5.modeling_t5 import T5Attention
 
+from lit_llm.components.attention import dot_product
 from lit_llm.components.attention.config import resolve_attention
 from lit_llm.components.attention.dot_product import DotProduct
 from lit_llm.components.attention.module import MergedAttention
@@ -53,6 +54,7 @@ def test_a_long_row_is_cut_into_blocks_and_is_the_same(monkeypatch, causal, behi
     k, v = (torch.randn(B, 2, tokens, K, dtype=torch.float64, requires_grad=True) for _ in range(2))
     seen = near(behind, ahead, tokens) & (torch.ones(tokens, tokens).tril().bool() if causal else True)
     wanted = by_the_book(q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1), seen)
+    monkeypatch.setattr(dot_product, "BAND", 4)
     monkeypatch.setattr(Visibility, "mask", None)
     out = DotProduct()(q, k, v, visible)
     assert_close(out, wanted)

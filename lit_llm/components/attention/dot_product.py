@@ -154,7 +154,7 @@ def _is_blocks(visible: Visibility | Merged) -> bool:
     return visible.key_lengths is None and not isinstance(visible.prefix, Tensor)
 
 
-BAND = 4
+BAND = 8
 """Blocks from which on a window is computed block by block; for fewer one mask over all is as cheap."""
 
 
