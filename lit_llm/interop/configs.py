@@ -56,9 +56,9 @@ def t5gemma2(model: ResolvedModel, ids: Ids) -> dict[str, Any]:
     )
     before, after = next((own.reach for own in _attentions(model.encoder) if own.reach), (1, 1))
     encoder["sliding_window"] = before + after - 1
-    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
-    vision |= {"image_size": 28, "patch_size": 14, "model_type": "siglip_vision_model"}
-    whole = {"text_config": encoder, "vision_config": vision, "mm_tokens_per_image": 4}
+    eyes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    eyes |= {"num_attention_heads": 1, "image_size": 28, "patch_size": 14, "model_type": "siglip_vision_model"}
+    whole = {"text_config": encoder, "vision_config": eyes, "mm_tokens_per_image": 4}
     return {**_two(model, ids, tied="all"), "encoder": whole, "decoder": decoder}
 
 

@@ -302,7 +302,9 @@ def _both(sides: Sequence[Asked], encoder: _Stack, decoder: _Stack, **rest: Any)
     attention, of_encoder, of_decoder = _apart(encoder.attention, decoder.attention)
     feed_forward, own, none = _apart(encoder.feed_forward, decoder.feed_forward)
     assert not none  # all of its keys are there in both
-    first = {"layers": encoder.layers, **({"d_model": encoder.d_model} if encoder.d_model != decoder.d_model else {})}
+    first: dict[str, Any] = {"layers": encoder.layers}
+    if encoder.d_model != decoder.d_model:
+        first["d_model"] = encoder.d_model
     first |= {key: value for key, value in (("attention", of_encoder), ("feed_forward", own)) if value}
     second: dict[str, Any] = {"layers": decoder.layers}
     if of_decoder:
