@@ -82,13 +82,15 @@ def export_finished(store: Store, fingerprint: str, out: Path) -> str:
     data = finished.experiment.pretrain.data
     state = finished.model.state_dict()
     prepared = open_prepared(data, store.data, thaw(store.stage(fingerprint)).data)
-    if isinstance(data.tokenizer, BytePairTokenizer):
-        ends: tuple[str | None, str | None] = SPECIAL
-    elif isinstance(data.tokenizer, FileTokenizer):
+    file: Path | None = prepared.tokenizer_folder / FILE
+    ends: tuple[str | None, str | None] = SPECIAL
+    if isinstance(data.tokenizer, FileTokenizer):
         ends = data.tokenizer.end_of_document, data.tokenizer.begin
-    else:  # bytes have no file
-        return export_checkpoint(finished.experiment.model, state, out)
-    return export_checkpoint(finished.experiment.model, state, out, prepared.tokenizer_folder / FILE, *ends)
+    elif not isinstance(data.tokenizer, BytePairTokenizer):
+        file = None  # bytes have none
+    said = export_checkpoint(finished.experiment.model, state, out, file, *ends)
+    opened = "; it was trained to see its prefix both ways, which transformers' causal mask hides"
+    return said + opened * (finished.masks.prefix == "bidirectional")
 
 
 def open_finished(store: Store, fingerprint: str) -> Finished:

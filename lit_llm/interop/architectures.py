@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lit_llm.config.problems import Problem
 from lit_llm.config.section import Section, validate
 from lit_llm.config.tree import difference, tree
 from lit_llm.interop import configs, names, sections
@@ -89,15 +90,17 @@ def checked(section: Mapping[str, Any]) -> ModelConfig:
     return validate(ModelFile, tree({"model": section})).model
 
 
-def nearest(model: ResolvedModel, ids: Ids) -> tuple[Architecture, dict[str, Any], dict[str, list[Any]]]:
-    """(architecture, its config.json, what is different there) of the architecture with the least difference."""
+def nearest(model: ResolvedModel, ids: Ids) -> tuple[Architecture, dict[str, Any], dict[str, str]]:
+    """(architecture, its config.json, what is different there by key) of the one with the least difference."""
     found = []
     families = {"decoder": ("llama", "qwen3", "gemma2"), "encoder_decoder": ("t5gemma", "t5gemma2")}
     for name in families.get(model.family, ("modernbert",)):
-        each = ARCHITECTURES[name]
+        each, problems = ARCHITECTURES[name], list[Problem]()
         config = each.config(model, ids)
-        there = resolve_model(checked(each.section(Asked(config, each.defaults, []))))
-        found.append((each, config, difference(_by_layer(model), _by_layer(there))))
+        there = resolve_model(checked(each.section(Asked(config, each.defaults, problems))))
+        apart = difference(_by_layer(model), _by_layer(there)).items()
+        differs = {key: f"is {ours!r}, {theirs!r} there" for key, (ours, theirs) in apart}
+        found.append((each, config, differs | {problem.key: problem.message for problem in problems}))
     return min(found, key=lambda one: len(one[2]))
 
 

@@ -156,7 +156,9 @@ def open_checkpoint(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
 
 def open_model(folder: Path) -> tuple[LanguageModel, FromFile, int]:
     """The model of a directory of ours, its tokenizer, and the token that a text begins with: where the tokenizer has
-    none for that, the one that ends a document. Raises InputError, also where there is no tokenizer."""
+    none for that, the one that ends a document. Raises InputError, also where there is no tokenizer, and for a model
+    that writes no text.
+    """
     from lit_llm.data.tokenizers import FromFile
     from lit_llm.models.build import build_model
     from lit_llm.objectives.config import BOS, EOD
@@ -165,6 +167,8 @@ def open_model(folder: Path) -> tuple[LanguageModel, FromFile, int]:
     ends = _tokenizer_of(read_file(folder / MODEL))
     if ends is None:
         raise InputError(Problem("has no tokenizer that model.yaml names, so it reads and writes no text", str(folder)))
+    if config.family == "encoder_only":
+        raise InputError(Problem("is an encoder-only model, which writes no text", str(folder)))
     tokenizer = FromFile(folder / TOKENIZER, ends.get("end_of_document"), ends.get("begin"))
     layout = tokenizer_file.read(folder / TOKENIZER, ends.get("end_of_document"), ends.get("begin"))
     model = build_model(config)

@@ -69,7 +69,7 @@ def modernbert(model: ResolvedModel, ids: Ids) -> dict[str, Any]:
     return {
         **{key: value for key, value in stack.items() if key not in ("head_dim", "num_key_value_heads")},
         "layer_types": kinds["layer_types"],
-        "local_attention": 2 * (kinds["sliding_window"] - 1),
+        "local_attention": max(1, 2 * (kinds["sliding_window"] - 1)),
         "hidden_activation": _activation(model.encoder),
         "rope_parameters": _two_ropes(model.encoder),
         "decoder_bias": model.output.bias,

@@ -97,8 +97,8 @@ def _same(source: Path, model: ResolvedModel) -> dict[str, Any] | None:
     return dict(json.loads(source.read_text(encoding="utf-8"))) if resolve_model(there) == model else None
 
 
-def _outside(architecture: Architecture, differs: Mapping[str, Any]) -> str:
-    listed = [f"{key} is {ours!r}, {theirs!r} there" for key, (ours, theirs) in differs.items()]
+def _outside(architecture: Architecture, differs: Mapping[str, str]) -> str:
+    listed = [f"{key} {difference}" for key, difference in differs.items()]
     return f"the nearest it knows is {architecture.model}, and {some(listed)}"
 
 

@@ -147,3 +147,32 @@ def test_auto_classes_find_what_is_exported(tmp_path):
     export_folder(folder, tmp_path / "back")
     back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back", attn_implementation="eager")
     close(*both_logits(back.eval(), ours, name="llama"))
+
+
+LOCAL, GLOBAL = "sliding_attention", "full_attention"
+
+
+@pytest.mark.parametrize("kinds", [(LOCAL, GLOBAL), (GLOBAL, LOCAL), (LOCAL, LOCAL)])
+@pytest.mark.parametrize("name", BOTH)
+def test_stacks_of_local_or_of_global_layers_alone(name, kinds, tmp_path):
+    """And an encoder with what its decoder does not have: other softcaps, scales and rotations."""
+    values = values_of(name)
+    encoder = values["encoder"] if name == "t5gemma" else values["encoder"]["text_config"]
+    for side, kind in zip((encoder, values["decoder"]), kinds, strict=True):
+        side["layer_types"] = [kind] * side["num_hidden_layers"]
+    encoder["query_pre_attn_scalar"] = encoder["head_dim"]  # the usual scale, and the decoder's is not
+    encoder["rope_parameters"] = peer_rope(name, 30.0)
+    if name == "t5gemma":
+        encoder["attn_logit_softcapping"] = None
+    theirs = peer(name, **values)
+    folder, ours = imported(theirs, tmp_path)
+    close(*both_logits(theirs, ours, name=name))
+    (folder / "config.json").unlink()  # so that it has to be written anew
+    export_folder(folder, tmp_path / "back")
+    back = MODELS[name].from_pretrained(tmp_path / "back", attn_implementation="eager").eval()
+    close(*both_logits(back, ours, name=name))
+
+
+def peer_rope(name, theta):
+    one = {"rope_type": "default", "rope_theta": theta}
+    return one if name == "t5gemma" else {LOCAL: one, GLOBAL: {**one, "rope_theta": 7 * theta}}

@@ -108,12 +108,15 @@ def test_a_folder_without_a_tokenizer_says_so(tmp_path):
     assert "no tokenizer" in said.stderr
 
 
-def test_an_exported_run_writes_in_transformers_what_generate_writes(tmp_path):
-    """Trained with exchanged ids; its rows have to go back to their places in the tokenizer's file."""
-    library = write_tokenizer(tmp_path / "tokenizer.json")
-    for number in range(12):
-        (tmp_path / f"{number}.txt").write_text(" ".join(f"w{(7 * n + number) % 57}" for n in range(300)))
-    (tmp_path / "run.yaml").write_text("""
+def test_a_model_that_fills_in_words_says_that_it_writes_none(tmp_path):
+    _, place, _ = with_tokenizer("modernbert", tmp_path)
+    import_checkpoint(place, tmp_path / "ours")
+    said = command("generate", "ours", "w1", cwd=tmp_path)
+    assert said.returncode == 2
+    assert "writes no text" in said.stderr
+
+
+RUN = """
 extends: decllm-tiny
 model:
   {d_model: 16, vocabulary: 64, norm: {scale: true}, attention: {heads: 2, qkv_norm: []}, feed_forward: {d_ff: 32}}
@@ -126,7 +129,20 @@ pretrain:
     validation_fraction: 0.3
   training: {max_steps: 20, schedule: {warmup_steps: 2}}
   validation: {times: 1, sequences: 4}
-""")
+"""
+
+
+@pytest.fixture
+def library(tmp_path):
+    """A folder with a run's file and its text; the tokenizer."""
+    for number in range(12):
+        (tmp_path / f"{number}.txt").write_text(" ".join(f"w{(7 * n + number) % 57}" for n in range(300)))
+    (tmp_path / "run.yaml").write_text(RUN)
+    return write_tokenizer(tmp_path / "tokenizer.json")
+
+
+def test_an_exported_run_writes_in_transformers_what_generate_writes(library, tmp_path):
+    """Trained with exchanged ids; its rows have to go back to their places in the tokenizer's file."""
     done = command("train", "run.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     done = command("export", "run.yaml", "exported", cwd=tmp_path)
@@ -140,3 +156,10 @@ pretrain:
     assert again.returncode == 0, again.stderr
     repeated = command("generate", "ours", "w5 w9 w30", "--max-new-tokens", "9", "--json", cwd=tmp_path)
     assert repeated.stdout == said.stdout
+
+
+def test_a_mask_that_transformers_does_not_have_is_said(library, tmp_path):
+    (tmp_path / "run.yaml").write_text(RUN + "  objective: prefix_lm\n  masks: {prefix: bidirectional}\n")
+    assert command("train", "run.yaml", cwd=tmp_path).returncode == 0
+    done = command("export", "run.yaml", "exported", cwd=tmp_path)
+    assert "prefix both ways" in done.stdout, done.stderr
