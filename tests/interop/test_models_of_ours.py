@@ -126,9 +126,9 @@ def test_an_experiment_extends_what_was_imported(name, tmp_path):
     """On the training of a preset whose own model is quite another one."""
     folder, ours = imported(peer(name), tmp_path)
     file = tmp_path / "experiment.yaml"
-    file.write_text(
-        "extends: [_training.yaml, ours/model.yaml]\npretrain: {data: {tokenizer: bytes}}\nmodel: {vocabulary: 300}\n"
-    )
+    objective = "masked_lm" if ours.config.family == "encoder_only" else "causal_lm"
+    training = f"pretrain: {{objective: {objective}, data: {{tokenizer: bytes}}}}"
+    file.write_text(f"extends: [_training.yaml, ours/model.yaml]\n{training}\nmodel: {{vocabulary: 300}}\n")
     (tmp_path / "_training.yaml").write_text(
         "pretrain: {data: {sequence_length: 64, batch_size: 4}, training: {max_steps: 9}}\n"
     )
