@@ -47,7 +47,7 @@ def main() -> None:
     torch.set_num_threads(1)
     experiment = load_experiment("decllm-tiny", ["model.attention.qkv_norm=[]", "model.norm.scale=true"])
     plain, normed = build_model(experiment.model), build_model(load_experiment("decllm-tiny").model)
-    shape, layers = experiment.model, experiment.model.decoder.layers
+    shape, layers = experiment.model, len(plain.config.decoder)
     llama = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=shape.vocabulary,
@@ -64,7 +64,7 @@ def main() -> None:
     inputs, targets, weights = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), torch.ones(BATCH, LENGTH)
 
     def ours(model: LanguageModel) -> Callable[[], torch.Tensor]:
-        return lambda: target_loss(model.hidden(inputs), model.unembedding_VD, targets, weights)[0] / targets.numel()
+        return lambda: target_loss(model.hidden(inputs), model.unembedding, targets, weights)[0] / targets.numel()
 
     contestants = {
         "ours": step_of(list(plain.parameters()), ours(plain)),

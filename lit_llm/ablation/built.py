@@ -219,7 +219,7 @@ def _nats(model: LanguageModel, batch: Batch) -> Tensor:
     """Nats per target. Not by `target_loss`, which sums in float32."""
     counted = batch.weights.flatten() > 0
     hidden_ND = model.hidden(**batch.inputs).flatten(0, 1)[counted]
-    return F.cross_entropy(F.linear(hidden_ND, model.unembedding_VD), batch.targets.flatten()[counted])
+    return F.cross_entropy(model.unembedding(hidden_ND), batch.targets.flatten()[counted])
 
 
 def _gradients(model: LanguageModel, batch: Batch) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ of a deeper stack. Neither is a mistake; that more than the factor changed shoul
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lit_llm.ablation.arms import Ablation, Arm
@@ -61,15 +61,21 @@ def _changes(arm: Arm, baseline: Arm, declared: set[str]) -> Iterator[tuple[str,
 
 def _keys(model: ResolvedModel) -> Iterator[tuple[tuple[Place, str], Any]]:
     """Every key of a resolved model with its place; the model's own keys have none."""
-    for key, value in leaves(model.model_dump(exclude={"encoder", "decoder"})):
+    for key, value in leaves(_whole(model, without=("encoder", "decoder"))):
         yield (("", 0, ""), key), value
     for side, layers in (("encoder", model.encoder), ("decoder", model.decoder)):
         for index, layer in enumerate(layers):
             for name, part in layer:
                 # The encoder's only attention is addressed without "self".
                 component = "attention" if (side, name) == ("encoder", "self_attention") else name
-                for key, value in leaves(part.model_dump()) if isinstance(part, Section) else ():
+                for key, value in leaves(_whole(part)) if isinstance(part, Section) else ():
                     yield ((side, index, component), key), value
+
+
+def _whole(section: Section, without: Sequence[str] = ()) -> dict[str, Any]:
+    """All fields, those too that a dump leaves out where they have no effect."""
+    found = {key: getattr(section, key) for key in type(section).model_fields if key not in without}
+    return {key: _whole(value) if isinstance(value, Section) else value for key, value in found.items()}
 
 
 def _addresses(place: Place, key: str, *arms: Arm) -> Iterator[str]:

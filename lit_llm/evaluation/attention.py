@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lit_llm.components.attention.dot_product import DotProduct
 from lit_llm.components.attention.module import Attention
 from lit_llm.components.attention.visibility import Visibility
 from lit_llm.components.loss.module import target_nats
@@ -48,6 +49,7 @@ from lit_llm.evaluation.source_sensitivity import (
     target_queries,
 )
 from lit_llm.models.build import generator
+from lit_llm.models.config import not_looked_at
 from lit_llm.models.transformer import EncoderDecoder, LanguageModel, Stack
 from lit_llm.objectives.config import MasksConfig, PrefixLM
 from lit_llm.objectives.layout import Batch
@@ -68,6 +70,8 @@ def attention_analysis(
     progress: windows, those whose derivatives are taken once more. Raises InputError, before anything is computed, if a
     source holds out no window of that length or a step is beyond the target.
     """
+    if problem := not_looked_at(model.config):
+        raise InputError(Problem(problem, "attention"))
     if problems := config.problems(data.config.sequence_length):
         raise InputError(*(Problem(message, f"attention.{key}") for key, message in problems))
     windows_NT = held_out_windows(data, config)
@@ -164,7 +168,7 @@ def look_at_weights(model: LanguageModel, batch: Batch, window: int, curves: Cur
 @torch.no_grad()
 def target_log_probability(model: LanguageModel, batch: Batch) -> Tensor:
     """B x N, nats; of examples that are all cut at one place."""
-    nats_N = target_nats(model.hidden(**batch.inputs), model.unembedding_VD, batch.targets, batch.weights)
+    nats_N = target_nats(model.hidden(**batch.inputs), model.unembedding, batch.targets, batch.weights)
     return -nats_N.view(len(batch), -1)
 
 
@@ -172,19 +176,23 @@ def _attentions(stack: Stack, name: str) -> list[Attention]:
     return [getattr(block, name) for block in stack.layers]
 
 
-Probed = tuple[Tensor, Tensor, Tensor, Visibility]
-"""What a DotProduct gets: queries, keys, values, and who sees whom."""
+Probed = tuple[Tensor, Tensor, Tensor, Visibility, None]
+"""What a DotProduct gets: queries, keys, values, and who sees whom; no bias."""
 
 
-def _locality(curves: Curves, measure: str, layer: int, window: int, _: nn.Module, inputs: Probed) -> None:
+def _locality(curves: Curves, measure: str, layer: int, window: int, attention: nn.Module, inputs: Probed) -> None:
+    assert isinstance(attention, DotProduct)
     q_BHTK, k_BHTK, visible = inputs[0], inputs[1], inputs[3]
     axis = Axis("position", range(q_BHTK.shape[2]))
-    curves.add(measure, axis, layer, local_probability(q_BHTK, k_BHTK, visible, window))
+    curves.add(measure, axis, layer, local_probability(attention, q_BHTK, k_BHTK, visible, window))
 
 
-def _source(curves: Curves, steps: Axis, layer: int, source: slice, start: int, _: nn.Module, inputs: Probed) -> None:
+def _source(
+    curves: Curves, steps: Axis, layer: int, source: slice, start: int, attention: nn.Module, inputs: Probed
+) -> None:
+    assert isinstance(attention, DotProduct)
     q_BHTK, k_BHSK, visible = inputs[0], inputs[1], inputs[3]
-    found = source_attention(q_BHTK, k_BHSK, visible, source, start)
+    found = source_attention(attention, q_BHTK, k_BHSK, visible, source, start)
     for name in ("entropy", "top_mass", "top_percent_mass"):
         curves.add(f"source_{name}", steps, layer, getattr(found, name), found.sees)
     for name in ("overlap", "cosine"):

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_llm.components.attention.dot_product import DotProduct
 from lit_llm.components.attention.visibility import Visibility
 
 SCORES = 1 << 22
@@ -31,16 +32,14 @@ TOP = 5
 
 
 def attention_rows(
-    q_BHTK: Tensor, k_BHSK: Tensor, visible: Visibility, start: int = 0
+    attention: DotProduct, q_BHTK: Tensor, k_BHSK: Tensor, visible: Visibility, start: int = 0
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(c, softmax(QKᵀ/√K) of queries from c on, B x H x C x S; which keys they see, 1 or B x 1 x C x S), from `start`.
+    """(c, softmax of the scores of queries from c on, B x H x C x S; keys they see, 1 or B x 1 x C x S), from `start`.
 
     In float32 at least. A query that sees nothing has no weights: its row is zero.
     """
-    rows, heads, queries, head_dim = q_BHTK.shape
+    rows, heads, queries, _ = q_BHTK.shape
     keys, device = k_BHSK.shape[2], q_BHTK.device
-    dtype = _dtype(q_BHTK)
-    k_BHKS = k_BHSK.to(dtype).repeat_interleave(heads // k_BHSK.shape[1], dim=1).transpose(-1, -2)
     size = max(1, SCORES // (rows * heads * keys))
     for first in range(start, queries, size):
         last = min(first + size, queries)
@@ -48,15 +47,17 @@ def attention_rows(
         if seen is None:
             seen = torch.ones((), dtype=torch.bool, device=device)
         seen = seen.expand(*seen.shape[:-2] if seen.dim() == 4 else (1, 1), last - first, keys)
-        scores_BHCS = (q_BHTK[:, :, first:last].to(dtype) @ k_BHKS) / head_dim**0.5
+        scores_BHCS = attention.scores(q_BHTK[:, :, first:last], k_BHSK)
         weights_BHCS = scores_BHCS.masked_fill_(~seen, -torch.inf).softmax(dim=-1)
         yield first, weights_BHCS.masked_fill_(~seen.any(dim=-1, keepdim=True), 0.0), seen
 
 
-def local_probability(q_BHTK: Tensor, k_BHSK: Tensor, visible: Visibility, window: int) -> Tensor:
+def local_probability(
+    attention: DotProduct, q_BHTK: Tensor, k_BHSK: Tensor, visible: Visibility, window: int
+) -> Tensor:
     """B x T: the weight on the `window` keys that end at the query itself, mean over heads; for self-attention."""
     found = []
-    for first, weights_BHCS, _ in attention_rows(q_BHTK, k_BHSK, visible):
+    for first, weights_BHCS, _ in attention_rows(attention, q_BHTK, k_BHSK, visible):
         queries, keys = weights_BHCS.shape[2:]
         key = torch.arange(keys, device=weights_BHCS.device)
         query = torch.arange(first, first + queries, device=weights_BHCS.device)[:, None]
@@ -92,7 +93,7 @@ class SourceAttention:
 
 
 def source_attention(
-    q_BHTK: Tensor, k_BHSK: Tensor, visible: Visibility, source: slice, start: int = 0
+    attention: DotProduct, q_BHTK: Tensor, k_BHSK: Tensor, visible: Visibility, source: slice, start: int = 0
 ) -> SourceAttention:
     """Of the queries from `start` on, at the keys `source`."""
     rows, heads, _, _ = q_BHTK.shape
@@ -101,7 +102,7 @@ def source_attention(
     parts: list[dict[str, Tensor]] = []
     before_BHS = sum_BHS = q_BHTK.new_zeros(rows, heads, size, dtype=_dtype(q_BHTK))
     attended_before = q_BHTK.new_full((rows, heads, top), -1, dtype=torch.long)
-    for _, weights_BHCS, seen in attention_rows(q_BHTK, k_BHSK, visible, start):
+    for _, weights_BHCS, seen in attention_rows(attention, q_BHTK, k_BHSK, visible, start):
         visible_keys, visible_source = (part.sum(-1) for part in (seen, seen[..., source]))
         mass_BHC = weights_BHCS[..., source].sum(-1)
         tiny = torch.finfo(mass_BHC.dtype).tiny

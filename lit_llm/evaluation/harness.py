@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_llm.components.embedding.module import Unembedding
 from lit_llm.components.loss.config import chunk_rows
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.data.tokenizers import Tokenizer
@@ -139,7 +140,7 @@ def score_pairs(
                 numbers.append(number)
                 tokens.append(pairs[number][1])
                 places.extend(range(start, start + len(tokens[-1])))
-        nats, greedy = _answers(hidden_ND, model.unembedding_VD, places, [token for own in tokens for token in own])
+        nats, greedy = _answers(hidden_ND, model.unembedding, places, [token for own in tokens for token in own])
         cuts = np.cumsum([len(own) for own in tokens])[:-1]
         for number, own_nats, own_greedy in zip(numbers, np.split(nats, cuts), np.split(greedy, cuts), strict=True):
             found[number] = (-float(own_nats.sum()), bool(own_greedy.all()))
@@ -147,15 +148,15 @@ def score_pairs(
 
 
 def _answers(
-    hidden_ND: Tensor, unembedding_VD: Tensor, places: Sequence[int], tokens: Sequence[int]
+    hidden_ND: Tensor, unembedding: Unembedding, places: Sequence[int], tokens: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """(nats in float64, whether it is the most probable) of a token at each of these places."""
     hidden_ND = hidden_ND[torch.tensor(places, device=hidden_ND.device)]
     tokens_N = torch.tensor(tokens, device=hidden_ND.device)
     nats, greedy = [], []
-    size = chunk_rows(unembedding_VD.shape[0])  # so that the logits of a large vocabulary fit
+    size = chunk_rows(unembedding.vocabulary)  # so that the logits of a large vocabulary fit
     for hidden, token in zip(hidden_ND.split(size), tokens_N.split(size), strict=True):
-        logits = F.linear(hidden, unembedding_VD).float()
+        logits = unembedding(hidden).float()
         nats.append(F.cross_entropy(logits, token, reduction="none"))
         greedy.append(logits.argmax(-1) == token)
     return torch.cat(nats).double().cpu().numpy(), torch.cat(greedy).cpu().numpy()

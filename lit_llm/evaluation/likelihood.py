@@ -91,7 +91,7 @@ class Validation:
 
 def nats_of(model: LanguageModel, batch: Batch) -> Tensor:
     """Nats of every counted target, row by row, as one vector; to be called without gradients."""
-    return target_nats(model.hidden(**batch.inputs), model.unembedding_VD, batch.targets, batch.weights)
+    return target_nats(model.hidden(**batch.inputs), model.unembedding, batch.targets, batch.weights)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -95,11 +95,13 @@ def attention_sensitivity(
 def _reader(block: nn.Module, crossed: bool) -> tuple[Attention, nn.Module]:
     """The attention of a layer that reads the source, and the norm before it."""
     assert isinstance(block, Block)
-    if not crossed:
-        return block.self_attention, block.self_attention_norm
-    assert block.cross_attention is not None
-    assert block.cross_attention_norm is not None
-    return block.cross_attention, block.cross_attention_norm
+    part, attention = "self_attention", cast(Attention, block.self_attention)
+    if crossed:
+        assert block.cross_attention is not None
+        part, attention = "cross_attention", block.cross_attention
+    norm = block.norm_before(part)
+    assert norm is not None
+    return attention, norm
 
 
 def _norm_by_draws(out_BD: Tensor, source_BSD: Tensor, directions_BRD: Tensor) -> Tensor:

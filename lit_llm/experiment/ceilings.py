@@ -261,13 +261,14 @@ class Timer:
         """Seconds of the loss over that many positions."""
         import torch
 
+        from lit_llm.components.embedding.module import Unembedding
         from lit_llm.components.loss.module import target_loss
 
         hidden = torch.randn(1, positions, width, device=self.device, requires_grad=True)
         matrix = torch.randn(vocabulary, width, device=self.device, requires_grad=True)
         targets = torch.zeros(1, positions, dtype=torch.long, device=self.device)
         ones = torch.ones(1, positions, device=self.device)
-        return self.seconds(lambda: target_loss(hidden, matrix, targets, ones)[0])
+        return self.seconds(lambda: target_loss(hidden, Unembedding(matrix), targets, ones)[0])
 
     def update(self, kind: str, tensors: int, width: int) -> float:
         """Seconds of clipping and one step over so many square matrices."""

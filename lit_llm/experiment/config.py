@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from lit_llm.config.section import Section, impossible
 from lit_llm.data.config import DataConfig, InstructionConfig
 from lit_llm.evaluation.config import EVALUATIONS, EvaluateConfig, ExampleValidationConfig, ValidationConfig
-from lit_llm.models.config import EncoderDecoderModel, ModelConfig, resolve_model
+from lit_llm.models.config import EncoderDecoderModel, ModelConfig, not_looked_at, resolve_model
 from lit_llm.objectives.config import CausalLM, MasksConfig, Objective, PrefixLM
 from lit_llm.training.config import TrainingConfig
 
@@ -127,9 +127,8 @@ class Experiment(Section):
             message = "finetune is to be evaluated, and there is no such section; add it, or evaluate after pretrain"
             findings.append(("evaluate.after", message))
         looked_at = self.evaluate is not None and self.evaluate.attention is not None
-        if looked_at and resolve_model(self.model).has_partial_attention:
-            message = "looks at self- and cross-attention, and would not see what partial attention reads"
-            findings.append(("evaluate.attention", message))
+        if looked_at and (problem := not_looked_at(resolve_model(self.model))):
+            findings.append(("evaluate.attention", problem))
         if self.evaluate is not None and self.evaluate.examples is not None and self.finetune is None:
             findings.append(("evaluate.examples", "are those that `finetune.data` holds out, and there is no finetune"))
         if findings:

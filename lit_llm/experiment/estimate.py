@@ -21,7 +21,7 @@ from lit_llm.experiment.ceilings import MUON_WIDTH, Ceilings, interpolated
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.cost import example_shape, shape_at
 from lit_llm.models.config import Layer, ResolvedModel, resolve_model
-from lit_llm.models.cost import Shape, causal_pairs, embedding_tensors, forward_flops, layer_tensors
+from lit_llm.models.cost import Shape, embedding_tensors, forward_flops, layer_tensors, score_flops
 from lit_llm.training.optimizers.config import Muon, Optimizer
 
 START_SECONDS = 0.2
@@ -116,20 +116,6 @@ def _window_seconds(model: ResolvedModel, shape: Shape, at_once: int, ceilings: 
     again = 4 / 3 if positions > rows else 1
     for_each = 1 / interpolated(ceilings.logits, held) + ceilings.logit_width * model.d_model
     return seconds + again * logits * for_each
-
-
-def score_flops(model: ResolvedModel, shape: Shape) -> Iterable[tuple[float, int, float]]:
-    """(keys, head_dim, forward FLOPs of QKᵀ and the sum over values) of every attention, for one example."""
-    for layer in model.encoder:
-        attention = layer.self_attention
-        yield shape.source, attention.head_dim, attention.score_flops(shape.source * shape.source)
-    for layer in model.decoder:
-        attention = layer.self_attention
-        yield shape.target, attention.head_dim, attention.score_flops(causal_pairs(shape.target, shape.prefix))
-        if cross := layer.cross_attention:
-            yield shape.source, cross.head_dim, cross.score_flops(shape.target * shape.source)
-        if partial := layer.partial_attention:
-            yield shape.partial, partial.head_dim, partial.score_flops(shape.target * shape.partial)
 
 
 def layers_seconds(model: ResolvedModel, ceilings: Ceilings) -> float:

@@ -47,7 +47,7 @@ class Decoding(ABC):
     @torch.inference_mode()
     def step(self, tokens_B: Tensor) -> None:
         """Each row goes on with one more token; new `logits_BV`."""
-        x_B1D = self.model.embedding(tokens_B[:, None])
+        x_B1D = self.model.embed(tokens_B[:, None])
         rotations = Rotations(compute_dtype(x_B1D))
         rotations.place("self", self.rows.next_positions())
         hidden_B1D = self._step(x_B1D, rotations)
@@ -87,12 +87,13 @@ class _DecoderOnly(Decoding):
         caches = []
         for layer in model.config.decoder:
             of_source = KeyValues(self.source_rows) if layer.partial_attention else None
-            caches.append(LayerCache(KeyValues(rows), partial_attention=of_source))
+            own = KeyValues(rows, layer.self_attention.window)
+            caches.append(LayerCache(own, partial_attention=of_source))
         super().__init__(model, rows, caches)
         visible = Visibility(causal=True)  # padding comes last: no token sees it, and what it sees is of no concern
         if prefix == "bidirectional":
             visible.prefix = rows.lengths[0] if rows.even else rows.lengths_B
-        x_BTD = model.embedding(tokens_BT)
+        x_BTD = model.embed(tokens_BT)
         rotations = Rotations(compute_dtype(x_BTD))
         positions = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
         rotations.place("self", positions)
@@ -118,7 +119,10 @@ class _EncoderDecoder(Decoding):
         self.source_visible = self.source_rows.visible()  # one for all steps, which then share its mask
         encoder_BSD = model.encode(source_BS, self.source_visible.key_lengths)
         rows = Rows([0] * len(prompts), source_BS.device)
-        caches = [LayerCache(KeyValues(rows), KeyValues(self.source_rows)) for _ in model.decoder.layers]
+        caches = []
+        for layer in model.config.decoder:
+            of_source = KeyValues(self.source_rows) if layer.cross_attention or layer.merged else None
+            caches.append(LayerCache(KeyValues(rows, layer.self_attention.window), of_source))
         super().__init__(model, rows, caches)
         self.encoder_BSD: Tensor | None = encoder_BSD
         self.step(torch.full((len(prompts),), begin, device=source_BS.device))
@@ -156,7 +160,8 @@ def prefill(
     """
     if isinstance(model, EncoderDecoder):
         return _EncoderDecoder(model, prompts, begin, end)
-    assert isinstance(model, DecoderOnly)
+    if not isinstance(model, DecoderOnly):
+        raise ValueError(f"a model of the family {model.config.family} generates no text")
     return _DecoderOnly(model, prompts, prefix, begin)
 
 

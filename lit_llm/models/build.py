@@ -8,11 +8,12 @@ too: a decoder-only model's stack has the names of an encoder-decoder's decoder.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import torch
 
 from lit_llm.models.config import ModelConfig, ResolvedModel, resolve_model
-from lit_llm.models.transformer import DecoderOnly, EncoderDecoder, LanguageModel
+from lit_llm.models.transformer import DecoderOnly, EncoderDecoder, EncoderOnly, LanguageModel
 
 
 def build_model(config: ModelConfig | ResolvedModel, seed: int = 0, device: str = "cpu") -> LanguageModel:
@@ -29,19 +30,27 @@ def build_model(config: ModelConfig | ResolvedModel, seed: int = 0, device: str 
 
 def bare_model(resolved: ResolvedModel) -> LanguageModel:
     """The modules, with torch's own values, on torch's default device."""
-    return (EncoderDecoder if resolved.family == "encoder_decoder" else DecoderOnly)(resolved)
+    return FAMILIES[resolved.family](resolved)
+
+
+FAMILIES: dict[str, Callable[[ResolvedModel], LanguageModel]] = {
+    "decoder": DecoderOnly,
+    "encoder_decoder": EncoderDecoder,
+    "encoder_only": EncoderOnly,
+}
 
 
 @torch.no_grad()
 def initialise(model: LanguageModel, seed: int) -> None:
-    """Fill the parameters: scales with one, matrices with N(0, 1 / fan-in), embeddings with N(0, 1 / d_model).
+    """Fill the parameters: scales with one, a bias of the output with zero, matrices with N(0, 1 / fan-in), embeddings
+    with N(0, 1 / d_model).
 
     The standard deviation depends on a matrix's own shape only, never on the depth, so that stacks of different
     depth share their layers' values.
     """
     for name, parameter in model.named_parameters():
         if parameter.dim() < 2:
-            parameter.fill_(1.0)
+            parameter.fill_(0.0 if name == "output_bias" else 1.0)
         else:
             # An embedding's rows are d_model wide and a linear layer's fan-in is its last dimension: one formula.
             parameter.normal_(0.0, parameter.shape[-1] ** -0.5, generator=generator(seed, name))

@@ -13,7 +13,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from lit_llm.components.attention.config import AttentionConfig, AttentionOverride, ResolvedAttention, resolve_attention
+from lit_llm.components.attention.config import (
+    AttentionConfig,
+    AttentionOverride,
+    Place,
+    ResolvedAttention,
+    resolve_attention,
+)
+from lit_llm.components.embedding.config import EmbeddingConfig, OutputConfig
 from lit_llm.components.feed_forward.config import FeedForwardConfig, FeedForwardOverride
 from lit_llm.components.norm.config import NormConfig
 from lit_llm.components.partial_attention.config import (
@@ -56,8 +63,11 @@ class DecoderLayerOverride(_AnyDecoderLayerOverride):
 class CrossDecoderLayerOverride(_AnyDecoderLayerOverride):
     """What is different in some layers of an encoder-decoder's decoder."""
 
+    cross: Literal["separate", "merged", "none"] | None = None
+    """How these layers read the source: by a cross-attention of their own (the default), in one softmax with
+    self-attention and by its matrices (merged, T5Gemma 2, arXiv 2512.14856), or not at all."""
     cross_attention: AttentionOverride | None = None
-    """Attention from the target to the encoder's output."""
+    """Attention from the target to the encoder's output, where it is separate."""
 
     @model_validator(mode="before")
     @classmethod
@@ -74,7 +84,14 @@ class EncoderConfig(EncoderLayerOverride):
     layers: int = Field(gt=0)
     """Number of layers."""
     layer_ranges: dict[str, EncoderLayerOverride] = {}
-    """Overrides for some layers, counted from 0: `"0-2": {attention: {qkv_norm: []}}`."""
+    """Overrides for some layers, counted from 0: `"0-2": {attention: {qkv_norm: []}}`; `"0-21/3"` is every third."""
+
+
+class SourceEncoderConfig(EncoderConfig):
+    """The source's stack of an encoder-decoder."""
+
+    d_model: int | None = Field(None, gt=0)
+    """Width of the encoder's residual stream; the model's when absent."""
 
 
 class DecoderConfig(DecoderLayerOverride):
@@ -83,7 +100,7 @@ class DecoderConfig(DecoderLayerOverride):
     layers: int = Field(gt=0)
     """Number of layers."""
     layer_ranges: dict[str, DecoderLayerOverride] = {}
-    """Overrides for some layers, counted from 0: `"0-2": {self_attention: {qkv_norm: []}}`."""
+    """Overrides for some layers, counted from 0: `"0-2": {self_attention: {qkv_norm: []}}`; `"0-21/3"`: every third."""
 
 
 class CrossDecoderConfig(CrossDecoderLayerOverride):
@@ -92,11 +109,11 @@ class CrossDecoderConfig(CrossDecoderLayerOverride):
     layers: int = Field(gt=0)
     """Number of layers."""
     layer_ranges: dict[str, CrossDecoderLayerOverride] = {}
-    """Overrides for some layers, counted from 0: `"0-2": {cross_attention: {rope: none}}`."""
+    """Overrides for some layers, counted from 0: `"0-2": {cross_attention: {rope: none}}`; `"0-21/3"`: every third."""
 
 
 class _Shared(Section):
-    """What both families have."""
+    """What all families have."""
 
     d_model: int = Field(gt=0)
     """Width of the residual stream."""
@@ -107,7 +124,11 @@ class _Shared(Section):
     feed_forward: FeedForwardConfig
     """Default of every feed-forward network."""
     norm: NormConfig = NormConfig()
-    """Norm before each block and after the last layer."""
+    """Norms of the residual stream."""
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    """What is done to embeddings before the first layer."""
+    output: OutputConfig = OutputConfig()
+    """What is done to the last layer's states to make logits of them."""
 
     @model_validator(mode="after")
     def _can_be_built(self) -> _Shared:
@@ -133,15 +154,27 @@ class EncoderDecoderModel(_Shared):
 
     family: Literal["encoder_decoder"] = "encoder_decoder"
     """Encoder-decoder."""
-    encoder: EncoderConfig
+    encoder: SourceEncoderConfig
     """The source's stack."""
     decoder: CrossDecoderConfig
     """The target's stack."""
-    tie_embeddings: Literal["all", "inputs", "none"] = "all"
-    """all: encoder input, decoder input and output are one matrix; inputs: only the two inputs are."""
+    tie_embeddings: Literal["all", "inputs", "decoder", "none"] = "all"
+    """all: encoder input, decoder input and output are one matrix; inputs: only the two inputs are; decoder: only the
+    decoder's input and the output are (T5Gemma)."""
 
 
-ModelConfig = Annotated[DecoderModel | EncoderDecoderModel, OneOf(default=DecoderModel, by="family")]
+class EncoderOnlyModel(_Shared):
+    """Encoder-only (ModernBERT, arXiv 2412.13663): one bidirectional stack that fills in masked tokens."""
+
+    family: Literal["encoder_only"] = "encoder_only"
+    """Encoder-only."""
+    encoder: EncoderConfig
+    """The stack."""
+    tie_embeddings: Literal["all", "none"] = "all"
+    """all: input and output embedding are one matrix."""
+
+
+ModelConfig = Annotated[DecoderModel | EncoderDecoderModel | EncoderOnlyModel, OneOf(default=DecoderModel, by="family")]
 
 # --- what is computed ----------------------------------------------------------------------------------------------
 
@@ -152,6 +185,8 @@ class Layer(Section):
     self_attention: ResolvedAttention
     cross_attention: ResolvedAttention | None
     # Not in the dump where there is none: stages from before it was there keep their fingerprints.
+    merged: bool = Field(False, exclude_if=lambda value: not value)
+    """Whether self-attention sees the encoder's output, too."""
     partial_attention: ResolvedPartialAttention | None = Field(None, exclude_if=lambda value: value is None)
     feed_forward: FeedForwardConfig
 
@@ -159,13 +194,21 @@ class Layer(Section):
 class ResolvedModel(Section):
     """A model as an explicit list of layers: what is built, costed, hashed and compared."""
 
-    family: Literal["decoder", "encoder_decoder"]
+    family: Literal["decoder", "encoder_decoder", "encoder_only"]
     d_model: int
     vocabulary: int
-    tie_embeddings: Literal["all", "inputs", "none"]
+    tie_embeddings: Literal["all", "inputs", "decoder", "none"]
     norm: NormConfig
+    embedding: EmbeddingConfig = Field(EmbeddingConfig(), exclude_if=lambda value: value == EmbeddingConfig())
+    output: OutputConfig = Field(OutputConfig(), exclude_if=lambda value: value == OutputConfig())
+    encoder_d_model: int | None = Field(None, exclude_if=lambda value: value is None)
+    """The encoder's width, where it is another one."""
     encoder: Items[Layer]
     decoder: Items[Layer]
+
+    def width(self, side: str) -> int:
+        """Of the residual stream of the `encoder` or the `decoder`."""
+        return self.encoder_d_model if side == "encoder" and self.encoder_d_model else self.d_model
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -177,26 +220,51 @@ class ResolvedModel(Section):
         return any(layer.partial_attention for layer in self.decoder)
 
 
+def not_looked_at(model: ResolvedModel) -> str:
+    """Why the analysis of attention does not show this model, or ''."""
+    shows = "it looks at self-attention, and at cross-attention in every layer of a decoder, with norms before them"
+    if model.family == "encoder_only":
+        return f"an encoder-only model has no targets; {shows}"
+    if not model.norm.before or model.norm.skip_first:
+        return f"norm.placement {model.norm.placement} (skip_first: {model.norm.skip_first}); {shows}"
+    for layer in model.decoder:
+        if layer.partial_attention:
+            return "looks at self- and cross-attention, and would not see what partial attention reads"
+        if layer.merged or (model.encoder and layer.cross_attention is None):
+            return f"a layer has no cross-attention of its own; {shows}"
+    if any(layer.self_attention.relative_bias != "none" for layer in model.layers):
+        return "would not see what a relative bias adds to the scores"
+    return ""
+
+
 def resolve_model(config: ModelConfig) -> ResolvedModel:
     """Apply all overrides. Two configs that are the same function in canonical form resolve to equal models."""
-    encoder = config.encoder if isinstance(config, EncoderDecoderModel) else None
+    encoder, decoder = (getattr(config, side, None) for side in ("encoder", "decoder"))
     return ResolvedModel(
         family=config.family,
         d_model=config.d_model,
         vocabulary=config.vocabulary,
         tie_embeddings=config.tie_embeddings,
         norm=config.norm,
+        embedding=config.embedding,
+        output=config.output,
+        encoder_d_model=_width(config, "encoder") if _width(config, "encoder") != config.d_model else None,
         encoder=tuple(_layer(config, "encoder", index) for index in range(encoder.layers if encoder else 0)),
-        decoder=tuple(_layer(config, "decoder", index) for index in range(config.decoder.layers)),
+        decoder=tuple(_layer(config, "decoder", index) for index in range(decoder.layers if decoder else 0)),
     )
 
 
+def _width(config: Any, side: str) -> int:
+    own: int | None = getattr(getattr(config, side, None), "d_model", None)
+    return own or config.d_model
+
+
 def _layer(config: Any, side: str, index: int) -> Layer:
-    stack = getattr(config, side)
-    cross = "cross_attention" in type(stack).model_fields
+    stack, reads = getattr(config, side), _cross(config, side, index)
     return Layer(
         self_attention=_attention(config, side, index, "attention" if side == "encoder" else "self_attention"),
-        cross_attention=_attention(config, side, index, "cross_attention") if cross else None,
+        cross_attention=_attention(config, side, index, "cross_attention") if reads == "separate" else None,
+        merged=reads == "merged",
         partial_attention=_partial_attention(config, side, index),
         feed_forward=FeedForwardConfig.model_validate(
             _merged(config.feed_forward, [part for _, part in _levels(stack, side, index)], "feed_forward")
@@ -204,10 +272,20 @@ def _layer(config: Any, side: str, index: int) -> Layer:
     )
 
 
+def _cross(config: Any, side: str, index: int) -> str:
+    """How a layer reads the source: none, where there is none."""
+    stack = getattr(config, side)
+    if "cross" not in type(stack).model_fields:
+        return "none"
+    found = [part.cross for _, part in _levels(stack, side, index) if part.cross is not None]
+    return str(found[-1]) if found else "separate"
+
+
 def _attention(config: Any, side: str, index: int, name: str) -> ResolvedAttention:
     levels = [part for _, part in _levels(getattr(config, side), side, index)]
     values = _merged(config.attention, levels, name)
-    return resolve_attention(values, config.d_model, cross=name == "cross_attention")
+    own: Place = "merged" if _cross(config, side, index) == "merged" else "self"
+    return resolve_attention(values, _width(config, side), "cross" if name == "cross_attention" else own)
 
 
 def _partial_attention(config: Any, side: str, index: int) -> ResolvedPartialAttention | None:
@@ -236,12 +314,12 @@ def _overrides(section: Section | None) -> dict[str, Any]:
 
 
 def layer_range(name: str) -> range:
-    """`"2-5"` as range(2, 6), `"3"` as range(3, 4). Raises ValueError for anything else."""
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", name)
+    """`"2-5"` as range(2, 6), `"3"` as range(3, 4), `"0-21/3"` as range(0, 22, 3). Raises ValueError otherwise."""
+    match = re.fullmatch(r"(\d+)(?:-(\d+)(?:/([1-9]\d*))?)?", name)
     if match is None:
-        raise ValueError(f"{name!r} is not a range of layers such as '3' or '0-2'")
+        raise ValueError(f"{name!r} is not a range of layers such as '3', '0-2' or '0-21/3'")
     first = int(match[1])
-    return range(first, int(match[2] or first) + 1)
+    return range(first, int(match[2] or first) + 1, int(match[3] or 1))
 
 
 def resolution_problems(config: Any) -> Iterator[tuple[str, str]]:
@@ -261,6 +339,8 @@ def resolution_problems(config: Any) -> Iterator[tuple[str, str]]:
         clash = _clash(stack.layer_ranges)
         if clash:
             yield f"{side}.layer_ranges", clash
+        yield from _of_the_source(config, stack) if side == "decoder" else ()
+        buildable = True
         names = [name for name in _ATTENTIONS if name in type(stack).model_fields]
         for index, name in itertools.product(range(stack.layers), names):
             try:
@@ -269,11 +349,40 @@ def resolution_problems(config: Any) -> Iterator[tuple[str, str]]:
                 else:
                     _attention(config, side, index, name)
             except ValueError as error:
+                buildable = False
                 yield _blamed(stack, side, index, name), str(error)
+        if buildable and (problem := _bias_problem(config, side, stack.layers)):
+            yield f"{side}.{'attention' if side == 'encoder' else 'self_attention'}", problem
+
+
+def _of_the_source(config: Any, stack: Any) -> Iterator[tuple[str, str]]:
+    """What is wrong with how a decoder reads its source."""
+    if "cross" not in type(stack).model_fields:
+        return
+    reads = [_cross(config, "decoder", index) for index in range(stack.layers)]
+    if set(reads) == {"none"}:
+        yield "decoder.cross", "no layer reads the source; leave out the encoder: `family: decoder`"
+    widths = _width(config, "encoder"), config.d_model
+    if widths[0] != widths[1]:
+        differ = f"the encoder is {widths[0]} wide and the decoder {widths[1]}"
+        if config.tie_embeddings in ("all", "inputs"):
+            yield "tie_embeddings", f"{config.tie_embeddings}: {differ}; decoder or none do not share their inputs"
+        if "merged" in reads:
+            yield "decoder.cross", f"merged: {differ}, and one W_k and W_v read both"
+
+
+def _bias_problem(config: Any, side: str, layers: int) -> str:
+    """Why the layers of a stack cannot share one relative bias, or ''."""
+    name = "attention" if side == "encoder" else "self_attention"
+    found = [_attention(config, side, index, name) for index in range(layers)]
+    kinds = {each.relative_bias for each in found}
+    if "shared" in kinds and len({str(each.bias_tensors()) + str(each.relative_distance) for each in found}) > 1:
+        return "relative_bias shared: all layers of a stack need the same heads, relative_buckets and relative_distance"
+    return ""
 
 
 _ATTENTIONS = ("attention", "self_attention", "cross_attention", "partial_attention")
-_SHAPE = {"heads", "kv_heads", "head_dim", "rope"}
+_SHAPE = {"heads", "kv_heads", "head_dim", "rope", "relative_bias", "relative_buckets", "window", "window_ahead"}
 """Keys of an attention that can make it impossible."""
 
 
@@ -301,9 +410,10 @@ def _clash(ranges: Mapping[str, Section]) -> str:
     seen: dict[tuple[int, str, str], str] = {}
     for name, part in ranges.items():
         for component in type(part).model_fields:
-            for key in _overrides(getattr(part, component)):
+            section = getattr(part, component)
+            for key in _overrides(section) if isinstance(section, Section) else [""] * (section is not None):
                 for index in layer_range(name):
                     other = seen.setdefault((index, component, key), name)
                     if other != name:
-                        return f"{other!r} and {name!r} both set {component}.{key} of layer {index}"
+                        return f"{other!r} and {name!r} both set {f'{component}.{key}'.strip('.')} of layer {index}"
     return ""

@@ -9,18 +9,32 @@ product with a one-hot matrix.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lit_llm.components.attention.config import ResolvedAttention
+from lit_llm.components.attention.config import Reach, ResolvedAttention
 from lit_llm.models.config import Layer, ResolvedModel
 
 
-def causal_pairs(tokens: float, prefix: float = 0) -> float:
-    """Visible (query, key) pairs among `tokens`, of which the first `prefix` also see each other.
+def causal_pairs(tokens: float, prefix: float = 0, reach: Reach | None = None) -> float:
+    """Visible (query, key) pairs among `tokens`, of which the first `prefix` also see each other, within a window.
 
-    A polynomial in both, so that it can be averaged over cuts; hence no integer division.
+    Without one a polynomial in both, so that it can be averaged over cuts; hence no integer division.
     """
-    return (tokens * (tokens + 1) + prefix * (prefix - 1)) / 2
+    behind, ahead = reach or (math.inf, math.inf)
+    return _sum_up_to(tokens, behind) + _sum_up_to(prefix - 1, ahead - 1)
+
+
+def full_pairs(tokens: float, reach: Reach | None = None) -> float:
+    """Visible (query, key) pairs among `tokens` that all see each other, within a window."""
+    behind, ahead = reach or (math.inf, math.inf)
+    return tokens + _sum_up_to(tokens - 1, behind - 1) + _sum_up_to(tokens - 1, ahead - 1)
+
+
+def _sum_up_to(last: float, most: float) -> float:
+    """min(1, most) + min(2, most) + ... + min(last, most)."""
+    return last * (last + 1) / 2 if last <= most else most * (most + 1) / 2 + (last - most) * most
 
 
 @dataclass(frozen=True)
@@ -44,20 +58,35 @@ def count_parameters(model: ResolvedModel) -> Parameters:
 
 def embedding_tensors(model: ResolvedModel) -> list[tuple[int, int]]:
     """(rows, columns) of the matrices of the vocabulary, the output's included."""
-    matrices = {"all": 1, "inputs": 2, "none": 3 if model.encoder else 2}[model.tie_embeddings]
-    return [(model.vocabulary, model.d_model)] * matrices
+    own = [(model.vocabulary, model.d_model)] * (1 if model.tie_embeddings in ("all", "decoder") else 2)
+    apart = model.family == "encoder_decoder" and model.tie_embeddings in ("decoder", "none")
+    return own + [(model.vocabulary, model.width("encoder"))] * apart
 
 
 def layer_tensors(model: ResolvedModel) -> list[tuple[int, int]]:
     """(rows, columns) of all other parameters; a learned scale is one row."""
-    d_model, norm = model.d_model, model.norm.tensors(model.d_model)
-    found = norm * (1 + bool(model.encoder))  # after the last layer of each stack
-    for layer in model.layers:
-        found += layer.self_attention.tensors(d_model) + layer.feed_forward.tensors(d_model) + norm * 2
-        if cross := layer.cross_attention:
-            found += cross.tensors(d_model) + norm
-        if partial := layer.partial_attention:
-            found += partial.tensors(d_model) + norm
+    d_model, encoder_width = model.d_model, model.width("encoder")
+    found = model.output.tensors(d_model, model.vocabulary, model.norm)
+    found += model.embedding.tensors(d_model, model.norm)
+    if model.family == "encoder_decoder":
+        found += model.embedding.tensors(encoder_width, model.norm)
+    for side, layers in (("encoder", model.encoder), ("decoder", model.decoder)):
+        if not layers:
+            continue
+        width = model.width(side)
+        norm, skipped = model.norm.tensors(width), model.norm.skip_first
+        each = model.norm.before + (model.norm.after or model.norm.placement == "post")  # of every part
+        for index, layer in enumerate(layers):
+            parts = [layer.self_attention.tensors(width), layer.feed_forward.tensors(width)]
+            if cross := layer.cross_attention:
+                parts.append(cross.tensors(width, encoder_width))
+            if partial := layer.partial_attention:
+                parts.append(partial.tensors(width))
+            found += [tensor for part in parts for tensor in part]
+            found += norm * (each * len(parts) - (skipped and index == 0))
+        found += norm * (model.norm.placement != "post")  # after the last layer
+        shared = [layer.self_attention for layer in layers if layer.self_attention.relative_bias == "shared"]
+        found += shared[0].bias_tensors() if shared else []
     return found
 
 
@@ -84,21 +113,44 @@ class Shape:
 def forward_flops(model: ResolvedModel, shape: Shape) -> float:
     """FLOPs of one forward pass over one example."""
     d_model, source, target = model.d_model, shape.source, shape.target
-    flops = 2.0 * shape.outputs * model.vocabulary * d_model
+    width = model.width("encoder")
+    flops = shape.outputs * _output_flops(model)
     for layer in model.encoder:
-        flops += 2.0 * source * (_attention_products(layer.self_attention, d_model) + _feed_forward(layer, d_model))
-        flops += layer.self_attention.score_flops(source * source)
+        flops += (
+            2.0 * source * (_attention_products(layer.self_attention, width) + layer.feed_forward.parameters(width))
+        )
     for layer in model.decoder:
         flops += 2.0 * target * (_attention_products(layer.self_attention, d_model) + _feed_forward(layer, d_model))
-        flops += layer.self_attention.score_flops(causal_pairs(target, shape.prefix))
+        if layer.merged:
+            flops += 2.0 * source * layer.self_attention.memory_parameters(d_model)
         if cross := layer.cross_attention:
-            flops += 2.0 * (target * cross.query_parameters(d_model) + source * cross.memory_parameters(d_model))
-            flops += cross.score_flops(target * source)
+            flops += 2.0 * (target * cross.query_parameters(d_model) + source * cross.memory_parameters(width))
         if partial := layer.partial_attention:
             memory = shape.partial * partial.memory_parameters(d_model)
             flops += 2.0 * (target * partial.query_parameters(d_model) + memory)
-            flops += partial.score_flops(target * shape.partial)
-    return flops
+    return flops + sum(flops for *_, flops in score_flops(model, shape))
+
+
+def score_flops(model: ResolvedModel, shape: Shape) -> Iterator[tuple[float, int, float]]:
+    """(keys, head_dim, forward FLOPs of QKᵀ and the sum over values) of every attention, for one example."""
+    source, target = shape.source, shape.target
+    for layer in model.encoder:
+        own = layer.self_attention
+        yield source, own.head_dim, own.score_flops(full_pairs(source, own.reach))
+    for layer in model.decoder:
+        own = layer.self_attention
+        yield target, own.head_dim, own.score_flops(causal_pairs(target, shape.prefix, own.reach))
+        if layer.merged:
+            yield source, own.head_dim, own.score_flops(target * source)
+        if cross := layer.cross_attention:
+            yield source, cross.head_dim, cross.score_flops(target * source)
+        if partial := layer.partial_attention:
+            yield shape.partial, partial.head_dim, partial.score_flops(target * shape.partial)
+
+
+def _output_flops(model: ResolvedModel) -> float:
+    """FLOPs of one position's distribution over the vocabulary."""
+    return 2.0 * (model.vocabulary * model.d_model + model.output.products(model.d_model))
 
 
 def _attention_products(attention: ResolvedAttention, d_model: int) -> int:
@@ -120,34 +172,50 @@ def paper_flops(model: ResolvedModel, sequence_length: int) -> float:
     Partial attention, which the paper does not have, reads one half, too.
     """
     d_model, split, half = model.d_model, bool(model.encoder), sequence_length // 2
+    if model.family == "encoder_only":  # not the paper's; every position is read, and has a distribution
+        return forward_flops(model, Shape(sequence_length, 0, outputs=sequence_length)) + (
+            2.0 * sequence_length * model.vocabulary * d_model
+        )
     source = half if split else 0
     target = sequence_length - source
     flops = forward_flops(model, Shape(source, target, outputs=target, partial=half))
-    flops += 2.0 * (source + target) * model.vocabulary * d_model  # look-ups as products
-    masked = target * target - causal_pairs(target)
-    return flops + sum(layer.self_attention.score_flops(masked) for layer in model.decoder)
+    # Look-ups as products.
+    flops += 2.0 * (source * model.width("encoder") + target * d_model) * model.vocabulary
+    for layer in model.decoder:
+        own = layer.self_attention
+        flops += own.score_flops(target * target - causal_pairs(target, reach=own.reach))
+    for layer in model.encoder:
+        own = layer.self_attention
+        flops += own.score_flops(source * source - full_pairs(source, own.reach))
+    return flops
 
 
 def prefill_flops(model: ResolvedModel, prompt: int, open_prefix: bool = False) -> float:
     """FLOPs from a prompt to the first generated token's distribution, per prompt token.
 
     An encoder-decoder reads the prompt with its encoder and projects the cross-attention's keys and values; its decoder
-    then starts from <s> alone. open_prefix: a decoder-only model's prompt is bidirectional.
+    then starts from <s> alone. open_prefix: a decoder-only model's prompt is bidirectional. An encoder-only model
+    generates nothing: what it reads costs this, with one masked token to fill in.
     """
-    source, target = (prompt, 1) if model.encoder else (0, prompt)
+    source, target = (prompt, 1) if model.encoder and model.decoder else (prompt * bool(model.encoder), prompt)
+    target = target if model.decoder else 0
     prefix = prompt if open_prefix and not model.encoder else 0
     return forward_flops(model, Shape(source, target, outputs=1, prefix=prefix, partial=prompt)) / prompt
 
 
 def decode_flops(model: ResolvedModel, prompt: int, generate: int) -> float:
-    """FLOPs per generated token after the prefill, averaged over `generate` tokens that use the cache."""
-    d_model, flops = model.d_model, 2.0 * model.vocabulary * model.d_model
+    """FLOPs per generated token after the prefill, averaged over `generate` tokens that use the cache; 0 for an
+    encoder-only model, which generates none."""
+    if not model.decoder:
+        return 0.0
+    d_model, flops = model.d_model, _output_flops(model)
     before = 1 if model.encoder else prompt  # <s>, or the prompt
-    # The token generated as number g (from 0) sees what was there before, those generated so far, and itself.
-    visible = before + (generate + 1) / 2
     for layer in model.decoder:
         flops += 2.0 * (_attention_products(layer.self_attention, d_model) + _feed_forward(layer, d_model))
-        flops += layer.self_attention.score_flops(visible)
+        # The token generated as number g (from 0) sees what was there before, those generated so far, and itself.
+        behind = (layer.self_attention.reach or (math.inf,))[0]
+        visible = (_sum_up_to(before + generate, behind) - _sum_up_to(before, behind)) / generate
+        flops += layer.self_attention.score_flops(visible + (prompt if layer.merged else 0))
         if cross := layer.cross_attention:
             flops += 2.0 * cross.query_parameters(d_model) + cross.score_flops(prompt)
         if partial := layer.partial_attention:
@@ -160,23 +228,39 @@ class CacheBytes:
     """Bytes of the key-value cache of one sequence."""
 
     per_source_token: int
-    """For each token of the prompt."""
+    """For each token of the prompt; in layers with a window, which keep no more than that, it is in `windows`."""
     per_generated_token: int
     start: int = 0
     """For <s>, where it is kept as part of the source: in partial attention."""
+    windows: tuple[tuple[int, int], ...] = ()
+    """(tokens that are kept at most, bytes of each) of every layer with a window."""
+    prompt_in_windows: bool = True
+    """Whether the prompt's tokens are among theirs: not in an encoder-decoder's decoder."""
 
     def total(self, prompt: int, generate: int) -> int:
-        return self.start + prompt * self.per_source_token + generate * self.per_generated_token
+        kept = generate + (prompt if self.prompt_in_windows else 0)
+        windows = sum(each * min(kept, most) for most, each in self.windows)
+        return self.start + prompt * self.per_source_token + generate * self.per_generated_token + windows
 
 
 def cache_bytes(model: ResolvedModel, bytes_per_entry: int) -> CacheBytes:
-    """An encoder-decoder keeps cross keys and values of the source, and self keys and values of what it generates.
+    """An encoder-decoder keeps keys and values of the source, and self keys and values of what it generates.
 
-    A decoder-only model keeps self keys and values of both, and with partial attention the source's once more.
+    A decoder-only model keeps self keys and values of both, and with partial attention the source's once more. Layers
+    with a window keep its tokens alone.
     """
-    generated = sum(2 * layer.self_attention.kv_width for layer in model.decoder)
-    source = sum(2 * layer.cross_attention.kv_width for layer in model.decoder if layer.cross_attention)
+    own = [layer.self_attention for layer in model.decoder]
+    generated = sum(2 * each.kv_width for each in own if each.window is None)
+    windows = tuple((each.window, 2 * each.kv_width * bytes_per_entry) for each in own if each.window is not None)
+    read = [layer.self_attention if layer.merged else layer.cross_attention for layer in model.decoder]
+    source = sum(2 * each.kv_width for each in read if each is not None)
     partial = sum(2 * layer.partial_attention.kv_width for layer in model.decoder if layer.partial_attention)
     if not model.encoder:
         source = generated + partial
-    return CacheBytes(source * bytes_per_entry, generated * bytes_per_entry, partial * bytes_per_entry)
+    return CacheBytes(
+        source * bytes_per_entry,
+        generated * bytes_per_entry,
+        partial * bytes_per_entry,
+        windows,
+        prompt_in_windows=not model.encoder,
+    )

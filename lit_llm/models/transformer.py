@@ -1,4 +1,4 @@
-"""The two families as modules: an explicit list of layers, each built from its own config."""
+"""The families as modules: an explicit list of layers, each built from its own config."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lit_llm.components.attention.cache import LayerCache
 from lit_llm.components.attention.config import ResolvedAttention
-from lit_llm.components.attention.module import Attention
+from lit_llm.components.attention.module import Attention, MergedAttention, SelfAttention, relative_bias
 from lit_llm.components.attention.rope import Rotation, Rotations
 from lit_llm.components.attention.visibility import Visibility
+from lit_llm.components.embedding.module import Head, Unembedding
 from lit_llm.components.feed_forward.module import FeedForward
+from lit_llm.components.norm.config import NormConfig
 from lit_llm.components.norm.module import Norm
 from lit_llm.components.partial_attention.module import PartialAttention
 from lit_llm.models.config import Layer, ResolvedModel
@@ -27,29 +28,59 @@ class Block(nn.Module):
     x ─┬─ norm ─ attention[self] ─ drop ─(+)─┬─ norm ─ attention[cross] ─ drop ─(+)─┬─ norm ─ feed_forward ─ drop ─(+)─▶
        └──────────────────────────────────┘  │        ▲ encoder_BSD              │  └────────────────────────────────┘
                                              └───────────────────────────────────┘
-                                               only in an encoder-decoder's decoder
+                                               only in an encoder-decoder's decoder; merged: in attention[self]
 
     In its place, in decoder-only layers that have one: ─┬─ norm ─┬─────────── attention[partial] ─ drop ─(+)─
                                                          │        └ source's tokens ─▲                     │
                                                          └─────────────────────────────────────────────────┘
     drop is dropout, zero unless training sets it.
+
+    That is `norm.placement: pre`. Where the norms stand otherwise, of each f:
+
+    post      x ─┬─ f ─ drop ─(+)─ post_norm ─▶      sandwich  x ─┬─ norm ─ f ─ post_norm ─ drop ─(+)─▶
+                 └─────────────┘                                  └─────────────────────────────────┘
+    output    as sandwich, without the first
     """
 
-    def __init__(self, layer: Layer, model: ResolvedModel) -> None:
+    def __init__(self, layer: Layer, model: ResolvedModel, side: str, first: bool) -> None:
+        """side: encoder or decoder; first: whether it is the first of its stack."""
         super().__init__()
-        self.self_attention_norm = Norm(model.norm, model.d_model)
-        self.self_attention = Attention(layer.self_attention, model.d_model)
-        self.cross_attention_norm = self.cross_attention = None
+        width, norm = model.width(side), model.norm
+        self.placement = norm.placement
+        self._norms("self_attention", norm, width, skip=first and norm.skip_first)
+        own = MergedAttention if layer.merged else SelfAttention
+        self.self_attention = own(layer.self_attention, width, causal=side == "decoder")
+        self.cross_attention = None
         if layer.cross_attention is not None:
-            self.cross_attention_norm = Norm(model.norm, model.d_model)
-            self.cross_attention = Attention(layer.cross_attention, model.d_model)
-        self.partial_attention_norm = self.partial_attention = None
+            self._norms("cross_attention", norm, width)
+            self.cross_attention = Attention(layer.cross_attention, width, model.width("encoder"))
+        self.partial_attention = None
         if layer.partial_attention is not None:
-            self.partial_attention_norm = Norm(model.norm, model.d_model)
-            self.partial_attention = PartialAttention(layer.partial_attention, model.d_model)
-        self.feed_forward_norm = Norm(model.norm, model.d_model)
-        self.feed_forward = FeedForward(layer.feed_forward, model.d_model)
+            self._norms("partial_attention", norm, width)
+            self.partial_attention = PartialAttention(layer.partial_attention, width)
+        self._norms("feed_forward", norm, width)
+        self.feed_forward = FeedForward(layer.feed_forward, width)
         self.dropout = nn.Dropout(0.0)
+
+    def _norms(self, part: str, norm: NormConfig, width: int, skip: bool = False) -> None:
+        """`<part>_norm` before it and `<part>_post_norm` after it; None where there is none."""
+        after = norm.after or norm.placement == "post"
+        self.add_module(f"{part}_norm", Norm(norm, width) if norm.before and not skip else None)
+        self.add_module(f"{part}_post_norm", Norm(norm, width) if after else None)
+
+    def norm_before(self, part: str) -> nn.Module | None:
+        """The norm through which a part reads the residual stream."""
+        return cast("nn.Module | None", getattr(self, f"{part}_norm"))
+
+    def _read(self, part: str, x_BTD: Tensor) -> Tensor:
+        norm = self.norm_before(part)
+        return x_BTD if norm is None else cast(Tensor, norm(x_BTD))
+
+    def _added(self, part: str, x_BTD: Tensor, out_BTD: Tensor) -> Tensor:
+        norm = getattr(self, f"{part}_post_norm")
+        if self.placement == "post":
+            return cast(Tensor, norm(x_BTD + self.dropout(out_BTD)))
+        return x_BTD + self.dropout(out_BTD if norm is None else norm(out_BTD))
 
     def forward(
         self,
@@ -60,31 +91,30 @@ class Block(nn.Module):
         source_visible: Visibility | None = None,
         cache: LayerCache | None = None,
         source_tokens: int = 0,
+        bias: Tensor | None = None,
     ) -> Tensor:
         """With a cache x_BTD holds the new tokens alone, and the source is read the first time only.
 
-        source_visible: who sees which token of the source in cross- or partial attention. source_tokens: how many of
-        x_BTD's first tokens partial attention reads as the source; 0 when it is in the cache.
+        source_visible: who sees which token of the source in cross-, merged or partial attention. source_tokens: how
+        many of x_BTD's first tokens partial attention reads as the source; 0 when it is in the cache. bias: on the
+        scores of self-attention.
         """
-        normed_BTD = self.self_attention_norm(x_BTD)
-        rotation = _rotation(rotations, "self", self.self_attention.config)
-        kept, crossed = (None, None) if cache is None else (cache.self_attention, cache.cross_attention)
-        x_BTD = x_BTD + self.dropout(self.self_attention(normed_BTD, normed_BTD, visible, rotation, rotation, kept))
-        if self.cross_attention is not None and self.cross_attention_norm is not None:
+        x_BTD = self._attended(x_BTD, visible, rotations, encoder_BSD, source_visible, cache, bias)
+        if self.cross_attention is not None:
             assert source_visible is not None
             config = self.cross_attention.config
             crossed_BTD = self.cross_attention(
-                self.cross_attention_norm(x_BTD),
+                self._read("cross_attention", x_BTD),
                 encoder_BSD,
                 source_visible,
                 _rotation(rotations, config.rope, config),
                 None if encoder_BSD is None else _rotation(rotations, "source", config),
-                crossed,
+                None if cache is None else cache.cross_attention,
             )
-            x_BTD = x_BTD + self.dropout(crossed_BTD)
-        if self.partial_attention is not None and self.partial_attention_norm is not None:
+            x_BTD = self._added("cross_attention", x_BTD, crossed_BTD)
+        if self.partial_attention is not None:
             assert source_visible is not None
-            config, normed_BTD = self.partial_attention.config, self.partial_attention_norm(x_BTD)
+            config, normed_BTD = self.partial_attention.config, self._read("partial_attention", x_BTD)
             partial_BTD = self.partial_attention(
                 normed_BTD,
                 normed_BTD[:, :source_tokens] if source_tokens else None,
@@ -93,21 +123,59 @@ class Block(nn.Module):
                 _rotation(rotations, "source", config) if source_tokens else None,
                 None if cache is None else cache.partial_attention,
             )
-            x_BTD = x_BTD + self.dropout(partial_BTD)
-        return x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
+            x_BTD = self._added("partial_attention", x_BTD, partial_BTD)
+        return self._added("feed_forward", x_BTD, self.feed_forward(self._read("feed_forward", x_BTD)))
+
+    def _attended(
+        self,
+        x_BTD: Tensor,
+        visible: Visibility,
+        rotations: Rotations,
+        encoder_BSD: Tensor | None,
+        source_visible: Visibility | None,
+        cache: LayerCache | None,
+        bias: Tensor | None,
+    ) -> Tensor:
+        """The residual stream after self-attention, merged or not."""
+        attention, config = self.self_attention, self.self_attention.config
+        normed_BTD = self._read("self_attention", x_BTD)
+        kept = None if cache is None else cache.self_attention
+        if isinstance(attention, MergedAttention):
+            assert source_visible is not None
+            on = config.rope == "continuous"
+            out_BTD = attention.forward_merged(
+                normed_BTD,
+                encoder_BSD,
+                visible,
+                source_visible,
+                _rotation(rotations, "continuous" if on else "self", config),
+                _rotation(rotations, "source", config) if on and encoder_BSD is not None else None,
+                kept,
+                None if cache is None else cache.cross_attention,
+            )
+        else:
+            rotation = _rotation(rotations, "self", config)
+            out_BTD = attention(normed_BTD, normed_BTD, visible, rotation, rotation, kept, bias)
+        return self._added("self_attention", x_BTD, out_BTD)
 
 
 def _rotation(rotations: Rotations, positions: str, config: ResolvedAttention) -> Rotation | None:
-    return None if config.rope == "none" else rotations.of(positions, config.rope_theta, config.head_dim)
+    if config.rope == "none":
+        return None
+    return rotations.of(positions, config.rope_theta, config.head_dim, config.rope_factor)
 
 
 class Stack(nn.Module):
     """Layers and the norm after the last of them."""
 
-    def __init__(self, layers: tuple[Layer, ...], model: ResolvedModel) -> None:
+    def __init__(self, model: ResolvedModel, side: str) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Block(layer, model) for layer in layers)
-        self.norm = Norm(model.norm, model.d_model)
+        layers: tuple[Layer, ...] = getattr(model, side)
+        self.layers = nn.ModuleList(Block(layer, model, side, index == 0) for index, layer in enumerate(layers))
+        # Where norms come after the blocks, the last one has been.
+        self.norm = None if model.norm.placement == "post" else Norm(model.norm, model.width(side))
+        shared = [layer.self_attention for layer in layers if layer.self_attention.relative_bias == "shared"]
+        self.relative_bias = relative_bias(shared[0], causal=side == "decoder") if shared else None
         self.recompute = False
         """Keep only each layer's input for the backward pass, which then computes the layer again."""
 
@@ -123,9 +191,36 @@ class Stack(nn.Module):
     ) -> Tensor:
         """cache: one for each layer; x_BTD then holds the new tokens alone. The source's arguments are `Block`'s."""
         kept = [None] * len(self.layers) if cache is None else cache
-        for layer, own in zip(self.layers, kept, strict=True):
-            x_BTD = self._run(layer, x_BTD, visible, rotations, encoder_BSD, source_visible, own, source_tokens)
-        return self.norm(x_BTD)
+        biases = self._biases(rotations, kept)
+        for layer, own, bias in zip(self.layers, kept, biases, strict=True):
+            x_BTD = self._run(layer, x_BTD, visible, rotations, encoder_BSD, source_visible, own, source_tokens, bias)
+        return x_BTD if self.norm is None else self.norm(x_BTD)
+
+    def _biases(self, rotations: Rotations, caches: Sequence[LayerCache | None]) -> list[Tensor | None]:
+        """Of every layer that has one; a shared one is made once wherever the keys are the same."""
+        found: list[Tensor | None] = []
+        shared: dict[int | None, Tensor] = {}
+        for layer, cache in zip(self.layers, caches, strict=True):
+            assert isinstance(layer, Block)
+            attention = layer.self_attention
+            kind = attention.config.relative_bias
+            if kind == "none":
+                found.append(None)
+                continue
+            queries = rotations.positions("self")
+            held = cache is not None and cache.self_attention.k is not None
+            window = cache.self_attention.window if cache is not None and held else None
+            if kind == "shared" and window in shared:
+                found.append(shared[window])
+                continue
+            keys = cache.self_attention.positions() if cache is not None and held else queries
+            of = self.relative_bias if kind == "shared" else attention.relative_bias
+            assert of is not None
+            bias = of(queries, keys)
+            if kind == "shared":
+                shared[window] = bias
+            found.append(bias)
+        return found
 
     def _run(self, layer: nn.Module, *inputs: Any) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
@@ -141,23 +236,38 @@ class LanguageModel(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocabulary, config.d_model)
+        self.embedding_norm = Norm(config.norm, config.d_model) if config.embedding.norm else None
         self.dropout = nn.Dropout(0.0)  # on embeddings; training sets it
-        self.output = (
-            None if config.tie_embeddings == "all" else nn.Linear(config.d_model, config.vocabulary, bias=False)
-        )
-        self.decoder = Stack(config.decoder, config)
+        tied = config.tie_embeddings in ("all", "decoder")
+        self.output = None if tied else nn.Linear(config.d_model, config.vocabulary, bias=False)
+        self.output_bias = nn.Parameter(torch.zeros(config.vocabulary)) if config.output.bias else None
+        self.head = Head(config.norm, config.d_model) if config.output.head == "dense" else None
+        if config.decoder:
+            self.decoder = Stack(config, "decoder")
 
     @property
-    def unembedding_VD(self) -> Tensor:
-        """The matrix that turns a hidden state into logits."""
-        return self.embedding.weight if self.output is None else self.output.weight
+    def unembedding(self) -> Unembedding:
+        """What turns hidden states into logits."""
+        weight_VD = self.embedding.weight if self.output is None else self.output.weight
+        return Unembedding(weight_VD, self.output_bias, self.config.output.softcap, self.head)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """B x T ids -> B x T x D: what the first layer reads."""
+        return self.dropout(_embedded(tokens, self.embedding, self.embedding_norm, self.config))
 
     @abstractmethod
     def hidden(self, *inputs: Any, **named: Any) -> Tensor:
         """Token ids in, the states after the last norm out: B x T x D, one for each target position."""
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
-        return F.linear(hidden_BTD, self.unembedding_VD)
+        return self.unembedding(hidden_BTD)
+
+
+def _embedded(tokens: Tensor, table: nn.Embedding, norm: Norm | None, config: ResolvedModel) -> Tensor:
+    x = cast(Tensor, table(tokens))
+    if config.embedding.scaled:
+        x = x * table.embedding_dim**0.5
+    return x if norm is None else norm(x)
 
 
 class DecoderOnly(LanguageModel):
@@ -179,7 +289,7 @@ class DecoderOnly(LanguageModel):
         """
         tokens = tokens_BT.shape[1]
         _refuse_outside("prefix_length", prefix_length, 0, tokens)
-        x_BTD = self.dropout(self.embedding(tokens_BT))
+        x_BTD = self.embed(tokens_BT)
         rotations = Rotations(compute_dtype(x_BTD))
         rotations.place("self", torch.arange(tokens, device=tokens_BT.device))
         visible = Visibility(causal=True, prefix=prefix_length, documents=_pair(documents_BT, documents_BT))
@@ -214,16 +324,17 @@ class EncoderDecoder(LanguageModel):
 
     def __init__(self, config: ResolvedModel) -> None:
         super().__init__(config)
-        shared = config.tie_embeddings != "none"
-        self.encoder_embedding = None if shared else nn.Embedding(config.vocabulary, config.d_model)
-        self.encoder = Stack(config.encoder, config)
+        shared, width = config.tie_embeddings in ("all", "inputs"), config.width("encoder")
+        self.encoder_embedding = None if shared else nn.Embedding(config.vocabulary, width)
+        self.encoder_embedding_norm = Norm(config.norm, width) if config.embedding.norm else None
+        self.encoder = Stack(config, "encoder")
 
     def encode(
         self, source_BS: Tensor, source_lengths: Tensor | None = None, documents_BS: Tensor | None = None
     ) -> Tensor:
         """B x S ids -> B x S x D. Rows are padded at the end; `source_lengths` (B) says where."""
-        embed = self.embedding if self.encoder_embedding is None else self.encoder_embedding
-        x_BSD = self.dropout(embed(source_BS))
+        table = self.embedding if self.encoder_embedding is None else self.encoder_embedding
+        x_BSD = self.dropout(_embedded(source_BS, table, self.encoder_embedding_norm, self.config))
         rotations = Rotations(compute_dtype(x_BSD))
         rotations.place("self", torch.arange(source_BS.shape[1], device=source_BS.device))
         visible = Visibility(key_lengths=source_lengths, documents=_pair(documents_BS, documents_BS))
@@ -247,7 +358,7 @@ class EncoderDecoder(LanguageModel):
         if (documents_BS is None) != (documents_BT is None):
             raise ValueError("documents of the source without those of the target, or the other way round; give both")
         encoder_BSD = self.encode(source_BS, source_lengths, documents_BS)
-        x_BTD = self.dropout(self.embedding(target_BT))
+        x_BTD = self.embed(target_BT)
         source, target = source_BS.shape[1], torch.arange(target_BT.shape[1], device=target_BT.device)
         rotations = Rotations(compute_dtype(x_BTD))
         rotations.place("self", target)
@@ -270,6 +381,33 @@ class EncoderDecoder(LanguageModel):
     ) -> Tensor:
         """B x S source ids, B x T decoder inputs -> B x T x V logits."""
         return self.logits(self.hidden(source_BS, target_BT, source_lengths, documents_BS, documents_BT))
+
+
+class EncoderOnly(LanguageModel):
+    """ModernBERT's family: embedding ─ drop ─ encoder ─ unembedding, in which a masked token's own place names it."""
+
+    def __init__(self, config: ResolvedModel) -> None:
+        super().__init__(config)
+        self.encoder = Stack(config, "encoder")
+
+    def hidden(
+        self, tokens_BT: Tensor, token_lengths: Tensor | None = None, documents_BT: Tensor | None = None
+    ) -> Tensor:
+        """B x T ids -> B x T x D. Rows are padded at the end; `token_lengths` (B) says where.
+
+        documents_BT: numbers; tokens see only those with their own.
+        """
+        x_BTD = self.embed(tokens_BT)
+        rotations = Rotations(compute_dtype(x_BTD))
+        rotations.place("self", torch.arange(tokens_BT.shape[1], device=tokens_BT.device))
+        visible = Visibility(key_lengths=token_lengths, documents=_pair(documents_BT, documents_BT))
+        return cast(Tensor, self.encoder(x_BTD, visible, rotations))
+
+    def forward(
+        self, tokens_BT: Tensor, token_lengths: Tensor | None = None, documents_BT: Tensor | None = None
+    ) -> Tensor:
+        """B x T ids -> B x T x V logits."""
+        return self.logits(self.hidden(tokens_BT, token_lengths, documents_BT))
 
 
 def _known(lengths: int | Tensor) -> tuple[int, int] | None:

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from lit_llm.objectives.config import BOS, EOD, MasksConfig
 
-Family = Literal["decoder", "encoder_decoder"]
+Family = Literal["decoder", "encoder_decoder", "decoder_decoder", "encoder_only"]
 
 
 @dataclass

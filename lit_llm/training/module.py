@@ -88,7 +88,7 @@ class LitModel(L.LightningModule):
                 with self._dropout(number):
                     hidden_BTD = self.model.hidden(**piece.inputs)
                 nats, squares = target_loss(
-                    hidden_BTD, self.model.unembedding_VD, piece.targets, piece.weights, config.z_loss > 0
+                    hidden_BTD, self.model.unembedding, piece.targets, piece.weights, config.z_loss > 0
                 )
                 # Devices average their gradients; the sum is wanted, hence their number.
                 loss = (nats + config.z_loss * squares) / counted * self.trainer.world_size

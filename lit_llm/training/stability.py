@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from lit_llm.components.attention.visibility import DotProduct, Visibility, largest_logit
+from lit_llm.components.attention.dot_product import DotProduct, largest_logit
 from lit_llm.objectives.layout import Batch
 from lit_llm.training.config import StabilityConfig
 from lit_llm.training.module import LitModel, StepReport
@@ -80,12 +80,13 @@ class Stability(L.Callback):
 
 @torch.no_grad()
 def largest_attention_logit(model: nn.Module, batch: Batch) -> float:
-    """The largest |q·k|/√K of all attentions on these examples, without dropout."""
+    """The largest |score| (q·k/√K, and what is added to it) of all attentions on these examples, without dropout."""
     found: list[Tensor] = []
 
-    def look(module: nn.Module, inputs: tuple[Tensor, Tensor, Tensor, Visibility]) -> None:
-        q_BHTK, k_BHSK, _, visible = inputs
-        found.append(largest_logit(q_BHTK, k_BHSK, visible))
+    def look(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        assert isinstance(module, DotProduct)
+        q_BHTK, k_BHSK, _, *seen = inputs
+        found.append(largest_logit(module, q_BHTK, k_BHSK, *seen))
 
     hooks = [m.register_forward_pre_hook(look) for m in model.modules() if isinstance(m, DotProduct)]
     training = model.training

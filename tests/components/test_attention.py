@@ -6,9 +6,10 @@ from torch import nn
 from torch.testing import assert_close
 
 from lit_llm.components.attention.config import resolve_attention
+from lit_llm.components.attention.dot_product import largest_logit
 from lit_llm.components.attention.module import Attention
 from lit_llm.components.attention.rope import Rotations
-from lit_llm.components.attention.visibility import Visibility, largest_logit
+from lit_llm.components.attention.visibility import Visibility
 
 D, HEADS, K, B, T, S = 20, 4, 6, 2, 5, 7  # so that the widths D, K and HEADS x K are three
 FULL, CAUSAL = Visibility(), Visibility(causal=True)
@@ -104,7 +105,9 @@ def test_norm_eps_stands_under_the_root():
 def scores_of(module, x, visible=FULL):
     """The largest |logit| that the module computes over x itself."""
     seen = []
-    module.dot_product.register_forward_pre_hook(lambda _, args: seen.append(largest_logit(args[0], args[1], args[3])))
+    module.dot_product.register_forward_pre_hook(
+        lambda own, args: seen.append(largest_logit(own, args[0], args[1], args[3]))
+    )
     with torch.no_grad():
         module(x, x, visible)
     return float(seen[0])

@@ -5,11 +5,19 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from lit_llm.components.loss import config
-from lit_llm.components.loss.module import target_loss, target_nats
+from lit_llm.components.embedding.module import Unembedding
+from lit_llm.components.loss import config, module
 
 B, T, D, V = 3, 5, 8, 11
 WEIGHTS = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 0], [0, 1, 0, 1, 1]], dtype=torch.float32)
+
+
+def target_loss(hidden, matrix, *rest, **options):
+    return module.target_loss(hidden, Unembedding(matrix), *rest, **options)
+
+
+def target_nats(hidden, matrix, *rest):
+    return module.target_nats(hidden, Unembedding(matrix), *rest)
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lit_llm.components.attention.visibility import DotProduct, Visibility, largest_logit
+from lit_llm.components.attention.dot_product import DotProduct, largest_logit
+from lit_llm.components.attention.visibility import Visibility
 
 T = 7
 DOCUMENTS = torch.tensor([[0, 0, 1, 1, 1, 2, 2], [0, 0, 0, 0, 1, 1, 2]])
@@ -88,9 +89,10 @@ def test_documents_cut_a_full_mask_and_padding_stays_unread():
     assert_close(out, dense(q, k, v, same_document(documents.tolist(), documents.tolist()) & real))
 
 
-def written_out(q, k, v, attn_mask, enable_gqa):
+def written_out(q, k, v, attn_mask, scale, enable_gqa):
     """What a kernel may do that knows of no special case: NaN for a query without any key."""
     assert not enable_gqa
+    assert scale is None
     scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
     scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
     return scores.softmax(-1) @ v
@@ -147,7 +149,7 @@ def test_the_largest_logit_is_that_of_visible_pairs(visible):
         for s in range(T)
         if seen[b, 0, t, s]
     )
-    assert_close(float(largest_logit(q, k, visible)), largest, rtol=1e-5, atol=0)
+    assert_close(float(largest_logit(DotProduct(), q, k, visible)), largest, rtol=1e-5, atol=0)
 
 
 def test_a_huge_logit_behind_the_mask_does_not_count():
@@ -155,7 +157,11 @@ def test_a_huge_logit_behind_the_mask_does_not_count():
     hidden = k.clone()
     hidden[:, :, -1] = 1e6
     causal = Visibility(causal=True)
-    assert largest_logit(q[:, :, :-1], hidden[:, :, :-1], causal) == largest_logit(q[:, :, :-1], k[:, :, :-1], causal)
-    assert largest_logit(q, hidden, Visibility(causal=True)) > 1e5, "the last query sees it"
+    assert largest_logit(DotProduct(), q[:, :, :-1], hidden[:, :, :-1], causal) == largest_logit(
+        DotProduct(), q[:, :, :-1], k[:, :, :-1], causal
+    )
+    assert largest_logit(DotProduct(), q, hidden, Visibility(causal=True)) > 1e5, "the last query sees it"
     q[:, :, -1] = 0
-    assert largest_logit(q, hidden, causal) == largest_logit(q, k, causal), "nobody else does"
+    assert largest_logit(DotProduct(), q, hidden, causal) == largest_logit(DotProduct(), q, k, causal), (
+        "nobody else does"
+    )

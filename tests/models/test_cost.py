@@ -53,6 +53,21 @@ ODD = {
     "scale of concat": ["attention.output_norm=concat", "attention.output_norm_scale=true", "attention.head_dim=12"],
     "scale after out": ["attention.output_norm=after_out", "attention.output_norm_scale=true", "attention.head_dim=12"],
     "untied": ["tie_embeddings=none"],
+    "windows": ["attention.window=5"],
+    "a window in some layers, another ahead": [
+        "decoder.layers=3",
+        "decoder.layer_ranges.0-2/2.self_attention.window=7",
+    ],
+    "relative bias": ["attention.relative_bias=per_layer"],
+    "one relative bias": ["attention.relative_bias=shared", "attention.relative_buckets=8"],
+    "soft caps": ["attention.softcap=20.0", "output.softcap=10.0"],
+    "sandwich, normed embedding": ["norm.placement=sandwich", "embedding.norm=true"],
+    "post": ["norm.placement=post"],
+    "output": ["norm.placement=output", "embedding.scaled=true"],
+    "no first norm": ["norm.skip_first=true"],
+    "dense head, bias": ["output.head=dense", "output.bias=true"],
+    "relu": ["feed_forward.activation=relu"],
+    "tanh": ["feed_forward.activation=geglu_tanh"],
     "layer range": ["decoder.layers=3", "decoder.layer_ranges.1-2.self_attention.kv_heads=1"],
     "layer range of widths": ["decoder.layer_ranges.1.feed_forward.d_ff=80"],
 }
@@ -61,6 +76,11 @@ ODD_RED = {
     "inputs tied": ["tie_embeddings=inputs"],
     "unbalanced": ["encoder.layers=3", "decoder.layers=1"],
     "grouped cross": ["decoder.cross_attention.kv_heads=1", "encoder.attention.heads=2"],
+    "merged": ["decoder.cross=merged", "attention.kv_heads=2"],
+    "merged in one layer, windows": ["decoder.layer_ranges.1.cross=merged", "attention.window=6"],
+    "a source in one layer": ["decoder.layer_ranges.1.cross=none"],
+    "wide encoder": ["encoder.d_model=48", "tie_embeddings=decoder", "embedding.norm=true"],
+    "narrow encoder": ["encoder.d_model=16", "tie_embeddings=none"],
 }
 PALM = "decoder.partial_attention=palm"
 ODD_DEC = {
@@ -164,8 +184,17 @@ def counted(model, shape, prefix=0, backward=False):
 def behind_the_mask(model, shape, prefix=0):
     """FLOPs of the pairs that the counter counts and the decoder's mask hides: 2 products x 2 x width for each."""
     called = shape.target**2 if prefix <= 1 else prefix**2 + (shape.target - prefix) * shape.target
-    hidden = called - int(Visibility(True, prefix).mask(shape.target, shape.target, torch.device("cpu")).sum())
-    return sum(4 * layer.self_attention.heads * layer.self_attention.head_dim * hidden for layer in model.decoder)
+    found = 0
+    for layers, visible, tokens in (
+        (model.decoder, Visibility(True, prefix), shape.target),
+        (model.encoder, Visibility(), shape.source),
+    ):
+        for own in (layer.self_attention for layer in layers):
+            mask = visible.within(own.reach).mask(tokens, tokens, torch.device("cpu"))
+            seen = tokens**2 if mask is None else int(mask.sum())
+            whole = tokens**2 if own.reach or layers is model.encoder else called
+            found += 4 * own.heads * own.head_dim * (whole - seen)
+    return found
 
 
 @pytest.mark.parametrize(("family", "overrides"), [pytest.param(f, o, id=f"{f}: {n}") for f, n, o in MODELS])
@@ -220,7 +249,9 @@ def step(model, source, before, partial, generates=True):
     return longer - forward_flops(model, Shape(source, before, outputs=0, partial=partial))
 
 
-GENERATING = [("decllm", []), ("decllm", ["attention.kv_heads=1"]), ("redllm", []), ("redllm", ["decoder.layers=3"])]
+WINDOWS = ["attention.window=6"]
+GENERATING = [("decllm", WINDOWS), ("redllm", WINDOWS), ("redllm", ["decoder.cross=merged"])]
+GENERATING += [("decllm", []), ("decllm", ["attention.kv_heads=1"]), ("redllm", []), ("redllm", ["decoder.layers=3"])]
 GENERATING += [("decllm", [PALM, "decoder.partial_attention.kv_heads=1"])]
 
 

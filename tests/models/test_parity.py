@@ -107,7 +107,7 @@ def test_tying_shares_the_matrices_that_it_names(tie, matrices):
     assert len(tables) == matrices
     source, target = ids(2, 6), ids(2, 5)
     before = model(source, target)
-    output = model.unembedding_VD
+    output = model.unembedding.weight_VD
     encoder_input = model.embedding if model.encoder_embedding is None else model.encoder_embedding
     assert (output is model.embedding.weight) == (tie == "all")
     assert (encoder_input is model.embedding) == (tie != "none")

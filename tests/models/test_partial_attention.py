@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from tiny_models import PAPER_NORMS, build, ids, moved, other, resolved
 from torch.testing import assert_close
 
-from lit_llm.components.attention.visibility import DotProduct
+from lit_llm.components.attention.dot_product import DotProduct
 from lit_llm.config.fingerprint import fingerprint
 from lit_llm.config.problems import InputError
 from lit_llm.models import transformer
@@ -128,7 +128,7 @@ def test_every_query_weighs_every_source_token_and_no_other_token():
         assert isinstance(block.partial_attention.dot_product, DotProduct)
         block.partial_attention.dot_product.register_forward_pre_hook(lambda _, given: calls.append(given))
     model(ids(2, T), source_length=SOURCE)
-    for q_BHTK, k_BHSK, v_BHSK, visible in calls:
+    for q_BHTK, k_BHSK, v_BHSK, visible, _ in calls:
         assert (q_BHTK.shape[2], k_BHSK.shape[2], v_BHSK.shape[2]) == (T, SOURCE, SOURCE)
         assert visible.mask(T, SOURCE, q_BHTK.device) is None
     assert len(calls) == 2

@@ -14,6 +14,14 @@ BOUND = 0.03
 """What the formula leaves out (one number for a token or head, rotations, masks) is at most this share here, where
 heads are narrow; it shrinks with head_dim and d_model."""
 
+ROUGH = {"post": 1 / 6, "output": 1 / 6, "merged": 1 / 6}
+"""Where the formula says that it is rough."""
+
+
+def bound(case):
+    return ROUGH.get(case, BOUND)
+
+
 WIDE = ["d_model=96", "attention.heads=3", "feed_forward.d_ff=256", "norm.scale=false"]
 ALL = ["attention.qkv_norm=[q, k, v]"]
 CASES = {
@@ -29,6 +37,11 @@ CASES = {
     "grouped partial attention": ("decllm", ["decoder.partial_attention.kv_heads=1"]),
     "wide heads": ("decllm", ["attention.qkv_norm=[q, k]", "attention.head_dim=64"]),
     "untied": ("redllm", [*ALL, "tie_embeddings=none"]),
+    "sandwich": ("redllm", [*ALL, "norm.placement=sandwich"]),
+    "post": ("redllm", ["norm.placement=post"]),
+    "output": ("decllm", [*ALL, "norm.placement=output"]),
+    "merged": ("redllm", [*ALL, "decoder.cross=merged"]),
+    "wide encoder": ("redllm", [*ALL, "encoder.d_model=192", "encoder.attention.heads=6", "tie_embeddings=decoder"]),
     "deep decoder": ("redllm", [*ALL, "encoder.layers=1", "decoder.layers=4"]),
 }
 PARTIAL = 40
@@ -58,7 +71,7 @@ def kept_bytes(model, source, target, outputs, precision="fp32"):
         torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
     ):
         hidden = model.hidden(ids(1, source), targets) if source else model.hidden(targets, source_length=PARTIAL)
-        loss = target_loss(hidden, model.unembedding_VD, targets, weights)
+        loss = target_loss(hidden, model.unembedding, targets, weights)
     assert loss[0].requires_grad
     return sum(storage.nbytes() for address, storage in storages.items() if address not in parameters)
 
@@ -79,7 +92,7 @@ def test_activations_are_what_autograd_keeps(case, precision):
         counted += loss_bytes(model.config, outputs) / 2  # the other half is the gradient, which comes later
         if precision == "bf16":  # autocast's copies of the matrices are kept too
             counted += state_bytes(model.config, one) - state_bytes(model.config, training("fp32"))
-        assert counted == pytest.approx(kept_bytes(model, source, target, outputs, precision), rel=BOUND)
+        assert counted == pytest.approx(kept_bytes(model, source, target, outputs, precision), rel=bound(case))
 
 
 @pytest.mark.parametrize("family", ["decllm", "redllm"])
@@ -159,7 +172,7 @@ def test_with_checkpointing_each_layers_input_is_kept_and_the_inside_of_the_larg
 
     def forward():
         hidden = model.hidden(ids(1, source), targets) if source else model.hidden(targets, source_length=PARTIAL // 2)
-        target_loss(hidden, model.unembedding_VD, targets, weights)
+        target_loss(hidden, model.unembedding, targets, weights)
 
     kept = storages(model, forward, precision)
     insides = []
@@ -170,7 +183,7 @@ def test_with_checkpointing_each_layers_input_is_kept_and_the_inside_of_the_larg
     found = sum(storage.nbytes() for storage in kept.values()) + max(insides)
     shape = Shape(source, target, target, partial=PARTIAL // 2)
     counted = activation_bytes(model.config, training(precision, activation_checkpointing=True), shape)
-    assert counted + loss_bytes(model.config, target) / 2 == pytest.approx(found, rel=BOUND)
+    assert counted + loss_bytes(model.config, target) / 2 == pytest.approx(found, rel=bound(case))
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -3,16 +3,21 @@
 RedLLM and DecLLM (arXiv 2510.26622, eq. 1 and 2): parameter-free RMSNorm on each head's queries, keys and values, and,
 in RedLLM alone, on the attention's output. Equation 2 is typed per head, so `output_norm: head` (before W_o) is the
 literal reading; `concat` and `after_out` are the other places where such a norm is found. Positions: RoPE
-(arXiv 2104.09864). Grouped-query attention (kv_heads < heads): arXiv 2305.13245.
+(arXiv 2104.09864), T5's relative bias (arXiv 1910.10683), or none. Grouped-query attention (kv_heads < heads):
+arXiv 2305.13245. Sliding windows and soft-capped scores: Gemma 2 (arXiv 2408.00118).
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from pydantic import Field
 
 from lit_llm.config.section import Items, Section, partial
+
+Reach = tuple[int, int]
+"""Keys that are seen are fewer than so many tokens before, and after, the query."""
 
 
 class AttentionConfig(Section):
@@ -39,6 +44,25 @@ class AttentionConfig(Section):
     neither side is rotated (T5Gemma). Self-attention sees distances only, so the first two are one there."""
     rope_theta: float = Field(10000.0, gt=0)
     """Base of the rotary frequencies."""
+    rope_factor: float = Field(1.0, gt=0)
+    """Positions are divided by it (linear position interpolation, arXiv 2306.15595)."""
+    relative_bias: Literal["none", "per_layer", "shared"] = "none"
+    """T5's learned bias on the scores by head and distance: of each layer, or one for all layers of a stack as in T5.
+    Self-attention alone has it; it stands beside RoPE, so T5 itself is `rope: none` with it."""
+    relative_buckets: int = Field(32, gt=3)
+    """Distances that the bias tells apart: half of them exactly, the others by their logarithm."""
+    relative_distance: int = Field(128, gt=0)
+    """Distances from here on share the last bucket."""
+    window: int | None = Field(None, gt=0)
+    """Self-attention sees only keys fewer than this many tokens away: in a causal one the query and window - 1 before
+    it. All when absent. Cross-attention sees all of its source."""
+    window_ahead: int | None = Field(None, gt=0)
+    """The same for keys after the query, where a mask lets them be seen; as `window` when absent."""
+    scale: float | None = Field(None, gt=0)
+    """Scores are multiplied by it; 1 / sqrt(head_dim) when absent. T5: 1."""
+    softcap: float | None = Field(None, gt=0)
+    """Scores become softcap tanh(score / softcap). Takes no fused kernel, so it costs time, and memory for T x S
+    scores."""
 
 
 _Optional: Any = partial(AttentionConfig)
@@ -61,6 +85,20 @@ class ResolvedAttention(Section):
     norm_eps: float
     rope: str
     rope_theta: float
+    # Not in the dump where they have no effect: stages from before they were there keep their fingerprints.
+    rope_factor: float = Field(1.0, exclude_if=lambda value: value == 1)
+    relative_bias: str = Field("none", exclude_if=lambda value: value == "none")
+    relative_buckets: int = Field(0, exclude_if=lambda value: not value)
+    relative_distance: int = Field(0, exclude_if=lambda value: not value)
+    window: int | None = Field(None, exclude_if=lambda value: value is None)
+    window_ahead: int | None = Field(None, exclude_if=lambda value: value is None)
+    scale: float | None = Field(None, exclude_if=lambda value: value is None)
+    softcap: float | None = Field(None, exclude_if=lambda value: value is None)
+
+    @property
+    def reach(self) -> Reach | None:
+        """Keys that are seen are fewer than so many tokens (before, after) the query; None: all."""
+        return None if self.window is None else (self.window, self.window_ahead or self.window)
 
     @property
     def width(self) -> int:
@@ -80,12 +118,19 @@ class ResolvedAttention(Section):
         """Entries of W_k and W_v, which work once per key token."""
         return 2 * d_model * self.kv_width
 
-    def tensors(self, d_model: int) -> list[tuple[int, int]]:
-        """(rows, columns) of every parameter; a learned scale is one row."""
-        matrices = [(self.width, d_model), (self.kv_width, d_model), (self.kv_width, d_model), (d_model, self.width)]
+    def tensors(self, d_model: int, memory: int | None = None) -> list[tuple[int, int]]:
+        """(rows, columns) of every parameter; a learned scale is one row. memory: width of what keys and values are
+        made of, d_model when absent. A bias that the stack's layers share is the stack's."""
+        memory = memory or d_model
+        matrices = [(self.width, d_model), (self.kv_width, memory), (self.kv_width, memory), (d_model, self.width)]
         output = {"none": 0, "head": self.head_dim, "concat": self.width, "after_out": d_model}[self.output_norm]
         scales = [(1, self.head_dim)] * (len(self.qkv_norm) * self.qkv_norm_scale)
-        return matrices + scales + [(1, output)] * self.output_norm_scale
+        bias = self.bias_tensors() if self.relative_bias == "per_layer" else []
+        return matrices + scales + [(1, output)] * self.output_norm_scale + bias
+
+    def bias_tensors(self) -> list[tuple[int, int]]:
+        """(rows, columns) of one relative bias."""
+        return [(self.relative_buckets, self.heads)]
 
     def parameters(self, d_model: int) -> int:
         """Number of parameters."""
@@ -96,7 +141,11 @@ class ResolvedAttention(Section):
         return 2 * 2 * self.width * pairs
 
 
-def resolve_attention(values: dict[str, object], d_model: int, cross: bool) -> ResolvedAttention:
+Place = Literal["self", "merged", "cross", "partial"]
+"""self: what is attended to is the input itself; merged: the input and the encoder's output in one softmax."""
+
+
+def resolve_attention(values: dict[str, object], d_model: int, place: Place) -> ResolvedAttention:
     """Fill in what was left open and drop what has no effect. Raises ValueError with a reason for impossible shapes.
 
     values: the fields of AttentionConfig after all overrides.
@@ -107,12 +156,26 @@ def resolve_attention(values: dict[str, object], d_model: int, cross: bool) -> R
     head_dim, kv_heads = config.head_dim or d_model // config.heads, config.kv_heads or config.heads
     if config.heads % kv_heads:
         raise ValueError(f"kv_heads {kv_heads} does not divide heads {config.heads}")
+    if config.relative_bias != "none" and config.relative_buckets % 4:
+        raise ValueError(
+            f"relative_buckets {config.relative_buckets} is no multiple of 4: half are exact, on two sides"
+        )
+    if config.window_ahead is not None and config.window is None:
+        raise ValueError("window_ahead without window has no effect; set window, too")
     if config.rope != "none" and head_dim % 2:
         raise ValueError(f"RoPE rotates pairs, so head_dim {head_dim} must be even (or rope: none)")
     # One head is all heads: two names of one function.
     output_norm = "head" if config.output_norm == "concat" and config.heads == 1 else config.output_norm
     qkv_norm = tuple(part for part in "qkv" if part in config.qkv_norm)
-    rope = "continuous" if config.rope == "restart" and not cross else config.rope
+    # Self-attention sees distances only; where there is a source, they depend on where the target begins.
+    rope = "continuous" if config.rope == "restart" and place in ("self", "partial") else config.rope
+    if place == "merged" and config.relative_bias != "none":
+        raise ValueError("a relative bias has no distances between a target and its source; use rope with merged")
+    own = place in ("self", "merged")  # what stands in one row with its keys
+    window = config.window if own else None
+    ahead = None if window is None or config.window_ahead == window else config.window_ahead
+    biased = place == "self" and config.relative_bias != "none"
+    usual = config.scale is not None and math.isclose(config.scale, head_dim**-0.5, rel_tol=1e-12)
     return ResolvedAttention(
         heads=config.heads,
         kv_heads=kv_heads,
@@ -124,4 +187,12 @@ def resolve_attention(values: dict[str, object], d_model: int, cross: bool) -> R
         norm_eps=config.norm_eps if qkv_norm or config.output_norm != "none" else 0.0,
         rope=rope,
         rope_theta=config.rope_theta if rope != "none" else 0.0,
+        rope_factor=config.rope_factor if rope != "none" else 1.0,
+        relative_bias=config.relative_bias if biased else "none",
+        relative_buckets=config.relative_buckets if biased else 0,
+        relative_distance=config.relative_distance if biased else 0,
+        window=window,
+        window_ahead=ahead,
+        scale=None if usual else config.scale,
+        softcap=config.softcap,
     )

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn, ones
 
 from lit_llm.components.attention.cache import KeyValues
 from lit_llm.components.attention.config import ResolvedAttention
+from lit_llm.components.attention.dot_product import DotProduct
+from lit_llm.components.attention.relative import RelativeBias
 from lit_llm.components.attention.rope import Rotation, rotate
-from lit_llm.components.attention.visibility import DotProduct, Visibility
+from lit_llm.components.attention.visibility import Merged, Visibility
 from lit_llm.components.norm.module import rms_norm
 
 
 class Attention(nn.Module):
     """
-    x ────── q ─[norm q]─[RoPE]─┐
+    x ────── q ─[norm q]─[RoPE]─┐         [bias]
     memory ┬ k ─[norm k]─[RoPE]─┼─ softmax(QKᵀ/√K)V ─[head norm | concat norm]─ out ─[after_out norm]─▶
-           └ v ─[norm v]────────┘
+           └ v ─[norm v]────────┘  within [window], [softcap]
 
-    In self-attention memory is x; in cross-attention it is the encoder's output.
+    In self-attention memory is x; in cross-attention it is the encoder's output, `memory_width` wide.
     """
 
-    def __init__(self, config: ResolvedAttention, d_model: int) -> None:
+    def __init__(self, config: ResolvedAttention, d_model: int, memory_width: int | None = None) -> None:
         super().__init__()
         self.config = config
         self.q = nn.Linear(d_model, config.width, bias=False)
-        self.k = nn.Linear(d_model, config.kv_width, bias=False)
-        self.v = nn.Linear(d_model, config.kv_width, bias=False)
+        self.k = nn.Linear(memory_width or d_model, config.kv_width, bias=False)
+        self.v = nn.Linear(memory_width or d_model, config.kv_width, bias=False)
         self.out = nn.Linear(config.width, d_model, bias=False)
-        self.dot_product = DotProduct()
+        self.dot_product = DotProduct(config.scale, config.softcap)
         scaled = config.qkv_norm if config.qkv_norm_scale else ()
         self.qkv_scale = nn.ParameterDict({part: nn.Parameter(ones(config.head_dim)) for part in scaled})
         widths = {"none": 0, "head": config.head_dim, "concat": config.width, "after_out": d_model}
@@ -53,8 +56,13 @@ class Attention(nn.Module):
         query_rotation: Rotation | None = None,
         key_rotation: Rotation | None = None,
         cache: KeyValues | None = None,
+        bias: Tensor | None = None,
     ) -> Tensor:
-        """With a cache the memory is what is new; none at all when everything is in the cache."""
+        """With a cache the memory is what is new; none at all when everything is in the cache.
+
+        bias: what is added to the scores, H x T x S or B x H x T x S.
+        """
+        visible = _seen(visible, self.config, cache)
         q = self.heads("q", x_BTD, query_rotation)
         if memory_BSD is None:
             assert cache is not None
@@ -64,7 +72,13 @@ class Attention(nn.Module):
             v = self.heads("v", memory_BSD, None)
             if cache is not None:
                 k, v = cache.add(k, v)
-        out_BTHK = self.dot_product(q, k, v, visible).transpose(1, 2)
+        return self.attend(q, k, v, visible, bias)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, visible: Visibility | Merged, bias: Tensor | None = None
+    ) -> Tensor:
+        """From the heads' queries, keys and values to what the layer adds: B x T x D."""
+        out_BTHK = self.dot_product(q, k, v, visible, bias).transpose(1, 2)
         if self.config.output_norm == "head":
             out_BTHK = self.output_norm(out_BTHK)
         joined_BTD = out_BTHK.flatten(2)
@@ -75,3 +89,62 @@ class Attention(nn.Module):
 
     def output_norm(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.output_scale, self.config.norm_eps)
+
+
+class SelfAttention(Attention):
+    """An attention whose memory is its input, so that distances within a row mean something: it may have a bias."""
+
+    def __init__(self, config: ResolvedAttention, d_model: int, causal: bool) -> None:
+        super().__init__(config, d_model)
+        self.relative_bias = relative_bias(config, causal) if config.relative_bias == "per_layer" else None
+
+
+class MergedAttention(SelfAttention):
+    """
+    x ──────┬─ q ─[norm]─[RoPE]─────────────────┐
+            ├─ k ─[norm]─[RoPE]─┬─ concatenated ─┼─ softmax over target and source ─▶ as in `Attention`
+    source ─┴─ k ─[norm]─[RoPE]─┘   (v alike)    │
+              the same W_k, W_v                  ┘
+
+    T5Gemma 2 (arXiv 2512.14856): self- and cross-attention with the same four matrices and one softmax. There the
+    source's keys are not rotated (`rope: restart`); with `continuous` they are, and the target goes on where the source
+    ended.
+    """
+
+    def forward_merged(
+        self,
+        x_BTD: Tensor,
+        source_BSD: Tensor | None,
+        visible: Visibility,
+        source_visible: Visibility,
+        rotation: Rotation | None,
+        source_rotation: Rotation | None,
+        cache: KeyValues | None = None,
+        source_cache: KeyValues | None = None,
+    ) -> Tensor:
+        """With caches x_BTD is what is new, and the source is given the first time only."""
+        visible = _seen(visible, self.config, cache)
+        q, k, v = self.heads("q", x_BTD, rotation), self.heads("k", x_BTD, rotation), self.heads("v", x_BTD, None)
+        if cache is not None:
+            k, v = cache.add(k, v)
+        if source_BSD is None:
+            assert source_cache is not None
+            of_source = source_cache.held()
+        else:
+            of_source = self.heads("k", source_BSD, source_rotation), self.heads("v", source_BSD, None)
+            if source_cache is not None:
+                of_source = source_cache.add(*of_source)
+        k, v = torch.cat([k, of_source[0]], dim=2), torch.cat([v, of_source[1]], dim=2)
+        return self.attend(q, k, v, Merged(visible, source_visible, of_source[0].shape[2]))
+
+
+def _seen(visible: Visibility, config: ResolvedAttention, cache: KeyValues | None) -> Visibility:
+    """What is seen within the window: to be asked before the cache takes what is new."""
+    if cache is not None and cache.k is not None:
+        return cache.visible(visible)
+    return visible.within(config.reach)
+
+
+def relative_bias(config: ResolvedAttention, causal: bool) -> RelativeBias:
+    """The bias that an attention's configuration asks for."""
+    return RelativeBias(config.relative_buckets, config.relative_distance, config.heads, causal)

@@ -1,4 +1,4 @@
-"""Who sees whom: the masks of self- and cross-attention, and the call that applies them.
+"""Who sees whom: the masks of self- and cross-attention.
 
 causal       ▣ · · ·     prefix of 2   ▣ ▣ · ·     full   ▣ ▣ ▣ ▣   rows: queries, columns: keys
              ▣ ▣ · ·                   ▣ ▣ · ·            ▣ ▣ ▣ ▣
@@ -13,17 +13,25 @@ causal     0 0 1 1       prefix    0 0 1 1        full   0 0 1 1        cross   
          1 · · ▣ ·               1 · · ▣ ·             1 · · ▣ ▣               2 · · ·   sees nothing: the output
          1 · · ▣ ▣               1 · · ▣ ▣             1 · · ▣ ▣          target         is zero
 
+A window leaves of each what is near; `merged` attention sees the target's keys, then the source's:
+
+causal       ▣ · · ·     prefix of 4   ▣ ▣ · ·     full   ▣ ▣ · ·     merged  ▣ · · · | ▣ ▣   the target's window,
+of 2         ▣ ▣ · ·     window of 2   ▣ ▣ ▣ ·            ▣ ▣ ▣ ·     of 2    ▣ ▣ · · | ▣ ▣   and all of the source
+             · ▣ ▣ ·                   · ▣ ▣ ▣            · ▣ ▣ ▣             · ▣ ▣ · | ▣ ▣
+             · · ▣ ▣                   · · ▣ ▣            · · ▣ ▣             · · ▣ ▣ | ▣ ▣
+
 A target token whose document has no source gets exactly zero from cross-attention, wherever its output norm stands
 (a norm of zeros is zero), and sends no gradient through it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from lit_llm.components.attention.config import Reach
 
 
 @dataclass
@@ -39,8 +47,19 @@ class Visibility:
     documents: tuple[Tensor, Tensor] | None = None
     """B x T of the queries and B x S of the keys: which document each belongs to; a query sees its own document's keys
     alone, and may see nothing."""
+    reach: Reach | None = None
+    """Keys that are seen are fewer than so many tokens before, and after, the query; None: all."""
     _masks: dict[tuple[int, int, torch.device], Tensor | None] = field(default_factory=dict, repr=False)
     _weights: dict[torch.dtype, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    _within: dict[Reach, Visibility] = field(default_factory=dict, repr=False)
+
+    def within(self, reach: Reach | None) -> Visibility:
+        """The same with a window; one for all layers that ask for it."""
+        if reach is None:
+            return self
+        if reach not in self._within:
+            self._within[reach] = replace(self, reach=reach, _masks={}, _weights={}, _within={})
+        return self._within[reach]
 
     def mask(self, queries: int, keys: int, device: torch.device) -> Tensor | None:
         """Boolean, True where visible: T x S, or B x 1 x T x S where rows differ. None when all is visible."""
@@ -60,6 +79,10 @@ class Visibility:
                 seen = seen | (key < prefix_B111)
             elif self.prefix:
                 seen = seen | (key < self.prefix)[None, :]
+        if self.reach is not None:
+            ago = torch.arange(first, last, device=device)[:, None] - key
+            near = (ago < self.reach[0]) & (-ago < self.reach[1])
+            seen = near if seen is None else seen & near
         if self.key_lengths is not None:
             real = key < self.key_lengths.to(device).view(-1, 1, 1, 1)
             seen = real if seen is None else seen & real
@@ -67,6 +90,9 @@ class Visibility:
             of_query, of_key = (documents.to(device) for documents in self.documents)
             same = (of_query[:, first:last, None] == of_key[:, None, :]).unsqueeze(1)
             seen = same if seen is None else seen & same
+        if self.reach is not None and self.key_lengths is not None and seen is not None:
+            # Padding that is far from every real key: let see everything, lest its states are not numbers.
+            seen = seen | ~seen.any(dim=-1, keepdim=True)
         return seen
 
     def weights(self, queries: int, keys: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -85,38 +111,35 @@ class Visibility:
         return self._weights[dtype]
 
 
-class DotProduct(nn.Module):
-    """softmax(QKᵀ/√K)V over the visible keys. A module of its own, so that a probe can hook what goes in."""
+@dataclass
+class Merged:
+    """What a query of merged attention sees: keys of its own row, then, in the same softmax, the source's.
 
-    def forward(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, visible: Visibility) -> Tensor:
-        gqa = q_BHTK.shape[1] != k_BHSK.shape[1]
-        queries, keys, prefix = q_BHTK.shape[2], k_BHSK.shape[2], visible.prefix
-        if visible.documents is not None:
-            added, blind = visible.weights(queries, keys, q_BHTK.dtype, q_BHTK.device)
-            out = F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=added, enable_gqa=gqa)
-            return out.masked_fill(blind, 0.0)
-        if visible.causal and visible.key_lengths is None and not isinstance(prefix, Tensor):
-            prefix = prefix or 0
-            # A prefix of one token sees what it sees anyway.
-            if prefix <= 1:
-                return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, is_causal=True, enable_gqa=gqa)
-            # The prefix is one dense block without a mask: cheaper than masking T x T, and no score is computed twice.
-            head, tail = q_BHTK[:, :, :prefix], q_BHTK[:, :, prefix:]
-            out = F.scaled_dot_product_attention(head, k_BHSK[:, :, :prefix], v_BHSK[:, :, :prefix], enable_gqa=gqa)
-            if prefix >= queries:
-                return out
-            mask = visible.mask(queries, keys, q_BHTK.device)
-            assert mask is not None
-            rest = F.scaled_dot_product_attention(tail, k_BHSK, v_BHSK, attn_mask=mask[prefix:], enable_gqa=gqa)
-            return torch.cat([out, rest], dim=2)
-        mask = visible.mask(queries, keys, q_BHTK.device)
-        return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=mask, enable_gqa=gqa)
+    Stands wherever a `Visibility` does. The second is one for all layers; its masks are too.
+    """
 
+    own: Visibility
+    source: Visibility
+    source_keys: int
+    """How many of the keys are the source's, the last."""
 
-def largest_logit(q_BHTK: Tensor, k_BHSK: Tensor, visible: Visibility) -> Tensor:
-    """The largest |q·k|/√K over the visible pairs; fused kernels never show it, so the scores are computed again."""
-    groups = q_BHTK.shape[1] // k_BHSK.shape[1]
-    scores = q_BHTK.float() @ k_BHSK.float().repeat_interleave(groups, dim=1).transpose(-1, -2)
-    scores = scores.abs() / q_BHTK.shape[-1] ** 0.5
-    mask = visible.mask(q_BHTK.shape[2], k_BHSK.shape[2], q_BHTK.device)
-    return scores.max() if mask is None else scores.masked_fill(~mask, 0.0).max()
+    def mask(self, queries: int, keys: int, device: torch.device) -> Tensor | None:
+        """As `Visibility.mask`."""
+        return self.rows(0, queries, keys, device)
+
+    def rows(self, first: int, last: int, keys: int, device: torch.device) -> Tensor | None:
+        """As `Visibility.rows`."""
+        own = keys - self.source_keys
+        parts = self.own.rows(first, last, own, device), self.source.rows(first, last, self.source_keys, device)
+        if parts[0] is None and parts[1] is None:
+            return None
+        widths, every = (own, self.source_keys), torch.ones((), dtype=torch.bool, device=device)
+        rows = max((part.shape[0] for part in parts if part is not None and part.dim() == 4), default=0)
+        shape = (rows, 1, last - first) if rows else (last - first,)
+        return torch.cat(
+            [
+                (every if part is None else part).expand(*shape, width)
+                for part, width in zip(parts, widths, strict=True)
+            ],
+            dim=-1,
+        )

@@ -1,6 +1,7 @@
 """Position-wise feed-forward networks.
 
-SwiGLU, GeGLU: Shazeer, arXiv 2002.05202. RedLLM and DecLLM use SwiGLU with d_ff = 4 d_model and three matrices
+Gated ones: Shazeer, arXiv 2002.05202; the list is that of Narang et al., arXiv 2102.11972, with squared ReLU
+(arXiv 2109.08668). RedLLM and DecLLM use SwiGLU with d_ff = 4 d_model and three matrices
 (arXiv 2510.26622).
 """
 
@@ -14,16 +15,33 @@ from lit_llm.config.section import Section, partial
 
 
 class FeedForwardConfig(Section):
-    """`down(activation(gate x) * up x)` for swiglu and geglu, `down(activation(up x))` for gelu."""
+    """`down(activation(gate x) * up x)` for the gated ones (...glu), `down(activation(up x))` for the others."""
 
-    activation: Literal["swiglu", "geglu", "gelu"] = "swiglu"
-    """swiglu and geglu have three matrices, gelu has two."""
+    activation: Literal[
+        "swiglu",
+        "geglu",
+        "geglu_tanh",
+        "reglu",
+        "glu",
+        "liglu",
+        "gelu",
+        "gelu_tanh",
+        "relu",
+        "relu_squared",
+        "swish",
+        "elu",
+        "selu",
+        "sigmoid",
+        "softplus",
+    ] = "swiglu"
+    """Those that end in glu have a gate, and so three matrices: swish, gelu, relu, sigmoid (glu) or nothing (liglu) on
+    it. _tanh: gelu by its approximation with tanh, as in Gemma and T5."""
     d_ff: int = Field(gt=0)
     """Width inside."""
 
     @property
     def gated(self) -> bool:
-        return self.activation != "gelu"
+        return self.activation.removesuffix("_tanh").endswith("glu")
 
     def tensors(self, d_model: int) -> list[tuple[int, int]]:
         """(rows, columns) of every parameter."""

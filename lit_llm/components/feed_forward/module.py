@@ -2,21 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_llm.components.feed_forward.config import FeedForwardConfig
 
+_gelu_tanh = partial(F.gelu, approximate="tanh")
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "swiglu": F.silu,
+    "geglu": F.gelu,
+    "geglu_tanh": _gelu_tanh,
+    "reglu": F.relu,
+    "glu": F.sigmoid,
+    "liglu": lambda x: x,
+    "gelu": F.gelu,
+    "gelu_tanh": _gelu_tanh,
+    "relu": F.relu,
+    "relu_squared": lambda x: F.relu(x).square(),
+    "swish": F.silu,
+    "elu": F.elu,
+    "selu": F.selu,
+    "sigmoid": F.sigmoid,
+    "softplus": F.softplus,
+}
+"""By their names; of the gated ones what stands on the gate."""
+
 
 class FeedForward(nn.Module):
     """
-    x ──┬─ gate ─ activation ─(×)─ down ─▶     (gelu has no gate: x ─ up ─ activation ─ down ─▶)
+    x ──┬─ gate ─ activation ─(×)─ down ─▶     (without a gate: x ─ up ─ activation ─ down ─▶)
         └─ up ────────────────┘
     """
 
     def __init__(self, config: FeedForwardConfig, d_model: int) -> None:
         super().__init__()
-        self.activation = F.silu if config.activation == "swiglu" else F.gelu
+        self.activation = ACTIVATIONS[config.activation]
         self.gate = nn.Linear(d_model, config.d_ff, bias=False) if config.gated else None
         self.up = nn.Linear(d_model, config.d_ff, bias=False)
         self.down = nn.Linear(config.d_ff, d_model, bias=False)

@@ -12,47 +12,48 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from lit_llm.components.embedding.module import Unembedding
 from lit_llm.components.loss.config import chunk_rows
 
 
 def target_loss(
-    hidden_BTD: Tensor, unembedding_VD: Tensor, targets_BT: Tensor, weights_BT: Tensor, z_loss: bool = False
+    hidden_BTD: Tensor, unembedding: Unembedding, targets_BT: Tensor, weights_BT: Tensor, z_loss: bool = False
 ) -> tuple[Tensor, Tensor]:
     """(sum of nats, sum of squared log-normalisers) over the positions with weight 1, in float32.
 
     The second is zero unless `z_loss` asks for it.
     """
-    pieces = list(_pieces(hidden_BTD, unembedding_VD, targets_BT, weights_BT))
+    pieces = list(_pieces(hidden_BTD, unembedding, targets_BT, weights_BT))
     if len(pieces) == 1:
-        return _sums(*pieces[0], unembedding_VD, z_loss)
-    sums = [checkpoint(_sums, *piece, unembedding_VD, z_loss, use_reentrant=False) for piece in pieces]
+        return _sums(*pieces[0], unembedding, z_loss)
+    sums = [checkpoint(_sums, *piece, unembedding, z_loss, use_reentrant=False) for piece in pieces]
     return torch.stack([nats for nats, _ in sums]).sum(), torch.stack([squares for _, squares in sums]).sum()
 
 
-def target_nats(hidden_BTD: Tensor, unembedding_VD: Tensor, targets_BT: Tensor, weights_BT: Tensor) -> Tensor:
+def target_nats(hidden_BTD: Tensor, unembedding: Unembedding, targets_BT: Tensor, weights_BT: Tensor) -> Tensor:
     """Nats of every counted target, row by row, as one vector; to be called without gradients."""
-    pieces = _pieces(hidden_BTD, unembedding_VD, targets_BT, weights_BT)
-    return torch.cat([_nats(*piece, unembedding_VD)[0] for piece in pieces])
+    pieces = _pieces(hidden_BTD, unembedding, targets_BT, weights_BT)
+    return torch.cat([_nats(*piece, unembedding)[0] for piece in pieces])
 
 
 def _pieces(
-    hidden_BTD: Tensor, unembedding_VD: Tensor, targets_BT: Tensor, weights_BT: Tensor
+    hidden_BTD: Tensor, unembedding: Unembedding, targets_BT: Tensor, weights_BT: Tensor
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(hidden states, targets) of the positions that count, dropped before the largest product, not masked after it."""
     counted_N = weights_BT.flatten().nonzero().squeeze(-1)
     hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, counted_N)
     targets_N = targets_BT.flatten().index_select(0, counted_N)
-    rows = chunk_rows(unembedding_VD.shape[0])
+    rows = chunk_rows(unembedding.vocabulary)
     yield from zip(hidden_ND.split(rows), targets_N.split(rows), strict=True)
 
 
-def _nats(hidden_ND: Tensor, targets_N: Tensor, unembedding_VD: Tensor) -> tuple[Tensor, Tensor]:
-    logits_NV = F.linear(hidden_ND, unembedding_VD).float()
+def _nats(hidden_ND: Tensor, targets_N: Tensor, unembedding: Unembedding) -> tuple[Tensor, Tensor]:
+    logits_NV = unembedding(hidden_ND).float()
     return F.cross_entropy(logits_NV, targets_N, reduction="none"), logits_NV
 
 
-def _sums(hidden_ND: Tensor, targets_N: Tensor, unembedding_VD: Tensor, z_loss: bool) -> tuple[Tensor, Tensor]:
-    nats_N, logits_NV = _nats(hidden_ND, targets_N, unembedding_VD)
+def _sums(hidden_ND: Tensor, targets_N: Tensor, unembedding: Unembedding, z_loss: bool) -> tuple[Tensor, Tensor]:
+    nats_N, logits_NV = _nats(hidden_ND, targets_N, unembedding)
     if not z_loss:
         return nats_N.sum(), nats_N.new_zeros(())
     # nats = normaliser - target's logit, so the normaliser costs no second pass over the logits.

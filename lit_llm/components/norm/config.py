@@ -1,20 +1,21 @@
 """Norms of the residual stream.
 
 RMSNorm: Zhang and Sennrich, arXiv 1910.07467. LayerNorm: Ba et al., arXiv 1607.06450; without bias as in ModernBERT
-(arXiv 2412.13663).
+(arXiv 2412.13663). Where they stand: before each block (arXiv 2002.04745), after it as in the first Transformer
+(arXiv 1706.03762), both (Gemma 2, arXiv 2408.00118), or on what a block adds (OLMo 2, arXiv 2501.00656).
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from lit_llm.config.section import Section
+from lit_llm.config.section import Section, impossible
 
 
 class NormConfig(Section):
-    """Normalises the D entries of each token before a block reads it (pre-norm), and after the last layer."""
+    """Normalises the D entries of each token before a block reads it, and after the last layer, or elsewhere."""
 
     function: Literal["rms_norm", "layer_norm"] = "rms_norm"
     """rms_norm divides by the root mean square; layer_norm centres, divides by the deviation, and has no bias."""
@@ -22,6 +23,27 @@ class NormConfig(Section):
     """Learn a scale of D entries."""
     eps: float = Field(1e-6, gt=0)
     """Added to the mean square (or the variance) under the root."""
+    placement: Literal["pre", "post", "sandwich", "output"] = Field("pre", exclude_if=lambda value: value == "pre")
+    """pre: x + f(norm(x)). post: norm(x + f(x)), and none after the last layer. sandwich: x + norm(f(norm(x))).
+    output: x + norm(f(x))."""
+    skip_first: bool = Field(False, exclude_if=lambda value: not value)
+    """No norm before a stack's first attention, whose input is the embedding (ModernBERT, which normalises that)."""
+
+    @property
+    def before(self) -> bool:
+        """Whether a block reads a normed input."""
+        return self.placement in ("pre", "sandwich")
+
+    @property
+    def after(self) -> bool:
+        """Whether what a block adds is normed."""
+        return self.placement in ("sandwich", "output")
+
+    @model_validator(mode="after")
+    def _fits(self) -> NormConfig:
+        if self.skip_first and not self.before:
+            raise impossible(("skip_first", f"has no effect: with placement {self.placement} no norm is before it"))
+        return self
 
     def tensors(self, width: int) -> list[tuple[int, int]]:
         """(rows, columns) of every parameter of one norm over `width` entries."""

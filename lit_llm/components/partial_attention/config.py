@@ -35,11 +35,11 @@ class ResolvedPartialAttention(ResolvedAttention):
         """Entries of A1, A2, W_k and W_v, which work once per source token."""
         return 2 * d_model * d_model + super().memory_parameters(d_model)
 
-    def tensors(self, d_model: int) -> list[tuple[int, int]]:
-        """(rows, columns) of every parameter; a learned scale is one row."""
+    def tensors(self, d_model: int, memory: int | None = None) -> list[tuple[int, int]]:
+        """(rows, columns) of every parameter; a learned scale is one row. The memory is as wide as the input."""
         return [(d_model, d_model)] * 2 + super().tensors(d_model)
 
 
 def resolve_partial_attention(values: dict[str, object], d_model: int) -> ResolvedPartialAttention:
     """As `resolve_attention`, which it is but for its memory."""
-    return ResolvedPartialAttention.model_validate(resolve_attention(values, d_model, cross=False).model_dump())
+    return ResolvedPartialAttention.model_validate(resolve_attention(values, d_model, "partial").model_dump())

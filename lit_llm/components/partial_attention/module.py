@@ -31,9 +31,10 @@ class PartialAttention(Attention):
         query_rotation: Rotation | None = None,
         key_rotation: Rotation | None = None,
         cache: KeyValues | None = None,
+        bias: Tensor | None = None,
     ) -> Tensor:
         """memory_BSD: the source's states; with a cache none at all once its keys and values are held."""
         if memory_BSD is not None:
             first_BSD = self.a1(memory_BSD).relu()
             memory_BSD = self.a2(first_BSD) + first_BSD
-        return super().forward(x_BTD, memory_BSD, visible, query_rotation, key_rotation, cache)
+        return super().forward(x_BTD, memory_BSD, visible, query_rotation, key_rotation, cache, bias)

@@ -1,0 +1,138 @@
+"""softmax(QKᵀ/√K)V over the visible keys, by fused kernels where the scores need nothing that those do not have."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_llm.components.attention.visibility import Merged, Visibility
+
+
+class DotProduct(nn.Module):
+    """softmax(scores)V over the visible keys. A module of its own, so that a probe can hook what goes in.
+
+    scale: what QKᵀ is multiplied with, 1/√K when absent. softcap: the scores' bound, before a bias is added.
+    """
+
+    def __init__(self, scale: float | None = None, softcap: float | None = None) -> None:
+        super().__init__()
+        self.scale, self.softcap = scale, softcap
+
+    def forward(
+        self,
+        q_BHTK: Tensor,
+        k_BHSK: Tensor,
+        v_BHSK: Tensor,
+        visible: Visibility | Merged,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """B x H x T x K. bias: H x T x S or B x H x T x S, added to the scores."""
+        gqa = q_BHTK.shape[1] != k_BHSK.shape[1]
+        queries, keys, device = q_BHTK.shape[2], k_BHSK.shape[2], q_BHTK.device
+        if isinstance(visible, Merged) or visible.documents is None:
+            added, blind = None, None
+        else:
+            added, blind = visible.weights(queries, keys, q_BHTK.dtype, device)
+        if self.softcap is not None:
+            out = self._explicit(q_BHTK, k_BHSK, v_BHSK, visible, bias, blind)
+        elif bias is not None:
+            mask = visible.mask(queries, keys, device)
+            if added is not None:
+                bias = bias.to(q_BHTK.dtype) + added
+            elif mask is not None:
+                bias = bias.to(q_BHTK.dtype).masked_fill(~mask, -torch.inf)
+            bias = bias.to(q_BHTK.dtype).expand(q_BHTK.shape[0], -1, -1, -1)
+            out = F.scaled_dot_product_attention(
+                q_BHTK, k_BHSK, v_BHSK, attn_mask=bias, scale=self.scale, enable_gqa=gqa
+            )
+        elif added is not None:
+            out = F.scaled_dot_product_attention(
+                q_BHTK, k_BHSK, v_BHSK, attn_mask=added, scale=self.scale, enable_gqa=gqa
+            )
+        elif _is_blocks(visible):
+            assert isinstance(visible, Visibility)
+            return self._blocks(q_BHTK, k_BHSK, v_BHSK, visible, gqa)
+        else:
+            mask = visible.mask(queries, keys, device)
+            out = F.scaled_dot_product_attention(
+                q_BHTK, k_BHSK, v_BHSK, attn_mask=mask, scale=self.scale, enable_gqa=gqa
+            )
+        return out if blind is None else out.masked_fill(blind, 0.0)
+
+    def _blocks(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, visible: Visibility, gqa: bool) -> Tensor:
+        """Causal, with a prefix of one length or none: without a mask as far as that goes."""
+        queries, keys = q_BHTK.shape[2], k_BHSK.shape[2]
+        prefix = visible.prefix or 0
+        assert isinstance(prefix, int)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+            return F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=causal, scale=self.scale, enable_gqa=gqa
+            )
+
+        # A prefix of one token sees what it sees anyway.
+        if prefix <= 1:
+            return attend(q_BHTK, k_BHSK, v_BHSK, causal=True)
+        # The prefix is one dense block without a mask: cheaper than masking T x T, and no score is computed twice.
+        out = attend(q_BHTK[:, :, :prefix], k_BHSK[:, :, :prefix], v_BHSK[:, :, :prefix])
+        if prefix >= queries:
+            return out
+        mask = visible.mask(queries, keys, q_BHTK.device)
+        assert mask is not None
+        return torch.cat([out, attend(q_BHTK[:, :, prefix:], k_BHSK, v_BHSK, mask[prefix:])], dim=2)
+
+    def _explicit(
+        self,
+        q_BHTK: Tensor,
+        k_BHSK: Tensor,
+        v_BHSK: Tensor,
+        visible: Visibility | Merged,
+        bias: Tensor | None,
+        blind: Tensor | None,
+    ) -> Tensor:
+        """With the scores as a tensor."""
+        scores = self.scores(q_BHTK, k_BHSK)
+        if bias is not None:
+            scores = scores + bias
+        mask = visible.mask(q_BHTK.shape[2], k_BHSK.shape[2], q_BHTK.device)
+        if mask is not None:
+            scores = scores.masked_fill(~(mask if blind is None else mask | blind), -torch.inf)
+        weights = scores.softmax(dim=-1).to(v_BHSK.dtype)
+        return weights @ _for_queries(v_BHSK, q_BHTK)
+
+    def scores(self, q_BHTK: Tensor, k_BHSK: Tensor) -> Tensor:
+        """What the softmax gets, before masks and biases: B x H x T x S, in float32 at least."""
+        dtype = torch.promote_types(q_BHTK.dtype, torch.float32)
+        device = q_BHTK.device.type
+        # Under autocast the product would be in its low precision.
+        with torch.autocast(device, enabled=False) if device != "meta" else nullcontext():
+            scores = q_BHTK.to(dtype) @ _for_queries(k_BHSK, q_BHTK).to(dtype).transpose(-1, -2)
+            scores = scores * (q_BHTK.shape[-1] ** -0.5 if self.scale is None else self.scale)
+            return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
+
+
+def _is_blocks(visible: Visibility | Merged) -> bool:
+    """Whether who sees whom is a triangle with at most one dense block, in every row the same."""
+    if isinstance(visible, Merged) or not visible.causal or visible.reach is not None:
+        return False
+    return visible.key_lengths is None and not isinstance(visible.prefix, Tensor)
+
+
+def _for_queries(k_BHSK: Tensor, q_BHTK: Tensor) -> Tensor:
+    """Keys or values with a head of their own for each of the queries'."""
+    groups = q_BHTK.shape[1] // k_BHSK.shape[1]
+    return k_BHSK if groups == 1 else k_BHSK.repeat_interleave(groups, dim=1)
+
+
+def largest_logit(
+    attention: DotProduct, q_BHTK: Tensor, k_BHSK: Tensor, visible: Visibility | Merged, bias: Tensor | None = None
+) -> Tensor:
+    """The largest |score| over the visible pairs; fused kernels never show it, so the scores are computed again."""
+    scores = attention.scores(q_BHTK, k_BHSK)
+    if bias is not None:
+        scores = scores + bias
+    mask = visible.mask(q_BHTK.shape[2], k_BHSK.shape[2], q_BHTK.device)
+    return scores.abs().max() if mask is None else scores.abs().masked_fill(~mask, 0.0).max()

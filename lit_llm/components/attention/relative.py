@@ -1,0 +1,43 @@
+"""T5's relative position bias (arXiv 1910.10683, section 2.1): a learned number for each head and bucket of distances.
+
+distance   0 1 2 ... 7 | 8-11 12-15 16-22 ... >= 128     of 32 buckets, causal: half of them hold one distance each, the
+                                                         rest grow with its logarithm
+Without a causal mask each half of the buckets serves one direction. With one, keys after the query (an open prefix's)
+share the bucket of distance 0, as in T5's decoder.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class RelativeBias(nn.Module):
+    """Distances to a bias on the scores."""
+
+    def __init__(self, buckets: int, distance: int, heads: int, causal: bool) -> None:
+        super().__init__()
+        self.buckets, self.distance, self.causal = buckets, distance, causal
+        self.weight = nn.Parameter(torch.empty(buckets, heads))
+
+    def forward(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Positions of queries (T, or B x T) and of keys (S, or B x S) -> H x T x S, or B x H x T x S."""
+        buckets = bucket(keys.unsqueeze(-2) - queries.unsqueeze(-1), self.buckets, self.distance, self.causal)
+        return self.weight[buckets].movedim(-1, -3)
+
+
+def bucket(ahead: Tensor, buckets: int, distance: int, causal: bool) -> Tensor:
+    """The number of the bucket for a key that stands `ahead` tokens after its query."""
+    first = torch.zeros_like(ahead)
+    if causal:
+        away = (-ahead).clamp_min(0)
+    else:
+        buckets //= 2
+        first, away = (ahead > 0).long() * buckets, ahead.abs()
+    exact = buckets // 2
+    if distance <= exact:  # nothing is left to grow
+        return first + away.clamp_max(buckets - 1)
+    grown = (away.clamp_min(1).float() / exact).log() / math.log(distance / exact) * (buckets - exact)
+    return first + torch.where(away < exact, away, (exact + grown.long()).clamp_max(buckets - 1))

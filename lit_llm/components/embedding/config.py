@@ -1,0 +1,47 @@
+"""What happens between token ids and the residual stream, and between its end and the logits.
+
+Scaled embeddings: Vaswani et al., arXiv 1706.03762, section 3.4, and Gemma. Normed ones: ModernBERT (arXiv 2412.13663).
+Soft-capped logits: Gemma 2 (arXiv 2408.00118). A dense head and a bias: BERT (arXiv 1810.04805).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from lit_llm.components.norm.config import NormConfig
+from lit_llm.config.section import Section
+
+
+class EmbeddingConfig(Section):
+    """What is done to embeddings before the first layer reads them."""
+
+    scaled: bool = False
+    """Multiply by sqrt(d_model)."""
+    norm: bool = False
+    """Normalise, by a norm as `model.norm` has it."""
+
+    def tensors(self, width: int, norm: NormConfig) -> list[tuple[int, int]]:
+        """(rows, columns) of every parameter beside the table's."""
+        return norm.tensors(width) * self.norm
+
+
+class OutputConfig(Section):
+    """What is done to the states of the last layer."""
+
+    head: Literal["none", "dense"] = "none"
+    """dense: a D x D matrix, GeLU and a norm before the unembedding."""
+    bias: bool = False
+    """Add a learned number for each token of the vocabulary to the logits."""
+    softcap: float | None = Field(None, gt=0)
+    """Logits become softcap tanh(logit / softcap)."""
+
+    def tensors(self, d_model: int, vocabulary: int, norm: NormConfig) -> list[tuple[int, int]]:
+        """(rows, columns) of every parameter beside the table's."""
+        head = [(d_model, d_model), *norm.tensors(d_model)] if self.head == "dense" else []
+        return head + [(1, vocabulary)] * self.bias
+
+    def products(self, d_model: int) -> int:
+        """Multiply-adds for each position beside the table's."""
+        return d_model * d_model if self.head == "dense" else 0

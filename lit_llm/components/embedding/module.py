@@ -1,0 +1,43 @@
+"""What makes logits of states, as `OutputConfig` describes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_llm.components.norm.config import NormConfig
+from lit_llm.components.norm.module import Norm
+
+
+class Head(nn.Module):
+    """hidden ─ dense ─ gelu ─ norm ─▶ unembedding"""
+
+    def __init__(self, norm: NormConfig, d_model: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(d_model, d_model, bias=False)
+        self.norm = Norm(norm, d_model)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.norm(F.gelu(self.dense(hidden)))
+
+
+@dataclass(frozen=True)
+class Unembedding:
+    """States to logits: softcap(head(h) Wᵀ + b)."""
+
+    weight_VD: Tensor
+    bias_V: Tensor | None = None
+    softcap: float | None = None
+    head: Head | None = None
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """... x D -> ... x V."""
+        logits = F.linear(hidden if self.head is None else self.head(hidden), self.weight_VD, self.bias_V)
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    @property
+    def vocabulary(self) -> int:
+        return self.weight_VD.shape[0]

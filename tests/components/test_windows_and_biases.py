@@ -1,0 +1,110 @@
+"""Windows, soft caps, T5's relative bias and merged attention, against masks and softmaxes written out."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+from transformers.models.t5.modeling_t5 import T5Attention
+
+from lit_llm.components.attention.config import resolve_attention
+from lit_llm.components.attention.dot_product import DotProduct
+from lit_llm.components.attention.module import MergedAttention
+from lit_llm.components.attention.relative import bucket
+from lit_llm.components.attention.rope import Rotations
+from lit_llm.components.attention.visibility import Merged, Visibility
+
+B, H, T, K = 2, 3, 9, 8
+CPU = torch.device("cpu")
+
+
+def near(behind, ahead, tokens=T):
+    """T x T, entry by entry."""
+    return torch.tensor([[q - k < behind and k - q < ahead for k in range(tokens)] for q in range(tokens)])
+
+
+def by_the_book(q, k, v, seen, scale=None, cap=None, bias=0.0):
+    scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    scores = scores if cap is None else cap * (scores / cap).tanh()
+    return (scores + bias).masked_fill(~seen, -torch.inf).softmax(-1) @ v
+
+
+def tensors(tokens=T):
+    return (torch.randn(B, H, tokens, K, dtype=torch.float64) for _ in range(3))
+
+
+@pytest.mark.parametrize(("behind", "ahead"), [(1, 1), (3, 3), (4, 2), (2, 5), (50, 50)])
+def test_a_window_leaves_what_is_fewer_tokens_away(behind, ahead):
+    q, k, v = tensors()
+    for visible, mask in (
+        (Visibility(), torch.ones(T, T, dtype=torch.bool)),
+        (Visibility(causal=True), torch.ones(T, T).tril().bool()),
+        (Visibility(causal=True, prefix=5), torch.ones(T, T).tril().bool() | (torch.arange(T) < 5)),
+    ):
+        out = DotProduct()(q, k, v, visible.within((behind, ahead)))
+        assert_close(out, by_the_book(q, k, v, mask & near(behind, ahead)))
+
+
+@pytest.mark.parametrize("cap", [None, 0.5, 30.0])
+@pytest.mark.parametrize("scale", [None, 1.0, 0.1])
+def test_scores_are_scaled_then_capped_then_biased(cap, scale):
+    q, k, v = tensors()
+    bias = torch.randn(H, T, T, dtype=torch.float64)
+    causal = torch.ones(T, T).tril().bool()
+    for visible, seen in ((Visibility(causal=True), causal), (Visibility(), torch.ones_like(causal))):
+        out = DotProduct(scale, cap)(q, k, v, visible, bias)
+        assert_close(out, by_the_book(q, k, v, seen, scale, cap, bias))
+        assert_close(DotProduct(scale, cap)(q, k, v, visible), by_the_book(q, k, v, seen, scale, cap))
+
+
+@pytest.mark.parametrize("cap", [None, 2.0])
+def test_documents_hold_under_caps_and_biases(cap):
+    q, k, v = tensors(4)
+    documents = torch.tensor([[0, 0, 1, 1], [0, 1, 1, 1]])
+    of_keys = torch.tensor([[0, 0, 1, 1], [2, 1, 1, 1]])  # the second row's first query sees nothing
+    bias = torch.randn(H, 4, 4, dtype=torch.float64)
+    out = DotProduct(softcap=cap)(q, k, v, Visibility(documents=(documents, of_keys)), bias)
+    seen = (documents[:, :, None] == of_keys[:, None, :])[:, None]
+    wanted = by_the_book(q, k, v, seen, cap=cap, bias=bias).nan_to_num(0.0)
+    assert_close(out, wanted)
+    assert (out[1, :, 0] == 0).all()
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(("buckets", "distance"), [(32, 128), (8, 20), (16, 64)])
+def test_distances_fall_into_t5s_buckets(causal, buckets, distance):
+    away = torch.arange(-300, 301)
+    wanted = T5Attention._relative_position_bucket(away, not causal, buckets, distance)
+    assert torch.equal(bucket(away, buckets, distance, causal), wanted)
+
+
+def test_a_few_distances_that_the_buckets_can_all_tell_apart_have_no_logarithms():
+    assert bucket(-torch.arange(12), 8, 4, causal=True).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 7, 7, 7, 7]
+
+
+@pytest.mark.parametrize("rope", ["continuous", "restart", "none"])
+@pytest.mark.parametrize("window", [None, 3])
+def test_merged_attention_is_one_softmax_over_target_and_source(rope, window):
+    """T5Gemma 2 (arXiv 2512.14856): K = [X; H] W_k, V = [X; H] W_v, causal on X, full on H."""
+    d, source = 24, 5
+    values = {"heads": H, "qkv_norm": ("q", "k"), "rope": rope, "window": window, "norm_eps": 1e-6}
+    module = MergedAttention(resolve_attention(values, d, "merged"), d, causal=True).double()
+    x, h = torch.randn(B, T, d, dtype=torch.float64), torch.randn(B, source, d, dtype=torch.float64)
+    rotations = Rotations(torch.float64)
+    own = torch.arange(T) + (source if rope == "continuous" else 0)
+    rotations.place("own", own)
+    rotations.place("source", torch.arange(source))
+    rotation = None if rope == "none" else rotations.of("own", 10000.0, K)
+    of_source = rotations.of("source", 10000.0, K) if rope == "continuous" else None
+    lengths = torch.tensor([5, 2])
+    out = module.forward_merged(x, h, Visibility(causal=True), Visibility(key_lengths=lengths), rotation, of_source)
+    q, k, v = module.heads("q", x, rotation), module.heads("k", x, rotation), module.heads("v", x, None)
+    k = torch.cat([k, module.heads("k", h, of_source)], dim=2)
+    v = torch.cat([v, module.heads("v", h, None)], dim=2)
+    target = torch.ones(T, T).tril().bool() & (near(window, window) if window else True)
+    real = (torch.arange(source) < lengths[:, None])[:, None, None, :].expand(B, 1, T, source)
+    seen = torch.cat([target.expand(B, 1, T, T), real], dim=-1)
+    wanted = module.out(by_the_book(q, k, v, seen).transpose(1, 2).flatten(2))
+    assert_close(out, wanted)
+
+
+def test_a_single_query_of_even_rows_needs_no_mask():
+    assert Merged(Visibility(), Visibility(), 4).mask(1, 9, CPU) is None
