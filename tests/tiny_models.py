@@ -25,6 +25,7 @@ FAMILIES = {
 }
 PAPER_NORMS = {
     "decllm": ["norm.scale=false", "attention.qkv_norm=[q, k, v]"],
+    "yoco": ["norm.scale=false", "attention.qkv_norm=[q, k, v]"],
     "redllm": ["norm.scale=false", "attention.qkv_norm=[q, k, v]", "attention.output_norm=head"],
 }
 

@@ -56,9 +56,9 @@ class _AnyDecoderLayerOverride(Section):
 class SelfDecoderLayerOverride(_AnyDecoderLayerOverride):
     """What is different in some layers of a self-decoder."""
 
-    retention: RetentionOverride | None = None
-    """Gated retention (YOCO, arXiv 2405.05254) in place of self-attention, in the layers for which this is written; as
-    many heads as `model.attention` unless it says so: `{}` suffices. It is causal: no prefix can be opened to it."""
+    retention: Annotated[RetentionOverride, OneOf(default=RetentionOverride)] | None = None
+    """Gated retention (YOCO, arXiv 2405.05254) in place of self-attention, in the layers for which this is written;
+    with as many heads as `model.attention` unless it says so. It is causal: no prefix can be opened to it."""
 
 
 class DecoderLayerOverride(SelfDecoderLayerOverride):
@@ -409,7 +409,7 @@ def _retention(config: Any, side: str, index: int) -> ResolvedRetention | None:
         return None
     values: dict[str, object] = {"heads": config.attention.heads}
     for level in written:
-        values |= set_fields(level)
+        values |= _overrides(level)
     return resolve_retention(values, config.d_model)
 
 

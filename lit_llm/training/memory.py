@@ -2,8 +2,8 @@
 
 Counted are the tensors that grow with the model or with tokens x width. Left out as small: one number for a token or
 for a head of it (statistics of norms and of softmax), rotations, masks, token ids, and what the allocator itself takes.
-Within 3% of what autograd keeps for pre-norm and sandwich models; a sixth off at most for other placements of norms and
-for merged attention. Soft-capped or biased scores are counted, roughly.
+Within 3% of what autograd keeps for pre-norm and sandwich models, 5% with retention; a sixth off at most for other
+placements of norms and for merged attention. Soft-capped or biased scores are counted, roughly.
 """
 
 from __future__ import annotations
@@ -121,12 +121,14 @@ class _Kept:
         kept = pairs * (FLOAT32 + (3 if self.compute != FLOAT32 else 2) * self.compute)
         # Queries that read a state and keys that are added to it, faded; the states.
         kept += 2 * max(tokens - retention.chunk, 0) * retention.width * self.compute
-        return kept + max(whole + (rest > 0) - 1, 0) * retention.state_bytes
+        copy = self.compute if self.compute != FLOAT32 else 0
+        return kept + max(whole + (rest > 0) - 1, 0) * retention.state_entries * (FLOAT32 + copy)
 
     def shared(self, attention: ResolvedAttention) -> int:
         """For each token: what makes shared keys and values, and these."""
-        copies = (2 if self.autocast else 1) * self.compute
-        return self.d_model * (self.normed * (self.before or self.after) + copies) + self.key(attention)
+        # Their norm keeps what the next layer's norm keeps anyway, unless each makes a copy in float32.
+        normed = self.normed if self.normed != self.residual else 0
+        return self.d_model * (normed + (2 if self.autocast else 1) * self.compute) + self.key(attention)
 
     def scores(self, attention: ResolvedAttention | None, pairs: float) -> float:
         """For all (query, key) pairs, where no fused kernel spares them: a cap's tanh and the weights, or a bias with

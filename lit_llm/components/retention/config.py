@@ -13,7 +13,7 @@ every attention.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -43,7 +43,10 @@ _Optional: Any = partial(RetentionConfig)
 
 
 class RetentionOverride(_Optional):
-    """Keys of a gated retention that are different at one address; what is absent stays."""
+    """Where this is written there is a retention: `gated`, or `{heads: 2}` for one with keys of its own."""
+
+    kind: Literal["gated"] = "gated"
+    """gated: gated retention, as YOCO has it."""
 
 
 class ResolvedRetention(Section):
