@@ -281,14 +281,14 @@ def test_no_small_parameter_is_a_constant(write_study: Study) -> None:
 
 
 def test_positions_that_change_along_are_seen_where_they_are_given(found, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, forward = transformer._rotation, Block.forward
+    original, forward = transformer.rotation_of, Block.forward
 
     def without_positions(self: Block, *arguments: object) -> torch.Tensor:
         lost = self.feed_forward.gate is None
-        transformer._rotation = (lambda *_: None) if lost else original
+        transformer.rotation_of = (lambda *_: None) if lost else original
         return forward(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(transformer, "_rotation", original)  # put back at the end
+    monkeypatch.setattr(transformer, "rotation_of", original)  # put back at the end
     monkeypatch.setattr(Block, "forward", without_positions)
     findings = found(grid("model.feed_forward.activation: [swiglu, gelu]"))
     attentions = [
