@@ -41,7 +41,7 @@ class SharingStack(Stack):
     ) -> Tensor:
         """The cross-decoder for the tokens of x_BTD, which may be a few of those whose keys and values there are."""
         for layer in list(self.layers)[self.own_layers :]:
-            x_BTD = self._run(layer, x_BTD, visible, rotations, None, None, None, 0, None, shared_kv)
+            x_BTD = self._run(layer, x_BTD, visible, rotations, None, None, None, 0, None, *shared_kv)
         return super().finish(x_BTD, visible, rotations)
 
 

@@ -106,16 +106,16 @@ class Block(nn.Module):
         cache: LayerCache | None = None,
         source_tokens: int = 0,
         bias: Tensor | None = None,
-        shared_kv: tuple[Tensor, Tensor] | None = None,
+        shared_k: Tensor | None = None,
+        shared_v: Tensor | None = None,
     ) -> Tensor:
         """With a cache x_BTD holds the new tokens alone, and the source is read the first time only.
 
         source_visible: who sees which token of the source in cross-, merged or partial attention. source_tokens: how
         many of x_BTD's first tokens partial attention reads as the source; 0 when it is in the cache. bias: on the
-        scores of self-attention. shared_kv: for layers that have no keys and values of their own, those that all of
-        them read.
+        scores of self-attention. shared_k, shared_v: keys and values for layers that have none of their own.
         """
-        x_BTD = self._mixed(x_BTD, visible, rotations, encoder_BSD, source_visible, cache, bias, shared_kv)
+        x_BTD = self._mixed(x_BTD, visible, rotations, encoder_BSD, source_visible, cache, bias, shared_k, shared_v)
         if self.cross_attention is not None:
             assert source_visible is not None
             config = self.cross_attention.config
@@ -151,7 +151,8 @@ class Block(nn.Module):
         source_visible: Visibility | None,
         cache: LayerCache | None,
         bias: Tensor | None,
-        shared_kv: tuple[Tensor, Tensor] | None,
+        shared_k: Tensor | None,
+        shared_v: Tensor | None,
     ) -> Tensor:
         """The residual stream after self-attention, merged or not, or after retention."""
         normed_BTD = self._read(self.mixer, x_BTD)
@@ -178,8 +179,9 @@ class Block(nn.Module):
                 None if cache is None else cache.cross_attention,
             )
         elif isinstance(attention, SharingAttention):
-            assert shared_kv is not None
-            out_BTD = attention(normed_BTD, shared_kv, visible, rotation_of(rotations, "self", config))
+            assert shared_k is not None
+            assert shared_v is not None
+            out_BTD = attention(normed_BTD, shared_k, shared_v, visible, rotation_of(rotations, "self", config))
         else:
             rotation = rotation_of(rotations, "self", config)
             out_BTD = attention(normed_BTD, normed_BTD, visible, rotation, rotation, kept, bias)

@@ -181,13 +181,9 @@ def test_with_checkpointing_each_layers_input_is_kept_and_the_inside_of_the_larg
         target_loss(hidden, model.unembedding, targets, weights)
 
     kept = storages(model, forward, precision)
-    # Shared keys and values come in a pair, which a checkpoint holds unseen.
-    pairs = [tensor for _, inputs in calls for pair in inputs if isinstance(pair, tuple) for tensor in pair]
-    kept |= {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in pairs}
     insides = []
     for layer, inputs in [*calls]:
-        tensors = [*pairs, *(t for t in inputs if isinstance(t, torch.Tensor))]
-        given = {t.untyped_storage().data_ptr() for t in tensors}
+        given = {t.untyped_storage().data_ptr() for t in inputs if isinstance(t, torch.Tensor)}
         inside = storages(model, lambda layer=layer, inputs=inputs: layer.forward(*inputs), precision)
         insides.append(sum(storage.nbytes() for address, storage in inside.items() if address not in given))
     found = sum(storage.nbytes() for storage in kept.values()) + max(insides)

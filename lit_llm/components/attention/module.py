@@ -184,11 +184,9 @@ class SharingAttention(_Attending):
     A layer of YOCO's cross-decoder: over its own row, with W_q and W_o of its own.
     """
 
-    def forward(
-        self, x_BTD: Tensor, keys_values: tuple[Tensor, Tensor], visible: Visibility, rotation: Rotation | None
-    ) -> Tensor:
-        """keys_values: what `SharedKeyValues` has made of all tokens that may be seen, B x H x S x K each."""
-        return self.attend(self.heads("q", x_BTD, rotation), *keys_values, visible)
+    def forward(self, x_BTD: Tensor, k: Tensor, v: Tensor, visible: Visibility, rotation: Rotation | None) -> Tensor:
+        """k, v: what `SharedKeyValues` has made of all tokens that may be seen, B x H x S x K each."""
+        return self.attend(self.heads("q", x_BTD, rotation), k, v, visible)
 
 
 def _seen(visible: Visibility, config: ResolvedAttention, cache: KeyValues | None) -> Visibility:
