@@ -222,6 +222,11 @@ def test_the_analysis_of_attention_says_why_it_does_not_look(family, overrides, 
     assert reason in not_looked_at(resolved(family, *overrides))
 
 
+def test_an_experiment_that_would_look_at_its_attention_is_refused():
+    with pytest.raises(InputError, match=r"evaluate.attention: .*no keys and values of their own"):
+        load_experiment("yoco-tiny", ["pretrain.objective=prefix_lm", "evaluate.attention={}"])
+
+
 def test_an_idle_key_of_either_stack_is_an_error():
     for key in ("self_decoder.self_attention.heads=4", "cross_decoder.cross_attention.window=3"):
         with pytest.raises(InputError, match="changes nothing"):
