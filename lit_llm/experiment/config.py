@@ -145,6 +145,9 @@ class Experiment(Section):
             if section.masks.prefix == "bidirectional" and family in ("encoder_decoder", "encoder_only"):
                 message = "bidirectional changes nothing here: an encoder sees all of its source anyway"
                 findings.append((f"{name}.masks.prefix", message))
+            if section.masks.prefix == "bidirectional" and resolve_model(self.model).has_retention:
+                message = "bidirectional: retention is causal, a token cannot see later ones; leave the prefix causal"
+                findings.append((f"{name}.masks.prefix", message))
         if self.evaluate is not None:
             problems = self.evaluate.problems(self.pretrain.data.sequence_length)
             findings += [(f"evaluate.{key}", message) for key, message in problems]

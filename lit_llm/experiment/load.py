@@ -25,7 +25,7 @@ from lit_llm.config.tree import (
     without,
 )
 from lit_llm.experiment.config import Experiment
-from lit_llm.models.config import resolve_model
+from lit_llm.models.config import STACKS, resolve_model
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -124,13 +124,21 @@ def changed(experiment: Experiment, keys: Node) -> Experiment:
     return validate(Experiment, merge(tree(experiment.model_dump(mode="json")), keys))
 
 
-_ADDRESSES = ("attention", "self_attention", "cross_attention", "partial_attention", "feed_forward", "layer_ranges")
+_ADDRESSES = (
+    "attention",
+    "self_attention",
+    "cross_attention",
+    "partial_attention",
+    "retention",
+    "feed_forward",
+    "layer_ranges",
+)
 
 
 def idle_overrides(node: Node, experiment: Experiment) -> list[Problem]:
     """Keys of model addresses (`model.decoder.cross_attention.rope`) without which the model would be the same."""
     problems = []
-    for side in ("encoder", "decoder"):
+    for side in STACKS:
         stack = node.find(["model", side])
         for name in _ADDRESSES:
             part = stack.find([name]) if stack else None
