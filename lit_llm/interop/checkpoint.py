@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lit_llm.config.problems import InputError, Mark, Problem, did_you_mean, some
+from lit_llm.config.problems import InputError, Mark, Problem, did_you_mean
 from lit_llm.config.section import validate
 from lit_llm.config.tree import Node, read_file
 from lit_llm.data import tokenizer_file
@@ -69,17 +69,14 @@ def import_checkpoint(folder: Path, out: Path) -> ModelConfig:
 def read_config(path: Path) -> tuple[Architecture, ModelConfig]:
     """The architecture and the model of a config.json. Raises InputError."""
     values = read_json(path)
-    name, models = values.get("model_type"), values.get("architectures") or []
+    name, models = str(values.get("model_type")), values.get("architectures") or []
     if name not in ARCHITECTURES:
-        raise InputError(
-            Problem(f"{name!r} cannot be imported{did_you_mean(str(name), ARCHITECTURES)}", f"{path}: model_type")
-        )
+        message = f"{name!r} cannot be imported{did_you_mean(name, ARCHITECTURES)}"
+        raise InputError(Problem(message, "model_type", Mark(str(path))))
     architecture = ARCHITECTURES[name]
-    if models and architecture.model not in models:
-        message = (
-            f"{some([str(each) for each in models])}: of this model_type only {architecture.model} can be imported"
-        )
-        raise InputError(Problem(message, f"{path}: architectures"))
+    if not isinstance(models, list) or (models and architecture.model not in models):
+        message = f"{models!r} cannot be imported; of {name} only {architecture.model}"
+        raise InputError(Problem(message, "architectures", Mark(str(path))))
     problems: list[Problem] = []
     asked = Asked(values, architecture.defaults, problems, known=architecture.known)
     section = architecture.section(asked)

@@ -187,7 +187,7 @@ def _stack(
     d_model, heads = asked.size("hidden_size"), asked.size("num_attention_heads")
     head_dim = asked.get("head_dim", int) or d_model // heads
     kinds = asked.get("layer_types", list) or kinds
-    if len(kinds) != asked.size("num_hidden_layers") or set(kinds) - {LOCAL, GLOBAL}:
+    if len(kinds) != asked.size("num_hidden_layers") or any(kind not in (LOCAL, GLOBAL) for kind in kinds):
         asked.refuse("layer_types", f"should name each of the layers {LOCAL} or {GLOBAL}")
     local = [index for index, kind in enumerate(kinds) if kind == LOCAL]
     width = asked.get("sliding_window", int)

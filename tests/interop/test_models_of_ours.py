@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from small_peers import DECODERS, MODELS, both_logits, close, ids, imported, opened, peer
+from small_peers import DECODERS, ENCODERS, MODELS, both_logits, close, ids, imported, opened, peer
 
 from lit_llm.experiment.load import load_experiment
 from lit_llm.interop import export_checkpoint, export_folder, import_checkpoint, open_checkpoint
@@ -130,7 +130,8 @@ def test_an_experiment_extends_what_was_imported(name, tmp_path):
     training = f"pretrain: {{objective: {objective}, data: {{tokenizer: bytes}}}}"
     file.write_text(f"extends: [_training.yaml, ours/model.yaml]\n{training}\nmodel: {{vocabulary: 300}}\n")
     (tmp_path / "_training.yaml").write_text(
-        "pretrain: {data: {sequence_length: 64, batch_size: 4}, training: {max_steps: 9}}\n"
+        "pretrain: {data: {sequence_length: 64, batch_size: 4}, training: {max_steps: 9}, "
+        f"objective: {'masked_lm' if name in ENCODERS else 'prefix_lm'}}}\n"
     )
     found = resolve_model(load_experiment(file).model)
     assert found == ours.config.model_copy(update={"vocabulary": 300})

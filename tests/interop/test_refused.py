@@ -91,6 +91,12 @@ def test_what_is_no_safetensors_file(content, checkpoint):
         ({"model_type": "mixtral"}, "mixtral"),
         ({"model_type": "gemma"}, "gemma2"),
         ({"model_type": "gone"}, "model_type"),
+        ({"model_type": ["gemma2"]}, "model_type"),
+        ({"architectures": 5}, "architectures"),
+        ({"layer_types": [[], [], [], []]}, "layer_types"),
+        ({"rms_norm_eps": float("nan")}, "eps"),
+        ({"rope_parameters": [1]}, "rope_parameters"),
+        ({"rope_parameters": {"rope_theta": "big"}}, "rope_theta"),
         ({"architectures": ["Gemma2ForSequenceClassification"]}, "Gemma2ForSequenceClassification"),
         ({"attention_bias": True}, "attention_bias"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
@@ -118,6 +124,20 @@ def test_what_we_do_not_have_is_named(keys, named, checkpoint):
 def test_all_that_is_in_the_way_is_said_at_once(checkpoint):
     said = refused(change(checkpoint, attention_bias=True, num_local_experts=8, hidden_activation="relu6"))
     assert all(name in said for name in ("attention_bias", "num_local_experts", "hidden_activation"))
+
+
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+@pytest.mark.parametrize("name", ["t5gemma", "t5gemma2"])
+def test_a_side_is_named_with_its_key(name, side, tmp_path):
+    folder = saved(peer(name), tmp_path / "theirs")
+    values = json.loads((folder / "config.json").read_text())
+    text = "text_config" in values[side]
+    (values[side]["text_config"] if text else values[side])["attention_bias"] = True
+    said = refused(change(folder, **values))
+    assert f"{side}.{'text_config.' * text}attention_bias" in said
+    assert f"{side}: " in refused(change(folder, **{side: [1]}))
+    values["decoder"]["rms_norm_eps"] = 0.5
+    assert "rms_norm_eps" in refused(change(folder, **values))
 
 
 @every
