@@ -83,7 +83,7 @@ def modernbert(model: ResolvedModel, ids: Ids) -> dict[str, Any]:
 
 
 def _stack(model: ResolvedModel, layers: Sequence[Layer], ids: Ids) -> dict[str, Any]:
-    own = layers[0].self_attention
+    own = _attentions(layers)[0]
     return {
         "vocab_size": model.vocabulary,
         "hidden_size": model.d_model,
@@ -98,7 +98,7 @@ def _stack(model: ResolvedModel, layers: Sequence[Layer], ids: Ids) -> dict[str,
 
 
 def _of_gemma(model: ResolvedModel, layers: Sequence[Layer], ids: Ids) -> dict[str, Any]:
-    own = layers[0].self_attention
+    own = _attentions(layers)[0]
     return {
         **_stack(model, layers, ids),
         **_kinds(layers),
@@ -126,7 +126,7 @@ def _tied(model: ResolvedModel) -> dict[str, bool]:
 
 
 def _attentions(layers: Sequence[Layer]) -> list[ResolvedAttention]:
-    return [layer.self_attention for layer in layers]
+    return [own for layer in layers if (own := layer.self_attention) is not None]
 
 
 def _activation(layers: Sequence[Layer]) -> str:
@@ -142,7 +142,7 @@ def _rope(own: ResolvedAttention) -> dict[str, Any]:
 
 def _two_ropes(layers: Sequence[Layer]) -> dict[str, Any]:
     """Those of the first global and the first local layer, or of the first where there is only one kind."""
-    found = {kind: _rope(layers[0].self_attention) for kind in (GLOBAL, LOCAL)}
+    found = {kind: _rope(_attentions(layers)[0]) for kind in (GLOBAL, LOCAL)}
     for own in reversed(_attentions(layers)):
         found[GLOBAL if own.window is None else LOCAL] = _rope(own)
     return found
