@@ -31,7 +31,7 @@ class PlannedArm:
     @property
     def fingerprints(self) -> tuple[str, ...]:
         """Of its pretraining, one for each seed."""
-        return tuple(links[0].fingerprint for links in self.chains)
+        return tuple(link.fingerprint for links in self.chains for link in links if link.name == "pretrain")
 
 
 @dataclass(frozen=True)

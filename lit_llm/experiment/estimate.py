@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from lit_llm.components.loss.config import chunk_rows
 from lit_llm.experiment.ceilings import MUON_WIDTH, Ceilings, interpolated
 from lit_llm.experiment.config import Experiment
-from lit_llm.experiment.cost import example_shape, shape_at
+from lit_llm.experiment.cost import example_shape, shape_at, teacher_of
 from lit_llm.models.config import Layer, ResolvedModel, resolve_model
 from lit_llm.models.cost import Shape, embedding_tensors, forward_flops, layer_tensors, score_flops
 from lit_llm.training.optimizers.config import Muon, Optimizer
@@ -43,11 +43,13 @@ class Seconds:
     run: float
     finetune: float = 0.0
     """Of the finetuning; 0 where there is none."""
+    before: float = 0.0
+    """Of the pretrainings that it begins with."""
 
     @property
     def total(self) -> float:
         """Of all training. Evaluations of finished stages are not in it."""
-        return self.run + self.finetune
+        return self.before + self.run + self.finetune
 
 
 def seconds_of(experiment: Experiment, ceilings: Ceilings, padded: tuple[float, float] | None = None) -> Seconds:
@@ -72,6 +74,11 @@ def seconds_of(experiment: Experiment, ceilings: Ceilings, padded: tuple[float, 
     # Blocks that are computed again for the backward pass: four passes instead of three.
     again = 4 / 3 if training.execution.activation_checkpointing else 1
     step = again * passes_of_three + update + looks
+    if (teacher := teacher_of(experiment)) is not None:  # its forward pass is a third of what is timed
+        taught = pretrain.objective.average(
+            length, lambda cut: _window_seconds(teacher, Shape(0, length, outputs=length - cut), at_once, ceilings)
+        )
+        step += (rows * taught + math.ceil(rows / at_once) * layers_seconds(teacher, ceilings)) / 3
     step += TRAINER_LAYERS * ceilings.layer_seconds
     prefix = validation.prefix(length)
     passes = [one(prefix)]

@@ -24,6 +24,7 @@ from lit_llm.config.tree import (
     tree,
     without,
 )
+from lit_llm.experiment.checkpoint import MODEL, WEIGHTS, digest_of_checkpoint
 from lit_llm.experiment.config import Experiment
 from lit_llm.models.config import resolve_model
 
@@ -92,14 +93,81 @@ def _read_layer(name: Node, folder: Path, seen: tuple[Path, ...]) -> Node:
     return merge(below, own)
 
 
-def _find(name: str, folder: Path, mark: Mark | None) -> Path:
+def _find(name: str, folder: Path, mark: Mark | None, key: str = "extends") -> Path:
     if is_preset(name):
         return PRESETS / f"{name}.yaml"
     path = folder / name
     if os.path.isfile(path):  # unlike Path's, says no to a name that is too long for the file system
         return path.resolve()
     hint = did_you_mean(name, [*preset_names(), *(path.name for path in folder.glob("*.yaml"))])
-    raise InputError(Problem(f"there is no preset and no file {name!r}{hint}", "extends" if mark else "", mark))
+    raise InputError(Problem(f"there is no preset and no file {name!r}{hint}", key if mark else "", mark))
+
+
+SIDES = ("encoder", "decoder")
+_NOT_ITS = ("finetune", "evaluate", "seed")
+"""Sections of a file that are no part of what is adapted: that is its pretraining, with the seed of what it becomes."""
+
+
+def with_sources(node: Node, seen: tuple[Path, ...] = ()) -> Node:
+    """The tree with what `adapt.from` names in place of the names, and so for what that is adapted from.
+
+    Files are relative to the one that names them. Raises InputError for a file or a folder that cannot be read, and for
+    an experiment that is adapted from itself.
+    """
+    given = node.find(["adapt", "from"])
+    if given is None or given.value is None:
+        return node
+    if isinstance(given.value, dict) and given.value.keys() & {*SIDES} and not given.value.keys() - {*SIDES}:
+        inside = {side: _source(each, f"adapt.from.{side}", seen) for side, each in given.value.items()}
+        found = Node(inside, given.mark)
+    else:
+        found = _source(given, "adapt.from", seen)
+    adapt = Node(node.value["adapt"].value | {"from": found}, node.value["adapt"].mark)
+    return Node(node.value | {"adapt": adapt}, node.mark)
+
+
+def _source(given: Node, key: str, seen: tuple[Path, ...]) -> Node:
+    """One source, read: an experiment's tree, or a checkpoint."""
+    if isinstance(given.value, str):
+        if os.path.isdir(folder := _folder(given.mark) / given.value):
+            return _checkpoint(folder, key, given.mark)
+        given = Node({"extends": given}, given.mark)
+    if not isinstance(given.value, dict):
+        raise InputError(Problem("should be the name of a preset, a file or a folder, or a mapping", key, given.mark))
+    if "checkpoint" in given.value:
+        return given
+    # A name that another layer has added keys to is {kind: name}, as a variant written short would be.
+    items = dict(given.value)
+    short, extends = items.pop(KIND, None), items.pop("extends", None)
+    if short is not None and extends is not None:
+        message = f"is named {short.value!r} in one place and {extends.value!r} in another; write `extends` in both"
+        raise InputError(Problem(message, key, short.mark))
+    names = short or extends
+    below, paths = Node({}), list[Path]()
+    for name in [] if names is None else names.value if isinstance(names.value, list) else [names]:
+        folder = _folder(name.mark)
+        if isinstance(name.value, str):
+            paths.append(_find(name.value, folder, name.mark, key))
+        if paths and paths[-1] in seen:
+            chain = " -> ".join(path.name for path in (*seen, paths[-1]))
+            raise InputError(Problem(f"is adapted from itself: {chain}", key, name.mark))
+        below = merge(below, read_layers(Node([name], name.mark), folder))
+    below = Node({name: part for name, part in below.value.items() if name not in _NOT_ITS})
+    return with_sources(Node(merge(below, Node(items)).value, given.mark), (*seen, *paths))
+
+
+def _folder(mark: Mark | None) -> Path:
+    """What a name is relative to: the folder of the file that it stands in, the working directory for an option's."""
+    return Path(mark.source).parent if mark is not None and os.path.isfile(mark.source) else Path.cwd()
+
+
+def _checkpoint(folder: Path, key: str, mark: Mark | None) -> Node:
+    try:
+        model, digest = read_file(folder / MODEL), digest_of_checkpoint(folder)
+    except (InputError, OSError) as error:
+        message = f"{folder} is no checkpoint's folder, which has {MODEL} and {WEIGHTS}: {error}"
+        raise InputError(Problem(message, key, mark)) from None
+    return Node({"checkpoint": Node(str(folder.resolve()), mark), "digest": Node(digest, mark), "model": model}, mark)
 
 
 def validate_experiment(node: Node, changes_checked: bool = False) -> Experiment:
@@ -108,7 +176,7 @@ def validate_experiment(node: Node, changes_checked: bool = False) -> Experiment
     changes_checked: an override of a model address that changes nothing is an error too. Off for trees with a study's
     factors, whose first level often is what holds already.
     """
-    experiment = validate(Experiment, node)
+    experiment = validate(Experiment, with_sources(node))
     if changes_checked and (problems := idle_overrides(node, experiment)):
         raise InputError(*problems)
     return experiment
@@ -144,7 +212,7 @@ def idle_overrides(node: Node, experiment: Experiment) -> list[Problem]:
 def changes_nothing(node: Node, experiment: Experiment, path: str) -> bool:
     """Whether the experiment's model is the same without the key at `path` of its tree."""
     try:
-        rest = validate(Experiment, without(node, split_path(path)))
+        rest = validate(Experiment, with_sources(without(node, split_path(path))))
     except InputError:
         return False  # it is needed
     return resolve_model(rest.model) == resolve_model(experiment.model)
