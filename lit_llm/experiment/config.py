@@ -175,7 +175,8 @@ class AdaptConfig(Section):
     source: Annotated[_Experiment | _Checkpoint | Annotated[Sides, Tag("sides")], *_Given] = Field(alias="from")
     """A preset, an experiment file relative to this one, or a checkpoint's folder; `{extends: NAME, ...}` changes keys
     of an experiment, `{encoder: ..., decoder: ...}` has one for each side. Of an experiment its pretraining is meant: a
-    stage with this run's seed, computed once for all arms that begin with it, and counted in the cost of each."""
+    stage with this run's seed, computed once for all arms that begin with it, and counted in the cost of each. What a
+    study's `base` or `-o` says of text, training and widths holds for it, too, unless it says otherwise here."""
     warmup_steps: int = Field(0, ge=0)
     """First steps of the pretraining, which train only the parameters that no source gives. T5Gemma: 1000."""
     distill: DistillConfig | None = None

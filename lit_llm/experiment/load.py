@@ -53,7 +53,7 @@ def load_experiment(source: str | Path, overrides: Sequence[str] = ()) -> Experi
         below = read_layers(Node([Node(str(source))]), Path.cwd())
     if problems:
         raise InputError(*problems)
-    return validate_experiment(merge_all([below, *after]), changes_checked=True)
+    return validate_experiment(with_sources(merge_all([below, *after]), merge_all(after)), changes_checked=True)
 
 
 def read_overrides(options: Iterable[str], problems: list[Problem]) -> list[Node]:
@@ -108,28 +108,37 @@ _NOT_ITS = ("finetune", "evaluate", "seed")
 """Sections of a file that are no part of what is adapted: that is its pretraining, with the seed of what it becomes."""
 
 
-def with_sources(node: Node, seen: tuple[Path, ...] = ()) -> Node:
+_SHARED = {
+    "model": ("d_model", "vocabulary", "attention", "feed_forward", "norm", "embedding", "output"),
+    "pretrain": ("data", "training", "validation"),
+}
+"""What a study's base says of a source, too: not its family, its stacks, its objective or its masks."""
+
+
+def with_sources(node: Node, shared: Node, seen: tuple[Path, ...] = ()) -> Node:
     """The tree with what `adapt.from` names in place of the names, and so for what that is adapted from.
 
-    Files are relative to the one that names them. Raises InputError for a file or a folder that cannot be read, and for
-    an experiment that is adapted from itself.
+    Files are relative to the one that names them. shared: a study's `base` and what `-o` says; its text, training and
+    widths are those of a source too, unless `from` has others. Raises InputError for a file or a folder that cannot be
+    read, and for an experiment that is adapted from itself.
     """
     given = node.find(["adapt", "from"])
     if given is None or given.value is None:
         return node
     if isinstance(given.value, dict) and given.value.keys() & {*SIDES} and not given.value.keys() - {*SIDES}:
-        inside = {side: _source(each, f"adapt.from.{side}", seen) for side, each in given.value.items()}
+        inside = {side: _source(each, f"adapt.from.{side}", shared, seen) for side, each in given.value.items()}
         found = Node(inside, given.mark)
     else:
-        found = _source(given, "adapt.from", seen)
+        found = _source(given, "adapt.from", shared, seen)
     adapt = Node(node.value["adapt"].value | {"from": found}, node.value["adapt"].mark)
     return Node(node.value | {"adapt": adapt}, node.mark)
 
 
-def _source(given: Node, key: str, seen: tuple[Path, ...]) -> Node:
+def _source(given: Node, key: str, shared: Node, seen: tuple[Path, ...]) -> Node:
     """One source, read: an experiment's tree, or a checkpoint."""
     if isinstance(given.value, str):
-        if os.path.isdir(folder := _folder(given.mark) / given.value):
+        folder = _folder(given.mark) / given.value
+        if os.path.isdir(folder) and not is_preset(given.value):
             return _checkpoint(folder, key, given.mark)
         given = Node({"extends": given}, given.mark)
     if not isinstance(given.value, dict):
@@ -153,7 +162,17 @@ def _source(given: Node, key: str, seen: tuple[Path, ...]) -> Node:
             raise InputError(Problem(f"is adapted from itself: {chain}", key, name.mark))
         below = merge(below, read_layers(Node([name], name.mark), folder))
     below = Node({name: part for name, part in below.value.items() if name not in _NOT_ITS})
-    return with_sources(Node(merge(below, Node(items)).value, given.mark), (*seen, *paths))
+    of_all = Node({name: _only(part, _SHARED[name]) for name, part in shared.value.items() if name in _SHARED})
+    whole = merge_all([below, of_all, Node(items)])
+    # Only what the files themselves are adapted from can lead back to them.
+    further = () if Node(items).find(["adapt", "from"]) else paths
+    return with_sources(Node(whole.value, given.mark), shared, (*seen, *further))
+
+
+def _only(node: Node, names: Sequence[str]) -> Node:
+    if not isinstance(node.value, dict):
+        return Node({})
+    return Node({name: part for name, part in node.value.items() if name in names}, node.mark)
 
 
 def _folder(mark: Mark | None) -> Path:
@@ -171,12 +190,12 @@ def _checkpoint(folder: Path, key: str, mark: Mark | None) -> Node:
 
 
 def validate_experiment(node: Node, changes_checked: bool = False) -> Experiment:
-    """The experiment that a merged tree describes.
+    """The experiment that a merged tree describes; see `with_sources`.
 
     changes_checked: an override of a model address that changes nothing is an error too. Off for trees with a study's
     factors, whose first level often is what holds already.
     """
-    experiment = validate(Experiment, with_sources(node))
+    experiment = validate(Experiment, node)
     if changes_checked and (problems := idle_overrides(node, experiment)):
         raise InputError(*problems)
     return experiment
@@ -212,7 +231,7 @@ def idle_overrides(node: Node, experiment: Experiment) -> list[Problem]:
 def changes_nothing(node: Node, experiment: Experiment, path: str) -> bool:
     """Whether the experiment's model is the same without the key at `path` of its tree."""
     try:
-        rest = validate(Experiment, with_sources(without(node, split_path(path))))
+        rest = validate(Experiment, without(node, split_path(path)))
     except InputError:
         return False  # it is needed
     return resolve_model(rest.model) == resolve_model(experiment.model)

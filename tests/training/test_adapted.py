@@ -25,16 +25,14 @@ from lit_llm.tracking.store import Stage, Store, read_metrics
 SMALL = ["model.d_model=16", "model.vocabulary=258", "model.attention.heads=2", "model.feed_forward.d_ff=32"]
 SMALL += ["pretrain.data.tokenizer=bytes", "pretrain.data.sequence_length=32", "pretrain.data.batch_size=4"]
 SMALL += ["pretrain.training.schedule.warmup_steps=2", "pretrain.validation={times: 2, sequences: 8}"]
-SMALL += ["pretrain.training.execution.log_every=1", "model.decoder.layers=2", "pretrain.training.max_steps=6"]
+SMALL += ["pretrain.training.execution.log_every=1", "model.decoder.layers=2", "pretrain.training.max_steps=8"]
 FRESH = ["model.attention.output_norm_scale=true"]  # the source's attention has no output norm to scale
-STEPS = "pretrain.training.max_steps=8"
 
 
 def adapted(corpus: Path, *overrides: str, source: str = "decllm-tiny", preset: str = "redllm-tiny") -> Experiment:
     text = f'pretrain.data.corpus={{kind: text, files: ["{corpus}/*.txt"]}}'
-    shared = [*SMALL, text]
-    below = [f"adapt.from={source}", *(f"adapt.from.{option}" for option in shared)]
-    return load_experiment(preset, [*below, *shared, STEPS, *overrides])
+    its = ["adapt.from.pretrain.training.max_steps=6", "adapt.from.model.decoder.layers=2"]
+    return load_experiment(preset, [f"adapt.from={source}", *its, *SMALL, text, *overrides])
 
 
 def stages(store: Store, experiment: Experiment) -> list[Stage]:
@@ -71,7 +69,7 @@ def at_stop(stage: Stage) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     "overrides",
     [
-        [], ["pretrain.training.optimizer=muon", "model.norm.scale=true", "adapt.from.model.norm.scale=true"],
+        [], ["pretrain.training.optimizer=muon", "model.norm.scale=true"],
         ["pretrain.training.optimizer=adafactor"], ["pretrain.training.precision=bf16"],
         ["pretrain.training.dropout=0.2", "pretrain.training.execution.activation_checkpointing=true"],
     ],
@@ -156,7 +154,8 @@ def test_a_distilled_step_is_that_of_the_plain_formula(tmp_path, corpus):
     taken = {name: given[there] for name, (_, there) in experiment.adaptation.taken.items()}
     student.load_state_dict(taken, strict=False)
     data = open_prepared(experiment.pretrain.data, store.data, thaw(own).data)
-    windows = TrainBatches(data, PrefixLM(), "encoder_decoder", experiment.pretrain.masks, 0, windows_before(experiment))
+    masks, begin = experiment.pretrain.masks, windows_before(experiment)
+    windows = TrainBatches(data, PrefixLM(), "encoder_decoder", masks, 0, begin)
     batch = windows.whole(0)
     logits = student(batch.inputs["source_BS"], batch.inputs["target_BT"])
     bos = torch.ones(4, 1, dtype=torch.long)
@@ -184,5 +183,5 @@ def test_an_adapted_model_goes_on_in_the_text_where_its_source_stopped(tmp_path,
 
 
 def test_in_another_text_nothing_was_read_before(corpus):
-    assert windows_before(adapted(corpus, "pretrain.data.corpus=python-stdlib")) == 0
-    assert windows_before(adapted(corpus, "pretrain.data.sequence_length=16")) == 0
+    assert windows_before(adapted(corpus, "adapt.from.pretrain.data.corpus=python-stdlib")) == 0
+    assert windows_before(adapted(corpus, "adapt.from.pretrain.data.sequence_length=16")) == 0
