@@ -80,12 +80,22 @@ class Random:
     def __init__(self, experiment: Experiment) -> None:
         pretrain, model = experiment.pretrain, experiment.model
         shape = (pretrain.data.batch_size, pretrain.data.sequence_length)
-        self.windows = np.random.default_rng(0).integers(2, model.vocabulary, shape)
+        extra = sum(pretrain.objective.extra_ids(shape[1]).values())
+        self.vocabulary = model.vocabulary - extra
+        self.windows = np.random.default_rng(0).integers(2, self.vocabulary, shape)
         self.objective, self.family = pretrain.objective, model.family
         self.masks, self.seed = pretrain.masks, experiment.seed
 
     def __getitem__(self, k: int) -> Batch:
-        return cut(self.windows, self.objective, self.family, self.masks, 0, k)
+        return cut(
+            self.windows,
+            self.objective,
+            self.family,
+            self.masks,
+            vocabulary=self.vocabulary,
+            seed=0,
+            first=k * len(self.windows),
+        )
 
 
 def measured_step(experiment: Experiment, folder: Path) -> tuple[float, float]:

@@ -72,7 +72,7 @@ def small_base(corpus: Path) -> str:
 def write_sweep(tmp_path: Path, small_base: str) -> Callable[..., Path]:
     """Write a sweep of arms that train in a blink: write_sweep("name", "space: {...}", trials=4) -> its path."""
 
-    def write(name: str, rest: str, trials: int = 4, extends: str = "redllm-tiny") -> Path:
+    def write(name: str, rest: str, trials: int = 4, extends: str | None = "redllm-tiny") -> Path:
         path = tmp_path / f"{name}.yaml"
         path.write_text(f"sweep: {name}\nextends: {extends}\nbase: {small_base}\n{rest}\ntrials: {trials}\n")
         return path
@@ -84,10 +84,12 @@ def write_sweep(tmp_path: Path, small_base: str) -> Callable[..., Path]:
 def write_study(tmp_path: Path, small_base: str) -> Callable[..., Path]:
     """Write a study: write_study("name", "arms: {...}", seeds=[0]) -> its path."""
 
-    def write(name: str, rest: str, seeds: Sequence[int] = (0,), extends: str = "redllm-tiny") -> Path:
+    def write(name: str, rest: str, seeds: Sequence[int] = (0,), extends: str | None = "redllm-tiny") -> Path:
         path = tmp_path / f"{name}.yaml"
-        head = f"study: {name}\nquestion: Does it hold?\nextends: {extends}\n"
-        text = f"{head}base: {small_base}\n{rest}\nseeds: {list(seeds)}\n"
+        head = f"study: {name}\nquestion: Does it hold?\n"
+        if extends is not None:  # else `rest` has its own
+            head += f"extends: {extends}\nbase: {small_base}\n"
+        text = f"{head}{rest}\nseeds: {list(seeds)}\n"
         path.write_text(text)
         return path
 

@@ -28,6 +28,7 @@ from lit_llm.experiment.load import (
     idle_overrides,
     is_preset,
     load_experiment,
+    read_experiment,
     read_layers,
     read_overrides,
     validate_experiment,
@@ -53,6 +54,8 @@ class Arm:
     """{key: [before, after]} of what matching it with its baseline has moved."""
     residual: float = 0.0
     """What is left of the difference in the matched quantity, relative to the baseline's."""
+    keys: Node = field(default=Node({}), compare=False, repr=False)
+    """What the experiment was made of, for the places of what turns out to be wrong only later."""
 
     def seeded(self, seed: int) -> Experiment:
         return self.experiment.model_copy(update={"seed": seed})
@@ -192,10 +195,11 @@ def _matched(ablation: Ablation, document: Node) -> Ablation:
 
 
 def _single(name: str, extends: str, overrides: Sequence[str]) -> Ablation:
-    experiment = load_experiment(extends, overrides)
+    keys = read_experiment(extends, overrides)
+    experiment = validate_experiment(keys, changes_checked=True)
     short = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(name).stem).lstrip("_.-") or "experiment"
     study = Study(study=short, question=f"What does {short} cost, and where does it end?", seeds=(experiment.seed,))
-    return Ablation(study, (Arm(short, short, {}, short, experiment),), tuple(overrides), extends)
+    return Ablation(study, (Arm(short, short, {}, short, experiment, keys=keys),), tuple(overrides), extends)
 
 
 _STUDY = {"study", "like"}
@@ -275,7 +279,7 @@ def _arms(study: Study, document: Node, folder: Path, overrides: Sequence[str]) 
         baseline = baselines[cell.name]
         assert baseline is not None
         assert cell.experiment is not None
-        yield Arm(cell.name, cell.group, cell.labels, baseline, cell.experiment, cell.declared)
+        yield Arm(cell.name, cell.group, cell.labels, baseline, cell.experiment, cell.declared, keys=cell.node)
 
 
 def _overridden(factors: Mapping[str, Sequence[Level]], overrides: Sequence[Node]) -> Iterator[Problem]:

@@ -11,10 +11,12 @@ from lit_llm.ablation.match import TOLERANCE
 from lit_llm.ablation.probe import probe, together
 from lit_llm.config.problems import some
 from lit_llm.config.tree import under
+from lit_llm.evaluation.config import YARDSTICKS
 from lit_llm.experiment.chain import EVALUATED, FINETUNED
 from lit_llm.experiment.config import Checkpoint
 from lit_llm.experiment.cost import cost_of
 from lit_llm.models.adapt import Adaptation
+from lit_llm.objectives.config import continues
 
 YARDSTICK = (
     "pretrain.data.corpus",
@@ -24,6 +26,9 @@ YARDSTICK = (
     "pretrain.validation",
 )
 """Keys that decide which target tokens the metrics of a stage are measured on."""
+CONTINUATION = ("val/target_nll", "val/perplexity", "val/bits_per_byte")
+"""What a model says of the tokens that go on from a prefix, in several units."""
+TARGET_NLL, MASKED_NLL = YARDSTICKS
 _YARDSTICKS = {
     "val/": YARDSTICK,
     f"{FINETUNED}val/": (*YARDSTICK[:2], "finetune.data", "finetune.validation"),
@@ -53,11 +58,18 @@ def _audit_arm(ablation: Ablation, arm: Arm) -> Iterator[Finding]:
     if arm.experiment.pretrain.masks.documents == "separate":
         message = "FLOPs are an upper bound: they are counted as if each window were of one document"
         yield Finding("note", arm.name, "pretrain.masks.documents", message)
+    metric = ablation.study.compare.metric
+    if metric == MASKED_NLL and continues(arm.experiment.model.family):
+        message = f"{metric} is of encoder_only models, which see what comes after a token; use {TARGET_NLL}"
+        yield Finding("refused", arm.name, "compare.metric", message)
+    if not continues(arm.experiment.model.family) and metric.removeprefix(FINETUNED).startswith(CONTINUATION):
+        message = f"an encoder_only model has no {metric}: it predicts no token from those before it alone"
+        yield Finding("refused", arm.name, "compare.metric", f"{message}; use {MASKED_NLL}, among such models")
     if arm.experiment.adapt is not None:
         yield from _audit_adaptation(arm)
     if arm.name == arm.baseline:
         return
-    baseline, metric = ablation.arm(arm.baseline), ablation.study.compare.metric
+    baseline = ablation.arm(arm.baseline)
     keys = differs(arm, baseline)
     # Between an arm outside the grid, which has no level of a factor, and one inside, the factor excuses nothing.
     declared = arm.declared | baseline.declared if arm.levels and baseline.levels else frozenset()
@@ -83,7 +95,8 @@ def _audit_arm(ablation: Ablation, arm: Arm) -> Iterator[Finding]:
             "refused",
             arm.name,
             "compare.metric",
-            f"val/objective_loss of another objective than {baseline.name}'s is another quantity; use val/target_nll",
+            f"val/objective_loss of another objective than {baseline.name}'s is another quantity; use "
+            f"{TARGET_NLL if continues(arm.experiment.model.family) else MASKED_NLL}",
         )
     if other_objective and ablation.study.match.by != "loss_tokens":
         message = "the loss is computed on another number of tokens: see loss tokens"

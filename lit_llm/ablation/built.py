@@ -24,11 +24,13 @@ from torch import Tensor, nn
 
 from lit_llm.ablation.arms import Arm
 from lit_llm.components.norm.module import Norm
+from lit_llm.config.section import Section
 from lit_llm.data.batches import cut
 from lit_llm.models.build import bare_model, generator, initialise
 from lit_llm.models.config import Layer, ResolvedModel, resolve_model
 from lit_llm.models.transformer import Block, LanguageModel, Stack
-from lit_llm.objectives.config import EOD, Objective, PrefixLM
+from lit_llm.objectives.base import EOD, Lengths
+from lit_llm.objectives.config import Objective, PrefixLM
 from lit_llm.objectives.layout import Batch
 
 SHORT, LONGEST = 32, 2048
@@ -58,14 +60,16 @@ class Bench:
 
     def __init__(self, arms: Sequence[Arm]) -> None:
         full = [resolve_model(arm.experiment.model) for arm in arms]
-        widths = {key: _small(sorted(set(_sizes(full, key))), least) for key, least in WIDTHS.items()}
+        leasts = WIDTHS | {"vocabulary": WIDTHS["vocabulary"] + max(map(_extra_ids, arms))}
+        widths = {key: _small(sorted(set(_sizes(full, key))), least) for key, least in leasts.items()}
         each = math.gcd(*(count for key in HEADS for count in _sizes(full, key)))
         few = min(count for key in HEADS for count in _sizes(full, key))
         share = max(part for part in range(1, each + 1) if each % part == 0 and (part == 1 or few // part > 1))
         widths |= {key: {count: count // share for count in _sizes(full, key)} for key in HEADS}
         depths = _small(sorted({len(run) for model in full for run in _all_runs(model)}), 1)
         self._small = {arm.name: _shrunk(model, widths, depths) for arm, model in zip(arms, full, strict=True)}
-        self._vocabulary = min(model.vocabulary for model in self._small.values())
+        self._text = min(self._small[arm.name].vocabulary - _extra_ids(arm) for arm in arms)
+        """Ids of the text that all arms read; each arm's objective has its own ids behind them."""
         self._built: dict[ResolvedModel, Built] = {}
         self._nats: dict[str, list[float]] = {}
 
@@ -81,6 +85,8 @@ class Bench:
 
         A parameter that only one of them has must be without effect. Both are taken to have windows of one length.
         """
+        if _lengths(one) != _lengths(other):  # of two mixtures few windows may draw the same
+            return False
         if not _close(self.nats(one), self.nats(other)):
             return False
         # What short windows do not show, a prefix or a reach of many tokens, windows of the real length do.
@@ -109,12 +115,13 @@ class Bench:
         if objective.problem(window):  # too short for it
             window, objective = pretrain.data.sequence_length, pretrain.objective
         random = np.random.default_rng(k)
-        tokens_BT = random.integers(2, self._vocabulary, size=(rows, window))
+        tokens_BT = random.integers(2, self._text, size=(rows, window))
         # Documents end in every other row, so that a mask that heeds them is seen, and one that reaches far is too.
         ends_BT = random.random((rows, window)) < 1 / 8
         ends_BT[(np.arange(rows) + k) % 2 == 0] = False
         tokens_BT[ends_BT] = EOD
-        return cut(tokens_BT, objective, arm.experiment.model.family, pretrain.masks, 0, k)
+        family, masks = arm.experiment.model.family, pretrain.masks
+        return cut(tokens_BT, objective, family, masks, vocabulary=self._text, seed=0, first=k * rows)
 
     @one_thread()
     def undeclared(self, arm: Arm, baseline: Arm) -> dict[str, str]:
@@ -190,7 +197,9 @@ class Built:
         if own is None:
             return found | layer.model_dump()
         del found["norm"]
-        return found | own.model_dump()
+        # What a layer says of its parts, too: a merged attention has the configuration of one that is not.
+        flags = {key: value for key, value in layer if not isinstance(value, Section | None)}
+        return found | own.model_dump() | flags
 
     @torch.no_grad()
     def calls(self, batch: Batch) -> dict[str, list[Call]]:
@@ -244,6 +253,18 @@ def _alike(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
 
 def _close(left: Sequence[float], right: Sequence[float]) -> bool:
     return all(math.isclose(*pair, rel_tol=CLOSE, abs_tol=CLOSE) for pair in zip(left, right, strict=True))
+
+
+def _lengths(arm: Arm) -> list[tuple[float, Lengths]]:
+    length = arm.experiment.pretrain.data.sequence_length
+    return arm.experiment.pretrain.objective.lengths(length)
+
+
+def _extra_ids(arm: Arm) -> int:
+    """The most ids that an arm's objective has beside those of the text, on any window that is looked at."""
+    objective, length = arm.experiment.pretrain.objective, arm.experiment.pretrain.data.sequence_length
+    windows = {SHORT, min(length, LONGEST), length if objective.problem(SHORT) else SHORT}
+    return max(sum(objective.extra_ids(window).values()) for window in windows)
 
 
 def _for_window(objective: Objective, length: int, window: int) -> Objective:

@@ -188,6 +188,7 @@ class Grid(Section):
 
 METRICS = (
     "val/target_nll",
+    "val/masked_nll",
     "val/perplexity",
     "val/bits_per_byte",
     "val/objective_loss",

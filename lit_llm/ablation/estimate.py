@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from statistics import fmean
 from typing import Any
 
 from lit_llm.ablation.findings import Finding
@@ -11,8 +12,8 @@ from lit_llm.ablation.plan import Plan, PlannedArm
 from lit_llm.experiment.ceilings import Ceilings, Setting, cores, setting_of
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.cost import stage_of_most_memory
-from lit_llm.experiment.estimate import Seconds, makespan, memory_there, seconds_of
-from lit_llm.experiment.identity import digest_of_examples
+from lit_llm.experiment.estimate import PaddedBatch, Seconds, makespan, memory_there, seconds_of
+from lit_llm.experiment.identity import digest_of_examples, identity_of_data
 from lit_llm.models.config import resolve_model
 from lit_llm.tracking.store import Store
 from lit_llm.training.memory import state_bytes
@@ -78,42 +79,56 @@ def estimated(plan: Plan, slots: int, ceilings: Callable[[Setting], Ceilings | N
         training = planned.arm.experiment.pretrain.training
         experiment = planned.arm.experiment
         arms[planned.arm.name] = found = seconds_of(
-            experiment, known[setting_of(training, used)], _rows(experiment, store)
+            experiment, known[setting_of(training, used)], _rows(experiment, store), _held_out(experiment, store)
         )
         # More threads than cores take turns; the ceilings are those of runs with cores of their own.
         turns = max(1.0, used * training.execution.threads / cores()) if setting_of(training, 1).device == "cpu" else 1
-        takes = {"pretrain": found.run, "finetune": found.finetune, "evaluate": 0.0}
         before = {
             link.name: seconds_of(link.source, known[setting_of(link.source.pretrain.training, used)]).run
             for link in planned.chains[0]
             if link.source
         }
         arms[planned.arm.name] = replace(found, before=sum(before.values()))
+        takes = {"pretrain": found.run, "finetune": found.finetune, **found.evaluations, **before}
         for link in (link for links in planned.chains for link in links):
             if store.stage(link.fingerprint).result() is not None:
                 done.add(link.fingerprint)
             else:
-                todo.setdefault(link.fingerprint, turns * before.get(link.name, takes[link.kind]))
+                todo.setdefault(link.fingerprint, turns * takes.get(link.name, 0.0))
     total = makespan(todo.values(), used)
     finished = sum(all(link.fingerprint in done for link in links) for planned in plan.arms for links in planned.chains)
     return replace(plan, findings=findings, estimate=Estimate(arms, total, used, finished, known))
 
 
-def _rows(experiment: Experiment, store: Store) -> tuple[float, float] | None:
-    """Mean tokens of an input and of a target in a padded batch, where the examples are tokenised already."""
+def _rows(experiment: Experiment, store: Store) -> PaddedBatch | None:
+    """Means over batches of the finetuning, where the examples are tokenised already."""
     if experiment.finetune is None:
         return None
     from lit_llm.data.examples import ExampleSet, is_prepared
+    from lit_llm.objectives.packing import rows_of, sizes_of
 
     digest = digest_of_examples(experiment)
     if not is_prepared(store.data, digest):
         return None
     examples = ExampleSet(store.data, digest, experiment.pretrain.data.tokenizer)
-    size = experiment.finetune.data.batch_size
-    lengths = examples.sample_of_lengths("train", 64 * size)
-    batches = [lengths[begin : begin + size] for begin in range(0, len(lengths), size)]
+    data, family = experiment.finetune.data, experiment.model.family
+    lengths = examples.sample_of_lengths("train", 64 * data.batch_size)
+    batches = [lengths[begin : begin + data.batch_size] for begin in range(0, len(lengths), data.batch_size)]
     sources, targets = ([max(pair[side] for pair in batch) for batch in batches] for side in (0, 1))
-    return sum(sources) / len(batches), sum(targets) / len(batches)
+    packed = data.packing == "greedy"
+    rows = [len(rows_of(sizes_of(batch, family))) for batch in batches] if packed else [data.batch_size]
+    return PaddedBatch(fmean(rows), fmean(sources), fmean(targets))
+
+
+def _held_out(experiment: Experiment, store: Store) -> dict[str, int] | None:
+    """Tokens that each source holds out, where the text is tokenised already."""
+    from lit_llm.data.prepare import is_prepared, open_prepared
+
+    digest = identity_of_data(experiment).digest
+    if experiment.evaluate is None or not is_prepared(store.data, digest):
+        return None
+    sources = open_prepared(experiment.pretrain.data, store.data, digest).sources
+    return {source.name: source.count("validation") for source in sources}
 
 
 def memory_findings(plan: Plan, slots: int, machine: Mapping[Setting, Ceilings]) -> list[Finding]:

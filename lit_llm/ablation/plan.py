@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_llm.ablation.arms import Ablation, Arm
 from lit_llm.ablation.audit import audit
+from lit_llm.ablation.early import check_held_out, check_tasks
 from lit_llm.ablation.findings import Finding, differs
 from lit_llm.ablation.layouts import design_json
 from lit_llm.config.problems import InputError, Problem
@@ -16,6 +17,7 @@ from lit_llm.experiment.cost import GENERATE, PROMPT, Cost, cost_of
 
 if TYPE_CHECKING:
     from lit_llm.ablation.estimate import Estimate
+    from lit_llm.tracking.store import Store
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class Plan:
     def stages(self) -> dict[str, int]:
         """How often each stage is computed, by its name, in the order of the chain; what arms share, once."""
         found: dict[str, set[str]] = {}
-        for link in (link for planned in self.arms for links in planned.chains for link in links):
+        links = [link for planned in self.arms for links in planned.chains for link in links]
+        for link in sorted(links, key=lambda link: link.source is None):  # not every arm has a source
             found.setdefault(link.name, set()).add(link.fingerprint)
         return {name: len(fingerprints) for name, fingerprints in found.items()}
 
@@ -100,10 +103,12 @@ def plan(
     generate: int = GENERATE,
     tell: Callable[[str], None] = lambda _: None,
     built: bool = True,
+    store: Store | None = None,
 ) -> Plan:
     """Cost and audit every arm. Reads the corpora (for their digests), trains nothing.
 
-    prompt, generate: tokens at which decode FLOPs and the key-value cache are stated; tell, built: as for `audit`.
+    prompt, generate: tokens at which decode FLOPs and the key-value cache are stated; tell, built: as for `audit`;
+    store: where text may be tokenised already. Raises InputError for evaluations that cannot be made.
     """
     arms = tuple(
         PlannedArm(
@@ -114,4 +119,7 @@ def plan(
         )
         for arm in ablation.arms
     )
+    check_tasks(ablation, tell)
+    if store is not None:
+        check_held_out(ablation, store)
     return Plan(ablation, arms, tuple(audit(ablation, tell, built)), prompt, generate)

@@ -6,11 +6,11 @@ import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 from lit_llm.ablation.arms import Ablation
+from lit_llm.ablation.early import check_held_out
 from lit_llm.ablation.plan import Plan, plan
 from lit_llm.ablation.runs import Run, Step, comparison_of, runs_of
 from lit_llm.analysis.comparison import Comparison
@@ -100,7 +100,7 @@ def run_study(
     runs = runs_of(ablation, store)
     chosen = _chosen(runs, only)
     to_do = any(run.status()["state"] not in FINAL for run in chosen)
-    planned = plan(ablation, tell=watcher.message, built=to_do)
+    planned = plan(ablation, tell=watcher.message, built=to_do, store=store)
     planned.check()
     for finding in planned.findings:
         if finding.kind in ("no_op", "confound"):
@@ -115,6 +115,7 @@ def run_study(
             try:
                 list_runs(store, name, ablation.source, ablation.overrides, [x for run in runs for x in _listed(run)])
                 prepare_data([run.experiment_at(step) for run in chosen for step in run.trained], store, watcher)
+                check_held_out(ablation, store)
                 todo = _todo(chosen, rerun, watcher)
                 for run, step in todo:
                     freeze(store, step.link, run.experiment)
@@ -226,7 +227,7 @@ def _chosen(runs: list[Run], only: str | None) -> list[Run]:
 
 
 def prepare_data(experiments: Iterable[Experiment], store: Store, watcher: Watcher) -> None:
-    """Tokenise what is not there yet, each text once. Raises InputError where that, or a library, is missing."""
+    """Tokenise what is not there yet, each text once. Raises InputError where it cannot be read."""
     from lit_llm.data.prepare import open_prepared, prepare, prepare_held_out, tokenizer_folder
 
     seen: set[tuple[str, int]] = set()
@@ -240,9 +241,6 @@ def prepare_data(experiments: Iterable[Experiment], store: Store, watcher: Watch
         if texts := experiment.evaluate and experiment.evaluate.likelihood and experiment.evaluate.likelihood.corpora:
             with blamed_at("evaluate.likelihood.corpora", instead_of="corpora"):
                 prepare_held_out(texts, open_prepared(config, store.data, identity.digest), watcher.preparing)
-        if experiment.evaluate and experiment.evaluate.tasks and find_spec("lm_eval") is None:
-            message = "these need lm-evaluation-harness: pip install 'lit-llm[eval]'"
-            raise InputError(Problem(message, "evaluate.tasks"))
         examples = digest_of_examples(experiment)
         if experiment.finetune is not None and (examples, 0) not in seen:
             from lit_llm.data.examples import prepare_examples

@@ -67,7 +67,7 @@ def plan(
     place.check()
     search = load_sweep(study, override or ()) if is_sweep(study) else None
     ablation = load_study(study, override or ()) if search is None else search.ablation
-    planned = make_plan(ablation, prompt, generate, tell=partial(print, file=sys.stderr))
+    planned = make_plan(ablation, prompt, generate, tell=partial(print, file=sys.stderr), store=place)
     measuring = Path(study).is_file() if measure is None else measure
     known = ceilings(measuring and not planned.refused, again=measure is True)
     planned = estimated(planned, jobs or slots(ablation), known, place)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Sampler
 from lit_llm.data.examples import ExampleSet
 from lit_llm.data.prepare import Prepared, PreparedSource
 from lit_llm.objectives.config import MasksConfig, Objective
-from lit_llm.objectives.layout import Batch, Family, lay_out
+from lit_llm.objectives.layout import Batch, Family, lay_out, lay_out_packed
 
 
 def shuffled(positions: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -78,13 +78,33 @@ def cycle(shares: tuple[int, ...], seed: int, number: int) -> tuple[np.ndarray, 
     return sources, before
 
 
-def cut(windows_BT: np.ndarray, objective: Objective, family: Family, masks: MasksConfig, seed: int, k: int) -> Batch:
-    """Cut windows into sources and targets, lay them out for a family. Random cuts depend on (seed, k) only."""
-    random = np.random.default_rng(hashed(seed, "cut", k))
-    cuts = objective.cuts(windows_BT.shape[1], len(windows_BT), random)
-    sources = [window[:place] for window, place in zip(windows_BT, cuts, strict=True)]
-    targets = [window[place:] for window, place in zip(windows_BT, cuts, strict=True)]
-    return lay_out(sources, targets, family, masks)
+def cut(
+    windows_BT: np.ndarray,
+    objective: Objective,
+    family: Family,
+    masks: MasksConfig,
+    *,
+    vocabulary: int,
+    seed: int,
+    first: int,
+    opening: Sequence[int] = (),
+) -> Batch:
+    """Make examples of windows by an objective and lay them out for a family.
+
+    vocabulary: ids of the text, which the objective's own ids follow. What is drawn for a window depends on the seed
+    and on its number alone; first: that of the first. opening: ids that stand before every source.
+    """
+    examples = [
+        objective.example(window_T, np.random.default_rng(hashed(seed, "window", number)), vocabulary)
+        for number, window_T in enumerate(windows_BT, first)
+    ]
+    sources, targets, counted = zip(*examples, strict=True)
+    return lay_out([opened(opening, source) for source in sources], targets, family, masks, counted)
+
+
+def opened(opening: Sequence[int], source: np.ndarray) -> np.ndarray:
+    """A source with ids before it."""
+    return np.concatenate([np.array(opening, dtype=np.int64), source]) if opening else source
 
 
 class Batches(Dataset[Batch], ABC):
@@ -106,7 +126,7 @@ class Batches(Dataset[Batch], ABC):
 
 
 class TrainBatches(Batches):
-    """Windows of text, cut by an objective."""
+    """Windows of text, made into examples by an objective."""
 
     def __init__(
         self, data: Prepared, objective: Objective, family: Family, masks: MasksConfig, seed: int, begin: int = 0
@@ -117,7 +137,7 @@ class TrainBatches(Batches):
         self.windows = [Windows(data, source, "train") for source in data.sources]
         self.shares = tuple(source.share for source in data.sources)
         self.objective, self.family, self.masks = objective, family, masks
-        self.size = data.config.batch_size
+        self.size, self.vocabulary = data.config.batch_size, data.config.tokenizer.vocabulary
 
     def places(self, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The windows of batch k: (number of the source, number of its window) of each.
@@ -144,15 +164,35 @@ class TrainBatches(Batches):
         windows = np.empty((self.size, self.windows[0].length), dtype=np.int64)
         for source in np.unique(sources).tolist():
             windows[sources == source] = self.windows[source].read(indices[sources == source])
-        return cut(windows, self.objective, self.family, self.masks, self.seed, k)
+        return cut(
+            windows,
+            self.objective,
+            self.family,
+            self.masks,
+            vocabulary=self.vocabulary,
+            seed=self.seed,
+            first=k * self.size,
+        )
 
 
 class ExampleBatches(Batches):
-    """Item k is the batch of optimiser step k: the next examples of a pass, each pass in an order of its own."""
+    """Item k is the batch of optimiser step k: the next examples of a pass, each pass in an order of its own.
 
-    def __init__(self, examples: ExampleSet, batch_size: int, family: Family, masks: MasksConfig, seed: int) -> None:
+    packed: let examples share rows: fewer of them, of the same examples.
+    """
+
+    def __init__(
+        self,
+        examples: ExampleSet,
+        batch_size: int,
+        family: Family,
+        masks: MasksConfig,
+        seed: int,
+        packed: bool = False,
+    ) -> None:
         super().__init__(seed)
         self.examples, self.size, self.family, self.masks = examples, batch_size, family, masks
+        self.packed = packed
 
     def places(self, k: int) -> list[int]:
         """The numbers of the examples of batch k."""
@@ -165,7 +205,8 @@ class ExampleBatches(Batches):
 
     def whole(self, k: int) -> Batch:
         pairs = [self.examples.read("train", place) for place in self.places(k)]
-        return lay_out([source for source, _ in pairs], [target for _, target in pairs], self.family, self.masks)
+        sources, targets = [source for source, _ in pairs], [target for _, target in pairs]
+        return (lay_out_packed if self.packed else lay_out)(sources, targets, self.family, self.masks)
 
 
 class StepSampler(Sampler[int]):

@@ -238,8 +238,8 @@ Examples = Annotated[JsonLines | Parquet | HuggingFace, OneOf(default=JsonLines)
 
 
 class InstructionConfig(Section):
-    """Examples of tasks: what is asked, and the target that answers it. One example is one row of a batch, as it is
-    for the FLAN finetuning of arXiv 2510.26622: nothing is packed."""
+    """Examples of tasks: what is asked, and the target that answers it. Where nothing is packed, as in the FLAN
+    finetuning of arXiv 2510.26622, one example is one row of a batch."""
 
     examples: Examples
     """Where they come from: files of FLAN's form as they are, others by templates. Their `text` is of no use here."""
@@ -261,6 +261,10 @@ class InstructionConfig(Section):
     error that names the first of them."""
     batch_size: int = Field(gt=0)
     """Examples per optimiser step."""
+    packing: Literal["none", "greedy"] = "none"
+    """greedy: examples share rows no longer than the longest of a batch, each seeing itself alone, at the positions
+    that it has alone. Steps have the same examples and the same loss in fewer rows, so it is no part of the identity;
+    with dropout, as with another micro_batch_size (which counts rows), other entries are drawn."""
     validation_fraction: float = Field(0.05, gt=0, lt=1)
     """Share of the examples that is held out where there is no `held_out`; which ones depends on their content alone,
     so one that is there twice is never on both sides."""

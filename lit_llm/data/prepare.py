@@ -140,6 +140,11 @@ def open_held_out(digests: Mapping[str, str], data: Prepared) -> tuple[PreparedS
     return tuple(_open_source(data.root, name, 0, digest) for name, digest in sorted(digests.items()))
 
 
+def is_prepared(root: Path, digest: str) -> bool:
+    """Whether `prepare` has written this text."""
+    return _mixture_file(root, digest).is_file()
+
+
 def open_prepared(config: DataConfig, root: Path, digest: str) -> Prepared:
     """What `prepare` has written."""
     mixture = json.loads(_mixture_file(root, digest).read_text())

@@ -101,15 +101,16 @@ def attention_analysis(
 
 def held_out_windows(data: Prepared, config: AttentionAnalysisConfig) -> np.ndarray:
     """N x T ids: windows of every source, evenly spread over it, in number as its share of the mixture says."""
+    held_out = {source.name: source.count("validation") for source in data.sources}
+    if problems := config.too_short(data.config.sequence_length, held_out):
+        raise InputError(*(Problem(message, f"attention.{key}") for key, message in problems))
     if config.sequence_length is not None:
         data = replace(data, config=data.config.model_copy(update={"sequence_length": config.sequence_length}))
     shares = sum(source.share for source in data.sources)
-    found = []
-    for source in data.sources:
-        if source.count("validation") < (length := data.config.sequence_length):
-            message = f"the held-out text has {source.count('validation')} tokens, less than one window of {length}"
-            raise InputError(Problem(f"{message}; use a shorter one", "attention.sequence_length"))
-        found.append(validation_windows(data, source, max(1, round(config.sequences * source.share / shares))))
+    found = [
+        validation_windows(data, source, max(1, round(config.sequences * source.share / shares)))
+        for source in data.sources
+    ]
     return np.concatenate(found)
 
 
@@ -130,8 +131,10 @@ def _batches(
     """(number of its first window, batch of at most that many tokens)."""
     length = windows_NT.shape[1]
     rows, objective = max(1, tokens // length), PrefixLM(split=config.split(length))
+    vocabulary = model.config.vocabulary
     for first in range(0, len(windows_NT), rows):
-        yield first, cut(windows_NT[first : first + rows], objective, model.config.family, masks, 0, 0)
+        part = windows_NT[first : first + rows]
+        yield first, cut(part, objective, model.config.family, masks, vocabulary=vocabulary, seed=0, first=first)
 
 
 # --- what is measured ----------------------------------------------------------------------------------------------

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from lit_llm.config.section import Items, Section, impossible
 from lit_llm.data.config import SingleCorpus, SourceName
+from lit_llm.objectives.config import MaskedLM, Objective, PrefixLM, continues
 
 BUCKETS = 16
 """Parts of a training window within which positions are added up."""
@@ -26,6 +28,22 @@ class ValidationConfig(Section):
     def prefix(self, sequence_length: int) -> int:
         """Tokens given before the targets, in a window of this length."""
         return self.prefix_length or sequence_length // 2
+
+    def yardstick(self, sequence_length: int, family: str) -> tuple[str, Objective]:
+        """The metric by which all models of a kind are measured, and the objective that it is the loss of."""
+        prefix, masked = PrefixLM(split=self.prefix(sequence_length)), MaskedLM(rate=MASKED, replacement="mask")
+        return yardstick_of(family), prefix if continues(family) else masked
+
+
+YARDSTICKS = ("val/target_nll", "val/masked_nll")
+"""The metric of all models that go on with a text, and that of encoder-only ones."""
+MASKED = 0.15
+"""Part of the tokens that val/masked_nll hides, as BERT did (arXiv 1810.04805), whatever a model was trained on."""
+
+
+def yardstick_of(family: str) -> str:
+    """The metric that models of a family are measured by."""
+    return YARDSTICKS[0] if continues(family) else YARDSTICKS[1]
 
 
 class ExampleValidationConfig(Section):
@@ -100,6 +118,20 @@ class ExtrapolationConfig(Section):
         """Tokens of one of them."""
         return prefix if isinstance(prefix, int) else sequence_length // {"quarter": 4, "half": 2}[prefix]
 
+    def too_short(self, sequence_length: int, held_out: Mapping[str, int]) -> list[tuple[str, str]]:
+        """(key, what is wrong with it) where sources hold out that many tokens; '' is the name of a single one."""
+        longest = max(self.lengths) * sequence_length
+        return [
+            (
+                "lengths",
+                f"{max(self.lengths)} windows are {longest} tokens, and the held-out text"
+                f"{f' of {name}' if name else ''} has {tokens}; use shorter ones, more text or another "
+                "validation_fraction",
+            )
+            for name, tokens in held_out.items()
+            if tokens < longest
+        ]
+
     def problems(self, sequence_length: int) -> list[tuple[str, str]]:
         """(key, what is wrong with it) for training windows of this length."""
         if sequence_length < BUCKETS:
@@ -141,6 +173,19 @@ class AttentionAnalysisConfig(Section):
     def steps_of(self, targets: int) -> tuple[int, ...]:
         """The target tokens whose derivatives are taken, of a target of this many."""
         return self.steps or tuple(2**power for power in range(targets.bit_length()))
+
+    def too_short(self, sequence_length: int, held_out: Mapping[str, int]) -> list[tuple[str, str]]:
+        """(key, what is wrong with it) where sources hold out that many tokens; '' is the name of a single one."""
+        length = self.sequence_length or sequence_length
+        return [
+            (
+                "sequence_length",
+                f"the held-out text{f' of {name}' if name else ''} has {tokens} tokens, less than one window of "
+                f"{length}; use a shorter one",
+            )
+            for name, tokens in held_out.items()
+            if tokens < length
+        ]
 
     def problems(self, sequence_length: int) -> list[tuple[str, str]]:
         """(key, what is wrong with it) for training windows of this length."""
@@ -217,4 +262,13 @@ class EvaluateConfig(Section):
             (f"{name}.{key}", message)
             for name, section in sections.items()
             for key, message in (section.problems(sequence_length) if section else ())
+        ]
+
+    def too_short(self, sequence_length: int, held_out: Mapping[str, int]) -> list[tuple[str, str]]:
+        """(key, what is wrong with it) where sources hold out that many tokens; '' is the name of a single one."""
+        sections = {"extrapolation": self.extrapolation, "attention": self.attention}
+        return [
+            (f"{name}.{key}", message)
+            for name, section in sections.items()
+            for key, message in (section.too_short(sequence_length, held_out) if section else ())
         ]

@@ -38,10 +38,12 @@ def likelihood(
     batch_tokens: int,
     progress: Progress = lambda *_: None,
     corpora: Sequence[PreparedSource] | None = None,
+    opening: Sequence[int] = (),
 ) -> Found:
     """Losses of held-out documents: of each source of the model's data, and of each of `config.corpora`.
 
     corpora: those texts, where `prepare_held_out` was called before; else it is called here. progress: documents.
+    opening: ids before every prefix, of a model that was trained with mode tokens.
 
     likelihood/nll               nats per target token, over all documents of the data that the model was trained on
     likelihood/perplexity        e to the power of it
@@ -72,7 +74,7 @@ def likelihood(
 
     documents = [(name, *document) for name, sample in samples.items() for document in sample.documents.items()]
     examples = [(tokens[:prefix], tokens[prefix:]) for _, _, tokens in documents]
-    scored = score(model, examples, masks, batch_tokens=batch_tokens, progress=progress)
+    scored = score(model, examples, masks, batch_tokens=batch_tokens, progress=progress, opening=opening)
     nats = {number: float(found.sum()) for number, found in scored}
     byte_lengths = data.tokenizer().byte_lengths()
     rows = [

@@ -16,7 +16,7 @@ where a model breaks behind the tokens before; it can be had from the rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,8 +43,10 @@ def extrapolation(
     *,
     batch_tokens: int,
     progress: Progress = lambda *_: None,
+    opening: Sequence[int] = (),
 ) -> Found:
     """Loss by total length and by position, for every prefix. progress: sequences, each once for each prefix.
+    opening: ids before every prefix, of a model that was trained with mode tokens.
 
     extrapolation/nll/prefix_<P>/length_<L>x   P as it is configured, L in windows: nats per target token over the
                                                targets in the last quarter of a window before a total length of L
@@ -71,7 +73,7 @@ def extrapolation(
     for place, prefix in enumerate(prefixes):
         examples = [(text[:prefix], text[prefix:]) for text in texts]
         told = _after(progress, place * len(texts), len(prefixes) * len(texts))
-        for number, found in score(model, examples, masks, batch_tokens=batch_tokens, progress=told):
+        for number, found in score(model, examples, masks, batch_tokens=batch_tokens, progress=told, opening=opening):
             here = place, source_of[number]
             nats[here] += np.bincount(bucket_of[prefix:], weights=found, minlength=shape[-1])
             tokens[here] += np.bincount(bucket_of[prefix:], minlength=shape[-1])
@@ -90,18 +92,9 @@ def extrapolation(
 def held_out_sequences(config: ExtrapolationConfig, data: Prepared) -> list[np.ndarray]:
     """The sequences of each source: sequences x tokens. Raises InputError if there is none of a source."""
     longest = max(config.lengths) * data.config.sequence_length
-    problems = [
-        Problem(
-            f"{max(config.lengths)} windows are {longest} tokens, and the held-out text"
-            f"{f' of {source.name}' if source.name else ''} has {source.count('validation')}; use shorter ones, more "
-            "text or another validation_fraction",
-            "extrapolation.lengths",
-        )
-        for source in data.sources
-        if source.count("validation") < longest
-    ]
-    if problems:
-        raise InputError(*problems)
+    held_out = {source.name: source.count("validation") for source in data.sources}
+    if problems := config.too_short(data.config.sequence_length, held_out):
+        raise InputError(*(Problem(message, f"extrapolation.{key}") for key, message in problems))
     return [validation_windows(data, source, config.sequences, longest) for source in data.sources]
 
 

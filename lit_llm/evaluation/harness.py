@@ -10,7 +10,6 @@ Nothing here is loaded without the library: pip install 'lit-llm[eval]'.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib.util
 import json
@@ -31,8 +30,8 @@ from lit_llm.components.loss.config import chunk_rows
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.data.tokenizers import Tokenizer
 from lit_llm.evaluation.found import Found
-from lit_llm.evaluation.suites import SUITES
 from lit_llm.evaluation.task_files import read_task_files
+from lit_llm.evaluation.task_names import NOT_INSTALLED, asked_of, no_task
 from lit_llm.generation import Sampling, generate
 from lit_llm.models.transformer import LanguageModel
 from lit_llm.objectives.config import BOS, EOD, MasksConfig
@@ -81,7 +80,7 @@ def evaluate_tasks(
     _check_installed()
     from lm_eval.evaluator import evaluate
 
-    asked = _asked(tasks, shots)
+    asked = asked_of(tasks, shots)
     if include_path is not None:
         read_task_files(include_path)  # refuses what would run
     with _quiet(), _sandboxed():
@@ -107,7 +106,7 @@ def harness_model(
 
 def _check_installed() -> None:
     if importlib.util.find_spec("lm_eval") is None:
-        raise InputError(Problem("these tasks need lm-evaluation-harness: pip install 'lit-llm[eval]'", "tasks"))
+        raise InputError(Problem(NOT_INSTALLED, "tasks"))
 
 
 # --- scores --------------------------------------------------------------------------------------------------------
@@ -308,25 +307,6 @@ def _sampling(options: Mapping[str, Any]) -> Sampling:
 # --- tasks ---------------------------------------------------------------------------------------------------------
 
 
-def _asked(tasks: Sequence[str], shots: int | Mapping[str, int] | None) -> dict[str, int | None]:
-    """Shots by name, suites taken apart; None where the task's own are meant."""
-    asked: dict[str, int | None] = {}
-    for name in tasks:
-        asked |= dict(SUITES.get(name, {name: None}))
-    if isinstance(shots, int):
-        return dict.fromkeys(asked, shots)
-    if wrong := [name for name in shots or {} if name not in asked]:
-        message = f"{wrong[0]!r} is not among the tasks{_near(wrong[0], asked)}"
-        raise InputError(Problem(message, "shots"))
-    return asked | dict(shots or {})
-
-
-def _near(name: str, options: Any) -> str:
-    """The harness has 14,000 names: too many to list them."""
-    near = difflib.get_close_matches(name, list(options), n=1, cutoff=0.6)
-    return f" - did you mean {near[0]!r}?" if near else ""
-
-
 def _loaded(asked: Mapping[str, int | None], include_path: Path | None, seed: int) -> dict[str, Any]:
     """Tasks and groups as the harness wants them."""
     from lm_eval.tasks import TaskManager
@@ -335,12 +315,7 @@ def _loaded(asked: Mapping[str, int | None], include_path: Path | None, seed: in
     manager = TaskManager(include_defaults=False, **own)
     if not set(asked) <= set(manager.all_tasks):
         manager = TaskManager(**own)  # takes some seconds
-    known = {*manager.all_tasks, *SUITES}
-    wrong = [
-        Problem(f"{name!r} is no task{_near(name, known) or '; `lm-eval ls tasks` lists them'}", "tasks")
-        for name in asked
-        if name not in manager.all_tasks
-    ]
+    wrong = [Problem(no_task(name, manager.all_tasks), "tasks") for name in asked if name not in manager.all_tasks]
     if wrong:
         raise InputError(*wrong)
     whole: dict[str, dict[str, Any]] = {"tasks": {}, "groups": {}, "group_map": {}}

@@ -1,8 +1,9 @@
-"""The one yardstick: nats per token on the same target tokens given the same prefix, for every family."""
+"""The one yardstick: nats per token on the same target tokens given the same prefix, or the same text around them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from lit_llm.data.batches import cut, validation_windows
 from lit_llm.data.prepare import Prepared
 from lit_llm.evaluation.config import ValidationConfig
 from lit_llm.models.transformer import LanguageModel
-from lit_llm.objectives.config import MasksConfig, Objective, PrefixLM
+from lit_llm.objectives.config import MasksConfig, Objective, continues
 from lit_llm.objectives.layout import Batch, Family
 
 
@@ -39,6 +40,10 @@ class Validation:
                      val/perplexity and val/bits_per_byte are the same in other units
     val/objective_loss   nats per target of the arm's own objective; compares within one objective only
 
+    A model that was trained with mode tokens (UL2) is given the one for a prefix that goes on, before the same prefix.
+    An encoder-only model predicts no token from those before it. In place of the first it has val/masked_nll: nats per
+    token on the same tokens of each window, all of them [MASK], whatever share was hidden in its training.
+
     Of a mixture they are those of the text that is trained on: its sources' windows weigh as much as their shares say.
     Beside them stand val/target_nll/<source> and val/bits_per_byte/<source>.
     """
@@ -49,8 +54,11 @@ class Validation:
         size = data.config.batch_size
         length = data.config.sequence_length
         prefix = config.prefix(length)
-        yardstick = PrefixLM(split=prefix)
+        self.metric, yardstick = config.yardstick(length, family)
         self.same = objective.resolved(length) == yardstick
+        self.continues = continues(family)
+        vocabulary = data.config.tokenizer.vocabulary
+        opening = objective.opening(length, vocabulary)
         byte_lengths = data.tokenizer().byte_lengths()
         windows = {source.name: validation_windows(data, source, config.sequences) for source in data.sources}
         most, shares = max(map(len, windows.values())), sum(source.share for source in data.sources)
@@ -58,9 +66,14 @@ class Validation:
         for source in data.sources:
             own = windows[source.name]
             parts = [own[start : start + size] for start in range(0, len(own), size)]
-            # Random cuts of the arm's objective are drawn once, by a seed that all arms share.
-            targets, objectives = (
-                [cut(part, way, family, masks, 0, k) for k, part in enumerate(parts)] for way in (yardstick, objective)
+            ways: list[tuple[Objective, Sequence[int]]] = [(objective, ()), (yardstick, opening)]
+            # What they draw is drawn once, by a seed that all arms share.
+            objectives, targets = (
+                [
+                    cut(part, way, family, masks, vocabulary=vocabulary, seed=0, first=k * size, opening=before)
+                    for k, part in enumerate(parts)
+                ]
+                for way, before in ways
             )
             held_bytes = 0 if byte_lengths is None else int(byte_lengths[own[:, prefix:]].sum())
             weight = source.share / shares * (most / len(own))
@@ -75,18 +88,16 @@ class Validation:
             objective = (nats, tokens) if self.same else sum_of_nats(model, source.objective_batches)
             sums += source.weight * np.array([nats, tokens, source.target_bytes, *objective])
             if source.name:
-                found[f"val/target_nll/{source.name}"] = nats / tokens
-                if source.target_bytes:
+                found[f"{self.metric}/{source.name}"] = nats / tokens
+                if source.target_bytes and self.continues:
                     found[f"val/bits_per_byte/{source.name}"] = nats / math.log(2) / source.target_bytes
         nats, tokens, target_bytes, objective_nats, objective_tokens = sums.tolist()
+        both = {self.metric: nats / tokens, "val/objective_loss": objective_nats / objective_tokens}
+        if not self.continues:
+            return both | found
         if target_bytes:
             found["val/bits_per_byte"] = nats / math.log(2) / target_bytes
-        return {
-            "val/target_nll": nats / tokens,
-            "val/perplexity": math.exp(min(nats / tokens, 700.0)),
-            "val/objective_loss": objective_nats / objective_tokens,
-            **found,
-        }
+        return both | {"val/perplexity": math.exp(min(nats / tokens, 700.0))} | found
 
 
 def nats_of(model: LanguageModel, batch: Batch) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
+from lit_llm.data.batches import opened
 from lit_llm.evaluation.found import Progress
 from lit_llm.evaluation.likelihood import nats_of
 from lit_llm.models.transformer import LanguageModel
@@ -25,18 +26,19 @@ def score(
     *,
     batch_tokens: int,
     progress: Progress = lambda *_: None,
+    opening: Sequence[int] = (),
 ) -> Iterator[tuple[int, np.ndarray]]:
     """(number of an example, nats of each of its targets in float64), the longest example first.
 
     The model should be in evaluation mode: its dropout would be part of the loss. batch_tokens: tokens of a batch,
     padding included; an example longer than that is a batch of its own. How the examples are batched changes the nats
-    by rounding only.
+    by rounding only. opening: ids that stand before every source.
     """
     assert not model.training, "a model in training mode would be scored with its dropout"
     device, done = next(model.parameters()).device, 0
     for numbers in _batches([len(source) + len(target) for source, target in examples], batch_tokens):
         sources, targets = zip(*(examples[number] for number in numbers), strict=True)
-        batch = lay_out(sources, targets, model.config.family, masks).to(device)
+        batch = lay_out([opened(opening, source) for source in sources], targets, model.config.family, masks).to(device)
         nats = nats_of(model, batch).double().cpu().numpy()
         ends = np.cumsum([len(target) for target in targets])
         yield from zip(numbers, np.split(nats, ends[:-1]), strict=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
@@ -11,8 +11,18 @@ from lit_llm.config.section import Section, impossible
 from lit_llm.data.config import DataConfig, InstructionConfig
 from lit_llm.evaluation.config import EVALUATIONS, EvaluateConfig, ExampleValidationConfig, ValidationConfig
 from lit_llm.models.adapt import Adaptation, Side, adaptation_of, problem_of
-from lit_llm.models.config import EncoderDecoderModel, ModelConfig, ResolvedModel, not_looked_at, resolve_model
-from lit_llm.objectives.config import CausalLM, MasksConfig, Objective, PrefixLM
+from lit_llm.models.config import ModelConfig, ResolvedModel, not_looked_at, resolve_model
+from lit_llm.objectives.base import described
+from lit_llm.objectives.config import (
+    UL2,
+    CausalLM,
+    MasksConfig,
+    Objective,
+    PrefixLM,
+    SpanCorruption,
+    continues,
+    misfit,
+)
 from lit_llm.training.config import DistillConfig, TrainingConfig
 
 
@@ -48,6 +58,12 @@ class PretrainConfig(Section):
             findings.append(
                 ("validation.prefix_length", f"a prefix of {prefix} tokens leaves no target in a sequence of {length}")
             )
+        if self.masks.documents == "separate" and isinstance(objective, SpanCorruption | UL2):
+            message = (
+                f"separate with {objective.kind}: a target holds spans of several documents, of which each would see "
+                "its own alone; use joined, or `objective: prefix_lm`"
+            )
+            findings.append(("masks.documents", message))
         if self.masks.prefix == "bidirectional" and isinstance(objective, CausalLM):
             findings.append(
                 (
@@ -79,11 +95,16 @@ class FinetuneConfig(Section):
     def _fits(self) -> FinetuneConfig:
         findings = []
         if self.masks.documents == "separate":
-            findings.append(("masks.documents", "a row is one example, so there is nothing to separate"))
+            findings.append(("masks.documents", "an example sees itself alone anyway, so there is nothing to separate"))
         findings += _at_once(self.training, self.data.batch_size)
         if findings:
             raise impossible(*findings)
         return self
+
+
+def _idle_prefix(stage: str, masks: MasksConfig, family: str) -> Iterator[tuple[str, str]]:
+    if masks.prefix == "bidirectional" and family in ("encoder_decoder", "encoder_only"):
+        yield f"{stage}.masks.prefix", "bidirectional changes nothing here: an encoder sees all of its source anyway"
 
 
 Trained = Literal["pretrain", "finetune"]
@@ -110,10 +131,32 @@ class Pretrained(Section):
     """Its training."""
 
     @model_validator(mode="after")
-    def _can_be_adapted(self) -> Pretrained:
-        if self.adapt is not None and (findings := [*_adaptation_problems(self, self.adapt)]):
+    def _fits(self) -> Self:
+        if findings := [*self._problems()]:
             raise impossible(*findings)
         return self
+
+    def _problems(self) -> Iterator[tuple[str, str]]:
+        """(key, message) of what does not go together."""
+        tokens = self.pretrain.data.tokenizer.vocabulary
+        objective, family = self.pretrain.objective, self.model.family
+        extra = objective.extra_ids(self.pretrain.data.sequence_length)
+        if (needed := tokens + sum(extra.values())) > self.model.vocabulary:
+            message = f"{self.model.vocabulary} rows for a tokenizer of {tokens} tokens"
+            if extra:
+                message += f" and {described(extra)} of {objective.kind}: {needed} are needed"
+            yield "model.vocabulary", message
+        if problem := misfit(objective, family):
+            yield "pretrain.objective", problem
+        if isinstance(objective, CausalLM) and resolve_model(self.model).has_partial_attention:
+            message = (
+                "causal_lm has no source for partial attention to read, and a window that were its own source would "
+                "show every token its label; use `objective: prefix_lm`"
+            )
+            yield "pretrain.objective", message
+        yield from _idle_prefix("pretrain", self.pretrain.masks, family)
+        if self.adapt is not None:
+            yield from _adaptation_problems(self, self.adapt)
 
     @property
     def adaptation(self) -> Adaptation:
@@ -244,23 +287,12 @@ class Experiment(Pretrained):
     seed: int = Field(0, ge=0)
     """Seed of the parameters, the order of the data and every random cut."""
 
-    @model_validator(mode="after")
-    def _fits(self) -> Experiment:
-        findings = []
-        tokens = self.pretrain.data.tokenizer.vocabulary
-        if tokens > self.model.vocabulary:
-            findings.append(("model.vocabulary", f"{self.model.vocabulary} rows for a tokenizer of {tokens} tokens"))
-        if isinstance(self.pretrain.objective, CausalLM) and resolve_model(self.model).has_partial_attention:
-            message = (
-                "causal_lm has no source for partial attention to read, and a window that were its own source would "
-                "show every token its label; use `objective: prefix_lm`"
-            )
-            findings.append(("pretrain.objective", message))
-        for name in self.trained:
-            section = getattr(self, name)
-            if section.masks.prefix == "bidirectional" and isinstance(self.model, EncoderDecoderModel):
-                message = "bidirectional changes nothing here: an encoder sees all of its source anyway"
-                findings.append((f"{name}.masks.prefix", message))
+    def _problems(self) -> Iterator[tuple[str, str]]:
+        findings = [*super()._problems()]
+        if not continues(self.model.family):
+            findings += self._never_asked()
+        if self.finetune is not None:
+            findings += _idle_prefix("finetune", self.finetune.masks, self.model.family)
         if self.evaluate is not None:
             problems = self.evaluate.problems(self.pretrain.data.sequence_length)
             findings += [(f"evaluate.{key}", message) for key, message in problems]
@@ -270,11 +302,20 @@ class Experiment(Pretrained):
         looked_at = self.evaluate is not None and self.evaluate.attention is not None
         if looked_at and (problem := not_looked_at(resolve_model(self.model))):
             findings.append(("evaluate.attention", problem))
+        packed = self.finetune is not None and self.finetune.data.packing == "greedy"
+        if packed and resolve_model(self.model).has_partial_attention:
+            message = "partial attention reads the beginning of a row as the source, and a row would hold several"
+            findings.append(("finetune.data.packing", f"{message}; use `packing: none`"))
         if self.evaluate is not None and self.evaluate.examples is not None and self.finetune is None:
             findings.append(("evaluate.examples", "are those that `finetune.data` holds out, and there is no finetune"))
-        if findings:
-            raise impossible(*findings)
-        return self
+        yield from findings
+
+    def _never_asked(self) -> Iterator[tuple[str, str]]:
+        """Sections that ask for a continuation, of a model that writes none."""
+        if self.finetune is not None:
+            yield "finetune", "an encoder_only model writes no answers to instructions; leave it out"
+        if self.evaluate is not None:
+            yield "evaluate", "all evaluations ask how a text goes on, which an encoder_only model does not say"
 
     @property
     def trained(self) -> tuple[Trained, ...]:

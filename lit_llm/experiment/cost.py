@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from lit_llm.experiment.config import Experiment, Pretrained, Trained
 from lit_llm.models import cost
 from lit_llm.models.config import ResolvedModel, resolve_model
+from lit_llm.objectives.base import Lengths
 from lit_llm.objectives.config import MasksConfig
 from lit_llm.training.memory import BFLOAT16, FLOAT32, loss_bytes, training_bytes
 
@@ -94,14 +95,18 @@ FIGURES: dict[str, Callable[[Cost], float]] = {
 tokens each, the rest of one whole run."""
 
 
-def shape_at(experiment: Experiment, cut: float) -> cost.Shape:
-    """What one window puts through the model when its first `cut` tokens are the source."""
-    return _shape(experiment, cut, experiment.pretrain.data.sequence_length - cut, experiment.pretrain.masks)
+def shape_of(experiment: Experiment, lengths: Lengths) -> cost.Shape:
+    """What one example of the pretraining puts through the model."""
+    return shape_under(experiment, lengths.source, lengths.target, experiment.pretrain.masks)
 
 
-def _shape(experiment: Experiment, source: float, targets: float, masks: MasksConfig) -> cost.Shape:
-    if experiment.model.family == "encoder_decoder":
+def shape_under(experiment: Experiment, source: float, targets: float, masks: MasksConfig) -> cost.Shape:
+    """What a source and its targets put through the model under these masks."""
+    family: str = experiment.model.family
+    if family == "encoder_decoder":
         return cost.Shape(source=max(source, 1), target=targets, outputs=targets)
+    if family == "encoder_only":
+        return cost.Shape(source=source, target=0, outputs=targets)  # in the source's own places
     # An open prefix holds <s> too, and so does what partial attention reads.
     prefix = source + 1 if masks.prefix == "bidirectional" else 0
     return cost.Shape(source=0, target=source + targets, outputs=targets, prefix=prefix, partial=source + 1)
@@ -110,7 +115,7 @@ def _shape(experiment: Experiment, source: float, targets: float, masks: MasksCo
 def example_shape(experiment: Experiment, source: float, targets: float) -> cost.Shape:
     """What one example of the finetuning puts through the model."""
     assert experiment.finetune is not None
-    return _shape(experiment, source, targets, experiment.finetune.masks)
+    return shape_under(experiment, source, targets, experiment.finetune.masks)
 
 
 def example_flops(experiment: Experiment, source: float, targets: float) -> float:
@@ -120,10 +125,9 @@ def example_flops(experiment: Experiment, source: float, targets: float) -> floa
 
 def largest_shape(experiment: Experiment) -> cost.Shape:
     """What a window may take at most: rows of a batch are padded to the longest source and the longest target."""
-    short, long = (shape_at(experiment, cut) for cut in experiment.pretrain.objective.extremes(
-        experiment.pretrain.data.sequence_length
-    ))  # fmt: skip
-    return cost.Shape(long.source, short.target, short.outputs, long.prefix, long.partial)
+    extremes = experiment.pretrain.objective.extremes(experiment.pretrain.data.sequence_length)
+    shapes = [astuple(shape_of(experiment, lengths)) for lengths in extremes]
+    return cost.Shape(*map(max, zip(*shapes, strict=True)))
 
 
 def memory_of(experiment: Experiment, stage: Trained) -> float:
@@ -151,12 +155,9 @@ def cost_of(experiment: Experiment, prompt: int = PROMPT, generate: int = GENERA
     data, training, objective = pretrain.data, pretrain.training, pretrain.objective
     length, windows = data.sequence_length, data.batch_size * training.max_steps
 
-    def over_cuts(value: Any) -> float:
-        return float(objective.average(length, value))
-
-    per_window = over_cuts(lambda cut: cost.train_flops(model, shape_at(experiment, cut)))
+    per_window = objective.average(length, lambda of: cost.train_flops(model, shape_of(experiment, of)))
     if (teacher := teacher_of(experiment)) is not None:
-        per_window += over_cuts(lambda cut: cost.forward_flops(teacher, cost.Shape(0, length, outputs=length - cut)))
+        per_window += objective.average(length, lambda of: cost.forward_flops(teacher, teacher_shape(of)))
     sources = [cost_of(source.seeded(experiment.seed)) for source in sources_of(experiment)]
     before = Before(
         *(sum(getattr(each, name) for each in sources) for name in ("tokens", "loss_tokens", "train_flops"))
@@ -177,7 +178,7 @@ def cost_of(experiment: Experiment, prompt: int = PROMPT, generate: int = GENERA
         paper_flops_per_sequence=cost.paper_flops(model, length),
         cache=cost.cache_bytes(model, FLOAT32 if training.precision == "fp32" else BFLOAT16),
         tokens=windows * length + before.tokens,
-        loss_tokens=round(windows * over_cuts(lambda cut: length - cut)) + before.loss_tokens,
+        loss_tokens=round(windows * objective.average(length, lambda of: of.target)) + before.loss_tokens,
         memory_bytes=max(
             [
                 *(round(memory_of(experiment, stage)) for stage in experiment.trained),
@@ -201,3 +202,8 @@ def teacher_of(experiment: Experiment) -> ResolvedModel | None:
     """The network of the teacher that its pretraining learns from."""
     adapt = experiment.adapt
     return None if adapt is None or adapt.distill is None else adapt.models["decoder"]
+
+
+def teacher_shape(lengths: Lengths) -> cost.Shape:
+    """What an example puts through the teacher, which reads source and target as one text."""
+    return cost.Shape(source=0, target=lengths.source + lengths.target, outputs=lengths.target)

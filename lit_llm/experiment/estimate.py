@@ -3,6 +3,7 @@
     step   = products / rate(d_model) + attention / rate(keys, head_dim) + logits x (1 / rate(logits) + b d_model)
              + passes x layers x overhead + update(optimiser, parameters) + the trainer's own part
     run    = start + steps x step + validations (forward only: a third of a pass)
+    evaluation = start + a third of a pass over all that is scored; looking at attention costs some passes more
 
 Every rate is this machine's, measured on the code that trains (`ceilings.py`). Left out: tokenising a corpus for the
 first time, checkpoints, data that is read late. Beyond the largest width that was measured the rate is taken to stay,
@@ -13,15 +14,17 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from lit_llm.components.loss.config import chunk_rows
+from lit_llm.data.config import Mixture
 from lit_llm.experiment.ceilings import MUON_WIDTH, Ceilings, interpolated
-from lit_llm.experiment.config import Experiment
-from lit_llm.experiment.cost import example_shape, shape_at, teacher_of
+from lit_llm.experiment.config import Experiment, Trained
+from lit_llm.experiment.cost import example_shape, largest_shape, shape_of, shape_under, teacher_of, teacher_shape
 from lit_llm.models.config import Layer, ResolvedModel, resolve_model
 from lit_llm.models.cost import Shape, embedding_tensors, forward_flops, layer_tensors, score_flops
+from lit_llm.objectives.base import AnyObjective, Lengths
 from lit_llm.training.optimizers.config import Muon, Optimizer
 
 START_SECONDS = 0.2
@@ -31,6 +34,24 @@ TRAINER_LAYERS = 2.0
 """The trainer's own part of a step (Lightning's loop, callbacks, cutting the batch), as so many layers' operator
 calls, with which it shares its cause, Python. A rough figure, not measured by itself: the smallest experiment of
 `benchmarks/estimate.py`, where it weighs most, comes out within a fifth with it."""
+
+LOOKING = {"decoder": 4.0, "encoder_decoder": 2.0}
+"""Looking at every attention's weights, in forward passes over the same window, by family."""
+BY_DIRECTION = {"decoder": 1.2, "encoder_decoder": 0.35}
+"""A derivative in one direction through the attention of each layer that reads the source, in the same measure: in a
+decoder-only model it goes through queries, keys and values, else through keys and values. Both as the presets of 0.7M
+parameters take it with windows of 256 tokens; rough figures elsewhere."""
+
+
+@dataclass(frozen=True)
+class PaddedBatch:
+    """What a batch of the finetuning is on average, padding included."""
+
+    rows: float
+    """As many as there are examples, or fewer where they share them."""
+    source: float
+    """Tokens of an input."""
+    target: float
 
 
 @dataclass(frozen=True)
@@ -43,31 +64,40 @@ class Seconds:
     run: float
     finetune: float = 0.0
     """Of the finetuning; 0 where there is none."""
+    evaluations: Mapping[str, float] = field(default_factory=dict)
+    """Of what follows the stages, by `Link.name`. Tasks are not among them: only the harness knows their questions."""
     before: float = 0.0
     """Of the pretrainings that it begins with."""
 
     @property
     def total(self) -> float:
-        """Of all training. Evaluations of finished stages are not in it."""
-        return self.before + self.run + self.finetune
+        """Of all but the tasks."""
+        return self.before + self.run + self.finetune + sum(self.evaluations.values())
 
 
-def seconds_of(experiment: Experiment, ceilings: Ceilings, padded: tuple[float, float] | None = None) -> Seconds:
+def seconds_of(
+    experiment: Experiment,
+    ceilings: Ceilings,
+    padded: PaddedBatch | None = None,
+    held_out: Mapping[str, int] | None = None,
+) -> Seconds:
     """What one run of this experiment takes on the machine of these ceilings.
 
-    padded: tokens of an input and of a target in a batch of the finetuning, padding included; as many as there may be
-    when absent.
+    padded: what a batch of the finetuning is; as many rows as examples, as long as they may be, when absent. held_out:
+    tokens that each source holds out; enough for every evaluation when absent.
     """
     model, pretrain = resolve_model(experiment.model), experiment.pretrain
     data, training, validation = pretrain.data, pretrain.training, pretrain.validation
     length, rows = data.sequence_length, data.batch_size
     at_once = training.execution.micro_batch_size or rows
 
-    def one(cut: float) -> float:
-        return _window_seconds(model, shape_at(experiment, cut), at_once, ceilings)
+    def one(lengths: Lengths) -> float:
+        return _window_seconds(model, shape_of(experiment, lengths), at_once, ceilings)
 
     overhead = layers_seconds(model, ceilings)
-    windows = rows * pretrain.objective.average(length, one)
+    # Shorter rows are padded to the longest, of which a batch is taken to have one; padding has no logits.
+    outputs = pretrain.objective.average(length, lambda lengths: lengths.target)
+    windows = rows * _window_seconds(model, replace(largest_shape(experiment), outputs=outputs), at_once, ceilings)
     update = update_seconds(model, training.optimizer, ceilings)
     looks = _look_seconds(experiment, model, ceilings)
     passes_of_three = windows + math.ceil(rows / at_once) * overhead
@@ -76,36 +106,98 @@ def seconds_of(experiment: Experiment, ceilings: Ceilings, padded: tuple[float, 
     step = again * passes_of_three + update + looks
     if (teacher := teacher_of(experiment)) is not None:  # its forward pass is a third of what is timed
         taught = pretrain.objective.average(
-            length, lambda cut: _window_seconds(teacher, Shape(0, length, outputs=length - cut), at_once, ceilings)
+            length, lambda of: _window_seconds(teacher, teacher_shape(of), at_once, ceilings)
         )
         step += (rows * taught + math.ceil(rows / at_once) * layers_seconds(teacher, ceilings)) / 3
     step += TRAINER_LAYERS * ceilings.layer_seconds
-    prefix = validation.prefix(length)
-    passes = [one(prefix)]
-    if pretrain.objective.extremes(length) != (prefix, prefix):
-        passes.append(pretrain.objective.average(length, one))  # val/objective_loss is another pass
+    _, yardstick = validation.yardstick(length, experiment.model.family)
+    ways: list[AnyObjective] = [yardstick]
+    if pretrain.objective.resolved(length) != yardstick:
+        ways.append(pretrain.objective)  # val/objective_loss is another pass
+    passes = [way.average(length, one) for way in ways]
     once = sum(validation.sequences * each + math.ceil(validation.sequences / rows) * overhead for each in passes) / 3
     times = 1 + min(validation.times, training.max_steps)  # one before the first step
     run = START_SECONDS + training.max_steps * step + times * once
-    return Seconds(step, once, run, _finetune_seconds(experiment, model, ceilings, padded))
+    evaluations = {
+        f"{name} after {stage}": _evaluation_seconds(experiment, stage, name, ceilings, padded, held_out)
+        for stage in experiment.trained
+        for name in experiment.evaluations(stage)
+        if name != "tasks"
+    }
+    return Seconds(step, once, run, _finetune_seconds(experiment, model, ceilings, padded), evaluations)
 
 
 def _finetune_seconds(
-    experiment: Experiment, model: ResolvedModel, ceilings: Ceilings, padded: tuple[float, float] | None
+    experiment: Experiment, model: ResolvedModel, ceilings: Ceilings, padded: PaddedBatch | None
 ) -> float:
     """The same arithmetic for the finetuning, whose rows are examples."""
     if experiment.finetune is None:
         return 0.0
     data, training = experiment.finetune.data, experiment.finetune.training
-    validation, rows = experiment.finetune.validation, data.batch_size
-    at_once = training.execution.micro_batch_size or rows
-    shape = example_shape(experiment, *(padded or (data.input_length, data.target_length)))
+    validation = experiment.finetune.validation
+    batch = padded or PaddedBatch(data.batch_size, data.input_length, data.target_length)
+    at_once = training.execution.micro_batch_size or math.ceil(batch.rows)
+    shape = example_shape(experiment, batch.source, batch.target)
     window, overhead = _window_seconds(model, shape, at_once, ceilings), layers_seconds(model, ceilings)
     again = 4 / 3 if training.execution.activation_checkpointing else 1
-    step = again * (rows * window + math.ceil(rows / at_once) * overhead)
+    step = again * (batch.rows * window + math.ceil(batch.rows / at_once) * overhead)
     step += update_seconds(model, training.optimizer, ceilings) + TRAINER_LAYERS * ceilings.layer_seconds
-    once = (validation.examples * window + math.ceil(validation.examples / rows) * overhead) / 3
+    once = (validation.examples * window + math.ceil(validation.examples / data.batch_size) * overhead) / 3
     return START_SECONDS + training.max_steps * step + (1 + min(validation.times, training.max_steps)) * once
+
+
+def _evaluation_seconds(
+    experiment: Experiment,
+    stage: Trained,
+    name: str,
+    ceilings: Ceilings,
+    padded: PaddedBatch | None,
+    held_out: Mapping[str, int] | None,
+) -> float:
+    """Of one evaluation after a stage, by its section."""
+    config, model, masks = experiment.evaluate, resolve_model(experiment.model), experiment.section(stage).masks
+    assert config is not None
+    overhead, passes = layers_seconds(model, ceilings), 0.0
+    for count, source, targets in _readings(experiment, name, padded, held_out):
+        at_once = max(1, min(math.ceil(count), int(config.batch_tokens // (source + targets))))
+        window = _window_seconds(model, shape_under(experiment, source, targets, masks), at_once, ceilings)
+        passes += count * window + math.ceil(count / at_once) * overhead
+    return START_SECONDS + passes / 3
+
+
+def _readings(
+    experiment: Experiment, name: str, padded: PaddedBatch | None, held_out: Mapping[str, int] | None
+) -> Iterator[tuple[float, float, float]]:
+    """(how many, tokens of a source, tokens of a target) of what an evaluation has the model read."""
+    config, data = experiment.evaluate, experiment.pretrain.data
+    assert config is not None
+    corpus, window = data.corpus, data.sequence_length
+    names = corpus.sources if isinstance(corpus, Mixture) else [""]
+    there = [math.inf if held_out is None else held_out[source] for source in names]
+    if name == "likelihood" and (likelihood := config.likelihood):
+        length, prefix = likelihood.span(window)
+        # How long documents are is not known: as long as they may be, but no more than all of the text.
+        for tokens in [*there, *[math.inf] * len(likelihood.corpora)]:
+            yield min(likelihood.documents, tokens / length), prefix, length - prefix
+    elif name == "extrapolation" and (beyond := config.extrapolation):
+        longest = max(beyond.lengths) * window
+        for tokens in there:
+            for prefix in beyond.prefix_lengths(window):
+                yield min(beyond.sequences, tokens // longest), prefix, longest - prefix
+    elif name == "examples" and config.examples and experiment.finetune:
+        tuned = experiment.finetune.data
+        batch = padded or PaddedBatch(tuned.batch_size, tuned.input_length, tuned.target_length)
+        yield config.examples.examples, batch.source, batch.target
+    elif name == "attention" and (attention := config.attention):
+        length = attention.sequence_length or window
+        source = attention.split(length)
+        # Each window is read with its own source and with another. A derivative by the embedded source goes through all
+        # layers, as a forward pass does.
+        family = experiment.model.family
+        few = min(attention.sensitivity_sequences, attention.sequences)
+        steps = len(attention.steps_of(length - source))
+        yield (2 + LOOKING[family]) * attention.sequences, source, length - source
+        yield few * (2 + steps * (1 + attention.draws * BY_DIRECTION[family])), source, length - source
 
 
 def _window_seconds(model: ResolvedModel, shape: Shape, at_once: int, ceilings: Ceilings) -> float:
@@ -160,7 +252,7 @@ def _look_seconds(experiment: Experiment, model: ResolvedModel, ceilings: Ceilin
         return 0.0
     few = min(stability.logit_sequences, data.batch_size)
     window = experiment.pretrain.objective.average(
-        data.sequence_length, lambda cut: _window_seconds(model, shape_at(experiment, cut), few, ceilings)
+        data.sequence_length, lambda lengths: _window_seconds(model, shape_of(experiment, lengths), few, ceilings)
     )
     return (layers_seconds(model, ceilings) + few * window) / 3 / stability.logit_every
 

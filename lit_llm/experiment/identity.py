@@ -12,6 +12,7 @@ from typing import Any
 
 from lit_llm.config.fingerprint import digest_of_files, fingerprint
 from lit_llm.config.tree import leaves
+from lit_llm.data.config import InstructionConfig
 from lit_llm.data.instructions import identify_examples
 from lit_llm.data.sources import Identity, blamed_at, identify, identify_held_out
 from lit_llm.evaluation.task_files import read_task_files
@@ -42,8 +43,6 @@ def _cached_identity(text: str) -> Identity:
 
 @cache
 def _cached_examples(text: str, tokenizer: str) -> str:
-    from lit_llm.data.config import InstructionConfig
-
     return identify_examples(InstructionConfig.model_validate_json(text), tokenizer)
 
 
@@ -152,6 +151,8 @@ def provenance(
     data, training = experiment.section(stage).data, experiment.section(stage).training
     execution = training.execution
     cut_matters = not evaluates and (training.dropout > 0 or training.precision == "bf16_master")
+    packed = isinstance(data, InstructionConfig) and data.packing == "greedy"
+    at_once = execution.micro_batch_size or data.batch_size
     eight_bit = (
         not evaluates and "adamw_8bit" in dict(leaves(training.optimizer.model_dump())).values()
     )  # alone, or beside Muon
@@ -165,7 +166,8 @@ def provenance(
         "kernels": "torch",
         "threads": execution.threads,
         "micro_batch_size": execution.micro_batch_size,
-        "cut": (execution.micro_batch_size or data.batch_size) if cut_matters else None,
+        "packing": "greedy" if packed else None,
+        "cut": (f"{at_once} packed" if packed else at_once) if cut_matters else None,
         "bitsandbytes": _version("bitsandbytes") if eight_bit else None,
         "weights": weights,
     }
@@ -192,7 +194,8 @@ COMPARABLE = ("code", "torch", "device", "kernels", "threads")
 """Parts of the provenance that have to be equal for two results to be compared."""
 REPEATABLE = (*COMPARABLE, "cut", "bitsandbytes")
 """Parts that decide the numbers of one experiment; the last two are absent (None) where they decide nothing, so arms
-may differ in them. cut: sequences at once, which change what dropout draws and how bfloat16 gradients are added."""
+may differ in them. cut: sequences at once, and whether examples share them, which change what dropout draws and how
+bfloat16 gradients are added."""
 
 
 def same_origin(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:

@@ -47,13 +47,18 @@ def load_experiment(source: str | Path, overrides: Sequence[str] = ()) -> Experi
 
     Raises InputError with every problem, each at its file and line.
     """
+    return validate_experiment(read_experiment(source, overrides), changes_checked=True)
+
+
+def read_experiment(source: str | Path, overrides: Sequence[str] = ()) -> Node:
+    """Its tree, for `validate_experiment`: every key with the place where it was written."""
     problems: list[Problem] = []
     below, after = Node({}), read_overrides(overrides, problems)
     with noted(problems):
         below = read_layers(Node([Node(str(source))]), Path.cwd())
     if problems:
         raise InputError(*problems)
-    return validate_experiment(with_sources(merge_all([below, *after]), merge_all(after)), changes_checked=True)
+    return with_sources(merge_all([below, *after]), merge_all(after))
 
 
 def read_overrides(options: Iterable[str], problems: list[Problem]) -> list[Node]:

@@ -65,7 +65,8 @@ def finetune(
     assert section is not None
     torch.set_num_threads(section.training.execution.threads)
     examples, family = _examples(frozen, store), experiment.model.family
-    batches = ExampleBatches(examples, section.data.batch_size, family, section.masks, experiment.seed)
+    packed = section.data.packing == "greedy"
+    batches = ExampleBatches(examples, section.data.batch_size, family, section.masks, experiment.seed, packed)
     byte_lengths = _text(frozen, store).tokenizer().byte_lengths()
     held_out = HeldOutExamples(examples, section.validation.examples, section.masks, byte_lengths)
     budget = _budget(experiment, examples)
@@ -126,12 +127,26 @@ def _evaluated(frozen: Frozen, store: Store, model: LanguageModel, told: Progres
     name, experiment, config = frozen.evaluation, frozen.experiment, frozen.experiment.evaluate
     assert config is not None
     masks, data = experiment.section(frozen.after).masks, _text(frozen, store)
-    batch = config.batch_tokens
+    batch, text = config.batch_tokens, experiment.pretrain
+    # Instructions have no mode tokens: what was finetuned on them is asked without.
+    before = text.objective.opening(text.data.sequence_length, text.data.tokenizer.vocabulary)
+    opening = before if frozen.after == "pretrain" else ()
     if config.likelihood is not None and name == "likelihood":
         corpora = open_held_out(frozen.texts, data)
-        return likelihood(model, config.likelihood, data, masks, batch_tokens=batch, progress=told, corpora=corpora)
+        return likelihood(
+            model,
+            config.likelihood,
+            data,
+            masks,
+            batch_tokens=batch,
+            progress=told,
+            corpora=corpora,
+            opening=opening,
+        )
     if config.extrapolation is not None and name == "extrapolation":
-        return extrapolation(model, config.extrapolation, data, masks, batch_tokens=batch, progress=told)
+        return extrapolation(
+            model, config.extrapolation, data, masks, batch_tokens=batch, progress=told, opening=opening
+        )
     if config.attention is not None and name == "attention":
         return attention_analysis(model, config.attention, data, masks, batch_tokens=batch, progress=told)
     if (tasks := config.tasks) is not None and name == "tasks":

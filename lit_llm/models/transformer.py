@@ -279,11 +279,14 @@ class DecoderOnly(LanguageModel):
         prefix_length: int | Tensor | None = None,
         documents_BT: Tensor | None = None,
         source_length: int | Tensor | None = None,
+        positions_BT: Tensor | None = None,
+        open_BT: Tensor | None = None,
     ) -> Tensor:
         """B x T ids -> B x T x D. `prefix_length`: the first tokens of a row that also see each other.
 
         documents_BT: numbers; tokens see only those with their own, and partial attention adds nothing to one whose
-        document has no source. Positions are those of the row.
+        document has no source. Positions are those of the row, unless `positions_BT` has others.
+        open_BT: in place of `prefix_length`, boolean: what all tokens of the same document see.
         source_length: the first tokens of a row that all of its tokens see in partial attention, at least one; models
         without it do not read it. No loss belongs on what these tokens predict of each other: they see it.
         """
@@ -291,8 +294,9 @@ class DecoderOnly(LanguageModel):
         _refuse_outside("prefix_length", prefix_length, 0, tokens)
         x_BTD = self.embed(tokens_BT)
         rotations = Rotations(compute_dtype(x_BTD))
-        rotations.place("self", torch.arange(tokens, device=tokens_BT.device))
-        visible = Visibility(causal=True, prefix=prefix_length, documents=_pair(documents_BT, documents_BT))
+        rotations.place("self", _places(tokens_BT, positions_BT))
+        prefix = prefix_length if open_BT is None else open_BT
+        visible = Visibility(causal=True, prefix=prefix, documents=_pair(documents_BT, documents_BT))
         if not self.config.has_partial_attention:
             return cast(Tensor, self.decoder(x_BTD, visible, rotations))
         if source_length is None:
@@ -330,13 +334,17 @@ class EncoderDecoder(LanguageModel):
         self.encoder = Stack(config, "encoder")
 
     def encode(
-        self, source_BS: Tensor, source_lengths: Tensor | None = None, documents_BS: Tensor | None = None
+        self,
+        source_BS: Tensor,
+        source_lengths: Tensor | None = None,
+        documents_BS: Tensor | None = None,
+        positions_BS: Tensor | None = None,
     ) -> Tensor:
         """B x S ids -> B x S x D. Rows are padded at the end; `source_lengths` (B) says where."""
         table = self.embedding if self.encoder_embedding is None else self.encoder_embedding
         x_BSD = self.dropout(_embedded(source_BS, table, self.encoder_embedding_norm, self.config))
         rotations = Rotations(compute_dtype(x_BSD))
-        rotations.place("self", torch.arange(source_BS.shape[1], device=source_BS.device))
+        rotations.place("self", _places(source_BS, positions_BS))
         visible = Visibility(key_lengths=source_lengths, documents=_pair(documents_BS, documents_BS))
         return cast(Tensor, self.encoder(x_BSD, visible, rotations))
 
@@ -347,25 +355,31 @@ class EncoderDecoder(LanguageModel):
         source_lengths: Tensor | None = None,
         documents_BS: Tensor | None = None,
         documents_BT: Tensor | None = None,
+        positions_BS: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+        source_ends_BT: Tensor | None = None,
     ) -> Tensor:
         """B x S source ids, B x T decoder inputs -> B x T x D.
 
         documents_BS, documents_BT: numbers, both or neither; tokens see only those with their own, on either side, and
-        cross-attention adds nothing to a target token whose document has no source. Positions are those of the row.
+        cross-attention adds nothing to a target token whose document has no source. Positions are those of the row,
+        unless `positions_BS` and `positions_BT` have others.
+        source_ends_BT: the position after the last source token, for each target token; the row's when absent.
         """
         if source_BS.shape[1] == 0:
             raise ValueError("the source is empty; an empty source is one end-of-document token")
         if (documents_BS is None) != (documents_BT is None):
             raise ValueError("documents of the source without those of the target, or the other way round; give both")
-        encoder_BSD = self.encode(source_BS, source_lengths, documents_BS)
+        encoder_BSD = self.encode(source_BS, source_lengths, documents_BS, positions_BS)
         x_BTD = self.embed(target_BT)
-        source, target = source_BS.shape[1], torch.arange(target_BT.shape[1], device=target_BT.device)
+        source, target = source_BS.shape[1], _places(target_BT, positions_BT)
         rotations = Rotations(compute_dtype(x_BTD))
         rotations.place("self", target)
-        rotations.place("source", torch.arange(source, device=source_BS.device))
+        rotations.place("source", _places(source_BS, positions_BS))
         rotations.place("restart", target)
         # The target goes on where its own row's source ended: <s> takes the slot after the last source token.
         ends = source if source_lengths is None else source_lengths.to(target.device)[:, None]
+        ends = ends if source_ends_BT is None else source_ends_BT
         rotations.place("continuous", target + ends)
         visible = Visibility(causal=True, documents=_pair(documents_BT, documents_BT))
         source_visible = Visibility(key_lengths=source_lengths, documents=_pair(documents_BT, documents_BS))
@@ -408,6 +422,11 @@ class EncoderOnly(LanguageModel):
     ) -> Tensor:
         """B x T ids -> B x T x V logits."""
         return self.logits(self.hidden(tokens_BT, token_lengths, documents_BT))
+
+
+def _places(tokens_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
+    """The positions of a row's tokens, where no others are given."""
+    return torch.arange(tokens_BT.shape[1], device=tokens_BT.device) if positions_BT is None else positions_BT
 
 
 def _known(lengths: int | Tensor) -> tuple[int, int] | None:

@@ -5,6 +5,7 @@ decoder          inputs   <s> s1 s2 t1 t2      targets of t1.. only:  ·  ·  t1
                           (also the source of partial attention)
 encoder-decoder  source   s1 s2                decoder inputs         <s> t1 t2
                                                targets                t1  t2 t3
+encoder-only     inputs   a [MASK] c d         targets of the hidden places only:  ·  b  ·  ·
 
 Documents that are kept separate (`masks.documents`). The end-of-document token ■ closes its document and belongs to it;
 <s> stands where the token before the first target would, and belongs to that token's document. The window a b ■ c d e,
@@ -20,6 +21,15 @@ A document's first token is predicted from the ■ before it, as is usual for pa
 ends there; the others are predicted from their own document alone. Each target is predicted from the same tokens in
 both families, wherever the cut is. Here c and d have no source. The token that stands for an empty source belongs to
 the target's first document.
+
+Examples that share a row (`packing: greedy`), each computed as if it were alone:
+
+decoder          inputs     <s> s1 s2 t1 | <s> s1 t1 t2         targets   ·  ·  t1 t2 | ·  t1 t2 t3
+                 documents  0   0  0  0  | 1   1  1  1          open      ▣  ▣  ▣  ·  | ▣  ▣  ·  ·    (bidirectional)
+                 positions  0   1  2  3  | 0   1  2  3
+encoder-decoder  source     s1 s2 | s1 s2 s3                    documents 0 0 | 1 1 1      positions  0 1 | 0 1 2
+                 inputs     <s> t1 | <s> t1 t2                  documents 0 0 | 1 1 1      positions  0 1 | 0 1 2
+                                                                its source's end           2 2 | 3 3 3
 """
 
 from __future__ import annotations
@@ -33,8 +43,12 @@ import torch
 from torch import Tensor
 
 from lit_llm.objectives.config import BOS, EOD, MasksConfig
+from lit_llm.objectives.packing import rows_of, sizes_of
 
 Family = Literal["decoder", "encoder_decoder", "decoder_decoder", "encoder_only"]
+"""decoder_decoder is laid out as decoder is."""
+NOBODY = -1
+"""The document of padding in shared rows, which no example sees."""
 
 
 @dataclass
@@ -68,13 +82,21 @@ class Batch:
 
 
 def lay_out(
-    sources: Sequence[np.ndarray], targets: Sequence[np.ndarray], family: Family, masks: MasksConfig = MasksConfig()
+    sources: Sequence[np.ndarray],
+    targets: Sequence[np.ndarray],
+    family: Family,
+    masks: MasksConfig = MasksConfig(),
+    counted: Sequence[np.ndarray | None] = (),
 ) -> Batch:
     """Pad and shift (source, target) pairs for a family. An empty source is one end-of-document token.
 
     A bidirectional prefix holds a decoder-only model's source tokens and the <s> before them, and so does what partial
     attention reads (`source_length`): an empty source is <s> alone, which tells nothing.
+
+    counted: which targets count, for an encoder-only model, whose targets stand in the places of their sources.
     """
+    if family == "encoder_only":
+        return _in_place(sources, targets, masks, counted)
     documents = []
     if masks.documents == "separate":
         documents = [_documents(source, target) for source, target in zip(sources, targets, strict=True)]
@@ -136,6 +158,70 @@ def causal_text(batch: Batch) -> tuple[dict[str, Any], Tensor]:
     return read, lengths[:, None] + torch.arange(targets.shape[1], device=device)
 
 
+def _in_place(
+    sources: Sequence[np.ndarray],
+    targets: Sequence[np.ndarray],
+    masks: MasksConfig,
+    counted: Sequence[np.ndarray | None],
+) -> Batch:
+    rows = [row for row in counted if row is not None]
+    assert len({*map(len, (*sources, *targets, *rows))}) == 1, "places of one window have one length"
+    inputs: dict[str, Any] = {"tokens_BT": _padded(sources)}
+    if masks.documents == "separate":
+        documents_BT = _padded([_documents(target, target[:0])[0] for target in targets])  # where no end is hidden
+        if documents_BT.any():
+            inputs["documents_BT"] = documents_BT
+    return Batch(inputs, _padded(targets), torch.from_numpy(np.stack(rows)).float())
+
+
+def lay_out_packed(
+    sources: Sequence[np.ndarray],
+    targets: Sequence[np.ndarray],
+    family: Family,
+    masks: MasksConfig,
+) -> Batch:
+    """As `lay_out`, in fewer rows that are no longer. Each example has the loss that it has in a row of its own."""
+    lengths = [(len(source), len(target)) for source, target in zip(sources, targets, strict=True)]
+    shared, rows = rows_of(sizes_of(lengths, family)), []
+    if len(shared) == len(lengths):
+        return lay_out(sources, targets, family, masks)  # nothing to separate, and a mask would only cost
+    for numbers in shared:
+        examples = [_alone(sources[number], targets[number], place, family) for place, number in enumerate(numbers)]
+        rows.append({name: np.concatenate([example[name] for example in examples]) for name in examples[0]})
+    # Padding is end-of-document tokens that nobody sees and no loss is on.
+    found = {name: _padded([row[name] for row in rows], NOBODY if "documents" in name else EOD) for name in rows[0]}
+    targets_BT, weights_BT, open_BT = (found.pop(name) for name in ("targets", "weights", "open"))
+    inputs: dict[str, Any] = dict(found)
+    if family != "encoder_decoder" and masks.prefix == "bidirectional":
+        inputs["open_BT"] = open_BT.bool()
+    return Batch(inputs, targets_BT, weights_BT.float())
+
+
+def _alone(source: np.ndarray, target: np.ndarray, document: int, family: Family) -> dict[str, np.ndarray]:
+    """What one example adds to its row."""
+    if family != "encoder_decoder":
+        start, whole = len(source), np.concatenate([source, target])
+        added = {"tokens_BT": np.concatenate([[BOS], whole[:-1]])}
+    else:
+        source = source if len(source) else np.array([EOD])
+        start, whole = 0, target
+        added = {
+            "source_BS": source,
+            "documents_BS": np.full(len(source), document),
+            "positions_BS": np.arange(len(source)),
+            "target_BT": np.concatenate([[BOS], whole[:-1]]),
+            "source_ends_BT": np.full(len(whole), len(source)),
+        }
+    place = np.arange(len(whole))
+    return added | {
+        "documents_BT": np.full(len(whole), document),
+        "positions_BT": place,
+        "open": place <= start,  # <s> belongs to the prefix
+        "targets": whole,
+        "weights": place >= start,
+    }
+
+
 def _documents(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of the documents of an example's source (of what stands for an empty one), and of <s>, source, target."""
     ends = np.concatenate([source, target]) == EOD
@@ -144,8 +230,9 @@ def _documents(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.n
     return of_source, np.concatenate([[0], numbers[:-1]])
 
 
-def _padded(rows: Sequence[np.ndarray]) -> Tensor:
-    out = np.full((len(rows), max(len(row) for row in rows)), EOD, dtype=np.int64)
+def _padded(rows: Sequence[np.ndarray], fill: int = EOD) -> Tensor:
+    """Rows of ids or other whole numbers, filled up at their ends to the longest."""
+    out = np.full((len(rows), max(len(row) for row in rows)), fill, dtype=np.int64)
     for index, row in enumerate(rows):
         out[index, : len(row)] = row
     return torch.from_numpy(out)

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from lit_llm.ablation.run import Watcher
 from lit_llm.ablation.runs import Run, last_metrics, max_steps
+from lit_llm.evaluation.config import YARDSTICKS, yardstick_of
 from lit_llm.report import text
 from lit_llm.report.sweeps import names_of, setting
 from lit_llm.report.tables import STATES
@@ -106,14 +107,20 @@ class Progressing(Watcher):
                     if not self.interactive:
                         self.console.print(f"{run.name}: running", highlight=False)
                     continue
-                value = status.get("metrics", {}).get("val/target_nll")
-                ending = f", val/target_nll {value:.3f}" if value is not None else ""
+                metrics = status.get("metrics", {})
+                ending = "".join(
+                    f", {name} {metrics[name]:.3f}" for name in YARDSTICKS if metrics.get(name) is not None
+                )
                 error = f": {status['error']}" if status.get("error") else ""
                 self.console.print(f"{run.name}: {state}{ending}{error}", style=STATES[state], highlight=False)
 
+    def _yardstick(self) -> str:
+        """The metric that the runs are measured by; two where they are of two kinds."""
+        return " or ".join(dict.fromkeys(yardstick_of(run.arm.experiment.model.family) for run in self._runs))
+
     def _view(self) -> RenderableType:
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-        for name in ("run", "step", "train/loss", "val/target_nll", "tok/s", "left"):
+        for name in ("run", "step", "train/loss", self._yardstick(), "tok/s", "left"):
             table.add_column(name, justify="left" if name == "run" else "right", no_wrap=True)
         states: Counter[str] = Counter()
         work = 0.0
@@ -134,8 +141,9 @@ class Progressing(Watcher):
                     table.add_row(name, counted, *["–"] * 4)
                     continue
                 step, metrics = last_metrics(at.stage)
-                if "val/target_nll" in metrics:
-                    self._validated[run.name] = metrics["val/target_nll"]
+                for name in YARDSTICKS:
+                    if name in metrics:
+                        self._validated[run.name] = metrics[name]
                 steps = max_steps(run, at.link)
                 work += (run.steps.index(at) + step / steps) / len(run.steps)
                 rate = metrics.get("throughput/tokens_per_second")

@@ -149,7 +149,8 @@ def _duration(plan: Plan) -> str:
         return ", time unknown until `--measure` has timed this machine"
     done = f"; {found.done} of them done" if found.done else ""
     at_once = f" with {found.slots} at once" if found.slots > 1 else ""
-    without = " without the evaluations" if any(" after " in name for name in plan.stages) else ""
+    tasks = any(name.startswith("tasks after ") for name in plan.stages)
+    without = " without the tasks, whose questions only the harness knows" if tasks else ""
     return f"{done}, about {text.about(found.seconds)}{at_once} on this machine{without}"
 
 

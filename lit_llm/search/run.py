@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lit_llm.ablation.arms import Arm, load_study
+from lit_llm.ablation.early import check_held_out
 from lit_llm.ablation.plan import Plan, plan
 from lit_llm.ablation.run import (
     PRELOAD,
@@ -119,7 +120,7 @@ def run_sweep(
     this name, or a storage or an address that cannot be used.
     """
     store.check()
-    planned = plan(search.ablation, tell=watcher.message, built=search.trains)
+    planned = plan(search.ablation, tell=watcher.message, built=search.trains, store=store)
     planned.check()
     trials = Trials(search, store, storage)
     mirror = opened_mirror(store, search.name, tracking, _description(search))
@@ -133,6 +134,7 @@ def run_sweep(
         try:
             if search.trains:
                 prepare_data([arm.experiment for arm in search.ablation.arms], store, watcher)
+                check_held_out(search.ablation, store)
             watcher.searching(search, coordinator.look(), slots)
             interrupted = coordinator.run(slots, follower)
         finally:

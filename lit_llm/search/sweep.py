@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.ablation.arms import Ablation, Arm, understood
-from lit_llm.ablation.audit import YARDSTICK
+from lit_llm.ablation.audit import CONTINUATION, YARDSTICK
 from lit_llm.ablation.config import Study
 from lit_llm.config.problems import InputError, Problem, did_you_mean, noted
 from lit_llm.config.section import validate
@@ -19,6 +19,7 @@ from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.cost import FIGURES, cost_of
 from lit_llm.experiment.identity import digest_of_data, read_corpora_again
 from lit_llm.experiment.load import is_preset, read_overrides
+from lit_llm.objectives.config import continues
 from lit_llm.search.config import Sweep
 from lit_llm.search.constraints import Constraint, NotAConstraint, parse, unknown
 from lit_llm.search.space import (
@@ -142,6 +143,12 @@ def load_sweep(source: str | Path, overrides: Sequence[str] = ()) -> Search:
         for arm in arms
         for name in ("adapt", "finetune", "evaluate")
         if getattr(arm.experiment, name) is not None
+    ]
+    problems += [
+        Problem(f"an encoder_only model, as {arm.name} is, has no {goal.metric}; use val/masked_nll", "optimize")
+        for arm in arms
+        for goal in sweep.optimize
+        if goal.metric.startswith(CONTINUATION) and not continues(arm.experiment.model.family)
     ]
     spaces = {arm.name: space_of(arm, dimensions) for arm in arms}
     problems += unknown_conditions(dimensions, list(spaces.values()))

@@ -117,7 +117,7 @@ def test_a_plan_shows_the_source_and_its_cost(write_study, tmp_path):
     assert timed.seconds == pytest.approx(alone + timed.arms["adapted"].before)
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(plan_table(found, 120))
-    assert "3 x pretrain" in " ".join(console.export_text().split())
+    assert "1 x source, 3 x pretrain" in " ".join(console.export_text().split())
 
 
 def test_what_is_fresh_and_what_is_left_behind_is_named(write_study):

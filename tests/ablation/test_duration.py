@@ -82,6 +82,18 @@ def test_what_two_arms_share_is_computed_once(write_study: Callable[..., Path], 
     assert found.seconds == pytest.approx(RED)
 
 
+def test_evaluations_are_in_it_and_tasks_are_said_not_to_be(write_study: Callable[..., Path], tmp_path: Path) -> None:
+    """A batch of 256 windows of 32 tokens calls each of four layers once, forward: a third of their four seconds."""
+    section = "evaluate: {likelihood: {documents: 256}, tasks: {names: [glosses_x], folder: FOLDER}}"
+    (tmp_path / "glosses_x.yaml").write_text("task: glosses_x\n")
+    path = write_study("evaluated", f"arms: {{red: {{{section.replace('FOLDER', str(tmp_path))}}}}}", seeds=[0, 1])
+    pytest.importorskip("lm_eval")
+    found = at(plan(load_study(path)), 1, tmp_path / "store")
+    assert found.estimate is not None
+    assert found.estimate.seconds == pytest.approx(2 * (RED + 0.2 + 4 / 3))
+    assert "without the tasks, whose questions only the harness knows" in " ".join(shown(found, 200).split())
+
+
 def test_without_a_measurement_there_is_no_time_and_the_plan_says_how_to_get_it(planned: Plan, tmp_path: Path) -> None:
     found = at(planned, 2, tmp_path, None)
     assert found.estimate is None

@@ -263,8 +263,8 @@ def test_a_key_of_the_whole_model_does_not_excuse_a_part_that_it_has_no_say_in(
     """The innermost module is named, not the blocks that hold it."""
     original = Block.__init__
 
-    def init(self: Block, layer: Layer, model: ResolvedModel) -> None:
-        original(self, layer, model)
+    def init(self: Block, layer: Layer, model: ResolvedModel, side: str, first: bool) -> None:
+        original(self, layer, model, side, first)
         if model.tie_embeddings == "none" or model.norm.function == "layer_norm":
             other_activation(self)
 

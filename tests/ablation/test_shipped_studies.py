@@ -21,7 +21,7 @@ SIBLINGS = [path for path in STUDIES if path.stem.endswith("-paper")]
 SMALL = [
     "pretrain.data.sequence_length=16",
     "pretrain.data.tokenizer=bytes",
-    "model.vocabulary=258",
+    "model.vocabulary=320",
     "model.d_model=32",
     "model.feed_forward.d_ff=64",
     "model.attention={heads: 4, head_dim: 8}",
@@ -93,8 +93,8 @@ def test_every_study_has_a_sibling_of_the_papers_size() -> None:
     studies = {path.stem for path in STUDIES} - {"quickstart"}
     small = {name for name in studies if not name.endswith("-paper")}
     assert small == {
-        "attribution", "biattn", "biattn_prefix", "extrapolation", "finetune_reversal", "layer_split", "pareto",
-        "positions", "stability", "tying",
+        "attribution", "biattn", "biattn_prefix", "cross_positions", "extrapolation", "finetune_reversal",
+        "layer_split", "modifications", "objectives", "pareto", "stability", "tying",
     }  # fmt: skip
     assert studies - small == {f"{name}-paper" for name in small}
 
@@ -110,6 +110,8 @@ def test_a_sibling_differs_in_preset_and_budget_alone(path: Path) -> None:
     measured, same = base.pop("evaluate", {}), dict(parent.base.get("evaluate", {}))
     measured.pop("tasks", None), same.pop("tasks", None)  # the paper's for the one, a dictionary's for the other
     assert measured == same
+    extra = base.pop("model", {})  # room for sentinels and mode tokens
+    assert extra.keys() == {key for key in parent.base.get("model", {}) if key == "vocabulary"}
     assert base in ({}, {"pretrain": {"objective": parent.base["pretrain"].get("objective")}})
     factors = own.pop("grid", {"factors": {}})["factors"]
     assert not parent.grid or factors.keys() <= parent.grid.factors.keys()

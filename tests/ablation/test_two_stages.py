@@ -18,6 +18,7 @@ from lit_llm.ablation.run import Watcher, run_study
 from lit_llm.ablation.runs import Run, comparison_of
 from lit_llm.analysis.before_after import before_after
 from lit_llm.config.problems import InputError
+from lit_llm.data.batches import ExampleBatches
 from lit_llm.data.config import ByteTokenizer
 from lit_llm.data.examples import ExampleSet
 from lit_llm.experiment.frozen import freeze, thaw
@@ -111,8 +112,6 @@ def test_finetuning_begins_with_the_pretrained_weights_and_steps_as_torch_does(w
     model = build_model(experiment.model, 0)
     model.load_state_dict(load_file(pretrained.checkpoints / "model.safetensors"))
     config = experiment.finetune.training.optimizer
-    from lit_llm.data.batches import ExampleBatches
-
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=0)
     total, tokens = 0.0, 0
     for place in ExampleBatches(examples, 4, "encoder_decoder", experiment.finetune.masks, 5).places(0):
@@ -129,6 +128,35 @@ def test_finetuning_begins_with_the_pretrained_weights_and_steps_as_torch_does(w
             moved += 1
     assert moved
     assert finetuned.result()["loss_tokens"] == tokens
+
+
+@pytest.mark.xdist_group("runs")
+def test_a_packed_finetuning_learns_what_an_unpacked_one_does(write_two, tmp_path):
+    """The same examples in every step, so after eight steps the same weights but for rounding: one stage, one name."""
+    rest = "arms: {dec: {extends: decllm-tiny, finetune: {masks: {prefix: bidirectional}}}, red: {}}"
+    rest += "\ncompare: {metric: finetune/val/target_nll}"
+    path, found = write_two("packed", rest, seeds=[0], tuning="max_steps: 8, clip_norm: null"), {}
+    path.write_text(path.read_text().replace("dropout: 0.1", "dropout: 0.0"))
+    short, long = ({"inputs": "x" * n, "targets": "y" * m, "task": "a"} for n, m in ((1, 1), (8, 3)))
+    lines = [{**record, "inputs": f"{n % 10}{record['inputs']}"} for n in range(60) for record in (short, long)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for packing in ("none", "greedy"):
+        study = load_study(path, [f"finetune.data.packing={packing}"])
+        store = Store(tmp_path / packing)
+        found[packing] = run_study(study, store, watcher=Watcher(), slots=2).runs
+    for one, two in zip(found["none"], found["greedy"], strict=True):
+        stages = [each.steps[2].stage for each in (one, two)]
+        assert stages[0].folder.name == stages[1].folder.name
+        results = [stage.result() for stage in stages]
+        assert results[0]["loss_tokens"] == results[1]["loss_tokens"]
+        assert results[1]["provenance"]["packing"] == "greedy"
+        examples = ExampleSet(store.data, thaw(stages[1]).examples, ByteTokenizer())
+        masks = two.experiment.finetune.masks
+        batches = ExampleBatches(examples, 4, two.experiment.model.family, masks, 0, packed=True)
+        assert sum(len(batches[k]) for k in range(8)) < 8 * 4
+        losses = [result["metrics"]["val/target_nll"] for result in results]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+        assert losses[0] != results[0]["initial"]["val/target_nll"]
 
 
 @pytest.mark.xdist_group("runs")

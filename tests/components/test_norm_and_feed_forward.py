@@ -2,12 +2,16 @@
 
 import functools
 import math
+from typing import get_args
 
 import pytest
 import torch
+from tiny_models import build
 from torch import nn
 from torch.testing import assert_close
 
+from lit_llm.components.attention.rope import Rotations
+from lit_llm.components.attention.visibility import Visibility
 from lit_llm.components.feed_forward.config import FeedForwardConfig
 from lit_llm.components.feed_forward.module import FeedForward
 from lit_llm.components.norm.config import NormConfig
@@ -55,17 +59,81 @@ def gelu(x):
     return x * (1 + torch.erf(x / math.sqrt(2))) / 2
 
 
-@pytest.mark.parametrize(("activation", "function"), [("swiglu", silu), ("geglu", gelu)])
-def test_gated_networks_multiply_the_activated_gate_with_up(activation, function):
+def gelu_tanh(x):
+    return x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
+
+
+SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772  # arXiv 1706.02515, equation 14
+GATED = {
+    "swiglu": silu,
+    "geglu": gelu,
+    "geglu_tanh": gelu_tanh,
+    "reglu": lambda x: x * (x > 0),
+    "glu": lambda x: 1 / (1 + (-x).exp()),
+    "liglu": lambda x: x,
+}
+UNGATED = {
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "relu": lambda x: x * (x > 0),
+    "relu_squared": lambda x: (x * (x > 0)) ** 2,
+    "swish": silu,
+    "elu": lambda x: torch.where(x > 0, x, x.exp() - 1),
+    "selu": lambda x: SELU_SCALE * torch.where(x > 0, x, SELU_ALPHA * (x.exp() - 1)),
+    "sigmoid": lambda x: 1 / (1 + (-x).exp()),
+    "softplus": lambda x: (1 + x.exp()).log(),
+}
+
+
+def test_every_activation_has_its_formula_here():
+    assert {*GATED, *UNGATED} == set(get_args(FeedForwardConfig.model_fields["activation"].annotation))
+
+
+@pytest.mark.parametrize("activation", GATED)
+def test_gated_networks_multiply_the_activated_gate_with_up(activation):
     """arXiv 2002.05202, equation 6: FFN(x) = (f(xW) ⊗ xV) W₂."""
     x = torch.randn(2, 3, WIDTH, dtype=torch.float64)
     module = FeedForward(FeedForwardConfig(activation=activation, d_ff=20), WIDTH).double()
     gate, up, down = module.gate.weight.T, module.up.weight.T, module.down.weight.T
-    assert_close(module(x), (function(x @ gate) * (x @ up)) @ down)
+    assert_close(module(x), (GATED[activation](x @ gate) * (x @ up)) @ down)
 
 
-def test_gelu_has_two_matrices():
+@pytest.mark.parametrize("activation", UNGATED)
+def test_the_others_have_two_matrices(activation):
     x = torch.randn(2, 3, WIDTH, dtype=torch.float64)
-    module = FeedForward(FeedForwardConfig(activation="gelu", d_ff=20), WIDTH).double()
-    assert_close(module(x), gelu(x @ module.up.weight.T) @ module.down.weight.T)
+    module = FeedForward(FeedForwardConfig(activation=activation, d_ff=20), WIDTH).double()
+    assert_close(module(x), UNGATED[activation](x @ module.up.weight.T) @ module.down.weight.T)
     assert {name for name, _ in module.named_parameters()} == {"up.weight", "down.weight"}
+
+
+PLACES = {
+    "pre": "norm f",
+    "post": "f + norm",
+    "sandwich": "norm f norm",
+    "output": "f norm",
+}
+
+
+@pytest.mark.parametrize("placement", PLACES)
+def test_norms_stand_where_their_placement_says(placement):
+    """One block of a model, its parts called one by one."""
+    model = build("decllm", "decoder.layers=1", f"norm.placement={placement}", "attention.rope=none", double=True)
+    block, x = model.decoder.layers[0], torch.randn(2, 5, 32, dtype=torch.float64)
+    seen = Visibility(causal=True)
+    y = x
+    for part in ("self_attention", "feed_forward"):
+        own = getattr(block, part)
+        inner = y
+        added = None
+        for step in PLACES[placement].split():
+            if step == "f":
+                inner = own(inner, inner, seen) if part == "self_attention" else own(inner)
+            elif step == "+":
+                inner = y + inner
+                added = True
+            else:
+                before = inner is y
+                inner = getattr(block, f"{part}_norm" if before else f"{part}_post_norm")(inner)
+        y = inner if added else y + inner
+    assert_close(block(x, seen, Rotations(torch.float64)), y)
+    assert (model.decoder.norm is None) == (placement == "post")

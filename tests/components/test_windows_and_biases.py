@@ -5,6 +5,7 @@ import torch
 from torch.testing import assert_close
 from transformers.models.t5.modeling_t5 import T5Attention
 
+from lit_llm.components.attention import dot_product
 from lit_llm.components.attention.config import resolve_attention
 from lit_llm.components.attention.dot_product import DotProduct
 from lit_llm.components.attention.module import MergedAttention
@@ -41,6 +42,25 @@ def test_a_window_leaves_what_is_fewer_tokens_away(behind, ahead):
     ):
         out = DotProduct()(q, k, v, visible.within((behind, ahead)))
         assert_close(out, by_the_book(q, k, v, mask & near(behind, ahead)))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(("behind", "ahead"), [(17, 17), (30, 5), (5, 30), (2, 2), (1, 1)])
+@pytest.mark.parametrize("tokens", [150, 128])
+def test_a_long_row_is_cut_into_blocks_and_is_the_same(monkeypatch, causal, behind, ahead, tokens):
+    """Values and gradients, with grouped heads; and no T x S mask is made."""
+    visible = Visibility(causal=causal).within((behind, ahead))
+    q = torch.randn(B, 4, tokens, K, dtype=torch.float64, requires_grad=True)
+    k, v = (torch.randn(B, 2, tokens, K, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    seen = near(behind, ahead, tokens) & (torch.ones(tokens, tokens).tril().bool() if causal else True)
+    wanted = by_the_book(q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1), seen)
+    monkeypatch.setattr(dot_product, "BAND", 4)
+    monkeypatch.setattr(Visibility, "mask", None)
+    out = DotProduct()(q, k, v, visible)
+    assert_close(out, wanted)
+    weights = torch.randn_like(out)
+    for ours, theirs in zip(*(torch.autograd.grad((x * weights).sum(), (q, k, v)) for x in (out, wanted)), strict=True):
+        assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("cap", [None, 0.5, 30.0])

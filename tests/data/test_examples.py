@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from lit_llm.config.problems import InputError
 from lit_llm.config.section import validate
@@ -175,6 +176,20 @@ def test_batch_k_depends_on_seed_and_k_and_a_pass_has_every_example_once(tmp_pat
     assert len({tuple(places[begin : begin + count]) for begin in range(0, 4 * count, count)}) == 4
     again = ExampleBatches(examples, 4, family, MasksConfig(), seed=3)
     assert again.places(5) == batches.places(5) != ExampleBatches(examples, 4, family, MasksConfig(), seed=4).places(5)
+
+
+@pytest.mark.parametrize("family", ["decoder", "encoder_decoder"])
+def test_a_packed_step_has_the_examples_of_an_unpacked_one(tmp_path, family):
+    records = [{"inputs": "a" * (1 + n % 20), "targets": str(n % 10) * (1 if n % 3 else 7)} for n in range(60)]
+    examples = prepared(config(write(tmp_path / "a.jsonl", records), validation_fraction=0.2), tmp_path)
+    alone, packed = (ExampleBatches(examples, 8, family, MasksConfig(), 3, packed) for packed in (False, True))
+    assert sum(len(packed[k]) for k in range(6)) < 6 * 8
+    for k in range(6):
+        (one, two), read = (batches[k] for batches in (alone, packed)), []
+        for batch in (one, two):
+            read.append(sorted(batch.targets[batch.weights.bool()].tolist()))
+        assert read[0] == read[1]
+        assert torch.equal(two.targets, packed[k].targets), "whoever asks, and however often"
 
 
 def test_the_loss_is_on_the_targets_alone_and_the_prefix_is_the_input(tmp_path):

@@ -18,7 +18,7 @@ def model_of(family, *overrides, **options):
 def uniform(family):
     """Every token has the probability 1 / 258."""
     model = model_of(family)
-    torch.nn.init.zeros_(model.unembedding)
+    torch.nn.init.zeros_(model.unembedding.weight_VD)
     return model
 
 

@@ -58,6 +58,7 @@ def test_each_stage_begins_with_the_weights_of_its_parent(links):
         ("finetune.training.dropout=0.1", ALL[:2]),
         ("finetune.data.batch_size=8", ALL[:2]),
         ("finetune.validation.examples=8", ALL[:2]),
+        ("finetune.data.packing=greedy", ALL),
         ("finetune.data.input_length=17", ["pretrain"]),  # other examples are evaluated then
         ("evaluate.examples.examples=8", ["pretrain", "finetune"]),
         ("evaluate.precision=bf16", ["pretrain", "finetune"]),
@@ -98,7 +99,7 @@ def test_an_evaluation_follows_the_stages_that_are_named(links):
         ("finetune=null", "evaluate.examples: are those that `finetune.data` holds out"),
         ("evaluate.examples=null", "evaluate: names no evaluation"),
         ("evaluate.after=[]", "evaluate.after: names no stage"),
-        ("finetune.masks.documents=separate", "finetune.masks.documents: a row is one example"),
+        ("finetune.masks.documents=separate", "finetune.masks.documents: an example sees itself alone"),
         ("finetune.training.execution.micro_batch_size=5", "finetune.training.execution.micro_batch_size: 5 is more"),
     ],
 )

@@ -10,7 +10,15 @@ from made_up_ceilings import NOTHING, USUAL, only
 from lit_llm.components.loss import config as loss_config
 from lit_llm.experiment import estimate
 from lit_llm.experiment.ceilings import Ceilings, interpolated
-from lit_llm.experiment.estimate import START_SECONDS, TRAINER_LAYERS, makespan, seconds_of
+from lit_llm.experiment.estimate import (
+    BY_DIRECTION,
+    LOOKING,
+    START_SECONDS,
+    TRAINER_LAYERS,
+    PaddedBatch,
+    makespan,
+    seconds_of,
+)
 from lit_llm.experiment.load import load_experiment
 
 D, FF, V, T, B = 16, 32, 300, 32, 6
@@ -45,6 +53,17 @@ def test_half_of_a_window_goes_through_each_side_of_an_encoder_decoder() -> None
     each_side = 2 * MATRICES * B * T / 2
     cross = 2 * 4 * D * D * B * T / 2
     assert step("redllm-tiny", only(layer={D: 1e6})) == pytest.approx(6 * (2 * each_side + cross) / 1e6)
+
+
+def test_rows_of_a_mixture_are_padded_to_the_longest() -> None:
+    """Two prefix LMs, of a quarter and of three: each side of each row takes three quarters, and the logits a half."""
+    mix = "[{mode: s, corruption: 0.25}, {mode: s, corruption: 0.75}]"
+    objective = f"pretrain.objective={{kind: ul2, mode_tokens: false, mix: {mix}}}"
+    each_side = 2 * MATRICES * B * 3 * T / 4
+    cross = 2 * 4 * D * D * B * 3 * T / 4
+    found = step("redllm-tiny", only(layer={D: 1e6}), objective)
+    assert found == pytest.approx(6 * (2 * each_side + cross) / 1e6)
+    assert step("redllm-tiny", only(logits={1: 1e6}), objective) == pytest.approx(B * T / 2 * V / 1e6)
 
 
 PALM = ["model.decoder.partial_attention=palm", "pretrain.objective=prefix_lm"]
@@ -165,3 +184,71 @@ def test_rates_between_two_sizes_lie_on_a_straight_line_of_logarithms() -> None:
 )
 def test_runs_start_in_order_as_soon_as_a_slot_is_free(seconds: list[float], slots: int, end: float) -> None:
     assert makespan(seconds, slots) == end
+
+
+ONE_PASS = 2 * MATRICES * LAYERS / 1e6
+"""Seconds of a token's forward pass where a FLOP of the products takes a microsecond."""
+
+
+def evaluated(section: str, preset: str = "decllm-tiny", stage: str = "pretrain", **options: Any) -> float:
+    experiment = load_experiment(preset, [*SMALL, *options.pop("more", ()), f"evaluate={{{section}}}"])
+    found = seconds_of(experiment, only(layer={D: 1e6}), **options).evaluations
+    return found[f"{section.partition(':')[0]} after {stage}"] - START_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("section", "tokens"),
+    [
+        ("likelihood: {documents: 10, length: 24, prefix_length: 8}", 10 * 24),
+        ("extrapolation: {lengths: [1, 3], prefixes: [1, half], sequences: 5}", 5 * 2 * 3 * T),
+        # Two readings and a look at each window; of one, two readings, and derivatives at the steps 1, 2, 4, 8, 16.
+        ("attention: {sequences: 4, sensitivity_sequences: 0}", 4 * (2 + LOOKING["decoder"]) * T),
+        (
+            "attention: {sequences: 4, sensitivity_sequences: 1, draws: 10}",
+            (4 * (2 + LOOKING["decoder"]) + 2 + 5 * (1 + 10 * BY_DIRECTION["decoder"])) * T,
+        ),
+    ],
+)
+def test_an_evaluation_is_a_forward_pass_over_what_it_reads(section: str, tokens: int) -> None:
+    assert evaluated(section) == pytest.approx(tokens * ONE_PASS)
+
+
+def test_no_more_is_scored_than_is_held_out() -> None:
+    documents, beyond = "likelihood: {documents: 1000}", "extrapolation: {lengths: [2], prefixes: [half], sequences: 9}"
+    assert evaluated(documents, held_out={"": 500}) == pytest.approx(500 * ONE_PASS)
+    assert evaluated(beyond, held_out={"": 4 * 2 * T + 5}) == pytest.approx(4 * 2 * T * ONE_PASS)
+    assert evaluated(beyond, held_out={"": 10**9}) == pytest.approx(9 * 2 * T * ONE_PASS)
+
+
+TUNED = """finetune={data: {examples: {kind: jsonl, files: [x]}, input_length: 12, target_length: 4, batch_size: 2},
+training: {max_steps: 4, schedule: constant}}"""
+
+
+def test_examples_are_as_long_as_in_a_batch_where_that_is_known() -> None:
+    section = "examples: {examples: 7}"
+    assert evaluated(section, more=[TUNED]) == pytest.approx(7 * 16 * ONE_PASS)
+    assert evaluated(section, stage="finetune", more=[TUNED], padded=PaddedBatch(2, 6.0, 3.0)) == pytest.approx(
+        7 * 9 * ONE_PASS
+    )
+
+
+def test_rows_that_examples_share_are_paid_for_once() -> None:
+    """Of batches of two examples with 6 and 3 tokens each, three in four are one row."""
+    none, shared = (
+        seconds_of(load_experiment("decllm-tiny", [*SMALL, TUNED]), only(layer={D: 1e6}), PaddedBatch(rows, 6.0, 3.0))
+        for rows in (2, 1.25)
+    )
+    assert none.finetune - shared.finetune == pytest.approx(4 * 0.75 * 9 * 3 * ONE_PASS)
+
+
+def test_a_batch_of_an_evaluation_calls_each_layer_once() -> None:
+    section = "evaluate={batch_tokens: 100, likelihood: {documents: 10, length: 25}}"
+    found = seconds_of(load_experiment("decllm-tiny", [*SMALL, section]), only(layer_seconds=3e-3)).evaluations
+    assert found["likelihood after pretrain"] - START_SECONDS == pytest.approx(3 * LAYERS * 1e-3)  # 4 + 4 + 2 documents
+
+
+def test_a_whole_run_is_its_training_and_its_evaluations_but_for_the_tasks() -> None:
+    sections = "evaluate={tasks: {names: [boolq]}, likelihood: {documents: 10}, extrapolation: {sequences: 2}}"
+    found = seconds_of(load_experiment("decllm-tiny", [*SMALL, sections]), USUAL)
+    assert found.evaluations.keys() == {"likelihood after pretrain", "extrapolation after pretrain"}
+    assert found.total == pytest.approx(found.run + sum(found.evaluations.values()))

@@ -163,6 +163,20 @@ def test_another_micro_batch_is_another_origin_where_it_changes_the_result(overr
     assert same_origin(origin("null"), origin(8))  # the whole batch, however it is written
 
 
+@pytest.mark.parametrize(
+    ("override", "same"), [("dropout=0", True), ("dropout=0.1", False), ("precision=bf16_master", False)]
+)
+def test_shared_rows_are_another_origin_where_they_change_the_result(override, same):
+    """Beyond the last bits: dropout draws for each row, bfloat16 gradients are added row by row."""
+
+    def origin(packing):
+        data = f"examples: {{kind: jsonl, files: [a]}}, input_length: 8, target_length: 4, packing: {packing}"
+        stage = f"finetune={{data: {{{data}, batch_size: 4}}, training: {{max_steps: 2, schedule: constant}}}}"
+        return provenance(load_experiment("redllm-tiny", [stage, f"finetune.training.{override}"]), "finetune")
+
+    assert same_origin(origin("none"), origin("greedy")) is same
+
+
 def test_another_bitsandbytes_is_another_origin_for_who_uses_it(monkeypatch):
     def origin(kind, installed):
         monkeypatch.setattr("lit_llm.experiment.identity._version", lambda name: installed)

@@ -346,3 +346,11 @@ def test_an_override_says_what_it_is_or_what_is_different(key: str) -> None:
     heads = load_experiment("decllm-tiny", on).model.attention.heads
     with pytest.raises(InputError, match="changes nothing in the resolved model"):
         load_experiment("decllm-tiny", [*on, f"model.decoder.partial_attention.heads={heads}"])
+
+
+def test_partial_attention_has_no_place_for_several_sources_in_a_row() -> None:
+    data = "examples: {kind: jsonl, files: [a]}, input_length: 8, target_length: 4, batch_size: 4, packing: greedy"
+    stage = f"finetune={{data: {{{data}}}, training: {{max_steps: 2, schedule: constant}}}}"
+    load_experiment("decllm-tiny", [stage, "pretrain.objective=prefix_lm"])
+    with pytest.raises(InputError, match=r"finetune.data.packing: partial attention reads the beginning of a row"):
+        load_experiment("decllm-tiny", [stage, "pretrain.objective=prefix_lm", "model.decoder.partial_attention=palm"])

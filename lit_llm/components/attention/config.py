@@ -88,8 +88,8 @@ class ResolvedAttention(Section):
     # Not in the dump where they have no effect: stages from before they were there keep their fingerprints.
     rope_factor: float = Field(1.0, exclude_if=lambda value: value == 1)
     relative_bias: str = Field("none", exclude_if=lambda value: value == "none")
-    relative_buckets: int = Field(0, exclude_if=lambda value: not value)
-    relative_distance: int = Field(0, exclude_if=lambda value: not value)
+    relative_buckets: int | None = Field(None, exclude_if=lambda value: value is None)
+    relative_distance: int | None = Field(None, exclude_if=lambda value: value is None)
     window: int | None = Field(None, exclude_if=lambda value: value is None)
     window_ahead: int | None = Field(None, exclude_if=lambda value: value is None)
     scale: float | None = Field(None, exclude_if=lambda value: value is None)
@@ -130,7 +130,7 @@ class ResolvedAttention(Section):
 
     def bias_tensors(self) -> list[tuple[int, int]]:
         """(rows, columns) of one relative bias."""
-        return [(self.relative_buckets, self.heads)]
+        return [(self.relative_buckets or 0, self.heads)]
 
     def parameters(self, d_model: int) -> int:
         """Number of parameters."""
@@ -189,8 +189,8 @@ def resolve_attention(values: dict[str, object], d_model: int, place: Place) -> 
         rope_theta=config.rope_theta if rope != "none" else 0.0,
         rope_factor=config.rope_factor if rope != "none" else 1.0,
         relative_bias=config.relative_bias if biased else "none",
-        relative_buckets=config.relative_buckets if biased else 0,
-        relative_distance=config.relative_distance if biased else 0,
+        relative_buckets=config.relative_buckets if biased else None,
+        relative_distance=config.relative_distance if biased else None,
         window=window,
         window_ahead=ahead,
         scale=None if usual else config.scale,

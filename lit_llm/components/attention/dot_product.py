@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_llm.components.attention.config import Reach
 from lit_llm.components.attention.visibility import Merged, Visibility
 
 
@@ -55,6 +56,9 @@ class DotProduct(nn.Module):
         elif _is_blocks(visible):
             assert isinstance(visible, Visibility)
             return self._blocks(q_BHTK, k_BHSK, v_BHSK, visible, gqa)
+        elif _is_band(visible, queries, keys):
+            assert isinstance(visible, Visibility)
+            return self._band(q_BHTK, k_BHSK, v_BHSK, visible, gqa)
         else:
             mask = visible.mask(queries, keys, device)
             out = F.scaled_dot_product_attention(
@@ -83,6 +87,35 @@ class DotProduct(nn.Module):
         mask = visible.mask(queries, keys, q_BHTK.device)
         assert mask is not None
         return torch.cat([out, attend(q_BHTK[:, :, prefix:], k_BHSK, v_BHSK, mask[prefix:])], dim=2)
+
+    def _band(self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, visible: Visibility, gqa: bool) -> Tensor:
+        """Within a window: blocks of queries, each with the blocks of keys that it can reach, instead of T x T.
+
+        queries  [ 0 ][ 1 ][ 2 ]      keys of 1, causal  [ 0 ][ 1 ]      without a mask  [ 0 ][ 1 ][ 2 ]
+        """
+        assert visible.reach is not None
+        rows, _, tokens, _ = q_BHTK.shape
+        size, sides = band_size(visible.reach, visible.causal), 2 if visible.causal else 3
+        blocks = -(-tokens // size)
+        rest = blocks * size - tokens
+
+        def cut(x_BHTK: Tensor, around: int) -> Tensor:
+            """B N x H x (around x size) x K: each block's own tokens, or with those around it."""
+            x_BHTK = F.pad(x_BHTK, (0, 0, size if around > 1 else 0, rest + (size if around > 2 else 0)))
+            pieces = x_BHTK.unfold(2, around * size, size)  # B x H x N x K x around size
+            return pieces.permute(0, 2, 1, 4, 3).flatten(0, 1)
+
+        mask_N1QS = visible.band(tokens, blocks, size, sides, q_BHTK.device)
+        mask = mask_N1QS.expand(rows, *mask_N1QS.shape).flatten(0, 1)
+        out = F.scaled_dot_product_attention(
+            cut(q_BHTK, 1),
+            cut(k_BHTK, sides),
+            cut(v_BHTK, sides),
+            attn_mask=mask,
+            scale=self.scale,
+            enable_gqa=gqa,
+        )
+        return out.unflatten(0, (rows, blocks)).transpose(1, 2).flatten(2, 3)[:, :, :tokens]
 
     def _explicit(
         self,
@@ -119,6 +152,24 @@ def _is_blocks(visible: Visibility | Merged) -> bool:
     if isinstance(visible, Merged) or not visible.causal or visible.reach is not None:
         return False
     return visible.key_lengths is None and not isinstance(visible.prefix, Tensor)
+
+
+BAND = 8
+"""Blocks from which on a window is computed block by block; for fewer one mask over all is as cheap."""
+
+
+def band_size(reach: Reach, causal: bool) -> int:
+    """Tokens of a block: enough that a query reaches the blocks next to its own and no further."""
+    return max(reach[0] - 1, 0 if causal else reach[1] - 1, 16)
+
+
+def _is_band(visible: Visibility | Merged, queries: int, keys: int) -> bool:
+    """Whether all rows alike see a band of a row's own tokens, narrow enough to be worth its cutting."""
+    if isinstance(visible, Merged) or visible.reach is None or queries != keys:
+        return False
+    if visible.key_lengths is not None or visible.documents is not None or visible.prefix is not None:
+        return False
+    return queries >= BAND * band_size(visible.reach, visible.causal)
 
 
 def _for_queries(k_BHSK: Tensor, q_BHTK: Tensor) -> Tensor:

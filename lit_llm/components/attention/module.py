@@ -147,4 +147,6 @@ def _seen(visible: Visibility, config: ResolvedAttention, cache: KeyValues | Non
 
 def relative_bias(config: ResolvedAttention, causal: bool) -> RelativeBias:
     """The bias that an attention's configuration asks for."""
+    assert config.relative_buckets is not None
+    assert config.relative_distance is not None
     return RelativeBias(config.relative_buckets, config.relative_distance, config.heads, causal)

@@ -41,7 +41,8 @@ class Visibility:
     causal: bool = False
     """Query t sees keys 0..t."""
     prefix: int | Tensor | None = None
-    """With `causal`: the first `prefix` tokens (one number, or one for each of the B rows) also see each other."""
+    """With `causal`: the first `prefix` tokens (one number, or one for each of the B rows) also see each other; or
+    boolean, B x S: these keys are seen by all queries of their document."""
     key_lengths: Tensor | None = None
     """B: keys at and beyond a row's length are padding. At least 1: a query that sees nothing has no output."""
     documents: tuple[Tensor, Tensor] | None = None
@@ -68,6 +69,23 @@ class Visibility:
             self._masks[shape] = self.rows(0, queries, keys, device)
         return self._masks[shape]
 
+    def band(self, tokens: int, blocks: int, size: int, sides: int, device: torch.device) -> Tensor:
+        """N x 1 x Q x S, of each block of `size` queries: which keys of the block before it, its own, and with three
+        sides the next, it sees. For a causal or a full mask with a window."""
+        key = (tokens, -size, device)
+        if key not in self._masks:
+            assert self.reach is not None
+            query_N1 = torch.arange(blocks * size, device=device).view(blocks, size, 1)
+            key_N1 = torch.arange(-size, (sides - 1) * size, device=device) + query_N1[:, :1]
+            ago = query_N1 - key_N1
+            ahead = 1 if self.causal else self.reach[1]
+            seen = (ago < self.reach[0]) & (-ago < ahead) & (key_N1 >= 0) & (key_N1 < tokens)
+            # What fills the last block is no query; it sees something, lest it be not a number.
+            self._masks[key] = (seen | (query_N1 >= tokens)).unsqueeze(1)
+        found = self._masks[key]
+        assert found is not None
+        return found
+
     def rows(self, first: int, last: int, keys: int, device: torch.device) -> Tensor | None:
         """Of `mask`, the queries from `first` to before `last`: made anew, for who goes through a long one in parts."""
         key = torch.arange(keys, device=device)
@@ -75,8 +93,9 @@ class Visibility:
         if self.causal:
             seen = key[None, :] <= torch.arange(first, last, device=device)[:, None]
             if isinstance(self.prefix, Tensor):
-                prefix_B111 = self.prefix.to(device).view(-1, 1, 1, 1)
-                seen = seen | (key < prefix_B111)
+                prefix = self.prefix.to(device)
+                opened = prefix[:, None, None] if prefix.dtype == torch.bool else key < prefix.view(-1, 1, 1, 1)
+                seen = seen | opened
             elif self.prefix:
                 seen = seen | (key < self.prefix)[None, :]
         if self.reach is not None:

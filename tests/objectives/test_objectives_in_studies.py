@@ -1,0 +1,106 @@
+"""Objectives as arms of a study: what is compared, what is refused, what is the same."""
+
+import pytest
+
+from lit_llm.ablation.arms import load_study
+from lit_llm.ablation.audit import audit
+from lit_llm.ablation.plan import plan
+from lit_llm.ablation.probe import probe
+from lit_llm.config.problems import InputError
+from lit_llm.search.sweep import load_sweep
+
+ROOM = "model.vocabulary=300"
+
+
+@pytest.fixture
+def study(write_study):
+    """study(rest): a small study of encoder-decoders with room for the extra ids."""
+    return lambda rest, *overrides, **options: load_study(
+        write_study("objectives", rest, **options), [ROOM, *overrides]
+    )
+
+
+def arms(**objectives):
+    return f"arms: {{{', '.join(f'{name}: {{pretrain: {{objective: {of}}}}}' for name, of in objectives.items())}}}"
+
+
+def kinds(findings):
+    return {(finding.kind, finding.arm, finding.key) for finding in findings}
+
+
+def test_objectives_are_an_intervention_that_the_yardstick_compares(study):
+    found = plan(study(arms(prefix="prefix_lm", spans="span_corruption", ul2="ul2"))).findings
+    assert kinds(found) == {("note", arm, "pretrain.objective") for arm in ("spans", "ul2")}
+
+
+def test_the_loss_on_spans_is_compared_with_no_other_objectives(study):
+    refused = {("refused", "spans", "compare.metric")}
+    metric = "\ncompare: {metric: val/objective_loss}"
+    assert refused <= kinds(audit(study(arms(ul2="ul2", spans="span_corruption") + metric)))
+    longer = "{kind: span_corruption, mean_span: 8}"
+    assert refused <= kinds(audit(study(arms(short="span_corruption", spans=longer) + metric)))
+    same = "\ngrid: {factors: {model.attention.output_norm: [head, none]}}"
+    assert kinds(plan(study(arms(one="ul2") + same + metric)).findings) == set()
+
+
+def test_mixtures_of_other_shares_are_told_apart_though_few_windows_may_draw_the_same(study):
+    close = "\ngrid: {factors: {pretrain.objective.modes.s: [0.2, 0.2001]}}"
+    found = probe(study(arms(one="{kind: ul2, modes: {r: 0.4, s: 0.2, x: 0.4}}") + close))
+    assert not [finding for finding in found if finding.kind == "no_op"]
+
+
+def test_mixtures_that_are_one_are_a_no_op(study):
+    listed = "{kind: ul2, mix: [{mode: s, corruption: 0.25}]}"
+    found = probe(study(arms(one="{kind: ul2, modes: {s: 1}}", other=listed)))
+    assert [(finding.kind, finding.arm) for finding in found] == [("no_op", "other")]
+
+
+@pytest.mark.parametrize("objective", ["ul2", "{kind: ul2, mix: t5gemma2}", "span_corruption"])
+def test_factors_of_the_network_are_told_apart_on_the_small_models_too(study, objective):
+    """Whose vocabularies are small, and have room for the objective's own ids."""
+    factors = "model.attention.output_norm: [head, none, concat], model.attention.rope_theta: [1e4, 1e2]"
+    grid = f"\ngrid: {{design: one_at_a_time, factors: {{{factors}}}}}"
+    for length in (32, 128):
+        planned = study(arms(one=objective) + grid, f"pretrain.data.sequence_length={length}")
+        assert kinds(probe(planned)) == set()
+
+
+def test_the_plan_counts_the_targets_of_each_objective(study):
+    """12 steps of 4 windows of 32 bytes. Spans: 5 tokens, round(32 · 0.15), in 2 spans with an end: 8 targets.
+
+    T5Gemma 2: (3, .15) as above; (12, .5) 16 in 1 span; (32, .15) 5 in 1; (32, .5) 16 in 1; three quarters, 24.
+    """
+    planned = plan(study(arms(prefix="prefix_lm", spans="span_corruption", gemma="{kind: ul2, mix: t5gemma2}")))
+    found = {arm["name"]: arm["loss_tokens"] for arm in planned.as_json()["arms"]}
+    mean = (8 + 18 + 7 + 18 + 4 * 24) / 8
+    assert found == {"prefix": 12 * 4 * 16, "spans": 12 * 4 * 8, "gemma": round(12 * 4 * mean)}
+
+
+ENCODER = """
+extends: [_paper, _tiny]
+base:
+  model: {family: encoder_only, encoder: {layers: 2}, embedding: {norm: true}}
+  pretrain: {objective: masked_lm, data: {tokenizer: bytes}}
+grid: {factors: {pretrain.objective.rate: [0.3, 0.15]}}
+"""
+
+
+@pytest.mark.parametrize("metric", ["val/target_nll", "val/perplexity", "val/bits_per_byte", "val/masked_nll"])
+def test_a_model_that_continues_nothing_is_compared_by_what_it_says_of_hidden_tokens(study, metric):
+    ablation = study(f"{ENCODER}compare: {{metric: {metric}}}", extends=None)
+    refused = [finding for finding in audit(ablation, built=False) if finding.kind == "refused"]
+    assert bool(refused) == (metric != "val/masked_nll")
+    assert all(finding.key == "compare.metric" for finding in refused)
+
+
+def test_hidden_tokens_are_no_yardstick_of_models_that_go_on(study):
+    found = audit(study(arms(one="causal_lm", two="prefix_lm") + "\ncompare: {metric: val/masked_nll}"), built=False)
+    assert ("refused", "one", "compare.metric") in kinds(found)
+
+
+def test_a_mixture_is_searched_like_any_key(write_sweep):
+    space = "space: {pretrain.objective.modes.s: {uniform: [0.1, 2]}}"
+    objective = "arms: {one: {pretrain: {objective: {kind: ul2, modes: {r: 1, s: 1, x: 1}}}}}"
+    assert load_sweep(write_sweep("mixed", f"{objective}\n{space}"), [ROOM])
+    with pytest.raises(InputError, match="another quantity"):
+        load_sweep(write_sweep("mixed", f"{objective}\n{space}\noptimize: [{{metric: val/objective_loss}}]"), [ROOM])
