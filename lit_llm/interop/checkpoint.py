@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from lit_llm.config.fingerprint import digest_of_files
 from lit_llm.config.problems import InputError, Mark, Problem, did_you_mean
 from lit_llm.config.section import validate
 from lit_llm.config.tree import Node, read_file
@@ -136,6 +137,12 @@ def shapes_of(model: ResolvedModel) -> dict[str, tuple[int, ...]]:
 def is_checkpoint(path: Path) -> bool:
     """Whether it is a directory of ours."""
     return (path / MODEL).is_file() and (path / WEIGHTS).is_file()
+
+
+def digest_of_checkpoint(folder: Path) -> str:
+    """Of what `open_checkpoint` reads. Raises OSError where model or weights are missing."""
+    names = [MODEL, WEIGHTS, *([TOKENIZER] if (folder / TOKENIZER).is_file() else [])]
+    return digest_of_files((name, folder / name) for name in names)
 
 
 def open_checkpoint(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
