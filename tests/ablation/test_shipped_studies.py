@@ -93,8 +93,8 @@ def test_every_study_has_a_sibling_of_the_papers_size() -> None:
     studies = {path.stem for path in STUDIES} - {"quickstart"}
     small = {name for name in studies if not name.endswith("-paper")}
     assert small == {
-        "attribution", "biattn", "biattn_prefix", "cross_positions", "extrapolation", "finetune_reversal",
-        "kv_sharing", "layer_split", "modifications", "objectives", "pareto", "stability", "tying",
+        "attribution", "biattn", "biattn_prefix", "cross_positions", "encoder_objectives", "extrapolation",
+        "finetune_reversal", "kv_sharing", "layer_split", "modifications", "objectives", "pareto", "stability", "tying",
     }  # fmt: skip
     assert studies - small == {f"{name}-paper" for name in small}
 
