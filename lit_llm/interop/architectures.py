@@ -92,6 +92,9 @@ def checked(section: Mapping[str, Any]) -> ModelConfig:
 
 def nearest(model: ResolvedModel, ids: Ids) -> tuple[Architecture, dict[str, Any], dict[str, str]]:
     """(architecture, its config.json, what is different there by key) of the one with the least difference."""
+    if model.shared_kv or model.has_retention:  # which none of them has, whatever else they have
+        part = ("family", "decoder_decoder") if model.shared_kv else ("decoder.retention", "gated")
+        return ARCHITECTURES["llama"], {}, {part[0]: f"is {part[1]!r}, and nothing is like it there"}
     found = []
     families = {"decoder": ("llama", "qwen3", "gemma2"), "encoder_decoder": ("t5gemma", "t5gemma2")}
     for name in families.get(model.family, ("modernbert",)):

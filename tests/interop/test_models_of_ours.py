@@ -108,6 +108,17 @@ def test_the_token_that_ends_an_image_is_one_like_all_others(tmp_path):
         ({**OURS["t5gemma"], "decoder": {"layers": 2, "cross_attention": {"rope": "continuous"}}}, "rope"),
         ({**OURS["t5gemma2"], "decoder": {"layers": 2, "cross": "merged"}}, "rope"),
         ({**OURS["modernbert"], "output": {"bias": True}}, "output.head"),
+        ({**OURS["llama"], "decoder": {"layers": 2, "retention": "gated"}}, "decoder.retention"),
+        (
+            {
+                **SMALL,
+                "family": "decoder_decoder",
+                "attention": {"heads": 4, "qkv_norm": ["k"], "qkv_norm_scale": True},
+                "self_decoder": {"layers": 1, "retention": "gated"},
+                "cross_decoder": {"layers": 2},
+            },
+            "decoder_decoder",
+        ),
     ],
 )
 def test_what_transformers_does_not_know_is_named_and_stays_ours(section, key, tmp_path):

@@ -64,6 +64,7 @@ def test_names_and_shapes_are_those_of_the_built_model(family, overrides):
     ("family", "overrides"),
     [
         ("decllm", ["decoder.partial_attention=palm"]),
+        ("decllm", ["decoder.layer_ranges.1.retention=gated"]),
         ("redllm", ["tie_embeddings=decoder", "encoder.d_model=16", "encoder.attention.heads=2"]),
         ("redllm", ["tie_embeddings=inputs", "decoder.cross=merged"]),
         ("redllm", ["tie_embeddings=none", "decoder.layer_ranges.1.cross=none", *DENSE]),
