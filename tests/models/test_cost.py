@@ -128,9 +128,17 @@ def built_parameters(model):
 
 
 @pytest.mark.parametrize("preset", preset_names())
-def test_parameters_of_every_preset_are_those_of_the_built_module(preset):
-    counted = count_parameters(model_of(preset))
-    assert (counted.total, counted.embedding) == built_parameters(model_of(preset))
+def test_parameters_and_flops_of_every_preset_are_those_of_the_built_module(preset):
+    """Built on the meta device, where the large ones have room too."""
+    model = model_of(preset)
+    parameters = count_parameters(model)
+    assert (parameters.total, parameters.embedding) == built_parameters(model)
+    shapes = {
+        "encoder_decoder": [Shape(40, 24, 24), Shape(5, 30, 3)],
+        "encoder_only": [Shape(40, 0, 40), Shape(24, 0, 7)],
+    }
+    for shape in shapes.get(model.family, [Shape(0, 40, 40), Shape(0, 24, 5)]):
+        assert forward_flops(model, shape) == counted(model, shape) - behind_the_mask(model, shape)
 
 
 @pytest.mark.parametrize(("family", "overrides"), [pytest.param(f, o, id=f"{f}: {n}") for f, n, o in MODELS])
@@ -190,11 +198,13 @@ def counted(model, shape, prefix=0, backward=False):
     module = build_model(model, device=device)
     with counter, sdpa_kernel(SDPBackend.MATH):
         target = ids(1, shape.target).to(device)
-        if shape.source:
+        if shape.source and shape.target:
             hidden = module.hidden(ids(1, shape.source).to(device), target)
+        elif model.family == "encoder_only":
+            hidden = module.hidden(ids(1, shape.source).to(device))
         else:
             hidden = module.hidden(target, prefix_length=prefix or None, source_length=shape.partial or None)
-        logits = module.logits(hidden[:, shape.target - shape.outputs :])
+        logits = module.logits(hidden[:, hidden.shape[1] - shape.outputs :])
         if backward:
             logits.sum().backward()
     return counter.get_total_flops()
