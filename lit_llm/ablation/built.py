@@ -26,9 +26,10 @@ from lit_llm.ablation.arms import Arm
 from lit_llm.components.norm.module import Norm
 from lit_llm.config.section import Section
 from lit_llm.data.batches import cut
+from lit_llm.models.blocks import Block, Stack
 from lit_llm.models.build import bare_model, generator, initialise
 from lit_llm.models.config import Layer, ResolvedModel, resolve_model
-from lit_llm.models.transformer import Block, LanguageModel, Stack
+from lit_llm.models.transformer import LanguageModel
 from lit_llm.objectives.base import EOD, Lengths
 from lit_llm.objectives.config import Objective, PrefixLM
 from lit_llm.objectives.layout import Batch

@@ -48,9 +48,10 @@ from lit_llm.evaluation.source_sensitivity import (
     source_places,
     target_queries,
 )
+from lit_llm.models.blocks import Stack
 from lit_llm.models.build import generator
 from lit_llm.models.config import not_looked_at
-from lit_llm.models.transformer import EncoderDecoder, LanguageModel, Stack
+from lit_llm.models.transformer import EncoderDecoder, LanguageModel
 from lit_llm.objectives.config import MasksConfig, PrefixLM
 from lit_llm.objectives.layout import Batch
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_llm.components.attention.module import Attention
-from lit_llm.models.transformer import Block, EncoderDecoder, LanguageModel
+from lit_llm.models.blocks import Block
+from lit_llm.models.transformer import EncoderDecoder, LanguageModel
 from lit_llm.objectives.layout import Batch
 
 

@@ -17,10 +17,10 @@ from lit_llm.ablation.arms import load_study
 from lit_llm.ablation.plan import plan
 from lit_llm.components.attention.module import Attention, SharedKeyValues
 from lit_llm.components.feed_forward.module import FeedForward
-from lit_llm.models import transformer
+from lit_llm.models import blocks, transformer
+from lit_llm.models.blocks import Block
 from lit_llm.models.config import Layer, ResolvedModel
 from lit_llm.models.decoder_decoder import SharingStack
-from lit_llm.models.transformer import Block
 
 Study = Callable[..., Path]
 LR = "pretrain.training.optimizer.lr"
@@ -282,14 +282,14 @@ def test_no_small_parameter_is_a_constant(write_study: Study) -> None:
 
 
 def test_positions_that_change_along_are_seen_where_they_are_given(found, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, forward = transformer.rotation_of, Block.forward
+    original, forward = blocks.rotation_of, Block.forward
 
     def without_positions(self: Block, *arguments: object) -> torch.Tensor:
         lost = self.feed_forward.gate is None
-        transformer.rotation_of = (lambda *_: None) if lost else original
+        blocks.rotation_of = (lambda *_: None) if lost else original
         return forward(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(transformer, "rotation_of", original)  # put back at the end
+    monkeypatch.setattr(blocks, "rotation_of", original)  # put back at the end
     monkeypatch.setattr(Block, "forward", without_positions)
     findings = found(grid("model.feed_forward.activation: [swiglu, gelu]"))
     attentions = [

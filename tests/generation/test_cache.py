@@ -10,8 +10,8 @@ from torch.testing import assert_close
 from lit_llm.components.attention import cache as cache_module
 from lit_llm.components.retention.cache import RetentionState
 from lit_llm.generation import generate, prefill
+from lit_llm.models.blocks import Block
 from lit_llm.models.cost import cache_bytes
-from lit_llm.models.transformer import Block
 
 NEW = 6
 FAMILIES = ["decllm", "palm", "redllm", "yoco", "retention"]

@@ -9,8 +9,8 @@ from test_step import SMALL, fitted, stepped, uneven_batch
 from torch import nn
 
 from lit_llm.experiment.load import load_experiment
+from lit_llm.models.blocks import Block
 from lit_llm.models.build import build_model
-from lit_llm.models.transformer import Block
 from lit_llm.objectives.config import MasksConfig
 from lit_llm.objectives.layout import Batch, lay_out
 from lit_llm.training.config import TrainingConfig
