@@ -347,7 +347,8 @@ def _rates(study: _Study) -> Iterator[Drawn]:
         yield Drawn(
             "learning_rates" + f"_{number + 1}" * (len(study.comparison.learning_rates) > 1),
             f"{study.metric} at the end, by learning rate; lines: mean over the seeds that did not diverge, {seeds}; "
-            "bands: from the lowest to the highest seed; × at the top: a seed diverged.",
+            "bands: from the lowest to the highest seed; × at the top: a seed diverged"
+            f"{f'; the first {MOST_LINES} of {len(found.rows)} groups' * (len(found.rows) > MOST_LINES)}.",
             line_figure(f"{study.metric} by learning rate", [panel], height=2.8),
         )
 

@@ -169,8 +169,7 @@ def save(figure: Figure, path: Path) -> list[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     found = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg")]
     with rc_context(STYLE):
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # it is laid out now, once for both
         figure.savefig(found[0], metadata={"Software": None})
+        figure.set_layout_engine("none")  # it is laid out now, once for both
         figure.savefig(found[1], metadata={"Date": None, "Creator": None})
     return found
