@@ -196,6 +196,25 @@ def test_what_is_not_finished_is_drawn_as_far_as_it_is(study: Path, finished: St
     assert alone == close([(line["step"], line["metrics"]["train/loss"]) for line in begun])
 
 
+def test_a_run_that_diverged_ends_in_a_cross_and_is_in_no_mean(study: Path, finished: Store, tmp_path: Path) -> None:
+    store = Store(shutil.copytree(finished.root, tmp_path / "store"))
+    _, runs, _ = drawn_of(study, store)
+    file = next(run for run in runs if run.arm.name == "red" and run.seed == 1).steps[0].stage.folder / "result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"state": "diverged"}))
+    drawn, runs, _ = drawn_of(study, store)
+    first, second = (
+        [(line["step"], line["metrics"]["train/loss"]) for line in lines] for lines in lines_of(runs, "red")
+    )
+    axes = drawn["training_pretrain"].figure.axes[0]
+    assert curve(axes, 0) == close(first)
+    assert curve(axes, 1) == close(second)
+    assert curve(axes, 2) == close(second[-1:])
+    assert axes.lines[2].get_marker() == "x"
+    assert [text.get_text() for text in drawn["factors"].figure.axes[0].texts if "†" in text.get_text()] == [
+        f"{runs[0].metrics()['val/target_nll']:.3f}\n†1"
+    ]
+
+
 def test_of_a_study_that_never_ran_only_what_is_computed_is_drawn(study: Path, tmp_path: Path) -> None:
     drawn, _, _ = drawn_of(study, Store(tmp_path / "none"))
     assert list(drawn) == ["inference"]
