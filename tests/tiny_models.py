@@ -7,16 +7,25 @@ import torch
 from lit_llm.config.section import validate
 from lit_llm.config.tree import merge, read_override, tree
 from lit_llm.models.build import build_model
-from lit_llm.models.config import DecoderModel, EncoderDecoderModel, resolve_model
+from lit_llm.models.config import DecoderDecoderModel, DecoderModel, EncoderDecoderModel, resolve_model
 
 VOCABULARY = 61
 _SHARED = {"d_model": 32, "vocabulary": VOCABULARY, "attention": {"heads": 4}, "feed_forward": {"d_ff": 48}}
 FAMILIES = {
     "decllm": (DecoderModel, {**_SHARED, "decoder": {"layers": 2}}),
+    "yoco": (
+        DecoderDecoderModel,
+        {
+            **_SHARED,
+            "self_decoder": {"layers": 2, "self_attention": {"window": 5}},
+            "cross_decoder": {"layers": 2},
+        },
+    ),
     "redllm": (EncoderDecoderModel, {**_SHARED, "encoder": {"layers": 2}, "decoder": {"layers": 2}}),
 }
 PAPER_NORMS = {
     "decllm": ["norm.scale=false", "attention.qkv_norm=[q, k, v]"],
+    "yoco": ["norm.scale=false", "attention.qkv_norm=[q, k, v]"],
     "redllm": ["norm.scale=false", "attention.qkv_norm=[q, k, v]", "attention.output_norm=head"],
 }
 

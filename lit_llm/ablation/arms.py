@@ -32,6 +32,7 @@ from lit_llm.experiment.load import (
     read_layers,
     read_overrides,
     validate_experiment,
+    with_sources,
 )
 
 
@@ -256,11 +257,13 @@ def _arms(study: Study, document: Node, folder: Path, overrides: Sequence[str]) 
     seeded = [node for node in after if node.find(["seed"])]
     problems += [Problem("seeds are the study's, change them there", "seed", node.mark) for node in seeded]
     problems += _overridden(factors, after)
-    cells = [
-        _Cell(group, levels, merge_all([node, *(level.keys for level in levels), *after]))
-        for group, (node, in_grid) in groups.items()
-        for levels in combinations(crossed if in_grid else None, factors)
-    ]
+    shared = merge_all([document.find(["base"]) or Node({}), *after])
+    cells = []
+    for group, (node, in_grid) in groups.items():
+        for levels in combinations(crossed if in_grid else None, factors):
+            with noted(problems):
+                whole = merge_all([node, *(level.keys for level in levels), *after])
+                cells.append(_Cell(group, levels, with_sources(whole, shared)))
     _name(cells, study, factors)
     problems += _build(cells, complete=crossed is study.grid)
     if not problems and not cells:

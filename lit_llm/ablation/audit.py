@@ -8,10 +8,14 @@ from lit_llm.ablation.arms import Ablation, Arm
 from lit_llm.ablation.confounds import confounds
 from lit_llm.ablation.findings import INTERVENTION, Finding, differs, ruled
 from lit_llm.ablation.match import TOLERANCE
-from lit_llm.ablation.probe import probe
+from lit_llm.ablation.probe import probe, together
+from lit_llm.config.problems import some
 from lit_llm.config.tree import under
 from lit_llm.evaluation.config import YARDSTICKS
 from lit_llm.experiment.chain import EVALUATED, FINETUNED
+from lit_llm.experiment.config import Checkpoint
+from lit_llm.experiment.cost import cost_of
+from lit_llm.models.adapt import Adaptation
 from lit_llm.objectives.config import continues
 
 YARDSTICK = (
@@ -61,6 +65,8 @@ def _audit_arm(ablation: Ablation, arm: Arm) -> Iterator[Finding]:
     if not continues(arm.experiment.model.family) and metric.removeprefix(FINETUNED).startswith(CONTINUATION):
         message = f"an encoder_only model has no {metric}: it predicts no token from those before it alone"
         yield Finding("refused", arm.name, "compare.metric", f"{message}; use {MASKED_NLL}, among such models")
+    if arm.experiment.adapt is not None:
+        yield from _audit_adaptation(arm)
     if arm.name == arm.baseline:
         return
     baseline = ablation.arm(arm.baseline)
@@ -105,6 +111,37 @@ def _audit_arm(ablation: Ablation, arm: Arm) -> Iterator[Finding]:
     elif arm.group != baseline.group and moved:
         message = f"differs from {baseline.name} in its arm and in {', '.join(moved)} at once; see `compare.within`"
         yield Finding("note", arm.name, "compare", message)
+
+
+def _audit_adaptation(arm: Arm) -> Iterator[Finding]:
+    """What is taken over, what is not, and what that has cost before."""
+    adapt, found = arm.experiment.adapt, arm.experiment.adaptation
+    assert adapt is not None
+    message = f"{len(found.taken)} of {len(found.taken) + len(found.fresh)} tensors are taken over"
+    lists = (("fresh", together(found.fresh)), ("left behind", _left(found)))
+    message += "".join(f"; {what}: {some(names)}" for what, names in lists if names)
+    yield Finding("note", arm.name, "adapt.from", message)
+    cost = cost_of(arm.experiment)
+    if cost.before.train_flops:
+        flops, tokens = cost.before.train_flops, cost.before.tokens
+        share = flops / cost.train_flops
+        message = f"its source's {tokens:,} tokens and {flops:.3g} FLOPs ({share:.0%} of all) are counted"
+        yield Finding("note", arm.name, "adapt.from", message)
+    if any(isinstance(given, Checkpoint) for given in adapt.sides.values()):
+        message = "what a checkpoint's training has cost is not known, and not counted: no compute is equal to its"
+        yield Finding("note", arm.name, "adapt.from", message)
+
+
+def _left(found: Adaptation) -> list[str]:
+    """What nothing is made of: whole layers by their numbers, the rest as parameters."""
+    used = {_layer(name) for _, name in found.taken.values()}
+    layers = dict.fromkeys(_layer(name) for name in found.left if _layer(name) not in used)
+    return [*filter(None, layers), *together(name for name in found.left if _layer(name) not in layers)]
+
+
+def _layer(name: str) -> str:
+    """`decoder.layers.3` of a parameter inside it, else ''."""
+    return ".".join(name.split(".")[:3]) if ".layers." in name else ""
 
 
 def _audit_match(ablation: Ablation, arm: Arm) -> Iterator[Finding]:

@@ -36,7 +36,7 @@ from lit_llm.objectives.layout import Batch
 SHORT, LONGEST = 32, 2048
 """Tokens of a window: at first, and at most where equal nats on short windows are looked at again. What longer ones
 alone would show is not seen; the finding then says so."""
-WIDTHS = {"d_model": 8, "vocabulary": 16, "d_ff": 8, "head_dim": 4}
+WIDTHS = {"d_model": 8, "vocabulary": 16, "d_ff": 8, "head_dim": 4, "value_dim": 4}
 """Sizes that are drawn together, and the smallest that each becomes: below 4 a head has one frequency or none."""
 HEADS = ("heads", "kv_heads")
 """Counts that are divided by one number, so that groups stay; none becomes one that was more."""
@@ -189,6 +189,9 @@ class Built:
         if within or norm:
             for key in ("family", "tie_embeddings", "vocabulary"):
                 del found[key]
+        if name.endswith(".shared_kv"):
+            assert self.small.shared_kv is not None
+            return found | {"shared": self.small.shared_kv.shared}
         if norm or not within:
             return found
         index, _, component = rest.partition(".")

@@ -13,10 +13,10 @@ from lit_llm.ablation.arms import Ablation, Arm
 from lit_llm.ablation.findings import Finding, differs, ruled
 from lit_llm.config.section import Section
 from lit_llm.config.tree import leaves, under
-from lit_llm.models.config import ResolvedModel, layer_range, resolve_model
+from lit_llm.models.config import OWN_ATTENTION, STACKS, Layer, ResolvedModel, layer_range, resolve_model
 
 Place = tuple[str, int, str]
-"""(encoder or decoder, number of the layer, component as an address names it)."""
+"""(stack, number of the layer, component), as an address names them."""
 
 
 def confounds(ablation: Ablation, arm: Arm, baseline: Arm) -> Iterator[Finding]:
@@ -49,7 +49,7 @@ def _changes(arm: Arm, baseline: Arm, declared: set[str]) -> Iterator[tuple[str,
             changed.setdefault((key, old[where], new[where]), []).append(place)
     for (key, before, after), places in changed.items():
         everywhere = {place for place, other in old if other == key and (place, other) in new}
-        general = {_default(component) for _, _, component in places}
+        general = {_default(component) for _, _, component in places} - {"retention"}  # which has no default
         if places == [("", 0, "")]:
             yield f"model.{key}", before, after
         elif set(places) == everywhere and len(general) == 1:
@@ -63,13 +63,22 @@ def _keys(model: ResolvedModel) -> Iterator[tuple[tuple[Place, str], Any]]:
     """Every key of a resolved model with its place; the model's own keys have none."""
     for key, value in leaves(_whole(model, without=("encoder", "decoder"))):
         yield (("", 0, ""), key), value
-    for side, layers in (("encoder", model.encoder), ("decoder", model.decoder)):
+    for side, layers in _stacks(model):
         for index, layer in enumerate(layers):
             for name, part in layer:
-                # The encoder's only attention is addressed without "self".
-                component = "attention" if (side, name) == ("encoder", "self_attention") else name
+                component = OWN_ATTENTION[side] if name == "self_attention" else name
                 for key, value in leaves(_whole(part)) if isinstance(part, Section) else ():
                     yield ((side, index, component), key), value
+
+
+def _stacks(model: ResolvedModel) -> Iterator[tuple[str, Sequence[Layer]]]:
+    """The layers by the stacks that a study writes them in."""
+    yield "encoder", model.encoder
+    if model.family == "decoder_decoder":
+        yield "self_decoder", model.decoder[: model.self_layers]
+        yield "cross_decoder", model.decoder[model.self_layers :]
+    else:
+        yield "decoder", model.decoder
 
 
 def _whole(section: Section, without: Sequence[str] = ()) -> dict[str, Any]:
@@ -103,7 +112,7 @@ def _idle(value: Any) -> bool:
 
 def _shares(arm: Arm, baseline: Arm, declared: set[str]) -> Iterator[tuple[str, str, str]]:
     """(address, share here, share in the baseline) of layer ranges that stayed while the stack grew or shrank."""
-    for side in ("encoder", "decoder"):
+    for side in STACKS:
         here, there = (getattr(each.experiment.model, side, None) for each in (arm, baseline))
         if here is None or there is None or here.layers == there.layers:
             continue

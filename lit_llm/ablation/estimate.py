@@ -49,8 +49,13 @@ class Estimate:
 
 def settings(plan: Plan, slots: int) -> list[Setting]:
     """Every setting that this plan's arms would run in."""
-    trainings = [planned.arm.experiment.pretrain.training for planned in plan.arms]
+    trainings = [each.pretrain.training for planned in plan.arms for each in pretrained_by(planned)]
     return list(dict.fromkeys(setting_of(training, slots_used(plan, slots)) for training in trainings))
+
+
+def pretrained_by(planned: PlannedArm) -> list[Experiment]:
+    """The arm's experiment, and those of its sources."""
+    return [planned.arm.experiment, *(link.source for link in planned.chains[0] if link.source)]
 
 
 def slots_used(plan: Plan, slots: int) -> int:
@@ -78,7 +83,13 @@ def estimated(plan: Plan, slots: int, ceilings: Callable[[Setting], Ceilings | N
         )
         # More threads than cores take turns; the ceilings are those of runs with cores of their own.
         turns = max(1.0, used * training.execution.threads / cores()) if setting_of(training, 1).device == "cpu" else 1
-        takes = {"pretrain": found.run, "finetune": found.finetune, **found.evaluations}
+        before = {
+            link.name: seconds_of(link.source, known[setting_of(link.source.pretrain.training, used)]).run
+            for link in planned.chains[0]
+            if link.source
+        }
+        arms[planned.arm.name] = replace(found, before=sum(before.values()))
+        takes = {"pretrain": found.run, "finetune": found.finetune, **found.evaluations, **before}
         for link in (link for links in planned.chains for link in links):
             if store.stage(link.fingerprint).result() is not None:
                 done.add(link.fingerprint)

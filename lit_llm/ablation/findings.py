@@ -7,8 +7,11 @@ from typing import Any, Literal
 
 from lit_llm.ablation.arms import Ablation, Arm
 from lit_llm.config.tree import difference, under
+from lit_llm.experiment.config import AdaptConfig, Checkpoint, Pretrained
+from lit_llm.models.config import resolve_model
+from lit_llm.models.cost import count_parameters
 
-INTERVENTION = ("model", "pretrain.objective", "pretrain.masks", "finetune.masks")
+INTERVENTION = ("model", "adapt", "pretrain.objective", "pretrain.masks", "finetune.masks")
 """What an ablation is about, and what an arm may therefore set for itself. All else is a control."""
 
 Kind = Literal["refused", "allowed", "no_op", "confound", "note"]
@@ -33,8 +36,25 @@ class Finding:
 
 
 def differs(arm: Arm, baseline: Arm) -> dict[str, list[Any]]:
-    """{key: [baseline's value, arm's value]} of the two experiments, without their seeds."""
-    return difference(baseline.flat, arm.flat)
+    """{key: [baseline's value, arm's value]} of the two experiments, without their seeds.
+
+    A source that one of them has is one difference, not all of its keys.
+    """
+    found, pair = difference(baseline.flat, arm.flat), (baseline, arm)
+    if sum(each.experiment.adapt is not None for each in pair) == 1:
+        found = {key: values for key, values in found.items() if not under(key, "adapt.from")}
+        found["adapt.from"] = [_shown(each.experiment.adapt) if each.experiment.adapt else None for each in pair]
+    return found
+
+
+def _shown(adapt: AdaptConfig) -> str:
+    def one(given: Pretrained | Checkpoint) -> str:
+        if isinstance(given, Checkpoint):
+            return given.checkpoint
+        parameters = count_parameters(resolve_model(given.model)).total
+        return f"{given.model.family} of {parameters:,} parameters, {given.pretrain.training.max_steps} steps"
+
+    return " and ".join(dict.fromkeys(one(given) for given in adapt.sides.values()))
 
 
 def ruled(ablation: Ablation, kind: Kind, arm: Arm, key: str, reason: str, advice: str) -> Finding:

@@ -39,18 +39,22 @@ def matched(arm: Experiment, baseline: Experiment, by: By) -> Matched:
         return FIGURES[by](cost_of(experiment))
 
     wanted = quantity(baseline)
-    candidates = _widths(arm, wanted) if by == "parameters" else _lengths(arm, wanted / quantity(arm))
+    candidates = _widths(arm, wanted) if by == "parameters" else _lengths(arm, by, wanted)
     best = min((arm, *candidates), key=lambda experiment: abs(quantity(experiment) - wanted))
     moved = difference(arm.model_dump(mode="json"), best.model_dump(mode="json"))
     return Matched(best, moved, (quantity(best) - wanted) / wanted)
 
 
-def _lengths(arm: Experiment, ratio: float) -> list[Experiment]:
-    """The arm trained for the nearest whole numbers of steps to `ratio` times its own."""
-    training = arm.pretrain.training
-    exact = training.max_steps * ratio
+def _lengths(arm: Experiment, by: By, wanted: float) -> list[Experiment]:
+    """The arm trained for the whole numbers of steps next to those that make it `wanted`.
+
+    What its source took is part of it, and is not moved.
+    """
+    training, cost = arm.pretrain.training, cost_of(arm)
+    fixed = getattr(cost.before, by)
+    exact = training.max_steps * (wanted - fixed) / (FIGURES[by](cost) - fixed)
     found = []
-    for steps in {max(1, int(exact)), int(exact) + 1}:
+    for steps in {max(1, int(exact)), max(1, int(exact) + 1)}:
         schedule = training.schedule.scaled(steps / training.max_steps)
         keys = {"max_steps": steps, "schedule": schedule.model_dump(mode="json")}
         found.append(changed(arm, at("pretrain.training", tree(keys))))

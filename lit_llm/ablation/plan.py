@@ -33,7 +33,7 @@ class PlannedArm:
     @property
     def fingerprints(self) -> tuple[str, ...]:
         """Of its pretraining, one for each seed."""
-        return tuple(links[0].fingerprint for links in self.chains)
+        return tuple(link.fingerprint for links in self.chains for link in links if link.name == "pretrain")
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class Plan:
     def stages(self) -> dict[str, int]:
         """How often each stage is computed, by its name, in the order of the chain; what arms share, once."""
         found: dict[str, set[str]] = {}
-        for link in (link for planned in self.arms for links in planned.chains for link in links):
+        links = [link for planned in self.arms for links in planned.chains for link in links]
+        for link in sorted(links, key=lambda link: link.source is None):  # not every arm has a source
             found.setdefault(link.name, set()).add(link.fingerprint)
         return {name: len(fingerprints) for name, fingerprints in found.items()}
 

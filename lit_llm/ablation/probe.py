@@ -102,7 +102,7 @@ def _parameters(arm: Arm, baseline: Arm, bench: Bench) -> Iterator[Finding]:
         return
     here, there = bench.parameters(arm, baseline)
     parts = [
-        f"only {where}: {some(_together(names))}"
+        f"only {where}: {some(together(names))}"
         for where, names in (("here", here), (f"in {baseline.name}", there))
         if names
     ]
@@ -110,7 +110,7 @@ def _parameters(arm: Arm, baseline: Arm, bench: Bench) -> Iterator[Finding]:
         yield Finding("note", arm.name, "parameters", "; ".join(parts))
 
 
-def _together(names: Iterable[str]) -> list[str]:
+def together(names: Iterable[str]) -> list[str]:
     """`decoder.layers.*.self_attention.qkv_scale.{k,q}` for four parameters of two layers."""
     leaves: dict[str, dict[str, None]] = {}
     for name in names:

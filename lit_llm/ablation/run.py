@@ -118,7 +118,7 @@ def run_study(
         with locked(folder / "lock"):
             try:
                 list_runs(store, name, ablation.source, ablation.overrides, [x for run in runs for x in _listed(run)])
-                prepare_data([run.experiment for run in chosen], store, watcher)
+                prepare_data([run.experiment_at(step) for run in chosen for step in run.trained], store, watcher)
                 check_held_out(ablation, store)
                 todo = _todo(chosen, rerun, watcher)
                 for run, step in todo:
@@ -198,11 +198,15 @@ def _execute(todo: Sequence[Work], store: Store, slots: int, watcher: Watcher, f
 def _tasks(todo: Sequence[Work], store: Store, running: set[str]) -> Iterator[Task | None]:
     """Each stage when the one it begins with is done; never where that has ended otherwise."""
     waiting = list(todo)
+
+    def begins_with(work: Work) -> set[str]:
+        """What has yet to be done before it."""
+        return {name for name in work[1].link.parents if store.stage(name).status()["state"] != "done"}
+
     while waiting:
         for work in waiting:
             run, step = work
-            parent = step.link.parent
-            if parent and store.stage(parent).status()["state"] != "done":
+            if begins_with(work):
                 continue
             waiting.remove(work)
             running.add(step.link.fingerprint)
@@ -210,7 +214,7 @@ def _tasks(todo: Sequence[Work], store: Store, running: set[str]) -> Iterator[Ta
             break
         else:
             coming = running | {step.link.fingerprint for _, step in waiting}
-            waiting = [work for work in waiting if work[1].link.parent in coming]
+            waiting = [work for work in waiting if begins_with(work) <= coming]
             if waiting:
                 yield None
 
@@ -277,14 +281,14 @@ def _todo(runs: list[Run], rerun: Rerun | None, watcher: Watcher) -> list[Work]:
     skipped: dict[str, set[str]] = {"failed": set(), "stale": set()}
     for run in runs:
         for step in run.steps:
-            name, parent, state = step.link.fingerprint, step.link.parent, step.status()["state"]
+            name, parents, state = step.link.fingerprint, {*step.link.parents}, step.status()["state"]
             if name in todo or name in lost:
                 continue
-            if parent in lost:
+            if parents & lost:
                 lost.add(name)
                 continue
             final = state in FINAL
-            if parent in repeated or (final and rerun == "stale" and run.stale_at(step)):
+            if parents & repeated or (final and rerun == "stale" and run.stale_at(step)):
                 if state != "pending":
                     with suppress(Busy):  # another study has begun to repeat it
                         step.stage.forget()
@@ -314,7 +318,7 @@ def _todo(runs: list[Run], rerun: Rerun | None, watcher: Watcher) -> list[Work]:
 
 
 def _task(run: Run, step: Step, store: Store) -> Task:
-    execution = run.experiment.section(step.link.after).training.execution
+    execution = run.experiment_at(step).section(step.link.after).training.execution
     name = run.name if len(run.steps) == 1 else f"{run.name}: {step.link.name}"
     arguments = (store.root, step.link.fingerprint)
     return Task(name, execute, arguments, log=step.stage.log_file, threads=execution.threads)

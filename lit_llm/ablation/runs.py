@@ -19,7 +19,7 @@ from lit_llm.config.tree import leaves
 from lit_llm.experiment.chain import Link, chain
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.cost import GENERATE, PROMPT, cost_of
-from lit_llm.experiment.identity import provenance, same_origin
+from lit_llm.experiment.identity import provenance, same_origin, weights_digest
 from lit_llm.experiment.run import experiment_yaml
 from lit_llm.tracking.store import Stage, Store
 
@@ -56,6 +56,10 @@ class Run:
     @property
     def experiment(self) -> Experiment:
         return self.arm.seeded(self.seed)
+
+    def experiment_at(self, step: Step) -> Experiment:
+        """What a stage is told: the run's own, or that of a source."""
+        return step.link.source or self.experiment
 
     @property
     def last(self) -> Stage:
@@ -125,13 +129,15 @@ class Run:
 
     def origin_of(self, step: Step) -> dict[str, Any]:
         """The provenance that a stage's result would have now."""
-        parents = [other.stage for other in self.steps if other.link.fingerprint == step.link.parent]
-        weights = (parents[0].result() or {}).get("weights") if parents else None
-        return provenance(self.experiment, step.link.after, step.link.kind == "evaluate", weights)
+        parents = {other.link.fingerprint: other.stage.result() or {} for other in self.steps}
+        begins = [parents[name].get("weights") for name in step.link.parents if name in parents]
+        return provenance(
+            self.experiment_at(step), step.link.after, step.link.kind == "evaluate", weights_digest(begins)
+        )
 
     @property
     def trained(self) -> list[Step]:
-        """The stages that train."""
+        """The stages that train, those of its sources first."""
         return [step for step in self.steps if step.link.kind != "evaluate"]
 
 
@@ -167,7 +173,7 @@ def trained_fingerprint(source: str, overrides: Sequence[str], store: Store, see
     if not mine:
         seeds = ", ".join(str(run.seed) for run in runs)
         raise InputError(Problem(f"{source} has no seed {seed}; it has {seeds}", "--seed"))
-    links: dict[str, Link] = {step.link.kind: step.link for step in mine[0].trained}
+    links = {step.link.name: step.link for step in mine[0].trained}
     if after and after not in links:
         raise InputError(Problem(f"{source} has no stage {after!r}; it has {', '.join(links)}", "--after"))
     return links[after].fingerprint if after else mine[0].trained[-1].link.fingerprint
@@ -182,7 +188,7 @@ def status_rows(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
             yield {
                 "arm": run.arm.name,
                 "seed": run.seed,
-                "stage": link.kind,
+                "stage": link.name if link.source else link.kind,
                 "after": link.after if link.kind == "evaluate" else None,
                 "evaluation": link.evaluation or None,
                 "state": status["state"],
@@ -199,7 +205,7 @@ def status_rows(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
 
 def max_steps(run: Run, link: Link) -> int:
     """Of the stage itself; of an evaluation, those of the stage that it follows."""
-    return int(run.experiment.section(link.after).training.max_steps)
+    return int((link.source or run.experiment).section(link.after).training.max_steps)
 
 
 def last_metrics(stage: Stage) -> tuple[int, dict[str, float]]:

@@ -5,12 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from lit_llm.ablation.config import Study
-from lit_llm.experiment.config import Experiment
+from lit_llm.experiment.config import EXTENDS, Experiment
 
-_EXTENDS = {
-    "description": "A preset, a file relative to this one, or a list of them, merged in order.",
-    "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
-}
 _GRID = {"description": "false: this arm stays out of the grid.", "type": "boolean"}
 _AGAINST = {"description": "The arm that this one is compared with; its own name for a baseline.", "type": "string"}
 
@@ -18,7 +14,7 @@ _AGAINST = {"description": "The arm that this one is compared with; its own name
 def experiment_schema() -> dict[str, Any]:
     """Of an experiment file, which may leave to its `extends` whatever it does not change."""
     schema: dict[str, Any] = _all_optional(Experiment.model_json_schema())
-    schema["properties"]["extends"] = _EXTENDS
+    schema["properties"]["extends"] = EXTENDS
     return schema
 
 
@@ -35,7 +31,7 @@ def with_keys(schema: dict[str, Any], of_arm: dict[str, Any]) -> dict[str, Any]:
     """The schema of a file with `base` and `arms`, which hold the keys of an experiment; an arm some more."""
     experiment = _all_optional(Experiment.model_json_schema())
     definitions = schema.get("$defs", {}) | experiment.pop("$defs")
-    arm = experiment | {"properties": experiment["properties"] | {"extends": _EXTENDS, **of_arm}}
+    arm = experiment | {"properties": experiment["properties"] | {"extends": EXTENDS, **of_arm}}
     schema["$defs"] = definitions | {"Keys": experiment, "ArmKeys": arm}
     described = schema["properties"]
     described["base"] = {"description": described["base"]["description"], "$ref": "#/$defs/Keys"}

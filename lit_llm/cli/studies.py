@@ -1,4 +1,4 @@
-"""Studies: plan, run, status, report, diff, train."""
+"""Studies: plan, run, status, report, diff, train, adapt."""
 
 from __future__ import annotations
 
@@ -260,3 +260,23 @@ def train(
     if is_study(experiment):
         raise InputError(Problem(f"{experiment} is a study: use `lit-llm run {experiment}`"))
     run(experiment, 1, None, None, override, store, tracking)
+
+
+@app.command()
+def adapt(
+    experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A preset or an experiment file.")],
+    override: Overrides = None,
+    store: StoreOption = DEFAULT_STORE,
+    tracking: Tracking = None,
+) -> None:
+    """Train an experiment that begins with the weights of another, and that one before it, unless it is there.
+
+    `train` does the same; this insists on an `adapt` section. Example: lit-llm adapt redllm-tiny -o
+    adapt.from=decllm-tiny
+    """
+    from lit_llm.experiment.load import load_experiment
+
+    if load_experiment(experiment, override or ()).adapt is None:
+        message = "has no `adapt` section; give one, e.g. -o adapt.from=decllm-tiny"
+        raise InputError(Problem(message, experiment))
+    train(experiment, override, store, tracking)

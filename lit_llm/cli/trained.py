@@ -1,15 +1,16 @@
-"""Finished runs: evaluate, generate."""
+"""Finished runs and checkpoints: evaluate, generate, import, export."""
 
 from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lit_llm.cli.app import app
-from lit_llm.cli.options import DEFAULT_STORE, AsJson, Overrides, StoreOption, Tracking
+from lit_llm.cli.options import DEFAULT_STORE, AsJson, Overrides, StoreOption, Tracking, shown
 from lit_llm.config.problems import InputError, Problem
 
 
@@ -57,7 +58,8 @@ def generate(
         str,
         typer.Argument(
             metavar="RUN",
-            help="STUDY:ARM, an experiment file, a preset, or the fingerprint of a stage (status --json).",
+            help="STUDY:ARM, an experiment file, a preset, the fingerprint of a stage (status --json), or a folder "
+            "that `import` wrote.",
         ),
     ],
     prompts: Annotated[
@@ -80,20 +82,85 @@ def generate(
 
     An encoder-decoder reads the prompt in its encoder. Example: lit-llm generate ablations/quickstart.yaml:dec "def f("
     """
-    from lit_llm.ablation.runs import trained_fingerprint
-    from lit_llm.tracking.store import Store
+    from lit_llm.interop import is_checkpoint
 
     given = [line.rstrip("\n") for line in sys.stdin] if prompts == ["-"] else prompts or [""]
-    place = Store(store)
-    place.check()
-    fingerprint = trained_fingerprint(source, override or (), place, seed, after or "")
-    from lit_llm.experiment.finished import open_finished
+    imported = is_checkpoint(Path(source))
+    fingerprint = "" if imported else _stage(source, override, store, seed, after)
+    from lit_llm.experiment.finished import open_finished, written
     from lit_llm.generation import Sampling
+    from lit_llm.interop import open_model
+    from lit_llm.tracking.store import Store
 
     try:
         sampling = Sampling(temperature, top_k, top_p, draw)
     except ValueError as error:
         raise InputError(Problem(str(error))) from None
-    answers = open_finished(place, fingerprint).generate(given, max_new_tokens, sampling)
+    if imported:
+        model, tokenizer, begin = open_model(Path(source))
+        answers = written(model, tokenizer, given, max_new_tokens, sampling, begin=begin)
+    else:
+        answers = open_finished(Store(store), fingerprint).generate(given, max_new_tokens, sampling)
     for prompt, answer in zip(given, answers, strict=True):
         print(json.dumps({"prompt": prompt, "generated": answer}) if as_json else f"{prompt}{answer}")
+
+
+@app.command("import")
+def import_(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A checkpoint: config.json and *.safetensors.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write; imported/NAME when absent.")] = None,
+) -> None:
+    """Make a checkpoint of transformers one of ours: Llama, Qwen 3, Gemma 2, T5Gemma, T5Gemma 2, ModernBERT.
+
+    Writes model.yaml, which an experiment can `extends`, weights.safetensors and the tokenizer.json. What it asks for
+    and we do not have is named, and nothing is written; pickled weights are never opened. Example:
+    lit-llm import ~/models/gemma-2-2b; lit-llm generate imported/gemma-2-2b "Once"
+    """
+    from lit_llm.interop import import_checkpoint
+    from lit_llm.models.config import resolve_model
+    from lit_llm.models.cost import count_parameters
+
+    place = out or Path("imported") / folder.resolve().name
+    model = resolve_model(import_checkpoint(folder, place))
+    layers = f"{len(model.encoder)} + {len(model.decoder)}" if model.decoder and model.encoder else len(model.layers)
+    print(f"{shown(place)}: {count_parameters(model).total:,} parameters, {layers} layers ({model.family})")
+
+
+@app.command("export")
+def export(
+    source: Annotated[
+        str, typer.Argument(metavar="RUN", help="As `generate` takes it: STUDY:ARM, ..., or a folder of `import`.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
+    seed: Annotated[int | None, typer.Option(help="Which run of the arm; the first when absent.")] = None,
+    after: Annotated[
+        str | None, typer.Option(metavar="[pretrain|finetune]", help="Which stage's weights; the last when absent.")
+    ] = None,
+    override: Overrides = None,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Write a finished run for transformers: model.safetensors, config.json, tokenizer.json.
+
+    Where transformers has no such architecture it writes model.yaml and weights.safetensors and says what is in the
+    way. Example: lit-llm export study.yaml:dec exported; AutoModelForCausalLM.from_pretrained("exported") reads it
+    """
+    from lit_llm.interop import export_folder, is_checkpoint
+
+    if is_checkpoint(Path(source)):
+        print(f"{shown(out)}: {export_folder(Path(source), out)}")
+        return
+    fingerprint = _stage(source, override, store, seed, after)
+    from lit_llm.experiment.finished import export_finished
+    from lit_llm.tracking.store import Store
+
+    print(f"{shown(out)}: {export_finished(Store(store), fingerprint, out)}")
+
+
+def _stage(source: str, override: list[str] | None, store: Path, seed: int | None, after: str | None) -> str:
+    """The fingerprint of the stage that is meant."""
+    from lit_llm.ablation.runs import trained_fingerprint
+    from lit_llm.tracking.store import Store
+
+    place = Store(store)
+    place.check()
+    return trained_fingerprint(source, override or (), place, seed, after or "")

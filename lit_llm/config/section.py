@@ -254,7 +254,7 @@ def fields_at(section: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
         current = _step(current, part)
         if current is None:
             return []
-    return sorted({name for model in _models_in(current) for name in model.model_fields})
+    return sorted({field.alias or name for model in _models_in(current) for name, field in model.model_fields.items()})
 
 
 def _step(current: Any, part: Any) -> Any:
@@ -263,8 +263,9 @@ def _step(current: Any, part: Any) -> Any:
         name = text.removeprefix(_TAG)
         return next((m for m in _models_in(current) if any(f.default == name for f in m.model_fields.values())), None)
     for model in _models_in(current):
-        if text in model.model_fields:
-            return model.model_fields[text].annotation
+        for name, field in model.model_fields.items():
+            if text == (field.alias or name):
+                return field.annotation
     return current  # an item of a list or of a mapping: its type is inside the annotation
 
 

@@ -128,8 +128,12 @@ class Batches(Dataset[Batch], ABC):
 class TrainBatches(Batches):
     """Windows of text, made into examples by an objective."""
 
-    def __init__(self, data: Prepared, objective: Objective, family: Family, masks: MasksConfig, seed: int) -> None:
+    def __init__(
+        self, data: Prepared, objective: Objective, family: Family, masks: MasksConfig, seed: int, begin: int = 0
+    ) -> None:
+        """begin: windows that were read before, by what the model was taken from."""
         super().__init__(seed)
+        self.begin = begin
         self.windows = [Windows(data, source, "train") for source in data.sources]
         self.shares = tuple(source.share for source in data.sources)
         self.objective, self.family, self.masks = objective, family, masks
@@ -140,7 +144,7 @@ class TrainBatches(Batches):
 
         The sources' shares are exact in each cycle. Each pass over a source's windows has an order of its own.
         """
-        positions = np.arange(k * self.size, (k + 1) * self.size)
+        positions = self.begin + np.arange(k * self.size, (k + 1) * self.size)
         cycles, within = positions // sum(self.shares), positions % sum(self.shares)
         sources, indices = np.empty_like(positions), np.empty_like(positions)
         for number in np.unique(cycles).tolist():

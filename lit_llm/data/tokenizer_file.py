@@ -36,6 +36,17 @@ class Layout:
     def vocabulary(self) -> int:
         return max(self.ids, self.end + 1, self.begin + 1)
 
+    def order(self, rows: int, back: bool = False) -> list[int]:
+        """The file's id of each of our ids, where the end is 0 and the beginning 1; back: ours of each of the file's.
+
+        rows: at least `vocabulary`; ids beyond are the same in both.
+        """
+        theirs = list(range(rows))
+        for ours, special in enumerate((self.end, self.begin)):
+            place = theirs.index(special)
+            theirs[ours], theirs[place] = theirs[place], theirs[ours]
+        return sorted(range(rows), key=theirs.__getitem__) if back else theirs
+
 
 def read(path: Path, end: str | None = None, begin: str | None = None) -> Layout:
     """The layout of a file. Raises InputError, with the key of the configuration that is to blame."""

@@ -80,11 +80,8 @@ class FromFile:
                 Problem(f"the tokenizers library numbers the tokens of {path} otherwise", "tokenizer.path")
             )
         self.vocabulary = self._layout.vocabulary
-        theirs = np.arange(self.vocabulary)
-        for ours, special in ((EOD, self._layout.end), (BOS, self._layout.begin)):
-            place = int(np.flatnonzero(theirs == special)[0])
-            theirs[[ours, place]] = theirs[[place, ours]]
-        self._theirs, self._ours = theirs, np.argsort(theirs)
+        self._theirs = np.array(self._layout.order(self.vocabulary))
+        self._ours = np.array(self._layout.order(self.vocabulary, back=True))
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         encoded = self._library.encode_batch_fast(list(texts), add_special_tokens=False)

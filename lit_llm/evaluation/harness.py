@@ -267,7 +267,7 @@ def _model_class() -> type[Any]:
             # Half of the length at most, so that some of the context is left.
             most = max(1, min(int(options.get("max_gen_toks", NEW_TOKENS)), self.max_length // 2))
             prompts = [self._fitting(text, self.tok_encode(text), most) for text in contexts]
-            sampling, decoder = _sampling(options), self.model.config.family == "decoder"
+            sampling, decoder = _sampling(options), not self.model.config.encoder
             found = [""] * len(prompts)
             todo = list(range(len(prompts)))
             # Generation knows no strings. Most answers are short: what has not ended is written anew, at more length.

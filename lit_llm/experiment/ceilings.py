@@ -329,6 +329,7 @@ def take(device: str, precision: str, threads: int) -> dict[str, Any]:
         resolved = resolve_model(_one_layer(width, cross=False))
         products = sum(rows * columns for rows, columns in layer_tensors(resolved) if rows > 1)
         attention = resolved.decoder[0].self_attention
+        assert attention is not None
         attending = 3 * attention.score_flops(129 / 2) * tokens / interpolated(scores[128], attention.head_dim)
         seconds = timer.stack(width, tokens) - few - attending
         layer[width] = 6.0 * products * tokens / max(seconds, 1e-9)

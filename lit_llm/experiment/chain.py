@@ -1,15 +1,17 @@
 """The chain of an experiment's stages: pretrain, finetune, and evaluations after either, each a stage of its own.
 
 ```
-pretrain ─┬─ likelihood after pretrain, tasks after pretrain ...
-          └─ finetune ── likelihood after finetune, tasks after finetune ...
+[source ─] pretrain ─┬─ likelihood after pretrain, tasks after pretrain ...
+                     └─ finetune ── likelihood after finetune, tasks after finetune ...
 ```
-A stage's fingerprint holds its parent's, so experiments that agree up to a stage share all that comes before it.
+A stage's fingerprint holds its parent's, so experiments that agree up to a stage share all that comes before it. A
+source is the pretraining of what an experiment is adapted from, which may have a source of its own; an
+encoder-decoder may have one for each side.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lit_llm.config.fingerprint import fingerprint
@@ -18,6 +20,7 @@ from lit_llm.experiment.identity import (
     digest_of_examples,
     digest_of_tasks,
     digests_of_texts,
+    origins,
     pretrain_fingerprint,
     version_or_none,
 )
@@ -25,7 +28,7 @@ from lit_llm.experiment.identity import (
 Kind = Literal["pretrain", "finetune", "evaluate"]
 
 
-FINETUNED, EVALUATED = "finetune/", "eval/"
+FINETUNED, EVALUATED, SOURCE, ENCODER_SOURCE = "finetune/", "eval/", "source/", "encoder_source/"
 """Put before the names of metrics where those of a whole chain stand together: `finetune/eval/examples/nll`."""
 
 
@@ -36,15 +39,23 @@ class Link:
     kind: Kind
     fingerprint: str
     parent: str = ""
-    """Fingerprint of the stage whose weights it begins with; empty for the first."""
+    """Fingerprint of the stage whose weights it begins with; empty for the first. Of two sources, the decoder's."""
     after: Trained = "pretrain"
     """The stage that an evaluation follows; of one that trains, itself."""
     evaluation: str = ""
     """Which one, as its section is called; empty for a stage that trains."""
+    parents: tuple[str, ...] = ()
+    """Fingerprints of all stages that have to be there before it, `parent` among them."""
+    source: Experiment | None = field(default=None, repr=False, compare=False)
+    """The experiment that it belongs to, where that is not the chain's own but what it is adapted from."""
+    place: str = ""
+    """How the names of a source's metrics begin: `source/`, or `encoder_source/` of the encoder's alone."""
 
     @property
     def name(self) -> str:
         """For people, and the key in `plan --json`."""
+        if self.source is not None:
+            return self.place.rstrip("/")
         return f"{self.evaluation} after {self.after}" if self.kind == "evaluate" else self.kind
 
     @property
@@ -55,20 +66,40 @@ class Link:
     @property
     def prefix(self) -> str:
         """Put before the names of its metrics."""
-        return FINETUNED * (self.after == "finetune") + EVALUATED * (self.kind == "evaluate")
+        return self.place + FINETUNED * (self.after == "finetune") + EVALUATED * (self.kind == "evaluate")
 
 
 def chain(experiment: Experiment) -> tuple[Link, ...]:
     """Its stages, each after its parent. Reads the data, for their digests; raises InputError where it cannot."""
-    links: list[Link] = []
-    parent = ""
+    links = _sources(experiment)
+    parents = _parents(experiment)
     for stage in experiment.trained:
+        parent = parents[0] if parents else ""
         own = pretrain_fingerprint(experiment) if stage == "pretrain" else _finetune_fingerprint(experiment, parent)
-        links.append(Link(stage, own, parent, stage))
+        links.append(Link(stage, own, parent, stage, parents=parents))
         for name in experiment.evaluations(stage):
-            links.append(Link("evaluate", _evaluate_fingerprint(experiment, own, name), own, stage, name))
-        parent = own
+            evaluated = _evaluate_fingerprint(experiment, own, name)
+            links.append(Link("evaluate", evaluated, own, stage, name, parents=(own,)))
+        parents = (own,)
     return tuple(links)
+
+
+def _sources(experiment: Experiment, place: str = "") -> list[Link]:
+    """The pretrainings that it begins with, each once and after those that it begins with itself."""
+    found: dict[str, Link] = {}
+    for side, given in (experiment.adapt.experiments if experiment.adapt else {}).items():
+        own, at = given.seeded(experiment.seed), f"{place}{ENCODER_SOURCE if side == 'encoder' else SOURCE}"
+        parents, name = _parents(own), pretrain_fingerprint(own)
+        link = Link("pretrain", name, parents[0] if parents else "", parents=parents, source=own, place=at)
+        for each in (*_sources(own, at), link):
+            found.setdefault(each.fingerprint, each)
+    return list(found.values())
+
+
+def _parents(experiment: Experiment) -> tuple[str, ...]:
+    """Fingerprints of the pretrainings that its own begins with, the decoder's first."""
+    names = origins(experiment)
+    return tuple(dict.fromkeys(names[side] for side in (experiment.adapt.experiments if experiment.adapt else ())))
 
 
 def _finetune_fingerprint(experiment: Experiment, parent: str) -> str:

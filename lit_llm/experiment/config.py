@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from lit_llm.config.section import Section, impossible
 from lit_llm.data.config import DataConfig, InstructionConfig
 from lit_llm.evaluation.config import EVALUATIONS, EvaluateConfig, ExampleValidationConfig, ValidationConfig
-from lit_llm.models.config import ModelConfig, not_looked_at, resolve_model
+from lit_llm.models.adapt import Adaptation, Side, adaptation_of, problem_of
+from lit_llm.models.config import ModelConfig, ResolvedModel, not_looked_at, resolve_model
 from lit_llm.objectives.base import described
 from lit_llm.objectives.config import (
     UL2,
@@ -22,7 +23,7 @@ from lit_llm.objectives.config import (
     continues,
     misfit,
 )
-from lit_llm.training.config import TrainingConfig
+from lit_llm.training.config import DistillConfig, TrainingConfig
 
 
 def _at_once(training: TrainingConfig, batch_size: int) -> Iterator[tuple[str, str]]:
@@ -101,27 +102,47 @@ class FinetuneConfig(Section):
         return self
 
 
+def _wrong_prefix(stage: str, masks: MasksConfig, model: ModelConfig) -> Iterator[tuple[str, str]]:
+    if masks.prefix != "bidirectional":
+        return
+    if model.family in ("encoder_decoder", "encoder_only"):
+        yield f"{stage}.masks.prefix", "bidirectional changes nothing here: an encoder sees all of its source anyway"
+    if resolve_model(model).has_retention:
+        message = "bidirectional: retention is causal, a token cannot see later ones; leave the prefix causal"
+        yield f"{stage}.masks.prefix", message
+
+
 Trained = Literal["pretrain", "finetune"]
 """A stage that trains."""
 
 
-class Experiment(Section):
-    """One full configuration: what a run is, but for its place on disk."""
+EXTENDS: dict[str, Any] = {
+    "description": "A preset, a file relative to this one, or a list of them, merged in order.",
+    "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+}
+"""The JSON Schema of a key that is gone when a configuration is understood."""
+
+
+class Pretrained(Section):
+    """A network and how it is pretrained: what an experiment begins with, and what another one can be adapted from."""
+
+    model_config = ConfigDict(json_schema_extra=lambda schema: schema["properties"].update(extends=EXTENDS))
 
     model: ModelConfig
     """The network."""
+    adapt: AdaptConfig | None = Field(None, exclude_if=lambda value: value is None)
+    """Whose weights it begins with; they are drawn by the seed when absent."""
     pretrain: PretrainConfig
     """Its training."""
-    finetune: FinetuneConfig | None = None
-    """Instruction tuning of what the pretraining has made; none when absent."""
-    evaluate: EvaluateConfig | None = None
-    """What is measured when a stage is finished; nothing when absent."""
-    seed: int = Field(0, ge=0)
-    """Seed of the parameters, the order of the data and every random cut."""
 
     @model_validator(mode="after")
-    def _fits(self) -> Experiment:
-        findings = []
+    def _fits(self) -> Self:
+        if findings := [*self._problems()]:
+            raise impossible(*findings)
+        return self
+
+    def _problems(self) -> Iterator[tuple[str, str]]:
+        """(key, message) of what does not go together."""
         tokens = self.pretrain.data.tokenizer.vocabulary
         objective, family = self.pretrain.objective, self.model.family
         extra = objective.extra_ids(self.pretrain.data.sequence_length)
@@ -129,22 +150,154 @@ class Experiment(Section):
             message = f"{self.model.vocabulary} rows for a tokenizer of {tokens} tokens"
             if extra:
                 message += f" and {described(extra)} of {objective.kind}: {needed} are needed"
-            findings.append(("model.vocabulary", message))
+            yield "model.vocabulary", message
         if problem := misfit(objective, family):
-            findings.append(("pretrain.objective", problem))
-        if not continues(family):
-            findings += self._never_asked()
-        if isinstance(self.pretrain.objective, CausalLM) and resolve_model(self.model).has_partial_attention:
+            yield "pretrain.objective", problem
+        if isinstance(objective, CausalLM) and resolve_model(self.model).has_partial_attention:
             message = (
                 "causal_lm has no source for partial attention to read, and a window that were its own source would "
                 "show every token its label; use `objective: prefix_lm`"
             )
-            findings.append(("pretrain.objective", message))
-        for name in self.trained:
-            section = getattr(self, name)
-            if section.masks.prefix == "bidirectional" and family in ("encoder_decoder", "encoder_only"):
-                message = "bidirectional changes nothing here: an encoder sees all of its source anyway"
-                findings.append((f"{name}.masks.prefix", message))
+            yield "pretrain.objective", message
+        yield from _wrong_prefix("pretrain", self.pretrain.masks, self.model)
+        if self.adapt is not None:
+            yield from _adaptation_problems(self, self.adapt)
+
+    @property
+    def adaptation(self) -> Adaptation:
+        """Where each parameter comes from, of a model that is adapted."""
+        assert self.adapt is not None
+        return adaptation_of(resolve_model(self.model), self.adapt.models)
+
+    def seeded(self, seed: int) -> Experiment:
+        """The experiment that ends with this pretraining."""
+        return Experiment(model=self.model, adapt=self.adapt, pretrain=self.pretrain, seed=seed)
+
+
+class Checkpoint(Section):
+    """A folder with `model.yaml` and `weights.safetensors`. What training them took is not known."""
+
+    checkpoint: str
+    """The folder."""
+    digest: str
+    """Of the two files, as they were when the configuration was read."""
+    model: ModelConfig
+    """What `model.yaml` says."""
+
+
+class _OrAName:
+    """A file may have the name of a preset, a file or a folder in its place: what is understood has what it holds."""
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: Any) -> dict[str, Any]:
+        schema = handler(core)
+        # Not oneOf: what leaves much to an `extends` may fit several.
+        return {"anyOf": [{"type": "string"}, *schema["oneOf"]]}
+
+
+def _form(value: Any) -> str:
+    """Which form of a source this is, as a mapping or as what was made of one."""
+    keys = {*(value if isinstance(value, Mapping) else getattr(type(value), "model_fields", ()))}
+    return "checkpoint" if "checkpoint" in keys else "sides" if {"encoder", "decoder"} & keys else "experiment"
+
+
+_Experiment = Annotated[Pretrained, Tag("experiment")]
+_Checkpoint = Annotated[Checkpoint, Tag("checkpoint")]
+_Given = (Discriminator(_form), _OrAName())
+_Side = Annotated[_Experiment | _Checkpoint, *_Given]
+
+
+class Sides(Section):
+    """A source for the encoder and another for the decoder: T5Gemma's 9B-2B."""
+
+    encoder: _Side
+    """Gives the encoder its embedding and its layers."""
+    decoder: _Side
+    """Gives all else."""
+
+
+class AdaptConfig(Section):
+    """A pretraining that begins with the weights of other models (T5Gemma, arXiv 2504.06225)."""
+
+    model_config = ConfigDict(serialize_by_alias=True)  # `from` is no name in Python
+
+    source: Annotated[_Experiment | _Checkpoint | Annotated[Sides, Tag("sides")], *_Given] = Field(alias="from")
+    """A preset, an experiment file relative to this one, or a checkpoint's folder; `{extends: NAME, ...}` changes keys
+    of an experiment, `{encoder: ..., decoder: ...}` has one for each side. Of an experiment its pretraining is meant: a
+    stage with this run's seed, computed once for all arms that begin with it, and counted in the cost of each. What a
+    study's `base` or `-o` says of text, training and widths holds for it, too, unless it says otherwise here."""
+    warmup_steps: int = Field(0, ge=0)
+    """First steps of the pretraining, which train only the parameters that no source gives. T5Gemma: 1000."""
+    distill: DistillConfig | None = None
+    """Learn from the decoder's source, too, which reads source and target as one causal text; from none when absent."""
+
+    @property
+    def sides(self) -> dict[Side, Pretrained | Checkpoint]:
+        """The source of either side; where there is one source, the same object."""
+        if isinstance(self.source, Sides):
+            return {"encoder": self.source.encoder, "decoder": self.source.decoder}
+        return {"encoder": self.source, "decoder": self.source}
+
+    @property
+    def models(self) -> dict[Side, ResolvedModel]:
+        """The same as resolved models."""
+        resolved = {id(given): resolve_model(given.model) for given in self.sides.values()}
+        return {side: resolved[id(given)] for side, given in self.sides.items()}
+
+    @property
+    def experiments(self) -> dict[Side, Pretrained]:
+        """The sources that are pretrained, each once; a single one is the decoder's."""
+        both = {side: given for side, given in reversed(self.sides.items()) if isinstance(given, Pretrained)}
+        if len(both) == 2 and both["encoder"] == both["decoder"]:
+            del both["encoder"]
+        return both
+
+
+def _adaptation_problems(own: Pretrained, adapt: AdaptConfig) -> Iterator[tuple[str, str]]:
+    """(key, message) of what keeps a pretraining from beginning as it says."""
+    models, target = adapt.models, resolve_model(own.model)
+    apart = isinstance(adapt.source, Sides)
+    if apart and not target.encoder:
+        yield "adapt.from.encoder", "there is no encoder to adapt; name one source"
+        return
+    for side, given in adapt.experiments.items():
+        if given.pretrain.data.tokenizer != own.pretrain.data.tokenizer:
+            message = "has another tokenizer, so the rows of its embedding stand for other tokens"
+            yield f"adapt.from.{side}" if apart else "adapt.from", message
+            return
+    if problem := problem_of(target, models):
+        yield f"adapt.from.{problem[0]}" if apart else "adapt.from", problem[1]
+        return
+    steps, most = adapt.warmup_steps, own.pretrain.training.max_steps
+    if steps and not own.adaptation.fresh:
+        yield "adapt.warmup_steps", "every parameter is taken over, so no other could be trained alone; leave it out"
+    elif steps >= most:
+        yield "adapt.warmup_steps", f"{steps} leave none of the {most} steps to train all parameters"
+    teacher = models["decoder"]
+    if adapt.distill and (teacher.family != "decoder" or teacher.has_partial_attention):
+        yield "adapt.distill", "the teacher reads source and target as one causal text: it has to be a causal decoder"
+    elif adapt.distill and target.family == "encoder_only":
+        yield "adapt.distill", "a causal teacher has no distribution over a masked token; leave it out"
+
+
+Pretrained.model_rebuild()
+
+
+class Experiment(Pretrained):
+    """One full configuration: what a run is, but for its place on disk."""
+
+    finetune: FinetuneConfig | None = None
+    """Instruction tuning of what the pretraining has made; none when absent."""
+    evaluate: EvaluateConfig | None = None
+    """What is measured when a stage is finished; nothing when absent."""
+    seed: int = Field(0, ge=0)
+    """Seed of the parameters, the order of the data and every random cut."""
+
+    def _problems(self) -> Iterator[tuple[str, str]]:
+        findings = [*super()._problems()]
+        if not continues(self.model.family):
+            findings += self._never_asked()
+        if self.finetune is not None:
+            findings += _wrong_prefix("finetune", self.finetune.masks, self.model)
         if self.evaluate is not None:
             problems = self.evaluate.problems(self.pretrain.data.sequence_length)
             findings += [(f"evaluate.{key}", message) for key, message in problems]
@@ -160,9 +313,7 @@ class Experiment(Section):
             findings.append(("finetune.data.packing", f"{message}; use `packing: none`"))
         if self.evaluate is not None and self.evaluate.examples is not None and self.finetune is None:
             findings.append(("evaluate.examples", "are those that `finetune.data` holds out, and there is no finetune"))
-        if findings:
-            raise impossible(*findings)
-        return self
+        yield from findings
 
     def _never_asked(self) -> Iterator[tuple[str, str]]:
         """Sections that ask for a continuation, of a model that writes none."""

@@ -6,15 +6,24 @@ from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from typing import Any
 
-from lit_llm.experiment.config import Experiment, Trained
+from lit_llm.experiment.config import Experiment, Pretrained, Trained
 from lit_llm.models import cost
-from lit_llm.models.config import resolve_model
+from lit_llm.models.config import ResolvedModel, resolve_model
 from lit_llm.objectives.base import Lengths
 from lit_llm.objectives.config import MasksConfig
-from lit_llm.training.memory import BFLOAT16, FLOAT32, training_bytes
+from lit_llm.training.memory import BFLOAT16, FLOAT32, loss_bytes, training_bytes
 
 PROMPT, GENERATE = 1000, 1000
 """Tokens at which decoding is costed unless told otherwise."""
+
+
+@dataclass(frozen=True)
+class Before:
+    """What the pretrainings took that an experiment is adapted from."""
+
+    tokens: int = 0
+    loss_tokens: int = 0
+    train_flops: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -29,15 +38,21 @@ class Cost:
     paper_flops_per_sequence: float
     cache: cost.CacheBytes
     tokens: int
+    """Read in the whole pretraining, and in those of its sources."""
     loss_tokens: int
+    """Learned from, likewise."""
     memory_bytes: int
     flops_per_step: float
+    """Of one step of the pretraining: forward and backward, with a teacher's forward pass. Steps that train fresh
+    parameters alone count like all others, which is more than they take."""
     train_flops: float
-    """Of the whole pretraining, forward and backward."""
+    """Of the whole pretraining and those of its sources. What a checkpoint took is not known, and not in it."""
     finetune_tokens: int = 0
     """Of the finetuning, were all its examples as long as they may be; 0 where there is none."""
     finetune_flops: float = 0.0
     """The same in FLOPs, forward and backward."""
+    before: Before = Before()
+    """What of it is the sources'."""
 
     def as_json(self, prompt: int, generate: int) -> dict[str, Any]:
         """The keys of `plan --json`."""
@@ -58,6 +73,8 @@ class Cost:
             "tokens": self.tokens,
             "loss_tokens": self.loss_tokens,
             "memory_bytes": self.memory_bytes,
+            "train_flops": self.train_flops,
+            "source": {"tokens": self.before.tokens, "flops": self.before.train_flops},
             "finetune_at_most": {"tokens": self.finetune_tokens, "flops": self.finetune_flops},
         }
 
@@ -120,7 +137,11 @@ def memory_of(experiment: Experiment, stage: Trained) -> float:
     shape = largest_shape(experiment)
     if stage == "finetune" and (tuned := experiment.finetune):
         shape = example_shape(experiment, tuned.data.input_length, tuned.data.target_length)
-    return training_bytes(resolve_model(experiment.model), section.training, shape, at_once)
+    needed = training_bytes(resolve_model(experiment.model), section.training, shape, at_once)
+    if stage == "pretrain" and (teacher := teacher_of(experiment)) is not None:
+        # Its parameters, and its logits beside the model's own.
+        needed += FLOAT32 * cost.count_parameters(teacher).total + loss_bytes(teacher, at_once * shape.outputs)
+    return needed
 
 
 def stage_of_most_memory(experiment: Experiment) -> Trained:
@@ -135,6 +156,12 @@ def cost_of(experiment: Experiment, prompt: int = PROMPT, generate: int = GENERA
     length, windows = data.sequence_length, data.batch_size * training.max_steps
 
     per_window = objective.average(length, lambda of: cost.train_flops(model, shape_of(experiment, of)))
+    if (teacher := teacher_of(experiment)) is not None:
+        per_window += objective.average(length, lambda of: cost.forward_flops(teacher, teacher_shape(of)))
+    sources = [cost_of(source.seeded(experiment.seed)) for source in sources_of(experiment)]
+    before = Before(
+        *(sum(getattr(each, name) for each in sources) for name in ("tokens", "loss_tokens", "train_flops"))
+    )
     parameters = cost.count_parameters(model)
     used = experiment.section(experiment.trained[-1]).masks  # by what reads a prompt in the end
     tokens, flops = 0, 0.0
@@ -150,11 +177,33 @@ def cost_of(experiment: Experiment, prompt: int = PROMPT, generate: int = GENERA
         decode_flops_per_token=cost.decode_flops(model, prompt, generate),
         paper_flops_per_sequence=cost.paper_flops(model, length),
         cache=cost.cache_bytes(model, FLOAT32 if training.precision == "fp32" else BFLOAT16),
-        tokens=windows * length,
-        loss_tokens=round(windows * objective.average(length, lambda of: of.target)),
-        memory_bytes=round(max(memory_of(experiment, stage) for stage in experiment.trained)),
+        tokens=windows * length + before.tokens,
+        loss_tokens=round(windows * objective.average(length, lambda of: of.target)) + before.loss_tokens,
+        memory_bytes=max(
+            [
+                *(round(memory_of(experiment, stage)) for stage in experiment.trained),
+                *(each.memory_bytes for each in sources),
+            ]
+        ),
         flops_per_step=per_window * data.batch_size,
-        train_flops=per_window * windows,
+        train_flops=per_window * windows + before.train_flops,
         finetune_tokens=tokens,
         finetune_flops=flops,
+        before=before,
     )
+
+
+def sources_of(experiment: Experiment) -> tuple[Pretrained, ...]:
+    """The pretrainings that its own begins with."""
+    return () if experiment.adapt is None else tuple(experiment.adapt.experiments.values())
+
+
+def teacher_of(experiment: Experiment) -> ResolvedModel | None:
+    """The network of the teacher that its pretraining learns from."""
+    adapt = experiment.adapt
+    return None if adapt is None or adapt.distill is None else adapt.models["decoder"]
+
+
+def teacher_shape(lengths: Lengths) -> cost.Shape:
+    """What an example puts through the teacher, which reads source and target as one text."""
+    return cost.Shape(source=0, target=lengths.source + lengths.target, outputs=lengths.target)

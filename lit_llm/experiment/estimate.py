@@ -21,7 +21,7 @@ from lit_llm.components.loss.config import chunk_rows
 from lit_llm.data.config import Mixture
 from lit_llm.experiment.ceilings import MUON_WIDTH, Ceilings, interpolated
 from lit_llm.experiment.config import Experiment, Trained
-from lit_llm.experiment.cost import example_shape, largest_shape, shape_of, shape_under
+from lit_llm.experiment.cost import example_shape, largest_shape, shape_of, shape_under, teacher_of, teacher_shape
 from lit_llm.models.config import Layer, ResolvedModel, resolve_model
 from lit_llm.models.cost import Shape, embedding_tensors, forward_flops, layer_tensors, score_flops
 from lit_llm.objectives.base import AnyObjective, Lengths
@@ -66,11 +66,13 @@ class Seconds:
     """Of the finetuning; 0 where there is none."""
     evaluations: Mapping[str, float] = field(default_factory=dict)
     """Of what follows the stages, by `Link.name`. Tasks are not among them: only the harness knows their questions."""
+    before: float = 0.0
+    """Of the pretrainings that it begins with."""
 
     @property
     def total(self) -> float:
         """Of all but the tasks."""
-        return self.run + self.finetune + sum(self.evaluations.values())
+        return self.before + self.run + self.finetune + sum(self.evaluations.values())
 
 
 def seconds_of(
@@ -102,6 +104,11 @@ def seconds_of(
     # Blocks that are computed again for the backward pass: four passes instead of three.
     again = 4 / 3 if training.execution.activation_checkpointing else 1
     step = again * passes_of_three + update + looks
+    if (teacher := teacher_of(experiment)) is not None:  # its forward pass is a third of what is timed
+        taught = pretrain.objective.average(
+            length, lambda of: _window_seconds(teacher, teacher_shape(of), at_once, ceilings)
+        )
+        step += (rows * taught + math.ceil(rows / at_once) * layers_seconds(teacher, ceilings)) / 3
     step += TRAINER_LAYERS * ceilings.layer_seconds
     _, yardstick = validation.yardstick(length, experiment.model.family)
     ways: list[AnyObjective] = [yardstick]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.frozen import thaw
-from lit_llm.objectives.config import MasksConfig
+from lit_llm.objectives.config import BOS, MasksConfig
 from lit_llm.tracking.store import FINAL, Store
 
 if TYPE_CHECKING:
@@ -37,14 +38,59 @@ class Finished:
         self, prompts: Sequence[str], max_new_tokens: int, sampling: Sampling, batch_size: int = 16
     ) -> list[str]:
         """Text after each prompt, up to an end of document."""
-        from lit_llm.generation import generate
-
-        ids = [found.tolist() for found in self.tokenizer.encode(list(prompts))]
         prefix = self.masks.prefix
-        answers = generate(
-            self.model, ids, max_new_tokens=max_new_tokens, sampling=sampling, prefix=prefix, batch_size=batch_size
-        )
-        return [self.tokenizer.decode(answer.tokens) for answer in answers]
+        return written(self.model, self.tokenizer, prompts, max_new_tokens, sampling, batch_size, prefix)
+
+
+def written(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    sampling: Sampling,
+    batch_size: int = 16,
+    prefix: Literal["causal", "bidirectional"] = "causal",
+    begin: int = BOS,
+) -> list[str]:
+    """What a model writes after each prompt, up to an end of document. begin: the token that a text begins with."""
+    from lit_llm.generation import generate
+
+    ids = [found.tolist() for found in tokenizer.encode(list(prompts))]
+    answers = generate(
+        model,
+        ids,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        prefix=prefix,
+        batch_size=batch_size,
+        begin=begin,
+    )
+    return [tokenizer.decode(answer.tokens) for answer in answers]
+
+
+def export_finished(store: Store, fingerprint: str, out: Path) -> str:
+    """Write the model of a stage for transformers, with its tokenizer; see `interop.export_checkpoint`.
+
+    Returns what was written, in one sentence. Raises InputError as `open_finished` does.
+    """
+    from lit_llm.data.config import BytePairTokenizer, FileTokenizer
+    from lit_llm.data.prepare import open_prepared
+    from lit_llm.data.tokenizers import FILE, SPECIAL
+    from lit_llm.interop import export_checkpoint
+
+    finished = open_finished(store, fingerprint)
+    data = finished.experiment.pretrain.data
+    state = finished.model.state_dict()
+    prepared = open_prepared(data, store.data, thaw(store.stage(fingerprint)).data)
+    file: Path | None = prepared.tokenizer_folder / FILE
+    ends: tuple[str | None, str | None] = SPECIAL
+    if isinstance(data.tokenizer, FileTokenizer):
+        ends = data.tokenizer.end_of_document, data.tokenizer.begin
+    elif not isinstance(data.tokenizer, BytePairTokenizer):
+        file = None  # bytes have none
+    said = export_checkpoint(finished.experiment.model, state, out, file, *ends)
+    opened = "; it was trained to see its prefix both ways, which transformers' causal mask hides"
+    return said + opened * (finished.masks.prefix == "bidirectional")
 
 
 def open_finished(store: Store, fingerprint: str) -> Finished:

@@ -11,7 +11,7 @@ from lit_llm.config.section import validate
 from lit_llm.config.tree import read_file
 from lit_llm.experiment.chain import Kind, Link
 from lit_llm.experiment.config import Experiment, Trained
-from lit_llm.experiment.identity import digest_of_data, digest_of_examples, digests_of_texts
+from lit_llm.experiment.identity import digest_of_data, digest_of_examples, digests_of_texts, origins
 from lit_llm.tracking.store import Stage, Store, write_text
 
 
@@ -25,7 +25,9 @@ class Frozen:
     evaluation: str
     """Which evaluation; empty for a stage that trains."""
     parent: str
-    """Fingerprint of the stage whose weights it begins with; empty where there is none."""
+    """Fingerprint of the stage whose weights it begins with; empty where there is none. Of two, the decoder's."""
+    origins: Mapping[str, str]
+    """Of a pretraining that is adapted: whose weights either side begins with, a stage's or a checkpoint's."""
     data: str
     """Digest of the pretraining's text, which has the tokenizer of all stages."""
     examples: str
@@ -36,13 +38,14 @@ class Frozen:
 
 
 def freeze(store: Store, link: Link, experiment: Experiment) -> Stage:
-    """Write a stage's configuration into the store."""
-    stage = store.stage(link.fingerprint)
+    """Write a stage's configuration into the store. experiment: the chain's own; a source has one of its own."""
+    stage, experiment = store.stage(link.fingerprint), link.source or experiment
     content = {
         "stage": link.kind,
         "after": link.after,
         "evaluation": link.evaluation,
         "parent": link.parent,
+        "origins": dict(origins(experiment)) if link.kind == "pretrain" else {},
         "data": digest_of_data(experiment),
         "examples": digest_of_examples(experiment) if link.kind != "pretrain" else "",
         "texts": digests_of_texts(experiment) if link.evaluation == "likelihood" else {},
@@ -57,7 +60,9 @@ def thaw(stage: Stage) -> Frozen:
     content = read_file(stage.config_file)
     experiment = validate(Experiment, content.value["experiment"])
     # A stage that was frozen before there were chains says its kind and its data alone.
-    said = {key: str(node.plain()) for key, node in content.value.items() if key not in ("experiment", "texts")}
+    said = {
+        key: str(node.plain()) for key, node in content.value.items() if key not in ("experiment", "texts", "origins")
+    }
     trained: dict[str, Trained] = {"pretrain": "pretrain", "finetune": "finetune"}
     return Frozen(
         kind="evaluate" if said["stage"] == "evaluate" else trained[said["stage"]],
@@ -66,6 +71,7 @@ def thaw(stage: Stage) -> Frozen:
         parent=said.get("parent", ""),
         data=said["data"],
         examples=said.get("examples", ""),
+        origins=content.value["origins"].plain() if "origins" in content.value else {},
         texts=content.value["texts"].plain() if "texts" in content.value else {},
         experiment=experiment,
     )

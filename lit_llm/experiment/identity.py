@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,7 +16,8 @@ from lit_llm.data.config import InstructionConfig
 from lit_llm.data.instructions import identify_examples
 from lit_llm.data.sources import Identity, blamed_at, identify, identify_held_out
 from lit_llm.evaluation.task_files import read_task_files
-from lit_llm.experiment.config import Experiment, Trained
+from lit_llm.experiment.config import Checkpoint, Experiment, Trained
+from lit_llm.models.adapt import Side
 from lit_llm.models.config import resolve_model
 
 COMPUTES = (
@@ -28,6 +29,7 @@ COMPUTES = (
     "training",
     "evaluation",
     "experiment/stages.py",
+    "experiment/beginning.py",
 )
 """The code that decides what a result is. A change elsewhere makes no result stale."""
 
@@ -94,7 +96,8 @@ def digest_of_tasks(experiment: Experiment) -> str:
 
 
 def pretrain_fingerprint(experiment: Experiment) -> str:
-    """H(resolved model, pretrain, data, seed). Names, paths and how the machine does it are not in it."""
+    """H(resolved model, pretrain, data, seed, and its adaptation where it has one). Names, paths and how the machine
+    does it are not in it."""
     pretrain, length = experiment.pretrain, experiment.pretrain.data.sequence_length
     stage = pretrain.model_dump(mode="json")
     stage["objective"] = pretrain.objective.resolved(length).model_dump(mode="json")
@@ -102,15 +105,25 @@ def pretrain_fingerprint(experiment: Experiment) -> str:
     del stage["training"]["execution"]
     for key in ("corpus", "tokenizer", "validation_fraction"):
         del stage["data"][key]
-    return fingerprint(
-        {
-            "stage": "pretrain",
-            "model": resolve_model(experiment.model).model_dump(mode="json"),
-            "pretrain": stage,
-            "data": digest_of_data(experiment),
-            "seed": experiment.seed,
-        }
-    )
+    content = {
+        "stage": "pretrain",
+        "model": resolve_model(experiment.model).model_dump(mode="json"),
+        "pretrain": stage,
+        "data": digest_of_data(experiment),
+        "seed": experiment.seed,
+    }
+    if (adapt := experiment.adapt) is not None:
+        distill = adapt.distill.model_dump(mode="json") if adapt.distill else None
+        content["adapt"] = {"from": origins(experiment), "warmup_steps": adapt.warmup_steps, "distill": distill}
+    return fingerprint(content)
+
+
+def origins(experiment: Experiment) -> dict[Side, str]:
+    """Whose weights a pretraining begins with: the fingerprint of either side's, or a checkpoint's digest."""
+    return {
+        side: given.digest if isinstance(given, Checkpoint) else pretrain_fingerprint(given.seeded(experiment.seed))
+        for side, given in (experiment.adapt.sides.items() if experiment.adapt else ())
+    }
 
 
 def _code_digest() -> str:
@@ -158,6 +171,12 @@ def provenance(
         "bitsandbytes": _version("bitsandbytes") if eight_bit else None,
         "weights": weights,
     }
+
+
+def weights_digest(digests: Sequence[str | None]) -> str | None:
+    """One word for the weights that a stage begins with: those of one parent, or of the two of an adaptation."""
+    known = [digest for digest in digests if digest is not None]
+    return known[0] if len(known) == 1 else fingerprint(known) if known else None
 
 
 _version = cache(version)

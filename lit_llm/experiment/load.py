@@ -25,7 +25,8 @@ from lit_llm.config.tree import (
     without,
 )
 from lit_llm.experiment.config import Experiment
-from lit_llm.models.config import resolve_model
+from lit_llm.interop.checkpoint import MODEL, WEIGHTS, digest_of_checkpoint
+from lit_llm.models.config import STACKS, resolve_model
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -57,7 +58,7 @@ def read_experiment(source: str | Path, overrides: Sequence[str] = ()) -> Node:
         below = read_layers(Node([Node(str(source))]), Path.cwd())
     if problems:
         raise InputError(*problems)
-    return merge_all([below, *after])
+    return with_sources(merge_all([below, *after]), merge_all(after))
 
 
 def read_overrides(options: Iterable[str], problems: list[Problem]) -> list[Node]:
@@ -97,18 +98,104 @@ def _read_layer(name: Node, folder: Path, seen: tuple[Path, ...]) -> Node:
     return merge(below, own)
 
 
-def _find(name: str, folder: Path, mark: Mark | None) -> Path:
+def _find(name: str, folder: Path, mark: Mark | None, key: str = "extends") -> Path:
     if is_preset(name):
         return PRESETS / f"{name}.yaml"
     path = folder / name
     if os.path.isfile(path):  # unlike Path's, says no to a name that is too long for the file system
         return path.resolve()
     hint = did_you_mean(name, [*preset_names(), *(path.name for path in folder.glob("*.yaml"))])
-    raise InputError(Problem(f"there is no preset and no file {name!r}{hint}", "extends" if mark else "", mark))
+    raise InputError(Problem(f"there is no preset and no file {name!r}{hint}", key if mark else "", mark))
+
+
+SIDES = ("encoder", "decoder")
+_NOT_ITS = ("finetune", "evaluate", "seed")
+"""Sections of a file that are no part of what is adapted: that is its pretraining, with the seed of what it becomes."""
+
+
+_SHARED = {
+    "model": ("d_model", "vocabulary", "attention", "feed_forward", "norm", "embedding", "output"),
+    "pretrain": ("data", "training", "validation"),
+}
+"""What a study's base says of a source, too: not its family, its stacks, its objective or its masks."""
+
+
+def with_sources(node: Node, shared: Node, seen: tuple[Path, ...] = ()) -> Node:
+    """The tree with what `adapt.from` names in place of the names, and so for what that is adapted from.
+
+    Files are relative to the one that names them. shared: a study's `base` and what `-o` says; its text, training and
+    widths are those of a source too, unless `from` has others. Raises InputError for a file or a folder that cannot be
+    read, and for an experiment that is adapted from itself.
+    """
+    given = node.find(["adapt", "from"])
+    if given is None or given.value is None:
+        return node
+    if isinstance(given.value, dict) and given.value.keys() & {*SIDES} and not given.value.keys() - {*SIDES}:
+        inside = {side: _source(each, f"adapt.from.{side}", shared, seen) for side, each in given.value.items()}
+        found = Node(inside, given.mark)
+    else:
+        found = _source(given, "adapt.from", shared, seen)
+    adapt = Node(node.value["adapt"].value | {"from": found}, node.value["adapt"].mark)
+    return Node(node.value | {"adapt": adapt}, node.mark)
+
+
+def _source(given: Node, key: str, shared: Node, seen: tuple[Path, ...]) -> Node:
+    """One source, read: an experiment's tree, or a checkpoint."""
+    if isinstance(given.value, str):
+        folder = _folder(given.mark) / given.value
+        if os.path.isdir(folder) and not is_preset(given.value):
+            return _checkpoint(folder, key, given.mark)
+        given = Node({"extends": given}, given.mark)
+    if not isinstance(given.value, dict):
+        raise InputError(Problem("should be the name of a preset, a file or a folder, or a mapping", key, given.mark))
+    if "checkpoint" in given.value:
+        return given
+    # A name that another layer has added keys to is {kind: name}, as a variant written short would be.
+    items = dict(given.value)
+    short, extends = items.pop(KIND, None), items.pop("extends", None)
+    if short is not None and extends is not None:
+        message = f"is named {short.value!r} in one place and {extends.value!r} in another; write `extends` in both"
+        raise InputError(Problem(message, key, short.mark))
+    names = short or extends
+    below, paths = Node({}), list[Path]()
+    for name in [] if names is None else names.value if isinstance(names.value, list) else [names]:
+        folder = _folder(name.mark)
+        if isinstance(name.value, str):
+            paths.append(_find(name.value, folder, name.mark, key))
+        if paths and paths[-1] in seen:
+            chain = " -> ".join(path.name for path in (*seen, paths[-1]))
+            raise InputError(Problem(f"is adapted from itself: {chain}", key, name.mark))
+        below = merge(below, read_layers(Node([name], name.mark), folder))
+    below = Node({name: part for name, part in below.value.items() if name not in _NOT_ITS})
+    of_all = Node({name: _only(part, _SHARED[name]) for name, part in shared.value.items() if name in _SHARED})
+    whole = merge_all([below, of_all, Node(items)])
+    # Only what the files themselves are adapted from can lead back to them.
+    further = () if Node(items).find(["adapt", "from"]) else paths
+    return with_sources(Node(whole.value, given.mark), shared, (*seen, *further))
+
+
+def _only(node: Node, names: Sequence[str]) -> Node:
+    if not isinstance(node.value, dict):
+        return Node({})
+    return Node({name: part for name, part in node.value.items() if name in names}, node.mark)
+
+
+def _folder(mark: Mark | None) -> Path:
+    """What a name is relative to: the folder of the file that it stands in, the working directory for an option's."""
+    return Path(mark.source).parent if mark is not None and os.path.isfile(mark.source) else Path.cwd()
+
+
+def _checkpoint(folder: Path, key: str, mark: Mark | None) -> Node:
+    try:
+        model, digest = read_file(folder / MODEL).find(["model"]) or Node({}), digest_of_checkpoint(folder)
+    except (InputError, OSError) as error:
+        message = f"{folder} is no checkpoint's folder, which has {MODEL} and {WEIGHTS}: {error}"
+        raise InputError(Problem(message, key, mark)) from None
+    return Node({"checkpoint": Node(str(folder.resolve()), mark), "digest": Node(digest, mark), "model": model}, mark)
 
 
 def validate_experiment(node: Node, changes_checked: bool = False) -> Experiment:
-    """The experiment that a merged tree describes.
+    """The experiment that a merged tree describes; see `with_sources`.
 
     changes_checked: an override of a model address that changes nothing is an error too. Off for trees with a study's
     factors, whose first level often is what holds already.
@@ -124,13 +211,21 @@ def changed(experiment: Experiment, keys: Node) -> Experiment:
     return validate(Experiment, merge(tree(experiment.model_dump(mode="json")), keys))
 
 
-_ADDRESSES = ("attention", "self_attention", "cross_attention", "partial_attention", "feed_forward", "layer_ranges")
+_ADDRESSES = (
+    "attention",
+    "self_attention",
+    "cross_attention",
+    "partial_attention",
+    "retention",
+    "feed_forward",
+    "layer_ranges",
+)
 
 
 def idle_overrides(node: Node, experiment: Experiment) -> list[Problem]:
     """Keys of model addresses (`model.decoder.cross_attention.rope`) without which the model would be the same."""
     problems = []
-    for side in ("encoder", "decoder"):
+    for side in STACKS:
         stack = node.find(["model", side])
         for name in _ADDRESSES:
             part = stack.find([name]) if stack else None

@@ -23,6 +23,7 @@ from lit_llm.evaluation.examples import HeldOutExamples, example_losses
 from lit_llm.evaluation.extrapolation import extrapolation
 from lit_llm.evaluation.found import Found, Progress
 from lit_llm.evaluation.likelihood import Validation
+from lit_llm.experiment.beginning import take_over, windows_before
 from lit_llm.experiment.config import Experiment, Trained
 from lit_llm.experiment.cost import cost_of, example_flops
 from lit_llm.experiment.finished import WEIGHTS, open_finished
@@ -33,6 +34,7 @@ from lit_llm.models.transformer import LanguageModel
 from lit_llm.tracking.store import SCHEMA, MetricsFile, Stage, Store, finite, read_json, write_json, write_text
 from lit_llm.training.config import TrainingConfig
 from lit_llm.training.fit import Budget, Evaluate, Judge, accelerator_of, fit
+from lit_llm.training.module import Beginning
 
 ShouldStop = Callable[[], bool]
 
@@ -40,16 +42,19 @@ ShouldStop = Callable[[], bool]
 def pretrain(
     frozen: Frozen, stage: Stage, store: Store, should_stop: ShouldStop, judge: Judge | None
 ) -> dict[str, Any]:
-    """Train an experiment's `pretrain` section from values drawn by the seed."""
+    """Train an experiment's `pretrain` section, from values drawn by the seed or taken over from other models."""
     experiment, section = frozen.experiment, frozen.experiment.pretrain
     torch.set_num_threads(section.training.execution.threads)
     data, family = open_prepared(section.data, store.data, frozen.data), experiment.model.family
-    batches = TrainBatches(data, section.objective, family, section.masks, experiment.seed)
+    begin = windows_before(experiment)
+    batches = TrainBatches(data, section.objective, family, section.masks, experiment.seed, begin)
     evaluate = Validation(section.validation, data, section.objective, family, section.masks)
     size = section.data.batch_size * section.data.sequence_length
-    budget = Budget(size, cost_of(experiment).flops_per_step)
+    cost = cost_of(experiment)
+    budget = Budget(size, cost.flops_per_step, cost.before.tokens, cost.before.train_flops)
     model = build_model(experiment.model, experiment.seed)
-    return _trained("pretrain", frozen, stage, model, batches, budget, evaluate, should_stop, judge)
+    beginning, weights = take_over(model, frozen, store)
+    return _trained("pretrain", frozen, stage, model, batches, budget, evaluate, should_stop, judge, weights, beginning)
 
 
 def finetune(
@@ -207,6 +212,7 @@ def _trained(
     should_stop: ShouldStop,
     judge: Judge | None,
     weights: str | None = None,
+    beginning: Beginning | None = None,
 ) -> dict[str, Any]:
     """Train one stage; the result as it is written to disk. weights: digest of those that it begins with."""
     started = time.time()
@@ -227,6 +233,7 @@ def _trained(
         checkpoints=stage.checkpoints,
         should_stop=should_stop,
         judge=judge,
+        beginning=beginning,
     )
     digest = None
     if fitted.state == "done":

@@ -8,6 +8,10 @@ encoder-decoder   p1 p2 ─▶ encoder ─▶ keys and values of every cross-att
                   <s> ─▶ decoder ─▶ logits of t1                t1 ─▶ decoder ─▶ logits of t2   ...
                          └ keys and values of <s>                     └ and of t1
 
+decoder-decoder   <s> p1 p2 ─▶ self-decoder ─▶ shared keys and values of <s> p1 p2
+                               └ windows or states, of a size that does not grow
+                  p2 alone ─▶ cross-decoder ─▶ logits of t1     t1 ─▶ both ─▶ logits of t2   ...
+
 Every token stands where a forward pass over the whole text would put it. Shorter prompts are padded at their end, and
 each row goes on from its own.
 """
@@ -21,9 +25,13 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from lit_llm.components.attention.cache import KeyValues, LayerCache, Rows
+from lit_llm.components.attention.cache import KeyValues, Rows
 from lit_llm.components.attention.rope import Rotations
 from lit_llm.components.attention.visibility import Visibility
+from lit_llm.components.retention.cache import RetentionState
+from lit_llm.models.cache import LayerCache
+from lit_llm.models.config import Layer
+from lit_llm.models.decoder_decoder import DecoderDecoder
 from lit_llm.models.transformer import DecoderOnly, EncoderDecoder, LanguageModel, compute_dtype
 
 Prefix = Literal["causal", "bidirectional"]
@@ -63,20 +71,21 @@ class Decoding(ABC):
         self.logits_BV = self.logits_BV[rows]
 
     def cache_bytes(self) -> list[int]:
-        """Measured: what the keys and values of each row take, without padding and room for more.
+        """Measured: what the keys and values (and states) of each row take, without padding and room for more.
 
         With n tokens chosen, the last of which the model has not read yet, it is what `lit_llm.models.cost.cache_bytes`
         says of the prompt and n generated tokens: <s> stands in for the last.
         """
         return [sum(row) for row in zip(*(part.bytes() for part in self._parts()), strict=True)]
 
-    def _parts(self) -> list[KeyValues]:
-        found = [
-            part
-            for layer in self.layers
-            for part in (layer.self_attention, layer.cross_attention, layer.partial_attention)
-        ]
-        return [part for part in found if part is not None]
+    def _parts(self) -> list[KeyValues | RetentionState]:
+        return [part for layer in self.layers for part in layer.parts]
+
+
+def _cache(layer: Layer, rows: Rows, crossed: KeyValues | None = None, partial: KeyValues | None = None) -> LayerCache:
+    """What a decoder's layer keeps: of its own row, and of the source."""
+    own = None if layer.self_attention is None else KeyValues(rows, layer.self_attention.window)
+    return LayerCache(own, crossed, partial, None if layer.retention is None else RetentionState(rows))
 
 
 class _DecoderOnly(Decoding):
@@ -87,12 +96,9 @@ class _DecoderOnly(Decoding):
         caches = []
         for layer in model.config.decoder:
             of_source = KeyValues(self.source_rows) if layer.partial_attention else None
-            own = KeyValues(rows, layer.self_attention.window)
-            caches.append(LayerCache(own, partial_attention=of_source))
+            caches.append(_cache(layer, rows, partial=of_source))
         super().__init__(model, rows, caches)
-        visible = Visibility(causal=True)  # padding comes last: no token sees it, and what it sees is of no concern
-        if prefix == "bidirectional":
-            visible.prefix = rows.lengths[0] if rows.even else rows.lengths_B
+        visible = _of_prompts(rows, prefix)
         x_BTD = model.embed(tokens_BT)
         rotations = Rotations(compute_dtype(x_BTD))
         positions = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
@@ -113,6 +119,37 @@ class _DecoderOnly(Decoding):
         self.source_visible = self.source_rows.visible()
 
 
+class _DecoderDecoder(Decoding):
+    def __init__(self, model: DecoderDecoder, prompts: Sequence[Sequence[int]], prefix: Prefix, begin: int) -> None:
+        tokens_BT, rows = _padded([[begin, *prompt] for prompt in prompts], model)
+        caches = [_cache(layer, rows) for layer in model.config.decoder[: model.config.self_layers]]
+        super().__init__(model, rows, caches)
+        self.decoder, self.shared = model.decoder, KeyValues(rows)
+        x_BTD = model.embed(tokens_BT)
+        rotations = Rotations(compute_dtype(x_BTD))
+        rotations.place("self", torch.arange(tokens_BT.shape[1], device=tokens_BT.device))
+        x_BTD, shared_kv = self._read(x_BTD, _of_prompts(rows, prefix), rotations)
+        # What comes next depends on the last token's own way through the cross-decoder, and on no other's.
+        last_B1D = x_BTD[torch.arange(len(prompts), device=tokens_BT.device), rows.lengths_B - 1][:, None]
+        rotations = Rotations(rotations.dtype)
+        rotations.place("self", rows.next_positions() - 1)
+        hidden_B1D = self.decoder.answer(last_B1D, shared_kv, rows.visible(), rotations)
+        self.logits_BV = model.logits(hidden_B1D[:, 0])
+
+    def _step(self, x_B1D: Tensor, rotations: Rotations) -> Tensor:
+        visible = self.rows.visible(more=1)
+        x_B1D, shared_kv = self._read(x_B1D, visible, rotations)
+        return self.decoder.answer(x_B1D, shared_kv, visible, rotations)
+
+    def _read(self, x_BTD: Tensor, visible: Visibility, rotations: Rotations) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The self-decoder's output for new tokens, and the shared keys and values of all tokens so far."""
+        x_BTD = self.decoder(x_BTD, visible, rotations, cache=self.layers, finish=False)
+        return x_BTD, self.shared.add(*self.decoder.keys_values(x_BTD, rotations))
+
+    def _parts(self) -> list[KeyValues | RetentionState]:
+        return [*super()._parts(), self.shared]
+
+
 class _EncoderDecoder(Decoding):
     def __init__(self, model: EncoderDecoder, prompts: Sequence[Sequence[int]], begin: int, end: int) -> None:
         source_BS, self.source_rows = _padded([prompt if len(prompt) else [end] for prompt in prompts], model)
@@ -122,7 +159,7 @@ class _EncoderDecoder(Decoding):
         caches = []
         for layer in model.config.decoder:
             of_source = KeyValues(self.source_rows) if layer.cross_attention or layer.merged else None
-            caches.append(LayerCache(KeyValues(rows, layer.self_attention.window), of_source))
+            caches.append(_cache(layer, rows, crossed=of_source))
         super().__init__(model, rows, caches)
         self.encoder_BSD: Tensor | None = encoder_BSD
         self.step(torch.full((len(prompts),), begin, device=source_BS.device))
@@ -160,9 +197,19 @@ def prefill(
     """
     if isinstance(model, EncoderDecoder):
         return _EncoderDecoder(model, prompts, begin, end)
+    if isinstance(model, DecoderDecoder):
+        return _DecoderDecoder(model, prompts, prefix, begin)
     if not isinstance(model, DecoderOnly):
         raise ValueError(f"a model of the family {model.config.family} generates no text")
     return _DecoderOnly(model, prompts, prefix, begin)
+
+
+def _of_prompts(rows: Rows, prefix: Prefix) -> Visibility:
+    """Who sees whom in prompts that a decoder reads."""
+    visible = Visibility(causal=True)  # padding comes last: no token sees it, and what it sees is of no concern
+    if prefix == "bidirectional":
+        visible.prefix = rows.lengths[0] if rows.even else rows.lengths_B
+    return visible
 
 
 def _padded(texts: Sequence[Sequence[int]], model: LanguageModel) -> tuple[Tensor, Rows]:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 
 from lit_llm.models.config import ModelConfig, ResolvedModel, resolve_model
+from lit_llm.models.decoder_decoder import DecoderDecoder
 from lit_llm.models.transformer import DecoderOnly, EncoderDecoder, EncoderOnly, LanguageModel
 
 
@@ -37,6 +38,7 @@ FAMILIES: dict[str, Callable[[ResolvedModel], LanguageModel]] = {
     "decoder": DecoderOnly,
     "encoder_decoder": EncoderDecoder,
     "encoder_only": EncoderOnly,
+    "decoder_decoder": DecoderDecoder,
 }
 
 

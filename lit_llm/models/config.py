@@ -28,6 +28,7 @@ from lit_llm.components.partial_attention.config import (
     ResolvedPartialAttention,
     resolve_partial_attention,
 )
+from lit_llm.components.retention.config import ResolvedRetention, RetentionOverride, resolve_retention
 from lit_llm.config.section import Items, OneOf, Section, impossible, set_fields
 from lit_llm.config.tree import KIND
 
@@ -52,7 +53,15 @@ class _AnyDecoderLayerOverride(Section):
     """Feed-forward network."""
 
 
-class DecoderLayerOverride(_AnyDecoderLayerOverride):
+class SelfDecoderLayerOverride(_AnyDecoderLayerOverride):
+    """What is different in some layers of a self-decoder."""
+
+    retention: Annotated[RetentionOverride, OneOf(default=RetentionOverride)] | None = None
+    """Gated retention (YOCO, arXiv 2405.05254) in place of self-attention, in the layers for which this is written;
+    with as many heads as `model.attention` unless it says so. It is causal: no prefix can be opened to it."""
+
+
+class DecoderLayerOverride(SelfDecoderLayerOverride):
     """What is different in some layers of a decoder-only model."""
 
     partial_attention: Annotated[PartialAttentionOverride, OneOf(default=PartialAttentionOverride)] | None = None
@@ -76,6 +85,16 @@ class CrossDecoderLayerOverride(_AnyDecoderLayerOverride):
             message = "is for decoder-only models: an encoder-decoder's cross-attention reads the source already"
             raise impossible(("partial_attention", message))
         return values
+
+
+class SharingLayerOverride(Section):
+    """What is different in some layers of a cross-decoder."""
+
+    cross_attention: AttentionOverride | None = None
+    """Causal attention over the row itself, by the keys and values that all of these layers share; open inside a
+    bidirectional prefix. A layer has its own queries and output; what makes keys and values is the same in all."""
+    feed_forward: FeedForwardOverride | None = None
+    """Feed-forward network."""
 
 
 class EncoderConfig(EncoderLayerOverride):
@@ -110,6 +129,24 @@ class CrossDecoderConfig(CrossDecoderLayerOverride):
     """Number of layers."""
     layer_ranges: dict[str, CrossDecoderLayerOverride] = {}
     """Overrides for some layers, counted from 0: `"0-2": {cross_attention: {rope: none}}`; `"0-21/3"`: every third."""
+
+
+class SelfDecoderConfig(SelfDecoderLayerOverride):
+    """The first stack of a decoder-decoder, whose output makes the shared keys and values."""
+
+    layers: int = Field(gt=0)
+    """Number of layers."""
+    layer_ranges: dict[str, SelfDecoderLayerOverride] = {}
+    """Overrides for some layers, counted from 0: `"0-2": {self_attention: {window: 64}}`; `"0-21/3"`: every third."""
+
+
+class SharingDecoderConfig(SharingLayerOverride):
+    """The second stack of a decoder-decoder, all of whose layers read the shared keys and values."""
+
+    layers: int = Field(gt=0)
+    """Number of layers."""
+    layer_ranges: dict[str, SharingLayerOverride] = {}
+    """Overrides for some layers, counted from 0, the stack's first: `"0-2": {cross_attention: {heads: 2}}`."""
 
 
 class _Shared(Section):
@@ -174,7 +211,31 @@ class EncoderOnlyModel(_Shared):
     """all: input and output embedding are one matrix."""
 
 
-ModelConfig = Annotated[DecoderModel | EncoderDecoderModel | EncoderOnlyModel, OneOf(default=DecoderModel, by="family")]
+class DecoderDecoderModel(_Shared):
+    """Decoder-decoder (YOCO, arXiv 2405.05254): decoder-only, with keys and values made once for half of its layers.
+
+    The self-decoder's layers look at what is near (a window) or keep a state of fixed size (retention), and those of
+    the cross-decoder at everything, by one pair of keys and values. So a prompt is read by the self-decoder alone, and
+    one layer's keys and values are kept of it.
+    """
+
+    family: Literal["decoder_decoder"] = "decoder_decoder"
+    """Decoder-decoder."""
+    self_decoder: SelfDecoderConfig
+    """The layers that come first. A layer without `window` or `retention` sees everything, by keys of its own."""
+    cross_decoder: SharingDecoderConfig
+    """The layers that come after them and share one pair of keys and values."""
+    tie_embeddings: Literal["all", "none"] = "all"
+    """all: input and output embedding are one matrix."""
+
+
+ModelConfig = Annotated[
+    DecoderModel | EncoderDecoderModel | EncoderOnlyModel | DecoderDecoderModel,
+    OneOf(default=DecoderModel, by="family"),
+]
+
+STACKS = ("encoder", "decoder", "self_decoder", "cross_decoder")
+"""Keys of a model's stacks of layers, each of which one family or another has."""
 
 # --- what is computed ----------------------------------------------------------------------------------------------
 
@@ -182,19 +243,28 @@ ModelConfig = Annotated[DecoderModel | EncoderDecoderModel | EncoderOnlyModel, O
 class Layer(Section):
     """One layer with nothing left open."""
 
-    self_attention: ResolvedAttention
+    self_attention: ResolvedAttention | None
+    """None where a retention stands in its place."""
     cross_attention: ResolvedAttention | None
     # Not in the dump where there is none: stages from before it was there keep their fingerprints.
     merged: bool = Field(False, exclude_if=lambda value: not value)
     """Whether self-attention sees the encoder's output, too."""
     partial_attention: ResolvedPartialAttention | None = Field(None, exclude_if=lambda value: value is None)
+    retention: ResolvedRetention | None = Field(None, exclude_if=lambda value: value is None)
     feed_forward: FeedForwardConfig
+
+    @property
+    def mixer(self) -> ResolvedAttention | ResolvedRetention:
+        """Self-attention, or the retention in its place."""
+        mixer = self.retention or self.self_attention
+        assert mixer is not None
+        return mixer
 
 
 class ResolvedModel(Section):
     """A model as an explicit list of layers: what is built, costed, hashed and compared."""
 
-    family: Literal["decoder", "encoder_decoder", "encoder_only"]
+    family: Literal["decoder", "encoder_decoder", "encoder_only", "decoder_decoder"]
     d_model: int
     vocabulary: int
     tie_embeddings: Literal["all", "inputs", "decoder", "none"]
@@ -205,6 +275,7 @@ class ResolvedModel(Section):
     """The encoder's width, where it is another one."""
     encoder: Items[Layer]
     decoder: Items[Layer]
+    """Of a decoder-decoder: the self-decoder's, then the cross-decoder's, whose self-attention shares its keys."""
 
     def width(self, side: str) -> int:
         """Of the residual stream of the `encoder` or the `decoder`."""
@@ -219,12 +290,31 @@ class ResolvedModel(Section):
         """Whether a decoder-only model needs to be told where the source ends."""
         return any(layer.partial_attention for layer in self.decoder)
 
+    @property
+    def has_retention(self) -> bool:
+        """Whether a layer can see nothing but what came before."""
+        return any(layer.retention for layer in self.decoder)
+
+    @property
+    def self_layers(self) -> int:
+        """Layers before the shared keys and values; all of the decoder's where there are none."""
+        return sum(layer.self_attention is None or not layer.self_attention.shared_kv for layer in self.decoder)
+
+    @property
+    def shared_kv(self) -> ResolvedAttention | None:
+        """An attention that shares its keys and values, if there is one; as to them, all are alike."""
+        return self.decoder[-1].self_attention if self.self_layers < len(self.decoder) else None
+
 
 def not_looked_at(model: ResolvedModel) -> str:
     """Why the analysis of attention does not show this model, or ''."""
     shows = "it looks at self-attention, and at cross-attention in every layer of a decoder, with norms before them"
     if model.family == "encoder_only":
         return f"an encoder-only model has no targets; {shows}"
+    if model.shared_kv is not None:
+        return f"the cross-decoder's layers have no keys and values of their own; {shows}"
+    if model.has_retention:
+        return f"retention weighs by no softmax; {shows}"
     if not model.norm.before or model.norm.skip_first:
         return f"norm.placement {model.norm.placement} (skip_first: {model.norm.skip_first}); {shows}"
     for layer in model.decoder:
@@ -232,14 +322,14 @@ def not_looked_at(model: ResolvedModel) -> str:
             return "looks at self- and cross-attention, and would not see what partial attention reads"
         if layer.merged or (model.encoder and layer.cross_attention is None):
             return f"a layer has no cross-attention of its own; {shows}"
-    if any(layer.self_attention.relative_bias != "none" for layer in model.layers):
+    if any(layer.self_attention and layer.self_attention.relative_bias != "none" for layer in model.layers):
         return "would not see what a relative bias adds to the scores"
     return ""
 
 
 def resolve_model(config: ModelConfig) -> ResolvedModel:
     """Apply all overrides. Two configs that are the same function in canonical form resolve to equal models."""
-    encoder, decoder = (getattr(config, side, None) for side in ("encoder", "decoder"))
+    encoder, *decoder = (_layers(config, side) for side in STACKS)
     return ResolvedModel(
         family=config.family,
         d_model=config.d_model,
@@ -249,9 +339,14 @@ def resolve_model(config: ModelConfig) -> ResolvedModel:
         embedding=config.embedding,
         output=config.output,
         encoder_d_model=_width(config, "encoder") if _width(config, "encoder") != config.d_model else None,
-        encoder=tuple(_layer(config, "encoder", index) for index in range(encoder.layers if encoder else 0)),
-        decoder=tuple(_layer(config, "decoder", index) for index in range(decoder.layers if decoder else 0)),
+        encoder=encoder,
+        decoder=tuple(layer for layers in decoder for layer in layers),
     )
+
+
+def _layers(config: Any, side: str) -> tuple[Layer, ...]:
+    stack = getattr(config, side, None)
+    return tuple(_layer(config, side, index) for index in range(stack.layers if stack else 0))
 
 
 def _width(config: Any, side: str) -> int:
@@ -260,16 +355,26 @@ def _width(config: Any, side: str) -> int:
 
 
 def _layer(config: Any, side: str, index: int) -> Layer:
-    stack, reads = getattr(config, side), _cross(config, side, index)
+    stack, reads, retention = getattr(config, side), _cross(config, side, index), _retention(config, side, index)
     return Layer(
-        self_attention=_attention(config, side, index, "attention" if side == "encoder" else "self_attention"),
+        self_attention=None if retention else _attention(config, side, index, OWN_ATTENTION[side]),
         cross_attention=_attention(config, side, index, "cross_attention") if reads == "separate" else None,
         merged=reads == "merged",
         partial_attention=_partial_attention(config, side, index),
+        retention=retention,
         feed_forward=FeedForwardConfig.model_validate(
             _merged(config.feed_forward, [part for _, part in _levels(stack, side, index)], "feed_forward")
         ),
     )
+
+
+OWN_ATTENTION = {
+    "encoder": "attention",
+    "decoder": "self_attention",
+    "self_decoder": "self_attention",
+    "cross_decoder": "cross_attention",
+}
+"""The key of a stack under which its layers' attention to their own row is written: `Layer.self_attention`."""
 
 
 def _cross(config: Any, side: str, index: int) -> str:
@@ -284,8 +389,10 @@ def _cross(config: Any, side: str, index: int) -> str:
 def _attention(config: Any, side: str, index: int, name: str) -> ResolvedAttention:
     levels = [part for _, part in _levels(getattr(config, side), side, index)]
     values = _merged(config.attention, levels, name)
-    own: Place = "merged" if _cross(config, side, index) == "merged" else "self"
-    return resolve_attention(values, _width(config, side), "cross" if name == "cross_attention" else own)
+    place: Place = "merged" if _cross(config, side, index) == "merged" else "self"
+    if name == "cross_attention":
+        place = "shared" if side == "cross_decoder" else "cross"
+    return resolve_attention(values, _width(config, side), place)
 
 
 def _partial_attention(config: Any, side: str, index: int) -> ResolvedPartialAttention | None:
@@ -293,6 +400,17 @@ def _partial_attention(config: Any, side: str, index: int) -> ResolvedPartialAtt
     if all(getattr(level, "partial_attention", None) is None for level in levels):
         return None
     return resolve_partial_attention(_merged(config.attention, levels, "partial_attention"), config.d_model)
+
+
+def _retention(config: Any, side: str, index: int) -> ResolvedRetention | None:
+    levels = [part for _, part in _levels(getattr(config, side), side, index)]
+    written = [level.retention for level in levels if getattr(level, "retention", None) is not None]
+    if not written:
+        return None
+    values: dict[str, object] = {"heads": config.attention.heads}
+    for level in written:
+        values |= _overrides(level)
+    return resolve_retention(values, config.d_model)
 
 
 def _levels(stack: Any, side: str, index: int) -> list[tuple[str, Any]]:
@@ -324,7 +442,8 @@ def layer_range(name: str) -> range:
 
 def resolution_problems(config: Any) -> Iterator[tuple[str, str]]:
     """(key, message) for everything that keeps this model from being built."""
-    for side in ("encoder", "decoder"):
+    all_buildable = True
+    for side in STACKS:
         stack = getattr(config, side, None)
         if stack is None:
             continue
@@ -335,6 +454,7 @@ def resolution_problems(config: Any) -> Iterator[tuple[str, str]]:
                 ranges_fine = False
                 yield f"{side}.layer_ranges.{name}", problem
         if not ranges_fine:
+            all_buildable = False
             continue
         clash = _clash(stack.layer_ranges)
         if clash:
@@ -346,13 +466,18 @@ def resolution_problems(config: Any) -> Iterator[tuple[str, str]]:
             try:
                 if name == "partial_attention":
                     _partial_attention(config, side, index)
+                elif name == "retention":
+                    _retention(config, side, index)
                 else:
                     _attention(config, side, index, name)
             except ValueError as error:
                 buildable = False
                 yield _blamed(stack, side, index, name), str(error)
-        if buildable and (problem := _bias_problem(config, side, stack.layers)):
-            yield f"{side}.{'attention' if side == 'encoder' else 'self_attention'}", problem
+        all_buildable = all_buildable and buildable
+        if buildable and (problem := _bias_problem(config, side)):
+            yield f"{side}.{OWN_ATTENTION[side]}", problem
+    if all_buildable and (problem := _sharing_problem(config)):
+        yield "cross_decoder.cross_attention", problem
 
 
 def _of_the_source(config: Any, stack: Any) -> Iterator[tuple[str, str]]:
@@ -371,19 +496,28 @@ def _of_the_source(config: Any, stack: Any) -> Iterator[tuple[str, str]]:
             yield "decoder.cross", f"merged: {differ}, and one W_k and W_v read both"
 
 
-def _bias_problem(config: Any, side: str, layers: int) -> str:
+def _sharing_problem(config: Any) -> str:
+    """Why the layers of a cross-decoder cannot share their keys and values, or ''."""
+    found = [own for layer in _layers(config, "cross_decoder") if (own := layer.self_attention)]
+    for index, own in enumerate(found):
+        if own.shared != found[0].shared:
+            needed = "the same kv_heads, head_dim, rope, rope_theta, rope_factor and norms of keys and values"
+            return f"all layers share one pair of keys and values and need {needed}; layer {index} differs from layer 0"
+    return ""
+
+
+def _bias_problem(config: Any, side: str) -> str:
     """Why the layers of a stack cannot share one relative bias, or ''."""
-    name = "attention" if side == "encoder" else "self_attention"
-    found = [_attention(config, side, index, name) for index in range(layers)]
+    found = [own for layer in _layers(config, side) if (own := layer.self_attention)]
     kinds = {each.relative_bias for each in found}
     if "shared" in kinds and len({str(each.bias_tensors()) + str(each.relative_distance) for each in found}) > 1:
         return "relative_bias shared: all layers of a stack need the same heads, relative_buckets and relative_distance"
     return ""
 
 
-_ATTENTIONS = ("attention", "self_attention", "cross_attention", "partial_attention")
+_ATTENTIONS = ("attention", "self_attention", "cross_attention", "partial_attention", "retention")
 _SHAPE = {"heads", "kv_heads", "head_dim", "rope", "relative_bias", "relative_buckets", "window", "window_ahead"}
-"""Keys of an attention that can make it impossible."""
+"""Keys of an attention, or of a retention, that can make it impossible."""
 
 
 def _blamed(stack: Any, side: str, index: int, name: str) -> str:

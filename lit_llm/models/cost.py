@@ -77,7 +77,7 @@ def layer_tensors(model: ResolvedModel) -> list[tuple[int, int]]:
         norm, skipped = model.norm.tensors(width), model.norm.skip_first
         each = model.norm.before + (model.norm.after or model.norm.placement == "post")  # of every part
         for index, layer in enumerate(layers):
-            parts = [layer.self_attention.tensors(width), layer.feed_forward.tensors(width)]
+            parts = [layer.mixer.tensors(width), layer.feed_forward.tensors(width)]
             if cross := layer.cross_attention:
                 parts.append(cross.tensors(width, encoder_width))
             if partial := layer.partial_attention:
@@ -85,8 +85,10 @@ def layer_tensors(model: ResolvedModel) -> list[tuple[int, int]]:
             found += [tensor for part in parts for tensor in part]
             found += norm * (each * len(parts) - (skipped and index == 0))
         found += norm * (model.norm.placement != "post")  # after the last layer
-        shared = [layer.self_attention for layer in layers if layer.self_attention.relative_bias == "shared"]
-        found += shared[0].bias_tensors() if shared else []
+        biased = [own for layer in layers if (own := layer.self_attention) and own.relative_bias == "shared"]
+        found += biased[0].bias_tensors() if biased else []
+    if shared := model.shared_kv:
+        found += shared.shared_tensors(d_model) + model.norm.tensors(d_model) * (model.norm.placement != "post")
     return found
 
 
@@ -104,6 +106,9 @@ class Shape:
     """Tokens at the decoder's start that see each other."""
     partial: float = 0
     """Tokens at the decoder's start that partial attention reads as the source, where a model has it."""
+    to_go_on: bool = False
+    """Whether these tokens are a prompt: a cross-decoder then runs for the last of them alone, and retention keeps the
+    state after them."""
 
     @property
     def tokens(self) -> float:
@@ -116,13 +121,17 @@ def forward_flops(model: ResolvedModel, shape: Shape) -> float:
     width = model.width("encoder")
     flops = shape.outputs * _output_flops(model)
     for layer in model.encoder:
-        flops += (
-            2.0 * source * (_attention_products(layer.self_attention, width) + layer.feed_forward.parameters(width))
-        )
+        flops += 2.0 * source * (_attention_products(layer.self_attention, width) + _feed_forward(layer, width))
+    if shared := model.shared_kv:
+        flops += 2.0 * target * shared.shared_parameters(d_model)
     for layer in model.decoder:
-        flops += 2.0 * target * (_attention_products(layer.self_attention, d_model) + _feed_forward(layer, d_model))
-        if layer.merged:
-            flops += 2.0 * source * layer.self_attention.memory_parameters(d_model)
+        own, tokens = layer.self_attention, _queries(layer, shape)
+        flops += 2.0 * tokens * (_attention_products(own, d_model) + _feed_forward(layer, d_model))
+        if layer.retention:
+            # Chunks are counted in whole tokens, and a sum over an average cut may be off by a rounding.
+            flops += layer.retention.flops(round(target, 6), d_model, keep_state=shape.to_go_on)
+        if own and layer.merged:
+            flops += 2.0 * source * own.memory_parameters(d_model)
         if cross := layer.cross_attention:
             flops += 2.0 * (target * cross.query_parameters(d_model) + source * cross.memory_parameters(width))
         if partial := layer.partial_attention:
@@ -135,13 +144,15 @@ def score_flops(model: ResolvedModel, shape: Shape) -> Iterator[tuple[float, int
     """(keys, head_dim, forward FLOPs of QKᵀ and the sum over values) of every attention, for one example."""
     source, target = shape.source, shape.target
     for layer in model.encoder:
-        own = layer.self_attention
-        yield source, own.head_dim, own.score_flops(full_pairs(source, own.reach))
+        if own := layer.self_attention:
+            yield source, own.head_dim, own.score_flops(full_pairs(source, own.reach))
     for layer in model.decoder:
-        own = layer.self_attention
-        yield target, own.head_dim, own.score_flops(causal_pairs(target, shape.prefix, own.reach))
-        if layer.merged:
-            yield source, own.head_dim, own.score_flops(target * source)
+        if own := layer.self_attention:
+            last_alone = shape.to_go_on and own.shared_kv
+            pairs = target if last_alone else causal_pairs(target, shape.prefix, own.reach)
+            yield target, own.head_dim, own.score_flops(pairs)
+            if layer.merged:
+                yield source, own.head_dim, own.score_flops(target * source)
         if cross := layer.cross_attention:
             yield source, cross.head_dim, cross.score_flops(target * source)
         if partial := layer.partial_attention:
@@ -153,7 +164,16 @@ def _output_flops(model: ResolvedModel) -> float:
     return 2.0 * (model.vocabulary * model.d_model + model.output.products(model.d_model))
 
 
-def _attention_products(attention: ResolvedAttention, d_model: int) -> int:
+def _queries(layer: Layer, shape: Shape) -> float:
+    """How many tokens go through a layer of the decoder."""
+    sharing = layer.self_attention is not None and layer.self_attention.shared_kv
+    return 1 if shape.to_go_on and sharing else shape.target
+
+
+def _attention_products(attention: ResolvedAttention | None, d_model: int) -> int:
+    """Of an attention's four matrices, for one token; of none, 0."""
+    if attention is None:
+        return 0
     return attention.query_parameters(d_model) + attention.memory_parameters(d_model)
 
 
@@ -169,7 +189,7 @@ def train_flops(model: ResolvedModel, shape: Shape) -> float:
 def paper_flops(model: ResolvedModel, sequence_length: int) -> float:
     """The paper's "Flops per Seq": an encoder-decoder reads one half of the sequence and is trained on the other.
 
-    Partial attention, which the paper does not have, reads one half, too.
+    What the paper does not have: partial attention reads one half, too, and retention is counted as it is.
     """
     d_model, split, half = model.d_model, bool(model.encoder), sequence_length // 2
     if model.family == "encoder_only":  # not the paper's; every position is read, and has a distribution
@@ -182,11 +202,11 @@ def paper_flops(model: ResolvedModel, sequence_length: int) -> float:
     # Look-ups as products.
     flops += 2.0 * (source * model.width("encoder") + target * d_model) * model.vocabulary
     for layer in model.decoder:
-        own = layer.self_attention
-        flops += own.score_flops(target * target - causal_pairs(target, reach=own.reach))
+        if own := layer.self_attention:
+            flops += own.score_flops(target * target - causal_pairs(target, reach=own.reach))
     for layer in model.encoder:
-        own = layer.self_attention
-        flops += own.score_flops(source * source - full_pairs(source, own.reach))
+        if own := layer.self_attention:
+            flops += own.score_flops(source * source - full_pairs(source, own.reach))
     return flops
 
 
@@ -194,13 +214,15 @@ def prefill_flops(model: ResolvedModel, prompt: int, open_prefix: bool = False) 
     """FLOPs from a prompt to the first generated token's distribution, per prompt token.
 
     An encoder-decoder reads the prompt with its encoder and projects the cross-attention's keys and values; its decoder
-    then starts from <s> alone. open_prefix: a decoder-only model's prompt is bidirectional. An encoder-only model
-    generates nothing: what it reads costs this, with one masked token to fill in.
+    then starts from <s> alone. Of a decoder-decoder the cross-decoder runs for the last token alone. open_prefix: a
+    decoder-only model's prompt is bidirectional. An encoder-only model generates nothing: what it reads costs this,
+    with one masked token to fill in.
     """
     source, target = (prompt, 1) if model.encoder and model.decoder else (prompt * bool(model.encoder), prompt)
     target = target if model.decoder else 0
     prefix = prompt if open_prefix and not model.encoder else 0
-    return forward_flops(model, Shape(source, target, outputs=1, prefix=prefix, partial=prompt)) / prompt
+    shape = Shape(source, target, outputs=1, prefix=prefix, partial=prompt, to_go_on=True)
+    return forward_flops(model, shape) / prompt
 
 
 def decode_flops(model: ResolvedModel, prompt: int, generate: int) -> float:
@@ -210,12 +232,17 @@ def decode_flops(model: ResolvedModel, prompt: int, generate: int) -> float:
         return 0.0
     d_model, flops = model.d_model, _output_flops(model)
     before = 1 if model.encoder else prompt  # <s>, or the prompt
+    if shared := model.shared_kv:
+        flops += 2.0 * shared.shared_parameters(d_model)
     for layer in model.decoder:
         flops += 2.0 * (_attention_products(layer.self_attention, d_model) + _feed_forward(layer, d_model))
-        # The token generated as number g (from 0) sees what was there before, those generated so far, and itself.
-        behind = (layer.self_attention.reach or (math.inf,))[0]
-        visible = (_sum_up_to(before + generate, behind) - _sum_up_to(before, behind)) / generate
-        flops += layer.self_attention.score_flops(visible + (prompt if layer.merged else 0))
+        if own := layer.self_attention:
+            # The token generated as number g (from 0) sees what was there before, those generated so far, and itself.
+            behind = (own.reach or (math.inf,))[0]
+            visible = (_sum_up_to(before + generate, behind) - _sum_up_to(before, behind)) / generate
+            flops += own.score_flops(visible + (prompt if layer.merged else 0))
+        if layer.retention:
+            flops += layer.retention.step_flops(d_model)
         if cross := layer.cross_attention:
             flops += 2.0 * cross.query_parameters(d_model) + cross.score_flops(prompt)
         if partial := layer.partial_attention:
@@ -225,12 +252,13 @@ def decode_flops(model: ResolvedModel, prompt: int, generate: int) -> float:
 
 def attended_keys(model: ResolvedModel, prompt: int, number: int) -> float:
     """Keys that the token generated as this number (from 0) reads in a layer of the decoder, its own among them: mean
-    over the layers, each with all of its attentions; 0 for an encoder-only model."""
+    over the layers, each with all of its attentions, retention with none; 0 for an encoder-only model."""
     if not model.decoder:
         return 0.0
     before, total = 1 if model.encoder else prompt, 0.0
     for layer in model.decoder:
-        total += min(before + number + 1, (layer.self_attention.reach or (math.inf,))[0])
+        if own := layer.self_attention:
+            total += min(before + number + 1, (own.reach or (math.inf,))[0])
         total += prompt * sum((layer.merged, layer.cross_attention is not None, layer.partial_attention is not None))
     return total / len(model.decoder)
 
@@ -248,20 +276,24 @@ class CacheBytes:
     """(tokens that are kept at most, bytes of each) of every layer with a window."""
     prompt_in_windows: bool = True
     """Whether the prompt's tokens are among theirs: not in an encoder-decoder's decoder."""
+    states: int = 0
+    """Of retention's states, whose size depends on no number of tokens."""
 
     def total(self, prompt: int, generate: int) -> int:
         kept = generate + (prompt if self.prompt_in_windows else 0)
         windows = sum(each * min(kept, most) for most, each in self.windows)
-        return self.start + prompt * self.per_source_token + generate * self.per_generated_token + windows
+        return self.start + self.states + prompt * self.per_source_token + generate * self.per_generated_token + windows
 
 
 def cache_bytes(model: ResolvedModel, bytes_per_entry: int) -> CacheBytes:
     """An encoder-decoder keeps keys and values of the source, and self keys and values of what it generates.
 
     A decoder-only model keeps self keys and values of both, and with partial attention the source's once more. Layers
-    with a window keep its tokens alone.
+    with a window keep its tokens alone, those that share keys and values keep them once, and retention keeps a state in
+    float32.
     """
-    own = [layer.self_attention for layer in model.decoder]
+    own = [each for layer in model.decoder if (each := layer.self_attention) and not each.shared_kv]
+    own += [model.shared_kv] if model.shared_kv else []
     generated = sum(2 * each.kv_width for each in own if each.window is None)
     windows = tuple((each.window, 2 * each.kv_width * bytes_per_entry) for each in own if each.window is not None)
     read = [layer.self_attention if layer.merged else layer.cross_attention for layer in model.decoder]
@@ -275,4 +307,5 @@ def cache_bytes(model: ResolvedModel, bytes_per_entry: int) -> CacheBytes:
         partial * bytes_per_entry,
         windows,
         prompt_in_windows=not model.encoder,
+        states=sum(layer.retention.state_bytes for layer in model.decoder if layer.retention),
     )

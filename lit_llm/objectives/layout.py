@@ -129,6 +129,35 @@ def lay_out(
     return Batch(inputs, _padded(rows), _counted(starts, [len(row) for row in rows]))
 
 
+def causal_text(batch: Batch) -> tuple[dict[str, Any], Tensor]:
+    """What a causal decoder reads of the same examples, and where: (arguments of its `hidden`, places B x T).
+
+    <s> source target, the last target token left out. From the place of target t in its row it predicts that target. A
+    decoder-only batch is that already; its prefix is closed. An empty source stays the one token that stands for it.
+    """
+    inputs, targets = batch.inputs, batch.targets
+    if "tokens_BT" in inputs:
+        read = {key: value for key, value in inputs.items() if key in ("tokens_BT", "documents_BT")}
+        return read, torch.arange(targets.shape[1], device=targets.device).expand_as(targets)
+    source, given = inputs["source_BS"], inputs.get("source_lengths")
+    longest, device = source.shape[1], source.device
+    lengths = torch.full((len(source),), longest, device=device) if given is None else given.to(device)
+    # Rows are <s> and source, padded to the longest; the target goes on where its own row's source ends.
+    column = torch.arange(longest + targets.shape[1], device=device)
+    in_target = column > lengths[:, None]
+    picked = torch.where(in_target, column + (longest - lengths)[:, None], column).clamp_max(len(column) - 1)
+
+    def joined(first: Tensor, of_source: Tensor, rest: Tensor) -> Tensor:
+        return torch.cat([first, of_source, rest], 1).gather(1, picked)
+
+    target = inputs["target_BT"]  # <s> first, which here stands before the source
+    read = {"tokens_BT": joined(target[:, :1], source, target[:, 1:])}
+    if "documents_BS" in inputs:
+        of_source, of_target = inputs["documents_BS"], inputs["documents_BT"]
+        read["documents_BT"] = joined(of_source[:, :1], of_source, of_target[:, 1:])
+    return read, lengths[:, None] + torch.arange(targets.shape[1], device=device)
+
+
 def _in_place(
     sources: Sequence[np.ndarray],
     targets: Sequence[np.ndarray],

@@ -19,7 +19,8 @@ from lit_llm.analysis.comparison import Comparison, Row
 from lit_llm.analysis.effects import Effects
 from lit_llm.analysis.front import Front
 from lit_llm.config.tree import under
-from lit_llm.experiment.chain import EVALUATED, FINETUNED
+from lit_llm.experiment.chain import EVALUATED, FINETUNED, Link
+from lit_llm.experiment.cost import Cost, cost_of
 from lit_llm.report import text
 from lit_llm.report.learning_rates import lr_parts
 
@@ -62,14 +63,7 @@ def plan_table(plan: Plan, width: int = 120) -> RenderableType:
     """Costs of every arm (in a narrow terminal as two tables), what differs, and the findings."""
     study = plan.ablation.study
     seeds = f"{len(study.seeds)} seed{'s' if len(study.seeds) > 1 else ''}"
-    cost = {
-        link.fingerprint: {"pretrain": p.cost.train_flops, "finetune": p.cost.finetune_flops, "evaluate": 0.0}[
-            link.kind
-        ]
-        for p in plan.arms
-        for links in p.chains
-        for link in links
-    }
+    cost = {link.fingerprint: flops_of(link, p.cost) for p in plan.arms for links in p.chains for link in links}
     count, stages = len(plan.arms) * len(study.seeds), plan.stages
     shared = count - stages["pretrain"]
     once = f" ({shared} of them computed by others)" if shared else ""
@@ -86,6 +80,13 @@ def plan_table(plan: Plan, width: int = 120) -> RenderableType:
     if study.grid and study.grid.fraction:
         parts += [Text(), *_fraction(plan, study.grid.fraction, study.grid.requested)]
     return Group(*parts, *plan_rest(plan))
+
+
+def flops_of(link: Link, cost: Cost) -> float:
+    """What one stage takes; cost: of the run that it is of."""
+    own = cost_of(link.source) if link.source else cost
+    training = {"pretrain": own.train_flops - own.before.train_flops, "finetune": own.finetune_flops}
+    return training.get(link.kind, 0.0)
 
 
 def plan_head(plan: Plan, budget: str, width: int) -> Iterator[RenderableType]:

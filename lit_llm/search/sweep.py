@@ -141,7 +141,7 @@ def load_sweep(source: str | Path, overrides: Sequence[str] = ()) -> Search:
     problems += [
         Problem(f"{arm.name}: a sweep searches the pretraining; leave `{name}` to a study", name)
         for arm in arms
-        for name in ("finetune", "evaluate")
+        for name in ("adapt", "finetune", "evaluate")
         if getattr(arm.experiment, name) is not None
     ]
     problems += [

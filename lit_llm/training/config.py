@@ -52,6 +52,16 @@ class ExecutionConfig(Section):
     """Steps between two checkpoints; an interrupted run saves one more."""
 
 
+class DistillConfig(Section):
+    """Learning from a teacher's distribution over each target token (Hinton et al., arXiv 1503.02531)."""
+
+    weight: float = Field(0.5, gt=0, le=1)
+    """Of the divergence from the teacher; the rest, 1 - weight, is that of the text's negative log-likelihood."""
+    temperature: float = Field(1.0, gt=0)
+    """Logits of both are divided by it, and the divergence is multiplied by its square, so that the gradient's size
+    does not depend on it."""
+
+
 class TrainingConfig(Section):
     """Optimisation of a stage."""
 

@@ -22,7 +22,7 @@ from lit_llm.models.transformer import LanguageModel
 from lit_llm.objectives.layout import Batch
 from lit_llm.tracking.store import MetricsFile
 from lit_llm.training.config import TrainingConfig
-from lit_llm.training.module import Diverged, LitModel
+from lit_llm.training.module import Beginning, Diverged, LitModel
 from lit_llm.training.stability import Stability
 from lit_llm.training.throughput import Throughput
 
@@ -40,6 +40,10 @@ class Budget:
     """Tokens read per step."""
     flops: float
     """FLOPs per step, forward and backward."""
+    tokens_before: int = 0
+    """Tokens that what the model was taken from has read."""
+    flops_before: float = 0.0
+    """FLOPs that it took."""
 
 
 @dataclass
@@ -69,6 +73,7 @@ def fit(
     checkpoints: Path,
     should_stop: Callable[[], bool] = lambda: False,
     judge: Judge | None = None,
+    beginning: Beginning | None = None,
 ) -> Fitted:
     """Train to max_steps, from the last checkpoint if there is one. Once done, the model's weights are in float32.
 
@@ -77,7 +82,7 @@ def fit(
     """
     execution = training.execution
     # Lightning leaves the mode as it is, and a model that was loaded to be used drops nothing.
-    lit = LitModel(model.train(), training, batches.seed)
+    lit = LitModel(model.train(), training, batches.seed, beginning)
     resume = checkpoints / "last.ckpt" if (checkpoints / "last.ckpt").exists() else None
     stability, throughput = Stability(training.stability), Throughput(budget.tokens, budget.flops, training.precision)
     journal = Journal(training, budget, evaluate, evaluate_times, metrics_file, stability, throughput)
@@ -198,10 +203,11 @@ class Journal(L.Callback):
             "train/loss": self.loss_sum / self.loss_tokens if self.loss_tokens else report.loss,
             "train/lr": report.lr,
             "stability/grad_norm": report.grad_norm,
+            **({} if report.divergence is None else {"train/teacher_divergence": report.divergence}),
             **self.stability.metrics(),
             **self.throughput.metrics(lit.device),
-            "tokens_seen": float(step * self.budget.tokens),
-            "flops": step * self.budget.flops,
+            "tokens_seen": float(self.budget.tokens_before + step * self.budget.tokens),
+            "flops": self.budget.flops_before + step * self.budget.flops,
             **(evaluated or {}),
         }
         self.loss_sum, self.loss_tokens = 0.0, 0

@@ -2,8 +2,8 @@
 
 Counted are the tensors that grow with the model or with tokens x width. Left out as small: one number for a token or
 for a head of it (statistics of norms and of softmax), rotations, masks, token ids, and what the allocator itself takes.
-Within 3% of what autograd keeps for pre-norm and sandwich models; a sixth off at most for other placements of norms and
-for merged attention. Soft-capped or biased scores are counted, roughly.
+Within 3% of what autograd keeps for pre-norm and sandwich models, 5% with retention; a sixth off at most for other
+placements of norms and for merged attention. Soft-capped or biased scores are counted, roughly.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from lit_llm.components.attention.config import ResolvedAttention
 from lit_llm.components.loss.config import chunk_rows
+from lit_llm.components.retention.config import ResolvedRetention
 from lit_llm.models.config import Layer, ResolvedModel
 from lit_llm.models.cost import Shape, count_parameters, embedding_tensors, layer_tensors
 from lit_llm.training.config import TrainingConfig
@@ -80,13 +81,21 @@ class _Kept:
         )
 
     def layer(self, layer: Layer) -> int:
-        """Self-attention and feed-forward network."""
-        attention, feed_forward = layer.self_attention, layer.feed_forward
-        # W_q, W_k and W_v read the one norm, W_gate and W_up the other.
-        reads = self.read(3) + self.read(2 if feed_forward.gated else 1)
+        """Self-attention, or what of a retention each token keeps, and feed-forward network."""
+        attention, retention, feed_forward = layer.self_attention, layer.retention, layer.feed_forward
+        mixed = 0
+        if attention is not None:  # W_q, W_k and W_v read the one norm, W_gate and W_up the other
+            mixed = self.read(len(attention.own_parts)) + self.query(attention)
+            mixed += 0 if attention.shared_kv else self.key(attention)
+        if retention is not None:
+            # Queries, keys, values; then of the values' width what the head norm reads, what it and the gate make,
+            # before and after swish, and the product.
+            entries = 2 * retention.width + 5 * retention.value_width
+            mixed = self.read(5) + entries * self.compute + retention.value_width * FLOAT32
+        reads = mixed + self.read(2 if feed_forward.gated else 1)
         # What the activation reads and makes; with a gate also what it is multiplied with, and the product.
         inside = (4 if feed_forward.gated else 2) * feed_forward.d_ff * self.compute
-        return reads + self.query(attention) + self.key(attention) + inside + 2 * self.d_model * self.mask
+        return reads + inside + 2 * self.d_model * self.mask
 
     def query(self, attention: ResolvedAttention) -> int:
         """For each query token."""
@@ -102,10 +111,29 @@ class _Kept:
             kept += self.d_model * FLOAT32
         return kept
 
-    def scores(self, attention: ResolvedAttention, pairs: float) -> float:
+    def chunks(self, retention: ResolvedRetention | None, tokens: float) -> float:
+        """For all of its tokens beside what each of them keeps: the pairs inside of chunks, and the states between."""
+        if retention is None:
+            return 0.0
+        whole, rest = divmod(tokens, retention.chunk)
+        # Scores, how much of each is left (in float32, then in the scores' precision), and their product.
+        pairs = (whole * retention.chunk**2 + rest**2) * retention.heads
+        kept = pairs * (FLOAT32 + (3 if self.compute != FLOAT32 else 2) * self.compute)
+        # Queries that read a state and keys that are added to it, faded; the states.
+        kept += 2 * max(tokens - retention.chunk, 0) * retention.width * self.compute
+        copy = self.compute if self.compute != FLOAT32 else 0
+        return kept + max(whole + (rest > 0) - 1, 0) * retention.state_entries * (FLOAT32 + copy)
+
+    def shared(self, attention: ResolvedAttention) -> int:
+        """For each token: what makes shared keys and values, and these."""
+        # Their norm keeps what the next layer's norm keeps anyway, unless each makes a copy in float32.
+        normed = self.normed if self.normed != self.residual else 0
+        return self.d_model * (normed + (2 if self.autocast else 1) * self.compute) + self.key(attention)
+
+    def scores(self, attention: ResolvedAttention | None, pairs: float) -> float:
         """For all (query, key) pairs, where no fused kernel spares them: a cap's tanh and the weights, or a bias with
         its mask and the weights."""
-        if attention.softcap is None and attention.relative_bias == "none":
+        if attention is None or (attention.softcap is None and attention.relative_bias == "none"):
             return 0.0
         return pairs * attention.heads * (2 * FLOAT32 + (self.compute if self.autocast else 0))
 
@@ -139,7 +167,8 @@ def activation_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shap
     for layer in model.decoder:
         own = layer.self_attention
         inside = target * of.layer(layer) + of.scores(own, target * (target + source * layer.merged))
-        if layer.merged:  # the keys once more, joined with the target's
+        inside += of.chunks(layer.retention, target)
+        if own and layer.merged:  # the keys once more, joined with the target's
             inside += source * of.key(own) + (source + target) * 2 * own.kv_width * of.compute
             inside += source * d_model * 2 * of.compute if of.autocast else 0
             crossed += 1
@@ -157,6 +186,7 @@ def activation_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shap
     # The norm after each stack reads the residual stream once more.
     kept = (source if model.encoder else 0) * width * of.normed + target * d_model * of.normed
     kept += (source * width + target * d_model) * of.mask  # dropout on the embeddings
+    kept += target * of.shared(model.shared_kv) if model.shared_kv else 0
     kept += shape.outputs * d_model * of.compute  # of the decoder's last norm only the counted positions are kept
     if not training.execution.activation_checkpointing:
         return kept + sum(insides) + (source * width * of.compute if crossed and not of.autocast else 0)

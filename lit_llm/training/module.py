@@ -12,11 +12,11 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from lit_llm.components.loss.module import target_loss
+from lit_llm.components.loss.module import distilled_loss, target_loss
 from lit_llm.models.build import generator
-from lit_llm.models.transformer import LanguageModel, Stack
-from lit_llm.objectives.layout import Batch
-from lit_llm.training.config import TrainingConfig
+from lit_llm.models.transformer import DecoderOnly, LanguageModel, Stack
+from lit_llm.objectives.layout import Batch, causal_text
+from lit_llm.training.config import DistillConfig, TrainingConfig
 from lit_llm.training.optimizers.build import build_optimizer, set_learning_rate
 from lit_llm.training.optimizers.master_weights import MasterWeights, masters_of
 
@@ -36,6 +36,21 @@ class StepReport:
     lr: float
     targets: int
     """Target tokens, over all devices."""
+    divergence: float | None = None
+    """From the teacher, in nats per target token; None without one."""
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What training does with what a model has taken over from others."""
+
+    fresh: frozenset[str] = frozenset()
+    """Names of the parameters that were taken from nowhere."""
+    warmup_steps: int = 0
+    """First steps, which train those alone."""
+    teacher: DecoderOnly | None = None
+    """In evaluation mode; its distribution is learned from where `distill` says so."""
+    distill: DistillConfig | None = None
 
 
 class LitModel(L.LightningModule):
@@ -44,7 +59,9 @@ class LitModel(L.LightningModule):
     The seed is dropout's; a model comes without it and gets that of the stage here.
     """
 
-    def __init__(self, model: LanguageModel, training: TrainingConfig, seed: int = 0) -> None:
+    def __init__(
+        self, model: LanguageModel, training: TrainingConfig, seed: int = 0, beginning: Beginning | None = None
+    ) -> None:
         super().__init__()
         # One loader batch is one optimiser step: the number of targets is known before the first backward pass, so
         # a micro-batch with few targets weighs as little as it should, on several devices too.
@@ -52,6 +69,8 @@ class LitModel(L.LightningModule):
         self.model: LanguageModel = model
         self.training_config, self.seed = training, seed
         self.report: StepReport | None = None
+        # In a tuple, so that the teacher is no part of this module, whose checkpoints it would double.
+        self._beginning, self._frozen = (beginning or Beginning(),), False
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = training.dropout
@@ -80,33 +99,68 @@ class LitModel(L.LightningModule):
         assert not isinstance(optimizer, list)
         lr = set_learning_rate(optimizer.param_groups, config.schedule.factor(self.global_step, config.max_steps))
 
+        self._thaw()
         counted = self._over_devices(batch.weights.sum())
-        total = torch.zeros((), device=self.device)
+        total, divergence = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         pieces = list(batch.pieces(config.execution.micro_batch_size or len(batch)))
         for number, piece in enumerate(pieces):
             with self._without_sync() if number < len(pieces) - 1 else nullcontext():
                 with self._dropout(number):
                     hidden_BTD = self.model.hidden(**piece.inputs)
-                nats, squares = target_loss(
-                    hidden_BTD, self.model.unembedding, piece.targets, piece.weights, config.z_loss > 0
-                )
+                nats, squares, apart = self._losses(hidden_BTD, piece)
+                learned = nats if apart is None else self._mixed(nats, apart)
                 # Devices average their gradients; the sum is wanted, hence their number.
-                loss = (nats + config.z_loss * squares) / counted * self.trainer.world_size
+                loss = (learned + config.z_loss * squares) / counted * self.trainer.world_size
                 self.manual_backward(loss)
             total += nats.detach()
+            if apart is not None:
+                divergence += apart.detach()
 
         stepped = optimizer.optimizer
         trained = stepped.take_gradients() if isinstance(stepped, MasterWeights) else self.model.parameters()
         parameters = [p for p in trained if p.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm or math.inf)
         # The step's only wait for the device.
-        nats_sum, targets, grad_norm = torch.stack([self._over_devices(total), counted, norm.detach()]).tolist()
-        self.report = StepReport(nats_sum / targets, grad_norm, lr, int(targets))
+        sums = torch.stack([self._over_devices(total), self._over_devices(divergence), counted, norm.detach()])
+        nats_sum, apart_sum, targets, grad_norm = sums.tolist()
+        taught = apart_sum / targets if self._beginning[0].distill else None
+        self.report = StepReport(nats_sum / targets, grad_norm, lr, int(targets), taught)
         if not math.isfinite(self.report.loss) or not math.isfinite(self.report.grad_norm):
             what = "loss" if not math.isfinite(self.report.loss) else "gradient"
             raise Diverged(f"the {what} is not finite in step {self.global_step + 1}")
         optimizer.step()
         optimizer.zero_grad()
+
+    def _thaw(self) -> None:
+        """Let the parameters learn whose time has come: in the first steps of an adaptation only the fresh ones.
+
+        The others get no gradient, so that no optimiser has anything to do with them.
+        """
+        beginning = self._beginning[0]
+        if (frozen := self.global_step < beginning.warmup_steps) != self._frozen:
+            self._frozen = frozen
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_(not frozen or name in beginning.fresh)
+
+    def _losses(self, hidden_BTD: Tensor, piece: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Sums over the targets: nats, squared log-normalisers, the divergence from the teacher if there is one."""
+        own, teacher, distill = self.model.unembedding, self._beginning[0].teacher, self._beginning[0].distill
+        if teacher is None or distill is None:
+            z_loss = self.training_config.z_loss > 0
+            return *target_loss(hidden_BTD, own, piece.targets, piece.weights, z_loss), None
+        with torch.no_grad():
+            read, places_BT = causal_text(piece)
+            states_BRE = teacher.to(self.device).hidden(**read)
+            teacher_BTE = states_BRE.gather(1, places_BT[..., None].expand(-1, -1, states_BRE.shape[-1]))
+        return distilled_loss(
+            hidden_BTD, own, teacher_BTE, teacher.unembedding, piece.targets, piece.weights, distill.temperature
+        )
+
+    def _mixed(self, nats: Tensor, divergence: Tensor) -> Tensor:
+        """What is learned from, where there is a teacher."""
+        distill = self._beginning[0].distill
+        assert distill is not None
+        return (1 - distill.weight) * nats + distill.weight * divergence
 
     @contextmanager
     def _dropout(self, micro_batch: int) -> Iterator[None]:

@@ -423,7 +423,7 @@ arms:
         "s.yaml:7: pretrain.training.max_stepz: unknown key - did you mean 'max_steps'? (in arm dec)",
         "s.yaml:7: pretrain.training.lr: unknown key - allowed here: clip_norm, dropout, execution, "
         "max_steps, optimizer, precision, schedule, stability, z_loss (in arm dec)",
-        "s.yaml:9: foo: unknown key - allowed here: evaluate, finetune, model, pretrain, seed (in arm odd)",
+        "s.yaml:9: foo: unknown key - allowed here: adapt, evaluate, finetune, model, pretrain, seed (in arm odd)",
     ]
 
 
@@ -444,7 +444,7 @@ def test_mistakes_of_the_study_and_of_its_arms_are_told_together(refused):
         "s.yaml:6: questionn: unknown key - did you mean 'question'?",
         "s.yaml:4: seeds: needs at least one seed, for example [0, 1, 2]",
         "s.yaml:8: compare.baseline: there is no arm 'rde' - did you mean 'red'?",
-        "s.yaml:7: foo: unknown key - allowed here: evaluate, finetune, model, pretrain, seed",
+        "s.yaml:7: foo: unknown key - allowed here: adapt, evaluate, finetune, model, pretrain, seed",
     ]
 
 
@@ -458,7 +458,7 @@ def test_a_mistake_of_the_factors_does_not_hide_one_of_the_arms(refused):
     text = f"arms: {{red: {{foo: 1}}}}\ngrid: {{factors: {{{NORM}: [head, none]}}, exclude: [{{x: 1}}]}}"
     assert refused(text) == [
         f"s.yaml:5: grid.exclude.x: unknown factor - allowed here: {NORM}",
-        "s.yaml:4: foo: unknown key - allowed here: evaluate, finetune, model, pretrain, seed",
+        "s.yaml:4: foo: unknown key - allowed here: adapt, evaluate, finetune, model, pretrain, seed",
     ]
 
 

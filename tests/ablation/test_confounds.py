@@ -109,3 +109,25 @@ def test_a_resolution_that_lets_one_key_change_another_is_found(confounds, monke
     found = confounds("model.attention.output_norm: [head, none]")
     assert found.keys() == {"model.attention.rope"}
     assert found["model.attention.rope"].startswith("continuous → none, though no factor sets it")
+
+
+def test_the_stacks_of_a_decoder_decoder_have_addresses_of_their_own(write_study: Study) -> None:
+    """Halved heads: their width follows, in both stacks alike or in one."""
+
+    def keys(factor: str, *more: str) -> set[str]:
+        rest = f"grid: {{factors: {{{factor}}}}}"
+        found = audit(load_study(write_study("along", rest, extends="yoco-tiny"), more), built=False)
+        return {finding.key for finding in found if finding.kind == "confound"}
+
+    assert keys("model.attention.heads: [2, 4]") == {"model.attention.head_dim"}
+    assert keys("model.self_decoder.self_attention.heads: [2, 4]") == {"model.self_decoder.self_attention.head_dim"}
+    assert keys("model.cross_decoder.cross_attention.heads: [2, 4]") == {"model.cross_decoder.cross_attention.head_dim"}
+    assert keys("model.self_decoder.retention.heads: [1, 2]") == {
+        "model.self_decoder.retention.head_dim",
+        "model.self_decoder.retention.value_dim",
+    }
+    assert keys("model.attention.window: [8, 16]") == set()
+    window = "{0: {self_attention: {window: 3}}}"
+    assert keys("model.self_decoder.layers: [2, 3]", f"model.self_decoder.layer_ranges={window}") == {
+        "model.self_decoder.layer_ranges.0"
+    }

@@ -15,10 +15,11 @@ from torch import nn
 from lit_llm.ablation import built, probe
 from lit_llm.ablation.arms import load_study
 from lit_llm.ablation.plan import plan
-from lit_llm.components.attention.module import Attention
+from lit_llm.components.attention.module import Attention, SharedKeyValues
 from lit_llm.components.feed_forward.module import FeedForward
 from lit_llm.models import transformer
 from lit_llm.models.config import Layer, ResolvedModel
+from lit_llm.models.decoder_decoder import SharingStack
 from lit_llm.models.transformer import Block
 
 Study = Callable[..., Path]
@@ -281,14 +282,14 @@ def test_no_small_parameter_is_a_constant(write_study: Study) -> None:
 
 
 def test_positions_that_change_along_are_seen_where_they_are_given(found, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, forward = transformer._rotation, Block.forward
+    original, forward = transformer.rotation_of, Block.forward
 
     def without_positions(self: Block, *arguments: object) -> torch.Tensor:
         lost = self.feed_forward.gate is None
-        transformer._rotation = (lambda *_: None) if lost else original
+        transformer.rotation_of = (lambda *_: None) if lost else original
         return forward(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(transformer, "_rotation", original)  # put back at the end
+    monkeypatch.setattr(transformer, "rotation_of", original)  # put back at the end
     monkeypatch.setattr(Block, "forward", without_positions)
     findings = found(grid("model.feed_forward.activation: [swiglu, gelu]"))
     attentions = [
@@ -375,3 +376,49 @@ def test_small_sizes_keep_order_equality_and_evenness() -> None:
     assert all(small[size] % 2 == size % 2 and small[size] <= size for size in sizes)
     assert [small[size] for size in sizes if size <= 8] == [1, 2, 3, 8]
     assert max(small.values()) <= 8 + 2 * len(sizes)
+
+
+# --- decoder-decoder -------------------------------------------------------------------------------------------------
+
+
+def test_another_chunk_of_retention_is_the_same_function_and_a_window_beyond_the_text_is_no_window(found) -> None:
+    chunks = grid("model.self_decoder.retention.chunk: [256, 7]")
+    assert len(no_ops(found(chunks, extends="yoco-tiny"))) == 1
+    windows = grid("model.attention.window: [32, 1000, 4]")
+    findings = found(windows, extends="yoco-tiny")
+    assert len(no_ops(findings)) == 1
+    assert "1000" in no_ops(findings)[0]
+
+
+@pytest.mark.parametrize(
+    "factor",
+    [
+        "model.attention.kv_heads: [2, 1]",
+        "model.attention.qkv_norm: [[q, k, v], [q]]",
+        "model.self_decoder.layer_ranges.0.self_attention.window: [3, 5]",
+        "model.self_decoder.retention.value_dim: [8, 4]",
+        "model.cross_decoder.cross_attention.output_norm: [none, head]",
+    ],
+)
+def test_a_factor_of_a_decoder_decoder_excuses_what_it_changes(found, factor: str) -> None:
+    assert [kind for kind, *_ in found(grid(factor), extends="yoco-tiny") if kind in ("no_op", "refused")] == []
+
+
+def test_a_shared_pair_that_changes_unasked_is_found(found, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = SharedKeyValues.forward
+
+    def unrotated(self: SharedKeyValues, x_BTD: torch.Tensor, rotation: object) -> tuple[torch.Tensor, torch.Tensor]:
+        # The plant: without norms on the queries of the second stack, the pair loses its positions.
+        return original(self, x_BTD, rotation if self.asked else None)
+
+    init = SharingStack.__init__
+
+    def asked(self: SharingStack, model: ResolvedModel, side: str) -> None:
+        init(self, model, side)
+        self.shared_kv.asked = "q" in self.layers[-1].self_attention.config.qkv_norm
+
+    monkeypatch.setattr(SharingStack, "__init__", asked)
+    monkeypatch.setattr(SharedKeyValues, "forward", unrotated)
+    factor = grid("model.cross_decoder.cross_attention.qkv_norm: [[q, k, v], [k, v]]")
+    findings = found(factor, extends="yoco-tiny")
+    assert [key for kind, _, key in findings if kind == "refused"] == ["model.decoder.shared_kv"]

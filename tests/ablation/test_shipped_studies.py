@@ -52,6 +52,11 @@ def two_steps(arm: Arm, instructions: Path) -> Arm:
     if arm.experiment.pretrain.data.corpus.kind != "python-stdlib":
         keys["data"]["corpus"] = {"kind": "python-stdlib"}
     sections: dict[str, Any] = {"pretrain": keys}
+    if arm.experiment.adapt is not None:
+        (source,) = arm.experiment.adapt.experiments.values()
+        given = source.pretrain.training
+        schedule = given.schedule.scaled(2 / given.max_steps).model_dump(mode="json")
+        sections["adapt"] = {"from": {"pretrain": keys | {"training": keys["training"] | {"schedule": schedule}}}}
     if arm.experiment.finetune is not None:
         examples = {"kind": "jsonl", "files": [str(instructions / "glosses" / "train.jsonl")]}
         data = {"examples": examples, "held_out": examples, "input_length": 8, "target_length": 4}
@@ -93,15 +98,17 @@ def test_every_study_has_a_sibling_of_the_papers_size() -> None:
     studies = {path.stem for path in STUDIES} - {"quickstart"}
     small = {name for name in studies if not name.endswith("-paper")}
     assert small == {
-        "attribution", "biattn", "biattn_prefix", "cross_positions", "extrapolation", "finetune_reversal",
-        "layer_split", "modifications", "objectives", "pareto", "stability", "tying",
+        "adaptation", "attribution", "biattn", "biattn_prefix", "cross_positions", "encoder_objectives",
+        "extrapolation", "finetune_reversal", "kv_sharing", "layer_split", "modifications", "objectives", "pareto",
+        "stability", "tying",
     }  # fmt: skip
     assert studies - small == {f"{name}-paper" for name in small}
 
 
 @pytest.mark.parametrize("path", SIBLINGS, ids=lambda path: path.stem)
 def test_a_sibling_differs_in_preset_and_budget_alone(path: Path) -> None:
-    """The preset brings shapes and budget; beside it stand only numbers of layers and levels of the same factors."""
+    """The preset brings shapes and budget; beside it stand only numbers of layers, what is shorter than a preset's
+    budget in a source, and levels of the same factors."""
     own = dict(read_file(path).plain())
     name = path.stem.removesuffix("-paper")
     assert (own.pop("study"), own.pop("like")) == (f"{name}-paper", f"{name}.yaml")
@@ -116,6 +123,13 @@ def test_a_sibling_differs_in_preset_and_budget_alone(path: Path) -> None:
     factors = own.pop("grid", {"factors": {}})["factors"]
     assert not parent.grid or factors.keys() <= parent.grid.factors.keys()
     keys = {key for arm in own.pop("arms", {}).values() for key, _ in leaves(arm)}
-    assert keys <= {"extends", "model.encoder.layers", "model.decoder.layers"}
+    source = (
+        "extends",
+        "model.decoder.layers",
+        "pretrain.training.max_steps",
+        "pretrain.training.schedule.warmup_steps",
+    )
+    allowed = {"extends", "model.encoder.layers", "model.decoder.layers", *(f"adapt.from.{key}" for key in source)}
+    assert keys <= allowed
     assert own.keys() <= {"extends"}
     assert {arm.baseline for arm in load_study(path).arms}

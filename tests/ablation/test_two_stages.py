@@ -434,3 +434,24 @@ def test_arms_that_share_their_runs_count_once_in_the_pooled_variance():
     assert one["c"].pooled
     assert two["c"] == one["c"]
     assert two["twin"] == two["b"]
+
+
+DECODER_DECODERS = """
+arms:
+  dec: {extends: decllm-tiny}
+  yoco: {extends: yoco-tiny}
+  yoco_biattn: {extends: yoco-tiny, finetune: {masks: {prefix: bidirectional}}}
+  retention: {extends: yoco-tiny, model: {self_decoder: {retention: gated}}, finetune: {data: {packing: greedy}}}
+compare: {baseline: dec, metric: finetune/eval/examples/nll}
+allow: [{key: finetune.data.packing, because: one arm is to be packed}]
+"""
+
+
+def test_decoder_decoders_go_through_both_stages_and_share_what_they_share(write_two, store: Store) -> None:
+    """YOCO and YOCO + BiAttn are pretrained once, as DecLLM and DecLLM + BiAttn are."""
+    finished = run_study(load_study(write_two("halves", DECODER_DECODERS, (0,))), store, watcher=Watcher(), slots=2)
+    assert {run.status()["state"] for run in finished.runs} == {"done"}
+    assert all(np.isfinite(row.mean) for row in finished.comparison.rows)
+    pretrained = {run.arm.name: run.trained[0].link.fingerprint for run in finished.runs}
+    assert pretrained["yoco"] == pretrained["yoco_biattn"]
+    assert len(set(pretrained.values())) == 3

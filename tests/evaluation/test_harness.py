@@ -18,7 +18,7 @@ from lit_llm.data.tokenizers import SPECIAL, Bytes, FromFile, train_bpe
 from lit_llm.evaluation.harness import evaluate_tasks, harness_model, score_pairs
 from lit_llm.evaluation.suites import REDLLM, write_gloss_tasks
 from lit_llm.models.build import build_model
-from lit_llm.models.config import DecoderModel, EncoderDecoderModel
+from lit_llm.models.config import DecoderDecoderModel, DecoderModel, EncoderDecoderModel
 from lit_llm.objectives.config import BOS, EOD, MasksConfig
 
 torch.set_num_threads(1)
@@ -83,6 +83,12 @@ def decllm(tokenizer):
 @pytest.fixture(scope="module")
 def redllm(tokenizer):
     return build(EncoderDecoderModel, tokenizer.vocabulary, encoder={"layers": 2}, decoder={"layers": LAYERS})
+
+
+@pytest.fixture(scope="module")
+def yoco(tokenizer):
+    first = {"layers": 2, "self_attention": {"window": 6}}
+    return build(DecoderDecoderModel, tokenizer.vocabulary, self_decoder=first, cross_decoder={"layers": 2})
 
 
 def as_llama(model):
@@ -218,6 +224,10 @@ def plain(model, context, continuation, masks=MasksConfig()):
     return float(scores), bool((logits.argmax(-1) == targets).all())
 
 
+READERS = [("decllm", MasksConfig()), ("decllm", OPEN), ("redllm", MasksConfig())]
+READERS += [("yoco", MasksConfig()), ("yoco", OPEN)]
+
+
 @pytest.fixture(scope="module")
 def pairs(tokenizer):
     draw = random.Random(1)
@@ -229,7 +239,7 @@ def pairs(tokenizer):
     ]
 
 
-@pytest.mark.parametrize(("family", "masks"), [("decllm", MasksConfig()), ("decllm", OPEN), ("redllm", MasksConfig())])
+@pytest.mark.parametrize(("family", "masks"), READERS)
 def test_every_family_gives_a_continuation_the_probability_of_its_logits(family, masks, pairs, request):
     """Empty contexts among them, and continuations that are the most probable ones."""
     model = request.getfixturevalue(family)
@@ -243,7 +253,7 @@ def test_every_family_gives_a_continuation_the_probability_of_its_logits(family,
     assert all(greedy for _, greedy in found[len(pairs) :])
 
 
-@pytest.mark.parametrize(("family", "masks"), [("decllm", MasksConfig()), ("decllm", OPEN), ("redllm", MasksConfig())])
+@pytest.mark.parametrize(("family", "masks"), READERS)
 def test_scores_do_not_depend_on_the_batch_size(family, masks, pairs, request):
     model = request.getfixturevalue(family)
     alone, some, together = (score_pairs(model, pairs, masks, batch_tokens=size) for size in (1, 90, 10**6))
@@ -323,7 +333,7 @@ def test_answers_are_written_as_the_harness_has_a_llama_write_them(decllm, token
     assert min(lengths) < 16 < max(lengths)
 
 
-@pytest.mark.parametrize(("family", "masks"), [("decllm", OPEN), ("redllm", MasksConfig())])
+@pytest.mark.parametrize(("family", "masks"), [("decllm", OPEN), ("redllm", MasksConfig()), ("yoco", OPEN)])
 def test_every_family_writes_its_most_probable_tokens(family, masks, tokenizer, asked, request):
     model = request.getfixturevalue(family)
     found = harness_model(model, tokenizer, max_length=512, masks=masks).generate_until(asked[:8])

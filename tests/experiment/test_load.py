@@ -44,7 +44,7 @@ def refused(source, overrides=()):
 
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_is_an_experiment(name):
-    assert resolve_model(load_experiment(name).model).decoder
+    assert resolve_model(load_experiment(name).model).layers
 
 
 def test_presets_that_others_are_made_of_are_not_offered():

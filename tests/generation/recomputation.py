@@ -1,4 +1,4 @@
-"""Small models of both families, and generation without a cache: a whole forward pass for every token."""
+"""Small models of the families, and generation without a cache: a whole forward pass for every token."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from lit_llm.config.section import validate
 from lit_llm.config.tree import merge, read_override, tree
 from lit_llm.models.build import build_model
-from lit_llm.models.config import DecoderModel, EncoderDecoderModel
+from lit_llm.models.config import DecoderDecoderModel, DecoderModel, EncoderDecoderModel
 
 VOCABULARY = 61
 BOS, EOD = 1, 0
@@ -16,12 +16,15 @@ _SHARED = {
     "vocabulary": VOCABULARY,
     "attention": {"heads": 4},
     "feed_forward": {"d_ff": 48},
-    "decoder": {"layers": 2},
 }
+_DECODER = {"decoder": {"layers": 2}}
+_HALVES = {"self_decoder": {"layers": 2}, "cross_decoder": {"layers": 2}}
 _FAMILIES = {
-    "decllm": (DecoderModel, {}),
+    "decllm": (DecoderModel, _DECODER),
+    "yoco": (DecoderDecoderModel, _HALVES | {"self_decoder": {"layers": 2, "self_attention": {"window": 4}}}),
+    "retention": (DecoderDecoderModel, _HALVES | {"self_decoder": {"layers": 2, "retention": {"chunk": 3}}}),
     "palm": (DecoderModel, {"decoder": {"layers": 2, "partial_attention": "palm"}}),
-    "redllm": (EncoderDecoderModel, {"encoder": {"layers": 2}}),
+    "redllm": (EncoderDecoderModel, _DECODER | {"encoder": {"layers": 2}}),
 }
 PROMPTS = [[5, 9, 13, 2, 7, 30, 8], [], [4, 17, 60], [3, 3, 8, 21, 40, 41, 12, 6, 55, 2, 19, 33], [16, 2, 4]]
 """Of five lengths less one, and an empty one among them."""

@@ -8,11 +8,13 @@ from recomputation import PROMPTS, VOCABULARY, build, next_logits, recomputed
 from torch.testing import assert_close
 
 from lit_llm.components.attention import cache as cache_module
+from lit_llm.components.retention.cache import RetentionState
 from lit_llm.generation import generate, prefill
 from lit_llm.models.cost import cache_bytes
 from lit_llm.models.transformer import Block
 
 NEW = 6
+FAMILIES = ["decllm", "palm", "redllm", "yoco", "retention"]
 NORMS = ["[]", "[q, k, v]", "[v]"]
 OUTPUTS = ["none", "head", "concat", "after_out"]
 ROPES = ["continuous", "restart", "none"]
@@ -69,12 +71,39 @@ PALM = [
     ["decoder.partial_attention={kv_heads: 1, head_dim: 12, rope_theta: 50.0}", "norm.function=layer_norm"],
     ["decoder.partial_attention=null", "decoder.layer_ranges.1.partial_attention=palm"],
 ]
+NO_RANGES = [overrides for overrides in SHARED if not any(o.startswith("decoder.") for o in overrides)]
+YOCO = [
+    [o if "relative_bias" not in o else o.replace("attention", "self_decoder.self_attention", 1) for o in overrides]
+    for overrides in NO_RANGES
+]
+YOCO += [
+    [f"attention.qkv_norm={norms}", f"attention.output_norm={output}", "attention.kv_heads=2"]
+    for norms in NORMS
+    for output in OUTPUTS
+]
+YOCO += [
+    ["attention.qkv_norm=[q, k, v]", "attention.qkv_norm_scale=true", "cross_decoder.layers=3"],
+    [
+        "self_decoder.self_attention.window=null",
+        "cross_decoder.layer_ranges.0.cross_attention={heads: 8, kv_heads: 4, head_dim: 8}",
+    ],
+    ["self_decoder.layers=3", "self_decoder.layer_ranges.0-2/2.self_attention.window=1", "cross_decoder.layers=1"],
+]
+RETENTION = [
+    ["self_decoder.retention.heads=2", "self_decoder.retention.value_dim=12", "attention.kv_heads=2"],
+    ["self_decoder.retention.chunk=100", "attention.rope=none", "norm.placement=sandwich"],
+    ["self_decoder.retention=null", "self_decoder.layer_ranges.1.retention={heads: 1}", "attention.window=3"],
+    ["norm.skip_first=true", "norm.function=layer_norm", "tie_embeddings=none"],
+]
 CASES = [
     pytest.param(family, overrides, prefix, id=f"{family}, {prefix}: {' '.join(overrides)}")
     for family, cases, prefixes in (
         ("redllm", [*PRODUCT, *SHARED, *RED], ["causal"]),
         ("decllm", [*DEC, *SHARED], ["causal", "bidirectional"]),
+        ("decllm", [["decoder.layer_ranges.0.retention=gated", "attention.window=3"]], ["causal"]),
         ("palm", PALM, ["causal", "bidirectional"]),
+        ("yoco", YOCO, ["causal", "bidirectional"]),
+        ("retention", RETENTION, ["causal"]),
     )
     for overrides, prefix in itertools.product(cases, prefixes)
 ]
@@ -107,7 +136,7 @@ def test_greedy_output_is_that_of_recomputation_token_for_token(family, override
         assert_close(torch.tensor(result.log_probabilities, dtype=torch.float64), nats, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("family", ["decllm", "palm", "redllm"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_models_of_this_file_tell_the_prompts_apart(family):
     """Or the test above would compare constants with each other."""
     model = build(family)
@@ -116,7 +145,7 @@ def test_the_models_of_this_file_tell_the_prompts_apart(family):
     assert len(set(itertools.chain(*answers))) > 5
 
 
-@pytest.mark.parametrize("family", ["decllm", "palm", "redllm"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_in_float32_the_logits_agree_to_1e_5(family):
     model = build(family, "attention.qkv_norm=[q, k, v]", dtype=torch.float32)
     wanted = [recomputed(model, prompt, NEW) for prompt in PROMPTS]
@@ -126,7 +155,7 @@ def test_in_float32_the_logits_agree_to_1e_5(family):
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("family", ["decllm", "palm", "redllm"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_in_bfloat16_a_cache_rounds_no_worse_than_recomputation(family, autocast):
     """Both round the same quantities as often, in another order: against float32 the errors are of one size, to 20%.
     Some thirty roundings of up to 2^-9 = 0.2% each, of random signs, stay below 6% of the logits' norm."""
@@ -147,10 +176,11 @@ def test_in_bfloat16_a_cache_rounds_no_worse_than_recomputation(family, autocast
     assert cached.dtype == torch.bfloat16
     errors = [float((found.float() - exact).norm() / exact.norm()) for found in (cached, whole)]
     assert 0 < errors[0] < 0.06
-    assert errors[0] == pytest.approx(errors[1], rel=0.2)
+    # One step of a retention sums in float32 what a chunk sums in bfloat16, and rounds the state once more.
+    assert errors[0] == pytest.approx(errors[1], rel=0.4 if family == "retention" else 0.2)
 
 
-@pytest.mark.parametrize("family", ["decllm", "palm", "redllm"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("room", [1, 64])
 def test_a_cache_that_is_full_several_times_loses_nothing(family, room, monkeypatch):
     """100 tokens: more than the room that is made at once."""
@@ -160,7 +190,7 @@ def test_a_cache_that_is_full_several_times_loses_nothing(family, room, monkeypa
     assert [result.tokens for result in generate(model, prompts, max_new_tokens=100, stop=())] == wanted
 
 
-@pytest.mark.parametrize("family", ["decllm", "palm", "redllm"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_rows_go_on_alone_as_they_would_have_beside_the_others(family):
     """First without the longest prompt, then one row alone; the cache was cut twice."""
     model = build(family)
@@ -212,7 +242,7 @@ def test_an_encoder_decoder_reads_the_source_once_and_computes_cross_keys_and_va
     assert decoded == [(2, 1)] * 4
 
 
-@pytest.mark.parametrize("family", ["decllm", "palm", "redllm"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_rows_that_have_stopped_leave_the_computation(family):
     model, prompts = build(family), [PROMPTS[0], PROMPTS[2], PROMPTS[3]]
     answers = [recomputed(model, prompt, 8)[0] for prompt in prompts]
@@ -223,6 +253,16 @@ def test_rows_that_have_stopped_leave_the_computation(family):
     generate(model, prompts, max_new_tokens=8, stop=[stop])
     running = [sum(length > step for length in lengths) for step in range(7)]
     assert [rows for rows, _ in calls[1:]] == [rows for rows in running if rows]
+
+
+def test_a_decoder_decoder_reads_the_prompts_with_its_first_half_alone():
+    """The cross-decoder sees the last token of each prompt, and keys and values are made once for all of its layers."""
+    model = build("yoco", "cross_decoder.layers=3")
+    layers, decoder = model.decoder.layers, model.decoder
+    first, last, keys = (tokens_read(model, part) for part in (layers[1], layers[4], decoder.shared_kv.k))
+    generate(model, [PROMPTS[0], PROMPTS[2]], max_new_tokens=4, stop=())
+    assert first == keys == [(2, 1 + len(PROMPTS[0])), (2, 1), (2, 1), (2, 1)]
+    assert last == [(2, 1)] * 4
 
 
 # --- bytes -----------------------------------------------------------------------------------------------------------
@@ -240,6 +280,11 @@ def test_rows_that_have_stopped_leave_the_computation(family):
         ("redllm", ["encoder.layers=1", "decoder.layers=3"]),
         ("palm", []),
         ("palm", ["decoder.partial_attention.kv_heads=1", "decoder.layers=3"]),
+        ("yoco", []),
+        ("yoco", ["attention.kv_heads=2", "cross_decoder.layers=3", "self_decoder.self_attention.window=7"]),
+        ("retention", []),
+        ("retention", ["self_decoder.retention.value_dim=4", "attention.kv_heads=1"]),
+        ("decllm", ["decoder.layer_ranges.1.retention.heads=2"]),
     ],
 )
 def test_the_cache_takes_the_bytes_that_the_analytic_cost_says(family, overrides, dtype):
@@ -255,13 +300,14 @@ def test_the_cache_takes_the_bytes_that_the_analytic_cost_says(family, overrides
     assert decoding.cache_bytes() == [cost.total(sources[row], 5) for row in (3, 1)]
 
 
-@pytest.mark.parametrize("family", ["decllm", "palm", "redllm"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_bytes_are_those_of_the_tensors_where_nothing_is_padded(family):
     """Without padding and before room is made, what the caches hold is all that they have."""
     decoding = prefill(build(family), [PROMPTS[3], PROMPTS[3]])
-    kinds = ("self_attention", "cross_attention", "partial_attention")
-    parts = [part for layer in decoding.layers for kind in kinds if (part := getattr(layer, kind))]
-    assert sum(decoding.cache_bytes()) == sum(part.k.nbytes + part.v.nbytes for part in parts)
+    parts = [part for layer in decoding.layers for part in layer.parts]
+    parts += [decoding.shared] if family in ("yoco", "retention") else []
+    tensors = [part.state_BHKV if isinstance(part, RetentionState) else torch.stack([part.k, part.v]) for part in parts]
+    assert sum(decoding.cache_bytes()) == sum(tensor.nbytes for tensor in tensors)
 
 
 def test_an_ordinary_forward_pass_keeps_nothing():

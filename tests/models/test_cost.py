@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lit_llm.components.attention.visibility import Visibility
 from lit_llm.experiment.load import load_experiment, preset_names
+from lit_llm.generation import prefill
 from lit_llm.models.build import build_model
 from lit_llm.models.config import resolve_model
 from lit_llm.models.cost import (
@@ -92,7 +93,25 @@ ODD_DEC = {
     "partial attention with scales": [PALM, "attention.qkv_norm=[q, k]", "attention.qkv_norm_scale=true"],
     "partial attention in one layer": ["decoder.layer_ranges.1.partial_attention.heads=2"],
 }
-MODELS = [("decllm", name, overrides) for name, overrides in ODD_DEC.items()]
+ODD_YOCO = {
+    "decoder-decoder": [],
+    "grouped": [
+        "attention.kv_heads=2",
+        "cross_decoder.layers=3",
+        "cross_decoder.layer_ranges.1.cross_attention={heads: 2, head_dim: 8}",
+    ],
+    "scales of heads": ["attention.qkv_norm=[q, k, v]", "attention.qkv_norm_scale=true", "attention.output_norm=head"],
+    "everything seen": ["self_decoder.self_attention.window=null", "cross_decoder.layers=1"],
+    "post": ["norm.placement=post"],
+    "layer norm, untied": ["norm.function=layer_norm", "tie_embeddings=none"],
+    "retention": ["self_decoder.retention={chunk: 5}"],
+    "retention of few heads in one layer": [
+        "self_decoder.layer_ranges.0.retention={heads: 2, head_dim: 6, value_dim: 10}"
+    ],
+}
+MODELS = [("yoco", name, overrides) for name, overrides in ODD_YOCO.items()]
+MODELS += [("decllm", "retention", ["decoder.retention={chunk: 8}", "decoder.partial_attention=palm"])]
+MODELS += [("decllm", name, overrides) for name, overrides in ODD_DEC.items()]
 MODELS += [("redllm", name, overrides) for name, overrides in ODD_RED.items()]
 
 
@@ -111,9 +130,17 @@ def built_parameters(model):
 
 
 @pytest.mark.parametrize("preset", preset_names())
-def test_parameters_of_every_preset_are_those_of_the_built_module(preset):
-    counted = count_parameters(model_of(preset))
-    assert (counted.total, counted.embedding) == built_parameters(model_of(preset))
+def test_parameters_and_flops_of_every_preset_are_those_of_the_built_module(preset):
+    """Built on the meta device, where the large ones have room too."""
+    model = model_of(preset)
+    parameters = count_parameters(model)
+    assert (parameters.total, parameters.embedding) == built_parameters(model)
+    shapes = {
+        "encoder_decoder": [Shape(40, 24, 24), Shape(5, 30, 3)],
+        "encoder_only": [Shape(40, 0, 40), Shape(24, 0, 7)],
+    }
+    for shape in shapes.get(model.family, [Shape(0, 40, 40), Shape(0, 24, 5)]):
+        assert forward_flops(model, shape) == counted(model, shape) - behind_the_mask(model, shape)
 
 
 @pytest.mark.parametrize(("family", "overrides"), [pytest.param(f, o, id=f"{f}: {n}") for f, n, o in MODELS])
@@ -173,14 +200,21 @@ def counted(model, shape, prefix=0, backward=False):
     module = build_model(model, device=device)
     with counter, sdpa_kernel(SDPBackend.MATH):
         target = ids(1, shape.target).to(device)
-        if shape.source:
+        if shape.source and shape.target:
             hidden = module.hidden(ids(1, shape.source).to(device), target)
+        elif model.family == "encoder_only":
+            hidden = module.hidden(ids(1, shape.source).to(device))
         else:
             hidden = module.hidden(target, prefix_length=prefix or None, source_length=shape.partial or None)
-        logits = module.logits(hidden[:, shape.target - shape.outputs :])
+        logits = module.logits(hidden[:, hidden.shape[1] - shape.outputs :])
         if backward:
             logits.sum().backward()
     return counter.get_total_flops()
+
+
+def chunks(tokens, chunk):
+    """Lengths of the chunks that a retention reads."""
+    return [min(chunk, tokens - first) for first in range(0, tokens, chunk)]
 
 
 def behind_the_mask(model, shape, prefix=0):
@@ -191,7 +225,10 @@ def behind_the_mask(model, shape, prefix=0):
         (model.decoder, Visibility(True, prefix), shape.target),
         (model.encoder, Visibility(), shape.source),
     ):
-        for own in (layer.self_attention for layer in layers):
+        for retention in (layer.retention for layer in layers if layer.retention):
+            widths = retention.width + retention.value_width
+            found += sum(c * (c - 1) // 2 * 2 * widths for c in chunks(shape.target, retention.chunk))
+        for own in (layer.self_attention for layer in layers if layer.self_attention):
             mask = visible.within(own.reach).mask(tokens, tokens, torch.device("cpu"))
             seen = tokens**2 if mask is None else int(mask.sum())
             whole = tokens**2 if own.reach or layers is model.encoder else called
@@ -203,7 +240,7 @@ def behind_the_mask(model, shape, prefix=0):
 def test_forward_flops_are_those_of_torchs_counter_without_the_masked_pairs(family, overrides):
     model = resolved(family, *overrides)
     dec = [Shape(0, 24, 24, partial=1), Shape(0, 24, 5, partial=19), Shape(0, 24, 24, partial=24)]
-    for shape in dec if family == "decllm" else [Shape(16, 24, 24), Shape(40, 8, 3)]:
+    for shape in dec if family != "redllm" else [Shape(16, 24, 24), Shape(40, 8, 3)]:
         assert forward_flops(model, shape) == counted(model, shape) - behind_the_mask(model, shape)
 
 
@@ -219,6 +256,7 @@ def test_an_open_prefix_costs_the_pairs_that_it_opens(prefix):
         ("decllm", Shape(0, 12, 12), []),
         ("decllm", Shape(0, 12, 12, partial=5), [PALM]),
         ("redllm", Shape(8, 12, 12), []),
+        ("yoco", Shape(0, 12, 12), []),
     ],
 )
 def test_a_backward_pass_costs_twice_its_forward(family, shape, overrides):
@@ -253,11 +291,12 @@ def step(model, source, before, partial, generates=True):
 
 WINDOWS = ["attention.window=6"]
 GENERATING = [("decllm", WINDOWS), ("redllm", WINDOWS), ("redllm", ["decoder.cross=merged"])]
+SHARING = [("yoco", ["cross_decoder.layers=3", "attention.kv_heads=2"])]
 GENERATING += [("decllm", []), ("decllm", ["attention.kv_heads=1"]), ("redllm", []), ("redllm", ["decoder.layers=3"])]
 GENERATING += [("decllm", [PALM, "decoder.partial_attention.kv_heads=1"])]
 
 
-@pytest.mark.parametrize(("family", "overrides"), GENERATING)
+@pytest.mark.parametrize(("family", "overrides"), GENERATING + SHARING)
 @pytest.mark.parametrize(("prompt", "generate"), [(1, 1), (7, 1), (20, 13)])
 def test_decode_flops_are_the_mean_of_the_steps(family, overrides, prompt, generate):
     """Behind the prompt for a decoder-only model, behind <s> for an encoder-decoder, which has the prompt outside."""
@@ -280,7 +319,7 @@ def test_a_prefill_and_its_steps_cost_what_reading_it_all_at_once_costs(family, 
     assert pieces == pytest.approx(forward_flops(model, whole), rel=1e-12)
 
 
-@pytest.mark.parametrize(("family", "overrides"), GENERATING)
+@pytest.mark.parametrize(("family", "overrides"), GENERATING + SHARING)
 @pytest.mark.parametrize("number", [0, 1, 12])
 def test_attended_keys_are_the_pairs_that_a_step_adds(family, overrides, number):
     """Every pair costs 4 FLOPs an entry of the heads: QKᵀ and the sum over values."""
@@ -288,9 +327,43 @@ def test_attended_keys_are_the_pairs_that_a_step_adds(family, overrides, number)
     source, before = (prompt, 1 + number) if family == "redllm" else (0, prompt + number)
     shapes = [Shape(source, tokens, outputs=1, partial=prompt) for tokens in (before + 1, before)]
     longer, shorter = (sum(flops for *_, flops in score_flops(model, shape)) for shape in shapes)
-    own = model.decoder[0].self_attention
+    own = next(layer.self_attention for layer in model.decoder if layer.self_attention)
     pairs = (longer - shorter) / (4 * own.heads * own.head_dim)
     assert attended_keys(model, prompt, number) == pytest.approx(pairs / len(model.decoder), rel=1e-12)
+
+
+def measured(run):
+    """FLOPs of a call by torch's counter."""
+    counter = FlopCounterMode(display=False)
+    with counter, sdpa_kernel(SDPBackend.MATH):
+        run()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides"),
+    [
+        ("yoco", ["attention.kv_heads=2", "cross_decoder.layers=3"]),
+        ("yoco", ["self_decoder.retention={chunk: 7}"]),
+        ("decllm", ["decoder.layer_ranges.1.retention={chunk: 30}", "attention.window=4"]),
+    ],
+)
+def test_prefill_and_decode_cost_what_they_are_seen_to_compute(family, overrides):
+    """<s> and 19 more tokens, then a step: of a decoder-decoder half of the layers read the last token alone."""
+    model = build_model(config(family, *overrides)).eval()
+    of, prompt = model.config, 20
+    called = {}
+    reading = measured(lambda: called.update(decoding=prefill(model, [ids(1, prompt - 1)[0].tolist()])))
+    own = of.model_copy(update={"decoder": of.decoder[: of.self_layers]})  # the last token sees all: nothing is masked
+    assert prompt * prefill_flops(of, prompt) == reading - behind_the_mask(own, Shape(0, prompt, 1))
+    assert decode_flops(of, prompt, 1) == measured(lambda: called["decoding"].step(torch.tensor([7])))
+
+
+def test_a_decoder_decoders_prefill_spares_the_cross_decoder_for_all_tokens_but_the_last():
+    """Per layer and token: W_q and W_o, 2d², and SwiGLU, 3 d d_ff; and the scores of every pair but the last row's."""
+    model, n, d, f = resolved("yoco", "cross_decoder.layers=3"), 50, 32, 48
+    spared = 3 * ((n - 1) * 2 * (2 * d * d + 3 * d * f) + 4 * d * (n * (n + 1) // 2 - n))
+    assert n * prefill_flops(model, n) == forward_flops(model, Shape(0, n, outputs=1)) - spared
 
 
 # --- cache -----------------------------------------------------------------------------------------------------------
@@ -333,6 +406,22 @@ def test_partial_attention_keeps_the_source_and_its_start_once_more():
     assert with_it.per_source_token == without.per_source_token + extra
     assert with_it.per_generated_token == without.per_generated_token
     assert with_it.total(10, 7) == without.total(10, 7) + 11 * extra
+
+
+def test_a_decoder_decoder_keeps_one_layers_keys_and_values_and_its_windows():
+    """2 windows of 5 tokens, and one pair for 4 cross layers, of kv_heads x head_dim = 16 entries each, 2 bytes."""
+    cache = cache_bytes(resolved("yoco", "attention.kv_heads=2", "cross_decoder.layers=4"), 2)
+    assert (cache.per_source_token, cache.per_generated_token) == (2 * 16 * 2, 2 * 16 * 2)
+    for prompt, generate in ((1, 1), (100, 200)):
+        tokens = prompt + generate
+        assert cache.total(prompt, generate) == 2 * 16 * 2 * (tokens + 2 * min(tokens, 5))
+
+
+@pytest.mark.parametrize("bytes_per_entry", [2, 4])
+def test_a_state_is_float32_and_of_one_size_whatever_the_precision_and_the_length(bytes_per_entry):
+    """2 layers x 4 heads x 8 x 8 entries."""
+    cache = cache_bytes(resolved("decllm", "decoder.retention=gated"), bytes_per_entry)
+    assert cache.total(0, 0) == cache.total(1000, 1000) == 2 * 4 * 8 * 8 * 4
 
 
 def test_grouped_queries_shrink_the_cache_by_their_group():

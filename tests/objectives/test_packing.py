@@ -25,6 +25,9 @@ MODELS = {
     "decoder": ("decllm", [], MasksConfig()),
     "decoder, positions only": ("decllm", ["attention.kv_heads=2", "attention.qkv_norm=[]"], MasksConfig()),
     "decoder, open prefix": ("decllm", [], OPEN),
+    "decoder-decoder": ("yoco", ["attention.kv_heads=2"], MasksConfig()),
+    "decoder-decoder, open prefix": ("yoco", [], OPEN),
+    "decoder-decoder, retention": ("yoco", ["self_decoder.retention={chunk: 7}"], MasksConfig()),
     **{f"encoder-decoder, {rope}": ("redllm", [f"{ROPE}={rope}"], MasksConfig()) for rope in ("restart", "none")},
     "encoder-decoder, continuous": ("redllm", [], MasksConfig()),
 }

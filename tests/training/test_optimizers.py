@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from lit_llm.experiment.load import load_experiment
 from lit_llm.models.build import build_model
 from lit_llm.models.config import resolve_model
+from lit_llm.models.cost import layer_tensors
 from lit_llm.training.config import TrainingConfig
 from lit_llm.training.memory import state_bytes
 from lit_llm.training.optimizers.adafactor import UnfactoredAdafactor
@@ -82,6 +83,13 @@ def test_the_first_step_of_adafactor_is_the_sign_of_the_gradient() -> None:
     before = parameter.detach().clone()
     after = stepped(UnfactoredAdafactor([parameter], lr=0.01, parameter_scale=False), parameter, gradients)
     assert_close(after, before - 0.01 * gradients[0].sign())
+
+
+def test_muon_takes_the_matrices_of_a_shared_pair_as_those_of_the_layers() -> None:
+    """As the arithmetic of memory does: all matrices but the vocabulary's."""
+    model = build_model(load_experiment("yoco-tiny").model)
+    inside = build_optimizer(Muon(), model).param_groups[0]["params"]
+    assert sorted(tuple(p.shape) for p in inside) == sorted(t for t in layer_tensors(model.config) if t[0] > 1)
 
 
 def test_muon_orthogonalises_the_momentum_of_a_layers_matrices_only() -> None:

@@ -11,7 +11,6 @@ stay. One with a window of w tokens stays, too, and puts the token at position p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -138,12 +137,3 @@ def _with_room(held_BHSK: Tensor) -> Tensor:
     roomier = held_BHSK.new_zeros(rows, heads, tokens + max(ROOM, tokens // 2), head_dim)
     roomier[:, :, :tokens] = held_BHSK
     return roomier
-
-
-@dataclass(frozen=True)
-class LayerCache:
-    """What one layer keeps."""
-
-    self_attention: KeyValues
-    cross_attention: KeyValues | None = None
-    partial_attention: KeyValues | None = None

@@ -94,6 +94,8 @@ class ResolvedAttention(Section):
     window_ahead: int | None = Field(None, exclude_if=lambda value: value is None)
     scale: float | None = Field(None, exclude_if=lambda value: value is None)
     softcap: float | None = Field(None, exclude_if=lambda value: value is None)
+    shared_kv: bool = Field(False, exclude_if=lambda value: not value)
+    """Whether keys and values are made once for all layers that say so (YOCO, arXiv 2405.05254), and not here."""
 
     @property
     def reach(self) -> Reach | None:
@@ -116,17 +118,39 @@ class ResolvedAttention(Section):
 
     def memory_parameters(self, d_model: int) -> int:
         """Entries of W_k and W_v, which work once per key token."""
-        return 2 * d_model * self.kv_width
+        return 0 if self.shared_kv else 2 * d_model * self.kv_width
 
     def tensors(self, d_model: int, memory: int | None = None) -> list[tuple[int, int]]:
         """(rows, columns) of every parameter; a learned scale is one row. memory: width of what keys and values are
         made of, d_model when absent. A bias that the stack's layers share is the stack's."""
         memory = memory or d_model
-        matrices = [(self.width, d_model), (self.kv_width, memory), (self.kv_width, memory), (d_model, self.width)]
+        keys_values = [] if self.shared_kv else [(self.kv_width, memory)] * 2
+        matrices = [(self.width, d_model), *keys_values, (d_model, self.width)]
         output = {"none": 0, "head": self.head_dim, "concat": self.width, "after_out": d_model}[self.output_norm]
-        scales = [(1, self.head_dim)] * (len(self.qkv_norm) * self.qkv_norm_scale)
+        scales = [(1, self.head_dim)] * (sum(part in self.own_parts for part in self.qkv_norm) * self.qkv_norm_scale)
         bias = self.bias_tensors() if self.relative_bias == "per_layer" else []
         return matrices + scales + [(1, output)] * self.output_norm_scale + bias
+
+    @property
+    def own_parts(self) -> str:
+        """Which of queries, keys and values are projected here."""
+        return "q" if self.shared_kv else "qkv"
+
+    @property
+    def shared(self) -> tuple[object, ...]:
+        """All that decides what the shared keys and values are; equal in all that share them."""
+        norms = tuple(part for part in self.qkv_norm if part != "q")
+        normed = (norms, self.qkv_norm_scale, self.norm_eps) if norms else ()
+        return (self.kv_heads, self.head_dim, self.rope, self.rope_theta, self.rope_factor, *normed)
+
+    def shared_parameters(self, d_model: int) -> int:
+        """Entries of the W_k and W_v that make the shared keys and values, once per token."""
+        return 2 * d_model * self.kv_width
+
+    def shared_tensors(self, d_model: int) -> list[tuple[int, int]]:
+        """(rows, columns) of the parameters that make the shared keys and values."""
+        scales = sum(part != "q" for part in self.qkv_norm) * self.qkv_norm_scale
+        return [(self.kv_width, d_model)] * 2 + [(1, self.head_dim)] * scales
 
     def bias_tensors(self) -> list[tuple[int, int]]:
         """(rows, columns) of one relative bias."""
@@ -141,8 +165,9 @@ class ResolvedAttention(Section):
         return 2 * 2 * self.width * pairs
 
 
-Place = Literal["self", "merged", "cross", "partial"]
-"""self: what is attended to is the input itself; merged: the input and the encoder's output in one softmax."""
+Place = Literal["self", "merged", "cross", "partial", "shared"]
+"""self: what is attended to is the input itself; merged: the input and the encoder's output in one softmax; shared: the
+row itself, by keys and values that several layers share."""
 
 
 def resolve_attention(values: dict[str, object], d_model: int, place: Place) -> ResolvedAttention:
@@ -168,9 +193,11 @@ def resolve_attention(values: dict[str, object], d_model: int, place: Place) -> 
     output_norm = "head" if config.output_norm == "concat" and config.heads == 1 else config.output_norm
     qkv_norm = tuple(part for part in "qkv" if part in config.qkv_norm)
     # Self-attention sees distances only; where there is a source, they depend on where the target begins.
-    rope = "continuous" if config.rope == "restart" and place in ("self", "partial") else config.rope
+    rope = "continuous" if config.rope == "restart" and place in ("self", "partial", "shared") else config.rope
     if place == "merged" and config.relative_bias != "none":
         raise ValueError("a relative bias has no distances between a target and its source; use rope with merged")
+    if place == "shared" and config.relative_bias != "none":
+        raise ValueError("shared keys have no relative bias; write relative_bias: none here, and use rope")
     own = place in ("self", "merged")  # what stands in one row with its keys
     window = config.window if own else None
     ahead = None if window is None or config.window_ahead == window else config.window_ahead
@@ -195,4 +222,5 @@ def resolve_attention(values: dict[str, object], d_model: int, place: Place) -> 
         window_ahead=ahead,
         scale=None if usual else config.scale,
         softcap=config.softcap,
+        shared_kv=place == "shared",
     )

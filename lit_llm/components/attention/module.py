@@ -14,27 +14,11 @@ from lit_llm.components.attention.visibility import Merged, Visibility
 from lit_llm.components.norm.module import rms_norm
 
 
-class Attention(nn.Module):
-    """
-    x ────── q ─[norm q]─[RoPE]─┐         [bias]
-    memory ┬ k ─[norm k]─[RoPE]─┼─ softmax(QKᵀ/√K)V ─[head norm | concat norm]─ out ─[after_out norm]─▶
-           └ v ─[norm v]────────┘  within [window], [softcap]
+class Heads(nn.Module):
+    """From activations to the queries, keys or values of an attention's heads: what projects, and what norms."""
 
-    In self-attention memory is x; in cross-attention it is the encoder's output, `memory_width` wide.
-    """
-
-    def __init__(self, config: ResolvedAttention, d_model: int, memory_width: int | None = None) -> None:
-        super().__init__()
-        self.config = config
-        self.q = nn.Linear(d_model, config.width, bias=False)
-        self.k = nn.Linear(memory_width or d_model, config.kv_width, bias=False)
-        self.v = nn.Linear(memory_width or d_model, config.kv_width, bias=False)
-        self.out = nn.Linear(config.width, d_model, bias=False)
-        self.dot_product = DotProduct(config.scale, config.softcap)
-        scaled = config.qkv_norm if config.qkv_norm_scale else ()
-        self.qkv_scale = nn.ParameterDict({part: nn.Parameter(ones(config.head_dim)) for part in scaled})
-        widths = {"none": 0, "head": config.head_dim, "concat": config.width, "after_out": d_model}
-        self.output_scale = nn.Parameter(ones(widths[config.output_norm])) if config.output_norm_scale else None
+    config: ResolvedAttention
+    qkv_scale: nn.ParameterDict
 
     def heads(self, part: str, x_BTD: Tensor, rotation: Rotation | None) -> Tensor:
         """Queries, keys or values of every head, B x H x T x K, normalised and rotated where they should be."""
@@ -47,6 +31,75 @@ class Attention(nn.Module):
         if rotation is not None:
             x_BTHK = rotate(x_BTHK, rotation)
         return x_BTHK.transpose(1, 2)
+
+
+def _scales(config: ResolvedAttention, parts: str) -> nn.ParameterDict:
+    scaled = config.qkv_norm if config.qkv_norm_scale else ()
+    return nn.ParameterDict({part: nn.Parameter(ones(config.head_dim)) for part in scaled if part in parts})
+
+
+class SharedKeyValues(Heads):
+    """
+    x ─┬ k ─[norm k]─[RoPE]─▶ keys
+       └ v ─[norm v]────────▶ values of all layers that share them
+
+    YOCO (arXiv 2405.05254, eq. 5): made once, of the self-decoder's output.
+    """
+
+    def __init__(self, config: ResolvedAttention, d_model: int) -> None:
+        """config: of any of the attentions that share them."""
+        super().__init__()
+        self.config = config
+        self.k = nn.Linear(d_model, config.kv_width, bias=False)
+        self.v = nn.Linear(d_model, config.kv_width, bias=False)
+        self.qkv_scale = _scales(config, "kv")
+
+    def forward(self, x_BTD: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor]:
+        """B x T x D -> twice B x H x T x K."""
+        return self.heads("k", x_BTD, rotation), self.heads("v", x_BTD, None)
+
+
+class _Attending(Heads):
+    """What all attentions have; keys and values of their own where they do not share them."""
+
+    def __init__(self, config: ResolvedAttention, d_model: int, memory_width: int | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.q = nn.Linear(d_model, config.width, bias=False)
+        if not config.shared_kv:
+            self.k = nn.Linear(memory_width or d_model, config.kv_width, bias=False)
+            self.v = nn.Linear(memory_width or d_model, config.kv_width, bias=False)
+        self.out = nn.Linear(config.width, d_model, bias=False)
+        self.dot_product = DotProduct(config.scale, config.softcap)
+        self.qkv_scale = _scales(config, config.own_parts)
+        widths = {"none": 0, "head": config.head_dim, "concat": config.width, "after_out": d_model}
+        self.output_scale = nn.Parameter(ones(widths[config.output_norm])) if config.output_norm_scale else None
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, visible: Visibility | Merged, bias: Tensor | None = None
+    ) -> Tensor:
+        """From the heads' queries, keys and values to what the layer adds: B x T x D."""
+        out_BTHK = self.dot_product(q, k, v, visible, bias).transpose(1, 2)
+        if self.config.output_norm == "head":
+            out_BTHK = self.output_norm(out_BTHK)
+        joined_BTD = out_BTHK.flatten(2)
+        if self.config.output_norm == "concat":
+            joined_BTD = self.output_norm(joined_BTD)
+        out_BTD = self.out(joined_BTD)
+        return self.output_norm(out_BTD) if self.config.output_norm == "after_out" else out_BTD
+
+    def output_norm(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.output_scale, self.config.norm_eps)
+
+
+class Attention(_Attending):
+    """
+    x ────── q ─[norm q]─[RoPE]─┐         [bias]
+    memory ┬ k ─[norm k]─[RoPE]─┼─ softmax(QKᵀ/√K)V ─[head norm | concat norm]─ out ─[after_out norm]─▶
+           └ v ─[norm v]────────┘  within [window], [softcap]
+
+    In self-attention memory is x; in cross-attention it is the encoder's output, `memory_width` wide.
+    """
 
     def forward(
         self,
@@ -73,22 +126,6 @@ class Attention(nn.Module):
             if cache is not None:
                 k, v = cache.add(k, v)
         return self.attend(q, k, v, visible, bias)
-
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, visible: Visibility | Merged, bias: Tensor | None = None
-    ) -> Tensor:
-        """From the heads' queries, keys and values to what the layer adds: B x T x D."""
-        out_BTHK = self.dot_product(q, k, v, visible, bias).transpose(1, 2)
-        if self.config.output_norm == "head":
-            out_BTHK = self.output_norm(out_BTHK)
-        joined_BTD = out_BTHK.flatten(2)
-        if self.config.output_norm == "concat":
-            joined_BTD = self.output_norm(joined_BTD)
-        out_BTD = self.out(joined_BTD)
-        return self.output_norm(out_BTD) if self.config.output_norm == "after_out" else out_BTD
-
-    def output_norm(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.output_scale, self.config.norm_eps)
 
 
 class SelfAttention(Attention):
@@ -136,6 +173,20 @@ class MergedAttention(SelfAttention):
                 of_source = source_cache.add(*of_source)
         k, v = torch.cat([k, of_source[0]], dim=2), torch.cat([v, of_source[1]], dim=2)
         return self.attend(q, k, v, Merged(visible, source_visible, of_source[0].shape[2]))
+
+
+class SharingAttention(_Attending):
+    """
+    x ─ q ─[norm q]─[RoPE]─┐
+    shared keys ───────────┼─ softmax(QKᵀ/√K)V ─▶ as in `Attention`
+    shared values ─────────┘
+
+    A layer of YOCO's cross-decoder: over its own row, with W_q and W_o of its own.
+    """
+
+    def forward(self, x_BTD: Tensor, k: Tensor, v: Tensor, visible: Visibility, rotation: Rotation | None) -> Tensor:
+        """k, v: what `SharedKeyValues` has made of all tokens that may be seen, B x H x S x K each."""
+        return self.attend(self.heads("q", x_BTD, rotation), k, v, visible)
 
 
 def _seen(visible: Visibility, config: ResolvedAttention, cache: KeyValues | None) -> Visibility:

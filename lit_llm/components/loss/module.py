@@ -30,6 +30,31 @@ def target_loss(
     return torch.stack([nats for nats, _ in sums]).sum(), torch.stack([squares for _, squares in sums]).sum()
 
 
+def distilled_loss(
+    hidden_BTD: Tensor,
+    unembedding: Unembedding,
+    teacher_BTE: Tensor,
+    teacher: Unembedding,
+    targets_BT: Tensor,
+    weights_BT: Tensor,
+    temperature: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(sum of nats, sum of squared log-normalisers, sum of the teacher's divergence) over the positions with weight 1.
+
+    The divergence is temperature² KL(teacher || model), both softmaxed at that temperature, in nats (Hinton et al.,
+    arXiv 1503.02531, section 2). teacher_BTE: the teacher's states from which it predicts the same targets; it gets no
+    gradient.
+    """
+    mine = list(_pieces(hidden_BTD, unembedding, targets_BT, weights_BT))
+    its = _pieces(teacher_BTE.detach(), unembedding, targets_BT, weights_BT)
+    pieces = [(*piece, teacher_NE) for piece, (teacher_NE, _) in zip(mine, its, strict=True)]
+    if len(pieces) == 1:
+        return _distilled(*pieces[0], unembedding, teacher, temperature)
+    sums = [checkpoint(_distilled, *piece, unembedding, teacher, temperature, use_reentrant=False) for piece in pieces]
+    nats, squares, divergence = zip(*sums, strict=True)
+    return torch.stack(nats).sum(), torch.stack(squares).sum(), torch.stack(divergence).sum()
+
+
 def target_nats(hidden_BTD: Tensor, unembedding: Unembedding, targets_BT: Tensor, weights_BT: Tensor) -> Tensor:
     """Nats of every counted target, row by row, as one vector; to be called without gradients."""
     pieces = _pieces(hidden_BTD, unembedding, targets_BT, weights_BT)
@@ -50,6 +75,23 @@ def _pieces(
 def _nats(hidden_ND: Tensor, targets_N: Tensor, unembedding: Unembedding) -> tuple[Tensor, Tensor]:
     logits_NV = unembedding(hidden_ND).float()
     return F.cross_entropy(logits_NV, targets_N, reduction="none"), logits_NV
+
+
+def _distilled(
+    hidden_ND: Tensor,
+    targets_N: Tensor,
+    teacher_NE: Tensor,
+    unembedding: Unembedding,
+    teacher: Unembedding,
+    temperature: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    nats_N, logits_NV = _nats(hidden_ND, targets_N, unembedding)
+    with torch.no_grad():
+        wanted_NV = (teacher(teacher_NE).float() / temperature).log_softmax(-1)
+    found_NV = (logits_NV / temperature).log_softmax(-1)
+    divergence = F.kl_div(found_NV, wanted_NV, reduction="sum", log_target=True) * temperature**2
+    normaliser_N = nats_N + logits_NV.gather(-1, targets_N[:, None]).squeeze(-1)
+    return nats_N.sum(), normaliser_N.square().sum(), divergence
 
 
 def _sums(hidden_ND: Tensor, targets_N: Tensor, unembedding: Unembedding, z_loss: bool) -> tuple[Tensor, Tensor]:

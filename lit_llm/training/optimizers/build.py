@@ -18,7 +18,8 @@ PEAK = "peak_lr"
 def build_optimizer(config: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
     """The optimiser over all parameters. Matrices are in groups that decay, scales in groups that do not."""
     if isinstance(config, Muon):
-        inside = [p for name, p in model.named_parameters() if p.dim() == 2 and "layers." in name]
+        named = model.named_parameters()
+        inside = [p for name, p in named if p.dim() == 2 and ("layers." in name or ".shared_kv." in name)]
         held = {id(p) for p in inside}
         rest = [p for p in model.parameters() if id(p) not in held]
         return Joined(_muon(config, inside), _adamw(config.rest, _groups(rest, config.rest)))
