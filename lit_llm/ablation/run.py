@@ -24,13 +24,15 @@ from lit_llm.experiment.run import run_one
 from lit_llm.launch import Interrupted, Outcome, Task, run_tasks, stop_requested
 from lit_llm.tracking.address import default_tracking
 from lit_llm.tracking.garbage import list_runs
-from lit_llm.tracking.mlflow_mirror import Mirror, MirrorThread, RunRecord
+from lit_llm.tracking.mlflow_mirror import Mirror, MirrorThread, MirrorUnavailable, RunRecord
 from lit_llm.tracking.store import FINAL, Busy, Stage, Store, locked, write_json, write_text
 
 PRELOAD = (__name__, "lit_llm.experiment.stages")
 """What every stage needs: imported once, by the server that the processes are forked from."""
 
 Rerun = Literal["failed", "stale"]
+FIGURES = "figures"
+"""A study's folder of figures, in its own."""
 
 
 class Watcher:
@@ -85,11 +87,13 @@ def run_study(
     rerun: Rerun | None = None,
     tracking: str | None = None,
     render: Callable[[Plan, Comparison], dict[str, str]] = lambda *_: {},
+    draw: Callable[[Sequence[Run], Comparison, Path], object] = lambda *_: None,
 ) -> Finished:
     """Execute a study's runs, `slots` at once, each in a process of its own.
 
     only: a pattern for the names of arms; rerun: repeat what failed, or what other code has done. `render` gives the
-    files, by name, that are written beside the tables and logged with the study.
+    files, by name, that are written beside the tables and logged with the study; `draw` fills the folder of its
+    figures, unless the study was interrupted.
 
     Raises InputError, before anything has started, for an unfair comparison, an unreadable corpus, a store of another
     schema, a tracking address that is none, or a study that is running already.
@@ -128,7 +132,11 @@ def run_study(
             tables = _write_tables(folder, comparison, render(planned, comparison))
             ending = Finished(planned, tuple(runs), tuple(chosen), comparison, interrupted, tables)
             state = "interrupted" if interrupted else "done" if ending.exit_code == 0 else "failed"
-            return replace(ending, mirrored=close(follower, state, tables, _summary(comparison), watcher))
+            figures = folder / FIGURES
+            if not interrupted:
+                draw(runs, comparison, figures)
+            files = [*tables, *[figures] * figures.is_dir()]
+            return replace(ending, mirrored=close(follower, state, files, _summary(comparison), watcher))
     except Busy:
         message = f"{name} is being run by another process; `lit-llm status` shows how far it is"
         raise InputError(Problem(message, "study")) from None
@@ -143,6 +151,16 @@ def opened_mirror(store: Store, name: str, tracking: str | None, description: st
     except ValueError as error:
         raise InputError(Problem(str(error), "--tracking")) from None
     return mirror
+
+
+def attached(store: Store, name: str, tracking: str | None, files: Sequence[Path]) -> str:
+    """Log files with a study that MLflow knows already; what has kept it from that, or ''. Raises InputError."""
+    mirror = opened_mirror(store, name, tracking, "")
+    try:
+        mirror.attach(files)
+    except MirrorUnavailable as problem:
+        return f"{problem}. The files are in the store; the same command logs them."
+    return ""
 
 
 Work = tuple[Run, Step]

@@ -232,19 +232,19 @@ def comparison_of(ablation: Ablation, runs: Sequence[Run]) -> Comparison:
     figure = ablation.study.compare.front
     if figure is None:
         return found
-    costs = {arm.name: _figure(figure, arm.experiment) for arm in ablation.arms}
+    costs = {arm.name: costs_of_arm(arm.experiment)[figure] for arm in ablation.arms}
     return replace(found, front=front(figure, found.metric, costs, {row.arm: row.mean for row in found.rows}))
 
 
-def _figure(name: Figure, experiment: Experiment) -> float:
-    """One of an arm's costs, for its lengths where it is finetuned."""
+def costs_of_arm(experiment: Experiment) -> dict[Figure, float]:
+    """What the metric can be shown against: an arm's costs, for its lengths where it is finetuned."""
     tuned = experiment.finetune
     prompt, answer = (tuned.data.input_length, tuned.data.target_length) if tuned else (PROMPT, GENERATE)
     cost = cost_of(experiment, prompt, answer)
-    if name == "inference_flops":
-        return prompt * cost.prefill_flops_per_token + answer * cost.decode_flops_per_token
-    if name == "kv_cache_bytes":
-        return cost.cache.total(prompt, answer)
-    if name == "train_flops":
-        return cost.train_flops + cost.finetune_flops
-    return float(cost.parameters if name == "parameters" else cost.non_embedding_parameters)
+    return {
+        "inference_flops": prompt * cost.prefill_flops_per_token + answer * cost.decode_flops_per_token,
+        "train_flops": cost.train_flops + cost.finetune_flops,
+        "parameters": float(cost.parameters),
+        "non_embedding_parameters": float(cost.non_embedding_parameters),
+        "kv_cache_bytes": float(cost.cache.total(prompt, answer)),
+    }

@@ -17,9 +17,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from lit_llm.analysis.paired import Values, half_width
 
@@ -202,38 +201,3 @@ def _of_one_arm(cells: Sequence[Cell]) -> Sequence[Cell]:
     if len(arms := dict.fromkeys(cell.arm for cell in cells)) > 1:
         raise ValueError(f"the learning rates of one arm at a time, not of {', '.join(arms)}")
     return cells
-
-
-# --- one run --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Course:
-    """What a run's stability was like while it trained; each as (step, value) of the steps it was written down at."""
-
-    grad_norm: tuple[tuple[int, float], ...]
-    """Of that step, before clipping."""
-    max_attention_logit: tuple[tuple[int, float], ...]
-    """The largest up to there."""
-    loss_spikes: tuple[tuple[int, float], ...]
-    """Their number up to there."""
-    max_grad_norm: float | None
-    """Of all steps, those not written down included."""
-
-    @property
-    def totals(self) -> dict[str, float | None]:
-        """The fields of an `LRRun` that tell of stability."""
-        spikes, logit = (curve[-1][1] if curve else None for curve in (self.loss_spikes, self.max_attention_logit))
-        return {"spikes": spikes, "max_attention_logit": logit, "max_grad_norm": self.max_grad_norm}
-
-
-def course(lines: Iterable[Mapping[str, Any]]) -> Course:
-    """From the lines of a metrics.jsonl, {"step", "metrics"} each, in any order; what is not finite is left out."""
-    ordered = sorted(lines, key=lambda line: int(line["step"]))
-
-    def curve(name: str) -> tuple[tuple[int, float], ...]:
-        values = ((int(line["step"]), line["metrics"].get(f"stability/{name}")) for line in ordered)
-        return tuple((step, float(value)) for step, value in values if value is not None and math.isfinite(value))
-
-    largest = max((value for _, value in curve("max_grad_norm")), default=None)
-    return Course(curve("grad_norm"), curve("max_attention_logit"), curve("loss_spikes"), largest)

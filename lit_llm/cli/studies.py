@@ -106,6 +106,7 @@ def run(
     """
     from lit_llm.ablation.arms import load_study
     from lit_llm.ablation.run import run_study
+    from lit_llm.report.figures.study import figures_of, write_figures
     from lit_llm.report.live import Progressing
     from lit_llm.report.tables import comparison_markdown, comparison_table
     from lit_llm.search.sweep import is_sweep
@@ -124,12 +125,13 @@ def run(
         rerun=rerun.value if rerun else None,
         tracking=tracking,
         render=lambda planned, comparison: {"comparison.md": comparison_markdown(planned, comparison)},
+        draw=lambda runs, compared, folder: write_figures(figures_of(ablation, runs, compared), folder),
     )
     screen.print()
     screen.print(f"{ablation.study.study}  {ablation.study.question}", style="bold", highlight=False)
     screen.print(comparison_table(finished.comparison, screen.width))
     tables, seen = shown(finished.tables[0].parent), charts(store, tracking, finished.mirrored)
-    screen.print(f"\ntables: {tables}   charts: {seen}", style="dim", highlight=False, soft_wrap=True)
+    screen.print(f"\ntables and figures: {tables}   charts: {seen}", style="dim", highlight=False, soft_wrap=True)
     if finished.interrupted:
         command = again("run", study, override, store, tracking)
         screen.print(f"Interrupted; `{command}` goes on.", style="yellow", highlight=False)
@@ -176,8 +178,11 @@ def report(
     as_json: AsJson = False,
     store: StoreOption = DEFAULT_STORE,
     storage: Storage = None,
+    tracking: Tracking = None,
 ) -> None:
-    """Compare what is finished, without running anything; of a sweep also draw its figures.
+    """Compare what is finished, without running anything, and draw its figures.
+
+    They go to studies/<study>/figures in the store, and to MLflow where the study is there.
 
     Example: lit-llm report ablations/quickstart.yaml
     """
@@ -193,7 +198,8 @@ def report(
         sweep_report(study, override, as_json, place, storage)
         return
     ablation = load_study(study, override or ())
-    comparison = comparison_of(ablation, runs_of(ablation, place))
+    runs = runs_of(ablation, place)
+    comparison = comparison_of(ablation, runs)
     if as_json:
         print(json.dumps({"study": ablation.study.study, **comparison.as_json()}, indent=1))
         return
@@ -203,6 +209,18 @@ def report(
     screen.print(comparison_table(comparison, screen.width))
     if not any(row.seeds for row in comparison.rows):
         screen.print(f"Nothing is finished yet: `lit-llm run {study}` runs it.", style="yellow", highlight=False)
+    folder = place.study(ablation.study.study)
+    if not folder.is_dir():
+        return
+    from lit_llm.ablation.run import FIGURES, attached
+    from lit_llm.report.figures.study import figures_of, write_figures
+
+    figures = folder / FIGURES
+    if drawn := figures_of(ablation, runs, comparison):
+        write_figures(drawn, figures)
+        screen.print(f"\nfigures: {shown(figures)}", style="dim", highlight=False, soft_wrap=True)
+        if problem := attached(place, ablation.study.study, tracking, [figures]):
+            screen.print(problem, style="yellow", highlight=False)
 
 
 @app.command()

@@ -107,16 +107,13 @@ def evaluate(
     low = config.precision == "bf16"
     with torch.autocast(device.type, torch.bfloat16) if low else nullcontext():
         found = _evaluated(frozen, store, model, _told(stage))
-    write_text(stage.folder / ROWS, "".join(json.dumps(row) + "\n" for row in found.rows))
+    write_text(stage.rows_file, "".join(json.dumps(row) + "\n" for row in found.rows))
     file = MetricsFile(stage.metrics_file)
     file.append(before["steps"], found.metrics)
     file.close()
     finished = time.time()
     return result | {"metrics": found.metrics, "finished": finished, "seconds": {"evaluation": finished - started}}
 
-
-ROWS = "rows.jsonl"
-"""The records of an evaluation, in its stage's folder."""
 
 STAGES = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate}
 """By the kind of a stage."""

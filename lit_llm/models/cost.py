@@ -250,6 +250,19 @@ def decode_flops(model: ResolvedModel, prompt: int, generate: int) -> float:
     return flops
 
 
+def attended_keys(model: ResolvedModel, prompt: int, number: int) -> float:
+    """Keys that the token generated as this number (from 0) reads in a layer of the decoder, its own among them: mean
+    over the layers, each with all of its attentions, retention with none; 0 for an encoder-only model."""
+    if not model.decoder:
+        return 0.0
+    before, total = 1 if model.encoder else prompt, 0.0
+    for layer in model.decoder:
+        if own := layer.self_attention:
+            total += min(before + number + 1, (own.reach or (math.inf,))[0])
+        total += prompt * sum((layer.merged, layer.cross_attention is not None, layer.partial_attention is not None))
+    return total / len(model.decoder)
+
+
 @dataclass(frozen=True)
 class CacheBytes:
     """Bytes of the key-value cache of one sequence."""

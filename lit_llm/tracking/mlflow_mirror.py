@@ -146,17 +146,41 @@ class Mirror:
         now = int(time.time() * 1000)
         points = [(key(name), value, now, 0) for name, value in (metrics or {}).items() if is_number(value)]
         with self._server():
-            for path in files:
-                if path.is_dir():
-                    self._client.log_artifacts(self._parent, str(path), path.name)
-                else:
-                    self._client.log_artifact(self._parent, str(path))
+            self._log_files(self._parent, files)
             self._log(self._parent, {}, points, {STATE: state})
             self._client.set_terminated(self._parent, STATUS[state])
         self._opened = False  # a later sync opens the parent again
 
+    def attach(self, files: Iterable[Path]) -> bool:
+        """Add files and directories to the parent of a study that MLflow knows, which stays in its state; False where
+        MLflow does not know it. Raises MirrorUnavailable."""
+        if self._database is not None and not self._database.exists():
+            return False
+        with self._server(opening=False):
+            from mlflow import MlflowClient
+
+            self._client = MlflowClient(self.tracking)
+            if self._database is not None:
+                with self._sql() as connection:
+                    mend(connection, self._database.parent)
+            experiment = self._client.get_experiment_by_name(self.study)
+            if experiment is None:
+                return False
+            self._experiment = experiment.experiment_id
+            parents = self._search(f"tags.`{STUDY}` = '{self.study}'")[:1]
+            for parent in parents:
+                self._log_files(parent.info.run_id, files)
+        return bool(parents)
+
+    def _log_files(self, run: str, files: Iterable[Path]) -> None:
+        for path in files:
+            if path.is_dir():
+                self._client.log_artifacts(run, str(path), path.name)
+            else:
+                self._client.log_artifact(run, str(path))
+
     @contextmanager
-    def _server(self) -> Iterator[None]:
+    def _server(self, opening: bool = True) -> Iterator[None]:
         """With the study opened. Whatever fails inside, the next use first asks the server again what it holds."""
         few_retries()
         from mlflow.exceptions import MlflowException
@@ -164,7 +188,7 @@ class Mirror:
 
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         try:
-            if not self._opened:
+            if opening and not self._opened:
                 with self._exclusive():
                     self._open()
             yield

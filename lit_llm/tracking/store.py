@@ -116,6 +116,11 @@ class Stage:
         return self.folder / "log.txt"
 
     @property
+    def rows_file(self) -> Path:
+        """The records of an evaluation, one a line."""
+        return self.folder / "rows.jsonl"
+
+    @property
     def progress_file(self) -> Path:
         """{"done", "total"} of what has no steps."""
         return self.folder / "progress.json"

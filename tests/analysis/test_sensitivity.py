@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from lit_llm.analysis.paired import block_differences
-from lit_llm.analysis.sensitivity import LRRun, best_lr, course, loss_table, lr_sensitivity, widest_range
+from lit_llm.analysis.sensitivity import LRRun, best_lr, loss_table, lr_sensitivity, widest_range
 
 PAPER_LRS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 EVEN = tuple(10.0**power for power in (-4, -3, -2, -1, 0))
@@ -152,22 +152,9 @@ def test_ranges_are_of_one_arm():
         widest_range(loss_table(parabola("a") + parabola("b")), 1.0)
 
 
-def line(step, norm, largest, spikes, logit=None):
-    metrics = {"stability/grad_norm": norm, "stability/max_grad_norm": largest, "stability/loss_spikes": spikes}
-    return {"step": step, "metrics": metrics | ({"stability/max_attention_logit": logit} if logit else {})}
-
-
-def test_the_course_of_a_run_is_read_from_its_metrics():
-    found = course([line(20, 1.0, 9.0, 1.0, 30.0), line(10, 2.0, 4.0, 0.0, 11.0), line(30, math.nan, 9.0, 3.0)])
-    assert found.grad_norm == ((10, 2.0), (20, 1.0))
-    assert found.max_attention_logit == ((10, 11.0), (20, 30.0))
-    assert found.totals == {"spikes": 3.0, "max_attention_logit": 30.0, "max_grad_norm": 9.0}
-    assert course([]).totals == {"spikes": None, "max_attention_logit": None, "max_grad_norm": None}
-
-
 def test_the_table_holds_what_was_unstable_of_diverged_runs_too():
-    calm = LRRun("a", 1.0, 0, 2.0, **course([line(5, 1.0, 2.0, 1.0, 8.0)]).totals)
-    wild = LRRun("a", 1.0, 1, None, **course([line(5, 1.0, 70.0, 4.0, 500.0)]).totals)
+    calm = LRRun("a", 1.0, 0, 2.0, spikes=1.0, max_attention_logit=8.0, max_grad_norm=2.0)
+    wild = LRRun("a", 1.0, 1, None, spikes=4.0, max_attention_logit=500.0, max_grad_norm=70.0)
     (cell,) = loss_table([calm, wild])
     assert (cell.spikes, cell.max_attention_logit, cell.max_grad_norm) == (2.5, 500.0, 70.0)
     assert (cell.losses, cell.diverged) == ({0: 2.0}, (1,))

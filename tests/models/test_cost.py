@@ -13,6 +13,7 @@ from lit_llm.models.build import build_model
 from lit_llm.models.config import resolve_model
 from lit_llm.models.cost import (
     Shape,
+    attended_keys,
     cache_bytes,
     causal_pairs,
     count_parameters,
@@ -20,6 +21,7 @@ from lit_llm.models.cost import (
     forward_flops,
     paper_flops,
     prefill_flops,
+    score_flops,
     train_flops,
 )
 
@@ -315,6 +317,19 @@ def test_a_prefill_and_its_steps_cost_what_reading_it_all_at_once_costs(family, 
     )
     pieces = prompt * prefill_flops(model, prompt) + generate * decode_flops(model, prompt, generate)
     assert pieces == pytest.approx(forward_flops(model, whole), rel=1e-12)
+
+
+@pytest.mark.parametrize(("family", "overrides"), GENERATING + SHARING)
+@pytest.mark.parametrize("number", [0, 1, 12])
+def test_attended_keys_are_the_pairs_that_a_step_adds(family, overrides, number):
+    """Every pair costs 4 FLOPs an entry of the heads: QKᵀ and the sum over values."""
+    model, prompt = resolved(family, *overrides), 20
+    source, before = (prompt, 1 + number) if family == "redllm" else (0, prompt + number)
+    shapes = [Shape(source, tokens, outputs=1, partial=prompt) for tokens in (before + 1, before)]
+    longer, shorter = (sum(flops for *_, flops in score_flops(model, shape)) for shape in shapes)
+    own = next(layer.self_attention for layer in model.decoder if layer.self_attention)
+    pairs = (longer - shorter) / (4 * own.heads * own.head_dim)
+    assert attended_keys(model, prompt, number) == pytest.approx(pairs / len(model.decoder), rel=1e-12)
 
 
 def measured(run):

@@ -360,6 +360,28 @@ def test_finish_closes_the_parent_and_another_run_of_the_study_opens_it_again(tr
     assert runs(tracking)[0].info.status == "RUNNING"
 
 
+def test_files_are_attached_to_a_study_that_is_known_and_change_nothing_else(tracking, tmp_path):
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "front.png").write_text("png")
+    assert not Mirror(tracking, study=STUDY).attach([tmp_path / "figures"])
+    assert MlflowClient(tracking).get_experiment_by_name(STUDY) is None
+    mirror = Mirror(tracking, study=STUDY)
+    mirror.sync([record(tmp_path / "absent")])
+    mirror.finish("failed")
+    before = runs(tracking)
+    assert Mirror(tracking, study=STUDY).attach([tmp_path / "figures"])
+    after = runs(tracking)
+    assert [run.data.tags for run in (after[0], *after[1])] == [run.data.tags for run in (before[0], *before[1])]
+    assert (after[0].info.status, after[0].info.end_time) == ("FAILED", before[0].info.end_time)
+    files = MlflowClient(tracking).list_artifacts(after[0].info.run_id, "figures")
+    assert [file.path for file in files] == ["figures/front.png"]
+
+
+def test_attaching_makes_no_database_where_there_is_none(tmp_path):
+    assert not Mirror(default_tracking(tmp_path), study=STUDY).attach([])
+    assert not list(tmp_path.iterdir())
+
+
 def test_thread_mirrors_live_and_closes_with_everything(tracking, tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(lines(range(3)))

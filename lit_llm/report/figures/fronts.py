@@ -1,0 +1,101 @@
+"""Quality against cost: fronts, scaling fits and isoFLOP profiles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from lit_llm.analysis.front import Front, better
+from lit_llm.report.figures.lines import Line, Panel, line_figure
+from lit_llm.report.figures.style import BLACK, GREY, legend, looks, panels, scale, styled
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COSTS = {
+    "train_flops": "training FLOPs",
+    "inference_flops": "inference FLOPs",
+    "kv_cache_bytes": "key-value cache, bytes",
+    "parameters": "parameters",
+    "non_embedding_parameters": "non-embedding parameters",
+}
+
+
+@styled
+def front_figure(
+    title: str, fronts: Sequence[Front], deviations: Mapping[str, float | None], named: Sequence[str]
+) -> Figure:
+    """The arms by cost and quality, one panel for each cost; the staircase joins those that no other arm beats.
+
+    deviations: of each arm over its seeds; named: the arms that have an entry in the legend, the others are grey.
+    """
+    look = looks(named)
+    figure, every = panels(title, len(fronts), 2.3, named=named)
+    handles = {}
+    for axes, front in zip(every, fronts, strict=True):
+        best = [point for point in front.points if point.beaten_by is None]
+        axes.step([p.cost for p in best], [p.value for p in best], where="post", color=GREY, linewidth=0.8, zorder=1)
+        for point in sorted(front.points, key=lambda point: point.arm in look):
+            mine = look.get(point.arm)
+            colour, marker = (mine.colour, mine.marker) if mine else ("#c4c4c4", ".")
+            face = colour if point.beaten_by is None else "white"
+            if (deviation := deviations.get(point.arm)) is not None:
+                ends = [point.value - deviation, point.value + deviation]
+                axes.plot([point.cost, point.cost], ends, color=colour, linewidth=0.7)
+            (drawn,) = axes.plot(
+                [point.cost],
+                [point.value],
+                color=colour,
+                marker=marker,
+                markerfacecolor=face,
+                markersize=4.5,
+                linestyle="none",
+            )
+            if mine:
+                handles[point.arm] = drawn
+        axes.set_xlabel(COSTS[front.figure])
+        axes.set_ylabel(f"{front.metric}\n{better(front.metric)} is better")
+        scale(axes, "x", [point.cost for point in front.points], True)
+        scale(axes, "y", [], False)
+    legend(figure, {name: _filled(handles[name]) for name in named if name in handles})
+    return figure
+
+
+def _filled(drawn: object) -> object:
+    """The same mark as the legend shows it, whether its arm is on the front or not."""
+    import copy
+
+    handle = copy.copy(drawn)
+    handle.set_markerfacecolor(handle.get_color())  # type: ignore[attr-defined]
+    return handle
+
+
+Points = Sequence[tuple[float, float]]
+
+
+def scaling_figure(
+    title: str, points: Mapping[str, Points], fitted: Mapping[str, Points], xlabel: str, ylabel: str
+) -> Figure:
+    """Losses over a scale (FLOPs, tokens or parameters) of each family, and the curves that were fitted to them.
+
+    Both as (x, y), by the family's name; a family without a fit has its points alone.
+    """
+    lines = {name: [Line([x for x, _ in curve], [y for _, y in curve])] for name, curve in fitted.items()}
+    return line_figure(title, [Panel("", xlabel, ylabel, lines, log="xy", points=points)], height=2.8)
+
+
+def isoflop_figure(
+    title: str,
+    budgets: Mapping[str, Points],
+    fitted: Mapping[str, Points],
+    optima: Mapping[str, tuple[float, float]],
+    xlabel: str = "parameters",
+    ylabel: str = "loss, nats per token",
+) -> Figure:
+    """Losses over model size at equal training FLOPs: one profile for each budget, by its name, with the curve that was
+    fitted to it and that curve's lowest point (Hoffmann et al. 2022, arXiv 2203.15556, figure 3)."""
+    lines = {name: [Line([x for x, _ in curve], [y for _, y in curve])] for name, curve in fitted.items()}
+    figure = line_figure(title, [Panel("", xlabel, ylabel, lines, log="x", points=budgets)], height=2.8)
+    for x, y in optima.values():
+        figure.axes[0].plot([x], [y], color=BLACK, marker="*", markersize=7, linestyle="none", zorder=3)
+    return figure

@@ -1,0 +1,126 @@
+"""Lines in panels: learning curves, loss by position, cost by generated token, loss by learning rate, fits."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lit_llm.report.figures.style import GREY, Look, legend, looks, panels, scale, styled
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Places = Mapping[float, tuple[float, float]]
+"""{step or another place that runs have in common: (x, y)} of one run."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve, with its scatter where it is a mean."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] = ()
+    """Ends of the band at each x; empty for a single curve."""
+    high: Sequence[float] = ()
+    lost: bool = False
+    """Of a run that diverged: its end is marked."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What shares one pair of axes."""
+
+    title: str
+    xlabel: str
+    ylabel: str
+    lines: Mapping[str, Sequence[Line]]
+    """The curves of each name; all but the first are thin: single runs."""
+    log: str = ""
+    """Which axes are logarithmic: `x`, `y`, `xy`."""
+    points: Mapping[str, Sequence[tuple[float, float]]] | None = None
+    """Marks without a line: what was measured, beside the curves that were fitted to it."""
+    crosses: Mapping[str, Sequence[float]] | None = None
+    """x at which runs diverged and have no y; marked at the top."""
+    verticals: Sequence[float] = ()
+    """x of thin lines from top to bottom."""
+    ticks: Sequence[float] = ()
+    """x that are written on the axis; of its own choice when empty."""
+
+
+def over_seeds(runs: Iterable[Places]) -> Line | None:
+    """The mean of finished runs, with the lowest and the highest, at the places that all of them have."""
+    runs = [run for run in runs if run]
+    common = sorted(set.intersection(*(set(run) for run in runs))) if runs else []
+    if not common:
+        return None
+    at = [[run[place] for run in runs] for place in common]
+    x = [statistics.fmean(x for x, _ in seeds) for seeds in at]
+    y = [statistics.fmean(y for _, y in seeds) for seeds in at]
+    if len(runs) == 1:
+        return Line(x, y)
+    return Line(x, y, [min(y for _, y in seeds) for seeds in at], [max(y for _, y in seeds) for seeds in at])
+
+
+def single(run: Places, lost: bool = False) -> Line:
+    """One run."""
+    places = [run[place] for place in sorted(run)]
+    return Line([x for x, _ in places], [y for _, y in places], lost=lost)
+
+
+@styled
+def line_figure(title: str, shown: Sequence[Panel], height: float = 2.1) -> Figure:
+    """Panels of lines over one legend; a name looks the same in all of them."""
+    names = list(dict.fromkeys(name for panel in shown for name in (*panel.lines, *(panel.points or ()))))
+    look = looks(names)
+    shown_names = names if len(names) > 1 else []
+    figure, every = panels(title, len(shown), height, named=shown_names)
+    handles: dict[str, Any] = {}
+    for axes, panel in zip(every, shown, strict=True):
+        handles = _draw(axes, panel, look) | handles
+    legend(figure, {name: handles[name] for name in shown_names})
+    return figure
+
+
+def _draw(axes: Axes, panel: Panel, look: Mapping[str, Look]) -> dict[str, Any]:
+    """What stands for each name in the legend."""
+    handles: dict[str, Any] = {}
+    for name, lines in panel.lines.items():
+        mine = look[name]
+        for number, line in enumerate(lines):
+            # Marks show where few points stand; of many they would hide the line.
+            marks: dict[str, Any] = {"marker": mine.marker} if len(line.x) <= 16 and number == 0 else {}
+            thin: dict[str, Any] = {"linewidth": 0.5, "alpha": 0.8} if number else {}
+            (drawn,) = axes.plot(line.x, line.y, color=mine.colour, linestyle=mine.dashes, **marks, **thin)
+            handles.setdefault(name, drawn)
+            if line.low:
+                axes.fill_between(line.x, line.low, line.high, color=mine.colour, alpha=0.15, linewidth=0)
+            if line.lost and line.x:
+                axes.plot(line.x[-1:], line.y[-1:], color=mine.colour, marker="x", linestyle="none", markersize=5)
+    for name, points in (panel.points or {}).items():
+        mine = look[name]
+        filled = "none" if len(points) > 40 else mine.colour
+        x, y = [x for x, _ in points], [y for _, y in points]
+        (drawn,) = axes.plot(x, y, color=mine.colour, marker=mine.marker, linestyle="none", markerfacecolor=filled)
+        handles.setdefault(name, drawn)
+    for vertical in panel.verticals:
+        axes.axvline(vertical, color=GREY, linewidth=0.7, linestyle=":", zorder=0.9)
+    for place, (name, xs) in enumerate((panel.crosses or {}).items()):
+        # At the top, each name a little lower than the one before it, so that none hides another.
+        if xs:
+            heights, above = [1.0 - 0.045 * place] * len(xs), axes.get_xaxis_transform()
+            axes.plot(xs, heights, color=look[name].colour, marker="x", linestyle="none", transform=above)
+    axes.set_title(panel.title, loc="left")
+    axes.set_xlabel(panel.xlabel)
+    axes.set_ylabel(panel.ylabel)
+    every = [line for lines in panel.lines.values() for line in lines]
+    marks_at = [place for points in (panel.points or {}).values() for place in points]
+    scale(axes, "x", [x for line in every for x in line.x] + [x for x, _ in marks_at], "x" in panel.log)
+    if panel.ticks:
+        axes.set_xticks(panel.ticks)
+        axes.minorticks_off()
+    scale(axes, "y", [y for line in every for y in line.y] + [y for _, y in marks_at], "y" in panel.log)
+    return handles

@@ -1,0 +1,175 @@
+"""How all figures look: at most as wide as a printed page, legible there, colour-blind safe, reproducible.
+
+Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color) without their yellow, which vanishes on white; line
+styles and markers tell apart what colours alone would not. A figure holds no time and no random name: the same data
+give the same bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec
+
+from lit_llm.report import text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PANEL, PAGE = 5.0, 7.0
+"""Width of a figure of one panel, and of a printed page's text, in inches."""
+ROW = 0.17
+"""Height of a line of text, in inches."""
+
+BLACK, GREY = "#000000", "#8c8c8c"
+BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY = "#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9"
+COLOURS = (BLACK, BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY)
+DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)))
+MARKERS = "osD^vPX<>"
+
+STYLE: Any = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so it is the same everywhere
+    "font.size": 7,
+    "axes.titlesize": 7.5,
+    "axes.labelsize": 7,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "legend.fontsize": 6.5,
+    "legend.frameon": False,
+    "legend.handlelength": 2.8,
+    "figure.titlesize": 8.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "lines.linewidth": 1.1,
+    "lines.markersize": 3.2,
+    "lines.markeredgewidth": 0.7,
+    "figure.dpi": 100,
+    "savefig.dpi": 200,
+    "svg.hashsalt": "lit-llm",
+    "axes.unicode_minus": True,
+}
+
+P = ParamSpec("P")
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draw in this style, whatever matplotlib is set to."""
+
+    @functools.wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        from matplotlib import rc_context
+
+        with rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+@dataclass(frozen=True)
+class Look:
+    """Of what stands for one name in all panels."""
+
+    colour: str
+    dashes: Any
+    marker: str
+
+
+def looks(names: Iterable[str]) -> dict[str, Look]:
+    """One for each name, in order; the first is black and solid: the baseline's. 28 are different in their lines."""
+    return {
+        name: Look(COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)], MARKERS[i % len(MARKERS)])
+        for i, name in enumerate(dict.fromkeys(names))
+    }
+
+
+def short(name: str, most: int = 60) -> str:
+    """A name without its middle where it is too long."""
+    if len(name) <= most:
+        return name
+    return f"{name[: most // 2]}…{name[len(name) - (most - 1 - most // 2) :]}"
+
+
+def panels(
+    title: str,
+    count: int,
+    height: float = 2.1,
+    columns: int | None = None,
+    named: Collection[str] = (),
+    wide: bool = False,
+) -> tuple[Figure, list[Axes]]:
+    """A figure with so many panels, and their axes. Raises ValueError for none.
+
+    columns: of panels, two or three when None; named: the entries of the legend that will be below them; wide: one
+    panel as wide as two.
+    """
+    from matplotlib.figure import Figure
+
+    if count < 1:
+        raise ValueError(f"{title}: there is nothing to draw")
+    across = min(count, columns or (3 if count == 3 else 2))
+    down = math.ceil(count / across)
+    width = PAGE if across > 1 or wide or len(named) > 8 else PANEL
+    _, rows = _legend_shape(named, width)
+    figure = Figure(figsize=(width, down * height + ROW * rows + 0.35), layout="constrained")
+    figure.suptitle(title)
+    every = list(figure.subplots(down, across, squeeze=False).flat)
+    for axes in every[count:]:
+        axes.remove()
+    return figure, every[:count]
+
+
+def _legend_shape(names: Collection[str], width: float) -> tuple[int, int]:
+    """(columns, rows) of a legend in which no name meets the next."""
+    if not names:
+        return 1, 0
+    longest = max(len(short(name)) for name in names)
+    columns = max(1, min(len(names), int(width / (0.65 + 0.06 * longest))))
+    return columns, math.ceil(len(names) / columns)
+
+
+def legend(figure: Figure, handles: Mapping[str, Any]) -> None:
+    """Below the panels, one entry for each name."""
+    if handles:
+        columns, _ = _legend_shape(handles, figure.get_figwidth())
+        names = [short(name) for name in handles]
+        figure.legend(list(handles.values()), names, loc="outside lower center", ncols=columns)
+
+
+def scale(axes: Axes, which: Literal["x", "y"], values: Sequence[float], logarithmic: bool) -> None:
+    """Ticks that people read, 20k or 1.5M; logarithmic only where the values are positive and differ threefold."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    axis = getattr(axes, f"{which}axis")
+    finite = [value for value in values if math.isfinite(value)]
+    if logarithmic and finite and min(finite) > 0 and max(finite) / min(finite) >= 3:
+        getattr(axes, f"set_{which}scale")("log")
+        decades = math.log10(max(finite) / min(finite))
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 1.6 else (1, 3) if decades < 3 else (1,)))
+        axis.set_minor_formatter(NullFormatter())
+    else:
+        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: text.short(value).replace("-", "−")))
+
+
+def save(figure: Figure, path: Path) -> list[Path]:
+    """`<path>.png` and `<path>.svg`, the same bytes whenever they are written."""
+    from matplotlib import rc_context
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg")]
+    with rc_context(STYLE):
+        figure.savefig(found[0], metadata={"Software": None})
+        figure.set_layout_engine("none")  # it is laid out now, once for both
+        figure.savefig(found[1], metadata={"Date": None, "Creator": None})
+    return found

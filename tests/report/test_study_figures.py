@@ -1,0 +1,263 @@
+"""The figures of a study that has been run: judged by what its stages left on disk, read plainly here."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from lit_llm.ablation.arms import Ablation, load_study
+from lit_llm.ablation.run import Watcher, run_study
+from lit_llm.ablation.runs import Run, comparison_of, runs_of
+from lit_llm.cli import app
+from lit_llm.report.figures.courses import places, read_course
+from lit_llm.report.figures.study import Drawn, figures_of
+from lit_llm.tracking.address import default_tracking
+from lit_llm.tracking.store import Store
+
+pytestmark = pytest.mark.xdist_group("runs")
+
+STUDY = """
+study: drawn
+question: Can it be seen?
+extends: redllm-tiny
+base:
+  model: {{d_model: 16, vocabulary: 258, attention: {{heads: 2}}, feed_forward: {{d_ff: 32}}}}
+  pretrain:
+    data: {{corpus: {{kind: text, files: ["{corpus}/*.txt"]}}, tokenizer: bytes, sequence_length: 32, batch_size: 4}}
+    training:
+      max_steps: 12
+      schedule: {{warmup_steps: 2}}
+      optimizer: {{lr: 1e-3}}
+      stability: {{logit_every: 4}}
+      execution: {{log_every: 4}}
+    validation: {{times: 3, sequences: 8}}
+  evaluate:
+    extrapolation: {{lengths: [1, 2], prefixes: [1, half], sequences: 4}}
+    attention: {{sequences: 2, sensitivity_sequences: 1, buckets: 4}}
+arms:
+  red: {{}}
+  dec: {{extends: decllm-tiny, grid: false}}
+  prefix: {{extends: decllm-tiny, grid: false, against: dec, pretrain: {{objective: prefix_lm}}}}
+grid:
+  design: factorial
+  factors:
+    model.attention.qkv_norm: [[q, k, v], []]
+    pretrain.training.optimizer.lr: [1e-3, 1e-2]
+seeds: [0, 1]
+"""
+
+NAMES = [
+    "validation_pretrain",
+    "training_pretrain",
+    "stability",
+    "differences",
+    "effects",
+    "factors",
+    "front",
+    "learning_rates",
+    "ladder",
+    "extrapolation_by_position_pretrain",
+    "extrapolation_by_length_pretrain",
+    "attention_pretrain",
+    "inference",
+]
+
+
+@pytest.fixture(scope="module")
+def study(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("study") / "drawn.yaml"
+    path.write_text(STUDY.format(corpus=corpus))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store in which all is done, and nothing drawn."""
+    store = Store(tmp_path_factory.mktemp("finished"))
+    assert run_study(load_study(study), store, watcher=Watcher(), slots=2).exit_code == 0
+    return store
+
+
+def drawn_of(study: Path, store: Store) -> tuple[dict[str, Drawn], list[Run], Ablation]:
+    ablation = load_study(study)
+    runs = runs_of(ablation, store)
+    return {one.name: one for one in figures_of(ablation, runs, comparison_of(ablation, runs))}, runs, ablation
+
+
+def lines_of(runs: Sequence[Run], arm: str, file: str = "metrics.jsonl", stage: int = 0) -> list[list[dict[str, Any]]]:
+    """For each seed the lines of a file."""
+    folders = [run.steps[stage].stage.folder for run in runs if run.arm.name == arm]
+    return [[json.loads(line) for line in (folder / file).read_text().splitlines()] for folder in folders]
+
+
+def close(points: Sequence[tuple[float, float]]) -> Any:
+    return pytest.approx(np.array(points), rel=1e-9)
+
+
+def curve(axes: Any, place: int = 0) -> np.ndarray:
+    """The points of a line that is drawn: N x 2."""
+    line = axes.lines[place]
+    return np.array([line.get_xdata(), line.get_ydata()], dtype=float).T
+
+
+def test_a_finished_study_has_all_its_figures_with_n_in_the_captions(study: Path, finished: Store) -> None:
+    drawn, _, _ = drawn_of(study, finished)
+    assert list(drawn) == NAMES
+    for name, one in drawn.items():
+        assert "n = 2 seeds" in one.caption or name == "inference", name
+        assert "arms" not in drawn["validation_pretrain"].caption  # all of them are there
+
+
+def test_a_learning_curve_is_the_mean_of_the_seeds_files(study: Path, finished: Store) -> None:
+    drawn, runs, _ = drawn_of(study, finished)
+    steps, tokens, flops, seconds = drawn["validation_pretrain"].figure.axes
+    seeds = [[line for line in lines if "val/target_nll" in line["metrics"]] for lines in lines_of(runs, "red")]
+    means = [statistics.fmean(line["metrics"]["val/target_nll"] for line in both) for both in zip(*seeds, strict=True)]
+    for axes, key in ((tokens, "tokens_seen"), (flops, "flops")):
+        assert curve(axes) == close([(line["metrics"][key], y) for line, y in zip(seeds[0], means, strict=True)])
+    assert curve(steps) == close([(line["step"], y) for line, y in zip(seeds[0], means, strict=True)])
+    firsts = [lines[0]["time"] for lines in lines_of(runs, "red")]
+    passed = [
+        statistics.fmean(line["time"] - first for line, first in zip(both, firsts, strict=True))
+        for both in zip(*seeds, strict=True)
+    ]
+    assert [x for x, _ in curve(seconds)] == pytest.approx(passed)
+
+
+def test_loss_beyond_the_window_is_that_of_the_records(study: Path, finished: Store) -> None:
+    drawn, runs, ablation = drawn_of(study, finished)
+    kinds = [step.link.evaluation for step in runs[0].steps]
+    rows = lines_of(runs, "red", "rows.jsonl", kinds.index("extrapolation"))
+    figure = drawn["extrapolation_by_position_pretrain"].figure
+    half = ablation.arms[0].experiment.pretrain.data.sequence_length // 2
+    assert [axes.get_title("left") for axes in figure.axes] == ["after 1 token", f"after {half} tokens"]
+    for axes, prefix in zip(figure.axes, (1, half), strict=True):
+        each = [[row for row in seed if row["prefix"] == prefix] for seed in rows]
+        means = [statistics.fmean(-row["log_probability"] for row in both) for both in zip(*each, strict=True)]
+        assert [y for _, y in curve(axes)] == pytest.approx(means)
+    results = [run.metrics() for run in runs if run.arm.name == "red"]
+    for axes, prefix in zip(drawn["extrapolation_by_length_pretrain"].figure.axes, ("1", "half"), strict=True):
+        keys = {length: f"eval/extrapolation/nll/prefix_{prefix}/length_{length}x" for length in (1, 2)}
+        assert curve(axes) == close([(n, statistics.fmean(r[key] for r in results)) for n, key in keys.items()])
+
+
+def test_attention_by_position_is_that_of_the_records(study: Path, finished: Store) -> None:
+    drawn, runs, _ = drawn_of(study, finished)
+    kinds = [step.link.evaluation for step in runs[0].steps]
+    rows = lines_of(runs, "red", "rows.jsonl", kinds.index("attention"))
+    axes = next(a for a in drawn["attention_pretrain"].figure.axes if a.get_ylabel() == "sensitivity to the source")
+    each = [[r for r in seed if r["measure"] == "source_sensitivity" and r["layer"] is None] for seed in rows]
+    means = [(both[0]["first"], statistics.fmean(r["value"] for r in both)) for both in zip(*each, strict=True)]
+    assert curve(axes) == close(means)
+
+
+def test_the_ladder_goes_up_its_rungs(study: Path, finished: Store) -> None:
+    drawn, runs, _ = drawn_of(study, finished)
+    values = {
+        arm: statistics.fmean(run.metrics()["val/target_nll"] for run in runs if run.arm.name == arm)
+        for arm in ("red", "dec", "prefix")
+    }
+    bars = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in drawn["ladder"].figure.axes[0].patches]
+    assert bars == [pytest.approx((values["red"], values["dec"])), pytest.approx((values["dec"], values["prefix"]))]
+
+
+def test_every_field_of_the_factors_is_the_mean_of_its_arm(study: Path, finished: Store) -> None:
+    drawn, runs, _ = drawn_of(study, finished)
+    axes = drawn["factors"].figure.axes[0]
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("qkv_norm", "lr")
+    names = [["red", "red/lr=0.01"], ["red/qkv_norm=none", "red/qkv_norm=none/lr=0.01"]]
+    for i, row in enumerate(names):
+        for j, arm in enumerate(row):
+            mean = statistics.fmean(run.metrics()["val/target_nll"] for run in runs if run.arm.name == arm)
+            assert axes.images[0].get_array()[i, j] == pytest.approx(mean)
+
+
+def test_what_is_not_finished_is_drawn_as_far_as_it_is(study: Path, finished: Store, tmp_path: Path) -> None:
+    """A seed without a result is a line of its own, in no mean."""
+    store = Store(shutil.copytree(finished.root, tmp_path / "store"))
+    _, runs, _ = drawn_of(study, store)
+    going = next(run for run in runs if run.arm.name == "red" and run.seed == 1).steps[0].stage
+    (going.folder / "result.json").unlink()
+    lines = going.metrics_file.read_text().splitlines(keepends=True)
+    going.metrics_file.write_text("".join(lines[:2]) + lines[2][:20])
+    drawn, runs, _ = drawn_of(study, store)
+    mean, alone = (curve(drawn["training_pretrain"].figure.axes[0], place) for place in (0, 1))
+    done, begun = lines_of(runs[:1], "red")[0], [json.loads(line) for line in lines[:2]]
+    assert mean == close([(line["step"], line["metrics"]["train/loss"]) for line in done])
+    assert alone == close([(line["step"], line["metrics"]["train/loss"]) for line in begun])
+
+
+def test_a_run_that_diverged_ends_in_a_cross_and_is_in_no_mean(study: Path, finished: Store, tmp_path: Path) -> None:
+    store = Store(shutil.copytree(finished.root, tmp_path / "store"))
+    _, runs, _ = drawn_of(study, store)
+    file = next(run for run in runs if run.arm.name == "red" and run.seed == 1).steps[0].stage.folder / "result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"state": "diverged"}))
+    drawn, runs, _ = drawn_of(study, store)
+    first, second = (
+        [(line["step"], line["metrics"]["train/loss"]) for line in lines] for lines in lines_of(runs, "red")
+    )
+    axes = drawn["training_pretrain"].figure.axes[0]
+    assert curve(axes, 0) == close(first)
+    assert curve(axes, 1) == close(second)
+    assert curve(axes, 2) == close(second[-1:])
+    assert axes.lines[2].get_marker() == "x"
+    assert [text.get_text() for text in drawn["factors"].figure.axes[0].texts if "†" in text.get_text()] == [
+        f"{runs[0].metrics()['val/target_nll']:.3f}\n†1"
+    ]
+
+
+def test_of_a_study_that_never_ran_only_what_is_computed_is_drawn(study: Path, tmp_path: Path) -> None:
+    drawn, _, _ = drawn_of(study, Store(tmp_path / "none"))
+    assert list(drawn) == ["inference"]
+    answer = CliRunner().invoke(app, ["report", str(study), "--store", str(tmp_path / "none")])
+    assert answer.exit_code == 0
+    assert not (tmp_path / "none").exists()
+
+
+def test_report_writes_them_and_logs_them_with_the_parent_run(study: Path, finished: Store) -> None:
+    from mlflow import MlflowClient
+
+    answer = CliRunner().invoke(app, ["report", str(study), "--store", str(finished.root)])
+    assert answer.exit_code == 0, answer.output
+    folder = finished.study("drawn") / "figures"
+    files = {f"{name}.{kind}" for name in NAMES for kind in ("png", "svg")} | {"figures.md"}
+    assert {path.name for path in folder.iterdir()} == files
+    assert all(f"![{name}]({name}.png)" in (folder / "figures.md").read_text() for name in NAMES)
+    client = MlflowClient(default_tracking(finished.root))
+    experiment = client.get_experiment_by_name("drawn")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert {Path(found.path).name for found in client.list_artifacts(parent.info.run_id, "figures")} == files
+    assert parent.info.status == "FINISHED"
+
+
+def test_a_long_course_is_thinned_and_keeps_its_ends_and_its_validations(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    with file.open("w") as lines:
+        for step in range(1, 5002):
+            metrics = {"train/loss": 1.0 / step, "tokens_seen": 32.0 * step}
+            metrics |= {"val/target_nll": float(step)} if step % 1000 == 7 else {}
+            metrics |= {"train/loss": None} if step == 5001 else {}
+            lines.write(json.dumps({"step": step, "time": 100.0 + step, "metrics": metrics}) + "\n")
+        lines.write('{"step": 5002, "ti')
+    course = read_course(file)
+    assert (course[0]["step"], course[-1]["step"]) == (1, 5001)
+    loss = places(course, "train/loss", "tokens")
+    assert len(loss) <= 500
+    assert loss[1] == (32.0, 1.0)
+    assert 5001 not in loss  # null: it was not finite
+    gaps = [b - a for a, b in zip(loss, list(loss)[1:], strict=False)]
+    assert max(gaps) <= 2 * math.ceil(5001 / 500)
+    validated = {step: (step - 1.0, float(step)) for step in range(7, 5001, 1000)}
+    assert places(course, "val/target_nll", "seconds") == validated
+    assert read_course(tmp_path / "none.jsonl") == []
