@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 from pydantic.config import JsonDict
 
 from lit_llm.ablation.fraction import MOST, Fraction, effect_of, find, members_of
+from lit_llm.analysis.correction import Correction
 from lit_llm.analysis.front import better
 from lit_llm.config.problems import did_you_mean
 from lit_llm.config.section import Items, Section, impossible
@@ -248,6 +249,13 @@ class Compare(Section):
     front: Figure | None = None
     """A cost that the metric is shown against, with the arms that no other beats in both. inference_flops: of reading
     an input and writing a target, both as long as the finetuning allows, or 1000 tokens each where there is none."""
+    correction: Correction = "none"
+    """For the number of comparisons. none: each interval holds for itself; dunnett: intervals and p-values that hold
+    for all arms against their baseline at once; holm, fdr_bh: p-values by which the chance of any false effect, or the
+    share of false ones among those found, is 5%."""
+    margin: float | None = Field(None, gt=0)
+    """The largest difference that does not matter, in the metric's unit. With it, the verdict tells arms that are shown
+    to differ by less from those of which too few seeds show nothing."""
 
     @model_validator(mode="after")
     def _has_a_better(self) -> Compare:

@@ -220,10 +220,10 @@ def last_metrics(stage: Stage) -> tuple[int, dict[str, float]]:
 
 def comparison_of(ablation: Ablation, runs: Sequence[Run]) -> Comparison:
     """The comparison of whatever is finished."""
-    found = compare(
-        [run.result() for run in runs], ablation.study.compare.metric, layouts(ablation), lr_factors(ablation)
-    )
-    figure = ablation.study.compare.front
+    asked = ablation.study.compare
+    results = [run.result() for run in runs]
+    found = compare(results, asked.metric, layouts(ablation), lr_factors(ablation), asked.correction, asked.margin)
+    figure = asked.front
     if figure is None:
         return found
     costs = {arm.name: _figure(figure, arm.experiment) for arm in ablation.arms}

@@ -10,16 +10,18 @@ import io
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lit_llm.analysis.before_after import BeforeAfter, before_after
+from lit_llm.analysis.correction import Correction
 from lit_llm.analysis.effects import Effects, Layout, effects
 from lit_llm.analysis.front import Front
 from lit_llm.analysis.learning_rates import LearningRates, LRFactor, learning_rates
 from lit_llm.analysis.paired import Difference, against_baselines
 from lit_llm.analysis.sensitivity import LRRun
+from lit_llm.analysis.verdicts import Judgement, judgements
 from lit_llm.config.problems import did_you_mean
 from lit_llm.experiment.chain import EVALUATED, FINETUNED
 from lit_llm.experiment.identity import COMPARABLE
@@ -77,6 +79,12 @@ class Row:
     tokens_per_second: float | None
     spikes: float | None
     """Loss spikes per run, mean over the runs that ended."""
+    p: float | None = None
+    """That there is no difference, adjusted for the other comparisons as the study asks."""
+    detectable: float | None = None
+    """The smallest difference that so many seeds with this scatter show in four of five studies."""
+    verdict: str | None = None
+    """The difference in words; None for a baseline."""
 
     @property
     def diverged(self) -> int:
@@ -84,7 +92,7 @@ class Row:
 
 
 COLUMNS = (
-    "arm baseline metric seeds mean deviation difference low high degrees pooled "
+    "arm baseline metric seeds mean deviation difference low high degrees pooled p detectable verdict "
     "diverged failed parameters train_flops tokens_per_second spikes"
 ).split()
 
@@ -104,6 +112,10 @@ class Comparison:
     """The metric against a cost, where the study asks for it."""
     learning_rates: tuple[LearningRates, ...] = ()
     """One for each factor that is a learning rate, where a validation loss is compared."""
+    correction: Correction = "none"
+    """For the number of comparisons."""
+    margin: float | None = None
+    """What a difference has to exceed to be of any matter, in the metric's unit."""
 
     def csv(self) -> str:
         """One line per arm; empty where there is no number."""
@@ -115,6 +127,7 @@ class Comparison:
             writer.writerow(
                 [row.arm, row.baseline, self.metric, row.seeds, row.mean, row.deviation]
                 + ([d.mean, d.low, d.high, d.degrees, d.pooled] if d else [None] * 5)
+                + [row.p, row.detectable, row.verdict]
                 + [row.diverged, row.states.get("failed", 0) + row.states.get("out_of_memory", 0)]
                 + [row.parameters, row.train_flops, row.tokens_per_second, row.spikes]
             )
@@ -126,11 +139,17 @@ class Comparison:
 
 
 def compare(
-    runs: Sequence[RunResult], metric: str, layouts: Sequence[Layout] = (), lr_factors: Sequence[LRFactor] = ()
+    runs: Sequence[RunResult],
+    metric: str,
+    layouts: Sequence[Layout] = (),
+    lr_factors: Sequence[LRFactor] = (),
+    correction: Correction = "none",
+    margin: float | None = None,
 ) -> Comparison:
     """Compare every arm with its baseline on one metric. Results of different code or machines are not mixed.
 
-    layouts: the arms of which effects are estimated too; lr_factors: those that differ in a learning rate alone.
+    layouts: the arms of which effects are estimated too; lr_factors: those that differ in a learning rate alone;
+    correction, margin: of the judgements, see `judgements`.
     """
     notes: list[str] = []
     kept = _of_one_origin(runs, notes)
@@ -138,19 +157,45 @@ def compare(
     values = _values(kept, arms, metric)
     baselines = {run.arm: run.baseline for run in runs}
     differences = against_baselines(values, baselines)
-    rows = tuple(_row(arm, metric, runs, kept, baselines[arm], values[arm], differences.get(arm)) for arm in arms)
+    judged = judgements(differences, baselines, metric, correction, margin)
+    rows = tuple(_row(arm, metric, runs, kept, baselines[arm], values[arm], judged.get(arm)) for arm in arms)
     if not any(values.values()) and (there := sorted({name for run in kept for name in run.result["metrics"]})):
         notes.append(f"no run that has ended has {metric}{did_you_mean(metric, there)}")
     if any(d is not None and d.pooled for d in differences.values()):
         notes.append("intervals: residual variance pooled over the arms that share a baseline")
     if any(d is not None and d.low is None for d in differences.values()):
         notes.append("one seed has no interval; add seeds to see how sure a difference is")
+    notes += _judging_notes(judged, correction)
     lacking = {(run.arm, run.seed): _lack(run, metric) for run in runs if run.seed not in values[run.arm]}
     shown = [layout for layout in layouts if any(values[arm] for arm in layout.arms)]
     found = tuple(effects(layout, values, lacking) for layout in shown)
     turn = _before_after(kept, arms, metric, baselines)
     rates = tuple(rates for factor in lr_factors if (rates := _learning_rates(kept, metric, factor)) is not None)
-    return Comparison(metric, rows, tuple(notes), found, turn, learning_rates=rates)
+    return Comparison(
+        metric, rows, tuple(notes), found, turn, learning_rates=rates, correction=correction, margin=margin
+    )
+
+
+def _judging_notes(judged: Mapping[str, Judgement], correction: Correction) -> Iterator[str]:
+    """For how many comparisons the intervals hold at once, and what they were able to show."""
+    known = [judgement for judgement in judged.values() if judgement.detectable is not None]
+    if not known:
+        return
+    if len(known) > 1:
+        yield CORRECTIONS[correction].format(n=len(known))
+    if correction == "dunnett" and not all(judgement.difference.pooled for judgement in known):
+        yield "where nothing is pooled, Bonferroni's correction stands in for Dunnett's"
+    sizes = sorted({f"{judgement.detectable:.2g}" for judgement in known}, key=float)
+    span = sizes[0] if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}, by arm"
+    yield f"so many seeds show a difference of {span}, four times out of five; smaller ones less often"
+
+
+CORRECTIONS: Mapping[Correction, str] = {
+    "none": "each interval stands alone: of {n} true zeros one in twenty excludes it; see `compare.correction`",
+    "holm": "p: Holm's, the chance that any of {n} true zeros looks like an effect is 5%; intervals stand alone",
+    "fdr_bh": "p: Benjamini-Hochberg's, one in twenty of the {n} that are below 0.05 is false; intervals stand alone",
+    "dunnett": "intervals and p: Dunnett's, the chance that any of {n} true zeros looks like an effect is 5%",
+}
 
 
 def _values(kept: Sequence[RunResult], arms: Sequence[str], metric: str) -> dict[str, dict[int, float]]:
@@ -225,7 +270,7 @@ def _row(
     kept: Sequence[RunResult],
     baseline: str,
     values: Mapping[int, float],
-    difference: Difference | None,
+    judged: Judgement | None,
 ) -> Row:
     ended = [run.result for run in kept if run.arm == arm]
     done = [run.result for run in kept if run.arm == arm and run.state_of(metric) == "done"]
@@ -241,9 +286,12 @@ def _row(
         seeds=len(values),
         mean=statistics.fmean(values.values()) if values else None,
         deviation=statistics.stdev(values.values()) if len(values) > 1 else None,
-        difference=difference,
+        difference=judged.difference if judged else None,
         parameters=ended[0]["parameters"] if ended else None,
         train_flops=statistics.fmean(r["flops"] for r in done) if done else None,
         tokens_per_second=mean_of("throughput/tokens_per_second"),
         spikes=mean_of("stability/loss_spikes"),
+        p=judged.p if judged else None,
+        detectable=judged.detectable if judged else None,
+        verdict=judged.verdict if judged else None,
     )

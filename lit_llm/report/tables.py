@@ -212,7 +212,7 @@ def _findings(findings: Iterable[Finding]) -> Iterator[Text]:
         yield Text(f"{sign} {', '.join(names[:2])}{more}: {f'{key}: ' if key else ''}{message}", style=style)
 
 
-EFFECT = ("arm", "n", "{metric}", "difference [95%]", "against")
+EFFECT = ("arm", "n", "{metric}", "difference [95%]", "p", "verdict", "against")
 COST = ("params", "FLOPs", "tok/s", "spikes")
 
 
@@ -332,13 +332,14 @@ def _effect_rows(group: Effects) -> list[list[str]]:
 
 
 def _cells(comparison: Comparison) -> list[list[str]]:
-    """The head and a row for each arm. With which arm it is compared is said where that is not the same for all."""
+    """The head and a row for each arm. With which arm it is compared is said where that is not the same for all; p and
+    the verdict, where the study asks for more than an interval."""
     head = [name.format(metric=comparison.metric) for name in (*EFFECT, *COST)]
-    rows = [head, *map(_row, comparison.rows)]
-    if len({row.baseline for row in comparison.rows}) > 1:
-        return rows
-    against = EFFECT.index("against")
-    return [[*row[:against], *row[against + 1 :]] for row in rows]
+    hidden = {"against"} if len({row.baseline for row in comparison.rows}) == 1 else set()
+    hidden |= {"p"} if comparison.correction == "none" else set()
+    hidden |= {"verdict"} if comparison.correction == "none" and comparison.margin is None else set()
+    shown = [index for index, name in enumerate(head) if name not in hidden]
+    return [[row[index] for index in shown] for row in [head, *map(_row, comparison.rows)]]
 
 
 def _row(row: Row) -> list[str]:
@@ -348,6 +349,8 @@ def _row(row: Row) -> list[str]:
         _seeds(row),
         text.mean_and_deviation(row.mean, row.deviation),
         text.difference(row.difference, baseline),
+        text.p_value(row.p),
+        row.verdict or "",
         "" if row.arm == row.baseline else row.baseline,
         text.count(row.parameters) if row.parameters else "–",
         text.short(row.train_flops),
