@@ -12,6 +12,7 @@ from pydantic.config import JsonDict
 from lit_llm.ablation.fraction import MOST, Fraction, effect_of, find, members_of
 from lit_llm.analysis.correction import Correction
 from lit_llm.analysis.front import better
+from lit_llm.analysis.scaling import X
 from lit_llm.config.problems import did_you_mean
 from lit_llm.config.section import Items, Section, impossible
 from lit_llm.evaluation.config import EVALUATIONS
@@ -234,6 +235,18 @@ class Match(Section):
     """tokens, loss_tokens and train_flops move max_steps, with warm-up and decay scaled; parameters moves d_ff."""
 
 
+class ScalingLaw(Section):
+    """A power law of a loss for each group of arms, L = E + A x^-a."""
+
+    x: X = "train_flops"
+    """What the loss falls with: train_flops, parameters or tokens."""
+    irreducible: bool = True
+    """Fit E, the loss that no x goes below. It takes a bend in the curve, so runs over several decades: without one, E
+    has a wide interval, and `false` says more."""
+    by: Literal["arm", "family"] = "arm"
+    """What is one group: a named arm with all that the grid makes of it, or the arms of one `model.family`."""
+
+
 class Compare(Section):
     """What is compared with what."""
 
@@ -256,11 +269,15 @@ class Compare(Section):
     margin: float | None = Field(None, gt=0)
     """The largest difference that does not matter, in the metric's unit. With it, the verdict tells arms that are shown
     to differ by less from those of which too few seeds show nothing."""
+    scaling: ScalingLaw | None = None
+    """Fit power laws of the metric, and say how many times the compute a group needs for the loss of the baseline's."""
 
     @model_validator(mode="after")
     def _has_a_better(self) -> Compare:
         if self.front is not None and better(self.metric) is None:
             raise impossible(("front", f"{self.metric} is neither a loss nor a score, so no arm beats another in it"))
+        if self.scaling is not None and better(self.metric) != "lower":
+            raise impossible(("scaling", f"{self.metric} is no loss, so no power law is fitted to it"))
         return self
 
 

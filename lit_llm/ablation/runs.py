@@ -10,10 +10,11 @@ from functools import cached_property
 from typing import Any
 
 from lit_llm.ablation.arms import Ablation, Arm, file_and_arm, load_study
-from lit_llm.ablation.config import Figure
-from lit_llm.ablation.layouts import layouts, lr_factors
-from lit_llm.analysis.comparison import Comparison, RunResult, compare
+from lit_llm.ablation.config import Figure, ScalingLaw
+from lit_llm.ablation.layouts import factor_layouts, layouts, lr_factors
+from lit_llm.analysis.comparison import Comparison, RunResult, compare, scaling_runs
 from lit_llm.analysis.front import front
+from lit_llm.analysis.scaling import Scaling, scaling
 from lit_llm.config.problems import InputError, Problem, did_you_mean
 from lit_llm.config.tree import leaves
 from lit_llm.experiment.chain import Link, chain
@@ -222,12 +223,30 @@ def comparison_of(ablation: Ablation, runs: Sequence[Run]) -> Comparison:
     """The comparison of whatever is finished."""
     asked = ablation.study.compare
     results = [run.result() for run in runs]
-    found = compare(results, asked.metric, layouts(ablation), lr_factors(ablation), asked.correction, asked.margin)
+    found = compare(
+        results,
+        asked.metric,
+        layouts(ablation),
+        lr_factors(ablation),
+        asked.correction,
+        asked.margin,
+        factor_layouts(ablation),
+    )
+    if asked.scaling is not None:
+        found = replace(found, scaling=_scaling(ablation, results, asked.scaling))
     figure = asked.front
     if figure is None:
         return found
     costs = {arm.name: _figure(figure, arm.experiment) for arm in ablation.arms}
     return replace(found, front=front(figure, found.metric, costs, {row.arm: row.mean for row in found.rows}))
+
+
+def _scaling(ablation: Ablation, results: Sequence[RunResult], asked: ScalingLaw) -> Scaling:
+    groups = {arm.name: arm.experiment.model.family if asked.by == "family" else arm.group for arm in ablation.arms}
+    compare = ablation.study.compare
+    baseline = next(arm for arm in ablation.arms if compare.baseline in (None, arm.group))
+    runs = scaling_runs(results, compare.metric, groups)
+    return scaling(runs, compare.metric, groups[baseline.name], asked.x, asked.irreducible)
 
 
 def _figure(name: Figure, experiment: Experiment) -> float:

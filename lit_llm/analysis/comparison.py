@@ -14,12 +14,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from lit_llm.analysis.anova import Anova, FactorLayout, anova
 from lit_llm.analysis.before_after import BeforeAfter, before_after
 from lit_llm.analysis.correction import Correction
 from lit_llm.analysis.effects import Effects, Layout, effects
 from lit_llm.analysis.front import Front
 from lit_llm.analysis.learning_rates import LearningRates, LRFactor, learning_rates
 from lit_llm.analysis.paired import Difference, against_baselines
+from lit_llm.analysis.scaling import Scaling, ScalingRun
 from lit_llm.analysis.sensitivity import LRRun
 from lit_llm.analysis.verdicts import Judgement, judgements
 from lit_llm.config.problems import did_you_mean
@@ -116,6 +118,10 @@ class Comparison:
     """For the number of comparisons."""
     margin: float | None = None
     """What a difference has to exceed to be of any matter, in the metric's unit."""
+    anova: tuple[Anova, ...] = ()
+    """Of the factors of a full factorial, where any has more than two levels."""
+    scaling: Scaling | None = None
+    """Power laws of the metric, where the study asks for them."""
 
     def csv(self) -> str:
         """One line per arm; empty where there is no number."""
@@ -145,11 +151,12 @@ def compare(
     lr_factors: Sequence[LRFactor] = (),
     correction: Correction = "none",
     margin: float | None = None,
+    factor_layouts: Sequence[FactorLayout] = (),
 ) -> Comparison:
     """Compare every arm with its baseline on one metric. Results of different code or machines are not mixed.
 
     layouts: the arms of which effects are estimated too; lr_factors: those that differ in a learning rate alone;
-    correction, margin: of the judgements, see `judgements`.
+    factor_layouts: those of full factorials with more levels; correction, margin: see `judgements`.
     """
     notes: list[str] = []
     kept = _of_one_origin(runs, notes)
@@ -171,8 +178,17 @@ def compare(
     found = tuple(effects(layout, values, lacking) for layout in shown)
     turn = _before_after(kept, arms, metric, baselines)
     rates = tuple(rates for factor in lr_factors if (rates := _learning_rates(kept, metric, factor)) is not None)
+    tested = tuple(anova(layout, values) for layout in factor_layouts if any(values[arm] for arm in layout.arms))
     return Comparison(
-        metric, rows, tuple(notes), found, turn, learning_rates=rates, correction=correction, margin=margin
+        metric,
+        rows,
+        tuple(notes),
+        found,
+        turn,
+        learning_rates=rates,
+        correction=correction,
+        margin=margin,
+        anova=tested,
     )
 
 
@@ -240,6 +256,15 @@ def _learning_rates(kept: Sequence[RunResult], metric: str, factor: LRFactor) ->
         if same_stage and initial is not None:
             loss_at_init[group, run.seed] = initial
     return learning_rates(factor, runs, loss_at_init) if runs else None
+
+
+def scaling_runs(runs: Sequence[RunResult], metric: str, groups: Mapping[str, str]) -> list[ScalingRun]:
+    """The runs that have the metric, all of one origin. groups: {arm: its group}"""
+    return [
+        ScalingRun(groups[run.arm], run.result["flops"], run.result["parameters"], run.result["tokens"], loss)
+        for run in _of_one_origin(runs, [])
+        if (loss := run.metric(metric)) is not None
+    ]
 
 
 def _lack(run: RunResult, metric: str) -> str:

@@ -21,7 +21,9 @@ from lit_llm.analysis.front import Front
 from lit_llm.config.tree import under
 from lit_llm.experiment.chain import EVALUATED, FINETUNED
 from lit_llm.report import text
-from lit_llm.report.learning_rates import lr_parts
+from lit_llm.report.anova import anova_parts
+from lit_llm.report.learning_rates import Part, lr_parts
+from lit_llm.report.scaling import scaling_parts
 
 SIGNS = {
     "refused": ("✗", "red"),
@@ -228,13 +230,22 @@ def comparison_table(comparison: Comparison, width: int) -> RenderableType:
         *shown,
         *_before_after(comparison, width),
         *_front(comparison),
-        *_learning_rates(comparison, width),
+        *_parts(comparison, width),
     )
 
 
-def _learning_rates(comparison: Comparison, width: int) -> Iterator[RenderableType]:
-    """What each learning rate did to the arms."""
-    for part in (part for found in comparison.learning_rates for part in lr_parts(found, comparison.metric)):
+def _further(comparison: Comparison) -> Iterator[Part]:
+    """Factors of several levels, what each learning rate did to the arms, and how they scale."""
+    for table in comparison.anova:
+        yield from anova_parts(table, comparison.metric, named=len(comparison.anova) > 1)
+    for rates in comparison.learning_rates:
+        yield from lr_parts(rates, comparison.metric)
+    if comparison.scaling is not None:
+        yield from scaling_parts(comparison.scaling)
+
+
+def _parts(comparison: Comparison, width: int) -> Iterator[RenderableType]:
+    for part in _further(comparison):
         yield from (Text(), Text(part.title, style="bold"), *side_by_side(part.head, part.rows, part.first, width))
         yield from (Text(f"· {note}", style="dim") for note in part.notes)
 
@@ -388,7 +399,7 @@ def comparison_markdown(plan: Plan, comparison: Comparison) -> str:
         head, *cells = _front_cells(against)
         lines += ["", f"## {_front_title(against)}", ""]
         lines += [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *cells]]
-    for part in (part for rates in comparison.learning_rates for part in lr_parts(rates, comparison.metric)):
+    for part in _further(comparison):
         lines += ["", f"## {part.title}", ""]
         lines += [f"| {' | '.join(row)} |" for row in [part.head, ["---"] * len(part.head), *part.rows]]
         lines += ["", *(f"- {note}" for note in part.notes)]

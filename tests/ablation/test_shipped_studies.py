@@ -94,7 +94,7 @@ def test_every_study_has_a_sibling_of_the_papers_size() -> None:
     small = {name for name in studies if not name.endswith("-paper")}
     assert small == {
         "attribution", "biattn", "biattn_prefix", "cross_positions", "extrapolation", "finetune_reversal",
-        "layer_split", "modifications", "objectives", "pareto", "stability", "tying",
+        "layer_split", "modifications", "objectives", "pareto", "scaling", "stability", "tying",
     }  # fmt: skip
     assert studies - small == {f"{name}-paper" for name in small}
 
