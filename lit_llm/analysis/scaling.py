@@ -242,7 +242,7 @@ def _fitted(x: Sequence[float], loss: Sequence[float], irreducible: bool, resamp
     residuals = (residuals - residuals.mean()) * math.sqrt(len(x) / free)
     few = half_width(1.0, free) / float(norm.ppf(0.5 + CONFIDENCE / 2))
     random = np.random.default_rng(0)  # the same report each time
-    again = [np.exp(on_curve + few * random.choice(residuals, len(x))) for _ in range(resamples)]
+    again = [np.exp(on_curve + few * random.choice(residuals, len(x))).tolist() for _ in range(resamples)]
     laws = tuple(_fit(x, values, irreducible, law) for values in again)
     return _Fitted(x, law, laws, float(np.sqrt((residuals**2).mean())))
 

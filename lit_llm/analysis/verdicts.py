@@ -32,6 +32,14 @@ ADJUST: Mapping[Correction, Callable[[Mapping[str, float]], dict[str, float]]] =
 
 
 @dataclass(frozen=True)
+class Levels:
+    """Of the two-sided test for a difference, and of each of the two one-sided tests of equivalence."""
+
+    difference: float = LEVEL
+    within: float = LEVEL
+
+
+@dataclass(frozen=True)
 class Judgement:
     """What one arm's difference from its baseline says."""
 
@@ -52,14 +60,16 @@ def judgements(
     metric: str,
     correction: Correction = "none",
     margin: float | None = None,
+    levels: Levels = Levels(),
 ) -> dict[str, Judgement]:
     """Judge every difference, those of all baselines as one family.
 
     margin: in the metric's unit; what is not larger is of no matter. That a difference is not is shown by two
-    one-sided tests, at 5% each (Schuirmann 1987): the 90% interval lies within ± margin.
+    one-sided tests, at 5% each (Schuirmann 1987): the 90% interval lies within ± margin. levels: other than 5%, where
+    it is looked at more than once; the intervals follow.
     """
     known = {arm: (d, d.error) for arm, d in differences.items() if d is not None and d.error is not None}
-    families = _families({arm: d for arm, (d, _) in known.items()}, baselines, correction)
+    families = _families({arm: d for arm, (d, _) in known.items()}, baselines, correction, levels)
     if correction == "dunnett":
         p = {arm: families[arm].p(_t(d.mean, error)) for arm, (d, error) in known.items()}
     else:
@@ -73,18 +83,18 @@ def judgements(
             found[arm] = Judgement(d, None, None, "undecided" if margin is None else "not enough seeds")
             continue
         error = known[arm][1]
-        if correction == "dunnett":
+        if correction == "dunnett" or levels.difference != LEVEL:
             half = families[arm].value * error
             d = replace(d, low=d.mean - half, high=d.mean + half)
         least = error * detectable_ratio(families[arm].value, d.degrees)
-        found[arm] = Judgement(d, p[arm], least, _verdict(d.mean, p[arm], within[arm], metric, margin))
+        found[arm] = Judgement(d, p[arm], least, _verdict(d.mean, p[arm], within[arm], metric, margin, levels))
     return found
 
 
-def _verdict(mean: float, p: float, p_within: float, metric: str, margin: float | None) -> str:
-    if margin is not None and p_within < LEVEL:  # first: it may be no zero and of no matter all the same
+def _verdict(mean: float, p: float, p_within: float, metric: str, margin: float | None, levels: Levels) -> str:
+    if margin is not None and p_within < levels.within:  # first: it may be no zero and of no matter all the same
         return f"no difference larger than {margin:g}"
-    if p >= LEVEL:
+    if p >= levels.difference:
         return "undecided" if margin is None else "not enough seeds"
     direction = "lower" if mean < 0 else "higher"
     good = better(metric)
@@ -110,11 +120,12 @@ class _Family:
     baselines: int
     degrees: int
     pooled: bool
+    level: float
 
     @property
     def value(self) -> float:
-        """The critical |t|; of several baselines each has an equal share of the 5%."""
-        level = LEVEL / self.baselines
+        """The critical |t|; of several baselines each has an equal share of the level."""
+        level = self.level / self.baselines
         if self.pooled:
             return dunnett_critical(level, self.arms, self.degrees)
         return two_sided_critical(level / self.arms, self.degrees)
@@ -125,7 +136,7 @@ class _Family:
 
 
 def _families(
-    differences: Mapping[str, Difference], baselines: Mapping[str, str], correction: Correction
+    differences: Mapping[str, Difference], baselines: Mapping[str, str], correction: Correction, levels: Levels
 ) -> dict[str, _Family]:
     """Where the correction has no intervals of its own, each difference is a family of one."""
     blocks: dict[str, list[str]] = {}
@@ -137,7 +148,7 @@ def _families(
         count = len({(differences[arm].mean, differences[arm].error) for arm in arms})
         for arm in arms:
             size = (count, len(blocks)) if correction == "dunnett" else (1, 1)
-            found[arm] = _Family(*size, differences[arm].degrees, differences[arm].pooled)
+            found[arm] = _Family(*size, differences[arm].degrees, differences[arm].pooled, levels.difference)
     return found
 
 
