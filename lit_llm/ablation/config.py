@@ -281,6 +281,15 @@ class Compare(Section):
         return self
 
 
+class MoreSeeds(Section):
+    """Rounds of further seeds, for the arms whose difference is not decided."""
+
+    most: int
+    """Seeds that an arm has at most, those of `seeds` included."""
+    step: int = Field(1, ge=1)
+    """Seeds that a round adds."""
+
+
 class Allowed(Section):
     """A difference that the audit would refuse."""
 
@@ -311,6 +320,10 @@ class Study(Section):
     """Factors, crossed with the arms."""
     seeds: Items[Annotated[int, Field(ge=0)]] = Field((0,), json_schema_extra={"minItems": 1})
     """Every arm runs once with each."""
+    more_seeds: MoreSeeds | None = None
+    """After `seeds`, add seeds to the arms whose interval still holds zero (with `compare.margin`: that are shown
+    neither to differ nor to differ by less), and to what they are compared with. Intervals are those of a test that
+    looks after every round."""
     match: Match = Match()
     """What is made equal."""
     compare: Compare = Compare()
@@ -325,6 +338,8 @@ class Study(Section):
             findings.append(("seeds", "needs at least one seed, for example [0, 1, 2]"))
         if len(set(self.seeds)) < len(self.seeds):
             findings.append(("seeds", "a seed is there twice"))
+        if self.more_seeds is not None:
+            findings += self._no_rounds(self.more_seeds)
         factors = self.grid.factors if self.grid else {}
         seeded: list[tuple[str, ...]] = [("base",)] if "seed" in self.base else []
         seeded += [("arms", name) for name, arm in self.arms.items() if "seed" in (arm or {})]
@@ -347,3 +362,19 @@ class Study(Section):
         if findings:
             raise impossible(*findings)
         return self
+
+    def _no_rounds(self, more: MoreSeeds) -> Iterator[tuple[str | tuple[str, ...], str]]:
+        """What speaks against adding seeds in rounds."""
+        if len(self.seeds) < 2:
+            yield "more_seeds", "one seed has no interval to go on by; begin with `seeds: [0, 1, 2]`"
+        if more.most <= len(self.seeds):
+            yield "more_seeds.most", f"{more.most} at most, and there are {len(self.seeds)} to begin with"
+        if self.compare.correction != "none":
+            message = "intervals are corrected for looking again with every round, not for the number of arms besides"
+            yield "more_seeds", f"{message}; leave out `compare.correction`"
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        """Those that there may be, in the order in which they are added."""
+        further = self.more_seeds.most - len(self.seeds) if self.more_seeds else 0
+        return (*self.seeds, *range(max(self.seeds) + 1, max(self.seeds) + 1 + further))

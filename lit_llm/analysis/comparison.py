@@ -11,7 +11,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from lit_llm.analysis.anova import Anova, FactorLayout, anova
@@ -23,6 +23,7 @@ from lit_llm.analysis.learning_rates import LearningRates, LRFactor, learning_ra
 from lit_llm.analysis.paired import Difference, against_baselines
 from lit_llm.analysis.scaling import Scaling, ScalingRun
 from lit_llm.analysis.sensitivity import LRRun
+from lit_llm.analysis.sequential import Rounds, Standing, standings
 from lit_llm.analysis.verdicts import Judgement, judgements
 from lit_llm.config.problems import did_you_mean
 from lit_llm.experiment.chain import EVALUATED, FINETUNED
@@ -152,11 +153,13 @@ def compare(
     correction: Correction = "none",
     margin: float | None = None,
     factor_layouts: Sequence[FactorLayout] = (),
+    looks: Looks | None = None,
 ) -> Comparison:
     """Compare every arm with its baseline on one metric. Results of different code or machines are not mixed.
 
     layouts: the arms of which effects are estimated too; lr_factors: those that differ in a learning rate alone;
-    factor_layouts: those of full factorials with more levels; correction, margin: see `judgements`.
+    factor_layouts: those of full factorials with more levels; correction, margin: see `judgements`; looks: where seeds
+    are added in rounds.
     """
     notes: list[str] = []
     kept = _of_one_origin(runs, notes)
@@ -165,6 +168,12 @@ def compare(
     baselines = {run.arm: run.baseline for run in runs}
     differences = against_baselines(values, baselines)
     judged = judgements(differences, baselines, metric, correction, margin)
+    if looks is not None:
+        # An arm is judged by the look that decided it, else by the last one; by neither while the first is not over.
+        standing = in_rounds(runs, metric, looks, margin)
+        judged = {arm: own for arm in judged if (own := standing[arm].judgement) is not None}
+        differences = dict[str, Difference | None]({arm: own.difference for arm, own in judged.items()})
+        notes += _rounds_notes(standing, looks)
     rows = tuple(_row(arm, metric, runs, kept, baselines[arm], values[arm], judged.get(arm)) for arm in arms)
     if not any(values.values()) and (there := sorted({name for run in kept for name in run.result["metrics"]})):
         notes.append(f"no run that has ended has {metric}{did_you_mean(metric, there)}")
@@ -190,6 +199,40 @@ def compare(
         margin=margin,
         anova=tested,
     )
+
+
+@dataclass(frozen=True)
+class Looks:
+    """How seeds are added."""
+
+    seeds: tuple[int, ...]
+    """All that there may be, in their order."""
+    rounds: Rounds
+
+
+def in_rounds(runs: Sequence[RunResult], metric: str, looks: Looks, margin: float | None) -> dict[str, Standing]:
+    """Where every arm stands, and with how many seeds it is to be run; a baseline with as many as what needs it."""
+    arms, baselines = list(dict.fromkeys(run.arm for run in runs)), {run.arm: run.baseline for run in runs}
+    kept = _of_one_origin(runs, [])
+    values, lost = _values(kept, arms, metric), dict[str, set[int]]()
+    for run in kept:
+        if run.seed not in values[run.arm] and run.state_of(metric) in ("done", "diverged"):
+            lost.setdefault(run.arm, set()).add(run.seed)
+    found: dict[str, Standing] = {}
+    for baseline in dict.fromkeys(baselines.values()):
+        block = {arm: values[arm] for arm in arms if arm == baseline or baselines[arm] == baseline}
+        for arm, new in standings(block, baseline, metric, looks.seeds, looks.rounds, margin, lost).items():
+            # A rung of a ladder stands in two blocks: judged in the one, and a baseline in the other.
+            own = new if arm != baseline or arm not in found else found[arm]
+            found[arm] = replace(own, more=max(new.more, found[arm].more if arm in found else 0))
+    return found
+
+
+def _rounds_notes(standing: Mapping[str, Standing], looks: Looks) -> Iterator[str]:
+    yield f"intervals: as for looking after each round of seeds, up to {looks.rounds.most}: 5% for all looks together"
+    if several := {arm: s.seeds for arm, s in standing.items() if s.decided and s.seeds < looks.rounds.most}:
+        told = ", ".join(f"{arm} ({seeds})" for arm, seeds in several.items())
+        yield f"decided before the most seeds: {told}; a difference is of the seeds that decided it"
 
 
 def _judging_notes(judged: Mapping[str, Judgement], correction: Correction) -> Iterator[str]:
