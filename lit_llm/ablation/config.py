@@ -10,7 +10,9 @@ from pydantic import AfterValidator, Field, model_validator
 from pydantic.config import JsonDict
 
 from lit_llm.ablation.fraction import MOST, Fraction, effect_of, find, members_of
+from lit_llm.analysis.correction import Correction
 from lit_llm.analysis.front import better
+from lit_llm.analysis.scaling import X
 from lit_llm.config.problems import did_you_mean
 from lit_llm.config.section import Items, Section, impossible
 from lit_llm.evaluation.config import EVALUATIONS
@@ -233,6 +235,18 @@ class Match(Section):
     """tokens, loss_tokens and train_flops move max_steps, with warm-up and decay scaled; parameters moves d_ff."""
 
 
+class ScalingLaw(Section):
+    """A power law of a loss for each group of arms, L = E + A x^-a."""
+
+    x: X = "train_flops"
+    """What the loss falls with: train_flops, parameters or tokens."""
+    irreducible: bool = True
+    """Fit E, the loss that no x goes below. It takes a bend in the curve, so runs over several decades: without one, E
+    has a wide interval, and `false` says more."""
+    by: Literal["arm", "family"] = "arm"
+    """What is one group: a named arm with all that the grid makes of it, or the arms of one `model.family`."""
+
+
 class Compare(Section):
     """What is compared with what."""
 
@@ -248,12 +262,32 @@ class Compare(Section):
     front: Figure | None = None
     """A cost that the metric is shown against, with the arms that no other beats in both. inference_flops: of reading
     an input and writing a target, both as long as the finetuning allows, or 1000 tokens each where there is none."""
+    correction: Correction = "none"
+    """For the number of comparisons. none: each interval holds for itself; dunnett: intervals and p-values that hold
+    for all arms against their baseline at once; holm, fdr_bh: p-values by which the chance of any false effect, or the
+    share of false ones among those found, is 5%."""
+    margin: float | None = Field(None, gt=0)
+    """The largest difference that does not matter, in the metric's unit. With it, the verdict tells arms that are shown
+    to differ by less from those of which too few seeds show nothing."""
+    scaling: ScalingLaw | None = None
+    """Fit power laws of the metric, and say how many times the compute a group needs for the loss of the baseline's."""
 
     @model_validator(mode="after")
     def _has_a_better(self) -> Compare:
         if self.front is not None and better(self.metric) is None:
             raise impossible(("front", f"{self.metric} is neither a loss nor a score, so no arm beats another in it"))
+        if self.scaling is not None and better(self.metric) != "lower":
+            raise impossible(("scaling", f"{self.metric} is no loss, so no power law is fitted to it"))
         return self
+
+
+class MoreSeeds(Section):
+    """Rounds of further seeds, for the arms whose difference is not decided."""
+
+    most: int
+    """Seeds that an arm has at most, those of `seeds` included."""
+    step: int = Field(1, ge=1)
+    """Seeds that a round adds."""
 
 
 class Allowed(Section):
@@ -286,6 +320,10 @@ class Study(Section):
     """Factors, crossed with the arms."""
     seeds: Items[Annotated[int, Field(ge=0)]] = Field((0,), json_schema_extra={"minItems": 1})
     """Every arm runs once with each."""
+    more_seeds: MoreSeeds | None = None
+    """After `seeds`, add seeds to the arms whose interval still holds zero (with `compare.margin`: that are shown
+    neither to differ nor to differ by less), and to what they are compared with. Intervals are those of a test that
+    looks after every round."""
     match: Match = Match()
     """What is made equal."""
     compare: Compare = Compare()
@@ -300,6 +338,8 @@ class Study(Section):
             findings.append(("seeds", "needs at least one seed, for example [0, 1, 2]"))
         if len(set(self.seeds)) < len(self.seeds):
             findings.append(("seeds", "a seed is there twice"))
+        if self.more_seeds is not None:
+            findings += self._no_rounds(self.more_seeds)
         factors = self.grid.factors if self.grid else {}
         seeded: list[tuple[str, ...]] = [("base",)] if "seed" in self.base else []
         seeded += [("arms", name) for name, arm in self.arms.items() if "seed" in (arm or {})]
@@ -322,3 +362,19 @@ class Study(Section):
         if findings:
             raise impossible(*findings)
         return self
+
+    def _no_rounds(self, more: MoreSeeds) -> Iterator[tuple[str | tuple[str, ...], str]]:
+        """What speaks against adding seeds in rounds."""
+        if len(self.seeds) < 2:
+            yield "more_seeds", "one seed has no interval to go on by; begin with `seeds: [0, 1, 2]`"
+        if more.most <= len(self.seeds):
+            yield "more_seeds.most", f"{more.most} at most, and there are {len(self.seeds)} to begin with"
+        if self.compare.correction != "none":
+            message = "intervals are corrected for looking again with every round, not for the number of arms besides"
+            yield "more_seeds", f"{message}; leave out `compare.correction`"
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        """Those that there may be, in the order in which they are added."""
+        further = self.more_seeds.most - len(self.seeds) if self.more_seeds else 0
+        return (*self.seeds, *range(max(self.seeds) + 1, max(self.seeds) + 1 + further))

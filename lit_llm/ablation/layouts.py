@@ -20,6 +20,7 @@ from lit_llm.ablation.fraction import (
     members_of,
     sign,
 )
+from lit_llm.analysis.anova import FactorLayout
 from lit_llm.analysis.effects import Contrast, Layout
 from lit_llm.analysis.learning_rates import LRFactor, LRGroup
 from lit_llm.config.tree import leaves
@@ -36,20 +37,29 @@ def layouts(ablation: Ablation) -> list[Layout]:
     factors = {name: labels for name, labels in ablation.factors.items() if name not in within}
     if not 2 <= len(factors) <= len(LETTERS) or any(len(labels) != 2 for labels in factors.values()):
         return []
-    groups: dict[str, list[Arm]] = {}
-    short = short_names(list(ablation.factors))
+    contrasts = _contrasts(ablation, factors)
+    return [Layout(group, arms, contrasts) for group, arms in _arms_by_level(ablation, factors).items()]
+
+
+def factor_layouts(ablation: Ablation) -> list[FactorLayout]:
+    """The same of full factorials in which a factor has more than two levels; empty for all others."""
+    grid, within = ablation.study.grid, ablation.study.compare.within
+    factors = {name: labels for name, labels in ablation.factors.items() if name not in within}
+    if grid is None or grid.design != "factorial" or grid.exclude or all(len(x) == 2 for x in factors.values()):
+        return []
+    return [FactorLayout(group, factors, arms) for group, arms in _arms_by_level(ablation, factors).items()]
+
+
+def _arms_by_level(ablation: Ablation, factors: Mapping[str, Sequence[str]]) -> dict[str, dict[str, tuple[int, ...]]]:
+    """{group: {arm: the number of its level of each factor}}"""
+    found: dict[str, dict[str, tuple[int, ...]]] = {}
+    short, within = short_names(list(ablation.factors)), ablation.study.compare.within
     for arm in ablation.arms:
         if arm.levels:
-            groups.setdefault("/".join([arm.group, *(f"{short[n]}={arm.levels[n]}" for n in within)]), []).append(arm)
-    contrasts = _contrasts(ablation, factors)
-    return [
-        Layout(
-            group,
-            {arm.name: tuple(labels.index(arm.levels[name]) for name, labels in factors.items()) for arm in arms},
-            contrasts,
-        )
-        for group, arms in groups.items()
-    ]
+            group = "/".join([arm.group, *(f"{short[name]}={arm.levels[name]}" for name in within)])
+            levels = tuple(labels.index(arm.levels[name]) for name, labels in factors.items())
+            found.setdefault(group, {})[arm.name] = levels
+    return found
 
 
 def _contrasts(ablation: Ablation, factors: Mapping[str, Sequence[str]]) -> tuple[Contrast, ...]:

@@ -75,6 +75,7 @@ class Plan:
                     "differs": dict(planned.differs),
                     "derived": dict(planned.arm.derived),
                     "seeds": list(study.seeds),
+                    "most_seeds": len(study.all_seeds),
                     "fingerprints": {
                         links[0].name: [link.fingerprint for link in links]
                         for links in zip(*planned.chains, strict=True)

@@ -120,12 +120,16 @@ def run_study(
                 list_runs(store, name, ablation.source, ablation.overrides, [x for run in runs for x in _listed(run)])
                 prepare_data([run.experiment_at(step) for run in chosen for step in run.trained], store, watcher)
                 check_held_out(ablation, store)
-                todo = _todo(chosen, rerun, watcher)
-                for run, step in todo:
-                    freeze(store, step.link, run.experiment)
-                watcher.launching(chosen, list({run.name: run for run, _ in todo}.values()), slots)
                 follower = MirrorThread(mirror, lambda: [record(run) for run in runs])
-                interrupted = _execute(todo, store, slots, watcher, follower)
+                interrupted = _execute_round(chosen, rerun, store, slots, watcher, follower)
+                while ablation.study.more_seeds and not interrupted:
+                    more = runs_of(ablation, store)  # what the results up to now ask for
+                    if len(more) == len(runs):
+                        break
+                    watcher.finished()
+                    runs, chosen = more, _chosen(more, only)
+                    list_runs(store, name, ablation.source, ablation.overrides, [x for r in runs for x in _listed(r)])
+                    interrupted = _execute_round(chosen, None, store, slots, watcher, follower)
             finally:
                 watcher.finished()
             comparison = comparison_of(ablation, runs)
@@ -165,6 +169,17 @@ def attached(store: Store, name: str, tracking: str | None, files: Sequence[Path
 
 Work = tuple[Run, Step]
 """A stage to be computed, with the first of the runs that need it."""
+
+
+def _execute_round(
+    chosen: list[Run], rerun: Rerun | None, store: Store, slots: int, watcher: Watcher, follower: MirrorThread
+) -> bool:
+    """Run what these runs need; returns whether it was interrupted."""
+    todo = _todo(chosen, rerun, watcher)
+    for run, step in todo:
+        freeze(store, step.link, run.experiment)
+    watcher.launching(chosen, list({run.name: run for run, _ in todo}.values()), slots)
+    return _execute(todo, store, slots, watcher, follower)
 
 
 def _execute(todo: Sequence[Work], store: Store, slots: int, watcher: Watcher, follower: MirrorThread) -> bool:

@@ -10,10 +10,12 @@ from functools import cached_property
 from typing import Any
 
 from lit_llm.ablation.arms import Ablation, Arm, file_and_arm, load_study
-from lit_llm.ablation.config import Figure
-from lit_llm.ablation.layouts import layouts, lr_factors
-from lit_llm.analysis.comparison import Comparison, RunResult, compare
+from lit_llm.ablation.config import Figure, ScalingLaw
+from lit_llm.ablation.layouts import factor_layouts, layouts, lr_factors
+from lit_llm.analysis.comparison import Comparison, Looks, RunResult, compare, in_rounds, scaling_runs
 from lit_llm.analysis.front import front
+from lit_llm.analysis.scaling import Scaling, scaling
+from lit_llm.analysis.sequential import Rounds
 from lit_llm.config.problems import InputError, Problem, did_you_mean
 from lit_llm.config.tree import leaves
 from lit_llm.experiment.chain import Link, chain
@@ -142,8 +144,27 @@ class Run:
 
 
 def runs_of(ablation: Ablation, store: Store) -> list[Run]:
-    """Every run, arm by arm."""
-    return [Run.of(arm, seed, store) for arm in ablation.arms for seed in ablation.study.seeds]
+    """Every run, arm by arm; where seeds are added in rounds, all that the results up to now have asked for."""
+    study, looks = ablation.study, _looks(ablation)
+    runs = {arm.name: [Run.of(arm, seed, store) for seed in study.seeds] for arm in ablation.arms}
+    grown = looks is not None
+    while grown and looks is not None:
+        results = [run.result() for own in runs.values() for run in own]
+        standing = in_rounds(results, study.compare.metric, looks, study.compare.margin)
+        grown = False
+        for arm in ablation.arms:
+            own = runs[arm.name]
+            for seed in looks.seeds[len(own) : standing[arm.name].more]:
+                own.append(Run.of(arm, seed, store))
+                grown = True
+    return [run for own in runs.values() for run in own]
+
+
+def _looks(ablation: Ablation) -> Looks | None:
+    study = ablation.study
+    if study.more_seeds is None:
+        return None
+    return Looks(study.all_seeds, Rounds(len(study.seeds), study.more_seeds.most, study.more_seeds.step))
 
 
 def runs_of_arm(source: str, overrides: Sequence[str], store: Store) -> list[Run]:
@@ -226,14 +247,33 @@ def last_metrics(stage: Stage) -> tuple[int, dict[str, float]]:
 
 def comparison_of(ablation: Ablation, runs: Sequence[Run]) -> Comparison:
     """The comparison of whatever is finished."""
+    asked = ablation.study.compare
+    results = [run.result() for run in runs]
     found = compare(
-        [run.result() for run in runs], ablation.study.compare.metric, layouts(ablation), lr_factors(ablation)
+        results,
+        asked.metric,
+        layouts(ablation),
+        lr_factors(ablation),
+        asked.correction,
+        asked.margin,
+        factor_layouts(ablation),
+        _looks(ablation),
     )
-    figure = ablation.study.compare.front
+    if asked.scaling is not None:
+        found = replace(found, scaling=_scaling(ablation, results, asked.scaling))
+    figure = asked.front
     if figure is None:
         return found
     costs = {arm.name: costs_of_arm(arm.experiment)[figure] for arm in ablation.arms}
     return replace(found, front=front(figure, found.metric, costs, {row.arm: row.mean for row in found.rows}))
+
+
+def _scaling(ablation: Ablation, results: Sequence[RunResult], asked: ScalingLaw) -> Scaling:
+    groups = {arm.name: arm.experiment.model.family if asked.by == "family" else arm.group for arm in ablation.arms}
+    compare = ablation.study.compare
+    baseline = next(arm for arm in ablation.arms if compare.baseline in (None, arm.group))
+    runs = scaling_runs(results, compare.metric, groups)
+    return scaling(runs, compare.metric, groups[baseline.name], asked.x, asked.irreducible)
 
 
 def costs_of_arm(experiment: Experiment) -> dict[Figure, float]:

@@ -10,16 +10,21 @@ import io
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from lit_llm.analysis.anova import Anova, FactorLayout, anova
 from lit_llm.analysis.before_after import BeforeAfter, before_after
+from lit_llm.analysis.correction import Correction
 from lit_llm.analysis.effects import Effects, Layout, effects
 from lit_llm.analysis.front import Front
 from lit_llm.analysis.learning_rates import LearningRates, LRFactor, learning_rates
 from lit_llm.analysis.paired import Difference, against_baselines
+from lit_llm.analysis.scaling import Scaling, ScalingRun
 from lit_llm.analysis.sensitivity import LRRun
+from lit_llm.analysis.sequential import Rounds, Standing, standings
+from lit_llm.analysis.verdicts import Judgement, judgements
 from lit_llm.config.problems import did_you_mean
 from lit_llm.experiment.chain import EVALUATED, FINETUNED
 from lit_llm.experiment.identity import COMPARABLE
@@ -77,6 +82,12 @@ class Row:
     tokens_per_second: float | None
     spikes: float | None
     """Loss spikes per run, mean over the runs that ended."""
+    p: float | None = None
+    """That there is no difference, adjusted for the other comparisons as the study asks."""
+    detectable: float | None = None
+    """The smallest difference that so many seeds with this scatter show in four of five studies."""
+    verdict: str | None = None
+    """The difference in words; None for a baseline."""
 
     @property
     def diverged(self) -> int:
@@ -84,7 +95,7 @@ class Row:
 
 
 COLUMNS = (
-    "arm baseline metric seeds mean deviation difference low high degrees pooled "
+    "arm baseline metric seeds mean deviation difference low high degrees pooled p detectable verdict "
     "diverged failed parameters train_flops tokens_per_second spikes"
 ).split()
 
@@ -104,6 +115,14 @@ class Comparison:
     """The metric against a cost, where the study asks for it."""
     learning_rates: tuple[LearningRates, ...] = ()
     """One for each factor that is a learning rate, where a validation loss is compared."""
+    correction: Correction = "none"
+    """For the number of comparisons."""
+    margin: float | None = None
+    """What a difference has to exceed to be of any matter, in the metric's unit."""
+    anova: tuple[Anova, ...] = ()
+    """Of the factors of a full factorial, where any has more than two levels."""
+    scaling: Scaling | None = None
+    """Power laws of the metric, where the study asks for them."""
 
     def csv(self) -> str:
         """One line per arm; empty where there is no number."""
@@ -115,6 +134,7 @@ class Comparison:
             writer.writerow(
                 [row.arm, row.baseline, self.metric, row.seeds, row.mean, row.deviation]
                 + ([d.mean, d.low, d.high, d.degrees, d.pooled] if d else [None] * 5)
+                + [row.p, row.detectable, row.verdict]
                 + [row.diverged, row.states.get("failed", 0) + row.states.get("out_of_memory", 0)]
                 + [row.parameters, row.train_flops, row.tokens_per_second, row.spikes]
             )
@@ -126,11 +146,20 @@ class Comparison:
 
 
 def compare(
-    runs: Sequence[RunResult], metric: str, layouts: Sequence[Layout] = (), lr_factors: Sequence[LRFactor] = ()
+    runs: Sequence[RunResult],
+    metric: str,
+    layouts: Sequence[Layout] = (),
+    lr_factors: Sequence[LRFactor] = (),
+    correction: Correction = "none",
+    margin: float | None = None,
+    factor_layouts: Sequence[FactorLayout] = (),
+    looks: Looks | None = None,
 ) -> Comparison:
     """Compare every arm with its baseline on one metric. Results of different code or machines are not mixed.
 
-    layouts: the arms of which effects are estimated too; lr_factors: those that differ in a learning rate alone.
+    layouts: the arms of which effects are estimated too; lr_factors: those that differ in a learning rate alone;
+    factor_layouts: those of full factorials with more levels; correction, margin: see `judgements`; looks: where seeds
+    are added in rounds.
     """
     notes: list[str] = []
     kept = _of_one_origin(runs, notes)
@@ -138,19 +167,94 @@ def compare(
     values = _values(kept, arms, metric)
     baselines = {run.arm: run.baseline for run in runs}
     differences = against_baselines(values, baselines)
-    rows = tuple(_row(arm, metric, runs, kept, baselines[arm], values[arm], differences.get(arm)) for arm in arms)
+    judged = judgements(differences, baselines, metric, correction, margin)
+    if looks is not None:
+        # An arm is judged by the look that decided it, else by the last one; by neither while the first is not over.
+        standing = in_rounds(runs, metric, looks, margin)
+        judged = {arm: own for arm in judged if (own := standing[arm].judgement) is not None}
+        differences = dict[str, Difference | None]({arm: own.difference for arm, own in judged.items()})
+        notes += _rounds_notes(standing, looks)
+    rows = tuple(_row(arm, metric, runs, kept, baselines[arm], values[arm], judged.get(arm)) for arm in arms)
     if not any(values.values()) and (there := sorted({name for run in kept for name in run.result["metrics"]})):
         notes.append(f"no run that has ended has {metric}{did_you_mean(metric, there)}")
     if any(d is not None and d.pooled for d in differences.values()):
         notes.append("intervals: residual variance pooled over the arms that share a baseline")
     if any(d is not None and d.low is None for d in differences.values()):
         notes.append("one seed has no interval; add seeds to see how sure a difference is")
+    notes += _judging_notes(judged, correction)
     lacking = {(run.arm, run.seed): _lack(run, metric) for run in runs if run.seed not in values[run.arm]}
     shown = [layout for layout in layouts if any(values[arm] for arm in layout.arms)]
     found = tuple(effects(layout, values, lacking) for layout in shown)
     turn = _before_after(kept, arms, metric, baselines)
     rates = tuple(rates for factor in lr_factors if (rates := _learning_rates(kept, metric, factor)) is not None)
-    return Comparison(metric, rows, tuple(notes), found, turn, learning_rates=rates)
+    tested = tuple(anova(layout, values) for layout in factor_layouts if any(values[arm] for arm in layout.arms))
+    return Comparison(
+        metric,
+        rows,
+        tuple(notes),
+        found,
+        turn,
+        learning_rates=rates,
+        correction=correction,
+        margin=margin,
+        anova=tested,
+    )
+
+
+@dataclass(frozen=True)
+class Looks:
+    """How seeds are added."""
+
+    seeds: tuple[int, ...]
+    """All that there may be, in their order."""
+    rounds: Rounds
+
+
+def in_rounds(runs: Sequence[RunResult], metric: str, looks: Looks, margin: float | None) -> dict[str, Standing]:
+    """Where every arm stands, and with how many seeds it is to be run; a baseline with as many as what needs it."""
+    arms, baselines = list(dict.fromkeys(run.arm for run in runs)), {run.arm: run.baseline for run in runs}
+    kept = _of_one_origin(runs, [])
+    values, lost = _values(kept, arms, metric), dict[str, set[int]]()
+    for run in kept:
+        if run.seed not in values[run.arm] and run.state_of(metric) in ("done", "diverged"):
+            lost.setdefault(run.arm, set()).add(run.seed)
+    found: dict[str, Standing] = {}
+    for baseline in dict.fromkeys(baselines.values()):
+        block = {arm: values[arm] for arm in arms if arm == baseline or baselines[arm] == baseline}
+        for arm, new in standings(block, baseline, metric, looks.seeds, looks.rounds, margin, lost).items():
+            # A rung of a ladder stands in two blocks: judged in the one, and a baseline in the other.
+            own = new if arm != baseline or arm not in found else found[arm]
+            found[arm] = replace(own, more=max(new.more, found[arm].more if arm in found else 0))
+    return found
+
+
+def _rounds_notes(standing: Mapping[str, Standing], looks: Looks) -> Iterator[str]:
+    yield f"intervals: as for looking after each round of seeds, up to {looks.rounds.most}: 5% for all looks together"
+    if several := {arm: s.seeds for arm, s in standing.items() if s.decided and s.seeds < looks.rounds.most}:
+        told = ", ".join(f"{arm} ({seeds})" for arm, seeds in several.items())
+        yield f"decided before the most seeds: {told}; a difference is of the seeds that decided it"
+
+
+def _judging_notes(judged: Mapping[str, Judgement], correction: Correction) -> Iterator[str]:
+    """For how many comparisons the intervals hold at once, and what they were able to show."""
+    known = [judgement for judgement in judged.values() if judgement.detectable is not None]
+    if not known:
+        return
+    if len(known) > 1:
+        yield CORRECTIONS[correction].format(n=len(known))
+    if correction == "dunnett" and not all(judgement.difference.pooled for judgement in known):
+        yield "where nothing is pooled, Bonferroni's correction stands in for Dunnett's"
+    sizes = sorted({f"{judgement.detectable:.2g}" for judgement in known}, key=float)
+    span = sizes[0] if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}, by arm"
+    yield f"so many seeds show a difference of {span}, four times out of five; smaller ones less often"
+
+
+CORRECTIONS: Mapping[Correction, str] = {
+    "none": "each interval stands alone: of {n} true zeros one in twenty excludes it; see `compare.correction`",
+    "holm": "p: Holm's, the chance that any of {n} true zeros looks like an effect is 5%; intervals stand alone",
+    "fdr_bh": "p: Benjamini-Hochberg's, one in twenty of the {n} that are below 0.05 is false; intervals stand alone",
+    "dunnett": "intervals and p: Dunnett's, the chance that any of {n} true zeros looks like an effect is 5%",
+}
 
 
 def _values(kept: Sequence[RunResult], arms: Sequence[str], metric: str) -> dict[str, dict[int, float]]:
@@ -197,6 +301,15 @@ def _learning_rates(kept: Sequence[RunResult], metric: str, factor: LRFactor) ->
     return learning_rates(factor, runs, loss_at_init) if runs else None
 
 
+def scaling_runs(runs: Sequence[RunResult], metric: str, groups: Mapping[str, str]) -> list[ScalingRun]:
+    """The runs that have the metric, all of one origin. groups: {arm: its group}"""
+    return [
+        ScalingRun(groups[run.arm], run.result["flops"], run.result["parameters"], run.result["tokens"], loss)
+        for run in _of_one_origin(runs, [])
+        if (loss := run.metric(metric)) is not None
+    ]
+
+
 def _lack(run: RunResult, metric: str) -> str:
     """Why a run has no value."""
     if run.state_of(metric) != "done":
@@ -225,7 +338,7 @@ def _row(
     kept: Sequence[RunResult],
     baseline: str,
     values: Mapping[int, float],
-    difference: Difference | None,
+    judged: Judgement | None,
 ) -> Row:
     ended = [run.result for run in kept if run.arm == arm]
     done = [run.result for run in kept if run.arm == arm and run.state_of(metric) == "done"]
@@ -241,9 +354,12 @@ def _row(
         seeds=len(values),
         mean=statistics.fmean(values.values()) if values else None,
         deviation=statistics.stdev(values.values()) if len(values) > 1 else None,
-        difference=difference,
+        difference=judged.difference if judged else None,
         parameters=ended[0]["parameters"] if ended else None,
         train_flops=statistics.fmean(r["flops"] for r in done) if done else None,
         tokens_per_second=mean_of("throughput/tokens_per_second"),
         spikes=mean_of("stability/loss_spikes"),
+        p=judged.p if judged else None,
+        detectable=judged.detectable if judged else None,
+        verdict=judged.verdict if judged else None,
     )

@@ -15,9 +15,9 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from lit_llm.analysis.paired import Difference, Values, half_width, paired_difference, pooled_variance, scatter_alike
+from lit_llm.analysis.paired import Difference, Values, paired_difference, pooled_variance, scatter_alike, with_interval
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,7 @@ def effects(layout: Layout, values: Mapping[str, Values], lacking: Mapping[tuple
         effect = paired_difference(means[1], means[-1])
         if effect is not None and variance is not None:
             degrees = (len(complete) - 1) * (len(seeds) - 1)
-            half = half_width(4 * variance / (len(complete) * len(seeds)), degrees)
-            effect = replace(effect, low=effect.mean - half, high=effect.mean + half, pooled=True, degrees=degrees)
+            effect = with_interval(effect, 4 * variance / (len(complete) * len(seeds)), degrees, pooled=True)
         rows.append(Effect(contrast.name, contrast.factors, contrast.levels, contrast.aliases, effect))
     notes = tuple(_notes(layout, seeds, variance is not None, lacking))
     return Effects(layout.group, len(layout.arms), tuple(seeds), tuple(rows), notes)

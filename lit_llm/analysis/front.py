@@ -53,6 +53,6 @@ def better(metric: str) -> Literal["lower", "higher"] | None:
 
 
 _SCORES = {"acc", "acc_all", "acc_norm", "exact_match", "f1", "mcc", "bleu", "chrf", "chrf++", "likelihood"}
-_LOSSES = {"target_nll", "nll", "perplexity", "bits_per_byte", "objective_loss"} | {
+_LOSSES = {"target_nll", "masked_nll", "nll", "perplexity", "bits_per_byte", "objective_loss"} | {
     f"mean_over_{what}" for what in ("sources", "corpora", "tasks")
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Values = Mapping[int, float]
 """{seed: value} of one arm."""
@@ -33,6 +33,8 @@ class Difference:
     """Whether the variance was pooled over the block."""
     degrees: int = 0
     """Degrees of freedom of the interval."""
+    error: float | None = None
+    """Standard error of the mean; None for a single seed."""
 
 
 def paired_difference(arm: Values, baseline: Values) -> Difference | None:
@@ -43,8 +45,7 @@ def paired_difference(arm: Values, baseline: Values) -> Difference | None:
     mean, count = statistics.fmean(deltas), len(deltas)
     if count == 1:
         return Difference(mean, 1, None, None)
-    half = half_width(statistics.variance(deltas) / count, count - 1)
-    return Difference(mean, count, mean - half, mean + half, degrees=count - 1)
+    return with_interval(Difference(mean, count, None, None), statistics.variance(deltas) / count, count - 1)
 
 
 def block_differences(block: Mapping[str, Values], baseline: str) -> dict[str, Difference | None]:
@@ -60,11 +61,7 @@ def block_differences(block: Mapping[str, Values], baseline: str) -> dict[str, D
         return differences
     seeds = len(block[baseline])
     degrees = (len(distinct) - 1) * (seeds - 1)
-    half = half_width(2 * variance / seeds, degrees)
-    return {
-        arm: d and Difference(d.mean, d.seeds, d.mean - half, d.mean + half, pooled=True, degrees=degrees)
-        for arm, d in differences.items()
-    }
+    return {arm: d and with_interval(d, 2 * variance / seeds, degrees, pooled=True) for arm, d in differences.items()}
 
 
 def against_baselines(values: Mapping[str, Values], baselines: Mapping[str, str]) -> dict[str, Difference | None]:
@@ -104,6 +101,12 @@ def scatter_alike(residuals: Sequence[Sequence[float]]) -> bool:
     if any(statistics.pvariance(row) == 0 for row in residuals):
         return False  # a constant arm has no scatter to share
     return bool(bartlett(*residuals).pvalue >= UNEQUAL)
+
+
+def with_interval(d: Difference, variance: float, degrees: int, pooled: bool = False) -> Difference:
+    """The same estimate, with the 95% interval of one that has this variance."""
+    half = half_width(variance, degrees)
+    return replace(d, low=d.mean - half, high=d.mean + half, pooled=pooled, degrees=degrees, error=math.sqrt(variance))
 
 
 def half_width(variance: float, degrees: int) -> float:

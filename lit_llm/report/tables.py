@@ -22,7 +22,9 @@ from lit_llm.config.tree import under
 from lit_llm.experiment.chain import EVALUATED, FINETUNED, Link
 from lit_llm.experiment.cost import Cost, cost_of
 from lit_llm.report import text
-from lit_llm.report.learning_rates import lr_parts
+from lit_llm.report.anova import anova_parts
+from lit_llm.report.learning_rates import Part, lr_parts
+from lit_llm.report.scaling import scaling_parts
 
 SIGNS = {
     "refused": ("✗", "red"),
@@ -76,6 +78,10 @@ def plan_table(plan: Plan, width: int = 120) -> RenderableType:
         once = ": " + ", ".join([*told, *[f"{evaluations} evaluations"] * bool(evaluations)])
         most = "at most " * ("finetune" in stages)
     runs = f"{len(plan.arms)} arms x {seeds} = {count} runs{once}, {most}{text.short(sum(cost.values()))}FLOPs"
+    if study.more_seeds:
+        # What is asked for at first is the least; at the most, every arm has all seeds.
+        whole = sum(cost.values()) * study.more_seeds.most / len(study.seeds)
+        runs += f" at least; with {study.more_seeds.most} seeds of every arm {text.short(whole)}FLOPs"
     parts = [*plan_head(plan, f"{runs}{_duration(plan)}", width)]
     if study.grid and study.grid.fraction:
         parts += [Text(), *_fraction(plan, study.grid.fraction, study.grid.requested)]
@@ -213,7 +219,7 @@ def _findings(findings: Iterable[Finding]) -> Iterator[Text]:
         yield Text(f"{sign} {', '.join(names[:2])}{more}: {f'{key}: ' if key else ''}{message}", style=style)
 
 
-EFFECT = ("arm", "n", "{metric}", "difference [95%]", "against")
+EFFECT = ("arm", "n", "{metric}", "difference [95%]", "p", "verdict", "against")
 COST = ("params", "FLOPs", "tok/s", "spikes")
 
 
@@ -229,13 +235,22 @@ def comparison_table(comparison: Comparison, width: int) -> RenderableType:
         *shown,
         *_before_after(comparison, width),
         *_front(comparison),
-        *_learning_rates(comparison, width),
+        *_parts(comparison, width),
     )
 
 
-def _learning_rates(comparison: Comparison, width: int) -> Iterator[RenderableType]:
-    """What each learning rate did to the arms."""
-    for part in (part for found in comparison.learning_rates for part in lr_parts(found, comparison.metric)):
+def _further(comparison: Comparison) -> Iterator[Part]:
+    """Factors of several levels, what each learning rate did to the arms, and how they scale."""
+    for table in comparison.anova:
+        yield from anova_parts(table, comparison.metric, named=len(comparison.anova) > 1)
+    for rates in comparison.learning_rates:
+        yield from lr_parts(rates, comparison.metric)
+    if comparison.scaling is not None:
+        yield from scaling_parts(comparison.scaling)
+
+
+def _parts(comparison: Comparison, width: int) -> Iterator[RenderableType]:
+    for part in _further(comparison):
         yield from (Text(), Text(part.title, style="bold"), *side_by_side(part.head, part.rows, part.first, width))
         yield from (Text(f"· {note}", style="dim") for note in part.notes)
 
@@ -333,13 +348,14 @@ def _effect_rows(group: Effects) -> list[list[str]]:
 
 
 def _cells(comparison: Comparison) -> list[list[str]]:
-    """The head and a row for each arm. With which arm it is compared is said where that is not the same for all."""
+    """The head and a row for each arm. With which arm it is compared is said where that is not the same for all; p and
+    the verdict, where the study asks for more than an interval."""
     head = [name.format(metric=comparison.metric) for name in (*EFFECT, *COST)]
-    rows = [head, *map(_row, comparison.rows)]
-    if len({row.baseline for row in comparison.rows}) > 1:
-        return rows
-    against = EFFECT.index("against")
-    return [[*row[:against], *row[against + 1 :]] for row in rows]
+    hidden = {"against"} if len({row.baseline for row in comparison.rows}) == 1 else set()
+    hidden |= {"p"} if comparison.correction == "none" else set()
+    hidden |= {"verdict"} if comparison.correction == "none" and comparison.margin is None else set()
+    shown = [index for index, name in enumerate(head) if name not in hidden]
+    return [[row[index] for index in shown] for row in [head, *map(_row, comparison.rows)]]
 
 
 def _row(row: Row) -> list[str]:
@@ -349,6 +365,8 @@ def _row(row: Row) -> list[str]:
         _seeds(row),
         text.mean_and_deviation(row.mean, row.deviation),
         text.difference(row.difference, baseline),
+        text.p_value(row.p),
+        row.verdict or "",
         "" if row.arm == row.baseline else row.baseline,
         text.count(row.parameters) if row.parameters else "–",
         text.short(row.train_flops),
@@ -386,7 +404,7 @@ def comparison_markdown(plan: Plan, comparison: Comparison) -> str:
         head, *cells = _front_cells(against)
         lines += ["", f"## {_front_title(against)}", ""]
         lines += [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *cells]]
-    for part in (part for rates in comparison.learning_rates for part in lr_parts(rates, comparison.metric)):
+    for part in _further(comparison):
         lines += ["", f"## {part.title}", ""]
         lines += [f"| {' | '.join(row)} |" for row in [part.head, ["---"] * len(part.head), *part.rows]]
         lines += ["", *(f"- {note}" for note in part.notes)]

@@ -49,6 +49,13 @@ def difference(d: Difference | None, empty: str = "–") -> str:
     return f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
 
 
+def p_value(p: float | None) -> str:
+    """0.03, 0.0004, < 0.0001; empty for none."""
+    if p is None:
+        return ""
+    return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+
+
 def about(seconds: float) -> str:
     """A duration as one speaks of it: 4.2 s, 2.4 min, 3.1 h, 12 days, 3.4 years."""
     for unit, size, most in (("s", 1, 99.5), ("min", 60, 99.5), ("h", 3600, 48), ("days", 86400, 730)):

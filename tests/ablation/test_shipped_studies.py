@@ -100,7 +100,7 @@ def test_every_study_has_a_sibling_of_the_papers_size() -> None:
     assert small == {
         "adaptation", "attribution", "biattn", "biattn_prefix", "cross_positions", "encoder_objectives",
         "extrapolation", "finetune_reversal", "kv_sharing", "layer_split", "modifications", "objectives", "pareto",
-        "stability", "tying",
+        "scaling", "stability", "tying",
     }  # fmt: skip
     assert studies - small == {f"{name}-paper" for name in small}
 

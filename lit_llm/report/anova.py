@@ -1,0 +1,31 @@
+"""Tables of factors with more than two levels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lit_llm.ablation.factors import short_names
+from lit_llm.analysis.anova import Anova
+from lit_llm.report import text
+from lit_llm.report.learning_rates import Part
+
+
+def anova_parts(found: Anova, metric: str, named: bool) -> Iterator[Part]:
+    """F tests of all terms, then each level against the first. named: say of which group they are."""
+    where = f" in {found.group}" if named else ""
+    short = short_names(list(dict.fromkeys(name for term in found.terms for name in term.factors)))
+    rows = [
+        [
+            " × ".join(short[name] for name in term.factors),
+            "–" if term.f is None else f"{term.f:.3g} ({term.degrees}, {found.residual_degrees})",
+            text.p_value(term.p) or "–",
+            f"{term.share:.0%}",
+        ]
+        for term in found.terms
+    ]
+    seeds = f"{len(found.seeds)} seed{'' if len(found.seeds) == 1 else 's'}"
+    title = f"factors of {metric}{where}: {found.arms} arms, {seeds}"
+    yield Part(title, ["factor", "F (degrees)", "p", "share"], rows, 4, found.notes)
+    if found.levels:
+        levels = [[short[x.factor], " → ".join(x.levels), text.difference(x.difference)] for x in found.levels]
+        yield Part(f"levels{where}, over all others", ["factor", "level", "difference [95%]"], levels, 3)
