@@ -160,6 +160,24 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes what either version of YAML would not read as the string that it is: a fingerprint such as 12e34567 is a
+    number in 1.2, a `yes` is true in 1.1."""
+
+    yaml_implicit_resolvers = {
+        first: [
+            *yaml.SafeDumper.yaml_implicit_resolvers.get(first, []),
+            *_Loader.yaml_implicit_resolvers.get(first, []),
+        ]
+        for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *_Loader.yaml_implicit_resolvers}
+    }
+
+
+def to_yaml(content: Any, **options: Any) -> str:
+    """Plain data as YAML that `read_yaml` reads back as it is. options: of `yaml.dump`."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, **options)
+
+
 def _decimal(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     return int(loader.construct_scalar(node))  # 007 is 7
 

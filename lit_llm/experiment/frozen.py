@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import yaml
-
 from lit_llm.config.section import validate
-from lit_llm.config.tree import read_file
+from lit_llm.config.tree import read_file, to_yaml
 from lit_llm.experiment.chain import Kind, Link
 from lit_llm.experiment.config import Experiment, Trained
 from lit_llm.experiment.identity import digest_of_data, digest_of_examples, digests_of_texts, origins
@@ -51,7 +49,7 @@ def freeze(store: Store, link: Link, experiment: Experiment) -> Stage:
         "texts": digests_of_texts(experiment) if link.evaluation == "likelihood" else {},
         "experiment": experiment.model_dump(mode="json"),
     }
-    write_text(stage.config_file, yaml.safe_dump(content, sort_keys=False))
+    write_text(stage.config_file, to_yaml(content))
     return stage
 
 

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
+from lit_llm.config.tree import to_yaml
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.frozen import thaw
 from lit_llm.tracking.store import FINAL, Busy, Stage, State, Store
@@ -68,4 +67,4 @@ def ran_out_of_memory(error: BaseException) -> bool:
 
 def experiment_yaml(experiment: Experiment) -> str:
     """The full configuration as a file that `train` takes."""
-    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
+    return to_yaml(experiment.model_dump(mode="json"))

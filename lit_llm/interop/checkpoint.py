@@ -20,12 +20,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from lit_llm.config.fingerprint import digest_of_files
 from lit_llm.config.problems import InputError, Mark, Problem, did_you_mean
 from lit_llm.config.section import validate
-from lit_llm.config.tree import Node, read_file
+from lit_llm.config.tree import Node, read_file, to_yaml
 from lit_llm.data import tokenizer_file
 from lit_llm.interop.architectures import ARCHITECTURES, Architecture, ModelFile, checked
 from lit_llm.interop.asked import Asked
@@ -233,7 +231,7 @@ def write_folder(
     content: dict[str, Any] = {"model": written(model)}
     if tokenizer is not None:
         content["pretrain"] = {"data": {"tokenizer": {"kind": "file", **tokenizer}}}
-    text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
+    text = to_yaml(content, default_flow_style=None, width=110, allow_unicode=True)
     (folder / MODEL).write_text(f"# {about}.\n{text}", encoding="utf-8")
     save_file({name: value.contiguous() for name, value in state.items()}, folder / WEIGHTS, {"format": "pt"})
 

@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lit_llm.ablation.findings import INTERVENTION
-from lit_llm.config.tree import difference, under
+from lit_llm.config.tree import difference, to_yaml, under
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.run import experiment_yaml
 from lit_llm.search.sweep import Search
@@ -145,4 +143,4 @@ def winners_study(search: Search, summaries: Sequence[Summary], folder: Path) ->
     head = (
         f"# Each arm of the sweep {search.name} as it was and at its best, over seeds that the search has not seen.\n"
     )
-    return write_text(folder / "winners.yaml", head + yaml.safe_dump(content, sort_keys=False, width=120))
+    return write_text(folder / "winners.yaml", head + to_yaml(content, width=120))

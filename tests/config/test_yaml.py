@@ -5,7 +5,7 @@ import time
 import pytest
 
 from lit_llm.config.problems import InputError
-from lit_llm.config.tree import leaves, read_file, read_override, read_yaml
+from lit_llm.config.tree import leaves, read_file, read_override, read_yaml, to_yaml
 
 
 def read(text):
@@ -16,6 +16,30 @@ def refused(text):
     with pytest.raises(InputError) as caught:
         read_yaml(text, "file.yaml")
     return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "12345678e1234567",
+        "1234567890123456",
+        "0x1f",
+        "1e3",
+        ".5",
+        "yes",
+        "true",
+        "null",
+        "~",
+        "",
+        "1:30",
+        "a: b",
+        "2026-01-01",
+    ],
+)
+def test_what_is_written_is_read_as_it_was(value):
+    """A fingerprint may look like a number, and is none."""
+    content = {"parent": value, "list": [value, 1, 0.5, 1e-5, 1e30, True, None], value or "key": 1}
+    assert read(to_yaml(content)) == content
 
 
 @pytest.mark.parametrize(
