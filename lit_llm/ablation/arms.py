@@ -20,6 +20,7 @@ from lit_llm.config.problems import InputError, Problem, did_you_mean, noted, so
 from lit_llm.config.section import validate
 from lit_llm.config.tree import Node, leaves, merge, merge_all, read_file, split_path, under, without
 from lit_llm.data.config import Mixture
+from lit_llm.evaluation.config import yardstick_of
 from lit_llm.experiment.chain import EVALUATED, FINETUNED, chain
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.identity import read_corpora_again
@@ -198,7 +199,8 @@ def _single(name: str, extends: str, overrides: Sequence[str]) -> Ablation:
     keys = read_experiment(extends, overrides)
     experiment = validate_experiment(keys, changes_checked=True)
     short = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(name).stem).lstrip("_.-") or "experiment"
-    study = Study(study=short, question=f"What does {short} cost, and where does it end?", seeds=(experiment.seed,))
+    question, metric = f"What does {short} cost, and where does it end?", yardstick_of(experiment.model.family)
+    study = Study(study=short, question=question, seeds=(experiment.seed,), compare=Compare(metric=metric))
     return Ablation(study, (Arm(short, short, {}, short, experiment, keys=keys),), tuple(overrides), extends)
 
 

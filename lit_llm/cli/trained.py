@@ -67,7 +67,8 @@ def generate(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Which run of the arm; the first when absent.")] = None,
     after: Annotated[
-        str | None, typer.Option(metavar="[pretrain|finetune]", help="Which stage's weights; the last when absent.")
+        str | None,
+        typer.Option(metavar="[pretrain|finetune|source]", help="Which stage's weights; the last when absent."),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens at most, for each prompt.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0: the likeliest token each time.")] = 0.0,
@@ -134,7 +135,8 @@ def export(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
     seed: Annotated[int | None, typer.Option(help="Which run of the arm; the first when absent.")] = None,
     after: Annotated[
-        str | None, typer.Option(metavar="[pretrain|finetune]", help="Which stage's weights; the last when absent.")
+        str | None,
+        typer.Option(metavar="[pretrain|finetune|source]", help="Which stage's weights; the last when absent."),
     ] = None,
     override: Overrides = None,
     store: StoreOption = DEFAULT_STORE,

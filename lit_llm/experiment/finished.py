@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.frozen import thaw
-from lit_llm.objectives.config import BOS, MasksConfig
+from lit_llm.objectives.config import BOS, MasksConfig, continues
 from lit_llm.tracking.store import FINAL, Store
 
 if TYPE_CHECKING:
@@ -37,7 +37,9 @@ class Finished:
     def generate(
         self, prompts: Sequence[str], max_new_tokens: int, sampling: Sampling, batch_size: int = 16
     ) -> list[str]:
-        """Text after each prompt, up to an end of document."""
+        """Text after each prompt, up to an end of document. Raises InputError for a model that writes none."""
+        if not continues(family := self.model.config.family):
+            raise InputError(Problem(f"the run is of an {family} model, which fills in tokens and writes no text"))
         prefix = self.masks.prefix
         return written(self.model, self.tokenizer, prompts, max_new_tokens, sampling, batch_size, prefix)
 

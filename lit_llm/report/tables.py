@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lit_llm.ablation.arms import Arm
 from lit_llm.ablation.factors import short_names
 from lit_llm.ablation.findings import Finding
 from lit_llm.ablation.fraction import Fraction, aliases_in_letters, effect_of, lettered, members_of
@@ -21,6 +22,7 @@ from lit_llm.analysis.front import Front
 from lit_llm.config.tree import under
 from lit_llm.experiment.chain import EVALUATED, FINETUNED, Link
 from lit_llm.experiment.cost import Cost, cost_of
+from lit_llm.objectives.config import continues
 from lit_llm.report import text
 from lit_llm.report.anova import anova_parts
 from lit_llm.report.learning_rates import Part, lr_parts
@@ -105,7 +107,7 @@ def plan_head(plan: Plan, budget: str, width: int) -> Iterator[RenderableType]:
             text.short(planned.cost.train_flops_per_token),
             text.count(planned.cost.tokens),
             text.count(planned.cost.loss_tokens),
-            text.size(planned.cost.cache.total(plan.prompt, plan.generate)),
+            text.size(planned.cost.cache.total(plan.prompt, plan.generate)) if generates(planned.arm) else "–",
             text.size(planned.cost.memory_bytes),
             text.about(plan.estimate.arms[planned.arm.name].total) if plan.estimate else "–",
         ]
@@ -114,11 +116,17 @@ def plan_head(plan: Plan, budget: str, width: int) -> Iterator[RenderableType]:
     yield Text(study.study, style="bold") + Text(f"  {study.question}", style="not bold")
     yield Text()
     yield from side_by_side(COSTS, rows, TRAINING, width)
-    cache = f"KV cache: {plan.prompt} prompt and {plan.generate} generated tokens."
-    yield Text(f"{budget}. {cache}", style="dim")
+    some_generate = any(generates(planned.arm) for planned in plan.arms)
+    cache = f" KV cache: {plan.prompt} prompt and {plan.generate} generated tokens." if some_generate else ""
+    yield Text(f"{budget}.{cache}", style="dim")
     if plan.estimate and plan.estimate.busy:
         message = "This machine was busy when it was timed, so it looks slower than it is: `--measure` times it again."
         yield Text(message, style="yellow")
+
+
+def generates(arm: Arm) -> bool:
+    """Whether it goes on with a text, and so keeps keys and values."""
+    return continues(arm.experiment.model.family)
 
 
 def plan_rest(plan: Plan) -> Iterator[RenderableType]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from lit_llm.ablation.config import Study
 from lit_llm.config.problems import InputError, Problem, did_you_mean, noted
 from lit_llm.config.section import validate
 from lit_llm.config.tree import Node, leaves, read_file, under
+from lit_llm.evaluation.config import yardstick_of
 from lit_llm.experiment.chain import EVALUATED, FINETUNED
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.cost import FIGURES, cost_of
@@ -134,7 +135,7 @@ def load_sweep(source: str | Path, overrides: Sequence[str] = ()) -> Search:
     arms: tuple[Arm, ...] = ()
     with noted(problems):
         part = _study_part(sweep.sweep, sweep.question, document)
-        ablation = understood(validate(Study, part), part, path, overrides)
+        ablation = _measured(sweep, understood(validate(Study, part), part, path, overrides))
         arms = ablation.arms
     if not (arms and readable):
         raise InputError(*problems, hint=HINT)
@@ -164,6 +165,14 @@ def load_sweep(source: str | Path, overrides: Sequence[str] = ()) -> Search:
     if problems:
         raise InputError(*problems, hint=HINT)
     return search
+
+
+def _measured(sweep: Sweep, ablation: Ablation) -> Ablation:
+    """The arms, to be compared by what is searched for, or else by what such models are measured by."""
+    goals = [goal.metric for goal in sweep.optimize if not goal.known_before]
+    metric = next(iter(goals), yardstick_of(ablation.arms[0].experiment.model.family))
+    compare = ablation.study.compare.model_copy(update={"metric": metric})
+    return replace(ablation, study=ablation.study.model_copy(update={"compare": compare}))
 
 
 def _study_part(name: str, question: str, document: Node) -> Node:

@@ -16,10 +16,12 @@ from lit_llm.evaluation.likelihood import Validation, nats_of
 from lit_llm.evaluation.scoring import score
 from lit_llm.experiment.chain import chain
 from lit_llm.experiment.cost import cost_of, largest_shape, shape_of
+from lit_llm.experiment.finished import open_finished
 from lit_llm.experiment.frozen import freeze
 from lit_llm.experiment.identity import pretrain_fingerprint
 from lit_llm.experiment.load import load_experiment
 from lit_llm.experiment.run import run_one
+from lit_llm.generation import Sampling
 from lit_llm.models.build import build_model
 from lit_llm.models.config import resolve_model
 from lit_llm.models.cost import Shape, train_flops
@@ -296,6 +298,8 @@ def test_an_encoder_only_model_learns_masked_lm_and_is_measured_on_hidden_tokens
         assert result["initial"][name] == pytest.approx(math.log(280), abs=1.0)
         assert result["metrics"][name] < result["initial"][name] - 0.5
     assert result["loss_tokens"] == cost_of(experiment).loss_tokens
+    with pytest.raises(InputError, match="writes no text"):
+        open_finished(store, stage.fingerprint).generate(["a"], 3, Sampling())
 
 
 def test_hidden_tokens_are_the_same_for_every_model_whatever_was_hidden_in_its_training(data):

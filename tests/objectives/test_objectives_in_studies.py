@@ -1,12 +1,17 @@
 """Objectives as arms of a study: what is compared, what is refused, what is the same."""
 
+import io
+
 import pytest
+from rich.console import Console
 
 from lit_llm.ablation.arms import load_study
 from lit_llm.ablation.audit import audit
 from lit_llm.ablation.plan import plan
 from lit_llm.ablation.probe import probe
 from lit_llm.config.problems import InputError
+from lit_llm.experiment.load import preset_names
+from lit_llm.report.tables import plan_table
 from lit_llm.search.sweep import load_sweep
 
 ROOM = "model.vocabulary=300"
@@ -91,6 +96,34 @@ def test_a_model_that_continues_nothing_is_compared_by_what_it_says_of_hidden_to
     refused = [finding for finding in audit(ablation, built=False) if finding.kind == "refused"]
     assert bool(refused) == (metric != "val/masked_nll")
     assert all(finding.key == "compare.metric" for finding in refused)
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_preset_is_a_fair_study_of_one_arm(preset, tmp_path):
+    (tmp_path / "a.txt").write_text("some words\n" * 50)
+    corpus = f'pretrain.data.corpus={{kind: text, files: ["{tmp_path}/*.txt"]}}'
+    found = audit(load_study(preset, [corpus]), built=False)
+    assert [finding for finding in found if finding.kind == "refused"] == []
+
+
+def test_an_encoder_only_model_has_no_cache_in_the_plan(study):
+    ablation = study(f"{ENCODER}compare: {{metric: val/masked_nll}}", extends=None)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(plan_table(plan(ablation), 200))
+    shown = console.export_text()
+    assert "1000 generated" not in shown
+    assert "0 B" not in shown
+
+
+def test_encoder_only_models_are_searched_by_what_they_say_of_hidden_tokens(tmp_path):
+    path = tmp_path / "masked.yaml"
+    goal = "optimize: [{metric: val/masked_nll}]"
+    arms_of = ENCODER[: ENCODER.index("grid")].replace("base:", "arms: {one: {}}\nbase:")
+    path.write_text(
+        f"sweep: masked{arms_of}space: {{pretrain.objective.rate: {{uniform: [0.1, 0.5]}}}}\n{goal}\ntrials: 2\n"
+    )
+    search = load_sweep(path, [ROOM])
+    assert not [finding for finding in audit(search.ablation, built=False) if finding.kind == "refused"]
 
 
 def test_hidden_tokens_are_no_yardstick_of_models_that_go_on(study):

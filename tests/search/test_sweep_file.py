@@ -650,7 +650,7 @@ constraints: [a < b < c]
         f"-o {LR}=3: {LR}: is searched by the sweep; change `space.{LR}` instead",
         f"-o {LR}=3: {LR}: is searched by the sweep; change `space.fast` instead",
         "s.yaml:10: constraints: 'a < b < c' compares no two sides by one of <=, <, >=, >, ==",
-        "s.yaml:5: foo: unknown key - allowed here: evaluate, finetune, model, pretrain, seed",
+        "s.yaml:5: foo: unknown key - allowed here: adapt, evaluate, finetune, model, pretrain, seed",
     ]
 
 
