@@ -83,10 +83,8 @@ def generate(
 
     An encoder-decoder reads the prompt in its encoder. Example: lit-llm generate ablations/quickstart.yaml:dec "def f("
     """
-    from lit_llm.interop import is_checkpoint
-
     given = [line.rstrip("\n") for line in sys.stdin] if prompts == ["-"] else prompts or [""]
-    imported = is_checkpoint(Path(source))
+    imported = _is_imported(source)
     fingerprint = "" if imported else _stage(source, override, store, seed, after)
     from lit_llm.experiment.finished import open_finished, written
     from lit_llm.generation import Sampling
@@ -146,9 +144,9 @@ def export(
     Where transformers has no such architecture it writes model.yaml and weights.safetensors and says what is in the
     way. Example: lit-llm export study.yaml:dec exported; AutoModelForCausalLM.from_pretrained("exported") reads it
     """
-    from lit_llm.interop import export_folder, is_checkpoint
+    if _is_imported(source):
+        from lit_llm.interop import export_folder
 
-    if is_checkpoint(Path(source)):
         print(f"{shown(out)}: {export_folder(Path(source), out)}")
         return
     fingerprint = _stage(source, override, store, seed, after)
@@ -156,6 +154,18 @@ def export(
     from lit_llm.tracking.store import Store
 
     print(f"{shown(out)}: {export_finished(Store(store), fingerprint, out)}")
+
+
+def _is_imported(source: str) -> bool:
+    """Whether it is a folder of `import`, not a run. Raises InputError for one that is still to be imported."""
+    from lit_llm.experiment.load import is_preset
+    from lit_llm.interop import is_checkpoint
+
+    if is_checkpoint(Path(source)):
+        return True
+    if (Path(source) / "config.json").is_file() and not is_preset(source):
+        raise InputError(Problem(f"is a checkpoint of transformers; `lit-llm import {source}` first", source))
+    return False
 
 
 def _stage(source: str, override: list[str] | None, store: Path, seed: int | None, after: str | None) -> str:

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
+from lit_llm.config.fingerprint import fingerprint
 from lit_llm.config.section import Section, impossible
-from lit_llm.data.config import DataConfig, InstructionConfig
+from lit_llm.data.config import DataConfig, InstructionConfig, identity_of
 from lit_llm.evaluation.config import EVALUATIONS, EvaluateConfig, ExampleValidationConfig, ValidationConfig
 from lit_llm.models.adapt import Adaptation, Side, adaptation_of, problem_of
 from lit_llm.models.config import ModelConfig, ResolvedModel, not_looked_at, resolve_model
@@ -180,9 +181,12 @@ class Checkpoint(Section):
     checkpoint: str
     """The folder."""
     digest: str
-    """Of the two files, as they were when the configuration was read."""
+    """Of model, weights and tokenizer, as they were when the configuration was read."""
     model: ModelConfig
     """What `model.yaml` says."""
+    tokenizer: str | None = Field(None, exclude_if=lambda value: value is None)
+    """Identity of the tokenizer that `model.yaml` names; absent where it names none, and then nobody can say whether it
+    is the text's."""
 
 
 class _OrAName:
@@ -252,6 +256,11 @@ class AdaptConfig(Section):
         return both
 
 
+def _identity(own: Pretrained) -> str:
+    """Of the tokenizer. One that is still to be trained is none that a checkpoint has."""
+    return fingerprint(identity_of(own.pretrain.data.tokenizer))
+
+
 def _adaptation_problems(own: Pretrained, adapt: AdaptConfig) -> Iterator[tuple[str, str]]:
     """(key, message) of what keeps a pretraining from beginning as it says."""
     models, target = adapt.models, resolve_model(own.model)
@@ -262,6 +271,15 @@ def _adaptation_problems(own: Pretrained, adapt: AdaptConfig) -> Iterator[tuple[
     for side, given in adapt.experiments.items():
         if given.pretrain.data.tokenizer != own.pretrain.data.tokenizer:
             message = "has another tokenizer, so the rows of its embedding stand for other tokens"
+            yield f"adapt.from.{side}" if apart else "adapt.from", message
+            return
+    for side, source in adapt.sides.items():
+        if isinstance(source, Checkpoint) and source.tokenizer not in (None, _identity(own)):
+            message = (
+                "has another tokenizer, so the rows of its embedding stand for other tokens; use the one that its "
+                f"model.yaml names, `pretrain.data.tokenizer: {{kind: file, path: {source.checkpoint}/tokenizer.json, "
+                "...}`"
+            )
             yield f"adapt.from.{side}" if apart else "adapt.from", message
             return
     if problem := problem_of(target, models):

@@ -30,6 +30,7 @@ COMPUTES = (
     "evaluation",
     "experiment/stages.py",
     "experiment/beginning.py",
+    "interop/checkpoint.py",
 )
 """The code that decides what a result is. A change elsewhere makes no result stale."""
 

@@ -25,7 +25,7 @@ from lit_llm.config.tree import (
     without,
 )
 from lit_llm.experiment.config import Experiment
-from lit_llm.interop.checkpoint import MODEL, WEIGHTS, digest_of_checkpoint
+from lit_llm.interop.checkpoint import MODEL, WEIGHTS, digest_of_checkpoint, digest_of_tokenizer
 from lit_llm.models.config import STACKS, resolve_model
 
 PRESETS = Path(__file__).parent / "presets"
@@ -188,10 +188,12 @@ def _folder(mark: Mark | None) -> Path:
 def _checkpoint(folder: Path, key: str, mark: Mark | None) -> Node:
     try:
         model, digest = read_file(folder / MODEL).find(["model"]) or Node({}), digest_of_checkpoint(folder)
+        tokenizer = digest_of_tokenizer(folder)
     except (InputError, OSError) as error:
         message = f"{folder} is no checkpoint's folder, which has {MODEL} and {WEIGHTS}: {error}"
         raise InputError(Problem(message, key, mark)) from None
-    return Node({"checkpoint": Node(str(folder.resolve()), mark), "digest": Node(digest, mark), "model": model}, mark)
+    found = {"checkpoint": str(folder.resolve()), "digest": digest, "tokenizer": tokenizer}
+    return Node({key: Node(value, mark) for key, value in found.items()} | {"model": model}, mark)
 
 
 def validate_experiment(node: Node, changes_checked: bool = False) -> Experiment:

@@ -20,11 +20,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_llm.config.fingerprint import digest_of_files
+from lit_llm.config.fingerprint import digest_of_file, fingerprint
 from lit_llm.config.problems import InputError, Mark, Problem, did_you_mean
 from lit_llm.config.section import validate
-from lit_llm.config.tree import Node, read_file, to_yaml
+from lit_llm.config.tree import Node, read_file, to_yaml, tree
 from lit_llm.data import tokenizer_file
+from lit_llm.data.config import FileTokenizer, identity_of
 from lit_llm.interop.architectures import ARCHITECTURES, Architecture, ModelFile, checked
 from lit_llm.interop.asked import Asked
 from lit_llm.interop.weights import Tensors, compare, read_json
@@ -138,9 +139,25 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def digest_of_checkpoint(folder: Path) -> str:
-    """Of what `open_checkpoint` reads. Raises OSError where model or weights are missing."""
-    names = [MODEL, WEIGHTS, *([TOKENIZER] if (folder / TOKENIZER).is_file() else [])]
-    return digest_of_files((name, folder / name) for name in names)
+    """Of what `open_checkpoint` makes of it: the resolved model, the weights and the tokenizer. Comments and paths are
+    not in it. Raises OSError where the weights are missing, InputError where the rest cannot be read."""
+    model = resolve_model(_model_of(read_file(folder / MODEL)))
+    return fingerprint(
+        {
+            "model": model.model_dump(mode="json"),
+            "weights": digest_of_file(folder / WEIGHTS),
+            "tokenizer": digest_of_tokenizer(folder),
+        }
+    )
+
+
+def digest_of_tokenizer(folder: Path) -> str | None:
+    """Of the tokenizer that model.yaml names, its file the one in the folder: `fingerprint(identity_of(...))`. None
+    where it names none. Raises InputError where it cannot be read."""
+    named = _tokenizer_of(read_file(folder / MODEL))
+    if named is None:
+        return None
+    return fingerprint(identity_of(validate(FileTokenizer, tree({**named, "path": str(folder / TOKENIZER)}))))
 
 
 def open_checkpoint(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
@@ -187,7 +204,7 @@ def read_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor], tokenizer
         message = f"is no directory with {MODEL} and {WEIGHTS}; `lit-llm import` makes one of a checkpoint"
         raise InputError(Problem(message, str(folder)))
     file = read_file(folder / MODEL)
-    model = validate(ModelFile, Node({"model": file.find(["model"]) or Node({})})).model
+    model = _model_of(file)
     try:
         state = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
@@ -199,6 +216,10 @@ def read_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor], tokenizer
     if ends is None:
         return model, state, None
     return model, state, tokenizer_file.read(folder / TOKENIZER, ends.get("end_of_document"), ends.get("begin"))
+
+
+def _model_of(file: Node) -> ModelConfig:
+    return validate(ModelFile, Node({"model": file.find(["model"]) or Node({})})).model
 
 
 def _tokenizer_of(file: Node) -> dict[str, Any] | None:

@@ -23,6 +23,7 @@ from lit_llm.interop.checkpoint import (
     write_folder,
 )
 from lit_llm.interop.configs import Ids
+from lit_llm.interop.weights import read_json
 from lit_llm.models.config import ModelConfig, ResolvedModel, resolve_model
 from lit_llm.objectives.config import BOS, EOD
 
@@ -84,6 +85,8 @@ def _export(
             write_folder(work, config, state, place, "Exported by lit-llm")
             return f"model.yaml and weights.safetensors, not for transformers: {_outside(architecture, differs)}"
         _write(work, architecture, model, values, state)
+        if tokenizer is not None and layout is not None:
+            _describe(work, tokenizer, layout, values.get("pad_token_id"))
     images = ", its images' part untrained" if architecture.model_type == "t5gemma2" else ""
     return f"{architecture.model} for transformers' from_pretrained{images}"
 
@@ -123,6 +126,18 @@ def _write(
     values = {**values, "dtype": str(kind).removeprefix("torch.")}
     (folder / SOURCE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def _describe(folder: Path, tokenizer: Path, layout: tokenizer_file.Layout, pad: Any) -> None:
+    """Write what AutoTokenizer has to know: without it the model_type decides the class, which may want other tokens.
+
+    pad: the config.json's id for it. A token that the file does not have is left out.
+    """
+    named = {index: token for token, index in tokenizer_file.tokens_of(read_json(tokenizer)).items()}
+    ids = {"eos_token": layout.end, "bos_token": layout.begin, "pad_token": pad if isinstance(pad, int) else layout.end}
+    tokens = {key: named[index] for key, index in ids.items() if index in named}
+    content = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **tokens}, indent=2, ensure_ascii=False)
+    (folder / "tokenizer_config.json").write_text(content + "\n", encoding="utf-8")
 
 
 def _end_of_image(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:

@@ -46,8 +46,11 @@ class Tensors:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """{tensor: file} of a sharded checkpoint; empty where there is one `model.safetensors`."""
+    """{tensor: file} of a sharded checkpoint; empty where there is one `model.safetensors`, which transformers, too,
+    takes before any shards."""
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if single.is_file():
+        return {}
     if index.is_file():
         content = read_json(index)
         shards = content.get("weight_map")
@@ -61,8 +64,6 @@ def _files(folder: Path) -> dict[str, Path]:
         if problems:
             raise InputError(*problems)
         return {name: folder / file for name, file in shards.items()}
-    if single.is_file():
-        return {}
     if pickles := sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES):
         raise InputError(
             Problem(

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
 
+import lit_llm
 from lit_llm.config.problems import InputError
+from lit_llm.data.tokenizers import train_bpe
 from lit_llm.experiment.chain import chain
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.cost import FIGURES, cost_of, memory_of
-from lit_llm.experiment.identity import read_corpora_again
+from lit_llm.experiment.identity import COMPUTES, read_corpora_again
 from lit_llm.experiment.load import load_experiment
 from lit_llm.experiment.run import experiment_yaml
+from lit_llm.interop.checkpoint import digest_of_checkpoint, open_checkpoint
 from lit_llm.models.build import build_model
 from lit_llm.models.config import resolve_model
 from lit_llm.models.cost import Shape, count_parameters, forward_flops
@@ -241,6 +247,64 @@ def test_a_checkpoint_is_known_by_its_content_not_by_its_place(checkpoint, load,
     moved.rename(folder)
     checkpoint(shift=1.0)
     assert names(load(f"adapt.from={folder}")) != found
+
+
+@pytest.fixture
+def with_tokenizer(checkpoint, tmp_path):
+    """with_tokenizer(name, file="tokenizer.json", ...): the folder, its tokenizer a copy of `file` in model.yaml."""
+    train_bpe(["one text and another"] * 9, 270, tmp_path / "tokenizer.json")
+    train_bpe(["quite different words"] * 9, 270, tmp_path / "other.json")
+
+    def write(about="A comment", path="/anywhere/tokenizer.json", file="tokenizer.json", **ends):
+        folder = checkpoint()
+        model = yaml.safe_load((folder / "model.yaml").read_text())["model"]
+        section = {"kind": "file", "path": path, **ends}
+        content = yaml.safe_dump({"model": model, "pretrain": {"data": {"tokenizer": section}}})
+        (folder / "model.yaml").write_text(f"# {about}\n{content}")
+        shutil.copyfile(tmp_path / file, folder / "tokenizer.json")
+        return folder
+
+    return write
+
+
+def test_a_checkpoint_is_its_model_weights_and_tokenizer_not_what_its_file_says_beside(with_tokenizer):
+    first = digest_of_checkpoint(with_tokenizer(end_of_document="<eod>", begin="<s>"))
+    same = with_tokenizer("Another", "/elsewhere/tokenizer.json", end_of_document="<eod>", begin="<s>")
+    assert digest_of_checkpoint(same) == first
+    assert digest_of_checkpoint(with_tokenizer(end_of_document="<s>", begin="<eod>")) != first
+    assert digest_of_checkpoint(with_tokenizer(file="other.json", end_of_document="<eod>", begin="<s>")) != first
+    folder = with_tokenizer(end_of_document="<eod>", begin="<s>")
+    content = (folder / "model.yaml").read_text()
+    (folder / "model.yaml").write_text(content.replace("rope_theta: 10000.0", "rope_theta: 500.0"))
+    assert (folder / "model.yaml").read_text() != content
+    assert digest_of_checkpoint(folder) != first
+
+
+def test_a_checkpoint_with_another_tokenizer_is_refused(with_tokenizer, load, tmp_path):
+    folder = with_tokenizer(end_of_document="<eod>", begin="<s>")
+
+    def adapted(file, end="<eod>", begin="<s>"):
+        tokenizer = f"{{kind: file, path: {tmp_path / file}, end_of_document: {end}, begin: {begin}}}"
+        return load(f"adapt.from={folder}", f"pretrain.data.tokenizer={tokenizer}")
+
+    assert adapted("tokenizer.json").adapt.source.tokenizer is not None
+    again = tmp_path / "frozen.yaml"
+    again.write_text(experiment_yaml(adapted("tokenizer.json")))
+    assert load_experiment(again) == adapted("tokenizer.json")
+    for wrong in (
+        lambda: adapted("other.json"),
+        lambda: adapted("tokenizer.json", "<s>", "<eod>"),
+        lambda: load(f"adapt.from={folder}"),  # bytes
+        lambda: load(f"adapt.from={folder}", "pretrain.data.tokenizer={kind: bpe, vocabulary: 270}"),
+        lambda: load(f"adapt.from={{encoder: decllm-tiny, decoder: {folder}}}"),
+    ):
+        with pytest.raises(InputError, match="adapt.from.*has another tokenizer.*tokenizer.json"):
+            wrong()
+
+
+def test_a_result_is_stale_when_the_code_that_opens_checkpoints_changes():
+    file = Path(inspect.getfile(open_checkpoint)).relative_to(Path(lit_llm.__file__).parent)
+    assert any(file.is_relative_to(name) for name in COMPUTES)
 
 
 def test_a_pretraining_begins_with_a_checkpoints_weights_and_with_no_others(checkpoint, load, store, corpus):

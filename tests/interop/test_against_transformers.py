@@ -39,6 +39,21 @@ def test_untied_embeddings_are_imported_apart(name, tmp_path):
     close(*both_logits(theirs, ours, name=name))
 
 
+def test_one_file_goes_before_shards_that_lie_beside_it(tmp_path):
+    """Of another model, as a folder has that was written twice."""
+    shards, single = peer("llama"), peer("llama")
+    single.get_input_embeddings().weight.data.mul_(-0.5)
+    shards.save_pretrained(tmp_path / "theirs", max_shard_size="10KB")
+    index = tmp_path / "theirs" / "model.safetensors.index.json"
+    kept = index.read_bytes()
+    single.save_pretrained(tmp_path / "once")
+    (tmp_path / "once" / "model.safetensors").rename(tmp_path / "theirs" / "model.safetensors")
+    assert index.read_bytes() == kept
+    import_checkpoint(tmp_path / "theirs", tmp_path / "ours")
+    theirs = MODELS["llama"].from_pretrained(tmp_path / "theirs", attn_implementation="eager").eval()
+    close(*both_logits(theirs, opened(tmp_path / "ours")))
+
+
 @every
 def test_there_and_back_every_tensor_is_bit_equal(name, tmp_path):
     theirs = peer(name)

@@ -176,6 +176,7 @@ def test_a_tied_matrix_that_differs_is_refused(checkpoint):
 def test_an_index_names_files_beside_it(file, checkpoint):
     saved(peer("gemma2"), checkpoint.parent / "elsewhere")
     (checkpoint.parent / "elsewhere" / "model.safetensors").rename(checkpoint.parent / "elsewhere.safetensors")
+    (checkpoint / "model.safetensors").unlink()
     (checkpoint / "pytorch_model.bin").write_bytes(b"")
     index = {"weight_map": {"model.norm.weight": file}}
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -183,7 +184,8 @@ def test_an_index_names_files_beside_it(file, checkpoint):
 
 
 def test_an_index_that_promises_more_than_a_file_has(checkpoint):
-    index = {"weight_map": {"model.nothing.weight": "model.safetensors"}}
+    (checkpoint / "model.safetensors").rename(checkpoint / "shard.safetensors")
+    index = {"weight_map": {"model.nothing.weight": "shard.safetensors"}}
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "model.nothing.weight" in refused(checkpoint)
 

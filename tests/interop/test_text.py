@@ -108,6 +108,15 @@ def test_a_folder_without_a_tokenizer_says_so(tmp_path):
     assert "no tokenizer" in said.stderr
 
 
+@pytest.mark.parametrize("line", [("generate", "theirs", "w1"), ("export", "theirs", "out")])
+def test_a_folder_that_is_still_to_be_imported_says_how(line, tmp_path):
+    with_tokenizer("llama", tmp_path)
+    said = command(*line, cwd=tmp_path)
+    assert said.returncode == 2
+    assert "`lit-llm import theirs` first" in said.stderr
+    assert "decllm-tiny" not in said.stderr
+
+
 def test_a_model_that_fills_in_words_says_that_it_writes_none(tmp_path):
     _, place, _ = with_tokenizer("modernbert", tmp_path)
     import_checkpoint(place, tmp_path / "ours")
