@@ -127,9 +127,6 @@ def _audit_adaptation(arm: Arm) -> Iterator[Finding]:
     lists = (("fresh", together(found.fresh)), ("left behind", _left(found)))
     message += "".join(f"; {what}: {some(names)}" for what, names in lists if names)
     yield Finding("note", arm.name, "adapt.from", message)
-    if changes := altered(resolve_model(arm.experiment.model), adapt.models):
-        told = ", ".join(f"{key} {shown(old)} → {shown(new)}" for key, old, new in changes)
-        yield Finding("note", arm.name, "adapt.from", f"what is taken over is not used as before: {told}")
     cost = cost_of(arm.experiment)
     if cost.before.train_flops:
         flops, tokens = cost.before.train_flops, cost.before.tokens
@@ -139,6 +136,9 @@ def _audit_adaptation(arm: Arm) -> Iterator[Finding]:
     if any(isinstance(given, Checkpoint) for given in adapt.sides.values()):
         message = "what a checkpoint's training has cost is not known, and not counted: no compute is equal to its"
         yield Finding("note", arm.name, "adapt.from", message)
+    if changes := altered(resolve_model(arm.experiment.model), adapt.models):
+        told = ", ".join(f"{key} {shown(old)} → {shown(new)}" for key, old, new in changes)
+        yield Finding("note", arm.name, "adapt.from", f"what is taken over is not used as before: {told}")
 
 
 def _left(found: Adaptation) -> list[str]:

@@ -140,6 +140,7 @@ def test_of_two_sizes_the_cross_attention_is_drawn_and_all_else_taken():
     crossed = {name for name in parameter_shapes(target) if "cross_attention" in name}
     assert set(found.fresh) == crossed
     assert {side for side, _ in found.taken.values()} == {"encoder", "decoder"}
+    assert altered(target, {"encoder": narrow, "decoder": wide}) == ()
     assert found.taken["encoder_embedding.weight"] == ("encoder", "embedding.weight")
 
 
@@ -155,7 +156,7 @@ def test_what_is_fresh_stays_as_it_was_drawn():
     assert not torch.equal(state["embedding.weight"], drawn["embedding.weight"])
 
 
-def test_a_feed_forward_network_is_taken_whole_or_not_at_all():
+def test_a_gated_network_of_one_without_a_gate_is_drawn_whole():
     """Two of three matrices are another function: down(gelu(up x)) is not down(swish(gate x) * up x)."""
     found = adaptation_of(resolved("redllm"), both(resolved("decllm", "feed_forward.activation=gelu")))
     networks = {name for name in parameter_shapes(resolved("redllm")) if "feed_forward" in name}
