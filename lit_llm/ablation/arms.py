@@ -259,13 +259,14 @@ def _arms(study: Study, document: Node, folder: Path, overrides: Sequence[str]) 
     seeded = [node for node in after if node.find(["seed"])]
     problems += [Problem("seeds are the study's, change them there", "seed", node.mark) for node in seeded]
     problems += _overridden(factors, after)
-    shared = merge_all([document.find(["base"]) or Node({}), *after])
+    base = document.find(["base"]) or Node({})
     cells = []
     for group, (node, in_grid) in groups.items():
         for levels in combinations(crossed if in_grid else None, factors):
             with noted(problems):
-                whole = merge_all([node, *(level.keys for level in levels), *after])
-                cells.append(_Cell(group, levels, with_sources(whole, shared)))
+                above = [*(level.keys for level in levels), *after]
+                # A level reaches a source as the base does: else it would switch how much is fresh as well.
+                cells.append(_Cell(group, levels, with_sources(merge_all([node, *above]), merge_all([base, *above]))))
     _name(cells, study, factors)
     problems += _build(cells, complete=crossed is study.grid)
     if not problems and not cells:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 
 from lit_llm.ablation.arms import Ablation, Arm
-from lit_llm.ablation.confounds import confounds
+from lit_llm.ablation.confounds import confounds, shown
 from lit_llm.ablation.findings import INTERVENTION, Finding, differs, ruled
 from lit_llm.ablation.match import TOLERANCE
 from lit_llm.ablation.probe import probe, together
@@ -15,7 +16,8 @@ from lit_llm.evaluation.config import YARDSTICKS
 from lit_llm.experiment.chain import EVALUATED, FINETUNED
 from lit_llm.experiment.config import Checkpoint
 from lit_llm.experiment.cost import cost_of
-from lit_llm.models.adapt import Adaptation
+from lit_llm.models.adapt import Adaptation, altered
+from lit_llm.models.config import resolve_model
 from lit_llm.objectives.config import continues
 
 YARDSTICK = (
@@ -36,6 +38,9 @@ _YARDSTICKS = {
     f"{FINETUNED}{EVALUATED}": (*YARDSTICK[:4], "finetune.data", "evaluate"),
 }
 """The same by the beginning of a metric's name."""
+
+_SOURCE = re.compile(r"^(adapt\.from\.((en|de)coder\.)?)+")
+"""The address of a source, of its own sources, or of one side's."""
 
 
 def audit(ablation: Ablation, tell: Callable[[str], None] = lambda _: None, built: bool = True) -> list[Finding]:
@@ -76,7 +81,8 @@ def _audit_arm(ablation: Ablation, arm: Arm) -> Iterator[Finding]:
     yield from _audit_match(ablation, arm)
     for key, (old, new) in keys.items():
         yardstick = next((keys for prefix, keys in _YARDSTICKS.items() if metric.startswith(prefix)), ())
-        if under(key, *declared) and not under(key, *yardstick):
+        # A level that a source has, too, is in its keys.
+        if under(_SOURCE.sub("", key), *declared) and not under(key, *yardstick):
             continue
         # What matching has moved is judged as it was before.
         old, new = baseline.derived.get(key, [old])[0], arm.derived.get(key, [new])[0]
@@ -130,6 +136,9 @@ def _audit_adaptation(arm: Arm) -> Iterator[Finding]:
     if any(isinstance(given, Checkpoint) for given in adapt.sides.values()):
         message = "what a checkpoint's training has cost is not known, and not counted: no compute is equal to its"
         yield Finding("note", arm.name, "adapt.from", message)
+    if changes := altered(resolve_model(arm.experiment.model), adapt.models):
+        told = ", ".join(f"{key} {shown(old)} → {shown(new)}" for key, old, new in changes)
+        yield Finding("note", arm.name, "adapt.from", f"what is taken over is not used as before: {told}")
 
 
 def _left(found: Adaptation) -> list[str]:

@@ -27,7 +27,7 @@ def confounds(ablation: Ablation, arm: Arm, baseline: Arm) -> Iterator[Finding]:
     if arm.group != baseline.group:
         declared |= differs(arm, baseline).keys()  # a named arm says itself what it sets
     for key, old, new in _changes(arm, baseline, declared):
-        reason = f"{_shown(old)} → {_shown(new)}, though no factor sets it"
+        reason = f"{shown(old)} → {shown(new)}, though no factor sets it"
         yield ruled(ablation, "confound", arm, key, reason, "; set it to hold it, or `allow` it")
     for key, share, other in _shares(arm, baseline, declared):
         reason = f"covers {share} layers, {other} in {baseline.name}"
@@ -122,5 +122,6 @@ def _shares(arm: Arm, baseline: Arm, declared: set[str]) -> Iterator[tuple[str, 
                 yield key, f"{covered} of {here.layers}", f"{covered} of {there.layers}"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A key's value as people read it."""
     return f"[{', '.join(map(str, value))}]" if isinstance(value, list | tuple) else str(value)

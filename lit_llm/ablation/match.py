@@ -1,7 +1,8 @@
 """Make an arm equal to its baseline in one quantity, by moving the one key that sets it.
 
-tokens, loss_tokens, train_flops: `max_steps`, with warm-up and decay scaled along. parameters: `d_ff`, in steps of 8
-below d_model 512 and of 64 above. What cannot be reached within 1% is refused by the audit.
+tokens, loss_tokens, train_flops: `max_steps`, with warm-up and decay scaled along, an adaptation's warm-up too.
+parameters: `d_ff`, in steps of 8 below d_model 512 and of 64 above. What cannot be reached within 1% is refused by the
+audit.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_llm.ablation.config import By
-from lit_llm.config.tree import at, difference, tree
+from lit_llm.config.tree import at, difference, merge, tree
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.cost import FIGURES, cost_of
 from lit_llm.experiment.load import changed
@@ -53,11 +54,17 @@ def _lengths(arm: Experiment, by: By, wanted: float) -> list[Experiment]:
     training, cost = arm.pretrain.training, cost_of(arm)
     fixed = getattr(cost.before, by)
     exact = training.max_steps * (wanted - fixed) / (FIGURES[by](cost) - fixed)
+    alone = arm.adapt.warmup_steps if arm.adapt else 0
+    least = 2 if alone else 1  # one step of what is fresh alone, and one of all
     found = []
-    for steps in {max(1, int(exact)), max(1, int(exact) + 1)}:
-        schedule = training.schedule.scaled(steps / training.max_steps)
+    for steps in {max(least, int(exact)), max(least, int(exact) + 1)}:
+        ratio = steps / training.max_steps
+        schedule = training.schedule.scaled(ratio)
         keys = {"max_steps": steps, "schedule": schedule.model_dump(mode="json")}
-        found.append(changed(arm, at("pretrain.training", tree(keys))))
+        moved = at("pretrain.training", tree(keys))
+        if alone:
+            moved = merge(moved, at("adapt.warmup_steps", tree(max(1, min(steps - 1, round(alone * ratio))))))
+        found.append(changed(arm, moved))
     return found
 
 

@@ -295,6 +295,22 @@ def _adaptation_problems(own: Pretrained, adapt: AdaptConfig) -> Iterator[tuple[
         yield "adapt.distill", "the teacher reads source and target as one causal text: it has to be a causal decoder"
     elif adapt.distill and target.family == "encoder_only":
         yield "adapt.distill", "a causal teacher has no distribution over a masked token; leave it out"
+    elif adapt.distill and isinstance(source := adapt.sides["decoder"], Pretrained):
+        yield from _teacher_problems(own.pretrain, source.pretrain)
+
+
+def _teacher_problems(own: PretrainConfig, teacher: PretrainConfig) -> Iterator[tuple[str, str]]:
+    """(key, message) of what a source was not trained to read, or to predict."""
+    if teacher.masks.prefix == "bidirectional":
+        message = "the teacher reads source and target as one causal text, and this one is trained with an open prefix"
+        yield "adapt.distill", f"{message} (`masks: {{prefix: bidirectional}}`); leave one of them out"
+    asked, known = (each.objective.extra_ids(each.data.sequence_length) for each in (own, teacher))
+    # Ids are given in this order, so one behind too few sentinels stands for another thing.
+    ids, taught = ([(what, n) for what in extra for n in range(extra[what])] for extra in (asked, known))
+    if ids != taught[: len(ids)]:
+        message = f"the teacher's {teacher.objective.kind} has trained {described(known) or 'no ids but the text'}"
+        message += f", not {described(asked)} of {own.objective.kind}: what it says of them is noise"
+        yield "adapt.distill", f"{message}; leave it out, or give the source that objective"
 
 
 Pretrained.model_rebuild()

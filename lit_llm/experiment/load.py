@@ -117,15 +117,15 @@ _SHARED = {
     "model": ("d_model", "vocabulary", "attention", "feed_forward", "norm", "embedding", "output"),
     "pretrain": ("data", "training", "validation"),
 }
-"""What a study's base says of a source, too: not its family, its stacks, its objective or its masks."""
+"""What a study's base and its levels say of a source, too: not its family, its stacks, its objective or its masks."""
 
 
 def with_sources(node: Node, shared: Node, seen: tuple[Path, ...] = ()) -> Node:
     """The tree with what `adapt.from` names in place of the names, and so for what that is adapted from.
 
-    Files are relative to the one that names them. shared: a study's `base` and what `-o` says; its text, training and
-    widths are those of a source too, unless `from` has others. Raises InputError for a file or a folder that cannot be
-    read, and for an experiment that is adapted from itself.
+    Files are relative to the one that names them. shared: a study's `base`, an arm's levels, what `-o` says; its text,
+    training and widths are those of a source too, unless `from` has others. Raises InputError for a file or a folder
+    that cannot be read, and for an experiment that is adapted from itself.
     """
     given = node.find(["adapt", "from"])
     if given is None or given.value is None:

@@ -8,7 +8,7 @@ T5Gemma (arXiv 2504.06225, section 2), layer by layer:
               ├─ feed_forward ─────────────▶ encoder.layers.i.feed_forward
               ├─ self_attention ───────────▶ decoder.layers.i.self_attention   (merged: nothing is fresh, T5Gemma 2)
               ├─ self_attention ───────────▶ decoder.layers.i.cross_attention  (fresh where a width differs)
-              └─ feed_forward ─────────────▶ decoder.layers.i.feed_forward
+              └─ feed_forward ─────────────▶ decoder.layers.i.feed_forward     (fresh where a matrix is)
     norm ──────────────────────────────────▶ encoder.norm, decoder.norm
     output, or embedding where it is tied ─▶ output
 
@@ -22,10 +22,11 @@ refused: its surplus could only repeat layers, which is another method with a qu
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from lit_llm.config.section import Section
 from lit_llm.models.config import ResolvedModel
 from lit_llm.models.parameters import parameter_shapes
 
@@ -82,14 +83,63 @@ def _adaptation(target: ResolvedModel, sources: Sources) -> Adaptation:
     shapes, given = parameter_shapes(target), {side: parameter_shapes(source) for side, source in sources.items()}
     origins = {name: (_side(name), _origin(name, target, sources[_side(name)])) for name in shapes}
     lacking = {name for name, (side, there) in origins.items() if given[side].get(there) != shapes[name]}
-    # Half of a cross-attention would be neither the old one nor a new one, and its norms are of no use without it.
-    part = ".cross_attention"
-    drawn = {name.partition(part)[0] + part for name in lacking if f"{part}." in name and len(shapes[name]) > 1}
+    # Half of one of these would be neither the old one nor a new one, and its norms are of no use without it.
+    drawn = {
+        name.partition(part)[0] + part
+        for part in (".cross_attention", ".feed_forward")
+        for name in lacking
+        if f"{part}." in name and len(shapes[name]) > 1
+    }
     lacking |= {name for name in shapes if name.startswith(tuple(drawn))}
     taken = {name: origin for name, origin in origins.items() if name not in lacking}
     used = set(taken.values())
     left = {there: None for side in sources for there in given[side] if not _used(side, there, sources, used)}
     return Adaptation(taken, tuple(name for name in shapes if name in lacking), tuple(left))
+
+
+Altered = tuple[str, Any, Any]
+"""(key, its value in the source, its value here)."""
+
+
+def altered(target: ResolvedModel, sources: Sources) -> tuple[Altered, ...]:
+    """How the parameters that are taken over are used otherwise than in their source, once for all layers alike.
+
+    The shapes do not tell: of heads of another number, another activation or another norm the matrices may be as large.
+    Keys are `attention.output_norm` where all attentions differ so, else `encoder.self_attention.output_norm`.
+    """
+    found: dict[Altered, dict[str, None]] = {}
+    compared = dict[str, None]()
+    taken = adaptation_of(target, sources).taken
+    for stack in ("encoder", "decoder"):
+        source, layers = sources[_side(stack)], getattr(target, stack)
+        given = getattr(source, _stack(stack, target, source))
+        for index, place in enumerate(layers_taken(len(layers), len(given)) if layers else ()):
+            for part, own in layers[index]:
+                there = "self_attention" if part == "cross_attention" and source.family != target.family else part
+                old = getattr(given[place], there)
+                if not any(name.startswith(f"{stack}.layers.{index}.{part}.") for name in taken):
+                    continue
+                compared[f"{stack}.{part}"] = None
+                for key, before, after in _differing(old, own):
+                    found.setdefault((key, before, after), {})[f"{stack}.{part}"] = None
+    for (key, before, after), places in [*found.items()]:
+        for general in ("attention", "feed_forward"):
+            if {*places} == {where for where in compared if where.endswith(general)}:
+                found[key, before, after] = {general: None}
+    for source in {id(source): source for source in sources.values()}.values():
+        for part in ("norm", "embedding", "output"):
+            for change in _differing(getattr(source, part), getattr(target, part)):
+                found.setdefault(change, {})[part] = None
+    return tuple((f"{place}.{key}", old, new) for (key, old, new), places in found.items() for place in places)
+
+
+def _differing(old: Section, new: Section) -> Iterator[Altered]:
+    for key in type(new).model_fields:
+        before, after = getattr(old, key), getattr(new, key)
+        # Zero where there is no such norm and no RoPE, which another key says.
+        absent = key in ("norm_eps", "rope_theta") and 0 in (before, after)
+        if before != after and not absent:
+            yield key, before, after
 
 
 def _used(side: Side, name: str, sources: Sources, used: set[tuple[Side, str]]) -> bool:

@@ -12,7 +12,9 @@ Shape = tuple[int, ...]
 
 
 def parameter_shapes(model: ResolvedModel) -> dict[str, Shape]:
-    """{name: shape} of every parameter of the families `decoder`, `encoder_decoder` and `encoder_only`."""
+    """{name: shape} of every parameter. Raises ValueError for a decoder-decoder, whose halves are named otherwise."""
+    if model.family == "decoder_decoder":
+        raise ValueError("the names of a decoder_decoder's parameters are known only once it is built")
     d_model, vocabulary, tied = model.d_model, model.vocabulary, model.tie_embeddings
     table, normed = (vocabulary, d_model), model.embedding.norm
     found: dict[str, Shape] = {"embedding.weight": table} | _norm("embedding_norm", model.norm, d_model, normed)

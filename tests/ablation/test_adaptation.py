@@ -90,6 +90,59 @@ def test_equal_compute_is_that_of_source_and_adaptation_together(write_study):
     assert not found.refused
 
 
+def test_a_warm_up_of_what_is_fresh_is_scaled_with_the_steps(write_study):
+    """A causal LM has twice a prefix LM's targets in a step, so half the steps are left, and half of the warm-up.
+
+    As it was, of 110 steps, it would leave none to train all parameters.
+    """
+    arms = """
+arms:
+  red: {}
+  adapted:
+    extends: decllm-tiny
+    model: {attention: {output_norm: head, output_norm_scale: true}}
+    adapt:
+      from: {extends: decllm-tiny, model: {attention: {output_norm_scale: false}}, pretrain: {training: {max_steps: 2}}}
+      warmup_steps: 110
+match: {by: loss_tokens}
+"""
+    path = write_study("warm", arms)
+    path.write_text(path.read_text().replace("max_steps: 12", "max_steps: 200"))
+    found = plan(load_study(path), built=False)
+    derived = found.arms[1].arm.derived
+    assert derived["pretrain.training.max_steps"] == [200, 98]  # 100, less the source's two
+    assert derived["adapt.warmup_steps"] == [110, round(110 * 98 / 200)]
+    (told,) = [finding.message for finding in found.findings if finding.key == "match.by"]
+    assert "adapt.warmup_steps 110 → 54" in told
+
+
+def test_a_level_reaches_the_source_as_the_base_does(write_study):
+    """Else the level would switch how much is fresh, too. A `from` that says its own keeps its own."""
+    grid = "grid: {factors: {model.attention.output_norm_scale: [false, true]}}"
+    norm = "model: {attention: {output_norm: head}"
+    path = write_study("levels", f"arms: {{red: {{{norm}}}, adapt: {{from: {SOURCE}}}}}}}\n{grid}")
+    source = SOURCE.replace("model: {", "model: {attention: {output_norm: head}, ")
+    path.write_text(path.read_text().replace(SOURCE, source))
+    found = plan(load_study(path), built=False)
+    scaled = [arm.arm.experiment.adapt.source.model.attention.output_norm_scale for arm in found.arms]
+    assert scaled == [False, True]
+    assert [arm.arm.experiment.adaptation.fresh for arm in found.arms] == [(), ()]
+    assert not found.refused
+    held = source.replace("output_norm: head", "output_norm: head, output_norm_scale: false")
+    path.write_text(path.read_text().replace(source, held))
+    kept = [arm.experiment.adapt.source.model.attention.output_norm_scale for arm in load_study(path).arms]
+    assert kept == [False, False]
+
+
+def test_tensors_that_are_used_otherwise_are_noted_and_not_refused(write_study):
+    arms = f"arms: {{red: {{}}, other: {{model: {{attention: {{output_norm: concat}}}}, adapt: {{from: {SOURCE}}}}}}}"
+    found = plan(load_study(write_study("otherwise", arms)), built=False)
+    told = [finding for finding in found.findings if "is not used as before" in finding.message]
+    assert [finding.kind for finding in told] == ["note"]
+    assert "attention.output_norm" in told[0].message
+    assert "→ concat" in told[0].message
+
+
 def test_a_source_dearer_than_the_baseline_is_refused(write_study):
     found = plan(
         load_study(write_study("dear", ARMS.replace("max_steps: 6", "max_steps: 100") + "match: {by: train_flops}"))
@@ -127,7 +180,7 @@ def test_what_is_fresh_and_what_is_left_behind_is_named(write_study):
         load_study(write_study("named", f"arms: {{red: {{}}, other: {{{scaled}, adapt: {{from: {source}}}}}}}")),
         built=False,
     )
-    (first, _) = [finding.message for finding in found.findings if finding.key == "adapt.from"]
+    (first, *_) = [finding.message for finding in found.findings if finding.key == "adapt.from"]
     assert "fresh: encoder.layers.*.self_attention.output_scale" in first
     assert "left behind: decoder.layers.1, decoder.layers.2" in first
 

@@ -155,6 +155,42 @@ def test_what_cannot_be_is_refused_where_it_is_written(tmp_path, adapt, message)
     assert len(error.value.problems) == 1
 
 
+OPEN = "{extends: decllm-tiny, pretrain: {objective: prefix_lm, masks: {prefix: bidirectional}}}"
+SPANS = ["model.vocabulary=1100", "pretrain.objective=span_corruption"]
+
+
+@pytest.mark.parametrize(
+    ("source", "own", "message"),
+    [
+        (OPEN, [], "this one is trained with an open prefix"),
+        (
+            "{extends: decllm-tiny, model: {vocabulary: 1100}}",
+            SPANS,
+            "the teacher's causal_lm has trained no ids but the text, not 6 sentinels of span_corruption",
+        ),
+        (
+            "{extends: decllm-tiny, model: {vocabulary: 1100}, pretrain: {objective: span_corruption}}",
+            ["model.vocabulary=1100", "pretrain.objective=ul2"],
+            "mode tokens of ul2: what it says of them is noise",
+        ),
+    ],
+)
+def test_a_teacher_is_asked_for_nothing_that_it_was_not_trained_on(load, source, own, message):
+    """An open prefix is another input than causal text, and ids of an objective are rows that only it trains."""
+    load(f"adapt.from={source}", *own)  # its weights may be taken all the same
+    with pytest.raises(InputError) as error:
+        load(f"adapt.from={source}", *own, "adapt.distill={}")
+    assert [problem.key for problem in error.value.problems] == ["adapt.distill"]
+    assert message in str(error.value)
+
+
+def test_a_teacher_of_the_same_sentinels_or_of_more_is_none_the_worse(load):
+    for mean_span in (3, 2):
+        objective = f"{{kind: span_corruption, mean_span: {mean_span}}}"
+        source = f"{{extends: decllm-tiny, model: {{vocabulary: 1100}}, pretrain: {{objective: {objective}}}}}"
+        assert load(f"adapt.from={source}", *SPANS, "adapt.distill={}").adapt.distill
+
+
 def test_a_decoder_is_not_made_of_an_encoder_decoder():
     with pytest.raises(InputError, match=r"adapt\.from: is of family encoder_decoder"):
         load_experiment("decllm-tiny", ["adapt.from=redllm-tiny"])

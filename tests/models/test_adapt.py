@@ -12,14 +12,15 @@ from lit_llm.components.attention.rope import Rotations
 from lit_llm.components.attention.visibility import Visibility
 from lit_llm.config.section import validate
 from lit_llm.config.tree import tree
-from lit_llm.models.adapt import adaptation_of, adapted, layers_taken, problem_of
+from lit_llm.models.adapt import adaptation_of, adapted, altered, layers_taken, problem_of
 from lit_llm.models.build import build_model
-from lit_llm.models.config import EncoderOnlyModel, resolve_model
+from lit_llm.models.config import DecoderDecoderModel, EncoderOnlyModel, resolve_model
 from lit_llm.models.parameters import parameter_shapes
 
 SCALED = ["attention.qkv_norm=[q, v]", "attention.qkv_norm_scale=true"]
 OUTPUT = ["attention.output_norm=concat", "attention.output_norm_scale=true"]
 BIASED = ["attention.rope=none", "attention.relative_bias=shared", "attention.relative_buckets=8"]
+HALVED = [("heads", 4, 2), ("kv_heads", 4, 2), ("head_dim", 8, 16)]
 DENSE = ["output.head=dense", "output.bias=true", "embedding.norm=true"]
 
 
@@ -139,6 +140,7 @@ def test_of_two_sizes_the_cross_attention_is_drawn_and_all_else_taken():
     crossed = {name for name in parameter_shapes(target) if "cross_attention" in name}
     assert set(found.fresh) == crossed
     assert {side for side, _ in found.taken.values()} == {"encoder", "decoder"}
+    assert altered(target, {"encoder": narrow, "decoder": wide}) == ()
     assert found.taken["encoder_embedding.weight"] == ("encoder", "embedding.weight")
 
 
@@ -152,6 +154,49 @@ def test_what_is_fresh_stays_as_it_was_drawn():
     state = made.state_dict()
     assert all(torch.equal(state[name], drawn[name]) for name in adaptation.fresh)
     assert not torch.equal(state["embedding.weight"], drawn["embedding.weight"])
+
+
+def test_a_gated_network_of_one_without_a_gate_is_drawn_whole():
+    """Two of three matrices are another function: down(gelu(up x)) is not down(swish(gate x) * up x)."""
+    found = adaptation_of(resolved("redllm"), both(resolved("decllm", "feed_forward.activation=gelu")))
+    networks = {name for name in parameter_shapes(resolved("redllm")) if "feed_forward" in name}
+    assert set(found.fresh) == networks  # their norms, too
+    assert "decoder.layers.0.feed_forward.up.weight" in found.left
+
+
+def test_a_source_that_is_used_as_before_has_nothing_to_tell():
+    for family in ("decllm", "redllm"):
+        assert altered(resolved(family), both(resolved("decllm"))) == ()
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        (["attention.output_norm=head"], [("attention.output_norm", "none", "head")]),
+        (["decoder.self_attention.window=3"], [("decoder.self_attention.window", None, 3)]),
+        (["decoder.cross_attention.rope_theta=500"], [("decoder.cross_attention.rope_theta", 10000, 500)]),
+        (["attention.heads=2"], [(f"attention.{key}", *pair) for key, *pair in HALVED]),
+        (["feed_forward.activation=geglu"], [("feed_forward.activation", "swiglu", "geglu")]),
+        (["norm.function=layer_norm"], [("norm.function", "rms_norm", "layer_norm")]),
+        (["norm.eps=0.01"], [("norm.eps", 1e-6, 0.01)]),
+        (["attention.rope=none"], [("attention.rope", "continuous", "none")]),
+        (["feed_forward.activation=gelu"], [("feed_forward.activation", "swiglu", "gelu")]),  # its gate is left behind
+    ],
+    ids=str,
+)  # fmt: skip
+def test_tensors_of_one_shape_that_are_used_otherwise_are_told(own, expected):
+    source = resolved("decllm", "attention.output_norm=none", "attention.heads=4")
+    target = resolved("redllm", "attention.output_norm=none", "attention.heads=4", *own)
+    assert adaptation_of(target, both(source)).fresh == ()  # the tensors do not tell
+    assert list(altered(target, both(source))) == expected
+
+
+def test_a_family_whose_names_are_not_known_is_refused():
+    halves = {"attention": {"heads": 4}, "feed_forward": {"d_ff": 48}, "d_model": 32, "vocabulary": VOCABULARY}
+    stacks = {"self_decoder": {"layers": 1}, "cross_decoder": {"layers": 1}}
+    model = resolve_model(validate(DecoderDecoderModel, tree({**halves, **stacks, "family": "decoder_decoder"})))
+    with pytest.raises(ValueError, match="decoder_decoder"):
+        parameter_shapes(model)
 
 
 def test_a_causal_decoder_and_one_with_an_open_prefix_are_one_model():
