@@ -41,7 +41,7 @@ def test_a_round_follows_while_anything_is_undecided_and_a_second_command_has_no
 ) -> None:
     """Two steps of training tell norms apart by less than their scatter, so there is a round of three and one of four
     seeds; then the seeds are used up."""
-    ablation = load_study(write_study("rounds", ARMS, seeds=[0, 1]))
+    ablation = load_study(write_study("in_rounds", ARMS, seeds=[0, 1]))
     rounds = Rounds()
     finished = run_study(ablation, store, watcher=rounds, slots=2)
     assert rounds.todo[0] == [f"{arm}/seed {seed}" for arm in "abc" for seed in (0, 1)]
@@ -61,7 +61,7 @@ def test_a_round_follows_while_anything_is_undecided_and_a_second_command_has_no
 
 def test_the_plan_says_what_it_takes_at_least_and_at_most(write_study: Study) -> None:
     """Twice the seeds, twice the FLOPs."""
-    planned = plan(load_study(write_study("rounds", ARMS, seeds=[0, 1])), built=False)
+    planned = plan(load_study(write_study("in_rounds", ARMS, seeds=[0, 1])), built=False)
     once = sum(arm.cost.train_flops for arm in planned.arms)
     console = Console(width=400, record=True, file=StringIO())
     console.print(plan_table(planned, 400))
