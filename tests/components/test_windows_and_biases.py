@@ -96,8 +96,12 @@ def test_distances_fall_into_t5s_buckets(causal, buckets, distance):
     assert torch.equal(bucket(away, buckets, distance, causal), wanted)
 
 
-def test_a_few_distances_that_the_buckets_can_all_tell_apart_have_no_logarithms():
-    assert bucket(-torch.arange(12), 8, 4, causal=True).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 7, 7, 7, 7]
+@pytest.mark.parametrize(("buckets", "distance"), [(32, 16), (8, 4), (8, 1)])
+def test_a_distance_within_those_that_are_told_apart_exactly_is_refused(buckets, distance):
+    values = {"heads": 2, "relative_bias": "shared", "relative_buckets": buckets, "relative_distance": distance}
+    with pytest.raises(ValueError, match="relative_distance"):
+        resolve_attention(values, 16, "self")
+    assert resolve_attention({**values, "relative_distance": distance + buckets}, 16, "self")
 
 
 @pytest.mark.parametrize("rope", ["continuous", "restart", "none"])

@@ -37,7 +37,5 @@ def bucket(ahead: Tensor, buckets: int, distance: int, causal: bool) -> Tensor:
         buckets //= 2
         first, away = (ahead > 0).long() * buckets, ahead.abs()
     exact = buckets // 2
-    if distance <= exact:  # nothing is left to grow
-        return first + away.clamp_max(buckets - 1)
     grown = (away.clamp_min(1).float() / exact).log() / math.log(distance / exact) * (buckets - exact)
     return first + torch.where(away < exact, away, (exact + grown.long()).clamp_max(buckets - 1))
