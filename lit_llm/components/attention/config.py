@@ -52,7 +52,7 @@ class AttentionConfig(Section):
     relative_buckets: int = Field(32, gt=3)
     """Distances that the bias tells apart: half of them exactly, the others by their logarithm."""
     relative_distance: int = Field(128, gt=0)
-    """Distances from here on share the last bucket. More than half of `relative_buckets`, which are told apart exactly."""
+    """Distances from here on share the last bucket. Beyond half of `relative_buckets`, which are told apart exactly."""
     window: int | None = Field(None, gt=0)
     """Self-attention sees only keys fewer than this many tokens away: in a causal one the query and window - 1 before
     it. All when absent. Cross-attention sees all of its source."""
@@ -187,8 +187,8 @@ def resolve_attention(values: dict[str, object], d_model: int, place: Place) -> 
         )
     if config.relative_bias != "none" and config.relative_distance <= config.relative_buckets // 2:
         raise ValueError(
-            f"relative_distance {config.relative_distance} is not beyond the {config.relative_buckets // 2} distances that "
-            f"{config.relative_buckets} buckets tell apart exactly; make it larger, or relative_buckets smaller"
+            f"relative_distance {config.relative_distance} is not beyond the {config.relative_buckets // 2} distances "
+            f"that {config.relative_buckets} buckets tell apart exactly; make it larger, or relative_buckets smaller"
         )
     if config.window_ahead is not None and config.window is None:
         raise ValueError("window_ahead without window has no effect; set window, too")
