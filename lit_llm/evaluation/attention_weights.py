@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_llm.components.attention.dot_product import DotProduct
+from lit_llm.components.attention.dot_product import DotProduct, for_queries
 from lit_llm.components.attention.visibility import Visibility
 
 SCORES = 1 << 22
@@ -40,6 +40,8 @@ def attention_rows(
     """
     rows, heads, queries, _ = q_BHTK.shape
     keys, device = k_BHSK.shape[2], q_BHTK.device
+    # For all parts at once; `scores` finds it done.
+    k_BHSK = for_queries(k_BHSK, q_BHTK).to(_dtype(q_BHTK))
     size = max(1, SCORES // (rows * heads * keys))
     for first in range(start, queries, size):
         last = min(first + size, queries)

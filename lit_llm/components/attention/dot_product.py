@@ -39,28 +39,21 @@ class DotProduct(nn.Module):
             added, blind = visible.weights(queries, keys, q_BHTK.dtype, device)
         if self.softcap is not None:
             out = self._explicit(q_BHTK, k_BHSK, v_BHSK, visible, bias, blind)
-        elif bias is not None:
-            mask = visible.mask(queries, keys, device)
-            if added is not None:
-                bias = bias.to(q_BHTK.dtype) + added
-            elif mask is not None:
-                bias = bias.to(q_BHTK.dtype).masked_fill(~mask, -torch.inf)
-            bias = bias.to(q_BHTK.dtype).expand(q_BHTK.shape[0], -1, -1, -1)
-            out = F.scaled_dot_product_attention(
-                q_BHTK, k_BHSK, v_BHSK, attn_mask=bias, scale=self.scale, enable_gqa=gqa
-            )
-        elif added is not None:
-            out = F.scaled_dot_product_attention(
-                q_BHTK, k_BHSK, v_BHSK, attn_mask=added, scale=self.scale, enable_gqa=gqa
-            )
-        elif _is_blocks(visible):
+        elif bias is None and _is_blocks(visible):
             assert isinstance(visible, Visibility)
             return self._blocks(q_BHTK, k_BHSK, v_BHSK, visible, gqa)
-        elif _is_band(visible, queries, keys):
+        elif bias is None and _is_band(visible, queries, keys):
             assert isinstance(visible, Visibility)
             return self._band(q_BHTK, k_BHSK, v_BHSK, visible, gqa)
         else:
-            mask = visible.mask(queries, keys, device)
+            mask = visible.mask(queries, keys, device) if added is None else added
+            if bias is not None:
+                bias = bias.to(q_BHTK.dtype)
+                if added is not None:
+                    bias = bias + added
+                elif mask is not None:
+                    bias = bias.masked_fill(~mask, -torch.inf)
+                mask = bias.expand(q_BHTK.shape[0], -1, -1, -1)
             out = F.scaled_dot_product_attention(
                 q_BHTK, k_BHSK, v_BHSK, attn_mask=mask, scale=self.scale, enable_gqa=gqa
             )
@@ -134,7 +127,7 @@ class DotProduct(nn.Module):
         if mask is not None:
             scores = scores.masked_fill(~(mask if blind is None else mask | blind), -torch.inf)
         weights = scores.softmax(dim=-1).to(v_BHSK.dtype)
-        return weights @ _for_queries(v_BHSK, q_BHTK)
+        return weights @ for_queries(v_BHSK, q_BHTK)
 
     def scores(self, q_BHTK: Tensor, k_BHSK: Tensor) -> Tensor:
         """What the softmax gets, before masks and biases: B x H x T x S, in float32 at least."""
@@ -142,14 +135,14 @@ class DotProduct(nn.Module):
         device = q_BHTK.device.type
         # Under autocast the product would be in its low precision.
         with torch.autocast(device, enabled=False) if device != "meta" else nullcontext():
-            scores = q_BHTK.to(dtype) @ _for_queries(k_BHSK, q_BHTK).to(dtype).transpose(-1, -2)
+            scores = q_BHTK.to(dtype) @ for_queries(k_BHSK, q_BHTK).to(dtype).transpose(-1, -2)
             scores = scores * (q_BHTK.shape[-1] ** -0.5 if self.scale is None else self.scale)
             return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
 
 
 def _is_blocks(visible: Visibility | Merged) -> bool:
     """Whether who sees whom is a triangle with at most one dense block, in every row the same."""
-    if isinstance(visible, Merged) or not visible.causal or visible.reach is not None:
+    if isinstance(visible, Merged) or not visible.causal or visible.reach is not None or visible.documents is not None:
         return False
     return visible.key_lengths is None and not isinstance(visible.prefix, Tensor)
 
@@ -172,7 +165,7 @@ def _is_band(visible: Visibility | Merged, queries: int, keys: int) -> bool:
     return queries >= BAND * band_size(visible.reach, visible.causal)
 
 
-def _for_queries(k_BHSK: Tensor, q_BHTK: Tensor) -> Tensor:
+def for_queries(k_BHSK: Tensor, q_BHTK: Tensor) -> Tensor:
     """Keys or values with a head of their own for each of the queries'."""
     groups = q_BHTK.shape[1] // k_BHSK.shape[1]
     return k_BHSK if groups == 1 else k_BHSK.repeat_interleave(groups, dim=1)

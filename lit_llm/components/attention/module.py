@@ -172,7 +172,7 @@ class MergedAttention(SelfAttention):
             if source_cache is not None:
                 of_source = source_cache.add(*of_source)
         k, v = torch.cat([k, of_source[0]], dim=2), torch.cat([v, of_source[1]], dim=2)
-        return self.attend(q, k, v, Merged(visible, source_visible, of_source[0].shape[2]))
+        return self.attend(q, k, v, visible.merged(source_visible, of_source[0].shape[2]))
 
 
 class SharingAttention(_Attending):

@@ -53,14 +53,21 @@ class Visibility:
     _masks: dict[tuple[int, int, torch.device], Tensor | None] = field(default_factory=dict, repr=False)
     _weights: dict[torch.dtype, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
     _within: dict[Reach, Visibility] = field(default_factory=dict, repr=False)
+    _merged: dict[int, Merged] = field(default_factory=dict, repr=False)
 
     def within(self, reach: Reach | None) -> Visibility:
         """The same with a window; one for all layers that ask for it."""
         if reach is None:
             return self
         if reach not in self._within:
-            self._within[reach] = replace(self, reach=reach, _masks={}, _weights={}, _within={})
+            self._within[reach] = replace(self, reach=reach, _masks={}, _weights={}, _within={}, _merged={})
         return self._within[reach]
+
+    def merged(self, source: Visibility, source_keys: int) -> Merged:
+        """The same with that many keys of a source behind its own; one for all layers, which all have one source."""
+        if source_keys not in self._merged:
+            self._merged[source_keys] = Merged(self, source, source_keys)
+        return self._merged[source_keys]
 
     def mask(self, queries: int, keys: int, device: torch.device) -> Tensor | None:
         """Boolean, True where visible: T x S, or B x 1 x T x S where rows differ. None when all is visible."""
@@ -134,17 +141,21 @@ class Visibility:
 class Merged:
     """What a query of merged attention sees: keys of its own row, then, in the same softmax, the source's.
 
-    Stands wherever a `Visibility` does. The second is one for all layers; its masks are too.
+    Stands wherever a `Visibility` does. `Visibility.merged` gives one to all layers alike, which share its masks.
     """
 
     own: Visibility
     source: Visibility
     source_keys: int
     """How many of the keys are the source's, the last."""
+    _masks: dict[tuple[int, int, torch.device], Tensor | None] = field(default_factory=dict, repr=False)
 
     def mask(self, queries: int, keys: int, device: torch.device) -> Tensor | None:
         """As `Visibility.mask`."""
-        return self.rows(0, queries, keys, device)
+        shape = (queries, keys, device)
+        if shape not in self._masks:
+            self._masks[shape] = self.rows(0, queries, keys, device)
+        return self._masks[shape]
 
     def rows(self, first: int, last: int, keys: int, device: torch.device) -> Tensor | None:
         """As `Visibility.rows`."""
