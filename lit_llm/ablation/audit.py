@@ -12,7 +12,7 @@ from lit_llm.ablation.match import TOLERANCE
 from lit_llm.ablation.probe import probe, together
 from lit_llm.config.problems import some
 from lit_llm.config.tree import under
-from lit_llm.evaluation.config import YARDSTICKS
+from lit_llm.evaluation.config import YARDSTICKS, yardstick_of
 from lit_llm.experiment.chain import EVALUATED, FINETUNED
 from lit_llm.experiment.config import Checkpoint
 from lit_llm.experiment.cost import cost_of
@@ -28,9 +28,9 @@ YARDSTICK = (
     "pretrain.validation",
 )
 """Keys that decide which target tokens the metrics of a stage are measured on."""
-CONTINUATION = ("val/target_nll", "val/perplexity", "val/bits_per_byte")
-"""What a model says of the tokens that go on from a prefix, in several units."""
 TARGET_NLL, MASKED_NLL = YARDSTICKS
+CONTINUATION = (TARGET_NLL, "val/perplexity", "val/bits_per_byte")
+"""What a model says of the tokens that go on from a prefix, in several units."""
 _YARDSTICKS = {
     "val/": YARDSTICK,
     f"{FINETUNED}val/": (*YARDSTICK[:2], "finetune.data", "finetune.validation"),
@@ -102,7 +102,7 @@ def _audit_arm(ablation: Ablation, arm: Arm) -> Iterator[Finding]:
             arm.name,
             "compare.metric",
             f"val/objective_loss of another objective than {baseline.name}'s is another quantity; use "
-            f"{TARGET_NLL if continues(arm.experiment.model.family) else MASKED_NLL}",
+            + yardstick_of(arm.experiment.model.family),
         )
     if other_objective and ablation.study.match.by != "loss_tokens":
         message = "the loss is computed on another number of tokens: see loss tokens"
