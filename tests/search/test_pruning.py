@@ -103,7 +103,7 @@ def test_median_gives_up_what_is_worse_than_half_of_the_finished_trials(write_sw
     """By arithmetic: the best value so far is above the median of what finished trials had at that point; a trial that
     went on was not above it at its last judgement, once three had finished and a third of the training was over."""
     rest = f"{ONE}\n{rates()}\nseeds: [321]\npruner: median\nsampler: random\n{ALONE}"
-    ended = sweep(write_sweep("halves", rest, trials=10), store, slots=1, overrides=NINE)
+    ended = sweep(write_sweep("median_halves", rest, trials=10), store, slots=1, overrides=NINE)
     finished: list[dict[int, float]] = []
     pruned = 0
     for trial in counted(ended, "red"):
