@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 StudyArgument = Annotated[
     str, typer.Argument(metavar="STUDY", help="A study file; for a look at costs, a preset such as redllm-8b.")
 ]
+ExperimentArgument = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A preset or an experiment file.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(

@@ -14,6 +14,7 @@ from lit_llm.cli.app import app
 from lit_llm.cli.options import (
     DEFAULT_STORE,
     AsJson,
+    ExperimentArgument,
     Overrides,
     Rerun,
     Storage,
@@ -249,7 +250,7 @@ def diff(
 
 @app.command()
 def train(
-    experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A preset or an experiment file.")],
+    experiment: ExperimentArgument,
     override: Overrides = None,
     store: StoreOption = DEFAULT_STORE,
     tracking: Tracking = None,
@@ -264,7 +265,7 @@ def train(
 
 @app.command()
 def adapt(
-    experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A preset or an experiment file.")],
+    experiment: ExperimentArgument,
     override: Overrides = None,
     store: StoreOption = DEFAULT_STORE,
     tracking: Tracking = None,
