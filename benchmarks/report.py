@@ -19,8 +19,8 @@ from rich.console import Console
 
 from lit_llm.ablation.arms import load_study
 from lit_llm.ablation.runs import Run, comparison_of, runs_of
+from lit_llm.report.comparison import comparison_table
 from lit_llm.report.figures.study import figures_of, write_figures
-from lit_llm.report.tables import comparison_table
 from lit_llm.tracking.store import Store
 
 STUDY = """

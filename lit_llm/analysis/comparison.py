@@ -257,6 +257,11 @@ CORRECTIONS: Mapping[Correction, str] = {
 }
 
 
+def values_of(runs: Sequence[RunResult], metric: str) -> dict[str, dict[int, float]]:
+    """{arm: {seed: value}} of all that have one, of one origin."""
+    return _values(_of_one_origin(runs, []), list(dict.fromkeys(run.arm for run in runs)), metric)
+
+
 def _values(kept: Sequence[RunResult], arms: Sequence[str], metric: str) -> dict[str, dict[int, float]]:
     return {
         arm: {run.seed: v for run in kept if run.arm == arm and (v := run.metric(metric)) is not None} for arm in arms

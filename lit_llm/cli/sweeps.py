@@ -46,9 +46,10 @@ def sweep(
     Ctrl-C keeps everything; the same command goes on, on this machine or beside it on others that share the store.
     Example: lit-llm sweep sweeps/quickstart.yaml -j 2
     """
+    from lit_llm.report.comparison import comparison_table
     from lit_llm.report.live import Searching
+    from lit_llm.report.study import write_report
     from lit_llm.report.sweeps import sweep_table
-    from lit_llm.report.tables import comparison_markdown, comparison_table
     from lit_llm.search.run import run_sweep
     from lit_llm.search.sweep import load_sweep
     from lit_llm.tracking.store import Store
@@ -63,7 +64,7 @@ def sweep(
         storage=storage,
         tracking=tracking,
         rerun=rerun.value if rerun else None,
-        render=lambda planned, comparison: {"comparison.md": comparison_markdown(planned, comparison)},
+        report=write_report,
     )
     screen.print()
     screen.print(f"{search.name}  {search.sweep.question}", style="bold", highlight=False)

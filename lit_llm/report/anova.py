@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from lit_llm.ablation.factors import short_names
 from lit_llm.analysis.anova import Anova
 from lit_llm.report import text
-from lit_llm.report.learning_rates import Part
+from lit_llm.report.parts import Part
 
 
 def anova_parts(found: Anova, metric: str, named: bool) -> Iterator[Part]:
@@ -23,9 +23,11 @@ def anova_parts(found: Anova, metric: str, named: bool) -> Iterator[Part]:
         ]
         for term in found.terms
     ]
-    seeds = f"{len(found.seeds)} seed{'' if len(found.seeds) == 1 else 's'}"
-    title = f"factors of {metric}{where}: {found.arms} arms, {seeds}"
-    yield Part(title, ["factor", "F (degrees)", "p", "share"], rows, 4, found.notes)
+    title = f"factors of {metric}{where}: {found.arms} arms, {text.several(len(found.seeds), 'seed')}"
+    which = f"-{found.group}" if named else ""
+    yield Part(f"factors{which}", title, ["factor", "F (degrees)", "p", "share"], rows, 4, found.notes)
     if found.levels:
         levels = [[short[x.factor], " → ".join(x.levels), text.difference(x.difference)] for x in found.levels]
-        yield Part(f"levels{where}, over all others", ["factor", "level", "difference [95%]"], levels, 3)
+        yield Part(
+            f"levels{which}", f"levels{where}, over all others", ["factor", "level", "difference [95%]"], levels, 3
+        )

@@ -12,7 +12,8 @@ from rich.text import Text
 from lit_llm.ablation.factors import short_names
 from lit_llm.ablation.plan import Plan
 from lit_llm.report import text
-from lit_llm.report.tables import STATES, plan_head, plan_rest, side_by_side, table_of
+from lit_llm.report.parts import Part, in_terminal, table_of
+from lit_llm.report.tables import STATES, plan_head, plan_rest
 from lit_llm.search.space import Dimension, Point
 from lit_llm.search.sweep import Search
 from lit_llm.search.trials import Trial
@@ -94,7 +95,7 @@ def sweep_table(search: Search, summaries: Sequence[Summary], width: int) -> Ren
         ]
         for found in summaries
     ]
-    parts: list[RenderableType] = side_by_side(head, rows, 4, width)
+    parts: list[RenderableType] = [*in_terminal(Part("arms", "", head, rows, 4), width)]
     if len(goals) == 1:
         parts += [Text(), Text("best settings", style="bold")]
         table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))

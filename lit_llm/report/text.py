@@ -22,6 +22,11 @@ def value(number: float | None) -> str:
     return f"{number:.3f}" if number is not None and 0.01 <= abs(number) < 1000 else short(number, 4)
 
 
+def several(number: int, what: str) -> str:
+    """1 seed, 3 seeds."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def count(number: float) -> str:
     """Counts of parameters and tokens, where a billion is B: 8.72B, 360k."""
     return short(number).replace("G", "B").replace("P", "Q")

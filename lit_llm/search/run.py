@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from lit_llm.ablation.arms import Arm, load_study
 from lit_llm.ablation.early import check_held_out
-from lit_llm.ablation.plan import Plan, plan
+from lit_llm.ablation.plan import plan
 from lit_llm.ablation.run import (
     PRELOAD,
     Finished,
+    Report,
     Rerun,
     Watcher,
     close,
@@ -109,12 +110,12 @@ def run_sweep(
     storage: str | None = None,
     tracking: str | None = None,
     rerun: Rerun | None = None,
-    render: Callable[[Plan, Any], dict[str, str]] = lambda *_: {},
+    report: Report = lambda *_: (),
 ) -> Searched:
     """Search every arm to its number of trials, `slots` at once, then compare what won over fresh seeds.
 
     Several processes, on several machines that share the store, may run one sweep: they draw from one budget. storage:
-    URL of a database for the trials; rerun, tracking, render: as for `run_study`.
+    URL of a database for the trials; rerun, tracking, report: as for `run_study`.
 
     Raises InputError, before anything has started, for an unfair comparison, a search that is not the one begun under
     this name, or a storage or an address that cannot be used.
@@ -150,7 +151,7 @@ def run_sweep(
     if interrupted:
         return ended
     ended = replace(ended, best=write_best(search, summaries, trials.folder))
-    return _with_winners(ended, trials.folder, store, watcher, slots, tracking, rerun, render)
+    return _with_winners(ended, trials.folder, store, watcher, slots, tracking, rerun, report)
 
 
 def _with_winners(
@@ -161,7 +162,7 @@ def _with_winners(
     slots: int,
     tracking: str | None,
     rerun: Rerun | None,
-    render: Callable[[Plan, Any], dict[str, str]],
+    report: Report,
 ) -> Searched:
     path = winners_study(ended.search, ended.summaries, folder)
     if path is None:
@@ -170,7 +171,7 @@ def _with_winners(
     try:
         with locked(folder / "winners.lock"):
             study = load_study(path)
-            found = run_study(study, store, watcher=watcher, slots=slots, rerun=rerun, tracking=tracking, render=render)
+            found = run_study(study, store, watcher=watcher, slots=slots, rerun=rerun, tracking=tracking, report=report)
             return replace(ended, winners=found)
     except Busy:
         watcher.message(f"another process runs the study of the winners: `lit-llm status {path}`")
