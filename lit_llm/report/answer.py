@@ -28,10 +28,7 @@ def _answer(comparison: Comparison) -> Iterator[str]:
     finished, total = finished_runs(comparison), total_runs(comparison)
     lost = _lost(comparison)
     if not any(row.mean is not None for row in comparison.rows):
-        none = f"none of {text.several(total, 'run')}" if total > 1 else "its run has not"
-        yield (
-            f"Not answered yet: {none} has a {comparison.metric}." if total > 1 else f"Not answered yet: {none} ended."
-        )
+        yield f"Not answered yet: none of {text.several(total, 'run')} has a {comparison.metric}."
         yield from lost
         return
     open_ = total - finished - sum(_ended_otherwise(row) for row in comparison.rows)
