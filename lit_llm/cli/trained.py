@@ -117,8 +117,8 @@ def import_(
     lit-llm import ~/models/gemma-2-2b; lit-llm generate imported/gemma-2-2b "Once"
     """
     from lit_llm.interop import import_checkpoint
-    from lit_llm.models.config import resolve_model
     from lit_llm.models.cost import count_parameters
+    from lit_llm.models.resolve import resolve_model
 
     place = out or Path("imported") / folder.resolve().name
     model = resolve_model(import_checkpoint(folder, place))

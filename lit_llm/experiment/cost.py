@@ -8,7 +8,7 @@ from typing import Any
 
 from lit_llm.experiment.config import Experiment, Pretrained, Trained
 from lit_llm.models import cost
-from lit_llm.models.config import ResolvedModel, resolve_model
+from lit_llm.models.resolve import ResolvedModel, resolve_model
 from lit_llm.objectives.base import Lengths
 from lit_llm.objectives.config import MasksConfig
 from lit_llm.training.memory import BFLOAT16, FLOAT32, loss_bytes, training_bytes
