@@ -16,9 +16,10 @@ from lit_llm.ablation.run import Finished, Watcher
 from lit_llm.ablation.runs import Run, Step
 from lit_llm.report.standing import Standing, standing, standing_of_trial
 from lit_llm.report.sweeps import sweep_json, trial_json
-from lit_llm.search.run import Searched, SweepWatcher
+from lit_llm.search.coordinator import SweepWatcher
+from lit_llm.search.run import Searched
 from lit_llm.search.sweep import Search
-from lit_llm.search.trials import Trial
+from lit_llm.search.trial import Trial
 from lit_llm.tracking.store import Store, finite
 
 EVERY = 1.0

@@ -20,9 +20,9 @@ from lit_llm.report import text
 from lit_llm.report.standing import Standing, TimeLeft, standing, standing_of_trial
 from lit_llm.report.sweeps import names_of, setting
 from lit_llm.report.tables import STATES
-from lit_llm.search.run import SweepWatcher
+from lit_llm.search.coordinator import SweepWatcher
 from lit_llm.search.sweep import Search
-from lit_llm.search.trials import NOT_COUNTED, Trial
+from lit_llm.search.trial import NOT_COUNTED, Trial
 from lit_llm.search.winners import summary
 from lit_llm.tracking.store import FINAL, Store
 

@@ -12,7 +12,7 @@ from lit_llm.ablation.runs import Run, Step, last_lines, max_steps, merged
 from lit_llm.experiment.cost import Cost, cost_of
 from lit_llm.experiment.estimate import makespan
 from lit_llm.report.tables import flops_of
-from lit_llm.search.trials import Trial
+from lit_llm.search.trial import Trial
 from lit_llm.tracking.store import FINAL, Stage, Store, read_json
 
 

@@ -15,7 +15,7 @@ from lit_llm.report import text
 from lit_llm.report.tables import STATES, plan_head, plan_rest, side_by_side, table_of
 from lit_llm.search.space import Dimension, Point
 from lit_llm.search.sweep import Search
-from lit_llm.search.trials import Trial
+from lit_llm.search.trial import Trial
 from lit_llm.search.winners import Summary
 
 
