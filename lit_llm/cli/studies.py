@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +16,7 @@ from lit_llm.cli.options import (
     DEFAULT_STORE,
     AsJson,
     ExperimentArgument,
+    LinesOfJson,
     Overrides,
     Rerun,
     Storage,
@@ -100,6 +102,7 @@ def run(
     only: Annotated[str | None, typer.Option(metavar="GLOB", help="Only arms whose name matches, e.g. 'red*'.")] = None,
     rerun: Annotated[Rerun | None, typer.Option(help="Repeat runs that failed, or that other code has done.")] = None,
     override: Overrides = None,
+    as_json: LinesOfJson = False,
     store: StoreOption = DEFAULT_STORE,
     tracking: Tracking = None,
 ) -> None:
@@ -111,6 +114,7 @@ def run(
     from lit_llm.ablation.arms import load_study
     from lit_llm.ablation.run import run_study
     from lit_llm.report.comparison import compared
+    from lit_llm.report.lines import Lines
     from lit_llm.report.live import Progressing
     from lit_llm.report.study import write_report
     from lit_llm.search.sweep import is_sweep
@@ -119,22 +123,27 @@ def run(
     if is_sweep(study):
         raise InputError(Problem(f"{study} is a sweep: use `lit-llm sweep {study}`"))
     ablation = load_study(study, override or ())
-    screen = console()
-    finished = run_study(
-        ablation,
-        Store(store),
-        watcher=Progressing(screen),
-        slots=jobs or slots(ablation),
-        only=only,
-        rerun=rerun.value if rerun else None,
-        tracking=tracking,
-        report=write_report,
-    )
-    screen.print()
-    screen.print(compared(ablation, finished.comparison, screen.width))
-    seen = charts(store, tracking, finished.mirrored)
-    read = finished.folder if finished.interrupted else finished.folder / "report.html"
-    screen.print(f"\nreport: {shown(read)}   charts: {seen}", style="dim", highlight=False, soft_wrap=True)
+    screen = console(stderr=as_json)
+    lines = Lines(sys.stdout, screen) if as_json else None
+    with lines.until_interrupted() if lines is not None else nullcontext():
+        finished = run_study(
+            ablation,
+            Store(store),
+            watcher=lines or Progressing(screen),
+            slots=jobs or slots(ablation),
+            only=only,
+            rerun=rerun.value if rerun else None,
+            tracking=tracking,
+            report=write_report,
+        )
+    if lines is not None:
+        lines.compared(finished)
+    else:
+        screen.print()
+        screen.print(compared(ablation, finished.comparison, screen.width))
+        seen = charts(store, tracking, finished.mirrored)
+        read = finished.folder if finished.interrupted else finished.folder / "report.html"
+        screen.print(f"\nreport: {shown(read)}   charts: {seen}", style="dim", highlight=False, soft_wrap=True)
     if finished.interrupted:
         command = again("run", study, override, store, tracking)
         screen.print(f"Interrupted; `{command}` goes on.", style="yellow", highlight=False)
@@ -273,6 +282,7 @@ def diff(
 def train(
     experiment: ExperimentArgument,
     override: Overrides = None,
+    as_json: LinesOfJson = False,
     store: StoreOption = DEFAULT_STORE,
     tracking: Tracking = None,
 ) -> None:
@@ -281,13 +291,14 @@ def train(
 
     if is_study(experiment):
         raise InputError(Problem(f"{experiment} is a study: use `lit-llm run {experiment}`"))
-    run(experiment, 1, None, None, override, store, tracking)
+    run(experiment, 1, None, None, override, as_json, store, tracking)
 
 
 @app.command()
 def adapt(
     experiment: ExperimentArgument,
     override: Overrides = None,
+    as_json: LinesOfJson = False,
     store: StoreOption = DEFAULT_STORE,
     tracking: Tracking = None,
 ) -> None:
@@ -301,4 +312,4 @@ def adapt(
     if load_experiment(experiment, override or ()).adapt is None:
         message = "has no `adapt` section; give one, e.g. -o adapt.from=decllm-tiny"
         raise InputError(Problem(message, experiment))
-    train(experiment, override, store, tracking)
+    train(experiment, override, as_json, store, tracking)

@@ -16,7 +16,7 @@ from lit_llm.report.parts import Part, in_terminal, table_of
 from lit_llm.report.tables import STATES, plan_head, plan_rest
 from lit_llm.search.space import Dimension, Point
 from lit_llm.search.sweep import Search
-from lit_llm.search.trials import Trial
+from lit_llm.search.trial import Trial
 from lit_llm.search.winners import Summary
 
 
@@ -138,22 +138,23 @@ def trials_table(search: Search, trials: Sequence[Trial]) -> RenderableType:
 
 def trials_json(search: Search, trials: Sequence[Trial]) -> dict[str, Any]:
     """What `status --json` prints. Keys may be added, none is renamed."""
-    rows = [
-        {
-            "arm": trial.arm,
-            "number": trial.number,
-            "state": trial.state,
-            "setting": trial.point,
-            "values": search.named(trial.values) or None,
-            "reports": [list(pair) for pair in trial.reports],
-            "fingerprints": list(trial.fingerprints),
-            "tokens": trial.tokens,
-            "flops": trial.flops,
-            "error": trial.error,
-        }
-        for trial in trials
-    ]
-    return {"sweep": search.name, "trials": rows}
+    return {"sweep": search.name, "trials": [trial_json(search, trial) for trial in trials]}
+
+
+def trial_json(search: Search, trial: Trial) -> dict[str, Any]:
+    """One of them."""
+    return {
+        "arm": trial.arm,
+        "number": trial.number,
+        "state": trial.state,
+        "setting": trial.point,
+        "values": search.named(trial.values) or None,
+        "reports": [list(pair) for pair in trial.reports],
+        "fingerprints": list(trial.fingerprints),
+        "tokens": trial.tokens,
+        "flops": trial.flops,
+        "error": trial.error,
+    }
 
 
 def sweep_json(search: Search, summaries: Sequence[Summary]) -> dict[str, Any]:

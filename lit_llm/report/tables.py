@@ -65,7 +65,8 @@ def plan_table(plan: Plan, width: int = 120) -> RenderableType:
         evaluations = sum(stages.values()) - sum(trained.values())
         once = ": " + ", ".join([*told, *[f"{evaluations} evaluations"] * bool(evaluations)])
         most = "at most " * ("finetune" in stages)
-    runs = f"{len(plan.arms)} arms x {seeds} = {count} runs{once}, {most}{text.short(sum(cost.values()))}FLOPs"
+    arms, all_runs = (f"{n} {word}{'s' if n > 1 else ''}" for n, word in ((len(plan.arms), "arm"), (count, "run")))
+    runs = f"{arms} x {seeds} = {all_runs}{once}, {most}{text.short(sum(cost.values()))}FLOPs"
     if study.more_seeds:
         # What is asked for at first is the least; at the most, every arm has all seeds.
         whole = sum(cost.values()) * study.more_seeds.most / len(study.seeds)

@@ -17,8 +17,8 @@ from lit_llm.analysis.front import better, front
 from lit_llm.evaluation.config import yardstick_of
 from lit_llm.experiment.chain import FINETUNED
 from lit_llm.experiment.cost import GENERATE, PROMPT, cost_of
-from lit_llm.models.config import resolve_model
 from lit_llm.models.cost import attended_keys
+from lit_llm.models.resolve import resolve_model
 from lit_llm.report.figures.courses import AXES, places, read_course, read_rows, thinned
 from lit_llm.report.figures.differences import Crossed, Ladder, Named, forest, heat_map, slopes, waterfall
 from lit_llm.report.figures.fronts import front_figure
