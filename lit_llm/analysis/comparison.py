@@ -14,10 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from lit_llm.analysis.anova import Anova, FactorLayout, anova
+from lit_llm.analysis.anova import Anova, FactorLayout, anova, judged_terms
 from lit_llm.analysis.before_after import BeforeAfter, before_after
 from lit_llm.analysis.correction import Correction
-from lit_llm.analysis.effects import Effects, Layout, effects
+from lit_llm.analysis.effects import Effects, Layout, effects, judged_effects
 from lit_llm.analysis.front import Front
 from lit_llm.analysis.learning_rates import LearningRates, LRFactor, learning_rates
 from lit_llm.analysis.paired import Difference, against_baselines
@@ -184,10 +184,11 @@ def compare(
     notes += _judging_notes(judged, correction)
     lacking = {(run.arm, run.seed): _lack(run, metric) for run in runs if run.seed not in values[run.arm]}
     shown = [layout for layout in layouts if any(values[arm] for arm in layout.arms)]
-    found = tuple(effects(layout, values, lacking) for layout in shown)
+    found = judged_effects([effects(layout, values, lacking) for layout in shown], metric, correction, margin)
     turn = _before_after(kept, arms, metric, baselines)
     rates = tuple(rates for factor in lr_factors if (rates := _learning_rates(kept, metric, factor)) is not None)
-    tested = tuple(anova(layout, values) for layout in factor_layouts if any(values[arm] for arm in layout.arms))
+    whole = [layout for layout in factor_layouts if any(values[arm] for arm in layout.arms)]
+    tested = judged_terms([anova(layout, values) for layout in whole], metric, correction, margin)
     return Comparison(
         metric,
         rows,
