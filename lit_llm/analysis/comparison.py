@@ -174,7 +174,10 @@ def compare(
         judged = {arm: own for arm in judged if (own := standing[arm].judgement) is not None}
         differences = dict[str, Difference | None]({arm: own.difference for arm, own in judged.items()})
         notes += _rounds_notes(standing, looks)
-    rows = tuple(_row(arm, metric, runs, kept, baselines[arm], values[arm], judged.get(arm)) for arm in arms)
+    every, ended = _by_arm(runs), _by_arm(kept)
+    rows = tuple(
+        _row(arm, metric, every[arm], ended.get(arm, ()), baselines[arm], values[arm], judged.get(arm)) for arm in arms
+    )
     if not any(values.values()) and (there := sorted({name for run in kept for name in run.result["metrics"]})):
         notes.append(f"no run that has ended has {metric}{did_you_mean(metric, there)}")
     if any(d is not None and d.pooled for d in differences.values()):
@@ -258,10 +261,19 @@ CORRECTIONS: Mapping[Correction, str] = {
 }
 
 
+def _by_arm(runs: Sequence[RunResult]) -> dict[str, list[RunResult]]:
+    found: dict[str, list[RunResult]] = {}
+    for run in runs:
+        found.setdefault(run.arm, []).append(run)
+    return found
+
+
 def _values(kept: Sequence[RunResult], arms: Sequence[str], metric: str) -> dict[str, dict[int, float]]:
-    return {
-        arm: {run.seed: v for run in kept if run.arm == arm and (v := run.metric(metric)) is not None} for arm in arms
-    }
+    values: dict[str, dict[int, float]] = {arm: {} for arm in arms}
+    for run in kept:
+        if run.arm in values and (value := run.metric(metric)) is not None:
+            values[run.arm][run.seed] = value
+    return values
 
 
 def _before_after(
@@ -341,8 +353,9 @@ def _row(
     values: Mapping[int, float],
     judged: Judgement | None,
 ) -> Row:
-    ended = [run.result for run in kept if run.arm == arm]
-    done = [run.result for run in kept if run.arm == arm and run.state_of(metric) == "done"]
+    """runs: of the arm; kept: those of them whose results are compared."""
+    ended = [run.result for run in kept]
+    done = [run.result for run in kept if run.state_of(metric) == "done"]
 
     def mean_of(name: str) -> float | None:
         found = [r["metrics"][name] for r in ended if r.get("metrics", {}).get(name) is not None]
@@ -351,7 +364,7 @@ def _row(
     return Row(
         arm=arm,
         baseline=baseline,
-        states=dict(Counter(run.state_of(metric) for run in runs if run.arm == arm)),
+        states=dict(Counter(run.state_of(metric) for run in runs)),
         seeds=len(values),
         mean=statistics.fmean(values.values()) if values else None,
         deviation=statistics.stdev(values.values()) if len(values) > 1 else None,

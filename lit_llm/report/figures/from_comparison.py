@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from lit_llm.ablation.arms import Ablation, Arm
 from lit_llm.ablation.factors import short_names
-from lit_llm.ablation.runs import costs_of_arm
+from lit_llm.ablation.runs import costs_of
 from lit_llm.analysis.comparison import Row
 from lit_llm.analysis.correction import Correction
 from lit_llm.analysis.effects import Effect
@@ -164,7 +164,7 @@ def fronts(study: Shown) -> Iterator[Drawn]:
     means = {row.arm: row.mean for row in study.comparison.rows if row.mean is not None}
     if better(study.metric) is None or len(means) < 2:
         return
-    costs = {arm.name: costs_of_arm(arm.experiment) for arm in study.ablation.arms if arm.name in means}
+    costs = costs_of(arm for arm in study.ablation.arms if arm.name in means)
     asked = study.ablation.study.compare.front
     figures = dict.fromkeys([*([asked] if asked else []), "train_flops", "inference_flops", "kv_cache_bytes"])
     shown = [
