@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from lit_llm.analysis.comparison import RunResult, compare
-from lit_llm.analysis.paired import block_differences, paired_difference, pooled_variance
+from lit_llm.analysis.paired import block_differences, paired_difference, pooled_variance, scatter_alike
 
 
 def seeded(values: np.ndarray) -> dict[int, float]:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from lit_llm.analysis.front import front
 from lit_llm.analysis.paired import Difference, paired_difference
 from lit_llm.report.figures.differences import Crossed, Ladder, Named, forest, heat_map, slopes, waterfall
-from lit_llm.report.figures.fronts import front_figure, isoflop_figure, scaling_figure
+from lit_llm.report.figures.fronts import Profile, front_figure, isoflop_figure, scaling_figure
 from lit_llm.report.figures.lines import Line, Panel, line_figure, over_seeds, single
 from lit_llm.report.figures.style import BLUE, GREEN, GREY, VERMILLION, looks, save, short
 
@@ -70,13 +70,15 @@ def a_course(names: list[str]) -> Figure:
 
 def a_scaling(names: list[str]) -> Figure:
     curve = [(10.0**i, 4.0 - 0.1 * i) for i in range(15, 21)]
-    return scaling_figure("scaling", dict.fromkeys(names, curve), dict.fromkeys(names, curve), "FLOPs", "nats")
+    law = {name: Line([x for x, _ in curve], [y for _, y in curve]) for name in names}
+    return scaling_figure(
+        "scaling", dict.fromkeys(["FLOPs", "tokens"], dict.fromkeys(names, curve)), {"FLOPs": law}, "nats"
+    )
 
 
 def an_isoflop(names: list[str]) -> Figure:
     curve = [(10.0**i, 3.0 + (i - 7) ** 2) for i in range(5, 10)]
-    every = dict.fromkeys(names, curve)
-    return isoflop_figure("isoFLOP", every, every, dict.fromkeys(names, (1e7, 3.0)))
+    return isoflop_figure("isoFLOP", {"decoder": [Profile(name, curve, curve, (1e7, 3.0)) for name in names]})
 
 
 EVERY = [a_front, a_forest, a_ladder, a_map, a_turn, a_course, a_scaling, an_isoflop]
@@ -199,7 +201,7 @@ def test_before_and_after_stand_at_the_ends_of_a_line() -> None:
 
 def test_points_and_fits_keep_their_values_and_the_optimum_is_starred() -> None:
     points, curve = [(1e6, 3.5), (1e8, 3.2)], [(1e6, 3.4), (1e7, 3.1), (1e8, 3.3)]
-    axes = isoflop_figure("t", {"1e18": points}, {"1e18": curve}, {"1e18": (1e7, 3.1)}).axes[0]
+    axes = isoflop_figure("t", {"decoder": [Profile("1e18", points, curve, (1e7, 3.1))]}).axes[0]
     fitted, measured, optimum = (list(zip(line.get_xdata(), line.get_ydata(), strict=True)) for line in axes.lines)
     assert (fitted, measured, optimum) == (curve, points, [(1e7, 3.1)])
     assert axes.lines[-1].get_marker() == "*"

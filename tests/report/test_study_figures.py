@@ -19,7 +19,9 @@ from lit_llm.ablation.arms import Ablation, load_study
 from lit_llm.ablation.run import Watcher, run_study
 from lit_llm.ablation.runs import Run, comparison_of, runs_of
 from lit_llm.analysis.comparison import Comparison, RunResult, compare
+from lit_llm.analysis.scaling import ScalingRun, scaling
 from lit_llm.cli import app
+from lit_llm.report.figures import from_scaling
 from lit_llm.report.figures.courses import places, read_course
 from lit_llm.report.figures.from_comparison import forests
 from lit_llm.report.figures.shown import Shown
@@ -241,6 +243,36 @@ def test_the_forest_and_the_table_have_one_verdict(
     assert caption in drawn.caption
     excluding = [row.arm for row in found.rows if (d := row.difference) and d.low and d.high and d.low * d.high > 0]
     assert excluding == (["d"] if correction == "dunnett" else ["a", "b", "d"])
+
+
+def test_scaling_shows_every_run_the_law_and_the_best_sizes(tmp_path: Path) -> None:
+    """Of Chinchilla's formula, three sizes at three budgets in two families, with a little noise."""
+    ablation, random = load_study(Path(__file__).parents[2] / "ablations" / "scaling.yaml"), np.random.default_rng(9)
+    runs = []
+    for family in ("decoder", "encoder_decoder"):
+        for flops in (1e18, 1e19, 1e20):
+            best = (0.34 * 406.4 / (0.28 * 410.7)) ** (1 / 0.62) * (flops / 6) ** (0.28 / 0.62)
+            for size in best * np.array([0.5, 1.0, 2.0]):
+                loss = 1.69 + 406.4 / size**0.34 + 410.7 / (flops / 6 / size) ** 0.28 + random.normal(0, 1e-4)
+                runs.append(ScalingRun(family, flops, float(size), float(flops / 6 / size), float(loss)))
+    found = scaling(runs, "val/target_nll", "decoder", irreducible=False, resamples=40)
+    shown = Shown(ablation, [], Comparison("val/target_nll", (), (), scaling=found))
+    law, profiles = from_scaling.scaling(shown)
+    assert [axes.get_xlabel() for axes in law.figure.axes] == ["training FLOPs", "parameters", "tokens read"]
+    for axes, x in zip(law.figure.axes, ("train_flops", "parameters", "tokens"), strict=True):
+        marks = [line for line in axes.lines if line.get_linestyle() == "None"]
+        for family, line in zip(("decoder", "encoder_decoder"), marks, strict=True):
+            own = [(getattr(run, x), run.loss) for run in runs if run.group == family]
+            assert list(zip(line.get_xdata(), line.get_ydata(), strict=True)) == own
+        assert len(axes.collections) == (2 if x == "train_flops" else 0)  # the bands
+    fitted = np.polyfit(np.log([run.train_flops for run in runs[:9]]), np.log([run.loss for run in runs[:9]]), 1)
+    x, y = curve(law.figure.axes[0]).T
+    assert np.log(y) == pytest.approx(np.polyval(fitted, np.log(x)))
+    assert [axes.get_title("left") for axes in profiles.figure.axes] == ["decoder", "encoder_decoder"]
+    stars = [line for line in profiles.figure.axes[0].lines if line.get_marker() == "*"]
+    assert [star.get_xdata()[0] for star in stars] == pytest.approx([run.parameters for run in runs[1:9:3]], rel=0.05)
+    names = [entry.get_text() for entry in profiles.figure.legends[0].get_texts()]
+    assert names == ["1E training FLOPs", "10E training FLOPs", "100E training FLOPs"]
 
 
 def test_what_is_not_finished_is_drawn_as_far_as_it_is(study: Path, finished: Store, tmp_path: Path) -> None:

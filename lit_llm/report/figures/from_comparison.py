@@ -1,4 +1,4 @@
-"""Figures from the comparison: differences, effects, fronts, learning rates, ladders, scaling."""
+"""Figures from the comparison: differences, effects, fronts, learning rates, ladders, before and after."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from lit_llm.analysis.comparison import Comparison
 from lit_llm.report.figures.from_comparison import forests, fronts, heat_maps, ladders, rates, turn
 from lit_llm.report.figures.from_courses import learning, stability
 from lit_llm.report.figures.from_records import attention, extrapolation, inference
+from lit_llm.report.figures.from_scaling import scaling
 from lit_llm.report.figures.shown import Drawn, Shown
 from lit_llm.report.figures.style import save
 from lit_llm.tracking.store import write_text
@@ -25,6 +26,7 @@ FIGURES = (
     fronts,
     rates,
     ladders,
+    scaling,
     turn,
     extrapolation,
     attention,
