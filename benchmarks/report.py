@@ -11,6 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -18,9 +21,10 @@ from pathlib import Path
 from rich.console import Console
 
 from lit_llm.ablation.arms import load_study
+from lit_llm.ablation.plan import plan
 from lit_llm.ablation.runs import Run, comparison_of, runs_of
-from lit_llm.report.comparison import comparison_table
-from lit_llm.report.figures.study import figures_of, write_figures
+from lit_llm.report.comparison import compared
+from lit_llm.report.study import write_report
 from lit_llm.tracking.store import Store
 
 STUDY = """
@@ -102,15 +106,22 @@ def main() -> None:
         for run in runs:
             finish(run, options.lines)
         told("(made-up results written)")
+        shutil.copytree(folder / "store", folder / "again")
         comparison = comparison_of(ablation, runs)
         told("comparison")
         with (folder / "tables.txt").open("w") as file:
-            Console(file=file, width=120).print(comparison_table(comparison, 120))
-        told("tables")
-        drawn = figures_of(ablation, runs, comparison)
-        told(f"{len(drawn)} figures drawn")
-        write_figures(drawn, folder / "figures")
-        told("figures written")
+            Console(file=file, width=120).print(compared(ablation, comparison, 120))
+        told("tables in the terminal")
+        planned = plan(ablation, built=False, runs=runs)
+        told("costs and audit")
+        files = write_report(planned, runs, comparison, store)
+        told(f"{len(files)} files and folders written")
+        # The command itself, in a process of its own: Python's start and all imports are in it.
+        (folder / "again" / "studies" / "large").mkdir(parents=True)
+        command = [sys.executable, "-m", "lit_llm.cli", "report", str(path), "--store", str(folder / "again")]
+        told("(made ready once more)")
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        told("lit-llm report, whole")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from lit_llm.ablation.match import matched
 from lit_llm.config.fingerprint import fingerprint
 from lit_llm.config.problems import InputError, Problem, did_you_mean, noted
 from lit_llm.config.section import validate
-from lit_llm.config.tree import Node, merge, read_file, under, without
+from lit_llm.config.tree import Node, leaves, merge, read_file, under, without
 from lit_llm.data.config import Mixture
 from lit_llm.evaluation.config import yardstick_of
 from lit_llm.experiment.chain import EVALUATED, FINETUNED, chain
@@ -180,7 +180,7 @@ def _matched(ablation: Ablation, document: Node) -> Ablation:
     """Every arm made equal to its baseline in the quantity that the study matches by."""
     by = ablation.study.match.by
     moves = "model.feed_forward.d_ff" if by == "parameters" else "pretrain.training.max_steps"
-    if by != "none" and any(under(moves, *arm.declared) for arm in ablation.arms):
+    if by != "none" and any(_undoes(moves, arm, ablation.root(arm)) for arm in ablation.arms):
         mark = document.mark_of(["match", "by"])
         raise InputError(Problem(f"{by} moves {moves}, which is a factor of the study too", "match.by", mark))
     found = []
@@ -191,6 +191,12 @@ def _matched(ablation: Ablation, document: Node) -> Ablation:
             arm = replace(arm, experiment=match.experiment, derived=match.moved, residual=match.residual)
         found.append(arm)
     return replace(ablation, arms=tuple(found))
+
+
+def _undoes(moves: str, arm: Arm, root: Arm) -> bool:
+    """Whether matching would take from an arm what a factor has given it: not where its baseline has the same."""
+    own, its = (dict(leaves(found.flat)).get(moves) for found in (arm, root))
+    return under(moves, *arm.declared) and own != its
 
 
 def _single(name: str, extends: str, overrides: Sequence[str]) -> Ablation:

@@ -23,7 +23,6 @@ from lit_llm.ablation.fraction import (
 from lit_llm.analysis.anova import FactorLayout
 from lit_llm.analysis.effects import Contrast, Layout
 from lit_llm.analysis.learning_rates import LRFactor, LRGroup
-from lit_llm.config.tree import leaves
 
 
 def layouts(ablation: Ablation) -> list[Layout]:
@@ -105,11 +104,18 @@ def lr_factors(ablation: Ablation) -> list[LRFactor]:
                 LRGroup(
                     name,
                     names.get(arms[0].baseline, arms[0].baseline),
-                    {arm.name: dict(leaves(arm.flat))[factor] for arm in arms},
+                    {arm.name: _value(arm, factor) for arm in arms},
                 )
                 for name, arms in several.items()
             ]
             found.append(LRFactor(factor, tuple(shown)))
+    return found
+
+
+def _value(arm: Arm, key: str) -> Any:
+    found: Any = arm.experiment
+    for part in key.split("."):
+        found = getattr(found, part)
     return found
 
 

@@ -19,6 +19,7 @@ from lit_llm.tracking.store import read_json
 
 if TYPE_CHECKING:
     from lit_llm.ablation.estimate import Estimate
+    from lit_llm.ablation.runs import Run
     from lit_llm.tracking.store import Store
 
 
@@ -111,18 +112,20 @@ def plan(
     tell: Callable[[str], None] = lambda _: None,
     built: bool = True,
     store: Store | None = None,
+    runs: Iterable[Run] = (),
 ) -> Plan:
     """Cost and audit every arm. Reads the corpora (for their digests), trains nothing.
 
     prompt, generate: tokens at which decode FLOPs and the key-value cache are stated; tell, built: as for `audit`, and
-    what is not built is not asked for its tasks either; store: where text may be tokenised already. Raises InputError
-    for evaluations that cannot be made.
+    what is not built is not asked for its tasks either; store: where text may be tokenised already; runs: the
+    study's, where their stages are named already. Raises InputError for evaluations that cannot be made.
     """
+    named = {(run.arm.name, run.seed): tuple(step.link for step in run.steps) for run in runs}
     arms = tuple(
         PlannedArm(
             arm,
             differs(arm, ablation.arm(arm.baseline)),
-            tuple(chain(arm.seeded(seed)) for seed in ablation.study.seeds),
+            tuple(named.get((arm.name, seed)) or chain(arm.seeded(seed)) for seed in ablation.study.seeds),
             cost_of(arm.experiment, prompt, generate),
         )
         for arm in ablation.arms

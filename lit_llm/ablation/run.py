@@ -102,7 +102,7 @@ def run_study(
     runs = runs_of(ablation, store)
     chosen = _chosen(runs, only)
     to_do = any(run.status()["state"] not in FINAL for run in chosen)
-    planned = plan(ablation, tell=watcher.message, built=to_do, store=store)
+    planned = plan(ablation, tell=watcher.message, built=to_do, store=store, runs=runs)
     planned.check()
     for finding in planned.findings:
         if finding.kind in ("no_op", "confound"):

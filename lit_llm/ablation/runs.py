@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -82,20 +82,14 @@ class Run:
 
     def metrics(self) -> dict[str, float]:
         """The metrics of all finished stages, each under its prefix."""
-        return self._of_all("metrics")
-
-    def _of_all(self, key: str) -> dict[str, float]:
-        return {
-            f"{step.link.prefix}{name}": value
-            for step in self.steps
-            for name, value in ((step.stage.result() or {}).get(key) or {}).items()
-        }
+        return _of_all([(step, step.stage.result() or {}) for step in self.steps], "metrics")
 
     def result(self) -> RunResult:
         """What is compared: the last result of a training with the metrics of all stages, and the sum of what they
         took."""
-        states = {step.link.scope: step.status()["state"] for step in self.steps}
         found = [(step, result) for step in self.steps if (result := step.stage.result()) is not None]
+        read = {step.link.scope: result["state"] for step, result in found}  # once: of thousands of runs it is felt
+        states = {step.link.scope: read.get(step.link.scope) or step.status()["state"] for step in self.steps}
         whole: dict[str, Any] = {}
         for step, result in found:
             if step.link.kind != "evaluate":
@@ -103,12 +97,13 @@ class Run:
         if found:
             results = [result for _, result in found]
             whole |= {
-                "metrics": self.metrics(),
-                "initial": self._of_all("initial"),
+                "metrics": _of_all(found, "metrics"),
+                "initial": _of_all(found, "initial"),
                 "flops": sum(result.get("flops", 0.0) for result in results),
                 "origins": [result["provenance"] for result in results],
             }
-        return RunResult(self.arm.name, self.arm.baseline, self.seed, self.status()["state"], whole, states)
+        state = next((state for state in states.values() if state != "done"), "done")
+        return RunResult(self.arm.name, self.arm.baseline, self.seed, state, whole, states)
 
     @cached_property
     def params(self) -> dict[str, Any]:
@@ -141,6 +136,11 @@ class Run:
     def trained(self) -> list[Step]:
         """The stages that train, those of its sources first."""
         return [step for step in self.steps if step.link.kind != "evaluate"]
+
+
+def _of_all(results: Iterable[tuple[Step, Mapping[str, Any]]], key: str) -> dict[str, float]:
+    """What stands under a key in all results, each name with its stage's prefix."""
+    return {f"{step.link.prefix}{name}": value for step, one in results for name, value in (one.get(key) or {}).items()}
 
 
 def runs_of(ablation: Ablation, store: Store) -> list[Run]:
@@ -258,7 +258,7 @@ def comparison_of(ablation: Ablation, runs: Sequence[Run]) -> Comparison:
     """The comparison of whatever is finished."""
     asked = ablation.study.compare
     results = [run.result() for run in runs]
-    found = compare(
+    compared = compare(
         results,
         asked.metric,
         layouts(ablation),
@@ -269,12 +269,12 @@ def comparison_of(ablation: Ablation, runs: Sequence[Run]) -> Comparison:
         _looks(ablation),
     )
     if asked.scaling is not None:
-        found = replace(found, scaling=_scaling(ablation, results, asked.scaling))
+        compared = replace(compared, scaling=_scaling(ablation, results, asked.scaling))
     figure = asked.front
     if figure is None:
-        return found
-    costs = {arm.name: costs_of_arm(arm.experiment)[figure] for arm in ablation.arms}
-    return replace(found, front=front(figure, found.metric, costs, {row.arm: row.mean for row in found.rows}))
+        return compared
+    costs = {arm: found[figure] for arm, found in costs_of(ablation.arms).items()}
+    return replace(compared, front=front(figure, compared.metric, costs, {row.arm: row.mean for row in compared.rows}))
 
 
 def _scaling(ablation: Ablation, results: Sequence[RunResult], asked: ScalingLaw) -> Scaling:
@@ -285,8 +285,20 @@ def _scaling(ablation: Ablation, results: Sequence[RunResult], asked: ScalingLaw
     return scaling(runs, compare.metric, groups[baseline.name], asked.x, asked.irreducible)
 
 
-def costs_of_arm(experiment: Experiment) -> dict[Figure, float]:
-    """What the metric can be shown against: an arm's costs, for its lengths where it is finetuned."""
+def costs_of(arms: Iterable[Arm]) -> dict[str, dict[Figure, float]]:
+    """What the metric can be shown against, of each arm; those that differ in their optimiser alone cost the same."""
+    found, known = dict[str, dict[Figure, float]](), dict[str, dict[Figure, float]]()
+    free: Any = {"seed": True, "evaluate": True, "pretrain": {"training": {"optimizer": True}}}
+    for arm in arms:
+        key = arm.experiment.model_dump_json(exclude=free)
+        if key not in known:
+            known[key] = _costs(arm.experiment)
+        found[arm.name] = known[key]
+    return found
+
+
+def _costs(experiment: Experiment) -> dict[Figure, float]:
+    """For an arm's lengths where it is finetuned."""
     tuned = experiment.finetune
     prompt, answer = (tuned.data.input_length, tuned.data.target_length) if tuned else (PROMPT, GENERATE)
     cost = cost_of(experiment, prompt, answer)

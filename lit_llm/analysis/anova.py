@@ -11,10 +11,12 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from lit_llm.analysis.correction import Correction
 from lit_llm.analysis.paired import Difference, Values, paired_difference, pooled_variance, with_interval
+from lit_llm.analysis.verdicts import ADJUST, LEVEL, P_VALUES, judged_alone, stand_in
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,9 @@ class Term:
     f: float | None
     """None where the arms do not scatter alike, so that there is no variance to compare with."""
     p: float | None
+    """Adjusted for the other terms of the study as it asks."""
+    verdict: str | None = None
+    """`differs` where its levels do, else `undecided`: what is no larger than a margin, an F test does not tell."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,10 @@ class Level:
     """Labels of the first and this one."""
     difference: Difference | None
     """Mean over the arms at this level minus that over those at the first."""
+    p: float | None = None
+    """That there is none, adjusted for the other levels of all factors."""
+    verdict: str | None = None
+    """The difference in words, as for an arm."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,34 @@ def anova(layout: FactorLayout, values: Mapping[str, Values]) -> Anova:
     return Anova(layout.group, len(layout.arms), tuple(seeds), residual, tuple(terms), levels, notes)
 
 
+def judged_terms(
+    every: Sequence[Anova], metric: str, correction: Correction = "none", margin: float | None = None
+) -> tuple[Anova, ...]:
+    """The same tables with what they say. All terms are one family, and so are all levels, those of all groups."""
+    alone = {f"{at}/{n}": term.p for at, one in enumerate(every) for n, term in enumerate(one.terms)}
+    p = ADJUST[stand_in(correction)]({key: value for key, value in alone.items() if value is not None})
+    found = judged_alone(
+        {f"{at}/{n}": level.difference for at, one in enumerate(every) for n, level in enumerate(one.levels)},
+        metric,
+        correction,
+        margin,
+    )
+    told = (P_VALUES[correction].format(n=len(p)),) if len(p) > 1 else ()
+    groups = []
+    for at, one in enumerate(every):
+        terms = (replace(term, **_said(p.get(f"{at}/{n}"))) for n, term in enumerate(one.terms))
+        levels = (
+            replace(level, p=own.p, verdict=own.verdict) if (own := found.get(f"{at}/{n}")) else level
+            for n, level in enumerate(one.levels)
+        )
+        groups.append(replace(one, terms=tuple(terms), levels=tuple(levels), notes=one.notes + told))
+    return tuple(groups)
+
+
+def _said(p: float | None) -> dict[str, Any]:
+    return {"p": p, "verdict": "differs" if p is not None and p < LEVEL else "undecided"}
+
+
 def _effect(means: Any, members: Sequence[int]) -> Any:
     """What belongs to these factors together and to no part of them, at every arm."""
     for axis in range(means.ndim):
@@ -124,6 +161,6 @@ def _notes(layout: FactorLayout, seeds: Sequence[int], pooled: bool) -> Iterator
     elif not pooled:
         yield "no F tests: the arms do not scatter alike, so they have no variance in common to be judged by"
     else:
-        yield "F tests: against the residual variance of arm + seed; p of each term alone"
+        yield "F tests: against the residual variance of arm + seed"
     if len(layout.factors) > 2:
         yield "share: of the variation between the arms; what is left is of three factors and more"

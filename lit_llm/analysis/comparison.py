@@ -14,10 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from lit_llm.analysis.anova import Anova, FactorLayout, anova
+from lit_llm.analysis.anova import Anova, FactorLayout, anova, judged_terms
 from lit_llm.analysis.before_after import BeforeAfter, before_after
 from lit_llm.analysis.correction import Correction
-from lit_llm.analysis.effects import Effects, Layout, effects
+from lit_llm.analysis.effects import Effects, Layout, effects, judged_effects
 from lit_llm.analysis.front import Front
 from lit_llm.analysis.learning_rates import LearningRates, LRFactor, learning_rates
 from lit_llm.analysis.paired import Difference, against_baselines
@@ -174,7 +174,10 @@ def compare(
         judged = {arm: own for arm in judged if (own := standing[arm].judgement) is not None}
         differences = dict[str, Difference | None]({arm: own.difference for arm, own in judged.items()})
         notes += _rounds_notes(standing, looks)
-    rows = tuple(_row(arm, metric, runs, kept, baselines[arm], values[arm], judged.get(arm)) for arm in arms)
+    every, ended = _by_arm(runs), _by_arm(kept)
+    rows = tuple(
+        _row(arm, metric, every[arm], ended.get(arm, ()), baselines[arm], values[arm], judged.get(arm)) for arm in arms
+    )
     if not any(values.values()) and (there := sorted({name for run in kept for name in run.result["metrics"]})):
         notes.append(f"no run that has ended has {metric}{did_you_mean(metric, there)}")
     if any(d is not None and d.pooled for d in differences.values()):
@@ -184,10 +187,11 @@ def compare(
     notes += _judging_notes(judged, correction)
     lacking = {(run.arm, run.seed): _lack(run, metric) for run in runs if run.seed not in values[run.arm]}
     shown = [layout for layout in layouts if any(values[arm] for arm in layout.arms)]
-    found = tuple(effects(layout, values, lacking) for layout in shown)
+    found = judged_effects([effects(layout, values, lacking) for layout in shown], metric, correction, margin)
     turn = _before_after(kept, arms, metric, baselines)
     rates = tuple(rates for factor in lr_factors if (rates := _learning_rates(kept, metric, factor)) is not None)
-    tested = tuple(anova(layout, values) for layout in factor_layouts if any(values[arm] for arm in layout.arms))
+    whole = [layout for layout in factor_layouts if any(values[arm] for arm in layout.arms)]
+    tested = judged_terms([anova(layout, values) for layout in whole], metric, correction, margin)
     return Comparison(
         metric,
         rows,
@@ -262,10 +266,19 @@ def values_of(runs: Sequence[RunResult], metric: str) -> dict[str, dict[int, flo
     return _values(_of_one_origin(runs, []), list(dict.fromkeys(run.arm for run in runs)), metric)
 
 
+def _by_arm(runs: Sequence[RunResult]) -> dict[str, list[RunResult]]:
+    found: dict[str, list[RunResult]] = {}
+    for run in runs:
+        found.setdefault(run.arm, []).append(run)
+    return found
+
+
 def _values(kept: Sequence[RunResult], arms: Sequence[str], metric: str) -> dict[str, dict[int, float]]:
-    return {
-        arm: {run.seed: v for run in kept if run.arm == arm and (v := run.metric(metric)) is not None} for arm in arms
-    }
+    values: dict[str, dict[int, float]] = {arm: {} for arm in arms}
+    for run in kept:
+        if run.arm in values and (value := run.metric(metric)) is not None:
+            values[run.arm][run.seed] = value
+    return values
 
 
 def _before_after(
@@ -345,8 +358,9 @@ def _row(
     values: Mapping[int, float],
     judged: Judgement | None,
 ) -> Row:
-    ended = [run.result for run in kept if run.arm == arm]
-    done = [run.result for run in kept if run.arm == arm and run.state_of(metric) == "done"]
+    """runs: of the arm; kept: those of them whose results are compared."""
+    ended = [run.result for run in kept]
+    done = [run.result for run in kept if run.state_of(metric) == "done"]
 
     def mean_of(name: str) -> float | None:
         found = [r["metrics"][name] for r in ended if r.get("metrics", {}).get(name) is not None]
@@ -355,7 +369,7 @@ def _row(
     return Row(
         arm=arm,
         baseline=baseline,
-        states=dict(Counter(run.state_of(metric) for run in runs if run.arm == arm)),
+        states=dict(Counter(run.state_of(metric) for run in runs)),
         seeds=len(values),
         mean=statistics.fmean(values.values()) if values else None,
         deviation=statistics.stdev(values.values()) if len(values) > 1 else None,

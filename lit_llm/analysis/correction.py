@@ -18,16 +18,17 @@ Correction = Literal["none", "holm", "fdr_bh", "dunnett"]
 
 def two_sided_p(t: float, degrees: int) -> float:
     """Of Student's t; of an infinite one 0."""
-    from scipy.stats import t as student
+    from scipy.special import stdtr  # scipy.stats, which stands on it, takes a hundred times as long
 
-    return float(2 * student.sf(abs(t), degrees))
+    return float(2 * stdtr(degrees, -abs(t)))
 
 
+@lru_cache
 def two_sided_critical(level: float, degrees: int) -> float:
     """What |t| exceeds with this probability."""
-    from scipy.stats import t as student
+    from scipy.special import stdtrit
 
-    return float(student.isf(level / 2, degrees))
+    return float(-stdtrit(degrees, level / 2))
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:

@@ -15,9 +15,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from lit_llm.analysis.correction import Correction
 from lit_llm.analysis.paired import Difference, Values, paired_difference, pooled_variance, scatter_alike, with_interval
+from lit_llm.analysis.verdicts import P_VALUES, judged_alone
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,12 @@ class Effect:
     aliases: str
     effect: Difference | None
     """None while no seed is complete."""
+    p: float | None = None
+    """That there is none, adjusted for the other effects of the study as it asks; None for a single seed."""
+    detectable: float | None = None
+    """The smallest effect that so many seeds with this scatter show in four of five studies."""
+    verdict: str | None = None
+    """The effect in words, as for an arm."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,30 @@ def effects(layout: Layout, values: Mapping[str, Values], lacking: Mapping[tuple
         rows.append(Effect(contrast.name, contrast.factors, contrast.levels, contrast.aliases, effect))
     notes = tuple(_notes(layout, seeds, variance is not None, lacking))
     return Effects(layout.group, len(layout.arms), tuple(seeds), tuple(rows), notes)
+
+
+def judged_effects(
+    every: Sequence[Effects], metric: str, correction: Correction = "none", margin: float | None = None
+) -> tuple[Effects, ...]:
+    """The same effects with what they say; those of all groups are one family, as the arms of all baselines are."""
+    found = judged_alone(
+        {f"{at}/{row.name}": row.effect for at, group in enumerate(every) for row in group.rows},
+        metric,
+        correction,
+        margin,
+    )
+    count = sum(judgement.p is not None for judgement in found.values())
+    told = (P_VALUES[correction].format(n=count),) if count > 1 and correction != "none" else ()
+    groups = []
+    for at, group in enumerate(every):
+        rows = tuple(
+            replace(row, p=own.p, detectable=own.detectable, verdict=own.verdict)
+            if (own := found.get(f"{at}/{row.name}"))
+            else row
+            for row in group.rows
+        )
+        groups.append(replace(group, rows=rows, notes=group.notes + told))
+    return tuple(groups)
 
 
 def _sign(levels: Sequence[int], members: Sequence[int]) -> int:

@@ -148,6 +148,8 @@ class Curve:
     law: PowerLaw
     scatter: float
     """Standard deviation of the runs about the curve, relative to the loss."""
+    band: tuple[tuple[float, float, float], ...] = ()
+    """(x, low, high) within the data: where the curve lies, at each x with 95%; empty without intervals."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,10 @@ class IsoFlop:
     parameters: float | None
     """Of the lowest loss, by a parabola in log parameters; None where it has no lowest point between its sizes."""
     loss: float | None
+    points: tuple[tuple[float, float], ...] = ()
+    """(parameters, loss) of its runs."""
+    parabola: tuple[tuple[float, float], ...] = ()
+    """(parameters, loss) from its smallest to its largest size."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +194,8 @@ class Scaling:
     multipliers: tuple[Multiplier, ...]
     isoflops: tuple[IsoFlop, ...]
     notes: tuple[str, ...]
+    runs: tuple[ScalingRun, ...] = ()
+    """What all of it is of."""
 
 
 def scaling(
@@ -218,7 +226,8 @@ def scaling(
             multipliers.append(multiplier)
     if curves:
         notes.append("intervals: a bootstrap over runs; they hold within the data, if the curves are power laws")
-    return Scaling(x, metric, irreducible, curves, tuple(multipliers), tuple(isoflop_minima(runs)), tuple(notes))
+    minima = tuple(isoflop_minima(runs))
+    return Scaling(x, metric, irreducible, curves, tuple(multipliers), minima, tuple(notes), tuple(runs))
 
 
 @dataclass(frozen=True)
@@ -250,7 +259,21 @@ def _fitted(x: Sequence[float], loss: Sequence[float], irreducible: bool, resamp
 def _curve(group: str, found: _Fitted, irreducible: bool) -> Curve:
     e = _estimate(found.law.irreducible, [law.irreducible for law in found.resampled] if irreducible else ())
     a = _estimate(found.law.exponent, [law.exponent for law in found.resampled])
-    return Curve(group, len(found.x), min(found.x), max(found.x), e, a, found.law, found.scatter)
+    ends = min(found.x), max(found.x)
+    return Curve(group, len(found.x), *ends, e, a, found.law, found.scatter, tuple(_band(found, *ends)))
+
+
+def _band(found: _Fitted, low: float, high: float) -> Iterator[tuple[float, float, float]]:
+    for place in _evenly(math.log(low), math.log(high)) if found.resampled else ():
+        x = math.exp(place)
+        at = _estimate(found.law.at(x), [law.at(x) for law in found.resampled])
+        assert at.low is not None
+        assert at.high is not None
+        yield x, at.low, at.high
+
+
+def _evenly(low: float, high: float) -> list[float]:
+    return [low + (high - low) * i / (POINTS - 1) for i in range(POINTS)]
 
 
 def _estimate(value: float, resampled: Sequence[float]) -> Estimate:
@@ -271,8 +294,7 @@ def _multiplier(group: str, found: _Fitted, baseline: str, base: _Fitted) -> Mul
     if best >= worst:
         return None
     ends = [math.log(base.law.x_for(loss)) for loss in (worst, best)]
-    places = [ends[0] + (ends[1] - ends[0]) * i / (POINTS - 1) for i in range(POINTS)]
-    losses = [base.law.at(math.exp(place)) for place in places]
+    losses = [base.law.at(math.exp(place)) for place in _evenly(*ends)]
 
     def ratio(law: PowerLaw, other: PowerLaw, at: Sequence[float]) -> float:
         pairs = [(law.x_for(loss), other.x_for(loss)) for loss in at]
@@ -302,11 +324,13 @@ def isoflop_minima(runs: Sequence[ScalingRun]) -> Iterator[IsoFlop]:
             middle = sizes.mean()
             bend, slope, level = np.polyfit(sizes - middle, [run.loss for run in budget], 2)
             lowest = -slope / (2 * bend) + middle if bend > 0 else math.inf
+            places = _evenly(sizes.min() - middle, sizes.max() - middle)
+            drawn = [(math.exp(at + middle), float(bend * at**2 + slope * at + level)) for at in places]
+            best, loss = None, None
             if sizes.min() <= lowest <= sizes.max():
-                loss = float(level - slope**2 / (4 * bend))
-                yield IsoFlop(group, flops, count, math.exp(lowest), loss)
-            else:
-                yield IsoFlop(group, flops, count, None, None)
+                best, loss = math.exp(lowest), float(level - slope**2 / (4 * bend))
+            points = tuple((run.parameters, run.loss) for run in budget)
+            yield IsoFlop(group, flops, count, best, loss, points, tuple(drawn))
 
 
 def _budgets(runs: Sequence[ScalingRun]) -> Iterator[list[ScalingRun]]:

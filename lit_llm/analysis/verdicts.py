@@ -93,6 +93,27 @@ def judgements(
     return found
 
 
+def stand_in(correction: Correction) -> Correction:
+    """For effects and terms, which have no baseline in common: Dunnett's procedure is not defined, Holm's is."""
+    return "holm" if correction == "dunnett" else correction
+
+
+def judged_alone(
+    differences: Mapping[str, Difference | None], metric: str, correction: Correction, margin: float | None
+) -> dict[str, Judgement]:
+    """Judge differences that have no baseline in common, all as one family; their intervals stand alone."""
+    return judgements(differences, dict.fromkeys(differences, ""), metric, stand_in(correction), margin)
+
+
+P_VALUES: Mapping[Correction, str] = {
+    "none": "p: each alone; of {n} true zeros one in twenty is below 0.05",
+    "holm": "p: Holm's, the chance that any of {n} true zeros is below 0.05 is 5%",
+    "fdr_bh": "p: Benjamini-Hochberg's, one in twenty of the {n} that are below 0.05 is false",
+    "dunnett": "p: Holm's, for Dunnett's is of arms; the chance that any of {n} true zeros is below 0.05 is 5%",
+}
+"""Said beside p-values that have no intervals of their own."""
+
+
 def _verdict(mean: float, p: float, p_within: float, metric: str, margin: float | None, levels: Levels) -> str:
     if margin is not None and p_within < levels.within:  # first: it may be no zero and of no matter all the same
         return f"no difference larger than {margin:g}"

@@ -233,7 +233,7 @@ def report(
         screen.print(f"Nothing is finished yet: `lit-llm run {study}` runs it.", style="yellow", highlight=False)
     if not folder.is_dir():
         return
-    files = write_report(remembered(plan(ablation, built=False), folder / PLAN), runs, comparison, place)
+    files = write_report(remembered(plan(ablation, built=False, runs=runs), folder / PLAN), runs, comparison, place)
     screen.print(f"\nreport: {shown(folder / 'report.html')}", style="dim", highlight=False, soft_wrap=True)
     if problem := attached(place, ablation.study.study, tracking, files):
         screen.print(problem, style="yellow", highlight=False)

@@ -137,22 +137,17 @@ def amount(d: Difference) -> str:
 
 
 def _effects(group: Effects, comparison: Comparison) -> Iterator[str]:
-    known = [(row, row.effect) for row in group.rows if row.effect is not None and row.effect.low is not None]
+    known = [(row, row.effect) for row in group.rows if row.effect is not None and row.p is not None]
     where = f" in {group.group}" if len(comparison.effects) > 1 else ""
     if not known:
         return
     short = short_names(list(dict.fromkeys(name for row in group.rows for name in row.factors)))
     largest, effect = max(known, key=lambda pair: abs(pair[1].mean))
-    beyond = sum(not excludes_nothing(found) for _, found in known)
+    shown = sum(row.verdict in DIFFERENT for row, _ in known)
     yield (
-        f"of {len(known)} effects of the factors{where}, the largest is that of {_named(largest, short)}: "
-        f"{text.difference(effect)}; the intervals of {beyond or 'none'} exclude zero."
+        f"of {len(known)} effects of the factors{where}, {shown or 'none'} {'is' if shown < 2 else 'are'} shown; the "
+        f"largest is that of {_named(largest, short)}: {text.difference(effect)} ({largest.verdict})."
     )
-
-
-def excludes_nothing(d: Difference) -> bool:
-    """Whether zero lies in the interval."""
-    return d.low is None or d.high is None or d.low <= 0 <= d.high
 
 
 def _named(row: Effect, short: dict[str, str]) -> str:

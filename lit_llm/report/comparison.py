@@ -17,7 +17,7 @@ from lit_llm.report import text
 from lit_llm.report.anova import anova_parts
 from lit_llm.report.answer import answer
 from lit_llm.report.learning_rates import lr_parts
-from lit_llm.report.parts import Part, in_terminal
+from lit_llm.report.parts import Part, in_terminal, without
 from lit_llm.report.scaling import scaling_parts
 
 
@@ -43,7 +43,7 @@ def _parts(comparison: Comparison) -> Iterator[Part]:
     if comparison.front is not None:
         yield _front(comparison.front)
     for table in comparison.anova:
-        yield from anova_parts(table, comparison.metric, named=len(comparison.anova) > 1)
+        yield from anova_parts(table, comparison.metric, len(comparison.anova) > 1, unasked(comparison))
     for rates in comparison.learning_rates:
         yield from lr_parts(rates, comparison.metric)
     if comparison.scaling is not None:
@@ -58,12 +58,15 @@ def _arms(comparison: Comparison) -> Part:
     """Mean, difference and cost of every arm. With which arm it is compared is said where that is not the same for all;
     p and the verdict, where the study asks for more than an interval."""
     head = [name.format(metric=comparison.metric) for name in (*EFFECT, *COST)]
-    hidden = {"against"} if len({row.baseline for row in comparison.rows}) == 1 else set()
-    hidden |= {"p"} if comparison.correction == "none" else set()
-    hidden |= {"verdict"} if comparison.correction == "none" and comparison.margin is None else set()
-    shown = [index for index, name in enumerate(head) if name not in hidden]
-    rows = [[row[index] for index in shown] for row in map(_row, comparison.rows)]
-    return Part("arms", "", [head[index] for index in shown], rows, len(shown) - len(COST), comparison.notes)
+    hidden = ({"against"} if len({row.baseline for row in comparison.rows}) == 1 else set()) | unasked(comparison)
+    head, rows = without(hidden, head, [*map(_row, comparison.rows)])
+    return Part("arms", "", head, rows, len(head) - len(COST), comparison.notes)
+
+
+def unasked(comparison: Comparison) -> set[str]:
+    """Columns that say no more than the interval does, where the study asks for no more."""
+    hidden = {"p"} if comparison.correction == "none" else set()
+    return hidden | ({"verdict"} if comparison.correction == "none" and comparison.margin is None else set())
 
 
 def _row(row: Row) -> list[str]:
@@ -95,12 +98,15 @@ def _effects(group: Effects, comparison: Comparison) -> Part:
     title = f"effects on {comparison.metric}{where}: second level minus first, {group.arms} arms, "
     title += text.several(len(group.seeds), "seed")
     short = short_names(list(dict.fromkeys(name for row in group.rows for name in row.factors)))
-    head = ["", "factor", "effect [95%]", *["aliased with"] * any(row.aliases for row in group.rows)]
+    hidden = unasked(comparison) | (set() if any(row.aliases for row in group.rows) else {"aliased with"})
+    head = ["", "factor", "effect [95%]", "p", "verdict", "aliased with"]
     rows = []
     for row in group.rows:
         levels = f": {' → '.join(row.levels)}" if row.levels else ""
         label = " × ".join(short[name] for name in row.factors) + levels
-        rows.append([row.name, label, text.difference(row.effect), row.aliases][: len(head)])
+        effect = text.difference(row.effect)
+        rows.append([row.name, label, effect, text.p_value(row.p), row.verdict or "", row.aliases])
+    head, rows = without(hidden, head, rows)
     return Part(_named("effects", comparison.effects, group.group), title, head, rows, len(head), group.notes, 4)
 
 

@@ -20,7 +20,7 @@ PIXELS_PER_INCH = 150
 
 
 @dataclass(frozen=True)
-class Shown:
+class Embedded:
     """A figure in a page."""
 
     name: str
@@ -31,7 +31,7 @@ class Shown:
     """At most, in CSS pixels."""
 
     @classmethod
-    def of(cls, name: str, caption: str, svg: Path, inches: float) -> Shown:
+    def of(cls, name: str, caption: str, svg: Path, inches: float) -> Embedded:
         held = base64.b64encode(svg.read_bytes()).decode()
         return cls(name, caption, f"data:image/svg+xml;base64,{held}", round(inches * PIXELS_PER_INCH))
 
@@ -54,7 +54,7 @@ class Section:
     texts: Sequence[str] = ()
     items: Sequence[str] = ()
     parts: Sequence[Part] = ()
-    figures: Sequence[Shown] = ()
+    figures: Sequence[Embedded] = ()
     codes: Sequence[Code] = ()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.console import RenderableType
@@ -41,6 +41,14 @@ class Part:
     """Columns of words; the others are numbers."""
     folded: str = ""
     """What a page says in place of the table until it is asked for; '' shows it."""
+
+
+def without(
+    hidden: Collection[str], head: Sequence[str], rows: Sequence[Sequence[str]]
+) -> tuple[list[str], list[list[str]]]:
+    """Head and rows without some columns."""
+    shown = [at for at, name in enumerate(head) if name not in hidden]
+    return [head[at] for at in shown], [[row[at] for at in shown] for row in rows]
 
 
 def table_of(*columns: str, left: int = 1) -> Table:

@@ -31,8 +31,8 @@ from lit_llm.report import text
 from lit_llm.report.answer import answer
 from lit_llm.report.comparison import comparison_parts
 from lit_llm.report.figures.study import Drawn, figures_of, write_figures
-from lit_llm.report.page import Code, Page, Section, Shown, html
-from lit_llm.report.parts import Link, Part, in_csv, in_latex, in_markdown
+from lit_llm.report.page import Code, Embedded, Page, Section, html
+from lit_llm.report.parts import Link, Part, in_csv, in_latex, in_markdown, without
 from lit_llm.report.tables import cache_note, costs_part, design_part, differences_part, generates, told
 from lit_llm.tracking.links import run_addresses
 from lit_llm.tracking.store import Stage, Store, write_text
@@ -75,8 +75,8 @@ def _titled(part: Part, comparison: Comparison) -> Part:
     return part if part.title else replace(part, title=f"{comparison.metric} of the arms")
 
 
-def _shown(drawn: Sequence[Drawn], figures: Path) -> list[Shown]:
-    return [Shown.of(one.name, one.caption, figures / f"{one.name}.svg", one.figure.get_figwidth()) for one in drawn]
+def _shown(drawn: Sequence[Drawn], figures: Path) -> list[Embedded]:
+    return [Embedded.of(one.name, one.caption, figures / f"{one.name}.svg", one.figure.get_figwidth()) for one in drawn]
 
 
 def markdown_of(ablation: Ablation, comparison: Comparison) -> str:
@@ -104,7 +104,7 @@ def runs_csv(seen: Sequence[Seen]) -> str:
 # --- the page -------------------------------------------------------------------------------------------------------
 
 
-def page(plan: Plan, seen: Sequence[Seen], comparison: Comparison, shown: Sequence[Shown], store: Store) -> Page:
+def page(plan: Plan, seen: Sequence[Seen], comparison: Comparison, shown: Sequence[Embedded], store: Store) -> Page:
     """Question, answer, results, design, runs, and how to reproduce them."""
     study = plan.ablation.study
     results = Section("results", "Results", parts=comparison_parts(comparison))
@@ -163,17 +163,12 @@ def _design(plan: Plan, comparison: Comparison) -> Section:
     findings = [f"{kind.replace('_', '-')}: {message}" for kind, message in told(plan.findings)]
     nothing = ["The audit had nothing to say."] if len(plan.arms) > 1 and not findings else []
     costs = costs_part(plan)
-    measured = Part(costs.name, "what each arm costs", *_without_empty(costs), costs.first)
+    empty = {name for at, name in enumerate(costs.head) if all(row[at] == "–" for row in costs.rows)}
+    measured = Part(costs.name, "what each arm costs", *without(empty, costs.head, costs.rows), costs.first)
     design = design_part(plan)
     several = [differences_part(plan)] * (len(plan.arms) > 1)
     parts = [_folded(part) for part in ([design] if design else []) + [measured, *several]]
     return Section("design", "Design, and what was controlled", texts, [*allowed, *findings, *nothing], parts)
-
-
-def _without_empty(part: Part) -> tuple[list[str], list[list[str]]]:
-    """Head and rows without the columns that have nothing in them."""
-    kept = [at for at in range(len(part.head)) if any(row[at] != "–" for row in part.rows)]
-    return [part.head[at] for at in kept], [[row[at] for at in kept] for row in part.rows]
 
 
 def _folded(part: Part) -> Part:

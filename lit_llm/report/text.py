@@ -11,6 +11,7 @@ def short(number: float | None, digits: int = 3) -> str:
     """1.23M, 45.6k, 789; an en dash for no number."""
     if number is None:
         return "–"
+    number = float(f"{number:.{digits}g}")  # first, so that 999,999 is 1M and not 1e+03k
     for size, unit in _UNITS:
         if abs(number) >= size:
             return f"{number / size:.{digits}g}{unit}"

@@ -221,3 +221,19 @@ def test_a_mistake_is_shown_in_the_file_that_made_it(write):
 def test_a_study_like_nothing_is_refused(write, like, said):
     write(PARENT)
     assert refused(write(f"study: child\nlike: {like}\n", "child.yaml")) == [f"child.yaml:2: like: {said}"]
+
+
+def test_matching_goes_with_a_factor_that_arm_and_baseline_share(write):
+    """Two sizes at two budgets: each arm has its baseline's FLOPs at its own level, and the levels stay apart."""
+    sizes = "arms: {one: {}, half: {model: {d_model: 32, attention: {heads: 2}, feed_forward: {d_ff: 128}}}}"
+    bundles = "short: {pretrain.training.max_steps: 60}, long: {pretrain.training.max_steps: 240}"
+    path = write(
+        f"{HEAD}{sizes}\ngrid: {{factors: {{budget: {{{bundles}}}}}}}\n"
+        "match: {by: train_flops}\ncompare: {within: [budget]}"
+    )
+    ablation = load_study(path)
+    flops = {arm.name: cost_of(arm.experiment).train_flops for arm in ablation.arms}
+    assert flops["half"] == pytest.approx(flops["one"], rel=0.01)
+    assert flops["half/budget=long"] == pytest.approx(flops["one/budget=long"], rel=0.01)
+    assert flops["one/budget=long"] == pytest.approx(4 * flops["one"])
+    assert refusals(ablation) == set()

@@ -7,14 +7,17 @@ import itertools
 import numpy as np
 import pandas
 import pytest
+from scipy import stats
 from simulated import study, within
 from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
+from statsmodels.stats.multitest import multipletests
 
 from lit_llm.ablation.arms import load_study
 from lit_llm.ablation.layouts import factor_layouts, layouts
-from lit_llm.analysis.anova import FactorLayout, anova
+from lit_llm.analysis.anova import FactorLayout, anova, judged_terms
 from lit_llm.analysis.comparison import RunResult, compare
+from lit_llm.analysis.correction import Correction
 from lit_llm.report.anova import anova_parts
 
 LEVELS = {"a": ["x", "y", "z"], "b": ["0", "1"], "c": ["p", "q", "r"]}
@@ -68,6 +71,33 @@ def test_levels_are_compared_with_the_first_over_all_others() -> None:
         assert y.difference.high is not None
         hits.append(y.difference.low <= 0.5 <= y.difference.high)
     assert np.mean(hits) == pytest.approx(0.95, abs=within(0.95, 400))
+
+
+@pytest.mark.parametrize(
+    ("correction", "method"), [("none", None), ("holm", "holm"), ("fdr_bh", "fdr_bh"), ("dunnett", "holm")]
+)
+def test_terms_and_levels_are_corrected_as_statsmodels_does_each_as_one_family(
+    correction: Correction, method: str | None
+) -> None:
+    """Of two groups; a level's own p is of t, its difference by its standard error."""
+    of, random = layout("a", "b"), np.random.default_rng(5)
+    tables = [anova(of, alike(of, random, [0.0, 0.0, 0.0, 0.15, 0.1, 0.2])) for _ in range(2)]
+    terms = [term.p for table in tables for term in table.terms]
+    levels = [
+        2 * stats.t.sf(abs(d.mean / d.error), d.degrees)
+        for table in tables
+        for level in table.levels
+        if (d := level.difference) is not None and d.error
+    ]
+    found = judged_terms(tables, "val/target_nll", correction)
+    for plain, shown in (
+        (terms, [x for table in found for x in table.terms]),
+        (levels, [x for table in found for x in table.levels]),
+    ):
+        expected = plain if method is None else multipletests(plain, method=method)[1]
+        assert [x.p for x in shown] == pytest.approx(expected)
+        assert [x.verdict != "undecided" for x in shown] == [p < 0.05 for p in expected]
+    assert {x.verdict for table in found for x in table.terms} == {"differs", "undecided"}
 
 
 def test_factors_without_effect_are_found_in_one_of_twenty_studies() -> None:

@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from lit_llm.ablation.arms import load_study
 from lit_llm.ablation.fraction import aliases_in_letters, effect_of, find, lettered
 from lit_llm.analysis.comparison import RunResult, compare
-from lit_llm.analysis.effects import Contrast, Effects, Layout, effects
+from lit_llm.analysis.correction import Correction
+from lit_llm.analysis.effects import Contrast, Effects, Layout, effects, judged_effects
 
 SEEDS = (3, 5, 8)
 
@@ -117,6 +119,45 @@ def test_an_interval_of_its_own_is_that_of_scipys_t_test_over_the_seeds() -> Non
         assert (row.effect.low, row.effect.high) == pytest.approx((interval.low, interval.high))
         assert (row.effect.pooled, row.effect.degrees, row.effect.seeds) == (False, 2, 3)
     assert any("own scatter" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("correction", "method"), [("none", None), ("holm", "holm"), ("fdr_bh", "fdr_bh"), ("dunnett", "holm")]
+)
+def test_p_is_that_of_scipys_t_test_corrected_as_statsmodels_does_over_all_groups(
+    correction: Correction, method: str | None
+) -> None:
+    """Two groups of seven effects are one family; Dunnett's procedure is of arms, so Holm's stands in. The verdict goes
+    by p, and no interval is moved."""
+    layout, random = full(3), np.random.default_rng(11)
+    groups, alone = [], []
+    for strength in (0.05, 0.2):
+        values = table_of(layout, lambda x, seed: seed * x[0] + strength * x[1] + random.normal(0, 0.05))  # noqa: B023
+        groups.append(effects(layout, values, {}))
+        assert "own scatter" in groups[-1].notes[0]
+        for contrast in layout.contrasts:
+            signs = np.array([(2 * np.array(cell) - 1)[list(contrast.members)].prod() for cell in layout.arms.values()])
+            per_seed = [signs @ [values[arm][seed] for arm in layout.arms] / 4 for seed in SEEDS]
+            alone.append(float(stats.ttest_1samp(per_seed, 0).pvalue))
+    expected = alone if method is None else multipletests(alone, method=method)[1]
+    found = judged_effects(groups, "val/target_nll", correction)
+    rows = [row for group in found for row in group.rows]
+    assert [row.p for row in rows] == pytest.approx(expected)
+    assert len({p < 0.05 for p in alone}) == 2
+    for row, p, plain in zip(rows, expected, [row for group in groups for row in group.rows], strict=True):
+        assert row.effect == plain.effect
+        assert row.effect is not None
+        assert row.verdict == ("undecided" if p >= 0.05 else "better" if row.effect.mean < 0 else "worse")
+    assert ("p: " in "".join(found[0].notes)) == (correction != "none")
+
+
+def test_a_margin_is_for_effects_too() -> None:
+    layout = full(2)
+    values = noisy(layout, np.random.default_rng(4), 0.01)
+    (found,) = judged_effects([effects(layout, values, {})], "val/target_nll", margin=0.5)
+    assert {row.verdict for row in found.rows} == {"no difference larger than 0.5"}
+    (one,) = judged_effects([effects(layout, {arm: {0: 1.0} for arm in layout.arms}, {})], "val/target_nll", margin=0.5)
+    assert {(row.p, row.verdict) for row in one.rows} == {(None, "not enough seeds")}
 
 
 def test_a_pooled_interval_is_that_of_the_linear_model_of_arms_and_seeds() -> None:

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from lit_llm.analysis.comparison import RunResult, compare
-from lit_llm.analysis.paired import block_differences, paired_difference, pooled_variance
+from lit_llm.analysis.paired import block_differences, paired_difference, pooled_variance, scatter_alike
 
 
 def seeded(values: np.ndarray) -> dict[int, float]:
@@ -102,3 +102,15 @@ def test_a_missing_metric_leaves_a_gap_and_no_crash() -> None:
     table = compare([finished("a", 0, 1.0), finished("b", 0, float("nan"))], "val/target_nll")
     assert table.rows[1].mean is None
     assert "b,a,val/target_nll,0,,,,," in table.csv()
+
+
+@pytest.mark.parametrize(("rows", "seeds"), [(2, 2), (3, 3), (10, 4), (400, 3)])
+def test_rows_scatter_alike_where_scipys_bartlett_test_finds_no_sign_that_they_do_not(rows: int, seeds: int) -> None:
+    random, found = np.random.default_rng(6), set()
+    for spread in np.linspace(0, 3 / rows**0.25, 40):
+        values = random.normal(0, 1, (rows, seeds)) * np.exp(random.normal(0, spread, (rows, 1)))
+        alike = bool(stats.bartlett(*values).pvalue >= 0.05)
+        assert scatter_alike(values.tolist()) == alike
+        found.add(alike)
+    assert found == {True, False}
+    assert not scatter_alike([[1.0, 1.0, 1.0], [0.0, 1.0, 2.0]])  # scipy divides by zero

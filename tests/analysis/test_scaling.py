@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import statsmodels.api as sm
 from simulated import within
 
 from lit_llm.ablation.arms import load_study
@@ -47,6 +48,20 @@ def test_without_e_it_is_the_straight_line_on_logarithmic_axes() -> None:
     slope, level = np.polyfit(np.log(FLOPS), np.log(loss), 1)
     found = fit_power_law(FLOPS, loss, irreducible=False)
     assert (found.exponent, np.log(found.coefficient)) == pytest.approx((-slope, level))
+
+
+def test_without_e_the_band_is_that_of_the_straight_line_on_logarithmic_axes() -> None:
+    """Judge: statsmodels' confidence band of the regression line; a bootstrap comes within a tenth of its width."""
+    runs = runs_of(PowerLaw(0.0, 50.0, 0.1), 0.02, np.random.default_rng(8), seeds=2)
+    (curve,) = scaling(runs, "m", "a", irreducible=False, resamples=2000).curves
+    x, low, high = np.array(curve.band).T
+    assert (x[0], x[-1]) == pytest.approx((1e17, 1e21))
+    line = sm.OLS(np.log([r.loss for r in runs]), sm.add_constant(np.log([r.train_flops for r in runs]))).fit()
+    judge = line.get_prediction(sm.add_constant(np.log(x))).conf_int(alpha=0.05)
+    half = (judge[:, 1] - judge[:, 0]) / 2
+    assert np.abs(np.log(low) - judge[:, 0]) / half == pytest.approx(np.zeros(len(x)), abs=0.1)
+    assert np.abs(np.log(high) - judge[:, 1]) / half == pytest.approx(np.zeros(len(x)), abs=0.1)
+    assert scaling([runs[0], runs[-1]], "m", "a", irreducible=False).curves[0].band == ()
 
 
 @pytest.mark.parametrize("exponent", [0.05, 0.15])
@@ -117,6 +132,12 @@ def test_isoflop_minima_grow_as_chinchillas_formula_says() -> None:
         found = [*isoflop_minima(runs)][-1]
         assert found.parameters == pytest.approx(best, rel=0.02)
         assert found.loss == pytest.approx(1.69 + 406.4 / best**0.34 + 410.7 / (flops / 6 / best) ** 0.28, rel=1e-3)
+        assert found.points == tuple((run.parameters, run.loss) for run in runs[-5:])
+        sizes, losses = np.array(found.parabola).T
+        measured = np.array(found.points)
+        fitted = np.polynomial.Polynomial.fit(np.log(measured[:, 0]), measured[:, 1], 2)
+        assert losses == pytest.approx(fitted(np.log(sizes)))
+        assert (sizes[0], sizes[-1]) == pytest.approx((0.7 * best, 1.4 * best))
     assert [round(found.train_flops / 1e18) for found in isoflop_minima(runs)] == [1, 10, 100]
 
 

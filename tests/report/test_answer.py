@@ -103,6 +103,8 @@ def test_the_largest_effect_of_a_design_is_the_answer() -> None:
         (Contrast("A", ("x.norm",), ("head", "none"), (0,)), Contrast("B", ("x.lr",), ("1", "2"), (1,))),
     )
     first, further = said(compare(runs(arms), NLL, [layout]))
-    assert first.startswith("Of 2 effects of the factors, the largest is that of norm (head → none): +0.400 [")
+    assert first.startswith(
+        "Of 2 effects of the factors, 2 are shown; the largest is that of norm (head → none): +0.400 ["
+    )
     assert "of 3 arms" not in first
     assert "a is worse than base" in further

@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 
 from lit_llm.analysis.front import front
 from lit_llm.analysis.paired import Difference, paired_difference
-from lit_llm.report.figures.differences import Crossed, Ladder, Named, forest, heat_map, slopes, verdict, waterfall
-from lit_llm.report.figures.fronts import front_figure, isoflop_figure, scaling_figure
+from lit_llm.report.figures.differences import Crossed, Ladder, Named, forest, heat_map, slopes, waterfall
+from lit_llm.report.figures.fronts import Profile, front_figure, isoflop_figure, scaling_figure
 from lit_llm.report.figures.lines import Line, Panel, line_figure, over_seeds, single
-from lit_llm.report.figures.style import BLUE, GREY, VERMILLION, looks, save, short
+from lit_llm.report.figures.style import BLUE, GREEN, GREY, VERMILLION, looks, save, short
 
 LONG = [f"encoder_decoder/attention.output_norm=none/optimizer.lr={i}e-{i % 4}" for i in range(24)]
 """As many arms as a figure has lines for, with names longer than a legend's column."""
@@ -37,13 +37,17 @@ def a_front(names: list[str]) -> Figure:
 
 
 def a_forest(names: list[str]) -> Figure:
-    rows = [Named(name, difference(0.05 * (i - 3))) for i, name in enumerate(names)]
-    return forest("differences", {"output_norm": rows[:3], "lr": rows[3:]}, "difference, nats", "lower")
+    verdicts = itertools.cycle(["better", "worse", "not enough seeds", "no difference larger than 0.02"])
+    rows = [
+        Named(name, difference(0.05 * (i - 3)), said)
+        for i, (name, said) in enumerate(zip(names, verdicts, strict=False))
+    ]
+    return forest("differences", {"output_norm": rows[:3], "lr": rows[3:]}, "difference, nats")
 
 
 def a_ladder(names: list[str]) -> Figure:
-    rungs = tuple(Named(name, difference(0.2 * (-1) ** i)) for i, name in enumerate(names[1:]))
-    return waterfall("rung by rung", [Ladder(names[0], 5.0, rungs)], "nats per token", "lower")
+    rungs = tuple(Named(name, difference(0.2 * (-1) ** i), "worse") for i, name in enumerate(names[1:]))
+    return waterfall("rung by rung", [Ladder(names[0], 5.0, rungs)], "nats per token")
 
 
 def a_map(names: list[str]) -> Figure:
@@ -66,13 +70,15 @@ def a_course(names: list[str]) -> Figure:
 
 def a_scaling(names: list[str]) -> Figure:
     curve = [(10.0**i, 4.0 - 0.1 * i) for i in range(15, 21)]
-    return scaling_figure("scaling", dict.fromkeys(names, curve), dict.fromkeys(names, curve), "FLOPs", "nats")
+    law = {name: Line([x for x, _ in curve], [y for _, y in curve]) for name in names}
+    return scaling_figure(
+        "scaling", dict.fromkeys(["FLOPs", "tokens"], dict.fromkeys(names, curve)), {"FLOPs": law}, "nats"
+    )
 
 
 def an_isoflop(names: list[str]) -> Figure:
     curve = [(10.0**i, 3.0 + (i - 7) ** 2) for i in range(5, 10)]
-    every = dict.fromkeys(names, curve)
-    return isoflop_figure("isoFLOP", every, every, dict.fromkeys(names, (1e7, 3.0)))
+    return isoflop_figure("isoFLOP", {"decoder": [Profile(name, curve, curve, (1e7, 3.0)) for name in names]})
 
 
 EVERY = [a_front, a_forest, a_ladder, a_map, a_turn, a_course, a_scaling, an_isoflop]
@@ -125,7 +131,7 @@ def test_a_forest_shows_every_interval_from_end_to_end() -> None:
     arm, baseline = {0: 5.1, 1: 5.3, 2: 5.0}, {0: 5.0, 1: 5.1, 2: 5.0}
     found = paired_difference(arm, baseline)
     assert found is not None
-    (axes,) = forest("t", {"": [Named("red", found)]}, "nats", "lower").axes
+    (axes,) = forest("t", {"": [Named("red", found, "undecided")]}, "nats").axes
     _, bar, mark = axes.lines  # the first is zero
     deltas = [0.1, 0.2, 0.0]
     half = 4.302653 * statistics.stdev(deltas) / math.sqrt(3)  # t of 2 degrees of freedom, from a table
@@ -134,38 +140,46 @@ def test_a_forest_shows_every_interval_from_end_to_end() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mean", "half", "better", "said", "colour"),
+    ("said", "mean", "colour", "marker"),
     [
-        (-0.2, 0.1, "lower", "better", BLUE),
-        (-0.2, 0.1, "higher", "worse", VERMILLION),
-        (0.2, 0.1, "lower", "worse", VERMILLION),
-        (0.2, 0.1, None, "differs", "#000000"),
-        (0.1, 0.1, "lower", "undecided", GREY),
-        (0.1, None, "lower", "one seed", GREY),
+        ("better", -0.2, BLUE, "v"),
+        ("better", 0.2, BLUE, "^"),
+        ("worse", 0.2, VERMILLION, "^"),
+        ("lower", -0.2, "#000000", "v"),
+        ("no difference larger than 0.3", -0.2, GREEN, "s"),
+        ("undecided", -0.2, GREY, "o"),
+        ("not enough seeds", -0.2, GREY, "o"),
     ],
 )
-def test_the_marker_is_the_verdict(mean: float, half: float | None, better: Any, said: str, colour: str) -> None:
-    found = difference(mean, half)
-    assert verdict(found, better) == said
-    mark = forest("t", {"": [Named("red", found)]}, "nats", better).axes[0].lines[-1]
-    assert to_hex(mark.get_color()) == colour
-    assert (to_hex(mark.get_markerfacecolor()) == "#ffffff") == (said == "undecided")
+def test_the_marker_is_the_verdict_of_the_analysis_whatever_the_interval(
+    said: str, mean: float, colour: str, marker: str
+) -> None:
+    """After Holm's correction an interval can exclude 0 where nothing is decided: the words are the tables'."""
+    row = Named("red", difference(mean, 0.1), said)
+    mark = forest("t", {"": [row]}, "nats").axes[0].lines[-1]
+    assert (to_hex(mark.get_color()), mark.get_marker()) == (colour, marker)
+    assert (to_hex(mark.get_markerfacecolor()) == "#ffffff") == (colour == GREY)
+    for drawn in (forest("t", {"": [row]}, "nats"), waterfall("t", [Ladder("dec", 5.0, (row,))], "nats")):
+        assert [entry.get_text() for entry in drawn.legends[0].get_texts()] == [said]
+    (bar,) = waterfall("t", [Ladder("dec", 5.0, (row,))], "nats").axes[0].patches
+    assert to_hex(bar.get_edgecolor()) == colour
 
 
 def test_each_rung_begins_where_the_one_before_it_ends() -> None:
-    ladder = Ladder("dec", 5.0, (Named("prefix", difference(0.2)), Named("red", difference(-0.5))))
-    (axes,) = waterfall("t", [ladder], "nats", "lower").axes
+    ladder = Ladder("dec", 5.0, (Named("prefix", difference(0.2), "worse"), Named("red", difference(-0.5), "better")))
+    (axes,) = waterfall("t", [ladder], "nats").axes
     bars = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in axes.patches]
     assert bars == [(5.0, pytest.approx(5.2)), (pytest.approx(5.2), pytest.approx(4.7))]
     intervals = [line.get_xdata() for line in axes.lines if line.get_linewidth() == 0.9]
     assert [list(ends) for ends in intervals] == [pytest.approx([5.1, 5.3]), pytest.approx([4.6, 4.8])]
 
 
-def test_a_field_of_the_map_says_its_mean_and_what_diverged() -> None:
-    crossed = Crossed("a", "b", ("1", "2"), ("x", "y"), ((4.0, None), (4.5, 5.0)), ((0, 2), (1, 0)))
+def test_a_field_of_the_map_says_its_mean_its_verdict_and_what_diverged() -> None:
+    signs = (("", ""), ("▼", "■"))
+    crossed = Crossed("a", "b", ("1", "2"), ("x", "y"), ((4.0, None), (4.5, 5.0)), ((0, 2), (1, 0)), signs)
     axes = heat_map("t", [crossed], "nats").axes[0]
     told = {(text.get_position()): text.get_text() for text in axes.texts}
-    assert told == {(0, 0): "4.000", (1, 0): "†2", (0, 1): "4.500\n†1", (1, 1): "5.000"}
+    assert told == {(0, 0): "4.000", (1, 0): "†2", (0, 1): "4.500 ▼\n†1", (1, 1): "5.000 ■"}
     assert axes.images[0].get_array().tolist() == [[4.0, None], [4.5, 5.0]]
 
 
@@ -187,7 +201,7 @@ def test_before_and_after_stand_at_the_ends_of_a_line() -> None:
 
 def test_points_and_fits_keep_their_values_and_the_optimum_is_starred() -> None:
     points, curve = [(1e6, 3.5), (1e8, 3.2)], [(1e6, 3.4), (1e7, 3.1), (1e8, 3.3)]
-    axes = isoflop_figure("t", {"1e18": points}, {"1e18": curve}, {"1e18": (1e7, 3.1)}).axes[0]
+    axes = isoflop_figure("t", {"decoder": [Profile("1e18", points, curve, (1e7, 3.1))]}).axes[0]
     fitted, measured, optimum = (list(zip(line.get_xdata(), line.get_ydata(), strict=True)) for line in axes.lines)
     assert (fitted, measured, optimum) == (curve, points, [(1e7, 3.1)])
     assert axes.lines[-1].get_marker() == "*"

@@ -12,13 +12,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 from typer.testing import CliRunner
 
 from lit_llm.ablation.arms import Ablation, load_study
 from lit_llm.ablation.run import Watcher, run_study
 from lit_llm.ablation.runs import Run, comparison_of, runs_of
+from lit_llm.analysis.comparison import Comparison, RunResult, compare
+from lit_llm.analysis.scaling import ScalingRun, scaling
 from lit_llm.cli import app
+from lit_llm.report.figures import from_scaling
 from lit_llm.report.figures.courses import places, read_course
+from lit_llm.report.figures.from_comparison import forests
+from lit_llm.report.figures.shown import Shown
 from lit_llm.report.figures.study import Drawn, figures_of
 from lit_llm.tracking.address import default_tracking
 from lit_llm.tracking.store import Store
@@ -181,6 +187,94 @@ def test_every_field_of_the_factors_is_the_mean_of_its_arm(study: Path, finished
             assert axes.images[0].get_array()[i, j] == pytest.approx(mean)
 
 
+def judged_so(correction: str, tmp_path: Path) -> tuple[Drawn, Comparison]:
+    """The forest of four arms whose differences have p of 0.03, 0.04, 0.2 and 0.0001 when they are taken alone."""
+    t = {"a": (0.03, 1), "b": (0.04, -1), "c": (0.2, 1), "d": (0.0001, -1)}
+    arms = "".join(f"  {arm}: {{model: {{d_model: {64 + 32 * n}}}}}\n" for n, arm in enumerate(t, 1))
+    path = tmp_path / f"{correction}.yaml"
+    path.write_text(
+        f"study: s\nquestion: q\nextends: redllm-tiny\narms:\n  red: {{}}\n{arms}seeds: [0, 1, 2]\n"
+        f"compare: {{correction: {correction}}}\n"
+    )
+    ablation, values = load_study(path), {"red": [3.0, 3.5, 4.0]}
+    for number, (arm, (p, side)) in enumerate(t.items()):
+        scatter = np.roll([-0.1, 0.0, 0.1], number)
+        mean = side * float(stats.t.isf(p / 2, 2)) * statistics.stdev(scatter) / math.sqrt(3)
+        values[arm] = [luck + mean + x for luck, x in zip(values["red"], scatter, strict=True)]
+    values["a"].append(3.0)  # a seed that the others lack: nothing is pooled
+    results = [
+        RunResult(arm, "red", seed, "done", {"metrics": {"val/target_nll": value}, "parameters": 1, "flops": 1.0})
+        for arm, seeds in values.items()
+        for seed, value in enumerate(seeds)
+    ]
+    found = compare(results, "val/target_nll", correction=ablation.study.compare.correction)
+    return next(forests(Shown(ablation, [], found))), found
+
+
+@pytest.mark.parametrize(
+    ("correction", "verdicts", "caption"),
+    [
+        (
+            "none",
+            ["worse", "better", "undecided", "better"],
+            "each alone, n = 3 seeds; markers: the verdict, by p, not",
+        ),
+        (
+            "holm",
+            [*3 * ["undecided"], "better"],
+            "each alone, n = 3 seeds; markers: the verdict, by p after Holm over 4",
+        ),
+        ("fdr_bh", [*3 * ["undecided"], "better"], "by p after Benjamini and Hochberg over 4"),
+        ("dunnett", [*3 * ["undecided"], "better"], "Dunnett's, which hold all at once; where nothing is pooled, Bonf"),
+    ],
+)
+def test_the_forest_and_the_table_have_one_verdict(
+    correction: str, verdicts: list[str], caption: str, tmp_path: Path
+) -> None:
+    """By the p that is corrected: Holm's is 4 × 0.0001, 3 × 0.03; Benjamini's and Hochberg's 4 × 0.0001 and 0.04 × 4/3.
+    Two of the intervals that stand alone exclude 0 all the same, and the caption says which they are."""
+    drawn, found = judged_so(correction, tmp_path)
+    assert [row.verdict for row in found.rows[1:]] == verdicts
+    (axes,) = drawn.figure.axes
+    marks = [line for line in axes.lines if line.get_marker() not in ("None", None, "")]
+    shapes = {"worse": "^", "better": "v", "undecided": "o"}
+    assert [mark.get_marker() for mark in marks] == [shapes[verdict] for verdict in verdicts]
+    assert {entry.get_text() for entry in drawn.figure.legends[0].get_texts()} == set(verdicts)
+    assert caption in drawn.caption
+    excluding = [row.arm for row in found.rows if (d := row.difference) and d.low and d.high and d.low * d.high > 0]
+    assert excluding == (["d"] if correction == "dunnett" else ["a", "b", "d"])
+
+
+def test_scaling_shows_every_run_the_law_and_the_best_sizes(tmp_path: Path) -> None:
+    """Of Chinchilla's formula, three sizes at three budgets in two families, with a little noise."""
+    ablation, random = load_study(Path(__file__).parents[2] / "ablations" / "scaling.yaml"), np.random.default_rng(9)
+    runs = []
+    for family in ("decoder", "encoder_decoder"):
+        for flops in (1e18, 1e19, 1e20):
+            best = (0.34 * 406.4 / (0.28 * 410.7)) ** (1 / 0.62) * (flops / 6) ** (0.28 / 0.62)
+            for size in best * np.array([0.5, 1.0, 2.0]):
+                loss = 1.69 + 406.4 / size**0.34 + 410.7 / (flops / 6 / size) ** 0.28 + random.normal(0, 1e-4)
+                runs.append(ScalingRun(family, flops, float(size), float(flops / 6 / size), float(loss)))
+    found = scaling(runs, "val/target_nll", "decoder", irreducible=False, resamples=40)
+    shown = Shown(ablation, [], Comparison("val/target_nll", (), (), scaling=found))
+    law, profiles = from_scaling.scaling(shown)
+    assert [axes.get_xlabel() for axes in law.figure.axes] == ["training FLOPs", "parameters", "tokens read"]
+    for axes, x in zip(law.figure.axes, ("train_flops", "parameters", "tokens"), strict=True):
+        marks = [line for line in axes.lines if line.get_linestyle() == "None"]
+        for family, line in zip(("decoder", "encoder_decoder"), marks, strict=True):
+            own = [(getattr(run, x), run.loss) for run in runs if run.group == family]
+            assert list(zip(line.get_xdata(), line.get_ydata(), strict=True)) == own
+        assert len(axes.collections) == (2 if x == "train_flops" else 0)  # the bands
+    fitted = np.polyfit(np.log([run.train_flops for run in runs[:9]]), np.log([run.loss for run in runs[:9]]), 1)
+    x, y = curve(law.figure.axes[0]).T
+    assert np.log(y) == pytest.approx(np.polyval(fitted, np.log(x)))
+    assert [axes.get_title("left") for axes in profiles.figure.axes] == ["decoder", "encoder_decoder"]
+    stars = [line for line in profiles.figure.axes[0].lines if line.get_marker() == "*"]
+    assert [star.get_xdata()[0] for star in stars] == pytest.approx([run.parameters for run in runs[1:9:3]], rel=0.05)
+    names = [entry.get_text() for entry in profiles.figure.legends[0].get_texts()]
+    assert names == ["1E training FLOPs", "10E training FLOPs", "100E training FLOPs"]
+
+
 def test_what_is_not_finished_is_drawn_as_far_as_it_is(study: Path, finished: Store, tmp_path: Path) -> None:
     """A seed without a result is a line of its own, in no mean."""
     store = Store(shutil.copytree(finished.root, tmp_path / "store"))
@@ -253,11 +347,11 @@ def test_a_long_course_is_thinned_and_keeps_its_ends_and_its_validations(tmp_pat
     course = read_course(file)
     assert (course[0]["step"], course[-1]["step"]) == (1, 5001)
     loss = places(course, "train/loss", "tokens")
-    assert len(loss) <= 500
+    assert len(loss) <= 200
     assert loss[1] == (32.0, 1.0)
     assert 5001 not in loss  # null: it was not finite
     gaps = [b - a for a, b in zip(loss, list(loss)[1:], strict=False)]
-    assert max(gaps) <= 2 * math.ceil(5001 / 500)
+    assert max(gaps) <= 2 * math.ceil(5001 / 200)
     validated = {step: (step - 1.0, float(step)) for step in range(7, 5001, 1000)}
     assert places(course, "val/target_nll", "seconds") == validated
     assert read_course(tmp_path / "none.jsonl") == []

@@ -10,8 +10,8 @@ from typing import Any
 
 from lit_llm.report.figures.lines import Places
 
-POINTS = 500
-"""Points of a curve at most: at 300 dpi more than the width of a panel can tell apart."""
+POINTS = 200
+"""Points of a curve at most: more than the width of a panel can tell apart."""
 
 AXES = {
     "steps": "optimiser steps",

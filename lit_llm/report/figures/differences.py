@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from lit_llm.analysis.paired import Difference
 from lit_llm.report import text
 from lit_llm.report.figures.style import (
     BLACK,
     BLUE,
+    GREEN,
     GREY,
     PAGE,
     PANEL,
@@ -29,41 +30,53 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Verdict = Literal["better", "worse", "differs", "undecided", "one seed"]
-VERDICTS: dict[Verdict, tuple[str, str, bool]] = {
-    "better": (BLUE, "v", True),
-    "worse": (VERMILLION, "^", True),
-    "differs": (BLACK, "D", True),
-    "undecided": (GREY, "o", False),
-    "one seed": (GREY, "x", True),
+VERDICTS: dict[str, tuple[str, bool]] = {
+    "better": (BLUE, True),
+    "worse": (VERMILLION, True),
+    "lower": (BLACK, True),
+    "higher": (BLACK, True),
+    "undecided": (GREY, False),
+    "not enough seeds": (GREY, False),
 }
-"""(colour, marker, whether it is filled) of each."""
-MEANINGS: dict[Verdict, str] = {
-    "better": "better: the interval excludes 0",
-    "worse": "worse: the interval excludes 0",
-    "differs": "differs: the interval excludes 0",
-    "undecided": "the interval holds 0",
-    "one seed": "one seed: no interval",
-}
-
-
-def verdict(difference: Difference, better: Literal["lower", "higher"] | None) -> Verdict:
-    """What an interval says; `differs` where neither way is better."""
-    if difference.low is None or difference.high is None:
-        return "one seed"
-    if difference.low <= 0 <= difference.high:
-        return "undecided"
-    if better is None:
-        return "differs"
-    return "better" if (difference.mean < 0) == (better == "lower") else "worse"
+"""(colour, whether it is filled) of what the analysis says."""
+OF_NO_MATTER = (GREEN, True)
+"""Of `no difference larger than 0.02`."""
 
 
 @dataclass(frozen=True)
 class Named:
-    """A difference with its name."""
+    """A difference with its name, and with what the analysis says of it."""
 
     name: str
     difference: Difference
+    verdict: str
+
+    @property
+    def marker(self) -> str:
+        """Points to the side on which it was found to lie; round where nothing was found."""
+        if self.verdict in ("undecided", "not enough seeds"):
+            return "o"
+        return "s" if self.verdict not in VERDICTS else "v" if self.difference.mean < 0 else "^"
+
+    @property
+    def sign(self) -> str:
+        """The marker as a letter; empty where nothing was found."""
+        return {"v": "▼", "^": "▲", "s": "■", "o": ""}[self.marker]
+
+    @property
+    def look(self) -> tuple[str, str]:
+        """(colour, colour of its face)."""
+        colour, filled = VERDICTS.get(self.verdict, OF_NO_MATTER)
+        return colour, colour if filled else "white"
+
+
+def _one_of_each(rows: Iterable[Named]) -> dict[str, Named]:
+    """{verdict: the first row that has it}, in the order of VERDICTS."""
+    found: dict[str, Named] = {}
+    for row in rows:
+        found.setdefault(row.verdict, row)
+    order = list(VERDICTS)
+    return dict(sorted(found.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
 
 
 @styled
@@ -71,22 +84,20 @@ def forest(
     title: str,
     groups: Mapping[str, Sequence[Named]],
     xlabel: str,
-    better: Literal["lower", "higher"] | None,
     ylabel: str = "arm",
 ) -> Figure:
     """Differences with their intervals, one below the other, group by group; the marker is the verdict."""
     count = sum(map(len, groups.values())) + sum(name != "" for name in groups)
-    used = [v for v in VERDICTS if any(verdict(n.difference, better) == v for rows in groups.values() for n in rows)]
+    used = _one_of_each(row for rows in groups.values() for row in rows)
     wide = max(len(row.name) for rows in groups.values() for row in rows) > 40
-    names = [MEANINGS[found] for found in used]
-    figure, (axes,) = panels(title, 1, max(0.9, 0.45 + ROW * count), named=names, wide=wide)
+    figure, (axes,) = panels(title, 1, max(0.9, 0.45 + ROW * count), named=used, wide=wide)
     axes.axvline(0, color=BLACK, linewidth=0.7)
     labels: list[tuple[str, bool]] = []
     for group, rows in groups.items():
         if group:
             labels.append((group, True))
         for row in rows:
-            _interval(axes, row.difference, len(labels), better)
+            _interval(axes, row, len(labels))
             labels.append((row.name, False))
     axes.set_yticks(range(len(labels)), [short(name) for name, _ in labels])
     for tick, (_, heading) in zip(axes.get_yticklabels(), labels, strict=True):
@@ -97,24 +108,22 @@ def forest(
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     scale(axes, "x", [], False)
-    legend(figure, {MEANINGS[v]: _marker(v) for v in used})
+    legend(figure, {verdict: _marker(row) for verdict, row in used.items()})
     return figure
 
 
-def _interval(axes: Axes, difference: Difference, at: float, better: Literal["lower", "higher"] | None) -> None:
-    colour, marker, filled = VERDICTS[verdict(difference, better)]
-    if difference.low is not None and difference.high is not None:
-        axes.plot([difference.low, difference.high], [at, at], color=colour, linewidth=1.1)
-    face = colour if filled else "white"
-    axes.plot([difference.mean], [at], color=colour, marker=marker, markerfacecolor=face, markersize=4.2)
+def _interval(axes: Axes, row: Named, at: float) -> None:
+    d, (colour, face) = row.difference, row.look
+    if d.low is not None and d.high is not None:
+        axes.plot([d.low, d.high], [at, at], color=colour, linewidth=1.1)
+    axes.plot([d.mean], [at], color=colour, marker=row.marker, markerfacecolor=face, markersize=4.2)
 
 
-def _marker(found: Verdict) -> Any:
+def _marker(row: Named) -> Any:
     from matplotlib.lines import Line2D
 
-    colour, marker, filled = VERDICTS[found]
-    face = colour if filled else "white"
-    return Line2D([], [], color=colour, marker=marker, markerfacecolor=face, markersize=4.2, linewidth=1.1)
+    colour, face = row.look
+    return Line2D([], [], color=colour, marker=row.marker, markerfacecolor=face, markersize=4.2, linewidth=1.1)
 
 
 @dataclass(frozen=True)
@@ -136,20 +145,18 @@ class Ladder:
 
 
 @styled
-def waterfall(title: str, ladders: Sequence[Ladder], xlabel: str, better: Literal["lower", "higher"] | None) -> Figure:
+def waterfall(title: str, ladders: Sequence[Ladder], xlabel: str) -> Figure:
     """Each rung a bar from where the one before it ends, with the interval of its difference around its own end."""
     most = max(len(ladder.rungs) for ladder in ladders) + 1
-    used = [v for v in VERDICTS if any(verdict(r.difference, better) == v for one in ladders for r in one.rungs)]
-    names = [MEANINGS[found] for found in used]
-    figure, every = panels(title, len(ladders), 0.55 + 1.25 * ROW * most, columns=1, named=names)
+    used = _one_of_each(rung for one in ladders for rung in one.rungs)
+    figure, every = panels(title, len(ladders), 0.55 + 1.25 * ROW * most, columns=1, named=used)
     low, high = math.inf, -math.inf
     for axes, ladder in zip(every, ladders, strict=True):
         ends = ladder.ends
         axes.plot([ends[0], ends[0]], [-0.35, 1.35], color=BLACK, linewidth=1.1)
         for at, (rung, begin, end) in enumerate(zip(ladder.rungs, ends, ends[1:], strict=False), start=1):
-            found = verdict(rung.difference, better)
-            colour, _, filled = VERDICTS[found]
-            axes.barh(at, end - begin, 0.62, left=begin, color=colour if filled else "white", edgecolor=colour)
+            edge, face = rung.look
+            axes.barh(at, end - begin, 0.62, left=begin, color=face, edgecolor=edge)
             if at < len(ladder.rungs):
                 axes.plot([end, end], [at - 0.31, at + 1.31], color=GREY, linewidth=0.6)
             d = rung.difference
@@ -168,8 +175,8 @@ def waterfall(title: str, ladders: Sequence[Ladder], xlabel: str, better: Litera
     every[-1].set_xlabel(xlabel)
     from matplotlib.patches import Patch
 
-    bars = {v: VERDICTS[v] for v in used}
-    legend(figure, {MEANINGS[v]: Patch(facecolor=c if f else "white", edgecolor=c) for v, (c, _, f) in bars.items()})
+    looks_of = {verdict: rung.look for verdict, rung in used.items()}
+    legend(figure, {name: Patch(facecolor=face, edgecolor=edge) for name, (edge, face) in looks_of.items()})
     return figure
 
 
@@ -211,11 +218,14 @@ class Crossed:
     """One tuple for each level of `rows`."""
     lost: tuple[tuple[int, ...], ...]
     """Runs that diverged, likewise."""
+    signs: tuple[tuple[str, ...], ...] = ()
+    """▼, ▲ or ■, what is said of the arm that a field shows, likewise; empty where nothing is, or of several arms."""
 
 
 @styled
 def heat_map(title: str, crossed: Sequence[Crossed], metric: str) -> Figure:
-    """A field for each combination: its colour and its number are the mean, `†1` a run that diverged."""
+    """A field for each combination: its colour and its number are the mean, ▼ and ▲ the verdict, `†1` a run that
+    diverged."""
     cells = max(len(one.row_levels) for one in crossed)
     names = max((len(short(level, 24)) for one in crossed for level in one.column_levels), default=1)
     widest = max(len(one.column_levels) for one in crossed)
@@ -232,6 +242,8 @@ def heat_map(title: str, crossed: Sequence[Crossed], metric: str) -> Figure:
         for i, (row, lost) in enumerate(zip(one.means, one.lost, strict=True)):
             for j, (mean, diverged) in enumerate(zip(row, lost, strict=True)):
                 told = [text.value(mean)] * (mean is not None) + [f"†{diverged}"] * bool(diverged)
+                if one.signs and one.signs[i][j]:
+                    told[0] += f" {one.signs[i][j]}"
                 dark = mean is not None and mean < (low + high) / 2
                 colour = "white" if dark else "black"
                 axes.text(j, i, "\n".join(told) or "–", ha="center", va="center", color=colour, fontsize=6)

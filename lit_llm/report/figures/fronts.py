@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lit_llm.analysis.front import Front, better
@@ -74,28 +75,63 @@ Points = Sequence[tuple[float, float]]
 
 
 def scaling_figure(
-    title: str, points: Mapping[str, Points], fitted: Mapping[str, Points], xlabel: str, ylabel: str
+    title: str,
+    points: Mapping[str, Mapping[str, Points]],
+    fitted: Mapping[str, Mapping[str, Line]],
+    ylabel: str,
 ) -> Figure:
-    """Losses over a scale (FLOPs, tokens or parameters) of each family, and the curves that were fitted to them.
+    """Losses over a scale (FLOPs, tokens, parameters), a panel for each, and the curves that were fitted to them.
 
-    Both as (x, y), by the family's name; a family without a fit has its points alone.
+    Both by the panel's label below, then by the family's name; a family without a fit has its points alone.
     """
-    lines = {name: [Line([x for x, _ in curve], [y for _, y in curve])] for name, curve in fitted.items()}
-    return line_figure(title, [Panel("", xlabel, ylabel, lines, log="xy", points=points)], height=2.8)
+    panels = [
+        Panel(
+            "",
+            label,
+            ylabel,
+            {name: [line] for name, line in fitted.get(label, {}).items()},
+            log="xy",
+            points=families,
+        )
+        for label, families in points.items()
+    ]
+    return line_figure(title, panels, height=2.6)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Models of several sizes that spent the same FLOPs."""
+
+    budget: str
+    """Its name."""
+    points: Points
+    """(parameters, loss)"""
+    fitted: Points
+    optimum: tuple[float, float] | None = None
+    """The lowest point of the curve that was fitted, where it has one between the sizes."""
 
 
 def isoflop_figure(
     title: str,
-    budgets: Mapping[str, Points],
-    fitted: Mapping[str, Points],
-    optima: Mapping[str, tuple[float, float]],
+    profiles: Mapping[str, Sequence[Profile]],
     xlabel: str = "parameters",
     ylabel: str = "loss, nats per token",
 ) -> Figure:
-    """Losses over model size at equal training FLOPs: one profile for each budget, by its name, with the curve that was
-    fitted to it and that curve's lowest point (Hoffmann et al. 2022, arXiv 2203.15556, figure 3)."""
-    lines = {name: [Line([x for x, _ in curve], [y for _, y in curve])] for name, curve in fitted.items()}
-    figure = line_figure(title, [Panel("", xlabel, ylabel, lines, log="x", points=budgets)], height=2.8)
-    for x, y in optima.values():
-        figure.axes[0].plot([x], [y], color=BLACK, marker="*", markersize=7, linestyle="none", zorder=3)
+    """Losses over model size at equal training FLOPs: a panel for each family, a profile for each budget, a star at its
+    optimum (Hoffmann et al. 2022, arXiv 2203.15556, figure 3)."""
+    panels = [
+        Panel(
+            name,
+            xlabel,
+            ylabel,
+            {one.budget: [Line([x for x, _ in one.fitted], [y for _, y in one.fitted])] for one in found},
+            log="x",
+            points={one.budget: one.points for one in found},
+        )
+        for name, found in profiles.items()
+    ]
+    figure = line_figure(title, panels, height=2.6)
+    for axes, found in zip(figure.axes, profiles.values(), strict=True):
+        for x, y in (one.optimum for one in found if one.optimum):
+            axes.plot([x], [y], color=BLACK, marker="*", markersize=7, linestyle="none", zorder=3)
     return figure

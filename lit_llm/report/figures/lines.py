@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.report.figures.style import GREY, Look, legend, looks, panels, scale, styled
@@ -53,16 +52,17 @@ class Panel:
 
 def over_seeds(runs: Iterable[Places]) -> Line | None:
     """The mean of finished runs, with the lowest and the highest, at the places that all of them have."""
+    import numpy as np
+
     runs = [run for run in runs if run]
     common = sorted(set.intersection(*(set(run) for run in runs))) if runs else []
     if not common:
         return None
-    at = [[run[place] for run in runs] for place in common]
-    x = [statistics.fmean(x for x, _ in seeds) for seeds in at]
-    y = [statistics.fmean(y for _, y in seeds) for seeds in at]
+    x, y = np.array([[run[place] for place in common] for run in runs]).transpose(2, 0, 1)  # each runs x places
+    middle = Line(x.mean(axis=0).tolist(), y.mean(axis=0).tolist())
     if len(runs) == 1:
-        return Line(x, y)
-    return Line(x, y, [min(y for _, y in seeds) for seeds in at], [max(y for _, y in seeds) for seeds in at])
+        return middle
+    return replace(middle, low=y.min(axis=0).tolist(), high=y.max(axis=0).tolist())
 
 
 def single(run: Places, lost: bool = False) -> Line:

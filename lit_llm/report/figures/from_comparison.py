@@ -1,0 +1,257 @@
+"""Figures from the comparison: differences, effects, fronts, learning rates, ladders, before and after."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+
+from lit_llm.ablation.arms import Ablation, Arm
+from lit_llm.ablation.factors import short_names
+from lit_llm.ablation.runs import costs_of
+from lit_llm.analysis.comparison import Row
+from lit_llm.analysis.correction import Correction
+from lit_llm.analysis.effects import Effect
+from lit_llm.analysis.front import better, front
+from lit_llm.analysis.verdicts import stand_in
+from lit_llm.report.figures.differences import Crossed, Ladder, Named, forest, heat_map, slopes, waterfall
+from lit_llm.report.figures.fronts import front_figure
+from lit_llm.report.figures.lines import Line, Panel, line_figure
+from lit_llm.report.figures.shown import MOST_LINES, Drawn, Shown, seeds_of
+
+MOST_ROWS, MOST_MAPS, MOST_LADDERS = 60, 6, 4
+"""Rows of a forest, pairs of factors and ladders that are drawn: more could not be read."""
+INTERVAL = "bars: 95% intervals of the paired differences over seeds"
+
+
+def forests(study: Shown) -> Iterator[Drawn]:
+    """Every arm against its baseline, and the effects of a design's factors."""
+    arms = {arm.name: arm for arm in study.ablation.arms}
+    rows = [row for row in study.comparison.rows if row.difference is not None]
+    several = len({row.baseline for row in rows}) > 1
+    # The largest of too many, in the study's order.
+    largest = sorted(rows, key=lambda row: -abs(row.difference.mean if row.difference else 0.0))[:MOST_ROWS]
+    shown_arms, groups = {row.arm for row in largest}, dict[str, list[Named]]()
+    for row in rows:
+        if row.arm in shown_arms and row.difference is not None:
+            name = f"{row.arm} − {row.baseline}" if several else row.arm
+            named = Named(name, row.difference, row.verdict or "undecided")
+            groups.setdefault(_switched(study.ablation, arms[row.arm]), []).append(named)
+    if groups:
+        against = "" if several else f" from {rows[0].baseline}"
+        most = f"; the {MOST_ROWS} largest of {len(rows)}" if len(rows) > MOST_ROWS else ""
+        seeds = seeds_of([row.difference.seeds for row in largest if row.difference])
+        yield Drawn(
+            "differences",
+            f"Difference{against} in {study.metric}; {_intervals(study)}, {seeds}; {_markers(study, len(rows))}{most}.",
+            forest(
+                f"{study.metric}, difference{against or ' from the baselines'}",
+                groups,
+                f"difference in {study.metric}",
+            ),
+        )
+    found = {group.group: _effect_rows(group.rows) for group in study.comparison.effects}
+    if any(found.values()):
+        shown = {name if len(found) > 1 else "": rows[:MOST_ROWS] for name, rows in found.items() if rows}
+        seeds = seeds_of([len(group.seeds) for group in study.comparison.effects])
+        alone = stand_in(study.comparison.correction)
+        yield Drawn(
+            "effects",
+            f"Effects of the factors on {study.metric}: the mean over all arms at the second level less that at the "
+            f"first; interactions: half the difference of differences; bars: 95% intervals, each alone, {seeds} of "
+            f"which every arm has a value; {_markers(study, sum(map(len, found.values())), alone)}.",
+            forest("effects of the factors", shown, f"effect on {study.metric}", "effect"),
+        )
+
+
+def _intervals(study: Shown) -> str:
+    """Which intervals the bars are: of corrections only Dunnett's has its own."""
+    bars = "bars: 95% intervals of the paired differences over seeds"
+    if study.ablation.study.more_seeds is not None:
+        return f"{bars}, which hold for looking after each round of seeds"
+    if study.comparison.correction != "dunnett":
+        return f"{bars}, each alone"
+    known = [row.difference for row in study.comparison.rows if row.difference and row.difference.low is not None]
+    return f"{bars}, Dunnett's, which hold all at once" + (
+        "" if all(d.pooled for d in known) else "; where nothing is pooled, Bonferroni's"
+    )
+
+
+PROCEDURES: dict[Correction, str] = {"holm": "Holm", "fdr_bh": "Benjamini and Hochberg", "dunnett": "Dunnett"}
+
+
+def _markers(study: Shown, count: int, correction: Correction | None = None, of: str = "markers") -> str:
+    """What decides the verdicts that the markers show. correction: the study's when None."""
+    used = correction or study.comparison.correction
+    p = "p, not corrected for their number" if used == "none" else f"p after {PROCEDURES[used]} over {count}"
+    margin = study.comparison.margin
+    return f"{of}: the verdict, by {p}" + (f" and the margin of {margin:g}" if margin is not None else "")
+
+
+def _switched(ablation: Ablation, arm: Arm) -> str:
+    """The factors in which an arm is not at its baseline's level."""
+    baseline, short = ablation.arm(arm.baseline), short_names(list(ablation.factors))
+    return " × ".join(short[n] for n, label in arm.levels.items() if baseline.levels.get(n, label) != label)
+
+
+def _effect_rows(rows: Sequence[Effect]) -> list[Named]:
+    short = short_names(list(dict.fromkeys(name for row in rows for name in row.factors)))
+    return [
+        Named(
+            " × ".join(short[name] for name in row.factors) + (f": {' → '.join(row.levels)}" if row.levels else ""),
+            row.effect,
+            row.verdict or "undecided",
+        )
+        for row in rows
+        if row.effect is not None
+    ]
+
+
+def heat_maps(study: Shown) -> Iterator[Drawn]:
+    """Each pair of crossed factors; the named arms are a factor, too."""
+    grid = study.ablation.study.grid
+    if grid is None or grid.design not in ("factorial", "fractional_factorial"):
+        return
+    crossed = [arm for arm in study.ablation.arms if arm.levels]
+    short = short_names(list(study.ablation.factors))
+    levels: dict[str, dict[str, str]] = {}
+    """{factor: {arm: level}}"""
+    if len({arm.group for arm in crossed}) > 1:
+        levels["arm"] = {arm.name: arm.group for arm in crossed}
+    for name in study.ablation.factors:
+        levels[short[name]] = {arm.name: arm.levels[name] for arm in crossed}
+    names = list(levels)
+    pairs = [(a, b) for at, a in enumerate(names) for b in names[at + 1 :]][:MOST_MAPS]
+    rows = {row.arm: row for row in study.comparison.rows}
+    if pairs and any(rows[arm.name].mean is not None for arm in crossed):
+        maps = [_crossed(*pair, levels, rows) for pair in pairs]
+        some = any(sign for one in maps for row in one.signs for sign in row)
+        signs = "; ▼ ▲: found to be lower or higher than its baseline, as in the table" * some
+        yield Drawn(
+            "factors",
+            f"{study.metric} by two factors: mean over the arms with both levels, each the mean over its seeds, "
+            f"{study.seeds}; †: runs that diverged, in no mean{signs}.",
+            heat_map(f"{study.metric} by two factors", maps, study.metric),
+        )
+
+
+def _crossed(down: str, across: str, levels: Mapping[str, Mapping[str, str]], rows: Mapping[str, Row]) -> Crossed:
+    every = [list(dict.fromkeys(levels[name].values())) for name in (down, across)]
+    cells = {(i, j): list[Row]() for i in every[0] for j in every[1]}
+    for arm in levels[down]:
+        cells[levels[down][arm], levels[across][arm]].append(rows[arm])
+
+    def mean(found: Sequence[Row]) -> float | None:
+        known = [row.mean for row in found if row.mean is not None]
+        return statistics.fmean(known) if known else None
+
+    def sign(found: Sequence[Row]) -> str:
+        row = found[0] if len(found) == 1 else None
+        return Named(row.arm, row.difference, row.verdict).sign if row and row.difference and row.verdict else ""
+
+    return Crossed(
+        down,
+        across,
+        tuple(every[0]),
+        tuple(every[1]),
+        tuple(tuple(mean(cells[i, j]) for j in every[1]) for i in every[0]),
+        tuple(tuple(sum(row.diverged for row in cells[i, j]) for j in every[1]) for i in every[0]),
+        tuple(tuple(sign(cells[i, j]) for j in every[1]) for i in every[0]),
+    )
+
+
+def fronts(study: Shown) -> Iterator[Drawn]:
+    """Against what training and inference cost and what the study asks for; a cost that all share says nothing."""
+    means = {row.arm: row.mean for row in study.comparison.rows if row.mean is not None}
+    if better(study.metric) is None or len(means) < 2:
+        return
+    costs = costs_of(arm for arm in study.ablation.arms if arm.name in means)
+    asked = study.ablation.study.compare.front
+    figures = dict.fromkeys([*([asked] if asked else []), "train_flops", "inference_flops", "kv_cache_bytes"])
+    shown = [
+        front(figure, study.metric, by_arm, means)
+        for figure in figures
+        if len(set((by_arm := {arm: costs[arm][figure] for arm in means}).values())) > 1
+    ]
+    if shown:
+        yield Drawn(
+            "front",
+            f"{study.metric} against cost; filled and joined: arms that no other beats in both; bars: standard "
+            f"deviation over seeds, {study.seeds}; costs are computed, not measured"
+            f"{study.chosen and '; grey: further arms'}.",
+            front_figure(
+                f"{study.metric} against cost",
+                shown,
+                {row.arm: row.deviation for row in study.comparison.rows},
+                [name for name in study.named() if name in means],
+            ),
+        )
+
+
+def rates(study: Shown) -> Iterator[Drawn]:
+    """Loss against learning rate of every group of arms that differ in nothing else."""
+    for number, found in enumerate(study.comparison.learning_rates):
+        lines, crosses = {}, {}
+        for row in found.rows[:MOST_LINES]:
+            cells = [cell for cell in row.cells if cell.losses]
+            values = [list(cell.losses.values()) for cell in cells]
+            x, y = [cell.lr for cell in cells], [statistics.fmean(losses) for losses in values]
+            lines[row.group] = [Line(x, y, list(map(min, values)), list(map(max, values)))]
+            crosses[row.group] = [cell.lr for cell in row.cells if cell.diverged]
+        seeds = seeds_of([len(cell.losses) for row in found.rows for cell in row.cells if cell.losses])
+        panel = Panel("", f"learning rate ({found.factor})", study.metric, lines, log="x", crosses=crosses)
+        yield Drawn(
+            "learning_rates" + f"_{number + 1}" * (len(study.comparison.learning_rates) > 1),
+            f"{study.metric} at the end, by learning rate; lines: mean over the seeds that did not diverge, {seeds}; "
+            "bands: from the lowest to the highest seed; × at the top: a seed diverged"
+            f"{f'; the first {MOST_LINES} of {len(found.rows)} groups' * (len(found.rows) > MOST_LINES)}.",
+            line_figure(f"{study.metric} by learning rate", [panel], height=2.8),
+        )
+
+
+def ladders(study: Shown) -> Iterator[Drawn]:
+    """Arms each compared with the one before it."""
+    rows = {row.arm: row for row in study.comparison.rows}
+    baselines = {row.baseline for row in rows.values() if row.arm != row.baseline}
+    compared = [row for row in rows.values() if row.difference is not None]
+    found = []
+    for end in rows.values():
+        path = [end]
+        while path[0].arm != path[0].baseline:
+            path.insert(0, rows[path[0].baseline])
+        if end.arm in baselines or len(path) < 3:
+            continue
+        rungs = [Named(row.arm, row.difference, row.verdict or "undecided") for row in path[1:] if row.difference]
+        if path[0].mean is not None and len(rungs) == len(path) - 1:
+            found.append(Ladder(path[0].arm, path[0].mean, tuple(rungs)))
+    if found:
+        seeds = seeds_of([rung.difference.seeds for ladder in found for rung in ladder.rungs])
+        yield Drawn(
+            "ladder",
+            f"{study.metric} rung by rung: each bar is the paired difference from the arm above it, begun where that "
+            f"one ends; black {_intervals(study)}, {seeds}; {_markers(study, len(compared), of='colours')}.",
+            waterfall(f"{study.metric}, switch by switch", found[:MOST_LADDERS], study.metric),
+        )
+
+
+def turn(study: Shown) -> Iterator[Drawn]:
+    """Before against after finetuning."""
+    found = study.comparison.before_after
+    pairs = {
+        row.arm: (row.difference_before, row.difference_after)
+        for row in (found.rows if found else ())
+        if row.difference_before is not None and row.difference_after is not None
+    }
+    if found and pairs:
+        named = [name for name in study.named() if name in pairs] or list(pairs)[:MOST_LINES]
+        seeds = seeds_of([d.seeds for pair in pairs.values() for d in pair])
+        rank = found.rank_correlation
+        told = "" if rank is None else f" Rank correlation of the arms (Spearman): {rank:+.2f}."
+        yield Drawn(
+            "before_after",
+            f"Difference from the baseline in {found.metric}, before and after finetuning; {INTERVAL}, {seeds}.{told}",
+            slopes(
+                f"{found.metric} before and after finetuning",
+                {name: pairs[name] for name in named},
+                f"difference in {found.metric}",
+            ),
+        )

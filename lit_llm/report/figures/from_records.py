@@ -1,0 +1,178 @@
+"""Figures from the records of evaluations, and from the configuration alone: what a generated token costs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lit_llm.ablation.runs import Step
+from lit_llm.experiment.cost import GENERATE, PROMPT, cost_of
+from lit_llm.models.cost import attended_keys
+from lit_llm.models.resolve import resolve_model
+from lit_llm.report.figures.courses import read_rows, thinned
+from lit_llm.report.figures.lines import Line, Panel, Places, line_figure, over_seeds
+from lit_llm.report.figures.shown import BAND, Drawn, Shown, merged
+
+
+def _evaluated(study: Shown, name: str, after: str) -> dict[str, list[Step]]:
+    """The finished stages of an evaluation, by arm."""
+    found = {
+        arm: [
+            step
+            for run in study.runs
+            if run.arm.name == arm
+            for step in run.steps
+            if (step.link.evaluation, step.link.after) == (name, after) and step.stage.result() is not None
+        ]
+        for arm in study.named()
+    }
+    shared = merged({arm: tuple(step.link.fingerprint for step in steps) for arm, steps in found.items() if steps})
+    return {label: found[first] for label, first in shared.items()}
+
+
+Curves = Mapping[Path, Mapping[Any, Places]]
+"""{folder of a stage: {what it is a curve of: its places}}"""
+
+
+def _over_seeds(stages: Mapping[str, Sequence[Step]], curves: Curves, key: Any) -> dict[str, list[Line]]:
+    """One curve of every arm that has it."""
+    lines = {
+        arm: over_seeds([curves[step.stage.folder].get(key, {}) for step in steps]) for arm, steps in stages.items()
+    }
+    return {arm: [line] for arm, line in lines.items() if line is not None}
+
+
+def extrapolation(study: Shown) -> Iterator[Drawn]:
+    """Loss beyond the training window."""
+    window = study.ablation.arms[0].experiment.pretrain.data.sequence_length
+    ylabel, end = "loss, nats per token", f"{BAND}, {study.seeds}{study.chosen}"
+    for after in ("pretrain", "finetune"):
+        stages = _evaluated(study, "extrapolation", after)
+        every = [step for steps in stages.values() for step in steps]
+        by_position = {step.stage.folder: _by_position(read_rows(step.stage.rows_file)) for step in every}
+        panels = [
+            Panel(
+                f"after {prefix} token{'s' if prefix > 1 else ''}",
+                "position of the target, tokens",
+                ylabel,
+                _over_seeds(stages, by_position, prefix),
+                verticals=[window],
+            )
+            for prefix in sorted({prefix for curves in by_position.values() for prefix in curves})
+        ]
+        if panels:
+            yield Drawn(
+                f"extrapolation_by_position_{after}",
+                "Loss of held-out tokens by their position, after a prefix of so many tokens; dotted: the training "
+                f"window of {window} tokens; {end}.",
+                line_figure("loss by position, beyond the training window", panels),
+            )
+        by_length = {step.stage.folder: _by_length(step) for step in every}
+        panels = [
+            Panel(
+                f"prefix: {prefix}",
+                "total length, training windows",
+                ylabel,
+                _over_seeds(stages, by_length, prefix),
+                log="x",
+                ticks=sorted({length for curves in by_length.values() for length in curves.get(prefix, {})}),
+            )
+            for prefix in dict.fromkeys(prefix for curves in by_length.values() for prefix in curves)
+        ]
+        if panels:
+            yield Drawn(
+                f"extrapolation_by_length_{after}",
+                f"Loss of the tokens in the last quarter of a window before a total length; {end}.",
+                line_figure("loss by total length", panels),
+            )
+
+
+def _by_position(rows: Iterable[Mapping[str, Any]]) -> dict[int, Places]:
+    """{prefix: {first position of a bucket: (its middle, nats per token of all sources)}}"""
+    sums: dict[int, dict[tuple[int, int], list[float]]] = {}
+    for row in rows:
+        both = sums.setdefault(row["prefix"], {}).setdefault((row["position"], row["length"]), [0.0, 0.0])
+        both[0], both[1] = both[0] + row["nats"], both[1] + row["tokens"]
+    return {
+        prefix: {first: ((first + end - 1) / 2, nats / tokens) for (first, end), (nats, tokens) in buckets.items()}
+        for prefix, buckets in sums.items()
+    }
+
+
+_LENGTH = re.compile(r"extrapolation/nll/prefix_(.+)/length_(\d+)x")
+
+
+def _by_length(step: Step) -> dict[str, Places]:
+    """{prefix: {windows: (windows, nats per token)}}"""
+    found: dict[str, dict[float, tuple[float, float]]] = {}
+    for name, value in (step.stage.result() or {}).get("metrics", {}).items():
+        if (match := _LENGTH.fullmatch(name)) and value is not None:
+            found.setdefault(match[1], {})[int(match[2])] = (float(match[2]), value)
+    return dict(found)
+
+
+LOOKED_AT = {
+    ("local_probability", "position"): ("position in the decoder, from 1", "weight on the nearest keys"),
+    ("encoder_local_probability", "position"): ("position in the encoder, from 1", "weight on the nearest keys"),
+    ("source_sensitivity", "step"): ("target token, from 1", "sensitivity to the source"),
+}
+
+
+def attention(study: Shown) -> Iterator[Drawn]:
+    """Where attention goes by position, and how the targets' dependence on the source fades."""
+    for after in ("pretrain", "finetune"):
+        stages = _evaluated(study, "attention", after)
+        every = [step for steps in stages.values() for step in steps]
+        curves = {step.stage.folder: _looked_at(read_rows(step.stage.rows_file)) for step in every}
+        panels = [
+            Panel("", xlabel, ylabel, lines, log="xy")
+            for key, (xlabel, ylabel) in LOOKED_AT.items()
+            if (lines := _over_seeds(stages, curves, key))
+        ]
+        if panels:
+            yield Drawn(
+                f"attention_{after}",
+                "Self-attention's weight on the nearest keys by position, over all layers and heads, and the norm of "
+                f"the derivative of a target's log-probability by the source's embeddings; {BAND}, {study.seeds}"
+                f"{study.chosen}.",
+                line_figure("where attention goes, by position", panels),
+            )
+
+
+def _looked_at(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Places]:
+    """{(measure, axis): {first place of a bucket: (its middle, value over all layers)}}"""
+    found: dict[tuple[str, str], dict[float, tuple[float, float]]] = {}
+    for row in rows:
+        if (key := (row["measure"], row["axis"])) in LOOKED_AT and row["layer"] is None:
+            first = row["first"] + (row["axis"] == "position")  # positions count from 0, steps from 1
+            found.setdefault(key, {})[first] = (first + (row["last"] - row["first"]) / 2, row["value"])
+    return dict(found)
+
+
+def inference(study: Shown) -> Iterator[Drawn]:
+    """Key-value bytes and attended length of each generated token; arms that agree in both share a line."""
+    numbers = thinned(range(GENERATE + 1), 101)
+    named = set(study.named())
+    bytes_of, keys_of = {}, {}
+    for arm in study.ablation.arms:
+        model = resolve_model(arm.experiment.model)
+        if arm.name in named and model.decoder:
+            cache = cost_of(arm.experiment).cache
+            bytes_of[arm.name] = tuple(float(cache.total(PROMPT, number)) for number in numbers)
+            keys_of[arm.name] = tuple(attended_keys(model, PROMPT, number) for number in numbers)
+    if not bytes_of:
+        return
+    shared = merged({name: (bytes_of[name], keys_of[name]) for name in bytes_of})
+    panels = [
+        Panel("", "tokens generated", label, {name: [Line(numbers, of[first])] for name, first in shared.items()})
+        for label, of in (("key-value cache, bytes", bytes_of), ("keys read by a token in a layer", keys_of))
+    ]
+    yield Drawn(
+        "inference",
+        f"Computed, for a prompt of {PROMPT} tokens: bytes of one sequence's key-value cache in the precision of the "
+        "training, and the keys that a generated token reads in a layer of the decoder, all of its attentions "
+        f"together, mean over the layers{study.chosen}.",
+        line_figure("cost of a generated token", panels),
+    )

@@ -1,0 +1,66 @@
+"""Figures of a scaling study: power laws, and profiles of equal training FLOPs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lit_llm.analysis.scaling import Curve, X
+from lit_llm.report import text
+from lit_llm.report.figures.fronts import Profile, isoflop_figure, scaling_figure
+from lit_llm.report.figures.lines import Line
+from lit_llm.report.figures.shown import MOST_LINES, Drawn, Shown
+
+SCALES: dict[X, str] = {"train_flops": "training FLOPs", "parameters": "parameters", "tokens": "tokens read"}
+
+
+def scaling(study: Shown) -> Iterator[Drawn]:
+    """Losses over training FLOPs, parameters and tokens, with the power law in one of them, and profiles of equal
+    FLOPs."""
+    found = study.comparison.scaling
+    if found is None or not found.runs:
+        return
+    groups = list(dict.fromkeys(run.group for run in found.runs))[:MOST_LINES]
+    ylabel = f"{found.metric}, nats per token"
+    points = {
+        label: {group: [(getattr(run, x), run.loss) for run in found.runs if run.group == group] for group in groups}
+        for x, label in SCALES.items()
+    }
+    curves = {curve.group: _curve(curve) for curve in found.curves if curve.group in groups}
+    law = "E + A x^-a" if found.irreducible else "A x^-a"
+    band = "; bands: where the law lies, 95%, by a bootstrap over the runs" * any(curve.band for curve in found.curves)
+    yield Drawn(
+        "scaling",
+        f"{found.metric} of every finished run ({len(found.runs)}) over training FLOPs, parameters and tokens; lines: "
+        f"the power law {law} in {SCALES[found.x]}, fitted to each group{band}.",
+        scaling_figure(f"{found.metric} against scale", points, {SCALES[found.x]: curves}, ylabel),
+    )
+    profiles = {
+        group: [
+            Profile(
+                # Of two digits, so that those of all families share a name.
+                f"{text.short(float(f'{iso.train_flops:.2g}'))} training FLOPs",
+                iso.points,
+                iso.parabola,
+                None if iso.parameters is None or iso.loss is None else (iso.parameters, iso.loss),
+            )
+            for iso in found.isoflops
+            if iso.group == group
+        ]
+        for group in dict.fromkeys(iso.group for iso in found.isoflops)
+    }
+    if profiles:
+        yield Drawn(
+            "isoflop",
+            f"{found.metric} by model size at equal training FLOPs (within a tenth); each mark is a run, lines: a "
+            "parabola in the logarithm of the parameters, stars: its lowest point, where it lies between the sizes.",
+            isoflop_figure(f"{found.metric} at equal training FLOPs", profiles, ylabel=ylabel),
+        )
+
+
+def _curve(curve: Curve) -> Line:
+    """The law within its data, with its band where it has one."""
+    steps = 21
+    ratio = (curve.high / curve.low) ** (1 / (steps - 1))
+    x = [at for at, _, _ in curve.band] or [curve.low * ratio**i for i in range(steps)]
+    low, high = ([each[end] for each in curve.band] for end in (1, 2))
+    return Line(x, [curve.law.at(at) for at in x], low, high)

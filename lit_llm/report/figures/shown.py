@@ -1,0 +1,90 @@
+"""What the figures of a study are drawn from, and what all their captions say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lit_llm.ablation.arms import Ablation
+from lit_llm.ablation.runs import Run, Step
+from lit_llm.analysis.comparison import Comparison
+from lit_llm.analysis.front import better
+from lit_llm.report.figures.courses import read_course
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_LINES = 24
+"""Arms in a figure of lines: more could not be read."""
+BAND = "lines: mean over the finished seeds; bands: from the lowest to the highest seed"
+
+
+class Drawn(NamedTuple):
+    """A figure with what a reader has to know beside it."""
+
+    name: str
+    """Of its files, without an ending."""
+    caption: str
+    figure: Figure
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is drawn from."""
+
+    ablation: Ablation
+    runs: Sequence[Run]
+    comparison: Comparison
+    read: dict[Path, list[dict[str, Any]]] = field(default_factory=dict)
+    """Courses that are read already: arms share stages."""
+
+    @property
+    def metric(self) -> str:
+        return self.comparison.metric
+
+    def named(self) -> list[str]:
+        """The arms that are drawn as lines: all, or the baselines and then the best; in the study's order."""
+        rows = self.comparison.rows
+        sign = -1.0 if better(self.metric) == "higher" else 1.0
+
+        def rank(at: int) -> tuple[bool, bool, float, int]:
+            row = rows[at]
+            return row.arm != row.baseline, row.mean is None, sign * (row.mean or 0.0), at
+
+        chosen = set(sorted(range(len(rows)), key=rank)[:MOST_LINES])
+        return [row.arm for at, row in enumerate(rows) if at in chosen]
+
+    def course(self, step: Step) -> list[dict[str, Any]]:
+        file = step.stage.metrics_file
+        if file not in self.read:
+            self.read[file] = read_course(file)
+        return self.read[file]
+
+    @property
+    def chosen(self) -> str:
+        """Said in a caption where not all arms are drawn."""
+        count = len(self.comparison.rows)
+        return f"; the baselines and the best of {count} arms" if count > MOST_LINES else ""
+
+    @property
+    def seeds(self) -> str:
+        """`n = 3 seeds`, or `n = 2 to 3 seeds`, of the arms that have any."""
+        return seeds_of([row.seeds for row in self.comparison.rows if row.seeds])
+
+
+def seeds_of(counts: Sequence[int]) -> str:
+    low, high = (min(counts), max(counts)) if counts else (0, 0)
+    return f"n = {low} seed{'' if low == 1 else 's'}" if low == high else f"n = {low} to {high} seeds"
+
+
+def merged(keys: Mapping[str, Any]) -> dict[str, str]:
+    """{label: the first of the arms that have the same key}."""
+    groups: dict[Any, list[str]] = {}
+    for name, key in keys.items():
+        groups.setdefault(key, []).append(name)
+    labels = {
+        key: " = ".join(names[:2]) + f" and {len(names) - 2} more" * (len(names) > 2) for key, names in groups.items()
+    }
+    return {labels[key]: names[0] for key, names in groups.items()}
