@@ -156,10 +156,10 @@ def sweep_report(file: str, override: list[str] | None, as_json: bool, store: St
     if not any(each.best for each in summaries):
         screen.print(f"Nothing is finished yet: `lit-llm sweep {file}` runs it.", style="yellow", highlight=False)
         return
-    from lit_llm.report.sweep_figures import write_figures
+    from lit_llm.report.sweep import write_sweep_report
 
-    for path in write_figures(search, trials, trials.folder / "figures"):
-        screen.print(f"{shown(path)}", style="dim", highlight=False, soft_wrap=True)
+    page = write_sweep_report(search, trials, found, summaries, store)
+    screen.print(f"\nreport: {shown(page)}", style="dim", highlight=False, soft_wrap=True)
     screen.print(
         f"optuna-dashboard {trials.address}   (pip install optuna-dashboard)",
         style="dim",

@@ -31,9 +31,11 @@ class Embedded:
     """At most, in CSS pixels."""
 
     @classmethod
-    def of(cls, name: str, caption: str, svg: Path, inches: float) -> Embedded:
-        held = base64.b64encode(svg.read_bytes()).decode()
-        return cls(name, caption, f"data:image/svg+xml;base64,{held}", round(inches * PIXELS_PER_INCH))
+    def of(cls, name: str, caption: str, file: Path, inches: float) -> Embedded:
+        """file: an .svg or a .png; inches: how wide it was drawn."""
+        kind = {".svg": "svg+xml", ".png": "png"}[file.suffix]
+        held = base64.b64encode(file.read_bytes()).decode()
+        return cls(name, caption, f"data:image/{kind};base64,{held}", round(inches * PIXELS_PER_INCH))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -41,6 +41,15 @@ class Part:
     """Columns of words; the others are numbers."""
     folded: str = ""
     """What a page says in place of the table until it is asked for; '' shows it."""
+
+
+FOLD = 40
+"""Rows from which on a page folds a table."""
+
+
+def folded(part: Part) -> Part:
+    """Closed at first, where it is long."""
+    return replace(part, folded=f"{len(part.rows):,} rows") if len(part.rows) > FOLD else part
 
 
 def without(

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import csv
 import io
-import shlex
 import shutil
 import time
 from collections import Counter
@@ -32,15 +31,15 @@ from lit_llm.report.answer import answer
 from lit_llm.report.comparison import comparison_parts
 from lit_llm.report.figures.study import Drawn, figures_of, write_figures
 from lit_llm.report.page import Code, Embedded, Page, Section, html
-from lit_llm.report.parts import Link, Part, in_csv, in_latex, in_markdown, without
+from lit_llm.report.parts import Link, Part, folded, in_csv, in_latex, in_markdown, without
 from lit_llm.report.tables import cache_note, costs_part, design_part, differences_part, generates, told
 from lit_llm.tracking.links import run_addresses
 from lit_llm.tracking.store import Stage, Store, write_text
 
 Seen = tuple[Run, RunResult]
 """A run with what the store knew of it when it was looked at: reading it takes several files."""
-FOLD, MOST_NAMED = 40, 6
-"""Rows from which on a table is folded; arms that a sentence names."""
+MOST_NAMED = 6
+"""Arms that a sentence names."""
 
 
 def write_report(plan: Plan, runs: Sequence[Run], comparison: Comparison, store: Store) -> list[Path]:
@@ -167,12 +166,8 @@ def _design(plan: Plan, comparison: Comparison) -> Section:
     measured = Part(costs.name, "what each arm costs", *without(empty, costs.head, costs.rows), costs.first)
     design = design_part(plan)
     several = [differences_part(plan)] * (len(plan.arms) > 1)
-    parts = [_folded(part) for part in ([design] if design else []) + [measured, *several]]
+    parts = [folded(part) for part in ([design] if design else []) + [measured, *several]]
     return Section("design", "Design, and what was controlled", texts, [*allowed, *findings, *nothing], parts)
-
-
-def _folded(part: Part) -> Part:
-    return replace(part, folded=f"{len(part.rows):,} rows") if len(part.rows) > FOLD else part
 
 
 def _runs(ablation: Ablation, seen: Sequence[Seen], comparison: Comparison, store: Store) -> Section:
@@ -190,14 +185,14 @@ def _runs(ablation: Ablation, seen: Sequence[Seen], comparison: Comparison, stor
         "stages are linked to the store that this file lies in",
         *["MLflow answers while `lit-llm ui` runs"] * bool(known),
     ]
-    every = _folded(Part("runs", "all runs", head, rows, len(head), tuple(notes), left=2))
+    every = folded(Part("runs", "all runs", head, rows, len(head), tuple(notes), left=2))
     parts = [Part("missing", "what did not end well", ["run", "state", "why", "log"], lost, 4, left=4)] * bool(lost)
     return Section("runs", "Runs", texts or ["All runs are done."], parts=[*parts, every])
 
 
 def _lacking(ablation: Ablation, seen: Sequence[Seen]) -> Iterator[str]:
     """What has not been run, and the command that would."""
-    command = shlex.join(_command("run", ablation))
+    command = text.command("run", ablation.source, ablation.overrides)
     pending = Counter(run.arm.name for run, result in seen if result.state == "pending")
     states = {result.state for _, result in seen}
     if count := pending.total():
@@ -235,20 +230,13 @@ ORIGIN = ("version", "code", "torch", "python", "device", "precision", "kernels"
 
 def _reproduce(ablation: Ablation, seen: Sequence[Seen]) -> Section:
     """Commands, the versions that the results are of, and the study's file."""
-    commands = [shlex.join(_command(name, ablation)) for name in ("plan", "run", "report")]
+    commands = [text.command(name, ablation.source, ablation.overrides) for name in ("plan", "run", "report")]
     parts = [Part("versions", "what the results are of", ["", "value"], list(_versions(ablation, seen)), 2, left=2)]
     codes = [Code("commands", "\n".join(commands))]
     source = Path(ablation.source)
     if source.is_file():
         codes.append(Code(f"{source.name}", source.read_text().rstrip()))
     return Section("reproduce", "Reproduce", parts=parts, codes=codes)
-
-
-def _command(name: str, ablation: Ablation) -> list[str]:
-    source = Path(ablation.source)
-    if source.is_absolute():
-        source = source.relative_to(Path.cwd()) if source.is_relative_to(Path.cwd()) else source
-    return ["lit-llm", name, str(source), *(word for override in ablation.overrides for word in ("-o", override))]
 
 
 def _versions(ablation: Ablation, seen: Sequence[Seen]) -> Iterator[list[str]]:
