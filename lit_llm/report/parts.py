@@ -69,20 +69,33 @@ def table_of(*columns: str, left: int = 1) -> Table:
 
 
 def in_terminal(part: Part, width: int) -> Iterator[RenderableType]:
-    """Heading, table and notes; two tables, one below the other, where one does not fit."""
+    """Heading, table and notes; where it is too wide, several tables, one below the other, each with the first column."""
     if part.title:
         yield Text(part.title, style="bold")
-    longest = [max(len(row[index]) for row in [part.head, *part.rows]) + 2 for index in range(len(part.head))]
-    fits = sum(longest) <= width or part.first >= len(part.head)
-    halves = [range(len(part.head))] if fits else [range(part.first), (0, *range(part.first, len(part.head)))]
-    for half, columns in enumerate(halves):
-        table = table_of(*(part.head[index] for index in columns), left=1 if half else part.left)
+    for at, columns in enumerate(_pieces(part, width)):
+        if at:
+            yield Text()
+        table = table_of(*(part.head[index] for index in columns), left=1 if at else part.left)
         for row in part.rows:
             table.add_row(*(row[index] for index in columns))
-        if half:
-            yield Text()
         yield table
     yield from (Text(f"· {note}", style="dim") for note in part.notes)
+
+
+def _pieces(part: Part, width: int) -> list[list[int]]:
+    """Which columns stand together: all, or those up to `first` and the others, each as far as there is room."""
+    longest = [max(len(row[index]) for row in [part.head, *part.rows]) + 2 for index in range(len(part.head))]
+    if sum(longest) <= width or part.first >= len(part.head):
+        return [[*range(len(part.head))]]
+    pieces = [[0]]
+    for index in range(1, len(part.head)):
+        full = len(pieces[-1]) > 1 and sum(longest[at] for at in (*pieces[-1], index)) > width
+        # Words are folded where they must be, numbers are not.
+        if index == part.first or (full and index >= part.left):
+            pieces.append([0, index])
+        else:
+            pieces[-1].append(index)
+    return pieces
 
 
 def in_markdown(part: Part) -> str:

@@ -1,4 +1,5 @@
-"""Figures of a sweep, drawn by Optuna, as PNG files: what was tried in which order, and what mattered."""
+"""Figures of a sweep: what was tried in which order and what mattered, drawn by Optuna, as PNG files; and what tuning
+changed."""
 
 from __future__ import annotations
 
@@ -8,9 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lit_llm.ablation.arms import load_study
+from lit_llm.ablation.runs import comparison_of, runs_of
+from lit_llm.report.figures.differences import End, slopes
+from lit_llm.report.figures.shown import labelled
+from lit_llm.report.figures.style import save, scale
 from lit_llm.report.sweeps import names_of
 from lit_llm.search.sweep import Search
 from lit_llm.search.trials import Trials
+from lit_llm.search.winners import tuned_name
 
 if TYPE_CHECKING:
     import optuna
@@ -31,8 +38,8 @@ CAPTIONS = {
 
 
 def write_figures(search: Search, trials: Trials, folder: Path) -> dict[Path, str]:
-    """`<arm>-history.png` and so on, for every arm with done trials; several goals have a front instead. Returns what
-    each shows."""
+    """`<arm>-history.png` and so on, for every arm with done trials; several goals have a front instead. `tuning.svg`,
+    where the winners have been run. Returns what each shows."""
     from matplotlib import rc_context
 
     written = {}
@@ -48,7 +55,42 @@ def write_figures(search: Search, trials: Trials, folder: Path) -> dict[Path, st
                 path = folder / f"{arm}-{name}.png"
                 if _save(draw, path, f"{search.name}, {arm}: {name}"):
                     written[path] = f"{arm}: {CAPTIONS[name.split('-')[0]]}."
-    return written
+    return _tuning(search, trials, folder) | written
+
+
+def _tuning(search: Search, trials: Trials, folder: Path) -> dict[Path, str]:
+    """`tuning.svg` and `.png`: each arm at its own setting and at its best, over the seeds that the search has not
+    seen; nothing before the study of the winners has a value of both."""
+    path = trials.folder / "winners.yaml"
+    if not path.exists():
+        return {}
+    winners = load_study(path)
+    rows = {row.arm: row for row in comparison_of(winners, runs_of(winners, trials.store)).rows}
+    arms = {}
+    for arm in search.spaces:
+        # Where no trial beat an arm's own setting, that is its best.
+        own, best = rows.get(arm), rows.get(tuned_name(search, arm), rows.get(arm))
+        if own is not None and best is not None and own.mean is not None and best.mean is not None:
+            arms[arm] = (_spread(own.mean, own.deviation), _spread(best.mean, best.deviation))
+    if not arms:
+        return {}
+    goal = search.sweep.optimize[0].metric
+    figure = slopes(
+        f"{search.name}: before and after tuning",
+        arms,
+        labelled(goal),
+        ("own setting", "tuned"),
+        f"bars: standard deviation over {len(winners.study.seeds)} seeds that the search has not seen",
+        from_zero=False,
+    )
+    caption = (
+        f"each arm at its own setting and at its best, mean over {len(winners.study.seeds)} seeds that the search has "
+    )
+    return {save(figure, folder / "tuning")[1]: f"{caption}not seen; bars: standard deviation."}
+
+
+def _spread(mean: float, deviation: float | None) -> End:
+    return End(mean, None if deviation is None else mean - deviation, None if deviation is None else mean + deviation)
 
 
 def _figures(search: Search, study: optuna.Study) -> Iterator[tuple[str, Draw]]:
@@ -121,6 +163,9 @@ def _save(draw: Draw, path: Path, title: str) -> bool:
     first = axes.flat[0] if hasattr(axes, "flat") else axes
     count = len(axes.flat) if hasattr(axes, "flat") else 1
     figure.set_size_inches(max(6.4, 2.4 * count), 3.8)
+    for each in figure.axes:
+        if each.get_xscale() == "log":
+            scale(each, "x", each.get_xlim(), True)  # Optuna's own ticks cover each other
     for place in ("left", "center"):
         first.set_title("", loc=place)
     figure.suptitle(title)

@@ -105,7 +105,7 @@ def two_parts(pair: TwoStudies) -> list[Part]:
 
 def _arms(pair: TwoStudies) -> Part:
     says = {agreement.arm: agreement for agreement in pair.agreements}
-    head = ["arm", *pair.names, *(f"difference in {name} [95%]" for name in pair.names), "changed by [95%]"]
+    head = ["arm", *pair.names, *(f"{name}, difference" for name in pair.names), "changed by"]
     rows = []
     for row in pair.arms.rows:
         agreement = says.get(row.arm)
@@ -123,7 +123,9 @@ def _arms(pair: TwoStudies) -> Part:
             ]
         )
     notes = [f"changed by: the difference in {pair.names[1]} less that in {pair.names[0]}, paired over common seeds"]
-    notes += ["shown by: in which study the arm is shown to be better or worse than its baseline"]
+    notes += [
+        "in brackets: 95% intervals; shown by: in which study the arm is shown to be better or worse than its baseline"
+    ]
     notes += [f"{', '.join(pair.baselines)}: compared with different arms, so only the means stand here"] * bool(
         pair.baselines
     )

@@ -58,7 +58,7 @@ class Trials:
 
         Raises InputError where the folder belongs to a study, or the trials are in another storage.
         """
-        self.search, self.folder, self.url = search, store.study(search.name), storage
+        self.search, self.store, self.folder, self.url = search, store, store.study(search.name), storage
         self.journal = self.folder / "optuna.journal"
         self._storage: BaseStorage | None = None
         self._studies: dict[str, optuna.Study] = {}

@@ -92,6 +92,14 @@ def _head(search: Search, trial: Trial) -> str:
     return f"# {trial.name} of the sweep {search.name}: {values}\n{setting}"
 
 
+def tuned_name(search: Search, arm: str) -> str:
+    """What an arm at its best is called in the study of the winners."""
+    name = f"{arm}_tuned"
+    while name in search.spaces:  # an arm of the sweep has that name
+        name += "_"
+    return name
+
+
 def winners_study(search: Search, summaries: Sequence[Summary], folder: Path) -> Path | None:
     """Write `winners.yaml`, a study of each arm at its own setting and at its best; None where there is none to run.
 
@@ -114,9 +122,7 @@ def winners_study(search: Search, summaries: Sequence[Summary], folder: Path) ->
         experiments[found.arm] = own
         tuned[found.arm] = found.arm
         if found.best is not None and found.best is not found.own:
-            name = f"{found.arm}_tuned"
-            while name in search.spaces:  # an arm of the sweep has that name
-                name += "_"
+            name = tuned_name(search, found.arm)
             tuned[found.arm] = name
             experiments[name] = search.experiment(found.arm, found.best.point)
             arms[name] = {"extends": f"best/{found.arm}.yaml"}

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from lit_llm.analysis.front import front
 from lit_llm.analysis.paired import Difference, paired_difference
-from lit_llm.report.figures.differences import Crossed, Ladder, Named, forest, heat_map, slopes, waterfall
+from lit_llm.report.figures.differences import Crossed, End, Ladder, Named, forest, heat_map, slopes, waterfall
 from lit_llm.report.figures.fronts import Profile, front_figure, isoflop_figure, scaling_figure
 from lit_llm.report.figures.lines import Line, Panel, line_figure, over_seeds, single
 from lit_llm.report.figures.style import BLUE, GREEN, GREY, VERMILLION, looks, save, short
@@ -58,8 +58,10 @@ def a_map(names: list[str]) -> Figure:
 
 
 def a_turn(names: list[str]) -> Figure:
-    pairs = {name: (difference(0.1 * i), difference(-0.1 * i)) for i, name in enumerate(names)}
-    return slopes("before and after", pairs, "difference, nats")
+    pairs = {
+        name: (End(0.1 * i, 0.1 * i - 0.1, 0.1 * i + 0.1), End(-0.1 * i, None, None)) for i, name in enumerate(names)
+    }
+    return slopes("before and after", pairs, "difference, nats", ("before", "after"), "when")
 
 
 def a_course(names: list[str]) -> Figure:
@@ -193,7 +195,8 @@ def test_what_no_arm_beats_is_filled_and_joined() -> None:
 
 
 def test_before_and_after_stand_at_the_ends_of_a_line() -> None:
-    axes = slopes("t", {"red": (difference(0.3), difference(-0.1))}, "nats").axes[0]
+    both = {"red": (End(0.3, 0.2, 0.4), End(-0.1, -0.2, 0.0))}
+    axes = slopes("t", both, "nats", ("before", "after"), "when").axes[0]
     assert list(axes.lines[-1].get_ydata()) == [0.3, -0.1]
     ends = [list(line.get_ydata()) for line in axes.lines if line.get_linewidth() == 0.7]
     assert ends == [pytest.approx([0.2, 0.4]), pytest.approx([-0.2, 0.0])]

@@ -67,6 +67,18 @@ def test_the_terminal_cuts_a_wide_table_in_two_and_keeps_its_cells() -> None:
         assert all(any(cell in line for line in lines) for row in PART.rows for cell in row)
 
 
+def test_a_table_is_cut_as_often_as_it_must_be_and_each_piece_names_its_rows() -> None:
+    head = ["arm", *(f"column-{number:02}" for number in range(9))]
+    part = Part("wide", "", head, [["first", *"123456789"], ["second", *"987654321"]], 5)
+    console = Console(width=40, record=True, markup=False, file=io.StringIO())
+    console.print(*in_terminal(part, 40))
+    lines = console.export_text().splitlines()
+    heads = [line.split() for line in lines if line.startswith("arm")]
+    assert [name for names in heads for name in names[1:]] == head[1:]
+    assert max(map(len, lines)) <= 40
+    assert len([line for line in lines if line.startswith("second")]) == len(heads) > 2
+
+
 def test_whatever_a_study_is_called_is_text_in_the_page(tmp_path) -> None:
     from pages import ReadPage
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lit_llm.analysis.paired import Difference
 from lit_llm.report import text
@@ -152,7 +152,7 @@ def waterfall(title: str, ladders: Sequence[Ladder], xlabel: str) -> Figure:
     figure, every = panels(title, len(ladders), 0.55 + 1.25 * ROW * most, columns=1, named=used)
     low, high = math.inf, -math.inf
     for axes, ladder in zip(every, ladders, strict=True):
-        ends = ladder.ends
+        ends, axes.use_sticky_edges = ladder.ends, False  # else the page ends with the first arm's line
         axes.plot([ends[0], ends[0]], [-0.35, 1.35], color=BLACK, linewidth=1.1)
         for at, (rung, begin, end) in enumerate(zip(ladder.rungs, ends, ends[1:], strict=False), start=1):
             edge, face = rung.look
@@ -180,26 +180,46 @@ def waterfall(title: str, ladders: Sequence[Ladder], xlabel: str) -> Figure:
     return figure
 
 
+class End(NamedTuple):
+    """Where a line of `slopes` begins or ends."""
+
+    value: float
+    low: float | None
+    high: float | None
+    """Ends of the bar around it; None for no bar."""
+
+
 @styled
-def slopes(title: str, arms: Mapping[str, tuple[Difference, Difference]], ylabel: str) -> Figure:
-    """Each arm's difference from its baseline before and after finetuning, joined by a line: they cross where the order
-    turns."""
-    look = looks(["", *arms])  # black is the baseline's, here the line at zero
+def slopes(
+    title: str,
+    arms: Mapping[str, tuple[End, End]],
+    ylabel: str,
+    ends: tuple[str, str],
+    xlabel: str,
+    from_zero: bool = True,
+) -> Figure:
+    """Each arm before and after, joined by a line: they cross where the order turns.
+
+    ends: what the two times are called; from_zero: the values are differences from a baseline, which is the black line
+    at zero.
+    """
+    look = looks(["", *arms] if from_zero else arms)
     figure, (axes,) = panels(title, 1, 2.8, named=arms)
-    axes.axhline(0, color=BLACK, linewidth=0.9)
+    if from_zero:
+        axes.axhline(0, color=BLACK, linewidth=0.9)
     handles = {}
     for place, (name, pair) in enumerate(arms.items()):
         shift = 0.012 * (place - (len(arms) - 1) / 2)  # so that intervals do not cover each other
         mine = look[name]
         x = [shift, 1 + shift]
-        for at, d in zip(x, pair, strict=True):
-            if d.low is not None and d.high is not None:
-                axes.plot([at, at], [d.low, d.high], color=mine.colour, linewidth=0.7)
-        means = [d.mean for d in pair]
-        (handles[name],) = axes.plot(x, means, color=mine.colour, linestyle=mine.dashes, marker=mine.marker)
-    axes.set_xticks([0, 1], ["after pretraining", "after finetuning"])
+        for at, end in zip(x, pair, strict=True):
+            if end.low is not None and end.high is not None:
+                axes.plot([at, at], [end.low, end.high], color=mine.colour, linewidth=0.7)
+        values = [end.value for end in pair]
+        (handles[name],) = axes.plot(x, values, color=mine.colour, linestyle=mine.dashes, marker=mine.marker)
+    axes.set_xticks([0, 1], list(ends))
     axes.set_xlim(-0.25, 1.25)
-    axes.set_xlabel("when it was evaluated")
+    axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     scale(axes, "y", [], False)
     legend(figure, handles)
@@ -223,9 +243,9 @@ class Crossed:
 
 
 @styled
-def heat_map(title: str, crossed: Sequence[Crossed], metric: str) -> Figure:
+def heat_map(title: str, crossed: Sequence[Crossed], label: str) -> Figure:
     """A field for each combination: its colour and its number are the mean, ▼ and ▲ the verdict, `†1` a run that
-    diverged."""
+    diverged. label: of the colours."""
     cells = max(len(one.row_levels) for one in crossed)
     names = max((len(short(level, 24)) for one in crossed for level in one.column_levels), default=1)
     widest = max(len(one.column_levels) for one in crossed)
@@ -259,6 +279,6 @@ def heat_map(title: str, crossed: Sequence[Crossed], metric: str) -> Figure:
         axes.grid(visible=False)
         axes.tick_params(length=0)
     if image is not None:
-        bar = figure.colorbar(image, ax=every, label=metric, fraction=0.04, pad=0.02)
+        bar = figure.colorbar(image, ax=every, label=label, fraction=0.04, pad=0.02)
         bar.outline.set_visible(False)
     return figure

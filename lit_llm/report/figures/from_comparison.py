@@ -12,11 +12,13 @@ from lit_llm.analysis.comparison import Row
 from lit_llm.analysis.correction import Correction
 from lit_llm.analysis.effects import Effect
 from lit_llm.analysis.front import better, front
+from lit_llm.analysis.paired import Difference
 from lit_llm.analysis.verdicts import stand_in
-from lit_llm.report.figures.differences import Crossed, Ladder, Named, forest, heat_map, slopes, waterfall
+from lit_llm.report.figures.differences import Crossed, End, Ladder, Named, forest, heat_map, slopes, waterfall
 from lit_llm.report.figures.fronts import front_figure
 from lit_llm.report.figures.lines import Line, Panel, line_figure
-from lit_llm.report.figures.shown import MOST_LINES, Drawn, Shown, seeds_of
+from lit_llm.report.figures.shown import MOST_LINES, Drawn, Shown, labelled, seeds_of, unit
+from lit_llm.report.figures.style import short
 
 MOST_ROWS, MOST_MAPS, MOST_LADDERS = 60, 6, 4
 """Rows of a forest, pairs of factors and ladders that are drawn: more could not be read."""
@@ -46,7 +48,7 @@ def forests(study: Shown) -> Iterator[Drawn]:
             forest(
                 f"{study.metric}, difference{against or ' from the baselines'}",
                 groups,
-                f"difference in {study.metric}",
+                f"difference in {labelled(study.metric)}",
             ),
         )
     found = {group.group: _effect_rows(group.rows) for group in study.comparison.effects}
@@ -59,13 +61,13 @@ def forests(study: Shown) -> Iterator[Drawn]:
             f"Effects of the factors on {study.metric}: the mean over all arms at the second level less that at the "
             f"first; interactions: half the difference of differences; bars: 95% intervals, each alone, {seeds} of "
             f"which every arm has a value; {_markers(study, sum(map(len, found.values())), alone)}.",
-            forest("effects of the factors", shown, f"effect on {study.metric}", "effect"),
+            forest("effects of the factors", shown, f"effect on {labelled(study.metric)}", "effect"),
         )
 
 
 def _intervals(study: Shown) -> str:
     """Which intervals the bars are: of corrections only Dunnett's has its own."""
-    bars = "bars: 95% intervals of the paired differences over seeds"
+    bars = INTERVAL
     if study.ablation.study.more_seeds is not None:
         return f"{bars}, which hold for looking after each round of seeds"
     if study.comparison.correction != "dunnett":
@@ -112,13 +114,13 @@ def heat_maps(study: Shown) -> Iterator[Drawn]:
     if grid is None or grid.design not in ("factorial", "fractional_factorial"):
         return
     crossed = [arm for arm in study.ablation.arms if arm.levels]
-    short = short_names(list(study.ablation.factors))
+    short_of = short_names(list(study.ablation.factors))
     levels: dict[str, dict[str, str]] = {}
     """{factor: {arm: level}}"""
     if len({arm.group for arm in crossed}) > 1:
         levels["arm"] = {arm.name: arm.group for arm in crossed}
     for name in study.ablation.factors:
-        levels[short[name]] = {arm.name: arm.levels[name] for arm in crossed}
+        levels[short_of[name]] = {arm.name: arm.levels[name] for arm in crossed}
     names = list(levels)
     pairs = [(a, b) for at, a in enumerate(names) for b in names[at + 1 :]][:MOST_MAPS]
     rows = {row.arm: row for row in study.comparison.rows}
@@ -130,7 +132,7 @@ def heat_maps(study: Shown) -> Iterator[Drawn]:
             "factors",
             f"{study.metric} by two factors: mean over the arms with both levels, each the mean over its seeds, "
             f"{study.seeds}; †: runs that diverged, in no mean{signs}.",
-            heat_map(f"{study.metric} by two factors", maps, study.metric),
+            heat_map(f"{study.metric} by two factors", maps, unit(study.metric) or short(study.metric, 30)),
         )
 
 
@@ -198,7 +200,7 @@ def rates(study: Shown) -> Iterator[Drawn]:
             lines[row.group] = [Line(x, y, list(map(min, values)), list(map(max, values)))]
             crosses[row.group] = [cell.lr for cell in row.cells if cell.diverged]
         seeds = seeds_of([len(cell.losses) for row in found.rows for cell in row.cells if cell.losses])
-        panel = Panel("", f"learning rate ({found.factor})", study.metric, lines, log="x", crosses=crosses)
+        panel = Panel("", f"learning rate ({found.factor})", labelled(study.metric), lines, log="x", crosses=crosses)
         yield Drawn(
             "learning_rates" + f"_{number + 1}" * (len(study.comparison.learning_rates) > 1),
             f"{study.metric} at the end, by learning rate; lines: mean over the seeds that did not diverge, {seeds}; "
@@ -229,7 +231,7 @@ def ladders(study: Shown) -> Iterator[Drawn]:
             "ladder",
             f"{study.metric} rung by rung: each bar is the paired difference from the arm above it, begun where that "
             f"one ends; black {_intervals(study)}, {seeds}; {_markers(study, len(compared), of='colours')}.",
-            waterfall(f"{study.metric}, switch by switch", found[:MOST_LADDERS], study.metric),
+            waterfall(f"{study.metric}, switch by switch", found[:MOST_LADDERS], labelled(study.metric)),
         )
 
 
@@ -237,21 +239,29 @@ def turn(study: Shown) -> Iterator[Drawn]:
     """Before against after finetuning."""
     found = study.comparison.before_after
     pairs = {
-        row.arm: (row.difference_before, row.difference_after)
+        row.arm: (_end(before), _end(after))
         for row in (found.rows if found else ())
-        if row.difference_before is not None and row.difference_after is not None
+        if (before := row.difference_before) is not None and (after := row.difference_after) is not None
     }
     if found and pairs:
         named = [name for name in study.named() if name in pairs] or list(pairs)[:MOST_LINES]
-        seeds = seeds_of([d.seeds for pair in pairs.values() for d in pair])
+        both = [d for row in found.rows for d in (row.difference_before, row.difference_after) if d is not None]
+        seeds = seeds_of([d.seeds for d in both])
         rank = found.rank_correlation
         told = "" if rank is None else f" Rank correlation of the arms (Spearman): {rank:+.2f}."
         yield Drawn(
             "before_after",
-            f"Difference from the baseline in {found.metric}, before and after finetuning; {INTERVAL}, {seeds}.{told}",
+            f"Difference from the baseline in {found.metric}, before and after finetuning; {INTERVAL}, each alone, "
+            f"{seeds}.{told}",
             slopes(
                 f"{found.metric} before and after finetuning",
                 {name: pairs[name] for name in named},
-                f"difference in {found.metric}",
+                f"difference in {labelled(found.metric)}",
+                ("after pretraining", "after finetuning"),
+                "when it was evaluated",
             ),
         )
+
+
+def _end(d: Difference) -> End:
+    return End(d.mean, d.low, d.high)

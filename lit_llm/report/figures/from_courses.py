@@ -8,18 +8,18 @@ from lit_llm.ablation.runs import Step
 from lit_llm.evaluation.config import yardstick_of
 from lit_llm.experiment.chain import FINETUNED
 from lit_llm.report.figures.courses import AXES, places
-from lit_llm.report.figures.lines import Line, Panel, line_figure, over_seeds, single
-from lit_llm.report.figures.shown import BAND, Drawn, Shown, merged
+from lit_llm.report.figures.lines import Line, Panel, line_figure, single
+from lit_llm.report.figures.shown import Drawn, Shown, labelled, merged
 
 
 def learning(study: Shown) -> Iterator[Drawn]:
     """The validation and the training loss of each stage that trains."""
     own = study.metric.removeprefix(FINETUNED)
     measured = own if own.startswith("val/") else yardstick_of(study.ablation.arms[0].experiment.model.family)
-    for kind in ("pretrain", "finetune"):
-        for metric, unit in ((measured, _unit(measured)), ("train/loss", "nats per token")):
+    for kind, training in (("pretrain", "pretraining"), ("finetune", "finetuning")):
+        for metric in (measured, "train/loss"):
             panels = [
-                Panel("", label, f"{metric}, {unit}" if unit else metric, lines)
+                Panel("", label, labelled(metric), lines)
                 for over, label in AXES.items()
                 if (lines := _courses(study, kind, metric, over))
             ]
@@ -27,20 +27,17 @@ def learning(study: Shown) -> Iterator[Drawn]:
                 what = "validation" if metric == measured else "training"
                 yield Drawn(
                     f"{what}_{kind}",
-                    f"{metric} in the course of the {kind}ing; {BAND}, {study.seeds}; thin lines: runs that are not "
-                    f"finished; ×: where a run diverged{study.chosen}.",
-                    line_figure(f"{metric} during {kind}ing", panels),
+                    f"{metric} in the course of the {training}; {study.band}, {study.seeds}; thin lines: runs that are "
+                    f"not finished; ×: where a run diverged{study.chosen}.",
+                    line_figure(f"{metric} during {training}", panels),
                 )
-
-
-def _unit(metric: str) -> str:
-    return "nats per token" if metric.split("/")[1].endswith(("nll", "loss")) else ""
 
 
 def _courses(study: Shown, kind: str, metric: str, over: str) -> dict[str, list[Line]]:
     """The lines of each arm; of several that share their runs one."""
     stages = {
-        name: [step for run in study.runs if run.arm.name == name for step in run.steps if step.link.kind == kind]
+        # Without the pretrainings of its sources, whose courses are other arms'.
+        name: [step for run in study.of_arm.get(name, ()) for step in run.steps if step.link.name == kind]
         for name in study.named()
     }
     shared = merged({name: tuple(step.link.fingerprint for step in steps) for name, steps in stages.items()})
@@ -53,7 +50,7 @@ def _lines(study: Shown, steps: Sequence[Step], metric: str, over: str) -> list[
     where one of them ends."""
     states = [step.status()["state"] for step in steps]
     runs = [places(study.course(step), metric, over) for step in steps]
-    mean = over_seeds([run for run, state in zip(runs, states, strict=True) if state == "done"])
+    mean = study.mean([run for run, state in zip(runs, states, strict=True) if state == "done"])
     others = [
         single(run, state == "diverged") for run, state in zip(runs, states, strict=True) if run and state != "done"
     ]
@@ -79,7 +76,7 @@ def stability(study: Shown) -> Iterator[Drawn]:
     if panels:
         yield Drawn(
             "stability",
-            f"What was unstable in the course of the pretraining{': no loss spiked' * calm}; {BAND}, {study.seeds}; "
-            f"thin lines: runs that are not finished; ×: where a run diverged{study.chosen}.",
+            f"What was unstable in the course of the pretraining{': no loss spiked' * calm}; {study.band}, "
+            f"{study.seeds}; thin lines: runs that are not finished; ×: where a run diverged{study.chosen}.",
             line_figure("stability during pretraining", panels),
         )

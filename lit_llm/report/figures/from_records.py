@@ -12,8 +12,8 @@ from lit_llm.experiment.cost import GENERATE, PROMPT, cost_of
 from lit_llm.models.cost import attended_keys
 from lit_llm.models.resolve import resolve_model
 from lit_llm.report.figures.courses import read_rows, thinned
-from lit_llm.report.figures.lines import Line, Panel, Places, line_figure, over_seeds
-from lit_llm.report.figures.shown import BAND, Drawn, Shown, merged
+from lit_llm.report.figures.lines import Line, Panel, Places, line_figure
+from lit_llm.report.figures.shown import Drawn, Shown, merged
 
 
 def _evaluated(study: Shown, name: str, after: str) -> dict[str, list[Step]]:
@@ -21,8 +21,7 @@ def _evaluated(study: Shown, name: str, after: str) -> dict[str, list[Step]]:
     found = {
         arm: [
             step
-            for run in study.runs
-            if run.arm.name == arm
+            for run in study.of_arm.get(arm, ())
             for step in run.steps
             if (step.link.evaluation, step.link.after) == (name, after) and step.stage.result() is not None
         ]
@@ -36,10 +35,10 @@ Curves = Mapping[Path, Mapping[Any, Places]]
 """{folder of a stage: {what it is a curve of: its places}}"""
 
 
-def _over_seeds(stages: Mapping[str, Sequence[Step]], curves: Curves, key: Any) -> dict[str, list[Line]]:
+def _over_seeds(study: Shown, stages: Mapping[str, Sequence[Step]], curves: Curves, key: Any) -> dict[str, list[Line]]:
     """One curve of every arm that has it."""
     lines = {
-        arm: over_seeds([curves[step.stage.folder].get(key, {}) for step in steps]) for arm, steps in stages.items()
+        arm: study.mean([curves[step.stage.folder].get(key, {}) for step in steps]) for arm, steps in stages.items()
     }
     return {arm: [line] for arm, line in lines.items() if line is not None}
 
@@ -47,7 +46,7 @@ def _over_seeds(stages: Mapping[str, Sequence[Step]], curves: Curves, key: Any) 
 def extrapolation(study: Shown) -> Iterator[Drawn]:
     """Loss beyond the training window."""
     window = study.ablation.arms[0].experiment.pretrain.data.sequence_length
-    ylabel, end = "loss, nats per token", f"{BAND}, {study.seeds}{study.chosen}"
+    ylabel, end = "loss, nats per token", f"{study.band}, {study.seeds}{study.chosen}"
     for after in ("pretrain", "finetune"):
         stages = _evaluated(study, "extrapolation", after)
         every = [step for steps in stages.values() for step in steps]
@@ -57,7 +56,7 @@ def extrapolation(study: Shown) -> Iterator[Drawn]:
                 f"after {prefix} token{'s' if prefix > 1 else ''}",
                 "position of the target, tokens",
                 ylabel,
-                _over_seeds(stages, by_position, prefix),
+                _over_seeds(study, stages, by_position, prefix),
                 verticals=[window],
             )
             for prefix in sorted({prefix for curves in by_position.values() for prefix in curves})
@@ -75,7 +74,7 @@ def extrapolation(study: Shown) -> Iterator[Drawn]:
                 f"prefix: {prefix}",
                 "total length, training windows",
                 ylabel,
-                _over_seeds(stages, by_length, prefix),
+                _over_seeds(study, stages, by_length, prefix),
                 log="x",
                 ticks=sorted({length for curves in by_length.values() for length in curves.get(prefix, {})}),
             )
@@ -129,13 +128,13 @@ def attention(study: Shown) -> Iterator[Drawn]:
         panels = [
             Panel("", xlabel, ylabel, lines, log="xy")
             for key, (xlabel, ylabel) in LOOKED_AT.items()
-            if (lines := _over_seeds(stages, curves, key))
+            if (lines := _over_seeds(study, stages, curves, key))
         ]
         if panels:
             yield Drawn(
                 f"attention_{after}",
                 "Self-attention's weight on the nearest keys by position, over all layers and heads, and the norm of "
-                f"the derivative of a target's log-probability by the source's embeddings; {BAND}, {study.seeds}"
+                f"the derivative of a target's log-probability by the source's embeddings; {study.band}, {study.seeds}"
                 f"{study.chosen}.",
                 line_figure("where attention goes, by position", panels),
             )

@@ -8,7 +8,7 @@ from lit_llm.analysis.scaling import Curve, X
 from lit_llm.report import text
 from lit_llm.report.figures.fronts import Profile, isoflop_figure, scaling_figure
 from lit_llm.report.figures.lines import Line
-from lit_llm.report.figures.shown import MOST_LINES, Drawn, Shown
+from lit_llm.report.figures.shown import MOST_LINES, Drawn, Shown, labelled
 
 SCALES: dict[X, str] = {"train_flops": "training FLOPs", "parameters": "parameters", "tokens": "tokens read"}
 
@@ -20,7 +20,7 @@ def scaling(study: Shown) -> Iterator[Drawn]:
     if found is None or not found.runs:
         return
     groups = list(dict.fromkeys(run.group for run in found.runs))[:MOST_LINES]
-    ylabel = f"{found.metric}, nats per token"
+    ylabel = labelled(found.metric)
     points = {
         label: {group: [(getattr(run, x), run.loss) for run in found.runs if run.group == group] for group in groups}
         for x, label in SCALES.items()

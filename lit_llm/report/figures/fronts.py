@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lit_llm.analysis.front import Front, better
 from lit_llm.report.figures.lines import Line, Panel, line_figure
-from lit_llm.report.figures.style import BLACK, GREY, legend, looks, panels, scale, styled
+from lit_llm.report.figures.style import BLACK, GREY, legend, looks, panels, scale, short, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,7 +55,7 @@ def front_figure(
             if mine:
                 handles[point.arm] = drawn
         axes.set_xlabel(COSTS[front.figure])
-        axes.set_ylabel(f"{front.metric}\n{better(front.metric)} is better")
+        axes.set_ylabel(f"{short(front.metric, 34)}\n{better(front.metric)} is better")
         scale(axes, "x", [point.cost for point in front.points], True)
         scale(axes, "y", [], False)
     legend(figure, {name: _filled(handles[name]) for name in named if name in handles})

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,13 +13,16 @@ from lit_llm.ablation.runs import Run, Step
 from lit_llm.analysis.comparison import Comparison
 from lit_llm.analysis.front import better
 from lit_llm.report.figures.courses import read_course
+from lit_llm.report.figures.lines import Line, Places, over_seeds
+from lit_llm.report.figures.style import short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_LINES = 24
 """Arms in a figure of lines: more could not be read."""
-BAND = "lines: mean over the finished seeds; bands: from the lowest to the highest seed"
+MOST_BANDS = 12
+"""Arms that have bands: those of more would cover each other and the lines."""
 
 
 class Drawn(NamedTuple):
@@ -46,6 +50,10 @@ class Shown:
 
     def named(self) -> list[str]:
         """The arms that are drawn as lines: all, or the baselines and then the best; in the study's order."""
+        return self._named
+
+    @cached_property
+    def _named(self) -> list[str]:
         rows = self.comparison.rows
         sign = -1.0 if better(self.metric) == "higher" else 1.0
 
@@ -62,6 +70,27 @@ class Shown:
             self.read[file] = read_course(file)
         return self.read[file]
 
+    @cached_property
+    def of_arm(self) -> dict[str, list[Run]]:
+        found: dict[str, list[Run]] = {}
+        for run in self.runs:
+            found.setdefault(run.arm.name, []).append(run)
+        return found
+
+    def mean(self, runs: Iterable[Places]) -> Line | None:
+        """Of finished runs; with a band where there are few enough arms to see it."""
+        line = over_seeds(runs)
+        return line if line is None or self.banded else replace(line, low=(), high=())
+
+    @property
+    def banded(self) -> bool:
+        return len(self.named()) <= MOST_BANDS
+
+    @property
+    def band(self) -> str:
+        """What lines and bands are, for a caption."""
+        return "lines: mean over the finished seeds" + "; bands: from the lowest to the highest seed" * self.banded
+
     @property
     def chosen(self) -> str:
         """Said in a caption where not all arms are drawn."""
@@ -72,6 +101,18 @@ class Shown:
     def seeds(self) -> str:
         """`n = 3 seeds`, or `n = 2 to 3 seeds`, of the arms that have any."""
         return seeds_of([row.seeds for row in self.comparison.rows if row.seeds])
+
+
+def unit(metric: str) -> str:
+    """Of the metric's values; empty where they have none."""
+    return "nats per token" if any(part.endswith(("nll", "loss")) for part in metric.split("/")) else ""
+
+
+def labelled(metric: str) -> str:
+    """A metric as the label of an axis, short enough to stand beside it, with its unit."""
+    shown, of = short(metric, 34), unit(metric)
+    between = ",\n" if len(shown) > 24 else ", "
+    return f"{shown}{between}{of}" if of else shown
 
 
 def seeds_of(counts: Sequence[int]) -> str:
