@@ -69,7 +69,7 @@ def table_of(*columns: str, left: int = 1) -> Table:
 
 
 def in_terminal(part: Part, width: int) -> Iterator[RenderableType]:
-    """Heading, table and notes; where it is too wide, several tables, one below the other, each with the first column."""
+    """Heading, table and notes; one that is too wide is cut into several, each with the first column."""
     if part.title:
         yield Text(part.title, style="bold")
     for at, columns in enumerate(_pieces(part, width)):

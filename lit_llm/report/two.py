@@ -72,17 +72,18 @@ def two_answer(pair: TwoStudies) -> list[str]:
 def _answer(pair: TwoStudies) -> Iterator[str]:
     count = Counter(agreement.says for agreement in pair.agreements)
     known = sum(number for says, number in count.items() if says != "one is missing")
-    told = [f"{count[says]} {words}" for says, words in (
-        ("the same", "the same difference in kind"),
-        ("the opposite", "opposite ones"),
-        (f"only {pair.names[0]}", f"one in {pair.names[0]} alone"),
-        (f"only {pair.names[1]}", f"one in {pair.names[1]} alone"),
-        ("neither", "none in either"),
-    ) if count[says]]  # fmt: skip
+    words = {
+        "the same": "they show the same of {}",
+        "the opposite": "the opposite of {}",
+        f"only {pair.names[0]}": f"{pair.names[0]} alone shows a difference of {{}}",
+        f"only {pair.names[1]}": f"{pair.names[1]} alone shows a difference of {{}}",
+        "neither": "neither shows one of {}",
+    }
+    told = [how.format(count[says]) for says, how in words.items() if count[says]]
     if not known:
         yield f"Nothing can be said yet: {pair.names[0]} and {pair.names[1]} have no arm that is compared in both."
     else:
-        yield f"Of {text.several(known, 'arm')} compared in both studies, in {pair.metric}: {', '.join(told)}."
+        yield f"In {pair.metric}, of {text.several(known, 'arm')} compared in both studies: {'; '.join(told)}."
     if pair.arms.rank_correlation is not None:
         yield f"Rank correlation of the arms' means (Spearman): {pair.arms.rank_correlation:+.2f}."
     changed = [
