@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -111,16 +113,6 @@ def test_a_study_is_told_from_its_plan_to_its_comparison(write_study: Write, tmp
     assert content(lines[-1]) == reported(path, store)
 
 
-def test_the_time_left_is_the_time_that_it_takes(write_study: Write, tmp_path: Path) -> None:
-    """Told when a run is half through; within a factor of two, on a machine that others use too."""
-    path = longer(write_study("left", "arms: {red: {}}"), 1500)
-    lines = told(lit_llm("run", path, "--store", tmp_path / "store", "--json"))
-    (events,) = by_stage(lines).values()
-    halfway = min((line for line in events if line["event"] == "progress"), key=lambda line: abs(line["step"] - 750))
-    took = events[-1]["time"] - halfway["time"]
-    assert took / 2 < halfway["seconds_left"] < took * 2
-
-
 def test_what_fails_and_what_diverges_end_with_their_states(write_study: Write, tmp_path: Path) -> None:
     path, store = write_study("uneven", UNEVEN), tmp_path / "store"
     answer = lit_llm("run", path, "--store", store, "--json")
@@ -138,13 +130,17 @@ def test_what_fails_and_what_diverges_end_with_their_states(write_study: Write, 
 
 
 def test_ctrl_c_is_told_and_the_next_run_tells_the_rest(write_study: Write, tmp_path: Path) -> None:
-    path, store = longer(write_study("stopped", TWO), 4000), tmp_path / "store"
+    path, store = longer(write_study("stopped", TWO), 1500), tmp_path / "store"
     options = ("run", path, "--store", store, "-j", 2, "--json")
-    process = subprocess.Popen(command(*options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    process = subprocess.Popen(
+        command(*options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=buffered
+    )
     assert process.stdout is not None
     heard = []
     for line in process.stdout:  # each comes as it happens
         heard.append(line)
+        assert time.time() - json.loads(line)["time"] < 5
         if json.loads(line)["event"] == "progress":
             break
     process.send_signal(signal.SIGINT)
@@ -157,7 +153,6 @@ def test_ctrl_c_is_told_and_the_next_run_tells_the_rest(write_study: Write, tmp_
     }
     assert [line["event"] for line in lines[-2:]] == ["interrupted", "compared"]
     assert "goes on" in errors
-    longer(path, 4000)
     went_on = told(lit_llm(*options))
     assert {line["state"] for line in went_on if line["event"] == "finished"} == {"done"}
     assert min(line["step"] for line in went_on if line["event"] == "progress") > 0

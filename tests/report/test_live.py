@@ -53,9 +53,9 @@ def test_the_pace_counts_validations_and_not_what_was_before_a_resume() -> None:
 
 
 def test_what_waits_is_taken_to_last_as_its_flops_do(write_study: Write, tmp_path: Path) -> None:
-    """Steps alone tell the two arms apart: one with 12 took 6 seconds, of one with 36 a third is done in 6 seconds.
-    So 12 are left there, and 6 and 18 of the two that wait."""
-    arms = "arms: {short: {}, long: {pretrain: {training: {max_steps: 36}}}}"
+    """Steps alone tell the two arms apart: one with 12 took 6 seconds, of one with 48 a quarter is done in 6
+    seconds. So 18 are left there, and 6 and 24 of the two that wait."""
+    arms = "arms: {short: {}, long: {pretrain: {training: {max_steps: 48}}}}"
     allow = "allow: [{key: pretrain.training.max_steps, because: lengths differ}]"
     store = Store(tmp_path / "store")
     runs = runs_of(load_study(write_study("left", f"{arms}\n{allow}", seeds=[0, 1])), store)
@@ -75,6 +75,6 @@ def test_what_waits_is_taken_to_last_as_its_flops_do(write_study: Write, tmp_pat
         stamped = [re.sub(r'"time": [\d.]+', f'"time": {at}', line) for at, line in zip(times, text, strict=True)]
         long.metrics_file.write_text("\n".join(stamped) + "\n")
         now = standing(runs[2], runs[2].steps[-1])
-        assert (now.step, now.steps, now.seconds_left) == (12, 36, pytest.approx(12, rel=1e-3))
-        assert TimeLeft(1).seconds(runs) == pytest.approx(12 + 6 + 18, rel=1e-3)
-        assert TimeLeft(2).seconds(runs) == pytest.approx(24, rel=1e-3)  # 12 beside 6 + 18
+        assert (now.step, now.steps, now.seconds_left) == (12, 48, pytest.approx(18, rel=1e-3))
+        assert TimeLeft(1).seconds(runs) == pytest.approx(18 + 6 + 24, rel=1e-3)
+        assert TimeLeft(2).seconds(runs) == pytest.approx(30, rel=1e-3)  # 18 beside 6 + 24
