@@ -83,12 +83,12 @@ def test_report_draws_what_optuna_draws_into_files(searched: tuple[Path, Path, s
     assert shown.returncode == 0, shown.stderr
     folder = store / "studies" / "small" / "figures"
     names = {f"{arm}-{name}.png" for arm in ("red", "dec") for name in ("history", "slices", "importance", "parallel")}
-    assert {file.name for file in folder.glob("*.png")} == names
+    assert {file.name for file in folder.glob("*.png")} == names | {"tuning.png"}
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in folder.glob("*.png"))
     assert f"optuna-dashboard {store}/studies/small/optuna.journal" in shown.stdout
     page = ReadPage(folder.parent / "report.html")
     assert page.texts["p"][1].startswith("Best val/target_nll: red ")
-    assert len(page.images) == len(names)
+    assert len(page.images) == len(names) + 1
     assert all(image["alt"] for image in page.images)
     (trials,) = [table for table in page.tables if table.head[0] == "trial"]
     status = json.loads(lit_llm("status", path, "--store", store, "--json").stdout)["trials"]

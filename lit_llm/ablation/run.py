@@ -135,6 +135,7 @@ def run_study(
             comparison = comparison_of(ablation, runs)
             files = _write_results(folder, planned, comparison)
             if not interrupted:
+                follower.catch_up()  # for links to its runs
                 files += report(planned, runs, comparison, store)
             ending = Finished(planned, tuple(runs), tuple(chosen), comparison, interrupted, folder)
             state = "interrupted" if interrupted else "done" if ending.exit_code == 0 else "failed"

@@ -344,7 +344,12 @@ class MirrorThread:
 
     def __init__(self, mirror: Mirror, records: Callable[[], Iterable[RunRecord]], *, seconds: float = 1.0) -> None:
         self._mirror, self._records, self._seconds = mirror, records, seconds
-        self._closing = threading.Event()
+        self._wanted = threading.Event()
+        """Somebody waits: for the next sync, or with `_closing` for the last."""
+        self._closing = False
+        self._turn = threading.Condition()
+        self._begun = self._ended = 0
+        """Syncs."""
         self._finish: Callable[[], None] | None = None
         self._problem: str | None = None
         self._news: str | None = None
@@ -355,6 +360,16 @@ class MirrorThread:
         """What keeps MLflow from being up to date, told once for each outage, and that it is over."""
         news, self._news = self._news, None
         return news
+
+    def catch_up(self, timeout: float = 10.0) -> bool:
+        """Wait until MLflow holds what the records say now; False where it does not answer, or not in time."""
+        if self._problem is not None:
+            return False  # known not to answer
+        with self._turn:
+            goal = self._begun + 1  # one that runs now may have read the records before
+            self._wanted.set()
+            ended = self._turn.wait_for(lambda: self._ended >= goal, timeout)
+        return ended and self._problem is None
 
     def close(
         self,
@@ -369,7 +384,8 @@ class MirrorThread:
         Ctrl-C leaves the wait at once; what is missing then is replayed when the study runs again.
         """
         self._finish = lambda: self._mirror.finish(state, files, metrics)
-        self._closing.set()
+        self._closing = True
+        self._wanted.set()
         # A server that is known not to answer gets one more chance; requests to one that hangs take 10 s each.
         self._thread.join(timeout if self._problem is None else min(timeout, 15.0))
         if self._thread.is_alive():
@@ -378,11 +394,16 @@ class MirrorThread:
 
     def _run(self) -> None:
         pause = self._seconds
-        while not self._closing.wait(pause):
-            pause = self._seconds if self._attempt() else min(2 * pause, 30.0)
+        while not self._closing:
+            self._wanted.wait(pause)
+            if not self._closing:
+                self._wanted.clear()
+                pause = self._seconds if self._attempt() else min(2 * pause, 30.0)
         self._attempt(last=True)
 
     def _attempt(self, last: bool = False) -> bool:
+        with self._turn:
+            self._begun += 1
         try:
             self._mirror.sync(self._records())
             if last and self._finish:
@@ -392,6 +413,9 @@ class MirrorThread:
             self._note(str(problem))
         except Exception as problem:  # whatever it is, it must not stop the training
             self._note(f"{type(problem).__name__}: {problem}")
+        with self._turn:
+            self._ended = self._begun
+            self._turn.notify_all()
         return self._problem is None
 
     def _note(self, problem: str | None) -> None:

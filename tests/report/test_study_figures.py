@@ -62,15 +62,15 @@ seeds: [0, 1]
 """
 
 NAMES = [
+    "differences",
+    "effects",
+    "ladder",
+    "factors",
+    "learning_rates",
+    "front",
     "validation_pretrain",
     "training_pretrain",
     "stability",
-    "differences",
-    "effects",
-    "factors",
-    "front",
-    "learning_rates",
-    "ladder",
     "extrapolation_by_position_pretrain",
     "extrapolation_by_length_pretrain",
     "attention_pretrain",

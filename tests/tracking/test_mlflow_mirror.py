@@ -397,6 +397,18 @@ def test_thread_mirrors_live_and_closes_with_everything(tracking, tmp_path):
     assert (parent.info.status, run.info.status, steps(tracking, run)) == ("FINISHED", "FINISHED", list(range(6)))
 
 
+def test_catching_up_waits_for_all_that_is_there_now_however_rarely_the_thread_looks(tracking, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(lines(range(3)))
+    thread = MirrorThread(Mirror(tracking, study=STUDY), lambda: [record(path)], seconds=600)
+    assert thread.catch_up(timeout=60)
+    path.write_text(lines(range(6)))
+    assert thread.catch_up(timeout=60)
+    _, [run] = runs(tracking)
+    assert steps(tracking, run) == list(range(6))
+    assert thread.close("done")
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -416,6 +428,7 @@ def test_gone_server_is_told_once_within_seconds(tmp_path):
         told = thread.take_news()
     assert told is not None
     assert "Nothing is lost" in told
+    assert not thread.catch_up(timeout=60)  # at once
     time.sleep(0.3)  # some more attempts
     assert not thread.close("done", timeout=5)
     assert thread.take_news() is None
