@@ -21,6 +21,7 @@ from lit_llm.search.winners import tuned_name
 
 if TYPE_CHECKING:
     import optuna
+    from matplotlib.figure import Figure
 
 Draw = Callable[[], Any]
 ENOUGH = 4
@@ -45,15 +46,16 @@ def write_figures(search: Search, trials: Trials, folder: Path) -> list[Path]:
                 path = folder / f"{arm}-{name}.png"
                 if _save(draw, path, f"{search.name}, {arm}: {name}"):
                     written.append(path)
-    return [*written, *_tuning(search, trials, folder)]
+    tuned = tuning_figure(search, trials)
+    return written + (save(tuned, folder / "tuning") if tuned is not None else [])
 
 
-def _tuning(search: Search, trials: Trials, folder: Path) -> list[Path]:
-    """`tuning.png` and `.svg`: each arm at its own setting and at its best, over the seeds that the search has not
-    seen; nothing before the study of the winners has a value of both."""
+def tuning_figure(search: Search, trials: Trials) -> Figure | None:
+    """Each arm at its own setting and at its best, over the seeds that the search has not seen; None before the study
+    of the winners has a value of both."""
     path = trials.folder / "winners.yaml"
     if not path.exists():
-        return []
+        return None
     winners = load_study(path)
     rows = {row.arm: row for row in comparison_of(winners, runs_of(winners, trials.store)).rows}
     arms = {}
@@ -63,9 +65,9 @@ def _tuning(search: Search, trials: Trials, folder: Path) -> list[Path]:
         if own is not None and best is not None and own.mean is not None and best.mean is not None:
             arms[arm] = (_spread(own.mean, own.deviation), _spread(best.mean, best.deviation))
     if not arms:
-        return []
+        return None
     goal = search.sweep.optimize[0].metric
-    figure = slopes(
+    return slopes(
         f"{search.name}: before and after tuning",
         arms,
         labelled(goal),
@@ -73,7 +75,6 @@ def _tuning(search: Search, trials: Trials, folder: Path) -> list[Path]:
         f"bars: standard deviation over {len(winners.study.seeds)} seeds that the search has not seen",
         from_zero=False,
     )
-    return save(figure, folder / "tuning")
 
 
 def _spread(mean: float, deviation: float | None) -> End:
