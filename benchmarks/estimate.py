@@ -27,8 +27,8 @@ from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.estimate import seconds_of
 from lit_llm.experiment.load import load_experiment
 from lit_llm.models.build import build_model
-from lit_llm.models.config import resolve_model
 from lit_llm.models.cost import count_parameters
+from lit_llm.models.resolve import resolve_model
 from lit_llm.objectives.layout import Batch
 from lit_llm.training.fit import Budget, fit
 

@@ -31,9 +31,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lit_llm
-from lit_llm.search.run import SweepWatcher, run_sweep
+from lit_llm.search.coordinator import SweepWatcher
+from lit_llm.search.run import run_sweep
 from lit_llm.search.sweep import load_sweep
-from lit_llm.search.trials import Trial
+from lit_llm.search.trial import Trial
 from lit_llm.tracking.store import Store
 
 SWEEP = """

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from pages import ReadPage
 from typer.testing import CliRunner
 
 from lit_llm.cli import app
@@ -85,6 +86,15 @@ def test_report_draws_what_optuna_draws_into_files(searched: tuple[Path, Path, s
     assert {file.name for file in folder.glob("*.png")} == names | {"tuning.png"}
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in folder.glob("*.png"))
     assert f"optuna-dashboard {store}/studies/small/optuna.journal" in shown.stdout
+    page = ReadPage(folder.parent / "report.html")
+    assert page.texts["p"][1].startswith("Best val/target_nll: red ")
+    assert len(page.images) == len(names)
+    assert all(image["alt"] for image in page.images)
+    (trials,) = [table for table in page.tables if table.head[0] == "trial"]
+    status = json.loads(lit_llm("status", path, "--store", store, "--json").stdout)["trials"]
+    assert [row[1] for row in trials.rows] == [trial["state"] for trial in status]
+    (winners,) = [link for link in page.links if link.endswith("small-winners/report.html")]
+    assert (folder.parent / winners).exists()
 
 
 @pytest.mark.xdist_group("sweep-commands")

@@ -17,7 +17,7 @@ from lit_llm.experiment.chain import EVALUATED, FINETUNED
 from lit_llm.experiment.config import Checkpoint
 from lit_llm.experiment.cost import cost_of
 from lit_llm.models.adapt import Adaptation, altered
-from lit_llm.models.config import resolve_model
+from lit_llm.models.resolve import resolve_model
 from lit_llm.objectives.config import continues
 
 YARDSTICK = (

@@ -28,7 +28,7 @@ from lit_llm.config.section import Section
 from lit_llm.data.batches import cut
 from lit_llm.models.blocks import Block, Stack
 from lit_llm.models.build import bare_model, generator, initialise
-from lit_llm.models.config import Layer, ResolvedModel, resolve_model
+from lit_llm.models.resolve import Layer, ResolvedModel, resolve_model
 from lit_llm.models.transformer import LanguageModel
 from lit_llm.objectives.base import EOD, Lengths
 from lit_llm.objectives.config import Objective, PrefixLM

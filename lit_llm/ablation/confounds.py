@@ -13,7 +13,7 @@ from lit_llm.ablation.arms import Ablation, Arm
 from lit_llm.ablation.findings import Finding, differs, ruled
 from lit_llm.config.section import Section
 from lit_llm.config.tree import leaves, under
-from lit_llm.models.config import OWN_ATTENTION, STACKS, Layer, ResolvedModel, layer_range, resolve_model
+from lit_llm.models.resolve import OWN_ATTENTION, STACKS, Layer, ResolvedModel, layer_range, resolve_model
 
 Place = tuple[str, int, str]
 """(stack, number of the layer, component), as an address names them."""

@@ -14,7 +14,7 @@ from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.cost import stage_of_most_memory
 from lit_llm.experiment.estimate import PaddedBatch, Seconds, makespan, memory_there, seconds_of
 from lit_llm.experiment.identity import digest_of_examples, identity_of_data
-from lit_llm.models.config import resolve_model
+from lit_llm.models.resolve import resolve_model
 from lit_llm.tracking.store import Store
 from lit_llm.training.memory import state_bytes
 

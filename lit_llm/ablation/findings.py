@@ -8,8 +8,8 @@ from typing import Any, Literal
 from lit_llm.ablation.arms import Ablation, Arm
 from lit_llm.config.tree import difference, under
 from lit_llm.experiment.config import AdaptConfig, Checkpoint, Pretrained
-from lit_llm.models.config import resolve_model
 from lit_llm.models.cost import count_parameters
+from lit_llm.models.resolve import resolve_model
 
 INTERVENTION = ("model", "adapt", "pretrain.objective", "pretrain.masks", "finetune.masks")
 """What an ablation is about, and what an arm may therefore set for itself. All else is a control."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.ablation.arms import Ablation, Arm
@@ -14,10 +15,16 @@ from lit_llm.ablation.layouts import design_json
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.experiment.chain import Link, chain
 from lit_llm.experiment.cost import GENERATE, PROMPT, Cost, cost_of
+from lit_llm.tracking.store import read_json
 
 if TYPE_CHECKING:
     from lit_llm.ablation.estimate import Estimate
+    from lit_llm.ablation.runs import Run
     from lit_llm.tracking.store import Store
+
+
+PLAN = "plan.json"
+"""A study's plan in its folder, as it was when it ran."""
 
 
 @dataclass(frozen=True)
@@ -105,22 +112,41 @@ def plan(
     tell: Callable[[str], None] = lambda _: None,
     built: bool = True,
     store: Store | None = None,
+    runs: Iterable[Run] = (),
 ) -> Plan:
     """Cost and audit every arm. Reads the corpora (for their digests), trains nothing.
 
-    prompt, generate: tokens at which decode FLOPs and the key-value cache are stated; tell, built: as for `audit`;
-    store: where text may be tokenised already. Raises InputError for evaluations that cannot be made.
+    prompt, generate: tokens at which decode FLOPs and the key-value cache are stated; tell, built: as for `audit`, and
+    what is not built is not asked for its tasks either; store: where text may be tokenised already; runs: the
+    study's, where their stages are named already. Raises InputError for evaluations that cannot be made.
     """
+    named = {(run.arm.name, run.seed): tuple(step.link for step in run.steps) for run in runs}
     arms = tuple(
         PlannedArm(
             arm,
             differs(arm, ablation.arm(arm.baseline)),
-            tuple(chain(arm.seeded(seed)) for seed in ablation.study.seeds),
+            tuple(named.get((arm.name, seed)) or chain(arm.seeded(seed)) for seed in ablation.study.seeds),
             cost_of(arm.experiment, prompt, generate),
         )
         for arm in ablation.arms
     )
-    check_tasks(ablation, tell)
+    if built:
+        check_tasks(ablation, tell)
     if store is not None:
         check_held_out(ablation, store)
     return Plan(ablation, arms, tuple(audit(ablation, tell, built)), prompt, generate)
+
+
+def remembered(planned: Plan, file: Path) -> Plan:
+    """The plan with the findings of an earlier one that `as_json` has left in a file, where that is of the same runs.
+
+    Only a plan that builds the arms finds those that compute the same, and a look at results builds none.
+    """
+    earlier = read_json(file) or {}
+    if _runs(earlier.get("arms", ())) != _runs(planned.as_json()["arms"]):
+        return planned
+    return replace(planned, findings=tuple(Finding(**finding) for finding in earlier["findings"]))
+
+
+def _runs(arms: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    return {arm["name"]: arm["fingerprints"] for arm in arms}

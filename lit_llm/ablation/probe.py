@@ -18,7 +18,7 @@ from lit_llm.config.fingerprint import fingerprint
 from lit_llm.config.problems import some
 from lit_llm.config.tree import under
 from lit_llm.experiment.chain import chain
-from lit_llm.models.config import resolve_model
+from lit_llm.models.resolve import resolve_model
 
 if TYPE_CHECKING:
     from lit_llm.ablation.built import Bench

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from lit_llm.ablation.arms import Ablation
 from lit_llm.ablation.early import check_held_out
-from lit_llm.ablation.plan import Plan, plan
+from lit_llm.ablation.plan import PLAN, Plan, plan, remembered
 from lit_llm.ablation.runs import Run, Step, comparison_of, runs_of
 from lit_llm.analysis.comparison import Comparison
 from lit_llm.config.fingerprint import fingerprint
@@ -31,8 +31,8 @@ PRELOAD = (__name__, "lit_llm.experiment.stages")
 """What every stage needs: imported once, by the server that the processes are forked from."""
 
 Rerun = Literal["failed", "stale"]
-FIGURES = "figures"
-"""A study's folder of figures, in its own."""
+Report = Callable[[Plan, Sequence[Run], Comparison, Store], Sequence[Path]]
+"""Writes what is to be read into the study's folder; returns files and folders, which are logged with the study."""
 
 
 class Watcher:
@@ -64,8 +64,8 @@ class Finished:
     """Those that were asked for; all, unless `only` chose."""
     comparison: Comparison
     interrupted: bool
-    tables: tuple[Path, ...]
-    """Files that hold the comparison."""
+    folder: Path
+    """Of the study, with its results and its report."""
     mirrored: bool = False
     """Whether MLflow holds everything; where not, the same command catches up."""
 
@@ -86,14 +86,12 @@ def run_study(
     only: str | None = None,
     rerun: Rerun | None = None,
     tracking: str | None = None,
-    render: Callable[[Plan, Comparison], dict[str, str]] = lambda *_: {},
-    draw: Callable[[Sequence[Run], Comparison, Path], object] = lambda *_: None,
+    report: Report = lambda *_: (),
 ) -> Finished:
     """Execute a study's runs, `slots` at once, each in a process of its own.
 
-    only: a pattern for the names of arms; rerun: repeat what failed, or what other code has done. `render` gives the
-    files, by name, that are written beside the tables and logged with the study; `draw` fills the folder of its
-    figures, unless the study was interrupted.
+    only: a pattern for the names of arms; rerun: repeat what failed, or what other code has done; report: called at the
+    end, unless the study was interrupted.
 
     Raises InputError, before anything has started, for an unfair comparison, an unreadable corpus, a store of another
     schema, a tracking address that is none, or a study that is running already.
@@ -104,12 +102,14 @@ def run_study(
     runs = runs_of(ablation, store)
     chosen = _chosen(runs, only)
     to_do = any(run.status()["state"] not in FINAL for run in chosen)
-    planned = plan(ablation, tell=watcher.message, built=to_do, store=store)
+    planned = plan(ablation, tell=watcher.message, built=to_do, store=store, runs=runs)
     planned.check()
     for finding in planned.findings:
         if finding.kind in ("no_op", "confound"):
             watcher.message(str(finding))
     folder = store.study(name)
+    if not to_do:
+        planned = remembered(planned, folder / PLAN)
     if (folder / "sweep.json").exists():
         raise InputError(Problem(f"{name} is the name of a sweep in this store; give the study another", "study"))
     mirror = opened_mirror(store, name, tracking, _description(planned))
@@ -133,13 +133,11 @@ def run_study(
             finally:
                 watcher.finished()
             comparison = comparison_of(ablation, runs)
-            tables = _write_tables(folder, comparison, render(planned, comparison))
-            ending = Finished(planned, tuple(runs), tuple(chosen), comparison, interrupted, tables)
-            state = "interrupted" if interrupted else "done" if ending.exit_code == 0 else "failed"
-            figures = folder / FIGURES
+            files = _write_results(folder, planned, comparison)
             if not interrupted:
-                draw(runs, comparison, figures)
-            files = [*tables, *[figures] * figures.is_dir()]
+                files += report(planned, runs, comparison, store)
+            ending = Finished(planned, tuple(runs), tuple(chosen), comparison, interrupted, folder)
+            state = "interrupted" if interrupted else "done" if ending.exit_code == 0 else "failed"
             return replace(ending, mirrored=close(follower, state, files, _summary(comparison), watcher))
     except Busy:
         message = f"{name} is being run by another process; `lit-llm status` shows how far it is"
@@ -396,9 +394,9 @@ def _summary(comparison: Comparison) -> dict[str, float | None]:
     return {f"{row.arm}/{comparison.metric}": row.mean for row in comparison.rows}
 
 
-def _write_tables(folder: Path, comparison: Comparison, rendered: dict[str, str]) -> tuple[Path, ...]:
-    files = {"comparison.csv": comparison.csv(), **rendered}
-    for name, text in files.items():
-        write_text(folder / name, text)
+def _write_results(folder: Path, planned: Plan, comparison: Comparison) -> list[Path]:
+    """For programs; `report` writes what people read."""
+    write_json(folder / PLAN, planned.as_json())
+    write_text(folder / "comparison.csv", comparison.csv())
     write_json(folder / "comparison.json", comparison.as_json())
-    return tuple(folder / name for name in (*files, "comparison.json"))
+    return [folder / name for name in ("comparison.csv", "comparison.json", PLAN)]

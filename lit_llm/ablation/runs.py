@@ -231,18 +231,27 @@ def max_steps(run: Run, link: Link) -> int:
 
 def last_metrics(stage: Stage) -> tuple[int, dict[str, float]]:
     """(step, metrics) by the file's end: the last step, and of each metric the last value that stands there."""
+    return merged(last_lines(stage))
+
+
+def merged(lines: Sequence[Mapping[str, Any]]) -> tuple[int, dict[str, float]]:
+    """(step, metrics) of lines as they stand in metrics.jsonl: the last of each."""
+    metrics: dict[str, float] = {}
+    for line in lines:
+        metrics |= line["metrics"]
+    return (int(lines[-1]["step"]) if lines else 0), metrics
+
+
+def last_lines(stage: Stage) -> list[dict[str, Any]]:
+    """The complete lines at the end of its metrics.jsonl, as many as stand in 8 KiB."""
     try:
         with stage.metrics_file.open("rb") as file:
             begin = max(0, file.seek(0, 2) - 8192)
             file.seek(begin)
             lines = file.read().split(b"\n")[1 if begin else 0 : -1]  # neither half a first line nor half a last one
-        found = [json.loads(line) for line in lines]
+        return [json.loads(line) for line in lines]
     except (FileNotFoundError, ValueError):
-        return 0, {}
-    metrics: dict[str, float] = {}
-    for line in found:
-        metrics |= line["metrics"]
-    return (int(found[-1]["step"]) if found else 0), metrics
+        return []
 
 
 def comparison_of(ablation: Ablation, runs: Sequence[Run]) -> Comparison:

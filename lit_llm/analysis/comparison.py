@@ -261,6 +261,11 @@ CORRECTIONS: Mapping[Correction, str] = {
 }
 
 
+def values_of(runs: Sequence[RunResult], metric: str) -> dict[str, dict[int, float]]:
+    """{arm: {seed: value}} of all that have one, of one origin."""
+    return _values(_of_one_origin(runs, []), list(dict.fromkeys(run.arm for run in runs)), metric)
+
+
 def _by_arm(runs: Sequence[RunResult]) -> dict[str, list[RunResult]]:
     found: dict[str, list[RunResult]] = {}
     for run in runs:

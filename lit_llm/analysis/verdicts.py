@@ -18,6 +18,8 @@ from lit_llm.analysis.correction import (
 from lit_llm.analysis.front import better
 from lit_llm.analysis.paired import CONFIDENCE, Difference
 
+DIFFERENT = ("better", "worse", "lower", "higher")
+"""Verdicts that say that there is a difference, and of which kind."""
 LEVEL = 1 - CONFIDENCE
 """Of every test here."""
 POWER = 0.8

@@ -48,6 +48,9 @@ Storage = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+LinesOfJson = Annotated[
+    bool, typer.Option("--json", help="Print what happens as JSON, an object a line; the last one is the comparison.")
+]
 DEFAULT_STORE = Path("mlruns")
 
 
@@ -89,10 +92,10 @@ def shown(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def console() -> Console:
+def console(stderr: bool = False) -> Console:
     from rich.console import Console
 
-    return Console(markup=False)  # a level's label may have brackets
+    return Console(markup=False, stderr=stderr)  # a level's label may have brackets
 
 
 def again(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +16,7 @@ from lit_llm.cli.options import (
     DEFAULT_STORE,
     AsJson,
     ExperimentArgument,
+    LinesOfJson,
     Overrides,
     Rerun,
     Storage,
@@ -29,6 +31,9 @@ from lit_llm.cli.options import (
     slots,
 )
 from lit_llm.config.problems import InputError, Problem
+
+if TYPE_CHECKING:
+    from lit_llm.tracking.store import Store
 
 
 @app.command()
@@ -97,6 +102,7 @@ def run(
     only: Annotated[str | None, typer.Option(metavar="GLOB", help="Only arms whose name matches, e.g. 'red*'.")] = None,
     rerun: Annotated[Rerun | None, typer.Option(help="Repeat runs that failed, or that other code has done.")] = None,
     override: Overrides = None,
+    as_json: LinesOfJson = False,
     store: StoreOption = DEFAULT_STORE,
     tracking: Tracking = None,
 ) -> None:
@@ -107,32 +113,37 @@ def run(
     """
     from lit_llm.ablation.arms import load_study
     from lit_llm.ablation.run import run_study
-    from lit_llm.report.figures.study import figures_of, write_figures
+    from lit_llm.report.comparison import compared
+    from lit_llm.report.lines import Lines
     from lit_llm.report.live import Progressing
-    from lit_llm.report.tables import comparison_markdown, comparison_table
+    from lit_llm.report.study import write_report
     from lit_llm.search.sweep import is_sweep
     from lit_llm.tracking.store import Store
 
     if is_sweep(study):
         raise InputError(Problem(f"{study} is a sweep: use `lit-llm sweep {study}`"))
     ablation = load_study(study, override or ())
-    screen = console()
-    finished = run_study(
-        ablation,
-        Store(store),
-        watcher=Progressing(screen),
-        slots=jobs or slots(ablation),
-        only=only,
-        rerun=rerun.value if rerun else None,
-        tracking=tracking,
-        render=lambda planned, comparison: {"comparison.md": comparison_markdown(planned, comparison)},
-        draw=lambda runs, compared, folder: write_figures(figures_of(ablation, runs, compared), folder),
-    )
-    screen.print()
-    screen.print(f"{ablation.study.study}  {ablation.study.question}", style="bold", highlight=False)
-    screen.print(comparison_table(finished.comparison, screen.width))
-    tables, seen = shown(finished.tables[0].parent), charts(store, tracking, finished.mirrored)
-    screen.print(f"\ntables and figures: {tables}   charts: {seen}", style="dim", highlight=False, soft_wrap=True)
+    screen = console(stderr=as_json)
+    lines = Lines(sys.stdout, screen) if as_json else None
+    with lines.until_interrupted() if lines is not None else nullcontext():
+        finished = run_study(
+            ablation,
+            Store(store),
+            watcher=lines or Progressing(screen),
+            slots=jobs or slots(ablation),
+            only=only,
+            rerun=rerun.value if rerun else None,
+            tracking=tracking,
+            report=write_report,
+        )
+    if lines is not None:
+        lines.compared(finished)
+    else:
+        screen.print()
+        screen.print(compared(ablation, finished.comparison, screen.width))
+        seen = charts(store, tracking, finished.mirrored)
+        read = finished.folder if finished.interrupted else finished.folder / "report.html"
+        screen.print(f"\nreport: {shown(read)}   charts: {seen}", style="dim", highlight=False, soft_wrap=True)
     if finished.interrupted:
         command = again("run", study, override, store, tracking)
         screen.print(f"Interrupted; `{command}` goes on.", style="yellow", highlight=False)
@@ -175,15 +186,19 @@ def status(
 @app.command()
 def report(
     study: StudyArgument,
+    other: Annotated[
+        str | None, typer.Argument(metavar="[OTHER]", help="A second study, to compare the first one with.")
+    ] = None,
     override: Overrides = None,
     as_json: AsJson = False,
     store: StoreOption = DEFAULT_STORE,
     storage: Storage = None,
     tracking: Tracking = None,
 ) -> None:
-    """Compare what is finished, without running anything, and draw its figures.
+    """Compare what is finished, without running anything, and write the report: a page, tables, figures.
 
-    They go to studies/<study>/figures in the store, and to MLflow where the study is there.
+    They go to studies/<study>/ in the store, and to MLflow where the study is there. With two studies: what the arms
+    that both have show in each.
 
     Example: lit-llm report ablations/quickstart.yaml
     """
@@ -195,6 +210,9 @@ def report(
 
     place = Store(store)
     place.check()
+    if other is not None:
+        _two(study, other, override, as_json, place)
+        return
     if is_sweep(study):
         sweep_report(study, override, as_json, place, storage)
         return
@@ -204,24 +222,36 @@ def report(
     if as_json:
         print(json.dumps({"study": ablation.study.study, **comparison.as_json()}, indent=1))
         return
-    from lit_llm.report.tables import comparison_table
+    from lit_llm.ablation.plan import PLAN, plan, remembered
+    from lit_llm.ablation.run import attached
+    from lit_llm.report.comparison import compared
+    from lit_llm.report.study import write_report
 
-    screen = console()
-    screen.print(comparison_table(comparison, screen.width))
+    screen, folder = console(), place.study(ablation.study.study)
+    screen.print(compared(ablation, comparison, screen.width))
     if not any(row.seeds for row in comparison.rows):
         screen.print(f"Nothing is finished yet: `lit-llm run {study}` runs it.", style="yellow", highlight=False)
-    folder = place.study(ablation.study.study)
     if not folder.is_dir():
         return
-    from lit_llm.ablation.run import FIGURES, attached
-    from lit_llm.report.figures.study import figures_of, write_figures
+    files = write_report(remembered(plan(ablation, built=False, runs=runs), folder / PLAN), runs, comparison, place)
+    screen.print(f"\nreport: {shown(folder / 'report.html')}", style="dim", highlight=False, soft_wrap=True)
+    if problem := attached(place, ablation.study.study, tracking, files):
+        screen.print(problem, style="yellow", highlight=False)
 
-    figures = folder / FIGURES
-    if drawn := figures_of(ablation, runs, comparison):
-        write_figures(drawn, figures)
-        screen.print(f"\nfigures: {shown(figures)}", style="dim", highlight=False, soft_wrap=True)
-        if problem := attached(place, ablation.study.study, tracking, [figures]):
-            screen.print(problem, style="yellow", highlight=False)
+
+def _two(study: str, other: str, override: list[str] | None, as_json: bool, store: Store) -> None:
+    """`lit-llm report A B`."""
+    from lit_llm.report.two import load_two, two_table, write_two
+
+    pair = load_two(study, other, override or (), store)
+    if as_json:
+        print(json.dumps(pair.as_json(), indent=1))
+        return
+    screen = console()
+    screen.print(two_table(pair, screen.width))
+    screen.print(
+        f"\nreport: {shown(write_two(pair, [study, other], store))}", style="dim", highlight=False, soft_wrap=True
+    )
 
 
 @app.command()
@@ -252,6 +282,7 @@ def diff(
 def train(
     experiment: ExperimentArgument,
     override: Overrides = None,
+    as_json: LinesOfJson = False,
     store: StoreOption = DEFAULT_STORE,
     tracking: Tracking = None,
 ) -> None:
@@ -260,13 +291,14 @@ def train(
 
     if is_study(experiment):
         raise InputError(Problem(f"{experiment} is a study: use `lit-llm run {experiment}`"))
-    run(experiment, 1, None, None, override, store, tracking)
+    run(experiment, 1, None, None, override, as_json, store, tracking)
 
 
 @app.command()
 def adapt(
     experiment: ExperimentArgument,
     override: Overrides = None,
+    as_json: LinesOfJson = False,
     store: StoreOption = DEFAULT_STORE,
     tracking: Tracking = None,
 ) -> None:
@@ -280,4 +312,4 @@ def adapt(
     if load_experiment(experiment, override or ()).adapt is None:
         message = "has no `adapt` section; give one, e.g. -o adapt.from=decllm-tiny"
         raise InputError(Problem(message, experiment))
-    train(experiment, override, store, tracking)
+    train(experiment, override, as_json, store, tracking)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,6 +12,7 @@ import typer
 from lit_llm.cli.app import app
 from lit_llm.cli.options import (
     DEFAULT_STORE,
+    LinesOfJson,
     Overrides,
     Rerun,
     Storage,
@@ -23,6 +26,9 @@ from lit_llm.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lit_llm.search.run import Searched
     from lit_llm.tracking.store import Store
 
 
@@ -37,6 +43,7 @@ def sweep(
         typer.Option(help="Repeat trials that failed; or begin anew where other code has done some."),
     ] = None,
     override: Overrides = None,
+    as_json: LinesOfJson = False,
     store: StoreOption = DEFAULT_STORE,
     tracking: Tracking = None,
     storage: Storage = None,
@@ -46,50 +53,40 @@ def sweep(
     Ctrl-C keeps everything; the same command goes on, on this machine or beside it on others that share the store.
     Example: lit-llm sweep sweeps/quickstart.yaml -j 2
     """
+    from lit_llm.report.lines import SweepLines
     from lit_llm.report.live import Searching
-    from lit_llm.report.sweeps import sweep_table
-    from lit_llm.report.tables import comparison_markdown, comparison_table
+    from lit_llm.report.study import write_report
     from lit_llm.search.run import run_sweep
     from lit_llm.search.sweep import load_sweep
     from lit_llm.tracking.store import Store
 
     search = load_sweep(sweep, override or ())
-    screen, place = console(), Store(store)
-    ended = run_sweep(
-        search,
-        place,
-        watcher=Searching(screen, search, place),
-        slots=jobs or slots(search.ablation),
-        storage=storage,
-        tracking=tracking,
-        rerun=rerun.value if rerun else None,
-        render=lambda planned, comparison: {"comparison.md": comparison_markdown(planned, comparison)},
-    )
-    screen.print()
-    screen.print(f"{search.name}  {search.sweep.question}", style="bold", highlight=False)
-    screen.print(sweep_table(search, ended.summaries, screen.width))
-    if ended.winners is not None:
-        screen.print()
-        screen.print(
-            f"{search.name}-winners  over fresh seeds, which the search has not seen", style="bold", highlight=False
+    screen, place = console(stderr=as_json), Store(store)
+    lines = SweepLines(sys.stdout, screen, search, place) if as_json else None
+    with lines.until_interrupted() if lines is not None else nullcontext():
+        ended = run_sweep(
+            search,
+            place,
+            watcher=lines or Searching(screen, search, place),
+            slots=jobs or slots(search.ablation),
+            storage=storage,
+            tracking=tracking,
+            rerun=rerun.value if rerun else None,
+            report=write_report,
         )
-        screen.print(comparison_table(ended.winners.comparison, screen.width))
-    command = again("sweep", sweep, override, store, tracking, storage)
-    if ended.best:
+    if lines is not None:
+        lines.searched(ended)
+    else:
+        _print_searched(ended, screen)
+        look = again("report", sweep, override, store, None, storage)
         screen.print(
-            f"\nbest settings: {shown(ended.best[0].parent)} (`lit-llm train` takes them)",
+            f"figures: {look}   charts: {charts(store, tracking, ended.mirrored)}",
             style="dim",
             highlight=False,
             soft_wrap=True,
         )
-    look = again("report", sweep, override, store, None, storage)
-    screen.print(
-        f"figures: {look}   charts: {charts(store, tracking, ended.mirrored)}",
-        style="dim",
-        highlight=False,
-        soft_wrap=True,
-    )
     if ended.exit_code == 130:
+        command = again("sweep", sweep, override, store, tracking, storage)
         screen.print(f"Interrupted; `{command}` goes on.", style="yellow", highlight=False, soft_wrap=True)
     elif ended.exit_code == 1:
         failed = {}
@@ -101,6 +98,27 @@ def sweep(
         for what, why in failed.items():
             screen.print(f"Some {what} failed: `{why}` says why.", style="red", highlight=False, soft_wrap=True)
     raise typer.Exit(ended.exit_code)
+
+
+def _print_searched(ended: Searched, screen: Console) -> None:
+    from lit_llm.report.comparison import comparison_table
+    from lit_llm.report.sweeps import sweep_table
+
+    name = ended.search.name
+    screen.print()
+    screen.print(f"{name}  {ended.search.sweep.question}", style="bold", highlight=False)
+    screen.print(sweep_table(ended.search, ended.summaries, screen.width))
+    if ended.winners is not None:
+        screen.print()
+        screen.print(f"{name}-winners  over fresh seeds, which the search has not seen", style="bold", highlight=False)
+        screen.print(comparison_table(ended.winners.comparison, screen.width))
+    if ended.best:
+        screen.print(
+            f"\nbest settings: {shown(ended.best[0].parent)} (`lit-llm train` takes them)",
+            style="dim",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def sweep_status(file: str, override: list[str] | None, as_json: bool, store: Store, storage: str | None) -> None:
@@ -138,10 +156,10 @@ def sweep_report(file: str, override: list[str] | None, as_json: bool, store: St
     if not any(each.best for each in summaries):
         screen.print(f"Nothing is finished yet: `lit-llm sweep {file}` runs it.", style="yellow", highlight=False)
         return
-    from lit_llm.report.sweep_figures import write_figures
+    from lit_llm.report.sweep import write_sweep_report
 
-    for path in write_figures(search, trials, trials.folder / "figures"):
-        screen.print(f"{shown(path)}", style="dim", highlight=False, soft_wrap=True)
+    page = write_sweep_report(search, trials, found, summaries, store)
+    screen.print(f"\nreport: {shown(page)}", style="dim", highlight=False, soft_wrap=True)
     screen.print(
         f"optuna-dashboard {trials.address}   (pip install optuna-dashboard)",
         style="dim",

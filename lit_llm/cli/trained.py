@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from lit_llm.cli.app import app
-from lit_llm.cli.options import DEFAULT_STORE, AsJson, Overrides, StoreOption, Tracking, shown
+from lit_llm.cli.options import DEFAULT_STORE, AsJson, LinesOfJson, Overrides, StoreOption, Tracking, shown
 from lit_llm.config.problems import InputError, Problem
 
 
@@ -21,6 +21,7 @@ def evaluate(
     ],
     override: Overrides = None,
     jobs: Annotated[int | None, typer.Option("-j", "--jobs", min=1, help="Evaluations at once.")] = None,
+    as_json: LinesOfJson = False,
     store: StoreOption = DEFAULT_STORE,
     tracking: Tracking = None,
 ) -> None:
@@ -49,7 +50,7 @@ def evaluate(
     file, arm = file_and_arm(study)
     if left := len(states) - states.count("done"):
         raise InputError(Problem(f"{left} of its trainings are not finished: `lit-llm run {file}` goes on", study))
-    run(file, jobs, glob.escape(arm) or None, None, override, store, tracking)
+    run(file, jobs, glob.escape(arm) or None, None, override, as_json, store, tracking)
 
 
 @app.command()
@@ -116,8 +117,8 @@ def import_(
     lit-llm import ~/models/gemma-2-2b; lit-llm generate imported/gemma-2-2b "Once"
     """
     from lit_llm.interop import import_checkpoint
-    from lit_llm.models.config import resolve_model
     from lit_llm.models.cost import count_parameters
+    from lit_llm.models.resolve import resolve_model
 
     place = out or Path("imported") / folder.resolve().name
     model = resolve_model(import_checkpoint(folder, place))

@@ -50,7 +50,7 @@ from lit_llm.evaluation.source_sensitivity import (
 )
 from lit_llm.models.blocks import Stack
 from lit_llm.models.build import generator
-from lit_llm.models.config import not_looked_at
+from lit_llm.models.resolve import not_looked_at
 from lit_llm.models.transformer import EncoderDecoder, LanguageModel
 from lit_llm.objectives.config import MasksConfig, PrefixLM
 from lit_llm.objectives.layout import Batch

@@ -186,112 +186,116 @@ def _batches(lengths: Sequence[tuple[int, int]], family: str, batch_tokens: int)
 # --- the harness's model -------------------------------------------------------------------------------------------
 
 
+class _Answering:
+    """What the harness calls: log-likelihoods and texts, in the order of its requests."""
+
+    def __init__(
+        self, model: LanguageModel, tokenizer: Tokenizer, max_length: int, masks: MasksConfig, batch_tokens: int
+    ) -> None:
+        super().__init__()
+        self.model, self.ids, self.masks = model, tokenizer, masks
+        self.max_length, self.batch_tokens = max_length, batch_tokens
+        self.truncated: set[str] = set()
+        """Contexts that lost their beginning."""
+        self._device = next(model.parameters()).device
+        self._encode = functools.lru_cache(maxsize=4096)(lambda text: tokenizer.encode([text])[0].tolist())
+
+    @property
+    def eot_token_id(self) -> int:
+        return EOD
+
+    @property
+    def prefix_token_id(self) -> int:
+        return BOS
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        return list(self._encode(string))  # the layout puts <s> where it belongs
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
+    ) -> list[tuple[float, bool]]:
+        pairs = []
+        for (text, answer), context, continuation in requests:
+            if len(continuation) > self.max_length:
+                message = f"an answer of {len(continuation)} tokens is longer than the {self.max_length} allowed"
+                raise InputError(Problem(message, "max_length"))
+            assert continuation, f"the tokenizer leaves no token to the answer {answer!r} after {text!r}"
+            context = context[1:] if context[:1] == [BOS] else context  # the harness's way to say: no context
+            pairs.append((self._fitting(text, context, len(continuation)), continuation))
+        return score_pairs(self.model, pairs, self.masks, self.batch_tokens)
+
+    def _fitting(self, text: str, context: list[int], room: int) -> list[int]:
+        """The end of the context that leaves `room` tokens."""
+        over = len(context) + room - self.max_length
+        if over > 0:
+            self.truncated.add(text)
+        return context[max(0, over) :]
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Of whole texts, in windows; before each but the first stands the token that goes before it."""
+        pairs: list[Pair] = []
+        counts = []
+        for request in requests:
+            ids, before = self.tok_encode(request.args[0]), len(pairs)
+            pairs += [([], ids[: self.max_length])] if ids else []
+            for start in range(self.max_length, len(ids), self.max_length - 1):
+                pairs.append(([ids[start - 1]], ids[start : start + self.max_length - 1]))
+            counts.append(len(pairs) - before)
+        scores = iter(score_pairs(self.model, pairs, self.masks, self.batch_tokens))
+        return [sum(next(scores)[0] for _ in range(count)) for count in counts]
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """What is written after each context, until one of the request's strings or an end of document."""
+        alike: dict[str, list[int]] = defaultdict(list)
+        for number, request in enumerate(requests):
+            alike[json.dumps(request.args[1], sort_keys=True)].append(number)
+        found = [""] * len(requests)
+        for options, numbers in alike.items():
+            written = self._written([requests[number].args[0] for number in numbers], json.loads(options))
+            for number, text in zip(numbers, written, strict=True):
+                found[number] = text
+        return found
+
+    def _written(self, contexts: list[str], options: Mapping[str, Any]) -> list[str]:
+        until = options.get("until") or []
+        until = [until] if isinstance(until, str) else until
+        # Half of the length at most, so that some of the context is left.
+        most = max(1, min(int(options.get("max_gen_toks", NEW_TOKENS)), self.max_length // 2))
+        prompts = [self._fitting(text, self.tok_encode(text), most) for text in contexts]
+        sampling, decoder = _sampling(options), not self.model.config.encoder
+        found = [""] * len(prompts)
+        todo = list(range(len(prompts)))
+        # Generation knows no strings. Most answers are short: what has not ended is written anew, at more length.
+        # Drawn answers are not, for what is drawn depends on a prompt's place among all.
+        length = most if sampling.temperature else min(most, _FIRST_TOKENS)
+        while todo:
+            generated = generate(
+                self.model,
+                [prompts[number] for number in todo],
+                max_new_tokens=length,
+                stop=(EOD,),
+                sampling=sampling,
+                prefix=self.masks.prefix if decoder else "causal",
+                batch_size=max(1, self.batch_tokens // self.max_length),
+            )
+            going = []
+            for number, answer in zip(todo, generated, strict=True):
+                whole = found[number] = self.ids.decode(answer.tokens)
+                for end in filter(None, until):  # one after the other, as the harness's own models do
+                    found[number] = found[number].split(end)[0]
+                if found[number] == whole and not answer.stopped and length < most:
+                    going.append(number)
+            todo, length = going, min(most, 4 * length)
+        return found
+
+
 @functools.cache
 def _model_class() -> type[Any]:
     """The class is made where the library is there."""
     from lm_eval.api.model import TemplateLM
 
-    class Model(TemplateLM):  # type: ignore[misc, unused-ignore]
-        """What the harness calls: log-likelihoods and texts, in the order of its requests."""
-
-        def __init__(
-            self, model: LanguageModel, tokenizer: Tokenizer, max_length: int, masks: MasksConfig, batch_tokens: int
-        ) -> None:
-            super().__init__()
-            self.model, self.ids, self.masks = model, tokenizer, masks
-            self.max_length, self.batch_tokens = max_length, batch_tokens
-            self.truncated: set[str] = set()
-            """Contexts that lost their beginning."""
-            self._device = next(model.parameters()).device
-            self._encode = functools.lru_cache(maxsize=4096)(lambda text: tokenizer.encode([text])[0].tolist())
-
-        @property
-        def eot_token_id(self) -> int:
-            return EOD
-
-        @property
-        def prefix_token_id(self) -> int:
-            return BOS
-
-        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-            return list(self._encode(string))  # the layout puts <s> where it belongs
-
-        def _loglikelihood_tokens(
-            self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
-        ) -> list[tuple[float, bool]]:
-            pairs = []
-            for (text, answer), context, continuation in requests:
-                if len(continuation) > self.max_length:
-                    message = f"an answer of {len(continuation)} tokens is longer than the {self.max_length} allowed"
-                    raise InputError(Problem(message, "max_length"))
-                assert continuation, f"the tokenizer leaves no token to the answer {answer!r} after {text!r}"
-                context = context[1:] if context[:1] == [BOS] else context  # the harness's way to say: no context
-                pairs.append((self._fitting(text, context, len(continuation)), continuation))
-            return score_pairs(self.model, pairs, self.masks, self.batch_tokens)
-
-        def _fitting(self, text: str, context: list[int], room: int) -> list[int]:
-            """The end of the context that leaves `room` tokens."""
-            over = len(context) + room - self.max_length
-            if over > 0:
-                self.truncated.add(text)
-            return context[max(0, over) :]
-
-        def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-            """Of whole texts, in windows; before each but the first stands the token that goes before it."""
-            pairs: list[Pair] = []
-            counts = []
-            for request in requests:
-                ids, before = self.tok_encode(request.args[0]), len(pairs)
-                pairs += [([], ids[: self.max_length])] if ids else []
-                for start in range(self.max_length, len(ids), self.max_length - 1):
-                    pairs.append(([ids[start - 1]], ids[start : start + self.max_length - 1]))
-                counts.append(len(pairs) - before)
-            scores = iter(score_pairs(self.model, pairs, self.masks, self.batch_tokens))
-            return [sum(next(scores)[0] for _ in range(count)) for count in counts]
-
-        def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-            """What is written after each context, until one of the request's strings or an end of document."""
-            alike: dict[str, list[int]] = defaultdict(list)
-            for number, request in enumerate(requests):
-                alike[json.dumps(request.args[1], sort_keys=True)].append(number)
-            found = [""] * len(requests)
-            for options, numbers in alike.items():
-                written = self._written([requests[number].args[0] for number in numbers], json.loads(options))
-                for number, text in zip(numbers, written, strict=True):
-                    found[number] = text
-            return found
-
-        def _written(self, contexts: list[str], options: Mapping[str, Any]) -> list[str]:
-            until = options.get("until") or []
-            until = [until] if isinstance(until, str) else until
-            # Half of the length at most, so that some of the context is left.
-            most = max(1, min(int(options.get("max_gen_toks", NEW_TOKENS)), self.max_length // 2))
-            prompts = [self._fitting(text, self.tok_encode(text), most) for text in contexts]
-            sampling, decoder = _sampling(options), not self.model.config.encoder
-            found = [""] * len(prompts)
-            todo = list(range(len(prompts)))
-            # Generation knows no strings. Most answers are short: what has not ended is written anew, at more length.
-            # Drawn answers are not, for what is drawn depends on a prompt's place among all.
-            length = most if sampling.temperature else min(most, _FIRST_TOKENS)
-            while todo:
-                generated = generate(
-                    self.model,
-                    [prompts[number] for number in todo],
-                    max_new_tokens=length,
-                    stop=(EOD,),
-                    sampling=sampling,
-                    prefix=self.masks.prefix if decoder else "causal",
-                    batch_size=max(1, self.batch_tokens // self.max_length),
-                )
-                going = []
-                for number, answer in zip(todo, generated, strict=True):
-                    whole = found[number] = self.ids.decode(answer.tokens)
-                    for end in filter(None, until):  # one after the other, as the harness's own models do
-                        found[number] = found[number].split(end)[0]
-                    if found[number] == whole and not answer.stopped and length < most:
-                        going.append(number)
-                todo, length = going, min(most, 4 * length)
-            return found
+    class Model(_Answering, TemplateLM):  # type: ignore[misc, unused-ignore]
+        """Its requests in text become requests in tokens by the harness's own methods."""
 
     return Model
 

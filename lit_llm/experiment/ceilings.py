@@ -315,8 +315,8 @@ def take(device: str, precision: str, threads: int) -> dict[str, Any]:
     import psutil
     import torch
 
-    from lit_llm.models.config import resolve_model
     from lit_llm.models.cost import layer_tensors
+    from lit_llm.models.resolve import resolve_model
 
     torch.set_num_threads(threads)
     timer = Timer(device, precision, threads)

@@ -8,9 +8,9 @@ from typing import Any
 
 from lit_llm.experiment.config import Experiment, Pretrained, Trained
 from lit_llm.models import cost
-from lit_llm.models.config import ResolvedModel, resolve_model
+from lit_llm.models.resolve import ResolvedModel, resolve_model
 from lit_llm.objectives.base import Lengths
-from lit_llm.objectives.config import MasksConfig
+from lit_llm.objectives.config import MasksConfig, continues
 from lit_llm.training.memory import BFLOAT16, FLOAT32, loss_bytes, training_bytes
 
 PROMPT, GENERATE = 1000, 1000
@@ -53,22 +53,32 @@ class Cost:
     """The same in FLOPs, forward and backward."""
     before: Before = Before()
     """What of it is the sources'."""
+    generates: bool = True
+    """Whether the model goes on with a text; without that, there is no decoding and no cache to cost."""
 
     def as_json(self, prompt: int, generate: int) -> dict[str, Any]:
-        """The keys of `plan --json`."""
+        """The keys of `plan --json`; null for what such a model does not do."""
+
+        def decoding(figure: float) -> float | None:
+            return figure if self.generates else None
+
         return {
             "parameters": self.parameters,
             "non_embedding_parameters": self.non_embedding_parameters,
             "flops_per_token": {
                 "train": self.train_flops_per_token,
                 "prefill": self.prefill_flops_per_token,
-                "decode": self.decode_flops_per_token,
+                "decode": decoding(self.decode_flops_per_token),
             },
             "paper_flops_per_sequence": self.paper_flops_per_sequence,
             "kv_cache_bytes": {
-                "per_source_token": self.cache.per_source_token,
-                "per_generated_token": self.cache.per_generated_token,
-                "total_at": {"prompt": prompt, "generate": generate, "bytes": self.cache.total(prompt, generate)},
+                "per_source_token": decoding(self.cache.per_source_token),
+                "per_generated_token": decoding(self.cache.per_generated_token),
+                "total_at": {
+                    "prompt": prompt,
+                    "generate": generate,
+                    "bytes": decoding(self.cache.total(prompt, generate)),
+                },
             },
             "tokens": self.tokens,
             "loss_tokens": self.loss_tokens,
@@ -93,6 +103,8 @@ FIGURES: dict[str, Callable[[Cost], float]] = {
 }
 """What an experiment can be constrained and searched by; decoding and its cache with a prompt and an answer of 1000
 tokens each, the rest of one whole run."""
+OF_DECODING = ("decode_flops_per_token", "kv_cache_bytes")
+"""Those of models that go on with a text alone."""
 
 
 def shape_of(experiment: Experiment, lengths: Lengths) -> cost.Shape:
@@ -190,6 +202,7 @@ def cost_of(experiment: Experiment, prompt: int = PROMPT, generate: int = GENERA
         finetune_tokens=tokens,
         finetune_flops=flops,
         before=before,
+        generates=continues(experiment.model.family),
     )
 
 

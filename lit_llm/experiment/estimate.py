@@ -22,8 +22,8 @@ from lit_llm.data.config import Mixture
 from lit_llm.experiment.ceilings import MUON_WIDTH, Ceilings, interpolated
 from lit_llm.experiment.config import Experiment, Trained
 from lit_llm.experiment.cost import example_shape, largest_shape, shape_of, shape_under, teacher_of, teacher_shape
-from lit_llm.models.config import Layer, ResolvedModel, resolve_model
 from lit_llm.models.cost import Shape, embedding_tensors, forward_flops, layer_tensors, score_flops
+from lit_llm.models.resolve import Layer, ResolvedModel, resolve_model
 from lit_llm.objectives.base import AnyObjective, Lengths
 from lit_llm.training.optimizers.config import Muon, Optimizer
 

@@ -18,7 +18,7 @@ from lit_llm.data.sources import Identity, blamed_at, identify, identify_held_ou
 from lit_llm.evaluation.task_files import read_task_files
 from lit_llm.experiment.config import Checkpoint, Experiment, Trained
 from lit_llm.models.adapt import Side
-from lit_llm.models.config import resolve_model
+from lit_llm.models.resolve import resolve_model
 
 COMPUTES = (
     "components",

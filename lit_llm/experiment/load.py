@@ -26,7 +26,7 @@ from lit_llm.config.tree import (
 )
 from lit_llm.experiment.config import Experiment
 from lit_llm.interop.checkpoint import MODEL, WEIGHTS, digest_of_checkpoint, digest_of_tokenizer
-from lit_llm.models.config import STACKS, resolve_model
+from lit_llm.models.resolve import STACKS, resolve_model
 
 PRESETS = Path(__file__).parent / "presets"
 

@@ -30,8 +30,8 @@ from lit_llm.components.attention.rope import Rotations
 from lit_llm.components.attention.visibility import Visibility
 from lit_llm.components.retention.cache import RetentionState
 from lit_llm.models.cache import LayerCache
-from lit_llm.models.config import Layer
 from lit_llm.models.decoder_decoder import DecoderDecoder
+from lit_llm.models.resolve import Layer
 from lit_llm.models.transformer import DecoderOnly, EncoderDecoder, LanguageModel, compute_dtype
 
 Prefix = Literal["causal", "bidirectional"]

@@ -13,7 +13,8 @@ from lit_llm.interop import configs, names, sections
 from lit_llm.interop.asked import Asked
 from lit_llm.interop.configs import Ids
 from lit_llm.interop.names import Names
-from lit_llm.models.config import ModelConfig, ResolvedModel, resolve_model
+from lit_llm.models.config import ModelConfig
+from lit_llm.models.resolve import ResolvedModel, resolve_model
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ from lit_llm.data.config import FileTokenizer, identity_of
 from lit_llm.interop.architectures import ARCHITECTURES, Architecture, ModelFile, checked
 from lit_llm.interop.asked import Asked
 from lit_llm.interop.weights import Tensors, compare, read_json
-from lit_llm.models.config import ModelConfig, ResolvedModel, resolve_model
+from lit_llm.models.config import ModelConfig
+from lit_llm.models.resolve import ResolvedModel, resolve_model
 
 if TYPE_CHECKING:
     from torch import Tensor

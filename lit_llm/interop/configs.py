@@ -11,7 +11,7 @@ from typing import Any
 
 from lit_llm.components.attention.config import ResolvedAttention
 from lit_llm.interop.sections import ACTIVATIONS, GLOBAL, LOCAL
-from lit_llm.models.config import Layer, ResolvedModel
+from lit_llm.models.resolve import Layer, ResolvedModel
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from lit_llm.interop.checkpoint import (
 )
 from lit_llm.interop.configs import Ids
 from lit_llm.interop.weights import read_json
-from lit_llm.models.config import ModelConfig, ResolvedModel, resolve_model
+from lit_llm.models.config import ModelConfig
+from lit_llm.models.resolve import ResolvedModel, resolve_model
 from lit_llm.objectives.config import BOS, EOD
 
 if TYPE_CHECKING:

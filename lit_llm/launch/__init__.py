@@ -1,6 +1,7 @@
 """Where a callable runs with given resources; knows no experiment."""
 
 from lit_llm.launch.child import consult, stop_requested
-from lit_llm.launch.local import Interrupted, Outcome, Task, cores, run_tasks
+from lit_llm.launch.local import Interrupted, cores, run_tasks
+from lit_llm.launch.process import Outcome, Task
 
 __all__ = ["Interrupted", "Outcome", "Task", "consult", "cores", "run_tasks", "stop_requested"]

@@ -27,8 +27,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from lit_llm.config.section import Section
-from lit_llm.models.config import ResolvedModel
 from lit_llm.models.parameters import parameter_shapes
+from lit_llm.models.resolve import ResolvedModel
 
 if TYPE_CHECKING:
     from torch import Tensor

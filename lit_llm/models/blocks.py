@@ -25,7 +25,7 @@ from lit_llm.components.norm.module import Norm
 from lit_llm.components.partial_attention.module import PartialAttention
 from lit_llm.components.retention.module import Retention
 from lit_llm.models.cache import LayerCache
-from lit_llm.models.config import Layer, ResolvedModel
+from lit_llm.models.resolve import Layer, ResolvedModel
 
 
 class Block(nn.Module):

@@ -12,8 +12,9 @@ from collections.abc import Callable
 
 import torch
 
-from lit_llm.models.config import ModelConfig, ResolvedModel, resolve_model
+from lit_llm.models.config import ModelConfig
 from lit_llm.models.decoder_decoder import DecoderDecoder
+from lit_llm.models.resolve import ResolvedModel, resolve_model
 from lit_llm.models.transformer import DecoderOnly, EncoderDecoder, EncoderOnly, LanguageModel
 
 

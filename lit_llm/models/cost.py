@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lit_llm.components.attention.config import Reach, ResolvedAttention
-from lit_llm.models.config import Layer, ResolvedModel
+from lit_llm.models.resolve import Layer, ResolvedModel
 
 
 def causal_pairs(tokens: float, prefix: float = 0, reach: Reach | None = None) -> float:

@@ -8,7 +8,7 @@ from lit_llm.components.attention.module import SharedKeyValues
 from lit_llm.components.attention.rope import Rotations
 from lit_llm.components.attention.visibility import Visibility
 from lit_llm.models.blocks import Stack, rotation_of
-from lit_llm.models.config import ResolvedModel
+from lit_llm.models.resolve import ResolvedModel
 from lit_llm.models.transformer import DecoderOnly
 
 

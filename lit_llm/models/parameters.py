@@ -6,7 +6,7 @@ from lit_llm.components.attention.config import ResolvedAttention
 from lit_llm.components.norm.config import NormConfig
 from lit_llm.components.partial_attention.config import ResolvedPartialAttention
 from lit_llm.components.retention.config import ResolvedRetention
-from lit_llm.models.config import Layer, ResolvedModel
+from lit_llm.models.resolve import Layer, ResolvedModel
 
 Shape = tuple[int, ...]
 

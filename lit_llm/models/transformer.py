@@ -13,7 +13,7 @@ from lit_llm.components.attention.visibility import Visibility
 from lit_llm.components.embedding.module import Head, Unembedding
 from lit_llm.components.norm.module import Norm
 from lit_llm.models.blocks import Stack
-from lit_llm.models.config import ResolvedModel
+from lit_llm.models.resolve import ResolvedModel
 
 
 class LanguageModel(nn.Module, ABC):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from lit_llm.ablation.factors import short_names
 from lit_llm.analysis.anova import Anova
 from lit_llm.report import text
-from lit_llm.report.learning_rates import Part
+from lit_llm.report.parts import Part, without
 
 
-def anova_parts(found: Anova, metric: str, named: bool) -> Iterator[Part]:
-    """F tests of all terms, then each level against the first. named: say of which group they are."""
+def anova_parts(found: Anova, metric: str, named: bool, hidden: Collection[str] = ()) -> Iterator[Part]:
+    """F tests of all terms, then each level against the first.
+
+    named: say of which group they are; hidden: columns of the levels that are not asked for.
+    """
     where = f" in {found.group}" if named else ""
     short = short_names(list(dict.fromkeys(name for term in found.terms for name in term.factors)))
     rows = [
@@ -23,9 +26,20 @@ def anova_parts(found: Anova, metric: str, named: bool) -> Iterator[Part]:
         ]
         for term in found.terms
     ]
-    seeds = f"{len(found.seeds)} seed{'' if len(found.seeds) == 1 else 's'}"
-    title = f"factors of {metric}{where}: {found.arms} arms, {seeds}"
-    yield Part(title, ["factor", "F (degrees)", "p", "share"], rows, 4, found.notes)
+    title = f"factors of {metric}{where}: {found.arms} arms, {text.several(len(found.seeds), 'seed')}"
+    which = f"-{found.group}" if named else ""
+    yield Part(f"factors{which}", title, ["factor", "F (degrees)", "p", "share"], rows, 4, found.notes)
     if found.levels:
-        levels = [[short[x.factor], " → ".join(x.levels), text.difference(x.difference)] for x in found.levels]
-        yield Part(f"levels{where}, over all others", ["factor", "level", "difference [95%]"], levels, 3)
+        head = ["factor", "level", "difference [95%]", "p", "verdict"]
+        levels = [
+            [
+                short[x.factor],
+                " → ".join(x.levels),
+                text.difference(x.difference),
+                text.p_value(x.p),
+                x.verdict or "",
+            ]
+            for x in found.levels
+        ]
+        title = f"levels{where}, over all others"
+        yield Part(f"levels{which}", title, *without(hidden, head, levels), len(head))

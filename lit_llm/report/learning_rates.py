@@ -3,47 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from lit_llm.analysis.learning_rates import LearningRates, LRRow
 from lit_llm.analysis.sensitivity import Cell, Range, Sensitivity
 from lit_llm.report import text
-
-
-@dataclass(frozen=True)
-class Part:
-    """A table, in words."""
-
-    title: str
-    head: list[str]
-    rows: list[list[str]]
-    first: int
-    """Columns of the upper half where the table is too wide."""
-    notes: tuple[str, ...] = ()
+from lit_llm.report.parts import Part
 
 
 def lr_parts(found: LearningRates, metric: str) -> Iterator[Part]:
     """Final loss by learning rate, sensitivity and range of each group, then spikes, logits and gradients."""
     by = f"by {found.factor}"
-    yield _by_lr(found, f"{metric} {by}", _loss)
+    yield _by_lr(found, "metric", f"{metric} {by}", _loss)
     yield _groups(found, metric)
-    for title, shown in (
-        ("loss spikes per run", lambda cell: "–" if cell.spikes is None else f"{cell.spikes:.2g}"),
-        ("largest attention logit of all runs", lambda cell: text.short(cell.max_attention_logit)),
-        ("largest gradient norm of all runs", lambda cell: text.short(cell.max_grad_norm)),
+    for name, title, shown in (
+        ("spikes", "loss spikes per run", lambda cell: "–" if cell.spikes is None else f"{cell.spikes:.2g}"),
+        ("logits", "largest attention logit of all runs", lambda cell: text.short(cell.max_attention_logit)),
+        ("gradients", "largest gradient norm of all runs", lambda cell: text.short(cell.max_grad_norm)),
     ):
-        part = _by_lr(found, f"{title}, {by}", shown)
+        part = _by_lr(found, name, f"{title}, {by}", shown)
         if any(value != "–" for row in part.rows for value in row[1:]):
             yield part
 
 
-def _by_lr(found: LearningRates, title: str, shown: Callable[[Cell], str]) -> Part:
+def _by_lr(found: LearningRates, name: str, title: str, shown: Callable[[Cell], str]) -> Part:
     lrs = found.lrs
     rows = []
     for row in found.rows:
         cells = {cell.lr: shown(cell) for cell in row.cells}
         rows.append([row.group, *(cells.get(lr, "–") for lr in lrs)])
-    return Part(title, ["arm", *(f"{lr:g}" for lr in lrs)], rows, 1 + (len(lrs) + 1) // 2)
+    head = ["arm", *(f"{lr:g}" for lr in lrs)]
+    return Part(f"{_slug(found)}-{name}", title, head, rows, 1 + (len(lrs) + 1) // 2)
+
+
+def _slug(found: LearningRates) -> str:
+    return found.factor.replace(".", "-").replace("_", "-")
 
 
 def _loss(cell: Cell) -> str:
@@ -62,7 +55,8 @@ def _groups(found: LearningRates, metric: str) -> Part:
     if hidden:
         rows = [[*row[:against], *row[against + 1 :]] for row in rows]
     head = [name for name in GROUPS if name != "against" or not hidden]
-    return Part(f"sensitivity of {metric} to {found.factor}", head, rows, head.index("best lr"), found.notes)
+    title = f"sensitivity of {metric} to {found.factor}"
+    return Part(f"{_slug(found)}-sensitivity", title, head, rows, head.index("best lr"), found.notes)
 
 
 def _group(row: LRRow) -> list[str]:

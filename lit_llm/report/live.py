@@ -14,16 +14,17 @@ from rich.table import Table
 from rich.text import Text
 
 from lit_llm.ablation.run import Watcher
-from lit_llm.ablation.runs import Run, last_metrics, max_steps
+from lit_llm.ablation.runs import Run
 from lit_llm.evaluation.config import YARDSTICKS, yardstick_of
 from lit_llm.report import text
+from lit_llm.report.standing import Standing, TimeLeft, standing, standing_of_trial
 from lit_llm.report.sweeps import names_of, setting
 from lit_llm.report.tables import STATES
-from lit_llm.search.run import SweepWatcher
+from lit_llm.search.coordinator import SweepWatcher
 from lit_llm.search.sweep import Search
-from lit_llm.search.trials import NOT_COUNTED, Trial
+from lit_llm.search.trial import NOT_COUNTED, Trial
 from lit_llm.search.winners import summary
-from lit_llm.tracking.store import FINAL, Store, read_json
+from lit_llm.tracking.store import FINAL, Store
 
 
 class Progressing(Watcher):
@@ -39,6 +40,7 @@ class Progressing(Watcher):
         self._told: dict[str, str] = {}
         self._validated: dict[str, float] = {}
         self._preparing = ""
+        self._left = TimeLeft(1)
         self._began = time.monotonic()
         self._looked = 0.0
 
@@ -69,6 +71,7 @@ class Progressing(Watcher):
     def launching(self, runs: Sequence[Run], todo: Sequence[Run], slots: int) -> None:
         self._stop_bars()
         self._runs, self._todo = runs, {run.name for run in todo}
+        self._left = TimeLeft(slots)
         self._began = time.monotonic()
         done = sum(run.status()["state"] in FINAL for run in runs)
         ready = f", {done} are there already" if done else ""
@@ -119,50 +122,31 @@ class Progressing(Watcher):
         return " or ".join(dict.fromkeys(yardstick_of(run.arm.experiment.model.family) for run in self._runs))
 
     def _view(self) -> RenderableType:
-        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-        for name in ("run", "step", "train/loss", self._yardstick(), "tok/s", "left"):
-            table.add_column(name, justify="left" if name == "run" else "right", no_wrap=True)
+        table = _table("run", "step", "loss", self._yardstick(), "tok/s", "left")
         states: Counter[str] = Counter()
-        work = 0.0
         for run in self._runs:
             at = run.current()
             state = at.status()["state"]
             states[state] += 1
-            if run.name not in self._todo:
-                continue
-            if state in FINAL:
-                work += 1
-            if state == "running":
+            if run.name in self._todo and state == "running":
                 name = run.name if len(run.steps) == 1 else f"{run.name}: {at.link.name}"
-                if at.link.kind == "evaluate":
-                    told = read_json(at.stage.progress_file) or {"done": 0, "total": 0}
-                    work += (run.steps.index(at) + told["done"] / max(1, told["total"])) / len(run.steps)
-                    counted = f"{told['done']}/{told['total']}" if told["total"] else "–"
-                    table.add_row(name, counted, *["–"] * 4)
-                    continue
-                step, metrics = last_metrics(at.stage)
-                for name in YARDSTICKS:
-                    if name in metrics:
-                        self._validated[run.name] = metrics[name]
-                steps = max_steps(run, at.link)
-                work += (run.steps.index(at) + step / steps) / len(run.steps)
-                rate = metrics.get("throughput/tokens_per_second")
-                read = metrics.get("tokens_seen")
-                left = (steps - step) * read / step / rate if rate and read and step else None
-                table.add_row(
-                    name,
-                    f"{step}/{steps}",
-                    _number(metrics.get("train/loss")),
-                    _number(self._validated.get(run.name)),
-                    text.short(rate),
-                    "–" if left is None else text.duration(left),
-                )
+                now = standing(run, at)
+                step, loss, *pace = _cells(now)
+                table.add_row(name, step, loss, _number(self._last_validation(run.name, now)), *pace)
         seconds = time.monotonic() - self._began
-        remaining = f", about {text.duration(seconds / work * (len(self._todo) - work))} left" if work >= 1 else ""
+        left = self._left.seconds([run for run in self._runs if run.name in self._todo])
+        remaining = "" if left is None else f", about {text.duration(left)} left"
         summary = Text(f"{text.duration(seconds)}{remaining}   ", style="dim")
         for state, number in states.items():
             summary += Text(f"{number} {state}  ", style=STATES[state])
-        return Group(table, summary)
+        return Group(table, summary) if table.rows else summary
+
+    def _last_validation(self, name: str, now: Standing) -> float | None:
+        """Which was more lines ago than are looked at, perhaps."""
+        for metric in YARDSTICKS:
+            if (value := now.metrics.get(metric)) is not None:
+                self._validated[name] = value
+        return self._validated.get(name)
 
 
 class Searching(Progressing, SweepWatcher):
@@ -218,26 +202,37 @@ class Searching(Progressing, SweepWatcher):
     def _view(self) -> RenderableType:
         if not self._search_goes_on:
             return super()._view()
-        arms, trials = (Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0)) for _ in range(2))
-        for name in ("arm", "trials", "best", "setting"):
-            arms.add_column(name, justify="right" if name in ("trials", "best") else "left")
+        arms = _table("arm", "trials", "best", "setting")
+        trials = _table("trial", "step", "loss", "tok/s", "left", "setting")
         for arm in self.search.spaces:
             found = summary(self.search, arm, list(self._ended.values()))
             best = found.best.values[0] if found.best and found.best.values else None
             at = setting(found.best.point, self._names) if found.best else ""
             arms.add_row(arm, f"{found.counted}/{self.search.sweep.trials}", text.value(best), at)
-        for name in ("trial", "step", "train/loss", "tok/s", "setting"):
-            trials.add_column(name, justify="left" if name in ("trial", "setting") else "right")
         for trial, steps in self._training.values():
-            number, metrics = 0, dict[str, float]()
-            for stage in map(self.store.stage, trial.fingerprints):
-                step, found_metrics = last_metrics(stage)
-                number, metrics = (step, found_metrics) if found_metrics else (number, metrics)
-            rate = text.short(metrics.get("throughput/tokens_per_second"))
-            loss = _number(metrics.get("train/loss"))
-            trials.add_row(trial.name, f"{number}/{steps}", loss, rate, setting(trial.point, self._names))
+            now = standing_of_trial(trial, steps, self.store)
+            trials.add_row(trial.name, *_cells(now), setting(trial.point, self._names))
         seconds = time.monotonic() - self._began
-        return Group(arms, Text(), trials, Text(text.duration(seconds), style="dim"))
+        parts: list[RenderableType] = [Text(), trials] if trials.rows else []
+        return Group(arms, *parts, Text(text.duration(seconds), style="dim"))
+
+
+def _table(*columns: str) -> Table:
+    """Words may fold, numbers never."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for name in columns:
+        if name in ("run", "arm", "trial", "setting"):
+            table.add_column(name, overflow="fold")
+        else:
+            table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _cells(now: Standing) -> list[str]:
+    """step, loss, tok/s, left"""
+    left = "–" if now.seconds_left is None else text.duration(now.seconds_left)
+    step = f"{now.step}/{now.steps}" if now.steps else "–"
+    return [step, _number(now.loss), text.short(now.tokens_per_second), left]
 
 
 def _number(value: float | None) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from lit_llm.analysis.scaling import Estimate, Scaling
 from lit_llm.report import text
-from lit_llm.report.learning_rates import Part
+from lit_llm.report.parts import Part
 
 NAMES = {"train_flops": "training FLOPs", "parameters": "parameters", "tokens": "tokens"}
 
@@ -23,14 +23,14 @@ def scaling_parts(found: Scaling) -> Iterator[Part]:
         for curve in found.curves
     ]
     title = f"{found.metric} against {x}: {law}"
-    yield Part(title, head, rows, len(head), found.notes)
+    yield Part("scaling", title, head, rows, len(head), found.notes)
     if found.multipliers:
         head = ["group", "against", f"times the {x} [95%]", "at the best loss [95%]", "losses"]
         rows = [
             [m.group, m.baseline, _estimate(m.mean), _estimate(m.at_best), f"{m.best:.3f} to {m.worst:.3f}"]
             for m in found.multipliers
         ]
-        yield Part(f"{x} for the same {found.metric}", head, rows, len(head))
+        yield Part("multipliers", f"{x} for the same {found.metric}", head, rows, len(head))
     if found.isoflops:
         head = ["group", "training FLOPs", "sizes", "best parameters", "its loss"]
         rows = [
@@ -43,7 +43,7 @@ def scaling_parts(found: Scaling) -> Iterator[Part]:
             ]
             for iso in found.isoflops
         ]
-        yield Part(f"best size for equal training FLOPs, by {found.metric}", head, rows, len(head))
+        yield Part("isoflops", f"best size for equal training FLOPs, by {found.metric}", head, rows, len(head))
 
 
 def _estimate(found: Estimate) -> str:

@@ -28,12 +28,22 @@ ENOUGH = 4
 """Done trials from which on an importance or a slice says anything."""
 
 
-def write_figures(search: Search, trials: Trials, folder: Path) -> list[Path]:
-    """`<arm>-history.png` and so on, for every arm with done trials; several goals have a front instead. `tuning.png`
-    and `.svg`, where the winners have been run."""
+CAPTIONS = {
+    "history": "each trial in the order in which it was drawn, and the best up to there",
+    "slices": "each parameter alone: a point is a trial, the darker the later",
+    "importance": "how much of what differs between the trials each parameter explains, by Optuna's estimate",
+    "parallel": "each trial as a line through its parameters and its goal",
+    "front": "trials by their goals, and those that no other beats in all of them",
+    "courses": "what the pruner saw of each trial",
+}
+
+
+def write_figures(search: Search, trials: Trials, folder: Path) -> dict[Path, str]:
+    """`<arm>-history.png` and so on, for every arm with done trials; several goals have a front instead. `tuning.svg`,
+    where the winners have been run. Returns what each shows."""
     from matplotlib import rc_context
 
-    written = []
+    written = {}
     folder.mkdir(parents=True, exist_ok=True)
     with rc_context({"figure.dpi": 150, "font.size": 8, "axes.titlesize": 9}), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of experimental functions, and of layouts that we set ourselves
@@ -45,9 +55,12 @@ def write_figures(search: Search, trials: Trials, folder: Path) -> list[Path]:
             for name, draw in _figures(search, shown):
                 path = folder / f"{arm}-{name}.png"
                 if _save(draw, path, f"{search.name}, {arm}: {name}"):
-                    written.append(path)
+                    written[path] = f"{arm}: {CAPTIONS[name.split('-')[0]]}."
     tuned = tuning_figure(search, trials)
-    return written + (save(tuned, folder / "tuning") if tuned is not None else [])
+    if tuned is None:
+        return written
+    caption = "each arm at its own setting and at its best, mean over the seeds that the search has not seen"
+    return {save(tuned, folder / "tuning")[1]: f"{caption}; bars: standard deviation."} | written
 
 
 def tuning_figure(search: Search, trials: Trials) -> Figure | None:

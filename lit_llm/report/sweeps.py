@@ -12,10 +12,11 @@ from rich.text import Text
 from lit_llm.ablation.factors import short_names
 from lit_llm.ablation.plan import Plan
 from lit_llm.report import text
-from lit_llm.report.tables import STATES, plan_head, plan_rest, side_by_side, table_of
+from lit_llm.report.parts import Part, in_terminal
+from lit_llm.report.tables import STATES, plan_head, plan_rest
 from lit_llm.search.space import Dimension, Point
 from lit_llm.search.sweep import Search
-from lit_llm.search.trials import Trial
+from lit_llm.search.trial import Trial
 from lit_llm.search.winners import Summary
 
 
@@ -78,7 +79,7 @@ def names_of(search: Search) -> dict[str, str]:
 HEAD = ("arm", "trials", "tokens", "FLOPs", "{goal}", "own setting", "trial")
 
 
-def sweep_table(search: Search, summaries: Sequence[Summary], width: int) -> RenderableType:
+def sweep_parts(search: Search, summaries: Sequence[Summary]) -> list[Part]:
     """What each arm spent and found; with several goals, the best compromises."""
     goals, names = search.goals, names_of(search)
     head = [name.format(goal=f"best {goals[0]}") for name in HEAD]
@@ -94,19 +95,25 @@ def sweep_table(search: Search, summaries: Sequence[Summary], width: int) -> Ren
         ]
         for found in summaries
     ]
-    parts: list[RenderableType] = side_by_side(head, rows, 4, width)
+    spent = Part("arms", "", head, rows, 4)
     if len(goals) == 1:
-        parts += [Text(), Text("best settings", style="bold")]
-        table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
-        for found in summaries:
-            table.add_row(found.arm, setting(found.best.point, names) if found.best else "none is done")
-        return Group(*parts, table)
-    parts += [Text(), Text("trials that no other beats in every goal", style="bold")]
-    front = table_of("arm", "setting", *goals, left=2)
-    for found in summaries:
-        for trial in found.front:
-            front.add_row(found.arm, setting(trial.point, names), *(text.value(v) for v in trial.values or ()))
-    return Group(*parts, front)
+        best = [[found.arm, setting(found.best.point, names) if found.best else "none is done"] for found in summaries]
+        return [spent, Part("best", "best settings", ["arm", "setting"], best, 2, left=2)]
+    front = [
+        [found.arm, setting(trial.point, names), *map(text.value, trial.values or ())]
+        for found in summaries
+        for trial in found.front
+    ]
+    title = "trials that no other beats in every goal"
+    return [spent, Part("front", title, ["arm", "setting", *goals], front, 2 + len(goals), left=2)]
+
+
+def sweep_table(search: Search, summaries: Sequence[Summary], width: int) -> RenderableType:
+    """For the terminal."""
+    found: list[RenderableType] = []
+    for part in sweep_parts(search, summaries):
+        found += [*[Text()] * bool(found), *in_terminal(part, width)]
+    return Group(*found)
 
 
 def _states(found: Summary) -> str:
@@ -119,40 +126,56 @@ def _value(trial: Trial | None) -> str:
     return text.value(trial.values[0]) if trial is not None and trial.values else "–"
 
 
-def trials_table(search: Search, trials: Sequence[Trial]) -> RenderableType:
+def trials_part(search: Search, trials: Sequence[Trial]) -> Part:
     """State of every trial."""
     names, goals = names_of(search), search.goals
+    rows = [
+        [
+            trial.name,
+            trial.state,
+            setting(trial.point, names),
+            *(text.value(value) for value in trial.values or [None] * len(goals)),
+            text.count(trial.tokens) if trial.tokens else "–",
+            trial.error or ("" if trial.state != "running" else f"by {trial.coordinator}"),
+        ]
+        for trial in trials
+    ]
+    head = ["trial", "state", "setting", *goals, "tokens", "note"]
+    return Part("trials", "all trials", head, rows, len(head), left=3)
+
+
+def trials_table(search: Search, trials: Sequence[Trial]) -> RenderableType:
+    """For the terminal: a setting and a note may take several lines, a state has its colour."""
+    part = trials_part(search, trials)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for name in ("trial", "state", "setting", *goals, "tokens", "note"):
+    for name in part.head:
         left = name in ("trial", "state", "setting", "note")
-        table.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=name in ("trial", *goals))
-    for trial in trials:
-        values = [text.value(value) for value in trial.values or [None] * len(goals)]
-        note = trial.error or ("" if trial.state != "running" else f"by {trial.coordinator}")
-        state = Text(trial.state, style=STATES[trial.state])
-        tokens = text.count(trial.tokens) if trial.tokens else "–"
-        table.add_row(trial.name, state, setting(trial.point, names), *values, tokens, note)
+        whole = name in ("trial", *search.goals)
+        table.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=whole)
+    for trial, state, *rest in part.rows:
+        table.add_row(trial, Text(state, style=STATES[state]), *rest)
     return table
 
 
 def trials_json(search: Search, trials: Sequence[Trial]) -> dict[str, Any]:
     """What `status --json` prints. Keys may be added, none is renamed."""
-    rows = [
-        {
-            "arm": trial.arm,
-            "number": trial.number,
-            "state": trial.state,
-            "setting": trial.point,
-            "values": search.named(trial.values) or None,
-            "reports": [list(pair) for pair in trial.reports],
-            "fingerprints": list(trial.fingerprints),
-            "tokens": trial.tokens,
-            "flops": trial.flops,
-            "error": trial.error,
-        }
-        for trial in trials
-    ]
-    return {"sweep": search.name, "trials": rows}
+    return {"sweep": search.name, "trials": [trial_json(search, trial) for trial in trials]}
+
+
+def trial_json(search: Search, trial: Trial) -> dict[str, Any]:
+    """One of them."""
+    return {
+        "arm": trial.arm,
+        "number": trial.number,
+        "state": trial.state,
+        "setting": trial.point,
+        "values": search.named(trial.values) or None,
+        "reports": [list(pair) for pair in trial.reports],
+        "fingerprints": list(trial.fingerprints),
+        "tokens": trial.tokens,
+        "flops": trial.flops,
+        "error": trial.error,
+    }
 
 
 def sweep_json(search: Search, summaries: Sequence[Summary]) -> dict[str, Any]:

@@ -2,71 +2,22 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
 
-from lit_llm.ablation.arms import Arm, load_study
+from lit_llm.ablation.arms import load_study
 from lit_llm.ablation.early import check_held_out
-from lit_llm.ablation.plan import Plan, plan
-from lit_llm.ablation.run import (
-    PRELOAD,
-    Finished,
-    Rerun,
-    Watcher,
-    close,
-    note_death,
-    opened_mirror,
-    prepare_data,
-    record,
-    run_study,
-    tell_news,
-)
-from lit_llm.ablation.runs import Run, Step, last_metrics
+from lit_llm.ablation.plan import plan
+from lit_llm.ablation.run import Finished, Report, Rerun, close, opened_mirror, prepare_data, run_study
 from lit_llm.config.problems import InputError
-from lit_llm.experiment.chain import Link
-from lit_llm.experiment.cost import FIGURES, cost_of
-from lit_llm.experiment.frozen import freeze
-from lit_llm.experiment.identity import provenance
-from lit_llm.experiment.run import run_one
-from lit_llm.launch import Interrupted, Outcome, Task, consult, run_tasks, stop_requested
-from lit_llm.search.samplers import progress
-from lit_llm.search.storage import storage_errors
+from lit_llm.search.coordinator import Coordinator, SweepWatcher
 from lit_llm.search.sweep import Search
-from lit_llm.search.trials import Ended, Trial, Trials
+from lit_llm.search.trial import Trial
+from lit_llm.search.trials import Trials
 from lit_llm.search.winners import Summary, summary, winners_study, write_best
-from lit_llm.tracking.address import without_password
-from lit_llm.tracking.garbage import list_runs
-from lit_llm.tracking.mlflow_mirror import MirrorThread, RunRecord
-from lit_llm.tracking.store import FINAL, Busy, Stage, Store, locked, read_json, read_metrics
-
-ATTEMPTS = 3
-"""Times that a trial is begun whose process is killed, before it counts as failed."""
-_LOOK_AGAIN = 1.0
-"""Seconds between two looks for a trial that another coordinator leaves."""
-
-Judged = Literal["validations", "seeds"] | None
-
-
-class SweepWatcher(Watcher):
-    """Looks on and says nothing; a subclass shows what it is told."""
-
-    def searching(self, search: Search, trials: Sequence[Trial], slots: int) -> None:
-        """The search begins or goes on, with so many trials there already."""
-
-    def began(self, trial: Trial) -> None:
-        """A trial is being trained."""
-
-    def ended(self, trial: Trial) -> None:
-        """A trial has ended, here or elsewhere."""
-
-    def comparing(self, study: Path) -> None:
-        """The search is over, and the study of the winners begins."""
+from lit_llm.tracking.mlflow_mirror import MirrorThread
+from lit_llm.tracking.store import Busy, Store, locked
 
 
 @dataclass(frozen=True)
@@ -109,12 +60,12 @@ def run_sweep(
     storage: str | None = None,
     tracking: str | None = None,
     rerun: Rerun | None = None,
-    render: Callable[[Plan, Any], dict[str, str]] = lambda *_: {},
+    report: Report = lambda *_: (),
 ) -> Searched:
     """Search every arm to its number of trials, `slots` at once, then compare what won over fresh seeds.
 
     Several processes, on several machines that share the store, may run one sweep: they draw from one budget. storage:
-    URL of a database for the trials; rerun, tracking, render: as for `run_study`.
+    URL of a database for the trials; rerun, tracking, report: as for `run_study`.
 
     Raises InputError, before anything has started, for an unfair comparison, a search that is not the one begun under
     this name, or a storage or an address that cannot be used.
@@ -126,7 +77,7 @@ def run_sweep(
     mirror = opened_mirror(store, search.name, tracking, _description(search))
     store.open()
     with trials.coordinating(rerun):
-        coordinator = _Coordinator(search, store, trials, watcher)
+        coordinator = Coordinator(search, store, trials, watcher)
         follower = MirrorThread(
             mirror, lambda: [found for trial in coordinator.seen for found in coordinator.records(trial)]
         )
@@ -150,7 +101,7 @@ def run_sweep(
     if interrupted:
         return ended
     ended = replace(ended, best=write_best(search, summaries, trials.folder))
-    return _with_winners(ended, trials.folder, store, watcher, slots, tracking, rerun, render)
+    return _with_winners(ended, trials.folder, store, watcher, slots, tracking, rerun, report)
 
 
 def _with_winners(
@@ -161,7 +112,7 @@ def _with_winners(
     slots: int,
     tracking: str | None,
     rerun: Rerun | None,
-    render: Callable[[Plan, Any], dict[str, str]],
+    report: Report,
 ) -> Searched:
     path = winners_study(ended.search, ended.summaries, folder)
     if path is None:
@@ -170,7 +121,7 @@ def _with_winners(
     try:
         with locked(folder / "winners.lock"):
             study = load_study(path)
-            found = run_study(study, store, watcher=watcher, slots=slots, rerun=rerun, tracking=tracking, render=render)
+            found = run_study(study, store, watcher=watcher, slots=slots, rerun=rerun, tracking=tracking, report=report)
             return replace(ended, winners=found)
     except Busy:
         watcher.message(f"another process runs the study of the winners: `lit-llm status {path}`")
@@ -178,294 +129,6 @@ def _with_winners(
     except InputError as error:  # the search is done, and what it has found is to be seen
         watcher.message(f"the study of the winners cannot be run: {error}")
         return replace(ended, winners_refused=True)
-
-
-class _Coordinator:
-    """Draws trials, hands them to processes, answers their questions and writes down how they ended."""
-
-    def __init__(self, search: Search, store: Store, trials: Trials, watcher: SweepWatcher) -> None:
-        self.search, self.store, self.trials, self.watcher = search, store, trials, watcher
-        self.running: dict[str, Trial] = {}
-        self.waiting: list[Trial] = []
-        """Whose process was killed."""
-        self.attempts: dict[str, int] = {}
-        self.seen: list[Trial] = []
-        """All trials, as they were when they were looked at last; replaced whole, so another thread may read it."""
-        self._told: set[str] = set()
-        self._runs: dict[str, list[Run]] = {}
-        self._looked = 0.0
-
-    def look(self) -> list[Trial]:
-        """Take in what all coordinators have done; what was known already, where the database is gone."""
-        self._looked = time.monotonic()
-        with suppress(*storage_errors()):
-            self.seen = self.trials.all()
-        return self.seen
-
-    def run(self, slots: int, follower: MirrorThread) -> bool:
-        """Until every arm has its trials; returns whether it was interrupted."""
-        self._told = {trial.name for trial in self.seen if trial.state != "running"}
-        if not self.search.trains:
-            return self._calculate(follower)
-
-        def tick() -> None:
-            self.watcher.tick()
-            tell_news(follower, self.watcher)
-            if time.monotonic() - self._looked > _LOOK_AGAIN:
-                self._tell_ended()
-
-        try:
-            run_tasks(
-                self._tasks(),
-                slots=slots,
-                preload=(*PRELOAD, __name__),
-                on_finish=self._finish,
-                on_question=self._judge,
-                on_tick=tick,
-                tick_seconds=0.1,
-                grace_seconds=30.0,
-            )
-        except Interrupted:
-            return True
-        except storage_errors() as error:
-            reason = without_password(" ".join(str(error.__cause__ or error).split()))
-            self.watcher.message(
-                f"the storage of the trials failed: {reason}. What was being trained can be gone on with."
-            )
-            return True
-        finally:
-            self._tell_ended()
-        return False
-
-    def _calculate(self, follower: MirrorThread) -> bool:
-        """Goals that are known before training need none."""
-        try:
-            while (trial := self.trials.next()) is not None or not self.trials.over:
-                if trial is None:
-                    time.sleep(_LOOK_AGAIN)
-                    continue
-                cost = cost_of(self.search.experiment(trial.arm, trial.point))
-                self.trials.finish(trial, "done", [FIGURES[goal](cost) for goal in self.search.goals])
-                if time.monotonic() - self._looked > _LOOK_AGAIN:
-                    self._tell_ended()
-                    self.watcher.tick()
-                    tell_news(follower, self.watcher)
-        except KeyboardInterrupt:
-            return True
-        finally:
-            self._tell_ended()
-        return False
-
-    def _tell_ended(self) -> None:
-        for trial in self.look():
-            if trial.state != "running" and trial.name not in self._told:
-                self._told.add(trial.name)
-                self.watcher.ended(trial)
-
-    # --- trials as tasks -------------------------------------------------------------------------------------------
-
-    def _tasks(self) -> Iterator[Task | None]:
-        asked = -_LOOK_AGAIN
-        while True:
-            trial = self.waiting.pop() if self.waiting else None
-            if trial is None and time.monotonic() - asked >= _LOOK_AGAIN:
-                trial = self.trials.next()
-                if trial is None:
-                    asked = time.monotonic()
-                    if not (self.running or self.waiting) and self.trials.over:
-                        return
-            if trial is None:
-                yield None
-            elif (task := self._task(trial)) is not None:
-                yield task
-
-    def _task(self, trial: Trial) -> Task | None:
-        """None where it has ended before it began."""
-        if trial.given_up:  # by a coordinator that could not write it down any more
-            self._end(trial, "pruned")
-            return None
-        runs = self.runs(trial)
-        for run in runs:
-            self._make_ready(run)
-            freeze(self.store, run.steps[0].link, run.experiment)
-        self._list()
-        if self._judged == "validations" and self._catch_up(trial, runs[0]):
-            self._end(trial, "pruned")
-            return None
-        self.running[trial.name] = trial
-        self.watcher.began(trial)
-        arguments = (self.store.root, trial.fingerprints, self._judged)
-        threads = runs[0].experiment.pretrain.training.execution.threads
-        return Task(trial.name, execute, arguments, log=runs[0].last.log_file, threads=threads)
-
-    def _make_ready(self, run: Run) -> None:
-        """Let a stage begin anew that has failed, or has a result of other code, which a search does not mix in."""
-        state = run.last.status()["state"]
-        if state in FINAL and run.stale():
-            with suppress(Busy):  # a study has begun to repeat it
-                run.last.forget()
-                self.watcher.message(f"{run.name}: a result of other code, device or threads is there; it is repeated")
-        elif state in ("failed", "out_of_memory"):
-            run.last.set_state("pending")
-
-    def _catch_up(self, trial: Trial, run: Run) -> bool:
-        """Report the validations on disk that the pruner was not told of; whether the trial is to be given up.
-
-        The coordinator was gone when its process asked, or another sweep has begun the stage, or a study.
-        """
-        stage, steps = run.last, run.experiment.pretrain.training.max_steps
-        if stage.result() is None and read_json(stage.checkpoints / "provenance.json") != provenance(run.experiment):
-            return False  # its process will start over
-        lines = [line for line in read_metrics(stage.metrics_file) if line["step"] < steps]
-        return any(self._is_bad(trial, line["step"], line["metrics"]) for line in lines)
-
-    def _list(self) -> None:
-        """The stages that this sweep needs, for who clears the store."""
-        source, overrides = self.search.ablation.source, self.search.ablation.overrides
-        runs = [
-            {"arm": trial.name, "seed": seed, "fingerprint": name}
-            for trial in self.trials.all()
-            for seed, name in zip(self.search.sweep.seeds, trial.fingerprints, strict=False)
-        ]
-        list_runs(self.store, self.search.name, source, overrides, runs)
-
-    @cached_property
-    def _judged(self) -> Judged:
-        kind = self.search.sweep.pruner.kind
-        return None if kind == "none" else "seeds" if kind == "wilcoxon" else "validations"
-
-    def _judge(self, task: Task, question: tuple[int, dict[str, float] | None]) -> bool:
-        """Whether a trial is to be given up; asked by its process, which waits for it."""
-        trial, (step, found) = self.running[task.name], question
-        if found is None:  # after a whole run, whose number among the seeds this is
-            value = self._value(self.store.stage(trial.fingerprints[step]), self.search.goals[0])
-            return value is not None and self.trials.report(trial, step, value)
-        return self._is_bad(trial, step, found)
-
-    def _is_bad(self, trial: Trial, step: int, found: Mapping[str, float | None]) -> bool:
-        """Whether a trial is to be given up by what was found after a step."""
-        value = found.get(self.search.goals[0])
-        if value is None:
-            return False
-        own, experiment = (self.search.ablation.arm(trial.arm).experiment, self.runs(trial)[0].experiment)
-        at = progress(self.search.sweep, own, experiment, step)
-        return at is not None and self.trials.report(trial, at, value)
-
-    def _finish(self, outcome: Outcome) -> None:
-        trial = self.running.pop(outcome.task.name)
-        stages = [self.store.stage(name) for name in trial.fingerprints]
-        if outcome.status == "killed":
-            for stage in stages:
-                note_death(stage, outcome)
-            self._try_again(trial, outcome.error or "killed")
-        elif outcome.status == "raised":
-            for stage in stages:
-                note_death(stage, outcome)
-            self._end(trial, "failed", error=outcome.error)
-        elif outcome.value is not None and outcome.value != ("interrupted", False):
-            self._conclude(trial, stages, *outcome.value)
-        elif outcome.status == "returned":
-            self._try_again(trial, "somebody asked its process to stop")
-        # Else we have asked it to: whoever runs the sweep next goes on with it.
-
-    def _try_again(self, trial: Trial, reason: str) -> None:
-        if any(other.given_up for other in self.trials.of(trial.arm) if other.number == trial.number):
-            self._end(trial, "pruned")
-            return
-        self.attempts[trial.name] = self.attempts.get(trial.name, 1) + 1
-        if self.attempts[trial.name] <= ATTEMPTS:
-            self.watcher.message(f"{trial.name}: {reason}; it goes on from its last checkpoint")
-            self.waiting.append(trial)
-        else:
-            self._end(trial, "failed", error=f"{reason}, {ATTEMPTS} times")
-
-    def _conclude(self, trial: Trial, stages: Sequence[Stage], state: str, given_up: bool) -> None:
-        """By how its last run ended."""
-        error = next((said for stage in stages if (said := stage.status().get("error"))), None)
-        if given_up:
-            self._end(trial, "pruned")
-        elif state == "done":
-            cost = cost_of(self.runs(trial)[0].experiment)
-            values = []
-            for goal in self.search.goals:
-                of_seeds = [self._value(stage, goal) for stage in stages] if goal not in FIGURES else []
-                known = [value for value in of_seeds if value is not None]
-                if goal in FIGURES:
-                    values.append(FIGURES[goal](cost))
-                elif len(known) == len(stages):
-                    values.append(statistics.fmean(known))
-                else:
-                    self._end(trial, "failed", error=f"its result has no finite {goal}")
-                    return
-            self._end(trial, "done", values)
-        elif state in ("diverged", "failed", "out_of_memory"):
-            ended: Ended = "diverged" if state == "diverged" else "failed" if state == "failed" else "out_of_memory"
-            self._end(trial, ended, error=error)
-
-    @staticmethod
-    def _value(stage: Stage, metric: str) -> float | None:
-        value = (stage.result() or {}).get("metrics", {}).get(metric)
-        return None if value is None else float(value)
-
-    def _end(self, trial: Trial, ended: Ended, values: Sequence[float] | None = None, error: str | None = None) -> None:
-        spent = {"tokens": 0.0, "flops": 0.0, "seconds": 0.0}
-        for name in trial.fingerprints:
-            stage = self.store.stage(name)
-            result, (_, last) = stage.result(), last_metrics(stage)
-            found = {"tokens": last.get("tokens_seen"), "flops": last.get("flops")} if result is None else result
-            spent["tokens"] += found.get("tokens") or 0
-            spent["flops"] += found.get("flops") or 0
-            spent["seconds"] += sum(((result or {}).get("seconds") or {}).values())
-        self.trials.finish(trial, ended, values, error=error, **spent)
-        self._tell_ended()
-
-    # --- as MLflow sees it -----------------------------------------------------------------------------------------
-
-    def runs(self, trial: Trial) -> list[Run]:
-        """The runs of a trial, one for each seed."""
-        if trial.name not in self._runs and trial.fingerprints:
-            levels = {name: str(value) for name, value in trial.point.items()}
-            experiment = self.search.experiment(trial.arm, trial.point)
-            arm = Arm(trial.name, trial.arm, levels, trial.arm, experiment)
-            seeds = zip(self.search.sweep.seeds, trial.fingerprints, strict=False)
-            self._runs[trial.name] = [
-                Run(arm, seed, (Step(Link("pretrain", name), self.store.stage(name)),)) for seed, name in seeds
-            ]
-        return self._runs.get(trial.name, [])
-
-    def records(self, trial: Trial) -> Iterator[RunRecord]:
-        """A child of MLflow for each run."""
-        values = {f"objective/{name}": value for name, value in self.search.named(trial.values).items()}
-        for run in self.runs(trial):
-            found = record(run)
-            state = trial.state if trial.state == "pruned" or not self.search.trains else found.state
-            yield replace(
-                found,
-                state=state,
-                values=values,
-                tags={**found.tags, "lit_llm.trial": f"{trial.number}"},
-            )
-
-
-def execute(root: Path, fingerprints: Sequence[str], judged: Judged) -> tuple[str, bool]:
-    """What a trial's process does: its runs, one after another. (How the last one ended, whether it was given up.)"""
-    state: str = "done"
-    for number, name in enumerate(fingerprints):
-        given_up: list[bool] = []
-
-        def judge(step: int, found: dict[str, float], given_up: list[bool] = given_up) -> bool:
-            if consult((step, found)):
-                given_up.append(True)
-            return bool(given_up)
-
-        state = run_one(root, name, stop_requested, judge if judged == "validations" and number == 0 else None)
-        if given_up and state == "interrupted":
-            return state, True
-        if state != "done":
-            break
-        if judged == "seeds" and number < len(fingerprints) - 1 and consult((number, None)):
-            return state, True
-    return state, False
 
 
 def _description(search: Search) -> str:

@@ -17,7 +17,7 @@ from lit_llm.config.tree import Node, leaves, read_file, under
 from lit_llm.evaluation.config import yardstick_of
 from lit_llm.experiment.chain import EVALUATED, FINETUNED
 from lit_llm.experiment.config import Experiment
-from lit_llm.experiment.cost import FIGURES, cost_of
+from lit_llm.experiment.cost import FIGURES, OF_DECODING, cost_of
 from lit_llm.experiment.identity import digest_of_data, read_corpora_again
 from lit_llm.experiment.load import is_preset, read_overrides
 from lit_llm.objectives.config import continues
@@ -98,9 +98,11 @@ class Search:
 
 
 def figures(experiment: Experiment) -> dict[str, Any]:
-    """What constraints may speak of: the leaves of the configuration, and the figures of its cost."""
+    """What constraints may speak of: the leaves of the configuration, and the figures of its cost; None for those of
+    decoding where the model does not decode."""
     cost = cost_of(experiment)
-    return {**dict(leaves(experiment.model_dump(mode="json"))), **{name: of(cost) for name, of in FIGURES.items()}}
+    costs = {name: of(cost) if cost.generates or name not in OF_DECODING else None for name, of in FIGURES.items()}
+    return {**dict(leaves(experiment.model_dump(mode="json"))), **costs}
 
 
 def is_sweep(source: str) -> bool:
@@ -146,10 +148,10 @@ def load_sweep(source: str | Path, overrides: Sequence[str] = ()) -> Search:
         if getattr(arm.experiment, name) is not None
     ]
     problems += [
-        Problem(f"an encoder_only model, as {arm.name} is, has no {goal.metric}; use val/masked_nll", "optimize")
+        Problem(_without(arm.name, goal.metric), "optimize")
         for arm in arms
         for goal in sweep.optimize
-        if goal.metric.startswith(CONTINUATION) and not continues(arm.experiment.model.family)
+        if goal.metric.startswith(CONTINUATION + OF_DECODING) and not continues(arm.experiment.model.family)
     ]
     spaces = {arm.name: space_of(arm, dimensions) for arm in arms}
     problems += unknown_conditions(dimensions, list(spaces.values()))
@@ -165,6 +167,12 @@ def load_sweep(source: str | Path, overrides: Sequence[str] = ()) -> Search:
     if problems:
         raise InputError(*problems, hint=HINT)
     return search
+
+
+def _without(arm: str, name: str) -> str:
+    """What is wrong with asking an encoder-only model for what only those have that go on with a text."""
+    instead = "prefill_flops_per_token and memory_bytes are of all" if name in OF_DECODING else "use val/masked_nll"
+    return f"an encoder_only model, as {arm} is, has no {name}; {instead}"
 
 
 def _measured(sweep: Sweep, ablation: Ablation) -> Ablation:
@@ -282,6 +290,7 @@ def _unfulfilled(search: Search, document: Node) -> Iterator[Problem]:
         for arm, values in known.items():
             numbers = {key: v for key, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
             wrong = [said for name in constraint.names if (said := unknown(name, numbers))]
+            wrong += [_without(arm, name) for name in constraint.names if name in OF_DECODING and values[name] is None]
             if wrong:
                 yield Problem(f"{constraint.text}: {wrong[0]}", "constraints", mark)
                 break

@@ -7,7 +7,8 @@ studies/<sweep>/sweep.json       what it is, and where its trials are
                 coordinators/    one lock for each coordinator, held for its life: its lease on the trials it runs
 ```
 A trial that is being run has a coordinator. Where that one's lock is free, its process is gone, and another takes the
-trial over: the stages of its runs go on from their checkpoints. Only this file knows Optuna's storage.
+trial over: the stages of its runs go on from their checkpoints. Only this file and `trial.py` know what
+is in Optuna's storage.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from lit_llm.config.fingerprint import fingerprint
 from lit_llm.config.problems import InputError, Problem, some
@@ -31,6 +32,7 @@ from lit_llm.search import storage
 from lit_llm.search.samplers import make_pruner, make_sampler
 from lit_llm.search.space import ArmSpace, Dimension, Point, Value
 from lit_llm.search.sweep import Search
+from lit_llm.search.trial import ENDED, GIVEN_UP, NOT_COUNTED, RETRY, RUN, Ended, Trial, read_trial
 from lit_llm.tracking.address import without_password
 from lit_llm.tracking.store import Store, held, is_locked, locked, read_json, write_json
 
@@ -38,9 +40,6 @@ if TYPE_CHECKING:
     import optuna
     from optuna.storages import BaseStorage
 
-Ended = Literal["done", "pruned", "diverged", "failed", "out_of_memory", "infeasible", "repeated", "lost"]
-NOT_COUNTED: tuple[Ended, ...] = ("infeasible", "repeated", "lost")
-"""Draws that took no training: they are no part of the budget."""
 IN_VAIN = 300
 """Draws without a new, feasible point, one after another, that end an arm's search."""
 PATIENT = 4
@@ -49,50 +48,6 @@ COUNTABLE = 20_000
 """Points up to which a finite space is listed, so that its last points are found too."""
 PATIENCE = 120.0
 """Seconds to wait while others draw."""
-
-_RUN, _GIVEN_UP, _ENDED, _RETRY = "run", "given_up", "ended", "retry_of"
-"""What is noted of a trial: who runs which stages; that the pruner gave it up; how it ended, and what that took; which
-failed trial it repeats. Each is written at once, so that nothing is ever half there."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One point of an arm's space, tried."""
-
-    arm: str
-    number: int
-    point: Point
-    state: str
-    """running, or how it ended."""
-    values: tuple[float, ...] | None = None
-    """Of the goals, in their order; of a done trial alone."""
-    fingerprints: tuple[str, ...] = ()
-    """Of its stages, one for each seed."""
-    coordinator: str | None = None
-    error: str | None = None
-    tokens: int = 0
-    """Tokens that its runs have read."""
-    flops: float = 0.0
-    """FLOPs of its training, forward and backward."""
-    seconds: float = 0.0
-    reports: tuple[tuple[int, float], ...] = ()
-    """(progress, value) as the pruner was told."""
-    given_up: bool = False
-    origin: str = ""
-    """Of its results: code, device, threads."""
-    told: bool = False
-    """Whether Optuna knows how it ended."""
-    retried: bool = False
-    """Whether a later trial repeats it."""
-
-    @property
-    def name(self) -> str:
-        return f"{self.arm}/trial {self.number:03}"
-
-    @property
-    def counts(self) -> bool:
-        """Whether it is a part of the budget."""
-        return self.state not in NOT_COUNTED and not self.retried
 
 
 class Trials:
@@ -141,9 +96,9 @@ class Trials:
         if study is None:
             return []
         found = study.get_trials(deepcopy=False)
-        retried = {frozen.user_attrs[_RETRY] for frozen in found if _RETRY in frozen.user_attrs}
+        retried = {frozen.user_attrs[RETRY] for frozen in found if RETRY in frozen.user_attrs}
         drawn = (frozen for frozen in found if frozen.state.name != "WAITING")
-        return [_read(arm, frozen, retried=frozen.number in retried) for frozen in drawn]
+        return [read_trial(arm, frozen, retried=frozen.number in retried) for frozen in drawn]
 
     def study(self, arm: str) -> optuna.Study | None:
         """Optuna's study of one arm; None before it was begun."""
@@ -223,7 +178,7 @@ class Trials:
         if rerun == "failed":
             for trial in self.of(arm):
                 if trial.state in ("failed", "out_of_memory") and not trial.retried:
-                    study.enqueue_trial(dict(trial.point), user_attrs={_RETRY: trial.number})
+                    study.enqueue_trial(dict(trial.point), user_attrs={RETRY: trial.number})
 
     def _check_origins(self, begin_anew: bool) -> None:
         """Where other code, another device or thread count has begun an arm or done a trial, put all aside or refuse.
@@ -300,14 +255,14 @@ class Trials:
     def _take_over(self, trial: Trial) -> Trial | None:
         """One that was left behind. None where it had ended already, and only nobody had said so."""
         frozen = self._frozen(trial)
-        ended = frozen.user_attrs.get(_ENDED)
+        ended = frozen.user_attrs.get(ENDED)
         if ended is not None:
             self._settle(trial, ended["state"], ended["values"])
         elif not trial.fingerprints:
             self.finish(trial, "lost", error="its coordinator ended before it was drawn")
             # What was somebody's wish, and what the sampler had drawn: a sequence gives each point once.
             if wanted := frozen.system_attrs.get("fixed_params", {}) | frozen.params:
-                again = {name: value for name, value in frozen.user_attrs.items() if name == _RETRY}
+                again = {name: value for name, value in frozen.user_attrs.items() if name == RETRY}
                 self._studies[trial.arm].enqueue_trial(wanted, user_attrs=again)
         else:
             return self._run(trial, trial.fingerprints)
@@ -348,7 +303,7 @@ class Trials:
             self.finish(trial, "infeasible", error=broken)
             return None
         earlier = seen.get(names[0])
-        if earlier is not None and _RETRY not in self._frozen(trial).user_attrs:
+        if earlier is not None and RETRY not in self._frozen(trial).user_attrs:
             self.finish(trial, "repeated", error=f"the same as trial {earlier.number}")
             return None
         return self._run(trial, names)
@@ -365,7 +320,7 @@ class Trials:
 
     def _run(self, trial: Trial, names: Sequence[str]) -> Trial:
         """Take the lease on a trial."""
-        self._optuna(trial).set_user_attr(_RUN, {"coordinator": self._me, "fingerprints": list(names)})
+        self._optuna(trial).set_user_attr(RUN, {"coordinator": self._me, "fingerprints": list(names)})
         return replace(trial, coordinator=self._me, fingerprints=tuple(names))
 
     def _untried(self, space: ArmSpace, seen: Mapping[str, Trial]) -> list[Point] | None:
@@ -394,7 +349,7 @@ class Trials:
         is_own = trial.point == self.search.firsts[trial.arm][0]
         verdict = bool(found.should_prune()) and not is_own  # asked in any case: it notes the rungs that were reached
         if verdict:  # written down before it is carried out, so that it holds whoever ends the trial
-            found.set_user_attr(_GIVEN_UP, True)
+            found.set_user_attr(GIVEN_UP, True)
         return verdict
 
     def finish(
@@ -411,7 +366,7 @@ class Trials:
         note["values"] = list(values) if values is not None else None
         if self.search.trains and ended not in NOT_COUNTED:
             note["origin"] = _origin(self.search.experiment(trial.arm, trial.point))
-        self._optuna(trial).set_user_attr(_ENDED, note)
+        self._optuna(trial).set_user_attr(ENDED, note)
         self._settle(trial, ended, values)
 
     def _settle(self, trial: Trial, ended: Ended, values: Sequence[float] | None) -> None:
@@ -434,29 +389,6 @@ class Trials:
     def _claiming(self) -> AbstractContextManager[None]:
         message = f"others have been drawing trials of {self.search.name} for {PATIENCE:g} s; try again later"
         return held(self.folder / "claims.lock", PATIENCE, Problem(message, "sweep"))
-
-
-def _read(arm: str, frozen: optuna.trial.FrozenTrial, retried: bool) -> Trial:
-    run, ended = (frozen.user_attrs.get(name, {}) for name in (_RUN, _ENDED))
-    values = ended.get("values")
-    return Trial(
-        arm=arm,
-        number=frozen.number,
-        point=dict(frozen.params),
-        state=ended.get("state", "running"),
-        values=None if values is None else tuple(values),
-        fingerprints=tuple(run.get("fingerprints", ())),
-        coordinator=run.get("coordinator"),
-        error=ended.get("error"),
-        tokens=int(ended.get("tokens", 0)),
-        flops=float(ended.get("flops", 0.0)),
-        seconds=float(ended.get("seconds", 0.0)),
-        reports=tuple(sorted(frozen.intermediate_values.items())),
-        told=frozen.state.is_finished(),
-        given_up=bool(frozen.user_attrs.get(_GIVEN_UP, False)),
-        origin=ended.get("origin", ""),
-        retried=retried,
-    )
 
 
 def _suggest(trial: optuna.Trial, dimension: Dimension) -> Value:

@@ -17,7 +17,7 @@ from lit_llm.config.tree import difference, to_yaml, under
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.run import experiment_yaml
 from lit_llm.search.sweep import Search
-from lit_llm.search.trials import Trial
+from lit_llm.search.trial import Trial
 from lit_llm.tracking.store import write_text
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from lit_llm.components.attention.config import ResolvedAttention
 from lit_llm.components.loss.config import chunk_rows
 from lit_llm.components.retention.config import ResolvedRetention
-from lit_llm.models.config import Layer, ResolvedModel
 from lit_llm.models.cost import Shape, count_parameters, embedding_tensors, layer_tensors
+from lit_llm.models.resolve import Layer, ResolvedModel
 from lit_llm.training.config import TrainingConfig
 
 FLOAT32, BFLOAT16 = 4, 2

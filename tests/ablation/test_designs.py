@@ -12,7 +12,9 @@ from lit_llm.ablation.arms import load_study
 from lit_llm.ablation.plan import plan
 from lit_llm.config.problems import InputError
 from lit_llm.config.tree import leaves
-from lit_llm.report.tables import comparison_markdown, comparison_table, plan_table
+from lit_llm.report.comparison import comparison_table
+from lit_llm.report.study import markdown_of
+from lit_llm.report.tables import plan_table
 
 NORM, ROPE, Z = "model.attention.output_norm", "model.decoder.cross_attention.rope", "pretrain.training.z_loss"
 LR, CLIP, KV = "pretrain.training.optimizer.lr", "pretrain.training.clip_norm", "model.attention.kv_heads"
@@ -362,6 +364,6 @@ def test_a_fraction_that_has_run_is_shown_by_its_effects(write_study, store):
         assert row["effect"]["mean"] == pytest.approx(sum(high) / 4 - sum(low) / 4)
     text = shown(comparison_table(finished.comparison, 80), 80)
     assert re.search(r"^A  output_norm: head → none +[+-]\d\.\d{3} \[.*\] +−BC *$", text, re.MULTILINE)
-    markdown = comparison_markdown(finished.plan, finished.comparison)
+    markdown = markdown_of(finished.plan.ablation, finished.comparison)
     assert "## effects on val/target_nll: second level minus first, 4 arms, 2 seeds" in markdown
     assert re.search(r"^\| C \| lr: 0.001 → 0.01 \| [+-].* \| −AB \|$", markdown, re.MULTILINE)

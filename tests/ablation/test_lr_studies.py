@@ -18,7 +18,8 @@ from lit_llm.data.prepare import open_prepared
 from lit_llm.experiment.frozen import thaw
 from lit_llm.models.build import build_model
 from lit_llm.objectives.config import BOS
-from lit_llm.report.tables import comparison_markdown, comparison_table
+from lit_llm.report.comparison import comparison_table
+from lit_llm.report.study import markdown_of
 
 LR, NORM, NLL = "pretrain.training.optimizer.lr", "model.attention.output_norm", "val/target_nll"
 TWO = "arms: {red: {}, dec: {extends: decllm-tiny}}\n"
@@ -126,6 +127,6 @@ def test_a_study_that_has_run_answers_with_the_sensitivity_of_its_own_results(wr
         console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
         console.print(comparison_table(finished.comparison, width))
         assert max(map(len, console.export_text().splitlines())) <= width
-    markdown = comparison_markdown(finished.plan, finished.comparison)
+    markdown = markdown_of(finished.plan.ablation, finished.comparison)
     assert f"## sensitivity of {NLL} to {LR}" in markdown
     assert re.search(r"^\| red \| \d\.\d{3} \| \d\.\d{3} \| †2 \|$", markdown, re.MULTILINE)

@@ -19,8 +19,8 @@ from lit_llm.components.attention.module import Attention, SharedKeyValues
 from lit_llm.components.feed_forward.module import FeedForward
 from lit_llm.models import blocks, transformer
 from lit_llm.models.blocks import Block
-from lit_llm.models.config import Layer, ResolvedModel
 from lit_llm.models.decoder_decoder import SharingStack
+from lit_llm.models.resolve import Layer, ResolvedModel
 
 Study = Callable[..., Path]
 LR = "pretrain.training.optimizer.lr"

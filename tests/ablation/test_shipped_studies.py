@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 from instructions import write_instructions
+from pages import ReadPage
 
 from lit_llm.ablation.arms import Ablation, Arm, load_study
 from lit_llm.ablation.run import Watcher, run_study
 from lit_llm.config.section import validate
 from lit_llm.config.tree import leaves, merge, read_file, tree
 from lit_llm.experiment.config import Experiment
+from lit_llm.report.study import write_report
 from lit_llm.tracking.store import Store
 
 STUDIES = sorted((Path(__file__).parents[2] / "ablations").glob("*.yaml"))
@@ -81,17 +83,25 @@ def two_steps(arm: Arm, instructions: Path) -> Arm:
 
 @pytest.mark.xdist_group("runs")
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
-def test_a_shipped_study_runs_two_steps_of_every_arm(path: Path, store: Store, instructions: dict[str, object]) -> None:
+def test_a_shipped_study_runs_two_steps_of_every_arm_and_is_reported(
+    path: Path, store: Store, instructions: dict[str, object]
+) -> None:
     study = load_study(path, SMALL)
     arms, one_seed = (
         tuple(two_steps(arm, instructions) for arm in study.arms),
         study.study.model_copy(update={"seeds": (0,)}),
     )
-    finished = run_study(Ablation(one_seed, arms), store, watcher=Watcher(), slots=2)
+    finished = run_study(Ablation(one_seed, arms), store, watcher=Watcher(), slots=2, report=write_report)
     assert {run.name: run.status()["state"] for run in finished.runs} == {
         f"{arm.name}/seed 0": "done" for arm in study.arms
     }
     assert all(row.mean is not None for row in finished.comparison.rows)
+    page = ReadPage(finished.folder / "report.html")
+    assert study.study.question in page.texts["p"]
+    assert not page.texts["p"][1].startswith(("Not answered", "So far"))
+    assert {row[0] for row in page.tables[0].rows} == {arm.name for arm in study.arms}
+    assert len(page.images) == len([*(finished.folder / "figures").glob("*.svg")]) > 1
+    assert all(image["alt"] and image["src"].startswith("data:image/svg+xml;base64,") for image in page.images)
 
 
 def test_every_study_has_a_sibling_of_the_papers_size() -> None:

@@ -14,7 +14,7 @@ from scipy import stats
 
 from lit_llm.analysis.comparison import RunResult, compare
 from lit_llm.analysis.learning_rates import LRFactor, LRGroup
-from lit_llm.report.tables import comparison_table
+from lit_llm.report.comparison import comparison_table
 
 NLL, LR = "val/target_nll", "pretrain.training.optimizer.lr"
 LRS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)

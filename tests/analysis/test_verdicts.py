@@ -16,7 +16,7 @@ from lit_llm.analysis.verdicts import Judgement, detectable_ratio, judgements
 from lit_llm.config.problems import InputError
 from lit_llm.config.section import validate
 from lit_llm.config.tree import tree
-from lit_llm.report.tables import _cells
+from lit_llm.report.comparison import comparison_parts
 
 NLL = "val/target_nll"
 BASELINES = {"0": "0", "1": "0"}
@@ -114,10 +114,10 @@ def results() -> list[RunResult]:
 def test_the_table_says_for_how_many_comparisons_its_intervals_hold() -> None:
     plain = compare(results(), NLL)
     assert any("each interval stands alone" in note for note in plain.notes)
-    assert not {"p", "verdict"} & {*_cells(plain)[0]}
+    assert not {"p", "verdict"} & {*comparison_parts(plain)[0].head}
     asked = compare(results(), NLL, correction="dunnett", margin=0.4)
     assert any("Dunnett's, the chance that any of 2" in note for note in asked.notes)
-    head, *rows = _cells(asked)
+    head, rows = comparison_parts(asked)[0].head, comparison_parts(asked)[0].rows
     assert [row[head.index("verdict")] for row in rows] == ["", "worse", "no difference larger than 0.4"]
     for arm in ("1", "2"):
         narrow, wide = (next(row.difference for row in table.rows if row.arm == arm) for table in (plain, asked))

@@ -24,8 +24,8 @@ from lit_llm.experiment.load import load_experiment
 from lit_llm.experiment.run import experiment_yaml
 from lit_llm.interop.checkpoint import digest_of_checkpoint, open_checkpoint
 from lit_llm.models.build import build_model
-from lit_llm.models.config import resolve_model
 from lit_llm.models.cost import Shape, count_parameters, forward_flops
+from lit_llm.models.resolve import resolve_model
 
 BYTES = ["pretrain.data.tokenizer=bytes"]
 FROM = "adapt.from=decllm-tiny"

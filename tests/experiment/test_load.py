@@ -11,7 +11,7 @@ from lit_llm.config.section import validate
 from lit_llm.config.tree import read_yaml
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.load import PRESETS, is_preset, preset_names
-from lit_llm.models.config import resolve_model
+from lit_llm.models.resolve import resolve_model
 
 DECODER = """
 model: {d_model: 16, vocabulary: 258, attention: {heads: 2}, feed_forward: {d_ff: 32}, decoder: {layers: 1}}

@@ -14,7 +14,7 @@ from lit_llm.interop import export_checkpoint, export_folder, import_checkpoint,
 from lit_llm.interop.architectures import checked
 from lit_llm.interop.sections import layer_ranges
 from lit_llm.models.build import build_model
-from lit_llm.models.config import layer_range, resolve_model
+from lit_llm.models.resolve import layer_range, resolve_model
 
 SMALL = {"d_model": 32, "vocabulary": 61, "feed_forward": {"d_ff": 48}}
 GEMMA = {"norm": {"placement": "sandwich"}, "embedding": {"scaled": True}}

@@ -8,7 +8,7 @@ import transformers
 from lit_llm.interop.architectures import ARCHITECTURES, checked
 from lit_llm.interop.asked import Asked
 from lit_llm.interop.checkpoint import read_config
-from lit_llm.models.config import resolve_model
+from lit_llm.models.resolve import resolve_model
 
 GEMMA = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 7, "num_attention_heads": 4,

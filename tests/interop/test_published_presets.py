@@ -7,8 +7,8 @@ import transformers
 from lit_llm.experiment.load import load_experiment
 from lit_llm.interop.architectures import ARCHITECTURES, checked
 from lit_llm.interop.asked import Asked
-from lit_llm.models.config import resolve_model
 from lit_llm.models.cost import count_parameters
+from lit_llm.models.resolve import resolve_model
 
 
 def _gemma3(**shape):

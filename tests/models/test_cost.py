@@ -10,7 +10,6 @@ from lit_llm.components.attention.visibility import Visibility
 from lit_llm.experiment.load import load_experiment, preset_names
 from lit_llm.generation import prefill
 from lit_llm.models.build import build_model
-from lit_llm.models.config import resolve_model
 from lit_llm.models.cost import (
     Shape,
     attended_keys,
@@ -24,6 +23,7 @@ from lit_llm.models.cost import (
     score_flops,
     train_flops,
 )
+from lit_llm.models.resolve import resolve_model
 
 V = 32768
 # facts.md 1.1 and 1.4: d, layers (of each stack, for RedLLM), parameters in millions, "Flops per Seq"; d_ff is 4 d.

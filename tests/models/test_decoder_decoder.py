@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from lit_llm import load_experiment
 from lit_llm.config.problems import InputError
 from lit_llm.generation import generate, prefill
-from lit_llm.models.config import not_looked_at
+from lit_llm.models.resolve import not_looked_at
 from lit_llm.objectives.config import EOD, MasksConfig
 from lit_llm.objectives.layout import lay_out
 

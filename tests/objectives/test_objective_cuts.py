@@ -6,8 +6,8 @@ from pydantic import ValidationError
 
 from lit_llm.experiment.cost import shape_of
 from lit_llm.experiment.load import load_experiment
-from lit_llm.models.config import resolve_model
 from lit_llm.models.cost import train_flops
+from lit_llm.models.resolve import resolve_model
 from lit_llm.objectives.base import Lengths
 from lit_llm.objectives.config import CausalLM, PrefixLM
 

@@ -23,8 +23,8 @@ from lit_llm.experiment.load import load_experiment
 from lit_llm.experiment.run import run_one
 from lit_llm.generation import Sampling
 from lit_llm.models.build import build_model
-from lit_llm.models.config import resolve_model
 from lit_llm.models.cost import Shape, train_flops
+from lit_llm.models.resolve import resolve_model
 from lit_llm.objectives.base import BOS
 from lit_llm.objectives.config import UL2, CausalLM, MaskedLM, MasksConfig, PrefixLM, SpanCorruption, misfit
 from lit_llm.tracking.store import Store

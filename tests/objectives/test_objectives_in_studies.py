@@ -115,6 +115,35 @@ def test_an_encoder_only_model_has_no_cache_in_the_plan(study):
     assert "0 B" not in shown
 
 
+@pytest.mark.parametrize(("text", "writes"), [(ENCODER + "compare: {metric: val/masked_nll}", False), ("", True)])
+def test_programs_are_told_no_number_of_what_a_model_does_not_do(study, text, writes):
+    """An encoder-only model decodes nothing and keeps no cache: null, never a zero that would win a comparison."""
+    ablation = study(text, extends=None) if text else study(arms(one="causal_lm"))
+    for arm in plan(ablation).as_json()["arms"]:
+        cache = arm["kv_cache_bytes"]
+        figures = [arm["flops_per_token"]["decode"], cache["per_generated_token"], cache["total_at"]["bytes"]]
+        assert all(figure > 0 if writes else figure is None for figure in figures)
+        assert (cache["per_source_token"] is None) == (not writes)
+        assert arm["flops_per_token"]["prefill"] > 0
+        assert cache["total_at"]["prompt"] == cache["total_at"]["generate"] == 1000
+
+
+@pytest.mark.parametrize("figure", ["decode_flops_per_token", "kv_cache_bytes"])
+def test_an_encoder_only_model_is_not_searched_by_what_it_does_not_do(tmp_path, figure):
+    path = tmp_path / "masked.yaml"
+    arms_of = ENCODER[: ENCODER.index("grid")].replace("base:", "arms: {one: {}}\nbase:")
+    space = "space: {pretrain.objective.rate: {uniform: [0.1, 0.5]}}\ntrials: 2\n"
+    said = f"an encoder_only model, as one is, has no {figure}"
+    constrained = f"constraints: [{figure} <= 1e9]\noptimize: [{{metric: val/masked_nll}}]\n"
+    for rest, key in ((constrained, "constraints"), (f"optimize: [{{metric: {figure}}}]\n", "optimize")):
+        path.write_text(f"sweep: masked{arms_of}{space}{rest}")
+        with pytest.raises(InputError) as caught:
+            load_sweep(path, [ROOM])
+        (problem,) = caught.value.problems
+        assert problem.key == key
+        assert said in problem.message
+
+
 def test_encoder_only_models_are_searched_by_what_they_say_of_hidden_tokens(tmp_path):
     path = tmp_path / "masked.yaml"
     goal = "optimize: [{metric: val/masked_nll}]"

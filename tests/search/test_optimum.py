@@ -10,7 +10,8 @@ import pytest
 
 from lit_llm.experiment.cost import FIGURES, cost_of
 from lit_llm.experiment.load import load_experiment
-from lit_llm.search.run import SweepWatcher, run_sweep
+from lit_llm.search.coordinator import SweepWatcher
+from lit_llm.search.run import run_sweep
 from lit_llm.search.sweep import load_sweep
 
 HEADS, KV, D_MODEL = "model.attention.heads", "model.attention.kv_heads", "model.d_model"

@@ -35,7 +35,8 @@ from lit_llm.experiment.identity import CODE
 from lit_llm.search.run import Searched
 from lit_llm.search.samplers import make_pruner
 from lit_llm.search.sweep import load_sweep
-from lit_llm.search.trials import Trial, Trials
+from lit_llm.search.trial import Trial
+from lit_llm.search.trials import Trials
 from lit_llm.tracking.store import Store, read_metrics
 
 pytestmark = pytest.mark.xdist_group("sweeps")

@@ -9,7 +9,8 @@ import pytest
 
 from lit_llm.ablation.plan import plan
 from lit_llm.search.config import Winners
-from lit_llm.search.run import SweepWatcher, run_sweep
+from lit_llm.search.coordinator import SweepWatcher
+from lit_llm.search.run import run_sweep
 from lit_llm.search.sweep import load_sweep
 from lit_llm.tracking.store import Store
 

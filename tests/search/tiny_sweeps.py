@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_llm.search.run import Searched, SweepWatcher, run_sweep
+from lit_llm.search.coordinator import SweepWatcher
+from lit_llm.search.run import Searched, run_sweep
 from lit_llm.search.sweep import load_sweep
-from lit_llm.search.trials import Trial
+from lit_llm.search.trial import Trial
 from lit_llm.tracking.store import Stage, Store, read_metrics
 
 LR = "pretrain.training.optimizer.lr"
@@ -107,7 +108,8 @@ def pid_of(stage: Stage) -> int:
 PROGRAM = """
 import os, signal, sys
 from lit_llm.config.problems import InputError
-from lit_llm.search.run import SweepWatcher, run_sweep
+from lit_llm.search.coordinator import SweepWatcher
+from lit_llm.search.run import run_sweep
 from lit_llm.search.sweep import load_sweep
 from lit_llm.search.trials import Trials
 from lit_llm.tracking.store import Store

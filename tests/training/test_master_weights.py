@@ -23,7 +23,7 @@ from lit_llm.experiment.frozen import thaw
 from lit_llm.experiment.load import load_experiment
 from lit_llm.experiment.run import run_one
 from lit_llm.models.build import build_model
-from lit_llm.models.config import resolve_model
+from lit_llm.models.resolve import resolve_model
 from lit_llm.models.transformer import LanguageModel
 from lit_llm.tracking.store import Store
 from lit_llm.training.config import TrainingConfig

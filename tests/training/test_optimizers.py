@@ -12,8 +12,8 @@ from torch.testing import assert_close
 
 from lit_llm.experiment.load import load_experiment
 from lit_llm.models.build import build_model
-from lit_llm.models.config import resolve_model
 from lit_llm.models.cost import layer_tensors
+from lit_llm.models.resolve import resolve_model
 from lit_llm.training.config import TrainingConfig
 from lit_llm.training.memory import state_bytes
 from lit_llm.training.optimizers.adafactor import UnfactoredAdafactor

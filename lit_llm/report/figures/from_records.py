@@ -9,8 +9,8 @@ from typing import Any
 
 from lit_llm.ablation.runs import Step
 from lit_llm.experiment.cost import GENERATE, PROMPT, cost_of
-from lit_llm.models.config import resolve_model
 from lit_llm.models.cost import attended_keys
+from lit_llm.models.resolve import resolve_model
 from lit_llm.report.figures.courses import read_rows, thinned
 from lit_llm.report.figures.lines import Line, Panel, Places, line_figure
 from lit_llm.report.figures.shown import Drawn, Shown, merged

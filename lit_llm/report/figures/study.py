@@ -19,20 +19,20 @@ from lit_llm.tracking.store import write_text
 __all__ = ["Drawn", "figures_of", "write_figures"]
 
 FIGURES = (
+    scaling,
+    forests,
+    ladders,
+    heat_maps,
+    turn,
+    rates,
+    fronts,
     learning,
     stability,
-    forests,
-    heat_maps,
-    fronts,
-    rates,
-    ladders,
-    scaling,
-    turn,
     extrapolation,
     attention,
     inference,
 )
-"""In their order; each draws what there are numbers for."""
+"""What was found, then how it came about; each draws what there are numbers for."""
 
 
 def figures_of(ablation: Ablation, runs: Sequence[Run], comparison: Comparison) -> list[Drawn]:

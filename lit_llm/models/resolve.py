@@ -1,0 +1,338 @@
+"""A model section resolved into one explicit config per layer, or why that cannot be."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from lit_llm.components.attention.config import Place, ResolvedAttention, resolve_attention
+from lit_llm.components.embedding.config import EmbeddingConfig, OutputConfig
+from lit_llm.components.feed_forward.config import FeedForwardConfig
+from lit_llm.components.norm.config import NormConfig
+from lit_llm.components.partial_attention.config import ResolvedPartialAttention, resolve_partial_attention
+from lit_llm.components.retention.config import ResolvedRetention, resolve_retention
+from lit_llm.config.section import Items, Section, set_fields
+from lit_llm.config.tree import KIND
+
+if TYPE_CHECKING:
+    from lit_llm.models.config import ModelConfig
+
+STACKS = ("encoder", "decoder", "self_decoder", "cross_decoder")
+"""Keys of a model's stacks of layers, each of which one family or another has."""
+
+
+class Layer(Section):
+    """One layer with nothing left open."""
+
+    self_attention: ResolvedAttention | None
+    """None where a retention stands in its place."""
+    cross_attention: ResolvedAttention | None
+    # Not in the dump where there is none: stages from before it was there keep their fingerprints.
+    merged: bool = Field(False, exclude_if=lambda value: not value)
+    """Whether self-attention sees the encoder's output, too."""
+    partial_attention: ResolvedPartialAttention | None = Field(None, exclude_if=lambda value: value is None)
+    retention: ResolvedRetention | None = Field(None, exclude_if=lambda value: value is None)
+    feed_forward: FeedForwardConfig
+
+    @property
+    def mixer(self) -> ResolvedAttention | ResolvedRetention:
+        """Self-attention, or the retention in its place."""
+        mixer = self.retention or self.self_attention
+        assert mixer is not None
+        return mixer
+
+
+class ResolvedModel(Section):
+    """A model as an explicit list of layers: what is built, costed, hashed and compared."""
+
+    family: Literal["decoder", "encoder_decoder", "encoder_only", "decoder_decoder"]
+    d_model: int
+    vocabulary: int
+    tie_embeddings: Literal["all", "inputs", "decoder", "none"]
+    norm: NormConfig
+    embedding: EmbeddingConfig = Field(EmbeddingConfig(), exclude_if=lambda value: value == EmbeddingConfig())
+    output: OutputConfig = Field(OutputConfig(), exclude_if=lambda value: value == OutputConfig())
+    encoder_d_model: int | None = Field(None, exclude_if=lambda value: value is None)
+    """The encoder's width, where it is another one."""
+    encoder: Items[Layer]
+    decoder: Items[Layer]
+    """Of a decoder-decoder: the self-decoder's, then the cross-decoder's, whose self-attention shares its keys."""
+
+    def width(self, side: str) -> int:
+        """Of the residual stream of the `encoder` or the `decoder`."""
+        return self.encoder_d_model if side == "encoder" and self.encoder_d_model else self.d_model
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        return self.encoder + self.decoder
+
+    @property
+    def has_partial_attention(self) -> bool:
+        """Whether a decoder-only model needs to be told where the source ends."""
+        return any(layer.partial_attention for layer in self.decoder)
+
+    @property
+    def has_retention(self) -> bool:
+        """Whether a layer can see nothing but what came before."""
+        return any(layer.retention for layer in self.decoder)
+
+    @property
+    def self_layers(self) -> int:
+        """Layers before the shared keys and values; all of the decoder's where there are none."""
+        return sum(layer.self_attention is None or not layer.self_attention.shared_kv for layer in self.decoder)
+
+    @property
+    def shared_kv(self) -> ResolvedAttention | None:
+        """An attention that shares its keys and values, if there is one; as to them, all are alike."""
+        return self.decoder[-1].self_attention if self.self_layers < len(self.decoder) else None
+
+
+def not_looked_at(model: ResolvedModel) -> str:
+    """Why the analysis of attention does not show this model, or ''."""
+    shows = "it looks at self-attention, and at cross-attention in every layer of a decoder, with norms before them"
+    if model.family == "encoder_only":
+        return f"an encoder-only model has no targets; {shows}"
+    if model.shared_kv is not None:
+        return f"the cross-decoder's layers have no keys and values of their own; {shows}"
+    if model.has_retention:
+        return f"retention weighs by no softmax; {shows}"
+    if not model.norm.before or model.norm.skip_first:
+        return f"norm.placement {model.norm.placement} (skip_first: {model.norm.skip_first}); {shows}"
+    for layer in model.decoder:
+        if layer.partial_attention:
+            return "looks at self- and cross-attention, and would not see what partial attention reads"
+        if layer.merged or (model.encoder and layer.cross_attention is None):
+            return f"a layer has no cross-attention of its own; {shows}"
+    if any(layer.self_attention and layer.self_attention.relative_bias != "none" for layer in model.layers):
+        return "would not see what a relative bias adds to the scores"
+    return ""
+
+
+def resolve_model(config: ModelConfig) -> ResolvedModel:
+    """Apply all overrides. Two configs that are the same function in canonical form resolve to equal models."""
+    encoder, *decoder = (_layers(config, side) for side in STACKS)
+    return ResolvedModel(
+        family=config.family,
+        d_model=config.d_model,
+        vocabulary=config.vocabulary,
+        tie_embeddings=config.tie_embeddings,
+        norm=config.norm,
+        embedding=config.embedding,
+        output=config.output,
+        encoder_d_model=_width(config, "encoder") if _width(config, "encoder") != config.d_model else None,
+        encoder=encoder,
+        decoder=tuple(layer for layers in decoder for layer in layers),
+    )
+
+
+def _layers(config: Any, side: str) -> tuple[Layer, ...]:
+    stack = getattr(config, side, None)
+    return tuple(_layer(config, side, index) for index in range(stack.layers if stack else 0))
+
+
+def _width(config: Any, side: str) -> int:
+    own: int | None = getattr(getattr(config, side, None), "d_model", None)
+    return own or config.d_model
+
+
+def _layer(config: Any, side: str, index: int) -> Layer:
+    stack, reads, retention = getattr(config, side), _cross(config, side, index), _retention(config, side, index)
+    return Layer(
+        self_attention=None if retention else _attention(config, side, index, OWN_ATTENTION[side]),
+        cross_attention=_attention(config, side, index, "cross_attention") if reads == "separate" else None,
+        merged=reads == "merged",
+        partial_attention=_partial_attention(config, side, index),
+        retention=retention,
+        feed_forward=FeedForwardConfig.model_validate(
+            _merged(config.feed_forward, [part for _, part in _levels(stack, side, index)], "feed_forward")
+        ),
+    )
+
+
+OWN_ATTENTION = {
+    "encoder": "attention",
+    "decoder": "self_attention",
+    "self_decoder": "self_attention",
+    "cross_decoder": "cross_attention",
+}
+"""The key of a stack under which its layers' attention to their own row is written: `Layer.self_attention`."""
+
+
+def _cross(config: Any, side: str, index: int) -> str:
+    """How a layer reads the source: none, where there is none."""
+    stack = getattr(config, side)
+    if "cross" not in type(stack).model_fields:
+        return "none"
+    found = [part.cross for _, part in _levels(stack, side, index) if part.cross is not None]
+    return str(found[-1]) if found else "separate"
+
+
+def _attention(config: Any, side: str, index: int, name: str) -> ResolvedAttention:
+    levels = [part for _, part in _levels(getattr(config, side), side, index)]
+    values = _merged(config.attention, levels, name)
+    place: Place = "merged" if _cross(config, side, index) == "merged" else "self"
+    if name == "cross_attention":
+        place = "shared" if side == "cross_decoder" else "cross"
+    return resolve_attention(values, _width(config, side), place)
+
+
+def _partial_attention(config: Any, side: str, index: int) -> ResolvedPartialAttention | None:
+    levels = [part for _, part in _levels(getattr(config, side), side, index)]
+    if all(getattr(level, "partial_attention", None) is None for level in levels):
+        return None
+    return resolve_partial_attention(_merged(config.attention, levels, "partial_attention"), config.d_model)
+
+
+def _retention(config: Any, side: str, index: int) -> ResolvedRetention | None:
+    levels = [part for _, part in _levels(getattr(config, side), side, index)]
+    written = [level.retention for level in levels if getattr(level, "retention", None) is not None]
+    if not written:
+        return None
+    values: dict[str, object] = {"heads": config.attention.heads}
+    for level in written:
+        values |= _overrides(level)
+    return resolve_retention(values, config.d_model)
+
+
+def _levels(stack: Any, side: str, index: int) -> list[tuple[str, Any]]:
+    """(address, section) of what may override a layer's defaults, the most specific last."""
+    ranges = [(name, part) for name, part in stack.layer_ranges.items() if index in layer_range(name)]
+    return [(side, stack), *((f"{side}.layer_ranges.{name}", part) for name, part in ranges)]
+
+
+def _merged(default: Section, levels: list[Any], name: str) -> dict[str, object]:
+    values: dict[str, object] = {key: getattr(default, key) for key in type(default).model_fields}
+    for level in levels:
+        values |= _overrides(getattr(level, name))
+    return values
+
+
+def _overrides(section: Section | None) -> dict[str, Any]:
+    """The keys that a section sets; its kind says what it is, and overrides nothing."""
+    return {key: value for key, value in set_fields(section).items() if key != KIND}
+
+
+def layer_range(name: str) -> range:
+    """`"2-5"` as range(2, 6), `"3"` as range(3, 4), `"0-21/3"` as range(0, 22, 3). Raises ValueError otherwise."""
+    match = re.fullmatch(r"(\d+)(?:-(\d+)(?:/([1-9]\d*))?)?", name)
+    if match is None:
+        raise ValueError(f"{name!r} is not a range of layers such as '3', '0-2' or '0-21/3'")
+    first = int(match[1])
+    return range(first, int(match[2] or first) + 1, int(match[3] or 1))
+
+
+def resolution_problems(config: Any) -> Iterator[tuple[str, str]]:
+    """(key, message) for everything that keeps this model from being built."""
+    all_buildable = True
+    for side in STACKS:
+        stack = getattr(config, side, None)
+        if stack is None:
+            continue
+        ranges_fine = True
+        for name in stack.layer_ranges:
+            problem = _range_problem(name, stack.layers)
+            if problem:
+                ranges_fine = False
+                yield f"{side}.layer_ranges.{name}", problem
+        if not ranges_fine:
+            all_buildable = False
+            continue
+        clash = _clash(stack.layer_ranges)
+        if clash:
+            yield f"{side}.layer_ranges", clash
+        yield from _of_the_source(config, stack) if side == "decoder" else ()
+        buildable = True
+        names = [name for name in _ATTENTIONS if name in type(stack).model_fields]
+        for index, name in itertools.product(range(stack.layers), names):
+            try:
+                if name == "partial_attention":
+                    _partial_attention(config, side, index)
+                elif name == "retention":
+                    _retention(config, side, index)
+                else:
+                    _attention(config, side, index, name)
+            except ValueError as error:
+                buildable = False
+                yield _blamed(stack, side, index, name), str(error)
+        all_buildable = all_buildable and buildable
+        if buildable and (problem := _bias_problem(config, side)):
+            yield f"{side}.{OWN_ATTENTION[side]}", problem
+    if all_buildable and (problem := _sharing_problem(config)):
+        yield "cross_decoder.cross_attention", problem
+
+
+def _of_the_source(config: Any, stack: Any) -> Iterator[tuple[str, str]]:
+    """What is wrong with how a decoder reads its source."""
+    if "cross" not in type(stack).model_fields:
+        return
+    reads = [_cross(config, "decoder", index) for index in range(stack.layers)]
+    if set(reads) == {"none"}:
+        yield "decoder.cross", "no layer reads the source; leave out the encoder: `family: decoder`"
+    widths = _width(config, "encoder"), config.d_model
+    if widths[0] != widths[1]:
+        differ = f"the encoder is {widths[0]} wide and the decoder {widths[1]}"
+        if config.tie_embeddings in ("all", "inputs"):
+            yield "tie_embeddings", f"{config.tie_embeddings}: {differ}; decoder or none do not share their inputs"
+        if "merged" in reads:
+            yield "decoder.cross", f"merged: {differ}, and one W_k and W_v read both"
+
+
+def _sharing_problem(config: Any) -> str:
+    """Why the layers of a cross-decoder cannot share their keys and values, or ''."""
+    found = [own for layer in _layers(config, "cross_decoder") if (own := layer.self_attention)]
+    for index, own in enumerate(found):
+        if own.shared != found[0].shared:
+            needed = "the same kv_heads, head_dim, rope, rope_theta, rope_factor and norms of keys and values"
+            return f"all layers share one pair of keys and values and need {needed}; layer {index} differs from layer 0"
+    return ""
+
+
+def _bias_problem(config: Any, side: str) -> str:
+    """Why the layers of a stack cannot share one relative bias, or ''."""
+    found = [own for layer in _layers(config, side) if (own := layer.self_attention)]
+    kinds = {each.relative_bias for each in found}
+    if "shared" in kinds and len({str(each.bias_tensors()) + str(each.relative_distance) for each in found}) > 1:
+        return "relative_bias shared: all layers of a stack need the same heads, relative_buckets and relative_distance"
+    return ""
+
+
+_ATTENTIONS = ("attention", "self_attention", "cross_attention", "partial_attention", "retention")
+_SHAPE = {"heads", "kv_heads", "head_dim", "rope", "relative_bias", "relative_buckets", "window", "window_ahead"}
+"""Keys of an attention, or of a retention, that can make it impossible."""
+
+
+def _blamed(stack: Any, side: str, index: int, name: str) -> str:
+    """The most specific address that has a say in an attention's shape."""
+    blamed = "attention"
+    for address, part in _levels(stack, side, index):
+        if _SHAPE & set_fields(getattr(part, name)).keys():
+            blamed = f"{address}.{name}"
+    return blamed
+
+
+def _range_problem(name: str, layers: int) -> str:
+    try:
+        wanted = layer_range(name)
+    except ValueError as error:
+        return str(error)
+    if not wanted:
+        return f"{name!r} runs backwards"
+    return "" if wanted[-1] < layers else f"the stack has the layers 0-{layers - 1} only"
+
+
+def _clash(ranges: Mapping[str, Section]) -> str:
+    """Two ranges may overlap, but not set the same key in the same layer: neither is the more specific."""
+    seen: dict[tuple[int, str, str], str] = {}
+    for name, part in ranges.items():
+        for component in type(part).model_fields:
+            section = getattr(part, component)
+            for key in _overrides(section) if isinstance(section, Section) else [""] * (section is not None):
+                for index in layer_range(name):
+                    other = seen.setdefault((index, component, key), name)
+                    if other != name:
+                        return f"{other!r} and {name!r} both set {f'{component}.{key}'.strip('.')} of layer {index}"
+    return ""

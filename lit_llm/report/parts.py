@@ -1,0 +1,183 @@
+"""A table in words, and the forms it is shown in: terminal, Markdown, CSV, LaTeX. The page takes it as it is."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+
+class Link(str):
+    """A cell that leads somewhere, where it is shown in a page."""
+
+    address: str
+
+    def __new__(cls, text: str, address: str) -> Link:
+        link = super().__new__(cls, text)
+        link.address = address
+        return link
+
+
+@dataclass(frozen=True)
+class Part:
+    """A table with its heading and its notes."""
+
+    name: str
+    """Of its file and its place in a page: letters, digits and '-'."""
+    title: str
+    """Empty where it needs none."""
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    first: int
+    """Columns of the upper half where the table is too wide."""
+    notes: tuple[str, ...] = ()
+    left: int = 1
+    """Columns of words; the others are numbers."""
+    folded: str = ""
+    """What a page says in place of the table until it is asked for; '' shows it."""
+
+
+FOLD = 40
+"""Rows from which on a page folds a table."""
+
+
+def folded(part: Part) -> Part:
+    """Closed at first, where it is long."""
+    return replace(part, folded=f"{len(part.rows):,} rows") if len(part.rows) > FOLD else part
+
+
+def without(
+    hidden: Collection[str], head: Sequence[str], rows: Sequence[Sequence[str]]
+) -> tuple[list[str], list[list[str]]]:
+    """Head and rows without some columns."""
+    shown = [at for at, name in enumerate(head) if name not in hidden]
+    return [head[at] for at in shown], [[row[at] for at in shown] for row in rows]
+
+
+def table_of(*columns: str, left: int = 1) -> Table:
+    """A plain table whose first `left` columns are words, and the others numbers."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="left" if index < left else "right", overflow="fold", no_wrap=index >= left)
+    return table
+
+
+def in_terminal(part: Part, width: int) -> Iterator[RenderableType]:
+    """Heading, table and notes; one that is too wide is cut into several, each with the first column."""
+    if part.title:
+        yield Text(part.title, style="bold")
+    for at, columns in enumerate(_pieces(part, width)):
+        if at:
+            yield Text()
+        table = table_of(*(part.head[index] for index in columns), left=1 if at else part.left)
+        for row in part.rows:
+            table.add_row(*(row[index] for index in columns))
+        yield table
+    yield from (Text(f"· {note}", style="dim") for note in part.notes)
+
+
+def _pieces(part: Part, width: int) -> list[list[int]]:
+    """Which columns stand together: all, or those up to `first` and the others, each as far as there is room."""
+    longest = [max(len(row[index]) for row in [part.head, *part.rows]) + 2 for index in range(len(part.head))]
+    if sum(longest) <= width or part.first >= len(part.head):
+        return [[*range(len(part.head))]]
+    pieces = [[0]]
+    for index in range(1, len(part.head)):
+        full = len(pieces[-1]) > 1 and sum(longest[at] for at in (*pieces[-1], index)) > width
+        # Words are folded where they must be, numbers are not.
+        if index == part.first or (full and index >= part.left):
+            pieces.append([0, index])
+        else:
+            pieces[-1].append(index)
+    return pieces
+
+
+def in_markdown(part: Part) -> str:
+    """With a heading of the second level, where it has a title."""
+    rule = ["---" if index < part.left else "---:" for index in range(len(part.head))]
+    rows = [[_escaped(cell) for cell in part.head], rule, *([_escaped(cell) for cell in row] for row in part.rows)]
+    lines = [f"## {part.title}", ""] if part.title else []
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    lines += ["", *(f"- {note}" for note in part.notes)] if part.notes else []
+    return "\n".join(lines)
+
+
+def _escaped(cell: str) -> str:
+    return cell.replace("|", "\\|").replace("\n", "<br>")
+
+
+def in_csv(part: Part) -> str:
+    """As it is read, so with rounded numbers; for others see comparison.csv and runs.csv."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([part.head, *part.rows])
+    return out.getvalue()
+
+
+def in_latex(parts: Iterable[Part]) -> str:
+    """Floating tables for a document that loads booktabs, one after the other."""
+    head = "% Each table needs \\usepackage{booktabs}.\n"
+    return head + "\n".join(_latex_table(part) for part in parts)
+
+
+def _latex_table(part: Part) -> str:
+    def line(row: Sequence[str]) -> str:
+        return " & ".join(map(latex, row)) + r" \\"
+
+    columns = "l" * part.left + "r" * (len(part.head) - part.left)
+    notes = [rf"\par\footnotesize {latex('; '.join(part.notes))}."] if part.notes else []
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{latex(part.title)}}}",
+            rf"\label{{tab:{part.name}}}",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            line(part.head),
+            r"\midrule",
+            *map(line, part.rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+            *notes,
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    "<": "$<$",
+    ">": "$>$",
+    "|": "$|$",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "÷": r"$\div$",
+    "→": r"$\rightarrow$",
+    "−": "$-$",
+    "–": "--",
+    "…": r"\ldots{}",
+    "·": r"$\cdot$",
+    "†": r"\dag{}",
+    "≠": r"$\neq$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "α": r"$\alpha$",
+    "\n": " ",
+}
+_SIGNED = re.compile(r"(?<![\w.])-(?=[\d.])")
+"""The minus of a number; other hyphens stay what they are."""
+
+
+def latex(text: str) -> str:
+    """Plain text as LaTeX shows it."""
+    return "".join(_LATEX.get(sign, sign) for sign in _SIGNED.sub("−", text))

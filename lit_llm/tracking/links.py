@@ -1,0 +1,30 @@
+"""Where MLflow's UI shows a run."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+UI = "http://127.0.0.1:5000"
+"""Where `lit-llm ui` serves unless told otherwise."""
+
+
+def run_addresses(database: Path, study: str) -> dict[tuple[str, str], str]:
+    """{(arm, seed): address in the UI} of a study's runs in a store's own database; empty where there is none.
+
+    Read from sqlite itself: MLflow takes seconds to import. Of runs of one arm and seed it is the newest.
+    """
+    query = (
+        "SELECT arm.value, seed.value, runs.experiment_id, runs.run_uuid FROM runs "
+        "JOIN experiments USING (experiment_id) "
+        "JOIN tags arm ON arm.run_uuid = runs.run_uuid AND arm.key = 'lit_llm.arm' "
+        "JOIN tags seed ON seed.run_uuid = runs.run_uuid AND seed.key = 'lit_llm.seed' "
+        "WHERE experiments.name = ? AND runs.lifecycle_stage = 'active' ORDER BY runs.start_time"
+    )
+    try:
+        with closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True, timeout=5)) as connection:
+            rows = connection.execute(query, (study,)).fetchall()
+    except sqlite3.Error:  # none yet, or of another MLflow
+        return {}
+    return {(arm, seed): f"{UI}/#/experiments/{experiment}/runs/{run}" for arm, seed, experiment, run in rows}

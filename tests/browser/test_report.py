@@ -1,0 +1,158 @@
+"""A study's page as a reader's browser draws it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from lit_llm.ablation.arms import load_study
+from lit_llm.ablation.run import Watcher, run_study
+from lit_llm.report.study import write_report
+from lit_llm.tracking.store import Store
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+pytestmark = pytest.mark.xdist_group("browser")
+
+LEGIBLE = 600
+"""Pixels below which the letters of a figure cannot be read."""
+
+
+@pytest.fixture(scope="module")
+def report(corpus: Path, browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a study with figures of most kinds."""
+    folder = tmp_path_factory.mktemp("browsed")
+    path = folder / "browsed.yaml"
+    path.write_text(
+        f"""
+study: browsed
+question: Is it legible on a telephone, too?
+extends: redllm-tiny
+base:
+  model: {{d_model: 16, vocabulary: 258, attention: {{heads: 2}}, feed_forward: {{d_ff: 32}}}}
+  pretrain:
+    data: {{corpus: {{kind: text, files: ["{corpus}/*.txt"]}}, tokenizer: bytes, sequence_length: 32, batch_size: 4}}
+    training:
+      {{max_steps: 6, schedule: {{warmup_steps: 2}}, execution: {{log_every: 2}}, stability: {{logit_every: 2}}}}
+    validation: {{times: 3, sequences: 8}}
+  evaluate:
+    extrapolation: {{lengths: [1, 2], prefixes: [1, half], sequences: 4}}
+    attention: {{sequences: 2, sensitivity_sequences: 1, buckets: 4}}
+arms:
+  red: {{}}
+  dec: {{extends: decllm-tiny, pretrain: {{objective: prefix_lm}}}}
+grid:
+  design: factorial
+  factors:
+    model.attention.output_norm: [head, none]
+    pretrain.training.optimizer.lr: [1e-3, 1e-2]
+seeds: [0, 1]
+"""
+    )
+    finished = run_study(load_study(path), Store(folder / "store"), watcher=Watcher(), slots=2, report=write_report)
+    assert finished.exit_code == 0
+    return finished.folder / "report.html"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 400])
+def test_every_figure_is_visible_and_labelled_and_the_console_is_silent(
+    report: Path, page: tuple[Page, list[str]], width: int, scheme: Any
+) -> None:
+    shown, errors = page
+    asked: list[str] = []
+    shown.on("request", lambda request: asked.append(request.url))
+    shown.emulate_media(color_scheme=scheme)
+    shown.set_viewport_size({"width": width, "height": 800})
+    shown.goto(report.as_uri())
+    assert shown.evaluate("document.documentElement.scrollWidth") <= width  # the page itself never scrolls sideways
+    figures = shown.locator("figure")
+    names = {file.stem for file in (report.parent / "figures").glob("*.svg")}
+    assert {figures.nth(at).get_attribute("id") for at in range(figures.count())} == {
+        f"figure-{name}" for name in names
+    }
+    assert len(names) > 8
+    for at in range(figures.count()):
+        figure = figures.nth(at)
+        figure.scroll_into_view_if_needed()
+        image, caption = figure.locator("img"), figure.locator("figcaption")
+        assert image.is_visible()
+        assert caption.is_visible()
+        assert image.evaluate("image => image.complete && image.naturalWidth > 0")
+        assert image.get_attribute("alt") in caption.inner_text()
+        box, frame = image.bounding_box(), figure.locator(".scroll").bounding_box()
+        assert box is not None
+        assert frame is not None
+        assert box["width"] >= LEGIBLE
+        assert box["height"] > 100
+        assert 0 <= frame["x"] < frame["x"] + frame["width"] <= width  # it is the frame that scrolls
+    assert errors == []
+    assert {url.split(":")[0] for url in asked} <= {"file", "data"}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_stand_out_from_what_is_behind_them(report: Path, page: tuple[Page, list[str]], scheme: Any) -> None:
+    """WCAG's contrast of 4.5 for every text."""
+    shown, _ = page
+    shown.emulate_media(color_scheme=scheme)
+    shown.goto(report.as_uri())
+    contrasts = shown.evaluate(
+        """() => {
+          const light = colour => {
+            const parts = colour.match(/[\\d.]+/g).slice(0, 3).map(part => part / 255)
+              .map(part => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+            return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2];
+          };
+          const behind = element => {
+            while (element) {
+              const colour = getComputedStyle(element).backgroundColor;
+              if (!/, 0\\)$/.test(colour)) return colour;
+              element = element.parentElement;
+            }
+            return 'rgb(255, 255, 255)';
+          };
+          return [...document.querySelectorAll('h1, h2, h3, p, li, td, th, a, figcaption, code')].map(element => {
+            const pair = [light(getComputedStyle(element).color), light(behind(element))].sort((a, b) => b - a);
+            return [element.tagName, (pair[0] + 0.05) / (pair[1] + 0.05)];
+          });
+        }"""
+    )
+    assert len(contrasts) > 100
+    assert [found for found in contrasts if found[1] < 4.5] == []
+
+
+def test_it_prints_with_all_its_figures_inside_the_paper(
+    report: Path, page: tuple[Page, list[str]], tmp_path: Path
+) -> None:
+    shown, errors = page
+    shown.goto(report.as_uri())
+    shown.emulate_media(media="print")
+    shown.set_viewport_size({"width": 680, "height": 960})  # an A4 page within its margins
+    images = shown.locator("figure img")
+    for at in range(images.count()):
+        box = images.nth(at).bounding_box()
+        assert box is not None
+        assert box["x"] + box["width"] <= 680
+    assert not shown.locator("nav").is_visible()
+    shown.pdf(path=tmp_path / "report.pdf", format="A4")
+    assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
+    assert errors == []
+
+
+def test_a_link_leads_to_its_stage_and_the_contents_to_their_sections(
+    report: Path, page: tuple[Page, list[str]]
+) -> None:
+    shown, _ = page
+    shown.goto(report.as_uri())
+    for link in shown.locator("nav a").all():
+        link.click()
+        anchor = (link.get_attribute("href") or "").removeprefix("#")
+        assert shown.locator(f"section[id='{anchor}'] h2").is_visible()
+    stage = shown.locator("#runs a").first
+    name = stage.inner_text()
+    stage.click()
+    assert f"/stages/{name}/" in shown.url
+    assert shown.get_by_text("result.json").is_visible()
