@@ -21,6 +21,7 @@ from lit_llm.search.winners import tuned_name
 
 if TYPE_CHECKING:
     import optuna
+    from matplotlib.figure import Figure
 
 Draw = Callable[[], Any]
 ENOUGH = 4
@@ -55,15 +56,19 @@ def write_figures(search: Search, trials: Trials, folder: Path) -> dict[Path, st
                 path = folder / f"{arm}-{name}.png"
                 if _save(draw, path, f"{search.name}, {arm}: {name}"):
                     written[path] = f"{arm}: {CAPTIONS[name.split('-')[0]]}."
-    return _tuning(search, trials, folder) | written
+    tuned = tuning_figure(search, trials)
+    if tuned is None:
+        return written
+    caption = "each arm at its own setting and at its best, mean over the seeds that the search has not seen"
+    return {save(tuned, folder / "tuning")[1]: f"{caption}; bars: standard deviation."} | written
 
 
-def _tuning(search: Search, trials: Trials, folder: Path) -> dict[Path, str]:
-    """`tuning.svg` and `.png`: each arm at its own setting and at its best, over the seeds that the search has not
-    seen; nothing before the study of the winners has a value of both."""
+def tuning_figure(search: Search, trials: Trials) -> Figure | None:
+    """Each arm at its own setting and at its best, over the seeds that the search has not seen; None before the study
+    of the winners has a value of both."""
     path = trials.folder / "winners.yaml"
     if not path.exists():
-        return {}
+        return None
     winners = load_study(path)
     rows = {row.arm: row for row in comparison_of(winners, runs_of(winners, trials.store)).rows}
     arms = {}
@@ -73,9 +78,9 @@ def _tuning(search: Search, trials: Trials, folder: Path) -> dict[Path, str]:
         if own is not None and best is not None and own.mean is not None and best.mean is not None:
             arms[arm] = (_spread(own.mean, own.deviation), _spread(best.mean, best.deviation))
     if not arms:
-        return {}
+        return None
     goal = search.sweep.optimize[0].metric
-    figure = slopes(
+    return slopes(
         f"{search.name}: before and after tuning",
         arms,
         labelled(goal),
@@ -83,10 +88,6 @@ def _tuning(search: Search, trials: Trials, folder: Path) -> dict[Path, str]:
         f"bars: standard deviation over {len(winners.study.seeds)} seeds that the search has not seen",
         from_zero=False,
     )
-    caption = (
-        f"each arm at its own setting and at its best, mean over {len(winners.study.seeds)} seeds that the search has "
-    )
-    return {save(figure, folder / "tuning")[1]: f"{caption}not seen; bars: standard deviation."}
 
 
 def _spread(mean: float, deviation: float | None) -> End:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from lit_llm.ablation.plan import plan
 from lit_llm.config.tree import leaves
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.load import load_experiment
+from lit_llm.report.sweep_figures import tuning_figure
 from lit_llm.search.sweep import load_sweep
+from lit_llm.search.trials import Trials
 from lit_llm.tracking.store import Store
 
 pytestmark = pytest.mark.xdist_group("sweeps")
@@ -45,6 +48,14 @@ def test_the_winners_are_compared_over_three_fresh_seeds(write_sweep: Write, sto
         name, _, tuned = run.arm.name.partition("_")
         own = flat(ended.search.ablation.arm(name).experiment)
         assert flat(run.experiment) == own | {"seed": run.seed} | ({LR: 1e-2} if tuned else {})
+
+    figure = tuning_figure(ended.search, Trials(ended.search, store))
+    assert figure is not None
+    drawn = [line.get_ydata() for line in figure.axes[0].lines if line.get_marker() not in ("None", None, "")]
+    for ends, arm in zip(drawn, ("red", "dec"), strict=True):
+        for end, name in zip(ends, (arm, f"{arm}_tuned"), strict=True):
+            losses = [run.metrics()["val/target_nll"] for run in ended.winners.runs if run.arm.name == name]
+            assert end == pytest.approx(statistics.fmean(losses))
 
     again = Seen()
     second = sweep(path, store, again)
