@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -79,6 +80,12 @@ class Ablation:
 
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)
+
+    def command(self, name: str) -> str:
+        """`lit-llm run ablations/quickstart.yaml -o ...`, to be typed where we are."""
+        source = Path(self.source)
+        near = source.relative_to(Path.cwd()) if source.is_relative_to(Path.cwd()) else source
+        return shlex.join(["lit-llm", name, str(near), *(word for each in self.overrides for word in ("-o", each))])
 
     def root(self, arm: Arm) -> Arm:
         """The first of the chain of baselines that ends with this arm."""

@@ -192,7 +192,7 @@ def _runs(ablation: Ablation, seen: Sequence[Seen], comparison: Comparison, stor
 
 def _lacking(ablation: Ablation, seen: Sequence[Seen]) -> Iterator[str]:
     """What has not been run, and the command that would."""
-    command = text.command("run", ablation.source, ablation.overrides)
+    command = ablation.command("run")
     pending = Counter(run.arm.name for run, result in seen if result.state == "pending")
     states = {result.state for _, result in seen}
     if count := pending.total():
@@ -230,7 +230,7 @@ ORIGIN = ("version", "code", "torch", "python", "device", "precision", "kernels"
 
 def _reproduce(ablation: Ablation, seen: Sequence[Seen]) -> Section:
     """Commands, the versions that the results are of, and the study's file."""
-    commands = [text.command(name, ablation.source, ablation.overrides) for name in ("plan", "run", "report")]
+    commands = [ablation.command(name) for name in ("plan", "run", "report")]
     parts = [Part("versions", "what the results are of", ["", "value"], list(_versions(ablation, seen)), 2, left=2)]
     codes = [Code("commands", "\n".join(commands))]
     source = Path(ablation.source)

@@ -43,7 +43,7 @@ def write_sweep_report(
         [[Link(winners.parent.name, f"../{winners.parent.name}/report.html")]],
         1,
     )
-    commands = [text.command(name, search.ablation.source, search.ablation.overrides) for name in ("sweep", "report")]
+    commands = [search.ablation.command(name) for name in ("sweep", "report")]
     page = Page(
         search.name,
         search.sweep.question,

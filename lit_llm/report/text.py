@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Sequence
-from pathlib import Path
-
 from lit_llm.analysis.paired import Difference
 
 _UNITS = [(1e24, "Y"), (1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")]
@@ -79,10 +75,3 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def command(name: str, source: str, overrides: Sequence[str] = ()) -> str:
-    """`lit-llm run ablations/quickstart.yaml -o ...`, to be typed where we are. source: a preset, or a file."""
-    path = Path(source)
-    near = path.relative_to(Path.cwd()) if path.is_absolute() and path.is_relative_to(Path.cwd()) else path
-    return shlex.join(["lit-llm", name, str(near), *(word for override in overrides for word in ("-o", override))])
