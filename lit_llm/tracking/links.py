@@ -15,7 +15,7 @@ UI = "http://127.0.0.1:5000"
 def run_addresses(database: Path, study: str) -> dict[tuple[str, str], str]:
     """{(arm, seed): address in the UI} of a study's runs in a store's own database; empty where there is none.
 
-    Read from sqlite itself: MLflow takes seconds to import. Of runs of one arm and seed it is the newest.
+    Of runs of one arm and seed it is the newest.
     """
     query = (
         "SELECT arm.value, seed.value, runs.experiment_id, runs.run_uuid FROM runs "
@@ -24,12 +24,8 @@ def run_addresses(database: Path, study: str) -> dict[tuple[str, str], str]:
         "JOIN tags seed ON seed.run_uuid = runs.run_uuid AND seed.key = 'lit_llm.seed' "
         "WHERE experiments.name = ? AND runs.lifecycle_stage = 'active' ORDER BY runs.start_time"
     )
-    try:
-        with closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True, timeout=5)) as connection:
-            rows = connection.execute(query, (study,)).fetchall()
-    except sqlite3.Error:  # none yet, or of another MLflow
-        return {}
-    return {(arm, seed): f"{UI}/#/experiments/{experiment}/runs/{run}" for arm, seed, experiment, run in rows}
+    found = _asked(database, query, study)
+    return {(arm, seed): f"{UI}/#/experiments/{experiment}/runs/{run}" for arm, seed, experiment, run in found}
 
 
 def study_page(database: Path, study: str) -> str:
@@ -39,12 +35,17 @@ def study_page(database: Path, study: str) -> str:
         "LEFT JOIN experiment_tags USING (experiment_id) "
         "WHERE experiments.name = ? AND experiments.lifecycle_stage = 'active'"
     )
+    rows = _asked(database, query, study)
+    return page(str(rows[0][0]), {key for _, key in rows}) if rows else ""
+
+
+def _asked(database: Path, query: str, study: str) -> list[tuple[str, ...]]:
+    """Read from sqlite itself, for MLflow takes seconds to import; nothing where there is no such database."""
     try:
         with closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True, timeout=5)) as connection:
-            rows = connection.execute(query, (study,)).fetchall()
+            return connection.execute(query, (study,)).fetchall()
     except sqlite3.Error:
-        return ""
-    return page(str(rows[0][0]), {key for _, key in rows}) if rows else ""
+        return []
 
 
 def latest_study(studies: Path) -> str:
