@@ -7,24 +7,24 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from lit_llm.ablation.arms import Ablation
 from lit_llm.ablation.early import check_held_out
+from lit_llm.ablation.mirrored import answered, description, record, tags_of
 from lit_llm.ablation.plan import PLAN, Plan, plan, remembered
 from lit_llm.ablation.runs import Run, Step, comparison_of, runs_of
 from lit_llm.analysis.comparison import Comparison
-from lit_llm.config.fingerprint import fingerprint
 from lit_llm.config.problems import InputError, Problem, did_you_mean
 from lit_llm.data.sources import blamed_at
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.frozen import freeze
-from lit_llm.experiment.identity import digest_of_examples, identity_of_data, origin_digest, read_corpora_again
+from lit_llm.experiment.identity import digest_of_examples, identity_of_data, read_corpora_again
 from lit_llm.experiment.run import run_one
 from lit_llm.launch import Interrupted, Outcome, Task, run_tasks, stop_requested
 from lit_llm.tracking.address import default_tracking
 from lit_llm.tracking.garbage import list_runs
-from lit_llm.tracking.mlflow_mirror import Mirror, MirrorThread, MirrorUnavailable, RunRecord
+from lit_llm.tracking.mlflow_mirror import Mirror, MirrorThread, MirrorUnavailable
 from lit_llm.tracking.store import FINAL, Busy, Stage, Store, locked, write_json, write_text
 
 PRELOAD = (__name__, "lit_llm.experiment.stages")
@@ -112,7 +112,8 @@ def run_study(
         planned = remembered(planned, folder / PLAN)
     if (folder / "sweep.json").exists():
         raise InputError(Problem(f"{name} is the name of a sweep in this store; give the study another", "study"))
-    mirror = opened_mirror(store, name, tracking, _description(planned))
+    mirror = opened_mirror(store, name, tracking, description(planned), tags_of(planned))
+    places = {arm.name: place for place, arm in enumerate(ablation.arms)}
     store.open()
     try:
         with locked(folder / "lock"):
@@ -120,7 +121,7 @@ def run_study(
                 list_runs(store, name, ablation.source, ablation.overrides, [x for run in runs for x in _listed(run)])
                 prepare_data([run.experiment_at(step) for run in chosen for step in run.trained], store, watcher)
                 check_held_out(ablation, store)
-                follower = MirrorThread(mirror, lambda: [record(run) for run in runs])
+                follower = MirrorThread(mirror, lambda: [record(run, places[run.arm.name]) for run in runs])
                 interrupted = _execute_round(chosen, rerun, store, slots, watcher, follower)
                 while ablation.study.more_seeds and not interrupted:
                     more = runs_of(ablation, store)  # what the results up to now ask for
@@ -138,17 +139,23 @@ def run_study(
                 files += report(planned, runs, comparison, store)
             ending = Finished(planned, tuple(runs), tuple(chosen), comparison, interrupted, folder)
             state = "interrupted" if interrupted else "done" if ending.exit_code == 0 else "failed"
-            return replace(ending, mirrored=close(follower, state, files, _summary(comparison), watcher))
+            note = "" if interrupted else answered(planned, folder)
+            return replace(ending, mirrored=close(follower, state, files, _summary(comparison), watcher, note))
     except Busy:
         message = f"{name} is being run by another process; `lit-llm status` shows how far it is"
         raise InputError(Problem(message, "study")) from None
 
 
-def opened_mirror(store: Store, name: str, tracking: str | None, description: str) -> Mirror:
-    """MLflow's side of a study, at the store's own address unless told otherwise. Raises InputError."""
+def opened_mirror(
+    store: Store, name: str, tracking: str | None, description: str, tags: Mapping[str, str] | None = None
+) -> Mirror:
+    """MLflow's side of a study, at the store's own address unless told otherwise. Raises InputError.
+
+    description: of its parent run; tags: of its experiment.
+    """
     try:
         address, lock = tracking or default_tracking(store.root), store.study(name) / "mirror.lock"
-        mirror = Mirror(address, study=name, description=description, lock=lock)
+        mirror = Mirror(address, study=name, description=description, lock=lock, tags=tags)
         mirror.check()
     except ValueError as error:
         raise InputError(Problem(str(error), "--tracking")) from None
@@ -233,10 +240,15 @@ def _tasks(todo: Sequence[Work], store: Store, running: set[str]) -> Iterator[Ta
 
 
 def close(
-    follower: MirrorThread, state: str, files: Iterable[Path], metrics: Mapping[str, float | None], watcher: Watcher
+    follower: MirrorThread,
+    state: str,
+    files: Iterable[Path],
+    metrics: Mapping[str, float | None],
+    watcher: Watcher,
+    note: str = "",
 ) -> bool:
     """Bring MLflow up to date, and say so where that cannot be done."""
-    mirrored = follower.close(state, files, metrics)
+    mirrored = follower.close(state, files, metrics, note)
     tell_news(follower, watcher)
     return mirrored
 
@@ -359,35 +371,6 @@ def note_death(stage: Stage, outcome: Outcome) -> None:
 
 def _listed(run: Run) -> list[dict[str, object]]:
     return [{"arm": run.arm.name, "seed": run.seed, "fingerprint": step.link.fingerprint} for step in run.steps]
-
-
-def record(run: Run) -> RunRecord:
-    """A run as MLflow shows it."""
-    status = run.status()
-    origins = [(step.stage.result() or {}).get("provenance") or run.origin_of(step) for step in run.steps]
-    digests = sorted({origin_digest(origin) for origin in origins})
-    done = [step.stage.result() for step in run.trained]
-    shown: dict[str, Any] = next((result["provenance"] for result in reversed(done) if result), {})
-    return RunRecord(
-        arm=run.arm.name,
-        seed=run.seed,
-        # Of what is trained: an evaluation that is added later goes to the run that is there.
-        fingerprint=run.trained[-1].link.fingerprint,
-        state=status["state"],
-        params=run.params,
-        config_yaml=run.config_yaml,
-        metrics=[(step.link.prefix, step.stage.metrics_file) for step in run.steps],
-        error=status.get("error"),
-        tags={f"lit_llm.{key}": str(value) for key, value in shown.items() if key not in ("code", "weights")},
-        code=digests[0] if len(digests) == 1 else fingerprint(digests),
-    )
-
-
-def _description(planned: Plan) -> str:
-    study = planned.ablation.study
-    lines = [f"**{study.question}**", ""]
-    lines += [f"- `{p.arm.name}`: {p.cost.parameters:,} parameters" for p in planned.arms]
-    return "\n".join(lines)
 
 
 def _summary(comparison: Comparison) -> dict[str, float | None]:

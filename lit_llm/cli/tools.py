@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
+import time
+import webbrowser
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -31,12 +35,26 @@ def schema(
 
 @app.command()
 def ui(
+    study: Annotated[
+        str | None,
+        typer.Argument(metavar="[STUDY]", help="Which to open on, a file or a name; by default the one run last."),
+    ] = None,
     store: StoreOption = DEFAULT_STORE,
     tracking: Tracking = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 5000,
+    browse: Annotated[
+        bool | None,
+        typer.Option(
+            "--open/--no-open", help="Open a browser; by default where there is a screen.", show_default=False
+        ),
+    ] = None,
 ) -> None:
-    """Open MLflow's UI on the store. Example: lit-llm ui --port 5001"""
-    from lit_llm.tracking.address import default_tracking, resolved, ui_command
+    """Open MLflow's UI on the study that was run last, or on another.
+
+    With --tracking that is an http address, that server's UI. Example: lit-llm ui ablations/quickstart.yaml --port 5001
+    """
+    from lit_llm.tracking.address import default_tracking, is_http, resolved, ui_command
+    from lit_llm.tracking.links import latest_study, study_page
     from lit_llm.tracking.relocation import notice
     from lit_llm.tracking.store import Store
 
@@ -45,15 +63,49 @@ def ui(
     if tracking is None and not (place.root / "mlflow.db").exists():
         raise InputError(Problem(f"{place.root} holds no MLflow database yet; `lit-llm run` makes one", "--store"))
     try:
-        address, _ = resolved(tracking or default_tracking(place.root))
+        address, database = resolved(tracking or default_tracking(place.root))
     except ValueError as error:
         raise InputError(Problem(str(error), "--tracking")) from None
     command = ui_command(address, port)
-    if tracking is None:
-        if moved := notice(place):
-            console().print(moved, style="yellow", highlight=False, soft_wrap=True)
-        print(f"MLflow at http://127.0.0.1:{port}  (Ctrl-C ends it)", flush=True)
+    if is_http(address):
+        os.execv(command[0], command)
+    name = latest_study(place.root / "studies") if study is None else _name_of(study)
+    page = study_page(database, name) if database is not None and name else ""
+    if study is not None and not page:
+        raise InputError(Problem(f"MLflow has no study {name!r} yet; `lit-llm run` makes it", "STUDY"))
+    if tracking is None and (moved := notice(place)):
+        console().print(moved, style="yellow", highlight=False, soft_wrap=True)
+    served = f"http://127.0.0.1:{port}"
+    print(f"MLflow at {served}  (Ctrl-C ends it)", flush=True)
+    if page:
+        print(f"{name}: {served}{page}", flush=True)
+    screen = sys.platform == "darwin" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    if browse or (browse is None and screen and sys.stdout.isatty()):
+        _open_once_served(f"{served}{page}", port)
     os.execv(command[0], command)
+
+
+def _name_of(study: str) -> str:
+    """Of a study's or a sweep's file; a name is itself."""
+    if not Path(study).is_file():
+        return study
+    from lit_llm.ablation.arms import load_study
+    from lit_llm.search.sweep import is_sweep, load_sweep
+
+    return load_sweep(study).name if is_sweep(study) else load_study(study).study.study
+
+
+def _open_once_served(address: str, port: int) -> None:
+    """A browser, once something answers, within a minute or never: in a process of its own that Ctrl-C ends as well."""
+    if os.fork():
+        return
+    with suppress(BaseException):  # without a browser the address is printed all the same
+        for _ in range(120):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                webbrowser.open(address)
+                break
+            time.sleep(0.5)
+    os._exit(0)
 
 
 store_app = typer.Typer(no_args_is_help=True, help="Take care of a store: after a move, or when the disk is full.")

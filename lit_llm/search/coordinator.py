@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from lit_llm.ablation.arms import Arm
-from lit_llm.ablation.run import PRELOAD, Watcher, note_death, record, tell_news
+from lit_llm.ablation.mirrored import record
+from lit_llm.ablation.run import PRELOAD, Watcher, note_death, tell_news
 from lit_llm.ablation.runs import Run, Step, last_metrics
 from lit_llm.experiment.chain import Link
 from lit_llm.experiment.cost import FIGURES, cost_of
@@ -311,7 +312,7 @@ class Coordinator:
         """A child of MLflow for each run."""
         values = {f"objective/{name}": value for name, value in self.search.named(trial.values).items()}
         for run in self.runs(trial):
-            found = record(run)
+            found = record(run, trial.number)
             state = trial.state if trial.state == "pruned" or not self.search.trains else found.state
             yield replace(
                 found,

@@ -18,6 +18,7 @@ from lit_llm.search.trials import Trials
 from lit_llm.search.winners import Summary, summary, winners_study, write_best
 from lit_llm.tracking.mlflow_mirror import MirrorThread
 from lit_llm.tracking.store import Busy, Store, locked
+from lit_llm.tracking.views import Chart, column, experiment_tags
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def run_sweep(
     planned = plan(search.ablation, tell=watcher.message, built=search.trains, store=store)
     planned.check()
     trials = Trials(search, store, storage)
-    mirror = opened_mirror(store, search.name, tracking, _description(search))
+    mirror = opened_mirror(store, search.name, tracking, _description(search), _tags(search))
     store.open()
     with trials.coordinating(rerun):
         coordinator = Coordinator(search, store, trials, watcher)
@@ -135,6 +136,19 @@ def _description(search: Search) -> str:
     lines = [f"**{search.sweep.question}**", "", f"{search.sweep.trials} trials of each arm, {search.sweep.sampler}."]
     lines += [f"- `{name}`" for name in search.sweep.space]
     return "\n".join(lines)
+
+
+def _tags(search: Search) -> dict[str, str]:
+    """What MLflow's UI shows at once of the trials."""
+    goals = [f"objective/{goal}" for goal in search.goals]
+    columns = [column("metrics", goal) for goal in goals] + [
+        column("params", f"arm.{key}") for key in search.sweep.space
+    ]
+    charts: list[Chart] = [
+        *(("LINE", name) for name in ("train/loss", *search.goals)),
+        *(("BAR", goal) for goal in goals),
+    ]
+    return experiment_tags(_description(search), [*columns, column("tags", "lit_llm.state")], charts, grouped=False)
 
 
 def _metrics(search: Search, summaries: Sequence[Summary]) -> dict[str, float | None]:

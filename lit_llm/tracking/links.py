@@ -1,10 +1,12 @@
-"""Where MLflow's UI shows a run."""
+"""Where MLflow's UI shows a study and its runs."""
 
 from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+
+from lit_llm.tracking.views import page
 
 UI = "http://127.0.0.1:5000"
 """Where `lit-llm ui` serves unless told otherwise."""
@@ -28,3 +30,24 @@ def run_addresses(database: Path, study: str) -> dict[tuple[str, str], str]:
     except sqlite3.Error:  # none yet, or of another MLflow
         return {}
     return {(arm, seed): f"{UI}/#/experiments/{experiment}/runs/{run}" for arm, seed, experiment, run in rows}
+
+
+def study_page(database: Path, study: str) -> str:
+    """Where the UI of a store's own database shows a study, without the server's address; '' where it is not there."""
+    query = (
+        "SELECT experiments.experiment_id, experiment_tags.key FROM experiments "
+        "LEFT JOIN experiment_tags USING (experiment_id) "
+        "WHERE experiments.name = ? AND experiments.lifecycle_stage = 'active'"
+    )
+    try:
+        with closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True, timeout=5)) as connection:
+            rows = connection.execute(query, (study,)).fetchall()
+    except sqlite3.Error:
+        return ""
+    return page(str(rows[0][0]), {key for _, key in rows}) if rows else ""
+
+
+def latest_study(studies: Path) -> str:
+    """The study or sweep whose folder was written to last; '' where there is none."""
+    folders = [folder for folder in studies.iterdir() if folder.is_dir()] if studies.is_dir() else []
+    return max(folders, key=lambda folder: folder.stat().st_mtime).name if folders else ""

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 from lit_llm.tracking.address import check_server, few_retries, reason, resolved, without_password
 from lit_llm.tracking.points import Mark, Point, complete_lines, is_number, key, points_of, stamp_of
 from lit_llm.tracking.relocation import STUDY, lock_of, mend
+from lit_llm.tracking.views import CHARACTERS, NOTE, ORDER, SHOWN_ARM, SHOWN_SEED, cut
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,7 +37,7 @@ ARM, SEED, FINGERPRINT = "lit_llm.arm", "lit_llm.seed", "lit_llm.fingerprint"
 CODE, STATE, ERROR, SUPERSEDED = "lit_llm.code", "lit_llm.state", "lit_llm.error", "lit_llm.superseded"
 REPLAYED = "lit_llm.replayed"
 """[start, end, CRC-32] of the last line replayed of each file; its presence says that params and config are there."""
-PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
+PARENT = "mlflow.parentRunId"
 
 STATUS = {
     "pending": "SCHEDULED",
@@ -76,6 +77,8 @@ class RunRecord:
     """Numbers of the whole run that stand in no file: shown once, at step 0."""
     error: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
+    place: int = 0
+    """Of the arm among the study's: runs are shown in this order, and by seed within it."""
     code: str = ""
     """Digest of what computes: code, device, threads, ... History is bit-equal only within one, so another is another
     child."""
@@ -106,12 +109,21 @@ class Mirror:
     `tracking` is sqlite:///PATH, with artifacts beside PATH, or http(s)://..., with the server's artifacts; ValueError
     for any other. Used by one thread at a time. Several processes may mirror one study: they find each other's runs,
     and share a lock while they create them, so that no run is there twice: a file beside PATH or, for a server, `lock`.
+    `description` is the parent's, in Markdown, until `finish` has another; `tags` are the experiment's.
     """
 
     _client: MlflowClient
 
-    def __init__(self, tracking: str, *, study: str, description: str = "", lock: Path | None = None) -> None:
-        self.study, self.description = study, description
+    def __init__(
+        self,
+        tracking: str,
+        *,
+        study: str,
+        description: str = "",
+        lock: Path | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        self.study, self.description, self._tags = study, description, tags or {}
         self.tracking, self._database = resolved(tracking)
         self._lock = lock_of(self._database) if self._database else lock
         self._opened = False
@@ -141,13 +153,24 @@ class Mirror:
             if refused:
                 raise MirrorUnavailable(f"MLflow refused {len(refused)} of {len(records)} runs: {'; '.join(refused)}")
 
-    def finish(self, state: str, files: Iterable[Path] = (), metrics: Mapping[str, float | None] | None = None) -> None:
-        """Close the parent in the study's state, with its report (files, directories) and its summary metrics."""
+    def finish(
+        self,
+        state: str,
+        files: Iterable[Path] = (),
+        metrics: Mapping[str, float | None] | None = None,
+        note: str = "",
+    ) -> None:
+        """Close the parent in the study's state, with its report (files, directories) and its summary metrics.
+
+        note: in Markdown, the answer, for the parent and the experiment; as they are when empty.
+        """
         now = int(time.time() * 1000)
         points = [(key(name), value, now, 0) for name, value in (metrics or {}).items() if is_number(value)]
         with self._server():
             self._log_files(self._parent, files)
-            self._log(self._parent, {}, points, {STATE: state})
+            if note:
+                self._client.set_experiment_tag(self._experiment, NOTE, cut(note, CHARACTERS))
+            self._log(self._parent, {}, points, {STATE: state, **({NOTE: cut(note, TAG_CHARACTERS)} if note else {})})
             self._client.set_terminated(self._parent, STATUS[state])
         self._opened = False  # a later sync opens the parent again
 
@@ -227,6 +250,11 @@ class Mirror:
         if self._database is not None:
             with self._sql() as connection:  # a store may have been moved since
                 mend(connection, self._database.parent)
+        held = dict(experiment.tags) if experiment is not None else {}
+        for name, text in self._tags.items():
+            # What a finished run of the study has answered stays until there is a newer answer.
+            if held.get(name) != text and not (name == NOTE and NOTE in held):
+                self._client.set_experiment_tag(self._experiment, name, text)
         runs = self._search()
         parents = [run for run in runs if run.data.tags.get(STUDY) == self.study]
         parent = parents[0] if parents else self._client.create_run(self._experiment, run_name=self.study)
@@ -279,7 +307,8 @@ class Mirror:
         points += [(name, value, now, 0) for name, value in news.items() if is_number(value)]
         child.steps |= dict.fromkeys(news, 0)
         tags = {STATE: record.state, ERROR: record.error, SUPERSEDED: None, REPLAYED: json.dumps(marks)}
-        self._log(child.run_id, child.tags, points, {**record.tags, **tags, PARENT: self._parent})
+        counts = {SHOWN_ARM: record.arm, SHOWN_SEED: str(record.seed), ORDER: f"{record.place:05} {record.seed:05}"}
+        self._log(child.run_id, child.tags, points, {**record.tags, **tags, **counts, PARENT: self._parent})
         if child.status != STATUS[record.state]:
             child.status = STATUS[record.state]
             if child.status in ("SCHEDULED", "RUNNING"):
@@ -288,7 +317,7 @@ class Mirror:
                 self._client.set_terminated(child.run_id, child.status, end_time=child.last_ms)
         for other in siblings.values():
             if other is not child:
-                self._log(other.run_id, other.tags, [], {SUPERSEDED: "true"})
+                self._log(other.run_id, other.tags, [], {SUPERSEDED: "true", **dict.fromkeys(counts)})
 
     def _create(self, record: RunRecord) -> None:
         """Make the run's child known: the one another process has created meanwhile, or a new one."""
@@ -361,6 +390,7 @@ class MirrorThread:
         state: str,
         files: Iterable[Path] = (),
         metrics: Mapping[str, float | None] | None = None,
+        note: str = "",
         *,
         timeout: float = 60.0,
     ) -> bool:
@@ -368,7 +398,7 @@ class MirrorThread:
 
         Ctrl-C leaves the wait at once; what is missing then is replayed when the study runs again.
         """
-        self._finish = lambda: self._mirror.finish(state, files, metrics)
+        self._finish = lambda: self._mirror.finish(state, files, metrics, note)
         self._closing.set()
         # A server that is known not to answer gets one more chance; requests to one that hangs take 10 s each.
         self._thread.join(timeout if self._problem is None else min(timeout, 15.0))

@@ -1,0 +1,81 @@
+"""A study and its runs as MLflow shows them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lit_llm.ablation.plan import Plan
+from lit_llm.ablation.runs import Run
+from lit_llm.config.fingerprint import fingerprint
+from lit_llm.experiment.chain import EVALUATED, FINETUNED
+from lit_llm.experiment.identity import origin_digest
+from lit_llm.tracking.mlflow_mirror import RunRecord
+from lit_llm.tracking.views import Chart, column, experiment_tags
+
+MOST_FACTORS = 6
+"""Columns of what was varied."""
+
+
+def record(run: Run, place: int = 0) -> RunRecord:
+    """A run as MLflow shows it; `place` is its arm's among the study's."""
+    status = run.status()
+    origins = [(step.stage.result() or {}).get("provenance") or run.origin_of(step) for step in run.steps]
+    digests = sorted({origin_digest(origin) for origin in origins})
+    done = [step.stage.result() for step in run.trained]
+    shown: dict[str, Any] = next((result["provenance"] for result in reversed(done) if result), {})
+    return RunRecord(
+        arm=run.arm.name,
+        seed=run.seed,
+        place=place,
+        # Of what is trained: an evaluation that is added later goes to the run that is there.
+        fingerprint=run.trained[-1].link.fingerprint,
+        state=status["state"],
+        params=run.params,
+        config_yaml=run.config_yaml,
+        metrics=[(step.link.prefix, step.stage.metrics_file) for step in run.steps],
+        error=status.get("error"),
+        tags={f"lit_llm.{key}": str(value) for key, value in shown.items() if key not in ("code", "weights")},
+        code=digests[0] if len(digests) == 1 else fingerprint(digests),
+    )
+
+
+def description(planned: Plan) -> str:
+    """In Markdown: the question, the arms, the command."""
+    ablation = planned.ablation
+    lines = [f"**{ablation.study.question}**", ""]
+    for arm in planned.arms:
+        differs = "; ".join(f"{key}: {before} → {after}" for key, (before, after) in arm.differs.items())
+        lines.append(f"- `{arm.arm.name}`: {arm.cost.parameters:,} parameters{differs and f'; {differs}'}")
+    return "\n".join([*lines, "", *_reproduce(planned)])
+
+
+def answered(planned: Plan, folder: Path) -> str:
+    """In Markdown: the question with the tables that a finished study has left in its folder; else the description."""
+    tables = folder / "comparison.md"
+    if not tables.exists():
+        return description(planned)
+    where = "Figures, all tables and `report.html` are among the artifacts of the study's own run."
+    return "\n".join([tables.read_text(encoding="utf-8").strip(), "", where, "", *_reproduce(planned)])
+
+
+def _reproduce(planned: Plan) -> list[str]:
+    source, options = Path(planned.ablation.source), (f" -o '{option}'" for option in planned.ablation.overrides)
+    file = source.relative_to(Path.cwd()) if source.is_relative_to(Path.cwd()) else source
+    return ["```", f"lit-llm run {file}{''.join(options)}", "```"]
+
+
+def tags_of(planned: Plan) -> dict[str, str]:
+    """What the UI shows at once: the study's metric, before and after finetuning, what was varied, what it took."""
+    metric = planned.ablation.study.compare.metric
+    tuned = any(arm.arm.experiment.finetune is not None for arm in planned.arms)
+    before = metric.removeprefix(FINETUNED)
+    metrics = [before, f"{FINETUNED}{before}"] if tuned else [metric]
+    factors = list(dict.fromkeys(name for arm in planned.arms for name in arm.arm.levels))
+    columns = [column("metrics", name) for name in metrics]
+    columns += [column("params", f"arm.{name}") for name in factors[:MOST_FACTORS]]
+    columns += [column("metrics", name) for name in ("train/loss", "flops", "tokens_seen")]
+    courses = [name for name in metrics if EVALUATED not in name]  # an evaluation has one value
+    courses += ["train/loss", *[f"{FINETUNED}train/loss"] * tuned, "stability/grad_norm"]
+    charts: list[Chart] = [*(("LINE", name) for name in courses), *(("BAR", name) for name in metrics)]
+    return experiment_tags(description(planned), [*columns, column("tags", "lit_llm.state")], charts)

@@ -1,0 +1,88 @@
+"""What MLflow's UI opens a study with: tags of its experiment, as the UI of MLflow 3.17 itself writes them.
+
+A kind (without it the UI opens on traces of a chat application), a description, and a saved view: the columns of the
+table, its order, the runs grouped by arm and seed under arm, and the charts that come first. A UI that does not know
+such a tag shows its own defaults.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+NOTE = "mlflow.note.content"
+"""Markdown, of an experiment or of a run."""
+SHOWN_ARM, SHOWN_SEED, ORDER = "arm", "seed", "lit_llm.order"
+"""Tags of a child that count: one that is superseded loses them, so that the view is without it."""
+KEY = "arms"
+VIEW = f"mlflow.sharedViewState.{KEY}"
+CHARACTERS = 5000
+"""What MLflow takes in a tag of an experiment."""
+
+Chart = tuple[Literal["LINE", "BAR"], str]
+"""A course over steps, or the last values; and of which metric."""
+
+
+def column(kind: Literal["tags", "metrics", "params"], name: str) -> str:
+    return f"{kind}.`{name}`"
+
+
+def experiment_tags(
+    description: str, columns: Iterable[str], charts: Iterable[Chart], grouped: bool = True
+) -> dict[str, str]:
+    """The tags of an experiment; `columns` are those after arm and seed. Grouped: by arm, with means over seeds."""
+    groups = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": SHOWN_ARM}]}
+    arm, seed, name = column("tags", SHOWN_ARM), column("tags", SHOWN_SEED), "attributes.`Run Name`"
+    chosen = [arm, seed, *columns]
+    section = {"uuid": "study", "name": "study", "display": True, "isReordered": False, "deleted": False}
+    cards = [
+        {
+            "uuid": f"{kind}-{metric}",
+            "type": kind,
+            "metricKey": metric,
+            "displayName": metric,
+            "metricSectionId": "study",
+        }
+        | {"runsCountToCompare": 100, "deleted": False, "isGenerated": False}
+        | ({"displayPoints": False} if kind == "LINE" else {})
+        for kind, metric in charts
+    ]
+    state = {
+        "searchFilter": f"tags.{SHOWN_ARM} LIKE '%'",  # the children alone: grouping takes no parents
+        "orderByKey": column("tags", ORDER),
+        "orderByAsc": True,
+        "groupBy": groups if grouped else None,
+        "selectedColumns": chosen,
+        "columnOrder": [name, *chosen, "duration", "runDateAndNestInfo"],
+        "columnWidths": {name: 240, arm: 90, seed: 60},
+        "runsHiddenMode": "SHOW_ALL",  # else charts have the first ten
+        "useGroupedValuesInCharts": True,
+        "compareRunSections": [section],
+        "compareRunCharts": cards,
+        "isAccordionReordered": True,  # else the UI sorts its own sections before ours
+    }
+    view = {"name": "Arms" if grouped else "Trials", "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)}
+    tags = {
+        "mlflow.experimentKind": "custom_model_development",
+        NOTE: cut(description, CHARACTERS),
+        VIEW: json.dumps(view),
+    }
+    return {key: text for key, text in tags.items() if text and len(text) <= CHARACTERS}
+
+
+def page(experiment: str, tags: Mapping[str, str] | Iterable[str], charts: bool = False) -> str:
+    """Where an experiment with these tags is shown, after the address of the UI: its table, or its charts."""
+    wanted = {"workflowType": "machine_learning"}
+    if VIEW in tags:
+        wanted["viewStateShareKey"] = KEY
+    if charts:
+        wanted["compareRunsMode"] = "CHART"
+    return f"/#/experiments/{experiment}/runs?" + "&".join(f"{key}={value}" for key, value in wanted.items())
+
+
+def cut(markdown: str, characters: int) -> str:
+    """Its first whole lines that fit."""
+    if len(markdown) <= characters:
+        return markdown
+    return markdown[: characters - 4].rpartition("\n")[0] + "\n..."
