@@ -93,6 +93,43 @@ def test_every_figure_is_visible_and_labelled_and_the_console_is_silent(
     assert {url.split(":")[0] for url in asked} <= {"file", "data"}
 
 
+@pytest.mark.parametrize("width", [1280, 400])
+def test_every_table_is_reached_to_its_last_column(report: Path, page: tuple[Page, list[str]], width: int) -> None:
+    """Wider than the screen, it is scrolled in its own frame, with a finger or by the arrow keys."""
+    shown, errors = page
+    shown.set_viewport_size({"width": width, "height": 800})
+    shown.goto(report.as_uri())
+    for fold in shown.locator("details > summary").all():
+        fold.click()
+    tables, titled = shown.locator("table"), shown.locator("h3[id^='table-']")
+    names = {(title.get_attribute("id") or "").removeprefix("table-") for title in titled.all()}
+    written = {file.stem for file in (report.parent / "tables").glob("*.csv")}
+    assert len(written) > 1
+    assert len(written - names) <= 1  # the first stands under its section's title
+    assert tables.count() == len(names | written)
+    wider = 0
+    for table in tables.all():
+        frame = table.locator("xpath=..")
+        frame.scroll_into_view_if_needed()
+        last = table.locator("th").last
+        box = frame.bounding_box()
+        assert box is not None
+        assert 0 <= box["x"] < box["x"] + box["width"] <= width
+        if frame.evaluate("frame => frame.scrollWidth > frame.clientWidth"):
+            wider += 1
+            assert frame.get_attribute("tabindex") == "0"  # Chromium's keys reach it without, Safari's do not
+            frame.press("ArrowRight")
+            shown.wait_for_function("frame => frame.scrollLeft > 0", arg=frame.element_handle(), timeout=5000)
+            frame.evaluate("frame => frame.scrollTo({left: frame.scrollWidth, behavior: 'instant'})")
+        end = last.bounding_box()
+        assert end is not None
+        assert end["width"] > 0
+        assert 0 <= end["x"] + end["width"] <= box["x"] + box["width"] + 1  # a part of a pixel is rounded
+    if width == 400:
+        assert wider > 3
+    assert errors == []
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_words_stand_out_from_what_is_behind_them(report: Path, page: tuple[Page, list[str]], scheme: Any) -> None:
     """WCAG's contrast of 4.5 for every text."""
