@@ -24,7 +24,8 @@ from lit_llm.experiment.run import run_one
 from lit_llm.launch import Interrupted, Outcome, Task, run_tasks, stop_requested
 from lit_llm.tracking.address import default_tracking
 from lit_llm.tracking.garbage import list_runs
-from lit_llm.tracking.mlflow_mirror import Mirror, MirrorThread, MirrorUnavailable
+from lit_llm.tracking.mirror_thread import MirrorThread
+from lit_llm.tracking.mlflow_mirror import Mirror, MirrorUnavailable
 from lit_llm.tracking.store import FINAL, Busy, Stage, Store, locked, write_json, write_text
 
 PRELOAD = (__name__, "lit_llm.experiment.stages")

@@ -28,7 +28,8 @@ from lit_llm.search.trial import Ended, Trial
 from lit_llm.search.trials import Trials
 from lit_llm.tracking.address import without_password
 from lit_llm.tracking.garbage import list_runs
-from lit_llm.tracking.mlflow_mirror import MirrorThread, RunRecord
+from lit_llm.tracking.mirror_thread import MirrorThread
+from lit_llm.tracking.mlflow_mirror import RunRecord
 from lit_llm.tracking.store import FINAL, Busy, Stage, Store, read_json, read_metrics
 
 ATTEMPTS = 3

@@ -16,7 +16,7 @@ from lit_llm.search.sweep import Search
 from lit_llm.search.trial import Trial
 from lit_llm.search.trials import Trials
 from lit_llm.search.winners import Summary, summary, winners_study, write_best
-from lit_llm.tracking.mlflow_mirror import MirrorThread
+from lit_llm.tracking.mirror_thread import MirrorThread
 from lit_llm.tracking.store import Busy, Store, locked
 from lit_llm.tracking.views import Chart, column, experiment_tags
 

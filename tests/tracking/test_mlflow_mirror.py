@@ -18,7 +18,8 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before the import
 from mlflow import MlflowClient
 
 from lit_llm.tracking.address import default_tracking, ui_command
-from lit_llm.tracking.mlflow_mirror import Mirror, MirrorThread, MirrorUnavailable, RunRecord
+from lit_llm.tracking.mirror_thread import MirrorThread
+from lit_llm.tracking.mlflow_mirror import Mirror, MirrorUnavailable, RunRecord
 
 STUDY = "positions"
 START = 1_700_000_000.25
