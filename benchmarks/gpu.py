@@ -12,6 +12,7 @@ part that fails says so and the next one goes on.
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import json
 import statistics
@@ -32,8 +33,8 @@ from lit_llm.experiment.estimate import seconds_of
 from lit_llm.experiment.load import load_experiment
 from lit_llm.generation import generate
 from lit_llm.models.build import build_model
-from lit_llm.models.config import resolve_model
 from lit_llm.models.cost import decode_flops, prefill_flops
+from lit_llm.models.resolve import resolve_model
 from lit_llm.models.transformer import LanguageModel
 from lit_llm.training.fit import Budget, fit
 from lit_llm.training.throughput import peak_flops
@@ -83,6 +84,7 @@ def llama_of(experiment: Experiment) -> Any:
 
 
 def reset() -> None:
+    gc.collect()  # a trainer and its model refer to each other
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -239,6 +241,8 @@ def main() -> None:
     parser.add_argument("-o", "--override", nargs="*", default=[], help="of every experiment")
     parser.add_argument("--only", nargs="*", default=["train", "train_llama", "answer", "answer_llama", "estimated"])
     options = parser.parse_args()
+    if options.steps < 4:
+        parser.error("--steps: at least 4, of which the first two and the last are not timed")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     import transformers
 
