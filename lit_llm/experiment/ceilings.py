@@ -33,7 +33,7 @@ from lit_llm.launch import cores
 from lit_llm.tracking.store import write_json
 from lit_llm.training.config import TrainingConfig
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of what is measured."""
 MOST_PROCESSES = 16
 """Measured at once; of more runs, each on cores of its own, it is taken that they take no more from each other."""
@@ -55,7 +55,8 @@ class Ceilings:
     """Measured on one machine, for one device, precision, number of threads and of processes at once."""
 
     layer: dict[int, float]
-    """{d_model: FLOP/s} of a layer's matrix products, forward and backward; its elementwise work is in the time."""
+    """{d_model: FLOP/s} of a layer's matrix products, forward and backward; its elementwise work is in the time, and on
+    a GPU what its calls cost where that is more."""
     scores: dict[int, dict[int, float]]
     """{keys: {head_dim: FLOP/s}} of causal attention over the visible pairs, forward and backward."""
     layer_seconds: float
@@ -212,11 +213,15 @@ class Timer:
         self.clock = time.process_time if Setting(device, precision, threads, 1).own_time else time.perf_counter
 
     def seconds(self, work: Callable[[], object]) -> float:
-        """The least of some repetitions, after one that warms up: what else the machine does comes and goes."""
+        """The least of some repetitions, after one that warms up: what else the machine does comes and goes.
+
+        A GPU wants more of either: kernels are loaded when they are first called, and its clock rises under load.
+        """
         import torch
 
         found: list[float] = []
-        while len(found) < 3 or (len(found) < 1 + self.repeats and sum(found) < 0.2):
+        warm = 5 if self.device == "cuda" else 1
+        while len(found) < 1 + 2 * warm or (len(found) < warm + self.repeats and sum(found) < 0.2):
             began = self.clock()
             with torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16"):
                 result = work()
@@ -225,7 +230,7 @@ class Timer:
             if self.device == "cuda":
                 torch.cuda.synchronize()
             found.append(self.clock() - began)
-        return min(found[1:])
+        return min(found[warm:])
 
     def scores(self, head_dim: int, tokens: int) -> float:
         """FLOP/s of causal attention."""
@@ -321,6 +326,8 @@ def take(device: str, precision: str, threads: int) -> dict[str, Any]:
     torch.set_num_threads(threads)
     timer = Timer(device, precision, threads)
     narrow = WIDTHS[device][0][0]
+    if device == "cuda":
+        timer.stack(*WIDTHS[device][-1])  # awake
     few = timer.stack(narrow, 8)
     both = timer.stack(narrow, 8, cross=True)
     scores = {keys: {head_dim: timer.scores(head_dim, keys) for head_dim in HEAD_DIMS} for keys in KEYS}
@@ -331,9 +338,11 @@ def take(device: str, precision: str, threads: int) -> dict[str, Any]:
         attention = resolved.decoder[0].self_attention
         assert attention is not None
         attending = 3 * attention.score_flops(129 / 2) * tokens / interpolated(scores[128], attention.head_dim)
-        seconds = timer.stack(width, tokens) - few - attending
+        # A GPU computes while the calls are made, and so many tokens keep it busy for longer than they take.
+        seconds = timer.stack(width, tokens) - (few if device == "cpu" else 0) - attending
         layer[width] = 6.0 * products * tokens / max(seconds, 1e-9)
-    (positions, vocabulary), _ = LOGITS[device]
+    # A GPU's time over few logits is that of the calls, whatever the width.
+    positions, vocabulary = LOGITS[device][0 if device == "cpu" else 1]
     thin, wide = timer.loss(narrow, positions, vocabulary), timer.loss(8 * narrow, positions, vocabulary)
     logit_width = max(0.0, wide - thin) / (7 * narrow * positions * vocabulary)
     logits = {}

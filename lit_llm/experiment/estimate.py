@@ -100,7 +100,7 @@ def seconds_of(
     windows = rows * _window_seconds(model, replace(largest_shape(experiment), outputs=outputs), at_once, ceilings)
     update = update_seconds(model, training.optimizer, ceilings)
     looks = _look_seconds(experiment, model, ceilings)
-    passes_of_three = windows + math.ceil(rows / at_once) * overhead
+    passes_of_three = _together(windows, math.ceil(rows / at_once) * overhead, ceilings)
     # Blocks that are computed again for the backward pass: four passes instead of three.
     again = 4 / 3 if training.execution.activation_checkpointing else 1
     step = again * passes_of_three + update + looks
@@ -108,14 +108,15 @@ def seconds_of(
         taught = pretrain.objective.average(
             length, lambda of: _window_seconds(teacher, teacher_shape(of), at_once, ceilings)
         )
-        step += (rows * taught + math.ceil(rows / at_once) * layers_seconds(teacher, ceilings)) / 3
+        step += _together(rows * taught, math.ceil(rows / at_once) * layers_seconds(teacher, ceilings), ceilings) / 3
     step += TRAINER_LAYERS * ceilings.layer_seconds
     _, yardstick = validation.yardstick(length, experiment.model.family)
     ways: list[AnyObjective] = [yardstick]
     if pretrain.objective.resolved(length) != yardstick:
         ways.append(pretrain.objective)  # val/objective_loss is another pass
     passes = [way.average(length, one) for way in ways]
-    once = sum(validation.sequences * each + math.ceil(validation.sequences / rows) * overhead for each in passes) / 3
+    calls = math.ceil(validation.sequences / rows) * overhead
+    once = sum(_together(validation.sequences * each, calls, ceilings) for each in passes) / 3
     times = 1 + min(validation.times, training.max_steps)  # one before the first step
     run = START_SECONDS + training.max_steps * step + times * once
     evaluations = {
@@ -140,9 +141,10 @@ def _finetune_seconds(
     shape = example_shape(experiment, batch.source, batch.target)
     window, overhead = _window_seconds(model, shape, at_once, ceilings), layers_seconds(model, ceilings)
     again = 4 / 3 if training.execution.activation_checkpointing else 1
-    step = again * (batch.rows * window + math.ceil(batch.rows / at_once) * overhead)
+    step = again * _together(batch.rows * window, math.ceil(batch.rows / at_once) * overhead, ceilings)
     step += update_seconds(model, training.optimizer, ceilings) + TRAINER_LAYERS * ceilings.layer_seconds
-    once = (validation.examples * window + math.ceil(validation.examples / data.batch_size) * overhead) / 3
+    calls = math.ceil(validation.examples / data.batch_size) * overhead
+    once = _together(validation.examples * window, calls, ceilings) / 3
     return START_SECONDS + training.max_steps * step + (1 + min(validation.times, training.max_steps)) * once
 
 
@@ -161,7 +163,7 @@ def _evaluation_seconds(
     for count, source, targets in _readings(experiment, name, padded, held_out):
         at_once = max(1, min(math.ceil(count), int(config.batch_tokens // (source + targets))))
         window = _window_seconds(model, shape_under(experiment, source, targets, masks), at_once, ceilings)
-        passes += count * window + math.ceil(count / at_once) * overhead
+        passes += _together(count * window, math.ceil(count / at_once) * overhead, ceilings)
     return START_SECONDS + passes / 3
 
 
@@ -217,6 +219,12 @@ def _window_seconds(model: ResolvedModel, shape: Shape, at_once: int, ceilings: 
     return seconds + again * logits * for_each
 
 
+def _together(work: float, calls: float, ceilings: Ceilings) -> float:
+    """Seconds of work and of the operator calls that ask for it: a CPU does one after the other, while a GPU is at work
+    the next calls are made."""
+    return work + calls if ceilings.device == "cpu" else max(work, calls)
+
+
 def layers_seconds(model: ResolvedModel, ceilings: Ceilings) -> float:
     """What the operator calls of one forward and backward pass cost, however few its tokens."""
 
@@ -254,7 +262,7 @@ def _look_seconds(experiment: Experiment, model: ResolvedModel, ceilings: Ceilin
     window = experiment.pretrain.objective.average(
         data.sequence_length, lambda lengths: _window_seconds(model, shape_of(experiment, lengths), few, ceilings)
     )
-    return (layers_seconds(model, ceilings) + few * window) / 3 / stability.logit_every
+    return _together(few * window, layers_seconds(model, ceilings), ceilings) / 3 / stability.logit_every
 
 
 def makespan(seconds: Iterable[float], slots: int) -> float:

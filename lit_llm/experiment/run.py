@@ -62,7 +62,9 @@ def _run_claimed(stage: Stage, store: Store, should_stop: Callable[[], bool], ju
 def ran_out_of_memory(error: BaseException) -> bool:
     """Whether memory was the reason, on a GPU or not."""
     name, text = type(error).__name__, str(error)
-    return isinstance(error, MemoryError) or name == "OutOfMemoryError" or "can't allocate memory" in text
+    # A GPU that other processes have filled refuses the context itself, or the libraries their own memory.
+    said = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+    return isinstance(error, MemoryError) or name == "OutOfMemoryError" or any(part in text for part in said)
 
 
 def experiment_yaml(experiment: Experiment) -> str:

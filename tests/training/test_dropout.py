@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_resume import prepared_stage
+from stages_in_parts import prepared_stage
 from test_step import SMALL, fitted, uneven_batch
 from torch import nn
 

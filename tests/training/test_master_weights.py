@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from stages_in_parts import prepared_stage
 from test_optimizers import ALL, names
-from test_resume import prepared_stage
 from test_step import SMALL, fitted, uneven_batch
 from torch.testing import assert_close
 

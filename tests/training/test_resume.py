@@ -3,50 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from stages_in_parts import numbers, prepared_stage, stops_after
 
-from lit_llm.data.prepare import prepare
-from lit_llm.experiment.chain import chain
-from lit_llm.experiment.frozen import freeze
-from lit_llm.experiment.load import load_experiment
 from lit_llm.experiment.run import run_one
-from lit_llm.tracking.store import Stage, Store, read_metrics
-
-TIMED = ("throughput/",)
-
-
-def prepared_stage(store: Store, corpus: Path, preset: str, *overrides: str) -> Stage:
-    experiment = load_experiment(
-        preset,
-        [
-            "model.d_model=16", "model.vocabulary=258", "model.attention.heads=2", "model.feed_forward.d_ff=32",
-            f'pretrain.data.corpus={{kind: text, files: ["{corpus}/*.txt"]}}', "pretrain.data.tokenizer=bytes",
-            "pretrain.data.sequence_length=32", "pretrain.data.batch_size=4", "pretrain.training.max_steps=14",
-            "pretrain.training.schedule.warmup_steps=2", "pretrain.training.execution.log_every=3",
-            "pretrain.training.stability.spike_window=4", "pretrain.validation.times=3",
-            "pretrain.validation.sequences=8", *overrides,
-        ],
-    )  # fmt: skip
-    prepare(experiment.pretrain.data, store.data)
-    return freeze(store.open(), chain(experiment)[0], experiment)
-
-
-def stops_after(*steps: int) -> Callable[[], bool]:
-    """`should_stop` that says yes at its calls with these numbers (one call opens the stage, one ends each step)."""
-    calls = iter(range(10**6))
-    return lambda: next(calls) in steps
-
-
-def numbers(stage: Stage) -> list[tuple[int, dict[str, Any]]]:
-    """All metrics but those that measure time."""
-    lines = read_metrics(stage.metrics_file)
-    return [(line["step"], {k: v for k, v in line["metrics"].items() if not k.startswith(TIMED)}) for line in lines]
+from lit_llm.tracking.store import Store
 
 
 @pytest.mark.parametrize("preset", ["decllm-tiny", "redllm-tiny"])

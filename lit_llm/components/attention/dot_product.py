@@ -7,6 +7,7 @@ from contextlib import nullcontext
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lit_llm.components.attention.config import Reach
 from lit_llm.components.attention.visibility import Merged, Visibility
@@ -44,7 +45,7 @@ class DotProduct(nn.Module):
             return self._blocks(q_BHTK, k_BHSK, v_BHSK, visible, gqa)
         elif bias is None and _is_band(visible, queries, keys):
             assert isinstance(visible, Visibility)
-            return self._band(q_BHTK, k_BHSK, v_BHSK, visible, gqa)
+            return self._band(q_BHTK, k_BHSK, v_BHSK, visible)
         else:
             mask = visible.mask(queries, keys, device) if added is None else added
             if bias is not None:
@@ -54,9 +55,7 @@ class DotProduct(nn.Module):
                 elif mask is not None:
                     bias = bias.masked_fill(~mask, -torch.inf)
                 mask = bias.expand(q_BHTK.shape[0], -1, -1, -1)
-            out = F.scaled_dot_product_attention(
-                q_BHTK, k_BHSK, v_BHSK, attn_mask=mask, scale=self.scale, enable_gqa=gqa
-            )
+            out = _fused(q_BHTK, k_BHSK, v_BHSK, mask, self.scale)
         return out if blind is None else out.masked_fill(blind, 0.0)
 
     def _blocks(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, visible: Visibility, gqa: bool) -> Tensor:
@@ -66,9 +65,9 @@ class DotProduct(nn.Module):
         assert isinstance(prefix, int)
 
         def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-            return F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=causal, scale=self.scale, enable_gqa=gqa
-            )
+            if mask is not None:
+                return _fused(q, k, v, mask, self.scale)
+            return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=self.scale, enable_gqa=gqa)
 
         # A prefix of one token sees what it sees anyway.
         if prefix <= 1:
@@ -81,7 +80,7 @@ class DotProduct(nn.Module):
         assert mask is not None
         return torch.cat([out, attend(q_BHTK[:, :, prefix:], k_BHSK, v_BHSK, mask[prefix:])], dim=2)
 
-    def _band(self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, visible: Visibility, gqa: bool) -> Tensor:
+    def _band(self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, visible: Visibility) -> Tensor:
         """Within a window: blocks of queries, each with the blocks of keys that it can reach, instead of T x T.
 
         queries  [ 0 ][ 1 ][ 2 ]      keys of 1, causal  [ 0 ][ 1 ]      without a mask  [ 0 ][ 1 ][ 2 ]
@@ -100,14 +99,7 @@ class DotProduct(nn.Module):
 
         mask_N1QS = visible.band(tokens, blocks, size, sides, q_BHTK.device)
         mask = mask_N1QS.expand(rows, *mask_N1QS.shape).flatten(0, 1)
-        out = F.scaled_dot_product_attention(
-            cut(q_BHTK, 1),
-            cut(k_BHTK, sides),
-            cut(v_BHTK, sides),
-            attn_mask=mask,
-            scale=self.scale,
-            enable_gqa=gqa,
-        )
+        out = _fused(cut(q_BHTK, 1), cut(k_BHTK, sides), cut(v_BHTK, sides), mask, self.scale)
         return out.unflatten(0, (rows, blocks)).transpose(1, 2).flatten(2, 3)[:, :, :tokens]
 
     def _explicit(
@@ -138,6 +130,18 @@ class DotProduct(nn.Module):
             scores = q_BHTK.to(dtype) @ for_queries(k_BHSK, q_BHTK).to(dtype).transpose(-1, -2)
             scores = scores * (q_BHTK.shape[-1] ** -0.5 if self.scale is None else self.scale)
             return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
+
+
+def _fused(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+    """With a mask, or all visible."""
+    gqa = q_BHTK.shape[1] != k_BHSK.shape[1]
+    attend = F.scaled_dot_product_attention
+    if mask is None or q_BHTK.device.type != "cuda":
+        return attend(q_BHTK, k_BHSK, v_BHSK, attn_mask=mask, scale=scale, enable_gqa=gqa)
+    # Not by cuDNN, which torch prefers on Hopper. Under a mask its backward pass is known for wrong gradients (pytorch
+    # issue 196678), and is the suspect of one that was seen here. The other kernel has no grouped heads.
+    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+        return attend(q_BHTK, for_queries(k_BHSK, q_BHTK), for_queries(v_BHSK, q_BHTK), attn_mask=mask, scale=scale)
 
 
 def _is_blocks(visible: Visibility | Merged) -> bool:
