@@ -9,7 +9,7 @@ import pytest
 
 from lit_llm.ablation.arms import load_study
 from lit_llm.ablation.audit import audit
-from lit_llm.models import config
+from lit_llm.models import resolve as resolution
 
 Study = Callable[..., Path]
 
@@ -99,13 +99,13 @@ def test_a_range_of_layers_covers_another_share_of_a_deeper_stack(confounds) -> 
 
 def test_a_resolution_that_lets_one_key_change_another_is_found(confounds, monkeypatch: pytest.MonkeyPatch) -> None:
     """Output norm off, and the positions of that attention are gone."""
-    original = config.resolve_attention
+    original = resolution.resolve_attention
 
-    def resolve(values: dict[str, object], d_model: int, cross: bool) -> config.ResolvedAttention:
+    def resolve(values: dict[str, object], d_model: int, cross: bool) -> resolution.ResolvedAttention:
         lost = values["output_norm"] == "none"
         return original(values | {"rope": "none"} if lost else values, d_model, cross)
 
-    monkeypatch.setattr(config, "resolve_attention", resolve)
+    monkeypatch.setattr(resolution, "resolve_attention", resolve)
     found = confounds("model.attention.output_norm: [head, none]")
     assert found.keys() == {"model.attention.rope"}
     assert found["model.attention.rope"].startswith("continuous → none, though no factor sets it")
