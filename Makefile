@@ -44,4 +44,7 @@ format: $(READY) ## ruff's fixes and layout
 benchmarks: $(READY) ## the benchmarks, each beside a peer
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
-.PHONY: help install quickstart test test-slow check format benchmarks
+screenshots: $(READY) ## pictures of the quickstart's report and of MLflow's UI for the README, in Chromium
+	@$(BIN)/python docs/screenshots.py
+
+.PHONY: help install quickstart test test-slow check format benchmarks screenshots

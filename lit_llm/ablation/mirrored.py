@@ -56,7 +56,9 @@ def answered(planned: Plan, folder: Path) -> str:
     if not tables.exists():
         return description(planned)
     where = "Figures, all tables and `report.html` are among the artifacts of the study's own run."
-    return "\n".join([tables.read_text(encoding="utf-8").strip(), "", where, "", *_reproduce(planned)])
+    # The UI folds it to its first line: that is to be the question, not the name once more.
+    text = tables.read_text(encoding="utf-8").removeprefix(f"# {planned.ablation.study.study}\n").strip()
+    return "\n".join([text, "", where, "", *_reproduce(planned)])
 
 
 def _reproduce(planned: Plan) -> list[str]:

@@ -35,7 +35,7 @@ def experiment_tags(
     groups = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": SHOWN_ARM}]}
     arm, seed, name = column("tags", SHOWN_ARM), column("tags", SHOWN_SEED), "attributes.`Run Name`"
     chosen = [arm, seed, *columns]
-    section = {"uuid": "study", "name": "study", "display": True, "isReordered": False, "deleted": False}
+    section = {"uuid": "study", "name": "study", "display": True, "columns": 2, "cardHeight": 300}
     cards = [
         {
             "uuid": f"{kind}-{metric}",
@@ -55,7 +55,7 @@ def experiment_tags(
         "groupBy": groups if grouped else None,
         "selectedColumns": chosen,
         "columnOrder": [name, *chosen, "duration", "runDateAndNestInfo"],
-        "columnWidths": {name: 240, arm: 90, seed: 60},
+        "columnWidths": {name: 230, **dict.fromkeys(chosen, 115), arm: 90, seed: 60},
         "runsHiddenMode": "SHOW_ALL",  # else charts have the first ten
         "useGroupedValuesInCharts": True,
         "compareRunSections": [section],

@@ -18,8 +18,10 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before the import
 from mlflow import MlflowClient
 
 from lit_llm.tracking.address import default_tracking, ui_command
+from lit_llm.tracking.links import latest_study, study_page
 from lit_llm.tracking.mirror_thread import MirrorThread
 from lit_llm.tracking.mlflow_mirror import Mirror, MirrorUnavailable, RunRecord
+from lit_llm.tracking.views import experiment_tags
 
 STUDY = "positions"
 START = 1_700_000_000.25
@@ -297,6 +299,72 @@ def test_changed_configuration_or_code_supersedes_the_old_run_until_it_is_back(t
         expected = {(now.fingerprint, now.code): None} | {(other.fingerprint, other.code): "true" for other in others}
         assert state == expected
         assert [steps(tracking, run) for run in children] == [[0, 1, 2]] * len(children)
+
+
+def test_the_view_lists_runs_by_arm_as_in_the_study_then_by_seed_without_the_superseded(tracking, tmp_path):
+    """Asked of MLflow as its UI asks: with the saved view's own filter and order."""
+    records = [
+        record(tmp_path / "absent", arm=arm, seed=seed, place=place)
+        for seed in (10, 9)
+        for place, arm in enumerate(("red", "dec", "baseline"))
+    ]
+    tags = experiment_tags("**Why?**", [], [("LINE", "val/target_nll")])
+    mirror = Mirror(tracking, study=STUDY, tags=tags)
+    mirror.sync([replace(records[0], fingerprint="older")])
+    mirror.sync(records)
+    client = MlflowClient(tracking)
+    experiment = client.get_experiment_by_name(STUDY)
+    view = json.loads(json.loads(experiment.tags["mlflow.sharedViewState.arms"])["state"])
+    found = client.search_runs([experiment.experiment_id], view["searchFilter"], order_by=[f"{view['orderByKey']} ASC"])
+    expected = [f"{arm}/seed {seed:03}" for arm in ("red", "dec", "baseline") for seed in (9, 10)]
+    assert [run.info.run_name for run in found] == expected
+    assert view["orderByAsc"]
+    assert len(runs(tracking)[1]) == len(expected) + 1
+    mirror.sync([replace(records[0], fingerprint="older")])
+    found = client.search_runs([experiment.experiment_id], "tags.arm = 'red' AND tags.seed = '10'")
+    assert [run.data.tags["lit_llm.fingerprint"] for run in found] == ["older"]
+
+
+def test_the_answer_takes_the_place_of_the_description_and_stays_until_there_is_another(tracking, tmp_path):
+    """Both are Markdown; what MLflow has no room for is cut after a whole line."""
+    tags = experiment_tags("**Why?**", [], [])
+    first = Mirror(tracking, study=STUDY, description="**Why?**", tags=tags)
+    first.sync([record(tmp_path / "absent")])
+
+    def notes():
+        found = MlflowClient(tracking).get_experiment_by_name(STUDY).tags, runs(tracking)[0].data.tags
+        return [tags["mlflow.note.content"] for tags in found]
+
+    assert notes() == ["**Why?**"] * 2
+    row = "| red | 4.9 |\n"
+    first.finish("done", note=row * 1000)
+    of_experiment, of_parent = notes()
+    for note, most in ((of_experiment, 5000), (of_parent, 8000)):
+        assert most - len(row) - 4 <= len(note) <= most
+        assert set(note.splitlines()) == {row.strip(), "..."}
+    again = Mirror(tracking, study=STUDY, description="**Why?**", tags=tags)
+    again.sync([record(tmp_path / "absent")])
+    assert notes()[0] == of_experiment
+    again.finish("done", note="Because.")
+    assert notes() == ["Because."] * 2
+
+
+def test_the_ui_is_led_to_the_study_that_was_written_last(tracking, tmp_path):
+    database = Path(tracking.removeprefix("sqlite:///"))
+    Mirror(tracking, study=STUDY, tags=experiment_tags("", [], [])).sync([])
+    Mirror(tracking, study="plain").sync([])  # by a version that saved no view
+    client = MlflowClient(tracking)
+    number, plain = (client.get_experiment_by_name(name).experiment_id for name in (STUDY, "plain"))
+    shown = f"/#/experiments/{number}/runs?workflowType=machine_learning&viewStateShareKey=arms"
+    assert study_page(database, STUDY) == shown
+    assert study_page(database, "plain") == f"/#/experiments/{plain}/runs?workflowType=machine_learning"
+    assert study_page(database, "absent") == study_page(tmp_path / "absent.db", STUDY) == ""
+    studies = tmp_path / "studies"
+    assert latest_study(studies) == ""
+    for age, name in enumerate(("new", "old", "older")):
+        (studies / name).mkdir(parents=True)
+        os.utime(studies / name, (START - age, START - age))
+    assert latest_study(studies) == "new"
 
 
 def test_long_and_odd_params_survive(tracking, tmp_path):
