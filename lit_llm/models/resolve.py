@@ -130,8 +130,15 @@ def resolve_model(config: ModelConfig) -> ResolvedModel:
 
 
 def _layers(config: Any, side: str) -> tuple[Layer, ...]:
-    stack = getattr(config, side, None)
-    return tuple(_layer(config, side, index) for index in range(stack.layers if stack else 0))
+    """The layers of a stack. Those that the same ranges override are one object: a study resolves thousands of them."""
+    stack, alike = getattr(config, side, None), dict[tuple[str, ...], Layer]()
+    layers = []
+    for index in range(stack.layers if stack else 0):
+        overridden = tuple(address for address, _ in _levels(stack, side, index))
+        if overridden not in alike:
+            alike[overridden] = _layer(config, side, index)
+        layers.append(alike[overridden])
+    return tuple(layers)
 
 
 def _width(config: Any, side: str) -> int:
