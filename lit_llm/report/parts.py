@@ -77,7 +77,8 @@ def in_terminal(part: Part, width: int) -> Iterator[RenderableType]:
             yield Text()
         table = table_of(*(part.head[index] for index in columns), left=1 if at else part.left)
         for row in part.rows:
-            table.add_row(*(row[index] for index in columns))
+            # As it is: to rich a plain string may hold :smiles: and [tags].
+            table.add_row(*(Text(row[index]) for index in columns))
         yield table
     yield from (Text(f"· {note}", style="dim") for note in part.notes)
 

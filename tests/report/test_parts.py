@@ -67,6 +67,14 @@ def test_the_terminal_cuts_a_wide_table_in_two_and_keeps_its_cells() -> None:
         assert all(any(cell in line for line in lines) for row in PART.rows for cell in row)
 
 
+def test_the_terminal_shows_a_cell_as_it_is_written() -> None:
+    shown = Console(file=io.StringIO(), width=80)
+    for line in in_terminal(Part("arms", "", ["arm", "loss"], [["norm=[bold]", ":warning:"]], 2), 80):
+        shown.print(line)
+    assert "norm=[bold]" in shown.file.getvalue()
+    assert ":warning:" in shown.file.getvalue()
+
+
 def test_a_table_is_cut_as_often_as_it_must_be_and_each_piece_names_its_rows() -> None:
     head = ["arm", *(f"column-{number:02}" for number in range(9))]
     part = Part("wide", "", head, [["first", *"123456789"], ["second", *"987654321"]], 5)
