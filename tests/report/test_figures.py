@@ -296,3 +296,8 @@ def test_what_matplotlib_is_set_to_changes_nothing(tmp_path: Path) -> None:
 def test_nothing_to_draw_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing to draw"):
         line_figure("t", [])
+
+
+def test_a_name_with_dollar_signs_is_no_formula(tmp_path: Path) -> None:
+    for path in save(a_forest([rf"lr=${i}\no$" for i in range(6)]), tmp_path / "forest"):
+        assert path.stat().st_size > 0

@@ -55,9 +55,11 @@ STYLE: Any = {
     "lines.markersize": 3.2,
     "lines.markeredgewidth": 0.7,
     "figure.dpi": 100,
-    "savefig.dpi": 200,
+    "savefig.dpi": 150,
     "svg.hashsalt": "lit-llm",
     "axes.unicode_minus": True,
+    "text.parse_math": False,  # a name with two dollar signs is a name
+    "text.hinting": "none",
 }
 
 P = ParamSpec("P")
