@@ -37,6 +37,8 @@ def confounds(ablation: Ablation, arm: Arm, baseline: Arm) -> Iterator[Finding]:
 def _changes(arm: Arm, baseline: Arm, declared: set[str]) -> Iterator[tuple[str, Any, Any]]:
     """(address, old, new) of what differs undeclared; one address for all attentions where all changed alike."""
     left, right = resolve_model(baseline.experiment.model), resolve_model(arm.experiment.model)
+    if left == right:
+        return  # as most arms of a large study are
     old, new = dict(_keys(left)), dict(_keys(right))
     changed: dict[tuple[str, Any, Any], list[Place]] = {}
     for where in [where for where in old if where in new]:

@@ -29,6 +29,7 @@ from lit_llm.cli.options import (
     console,
     shown,
     slots,
+    uncollected,
 )
 from lit_llm.config.problems import InputError, Problem
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 
 @app.command()
+@uncollected()
 def plan(
     study: StudyArgument,
     override: Overrides = None,
@@ -154,6 +156,7 @@ def run(
 
 
 @app.command()
+@uncollected()
 def status(
     study: StudyArgument,
     override: Overrides = None,
@@ -184,6 +187,7 @@ def status(
 
 
 @app.command()
+@uncollected()
 def report(
     study: StudyArgument,
     other: Annotated[

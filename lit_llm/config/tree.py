@@ -136,7 +136,10 @@ def under(key: str, *prefixes: str) -> bool:
 
 def difference(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, list[Any]]:
     """{dotted path: [left, right]} for every leaf that is not equal; None stands for an absent one."""
-    old, new = dict(leaves(left)), dict(leaves(right))
+    old, new = (
+        dict(leaves({key: value for key, value in side.items() if key not in other or other[key] != value}))
+        for side, other in ((left, right), (right, left))
+    )
     paths = list(dict.fromkeys([*old, *new]))
     return {path: [old.get(path), new.get(path)] for path in paths if old.get(path) != new.get(path)}
 

@@ -112,8 +112,21 @@ def not_looked_at(model: ResolvedModel) -> str:
     return ""
 
 
+_KNOWN: dict[int, tuple[ModelConfig, ResolvedModel]] = {}
+"""By the config's id, which no other has while it is held here. Identity, cost and audit each ask for every arm."""
+MOST_KNOWN = 4096
+
+
 def resolve_model(config: ModelConfig) -> ResolvedModel:
     """Apply all overrides. Two configs that are the same function in canonical form resolve to equal models."""
+    if id(config) not in _KNOWN:
+        if len(_KNOWN) >= MOST_KNOWN:
+            _KNOWN.clear()
+        _KNOWN[id(config)] = config, _resolve(config)
+    return _KNOWN[id(config)][1]
+
+
+def _resolve(config: ModelConfig) -> ResolvedModel:
     encoder, *decoder = (_layers(config, side) for side in STACKS)
     return ResolvedModel(
         family=config.family,
