@@ -73,7 +73,7 @@ def _main(comparison: Comparison) -> str:
         shown = [f"{row.arm} {text.mean_and_deviation(row.mean, row.deviation)}" for row in known[:NAMED]]
         more = f" and {len(known) - NAMED} more" if len(known) > NAMED else ""
         lacking = "; no arm can be compared with its baseline yet" if len(comparison.rows) > 1 else ""
-        return f"{told}: {', '.join(shown)}{more} ({text.several(known[0].seeds, 'seed')}){lacking}."
+        return f"in {told}: {', '.join(shown)}{more} ({text.several(known[0].seeds, 'seed')}){lacking}."
     baselines = list(dict.fromkeys(row.baseline for row in compared))
     if len(compared) <= NAMED:
         return f"in {told}, {'; '.join(_clause(row) for row in compared)}."

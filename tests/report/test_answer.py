@@ -48,6 +48,13 @@ def test_each_of_few_arms_is_named_with_its_amount_and_its_interval() -> None:
     assert first.startswith(f"In {NLL} (lower is better), ")
 
 
+def test_one_arm_alone_is_its_number_in_the_metrics_own_spelling() -> None:
+    assert (
+        said(compare(runs({"base": 0.0}, [2]), NLL))[0]
+        == f"In {NLL} (lower is better): base {3 - 0.02 + 0.0015:.3f} (1 seed)."
+    )
+
+
 def test_many_arms_are_counted_and_the_extremes_named() -> None:
     arms = {"base": 0.0, "a": -0.1, "b": -0.3, "c": 0.2, "d": 0.0, "e": 0.0}
     first, further = said(compare(runs(arms), NLL))
