@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from rich.cells import cell_len
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -43,6 +44,8 @@ class Part:
     """What a page says in place of the table until it is asked for; '' shows it."""
 
 
+GAP = 2
+"""Columns of a terminal between two of a table."""
 FOLD = 40
 """Rows from which on a page folds a table."""
 
@@ -62,7 +65,7 @@ def without(
 
 def table_of(*columns: str, left: int = 1) -> Table:
     """A plain table whose first `left` columns are words, and the others numbers."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, GAP, 0, 0))
     for index, name in enumerate(columns):
         table.add_column(name, justify="left" if index < left else "right", overflow="fold", no_wrap=index >= left)
     return table
@@ -75,17 +78,34 @@ def in_terminal(part: Part, width: int) -> Iterator[RenderableType]:
     for at, columns in enumerate(_pieces(part, width)):
         if at:
             yield Text()
-        table = table_of(*(part.head[index] for index in columns), left=1 if at else part.left)
-        for row in part.rows:
-            # As it is: to rich a plain string may hold :smiles: and [tags].
-            table.add_row(*(Text(row[index]) for index in columns))
-        yield table
+        left = 1 if at else part.left
+        rows = [[row[index] for index in columns] for row in part.rows]
+        yield _lines([part.head[index] for index in columns], rows, left, width)
     yield from (Text(f"· {note}", style="dim") for note in part.notes)
+
+
+def _lines(head: Sequence[str], rows: Sequence[Sequence[str]], left: int, width: int) -> RenderableType:
+    """Aligned, cells as they are written: to rich a plain string may hold :smiles: and [tags]."""
+    widths = [max(map(cell_len, column)) for column in zip(head, *rows, strict=True)]
+    if sum(widths) + GAP * len(widths) > width or any("\n" in cell for row in rows for cell in row):
+        table = table_of(*head, left=left)
+        for row in rows:
+            table.add_row(*map(Text, row))
+        return table
+    # Nothing is folded, so no table is laid out: of a thousand arms that would take a tenth of a report's time.
+    lines = [_line(cells, widths, left) for cells in (head, *rows)]
+    return Text("\n").join([Text(lines[0], style="bold"), *map(Text, lines[1:])])
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], left: int) -> str:
+    gaps = [" " * (width - cell_len(cell)) for cell, width in zip(cells, widths, strict=True)]
+    padded = [cell + gap if at < left else gap + cell for at, (cell, gap) in enumerate(zip(cells, gaps, strict=True))]
+    return (" " * GAP).join(padded).rstrip()
 
 
 def _pieces(part: Part, width: int) -> list[list[int]]:
     """Which columns stand together: all, or those up to `first` and the others, each as far as there is room."""
-    longest = [max(len(row[index]) for row in [part.head, *part.rows]) + 2 for index in range(len(part.head))]
+    longest = [max(cell_len(row[index]) for row in [part.head, *part.rows]) + GAP for index in range(len(part.head))]
     if sum(longest) <= width or part.first >= len(part.head):
         return [[*range(len(part.head))]]
     pieces = [[0]]

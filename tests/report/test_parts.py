@@ -7,10 +7,10 @@ import io
 import re
 
 import pytest
-from rich.console import Console
+from rich.console import Console, Group
 
 from lit_llm.report.page import Page, Section, html, marked
-from lit_llm.report.parts import Link, Part, in_csv, in_latex, in_markdown, in_terminal, latex
+from lit_llm.report.parts import Link, Part, in_csv, in_latex, in_markdown, in_terminal, latex, table_of
 
 PART = Part(
     "arms",
@@ -58,7 +58,7 @@ def test_a_hyphen_in_a_name_is_no_minus() -> None:
 def test_the_terminal_cuts_a_wide_table_in_two_and_keeps_its_cells() -> None:
     def shown(width: int) -> list[str]:
         console = Console(width=width, record=True, markup=False, file=io.StringIO())
-        console.print(*in_terminal(PART, width))
+        console.print(Group(*in_terminal(PART, width)))
         return console.export_text().splitlines()
 
     wide, narrow = shown(100), shown(40)
@@ -75,11 +75,27 @@ def test_the_terminal_shows_a_cell_as_it_is_written() -> None:
     assert ":warning:" in shown.file.getvalue()
 
 
+@pytest.mark.parametrize("width", [80, 30, 20])
+def test_a_table_that_fits_is_aligned_as_rich_aligns_it(width: int) -> None:
+    rows = [["x", "some words", "1", "2.5"], ["日本語", "", "10", "-1"]]
+    part, table = (
+        Part("wide", "", ["arm", "words", "n", "損失"], rows, 4, left=2),
+        table_of("arm", "words", "n", "損失", left=2),
+    )
+    for row in rows:
+        table.add_row(*row)
+    shown = [Console(file=io.StringIO(), width=width) for _ in range(2)]
+    shown[0].print(Group(*in_terminal(part, width)))
+    shown[1].print(table)
+    ours, rich = ([line.rstrip() for line in each.file.getvalue().splitlines()] for each in shown)
+    assert ours == rich
+
+
 def test_a_table_is_cut_as_often_as_it_must_be_and_each_piece_names_its_rows() -> None:
     head = ["arm", *(f"column-{number:02}" for number in range(9))]
     part = Part("wide", "", head, [["first", *"123456789"], ["second", *"987654321"]], 5)
     console = Console(width=40, record=True, markup=False, file=io.StringIO())
-    console.print(*in_terminal(part, 40))
+    console.print(Group(*in_terminal(part, 40)))
     lines = console.export_text().splitlines()
     heads = [line.split() for line in lines if line.startswith("arm")]
     assert [name for names in heads for name in names[1:]] == head[1:]

@@ -49,17 +49,21 @@ def thinned(places: Sequence[int], most: int) -> list[int]:
     return [places[round(i * (len(places) - 1) / (most - 1))] for i in range(most)]
 
 
+def _along(line: dict[str, Any], over: str, course: Sequence[dict[str, Any]]) -> float | None:
+    """How far a line of a course is along an axis."""
+    if over == "steps":
+        return float(line["step"])
+    if over == "seconds":
+        return float(line["time"] - course[0]["time"])
+    along: float | None = line["metrics"].get({"tokens": "tokens_seen"}.get(over, over))
+    return along
+
+
 def places(course: Sequence[dict[str, Any]], metric: str, over: str, most: int = POINTS) -> Places:
     """{step: (x, value)} of one metric, where it is a finite number and x is known; at most so many."""
     found: dict[float, tuple[float, float]] = {}
     for line in course:
-        value = line["metrics"].get(metric)
-        x = {
-            "steps": line["step"],
-            "tokens": line["metrics"].get("tokens_seen"),
-            "flops": line["metrics"].get("flops"),
-            "seconds": line["time"] - course[0]["time"],
-        }[over]
+        value, x = line["metrics"].get(metric), _along(line, over, course)
         if value is not None and x is not None and math.isfinite(value):
             found[line["step"]] = (float(x), float(value))
     steps = list(found)
