@@ -12,6 +12,7 @@ from pydantic.config import JsonDict
 from lit_llm.ablation.fraction import MOST, Fraction, effect_of, find, members_of
 from lit_llm.analysis.correction import Correction
 from lit_llm.analysis.front import better
+from lit_llm.analysis.paired import Variance
 from lit_llm.analysis.scaling import X
 from lit_llm.config.problems import did_you_mean
 from lit_llm.config.section import Items, Section, impossible
@@ -262,10 +263,16 @@ class Compare(Section):
     front: Figure | None = None
     """A cost that the metric is shown against, with the arms that no other beats in both. inference_flops: of reading
     an input and writing a target, both as long as the finetuning allows, or 1000 tokens each where there is none."""
+    variance: Variance = "moderated"
+    """Where the variance of a difference comes from. moderated: its own values over the seeds, with up to a third of a
+    degree of freedom from the other differences; its intervals cover 93% or more in every design. paired: its own
+    values alone. pooled: one variance for all arms, which assumes that they scatter alike and react to a seed alike.
+    mixed: a mixed model with a random effect of each family and seed. The last two are narrower, and cover as little as
+    78% where families differ; see docs/statistics.md."""
     correction: Correction = "none"
-    """For the number of comparisons. none: each interval holds for itself; dunnett: intervals and p-values that hold
-    for all arms against their baseline at once; holm, fdr_bh: p-values by which the chance of any false effect, or the
-    share of false ones among those found, is 5%."""
+    """For the number of comparisons. none: each interval holds for itself. holm: p-values by which the chance of any
+    false difference is 5%. fdr_bh: p-values by which 5% of the differences below 0.05 are false. With both, intervals
+    hold for all comparisons at once. dunnett: the same for arms that scatter alike, so it needs `variance: pooled`."""
     margin: float | None = Field(None, gt=0)
     """The largest difference that does not matter, in the metric's unit. With it, the verdict tells arms that are shown
     to differ by less from those of which too few seeds show nothing."""
@@ -276,6 +283,9 @@ class Compare(Section):
     def _has_a_better(self) -> Compare:
         if self.front is not None and better(self.metric) is None:
             raise impossible(("front", f"{self.metric} is neither a loss nor a score, so no arm beats another in it"))
+        if self.correction == "dunnett" and self.variance != "pooled":
+            message = "dunnett assumes that all arms scatter alike; add `variance: pooled`, or use holm, which does not"
+            raise impossible(("correction", message))
         if self.scaling is not None and better(self.metric) != "lower":
             raise impossible(("scaling", f"{self.metric} is no loss, so no power law is fitted to it"))
         return self

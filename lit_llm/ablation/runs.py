@@ -12,8 +12,9 @@ from typing import Any
 from lit_llm.ablation.arms import Ablation, Arm, file_and_arm, load_study
 from lit_llm.ablation.config import Figure, ScalingLaw
 from lit_llm.ablation.layouts import factor_layouts, layouts, lr_factors
-from lit_llm.analysis.comparison import Comparison, Looks, RunResult, compare, in_rounds, scaling_runs
+from lit_llm.analysis.comparison import Comparison, Design, Looks, RunResult, compare, in_rounds, scaling_runs
 from lit_llm.analysis.front import front
+from lit_llm.analysis.procedure import Procedure
 from lit_llm.analysis.scaling import Scaling, scaling
 from lit_llm.analysis.sequential import Rounds
 from lit_llm.config.problems import InputError, Problem, did_you_mean
@@ -258,16 +259,7 @@ def comparison_of(ablation: Ablation, runs: Sequence[Run]) -> Comparison:
     """The comparison of whatever is finished."""
     asked = ablation.study.compare
     results = [run.result() for run in runs]
-    compared = compare(
-        results,
-        asked.metric,
-        layouts(ablation),
-        lr_factors(ablation),
-        asked.correction,
-        asked.margin,
-        factor_layouts(ablation),
-        _looks(ablation),
-    )
+    compared = compare(results, asked.metric, _design(ablation), _procedure(ablation))
     if asked.scaling is not None:
         compared = replace(compared, scaling=_scaling(ablation, results, asked.scaling))
     figure = asked.front
@@ -275,6 +267,16 @@ def comparison_of(ablation: Ablation, runs: Sequence[Run]) -> Comparison:
         return compared
     costs = {arm: found[figure] for arm, found in costs_of(ablation.arms).items()}
     return replace(compared, front=front(figure, compared.metric, costs, {row.arm: row.mean for row in compared.rows}))
+
+
+def _design(ablation: Ablation) -> Design:
+    return Design(layouts(ablation), factor_layouts(ablation), lr_factors(ablation), _looks(ablation))
+
+
+def _procedure(ablation: Ablation) -> Procedure:
+    asked = ablation.study.compare
+    families = {arm.name: arm.experiment.model.family for arm in ablation.arms}
+    return Procedure(asked.variance, asked.correction, asked.margin, families)
 
 
 def _scaling(ablation: Ablation, results: Sequence[RunResult], asked: ScalingLaw) -> Scaling:

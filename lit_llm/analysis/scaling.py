@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lit_llm.analysis.paired import CONFIDENCE, half_width
+from lit_llm.analysis.paired import CONFIDENCE, Spread
 
 X = Literal["train_flops", "parameters", "tokens"]
 
@@ -249,7 +249,7 @@ def _fitted(x: Sequence[float], loss: Sequence[float], irreducible: bool, resamp
     on_curve = np.log([law.at(value) for value in x])
     residuals = np.log(loss) - on_curve
     residuals = (residuals - residuals.mean()) * math.sqrt(len(x) / free)
-    few = half_width(1.0, free) / float(norm.ppf(0.5 + CONFIDENCE / 2))
+    few = Spread(1.0, free).half_width() / float(norm.ppf(0.5 + CONFIDENCE / 2))
     random = np.random.default_rng(0)  # the same report each time
     again = [np.exp(on_curve + few * random.choice(residuals, len(x))).tolist() for _ in range(resamples)]
     laws = tuple(_fit(x, values, irreducible, law) for values in again)

@@ -424,16 +424,17 @@ def test_the_rank_correlation_is_that_of_the_arms_means():
     assert found.rank_correlation == pytest.approx(0.8)  # 1 - 6 (1 + 1) / (4 (16 - 1))
 
 
-def test_arms_that_share_their_runs_count_once_in_the_pooled_variance():
-    from lit_llm.analysis.paired import block_differences
+def test_arms_that_share_their_runs_count_once_in_a_variance():
+    from lit_llm.analysis.baselines import Noise, block_differences
 
     random = np.random.default_rng(3)
     block = {arm: {seed: float(random.normal()) for seed in range(4)} for arm in ("a", "b", "c")}
     with_twin = block | {"twin": dict(block["b"])}
-    one, two = block_differences(block, "a"), block_differences(with_twin, "a")
+    for noise in (Noise("moderated"), Noise("pooled")):
+        one, two = block_differences(block, "a", noise), block_differences(with_twin, "a", noise)
+        assert two["c"] == one["c"]
+        assert two["twin"] == two["b"]
     assert one["c"].pooled
-    assert two["c"] == one["c"]
-    assert two["twin"] == two["b"]
 
 
 DECODER_DECODERS = """

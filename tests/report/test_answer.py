@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from lit_llm.analysis.comparison import Comparison, RunResult, compare
+from lit_llm.analysis.comparison import Comparison, Design, RunResult, compare
 from lit_llm.analysis.effects import Contrast, Layout
+from lit_llm.analysis.procedure import Procedure
 from lit_llm.report.answer import answer
 
 NLL = "val/target_nll"
@@ -77,7 +78,7 @@ def test_one_seed_is_said_to_say_nothing_of_how_sure_it_is() -> None:
 
 def test_a_margin_changes_the_words() -> None:
     arms = {"base": 0.0, "same": 0.0005, "far": 0.3}
-    first, _ = said(compare(runs(arms), NLL, margin=0.05))
+    first, _ = said(compare(runs(arms), NLL, procedure=Procedure(margin=0.05)))
     assert "same shows no difference larger than 0.05 from base" in first
     assert "far is worse than base" in first
 
@@ -109,7 +110,7 @@ def test_the_largest_effect_of_a_design_is_the_answer() -> None:
         {"base": (0, 0), "a": (1, 0), "b": (0, 1), "ab": (1, 1)},
         (Contrast("A", ("x.norm",), ("head", "none"), (0,)), Contrast("B", ("x.lr",), ("1", "2"), (1,))),
     )
-    first, further = said(compare(runs(arms), NLL, [layout]))
+    first, further = said(compare(runs(arms), NLL, Design([layout])))
     assert first.startswith(
         "Of 2 effects of the factors, 2 are shown; the largest is that of norm (head → none): +0.400 ["
     )
