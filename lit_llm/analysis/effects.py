@@ -59,11 +59,13 @@ class Effect:
     effect: Difference | None
     """None while no seed is complete."""
     p: float | None = None
-    """That there is none, adjusted for the other effects of the study as it asks; None for a single seed."""
+    """p-value of the two-sided test of no effect, adjusted for multiple comparisons; None for one seed."""
     detectable: float | None = None
-    """The smallest effect that so many seeds with this scatter show in four of five studies."""
+    """Smallest true effect that this number of seeds detects with 80% power."""
     verdict: str | None = None
     """The effect in words, as for an arm."""
+    simple: tuple[tuple[str, Difference], ...] = ()
+    """(level, effect) of an interaction's first factor at each level of its second; each interval holds for itself."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +102,40 @@ def effects(
     known = estimates(samples, noise.variance)
     if noise.variance == "pooled":
         known = pooled_contrasts(known, samples, list(complete.values()))
-    rows = tuple(Effect(row.name, row.factors, row.levels, row.aliases, known[row.name]) for row in layout.contrasts)
+    rows = tuple(
+        Effect(
+            row.name,
+            row.factors,
+            row.levels,
+            row.aliases,
+            known[row.name],
+            simple=_simple(layout, row, complete, noise),
+        )
+        for row in layout.contrasts
+    )
     notes = tuple(_notes(layout, seeds, noise, lacking))
     return Effects(layout.group, len(layout.arms), tuple(seeds), rows, notes)
+
+
+def _simple(
+    layout: Layout, interaction: Contrast, complete: Mapping[str, Values], noise: Noise
+) -> tuple[tuple[str, Difference], ...]:
+    """Effect of an interaction's first factor at each level of its second; of a whole factorial only."""
+    if len(interaction.members) != 2 or interaction.aliases:
+        return ()
+    first, second = interaction.members
+    labels = next((row.levels for row in layout.contrasts if row.members == (second,)), ())
+    share = 4 / len(layout.arms)
+    found = []
+    for level, label in enumerate(labels):
+        weights = {
+            arm: share * _sign(levels, [first]) for arm, levels in layout.arms.items() if levels[second] == level
+        }
+        effect = estimates({label: contrast(weights, complete, noise.influences)}, "paired")[label]
+        if effect is None or effect.error is None:
+            return ()
+        found.append((label, effect))
+    return tuple(found)
 
 
 def judged_effects(

@@ -31,8 +31,8 @@ def _documents_note(known: list[Difference]) -> str:
         return "each interval is of other seeds on the same documents: the losses of single documents are not recorded"
     span = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
     return (
-        f"difference [95%]: of other seeds and other documents, of which there are {span}; "
-        "[95%, seeds]: of other seeds on the same documents"
+        f"[95%]: of other seeds and other documents, of which there are {span}; ± seeds: half of the 95% interval of "
+        "other seeds on the same documents"
     )
 
 

@@ -50,7 +50,7 @@ def _parts(comparison: Comparison) -> Iterator[Part]:
         yield from scaling_parts(comparison.scaling)
 
 
-EFFECT = ("arm", "n", "{metric}", "difference [95%]", "p", "verdict", "against")
+EFFECT = ("arm", "n", "{metric}", "difference [95%]", "± seeds", "p", "verdict", "against")
 COST = ("params", "FLOPs", "tok/s", "spikes")
 
 
@@ -59,6 +59,7 @@ def _arms(comparison: Comparison) -> Part:
     p and the verdict, where the study asks for more than an interval."""
     head = [name.format(metric=comparison.metric) for name in (*EFFECT, *COST)]
     hidden = ({"against"} if len({row.baseline for row in comparison.rows}) == 1 else set()) | unasked(comparison)
+    hidden |= set() if any(row.difference and row.difference.documents for row in comparison.rows) else {"± seeds"}
     head, rows = without(hidden, head, [*map(_row, comparison.rows)])
     return Part("arms", "", head, rows, len(head) - len(COST), comparison.notes)
 
@@ -76,6 +77,7 @@ def _row(row: Row) -> list[str]:
         _seeds(row),
         text.mean_and_deviation(row.mean, row.deviation),
         text.difference(row.difference, baseline),
+        text.seeds_half(row.difference),
         text.p_value(row.p),
         row.verdict or "",
         "" if row.arm == row.baseline else row.baseline,
@@ -99,13 +101,14 @@ def _effects(group: Effects, comparison: Comparison) -> Part:
     title += text.several(len(group.seeds), "seed")
     short = short_names(list(dict.fromkeys(name for row in group.rows for name in row.factors)))
     hidden = unasked(comparison) | (set() if any(row.aliases for row in group.rows) else {"aliased with"})
-    head = ["", "factor", "effect [95%]", "p", "verdict", "aliased with"]
+    hidden |= set() if any(row.effect and row.effect.documents for row in group.rows) else {"± seeds"}
+    head = ["", "factor", "effect [95%]", "± seeds", "p", "verdict", "aliased with"]
     rows = []
     for row in group.rows:
         levels = f": {' → '.join(row.levels)}" if row.levels else ""
         label = " × ".join(short[name] for name in row.factors) + levels
-        effect = text.difference(row.effect)
-        rows.append([row.name, label, effect, text.p_value(row.p), row.verdict or "", row.aliases])
+        cells = [text.difference(row.effect), text.seeds_half(row.effect), text.p_value(row.p)]
+        rows.append([row.name, label, *cells, row.verdict or "", row.aliases])
     head, rows = without(hidden, head, rows)
     return Part(_named("effects", comparison.effects, group.group), title, head, rows, len(head), group.notes, 4)
 
