@@ -41,10 +41,10 @@ def measured_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 40 documents of random common words, about 60 kB; the same for everybody."""
+    """A folder of 48 documents of random common words, about 75 kB; the same for everybody."""
     folder = tmp_path_factory.mktemp("corpus")
     words = random.Random(0)
-    for number in range(40):
+    for number in range(48):
         (folder / f"{number:02}.txt").write_text(" ".join(words.choices(WORDS, k=400)))
     return folder
 

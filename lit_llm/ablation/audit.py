@@ -25,6 +25,7 @@ YARDSTICK = (
     "pretrain.data.tokenizer",
     "pretrain.data.sequence_length",
     "pretrain.data.validation_fraction",
+    "pretrain.data.test_fraction",
     "pretrain.validation",
 )
 """Keys that decide which target tokens the metrics of a stage are measured on."""
@@ -34,8 +35,8 @@ CONTINUATION = (TARGET_NLL, "val/perplexity", "val/bits_per_byte")
 _YARDSTICKS = {
     "val/": YARDSTICK,
     f"{FINETUNED}val/": (*YARDSTICK[:2], "finetune.data", "finetune.validation"),
-    EVALUATED: (*YARDSTICK[:4], "finetune.data", "evaluate"),
-    f"{FINETUNED}{EVALUATED}": (*YARDSTICK[:4], "finetune.data", "evaluate"),
+    EVALUATED: (*YARDSTICK[:5], "finetune.data", "evaluate"),
+    f"{FINETUNED}{EVALUATED}": (*YARDSTICK[:5], "finetune.data", "evaluate"),
 }
 """The same by the beginning of a metric's name."""
 
