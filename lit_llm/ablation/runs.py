@@ -18,6 +18,7 @@ from lit_llm.analysis.scaling import Scaling, scaling
 from lit_llm.analysis.sequential import Rounds
 from lit_llm.config.problems import InputError, Problem, did_you_mean
 from lit_llm.config.tree import leaves
+from lit_llm.evaluation.unit_losses import Units, units_of
 from lit_llm.experiment.chain import Link, chain
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.cost import GENERATE, PROMPT, cost_of
@@ -103,7 +104,16 @@ class Run:
                 "origins": [result["provenance"] for result in results],
             }
         state = next((state for state in states.values() if state != "done"), "done")
-        return RunResult(self.arm.name, self.arm.baseline, self.seed, state, whole, states)
+        return RunResult(self.arm.name, self.arm.baseline, self.seed, state, whole, states, self.units)
+
+    def units(self, metric: str) -> Units | None:
+        """Of a metric as it is named among those of all stages: {document, example or question: (sum of its losses, its
+        weight)}, read from the stage that has measured it; None where that keeps none."""
+        scoped = [step for step in self.steps if metric.startswith(step.link.scope)]
+        if not scoped:
+            return None
+        step = max(scoped, key=lambda step: len(step.link.scope))
+        return units_of(step.stage, metric.removeprefix(step.link.prefix))
 
     @cached_property
     def params(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import io
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -43,6 +43,18 @@ class RunResult:
     there is none."""
     states: Mapping[str, str] = field(default_factory=dict)
     """State of each stage, by how the names of its metrics begin; `state` holds for all of them where it is empty."""
+    read_units: Callable[[str], Mapping[str, tuple[float, float]] | None] = field(
+        default=lambda _: None, repr=False, compare=False
+    )
+    """Reads the units of a metric from where they are kept."""
+
+    def units(self, metric: str) -> Mapping[str, tuple[float, float]] | None:
+        """{document, example or question: (sum of its losses, its weight)}, read anew with each call.
+
+        The sum of the losses over the sum of the weights is the metric; of a perplexity, the loss that it is the
+        exponential of. None where the run has no value or keeps no records.
+        """
+        return None if self.metric(metric) is None else self.read_units(metric)
 
     def state_of(self, metric: str) -> str:
         """The state of the stage that measures it: a later stage that fails takes nothing from an earlier one."""

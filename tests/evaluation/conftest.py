@@ -31,9 +31,9 @@ def write(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory):
-    """prepared(a corpus, window=..., fraction=...): its bytes as tokens."""
+    """prepared(a corpus, window=..., fraction=..., test=...): its bytes as tokens."""
 
-    def of(corpus, window=32, fraction=0.5, root=None):
+    def of(corpus, window=32, fraction=0.5, root=None, test=0.05):
         text = json.dumps(
             {
                 "corpus": corpus,
@@ -41,6 +41,7 @@ def prepared(tmp_path_factory):
                 "sequence_length": window,
                 "batch_size": 2,
                 "validation_fraction": fraction,
+                "test_fraction": test,
             }
         )
         return prepare(validate(DataConfig, read_yaml(text, "f")), root or tmp_path_factory.mktemp("data"))
