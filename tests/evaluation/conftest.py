@@ -66,7 +66,8 @@ def data(prepared, write, documents):
 def held_out(documents):
     """The ids of the documents that half of all holds out, as their content decides: a byte is its value + 2, 0 the
     end."""
-    chosen = [t for t in documents if int.from_bytes(hashlib.sha256(t.encode()).digest()[:8]) < 0.5 * 2**64]
+    hashes = [hashlib.sha256(" ".join(text.split()).encode()).digest() for text in documents]
+    chosen = [text for text, found in zip(documents, hashes, strict=True) if int.from_bytes(found[:8]) < 0.5 * 2**64]
     assert 15 < len(chosen) < 45
     return [ids_of(text) for text in chosen]
 
