@@ -26,7 +26,7 @@ from lit_llm.analysis.sensitivity import LRRun
 from lit_llm.analysis.sequential import Rounds, Standing, standings
 from lit_llm.analysis.verdicts import Judgement, judgements
 from lit_llm.config.problems import did_you_mean
-from lit_llm.experiment.chain import EVALUATED, FINETUNED
+from lit_llm.experiment.chain import EVALUATED, FINETUNED, validation_metric
 from lit_llm.experiment.identity import COMPARABLE
 
 
@@ -307,7 +307,9 @@ def _before_after(
 
 
 def _learning_rates(kept: Sequence[RunResult], metric: str, factor: LRFactor) -> LearningRates | None:
-    """None where what is compared is not a loss, and while no run has ended."""
+    """None where what is compared is not a loss, and while no run has ended. Of the validation split: it is what a
+    learning rate is chosen by."""
+    metric = validation_metric(metric)
     prefix = FINETUNED if metric.startswith(FINETUNED) else ""
     if not metric.removeprefix(prefix).startswith("val/"):
         return None

@@ -14,7 +14,7 @@ from lit_llm.ablation.config import Study
 from lit_llm.config.problems import InputError, Problem, did_you_mean, noted
 from lit_llm.config.section import validate
 from lit_llm.config.tree import Node, leaves, read_file, under
-from lit_llm.evaluation.config import yardstick_of
+from lit_llm.evaluation.config import YARDSTICKS, yardstick_of
 from lit_llm.experiment.chain import EVALUATED, FINETUNED
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.cost import FIGURES, OF_DECODING, cost_of
@@ -187,6 +187,7 @@ def _study_part(name: str, question: str, document: Node) -> Node:
     """The tree of a study of the same arms, with the marks of the sweep's file."""
     items = {key: document.value[key] for key in ("extends", "base", "arms", "allow", "seeds") if key in document.value}
     head = {"study": Node(name, document.mark), "question": Node(question or "?", document.mark)}
+    head["compare"] = Node({"metric": Node(YARDSTICKS[0])})  # of the split that a search goes by
     return Node(head | {"seeds": Node([Node(0)])} | items, document.mark)
 
 
