@@ -23,6 +23,7 @@ from lit_llm.experiment.load import is_preset, read_overrides
 from lit_llm.objectives.config import continues
 from lit_llm.search.config import Sweep
 from lit_llm.search.constraints import Constraint, NotAConstraint, parse, unknown
+from lit_llm.search.searched_keys import searched_keys
 from lit_llm.search.space import (
     ArmSpace,
     Dimension,
@@ -162,6 +163,7 @@ def load_sweep(source: str | Path, overrides: Sequence[str] = ()) -> Search:
             firsts[space.arm.name] = tuple(_firsts(sweep, document, space))
     blamed = {problem.key for problem in problems}
     problems += [problem for problem in further if problem.key not in blamed]
+    ablation = replace(ablation, searches=searched_keys(sweep, spaces, constraints))
     search = Search(sweep, ablation, spaces, constraints, firsts)
     problems += _unfulfilled(search, document)
     if problems:
