@@ -17,7 +17,7 @@ from lit_llm.analysis.scaling import X
 from lit_llm.config.problems import did_you_mean
 from lit_llm.config.section import Items, Section, impossible
 from lit_llm.evaluation.config import EVALUATIONS
-from lit_llm.experiment.chain import EVALUATED, FINETUNED
+from lit_llm.experiment.chain import EVALUATED, FINETUNED, final_metric
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -189,36 +189,43 @@ class Grid(Section):
         return f"{best.size} combinations cannot tell all of them apart: {'; '.join(told)}; use {' or '.join(ways)}"
 
 
-METRICS = (
+CHOSEN_BY = (
     "val/target_nll",
     "val/masked_nll",
     "val/perplexity",
     "val/bits_per_byte",
     "val/objective_loss",
+)
+"""Metrics of the validation split, which choices are made by."""
+METRICS = (
+    *(final_metric(name) for name in CHOSEN_BY),
+    *CHOSEN_BY,
     "stability/loss_spikes",
     "stability/max_grad_norm",
     "stability/max_attention_logit",
     "throughput/tokens_per_second",
 )
-OF_SOURCE = "val/target_nll/"
-"""Before the name of a mixture's source, or of a task of instruction data."""
+OF_SOURCE = ("test/target_nll/", "val/target_nll/")
+"""Before the name of a mixture's source, or of a task of instruction data; of either split."""
+_OF_OBJECTIVE = ("test/objective_loss", "val/objective_loss")
+"""Of the pretraining alone: instruction data has one objective."""
 
 
 def _metric(name: str) -> str:
     own = name.removeprefix(FINETUNED)
     evaluation = own.removeprefix(EVALUATED).partition("/")
-    if name in METRICS or (own in METRICS and own != "val/objective_loss") or own.startswith(OF_SOURCE):
+    if name in METRICS or (own in METRICS and own not in _OF_OBJECTIVE) or own.startswith(OF_SOURCE):
         return name
     if own.startswith(EVALUATED) and evaluation[0] in EVALUATIONS and evaluation[2]:
         return name
-    more = [*METRICS, *(f"{FINETUNED}{metric}" for metric in METRICS if metric != "val/objective_loss")]
+    more = [*METRICS, *(f"{FINETUNED}{metric}" for metric in METRICS if metric not in _OF_OBJECTIVE)]
     evaluated = ", ".join(f"{EVALUATED}{evaluation}/..." for evaluation in EVALUATIONS)
     hint = did_you_mean(name, more if name.startswith(FINETUNED) else METRICS)
     raise impossible(("", f"{name!r} is not possible{hint}; of evaluations: {evaluated}, each also after {FINETUNED}"))
 
 
 _ONE_OF = "|".join(re.escape(name) for name in METRICS)
-_PATTERN = f"^({FINETUNED})?({_ONE_OF}|{OF_SOURCE}.+|{EVALUATED}({'|'.join(EVALUATIONS)})/.+)$"
+_PATTERN = f"^({FINETUNED})?({_ONE_OF}|{'|'.join(f'{begin}.+' for begin in OF_SOURCE)}|{EVALUATED}({'|'.join(EVALUATIONS)})/.+)$"
 _SCHEMA: JsonDict = {"anyOf": [{"enum": [*METRICS]}, {"pattern": _PATTERN}]}
 Metric = Annotated[str, AfterValidator(_metric), Field(json_schema_extra=_SCHEMA)]
 
@@ -255,9 +262,10 @@ class Compare(Section):
     """The arm that the others are compared with; the first when absent."""
     within: Items[str] = ()
     """Factors at whose every level the comparison is made anew: each arm meets the baseline of its own level."""
-    metric: Metric = "val/target_nll"
-    """What is compared, as it is at the end of training; of a mixture also `val/target_nll/<source>`. Those of the
-    finetuning begin with `finetune/`, those of evaluations with `eval/`: `finetune/eval/examples/nll`. An evaluation
+    metric: Metric = "test/target_nll"
+    """What is compared, as it is at the end of training; of a mixture also `test/target_nll/<source>`. Metrics of the
+    test split begin with `test/`, and each has a sibling of the validation split, `val/target_nll`: that is what
+    further seeds and learning rates are chosen by. Those of the finetuning begin with `finetune/`, those of evaluations with `eval/`: `finetune/eval/examples/nll`. An evaluation
     made after both stages is shown before against after. Training losses are not compared: they depend on what is
     trained on."""
     front: Figure | None = None

@@ -19,7 +19,7 @@ from lit_llm.analysis.baselines import Noise, against_baselines
 from lit_llm.analysis.before_after import BeforeAfter, before_after
 from lit_llm.analysis.correction import Correction
 from lit_llm.analysis.divergence import Divergence, Outcomes, divergences
-from lit_llm.analysis.document_noise import Influences, Units, influence
+from lit_llm.analysis.document_noise import Influences, influence
 from lit_llm.analysis.effects import Effects, Layout, effects, judged_effects
 from lit_llm.analysis.front import Front, better
 from lit_llm.analysis.learning_rates import LearningRates, LRFactor, learning_rates
@@ -31,7 +31,8 @@ from lit_llm.analysis.sensitivity import LRRun
 from lit_llm.analysis.sequential import Rounds, Standing, standings
 from lit_llm.analysis.verdicts import Judgement, judgements, without_lost_runs
 from lit_llm.config.problems import did_you_mean
-from lit_llm.experiment.chain import EVALUATED, FINETUNED
+from lit_llm.evaluation.unit_losses import Units
+from lit_llm.experiment.chain import EVALUATED, FINETUNED, validation_metric
 from lit_llm.experiment.identity import COMPARABLE
 
 
@@ -48,8 +49,16 @@ class RunResult:
     there is none."""
     states: Mapping[str, str] = field(default_factory=dict)
     """State of each stage, by how the names of its metrics begin; `state` holds for all of them where it is empty."""
-    units: Callable[[str], Units | None] = field(default=lambda _: None, compare=False)
-    """Losses of single documents or questions behind a metric; None where they are not recorded."""
+    read_units: Callable[[str], Units | None] = field(default=lambda _: None, repr=False, compare=False)
+    """Reads the units of a metric from where they are kept."""
+
+    def units(self, metric: str) -> Units | None:
+        """{document, example or question: (sum of its losses, its weight)}, read anew with each call.
+
+        The sum of the losses over the sum of the weights is the metric; of a perplexity, the loss that it is the
+        exponential of. None where the run has no value or keeps no records.
+        """
+        return None if self.metric(metric) is None else self.read_units(metric)
 
     def state_of(self, metric: str) -> str:
         """The state of the stage that measures it: a later stage that fails takes nothing from an earlier one."""
@@ -236,7 +245,7 @@ def _outcomes(kept: Sequence[RunResult], arms: Sequence[str], metric: str) -> di
     initial: dict[str, dict[int, float | None]] = {arm: {} for arm in arms}
     for run in kept:
         if run.arm in initial and run.state_of(metric) == "diverged":
-            initial[run.arm][run.seed] = run.result.get("initial", {}).get(metric)
+            initial[run.arm][run.seed] = run.result.get("initial", {}).get(validation_metric(metric))
     return {arm: Outcomes(values[arm], initial[arm]) for arm in arms}
 
 
@@ -337,7 +346,9 @@ def _before_after(
 
 
 def _learning_rates(kept: Sequence[RunResult], metric: str, factor: LRFactor) -> LearningRates | None:
-    """None where what is compared is not a loss, and while no run has ended."""
+    """None where what is compared is not a loss, and while no run has ended. Of the validation split: it is what a
+    learning rate is chosen by."""
+    metric = validation_metric(metric)
     prefix = FINETUNED if metric.startswith(FINETUNED) else ""
     if not metric.removeprefix(prefix).startswith("val/"):
         return None
@@ -355,7 +366,7 @@ def _learning_rates(kept: Sequence[RunResult], metric: str, factor: LRFactor) ->
             for name in ("loss_spikes", "max_attention_logit", "max_grad_norm")
         )
         runs.append(LRRun(group, lr, run.seed, loss, spikes, logit, norm))
-        initial = run.result.get("initial", {}).get(metric)
+        initial = run.result.get("initial", {}).get(validation_metric(metric))
         if same_stage and initial is not None:
             loss_at_init[group, run.seed] = initial
     return learning_rates(factor, runs, loss_at_init) if runs else None

@@ -19,9 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_llm.analysis.paired import Spread
-
-Units = Mapping[str, tuple[float, float]]
-"""{document or question: (sum of its losses, its weight)} of one run; the sums' ratio is the metric."""
+from lit_llm.evaluation.unit_losses import Units
 
 Influences = Mapping[tuple[str, int], "Influence"]
 """{(arm, seed): its influences}"""

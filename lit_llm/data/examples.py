@@ -69,6 +69,11 @@ class ExampleSet:
     def count(self, split: str) -> int:
         return len(self._index[split])
 
+    @property
+    def held_out_splits(self) -> tuple[str, ...]:
+        """Those that are not trained on and have examples."""
+        return tuple(split for split in SPLITS if split != "train" and self.count(split))
+
     def read(self, split: str, number: int) -> tuple[np.ndarray, np.ndarray]:
         """(input, target) ids of an example."""
         start, source, target, _ = self._index[split][number].tolist()

@@ -74,6 +74,16 @@ class Prepared:
         """All tokens of a source's split, mapped from disk."""
         return Shards(source.folder, split, source.tokens[split], token_type(self.config.tokenizer))
 
+    @property
+    def held_out_splits(self) -> tuple[str, ...]:
+        """Those that are not trained on and have a window of every source."""
+        length = self.config.sequence_length
+        return tuple(
+            split
+            for split in SPLITS
+            if split != "train" and all(source.count(split) >= length for source in self.sources)
+        )
+
     def tokenizer(self) -> Tokenizer:
         return open_tokenizer(self.config.tokenizer, self.tokenizer_folder)
 

@@ -13,6 +13,7 @@ from lit_llm.analysis.before_after import BeforeAfter
 from lit_llm.analysis.comparison import Comparison, Row
 from lit_llm.analysis.effects import Effects
 from lit_llm.analysis.front import Front
+from lit_llm.experiment.chain import validation_metric
 from lit_llm.report import text
 from lit_llm.report.anova import anova_parts
 from lit_llm.report.answer import answer
@@ -45,7 +46,7 @@ def _parts(comparison: Comparison) -> Iterator[Part]:
     for table in comparison.anova:
         yield from anova_parts(table, comparison.metric, len(comparison.anova) > 1, unasked(comparison))
     for rates in comparison.learning_rates:
-        yield from lr_parts(rates, comparison.metric)
+        yield from lr_parts(rates, validation_metric(comparison.metric))
     if comparison.scaling is not None:
         yield from scaling_parts(comparison.scaling)
 

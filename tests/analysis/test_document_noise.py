@@ -12,8 +12,9 @@ from simulated import within
 
 from lit_llm.analysis.baselines import Noise, block_differences
 from lit_llm.analysis.comparison import RunResult, compare
-from lit_llm.analysis.document_noise import Units, clustered, combined, document_spread, influence
+from lit_llm.analysis.document_noise import clustered, combined, document_spread, influence
 from lit_llm.analysis.paired import Spread
+from lit_llm.evaluation.unit_losses import Units
 
 NLL = "test/target_nll"
 
@@ -132,7 +133,7 @@ def test_a_comparison_goes_by_seeds_and_documents_where_runs_have_recorded_them(
                 "parameters": 1,
                 "flops": 1.0,
             },
-            units={NLL: units(losses[arm, seed], weights)}.get,
+            read_units={NLL: units(losses[arm, seed], weights)}.get,
         )
         for arm in range(2)
         for seed in range(4)
