@@ -28,6 +28,8 @@ STARTS = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 7.0, 12.0)
 BEST_STARTS = 3
 NO_WORSE = 1e-7
 """How much of the deviance a variance has to save in order to differ from zero."""
+NO_RESIDUAL = 1e-12
+"""Share of the sum of squares around the arms' means that is rounding."""
 FLAT = 1e-8
 """Curvature of the deviance, in logarithms of variances, below which the data say nothing; lmerTest's tolerance."""
 
@@ -171,7 +173,8 @@ class _Model:
         """
         import numpy as np
 
-        if self.squares <= 0:
+        effects_fixed = self.projected @ np.linalg.pinv(self.cross, rcond=1e-10, hermitian=True) @ self.projected
+        if self.squares - effects_fixed <= NO_RESIDUAL * self.squares:
             return None
         best = np.zeros(len(self.blocks))
         lowest = self.deviance(best)
