@@ -12,7 +12,7 @@ from pydantic.config import JsonDict
 from lit_llm.ablation.fraction import MOST, Fraction, effect_of, find, members_of
 from lit_llm.analysis.correction import Correction
 from lit_llm.analysis.front import better
-from lit_llm.analysis.scaling import X
+from lit_llm.analysis.scaling_runs import X
 from lit_llm.config.problems import did_you_mean
 from lit_llm.config.section import Items, Section, impossible
 from lit_llm.evaluation.config import EVALUATIONS

@@ -100,6 +100,7 @@ class Run:
                 "metrics": _of_all(found, "metrics"),
                 "initial": _of_all(found, "initial"),
                 "flops": sum(result.get("flops", 0.0) for result in results),
+                "training_seconds": training_seconds(result for step, result in found if step.link.kind != "evaluate"),
                 "origins": [result["provenance"] for result in results],
             }
         state = next((state for state in states.values() if state != "done"), "done")
@@ -136,6 +137,22 @@ class Run:
     def trained(self) -> list[Step]:
         """The stages that train, those of its sources first."""
         return [step for step in self.steps if step.link.kind != "evaluate"]
+
+
+def training_seconds(results: Iterable[Mapping[str, Any]]) -> float | None:
+    """Wall-clock seconds of the training steps of all stages, evaluations excluded; None where one was not measured.
+
+    By the measured tokens per second, which leave each process's first step (compilation, warm-up) out; of a stage of one
+    step by the time it took.
+    """
+    total = 0.0
+    for result in results:
+        rate = result.get("metrics", {}).get("throughput/tokens_per_second")
+        seconds = result["tokens"] / rate if rate and result.get("tokens") else result.get("seconds", {}).get("training")
+        if not seconds:
+            return None
+        total += seconds
+    return total or None
 
 
 def _of_all(results: Iterable[tuple[Step, Mapping[str, Any]]], key: str) -> dict[str, float]:

@@ -21,7 +21,8 @@ from lit_llm.analysis.effects import Effects, Layout, effects, judged_effects
 from lit_llm.analysis.front import Front
 from lit_llm.analysis.learning_rates import LearningRates, LRFactor, learning_rates
 from lit_llm.analysis.paired import Difference, against_baselines
-from lit_llm.analysis.scaling import Scaling, ScalingRun
+from lit_llm.analysis.scaling import Scaling
+from lit_llm.analysis.scaling_runs import ScalingRun
 from lit_llm.analysis.sensitivity import LRRun
 from lit_llm.analysis.sequential import Rounds, Standing, standings
 from lit_llm.analysis.verdicts import Judgement, judgements
@@ -322,7 +323,16 @@ def _learning_rates(kept: Sequence[RunResult], metric: str, factor: LRFactor) ->
 def scaling_runs(runs: Sequence[RunResult], metric: str, groups: Mapping[str, str]) -> list[ScalingRun]:
     """The runs that have the metric, all of one origin. groups: {arm: its group}"""
     return [
-        ScalingRun(groups[run.arm], run.result["flops"], run.result["parameters"], run.result["tokens"], loss)
+        ScalingRun(
+            groups[run.arm],
+            run.result["flops"],
+            run.result["parameters"],
+            run.result["tokens"],
+            loss,
+            run.arm,
+            run.seed,
+            run.result.get("training_seconds"),
+        )
         for run in _of_one_origin(runs, [])
         if (loss := run.metric(metric)) is not None
     ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lit_llm.analysis.scaling import Estimate, Scaling
+from lit_llm.analysis.estimates import Estimate
+from lit_llm.analysis.scaling import Scaling
 from lit_llm.report import text
 from lit_llm.report.parts import Part
 

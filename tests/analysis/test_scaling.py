@@ -13,7 +13,11 @@ from lit_llm.ablation.arms import load_study
 from lit_llm.ablation.config import Compare
 from lit_llm.ablation.runs import _scaling
 from lit_llm.analysis.comparison import RunResult
-from lit_llm.analysis.scaling import Estimate, PowerLaw, ScalingRun, fit_power_law, isoflop_minima, scaling
+from lit_llm.analysis.estimates import Estimate
+from lit_llm.analysis.isoflop import isoflop_minima
+from lit_llm.analysis.scaling import scaling
+from lit_llm.analysis.scaling_laws import PowerLaw, fit_power_law
+from lit_llm.analysis.scaling_runs import ScalingRun
 from lit_llm.config.problems import InputError
 from lit_llm.config.section import validate
 from lit_llm.config.tree import tree
@@ -53,7 +57,7 @@ def test_without_e_it_is_the_straight_line_on_logarithmic_axes() -> None:
 def test_without_e_the_band_is_that_of_the_straight_line_on_logarithmic_axes() -> None:
     """Judge: statsmodels' confidence band of the regression line; a bootstrap comes within a tenth of its width."""
     runs = runs_of(PowerLaw(0.0, 50.0, 0.1), 0.02, np.random.default_rng(8), seeds=2)
-    (curve,) = scaling(runs, "m", "a", irreducible=False, resamples=2000).curves
+    (curve,) = scaling(runs, "m", "a", irreducible=False, draws=4000).curves
     x, low, high = np.array(curve.band).T
     assert (x[0], x[-1]) == pytest.approx((1e17, 1e21))
     line = sm.OLS(np.log([r.loss for r in runs]), sm.add_constant(np.log([r.train_flops for r in runs]))).fit()
@@ -95,7 +99,7 @@ def test_the_intervals_cover_exponent_e_and_multiplier(irreducible: bool, count:
     hits = []
     for _ in range(count):
         runs = [run for group, its in (("a", law), ("b", twice)) for run in runs_of(its, 0.01, random, group, seeds=2)]
-        found = scaling(runs, "m", "a", irreducible=irreducible, resamples=79)
+        found = scaling(runs, "m", "a", irreducible=irreducible, draws=199)
         curve, multiplier = found.curves[0], found.multipliers[0]
         hits.append([holds(curve.exponent, 0.25), holds(multiplier.mean, 2.0)])
         hits[-1] += [holds(curve.irreducible, 1.69)] if irreducible else []

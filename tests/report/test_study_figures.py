@@ -19,7 +19,8 @@ from lit_llm.ablation.arms import Ablation, load_study
 from lit_llm.ablation.run import Watcher, run_study
 from lit_llm.ablation.runs import Run, comparison_of, runs_of
 from lit_llm.analysis.comparison import Comparison, RunResult, compare
-from lit_llm.analysis.scaling import ScalingRun, scaling
+from lit_llm.analysis.scaling import scaling
+from lit_llm.analysis.scaling_runs import ScalingRun
 from lit_llm.cli import app
 from lit_llm.report.figures import from_scaling
 from lit_llm.report.figures.courses import places, read_course
@@ -255,7 +256,7 @@ def test_scaling_shows_every_run_the_law_and_the_best_sizes(tmp_path: Path) -> N
             for size in best * np.array([0.5, 1.0, 2.0]):
                 loss = 1.69 + 406.4 / size**0.34 + 410.7 / (flops / 6 / size) ** 0.28 + random.normal(0, 1e-4)
                 runs.append(ScalingRun(family, flops, float(size), float(flops / 6 / size), float(loss)))
-    found = scaling(runs, "val/target_nll", "decoder", irreducible=False, resamples=40)
+    found = scaling(runs, "val/target_nll", "decoder", irreducible=False, draws=40)
     shown = Shown(ablation, [], Comparison("val/target_nll", (), (), scaling=found))
     law, profiles = from_scaling.scaling(shown)
     assert [axes.get_xlabel() for axes in law.figure.axes] == ["training FLOPs", "parameters", "tokens read"]

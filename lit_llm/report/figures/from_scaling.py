@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lit_llm.analysis.scaling import Curve, X
+from lit_llm.analysis.scaling import Curve
+from lit_llm.analysis.scaling_runs import X
 from lit_llm.report import text
 from lit_llm.report.figures.fronts import Profile, isoflop_figure, scaling_figure
 from lit_llm.report.figures.lines import Line
