@@ -10,15 +10,15 @@ from functools import cached_property
 from typing import Any
 
 from lit_llm.ablation.arms import Ablation, Arm, file_and_arm, load_study
-from lit_llm.ablation.config import Figure, ScalingLaw
+from lit_llm.ablation.config import Figure
 from lit_llm.ablation.layouts import factor_layouts, layouts, lr_factors
-from lit_llm.analysis.comparison import Comparison, Looks, RunResult, compare, in_rounds, scaling_runs
+from lit_llm.ablation.scaled import Measured, ended_runs, gate_of, scaling_of
+from lit_llm.analysis.comparison import Comparison, Looks, RunResult, compare, in_rounds
 from lit_llm.analysis.front import front
-from lit_llm.analysis.scaling import Scaling, scaling
 from lit_llm.analysis.sequential import Rounds
 from lit_llm.config.problems import InputError, Problem, did_you_mean
 from lit_llm.config.tree import leaves
-from lit_llm.experiment.chain import Link, chain
+from lit_llm.experiment.chain import FINETUNED, Link, chain
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.cost import GENERATE, PROMPT, cost_of
 from lit_llm.experiment.identity import provenance, same_origin, weights_digest
@@ -285,8 +285,8 @@ def comparison_of(ablation: Ablation, runs: Sequence[Run]) -> Comparison:
         factor_layouts(ablation),
         _looks(ablation),
     )
-    if asked.scaling is not None:
-        compared = replace(compared, scaling=_scaling(ablation, results, asked.scaling))
+    if asked.scaling is not None or asked.gate is not None:
+        compared = _scaled(compared, ablation, runs, results)
     figure = asked.front
     if figure is None:
         return compared
@@ -294,12 +294,27 @@ def comparison_of(ablation: Ablation, runs: Sequence[Run]) -> Comparison:
     return replace(compared, front=front(figure, compared.metric, costs, {row.arm: row.mean for row in compared.rows}))
 
 
-def _scaling(ablation: Ablation, results: Sequence[RunResult], asked: ScalingLaw) -> Scaling:
-    groups = {arm.name: arm.experiment.model.family if asked.by == "family" else arm.group for arm in ablation.arms}
-    compare = ablation.study.compare
-    baseline = next(arm for arm in ablation.arms if compare.baseline in (None, arm.group))
-    runs = scaling_runs(results, compare.metric, groups)
-    return scaling(runs, compare.metric, groups[baseline.name], asked.x, asked.irreducible)
+def _scaled(
+    compared: Comparison, ablation: Ablation, runs: Sequence[Run], results: Sequence[RunResult]
+) -> Comparison:
+    """The comparison with its power laws and its gate, of the runs whose schedules have ended."""
+    asked = ablation.study.compare
+    measured = [
+        Measured(result, run.arm.experiment.section(stage).training, step.stage.result() or {})
+        for run, result in zip(runs, results, strict=True)
+        if result.metric(asked.metric) is not None
+        for stage in ["finetune" if asked.metric.startswith(FINETUNED) else "pretrain"]
+        for step in run.steps
+        if step.link.kind == stage and not step.link.source
+    ]
+    ended, refused = ended_runs(measured)
+    found = scaling_of(ablation, ended, asked.scaling) if asked.scaling else None
+    gated = gate_of(ablation, ended, asked.gate) if asked.gate else None
+    return replace(
+        compared,
+        scaling=found and replace(found, notes=(*refused, *found.notes)),
+        gate=gated and replace(gated, notes=(*refused, *gated.notes)),
+    )
 
 
 def costs_of(arms: Iterable[Arm]) -> dict[str, dict[Figure, float]]:

@@ -22,6 +22,7 @@ from lit_llm.analysis.front import Front
 from lit_llm.analysis.learning_rates import LearningRates, LRFactor, learning_rates
 from lit_llm.analysis.paired import Difference, against_baselines
 from lit_llm.analysis.scaling import Scaling
+from lit_llm.analysis.scaling_gate import Gate
 from lit_llm.analysis.scaling_runs import ScalingRun
 from lit_llm.analysis.sensitivity import LRRun
 from lit_llm.analysis.sequential import Rounds, Standing, standings
@@ -124,6 +125,8 @@ class Comparison:
     """Of the factors of a full factorial, where any has more than two levels."""
     scaling: Scaling | None = None
     """Power laws of the metric, where the study asks for them."""
+    gate: Gate | None = None
+    """Multipliers of compute and time at each size, where the study asks for them."""
 
     def csv(self) -> str:
         """One line per arm; empty where there is no number."""

@@ -147,7 +147,7 @@ def scaling(
         else:
             multipliers.append(multiplier)
     notes += [*_crossing_notes(multipliers, x), *_fit_notes(curves), *_interval_notes(fits, curves)]
-    joint, refused = joint_laws(members, draws, random)
+    joint, refused = joint_laws({group: members[group] for group in fits}, draws, random)
     return Scaling(
         x,
         metric,

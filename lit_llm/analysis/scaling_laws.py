@@ -111,6 +111,13 @@ class Laws:
         reducible = self.level[:, None] - self.exponent[:, None] * u
         return np.logaddexp(self.log_irreducible[:, None], reducible)
 
+    def log_loss_at(self, log_x: Any) -> Any:
+        """log L of each law at an x of its own: rows."""
+        import numpy as np
+
+        with np.errstate(invalid="ignore"):  # of a law that never has a loss, x is infinite
+            return np.logaddexp(self.log_irreducible, self.level - self.exponent * (np.asarray(log_x) - self.middle))
+
     def log_x(self, log_loss: Any) -> Any:
         """log x at which each law has each loss: rows x losses; infinite where it never has.
 

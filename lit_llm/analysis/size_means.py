@@ -30,6 +30,8 @@ class Size:
     """Logarithm of each scale (train_flops, parameters, tokens, seconds), mean over the runs."""
     log_losses: Mapping[int, float]
     """{seed: log loss}"""
+    seconds_squares: float = 0.0
+    """Sum of squared deviations of the runs' log seconds from their mean."""
 
     @property
     def count(self) -> int:
@@ -56,6 +58,12 @@ def seed_variance(sizes: Sequence[Size]) -> tuple[float, int]:
     """(variance of the log loss over the seeds of a size, degrees of freedom), pooled over sizes; (0, 0) for one seed."""
     degrees = sum(size.count - 1 for size in sizes)
     return (sum(size.squares for size in sizes) / degrees, degrees) if degrees else (0.0, 0)
+
+
+def seconds_variance(sizes: Sequence[Size]) -> tuple[float, int]:
+    """(variance of the log seconds over the runs of a size, degrees of freedom), pooled over sizes; (0, 0) for one run."""
+    degrees = sum(size.count - 1 for size in sizes)
+    return (sum(size.seconds_squares for size in sizes) / degrees, degrees) if degrees else (0.0, 0)
 
 
 def size_weights(sizes: Sequence[Size], residuals: Any, numbers: int) -> Any:
