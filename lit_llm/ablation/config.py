@@ -248,10 +248,10 @@ class ScalingLaw(Section):
 
 
 class ScalingGate(Section):
-    """What a lab asks of a change before the large run: at each size, how much of the baseline's compute and time it saves.
+    """What a lab asks of a change before a large run: at each size, how much compute and time it saves.
 
-    Each size of a group is measured against the power law of the baseline's sizes. A multiplier above 1 saves compute, or
-    time: the baseline needs as many times more for the same loss.
+    Each size of a group is measured against the power law of the baseline's sizes. A multiplier above 1 saves compute,
+    or time: the baseline needs as many times more for the same loss.
     """
 
     by: Literal["arm", "family"] = "arm"

@@ -142,13 +142,15 @@ class Run:
 def training_seconds(results: Iterable[Mapping[str, Any]]) -> float | None:
     """Wall-clock seconds of the training steps of all stages, evaluations excluded; None where one was not measured.
 
-    By the measured tokens per second, which leave each process's first step (compilation, warm-up) out; of a stage of one
-    step by the time it took.
+    By the measured tokens per second, which leave each process's first step (compilation, warm-up) out; of a stage of
+    one step by the time it took.
     """
     total = 0.0
     for result in results:
         rate = result.get("metrics", {}).get("throughput/tokens_per_second")
-        seconds = result["tokens"] / rate if rate and result.get("tokens") else result.get("seconds", {}).get("training")
+        seconds = (
+            result["tokens"] / rate if rate and result.get("tokens") else result.get("seconds", {}).get("training")
+        )
         if not seconds:
             return None
         total += seconds
@@ -294,9 +296,7 @@ def comparison_of(ablation: Ablation, runs: Sequence[Run]) -> Comparison:
     return replace(compared, front=front(figure, compared.metric, costs, {row.arm: row.mean for row in compared.rows}))
 
 
-def _scaled(
-    compared: Comparison, ablation: Ablation, runs: Sequence[Run], results: Sequence[RunResult]
-) -> Comparison:
+def _scaled(compared: Comparison, ablation: Ablation, runs: Sequence[Run], results: Sequence[RunResult]) -> Comparison:
     """The comparison with its power laws and its gate, of the runs whose schedules have ended."""
     asked = ablation.study.compare
     measured = [

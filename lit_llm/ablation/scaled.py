@@ -37,8 +37,8 @@ class Measured:
 def ended_runs(measured: Sequence[Measured]) -> tuple[list[RunResult], list[str]]:
     """(the runs whose learning-rate schedule had ended when the metric was measured, notes on those that are refused).
 
-    In the midst of a decay the loss still falls steeply, and with a constant learning rate the fall of a decay is missing
-    altogether: such losses lie on no law with those of whole trainings. Where no run decays, all are alike.
+    In the midst of a decay the loss still falls steeply, and with a constant learning rate the fall of a decay is
+    missing altogether: such losses lie on no law with those of whole trainings. Where no run decays, all are alike.
     """
     stopped = [run for run in measured if run.steps < run.training.max_steps]
     whole = [run for run in measured if run.steps >= run.training.max_steps]
@@ -50,9 +50,9 @@ def ended_runs(measured: Sequence[Measured]) -> tuple[list[RunResult], list[str]
         schedule, last = first.training.schedule, first.training.max_steps
         factor = schedule.factor(max(0, first.steps - 1), last)
         notes.append(
-            f"refused, for their schedules had not ended: {joined([run.name for run in stopped])} ({first.name}: measured "
-            f"at step {first.steps} of {last}, with {factor:.0%} of the peak learning rate); train them to their end, or "
-            "give each length a schedule of its own"
+            f"refused, for their schedules had not ended: {joined([run.name for run in stopped])} ({first.name}: "
+            f"measured at step {first.steps} of {last}, with {factor:.0%} of the peak learning rate); train them to "
+            "their end, or give each length a schedule of its own"
         )
     if constant:
         kinds = ", ".join(dict.fromkeys(run.training.schedule.kind for run in constant))

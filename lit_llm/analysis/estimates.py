@@ -10,8 +10,6 @@ from typing import Any
 from lit_llm.analysis.paired import CONFIDENCE
 
 
-
-
 @dataclass(frozen=True)
 class Estimate:
     """A number with its 95% interval."""

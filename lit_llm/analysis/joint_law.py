@@ -1,7 +1,7 @@
 """The law of parameters and tokens, L = E + A N^-a + B D^-b (Hoffmann et al. 2022, arXiv 2203.15556, approach 3).
 
-It needs sizes in which parameters N and tokens D vary apart from each other. Where compute is spent at one ratio of tokens
-to parameters, or one of the two hardly varies, their terms cannot be told apart, and no law is given.
+It needs sizes in which parameters N and tokens D vary apart from each other. Where compute is spent at one ratio of
+tokens to parameters, or one of the two hardly varies, their terms cannot be told apart, and no law is given.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
 """The gate of a scaling ladder: is a change worth its compute and its time at each size, and at the compute to come?
 
-For each size of a group the compute multiplier: the training FLOPs at which the baseline's law has the loss of that size,
-over the FLOPs that the size took. Above 1 the change saves compute. The wall-clock multiplier is the same with measured
-seconds of training in place of FLOPs, against the baseline's law of its seconds. Over the sizes, the logarithm of each
-multiplier is fitted by a straight line in the logarithm of the compute; its slope says whether an advantage grows or
+The compute multiplier of a size is the training FLOPs at which the baseline's law has the loss of that size, over the
+FLOPs that the size took. Above 1 the change saves compute. The wall-clock multiplier is the same with measured seconds
+of training in place of FLOPs, against the baseline's law of its seconds. Over the sizes, the logarithm of each
+multiplier is fitted by a straight line in the logarithm of the compute. Its slope says whether an advantage grows or
 fades, and the line goes on to a compute that was not run.
 
 Three intervals, all of 95%:
 
 - of a size: other seeds of this size, and other sizes and seeds of the baseline's law;
 - of the slope: other sizes and seeds of both;
-- of the projection, a prediction interval: of what one more size of each, run at that compute, would show. It holds if the
-  law and the line go on as they are within the data, which no interval can tell.
+- of the projection, a prediction interval: of what one more size of each, run at that compute, would show. It holds if
+  the law and the line go on as they are within the data, which no interval can tell.
 
 Losses in the midst of a schedule's decay lie on no such law: see `refused`.
 """
@@ -176,8 +176,8 @@ def _verdict(judged: Estimate | None, at_least: float) -> Verdict:
 def _seed_draws(sizes: Sequence[Size], others: Sequence[Size], draws: int, random: Any) -> Any:
     """Draws of what other seeds would add to the mean log loss of each size: draws x sizes; None where nothing says.
 
-    By the scatter of the seeds of a size, pooled over both groups. With one seed each, by the scatter of the sizes about a
-    power law of their own, which holds the seeds' and more.
+    By the scatter of the seeds of a size, pooled over both groups. With one seed each, by the scatter of the sizes
+    about a power law of their own, which holds the seeds' and more.
     """
     import numpy as np
 
@@ -303,8 +303,8 @@ def _notes(trends: Sequence[Trend], project: float | None) -> Iterator[str]:
         yield f"the multiplier changes with compute, so none of one size carries over to another: {joined(turning)}"
     if trends:
         yield (
-            "a size's interval: its other seeds, and the baseline's other sizes and seeds; the slope's: other sizes and "
-            "seeds of both"
+            "a size's interval: its other seeds, and the baseline's other sizes and seeds; the slope's: other sizes "
+            "and seeds of both"
         )
     if trends and project is not None:
         yield (

@@ -2,8 +2,8 @@
 
 The simple law is that of Kaplan et al. (2020, arXiv 2001.08361), with the irreducible loss E that of Hoffmann et al.
 (2022, arXiv 2203.15556); the law of parameters N and tokens D is their equation 2, fitted by their approach 3. They
-minimise a Huber loss with a threshold of 0.001, which is nearly the absolute deviation. Of few runs that scatter by their
-seeds it uses two thirds of the information; runs that diverged are not among them anyway.
+minimise a Huber loss with a threshold of 0.001, which is nearly the absolute deviation. Of few runs that scatter by
+their seeds it uses two thirds of the information; runs that diverged are not among them anyway.
 
 Many losses at the same x are fitted at once, which the intervals need: a law without E is one matrix product, any other
 one iteration of Levenberg's and Marquardt's method for all of them.

@@ -46,7 +46,9 @@ def _sizes(runs: Sequence[ScalingRun]) -> Iterator[Size]:
         # A run without a seed has one of its own, so that nothing is paired with it.
         seeds = [-1 - place if run.seed is None else run.seed for place, run in enumerate(same)]
         losses = {seed: math.log(run.loss) for seed, run in zip(seeds, same, strict=True)}
-        squares = sum((math.log(value) - logs["seconds"]) ** 2 for value in values["seconds"]) if "seconds" in logs else 0
+        squares = (
+            sum((math.log(value) - logs["seconds"]) ** 2 for value in values["seconds"]) if "seconds" in logs else 0
+        )
         yield Size(same[0].arm or f"size {index + 1}", logs, losses, squares)
 
 

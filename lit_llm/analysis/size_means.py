@@ -7,10 +7,10 @@ fitted, holds both the seeds' scatter and the lack of fit, whatever their shares
 
 With four to seven sizes a bootstrap that draws sizes with replacement degenerates: too few different samples, and many
 that hold two sizes only. Here the deviations of the sizes are drawn from a normal distribution whose variance is itself
-drawn from what the residuals say of it (residual sum of squares over a chi-square variate), and the law is fitted anew to
-each draw. For a law without E the interval of the exponent is then Student's t on the size means, exactly; intervals of
-other quantities are generalised confidence intervals (Weerahandi 1993, J. Am. Stat. Assoc. 88; Hannig, Iyer, Patterson
-2006, J. Am. Stat. Assoc. 101). Sizes with unequal numbers of seeds are weighted as in a random-effects meta-regression
+drawn from what the residuals say of it (residual sum of squares over a chi-square variate), and the law is fitted anew
+to each draw. For a law without E the interval of the exponent is then Student's t on the size means, exactly; other
+intervals are generalised confidence intervals (Weerahandi 1993, J. Am. Stat. Assoc. 88; Hannig, Iyer, Patterson 2006,
+J. Am. Stat. Assoc. 101). Sizes with unequal numbers of seeds are weighted as in a random-effects meta-regression
 with the variance of Knapp and Hartung (2003, Stat. Med. 22).
 """
 
@@ -55,13 +55,13 @@ def means_of(sizes: Sequence[Size]) -> Any:
 
 
 def seed_variance(sizes: Sequence[Size]) -> tuple[float, int]:
-    """(variance of the log loss over the seeds of a size, degrees of freedom), pooled over sizes; (0, 0) for one seed."""
+    """(variance of log losses over the seeds of a size, degrees of freedom), pooled over sizes; (0, 0) for one seed."""
     degrees = sum(size.count - 1 for size in sizes)
     return (sum(size.squares for size in sizes) / degrees, degrees) if degrees else (0.0, 0)
 
 
 def seconds_variance(sizes: Sequence[Size]) -> tuple[float, int]:
-    """(variance of the log seconds over the runs of a size, degrees of freedom), pooled over sizes; (0, 0) for one run."""
+    """(variance of log seconds over the runs of a size, degrees of freedom), pooled over sizes; (0, 0) for one run."""
     degrees = sum(size.count - 1 for size in sizes)
     return (sum(size.seconds_squares for size in sizes) / degrees, degrees) if degrees else (0.0, 0)
 
@@ -69,8 +69,8 @@ def seconds_variance(sizes: Sequence[Size]) -> tuple[float, int]:
 def size_weights(sizes: Sequence[Size], residuals: Any, numbers: int) -> Any:
     """Weights of the size means, 1 for the best known, from residuals about an unweighted fit of so many numbers.
 
-    The variance of a mean is that of the lack of fit plus that of the seeds over their number; with equally many seeds all
-    weights are 1.
+    The variance of a mean is that of the lack of fit plus that of the seeds over their number; with equally many seeds
+    all weights are 1.
     """
     import numpy as np
 

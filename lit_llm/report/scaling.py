@@ -159,6 +159,6 @@ def _both_sides(times: Multiplier, metric: str, x: str) -> str:
     sure = "" if crossing.shown else ", which is not shown: an end of the data does not tell them apart"
     return (
         f"the curves of {times.group} and {times.baseline} in {metric} cross at {at} {x}, at a loss of "
-        f"{text.value(crossing.loss.value)}{sure}: for the same loss {times.group} needs {interval(times.at_worst)} times "
-        f"the {x} at {times.worst:.3f}, and {interval(times.at_best)} times at {times.best:.3f}."
+        f"{text.value(crossing.loss.value)}{sure}: for the same loss {times.group} needs {interval(times.at_worst)} "
+        f"times the {x} at {times.worst:.3f}, and {interval(times.at_best)} times at {times.best:.3f}."
     )

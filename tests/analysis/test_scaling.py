@@ -39,7 +39,9 @@ def runs_of(
 ) -> list[ScalingRun]:
     """Sizes that deviate from the law, and seeds that deviate from their size, both relative to the loss."""
     return [
-        ScalingRun(group, x, 1.0, 1.0, law.at(x) * float(np.exp(off + random.normal(0, noise))), f"{group}/{x:.3g}", seed)
+        ScalingRun(
+            group, x, 1.0, 1.0, law.at(x) * float(np.exp(off + random.normal(0, noise))), f"{group}/{x:.3g}", seed
+        )
         for x in map(float, flops)
         for off in [random.normal(0, lack_of_fit)]
         for seed in range(seeds)
@@ -246,7 +248,9 @@ def test_curves_that_cross_are_reported_with_the_place_and_both_sides() -> None:
     assert times.at_worst.low > 1
     assert times.at_best.high is not None
     assert times.at_best.high < 1
-    assert any("cross within the data" in note and "one multiplier does not describe them" in note for note in found.notes)
+    assert any(
+        "cross within the data" in note and "one multiplier does not describe them" in note for note in found.notes
+    )
     names = [part.name for part in scaling_parts(found)]
     assert names == ["scaling", "multipliers", "crossings"]
     sentence = sentences(found)[1]
@@ -285,7 +289,9 @@ HOFFMANN = (1.69, 406.4, 0.34, 410.7, 0.28)
 def chinchilla_runs(noise: float, random: np.random.Generator, sizes: int = 5) -> list[ScalingRun]:
     e, a_, a, b_, b = HOFFMANN
     return [
-        ScalingRun("a", 6 * n * d, n, d, (e + a_ / n**a + b_ / d**b) * float(np.exp(random.normal(0, noise))), f"{n}/{d}", s)
+        ScalingRun(
+            "a", 6 * n * d, n, d, (e + a_ / n**a + b_ / d**b) * float(np.exp(random.normal(0, noise))), f"{n}/{d}", s
+        )
         for n in map(float, np.geomspace(7e7, 1.6e10, sizes))
         for d in map(float, np.geomspace(5e9, 5e11, sizes))
         for s in (0, 1)

@@ -18,6 +18,8 @@ from lit_llm.analysis.scaling_laws import PowerLaw
 from lit_llm.analysis.scaling_runs import ScalingRun
 from lit_llm.report.answer import answer
 from lit_llm.report.comparison import comparison_parts
+from lit_llm.report.figures import from_gate
+from lit_llm.report.figures.shown import Shown
 from lit_llm.report.scaling_gate import gate_parts
 from lit_llm.tracking.store import Store
 from lit_llm.training.config import TrainingConfig
@@ -33,7 +35,14 @@ def ladder(
     """Runs of five sizes at 1e12 FLOPs a second, `slower` times as slow."""
     return [
         ScalingRun(
-            group, x, 1.0, 1.0, law.at(x) * float(np.exp(random.normal(0, noise))), f"{group}{at}", seed, slower * x / 1e12
+            group,
+            x,
+            1.0,
+            1.0,
+            law.at(x) * float(np.exp(random.normal(0, noise))),
+            f"{group}{at}",
+            seed,
+            slower * x / 1e12,
         )
         for at, x in enumerate(map(float, LADDER))
         for seed in range(seeds)
@@ -237,3 +246,27 @@ def test_a_result_that_was_measured_too_early_is_in_no_law(gated: tuple[Path, St
     assert found is not None
     assert f"their schedules had not ended: {run.name}" in found.notes[0]
     assert [size.seeds for size in trends(found)["train_flops"].sizes] == [1, 2, 2, 2]
+
+
+# --- figure ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_gate_is_drawn_with_its_multipliers_their_bands_and_the_projection() -> None:
+    random = np.random.default_rng(0)
+    half = PowerLaw(0.0, BASE.coefficient * 0.5**0.1, 0.1)
+    runs = [*ladder(BASE, "a", 0.005, random), *ladder(half, "b", 0.005, random, slower=1.5)]
+    found = gate(runs, "m", "a", project=1e22)
+    ablation = load_study(Path(__file__).parents[2] / "ablations" / "scaling.yaml")
+    (drawn,) = from_gate.gates(Shown(ablation, [], Comparison("m", (), (), gate=found)))
+    assert [axes.get_ylabel() for axes in drawn.figure.axes] == ["compute multiplier", "wall-clock multiplier"]
+    for axes, trend in zip(drawn.figure.axes, found.trends, strict=True):
+        curve, point, passing, projected = axes.lines
+        assert list(curve.get_xdata()) == [size.train_flops for size in trend.sizes]
+        assert list(curve.get_ydata()) == [size.multiplier.value for size in trend.sizes]
+        assert len(axes.collections) == 1  # the band
+        assert trend.projection is not None
+        assert (list(point.get_xdata()), list(point.get_ydata())) == ([1e22], [trend.projection.value])
+        assert list(passing.get_ydata()) == [1.0, 1.0]
+        assert list(projected.get_ydata()) == [trend.projection.low, trend.projection.high]
+    assert "dotted: 1, which passes" in drawn.caption
+    assert [*from_gate.gates(Shown(ablation, [], Comparison("m", (), ())))] == []

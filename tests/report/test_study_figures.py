@@ -266,6 +266,9 @@ def test_scaling_shows_every_run_the_law_and_the_best_sizes(tmp_path: Path) -> N
             own = [(getattr(run, x), run.loss) for run in runs if run.group == family]
             assert list(zip(line.get_xdata(), line.get_ydata(), strict=True)) == own
         assert len(axes.collections) == (2 if x == "train_flops" else 0)  # the bands
+    dotted = [line for line in law.figure.axes[0].lines if line.get_linestyle() == ":"]
+    crossings = [m.crossing.x.value for m in found.multipliers if m.crossing is not None]
+    assert [line.get_xdata()[0] for line in dotted] == crossings
     fitted = np.polyfit(np.log([run.train_flops for run in runs[:9]]), np.log([run.loss for run in runs[:9]]), 1)
     x, y = curve(law.figure.axes[0]).T
     assert np.log(y) == pytest.approx(np.polyval(fitted, np.log(x)))
