@@ -37,7 +37,8 @@ NOISE = 0.01
 """Standard deviation of a seed, relative to the loss."""
 TIMES = 2.0
 """Compute that group b needs for a loss of group a."""
-DRAWS = 300
+DRAWS = 200
+"""Fresh ones for each data set, so that their own error averages out."""
 PROJECTED = 1e22
 UNEQUAL = (5, 5, 1, 1, 3, 2, 5, 1, 4)
 """Seeds of the sizes in turn, where they are unequal."""
@@ -87,11 +88,12 @@ def scenarios(laws: Sequence[str] = ("plain", "irreducible")) -> list[Scenario]:
     """Few sizes and many, seeds equal and not, with and without lack of fit; and seeds with luck."""
     found = []
     if "plain" in laws:
-        cells = itertools.product((4, 5, 7, 9), (1, 2, 5, None), (0.0, 0.035))
+        cells = itertools.product((4, 5, 7), (1, 2, 5, None), (0.0, 0.035))
         found += [Scenario(*cell) for cell in cells]
-        found += [Scenario(5, seeds, 0.0, luck=0.01) for seeds in (3, 5)]
+        found += [Scenario(9, seeds, 0.035) for seeds in (1, 5)]
+        found += [Scenario(5, seeds, 0.0, luck=0.01) for seeds in (2, 3, 5)]
     if "irreducible" in laws:
-        cells = itertools.product((4, 5, 7), (1, 5, None), (0.0, 0.035))
+        cells = itertools.product((4, 5, 7), (1, 5), (0.0, 0.035))
         found += [Scenario(*cell, irreducible=True) for cell in cells]
     return found
 
@@ -126,9 +128,11 @@ def hit(found: Estimate | None, truth: float, ratio: bool = False) -> tuple[bool
     return found.low <= truth <= found.high, width
 
 
-def by_size(scenario: Scenario, runs: Sequence[ScalingRun]) -> Iterator[tuple[str, tuple[bool, float] | None]]:
+def by_size(
+    scenario: Scenario, runs: Sequence[ScalingRun], random: np.random.Generator
+) -> Iterator[tuple[str, tuple[bool, float] | None]]:
     """What `lit_llm` reports."""
-    found = scaling(runs, "m", "a", irreducible=scenario.irreducible, draws=DRAWS)
+    found = scaling(runs, "m", "a", irreducible=scenario.irreducible, draws=DRAWS, random=random)
     yield "exponent", hit(found.curves[0].exponent, scenario.law.exponent)
     for times in found.multipliers:
         yield "multiplier", hit(times.mean, TIMES, ratio=True)
@@ -139,7 +143,7 @@ def by_gate(
     scenario: Scenario, runs: Sequence[ScalingRun], truths: dict[str, Floats], random: np.random.Generator
 ) -> Iterator[tuple[str, tuple[bool, float] | None]]:
     """The multiplier of the largest size, the slope, and the projection, judged by one more size of each group."""
-    found = gate(runs, "m", "a", PROJECTED, irreducible=scenario.irreducible, draws=DRAWS)
+    found = gate(runs, "m", "a", PROJECTED, irreducible=scenario.irreducible, draws=DRAWS, random=random)
     trend = next((trend for trend in found.trends if trend.scale == "train_flops"), None)
     if trend is None:
         return
@@ -217,7 +221,7 @@ def coverage_table(
 
 def _hits(scenario: Scenario, random: np.random.Generator, gates: bool, peers: bool) -> Hits:
     runs, truths = simulate(scenario, random)
-    found: dict[str, Iterator[tuple[str, tuple[bool, float] | None]]] = {"by size": by_size(scenario, runs)}
+    found: dict[str, Iterator[tuple[str, tuple[bool, float] | None]]] = {"by size": by_size(scenario, runs, random)}
     if gates and not scenario.irreducible:
         found["gate"] = by_gate(scenario, runs, truths, random)
     if peers and not scenario.irreducible:

@@ -30,7 +30,9 @@ from lit_llm.analysis.size_means import (
     size_weights,
 )
 
-DRAWS = 1000
+DRAWS, PLAIN_DRAWS = 1000, 4000
+"""Of a law with E, and of one without, whose draws are one matrix product. The ends of an interval then leave out 2.5%
+give or take 0.5%, or 0.25%."""
 POINTS = 21
 """Places between two ends at which laws are drawn and compared."""
 LACKING = 0.05
@@ -115,7 +117,8 @@ def scaling(
     baseline: str,
     x: X = "train_flops",
     irreducible: bool = True,
-    draws: int = DRAWS,
+    draws: int | None = None,
+    random: Any = None,
 ) -> Scaling:
     """The curve of every group, and how each compares with the baseline's.
 
@@ -125,11 +128,13 @@ def scaling(
         baseline: the group that the others are compared with.
         x: what the loss falls with.
         irreducible: whether E is fitted.
-        draws: of each law, for its intervals.
+        draws: of each law, for its intervals; DRAWS, or PLAIN_DRAWS without E, when None.
+        random: numpy's Generator; the same for each report when None.
     """
     import numpy as np
 
-    random = np.random.default_rng(0)  # the same report each time
+    random = np.random.default_rng(0) if random is None else random
+    draws = draws or (DRAWS if irreducible else PLAIN_DRAWS)
     fits, notes = dict[str, GroupFit](), list[str]()
     members = {group: sizes_of([run for run in runs if run.group == group]) for group in _groups(runs)}
     for group, sizes in members.items():
@@ -148,7 +153,7 @@ def scaling(
         else:
             multipliers.append(multiplier)
     notes += [*_crossing_notes(multipliers, x), *_fit_notes(curves), *_interval_notes(fits, curves)]
-    joint, refused = joint_laws({group: members[group] for group in fits}, draws, random)
+    joint, refused = joint_laws({group: members[group] for group in fits}, min(draws, DRAWS), random)
     return Scaling(
         x,
         metric,
@@ -374,10 +379,11 @@ def _spanned(value: float, among: Any) -> Estimate:
 def _crossing_notes(multipliers: Sequence[Multiplier], x: X) -> Iterator[str]:
     for each in multipliers:
         if each.crossing is not None:
-            sure = "" if each.crossing.shown else "; that they cross is not shown: an end of the data is undecided"
+            undecided = "" if each.crossing.shown else " (not shown: an end of the data does not tell them apart)"
             yield (
-                f"the curves of {each.group} and {each.baseline} cross within the data, at {x} "
-                f"{each.crossing.x.value:.3g}: one multiplier does not describe them{sure}"
+                f"the curves of {each.group} and {each.baseline} cross within the data, at {each.crossing.x.value:.3g} "
+                f"{x.replace('_', ' ').replace('train flops', 'training FLOPs')}{undecided}: one multiplier does not "
+                "describe them"
             )
 
 

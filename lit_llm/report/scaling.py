@@ -156,9 +156,9 @@ def _both_sides(times: Multiplier, metric: str, x: str) -> str:
     at = text.short(crossing.x.value)
     if crossing.x.low is not None:
         at += f" [{text.short(crossing.x.low)}, {text.short(crossing.x.high)}]"
-    sure = "" if crossing.shown else ", which is not shown: an end of the data does not tell them apart"
+    verb = "cross" if crossing.shown else "seem to cross, but an end of the data does not tell them apart,"
     return (
-        f"the curves of {times.group} and {times.baseline} in {metric} cross at {at} {x}, at a loss of "
-        f"{text.value(crossing.loss.value)}{sure}: for the same loss {times.group} needs {interval(times.at_worst)} "
+        f"the curves of {times.group} and {times.baseline} in {metric} {verb} at {at} {x}, at a loss of "
+        f"{text.value(crossing.loss.value)}: for the same loss {times.group} needs {interval(times.at_worst)} "
         f"times the {x} at {times.worst:.3f}, and {interval(times.at_best)} times at {times.best:.3f}."
     )

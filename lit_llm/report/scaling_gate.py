@@ -34,9 +34,7 @@ def gate_parts(found: Gate) -> Iterator[Part]:
 
 
 def _title(found: Gate) -> str:
-    return (
-        f"gate: how many times as much {found.baseline} needs for the same {found.metric}; passes at {found.at_least:g}"
-    )
+    return f"gate: how many times as much {found.baseline} needs for the same {found.metric}; {found.at_least:g} passes"
 
 
 def _sizes(found: Gate) -> Part:
@@ -67,15 +65,15 @@ def gate_sentences(found: Gate) -> Iterator[str]:
     """Of each group the multipliers that decide, in compute and in time, and how they change with compute."""
     for group in dict.fromkeys(trend.group for trend in found.trends):
         trends = [trend for trend in found.trends if trend.group == group]
-        clauses = [f"{_decisive(trend, found)} in {SCALES[trend.scale]} ({trend.verdict})" for trend in trends]
+        clauses = [f"{SCALES[trend.scale]} multiplier {_decisive(trend, found)} ({trend.verdict})" for trend in trends]
         where = "at its largest size" if found.project is None else f"projected to {text.short(found.project)} FLOPs"
         yield (
-            f"gate at {found.at_least:g}: for the {found.metric} of {group}, {found.baseline} needs as much times "
-            f"{' and '.join(clauses)}, {where}."
+            f"gate, {group} against {found.baseline} in {found.metric}, {where}: {', '.join(clauses)}; "
+            f"{found.at_least:g} passes."
         )
         turning = [f"{SCALES[trend.scale]} {interval(trend.slope)}" for trend in trends if _turns(trend)]
         if turning:
-            yield f"the multiplier of {group} changes with compute; slopes of log on log: {', '.join(turning)}."
+            yield f"the multiplier of {group} changes with compute, by slopes of log on log: {', '.join(turning)}."
 
 
 def _decisive(trend: Trend, found: Gate) -> str:

@@ -228,9 +228,10 @@ def test_a_study_with_a_gate_reports_compute_and_time_at_each_size_and_the_proje
     assert [row[0:2] for row in parts["gate"].rows] == [["gated", "compute"], ["gated", "wall-clock"]]
     assert [len(parts["gate-sizes"].rows), parts["gate-sizes"].rows[0][1]] == [4, "2"]
     sentence = answer(found)[0]
-    assert sentence.startswith("Gate at 1: for the val/target_nll of gated, plain needs as much times 2")
-    assert "in compute (passes) and" in sentence
-    assert sentence.endswith("in wall-clock (undecided), projected to 1P FLOPs.")
+    begin = "Gate, gated against plain in val/target_nll, projected to 1P FLOPs: compute multiplier "
+    assert sentence.startswith(begin)
+    assert "(passes), wall-clock multiplier " in sentence
+    assert sentence.endswith("(undecided); 1 passes.")
 
 
 def test_a_result_that_was_measured_too_early_is_in_no_law(gated: tuple[Path, Store]) -> None:
