@@ -13,7 +13,7 @@ from lit_llm.ablation.fraction import MOST, Fraction, effect_of, find, members_o
 from lit_llm.analysis.correction import Correction
 from lit_llm.analysis.front import better
 from lit_llm.analysis.paired import Variance
-from lit_llm.analysis.scaling import X
+from lit_llm.analysis.scaling_runs import X
 from lit_llm.config.problems import did_you_mean
 from lit_llm.config.section import Items, Section, impossible
 from lit_llm.evaluation.config import EVALUATIONS
@@ -255,6 +255,24 @@ class ScalingLaw(Section):
     """What is one group: a named arm with all that the grid makes of it, or the arms of one `model.family`."""
 
 
+class ScalingGate(Section):
+    """What a lab asks of a change before a large run: at each size, how much compute and time it saves.
+
+    Each size of a group is measured against the power law of the baseline's sizes. A multiplier above 1 saves compute,
+    or time: the baseline needs as many times more for the same loss.
+    """
+
+    by: Literal["arm", "family"] = "arm"
+    """What is one group: a named arm with all that the grid makes of it, or the arms of one `model.family`."""
+    irreducible: bool = False
+    """Fit E to the baseline's law. A projection over decades of compute depends on it, and few sizes hardly show it."""
+    project: float | None = Field(None, gt=0)
+    """Training FLOPs of the large run: the multiplier and the difference of losses there, with prediction intervals."""
+    at_least: float = Field(1.0, gt=0)
+    """The multiplier that a group has to reach, at `project`, else at its largest size. It passes where the whole 95%
+    interval does, and fails where none of it does."""
+
+
 class Compare(Section):
     """What is compared with what."""
 
@@ -287,6 +305,10 @@ class Compare(Section):
     scaling: ScalingLaw | None = None
     """Fit power laws of the metric, and say how many times the compute a group needs for the loss of the baseline's."""
 
+    gate: ScalingGate | None = None
+    """Measure each size against the baseline's power law: multipliers of compute and of wall-clock time, their slope
+    against compute, and a projection."""
+
     @model_validator(mode="after")
     def _has_a_better(self) -> Compare:
         if self.front is not None and better(self.metric) is None:
@@ -296,6 +318,8 @@ class Compare(Section):
             raise impossible(("correction", message))
         if self.scaling is not None and better(self.metric) != "lower":
             raise impossible(("scaling", f"{self.metric} is no loss, so no power law is fitted to it"))
+        if self.gate is not None and better(self.metric) != "lower":
+            raise impossible(("gate", f"{self.metric} is no loss, so no power law is fitted to it"))
         return self
 
 

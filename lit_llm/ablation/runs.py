@@ -10,17 +10,17 @@ from functools import cached_property
 from typing import Any
 
 from lit_llm.ablation.arms import Ablation, Arm, file_and_arm, load_study
-from lit_llm.ablation.config import Figure, ScalingLaw
+from lit_llm.ablation.config import Figure
 from lit_llm.ablation.layouts import factor_layouts, layouts, lr_factors
-from lit_llm.analysis.comparison import Comparison, Design, Looks, RunResult, compare, in_rounds, scaling_runs
+from lit_llm.ablation.scaled import Measured, ended_runs, gate_of, scaling_of
+from lit_llm.analysis.comparison import Comparison, Design, Looks, RunResult, compare, in_rounds
 from lit_llm.analysis.front import front
 from lit_llm.analysis.procedure import Procedure
-from lit_llm.analysis.scaling import Scaling, scaling
 from lit_llm.analysis.sequential import Rounds
 from lit_llm.config.problems import InputError, Problem, did_you_mean
 from lit_llm.config.tree import leaves
 from lit_llm.evaluation.unit_losses import Units, units_of
-from lit_llm.experiment.chain import Link, chain, validation_metric
+from lit_llm.experiment.chain import FINETUNED, Link, chain, validation_metric
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.cost import GENERATE, PROMPT, cost_of
 from lit_llm.experiment.identity import provenance, same_origin, weights_digest
@@ -102,6 +102,7 @@ class Run:
                 "metrics": _of_all(found, "metrics"),
                 "initial": _of_all(found, "initial"),
                 "flops": sum(result.get("flops", 0.0) for result in results),
+                "training_seconds": training_seconds(result for step, result in found if step.link.kind != "evaluate"),
                 "origins": [result["provenance"] for result in results],
             }
         state = next((state for state in states.values() if state != "done"), "done")
@@ -147,6 +148,24 @@ class Run:
     def trained(self) -> list[Step]:
         """The stages that train, those of its sources first."""
         return [step for step in self.steps if step.link.kind != "evaluate"]
+
+
+def training_seconds(results: Iterable[Mapping[str, Any]]) -> float | None:
+    """Wall-clock seconds of the training steps of all stages, evaluations excluded; None where one was not measured.
+
+    By the measured tokens per second, which leave each process's first step (compilation, warm-up) out; of a stage of
+    one step by the time it took.
+    """
+    total = 0.0
+    for result in results:
+        rate = result.get("metrics", {}).get("throughput/tokens_per_second")
+        seconds = (
+            result["tokens"] / rate if rate and result.get("tokens") else result.get("seconds", {}).get("training")
+        )
+        if not seconds:
+            return None
+        total += seconds
+    return total or None
 
 
 def _of_all(results: Iterable[tuple[Step, Mapping[str, Any]]], key: str) -> dict[str, float]:
@@ -273,8 +292,8 @@ def comparison_of(ablation: Ablation, runs: Sequence[Run]) -> Comparison:
     asked = ablation.study.compare
     results = [run.result() for run in runs]
     compared = compare(results, asked.metric, _design(ablation), _procedure(ablation))
-    if asked.scaling is not None:
-        compared = replace(compared, scaling=_scaling(ablation, results, asked.scaling))
+    if asked.scaling is not None or asked.gate is not None:
+        compared = _scaled(compared, ablation, runs, results)
     figure = asked.front
     if figure is None:
         return compared
@@ -292,12 +311,25 @@ def _procedure(ablation: Ablation) -> Procedure:
     return Procedure(asked.variance, asked.correction, asked.margin, families)
 
 
-def _scaling(ablation: Ablation, results: Sequence[RunResult], asked: ScalingLaw) -> Scaling:
-    groups = {arm.name: arm.experiment.model.family if asked.by == "family" else arm.group for arm in ablation.arms}
-    compare = ablation.study.compare
-    baseline = next(arm for arm in ablation.arms if compare.baseline in (None, arm.group))
-    runs = scaling_runs(results, compare.metric, groups)
-    return scaling(runs, compare.metric, groups[baseline.name], asked.x, asked.irreducible)
+def _scaled(compared: Comparison, ablation: Ablation, runs: Sequence[Run], results: Sequence[RunResult]) -> Comparison:
+    """The comparison with its power laws and its gate, of the runs whose schedules have ended."""
+    asked = ablation.study.compare
+    measured = [
+        Measured(result, run.arm.experiment.section(stage).training, step.stage.result() or {})
+        for run, result in zip(runs, results, strict=True)
+        if result.metric(asked.metric) is not None
+        for stage in ["finetune" if asked.metric.startswith(FINETUNED) else "pretrain"]
+        for step in run.steps
+        if step.link.kind == stage and not step.link.source
+    ]
+    ended, refused = ended_runs(measured)
+    found = scaling_of(ablation, ended, asked.scaling) if asked.scaling else None
+    gated = gate_of(ablation, ended, asked.gate) if asked.gate else None
+    return replace(
+        compared,
+        scaling=found and replace(found, notes=(*refused, *found.notes)),
+        gate=gated and replace(gated, notes=(*refused, *gated.notes)),
+    )
 
 
 def costs_of(arms: Iterable[Arm]) -> dict[str, dict[Figure, float]]:

@@ -26,7 +26,9 @@ from lit_llm.analysis.learning_rates import LearningRates, LRFactor, learning_ra
 from lit_llm.analysis.notes import comparison_notes
 from lit_llm.analysis.paired import Difference, Variance
 from lit_llm.analysis.procedure import Procedure
-from lit_llm.analysis.scaling import Scaling, ScalingRun
+from lit_llm.analysis.scaling import Scaling
+from lit_llm.analysis.scaling_gate import Gate
+from lit_llm.analysis.scaling_runs import ScalingRun
 from lit_llm.analysis.sensitivity import LRRun
 from lit_llm.analysis.sequential import Rounds, Standing, standings
 from lit_llm.analysis.verdicts import Judgement, judgements, without_lost_runs
@@ -143,6 +145,8 @@ class Comparison:
     """Of the arms that lost runs, or whose baseline did."""
     variance: Variance = "moderated"
     """Where the variance of a difference comes from."""
+    gate: Gate | None = None
+    """Multipliers of compute and time at each size, where the study asks for them."""
 
     def csv(self) -> str:
         """One line per arm; empty where there is no number."""
@@ -366,7 +370,7 @@ def _learning_rates(kept: Sequence[RunResult], metric: str, factor: LRFactor) ->
             for name in ("loss_spikes", "max_attention_logit", "max_grad_norm")
         )
         runs.append(LRRun(group, lr, run.seed, loss, spikes, logit, norm))
-        initial = run.result.get("initial", {}).get(validation_metric(metric))
+        initial = run.result.get("initial", {}).get(metric)
         if same_stage and initial is not None:
             loss_at_init[group, run.seed] = initial
     return learning_rates(factor, runs, loss_at_init) if runs else None
@@ -375,7 +379,16 @@ def _learning_rates(kept: Sequence[RunResult], metric: str, factor: LRFactor) ->
 def scaling_runs(runs: Sequence[RunResult], metric: str, groups: Mapping[str, str]) -> list[ScalingRun]:
     """The runs that have the metric, all of one origin. groups: {arm: its group}"""
     return [
-        ScalingRun(groups[run.arm], run.result["flops"], run.result["parameters"], run.result["tokens"], loss)
+        ScalingRun(
+            groups[run.arm],
+            run.result["flops"],
+            run.result["parameters"],
+            run.result["tokens"],
+            loss,
+            run.arm,
+            run.seed,
+            run.result.get("training_seconds"),
+        )
         for run in _of_one_origin(runs, [])
         if (loss := run.metric(metric)) is not None
     ]

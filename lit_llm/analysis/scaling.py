@@ -1,137 +1,42 @@
 """Scaling: how the loss falls with training FLOPs, parameters or tokens, and how many times the compute a group needs.
 
-A power law of each group of runs, L = E + A x^-a, or without the irreducible loss E (Kaplan et al. 2020, arXiv
-2001.08361; Hoffmann et al. 2022, arXiv 2203.15556, section 3.3), by least squares on the logarithm of the loss. There a
-Huber loss of 0.001 is used, which is nearly the absolute deviation: against the scatter of seeds it would throw away
-a third of what few runs know, and runs that diverged are not among them anyway.
-
-Intervals are a bootstrap over the runs: what a run deviates from its group's curve is dealt out anew among the runs of
-the group, and the curve is fitted again. The x stay, for they were chosen. The deviations of n runs are grown by
-√(n / (n − p)), for the p numbers that were fitted, and by the ratio of Student's to the normal quantile, so that a
-straight line gets its textbook interval (as the expanded percentile of Hesterberg 2015, arXiv 1411.5279, does for a
-mean). This tells how sure a curve is if it is a power law, and nothing of what lies outside of the data.
+For each group of runs a power law of its sizes (`scaling_laws`), with intervals for which a size counts once, however
+many seeds it has (`size_means`). They say how sure a law is if the sizes lie about it without a trend, and nothing of
+what lies outside of the data. Two groups are compared by the x that each needs for the same loss. Where their laws
+cross within the data, one number does not summarise them: the place of the crossing and the ratio at both ends are
+given beside it.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from lit_llm.analysis.paired import CONFIDENCE, Spread
+from lit_llm.analysis.estimates import Estimate, estimate, evenly, exponentials, interval, joined
+from lit_llm.analysis.isoflop import SAME_BUDGET, IsoFlop, isoflop_minima
+from lit_llm.analysis.joint_law import JointLaw, joint_laws
+from lit_llm.analysis.scaling_laws import Laws, PowerLaw
+from lit_llm.analysis.scaling_runs import Scale, ScalingRun, X, sizes_of
+from lit_llm.analysis.size_means import (
+    LackOfFit,
+    Size,
+    deviation_draws,
+    lack_of_fit,
+    luck_draws,
+    means_of,
+    seed_variance,
+    size_weights,
+)
 
-X = Literal["train_flops", "parameters", "tokens"]
-
-RESAMPLES = 400
-SAME_BUDGET = 1.1
-"""Runs whose FLOPs differ by no more than this factor spent the same."""
-
-
-@dataclass(frozen=True)
-class ScalingRun:
-    """One finished run."""
-
-    group: str
-    train_flops: float
-    parameters: float
-    tokens: float
-    loss: float
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its 95% interval."""
-
-    value: float
-    low: float | None = None
-    """None where nothing is left to estimate the scatter from."""
-    high: float | None = None
-
-
-@dataclass(frozen=True)
-class PowerLaw:
-    """L = E + A x^-a."""
-
-    irreducible: float
-    """E; 0 where it was not asked for."""
-    coefficient: float
-    """A; may be beyond what a float holds, so use `at`."""
-    exponent: float
-
-    def at(self, x: float) -> float:
-        return self.irreducible + math.exp(math.log(self.coefficient) - self.exponent * math.log(x))
-
-    def x_for(self, loss: float) -> float:
-        """Where it has this loss; infinite where it never has."""
-        if loss <= self.irreducible or self.exponent <= 0:
-            return math.inf
-        try:
-            return math.exp((math.log(self.coefficient) - math.log(loss - self.irreducible)) / self.exponent)
-        except OverflowError:
-            return math.inf
-
-
-def fit_power_law(x: Sequence[float], loss: Sequence[float], irreducible: bool = True) -> PowerLaw:
-    """By least squares on the logarithm of the loss.
-
-    Raises ValueError for fewer different x than it has numbers to fit: three with E, two without.
-    """
-    needed = 3 if irreducible else 2
-    if len(set(x)) < needed:
-        raise ValueError(f"a power law {'with E ' if irreducible else ''}needs {needed} different x or more")
-    return _fit(x, loss, irreducible, None)
-
-
-STARTS = (0.0, 0.5, 0.8, 0.95)
-"""E as a share of the lowest loss, where a search for the best fit begins: it has more than one valley."""
-
-
-def _fit(x: Sequence[float], loss: Sequence[float], irreducible: bool, near: PowerLaw | None) -> PowerLaw:
-    """near: begin at this one alone."""
-    import numpy as np
-    from scipy.optimize import least_squares
-
-    log_x, log_loss = np.log(np.asarray(x, float)), np.log(np.asarray(loss, float))
-    middle = log_x.mean()  # so that A and a are not traded for each other
-    u = log_x - middle
-    slope, level = np.polyfit(u, log_loss, 1)
-    if not irreducible:
-        return _law(0.0, level, -slope, middle)
-
-    # E and A as logarithms, so that neither is negative.
-    def residuals(p: Any) -> Any:
-        return np.logaddexp(p[0], p[1] - p[2] * u) - log_loss
-
-    def jacobian(p: Any) -> Any:
-        share = np.exp(p[0] - np.logaddexp(p[0], p[1] - p[2] * u))
-        return np.stack([share, 1 - share, -(1 - share) * u], axis=1)
-
-    starts = []
-    if near is not None:
-        at_middle = math.log(near.coefficient) - near.exponent * middle
-        starts.append([math.log(max(near.irreducible, 1e-6)), at_middle, near.exponent])
-    for part in STARTS if near is None else ():
-        floor = max(part, 1e-6) * math.exp(log_loss.min())
-        slope, level = np.polyfit(u, np.log(np.exp(log_loss) - floor * (1 - 1e-9)), 1)
-        starts.append([math.log(floor), level, -slope])
-    # In a straight line on log axes E is nothing, and its logarithm would wander off for ever.
-    bounds = ([-14.0, -np.inf, 0.0], [float(log_loss.max()), np.inf, 10.0])
-    found = [
-        least_squares(residuals, np.clip(start, *bounds), jacobian, bounds=bounds, x_scale="jac", max_nfev=200)
-        for start in starts
-    ]
-    best = min(found, key=lambda fit: float(fit.cost)).x
-    return _law(math.exp(best[0]), best[1], best[2], middle)
-
-
-def _law(irreducible: float, level: float, exponent: float, middle: float) -> PowerLaw:
-    """level: log A x^-a in the middle."""
-    return PowerLaw(float(irreducible), math.exp(min(700.0, level + exponent * middle)), float(exponent))
-
-
-# --- groups ---------------------------------------------------------------------------------------------------------
+DRAWS, PLAIN_DRAWS = 1000, 4000
+"""Of a law with E, and of one without, whose draws are one matrix product. The ends of an interval then leave out 2.5%
+give or take 0.5%, or 0.25%."""
+POINTS = 21
+"""Places between two ends at which laws are drawn and compared."""
+LACKING = 0.05
+"""p of the lack-of-fit test below which the report says that a law does not hold."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +55,11 @@ class Curve:
     """Standard deviation of the runs about the curve, relative to the loss."""
     band: tuple[tuple[float, float, float], ...] = ()
     """(x, low, high) within the data: where the curve lies, at each x with 95%; empty without intervals."""
+    sizes: int = 0
+    seed_scatter: float | None = None
+    """Standard deviation of the runs of one size over its seeds, relative to the loss; None for one seed."""
+    lack_of_fit: LackOfFit | None = None
+    """None where it cannot be tested: one seed, or as many sizes as numbers to fit."""
 
 
 @dataclass(frozen=True)
@@ -165,27 +75,28 @@ class Multiplier:
     mean: Estimate
     """Geometric mean between the two losses, evenly in the baseline's log x."""
     at_best: Estimate
+    at_worst: Estimate
+    crossing: Crossing | None = None
+    """Where the curves cross within the data, which the mean alone would hide."""
 
 
 @dataclass(frozen=True)
-class IsoFlop:
-    """The runs of one group that spent the same FLOPs: which size is best?"""
+class Crossing:
+    """Where the law of a group crosses that of its baseline within the data of both."""
 
-    group: str
-    train_flops: float
-    sizes: int
-    parameters: float | None
-    """Of the lowest loss, by a parabola in log parameters; None where it has no lowest point between its sizes."""
-    loss: float | None
-    points: tuple[tuple[float, float], ...] = ()
-    """(parameters, loss) of its runs."""
-    parabola: tuple[tuple[float, float], ...] = ()
-    """(parameters, loss) from its smallest to its largest size."""
+    x: Estimate
+    """Its interval holds every x at which neither is shown to be below the other; it ends where the data end."""
+    loss: Estimate
+    below_at_low_x: str
+    """The group with the lower loss at the lower end of the data."""
+    below_at_high_x: str
+    shown: bool
+    """Whether each is shown to be below the other at its end of the data (95% at each end)."""
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """All groups."""
+    """The laws of all groups of a study."""
 
     x: X
     metric: str
@@ -195,7 +106,9 @@ class Scaling:
     isoflops: tuple[IsoFlop, ...]
     notes: tuple[str, ...]
     runs: tuple[ScalingRun, ...] = ()
-    """What all of it is of."""
+    """The runs that the laws are fitted to."""
+    joint: tuple[JointLaw, ...] = ()
+    """The law of parameters and tokens of each group whose sizes identify it."""
 
 
 def scaling(
@@ -204,142 +117,301 @@ def scaling(
     baseline: str,
     x: X = "train_flops",
     irreducible: bool = True,
-    resamples: int = RESAMPLES,
+    draws: int | None = None,
+    random: Any = None,
 ) -> Scaling:
-    """The curve of every group, and how each compares with the baseline's."""
-    fitted, notes = dict[str, _Fitted](), []
-    for group in dict.fromkeys(run.group for run in runs):
-        own = [run for run in runs if run.group == group]
+    """The curve of every group, and how each compares with the baseline's.
+
+    Args:
+        runs: finished runs of all groups.
+        metric: name of their loss.
+        baseline: the group that the others are compared with.
+        x: what the loss falls with.
+        irreducible: whether E is fitted.
+        draws: of each law, for its intervals; DRAWS, or PLAIN_DRAWS without E, when None.
+        random: numpy's Generator; the same for each report when None.
+    """
+    import numpy as np
+
+    random = np.random.default_rng(0) if random is None else random
+    draws = draws or (DRAWS if irreducible else PLAIN_DRAWS)
+    fits, notes = dict[str, GroupFit](), list[str]()
+    members = {group: sizes_of([run for run in runs if run.group == group]) for group in _groups(runs)}
+    for group, sizes in members.items():
         try:
-            fitted[group] = _fitted([getattr(run, x) for run in own], [run.loss for run in own], irreducible, resamples)
+            fits[group] = fit_sizes(sizes, x, irreducible, draws, random)
         except ValueError as error:
             notes.append(f"{group}: no curve yet: {error}")
-    curves = tuple(_curve(group, found, irreducible) for group, found in fitted.items())
+    curves = tuple(_curve(group, fit, irreducible) for group, fit in fits.items())
     multipliers = []
-    for group, found in fitted.items():
-        if group == baseline or baseline not in fitted:
+    for group, fit in fits.items():
+        if group == baseline or baseline not in fits:
             continue
-        multiplier = _multiplier(group, found, baseline, fitted[baseline])
+        multiplier = _multiplier(group, fit, baseline, fits[baseline], random)
         if multiplier is None:
             notes.append(f"{group} and {baseline} reach no loss in common, so their {x} are not compared")
         else:
             multipliers.append(multiplier)
-    if curves:
-        notes.append("intervals: a bootstrap over runs; they hold within the data, if the curves are power laws")
-    minima = tuple(isoflop_minima(runs))
-    return Scaling(x, metric, irreducible, curves, tuple(multipliers), minima, tuple(notes), tuple(runs))
+    notes += [*_crossing_notes(multipliers, x), *_fit_notes(curves), *_interval_notes(fits, curves)]
+    joint, refused = joint_laws({group: members[group] for group in fits}, min(draws, DRAWS), random)
+    return Scaling(
+        x,
+        metric,
+        irreducible,
+        curves,
+        tuple(multipliers),
+        tuple(isoflop_minima(runs)),
+        (*notes, *refused),
+        tuple(runs),
+        joint,
+    )
+
+
+def _groups(runs: Sequence[ScalingRun]) -> list[str]:
+    return list(dict.fromkeys(run.group for run in runs))
+
+
+# --- the law of one group -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Fitted:
-    x: Sequence[float]
-    law: PowerLaw
-    resampled: tuple[PowerLaw, ...]
-    scatter: float
+class GroupFit:
+    """The power law of one group's sizes, and draws of what it may be."""
+
+    sizes: Sequence[Size]
+    log_x: Any
+    law: Laws
+    """One row."""
+    drawn: Laws | None
+    """One row a draw, without the luck of its seeds; None without degrees of freedom."""
+    luck: Any
+    """What the seeds may add to every size, a number for each draw."""
+    residuals: Any
+    """Of the size means, in log loss."""
+    numbers: int
+    """Numbers that were fitted."""
+    lack: LackOfFit | None
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The least and the largest log x."""
+        return float(self.log_x.min()), float(self.log_x.max())
+
+    @property
+    def residual_deviation(self) -> float | None:
+        """Standard deviation of the size means about the law; None without degrees of freedom."""
+        degrees = len(self.sizes) - self.numbers
+        return float((self.residuals**2).sum() / degrees) ** 0.5 if degrees else None
 
 
-def _fitted(x: Sequence[float], loss: Sequence[float], irreducible: bool, resamples: int) -> _Fitted:
+def fit_sizes(sizes: Sequence[Size], x: Scale, irreducible: bool, draws: int, random: Any) -> GroupFit:
+    """Fit the law to the means of the sizes, and draw what it may be.
+
+    Raises:
+        ValueError: fewer different x than numbers to fit.
+    """
     import numpy as np
-    from scipy.stats import norm
 
-    law = fit_power_law(x, loss, irreducible)
-    free = len(x) - (3 if irreducible else 2)
-    if free < 1:
-        return _Fitted(x, law, (), 0.0)
-    on_curve = np.log([law.at(value) for value in x])
-    residuals = np.log(loss) - on_curve
-    residuals = (residuals - residuals.mean()) * math.sqrt(len(x) / free)
-    few = Spread(1.0, free).half_width() / float(norm.ppf(0.5 + CONFIDENCE / 2))
-    random = np.random.default_rng(0)  # the same report each time
-    again = [np.exp(on_curve + few * random.choice(residuals, len(x))).tolist() for _ in range(resamples)]
-    laws = tuple(_fit(x, values, irreducible, law) for values in again)
-    return _Fitted(x, law, laws, float(np.sqrt((residuals**2).mean())))
-
-
-def _curve(group: str, found: _Fitted, irreducible: bool) -> Curve:
-    e = _estimate(found.law.irreducible, [law.irreducible for law in found.resampled] if irreducible else ())
-    a = _estimate(found.law.exponent, [law.exponent for law in found.resampled])
-    ends = min(found.x), max(found.x)
-    return Curve(group, len(found.x), *ends, e, a, found.law, found.scatter, tuple(_band(found, *ends)))
+    log_x, means = np.array([size.logs[x] for size in sizes]), means_of(sizes)
+    numbers = 3 if irreducible else 2
+    if _different(log_x) < numbers:
+        raise ValueError(f"a power law {'with E ' if irreducible else ''}needs {numbers} different x or more")
+    law, residuals = _fitted(log_x, means, np.ones(len(sizes)), irreducible)
+    weights = size_weights(sizes, residuals, numbers)
+    if (weights < 1).any():
+        law, residuals = _fitted(log_x, means, weights, irreducible)
+    deviations = deviation_draws(residuals, weights, numbers, draws, random)
+    drawn = None
+    if deviations is not None:
+        drawn = Laws.fit(log_x, law.log_loss(log_x) + deviations, weights, irreducible, near=law)
+    counts = np.array([size.count for size in sizes], float)
+    even = (counts == counts[0]).all()
+    by_run = residuals if even else _fitted(log_x, means, counts, irreducible)[1]
+    lack = lack_of_fit(sizes, by_run, numbers)
+    return GroupFit(sizes, log_x, law, drawn, luck_draws(sizes, (), draws, random), residuals, numbers, lack)
 
 
-def _band(found: _Fitted, low: float, high: float) -> Iterator[tuple[float, float, float]]:
-    for place in _evenly(math.log(low), math.log(high)) if found.resampled else ():
-        x = math.exp(place)
-        at = _estimate(found.law.at(x), [law.at(x) for law in found.resampled])
-        assert at.low is not None
-        assert at.high is not None
-        yield x, at.low, at.high
+def _fitted(log_x: Any, means: Any, weights: Any, irreducible: bool) -> tuple[Laws, Any]:
+    law = Laws.fit(log_x, means[None], weights, irreducible)
+    return law, means - law.log_loss(log_x)[0]
 
 
-def _evenly(low: float, high: float) -> list[float]:
-    return [low + (high - low) * i / (POINTS - 1) for i in range(POINTS)]
+def _different(log_x: Any) -> int:
+    """How many x differ by more than the factor that still counts as the same budget."""
+    count, last = 0, -math.inf
+    for value in sorted(log_x):
+        if value > last + math.log(SAME_BUDGET):
+            count, last = count + 1, value
+    return count
 
 
-def _estimate(value: float, resampled: Sequence[float]) -> Estimate:
-    """The middle 95% of what the resampled runs give."""
-    if not resampled:
-        return Estimate(value)
-    ordered = sorted(resampled)
-    aside = max(0, math.floor((1 - CONFIDENCE) / 2 * (len(ordered) + 1)) - 1)
-    return Estimate(value, ordered[aside], ordered[-1 - aside])
+def _curve(group: str, fit: GroupFit, irreducible: bool) -> Curve:
+    law, drawn = fit.law.law(0), fit.drawn
+    e = estimate(law.irreducible, None if drawn is None or not irreducible else _exp(drawn.log_irreducible + fit.luck))
+    a = estimate(law.exponent, None if drawn is None else drawn.exponent)
+    low, high = (math.exp(end) for end in fit.ends)
+    runs = sum(size.count for size in fit.sizes)
+    squares = sum(
+        size.squares + size.count * float(residual) ** 2
+        for size, residual in zip(fit.sizes, fit.residuals, strict=True)
+    )
+    scatter = math.sqrt(squares / (runs - fit.numbers)) if runs > fit.numbers else 0.0
+    within, inner = seed_variance(fit.sizes)
+    return Curve(
+        group,
+        runs,
+        low,
+        high,
+        e,
+        a,
+        law,
+        scatter,
+        tuple(_band(fit)),
+        len(fit.sizes),
+        math.sqrt(within) if inner else None,
+        fit.lack,
+    )
 
 
-POINTS = 21
+def _exp(values: Any) -> Any:
+    import numpy as np
+
+    return np.exp(values)
 
 
-def _multiplier(group: str, found: _Fitted, baseline: str, base: _Fitted) -> Multiplier | None:
-    best = max(law.at(max(x)) for law, x in ((found.law, found.x), (base.law, base.x)))
-    worst = min(law.at(min(x)) for law, x in ((found.law, found.x), (base.law, base.x)))
+def _band(fit: GroupFit) -> Iterator[tuple[float, float, float]]:
+    if fit.drawn is None:
+        return
+    places = evenly(*fit.ends, POINTS)
+    lows, highs = _exp(interval(fit.drawn.log_loss(places) + fit.luck[:, None]))
+    for place, low, high in zip(places, lows, highs, strict=True):
+        yield math.exp(place), float(low), float(high)
+
+
+# --- two groups -----------------------------------------------------------------------------------------------------
+
+
+def _multiplier(group: str, fit: GroupFit, baseline: str, base: GroupFit, random: Any) -> Multiplier | None:
+    """None where the curves reach no loss in common within their data."""
+    import numpy as np
+
+    at_ends = [each.law.log_loss(each.ends)[0] for each in (fit, base)]
+    worst, best = min(ends[0] for ends in at_ends), max(ends[1] for ends in at_ends)
     if best >= worst:
         return None
-    ends = [math.log(base.law.x_for(loss)) for loss in (worst, best)]
-    losses = [base.law.at(math.exp(place)) for place in _evenly(*ends)]
+    start, end = (float(base.law.log_x(np.array([loss]))[0, 0]) for loss in (worst, best))
+    losses = base.law.log_loss(evenly(start, end, POINTS))[0]
+    ratios, drawn = _log_ratios(fit.law, base.law, losses)[0], None
+    mine = None
+    if fit.drawn is not None and base.drawn is not None:
+        draws = len(fit.luck)
+        mine = fit.drawn.shifted(luck_draws(fit.sizes, base.sizes, draws, random))
+        drawn = _log_ratios(mine, base.drawn, losses)
 
-    def ratio(law: PowerLaw, other: PowerLaw, at: Sequence[float]) -> float:
-        pairs = [(law.x_for(loss), other.x_for(loss)) for loss in at]
-        if any(math.isinf(mine) for mine, _ in pairs):
-            return math.inf  # it needs more than there is
-        if any(math.isinf(its) for _, its in pairs):
-            return 0.0
-        return math.exp(statistics.fmean(math.log(mine) - math.log(its) for mine, its in pairs))
+    def ratio(at: slice) -> Estimate:
+        middle = None if drawn is None else drawn[:, at].mean(axis=1)
+        return exponentials(estimate(float(ratios[at].mean()), middle))
 
-    def estimate(at: Sequence[float]) -> Estimate:
-        pairs = zip(found.resampled, base.resampled, strict=False)
-        return _estimate(ratio(found.law, base.law, at), [ratio(*pair, at) for pair in pairs])
+    return Multiplier(
+        group,
+        baseline,
+        math.exp(best),
+        math.exp(worst),
+        ratio(slice(None)),
+        ratio(slice(-1, None)),
+        ratio(slice(0, 1)),
+        _crossing(group, fit, baseline, base, mine),
+    )
 
-    return Multiplier(group, baseline, best, worst, estimate(losses), estimate(losses[-1:]))
 
-
-def isoflop_minima(runs: Sequence[ScalingRun]) -> Iterator[IsoFlop]:
-    """For each group and budget with three sizes or more the best size (arXiv 2203.15556, section 3.2)."""
+def _log_ratios(laws: Laws, baselines: Laws, losses: Any) -> Any:
+    """log x over the baseline's log x at each loss, rows x losses; not a number where neither law has the loss."""
     import numpy as np
 
-    for group in dict.fromkeys(run.group for run in runs):
-        for budget in _budgets([run for run in runs if run.group == group]):
-            sizes = np.log([run.parameters for run in budget])
-            count, flops = len(set(sizes)), statistics.geometric_mean(run.train_flops for run in budget)
-            if count < 3:
-                continue
-            middle = sizes.mean()
-            bend, slope, level = np.polyfit(sizes - middle, [run.loss for run in budget], 2)
-            lowest = -slope / (2 * bend) + middle if bend > 0 else math.inf
-            places = _evenly(sizes.min() - middle, sizes.max() - middle)
-            drawn = [(math.exp(at + middle), float(bend * at**2 + slope * at + level)) for at in places]
-            best, loss = None, None
-            if sizes.min() <= lowest <= sizes.max():
-                best, loss = math.exp(lowest), float(level - slope**2 / (4 * bend))
-            points = tuple((run.parameters, run.loss) for run in budget)
-            yield IsoFlop(group, flops, count, best, loss, points, tuple(drawn))
+    with np.errstate(invalid="ignore"):
+        return laws.log_x(losses) - baselines.log_x(losses)
 
 
-def _budgets(runs: Sequence[ScalingRun]) -> Iterator[list[ScalingRun]]:
-    """Those that spent the same, the smallest budget first."""
-    budget: list[ScalingRun] = []
-    for run in sorted(runs, key=lambda run: run.train_flops):
-        if budget and run.train_flops > SAME_BUDGET * budget[0].train_flops:
-            yield budget
-            budget = []
-        budget.append(run)
-    if budget:
-        yield budget
+CROSSING_POINTS = 201
+
+
+def _crossing(group: str, fit: GroupFit, baseline: str, base: GroupFit, mine: Laws | None) -> Crossing | None:
+    """The last sign change of the difference between two laws within the x of both; None where there is none.
+
+    mine: draws of the group's law, luck included; None without intervals.
+    """
+    import numpy as np
+
+    low, high = max(fit.ends[0], base.ends[0]), min(fit.ends[1], base.ends[1])
+    if low >= high:
+        return None
+    places = np.linspace(low, high, CROSSING_POINTS)
+    difference = (fit.law.log_loss(places) - base.law.log_loss(places))[0]
+    turns = np.flatnonzero(np.sign(difference[:-1]) * np.sign(difference[1:]) < 0)
+    if not len(turns):
+        return None
+    at = int(turns[-1])
+    share = difference[at] / (difference[at] - difference[at + 1])
+    place = float(places[at] + share * (places[at + 1] - places[at]))
+    loss = float(base.law.log_loss([place])[0, 0])
+    names = (group, baseline) if difference[0] < 0 else (baseline, group)
+    if mine is None or base.drawn is None:
+        return Crossing(Estimate(math.exp(place)), Estimate(math.exp(loss)), *names, False)
+    ends = interval(mine.log_loss(places) - base.drawn.log_loss(places))
+    # What a test at each place would not reject: Fieller's set, cut at the ends of the data.
+    open_x = places[(ends[0] <= 0) & (ends[1] >= 0)]
+    losses = base.law.log_loss(places)[0]
+    ratios = interval(_log_ratios(mine, base.drawn, losses))
+    open_losses = losses[(ratios[0] <= 0) & (ratios[1] >= 0)]
+    below, above = ends[1] < 0, ends[0] > 0
+    shown = bool((below[0] and above[-1]) or (above[0] and below[-1]))
+    return Crossing(_spanned(place, open_x), _spanned(loss, open_losses), *names, shown)
+
+
+def _spanned(value: float, among: Any) -> Estimate:
+    ends = [value, *map(float, among)]
+    return exponentials(Estimate(value, min(ends), max(ends)))
+
+
+# --- notes ----------------------------------------------------------------------------------------------------------
+
+
+def _crossing_notes(multipliers: Sequence[Multiplier], x: X) -> Iterator[str]:
+    for each in multipliers:
+        if each.crossing is not None:
+            undecided = "" if each.crossing.shown else " (not shown: an end of the data does not tell them apart)"
+            yield (
+                f"the curves of {each.group} and {each.baseline} cross within the data, at {each.crossing.x.value:.3g} "
+                f"{x.replace('_', ' ').replace('train flops', 'training FLOPs')}{undecided}: one multiplier does not "
+                "describe them"
+            )
+
+
+def _fit_notes(curves: Sequence[Curve]) -> Iterator[str]:
+    lacking = [curve for curve in curves if curve.lack_of_fit is not None and curve.lack_of_fit.p < LACKING]
+    for curve in lacking:
+        test = curve.lack_of_fit
+        assert test is not None
+        inner, outer = test.degrees
+        yield (
+            f"{curve.group}: its sizes lie off the law by {test.deviation:.2%}, more than their seeds explain (lack of "
+            f"fit: F({inner}, {outer}) = {test.f:.3g}, p = {test.p:.2g}); more sizes narrow its intervals, more seeds "
+            "do not"
+        )
+    untested = [curve.group for curve in curves if curve.lack_of_fit is None]
+    if untested:
+        yield f"lack of fit is not tested without several seeds and a spare size: {joined(untested)}"
+
+
+def _interval_notes(fits: dict[str, GroupFit], curves: Sequence[Curve]) -> Iterator[str]:
+    if not curves:
+        return
+    bare = [group for group, fit in fits.items() if fit.drawn is None]
+    if bare:
+        numbers = next(fit.numbers for fit in fits.values() if fit.drawn is None)
+        yield f"no interval with {numbers} sizes for {numbers} fitted numbers: {joined(bare)}"
+    if len(bare) < len(curves):
+        yield (
+            "intervals are of other sizes and other seeds: each size counts once, however many seeds it has; they hold "
+            "within the data, if sizes lie about the law without a trend"
+        )

@@ -11,10 +11,10 @@ from lit_llm.analysis.correction import Correction
 from lit_llm.analysis.effects import Effect, Effects
 from lit_llm.analysis.front import better
 from lit_llm.analysis.paired import Difference
-from lit_llm.analysis.scaling import Scaling
 from lit_llm.analysis.verdicts import DIFFERENT, LEVEL, LOST, UNDECIDED
 from lit_llm.report import text
-from lit_llm.report.scaling import NAMES
+from lit_llm.report.scaling import scaling_sentences
+from lit_llm.report.scaling_gate import gate_sentences
 
 NAMED = 3
 """Arms that a sentence speaks of one by one; of more it names the extremes."""
@@ -43,7 +43,7 @@ def _answer(comparison: Comparison) -> Iterator[str]:
 
 def _sentences(comparison: Comparison) -> Iterator[str]:
     """What a study was designed for comes first: a law, a sensitivity, effects; each arm alone says less."""
-    yield from _scaling(comparison.scaling)
+    yield from _scaling(comparison)
     yield from _rates(comparison)
     for group in comparison.effects:
         yield from _effects(group, comparison)
@@ -226,14 +226,11 @@ def _named(row: Effect, short: dict[str, str]) -> str:
     return " × ".join(short[name] for name in row.factors) + levels
 
 
-def _scaling(found: Scaling | None) -> Iterator[str]:
-    for times in found.multipliers if found is not None else ():
-        assert found is not None
-        interval = "" if times.mean.low is None else f" [{times.mean.low:.3g}, {times.mean.high:.3g}]"
-        yield (
-            f"for the same {found.metric}, {times.group} needs {times.mean.value:.3g}{interval} times the "
-            f"{NAMES[found.x]} of {times.baseline}, over losses from {times.best:.3f} to {times.worst:.3f}."
-        )
+def _scaling(comparison: Comparison) -> Iterator[str]:
+    if comparison.scaling is not None:
+        yield from scaling_sentences(comparison.scaling)
+    if comparison.gate is not None:
+        yield from gate_sentences(comparison.gate)
 
 
 def _rates(comparison: Comparison) -> Iterator[str]:

@@ -20,6 +20,7 @@ from lit_llm.report.answer import answer
 from lit_llm.report.learning_rates import lr_parts
 from lit_llm.report.parts import Part, in_terminal, without
 from lit_llm.report.scaling import scaling_parts
+from lit_llm.report.scaling_gate import gate_parts
 
 
 def comparison_parts(comparison: Comparison) -> list[Part]:
@@ -49,6 +50,8 @@ def _parts(comparison: Comparison) -> Iterator[Part]:
         yield from lr_parts(rates, validation_metric(comparison.metric))
     if comparison.scaling is not None:
         yield from scaling_parts(comparison.scaling)
+    if comparison.gate is not None:
+        yield from gate_parts(comparison.gate)
 
 
 EFFECT = ("arm", "n", "{metric}", "difference [95%]", "± seeds", "p", "verdict", "against")

@@ -33,6 +33,11 @@ class _Warmup(Section):
         """The same shape over a training that is `ratio` times as long."""
         return self.model_copy(update={"warmup_steps": round(self.warmup_steps * ratio)})
 
+    @property
+    def decays(self) -> bool:
+        """Whether a whole training ends at a lower learning rate than its peak, by a decay that ends with it."""
+        return getattr(self, "final_fraction", 1.0) < 1.0
+
     def problem(self, max_steps: int) -> tuple[str, str] | None:
         """(key, why) this schedule does not fit into so many steps."""
         if self.warmup_steps > max_steps:

@@ -20,7 +20,8 @@ from lit_llm.ablation.run import Watcher, run_study
 from lit_llm.ablation.runs import Run, comparison_of, runs_of
 from lit_llm.analysis.comparison import Comparison, RunResult, compare
 from lit_llm.analysis.procedure import Procedure
-from lit_llm.analysis.scaling import ScalingRun, scaling
+from lit_llm.analysis.scaling import scaling
+from lit_llm.analysis.scaling_runs import ScalingRun
 from lit_llm.cli import app
 from lit_llm.report.figures import from_scaling
 from lit_llm.report.figures.courses import places, read_course
@@ -256,7 +257,7 @@ def test_scaling_shows_every_run_the_law_and_the_best_sizes(tmp_path: Path) -> N
             for size in best * np.array([0.5, 1.0, 2.0]):
                 loss = 1.69 + 406.4 / size**0.34 + 410.7 / (flops / 6 / size) ** 0.28 + random.normal(0, 1e-4)
                 runs.append(ScalingRun(family, flops, float(size), float(flops / 6 / size), float(loss)))
-    found = scaling(runs, "val/target_nll", "decoder", irreducible=False, resamples=40)
+    found = scaling(runs, "val/target_nll", "decoder", irreducible=False, draws=40)
     shown = Shown(ablation, [], Comparison("val/target_nll", (), (), scaling=found))
     law, profiles = from_scaling.scaling(shown)
     assert [axes.get_xlabel() for axes in law.figure.axes] == ["training FLOPs", "parameters", "tokens read"]
@@ -266,6 +267,9 @@ def test_scaling_shows_every_run_the_law_and_the_best_sizes(tmp_path: Path) -> N
             own = [(getattr(run, x), run.loss) for run in runs if run.group == family]
             assert list(zip(line.get_xdata(), line.get_ydata(), strict=True)) == own
         assert len(axes.collections) == (2 if x == "train_flops" else 0)  # the bands
+    dotted = [line for line in law.figure.axes[0].lines if line.get_linestyle() == ":"]
+    crossings = [m.crossing.x.value for m in found.multipliers if m.crossing is not None]
+    assert [line.get_xdata()[0] for line in dotted] == crossings
     fitted = np.polyfit(np.log([run.train_flops for run in runs[:9]]), np.log([run.loss for run in runs[:9]]), 1)
     x, y = curve(law.figure.axes[0]).T
     assert np.log(y) == pytest.approx(np.polyval(fitted, np.log(x)))

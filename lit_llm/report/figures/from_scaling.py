@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lit_llm.analysis.scaling import Curve, X
+from lit_llm.analysis.scaling import Curve
+from lit_llm.analysis.scaling_runs import X
 from lit_llm.report import text
 from lit_llm.report.figures.fronts import Profile, isoflop_figure, scaling_figure
 from lit_llm.report.figures.lines import Line
@@ -27,12 +28,16 @@ def scaling(study: Shown) -> Iterator[Drawn]:
     }
     curves = {curve.group: _curve(curve) for curve in found.curves if curve.group in groups}
     law = "E + A x^-a" if found.irreducible else "A x^-a"
-    band = "; bands: where the law lies, 95%, by a bootstrap over the runs" * any(curve.band for curve in found.curves)
+    band = "; bands: where the law lies, 95% over sizes and seeds" * any(curve.band for curve in found.curves)
+    crossings = [m.crossing.x.value for m in found.multipliers if m.crossing is not None and m.group in groups]
+    crossed = "; dotted: where laws cross" * bool(crossings)
     yield Drawn(
         "scaling",
         f"{found.metric} of every finished run ({len(found.runs)}) over training FLOPs, parameters and tokens; lines: "
-        f"the power law {law} in {SCALES[found.x]}, fitted to each group{band}.",
-        scaling_figure(f"{found.metric} against scale", points, {SCALES[found.x]: curves}, ylabel),
+        f"the power law {law} in {SCALES[found.x]}, fitted to each group{band}{crossed}.",
+        scaling_figure(
+            f"{found.metric} against scale", points, {SCALES[found.x]: curves}, ylabel, {SCALES[found.x]: crossings}
+        ),
     )
     profiles = {
         group: [

@@ -79,10 +79,12 @@ def scaling_figure(
     points: Mapping[str, Mapping[str, Points]],
     fitted: Mapping[str, Mapping[str, Line]],
     ylabel: str,
+    crossings: Mapping[str, Sequence[float]] | None = None,
 ) -> Figure:
     """Losses over a scale (FLOPs, tokens, parameters), a panel for each, and the curves that were fitted to them.
 
-    Both by the panel's label below, then by the family's name; a family without a fit has its points alone.
+    Both by the panel's label below, then by the family's name; a family without a fit has its points alone. crossings:
+    places where curves cross, by the panel's label; marked by a vertical line.
     """
     panels = [
         Panel(
@@ -92,6 +94,7 @@ def scaling_figure(
             {name: [line] for name, line in fitted.get(label, {}).items()},
             log="xy",
             points=families,
+            verticals=(crossings or {}).get(label, ()),
         )
         for label, families in points.items()
     ]

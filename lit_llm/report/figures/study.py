@@ -10,6 +10,7 @@ from lit_llm.ablation.runs import Run
 from lit_llm.analysis.comparison import Comparison
 from lit_llm.report.figures.from_comparison import forests, fronts, heat_maps, ladders, rates, turn
 from lit_llm.report.figures.from_courses import learning, stability
+from lit_llm.report.figures.from_gate import gates
 from lit_llm.report.figures.from_records import attention, extrapolation, inference
 from lit_llm.report.figures.from_scaling import scaling
 from lit_llm.report.figures.shown import Drawn, Shown
@@ -20,6 +21,7 @@ __all__ = ["Drawn", "figures_of", "write_figures"]
 
 FIGURES = (
     scaling,
+    gates,
     forests,
     ladders,
     heat_maps,

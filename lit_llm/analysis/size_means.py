@@ -1,0 +1,158 @@
+"""The sizes of a scaling study: means over seeds, deviations from a law, and draws of what a law may be.
+
+Runs of one size share all in which that size deviates from a power law, so seeds of one size are no independent
+evidence of the law: the unit that is resampled is the size (the cluster of its seeds). A law is fitted to the means of
+the sizes. The scatter of these means about the law, with as many degrees of freedom as there are sizes less numbers
+fitted, holds both the seeds' scatter and the lack of fit, whatever their shares.
+
+With four to seven sizes a bootstrap that draws sizes with replacement degenerates: too few different samples, and many
+that hold two sizes only. Here the deviations of the sizes are drawn from a normal distribution whose variance is itself
+drawn from what the residuals say of it (residual sum of squares over a chi-square variate), and the law is fitted anew
+to each draw. For a law without E the interval of the exponent is then Student's t on the size means, exactly; other
+intervals are generalised confidence intervals (Weerahandi 1993, J. Am. Stat. Assoc. 88; Hannig, Iyer, Patterson 2006,
+J. Am. Stat. Assoc. 101). Sizes with unequal numbers of seeds are weighted as in a random-effects meta-regression
+with the variance of Knapp and Hartung (2003, Stat. Med. 22).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Size:
+    """The runs of one arm over its seeds."""
+
+    name: str
+    logs: Mapping[str, float]
+    """Logarithm of each scale (train_flops, parameters, tokens, seconds), mean over the runs."""
+    log_losses: Mapping[int, float]
+    """{seed: log loss}"""
+    seconds_squares: float = 0.0
+    """Sum of squared deviations of the runs' log seconds from their mean."""
+
+    @property
+    def count(self) -> int:
+        return len(self.log_losses)
+
+    @property
+    def mean(self) -> float:
+        return sum(self.log_losses.values()) / self.count
+
+    @property
+    def squares(self) -> float:
+        """Sum of squared deviations of its seeds from their mean."""
+        return sum((value - self.mean) ** 2 for value in self.log_losses.values())
+
+
+def means_of(sizes: Sequence[Size]) -> Any:
+    """Mean log loss of each size."""
+    import numpy as np
+
+    return np.array([size.mean for size in sizes])
+
+
+def seed_variance(sizes: Sequence[Size]) -> tuple[float, int]:
+    """(variance of log losses over the seeds of a size, degrees of freedom), pooled over sizes; (0, 0) for one seed."""
+    degrees = sum(size.count - 1 for size in sizes)
+    return (sum(size.squares for size in sizes) / degrees, degrees) if degrees else (0.0, 0)
+
+
+def seconds_variance(sizes: Sequence[Size]) -> tuple[float, int]:
+    """(variance of log seconds over the runs of a size, degrees of freedom), pooled over sizes; (0, 0) for one run."""
+    degrees = sum(size.count - 1 for size in sizes)
+    return (sum(size.seconds_squares for size in sizes) / degrees, degrees) if degrees else (0.0, 0)
+
+
+def size_weights(sizes: Sequence[Size], residuals: Any, numbers: int) -> Any:
+    """Weights of the size means, 1 for the best known, from residuals about an unweighted fit of so many numbers.
+
+    The variance of a mean is that of the lack of fit plus that of the seeds over their number; with equally many seeds
+    all weights are 1.
+    """
+    import numpy as np
+
+    counts = np.array([size.count for size in sizes], float)
+    within, _ = seed_variance(sizes)
+    if within <= 0 or (counts == counts[0]).all() or len(sizes) <= numbers:
+        return np.ones(len(sizes))
+    total = float((residuals**2).sum()) / (len(sizes) - numbers)
+    between = max(0.0, total - within * float((1 / counts).mean()))
+    variances = between + within / counts
+    return variances.min() / variances
+
+
+def deviation_draws(residuals: Any, weights: Any, numbers: int, draws: int, random: Any) -> Any:
+    """Draws of how size means deviate from their law: draws x sizes; None without degrees of freedom.
+
+    residuals: of the size means about a fit of so many numbers, with these weights.
+    """
+    degrees = len(residuals) - numbers
+    if degrees < 1:
+        return None
+    squares = float((weights * residuals**2).sum())
+    deviations = (squares / random.chisquare(degrees, draws)) ** 0.5
+    return deviations[:, None] * random.normal(size=(draws, len(residuals))) / weights**0.5
+
+
+MOST_SEEDS_UNSEEN = 2
+"""With so many seeds or fewer, a seed's luck that moves all sizes alike cannot be estimated."""
+
+
+def luck_draws(sizes: Sequence[Size], others: Sequence[Size], draws: int, random: Any) -> Any:
+    """Draws of what the seeds at hand add to all sizes of a group alike, against another group with the same seeds.
+
+    Such luck leaves no trace in the scatter of size means about their law. Its variance is that of the seeds' mean
+    differences, less what independent runs explain (a generalised pivot: never below zero). Zero with two shared seeds
+    or fewer. others: empty for the luck of one group alone.
+    """
+    import numpy as np
+
+    groups = [group for group in (sizes, others) if group]
+    seeds = sorted(set.intersection(*(set(size.log_losses) for group in groups for size in group)))
+    if len(seeds) <= MOST_SEEDS_UNSEEN:
+        return np.zeros(draws)
+    difference, noise = np.zeros(len(seeds)), np.zeros(draws)
+    for sign, group in zip((1.0, -1.0), groups, strict=False):
+        table = np.array([[size.log_losses[seed] for seed in seeds] for size in group])
+        table = table - table.mean(axis=1, keepdims=True)
+        shared = table.mean(axis=0)
+        difference += sign * shared
+        degrees = (len(seeds) - 1) * (len(group) - 1)
+        if degrees:
+            noise += ((table - shared) ** 2).sum() / random.chisquare(degrees, draws) / len(group)
+    total = (difference**2).sum() / random.chisquare(len(seeds) - 1, draws)
+    return random.normal(size=draws) * np.sqrt(np.maximum(0.0, total - noise) / len(seeds))
+
+
+@dataclass(frozen=True)
+class LackOfFit:
+    """The F test of a law against free means of the sizes: do the sizes lie off the law by more than seeds explain?"""
+
+    f: float
+    p: float
+    degrees: tuple[int, int]
+    """Of the lack of fit and of the seeds' scatter."""
+    deviation: float
+    """Standard deviation of the sizes about the law beyond the seeds' scatter, relative to the loss."""
+
+
+def lack_of_fit(sizes: Sequence[Size], residuals: Any, numbers: int) -> LackOfFit | None:
+    """The classical test from replicated runs; None without replicates, or where the law meets every mean.
+
+    residuals: of the size means about the fit to all runs, in which each size weighs as its number of seeds.
+    """
+    import numpy as np
+    from scipy.special import fdtrc
+
+    within, inner = seed_variance(sizes)
+    outer = len(sizes) - numbers
+    if not inner or within <= 0 or outer < 1:
+        return None
+    counts = np.array([size.count for size in sizes], float)
+    between = float((counts * residuals**2).sum()) / outer
+    deviation = (max(0.0, between - within) / float(counts.mean())) ** 0.5
+    f = between / within
+    return LackOfFit(f, float(fdtrc(outer, inner, f)), (outer, inner), deviation)

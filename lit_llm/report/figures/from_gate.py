@@ -1,0 +1,67 @@
+"""The figure of a scaling gate: multipliers of compute and of time over training FLOPs, and their projection."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from lit_llm.analysis.scaling_gate import Gate, Trend
+from lit_llm.report import text
+from lit_llm.report.figures.lines import Line, Panel, line_figure
+from lit_llm.report.figures.shown import MOST_LINES, Drawn, Shown
+from lit_llm.report.figures.style import GREY, looks
+from lit_llm.report.scaling_gate import SCALES
+
+
+def gates(study: Shown) -> Iterator[Drawn]:
+    """A panel for compute and one for wall-clock time; a line for each group."""
+    found = study.comparison.gate
+    if found is None or not found.trends:
+        return
+    groups = list(dict.fromkeys(trend.group for trend in found.trends))[:MOST_LINES]
+    panels, shown = [], []
+    for scale, name in SCALES.items():
+        trends = [trend for trend in found.trends if trend.scale == scale and trend.group in groups]
+        if trends:
+            lines = {trend.group: [_line(trend)] for trend in trends}
+            panels.append(
+                Panel("", "training FLOPs", f"{name} multiplier", lines, log="xy", points=_projected(found, trends))
+            )
+            shown.append(trends)
+    figure = line_figure(f"{found.metric}: multipliers over {found.baseline}", panels, height=2.4)
+    look = looks(groups)
+    for axes, trends in zip(figure.axes, shown, strict=True):
+        axes.axhline(found.at_least, color=GREY, linewidth=0.8, linestyle=":", zorder=0.9)
+        for trend in trends:
+            projection = trend.projection
+            if found.project is not None and projection is not None and _finite(projection.low, projection.high):
+                ends = [projection.low, projection.high]
+                axes.plot([found.project] * 2, ends, color=look[trend.group].colour, linewidth=0.9)
+    ahead = f"; at {text.short(found.project)} FLOPs: predicted, with 95%" if found.project is not None else ""
+    yield Drawn(
+        "gate",
+        f"How many times as much {found.baseline} needs for the {found.metric} of each size; bands: 95% over seeds "
+        f"and the baseline's law{ahead}; dotted: {found.at_least:g}, which passes.",
+        figure,
+    )
+
+
+def _line(trend: Trend) -> Line:
+    x = [size.train_flops for size in trend.sizes]
+    y = [size.multiplier.value for size in trend.sizes]
+    low, high = ([getattr(size.multiplier, end) for size in trend.sizes] for end in ("low", "high"))
+    known = all(_finite(*pair) for pair in zip(low, high, strict=True))
+    return Line(x, y, low, high) if known else Line(x, y)
+
+
+def _projected(found: Gate, trends: list[Trend]) -> dict[str, list[tuple[float, float]]]:
+    """{group: its point at the compute that is projected to}"""
+    return {
+        trend.group: [(found.project, trend.projection.value)]
+        for trend in trends
+        if found.project is not None and trend.projection is not None and _finite(trend.projection.value)
+    }
+
+
+def _finite(*values: float | None) -> bool:
+    return all(value is not None and math.isfinite(value) and value > 0 for value in values)
