@@ -218,6 +218,13 @@ def _metric(name: str) -> str:
 
 _ONE_OF = "|".join(re.escape(name) for name in METRICS)
 _PATTERN = f"^({FINETUNED})?({_ONE_OF}|{OF_SOURCE}.+|{EVALUATED}({'|'.join(EVALUATIONS)})/.+)$"
+
+
+def is_metric(name: str) -> bool:
+    """Whether a study could compare it."""
+    return re.fullmatch(_PATTERN, name) is not None
+
+
 _SCHEMA: JsonDict = {"anyOf": [{"enum": [*METRICS]}, {"pattern": _PATTERN}]}
 Metric = Annotated[str, AfterValidator(_metric), Field(json_schema_extra=_SCHEMA)]
 
@@ -247,6 +254,10 @@ class ScalingLaw(Section):
     """What is one group: a named arm with all that the grid makes of it, or the arms of one `model.family`."""
 
 
+Column = Literal["n", "mean", "difference", "p", "verdict", "against", "params", "FLOPs", "tok/s", "spikes"]
+"""A column of the arms' table."""
+
+
 class Compare(Section):
     """What is compared with what."""
 
@@ -271,6 +282,13 @@ class Compare(Section):
     to differ by less from those of which too few seeds show nothing."""
     scaling: ScalingLaw | None = None
     """Fit power laws of the metric, and say how many times the compute a group needs for the loss of the baseline's."""
+    labels: dict[str, str] = Field({})
+    """Names that a paper prints, for arms, factors, levels and metrics: `{red: RedLLM, model.attention.qkv_norm: QKV
+    norm, qkv_norm=none: no norm, val/target_nll: nats per token}`. A level is called `factor=level`, or by its own name
+    where that is enough. Tables, sentences and figures print them; CSV and JSON keep the names that commands take."""
+    columns: Items[Column] = ("n", "mean", "difference", "p", "verdict", "against", "params", "FLOPs")
+    """Columns of the arms' table in LaTeX, in this order, after the arm or its factors; those of which nothing is known
+    are left out. `mean` is the metric's."""
 
     @model_validator(mode="after")
     def _has_a_better(self) -> Compare:
