@@ -70,6 +70,13 @@ class Names:
         """Of an arm or of a group of arms; anything else as it is."""
         return self._known.get(name, name)
 
+    def without(self, name: str, factors: Sequence[str]) -> str:
+        """Of an arm, without its levels of some factors, which stand elsewhere."""
+        arm = self.ablation.arm(name)
+        if not factors or not arm.levels or name in self.labels:
+            return self.arm(name)
+        return self._named(arm, [kept for kept in arm.levels if kept not in factors])
+
     @cached_property
     def spread(self) -> bool:
         """Whether an arm is a row of levels: of a fraction, whose table of letters is its design, it is not."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,6 +10,7 @@ from dataclasses import replace
 from lit_llm.ablation.arms import Ablation
 from lit_llm.ablation.names import NONE, ArmName, Names
 from lit_llm.analysis.comparison import Comparison, Row
+from lit_llm.analysis.front import better
 from lit_llm.report.answer import answer
 from lit_llm.report.comparison import comparison_parts
 from lit_llm.report.parts import Part, without
@@ -16,7 +18,7 @@ from lit_llm.report.shared import shared_by_all
 
 BETTER = "better"
 """The verdict by which a mean is bold."""
-BOLD = "bold: shown to be better than the arm that it is compared with"
+BOLD = "bold: of the arms with one baseline, the best mean of those that are shown to be better than it"
 
 
 def printed_answer(ablation: Ablation, comparison: Comparison) -> list[str]:
@@ -52,21 +54,29 @@ def _by_stratum(rows: Sequence[Row], names: Names) -> tuple[Row, ...]:
 
 
 def _bold(part: Part, comparison: Comparison, names: Names) -> tuple[tuple[int, int], ...]:
-    """The means of arms whose verdict is that they are better than what they are compared with."""
-    metric = names.text(comparison.metric)
+    """Of the arms that share a baseline, the best mean of those that are shown to be better than it; none elsewhere.
+
+    That the best differs from the second best is not tested, and the note does not say so.
+    """
+    metric, best = names.text(comparison.metric), dict[str, tuple[float, int]]()
     if metric not in part.head:
         return ()
+    sign = -1.0 if better(comparison.metric) == "higher" else 1.0
+    for at, row in enumerate(comparison.rows):
+        if row.verdict == BETTER and row.mean is not None:
+            best[row.baseline] = min(best.get(row.baseline, (math.inf, at)), (sign * row.mean, at))
     column = list(part.head).index(metric)
-    return tuple((at, column) for at, row in enumerate(comparison.rows) if row.verdict == BETTER)
+    return tuple((at, column) for _, at in best.values())
 
 
 def _against(part: Part, names: Names) -> Part:
     """Without the column of what each arm is compared with, where a note says it of all: the same arm at each level of
     the strata, which are columns."""
-    baselines = {names.ablation.arm(arm.baseline).group for arm in names.ablation.arms}
+    arms = {arm.name: arm for arm in names.ablation.arms}
+    baselines = {arms[arm.baseline].group for arm in arms.values()}
     if "against" not in part.head or not names.strata or len(baselines) > 1:
         return part
-    baseline = names.ablation.arm(names.ablation.arms[0].baseline)
+    baseline = arms[names.ablation.arms[0].baseline]
     first = {name: levels[0] for name, levels in names.ablation.factors.items() if name not in names.strata}
     levels = [f"{names.factor(name)} {names.level(name, level)}" for name, level in first.items()]
     where = [names.arm(baseline.group)] * names.grouped + levels * names.spread

@@ -89,7 +89,7 @@ def forest(
     """Differences with their intervals, one below the other, group by group; the marker is the verdict."""
     count = sum(map(len, groups.values())) + sum(name != "" for name in groups)
     used = _one_of_each(row for rows in groups.values() for row in rows)
-    wide = max(len(row.name) for rows in groups.values() for row in rows) > 40
+    wide = max(len(row.name) for rows in groups.values() for row in rows) > 30
     figure, (axes,) = panels(title, 1, max(0.9, 0.45 + ROW * count), named=used, wide=wide)
     axes.axvline(0, color=BLACK, linewidth=0.7)
     labels: list[tuple[str, bool]] = []
