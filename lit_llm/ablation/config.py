@@ -225,7 +225,15 @@ def _metric(name: str) -> str:
 
 
 _ONE_OF = "|".join(re.escape(name) for name in METRICS)
-_PATTERN = f"^({FINETUNED})?({_ONE_OF}|{'|'.join(f'{begin}.+' for begin in OF_SOURCE)}|{EVALUATED}({'|'.join(EVALUATIONS)})/.+)$"
+_SOURCES = "|".join(f"{begin}.+" for begin in OF_SOURCE)
+_PATTERN = f"^({FINETUNED})?({_ONE_OF}|{_SOURCES}|{EVALUATED}({'|'.join(EVALUATIONS)})/.+)$"
+
+
+def is_metric(name: str) -> bool:
+    """Whether a study could compare it."""
+    return re.fullmatch(_PATTERN, name) is not None
+
+
 _SCHEMA: JsonDict = {"anyOf": [{"enum": [*METRICS]}, {"pattern": _PATTERN}]}
 Metric = Annotated[str, AfterValidator(_metric), Field(json_schema_extra=_SCHEMA)]
 
@@ -273,6 +281,10 @@ class ScalingGate(Section):
     interval does, and fails where none of it does."""
 
 
+Column = Literal["n", "mean", "difference", "p", "verdict", "against", "params", "FLOPs", "tok/s", "spikes"]
+"""A column of the arms' table."""
+
+
 class Compare(Section):
     """What is compared with what."""
 
@@ -283,9 +295,9 @@ class Compare(Section):
     metric: Metric = "test/target_nll"
     """What is compared, as it is at the end of training; of a mixture also `test/target_nll/<source>`. Metrics of the
     test split begin with `test/`, and each has a sibling of the validation split, `val/target_nll`: that is what
-    further seeds and learning rates are chosen by. Those of the finetuning begin with `finetune/`, those of evaluations with `eval/`: `finetune/eval/examples/nll`. An evaluation
-    made after both stages is shown before against after. Training losses are not compared: they depend on what is
-    trained on."""
+    further seeds and learning rates are chosen by. Those of the finetuning begin with `finetune/`, those of evaluations
+    with `eval/`: `finetune/eval/examples/nll`. An evaluation made after both stages is shown before against after.
+    Training losses are not compared: they depend on what is trained on."""
     front: Figure | None = None
     """A cost that the metric is shown against, with the arms that no other beats in both. inference_flops: of reading
     an input and writing a target, both as long as the finetuning allows, or 1000 tokens each where there is none."""
@@ -304,6 +316,13 @@ class Compare(Section):
     to differ by less from those of which too few seeds show nothing."""
     scaling: ScalingLaw | None = None
     """Fit power laws of the metric, and say how many times the compute a group needs for the loss of the baseline's."""
+    labels: dict[str, str] = Field({})
+    """Names that a paper prints, for arms, factors, levels and metrics: `{red: RedLLM, model.attention.qkv_norm: QKV
+    norm, qkv_norm=none: no norm, val/target_nll: nats per token}`. A level is called `factor=level`, or by its own name
+    where that is enough. Tables, sentences and figures print them; CSV and JSON keep the names that commands take."""
+    columns: Items[Column] = ("n", "mean", "difference", "p", "verdict", "against", "params", "FLOPs")
+    """Columns of the arms' table in LaTeX, in this order, after the arm or its factors; those of which nothing is known
+    are left out. `mean` is the metric's."""
 
     gate: ScalingGate | None = None
     """Measure each size against the baseline's power law: multipliers of compute and of wall-clock time, their slope

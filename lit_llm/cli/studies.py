@@ -115,10 +115,10 @@ def run(
     """
     from lit_llm.ablation.arms import load_study
     from lit_llm.ablation.run import run_study
-    from lit_llm.report.comparison import compared
     from lit_llm.report.lines import Lines
     from lit_llm.report.live import Progressing
     from lit_llm.report.study import write_report
+    from lit_llm.report.terminal import compared
     from lit_llm.search.sweep import is_sweep
     from lit_llm.tracking.store import Store
 
@@ -144,7 +144,8 @@ def run(
         screen.print()
         screen.print(compared(ablation, finished.comparison, screen.width))
         seen = charts(store, tracking, finished.mirrored)
-        read = finished.folder if finished.interrupted else finished.folder / "report.html"
+        page = finished.folder / "report.html"
+        read = finished.folder if finished.interrupted or not page.exists() else page
         screen.print(f"\nreport: {shown(read)}   charts: {seen}", style="dim", highlight=False, soft_wrap=True)
     if finished.interrupted:
         command = again("run", study, override, store, tracking)
@@ -228,14 +229,12 @@ def report(
         return
     from lit_llm.ablation.plan import PLAN, plan, remembered
     from lit_llm.ablation.run import attached
-    from lit_llm.report.comparison import compared
     from lit_llm.report.study import write_report
+    from lit_llm.report.terminal import compared, has_begun
 
     screen, folder = console(), place.study(ablation.study.study)
     screen.print(compared(ablation, comparison, screen.width))
-    if not any(row.seeds for row in comparison.rows):
-        screen.print(f"Nothing is finished yet: `lit-llm run {study}` runs it.", style="yellow", highlight=False)
-    if not folder.is_dir():
+    if not folder.is_dir() or not has_begun(comparison):
         return
     files = write_report(remembered(plan(ablation, built=False, runs=runs), folder / PLAN), runs, comparison, place)
     screen.print(f"\nreport: {shown(folder / 'report.html')}", style="dim", highlight=False, soft_wrap=True)

@@ -18,21 +18,22 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from lit_llm.ablation.arms import Ablation
+from lit_llm.ablation.names import Names
 from lit_llm.ablation.plan import Plan
 from lit_llm.ablation.runs import Run
 from lit_llm.analysis.comparison import Comparison, RunResult
 from lit_llm.experiment.identity import identity_of_data
 from lit_llm.report import text
-from lit_llm.report.answer import answer
 from lit_llm.report.comparison import comparison_parts
 from lit_llm.report.figures.study import Drawn, figures_of, write_figures
 from lit_llm.report.page import Code, Embedded, Page, Section, html
 from lit_llm.report.parts import Link, Part, folded, in_csv, in_latex, in_markdown, without
+from lit_llm.report.printed import paper_parts, printed, printed_answer, printed_parts, with_names
 from lit_llm.report.tables import cache_note, costs_part, design_part, differences_part, generates, told
+from lit_llm.report.terminal import has_begun
 from lit_llm.tracking.links import run_addresses
 from lit_llm.tracking.store import Stage, Store, write_text
 
@@ -45,33 +46,31 @@ MOST_NAMED = 6
 def write_report(plan: Plan, runs: Sequence[Run], comparison: Comparison, store: Store) -> list[Path]:
     """Write everything that is to be read, of an unfinished study too; returns the files and folders.
 
-    Reads results and courses; trains nothing and asks no network.
+    Of a study without any result nothing is written, and what an earlier report has left stays. Reads results and
+    courses; trains nothing and asks no network.
     """
+    if not has_begun(comparison):
+        return []
     ablation = plan.ablation
     folder = store.study(ablation.study.study)
     seen = [(run, run.result()) for run in runs]
-    parts, drawn = comparison_parts(comparison), figures_of(ablation, runs, comparison)
+    drawn = figures_of(ablation, runs, comparison)
     figures, tables = folder / "figures", folder / "tables"
     for old in (figures, tables):
         shutil.rmtree(old, ignore_errors=True)  # what an earlier look had and this one has not
     if drawn:
         write_figures(drawn, figures)
-    for part in parts:
+    for part in comparison_parts(comparison):  # with the names that commands take, as in comparison.csv
         write_text(tables / f"{part.name}.csv", in_csv(part))
     files = {
         "comparison.md": markdown_of(ablation, comparison),
-        "tables.tex": in_latex(_titled(part, comparison) for part in parts),
+        "tables.tex": in_latex(paper_parts(ablation, comparison)),
         "runs.csv": runs_csv(seen),
         "report.html": html(page(plan, seen, comparison, _shown(drawn, figures), store)),
     }
     for name, content in files.items():
         write_text(folder / name, content)
     return [*(folder / name for name in files), tables, *[figures] * bool(drawn)]
-
-
-def _titled(part: Part, comparison: Comparison) -> Part:
-    """A float needs a caption."""
-    return part if part.title else replace(part, title=f"{comparison.metric} of the arms")
 
 
 def _shown(drawn: Sequence[Drawn], figures: Path) -> list[Embedded]:
@@ -81,8 +80,10 @@ def _shown(drawn: Sequence[Drawn], figures: Path) -> list[Embedded]:
 def markdown_of(ablation: Ablation, comparison: Comparison) -> str:
     """Question, answer and tables."""
     study = ablation.study
-    head = "\n".join([f"# {study.study}", "", study.question, "", *(f"{line}\n" for line in answer(comparison))])
-    return "\n\n".join([head.rstrip(), *map(in_markdown, comparison_parts(comparison))]) + "\n"
+    head = "\n".join(
+        [f"# {study.study}", "", study.question, "", *(f"{line}\n" for line in printed_answer(ablation, comparison))]
+    )
+    return "\n\n".join([head.rstrip(), *map(in_markdown, printed_parts(ablation, comparison))]) + "\n"
 
 
 def runs_csv(seen: Sequence[Seen]) -> str:
@@ -106,12 +107,12 @@ def runs_csv(seen: Sequence[Seen]) -> str:
 def page(plan: Plan, seen: Sequence[Seen], comparison: Comparison, shown: Sequence[Embedded], store: Store) -> Page:
     """Question, answer, results, design, runs, and how to reproduce them."""
     study = plan.ablation.study
-    results = Section("results", "Results", parts=comparison_parts(comparison))
+    results = Section("results", "Results", parts=printed_parts(plan.ablation, comparison))
     figures = Section("figures", "Figures", figures=shown)
     return Page(
         study.study,
         study.question,
-        answer(comparison),
+        printed_answer(plan.ablation, comparison),
         _how_far(seen, comparison),
         [
             results,
@@ -164,9 +165,10 @@ def _design(plan: Plan, comparison: Comparison) -> Section:
     costs = costs_part(plan)
     empty = {name for at, name in enumerate(costs.head) if all(row[at] == "–" for row in costs.rows)}
     measured = Part(costs.name, "what each arm costs", *without(empty, costs.head, costs.rows), costs.first)
-    design = design_part(plan)
+    design, names = design_part(plan), Names(plan.ablation)
     several = [differences_part(plan)] * (len(plan.arms) > 1)
-    parts = [folded(part) for part in ([design] if design else []) + [measured, *several]]
+    spelled = printed(with_names(measured, names), names)
+    parts = [folded(part) for part in ([design] if design else []) + [spelled, *several]]
     return Section("design", "Design, and what was controlled", texts, [*allowed, *findings, *nothing], parts)
 
 

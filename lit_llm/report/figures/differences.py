@@ -89,7 +89,7 @@ def forest(
     """Differences with their intervals, one below the other, group by group; the marker is the verdict."""
     count = sum(map(len, groups.values())) + sum(name != "" for name in groups)
     used = _one_of_each(row for rows in groups.values() for row in rows)
-    wide = max(len(row.name) for rows in groups.values() for row in rows) > 40
+    wide = max(len(row.name) for rows in groups.values() for row in rows) > 30
     figure, (axes,) = panels(title, 1, max(0.9, 0.45 + ROW * count), named=used, wide=wide)
     axes.axvline(0, color=BLACK, linewidth=0.7)
     labels: list[tuple[str, bool]] = []
@@ -116,6 +116,8 @@ def _interval(axes: Axes, row: Named, at: float) -> None:
     d, (colour, face) = row.difference, row.look
     if d.low is not None and d.high is not None:
         axes.plot([d.low, d.high], [at, at], color=colour, linewidth=1.1)
+    if d.documents and d.seeds_low is not None and d.seeds_high is not None:
+        axes.plot([d.seeds_low, d.seeds_high], [at, at], color=colour, linewidth=2.8, solid_capstyle="butt")
     axes.plot([d.mean], [at], color=colour, marker=row.marker, markerfacecolor=face, markersize=4.2)
 
 
