@@ -21,8 +21,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-LOG_RATIOS = (-16.0, 23.0)
-"""Range of the logarithm of a variance over the residual variance. Below it is zero; above, the residual is."""
+LOG_ZERO = -16.0
+"""Logarithm of a variance over the residual variance below which it is zero."""
 STARTS = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 7.0, 12.0)
 """Starting values of each logarithm; the search goes on from the best few of their combinations."""
 BEST_STARTS = 3
@@ -182,9 +182,7 @@ class _Model:
             logs = self._inner_maximum(inner)
             ratios = np.zeros(len(self.blocks))
             ratios[inner] = np.exp(logs)
-            if max(logs) > LOG_RATIOS[1] - 1:
-                return None
-            if min(logs) > LOG_RATIOS[0] + 1 and (deviance := self.deviance(ratios)) < lowest - NO_WORSE:
+            if min(logs) > LOG_ZERO and (deviance := self.deviance(ratios)) < lowest - NO_WORSE:
                 best, lowest = ratios, deviance
         _, _, remaining, shrinkage = self._at(best)
         values, vectors = np.linalg.eigh(self._curvature(best, remaining / self.degrees, shrinkage))
@@ -196,16 +194,26 @@ class _Model:
         import numpy as np
         from scipy.optimize import minimize
 
-        def objective(logs: Any) -> tuple[float, Any]:
-            ratios = np.zeros(len(self.blocks))
-            ratios[inner] = np.exp(logs)
-            deviance, slopes, _, _ = self._at(ratios)
-            return deviance, (slopes * ratios)[inner]
+        def ratios(logs: Any) -> Any:
+            every = np.zeros(len(self.blocks))
+            every[inner] = np.exp(logs)
+            return every
 
-        starts = sorted(itertools.product(STARTS, repeat=len(inner)), key=lambda logs: objective(np.array(logs))[0])
-        options = {"ftol": 1e-15, "gtol": 1e-9}
+        def deviance(logs: Any) -> tuple[float, Any]:
+            at, slopes, _, _ = self._at(ratios(logs))
+            return at, (slopes * ratios(logs))[inner]
+
+        def curvature(logs: Any) -> Any:
+            _, slopes, remaining, shrinkage = self._at(ratios(logs))
+            second = self._curvature(ratios(logs), remaining / self.degrees, shrinkage)
+            along = second[:-1, -1]  # the residual variance follows the ratios
+            second = second[:-1, :-1] - np.outer(along, along) / self.degrees + np.diag(slopes * ratios(logs))
+            return second[np.ix_(inner, inner)]
+
+        starts = sorted(itertools.product(STARTS, repeat=len(inner)), key=lambda logs: deviance(logs)[0])
+        options = {"gtol": 1e-7, "max_trust_radius": 4.0, "maxiter": 60}
         searches = [
-            minimize(objective, start, jac=True, method="L-BFGS-B", bounds=[LOG_RATIOS] * len(inner), options=options)
+            minimize(deviance, np.array(start), jac=True, hess=curvature, method="trust-exact", options=options)
             for start in starts[:BEST_STARTS]
         ]
         return min(searches, key=lambda search: search.fun).x
