@@ -153,7 +153,7 @@ def divergence_rows(random: np.random.Generator, replicates: int) -> Iterator[Ro
                     seed,
                     state,
                     {"metrics": {metric: float(y[arm, seed])}, "parameters": 1, "flops": 1.0},
-                )  # fmt: skip
+                )
                 for arm in (0, 1)
                 for seed in range(seeds)
                 for state in ["diverged" if arm and seed in worst_half else "done"]
