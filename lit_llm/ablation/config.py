@@ -224,7 +224,8 @@ def _metric(name: str) -> str:
 
 
 _ONE_OF = "|".join(re.escape(name) for name in METRICS)
-_PATTERN = f"^({FINETUNED})?({_ONE_OF}|{'|'.join(f'{begin}.+' for begin in OF_SOURCE)}|{EVALUATED}({'|'.join(EVALUATIONS)})/.+)$"
+_OF_ONE_SOURCE = "|".join(f"{begin}.+" for begin in OF_SOURCE)
+_PATTERN = f"^({FINETUNED})?({_ONE_OF}|{_OF_ONE_SOURCE}|{EVALUATED}({'|'.join(EVALUATIONS)})/.+)$"
 _SCHEMA: JsonDict = {"anyOf": [{"enum": [*METRICS]}, {"pattern": _PATTERN}]}
 Metric = Annotated[str, AfterValidator(_metric), Field(json_schema_extra=_SCHEMA)]
 
@@ -263,10 +264,10 @@ class Compare(Section):
     """Factors at whose every level the comparison is made anew: each arm meets the baseline of its own level."""
     metric: Metric = "test/target_nll"
     """What is compared, as it is at the end of training; of a mixture also `test/target_nll/<source>`. Metrics of the
-    test split begin with `test/`, and each has a sibling of the validation split, `val/target_nll`: that is what
-    further seeds and learning rates are chosen by. Those of the finetuning begin with `finetune/`, those of evaluations with `eval/`: `finetune/eval/examples/nll`. An evaluation
-    made after both stages is shown before against after. Training losses are not compared: they depend on what is
-    trained on."""
+    test split begin with `test/`, and each has a sibling of the validation split, `val/target_nll`, which further seeds
+    and learning rates are chosen by. Those of the finetuning begin with `finetune/`, those of evaluations with `eval/`:
+    `finetune/eval/examples/nll`. An evaluation made after both stages is shown before against after. Training losses
+    are not compared: they depend on what is trained on."""
     front: Figure | None = None
     """A cost that the metric is shown against, with the arms that no other beats in both. inference_flops: of reading
     an input and writing a target, both as long as the finetuning allows, or 1000 tokens each where there is none."""
