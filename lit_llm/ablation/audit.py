@@ -26,6 +26,7 @@ YARDSTICK = (
     "pretrain.data.sequence_length",
     "pretrain.data.validation_fraction",
     "pretrain.data.test_fraction",
+    "pretrain.data.near_duplicates",
     "pretrain.validation",
 )
 """Keys that decide which target tokens the metrics of a stage are measured on."""
@@ -35,8 +36,8 @@ CONTINUATION = (TARGET_NLL, "val/perplexity", "val/bits_per_byte")
 _YARDSTICKS = {
     "val/": YARDSTICK,
     f"{FINETUNED}val/": (*YARDSTICK[:2], "finetune.data", "finetune.validation"),
-    EVALUATED: (*YARDSTICK[:5], "finetune.data", "evaluate"),
-    f"{FINETUNED}{EVALUATED}": (*YARDSTICK[:5], "finetune.data", "evaluate"),
+    EVALUATED: (*YARDSTICK[:6], "finetune.data", "evaluate"),
+    f"{FINETUNED}{EVALUATED}": (*YARDSTICK[:6], "finetune.data", "evaluate"),
 }
 """The same by the beginning of a metric's name."""
 
