@@ -31,6 +31,7 @@ YARDSTICK = (
     "pretrain.data.sequence_length",
     "pretrain.data.validation_fraction",
     "pretrain.data.test_fraction",
+    "pretrain.data.near_duplicates",
     "pretrain.validation",
 )
 """Keys that decide which target tokens the metrics of a stage are measured on."""
@@ -49,8 +50,8 @@ _YARDSTICKS = {
         (f"{FINETUNED}{begin}" for begin in METRICS_OF_SPLIT.values()),
         (*YARDSTICK[:2], "finetune.data", "finetune.validation"),
     ),
-    EVALUATED: (*YARDSTICK[:5], "finetune.data", "evaluate"),
-    f"{FINETUNED}{EVALUATED}": (*YARDSTICK[:5], "finetune.data", "evaluate"),
+    EVALUATED: (*YARDSTICK[:6], "finetune.data", "evaluate"),
+    f"{FINETUNED}{EVALUATED}": (*YARDSTICK[:6], "finetune.data", "evaluate"),
 }
 """The same by the beginning of a metric's name."""
 
