@@ -303,7 +303,9 @@ class Allowed(Section):
     """A difference that the audit would refuse."""
 
     key: str
-    """The key that differs, or the beginning of several: `pretrain.data`."""
+    """The key that differs, or the beginning of several: `pretrain.training.optimizer`. Budgets: `budget.tokens`,
+    `budget.train_flops`, ..., or `budget` for all. What the metric is measured on goes by its full name alone:
+    `pretrain.data.tokenizer`."""
     because: str = Field(min_length=1)
     """Why the comparison is fair all the same; shown in the plan and the report."""
 
