@@ -294,10 +294,10 @@ class Compare(Section):
     """Factors at whose every level the comparison is made anew: each arm meets the baseline of its own level."""
     metric: Metric = "test/target_nll"
     """What is compared, as it is at the end of training; of a mixture also `test/target_nll/<source>`. Metrics of the
-    test split begin with `test/`, and each has a sibling of the validation split, `val/target_nll`: that is what
-    further seeds and learning rates are chosen by. Those of the finetuning begin with `finetune/`, those of evaluations
-    with `eval/`: `finetune/eval/examples/nll`. An evaluation made after both stages is shown before against after.
-    Training losses are not compared: they depend on what is trained on."""
+    test split begin with `test/`, and each has a sibling of the validation split, `val/target_nll`, which further seeds
+    and learning rates are chosen by. Those of the finetuning begin with `finetune/`, those of evaluations with `eval/`:
+    `finetune/eval/examples/nll`. An evaluation made after both stages is shown before against after. Training losses
+    are not compared: they depend on what is trained on."""
     front: Figure | None = None
     """A cost that the metric is shown against, with the arms that no other beats in both. inference_flops: of reading
     an input and writing a target, both as long as the finetuning allows, or 1000 tokens each where there is none."""
@@ -355,7 +355,9 @@ class Allowed(Section):
     """A difference that the audit would refuse."""
 
     key: str
-    """The key that differs, or the beginning of several: `pretrain.data`."""
+    """The key that differs, or the beginning of several: `pretrain.training.optimizer`. Budgets: `budget.tokens`,
+    `budget.train_flops`, ..., or `budget` for all. What the metric is measured on goes by its full name alone:
+    `pretrain.data.tokenizer`."""
     because: str = Field(min_length=1)
     """Why the comparison is fair all the same; shown in the plan and the report."""
 

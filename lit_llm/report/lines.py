@@ -37,7 +37,7 @@ class Lines(Watcher):
         """{fingerprint: when a stage was last begun} at the launch: what ended before it is no news."""
         self._told: dict[tuple[str, str], str] = {}
         """{(run, stage): the event that was told of it last}."""
-        self._steps: dict[str, tuple[int, float]] = {}
+        self._steps: dict[str, tuple[float, float]] = {}
         """{run or trial: (the step that was told last, when)}."""
         self._looked = 0.0
 
@@ -110,10 +110,10 @@ class Lines(Watcher):
             metrics = {"metrics": status.get("metrics") or now.metrics, "error": status.get("error")}
             log = str(step.stage.log_file) if step.stage.log_file.exists() else None
             self.tell("finished", **about, **_numbers(now) | {"seconds_left": None}, **metrics, log=log)
-        elif now.step and self._is_due(run.name, now.step):
+        elif now.step and self._is_due(run.name, now.step + (now.evaluated or 0.0)):
             self.tell("progress", **about, **_numbers(now))
 
-    def _is_due(self, name: str, step: int) -> bool:
+    def _is_due(self, name: str, step: float) -> bool:
         """Whether there is news of it, and the last was told long enough ago."""
         told, when = self._steps.get(name, (-1, -EVERY))
         due = step != told and time.monotonic() - when >= EVERY
@@ -150,6 +150,7 @@ def _numbers(now: Standing) -> dict[str, float | None]:
         "loss": now.loss,
         "tokens_per_second": now.tokens_per_second,
         "seconds_left": now.seconds_left,
+        "evaluated": now.evaluated,
     }
 
 
