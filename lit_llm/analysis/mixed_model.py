@@ -91,7 +91,7 @@ def mixed_differences(
     same_runs = {arm: runs.get(tuple(sorted(values[arm].items()))) for arm in others}
     comparable = {arm for arm in others if values[arm].keys() & values.get(baseline, {}).keys()}
     model = _Model.of({arm: values[arm] for arm in arms}, families) if comparable else None
-    fit = model and model.fit()
+    fit = None if model is None else model.fit()
     if model is None or fit is None:
         return dict.fromkeys(others)
     estimates = {arm: model.difference(fit, arms.index(arm)) for arm in comparable.intersection(arms)}
@@ -211,7 +211,7 @@ class _Model:
             return second[np.ix_(inner, inner)]
 
         starts = sorted(itertools.product(STARTS, repeat=len(inner)), key=lambda logs: deviance(logs)[0])
-        options = {"gtol": 1e-7, "max_trust_radius": 4.0, "maxiter": 60}
+        options: Any = {"gtol": 1e-7, "max_trust_radius": 4.0, "maxiter": 60}
         searches = [
             minimize(deviance, np.array(start), jac=True, hess=curvature, method="trust-exact", options=options)
             for start in starts[:BEST_STARTS]
