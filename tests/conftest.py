@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from equal_budgets import budgets_allowed
 from made_up_ceilings import USUAL
 
 from lit_llm.experiment.ceilings import MOST_PROCESSES, Setting, cores, keep
@@ -41,10 +42,10 @@ def measured_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 40 documents of random common words, about 60 kB; the same for everybody."""
+    """A folder of 48 documents of random common words, about 75 kB; the same for everybody."""
     folder = tmp_path_factory.mktemp("corpus")
     words = random.Random(0)
-    for number in range(40):
+    for number in range(48):
         (folder / f"{number:02}.txt").write_text(" ".join(words.choices(WORDS, k=400)))
     return folder
 
@@ -70,11 +71,17 @@ def small_base(corpus: Path) -> str:
 
 @pytest.fixture
 def write_sweep(tmp_path: Path, small_base: str) -> Callable[..., Path]:
-    """Write a sweep of arms that train in a blink: write_sweep("name", "space: {...}", trials=4) -> its path."""
+    """Write a sweep of arms that train in a blink: write_sweep("name", "space: {...}", trials=4) -> its path.
 
-    def write(name: str, rest: str, trials: int = 4, extends: str | None = "redllm-tiny") -> Path:
+    allow_budgets: with a reason, so that arms may cost what they cost.
+    """
+
+    def write(
+        name: str, rest: str, trials: int = 4, extends: str | None = "redllm-tiny", allow_budgets: bool = True
+    ) -> Path:
         path = tmp_path / f"{name}.yaml"
-        path.write_text(f"sweep: {name}\nextends: {extends}\nbase: {small_base}\n{rest}\ntrials: {trials}\n")
+        text = f"sweep: {name}\nextends: {extends}\nbase: {small_base}\n{rest}\ntrials: {trials}\n"
+        path.write_text(budgets_allowed(text) if allow_budgets else text)
         return path
 
     return write
@@ -82,15 +89,24 @@ def write_sweep(tmp_path: Path, small_base: str) -> Callable[..., Path]:
 
 @pytest.fixture
 def write_study(tmp_path: Path, small_base: str) -> Callable[..., Path]:
-    """Write a study: write_study("name", "arms: {...}", seeds=[0]) -> its path."""
+    """Write a study: write_study("name", "arms: {...}", seeds=[0]) -> its path.
 
-    def write(name: str, rest: str, seeds: Sequence[int] = (0,), extends: str | None = "redllm-tiny") -> Path:
+    allow_budgets: with a reason, so that arms may cost what they cost.
+    """
+
+    def write(
+        name: str,
+        rest: str,
+        seeds: Sequence[int] = (0,),
+        extends: str | None = "redllm-tiny",
+        allow_budgets: bool = True,
+    ) -> Path:
         path = tmp_path / f"{name}.yaml"
         head = f"study: {name}\nquestion: Does it hold?\n"
         if extends is not None:  # else `rest` has its own
             head += f"extends: {extends}\nbase: {small_base}\n"
         text = f"{head}{rest}\nseeds: {list(seeds)}\n"
-        path.write_text(text)
+        path.write_text(budgets_allowed(text) if allow_budgets else text)
         return path
 
     return write

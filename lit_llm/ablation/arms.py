@@ -21,8 +21,8 @@ from lit_llm.config.problems import InputError, Problem, did_you_mean, noted
 from lit_llm.config.section import validate
 from lit_llm.config.tree import Node, leaves, merge, read_file, under, without
 from lit_llm.data.config import Mixture
-from lit_llm.evaluation.config import yardstick_of
-from lit_llm.experiment.chain import EVALUATED, FINETUNED, chain
+from lit_llm.evaluation.config import METRICS_OF_SPLIT, yardstick_of
+from lit_llm.experiment.chain import EVALUATED, FINETUNED, chain, validation_metric
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.identity import read_corpora_again
 from lit_llm.experiment.load import (
@@ -68,6 +68,26 @@ class Arm:
 
 
 @dataclass(frozen=True)
+class SearchedKeys:
+    """What a sweep searches in one arm, for the audit."""
+
+    ranges: Mapping[str, str]
+    """{key: its values as the file has them}; several where parameters under other conditions set one key."""
+    ends: tuple[tuple[str, Experiment], ...] = ()
+    """(key, experiment) at both ends of each parameter; empty where nothing is trained."""
+    bounds: Mapping[str, str] = field(default_factory=dict)
+    """{figure or key: the constraint of the sweep that speaks of it}."""
+    traded: bool = False
+    """Whether a cost is one of several goals, so that the answer is a front and not a winner."""
+
+    def bound(self, figure: str, keys: Sequence[str]) -> str | None:
+        """The constraint that bounds a figure, or one of the keys that move it."""
+        compute = ("tokens", "loss_tokens", "train_flops")  # which bound each other
+        names = (figure, *(compute if figure in compute else ()), *keys)
+        return next((self.bounds[name] for name in names if name in self.bounds), None)
+
+
+@dataclass(frozen=True)
 class Ablation:
     """A study file, understood."""
 
@@ -77,6 +97,8 @@ class Ablation:
     """What `-o` has changed beside the file."""
     source: str = ""
     """The file's absolute path, or a preset's name."""
+    searches: Mapping[str, SearchedKeys] = field(default_factory=dict)
+    """{arm: what a sweep searches in it}; empty for a study."""
 
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)
@@ -168,7 +190,8 @@ def _check_metric(study: Study, arms: Sequence[Arm], document: Node) -> None:
     """Raise InputError if an arm does not measure what is compared."""
     name, mark = study.compare.metric, document.mark_of(["compare", "metric"])
     own, stage = name.removeprefix(FINETUNED), "finetune" if name.startswith(FINETUNED) else "pretrain"
-    source, evaluation = own.partition(OF_SOURCE)[2], own.partition(EVALUATED)[2].partition("/")[0]
+    source = next((own.removeprefix(begin) for begin in OF_SOURCE if own.startswith(begin)), "")
+    evaluation = own.partition(EVALUATED)[2].partition("/")[0]
     for arm in arms:
         corpus = arm.experiment.pretrain.data.corpus
         names = corpus.sources if isinstance(corpus, Mixture) else ()
@@ -179,8 +202,19 @@ def _check_metric(study: Study, arms: Sequence[Arm], document: Node) -> None:
             message = f"it is not evaluated so after {stage}: `evaluate: {{after: [{stage}], {evaluation}: ...}}`"
         elif source and stage == "pretrain" and source not in names:
             message = f"its corpus has no source {source!r}{did_you_mean(source, names)}"
+        elif own.startswith(METRICS_OF_SPLIT["test"]) and not _has_test(arm.experiment, stage):
+            key = f"{stage}.data.test_fraction"
+            message = f"{key} is 0, so no text is held out for a test; set it above 0, or compare on the text that "
+            message += f"choices are made by: `metric: {validation_metric(name)}`"
         if message:
             raise InputError(Problem(f"{arm.name}: {message}", "compare.metric", mark))
+
+
+def _has_test(experiment: Experiment, stage: str) -> bool:
+    """Whether a stage's data has a test split."""
+    if stage == "finetune":
+        return experiment.finetune is not None and experiment.finetune.data.has_test
+    return experiment.pretrain.data.test_fraction > 0
 
 
 def _matched(ablation: Ablation, document: Node) -> Ablation:

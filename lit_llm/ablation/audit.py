@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from lit_llm.ablation.arms import Ablation, Arm
-from lit_llm.ablation.confounds import confounds, shown
+from lit_llm.ablation.budgets import audit_budgets, is_outside, times, unused_rules
+from lit_llm.ablation.confounds import confounds, shown, unequal_rows, unused_rows
 from lit_llm.ablation.findings import INTERVENTION, Finding, differs, ruled
 from lit_llm.ablation.match import TOLERANCE
+from lit_llm.ablation.no_effect import no_effect
 from lit_llm.ablation.probe import probe, together
+from lit_llm.ablation.tuning import one_learning_rate, unequal_searches
+from lit_llm.analysis.front import better
 from lit_llm.config.problems import some
 from lit_llm.config.tree import under
+from lit_llm.data.config import identity_of
 from lit_llm.evaluation.config import YARDSTICKS, yardstick_of
 from lit_llm.experiment.chain import EVALUATED, FINETUNED
 from lit_llm.experiment.config import Checkpoint
-from lit_llm.experiment.cost import cost_of
+from lit_llm.experiment.cost import Cost, cost_of
 from lit_llm.models.adapt import Adaptation, altered
 from lit_llm.models.resolve import resolve_model
 from lit_llm.objectives.config import continues
@@ -25,17 +30,22 @@ YARDSTICK = (
     "pretrain.data.tokenizer",
     "pretrain.data.sequence_length",
     "pretrain.data.validation_fraction",
+    "pretrain.data.test_fraction",
     "pretrain.validation",
 )
 """Keys that decide which target tokens the metrics of a stage are measured on."""
 TARGET_NLL, MASKED_NLL = YARDSTICKS
+BITS_PER_BYTE = "bits_per_byte"
+"""The last part of a metric's name that compares across tokenizers."""
+PRECISION = ("pretrain.training.precision", "finetune.training.precision")
+"""Keys that decide in which arithmetic a metric is computed."""
 CONTINUATION = (TARGET_NLL, "val/perplexity", "val/bits_per_byte")
 """What a model says of the tokens that go on from a prefix, in several units."""
 _YARDSTICKS = {
     "val/": YARDSTICK,
     f"{FINETUNED}val/": (*YARDSTICK[:2], "finetune.data", "finetune.validation"),
-    EVALUATED: (*YARDSTICK[:4], "finetune.data", "evaluate"),
-    f"{FINETUNED}{EVALUATED}": (*YARDSTICK[:4], "finetune.data", "evaluate"),
+    EVALUATED: (*YARDSTICK[:5], "finetune.data", "evaluate"),
+    f"{FINETUNED}{EVALUATED}": (*YARDSTICK[:5], "finetune.data", "evaluate"),
 }
 """The same by the beginning of a metric's name."""
 
@@ -43,46 +53,72 @@ _SOURCE = re.compile(r"^(adapt\.from\.((en|de)coder\.)?)+")
 """The address of a source, of its own sources, or of one side's."""
 
 
-def audit(ablation: Ablation, tell: Callable[[str], None] = lambda _: None, built: bool = True) -> list[Finding]:
+def audit(
+    ablation: Ablation,
+    tell: Callable[[str], None] = lambda _: None,
+    built: bool = True,
+    costs: Mapping[str, Cost] | None = None,
+) -> list[Finding]:
     """Every finding of every arm.
 
     built: compare what fair arms compute, too; see `probe`, which tells what it does where that takes a while.
+    costs: of every arm by its name, where they are computed already.
     """
-    found = [finding for arm in ablation.arms for finding in _audit_arm(ablation, arm)]
+    if costs is None:
+        costs = {arm.name: cost_of(arm.experiment) for arm in ablation.arms}
+    found = [*one_learning_rate(ablation), *unequal_searches(ablation, costs)]
+    found += [finding for arm in ablation.arms for finding in _audit_arm(ablation, arm, costs)]
+    found += no_effect(ablation)
     if not built or any(finding.kind == "refused" for finding in found):
         return found
-    found += probe(ablation, tell)
-    used = {finding.key for finding in found if finding.kind == "allowed"}
-    for rule in ablation.study.allow:
-        if not any(under(key, rule.key) for key in used):
-            found.append(Finding("note", "allow", rule.key, "allows a difference that no arm has; leave it out"))
+    named = {finding.arm for finding in found if finding.kind == "no_op"}
+    found += [each for each in probe(ablation, tell) if each.kind != "no_op" or each.arm not in named]
+    found += unused_rules(ablation, found)
     return found
 
 
-def _audit_arm(ablation: Ablation, arm: Arm) -> Iterator[Finding]:
+def _audit_arm(ablation: Ablation, arm: Arm, costs: Mapping[str, Cost]) -> Iterator[Finding]:
     if arm.experiment.pretrain.masks.documents == "separate":
         message = "FLOPs are an upper bound: they are counted as if each window were of one document"
         yield Finding("note", arm.name, "pretrain.masks.documents", message)
-    metric = ablation.study.compare.metric
-    if metric == MASKED_NLL and continues(arm.experiment.model.family):
-        message = f"{metric} is of encoder_only models, which see what comes after a token; use {TARGET_NLL}"
-        yield Finding("refused", arm.name, "compare.metric", message)
-    if not continues(arm.experiment.model.family) and metric.removeprefix(FINETUNED).startswith(CONTINUATION):
-        message = f"an encoder_only model has no {metric}: it predicts no token from those before it alone"
-        yield Finding("refused", arm.name, "compare.metric", f"{message}; use {MASKED_NLL}, among such models")
+    yield from _audit_metric(ablation.study.compare.metric, arm)
+    yield from unused_rows(arm)
     if arm.experiment.adapt is not None:
-        yield from _audit_adaptation(arm)
+        yield from _audit_adaptation(arm, costs[arm.name])
     if arm.name == arm.baseline:
         return
     baseline = ablation.arm(arm.baseline)
-    keys = differs(arm, baseline)
+    yield from _audit_match(ablation, arm)
+    yield from _audit_keys(ablation, arm, baseline)
+    yield from _audit_tokenizers(ablation.study.compare.metric, arm, baseline)
+    yield from audit_budgets(ablation, arm, costs)
+    yield from unequal_rows(ablation, arm, baseline)
+    yield from confounds(ablation, arm, baseline)
+    yield from _audit_objectives(ablation, arm, baseline, costs)
+    yield from _audit_crossing(ablation, arm, baseline)
+
+
+def _audit_metric(metric: str, arm: Arm) -> Iterator[Finding]:
+    """Whether a model of this family has the metric at all."""
+    family = arm.experiment.model.family
+    if metric == MASKED_NLL and continues(family):
+        message = f"{metric} is of encoder_only models, which see what comes after a token; use {TARGET_NLL}"
+        yield Finding("refused", arm.name, "compare.metric", message)
+    if not continues(family) and metric.removeprefix(FINETUNED).startswith(CONTINUATION):
+        message = f"an encoder_only model has no {metric}: it predicts no token from those before it alone"
+        yield Finding("refused", arm.name, "compare.metric", f"{message}; use {MASKED_NLL}, among such models")
+
+
+def _audit_keys(ablation: Ablation, arm: Arm, baseline: Arm) -> Iterator[Finding]:
+    """Keys that differ and are no factor, and those that the metric is measured by."""
+    metric = ablation.study.compare.metric
+    yardstick = next((keys for prefix, keys in _YARDSTICKS.items() if metric.startswith(prefix)), ())
     # Between an arm outside the grid, which has no level of a factor, and one inside, the factor excuses nothing.
     declared = arm.declared | baseline.declared if arm.levels and baseline.levels else frozenset()
-    yield from _audit_match(ablation, arm)
-    for key, (old, new) in keys.items():
-        yardstick = next((keys for prefix, keys in _YARDSTICKS.items() if metric.startswith(prefix)), ())
+    for key, (old, new) in differs(arm, baseline).items():
+        measured = under(key, *yardstick)
         # A level that a source has, too, is in its keys.
-        if under(_SOURCE.sub("", key), *declared) and not under(key, *yardstick):
+        if under(_SOURCE.sub("", key), *declared) and not measured:
             continue
         # What matching has moved is judged as it was before.
         old, new = baseline.derived.get(key, [old])[0], arm.derived.get(key, [new])[0]
@@ -93,20 +129,46 @@ def _audit_arm(ablation: Ablation, arm: Arm) -> Iterator[Finding]:
             reason = f"differs, so {metric} is not measured on the same target tokens"
         way = "`allow` it with its reason" if under(key, *declared) else "make it equal, a factor, or `allow` it"
         values = f": {old!r} in {baseline.name}, {new!r} here; {way}"
-        yield ruled(ablation, "refused", arm, key, reason, values)
-    yield from confounds(ablation, arm, baseline)
-    other_objective = any(under(key, "pretrain.objective") for key in keys)
-    if metric == "val/objective_loss" and other_objective:
-        yield Finding(
-            "refused",
-            arm.name,
-            "compare.metric",
-            f"val/objective_loss of another objective than {baseline.name}'s is another quantity; use "
-            + yardstick_of(arm.experiment.model.family),
-        )
-    if other_objective and ablation.study.match.by != "loss_tokens":
+        yield ruled(ablation, "refused", arm, key, reason, values, by_name=measured or key in PRECISION)
+
+
+def _audit_tokenizers(metric: str, arm: Arm, baseline: Arm) -> Iterator[Finding]:
+    """Losses per token do not compare where the tokens are others."""
+    if better(metric) != "lower" or BITS_PER_BYTE in metric:
+        return
+    here, there = (each.experiment.pretrain.data.tokenizer for each in (arm, baseline))
+    if here == there or identity_of(here) == identity_of(there):
+        return
+    message = f"{metric} is counted per token, and {baseline.name} has another tokenizer; "
+    before, _, evaluation = metric.partition(EVALUATED)
+    if evaluation.startswith("extrapolation/") or MASKED_NLL in metric:
+        message += "it has no form in bits per byte, so make the tokenizers equal"
+    else:
+        part = f"{EVALUATED}{evaluation.partition('/')[0]}/" if evaluation else "val/"
+        stage = before if evaluation else FINETUNED * metric.startswith(FINETUNED)
+        message += f"compare `metric: {stage}{part}{BITS_PER_BYTE}`"
+    yield Finding("refused", arm.name, "compare.metric", message)
+
+
+def _audit_objectives(ablation: Ablation, arm: Arm, baseline: Arm, costs: Mapping[str, Cost]) -> Iterator[Finding]:
+    """What another objective makes incomparable, and how much it learns from."""
+    metric = ablation.study.compare.metric
+    if not any(under(key, "pretrain.objective") for key in differs(arm, baseline)):
+        return
+    if metric == "val/objective_loss":
+        message = f"val/objective_loss of another objective than {baseline.name}'s is another quantity; use "
+        yield Finding("refused", arm.name, "compare.metric", message + yardstick_of(arm.experiment.model.family))
+    if ablation.study.match.by != "loss_tokens":
+        ratio = costs[arm.name].loss_tokens / costs[baseline.name].loss_tokens
         message = "the loss is computed on another number of tokens: see loss tokens"
+        if is_outside(ratio):
+            named = "its baseline" if ablation.study.compare.within else baseline.name
+            message = f"the loss is computed on {times(ratio)} the tokens of {named}: see loss tokens"
         yield Finding("note", arm.name, "pretrain.objective", message)
+
+
+def _audit_crossing(ablation: Ablation, arm: Arm, baseline: Arm) -> Iterator[Finding]:
+    """Arms that differ from their baseline in themselves and in factors at once."""
     first = {name: labels[0] for name, labels in ablation.factors.items()}
     moved = [name for name, label in arm.levels.items() if baseline.levels.get(name, first[name]) != label]
     grid = ablation.study.grid
@@ -119,7 +181,7 @@ def _audit_arm(ablation: Ablation, arm: Arm) -> Iterator[Finding]:
         yield Finding("note", arm.name, "compare", message)
 
 
-def _audit_adaptation(arm: Arm) -> Iterator[Finding]:
+def _audit_adaptation(arm: Arm, cost: Cost) -> Iterator[Finding]:
     """What is taken over, what is not, and what that has cost before."""
     adapt, found = arm.experiment.adapt, arm.experiment.adaptation
     assert adapt is not None
@@ -127,7 +189,6 @@ def _audit_adaptation(arm: Arm) -> Iterator[Finding]:
     lists = (("fresh", together(found.fresh)), ("left behind", _left(found)))
     message += "".join(f"; {what}: {some(names)}" for what, names in lists if names)
     yield Finding("note", arm.name, "adapt.from", message)
-    cost = cost_of(arm.experiment)
     if cost.before.train_flops:
         flops, tokens = cost.before.train_flops, cost.before.tokens
         share = flops / cost.train_flops

@@ -12,11 +12,12 @@ from pydantic.config import JsonDict
 from lit_llm.ablation.fraction import MOST, Fraction, effect_of, find, members_of
 from lit_llm.analysis.correction import Correction
 from lit_llm.analysis.front import better
+from lit_llm.analysis.paired import Variance
 from lit_llm.analysis.scaling_runs import X
 from lit_llm.config.problems import did_you_mean
 from lit_llm.config.section import Items, Section, impossible
 from lit_llm.evaluation.config import EVALUATIONS
-from lit_llm.experiment.chain import EVALUATED, FINETUNED
+from lit_llm.experiment.chain import EVALUATED, FINETUNED, final_metric
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -188,36 +189,43 @@ class Grid(Section):
         return f"{best.size} combinations cannot tell all of them apart: {'; '.join(told)}; use {' or '.join(ways)}"
 
 
-METRICS = (
+CHOSEN_BY = (
     "val/target_nll",
     "val/masked_nll",
     "val/perplexity",
     "val/bits_per_byte",
     "val/objective_loss",
+)
+"""Metrics of the validation split, which choices are made by."""
+METRICS = (
+    *(final_metric(name) for name in CHOSEN_BY),
+    *CHOSEN_BY,
     "stability/loss_spikes",
     "stability/max_grad_norm",
     "stability/max_attention_logit",
     "throughput/tokens_per_second",
 )
-OF_SOURCE = "val/target_nll/"
-"""Before the name of a mixture's source, or of a task of instruction data."""
+OF_SOURCE = ("test/target_nll/", "val/target_nll/")
+"""Before the name of a mixture's source, or of a task of instruction data; of either split."""
+_OF_OBJECTIVE = ("test/objective_loss", "val/objective_loss")
+"""Of the pretraining alone: instruction data has one objective."""
 
 
 def _metric(name: str) -> str:
     own = name.removeprefix(FINETUNED)
     evaluation = own.removeprefix(EVALUATED).partition("/")
-    if name in METRICS or (own in METRICS and own != "val/objective_loss") or own.startswith(OF_SOURCE):
+    if name in METRICS or (own in METRICS and own not in _OF_OBJECTIVE) or own.startswith(OF_SOURCE):
         return name
     if own.startswith(EVALUATED) and evaluation[0] in EVALUATIONS and evaluation[2]:
         return name
-    more = [*METRICS, *(f"{FINETUNED}{metric}" for metric in METRICS if metric != "val/objective_loss")]
+    more = [*METRICS, *(f"{FINETUNED}{metric}" for metric in METRICS if metric not in _OF_OBJECTIVE)]
     evaluated = ", ".join(f"{EVALUATED}{evaluation}/..." for evaluation in EVALUATIONS)
     hint = did_you_mean(name, more if name.startswith(FINETUNED) else METRICS)
     raise impossible(("", f"{name!r} is not possible{hint}; of evaluations: {evaluated}, each also after {FINETUNED}"))
 
 
 _ONE_OF = "|".join(re.escape(name) for name in METRICS)
-_PATTERN = f"^({FINETUNED})?({_ONE_OF}|{OF_SOURCE}.+|{EVALUATED}({'|'.join(EVALUATIONS)})/.+)$"
+_PATTERN = f"^({FINETUNED})?({_ONE_OF}|{'|'.join(f'{begin}.+' for begin in OF_SOURCE)}|{EVALUATED}({'|'.join(EVALUATIONS)})/.+)$"
 _SCHEMA: JsonDict = {"anyOf": [{"enum": [*METRICS]}, {"pattern": _PATTERN}]}
 Metric = Annotated[str, AfterValidator(_metric), Field(json_schema_extra=_SCHEMA)]
 
@@ -272,18 +280,25 @@ class Compare(Section):
     """The arm that the others are compared with; the first when absent."""
     within: Items[str] = ()
     """Factors at whose every level the comparison is made anew: each arm meets the baseline of its own level."""
-    metric: Metric = "val/target_nll"
-    """What is compared, as it is at the end of training; of a mixture also `val/target_nll/<source>`. Those of the
-    finetuning begin with `finetune/`, those of evaluations with `eval/`: `finetune/eval/examples/nll`. An evaluation
+    metric: Metric = "test/target_nll"
+    """What is compared, as it is at the end of training; of a mixture also `test/target_nll/<source>`. Metrics of the
+    test split begin with `test/`, and each has a sibling of the validation split, `val/target_nll`: that is what
+    further seeds and learning rates are chosen by. Those of the finetuning begin with `finetune/`, those of evaluations with `eval/`: `finetune/eval/examples/nll`. An evaluation
     made after both stages is shown before against after. Training losses are not compared: they depend on what is
     trained on."""
     front: Figure | None = None
     """A cost that the metric is shown against, with the arms that no other beats in both. inference_flops: of reading
     an input and writing a target, both as long as the finetuning allows, or 1000 tokens each where there is none."""
+    variance: Variance = "moderated"
+    """Where the variance of a difference comes from. moderated: its own values over the seeds, with up to a third of a
+    degree of freedom from the other differences; its intervals cover 93% or more in every design. paired: its own
+    values alone. pooled: one variance for all arms, which assumes that they scatter alike and react to a seed alike.
+    mixed: a mixed model with a random effect of each family and seed. The last two are narrower, and cover as little as
+    78% where families differ; see docs/statistics.md."""
     correction: Correction = "none"
-    """For the number of comparisons. none: each interval holds for itself; dunnett: intervals and p-values that hold
-    for all arms against their baseline at once; holm, fdr_bh: p-values by which the chance of any false effect, or the
-    share of false ones among those found, is 5%."""
+    """For the number of comparisons. none: each interval holds for itself. holm: p-values by which the chance of any
+    false difference is 5%. fdr_bh: p-values by which 5% of the differences below 0.05 are false. With both, intervals
+    hold for all comparisons at once. dunnett: the same for arms that scatter alike, so it needs `variance: pooled`."""
     margin: float | None = Field(None, gt=0)
     """The largest difference that does not matter, in the metric's unit. With it, the verdict tells arms that are shown
     to differ by less from those of which too few seeds show nothing."""
@@ -298,6 +313,9 @@ class Compare(Section):
     def _has_a_better(self) -> Compare:
         if self.front is not None and better(self.metric) is None:
             raise impossible(("front", f"{self.metric} is neither a loss nor a score, so no arm beats another in it"))
+        if self.correction == "dunnett" and self.variance != "pooled":
+            message = "dunnett assumes that all arms scatter alike; add `variance: pooled`, or use holm, which does not"
+            raise impossible(("correction", message))
         if self.scaling is not None and better(self.metric) != "lower":
             raise impossible(("scaling", f"{self.metric} is no loss, so no power law is fitted to it"))
         if self.gate is not None and better(self.metric) != "lower":

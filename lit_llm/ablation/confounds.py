@@ -7,13 +7,19 @@ of a deeper stack. Neither is a mistake; that more than the factor changed shoul
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 from lit_llm.ablation.arms import Ablation, Arm
 from lit_llm.ablation.findings import Finding, differs, ruled
 from lit_llm.config.section import Section
 from lit_llm.config.tree import leaves, under
+from lit_llm.data.config import Tokenizer
 from lit_llm.models.resolve import OWN_ATTENTION, STACKS, Layer, ResolvedModel, layer_range, resolve_model
+
+VOCABULARY = "model.vocabulary"
+SPARE, UNEQUAL = 0.25, 0.1
+"""Shares of a vocabulary that may be unused without a note, and that two arms may differ by."""
 
 Place = tuple[str, int, str]
 """(stack, number of the layer, component), as an address names them."""
@@ -32,6 +38,37 @@ def confounds(ablation: Ablation, arm: Arm, baseline: Arm) -> Iterator[Finding]:
     for key, share, other in _shares(arm, baseline, declared):
         reason = f"covers {share} layers, {other} in {baseline.name}"
         yield ruled(ablation, "confound", arm, key, reason, "; make it part of the level, or `allow` it")
+
+
+def unused_rows(arm: Arm) -> Iterator[Finding]:
+    """A note on a vocabulary far larger than what the tokenizer and the objective can say."""
+    rows, unused = _vocabulary(arm)
+    if unused > SPARE * rows:
+        message = f"{unused} of {rows} rows are never used: the tokenizer and the objective have {rows - unused} ids, "
+        yield Finding("note", arm.name, VOCABULARY, f"{message}and all rows count in parameters, FLOPs and the softmax")
+
+
+def unequal_rows(ablation: Ablation, arm: Arm, baseline: Arm) -> Iterator[Finding]:
+    """Refuse rows that one of two arms alone has and never uses: they cost it probability, parameters and FLOPs."""
+    (rows, unused), (most, other) = _vocabulary(arm), _vocabulary(baseline)
+    if abs(unused - other) > UNEQUAL * min(rows, most):
+        reason = f"{unused} rows are never used, {other} in {baseline.name}: each costs softmax, parameters and FLOPs"
+        yield ruled(
+            ablation, "refused", arm, VOCABULARY, reason, "; give both what their tokenizers need, or `allow` it"
+        )
+
+
+def _vocabulary(arm: Arm) -> tuple[int, int]:
+    """(rows of the embedding, rows that no text and no objective uses)."""
+    pretrain, rows = arm.experiment.pretrain, arm.experiment.model.vocabulary
+    used = _ids(pretrain.data.tokenizer) + sum(pretrain.objective.extra_ids(pretrain.data.sequence_length).values())
+    return rows, rows - used
+
+
+@lru_cache(maxsize=256)
+def _ids(tokenizer: Tokenizer) -> int:
+    """Ids of a tokenizer; reading those of a file takes a while."""
+    return tokenizer.vocabulary
 
 
 def _changes(arm: Arm, baseline: Arm, declared: set[str]) -> Iterator[tuple[str, Any, Any]]:

@@ -57,9 +57,38 @@ def _shown(adapt: AdaptConfig) -> str:
     return " and ".join(dict.fromkeys(one(given) for given in adapt.sides.values()))
 
 
-def ruled(ablation: Ablation, kind: Kind, arm: Arm, key: str, reason: str, advice: str) -> Finding:
+BY_NAME = (
+    "pretrain.data.corpus",
+    "pretrain.data.tokenizer",
+    "finetune.data.examples",
+    "finetune.data.held_out",
+)
+"""Sections that stand for one thing each: of what the primary metric is measured on, a rule may name them whole."""
+
+
+def allowing(rule: str, key: str, by_name: bool = False) -> bool:
+    """Whether a rule of `allow` covers a key.
+
+    by_name: the key belongs to what the primary metric is measured on, and no rule for many keys at once covers it.
+    """
+    if by_name:
+        return rule == key or (under(rule, *BY_NAME) and under(key, rule))
+    return under(key, rule)
+
+
+def name_of(key: str) -> str:
+    """What a rule for this key of the primary metric has to be called."""
+    return next((section for section in BY_NAME if under(key, section)), key)
+
+
+def ruled(
+    ablation: Ablation, kind: Kind, arm: Arm, key: str, reason: str, advice: str, *, by_name: bool = False
+) -> Finding:
     """A finding of this kind, or an allowed one where the study gives its reason for this key."""
     for rule in ablation.study.allow:
-        if under(key, rule.key):
+        if allowing(rule.key, key, by_name):
             return Finding("allowed", arm.name, key, f"{reason}; allowed because {rule.because}")
+    if by_name and (blanket := next((rule.key for rule in ablation.study.allow if under(key, rule.key)), None)):
+        advice += f"; `{blanket}` does not allow it: what results are measured on and in goes by name, as in "
+        advice += f"`allow: [{{key: {name_of(key)}, because: ...}}]`"
     return Finding(kind, arm.name, key, f"{reason}{advice}")

@@ -8,7 +8,7 @@ from typing import Any
 from lit_llm.ablation.plan import Plan
 from lit_llm.ablation.runs import Run
 from lit_llm.config.fingerprint import fingerprint
-from lit_llm.experiment.chain import EVALUATED, FINETUNED
+from lit_llm.experiment.chain import EVALUATED, FINETUNED, validation_metric
 from lit_llm.experiment.identity import origin_digest
 from lit_llm.tracking.mlflow_mirror import RunRecord
 from lit_llm.tracking.views import Chart, column, experiment_tags
@@ -75,7 +75,8 @@ def tags_of(planned: Plan) -> dict[str, str]:
     columns = [column("metrics", name) for name in metrics]
     columns += [column("params", f"arm.{name}") for name in factors[:MOST_FACTORS]]
     columns += [column("metrics", name) for name in ("train/loss", "flops", "tokens_seen")]
-    courses = [name for name in metrics if EVALUATED not in name]  # an evaluation has one value
+    # What is measured once, when a stage is over, has no course.
+    courses = [validation_metric(name) for name in metrics if EVALUATED not in name]
     courses += ["train/loss", *[f"{FINETUNED}train/loss"] * tuned, "stability/grad_norm"]
     charts: list[Chart] = [*(("LINE", name) for name in courses), *(("BAR", name) for name in metrics)]
     return experiment_tags(description(planned), [*columns, column("tags", "lit_llm.state")], charts)

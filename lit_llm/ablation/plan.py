@@ -130,11 +130,12 @@ def plan(
         )
         for arm in ablation.arms
     )
+    costs = {planned.arm.name: planned.cost for planned in arms}
     if built:
         check_tasks(ablation, tell)
     if store is not None:
         check_held_out(ablation, store)
-    return Plan(ablation, arms, tuple(audit(ablation, tell, built)), prompt, generate)
+    return Plan(ablation, arms, tuple(audit(ablation, tell, built, costs)), prompt, generate)
 
 
 def remembered(planned: Plan, file: Path) -> Plan:

@@ -13,12 +13,14 @@ from lit_llm.ablation.arms import Ablation, Arm, file_and_arm, load_study
 from lit_llm.ablation.config import Figure
 from lit_llm.ablation.layouts import factor_layouts, layouts, lr_factors
 from lit_llm.ablation.scaled import Measured, ended_runs, gate_of, scaling_of
-from lit_llm.analysis.comparison import Comparison, Looks, RunResult, compare, in_rounds
+from lit_llm.analysis.comparison import Comparison, Design, Looks, RunResult, compare, in_rounds
 from lit_llm.analysis.front import front
+from lit_llm.analysis.procedure import Procedure
 from lit_llm.analysis.sequential import Rounds
 from lit_llm.config.problems import InputError, Problem, did_you_mean
 from lit_llm.config.tree import leaves
-from lit_llm.experiment.chain import FINETUNED, Link, chain
+from lit_llm.evaluation.unit_losses import Units, units_of
+from lit_llm.experiment.chain import FINETUNED, Link, chain, validation_metric
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.cost import GENERATE, PROMPT, cost_of
 from lit_llm.experiment.identity import provenance, same_origin, weights_digest
@@ -104,7 +106,16 @@ class Run:
                 "origins": [result["provenance"] for result in results],
             }
         state = next((state for state in states.values() if state != "done"), "done")
-        return RunResult(self.arm.name, self.arm.baseline, self.seed, state, whole, states)
+        return RunResult(self.arm.name, self.arm.baseline, self.seed, state, whole, states, self.units)
+
+    def units(self, metric: str) -> Units | None:
+        """Of a metric as it is named among those of all stages: {document, example or question: (sum of its losses, its
+        weight)}, read from the stage that has measured it; None where that keeps none."""
+        scoped = [step for step in self.steps if metric.startswith(step.link.scope)]
+        if not scoped:
+            return None
+        step = max(scoped, key=lambda step: len(step.link.scope))
+        return units_of(step.stage, metric.removeprefix(step.link.prefix))
 
     @cached_property
     def params(self) -> dict[str, Any]:
@@ -163,13 +174,16 @@ def _of_all(results: Iterable[tuple[Step, Mapping[str, Any]]], key: str) -> dict
 
 
 def runs_of(ablation: Ablation, store: Store) -> list[Run]:
-    """Every run, arm by arm; where seeds are added in rounds, all that the results up to now have asked for."""
+    """Every run, arm by arm; where seeds are added in rounds, all that the results up to now have asked for.
+
+    Seeds are added by what is measured on the validation split: the test split is not looked at to choose.
+    """
     study, looks = ablation.study, _looks(ablation)
     runs = {arm.name: [Run.of(arm, seed, store) for seed in study.seeds] for arm in ablation.arms}
     grown = looks is not None
     while grown and looks is not None:
         results = [run.result() for own in runs.values() for run in own]
-        standing = in_rounds(results, study.compare.metric, looks, study.compare.margin)
+        standing = in_rounds(results, validation_metric(study.compare.metric), looks, study.compare.margin)
         grown = False
         for arm in ablation.arms:
             own = runs[arm.name]
@@ -277,16 +291,7 @@ def comparison_of(ablation: Ablation, runs: Sequence[Run]) -> Comparison:
     """The comparison of whatever is finished."""
     asked = ablation.study.compare
     results = [run.result() for run in runs]
-    compared = compare(
-        results,
-        asked.metric,
-        layouts(ablation),
-        lr_factors(ablation),
-        asked.correction,
-        asked.margin,
-        factor_layouts(ablation),
-        _looks(ablation),
-    )
+    compared = compare(results, asked.metric, _design(ablation), _procedure(ablation))
     if asked.scaling is not None or asked.gate is not None:
         compared = _scaled(compared, ablation, runs, results)
     figure = asked.front
@@ -294,6 +299,16 @@ def comparison_of(ablation: Ablation, runs: Sequence[Run]) -> Comparison:
         return compared
     costs = {arm: found[figure] for arm, found in costs_of(ablation.arms).items()}
     return replace(compared, front=front(figure, compared.metric, costs, {row.arm: row.mean for row in compared.rows}))
+
+
+def _design(ablation: Ablation) -> Design:
+    return Design(layouts(ablation), factor_layouts(ablation), lr_factors(ablation), _looks(ablation))
+
+
+def _procedure(ablation: Ablation) -> Procedure:
+    asked = ablation.study.compare
+    families = {arm.name: arm.experiment.model.family for arm in ablation.arms}
+    return Procedure(asked.variance, asked.correction, asked.margin, families)
 
 
 def _scaled(compared: Comparison, ablation: Ablation, runs: Sequence[Run], results: Sequence[RunResult]) -> Comparison:

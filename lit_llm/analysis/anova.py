@@ -1,21 +1,24 @@
 """Factors with more than two levels: does any level differ, and does that depend on the other factors?
 
-An analysis of variance of a full factorial design, with seeds as blocks. A factor's F compares the scatter of its
-levels' means with the residual of the model arm + seed (the variance that is pooled elsewhere too); an interaction of
-two factors is what the means of their pairs have beyond both. Designs are balanced here, so the sums of squares of all
-terms add up and no order of the factors matters. Source: Montgomery, Design and Analysis of Experiments, chapter 5.
+An analysis of variance of a full factorial design with seeds as subjects. A seed gives one value of every contrast of a
+term's levels, and the term's F compares their mean with their scatter over the seeds: the interaction of that term with
+the seed, not a residual that all arms share, since a family of models may react to a seed in ways of its own. The
+contrasts of one term may scatter differently, so its degrees of freedom are Greenhouse's and Geisser's (1959,
+Psychometrika 24). Designs are balanced here, so the sums of squares of all terms add up and no order of the factors
+matters. Source: Winer, Statistical Principles in Experimental Design, chapter 4.
 """
 
 from __future__ import annotations
 
 import itertools
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lit_llm.analysis.baselines import Noise, pooled_contrasts
+from lit_llm.analysis.contrasts import Sample, contrast, estimates
 from lit_llm.analysis.correction import Correction
-from lit_llm.analysis.paired import Difference, Values, paired_difference, pooled_variance, with_interval
+from lit_llm.analysis.paired import Difference, Values
 from lit_llm.analysis.verdicts import ADJUST, LEVEL, P_VALUES, judged_alone, stand_in
 
 
@@ -39,11 +42,15 @@ class Term:
     share: float
     """Of the sum of squares between all arms; what is of three factors and more stands in no term."""
     f: float | None
-    """None where the arms do not scatter alike, so that there is no variance to compare with."""
+    """None for one complete seed."""
     p: float | None
-    """Adjusted for the other terms of the study as it asks."""
+    """p-value that none of its contrasts differs from zero, adjusted for the other terms as the study asks."""
     verdict: str | None = None
     """`differs` where its levels do, else `undecided`: what is no larger than a margin, an F test does not tell."""
+    error_degrees: float = 0.0
+    """Degrees of freedom of the denominator, before Greenhouse's and Geisser's factor."""
+    sphericity: float = 1.0
+    """Greenhouse's and Geisser's factor of both degrees of freedom; 1: all contrasts of the term scatter alike."""
 
 
 @dataclass(frozen=True)
@@ -69,37 +76,60 @@ class Anova:
     arms: int
     seeds: tuple[int, ...]
     """Those for which every arm has a value."""
-    residual_degrees: int
     terms: tuple[Term, ...]
     """Empty while no seed is complete."""
     levels: tuple[Level, ...]
     notes: tuple[str, ...]
 
 
-def anova(layout: FactorLayout, values: Mapping[str, Values]) -> Anova:
+def anova(layout: FactorLayout, values: Mapping[str, Values], noise: Noise = Noise()) -> Anova:
     """F tests of every factor and every pair, and each level against the first. values: {arm: {seed: value}}."""
+    seeds = sorted(set.intersection(*(set(values.get(arm, {})) for arm in layout.arms)))
+    complete = {arm: {seed: values[arm][seed] for seed in seeds} for arm in layout.arms}
+    terms = tuple(_terms(layout, complete, seeds)) if seeds else ()
+    levels = tuple(_levels(layout, complete, noise)) if seeds else ()
+    notes = tuple(_notes(layout, seeds))
+    return Anova(layout.group, len(layout.arms), tuple(seeds), terms, levels, notes)
+
+
+def _terms(layout: FactorLayout, complete: Mapping[str, Values], seeds: Sequence[int]) -> Iterator[Term]:
+    import numpy as np
+
+    names, shape = list(layout.factors), [len(labels) for labels in layout.factors.values()]
+    table = np.zeros([len(seeds), *shape])
+    for arm, place in layout.arms.items():
+        table[(slice(None), *place)] = [complete[arm][seed] for seed in seeds]
+    means = table.mean(axis=0)
+    total = float(((means - means.mean()) ** 2).sum())
+    for members in (m for size in (1, 2) for m in itertools.combinations(range(len(names)), size)):
+        degrees = int(np.prod([shape[i] - 1 for i in members]))
+        effects = np.stack([_effect(one, members) for one in table]).reshape(len(seeds), -1)
+        between = float((effects.mean(axis=0) ** 2).sum())  # over all arms, in the unit of their means
+        share = between / total if total else 0.0
+        yield replace(_tested(effects, degrees), factors=tuple(names[i] for i in members), share=share)
+
+
+def _tested(effects: Any, degrees: int) -> Term:
+    """F test of a term. effects: seeds x arms, what belongs to the term alone."""
     import numpy as np
     from scipy.stats import f as fisher
 
-    seeds = sorted(set.intersection(*(set(values.get(arm, {})) for arm in layout.arms)))
-    complete = {arm: {seed: values[arm][seed] for seed in seeds} for arm in layout.arms}
-    variance, residual = pooled_variance(list(complete.values())), (len(complete) - 1) * (len(seeds) - 1)
-    names, terms = list(layout.factors), []
-    if seeds:
-        means = np.zeros([len(labels) for labels in layout.factors.values()])
-        for arm, place in layout.arms.items():
-            means[place] = statistics.fmean(complete[arm].values())
-        total = float(((means - means.mean()) ** 2).sum())
-        for members in (m for size in (1, 2) for m in itertools.combinations(range(len(names)), size)):
-            effect = _effect(means, members)
-            degrees = int(np.prod([means.shape[i] - 1 for i in members]))
-            between = float((effect**2).sum())  # over all arms, in the unit of their means
-            f = None if variance is None else len(seeds) * between / degrees / variance
-            p = None if f is None else float(fisher.sf(f, degrees, residual))
-            terms.append(Term(tuple(names[i] for i in members), degrees, between / total if total else 0.0, f, p))
-    levels = tuple(_levels(layout, complete, variance, residual)) if seeds else ()
-    notes = tuple(_notes(layout, seeds, variance is not None))
-    return Anova(layout.group, len(layout.arms), tuple(seeds), residual, tuple(terms), levels, notes)
+    seeds = len(effects)
+    if seeds < 2:
+        return Term((), degrees, 0.0, None, None)
+    mean = effects.mean(axis=0)
+    deviations = effects - mean
+    scatter = float((deviations**2).sum()) / (degrees * (seeds - 1))
+    between = seeds * float((mean**2).sum()) / degrees
+    if not scatter:
+        return Term((), degrees, 0.0, None, None)
+    # tr(S)^2 / (k tr(S S)), with S the contrasts' covariance; over the seeds, which are fewer than the arms.
+    products = deviations @ deviations.T
+    sphericity = float(np.trace(products) ** 2 / (degrees * (products**2).sum()))
+    sphericity = min(1.0, max(1 / degrees, sphericity))
+    f, error_degrees = between / scatter, degrees * (seeds - 1)
+    p = float(fisher.sf(f, sphericity * degrees, sphericity * error_degrees))
+    return Term((), degrees, 0.0, f, p, error_degrees=error_degrees, sphericity=sphericity)
 
 
 def judged_terms(
@@ -119,7 +149,9 @@ def judged_terms(
     for at, one in enumerate(every):
         terms = (replace(term, **_said(p.get(f"{at}/{n}"))) for n, term in enumerate(one.terms))
         levels = (
-            replace(level, p=own.p, verdict=own.verdict) if (own := found.get(f"{at}/{n}")) else level
+            replace(level, difference=own.difference, p=own.p, verdict=own.verdict)
+            if (own := found.get(f"{at}/{n}"))
+            else level
             for n, level in enumerate(one.levels)
         )
         groups.append(replace(one, terms=tuple(terms), levels=tuple(levels), notes=one.notes + told))
@@ -138,29 +170,32 @@ def _effect(means: Any, members: Sequence[int]) -> Any:
     return means
 
 
-def _levels(
-    layout: FactorLayout, complete: Mapping[str, Values], variance: float | None, residual: int
-) -> Iterator[Level]:
-    seeds = next(iter(complete.values()))
+def _levels(layout: FactorLayout, complete: Mapping[str, Values], noise: Noise) -> Iterator[Level]:
+    samples: dict[tuple[str, int], Sample] = {}
     for index, (name, labels) in enumerate(layout.factors.items()):
-        at_level = [[arm for arm, at in layout.arms.items() if at[index] == level] for level in range(len(labels))]
-        by_level = [{s: statistics.fmean(complete[arm][s] for arm in arms) for s in seeds} for arms in at_level]
-        for label, found in zip(labels[1:], by_level[1:], strict=True):
-            d = paired_difference(found, by_level[0])
-            if d is not None and variance is not None:
-                runs = len(layout.arms) // len(labels) * len(seeds)
-                d = with_interval(d, 2 * variance / runs, residual, pooled=True)
-            yield Level(name, (labels[0], label), d)
+        share = len(labels) / len(layout.arms)
+        for level in range(1, len(labels)):
+            weights = {
+                arm: share if at[index] == level else -share
+                for arm, at in layout.arms.items()
+                if at[index] in (0, level)
+            }
+            samples[name, level] = contrast(weights, complete, noise.influences)
+    named = {f"{name}/{level}": sample for (name, level), sample in samples.items()}
+    known = estimates(named, noise.variance)
+    if noise.variance == "pooled":
+        known = pooled_contrasts(known, named, list(complete.values()))
+    for name, level in samples:
+        labels = layout.factors[name]
+        yield Level(name, (labels[0], labels[level]), known[f"{name}/{level}"])
 
 
-def _notes(layout: FactorLayout, seeds: Sequence[int], pooled: bool) -> Iterator[str]:
+def _notes(layout: FactorLayout, seeds: Sequence[int]) -> Iterator[str]:
     if not seeds:
         yield f"no F tests yet: they need a seed for which all {len(layout.arms)} arms have a value"
     elif len(seeds) == 1:
         yield "one complete seed has no F test; add seeds to see what is more than their scatter"
-    elif not pooled:
-        yield "no F tests: the arms do not scatter alike, so they have no variance in common to be judged by"
     else:
-        yield "F tests: against the residual variance of arm + seed"
+        yield "F tests: each term against its scatter over the seeds, Greenhouse and Geisser's degrees of freedom"
     if len(layout.factors) > 2:
         yield "share: of the variation between the arms; what is left is of three factors and more"

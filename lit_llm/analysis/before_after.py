@@ -11,7 +11,10 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lit_llm.analysis.paired import Difference, Values, against_baselines
+from lit_llm.analysis.baselines import Noise, against_baselines
+from lit_llm.analysis.contrasts import contrast, estimates
+from lit_llm.analysis.document_noise import Influences
+from lit_llm.analysis.paired import Difference, Values
 
 
 @dataclass(frozen=True)
@@ -48,18 +51,58 @@ def before_after(
     before: Mapping[str, Values],
     after: Mapping[str, Values],
     baselines: Mapping[str, str],
+    noise: tuple[Noise, Noise] = (Noise(), Noise()),
+    same_documents: bool = True,
 ) -> BeforeAfter:
-    """before, after: {arm: {seed: value}}; baselines: {arm: the arm it is compared with}."""
-    gained = {
-        arm: {seed: after[arm][seed] - value for seed, value in values.items() if seed in after[arm]}
-        for arm, values in before.items()
-    }
-    three = [against_baselines(values, baselines) for values in (before, after, gained)]
+    """before, after: {arm: {seed: value}}; baselines: {arm: the arm it is compared with}; noise: of both times.
+
+    same_documents: whether both times are judged on the same ones, so that their choice cancels in the change.
+    """
+    at = (before, after)
+    differences = [against_baselines(values, baselines, own) for values, own in zip(at, noise, strict=True)]
+    changes = _changes(at, baselines, noise, same_documents)
     rows = tuple(
-        Turn(arm, baselines[arm], _mean(before[arm]), _mean(after[arm]), *(found.get(arm) for found in three))
+        Turn(
+            arm,
+            baselines[arm],
+            _mean(before[arm]),
+            _mean(after[arm]),
+            *(found.get(arm) for found in (*differences, changes)),
+        )
         for arm in before
     )
     return BeforeAfter(metric, rows, _rank_correlation(rows))
+
+
+def _changes(
+    at: tuple[Mapping[str, Values], Mapping[str, Values]],
+    baselines: Mapping[str, str],
+    noise: tuple[Noise, Noise],
+    same_documents: bool,
+) -> dict[str, Difference | None]:
+    """Change of every arm's difference from its baseline, a contrast of four means, block by block."""
+    times = ("before", "after")
+    values = {f"{time}/{arm}": own for time, arms in zip(times, at, strict=True) for arm, own in arms.items()}
+    influences: Influences = {}
+    if same_documents:
+        influences = {
+            (f"{time}/{arm}", seed): value
+            for time, own in zip(times, noise, strict=True)
+            for (arm, seed), value in own.influences.items()
+        }
+    changes: dict[str, Difference | None] = {}
+    for baseline in dict.fromkeys(baselines.values()):
+        samples = {
+            arm: contrast(
+                {f"after/{arm}": 1.0, f"after/{baseline}": -1.0, f"before/{arm}": -1.0, f"before/{baseline}": 1.0},
+                values,
+                influences,
+            )
+            for arm in at[0]
+            if baselines[arm] == baseline and arm != baseline
+        }
+        changes |= estimates(samples, "paired" if noise[1].variance == "paired" else "moderated")
+    return changes
 
 
 def _mean(values: Values) -> float | None:

@@ -10,25 +10,31 @@ import io
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from lit_llm.analysis.anova import Anova, FactorLayout, anova, judged_terms
+from lit_llm.analysis.baselines import Noise, against_baselines
 from lit_llm.analysis.before_after import BeforeAfter, before_after
 from lit_llm.analysis.correction import Correction
+from lit_llm.analysis.divergence import Divergence, Outcomes, divergences
+from lit_llm.analysis.document_noise import Influences, influence
 from lit_llm.analysis.effects import Effects, Layout, effects, judged_effects
-from lit_llm.analysis.front import Front
+from lit_llm.analysis.front import Front, better
 from lit_llm.analysis.learning_rates import LearningRates, LRFactor, learning_rates
-from lit_llm.analysis.paired import Difference, against_baselines
+from lit_llm.analysis.notes import comparison_notes
+from lit_llm.analysis.paired import Difference, Variance
+from lit_llm.analysis.procedure import Procedure
 from lit_llm.analysis.scaling import Scaling
 from lit_llm.analysis.scaling_gate import Gate
 from lit_llm.analysis.scaling_runs import ScalingRun
 from lit_llm.analysis.sensitivity import LRRun
 from lit_llm.analysis.sequential import Rounds, Standing, standings
-from lit_llm.analysis.verdicts import Judgement, judgements
+from lit_llm.analysis.verdicts import Judgement, judgements, without_lost_runs
 from lit_llm.config.problems import did_you_mean
-from lit_llm.experiment.chain import EVALUATED, FINETUNED
+from lit_llm.evaluation.unit_losses import Units
+from lit_llm.experiment.chain import EVALUATED, FINETUNED, validation_metric
 from lit_llm.experiment.identity import COMPARABLE
 
 
@@ -45,6 +51,16 @@ class RunResult:
     there is none."""
     states: Mapping[str, str] = field(default_factory=dict)
     """State of each stage, by how the names of its metrics begin; `state` holds for all of them where it is empty."""
+    read_units: Callable[[str], Units | None] = field(default=lambda _: None, repr=False, compare=False)
+    """Reads the units of a metric from where they are kept."""
+
+    def units(self, metric: str) -> Units | None:
+        """{document, example or question: (sum of its losses, its weight)}, read anew with each call.
+
+        The sum of the losses over the sum of the weights is the metric; of a perplexity, the loss that it is the
+        exponential of. None where the run has no value or keeps no records.
+        """
+        return None if self.metric(metric) is None else self.read_units(metric)
 
     def state_of(self, metric: str) -> str:
         """The state of the stage that measures it: a later stage that fails takes nothing from an earlier one."""
@@ -85,9 +101,9 @@ class Row:
     spikes: float | None
     """Loss spikes per run, mean over the runs that ended."""
     p: float | None = None
-    """That there is no difference, adjusted for the other comparisons as the study asks."""
+    """p-value of the two-sided test of no difference, adjusted for multiple comparisons; None for one seed."""
     detectable: float | None = None
-    """The smallest difference that so many seeds with this scatter show in four of five studies."""
+    """Smallest true difference that this number of seeds detects with 80% power."""
     verdict: str | None = None
     """The difference in words; None for a baseline."""
 
@@ -98,7 +114,7 @@ class Row:
 
 COLUMNS = (
     "arm baseline metric seeds mean deviation difference low high degrees pooled p detectable verdict "
-    "diverged failed parameters train_flops tokens_per_second spikes"
+    "diverged failed parameters train_flops tokens_per_second spikes documents seeds_low seeds_high"
 ).split()
 
 
@@ -125,6 +141,10 @@ class Comparison:
     """Of the factors of a full factorial, where any has more than two levels."""
     scaling: Scaling | None = None
     """Power laws of the metric, where the study asks for them."""
+    divergences: tuple[Divergence, ...] = ()
+    """Of the arms that lost runs, or whose baseline did."""
+    variance: Variance = "moderated"
+    """Where the variance of a difference comes from."""
     gate: Gate | None = None
     """Multipliers of compute and time at each size, where the study asks for them."""
 
@@ -141,6 +161,7 @@ class Comparison:
                 + [row.p, row.detectable, row.verdict]
                 + [row.diverged, row.states.get("failed", 0) + row.states.get("out_of_memory", 0)]
                 + [row.parameters, row.train_flops, row.tokens_per_second, row.spikes]
+                + ([d.documents, d.seeds_low, d.seeds_high] if d else [None] * 3)
             )
         return out.getvalue()
 
@@ -149,64 +170,111 @@ class Comparison:
         return asdict(self)
 
 
-def compare(
-    runs: Sequence[RunResult],
-    metric: str,
-    layouts: Sequence[Layout] = (),
-    lr_factors: Sequence[LRFactor] = (),
-    correction: Correction = "none",
-    margin: float | None = None,
-    factor_layouts: Sequence[FactorLayout] = (),
-    looks: Looks | None = None,
-) -> Comparison:
-    """Compare every arm with its baseline on one metric. Results of different code or machines are not mixed.
+@dataclass(frozen=True)
+class Design:
+    """What a study's design asks of its results."""
 
-    layouts: the arms of which effects are estimated too; lr_factors: those that differ in a learning rate alone;
-    factor_layouts: those of full factorials with more levels; correction, margin: see `judgements`; looks: where seeds
-    are added in rounds.
-    """
+    layouts: Sequence[Layout] = ()
+    """Arms of which effects are estimated too."""
+    factor_layouts: Sequence[FactorLayout] = ()
+    """Full factorials with more than two levels."""
+    lr_factors: Sequence[LRFactor] = ()
+    """Arms that differ in a learning rate alone."""
+    looks: Looks | None = None
+    """Where seeds are added in rounds."""
+
+
+def compare(
+    runs: Sequence[RunResult], metric: str, design: Design = Design(), procedure: Procedure = Procedure()
+) -> Comparison:
+    """Compare every arm with its baseline on one metric. Results of different code or machines are not mixed."""
     notes: list[str] = []
     kept = _of_one_origin(runs, notes)
     arms = list(dict.fromkeys(run.arm for run in runs))
     values = _values(kept, arms, metric)
     baselines = {run.arm: run.baseline for run in runs}
-    differences = against_baselines(values, baselines)
-    judged = judgements(differences, baselines, metric, correction, margin)
-    if looks is not None:
+    noise = _noise(kept, metric, procedure)
+    differences = against_baselines(values, baselines, noise)
+    judged = judgements(differences, baselines, metric, procedure.correction, procedure.margin)
+    if design.looks is not None:
         # An arm is judged by the look that decided it, else by the last one; by neither while the first is not over.
-        standing = in_rounds(runs, metric, looks, margin)
+        standing = in_rounds(runs, metric, design.looks, procedure.margin)
         judged = {arm: own for arm in judged if (own := standing[arm].judgement) is not None}
         differences = dict[str, Difference | None]({arm: own.difference for arm, own in judged.items()})
-        notes += _rounds_notes(standing, looks)
+        notes += _rounds_notes(standing, design.looks)
+    lost = {arm: outcome for arm, outcome in _outcomes(kept, arms, metric).items() if outcome.diverged}
+    judged = {arm: without_lost_runs(own, metric, arm in lost, baselines[arm] in lost) for arm, own in judged.items()}
     every, ended = _by_arm(runs), _by_arm(kept)
     rows = tuple(
         _row(arm, metric, every[arm], ended.get(arm, ()), baselines[arm], values[arm], judged.get(arm)) for arm in arms
     )
     if not any(values.values()) and (there := sorted({name for run in kept for name in run.result["metrics"]})):
         notes.append(f"no run that has ended has {metric}{did_you_mean(metric, there)}")
-    if any(d is not None and d.pooled for d in differences.values()):
-        notes.append("intervals: residual variance pooled over the arms that share a baseline")
-    if any(d is not None and d.low is None for d in differences.values()):
-        notes.append("one seed has no interval; add seeds to see how sure a difference is")
-    notes += _judging_notes(judged, correction)
-    lacking = {(run.arm, run.seed): _lack(run, metric) for run in runs if run.seed not in values[run.arm]}
-    shown = [layout for layout in layouts if any(values[arm] for arm in layout.arms)]
-    found = judged_effects([effects(layout, values, lacking) for layout in shown], metric, correction, margin)
-    turn = _before_after(kept, arms, metric, baselines)
-    rates = tuple(rates for factor in lr_factors if (rates := _learning_rates(kept, metric, factor)) is not None)
-    whole = [layout for layout in factor_layouts if any(values[arm] for arm in layout.arms)]
-    tested = judged_terms([anova(layout, values) for layout in whole], metric, correction, margin)
+    notes += comparison_notes(judged, differences, procedure)
     return Comparison(
         metric,
         rows,
         tuple(notes),
-        found,
-        turn,
-        learning_rates=rates,
-        correction=correction,
-        margin=margin,
-        anova=tested,
+        _effects(runs, values, metric, design, noise, procedure),
+        _before_after(kept, arms, metric, baselines, procedure),
+        learning_rates=tuple(
+            rates for factor in design.lr_factors if (rates := _learning_rates(kept, metric, factor)) is not None
+        ),
+        correction=procedure.correction,
+        margin=procedure.margin,
+        anova=_anova(values, metric, design, noise, procedure),
+        divergences=divergences(_outcomes(kept, arms, metric), baselines, better(metric) == "lower"),
+        variance=procedure.variance,
     )
+
+
+def _noise(kept: Sequence[RunResult], metric: str, procedure: Procedure) -> Noise:
+    return Noise(procedure.variance, _influences(kept, metric), procedure.families)
+
+
+def _influences(kept: Sequence[RunResult], metric: str) -> Influences:
+    """What each document adds to the metric of each run that has recorded it."""
+    exponential = "perplexity" in metric.split("/")
+    return {
+        (run.arm, run.seed): found
+        for run in kept
+        if run.metric(metric) is not None
+        and (units := run.units(metric)) is not None
+        and (found := influence(units, exponential)) is not None
+    }
+
+
+def _outcomes(kept: Sequence[RunResult], arms: Sequence[str], metric: str) -> dict[str, Outcomes]:
+    values = _values(kept, arms, metric)
+    initial: dict[str, dict[int, float | None]] = {arm: {} for arm in arms}
+    for run in kept:
+        if run.arm in initial and run.state_of(metric) == "diverged":
+            initial[run.arm][run.seed] = run.result.get("initial", {}).get(validation_metric(metric))
+    return {arm: Outcomes(values[arm], initial[arm]) for arm in arms}
+
+
+def _effects(
+    runs: Sequence[RunResult],
+    values: Mapping[str, Mapping[int, float]],
+    metric: str,
+    design: Design,
+    noise: Noise,
+    procedure: Procedure,
+) -> tuple[Effects, ...]:
+    lacking = {(run.arm, run.seed): _lack(run, metric) for run in runs if run.seed not in values[run.arm]}
+    known = [
+        effects(layout, values, lacking, noise) for layout in design.layouts if any(values[arm] for arm in layout.arms)
+    ]
+    return judged_effects(known, metric, procedure.correction, procedure.margin)
+
+
+def _anova(
+    values: Mapping[str, Mapping[int, float]], metric: str, design: Design, noise: Noise, procedure: Procedure
+) -> tuple[Anova, ...]:
+    known = [
+        anova(layout, values, noise) for layout in design.factor_layouts if any(values[arm] for arm in layout.arms)
+    ]
+    return judged_terms(known, metric, procedure.correction, procedure.margin)
 
 
 @dataclass(frozen=True)
@@ -243,28 +311,6 @@ def _rounds_notes(standing: Mapping[str, Standing], looks: Looks) -> Iterator[st
         yield f"decided before the most seeds: {told}; a difference is of the seeds that decided it"
 
 
-def _judging_notes(judged: Mapping[str, Judgement], correction: Correction) -> Iterator[str]:
-    """For how many comparisons the intervals hold at once, and what they were able to show."""
-    known = [judgement for judgement in judged.values() if judgement.detectable is not None]
-    if not known:
-        return
-    if len(known) > 1:
-        yield CORRECTIONS[correction].format(n=len(known))
-    if correction == "dunnett" and not all(judgement.difference.pooled for judgement in known):
-        yield "where nothing is pooled, Bonferroni's correction stands in for Dunnett's"
-    sizes = sorted({f"{judgement.detectable:.2g}" for judgement in known}, key=float)
-    span = sizes[0] if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}, by arm"
-    yield f"so many seeds show a difference of {span}, four times out of five; smaller ones less often"
-
-
-CORRECTIONS: Mapping[Correction, str] = {
-    "none": "each interval stands alone: of {n} true zeros one in twenty excludes it; see `compare.correction`",
-    "holm": "p: Holm's, the chance that any of {n} true zeros looks like an effect is 5%; intervals stand alone",
-    "fdr_bh": "p: Benjamini-Hochberg's, one in twenty of the {n} that are below 0.05 is false; intervals stand alone",
-    "dunnett": "intervals and p: Dunnett's, the chance that any of {n} true zeros looks like an effect is 5%",
-}
-
-
 def values_of(runs: Sequence[RunResult], metric: str) -> dict[str, dict[int, float]]:
     """{arm: {seed: value}} of all that have one, of one origin."""
     return _values(_of_one_origin(runs, []), list(dict.fromkeys(run.arm for run in runs)), metric)
@@ -286,7 +332,11 @@ def _values(kept: Sequence[RunResult], arms: Sequence[str], metric: str) -> dict
 
 
 def _before_after(
-    kept: Sequence[RunResult], arms: Sequence[str], metric: str, baselines: Mapping[str, str]
+    kept: Sequence[RunResult],
+    arms: Sequence[str],
+    metric: str,
+    baselines: Mapping[str, str],
+    procedure: Procedure,
 ) -> BeforeAfter | None:
     """Of the metric that is compared, where it is one of evaluations after pretraining and after finetuning."""
     name = metric.removeprefix(FINETUNED)
@@ -295,11 +345,14 @@ def _before_after(
     before, after = (_values(kept, arms, prefix + name) for prefix in ("", FINETUNED))
     if not any(before.values()) or not any(after.values()):
         return None
-    return before_after(name, before, after, baselines)
+    noise = (_noise(kept, name, procedure), _noise(kept, FINETUNED + name, procedure))
+    return before_after(name, before, after, baselines, noise)
 
 
 def _learning_rates(kept: Sequence[RunResult], metric: str, factor: LRFactor) -> LearningRates | None:
-    """None where what is compared is not a loss, and while no run has ended."""
+    """None where what is compared is not a loss, and while no run has ended. Of the validation split: it is what a
+    learning rate is chosen by."""
+    metric = validation_metric(metric)
     prefix = FINETUNED if metric.startswith(FINETUNED) else ""
     if not metric.removeprefix(prefix).startswith("val/"):
         return None

@@ -16,7 +16,7 @@ from typing import Any, Literal
 Correction = Literal["none", "holm", "fdr_bh", "dunnett"]
 
 
-def two_sided_p(t: float, degrees: int) -> float:
+def two_sided_p(t: float, degrees: float) -> float:
     """Of Student's t; of an infinite one 0."""
     from scipy.special import stdtr  # scipy.stats, which stands on it, takes a hundred times as long
 
@@ -24,7 +24,7 @@ def two_sided_p(t: float, degrees: int) -> float:
 
 
 @lru_cache
-def two_sided_critical(level: float, degrees: int) -> float:
+def two_sided_critical(level: float, degrees: float) -> float:
     """What |t| exceeds with this probability."""
     from scipy.special import stdtrit
 
@@ -47,7 +47,7 @@ def fdr_bh(p: Mapping[str, float]) -> dict[str, float]:
     return dict(zip(p, map(float, false_discovery_control(list(p.values()))), strict=True)) if p else {}
 
 
-def dunnett_p(t: float, arms: int, degrees: int) -> float:
+def dunnett_p(t: float, arms: int, degrees: float) -> float:
     """The probability that any of so many arms, none of which differs from the baseline, has a |t| of this or more.
 
     degrees: of the variance that is pooled over the arms and the baseline, which have equally many runs.
@@ -63,7 +63,7 @@ def dunnett_p(t: float, arms: int, degrees: int) -> float:
 
 
 @lru_cache
-def dunnett_critical(level: float, arms: int, degrees: int) -> float:
+def dunnett_critical(level: float, arms: int, degrees: float) -> float:
     """What no |t| of so many arms without a difference exceeds, but with this probability."""
     from scipy.optimize import brentq
 
@@ -75,7 +75,7 @@ def dunnett_critical(level: float, arms: int, degrees: int) -> float:
 
 
 @lru_cache
-def _nodes(degrees: int) -> tuple[Any, Any, Any, Any]:
+def _nodes(degrees: float) -> tuple[Any, Any, Any, Any]:
     """Gauss' quadrature, nodes and weights, over a standard normal and over the root of chi-square by its degrees."""
     import numpy as np
     from scipy.stats import chi2

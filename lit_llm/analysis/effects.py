@@ -5,20 +5,21 @@ of two factors is half the difference between the effect of the one at the secon
 the mean over the arms where both or neither are switched minus that over the arms where one is. Every arm takes part in
 every effect, so each is known as well as if all runs had been spent on it alone.
 
-Seeds are blocks: a seed gives one value of each effect, and only a seed for which every arm has a value gives any,
-because an incomplete sum is another effect's too. Source: Box, Hunter and Hunter, Statistics for Experimenters, 2nd
-ed., chapters 5 and 6.
+A seed gives one value of each effect, and the interval comes from the scatter of those values, moderated by that of the
+other effects (`contrasts`). Only a seed for which every arm has a value gives any, because an incomplete sum is another
+effect's too. Source: Box, Hunter and Hunter, Statistics for Experimenters, 2nd ed., chapters 5 and 6.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from lit_llm.analysis.baselines import Noise, pooled_contrasts
+from lit_llm.analysis.contrasts import contrast, estimates
 from lit_llm.analysis.correction import Correction
-from lit_llm.analysis.paired import Difference, Values, paired_difference, pooled_variance, scatter_alike, with_interval
+from lit_llm.analysis.paired import Difference, Values
 from lit_llm.analysis.verdicts import P_VALUES, judged_alone
 
 
@@ -58,11 +59,13 @@ class Effect:
     effect: Difference | None
     """None while no seed is complete."""
     p: float | None = None
-    """That there is none, adjusted for the other effects of the study as it asks; None for a single seed."""
+    """p-value of the two-sided test of no effect, adjusted for multiple comparisons; None for one seed."""
     detectable: float | None = None
-    """The smallest effect that so many seeds with this scatter show in four of five studies."""
+    """Smallest true effect that this number of seeds detects with 80% power."""
     verdict: str | None = None
     """The effect in words, as for an arm."""
+    simple: tuple[tuple[str, Difference], ...] = ()
+    """(level, effect) of an interaction's first factor at each level of its second; each interval holds for itself."""
 
 
 @dataclass(frozen=True)
@@ -77,28 +80,62 @@ class Effects:
     notes: tuple[str, ...]
 
 
-def effects(layout: Layout, values: Mapping[str, Values], lacking: Mapping[tuple[str, int], str]) -> Effects:
+def effects(
+    layout: Layout,
+    values: Mapping[str, Values],
+    lacking: Mapping[tuple[str, int], str],
+    noise: Noise = Noise(),
+) -> Effects:
     """Estimate every contrast of a layout.
 
     values: {arm: {seed: value}}. lacking: {(arm, seed): why it has no value}.
     """
     seeds = sorted(set.intersection(*(set(values.get(arm, {})) for arm in layout.arms)))
     complete = {arm: {seed: values[arm][seed] for seed in seeds} for arm in layout.arms}
-    variance = _variance(layout, complete)
-    rows = []
-    for contrast in layout.contrasts:
-        signs = {arm: _sign(levels, contrast.members) for arm, levels in layout.arms.items()}
-        means = {
-            side: {seed: statistics.fmean(complete[arm][seed] for arm in signs if signs[arm] == side) for seed in seeds}
-            for side in (1, -1)
+    half = 2 / len(layout.arms)
+    samples = {
+        row.name: contrast(
+            {arm: half * _sign(levels, row.members) for arm, levels in layout.arms.items()}, complete, noise.influences
+        )
+        for row in layout.contrasts
+    }
+    known = estimates(samples, noise.variance)
+    if noise.variance == "pooled":
+        known = pooled_contrasts(known, samples, list(complete.values()))
+    rows = tuple(
+        Effect(
+            row.name,
+            row.factors,
+            row.levels,
+            row.aliases,
+            known[row.name],
+            simple=_simple(layout, row, complete, noise),
+        )
+        for row in layout.contrasts
+    )
+    notes = tuple(_notes(layout, seeds, noise, lacking))
+    return Effects(layout.group, len(layout.arms), tuple(seeds), rows, notes)
+
+
+def _simple(
+    layout: Layout, interaction: Contrast, complete: Mapping[str, Values], noise: Noise
+) -> tuple[tuple[str, Difference], ...]:
+    """Effect of an interaction's first factor at each level of its second; of a whole factorial only."""
+    if len(interaction.members) != 2 or interaction.aliases:
+        return ()
+    first, second = interaction.members
+    labels = next((row.levels for row in layout.contrasts if row.members == (second,)), ())
+    share = 4 / len(layout.arms)
+    found = []
+    for level, label in enumerate(labels):
+        weights = {
+            arm: share * _sign(levels, [first]) for arm, levels in layout.arms.items() if levels[second] == level
         }
-        effect = paired_difference(means[1], means[-1])
-        if effect is not None and variance is not None:
-            degrees = (len(complete) - 1) * (len(seeds) - 1)
-            effect = with_interval(effect, 4 * variance / (len(complete) * len(seeds)), degrees, pooled=True)
-        rows.append(Effect(contrast.name, contrast.factors, contrast.levels, contrast.aliases, effect))
-    notes = tuple(_notes(layout, seeds, variance is not None, lacking))
-    return Effects(layout.group, len(layout.arms), tuple(seeds), tuple(rows), notes)
+        effect = estimates({label: contrast(weights, complete, noise.influences)}, "paired")[label]
+        if effect is None or effect.error is None:
+            return ()
+        found.append((label, effect))
+    return tuple(found)
 
 
 def judged_effects(
@@ -112,11 +149,11 @@ def judged_effects(
         margin,
     )
     count = sum(judgement.p is not None for judgement in found.values())
-    told = (P_VALUES[correction].format(n=count),) if count > 1 and correction != "none" else ()
+    told = (P_VALUES[correction].format(n=count),) if count > 1 else ()
     groups = []
     for at, group in enumerate(every):
         rows = tuple(
-            replace(row, p=own.p, detectable=own.detectable, verdict=own.verdict)
+            replace(row, effect=own.difference, p=own.p, detectable=own.detectable, verdict=own.verdict)
             if (own := found.get(f"{at}/{row.name}"))
             else row
             for row in group.rows
@@ -130,30 +167,7 @@ def _sign(levels: Sequence[int], members: Sequence[int]) -> int:
     return math.prod(2 * levels[member] - 1 for member in members)
 
 
-def _variance(layout: Layout, complete: Mapping[str, Values]) -> float | None:
-    """Residual variance of one run in the model arm + seed; None where it does not hold for every effect.
-
-    It does where the arms scatter alike, and the orthogonal contrasts among them too: where one factor's effect varies
-    with the seed more than the others', its interval has to come from itself.
-    """
-    variance = pooled_variance(list(complete.values()))
-    if variance is None:
-        return None
-    columns = [[1] * len(layout.arms)]
-    for factor in range(len(next(iter(layout.arms.values())))):
-        column = [_sign(levels, [factor]) for levels in layout.arms.values()]
-        if column not in columns and [-sign for sign in column] not in columns:
-            columns += [[a * b for a, b in zip(column, other, strict=True)] for other in columns]
-    assert len(columns) == len(layout.arms), "the arms are no factorial and no regular fraction"
-    seeds = next(iter(complete.values()))
-    contrasts = [
-        [sum(sign * values[seed] for sign, values in zip(column, complete.values(), strict=True)) for seed in seeds]
-        for column in columns[1:]
-    ]
-    return variance if scatter_alike(contrasts) else None
-
-
-def _notes(layout: Layout, seeds: Sequence[int], pooled: bool, lacking: Mapping[tuple[str, int], str]) -> Iterator[str]:
+def _notes(layout: Layout, seeds: Sequence[int], noise: Noise, lacking: Mapping[tuple[str, int], str]) -> Iterator[str]:
     for seed in dict.fromkeys(seed for arm, seed in lacking if arm in layout.arms):
         missing = [f"{arm} ({lacking[arm, seed]})" for arm in layout.arms if (arm, seed) in lacking]
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -162,8 +176,9 @@ def _notes(layout: Layout, seeds: Sequence[int], pooled: bool, lacking: Mapping[
         yield f"no effects yet: they need a seed for which all {len(layout.arms)} arms have a value"
     elif len(seeds) == 1:
         yield "one complete seed has no interval; add seeds to see how sure an effect is"
+    elif noise.variance == "pooled":
+        yield "intervals: one variance for all arms, which assumes that they scatter alike"
     else:
-        source = "residual variance pooled over the arms" if pooled else "each effect's own scatter over the seeds"
-        yield f"intervals: {source}; each stands alone, so of those around a zero effect one in twenty excludes it"
+        yield "intervals: from each effect's values over the seeds"
     if any(contrast.aliases for contrast in layout.contrasts):
         yield "an effect has its aliases in it, with their signs; ... are those of three factors and more"

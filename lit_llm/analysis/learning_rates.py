@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from lit_llm.analysis.paired import Difference, against_baselines
+from lit_llm.analysis.baselines import against_baselines
+from lit_llm.analysis.paired import Difference
 from lit_llm.analysis.sensitivity import (
     Cell,
     LRRun,

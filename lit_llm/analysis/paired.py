@@ -1,30 +1,56 @@
-"""Paired differences over seeds, with their 95% intervals.
+"""Paired differences over seeds, with 95% intervals over seeds and over documents.
 
-Two arms with one seed share data, order and the initial value of every parameter they have in common, so the seed's own
-luck cancels in their difference. Few seeds leave few degrees of freedom; where the arms of a block scatter alike, their
-residual variance is pooled (the additive model arm + seed, as in a randomised block design), which gives more.
+Two arms with one seed share data, order and the initial value of every parameter they have in common, so most of what a
+seed does cancels in their difference. The variance of a difference comes from its own values over the seeds: arms may
+scatter differently, and families of models may react to a seed in ways of their own, which a variance that is pooled
+over arms cannot see. `contrasts` adds a little of what the other differences say, `document_noise` the choice of the
+documents that the arms are judged on.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
-from lit_llm.analysis.correction import two_sided_critical
+from lit_llm.analysis.correction import two_sided_critical, two_sided_p
 
 Values = Mapping[int, float]
 """{seed: value} of one arm."""
 
+Variance = Literal["moderated", "paired", "pooled", "mixed"]
+"""Where the variance of a difference comes from; see `compare.variance`."""
+
 CONFIDENCE = 0.95
-UNEQUAL = 0.05
-"""Bartlett's p below which the arms are taken to scatter differently, and nothing is pooled."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Standard error of an estimate, with its degrees of freedom."""
+
+    error: float
+    degrees: float
+
+    def half_width(self, level: float = 1 - CONFIDENCE) -> float:
+        """Half of the two-sided interval that misses with probability `level`."""
+        return two_sided_critical(level, self.degrees) * self.error
+
+    def p(self, distance: float) -> float:
+        """Two-sided p-value of an estimate that lies this far from a hypothesis."""
+        if not self.error:  # an arm that equals its baseline to the last bit
+            return 0.0 if distance else 1.0
+        return two_sided_p(distance / self.error, self.degrees)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """An arm's mean minus its baseline's, over the seeds that both have."""
+    """The mean over seeds of a contrast, for example an arm minus its baseline.
+
+    `low` and `high` are the ends of the interval that verdicts go by: of other seeds and other documents where the
+    losses of single documents are recorded, of other seeds on the same documents elsewhere.
+    """
 
     mean: float
     seeds: int
@@ -32,91 +58,64 @@ class Difference:
     """Lower end of the 95% interval; None for a single seed."""
     high: float | None
     pooled: bool = False
-    """Whether the variance was pooled over the block."""
-    degrees: int = 0
+    """Whether the variance was pooled over the arms (`compare.variance: pooled` or `mixed`)."""
+    degrees: float = 0
     """Degrees of freedom of the interval."""
     error: float | None = None
     """Standard error of the mean; None for a single seed."""
+    documents: int = 0
+    """Documents that the interval counts as a sample; 0: it holds for the same documents alone."""
+    seeds_low: float | None = None
+    """Lower end of the 95% interval over seeds, on the same documents."""
+    seeds_high: float | None = None
+    seeds_degrees: float = 0
+    seeds_error: float | None = None
+
+    @property
+    def spreads(self) -> tuple[Spread, ...]:
+        """The standard errors that an interval has to cover: of seeds alone, and of seeds and documents."""
+        both = ((self.seeds_error, self.seeds_degrees), (self.error, self.degrees))
+        return tuple(dict.fromkeys(Spread(error, degrees) for error, degrees in both if error is not None))
+
+    def half_width(self, level: float = 1 - CONFIDENCE) -> float:
+        """Half of the interval at this level: the wider one of seeds alone and of seeds and documents."""
+        return max(spread.half_width(level) for spread in self.spreads)
+
+    def p(self, hypothesis: float = 0.0) -> float:
+        """Two-sided p-value that the true difference is `hypothesis`; it agrees with `half_width`."""
+        return max(spread.p(abs(self.mean - hypothesis)) for spread in self.spreads)
+
+
+def with_spread(d: Difference, seeds: Spread, both: Spread | None = None, documents: int = 0) -> Difference:
+    """The same estimate with intervals: of seeds, and of seeds and documents where those are known."""
+    chosen, alone = both or seeds, seeds.half_width()
+    d = replace(
+        d,
+        degrees=chosen.degrees,
+        error=chosen.error,
+        documents=documents if both else 0,
+        seeds_low=d.mean - alone,
+        seeds_high=d.mean + alone,
+        seeds_degrees=seeds.degrees,
+        seeds_error=seeds.error,
+    )
+    half = d.half_width()
+    return replace(d, low=d.mean - half, high=d.mean + half)
 
 
 def paired_difference(arm: Values, baseline: Values) -> Difference | None:
-    """From the arm's own differences alone; None without a common seed."""
+    """Difference of two arms by the paired t of their own values alone; None without a shared seed."""
     deltas = [arm[seed] - baseline[seed] for seed in sorted(arm.keys() & baseline.keys())]
     if not deltas:
         return None
-    mean, count = statistics.fmean(deltas), len(deltas)
-    if count == 1:
-        return Difference(mean, 1, None, None)
-    return with_interval(Difference(mean, count, None, None), statistics.variance(deltas) / count, count - 1)
+    d = Difference(statistics.fmean(deltas), len(deltas), None, None)
+    if len(deltas) == 1:
+        return d
+    return with_spread(d, Spread(math.sqrt(statistics.variance(deltas) / len(deltas)), len(deltas) - 1))
 
 
-def block_differences(block: Mapping[str, Values], baseline: str) -> dict[str, Difference | None]:
-    """Differences of every arm of a block from its baseline, with pooled variance where that is sound.
-
-    Sound means: three arms or more, all with the same two seeds or more, and no sign that they scatter differently.
-    Arms that share their runs (DecLLM and DecLLM + BiAttn after pretraining) are one arm here.
-    """
-    differences = {arm: paired_difference(values, block[baseline]) for arm, values in block.items() if arm != baseline}
-    distinct = list({tuple(sorted(values.items())): values for values in block.values()}.values())
-    variance = pooled_variance(distinct)
-    if variance is None:
-        return differences
-    seeds = len(block[baseline])
-    degrees = (len(distinct) - 1) * (seeds - 1)
-    return {arm: d and with_interval(d, 2 * variance / seeds, degrees, pooled=True) for arm, d in differences.items()}
-
-
-def against_baselines(values: Mapping[str, Values], baselines: Mapping[str, str]) -> dict[str, Difference | None]:
-    """The difference of every arm from its baseline, baseline by baseline; a baseline without one of its own is left
-    out. baselines: {arm: the arm it is compared with}."""
-    found: dict[str, Difference | None] = {}
-    for baseline in dict.fromkeys(baselines.values()):
-        # A baseline may have one of its own: a rung of a ladder.
-        block = {arm: values[arm] for arm in values if arm == baseline or baselines[arm] == baseline}
-        if baseline in block:
-            found |= block_differences(block, baseline)
-    return found
-
-
-def pooled_variance(block: Sequence[Values]) -> float | None:
-    """Residual variance of the additive model arm + seed; None where pooling is not sound."""
-    seeds = sorted(block[0]) if block else []
-    if len(block) < 3 or len(seeds) < 2 or any(sorted(values) != seeds for values in block):
+def mean_spread(values: Values) -> Spread | None:
+    """Spread of a mean over seeds; None for fewer than two."""
+    if len(values) < 2:
         return None
-    arm_means = [statistics.fmean(values.values()) for values in block]
-    seed_means = {seed: statistics.fmean(values[seed] for values in block) for seed in seeds}
-    grand = statistics.fmean(arm_means)
-    residuals = [
-        [values[seed] - mean - seed_means[seed] + grand for seed in seeds]
-        for values, mean in zip(block, arm_means, strict=True)
-    ]
-    if not scatter_alike(residuals):
-        return None
-    total = sum(residual**2 for row in residuals for residual in row)
-    return total / ((len(block) - 1) * (len(seeds) - 1))
-
-
-def scatter_alike(residuals: Sequence[Sequence[float]]) -> bool:
-    """Whether Bartlett's test (1937, Proc. R. Soc. A 160) finds no sign that these rows, of one length, have different
-    variances."""
-    import numpy as np
-    from scipy.special import chdtrc  # scipy.stats has the test, and takes most of a second to be read
-
-    if any(min(row) == max(row) for row in residuals):
-        return False  # a constant arm has no scatter to share
-    variances = np.var(np.asarray(residuals), axis=1, ddof=1)
-    count, degrees = len(residuals), len(residuals[0]) - 1
-    statistic = count * degrees * (np.log(variances.mean()) - np.log(variances).mean())
-    bias = 1 + (count - 1 / count) / (3 * degrees * (count - 1))
-    return bool(chdtrc(count - 1, statistic / bias) >= UNEQUAL)
-
-
-def with_interval(d: Difference, variance: float, degrees: int, pooled: bool = False) -> Difference:
-    """The same estimate, with the 95% interval of one that has this variance."""
-    half = half_width(variance, degrees)
-    return replace(d, low=d.mean - half, high=d.mean + half, pooled=pooled, degrees=degrees, error=math.sqrt(variance))
-
-
-def half_width(variance: float, degrees: int) -> float:
-    """Half of the 95% interval of an estimate with this variance."""
-    return two_sided_critical(1 - CONFIDENCE, degrees) * math.sqrt(variance)
+    return Spread(math.sqrt(statistics.variance(values.values()) / len(values)), len(values) - 1)

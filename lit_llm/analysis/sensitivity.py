@@ -10,7 +10,7 @@ were run, as in the paper, whose grid has two to a decade (3e-4, 1e-3, ... 3e-1)
 the same for all arms. The definition itself caps a run's loss at ℓ₀, so a run that diverged stands in it with ℓ₀. That
 is its only use: such runs are counted, and no mean of losses holds a number for them. ℓ₀ is measured, and handed in.
 
-Per seed it is a value like any other: `paired.block_differences` compares arms by it.
+Per seed it is a value like any other: `baselines.block_differences` compares arms by it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lit_llm.analysis.paired import Values, half_width
+from lit_llm.analysis.paired import Values, mean_spread
 
 
 @dataclass(frozen=True)
@@ -148,10 +148,8 @@ def _sensitivity(
             continue
         by_seed[seed] = statistics.fmean(min(loss, initial) for loss in losses) - min(losses)
         capped += sum(loss > initial for loss in losses)
-    values = list(by_seed.values())
-    mean, half = statistics.fmean(values) if values else None, None
-    if len(values) > 1:
-        half = half_width(statistics.variance(values) / len(values), len(values) - 1)
+    mean, spread = statistics.fmean(by_seed.values()) if by_seed else None, mean_spread(by_seed)
+    half = spread.half_width() if spread else None
     low, high = (None, None) if mean is None or half is None else (mean - half, mean + half)
     return Sensitivity(lrs, by_seed, mean, low, high, capped, tuple(left_out))
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from lit_llm.analysis.paired import Values, block_differences
+from lit_llm.analysis.baselines import block_differences
+from lit_llm.analysis.paired import Values
 from lit_llm.analysis.verdicts import LEVEL, Judgement, Levels, judgements
 
 

@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lit_llm.analysis.baselines import Noise
 from lit_llm.analysis.before_after import BeforeAfter, before_after
 from lit_llm.analysis.comparison import Comparison
-from lit_llm.analysis.paired import Values
-from lit_llm.analysis.verdicts import DIFFERENT
+from lit_llm.analysis.paired import Difference, Values
+from lit_llm.analysis.verdicts import DIFFERENT, LEVEL
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Agreement:
     arm: str
     verdicts: tuple[str | None, str | None]
     says: str
-    """`the same`, `the opposite`, `only <study>` where one alone shows a difference, `neither`, `one is missing`."""
+    """`the same`, `the opposite`, `only <study>` where one alone shows a difference and the change between the studies
+    is shown too, `compatible` where it is not, `neither`, `one is missing`."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,13 @@ def two_studies(
     comparisons: tuple[Comparison, Comparison],
     values: tuple[Mapping[str, Values], Mapping[str, Values]],
     differs: Mapping[str, Mapping[str, Sequence[Any]]],
+    noise: tuple[Noise, Noise] = (Noise(), Noise()),
+    same_documents: bool = False,
 ) -> TwoStudies:
-    """values: {arm: {seed: value}} of each study's metric, which is the same; differs: for each common arm."""
+    """values: {arm: {seed: value}} of each study's metric, which is the same; differs: for each common arm.
+
+    noise: of each study; same_documents: whether both judge their arms on the same ones.
+    """
     first, second = ({row.arm: row for row in comparison.rows} for comparison in comparisons)
     common = [arm for arm in first if arm in second]
     moved = tuple(arm for arm in common if first[arm].baseline != second[arm].baseline)
@@ -65,8 +72,10 @@ def two_studies(
         arm: first[arm].baseline if arm not in moved and first[arm].baseline in common else arm for arm in common
     }
     before, after = ({arm: each.get(arm, {}) for arm in common} for each in values)
+    arms = before_after(comparisons[0].metric, before, after, baselines, noise, same_documents)
+    changes = {row.arm: row.change for row in arms.rows}
     agreements = tuple(
-        Agreement(arm, verdicts, _says(names, *verdicts))
+        Agreement(arm, verdicts, _says(names, *verdicts, changes[arm]))
         for arm in common
         if baselines[arm] != arm
         for verdicts in [(first[arm].verdict, second[arm].verdict)]
@@ -75,7 +84,7 @@ def two_studies(
         names,
         questions,
         comparisons[0].metric,
-        before_after(comparisons[0].metric, before, after, baselines),
+        arms,
         agreements,
         {arm: differs[arm] for arm in common if differs.get(arm)},
         (tuple(arm for arm in first if arm not in second), tuple(arm for arm in second if arm not in first)),
@@ -83,11 +92,14 @@ def two_studies(
     )
 
 
-def _says(names: tuple[str, str], one: str | None, other: str | None) -> str:
+def _says(names: tuple[str, str], one: str | None, other: str | None, change: Difference | None) -> str:
     if one is None or other is None:
         return "one is missing"
     if one in DIFFERENT and other in DIFFERENT:
         return "the same" if one == other else "the opposite"
     if one in DIFFERENT or other in DIFFERENT:
+        # A difference that is shown and one that is not may be the same: only a test of their change tells.
+        if change is None or change.error is None or change.p() >= LEVEL:
+            return "compatible"
         return f"only {names[0] if one in DIFFERENT else names[1]}"
     return "neither"

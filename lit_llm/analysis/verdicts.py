@@ -6,20 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from lit_llm.analysis.correction import (
-    Correction,
-    dunnett_critical,
-    dunnett_p,
-    fdr_bh,
-    holm,
-    two_sided_critical,
-    two_sided_p,
-)
+from lit_llm.analysis.correction import Correction, dunnett_critical, dunnett_p, fdr_bh, holm, two_sided_critical
 from lit_llm.analysis.front import better
-from lit_llm.analysis.paired import CONFIDENCE, Difference
+from lit_llm.analysis.paired import CONFIDENCE, Difference, Spread
 
 DIFFERENT = ("better", "worse", "lower", "higher")
 """Verdicts that say that there is a difference, and of which kind."""
+LOST = "undecided: lost runs"
+"""Verdict of a difference in favour of the side that lost runs to divergence."""
+UNDECIDED = ("undecided", "not enough seeds", LOST)
+"""Verdicts that say that nothing is known."""
 LEVEL = 1 - CONFIDENCE
 """Of every test here."""
 POWER = 0.8
@@ -30,12 +26,12 @@ ADJUST: Mapping[Correction, Callable[[Mapping[str, float]], dict[str, float]]] =
     "fdr_bh": fdr_bh,
     "dunnett": holm,
 }
-"""How p-values are adjusted that have no procedure of their own."""
+"""Adjustment of p-values that have no procedure of their own."""
 
 
 @dataclass(frozen=True)
 class Levels:
-    """Of the two-sided test for a difference, and of each of the two one-sided tests of equivalence."""
+    """Level of the two-sided test for a difference, and of each of the two one-sided tests of equivalence."""
 
     difference: float = LEVEL
     within: float = LEVEL
@@ -46,11 +42,11 @@ class Judgement:
     """What one arm's difference from its baseline says."""
 
     difference: Difference
-    """With an interval that holds together with the others', where the correction has such intervals."""
+    """With an interval that holds together with the others', where a correction is asked for."""
     p: float | None
-    """That there is no difference; two-sided, adjusted for the other comparisons. None for a single seed."""
+    """p-value of the two-sided test of no difference, adjusted for the other comparisons; None for a single seed."""
     detectable: float | None
-    """The smallest difference that so many seeds with this scatter show in four of five studies."""
+    """Smallest true difference that this number of seeds detects with 80% power."""
     verdict: str
     """`better`, `worse`, `no difference larger than 0.02`, `not enough seeds`; without a margin `undecided` in place of
     the last two, and `higher` and `lower` of a metric that has no better."""
@@ -66,52 +62,64 @@ def judgements(
 ) -> dict[str, Judgement]:
     """Judge every difference, those of all baselines as one family.
 
-    margin: in the metric's unit; what is not larger is of no matter. That a difference is not is shown by two
-    one-sided tests, at 5% each (Schuirmann 1987): the 90% interval lies within ± margin. levels: other than 5%, where
-    it is looked at more than once; the intervals follow.
+    margin: largest difference that is of no matter, in the metric's unit. Equivalence is shown by two one-sided tests
+    at 5% each (Schuirmann 1987): the 90% interval lies within ± margin. levels: other than 5%, where a study is looked
+    at more than once; the intervals follow.
     """
-    known = {arm: (d, d.error) for arm, d in differences.items() if d is not None and d.error is not None}
-    families = _families({arm: d for arm, (d, _) in known.items()}, baselines, correction, levels)
-    if correction == "dunnett":
-        p = {arm: families[arm].p(_t(d.mean, error)) for arm, (d, error) in known.items()}
-    else:
-        p = ADJUST[correction]({arm: two_sided_p(_t(d.mean, error), d.degrees) for arm, (d, error) in known.items()})
-    within = ADJUST[correction]({arm: _p_within(d, error, margin or 0.0) for arm, (d, error) in known.items()})
-    found = {}
+    known = {arm: d for arm, d in differences.items() if d is not None and d.error is not None}
+    procedures = _procedures(known, baselines, correction, levels.difference)
+    alone = {arm: procedures[arm].p(d) for arm, d in known.items()}
+    p = alone if correction == "dunnett" else ADJUST[correction](alone)
+    within = ADJUST[correction]({arm: _p_within(d, margin or 0.0) for arm, d in known.items()})
+    judged = {}
     for arm, d in differences.items():
         if d is None:
             continue
         if arm not in known:
-            found[arm] = Judgement(d, None, None, "undecided" if margin is None else "not enough seeds")
+            judged[arm] = Judgement(d, None, None, "undecided" if margin is None else "not enough seeds")
             continue
-        error = known[arm][1]
-        if correction == "dunnett" or levels.difference != LEVEL:
-            half = families[arm].value * error
-            d = replace(d, low=d.mean - half, high=d.mean + half)
-        least = error * detectable_ratio(families[arm].value, d.degrees)
-        found[arm] = Judgement(d, p[arm], least, _verdict(d.mean, p[arm], within[arm], metric, margin, levels))
-    return found
+        procedure = procedures[arm]
+        verdict = _verdict(d.mean, p[arm], within[arm], metric, margin, levels)
+        judged[arm] = Judgement(procedure.widened(d), p[arm], procedure.detectable(d), verdict)
+    return judged
+
+
+def without_lost_runs(judgement: Judgement, metric: str, arm_lost: bool, baseline_lost: bool) -> Judgement:
+    """The same judgement, but undecided where it favours a side whose diverged runs are in no mean.
+
+    What is left of an arm that lost its worst runs looks better than the arm is.
+    """
+    good = better(metric)
+    if judgement.verdict not in DIFFERENT or not (arm_lost or baseline_lost):
+        return judgement
+    lower = judgement.difference.mean < 0
+    favours_arm = lower == (good == "lower") if good else None
+    biased = favours_arm is None or (arm_lost if favours_arm else baseline_lost)
+    return replace(judgement, verdict=LOST) if biased else judgement
 
 
 def stand_in(correction: Correction) -> Correction:
-    """For effects and terms, which have no baseline in common: Dunnett's procedure is not defined, Holm's is."""
+    """Correction of effects and terms, which have no baseline in common: Dunnett's is not defined there, Holm's is."""
     return "holm" if correction == "dunnett" else correction
 
 
 def judged_alone(
     differences: Mapping[str, Difference | None], metric: str, correction: Correction, margin: float | None
 ) -> dict[str, Judgement]:
-    """Judge differences that have no baseline in common, all as one family; their intervals stand alone."""
+    """Judge differences that have no baseline in common, all as one family."""
     return judgements(differences, dict.fromkeys(differences, ""), metric, stand_in(correction), margin)
 
 
 P_VALUES: Mapping[Correction, str] = {
-    "none": "p: each alone; of {n} true zeros one in twenty is below 0.05",
-    "holm": "p: Holm's, the chance that any of {n} true zeros is below 0.05 is 5%",
-    "fdr_bh": "p: Benjamini-Hochberg's, one in twenty of the {n} that are below 0.05 is false",
-    "dunnett": "p: Holm's, for Dunnett's is of arms; the chance that any of {n} true zeros is below 0.05 is 5%",
+    "none": "p-values are not adjusted for {n} comparisons: about 1 in 20 true zeros has one below 0.05",
+    "holm": "p-values are adjusted for {n} comparisons by Holm's method: the chance of any below 0.05 without a true "
+    "difference is at most 5%",
+    "fdr_bh": "p-values are adjusted for {n} comparisons by Benjamini and Hochberg's method: of those below 0.05 about "
+    "1 in 20 is false",
+    "dunnett": "p-values are adjusted for {n} comparisons by Holm's method, since Dunnett's is for arms: the chance of "
+    "any below 0.05 without a true difference is at most 5%",
 }
-"""Said beside p-values that have no intervals of their own."""
+"""Notes beside p-values that have no intervals of their own."""
 
 
 def _verdict(mean: float, p: float, p_within: float, metric: str, margin: float | None, levels: Levels) -> str:
@@ -124,60 +132,81 @@ def _verdict(mean: float, p: float, p_within: float, metric: str, margin: float 
     return direction if good is None else "better" if direction == good else "worse"
 
 
-def _p_within(d: Difference, error: float, margin: float) -> float:
-    """That the difference is as large as the margin: of the two one-sided tests the one of the nearer end."""
+def _p_within(d: Difference, margin: float) -> float:
+    """p-value that the difference is as large as the margin: the one-sided test of the nearer end."""
     room = margin - abs(d.mean)
-    return two_sided_p(_t(room, error), d.degrees) / 2 if room > 0 else 1.0
-
-
-def _t(mean: float, error: float) -> float:
-    """Of an arm that is the baseline to the last bit, zero."""
-    return mean / error if error else float("inf") if mean else 0.0
+    return max(spread.p(room) for spread in d.spreads) / 2 if room > 0 else 1.0
 
 
 @dataclass(frozen=True)
-class _Family:
-    """An arm's place among those that are compared with the same baseline, by Dunnett's procedure."""
+class _Procedure:
+    """Test and interval of one arm: Student's t at a share of the level, or Dunnett's."""
 
-    arms: int
-    baselines: int
-    degrees: int
-    pooled: bool
     level: float
+    """Level of the interval, two-sided."""
+    arms: int = 0
+    """Arms against one baseline, for Dunnett's; 0 for Student's t."""
+    baselines: int = 1
+    """Baselines that share the level."""
 
-    @property
-    def value(self) -> float:
-        """The critical |t|; of several baselines each has an equal share of the level."""
-        level = self.level / self.baselines
-        if self.pooled:
-            return dunnett_critical(level, self.arms, self.degrees)
-        return two_sided_critical(level / self.arms, self.degrees)
+    def critical(self, degrees: float) -> float:
+        if self.arms:
+            return dunnett_critical(self.level / self.baselines, self.arms, degrees)
+        return two_sided_critical(self.level, degrees)
 
-    def p(self, t: float) -> float:
-        alone = dunnett_p(t, self.arms, self.degrees) if self.pooled else self.arms * two_sided_p(t, self.degrees)
-        return min(1.0, self.baselines * alone)
+    def widened(self, d: Difference) -> Difference:
+        """The difference with the interval of this procedure."""
+        if self.level == LEVEL and not self.arms:
+            return d
+        half, seeds = (max(map(self._half, spreads)) for spreads in (d.spreads, d.spreads[:1]))
+        ends = {"seeds_low": d.mean - seeds, "seeds_high": d.mean + seeds}
+        return replace(d, low=d.mean - half, high=d.mean + half, **ends)
+
+    def _half(self, spread: Spread) -> float:
+        return self.critical(spread.degrees) * spread.error
+
+    def p(self, d: Difference) -> float:
+        return d.p() if not self.arms else max(self._dunnett(d.mean, spread) for spread in d.spreads)
+
+    def _dunnett(self, mean: float, spread: Spread) -> float:
+        t = abs(mean / spread.error) if spread.error else float("inf") if mean else 0.0
+        return min(1.0, self.baselines * dunnett_p(t, self.arms, spread.degrees))
+
+    def detectable(self, d: Difference) -> float:
+        return max(
+            spread.error * detectable_ratio(self.critical(degrees), degrees)
+            for spread in d.spreads
+            for degrees in [_rounded(spread.degrees)]
+        )
 
 
-def _families(
-    differences: Mapping[str, Difference], baselines: Mapping[str, str], correction: Correction, levels: Levels
-) -> dict[str, _Family]:
-    """Where the correction has no intervals of its own, each difference is a family of one."""
+def _rounded(degrees: float) -> float:
+    """Degrees of freedom to three digits, so that thousands of arms ask for few ratios."""
+    return float(f"{degrees:.3g}")
+
+
+def _procedures(
+    differences: Mapping[str, Difference], baselines: Mapping[str, str], correction: Correction, level: float
+) -> dict[str, _Procedure]:
+    """Intervals of a correction hold together: at the level by the number of comparisons, or Dunnett's."""
+    # Arms that share their runs are one.
+    distinct = {arm: (d.mean, d.error) for arm, d in differences.items()}
+    if correction != "dunnett":
+        share = 1 if correction == "none" else len(set(distinct.values()))
+        return dict.fromkeys(differences, _Procedure(level / max(1, share)))
     blocks: dict[str, list[str]] = {}
     for arm in differences:
         blocks.setdefault(baselines[arm], []).append(arm)
-    found = {}
-    for arms in blocks.values():
-        # Arms that share their runs are one.
-        count = len({(differences[arm].mean, differences[arm].error) for arm in arms})
-        for arm in arms:
-            size = (count, len(blocks)) if correction == "dunnett" else (1, 1)
-            found[arm] = _Family(*size, differences[arm].degrees, differences[arm].pooled, levels.difference)
-    return found
+    return {
+        arm: _Procedure(level, len({distinct[other] for other in arms}), len(blocks))
+        for arms in blocks.values()
+        for arm in arms
+    }
 
 
 @lru_cache
-def detectable_ratio(critical: float, degrees: int, power: float = POWER) -> float:
-    """The difference, in standard errors, with which |t| exceeds its critical value with this probability.
+def detectable_ratio(critical: float, degrees: float, power: float = POWER) -> float:
+    """Difference, in standard errors, with which |t| exceeds its critical value with this probability.
 
     By the noncentral t distribution. The standard error is itself an estimate: of three seeds it is a rough guide.
     """

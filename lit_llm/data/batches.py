@@ -225,11 +225,16 @@ class StepSampler(Sampler[int]):
         return self.steps
 
 
+def spread(wanted: int, count: int) -> np.ndarray:
+    """`wanted` numbers below `count`, evenly spread; all where there are fewer."""
+    wanted = min(wanted, count)
+    return np.arange(wanted) * count // wanted
+
+
 def validation_windows(data: Prepared, source: PreparedSource, count: int, length: int | None = None) -> np.ndarray:
     """`count` windows (or all there are), evenly spread over a source's held-out documents: count x T ids.
 
     length: T, that of training when absent.
     """
     windows = Windows(data, source, "validation", length)
-    wanted = min(count, windows.count)
-    return windows.read(np.arange(wanted) * windows.count // wanted)
+    return windows.read(spread(count, windows.count))

@@ -81,7 +81,7 @@ class HuggingFace(Records):
     name: str | None = None
     """The configuration (subset), as the dataset's card calls it; None where it has one only."""
     split: str = "train"
-    """The split whose documents are read (all of them; of these, `validation_fraction` is held out)."""
+    """The split whose documents are read (all of them; of these, two fractions are held out)."""
     revision: str | None = None
     """Branch, tag or commit on the Hub; None: what `main` was when it was downloaded."""
 
@@ -228,7 +228,22 @@ class DataConfig(Section):
     batch_size: int = Field(gt=0)
     """Windows per optimiser step."""
     validation_fraction: float = Field(0.05, gt=0, lt=1)
-    """Share of the documents that is held out; which ones depends on their content alone."""
+    """Share of the documents that is held out for choices; which ones depends on their content alone, white space, case
+    and Unicode's compatible forms (NFKC) left aside."""
+    test_fraction: float = Field(0.05, ge=0, lt=1)
+    """Share of the documents that is held out for final tables, chosen likewise; 0: there is no test split, and final
+    tables are measured on the validation documents."""
+
+    @model_validator(mode="after")
+    def _leaves_training_text(self) -> DataConfig:
+        _check_fractions(self.validation_fraction, self.test_fraction)
+        return self
+
+
+def _check_fractions(validation: float, test: float) -> None:
+    if validation + test >= 1:
+        message = f"{test:g} for test and {validation:g} for validation leave nothing to train on; their sum must be "
+        raise impossible(("test_fraction", message + "less than 1"))
 
 
 FIELD = re.compile(r"\{([A-Za-z_][\w.]*)\}")
@@ -245,6 +260,8 @@ class InstructionConfig(Section):
     """Where they come from: files of FLAN's form as they are, others by templates. Their `text` is of no use here."""
     held_out: Examples | None = None
     """Examples for validation, in files of their own. Absent: `validation_fraction` of `examples`."""
+    test: Examples | None = None
+    """Examples for the test split, in files of their own. Absent: `test_fraction` of `examples`."""
     inputs: str = "{inputs}"
     """Template of what is asked: `"Question: {question}\\nAnswer:"`. The fields are keys or columns that hold strings;
     a key may have dots, as in `where`."""
@@ -266,8 +283,22 @@ class InstructionConfig(Section):
     that it has alone. Steps have the same examples and the same loss in fewer rows, so it is no part of the identity;
     with dropout, as with another micro_batch_size (which counts rows), other entries are drawn."""
     validation_fraction: float = Field(0.05, gt=0, lt=1)
-    """Share of the examples that is held out where there is no `held_out`; which ones depends on their content alone,
-    so one that is there twice is never on both sides."""
+    """Share of the examples that is held out for choices where there is no `held_out`; which ones depends on their
+    content alone, so one that is there twice is never on both sides."""
+    test_fraction: float = Field(0.05, ge=0, lt=1)
+    """Share of the examples that is held out for final tables where there is no `test`, chosen likewise; 0: there is no
+    test split."""
+
+    @property
+    def fractions(self) -> tuple[float, float]:
+        """Shares of `examples` for validation and for test; 0 for one that has files of its own."""
+        validation = 0.0 if self.held_out else self.validation_fraction
+        return validation, 0.0 if self.test else self.test_fraction
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a test split."""
+        return self.test is not None or self.test_fraction > 0
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -280,11 +311,12 @@ class InstructionConfig(Section):
         findings = []
         if not FIELD.search(self.targets):
             findings.append(("targets", f"{self.targets!r} has no field, so all answers are the same; write {{name}}"))
-        for name in ("examples", "held_out"):
+        for name in ("examples", "held_out", "test"):
             place = getattr(self, name)
             if place is not None and place.text != "text":
                 message = "has no meaning here: `inputs` and `targets` say which fields are read"
                 findings.append((f"{name}.text", message))
         if findings:
             raise impossible(*findings)
+        _check_fractions(*self.fractions)
         return self

@@ -25,7 +25,7 @@ from lit_llm.data.config import (
 )
 from lit_llm.data.formats import FORMATS, PART, Fields, RecordsPart
 
-FORMAT = 3
+FORMAT = 4
 """Version of how documents become tokens and which of them are held out; to be raised when that changes."""
 
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib2to3", "turtledemo"}

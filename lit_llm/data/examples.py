@@ -20,7 +20,8 @@ from lit_llm.config.problems import InputError, Problem
 from lit_llm.data.config import InstructionConfig, Tokenizer
 from lit_llm.data.instructions import KEY, Example, identify_examples, read_examples
 from lit_llm.data.prepare import Progress, check_unchanged, prepared_once
-from lit_llm.data.shards import SPLITS, held_out, token_type
+from lit_llm.data.shards import token_type
+from lit_llm.data.splits import SPLITS, content_hash, split_of
 from lit_llm.data.tokenizers import open_tokenizer
 from lit_llm.objectives.config import EOD
 from lit_llm.tracking.store import write_json
@@ -68,6 +69,11 @@ class ExampleSet:
     def count(self, split: str) -> int:
         return len(self._index[split])
 
+    @property
+    def held_out_splits(self) -> tuple[str, ...]:
+        """Those that are not trained on and have examples."""
+        return tuple(split for split in SPLITS if split != "train" and self.count(split))
+
     def read(self, split: str, number: int) -> tuple[np.ndarray, np.ndarray]:
         """(input, target) ids of an example."""
         start, source, target, _ = self._index[split][number].tolist()
@@ -96,7 +102,8 @@ def _write(
     tasks: dict[str, int] = {}
     rows: dict[str, list[tuple[int, int, int, int]]] = {split: [] for split in SPLITS}
     cut, place, done = {"inputs": 0, "targets": 0}, 0, 0
-    sources = [("examples", None)] if config.held_out is None else [("examples", "train"), ("held_out", "validation")]
+    splits = {"examples": None, "held_out": "validation", "test": "test"}
+    sources = [(name, split) for name, split in splits.items() if getattr(config, name) is not None]
     # Half written it has a name that is tidied away.
     with (work / ".tokens").open("wb") as file:
         for name, split in sources:
@@ -111,21 +118,28 @@ def _write(
                     source = source[: config.input_length]
                     if len(target) > config.target_length:
                         target = np.append(target[: config.target_length - 1], EOD)
-                    side = split or SPLITS[held_out(f"{example.source}\0{example.target}", config.validation_fraction)]
+                    side = split or split_of(content_hash(example.source, example.target), *config.fractions)
                     rows[side].append((place, len(source), len(target), tasks.setdefault(example.task, len(tasks))))
                     file.write(np.concatenate([source, target]).astype(kind).tobytes())
                     place += len(source) + len(target)
                 done += len(chunk)
                 progress("tokenising examples", done, 0)
-    empty = [split for split, found in rows.items() if not found]
-    if empty:
-        message = f"no example is left for {empty[0]}; use more examples, or another validation_fraction"
-        raise InputError(Problem(message, KEY))
+    _check_counts(config, {split: len(found) for split, found in rows.items()})
     for split, found in rows.items():
         np.save(work / f"{split}.npy", np.asarray(found, dtype=np.int64))
     (work / ".tokens").rename(work / "tokens.bin")
     counts = {split: len(found) for split, found in rows.items()}
     write_json(work / "meta.json", {"tasks": list(tasks), "examples": counts, "cut_off": cut})
+
+
+def _check_counts(config: InstructionConfig, counts: dict[str, int]) -> None:
+    """Raise InputError for a split that has no example. One that nobody asked for, a test split of 0, may be empty."""
+    if not config.has_test:
+        del counts["test"]
+    for split, count in counts.items():
+        if not count:
+            key = "test_fraction" if split == "test" else "validation_fraction"
+            raise InputError(Problem(f"no example is left for {split}; use more examples, or another {key}", KEY))
 
 
 def _chunks(examples: Iterator[Example]) -> Iterator[list[Example]]:

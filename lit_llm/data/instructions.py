@@ -13,7 +13,7 @@ from lit_llm.data.config import FIELD, Examples, InstructionConfig
 from lit_llm.data.corpora import Documents, open_corpus
 from lit_llm.data.formats import RecordsPart
 
-FORMAT = 1
+FORMAT = 2
 """Version of how examples become tokens; to be raised when that changes."""
 KEY = "finetune.data"
 """Where the section stands in an experiment, for messages."""
@@ -24,7 +24,7 @@ def identify_examples(config: InstructionConfig, tokenizer: str) -> str:
 
     tokenizer: identity of what turns them into tokens. Raises InputError if they cannot be read.
     """
-    splits = {name: place for name in ("examples", "held_out") if (place := getattr(config, name)) is not None}
+    splits = {name: place for name in ("examples", "held_out", "test") if (place := getattr(config, name)) is not None}
     return fingerprint(
         {
             "format": FORMAT,
@@ -33,7 +33,7 @@ def identify_examples(config: InstructionConfig, tokenizer: str) -> str:
                 name: [found.digest for found in _open(place, config.fields, name).values()]
                 for name, place in splits.items()
             },
-            "validation_fraction": None if config.held_out else config.validation_fraction,
+            "fractions": config.fractions,
             **config.model_dump(include={"inputs", "targets", "task", "input_length", "target_length", "over_long"}),
         }
     )
@@ -65,7 +65,7 @@ def _at(error: InputError, name: str) -> InputError:
 
 
 def read_examples(config: InstructionConfig, name: str) -> Iterator[Example]:
-    """The examples of `examples` or `held_out`, in order, with their templates filled in."""
+    """The examples of `examples`, `held_out` or `test`, in order, with their templates filled in."""
     documents = _open(getattr(config, name), config.fields, name)
     columns = [itertools.chain.from_iterable(map(_records, found.parts())) for found in documents.values()]
     path, number = None, 0

@@ -21,7 +21,7 @@ from lit_llm.config.fingerprint import fingerprint
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.data.config import DataConfig, SingleCorpus
 from lit_llm.data.corpora import Documents
-from lit_llm.data.shards import SPLITS, Job, Shards, held_out, leave_if_imported, token_type, write_shards
+from lit_llm.data.shards import Job, Shards, leave_if_imported, token_type, write_shards
 from lit_llm.data.sources import (
     Identity,
     blamed,
@@ -31,6 +31,7 @@ from lit_llm.data.sources import (
     identify_held_out,
     open_sources,
 )
+from lit_llm.data.splits import SPLITS, content_hash, split_of
 from lit_llm.data.tokenizers import Tokenizer, open_tokenizer, write_tokenizer
 from lit_llm.tracking.store import write_json
 
@@ -73,6 +74,16 @@ class Prepared:
         """All tokens of a source's split, mapped from disk."""
         return Shards(source.folder, split, source.tokens[split], token_type(self.config.tokenizer))
 
+    @property
+    def held_out_splits(self) -> tuple[str, ...]:
+        """Those that are not trained on and have a window of every source."""
+        length = self.config.sequence_length
+        return tuple(
+            split
+            for split in SPLITS
+            if split != "train" and all(source.count(split) >= length for source in self.sources)
+        )
+
     def tokenizer(self) -> Tokenizer:
         return open_tokenizer(self.config.tokenizer, self.tokenizer_folder)
 
@@ -95,6 +106,7 @@ def prepare(
         tokenizer=config.tokenizer,
         tokenizer_folder=tokenizer_folder(root, identity.tokenizer),
         validation_fraction=config.validation_fraction,
+        test_fraction=config.test_fraction,
     )
     for source in identity.sources:
         told = partial(progress, f"tokenising {source.name}".rstrip())
@@ -126,6 +138,7 @@ def prepare_held_out(
             tokenizer=config.tokenizer,
             tokenizer_folder=data.tokenizer_folder,
             validation_fraction=text.fraction,
+            test_fraction=0.0,
             splits=("validation",),
         )
         told = partial(progress, f"tokenising {name}")
@@ -169,19 +182,28 @@ def tokenizer_folder(root: Path, digest: str) -> Path:
 
 
 def _check_windows(prepared: Prepared) -> None:
-    length = prepared.config.sequence_length
+    config = prepared.config
+    splits = [split for split in SPLITS if split != "test" or config.test_fraction]
     problems = [
         Problem(
-            f"the {split} part has {source.count(split)} tokens, less than one window of {length}; use more text, "
-            "shorter sequences or another validation_fraction",
+            f"the {split} part has {source.count(split)} tokens, less than one window of {config.sequence_length}; use "
+            f"more text, shorter sequences or another {_key_of(split, config)}",
             f"corpus.sources.{source.name}" if source.name else "data.corpus",
         )
         for source in prepared.sources
-        for split in SPLITS
-        if source.count(split) < length
+        for split in splits
+        if source.count(split) < config.sequence_length
     ]
     if problems:
         raise InputError(*problems)
+
+
+def _key_of(split: str, config: DataConfig) -> str:
+    """The key that makes a split larger."""
+    if split == "test":
+        return "test_fraction (0: no test split)"
+    largest = "test_fraction" if config.test_fraction > config.validation_fraction else "validation_fraction"
+    return largest if split == "train" else "validation_fraction"
 
 
 def prepared_once(folder: Path, write: Callable[[Path], None]) -> None:
@@ -221,7 +243,7 @@ def _training(
     config: DataConfig, documents: Mapping[str, Documents], identity: Identity, progress: Progress
 ) -> Callable[[Path], None]:
     def write(work: Path) -> None:
-        write_tokenizer(config.tokenizer, _training_texts(documents, config.validation_fraction, progress), work)
+        write_tokenizer(config.tokenizer, _training_texts(documents, config, progress), work)
         check_unchanged(identify(config) == identity, work)
 
     return write
@@ -234,7 +256,7 @@ def check_unchanged(unchanged: bool, work: Path, key: str = "corpus") -> None:
         raise InputError(Problem("the text changed while it was tokenised; run again", key))
 
 
-def _training_texts(documents: Mapping[str, Documents], fraction: float, progress: Progress) -> Iterator[str]:
+def _training_texts(documents: Mapping[str, Documents], config: DataConfig, progress: Progress) -> Iterator[str]:
     """The training documents of all sources."""
     total, done, told = sum(found.size for found in documents.values()), 0, 0
     progress("training the tokenizer", 0, total)
@@ -242,7 +264,7 @@ def _training_texts(documents: Mapping[str, Documents], fraction: float, progres
         for part in found.parts():
             with blamed(name):
                 for text in part:
-                    if not held_out(text, fraction):
+                    if split_of(content_hash(text), config.validation_fraction, config.test_fraction) == "train":
                         yield text  # `train_bpe` cuts what is long
                     done += len(text)
                     if done - told > 1 << 20:

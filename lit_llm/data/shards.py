@@ -1,8 +1,9 @@
 """Tokens in shards: one for each part of a corpus, written by any number of processes, read as one sequence.
 
 ```
-<folder>/00000.train.bin  00000.validation.bin    ids of part 0's documents, each closed by the end-of-document token
-<folder>/00000.json                               how many; written after them, so a part that has it is finished
+<folder>/00000.train.bin, .validation.bin, .test.bin    ids of part 0's documents, each closed by the end-of-document
+                                                        token
+<folder>/00000.json         how many; written after them, so a part that has it is finished
 ```
 Every file appears whole, under its name, by a rename. A process may be killed at any moment: what it has finished is
 kept, the rest is done again, and the tokens are the same whoever wrote them.
@@ -10,7 +11,6 @@ kept, the rest is done again, and the tokens are the same whoever wrote them.
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import os
 import signal
@@ -31,12 +31,12 @@ import numpy as np
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.data import config
 from lit_llm.data.corpora import Part
+from lit_llm.data.splits import SPLITS, content_hash, split_of
 from lit_llm.data.tokenizers import FromFile, open_tokenizer, pieces
 from lit_llm.launch import cores
 from lit_llm.objectives.config import EOD
 from lit_llm.tracking.store import read_json, write_json
 
-SPLITS = ("train", "validation")
 _MOST = 1 << 24  # characters of a document that cannot be cut
 _CHUNK = 1 << 20  # characters tokenised at once: a tokenizer's objects take fifty times the text
 
@@ -54,6 +54,7 @@ class Job:
     tokenizer: config.Tokenizer
     tokenizer_folder: Path
     validation_fraction: float
+    test_fraction: float
     cut: str
     """How the corpus was cut into parts: a part finished under another cut is another part."""
     splits: tuple[str, ...] = SPLITS
@@ -177,14 +178,6 @@ def token_type(tokenizer: config.Tokenizer) -> type[np.unsignedinteger]:
     return np.uint16 if tokenizer.vocabulary <= 1 << 16 else np.uint32
 
 
-def held_out(text: str, fraction: float) -> bool:
-    """Whether a document is for validation. By content, so that a repeated document cannot be on both sides."""
-    total = hashlib.sha256()
-    for begin in range(0, len(text), _CHUNK):
-        total.update(text[begin : begin + _CHUNK].encode())
-    return int.from_bytes(total.digest()[:8]) < fraction * 2**64
-
-
 def _chunks(
     part: Part, job: Job, splits_at: Callable[[str, int], bool] | None
 ) -> Iterator[list[tuple[str, str, bool]]]:
@@ -194,7 +187,8 @@ def _chunks(
     """
     chunk, size = [], 0
     for number, text in enumerate(part):
-        split, left = SPLITS[held_out(text, job.validation_fraction)] if text else "", len(text)
+        split = split_of(content_hash(text), job.validation_fraction, job.test_fraction) if text else ""
+        left = len(text)
         if split not in job.splits:
             continue
         for piece in pieces(text, splits_at):

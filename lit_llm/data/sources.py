@@ -86,16 +86,16 @@ def identify(config: DataConfig, documents: Mapping[str, Documents] | None = Non
     sources = []
     for name, found in documents.items():
         share = int(config.corpus.sources[name].weight) if isinstance(config.corpus, Mixture) else CYCLE
-        sources.append(Source(name, share, _digest(found, tokenizer, config.validation_fraction)))
+        sources.append(Source(name, share, _digest(found, tokenizer, config.validation_fraction, config.test_fraction)))
     sources.sort(key=lambda source: (source.digest, source.name))
     # Names are in it because a result's metrics bear them.
     digest = fingerprint([[source.name, source.share, source.digest] for source in sources])
     return Identity(digest, tokenizer, tuple(sources))
 
 
-def _digest(documents: Documents, tokenizer: str, held_out: float, **more: str) -> str:
+def _digest(documents: Documents, tokenizer: str, validation: float, test: float, **more: str) -> str:
     """Identity of a source's tokens."""
-    split = {"format": FORMAT, "tokenizer": tokenizer, "held_out": held_out}
+    split = {"format": FORMAT, "tokenizer": tokenizer, "held_out": [validation, test]}
     return fingerprint({"documents": documents.digest, **split, **more})
 
 
@@ -106,7 +106,7 @@ def _tokenizer(config: DataConfig, documents: Mapping[str, Documents]) -> str:
         about |= {
             "library": version("tokenizers"),
             "documents": sorted(found.digest for found in documents.values()),
-            "held_out": config.validation_fraction,
+            "held_out": [config.validation_fraction, config.test_fraction],
         }
     if isinstance(choice, FileTokenizer):
         about |= {"library": version("tokenizers")}
@@ -157,7 +157,7 @@ def held_out_texts(corpora: Mapping[str, SingleCorpus], config: DataConfig, toke
             documents = open_corpus(corpus)
             known = any(digest_of_file(path) in trained_on for _, path in documents.files)
             fraction = config.validation_fraction if known else 1.0
-            found[name] = HeldOut(documents, fraction, _digest(documents, tokenizer, fraction, only="validation"))
+            found[name] = HeldOut(documents, fraction, _digest(documents, tokenizer, fraction, 0.0, only="validation"))
     if problems:
         raise InputError(*problems)
     return found

@@ -15,15 +15,28 @@ BUCKETS = 16
 """Parts of a training window within which positions are added up."""
 
 
+METRICS_OF_SPLIT = {"validation": "val/", "test": "test/"}
+"""How the names of the metrics of a split begin."""
+
+
 class ValidationConfig(Section):
-    """Evaluation on held-out documents during training."""
+    """Evaluation on held-out documents: during training, and of the trained model."""
 
     times: int = Field(4, gt=0)
     """Evaluations, evenly spaced; the last one after the last step."""
     sequences: int = Field(64, gt=0)
-    """Windows of held-out text, the same for every arm."""
+    """Windows of held-out text that an evaluation during training reads, of each source; the same for every arm."""
+    final_sequences: int = Field(512, gt=0)
+    """Windows that the evaluation after the last step reads, of each source and of each split (validation and test);
+    all where there are fewer. Where `sequences` is larger, that many. The loss of each document is kept. A trained
+    model costs two forward passes over them; `val/objective_loss` stays that of `sequences` windows."""
     prefix_length: int | None = Field(None, gt=0)
     """Tokens given before the targets of val/target_nll; half of the window when absent."""
+
+    @property
+    def most_sequences(self) -> int:
+        """Windows of each source and split that the evaluation after the last step reads."""
+        return max(self.sequences, self.final_sequences)
 
     def prefix(self, sequence_length: int) -> int:
         """Tokens given before the targets, in a window of this length."""
@@ -52,7 +65,15 @@ class ExampleValidationConfig(Section):
     times: int = Field(4, gt=0)
     """Evaluations, evenly spaced; the last one after the last step."""
     examples: int = Field(256, gt=0)
-    """Held-out examples, the same for every arm."""
+    """Held-out examples that an evaluation during training reads, the same for every arm."""
+    final_examples: int = Field(1024, gt=0)
+    """Examples that the evaluation after the last step reads, of each split (validation and test); all where there are
+    fewer. Where `examples` is larger, that many. The loss of each example is kept."""
+
+    @property
+    def most_examples(self) -> int:
+        """Examples of each split that the evaluation after the last step reads."""
+        return max(self.examples, self.final_examples)
 
 
 class ExampleLossesConfig(Section):

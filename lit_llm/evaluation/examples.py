@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from lit_llm.data.batches import spread
 from lit_llm.data.examples import ExampleSet
+from lit_llm.evaluation.config import METRICS_OF_SPLIT
 from lit_llm.evaluation.found import Found, Progress
+from lit_llm.evaluation.likelihood import Measured
 from lit_llm.evaluation.scoring import score
+from lit_llm.evaluation.unit_losses import grouped
 from lit_llm.models.transformer import LanguageModel
 from lit_llm.objectives.config import MasksConfig
 
@@ -18,13 +21,19 @@ from lit_llm.objectives.config import MasksConfig
 class HeldOutExamples:
     """Evaluates a model on the same held-out examples each time it is asked."""
 
-    def __init__(self, examples: ExampleSet, count: int, masks: MasksConfig, byte_lengths: np.ndarray | None) -> None:
-        """count: examples, evenly spread over those held out; byte_lengths: of each token, None where not known."""
-        self.masks, self.tasks = masks, examples.tasks
-        wanted = min(count, examples.count("validation"))
-        self.places = (np.arange(wanted) * examples.count("validation") // wanted).tolist()
-        self.pairs = [examples.read("validation", place) for place in self.places]
-        self.of_task = examples.task_of("validation")[self.places].tolist()
+    def __init__(
+        self,
+        examples: ExampleSet,
+        count: int,
+        masks: MasksConfig,
+        byte_lengths: np.ndarray | None,
+        split: str = "validation",
+    ) -> None:
+        """count: examples, evenly spread over those of the split; byte_lengths: of each token, None where not known."""
+        self.masks, self.tasks, self.split = masks, examples.tasks, split
+        self.places = spread(count, examples.count(split)).tolist()
+        self.pairs = [examples.read(split, place) for place in self.places]
+        self.of_task = examples.task_of(split)[self.places].tolist()
         self.bytes = [None if byte_lengths is None else int(byte_lengths[target].sum()) for _, target in self.pairs]
 
     def rows(
@@ -40,14 +49,12 @@ class HeldOutExamples:
             )
         ]
 
-    def validation(self, batch_tokens: int) -> Callable[[LanguageModel], dict[str, float]]:
-        """For training: val/target_nll, val/perplexity, val/bits_per_byte, val/target_nll/<task>."""
-
-        def evaluate(model: LanguageModel) -> dict[str, float]:
-            found = summary(self.rows(model, batch_tokens))
-            return {f"val/{name.replace('nll', 'target_nll', 1)}": value for name, value in found.items()}
-
-        return evaluate
+    def measured(self, model: LanguageModel, batch_tokens: int, progress: Progress = lambda *_: None) -> Measured:
+        """For training: val/target_nll, val/perplexity, val/bits_per_byte, val/target_nll/<task>; `test/` of that
+        split."""
+        rows, begin = self.rows(model, batch_tokens, progress), METRICS_OF_SPLIT[self.split]
+        metrics = {f"{begin}{name.replace('nll', 'target_nll', 1)}": value for name, value in summary(rows).items()}
+        return Measured(metrics, grouped(rows, "task", "example", self.split, "target_nll"))
 
 
 def example_losses(

@@ -10,12 +10,15 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torchmetrics import SumMetric
+from torchmetrics import Metric
 
 from lit_llm.components.loss.module import target_nats
-from lit_llm.data.batches import cut, validation_windows
+from lit_llm.data.batches import Windows, cut, spread
 from lit_llm.data.prepare import Prepared
-from lit_llm.evaluation.config import ValidationConfig
+from lit_llm.evaluation.config import METRICS_OF_SPLIT, ValidationConfig
+from lit_llm.evaluation.found import Progress
+from lit_llm.evaluation.unit_losses import UnitLosses
+from lit_llm.evaluation.window_documents import documents_of
 from lit_llm.models.transformer import LanguageModel
 from lit_llm.objectives.config import MasksConfig, Objective, continues
 from lit_llm.objectives.layout import Batch, Family
@@ -30,7 +33,24 @@ class _Held:
     """Of one of its windows; 1 where there is no other source."""
     target_batches: list[Batch]
     objective_batches: list[Batch]
-    target_bytes: int
+    """Of fewer windows, where an evaluation reads more of them for the targets."""
+    places: list[Tensor]
+    """For each of `target_batches` the place in `documents` of each counted target's document."""
+    documents: np.ndarray
+    """Numbers of the documents that have targets."""
+    tokens: np.ndarray
+    """Targets of each of these documents."""
+    bytes: np.ndarray | None
+    """Bytes of their text; None where a tokenizer's are not known."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one evaluation of a model has measured."""
+
+    metrics: dict[str, float]
+    losses: list[UnitLosses]
+    """What the metrics of the targets are made of."""
 
 
 class Validation:
@@ -40,64 +60,149 @@ class Validation:
                      val/perplexity and val/bits_per_byte are the same in other units
     val/objective_loss   nats per target of the arm's own objective; compares within one objective only
 
+    The names begin with `test/` where the windows are of the test split.
+
     A model that was trained with mode tokens (UL2) is given the one for a prefix that goes on, before the same prefix.
     An encoder-only model predicts no token from those before it. In place of the first it has val/masked_nll: nats per
     token on the same tokens of each window, all of them [MASK], whatever share was hidden in its training.
 
     Of a mixture they are those of the text that is trained on: its sources' windows weigh as much as their shares say.
     Beside them stand val/target_nll/<source> and val/bits_per_byte/<source>.
+
+    During training it reads `sequences` windows. The evaluation after the last step (`final`) reads up to
+    `final_sequences`, so the last point of a course may lie off the others by what the text of more windows is. The
+    objective's own loss stays that of `sequences` windows, unless it is the loss of the targets.
     """
 
     def __init__(
-        self, config: ValidationConfig, data: Prepared, objective: Objective, family: Family, masks: MasksConfig
+        self,
+        config: ValidationConfig,
+        data: Prepared,
+        objective: Objective,
+        family: Family,
+        masks: MasksConfig,
+        split: str = "validation",
+        final: bool = False,
     ) -> None:
-        size = data.config.batch_size
         length = data.config.sequence_length
-        prefix = config.prefix(length)
-        self.metric, yardstick = config.yardstick(length, family)
+        name, yardstick = config.yardstick(length, family)
+        self.split, self.begin, self.kind = (
+            split,
+            METRICS_OF_SPLIT[split],
+            name.removeprefix(METRICS_OF_SPLIT["validation"]),
+        )
+        self.metric = f"{self.begin}{self.kind}"
         self.same = objective.resolved(length) == yardstick
         self.continues = continues(family)
-        vocabulary = data.config.tokenizer.vocabulary
+        vocabulary, size = data.config.tokenizer.vocabulary, data.config.batch_size
         opening = objective.opening(length, vocabulary)
         byte_lengths = data.tokenizer().byte_lengths()
-        windows = {source.name: validation_windows(data, source, config.sequences) for source in data.sources}
-        most, shares = max(map(len, windows.values())), sum(source.share for source in data.sources)
+
+        def batches(windows: np.ndarray, way: Objective, before: Sequence[int]) -> list[Batch]:
+            # What they draw is drawn once, by a seed that all arms share.
+            return [
+                cut(
+                    windows[first : first + size],
+                    way,
+                    family,
+                    masks,
+                    vocabulary=vocabulary,
+                    seed=0,
+                    first=first,
+                    opening=before,
+                )
+                for first in range(0, len(windows), size)
+            ]
+
+        windows = {source.name: Windows(data, source, split) for source in data.sources}
+        wanted = config.most_sequences if final else config.sequences
+        chosen = {name: spread(wanted, of_source.count) for name, of_source in windows.items()}
+        most, shares = max(map(len, chosen.values())), sum(source.share for source in data.sources)
         self.sources = []
         for source in data.sources:
-            own = windows[source.name]
-            parts = [own[start : start + size] for start in range(0, len(own), size)]
-            ways: list[tuple[Objective, Sequence[int]]] = [(objective, ()), (yardstick, opening)]
-            # What they draw is drawn once, by a seed that all arms share.
-            objectives, targets = (
-                [
-                    cut(part, way, family, masks, vocabulary=vocabulary, seed=0, first=k * size, opening=before)
-                    for k, part in enumerate(parts)
-                ]
-                for way, before in ways
+            of_source, numbers = windows[source.name], chosen[source.name]
+            read = of_source.read(numbers)
+            few = of_source.read(spread(config.sequences, of_source.count)) if final else read
+            targets = batches(read, yardstick, opening)
+            counted = np.broadcast_to(np.arange(length) >= config.prefix(length), read.shape)
+            if not self.continues:  # the hidden tokens count, each in its place
+                counted = np.concatenate([batch.weights.bool().numpy() for batch in targets])
+            documents, place = np.unique(
+                documents_of(of_source.tokens, numbers * length, read)[counted], return_inverse=True
             )
-            held_bytes = 0 if byte_lengths is None else int(byte_lengths[own[:, prefix:]].sum())
-            weight = source.share / shares * (most / len(own))
-            self.sources.append(_Held(source.name, weight, targets, objectives, held_bytes))
+            held_bytes = None
+            if byte_lengths is not None:
+                held_bytes = np.bincount(place, byte_lengths[read[counted]], len(documents)).astype(np.int64)
+            self.sources.append(
+                _Held(
+                    source.name,
+                    source.share / shares * (most / len(read)),
+                    targets,
+                    batches(few, objective, ()),
+                    list(torch.from_numpy(place).split([int(batch.weights.sum()) for batch in targets])),
+                    documents,
+                    np.bincount(place, minlength=len(documents)),
+                    held_bytes,
+                )
+            )
 
     def __call__(self, model: LanguageModel) -> dict[str, float]:
         """The model should be in evaluation mode."""
+        return self.measured(model).metrics
+
+    def measured(self, model: LanguageModel, progress: Progress = lambda *_: None) -> Measured:
+        """The metrics, and the loss of each document; the model should be in evaluation mode. progress: windows."""
         found: dict[str, float] = {}
+        losses = []
         sums = np.zeros(5)
+        done, total = 0, sum(len(batch) for source in self.sources for batch in self._batches(source))
         for source in self.sources:
-            nats, tokens = sum_of_nats(model, source.target_batches)
-            objective = (nats, tokens) if self.same else sum_of_nats(model, source.objective_batches)
-            sums += source.weight * np.array([nats, tokens, source.target_bytes, *objective])
+            told = _after(progress, done, total)
+            by_document = nats_by_place(model, source.target_batches, source.places, len(source.documents), told)
+            nats, tokens = math.fsum(by_document), float(source.tokens.sum())
+            done += sum(map(len, source.target_batches))
+            objective = (nats, tokens)
+            if not self.same:
+                objective = sum_of_nats(model, source.objective_batches, _after(progress, done, total))
+                done += sum(map(len, source.objective_batches))
+            target_bytes = 0 if source.bytes is None else int(source.bytes.sum())
+            sums += source.weight * np.array([nats, tokens, target_bytes, *objective])
             if source.name:
                 found[f"{self.metric}/{source.name}"] = nats / tokens
-                if source.target_bytes and self.continues:
-                    found[f"val/bits_per_byte/{source.name}"] = nats / math.log(2) / source.target_bytes
-        nats, tokens, target_bytes, objective_nats, objective_tokens = sums.tolist()
-        both = {self.metric: nats / tokens, "val/objective_loss": objective_nats / objective_tokens}
+                if target_bytes and self.continues:
+                    found[f"{self.begin}bits_per_byte/{source.name}"] = nats / math.log(2) / target_bytes
+            losses.append(self._losses(source, by_document))
+        return Measured(self._metrics(*sums.tolist()) | found, losses)
+
+    def _batches(self, source: _Held) -> list[Batch]:
+        return source.target_batches if self.same else source.target_batches + source.objective_batches
+
+    def _metrics(
+        self, nats: float, tokens: float, target_bytes: float, objective_nats: float, objective_tokens: float
+    ) -> dict[str, float]:
+        """Of all sources together."""
+        both = {self.metric: nats / tokens, f"{self.begin}objective_loss": objective_nats / objective_tokens}
         if not self.continues:
-            return both | found
+            return both
         if target_bytes:
-            found["val/bits_per_byte"] = nats / math.log(2) / target_bytes
-        return both | {"val/perplexity": math.exp(min(nats / tokens, 700.0))} | found
+            both[f"{self.begin}bits_per_byte"] = nats / math.log(2) / target_bytes
+        return both | {f"{self.begin}perplexity": math.exp(min(nats / tokens, 700.0))}
+
+    def _losses(self, source: _Held, by_document: Sequence[float]) -> UnitLosses:
+        return UnitLosses(
+            source.name,
+            source.documents.tolist(),
+            by_document,
+            source.tokens.tolist(),
+            None if source.bytes is None or not self.continues else source.bytes.tolist(),
+            source.weight,
+            self.split,
+            self.kind,
+        )
+
+
+def _after(progress: Progress, before: int, total: int) -> Progress:
+    return lambda done, _: progress(before + done, total)
 
 
 def nats_of(model: LanguageModel, batch: Batch) -> Tensor:
@@ -105,15 +210,53 @@ def nats_of(model: LanguageModel, batch: Batch) -> Tensor:
     return target_nats(model.hidden(**batch.inputs), model.unembedding, batch.targets, batch.weights)
 
 
+class SumByPlace(Metric):
+    """Sums of numbers that belong to places, in float64, shared among devices.
+
+    It is updated on the CPU, where the order of a sum is always the same.
+    """
+
+    sums: Tensor
+
+    def __init__(self, places: int) -> None:
+        super().__init__()
+        self.add_state("sums", torch.zeros(places, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, place: Tensor, values: Tensor) -> None:
+        self.sums.index_add_(0, place, values.double().cpu())
+
+    def compute(self) -> Tensor:
+        return self.sums
+
+
 @torch.no_grad()
-def sum_of_nats(model: LanguageModel, batches: list[Batch]) -> tuple[float, float]:
-    """(nats, tokens) over all counted targets, shared among devices; in float64, so that order hardly matters."""
-    device = next(model.parameters()).device
+def nats_by_place(
+    model: LanguageModel,
+    batches: Sequence[Batch],
+    places: Sequence[Tensor],
+    count: int,
+    progress: Progress = lambda *_: None,
+) -> list[float]:
+    """Sums of nats over the counted targets of each place, shared among devices.
+
+    places: for each batch the place, below `count`, of each of its counted targets. progress: rows.
+    """
+    device, sums = next(model.parameters()).device, SumByPlace(count)
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    nats, tokens = (SumMetric().set_dtype(torch.float64).to(device) for _ in range(2))
-    for batch in batches[rank::ranks]:
-        batch = batch.to(device)
-        found = nats_of(model, batch)
-        nats.update(found.double().sum())
-        tokens.update(float(len(found)))
-    return float(nats.compute()), float(tokens.compute())
+    done, total = 0, sum(map(len, batches))
+    for batch, place in zip(batches[rank::ranks], places[rank::ranks], strict=True):
+        sums.update(place, nats_of(model, batch.to(device)))
+        done += len(batch)
+        progress(min(total, ranks * done), total)
+    found: list[float] = sums.to(device).compute().reshape(count).tolist()  # a single one comes as a scalar
+    return found
+
+
+@torch.no_grad()
+def sum_of_nats(
+    model: LanguageModel, batches: Sequence[Batch], progress: Progress = lambda *_: None
+) -> tuple[float, float]:
+    """(nats, tokens) over all counted targets, shared among devices; in float64, so that order hardly matters."""
+    tokens = [int(batch.weights.sum()) for batch in batches]
+    places = [torch.zeros(count, dtype=torch.int64) for count in tokens]
+    return nats_by_place(model, batches, places, 1, progress)[0], float(sum(tokens))

@@ -11,10 +11,12 @@ encoder-decoder may have one for each side.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lit_llm.config.fingerprint import fingerprint
+from lit_llm.evaluation.config import METRICS_OF_SPLIT
 from lit_llm.experiment.config import Experiment, Trained
 from lit_llm.experiment.identity import (
     digest_of_examples,
@@ -30,6 +32,29 @@ Kind = Literal["pretrain", "finetune", "evaluate"]
 
 FINETUNED, EVALUATED, SOURCE, ENCODER_SOURCE = "finetune/", "eval/", "source/", "encoder_source/"
 """Put before the names of metrics where those of a whole chain stand together: `finetune/eval/examples/nll`."""
+
+
+def validation_metric(name: str) -> str:
+    """What is measured on the validation split like this metric of the test split: `val/...` of `test/...`.
+
+    Choices are made by it: of learning rates, settings and further seeds. Other metrics are returned as they are.
+    """
+    return _of_other_split(name, "test", "validation")
+
+
+def final_metric(name: str) -> str:
+    """What is measured on the test split like this metric of the validation split; others are returned as they are."""
+    return _of_other_split(name, "validation", "test")
+
+
+def _of_other_split(name: str, split: str, other: str) -> str:
+    stage = _STAGES.match(name)
+    assert stage is not None
+    begin, own = METRICS_OF_SPLIT[split], name[stage.end() :]
+    return f"{stage[0]}{METRICS_OF_SPLIT[other]}{own.removeprefix(begin)}" if own.startswith(begin) else name
+
+
+_STAGES = re.compile(f"(?:{ENCODER_SOURCE}|{SOURCE}|{FINETUNED})*")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,10 @@ from lit_llm.evaluation.attention import attention_analysis
 from lit_llm.evaluation.documents import likelihood
 from lit_llm.evaluation.examples import HeldOutExamples, example_losses
 from lit_llm.evaluation.extrapolation import extrapolation
+from lit_llm.evaluation.final import FinalEvaluation
 from lit_llm.evaluation.found import Found, Progress
 from lit_llm.evaluation.likelihood import Validation
+from lit_llm.evaluation.unit_losses import write_losses
 from lit_llm.experiment.beginning import take_over, windows_before
 from lit_llm.experiment.config import Experiment, Trained
 from lit_llm.experiment.cost import cost_of, example_flops
@@ -48,13 +52,21 @@ def pretrain(
     data, family = open_prepared(section.data, store.data, frozen.data), experiment.model.family
     begin = windows_before(experiment)
     batches = TrainBatches(data, section.objective, family, section.masks, experiment.seed, begin)
-    evaluate = Validation(section.validation, data, section.objective, family, section.masks)
+    held_out = partial(Validation, section.validation, data, section.objective, family, section.masks)
+    final = FinalEvaluation(
+        data.held_out_splits,
+        lambda split, model, told: held_out(split, final=True).measured(model, told),
+        _told(stage),
+    )
     size = section.data.batch_size * section.data.sequence_length
     cost = cost_of(experiment)
     budget = Budget(size, cost.flops_per_step, cost.before.tokens, cost.before.train_flops)
     model = build_model(experiment.model, experiment.seed)
     beginning, weights = take_over(model, frozen, store)
-    return _trained("pretrain", frozen, stage, model, batches, budget, evaluate, should_stop, judge, weights, beginning)
+    evaluations = Evaluations(held_out(), final)
+    return _trained(
+        "pretrain", frozen, stage, model, batches, budget, evaluations, should_stop, judge, weights, beginning
+    )
 
 
 def finetune(
@@ -68,13 +80,25 @@ def finetune(
     packed = section.data.packing == "greedy"
     batches = ExampleBatches(examples, section.data.batch_size, family, section.masks, experiment.seed, packed)
     byte_lengths = _text(frozen, store).tokenizer().byte_lengths()
-    held_out = HeldOutExamples(examples, section.validation.examples, section.masks, byte_lengths)
+    at_once = section.training.execution.micro_batch_size or section.data.batch_size
+    batch_tokens = at_once * (section.data.input_length + section.data.target_length)
+
+    def held_out(count: int, split: str) -> HeldOutExamples:
+        return HeldOutExamples(examples, count, section.masks, byte_lengths, split)
+
+    during = held_out(section.validation.examples, "validation")
+    final = FinalEvaluation(
+        examples.held_out_splits,
+        lambda split, model, told: held_out(section.validation.most_examples, split).measured(
+            model, batch_tokens, told
+        ),
+        _told(stage),
+    )
     budget = _budget(experiment, examples)
     finished = open_finished(store, frozen.parent)
     model, weights = finished.model, finished.weights
-    at_once = section.training.execution.micro_batch_size or section.data.batch_size
-    evaluate = held_out.validation(at_once * (section.data.input_length + section.data.target_length))
-    return _trained("finetune", frozen, stage, model, batches, budget, evaluate, should_stop, judge, weights)
+    evaluations = Evaluations(lambda model: during.measured(model, batch_tokens).metrics, final)
+    return _trained("finetune", frozen, stage, model, batches, budget, evaluations, should_stop, judge, weights)
 
 
 def evaluate(
@@ -188,6 +212,16 @@ def _examples(frozen: Frozen, store: Store) -> ExampleSet:
     return ExampleSet(store.data, frozen.examples, frozen.experiment.pretrain.data.tokenizer)
 
 
+@dataclass(frozen=True)
+class Evaluations:
+    """What a stage that trains is evaluated by."""
+
+    during: Evaluate
+    """Before the first step, and at intervals."""
+    final: FinalEvaluation
+    """After the last step."""
+
+
 _SAMPLE = 1000
 """Examples whose mean cost is taken for all."""
 
@@ -208,7 +242,7 @@ def _trained(
     model: LanguageModel,
     batches: Batches,
     budget: Budget,
-    evaluate: Evaluate,
+    evaluations: Evaluations,
     should_stop: ShouldStop,
     judge: Judge | None,
     weights: str | None = None,
@@ -219,15 +253,17 @@ def _trained(
     experiment, section = frozen.experiment, frozen.experiment.section(name)
     origin = provenance(experiment, name, weights=weights)
     start_over_unless_of(origin, stage.checkpoints / "provenance.json", [stage.checkpoints, stage.metrics_file])
+    stage.progress_file.unlink(missing_ok=True)  # of an attempt that was stopped in its last evaluation
     began = time.perf_counter()
-    initial = _before_training(model, section.training, evaluate, stage.checkpoints / "initial.json")
+    initial = _before_training(model, section.training, evaluations.during, stage.checkpoints / "initial.json")
     before = time.perf_counter() - began
     fitted = fit(
         model,
         section.training,
         batches,
         budget=budget,
-        evaluate=evaluate,
+        evaluate=evaluations.during,
+        final=evaluations.final,
         evaluate_times=section.validation.times,
         metrics_file=stage.metrics_file,
         checkpoints=stage.checkpoints,
@@ -239,6 +275,7 @@ def _trained(
     if fitted.state == "done":
         save_file(model.state_dict(), stage.checkpoints / WEIGHTS)
         digest = digest_of_file(stage.checkpoints / WEIGHTS)[:LENGTH]
+        write_losses(stage.losses_file, evaluations.final.losses)
     return {
         "schema": SCHEMA,
         "stage": name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from lit_llm.ablation.factors import short_names
-from lit_llm.analysis.anova import Anova
+from lit_llm.analysis.anova import Anova, Term
 from lit_llm.report import text
 from lit_llm.report.parts import Part, without
 
@@ -20,7 +20,7 @@ def anova_parts(found: Anova, metric: str, named: bool, hidden: Collection[str] 
     rows = [
         [
             " × ".join(short[name] for name in term.factors),
-            "–" if term.f is None else f"{term.f:.3g} ({term.degrees}, {found.residual_degrees})",
+            _f(term),
             text.p_value(term.p) or "–",
             f"{term.share:.0%}",
         ]
@@ -43,3 +43,11 @@ def anova_parts(found: Anova, metric: str, named: bool, hidden: Collection[str] 
         ]
         title = f"levels{where}, over all others"
         yield Part(f"levels{which}", title, *without(hidden, head, levels), len(head))
+
+
+def _f(term: Term) -> str:
+    """`5.12 (1.6, 6.4)`: F and its degrees of freedom after Greenhouse's and Geisser's correction."""
+    if term.f is None:
+        return "–"
+    degrees = [f"{term.sphericity * count:.3g}" for count in (term.degrees, term.error_degrees)]
+    return f"{term.f:.3g} ({', '.join(degrees)})"

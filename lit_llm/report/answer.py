@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from lit_llm.ablation.factors import short_names
 from lit_llm.analysis.comparison import Comparison, Row
+from lit_llm.analysis.correction import Correction
 from lit_llm.analysis.effects import Effect, Effects
 from lit_llm.analysis.front import better
 from lit_llm.analysis.paired import Difference
-from lit_llm.analysis.verdicts import DIFFERENT
+from lit_llm.analysis.verdicts import DIFFERENT, LEVEL, LOST, UNDECIDED
 from lit_llm.report import text
 from lit_llm.report.scaling import scaling_sentences
 from lit_llm.report.scaling_gate import gate_sentences
@@ -48,6 +49,7 @@ def _sentences(comparison: Comparison) -> Iterator[str]:
         yield from _effects(group, comparison)
     yield _main(comparison)
     yield from _turn(comparison)
+    yield from _diverged(comparison)
 
 
 def total_runs(comparison: Comparison) -> int:
@@ -66,34 +68,63 @@ def _ended_otherwise(row: Row) -> int:
 def _main(comparison: Comparison) -> str:
     """The arms against their baselines."""
     metric, way = comparison.metric, better(comparison.metric)
-    told = f"{metric} ({way} is better)" if way else metric
+    name = f"{metric} ({way} is better)" if way else metric
     compared = [row for row in comparison.rows if row.difference is not None]
     if not compared:
-        known = [row for row in comparison.rows if row.mean is not None]
-        shown = [f"{row.arm} {text.mean_and_deviation(row.mean, row.deviation)}" for row in known[:NAMED]]
-        more = f" and {len(known) - NAMED} more" if len(known) > NAMED else ""
-        lacking = "; no arm can be compared with its baseline yet" if len(comparison.rows) > 1 else ""
-        return f"in {told}: {', '.join(shown)}{more} ({text.several(known[0].seeds, 'seed')}){lacking}."
-    baselines = list(dict.fromkeys(row.baseline for row in compared))
+        return f"in {name}: {_means(comparison)}."
+    size = _sample(compared)
     if len(compared) <= NAMED:
-        return f"in {told}, {'; '.join(_clause(row) for row in compared)}."
+        clauses = "; ".join(_clause(row, comparison) for row in compared)
+        return f"in {name}, {clauses} ({'; '.join([size, *_multiplicity(comparison, len(compared))])})."
+    baselines = list(dict.fromkeys(row.baseline for row in compared))
     against = baselines[0] if len(baselines) == 1 else "their baselines"
-    if not any(row.verdict in DIFFERENT for row in compared):
-        words = Counter(map(_word, compared))
-        rest = ", ".join(f"{number} {word}" for word, number in words.items())
-        return f"in {told}, none of {len(compared)} arms is shown to differ from {against}: {rest}."
     groups: dict[str, list[Row]] = {}
     for row in sorted(compared, key=_order):
         groups.setdefault(_word(row), []).append(row)
-    clauses = [_counted(word, rows, len(baselines) > 1) for word, rows in groups.items()]
-    return f"in {told}, of {len(compared)} arms against {against}, {'; '.join(clauses)}."
+    notes = f"{'; '.join([size, *_multiplicity(comparison, len(compared))])}"
+    if not any(row.verdict in DIFFERENT for row in compared):
+        rest = ", ".join(f"{len(rows)} {word}" for word, rows in groups.items())
+        return f"in {name}, none of {len(compared)} arms is shown to differ from {against}: {rest} ({notes})."
+    clauses = "; ".join(_counted(word, rows, comparison, len(baselines) > 1) for word, rows in groups.items())
+    return f"in {name}, of {len(compared)} arms against {against}, {clauses} ({notes})."
 
 
-def _order(row: Row) -> tuple[int, float]:
-    """Those that are shown to differ first, the largest differences first."""
+def _means(comparison: Comparison) -> str:
+    """Arms that cannot be compared."""
+    known = [row for row in comparison.rows if row.mean is not None]
+    shown = [f"{row.arm} {text.mean_and_deviation(row.mean, row.deviation)}" for row in known[:NAMED]]
+    more = f" and {len(known) - NAMED} more" if len(known) > NAMED else ""
+    lacking = "; no arm can be compared with its baseline yet" if len(comparison.rows) > 1 else ""
+    return f"{', '.join(shown)}{more} ({text.several(known[0].seeds, 'seed')}){lacking}"
+
+
+def _sample(rows: Sequence[Row]) -> str:
+    """What the intervals are intervals of: `3 seeds, 27 documents`."""
+    differences = [row.difference for row in rows if row.difference is not None]
+    parts = [text.span([d.seeds for d in differences], "seed")]
+    if any(d.documents for d in differences):
+        parts.append(text.span([d.documents for d in differences], "document"))
+    return ", ".join(parts)
+
+
+def _multiplicity(comparison: Comparison, count: int) -> Iterator[str]:
+    """What is done about the number of comparisons, where there are several."""
+    if count > 1:
+        name = PROCEDURES.get(comparison.correction)
+        yield f"adjusted for {count} comparisons by {name}" if name else f"not adjusted for {count} comparisons"
+
+
+PROCEDURES: Mapping[Correction, str] = {
+    "holm": "Holm's method",
+    "fdr_bh": "Benjamini and Hochberg's method",
+    "dunnett": "Dunnett's method",
+}
+
+
+def _order(row: Row) -> int:
+    """Arms that are shown to differ first; among them the study's order, since sizes are not tested one by another."""
     word = row.verdict or ""
-    assert row.difference is not None
-    return (DIFFERENT.index(word) if word in DIFFERENT else len(DIFFERENT), -abs(row.difference.mean))
+    return DIFFERENT.index(word) if word in DIFFERENT else len(DIFFERENT)
 
 
 def _word(row: Row) -> str:
@@ -102,30 +133,47 @@ def _word(row: Row) -> str:
     return row.verdict or "undecided"
 
 
-def _counted(word: str, rows: Sequence[Row], several: bool) -> str:
+def _counted(word: str, rows: Sequence[Row], comparison: Comparison, several: bool) -> str:
     verb = "is" if len(rows) == 1 else "are"
     what = f"show{'s' if len(rows) == 1 else ''} {word}" if word.startswith("no ") else f"{verb} {word}"
-    first = rows[0]
-    assert first.difference is not None
-    name = f"{first.arm} against {first.baseline}" if several else first.arm
     if word not in DIFFERENT:
         return f"{len(rows)} {what}"
-    most = "" if len(rows) == 1 else "most of all "
-    return f"{len(rows)} {what} ({most}{name}, by {amount(first.difference)})"
+    named = []
+    for row in rows[:NAMED]:
+        assert row.difference is not None
+        name = f"{row.arm} against {row.baseline}" if several else row.arm
+        named.append(f"{name} by {amount(row.difference)}{_cost(row, comparison)}")
+    among = "among them " if len(rows) > NAMED else ""
+    return f"{len(rows)} {what} ({among}{', '.join(named)})"
 
 
-def _clause(row: Row) -> str:
+def _clause(row: Row, comparison: Comparison) -> str:
     """One arm against its baseline."""
     assert row.difference is not None
+    cost = _cost(row, comparison)
     if row.difference.low is None:
         signed = text.difference(row.difference)
-        return f"{row.arm} differs from {row.baseline} by {signed} with one seed, which does not say how sure that is"
+        return f"{row.arm} differs from {row.baseline} by {signed}{cost}, and one seed does not say how sure that is"
     if row.verdict in DIFFERENT:
-        return f"{row.arm} is {row.verdict} than {row.baseline} by {amount(row.difference)}"
-    told = {"not enough seeds": "too few seeds tell", "undecided": "nothing tells"}
-    if row.verdict in told:
-        return f"{told[row.verdict]} {row.arm} from {row.baseline} ({text.difference(row.difference)})"
-    return f"{row.arm} shows {row.verdict} from {row.baseline} ({text.difference(row.difference)})"
+        return f"{row.arm} is {row.verdict} than {row.baseline} by {amount(row.difference)}{cost}"
+    if row.verdict in UNDECIDED:
+        why = {"not enough seeds": ": not enough seeds", LOST: ": runs were lost"}.get(row.verdict or "", "")
+        signed = text.difference(row.difference)
+        return f"no difference between {row.arm} and {row.baseline} is shown ({signed}){cost}{why}"
+    return f"{row.arm} shows {row.verdict} from {row.baseline} ({text.difference(row.difference)}){cost}"
+
+
+SAME_COST = 0.05
+"""Relative difference of training FLOPs below which a sentence does not speak of them."""
+
+
+def _cost(row: Row, comparison: Comparison) -> str:
+    """` at 1.8 times the training FLOPs`, where they differ from the baseline's."""
+    baseline = next((other for other in comparison.rows if other.arm == row.baseline), None)
+    if baseline is None or not row.train_flops or not baseline.train_flops:
+        return ""
+    ratio = row.train_flops / baseline.train_flops
+    return f" at {ratio:.2g} times the training FLOPs" if abs(ratio - 1) > SAME_COST else ""
 
 
 def amount(d: Difference) -> str:
@@ -137,16 +185,39 @@ def amount(d: Difference) -> str:
 
 
 def _effects(group: Effects, comparison: Comparison) -> Iterator[str]:
-    known = [(row, row.effect) for row in group.rows if row.effect is not None and row.p is not None]
+    """Effects that are shown, and those of which the other factor turns or changes the size."""
+    known = [row for row in group.rows if row.effect is not None and row.p is not None]
     where = f" in {group.group}" if len(comparison.effects) > 1 else ""
     if not known:
         return
     short = short_names(list(dict.fromkeys(name for row in group.rows for name in row.factors)))
-    largest, effect = max(known, key=lambda pair: abs(pair[1].mean))
-    shown = sum(row.verdict in DIFFERENT for row, _ in known)
+    shown = [row for row in known if row.verdict in DIFFERENT]
+    named = [f"{_named(row, short)} {text.difference(row.effect)}" for row in shown[:NAMED]]
+    more = f" and {len(shown) - NAMED} more" if len(shown) > NAMED else ""
+    total = sum(row.p is not None for each in comparison.effects for row in each.rows)
+    notes = "; ".join([text.several(len(group.seeds), "seed"), *_multiplicity(comparison, total)])
+    if not shown:
+        yield f"of {len(known)} effects of the factors{where}, none is shown ({notes})."
+        return
+    verb = "is" if len(shown) == 1 else "are"
+    count = f"of {len(known)} effects of the factors{where}, {len(shown)} {verb} shown"
+    yield f"{count}: {', '.join(named)}{more} ({notes})."
+    for row in shown:
+        yield from _interaction(row, short)
+
+
+def _interaction(row: Effect, short: Mapping[str, str]) -> Iterator[str]:
+    """The effect of the first factor at each level of the second, where their interaction is shown."""
+    if len(row.simple) != 2:
+        return
+    (low, at_low), (high, at_high) = row.simple
+    turns = at_low.mean * at_high.mean < 0 and min(at_low.p(), at_high.p()) < LEVEL
+    both = turns and max(at_low.p(), at_high.p()) < LEVEL
+    how = "turns its sign" if both else "may turn its sign" if turns else "depends on it"
+    first, second = (short[name] for name in row.factors)
     yield (
-        f"of {len(known)} effects of the factors{where}, {shown or 'none'} {'is' if shown < 2 else 'are'} shown; the "
-        f"largest is that of {_named(largest, short)}: {text.difference(effect)} ({largest.verdict})."
+        f"the effect of {first} {how} with {second}: {text.difference(at_low)} at {low}, "
+        f"{text.difference(at_high)} at {high}; its mean over both says less."
     )
 
 
@@ -163,24 +234,64 @@ def _scaling(comparison: Comparison) -> Iterator[str]:
 
 
 def _rates(comparison: Comparison) -> Iterator[str]:
+    """Sensitivity to the learning rate against the baseline's, and optima that the grid does not enclose."""
     for rates in comparison.learning_rates:
-        known = [
-            (row.group, row.sensitivity.mean)
-            for row in rates.rows
-            if row.sensitivity is not None and row.sensitivity.mean is not None
-        ]
-        if len(known) > 1:
-            low, high = min(known, key=lambda pair: pair[1]), max(known, key=lambda pair: pair[1])
+        tested = [(row, row.difference) for row in rates.rows if row.difference is not None and row.difference.error]
+        grid = f"over learning rates from {min(rates.lrs):g} to {max(rates.lrs):g}"
+        notes = f"not adjusted for {len(tested)} comparisons" if len(tested) > 1 else "95% interval"
+        shown = [(row, d) for row, d in tested if d.p() < LEVEL]
+        if shown:
+            named = [
+                f"{row.group} is {'less' if d.mean < 0 else 'more'} sensitive than {row.baseline} by {amount(d)}"
+                for row, d in shown[:NAMED]
+            ]
+            more = f" and {len(shown) - NAMED} more differ" if len(shown) > NAMED else ""
+            yield f"{grid}, {'; '.join(named)}{more} ({notes})."
+        elif tested:
+            yield f"{grid}, no difference in sensitivity to the learning rate is shown ({notes})."
+        ends = {min(rates.lrs), max(rates.lrs)}
+        edge = [f"{row.group} ({row.best:g})" for row in rates.rows if row.best in ends]
+        if edge and len(rates.lrs) > 1:
+            more = f" and {len(edge) - NAMED} more" if len(edge) > NAMED else ""
             yield (
-                f"over learning rates from {min(rates.lrs):g} to {max(rates.lrs):g}, {low[0]} is the least sensitive "
-                f"({low[1]:.3f}) and {high[0]} the most ({high[1]:.3f})."
+                f"the best learning rate of {', '.join(edge[:NAMED])}{more} lies at an end of the grid, so a better "
+                "one may lie outside of it."
             )
 
 
 def _turn(comparison: Comparison) -> Iterator[str]:
-    found = comparison.before_after
-    if found is not None and found.rank_correlation is not None:
-        yield f"orders of the arms before and after finetuning: rank correlation {found.rank_correlation:+.2f}."
+    """Differences that finetuning has changed."""
+    if comparison.before_after is None:
+        return
+    tested = [(row, row.change) for row in comparison.before_after.rows if row.change is not None and row.change.error]
+    if not tested:
+        return
+    shown = [(row, d) for row, d in tested if d.p() < LEVEL]
+    notes = f" (not adjusted for {len(tested)} comparisons)" if len(tested) > 1 else ""
+    if not shown:
+        spans = [f"{row.arm} {text.difference(d)}" for row, d in tested[:NAMED]]
+        yield f"that finetuning changes a difference from the baseline is not shown: {', '.join(spans)}{notes}."
+        return
+    named = [f"that of {row.arm} by {text.difference(d)}" for row, d in shown[:NAMED]]
+    more = f" and {len(shown) - NAMED} more" if len(shown) > NAMED else ""
+    yield f"finetuning changes the difference from the baseline: {', '.join(named)}{more}{notes}."
+
+
+def _diverged(comparison: Comparison) -> Iterator[str]:
+    """How often arms diverged, against their baselines."""
+    for found in comparison.divergences[:NAMED]:
+        p = "" if found.p is None else f" (exact test over shared seeds, p = {text.p_value(found.p)})"
+        bounds = ""
+        if found.bounds is not None:
+            low, high = found.bounds
+            bounds = (
+                f"; with those runs counted at the loss that they began with, the difference lies between {low:+.3f} "
+                f"and {high:+.3f}"
+            )
+        yield (
+            f"{found.diverged} of {text.several(found.runs, 'run')} of {found.arm} diverged, and "
+            f"{found.baseline_diverged} of {found.baseline_runs} of {found.baseline}{p}{bounds}."
+        )
 
 
 def _lost(comparison: Comparison) -> Iterator[str]:
@@ -201,8 +312,8 @@ def _lost(comparison: Comparison) -> Iterator[str]:
 
 def _open(comparison: Comparison) -> Iterator[str]:
     """What could not have been seen."""
-    undecided = [row for row in comparison.rows if row.verdict in ("undecided", "not enough seeds")]
+    undecided = [row for row in comparison.rows if row.verdict in UNDECIDED]
     if sizes := sorted(row.detectable for row in undecided if row.detectable is not None):
         low, high = f"{sizes[0]:.2g}", f"{sizes[-1]:.2g}"
         span = low if low == high else f"{low} to {high}"
-        yield f"Undecided is not equal: differences below {span} are missed more than once in five times."
+        yield f"Undecided does not mean equal: differences below {span} are detected with less than 80% power."

@@ -13,6 +13,7 @@ from lit_llm.analysis.before_after import BeforeAfter
 from lit_llm.analysis.comparison import Comparison, Row
 from lit_llm.analysis.effects import Effects
 from lit_llm.analysis.front import Front
+from lit_llm.experiment.chain import validation_metric
 from lit_llm.report import text
 from lit_llm.report.anova import anova_parts
 from lit_llm.report.answer import answer
@@ -46,14 +47,14 @@ def _parts(comparison: Comparison) -> Iterator[Part]:
     for table in comparison.anova:
         yield from anova_parts(table, comparison.metric, len(comparison.anova) > 1, unasked(comparison))
     for rates in comparison.learning_rates:
-        yield from lr_parts(rates, comparison.metric)
+        yield from lr_parts(rates, validation_metric(comparison.metric))
     if comparison.scaling is not None:
         yield from scaling_parts(comparison.scaling)
     if comparison.gate is not None:
         yield from gate_parts(comparison.gate)
 
 
-EFFECT = ("arm", "n", "{metric}", "difference [95%]", "p", "verdict", "against")
+EFFECT = ("arm", "n", "{metric}", "difference [95%]", "± seeds", "p", "verdict", "against")
 COST = ("params", "FLOPs", "tok/s", "spikes")
 
 
@@ -62,6 +63,7 @@ def _arms(comparison: Comparison) -> Part:
     p and the verdict, where the study asks for more than an interval."""
     head = [name.format(metric=comparison.metric) for name in (*EFFECT, *COST)]
     hidden = ({"against"} if len({row.baseline for row in comparison.rows}) == 1 else set()) | unasked(comparison)
+    hidden |= set() if any(row.difference and row.difference.documents for row in comparison.rows) else {"± seeds"}
     head, rows = without(hidden, head, [*map(_row, comparison.rows)])
     return Part("arms", "", head, rows, len(head) - len(COST), comparison.notes)
 
@@ -79,6 +81,7 @@ def _row(row: Row) -> list[str]:
         _seeds(row),
         text.mean_and_deviation(row.mean, row.deviation),
         text.difference(row.difference, baseline),
+        text.seeds_half(row.difference),
         text.p_value(row.p),
         row.verdict or "",
         "" if row.arm == row.baseline else row.baseline,
@@ -102,13 +105,14 @@ def _effects(group: Effects, comparison: Comparison) -> Part:
     title += text.several(len(group.seeds), "seed")
     short = short_names(list(dict.fromkeys(name for row in group.rows for name in row.factors)))
     hidden = unasked(comparison) | (set() if any(row.aliases for row in group.rows) else {"aliased with"})
-    head = ["", "factor", "effect [95%]", "p", "verdict", "aliased with"]
+    hidden |= set() if any(row.effect and row.effect.documents for row in group.rows) else {"± seeds"}
+    head = ["", "factor", "effect [95%]", "± seeds", "p", "verdict", "aliased with"]
     rows = []
     for row in group.rows:
         levels = f": {' → '.join(row.levels)}" if row.levels else ""
         label = " × ".join(short[name] for name in row.factors) + levels
-        effect = text.difference(row.effect)
-        rows.append([row.name, label, effect, text.p_value(row.p), row.verdict or "", row.aliases])
+        cells = [text.difference(row.effect), text.seeds_half(row.effect), text.p_value(row.p)]
+        rows.append([row.name, label, *cells, row.verdict or "", row.aliases])
     head, rows = without(hidden, head, rows)
     return Part(_named("effects", comparison.effects, group.group), title, head, rows, len(head), group.notes, 4)
 

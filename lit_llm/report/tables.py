@@ -16,7 +16,7 @@ from lit_llm.ablation.fraction import Fraction, aliases_in_letters, effect_of, l
 from lit_llm.ablation.layouts import chains
 from lit_llm.ablation.plan import Plan, PlannedArm
 from lit_llm.config.tree import under
-from lit_llm.experiment.chain import EVALUATED, FINETUNED, Link
+from lit_llm.experiment.chain import EVALUATED, FINETUNED, Link, validation_metric
 from lit_llm.experiment.cost import Cost, cost_of
 from lit_llm.objectives.config import continues
 from lit_llm.report import text
@@ -247,7 +247,8 @@ def status_table(rows: Sequence[Mapping[str, Any]], metric: str) -> RenderableTy
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     several = any(row["stage"] != "pretrain" for row in rows)
     # Of a chain each stage has a line, with the metric under its own prefix.
-    metric = metric.removeprefix(FINETUNED).removeprefix(EVALUATED)
+    # Of the validation split, which is measured while a stage goes on.
+    metric = validation_metric(metric.removeprefix(FINETUNED).removeprefix(EVALUATED))
     for name in ("arm", "seed", *["stage"] * several, "state", "step", metric, "note"):
         right = name not in ("arm", "stage", "state", "note")
         table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=right)

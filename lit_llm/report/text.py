@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lit_llm.analysis.paired import Difference
 
 _UNITS = [(1e24, "Y"), (1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")]
@@ -26,6 +28,12 @@ def value(number: float | None) -> str:
 def several(number: int, what: str) -> str:
     """1 seed, 3 seeds."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def span(numbers: Sequence[int], what: str) -> str:
+    """3 seeds; 2 to 3 seeds."""
+    low, high = min(numbers), max(numbers)
+    return several(high, what) if low == high else f"{low:,} to {several(high, what)}"
 
 
 def count(number: float) -> str:
@@ -53,6 +61,13 @@ def difference(d: Difference | None, empty: str = "–") -> str:
     if d.low is None or d.high is None:
         return f"{d.mean:+.3f}"
     return f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
+
+
+def seeds_half(d: Difference | None) -> str:
+    """0.022: half of the 95% interval over seeds on the same documents; empty where documents are not counted."""
+    if d is None or not d.documents or d.seeds_high is None:
+        return ""
+    return f"{d.seeds_high - d.mean:.3f}"
 
 
 def p_value(p: float | None) -> str:

@@ -77,6 +77,7 @@ def _answer(pair: TwoStudies) -> Iterator[str]:
         "the opposite": "the opposite of {}",
         f"only {pair.names[0]}": f"{pair.names[0]} alone shows a difference of {{}}",
         f"only {pair.names[1]}": f"{pair.names[1]} alone shows a difference of {{}}",
+        "compatible": "one of them shows a difference of {}, and a change between them is not shown",
         "neither": "neither shows one of {}",
     }
     told = [how.format(count[says]) for says, how in words.items() if count[says]]

@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from lit_llm.ablation.config import METRICS, OF_SOURCE, Allowed, Name, Tree
+from lit_llm.ablation.config import CHOSEN_BY, METRICS, OF_SOURCE, Allowed, Name, Tree
 from lit_llm.config.problems import did_you_mean
 from lit_llm.config.section import Items, OneOf, Section, impossible
+from lit_llm.experiment.chain import validation_metric
 from lit_llm.experiment.cost import FIGURES
 
 # A key of the file is called `int`, as people read it.
@@ -72,7 +73,10 @@ class Parameter(Section):
 
 
 def _quantity(name: str) -> str:
-    allowed = [*METRICS, *FIGURES]
+    if (sibling := validation_metric(name)) != name:
+        message = f"{name!r} is of the text that is kept for the study of the winners; a search goes by {sibling!r}"
+        raise impossible(("", message))
+    allowed = [*CHOSEN_BY, *(metric for metric in METRICS if not metric.startswith(("val/", "test/"))), *FIGURES]
     if name not in allowed and not name.startswith(OF_SOURCE):
         raise impossible(("", f"{name!r} is not possible{did_you_mean(name, allowed)}"))
     return name

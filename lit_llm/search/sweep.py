@@ -14,7 +14,7 @@ from lit_llm.ablation.config import Study
 from lit_llm.config.problems import InputError, Problem, did_you_mean, noted
 from lit_llm.config.section import validate
 from lit_llm.config.tree import Node, leaves, read_file, under
-from lit_llm.evaluation.config import yardstick_of
+from lit_llm.evaluation.config import YARDSTICKS, yardstick_of
 from lit_llm.experiment.chain import EVALUATED, FINETUNED
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.cost import FIGURES, OF_DECODING, cost_of
@@ -23,6 +23,7 @@ from lit_llm.experiment.load import is_preset, read_overrides
 from lit_llm.objectives.config import continues
 from lit_llm.search.config import Sweep
 from lit_llm.search.constraints import Constraint, NotAConstraint, parse, unknown
+from lit_llm.search.searched_keys import searched_keys
 from lit_llm.search.space import (
     ArmSpace,
     Dimension,
@@ -162,6 +163,7 @@ def load_sweep(source: str | Path, overrides: Sequence[str] = ()) -> Search:
             firsts[space.arm.name] = tuple(_firsts(sweep, document, space))
     blamed = {problem.key for problem in problems}
     problems += [problem for problem in further if problem.key not in blamed]
+    ablation = replace(ablation, searches=searched_keys(sweep, spaces, constraints))
     search = Search(sweep, ablation, spaces, constraints, firsts)
     problems += _unfulfilled(search, document)
     if problems:
@@ -187,6 +189,7 @@ def _study_part(name: str, question: str, document: Node) -> Node:
     """The tree of a study of the same arms, with the marks of the sweep's file."""
     items = {key: document.value[key] for key in ("extends", "base", "arms", "allow", "seeds") if key in document.value}
     head = {"study": Node(name, document.mark), "question": Node(question or "?", document.mark)}
+    head["compare"] = Node({"metric": Node(YARDSTICKS[0])})  # of the split that a search goes by
     return Node(head | {"seeds": Node([Node(0)])} | items, document.mark)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from lit_llm.ablation.findings import INTERVENTION
 from lit_llm.config.tree import difference, to_yaml, under
+from lit_llm.experiment.chain import final_metric
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.run import experiment_yaml
 from lit_llm.search.sweep import Search
@@ -100,6 +101,12 @@ def tuned_name(search: Search, arm: str) -> str:
     return name
 
 
+def _compared(search: Search, goal: str) -> str:
+    """What the winners are compared on: like the goal, of text that no trial was judged by, where there is some."""
+    tested = all(arm.experiment.pretrain.data.test_fraction > 0 for arm in search.ablation.arms)
+    return final_metric(goal) if tested else goal
+
+
 def winners_study(search: Search, summaries: Sequence[Summary], folder: Path) -> Path | None:
     """Write `winners.yaml`, a study of each arm at its own setting and at its best; None where there is none to run.
 
@@ -143,7 +150,7 @@ def winners_study(search: Search, summaries: Sequence[Summary], folder: Path) ->
         "question": f"What did tuning change? {search.sweep.question}",
         "arms": arms,
         "seeds": list(fresh),
-        "compare": {"baseline": first, "metric": goal.metric},
+        "compare": {"baseline": first, "metric": _compared(search, goal.metric)},
         "allow": [{"key": key, "because": reason} for key, reason in allow.items()],
     }
     head = (

@@ -5,6 +5,8 @@ stages/<fingerprint>/
     metrics.jsonl    one line per logged step, appended while it runs
     state.json       what is happening, for those who watch
     checkpoints/     what a resume needs; the weights when finished
+    losses.jsonl     of a training: the losses of single documents or examples, by its last evaluation
+    rows.jsonl       of an evaluation: its records
     result.json      written last, atomically: a stage with a result is never run again
     lock             held by the process that works on it, released by the kernel when that process dies
 """
@@ -121,8 +123,13 @@ class Stage:
         return self.folder / "rows.jsonl"
 
     @property
+    def losses_file(self) -> Path:
+        """The losses of single documents or examples by the last evaluation of a training; a line for each source."""
+        return self.folder / "losses.jsonl"
+
+    @property
     def progress_file(self) -> Path:
-        """{"done", "total"} of what has no steps."""
+        """{"done", "total"} of what has no steps: an evaluation, and the last one of a training."""
         return self.folder / "progress.json"
 
     def result(self) -> dict[str, Any] | None:
@@ -161,7 +168,7 @@ class Stage:
             attempt = 1 + len(list(self.folder.glob("attempt-*")))
             kept = self.folder / f"attempt-{attempt}"
             kept.mkdir()
-            for name in ("result.json", "metrics.jsonl", "state.json", "log.txt", "rows.jsonl"):
+            for name in ("result.json", "metrics.jsonl", "state.json", "log.txt", "rows.jsonl", "losses.jsonl"):
                 if (self.folder / name).exists():
                     (self.folder / name).rename(kept / name)
             shutil.rmtree(self.checkpoints, ignore_errors=True)

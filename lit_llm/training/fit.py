@@ -74,10 +74,12 @@ def fit(
     should_stop: Callable[[], bool] = lambda: False,
     judge: Judge | None = None,
     beginning: Beginning | None = None,
+    final: Evaluate | None = None,
 ) -> Fitted:
     """Train to max_steps, from the last checkpoint if there is one. Once done, the model's weights are in float32.
 
-    evaluate_times: evaluations, evenly spaced, the last one after the last step. `should_stop` is asked after every
+    evaluate_times: evaluations, evenly spaced, the last one after the last step. final: that last one, where it is
+    another than those before. `should_stop` is asked after every
     step, `judge` after every evaluation; when one says yes, a checkpoint is written and training ends as interrupted.
     """
     execution = training.execution
@@ -85,7 +87,9 @@ def fit(
     lit = LitModel(model.train(), training, batches.seed, beginning)
     resume = checkpoints / "last.ckpt" if (checkpoints / "last.ckpt").exists() else None
     stability, throughput = Stability(training.stability), Throughput(budget.tokens, budget.flops, training.precision)
-    journal = Journal(training, budget, evaluate, evaluate_times, metrics_file, stability, throughput)
+    journal = Journal(
+        training, budget, (evaluate, final or evaluate), evaluate_times, metrics_file, stability, throughput
+    )
     judged = Judged(journal, training, judge)
     keeper = Checkpoints(checkpoints, training, lambda: judged.given_up or should_stop())
     with _quiet():
@@ -149,13 +153,15 @@ class Journal(L.Callback):
         self,
         training: TrainingConfig,
         budget: Budget,
-        evaluate: Evaluate,
+        evaluations: tuple[Evaluate, Evaluate],
         evaluate_times: int,
         path: Path,
         stability: Stability,
         throughput: Throughput,
     ) -> None:
-        self.training, self.budget, self.evaluate, self.path = training, budget, evaluate, path
+        """evaluations: during training, and after the last step."""
+        self.training, self.budget, self.path = training, budget, path
+        self.evaluate, self.final = evaluations
         self.stability, self.throughput = stability, throughput
         steps, times = training.max_steps, min(evaluate_times, training.max_steps)
         self.evaluation_steps = {round(steps * (number + 1) / times) for number in range(times)}
@@ -186,7 +192,8 @@ class Journal(L.Callback):
             began = time.perf_counter()
             pl_module.eval()
             with torch.no_grad(), trainer.precision_plugin.forward_context():
-                self.evaluated = self.evaluate(pl_module.model)
+                evaluate = self.final if step == self.training.max_steps else self.evaluate
+                self.evaluated = evaluate(pl_module.model)
             pl_module.train()
             self.evaluation_seconds += time.perf_counter() - began
         if self.evaluated or step % self.training.execution.log_every == 0 or step == self.training.max_steps:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 
 import numpy as np
@@ -28,6 +29,7 @@ from lit_llm.objectives.config import BOS
 from lit_llm.report.tables import plan_table, status_table
 from lit_llm.tracking.store import Store, read_metrics, write_json
 
+LOSSES = ("target_nll", "perplexity", "bits_per_byte")
 ARMS = """
 arms:
   dec: {extends: decllm-tiny}
@@ -91,9 +93,28 @@ def test_a_pretraining_is_shared_and_each_arm_finetuned_and_evaluated(write_two,
     # Finetuning has learned something that pretraining had not.
     for run_ in finished.runs:
         assert run_.metrics()["finetune/eval/examples/nll"] < run_.metrics()["eval/examples/nll"] - 0.5
+    assert_units_make_up_metrics(red)
     stages = len(list(store.root.glob("stages/*/result.json")))
     assert run(path, store).exit_code == 0
     assert len(list(store.root.glob("stages/*/result.json"))) == stages
+
+
+def assert_units_make_up_metrics(run_):
+    """Of the last evaluation of each training, on both splits, and of the evaluations that follow."""
+    result, checked = run_.result(), set()
+    for name in result.result["metrics"]:
+        if (units := result.units(name)) is not None:
+            sums, weights = map(math.fsum, zip(*units.values(), strict=True))
+            value = result.metric(name)
+            assert sums / weights == pytest.approx(math.log(value) if "perplexity" in name else value, rel=1e-9), name
+            checked.add(name)
+    splits = {f"{begin}{split}/{kind}" for begin in ("", "finetune/") for split in ("val", "test") for kind in LOSSES}
+    assert splits | {"finetune/test/target_nll/odd", "eval/examples/nll", "finetune/eval/examples/nll/even"} < checked
+    assert result.units("train/loss") is result.units("val/objective_loss") is None
+    series = [line["metrics"] for line in read_metrics(run_.steps[0].stage.metrics_file)]
+    assert sum("val/target_nll" in line for line in series) == 3
+    assert ["test/target_nll" in line for line in series] == [False] * (len(series) - 1) + [True]
+    assert series[-1]["val/target_nll"] == result.metric("val/target_nll")
 
 
 @pytest.mark.xdist_group("runs")
@@ -424,16 +445,17 @@ def test_the_rank_correlation_is_that_of_the_arms_means():
     assert found.rank_correlation == pytest.approx(0.8)  # 1 - 6 (1 + 1) / (4 (16 - 1))
 
 
-def test_arms_that_share_their_runs_count_once_in_the_pooled_variance():
-    from lit_llm.analysis.paired import block_differences
+def test_arms_that_share_their_runs_count_once_in_a_variance():
+    from lit_llm.analysis.baselines import Noise, block_differences
 
     random = np.random.default_rng(3)
     block = {arm: {seed: float(random.normal()) for seed in range(4)} for arm in ("a", "b", "c")}
     with_twin = block | {"twin": dict(block["b"])}
-    one, two = block_differences(block, "a"), block_differences(with_twin, "a")
+    for noise in (Noise("moderated"), Noise("pooled")):
+        one, two = block_differences(block, "a", noise), block_differences(with_twin, "a", noise)
+        assert two["c"] == one["c"]
+        assert two["twin"] == two["b"]
     assert one["c"].pooled
-    assert two["c"] == one["c"]
-    assert two["twin"] == two["b"]
 
 
 DECODER_DECODERS = """

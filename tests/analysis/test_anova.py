@@ -9,14 +9,13 @@ import pandas
 import pytest
 from scipy import stats
 from simulated import study, within
-from statsmodels.formula.api import ols
-from statsmodels.stats.anova import anova_lm
+from statsmodels.stats.anova import AnovaRM
 from statsmodels.stats.multitest import multipletests
 
 from lit_llm.ablation.arms import load_study
 from lit_llm.ablation.layouts import factor_layouts, layouts
 from lit_llm.analysis.anova import FactorLayout, anova, judged_terms
-from lit_llm.analysis.comparison import RunResult, compare
+from lit_llm.analysis.comparison import Design, RunResult, compare
 from lit_llm.analysis.correction import Correction
 from lit_llm.report.anova import anova_parts
 
@@ -29,34 +28,54 @@ def layout(*names: str) -> FactorLayout:
     return FactorLayout("g", factors, {str(number): place for number, place in enumerate(places)})
 
 
-def alike(of: FactorLayout, random: np.random.Generator, effects: list[float] | None = None):  # type: ignore[no-untyped-def]
-    """A study whose arms pass for scattering alike, as about 19 of 20 do."""
-    while True:
-        values = study(random, effects or [0.0] * len(of.arms), seeds=4)
-        if anova(of, values).terms[0].f is not None:
-            return values
-
-
 @pytest.mark.parametrize("names", ["a", "ab", "ac", "abc"])
-def test_f_and_p_are_those_of_statsmodels(names: str) -> None:
-    """Seeds as blocks; all interactions are in the model, also those that are not shown."""
+def test_f_is_that_of_statsmodels_repeated_measures(names: str) -> None:
+    """Seeds are subjects; the p-value is that of F with both degrees of freedom scaled by the printed factor."""
     of, random = layout(*names), np.random.default_rng(0)
-    values = alike(of, random, [*random.normal(0, 0.1, len(of.arms))])
+    values = study(random, [*random.normal(0, 0.1, len(of.arms))], seeds=4)
     rows = [
         {"seed": seed, "y": y, **dict(zip(names, of.arms[arm], strict=True))}
         for arm, by_seed in values.items()
         for seed, y in by_seed.items()
     ]
-    formula = f"y ~ C(seed) + {'*'.join(f'C({name})' for name in names)}"
-    judge = anova_lm(ols(formula, pandas.DataFrame(rows)).fit(), typ=2)
+    judge = AnovaRM(pandas.DataFrame(rows), "y", "seed", within=[*names]).fit().anova_table
     found = anova(of, values)
-    assert found.residual_degrees == judge.loc["Residual", "df"]
     assert len(found.terms) == len(names) + len(names) * (len(names) - 1) // 2
-    between = judge.loc[[name for name in judge.index if name not in ("Residual", "C(seed)")], "sum_sq"].sum()
     for term in found.terms:
-        row = judge.loc[":".join(f"C({name})" for name in term.factors)]
-        assert (term.degrees, term.f, term.p) == pytest.approx((row["df"], row["F"], row["PR(>F)"]))
-        assert term.share == pytest.approx(row["sum_sq"] / between)
+        row = judge.loc[":".join(term.factors)]
+        assert (term.degrees, term.error_degrees, term.f) == pytest.approx(
+            (row["Num DF"], row["Den DF"], row["F Value"])
+        )
+        scaled = stats.f.sf(term.f, term.sphericity * term.degrees, term.sphericity * term.error_degrees)
+        assert term.p == pytest.approx(scaled)
+        if term.degrees == 1:
+            assert term.p == pytest.approx(row["Pr > F"])
+
+
+def test_the_factor_of_greenhouse_and_geisser_is_that_of_the_contrasts_covariance() -> None:
+    """(tr S)² / (k tr S²) of the k orthonormal contrasts of one factor's level means (Greenhouse and Geisser 1959)."""
+    of = layout("a", "b")
+    values = study(np.random.default_rng(6), [0.0] * 6, seeds=5)
+    (term, *_) = anova(of, values).terms
+    table = np.array([[values[arm][seed] for arm in of.arms] for seed in range(5)]).reshape(5, 3, 2).mean(axis=2)
+    contrasts = table @ np.array([[1, 1], [-1, 1], [0, -2]]) / np.sqrt([2, 6])
+    covariance = np.cov(contrasts.T)
+    assert term.sphericity == pytest.approx(np.trace(covariance) ** 2 / (2 * np.trace(covariance @ covariance)))
+
+
+@pytest.mark.parametrize("wild", [1.0, 3.0, 10.0])
+def test_a_factor_without_effect_is_found_in_one_of_twenty_studies_however_its_levels_scatter(wild: float) -> None:
+    """One level of three moves with the seed more than the others do, as a family of models may."""
+    of, random, count, alarms = layout("a", "b"), np.random.default_rng(2), 600, np.zeros(3)
+    for _ in range(count):
+        values = study(random, [0.0] * 6, seeds=4)
+        own = random.normal(0, 0.1 * wild, 4)
+        values = {
+            arm: {seed: y + own[seed] * (of.arms[arm][0] == 2) for seed, y in by_seed.items()}
+            for arm, by_seed in values.items()
+        }
+        alarms += [term.p < 0.05 for term in anova(of, values).terms]
+    assert np.all(alarms / count <= 0.05 + within(0.05, count))
 
 
 def test_levels_are_compared_with_the_first_over_all_others() -> None:
@@ -70,7 +89,7 @@ def test_levels_are_compared_with_the_first_over_all_others() -> None:
         assert y.difference.low is not None
         assert y.difference.high is not None
         hits.append(y.difference.low <= 0.5 <= y.difference.high)
-    assert np.mean(hits) == pytest.approx(0.95, abs=within(0.95, 400))
+    assert np.mean(hits) >= 0.95 - within(0.95, 400)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +100,7 @@ def test_terms_and_levels_are_corrected_as_statsmodels_does_each_as_one_family(
 ) -> None:
     """Of two groups; a level's own p is of t, its difference by its standard error."""
     of, random = layout("a", "b"), np.random.default_rng(5)
-    tables = [anova(of, alike(of, random, [0.0, 0.0, 0.0, 0.15, 0.1, 0.2])) for _ in range(2)]
+    tables = [anova(of, study(random, [0.0, 0.0, 0.0, 0.35, 0.3, 0.4], seeds=4)) for _ in range(2)]
     terms = [term.p for table in tables for term in table.terms]
     levels = [
         2 * stats.t.sf(abs(d.mean / d.error), d.degrees)
@@ -100,22 +119,14 @@ def test_terms_and_levels_are_corrected_as_statsmodels_does_each_as_one_family(
     assert {x.verdict for table in found for x in table.terms} == {"differs", "undecided"}
 
 
-def test_factors_without_effect_are_found_in_one_of_twenty_studies() -> None:
-    of, random = layout("a", "b"), np.random.default_rng(2)
-    p = [[term.p for term in anova(of, alike(of, random)).terms] for _ in range(400)]
-    assert np.mean(np.array(p) < 0.05, axis=0) == pytest.approx([0.05] * 3, abs=within(0.05, 400))
-
-
-def test_without_a_common_scatter_there_is_no_f_and_the_table_says_so() -> None:
-    of, random = layout("a", "b"), np.random.default_rng(3)
-    wild = study(random, [0.0] * 6, seeds=8)
-    wild["2"] = {seed: value + float(random.normal(0, 10)) for seed, value in wild["2"].items()}
-    found = anova(of, wild)
-    assert [term.f for term in found.terms] == [None] * 3
-    assert any("do not scatter alike" in note for note in found.notes)
-    assert anova(of, {arm: {0: 1.0} for arm in of.arms}).terms[0].f is None
-    del wild["1"]
-    assert anova(of, wild).notes == ("no F tests yet: they need a seed for which all 6 arms have a value",)
+def test_one_seed_or_a_missing_arm_has_no_f_and_the_table_says_so() -> None:
+    of = layout("a", "b")
+    one = anova(of, {arm: {0: 1.0} for arm in of.arms})
+    assert [term.f for term in one.terms] == [None] * 3
+    assert "one complete seed has no F test; add seeds to see what is more than their scatter" in one.notes
+    values = study(np.random.default_rng(3), [0.0] * 6, seeds=3)
+    del values["1"]
+    assert anova(of, values).notes == ("no F tests yet: they need a seed for which all 6 arms have a value",)
 
 
 @pytest.mark.parametrize(("levels", "two_level", "several"), [("[head, none]", 1, 0), ("[head, none, concat]", 0, 1)])
@@ -135,7 +146,7 @@ def test_a_factorial_is_reported_by_effects_or_by_f_tests(  # type: ignore[no-un
         for arm, by_seed in zip(ablation.arms, values.values(), strict=True)
         for seed, v in by_seed.items()
     ]
-    tables = compare(runs, "m", factor_layouts=factor_layouts(ablation)).anova
+    tables = compare(runs, "m", Design(factor_layouts=factor_layouts(ablation))).anova
     assert len(tables) == several
     for table in tables:
         tests, against_first = anova_parts(table, "m", named=False)

@@ -8,9 +8,13 @@ from scipy import stats
 from simulated import study, within
 from statsmodels.stats.multitest import multipletests
 
+from lit_llm.ablation.config import Compare
+from lit_llm.analysis.baselines import Noise, against_baselines
 from lit_llm.analysis.correction import Correction, dunnett_critical, dunnett_p, fdr_bh, holm
-from lit_llm.analysis.paired import against_baselines
 from lit_llm.analysis.verdicts import Judgement, judgements
+from lit_llm.config.problems import InputError
+from lit_llm.config.section import validate
+from lit_llm.config.tree import tree
 
 NLL = "val/target_nll"
 
@@ -41,12 +45,13 @@ def test_dunnetts_critical_values_are_those_of_his_table() -> None:
 
 def judged(values: dict[str, dict[int, float]], correction: Correction) -> dict[str, Judgement]:
     baselines = dict.fromkeys(values, "0")
-    return judgements(against_baselines(values, baselines), baselines, NLL, correction)
+    noise = Noise("pooled" if correction == "dunnett" else "moderated")
+    return judgements(against_baselines(values, baselines, noise), baselines, NLL, correction)
 
 
 @pytest.mark.parametrize(
     ("correction", "low", "high"),
-    [("none", 0.12, 0.30), ("holm", 0.02, 0.05), ("fdr_bh", 0.02, 0.05), ("dunnett", 0.04, 0.05)],
+    [("none", 0.08, 0.30), ("holm", 0.01, 0.05), ("fdr_bh", 0.01, 0.05), ("dunnett", 0.04, 0.05)],
 )
 def test_the_chance_of_any_false_effect_among_five_arms(correction: Correction, low: float, high: float) -> None:
     """Five arms that do not differ from the baseline, three seeds: after a correction 5% of the studies find any."""
@@ -81,17 +86,22 @@ def test_two_baselines_share_the_five_percent() -> None:
     for _ in range(count):
         pair = [study(random, [0.0] * 3, seeds=4) for _ in "ab"]
         values = {f"{name}{arm}": v for name, part in zip("ab", pair, strict=True) for arm, v in part.items()}
-        found = judgements(against_baselines(values, baselines), baselines, NLL, "dunnett")
+        found = judgements(against_baselines(values, baselines, Noise("pooled")), baselines, NLL, "dunnett")
         alarms += any(row.verdict != "undecided" for row in found.values())
     assert alarms / count == pytest.approx(0.05, abs=within(0.05, count))
 
 
-def test_where_nothing_is_pooled_dunnetts_place_is_taken_by_bonferronis() -> None:
-    """Unequal seeds pool nothing; each of three intervals is then that of 1 − 5%/3."""
+@pytest.mark.parametrize("correction", ["holm", "fdr_bh"])
+def test_intervals_of_a_correction_hold_at_once(correction: Correction) -> None:
+    """Each of three intervals is that of 1 − 5%/3 (Bonferroni), judged by scipy's t-test of two arms alone."""
     values = study(np.random.default_rng(1), [0.0, 0.1, 0.2, 0.3], seeds=5)
-    del values["3"][4]
-    found = judged(values, "dunnett")["1"]
+    baselines = dict.fromkeys(values, "0")
+    found = judgements(against_baselines(values, baselines, Noise("paired")), baselines, NLL, correction)["1"]
     deltas = [values["1"][seed] - values["0"][seed] for seed in range(5)]
     interval = stats.ttest_1samp(deltas, 0).confidence_interval(1 - 0.05 / 3)
     assert (found.difference.low, found.difference.high) == pytest.approx((interval.low, interval.high))
-    assert found.p == pytest.approx(min(1, 3 * stats.ttest_1samp(deltas, 0).pvalue))
+
+
+def test_dunnetts_procedure_is_refused_without_its_assumption() -> None:
+    with pytest.raises(InputError, match="variance: pooled"):
+        validate(Compare, tree({"correction": "dunnett"}))

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from lit_llm.analysis.comparison import RunResult, compare
+from lit_llm.analysis.comparison import Design, RunResult, compare
 from lit_llm.analysis.learning_rates import LRFactor, LRGroup
 from lit_llm.report.comparison import comparison_table
 
@@ -49,7 +49,7 @@ def curve(group, losses, seed=0, **more):
 
 
 def rates(runs, metric=NLL, of=None):
-    (found,) = compare(runs, metric, lr_factors=[of or factor(PLAIN, LONG)]).learning_rates
+    (found,) = compare(runs, metric, Design(lr_factors=[of or factor(PLAIN, LONG)])).learning_rates
     return found
 
 
@@ -118,8 +118,8 @@ def test_the_loss_at_initialisation_is_that_of_the_learning_rates_own_stage():
 
 def test_what_is_no_validation_loss_has_no_table():
     runs = [ended(PLAIN, lr, 0, 1.0, metric="stability/loss_spikes") for lr in LRS]
-    assert compare(runs, "stability/loss_spikes", lr_factors=[factor(PLAIN)]).learning_rates == ()
-    assert compare([], NLL, lr_factors=[factor(PLAIN)]).learning_rates == ()
+    assert compare(runs, "stability/loss_spikes", Design(lr_factors=[factor(PLAIN)])).learning_rates == ()
+    assert compare([], NLL, Design(lr_factors=[factor(PLAIN)])).learning_rates == ()
 
 
 def test_results_of_other_code_are_left_out():
@@ -133,7 +133,7 @@ def test_tables_fit_and_say_what_diverged(width):
     seen = {"loss_spikes": 11.0, "max_attention_logit": 1.2e4, "max_grad_norm": 1.5e3}
     losses = {0: [15.123, 14.567, 14.012, 15.5, None, None], 1: [15.124, 14.5, 14.012, 15.5, 16.0, None]}
     runs = [run for g in (PLAIN, LONG) for seed, own in losses.items() for run in curve(g, own, seed, **seen)]
-    comparison = compare(runs, NLL, lr_factors=[factor(PLAIN, LONG)])
+    comparison = compare(runs, NLL, Design(lr_factors=[factor(PLAIN, LONG)]))
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(comparison_table(comparison, width))
     text = console.export_text()
@@ -147,7 +147,7 @@ def test_tables_fit_and_say_what_diverged(width):
 
 
 def test_the_json_holds_all_of_it():
-    comparison = compare(curve(PLAIN, [5, 4.5, 4, 5, 9, None]), NLL, lr_factors=[factor(PLAIN)])
+    comparison = compare(curve(PLAIN, [5, 4.5, 4, 5, 9, None]), NLL, Design(lr_factors=[factor(PLAIN)]))
     (found,) = json.loads(json.dumps(comparison.as_json(), allow_nan=False))["learning_rates"]
     assert found["factor"] == LR
     assert found["rows"][0]["sensitivity"]["mean"] == pytest.approx(8.5 / 6)

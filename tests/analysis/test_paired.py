@@ -1,13 +1,17 @@
-"""Paired differences: judged by scipy's t-test, by the textbook's randomised block design, and by coverage."""
+"""Paired differences: judged by scipy's t-test, by least squares on arms and seeds, and by coverage."""
 
 from __future__ import annotations
 
 import numpy as np
+import pandas
 import pytest
 from scipy import stats
+from statsmodels.formula.api import ols
 
+from lit_llm.analysis.baselines import Noise, block_differences
 from lit_llm.analysis.comparison import RunResult, compare
-from lit_llm.analysis.paired import block_differences, paired_difference, pooled_variance, scatter_alike
+from lit_llm.analysis.paired import paired_difference
+from lit_llm.analysis.pooling import pooled_variance
 
 
 def seeded(values: np.ndarray) -> dict[int, float]:
@@ -38,31 +42,31 @@ def test_only_common_seeds_are_paired() -> None:
     assert paired_difference({0: 1.0}, {1: 1.0}) is None
 
 
-def test_pooled_variance_is_the_residual_of_the_two_way_table() -> None:
-    """Judge: least squares on the design matrix of arms and seeds."""
+@pytest.mark.parametrize("missing", [[], [(0, 1), (2, 4), (3, 3)]])
+def test_pooled_variance_is_the_residual_of_the_two_way_table(missing: list[tuple[int, int]]) -> None:
+    """Judge: statsmodels' least squares with a coefficient for every arm and seed; a missing run takes itself alone."""
     table = np.random.default_rng(1).normal(size=(4, 5))
-    arms, seeds = table.shape
-    cells = [(arm, seed) for arm in range(arms) for seed in range(seeds)]
-    design = np.array([[a == i for i in range(arms)] + [s == j for j in range(1, seeds)] for a, s in cells], float)
-    _, residual, rank, _ = np.linalg.lstsq(design, table.ravel(), rcond=None)
-    assert pooled_variance([seeded(row) for row in table]) == pytest.approx(residual[0] / (table.size - rank))
+    cells = [(arm, seed, table[arm, seed]) for arm, seed in np.ndindex(4, 5) if (arm, seed) not in missing]
+    fit = ols("y ~ C(arm) + C(seed)", pandas.DataFrame(cells, columns=["arm", "seed", "y"])).fit()
+    rows = [{seed: y for arm, seed, y in cells if arm == row} for row in range(4)]
+    assert pooled_variance(rows) == pytest.approx((fit.mse_resid, fit.df_resid))
+    assert pooled_variance([{0: 1.0}, {0: 2.0}]) is None
 
 
-def test_pooling_needs_equal_seeds_three_arms_and_equal_scatter() -> None:
-    random = np.random.default_rng(2)
-    draws = [[seeded(random.normal(size=5)) for _ in range(4)] for _ in range(200)]
-    assert sum(pooled_variance(rows) is not None for rows in draws) > 180  # the check errs in about one of twenty
-    rows = next(rows for rows in draws if pooled_variance(rows) is not None)
-    assert pooled_variance(rows[:2]) is None
-    assert pooled_variance([*rows[:2], dict(list(rows[2].items())[:4])]) is None
-    assert pooled_variance([{0: 1.0}, {0: 2.0}, {0: 3.0}]) is None
-    wild = [seeded(random.normal(size=20)), seeded(random.normal(size=20)), seeded(random.normal(0, 50, size=20))]
-    assert pooled_variance(wild) is None
+def test_a_pooled_interval_is_that_of_the_linear_model() -> None:
+    """Judge: statsmodels' confidence interval of an arm's coefficient, the baseline being the reference."""
+    table = np.random.default_rng(4).normal(size=(4, 5))
+    cells = pandas.DataFrame([(f"{a}", s, table[a, s]) for a, s in np.ndindex(4, 5)], columns=["arm", "seed", "y"])
+    low, high = ols("y ~ C(arm) + C(seed)", cells).fit().conf_int().loc["C(arm)[T.2]"]
+    found = block_differences({str(a): seeded(row) for a, row in enumerate(table)}, "0", Noise("pooled"))["2"]
+    assert found is not None
+    assert found.pooled
+    assert (found.low, found.high) == pytest.approx((low, high))
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_the_intervals_cover_the_true_difference(seeds: int) -> None:
-    """4 arms, known effects, seeds with a luck of their own: 95% of the intervals hold the truth."""
+    """4 arms, known effects, seeds that move all arms: at least 95% of the intervals hold the truth."""
     random, effects, hits = np.random.default_rng(3), [0.0, 0.1, -0.3, 0.0], []
     for _ in range(1000):
         luck = random.normal(0, 1, seeds)
@@ -73,7 +77,7 @@ def test_the_intervals_cover_the_true_difference(seeds: int) -> None:
             assert found.high is not None
             hits.append(found.low <= effects[int(name)] <= found.high)
     # Three differences of one block share a baseline; a thousand blocks are the independent units.
-    assert np.mean(hits) == pytest.approx(0.95, abs=3 * (0.95 * 0.05 / 1000) ** 0.5)
+    assert np.mean(hits) >= 0.95 - 3 * (0.95 * 0.05 / 1000) ** 0.5
 
 
 def finished(arm: str, seed: int, value: float, code: str = "x") -> RunResult:
@@ -102,15 +106,3 @@ def test_a_missing_metric_leaves_a_gap_and_no_crash() -> None:
     table = compare([finished("a", 0, 1.0), finished("b", 0, float("nan"))], "val/target_nll")
     assert table.rows[1].mean is None
     assert "b,a,val/target_nll,0,,,,," in table.csv()
-
-
-@pytest.mark.parametrize(("rows", "seeds"), [(2, 2), (3, 3), (10, 4), (400, 3)])
-def test_rows_scatter_alike_where_scipys_bartlett_test_finds_no_sign_that_they_do_not(rows: int, seeds: int) -> None:
-    random, found = np.random.default_rng(6), set()
-    for spread in np.linspace(0, 3 / rows**0.25, 40):
-        values = random.normal(0, 1, (rows, seeds)) * np.exp(random.normal(0, spread, (rows, 1)))
-        alike = bool(stats.bartlett(*values).pvalue >= 0.05)
-        assert scatter_alike(values.tolist()) == alike
-        found.add(alike)
-    assert found == {True, False}
-    assert not scatter_alike([[1.0, 1.0, 1.0], [0.0, 1.0, 2.0]])  # scipy divides by zero

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lit_llm.analysis.paired import block_differences
+from lit_llm.analysis.baselines import block_differences
 from lit_llm.analysis.sensitivity import LRRun, best_lr, loss_table, lr_sensitivity, widest_range
 
 PAPER_LRS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)

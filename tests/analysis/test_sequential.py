@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from simulated import study, within
 
-from lit_llm.analysis.paired import against_baselines
+from lit_llm.analysis.baselines import against_baselines
 from lit_llm.analysis.sequential import Rounds, Standing, pocock_spending, spent_levels, standings
 from lit_llm.analysis.verdicts import judgements
 

@@ -9,9 +9,10 @@ from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import ttost_paired
 
 from lit_llm.ablation.config import Compare
+from lit_llm.analysis.baselines import against_baselines
 from lit_llm.analysis.comparison import COLUMNS, RunResult, compare
 from lit_llm.analysis.correction import two_sided_critical
-from lit_llm.analysis.paired import against_baselines
+from lit_llm.analysis.procedure import Procedure
 from lit_llm.analysis.verdicts import Judgement, detectable_ratio, judgements
 from lit_llm.config.problems import InputError
 from lit_llm.config.section import validate
@@ -113,14 +114,15 @@ def results() -> list[RunResult]:
 
 def test_the_table_says_for_how_many_comparisons_its_intervals_hold() -> None:
     plain = compare(results(), NLL)
-    assert any("each interval stands alone" in note for note in plain.notes)
+    assert any("not adjusted for 2 comparisons" in note for note in plain.notes)
     assert not {"p", "verdict"} & {*comparison_parts(plain)[0].head}
-    asked = compare(results(), NLL, correction="dunnett", margin=0.4)
-    assert any("Dunnett's, the chance that any of 2" in note for note in asked.notes)
+    asked = compare(results(), NLL, procedure=Procedure("pooled", "dunnett", 0.4))
+    assert any("for 2 comparisons by Dunnett's method" in note for note in asked.notes)
     head, rows = comparison_parts(asked)[0].head, comparison_parts(asked)[0].rows
     assert [row[head.index("verdict")] for row in rows] == ["", "worse", "no difference larger than 0.4"]
+    pooled = compare(results(), NLL, procedure=Procedure("pooled"))
     for arm in ("1", "2"):
-        narrow, wide = (next(row.difference for row in table.rows if row.arm == arm) for table in (plain, asked))
+        narrow, wide = (next(row.difference for row in table.rows if row.arm == arm) for table in (pooled, asked))
         assert narrow is not None
         assert wide is not None
         assert narrow.low is not None

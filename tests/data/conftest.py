@@ -5,6 +5,7 @@ import pytest
 
 from lit_llm.data.config import DataConfig
 from lit_llm.data.prepare import Prepared, PreparedSource
+from lit_llm.data.splits import SPLITS
 
 
 @pytest.fixture
@@ -21,11 +22,11 @@ def mixed(tmp_path):
             shards = np.split(tokens, range(shard, len(tokens), shard))
             folder = tmp_path / f"{number}-{windows}-{shard}"
             folder.mkdir(exist_ok=True)
-            for split in ("train", "validation"):
+            for split in SPLITS:
                 for place, part in enumerate(shards):
                     part.tofile(folder / f"{place:05}.{split}.bin")
             counts = tuple(map(len, shards))
-            found.append(PreparedSource(name, share, folder, {"train": counts, "validation": counts}))
+            found.append(PreparedSource(name, share, folder, dict.fromkeys(SPLITS, counts)))
         return Prepared(config, "digest", tmp_path, tuple(found))
 
     return prepared

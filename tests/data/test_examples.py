@@ -16,7 +16,7 @@ from lit_llm.data.batches import ExampleBatches
 from lit_llm.data.config import ByteTokenizer, InstructionConfig
 from lit_llm.data.examples import ExampleSet, prepare_examples
 from lit_llm.data.instructions import identify_examples
-from lit_llm.data.shards import held_out
+from lit_llm.data.splits import SPLITS, content_hash, split_of
 from lit_llm.objectives.config import BOS, EOD, MasksConfig
 
 BYTES = ByteTokenizer()
@@ -55,22 +55,28 @@ def texts(examples: ExampleSet, split: str) -> list[tuple[str, str]]:
 
 
 def test_every_example_is_there_once_with_its_task_and_held_out_by_its_content(tmp_path):
-    section = config(numbered(tmp_path / "a.jsonl"), task="task", validation_fraction=0.3)
+    section = config(numbered(tmp_path / "a.jsonl"), task="task", validation_fraction=0.3, test_fraction=0.2)
     examples = prepared(section, tmp_path)
     expected = [(f"ask {n}", f"{n}") for n in range(40)]
-    out = {pair for pair in expected if held_out("\0".join(pair), 0.3)}
-    assert texts(examples, "train") == [pair for pair in expected if pair not in out]
-    assert texts(examples, "validation") == [pair for pair in expected if pair in out]
-    assert 4 < len(out) < 20
-    for split in ("train", "validation"):
+    for split in SPLITS:
+        mine = [pair for pair in expected if split_of(content_hash(*pair), 0.3, 0.2) == split]
+        assert texts(examples, split) == mine
+        assert 2 < len(mine) < 30
         named = [examples.tasks[task] for task in examples.task_of(split)]
         assert named == ["odd" if int(target) % 2 else "even" for _, target in texts(examples, split)]
 
 
 def test_files_of_their_own_are_held_out_whole(tmp_path):
-    held = {"kind": "jsonl", "files": [str(numbered(tmp_path / "held.jsonl", 7))]}
-    examples = prepared(config(numbered(tmp_path / "a.jsonl"), held_out=held), tmp_path)
-    assert (examples.count("train"), examples.count("validation")) == (40, 7)
+    held, test = ({"kind": "jsonl", "files": [str(numbered(tmp_path / f"{count}.jsonl", count))]} for count in (7, 9))
+    path = numbered(tmp_path / "a.jsonl")
+    examples = prepared(config(path, held_out=held, test=test), tmp_path)
+    assert [examples.count(split) for split in SPLITS] == [40, 7, 9]
+    examples = prepared(config(path, test=test, validation_fraction=0.3), tmp_path)
+    assert [examples.count(split) for split in ("train", "test")] == [40 - examples.count("validation"), 9]
+    examples = prepared(config(path, held_out=held, test_fraction=0.3), tmp_path)
+    assert [examples.count(split) for split in ("train", "validation")] == [40 - examples.count("test"), 7]
+    examples = prepared(config(path, held_out=held, test_fraction=0), tmp_path)
+    assert [examples.count(split) for split in SPLITS] == [40, 7, 0]
 
 
 def test_parquet_reads_as_json_lines_do(tmp_path):
@@ -80,7 +86,7 @@ def test_parquet_reads_as_json_lines_do(tmp_path):
     records = [json.loads(line) for line in numbered(tmp_path / "a.jsonl", 3000).read_text().splitlines()]
     parquet.write_table(pa.Table.from_pylist(records), tmp_path / "a.parquet", row_group_size=700)
     found = [prepared(config(tmp_path / name, task="task"), tmp_path) for name in ("a.jsonl", "a.parquet")]
-    for split in ("train", "validation"):
+    for split in SPLITS:
         assert texts(found[0], split) == texts(found[1], split)
         assert (found[0].task_of(split) == found[1].task_of(split)).all()
 
@@ -91,7 +97,7 @@ def test_templates_put_fields_together_and_leave_other_braces_alone(tmp_path):
         "kind": "jsonl", "files": [str(path)], "where": {"lang": "en"}
     })  # fmt: skip
     examples = prepared(section, tmp_path)
-    assert {pair for split in ("train", "validation") for pair in texts(examples, split)} == {
+    assert {pair for split in SPLITS for pair in texts(examples, split)} == {
         (f"{{ }}{n}?", f"{n}!{{}}") for n in range(20)
     }
 
@@ -100,7 +106,7 @@ def test_what_is_too_long_is_cut_at_its_end_and_keeps_its_end_of_document(tmp_pa
     long = {"inputs": "x" * 19 + "yz", "targets": "abcdefgh"}
     fits = {"inputs": "x" * 20, "targets": "abcdefg"}
     path = write(tmp_path / "a.jsonl", [long, fits, *({"inputs": str(n), "targets": "t"} for n in range(20))])
-    section = config(path, held_out={"kind": "jsonl", "files": [str(path)]})
+    section = config(path, held_out={"kind": "jsonl", "files": [str(path)]}, test_fraction=0)
     examples = prepared(section, tmp_path)
     assert texts(examples, "train")[:2] == [("x" * 19 + "y", "abcdefg"), ("x" * 20, "abcdefg")]
     meta = json.loads(next(tmp_path.glob("examples/*/meta.json")).read_text())
@@ -156,7 +162,7 @@ def test_the_identity_changes_with_what_decides_the_tokens_alone(tmp_path):
     assert len(set(same)) == 1
     others = [
         identity(input_length=21), identity(target_length=9), identity(inputs="{inputs} "), identity(task="task"),
-        identity(over_long="refuse"), identity(validation_fraction=0.1),
+        identity(over_long="refuse"), identity(validation_fraction=0.1), identity(test_fraction=0.1),
         identity(examples={"kind": "jsonl", "files": [str(path)], "where": {"task": "odd"}}),
         identify_examples(config(path), "another tokenizer"),
     ]  # fmt: skip

@@ -9,19 +9,20 @@ import sys
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from lit_llm.config.problems import InputError
 from lit_llm.data import corpora
 from lit_llm.data import shards as module
 from lit_llm.data.config import DataConfig
 from lit_llm.data.prepare import open_prepared, prepare
-from lit_llm.data.shards import SPLITS, held_out
 from lit_llm.data.sources import identify
+from lit_llm.data.splits import SPLITS, content_hash, split_of
 from lit_llm.data.tokenizers import Bytes, train_bpe
 from lit_llm.objectives.config import EOD
 
 
-def config(folder, tokenizer="bytes", length=16, fraction=0.2):
+def config(folder, tokenizer="bytes", length=16, fraction=0.2, test=0.2):
     return DataConfig.model_validate(
         {
             "corpus": {"kind": "text", "files": [f"{folder}/*.txt"]},
@@ -29,6 +30,7 @@ def config(folder, tokenizer="bytes", length=16, fraction=0.2):
             "sequence_length": length,
             "batch_size": 2,
             "validation_fraction": fraction,
+            "test_fraction": test,
         }
     )
 
@@ -41,6 +43,11 @@ def documents(tmp_path_factory):
     for number, text in enumerate([*texts, texts[7], "", ""]):
         (folder / f"{number:02}.txt").write_text(text)
     return folder
+
+
+def held_out(text):
+    """Whether a document is in the validation or in the test split."""
+    return split_of(content_hash(text), 0.2, 0.2) != "train"
 
 
 def ids(prepared, split):
@@ -62,7 +69,7 @@ def read(prepared, split):
 def test_every_document_is_there_once_closed_by_its_end(documents, tmp_path, tokenizer):
     prepared = prepare(config(documents, tokenizer), tmp_path)
     expected = [text for path in sorted(documents.iterdir()) if (text := path.read_text())]
-    assert sorted(read(prepared, "train") + read(prepared, "validation")) == sorted(expected)
+    assert sorted(text for split in SPLITS for text in read(prepared, split)) == sorted(expected)
 
 
 @pytest.mark.parametrize("tokenizer", ["bytes", {"kind": "bpe", "vocabulary": 300}])
@@ -77,9 +84,9 @@ def test_tokens_are_those_of_the_documents_and_one_end_for_each(documents, tmp_p
 
 def test_the_order_of_the_documents_is_kept(documents, tmp_path):
     prepared = prepare(config(documents), tmp_path)
-    held = [held_out(path.read_text(), 0.2) for path in sorted(documents.iterdir()) if path.read_text()]
     texts = [path.read_text() for path in sorted(documents.iterdir()) if path.read_text()]
-    assert read(prepared, "train") == [text for text, out in zip(texts, held, strict=True) if not out]
+    for split in SPLITS:
+        assert read(prepared, split) == [text for text in texts if split_of(content_hash(text), 0.2, 0.2) == split]
 
 
 def test_chunks_do_not_change_what_is_written(documents, tmp_path, monkeypatch):
@@ -94,21 +101,28 @@ def test_chunks_do_not_change_what_is_written(documents, tmp_path, monkeypatch):
 
 
 def test_the_same_text_under_two_names_lies_on_one_side(documents, tmp_path):
-    prepared = prepare(config(documents, fraction=0.5), tmp_path)
-    assert not set(read(prepared, "train")) & set(read(prepared, "validation"))
+    prepared = prepare(config(documents, fraction=0.4, test=0.3), tmp_path)
+    train, validation, test = (set(read(prepared, split)) for split in SPLITS)
+    assert not train & validation | train & test | validation & test
 
 
 def test_the_share_that_is_held_out_is_about_the_fraction():
     """A coin of probability p for each of 20,000 texts: five standard deviations are 5 sqrt(p (1 - p) / 20,000)."""
     for fraction in (0.01, 0.05, 0.3, 0.9):
-        share = np.mean([held_out(f"text number {number}", fraction) for number in range(20_000)])
-        assert abs(share - fraction) < 5 * (fraction * (1 - fraction) / 20_000) ** 0.5
+        found = [split_of(content_hash(f"text number {number}"), fraction, 0.07) for number in range(20_000)]
+        for split, share in (("validation", fraction), ("test", 0.07)):
+            assert abs(found.count(split) / 20_000 - share) < 5 * (share * (1 - share) / 20_000) ** 0.5
 
 
 def test_a_larger_fraction_holds_out_more_and_never_others():
     texts = [f"text {number}" for number in range(500)]
-    small, large = ({text for text in texts if held_out(text, fraction)} for fraction in (0.1, 0.3))
-    assert small < large
+
+    def chosen(split, *fractions):
+        return {text for text in texts if split_of(content_hash(text), *fractions) == split}
+
+    assert chosen("validation", 0.1, 0) < chosen("validation", 0.3, 0)
+    assert chosen("test", 0.1, 0.1) < chosen("test", 0.1, 0.3)
+    assert chosen("validation", 0.1, 0) == chosen("validation", 0.1, 0.3)
 
 
 def test_which_documents_are_held_out_does_not_depend_on_the_tokenizer_or_the_other_documents(documents, tmp_path):
@@ -119,15 +133,13 @@ def test_which_documents_are_held_out_does_not_depend_on_the_tokenizer_or_the_ot
 
 def test_the_tokenizer_is_trained_on_the_training_documents_alone(tmp_path):
     """A word that is only ever held out must not become a token."""
-    texts = [
-        f"{n} zzzzzzzz zzzzzzzz" if held_out(f"{n} zzzzzzzz zzzzzzzz", 0.3) else f"{n} aaaaaaaa" for n in range(60)
-    ]
+    texts = [f"{n} zzzzzzzz zzzzzzzz" if held_out(f"{n} zzzzzzzz zzzzzzzz") else f"{n} aaaaaaaa" for n in range(90)]
     folder = tmp_path / "texts"
     folder.mkdir()
     for number, text in enumerate(texts):
-        if held_out(text, 0.3) == ("z" in text):
+        if held_out(text) == ("z" in text):
             (folder / f"{number}.txt").write_text(text)
-    prepared = prepare(config(folder, {"kind": "bpe", "vocabulary": 300}, length=4, fraction=0.3), tmp_path / "out")
+    prepared = prepare(config(folder, {"kind": "bpe", "vocabulary": 300}, length=4), tmp_path / "out")
     tokenizer = prepared.tokenizer()
     assert len(tokenizer.encode(["aaaaaaaa"])[0]) < 8
     assert len(tokenizer.encode(["zzzzzzzz"])[0]) == 8
@@ -233,14 +245,14 @@ def test_others_may_read_what_one_has_prepared(documents, tmp_path):
 
 def test_a_text_that_is_not_the_one_identified_is_never_stored_under_its_digest(tmp_path):
     """Identified, edited, prepared, restored: the tokens are those of the text that the digest is of."""
-    folder = write(tmp_path / "texts", *held(0.2, True, 3), *held(0.2, False, 3))
+    folder = write(tmp_path / "texts", *each_split(3))
     for tokenizer in ("bytes", {"kind": "bpe", "vocabulary": 300}):
         data, root = config(folder, tokenizer, length=4), tmp_path / str(tokenizer)[:5]
-        identity, text = identify(data), (folder / "4.txt").read_text()
-        (folder / "4.txt").write_text(text.upper())
+        identity, text = identify(data), (folder / "7.txt").read_text()
+        (folder / "7.txt").write_text(text.upper())
         with pytest.raises(InputError, match="corpus: the text changed while it was tokenised; run again"):
             prepare(data, root, identity=identity)
-        (folder / "4.txt").write_text(text)
+        (folder / "7.txt").write_text(text)
         prepared = prepare(data, root, identity=identity)
         assert text in read(prepared, "train")
 
@@ -249,7 +261,7 @@ def test_a_text_that_changes_and_changes_back_between_two_attempts_leaves_no_par
     """What an interrupted attempt has read meanwhile is not taken for a finished part."""
     monkeypatch.setattr(corpora, "PART", 1)
     monkeypatch.setattr(module, "cores", lambda: 1)
-    folder = write(tmp_path / "texts", *held(0.2, True, 3), *held(0.2, False, 3))
+    folder = write(tmp_path / "texts", *each_split(3))
     data, text = config(folder, length=4), (folder / "3.txt").read_text()
 
     def edit_then_stop(what, done, total):
@@ -262,11 +274,11 @@ def test_a_text_that_changes_and_changes_back_between_two_attempts_leaves_no_par
     assert list((tmp_path / "out").glob(".*/0*.json"))
     (folder / "3.txt").write_text(text)
     prepared = prepare(data, tmp_path / "out")
-    assert text in read(prepared, "train") + read(prepared, "validation")
+    assert text in read(prepared, "validation")
 
 
 def test_a_tokenizer_file_that_is_not_the_one_identified_is_not_kept(tmp_path):
-    folder = write(tmp_path / "texts", *held(0.2, True, 3), *held(0.2, False, 3))
+    folder = write(tmp_path / "texts", *each_split(3))
     path = tmp_path / "tokenizer.json"
     train_bpe(["some words"], 300, path)
     data = config(folder, {"kind": "file", "path": str(path)}, length=4)
@@ -287,26 +299,53 @@ def write(folder, *texts):
     return folder
 
 
-def held(fraction, out, number=1):
+def of_split(split, number):
+    """So many texts that belong to a split."""
     texts = (f"{n} and more words" for n in range(1000))
-    return [text for text in texts if held_out(text, fraction) is out][:number]
+    return [text for text in texts if split_of(content_hash(text), 0.2, 0.2) == split][:number]
+
+
+def each_split(number):
+    """The texts of all splits, the training documents last."""
+    return [text for split in ("test", "validation", "train") for text in of_split(split, number)]
 
 
 @pytest.mark.parametrize("tokenizer", ["bytes", {"kind": "bpe", "vocabulary": 300}])
-@pytest.mark.parametrize("out", [True, False])
-def test_a_corpus_without_a_window_on_one_side_is_refused_with_what_to_do(tmp_path, tokenizer, out):
-    folder = write(tmp_path / "texts", *held(0.2, out, 30))
+@pytest.mark.parametrize(
+    ("lacking", "key"),
+    [
+        ("train", "validation_fraction"),
+        ("validation", "validation_fraction"),
+        ("test", "test_fraction (0: no test split)"),
+    ],
+)
+def test_a_corpus_without_a_window_in_a_split_is_refused_with_what_to_do(tmp_path, tokenizer, lacking, key):
+    texts = [text for split in SPLITS if split != lacking for text in of_split(split, 9)]
     with pytest.raises(InputError) as caught:
-        prepare(config(folder, tokenizer), tmp_path / "out")
-    side = "train" if out else "validation"
+        prepare(config(write(tmp_path / "texts", *texts), tokenizer), tmp_path / "out")
     assert str(caught.value) == (
-        f"data.corpus: the {side} part has 0 tokens, less than one window of 16; use more text, shorter sequences or "
-        "another validation_fraction"
+        f"data.corpus: the {lacking} part has 0 tokens, less than one window of 16; use more text, shorter sequences "
+        f"or another {key}"
     )
 
 
-def test_the_smallest_corpus_that_fits_is_one_window_for_each_side(tmp_path):
-    texts = held(0.2, True) + held(0.2, False)
+def test_without_a_test_fraction_a_corpus_needs_no_test_documents(tmp_path):
+    texts = of_split("train", 3) + of_split("validation", 3)
+    prepared = prepare(config(write(tmp_path / "texts", *texts), test=0), tmp_path / "out")
+    assert [source.count("test") for source in prepared.sources] == [0]
+
+
+def test_the_test_fraction_is_part_of_the_identity(documents):
+    assert len({identify(config(documents, test=test)).digest for test in (0, 0.1, 0.2)}) == 3
+
+
+def test_fractions_that_leave_nothing_to_train_on_are_refused(documents):
+    with pytest.raises(ValidationError, match=r"0\.4 for test and 0\.6 for validation leave nothing to train on"):
+        config(documents, fraction=0.6, test=0.4)
+
+
+def test_the_smallest_corpus_that_fits_is_one_window_for_each_split(tmp_path):
+    texts = each_split(1)
     folder = write(tmp_path / "texts", *texts)
     shortest = min(len(Bytes().encode([text])[0]) + 1 for text in texts)
     prepared = prepare(config(folder, length=shortest), tmp_path / "out")

@@ -22,7 +22,8 @@ from lit_llm.config.problems import InputError, Problem
 from lit_llm.data import corpora, shards, tokenizers
 from lit_llm.data.config import DataConfig
 from lit_llm.data.prepare import prepare
-from lit_llm.data.shards import SPLITS, Shards
+from lit_llm.data.shards import Shards
+from lit_llm.data.splits import SPLITS
 from lit_llm.data.tokenizers import SPECIAL, FromFile, pieces, train_bpe
 from lit_llm.objectives.config import EOD
 
@@ -32,7 +33,7 @@ PAIR = {"kind": "bpe", "vocabulary": 400}
 def config(folder, tokenizer="bytes"):
     corpus = {"kind": "text", "files": [f"{folder}/*.txt"]}
     content = {"corpus": corpus, "tokenizer": tokenizer, "sequence_length": 16, "batch_size": 2}
-    return DataConfig.model_validate(content | {"validation_fraction": 0.2})
+    return DataConfig.model_validate(content | {"validation_fraction": 0.2, "test_fraction": 0.1})
 
 
 def write_documents(folder, number, words):

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from lit_llm.data.shards import held_out
+from lit_llm.data.splits import content_hash, split_of
 from lit_llm.data.tokenizers import SPECIAL, Bytes, FromFile, sample, train_bpe
 from lit_llm.objectives.config import BOS, EOD
 
@@ -91,7 +91,7 @@ def test_a_trained_vocabulary_has_every_byte_and_at_most_the_size_that_was_asked
 TRAIN = """
 import sys
 from pathlib import Path
-from lit_llm.data.shards import held_out
+from lit_llm.data.splits import content_hash, split_of
 from lit_llm.data.tokenizers import SPECIAL, Bytes, FromFile, sample, train_bpe
 documents = ["lorem ipsum dolor sit amet " * 30, "sed do eiusmod tempor " * 40, "aa bb cc dd " * 9]
 train_bpe((text for text in documents), 300, Path(sys.argv[1]))
@@ -154,7 +154,8 @@ def test_a_sample_holds_no_more_than_its_bytes_and_is_not_of_the_first_documents
 def test_what_is_held_out_says_nothing_about_what_is_sampled():
     """Both go by a hash of the content; by the same bits, a sample of all documents would be of one side only."""
     texts = many(4000)
-    share = np.mean([held_out(text, 0.3) for text in sample(texts, size(texts) // 10)])
+    chosen = sample(texts, size(texts) // 10)
+    share = np.mean([split_of(content_hash(text), 0.15, 0.15) != "train" for text in chosen])
     assert 0.2 < share < 0.4  # five standard deviations of about 400 draws are 0.11
 
 

@@ -31,9 +31,9 @@ def write(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory):
-    """prepared(a corpus, window=..., fraction=...): its bytes as tokens."""
+    """prepared(a corpus, window=..., fraction=..., test=...): its bytes as tokens."""
 
-    def of(corpus, window=32, fraction=0.5, root=None):
+    def of(corpus, window=32, fraction=0.5, root=None, test=0.05):
         text = json.dumps(
             {
                 "corpus": corpus,
@@ -41,6 +41,7 @@ def prepared(tmp_path_factory):
                 "sequence_length": window,
                 "batch_size": 2,
                 "validation_fraction": fraction,
+                "test_fraction": test,
             }
         )
         return prepare(validate(DataConfig, read_yaml(text, "f")), root or tmp_path_factory.mktemp("data"))
@@ -65,7 +66,8 @@ def data(prepared, write, documents):
 def held_out(documents):
     """The ids of the documents that half of all holds out, as their content decides: a byte is its value + 2, 0 the
     end."""
-    chosen = [t for t in documents if int.from_bytes(hashlib.sha256(t.encode()).digest()[:8]) < 0.5 * 2**64]
+    hashes = [hashlib.sha256(" ".join(text.split()).encode()).digest() for text in documents]
+    chosen = [text for text, found in zip(documents, hashes, strict=True) if int.from_bytes(found[:8]) < 0.5 * 2**64]
     assert 15 < len(chosen) < 45
     return [ids_of(text) for text in chosen]
 

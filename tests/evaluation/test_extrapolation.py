@@ -152,7 +152,7 @@ def test_of_a_mixture_it_is_the_mean_over_sources_by_their_shares(prepared, writ
         name: {"corpus": {"kind": "text", "files": [f"{folder}/*.txt"]}, "weight": {"few": 3, "many": 1}[name]}
         for name, folder in folders.items()
     }
-    data = prepared({"kind": "mixture", "sources": sources}, window=16)
+    data = prepared({"kind": "mixture", "sources": sources}, window=16, test=0)
     found = evaluate(model_of("decllm"), data, lengths=[2], prefixes=["half"], sequences=20)
     own, sizes = {}, {}
     for source in data.sources:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
-from lit_llm.analysis.comparison import Comparison, RunResult, compare
+from lit_llm.analysis.comparison import Comparison, Design, RunResult, compare
 from lit_llm.analysis.effects import Contrast, Layout
+from lit_llm.analysis.procedure import Procedure
 from lit_llm.report.answer import answer
 
 NLL = "val/target_nll"
@@ -55,29 +57,31 @@ def test_one_arm_alone_is_its_number_in_the_metrics_own_spelling() -> None:
     )
 
 
-def test_many_arms_are_counted_and_the_extremes_named() -> None:
+def test_many_arms_are_counted_and_named_in_the_studys_order_without_a_ranking() -> None:
     arms = {"base": 0.0, "a": -0.1, "b": -0.3, "c": 0.2, "d": 0.0, "e": 0.0}
     first, further = said(compare(runs(arms), NLL))
-    assert "of 5 arms against base, 2 are better (most of all b, by 0.300" in first
-    assert "1 is worse (c, by 0.200" in first
-    assert "undecided" in first
-    assert "Undecided is not equal" in further
+    assert "of 5 arms against base, 2 are better (a by 0.100 [" in first
+    assert "1 is worse (c by 0.200" in first
+    assert first.endswith("2 are undecided (5 seeds; not adjusted for 5 comparisons).")
+    assert "Undecided does not mean equal" in further
 
 
 def test_where_nothing_is_shown_that_is_the_answer() -> None:
     arms = {"base": 0.0, "a": 0.0005, "b": -0.0003, "c": 0.0, "d": 0.0004}
     first, _ = said(compare(runs(arms), NLL))
-    assert first.endswith("none of 4 arms is shown to differ from base: 4 undecided.")
+    assert "none of 4 arms is shown to differ from base: 4 undecided (5 seeds; not adjusted for 4 comp" in first
+    holm, _ = said(compare(runs(arms), NLL, procedure=Procedure(correction="holm")))
+    assert holm.endswith("4 undecided (5 seeds; adjusted for 4 comparisons by Holm's method).")
 
 
 def test_one_seed_is_said_to_say_nothing_of_how_sure_it_is() -> None:
     first, _ = said(compare(runs({"base": 0.0, "good": -0.2}, seeds=[0]), NLL))
-    assert "good differs from base by -0.202 with one seed, which does not say how sure that is" in first
+    assert "good differs from base by -0.202, and one seed does not say how sure that is" in first
 
 
 def test_a_margin_changes_the_words() -> None:
     arms = {"base": 0.0, "same": 0.0005, "far": 0.3}
-    first, _ = said(compare(runs(arms), NLL, margin=0.05))
+    first, _ = said(compare(runs(arms), NLL, procedure=Procedure(margin=0.05)))
     assert "same shows no difference larger than 0.05 from base" in first
     assert "far is worse than base" in first
 
@@ -102,16 +106,60 @@ def test_runs_without_a_value_are_named(state: str, words: str) -> None:
     assert words in said(compare(runs({"base": 0.0, "good": -0.2}) + pending("lost", [0, 1], state), NLL))[1]
 
 
-def test_the_largest_effect_of_a_design_is_the_answer() -> None:
+def test_what_an_arm_costs_stands_in_its_clause() -> None:
+    arms = runs({"base": 0.0, "good": -0.2})
+    dear = [replace(run, result={**run.result, "flops": 1.8}) if run.arm == "good" else run for run in arms]
+    assert "] at 1.8 times the training FLOPs (5 seeds)." in said(compare(dear, NLL))[0]
+    assert "FLOPs" not in said(compare(arms, NLL))[0]
+
+
+def test_divergence_is_told_with_its_rates_a_test_and_bounds() -> None:
+    """Three of five seeds against none: McNemar's exact p is 2 / 2³."""
+    lost = [
+        replace(run, state="diverged", result={**run.result, "metrics": {}, "initial": {NLL: 9.0}})
+        if run.arm == "good" and run.seed > 1
+        else run
+        for run in runs({"base": 0.0, "good": -0.2})
+    ]
+    first, further = said(compare(lost, NLL))
+    assert "no difference between good and base is shown (" in first
+    assert ": runs were lost (2 seeds)" in first
+    assert "3 of 5 runs of good diverged, and 0 of 5 of base (exact test over shared seeds, p = 0.25)" in further
+    base, good = (
+        [run.result["metrics"][NLL] for run in runs({"base": 0.0, "good": -0.2}) if run.arm == arm]
+        for arm in ("base", "good")
+    )
+    best = (sum(good[:2]) + 3 * min(good[:2])) / 5 - sum(base) / 5
+    worst = (sum(good[:2]) + 3 * 9.0) / 5 - sum(base) / 5
+    assert f"the difference lies between {best:+.3f} and {worst:+.3f}." in further
+
+
+def test_the_effects_of_a_design_come_first_and_an_interaction_by_the_levels_that_it_is_of() -> None:
+    """a helps without b and harms with it: the mean effect, +0.1, is that of no arm."""
+    arms = {"base": 0.0, "a": -0.2, "b": 0.0, "ab": 0.4}
+    layout = Layout(
+        "base",
+        {"base": (0, 0), "a": (1, 0), "b": (0, 1), "ab": (1, 1)},
+        (
+            Contrast("A", ("x.norm",), ("head", "none"), (0,)),
+            Contrast("B", ("x.lr",), ("1", "2"), (1,)),
+            Contrast("AB", ("x.norm", "x.lr"), (), (0, 1)),
+        ),
+    )
+    first, further = said(compare(runs(arms), NLL, Design([layout])))
+    assert first.startswith("Of 3 effects of the factors, 3 are shown: norm (head → none) +0.100 [")
+    assert "The effect of norm turns its sign with lr: -0.200 [" in further
+    assert "] at 1, +0.400 [" in further
+
+
+def test_the_effects_of_a_design_are_the_answer() -> None:
     arms = {"base": 0.0, "a": 0.4, "b": 0.1, "ab": 0.5}
     layout = Layout(
         "base",
         {"base": (0, 0), "a": (1, 0), "b": (0, 1), "ab": (1, 1)},
         (Contrast("A", ("x.norm",), ("head", "none"), (0,)), Contrast("B", ("x.lr",), ("1", "2"), (1,))),
     )
-    first, further = said(compare(runs(arms), NLL, [layout]))
-    assert first.startswith(
-        "Of 2 effects of the factors, 2 are shown; the largest is that of norm (head → none): +0.400 ["
-    )
+    first, further = said(compare(runs(arms), NLL, Design([layout])))
+    assert first.startswith("Of 2 effects of the factors, 2 are shown: norm (head → none) +0.400 [")
     assert "of 3 arms" not in first
     assert "a is worse than base" in further

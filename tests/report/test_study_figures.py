@@ -19,6 +19,7 @@ from lit_llm.ablation.arms import Ablation, load_study
 from lit_llm.ablation.run import Watcher, run_study
 from lit_llm.ablation.runs import Run, comparison_of, runs_of
 from lit_llm.analysis.comparison import Comparison, RunResult, compare
+from lit_llm.analysis.procedure import Procedure
 from lit_llm.analysis.scaling import scaling
 from lit_llm.analysis.scaling_runs import ScalingRun
 from lit_llm.cli import app
@@ -208,7 +209,7 @@ def judged_so(correction: str, tmp_path: Path) -> tuple[Drawn, Comparison]:
         for arm, seeds in values.items()
         for seed, value in enumerate(seeds)
     ]
-    found = compare(results, "val/target_nll", correction=ablation.study.compare.correction)
+    found = compare(results, "val/target_nll", procedure=Procedure("pooled", ablation.study.compare.correction))
     return next(forests(Shown(ablation, [], found))), found
 
 

@@ -14,6 +14,7 @@ from lit_llm.analysis.effects import Effect
 from lit_llm.analysis.front import better, front
 from lit_llm.analysis.paired import Difference
 from lit_llm.analysis.verdicts import stand_in
+from lit_llm.experiment.chain import validation_metric
 from lit_llm.report.figures.differences import Crossed, End, Ladder, Named, forest, heat_map, slopes, waterfall
 from lit_llm.report.figures.fronts import front_figure
 from lit_llm.report.figures.lines import Line, Panel, line_figure
@@ -191,6 +192,7 @@ def fronts(study: Shown) -> Iterator[Drawn]:
 
 def rates(study: Shown) -> Iterator[Drawn]:
     """Loss against learning rate of every group of arms that differ in nothing else."""
+    metric = validation_metric(study.metric)
     for number, found in enumerate(study.comparison.learning_rates):
         lines, crosses = {}, {}
         for row in found.rows[:MOST_LINES]:
@@ -200,13 +202,13 @@ def rates(study: Shown) -> Iterator[Drawn]:
             lines[row.group] = [Line(x, y, list(map(min, values)), list(map(max, values)))]
             crosses[row.group] = [cell.lr for cell in row.cells if cell.diverged]
         seeds = seeds_of([len(cell.losses) for row in found.rows for cell in row.cells if cell.losses])
-        panel = Panel("", f"learning rate ({found.factor})", labelled(study.metric), lines, log="x", crosses=crosses)
+        panel = Panel("", f"learning rate ({found.factor})", labelled(metric), lines, log="x", crosses=crosses)
         yield Drawn(
             "learning_rates" + f"_{number + 1}" * (len(study.comparison.learning_rates) > 1),
-            f"{study.metric} at the end, by learning rate; lines: mean over the seeds that did not diverge, {seeds}; "
+            f"{metric} at the end, by learning rate; lines: mean over the seeds that did not diverge, {seeds}; "
             "bands: from the lowest to the highest seed; × at the top: a seed diverged"
             f"{f'; the first {MOST_LINES} of {len(found.rows)} groups' * (len(found.rows) > MOST_LINES)}.",
-            line_figure(f"{study.metric} by learning rate", [panel], height=2.8),
+            line_figure(f"{metric} by learning rate", [panel], height=2.8),
         )
 
 

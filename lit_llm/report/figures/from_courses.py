@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from lit_llm.ablation.runs import Step
 from lit_llm.evaluation.config import yardstick_of
-from lit_llm.experiment.chain import FINETUNED
+from lit_llm.experiment.chain import FINETUNED, validation_metric
 from lit_llm.report.figures.courses import AXES, places
 from lit_llm.report.figures.lines import Line, Panel, line_figure, single
 from lit_llm.report.figures.shown import Drawn, Shown, labelled, merged
@@ -14,7 +14,7 @@ from lit_llm.report.figures.shown import Drawn, Shown, labelled, merged
 
 def learning(study: Shown) -> Iterator[Drawn]:
     """The validation and the training loss of each stage that trains."""
-    own = study.metric.removeprefix(FINETUNED)
+    own = validation_metric(study.metric).removeprefix(FINETUNED)
     measured = own if own.startswith("val/") else yardstick_of(study.ablation.arms[0].experiment.model.family)
     for kind, training in (("pretrain", "pretraining"), ("finetune", "finetuning")):
         for metric in (measured, "train/loss"):

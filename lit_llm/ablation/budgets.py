@@ -1,0 +1,224 @@
+"""Budgets of each arm against its baseline: what it may read, spend and hold, and whether that is the same.
+
+An arm that reads eight times the tokens, or has twenty times the parameters, is expected to be better whatever is
+switched. Each figure outside of 10% is therefore a finding that names the ratio. Tokens, loss tokens, training FLOPs,
+parameters and finetuning tokens block the study; `match` or an `allow` with its reason are the ways out. Training
+memory and the cost of decoding are notes: they are part of the answer, not of what a model learns from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import log
+
+from lit_llm.ablation.arms import Ablation, Arm
+from lit_llm.ablation.config import ScalingLaw
+from lit_llm.ablation.findings import Finding, differs, ruled
+from lit_llm.config.tree import under
+from lit_llm.experiment.cost import FIGURES, GENERATE, PROMPT, Cost
+
+BUDGET = "budget"
+"""The section that a budget's key begins with in `allow`; alone it allows all budgets of a study."""
+TOLERANCE = 0.1
+"""Largest relative difference between an arm's figure and its baseline's that is no finding."""
+LARGEST = 4.0
+"""Largest ratio that matching by one compute budget may leave in the other two, which are then notes."""
+SHARE_OF_STEPS, FEWEST_STEPS = 0.1, 10
+"""Floors: the smallest share of its baseline's steps that an arm may take, and the fewest that matching may leave."""
+COMPUTE = ("tokens", "loss_tokens", "train_flops")
+"""Budgets that the length of training moves together."""
+
+STEPS, WARMUP = "pretrain.training.max_steps", "pretrain.training.schedule.warmup_steps"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A figure of a run that is compared with the baseline's."""
+
+    name: str
+    """In `allow` its key is `budget.NAME`."""
+    words: str
+    """What it is called in a sentence."""
+    of: Callable[[Cost], float]
+    blocks: bool = True
+    """Whether a difference stops the study."""
+
+    @property
+    def key(self) -> str:
+        return f"{BUDGET}.{self.name}"
+
+
+BUDGETS = (
+    Budget("tokens", "tokens", FIGURES["tokens"]),
+    Budget("loss_tokens", "loss tokens", FIGURES["loss_tokens"]),
+    Budget("train_flops", "training FLOPs", FIGURES["train_flops"]),
+    Budget("parameters", "parameters", FIGURES["parameters"]),
+    Budget("finetune_tokens", "finetuning tokens", lambda cost: cost.finetune_tokens),
+    Budget("memory", "training memory", FIGURES["memory_bytes"], blocks=False),
+    Budget(
+        "decode",
+        "inference FLOPs",
+        lambda cost: (PROMPT * cost.prefill_flops_per_token + GENERATE * cost.decode_flops_per_token) * cost.generates,
+        blocks=False,
+    ),
+    Budget("kv_cache", "key-value cache", lambda cost: FIGURES["kv_cache_bytes"](cost) * cost.generates, blocks=False),
+)
+"""All of them. The cost of inference is that of a prompt and an answer of 1000 tokens each."""
+
+
+@dataclass(frozen=True)
+class Excess:
+    """Budgets of an arm that differ from its baseline's by about one ratio."""
+
+    budgets: tuple[Budget, ...]
+    """The one that names it first, then those that follow from it."""
+    ratio: float
+    """The arm's figure over the baseline's."""
+
+    def sentence(self, baseline: str) -> str:
+        """`8.0 times the tokens (loss tokens and training FLOPs alike) of base`; without a baseline, no `of`."""
+        first, *rest = (budget.words for budget in self.budgets)
+        alike = f" ({' and '.join(rest)} alike)" if rest else ""
+        return f"{times(self.ratio)} the {first}{alike}" + f" of {baseline}" * bool(baseline)
+
+
+def times(ratio: float) -> str:
+    """A ratio as people read it: `8.0 times`, `0.56 times`."""
+    digits = f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.1f}" if ratio >= 1 else f"{ratio:.2g}"
+    return f"{digits} times"
+
+
+def is_outside(ratio: float) -> bool:
+    """Whether a ratio of two budgets is more than 10% from one, either way."""
+    return not 1 / (1 + TOLERANCE) <= ratio <= 1 + TOLERANCE
+
+
+def excesses(cost: Cost, baseline: Cost) -> Iterator[Excess]:
+    """Budgets outside of 10%. Those that the number of tokens moves along are said with it, not once more each."""
+    ratios = {budget: budget.of(cost) / budget.of(baseline) for budget in BUDGETS if budget.of(baseline)}
+    outside = {budget: ratio for budget, ratio in ratios.items() if is_outside(ratio)}
+    tokens = BUDGETS[0]
+    for budget, ratio in outside.items():
+        alike: tuple[Budget, ...] = ()
+        if budget is tokens:
+            followers = (other for other in outside if other.name in COMPUTE and other is not tokens)
+            alike = tuple(other for other in followers if not is_outside(outside[other] / ratio))
+        elif budget.name in COMPUTE and tokens in outside and not is_outside(ratio / outside[tokens]):
+            continue
+        yield Excess((budget, *alike), ratio)
+
+
+def audit_budgets(ablation: Ablation, arm: Arm, costs: Mapping[str, Cost]) -> Iterator[Finding]:
+    """Findings of an arm whose budgets are not its baseline's, and of a training that is too short.
+
+    costs: of every arm of the study, by its name.
+    """
+    baseline = ablation.arm(arm.baseline)
+    cost = costs[arm.name]
+    scaling = ablation.study.compare.scaling
+    if scaling is not None and (partner := _at_the_same_size(ablation, scaling, arm, costs)):
+        for excess in excesses(cost, costs[partner.name]):
+            if excess.budgets[0].blocks and not _follows_from_the_objective(excess, arm, partner):
+                yield _stop(ablation, arm, excess, f"{partner.name}, of as many {_words(scaling.x)}")
+    named = "its baseline" if ablation.study.compare.within else baseline.name
+    notes: dict[str, list[Excess]] = {}
+    for excess in excesses(cost, costs[baseline.name]):
+        if _follows_from_the_objective(excess, arm, baseline):
+            continue  # which the audit of the objective says
+        if (why := _noted_only(ablation, excess)) is not None:
+            notes.setdefault(why, []).append(excess)
+        else:
+            yield _stop(ablation, arm, excess, named)
+    for why, noted in notes.items():
+        *parts, last = (excess.sentence("") for excess in noted)
+        message = f"{', '.join(parts)} and {last}" if parts else last
+        yield Finding("note", arm.name, noted[0].budgets[0].key, f"{message} of {named}{why}")
+    yield from _floors(ablation, arm, baseline)
+
+
+def _stop(ablation: Ablation, arm: Arm, excess: Excess, baseline: str) -> Finding:
+    budget = excess.budgets[0]
+    way = f"; `match: {{by: {budget.name}}}`" if budget.name in (*COMPUTE, "parameters") else "; make it equal"
+    advice = f"{way}, or `allow: [{{key: {budget.key}, because: ...}}]`"
+    return ruled(ablation, "refused", arm, budget.key, excess.sentence(baseline), advice)
+
+
+def _noted_only(ablation: Ablation, excess: Excess) -> str | None:
+    """How a sentence about a budget that does not block ends, None of one that does."""
+    study, budget = ablation.study, excess.budgets[0]
+    if not budget.blocks:
+        return ""
+    if any(searched.traded for searched in ablation.searches.values()):
+        return ": a cost is a goal of the sweep"
+    if study.compare.metric.startswith("throughput/"):
+        return ": speed is compared, not what is learned"
+    if study.compare.scaling is not None:
+        return f": the study compares across {_words(study.compare.scaling.x)}"
+    if study.match.by in COMPUTE and budget.name in COMPUTE and 1 / LARGEST <= excess.ratio <= LARGEST:
+        return f": {_words(study.match.by)} are matched"
+    return None
+
+
+def _follows_from_the_objective(excess: Excess, arm: Arm, baseline: Arm) -> bool:
+    """Whether only the number of loss tokens differs, between arms whose objectives differ."""
+    if excess.budgets[0].name != "loss_tokens":
+        return False
+    return any(under(key, "pretrain.objective") for key in differs(arm, baseline))
+
+
+def _words(name: str) -> str:
+    return next(budget.words for budget in BUDGETS if budget.name == name)
+
+
+def _at_the_same_size(ablation: Ablation, scaling: ScalingLaw, arm: Arm, costs: Mapping[str, Cost]) -> Arm | None:
+    """The arm of the baseline's family that stands beside this one in a study of scaling, where one does.
+
+    Curves over FLOPs compare at equal FLOPs, however they are spent. Curves over parameters compare at equal
+    parameters, and there an arm with more tokens would be unfair; likewise those over tokens.
+    """
+    root = ablation.root(arm)
+    if scaling.x not in ("parameters", "tokens") or _group(scaling, arm) == _group(scaling, root):
+        return None
+    size, here = FIGURES[scaling.x], costs[arm.name]
+    beside = [
+        other
+        for other in ablation.arms
+        if _group(scaling, other) == _group(scaling, root) and not is_outside(size(here) / size(costs[other.name]))
+    ]
+
+    def distance(other: Arm) -> float:
+        there = costs[other.name]
+        return max(abs(log(b.of(here) / b.of(there))) for b in BUDGETS if b.blocks and b.of(here) and b.of(there))
+
+    return min(beside, key=distance, default=None)
+
+
+def _group(scaling: ScalingLaw, arm: Arm) -> str:
+    return arm.group if scaling.by == "arm" else arm.experiment.model.family
+
+
+def _floors(ablation: Ablation, arm: Arm, baseline: Arm) -> Iterator[Finding]:
+    """Trainings too short to be one, whatever budget they were made equal in."""
+    steps, wanted = (each.experiment.pretrain.training.max_steps for each in (arm, baseline))
+    way = "match by something else, change the batch size, or `allow: [{key: %s, because: ...}]`"
+    share = steps / wanted
+    before, after = arm.derived.get(STEPS, (steps, steps))
+    if not SHARE_OF_STEPS <= share <= 1 / SHARE_OF_STEPS and ablation.study.compare.scaling is None:
+        reason = f"takes {steps} steps, {times(share)} the {wanted} of {baseline.name}"
+        yield ruled(ablation, "refused", arm, f"{BUDGET}.steps", reason, "; " + way % f"{BUDGET}.steps")
+    elif after < FEWEST_STEPS <= before:
+        reason = f"is left {after} steps of {before} by matching: fewer than {FEWEST_STEPS} are no training"
+        yield ruled(ablation, "refused", arm, f"{BUDGET}.steps", reason, "; " + way % f"{BUDGET}.steps")
+    warm, left = arm.derived.get(WARMUP, (0, 0))
+    if warm and not left:
+        reason = f"is left no warm-up by matching, of {warm} steps before"
+        yield ruled(ablation, "refused", arm, f"{BUDGET}.warmup", reason, "; " + way % f"{BUDGET}.warmup")
+
+
+def unused_rules(ablation: Ablation, findings: Sequence[Finding]) -> Iterator[Finding]:
+    """A note for each `allow` that no finding needs."""
+    needed = {finding.key for finding in findings if finding.kind == "allowed" or under(finding.key, BUDGET)}
+    for rule in ablation.study.allow:
+        if not any(under(key, rule.key) for key in needed):
+            yield Finding("note", "allow", rule.key, "allows a difference that no arm has; leave it out")

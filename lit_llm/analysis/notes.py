@@ -1,0 +1,44 @@
+"""Notes under a comparison: what its intervals are of, for how many comparisons they hold, what they assume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from lit_llm.analysis.paired import Difference
+from lit_llm.analysis.procedure import ASSUMPTIONS, CORRECTIONS, Procedure
+from lit_llm.analysis.verdicts import Judgement
+
+
+def comparison_notes(
+    judged: Mapping[str, Judgement], differences: Mapping[str, Difference | None], procedure: Procedure
+) -> Iterator[str]:
+    """Notes on the differences from the baselines, in the order in which a reader asks."""
+    known = [judgement for judgement in judged.values() if judgement.detectable is not None]
+    if any(d is not None and d.low is None for d in differences.values()):
+        yield "one seed has no interval; add seeds to see how sure a difference is"
+    if not known:
+        return
+    yield ASSUMPTIONS[procedure.variance]
+    yield _documents_note([judgement.difference for judgement in known])
+    if len(known) > 1:
+        yield CORRECTIONS[procedure.correction].format(n=len(known))
+    yield _power_note(known)
+
+
+def _documents_note(known: list[Difference]) -> str:
+    counts = sorted({d.documents for d in known if d.documents})
+    if not counts:
+        return "each interval is of other seeds on the same documents: the losses of single documents are not recorded"
+    span = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+    return (
+        f"[95%]: of other seeds and other documents, of which there are {span}; ± seeds: half of the 95% interval of "
+        "other seeds on the same documents"
+    )
+
+
+def _power_note(known: list[Judgement]) -> str:
+    sizes = sorted({f"{judgement.detectable:.2g}" for judgement in known}, key=float)
+    seeds = sorted({judgement.difference.seeds for judgement in known})
+    count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    span = sizes[0] if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}, by arm,"
+    return f"with {count} seeds a true difference of {span} is detected with 80% power"

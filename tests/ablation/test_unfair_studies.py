@@ -1,0 +1,469 @@
+"""Unfair studies: each is refused, or what is unfair about it is named in the plan before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lit_llm.ablation.arms import Ablation, load_study
+from lit_llm.ablation.budgets import LARGEST, TOLERANCE
+from lit_llm.ablation.findings import Finding
+from lit_llm.ablation.no_effect import LOG_NORMALISER, ROUNDING
+from lit_llm.ablation.plan import Plan, plan
+from lit_llm.config.problems import InputError
+from lit_llm.experiment.cost import FIGURES
+from lit_llm.search.sweep import load_sweep
+
+Write = Callable[..., Path]
+LR = "pretrain.training.optimizer.lr"
+STEPS = "pretrain.training.max_steps"
+TOKENIZER = "pretrain.data.tokenizer"
+
+
+@pytest.fixture
+def planned(write_study: Write) -> Callable[..., Plan]:
+    """The plan of a small study (12 steps of 4 windows of 32 bytes) as it stands, its budgets included."""
+
+    def of(rest: str, *overrides: str, extends: str = "redllm-tiny", built: bool = False) -> Plan:
+        path = write_study("unfair", rest, extends=extends, allow_budgets=False)
+        return plan(load_study(path, overrides), built=built)
+
+    return of
+
+
+def found(result: Plan, kind: str) -> dict[tuple[str, str], str]:
+    """{(arm, key): message} of the findings of one kind."""
+    return {(finding.arm, finding.key): finding.message for finding in result.findings if finding.kind == kind}
+
+
+def ratio(result: Plan, figure: str, arm: int = 1, baseline: int = 0) -> float:
+    """A figure of an arm of the plan over the same of its baseline."""
+    costs = [FIGURES[figure](result.arms[number].cost) for number in (arm, baseline)]
+    return costs[0] / costs[1]
+
+
+def grid(factor: str) -> str:
+    return f"grid: {{factors: {{{factor}}}}}"
+
+
+# --- budgets ---------------------------------------------------------------------------------------------------------
+
+
+def test_eight_times_the_tokens_of_a_batch_eight_times_as_large_are_refused_by_their_ratio(planned) -> None:
+    result = planned(grid("pretrain.data.batch_size: [8, 64]"))
+    refused = found(result, "refused")
+    assert refused.keys() == {("baseline/batch_size=64", "budget.tokens")}
+    message = refused["baseline/batch_size=64", "budget.tokens"]
+    assert message.startswith("8.0 times the tokens (loss tokens and training FLOPs alike) of baseline")
+    assert "`match: {by: tokens}`" in message
+    assert "`allow: [{key: budget.tokens, because: ...}]`" in message
+    with pytest.raises(InputError, match=r"8\.0 times the tokens"):
+        result.check()
+
+
+def test_a_named_arm_with_twenty_times_the_parameters_is_refused(planned) -> None:
+    wide = "{model: {d_model: 80, attention: {heads: 2}, feed_forward: {d_ff: 320}}}"
+    result = planned(f"arms: {{base: {{}}, wide: {wide}}}")
+    times = ratio(result, "parameters")
+    assert times > 15
+    assert found(result, "refused")["wide", "budget.parameters"].startswith(f"{times:.1f} times the parameters of base")
+
+
+@pytest.mark.parametrize("factor", ["model.d_model: [16, 32]", "model.decoder.layers: [2, 6]"])
+def test_a_factor_that_is_a_size_is_no_excuse_for_it(planned, factor: str) -> None:
+    assert {key for _, key in found(planned(grid(factor)), "refused")} >= {"budget.parameters"}
+    allowed = planned(f"{grid(factor)}\nallow: [{{key: budget, because: the size is the question}}]")
+    assert not allowed.refused
+    said = [message for (_, key), message in found(allowed, "allowed").items() if key == "budget.parameters"]
+    assert said[0].startswith(f"{ratio(allowed, 'parameters'):.1f} times the parameters of baseline")
+    assert said[0].endswith("allowed because the size is the question")
+
+
+def test_a_matched_budget_is_no_finding_and_less_than_a_tenth_is_none_either(planned) -> None:
+    """Twice the batch for half of the steps; 11 steps for 12 are 8% fewer, 10 are 17% fewer."""
+    matched = planned(f"{grid('pretrain.data.batch_size: [4, 8]')}\nmatch: {{by: tokens}}", f"{STEPS}=200")
+    assert [finding.key for finding in matched.findings if finding.key.startswith("budget")] == ["budget.memory"]
+    assert not planned(grid(f"{STEPS}: [12, 11]")).refused
+    assert {key for _, key in found(planned(grid(f"{STEPS}: [12, 10]")), "refused")} == {"budget.tokens"}
+    assert ratio(planned(grid(f"{STEPS}: [12, 11]")), "tokens") > 1 / (1 + TOLERANCE)
+
+
+def test_a_family_that_reads_as_much_for_other_flops_is_refused_until_flops_are_matched(planned) -> None:
+    two = (
+        "arms: {red: {}, dec: {extends: decllm-tiny, model: {decoder: {layers: 5}}, pretrain: {objective: prefix_lm}}}"
+    )
+    assert ("dec", "budget.train_flops") in found(planned(two), "refused")
+    matched = planned(f"{two}\nmatch: {{by: train_flops}}", f"{STEPS}=600")
+    assert not matched.refused
+    said = found(matched, "note")["dec", "budget.tokens"]
+    assert (
+        said
+        == f"{ratio(matched, 'tokens'):.2g} times the tokens (loss tokens alike) of red: training FLOPs are matched"
+    )
+
+
+def test_loss_tokens_that_follow_from_the_objective_are_a_note_with_their_ratio(planned) -> None:
+    two = "arms: {prefix: {pretrain: {objective: prefix_lm}}, causal: {}}"
+    result = planned(two, "model.feed_forward.d_ff=256", extends="decllm-tiny")
+    assert not result.refused
+    assert found(result, "note")["causal", "pretrain.objective"].startswith(
+        "the loss is computed on 2.0 times the tokens"
+    )
+
+
+def test_memory_and_the_cost_of_decoding_are_notes(planned) -> None:
+    """Half of the key-value heads: half of the cache, nothing that a model learns from."""
+    result = planned(grid("model.attention.kv_heads: [2, 1]"), "model.feed_forward.d_ff=512", "model.vocabulary=320")
+    assert not result.refused
+    (message,) = (text for (_, key), text in found(result, "note").items() if key.startswith("budget"))
+    assert "0.5 times the key-value cache of baseline" in message
+
+
+def test_a_finetuning_of_another_length_is_refused(write_study: Write) -> None:
+    tuned = (
+        "base: {finetune: {data: {examples: {kind: jsonl, files: [x.jsonl]}, input_length: 8, target_length: 4, "
+        "batch_size: 4}, training: {max_steps: 10}}}"
+    )
+    path = write_study("tuned", f"{tuned}\n{grid('finetune.training.max_steps: [10, 30]')}", extends=None)
+    text = path.read_text()
+    path.write_text(text.replace("base: {", "extends: redllm-tiny\nbase: {"))
+    ablation = load_study(path)
+    from lit_llm.ablation.audit import audit
+
+    refused = {finding.key: finding.message for finding in audit(ablation, built=False) if finding.kind == "allowed"}
+    assert refused["budget.finetune_tokens"].startswith("3.0 times the finetuning tokens of baseline")
+
+
+# --- studies of scaling ----------------------------------------------------------------------------------------------
+
+
+SIZES = "{model: {d_model: 32, feed_forward: {d_ff: 64}}}"
+
+
+@pytest.mark.parametrize("x", ["train_flops", "parameters"])
+def test_sizes_of_a_study_of_scaling_are_no_unequal_budget(planned, x: str) -> None:
+    arms = f"arms: {{small: {{}}, large: {SIZES}}}"
+    result = planned(f"{arms}\ncompare: {{scaling: {{x: {x}}}}}", "model.attention.head_dim=8")
+    assert not result.refused
+    (said,) = (text for text in found(result, "note").values() if "the study compares across" in text)
+    assert f"{ratio(result, 'parameters'):.1f} times the parameters" in said
+
+
+def test_at_one_size_a_study_of_scaling_over_parameters_compares_equal_tokens(planned) -> None:
+    """Two groups at two sizes, one with three times the steps: refused at each size, against the other of that size."""
+    named = "arms: {a: {}, b: {model: {attention: {output_norm: none}}, pretrain: {training: {max_steps: 36}}}}"
+    rest = f"{named}\n{grid('model.d_model: [16, 32]')}\nallow: [{{key: {STEPS}, because: longer}}]"
+    scaling = "compare: {baseline: a, scaling: {x: %s, by: arm}}"
+    head = "model.attention.head_dim=8"
+    refused = found(planned(f"{rest}\n{scaling % 'parameters'}", head), "refused")
+    assert refused.keys() == {("b", "budget.tokens"), ("b/d_model=32", "budget.tokens")}
+    assert refused["b", "budget.tokens"].startswith("3.0 times the tokens (loss tokens and training FLOPs alike) of a,")
+    assert " of a/d_model=32, of as many parameters" in refused["b/d_model=32", "budget.tokens"]
+    assert not planned(f"{rest}\n{scaling % 'train_flops'}", head).refused
+
+
+# --- matching --------------------------------------------------------------------------------------------------------
+
+
+def test_matching_loss_tokens_may_not_cost_many_times_the_flops(planned) -> None:
+    """Five of a hundred tokens are corrupted, so equal loss tokens take many times the reading."""
+    spans = "{pretrain: {objective: {kind: span_corruption, corruption: 0.05}}}"
+    arms = f"arms: {{causal: {{pretrain: {{objective: causal_lm}}}}, spans: {spans}}}\nmatch: {{by: loss_tokens}}"
+    result = planned(
+        arms, f"{STEPS}=600", "model.vocabulary=300", "pretrain.data.sequence_length=128", extends="decllm-tiny"
+    )
+    assert ratio(result, "train_flops") > LARGEST
+    message = found(result, "refused")["spans", "budget.tokens"]
+    assert message.startswith(f"{ratio(result, 'tokens'):.1f} times the tokens")
+
+
+def test_matching_may_not_leave_a_training_of_few_steps_without_warm_up(planned) -> None:
+    large = "{model: {d_model: 128, attention: {heads: 2}, feed_forward: {d_ff: 512}}}"
+    rest = f"arms: {{base: {{}}, large: {large}}}\nmatch: {{by: train_flops}}\n"
+    result = planned(rest, f"{STEPS}=300", "pretrain.training.schedule.warmup_steps=6")
+    steps = result.arms[1].arm.experiment.pretrain.training.max_steps
+    assert steps < 30
+    refused = found(result, "refused")
+    assert refused["large", "budget.steps"].startswith(f"takes {steps} steps")
+    assert refused["large", "budget.warmup"].startswith("is left no warm-up by matching, of 6 steps before")
+    assert ("large", "budget.parameters") in refused
+    allowed = planned(f"{rest}allow: [{{key: budget, because: we ask}}]", f"{STEPS}=300")
+    assert not [finding for finding in allowed.refused if finding.key != "match.by"]
+
+
+# --- vocabulary ------------------------------------------------------------------------------------------------------
+
+
+def test_rows_that_no_token_uses_are_named_and_refused_where_one_arm_alone_has_them(planned) -> None:
+    """Bytes are 258 ids."""
+    alone = found(planned("", "model.vocabulary=2064"), "note")
+    assert alone["baseline" if ("baseline", "model.vocabulary") in alone else "unfair", "model.vocabulary"].startswith(
+        "1806 of 2064 rows are never used"
+    )
+    result = planned(f"{grid('model.vocabulary: [258, 2064]')}\nallow: [{{key: budget, because: we ask}}]")
+    assert found(result, "refused")["baseline/vocabulary=2064", "model.vocabulary"].startswith(
+        "1806 rows are never used"
+    )
+    assert not planned(grid("model.vocabulary: [258, 264]")).refused
+
+
+# --- what the metric is measured on ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keys", "key"),
+    [
+        ("data: {tokenizer: {kind: bpe, vocabulary: 258}}", f"{TOKENIZER}.kind"),
+        ("data: {sequence_length: 64, batch_size: 2}", "pretrain.data.sequence_length"),
+        ("data: {validation_fraction: 0.3}", "pretrain.data.validation_fraction"),
+        ("validation: {prefix_length: 5}", "pretrain.validation.prefix_length"),
+        ("training: {precision: bf16}", "pretrain.training.precision"),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["pretrain", "pretrain.data", "pretrain.validation", "pretrain.training"])
+def test_no_rule_for_many_keys_lets_another_yardstick_through(planned, keys: str, key: str, prefix: str) -> None:
+    arms = f"arms: {{a: {{}}, b: {{pretrain: {{{keys}}}}}}}\n"
+    result = planned(f"{arms}allow: [{{key: {prefix}, because: all the same to me}}]")
+    message = found(result, "refused")["b", key]
+    if key.startswith(prefix):
+        name = TOKENIZER if key.startswith(TOKENIZER) else key
+        assert f"`{prefix}` does not allow it" in message
+        assert f"`allow: [{{key: {name}, because: ...}}]`" in message
+
+
+def test_the_length_of_training_is_a_budget_that_no_rule_for_its_section_allows(planned) -> None:
+    rest = "arms: {a: {}, b: {pretrain: {training: {max_steps: 48}}}}\nallow: [{key: pretrain, because: we ask}]"
+    assert found(planned(rest), "refused").keys() == {("b", "budget.tokens")}
+
+
+def test_another_tokenizer_goes_by_its_name_and_is_compared_in_bits_per_byte(planned) -> None:
+    bpe = "pretrain: {data: {tokenizer: {kind: bpe, vocabulary: 258}}}"
+    rest = f"arms: {{a: {{}}, b: {{{bpe}}}}}\nallow: [{{key: {TOKENIZER}, because: the tokenizer is the question}}]\n"
+    refused = found(planned(rest), "refused")
+    assert refused.keys() == {("b", "compare.metric")}
+    assert refused["b", "compare.metric"].endswith("compare `metric: val/bits_per_byte`")
+    assert not planned(f"{rest}compare: {{metric: val/bits_per_byte}}").refused
+
+
+@pytest.mark.parametrize(
+    ("metric", "instead"),
+    [
+        ("val/perplexity", "compare `metric: val/bits_per_byte`"),
+        ("eval/likelihood/nll", "compare `metric: eval/likelihood/bits_per_byte`"),
+        ("eval/extrapolation/nll/prefix_half/length_1x", "so make the tokenizers equal"),
+    ],
+)
+def test_a_metric_per_token_has_a_counterpart_per_byte_or_none(planned, metric: str, instead: str) -> None:
+    rest = f"{grid(f'{TOKENIZER}: [bytes, {{kind: bpe, vocabulary: 258}}]')}\ncompare: {{metric: {metric}}}"
+    evaluate = "evaluate={likelihood: {}, extrapolation: {lengths: [1]}}"
+    refused = found(planned(rest, evaluate), "refused")
+    assert [message for (_, key), message in refused.items() if key == "compare.metric"][0].endswith(instead)
+
+
+# --- learning rates --------------------------------------------------------------------------------------------------
+
+
+def test_one_learning_rate_for_networks_that_differ_is_said_once(planned) -> None:
+    norm = grid("model.attention.output_norm: [head, none, after_out]")
+    said = [key for key in found(planned(norm), "note") if key[1] == LR]
+    assert said == [("all arms", LR)]
+    assert "one learning rate (0.003) for all arms" in found(planned(norm), "note")["all arms", LR]
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        grid(f"{LR}: [1e-3, 1e-2], model.attention.output_norm: [head, none]"),
+        "arms: {a: {}, b: {model: {attention: {output_norm: none}}, pretrain: {training: {optimizer: {lr: 1e-2}}}}}",
+        grid("pretrain.training.optimizer.weight_decay: [0.0, 0.1]"),
+    ],
+    ids=["a factor", "one each", "one network"],
+)
+def test_where_rates_are_varied_or_networks_equal_nothing_is_said_of_them(planned, rest: str) -> None:
+    assert ("all arms", LR) not in found(planned(rest), "note")
+
+
+# --- sweeps ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def searched(write_sweep: Write) -> Callable[[str], Plan]:
+    """The plan of the arms of a small sweep as it stands."""
+
+    def of(rest: str) -> Plan:
+        return plan(load_sweep(write_sweep("unfair", rest, allow_budgets=False)).ablation, built=False)
+
+    return of
+
+
+TWO = "arms: {red: {}, plain: {model: {attention: {output_norm: none}}}}\n"
+
+
+def test_a_learning_rate_that_is_searched_in_one_arm_alone_is_refused(searched) -> None:
+    space = f"space: {{{LR}: {{log_uniform: [1e-4, 1e-1], when: {{model.attention.output_norm: none}}}}}}"
+    result = searched(TWO + space)
+    assert found(result, "refused").keys() == {("plain", LR)}
+    assert "is searched here alone" in found(result, "refused")["plain", LR]
+    allowed = searched(f"{TWO}{space}\nallow: [{{key: {LR}, because: the other one is tuned already}}]")
+    assert not allowed.refused
+    assert not searched(f"{TWO}space: {{{LR}: {{log_uniform: [1e-4, 1e-1]}}}}").findings
+
+
+def test_other_ranges_for_each_arm_are_named(searched) -> None:
+    ranges = ", ".join(
+        f"lr_{name}: {{key: {LR}, log_uniform: [1e-4, {high}], when: {{model.attention.output_norm: {name}}}}}"
+        for name, high in (("head", "1e-1"), ("none", "4e-3"))
+    )
+    result = searched(f"{TWO}space: {{{ranges}}}")
+    assert not result.refused
+    assert found(result, "note")["plain", LR] == (
+        "is searched over log_uniform [0.0001, 0.004], and over log_uniform [0.0001, 0.1] in red"
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "budget", "sentence"),
+    [
+        (STEPS, "{int: [6, 24]}", "tokens", "2.0 times the tokens"),
+        ("pretrain.data.batch_size", "{choice: [4, 16]}", "tokens", "4.0 times the tokens"),
+        ("model.decoder.layers", "{int: [1, 6]}", "parameters", "times the parameters"),
+    ],
+)
+def test_a_searched_budget_is_refused_unless_it_is_bounded_or_allowed(
+    searched, key: str, values: str, budget: str, sentence: str
+) -> None:
+    rest = f"arms: {{red: {{}}}}\nspace: {{{key}: {values}}}"
+    message = found(searched(rest), "refused")["red", f"budget.{budget}"]
+    assert message.startswith(f"searching {key} reaches ")
+    assert sentence in message
+    bounded = searched(f"{rest}\nconstraints: ['{budget} <= 1e9', 'parameters <= 1e9', 'train_flops <= 1e15']")
+    assert not bounded.refused
+    assert f"within `{budget} <= 1e9`" in found(bounded, "note")["red", f"budget.{budget}"]
+    assert not searched(f"{rest}\nallow: [{{key: budget, because: it is the question}}]").refused
+
+
+def test_a_cost_that_is_a_goal_may_be_searched(searched) -> None:
+    goals = "optimize: [{metric: val/target_nll}, {metric: decode_flops_per_token}]"
+    assert not searched(f"arms: {{red: {{}}}}\nspace: {{model.decoder.layers: {{int: [1, 6]}}}}\n{goals}").refused
+
+
+# --- settings without effect -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("factor", "why"),
+    [
+        ("pretrain.training.clip_norm: [null, 1e9]", "clip_norm of 1e+09 never clips"),
+        ("pretrain.training.z_loss: [0.0, 1e-30]", "z_loss of 1e-30 is lost in rounding"),
+        ("pretrain.training.dropout: [0.0, 1e-12]", "dropout of 1e-12 drops fewer than one entry in ten million"),
+        ("pretrain.training.optimizer.weight_decay: [0.0, 1e-6]", "takes 3e-09 of a weight in a step"),
+        ("model.attention.softcap: [null, 1e6]", "softcap of 1e+06 bends no score"),
+        ("model.output.softcap: [null, 1e6]", "softcap of 1e+06 bends no logit"),
+        (
+            "pretrain.training.schedule: [{kind: constant}, {kind: constant, warmup_steps: 1}]",
+            "the learning rate is the same in every step",
+        ),
+        (
+            "pretrain.training.schedule: [{kind: constant}, {kind: cosine, final_fraction: 1.0, warmup_steps: 0}]",
+            "the learning rate is the same in every step",
+        ),
+    ],
+)
+@pytest.mark.parametrize("built", [False, True])
+def test_a_factor_whose_values_do_nothing_makes_no_op_arms(planned, factor: str, why: str, built: bool) -> None:
+    """Said once, whether or not the small networks that a plan builds show it too."""
+    result = planned(grid(factor), built=built)
+    said = [finding for finding in result.findings if finding.kind == "no_op"]
+    assert len(said) == 1
+    assert why in said[0].message
+    assert "baseline" in said[0].message
+
+
+@pytest.mark.parametrize("extends", ["redllm-tiny", "decllm-tiny", "yoco-tiny"])
+def test_a_window_wider_than_the_text_is_a_no_op_arm_and_named(planned, extends: str) -> None:
+    """Texts of 32 tokens."""
+    result = planned(grid("model.attention.window: [32, 1000]"), extends=extends, built=True)
+    assert [finding.arm for finding in result.findings if finding.kind == "no_op"] == ["baseline/window=1000"]
+    assert (
+        "1000 is no window: the longest text has 32"
+        in found(result, "note")["baseline/window=1000", "model.attention.window"]
+    )
+    longer = planned("", "model.attention.window=40", "evaluate={extrapolation: {lengths: [1, 2]}}", extends=extends)
+    assert not [finding for finding in longer.findings if finding.key == "model.attention.window"]
+
+
+@pytest.mark.parametrize(
+    "factor",
+    [
+        "pretrain.training.clip_norm: [null, 1.0]",
+        "pretrain.training.clip_norm: [1.0, 1e9]",
+        "pretrain.training.z_loss: [0.0, 1e-6]",
+        "pretrain.training.dropout: [0.0, 1e-3]",
+        "pretrain.training.optimizer.weight_decay: [0.0, 1e-3]",
+        "model.attention.softcap: [null, 50.0]",
+        "pretrain.training.schedule: [{kind: cosine, warmup_steps: 0}, {kind: cosine, warmup_steps: 2}]",
+        "pretrain.training.schedule: [{kind: linear}, {kind: cosine}]",
+    ],
+)
+def test_a_factor_that_does_something_makes_none(planned, factor: str) -> None:
+    assert not [finding for finding in planned(grid(factor)).findings if finding.kind == "no_op"]
+
+
+def test_an_idle_setting_that_all_arms_share_is_a_note(planned) -> None:
+    notes = found(planned(grid(f"{LR}: [1e-3, 1e-2]"), "pretrain.training.clip_norm=5000"), "note")
+    assert {arm for arm, key in notes if key == "pretrain.training.clip_norm"} == {"baseline", "baseline/lr=0.01"}
+
+
+def test_an_arm_that_differs_in_more_than_idle_settings_is_no_no_op(planned) -> None:
+    """Two learning rates crossed with a clip that never clips: each rate has a no-op of its own."""
+    factors = f"grid: {{design: factorial, factors: {{{LR}: [1e-3, 1e-2], pretrain.training.clip_norm: [null, 1e9]}}}}"
+    said = [finding for finding in planned(factors).findings if finding.kind == "no_op"]
+    assert [finding.message.split(",")[0] for finding in said] == [
+        "trains as baseline does",
+        "trains as baseline/lr=0.01 does",
+    ]
+
+
+def test_the_thresholds_are_those_of_float32() -> None:
+    """A z-loss and a decay just below them leave every bit of loss, gradient and weight; ten times as much does not."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(64, 300, generator=generator) + LOG_NORMALISER - 6
+    targets = torch.randint(300, (64,), generator=generator)
+
+    def step(z_loss: float) -> torch.Tensor:
+        given = logits.clone().requires_grad_()
+        normaliser = given.logsumexp(-1)
+        loss = (F.cross_entropy(given, targets, reduction="none") + z_loss * normaliser**2).sum()
+        (gradient,) = torch.autograd.grad(loss, given)
+        return gradient
+
+    idle = 0.99 * ROUNDING / (2 * LOG_NORMALISER)
+    plain = step(0.0)
+    changed = [(step(z) - plain).abs().max() / plain.abs().max() for z in (idle, 1e4 * idle)]
+    assert changed[0] < 2 * ROUNDING * 2
+    assert changed[1] > 100 * ROUNDING
+
+    weights = torch.randn(10_000, generator=generator)
+    assert torch.equal(weights * (1 - 0.99 * ROUNDING), weights)
+    assert not torch.equal(weights * (1 - 4 * ROUNDING), weights)
+
+
+# --- what it costs to know -------------------------------------------------------------------------------------------
+
+
+def test_costs_are_computed_once_for_each_arm(write_study: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lit_llm.ablation import audit
+    from lit_llm.ablation import plan as planning
+
+    calls: list[object] = []
+    original = planning.cost_of
+    monkeypatch.setattr(planning, "cost_of", lambda *given: calls.append(given) or original(*given))
+    monkeypatch.setattr(audit, "cost_of", lambda *given: pytest.fail("the plan has computed it already"))
+    ablation: Ablation = load_study(write_study("once", grid(f"{LR}: [1e-3, 3e-3, 1e-2]")))
+    findings: tuple[Finding, ...] = planning.plan(ablation, built=False).findings
+    assert len(calls) == 3
+    assert not [finding for finding in findings if finding.kind == "refused"]
