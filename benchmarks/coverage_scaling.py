@@ -56,6 +56,8 @@ class Scenario:
     irreducible: bool = False
     luck: float = 0.0
     """Standard deviation of what a seed adds to all sizes of one group alike."""
+    models: int | None = None
+    """Models of each group, each trained at every x; `lack_of_fit` is then that of a model. None: a size at each x."""
 
     @property
     def law(self) -> PowerLaw:
@@ -81,6 +83,7 @@ class Scenario:
             "seeds": self.seeds or "unequal",
             "lack_of_fit": self.lack_of_fit,
             "luck": self.luck,
+            "models": self.models or "",
         }
 
 
@@ -92,6 +95,7 @@ def scenarios(laws: Sequence[str] = ("plain", "irreducible")) -> list[Scenario]:
         found += [Scenario(*cell) for cell in cells]
         found += [Scenario(9, seeds, 0.035) for seeds in (1, 5)]
         found += [Scenario(5, seeds, 0.0, luck=0.01) for seeds in (2, 3, 5)]
+        found += [Scenario(3, 2, off, models=3) for off in (0.0, 0.035)]
     if "irreducible" in laws:
         cells = itertools.product((4, 5, 7), (1, 5), (0.0, 0.035))
         found += [Scenario(*cell, irreducible=True) for cell in cells]
@@ -105,13 +109,18 @@ def simulate(scenario: Scenario, random: np.random.Generator) -> tuple[list[Scal
     """(runs of both groups, {group: true log loss of its sizes})."""
     runs, truths = [], {}
     for group, law in (("a", scenario.law), ("b", scenario.other)):
-        truth = np.log([law.at(x) for x in scenario.flops]) + random.normal(0, scenario.lack_of_fit, scenario.sizes)
+        truth = np.log([law.at(x) for x in scenario.flops])
+        if scenario.models is None:
+            truth = truth + random.normal(0, scenario.lack_of_fit, scenario.sizes)
+        off = random.normal(0, scenario.lack_of_fit, scenario.models) if scenario.models else [0.0]
         luck = random.normal(0, scenario.luck, max(scenario.counts()))
         truths[group] = truth
         for at, (x, count) in enumerate(zip(scenario.flops, scenario.counts(), strict=True)):
-            for seed in range(count):
-                loss = float(np.exp(truth[at] + luck[seed] + random.normal(0, NOISE)))
-                runs.append(ScalingRun(group, float(x), 1.0, 1.0, loss, f"{group}{at}", seed))
+            for (model, share), seed in itertools.product(enumerate(off), range(count)):
+                loss = float(np.exp(truth[at] + share + luck[seed] + random.normal(0, NOISE)))
+                name = f"{group}{model}/{at}"
+                own = f"{group}{model}" if scenario.models else ""
+                runs.append(ScalingRun(group, float(x), 1.0, 1.0, loss, name, seed, model=own))
     return runs, truths
 
 
@@ -222,7 +231,7 @@ def coverage_table(
 def _hits(scenario: Scenario, random: np.random.Generator, gates: bool, peers: bool) -> Hits:
     runs, truths = simulate(scenario, random)
     found: dict[str, Iterator[tuple[str, tuple[bool, float] | None]]] = {"by size": by_size(scenario, runs, random)}
-    if gates and not scenario.irreducible:
+    if gates and not scenario.irreducible and scenario.models is None:
         found["gate"] = by_gate(scenario, runs, truths, random)
     if peers and not scenario.irreducible:
         found["runs resampled"] = by_bootstrap(scenario, runs, random, of_runs)
@@ -247,7 +256,7 @@ def _row(scenario: Scenario, key: tuple[str, str], hits: Sequence[tuple[bool, fl
 def aligned(rows: Sequence[Row]) -> str:
     """The table as text, a column for each procedure and quantity, coverage with the median width."""
     names = list(dict.fromkeys((row["procedure"], row["quantity"]) for row in rows))
-    design = ("law", "sizes", "seeds", "lack_of_fit", "luck")
+    design = ("law", "sizes", "seeds", "lack_of_fit", "luck", "models")
     cells: dict[tuple[Any, ...], dict[tuple[str, str], str]] = {}
     for row in rows:
         mine = cells.setdefault(tuple(row[name] for name in design), {})

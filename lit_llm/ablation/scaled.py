@@ -68,14 +68,20 @@ def scaling_of(ablation: Ablation, results: Sequence[RunResult], asked: ScalingL
     """The power laws that a study asks for."""
     groups, baseline = _groups(ablation, asked.by)
     metric = ablation.study.compare.metric
-    return scaling(scaling_runs(results, metric, groups), metric, baseline, asked.x, asked.irreducible)
+    return scaling(
+        scaling_runs(results, metric, groups, {arm.name: arm.group for arm in ablation.arms}),
+        metric,
+        baseline,
+        asked.x,
+        asked.irreducible,
+    )
 
 
 def gate_of(ablation: Ablation, results: Sequence[RunResult], asked: ScalingGate) -> Gate:
     """The gate that a study asks for."""
     groups, baseline = _groups(ablation, asked.by)
     metric = ablation.study.compare.metric
-    runs = scaling_runs(results, metric, groups)
+    runs = scaling_runs(results, metric, groups, {arm.name: arm.group for arm in ablation.arms})
     return gate(runs, metric, baseline, asked.project, asked.at_least, asked.irreducible)
 
 

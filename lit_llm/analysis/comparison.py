@@ -376,8 +376,10 @@ def _learning_rates(kept: Sequence[RunResult], metric: str, factor: LRFactor) ->
     return learning_rates(factor, runs, loss_at_init) if runs else None
 
 
-def scaling_runs(runs: Sequence[RunResult], metric: str, groups: Mapping[str, str]) -> list[ScalingRun]:
-    """The runs that have the metric, all of one origin. groups: {arm: its group}"""
+def scaling_runs(
+    runs: Sequence[RunResult], metric: str, groups: Mapping[str, str], models: Mapping[str, str]
+) -> list[ScalingRun]:
+    """The runs that have the metric, all of one origin. groups: {arm: its group}; models: {arm: its named arm}."""
     return [
         ScalingRun(
             groups[run.arm],
@@ -388,6 +390,7 @@ def scaling_runs(runs: Sequence[RunResult], metric: str, groups: Mapping[str, st
             run.arm,
             run.seed,
             run.result.get("training_seconds"),
+            models[run.arm],
         )
         for run in _of_one_origin(runs, [])
         if (loss := run.metric(metric)) is not None

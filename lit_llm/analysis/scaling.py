@@ -26,7 +26,9 @@ from lit_llm.analysis.size_means import (
     lack_of_fit,
     luck_draws,
     means_of,
+    model_draws,
     seed_variance,
+    shared_seeds,
     size_weights,
 )
 
@@ -183,14 +185,21 @@ class GroupFit:
     law: Laws
     """One row."""
     drawn: Laws | None
-    """One row a draw, without the luck of its seeds; None without degrees of freedom."""
-    luck: Any
+    """One row a draw, without what seeds and models share; None without degrees of freedom."""
+    seeds_share: Any
     """What the seeds may add to every size, a number for each draw."""
+    models_share: Any
+    """What the models may add to every size, likewise."""
     residuals: Any
     """Of the size means, in log loss."""
     numbers: int
     """Numbers that were fitted."""
     lack: LackOfFit | None
+
+    @property
+    def level(self) -> Any:
+        """Draws of what seeds and models add to every size."""
+        return self.seeds_share + self.models_share
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -228,7 +237,8 @@ def fit_sizes(sizes: Sequence[Size], x: Scale, irreducible: bool, draws: int, ra
     even = (counts == counts[0]).all()
     by_run = residuals if even else _fitted(log_x, means, counts, irreducible)[1]
     lack = lack_of_fit(sizes, by_run, numbers)
-    return GroupFit(sizes, log_x, law, drawn, luck_draws(sizes, (), draws, random), residuals, numbers, lack)
+    shares = luck_draws(sizes, (), draws, random), model_draws(sizes, residuals, draws, random)
+    return GroupFit(sizes, log_x, law, drawn, *shares, residuals, numbers, lack)
 
 
 def _fitted(log_x: Any, means: Any, weights: Any, irreducible: bool) -> tuple[Laws, Any]:
@@ -247,7 +257,7 @@ def _different(log_x: Any) -> int:
 
 def _curve(group: str, fit: GroupFit, irreducible: bool) -> Curve:
     law, drawn = fit.law.law(0), fit.drawn
-    e = estimate(law.irreducible, None if drawn is None or not irreducible else _exp(drawn.log_irreducible + fit.luck))
+    e = estimate(law.irreducible, None if drawn is None or not irreducible else _exp(drawn.log_irreducible + fit.level))
     a = estimate(law.exponent, None if drawn is None else drawn.exponent)
     low, high = (math.exp(end) for end in fit.ends)
     runs = sum(size.count for size in fit.sizes)
@@ -283,7 +293,7 @@ def _band(fit: GroupFit) -> Iterator[tuple[float, float, float]]:
     if fit.drawn is None:
         return
     places = evenly(*fit.ends, POINTS)
-    lows, highs = _exp(interval(fit.drawn.log_loss(places) + fit.luck[:, None]))
+    lows, highs = _exp(interval(fit.drawn.log_loss(places) + fit.level[:, None]))
     for place, low, high in zip(places, lows, highs, strict=True):
         yield math.exp(place), float(low), float(high)
 
@@ -304,8 +314,8 @@ def _multiplier(group: str, fit: GroupFit, baseline: str, base: GroupFit, random
     ratios, drawn = _log_ratios(fit.law, base.law, losses)[0], None
     mine = None
     if fit.drawn is not None and base.drawn is not None:
-        draws = len(fit.luck)
-        mine = fit.drawn.shifted(luck_draws(fit.sizes, base.sizes, draws, random))
+        paired = luck_draws(fit.sizes, base.sizes, len(fit.level), random)
+        mine = fit.drawn.shifted(paired + fit.models_share - base.models_share)
         drawn = _log_ratios(mine, base.drawn, losses)
 
     def ratio(at: slice) -> Estimate:
@@ -410,6 +420,9 @@ def _interval_notes(fits: dict[str, GroupFit], curves: Sequence[Curve]) -> Itera
     if bare:
         numbers = next(fit.numbers for fit in fits.values() if fit.drawn is None)
         yield f"no interval with {numbers} sizes for {numbers} fitted numbers: {joined(bare)}"
+    alone = [group for group, fit in fits.items() if fit.drawn is not None and len(shared_seeds(fit.sizes)) < 2]
+    if alone:
+        yield f"one seed: what it adds to all sizes of a group alike is in no interval: {joined(alone)}"
     if len(bare) < len(curves):
         yield (
             "intervals are of other sizes and other seeds: each size counts once, however many seeds it has; they hold "

@@ -26,7 +26,15 @@ from typing import Any, Literal
 from lit_llm.analysis.estimates import Estimate, estimate, exponentials, holds, joined
 from lit_llm.analysis.scaling import DRAWS, PLAIN_DRAWS, GroupFit, fit_sizes
 from lit_llm.analysis.scaling_runs import ScalingRun, sizes_of
-from lit_llm.analysis.size_means import Size, luck_draws, means_of, seconds_variance, seed_variance, size_weights
+from lit_llm.analysis.size_means import (
+    Size,
+    luck_draws,
+    means_of,
+    model_draws,
+    seconds_variance,
+    seed_variance,
+    size_weights,
+)
 
 GateScale = Literal["train_flops", "seconds"]
 Verdict = Literal["passes", "fails", "undecided"]
@@ -146,7 +154,7 @@ def _trend(
     point = base.law.log_x(means)[0] - log_x
     drawn = None
     if base.drawn is not None and (noise := _seed_draws(sizes, base.sizes, draws, random)) is not None:
-        drawn = base.drawn.log_x(means + noise) - log_x
+        drawn = base.drawn.shifted(base.models_share).log_x(means + noise) - log_x
         if scale == "seconds":
             drawn = drawn - _timing_draws([*sizes, *base.sizes], sizes, draws, random)
     base_means = means_of(base.sizes)
@@ -251,8 +259,9 @@ class _Line:
         scale_line = float(across[1]), float(across[0])
         if base.drawn is None:
             return cls(base, middle, numbers, None, None, None, scale_line)
-        luck = luck_draws(sizes, base.sizes, draws, random)
-        multipliers = base.drawn.log_x(means + luck[:, None]) - log_x
+        residuals = _line_residuals(compute, means)
+        share = luck_draws(sizes, base.sizes, draws, random) + model_draws(sizes, residuals, draws, random)
+        multipliers = base.drawn.log_x(means + (share - base.models_share)[:, None]) - log_x
         with np.errstate(invalid="ignore"):
             fitted = multipliers @ project
             squares = (weights * (multipliers - fitted @ design.T) ** 2).sum(axis=1)

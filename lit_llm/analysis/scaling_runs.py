@@ -28,6 +28,8 @@ class ScalingRun:
     """Runs of different groups with one seed share what that seed draws; without it nothing is shared."""
     seconds: float | None = None
     """Wall-clock seconds that its training took; None where they were not measured."""
+    model: str = ""
+    """Arms of one model are one named arm at several budgets; without it each size is a model of its own."""
 
 
 def sizes_of(runs: Sequence[ScalingRun]) -> list[Size]:
@@ -49,7 +51,7 @@ def _sizes(runs: Sequence[ScalingRun]) -> Iterator[Size]:
         squares = (
             sum((math.log(value) - logs["seconds"]) ** 2 for value in values["seconds"]) if "seconds" in logs else 0
         )
-        yield Size(same[0].arm or f"size {index + 1}", logs, losses, squares)
+        yield Size(same[0].arm or f"size {index + 1}", logs, losses, squares, same[0].model)
 
 
 def _mean_log(values: Sequence[float]) -> float:

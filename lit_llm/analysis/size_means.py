@@ -32,6 +32,8 @@ class Size:
     """{seed: log loss}"""
     seconds_squares: float = 0.0
     """Sum of squared deviations of the runs' log seconds from their mean."""
+    model: str = ""
+    """Sizes of one model (a named arm at several budgets) may share in how they deviate from a law."""
 
     @property
     def count(self) -> int:
@@ -97,24 +99,31 @@ def deviation_draws(residuals: Any, weights: Any, numbers: int, draws: int, rand
     return deviations[:, None] * random.normal(size=(draws, len(residuals))) / weights**0.5
 
 
-MOST_SEEDS_UNSEEN = 2
-"""With so many seeds or fewer, a seed's luck that moves all sizes alike cannot be estimated."""
+def shared_seeds(*groups: Sequence[Size]) -> list[int]:
+    """Seeds that every size of these groups has."""
+    return sorted(set.intersection(*(set(size.log_losses) for group in groups for size in group)))
+
+
+PRIOR = 0.5
+"""Degrees of freedom that independent runs lend to the variance of the seeds' mean differences."""
 
 
 def luck_draws(sizes: Sequence[Size], others: Sequence[Size], draws: int, random: Any) -> Any:
     """Draws of what the seeds at hand add to all sizes of a group alike, against another group with the same seeds.
 
     Such luck leaves no trace in the scatter of size means about their law. Its variance is that of the seeds' mean
-    differences, less what independent runs explain (a generalised pivot: never below zero). Zero with two shared seeds
-    or fewer. others: empty for the luck of one group alone.
+    differences, moderated by half a degree of freedom from what independent runs make of it, less that (a generalised
+    pivot: never below zero). Zero where fewer than two seeds are shared: then nothing tells it.
+
+    others: empty for the luck of one group alone.
     """
     import numpy as np
 
     groups = [group for group in (sizes, others) if group]
-    seeds = sorted(set.intersection(*(set(size.log_losses) for group in groups for size in group)))
-    if len(seeds) <= MOST_SEEDS_UNSEEN:
+    seeds = shared_seeds(*groups)
+    if len(seeds) < 2:
         return np.zeros(draws)
-    difference, noise = np.zeros(len(seeds)), np.zeros(draws)
+    difference, noise, expected = np.zeros(len(seeds)), np.zeros(draws), 0.0
     for sign, group in zip((1.0, -1.0), groups, strict=False):
         table = np.array([[size.log_losses[seed] for seed in seeds] for size in group])
         table = table - table.mean(axis=1, keepdims=True)
@@ -122,9 +131,33 @@ def luck_draws(sizes: Sequence[Size], others: Sequence[Size], draws: int, random
         difference += sign * shared
         degrees = (len(seeds) - 1) * (len(group) - 1)
         if degrees:
-            noise += ((table - shared) ** 2).sum() / random.chisquare(degrees, draws) / len(group)
-    total = (difference**2).sum() / random.chisquare(len(seeds) - 1, draws)
+            squares = float(((table - shared) ** 2).sum()) / len(group)
+            noise += squares / random.chisquare(degrees, draws)
+            expected += squares / degrees
+    own = (difference**2).sum() + PRIOR * expected
+    total = own / random.chisquare(len(seeds) - 1 + PRIOR, draws)
     return random.normal(size=draws) * np.sqrt(np.maximum(0.0, total - noise) / len(seeds))
+
+
+def model_draws(sizes: Sequence[Size], residuals: Any, draws: int, random: Any) -> Any:
+    """Draws of what the models at hand add to all their sizes alike, on the mean over the models.
+
+    Where each of several models is trained at several budgets, a model that is good or bad at all of them is one
+    deviation, not one at each budget. Its variance is that of the models' mean residuals, less what independent sizes
+    explain (a generalised pivot: never below zero). Zero where each size is a model, or all sizes are one model.
+    """
+    import numpy as np
+
+    names = list(dict.fromkeys(size.model or size.name for size in sizes))
+    groups = [residuals[[(size.model or size.name) == name for size in sizes]] for name in names]
+    inner = len(sizes) - len(groups)
+    if len(groups) < 2 or inner < 1:
+        return np.zeros(draws)
+    means = np.array([group.mean() for group in groups])
+    within = sum(float(((group - group.mean()) ** 2).sum()) for group in groups)
+    total = float(((means - means.mean()) ** 2).sum()) / random.chisquare(len(groups) - 1, draws)
+    noise = within / random.chisquare(inner, draws) * np.mean([1 / len(group) for group in groups])
+    return random.normal(size=draws) * np.sqrt(np.maximum(0.0, total - noise) / len(groups))
 
 
 @dataclass(frozen=True)

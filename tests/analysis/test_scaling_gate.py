@@ -187,7 +187,7 @@ def finish(run: Run, steps: int, random: np.random.Generator) -> None:
     result = {
         "state": "done",
         "steps": steps,
-        "metrics": {"val/target_nll": loss, "throughput/tokens_per_second": rate},
+        "metrics": {"test/target_nll": loss, "throughput/tokens_per_second": rate},
         "tokens": 1000 * steps,
         "flops": 1e10 * steps,
         "parameters": 10_000,
@@ -228,7 +228,7 @@ def test_a_study_with_a_gate_reports_compute_and_time_at_each_size_and_the_proje
     assert [row[0:2] for row in parts["gate"].rows] == [["gated", "compute"], ["gated", "wall-clock"]]
     assert [len(parts["gate-sizes"].rows), parts["gate-sizes"].rows[0][1]] == [4, "2"]
     sentence = answer(found)[0]
-    begin = "Gate, gated against plain in val/target_nll, projected to 1P FLOPs: compute multiplier "
+    begin = "Gate, gated against plain in test/target_nll, projected to 1P FLOPs: compute multiplier "
     assert sentence.startswith(begin)
     assert "(passes), wall-clock multiplier " in sentence
     assert sentence.endswith("(undecided); 1 passes.")
