@@ -62,6 +62,11 @@ def folded(part: Part) -> Part:
     return replace(part, folded=f"{len(part.rows):,} rows") if len(part.rows) > FOLD else part
 
 
+def slug(name: str) -> str:
+    """A name as a part of a file's name or of a place in a page."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
+
+
 def without(
     hidden: Collection[str], head: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> tuple[list[str], list[list[str]]]:
