@@ -16,7 +16,7 @@ COURSES = ("train/loss", "stability/grad_norm")
 def check_labels(
     labels: Mapping[str, str], arms: Sequence[str], factors: Mapping[str, Sequence[str]], document: Node
 ) -> None:
-    """Raise InputError for every name that the study has not, and for labels without a letter.
+    """Raise InputError for every name that the study has not, for labels without a letter and for arms named alike.
 
     arms: names of arms and of named arms; factors: {key: labels of its levels}.
     """
@@ -31,8 +31,22 @@ def check_labels(
             near = did_you_mean(name, metrics if "/" in name and "=" not in name else known)
             message = f"{name!r} is no arm, factor, level or metric of this study{near}"
             problems.append(Problem(message, "compare.labels", where))
+    for name, other in _alike(labels, arms):
+        where = document.mark_of(["compare", "labels", name])
+        message = f"{name!r} and {other!r} would both be printed as {labels[name]!r}; give each arm a name of its own"
+        problems.append(Problem(message, "compare.labels", where))
     if problems:
         raise InputError(*problems)
+
+
+def _alike(labels: Mapping[str, str], arms: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Arms with a label that is another arm's."""
+    seen: dict[str, str] = {}
+    for arm in arms:
+        printed = labels.get(arm, arm)
+        other = seen.setdefault(printed, arm)
+        if other != arm:
+            yield (arm, other) if arm in labels else (other, arm)
 
 
 def _of_factors(factors: Mapping[str, Sequence[str]]) -> Iterator[str]:

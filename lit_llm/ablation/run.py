@@ -12,6 +12,7 @@ from typing import Literal
 from lit_llm.ablation.arms import Ablation
 from lit_llm.ablation.early import check_held_out
 from lit_llm.ablation.mirrored import answered, description, record, tags_of
+from lit_llm.ablation.palette import looks_of
 from lit_llm.ablation.plan import PLAN, Plan, plan, remembered
 from lit_llm.ablation.runs import Run, Step, comparison_of, runs_of
 from lit_llm.analysis.comparison import Comparison
@@ -114,7 +115,7 @@ def run_study(
     if (folder / "sweep.json").exists():
         raise InputError(Problem(f"{name} is the name of a sweep in this store; give the study another", "study"))
     mirror = opened_mirror(store, name, tracking, description(planned), tags_of(planned))
-    places = {arm.name: place for place, arm in enumerate(ablation.arms)}
+    places, looks = {arm.name: place for place, arm in enumerate(ablation.arms)}, looks_of(ablation)
     store.open()
     try:
         with locked(folder / "lock"):
@@ -122,7 +123,9 @@ def run_study(
                 list_runs(store, name, ablation.source, ablation.overrides, [x for run in runs for x in _listed(run)])
                 prepare_data([run.experiment_at(step) for run in chosen for step in run.trained], store, watcher)
                 check_held_out(ablation, store)
-                follower = MirrorThread(mirror, lambda: [record(run, places[run.arm.name]) for run in runs])
+                follower = MirrorThread(
+                    mirror, lambda: [record(run, places[run.arm.name], looks[run.arm.name].colour) for run in runs]
+                )
                 interrupted = _execute_round(chosen, rerun, store, slots, watcher, follower)
                 while ablation.study.more_seeds and not interrupted:
                     more = runs_of(ablation, store)  # what the results up to now ask for

@@ -196,6 +196,7 @@ def report(
     ] = None,
     override: Overrides = None,
     as_json: AsJson = False,
+    pdf: Annotated[bool, typer.Option("--pdf", help="Figures as PDF of a study of more than 300 runs too.")] = False,
     store: StoreOption = DEFAULT_STORE,
     storage: Storage = None,
     tracking: Tracking = None,
@@ -236,7 +237,8 @@ def report(
     screen.print(compared(ablation, comparison, screen.width))
     if not folder.is_dir() or not has_begun(comparison):
         return
-    files = write_report(remembered(plan(ablation, built=False, runs=runs), folder / PLAN), runs, comparison, place)
+    planned = remembered(plan(ablation, built=False, runs=runs), folder / PLAN)
+    files = write_report(planned, runs, comparison, place, pdf)
     screen.print(f"\nreport: {shown(folder / 'report.html')}", style="dim", highlight=False, soft_wrap=True)
     if problem := attached(place, ablation.study.study, tracking, files):
         screen.print(problem, style="yellow", highlight=False)

@@ -16,7 +16,7 @@ from lit_llm.experiment.chain import validation_metric
 from lit_llm.report import text
 from lit_llm.report.anova import anova_parts
 from lit_llm.report.learning_rates import lr_parts
-from lit_llm.report.parts import Part, in_terminal, without
+from lit_llm.report.parts import Part, in_terminal, slug, without
 from lit_llm.report.scaling import scaling_parts
 from lit_llm.report.scaling_gate import gate_parts
 
@@ -116,7 +116,7 @@ def _effects(group: Effects, comparison: Comparison) -> Part:
 
 
 def _named(what: str, groups: Sequence[object], group: str) -> str:
-    return f"{what}-{group}" if len(groups) > 1 else what
+    return f"{what}-{slug(group)}" if len(groups) > 1 else what
 
 
 TURN = ("arm", "before", "after", "difference before", "after [95%]", "changed by [95%]")

@@ -53,6 +53,8 @@ class Part:
 GAP = 2
 """Columns of a terminal between two of a table."""
 CONTINUED = "… further columns of the same rows"
+NARROW = 4
+"""Columns of a table in LaTeX that stand in letters of full size."""
 FOLD = 40
 """Rows from which on a page folds a table."""
 
@@ -60,6 +62,11 @@ FOLD = 40
 def folded(part: Part) -> Part:
     """Closed at first, where it is long."""
     return replace(part, folded=f"{len(part.rows):,} rows") if len(part.rows) > FOLD else part
+
+
+def slug(name: str) -> str:
+    """A name as a part of a file's name or of a place in a page."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
 
 
 def without(
@@ -123,7 +130,7 @@ def _pieces(part: Part, width: int) -> list[list[int]]:
     for index in range(part.keys, len(part.head)):
         full = len(pieces[-1]) > len(keys) and sum(longest[at] for at in (*pieces[-1], index)) > width
         # Words are folded where they must be, numbers are not.
-        if index == part.first or (full and index >= part.left):
+        if (index == part.first and len(pieces) == 1) or (full and index >= part.left):
             pieces.append([*keys, index])
         else:
             pieces[-1].append(index)
@@ -177,6 +184,7 @@ def _latex_table(part: Part) -> str:
         [
             r"\begin{table}",
             r"\centering",
+            *[r"\small\setlength{\tabcolsep}{4pt}"] * (len(part.head) > NARROW),
             rf"\caption{{{latex(part.title)}}}",
             rf"\label{{tab:{part.name}}}",
             rf"\begin{{tabular}}{{{columns}}}",

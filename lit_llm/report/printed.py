@@ -13,7 +13,7 @@ from lit_llm.analysis.comparison import Comparison, Row
 from lit_llm.analysis.front import better
 from lit_llm.report.answer import answer
 from lit_llm.report.comparison import comparison_parts
-from lit_llm.report.parts import Part, without
+from lit_llm.report.parts import Part
 from lit_llm.report.shared import shared_by_all
 
 BETTER = "better"
@@ -37,7 +37,25 @@ def printed_parts(ablation: Ablation, comparison: Comparison) -> list[Part]:
     plain, renamed = comparison_parts(comparison), comparison_parts(names.put_into(comparison))
     first, *others = [replace(printed(new, names), name=old.name) for old, new in zip(plain, renamed, strict=True)]
     first = replace(first, above=shared_by_all(ablation), bold=_bold(first, comparison, names))
-    return [_against(first, names), *others]
+    return [_known(_against(first, names)), *others]
+
+
+def _known(part: Part) -> Part:
+    """Without the columns in which nothing is known of any row."""
+    kept = [at for at in range(len(part.head)) if at < part.keys or any(row[at] not in ("", NONE) for row in part.rows)]
+    return _of_columns(part, kept)
+
+
+def _of_columns(part: Part, places: Sequence[int]) -> Part:
+    """Some columns of a table, those that name its rows among them and first."""
+    return replace(
+        part,
+        head=[part.head[at] for at in places],
+        rows=[[row[at] for at in places] for row in part.rows],
+        first=sum(at < part.first for at in places),
+        left=sum(at < part.left for at in places),
+        bold=tuple((row, places.index(column)) for row, column in part.bold if column in places),
+    )
 
 
 def _by_stratum(rows: Sequence[Row], names: Names) -> tuple[Row, ...]:
@@ -82,18 +100,7 @@ def _against(part: Part, names: Names) -> Part:
     where = [names.arm(baseline.group)] * names.grouped + levels * names.spread
     note = f"each arm is compared with {', '.join(where)} at its own {' and '.join(map(names.factor, names.strata))}"
     gone = list(part.head).index("against")
-    bold = tuple((row, column - (column > gone)) for row, column in part.bold)
-    head, rows = without({"against"}, part.head, part.rows)
-    left = part.left - (gone < part.left)
-    return replace(
-        part,
-        head=head,
-        rows=rows,
-        first=part.first - (gone < part.first),
-        left=left,
-        bold=bold,
-        notes=(note, *part.notes),
-    )
+    return replace(_of_columns(part, [at for at in range(len(part.head)) if at != gone]), notes=(note, *part.notes))
 
 
 def with_names(part: Part, names: Names) -> Part:
@@ -155,9 +162,7 @@ def _chosen(part: Part, wanted: Sequence[str], metric: str) -> Part:
         places += [
             at for at in range(part.keys, len(part.head)) if part.head[at] == begins or _is(part.head[at], begins)
         ]
-    bold = tuple((row, places.index(column)) for row, column in part.bold if column in places)
-    head, rows = [part.head[at] for at in places], [[row[at] for at in places] for row in part.rows]
-    return replace(part, head=head, rows=rows, bold=bold)
+    return _of_columns(part, places)
 
 
 def _is(head: str, name: str) -> bool:

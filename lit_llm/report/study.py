@@ -6,7 +6,7 @@
   comparison.md     its tables in Markdown        comparison.csv   the arms, numbers in full
   tables.tex        ... in LaTeX                  runs.csv         the runs, numbers in full
   tables/*.csv      ... one by one                comparison.json  everything, for programs
-  figures/*         as SVG and PNG, with figures.md
+  figures/*         as SVG, PNG and PDF, with figures.md
 ```
 """
 
@@ -43,11 +43,19 @@ MOST_NAMED = 6
 """Arms that a sentence names."""
 
 
-def write_report(plan: Plan, runs: Sequence[Run], comparison: Comparison, store: Store) -> list[Path]:
+MOST_RUNS_WITH_PDF = 300
+"""Runs of a study up to which its figures are PDFs too, without being asked for: they double the time of drawing."""
+
+
+def write_report(
+    plan: Plan, runs: Sequence[Run], comparison: Comparison, store: Store, pdf: bool = False
+) -> list[Path]:
     """Write everything that is to be read, of an unfinished study too; returns the files and folders.
 
     Of a study without any result nothing is written, and what an earlier report has left stays. Reads results and
     courses; trains nothing and asks no network.
+
+    pdf: write figures as PDF of a large study too.
     """
     if not has_begun(comparison):
         return []
@@ -59,7 +67,7 @@ def write_report(plan: Plan, runs: Sequence[Run], comparison: Comparison, store:
     for old in (figures, tables):
         shutil.rmtree(old, ignore_errors=True)  # what an earlier look had and this one has not
     if drawn:
-        write_figures(drawn, figures)
+        write_figures(drawn, figures, pdf or len(runs) <= MOST_RUNS_WITH_PDF)
     for part in comparison_parts(comparison):  # with the names that commands take, as in comparison.csv
         write_text(tables / f"{part.name}.csv", in_csv(part))
     files = {

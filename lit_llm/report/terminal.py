@@ -9,6 +9,8 @@ from rich.text import Text
 
 from lit_llm.ablation.arms import Ablation
 from lit_llm.analysis.comparison import Comparison
+from lit_llm.report import text
+from lit_llm.report.answer import total_runs
 from lit_llm.report.parts import in_terminal
 from lit_llm.report.printed import printed_answer, printed_parts
 
@@ -24,7 +26,8 @@ def compared(ablation: Ablation, comparison: Comparison, width: int) -> Renderab
     head = Text(study.study, style="bold") + Text(f"  {study.question}", style="not bold")
     first, *further = printed_answer(ablation, comparison)
     if not has_begun(comparison):
-        return Group(head, Text(" ".join([first, *further])), Text(next_step(ablation, comparison), style="yellow"))
+        missing = f"Not answered yet: none of {text.several(total_runs(comparison), 'run')} has ended with a result."
+        return Group(head, Text(" ".join([missing, *further])), Text(next_step(ablation, comparison), style="yellow"))
     tables: list[RenderableType] = []
     for part in printed_parts(ablation, comparison):
         tables += [*[Text()] * bool(tables), *in_terminal(part, width)]

@@ -54,8 +54,8 @@ def _printed(drawn: Drawn, shown: Shown) -> Drawn:
     return drawn._replace(caption=shown.names.text(drawn.caption))
 
 
-def write_figures(drawn: Sequence[Drawn], folder: Path) -> list[Path]:
-    """`<name>.png`, `.svg` and `.pdf` of each, and `figures.md` with the captions."""
-    files = [path for one in drawn for path in save(one.figure, folder / one.name)]
+def write_figures(drawn: Sequence[Drawn], folder: Path, pdf: bool = True) -> list[Path]:
+    """`<name>.png`, `.svg` and, where it is asked for, `.pdf` of each, and `figures.md` with the captions."""
+    files = [path for one in drawn for path in save(one.figure, folder / one.name, pdf)]
     parts = [f"## {one.name.replace('_', ' ')}\n\n![{one.name}]({one.name}.png)\n\n{one.caption}\n" for one in drawn]
     return [*files, write_text(folder / "figures.md", "\n".join(parts))]

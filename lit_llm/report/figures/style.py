@@ -157,15 +157,16 @@ def scale(axes: Axes, which: Literal["x", "y"], values: Sequence[float], logarit
     axis.set_major_formatter(FuncFormatter(lambda value, _: text.short(value).replace("-", "−")))
 
 
-def save(figure: Figure, path: Path) -> list[Path]:
-    """`<path>.png`, `<path>.svg` and `<path>.pdf`, the same bytes whenever they are written.
+def save(figure: Figure, path: Path, pdf: bool = True) -> list[Path]:
+    """`<path>.png`, `<path>.svg` and, where it is asked for, `<path>.pdf`: the same bytes whenever they are written.
 
-    The PDF is for a paper: without the title, which its caption says, and with its letters as TrueType.
+    The PDF is for a paper: without the title, which its caption says, and with its letters as TrueType. To cut the font
+    to these letters takes as long as both other files.
     """
     from matplotlib import rc_context
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    found = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg", "pdf")]
+    found = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg", *["pdf"] * pdf)]
     with rc_context(STYLE):
         # Laid out once for all: an engine that is left would draw all of it once more before each file.
         if (engine := figure.get_layout_engine()) is not None:
@@ -174,6 +175,8 @@ def save(figure: Figure, path: Path) -> list[Path]:
         quickly = {"compress_level": 3}  # 5% larger files in half the time
         figure.savefig(found[0], metadata={"Software": None}, pil_kwargs=quickly)
         figure.savefig(found[1], metadata={"Date": None, "Creator": None})
+        if not pdf:
+            return found
         nothing = {"CreationDate": None, "Creator": None, "Producer": None}
         figure.savefig(found[2], metadata=nothing, bbox_inches=_below_title(figure))
     return found
