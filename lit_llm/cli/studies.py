@@ -34,6 +34,8 @@ from lit_llm.cli.options import (
 from lit_llm.config.problems import InputError, Problem
 
 if TYPE_CHECKING:
+    from lit_llm.ablation.plan import Plan
+    from lit_llm.ablation.seeds_needed import PowerPlan
     from lit_llm.tracking.store import Store
 
 
@@ -59,6 +61,18 @@ def plan(
             show_default=False,
         ),
     ] = None,
+    power: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            metavar="DIFFERENCE",
+            help="How many seeds show this difference, in the primary metric's unit, with 80% power.",
+        ),
+    ] = None,
+    pilot: Annotated[
+        str | None,
+        typer.Option(metavar="STUDY", help="For --power: take the scatter from the finished runs of this study."),
+    ] = None,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Show every arm before it runs: parameters, FLOPs, cache, tokens, time, what differs, whether it is fair.
@@ -79,8 +93,10 @@ def plan(
     measuring = Path(study).is_file() if measure is None else measure
     known = ceilings(measuring and not planned.refused, again=measure is True)
     planned = estimated(planned, jobs or slots(ablation), known, place)
+    needed = _seeds_needed(planned, place, power, pilot, search is not None)
     if as_json:
-        print(json.dumps(planned.as_json() | (search.as_json() if search else {}), indent=1))
+        more = (search.as_json() if search else {}) | ({"power": needed.as_json()} if needed else {})
+        print(json.dumps(planned.as_json() | more, indent=1))
     elif search is not None:
         from lit_llm.report.sweeps import sweep_plan
 
@@ -91,8 +107,33 @@ def plan(
 
         screen = console()
         screen.print(plan_table(planned, screen.width))
+        if needed is not None:
+            from lit_llm.report.parts import in_terminal
+            from lit_llm.report.power import power_part
+
+            screen.print()
+            screen.print(*in_terminal(power_part(needed), screen.width), sep="\n")
     if planned.refused:
         raise typer.Exit(2)
+
+
+def _seeds_needed(
+    planned: Plan, store: Store, difference: float | None, pilot: str | None, is_sweep: bool
+) -> PowerPlan | None:
+    """The answer to `--power`; None where it is not asked for. Raises InputError."""
+    if difference is None and pilot is None:
+        return None
+    if not difference:
+        message = "is the difference that is to be shown, above 0: `--power 0.02`"
+        raise InputError(Problem(message, "--power"))
+    if is_sweep:
+        message = "a sweep ranks trials by one value each; ask it of the study that compares its winners"
+        raise InputError(Problem(message, "--power"))
+    if all(arm.arm.name == arm.arm.baseline for arm in planned.arms):
+        raise InputError(Problem("no arm is compared with another, so there is no difference to show", "--power"))
+    from lit_llm.ablation.seeds_needed import seeds_needed
+
+    return seeds_needed(planned, store, difference, pilot)
 
 
 @app.command()
