@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from lit_llm.ablation.analysis_plan import register, registration_of
 from lit_llm.ablation.arms import Ablation, Arm, file_and_arm, load_study
 from lit_llm.ablation.config import Figure, ScalingLaw
 from lit_llm.ablation.layouts import factor_layouts, layouts, lr_factors
+from lit_llm.ablation.rounds import looked_in_force, looks_of
 from lit_llm.analysis.comparison import Comparison, Looks, RunResult, compare, in_rounds, scaling_runs
 from lit_llm.analysis.front import front
 from lit_llm.analysis.scaling import Scaling, scaling
-from lit_llm.analysis.sequential import Rounds
 from lit_llm.config.problems import InputError, Problem, did_you_mean
 from lit_llm.config.tree import leaves
 from lit_llm.experiment.chain import Link, chain
@@ -23,7 +24,7 @@ from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.cost import GENERATE, PROMPT, cost_of
 from lit_llm.experiment.identity import provenance, same_origin, weights_digest
 from lit_llm.experiment.run import experiment_yaml
-from lit_llm.tracking.store import Stage, Store
+from lit_llm.tracking.store import FINAL, Stage, Store
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def _of_all(results: Iterable[tuple[Step, Mapping[str, Any]]], key: str) -> dict
 
 def runs_of(ablation: Ablation, store: Store) -> list[Run]:
     """Every run, arm by arm; where seeds are added in rounds, all that the results up to now have asked for."""
-    study, looks = ablation.study, _looks(ablation)
+    study, looks = ablation.study, looks_in(store, ablation)
     runs = {arm.name: [Run.of(arm, seed, store) for seed in study.seeds] for arm in ablation.arms}
     grown = looks is not None
     while grown and looks is not None:
@@ -160,11 +161,21 @@ def runs_of(ablation: Ablation, store: Store) -> list[Run]:
     return [run for own in runs.values() for run in own]
 
 
-def _looks(ablation: Ablation) -> Looks | None:
-    study = ablation.study
-    if study.more_seeds is None:
-        return None
-    return Looks(study.all_seeds, Rounds(len(study.seeds), study.more_seeds.most, study.more_seeds.step))
+def looks_in(store: Store, ablation: Ablation) -> Looks | None:
+    """How seeds are added, with the looks that this store knows of; None where their number is fixed."""
+    return looks_of(ablation, registration_of(store.study(ablation.study.study)), _results_of(store, ablation))
+
+
+def register_analysis(store: Store, ablation: Ablation) -> list[str]:
+    """Freeze a study's analysis, or log what of it has changed. Returns what kept it from that, as sentences."""
+    known = registration_of(store.study(ablation.study.study))
+    looked = looked_in_force(ablation, known, _results_of(store, ablation))
+    runs = [Run.of(arm, seed, store) for arm in ablation.arms for seed in ablation.study.all_seeds]
+    return register(store, ablation, sum(run.status()["state"] in FINAL for run in runs), looked)
+
+
+def _results_of(store: Store, ablation: Ablation) -> Callable[[Sequence[int]], list[RunResult]]:
+    return lambda seeds: [Run.of(arm, seed, store).result() for arm in ablation.arms for seed in seeds]
 
 
 def runs_of_arm(source: str, overrides: Sequence[str], store: Store) -> list[Run]:
@@ -266,7 +277,7 @@ def comparison_of(ablation: Ablation, runs: Sequence[Run]) -> Comparison:
         asked.correction,
         asked.margin,
         factor_layouts(ablation),
-        _looks(ablation),
+        looks_in(runs[0].last.store, ablation) if runs else None,
     )
     if asked.scaling is not None:
         compared = replace(compared, scaling=_scaling(ablation, results, asked.scaling))

@@ -154,7 +154,7 @@ def _notes(rows: Sequence[SeedsNeeded], found: Mapping[str, tuple[Scatter, str]]
         few = planned.ablation.study.seeds[:3] if len(planned.ablation.study.seeds) > 1 else (0, 1, 2)
         yield (
             f"no earlier runs with {planned.ablation.study.compare.metric} in two shared seeds are in this store: run "
-            f"this study with `seeds: {list(few)}` first and ask again, or name a study with such runs by `--pilot STUDY`"
+            f"this study with `seeds: {list(few)}` first and ask again, or name such a study by `--pilot STUDY`"
         )
 
 

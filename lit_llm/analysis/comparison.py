@@ -21,9 +21,10 @@ from lit_llm.analysis.effects import Effects, Layout, effects, judged_effects
 from lit_llm.analysis.front import Front
 from lit_llm.analysis.learning_rates import LearningRates, LRFactor, learning_rates
 from lit_llm.analysis.paired import Difference, against_baselines
+from lit_llm.analysis.rounds_notes import rounds_notes
 from lit_llm.analysis.scaling import Scaling, ScalingRun
 from lit_llm.analysis.sensitivity import LRRun
-from lit_llm.analysis.sequential import Rounds, Standing, standings
+from lit_llm.analysis.sequential import Rounds, Standing, bias_adjusted, standings
 from lit_llm.analysis.verdicts import Judgement, judgements
 from lit_llm.config.problems import did_you_mean
 from lit_llm.experiment.chain import EVALUATED, FINETUNED
@@ -123,6 +124,9 @@ class Comparison:
     """Of the factors of a full factorial, where any has more than two levels."""
     scaling: Scaling | None = None
     """Power laws of the metric, where the study asks for them."""
+    bias_adjusted: Mapping[str, float] | None = None
+    """Differences of the arms that stopped before the most seeds, without the bias of stopping; None where the number
+    of seeds was fixed."""
 
     def csv(self) -> str:
         """One line per arm; empty where there is no number."""
@@ -162,6 +166,7 @@ def compare(
     are added in rounds.
     """
     notes: list[str] = []
+    adjusted: Mapping[str, float] | None = None
     kept = _of_one_origin(runs, notes)
     arms = list(dict.fromkeys(run.arm for run in runs))
     values = _values(kept, arms, metric)
@@ -173,7 +178,8 @@ def compare(
         standing = in_rounds(runs, metric, looks, margin)
         judged = {arm: own for arm in judged if (own := standing[arm].judgement) is not None}
         differences = dict[str, Difference | None]({arm: own.difference for arm, own in judged.items()})
-        notes += _rounds_notes(standing, looks)
+        adjusted = bias_adjusted(standing, looks.rounds, looks.comparisons)
+        notes += rounds_notes(standing, looks.rounds, looks.comparisons, adjusted)
     every, ended = _by_arm(runs), _by_arm(kept)
     rows = tuple(
         _row(arm, metric, every[arm], ended.get(arm, ()), baselines[arm], values[arm], judged.get(arm)) for arm in arms
@@ -184,7 +190,7 @@ def compare(
         notes.append("intervals: residual variance pooled over the arms that share a baseline")
     if any(d is not None and d.low is None for d in differences.values()):
         notes.append("one seed has no interval; add seeds to see how sure a difference is")
-    notes += _judging_notes(judged, correction)
+    notes += _judging_notes(judged, correction, looks)
     lacking = {(run.arm, run.seed): _lack(run, metric) for run in runs if run.seed not in values[run.arm]}
     shown = [layout for layout in layouts if any(values[arm] for arm in layout.arms)]
     found = judged_effects([effects(layout, values, lacking) for layout in shown], metric, correction, margin)
@@ -202,6 +208,7 @@ def compare(
         correction=correction,
         margin=margin,
         anova=tested,
+        bias_adjusted=adjusted,
     )
 
 
@@ -212,6 +219,8 @@ class Looks:
     seeds: tuple[int, ...]
     """All that there may be, in their order."""
     rounds: Rounds
+    comparisons: int = 1
+    """Arms that share the 5%."""
 
 
 def in_rounds(runs: Sequence[RunResult], metric: str, looks: Looks, margin: float | None) -> dict[str, Standing]:
@@ -225,26 +234,20 @@ def in_rounds(runs: Sequence[RunResult], metric: str, looks: Looks, margin: floa
     found: dict[str, Standing] = {}
     for baseline in dict.fromkeys(baselines.values()):
         block = {arm: values[arm] for arm in arms if arm == baseline or baselines[arm] == baseline}
-        for arm, new in standings(block, baseline, metric, looks.seeds, looks.rounds, margin, lost).items():
+        judged = standings(block, baseline, metric, looks.seeds, looks.rounds, margin, lost, looks.comparisons)
+        for arm, new in judged.items():
             # A rung of a ladder stands in two blocks: judged in the one, and a baseline in the other.
             own = new if arm != baseline or arm not in found else found[arm]
             found[arm] = replace(own, more=max(new.more, found[arm].more if arm in found else 0))
     return found
 
 
-def _rounds_notes(standing: Mapping[str, Standing], looks: Looks) -> Iterator[str]:
-    yield f"intervals: as for looking after each round of seeds, up to {looks.rounds.most}: 5% for all looks together"
-    if several := {arm: s.seeds for arm, s in standing.items() if s.decided and s.seeds < looks.rounds.most}:
-        told = ", ".join(f"{arm} ({seeds})" for arm, seeds in several.items())
-        yield f"decided before the most seeds: {told}; a difference is of the seeds that decided it"
-
-
-def _judging_notes(judged: Mapping[str, Judgement], correction: Correction) -> Iterator[str]:
+def _judging_notes(judged: Mapping[str, Judgement], correction: Correction, looks: Looks | None) -> Iterator[str]:
     """For how many comparisons the intervals hold at once, and what they were able to show."""
     known = [judgement for judgement in judged.values() if judgement.detectable is not None]
     if not known:
         return
-    if len(known) > 1:
+    if len(known) > 1 and (looks is None or looks.comparisons == 1):
         yield CORRECTIONS[correction].format(n=len(known))
     if correction == "dunnett" and not all(judgement.difference.pooled for judgement in known):
         yield "where nothing is pooled, Bonferroni's correction stands in for Dunnett's"

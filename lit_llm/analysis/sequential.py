@@ -23,6 +23,8 @@ from lit_llm.analysis.verdicts import DIFFERENT, LEVEL, Judgement, Levels, judge
 
 __all__ = ["PastLooks", "Rounds", "Standing", "pocock_spending", "round_levels", "spent_levels", "standings"]
 
+OPEN = ("undecided", "not enough seeds")
+"""Verdicts that decide nothing: without a margin, and with one."""
 FARTHEST = 37.0
 """Normal quantile that stands for a p-value of zero."""
 ESTIMATE_NODES = 48
@@ -66,25 +68,30 @@ def standings(
     if len(seeds) < rounds.most:
         raise ValueError(f"{rounds.most} seeds at most, and only {len(seeds)} are named")
     open_arms = [arm for arm in values if arm != baseline]
-    found: dict[str, Standing] = {arm: Standing(0, None, False, rounds.first) for arm in open_arms}
+    found: dict[str, Standing] = {arm: Standing(0, None, False, rounds.sizes[0]) for arm in open_arms}
     ended = {arm: {*values[arm], *(lost or {}).get(arm, ())} for arm in values}
+    usable = Levels()
     for look, (size, levels) in enumerate(zip(rounds.sizes, round_levels(rounds, comparisons), strict=True)):
+        # A look for which nothing of the 5% is left decides nothing; it is shown with the last interval that could.
+        usable = levels if levels.difference else usable
         now = set(seeds[:size])
         if not open_arms or any(not now <= ended[arm] for arm in (*open_arms, baseline)):
             break
         block = {arm: {s: v for s, v in values[arm].items() if s in now} for arm in (*open_arms, baseline)}
         baselines = dict.fromkeys(block, baseline)
-        judged = judgements(block_differences(block, baseline), baselines, metric, margin=margin, levels=levels)
+        judged = judgements(block_differences(block, baseline), baselines, metric, margin=margin, levels=usable)
         following = next((more for more in rounds.sizes if more > size), size)
         for arm in open_arms:
             judgement = judged.get(arm)
-            decided = judgement is not None and judgement.verdict not in ("undecided", "not enough seeds")
+            if judgement is not None and not levels.difference:
+                judgement = replace(judgement, verdict=OPEN[0] if margin is None else OPEN[1])
+            decided = judgement is not None and judgement.verdict not in OPEN
             raw = judgement.p if judgement is not None else None
             if judgement is not None and raw is not None:
                 judgement = replace(judgement, p=stagewise_p(raw, look, rounds, comparisons))
             found[arm] = Standing(size, judgement, decided, size if decided else following, look, raw)
         open_arms = [arm for arm in open_arms if not found[arm].decided]
-    most = max((standing.more for standing in found.values()), default=rounds.first)
+    most = max((standing.more for standing in found.values()), default=rounds.sizes[0])
     found[baseline] = Standing(max((s.seeds for s in found.values()), default=0), None, False, most)
     return found
 

@@ -4,8 +4,8 @@ The 5% are spent over the looks by the function of Lan and DeMets that is like P
 a share s of the most seeds, ln(1 + (e - 1) s) of the level is spent. It leaves the first looks enough to stop at; that
 of O'Brien and Fleming spends next to nothing on them.
 
-Where the number of seeds changes after a look, what was spent stays spent: past looks keep their levels, and the rest of
-the level is spent over the looks that remain, in proportion to the same function of the new number.
+Where the number of seeds changes after a look, what was spent stays spent: past looks keep their levels, and the rest
+of the level is spent over the looks that remain, in proportion to the same function of the new number.
 """
 
 from __future__ import annotations
@@ -57,10 +57,9 @@ class Rounds:
     @property
     def sizes(self) -> tuple[int, ...]:
         """Seeds at each look, past ones included."""
-        looked = self.looked
-        last = looked[-1] if looked else 0
+        last = max((size for past in self.past for size in past.sizes), default=0)
         coming = [size for size in (*range(self.first, self.most, self.step), self.most) if size > last]
-        return (*looked, *coming)
+        return (*self.looked, *coming) or (self.most,)
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -73,7 +72,7 @@ class Rounds:
                     spent = _share(size / looks.most, start / looks.most, start_spent)
                     found[size] = spent
                     before = size
-        return tuple(found[size] for size in self.sizes)
+        return tuple(found.get(size, self.lost) for size in self.sizes)
 
 
 def pocock_spending(share: float, level: float) -> float:
