@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri, stdtr
+from scipy.special import stdtr
 
-from lit_llm.analysis.sequential import FARTHEST, PastLooks, Rounds, round_levels, whitehead
+from lit_llm.analysis.sequential import PastLooks, Rounds, round_levels, unbiased
 
 Array = NDArray[Any]
 LEVEL = 0.05
@@ -122,36 +122,28 @@ def extensions(replicates: int, random: np.random.Generator) -> list[dict[str, A
     return rows
 
 
-def estimates(data: Array, rounds: Rounds, grid: int = 60) -> tuple[Array, Array]:
-    """(naive, bias-adjusted) differences [replicate] of one arm as a report prints them."""
-    found = decided_at(data, rounds)[:, 0]
+def estimates(data: Array, rounds: Rounds, moderated: bool = False) -> tuple[Array, Array]:
+    """(naive, bias-adjusted) differences [replicate] of the first arm as a report prints them."""
+    found = decided_at(data, rounds, 1, moderated)[:, 0]
     size = np.where(found > 0, found, rounds.most)
-    sums = np.cumsum(data[:, 0], axis=1)
-    naive = sums[np.arange(len(data)), size - 1] / size
-    adjusted = naive.copy()
-    for look, seeds in enumerate(rounds.sizes[:-1]):
-        stopped = found == seeds
-        if not stopped.any():
-            continue
-        raw = p_values(data[stopped][..., :seeds], np.ones((int(stopped.sum()), 1), bool), False)[:, 0]
-        z = np.minimum(-ndtri(np.maximum(raw, 1e-300) / 2), FARTHEST)
-        points = np.linspace(z.min(), z.max(), grid)  # the factor depends on z alone, and is smooth
-        factors = [whitehead(1.0, float(2 * stdtr(1e9, -point)), look, rounds) for point in points]
-        adjusted[stopped] *= np.interp(z, points, factors)
-    return naive, adjusted
+    naive = np.array([row[:n].mean() for row, n in zip(data[:, 0], size, strict=True)])
+    looks = [rounds.sizes.index(n) for n in size]
+    adjusted = [unbiased(row[:n], look, rounds) for row, n, look in zip(data[:, 0], size, looks, strict=True)]
+    return naive, np.array(adjusted)
 
 
-def biases(replicates: int, random: np.random.Generator, grid: int = 60) -> list[dict[str, Any]]:
+def biases(replicates: int, random: np.random.Generator) -> list[dict[str, Any]]:
     """Mean error of the printed difference, naive and adjusted."""
-    rows = []
+    rows, rounds = [], Rounds(3, 10)
     for effect in (0.5, 1.0, 1.5, 2.0):
-        rounds = Rounds(3, 10)
-        naive, adjusted = estimates(null_arms(random, replicates, 1, 10, effect), rounds, grid)
-        for name, found in (("naive", naive), ("bias-adjusted (Whitehead)", adjusted)):
-            row = _row(name, f"1 arm, 3 to 10 seeds, effect {effect:g} sd", "bias", 0.0, replicates, 0.0)
-            row["value"] = round(float(found.mean() - effect), 4)
-            row["simulation_error"] = round(float(found.std() / np.sqrt(replicates)), 4)
-            rows.append(row)
+        for arms, variance in ((1, "own"), (4, "moderated")):
+            data = null_arms(random, replicates, arms, 10, effect)
+            for name, found in zip(("naive", "bias-adjusted"), estimates(data, rounds, arms > 1), strict=True):
+                design = f"{arms} arm{'s' if arms > 1 else ''}, 3 to 10 seeds, {variance} t, effect {effect:g} sd"
+                row = _row(name, design, "bias", 0.0, replicates, 0.0)
+                row["value"] = round(float(found.mean() - effect), 4)
+                row["simulation_error"] = round(float(found.std() / np.sqrt(replicates)), 4)
+                rows.append(row)
     return rows
 
 

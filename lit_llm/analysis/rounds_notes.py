@@ -21,7 +21,7 @@ def rounds_notes(
         yield f"decided before the most seeds: {named}; a difference is of the seeds that decided it"
     if adjusted:
         pairs = ", ".join(f"{arm} {_seen(standing[arm]):+.3f} → {value:+.3f}" for arm, value in adjusted.items())
-        yield f"a difference that stops the rounds is too large on average; bias-adjusted (Whitehead 1986): {pairs}"
+        yield f"stopping early makes differences too large on average; without that bias (Emerson-Fleming): {pairs}"
 
 
 def _past_notes(rounds: Rounds) -> Iterator[str]:

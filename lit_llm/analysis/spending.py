@@ -4,6 +4,11 @@ The 5% are spent over the looks by the function of Lan and DeMets that is like P
 a share s of the most seeds, ln(1 + (e - 1) s) of the level is spent. It leaves the first looks enough to stop at; that
 of O'Brien and Fleming spends next to nothing on them.
 
+The levels are exact for normal differences of unknown variance: the t statistics of growing samples are a Markov chain,
+and the chance of passing a level for the first time is integrated along it (Armitage, McPherson and Rowe 1969, J. R.
+Stat. Soc. A 132, do so for a known variance). Bounds for a known variance that are asked of Student's t, as is usual,
+raise 5.8 false alarms in a hundred in place of 5 when the looks begin at three seeds.
+
 Where the number of seeds changes after a look, what was spent stays spent: past looks keep their levels, and the rest
 of the level is spent over the looks that remain, in proportion to the same function of the new number.
 """
@@ -11,15 +16,16 @@ of the level is spent over the looks that remain, in proportion to the same func
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-NODES = 200
-"""Of the quadrature over where the sum of the increments can be."""
-REACH = 12.0
-"""Standard deviations beyond which a sum of normal increments is taken not to be."""
+GRID = 320
+"""p-values at which what has happened before a look is known; between them it is interpolated."""
+SMALLEST = 1e-13
+"""Of these p-values."""
+DRAWS = 320
+"""Of the quadrature over the last seed's difference."""
 
 
 @dataclass(frozen=True)
@@ -88,94 +94,127 @@ def _share(seen: float, before: float, spent: float) -> float:
     return spent + (1 - spent) * (pocock_spending(min(seen, 1.0), 1.0) - start) / (1 - start)
 
 
-class Walk:
-    """The sum of normal increments, look by look, as long as it has passed no bound.
+@dataclass(frozen=True)
+class Chain:
+    """All looks of one arm where there is no difference, by the p-values of its t statistics.
 
-    The chance of passing a bound for the first time is integrated from look to look over where the sum can be
-    (Armitage, McPherson and Rowe 1969, J. R. Stat. Soc. A 132).
+    Runs from the last seed to the first: given the sum and the sum of squares of n differences, the last of them is a
+    coordinate of a point that is uniform on a sphere, whatever the variance.
     """
 
-    def __init__(self, drift: float = 0.0, nodes: int = NODES) -> None:
-        """drift: the mean of one increment, in its standard deviations."""
+    sizes: tuple[int, ...]
+    """Seeds at each look."""
+    levels: tuple[float, ...]
+    """Level of each look's own test, such that all together have the level; 0 where nothing is left to spend."""
+    _passed: tuple[Any, ...]
+    """Of each look and p on the grid: the chance of having passed a level before, or of a p up to this one now."""
+    _means: tuple[Any, ...]
+    """Of each look and p on the grid: the first look's mean that is expected where no level was passed before, for a
+    positive mean and in root sums of squares."""
+
+    def p(self, look: int, raw: float) -> float:
+        """Chance of passing a level at an earlier look, or of a p-value up to `raw` at this one.
+
+        That is the p-value by the stagewise ordering (Jennison and Turnbull 2000, Group Sequential Methods, section
+        8.4). look: counted from zero; raw: two-sided p-value of the look's own test.
+        """
         import numpy as np
 
-        self.drift = drift
-        self._nodes, self._weights = np.polynomial.legendre.leggauss(nodes)
-        self.size = 0
-        self._place, self._mass = np.zeros(1), np.ones(1)
-        self._step = 0.0
+        return float(np.interp(math.log(max(raw, SMALLEST)), _grid(), self._passed[look]))
 
-    def advance(self, size: int) -> None:
-        """Go on to the look at this number of increments."""
-        self._place = self._place + self.drift * (size - self.size)
-        self._step = math.sqrt(size - self.size)
-        self.size = size
+    def unbiased(self, look: int, raw: float, root_sum_of_squares: float) -> float:
+        """Size of the unbiased estimate of a difference that was last looked at here.
 
-    def passing(self, bound: float) -> float:
-        """Probability that the sum passes the bound at this look, in either direction, and passed none before."""
-        from scipy.special import ndtr
+        It is the mean at the first look that is expected given the data and that no level was passed before (Emerson
+        and Fleming 1990, Biometrika 77): unbiased over all ways in which the looks can end. At the first look, the mean
+        itself.
 
-        above, below = (self._place - bound) / self._step, (-bound - self._place) / self._step
-        return float(self._mass @ (ndtr(above) + ndtr(below)))
+        Args:
+            look: counted from zero.
+            raw: two-sided p-value of the look's own test.
+            root_sum_of_squares: of the arm's differences from its baseline, in the metric's unit.
+        """
+        import numpy as np
 
-    def mean_beyond(self, bound: float) -> float:
-        """Expectation of the sum where it passes the bound at this look, zero elsewhere."""
-        from scipy.special import ndtr
-
-        above, below = (bound - self._place) / self._step, (-bound - self._place) / self._step
-        tails = self._place * (ndtr(-above) + ndtr(below)) + self._step * (_density(above) - _density(below))
-        return float(self._mass @ tails)
-
-    def mean(self) -> float:
-        """Expectation of the sum where it has passed no bound before this look, zero elsewhere."""
-        return float(self._mass @ self._place)
-
-    def stay(self, bound: float) -> None:
-        """Keep what lies within the bound."""
-        reach = min(bound, REACH * math.sqrt(self.size) + abs(self.drift) * self.size)
-        inside = reach * self._nodes
-        density = _density((inside[:, None] - self._place) / self._step) / self._step @ self._mass
-        self._place, self._mass = inside, density * reach * self._weights
+        return root_sum_of_squares * float(np.interp(math.log(max(raw, SMALLEST)), _grid(), self._means[look]))
 
 
-def _density(z: Any) -> Any:
+@lru_cache(maxsize=64)
+def chain(rounds: Rounds, level: float) -> Chain:
+    """The looks of rounds whose false alarms are spent as the rounds say, up to this level."""
     import numpy as np
 
-    return np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+    sizes, grid = rounds.sizes, np.exp(_grid())
+    stayed = np.ones(len(grid))  # of each p at this look: the chance of having passed no level before
+    mean = _mean_of(sizes[0], grid)
+    levels, passed, means = list[float](), list[Any](), list[Any]()
+    spent, now = level * rounds.lost, sizes[0]
+    for size, share in zip(sizes, rounds.shares, strict=True):
+        while now < size:
+            at_look = levels[-1] if now in sizes else 0.0
+            stayed, mean = _one_seed_more(now, stayed, mean, at_look)
+            now += 1
+        below = np.concatenate([[stayed[0] * grid[0]], (stayed[1:] + stayed[:-1]) / 2 * np.diff(grid)]).cumsum()
+        due = level * share - spent
+        levels.append(
+            float(np.exp(np.interp(math.log(due), np.log(np.maximum(below, 1e-300)), _grid()))) if due > 1e-12 else 0.0
+        )
+        passed.append(spent + below)
+        means.append(mean / np.maximum(stayed, 1e-300))
+        spent = max(spent, level * share)
+    return Chain(sizes, tuple(levels), tuple(passed), tuple(means))
 
 
-def even_shares(sizes: Sequence[int]) -> tuple[float, ...]:
-    """Shares of the level after each look, where the last one is at the most seeds and none was planned otherwise."""
-    return tuple(pocock_spending(size / sizes[-1], 1.0) for size in sizes)
+def _one_seed_more(size: int, stayed: Any, mean: Any, level: float) -> tuple[Any, Any]:
+    """The same functions of p one seed later. level: what ended the arm at this size; 0 where nobody looked."""
+    import numpy as np
+    from scipy.special import stdtr
+
+    # In units of the root of the sum of squares of size + 1 differences: their sum, what their mean leaves, the last.
+    u = _u_of(size + 1, np.exp(_grid()))[:, None]
+    last = u / math.sqrt(size + 1) + math.sqrt(size / (size + 1)) * np.sqrt(1 - u * u) * _coordinates(size)
+    root = np.sqrt(np.maximum(1 - last * last, 1e-300))
+    before = np.clip((u * math.sqrt(size + 1) - last) / root / math.sqrt(size), -1, 1)
+    t = before * math.sqrt(size - 1) / np.sqrt(np.maximum(1 - before * before, 1e-300))
+    p = np.clip(2 * stdtr(size - 1, -np.abs(t)), SMALLEST, 1)
+    goes_on, at = p >= level, np.log(p)
+    still = np.where(goes_on, np.interp(at, _grid(), stayed), 0.0)
+    seen = np.where(goes_on, np.sign(before) * root * np.interp(at, _grid(), mean), 0.0)
+    return still.mean(1), seen.mean(1)
+
+
+def _grid() -> Any:
+    """Logarithms of p-values, increasing: dense where they are large, and even on the scale of the logarithm below."""
+    return _points()[0]
 
 
 @lru_cache
-def bounds(sizes: tuple[int, ...], shares: tuple[float, ...], level: float, lost: float = 0.0) -> tuple[float, ...]:
-    """Bounds of the sum of normal increments at each look, such that all looks together have the level.
+def _points() -> tuple[Any]:
+    import numpy as np
 
-    sizes: increments at each look; shares: part of the level that is spent after each; lost: part that was spent
-    before the first. A look for which nothing is left has an infinite bound.
-    """
-    from scipy.optimize import brentq
-
-    walk, found, before = Walk(), list[float](), lost
-    for size, share in zip(sizes, shares, strict=True):
-        walk.advance(size)
-        due, before = level * (share - before), share
-        bound = math.inf
-        if due > 1e-12:
-            high = REACH * math.sqrt(size)
-            bound = float(brentq(lambda b: walk.passing(b) - due, 0.0, high, xtol=1e-12))  # noqa: B023
-        found.append(bound)
-        walk.stay(bound)
-    return tuple(found)
+    ps = np.unique(np.concatenate([np.geomspace(SMALLEST, 1, GRID // 2), np.linspace(0, 1, GRID // 2 + 2)[1:-1]]))
+    return (np.log(ps),)
 
 
-def spent_levels(
-    sizes: tuple[int, ...], level: float, shares: tuple[float, ...] | None = None, lost: float = 0.0
-) -> tuple[float, ...]:
-    """The two-sided level of each look, such that all together have this one. shares, lost: see `bounds`."""
-    from scipy.special import ndtr
+@lru_cache(maxsize=256)
+def _coordinates(dimension: int) -> Any:
+    """A coordinate of a point that is uniform on the unit sphere of this dimension: equally likely values."""
+    import numpy as np
+    from scipy.special import betaincinv
 
-    found = bounds(sizes, shares or even_shares(sizes), level, lost)
-    return tuple(float(2 * ndtr(-bound / math.sqrt(size))) for bound, size in zip(found, sizes, strict=True))
+    half = (dimension - 1) / 2
+    return 2 * betaincinv(half, half, (np.arange(DRAWS) + 0.5) / DRAWS) - 1
+
+
+def _u_of(size: int, p: Any) -> Any:
+    """Sum of so many differences, by the root of their number and of their sum of squares, for p of a positive mean."""
+    import numpy as np
+    from scipy.special import stdtrit
+
+    t = -stdtrit(size - 1, p / 2)
+    return np.where(np.isfinite(t), t / np.sqrt(t * t + size - 1), 1.0)
+
+
+def _mean_of(size: int, p: Any) -> Any:
+    """Mean of so many differences in units of the root of their sum of squares."""
+    return _u_of(size, p) / math.sqrt(size)
