@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,12 +173,14 @@ def _event(line: Mapping[str, Any]) -> Change | Look:
 # --- writing --------------------------------------------------------------------------------------------------------
 
 
-def register(store: Store, ablation: Ablation, finished: int, looked: int = 0) -> list[str]:
+def register(
+    store: Store, ablation: Ablation, finished: Callable[[], int], looked: Callable[[], int] = lambda: 0
+) -> list[str]:
     """Freeze the analysis of a study, or log how it differs from the one in force. Returns what kept it from that.
 
     Args:
-        finished: runs of the study that have finished.
-        looked: seeds of the last look at the rounds in force before.
+        finished: counts the runs of the study that have finished; called where something is written.
+        looked: likewise, seeds of the last look at the rounds in force before.
 
     A study without a comparison, of one arm, has nothing to freeze.
     """
@@ -189,13 +191,11 @@ def register(store: Store, ablation: Ablation, finished: int, looked: int = 0) -
         with locked(folder / LOCK, PATIENCE):
             known = registration_of(folder)
             if known is None:
-                content = {"plan": plan, "hash": fingerprint(plan), "time": _now(), "finished": finished}
+                content = {"plan": plan, "hash": fingerprint(plan), "time": _now(), "finished": finished()}
                 write_json(folder / FROZEN, content)
             elif known.plan and (changes := changed(known.current, plan)):
-                _append(
-                    folder / LOG,
-                    {"event": "change", "time": _now(), "finished": finished, "looked": looked, "changes": changes},
-                )
+                line = {"event": "change", "time": _now(), "finished": finished(), "looked": looked()}
+                _append(folder / LOG, {**line, "changes": changes})
     except (Busy, OSError) as error:
         return [_unwritten(folder, error)]
     return []

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from lit_llm.ablation.analysis_plan import register, registration_of
+from lit_llm.ablation.analysis_plan import note_look, register, registration_of
 from lit_llm.ablation.arms import Ablation, Arm, file_and_arm, load_study
 from lit_llm.ablation.config import Figure, ScalingLaw
 from lit_llm.ablation.layouts import factor_layouts, layouts, lr_factors
@@ -166,12 +166,24 @@ def looks_in(store: Store, ablation: Ablation) -> Looks | None:
     return looks_of(ablation, registration_of(store.study(ablation.study.study)), _results_of(store, ablation))
 
 
-def register_analysis(store: Store, ablation: Ablation) -> list[str]:
-    """Freeze a study's analysis, or log what of it has changed. Returns what kept it from that, as sentences."""
-    known = registration_of(store.study(ablation.study.study))
-    looked = looked_in_force(ablation, known, _results_of(store, ablation))
-    runs = [Run.of(arm, seed, store) for arm in ablation.arms for seed in ablation.study.all_seeds]
-    return register(store, ablation, sum(run.status()["state"] in FINAL for run in runs), looked)
+def register_analysis(store: Store, ablation: Ablation, runs: Sequence[Run]) -> list[str]:
+    """Freeze a study's analysis, or log what of it has changed. Returns what kept it from that, as sentences.
+
+    runs: the study's, of which those that have finished are counted.
+    """
+
+    def looked() -> int:
+        known = registration_of(store.study(ablation.study.study))
+        return looked_in_force(ablation, known, _results_of(store, ablation))
+
+    return register(store, ablation, lambda: sum(run.status()["state"] in FINAL for run in runs), looked)
+
+
+def note_comparison(store: Store, ablation: Ablation, runs: Sequence[Run], comparison: Comparison) -> list[str]:
+    """Log, for a study that has run in this store, changes of its analysis and a look at its comparison."""
+    if registration_of(store.study(ablation.study.study)) is None:
+        return []
+    return [*register_analysis(store, ablation, runs), *note_look(store, ablation, comparison)]
 
 
 def _results_of(store: Store, ablation: Ablation) -> Callable[[Sequence[int]], list[RunResult]]:

@@ -34,6 +34,8 @@ from lit_llm.cli.options import (
 from lit_llm.config.problems import InputError, Problem
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from lit_llm.ablation.plan import Plan
     from lit_llm.ablation.seeds_needed import PowerPlan
     from lit_llm.tracking.store import Store
@@ -184,6 +186,7 @@ def run(
     else:
         screen.print()
         screen.print(compared(ablation, finished.comparison, screen.width))
+        _registered(finished.folder, screen)
         seen = charts(store, tracking, finished.mirrored)
         read = finished.folder if finished.interrupted else finished.folder / "report.html"
         screen.print(f"\nreport: {shown(read)}   charts: {seen}", style="dim", highlight=False, soft_wrap=True)
@@ -247,9 +250,11 @@ def report(
 
     Example: lit-llm report ablations/quickstart.yaml
     """
+    from lit_llm.ablation.analysis_plan import registration_of
     from lit_llm.ablation.arms import load_study
-    from lit_llm.ablation.runs import comparison_of, runs_of
+    from lit_llm.ablation.runs import comparison_of, note_comparison, runs_of
     from lit_llm.cli.sweeps import sweep_report
+    from lit_llm.report.studies import discoveries_json, discoveries_line, studies_of
     from lit_llm.search.sweep import is_sweep
     from lit_llm.tracking.store import Store
 
@@ -264,8 +269,12 @@ def report(
     ablation = load_study(study, override or ())
     runs = runs_of(ablation, place)
     comparison = comparison_of(ablation, runs)
+    problems = note_comparison(place, ablation, runs, comparison)
+    discoveries = studies_of(place).discoveries
     if as_json:
-        print(json.dumps({"study": ablation.study.study, **comparison.as_json()}, indent=1))
+        registered = registration_of(place.study(ablation.study.study))
+        more = {"analysis": registered and registered.as_json(), "store": discoveries_json(discoveries)}
+        print(json.dumps({"study": ablation.study.study, **comparison.as_json(), **more}, indent=1))
         return
     from lit_llm.ablation.plan import PLAN, plan, remembered
     from lit_llm.ablation.run import attached
@@ -276,12 +285,27 @@ def report(
     screen.print(compared(ablation, comparison, screen.width))
     if not any(row.seeds for row in comparison.rows):
         screen.print(f"Nothing is finished yet: `lit-llm run {study}` runs it.", style="yellow", highlight=False)
+    _registered(folder, screen)
+    for line in (*problems, discoveries_line(discoveries)):
+        if line:
+            screen.print(line, style="yellow" if line in problems else "dim", highlight=False, soft_wrap=True)
     if not folder.is_dir():
         return
     files = write_report(remembered(plan(ablation, built=False, runs=runs), folder / PLAN), runs, comparison, place)
     screen.print(f"\nreport: {shown(folder / 'report.html')}", style="dim", highlight=False, soft_wrap=True)
     if problem := attached(place, ablation.study.study, tracking, files):
         screen.print(problem, style="yellow", highlight=False)
+
+
+def _registered(folder: Path, screen: Console) -> None:
+    """One line of the frozen analysis, where there is one."""
+    from lit_llm.ablation.analysis_plan import registration_of
+    from lit_llm.report.registration import summary
+
+    known = registration_of(folder)
+    if known is not None:
+        style = "yellow" if known.problems or any(change.finished for change in known.changes) else "dim"
+        screen.print(summary(known), style=style, highlight=False, soft_wrap=True)
 
 
 def _two(study: str, other: str, override: list[str] | None, as_json: bool, store: Store) -> None:
