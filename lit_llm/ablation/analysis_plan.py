@@ -130,11 +130,13 @@ def registration_of(folder: Path) -> Registration | None:
     try:
         content = json.loads(frozen.read_text())
         plan, when, finished = dict(content["plan"]), float(content["time"]), int(content["finished"])
+        _check_seeds(plan)
         if content["hash"] != fingerprint(plan):
             problems.append(f"{frozen} was edited after it was frozen: its hash is {content['hash']}")
     except FileNotFoundError:
         problems.append(f"{frozen} is missing: what was frozen is not known")
     except (OSError, ValueError, LookupError, TypeError):
+        plan = {}
         problems.append(f"{frozen} cannot be read: what was frozen is not known")
     changes, looks = list[Change](), list[Look]()
     for event in _events(log, problems):
@@ -160,10 +162,19 @@ def _events(log: Path, problems: list[str]) -> Iterator[Change | Look]:
             problems.append(f"{log}:{number} cannot be read: a change or a look is missing here")
 
 
+def _check_seeds(plan: Mapping[str, Any]) -> None:
+    """Raise ValueError, TypeError or LookupError where no levels can be computed from what stands there."""
+    seeds, more = plan["seeds"], plan["more_seeds"]
+    numbers = [*seeds, *((more["most"], more["step"]) if more else ())]
+    if not seeds or not all(isinstance(number, int) for number in numbers):
+        raise ValueError("seeds")
+
+
 def _event(line: Mapping[str, Any]) -> Change | Look:
     when, finished = float(line["time"]), int(line["finished"])
     if line["event"] == "change":
         changes = {str(key): (old, new) for key, (old, new) in line["changes"].items()}
+        _check_seeds({"seeds": [0], "more_seeds": None} | {key: new for key, (_, new) in changes.items()})
         return Change(when, finished, changes, int(line.get("looked", 0)))
     if line["event"] == "look":
         return Look(when, finished, str(line["key"]), int(line.get("seeds", 0)))

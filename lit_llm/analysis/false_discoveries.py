@@ -15,7 +15,7 @@ from lit_llm.analysis.verdicts import DIFFERENT
 
 
 @dataclass(frozen=True)
-class Tested:
+class DifferenceTest:
     """A difference that a study tested."""
 
     study: str
@@ -39,11 +39,11 @@ class FalseDiscoveries:
     called: int
     expected_false: float | None
     """Largest share of false ones that is expected among those called; None where none was called."""
-    q_values: tuple[tuple[Tested, float], ...]
+    q_values: tuple[tuple[DifferenceTest, float], ...]
     """Of every test, in the order of the studies."""
 
 
-def false_discoveries(tests: Sequence[Tested]) -> FalseDiscoveries:
+def false_discoveries(tests: Sequence[DifferenceTest]) -> FalseDiscoveries:
     """The q-value of every test, and the share of false ones to expect among those that were called.
 
     That share is the largest q-value of a called one. It is an upper limit: it takes all tests for true zeros, as

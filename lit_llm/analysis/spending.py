@@ -120,7 +120,7 @@ class Chain:
         """
         import numpy as np
 
-        return float(np.interp(math.log(max(raw, SMALLEST)), _grid(), self._passed[look]))
+        return float(np.interp(raw, np.exp(_grid()), self._passed[look]))
 
     def unbiased(self, look: int, raw: float, root_sum_of_squares: float) -> float:
         """Size of the unbiased estimate of a difference that was last looked at here.
@@ -156,9 +156,7 @@ def chain(rounds: Rounds, level: float) -> Chain:
             now += 1
         below = np.concatenate([[stayed[0] * grid[0]], (stayed[1:] + stayed[:-1]) / 2 * np.diff(grid)]).cumsum()
         due = level * share - spent
-        levels.append(
-            float(np.exp(np.interp(math.log(due), np.log(np.maximum(below, 1e-300)), _grid()))) if due > 1e-12 else 0.0
-        )
+        levels.append(float(np.interp(due, below, grid)) if due > 1e-12 else 0.0)
         passed.append(spent + below)
         means.append(mean / np.maximum(stayed, 1e-300))
         spent = max(spent, level * share)
@@ -168,32 +166,26 @@ def chain(rounds: Rounds, level: float) -> Chain:
 def _one_seed_more(size: int, stayed: Any, mean: Any, level: float) -> tuple[Any, Any]:
     """The same functions of p one seed later. level: what ended the arm at this size; 0 where nobody looked."""
     import numpy as np
-    from scipy.special import stdtr
 
     # In units of the root of the sum of squares of size + 1 differences: their sum, what their mean leaves, the last.
     u = _u_of(size + 1, np.exp(_grid()))[:, None]
     last = u / math.sqrt(size + 1) + math.sqrt(size / (size + 1)) * np.sqrt(1 - u * u) * _coordinates(size)
     root = np.sqrt(np.maximum(1 - last * last, 1e-300))
     before = np.clip((u * math.sqrt(size + 1) - last) / root / math.sqrt(size), -1, 1)
-    t = before * math.sqrt(size - 1) / np.sqrt(np.maximum(1 - before * before, 1e-300))
-    p = np.clip(2 * stdtr(size - 1, -np.abs(t)), SMALLEST, 1)
-    goes_on, at = p >= level, np.log(p)
-    still = np.where(goes_on, np.interp(at, _grid(), stayed), 0.0)
-    seen = np.where(goes_on, np.sign(before) * root * np.interp(at, _grid(), mean), 0.0)
+    at, known = np.abs(before), _u_of(size, np.exp(_grid()))[::-1]
+    goes_on = at <= float(_u_of(size, level))
+    still = np.where(goes_on, np.interp(at, known, stayed[::-1]), 0.0)
+    seen = np.where(goes_on, np.sign(before) * root * np.interp(at, known, mean[::-1]), 0.0)
     return still.mean(1), seen.mean(1)
 
 
-def _grid() -> Any:
-    """Logarithms of p-values, increasing: dense where they are large, and even on the scale of the logarithm below."""
-    return _points()[0]
-
-
 @lru_cache
-def _points() -> tuple[Any]:
+def _grid() -> Any:
+    """Logarithms of p-values, increasing: even in p where it is large, and in its logarithm below."""
     import numpy as np
 
     ps = np.unique(np.concatenate([np.geomspace(SMALLEST, 1, GRID // 2), np.linspace(0, 1, GRID // 2 + 2)[1:-1]]))
-    return (np.log(ps),)
+    return np.log(ps)
 
 
 @lru_cache(maxsize=256)
@@ -211,8 +203,8 @@ def _u_of(size: int, p: Any) -> Any:
     import numpy as np
     from scipy.special import stdtrit
 
-    t = -stdtrit(size - 1, p / 2)
-    return np.where(np.isfinite(t), t / np.sqrt(t * t + size - 1), 1.0)
+    t = -stdtrit(size - 1, np.maximum(p, 1e-300) / 2)
+    return np.where(p > 0, t / np.sqrt(t * t + size - 1), 1.0)
 
 
 def _mean_of(size: int, p: Any) -> Any:

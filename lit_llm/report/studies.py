@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.analysis.correction import two_sided_p
-from lit_llm.analysis.false_discoveries import FalseDiscoveries, Tested, false_discoveries
+from lit_llm.analysis.false_discoveries import DifferenceTest, FalseDiscoveries, false_discoveries
 from lit_llm.report import text
 from lit_llm.report.parts import Part
 from lit_llm.tracking.store import Store, finite
@@ -75,7 +75,7 @@ def discoveries_json(found: FalseDiscoveries) -> dict[str, Any]:
 
 def studies_of(store: Store) -> Studies:
     """Every study of a store that has been compared, oldest first."""
-    entries, tests, problems = list[StudyEntry](), dict[tuple[Any, ...], Tested](), list[str]()
+    entries, tests, problems = list[StudyEntry](), dict[tuple[Any, ...], DifferenceTest](), list[str]()
     files = sorted((store.root / "studies").glob(f"*/{COMPARISON}"), key=lambda file: (_date(file), file))
     for file in files:
         comparison = _read(file, problems)
@@ -106,7 +106,7 @@ def _entry(file: Path, states: Mapping[str, int], problems: list[str]) -> StudyE
     return StudyEntry(folder.name, str(question), dict(states), _date(file), str(sentences[0]))
 
 
-def _tests(study: str, comparison: Mapping[str, Any]) -> Iterator[tuple[tuple[Any, ...], Tested]]:
+def _tests(study: str, comparison: Mapping[str, Any]) -> Iterator[tuple[tuple[Any, ...], DifferenceTest]]:
     """The differences of one study's arms that have a p-value, each with what tells it from those of other studies."""
     in_rounds = comparison.get("bias_adjusted") is not None
     for row in comparison["rows"]:
@@ -117,7 +117,7 @@ def _tests(study: str, comparison: Mapping[str, Any]) -> Iterator[tuple[tuple[An
             # All tests are corrected together, so none is corrected for the arms of its study before.
             p = two_sided_p(d["mean"] / d["error"], d["degrees"])
         key = (comparison["metric"], d["mean"], d["error"], d["seeds"])
-        yield key, Tested(study, row["arm"], min(1.0, float(p)), row.get("verdict") or "")
+        yield key, DifferenceTest(study, row["arm"], min(1.0, float(p)), row.get("verdict") or "")
 
 
 def discoveries_line(found: FalseDiscoveries) -> str:
