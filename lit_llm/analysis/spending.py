@@ -203,7 +203,7 @@ def _u_of(size: int, p: Any) -> Any:
     import numpy as np
     from scipy.special import stdtrit
 
-    t = -stdtrit(size - 1, np.maximum(p, 1e-300) / 2)
+    t = -stdtrit(size - 1, np.maximum(p, 1e-100) / 2)
     return np.where(p > 0, t / np.sqrt(t * t + size - 1), 1.0)
 
 

@@ -134,6 +134,11 @@ def test_a_study_of_one_arm_has_no_analysis(write_study: Study, place: Store) ->
         (
             FROZEN,
             '{"plan": {"metric": "other"}, "hash": "0", "time": 1, "finished": 0}',
+            "what was frozen is not known",
+        ),
+        (
+            FROZEN,
+            '{"plan": {"seeds": [0], "more_seeds": null}, "hash": "0", "time": 1, "finished": 0}',
             "was edited after it was frozen",
         ),
         (FROZEN, None, "is missing: what was frozen is not known"),
