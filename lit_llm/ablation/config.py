@@ -386,7 +386,7 @@ class Study(Section):
     more_seeds: MoreSeeds | None = None
     """After `seeds`, add seeds to the arms whose interval still holds zero (with `compare.margin`: that are shown
     neither to differ nor to differ by less), and to what they are compared with. Intervals are those of a test that
-    looks after every round."""
+    looks after every round; with `compare.correction: holm` each arm has an equal share of the 5%."""
     match: Match = Match()
     """What is made equal."""
     compare: Compare = Compare()
@@ -432,9 +432,18 @@ class Study(Section):
             yield "more_seeds", "one seed has no interval to go on by; begin with `seeds: [0, 1, 2]`"
         if more.most <= len(self.seeds):
             yield "more_seeds.most", f"{more.most} at most, and there are {len(self.seeds)} to begin with"
-        if self.compare.correction != "none":
-            message = "intervals are corrected for looking again with every round, not for the number of arms besides"
-            yield "more_seeds", f"{message}; leave out `compare.correction`"
+        if self.compare.correction == "fdr_bh":
+            message = (
+                "the share of false differences is not bounded when arms stop at different looks; "
+                "use `correction: holm`, which bounds the chance of any"
+            )
+            yield "compare.correction", message
+        if self.compare.correction == "dunnett":
+            message = (
+                "Dunnett's levels are of one look, and seeds are added in rounds; use `correction: holm`, which gives "
+                "each arm an equal share of the 5%"
+            )
+            yield "compare.correction", message
 
     @property
     def all_seeds(self) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from rich.console import Console
 
+from lit_llm.ablation.analysis_plan import registration_of
 from lit_llm.ablation.run import Finished, Watcher
 from lit_llm.ablation.runs import Run, Step
 from lit_llm.report.standing import Standing, standing, standing_of_trial
@@ -79,7 +80,9 @@ class Lines(Watcher):
         if finished.interrupted:
             self.tell("interrupted")
         study = finished.plan.ablation.study.study
-        self.tell("compared", study=study, **finished.comparison.as_json())
+        registered = registration_of(finished.folder)
+        analysis = registered.as_json() if registered is not None else None
+        self.tell("compared", study=study, **finished.comparison.as_json(), analysis=analysis)
 
     def tick(self) -> None:
         if time.monotonic() - self._looked >= EVERY / 4:

@@ -2,7 +2,7 @@
 
 ```
 <store>/studies/<study>/
-  report.html       the page, on its own
+  report.html       the page, on its own          answer.json      question and answer, for programs
   comparison.md     its tables in Markdown        comparison.csv   the arms, numbers in full
   tables.tex        ... in LaTeX                  runs.csv         the runs, numbers in full
   tables/*.csv      ... one by one                comparison.json  everything, for programs
@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from lit_llm.ablation.analysis_plan import Registration, registration_of
 from lit_llm.ablation.arms import Ablation
 from lit_llm.ablation.names import Names
 from lit_llm.ablation.plan import Plan
@@ -32,6 +33,8 @@ from lit_llm.report.figures.study import Drawn, figures_of, write_figures
 from lit_llm.report.page import Code, Embedded, Page, Section, html
 from lit_llm.report.parts import Link, Part, folded, in_csv, in_latex, in_markdown, without
 from lit_llm.report.printed import paper_parts, printed, printed_answer, printed_parts, with_names
+from lit_llm.report.registration import details, summary
+from lit_llm.report.studies import ANSWER, answer_json
 from lit_llm.report.tables import cache_note, costs_part, design_part, differences_part, generates, told
 from lit_llm.report.terminal import has_begun
 from lit_llm.tracking.links import run_addresses
@@ -61,6 +64,7 @@ def write_report(
         return []
     ablation = plan.ablation
     folder = store.study(ablation.study.study)
+    registration = registration_of(folder)
     seen = [(run, run.result()) for run in runs]
     drawn = figures_of(ablation, runs, comparison)
     figures, tables = folder / "figures", folder / "tables"
@@ -71,7 +75,8 @@ def write_report(
     for part in comparison_parts(comparison):  # with the names that commands take, as in comparison.csv
         write_text(tables / f"{part.name}.csv", in_csv(part))
     files = {
-        "comparison.md": markdown_of(ablation, comparison),
+        "comparison.md": markdown_of(ablation, comparison, registration),
+        ANSWER: answer_json(ablation.study.study, ablation.study.question, printed_answer(ablation, comparison)),
         "tables.tex": in_latex(paper_parts(ablation, comparison)),
         "runs.csv": runs_csv(seen),
         "report.html": html(page(plan, seen, comparison, _shown(drawn, figures), store)),
@@ -85,13 +90,15 @@ def _shown(drawn: Sequence[Drawn], figures: Path) -> list[Embedded]:
     return [Embedded.of(one.name, one.caption, figures / f"{one.name}.svg", one.figure.get_figwidth()) for one in drawn]
 
 
-def markdown_of(ablation: Ablation, comparison: Comparison) -> str:
-    """Question, answer and tables."""
+def markdown_of(ablation: Ablation, comparison: Comparison, registration: Registration | None = None) -> str:
+    """Question, answer, tables, and what became of the frozen analysis."""
     study = ablation.study
     head = "\n".join(
         [f"# {study.study}", "", study.question, "", *(f"{line}\n" for line in printed_answer(ablation, comparison))]
     )
-    return "\n\n".join([head.rstrip(), *map(in_markdown, printed_parts(ablation, comparison))]) + "\n"
+    frozen = "\n".join(["## Before and after", "", *(f"- {line}" for line in details(registration))])
+    tables = map(in_markdown, printed_parts(ablation, comparison))
+    return "\n\n".join([head.rstrip(), *tables, *[frozen] * (registration is not None)]) + "\n"
 
 
 def runs_csv(seen: Sequence[Seen]) -> str:
@@ -115,17 +122,18 @@ def runs_csv(seen: Sequence[Seen]) -> str:
 def page(plan: Plan, seen: Sequence[Seen], comparison: Comparison, shown: Sequence[Embedded], store: Store) -> Page:
     """Question, answer, results, design, runs, and how to reproduce them."""
     study = plan.ablation.study
+    registration = registration_of(store.study(study.study))
     results = Section("results", "Results", parts=printed_parts(plan.ablation, comparison))
     figures = Section("figures", "Figures", figures=shown)
     return Page(
         study.study,
         study.question,
         printed_answer(plan.ablation, comparison),
-        _how_far(seen, comparison),
+        " ".join([_how_far(seen, comparison), *[f"{summary(registration)}."] * (registration is not None)]),
         [
             results,
             *[figures] * bool(shown),
-            _design(plan, comparison),
+            _design(plan, comparison, registration),
             _runs(plan.ablation, seen, comparison, store),
             _reproduce(plan.ablation, seen),
         ],
@@ -149,7 +157,7 @@ def _utc(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
 
 
-def _design(plan: Plan, comparison: Comparison) -> Section:
+def _design(plan: Plan, comparison: Comparison, registration: Registration | None) -> Section:
     """What was varied, what was held equal, and what that cost."""
     study, texts = plan.ablation.study, []
     if len(plan.arms) > 1:
@@ -177,7 +185,8 @@ def _design(plan: Plan, comparison: Comparison) -> Section:
     several = [differences_part(plan)] * (len(plan.arms) > 1)
     spelled = printed(with_names(measured, names), names)
     parts = [folded(part) for part in ([design] if design else []) + [spelled, *several]]
-    return Section("design", "Design, and what was controlled", texts, [*allowed, *findings, *nothing], parts)
+    items = [*details(registration), *allowed, *findings, *nothing]
+    return Section("design", "Design, and what was controlled", texts, items, parts)
 
 
 def _runs(ablation: Ablation, seen: Sequence[Seen], comparison: Comparison, store: Store) -> Section:
