@@ -322,6 +322,11 @@ def values_of(runs: Sequence[RunResult], metric: str) -> dict[str, dict[int, flo
     return _values(_of_one_origin(runs, []), list(dict.fromkeys(run.arm for run in runs)), metric)
 
 
+def noise_of(runs: Sequence[RunResult], metric: str) -> Noise:
+    """What the documents add to the metric of each run, of one origin."""
+    return _noise(_of_one_origin(runs, []), metric, Procedure())
+
+
 def _by_arm(runs: Sequence[RunResult]) -> dict[str, list[RunResult]]:
     found: dict[str, list[RunResult]] = {}
     for run in runs:
