@@ -8,9 +8,9 @@ an arm is compared over all of its runs, and those without a partner in the base
 
 It assumes that all arms scatter alike around their family's reaction to a seed, that all families' reactions have one
 variance, and that the families are declared as they are. Where this holds, intervals are narrower than those of paired
-t tests. Where it does not, they are too narrow: the coverage of nominal 95% intervals falls to .77 with an arm that
-has three times the scatter of the others, or with families that are not declared, and more seeds do not help.
-`benchmarks/coverage_paired.py` has the table.
+t tests. Where it does not, they are too narrow. Simulated coverage of nominal 95% intervals: .78 at 8 arms and .64 at
+60 where an arm or the baseline has three times the scatter of the others, .90 where two families are not declared.
+More seeds do not help. `benchmarks/coverage_paired.py` has the table.
 """
 
 from __future__ import annotations
