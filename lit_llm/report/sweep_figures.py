@@ -79,11 +79,10 @@ def tuning_figure(search: Search, trials: Trials) -> Figure | None:
             arms[arm] = (_spread(own.mean, own.deviation), _spread(best.mean, best.deviation))
     if not arms:
         return None
-    goal = search.sweep.optimize[0].metric
     return slopes(
         f"{search.name}: before and after tuning",
         arms,
-        labelled(goal),
+        labelled(winners.study.compare.metric),
         ("own setting", "tuned"),
         f"bars: standard deviation over {len(winners.study.seeds)} seeds that the search has not seen",
         from_zero=False,

@@ -354,7 +354,7 @@ def test_a_fraction_that_has_run_is_shown_by_its_effects(write_study, store):
     )
     path = write_study("fraction", grid_of_three + f"{LR}: [1e-3, 1e-2]}}}}", seeds=[900, 901])
     finished = run_study(load_study(path), store, watcher=Watcher(), slots=2)
-    ended = {run.name: run.last.result()["metrics"]["val/target_nll"] for run in finished.runs}
+    ended = {run.name: run.last.result()["metrics"]["test/target_nll"] for run in finished.runs}
     (found,) = finished.comparison.as_json()["effects"]
     assert found["seeds"] == (900, 901)
     for letter, row in zip("ABC", found["rows"], strict=True):
@@ -365,5 +365,5 @@ def test_a_fraction_that_has_run_is_shown_by_its_effects(write_study, store):
     text = shown(comparison_table(finished.comparison, 80), 80)
     assert re.search(r"^A  output_norm: head → none +[+-]\d\.\d{3} \[.*\] +−BC *$", text, re.MULTILINE)
     markdown = markdown_of(finished.plan.ablation, finished.comparison)
-    assert "## effects on val/target_nll: second level minus first, 4 arms, 2 seeds" in markdown
+    assert "## effects on test/target_nll: second level minus first, 4 arms, 2 seeds" in markdown
     assert re.search(r"^\| C \| lr: 0.001 → 0.01 \| [+-].* \| −AB \|$", markdown, re.MULTILINE)

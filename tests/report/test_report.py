@@ -22,7 +22,7 @@ from lit_llm.tracking.store import Store
 
 pytestmark = pytest.mark.xdist_group("runs")
 
-NLL = "val/target_nll"
+NLL = "test/target_nll"
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +180,7 @@ def test_an_unfinished_study_reports_what_is_there_and_what_is_missing(
     page = ReadPage(store.study("reported") / "report.html")
     first = page.texts["p"][1]
     assert first.startswith(
-        "So far, with 2 of 6 runs finished: in val/target_nll (lower is better), dec differs from red"
+        "So far, with 2 of 6 runs finished: in test/target_nll (lower is better), dec differs from red"
     )
     assert first in re.sub(r"\s+", " ", output)
     assert f"1 run has not begun (dec 1); lit-llm run {path} runs what is missing." in page.texts["p"]

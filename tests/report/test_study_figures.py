@@ -171,7 +171,7 @@ def test_attention_by_position_is_that_of_the_records(study: Path, finished: Sto
 def test_the_ladder_goes_up_its_rungs(study: Path, finished: Store) -> None:
     drawn, runs, _ = drawn_of(study, finished)
     values = {
-        arm: statistics.fmean(run.metrics()["val/target_nll"] for run in runs if run.arm.name == arm)
+        arm: statistics.fmean(run.metrics()["test/target_nll"] for run in runs if run.arm.name == arm)
         for arm in ("red", "dec", "prefix")
     }
     bars = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in drawn["ladder"].figure.axes[0].patches]
@@ -185,7 +185,7 @@ def test_every_field_of_the_factors_is_the_mean_of_its_arm(study: Path, finished
     names = [["red", "red/lr=0.01"], ["red/qkv_norm=none", "red/qkv_norm=none/lr=0.01"]]
     for i, row in enumerate(names):
         for j, arm in enumerate(row):
-            mean = statistics.fmean(run.metrics()["val/target_nll"] for run in runs if run.arm.name == arm)
+            mean = statistics.fmean(run.metrics()["test/target_nll"] for run in runs if run.arm.name == arm)
             assert axes.images[0].get_array()[i, j] == pytest.approx(mean)
 
 
@@ -310,7 +310,7 @@ def test_a_run_that_diverged_ends_in_a_cross_and_is_in_no_mean(study: Path, fini
     assert curve(axes, 2) == close(second[-1:])
     assert axes.lines[2].get_marker() == "x"
     assert [text.get_text() for text in drawn["factors"].figure.axes[0].texts if "†" in text.get_text()] == [
-        f"{runs[0].metrics()['val/target_nll']:.3f}\n†1"
+        f"{runs[0].metrics()['test/target_nll']:.3f}\n†1"
     ]
 
 

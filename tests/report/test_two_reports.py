@@ -20,7 +20,7 @@ from lit_llm.tracking.store import Store
 pytestmark = pytest.mark.xdist_group("runs")
 
 ARMS = "arms: {red: {}, bare: {model: {attention: {output_norm: none}}}, dec: {extends: decllm-tiny}}"
-NLL = "val/target_nll"
+NLL = "test/target_nll"
 
 
 def report(store: Store, *paths: Path, options: tuple[str, ...] = ()) -> str:
@@ -71,7 +71,7 @@ def test_before_anything_is_finished_that_is_said(written: tuple[Path, Path], tm
         (
             f"{ARMS}\ncompare: {{metric: val/perplexity}}",
             "other",
-            "they compare different metrics, val/target_nll and val/perplexity",
+            "they compare different metrics, test/target_nll and val/perplexity",
         ),
     ],
 )

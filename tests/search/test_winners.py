@@ -54,7 +54,7 @@ def test_the_winners_are_compared_over_three_fresh_seeds(write_sweep: Write, sto
     drawn = [line.get_ydata() for line in figure.axes[0].lines if line.get_marker() not in ("None", None, "")]
     for ends, arm in zip(drawn, ("red", "dec"), strict=True):
         for end, name in zip(ends, (arm, f"{arm}_tuned"), strict=True):
-            losses = [run.metrics()["val/target_nll"] for run in ended.winners.runs if run.arm.name == name]
+            losses = [run.metrics()["test/target_nll"] for run in ended.winners.runs if run.arm.name == name]
             assert end == pytest.approx(statistics.fmean(losses))
 
     again = Seen()
@@ -75,7 +75,7 @@ def test_the_study_of_the_winners_is_a_file_that_passes_the_audit(write_sweep: W
     assert study.study.study == "audited-winners"
     assert study.study.seeds == (605,)
     content = yaml.safe_load(file.read_text())
-    assert content["compare"] == {"baseline": "red", "metric": "val/target_nll"}
+    assert content["compare"] == {"baseline": "red", "metric": "test/target_nll"}
     assert [rule["key"] for rule in content["allow"]] == ["budget", LR]  # what the sweep allows, and what it found
     assert "audited" in content["allow"][1]["because"]
     assert ended.winners is not None
