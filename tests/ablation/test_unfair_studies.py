@@ -456,7 +456,8 @@ def test_the_thresholds_are_those_of_float32() -> None:
 
 
 def test_costs_are_computed_once_for_each_arm(write_study: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lit_llm.ablation import audit, plan as planning
+    from lit_llm.ablation import audit
+    from lit_llm.ablation import plan as planning
 
     calls: list[object] = []
     original = planning.cost_of
