@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from lit_llm.ablation.arms import Ablation
-from lit_llm.ablation.early import check_held_out
+from lit_llm.ablation.early import check_held_out, check_leaks
 from lit_llm.ablation.mirrored import answered, description, record, tags_of
 from lit_llm.ablation.plan import PLAN, Plan, plan, remembered
 from lit_llm.ablation.runs import Run, Step, comparison_of, runs_of
@@ -122,6 +122,7 @@ def run_study(
                 list_runs(store, name, ablation.source, ablation.overrides, [x for run in runs for x in _listed(run)])
                 prepare_data([run.experiment_at(step) for run in chosen for step in run.trained], store, watcher)
                 check_held_out(ablation, store)
+                check_leaks(ablation, store)
                 follower = MirrorThread(mirror, lambda: [record(run, places[run.arm.name]) for run in runs])
                 interrupted = _execute_round(chosen, rerun, store, slots, watcher, follower)
                 while ablation.study.more_seeds and not interrupted:
