@@ -105,7 +105,7 @@ def _near_duplicates(arm: Arm, store: Store, digest: str) -> dict[str, int]:
         return {}
     total: dict[str, int] = {}
     for source in open_prepared(arm.experiment.pretrain.data, store.data, digest).sources:
-        for split, count in (read_json(source.folder / "meta.json") or {})["near_duplicates"].items():
+        for split, count in (read_json(source.folder / "meta.json") or {}).get("near_duplicates", {}).items():
             total[split] = total.get(split, 0) + count
     return total
 
