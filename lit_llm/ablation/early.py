@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from lit_llm.ablation.arms import Ablation, Arm
+from lit_llm.ablation.findings import Finding
 from lit_llm.config.problems import InputError, Problem, noted
 from lit_llm.config.tree import split_path
 from lit_llm.evaluation.task_names import check_names
 from lit_llm.experiment.identity import identity_of_data
-from lit_llm.tracking.store import Store
+from lit_llm.experiment.leaks import leaks_of, same_tokenizer, texts_of
+from lit_llm.tracking.store import Store, read_json
 
 
 def check_tasks(ablation: Ablation, tell: Callable[[str], None] = lambda _: None) -> None:
@@ -45,6 +47,67 @@ def check_held_out(ablation: Ablation, store: Store) -> None:
                 raise InputError(*(Problem(message, key) for key, message in found))
     if problems:
         raise InputError(*problems)
+
+
+def check_leaks(ablation: Ablation, store: Store) -> None:
+    """Raise InputError for documents that an arm is trained on and judged on, and for embeddings of another tokenizer.
+
+    Of a text that is not tokenised yet nothing is known, and nothing is said.
+    """
+    problems = [
+        Problem(f"{arm.name}: {problem.message}", problem.key, arm.keys.mark_of(split_path(problem.key)))
+        for arm, problem in _leaks(ablation, store)
+    ]
+    if problems:
+        raise InputError(*problems)
+
+
+def text_findings(ablation: Ablation, store: Store) -> list[Finding]:
+    """What the texts that are tokenised already say: leaks, and how many near-duplicates were left out."""
+    found = [Finding("refused", arm.name, problem.key, problem.message) for arm, problem in _leaks(ablation, store)]
+    seen: set[str] = set()
+    for arm in ablation.arms:
+        found += _untrained_tokenizers(arm, store)
+        digest = identity_of_data(arm.experiment).digest
+        if digest in seen or arm.experiment.pretrain.data.near_duplicates == "keep":
+            continue
+        seen.add(digest)
+        counts = _near_duplicates(arm, store, digest)
+        if any(counts.values()):
+            told = " and ".join(f"{count} {split}" for split, count in counts.items() if count)
+            message = f"{told} documents are left out: near-duplicates of documents that another split holds out"
+            found.append(Finding("note", arm.name, "pretrain.data.near_duplicates", message))
+    return found
+
+
+def _leaks(ablation: Ablation, store: Store) -> Iterator[tuple[Arm, Problem]]:
+    """Each leak once, with the first arm that has it."""
+    seen = set()
+    for arm in ablation.arms:
+        if (texts := texts_of(arm.experiment)) not in seen:
+            seen.add(texts)
+            for problem in leaks_of(arm.experiment, store):
+                yield arm, problem
+
+
+def _untrained_tokenizers(arm: Arm, store: Store) -> Iterator[Finding]:
+    for given in (arm.experiment.adapt.experiments if arm.experiment.adapt else {}).values():
+        if same_tokenizer(arm.experiment, given.seeded(arm.experiment.seed), store) is None:
+            message = "its source's tokenizer is to be trained on other text: the run is refused if it becomes another"
+            yield Finding("note", arm.name, "adapt.from", message)
+
+
+def _near_duplicates(arm: Arm, store: Store, digest: str) -> dict[str, int]:
+    """Documents of each split that were left out of a text; empty where it is not tokenised yet."""
+    from lit_llm.data.prepare import is_prepared, open_prepared
+
+    if not is_prepared(store.data, digest):
+        return {}
+    total: dict[str, int] = {}
+    for source in open_prepared(arm.experiment.pretrain.data, store.data, digest).sources:
+        for split, count in (read_json(source.folder / "meta.json") or {}).get("near_duplicates", {}).items():
+            total[split] = total.get(split, 0) + count
+    return total
 
 
 @contextmanager

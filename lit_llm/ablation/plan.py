@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_llm.ablation.arms import Ablation, Arm
 from lit_llm.ablation.audit import audit
-from lit_llm.ablation.early import check_held_out, check_tasks
+from lit_llm.ablation.early import check_held_out, check_tasks, text_findings
 from lit_llm.ablation.findings import Finding, differs
 from lit_llm.ablation.layouts import design_json
 from lit_llm.config.problems import InputError, Problem
@@ -135,7 +135,8 @@ def plan(
         check_tasks(ablation, tell)
     if store is not None:
         check_held_out(ablation, store)
-    return Plan(ablation, arms, tuple(audit(ablation, tell, built, costs)), prompt, generate)
+    texts = text_findings(ablation, store) if store is not None else ()
+    return Plan(ablation, arms, (*audit(ablation, tell, built, costs), *texts), prompt, generate)
 
 
 def remembered(planned: Plan, file: Path) -> Plan:

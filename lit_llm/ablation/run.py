@@ -11,7 +11,7 @@ from typing import Literal
 
 from lit_llm.ablation.analysis_plan import FROZEN, LOG
 from lit_llm.ablation.arms import Ablation
-from lit_llm.ablation.early import check_held_out
+from lit_llm.ablation.early import check_held_out, check_leaks
 from lit_llm.ablation.mirrored import answered, description, record, tags_of
 from lit_llm.ablation.palette import looks_of
 from lit_llm.ablation.plan import PLAN, Plan, plan, remembered
@@ -126,6 +126,7 @@ def run_study(
                     watcher.message(problem)
                 prepare_data([run.experiment_at(step) for run in chosen for step in run.trained], store, watcher)
                 check_held_out(ablation, store)
+                check_leaks(ablation, store)
                 follower = MirrorThread(
                     mirror, lambda: [record(run, places[run.arm.name], looks[run.arm.name].colour) for run in runs]
                 )

@@ -215,6 +215,13 @@ def identity_of(tokenizer: Tokenizer) -> dict[str, object]:
     return tokenizer.model_dump(mode="json")
 
 
+def never_equal(one: Tokenizer, other: Tokenizer) -> bool:
+    """Whether two tokenizers differ whatever they are trained on. Of one that is trained only its size is known."""
+    if isinstance(one, BytePairTokenizer) or isinstance(other, BytePairTokenizer):
+        return ByteTokenizer in (type(one), type(other)) or one.vocabulary != other.vocabulary
+    return identity_of(one) != identity_of(other)
+
+
 class DataConfig(Section):
     """The text of a stage."""
 

@@ -3,6 +3,7 @@
 ```
 <root>/examples/<digest>/tokens.bin     ids, each example's input and then its target, closed by end-of-document
 <root>/examples/<digest>/<split>.npy    a row for each example: first token, tokens of input and target, task
+<root>/examples/<digest>/<split>.contents.npy  content hashes of a split's examples, in the same order
 <root>/examples/<digest>/meta.json      tasks, counts, and how many were cut off
 ```
 """
@@ -59,7 +60,7 @@ class ExampleSet:
     """Tokenised examples: `prepare_examples` has written them."""
 
     def __init__(self, root: Path, digest: str, tokenizer: Tokenizer) -> None:
-        folder = _folder(root, digest)
+        self._folder = folder = _folder(root, digest)
         meta = json.loads((folder / "meta.json").read_text())
         self.tasks: tuple[str, ...] = tuple(meta["tasks"])
         """Their names; one, empty, where examples do not say theirs."""
@@ -79,6 +80,10 @@ class ExampleSet:
         start, source, target, _ = self._index[split][number].tolist()
         ids = np.asarray(self._tokens[start : start + source + target], dtype=np.int64)
         return ids[:source], ids[source:]
+
+    def contents(self, split: str) -> np.ndarray:
+        """Content hashes of a split's examples, in their order."""
+        return np.asarray(np.load(self._folder / f"{split}.contents.npy"))
 
     def task_of(self, split: str) -> np.ndarray:
         """For each example the number of its task."""
@@ -101,6 +106,7 @@ def _write(
     tokenizer, kind = open_tokenizer(choice, tokenizer_folder), token_type(choice)
     tasks: dict[str, int] = {}
     rows: dict[str, list[tuple[int, int, int, int]]] = {split: [] for split in SPLITS}
+    contents: dict[str, list[int]] = {split: [] for split in SPLITS}
     cut, place, done = {"inputs": 0, "targets": 0}, 0, 0
     splits = {"examples": None, "held_out": "validation", "test": "test"}
     sources = [(name, split) for name, split in splits.items() if getattr(config, name) is not None]
@@ -118,7 +124,9 @@ def _write(
                     source = source[: config.input_length]
                     if len(target) > config.target_length:
                         target = np.append(target[: config.target_length - 1], EOD)
-                    side = split or split_of(content_hash(example.source, example.target), *config.fractions)
+                    content = content_hash(example.source, example.target)
+                    side = split or split_of(content, *config.fractions)
+                    contents[side].append(content)
                     rows[side].append((place, len(source), len(target), tasks.setdefault(example.task, len(tasks))))
                     file.write(np.concatenate([source, target]).astype(kind).tobytes())
                     place += len(source) + len(target)
@@ -127,6 +135,7 @@ def _write(
     _check_counts(config, {split: len(found) for split, found in rows.items()})
     for split, found in rows.items():
         np.save(work / f"{split}.npy", np.asarray(found, dtype=np.int64))
+        np.save(work / f"{split}.contents.npy", np.asarray(contents[split], dtype=np.uint64))
     (work / ".tokens").rename(work / "tokens.bin")
     counts = {split: len(found) for split, found in rows.items()}
     write_json(work / "meta.json", {"tasks": list(tasks), "examples": counts, "cut_off": cut})

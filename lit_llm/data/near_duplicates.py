@@ -30,6 +30,7 @@ THRESHOLD = 0.8
 """Share of common shingles from which two documents count as near-duplicates."""
 _BANDS, _ROWS = 24, 5
 _FORMAT = 1
+_ALONE = 50_000_000  # bytes of text that are signed sooner than processes have started
 
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
 """A word; of Chinese and Japanese, which put no space between words, a character."""
@@ -129,7 +130,8 @@ def write_signatures(
     for name, found in documents.items():
         with blamed(name):
             parts = found.parts()
-            over_parts(_sign, _Job(folder, *fractions), parts, range(len(parts)), progress)
+            alone = found.size < _ALONE
+            over_parts(_sign, _Job(folder, *fractions), parts, range(len(parts)), progress, alone)
         for number in range(len(parts)):
             with np.load(_file(folder, number)) as part:
                 signatures.append(part["signatures"])

@@ -18,13 +18,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from lit_llm.config.fingerprint import fingerprint
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.data.config import DataConfig, SingleCorpus
 from lit_llm.data.corpora import Documents
 from lit_llm.data.near_duplicates import identify_signatures, write_signatures
 from lit_llm.data.processes import leave_if_imported
-from lit_llm.data.shards import Job, Shards, token_type, write_shards
+from lit_llm.data.shards import Job, Shards, contents_of, token_type, write_shards
 from lit_llm.data.sources import (
     Identity,
     blamed,
@@ -36,6 +38,7 @@ from lit_llm.data.sources import (
 )
 from lit_llm.data.splits import SPLITS, content_hash, split_of
 from lit_llm.data.tokenizers import Tokenizer, open_tokenizer, write_tokenizer
+from lit_llm.objectives.config import EOD
 from lit_llm.tracking.store import write_json
 
 Progress = Callable[[str, int, int], None]
@@ -57,6 +60,11 @@ class PreparedSource:
     def count(self, split: str) -> int:
         """Number of tokens of a split."""
         return sum(self.tokens[split])
+
+    def contents(self, split: str) -> np.ndarray:
+        """Content hashes of a split's documents, each once, in ascending order."""
+        parts = [contents_of(self.folder, split, part) for part in range(len(self.tokens[split]))]
+        return np.unique(np.concatenate(parts)) if parts else np.empty(0, dtype=np.uint64)
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,18 @@ class Prepared:
             for split in SPLITS
             if split != "train" and all(source.count(split) >= length for source in self.sources)
         )
+
+    def text_of(self, source: PreparedSource, split: str, content: int, length: int) -> str:
+        """The first tokens of the document with this content hash, as text."""
+        for part, count in enumerate(source.tokens[split]):
+            places = np.flatnonzero(contents_of(source.folder, split, part) == content)
+            if len(places):
+                shard = Shards(source.folder, split, source.tokens[split], token_type(self.config.tokenizer))
+                ids = shard.read(np.array([sum(source.tokens[split][:part])]), count)[0]
+                begins = [0, *(np.flatnonzero(ids == EOD) + 1).tolist()]
+                begin, end = begins[places[0]], begins[places[0] + 1] - 1
+                return self.tokenizer().decode(ids[begin : min(end, begin + length)].tolist())
+        raise KeyError(content)
 
     def tokenizer(self) -> Tokenizer:
         return open_tokenizer(self.config.tokenizer, self.tokenizer_folder)

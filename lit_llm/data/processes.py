@@ -23,16 +23,22 @@ Work = Callable[[Any, int, Part], int]
 
 
 def over_parts(
-    work: Work, job: Any, parts: Sequence[Part], todo: Sequence[int], progress: Callable[[int, int], None]
+    work: Work,
+    job: Any,
+    parts: Sequence[Part],
+    todo: Sequence[int],
+    progress: Callable[[int, int], None],
+    alone: bool = False,
 ) -> None:
     """Call `work` for the parts with these numbers, in a process for each core where there are several parts.
 
-    progress: called with (bytes done, bytes in all). Raises InputError for a document that cannot be read.
+    progress: called with (bytes done, bytes in all). alone: start no process, for work that is done sooner. Raises
+    InputError for a document that cannot be read.
     """
     total = sum(part.size for part in parts)
     done = total - sum(parts[number].size for number in todo)
     progress(done, total)
-    processes = min(cores(), len(todo))
+    processes = 1 if alone else min(cores(), len(todo))
     with ExitStack() as stack:
         numbers: Iterable[int]
         if processes > 1:

@@ -171,6 +171,12 @@ def _chunks(
         yield chunk
 
 
+def contents_of(folder: Path, split: str, part: int) -> np.ndarray:
+    """Content hashes of the documents that a shard holds, in their order."""
+    with np.load(folder / f"{part:05}.contents.npz") as found:
+        return np.asarray(found[split])
+
+
 # --- reading -------------------------------------------------------------------------------------------------------
 
 

@@ -288,6 +288,18 @@ def write_tokenizer(choice: config.Tokenizer, documents: Iterable[str], folder: 
         shutil.copyfile(choice.path, folder / FILE)
 
 
+def layout_of(choice: config.Tokenizer, folder: Path) -> tokenizer_file.Layout | None:
+    """What a tokenizer is, however it was asked for: the content of its file and its special ids; None for bytes.
+
+    folder: that of the tokenised data's tokenizer, where one that is trained has been written.
+    """
+    if isinstance(choice, config.ByteTokenizer):
+        return None
+    if isinstance(choice, config.BytePairTokenizer):
+        return tokenizer_file.read(folder / FILE, *SPECIAL)
+    return choice.layout()
+
+
 def open_tokenizer(choice: config.Tokenizer, folder: Path) -> Tokenizer:
     """The tokenizer that was used for the tokenised data in `folder`."""
     if isinstance(choice, config.ByteTokenizer):

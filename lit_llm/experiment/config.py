@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from lit_llm.config.fingerprint import fingerprint
 from lit_llm.config.section import Section, impossible
-from lit_llm.data.config import DataConfig, InstructionConfig, identity_of
+from lit_llm.data.config import DataConfig, InstructionConfig, identity_of, never_equal
 from lit_llm.evaluation.config import EVALUATIONS, EvaluateConfig, ExampleValidationConfig, ValidationConfig
 from lit_llm.models.adapt import Adaptation, Side, adaptation_of, problem_of
 from lit_llm.models.config import ModelConfig
@@ -270,7 +270,7 @@ def _adaptation_problems(own: Pretrained, adapt: AdaptConfig) -> Iterator[tuple[
         yield "adapt.from.encoder", "there is no encoder to adapt; name one source"
         return
     for side, given in adapt.experiments.items():
-        if given.pretrain.data.tokenizer != own.pretrain.data.tokenizer:
+        if never_equal(given.pretrain.data.tokenizer, own.pretrain.data.tokenizer):
             message = "has another tokenizer, so the rows of its embedding stand for other tokens"
             yield f"adapt.from.{side}" if apart else "adapt.from", message
             return

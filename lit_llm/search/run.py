@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lit_llm.ablation.arms import load_study
-from lit_llm.ablation.early import check_held_out
+from lit_llm.ablation.early import check_held_out, check_leaks
 from lit_llm.ablation.plan import plan
 from lit_llm.ablation.run import Finished, Report, Rerun, close, opened_mirror, prepare_data, run_study
 from lit_llm.config.problems import InputError
@@ -87,6 +87,7 @@ def run_sweep(
             if search.trains:
                 prepare_data([arm.experiment for arm in search.ablation.arms], store, watcher)
                 check_held_out(search.ablation, store)
+                check_leaks(search.ablation, store)
             watcher.searching(search, coordinator.look(), slots)
             interrupted = coordinator.run(slots, follower)
         finally:

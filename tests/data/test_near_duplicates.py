@@ -135,6 +135,7 @@ def test_parts_read_by_several_processes_leave_out_the_same(tmp_path, monkeypatc
     folder, _ = corpus_with_pairs(tmp_path / "texts")
     whole = prepare(mixed(folder), tmp_path / "whole")
     monkeypatch.setattr(corpora, "PART", 4000)
+    monkeypatch.setattr(near_duplicates, "_ALONE", 0)
     parts = prepare(mixed(folder), tmp_path / "parts")
     assert len(parts.sources[0].tokens["train"]) > 3
     assert read(parts) == read(whole)

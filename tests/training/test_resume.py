@@ -193,10 +193,11 @@ def test_a_run_over_a_mixture_resumes_bit_for_bit(tmp_path: Path, corpus: Path) 
         for name, some, weight in (("first", "[01]", 2), ("second", "[23]", 1))
     )
     mixture = f"pretrain.data.corpus={{kind: mixture, sources: {{{sources}}}}}"
-    whole = prepared_stage(Store(tmp_path / "whole"), corpus, "redllm-tiny", mixture)
+    untested = "pretrain.data.test_fraction=0"  # some sources have no such document
+    whole = prepared_stage(Store(tmp_path / "whole"), corpus, "redllm-tiny", mixture, untested)
     assert run_one(whole.folder.parents[1], whole.fingerprint) == "done"
     parts = prepared_stage(
-        Store(tmp_path / "parts"), corpus, "redllm-tiny", mixture, "pretrain.training.execution.workers=2"
+        Store(tmp_path / "parts"), corpus, "redllm-tiny", mixture, untested, "pretrain.training.execution.workers=2"
     )
     assert parts.fingerprint == whole.fingerprint
     root = parts.folder.parents[1]
