@@ -35,6 +35,8 @@ from lit_llm.analysis.size_means import (
 DRAWS, PLAIN_DRAWS = 1000, 4000
 """Of a law with E, and of one without, whose draws are one matrix product. The ends of an interval then leave out 2.5%
 give or take 0.5%, or 0.25%."""
+FEWEST_DRAWS, MOST_NUMBERS = 400, 100_000
+"""Of many sizes fewer laws are drawn, so that draws times sizes stay below this number: seconds, not minutes."""
 POINTS = 21
 """Places between two ends at which laws are drawn and compared."""
 LACKING = 0.05
@@ -130,13 +132,13 @@ def scaling(
         baseline: the group that the others are compared with.
         x: what the loss falls with.
         irreducible: whether E is fitted.
-        draws: of each law, for its intervals; DRAWS, or PLAIN_DRAWS without E, when None.
+        draws: of each law, for its intervals; as `draws_for` says when None.
         random: numpy's Generator; the same for each report when None.
     """
     import numpy as np
 
     random = np.random.default_rng(0) if random is None else random
-    draws = draws or (DRAWS if irreducible else PLAIN_DRAWS)
+    draws = draws or draws_for(runs, irreducible)
     fits, notes = dict[str, GroupFit](), list[str]()
     members = {group: sizes_of([run for run in runs if run.group == group]) for group in _groups(runs)}
     for group, sizes in members.items():
@@ -167,6 +169,12 @@ def scaling(
         tuple(runs),
         joint,
     )
+
+
+def draws_for(runs: Sequence[ScalingRun], irreducible: bool) -> int:
+    """How many laws are drawn of each group; all groups have equally many."""
+    sizes = len({(run.group, run.arm) for run in runs})
+    return max(FEWEST_DRAWS, min(DRAWS if irreducible else PLAIN_DRAWS, MOST_NUMBERS // max(1, sizes)))
 
 
 def _groups(runs: Sequence[ScalingRun]) -> list[str]:
