@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lit_llm.analysis.estimates import Estimate, estimate, exponentials, holds, joined
-from lit_llm.analysis.scaling import GroupFit, draws_for, fit_sizes
+from lit_llm.analysis.group_fit import GroupFit, fit_sizes
+from lit_llm.analysis.scaling import draws_for
 from lit_llm.analysis.scaling_runs import ScalingRun, sizes_of
 from lit_llm.analysis.size_means import (
     Size,
