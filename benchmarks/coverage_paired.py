@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import chdtrc, stdtr, stdtrit
 
+from lit_llm.analysis import contrasts
 from lit_llm.analysis.correction import dunnett_critical
 
 Floats = NDArray[np.float64]
@@ -33,8 +34,6 @@ Row = dict[str, Any]
 LEVEL = 0.05
 EFFECT = 2.0
 """True difference of the power columns, in residual standard deviations."""
-PRIOR = 0.5
-"""Degrees of freedom that the other differences lend to each difference's variance."""
 ARMS, SEEDS = (3, 4, 8, 21, 60), (2, 3, 5, 10)
 
 
@@ -66,16 +65,19 @@ def paired(y: Floats, families: Families) -> Estimates:
 
 
 def moderated(y: Floats, families: Families) -> Estimates:
-    """The paired t, its variance moderated by half a degree of freedom from the other differences."""
-    own = paired(y, families)
-    nu = np.nan_to_num(own.degrees)
-    squares = nu * np.nan_to_num(own.error) ** 2 * (nu + 1)
+    """The paired t, its variance moderated by the other differences: the library's own formula."""
+    plain = paired(y, families)
+    nu = np.nan_to_num(plain.degrees)
+    variance = np.nan_to_num(plain.error) ** 2 * (nu + 1)
+    squares = nu * variance
     other_degrees = nu.sum(axis=1, keepdims=True) - nu
-    lent = np.where(other_degrees > 0, PRIOR, 0.0)
-    prior = (squares.sum(axis=1, keepdims=True) - squares) / np.maximum(other_degrees, 1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        error = np.sqrt((lent * prior + squares) / (lent + nu) / (nu + 1))
-    return Estimates(own.mean, np.where(nu > 0, error, np.nan), np.where(nu > 0, nu + lent, np.nan))
+        others = np.where(other_degrees > 0, (squares.sum(axis=1, keepdims=True) - squares) / other_degrees, np.nan)
+        variance, degrees = contrasts.moderated(variance, nu, others)
+    known = nu > 0
+    return Estimates(
+        plain.mean, np.where(known, np.sqrt(variance / (nu + 1)), np.nan), np.where(known, degrees, np.nan)
+    )
 
 
 def pooled(y: Floats, families: Families) -> Estimates:

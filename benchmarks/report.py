@@ -23,8 +23,8 @@ from rich.console import Console
 from lit_llm.ablation.arms import load_study
 from lit_llm.ablation.plan import plan
 from lit_llm.ablation.runs import Run, comparison_of, runs_of
-from lit_llm.report.comparison import compared
 from lit_llm.report.study import write_report
+from lit_llm.report.terminal import compared
 from lit_llm.tracking.store import Store
 
 STUDY = """

@@ -15,6 +15,7 @@ from typing import Any
 from lit_llm.ablation.cells import cells_of
 from lit_llm.ablation.config import OF_SOURCE, Compare, Study
 from lit_llm.ablation.factors import label_of
+from lit_llm.ablation.labels import check_labels
 from lit_llm.ablation.match import matched
 from lit_llm.config.fingerprint import fingerprint
 from lit_llm.config.problems import InputError, Problem, did_you_mean, noted
@@ -157,7 +158,10 @@ def understood(study: Study, document: Node, path: Path, overrides: Sequence[str
         for cell in cells_of(study, document, path.parent, overrides)
     )
     _check_metric(study, arms, document)
-    return _matched(Ablation(study, arms, tuple(overrides), str(path.absolute())), document)
+    ablation = Ablation(study, arms, tuple(overrides), str(path.absolute()))
+    names = dict.fromkeys([*(arm.group for arm in arms), *(arm.name for arm in arms)])
+    check_labels(study.compare.labels, list(names), ablation.factors, document)
+    return _matched(ablation, document)
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> Node:

@@ -17,8 +17,8 @@ from lit_llm.analysis.front import better
 from lit_llm.config.problems import some
 from lit_llm.config.tree import under
 from lit_llm.data.config import identity_of
-from lit_llm.evaluation.config import YARDSTICKS, yardstick_of
-from lit_llm.experiment.chain import EVALUATED, FINETUNED
+from lit_llm.evaluation.config import METRICS_OF_SPLIT, YARDSTICKS, yardstick_of
+from lit_llm.experiment.chain import EVALUATED, FINETUNED, final_metric, validation_metric
 from lit_llm.experiment.config import Checkpoint
 from lit_llm.experiment.cost import Cost, cost_of
 from lit_llm.models.adapt import Adaptation, altered
@@ -31,6 +31,7 @@ YARDSTICK = (
     "pretrain.data.sequence_length",
     "pretrain.data.validation_fraction",
     "pretrain.data.test_fraction",
+    "pretrain.data.near_duplicates",
     "pretrain.validation",
 )
 """Keys that decide which target tokens the metrics of a stage are measured on."""
@@ -39,13 +40,18 @@ BITS_PER_BYTE = "bits_per_byte"
 """The last part of a metric's name that compares across tokenizers."""
 PRECISION = ("pretrain.training.precision", "finetune.training.precision")
 """Keys that decide in which arithmetic a metric is computed."""
-CONTINUATION = (TARGET_NLL, "val/perplexity", "val/bits_per_byte")
+CONTINUATION = tuple(
+    f"{begin}{kind}" for begin in METRICS_OF_SPLIT.values() for kind in ("target_nll", "perplexity", "bits_per_byte")
+)
 """What a model says of the tokens that go on from a prefix, in several units."""
 _YARDSTICKS = {
-    "val/": YARDSTICK,
-    f"{FINETUNED}val/": (*YARDSTICK[:2], "finetune.data", "finetune.validation"),
-    EVALUATED: (*YARDSTICK[:5], "finetune.data", "evaluate"),
-    f"{FINETUNED}{EVALUATED}": (*YARDSTICK[:5], "finetune.data", "evaluate"),
+    **dict.fromkeys(METRICS_OF_SPLIT.values(), YARDSTICK),
+    **dict.fromkeys(
+        (f"{FINETUNED}{begin}" for begin in METRICS_OF_SPLIT.values()),
+        (*YARDSTICK[:2], "finetune.data", "finetune.validation"),
+    ),
+    EVALUATED: (*YARDSTICK[:6], "finetune.data", "evaluate"),
+    f"{FINETUNED}{EVALUATED}": (*YARDSTICK[:6], "finetune.data", "evaluate"),
 }
 """The same by the beginning of a metric's name."""
 
@@ -101,12 +107,20 @@ def _audit_arm(ablation: Ablation, arm: Arm, costs: Mapping[str, Cost]) -> Itera
 def _audit_metric(metric: str, arm: Arm) -> Iterator[Finding]:
     """Whether a model of this family has the metric at all."""
     family = arm.experiment.model.family
-    if metric == MASKED_NLL and continues(family):
-        message = f"{metric} is of encoder_only models, which see what comes after a token; use {TARGET_NLL}"
+    if validation_metric(metric) == MASKED_NLL and continues(family):
+        instead = _of_split(metric, TARGET_NLL)
+        message = f"{metric} is of encoder_only models, which see what comes after a token; use {instead}"
         yield Finding("refused", arm.name, "compare.metric", message)
     if not continues(family) and metric.removeprefix(FINETUNED).startswith(CONTINUATION):
         message = f"an encoder_only model has no {metric}: it predicts no token from those before it alone"
-        yield Finding("refused", arm.name, "compare.metric", f"{message}; use {MASKED_NLL}, among such models")
+        yield Finding(
+            "refused", arm.name, "compare.metric", f"{message}; use {_of_split(metric, MASKED_NLL)}, among such models"
+        )
+
+
+def _of_split(metric: str, name: str) -> str:
+    """A metric of the validation split, or the beginning of its name, as one of the split that another metric is of."""
+    return final_metric(name) if validation_metric(metric) != metric else name
 
 
 def _audit_keys(ablation: Ablation, arm: Arm, baseline: Arm) -> Iterator[Finding]:
@@ -144,7 +158,7 @@ def _audit_tokenizers(metric: str, arm: Arm, baseline: Arm) -> Iterator[Finding]
     if evaluation.startswith("extrapolation/") or MASKED_NLL in metric:
         message += "it has no form in bits per byte, so make the tokenizers equal"
     else:
-        part = f"{EVALUATED}{evaluation.partition('/')[0]}/" if evaluation else "val/"
+        part = f"{EVALUATED}{evaluation.partition('/')[0]}/" if evaluation else _of_split(metric, "val/")
         stage = before if evaluation else FINETUNED * metric.startswith(FINETUNED)
         message += f"compare `metric: {stage}{part}{BITS_PER_BYTE}`"
     yield Finding("refused", arm.name, "compare.metric", message)
@@ -155,9 +169,10 @@ def _audit_objectives(ablation: Ablation, arm: Arm, baseline: Arm, costs: Mappin
     metric = ablation.study.compare.metric
     if not any(under(key, "pretrain.objective") for key in differs(arm, baseline)):
         return
-    if metric == "val/objective_loss":
-        message = f"val/objective_loss of another objective than {baseline.name}'s is another quantity; use "
-        yield Finding("refused", arm.name, "compare.metric", message + yardstick_of(arm.experiment.model.family))
+    if validation_metric(metric) == "val/objective_loss":
+        message = f"{metric} of another objective than {baseline.name}'s is another quantity; use "
+        instead = _of_split(metric, yardstick_of(arm.experiment.model.family))
+        yield Finding("refused", arm.name, "compare.metric", message + instead)
     if ablation.study.match.by != "loss_tokens":
         ratio = costs[arm.name].loss_tokens / costs[baseline.name].loss_tokens
         message = "the loss is computed on another number of tokens: see loss tokens"

@@ -225,7 +225,15 @@ def _metric(name: str) -> str:
 
 
 _ONE_OF = "|".join(re.escape(name) for name in METRICS)
-_PATTERN = f"^({FINETUNED})?({_ONE_OF}|{'|'.join(f'{begin}.+' for begin in OF_SOURCE)}|{EVALUATED}({'|'.join(EVALUATIONS)})/.+)$"
+_SOURCES = "|".join(f"{begin}.+" for begin in OF_SOURCE)
+_PATTERN = f"^({FINETUNED})?({_ONE_OF}|{_SOURCES}|{EVALUATED}({'|'.join(EVALUATIONS)})/.+)$"
+
+
+def is_metric(name: str) -> bool:
+    """Whether a study could compare it."""
+    return re.fullmatch(_PATTERN, name) is not None
+
+
 _SCHEMA: JsonDict = {"anyOf": [{"enum": [*METRICS]}, {"pattern": _PATTERN}]}
 Metric = Annotated[str, AfterValidator(_metric), Field(json_schema_extra=_SCHEMA)]
 
@@ -273,6 +281,10 @@ class ScalingGate(Section):
     interval does, and fails where none of it does."""
 
 
+Column = Literal["n", "mean", "difference", "p", "verdict", "against", "params", "FLOPs", "tok/s", "spikes"]
+"""A column of the arms' table."""
+
+
 class Compare(Section):
     """What is compared with what."""
 
@@ -282,10 +294,10 @@ class Compare(Section):
     """Factors at whose every level the comparison is made anew: each arm meets the baseline of its own level."""
     metric: Metric = "test/target_nll"
     """What is compared, as it is at the end of training; of a mixture also `test/target_nll/<source>`. Metrics of the
-    test split begin with `test/`, and each has a sibling of the validation split, `val/target_nll`: that is what
-    further seeds and learning rates are chosen by. Those of the finetuning begin with `finetune/`, those of evaluations with `eval/`: `finetune/eval/examples/nll`. An evaluation
-    made after both stages is shown before against after. Training losses are not compared: they depend on what is
-    trained on."""
+    test split begin with `test/`, and each has a sibling of the validation split, `val/target_nll`, which further seeds
+    and learning rates are chosen by. Those of the finetuning begin with `finetune/`, those of evaluations with `eval/`:
+    `finetune/eval/examples/nll`. An evaluation made after both stages is shown before against after. Training losses
+    are not compared: they depend on what is trained on."""
     front: Figure | None = None
     """A cost that the metric is shown against, with the arms that no other beats in both. inference_flops: of reading
     an input and writing a target, both as long as the finetuning allows, or 1000 tokens each where there is none."""
@@ -304,6 +316,13 @@ class Compare(Section):
     to differ by less from those of which too few seeds show nothing."""
     scaling: ScalingLaw | None = None
     """Fit power laws of the metric, and say how many times the compute a group needs for the loss of the baseline's."""
+    labels: dict[str, str] = Field({})
+    """Names that a paper prints, for arms, factors, levels and metrics: `{red: RedLLM, model.attention.qkv_norm: QKV
+    norm, qkv_norm=none: no norm, val/target_nll: nats per token}`. A level is called `factor=level`, or by its own name
+    where that is enough. Tables, sentences and figures print them; CSV and JSON keep the names that commands take."""
+    columns: Items[Column] = ("n", "mean", "difference", "p", "verdict", "against", "params", "FLOPs")
+    """Columns of the arms' table in LaTeX, in this order, after the arm or its factors; those of which nothing is known
+    are left out. `mean` is the metric's."""
 
     gate: ScalingGate | None = None
     """Measure each size against the baseline's power law: multipliers of compute and of wall-clock time, their slope
@@ -336,7 +355,9 @@ class Allowed(Section):
     """A difference that the audit would refuse."""
 
     key: str
-    """The key that differs, or the beginning of several: `pretrain.data`."""
+    """The key that differs, or the beginning of several: `pretrain.training.optimizer`. Budgets: `budget.tokens`,
+    `budget.train_flops`, ..., or `budget` for all. What the metric is measured on goes by its full name alone:
+    `pretrain.data.tokenizer`."""
     because: str = Field(min_length=1)
     """Why the comparison is fair all the same; shown in the plan and the report."""
 
@@ -365,7 +386,7 @@ class Study(Section):
     more_seeds: MoreSeeds | None = None
     """After `seeds`, add seeds to the arms whose interval still holds zero (with `compare.margin`: that are shown
     neither to differ nor to differ by less), and to what they are compared with. Intervals are those of a test that
-    looks after every round."""
+    looks after every round; with `compare.correction: holm` each arm has an equal share of the 5%."""
     match: Match = Match()
     """What is made equal."""
     compare: Compare = Compare()
@@ -411,9 +432,18 @@ class Study(Section):
             yield "more_seeds", "one seed has no interval to go on by; begin with `seeds: [0, 1, 2]`"
         if more.most <= len(self.seeds):
             yield "more_seeds.most", f"{more.most} at most, and there are {len(self.seeds)} to begin with"
-        if self.compare.correction != "none":
-            message = "intervals are corrected for looking again with every round, not for the number of arms besides"
-            yield "more_seeds", f"{message}; leave out `compare.correction`"
+        if self.compare.correction == "fdr_bh":
+            message = (
+                "the share of false differences is not bounded when arms stop at different looks; "
+                "use `correction: holm`, which bounds the chance of any"
+            )
+            yield "compare.correction", message
+        if self.compare.correction == "dunnett":
+            message = (
+                "Dunnett's levels are of one look, and seeds are added in rounds; use `correction: holm`, which gives "
+                "each arm an equal share of the 5%"
+            )
+            yield "compare.correction", message
 
     @property
     def all_seeds(self) -> tuple[int, ...]:

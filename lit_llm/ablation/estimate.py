@@ -125,7 +125,7 @@ def _held_out(experiment: Experiment, store: Store) -> dict[str, int] | None:
     from lit_llm.data.prepare import is_prepared, open_prepared
 
     digest = identity_of_data(experiment).digest
-    if experiment.evaluate is None or not is_prepared(store.data, digest):
+    if not is_prepared(store.data, digest):
         return None
     sources = open_prepared(experiment.pretrain.data, store.data, digest).sources
     return {source.name: source.count("validation") for source in sources}

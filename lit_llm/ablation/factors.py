@@ -123,11 +123,15 @@ def label_of(value: Any) -> str:
     return str(value)
 
 
+class Printed(str):
+    """The name that a factor is printed by: no key, so it has no shorter ending."""
+
+
 def short_names(factors: list[str]) -> dict[str, str]:
     """The shortest endings of the keys that tell the factors apart."""
     out = {}
     for factor in factors:
-        parts = factor.split(".")
+        parts = [factor] if isinstance(factor, Printed) else factor.split(".")
         for size in range(1, len(parts) + 1):
             ending = ".".join(parts[-size:])
             if sum(other == ending or other.endswith(f".{ending}") for other in factors) == 1:

@@ -11,14 +11,14 @@ from lit_llm.config.fingerprint import fingerprint
 from lit_llm.experiment.chain import EVALUATED, FINETUNED, validation_metric
 from lit_llm.experiment.identity import origin_digest
 from lit_llm.tracking.mlflow_mirror import RunRecord
-from lit_llm.tracking.views import Chart, column, experiment_tags
+from lit_llm.tracking.views import COLOUR, Chart, column, experiment_tags
 
 MOST_FACTORS = 6
 """Columns of what was varied."""
 
 
-def record(run: Run, place: int = 0) -> RunRecord:
-    """A run as MLflow shows it; `place` is its arm's among the study's."""
+def record(run: Run, place: int = 0, colour: str = "") -> RunRecord:
+    """A run as MLflow shows it; `place` and `colour` are its arm's in the study."""
     status = run.status()
     origins = [(step.stage.result() or {}).get("provenance") or run.origin_of(step) for step in run.steps]
     digests = sorted({origin_digest(origin) for origin in origins})
@@ -35,7 +35,8 @@ def record(run: Run, place: int = 0) -> RunRecord:
         config_yaml=run.config_yaml,
         metrics=[(step.link.prefix, step.stage.metrics_file) for step in run.steps],
         error=status.get("error"),
-        tags={f"lit_llm.{key}": str(value) for key, value in shown.items() if key not in ("code", "weights")},
+        tags={f"lit_llm.{key}": str(value) for key, value in shown.items() if key not in ("code", "weights")}
+        | ({COLOUR: colour} if colour else {}),
         code=digests[0] if len(digests) == 1 else fingerprint(digests),
     )
 
@@ -78,5 +79,5 @@ def tags_of(planned: Plan) -> dict[str, str]:
     # What is measured once, when a stage is over, has no course.
     courses = [validation_metric(name) for name in metrics if EVALUATED not in name]
     courses += ["train/loss", *[f"{FINETUNED}train/loss"] * tuned, "stability/grad_norm"]
-    charts: list[Chart] = [*(("LINE", name) for name in courses), *(("BAR", name) for name in metrics)]
+    charts: list[Chart] = [*(("LINE", name) for name in courses), *(("SCATTER", name) for name in metrics)]
     return experiment_tags(description(planned), [*columns, column("tags", "lit_llm.state")], charts)

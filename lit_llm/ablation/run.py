@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from lit_llm.ablation.analysis_plan import FROZEN, LOG
 from lit_llm.ablation.arms import Ablation
 from lit_llm.ablation.early import check_held_out
 from lit_llm.ablation.mirrored import answered, description, record, tags_of
+from lit_llm.ablation.palette import looks_of
 from lit_llm.ablation.plan import PLAN, Plan, plan, remembered
-from lit_llm.ablation.runs import Run, Step, comparison_of, runs_of
+from lit_llm.ablation.runs import Run, Step, comparison_of, note_comparison, register_analysis, runs_of
 from lit_llm.analysis.comparison import Comparison
 from lit_llm.config.problems import InputError, Problem, did_you_mean
 from lit_llm.data.sources import blamed_at
@@ -114,15 +116,19 @@ def run_study(
     if (folder / "sweep.json").exists():
         raise InputError(Problem(f"{name} is the name of a sweep in this store; give the study another", "study"))
     mirror = opened_mirror(store, name, tracking, description(planned), tags_of(planned))
-    places = {arm.name: place for place, arm in enumerate(ablation.arms)}
+    places, looks = {arm.name: place for place, arm in enumerate(ablation.arms)}, looks_of(ablation)
     store.open()
     try:
         with locked(folder / "lock"):
             try:
                 list_runs(store, name, ablation.source, ablation.overrides, [x for run in runs for x in _listed(run)])
+                for problem in register_analysis(store, ablation, runs):
+                    watcher.message(problem)
                 prepare_data([run.experiment_at(step) for run in chosen for step in run.trained], store, watcher)
                 check_held_out(ablation, store)
-                follower = MirrorThread(mirror, lambda: [record(run, places[run.arm.name]) for run in runs])
+                follower = MirrorThread(
+                    mirror, lambda: [record(run, places[run.arm.name], looks[run.arm.name].colour) for run in runs]
+                )
                 interrupted = _execute_round(chosen, rerun, store, slots, watcher, follower)
                 while ablation.study.more_seeds and not interrupted:
                     more = runs_of(ablation, store)  # what the results up to now ask for
@@ -135,7 +141,10 @@ def run_study(
             finally:
                 watcher.finished()
             comparison = comparison_of(ablation, runs)
+            for problem in note_comparison(store, ablation, runs, comparison):
+                watcher.message(problem)
             files = _write_results(folder, planned, comparison)
+            files += [file for file in (folder / FROZEN, folder / LOG) if file.exists()]
             if not interrupted:
                 follower.catch_up()  # for links to its runs
                 files += report(planned, runs, comparison, store)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from lit_llm.ablation.analysis_plan import note_look, register, registration_of
 from lit_llm.ablation.arms import Ablation, Arm, file_and_arm, load_study
 from lit_llm.ablation.config import Figure
 from lit_llm.ablation.layouts import factor_layouts, layouts, lr_factors
+from lit_llm.ablation.rounds import looked_in_force, looks_of
 from lit_llm.ablation.scaled import Measured, ended_runs, gate_of, scaling_of
 from lit_llm.analysis.comparison import Comparison, Design, Looks, RunResult, compare, in_rounds
 from lit_llm.analysis.front import front
 from lit_llm.analysis.procedure import Procedure
-from lit_llm.analysis.sequential import Rounds
 from lit_llm.config.problems import InputError, Problem, did_you_mean
 from lit_llm.config.tree import leaves
 from lit_llm.evaluation.unit_losses import Units, units_of
@@ -25,7 +26,7 @@ from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.cost import GENERATE, PROMPT, cost_of
 from lit_llm.experiment.identity import provenance, same_origin, weights_digest
 from lit_llm.experiment.run import experiment_yaml
-from lit_llm.tracking.store import Stage, Store
+from lit_llm.tracking.store import FINAL, Stage, Store
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ def runs_of(ablation: Ablation, store: Store) -> list[Run]:
 
     Seeds are added by what is measured on the validation split: the test split is not looked at to choose.
     """
-    study, looks = ablation.study, _looks(ablation)
+    study, looks = ablation.study, looks_in(store, ablation)
     runs = {arm.name: [Run.of(arm, seed, store) for seed in study.seeds] for arm in ablation.arms}
     grown = looks is not None
     while grown and looks is not None:
@@ -193,11 +194,33 @@ def runs_of(ablation: Ablation, store: Store) -> list[Run]:
     return [run for own in runs.values() for run in own]
 
 
-def _looks(ablation: Ablation) -> Looks | None:
-    study = ablation.study
-    if study.more_seeds is None:
-        return None
-    return Looks(study.all_seeds, Rounds(len(study.seeds), study.more_seeds.most, study.more_seeds.step))
+def looks_in(store: Store, ablation: Ablation) -> Looks | None:
+    """How seeds are added, with the looks that this store knows of; None where their number is fixed."""
+    return looks_of(ablation, registration_of(store.study(ablation.study.study)), _results_of(store, ablation))
+
+
+def register_analysis(store: Store, ablation: Ablation, runs: Sequence[Run]) -> list[str]:
+    """Freeze a study's analysis, or log what of it has changed. Returns what kept it from that, as sentences.
+
+    runs: the study's, of which those that have finished are counted.
+    """
+
+    def looked() -> int:
+        known = registration_of(store.study(ablation.study.study))
+        return looked_in_force(ablation, known, _results_of(store, ablation))
+
+    return register(store, ablation, lambda: sum(run.status()["state"] in FINAL for run in runs), looked)
+
+
+def note_comparison(store: Store, ablation: Ablation, runs: Sequence[Run], comparison: Comparison) -> list[str]:
+    """Log, for a study that has run in this store, changes of its analysis and a look at its comparison."""
+    if registration_of(store.study(ablation.study.study)) is None:
+        return []
+    return [*register_analysis(store, ablation, runs), *note_look(store, ablation, comparison)]
+
+
+def _results_of(store: Store, ablation: Ablation) -> Callable[[Sequence[int]], list[RunResult]]:
+    return lambda seeds: [Run.of(arm, seed, store).result() for arm in ablation.arms for seed in seeds]
 
 
 def runs_of_arm(source: str, overrides: Sequence[str], store: Store) -> list[Run]:
@@ -291,7 +314,8 @@ def comparison_of(ablation: Ablation, runs: Sequence[Run]) -> Comparison:
     """The comparison of whatever is finished."""
     asked = ablation.study.compare
     results = [run.result() for run in runs]
-    compared = compare(results, asked.metric, _design(ablation), _procedure(ablation))
+    looks = looks_in(runs[0].last.store, ablation) if runs else None
+    compared = compare(results, asked.metric, _design(ablation, looks), _procedure(ablation))
     if asked.scaling is not None or asked.gate is not None:
         compared = _scaled(compared, ablation, runs, results)
     figure = asked.front
@@ -301,8 +325,8 @@ def comparison_of(ablation: Ablation, runs: Sequence[Run]) -> Comparison:
     return replace(compared, front=front(figure, compared.metric, costs, {row.arm: row.mean for row in compared.rows}))
 
 
-def _design(ablation: Ablation) -> Design:
-    return Design(layouts(ablation), factor_layouts(ablation), lr_factors(ablation), _looks(ablation))
+def _design(ablation: Ablation, looks: Looks | None) -> Design:
+    return Design(layouts(ablation), factor_layouts(ablation), lr_factors(ablation), looks)
 
 
 def _procedure(ablation: Ablation) -> Procedure:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from lit_llm.analysis.contrasts import Sample, contrast, estimates, with_documents
 from lit_llm.analysis.document_noise import Influences
+from lit_llm.analysis.mixed_model import mixed_differences
 from lit_llm.analysis.paired import Difference, Spread, Values, Variance
 from lit_llm.analysis.pooling import pooled_variance
 
@@ -49,6 +50,8 @@ def block_differences(block: Mapping[str, Values], baseline: str, noise: Noise =
     arms = [arm for arm in block if arm != baseline]
     samples = {arm: contrast({arm: 1.0, baseline: -1.0}, block, noise.influences) for arm in arms}
     differences = estimates(samples, noise.variance)
+    if noise.variance == "mixed":
+        return _mixed(differences, samples, block, baseline, noise)
     if noise.variance == "pooled":
         distinct = {tuple(sorted(values.items())): values for values in block.values()}
         return pooled_contrasts(differences, samples, list(distinct.values()))
@@ -64,6 +67,17 @@ def pooled_contrasts(differences: Differences, samples: Mapping[str, Sample], ar
     return {
         name: d and _shared(d, Spread(math.sqrt(samples[name].scale * variance / d.seeds), degrees), samples[name])
         for name, d in differences.items()
+    }
+
+
+def _mixed(
+    differences: Differences, samples: Mapping[str, Sample], block: Mapping[str, Values], baseline: str, noise: Noise
+) -> Differences:
+    known = mixed_differences(block, baseline, noise.families)
+    return {
+        arm: d and (_shared(replace(d, mean=own.mean), Spread(own.error, own.degrees), samples[arm]) if own else d)
+        for arm, d in differences.items()
+        for own in [known.get(arm)]
     }
 
 

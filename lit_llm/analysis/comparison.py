@@ -10,7 +10,7 @@ import io
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -26,11 +26,12 @@ from lit_llm.analysis.learning_rates import LearningRates, LRFactor, learning_ra
 from lit_llm.analysis.notes import comparison_notes
 from lit_llm.analysis.paired import Difference, Variance
 from lit_llm.analysis.procedure import Procedure
+from lit_llm.analysis.rounds_notes import rounds_notes
 from lit_llm.analysis.scaling import Scaling
 from lit_llm.analysis.scaling_gate import Gate
 from lit_llm.analysis.scaling_runs import ScalingRun
 from lit_llm.analysis.sensitivity import LRRun
-from lit_llm.analysis.sequential import Rounds, Standing, standings
+from lit_llm.analysis.sequential import Rounds, Standing, bias_adjusted, standings
 from lit_llm.analysis.verdicts import Judgement, judgements, without_lost_runs
 from lit_llm.config.problems import did_you_mean
 from lit_llm.evaluation.unit_losses import Units
@@ -147,6 +148,9 @@ class Comparison:
     """Where the variance of a difference comes from."""
     gate: Gate | None = None
     """Multipliers of compute and time at each size, where the study asks for them."""
+    bias_adjusted: Mapping[str, float] | None = None
+    """Differences of the arms that stopped before the most seeds, without the bias of stopping; None where the number
+    of seeds was fixed."""
 
     def csv(self) -> str:
         """One line per arm; empty where there is no number."""
@@ -196,12 +200,14 @@ def compare(
     noise = _noise(kept, metric, procedure)
     differences = against_baselines(values, baselines, noise)
     judged = judgements(differences, baselines, metric, procedure.correction, procedure.margin)
+    unbiased: Mapping[str, float] | None = None
     if design.looks is not None:
         # An arm is judged by the look that decided it, else by the last one; by neither while the first is not over.
-        standing = in_rounds(runs, metric, design.looks, procedure.margin)
+        standing = in_rounds(runs, metric, design.looks, procedure.margin, noise)
         judged = {arm: own for arm in judged if (own := standing[arm].judgement) is not None}
         differences = dict[str, Difference | None]({arm: own.difference for arm, own in judged.items()})
-        notes += _rounds_notes(standing, design.looks)
+        unbiased = bias_adjusted(standing, design.looks.rounds, design.looks.comparisons)
+        notes += rounds_notes(standing, design.looks.rounds, design.looks.comparisons, unbiased)
     lost = {arm: outcome for arm, outcome in _outcomes(kept, arms, metric).items() if outcome.diverged}
     judged = {arm: without_lost_runs(own, metric, arm in lost, baselines[arm] in lost) for arm, own in judged.items()}
     every, ended = _by_arm(runs), _by_arm(kept)
@@ -210,7 +216,8 @@ def compare(
     )
     if not any(values.values()) and (there := sorted({name for run in kept for name in run.result["metrics"]})):
         notes.append(f"no run that has ended has {metric}{did_you_mean(metric, there)}")
-    notes += comparison_notes(judged, differences, procedure)
+    shared = design.looks is not None and design.looks.comparisons > 1
+    notes += comparison_notes(judged, differences, procedure, adjusted=shared)
     return Comparison(
         metric,
         rows,
@@ -225,6 +232,7 @@ def compare(
         anova=_anova(values, metric, design, noise, procedure),
         divergences=divergences(_outcomes(kept, arms, metric), baselines, better(metric) == "lower"),
         variance=procedure.variance,
+        bias_adjusted=unbiased,
     )
 
 
@@ -284,9 +292,13 @@ class Looks:
     seeds: tuple[int, ...]
     """All that there may be, in their order."""
     rounds: Rounds
+    comparisons: int = 1
+    """Arms that share the 5%."""
 
 
-def in_rounds(runs: Sequence[RunResult], metric: str, looks: Looks, margin: float | None) -> dict[str, Standing]:
+def in_rounds(
+    runs: Sequence[RunResult], metric: str, looks: Looks, margin: float | None, noise: Noise = Noise()
+) -> dict[str, Standing]:
     """Where every arm stands, and with how many seeds it is to be run; a baseline with as many as what needs it."""
     arms, baselines = list(dict.fromkeys(run.arm for run in runs)), {run.arm: run.baseline for run in runs}
     kept = _of_one_origin(runs, [])
@@ -297,23 +309,22 @@ def in_rounds(runs: Sequence[RunResult], metric: str, looks: Looks, margin: floa
     found: dict[str, Standing] = {}
     for baseline in dict.fromkeys(baselines.values()):
         block = {arm: values[arm] for arm in arms if arm == baseline or baselines[arm] == baseline}
-        for arm, new in standings(block, baseline, metric, looks.seeds, looks.rounds, margin, lost).items():
+        judged = standings(block, baseline, metric, looks.seeds, looks.rounds, margin, lost, looks.comparisons, noise)
+        for arm, new in judged.items():
             # A rung of a ladder stands in two blocks: judged in the one, and a baseline in the other.
             own = new if arm != baseline or arm not in found else found[arm]
             found[arm] = replace(own, more=max(new.more, found[arm].more if arm in found else 0))
     return found
 
 
-def _rounds_notes(standing: Mapping[str, Standing], looks: Looks) -> Iterator[str]:
-    yield f"intervals: as for looking after each round of seeds, up to {looks.rounds.most}: 5% for all looks together"
-    if several := {arm: s.seeds for arm, s in standing.items() if s.decided and s.seeds < looks.rounds.most}:
-        told = ", ".join(f"{arm} ({seeds})" for arm, seeds in several.items())
-        yield f"decided before the most seeds: {told}; a difference is of the seeds that decided it"
-
-
 def values_of(runs: Sequence[RunResult], metric: str) -> dict[str, dict[int, float]]:
     """{arm: {seed: value}} of all that have one, of one origin."""
     return _values(_of_one_origin(runs, []), list(dict.fromkeys(run.arm for run in runs)), metric)
+
+
+def noise_of(runs: Sequence[RunResult], metric: str) -> Noise:
+    """What the documents add to the metric of each run, of one origin."""
+    return _noise(_of_one_origin(runs, []), metric, Procedure())
 
 
 def _by_arm(runs: Sequence[RunResult]) -> dict[str, list[RunResult]]:

@@ -10,9 +10,15 @@ from lit_llm.analysis.verdicts import Judgement
 
 
 def comparison_notes(
-    judged: Mapping[str, Judgement], differences: Mapping[str, Difference | None], procedure: Procedure
+    judged: Mapping[str, Judgement],
+    differences: Mapping[str, Difference | None],
+    procedure: Procedure,
+    adjusted: bool = False,
 ) -> Iterator[str]:
-    """Notes on the differences from the baselines, in the order in which a reader asks."""
+    """Notes on the differences from the baselines, in the order in which a reader asks.
+
+    adjusted: whether the levels of looks count the number of comparisons already.
+    """
     known = [judgement for judgement in judged.values() if judgement.detectable is not None]
     if any(d is not None and d.low is None for d in differences.values()):
         yield "one seed has no interval; add seeds to see how sure a difference is"
@@ -20,7 +26,7 @@ def comparison_notes(
         return
     yield ASSUMPTIONS[procedure.variance]
     yield _documents_note([judgement.difference for judgement in known])
-    if len(known) > 1:
+    if len(known) > 1 and not adjusted:
         yield CORRECTIONS[procedure.correction].format(n=len(known))
     yield _power_note(known)
 

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from lit_llm.cli import studies, sweeps, trained, tools  # noqa: F401
+from lit_llm.cli import studies, overview, sweeps, trained, tools  # noqa: F401
 from lit_llm.cli.app import app
 from lit_llm.config.problems import InputError
 

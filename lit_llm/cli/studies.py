@@ -34,6 +34,10 @@ from lit_llm.cli.options import (
 from lit_llm.config.problems import InputError, Problem
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lit_llm.ablation.plan import Plan
+    from lit_llm.ablation.seeds_needed import PowerPlan
     from lit_llm.tracking.store import Store
 
 
@@ -59,6 +63,18 @@ def plan(
             show_default=False,
         ),
     ] = None,
+    power: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            metavar="DIFFERENCE",
+            help="How many seeds show this difference, in the primary metric's unit, with 80% power.",
+        ),
+    ] = None,
+    pilot: Annotated[
+        str | None,
+        typer.Option(metavar="STUDY", help="For --power: take the scatter from the finished runs of this study."),
+    ] = None,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Show every arm before it runs: parameters, FLOPs, cache, tokens, time, what differs, whether it is fair.
@@ -79,8 +95,10 @@ def plan(
     measuring = Path(study).is_file() if measure is None else measure
     known = ceilings(measuring and not planned.refused, again=measure is True)
     planned = estimated(planned, jobs or slots(ablation), known, place)
+    needed = _seeds_needed(planned, place, power, pilot, search is not None)
     if as_json:
-        print(json.dumps(planned.as_json() | (search.as_json() if search else {}), indent=1))
+        more = (search.as_json() if search else {}) | ({"power": needed.as_json()} if needed else {})
+        print(json.dumps(planned.as_json() | more, indent=1))
     elif search is not None:
         from lit_llm.report.sweeps import sweep_plan
 
@@ -91,8 +109,33 @@ def plan(
 
         screen = console()
         screen.print(plan_table(planned, screen.width))
+        if needed is not None:
+            from lit_llm.report.parts import in_terminal
+            from lit_llm.report.power import power_part
+
+            screen.print()
+            screen.print(*in_terminal(power_part(needed), screen.width), sep="\n")
     if planned.refused:
         raise typer.Exit(2)
+
+
+def _seeds_needed(
+    planned: Plan, store: Store, difference: float | None, pilot: str | None, is_sweep: bool
+) -> PowerPlan | None:
+    """The answer to `--power`; None where it is not asked for. Raises InputError."""
+    if difference is None and pilot is None:
+        return None
+    if not difference:
+        message = "is the difference that is to be shown, above 0: `--power 0.02`"
+        raise InputError(Problem(message, "--power"))
+    if is_sweep:
+        message = "a sweep ranks trials by one value each; ask it of the study that compares its winners"
+        raise InputError(Problem(message, "--power"))
+    if all(arm.arm.name == arm.arm.baseline for arm in planned.arms):
+        raise InputError(Problem("no arm is compared with another, so there is no difference to show", "--power"))
+    from lit_llm.ablation.seeds_needed import seeds_needed
+
+    return seeds_needed(planned, store, difference, pilot)
 
 
 @app.command()
@@ -115,10 +158,10 @@ def run(
     """
     from lit_llm.ablation.arms import load_study
     from lit_llm.ablation.run import run_study
-    from lit_llm.report.comparison import compared
     from lit_llm.report.lines import Lines
     from lit_llm.report.live import Progressing
     from lit_llm.report.study import write_report
+    from lit_llm.report.terminal import compared
     from lit_llm.search.sweep import is_sweep
     from lit_llm.tracking.store import Store
 
@@ -143,8 +186,10 @@ def run(
     else:
         screen.print()
         screen.print(compared(ablation, finished.comparison, screen.width))
+        _registered(finished.folder, screen)
         seen = charts(store, tracking, finished.mirrored)
-        read = finished.folder if finished.interrupted else finished.folder / "report.html"
+        page = finished.folder / "report.html"
+        read = finished.folder if finished.interrupted or not page.exists() else page
         screen.print(f"\nreport: {shown(read)}   charts: {seen}", style="dim", highlight=False, soft_wrap=True)
     if finished.interrupted:
         command = again("run", study, override, store, tracking)
@@ -195,6 +240,7 @@ def report(
     ] = None,
     override: Overrides = None,
     as_json: AsJson = False,
+    pdf: Annotated[bool, typer.Option("--pdf", help="Figures as PDF of a study of more than 300 runs too.")] = False,
     store: StoreOption = DEFAULT_STORE,
     storage: Storage = None,
     tracking: Tracking = None,
@@ -206,9 +252,11 @@ def report(
 
     Example: lit-llm report ablations/quickstart.yaml
     """
+    from lit_llm.ablation.analysis_plan import registration_of
     from lit_llm.ablation.arms import load_study
-    from lit_llm.ablation.runs import comparison_of, runs_of
+    from lit_llm.ablation.runs import comparison_of, note_comparison, runs_of
     from lit_llm.cli.sweeps import sweep_report
+    from lit_llm.report.studies import discoveries_json, discoveries_line, studies_of
     from lit_llm.search.sweep import is_sweep
     from lit_llm.tracking.store import Store
 
@@ -223,24 +271,42 @@ def report(
     ablation = load_study(study, override or ())
     runs = runs_of(ablation, place)
     comparison = comparison_of(ablation, runs)
+    problems = note_comparison(place, ablation, runs, comparison)
+    discoveries = studies_of(place).discoveries
     if as_json:
-        print(json.dumps({"study": ablation.study.study, **comparison.as_json()}, indent=1))
+        registered = registration_of(place.study(ablation.study.study))
+        more = {"analysis": registered and registered.as_json(), "store": discoveries_json(discoveries)}
+        print(json.dumps({"study": ablation.study.study, **comparison.as_json(), **more}, indent=1))
         return
     from lit_llm.ablation.plan import PLAN, plan, remembered
     from lit_llm.ablation.run import attached
-    from lit_llm.report.comparison import compared
     from lit_llm.report.study import write_report
+    from lit_llm.report.terminal import compared, has_begun
 
     screen, folder = console(), place.study(ablation.study.study)
     screen.print(compared(ablation, comparison, screen.width))
-    if not any(row.seeds for row in comparison.rows):
-        screen.print(f"Nothing is finished yet: `lit-llm run {study}` runs it.", style="yellow", highlight=False)
-    if not folder.is_dir():
+    _registered(folder, screen)
+    for line in (*problems, discoveries_line(discoveries)):
+        if line:
+            screen.print(line, style="yellow" if line in problems else "dim", highlight=False, soft_wrap=True)
+    if not folder.is_dir() or not has_begun(comparison):
         return
-    files = write_report(remembered(plan(ablation, built=False, runs=runs), folder / PLAN), runs, comparison, place)
+    planned = remembered(plan(ablation, built=False, runs=runs), folder / PLAN)
+    files = write_report(planned, runs, comparison, place, pdf)
     screen.print(f"\nreport: {shown(folder / 'report.html')}", style="dim", highlight=False, soft_wrap=True)
     if problem := attached(place, ablation.study.study, tracking, files):
         screen.print(problem, style="yellow", highlight=False)
+
+
+def _registered(folder: Path, screen: Console) -> None:
+    """One line of the frozen analysis, where there is one."""
+    from lit_llm.ablation.analysis_plan import registration_of
+    from lit_llm.report.registration import summary
+
+    known = registration_of(folder)
+    if known is not None:
+        style = "yellow" if known.problems or any(change.finished for change in known.changes) else "dim"
+        screen.print(summary(known), style=style, highlight=False, soft_wrap=True)
 
 
 def _two(study: str, other: str, override: list[str] | None, as_json: bool, store: Store) -> None:

@@ -233,6 +233,9 @@ class DataConfig(Section):
     test_fraction: float = Field(0.05, ge=0, lt=1)
     """Share of the documents that is held out for final tables, chosen likewise; 0: there is no test split, and final
     tables are measured on the validation documents."""
+    near_duplicates: Literal["drop", "keep"] = "drop"
+    """drop: a training document that shares 80% of its runs of five words with a held-out one is left out, and a test
+    document that does so with a validation one; the data's meta.json counts them. keep: they stay where they are."""
 
     @model_validator(mode="after")
     def _leaves_training_text(self) -> DataConfig:

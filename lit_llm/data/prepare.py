@@ -3,6 +3,7 @@
 ```
 <root>/tokenizers/<digest>/tokenizer.json    a trained tokenizer
 <root>/<digest>/                             the shards of one source; complete where it exists under this name
+<root>/near_duplicates/<digest>/             signatures of the held-out documents of all sources
 <root>/mixtures/<digest>.json                which sources a stage reads, in which shares: one, or a mixture's
 ```
 """
@@ -21,7 +22,9 @@ from lit_llm.config.fingerprint import fingerprint
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.data.config import DataConfig, SingleCorpus
 from lit_llm.data.corpora import Documents
-from lit_llm.data.shards import Job, Shards, leave_if_imported, token_type, write_shards
+from lit_llm.data.near_duplicates import identify_signatures, write_signatures
+from lit_llm.data.processes import leave_if_imported
+from lit_llm.data.shards import Job, Shards, token_type, write_shards
 from lit_llm.data.sources import (
     Identity,
     blamed,
@@ -101,12 +104,17 @@ def prepare(
     documents = open_sources(config.corpus)
     identity = identity or identify(config, documents)
     prepared_once(tokenizer_folder(root, identity.tokenizer), _training(config, documents, identity, progress))
+    signatures = None
+    if config.near_duplicates == "drop" and any(not (root / source.digest).is_dir() for source in identity.sources):
+        signatures = _signatures_folder(config, documents, root)
+        prepared_once(signatures, _signing(config, documents, identity, progress))
     job = partial(
         Job,
         tokenizer=config.tokenizer,
         tokenizer_folder=tokenizer_folder(root, identity.tokenizer),
         validation_fraction=config.validation_fraction,
         test_fraction=config.test_fraction,
+        near_duplicates=signatures,
     )
     for source in identity.sources:
         told = partial(progress, f"tokenising {source.name}".rstrip())
@@ -249,6 +257,22 @@ def _training(
     return write
 
 
+def _signatures_folder(config: DataConfig, documents: Mapping[str, Documents], root: Path) -> Path:
+    digests = [found.digest for found in documents.values()]
+    return root / "near_duplicates" / identify_signatures(digests, config.validation_fraction, config.test_fraction)
+
+
+def _signing(
+    config: DataConfig, documents: Mapping[str, Documents], identity: Identity, progress: Progress
+) -> Callable[[Path], None]:
+    def write(work: Path) -> None:
+        fractions = (config.validation_fraction, config.test_fraction)
+        write_signatures(work, documents, fractions, partial(progress, "signing held-out documents"))
+        check_unchanged(identify(config) == identity, work)
+
+    return write
+
+
 def check_unchanged(unchanged: bool, work: Path, key: str = "corpus") -> None:
     """Raise InputError, and keep nothing of `work`, if the text is not what its digest was computed of."""
     if not unchanged:
@@ -287,7 +311,9 @@ def _tokenising(
         check_unchanged(documents.state() == state and unchanged(), work)
         finished = [here.finished(number) or {} for number in range(len(parts))]
         tokens = {split: [part["tokens"][split] for part in finished] for split in SPLITS}
-        count = sum(part["documents"] for part in finished)
-        write_json(work / "meta.json", {"tokens": tokens, "documents": count})
+        meta = {"tokens": tokens, "documents": sum(part["documents"] for part in finished)}
+        for key in ("documents_of", "near_duplicates"):
+            meta[key] = {split: sum(part[key][split] for part in finished) for split in SPLITS}
+        write_json(work / "meta.json", meta)
 
     return write

@@ -3,6 +3,7 @@
 ```
 <folder>/00000.train.bin, .validation.bin, .test.bin    ids of part 0's documents, each closed by the end-of-document
                                                         token
+<folder>/00000.contents.npz content hashes of part 0's documents, for each split
 <folder>/00000.json         how many; written after them, so a part that has it is finished
 ```
 Every file appears whole, under its name, by a rename. A process may be killed at any moment: what it has finished is
@@ -11,18 +12,11 @@ kept, the rest is done again, and the tokens are the same whoever wrote them.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
-import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +25,10 @@ import numpy as np
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.data import config
 from lit_llm.data.corpora import Part
+from lit_llm.data.near_duplicates import HeldOutSignatures
+from lit_llm.data.processes import over_parts
 from lit_llm.data.splits import SPLITS, content_hash, split_of
 from lit_llm.data.tokenizers import FromFile, open_tokenizer, pieces
-from lit_llm.launch import cores
 from lit_llm.objectives.config import EOD
 from lit_llm.tracking.store import read_json, write_json
 
@@ -41,6 +36,7 @@ _MOST = 1 << 24  # characters of a document that cannot be cut
 _CHUNK = 1 << 20  # characters tokenised at once: a tokenizer's objects take fifty times the text
 
 _opened = lru_cache(maxsize=1)(open_tokenizer)
+_signatures = lru_cache(maxsize=1)(HeldOutSignatures)
 
 
 # --- writing -------------------------------------------------------------------------------------------------------
@@ -59,6 +55,8 @@ class Job:
     """How the corpus was cut into parts: a part finished under another cut is another part."""
     splits: tuple[str, ...] = SPLITS
     """Which are written; of another one the shards are empty."""
+    near_duplicates: Path | None = None
+    """Signatures of the held-out documents, whose near-duplicates are left out; None: they are kept."""
 
     def finished(self, number: int) -> dict[str, Any] | None:
         """What a finished part holds."""
@@ -71,73 +69,8 @@ def write_shards(job: Job, parts: Sequence[Part], progress: Callable[[int, int],
 
     progress: called with (bytes done, bytes in all). Raises InputError for a document that cannot be read.
     """
-    total = sum(part.size for part in parts)
     todo = [number for number in range(len(parts)) if job.finished(number) is None]
-    done = total - sum(parts[number].size for number in todo)
-    progress(done, total)
-    processes = min(cores(), len(todo))
-    with ExitStack() as stack:
-        numbers: Iterable[int]
-        if processes > 1:
-            numbers = stack.enter_context(_in_processes(processes, job, parts, todo))
-        else:  # processes of their own would take longer to start
-            numbers = (tokenise(job, number, parts[number]) for number in todo)
-        for number in numbers:
-            done += parts[number].size
-            progress(done, total)
-
-
-@contextmanager
-def _in_processes(count: int, job: Job, parts: Sequence[Part], todo: Sequence[int]) -> Iterator[Iterator[int]]:
-    """The numbers of the parts, each when it is finished.
-
-    The processes end with the block, however it ends, and with this process, however that ends.
-    """
-    context = multiprocessing.get_context("spawn")  # a fork would inherit the tokenizer's threads, half alive
-    ours, theirs = context.Pipe()
-    pool = ProcessPoolExecutor(count, context, initializer=_settle, initargs=(theirs,))
-    # Processes inherit what is blocked: Ctrl-C in the terminal is for the coordinator alone, from their first moment.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        futures = [pool.submit(tokenise, job, number, parts[number]) for number in todo]
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        yield (future.result() for future in as_completed(futures))
-        pool.shutdown()
-    except BrokenProcessPool:
-        message = (
-            "a process that tokenised was killed, perhaps for want of memory; finished parts are kept, so the same "
-            "command goes on from there"
-            if ours.poll()
-            else "no process that tokenises could start: it was killed, perhaps for want of memory, or the script "
-            'calls this outside of `if __name__ == "__main__":`, and each process reads the script anew'
-        )
-        raise InputError(Problem(message, "corpus")) from None
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        ours.close()  # the kernel does it where this process is killed
-        pool.shutdown(cancel_futures=True)
-        theirs.close()
-
-
-def leave_if_imported() -> None:
-    """End a worker that would start over, because it has to import a script that is not written for that.
-
-    The process that has started it says so. Here it would wait for that one, which waits for it.
-    """
-    if getattr(multiprocessing.current_process(), "_inheriting", False):  # what multiprocessing itself goes by
-        sys.exit(1)
-
-
-def _settle(coordinator: Connection) -> None:
-    """In a worker, before its first part."""
-    coordinator.send_bytes(b"here")
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core has a process
-
-    def end_with_it() -> None:
-        wait([coordinator])
-        os._exit(1)  # at once: what is half written has no name yet
-
-    threading.Thread(target=end_with_it, daemon=True).start()
+    over_parts(tokenise, job, parts, todo, progress)
 
 
 def tokenise(job: Job, number: int, part: Part) -> int:
@@ -148,30 +81,63 @@ def tokenise(job: Job, number: int, part: Part) -> int:
     tokenizer = _opened(job.tokenizer, job.tokenizer_folder)
     splits_at = tokenizer.splits_at if job.tokenizer.kind == "file" and isinstance(tokenizer, FromFile) else None
     kind = token_type(job.tokenizer)
-    tokens, documents = dict.fromkeys(SPLITS, 0), 0
+    tokens, sorter = dict.fromkeys(SPLITS, 0), _Sorter(job)
     # Another process may be at the same part still: one whose coordinator was killed just now.
     names = {split: f"{number:05}.{split}.bin" for split in SPLITS}
     written = {split: job.folder / f".{name}.{os.getpid()}" for split, name in names.items()}
+    contents = job.folder / f".{number:05}.{os.getpid()}.npz"
     try:
         with ExitStack() as stack:
             files = {split: stack.enter_context(path.open("wb")) for split, path in written.items()}
-            for chunk in _chunks(part, job, splits_at):
+            for chunk in _chunks(part, sorter, splits_at):
                 encoded = tokenizer.encode([piece for piece, _, _ in chunk])
                 for ids, (_, split, ends) in zip(encoded, chunk, strict=True):
                     ids = np.append(ids, EOD) if ends else ids
                     files[split].write(ids.astype(kind).tobytes())
                     tokens[split] += len(ids)
-                    documents += ends
             for file in files.values():
                 file.flush()
                 os.fsync(file.fileno())
         for split, path in written.items():
             path.rename(job.folder / names[split])
-        write_json(job.folder / f"{number:05}.json", {"cut": job.cut, "tokens": tokens, "documents": documents})
+        np.savez(contents, **{split: np.array(found, dtype=np.uint64) for split, found in sorter.contents.items()})
+        contents.rename(job.folder / f"{number:05}.contents.npz")
+        write_json(job.folder / f"{number:05}.json", {"cut": job.cut, "tokens": tokens, **sorter.counts()})
     except OSError as error:
         message = f"tokenising stopped: {error.strerror}: {error.filename}; finished parts are kept"
         raise InputError(Problem(message, "corpus")) from None
     return number
+
+
+class _Sorter:
+    """The split of each document, and what was put where."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.contents: dict[str, list[int]] = {split: [] for split in SPLITS}
+        """Hashes of the documents of each split."""
+        self.left_out = dict.fromkeys(SPLITS, 0)
+        """Near-duplicates of documents of another split."""
+        self.signatures = _signatures(job.near_duplicates) if job.near_duplicates else None
+
+    def split_of(self, text: str) -> str:
+        """The document's split, which it is counted for; empty for one that is not written."""
+        if not text:
+            return ""
+        content = content_hash(text)
+        split = split_of(content, self.job.validation_fraction, self.job.test_fraction)
+        if split not in self.job.splits:
+            return ""
+        if self.signatures is not None and self.signatures.near_another_split(text, split):
+            self.left_out[split] += 1
+            return ""
+        self.contents[split].append(content)
+        return split
+
+    def counts(self) -> dict[str, Any]:
+        """For the part's file."""
+        documents = {split: len(found) for split, found in self.contents.items()}
+        return {"documents": sum(documents.values()), "documents_of": documents, "near_duplicates": self.left_out}
 
 
 def token_type(tokenizer: config.Tokenizer) -> type[np.unsignedinteger]:
@@ -179,7 +145,7 @@ def token_type(tokenizer: config.Tokenizer) -> type[np.unsignedinteger]:
 
 
 def _chunks(
-    part: Part, job: Job, splits_at: Callable[[str, int], bool] | None
+    part: Part, sorter: _Sorter, splits_at: Callable[[str, int], bool] | None
 ) -> Iterator[list[tuple[str, str, bool]]]:
     """(piece of a document, its split, whether the document ends with it), about _CHUNK characters at once.
 
@@ -187,9 +153,8 @@ def _chunks(
     """
     chunk, size = [], 0
     for number, text in enumerate(part):
-        split = split_of(content_hash(text), job.validation_fraction, job.test_fraction) if text else ""
-        left = len(text)
-        if split not in job.splits:
+        split, left = sorter.split_of(text), len(text)
+        if not split:
             continue
         for piece in pieces(text, splits_at):
             if len(piece) > _MOST:

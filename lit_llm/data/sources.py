@@ -83,10 +83,15 @@ def identify(config: DataConfig, documents: Mapping[str, Documents] | None = Non
     """Reads the sources, for their digests. Windows are cut later and do not matter here."""
     documents = documents or open_sources(config.corpus)
     tokenizer = _tokenizer(config, documents)
+    # A document of one source may be a near-duplicate of one that another source holds out.
+    near = fingerprint(
+        sorted({found.digest for found in documents.values()}) if config.near_duplicates == "drop" else []
+    )
     sources = []
     for name, found in documents.items():
         share = int(config.corpus.sources[name].weight) if isinstance(config.corpus, Mixture) else CYCLE
-        sources.append(Source(name, share, _digest(found, tokenizer, config.validation_fraction, config.test_fraction)))
+        digest = _digest(found, tokenizer, config.validation_fraction, config.test_fraction, near_duplicates=near)
+        sources.append(Source(name, share, digest))
     sources.sort(key=lambda source: (source.digest, source.name))
     # Names are in it because a result's metrics bear them.
     digest = fingerprint([[source.name, source.share, source.digest] for source in sources])

@@ -69,7 +69,7 @@ def windows_before(experiment: Experiment) -> int:
     own, before = experiment.pretrain.data, 0
     for source in (experiment.adapt.experiments if experiment.adapt else {}).values():
         given = source.pretrain.data
-        same = ("corpus", "tokenizer", "validation_fraction", "test_fraction", "sequence_length")
+        same = ("corpus", "tokenizer", "validation_fraction", "test_fraction", "near_duplicates", "sequence_length")
         if all(getattr(given, key) == getattr(own, key) for key in same):
             read = given.batch_size * source.pretrain.training.max_steps
             before = max(before, read + windows_before(source.seeded(experiment.seed)))

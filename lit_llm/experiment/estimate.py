@@ -60,7 +60,7 @@ class Seconds:
 
     step: float
     validation: float
-    """Each."""
+    """Each of those during training."""
     run: float
     finetune: float = 0.0
     """Of the finetuning; 0 where there is none."""
@@ -68,6 +68,8 @@ class Seconds:
     """Of what follows the stages, by `Link.name`. Tasks are not among them: only the harness knows their questions."""
     before: float = 0.0
     """Of the pretrainings that it begins with."""
+    final: float = 0.0
+    """Of the evaluation after the last step, of all splits."""
 
     @property
     def total(self) -> float:
@@ -115,17 +117,38 @@ def seconds_of(
     if pretrain.objective.resolved(length) != yardstick:
         ways.append(pretrain.objective)  # val/objective_loss is another pass
     passes = [way.average(length, one) for way in ways]
-    calls = math.ceil(validation.sequences / rows) * overhead
-    once = sum(_together(validation.sequences * each, calls, ceilings) for each in passes) / 3
-    times = 1 + min(validation.times, training.max_steps)  # one before the first step
-    run = START_SECONDS + training.max_steps * step + times * once
+
+    def reading(windows: float, each: float) -> float:
+        return _together(windows * each, math.ceil(windows / rows) * overhead, ceilings) / 3
+
+    few = validation.sequences
+    once = sum(reading(few, each) for each in passes)
+    final = sum(
+        reading(windows, passes[0]) + sum(reading(few, each) for each in passes[1:])
+        for windows in _final_windows(experiment, held_out)
+    )
+    times = min(validation.times, training.max_steps)  # one before the first step; the last one is another
+    run = START_SECONDS + training.max_steps * step + times * once + final
     evaluations = {
         f"{name} after {stage}": _evaluation_seconds(experiment, stage, name, ceilings, padded, held_out)
         for stage in experiment.trained
         for name in experiment.evaluations(stage)
         if name != "tasks"
     }
-    return Seconds(step, once, run, _finetune_seconds(experiment, model, ceilings, padded), evaluations)
+    finetune = _finetune_seconds(experiment, model, ceilings, padded)
+    return Seconds(step, once, run, finetune, evaluations, final=final)
+
+
+def _final_windows(experiment: Experiment, held_out: Mapping[str, int] | None) -> Iterator[float]:
+    """Windows of each split that the evaluation after the last step reads, of all sources together.
+
+    held_out: tokens of each source's validation split; a test split is taken to have as many as its share says.
+    """
+    data, most = experiment.pretrain.data, experiment.pretrain.validation.most_sequences
+    sources = len(data.corpus.sources) if isinstance(data.corpus, Mixture) else 1
+    tokens = list(held_out.values()) if held_out else [math.inf] * sources
+    for share in filter(None, (1.0, data.test_fraction / data.validation_fraction)):
+        yield sum(min(most, share * each / data.sequence_length) for each in tokens)
 
 
 def _finetune_seconds(
@@ -143,9 +166,13 @@ def _finetune_seconds(
     again = 4 / 3 if training.execution.activation_checkpointing else 1
     step = again * _together(batch.rows * window, math.ceil(batch.rows / at_once) * overhead, ceilings)
     step += update_seconds(model, training.optimizer, ceilings) + TRAINER_LAYERS * ceilings.layer_seconds
-    calls = math.ceil(validation.examples / data.batch_size) * overhead
-    once = _together(validation.examples * window, calls, ceilings) / 3
-    return START_SECONDS + training.max_steps * step + (1 + min(validation.times, training.max_steps)) * once
+
+    def reading(examples: int) -> float:
+        return _together(examples * window, math.ceil(examples / data.batch_size) * overhead, ceilings) / 3
+
+    splits = 2 if data.has_test else 1
+    evaluations = min(validation.times, training.max_steps) * reading(validation.examples)  # one before the first step
+    return START_SECONDS + training.max_steps * step + evaluations + splits * reading(validation.most_examples)
 
 
 def _evaluation_seconds(

@@ -104,7 +104,7 @@ def pretrain_fingerprint(experiment: Experiment) -> str:
     stage["objective"] = pretrain.objective.resolved(length).model_dump(mode="json")
     stage["validation"]["prefix_length"] = pretrain.validation.prefix(length)
     del stage["training"]["execution"]
-    for key in ("corpus", "tokenizer", "validation_fraction", "test_fraction"):
+    for key in ("corpus", "tokenizer", "validation_fraction", "test_fraction", "near_duplicates"):
         del stage["data"][key]
     content = {
         "stage": "pretrain",

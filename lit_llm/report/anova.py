@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from lit_llm.ablation.factors import short_names
 from lit_llm.analysis.anova import Anova, Term
 from lit_llm.report import text
-from lit_llm.report.parts import Part, without
+from lit_llm.report.parts import Part, slug, without
 
 
 def anova_parts(found: Anova, metric: str, named: bool, hidden: Collection[str] = ()) -> Iterator[Part]:
@@ -27,7 +27,7 @@ def anova_parts(found: Anova, metric: str, named: bool, hidden: Collection[str] 
         for term in found.terms
     ]
     title = f"factors of {metric}{where}: {found.arms} arms, {text.several(len(found.seeds), 'seed')}"
-    which = f"-{found.group}" if named else ""
+    which = f"-{slug(found.group)}" if named else ""
     yield Part(f"factors{which}", title, ["factor", "F (degrees)", "p", "share"], rows, 4, found.notes)
     if found.levels:
         head = ["factor", "level", "difference [95%]", "p", "verdict"]

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from lit_llm.ablation.arms import Ablation
 from lit_llm.ablation.factors import short_names
 from lit_llm.analysis.before_after import BeforeAfter
 from lit_llm.analysis.comparison import Comparison, Row
@@ -16,9 +15,8 @@ from lit_llm.analysis.front import Front
 from lit_llm.experiment.chain import validation_metric
 from lit_llm.report import text
 from lit_llm.report.anova import anova_parts
-from lit_llm.report.answer import answer
 from lit_llm.report.learning_rates import lr_parts
-from lit_llm.report.parts import Part, in_terminal, without
+from lit_llm.report.parts import Part, in_terminal, slug, without
 from lit_llm.report.scaling import scaling_parts
 from lit_llm.report.scaling_gate import gate_parts
 
@@ -118,7 +116,7 @@ def _effects(group: Effects, comparison: Comparison) -> Part:
 
 
 def _named(what: str, groups: Sequence[object], group: str) -> str:
-    return f"{what}-{group}" if len(groups) > 1 else what
+    return f"{what}-{slug(group)}" if len(groups) > 1 else what
 
 
 TURN = ("arm", "before", "after", "difference before", "after [95%]", "changed by [95%]")
@@ -153,12 +151,3 @@ def _front(found: Front) -> Part:
         place = f"below {point.beaten_by}" if point.beaten_by else "front"
         rows.append([point.arm, text.short(point.cost), text.value(point.value), place])
     return Part("front", f"{found.metric} against {figure}", ["arm", figure, "mean", ""], rows, 4)
-
-
-def compared(ablation: Ablation, comparison: Comparison, width: int) -> RenderableType:
-    """Question, tables and answer, for the terminal."""
-    study = ablation.study
-    first, *further = answer(comparison)
-    said = [Text(first, style="bold"), *(Text(sentence) for sentence in further)]
-    head = Text(study.study, style="bold") + Text(f"  {study.question}", style="not bold")
-    return Group(head, comparison_table(comparison, width), Text(), *said)

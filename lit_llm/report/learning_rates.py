@@ -21,7 +21,7 @@ def lr_parts(found: LearningRates, metric: str) -> Iterator[Part]:
         ("gradients", "largest gradient norm of all runs", lambda cell: text.short(cell.max_grad_norm)),
     ):
         part = _by_lr(found, name, f"{title}, {by}", shown)
-        if any(value != "–" for row in part.rows for value in row[1:]):
+        if any(value not in ("–", "0") for row in part.rows for value in row[1:]):
             yield part
 
 

@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from rich.console import Console
 
+from lit_llm.ablation.analysis_plan import registration_of
 from lit_llm.ablation.run import Finished, Watcher
 from lit_llm.ablation.runs import Run, Step
 from lit_llm.report.standing import Standing, standing, standing_of_trial
@@ -37,7 +38,7 @@ class Lines(Watcher):
         """{fingerprint: when a stage was last begun} at the launch: what ended before it is no news."""
         self._told: dict[tuple[str, str], str] = {}
         """{(run, stage): the event that was told of it last}."""
-        self._steps: dict[str, tuple[int, float]] = {}
+        self._steps: dict[str, tuple[float, float]] = {}
         """{run or trial: (the step that was told last, when)}."""
         self._looked = 0.0
 
@@ -79,7 +80,9 @@ class Lines(Watcher):
         if finished.interrupted:
             self.tell("interrupted")
         study = finished.plan.ablation.study.study
-        self.tell("compared", study=study, **finished.comparison.as_json())
+        registered = registration_of(finished.folder)
+        analysis = registered.as_json() if registered is not None else None
+        self.tell("compared", study=study, **finished.comparison.as_json(), analysis=analysis)
 
     def tick(self) -> None:
         if time.monotonic() - self._looked >= EVERY / 4:
@@ -110,10 +113,10 @@ class Lines(Watcher):
             metrics = {"metrics": status.get("metrics") or now.metrics, "error": status.get("error")}
             log = str(step.stage.log_file) if step.stage.log_file.exists() else None
             self.tell("finished", **about, **_numbers(now) | {"seconds_left": None}, **metrics, log=log)
-        elif now.step and self._is_due(run.name, now.step):
+        elif now.step and self._is_due(run.name, now.step + (now.evaluated or 0.0)):
             self.tell("progress", **about, **_numbers(now))
 
-    def _is_due(self, name: str, step: int) -> bool:
+    def _is_due(self, name: str, step: float) -> bool:
         """Whether there is news of it, and the last was told long enough ago."""
         told, when = self._steps.get(name, (-1, -EVERY))
         due = step != told and time.monotonic() - when >= EVERY
@@ -150,6 +153,7 @@ def _numbers(now: Standing) -> dict[str, float | None]:
         "loss": now.loss,
         "tokens_per_second": now.tokens_per_second,
         "seconds_left": now.seconds_left,
+        "evaluated": now.evaluated,
     }
 
 

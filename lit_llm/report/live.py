@@ -232,6 +232,8 @@ def _cells(now: Standing) -> list[str]:
     """step, loss, tok/s, left"""
     left = "–" if now.seconds_left is None else text.duration(now.seconds_left)
     step = f"{now.step}/{now.steps}" if now.steps else "–"
+    if now.evaluated is not None:
+        step = f"evaluating {now.evaluated:.0%}"
     return [step, _number(now.loss), text.short(now.tokens_per_second), left]
 
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 PIXELS_PER_INCH = 150
-"""A figure is shown at most this large; a printed page's text is 7 inches wide."""
+"""A figure is shown at most this large; a printed page's text is 6.9 inches wide."""
+LEAST_PER_INCH = 88
+"""And at least so large: its smallest letters, of 6.5 points, are 8 pixels high."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +31,21 @@ class Embedded:
     """A data: address that holds all of it."""
     width: int
     """At most, in CSS pixels."""
+    least: int
+    """Of pixels that it can be read at."""
 
     @classmethod
     def of(cls, name: str, caption: str, file: Path, inches: float) -> Embedded:
         """file: an .svg or a .png; inches: how wide it was drawn."""
         kind = {".svg": "svg+xml", ".png": "png"}[file.suffix]
         held = base64.b64encode(file.read_bytes()).decode()
-        return cls(name, caption, f"data:image/{kind};base64,{held}", round(inches * PIXELS_PER_INCH))
+        return cls(
+            name,
+            caption,
+            f"data:image/{kind};base64,{held}",
+            round(inches * PIXELS_PER_INCH),
+            round(inches * LEAST_PER_INCH),
+        )
 
 
 @dataclass(frozen=True)

@@ -42,10 +42,19 @@ class Part:
     """Columns of words; the others are numbers."""
     folded: str = ""
     """What a page says in place of the table until it is asked for; '' shows it."""
+    keys: int = 1
+    """Columns that name a row: every piece of a table that is cut begins with them."""
+    above: str = ""
+    """A line between the title and the table, of what holds for all rows."""
+    bold: tuple[tuple[int, int], ...] = ()
+    """(row, column) of the cells in bold."""
 
 
 GAP = 2
 """Columns of a terminal between two of a table."""
+CONTINUED = "… further columns of the same rows"
+NARROW = 4
+"""Columns of a table in LaTeX that stand in letters of full size."""
 FOLD = 40
 """Rows from which on a page folds a table."""
 
@@ -53,6 +62,11 @@ FOLD = 40
 def folded(part: Part) -> Part:
     """Closed at first, where it is long."""
     return replace(part, folded=f"{len(part.rows):,} rows") if len(part.rows) > FOLD else part
+
+
+def slug(name: str) -> str:
+    """A name as a part of a file's name or of a place in a page."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
 
 
 def without(
@@ -72,13 +86,16 @@ def table_of(*columns: str, left: int = 1) -> Table:
 
 
 def in_terminal(part: Part, width: int) -> Iterator[RenderableType]:
-    """Heading, table and notes; one that is too wide is cut into several, each with the first column."""
+    """Heading, table and notes; one that is too wide is cut into several, each with the columns that name its rows."""
     if part.title:
         yield Text(part.title, style="bold")
-    for at, columns in enumerate(_pieces(part, width)):
+    if part.above:
+        yield Text(part.above, style="dim")
+    pieces = _pieces(part, width)
+    for at, columns in enumerate(pieces):
         if at:
-            yield Text()
-        left = 1 if at else part.left
+            yield Text(f"{CONTINUED} ({at + 1} of {len(pieces)})", style="dim")
+        left = sum(index < part.left for index in columns)
         rows = [[row[index] for index in columns] for row in part.rows]
         yield _lines([part.head[index] for index in columns], rows, left, width)
     yield from (Text(f"· {note}", style="dim") for note in part.notes)
@@ -108,12 +125,13 @@ def _pieces(part: Part, width: int) -> list[list[int]]:
     longest = [max(cell_len(row[index]) for row in [part.head, *part.rows]) + GAP for index in range(len(part.head))]
     if sum(longest) <= width or part.first >= len(part.head):
         return [[*range(len(part.head))]]
-    pieces = [[0]]
-    for index in range(1, len(part.head)):
-        full = len(pieces[-1]) > 1 and sum(longest[at] for at in (*pieces[-1], index)) > width
+    keys = [*range(part.keys)]
+    pieces = [[*keys]]
+    for index in range(part.keys, len(part.head)):
+        full = len(pieces[-1]) > len(keys) and sum(longest[at] for at in (*pieces[-1], index)) > width
         # Words are folded where they must be, numbers are not.
-        if index == part.first or (full and index >= part.left):
-            pieces.append([0, index])
+        if (index == part.first and len(pieces) == 1) or (full and index >= part.left):
+            pieces.append([*keys, index])
         else:
             pieces[-1].append(index)
     return pieces
@@ -122,8 +140,13 @@ def _pieces(part: Part, width: int) -> list[list[int]]:
 def in_markdown(part: Part) -> str:
     """With a heading of the second level, where it has a title."""
     rule = ["---" if index < part.left else "---:" for index in range(len(part.head))]
-    rows = [[_escaped(cell) for cell in part.head], rule, *([_escaped(cell) for cell in row] for row in part.rows)]
+    cells = [
+        [f"**{_escaped(cell)}**" if (at, column) in part.bold else _escaped(cell) for column, cell in enumerate(row)]
+        for at, row in enumerate(part.rows)
+    ]
+    rows = [[_escaped(cell) for cell in part.head], rule, *cells]
     lines = [f"## {part.title}", ""] if part.title else []
+    lines += [part.above, ""] if part.above else []
     lines += [f"| {' | '.join(row)} |" for row in rows]
     lines += ["", *(f"- {note}" for note in part.notes)] if part.notes else []
     return "\n".join(lines)
@@ -148,21 +171,27 @@ def in_latex(parts: Iterable[Part]) -> str:
 
 def _latex_table(part: Part) -> str:
     def line(row: Sequence[str]) -> str:
-        return " & ".join(map(latex, row)) + r" \\"
+        return " & ".join(map(_cell, row)) + r" \\"
+
+    def body(at: int, row: Sequence[str]) -> str:
+        cells = [rf"\textbf{{{_cell(x)}}}" if (at, column) in part.bold else _cell(x) for column, x in enumerate(row)]
+        return " & ".join(cells) + r" \\"
 
     columns = "l" * part.left + "r" * (len(part.head) - part.left)
-    notes = [rf"\par\footnotesize {latex('; '.join(part.notes))}."] if part.notes else []
+    below = [*[part.above] * bool(part.above), *part.notes]
+    notes = [rf"\par\footnotesize {latex('; '.join(below))}."] if below else []
     return "\n".join(
         [
             r"\begin{table}",
             r"\centering",
+            *[r"\small\setlength{\tabcolsep}{4pt}"] * (len(part.head) > NARROW),
             rf"\caption{{{latex(part.title)}}}",
             rf"\label{{tab:{part.name}}}",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
             line(part.head),
             r"\midrule",
-            *map(line, part.rows),
+            *(body(at, row) for at, row in enumerate(part.rows)),
             r"\bottomrule",
             r"\end{tabular}",
             *notes,
@@ -170,6 +199,12 @@ def _latex_table(part: Part) -> str:
             "",
         ]
     )
+
+
+def _cell(text: str) -> str:
+    """A cell; one that begins with a bracket would else be an argument of the line's end before it."""
+    shown = latex(text)
+    return f"{{}}{shown}" if shown.startswith(("[", "*")) else shown
 
 
 _LATEX = {

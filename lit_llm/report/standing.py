@@ -28,6 +28,8 @@ class Standing:
     """The last value of each; none of an evaluation that goes on."""
     seconds_left: float | None
     """Of this stage alone; None before its pace is known."""
+    evaluated: float | None = None
+    """From 0 to 1, of the evaluation after a training's last step, while that goes on."""
 
     @property
     def loss(self) -> float | None:
@@ -66,6 +68,8 @@ def _of_training(stage: Stage, steps: int) -> Standing:
     lines = last_lines(stage)
     step, metrics = merged(lines)
     pace = seconds_per_step(lines, stage.status().get("time", 0.0))
+    if step < steps and (told := read_json(stage.progress_file)) is not None:
+        return Standing(step, steps, metrics, None, told["done"] / told["total"])
     return Standing(step, steps, metrics, None if pace is None else (steps - step) * pace)
 
 

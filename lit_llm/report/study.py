@@ -2,11 +2,11 @@
 
 ```
 <store>/studies/<study>/
-  report.html       the page, on its own
+  report.html       the page, on its own          answer.json      question and answer, for programs
   comparison.md     its tables in Markdown        comparison.csv   the arms, numbers in full
   tables.tex        ... in LaTeX                  runs.csv         the runs, numbers in full
   tables/*.csv      ... one by one                comparison.json  everything, for programs
-  figures/*         as SVG and PNG, with figures.md
+  figures/*         as SVG, PNG and PDF, with figures.md
 ```
 """
 
@@ -18,21 +18,25 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
+from lit_llm.ablation.analysis_plan import Registration, registration_of
 from lit_llm.ablation.arms import Ablation
+from lit_llm.ablation.names import Names
 from lit_llm.ablation.plan import Plan
 from lit_llm.ablation.runs import Run
 from lit_llm.analysis.comparison import Comparison, RunResult
 from lit_llm.experiment.identity import identity_of_data
 from lit_llm.report import text
-from lit_llm.report.answer import answer
 from lit_llm.report.comparison import comparison_parts
 from lit_llm.report.figures.study import Drawn, figures_of, write_figures
 from lit_llm.report.page import Code, Embedded, Page, Section, html
 from lit_llm.report.parts import Link, Part, folded, in_csv, in_latex, in_markdown, without
+from lit_llm.report.printed import paper_parts, printed, printed_answer, printed_parts, with_names
+from lit_llm.report.registration import details, summary
+from lit_llm.report.studies import ANSWER, answer_json
 from lit_llm.report.tables import cache_note, costs_part, design_part, differences_part, generates, told
+from lit_llm.report.terminal import has_begun
 from lit_llm.tracking.links import run_addresses
 from lit_llm.tracking.store import Stage, Store, write_text
 
@@ -42,25 +46,38 @@ MOST_NAMED = 6
 """Arms that a sentence names."""
 
 
-def write_report(plan: Plan, runs: Sequence[Run], comparison: Comparison, store: Store) -> list[Path]:
+MOST_RUNS_WITH_PDF = 300
+"""Runs of a study up to which its figures are PDFs too, without being asked for: they double the time of drawing."""
+
+
+def write_report(
+    plan: Plan, runs: Sequence[Run], comparison: Comparison, store: Store, pdf: bool = False
+) -> list[Path]:
     """Write everything that is to be read, of an unfinished study too; returns the files and folders.
 
-    Reads results and courses; trains nothing and asks no network.
+    Of a study without any result nothing is written, and what an earlier report has left stays. Reads results and
+    courses; trains nothing and asks no network.
+
+    pdf: write figures as PDF of a large study too.
     """
+    if not has_begun(comparison):
+        return []
     ablation = plan.ablation
     folder = store.study(ablation.study.study)
+    registration = registration_of(folder)
     seen = [(run, run.result()) for run in runs]
-    parts, drawn = comparison_parts(comparison), figures_of(ablation, runs, comparison)
+    drawn = figures_of(ablation, runs, comparison)
     figures, tables = folder / "figures", folder / "tables"
     for old in (figures, tables):
         shutil.rmtree(old, ignore_errors=True)  # what an earlier look had and this one has not
     if drawn:
-        write_figures(drawn, figures)
-    for part in parts:
+        write_figures(drawn, figures, pdf or len(runs) <= MOST_RUNS_WITH_PDF)
+    for part in comparison_parts(comparison):  # with the names that commands take, as in comparison.csv
         write_text(tables / f"{part.name}.csv", in_csv(part))
     files = {
-        "comparison.md": markdown_of(ablation, comparison),
-        "tables.tex": in_latex(_titled(part, comparison) for part in parts),
+        "comparison.md": markdown_of(ablation, comparison, registration),
+        ANSWER: answer_json(ablation.study.study, ablation.study.question, printed_answer(ablation, comparison)),
+        "tables.tex": in_latex(paper_parts(ablation, comparison)),
         "runs.csv": runs_csv(seen),
         "report.html": html(page(plan, seen, comparison, _shown(drawn, figures), store)),
     }
@@ -69,20 +86,19 @@ def write_report(plan: Plan, runs: Sequence[Run], comparison: Comparison, store:
     return [*(folder / name for name in files), tables, *[figures] * bool(drawn)]
 
 
-def _titled(part: Part, comparison: Comparison) -> Part:
-    """A float needs a caption."""
-    return part if part.title else replace(part, title=f"{comparison.metric} of the arms")
-
-
 def _shown(drawn: Sequence[Drawn], figures: Path) -> list[Embedded]:
     return [Embedded.of(one.name, one.caption, figures / f"{one.name}.svg", one.figure.get_figwidth()) for one in drawn]
 
 
-def markdown_of(ablation: Ablation, comparison: Comparison) -> str:
-    """Question, answer and tables."""
+def markdown_of(ablation: Ablation, comparison: Comparison, registration: Registration | None = None) -> str:
+    """Question, answer, tables, and what became of the frozen analysis."""
     study = ablation.study
-    head = "\n".join([f"# {study.study}", "", study.question, "", *(f"{line}\n" for line in answer(comparison))])
-    return "\n\n".join([head.rstrip(), *map(in_markdown, comparison_parts(comparison))]) + "\n"
+    head = "\n".join(
+        [f"# {study.study}", "", study.question, "", *(f"{line}\n" for line in printed_answer(ablation, comparison))]
+    )
+    frozen = "\n".join(["## Before and after", "", *(f"- {line}" for line in details(registration))])
+    tables = map(in_markdown, printed_parts(ablation, comparison))
+    return "\n\n".join([head.rstrip(), *tables, *[frozen] * (registration is not None)]) + "\n"
 
 
 def runs_csv(seen: Sequence[Seen]) -> str:
@@ -106,17 +122,18 @@ def runs_csv(seen: Sequence[Seen]) -> str:
 def page(plan: Plan, seen: Sequence[Seen], comparison: Comparison, shown: Sequence[Embedded], store: Store) -> Page:
     """Question, answer, results, design, runs, and how to reproduce them."""
     study = plan.ablation.study
-    results = Section("results", "Results", parts=comparison_parts(comparison))
+    registration = registration_of(store.study(study.study))
+    results = Section("results", "Results", parts=printed_parts(plan.ablation, comparison))
     figures = Section("figures", "Figures", figures=shown)
     return Page(
         study.study,
         study.question,
-        answer(comparison),
-        _how_far(seen, comparison),
+        printed_answer(plan.ablation, comparison),
+        " ".join([_how_far(seen, comparison), *[f"{summary(registration)}."] * (registration is not None)]),
         [
             results,
             *[figures] * bool(shown),
-            _design(plan, comparison),
+            _design(plan, comparison, registration),
             _runs(plan.ablation, seen, comparison, store),
             _reproduce(plan.ablation, seen),
         ],
@@ -140,7 +157,7 @@ def _utc(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
 
 
-def _design(plan: Plan, comparison: Comparison) -> Section:
+def _design(plan: Plan, comparison: Comparison, registration: Registration | None) -> Section:
     """What was varied, what was held equal, and what that cost."""
     study, texts = plan.ablation.study, []
     if len(plan.arms) > 1:
@@ -164,10 +181,12 @@ def _design(plan: Plan, comparison: Comparison) -> Section:
     costs = costs_part(plan)
     empty = {name for at, name in enumerate(costs.head) if all(row[at] == "–" for row in costs.rows)}
     measured = Part(costs.name, "what each arm costs", *without(empty, costs.head, costs.rows), costs.first)
-    design = design_part(plan)
+    design, names = design_part(plan), Names(plan.ablation)
     several = [differences_part(plan)] * (len(plan.arms) > 1)
-    parts = [folded(part) for part in ([design] if design else []) + [measured, *several]]
-    return Section("design", "Design, and what was controlled", texts, [*allowed, *findings, *nothing], parts)
+    spelled = printed(with_names(measured, names), names)
+    parts = [folded(part) for part in ([design] if design else []) + [spelled, *several]]
+    items = [*details(registration), *allowed, *findings, *nothing]
+    return Section("design", "Design, and what was controlled", texts, items, parts)
 
 
 def _runs(ablation: Ablation, seen: Sequence[Seen], comparison: Comparison, store: Store) -> Section:

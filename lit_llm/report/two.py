@@ -6,6 +6,7 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,28 @@ from rich.text import Text
 
 from lit_llm.ablation.arms import Ablation, load_study
 from lit_llm.ablation.runs import comparison_of, runs_of
-from lit_llm.analysis.comparison import Comparison, values_of
+from lit_llm.analysis.baselines import Noise
+from lit_llm.analysis.comparison import Comparison, noise_of, values_of
 from lit_llm.analysis.two_studies import TwoStudies, two_studies
 from lit_llm.config.problems import InputError, Problem, did_you_mean
 from lit_llm.config.tree import difference
+from lit_llm.experiment.identity import identity_of_data
 from lit_llm.report import text
 from lit_llm.report.page import Code, Page, Section, html
 from lit_llm.report.parts import Part, in_terminal
 from lit_llm.tracking.store import Store, write_text
 
-Loaded = tuple[Ablation, Comparison, Mapping[str, Mapping[int, float]]]
+
+@dataclass(frozen=True)
+class Loaded:
+    """A study with what its finished runs say."""
+
+    ablation: Ablation
+    comparison: Comparison
+    values: Mapping[str, Mapping[int, float]]
+    noise: Noise
+
+
 MOST_KEYS = 12
 """Keys that are listed of a single arm."""
 
@@ -31,7 +44,7 @@ MOST_KEYS = 12
 def load_two(first: str, second: str, overrides: Sequence[str], store: Store) -> TwoStudies:
     """What is finished of both. Raises InputError where they have nothing that can be compared."""
     pair = (_load(first, overrides, store), _load(second, overrides, store))
-    (one, _, _), (other, _, _) = pair
+    one, other = (loaded.ablation for loaded in pair)
     names = [{arm.name: arm for arm in ablation.arms} for ablation in (one, other)]
     problems = []
     if one.study.study == other.study.study:
@@ -48,20 +61,25 @@ def load_two(first: str, second: str, overrides: Sequence[str], store: Store) ->
     return two_studies(
         (one.study.study, other.study.study),
         (one.study.question, other.study.question),
-        (pair[0][1], pair[1][1]),
-        (pair[0][2], pair[1][2]),
+        (pair[0].comparison, pair[1].comparison),
+        (pair[0].values, pair[1].values),
         differs,
+        (pair[0].noise, pair[1].noise),
+        same_documents=_same_documents(one, other),
     )
+
+
+def _same_documents(one: Ablation, other: Ablation) -> bool:
+    """Whether both studies judge all arms on the same held-out documents, as far as their text tells."""
+    texts = {identity_of_data(arm.experiment).digest for ablation in (one, other) for arm in ablation.arms}
+    return len(texts) == 1
 
 
 def _load(file: str, overrides: Sequence[str], store: Store) -> Loaded:
     ablation = load_study(file, overrides)
     runs = runs_of(ablation, store)
-    return (
-        ablation,
-        comparison_of(ablation, runs),
-        values_of([run.result() for run in runs], ablation.study.compare.metric),
-    )
+    results, metric = [run.result() for run in runs], ablation.study.compare.metric
+    return Loaded(ablation, comparison_of(ablation, runs), values_of(results, metric), noise_of(results, metric))
 
 
 def two_answer(pair: TwoStudies) -> list[str]:
@@ -124,7 +142,11 @@ def _arms(pair: TwoStudies) -> Part:
                 agreement.says if agreement else "",
             ]
         )
-    notes = [f"changed by: the difference in {pair.names[1]} less that in {pair.names[0]}, paired over common seeds"]
+    documents = any(row.change is not None and row.change.documents for row in pair.arms.rows)
+    scope = "of other seeds and other documents" if documents else "of other seeds on the same documents"
+    notes = [
+        f"changed by: the difference in {pair.names[1]} less that in {pair.names[0]}, paired over common seeds, {scope}"
+    ]
     notes += [
         "in brackets: 95% intervals; shown by: in which study the arm is shown to be better or worse than its baseline"
     ]

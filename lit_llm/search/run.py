@@ -146,7 +146,7 @@ def _tags(search: Search) -> dict[str, str]:
     ]
     charts: list[Chart] = [
         *(("LINE", name) for name in ("train/loss", *search.goals)),
-        *(("BAR", goal) for goal in goals),
+        *(("SCATTER", goal) for goal in goals),
     ]
     return experiment_tags(_description(search), [*columns, column("tags", "lit_llm.state")], charts, grouped=False)
 

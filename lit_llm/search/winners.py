@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lit_llm.ablation.budgets import excesses
 from lit_llm.ablation.findings import INTERVENTION
 from lit_llm.config.tree import difference, to_yaml, under
 from lit_llm.experiment.chain import final_metric
 from lit_llm.experiment.config import Experiment
+from lit_llm.experiment.cost import cost_of
 from lit_llm.experiment.run import experiment_yaml
 from lit_llm.search.sweep import Search
 from lit_llm.search.trial import Trial
@@ -93,6 +95,20 @@ def _head(search: Search, trial: Trial) -> str:
     return f"# {trial.name} of the sweep {search.name}: {values}\n{setting}"
 
 
+def _bounded(search: Search, pair: Sequence[Experiment], allow: Mapping[str, str]) -> dict[str, str]:
+    """{key of a budget: reason} of those that the sweep's constraints bound. What searching has moved besides is left
+    to the audit of the study, which does not excuse a setting that won by its budget."""
+    baseline, tuned = map(cost_of, pair)
+    searches = search.ablation.searches
+    found = {}
+    for excess in excesses(tuned, baseline):
+        budget = excess.budgets[0]
+        bounds = (searched.bound(budget.name, list(searched.ranges)) for searched in searches.values())
+        if budget.blocks and not under(budget.key, *allow) and (bound := next(filter(None, bounds), None)):
+            found[budget.key] = f"the sweep {search.name} searched within `{bound}`"
+    return found
+
+
 def tuned_name(search: Search, arm: str) -> str:
     """What an arm at its best is called in the study of the winners."""
     name = f"{arm}_tuned"
@@ -137,12 +153,11 @@ def winners_study(search: Search, summaries: Sequence[Summary], folder: Path) ->
     because = f"tuned by the sweep {search.name}: {search.sweep.trials} trials of each arm"
     allow = {rule.key: rule.because for rule in search.sweep.allow}
     for name, arm in arms.items():
-        pair = (
-            experiments[other].model_dump(mode="json", exclude={"seed"}) for other in (arm.get("against", first), name)
-        )
-        for key in difference(*pair):
+        pair = [experiments[other] for other in (arm.get("against", first), name)]
+        for key in difference(*(experiment.model_dump(mode="json", exclude={"seed"}) for experiment in pair)):
             if not under(key, *INTERVENTION, *allow):
                 allow[key] = because
+        allow |= _bounded(search, pair, allow)
     if len(arms) == 1:
         return None
     content = {

@@ -102,6 +102,11 @@ class Stage:
         return self.folder.name
 
     @property
+    def store(self) -> Store:
+        """The store that it lies in."""
+        return Store(self.folder.parent.parent)
+
+    @property
     def metrics_file(self) -> Path:
         return self.folder / "metrics.jsonl"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 NOTE = "mlflow.note.content"
 """Markdown, of an experiment or of a run."""
@@ -20,8 +20,15 @@ VIEW = f"mlflow.sharedViewState.{KEY}"
 CHARACTERS = 5000
 """What MLflow takes in a tag of an experiment."""
 
-Chart = tuple[Literal["LINE", "BAR"], str]
-"""A course over steps, or the last values; and of which metric."""
+COLOUR = "mlflow.runColor"
+"""Tag of a run with the colour that it has in all charts. A group of runs takes its colour from the browser's memory,
+which no server can set: so charts show the runs, and the table alone has groups."""
+
+Chart = tuple[Literal["LINE", "SCATTER"], str]
+"""A course over steps, or the last values over the FLOPs; and of which metric. Both begin where the data do: the axis
+of MLflow's bar charts begins at zero, and no setting of theirs moves it."""
+COST = "flops"
+"""What last values are drawn over."""
 
 
 def column(kind: Literal["tags", "metrics", "params"], name: str) -> str:
@@ -40,12 +47,11 @@ def experiment_tags(
         {
             "uuid": f"{kind}-{metric}",
             "type": kind,
-            "metricKey": metric,
-            "displayName": metric,
+            "displayName": metric if kind == "LINE" else f"{metric} by {COST}",
             "metricSectionId": "study",
         }
         | {"runsCountToCompare": 100, "deleted": False, "isGenerated": False}
-        | ({"displayPoints": False} if kind == "LINE" else {})
+        | (_course(metric) if kind == "LINE" else _last(metric))
         for kind, metric in charts
     ]
     state = {
@@ -57,7 +63,7 @@ def experiment_tags(
         "columnOrder": [name, *chosen, "duration", "runDateAndNestInfo"],
         "columnWidths": {name: 230, **dict.fromkeys(chosen, 115), arm: 90, seed: 60},
         "runsHiddenMode": "SHOW_ALL",  # else charts have the first ten
-        "useGroupedValuesInCharts": True,
+        "useGroupedValuesInCharts": False,
         "compareRunSections": [section],
         "compareRunCharts": cards,
         "isAccordionReordered": True,  # else the UI sorts its own sections before ours
@@ -69,6 +75,15 @@ def experiment_tags(
         VIEW: json.dumps(view),
     }
     return {key: text for key, text in tags.items() if text and len(text) <= CHARACTERS}
+
+
+def _course(metric: str) -> dict[str, Any]:
+    """As it was measured: the UI would smooth it."""
+    return {"metricKey": metric, "displayPoints": False, "lineSmoothness": 0, "useGlobalLineSmoothing": False}
+
+
+def _last(metric: str) -> dict[str, Any]:
+    return {"xaxis": {"key": COST, "type": "METRIC"}, "yaxis": {"key": metric, "type": "METRIC"}}
 
 
 def page(experiment: str, tags: Mapping[str, str] | Iterable[str], charts: bool = False) -> str:

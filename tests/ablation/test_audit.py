@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from equal_budgets import budgets_allowed, others
 
 from lit_llm.ablation.arms import load_study
 from lit_llm.ablation.audit import audit, differs, under
@@ -25,7 +26,8 @@ def study(tmp_path, text):
     def load(body, *overrides):
         path = tmp_path / "s.yaml"
         data = f"{{corpus: {{kind: text, files: ['{text}/*.txt']}}, tokenizer: bytes}}"
-        path.write_text(f"study: s\nquestion: q\nextends: redllm-tiny\nbase: {{pretrain: {{data: {data}}}}}\n{body}\n")
+        base = f"base: {{model: {{vocabulary: 280}}, pretrain: {{data: {data}}}}}"
+        path.write_text(budgets_allowed(f"study: s\nquestion: q\nextends: redllm-tiny\n{base}\n{body}\n"))
         return load_study(path, overrides)
 
     return load
@@ -33,10 +35,10 @@ def study(tmp_path, text):
 
 @pytest.fixture
 def findings(study):
-    """{(kind, arm, key)} of a study's findings."""
+    """{(kind, arm, key)} of a study's findings, those of budgets left out."""
 
     def of(body, *overrides):
-        found = audit(study(body, *overrides))
+        found = others(audit(study(body, *overrides)))
         assert len({(f.kind, f.arm, f.key) for f in found}) == len(found)
         return {(f.kind, f.arm, f.key) for f in found}
 
@@ -77,12 +79,13 @@ def test_separate_documents_are_an_intervention_whose_flops_are_known_as_a_bound
         ("data: {batch_size: 8}", "pretrain.data.batch_size"),
         ("data: {sequence_length: 64}", LENGTH),
         ("data: {validation_fraction: 0.3}", "pretrain.data.validation_fraction"),
-        ("data: {tokenizer: {kind: bpe, vocabulary: 300}}", "pretrain.data.tokenizer.kind"),
+        ("data: {tokenizer: {kind: bpe, vocabulary: 280}}", "pretrain.data.tokenizer.kind"),
         ("validation: {sequences: 8}", "pretrain.validation.sequences"),
     ],
 )
 def test_anything_else_that_an_arm_changes_is_refused_unless_it_is_allowed_with_a_reason(findings, keys, key):
     arms = f"arms: {{red: {{}}, dec: {{extends: decllm-tiny, pretrain: {{{keys}}}}}}}"
+    arms += "\ncompare: {metric: val/bits_per_byte}"  # which another tokenizer asks for
     refused = {(kind, arm, found) for kind, arm, found in findings(arms) if kind == "refused"}
     assert ("refused", "dec", key) in refused
     assert all(under(found, key, key.rpartition(".")[0]) for _, _, found in refused)
@@ -95,18 +98,22 @@ def test_the_arms_without_a_preset_of_their_own_are_held_to_the_same_rule(findin
     assert findings(arms) == {("refused", "own", "pretrain.training.max_steps")}
 
 
-def test_a_reason_is_shown_and_a_prefix_of_keys_is_allowed_whole(study):
+def test_a_reason_is_shown_and_a_prefix_of_keys_is_allowed_whole_but_for_what_the_metric_is_measured_on(study):
     arms = "arms: {red: {}, dec: {extends: decllm-tiny, pretrain: {data: {batch_size: 8, sequence_length: 64}}}}"
-    found = audit(study(f"{arms}\nallow: [{{key: pretrain.data, because: the budget is equal}}]"))
-    allowed = [finding for finding in found if finding.kind == "allowed"]
-    assert [finding.key for finding in allowed] == [LENGTH, "pretrain.data.batch_size"]
-    assert all("because the budget is equal" in finding.message for finding in allowed)
+    found = others(audit(study(f"{arms}\nallow: [{{key: pretrain.data, because: the budget is equal}}]")))
+    assert [(finding.kind, finding.key) for finding in found if finding.kind != "note"] == [
+        ("refused", LENGTH),
+        ("allowed", "pretrain.data.batch_size"),
+    ]
+    assert "because the budget is equal" in found[1].message
+    both = f"{arms}\nallow: [{{key: pretrain.data, because: a}}, {{key: {LENGTH}, because: b}}]"
+    assert {finding.kind for finding in others(audit(study(both)))} == {"allowed", "note"}
     narrow = audit(study(f"{arms}\nallow: [{{key: pretrain.data.batch, because: a part of a word is no key}}]"))
-    assert {finding.kind for finding in narrow} == {"refused", "note"}
+    assert {finding.kind for finding in others(narrow)} == {"refused", "note"}
 
 
 def test_the_message_says_both_values_and_what_can_be_done(study):
-    (finding,) = audit(study("arms: {red: {}, b: {pretrain: {data: {batch_size: 8}}}}"))
+    (finding,) = others(audit(study("arms: {red: {}, b: {pretrain: {data: {batch_size: 8}}}}")))
     assert "16 in red, 8 here" in finding.message
     assert "make it equal, a factor, or `allow` it" in finding.message
 
@@ -175,7 +182,7 @@ def test_the_objectives_own_loss_is_not_compared_across_objectives(findings):
     [
         f"{LENGTH}: [128, 64]",
         "pretrain.data.validation_fraction: [0.1, 0.3]",
-        "pretrain.data.tokenizer: [bytes, {kind: bpe, vocabulary: 300}]",
+        "pretrain.data.tokenizer: [bytes, {kind: bpe, vocabulary: 280}]",
         "pretrain.validation.prefix_length: [64, 32]",
         "pretrain.validation.sequences: [64, 32]",
         "pretrain.data: [{sequence_length: 128}, {sequence_length: 64}]",

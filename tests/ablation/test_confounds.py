@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from equal_budgets import others
 
 from lit_llm.ablation.arms import load_study
 from lit_llm.ablation.audit import audit
@@ -57,7 +58,7 @@ def test_what_a_bundle_declares_is_no_confound(confounds) -> None:
 def test_a_confound_may_be_allowed_with_a_reason(write_study: Study) -> None:
     factors = "grid: {factors: {model.d_model: [16, 32]}}"
     allow = "allow: [{key: model.attention.head_dim, because: heads grow with the model}]"
-    (finding,) = audit(load_study(write_study("reason", f"{factors}\n{allow}")), built=False)
+    (finding,) = others(audit(load_study(write_study("reason", f"{factors}\n{allow}")), built=False))
     assert finding.kind == "allowed"
     assert finding.message == "8 → 16, though no factor sets it; allowed because heads grow with the model"
 

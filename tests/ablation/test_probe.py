@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from equal_budgets import others
 from torch import nn
 
 from lit_llm.ablation import built, probe
@@ -30,11 +31,11 @@ ROPE = "model.decoder.cross_attention.rope"
 
 @pytest.fixture
 def found(write_study: Study) -> Callable[..., list[tuple[str, str, str]]]:
-    """[(kind, arm, key)] of the findings of a small study; its one named arm is called "baseline"."""
+    """[(kind, arm, key)] of the findings of a small study, those of budgets left out; its one named arm is called "baseline"."""
 
     def of(rest: str, *overrides: str, extends: str = "redllm-tiny") -> list[tuple[str, str, str]]:
         planned = plan(load_study(write_study("probed", rest, extends=extends), overrides))
-        return [(finding.kind, finding.arm, finding.key) for finding in planned.findings]
+        return [(finding.kind, finding.arm, finding.key) for finding in others(planned.findings)]
 
     return of
 
@@ -155,7 +156,7 @@ def test_a_finding_says_on_which_windows_it_was_seen(write_study: Study, monkeyp
     ablation = load_study(write_study("seen", rest), ["model.attention.head_dim=2"])
     for longest, said in ((32, "baseline, in spite"), (16, "baseline on windows of 16 tokens, in spite")):
         monkeypatch.setattr(built, "LONGEST", longest)
-        (finding,) = plan(ablation).findings
+        (finding,) = others(plan(ablation).findings)
         assert f"is the same function as {said}" in finding.message
 
 
@@ -244,11 +245,11 @@ def test_a_key_that_changes_more_than_it_says_stops_the_study(
 ) -> None:
     """Output norm off, and the feed-forward networks change along, which no configuration shows."""
     ablation = load_study(write_study("planted", grid(f"{NORM}: [head, none]")))
-    assert plan(ablation).findings == ()
+    assert others(plan(ablation).findings) == []
     plant(monkeypatch)
     found = {
         (finding.kind, finding.key): finding.message
-        for finding in plan(ablation).findings
+        for finding in others(plan(ablation).findings)
         if finding.key != "parameters"
     }
     assert found.keys() == {("refused", f"model.{side}.layers.*.feed_forward") for side in ("encoder", "decoder")}
@@ -304,7 +305,7 @@ def test_a_planted_difference_may_be_allowed_with_a_reason(write_study: Study, m
     allow = "allow: [{key: model.encoder, because: known}, {key: model.decoder.layers, because: known}]"
     ablation = load_study(write_study("allowed", f"{grid(f'{NORM}: [head, none]')}\n{allow}"))
     after_init(other_activation)(monkeypatch)
-    assert {(finding.kind, finding.arm) for finding in plan(ablation).findings} == {
+    assert {(finding.kind, finding.arm) for finding in others(plan(ablation).findings)} == {
         ("allowed", "baseline/output_norm=none")
     }
 

@@ -11,6 +11,9 @@ from instructions import write_instructions
 from pages import ReadPage
 
 from lit_llm.ablation.arms import Ablation, Arm, load_study
+from lit_llm.ablation.audit import audit
+from lit_llm.ablation.budgets import unused_rules
+from lit_llm.ablation.config import Allowed
 from lit_llm.ablation.run import Watcher, run_study
 from lit_llm.config.section import validate
 from lit_llm.config.tree import leaves, merge, read_file, tree
@@ -87,10 +90,10 @@ def test_a_shipped_study_runs_two_steps_of_every_arm_and_is_reported(
     path: Path, store: Store, instructions: dict[str, object]
 ) -> None:
     study = load_study(path, SMALL)
-    arms, one_seed = (
-        tuple(two_steps(arm, instructions) for arm in study.arms),
-        study.study.model_copy(update={"seeds": (0,)}),
-    )
+    arms = tuple(two_steps(arm, instructions) for arm in study.arms)
+    # Costs are those of small arms, so that budgets say nothing of the study.
+    allow = (Allowed(key="budget", because="two steps of small arms"), *study.study.allow)
+    one_seed = study.study.model_copy(update={"seeds": (0,), "allow": allow})
     finished = run_study(Ablation(one_seed, arms), store, watcher=Watcher(), slots=2, report=write_report)
     assert {run.name: run.status()["state"] for run in finished.runs} == {
         f"{arm.name}/seed 0": "done" for arm in study.arms
@@ -102,6 +105,15 @@ def test_a_shipped_study_runs_two_steps_of_every_arm_and_is_reported(
     assert {row[0] for row in page.tables[0].rows} == {arm.name for arm in study.arms}
     assert len(page.images) == len([*(finished.folder / "figures").glob("*.svg")]) > 1
     assert all(image["alt"] and image["src"].startswith("data:image/svg+xml;base64,") for image in page.images)
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_shipped_study_is_fair_or_says_why_it_may_differ(path: Path) -> None:
+    """At its real size, text and instructions aside, which a user has; each reason is of a difference that there is."""
+    study = load_study(path)
+    findings = audit(study, built=False)
+    assert [finding for finding in findings if finding.kind == "refused"] == []
+    assert list(unused_rules(study, findings)) == []
 
 
 def test_every_study_has_a_sibling_of_the_papers_size() -> None:
@@ -141,5 +153,5 @@ def test_a_sibling_differs_in_preset_and_budget_alone(path: Path) -> None:
     )
     allowed = {"extends", "model.encoder.layers", "model.decoder.layers", *(f"adapt.from.{key}" for key in source)}
     assert keys <= allowed
-    assert own.keys() <= {"extends"}
+    assert own.keys() <= {"extends", "allow"}
     assert {arm.baseline for arm in load_study(path).arms}

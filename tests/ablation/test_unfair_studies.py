@@ -261,7 +261,7 @@ def test_a_metric_per_token_has_a_counterpart_per_byte_or_none(planned, metric: 
     rest = f"{grid(f'{TOKENIZER}: [bytes, {{kind: bpe, vocabulary: 258}}]')}\ncompare: {{metric: {metric}}}"
     evaluate = "evaluate={likelihood: {}, extrapolation: {lengths: [1]}}"
     refused = found(planned(rest, evaluate), "refused")
-    assert [message for (_, key), message in refused.items() if key == "compare.metric"][0].endswith(instead)
+    assert next(message for (_, key), message in refused.items() if key == "compare.metric").endswith(instead)
 
 
 # --- learning rates --------------------------------------------------------------------------------------------------

@@ -80,8 +80,8 @@ result <- do.call(rbind, lapply(split(study, study$case), function(d) {
   m <- suppressWarnings(suppressMessages(lmer(formula, d, REML = TRUE, control = precise)))
   variances <- as.data.frame(VarCorr(m)); variance <- setNames(variances$vcov, variances$grp)
   t <- coef(summary(m))[-1, , drop = FALSE]
-  data.frame(case = d$case[1], arm = sub("arm", "", rownames(t)), mean = t[, 1] * d$unit[1], error = t[, 2] * d$unit[1],
-             degrees = t[, 3], seed = variance["seed"], family = variance["seed:family"], residual = variance["Residual"])
+  data.frame(case = d$case[1], arm = sub("arm", "", rownames(t)), mean = t[, 1] * d$unit[1],
+             error = t[, 2] * d$unit[1], degrees = t[, 3], seed = variance["seed"], residual = variance["Residual"])
 }))
 """
 
@@ -101,7 +101,7 @@ def test_means_errors_and_degrees_of_freedom_are_those_of_lmertest() -> None:
     for row in run_r(LMER, study=rows):
         found = known(ours[row["case"]][row["arm"]])
         numbers = [found.mean, found.error, found.degrees]
-        assert numbers == pytest.approx([float(row[key]) for key in ("mean", "error", "degrees")], rel=1e-3), row
+        assert numbers == pytest.approx([float(row[key]) for key in ("mean", "error", "degrees")], rel=1e-5), row
         unit = CASES[row["case"]].get("unit", 1.0)
         variances = [v / unit**2 for v in (found.components.seed, found.components.residual)]
         assert variances == pytest.approx([float(row["seed"]), float(row["residual"])], rel=1e-3, abs=1e-5), row
@@ -202,12 +202,12 @@ def test_intervals_cover_where_the_model_holds_and_not_where_an_arm_is_wide() ->
     """8 arms of two families, 5 seeds; the last arm scatters three times as much in the second half of the studies."""
     random, families = np.random.default_rng(0), {f"arm{arm}": f"family{arm // 4}" for arm in range(8)}
     inside: dict[bool, list[bool]] = {False: [], True: []}
-    for wide, _ in itertools.product(inside, range(400)):
+    for wide, _ in itertools.product(inside, range(150)):
         y = random.normal(0, 1, (8, 5))
         y[7] *= 3 if wide else 1
         y += random.normal(0, 1, 5) + np.repeat(random.normal(0, 1, (2, 5)), 4, axis=0)
         values = {f"arm{arm}": dict(enumerate(map(float, row))) for arm, row in enumerate(y)}
         found = known(mixed_differences(values, "arm0", families)["arm7"])
         inside[wide].append(abs(found.mean) <= stats.t.ppf(0.975, found.degrees) * found.error)
-    assert np.mean(inside[False]) == pytest.approx(0.95, abs=within(0.95, 400))
-    assert np.mean(inside[True]) < 0.93
+    assert np.mean(inside[False]) == pytest.approx(0.95, abs=within(0.95, 150))
+    assert np.mean(inside[True]) < 0.89

@@ -95,3 +95,12 @@ def test_an_arm_that_has_another_baseline_in_each_is_set_against_none() -> None:
     (row,) = [row for row in found.arms.rows if row.arm == "c"]
     assert (row.difference_before, row.change) == (None, None)
     assert row.after == pytest.approx(statistics.fmean(SECOND["c"]))
+
+
+def test_a_difference_that_one_study_shows_and_the_other_does_not_is_not_called_changed_without_a_test() -> None:
+    """Both studies have the same truth; the second scatters more, so only the first shows it."""
+    first = {"base": [3.0, 3.04, 2.97], "a": [2.9, 2.941, 2.869]}
+    second = {"base": [3.0, 3.04, 2.97], "a": [2.8, 3.05, 2.82]}
+    found = both(runs(first), runs(second))
+    assert found.agreements[0].verdicts == ("better", "undecided")
+    assert found.agreements[0].says == "compatible"

@@ -90,6 +90,17 @@ def test_the_ui_opens_on_the_study_with_its_runs_its_charts_and_two_arms_compare
     card = shown.get_by_test_id("experiment-view-compare-runs-card").filter(has_text="val/target_nll").first
     card.locator("svg .scatterlayer path.js-line").first.wait_for(state="attached", timeout=WAIT)
     assert card.is_visible()
+    # The arms' own colours, of the figures of their report; and no axis that begins at zero, far below the losses.
+    strokes = card.locator("svg .scatterlayer path.js-line").evaluate_all(
+        "lines => lines.map(line => line.style.stroke)"
+    )
+    assert set(strokes) == {"rgb(0, 0, 0)", "rgb(0, 114, 178)"}
+    last = shown.get_by_test_id("experiment-view-compare-runs-card").filter(has_text="flops vs. val/target_nll").first
+    last.scroll_into_view_if_needed()
+    last.locator("svg .scatterlayer path.point").first.wait_for(state="attached", timeout=WAIT)
+    for chart in (card, last):
+        ticks = [float(text) for text in chart.locator("svg .yaxislayer-above text").all_inner_texts()]
+        assert min(ticks) > 1
 
     runs = [run_addresses(store.root / "mlflow.db", "shown")[arm, "0"] for arm in ("red", "dec")]
     experiment = runs[0].split("/experiments/")[1].split("/")[0]

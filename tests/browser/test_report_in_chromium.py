@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+from matplotlib.image import imread
 
 from lit_llm.ablation.arms import load_study
 from lit_llm.ablation.run import Watcher, run_study
@@ -13,12 +16,12 @@ from lit_llm.report.study import write_report
 from lit_llm.tracking.store import Store
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Locator, Page
 
 pytestmark = pytest.mark.xdist_group("browser")
 
-LEGIBLE = 600
-"""Pixels below which the letters of a figure cannot be read."""
+LEGIBLE = 8.0
+"""Pixels below which the letters of a figure cannot be read; the smallest are of 6.5 points where it is drawn."""
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +89,8 @@ def test_every_figure_is_visible_and_labelled_and_the_console_is_silent(
         box, frame = image.bounding_box(), figure.locator(".scroll").bounding_box()
         assert box is not None
         assert frame is not None
-        assert box["width"] >= LEGIBLE
+        drawn = image.evaluate("image => image.naturalWidth")  # at 96 pixels an inch, so a point is 4/3 of one
+        assert box["width"] / drawn * 6.5 * 4 / 3 >= LEGIBLE - 0.1
         assert box["height"] > 100
         assert 0 <= frame["x"] < frame["x"] + frame["width"] <= width  # it is the frame that scrolls
     assert errors == []
@@ -128,6 +132,50 @@ def test_every_table_is_reached_to_its_last_column(report: Path, page: tuple[Pag
     if width == 400:
         assert wider > 3
     assert errors == []
+
+
+SHADE = 8
+"""Pixels at the edge of a frame that are looked at."""
+
+
+def edges(frame: Locator) -> tuple[float, float]:
+    """How much the left and the right edge of a frame differ from what is 40 pixels further inside, from 0 to 255; of
+    the rows that are alike inside, so that letters and lines are not counted."""
+    pixels = 255 * imread(io.BytesIO(frame.screenshot()))[:, :, :3].mean(axis=2)
+    sides = []
+    for side in (pixels, pixels[:, ::-1]):
+        edge, inside = side[:, 2:SHADE].mean(axis=1), side[:, 60:90].mean(axis=1)
+        calm = np.ptp(side[:, 2:90], axis=1) < 120
+        sides.append(float(np.median(np.abs(edge - inside)[calm])) if calm.any() else 0.0)
+    return sides[0], sides[1]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_is_cut_has_a_shade_at_that_edge_and_what_is_whole_has_none(
+    report: Path, page: tuple[Page, list[str]], scheme: Any
+) -> None:
+    """Of tables and of figures, on a telephone: at the right until the end is reached, then at the left."""
+    shown, _ = page
+    shown.emulate_media(color_scheme=scheme)
+    shown.set_viewport_size({"width": 400, "height": 2000})
+    shown.goto(report.as_uri())
+    cut = {"table": 0, "figure": 0}
+    for kind, frame in [
+        *(("table", one) for one in shown.locator("#results .scroll").all()),
+        *(("figure", one) for one in shown.locator("figure .scroll").all()),
+    ]:
+        frame.scroll_into_view_if_needed()
+        left, right = edges(frame)
+        if frame.evaluate("frame => frame.scrollWidth <= frame.clientWidth + 1"):
+            assert left < 6
+            assert right < 6
+            continue
+        cut[kind] += 1
+        assert left < 6 < 12 < right, kind
+        frame.evaluate("frame => frame.scrollTo({left: frame.scrollWidth, behavior: 'instant'})")
+        left, right = edges(frame)
+        assert right < 6 < 12 < left, kind
+    assert min(cut.values()) > 0
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from lit_llm.config.problems import InputError
-from lit_llm.data import corpora
+from lit_llm.data import corpora, processes
 from lit_llm.data import shards as module
 from lit_llm.data.config import DataConfig
 from lit_llm.data.prepare import open_prepared, prepare
@@ -177,7 +177,8 @@ data, root, mode = DataConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]
 def progress(what, done, total):
     if mode == "die" and what == "tokenising":
         os.kill(os.getpid(), signal.SIGKILL)
-    Path(root, f"worked-{os.getpid()}").touch()
+    if what == "tokenising":
+        Path(root, f"worked-{os.getpid()}").touch()
 
 children = []
 for number in range(int(sys.argv[4])):
@@ -260,14 +261,15 @@ def test_a_text_that_is_not_the_one_identified_is_never_stored_under_its_digest(
 def test_a_text_that_changes_and_changes_back_between_two_attempts_leaves_no_part(tmp_path, monkeypatch):
     """What an interrupted attempt has read meanwhile is not taken for a finished part."""
     monkeypatch.setattr(corpora, "PART", 1)
-    monkeypatch.setattr(module, "cores", lambda: 1)
+    monkeypatch.setattr(processes, "cores", lambda: 1)
     folder = write(tmp_path / "texts", *each_split(3))
     data, text = config(folder, length=4), (folder / "3.txt").read_text()
 
     def edit_then_stop(what, done, total):
-        (folder / "3.txt").write_text(text.upper())
-        if done == total:
-            raise KeyboardInterrupt
+        if what == "tokenising":
+            (folder / "3.txt").write_text(text.upper())
+            if done == total:
+                raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         prepare(data, tmp_path / "out", edit_then_stop)

@@ -19,7 +19,7 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from lit_llm.config.problems import InputError, Problem
-from lit_llm.data import corpora, shards, tokenizers
+from lit_llm.data import corpora, processes, shards, tokenizers
 from lit_llm.data.config import DataConfig
 from lit_llm.data.prepare import prepare
 from lit_llm.data.shards import Shards
@@ -75,7 +75,7 @@ def contents(root):
 @pytest.mark.parametrize("tokenizer", ["bytes", PAIR], ids=["bytes", "bpe"])
 def test_the_number_of_processes_changes_no_byte(documents, tmp_path, monkeypatch, small_parts, tokenizer):
     for count in (1, 3):
-        monkeypatch.setattr(shards, "cores", lambda count=count: count)
+        monkeypatch.setattr(processes, "cores", lambda count=count: count)
         prepare(config(documents, tokenizer), tmp_path / str(count))
     one, three = (contents(tmp_path / str(count)) for count in (1, 3))
     assert one == three
@@ -105,7 +105,7 @@ def test_one_part_is_tokenised_without_another_process(documents, tmp_path, monk
     def refuse(*_):
         raise AssertionError("a process was started")
 
-    monkeypatch.setattr(shards, "_in_processes", refuse)
+    monkeypatch.setattr(processes, "_in_processes", refuse)
     assert len(tokens_of(prepare(config(documents), tmp_path))["train"]) > 10_000
 
 
@@ -118,7 +118,7 @@ def test_a_part_of_an_older_cut_is_not_taken_for_one_of_the_new(documents, tmp_p
         if what == "tokenising" and done > total / 2:
             raise RuntimeError
 
-    monkeypatch.setattr(shards, "cores", lambda: 1)
+    monkeypatch.setattr(processes, "cores", lambda: 1)
     with pytest.raises(RuntimeError):
         prepare(config(documents), tmp_path / "again", fail_in_the_middle)
     assert len(list(tmp_path.glob("again/.*/0*.json"))) > 5
@@ -134,12 +134,12 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from lit_llm.config.problems import InputError
-from lit_llm.data import corpora, shards, tokenizers
+from lit_llm.data import corpora, processes, shards, tokenizers
 from lit_llm.data.config import DataConfig
 from lit_llm.data.prepare import prepare
 
 corpora.PART = int(sys.argv[3])
-shards.cores = lambda: 2
+processes.cores = lambda: 2
 if __name__ == "__main__":
     try:
         prepare(DataConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]), lambda *step: print(*step, flush=True))
@@ -287,7 +287,7 @@ def test_an_unreadable_document_is_told_by_a_worker_as_it_is_told_here(tmp_path,
     (folder / "030.txt").write_bytes(b"\xff broken")
     said = []
     for count in (1, 2):
-        monkeypatch.setattr(shards, "cores", lambda count=count: count)
+        monkeypatch.setattr(processes, "cores", lambda count=count: count)
         with pytest.raises(InputError) as caught:
             prepare(config(folder), tmp_path / str(count))
         said.append(caught.value.problems)

@@ -279,7 +279,7 @@ def test_letters_are_at_least_six_points_high() -> None:
 @pytest.mark.parametrize("draw", EVERY)
 def test_the_same_data_give_the_same_files(draw: Any, tmp_path: Path) -> None:
     first, second = (save(draw(["red", "dec", "dec_prefix"]), tmp_path / name / "figure") for name in ("one", "two"))
-    assert [path.suffix for path in first] == [".png", ".svg"]
+    assert [path.suffix for path in first] == [".png", ".svg", ".pdf"]
     for one, two in zip(first, second, strict=True):
         assert one.stat().st_size > 1000
         assert one.read_bytes() == two.read_bytes()

@@ -76,8 +76,8 @@ def test_the_study_of_the_winners_is_a_file_that_passes_the_audit(write_sweep: W
     assert study.study.seeds == (605,)
     content = yaml.safe_load(file.read_text())
     assert content["compare"] == {"baseline": "red", "metric": "val/target_nll"}
-    assert [rule["key"] for rule in content["allow"]] == [LR]
-    assert "audited" in content["allow"][0]["because"]
+    assert [rule["key"] for rule in content["allow"]] == ["budget", LR]  # what the sweep allows, and what it found
+    assert "audited" in content["allow"][1]["because"]
     assert ended.winners is not None
     assert {run.seed for run in ended.winners.runs} == {605}
 

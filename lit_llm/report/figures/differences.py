@@ -39,6 +39,8 @@ VERDICTS: dict[str, tuple[str, bool]] = {
     "not enough seeds": (GREY, False),
 }
 """(colour, whether it is filled) of what the analysis says."""
+WIDE = 30
+"""Letters of a name from which on a figure takes two columns of a page."""
 OF_NO_MATTER = (GREEN, True)
 """Of `no difference larger than 0.02`."""
 
@@ -89,7 +91,7 @@ def forest(
     """Differences with their intervals, one below the other, group by group; the marker is the verdict."""
     count = sum(map(len, groups.values())) + sum(name != "" for name in groups)
     used = _one_of_each(row for rows in groups.values() for row in rows)
-    wide = max(len(row.name) for rows in groups.values() for row in rows) > 40
+    wide = max(len(row.name) for rows in groups.values() for row in rows) > WIDE
     figure, (axes,) = panels(title, 1, max(0.9, 0.45 + ROW * count), named=used, wide=wide)
     axes.axvline(0, color=BLACK, linewidth=0.7)
     labels: list[tuple[str, bool]] = []
@@ -116,6 +118,8 @@ def _interval(axes: Axes, row: Named, at: float) -> None:
     d, (colour, face) = row.difference, row.look
     if d.low is not None and d.high is not None:
         axes.plot([d.low, d.high], [at, at], color=colour, linewidth=1.1)
+    if d.documents and d.seeds_low is not None and d.seeds_high is not None:
+        axes.plot([d.seeds_low, d.seeds_high], [at, at], color=colour, linewidth=2.8, solid_capstyle="butt")
     axes.plot([d.mean], [at], color=colour, marker=row.marker, markerfacecolor=face, markersize=4.2)
 
 
@@ -149,7 +153,8 @@ def waterfall(title: str, ladders: Sequence[Ladder], xlabel: str) -> Figure:
     """Each rung a bar from where the one before it ends, with the interval of its difference around its own end."""
     most = max(len(ladder.rungs) for ladder in ladders) + 1
     used = _one_of_each(rung for one in ladders for rung in one.rungs)
-    figure, every = panels(title, len(ladders), 0.55 + 1.25 * ROW * most, columns=1, named=used)
+    wide = any(len(name) > WIDE for one in ladders for name in (one.start, *(rung.name for rung in one.rungs)))
+    figure, every = panels(title, len(ladders), 0.55 + 1.25 * ROW * most, columns=1, named=used, wide=wide)
     low, high = math.inf, -math.inf
     for axes, ladder in zip(every, ladders, strict=True):
         ends, axes.use_sticky_edges = ladder.ends, False  # else the page ends with the first arm's line

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
-from lit_llm.ablation.arms import Ablation, Arm
+from lit_llm.ablation.arms import Arm
 from lit_llm.ablation.factors import short_names
 from lit_llm.ablation.runs import costs_of
 from lit_llm.analysis.comparison import Row
@@ -18,8 +18,7 @@ from lit_llm.experiment.chain import validation_metric
 from lit_llm.report.figures.differences import Crossed, End, Ladder, Named, forest, heat_map, slopes, waterfall
 from lit_llm.report.figures.fronts import front_figure
 from lit_llm.report.figures.lines import Line, Panel, line_figure
-from lit_llm.report.figures.shown import MOST_LINES, Drawn, Shown, labelled, seeds_of, unit
-from lit_llm.report.figures.style import short
+from lit_llm.report.figures.shown import MOST_LINES, Drawn, Shown, seeds_of
 
 MOST_ROWS, MOST_MAPS, MOST_LADDERS = 60, 6, 4
 """Rows of a forest, pairs of factors and ladders that are drawn: more could not be read."""
@@ -30,17 +29,19 @@ def forests(study: Shown) -> Iterator[Drawn]:
     """Every arm against its baseline, and the effects of a design's factors."""
     arms = {arm.name: arm for arm in study.ablation.arms}
     rows = [row for row in study.comparison.rows if row.difference is not None]
-    several = len({row.baseline for row in rows}) > 1
+    strata = study.names.strata if study.names.spread else []
+    several = len({arms[row.baseline].group for row in rows}) > 1 if strata else len({r.baseline for r in rows}) > 1
     # The largest of too many, in the study's order.
     largest = sorted(rows, key=lambda row: -abs(row.difference.mean if row.difference else 0.0))[:MOST_ROWS]
     shown_arms, groups = {row.arm for row in largest}, dict[str, list[Named]]()
     for row in rows:
         if row.arm in shown_arms and row.difference is not None:
-            name = f"{row.arm} − {row.baseline}" if several else row.arm
-            named = Named(name, row.difference, row.verdict or "undecided")
-            groups.setdefault(_switched(study.ablation, arms[row.arm]), []).append(named)
-    if groups:
-        against = "" if several else f" from {rows[0].baseline}"
+            arm, baseline = (study.names.without(name, strata) for name in (row.arm, row.baseline))
+            named = Named(f"{arm} − {baseline}" if several else arm, row.difference, row.verdict or "undecided")
+            groups.setdefault(_heading(study, arms[row.arm], strata), []).append(named)
+    if any(row.difference.mean or row.difference.low for row in rows if row.difference):
+        against = "" if several else f" from {study.names.without(rows[0].baseline, strata)}"
+        against += f" at the same {' and '.join(map(study.names.factor, strata))}" * bool(strata)
         most = f"; the {MOST_ROWS} largest of {len(rows)}" if len(rows) > MOST_ROWS else ""
         seeds = seeds_of([row.difference.seeds for row in largest if row.difference])
         yield Drawn(
@@ -49,10 +50,12 @@ def forests(study: Shown) -> Iterator[Drawn]:
             forest(
                 f"{study.metric}, difference{against or ' from the baselines'}",
                 groups,
-                f"difference in {labelled(study.metric)}",
+                f"difference in {study.labelled(study.metric)}",
+                "" if strata else "arm",
             ),
         )
-    found = {group.group: _effect_rows(group.rows) for group in study.comparison.effects}
+    effects = study.names.put_into(study.comparison.effects)
+    found = {group.group: _effect_rows(group.rows) for group in effects}
     if any(found.values()):
         shown = {name if len(found) > 1 else "": rows[:MOST_ROWS] for name, rows in found.items() if rows}
         seeds = seeds_of([len(group.seeds) for group in study.comparison.effects])
@@ -60,23 +63,21 @@ def forests(study: Shown) -> Iterator[Drawn]:
         yield Drawn(
             "effects",
             f"Effects of the factors on {study.metric}: the mean over all arms at the second level less that at the "
-            f"first; interactions: half the difference of differences; bars: 95% intervals, each alone, {seeds} of "
+            f"first; interactions: half the difference of differences; {_intervals(study)}, {seeds} of "
             f"which every arm has a value; {_markers(study, sum(map(len, found.values())), alone)}.",
-            forest("effects of the factors", shown, f"effect on {labelled(study.metric)}", "effect"),
+            forest("effects of the factors", shown, f"effect on {study.labelled(study.metric)}", "effect"),
         )
 
 
 def _intervals(study: Shown) -> str:
-    """Which intervals the bars are: of corrections only Dunnett's has its own."""
+    """What the bars are intervals of, and for how many comparisons they hold."""
     bars = INTERVAL
+    known = [row.difference for row in study.comparison.rows if row.difference and row.difference.low is not None]
+    if any(d.documents for d in known):
+        bars = "thin bars: 95% intervals of other seeds and documents, thick ones: of other seeds on the same documents"
     if study.ablation.study.more_seeds is not None:
         return f"{bars}, which hold for looking after each round of seeds"
-    if study.comparison.correction != "dunnett":
-        return f"{bars}, each alone"
-    known = [row.difference for row in study.comparison.rows if row.difference and row.difference.low is not None]
-    return f"{bars}, Dunnett's, which hold all at once" + (
-        "" if all(d.pooled for d in known) else "; where nothing is pooled, Bonferroni's"
-    )
+    return f"{bars}, each alone" if study.comparison.correction == "none" else f"{bars}, which hold all at once"
 
 
 PROCEDURES: dict[Correction, str] = {"holm": "Holm", "fdr_bh": "Benjamini and Hochberg", "dunnett": "Dunnett"}
@@ -90,10 +91,13 @@ def _markers(study: Shown, count: int, correction: Correction | None = None, of:
     return f"{of}: the verdict, by {p}" + (f" and the margin of {margin:g}" if margin is not None else "")
 
 
-def _switched(ablation: Ablation, arm: Arm) -> str:
-    """The factors in which an arm is not at its baseline's level."""
-    baseline, short = ablation.arm(arm.baseline), short_names(list(ablation.factors))
-    return " × ".join(short[n] for n, label in arm.levels.items() if baseline.levels.get(n, label) != label)
+def _heading(study: Shown, arm: Arm, strata: Sequence[str]) -> str:
+    """The levels of the strata, or the factors in which an arm is not at its baseline's level."""
+    names = study.names
+    if strata:
+        return ", ".join(f"{names.factor(name)} {names.level(name, arm.levels[name])}" for name in strata if arm.levels)
+    levels = study.ablation.arm(arm.baseline).levels
+    return " × ".join(names.factor(name) for name, label in arm.levels.items() if levels.get(name, label) != label)
 
 
 def _effect_rows(rows: Sequence[Effect]) -> list[Named]:
@@ -115,17 +119,16 @@ def heat_maps(study: Shown) -> Iterator[Drawn]:
     if grid is None or grid.design not in ("factorial", "fractional_factorial"):
         return
     crossed = [arm for arm in study.ablation.arms if arm.levels]
-    short_of = short_names(list(study.ablation.factors))
-    levels: dict[str, dict[str, str]] = {}
+    printed, levels = study.names, dict[str, dict[str, str]]()
     """{factor: {arm: level}}"""
     if len({arm.group for arm in crossed}) > 1:
-        levels["arm"] = {arm.name: arm.group for arm in crossed}
+        levels["arm"] = {arm.name: printed.arm(arm.group) for arm in crossed}
     for name in study.ablation.factors:
-        levels[short_of[name]] = {arm.name: arm.levels[name] for arm in crossed}
+        levels[printed.factor(name)] = {arm.name: printed.level(name, arm.levels[name]) for arm in crossed}
     names = list(levels)
     pairs = [(a, b) for at, a in enumerate(names) for b in names[at + 1 :]][:MOST_MAPS]
     rows = {row.arm: row for row in study.comparison.rows}
-    if pairs and any(rows[arm.name].mean is not None for arm in crossed):
+    if pairs and sum(rows[arm.name].mean is not None for arm in crossed) > 1:
         maps = [_crossed(*pair, levels, rows) for pair in pairs]
         some = any(sign for one in maps for row in one.signs for sign in row)
         signs = "; ▼ ▲: found to be lower or higher than its baseline, as in the table" * some
@@ -133,7 +136,7 @@ def heat_maps(study: Shown) -> Iterator[Drawn]:
             "factors",
             f"{study.metric} by two factors: mean over the arms with both levels, each the mean over its seeds, "
             f"{study.seeds}; †: runs that diverged, in no mean{signs}.",
-            heat_map(f"{study.metric} by two factors", maps, unit(study.metric) or short(study.metric, 30)),
+            heat_map(f"{study.metric} by two factors", maps, study.unit(study.metric)),
         )
 
 
@@ -167,11 +170,12 @@ def fronts(study: Shown) -> Iterator[Drawn]:
     means = {row.arm: row.mean for row in study.comparison.rows if row.mean is not None}
     if better(study.metric) is None or len(means) < 2:
         return
+    printed = {study.series(arm): mean for arm, mean in means.items()}
     costs = costs_of(arm for arm in study.ablation.arms if arm.name in means)
     asked = study.ablation.study.compare.front
     figures = dict.fromkeys([*([asked] if asked else []), "train_flops", "inference_flops", "kv_cache_bytes"])
     shown = [
-        front(figure, study.metric, by_arm, means)
+        front(figure, study.metric, {study.series(arm): cost for arm, cost in by_arm.items()}, printed)
         for figure in figures
         if len(set((by_arm := {arm: costs[arm][figure] for arm in means}).values())) > 1
     ]
@@ -184,8 +188,9 @@ def fronts(study: Shown) -> Iterator[Drawn]:
             front_figure(
                 f"{study.metric} against cost",
                 shown,
-                {row.arm: row.deviation for row in study.comparison.rows},
-                [name for name in study.named() if name in means],
+                {study.series(row.arm): row.deviation for row in study.comparison.rows},
+                [study.series(name) for name in study.named() if name in means],
+                study.names.metric(study.metric),
             ),
         )
 
@@ -199,10 +204,14 @@ def rates(study: Shown) -> Iterator[Drawn]:
             cells = [cell for cell in row.cells if cell.losses]
             values = [list(cell.losses.values()) for cell in cells]
             x, y = [cell.lr for cell in cells], [statistics.fmean(losses) for losses in values]
-            lines[row.group] = [Line(x, y, list(map(min, values)), list(map(max, values)))]
-            crosses[row.group] = [cell.lr for cell in row.cells if cell.diverged]
+            group = study.series(row.group)
+            lines[group] = [Line(x, y, list(map(min, values)), list(map(max, values)))]
+            crosses[group] = [cell.lr for cell in row.cells if cell.diverged]
+        if not any(len(line.x) > 1 for each in lines.values() for line in each):
+            continue
         seeds = seeds_of([len(cell.losses) for row in found.rows for cell in row.cells if cell.losses])
-        panel = Panel("", f"learning rate ({found.factor})", labelled(metric), lines, log="x", crosses=crosses)
+        xlabel = "learning rate" if len(study.comparison.learning_rates) == 1 else study.names.factor(found.factor)
+        panel = Panel("", xlabel, study.labelled(metric), lines, log="x", crosses=crosses)
         yield Drawn(
             "learning_rates" + f"_{number + 1}" * (len(study.comparison.learning_rates) > 1),
             f"{metric} at the end, by learning rate; lines: mean over the seeds that did not diverge, {seeds}; "
@@ -224,16 +233,20 @@ def ladders(study: Shown) -> Iterator[Drawn]:
             path.insert(0, rows[path[0].baseline])
         if end.arm in baselines or len(path) < 3:
             continue
-        rungs = [Named(row.arm, row.difference, row.verdict or "undecided") for row in path[1:] if row.difference]
+        rungs = [
+            Named(study.names.arm(row.arm), row.difference, row.verdict or "undecided")
+            for row in path[1:]
+            if row.difference
+        ]
         if path[0].mean is not None and len(rungs) == len(path) - 1:
-            found.append(Ladder(path[0].arm, path[0].mean, tuple(rungs)))
+            found.append(Ladder(study.names.arm(path[0].arm), path[0].mean, tuple(rungs)))
     if found:
         seeds = seeds_of([rung.difference.seeds for ladder in found for rung in ladder.rungs])
         yield Drawn(
             "ladder",
             f"{study.metric} rung by rung: each bar is the paired difference from the arm above it, begun where that "
             f"one ends; black {_intervals(study)}, {seeds}; {_markers(study, len(compared), of='colours')}.",
-            waterfall(f"{study.metric}, switch by switch", found[:MOST_LADDERS], labelled(study.metric)),
+            waterfall(f"{study.metric}, switch by switch", found[:MOST_LADDERS], study.labelled(study.metric)),
         )
 
 
@@ -245,7 +258,7 @@ def turn(study: Shown) -> Iterator[Drawn]:
         for row in (found.rows if found else ())
         if (before := row.difference_before) is not None and (after := row.difference_after) is not None
     }
-    if found and pairs:
+    if found and any(end.value for pair in pairs.values() for end in pair):
         named = [name for name in study.named() if name in pairs] or list(pairs)[:MOST_LINES]
         both = [d for row in found.rows for d in (row.difference_before, row.difference_after) if d is not None]
         seeds = seeds_of([d.seeds for d in both])
@@ -257,8 +270,8 @@ def turn(study: Shown) -> Iterator[Drawn]:
             f"{seeds}.{told}",
             slopes(
                 f"{found.metric} before and after finetuning",
-                {name: pairs[name] for name in named},
-                f"difference in {labelled(found.metric)}",
+                {study.series(name): pairs[name] for name in named},
+                f"difference in {study.labelled(found.metric)}",
                 ("after pretraining", "after finetuning"),
                 "when it was evaluated",
             ),

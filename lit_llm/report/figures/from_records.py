@@ -13,7 +13,7 @@ from lit_llm.models.cost import attended_keys
 from lit_llm.models.resolve import resolve_model
 from lit_llm.report.figures.courses import read_rows, thinned
 from lit_llm.report.figures.lines import Line, Panel, Places, line_figure
-from lit_llm.report.figures.shown import Drawn, Shown, merged
+from lit_llm.report.figures.shown import Drawn, Shown, alike
 
 
 def _evaluated(study: Shown, name: str, after: str) -> dict[str, list[Step]]:
@@ -27,8 +27,8 @@ def _evaluated(study: Shown, name: str, after: str) -> dict[str, list[Step]]:
         ]
         for arm in study.named()
     }
-    shared = merged({arm: tuple(step.link.fingerprint for step in steps) for arm, steps in found.items() if steps})
-    return {label: found[first] for label, first in shared.items()}
+    shared = alike({arm: tuple(step.link.fingerprint for step in steps) for arm, steps in found.items() if steps})
+    return {study.whole(names): found[names[0]] for names in shared}
 
 
 Curves = Mapping[Path, Mapping[Any, Places]]
@@ -80,7 +80,7 @@ def extrapolation(study: Shown) -> Iterator[Drawn]:
             )
             for prefix in dict.fromkeys(prefix for curves in by_length.values() for prefix in curves)
         ]
-        if panels:
+        if any(len(line.x) > 1 for panel in panels for lines in panel.lines.values() for line in lines):
             yield Drawn(
                 f"extrapolation_by_length_{after}",
                 f"Loss of the tokens in the last quarter of a window before a total length; {end}.",
@@ -163,9 +163,11 @@ def inference(study: Shown) -> Iterator[Drawn]:
             keys_of[arm.name] = tuple(attended_keys(model, PROMPT, number) for number in numbers)
     if not bytes_of:
         return
-    shared = merged({name: (bytes_of[name], keys_of[name]) for name in bytes_of})
+    shared = alike({name: (bytes_of[name], keys_of[name]) for name in bytes_of})
+    if len(shared) == 1 < len(study.ablation.arms):
+        return  # all cost the same by design
     panels = [
-        Panel("", "tokens generated", label, {name: [Line(numbers, of[first])] for name, first in shared.items()})
+        Panel("", "tokens generated", label, {study.whole(names): [Line(numbers, of[names[0]])] for names in shared})
         for label, of in (("key-value cache, bytes", bytes_of), ("keys read by a token in a layer", keys_of))
     ]
     yield Drawn(

@@ -9,7 +9,7 @@ from lit_llm.analysis.scaling_runs import X
 from lit_llm.report import text
 from lit_llm.report.figures.fronts import Profile, isoflop_figure, scaling_figure
 from lit_llm.report.figures.lines import Line
-from lit_llm.report.figures.shown import MOST_LINES, Drawn, Shown, labelled
+from lit_llm.report.figures.shown import MOST_LINES, Drawn, Shown
 
 SCALES: dict[X, str] = {"train_flops": "training FLOPs", "parameters": "parameters", "tokens": "tokens read"}
 
@@ -18,15 +18,19 @@ def scaling(study: Shown) -> Iterator[Drawn]:
     """Losses over training FLOPs, parameters and tokens, with the power law in one of them, and profiles of equal
     FLOPs."""
     found = study.comparison.scaling
-    if found is None or not found.runs:
+    if found is None or len(found.runs) < 2:
         return
-    groups = list(dict.fromkeys(run.group for run in found.runs))[:MOST_LINES]
-    ylabel = labelled(found.metric)
+    groups = {run.group: study.series(run.group) for run in found.runs}
+    groups = dict(list(groups.items())[:MOST_LINES])
+    ylabel = study.labelled(found.metric)
     points = {
-        label: {group: [(getattr(run, x), run.loss) for run in found.runs if run.group == group] for group in groups}
+        label: {
+            series: [(getattr(run, x), run.loss) for run in found.runs if run.group == group]
+            for group, series in groups.items()
+        }
         for x, label in SCALES.items()
     }
-    curves = {curve.group: _curve(curve) for curve in found.curves if curve.group in groups}
+    curves = {groups[curve.group]: _curve(curve) for curve in found.curves if curve.group in groups}
     law = "E + A x^-a" if found.irreducible else "A x^-a"
     band = "; bands: where the law lies, 95% over sizes and seeds" * any(curve.band for curve in found.curves)
     crossings = [m.crossing.x.value for m in found.multipliers if m.crossing is not None and m.group in groups]
@@ -40,7 +44,7 @@ def scaling(study: Shown) -> Iterator[Drawn]:
         ),
     )
     profiles = {
-        group: [
+        study.names.arm(group): [
             Profile(
                 # Of two digits, so that those of all families share a name.
                 f"{text.short(float(f'{iso.train_flops:.2g}'))} training FLOPs",

@@ -24,11 +24,16 @@ COSTS = {
 
 @styled
 def front_figure(
-    title: str, fronts: Sequence[Front], deviations: Mapping[str, float | None], named: Sequence[str]
+    title: str,
+    fronts: Sequence[Front],
+    deviations: Mapping[str, float | None],
+    named: Sequence[str],
+    metric: str = "",
 ) -> Figure:
     """The arms by cost and quality, one panel for each cost; the staircase joins those that no other arm beats.
 
-    deviations: of each arm over its seeds; named: the arms that have an entry in the legend, the others are grey.
+    deviations: of each arm over its seeds; named: the arms that have an entry in the legend, the others are grey;
+    metric: its label, its name when empty.
     """
     look = looks(named)
     figure, every = panels(title, len(fronts), 2.3, named=named)
@@ -55,7 +60,7 @@ def front_figure(
             if mine:
                 handles[point.arm] = drawn
         axes.set_xlabel(COSTS[front.figure])
-        axes.set_ylabel(f"{short(front.metric, 34)}\n{better(front.metric)} is better")
+        axes.set_ylabel(f"{short(metric or front.metric, 34)}\n{better(front.metric)} is better")
         scale(axes, "x", [point.cost for point in front.points], True)
         scale(axes, "y", [], False)
     legend(figure, {name: _filled(handles[name]) for name in named if name in handles})

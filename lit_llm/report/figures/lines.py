@@ -71,9 +71,30 @@ def single(run: Places, lost: bool = False) -> Line:
     return Line([x for x, _ in places], [y for _, y in places], lost=lost)
 
 
+def proportion(panels: Sequence[Panel], others: Sequence[Panel]) -> float | None:
+    """The c for which every x of the others is c times that of the panels, at the same y; None where there is none.
+
+    Then both show the same curves, and the axis differs in its unit alone.
+    """
+    ratios = set[float]()
+    for one, other in zip(panels, others, strict=False):
+        for name, lines in one.lines.items():
+            for line, again in zip(lines, other.lines.get(name, ()), strict=False):
+                if list(line.y) != list(again.y):
+                    return None
+                ratios |= {float(f"{b / a:.9g}") for a, b in zip(line.x, again.x, strict=True) if a}
+    same = len(panels) == len(others) and all(
+        one.lines.keys() == other.lines.keys() for one, other in zip(panels, others, strict=True)
+    )
+    return ratios.pop() if same and len(ratios) == 1 else None
+
+
 @styled
-def line_figure(title: str, shown: Sequence[Panel], height: float = 2.1) -> Figure:
-    """Panels of lines over one legend; a name looks the same in all of them."""
+def line_figure(title: str, shown: Sequence[Panel], height: float = 2.1, shared: bool = False) -> Figure:
+    """Panels of lines over one legend; a name looks the same in all of them.
+
+    shared: panels that have a label of the y axis in common have its range in common, to be compared by eye.
+    """
     names = list(dict.fromkeys(name for panel in shown for name in (*panel.lines, *(panel.points or ()))))
     look = looks(names)
     shown_names = names if len(names) > 1 else []
@@ -81,8 +102,19 @@ def line_figure(title: str, shown: Sequence[Panel], height: float = 2.1) -> Figu
     handles: dict[str, Any] = {}
     for axes, panel in zip(every, shown, strict=True):
         handles = _draw(axes, panel, look) | handles
+    if shared:
+        _share(every, [panel.ylabel for panel in shown])
     legend(figure, {name: handles[name] for name in shown_names})
     return figure
+
+
+def _share(every: Sequence[Axes], labels: Sequence[str]) -> None:
+    """One range of y for the axes with one label."""
+    for label in dict.fromkeys(labels):
+        group = [axes for axes, own in zip(every, labels, strict=True) if own == label]
+        low, high = (min(axes.get_ylim()[0] for axes in group), max(axes.get_ylim()[1] for axes in group))
+        for axes in group:
+            axes.set_ylim(low, high)
 
 
 def _draw(axes: Axes, panel: Panel, look: Mapping[str, Look]) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lit_llm.ablation.arms import Ablation
+from lit_llm.ablation.names import Names
+from lit_llm.ablation.palette import Look, Series, looks_of, panel_factors
 from lit_llm.ablation.runs import Run, Step
 from lit_llm.analysis.comparison import Comparison
 from lit_llm.analysis.front import better
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 MOST_LINES = 24
 """Arms in a figure of lines: more could not be read."""
+MOST_PANELS = 6
+"""Levels of a factor that have panels."""
 MOST_BANDS = 12
 """Arms that have bands: those of more would cover each other and the lines."""
 
@@ -47,6 +51,56 @@ class Shown:
     @property
     def metric(self) -> str:
         return self.comparison.metric
+
+    @cached_property
+    def names(self) -> Names:
+        return Names(self.ablation)
+
+    @cached_property
+    def _looks(self) -> dict[str, Look]:
+        return looks_of(self.ablation)
+
+    def series(self, name: str) -> str:
+        """The printed name of an arm, or of a group of arms, with its look: a group looks like the first of them."""
+        printed, arms = self.names.arm(name), self.ablation.arms
+        if name in self._looks:
+            return Series(printed, self._looks[name])
+        alike = [arm.name for arm in arms if name in (arm.group, arm.experiment.model.family)]
+        first = next(iter(alike), None)
+        if first is None:  # a group that lacks a factor's first level
+            first = next((arm.name for arm in arms if self.names.arm(arm.name) == printed), None)
+        return printed if first is None else Series(printed, self._looks[first])
+
+    def together(self, arms: Sequence[str]) -> Series:
+        """Of arms of one panel whose curves are the same, without the factors that the panels are of; it looks like the
+        first of them."""
+        names = [self.names.without(arm, self.panel_factors) for arm in arms]
+        return Series(_joined(names), self._looks[arms[0]])
+
+    def whole(self, arms: Sequence[str]) -> Series:
+        """Likewise in a panel of all arms."""
+        return Series(_joined([self.names.arm(arm) for arm in arms]), self._looks[arms[0]])
+
+    @cached_property
+    def panel_factors(self) -> list[str]:
+        return panel_factors(self.ablation)
+
+    @cached_property
+    def panels(self) -> dict[str, list[str]]:
+        """{title: the arms that are drawn in it}; one without a title where no factor is spread over panels."""
+        arms, found = {arm.name: arm for arm in self.ablation.arms}, dict[str, list[str]]()
+        for name in self.named():
+            levels = arms[name].levels
+            title = ", ".join(
+                f"{self.names.factor(one)} {self.names.level(one, levels[one])}" for one in self.panel_factors if levels
+            )
+            found.setdefault(title, []).append(name)
+        return dict(list(found.items())[:MOST_PANELS])
+
+    def labelled(self, metric: str) -> str:
+        """A metric as the label of an axis, with its unit; by its label, which says what a reader has to know."""
+        printed = self.names.metric(metric)
+        return labelled(metric) if printed == metric else short(printed, 40)
 
     def named(self) -> list[str]:
         """The arms that are drawn as lines: all, or the baselines and then the best; in the study's order."""
@@ -91,6 +145,11 @@ class Shown:
         """What lines and bands are, for a caption."""
         return "lines: mean over the finished seeds" + "; bands: from the lowest to the highest seed" * self.banded
 
+    def unit(self, metric: str) -> str:
+        """What stands beside a scale of colours: the metric's label, its unit, or its name."""
+        printed = self.names.metric(metric)
+        return short(printed, 40) if printed != metric else _unit(metric) or short(metric, 30)
+
     @property
     def chosen(self) -> str:
         """Said in a caption where not all arms are drawn."""
@@ -103,14 +162,14 @@ class Shown:
         return seeds_of([row.seeds for row in self.comparison.rows if row.seeds])
 
 
-def unit(metric: str) -> str:
+def _unit(metric: str) -> str:
     """Of the metric's values; empty where they have none."""
     return "nats per token" if any(part.endswith(("nll", "loss")) for part in metric.split("/")) else ""
 
 
 def labelled(metric: str) -> str:
     """A metric as the label of an axis, short enough to stand beside it, with its unit."""
-    shown, of = short(metric, 34), unit(metric)
+    shown, of = short(metric, 34), _unit(metric)
     between = ",\n" if len(shown) > 24 else ", "
     return f"{shown}{between}{of}" if of else shown
 
@@ -120,12 +179,15 @@ def seeds_of(counts: Sequence[int]) -> str:
     return f"n = {low} seed{'' if low == 1 else 's'}" if low == high else f"n = {low} to {high} seeds"
 
 
-def merged(keys: Mapping[str, Any]) -> dict[str, str]:
-    """{label: the first of the arms that have the same key}."""
+def _joined(names: Iterable[str]) -> str:
+    """The first two of names that stand for one curve."""
+    different = list(dict.fromkeys(names))
+    return " = ".join(different[:2]) + f" and {len(different) - 2} more" * (len(different) > 2)
+
+
+def alike(keys: Mapping[str, Any]) -> list[list[str]]:
+    """The arms that have the same key, together."""
     groups: dict[Any, list[str]] = {}
     for name, key in keys.items():
         groups.setdefault(key, []).append(name)
-    labels = {
-        key: " = ".join(names[:2]) + f" and {len(names) - 2} more" * (len(names) > 2) for key, names in groups.items()
-    }
-    return {labels[key]: names[0] for key, names in groups.items()}
+    return list(groups.values())

@@ -14,7 +14,7 @@ from lit_llm.report.figures.from_gate import gates
 from lit_llm.report.figures.from_records import attention, extrapolation, inference
 from lit_llm.report.figures.from_scaling import scaling
 from lit_llm.report.figures.shown import Drawn, Shown
-from lit_llm.report.figures.style import save
+from lit_llm.report.figures.style import retitle, save
 from lit_llm.tracking.store import write_text
 
 __all__ = ["Drawn", "figures_of", "write_figures"]
@@ -43,11 +43,19 @@ def figures_of(ablation: Ablation, runs: Sequence[Run], comparison: Comparison) 
     Courses and records are read of at most 24 arms, so the time does not grow with the study.
     """
     shown = Shown(ablation, runs, comparison)
-    return [drawn for draw in FIGURES for drawn in draw(shown)]
+    return [_printed(drawn, shown) for draw in FIGURES for drawn in draw(shown)]
 
 
-def write_figures(drawn: Sequence[Drawn], folder: Path) -> list[Path]:
-    """`<name>.png` and `<name>.svg` of each, and `figures.md` with the captions."""
-    files = [path for one in drawn for path in save(one.figure, folder / one.name)]
+def _printed(drawn: Drawn, shown: Shown) -> Drawn:
+    """With printed names in the caption and in the title."""
+    title = drawn.figure.get_suptitle().replace("\n", " ")
+    if (printed := shown.names.text(title)) != title:
+        retitle(drawn.figure, printed)
+    return drawn._replace(caption=shown.names.text(drawn.caption))
+
+
+def write_figures(drawn: Sequence[Drawn], folder: Path, pdf: bool = True) -> list[Path]:
+    """`<name>.png`, `.svg` and, where it is asked for, `.pdf` of each, and `figures.md` with the captions."""
+    files = [path for one in drawn for path in save(one.figure, folder / one.name, pdf)]
     parts = [f"## {one.name.replace('_', ' ')}\n\n![{one.name}]({one.name}.png)\n\n{one.caption}\n" for one in drawn]
     return [*files, write_text(folder / "figures.md", "\n".join(parts))]

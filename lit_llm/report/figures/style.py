@@ -1,35 +1,31 @@
 """How all figures look: at most as wide as a printed page, legible there, colour-blind safe, reproducible.
 
-Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color) without their yellow, which vanishes on white; line
-styles and markers tell apart what colours alone would not. A figure holds no time and no random name: the same data
-give the same bytes.
+Colours, line styles and markers are those of `palette`. A figure holds no time and no random name: the same data give
+the same bytes.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import textwrap
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 
+from lit_llm.ablation.palette import BLACK, BLUE, COLOURS, DASHES, GREEN, GREY, MARKERS, VERMILLION, Look, looks
 from lit_llm.report import text
+
+__all__ = ["BLACK", "BLUE", "COLOURS", "DASHES", "GREEN", "GREY", "MARKERS", "VERMILLION", "Look", "looks"]
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PANEL, PAGE = 5.0, 7.0
-"""Width of a figure of one panel, and of a printed page's text, in inches."""
+PANEL, PAGE = 3.3, 6.9
+"""Width of one column and of two columns of a printed page, in inches: a figure is as wide as the one or the other."""
 ROW = 0.17
 """Height of a line of text, in inches."""
-
-BLACK, GREY = "#000000", "#8c8c8c"
-BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY = "#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9"
-COLOURS = (BLACK, BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY)
-DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)))
-MARKERS = "osD^vPX<>"
 
 STYLE: Any = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so it is the same everywhere
@@ -60,6 +56,7 @@ STYLE: Any = {
     "axes.unicode_minus": True,
     "text.parse_math": False,  # a name with two dollar signs is a name
     "text.hinting": "none",
+    "pdf.fonttype": 42,  # TrueType: journals refuse Type 3
 }
 
 P = ParamSpec("P")
@@ -76,23 +73,6 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
             return draw(*args, **kwargs)
 
     return drawn
-
-
-@dataclass(frozen=True)
-class Look:
-    """Of what stands for one name in all panels."""
-
-    colour: str
-    dashes: Any
-    marker: str
-
-
-def looks(names: Iterable[str]) -> dict[str, Look]:
-    """One for each name, in order; the first is black and solid: the baseline's. 28 are different in their lines."""
-    return {
-        name: Look(COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)], MARKERS[i % len(MARKERS)])
-        for i, name in enumerate(dict.fromkeys(names))
-    }
 
 
 def short(name: str, most: int = 60) -> str:
@@ -121,23 +101,36 @@ def panels(
         raise ValueError(f"{title}: there is nothing to draw")
     across = min(count, columns or (3 if count == 3 else 2))
     down = math.ceil(count / across)
-    width = PAGE if across > 1 or wide or len(named) > 8 else PANEL
+    long = any(_entry(name) > PANEL for name in named)
+    width = PAGE if across > 1 or wide or long or len(named) > 8 else PANEL
     _, rows = _legend_shape(named, width)
     figure = Figure(figsize=(width, down * height + ROW * rows + 0.35), layout="constrained")
-    figure.suptitle(title)
+    retitle(figure, title)
     every = list(figure.subplots(down, across, squeeze=False).flat)
     for axes in every[count:]:
         axes.remove()
     return figure, every[:count]
 
 
+def retitle(figure: Figure, title: str) -> None:
+    """Set the title, in as many lines as the figure's width takes."""
+    from matplotlib import rc_context
+
+    with rc_context(STYLE):
+        figure.suptitle(textwrap.fill(title, int(figure.get_figwidth() / 0.075)))
+
+
 def _legend_shape(names: Collection[str], width: float) -> tuple[int, int]:
     """(columns, rows) of a legend in which no name meets the next."""
     if not names:
         return 1, 0
-    longest = max(len(short(name)) for name in names)
-    columns = max(1, min(len(names), int(width / (0.65 + 0.06 * longest))))
+    columns = max(1, min(len(names), int(width / max(map(_entry, names)))))
     return columns, math.ceil(len(names) / columns)
+
+
+def _entry(name: str) -> float:
+    """Width of a name in a legend with its line, in inches."""
+    return 0.65 + 0.06 * len(short(name))
 
 
 def legend(figure: Figure, handles: Mapping[str, Any]) -> None:
@@ -164,18 +157,39 @@ def scale(axes: Axes, which: Literal["x", "y"], values: Sequence[float], logarit
     axis.set_major_formatter(FuncFormatter(lambda value, _: text.short(value).replace("-", "−")))
 
 
-def save(figure: Figure, path: Path) -> list[Path]:
-    """`<path>.png` and `<path>.svg`, the same bytes whenever they are written."""
+def save(figure: Figure, path: Path, pdf: bool = True) -> list[Path]:
+    """`<path>.png`, `<path>.svg` and, where it is asked for, `<path>.pdf`: the same bytes whenever they are written.
+
+    The PDF is for a paper: without the title, which its caption says, and with its letters as TrueType. To cut the font
+    to these letters takes as long as both other files.
+    """
     from matplotlib import rc_context
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    found = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg")]
+    found = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg", *["pdf"] * pdf)]
     with rc_context(STYLE):
-        # Laid out once for both: an engine that is left would draw all of it once more before each file.
+        # Laid out once for all: an engine that is left would draw all of it once more before each file.
         if (engine := figure.get_layout_engine()) is not None:
             engine.execute(figure)
         figure.set_layout_engine(None)
         quickly = {"compress_level": 3}  # 5% larger files in half the time
         figure.savefig(found[0], metadata={"Software": None}, pil_kwargs=quickly)
         figure.savefig(found[1], metadata={"Date": None, "Creator": None})
+        if not pdf:
+            return found
+        nothing = {"CreationDate": None, "Creator": None, "Producer": None}
+        figure.savefig(found[2], metadata=nothing, bbox_inches=_below_title(figure))
     return found
+
+
+def _below_title(figure: Figure) -> Any:
+    """The page of a figure without the strip of its title, which is hidden; in inches."""
+    from matplotlib.transforms import Bbox
+
+    width, height = figure.get_size_inches()
+    title = figure._suptitle  # type: ignore[attr-defined]  # matplotlib tells its text alone
+    if title is None:
+        return Bbox.from_extents(0, 0, width, height)
+    lower = title.get_window_extent().y0 / figure.dpi
+    title.set_visible(False)
+    return Bbox.from_extents(0, 0, width, lower)

@@ -1,0 +1,107 @@
+"""How each arm of a study looks, in all figures and in MLflow: one colour, one dash, one marker.
+
+Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color) without their yellow, which vanishes on white. In a
+factorial the colour is the level of one factor, the dash that of a second, the marker that of all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from lit_llm.ablation.arms import Ablation, Arm
+
+BLACK, GREY = "#000000", "#8c8c8c"
+BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY = "#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9"
+COLOURS = (BLACK, BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY)
+DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)))
+MARKERS = "osD^vPX<>"
+
+MOST_TOGETHER = 8
+"""Lines of a panel from which on a factorial is drawn as one panel for each level of its first factor."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """Of what stands for one name in all panels."""
+
+    colour: str
+    dashes: Any
+    marker: str
+
+
+def looks(names: Iterable[str]) -> dict[str, Look]:
+    """One for each name, in order; the first is black and solid: the baseline's. 28 are different in their lines.
+
+    A name that knows its look keeps it.
+    """
+    return {
+        name: getattr(name, "look", None)
+        or Look(COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)], MARKERS[i % len(MARKERS)])
+        for i, name in enumerate(dict.fromkeys(names))
+    }
+
+
+class Series(str):
+    """The printed name of what a line or a mark stands for, with its look."""
+
+    look: Look
+
+    def __new__(cls, text: str, look: Look) -> Series:
+        name = super().__new__(cls, text)
+        name.look = look
+        return name
+
+
+def panel_factors(ablation: Ablation) -> list[str]:
+    """The factors whose levels are panels: those of `compare.within`, else the first of a large factorial."""
+    grid = ablation.study.grid
+    if grid is None or grid.design != "factorial":
+        return []
+    strata = [name for name in ablation.study.compare.within if name in ablation.factors]
+    if strata or len(ablation.arms) <= MOST_TOGETHER or len(ablation.factors) < 2:
+        return strata
+    return list(ablation.factors)[:1]
+
+
+def looks_of(ablation: Ablation) -> dict[str, Look]:
+    """{arm: its look}; arms that differ in the factors of the panels alone differ in the marker alone."""
+    crossed = [arm for arm in ablation.arms if arm.levels]
+    others = [arm.name for arm in ablation.arms if not arm.levels]
+    grid = ablation.study.grid
+    if grid is None or grid.design != "factorial":
+        return looks(arm.name for arm in ablation.arms)
+    groups, apart = list(dict.fromkeys(arm.group for arm in crossed)), panel_factors(ablation)
+    scales = [(groups, lambda arm: arm.group)] if len(groups) > 1 else []
+    scales += [
+        (labels, lambda arm, name=name: arm.levels[name])
+        for name, labels in ablation.factors.items()
+        if name not in apart
+    ]
+    first, second = ([*scales[:2], ([], str), ([], str)])[:2]
+    if len(first[0]) > len(COLOURS) or len(second[0]) > len(DASHES):
+        kept = {arm.name: tuple(level(arm) for _, level in scales) for arm in crossed}
+        by_levels = looks(map(str, kept.values()))
+        found = {name: by_levels[str(levels)] for name, levels in kept.items()}
+    else:
+        rest = {arm.name: _rest(arm, ablation, scales[2:], apart) for arm in crossed}
+        markers = {levels: MARKERS[i % len(MARKERS)] for i, levels in enumerate(dict.fromkeys(rest.values()))}
+        found = {
+            arm.name: Look(
+                COLOURS[first[0].index(first[1](arm))] if first[0] else BLACK,
+                DASHES[second[0].index(second[1](arm))] if second[0] else DASHES[0],
+                markers[rest[arm.name]],
+            )
+            for arm in crossed
+        }
+    # Arms outside the grid take the colours that its levels leave.
+    free = [colour for colour in COLOURS if colour not in {look.colour for look in found.values()}] or list(COLOURS)
+    for place, name in enumerate(others):
+        found[name] = Look(free[place % len(free)], DASHES[place // len(free) % len(DASHES)], MARKERS[-1 - place % 4])
+    return found
+
+
+def _rest(arm: Arm, ablation: Ablation, scales: Iterable[Any], apart: Iterable[str]) -> tuple[str, ...]:
+    """The levels that neither colour nor dash shows."""
+    return (*(level(arm) for _, level in scales), *(arm.levels[name] for name in apart))

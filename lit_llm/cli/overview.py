@@ -1,0 +1,34 @@
+"""The studies of a store."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+
+from lit_llm.cli.app import app
+from lit_llm.cli.options import DEFAULT_STORE, AsJson, StoreOption, console, uncollected
+
+
+@app.command()
+@uncollected()
+def studies(as_json: AsJson = False, store: StoreOption = DEFAULT_STORE) -> None:
+    """List the studies of a store: question, runs, date, answer; and how many of their findings may be false.
+
+    Example: lit-llm studies --store mlruns
+    """
+    from lit_llm.report.parts import in_terminal
+    from lit_llm.report.studies import studies_of, studies_part
+    from lit_llm.tracking.store import Store
+
+    place = Store(store)
+    place.check()
+    found = studies_of(place)
+    if as_json:
+        typer.echo(json.dumps(found.as_json(), indent=1))
+        return
+    screen = console()
+    if not found.entries:
+        screen.print(f"No study has been compared in {store}: `lit-llm run STUDY` compares one.", highlight=False)
+        return
+    screen.print(*in_terminal(studies_part(found), screen.width), sep="\n")

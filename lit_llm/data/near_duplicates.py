@@ -1,0 +1,164 @@
+"""Near-duplicates of held-out documents, by MinHash signatures of their words.
+
+A document is a near-duplicate of another where they share at least 80% of their runs of five words: the Jaccard
+similarity of their shingles (five words as in arXiv 2107.06499, the threshold as in arXiv 2112.11446). It is estimated
+from 120 MinHashes (Broder 1997), with a standard error of 0.037 at the threshold. Candidates are the documents that
+agree in one of 24 bands of 5 MinHashes: of pairs at the threshold, 1 - (1 - 0.8^5)^24 = 99.99%.
+
+Only the held-out documents are kept, about 0.7 kB each; all others are compared with them one by one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from lit_llm.config.fingerprint import fingerprint
+from lit_llm.data.corpora import Documents, Part
+from lit_llm.data.processes import over_parts
+from lit_llm.data.sources import blamed
+from lit_llm.data.splits import content_hash, normalised, split_of
+
+WORDS = 5
+"""Words of a shingle. A shorter document has none: it is compared by its content hash alone."""
+THRESHOLD = 0.8
+"""Share of common shingles from which two documents count as near-duplicates."""
+_BANDS, _ROWS = 24, 5
+_FORMAT = 1
+
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
+"""A word; of Chinese and Japanese, which put no space between words, a character."""
+_POWERS = np.cumprod(np.full(WORDS, 0x9E3779B97F4A7C15, dtype=np.uint64))
+
+
+def signature(text: str) -> np.ndarray | None:
+    """MinHashes of a document's shingles, 120 of 32 bits, in memory for one chunk; None where it has no shingle."""
+    from rensa import RMinHash
+
+    found, before = None, np.empty(0, dtype=np.uint64)
+    for chunk in _whole_words(text):
+        (hashed,) = RMinHash.hash_token_sets([_WORD.findall(chunk)])
+        words = np.concatenate([before, np.array(hashed, dtype=np.uint64)])
+        if len(words) >= WORDS:
+            windows = np.lib.stride_tricks.sliding_window_view(words, WORDS)
+            shingles = (windows * _POWERS).sum(axis=1, dtype=np.uint64)
+            offsets = np.array([0, len(shingles)], dtype=np.uint64)
+            matrix = RMinHash.digest_matrix_from_flat_token_hashes(shingles, offsets, _BANDS * _ROWS, 1)
+            minima = np.array(matrix.to_rows()[0], dtype=np.uint32)
+            found = minima if found is None else np.minimum(found, minima)
+        before = words[1 - WORDS :]
+    return found
+
+
+def _whole_words(text: str) -> Iterator[str]:
+    """The normalised text in pieces that end with a word."""
+    rest = ""
+    for piece in normalised(text):
+        whole, space, last = (rest + piece).rpartition(" ")
+        if space:
+            yield whole
+        rest = last
+    yield rest
+
+
+def _bands(signatures: np.ndarray) -> np.ndarray:
+    """Keys by which documents are looked up: n x 120 MinHashes -> n x 24 numbers of 64 bits."""
+    rows = signatures.reshape(-1, _BANDS, _ROWS).astype(np.uint64)
+    keys = (rows * _POWERS[:_ROWS]).sum(axis=2, dtype=np.uint64) + np.arange(_BANDS, dtype=np.uint64)
+    # The low half of a product depends on the low half of its factors alone: fold the upper one in.
+    return np.asarray((keys ^ (keys >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93))
+
+
+class HeldOutSignatures:
+    """The signatures of the held-out documents: `write_signatures` has written them. Mapped from disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self._signatures, self._validation, self._keys, self._owners = (
+            np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("signatures", "validation", "keys", "owners")
+        )
+
+    def near_another_split(self, text: str, split: str) -> bool:
+        """Whether a document is a near-duplicate of one that is held out before it.
+
+        Of a training document these are all held-out ones, of a test document those of validation. A validation
+        document stays: so no rule depends on an order, and what is left of two splits holds no such pair.
+        """
+        if split == "validation" or not len(self._keys):
+            return False
+        if (found := signature(text)) is None:
+            return False
+        keys = _bands(found).ravel()
+        first, last = (np.searchsorted(self._keys, keys, side=side) for side in ("left", "right"))
+        places = [self._owners[a:b] for a, b in zip(first.tolist(), last.tolist(), strict=True) if a < b]
+        if not places:
+            return False
+        others = np.unique(np.concatenate(places))
+        if split == "test":
+            others = others[self._validation[others]]
+        return bool(((self._signatures[others] == found).mean(axis=1) >= THRESHOLD).any())
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is the same for all parts of a corpus."""
+
+    folder: Path
+    validation_fraction: float
+    test_fraction: float
+
+
+def identify_signatures(digests: list[str], validation: float, test: float) -> str:
+    """Identity of the signatures of all held-out documents of some texts."""
+    about = {"format": _FORMAT, "library": version("rensa"), "documents": sorted(set(digests))}
+    return fingerprint({**about, "held_out": [validation, test]})
+
+
+def write_signatures(
+    folder: Path,
+    documents: Mapping[str, Documents],
+    fractions: tuple[float, float],
+    progress: Callable[[int, int], None],
+) -> None:
+    """Sign the held-out documents of all sources. Reads them once, a process for each core."""
+    signatures, validation = [], []
+    for name, found in documents.items():
+        with blamed(name):
+            parts = found.parts()
+            over_parts(_sign, _Job(folder, *fractions), parts, range(len(parts)), progress)
+        for number in range(len(parts)):
+            with np.load(_file(folder, number)) as part:
+                signatures.append(part["signatures"])
+                validation.append(part["validation"])
+    signed = np.concatenate(signatures)
+    keys = _bands(signed)
+    owners = np.repeat(np.arange(len(signed), dtype=np.uint32), _BANDS)
+    order = np.argsort(keys.ravel(), kind="stable")
+    np.save(folder / "signatures.npy", signed)
+    np.save(folder / "validation.npy", np.concatenate(validation))
+    np.save(folder / "keys.npy", keys.ravel()[order])
+    np.save(folder / "owners.npy", owners[order])
+
+
+def _file(folder: Path, number: int) -> Path:
+    return folder / f".{number:05}.npz"  # a name that is tidied away
+
+
+def _sign(job: _Job, number: int, part: Part) -> int:
+    """Sign one part's held-out documents, and return its number."""
+    signatures, validation = [], []
+    for text in part:
+        split = split_of(content_hash(text), job.validation_fraction, job.test_fraction) if text else "train"
+        if split != "train" and (found := signature(text)) is not None:
+            signatures.append(found)
+            validation.append(split == "validation")
+    np.savez(
+        _file(job.folder, number),
+        signatures=np.array(signatures, dtype=np.uint32).reshape(-1, _BANDS * _ROWS),
+        validation=np.array(validation, dtype=bool),
+    )
+    return number

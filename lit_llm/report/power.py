@@ -1,0 +1,19 @@
+"""The seeds that a study needs, as a table of the plan."""
+
+from __future__ import annotations
+
+from lit_llm.ablation.seeds_needed import PowerPlan, SeedsNeeded
+from lit_llm.report import text
+from lit_llm.report.parts import Part
+
+
+def power_part(plan: PowerPlan) -> Part:
+    """One row for each arm that is compared with a baseline."""
+    head = ["arm", "sd from", "sd", f"seeds for {plan.difference:g}", "cautious", f"{plan.planned} seeds show"]
+    title = f"seeds that show a difference of {plan.difference:g} in {plan.metric} with {plan.power:.0%} power"
+    return Part("power", title, head, [_row(row) for row in plan.rows], len(head), plan.notes, 2)
+
+
+def _row(row: SeedsNeeded) -> list[str]:
+    numbers = [text.short(row.sd), text.short(row.seeds, 5), text.short(row.cautious_seeds, 5)]
+    return [row.arm, row.source, *numbers, text.short(row.detectable)]

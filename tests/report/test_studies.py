@@ -1,0 +1,100 @@
+"""`lit-llm studies`: every study of a store, and what share of their findings is expected to be false."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from statsmodels.stats.multitest import multipletests
+from typer.testing import CliRunner
+
+from lit_llm.cli import app
+from lit_llm.report.studies import discoveries_line, studies_of
+from lit_llm.tracking.store import Store
+
+P = {"b": 0.001, "c": 0.03, "d": 0.6}
+
+
+def row(arm: str, p: float | None, mean: float = 0.1, error: float | None = 0.01) -> dict[str, Any]:
+    """As a comparison writes it; None: a baseline."""
+    difference = None if p is None else {"mean": mean, "error": error, "degrees": 2, "seeds": 3}
+    verdict = None if p is None else "better" if p < 0.05 else "undecided"
+    return {"arm": arm, "states": {"done": 3}, "difference": difference, "p": p, "verdict": verdict}
+
+
+def leave(store: Store, study: str, rows: list[dict[str, Any]], when: float, **more: Any) -> Path:
+    folder = store.study(study)
+    folder.mkdir(parents=True)
+    content = {"metric": "val/target_nll", "correction": "none", "rows": rows, **more}
+    (folder / "comparison.json").write_text(json.dumps(content))
+    (folder / "answer.json").write_text(json.dumps({"question": f"What of {study}?", "answer": [f"{study} it is."]}))
+    os.utime(folder / "comparison.json", (when, when))
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Store:
+    store = Store(tmp_path / "store").open()
+    rows = [row(arm, p, mean=0.1 + at) for at, (arm, p) in enumerate(P.items())]
+    leave(store, "second", [row("a", None), *rows], 2e9)
+    leave(store, "first", [row("a", None), row("e", 0.04, mean=7.0)], 1e9)
+    return store
+
+
+def test_all_differences_of_the_store_are_one_family(place: Store) -> None:
+    found = studies_of(place)
+    ps = [0.04, *P.values()]
+    q = multipletests(ps, method="fdr_bh")[1]
+    assert [test.p for test, _ in found.discoveries.q_values] == ps
+    assert [value for _, value in found.discoveries.q_values] == pytest.approx(list(q))
+    assert (found.discoveries.tested, found.discoveries.called, found.discoveries.studies) == (4, 3, 2)
+    assert found.discoveries.expected_false == pytest.approx(max(q[:3]))
+    assert "4 differences tested in 2 studies, 3 called; of these up to 5.3%" in discoveries_line(found.discoveries)
+
+
+def test_the_same_runs_in_two_studies_are_tested_once(place: Store) -> None:
+    leave(place, "again", [row("other", 0.001, mean=0.1)], 3e9)
+    assert studies_of(place).discoveries.tested == 4
+
+
+def test_a_study_that_corrects_enters_with_its_p_alone_and_one_in_rounds_with_that_of_its_looks(place: Store) -> None:
+    """t = 0.1 / 0.01 with two degrees of freedom has p = 0.00985, whatever Holm made of it."""
+    leave(place, "holm", [row("x", 0.5, mean=0.1001)], 3e9, correction="holm")
+    leave(place, "rounds", [row("y", 0.0123, mean=0.1002)], 4e9, correction="holm", bias_adjusted={})
+    p = {test.study: test.p for test, _ in studies_of(place).discoveries.q_values}
+    assert p["holm"] == pytest.approx(0.00983, abs=2e-5)
+    assert p["rounds"] == 0.0123
+
+
+def test_baselines_single_seeds_and_equal_arms_are_no_tests(place: Store) -> None:
+    leave(place, "none", [row("a", None), row("one", None), row("same", 1.0, mean=0.0, error=0.0)], 3e9)
+    assert studies_of(place).discoveries.tested == 4
+
+
+def test_the_command_lists_the_oldest_first_and_says_what_it_cannot_read(place: Store) -> None:
+    broken = place.study("broken")
+    broken.mkdir()
+    (broken / "comparison.json").write_text("{half")
+    shown = CliRunner().invoke(app, ["studies", "--store", str(place.root)], env={"COLUMNS": "200"})
+    assert shown.exit_code == 0, shown.output
+    lines = shown.output.splitlines()
+    assert lines[1].split()[:4] == ["first", "What", "of", "first?"]
+    assert "first it is." in lines[1]
+    assert lines[2].startswith("second")
+    assert "Benjamini-Hochberg over all" in shown.output
+    assert "broken/comparison.json cannot be read" in "".join(lines)
+    content = json.loads(CliRunner().invoke(app, ["studies", "--store", str(place.root), "--json"]).output)
+    assert [entry["study"] for entry in content["studies"]] == ["first", "second"]
+    assert content["studies"][0]["states"] == {"done": 6}
+    assert content["studies"][0]["answer"] == "first it is."
+    assert content["false_discoveries"]["called"] == 3
+    assert len(content["problems"]) == 1
+
+
+def test_an_empty_store_has_no_studies(tmp_path: Path) -> None:
+    shown = CliRunner().invoke(app, ["studies", "--store", str(tmp_path / "nothing")])
+    assert shown.exit_code == 0
+    assert "No study has been compared" in shown.output
