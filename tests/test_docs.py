@@ -74,8 +74,9 @@ def test_every_link_leads_somewhere(page: Path) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
-def test_there_are_four_pages_beside_the_readme() -> None:
-    assert [page.name for page in PAGES[1:]] == ["components.md", "results.md", "stages.md", "studies.md"]
+def test_there_are_six_pages_beside_the_readme() -> None:
+    names = ["components.md", "results.md", "scaling.md", "stages.md", "statistics.md", "studies.md"]
+    assert [page.name for page in PAGES[1:]] == names
 
 
 def test_an_attention_resolves_every_key_that_can_be_written() -> None:

@@ -15,26 +15,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_llm.analysis.estimates import Estimate, estimate, evenly, exponentials, interval, joined
-from lit_llm.analysis.isoflop import SAME_BUDGET, IsoFlop, isoflop_minima
+from lit_llm.analysis.group_fit import GroupFit, fit_sizes
+from lit_llm.analysis.isoflop import IsoFlop, isoflop_minima
 from lit_llm.analysis.joint_law import JointLaw, joint_laws
 from lit_llm.analysis.scaling_laws import Laws, PowerLaw
-from lit_llm.analysis.scaling_runs import Scale, ScalingRun, X, sizes_of
-from lit_llm.analysis.size_means import (
-    LackOfFit,
-    Size,
-    deviation_draws,
-    lack_of_fit,
-    luck_draws,
-    means_of,
-    model_draws,
-    seed_variance,
-    shared_seeds,
-    size_weights,
-)
+from lit_llm.analysis.scaling_runs import ScalingRun, X, sizes_of
+from lit_llm.analysis.size_means import LackOfFit, luck_draws, seed_variance, shared_seeds
 
 DRAWS, PLAIN_DRAWS = 1000, 4000
 """Of a law with E, and of one without, whose draws are one matrix product. The ends of an interval then leave out 2.5%
 give or take 0.5%, or 0.25%."""
+FEWEST_DRAWS, MOST_NUMBERS = 400, 100_000
+"""Of many sizes fewer laws are drawn, so that draws times sizes stay below this number: seconds, not minutes."""
 POINTS = 21
 """Places between two ends at which laws are drawn and compared."""
 LACKING = 0.05
@@ -130,13 +122,13 @@ def scaling(
         baseline: the group that the others are compared with.
         x: what the loss falls with.
         irreducible: whether E is fitted.
-        draws: of each law, for its intervals; DRAWS, or PLAIN_DRAWS without E, when None.
+        draws: of each law, for its intervals; as `draws_for` says when None.
         random: numpy's Generator; the same for each report when None.
     """
     import numpy as np
 
     random = np.random.default_rng(0) if random is None else random
-    draws = draws or (DRAWS if irreducible else PLAIN_DRAWS)
+    draws = draws or draws_for(runs, irreducible)
     fits, notes = dict[str, GroupFit](), list[str]()
     members = {group: sizes_of([run for run in runs if run.group == group]) for group in _groups(runs)}
     for group, sizes in members.items():
@@ -169,90 +161,17 @@ def scaling(
     )
 
 
+def draws_for(runs: Sequence[ScalingRun], irreducible: bool) -> int:
+    """How many laws are drawn of each group; all groups have equally many."""
+    sizes = len({(run.group, run.arm) for run in runs})
+    return max(FEWEST_DRAWS, min(DRAWS if irreducible else PLAIN_DRAWS, MOST_NUMBERS // max(1, sizes)))
+
+
 def _groups(runs: Sequence[ScalingRun]) -> list[str]:
     return list(dict.fromkeys(run.group for run in runs))
 
 
 # --- the law of one group -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class GroupFit:
-    """The power law of one group's sizes, and draws of what it may be."""
-
-    sizes: Sequence[Size]
-    log_x: Any
-    law: Laws
-    """One row."""
-    drawn: Laws | None
-    """One row a draw, without what seeds and models share; None without degrees of freedom."""
-    seeds_share: Any
-    """What the seeds may add to every size, a number for each draw."""
-    models_share: Any
-    """What the models may add to every size, likewise."""
-    residuals: Any
-    """Of the size means, in log loss."""
-    numbers: int
-    """Numbers that were fitted."""
-    lack: LackOfFit | None
-
-    @property
-    def level(self) -> Any:
-        """Draws of what seeds and models add to every size."""
-        return self.seeds_share + self.models_share
-
-    @property
-    def ends(self) -> tuple[float, float]:
-        """The least and the largest log x."""
-        return float(self.log_x.min()), float(self.log_x.max())
-
-    @property
-    def residual_deviation(self) -> float | None:
-        """Standard deviation of the size means about the law; None without degrees of freedom."""
-        degrees = len(self.sizes) - self.numbers
-        return float((self.residuals**2).sum() / degrees) ** 0.5 if degrees else None
-
-
-def fit_sizes(sizes: Sequence[Size], x: Scale, irreducible: bool, draws: int, random: Any) -> GroupFit:
-    """Fit the law to the means of the sizes, and draw what it may be.
-
-    Raises:
-        ValueError: fewer different x than numbers to fit.
-    """
-    import numpy as np
-
-    log_x, means = np.array([size.logs[x] for size in sizes]), means_of(sizes)
-    numbers = 3 if irreducible else 2
-    if _different(log_x) < numbers:
-        raise ValueError(f"a power law {'with E ' if irreducible else ''}needs {numbers} different x or more")
-    law, residuals = _fitted(log_x, means, np.ones(len(sizes)), irreducible)
-    weights = size_weights(sizes, residuals, numbers)
-    if (weights < 1).any():
-        law, residuals = _fitted(log_x, means, weights, irreducible)
-    deviations = deviation_draws(residuals, weights, numbers, draws, random)
-    drawn = None
-    if deviations is not None:
-        drawn = Laws.fit(log_x, law.log_loss(log_x) + deviations, weights, irreducible, near=law)
-    counts = np.array([size.count for size in sizes], float)
-    even = (counts == counts[0]).all()
-    by_run = residuals if even else _fitted(log_x, means, counts, irreducible)[1]
-    lack = lack_of_fit(sizes, by_run, numbers)
-    shares = luck_draws(sizes, (), draws, random), model_draws(sizes, residuals, draws, random)
-    return GroupFit(sizes, log_x, law, drawn, *shares, residuals, numbers, lack)
-
-
-def _fitted(log_x: Any, means: Any, weights: Any, irreducible: bool) -> tuple[Laws, Any]:
-    law = Laws.fit(log_x, means[None], weights, irreducible)
-    return law, means - law.log_loss(log_x)[0]
-
-
-def _different(log_x: Any) -> int:
-    """How many x differ by more than the factor that still counts as the same budget."""
-    count, last = 0, -math.inf
-    for value in sorted(log_x):
-        if value > last + math.log(SAME_BUDGET):
-            count, last = count + 1, value
-    return count
 
 
 def _curve(group: str, fit: GroupFit, irreducible: bool) -> Curve:

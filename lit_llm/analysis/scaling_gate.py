@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lit_llm.analysis.estimates import Estimate, estimate, exponentials, holds, joined
-from lit_llm.analysis.scaling import DRAWS, PLAIN_DRAWS, GroupFit, fit_sizes
+from lit_llm.analysis.group_fit import GroupFit, fit_sizes
+from lit_llm.analysis.scaling import draws_for
 from lit_llm.analysis.scaling_runs import ScalingRun, sizes_of
 from lit_llm.analysis.size_means import (
     Size,
@@ -108,13 +109,13 @@ def gate(
         project: training FLOPs to project to; None for no projection.
         at_least: the multiplier that passes, at the projection, else at the largest size.
         irreducible: whether the baseline's law has an E.
-        draws: of each law, for the intervals; DRAWS, or PLAIN_DRAWS without E, when None.
+        draws: of each law, for the intervals; as `draws_for` says when None.
         random: numpy's Generator; the same for each report when None.
     """
     import numpy as np
 
     random = np.random.default_rng(0) if random is None else random
-    draws = draws or (DRAWS if irreducible else PLAIN_DRAWS)
+    draws = draws or draws_for(runs, irreducible)
     members = {group: sizes_of([run for run in runs if run.group == group]) for group in _groups(runs)}
     trends, notes = list[Trend](), list[str]()
     for scale, what in (("train_flops", "compute"), ("seconds", "wall-clock")):

@@ -76,7 +76,8 @@ class Laws:
     def fit(cls, log_x: Any, log_losses: Any, weights: Any, irreducible: bool, near: Laws | None = None) -> Laws:
         """A law for each row of log_losses, of shape rows x points.
 
-        near: one law to begin at; without it the search begins at several, for it has more than one valley.
+        near: one law to begin at. Of few points the search begins at several all the same, for it may have more than
+        one valley; without `near` always.
         """
         import numpy as np
 
@@ -86,7 +87,10 @@ class Laws:
             fitted = lines(-u[:, None], log_losses, weights)
             return cls(np.full(len(log_losses), -np.inf), fitted[:, 0], fitted[:, 1], middle)
         starts = [] if near is None else [near.rows(len(log_losses), middle)]
-        starts += _starts(u[:, None], log_losses, weights, STARTS if near is None else STARTS[1:3])
+        if near is None:
+            starts += _starts(u[:, None], log_losses, weights, STARTS)
+        elif len(log_x) <= FEW_POINTS:
+            starts += _starts(u[:, None], log_losses, weights, STARTS[1:3])
         best = fit_sums(u[:, None], log_losses, weights, starts)
         return cls(best[:, 0], best[:, 1], best[:, 2], middle)
 
@@ -135,6 +139,8 @@ class Laws:
 
 STARTS = (0.0, 0.5, 0.8, 0.95)
 """E as a share of the lowest loss, where a search begins."""
+FEW_POINTS = 20
+"""Up to so many points each draw is searched from several places."""
 NO_E = 12.0
 """log E is held this far below the lowest log loss or above: in a straight line on log axes it would wander off."""
 STEEPEST = 10.0

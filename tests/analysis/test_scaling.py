@@ -389,7 +389,7 @@ def test_a_study_asks_for_the_curves_of_its_arms_or_families() -> None:
     for number, arm in enumerate(ablation.arms):
         flops = 1e12 * 1.2 ** (number % 9)
         factor = 2.0 if arm.group.startswith("red") else 1.0
-        metrics = {"val/target_nll": law.at(flops / factor)}
+        metrics = {ablation.study.compare.metric: law.at(flops / factor)}
         whole = {"metrics": metrics, "parameters": 1, "tokens": 1, "flops": flops, "provenance": {}}
         results += [RunResult(arm.name, arm.baseline, seed, "done", whole) for seed in (0, 1)]
     asked = ablation.study.compare.scaling
@@ -398,7 +398,7 @@ def test_a_study_asks_for_the_curves_of_its_arms_or_families() -> None:
     assert [curve.group for curve in found.curves] == ["decoder", "encoder_decoder"]
     assert [m.mean.value for m in found.multipliers] == [pytest.approx(2)]
     curves, times = scaling_parts(found)
-    assert curves.title == "val/target_nll against training FLOPs: A x^-a"
+    assert curves.title == "test/target_nll against training FLOPs: A x^-a"
     assert [row[:3] for row in curves.rows] == [["decoder", "9", "18"], ["encoder_decoder", "9", "18"]]
     assert times.rows[0][2].startswith("2 [")
     by_arm = scaling_of(ablation, results, asked.model_copy(update={"by": "arm"}))

@@ -49,7 +49,9 @@ def test_five_seeds_and_lack_of_fit_leave_the_intervals_of_sizes_right_and_break
 
 
 def test_few_sizes_with_unequal_seeds_hold_in_the_laws_and_in_the_gate(simulation: ModuleType) -> None:
+    """And three models at three budgets each, whose deviations are not independent."""
     designs = [simulation.Scenario(4, None, off) for off in (0.0, 0.035)]
+    designs.append(simulation.Scenario(3, 2, 0.035, models=3))
     rows = simulation.coverage_table(50, 1, designs, peers=False)
     assert low(rows) == []
     assert {row["quantity"] for row in rows} >= {"exponent", "multiplier", "gate: slope", "gate: projection"}
