@@ -27,12 +27,12 @@ def looks_of(ablation: Ablation, registration: Registration | None, results_of: 
         seen.append((registration.current, looked_in_force(ablation, registration, results_of)))
     past, lost = _past(seen, study.all_seeds)
     rounds = Rounds(len(study.seeds), study.more_seeds.most, study.more_seeds.step, past, lost)
-    return Looks(study.all_seeds, rounds, comparisons_of(ablation))
+    return Looks(study.all_seeds, rounds, comparisons_of(ablation, study.compare.correction != "none"))
 
 
-def comparisons_of(ablation: Ablation) -> int:
+def comparisons_of(ablation: Ablation, corrected: bool) -> int:
     """Arms that share the 5% of a study; 1 where each has its own."""
-    if ablation.study.compare.correction == "none":
+    if not corrected:
         return 1
     return max(1, len({arm.name for arm in ablation.arms if arm.name != arm.baseline}))
 
@@ -45,9 +45,12 @@ def looked_in_force(ablation: Ablation, registration: Registration | None, resul
     rounds = _rounds(plan, *_past([*seen_plans(registration)], all_seeds(plan)))
     if rounds is None:
         return looked_fixed(registration)
-    looks = Looks(all_seeds(plan), rounds, comparisons_of(ablation))
+    # By the metric and the margin of then: another margin may decide an arm earlier or later.
     compare = ablation.study.compare
-    standing = in_rounds(results_of(looks.seeds), compare.metric, looks, compare.margin)
+    corrected = plan.get("correction", compare.correction) != "none"
+    looks = Looks(all_seeds(plan), rounds, comparisons_of(ablation, corrected))
+    metric, margin = plan.get("metric", compare.metric), plan.get("margin", compare.margin)
+    standing = in_rounds(results_of(looks.seeds), metric, looks, margin)
     return max((one.seeds for one in standing.values()), default=0)
 
 

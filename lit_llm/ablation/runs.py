@@ -13,7 +13,7 @@ from lit_llm.ablation.analysis_plan import note_look, register, registration_of
 from lit_llm.ablation.arms import Ablation, Arm, file_and_arm, load_study
 from lit_llm.ablation.config import Figure
 from lit_llm.ablation.layouts import factor_layouts, layouts, lr_factors
-from lit_llm.ablation.rounds import looked_in_force, looks_of
+from lit_llm.ablation.rounds import all_seeds, looked_in_force, looks_of
 from lit_llm.ablation.scaled import Measured, ended_runs, gate_of, scaling_of
 from lit_llm.analysis.comparison import Comparison, Design, Looks, RunResult, compare, in_rounds
 from lit_llm.analysis.front import front
@@ -202,14 +202,20 @@ def looks_in(store: Store, ablation: Ablation) -> Looks | None:
 def register_analysis(store: Store, ablation: Ablation, runs: Sequence[Run]) -> list[str]:
     """Freeze a study's analysis, or log what of it has changed. Returns what kept it from that, as sentences.
 
-    runs: the study's, of which those that have finished are counted.
+    runs: the study's; those of them that have finished are counted, and those of the seeds that were planned before.
     """
+    folder = store.study(ablation.study.study)
 
     def looked() -> int:
-        known = registration_of(store.study(ablation.study.study))
-        return looked_in_force(ablation, known, _results_of(store, ablation))
+        return looked_in_force(ablation, registration_of(folder), _results_of(store, ablation))
 
-    return register(store, ablation, lambda: sum(run.status()["state"] in FINAL for run in runs), looked)
+    def finished() -> int:
+        known = registration_of(folder)
+        seeds = all_seeds(known.current) if known is not None and known.plan else ()
+        before = [Run.of(arm, seed, store) for arm in ablation.arms for seed in seeds]
+        return sum(run.status()["state"] in FINAL for run in {run.name: run for run in (*runs, *before)}.values())
+
+    return register(store, ablation, finished, looked)
 
 
 def note_comparison(store: Store, ablation: Ablation, runs: Sequence[Run], comparison: Comparison) -> list[str]:

@@ -15,5 +15,5 @@ def power_part(plan: PowerPlan) -> Part:
 
 
 def _row(row: SeedsNeeded) -> list[str]:
-    numbers = [text.short(row.sd), text.short(row.seeds, 5), text.short(row.cautious_seeds, 5)]
+    numbers = [text.short(row.sd), *("–" if n is None else f"{n:,}" for n in (row.seeds, row.cautious_seeds))]
     return [row.arm, row.source, *numbers, text.short(row.detectable)]

@@ -238,6 +238,16 @@ def test_raising_them_between_looks_spends_what_is_left(write_study: Study, plac
     assert comparison.rows[1].seeds == 8
 
 
+def test_the_looks_of_before_are_those_by_the_margin_of_before(write_study: Study, place: Store) -> None:
+    """A margin that would have decided at three seeds takes back no look at four."""
+    before = in_rounds(write_study, 5)
+    frozen(before, place)
+    finish(before, place, until(4))
+    wide = f"{ARMS}more_seeds: {{most: 8}}\ncompare: {{margin: 9}}"
+    last = frozen(load_study(write_study("grown", wide, seeds=[0, 1, 2])), place).changes[-1]
+    assert (last.looked, last.finished) == (4, 8)
+
+
 def test_rounds_after_a_look_at_a_fixed_number_of_seeds_know_of_it(write_study: Study, place: Store) -> None:
     fixed = load_study(write_study("grown", ARMS, seeds=[0, 1, 2]))
     frozen(fixed, place)
