@@ -14,6 +14,8 @@ RULE = f"{{key: {BUDGET}, because: this test is about something else}}"
 
 def budgets_allowed(text: str) -> str:
     """A study or a sweep, as text, with its budgets allowed, beside what else it allows."""
+    if "\nallow:\n  - " in text:
+        return text.replace("\nallow:\n", f"\nallow:\n  - {RULE}\n", 1)
     if "allow: [" in text:
         return text.replace("allow: [", f"allow: [{RULE}, ", 1)
     return f"{text}\nallow: [{RULE}]"

@@ -213,7 +213,8 @@ def test_a_level_may_be_called_by_brackets(tmp_path: Path) -> None:
     """What looks like a terminal's markup is a label like any other."""
     levels = '{"[/4]": {model.encoder.layers: 2}, "[b]": {model.encoder.layers: 1}}'
     (tmp_path / "s.yaml").write_text(
-        f"study: s\nquestion: Why?\nextends: redllm-tiny\ngrid: {{factors: {{a: {levels}}}}}"
+        f"study: s\nquestion: Why?\nextends: redllm-tiny\ngrid: {{factors: {{a: {levels}}}}}\n"
+        "allow: [{key: budget, because: layers are the question}]\n"
     )
     for command in (["plan", "s.yaml", "--no-measure"], ["status", "s.yaml"], ["report", "s.yaml"]):
         answer = lit_llm(*command, cwd=tmp_path)

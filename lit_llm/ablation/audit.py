@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from lit_llm.ablation.arms import Ablation, Arm
 from lit_llm.ablation.budgets import audit_budgets, is_outside, times, unused_rules
@@ -94,13 +95,15 @@ def _audit_arm(ablation: Ablation, arm: Arm, costs: Mapping[str, Cost]) -> Itera
     if arm.name == arm.baseline:
         return
     baseline = ablation.arm(arm.baseline)
+    changed = differs(arm, baseline)
     yield from _audit_match(ablation, arm)
-    yield from _audit_keys(ablation, arm, baseline)
+    yield from _audit_keys(ablation, arm, baseline, changed)
     yield from _audit_tokenizers(ablation.study.compare.metric, arm, baseline)
     yield from audit_budgets(ablation, arm, costs)
     yield from unequal_rows(ablation, arm, baseline)
     yield from confounds(ablation, arm, baseline)
-    yield from _audit_objectives(ablation, arm, baseline, costs)
+    if any(under(key, "pretrain.objective") for key in changed):
+        yield from _audit_objectives(ablation, arm, baseline, costs)
     yield from _audit_crossing(ablation, arm, baseline)
 
 
@@ -123,13 +126,13 @@ def _of_split(metric: str, name: str) -> str:
     return final_metric(name) if validation_metric(metric) != metric else name
 
 
-def _audit_keys(ablation: Ablation, arm: Arm, baseline: Arm) -> Iterator[Finding]:
+def _audit_keys(ablation: Ablation, arm: Arm, baseline: Arm, changed: Mapping[str, list[Any]]) -> Iterator[Finding]:
     """Keys that differ and are no factor, and those that the metric is measured by."""
     metric = ablation.study.compare.metric
     yardstick = next((keys for prefix, keys in _YARDSTICKS.items() if metric.startswith(prefix)), ())
     # Between an arm outside the grid, which has no level of a factor, and one inside, the factor excuses nothing.
     declared = arm.declared | baseline.declared if arm.levels and baseline.levels else frozenset()
-    for key, (old, new) in differs(arm, baseline).items():
+    for key, (old, new) in changed.items():
         measured = under(key, *yardstick)
         # A level that a source has, too, is in its keys.
         if under(_SOURCE.sub("", key), *declared) and not measured:
@@ -167,8 +170,6 @@ def _audit_tokenizers(metric: str, arm: Arm, baseline: Arm) -> Iterator[Finding]
 def _audit_objectives(ablation: Ablation, arm: Arm, baseline: Arm, costs: Mapping[str, Cost]) -> Iterator[Finding]:
     """What another objective makes incomparable, and how much it learns from."""
     metric = ablation.study.compare.metric
-    if not any(under(key, "pretrain.objective") for key in differs(arm, baseline)):
-        return
     if validation_metric(metric) == "val/objective_loss":
         message = f"{metric} of another objective than {baseline.name}'s is another quantity; use "
         instead = _of_split(metric, yardstick_of(arm.experiment.model.family))

@@ -140,7 +140,7 @@ def audit_budgets(ablation: Ablation, arm: Arm, costs: Mapping[str, Cost]) -> It
 def _stop(ablation: Ablation, arm: Arm, excess: Excess, baseline: str) -> Finding:
     budget = excess.budgets[0]
     by, way = ablation.study.match.by, "; make it equal"
-    if budget.name in (*COMPUTE, "parameters") and by != budget.name:
+    if budget.name in (*COMPUTE, "parameters") and by != budget.name and not ablation.searches:
         instead = f" instead of by {by}" if by != "none" else ""
         way = f"; `match: {{by: {budget.name}}}`{instead}"
     advice = f"{way}, or `allow: [{{key: {budget.key}, because: ...}}]`"

@@ -50,9 +50,10 @@ def unused_rows(arm: Arm) -> Iterator[Finding]:
 
 def unequal_rows(ablation: Ablation, arm: Arm, baseline: Arm) -> Iterator[Finding]:
     """Refuse rows that one of two arms alone has and never uses: they cost it probability, parameters and FLOPs."""
-    (rows, unused), (most, other) = _vocabulary(arm), _vocabulary(baseline)
-    if abs(unused - other) > UNEQUAL * min(rows, most):
-        reason = f"{unused} rows are never used, {other} in {baseline.name}: each costs softmax, parameters and FLOPs"
+    pair = [(each.experiment.model.vocabulary, each.experiment.pretrain.data.tokenizer) for each in (arm, baseline)]
+    more, less = (rows - _ids(tokenizer) for rows, tokenizer in pair)
+    if abs(more - less) > UNEQUAL * min(rows for rows, _ in pair):
+        reason = f"{more} rows beyond the tokenizer's ids, {less} in {baseline.name}: each costs softmax and parameters"
         yield ruled(
             ablation, "refused", arm, VOCABULARY, reason, "; give both what their tokenizers need, or `allow` it"
         )

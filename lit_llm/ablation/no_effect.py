@@ -41,6 +41,9 @@ def no_effect(ablation: Ablation) -> Iterator[Finding]:
     Arms with differences in their networks are compared by `probe`, which builds them.
     """
     reasons = {arm.name: dict(_reasons(arm.experiment)) for arm in ablation.arms}
+    schedules = {tuple(stage.training.schedule for _, stage in _stages(arm.experiment)) for arm in ablation.arms}
+    if len(schedules) == 1 and not any(reasons.values()):
+        return  # as in most studies, and it may be a large one
     alike: dict[str, list[Arm]] = {}
     for arm in ablation.arms:
         alike.setdefault(_effective(arm), []).append(arm)

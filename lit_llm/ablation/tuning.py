@@ -70,7 +70,8 @@ def _searched_budgets(ablation: Ablation, arm: Arm, searched: SearchedKeys, cost
     for key, experiment in searched.ends:
         for excess in excesses(cost_of(experiment), cost):
             budget = excess.budgets[0]
-            if budget.blocks:
+            learned = budget.name == "loss_tokens" and under(key, "pretrain.objective")  # what is asked for there
+            if budget.blocks and not learned:
                 largest, keys = moved.setdefault(budget.name, (excess, []))
                 keys.append(key)
                 moved[budget.name] = (max(largest, excess, key=lambda each: each.ratio), keys)

@@ -1,6 +1,7 @@
 """Arms that are compared with one another along a chain, and studies that are like another."""
 
 import pytest
+from equal_budgets import budgets_allowed, others
 
 from lit_llm.ablation.arms import is_study, load_study
 from lit_llm.ablation.audit import audit
@@ -83,7 +84,9 @@ def test_along_a_ladder_every_rung_is_matched_with_the_first(write):
 
 
 def refusals(ablation):
-    return {(finding.arm, finding.key) for finding in audit(ablation, built=False) if finding.kind == "refused"}
+    """(arm, key) of what is refused, but for budgets."""
+    found = others(audit(ablation, built=False))
+    return {(finding.arm, finding.key) for finding in found if finding.kind == "refused"}
 
 
 def test_matching_excuses_what_it_moved_and_nothing_that_differed_before(write):
@@ -137,7 +140,7 @@ def test_an_arm_against_one_that_is_not_there_is_refused(write):
 
 def test_an_arm_that_ends_two_paths_is_a_note_and_within_one_path_a_no_op(write):
     second = "  normed: {extends: redllm-tiny, against: dec}\n  again: {extends: redllm-tiny, against: prefix}\n"
-    ablation = load_study(write(f"study: s\nquestion: Does it?\n{LADDER}{second}"))
+    ablation = load_study(write(budgets_allowed(f"study: s\nquestion: Does it?\n{LADDER}{second}")))
     kinds = {(finding.arm, finding.kind) for finding in audit(ablation) if "same computation" in finding.message}
     assert kinds == {("normed", "note"), ("again", "no_op")}
 

@@ -31,7 +31,7 @@ ROPE = "model.decoder.cross_attention.rope"
 
 @pytest.fixture
 def found(write_study: Study) -> Callable[..., list[tuple[str, str, str]]]:
-    """[(kind, arm, key)] of the findings of a small study, those of budgets left out; its one named arm is called "baseline"."""
+    """[(kind, arm, key)] of findings of a small study, but for budgets; its one named arm is called "baseline"."""
 
     def of(rest: str, *overrides: str, extends: str = "redllm-tiny") -> list[tuple[str, str, str]]:
         planned = plan(load_study(write_study("probed", rest, extends=extends), overrides))

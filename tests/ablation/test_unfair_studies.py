@@ -200,13 +200,11 @@ def test_matching_may_not_leave_a_training_of_few_steps_without_warm_up(planned)
 
 def test_rows_that_no_token_uses_are_named_and_refused_where_one_arm_alone_has_them(planned) -> None:
     """Bytes are 258 ids."""
-    alone = found(planned("", "model.vocabulary=2064"), "note")
-    assert alone["baseline" if ("baseline", "model.vocabulary") in alone else "unfair", "model.vocabulary"].startswith(
-        "1806 of 2064 rows are never used"
-    )
+    alone = found(planned("arms: {one: {}}", "model.vocabulary=2064"), "note")
+    assert alone["one", "model.vocabulary"].startswith("1806 of 2064 rows are never used")
     result = planned(f"{grid('model.vocabulary: [258, 2064]')}\nallow: [{{key: budget, because: we ask}}]")
     assert found(result, "refused")["baseline/vocabulary=2064", "model.vocabulary"].startswith(
-        "1806 rows are never used"
+        "1806 rows beyond the tokenizer's ids, 0 in baseline"
     )
     assert not planned(grid("model.vocabulary: [258, 264]")).refused
 
@@ -456,7 +454,8 @@ def test_the_thresholds_are_those_of_float32() -> None:
 
 
 def test_costs_are_computed_once_for_each_arm(write_study: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lit_llm.ablation import audit, plan as planning
+    from lit_llm.ablation import audit
+    from lit_llm.ablation import plan as planning
 
     calls: list[object] = []
     original = planning.cost_of

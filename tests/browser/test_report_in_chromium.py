@@ -50,6 +50,7 @@ grid:
     model.attention.output_norm: [head, none]
     pretrain.training.optimizer.lr: [1e-3, 1e-2]
 seeds: [0, 1]
+allow: [{{key: budget, because: small arms cost what they cost}}]
 """
     )
     finished = run_study(load_study(path), Store(folder / "store"), watcher=Watcher(), slots=2, report=write_report)

@@ -47,6 +47,7 @@ arms:
   bare: {{model: {{attention: {{output_norm: none}}}}}}
 compare: {{margin: 0.5}}
 seeds: [0, 1]
+allow: [{{key: budget, because: small arms cost what they cost}}]
 """
     )
     store = Store(folder / "store")

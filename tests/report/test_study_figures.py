@@ -59,6 +59,7 @@ grid:
     model.attention.qkv_norm: [[q, k, v], []]
     pretrain.training.optimizer.lr: [1e-3, 1e-2]
 seeds: [0, 1]
+allow: [{{key: budget, because: small arms cost what they cost}}]
 """
 
 NAMES = [

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lit_llm.ablation.config import Allowed
 from lit_llm.ablation.plan import plan
 from lit_llm.search.config import Winners
 from lit_llm.search.coordinator import SweepWatcher
@@ -36,8 +37,11 @@ def test_a_shipped_sweep_is_fair(path: Path) -> None:
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_a_shipped_sweep_tries_each_arm_equally_and_compares_the_winners(path: Path, store: Store) -> None:
     search = load_sweep(path, SMALL)
-    few = search.sweep.model_copy(update={"trials": 3, "winners": Winners(seeds=(7,))})
-    ended = run_sweep(replace(search, sweep=few), store, watcher=SweepWatcher(), slots=2)
+    # Costs are those of small arms, so that budgets say nothing of the sweep.
+    allow = {"allow": (*search.sweep.allow, Allowed(key="budget", because="small arms"))}
+    few = search.sweep.model_copy(update={"trials": 3, "winners": Winners(seeds=(7,)), **allow})
+    ablation = replace(search.ablation, study=search.ablation.study.model_copy(update=allow))
+    ended = run_sweep(replace(search, sweep=few, ablation=ablation), store, watcher=SweepWatcher(), slots=2)
     assert [found.counted for found in ended.summaries] == [3] * len(search.spaces)
     assert all(set(found.states) <= {"done", "pruned", "diverged"} for found in ended.summaries)
     assert all(found.best is not None for found in ended.summaries)

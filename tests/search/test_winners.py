@@ -17,7 +17,9 @@ from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.load import load_experiment
 from lit_llm.report.sweep_figures import tuning_figure
 from lit_llm.search.sweep import load_sweep
+from lit_llm.search.trial import Trial
 from lit_llm.search.trials import Trials
+from lit_llm.search.winners import summary, winners_study, write_best
 from lit_llm.tracking.store import Store
 
 pytestmark = pytest.mark.xdist_group("sweeps")
@@ -80,6 +82,28 @@ def test_the_study_of_the_winners_is_a_file_that_passes_the_audit(write_sweep: W
     assert "audited" in content["allow"][1]["because"]
     assert ended.winners is not None
     assert {run.seed for run in ended.winners.runs} == {605}
+
+
+@pytest.mark.parametrize("bounds", ["", "\nconstraints: ['tokens <= 3072']"])
+def test_a_winner_by_its_budget_is_excused_by_a_bound_of_the_sweep_alone(
+    write_sweep: Write, tmp_path: Path, bounds: str
+) -> None:
+    """24 steps against 12. Without a bound the sweep itself is refused; were it not, its winners' study would be."""
+    steps = "pretrain.training.max_steps"
+    rest = f"{ONE}\nspace: {{{steps}: {{int: [6, 24]}}}}{bounds}"
+    search = load_sweep(write_sweep("longer", rest, allow_budgets=False))
+    assert bool(plan(search.ablation, built=False).refused) == (not bounds)
+    longest = Trial("red", 1, {steps: 24}, "done", values=(2.0,))
+    own = Trial("red", 0, {steps: 12}, "done", values=(3.0,))
+    path = winners_study(search, [summary(search, "red", [own, longest])], tmp_path)
+    assert path is not None
+    write_best(search, [summary(search, "red", [own, longest])], tmp_path)
+    study = load_study(path)
+    findings = {finding.key: finding for finding in plan(study, built=False).findings}
+    assert findings[steps].kind == "allowed"
+    assert findings["budget.tokens"].kind == ("allowed" if bounds else "refused")
+    assert findings["budget.tokens"].message.startswith("2.0 times the tokens")
+    assert ("within `tokens <= 3072`" in findings["budget.tokens"].message) == bool(bounds)
 
 
 def test_the_best_settings_are_files_that_train_takes(write_sweep: Write, store: Store) -> None:
