@@ -138,8 +138,8 @@ def _idle_attention(experiment: Experiment) -> Iterator[tuple[str, str]]:
     caps = {attention.softcap for attention in attentions if attention.softcap is not None}
     for cap in sorted(cap for cap in caps if cap >= FAR_SOFTCAP):
         yield "model.attention.softcap", f"of {cap:g} bends no score that training meets"
-    if (cap := model.output.softcap) is not None and cap >= FAR_SOFTCAP:
-        yield "model.output.softcap", f"of {cap:g} bends no logit that training meets"
+    if (bound := model.output.softcap) is not None and bound >= FAR_SOFTCAP:
+        yield "model.output.softcap", f"of {bound:g} bends no logit that training meets"
 
 
 def _longest(experiment: Experiment) -> int:
