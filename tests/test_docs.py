@@ -41,7 +41,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     asked = [{"question": f"{n}?", "answer": f"{n}", "topic": "count"} for n in range(100)]
     with gzip.open(tmp_path / "data" / "train" / "a.jsonl.gz", "wt") as file:
         file.writelines(json.dumps(record) + "\n" for record in asked)
-    (tmp_path / "data" / "test.jsonl").write_text("".join(json.dumps(record) + "\n" for record in asked))
+    for name in ("validation", "test"):
+        (tmp_path / "data" / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in asked))
     write_instructions(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "ablations"

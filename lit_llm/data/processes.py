@@ -95,7 +95,10 @@ def leave_if_imported() -> None:
 
 def _settle(coordinator: Connection) -> None:
     """In a worker, before its first part."""
-    coordinator.send_bytes(b"here")
+    try:
+        coordinator.send_bytes(b"here")
+    except OSError:
+        os._exit(1)  # the coordinator has ended meanwhile
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core has a process
 
     def end_with_it() -> None:

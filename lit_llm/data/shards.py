@@ -100,7 +100,8 @@ def tokenise(job: Job, number: int, part: Part) -> int:
                 os.fsync(file.fileno())
         for split, path in written.items():
             path.rename(job.folder / names[split])
-        np.savez(contents, **{split: np.array(found, dtype=np.uint64) for split, found in sorter.contents.items()})
+        hashes: dict[str, Any] = {split: np.array(found, dtype=np.uint64) for split, found in sorter.contents.items()}
+        np.savez(contents, **hashes)
         contents.rename(job.folder / f"{number:05}.contents.npz")
         write_json(job.folder / f"{number:05}.json", {"cut": job.cut, "tokens": tokens, **sorter.counts()})
     except OSError as error:

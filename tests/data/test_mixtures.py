@@ -189,19 +189,32 @@ def test_names_change_no_batch(texts, tmp_path):
 
 
 def test_a_source_is_tokenised_once_for_all_that_read_it_with_one_tokenizer(texts, tmp_path):
+    def kept(**weights):
+        return config(texts, yaml_of(texts, **weights).replace("{", '{"near_duplicates": "keep", ', 1))
+
     said = []
-    first = prepare(config(texts, low=3, high=1), tmp_path, lambda what, *_: said.append(what))
+    first = prepare(kept(low=3, high=1), tmp_path, lambda what, *_: said.append(what))
     assert {"tokenising low", "tokenising high"} <= set(said)
     said.clear()
-    second = prepare(config(texts, low=1, digits=1), tmp_path, lambda what, *_: said.append(what))
+    second = prepare(kept(low=1, digits=1), tmp_path, lambda what, *_: said.append(what))
     assert {what for what in said if what.startswith("tokenising")} == {"tokenising digits"}
     alone = {"corpus": {"kind": "text", "files": [f"{texts}/low/*.txt"]}}
-    single = config(texts, json.dumps(json.loads(yaml_of(texts, low=1, high=1)) | alone))
+    single = config(texts, json.dumps(json.loads(yaml_of(texts, low=1, high=1)) | alone | {"near_duplicates": "keep"}))
     said.clear()
     third = prepare(single, tmp_path, lambda what, *_: said.append(what))
     assert said == []
     folders = [{s.folder for s in found.sources} for found in (first, second, third)]
     assert len(folders[0] & folders[1] & folders[2]) == 1
+
+
+def test_a_source_without_near_duplicates_is_tokenised_once_for_each_set_of_sources(texts, tmp_path):
+    """What is left out depends on what the others hold out, not on the shares."""
+    said = []
+    prepare(config(texts, low=3, high=1), tmp_path)
+    prepare(config(texts, low=1, high=5), tmp_path, lambda what, *_: said.append(what))
+    assert said == []
+    prepare(config(texts, low=1, digits=1), tmp_path, lambda what, *_: said.append(what))
+    assert {"tokenising low", "tokenising digits"} <= set(said)
 
 
 def test_one_tokenizer_is_trained_on_all_sources(texts, tmp_path):
