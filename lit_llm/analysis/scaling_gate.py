@@ -155,7 +155,7 @@ def _trend(
     point = base.law.log_x(means)[0] - log_x
     drawn = None
     if base.drawn is not None and (noise := _seed_draws(sizes, base.sizes, draws, random)) is not None:
-        drawn = base.drawn.shifted(base.models_share).log_x(means + noise) - log_x
+        drawn = base.drawn.shifted(base.level).log_x(means + noise) - log_x
         if scale == "seconds":
             drawn = drawn - _timing_draws([*sizes, *base.sizes], sizes, draws, random)
     base_means = means_of(base.sizes)
