@@ -171,7 +171,7 @@ def _trend(
         for at, size in enumerate(sizes)
     )
     line = _Line.of(sizes, base, scale, draws, random)
-    slope = line and line.slope
+    slope = None if line is None else line.slope
     projection, difference = line.projected(math.log(project)) if line and project is not None else (None, None)
     judged = projection if project is not None else rows[-1].multiplier
     return Trend(group, scale, rows, slope, projection, difference, _verdict(judged, at_least))
