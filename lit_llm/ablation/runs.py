@@ -22,7 +22,7 @@ from lit_llm.config.problems import InputError, Problem, did_you_mean
 from lit_llm.config.tree import leaves
 from lit_llm.evaluation.unit_losses import Units, units_of
 from lit_llm.experiment.chain import FINETUNED, Link, chain, validation_metric
-from lit_llm.experiment.config import Experiment
+from lit_llm.experiment.config import Experiment, Trained
 from lit_llm.experiment.cost import GENERATE, PROMPT, cost_of
 from lit_llm.experiment.identity import provenance, same_origin, weights_digest
 from lit_llm.experiment.run import experiment_yaml
@@ -344,11 +344,11 @@ def _procedure(ablation: Ablation) -> Procedure:
 def _scaled(compared: Comparison, ablation: Ablation, runs: Sequence[Run], results: Sequence[RunResult]) -> Comparison:
     """The comparison with its power laws and its gate, of the runs whose schedules have ended."""
     asked = ablation.study.compare
+    stage: Trained = "finetune" if asked.metric.startswith(FINETUNED) else "pretrain"
     measured = [
         Measured(result, run.arm.experiment.section(stage).training, step.stage.result() or {})
         for run, result in zip(runs, results, strict=True)
         if result.metric(asked.metric) is not None
-        for stage in ["finetune" if asked.metric.startswith(FINETUNED) else "pretrain"]
         for step in run.steps
         if step.link.kind == stage and not step.link.source
     ]

@@ -82,7 +82,7 @@ def unidentified(sizes: Sequence[Size]) -> str:
             return f"{name} vary {spread:.2g} times, and it needs {SPREAD:g}"
         if different < 3:
             return f"{name} have {different} values, and it needs 3"
-    together = float(np.corrcoef(*logs.values())[0, 1])
+    together = float(np.corrcoef(logs["parameters"], logs["tokens"])[0, 1])
     if abs(together) > ALIKE:
         return f"parameters and tokens vary together (correlation {together:.2f} of their logarithms)"
     return ""

@@ -155,7 +155,7 @@ def _trend(
     point = base.law.log_x(means)[0] - log_x
     drawn = None
     if base.drawn is not None and (noise := _seed_draws(sizes, base.sizes, draws, random)) is not None:
-        drawn = base.drawn.shifted(base.models_share).log_x(means + noise) - log_x
+        drawn = base.drawn.shifted(base.level).log_x(means + noise) - log_x
         if scale == "seconds":
             drawn = drawn - _timing_draws([*sizes, *base.sizes], sizes, draws, random)
     base_means = means_of(base.sizes)
@@ -171,7 +171,7 @@ def _trend(
         for at, size in enumerate(sizes)
     )
     line = _Line.of(sizes, base, scale, draws, random)
-    slope = line and line.slope
+    slope = None if line is None else line.slope
     projection, difference = line.projected(math.log(project)) if line and project is not None else (None, None)
     judged = projection if project is not None else rows[-1].multiplier
     return Trend(group, scale, rows, slope, projection, difference, _verdict(judged, at_least))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from lit_llm.analysis.estimates import Estimate
 from lit_llm.analysis.scaling_gate import Gate, Trend
 from lit_llm.report import text
 from lit_llm.report.figures.lines import Line, Panel, line_figure
@@ -33,9 +34,8 @@ def gates(study: Shown) -> Iterator[Drawn]:
     for axes, trends in zip(figure.axes, shown, strict=True):
         axes.axhline(found.at_least, color=GREY, linewidth=0.8, linestyle=":", zorder=0.9)
         for trend in trends:
-            projection = trend.projection
-            if found.project is not None and projection is not None and _finite(projection.low, projection.high):
-                ends = [projection.low, projection.high]
+            ends = _ends(trend.projection)
+            if found.project is not None and ends:
                 axes.plot([found.project] * 2, ends, color=look[trend.group].colour, linewidth=0.9)
     ahead = f"; at {text.short(found.project)} FLOPs: predicted, with 95%" if found.project is not None else ""
     yield Drawn(
@@ -61,6 +61,13 @@ def _projected(found: Gate, trends: list[Trend]) -> dict[str, list[tuple[float, 
         for trend in trends
         if found.project is not None and trend.projection is not None and _finite(trend.projection.value)
     }
+
+
+def _ends(found: Estimate | None) -> list[float]:
+    """Both ends of an interval that can be drawn; else none."""
+    if found is None or found.low is None or found.high is None or not _finite(found.low, found.high):
+        return []
+    return [found.low, found.high]
 
 
 def _finite(*values: float | None) -> bool:
