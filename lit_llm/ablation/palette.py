@@ -65,6 +65,21 @@ def panel_factors(ablation: Ablation) -> list[str]:
     return list(ablation.factors)[:1]
 
 
+@dataclass(frozen=True)
+class Scale:
+    """What a colour or a dash stands for."""
+
+    factor: str
+    """Its key; empty for the named arms."""
+    levels: tuple[str, ...]
+
+    def level(self, arm: Arm) -> str:
+        return arm.levels[self.factor] if self.factor else arm.group
+
+    def place(self, arm: Arm) -> int:
+        return self.levels.index(self.level(arm))
+
+
 def looks_of(ablation: Ablation) -> dict[str, Look]:
     """{arm: its look}; arms that differ in the factors of the panels alone differ in the marker alone."""
     crossed = [arm for arm in ablation.arms if arm.levels]
@@ -73,24 +88,20 @@ def looks_of(ablation: Ablation) -> dict[str, Look]:
     if grid is None or grid.design != "factorial":
         return looks(arm.name for arm in ablation.arms)
     groups, apart = list(dict.fromkeys(arm.group for arm in crossed)), panel_factors(ablation)
-    scales = [(groups, lambda arm: arm.group)] if len(groups) > 1 else []
-    scales += [
-        (labels, lambda arm, name=name: arm.levels[name])
-        for name, labels in ablation.factors.items()
-        if name not in apart
-    ]
-    first, second = ([*scales[:2], ([], str), ([], str)])[:2]
-    if len(first[0]) > len(COLOURS) or len(second[0]) > len(DASHES):
-        kept = {arm.name: tuple(level(arm) for _, level in scales) for arm in crossed}
+    scales = [Scale("", tuple(groups))] if len(groups) > 1 else []
+    scales += [Scale(name, tuple(labels)) for name, labels in ablation.factors.items() if name not in apart]
+    first, second = [*scales[:2], None, None][:2]
+    if (first and len(first.levels) > len(COLOURS)) or (second and len(second.levels) > len(DASHES)):
+        kept = {arm.name: tuple(scale.level(arm) for scale in scales) for arm in crossed}
         by_levels = looks(map(str, kept.values()))
         found = {name: by_levels[str(levels)] for name, levels in kept.items()}
     else:
-        rest = {arm.name: _rest(arm, ablation, scales[2:], apart) for arm in crossed}
+        rest = {arm.name: _rest(arm, scales[2:], apart) for arm in crossed}
         markers = {levels: MARKERS[i % len(MARKERS)] for i, levels in enumerate(dict.fromkeys(rest.values()))}
         found = {
             arm.name: Look(
-                COLOURS[first[0].index(first[1](arm))] if first[0] else BLACK,
-                DASHES[second[0].index(second[1](arm))] if second[0] else DASHES[0],
+                COLOURS[first.place(arm)] if first else BLACK,
+                DASHES[second.place(arm)] if second else DASHES[0],
                 markers[rest[arm.name]],
             )
             for arm in crossed
@@ -102,6 +113,6 @@ def looks_of(ablation: Ablation) -> dict[str, Look]:
     return found
 
 
-def _rest(arm: Arm, ablation: Ablation, scales: Iterable[Any], apart: Iterable[str]) -> tuple[str, ...]:
+def _rest(arm: Arm, scales: Iterable[Scale], apart: Iterable[str]) -> tuple[str, ...]:
     """The levels that neither colour nor dash shows."""
-    return (*(level(arm) for _, level in scales), *(arm.levels[name] for name in apart))
+    return (*(scale.level(arm) for scale in scales), *(arm.levels[name] for name in apart))

@@ -52,7 +52,7 @@ class Part:
 
 GAP = 2
 """Columns of a terminal between two of a table."""
-CONTINUED = "… further columns of the same rows"
+CONTINUED = "further columns of the same rows"
 NARROW = 4
 """Columns of a table in LaTeX that stand in letters of full size."""
 FOLD = 40
