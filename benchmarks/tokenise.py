@@ -85,7 +85,7 @@ def ours(files: str, tokenizer: Path, out: Path) -> int:
 
     out.mkdir()
     parts = open_corpus(TextFiles(files=(files,))).parts()
-    job = Job(out, BytePairTokenizer(), tokenizer, 0.05, "")
+    job = Job(out, BytePairTokenizer(), tokenizer, 0.05, 0.05, "")
     write_shards(job, parts, lambda *_: None)
     return sum(sum((job.finished(number) or {})["tokens"].values()) for number in range(len(parts)))
 

@@ -96,7 +96,7 @@ def _terms(layout: FactorLayout, complete: Mapping[str, Values], seeds: Sequence
     import numpy as np
 
     names, shape = list(layout.factors), [len(labels) for labels in layout.factors.values()]
-    table = np.zeros([len(seeds), *shape])
+    table: Any = np.zeros([len(seeds), *shape])
     for arm, place in layout.arms.items():
         table[(slice(None), *place)] = [complete[arm][seed] for seed in seeds]
     means = table.mean(axis=0)

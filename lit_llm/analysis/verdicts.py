@@ -159,8 +159,8 @@ class _Procedure:
         if self.level == LEVEL and not self.arms:
             return d
         half, seeds = (max(map(self._half, spreads)) for spreads in (d.spreads, d.spreads[:1]))
-        ends = {"seeds_low": d.mean - seeds, "seeds_high": d.mean + seeds}
-        return replace(d, low=d.mean - half, high=d.mean + half, **ends)
+        d = replace(d, low=d.mean - half, high=d.mean + half)
+        return replace(d, seeds_low=d.mean - seeds, seeds_high=d.mean + seeds)
 
     def _half(self, spread: Spread) -> float:
         return self.critical(spread.degrees) * spread.error
