@@ -256,7 +256,7 @@ def report(
     from lit_llm.ablation.arms import load_study
     from lit_llm.ablation.runs import comparison_of, note_comparison, runs_of
     from lit_llm.cli.sweeps import sweep_report
-    from lit_llm.report.studies import discoveries_json, discoveries_line, studies_of
+    from lit_llm.report.studies import discoveries_line, studies_of
     from lit_llm.search.sweep import is_sweep
     from lit_llm.tracking.store import Store
 
@@ -272,10 +272,9 @@ def report(
     runs = runs_of(ablation, place)
     comparison = comparison_of(ablation, runs)
     problems = note_comparison(place, ablation, runs, comparison)
-    discoveries = studies_of(place).discoveries
     if as_json:
         registered = registration_of(place.study(ablation.study.study))
-        more = {"analysis": registered and registered.as_json(), "store": discoveries_json(discoveries)}
+        more = {"analysis": registered and registered.as_json()}
         print(json.dumps({"study": ablation.study.study, **comparison.as_json(), **more}, indent=1))
         return
     from lit_llm.ablation.plan import PLAN, plan, remembered
@@ -286,7 +285,7 @@ def report(
     screen, folder = console(), place.study(ablation.study.study)
     screen.print(compared(ablation, comparison, screen.width))
     _registered(folder, screen)
-    for line in (*problems, discoveries_line(discoveries)):
+    for line in (*problems, discoveries_line(studies_of(place).discoveries)):
         if line:
             screen.print(line, style="yellow" if line in problems else "dim", highlight=False, soft_wrap=True)
     if not folder.is_dir() or not has_begun(comparison):
