@@ -11,15 +11,17 @@ matters. Source: Winer, Statistical Principles in Experimental Design, chapter 4
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from lit_llm.analysis.baselines import Noise, pooled_contrasts
 from lit_llm.analysis.contrasts import Sample, contrast, estimates
 from lit_llm.analysis.correction import Correction
+from lit_llm.analysis.document_noise import Influences, small_sample
 from lit_llm.analysis.paired import Difference, Values
-from lit_llm.analysis.verdicts import ADJUST, LEVEL, P_VALUES, judged_alone, stand_in
+from lit_llm.analysis.verdicts import ADJUST, LEVEL, LOST, P_VALUES, judged_alone, stand_in
 
 
 @dataclass(frozen=True)
@@ -86,31 +88,58 @@ def anova(layout: FactorLayout, values: Mapping[str, Values], noise: Noise = Noi
     """F tests of every factor and every pair, and each level against the first. values: {arm: {seed: value}}."""
     seeds = sorted(set.intersection(*(set(values.get(arm, {})) for arm in layout.arms)))
     complete = {arm: {seed: values[arm][seed] for seed in seeds} for arm in layout.arms}
-    terms = tuple(_terms(layout, complete, seeds)) if seeds else ()
+    terms = tuple(_terms(layout, complete, seeds, noise.influences)) if seeds else ()
     levels = tuple(_levels(layout, complete, noise)) if seeds else ()
     notes = tuple(_notes(layout, seeds))
     return Anova(layout.group, len(layout.arms), tuple(seeds), terms, levels, notes)
 
 
-def _terms(layout: FactorLayout, complete: Mapping[str, Values], seeds: Sequence[int]) -> Iterator[Term]:
+def _terms(
+    layout: FactorLayout, complete: Mapping[str, Values], seeds: Sequence[int], influences: Influences
+) -> Iterator[Term]:
     import numpy as np
 
     names, shape = list(layout.factors), [len(labels) for labels in layout.factors.values()]
     table: Any = np.zeros([len(seeds), *shape])
     for arm, place in layout.arms.items():
         table[(slice(None), *place)] = [complete[arm][seed] for seed in seeds]
+    documents = _documents(layout, seeds, shape, influences)
     means = table.mean(axis=0)
     total = float(((means - means.mean()) ** 2).sum())
     for members in (m for size in (1, 2) for m in itertools.combinations(range(len(names)), size)):
         degrees = int(np.prod([shape[i] - 1 for i in members]))
         effects = np.stack([_effect(one, members) for one in table]).reshape(len(seeds), -1)
+        parts, factor, free = documents or (np.zeros((0, *shape)), 0.0, 1.0)
+        by_document = np.reshape([_effect(one, members) for one in parts], (len(parts), effects.shape[1]))
+        tested = _tested(effects, degrees, math.sqrt(factor) * by_document, free)
         between = float((effects.mean(axis=0) ** 2).sum())  # over all arms, in the unit of their means
         share = between / total if total else 0.0
-        yield replace(_tested(effects, degrees), factors=tuple(names[i] for i in members), share=share)
+        yield replace(tested, factors=tuple(names[i] for i in members), share=share)
 
 
-def _tested(effects: Any, degrees: int) -> Term:
-    """F test of a term. effects: seeds x arms, what belongs to the term alone."""
+def _documents(
+    layout: FactorLayout, seeds: Sequence[int], shape: Sequence[int], influences: Influences
+) -> tuple[Any, float, float] | None:
+    """(what each document adds to each arm, documents x factors; factor and degrees of freedom of their variance)."""
+    import numpy as np
+
+    cells = {arm: [influences.get((arm, seed)) for seed in seeds] for arm in layout.arms}
+    known = [part for parts in cells.values() for part in parts if part is not None]
+    if len(known) < len(seeds) * len(cells) or len({part.names for part in known}) != 1:
+        return None
+    added = np.zeros([len(known[0].shares), *shape])
+    for arm, place in layout.arms.items():
+        added[(slice(None), *place)] = sum(part.values for part in cells[arm] if part is not None) / len(seeds)
+    return added, *small_sample(sum(part.shares for part in known) / len(known))
+
+
+def _tested(effects: Any, degrees: int, by_document: Any, free: float) -> Term:
+    """F test of a term by Box's approximation (1954, Ann. Math. Stat. 25).
+
+    Over seeds alone it is Greenhouse's and Geisser's. effects: seeds x arms, what belongs to the term alone;
+    by_document: the same for each document, scaled so that the sum of squares is the variance over documents, which
+    has `free` degrees of freedom. Of the tests over seeds, and over seeds and documents, the one with the larger p.
+    """
     import numpy as np
     from scipy.stats import f as fisher
 
@@ -118,24 +147,33 @@ def _tested(effects: Any, degrees: int) -> Term:
     if seeds < 2:
         return Term((), degrees, 0.0, None, None)
     mean = effects.mean(axis=0)
-    deviations = effects - mean
-    scatter = float((deviations**2).sum()) / (degrees * (seeds - 1))
-    between = seeds * float((mean**2).sum()) / degrees
-    if not scatter:
+    by_seed = (effects - mean) / math.sqrt(seeds * (seeds - 1))
+    if not by_seed.any():
         return Term((), degrees, 0.0, None, None)
-    # tr(S)^2 / (k tr(S S)), with S the contrasts' covariance; over the seeds, which are fewer than the arms.
-    products = deviations @ deviations.T
-    sphericity = float(np.trace(products) ** 2 / (degrees * (products**2).sum()))
-    sphericity = min(1.0, max(1 / degrees, sphericity))
-    f, error_degrees = between / scatter, degrees * (seeds - 1)
-    p = float(fisher.sf(f, sphericity * degrees, sphericity * error_degrees))
-    return Term((), degrees, 0.0, f, p, error_degrees=error_degrees, sphericity=sphericity)
+    found = []
+    for rows in (by_seed, np.concatenate([by_seed, by_document])) if len(by_document) else (by_seed,):
+        # V = R'R is the covariance of the mean effects; tr V and tr V² come from the rows, which may be few.
+        trace, square = float((rows**2).sum()), float(((rows @ rows.T) ** 2).sum())
+        sphericity = min(1.0, max(1 / degrees, trace**2 / (degrees * square)))
+        parts = ((by_seed, seeds - 1.0), *[(by_document, free)] * (rows is not by_seed))
+        below = sum(float(((part @ part.T) ** 2).sum()) / own for part, own in parts)
+        f, error = float((mean**2).sum()) / trace, trace**2 / below
+        p = float(fisher.sf(f, sphericity * degrees, error))
+        found.append(Term((), degrees, 0.0, f, p, error_degrees=error / sphericity, sphericity=sphericity))
+    return max(found, key=lambda term: term.p or 0.0)
 
 
 def judged_terms(
-    every: Sequence[Anova], metric: str, correction: Correction = "none", margin: float | None = None
+    every: Sequence[Anova],
+    metric: str,
+    correction: Correction = "none",
+    margin: float | None = None,
+    lost: Collection[str] = (),
 ) -> tuple[Anova, ...]:
-    """The same tables with what they say. All terms are one family, and so are all levels, those of all groups."""
+    """The same tables with what they say. All terms are one family, and so are all levels, those of all groups.
+
+    lost: groups of which a run diverged; nothing of them is judged.
+    """
     alone = {f"{at}/{n}": term.p for at, one in enumerate(every) for n, term in enumerate(one.terms)}
     p = ADJUST[stand_in(correction)]({key: value for key, value in alone.items() if value is not None})
     found = judged_alone(
@@ -147,9 +185,9 @@ def judged_terms(
     told = (P_VALUES[correction].format(n=len(p)),) if len(p) > 1 else ()
     groups = []
     for at, one in enumerate(every):
-        terms = (replace(term, **_said(p.get(f"{at}/{n}"))) for n, term in enumerate(one.terms))
+        terms = (replace(term, **_said(p.get(f"{at}/{n}"), one.group in lost)) for n, term in enumerate(one.terms))
         levels = (
-            replace(level, difference=own.difference, p=own.p, verdict=own.verdict)
+            replace(level, difference=own.difference, p=own.p, verdict=LOST if one.group in lost else own.verdict)
             if (own := found.get(f"{at}/{n}"))
             else level
             for n, level in enumerate(one.levels)
@@ -158,8 +196,8 @@ def judged_terms(
     return tuple(groups)
 
 
-def _said(p: float | None) -> dict[str, Any]:
-    return {"p": p, "verdict": "differs" if p is not None and p < LEVEL else "undecided"}
+def _said(p: float | None, lost: bool) -> dict[str, Any]:
+    return {"p": p, "verdict": LOST if lost else "differs" if p is not None and p < LEVEL else "undecided"}
 
 
 def _effect(means: Any, members: Sequence[int]) -> Any:

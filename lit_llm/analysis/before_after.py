@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from lit_llm.analysis.baselines import Noise, against_baselines
-from lit_llm.analysis.contrasts import contrast, estimates
-from lit_llm.analysis.document_noise import Influences
+from lit_llm.analysis.contrasts import Sample, contrast, estimates
+from lit_llm.analysis.document_noise import Influences, combined, document_spread
 from lit_llm.analysis.paired import Difference, Values
 
 
@@ -90,19 +91,26 @@ def _changes(
             for time, own in zip(times, noise, strict=True)
             for (arm, seed), value in own.influences.items()
         }
+
+    def changed(arm: str, baseline: str) -> Sample:
+        weights = {f"after/{arm}": 1.0, f"after/{baseline}": -1.0, f"before/{arm}": -1.0, f"before/{baseline}": 1.0}
+        sample = contrast(weights, values, influences)
+        return sample if same_documents else replace(sample, **_independent(arm, baseline, sample, noise))
+
     changes: dict[str, Difference | None] = {}
     for baseline in dict.fromkeys(baselines.values()):
-        samples = {
-            arm: contrast(
-                {f"after/{arm}": 1.0, f"after/{baseline}": -1.0, f"before/{arm}": -1.0, f"before/{baseline}": 1.0},
-                values,
-                influences,
-            )
-            for arm in at[0]
-            if baselines[arm] == baseline and arm != baseline
-        }
+        samples = {arm: changed(arm, baseline) for arm in at[0] if baselines[arm] == baseline and arm != baseline}
         changes |= estimates(samples, "paired" if noise[1].variance == "paired" else "moderated")
     return changes
+
+
+def _independent(arm: str, baseline: str, sample: Sample, noise: tuple[Noise, Noise]) -> dict[str, Any]:
+    """Spread over documents of a change between two sets of them: their variances add up."""
+    spreads = [document_spread({arm: 1.0, baseline: -1.0}, [*sample.values], own.influences) for own in noise]
+    known = [spread for spread in spreads if spread is not None] if sample.values else []
+    if len(known) < 2:
+        return {}
+    return {"documents": combined(*(spread for spread, _ in known)), "document_count": sum(n for _, n in known)}
 
 
 def _mean(values: Values) -> float | None:

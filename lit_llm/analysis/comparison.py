@@ -10,7 +10,7 @@ import io
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -208,7 +208,8 @@ def compare(
         differences = dict[str, Difference | None]({arm: own.difference for arm, own in judged.items()})
         unbiased = bias_adjusted(standing, design.looks.rounds, design.looks.comparisons)
         notes += rounds_notes(standing, design.looks.rounds, design.looks.comparisons, unbiased)
-    lost = {arm: outcome for arm, outcome in _outcomes(kept, arms, metric).items() if outcome.diverged}
+    outcomes = _outcomes(kept, arms, metric)
+    lost = {arm for arm, outcome in outcomes.items() if outcome.diverged}
     judged = {arm: without_lost_runs(own, metric, arm in lost, baselines[arm] in lost) for arm, own in judged.items()}
     every, ended = _by_arm(runs), _by_arm(kept)
     rows = tuple(
@@ -222,15 +223,15 @@ def compare(
         metric,
         rows,
         tuple(notes),
-        _effects(runs, values, metric, design, noise, procedure),
+        _effects(runs, values, metric, design, noise, procedure, lost),
         _before_after(kept, arms, metric, baselines, procedure),
         learning_rates=tuple(
             rates for factor in design.lr_factors if (rates := _learning_rates(kept, metric, factor)) is not None
         ),
         correction=procedure.correction,
         margin=procedure.margin,
-        anova=_anova(values, metric, design, noise, procedure),
-        divergences=divergences(_outcomes(kept, arms, metric), baselines, better(metric) == "lower"),
+        anova=_anova(values, metric, design, noise, procedure, lost),
+        divergences=divergences(outcomes, baselines, better(metric) == "lower"),
         variance=procedure.variance,
         bias_adjusted=unbiased,
     )
@@ -268,21 +269,31 @@ def _effects(
     design: Design,
     noise: Noise,
     procedure: Procedure,
+    lost: Set[str],
 ) -> tuple[Effects, ...]:
+    """lost: arms of which a run diverged."""
     lacking = {(run.arm, run.seed): _lack(run, metric) for run in runs if run.seed not in values[run.arm]}
     known = [
         effects(layout, values, lacking, noise) for layout in design.layouts if any(values[arm] for arm in layout.arms)
     ]
-    return judged_effects(known, metric, procedure.correction, procedure.margin)
+    groups = {layout.group for layout in design.layouts if lost & {*layout.arms}}
+    return judged_effects(known, metric, procedure.correction, procedure.margin, groups)
 
 
 def _anova(
-    values: Mapping[str, Mapping[int, float]], metric: str, design: Design, noise: Noise, procedure: Procedure
+    values: Mapping[str, Mapping[int, float]],
+    metric: str,
+    design: Design,
+    noise: Noise,
+    procedure: Procedure,
+    lost: Set[str],
 ) -> tuple[Anova, ...]:
+    """lost: arms of which a run diverged."""
     known = [
         anova(layout, values, noise) for layout in design.factor_layouts if any(values[arm] for arm in layout.arms)
     ]
-    return judged_terms(known, metric, procedure.correction, procedure.margin)
+    groups = {layout.group for layout in design.factor_layouts if lost & {*layout.arms}}
+    return judged_terms(known, metric, procedure.correction, procedure.margin, groups)
 
 
 @dataclass(frozen=True)

@@ -36,19 +36,23 @@ class Influence:
     """u_g, an array."""
 
 
+FEWEST = 2.0
+"""Effective documents, 1 / Σ p², below which one outweighs the others and nothing can be said of their choice."""
+
+
 def influence(units: Units, exponential: bool = False) -> Influence | None:
-    """Influences of one run's documents; None for fewer than two.
+    """Influences of one run's documents; None for fewer than two, weighed by their size.
 
     exponential: the metric is e to the power of the ratio (perplexity), and its influences are those of its slope.
     """
     import numpy as np
 
-    names = tuple(sorted(units))
+    names = tuple(sorted(name for name, (_, weight) in units.items() if weight > 0))
     if len(names) < 2:
         return None
     sums, weights = np.array([units[name] for name in names], dtype=np.float64).T
     total = weights.sum()
-    if not total > 0:
+    if total**2 / (weights**2).sum() < FEWEST - 1e-9:
         return None
     mean = sums.sum() / total
     slope = math.exp(min(mean, 700.0)) if exponential else 1.0
@@ -72,16 +76,21 @@ def document_spread(
 
 
 def clustered(effect: Any, shares: Any) -> Spread:
-    """Spread of a weighted mean over clusters. effect: u_g; shares: p_g, which sum to 1.
+    """Spread of a weighted mean over clusters. effect: u_g; shares: p_g, which sum to 1."""
+    factor, degrees = small_sample(shares)
+    return Spread(math.sqrt(factor * float((effect**2).sum())), degrees)
 
-    With M = I − 1 p' and B = M' diag(p²) M the variance is Σ u² Σ p² / tr B, its degrees of freedom (tr B)² / tr B².
+
+def small_sample(shares: Any) -> tuple[float, float]:
+    """(factor of Σ u², degrees of freedom) of the variance over clusters with these shares.
+
+    With M = I − 1 p' and B = M' diag(p²) M the factor is Σ p² / tr B, the degrees of freedom (tr B)² / tr B².
     """
     s2, s3, s4, s5 = (float((shares**power).sum()) for power in (2, 3, 4, 5))
     trace = s2 - 2 * s3 + s2 * s2
     # B = D − q p' − p q' + s2 p p' with D = diag(p²), q = p²: the squares and products of its parts, summed.
     square = s4 + 2 * (s4 * s2 + s3 * s3) + s2**4 + 2 * (-2 * s5 + s2 * s4 - 2 * s2 * s2 * s3)
-    variance = float((effect**2).sum()) * s2 / trace
-    return Spread(math.sqrt(variance), trace * trace / square)
+    return s2 / trace, trace * trace / square
 
 
 def combined(*spreads: Spread) -> Spread:

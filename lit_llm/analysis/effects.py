@@ -13,14 +13,14 @@ effect's too. Source: Box, Hunter and Hunter, Statistics for Experimenters, 2nd 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lit_llm.analysis.baselines import Noise, pooled_contrasts
 from lit_llm.analysis.contrasts import contrast, estimates
 from lit_llm.analysis.correction import Correction
 from lit_llm.analysis.paired import Difference, Values
-from lit_llm.analysis.verdicts import P_VALUES, judged_alone
+from lit_llm.analysis.verdicts import LOST, P_VALUES, judged_alone
 
 
 @dataclass(frozen=True)
@@ -139,9 +139,16 @@ def _simple(
 
 
 def judged_effects(
-    every: Sequence[Effects], metric: str, correction: Correction = "none", margin: float | None = None
+    every: Sequence[Effects],
+    metric: str,
+    correction: Correction = "none",
+    margin: float | None = None,
+    lost: Collection[str] = (),
 ) -> tuple[Effects, ...]:
-    """The same effects with what they say; those of all groups are one family, as the arms of all baselines are."""
+    """The same effects with what they say; those of all groups are one family, as the arms of all baselines are.
+
+    lost: groups of which a run diverged. A seed without it is left out of every effect, so none of them is judged.
+    """
     found = judged_alone(
         {f"{at}/{row.name}": row.effect for at, group in enumerate(every) for row in group.rows},
         metric,
@@ -153,7 +160,13 @@ def judged_effects(
     groups = []
     for at, group in enumerate(every):
         rows = tuple(
-            replace(row, effect=own.difference, p=own.p, detectable=own.detectable, verdict=own.verdict)
+            replace(
+                row,
+                effect=own.difference,
+                p=own.p,
+                detectable=own.detectable,
+                verdict=LOST if group.group in lost else own.verdict,
+            )
             if (own := found.get(f"{at}/{row.name}"))
             else row
             for row in group.rows

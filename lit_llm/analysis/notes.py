@@ -25,18 +25,30 @@ def comparison_notes(
     if not known:
         return
     yield ASSUMPTIONS[procedure.variance]
-    yield _documents_note([judgement.difference for judgement in known])
+    yield from _documents_notes({arm: own.difference for arm, own in judged.items() if own.detectable is not None})
     if len(known) > 1 and not adjusted:
         yield CORRECTIONS[procedure.correction].format(n=len(known))
     yield _power_note(known)
 
 
-def _documents_note(known: list[Difference]) -> str:
-    counts = sorted({d.documents for d in known if d.documents})
+NAMED = 6
+"""Arms that a note names."""
+
+
+def _documents_notes(known: Mapping[str, Difference]) -> Iterator[str]:
+    counts = sorted({d.documents for d in known.values() if d.documents})
+    without = [arm for arm, d in known.items() if not d.documents]
+    why = (
+        "the losses of single documents are not recorded, or not of the baseline's documents, or one outweighs the rest"
+    )
     if not counts:
-        return "each interval is of other seeds on the same documents: the losses of single documents are not recorded"
+        yield f"each interval is of other seeds on the same documents: {why}"
+        return
+    if without:
+        more = f" and {len(without) - NAMED} more" if len(without) > NAMED else ""
+        yield f"of other seeds on the same documents alone: {', '.join(without[:NAMED])}{more}; {why}"
     span = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
-    return (
+    yield (
         f"[95%]: of other seeds and other documents, of which there are {span}; ± seeds: half of the 95% interval of "
         "other seeds on the same documents"
     )

@@ -69,8 +69,8 @@ def judgements(
     known = {arm: d for arm, d in differences.items() if d is not None and d.error is not None}
     procedures = _procedures(known, baselines, correction, levels.difference)
     alone = {arm: procedures[arm].p(d) for arm, d in known.items()}
-    p = alone if correction == "dunnett" else ADJUST[correction](alone)
-    within = ADJUST[correction]({arm: _p_within(d, margin or 0.0) for arm, d in known.items()})
+    p = alone if correction == "dunnett" else _adjusted(alone, known, correction)
+    within = _adjusted({arm: _p_within(d, margin or 0.0) for arm, d in known.items()}, known, correction)
     judged = {}
     for arm, d in differences.items():
         if d is None:
@@ -84,14 +84,27 @@ def judgements(
     return judged
 
 
+def _adjusted(
+    p: Mapping[str, float], differences: Mapping[str, Difference], correction: Correction
+) -> dict[str, float]:
+    """Adjusted p-values. Arms that share their runs are one test."""
+    first: dict[tuple[float, float | None], str] = {}
+    for arm, d in differences.items():
+        first.setdefault((d.mean, d.error), arm)
+    adjusted = ADJUST[correction]({arm: p[arm] for arm in first.values()})
+    return {arm: adjusted[first[d.mean, d.error]] for arm, d in differences.items()}
+
+
 def without_lost_runs(judgement: Judgement, metric: str, arm_lost: bool, baseline_lost: bool) -> Judgement:
     """The same judgement, but undecided where it favours a side whose diverged runs are in no mean.
 
     What is left of an arm that lost its worst runs looks better than the arm is.
     """
     good = better(metric)
-    if judgement.verdict not in DIFFERENT or not (arm_lost or baseline_lost):
+    if judgement.verdict in UNDECIDED or not (arm_lost or baseline_lost):
         return judgement
+    if judgement.verdict not in DIFFERENT:  # what is left of two arms may be alike where the arms are not
+        return replace(judgement, verdict=LOST)
     lower = judgement.difference.mean < 0
     favours_arm = lower == (good == "lower") if good else None
     biased = favours_arm is None or (arm_lost if favours_arm else baseline_lost)

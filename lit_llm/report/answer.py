@@ -102,8 +102,10 @@ def _sample(rows: Sequence[Row]) -> str:
     """What the intervals are intervals of: `3 seeds, 27 documents`."""
     differences = [row.difference for row in rows if row.difference is not None]
     parts = [text.span([d.seeds for d in differences], "seed")]
-    if any(d.documents for d in differences):
-        parts.append(text.span([d.documents for d in differences], "document"))
+    if documents := [d.documents for d in differences if d.documents]:
+        parts.append(text.span(documents, "document"))
+        same = [row.arm for row in rows if row.difference is not None and not row.difference.documents]
+        parts += [f"but {', '.join(same[:NAMED])} on the same documents"] if same else []
     return ", ".join(parts)
 
 
@@ -213,10 +215,10 @@ def _interaction(row: Effect, short: Mapping[str, str]) -> Iterator[str]:
     (low, at_low), (high, at_high) = row.simple
     turns = at_low.mean * at_high.mean < 0 and min(at_low.p(), at_high.p()) < LEVEL
     both = turns and max(at_low.p(), at_high.p()) < LEVEL
-    how = "turns its sign" if both else "may turn its sign" if turns else "depends on it"
+    how = "turns its sign with" if both else "may turn its sign with" if turns else "depends on"
     first, second = (short[name] for name in row.factors)
     yield (
-        f"the effect of {first} {how} with {second}: {text.difference(at_low)} at {low}, "
+        f"the effect of {first} {how} {second}: {text.difference(at_low)} at {low}, "
         f"{text.difference(at_high)} at {high}; its mean over both says less."
     )
 
@@ -238,7 +240,9 @@ def _rates(comparison: Comparison) -> Iterator[str]:
     for rates in comparison.learning_rates:
         tested = [(row, row.difference) for row in rates.rows if row.difference is not None and row.difference.error]
         grid = f"over learning rates from {min(rates.lrs):g} to {max(rates.lrs):g}"
-        notes = f"not adjusted for {len(tested)} comparisons" if len(tested) > 1 else "95% interval"
+        seeds = text.span([d.seeds for _, d in tested], "seed") if tested else ""
+        notes = f"{seeds}, on the same documents"
+        notes += f"; not adjusted for {len(tested)} comparisons" if len(tested) > 1 else ""
         shown = [(row, d) for row, d in tested if d.p() < LEVEL]
         if shown:
             named = [
@@ -263,7 +267,12 @@ def _turn(comparison: Comparison) -> Iterator[str]:
     """Differences that finetuning has changed."""
     if comparison.before_after is None:
         return
-    tested = [(row, row.change) for row in comparison.before_after.rows if row.change is not None and row.change.error]
+    lost = {row.arm for row in comparison.rows if row.diverged}
+    tested = [
+        (row, row.change)
+        for row in comparison.before_after.rows
+        if row.change is not None and row.change.error and not lost & {row.arm, row.baseline}
+    ]
     if not tested:
         return
     shown = [(row, d) for row, d in tested if d.p() < LEVEL]
@@ -285,8 +294,8 @@ def _diverged(comparison: Comparison) -> Iterator[str]:
         if found.bounds is not None:
             low, high = found.bounds
             bounds = (
-                f"; with those runs counted at the loss that they began with, the difference lies between {low:+.3f} "
-                f"and {high:+.3f}"
+                f"; with each of those runs counted at the arm's lowest loss or at the loss that it began with, the "
+                f"difference lies between {low:+.3f} and {high:+.3f}"
             )
         yield (
             f"{found.diverged} of {text.several(found.runs, 'run')} of {found.arm} diverged, and "

@@ -12,6 +12,7 @@ from lit_llm.analysis.before_after import BeforeAfter
 from lit_llm.analysis.comparison import Comparison, Row
 from lit_llm.analysis.effects import Effects
 from lit_llm.analysis.front import Front
+from lit_llm.analysis.verdicts import LOST
 from lit_llm.experiment.chain import validation_metric
 from lit_llm.report import text
 from lit_llm.report.anova import anova_parts
@@ -69,7 +70,9 @@ def _arms(comparison: Comparison) -> Part:
 def unasked(comparison: Comparison) -> set[str]:
     """Columns that say no more than the interval does, where the study asks for no more."""
     hidden = {"p"} if comparison.correction == "none" else set()
-    return hidden | ({"verdict"} if comparison.correction == "none" and comparison.margin is None else set())
+    lost = any(row.verdict == LOST for row in comparison.rows)
+    plain = comparison.correction == "none" and comparison.margin is None and not lost
+    return hidden | ({"verdict"} if plain else set())
 
 
 def _row(row: Row) -> list[str]:

@@ -18,6 +18,7 @@ from lit_llm.ablation.runs import comparison_of, runs_of
 from lit_llm.analysis.baselines import Noise
 from lit_llm.analysis.comparison import Comparison, noise_of, values_of
 from lit_llm.analysis.two_studies import TwoStudies, two_studies
+from lit_llm.analysis.verdicts import LEVEL
 from lit_llm.config.problems import InputError, Problem, did_you_mean
 from lit_llm.config.tree import difference
 from lit_llm.experiment.identity import identity_of_data
@@ -37,6 +38,8 @@ class Loaded:
     noise: Noise
 
 
+NAMED = 3
+"""Arms that a sentence names."""
 MOST_KEYS = 12
 """Keys that are listed of a single arm."""
 
@@ -105,17 +108,13 @@ def _answer(pair: TwoStudies) -> Iterator[str]:
         yield f"In {pair.metric}, of {text.several(known, 'arm')} compared in both studies: {'; '.join(told)}."
     if pair.arms.rank_correlation is not None:
         yield f"Rank correlation of the arms' means (Spearman): {pair.arms.rank_correlation:+.2f}."
-    changed = [
-        row
-        for row in pair.arms.rows
-        if (d := row.change) is not None and d.low is not None and d.high is not None and not d.low <= 0 <= d.high
-    ]
+    tested = [(row.arm, row.change) for row in pair.arms.rows if row.change is not None and row.change.error]
+    changed = [(arm, d) for arm, d in tested if d.p() < LEVEL]
     if changed:
-        most = max(changed, key=lambda row: abs(row.change.mean if row.change else 0.0))
-        yield (
-            f"{text.several(len(changed), 'difference')} from the baseline changed beyond what seeds explain, "
-            f"{'the largest ' * (len(changed) > 1)}that of {most.arm}: by {text.difference(most.change)}."
-        )
+        named = ", ".join(f"that of {arm} by {text.difference(d)}" for arm, d in changed[:NAMED])
+        more = f" and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
+        notes = f" (not adjusted for {len(tested)} comparisons)" if len(tested) > 1 else ""
+        yield f"{text.several(len(changed), 'difference')} from the baseline changed: {named}{more}{notes}."
 
 
 def two_parts(pair: TwoStudies) -> list[Part]:
@@ -143,7 +142,7 @@ def _arms(pair: TwoStudies) -> Part:
             ]
         )
     documents = any(row.change is not None and row.change.documents for row in pair.arms.rows)
-    scope = "of other seeds and other documents" if documents else "of other seeds on the same documents"
+    scope = "of other seeds and other documents" if documents else "of other seeds; documents are not counted"
     notes = [
         f"changed by: the difference in {pair.names[1]} less that in {pair.names[0]}, paired over common seeds, {scope}"
     ]

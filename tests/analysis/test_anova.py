@@ -66,7 +66,7 @@ def test_the_factor_of_greenhouse_and_geisser_is_that_of_the_contrasts_covarianc
 @pytest.mark.parametrize("wild", [1.0, 3.0, 10.0])
 def test_a_factor_without_effect_is_found_in_one_of_twenty_studies_however_its_levels_scatter(wild: float) -> None:
     """One level of three moves with the seed more than the others do, as a family of models may."""
-    of, random, count, alarms = layout("a", "b"), np.random.default_rng(2), 600, np.zeros(3)
+    of, random, count, alarms = layout("a", "b"), np.random.default_rng(2), 200, np.zeros(3)
     for _ in range(count):
         values = study(random, [0.0] * 6, seeds=4)
         own = random.normal(0, 0.1 * wild, 4)

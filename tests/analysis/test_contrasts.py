@@ -81,7 +81,7 @@ def test_the_formula_is_the_same_for_numbers_and_for_arrays() -> None:
 @pytest.mark.parametrize("scenario", ["iid", "family", "baseline"])
 def test_differences_cover_where_pooling_does_not(scenario: str) -> None:
     """Eight arms, three seeds: half of them of a family that reacts to a seed in its own way, or a noisy baseline."""
-    random, count, hits = np.random.default_rng(5), 600, {"moderated": 0, "pooled": 0}
+    random, count, hits = np.random.default_rng(5), 250, {"moderated": 0, "pooled": 0}
     for _ in range(count):
         values = study(random, [0.0] * 8, seeds=3)
         own, noise = random.normal(0, 0.17, (2, 3)), random.normal(0, 0.3, 3)

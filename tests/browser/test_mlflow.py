@@ -83,7 +83,7 @@ def test_the_ui_opens_on_the_study_with_its_runs_its_charts_and_two_arms_compare
     for column, values in (("arm", {"red", "dec"}), ("seed", {"0", "1"})):
         cells = shown.locator(f".ag-row [col-id='tags.`{column}`']").all_inner_texts()
         assert {cell.strip() for cell in cells} - {"", "-"} == values
-    assert shown.get_by_text("val/target_nll").first.is_visible()
+    assert shown.get_by_text("test/target_nll").first.is_visible()
 
     shown.goto("about:blank")
     shown.goto(f"{address}&compareRunsMode=CHART")
@@ -95,7 +95,7 @@ def test_the_ui_opens_on_the_study_with_its_runs_its_charts_and_two_arms_compare
         "lines => lines.map(line => line.style.stroke)"
     )
     assert set(strokes) == {"rgb(0, 0, 0)", "rgb(0, 114, 178)"}
-    last = shown.get_by_test_id("experiment-view-compare-runs-card").filter(has_text="flops vs. val/target_nll").first
+    last = shown.get_by_test_id("experiment-view-compare-runs-card").filter(has_text="flops vs. test/target_nll").first
     last.scroll_into_view_if_needed()
     last.locator("svg .scatterlayer path.point").first.wait_for(state="attached", timeout=WAIT)
     for chart in (card, last):

@@ -136,6 +136,8 @@ pretrain:
     sequence_length: 32
     batch_size: 4
     validation_fraction: 0.3
+    test_fraction: 0
+    near_duplicates: keep
   training: {max_steps: 20, schedule: {warmup_steps: 2}}
   validation: {times: 1, sequences: 4}
 """
