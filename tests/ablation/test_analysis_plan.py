@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from made_up_results import NLL, finish
+from chosen_results import NLL, finish
 from typer.testing import CliRunner
 
 from lit_llm.ablation.analysis_plan import (

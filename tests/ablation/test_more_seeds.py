@@ -75,7 +75,7 @@ def test_the_plan_says_what_it_takes_at_least_and_at_most(write_study: Study) ->
     [
         ("more_seeds: {most: 2}", "2 at most, and there are 2 to begin with"),
         ("more_seeds: {most: 9}\ncompare: {correction: fdr_bh}", "stop at different looks; use `correction: holm`"),
-        ("more_seeds: {most: 9}\ncompare: {correction: dunnett}", "levels are of one look"),
+        ("more_seeds: {most: 9}\ncompare: {correction: dunnett, variance: pooled}", "levels are of one look"),
     ],
 )
 def test_rounds_that_cannot_be_are_refused(more: str, problem: str, write_study: Study) -> None:

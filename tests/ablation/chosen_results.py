@@ -6,16 +6,21 @@ from collections.abc import Mapping, Sequence
 
 from lit_llm.ablation.arms import Ablation
 from lit_llm.ablation.runs import Run
+from lit_llm.experiment.chain import validation_metric
 from lit_llm.tracking.store import Store
 
-NLL = "val/target_nll"
+NLL = "test/target_nll"
 
 
 def finish(ablation: Ablation, store: Store, values: Mapping[str, Sequence[float]], metric: str = NLL) -> None:
-    """Give the first runs of each arm a result, in the order of all its seeds. values: {arm: one for each seed}."""
+    """Give the first runs of each arm a result, in the order of all its seeds. values: {arm: one for each seed}.
+
+    The metric has that value on the validation split too.
+    """
     for arm in ablation.arms:
         for seed, value in zip(ablation.study.all_seeds, values[arm.name], strict=False):
             stage = Run.of(arm, seed, store).last
             stage.folder.mkdir(parents=True, exist_ok=True)
-            result = {"state": "done", "metrics": {metric: value}, "parameters": 1000, "tokens": 5000, "flops": 1e9}
+            metrics = {metric: value, validation_metric(metric): value}
+            result = {"state": "done", "metrics": metrics, "parameters": 1000, "tokens": 5000, "flops": 1e9}
             stage.finish(result | {"steps": 12, "finished": 1.0, "seconds": {}, "provenance": {}})
