@@ -12,15 +12,22 @@ from lit_llm.tracking.store import Store
 NLL = "test/target_nll"
 
 
-def finish(ablation: Ablation, store: Store, values: Mapping[str, Sequence[float]], metric: str = NLL) -> None:
+def finish(
+    ablation: Ablation,
+    store: Store,
+    values: Mapping[str, Sequence[float]],
+    metric: str = NLL,
+    validation: Mapping[str, Sequence[float]] | None = None,
+) -> None:
     """Give the first runs of each arm a result, in the order of all its seeds. values: {arm: one for each seed}.
 
-    The metric has that value on the validation split too.
+    validation: what the metric is on the validation split; the same as on the test split when None.
     """
     for arm in ablation.arms:
-        for seed, value in zip(ablation.study.all_seeds, values[arm.name], strict=False):
+        pairs = zip(values[arm.name], (validation or values)[arm.name], strict=True)
+        for seed, (value, validated) in zip(ablation.study.all_seeds, pairs, strict=False):
             stage = Run.of(arm, seed, store).last
             stage.folder.mkdir(parents=True, exist_ok=True)
-            metrics = {metric: value, validation_metric(metric): value}
+            metrics = {metric: value, validation_metric(metric): validated}
             result = {"state": "done", "metrics": metrics, "parameters": 1000, "tokens": 5000, "flops": 1e9}
             stage.finish(result | {"steps": 12, "finished": 1.0, "seconds": {}, "provenance": {}})

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 
 import pytest
+from chosen_results import finish
 from rich.console import Console
 
 from lit_llm.ablation.arms import load_study
 from lit_llm.ablation.plan import plan
 from lit_llm.ablation.run import Watcher, run_study
-from lit_llm.ablation.runs import comparison_of, runs_of
+from lit_llm.ablation.runs import comparison_of, looks_in, runs_of
+from lit_llm.analysis.baselines import block_differences
+from lit_llm.analysis.sequential import round_levels
 from lit_llm.config.problems import InputError
 from lit_llm.report.tables import plan_table
 from lit_llm.report.text import short
@@ -86,3 +91,65 @@ def test_rounds_that_cannot_be_are_refused(more: str, problem: str, write_study:
 def test_one_seed_is_no_beginning(write_study: Study) -> None:
     with pytest.raises(InputError, match="one seed has no interval"):
         load_study(write_study("one", "more_seeds: {most: 9}", seeds=[0]))
+
+
+# --- one split stops, the other is compared -------------------------------------------------------------------------
+
+THREE = "arms: {a: {}, b: {model: {attention: {output_norm: none}}}, c: {model: {attention: {qkv_norm: []}}}}\n"
+TWO = "arms: {a: {}, b: {model: {attention: {output_norm: none}}}}\n"
+CALM = [3.0, 3.1, 2.9, 3.0, 3.2]
+OPEN = [3.1, 3.0, 2.95, 2.95, 3.3]
+"""Of `CALM` it tells nothing apart at any look."""
+CLEAR = [4.0, 4.11, 3.92]
+
+
+def test_an_arm_that_the_validation_split_has_stopped_holds_up_no_other_and_is_judged_by_its_look(
+    write_study: Study, tmp_path: Path
+) -> None:
+    """On the validation split b is plain after three seeds; on the test split it is not, and stays at three."""
+    store = Store(tmp_path / "store").open()
+    ablation = load_study(write_study("split", f"{THREE}more_seeds: {{most: 5}}", seeds=[0, 1, 2]))
+    finish(
+        ablation,
+        store,
+        {"a": CALM, "b": OPEN[:3], "c": OPEN},
+        validation={"a": CALM, "b": CLEAR, "c": OPEN},
+    )
+    runs = runs_of(ablation, store)
+    assert Counter(run.arm.name for run in runs) == {"a": 5, "b": 3, "c": 5}
+    comparison = comparison_of(ablation, runs)
+    assert [(row.arm, row.difference.seeds, row.verdict) for row in comparison.rows if row.difference] == [
+        ("b", 3, "undecided"),
+        ("c", 5, "undecided"),
+    ]
+    assert any("decided before the most seeds: b (3)" in note for note in comparison.notes)
+    # The first look's level, of a difference whose variance the open arms share in.
+    looks = looks_in(store, ablation)
+    assert looks is not None
+    block = {"a": CALM, "b": OPEN[:3], "c": OPEN}
+    first = block_differences({arm: dict(enumerate(v[:3])) for arm, v in block.items()}, "a")["b"]
+    found = comparison.rows[1].difference
+    assert first is not None
+    assert found is not None
+    level = round_levels(looks.rounds)[0].difference
+    assert (found.low, found.high) == pytest.approx(
+        (first.mean - first.half_width(level), first.mean + first.half_width(level))
+    )
+
+
+def test_seeds_are_added_by_intervals_that_count_the_documents(write_study: Study, tmp_path: Path) -> None:
+    """The same results, plain over seeds; one document of four makes the whole difference, so more seeds are asked."""
+    ablation = load_study(write_study("documents", f"{TWO}more_seeds: {{most: 5}}", seeds=[0, 1, 2]))
+    for name, recorded, seeds in (("without", False, 3), ("with", True, 4)):
+        store = Store(tmp_path / name).open()
+        finish(ablation, store, {"a": CALM[:3], "b": CLEAR})
+        for run in runs_of(ablation, store)[: 6 * recorded]:
+            value = run.result().metric("val/target_nll")
+            assert value is not None
+            clear = run.arm.name == "b"
+            losses = [value - clear + 4 * clear * (unit == 0) for unit in range(4)]
+            assert sum(losses) / 4 == pytest.approx(value)
+            line = {"split": "validation", "metric": "target_nll", "source": "", "weight": 1.0, "unit": "document"}
+            line |= {"units": [0, 1, 2, 3], "nats": losses, "tokens": [1] * 4, "bytes": None}
+            run.last.losses_file.write_text(json.dumps(line) + "\n")
+        assert Counter(run.arm.name for run in runs_of(ablation, store)) == {"a": seeds, "b": seeds}
