@@ -39,6 +39,7 @@ from lit_llm.analysis.sequential import (
     judged_where_they_stand,
     standings,
 )
+from lit_llm.analysis.unadjusted import UNTESTED_CHANGES, untested_anova, untested_effects
 from lit_llm.analysis.verdicts import Judgement, judgements, without_lost_runs
 from lit_llm.config.problems import did_you_mean
 from lit_llm.evaluation.unit_losses import Units
@@ -225,7 +226,7 @@ def compare(
         notes.append(f"no run that has ended has {metric}{did_you_mean(metric, there)}")
     shared = design.looks is not None and design.looks.comparisons > 1
     notes += comparison_notes(judged, differences, procedure, adjusted=shared)
-    return Comparison(
+    compared = Comparison(
         metric,
         rows,
         tuple(notes),
@@ -240,6 +241,17 @@ def compare(
         divergences=divergences(_outcomes(kept, arms, metric), baselines, better(metric) == "lower"),
         variance=procedure.variance,
         bias_adjusted=unbiased,
+    )
+    return compared if design.looks is None else _untested(compared)
+
+
+def _untested(compared: Comparison) -> Comparison:
+    """Of a study in rounds: the levels of its looks are for its arms alone."""
+    return replace(
+        compared,
+        effects=untested_effects(compared.effects),
+        anova=untested_anova(compared.anova),
+        notes=(*compared.notes, *[UNTESTED_CHANGES] * (compared.before_after is not None)),
     )
 
 

@@ -261,7 +261,7 @@ def _rates(comparison: Comparison) -> Iterator[str]:
 
 def _turn(comparison: Comparison) -> Iterator[str]:
     """Differences that finetuning has changed."""
-    if comparison.before_after is None:
+    if comparison.before_after is None or comparison.bias_adjusted is not None:  # no change is tested by rounds' looks
         return
     tested = [(row, row.change) for row in comparison.before_after.rows if row.change is not None and row.change.error]
     if not tested:

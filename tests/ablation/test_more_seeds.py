@@ -16,9 +16,14 @@ from lit_llm.ablation.arms import load_study
 from lit_llm.ablation.plan import plan
 from lit_llm.ablation.run import Watcher, run_study
 from lit_llm.ablation.runs import comparison_of, looks_in, runs_of
+from lit_llm.analysis import spending
 from lit_llm.analysis.baselines import block_differences
+from lit_llm.analysis.comparison import Design, Looks, RunResult, compare
 from lit_llm.analysis.sequential import round_levels
 from lit_llm.config.problems import InputError
+from lit_llm.report.answer import answer
+from lit_llm.report.figures.from_comparison import forests
+from lit_llm.report.figures.shown import Shown
 from lit_llm.report.tables import plan_table
 from lit_llm.report.text import short
 from lit_llm.tracking.store import Store
@@ -153,3 +158,65 @@ def test_seeds_are_added_by_intervals_that_count_the_documents(write_study: Stud
             line |= {"units": [0, 1, 2, 3], "nats": losses, "tokens": [1] * 4, "bytes": None}
             run.last.losses_file.write_text(json.dumps(line) + "\n")
         assert Counter(run.arm.name for run in runs_of(ablation, store)) == {"a": seeds, "b": seeds}
+
+
+# --- what the looks' levels are not for -----------------------------------------------------------------------------
+
+FACTORS = {
+    "effects": "model.attention.output_norm: [none, head], model.attention.qkv_norm: [[], [q, k, v]]",
+    "anova": "model.attention.output_norm: [none, head], pretrain.training.optimizer.lr: [1e-3, 3e-3, 1e-2]",
+}
+
+
+@pytest.mark.parametrize("of", FACTORS)
+def test_effects_levels_and_f_tests_of_rounds_have_intervals_and_no_verdicts(
+    of: str, write_study: Study, tmp_path: Path
+) -> None:
+    """Planted effects of 0.5 with a scatter of 0.01: without rounds, called; in rounds, estimated."""
+    grid = f"grid: {{design: factorial, factors: {{{FACTORS[of]}}}}}\n"
+    judged, noted = {}, {}
+    for name, more in (("fixed", ""), ("rounds", "more_seeds: {most: 5}\n")):
+        store = Store(tmp_path / name).open()
+        ablation = load_study(write_study(name, f"{grid}{more}compare: {{correction: holm}}", seeds=[0, 1, 2]))
+        values = {
+            arm.name: [3 + 0.5 * ("head" in arm.name) + 0.01 * ((7 * n + 3 * seed) % 5) for seed in range(3)]
+            for n, arm in enumerate(ablation.arms)
+        }
+        finish(ablation, store, values)
+        comparison = comparison_of(ablation, runs_of(ablation, store))
+        tables = getattr(comparison, of)
+        rows = [row for one in tables for row in (one.rows if of == "effects" else (*one.terms, *one.levels))]
+        assert rows
+        judged[name] = [(row.p, row.verdict) for row in rows]
+        noted[name] = [note for one in tables for note in one.notes]
+        estimates = [row.effect if of == "effects" else row.difference for row in rows if not hasattr(row, "f")]
+        assert all(d is not None and d.low is not None for d in estimates)
+        assert comparison.rows[-1].verdict is not None  # arms are judged in both
+        captions = [drawn.caption for drawn in forests(Shown(ablation, [], comparison)) if drawn.name == "effects"]
+        assert len(captions) == (of == "effects")
+        for caption in captions:
+            assert ("not adjusted for the looks" in caption) == (name == "rounds")
+            assert ("which hold for looking" in caption) is False
+            assert ("the verdict" in caption) == (name == "fixed")
+    assert any(p is not None and p < 0.05 for p, _ in judged["fixed"])
+    assert set(judged["rounds"]) == {(None, None)}
+    assert any(note.startswith("p-values") for note in noted["fixed"])
+    assert not any(note.startswith("p-values") for note in noted["rounds"])
+    assert any("not adjusted for the looks" in note for note in noted["rounds"])
+
+
+def test_changes_by_finetuning_are_not_called_in_rounds() -> None:
+    metric, luck = "finetune/eval/likelihood/nll/text", (0.0, 0.01, 0.03)
+    runs = []
+    for arm, by in (("a", 0.0), ("b", 0.5)):
+        for seed, x in enumerate(luck):
+            metrics = {metric: 2 + by + x * (1 + by * x), metric.removeprefix("finetune/"): 3 + x}
+            runs.append(RunResult(arm, "a", seed, "done", {"metrics": metrics, "parameters": 1, "flops": 1.0}))
+    looks = Looks((0, 1, 2, 3), spending.Rounds(3, 4))
+    for design, called in ((Design(), True), (Design(looks=looks), False)):
+        found = compare(runs, metric, design)
+        assert found.before_after is not None
+        assert found.before_after.rows[1].change is not None
+        said = " ".join(answer(found)).lower()
+        assert ("finetuning changes" in said) == called
+        assert any("changes by finetuning are not adjusted" in note for note in found.notes) != called
