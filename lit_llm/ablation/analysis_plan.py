@@ -27,8 +27,8 @@ from lit_llm.tracking.store import Busy, Store, locked, write_json
 FROZEN, LOG, LOCK = "analysis.json", "analysis.jsonl", "analysis.lock"
 PATIENCE = 10.0
 """Seconds to wait for another process that writes a line."""
-COMPARED = ("metric", "margin", "correction", "variance", "baseline", "within")
-"""Keys of `compare` that decide what is called a difference; those that the schema does not have are left out."""
+COMPARED = ("metric", "margin", "correction", "variance", "baseline", "within", "front", "scaling", "gate")
+"""Keys of `compare` that decide what is called a difference, or passes; those that only name or print are left out."""
 
 
 def analysis_of(ablation: Ablation) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def analysis_of(ablation: Ablation) -> dict[str, Any]:
     compare = study.compare.model_dump(mode="json")
     return {
         "question": study.question,
-        **{key: compare[key] for key in COMPARED if key in compare},
+        **{key: compare[key] for key in COMPARED},
         "baselines": {arm.name: arm.baseline for arm in ablation.arms},
         "seeds": list(study.seeds),
         "more_seeds": study.more_seeds.model_dump(mode="json") if study.more_seeds else None,

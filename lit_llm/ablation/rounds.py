@@ -8,6 +8,7 @@ from typing import Any
 from lit_llm.ablation.analysis_plan import Registration, looked_fixed, seen_plans
 from lit_llm.ablation.arms import Ablation
 from lit_llm.analysis.comparison import Looks, RunResult, in_rounds
+from lit_llm.analysis.procedure import Procedure
 from lit_llm.analysis.spending import PastLooks, Rounds
 
 ResultsOf = Callable[[Sequence[int]], Sequence[RunResult]]
@@ -37,6 +38,18 @@ def comparisons_of(ablation: Ablation, corrected: bool) -> int:
     return max(1, len({arm.name for arm in ablation.arms if arm.name != arm.baseline}))
 
 
+def procedure_of(ablation: Ablation, plan: Mapping[str, Any] = {}) -> Procedure:
+    """How a study judges differences; by a frozen analysis, where one is given."""
+    asked = ablation.study.compare
+    families = {arm.name: arm.experiment.model.family for arm in ablation.arms}
+    return Procedure(
+        plan.get("variance", asked.variance),
+        plan.get("correction", asked.correction),
+        plan.get("margin", asked.margin),
+        families,
+    )
+
+
 def looked_in_force(ablation: Ablation, registration: Registration | None, results_of: ResultsOf) -> int:
     """Seeds of the last look under the analysis that is in force by the log, which a study file may differ from."""
     if registration is None or not registration.plan or not _differs(registration.current, ablation):
@@ -45,12 +58,10 @@ def looked_in_force(ablation: Ablation, registration: Registration | None, resul
     rounds = _rounds(plan, *_past([*seen_plans(registration)], all_seeds(plan)))
     if rounds is None:
         return looked_fixed(registration)
-    # By the metric and the margin of then: another margin may decide an arm earlier or later.
-    compare = ablation.study.compare
-    corrected = plan.get("correction", compare.correction) != "none"
-    looks = Looks(all_seeds(plan), rounds, comparisons_of(ablation, corrected))
-    metric, margin = plan.get("metric", compare.metric), plan.get("margin", compare.margin)
-    standing = in_rounds(results_of(looks.seeds), metric, looks, margin)
+    # By the metric and the procedure of then: another margin may decide an arm earlier or later.
+    procedure = procedure_of(ablation, plan)
+    looks = Looks(all_seeds(plan), rounds, comparisons_of(ablation, procedure.correction != "none"))
+    standing = in_rounds(results_of(looks.seeds), plan.get("metric", ablation.study.compare.metric), looks, procedure)
     return max((one.seeds for one in standing.values()), default=0)
 
 

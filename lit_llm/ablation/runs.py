@@ -6,22 +6,21 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from lit_llm.ablation.analysis_plan import note_look, register, registration_of
 from lit_llm.ablation.arms import Ablation, Arm, file_and_arm, load_study
 from lit_llm.ablation.config import Figure
 from lit_llm.ablation.layouts import factor_layouts, layouts, lr_factors
-from lit_llm.ablation.rounds import all_seeds, looked_in_force, looks_of
+from lit_llm.ablation.rounds import all_seeds, looked_in_force, looks_of, procedure_of
 from lit_llm.ablation.scaled import Measured, ended_runs, gate_of, scaling_of
 from lit_llm.analysis.comparison import Comparison, Design, Looks, RunResult, compare, in_rounds
 from lit_llm.analysis.front import front
-from lit_llm.analysis.procedure import Procedure
 from lit_llm.config.problems import InputError, Problem, did_you_mean
 from lit_llm.config.tree import leaves
 from lit_llm.evaluation.unit_losses import Units, units_of
-from lit_llm.experiment.chain import FINETUNED, Link, chain, validation_metric
+from lit_llm.experiment.chain import FINETUNED, Link, chain
 from lit_llm.experiment.config import Experiment, Trained
 from lit_llm.experiment.cost import GENERATE, PROMPT, cost_of
 from lit_llm.experiment.identity import provenance, same_origin, weights_digest
@@ -181,10 +180,11 @@ def runs_of(ablation: Ablation, store: Store) -> list[Run]:
     """
     study, looks = ablation.study, looks_in(store, ablation)
     runs = {arm.name: [Run.of(arm, seed, store) for seed in study.seeds] for arm in ablation.arms}
-    grown = looks is not None
+    grown, results = looks is not None, dict[str, RunResult]()
     while grown and looks is not None:
-        results = [run.result() for own in runs.values() for run in own]
-        standing = in_rounds(results, validation_metric(study.compare.metric), looks, study.compare.margin)
+        for run in (run for own in runs.values() for run in own if run.name not in results):
+            results[run.name] = replace(run.result(), read_units=cache(run.units))  # they are asked for in each round
+        standing = in_rounds([*results.values()], study.compare.metric, looks, procedure_of(ablation))
         grown = False
         for arm in ablation.arms:
             own = runs[arm.name]
@@ -321,7 +321,7 @@ def comparison_of(ablation: Ablation, runs: Sequence[Run]) -> Comparison:
     asked = ablation.study.compare
     results = [run.result() for run in runs]
     looks = looks_in(runs[0].last.store, ablation) if runs else None
-    compared = compare(results, asked.metric, _design(ablation, looks), _procedure(ablation))
+    compared = compare(results, asked.metric, _design(ablation, looks), procedure_of(ablation))
     if asked.scaling is not None or asked.gate is not None:
         compared = _scaled(compared, ablation, runs, results)
     figure = asked.front
@@ -333,12 +333,6 @@ def comparison_of(ablation: Ablation, runs: Sequence[Run]) -> Comparison:
 
 def _design(ablation: Ablation, looks: Looks | None) -> Design:
     return Design(layouts(ablation), factor_layouts(ablation), lr_factors(ablation), looks)
-
-
-def _procedure(ablation: Ablation) -> Procedure:
-    asked = ablation.study.compare
-    families = {arm.name: arm.experiment.model.family for arm in ablation.arms}
-    return Procedure(asked.variance, asked.correction, asked.margin, families)
 
 
 def _scaled(compared: Comparison, ablation: Ablation, runs: Sequence[Run], results: Sequence[RunResult]) -> Comparison:

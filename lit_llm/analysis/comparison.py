@@ -10,7 +10,7 @@ import io
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -31,7 +31,15 @@ from lit_llm.analysis.scaling import Scaling
 from lit_llm.analysis.scaling_gate import Gate
 from lit_llm.analysis.scaling_runs import ScalingRun
 from lit_llm.analysis.sensitivity import LRRun
-from lit_llm.analysis.sequential import Rounds, Standing, bias_adjusted, standings
+from lit_llm.analysis.sequential import (
+    LookRule,
+    Rounds,
+    Standing,
+    bias_adjusted,
+    judged_where_they_stand,
+    standings,
+)
+from lit_llm.analysis.unadjusted import UNTESTED_CHANGES, untested_anova, untested_effects
 from lit_llm.analysis.verdicts import Judgement, judgements, without_lost_runs
 from lit_llm.config.problems import did_you_mean
 from lit_llm.evaluation.unit_losses import Units
@@ -202,11 +210,11 @@ def compare(
     judged = judgements(differences, baselines, metric, procedure.correction, procedure.margin)
     unbiased: Mapping[str, float] | None = None
     if design.looks is not None:
-        # An arm is judged by the look that decided it, else by the last one; by neither while the first is not over.
-        standing = in_rounds(runs, metric, design.looks, procedure.margin, noise)
-        judged = {arm: own for arm in judged if (own := standing[arm].judgement) is not None}
+        # An arm is judged at the look that stopped it, else at the last one; at neither while the first is not over.
+        standing = in_rounds(runs, metric, design.looks, procedure)
+        judged = _at_their_looks(values, baselines, standing, design.looks.rule(metric, procedure, noise))
         differences = dict[str, Difference | None]({arm: own.difference for arm, own in judged.items()})
-        unbiased = bias_adjusted(standing, design.looks.rounds, design.looks.comparisons)
+        unbiased = bias_adjusted(standing, design.looks.rounds, design.looks.comparisons, procedure.margin)
         notes += rounds_notes(standing, design.looks.rounds, design.looks.comparisons, unbiased)
     outcomes = _outcomes(kept, arms, metric)
     lost = {arm for arm, outcome in outcomes.items() if outcome.diverged}
@@ -219,7 +227,7 @@ def compare(
         notes.append(f"no run that has ended has {metric}{did_you_mean(metric, there)}")
     shared = design.looks is not None and design.looks.comparisons > 1
     notes += comparison_notes(judged, differences, procedure, adjusted=shared)
-    return Comparison(
+    compared = Comparison(
         metric,
         rows,
         tuple(notes),
@@ -234,6 +242,17 @@ def compare(
         divergences=divergences(outcomes, baselines, better(metric) == "lower"),
         variance=procedure.variance,
         bias_adjusted=unbiased,
+    )
+    return compared if design.looks is None else _untested(compared)
+
+
+def _untested(compared: Comparison) -> Comparison:
+    """Of a study in rounds: the levels of its looks are for its arms alone."""
+    return replace(
+        compared,
+        effects=untested_effects(compared.effects),
+        anova=untested_anova(compared.anova),
+        notes=(*compared.notes, *[UNTESTED_CHANGES] * (compared.before_after is not None)),
     )
 
 
@@ -306,26 +325,52 @@ class Looks:
     comparisons: int = 1
     """Arms that share the 5%."""
 
+    def rule(self, metric: str, procedure: Procedure, noise: Noise) -> LookRule:
+        return LookRule(metric, self.seeds, self.rounds, procedure.margin, self.comparisons, noise)
+
 
 def in_rounds(
-    runs: Sequence[RunResult], metric: str, looks: Looks, margin: float | None, noise: Noise = Noise()
+    runs: Sequence[RunResult], metric: str, looks: Looks, procedure: Procedure = Procedure()
 ) -> dict[str, Standing]:
-    """Where every arm stands, and with how many seeds it is to be run; a baseline with as many as what needs it."""
+    """Where every arm stands, and with how many seeds it is to be run; a baseline with as many as what needs it.
+
+    By the validation split's sibling of the metric, whichever of the two is named: the test split stops nothing.
+    """
+    metric = validation_metric(metric)
     arms, baselines = list(dict.fromkeys(run.arm for run in runs)), {run.arm: run.baseline for run in runs}
     kept = _of_one_origin(runs, [])
     values, lost = _values(kept, arms, metric), dict[str, set[int]]()
     for run in kept:
         if run.seed not in values[run.arm] and run.state_of(metric) in ("done", "diverged"):
             lost.setdefault(run.arm, set()).add(run.seed)
+    rule = looks.rule(metric, procedure, _noise(kept, metric, procedure))
     found: dict[str, Standing] = {}
-    for baseline in dict.fromkeys(baselines.values()):
-        block = {arm: values[arm] for arm in arms if arm == baseline or baselines[arm] == baseline}
-        judged = standings(block, baseline, metric, looks.seeds, looks.rounds, margin, lost, looks.comparisons, noise)
-        for arm, new in judged.items():
+    for baseline, block in _blocks(values, baselines):
+        for arm, new in standings(block, baseline, rule, lost).items():
             # A rung of a ladder stands in two blocks: judged in the one, and a baseline in the other.
             own = new if arm != baseline or arm not in found else found[arm]
             found[arm] = replace(own, more=max(new.more, found[arm].more if arm in found else 0))
     return found
+
+
+def _at_their_looks(
+    values: Mapping[str, Mapping[int, float]],
+    baselines: Mapping[str, str],
+    standing: Mapping[str, Standing],
+    rule: LookRule,
+) -> dict[str, Judgement]:
+    judged: dict[str, Judgement] = {}
+    for baseline, block in _blocks(values, baselines):
+        judged |= judged_where_they_stand(standing, block, baseline, rule)
+    return judged
+
+
+def _blocks(
+    values: Mapping[str, Mapping[int, float]], baselines: Mapping[str, str]
+) -> Iterator[tuple[str, dict[str, Mapping[int, float]]]]:
+    """Each baseline with the values of the arms that are compared with it, and its own."""
+    for baseline in dict.fromkeys(baselines.values()):
+        yield baseline, {arm: values[arm] for arm in values if arm == baseline or baselines[arm] == baseline}
 
 
 def values_of(runs: Sequence[RunResult], metric: str) -> dict[str, dict[int, float]]:

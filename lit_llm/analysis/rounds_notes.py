@@ -18,10 +18,16 @@ def rounds_notes(
     yield from _past_notes(rounds)
     if several := {arm: s.seeds for arm, s in standing.items() if s.decided and s.seeds < rounds.most}:
         named = ", ".join(f"{arm} ({seeds})" for arm, seeds in several.items())
-        yield f"decided before the most seeds: {named}; a difference is of the seeds that decided it"
+        yield (
+            f"decided before the most seeds: {named}; a difference is of the seeds that decided it, by the validation "
+            "split where the metric has one"
+        )
     if adjusted:
         pairs = ", ".join(f"{arm} {_seen(standing[arm]):+.3f} → {value:+.3f}" for arm, value in adjusted.items())
-        yield f"stopping early makes differences too large on average; without that bias (Emerson-Fleming): {pairs}"
+        yield (
+            "stopping early makes differences too large on average; without that bias (Emerson-Fleming), in the "
+            f"metric that seeds are added by: {pairs}"
+        )
 
 
 def _past_notes(rounds: Rounds) -> Iterator[str]:

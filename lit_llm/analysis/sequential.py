@@ -4,6 +4,9 @@ Whoever looks at 5% after every round finds a difference that is not there far m
 Here the 5% are spent over the looks (`lit_llm.analysis.spending`). With several arms under one family-wise level, each
 arm has its equal share of the 5% (Bonferroni), spent over its looks: valid whatever the arms have in common.
 
+Seeds are added by one metric, of the validation split, and the table is of another, of the test split, at the looks
+where the first has stopped each arm. The level of a look and its p-value (`repeated_p`) hold whatever has stopped it.
+
 A difference that stopped the rounds early is too large on average. The bias-adjusted estimate beside it is unbiased
 over all ways in which the looks can end (Emerson and Fleming 1990, Biometrika 77).
 """
@@ -11,8 +14,10 @@ over all ways in which the looks can end (Emerson and Fleming 1990, Biometrika 7
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from lit_llm.analysis.baselines import Noise, block_differences
 from lit_llm.analysis.correction import two_sided_p
@@ -20,7 +25,7 @@ from lit_llm.analysis.paired import Values
 from lit_llm.analysis.spending import PastLooks, Rounds, chain, pocock_spending
 from lit_llm.analysis.verdicts import LEVEL, Judgement, Levels, judgements
 
-__all__ = ["PastLooks", "Rounds", "Standing", "pocock_spending", "round_levels", "standings"]
+__all__ = ["LookRule", "PastLooks", "Rounds", "Standing", "judged_where_they_stand", "pocock_spending", "standings"]
 
 OPEN = ("undecided", "not enough seeds")
 """Verdicts that decide nothing: without a margin, and with one."""
@@ -33,7 +38,7 @@ class Standing:
     seeds: int
     """So many, the first of the list, have been looked at: those of the last look, or those that decided."""
     judgement: Judgement | None
-    """By the level of that look; its p counts all looks up to it. None while the first round is not over."""
+    """By the level of that look; its p counts the looks. None while the first round is not over."""
     decided: bool
     more: int
     """Seeds to run it with next, counted from the first of the list; `seeds` where it is done."""
@@ -43,54 +48,86 @@ class Standing:
     """From the baseline, seed by seed, as that look saw them."""
 
 
+@dataclass(frozen=True)
+class LookRule:
+    """How arms are judged at each look."""
+
+    metric: str
+    seeds: Sequence[int]
+    """In the order in which they are added, `rounds.most` or more."""
+    rounds: Rounds
+    margin: float | None = None
+    comparisons: int = 1
+    """Arms that share the 5%, those of other baselines included."""
+    noise: Noise = field(default_factory=Noise)
+
+    def judged(
+        self, values: Mapping[str, Values], arms: Sequence[str], baseline: str, look: int
+    ) -> dict[str, Judgement]:
+        """Judgements of arms that have one baseline, by the seeds and the level of a look."""
+        levels = round_levels(self.rounds, self.comparisons)
+        # A look for which nothing of the 5% is left decides nothing; it is shown with the last interval that could.
+        usable = next((own for own in reversed(levels[: look + 1]) if own.difference), Levels())
+        now = self.seeds[: self.rounds.sizes[look]]
+        block = {arm: {s: values[arm][s] for s in now if s in values[arm]} for arm in (*arms, baseline)}
+        differences = block_differences(block, baseline, self.noise)
+        found = judgements(differences, dict.fromkeys(block, baseline), self.metric, margin=self.margin, levels=usable)
+        if not levels[look].difference:
+            undecided = OPEN[0] if self.margin is None else OPEN[1]
+            found = {arm: replace(own, verdict=undecided) for arm, own in found.items()}
+        return {
+            arm: own if own.p is None else replace(own, p=repeated_p(own.p, look, self.rounds, self.comparisons))
+            for arm, own in found.items()
+        }
+
+
 def standings(
-    values: Mapping[str, Values],
-    baseline: str,
-    metric: str,
-    seeds: Sequence[int],
-    rounds: Rounds,
-    margin: float | None = None,
-    lost: Mapping[str, set[int]] | None = None,
-    comparisons: int = 1,
-    noise: Noise = Noise(),
+    values: Mapping[str, Values], baseline: str, rule: LookRule, lost: Mapping[str, set[int]] | None = None
 ) -> dict[str, Standing]:
     """Look at the arms that share a baseline, round by round, and say which need more seeds.
 
-    values: {arm: {seed: value}} of the runs that have ended; lost: the seeds of each that ended without a value; seeds:
-    in the order in which they are added, `rounds.most` or more; comparisons: arms that share the 5%, those of other
-    baselines included. An arm that is decided stays so and is not looked at again; the baseline has as many seeds as
-    the arm that needs most. A function of the results alone: whoever is interrupted goes on where the results stand.
+    values: {arm: {seed: value}} of the runs that have ended; lost: the seeds of each that ended without a value. An arm
+    that is decided stays so and is not looked at again; one whose seeds of a round have not all ended waits, and the
+    others go on; the baseline has as many seeds as the arm that needs most. A function of the results alone: whoever is
+    interrupted goes on where the results stand.
     """
+    rounds, seeds = rule.rounds, rule.seeds
     if len(seeds) < rounds.most:
         raise ValueError(f"{rounds.most} seeds at most, and only {len(seeds)} are named")
     open_arms = [arm for arm in values if arm != baseline]
     found: dict[str, Standing] = {arm: Standing(0, None, False, rounds.sizes[0]) for arm in open_arms}
     ended = {arm: {*values[arm], *(lost or {}).get(arm, ())} for arm in values}
-    usable = Levels()
-    for look, (size, levels) in enumerate(zip(rounds.sizes, round_levels(rounds, comparisons), strict=True)):
-        # A look for which nothing of the 5% is left decides nothing; it is shown with the last interval that could.
-        usable = levels if levels.difference else usable
+    for look, size in enumerate(rounds.sizes):
         now = set(seeds[:size])
-        if not open_arms or any(not now <= ended[arm] for arm in (*open_arms, baseline)):
-            break
-        block = {arm: {s: v for s, v in values[arm].items() if s in now} for arm in (*open_arms, baseline)}
-        baselines = dict.fromkeys(block, baseline)
-        judged = judgements(block_differences(block, baseline, noise), baselines, metric, margin=margin, levels=usable)
+        open_arms = [arm for arm in open_arms if now <= ended[arm] & ended[baseline]]
+        judged = rule.judged(values, open_arms, baseline, look) if open_arms else {}
         following = next((more for more in rounds.sizes if more > size), size)
         for arm in open_arms:
-            judgement = judged.get(arm)
-            if judgement is not None and not levels.difference:
-                judgement = replace(judgement, verdict=OPEN[0] if margin is None else OPEN[1])
+            judgement, both = judged.get(arm), values[arm].keys() & values[baseline].keys()
             decided = judgement is not None and judgement.verdict not in OPEN
-            if judgement is not None and judgement.p is not None:
-                judgement = replace(judgement, p=stagewise_p(judgement.p, look, rounds, comparisons))
-            differences = tuple(v - block[baseline][s] for s, v in block[arm].items() if s in block[baseline])
+            differences = tuple(values[arm][s] - values[baseline][s] for s in seeds[:size] if s in both)
             more = size if decided else following
             found[arm] = Standing(size, judgement, decided, more, look, differences if judgement else ())
         open_arms = [arm for arm in open_arms if not found[arm].decided]
     most = max((standing.more for standing in found.values()), default=rounds.sizes[0])
     found[baseline] = Standing(max((s.seeds for s in found.values()), default=0), None, False, most)
     return found
+
+
+def judged_where_they_stand(
+    standing: Mapping[str, Standing], values: Mapping[str, Values], baseline: str, rule: LookRule
+) -> dict[str, Judgement]:
+    """Judgements of arms that have one baseline, on the metric of `rule`, each at the look where it stands.
+
+    standing: by another metric, or by this one: then they are its judgements. values: {arm: {seed: value}}.
+    """
+    judged: dict[str, Judgement] = {}
+    looked = [arm for arm in values if arm != baseline and standing[arm].seeds]
+    for look in sorted({standing[arm].look for arm in looked}):
+        arms = [arm for arm in looked if standing[arm].look >= look]
+        at_look = rule.judged(values, arms, baseline, look)
+        judged |= {arm: own for arm, own in at_look.items() if standing[arm].look == look}
+    return judged
 
 
 def round_levels(rounds: Rounds, comparisons: float = 1) -> tuple[Levels, ...]:
@@ -103,36 +140,74 @@ def round_levels(rounds: Rounds, comparisons: float = 1) -> tuple[Levels, ...]:
     return tuple(Levels(two, one / 2) for two, one in zip(two_sided, one_sided, strict=True))
 
 
-def stagewise_p(raw: float, look: int, rounds: Rounds, comparisons: int = 1) -> float:
-    """p-value of a difference that the looks up to this one have led to, adjusted for the arms that share the 5%.
+def repeated_p(raw: float, look: int, rounds: Rounds, comparisons: int = 1) -> float:
+    """p-value of a difference at a look, adjusted for all looks and for the arms that share the 5%.
 
-    It counts the looks before (`Chain.p`) and is below 5% exactly where the look's own level is passed.
+    It is the smallest level at which this look would decide (Jennison and Turnbull 2000, Group Sequential Methods,
+    chapter 9): below 5% exactly where the look's level is passed, and valid whatever has stopped the looks.
 
     Args:
         raw: two-sided p-value of the look's own test.
         look: counted from zero.
     """
-    return min(1.0, comparisons * chain(rounds, LEVEL / comparisons).p(look, raw))
+    import numpy as np
+
+    wholes, levels = _levels_by_whole(rounds, comparisons)
+    at_look = np.array([own[look] for own in levels])
+    if not at_look.all() or raw >= at_look[-1]:
+        return 1.0
+    if raw <= at_look[0]:
+        return float(min(1.0, comparisons * wholes[0] * raw / at_look[0]))
+    return float(min(1.0, comparisons * np.exp(np.interp(math.log(raw), np.log(at_look), np.log(wholes)))))
 
 
-def bias_adjusted(standings: Mapping[str, Standing], rounds: Rounds, comparisons: int = 1) -> dict[str, float]:
-    """Differences without the bias of the looks, of the arms that were looked at more than once, in the metric's unit.
+@lru_cache(maxsize=64)
+def _levels_by_whole(rounds: Rounds, comparisons: int) -> tuple[tuple[float, ...], tuple[tuple[float, ...], ...]]:
+    """(levels of one arm for all looks together, for each the levels of every look); 5% and its shares among them."""
+    wholes = sorted({1e-9, 1e-7, 1e-5, 1e-4, 1e-3, 0.01, LEVEL / comparisons, LEVEL, 0.12, 0.3, 0.6, 1.0})
+    return tuple(wholes), tuple(chain(rounds, whole).levels for whole in wholes)
 
-    A difference that is decided at the first look has none to take away, and one of which a run was lost is left out.
+
+def bias_adjusted(
+    standings: Mapping[str, Standing], rounds: Rounds, comparisons: int = 1, margin: float | None = None
+) -> dict[str, float]:
+    """Differences without the bias of the looks, of arms that were stopped by a later look than the first.
+
+    In the unit of the metric that stopped them. The estimate is of looks at each arm's own t, so it is given only where
+    these would have stopped the arm at the same look: with no margin, no documents in the interval, no lost run.
     """
     found = {}
+    levels = [own.difference for own in round_levels(rounds, comparisons)]
     for arm, standing in standings.items():
-        d = standing.differences
-        if standing.look and len(d) == standing.seeds:
+        d, judgement = standing.differences, standing.judgement
+        stopped = standing.decided and standing.look and standing.seeds < rounds.most
+        if not stopped or judgement is None or margin is not None or judgement.difference.documents:
+            continue
+        if len(d) == standing.seeds and standing.look == _own_stop(d, rounds.sizes, levels):
             found[arm] = unbiased(d, standing.look, rounds, comparisons)
     return found
 
 
+def _own_stop(differences: Sequence[float], sizes: Sequence[int], levels: Sequence[float]) -> int | None:
+    """First look at which the differences' own t passes the level; None where none does."""
+    for look, (size, level) in enumerate(zip(sizes, levels, strict=True)):
+        if size <= len(differences) and own_p(differences[:size]) < level:
+            return look
+    return None
+
+
+def own_p(differences: Sequence[float]) -> float:
+    """p-value of the two-sided t test that the mean is zero."""
+    mean, seeds = statistics.fmean(differences), len(differences)
+    spread = statistics.stdev(differences)
+    return two_sided_p(mean / spread * math.sqrt(seeds), seeds - 1) if spread else float(not mean)
+
+
 def unbiased(differences: Sequence[float], look: int, rounds: Rounds, comparisons: int = 1) -> float:
-    """Emerson's and Fleming's estimate of a mean that was last looked at with these differences, in their unit."""
-    seeds = len(differences)
+    """Emerson's and Fleming's estimate of a mean that was last looked at with these differences, in their unit.
+
+    Of differences whose own t has passed no level at an earlier look: of others the path has no chance.
+    """
     root = math.sqrt(sum(d * d for d in differences))
-    mean = math.fsum(differences) / seeds
-    spread = math.sqrt(sum((d - mean) ** 2 for d in differences) / (seeds - 1))
-    p = two_sided_p(mean / spread * math.sqrt(seeds), seeds - 1) if spread else float(not mean)
-    return math.copysign(chain(rounds, LEVEL / comparisons).unbiased(look, p, root), mean)
+    size = chain(rounds, LEVEL / comparisons).unbiased(look, own_p(differences), root)
+    return math.copysign(size, statistics.fmean(differences))

@@ -106,21 +106,9 @@ class Chain:
     """Seeds at each look."""
     levels: tuple[float, ...]
     """Level of each look's own test, such that all together have the level; 0 where nothing is left to spend."""
-    _passed: tuple[Any, ...]
-    """Of each look and p on the grid: the chance of having passed a level before, or of a p up to this one now."""
     _means: tuple[Any, ...]
     """Of each look and p on the grid: the first look's mean that is expected where no level was passed before, for a
     positive mean and in root sums of squares."""
-
-    def p(self, look: int, raw: float) -> float:
-        """Chance of passing a level at an earlier look, or of a p-value up to `raw` at this one.
-
-        That is the p-value by the stagewise ordering (Jennison and Turnbull 2000, Group Sequential Methods, section
-        8.4). look: counted from zero; raw: two-sided p-value of the look's own test.
-        """
-        import numpy as np
-
-        return float(np.interp(raw, np.exp(_grid()), self._passed[look]))
 
     def unbiased(self, look: int, raw: float, root_sum_of_squares: float) -> float:
         """Size of the unbiased estimate of a difference that was last looked at here.
@@ -147,7 +135,7 @@ def chain(rounds: Rounds, level: float) -> Chain:
     sizes, grid = rounds.sizes, np.exp(_grid())
     stayed = np.ones(len(grid))  # of each p at this look: the chance of having passed no level before
     mean = _mean_of(sizes[0], grid)
-    levels, passed, means = list[float](), list[Any](), list[Any]()
+    levels, means = list[float](), list[Any]()
     spent, now = level * rounds.lost, sizes[0]
     for size, share in zip(sizes, rounds.shares, strict=True):
         while now < size:
@@ -157,10 +145,9 @@ def chain(rounds: Rounds, level: float) -> Chain:
         below = np.concatenate([[stayed[0] * grid[0]], (stayed[1:] + stayed[:-1]) / 2 * np.diff(grid)]).cumsum()
         due = level * share - spent
         levels.append(float(np.interp(due, below, grid)) if due > 1e-12 else 0.0)
-        passed.append(spent + below)
         means.append(mean / np.maximum(stayed, 1e-300))
         spent = max(spent, level * share)
-    return Chain(sizes, tuple(levels), tuple(passed), tuple(means))
+    return Chain(sizes, tuple(levels), tuple(means))
 
 
 def _one_seed_more(size: int, stayed: Any, mean: Any, level: float) -> tuple[Any, Any]:

@@ -265,7 +265,7 @@ def _rates(comparison: Comparison) -> Iterator[str]:
 
 def _turn(comparison: Comparison) -> Iterator[str]:
     """Differences that finetuning has changed."""
-    if comparison.before_after is None:
+    if comparison.before_after is None or comparison.bias_adjusted is not None:  # no change is tested by rounds' looks
         return
     lost = {row.arm for row in comparison.rows if row.diverged}
     tested = [

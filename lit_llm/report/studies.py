@@ -6,12 +6,12 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from lit_llm.analysis.correction import two_sided_p
 from lit_llm.analysis.false_discoveries import DifferenceTest, FalseDiscoveries, false_discoveries
+from lit_llm.analysis.paired import Difference
 from lit_llm.report import text
 from lit_llm.report.parts import Part
 from lit_llm.tracking.store import Store, finite
@@ -108,14 +108,17 @@ def _entry(file: Path, states: Mapping[str, int], problems: list[str]) -> StudyE
 
 def _tests(study: str, comparison: Mapping[str, Any]) -> Iterator[tuple[tuple[Any, ...], DifferenceTest]]:
     """The differences of one study's arms that have a p-value, each with what tells it from those of other studies."""
-    in_rounds = comparison.get("bias_adjusted") is not None
+    in_rounds, corrected = comparison.get("bias_adjusted") is not None, comparison.get("correction", "none") != "none"
+    arms = sum(row["arm"] != row["baseline"] for row in comparison["rows"])
     for row in comparison["rows"]:
         d, p = row.get("difference"), row.get("p")
         if not d or p is None or not d.get("error"):
             continue  # a baseline, one seed, or an arm that is the baseline to the last bit
-        if comparison.get("correction", "none") != "none" and not in_rounds:
-            # All tests are corrected together, so none is corrected for the arms of its study before.
-            p = two_sided_p(d["mean"] / d["error"], d["degrees"])
+        # All tests are corrected together, so none is corrected for the arms of its study before.
+        if corrected and in_rounds:
+            p = p / arms if p < 1 else p  # an equal share of the level for each arm; of 1, the share is not known
+        elif corrected:
+            p = Difference(**{field.name: d[field.name] for field in fields(Difference) if field.name in d}).p()
         key = (comparison["metric"], d["mean"], d["error"], d["seeds"])
         yield key, DifferenceTest(study, row["arm"], min(1.0, float(p)), row.get("verdict") or "")
 
@@ -127,11 +130,11 @@ def discoveries_line(found: FalseDiscoveries) -> str:
     over = f"this store: {text.several(found.tested, 'difference')} tested in {found.studies} "
     over += "study" if found.studies == 1 else "studies"
     if found.expected_false is None:
-        return f"{over}, none called"
+        return f"{over}, none called (effects of factors are not counted)"
     number = found.called * found.expected_false
     return (
         f"{over}, {found.called:,} called; of these up to {found.expected_false:.1%} ({number:.2g}) are expected to be "
-        "false (Benjamini-Hochberg over all)"
+        "false (Benjamini-Hochberg over all; effects of factors are not counted)"
     )
 
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from made_up_results import NLL, finish
+from chosen_results import NLL, finish
 from typer.testing import CliRunner
 
 from lit_llm.ablation.analysis_plan import (
@@ -58,7 +58,11 @@ def test_the_first_run_freezes_the_analysis_once(write_study: Study, place: Stor
         "baselines": {"a": "a", "b": "a"},
         "seeds": [0, 1],
         "more_seeds": None,
-    } | {key: found.plan[key] for key in ("variance",) if key in found.plan}
+        "variance": "moderated",
+        "front": None,
+        "scaling": None,
+        "gate": None,
+    }
     content = json.loads((place.study("once") / FROZEN).read_text())
     assert content["hash"] == found.hash == fingerprint(analysis_of(ablation))
     assert frozen(ablation, place) == found
@@ -89,6 +93,24 @@ def test_each_later_change_is_logged_with_the_results_that_had_finished(write_st
     sentence = next(line for line in details(found) if "after 4 results" in line)
     assert f"metric {NLL} → val/perplexity" in sentence
     assert "1 arm added (c); 2 arms with another baseline (a, b)" in sentence
+
+
+def test_a_bar_that_is_moved_after_the_results_is_logged_and_a_label_is_not(write_study: Study, place: Store) -> None:
+    def study(compare: str) -> Ablation:
+        return load_study(write_study("bar", f"{ARMS}compare: {{{compare}}}", seeds=[0, 1]))
+
+    first = study("gate: {at_least: 1.2}, front: parameters")
+    frozen(first, place)
+    finish(first, place, {"a": [3.0, 3.1], "b": [3.2, 3.4]})
+    assert frozen(study("gate: {at_least: 1.2}, front: parameters, labels: {a: A}, columns: [n]"), place).changes == ()
+    moved = frozen(study("gate: {at_least: 1.05}, front: train_flops, scaling: {}"), place)
+    (change,) = moved.changes
+    assert change.finished == 4
+    assert change.changes.keys() == {"gate", "front", "scaling"}
+    assert [own["at_least"] for own in change.changes["gate"]] == [1.2, 1.05]
+    assert "CHANGED after 4 results: front, scaling, gate" in summary(moved)
+    assert "at_least: 1.2" in (said := " ".join(details(moved)))
+    assert "at_least: 1.05" in said
 
 
 def test_a_study_that_begins_with_results_does_not_say_before_any_result(write_study: Study, place: Store) -> None:
@@ -286,5 +308,4 @@ def test_holm_and_rounds_go_together(write_study: Study, place: Store) -> None:
     assert looks.comparisons == 2
     assert [(row.seeds, row.verdict) for row in comparison.rows[1:]] == [(5, "undecided"), (3, "worse")]
     assert any("at all 2 arms together" in note for note in comparison.notes)
-    assert comparison.bias_adjusted is not None
-    assert set(comparison.bias_adjusted) == {"b"}
+    assert comparison.bias_adjusted == {}  # the one went on to the end, the other was stopped by the first look

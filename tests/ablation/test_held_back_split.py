@@ -14,7 +14,7 @@ from lit_llm.ablation.config import Compare
 from lit_llm.ablation.layouts import lr_factors
 from lit_llm.ablation.plan import plan
 from lit_llm.ablation.runs import Run, runs_of
-from lit_llm.analysis.comparison import RunResult, compare
+from lit_llm.analysis.comparison import Design, RunResult, compare
 from lit_llm.config.problems import InputError
 from lit_llm.experiment.chain import final_metric, validation_metric
 from lit_llm.report.comparison import comparison_parts
@@ -147,7 +147,7 @@ def test_the_table_of_learning_rates_is_of_the_validation_split(write_study):
         )
         for arm in ablation.arms
     ]  # fmt: skip
-    found = compare(runs, TEST, lr_factors=lr_factors(ablation))
+    found = compare(runs, TEST, Design(lr_factors=lr_factors(ablation)))
     assert {row.arm: row.mean for row in found.rows} == {arm: test for arm, (_, test) in losses.items()}
     (rates,) = found.learning_rates
     assert [(cell.lr, cell.losses) for cell in rates.rows[0].cells] == [(1e-3, {0: 3.0}), (1e-2, {0: 2.0})]
@@ -155,11 +155,11 @@ def test_the_table_of_learning_rates_is_of_the_validation_split(write_study):
     assert any(title.startswith(f"{VALIDATION} by") for title in titles), titles
 
 
-def test_charts_of_the_course_show_what_is_validated_and_bars_the_test(write_study, monkeypatch):
+def test_charts_of_the_course_show_what_is_validated_and_points_the_test(write_study, monkeypatch):
     monkeypatch.setattr(mirrored, "experiment_tags", lambda text, columns, charts: charts)
     charts = mirrored.tags_of(plan(load_study(write_study("charts", TWO)), built=False))
-    assert {("LINE", VALIDATION), ("BAR", TEST)} < set(charts)
-    assert not {("LINE", TEST), ("BAR", VALIDATION)} & set(charts)
+    assert {("LINE", VALIDATION), ("SCATTER", TEST)} < set(charts)
+    assert not {("LINE", TEST), ("SCATTER", VALIDATION)} & set(charts)
 
 
 # --- sweeps --------------------------------------------------------------------------------------------------------

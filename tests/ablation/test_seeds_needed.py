@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up_results import NLL, finish
+from chosen_results import NLL, finish
 from statsmodels.stats.power import TTestPower
 from typer.testing import CliRunner
 
@@ -112,7 +112,7 @@ def test_without_runs_the_nearest_study_of_the_store_with_the_same_metric(write_
 def test_a_pilot_is_asked_where_it_is_named(write_study: Study, place: Store) -> None:
     pilot = write_study("pilot", ARMS, seeds=[0, 1, 2])
     path = write_study("new", ARMS.replace("c:", "d:"), seeds=[0])
-    with pytest.raises(InputError, match="pilot has no arm with val/target_nll in two seeds"):
+    with pytest.raises(InputError, match="pilot has no arm with test/target_nll in two seeds"):
         asked(path, place, pilot=str(pilot))
     finish(load_study(pilot), place, VALUES)
     found = asked(path, place, pilot=str(pilot))

@@ -9,13 +9,16 @@ from simulated import study, within
 
 from lit_llm.analysis.baselines import against_baselines
 from lit_llm.analysis.sequential import (
+    LookRule,
     PastLooks,
     Rounds,
     Standing,
     bias_adjusted,
+    judged_where_they_stand,
+    own_p,
     pocock_spending,
+    repeated_p,
     round_levels,
-    stagewise_p,
     standings,
     unbiased,
 )
@@ -69,17 +72,29 @@ def test_the_second_look_has_the_level_of_a_double_integral() -> None:
     assert np.mean([stayed(p) for p in ps]) * second == pytest.approx(0.05 - first, rel=0.01)
 
 
-def test_p_counts_the_looks_and_is_below_five_percent_where_its_level_is_passed() -> None:
-    looks = chain(ROUNDS, 0.05)
-    for look, (level, share) in enumerate(zip(looks.levels, ROUNDS.shares, strict=True)):
-        assert looks.p(look, level) == pytest.approx(0.05 * share, rel=1e-3)
-        assert stagewise_p(level * 0.9, look, ROUNDS) < 0.05 * share < stagewise_p(level * 1.1, look, ROUNDS)
-    assert looks.p(0, 0.3) == pytest.approx(0.3, rel=1e-3)  # nothing came before
-    assert looks.p(7, 1.0) > 0.95
+@pytest.mark.parametrize("arms", [1, 4])
+def test_p_is_below_five_percent_exactly_where_its_looks_level_is_passed(arms: int) -> None:
+    for look, level in enumerate(chain(ROUNDS, 0.05 / arms).levels):
+        assert repeated_p(level, look, ROUNDS, arms) == pytest.approx(0.05, rel=1e-9)
+        assert repeated_p(level * 0.99, look, ROUNDS, arms) < 0.05 < repeated_p(level * 1.01, look, ROUNDS, arms)
+        # Of any other level the same, up to the interpolation between the levels that are known.
+        other = chain(ROUNDS, 0.02 / arms).levels[look]
+        assert repeated_p(other, look, ROUNDS, arms) == pytest.approx(0.02, rel=0.02)
+        assert repeated_p(1.0, look, ROUNDS, arms) == 1.0
+
+
+def test_p_holds_whatever_stops_the_looks() -> None:
+    """Stopped at the look with the smallest p of all, fewer than one study in twenty is below 5%."""
+    count = 2000
+    data = np.random.default_rng(10).normal(size=(count, ROUNDS.most))
+    raw = np.array([stats.ttest_1samp(data[:, :size], 0, axis=1).pvalue for size in ROUNDS.sizes])
+    least = np.array([min(repeated_p(p, look, ROUNDS) for look, p in enumerate(one)) for one in raw.T])
+    for level in (0.01, 0.05, 0.2):
+        assert np.mean(least < level) == pytest.approx(level, abs=within(level, count))
 
 
 def in_rounds(values: dict[str, dict[int, float]], margin: float | None = None) -> dict[str, Standing]:
-    return standings(values, "0", NLL, range(ROUNDS.most), ROUNDS, margin)
+    return standings(values, "0", LookRule(NLL, range(ROUNDS.most), ROUNDS, margin))
 
 
 @pytest.mark.parametrize(("arms", "count"), [(1, 1000), (2, 300)])
@@ -140,7 +155,7 @@ def test_a_seed_that_diverged_is_over_and_is_no_value() -> None:
     values = study(np.random.default_rng(5), [0.0, 0.0], ROUNDS.first)
     del values["1"][2]
     assert in_rounds(values)["1"].seeds == 0
-    found = standings(values, "0", NLL, range(ROUNDS.most), ROUNDS, lost={"1": {2}})["1"]
+    found = standings(values, "0", LookRule(NLL, range(ROUNDS.most), ROUNDS), lost={"1": {2}})["1"]
     assert found.seeds == 3
     assert found.judgement is not None
     assert found.judgement.difference.seeds == 2
@@ -202,7 +217,7 @@ def test_a_look_without_a_level_decides_nothing_however_large_the_difference() -
     values = study(np.random.default_rng(8), [0.0, 0.0], 3, scatter=0.5)
     for seed in (3, 4):
         values["0"][seed], values["1"][seed] = 0.0, values["1"][0] - values["0"][0]
-    found = standings(values, "0", NLL, range(5), rounds)["1"]
+    found = standings(values, "0", LookRule(NLL, range(5), rounds))["1"]
     assert (found.seeds, found.decided) == (5, False)
     assert found.judgement is not None
     assert found.judgement.verdict == "undecided"
@@ -213,7 +228,9 @@ def test_a_look_without_a_level_decides_nothing_however_large_the_difference() -
 def test_holms_arms_share_the_five_percent_over_their_looks() -> None:
     """Four arms: the first look's level is a quarter of what one arm has, and p is four times its own."""
     values = study(np.random.default_rng(9), [0.0, 0.3, 0.0, 0.0, 0.0], 3)
-    alone, shared = (standings(values, "0", NLL, range(10), ROUNDS, comparisons=m)["1"].judgement for m in (1, 4))
+    alone, shared = (
+        standings(values, "0", LookRule(NLL, range(10), ROUNDS, comparisons=m))["1"].judgement for m in (1, 4)
+    )
     assert alone is not None
     assert shared is not None
     assert round_levels(ROUNDS, 4)[0].difference == pytest.approx(round_levels(ROUNDS)[0].difference / 4, rel=1e-3)
@@ -239,9 +256,54 @@ def test_the_unbiased_estimate_is_the_first_looks_mean_given_the_data_and_that_i
     assert unbiased(d[:2], 0, rounds) == pytest.approx(np.mean(d[:2]), rel=1e-3)
 
 
-def test_estimates_are_given_of_arms_that_were_looked_at_more_than_once() -> None:
-    values = study(np.random.default_rng(3), [0.0, 0.5, 0.0], ROUNDS.most, scatter=0.01)
+def test_estimates_are_given_where_looks_at_the_arms_own_t_stop_it_where_it_was_stopped() -> None:
+    d = [0.9, 0.2, 0.5, 0.62, 0.55, 0.5, 0.6, 0.55, 0.5, 0.6]
+    values = {"0": dict.fromkeys(range(10), 0.0), "1": dict(enumerate(d))}
+    levels = [level.difference for level in round_levels(ROUNDS)]
+    stop = next(look for look, size in enumerate(ROUNDS.sizes) if own_p(d[:size]) < levels[look])
+    assert stop > 0
     found = in_rounds(values)
-    assert found["1"].seeds == 3
-    assert found["2"].seeds == ROUNDS.most
-    assert set(bias_adjusted(found, ROUNDS)) == {"2"}
+    assert (found["1"].look, found["1"].decided) == (stop, True)
+    adjusted = bias_adjusted(found, ROUNDS)["1"]
+    assert adjusted == pytest.approx(unbiased(d[: ROUNDS.sizes[stop]], stop, ROUNDS))
+    assert 0 < adjusted < np.mean(d[: ROUNDS.sizes[stop]])
+    assert bias_adjusted(found, ROUNDS, margin=0.1) == {}
+
+
+def test_no_estimate_is_given_of_an_arm_whose_own_t_would_have_stopped_it_before() -> None:
+    """Ten differences of 1 ± 0.02 that something else kept open have no chance among paths of their own t."""
+    random = np.random.default_rng(11)
+    d = tuple(1 + 0.02 * random.normal(size=10))
+    judgement = in_rounds({"0": dict.fromkeys(range(3), 0.0), "1": dict(enumerate(d[:3]))})["1"].judgement
+    later = Standing(5, judgement, True, 5, 2, d[:5])
+    assert bias_adjusted({"1": later}, ROUNDS) == {}
+    assert bias_adjusted({"1": Standing(10, judgement, False, 10, 7, d)}, ROUNDS) == {}
+
+
+# --- one metric stops, another is compared --------------------------------------------------------------------------
+
+
+def test_another_metric_is_judged_at_the_looks_where_the_first_has_stopped_the_arms() -> None:
+    """Arm 1 is stopped at three seeds: of the other metric, too, only three seeds count, at the first look's level."""
+    stopping = study(np.random.default_rng(3), [0.0, 0.5, 0.0], ROUNDS.most, scatter=0.01)
+    other = study(np.random.default_rng(12), [0.0, 0.0, 0.0], ROUNDS.most)
+    del other["1"][9], other["1"][8]  # it was never run so often
+    standing = in_rounds(stopping)
+    found = judged_where_they_stand(standing, other, "0", LookRule(NLL, range(ROUNDS.most), ROUNDS))
+    assert {arm: own.difference.seeds for arm, own in found.items()} == {"1": 3, "2": ROUNDS.most}
+    first = {arm: {seed: v for seed, v in by_seed.items() if seed < 3} for arm, by_seed in other.items()}
+    level = pocock_spending(0.3, 0.05)
+    assert round_levels(ROUNDS)[0].difference == pytest.approx(level, rel=1e-3)
+    pair = dict.fromkeys(first, "0")
+    expected = judgements(against_baselines(first, pair), pair, NLL, levels=round_levels(ROUNDS)[0])["1"]
+    assert found["1"].difference == expected.difference
+    same = judged_where_they_stand(standing, stopping, "0", LookRule(NLL, range(ROUNDS.most), ROUNDS))
+    assert same == {arm: own.judgement for arm, own in standing.items() if arm != "0"}
+
+
+def test_an_arm_that_lacks_a_seed_holds_up_no_other() -> None:
+    values = study(np.random.default_rng(4), [0.0, 0.0, 0.0], ROUNDS.most)
+    del values["1"][4]  # its run has failed
+    found = in_rounds(values)
+    assert {arm: own.seeds for arm, own in found.items()} == {"0": 10, "1": 4, "2": 10}
+    assert (found["1"].more, found["2"].more) == (5, 10)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy.stats import t
 from statsmodels.stats.multitest import multipletests
 from typer.testing import CliRunner
 
@@ -20,9 +21,9 @@ P = {"b": 0.001, "c": 0.03, "d": 0.6}
 
 def row(arm: str, p: float | None, mean: float = 0.1, error: float | None = 0.01) -> dict[str, Any]:
     """As a comparison writes it; None: a baseline."""
-    difference = None if p is None else {"mean": mean, "error": error, "degrees": 2, "seeds": 3}
+    difference = None if p is None else {"mean": mean, "error": error, "degrees": 2, "seeds": 3, "low": 0, "high": 0}
     verdict = None if p is None else "better" if p < 0.05 else "undecided"
-    return {"arm": arm, "states": {"done": 3}, "difference": difference, "p": p, "verdict": verdict}
+    return {"arm": arm, "baseline": "a", "states": {"done": 3}, "difference": difference, "p": p, "verdict": verdict}
 
 
 def leave(store: Store, study: str, rows: list[dict[str, Any]], when: float, **more: Any) -> Path:
@@ -60,13 +61,31 @@ def test_the_same_runs_in_two_studies_are_tested_once(place: Store) -> None:
     assert studies_of(place).discoveries.tested == 4
 
 
-def test_a_study_that_corrects_enters_with_its_p_alone_and_one_in_rounds_with_that_of_its_looks(place: Store) -> None:
+def test_a_study_that_corrects_enters_with_its_p_alone(place: Store) -> None:
     """t = 0.1 / 0.01 with two degrees of freedom has p = 0.00985, whatever Holm made of it."""
     leave(place, "holm", [row("x", 0.5, mean=0.1001)], 3e9, correction="holm")
-    leave(place, "rounds", [row("y", 0.0123, mean=0.1002)], 4e9, correction="holm", bias_adjusted={})
     p = {test.study: test.p for test, _ in studies_of(place).discoveries.q_values}
-    assert p["holm"] == pytest.approx(0.00983, abs=2e-5)
-    assert p["rounds"] == 0.0123
+    assert p["holm"] == pytest.approx(2 * t.sf(10.01, 2))
+
+
+def test_that_p_is_of_the_wider_interval_as_in_the_study(place: Store) -> None:
+    """Seeds alone have fewer degrees of freedom, and here the larger p, though documents add to the error."""
+    both = row("x", 0.5, mean=0.1, error=0.011)
+    both["difference"] |= {"degrees": 40.0, "documents": 30, "seeds_error": 0.01, "seeds_degrees": 2}
+    leave(place, "holm", [both], 3e9, correction="holm")
+    p = {test.study: test.p for test, _ in studies_of(place).discoveries.q_values}
+    assert p["holm"] == pytest.approx(2 * t.sf(0.1 / 0.01, 2))
+    assert p["holm"] > 2 * t.sf(0.1 / 0.011, 40)
+
+
+def test_a_study_in_rounds_enters_with_the_p_of_its_looks_without_its_share_for_the_arms(place: Store) -> None:
+    rows = [row("a", None), row("x", 0.0123, mean=0.1002), row("y", 1.0, mean=0.1003), row("z", 0.3, mean=0.1004)]
+    leave(place, "shared", rows, 3e9, correction="holm", bias_adjusted={})
+    leave(place, "alone", [row("x", 0.0124, mean=0.1005)], 4e9, bias_adjusted={})
+    found = [
+        (test.study, test.p) for test, _ in studies_of(place).discoveries.q_values if test.study in ("shared", "alone")
+    ]
+    assert found == [("shared", 0.0123 / 3), ("shared", 1.0), ("shared", pytest.approx(0.1)), ("alone", 0.0124)]
 
 
 def test_baselines_single_seeds_and_equal_arms_are_no_tests(place: Store) -> None:
@@ -84,7 +103,7 @@ def test_the_command_lists_the_oldest_first_and_says_what_it_cannot_read(place: 
     assert lines[1].split()[:4] == ["first", "What", "of", "first?"]
     assert "first it is." in lines[1]
     assert lines[2].startswith("second")
-    assert "Benjamini-Hochberg over all" in shown.output
+    assert "Benjamini-Hochberg over all; effects of factors are not counted" in shown.output
     assert "broken/comparison.json cannot be read" in "".join(lines)
     content = json.loads(CliRunner().invoke(app, ["studies", "--store", str(place.root), "--json"]).output)
     assert [entry["study"] for entry in content["studies"]] == ["first", "second"]

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+NOT_JUDGED = "not judged"
+"""In place of a verdict, of what is estimated and not tested."""
 VERDICTS: dict[str, tuple[str, bool]] = {
     "better": (BLUE, True),
     "worse": (VERMILLION, True),
@@ -37,6 +39,7 @@ VERDICTS: dict[str, tuple[str, bool]] = {
     "higher": (BLACK, True),
     "undecided": (GREY, False),
     "not enough seeds": (GREY, False),
+    NOT_JUDGED: (GREY, False),
 }
 """(colour, whether it is filled) of what the analysis says."""
 WIDE = 30
@@ -56,7 +59,7 @@ class Named:
     @property
     def marker(self) -> str:
         """Points to the side on which it was found to lie; round where nothing was found."""
-        if self.verdict in ("undecided", "not enough seeds"):
+        if self.verdict in ("undecided", "not enough seeds", NOT_JUDGED):
             return "o"
         return "s" if self.verdict not in VERDICTS else "v" if self.difference.mean < 0 else "^"
 

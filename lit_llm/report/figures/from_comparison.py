@@ -15,13 +15,24 @@ from lit_llm.analysis.front import better, front
 from lit_llm.analysis.paired import Difference
 from lit_llm.analysis.verdicts import stand_in
 from lit_llm.experiment.chain import validation_metric
-from lit_llm.report.figures.differences import Crossed, End, Ladder, Named, forest, heat_map, slopes, waterfall
+from lit_llm.report.figures.differences import (
+    NOT_JUDGED,
+    Crossed,
+    End,
+    Ladder,
+    Named,
+    forest,
+    heat_map,
+    slopes,
+    waterfall,
+)
 from lit_llm.report.figures.fronts import front_figure
 from lit_llm.report.figures.lines import Line, Panel, line_figure
 from lit_llm.report.figures.shown import MOST_LINES, Drawn, Shown, seeds_of
 
 MOST_ROWS, MOST_MAPS, MOST_LADDERS = 60, 6, 4
 """Rows of a forest, pairs of factors and ladders that are drawn: more could not be read."""
+UNADJUSTED = "not adjusted for the looks after each round of seeds"
 INTERVAL = "bars: 95% intervals of the paired differences over seeds"
 
 
@@ -55,29 +66,36 @@ def forests(study: Shown) -> Iterator[Drawn]:
             ),
         )
     effects = study.names.put_into(study.comparison.effects)
-    found = {group.group: _effect_rows(group.rows) for group in effects}
+    in_rounds = study.ablation.study.more_seeds is not None
+    found = {group.group: _effect_rows(group.rows, NOT_JUDGED if in_rounds else "undecided") for group in effects}
     if any(found.values()):
         shown = {name if len(found) > 1 else "": rows[:MOST_ROWS] for name, rows in found.items() if rows}
         seeds = seeds_of([len(group.seeds) for group in study.comparison.effects])
         alone = stand_in(study.comparison.correction)
+        bars = f"{_bars(study)}, {UNADJUSTED}" if in_rounds else _intervals(study)
+        markers = "" if in_rounds else f"; {_markers(study, sum(map(len, found.values())), alone)}"
         yield Drawn(
             "effects",
             f"Effects of the factors on {study.metric}: the mean over all arms at the second level less that at the "
-            f"first; interactions: half the difference of differences; {_intervals(study)}, {seeds} of "
-            f"which every arm has a value; {_markers(study, sum(map(len, found.values())), alone)}.",
+            f"first; interactions: half the difference of differences; {bars}, {seeds} of which every arm has a value"
+            f"{markers}.",
             forest("effects of the factors", shown, f"effect on {study.labelled(study.metric)}", "effect"),
         )
 
 
 def _intervals(study: Shown) -> str:
     """What the bars are intervals of, and for how many comparisons they hold."""
-    bars = INTERVAL
-    known = [row.difference for row in study.comparison.rows if row.difference and row.difference.low is not None]
-    if any(d.documents for d in known):
-        bars = "thin bars: 95% intervals of other seeds and documents, thick ones: of other seeds on the same documents"
+    bars = _bars(study)
     if study.ablation.study.more_seeds is not None:
         return f"{bars}, which hold for looking after each round of seeds"
     return f"{bars}, each alone" if study.comparison.correction == "none" else f"{bars}, which hold all at once"
+
+
+def _bars(study: Shown) -> str:
+    known = [row.difference for row in study.comparison.rows if row.difference and row.difference.low is not None]
+    if any(d.documents for d in known):
+        return "thin bars: 95% intervals of other seeds and documents, thick ones: of other seeds on the same documents"
+    return INTERVAL
 
 
 PROCEDURES: dict[Correction, str] = {"holm": "Holm", "fdr_bh": "Benjamini and Hochberg", "dunnett": "Dunnett"}
@@ -100,13 +118,14 @@ def _heading(study: Shown, arm: Arm, strata: Sequence[str]) -> str:
     return " × ".join(names.factor(name) for name, label in arm.levels.items() if levels.get(name, label) != label)
 
 
-def _effect_rows(rows: Sequence[Effect]) -> list[Named]:
+def _effect_rows(rows: Sequence[Effect], untold: str) -> list[Named]:
+    """untold: what stands for a verdict where there is none."""
     short = short_names(list(dict.fromkeys(name for row in rows for name in row.factors)))
     return [
         Named(
             " × ".join(short[name] for name in row.factors) + (f": {' → '.join(row.levels)}" if row.levels else ""),
             row.effect,
-            row.verdict or "undecided",
+            row.verdict or untold,
         )
         for row in rows
         if row.effect is not None
@@ -263,10 +282,11 @@ def turn(study: Shown) -> Iterator[Drawn]:
         both = [d for row in found.rows for d in (row.difference_before, row.difference_after) if d is not None]
         seeds = seeds_of([d.seeds for d in both])
         rank = found.rank_correlation
+        alone = "each alone" if study.ablation.study.more_seeds is None else f"each alone and {UNADJUSTED}"
         told = "" if rank is None else f" Rank correlation of the arms (Spearman): {rank:+.2f}."
         yield Drawn(
             "before_after",
-            f"Difference from the baseline in {found.metric}, before and after finetuning; {INTERVAL}, each alone, "
+            f"Difference from the baseline in {found.metric}, before and after finetuning; {INTERVAL}, {alone}, "
             f"{seeds}.{told}",
             slopes(
                 f"{found.metric} before and after finetuning",
