@@ -338,10 +338,27 @@ def test_a_searched_budget_is_refused_unless_it_is_bounded_or_allowed(
     message = found(searched(rest), "refused")["red", f"budget.{budget}"]
     assert message.startswith(f"searching {key} reaches ")
     assert sentence in message
-    bounded = searched(f"{rest}\nconstraints: ['{budget} <= 1e9', 'parameters <= 1e9', 'train_flops <= 1e15']")
-    assert not bounded.refused
-    assert f"within `{budget} <= 1e9`" in found(bounded, "note")["red", f"budget.{budget}"]
+    for loose in (f"{budget} >= 1", f"{budget} <= 1e9", "train_flops <= 1e30"):
+        assert ("red", f"budget.{budget}") in found(searched(f"{rest}\nconstraints: ['{loose}']"), "refused")
+    advised = message.partition("constraints: [")[2].partition("]")[0]
+    assert not searched(f"{rest}\nconstraints: ['{advised}']").refused
     assert not searched(f"{rest}\nallow: [{{key: budget, because: it is the question}}]").refused
+
+
+@pytest.mark.parametrize(("most", "times"), [(1.05, None), (1.5, "1.5 times"), (2.5, "2.5 times")])
+def test_the_last_value_that_a_constraint_permits_is_judged_not_the_end_of_the_range(
+    searched, most: float, times: str | None
+) -> None:
+    """From 12 steps, of which the file permits so many times as many, in a range up to 1200."""
+    rest = f"arms: {{red: {{}}}}\nspace: {{{STEPS}: {{int: [6, 1200]}}}}\nconstraints: ['{STEPS} <= {12 * most}']"
+    refused = found(searched(rest), "refused")
+    assert bool(refused) == (times is not None)
+    if times is not None:
+        assert f"reaches {times} the tokens" in refused["red", "budget.tokens"]
+
+
+def test_a_search_of_smaller_budgets_alone_lets_no_trial_win_by_them(searched) -> None:
+    assert not searched(f"arms: {{red: {{}}}}\nspace: {{{STEPS}: {{int: [6, 12]}}}}").refused
 
 
 def test_a_cost_that_is_a_goal_may_be_searched(searched) -> None:
