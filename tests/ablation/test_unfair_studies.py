@@ -15,8 +15,10 @@ from lit_llm.ablation.findings import Finding
 from lit_llm.ablation.no_effect import LOG_NORMALISER, ROUNDING
 from lit_llm.ablation.plan import Plan, plan
 from lit_llm.config.problems import InputError
+from lit_llm.data.prepare import prepare
 from lit_llm.experiment.cost import FIGURES
 from lit_llm.search.sweep import load_sweep
+from lit_llm.tracking.store import Store
 
 Write = Callable[..., Path]
 LR = "pretrain.training.optimizer.lr"
@@ -260,6 +262,27 @@ def test_a_metric_per_token_has_a_counterpart_per_byte_or_none(planned, metric: 
     evaluate = "evaluate={likelihood: {}, extrapolation: {lengths: [1]}}"
     refused = found(planned(rest, evaluate), "refused")
     assert next(message for (_, key), message in refused.items() if key == "compare.metric").endswith(instead)
+
+
+def test_a_tokenizer_of_equal_settings_trained_on_other_text_is_another_one(
+    write_study: Write, tmp_path: Path, store: Store
+) -> None:
+    """Until both are trained and hold the same tokens: 258 are the bytes and two special ones alone."""
+    data = "tokenizer: {kind: bpe, vocabulary: 258}, test_fraction: 0.3, corpus: {kind: text, files: [%s/*.txt]}"
+    arms = ", ".join(f"{name}: {{pretrain: {{data: {{{data % (tmp_path / name)}}}}}}}" for name in "ab")
+    allow = "[{key: pretrain.data.corpus, because: the text is the question}]"
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for number in range(99):
+            (tmp_path / name / f"{number}.txt").write_text(f"{name} {number} " * 20)
+    ablation = load_study(write_study("other", f"arms: {{{arms}}}\nallow: {allow}", allow_budgets=False))
+    refused = found(plan(ablation, built=False, store=store), "refused")
+    assert refused.keys() == {("b", "compare.metric")}
+    assert "of the same settings but trained on other text" in refused["b", "compare.metric"]
+    assert refused["b", "compare.metric"].endswith("/bits_per_byte`")
+    for arm in ablation.arms:
+        prepare(arm.experiment.pretrain.data, store.data)
+    assert not plan(ablation, built=False, store=store).refused
 
 
 # --- learning rates --------------------------------------------------------------------------------------------------
