@@ -13,23 +13,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-from lit_llm.config.fingerprint import fingerprint
 from lit_llm.data.corpora import Documents, Part
+from lit_llm.data.near_duplicate_identity import THRESHOLD
 from lit_llm.data.processes import over_parts
 from lit_llm.data.sources import blamed
 from lit_llm.data.splits import content_hash, normalised, split_of
 
 WORDS = 5
 """Words of a shingle. A shorter document has none: it is compared by its content hash alone."""
-THRESHOLD = 0.8
-"""Share of common shingles from which two documents count as near-duplicates."""
 _BANDS, _ROWS = 24, 5
-_FORMAT = 1
 _ALONE = 50_000_000  # bytes of text that are signed sooner than processes have started
 
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
@@ -111,12 +107,6 @@ class _Job:
     folder: Path
     validation_fraction: float
     test_fraction: float
-
-
-def identify_signatures(digests: list[str], validation: float, test: float) -> str:
-    """Identity of the signatures of all held-out documents of some texts."""
-    about = {"format": _FORMAT, "library": version("rensa"), "documents": sorted(set(digests))}
-    return fingerprint({**about, "held_out": [validation, test]})
 
 
 def write_signatures(

@@ -8,9 +8,10 @@ import random
 import numpy as np
 import pytest
 
-from lit_llm.data import corpora, near_duplicates, splits
+from lit_llm.data import corpora, near_duplicate_identity, near_duplicates, splits
 from lit_llm.data.config import DataConfig
-from lit_llm.data.near_duplicates import THRESHOLD, WORDS, signature
+from lit_llm.data.near_duplicate_identity import THRESHOLD
+from lit_llm.data.near_duplicates import WORDS, signature
 from lit_llm.data.prepare import prepare
 from lit_llm.data.sources import identify
 from lit_llm.data.splits import SPLITS, content_hash, split_of
@@ -129,6 +130,15 @@ def test_of_a_pair_the_held_out_document_stays_and_validation_before_test(tmp_pa
     assert sum(map(len, read(kept).values())) == sum(map(len, found.values())) + 3
     assert read(kept)["validation"] == found["validation"]
     assert identify(mixed(folder)).digest != identify(mixed(folder, near="keep")).digest
+
+
+@pytest.mark.parametrize(("name", "other"), [("FORMAT", -1), ("THRESHOLD", 0.9), ("version", lambda library: "0")])
+def test_what_is_left_out_by_another_rule_is_another_text(tmp_path, monkeypatch, name, other):
+    folder = write(tmp_path / "text", *unlike(3))
+    before = {near: identify(mixed(folder, near=near)) for near in ("drop", "keep")}
+    monkeypatch.setattr(near_duplicate_identity, name, other)
+    assert identify(mixed(folder)).digest != before["drop"].digest
+    assert identify(mixed(folder, near="keep")) == before["keep"]
 
 
 def test_parts_read_by_several_processes_leave_out_the_same(tmp_path, monkeypatch):
