@@ -49,14 +49,21 @@ CONTINUATION = tuple(
     f"{begin}{kind}" for begin in METRICS_OF_SPLIT.values() for kind in ("target_nll", "perplexity", "bits_per_byte")
 )
 """What a model says of the tokens that go on from a prefix, in several units."""
+EXAMPLES = tuple(
+    f"finetune.data.{key}"
+    for key in ("held_out", "test", "inputs", "targets", "task", "input_length", "target_length", "over_long")
+)
+"""Keys that decide which target tokens of the instruction data are scored; see `_measured_on` for the others."""
+SPLIT_FROM_EXAMPLES = tuple(f"finetune.data.{key}" for key in ("examples", "validation_fraction", "test_fraction"))
+"""Keys that decide it too where the split has no files of its own, but is a share of the examples."""
 _YARDSTICKS = {
     **dict.fromkeys(METRICS_OF_SPLIT.values(), YARDSTICK),
     **dict.fromkeys(
         (f"{FINETUNED}{begin}" for begin in METRICS_OF_SPLIT.values()),
-        (*YARDSTICK[:2], "finetune.data", "finetune.validation"),
+        (*YARDSTICK[:2], *EXAMPLES, "finetune.validation"),
     ),
-    EVALUATED: (*YARDSTICK[:6], "finetune.data", "evaluate"),
-    f"{FINETUNED}{EVALUATED}": (*YARDSTICK[:6], "finetune.data", "evaluate"),
+    EVALUATED: (*YARDSTICK[:6], *EXAMPLES, "evaluate"),
+    f"{FINETUNED}{EVALUATED}": (*YARDSTICK[:6], *EXAMPLES, "evaluate"),
 }
 """The same by the beginning of a metric's name."""
 
@@ -134,7 +141,7 @@ def _of_split(metric: str, name: str) -> str:
 def _audit_keys(ablation: Ablation, arm: Arm, baseline: Arm, changed: Mapping[str, list[Any]]) -> Iterator[Finding]:
     """Keys that differ and are no factor, and those that the metric is measured by."""
     metric = ablation.study.compare.metric
-    yardstick = next((keys for prefix, keys in _YARDSTICKS.items() if metric.startswith(prefix)), ())
+    yardstick = _measured_on(metric, arm, baseline)
     # Between an arm outside the grid, which has no level of a factor, and one inside, the factor excuses nothing.
     declared = arm.declared | baseline.declared if arm.levels and baseline.levels else frozenset()
     for key, (old, new) in changed.items():
@@ -152,6 +159,16 @@ def _audit_keys(ablation: Ablation, arm: Arm, baseline: Arm, changed: Mapping[st
         way = "`allow` it with its reason" if under(key, *declared) else "make it equal, a factor, or `allow` it"
         values = f": {old!r} in {baseline.name}, {new!r} here; {way}"
         yield ruled(ablation, "refused", arm, key, reason, values, by_name=measured or key in PRECISION)
+
+
+def _measured_on(metric: str, *arms: Arm) -> tuple[str, ...]:
+    """Sections and keys that decide which target tokens a metric of these arms is measured on."""
+    keys = next((keys for prefix, keys in _YARDSTICKS.items() if metric.startswith(prefix)), ())
+    files = "test" if metric.startswith(f"{FINETUNED}{METRICS_OF_SPLIT['test']}") else "held_out"
+    tuned = [arm.experiment.finetune.data for arm in arms if arm.experiment.finetune is not None]
+    if set(EXAMPLES) <= set(keys) and any(getattr(data, files) is None for data in tuned):
+        return (*keys, *SPLIT_FROM_EXAMPLES)
+    return keys
 
 
 def _audit_tokenizers(metric: str, arm: Arm, baseline: Arm, store: Store | None) -> Iterator[Finding]:
