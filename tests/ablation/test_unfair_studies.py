@@ -206,9 +206,21 @@ def test_rows_that_no_token_uses_are_named_and_refused_where_one_arm_alone_has_t
     assert alone["one", "model.vocabulary"].startswith("1806 of 2064 rows are never used")
     result = planned(f"{grid('model.vocabulary: [258, 2064]')}\nallow: [{{key: budget, because: we ask}}]")
     assert found(result, "refused")["baseline/vocabulary=2064", "model.vocabulary"].startswith(
-        "1806 rows beyond the tokenizer's ids, 0 in baseline"
+        "1806 rows beyond the ids of the tokenizer and the objective, 0 in baseline"
     )
     assert not planned(grid("model.vocabulary: [258, 264]")).refused
+
+
+def test_rows_that_an_objective_needs_are_not_beyond_its_ids(planned) -> None:
+    """Half of 128 bytes in spans of one are 64 sentinels: 322 ids, beside 258 of an arm without."""
+    spans = "{model: {vocabulary: %d}, pretrain: {objective: {kind: span_corruption, corruption: 0.5, mean_span: 1.0}}}"
+    rest = f"arms: {{prefix: {{}}, spans: {spans}}}\nallow: [{{key: budget, because: we ask}}]"
+    long = "pretrain.data.sequence_length=128"
+    assert ("spans", "model.vocabulary") not in found(planned(rest % 322, long), "refused")
+    refused = found(planned(rest % 400, long), "refused")
+    assert refused["spans", "model.vocabulary"].startswith(
+        "78 rows beyond the ids of the tokenizer and the objective, 0"
+    )
 
 
 # --- what the metric is measured on ----------------------------------------------------------------------------------
