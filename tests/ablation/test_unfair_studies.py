@@ -143,26 +143,66 @@ def test_a_finetuning_of_another_length_is_refused(write_study: Write) -> None:
 # --- studies of scaling ----------------------------------------------------------------------------------------------
 
 
-SIZES = "{model: {d_model: 32, feed_forward: {d_ff: 64}}}"
+def sizes(*widths: int) -> str:
+    return grid(f"model.d_model: [{', '.join(map(str, widths))}]")
 
 
-@pytest.mark.parametrize("x", ["train_flops", "parameters"])
-def test_sizes_of_a_study_of_scaling_are_no_unequal_budget(planned, x: str) -> None:
-    arms = f"arms: {{small: {{}}, large: {SIZES}}}"
-    result = planned(f"{arms}\ncompare: {{scaling: {{x: {x}}}}}", "model.attention.head_dim=8")
+@pytest.mark.parametrize(
+    ("law", "needed"),
+    [
+        ("scaling: {x: train_flops}", 3),
+        ("scaling: {x: parameters}", 3),
+        ("scaling: {x: parameters, irreducible: false}", 2),
+        ("gate: {}", 2),
+        ("gate: {irreducible: true}", 3),
+    ],
+)
+def test_sizes_on_which_a_law_stands_are_no_unequal_budget(planned, law: str, needed: int) -> None:
+    """A law has two numbers, and three with E: as many sizes are needed to fit it."""
+    widths, head = (16, 32, 64), "model.attention.head_dim=8"
+    result = planned(f"{sizes(*widths[:needed])}\ncompare: {{{law}}}", head)
     assert not result.refused
-    (said,) = (text for text in found(result, "note").values() if "the study compares across" in text)
-    assert f"{ratio(result, 'parameters'):.1f} times the parameters" in said
+    said = [text for text in found(result, "note").values() if "the study compares across" in text]
+    assert len(said) == needed - 1
+    assert f"{ratio(result, 'parameters'):.1f} times the parameters" in said[0]
+    if needed == 3:
+        lacking = planned(f"{sizes(16, 32)}\ncompare: {{{law}}}", head)
+        assert {key for _, key in found(lacking, "refused")} >= {"budget.parameters"}
+
+
+def test_a_batch_size_is_no_series_of_sizes(planned) -> None:
+    """One group and two sizes, on which no law with E stands."""
+    rest = f"{grid('pretrain.data.batch_size: [8, 64]')}\ncompare: {{scaling: {{x: train_flops}}}}"
+    message = found(planned(rest), "refused")["baseline/batch_size=64", "budget.tokens"]
+    assert message.startswith("8.0 times the tokens")
+    assert message.endswith("`compare.scaling` excuses it where a group has 3 sizes or more")
+
+
+def test_a_group_of_too_few_sizes_is_excused_by_no_law_of_another(planned) -> None:
+    """A gate measures single sizes against the law of the baseline's; scaling laws are one for each group."""
+    arms = ", ".join(f"d{width}: {{model: {{d_model: {width}}}}}" for width in (16, 32, 64))
+    arms = f"arms: {{{arms}, dec: {{extends: decllm-tiny, model: {{d_model: 128, attention: {{heads: 2}}}}}}}}"
+    rest = f"{arms}\nallow: [{{key: pretrain.objective, because: we ask}}]\ncompare: "
+    scaling = found(planned(f"{rest}{{scaling: {{by: family}}}}", "model.attention.head_dim=8"), "refused")
+    assert {arm for arm, key in scaling if key == "budget.parameters"} == {"dec"}
+    gate = found(planned(f"{rest}{{gate: {{by: family}}}}", "model.attention.head_dim=8"), "refused")
+    assert not {arm for arm, key in gate if key.startswith("budget")}
+
+
+@pytest.mark.parametrize("law", ["scaling", "gate"])
+def test_a_length_of_training_is_a_size_of_its_own(planned, law: str) -> None:
+    result = planned(f"{grid(f'{STEPS}: [12, 120, 1200]')}\ncompare: {{{law}: {{}}}}")
+    assert not result.refused
 
 
 def test_at_one_size_a_study_of_scaling_over_parameters_compares_equal_tokens(planned) -> None:
-    """Two groups at two sizes, one with three times the steps: refused at each size, against the other of that size."""
+    """Two groups at three sizes, one with three times the steps: refused at each, against the other of that size."""
     named = "arms: {a: {}, b: {model: {attention: {output_norm: none}}, pretrain: {training: {max_steps: 36}}}}"
-    rest = f"{named}\n{grid('model.d_model: [16, 32]')}\nallow: [{{key: {STEPS}, because: longer}}]"
+    rest = f"{named}\n{sizes(16, 32, 64)}\nallow: [{{key: {STEPS}, because: longer}}]"
     scaling = "compare: {baseline: a, scaling: {x: %s, by: arm}}"
     head = "model.attention.head_dim=8"
     refused = found(planned(f"{rest}\n{scaling % 'parameters'}", head), "refused")
-    assert refused.keys() == {("b", "budget.tokens"), ("b/d_model=32", "budget.tokens")}
+    assert refused.keys() == {("b" + level, "budget.tokens") for level in ("", "/d_model=32", "/d_model=64")}
     assert refused["b", "budget.tokens"].startswith("3.0 times the tokens (loss tokens and training FLOPs alike) of a,")
     assert " of a/d_model=32, of as many parameters" in refused["b/d_model=32", "budget.tokens"]
     assert not planned(f"{rest}\n{scaling % 'train_flops'}", head).refused
