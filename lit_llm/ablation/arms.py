@@ -75,17 +75,9 @@ class SearchedKeys:
     ranges: Mapping[str, str]
     """{key: its values as the file has them}; several where parameters under other conditions set one key."""
     ends: tuple[tuple[str, Experiment], ...] = ()
-    """(key, experiment) at both ends of each parameter; empty where nothing is trained."""
-    bounds: Mapping[str, str] = field(default_factory=dict)
-    """{figure or key: the constraint of the sweep that speaks of it}."""
+    """(key, experiment) at both ends of each parameter, within the constraints; empty where nothing is trained."""
     traded: bool = False
     """Whether a cost is one of several goals, so that the answer is a front and not a winner."""
-
-    def bound(self, figure: str, keys: Sequence[str]) -> str | None:
-        """The constraint that bounds a figure, or one of the keys that move it."""
-        compute = ("tokens", "loss_tokens", "train_flops")  # which bound each other
-        names = (figure, *(compute if figure in compute else ()), *keys)
-        return next((self.bounds[name] for name in names if name in self.bounds), None)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lit_llm.ablation.arms import Ablation, Arm
 from lit_llm.ablation.budgets import audit_budgets, is_outside, times, unused_rules
@@ -17,14 +17,18 @@ from lit_llm.ablation.tuning import one_learning_rate, unequal_searches
 from lit_llm.analysis.front import better
 from lit_llm.config.problems import some
 from lit_llm.config.tree import under
-from lit_llm.data.config import identity_of
 from lit_llm.evaluation.config import METRICS_OF_SPLIT, YARDSTICKS, yardstick_of
 from lit_llm.experiment.chain import EVALUATED, FINETUNED, final_metric, validation_metric
 from lit_llm.experiment.config import Checkpoint
 from lit_llm.experiment.cost import Cost, cost_of
+from lit_llm.experiment.identity import identity_of_data
+from lit_llm.experiment.leaks import same_tokenizer
 from lit_llm.models.adapt import Adaptation, altered
 from lit_llm.models.resolve import resolve_model
 from lit_llm.objectives.config import continues
+
+if TYPE_CHECKING:
+    from lit_llm.tracking.store import Store
 
 YARDSTICK = (
     "pretrain.data.corpus",
@@ -45,14 +49,21 @@ CONTINUATION = tuple(
     f"{begin}{kind}" for begin in METRICS_OF_SPLIT.values() for kind in ("target_nll", "perplexity", "bits_per_byte")
 )
 """What a model says of the tokens that go on from a prefix, in several units."""
+EXAMPLES = tuple(
+    f"finetune.data.{key}"
+    for key in ("held_out", "test", "inputs", "targets", "task", "input_length", "target_length", "over_long")
+)
+"""Keys that decide which target tokens of the instruction data are scored; see `_measured_on` for the others."""
+SPLIT_FROM_EXAMPLES = tuple(f"finetune.data.{key}" for key in ("examples", "validation_fraction", "test_fraction"))
+"""Keys that decide it too where the split has no files of its own, but is a share of the examples."""
 _YARDSTICKS = {
     **dict.fromkeys(METRICS_OF_SPLIT.values(), YARDSTICK),
     **dict.fromkeys(
         (f"{FINETUNED}{begin}" for begin in METRICS_OF_SPLIT.values()),
-        (*YARDSTICK[:2], "finetune.data", "finetune.validation"),
+        (*YARDSTICK[:2], *EXAMPLES, "finetune.validation"),
     ),
-    EVALUATED: (*YARDSTICK[:6], "finetune.data", "evaluate"),
-    f"{FINETUNED}{EVALUATED}": (*YARDSTICK[:6], "finetune.data", "evaluate"),
+    EVALUATED: (*YARDSTICK[:6], *EXAMPLES, "evaluate"),
+    f"{FINETUNED}{EVALUATED}": (*YARDSTICK[:6], *EXAMPLES, "evaluate"),
 }
 """The same by the beginning of a metric's name."""
 
@@ -65,16 +76,17 @@ def audit(
     tell: Callable[[str], None] = lambda _: None,
     built: bool = True,
     costs: Mapping[str, Cost] | None = None,
+    store: Store | None = None,
 ) -> list[Finding]:
     """Every finding of every arm.
 
     built: compare what fair arms compute, too; see `probe`, which tells what it does where that takes a while.
-    costs: of every arm by its name, where they are computed already.
+    costs: of every arm by its name, where they are computed already. store: where tokenizers may be trained already.
     """
     if costs is None:
         costs = {arm.name: cost_of(arm.experiment) for arm in ablation.arms}
     found = [*one_learning_rate(ablation), *unequal_searches(ablation, costs)]
-    found += [finding for arm in ablation.arms for finding in _audit_arm(ablation, arm, costs)]
+    found += [finding for arm in ablation.arms for finding in _audit_arm(ablation, arm, costs, store)]
     found += no_effect(ablation)
     if not built or any(finding.kind == "refused" for finding in found):
         return found
@@ -84,7 +96,7 @@ def audit(
     return found
 
 
-def _audit_arm(ablation: Ablation, arm: Arm, costs: Mapping[str, Cost]) -> Iterator[Finding]:
+def _audit_arm(ablation: Ablation, arm: Arm, costs: Mapping[str, Cost], store: Store | None) -> Iterator[Finding]:
     if arm.experiment.pretrain.masks.documents == "separate":
         message = "FLOPs are an upper bound: they are counted as if each window were of one document"
         yield Finding("note", arm.name, "pretrain.masks.documents", message)
@@ -98,7 +110,7 @@ def _audit_arm(ablation: Ablation, arm: Arm, costs: Mapping[str, Cost]) -> Itera
     changed = differs(arm, baseline)
     yield from _audit_match(ablation, arm)
     yield from _audit_keys(ablation, arm, baseline, changed)
-    yield from _audit_tokenizers(ablation.study.compare.metric, arm, baseline)
+    yield from _audit_tokenizers(ablation.study.compare.metric, arm, baseline, store)
     yield from audit_budgets(ablation, arm, costs)
     yield from unequal_rows(ablation, arm, baseline)
     yield from confounds(ablation, arm, baseline)
@@ -129,7 +141,7 @@ def _of_split(metric: str, name: str) -> str:
 def _audit_keys(ablation: Ablation, arm: Arm, baseline: Arm, changed: Mapping[str, list[Any]]) -> Iterator[Finding]:
     """Keys that differ and are no factor, and those that the metric is measured by."""
     metric = ablation.study.compare.metric
-    yardstick = next((keys for prefix, keys in _YARDSTICKS.items() if metric.startswith(prefix)), ())
+    yardstick = _measured_on(metric, arm, baseline)
     # Between an arm outside the grid, which has no level of a factor, and one inside, the factor excuses nothing.
     declared = arm.declared | baseline.declared if arm.levels and baseline.levels else frozenset()
     for key, (old, new) in changed.items():
@@ -149,14 +161,23 @@ def _audit_keys(ablation: Ablation, arm: Arm, baseline: Arm, changed: Mapping[st
         yield ruled(ablation, "refused", arm, key, reason, values, by_name=measured or key in PRECISION)
 
 
-def _audit_tokenizers(metric: str, arm: Arm, baseline: Arm) -> Iterator[Finding]:
+def _measured_on(metric: str, *arms: Arm) -> tuple[str, ...]:
+    """Sections and keys that decide which target tokens a metric of these arms is measured on."""
+    keys = next((keys for prefix, keys in _YARDSTICKS.items() if metric.startswith(prefix)), ())
+    files = "test" if metric.startswith(f"{FINETUNED}{METRICS_OF_SPLIT['test']}") else "held_out"
+    tuned = [arm.experiment.finetune.data for arm in arms if arm.experiment.finetune is not None]
+    if set(EXAMPLES) <= set(keys) and any(getattr(data, files) is None for data in tuned):
+        return (*keys, *SPLIT_FROM_EXAMPLES)
+    return keys
+
+
+def _audit_tokenizers(metric: str, arm: Arm, baseline: Arm, store: Store | None) -> Iterator[Finding]:
     """Losses per token do not compare where the tokens are others."""
-    if better(metric) != "lower" or BITS_PER_BYTE in metric:
+    if better(metric) != "lower" or BITS_PER_BYTE in metric or _same_tokens(arm, baseline, store):
         return
     here, there = (each.experiment.pretrain.data.tokenizer for each in (arm, baseline))
-    if here == there or identity_of(here) == identity_of(there):
-        return
-    message = f"{metric} is counted per token, and {baseline.name} has another tokenizer; "
+    trained = ", of the same settings but trained on other text" if here == there else ""
+    message = f"{metric} is counted per token, and {baseline.name} has another tokenizer{trained}; "
     before, _, evaluation = metric.partition(EVALUATED)
     if evaluation.startswith("extrapolation/") or MASKED_NLL in metric:
         message += "it has no form in bits per byte, so make the tokenizers equal"
@@ -165,6 +186,14 @@ def _audit_tokenizers(metric: str, arm: Arm, baseline: Arm) -> Iterator[Finding]
         stage = before if evaluation else FINETUNED * metric.startswith(FINETUNED)
         message += f"compare `metric: {stage}{part}{BITS_PER_BYTE}`"
     yield Finding("refused", arm.name, "compare.metric", message)
+
+
+def _same_tokens(arm: Arm, baseline: Arm, store: Store | None) -> bool:
+    """Whether two arms have the same tokens, as far as is known: what tokenizers are trained on, then their files."""
+    one, other = arm.experiment, baseline.experiment
+    if one.pretrain.data == other.pretrain.data or identity_of_data(one).tokenizer == identity_of_data(other).tokenizer:
+        return True
+    return store is not None and same_tokenizer(one, other, store) is True
 
 
 def _audit_objectives(ablation: Ablation, arm: Arm, baseline: Arm, costs: Mapping[str, Cost]) -> Iterator[Finding]:

@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import log
+from typing import Literal
 
 from lit_llm.ablation.arms import Ablation, Arm
 from lit_llm.ablation.config import ScalingLaw
 from lit_llm.ablation.findings import Finding, differs, ruled
+from lit_llm.analysis.group_fit import different, numbers_of
 from lit_llm.config.tree import under
 from lit_llm.experiment.cost import FIGURES, GENERATE, PROMPT, Cost
 
@@ -116,8 +118,8 @@ def audit_budgets(ablation: Ablation, arm: Arm, costs: Mapping[str, Cost]) -> It
     """
     baseline = ablation.arm(arm.baseline)
     cost = costs[arm.name]
-    scaling = ablation.study.compare.scaling
-    if scaling is not None and (partner := _at_the_same_size(ablation, scaling, arm, costs)):
+    scaling, across = ablation.study.compare.scaling, _across(ablation, arm, costs)
+    if scaling is not None and across == scaling.x and (partner := _at_the_same_size(ablation, scaling, arm, costs)):
         for excess in excesses(cost, costs[partner.name]):
             if excess.budgets[0].blocks and not _follows_from_the_objective(excess, arm, partner):
                 yield _stop(ablation, arm, excess, f"{partner.name}, of as many {_words(scaling.x)}")
@@ -126,29 +128,43 @@ def audit_budgets(ablation: Ablation, arm: Arm, costs: Mapping[str, Cost]) -> It
     for excess in excesses(cost, costs[baseline.name]):
         if _follows_from_the_objective(excess, arm, baseline):
             continue  # which the audit of the objective says
-        if (why := _noted_only(ablation, excess)) is not None:
+        if (why := _noted_only(ablation, excess, across)) is not None:
             notes.setdefault(why, []).append(excess)
         else:
-            yield _stop(ablation, arm, excess, named)
+            yield _stop(ablation, arm, excess, named, _sizes_lacking(ablation))
     for why, noted in notes.items():
         *parts, last = (excess.sentence("") for excess in noted)
         message = f"{', '.join(parts)} and {last}" if parts else last
         yield Finding("note", arm.name, noted[0].budgets[0].key, f"{message} of {named}{why}")
-    yield from _floors(ablation, arm, baseline)
+    yield from _floors(ablation, arm, baseline, across is not None)
 
 
-def _stop(ablation: Ablation, arm: Arm, excess: Excess, baseline: str) -> Finding:
+def _sizes_lacking(ablation: Ablation) -> str:
+    """How many sizes a study across sizes needs, for the advice where it has fewer; else nothing."""
+    compare = ablation.study.compare
+    asked = [(name, law) for name in ("scaling", "gate") if (law := getattr(compare, name)) is not None]
+    needs = [
+        f"`compare.{name}` excuses it where a group has {numbers_of(law.irreducible)} sizes or more"
+        for name, law in asked
+    ]
+    return "".join(f"; {need}" for need in needs)
+
+
+def _stop(ablation: Ablation, arm: Arm, excess: Excess, baseline: str, besides: str = "") -> Finding:
     budget = excess.budgets[0]
     by, way = ablation.study.match.by, "; make it equal"
     if budget.name in (*COMPUTE, "parameters") and by != budget.name and not ablation.searches:
         instead = f" instead of by {by}" if by != "none" else ""
         way = f"; `match: {{by: {budget.name}}}`{instead}"
-    advice = f"{way}, or `allow: [{{key: {budget.key}, because: ...}}]`"
+    advice = f"{way}, or `allow: [{{key: {budget.key}, because: ...}}]`{besides}"
     return ruled(ablation, "refused", arm, budget.key, excess.sentence(baseline), advice)
 
 
-def _noted_only(ablation: Ablation, excess: Excess) -> str | None:
-    """How a sentence about a budget that does not block ends, None of one that does."""
+def _noted_only(ablation: Ablation, excess: Excess, across: str | None) -> str | None:
+    """How a sentence about a budget that does not block ends, None of one that does.
+
+    across: as `_across` says.
+    """
     study, budget = ablation.study, excess.budgets[0]
     if not budget.blocks:
         return ""
@@ -156,8 +172,8 @@ def _noted_only(ablation: Ablation, excess: Excess) -> str | None:
         return ": a cost is a goal of the sweep"
     if study.compare.metric.startswith("throughput/"):
         return ": speed is compared, not what is learned"
-    if study.compare.scaling is not None:
-        return f": the study compares across {_words(study.compare.scaling.x)}"
+    if across is not None:
+        return f": the study compares across {_words(across)}"
     if study.match.by in COMPUTE and budget.name in COMPUTE and 1 / LARGEST <= excess.ratio <= LARGEST:
         return f": {_words(study.match.by)} are matched"
     return None
@@ -174,6 +190,30 @@ def _words(name: str) -> str:
     return next(budget.words for budget in BUDGETS if budget.name == name)
 
 
+def _across(ablation: Ablation, arm: Arm, costs: Mapping[str, Cost]) -> str | None:
+    """The figure by whose power laws an arm is compared, whatever its size; None where no law will stand.
+
+    `compare.scaling` fits a law to each group, `compare.gate` one to the baseline's group alone.
+    """
+    compare, root = ablation.study.compare, ablation.root(arm)
+    if (law := compare.scaling) is not None:
+        groups = {_group(law.by, each) for each in (arm, root)}
+        if all(_stands(ablation, costs, law.x, law.by, group, law.irreducible) for group in groups):
+            return law.x
+    gate = compare.gate
+    if gate and _stands(ablation, costs, "train_flops", gate.by, _group(gate.by, root), gate.irreducible):
+        return "train_flops"
+    return None
+
+
+def _stands(
+    ablation: Ablation, costs: Mapping[str, Cost], x: str, by: Literal["arm", "family"], group: str, irreducible: bool
+) -> bool:
+    """Whether a group has as many sizes as a power law has numbers to fit."""
+    sizes = [FIGURES[x](costs[arm.name]) for arm in ablation.arms if _group(by, arm) == group]
+    return different([log(size) for size in sizes]) >= numbers_of(irreducible)
+
+
 def _at_the_same_size(ablation: Ablation, scaling: ScalingLaw, arm: Arm, costs: Mapping[str, Cost]) -> Arm | None:
     """The arm of the baseline's family that stands beside this one in a study of scaling, where one does.
 
@@ -181,13 +221,14 @@ def _at_the_same_size(ablation: Ablation, scaling: ScalingLaw, arm: Arm, costs: 
     parameters, and there an arm with more tokens would be unfair; likewise those over tokens.
     """
     root = ablation.root(arm)
-    if scaling.x not in ("parameters", "tokens") or _group(scaling, arm) == _group(scaling, root):
+    if scaling.x not in ("parameters", "tokens") or _group(scaling.by, arm) == _group(scaling.by, root):
         return None
     size, here = FIGURES[scaling.x], costs[arm.name]
     beside = [
         other
         for other in ablation.arms
-        if _group(scaling, other) == _group(scaling, root) and not is_outside(size(here) / size(costs[other.name]))
+        if _group(scaling.by, other) == _group(scaling.by, root)
+        and not is_outside(size(here) / size(costs[other.name]))
     ]
 
     def distance(other: Arm) -> float:
@@ -197,17 +238,17 @@ def _at_the_same_size(ablation: Ablation, scaling: ScalingLaw, arm: Arm, costs: 
     return min(beside, key=distance, default=None)
 
 
-def _group(scaling: ScalingLaw, arm: Arm) -> str:
-    return arm.group if scaling.by == "arm" else arm.experiment.model.family
+def _group(by: Literal["arm", "family"], arm: Arm) -> str:
+    return arm.group if by == "arm" else arm.experiment.model.family
 
 
-def _floors(ablation: Ablation, arm: Arm, baseline: Arm) -> Iterator[Finding]:
+def _floors(ablation: Ablation, arm: Arm, baseline: Arm, across_sizes: bool) -> Iterator[Finding]:
     """Trainings too short to be one, whatever budget they were made equal in."""
     steps, wanted = (each.experiment.pretrain.training.max_steps for each in (arm, baseline))
     way = "match by something else, change the batch size, or `allow: [{key: %s, because: ...}]`"
     share = steps / wanted
     before, after = arm.derived.get(STEPS, (steps, steps))
-    if not SHARE_OF_STEPS <= share <= 1 / SHARE_OF_STEPS and ablation.study.compare.scaling is None:
+    if not SHARE_OF_STEPS <= share <= 1 / SHARE_OF_STEPS and not across_sizes:
         reason = f"takes {steps} steps, {times(share)} the {wanted} of {baseline.name}"
         yield ruled(ablation, "refused", arm, f"{BUDGET}.steps", reason, "; " + way % f"{BUDGET}.steps")
     elif after < FEWEST_STEPS <= before:

@@ -50,13 +50,13 @@ def unused_rows(arm: Arm) -> Iterator[Finding]:
 
 def unequal_rows(ablation: Ablation, arm: Arm, baseline: Arm) -> Iterator[Finding]:
     """Refuse rows that one of two arms alone has and never uses: they cost it probability, parameters and FLOPs."""
-    pair = [(each.experiment.model.vocabulary, each.experiment.pretrain.data.tokenizer) for each in (arm, baseline)]
-    more, less = (rows - _ids(tokenizer) for rows, tokenizer in pair)
+    pair = [_vocabulary(each) for each in (arm, baseline)]
+    more, less = (unused for _, unused in pair)
     if abs(more - less) > UNEQUAL * min(rows for rows, _ in pair):
-        reason = f"{more} rows beyond the tokenizer's ids, {less} in {baseline.name}: each costs softmax and parameters"
-        yield ruled(
-            ablation, "refused", arm, VOCABULARY, reason, "; give both what their tokenizers need, or `allow` it"
-        )
+        reason = f"{more} rows beyond the ids of the tokenizer and the objective, {less} in {baseline.name}: "
+        reason += "each costs softmax and parameters"
+        advice = "; give both what their tokenizers and objectives need, or `allow` it"
+        yield ruled(ablation, "refused", arm, VOCABULARY, reason, advice)
 
 
 def _vocabulary(arm: Arm) -> tuple[int, int]:

@@ -62,6 +62,7 @@ BY_NAME = (
     "pretrain.data.tokenizer",
     "finetune.data.examples",
     "finetune.data.held_out",
+    "finetune.data.test",
 )
 """Sections that stand for one thing each: of what the primary metric is measured on, a rule may name them whole."""
 

@@ -136,7 +136,7 @@ def plan(
     if store is not None:
         check_held_out(ablation, store)
     texts = text_findings(ablation, store) if store is not None else ()
-    return Plan(ablation, arms, (*audit(ablation, tell, built, costs), *texts), prompt, generate)
+    return Plan(ablation, arms, (*audit(ablation, tell, built, costs, store), *texts), prompt, generate)
 
 
 def remembered(planned: Plan, file: Path) -> Plan:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from lit_llm.ablation.arms import Ablation, Arm, SearchedKeys
-from lit_llm.ablation.budgets import Excess, excesses
+from lit_llm.ablation.budgets import TOLERANCE, Excess, excesses
 from lit_llm.ablation.findings import INTERVENTION, Finding, ruled
 from lit_llm.config.problems import some
 from lit_llm.config.tree import leaves, under
@@ -65,13 +65,13 @@ def _searched_alone(ablation: Ablation, arm: Arm, searched: SearchedKeys) -> Ite
 
 
 def _searched_budgets(ablation: Ablation, arm: Arm, searched: SearchedKeys, cost: Cost) -> Iterator[Finding]:
-    """Budgets that a searched key moves: the best trial may be the one that was given most."""
+    """Budgets that a searched key raises: the best trial may be the one that was given most. Less is no way to win."""
     moved: dict[str, tuple[Excess, list[str]]] = {}
     for key, experiment in searched.ends:
         for excess in excesses(cost_of(experiment), cost):
             budget = excess.budgets[0]
             learned = budget.name == "loss_tokens" and under(key, "pretrain.objective")  # what is asked for there
-            if budget.blocks and not learned:
+            if budget.blocks and not learned and excess.ratio > 1:
                 largest, keys = moved.setdefault(budget.name, (excess, []))
                 keys.append(key)
                 moved[budget.name] = (max(largest, excess, key=lambda each: each.ratio), keys)
@@ -80,9 +80,10 @@ def _searched_budgets(ablation: Ablation, arm: Arm, searched: SearchedKeys, cost
         reason = f"searching {some(names)} reaches {excess.sentence(f'the setting of {arm.name} in the file')}"
         if searched.traded:
             yield Finding("note", arm.name, budget.key, f"{reason}: a cost is a goal beside the metric")
-        elif bound := searched.bound(budget.name, names):
-            yield Finding("note", arm.name, budget.key, f"{reason}, within `{bound}`")
         else:
-            advice = f": a trial may win by its budget; bound it (`constraints: [{budget.name} <= ...]`), hold it, or "
+            most = f"{0.999 * (1 + TOLERANCE) * budget.of(cost):.4g}"  # rounded, still within it
+            advice = (
+                f": a trial may win by its budget; bound it (`constraints: [{budget.name} <= {most}]`), hold it, or "
+            )
             advice += f"`allow: [{{key: {budget.key}, because: ...}}]`"
             yield ruled(ablation, "refused", arm, budget.key, reason, advice)

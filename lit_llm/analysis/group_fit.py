@@ -62,8 +62,8 @@ def fit_sizes(sizes: Sequence[Size], x: Scale, irreducible: bool, draws: int, ra
     import numpy as np
 
     log_x, means = np.array([size.logs[x] for size in sizes]), means_of(sizes)
-    numbers = 3 if irreducible else 2
-    if _different(log_x) < numbers:
+    numbers = numbers_of(irreducible)
+    if different(log_x) < numbers:
         raise ValueError(f"a power law {'with E ' if irreducible else ''}needs {numbers} different x or more")
     law, residuals = _fitted(log_x, means, np.ones(len(sizes)), irreducible)
     weights = size_weights(sizes, residuals, numbers)
@@ -86,7 +86,12 @@ def _fitted(log_x: Any, means: Any, weights: Any, irreducible: bool) -> tuple[La
     return law, means - law.log_loss(log_x)[0]
 
 
-def _different(log_x: Any) -> int:
+def numbers_of(irreducible: bool) -> int:
+    """Numbers of a power law that are fitted: A and a, and E where it has one."""
+    return 3 if irreducible else 2
+
+
+def different(log_x: Any) -> int:
     """How many x differ by more than the factor that still counts as the same budget."""
     count, last = 0, -math.inf
     for value in sorted(log_x):

@@ -10,26 +10,23 @@ Only the held-out documents are kept, about 0.7 kB each; all others are compared
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-from lit_llm.config.fingerprint import fingerprint
 from lit_llm.data.corpora import Documents, Part
-from lit_llm.data.processes import over_parts
+from lit_llm.data.near_duplicate_identity import THRESHOLD
+from lit_llm.data.processes import SIGNING, over_parts
 from lit_llm.data.sources import blamed
 from lit_llm.data.splits import content_hash, normalised, split_of
 
 WORDS = 5
 """Words of a shingle. A shorter document has none: it is compared by its content hash alone."""
-THRESHOLD = 0.8
-"""Share of common shingles from which two documents count as near-duplicates."""
 _BANDS, _ROWS = 24, 5
-_FORMAT = 1
 _ALONE = 50_000_000  # bytes of text that are signed sooner than processes have started
 
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
@@ -113,12 +110,6 @@ class _Job:
     test_fraction: float
 
 
-def identify_signatures(digests: list[str], validation: float, test: float) -> str:
-    """Identity of the signatures of all held-out documents of some texts."""
-    about = {"format": _FORMAT, "library": version("rensa"), "documents": sorted(set(digests))}
-    return fingerprint({**about, "held_out": [validation, test]})
-
-
 def write_signatures(
     folder: Path,
     documents: Mapping[str, Documents],
@@ -131,7 +122,7 @@ def write_signatures(
         with blamed(name):
             parts = found.parts()
             alone = found.size < _ALONE
-            over_parts(_sign, _Job(folder, *fractions), parts, range(len(parts)), progress, alone)
+            over_parts(_sign, _Job(folder, *fractions), parts, range(len(parts)), progress, alone, SIGNING)
         for number in range(len(parts)):
             with np.load(_file(folder, number)) as part:
                 signatures.append(part["signatures"])
@@ -158,9 +149,12 @@ def _sign(job: _Job, number: int, part: Part) -> int:
         if split != "train" and (found := signature(text)) is not None:
             signatures.append(found)
             validation.append(split == "validation")
+    # Another process may be at the same part still: one whose coordinator was killed just now.
+    written = job.folder / f".{number:05}.{os.getpid()}.npz"
     np.savez(
-        _file(job.folder, number),
+        written,
         signatures=np.array(signatures, dtype=np.uint32).reshape(-1, _BANDS * _ROWS),
         validation=np.array(validation, dtype=bool),
     )
+    written.rename(_file(job.folder, number))
     return number

@@ -24,7 +24,8 @@ from lit_llm.config.fingerprint import fingerprint
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.data.config import DataConfig, SingleCorpus
 from lit_llm.data.corpora import Documents
-from lit_llm.data.near_duplicates import identify_signatures, write_signatures
+from lit_llm.data.near_duplicate_identity import identify_signatures
+from lit_llm.data.near_duplicates import write_signatures
 from lit_llm.data.processes import leave_if_imported
 from lit_llm.data.shards import Job, Shards, contents_of, token_type, write_shards
 from lit_llm.data.sources import (

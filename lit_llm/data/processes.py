@@ -22,6 +22,10 @@ Work = Callable[[Any, int, Part], int]
 """Called with (what is the same for all parts, number of a part, the part); returns the number. Picklable."""
 
 
+TOKENISING, SIGNING = "tokenising", "signing held-out documents"
+"""What `over_parts` is used for. Of the first, finished parts are kept; the second is done anew."""
+
+
 def over_parts(
     work: Work,
     job: Any,
@@ -29,11 +33,12 @@ def over_parts(
     todo: Sequence[int],
     progress: Callable[[int, int], None],
     alone: bool = False,
+    doing: str = TOKENISING,
 ) -> None:
     """Call `work` for the parts with these numbers, in a process for each core where there are several parts.
 
-    progress: called with (bytes done, bytes in all). alone: start no process, for work that is done sooner. Raises
-    InputError for a document that cannot be read.
+    progress: called with (bytes done, bytes in all). alone: start no process, for work that is done sooner. doing: for
+    messages. Raises InputError for a document that cannot be read.
     """
     total = sum(part.size for part in parts)
     done = total - sum(parts[number].size for number in todo)
@@ -42,7 +47,7 @@ def over_parts(
     with ExitStack() as stack:
         numbers: Iterable[int]
         if processes > 1:
-            numbers = stack.enter_context(_in_processes(processes, work, job, parts, todo))
+            numbers = stack.enter_context(_in_processes(processes, work, job, parts, todo, doing))
         else:  # processes of their own would take longer to start
             numbers = (work(job, number, parts[number]) for number in todo)
         for number in numbers:
@@ -52,7 +57,7 @@ def over_parts(
 
 @contextmanager
 def _in_processes(
-    count: int, work: Work, job: Any, parts: Sequence[Part], todo: Sequence[int]
+    count: int, work: Work, job: Any, parts: Sequence[Part], todo: Sequence[int], doing: str
 ) -> Iterator[Iterator[int]]:
     """The numbers of the parts, each when it is finished.
 
@@ -69,11 +74,15 @@ def _in_processes(
         yield (future.result() for future in as_completed(futures))
         pool.shutdown()
     except BrokenProcessPool:
+        after = (
+            "finished parts are kept, so the same command goes on from there"
+            if doing == TOKENISING
+            else "the same command begins with it anew"
+        )
         message = (
-            "a process that tokenised was killed, perhaps for want of memory; finished parts are kept, so the same "
-            "command goes on from there"
+            f"a process that was {doing} was killed, perhaps for want of memory; {after}"
             if ours.poll()
-            else "no process that tokenises could start: it was killed, perhaps for want of memory, or the script "
+            else f"no process for {doing} could start: it was killed, perhaps for want of memory, or the script "
             'calls this outside of `if __name__ == "__main__":`, and each process reads the script anew'
         )
         raise InputError(Problem(message, "corpus")) from None

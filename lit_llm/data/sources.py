@@ -20,6 +20,7 @@ from lit_llm.data.config import (
     identity_of,
 )
 from lit_llm.data.corpora import FORMAT, Documents, open_corpus
+from lit_llm.data.near_duplicate_identity import identify_signatures
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,9 @@ def identify(config: DataConfig, documents: Mapping[str, Documents] | None = Non
     documents = documents or open_sources(config.corpus)
     tokenizer = _tokenizer(config, documents)
     # A document of one source may be a near-duplicate of one that another source holds out.
-    near = fingerprint(
-        sorted({found.digest for found in documents.values()}) if config.near_duplicates == "drop" else []
+    digests = [found.digest for found in documents.values()] if config.near_duplicates == "drop" else []
+    near = (
+        identify_signatures(digests, config.validation_fraction, config.test_fraction) if digests else fingerprint([])
     )
     sources = []
     for name, found in documents.items():

@@ -103,6 +103,7 @@ def pretrain_fingerprint(experiment: Experiment) -> str:
     stage = pretrain.model_dump(mode="json")
     stage["objective"] = pretrain.objective.resolved(length).model_dump(mode="json")
     stage["validation"]["prefix_length"] = pretrain.validation.prefix(length)
+    stage["validation"]["final_sequences"] = pretrain.validation.most_sequences
     del stage["training"]["execution"]
     for key in ("corpus", "tokenizer", "validation_fraction", "test_fraction", "near_duplicates"):
         del stage["data"][key]

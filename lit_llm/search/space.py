@@ -104,6 +104,14 @@ class Dimension:
             return None
         return [int(low + step * n) if self.whole else self._on_grid(low + step * n) for n in range(int(count))]
 
+    def between(self, low: Any, high: Any) -> Value:
+        """The value of a range halfway between two of its values; one of the two where none lies between them."""
+        step = self.parameter.step or (1 if self.whole else None)
+        if step is None:
+            return float((low + high) / 2)
+        value = low + int((high - low) / step / 2) * step
+        return int(value) if self.whole else float(self._on_grid(value))
+
     def problem(self, value: Any) -> str | None:
         """Why it cannot have this value, as it stands in a file."""
         if self.levels:

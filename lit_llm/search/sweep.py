@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,7 @@ def load_sweep(source: str | Path, overrides: Sequence[str] = ()) -> Search:
             firsts[space.arm.name] = tuple(_firsts(sweep, document, space))
     blamed = {problem.key for problem in problems}
     problems += [problem for problem in further if problem.key not in blamed]
-    ablation = replace(ablation, searches=searched_keys(sweep, spaces, constraints))
+    ablation = replace(ablation, searches=searched_keys(sweep, spaces, partial(_holds, constraints)))
     search = Search(sweep, ablation, spaces, constraints, firsts)
     problems += _unfulfilled(search, document)
     if problems:
@@ -253,6 +254,17 @@ def _constraints(sweep: Sweep, document: Node, problems: list[Problem]) -> Itera
         except NotAConstraint as error:
             mark = document.mark_of(["constraints", str(number)])
             problems.append(Problem(str(error), "constraints", mark))
+
+
+def _holds(constraints: Sequence[Constraint], experiment: Experiment) -> bool:
+    """Whether an experiment satisfies the constraints. One that cannot be computed is broken."""
+    if not constraints:
+        return True
+    values = figures(experiment)
+    try:
+        return all(constraint.excess(values) == 0 for constraint in constraints)
+    except ValueError:
+        return False
 
 
 def _firsts(sweep: Sweep, document: Node, space: ArmSpace) -> Iterator[Point]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_llm.ablation.budgets import excesses
+from lit_llm.ablation.budgets import TOLERANCE, excesses
 from lit_llm.ablation.findings import INTERVENTION
 from lit_llm.config.tree import difference, to_yaml, under
 from lit_llm.experiment.chain import final_metric
@@ -95,17 +95,26 @@ def _head(search: Search, trial: Trial) -> str:
     return f"# {trial.name} of the sweep {search.name}: {values}\n{setting}"
 
 
-def _bounded(search: Search, pair: Sequence[Experiment], allow: Mapping[str, str]) -> dict[str, str]:
-    """{key of a budget: reason} of those that the sweep's constraints bound. What searching has moved besides is left
-    to the audit of the study, which does not excuse a setting that won by its budget."""
-    baseline, tuned = map(cost_of, pair)
-    searches = search.ablation.searches
+def _held(
+    search: Search, pair: Sequence[Experiment], own: Sequence[Experiment], allow: Mapping[str, str]
+) -> dict[str, str]:
+    """{key of a budget: reason} of budgets that differ because a search has lowered one.
+
+    own: the arms of the pair as they stand in the file. A setting that exceeds its arm there may have won by its
+    budget: that is left to the audit of the study.
+    """
+    (baseline, tuned), files = map(cost_of, pair), [cost_of(each) for each in own]
+    before = {budget for excess in excesses(files[1], files[0]) for budget in excess.budgets}
     found = {}
     for excess in excesses(tuned, baseline):
-        budget = excess.budgets[0]
-        bounds = (searched.bound(budget.name, list(searched.ranges)) for searched in searches.values())
-        if budget.blocks and not under(budget.key, *allow) and (bound := next(filter(None, bounds), None)):
-            found[budget.key] = f"the sweep {search.name} searched within `{bound}`"
+        first = excess.budgets[0]
+        raised = any(
+            budget.of(cost) > (1 + TOLERANCE) * budget.of(file)
+            for budget in excess.budgets
+            for cost, file in zip((baseline, tuned), files, strict=True)
+        )
+        if first.blocks and not raised and not before & {*excess.budgets} and not under(first.key, *allow):
+            found[first.key] = f"the sweep {search.name} lowered it: no arm has more {first.words} than before tuning"
     return found
 
 
@@ -137,17 +146,19 @@ def winners_study(search: Search, summaries: Sequence[Summary], folder: Path) ->
     first = summaries[0].arm
     arms: dict[str, dict[str, Any]] = {}
     experiments: dict[str, Experiment] = {}
+    files: dict[str, Experiment] = {}
+    """{arm of the study: the arm that it is or was tuned from, as it stands in the file of the sweep}."""
     tuned: dict[str, str] = {}
     for found in summaries:
         own = search.ablation.arm(found.arm).experiment
         write_text(folder / "own" / f"{found.arm}.yaml", experiment_yaml(own))
         arms[found.arm] = {"extends": f"own/{found.arm}.yaml"}
-        experiments[found.arm] = own
+        experiments[found.arm] = files[found.arm] = own
         tuned[found.arm] = found.arm
         if found.best is not None and found.best is not found.own:
             name = tuned_name(search, found.arm)
             tuned[found.arm] = name
-            experiments[name] = search.experiment(found.arm, found.best.point)
+            experiments[name], files[name] = search.experiment(found.arm, found.best.point), own
             arms[name] = {"extends": f"best/{found.arm}.yaml"}
             arms[name]["against"] = tuned[first] if found.arm != first else first
     because = f"tuned by the sweep {search.name}: {search.sweep.trials} trials of each arm"
@@ -157,7 +168,7 @@ def winners_study(search: Search, summaries: Sequence[Summary], folder: Path) ->
         for key in difference(*(experiment.model_dump(mode="json", exclude={"seed"}) for experiment in pair)):
             if not under(key, *INTERVENTION, *allow):
                 allow[key] = because
-        allow |= _bounded(search, pair, allow)
+        allow |= _held(search, pair, [files[other] for other in (arm.get("against", first), name)], allow)
     if len(arms) == 1:
         return None
     content = {

@@ -421,6 +421,33 @@ def test_a_factor_that_moves_what_is_scored_is_refused(write_two):
     assert "is not measured on the same target tokens" in finding.message
 
 
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_how_the_finetuning_reads_its_examples_is_no_yardstick_and_their_own_files_are(write_two, tmp_path, split):
+    for name, first in (("held", 20), ("more", 40)):
+        lines = [{"inputs": f"{a}+1=", "targets": f"{a + 1}", "task": "odd"} for a in range(first, first + 20)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    key = "finetune.data.held_out" if split == "val" else "finetune.data.test"
+    held = f"{{kind: jsonl, files: [{tmp_path}/held.jsonl]}}"
+    apart = [f"finetune.data.{name}={held}" for name in ("held_out", "test")]
+
+    def refused(factor, *overrides, allow=()):
+        rest = f"grid: {{factors: {{{factor}}}}}\ncompare: {{metric: finetune/{split}/target_nll}}"
+        rest += "".join(f"\nallow: [{{key: {rule}, because: we ask}}]" for rule in allow)
+        findings = plan(load_study(write_two("read", rest), overrides), built=False).refused
+        return {finding.key for finding in findings if "same target tokens" in finding.message}
+
+    assert not refused("finetune.data.packing: [none, greedy]")
+    assert not refused("finetune.data.batch_size: [4, 8]")
+    both = f"[{{files: [{tmp_path}/sums.jsonl]}}, {{files: [{tmp_path}/sums.jsonl, {tmp_path}/more.jsonl]}}]"
+    assert refused(f"finetune.data.examples: {both}") == {"finetune.data.examples.files"}
+    assert not refused(f"finetune.data.examples: {both}", *apart)
+    assert refused("finetune.data.validation_fraction: [0.3, 0.4]")
+    assert not refused("finetune.data.validation_fraction: [0.3, 0.4]", *apart)
+    levels = f"[{{files: [{tmp_path}/held.jsonl]}}, {{files: [{tmp_path}/more.jsonl]}}]"
+    assert refused(f"{key}: {levels}") == {f"{key}.files"}
+    assert not refused(f"{key}: {levels}", allow=[key])
+
+
 # --- the statistics ------------------------------------------------------------------------------------------------
 
 

@@ -15,8 +15,10 @@ from lit_llm.ablation.findings import Finding
 from lit_llm.ablation.no_effect import LOG_NORMALISER, ROUNDING
 from lit_llm.ablation.plan import Plan, plan
 from lit_llm.config.problems import InputError
+from lit_llm.data.prepare import prepare
 from lit_llm.experiment.cost import FIGURES
 from lit_llm.search.sweep import load_sweep
+from lit_llm.tracking.store import Store
 
 Write = Callable[..., Path]
 LR = "pretrain.training.optimizer.lr"
@@ -141,26 +143,66 @@ def test_a_finetuning_of_another_length_is_refused(write_study: Write) -> None:
 # --- studies of scaling ----------------------------------------------------------------------------------------------
 
 
-SIZES = "{model: {d_model: 32, feed_forward: {d_ff: 64}}}"
+def sizes(*widths: int) -> str:
+    return grid(f"model.d_model: [{', '.join(map(str, widths))}]")
 
 
-@pytest.mark.parametrize("x", ["train_flops", "parameters"])
-def test_sizes_of_a_study_of_scaling_are_no_unequal_budget(planned, x: str) -> None:
-    arms = f"arms: {{small: {{}}, large: {SIZES}}}"
-    result = planned(f"{arms}\ncompare: {{scaling: {{x: {x}}}}}", "model.attention.head_dim=8")
+@pytest.mark.parametrize(
+    ("law", "needed"),
+    [
+        ("scaling: {x: train_flops}", 3),
+        ("scaling: {x: parameters}", 3),
+        ("scaling: {x: parameters, irreducible: false}", 2),
+        ("gate: {}", 2),
+        ("gate: {irreducible: true}", 3),
+    ],
+)
+def test_sizes_on_which_a_law_stands_are_no_unequal_budget(planned, law: str, needed: int) -> None:
+    """A law has two numbers, and three with E: as many sizes are needed to fit it."""
+    widths, head = (16, 32, 64), "model.attention.head_dim=8"
+    result = planned(f"{sizes(*widths[:needed])}\ncompare: {{{law}}}", head)
     assert not result.refused
-    (said,) = (text for text in found(result, "note").values() if "the study compares across" in text)
-    assert f"{ratio(result, 'parameters'):.1f} times the parameters" in said
+    said = [text for text in found(result, "note").values() if "the study compares across" in text]
+    assert len(said) == needed - 1
+    assert f"{ratio(result, 'parameters'):.1f} times the parameters" in said[0]
+    if needed == 3:
+        lacking = planned(f"{sizes(16, 32)}\ncompare: {{{law}}}", head)
+        assert {key for _, key in found(lacking, "refused")} >= {"budget.parameters"}
+
+
+def test_a_batch_size_is_no_series_of_sizes(planned) -> None:
+    """One group and two sizes, on which no law with E stands."""
+    rest = f"{grid('pretrain.data.batch_size: [8, 64]')}\ncompare: {{scaling: {{x: train_flops}}}}"
+    message = found(planned(rest), "refused")["baseline/batch_size=64", "budget.tokens"]
+    assert message.startswith("8.0 times the tokens")
+    assert message.endswith("`compare.scaling` excuses it where a group has 3 sizes or more")
+
+
+def test_a_group_of_too_few_sizes_is_excused_by_no_law_of_another(planned) -> None:
+    """A gate measures single sizes against the law of the baseline's; scaling laws are one for each group."""
+    arms = ", ".join(f"d{width}: {{model: {{d_model: {width}}}}}" for width in (16, 32, 64))
+    arms = f"arms: {{{arms}, dec: {{extends: decllm-tiny, model: {{d_model: 128, attention: {{heads: 2}}}}}}}}"
+    rest = f"{arms}\nallow: [{{key: pretrain.objective, because: we ask}}]\ncompare: "
+    scaling = found(planned(f"{rest}{{scaling: {{by: family}}}}", "model.attention.head_dim=8"), "refused")
+    assert {arm for arm, key in scaling if key == "budget.parameters"} == {"dec"}
+    gate = found(planned(f"{rest}{{gate: {{by: family}}}}", "model.attention.head_dim=8"), "refused")
+    assert not {arm for arm, key in gate if key.startswith("budget")}
+
+
+@pytest.mark.parametrize("law", ["scaling", "gate"])
+def test_a_length_of_training_is_a_size_of_its_own(planned, law: str) -> None:
+    result = planned(f"{grid(f'{STEPS}: [12, 120, 1200]')}\ncompare: {{{law}: {{}}}}")
+    assert not result.refused
 
 
 def test_at_one_size_a_study_of_scaling_over_parameters_compares_equal_tokens(planned) -> None:
-    """Two groups at two sizes, one with three times the steps: refused at each size, against the other of that size."""
+    """Two groups at three sizes, one with three times the steps: refused at each, against the other of that size."""
     named = "arms: {a: {}, b: {model: {attention: {output_norm: none}}, pretrain: {training: {max_steps: 36}}}}"
-    rest = f"{named}\n{grid('model.d_model: [16, 32]')}\nallow: [{{key: {STEPS}, because: longer}}]"
+    rest = f"{named}\n{sizes(16, 32, 64)}\nallow: [{{key: {STEPS}, because: longer}}]"
     scaling = "compare: {baseline: a, scaling: {x: %s, by: arm}}"
     head = "model.attention.head_dim=8"
     refused = found(planned(f"{rest}\n{scaling % 'parameters'}", head), "refused")
-    assert refused.keys() == {("b", "budget.tokens"), ("b/d_model=32", "budget.tokens")}
+    assert refused.keys() == {("b" + level, "budget.tokens") for level in ("", "/d_model=32", "/d_model=64")}
     assert refused["b", "budget.tokens"].startswith("3.0 times the tokens (loss tokens and training FLOPs alike) of a,")
     assert " of a/d_model=32, of as many parameters" in refused["b/d_model=32", "budget.tokens"]
     assert not planned(f"{rest}\n{scaling % 'train_flops'}", head).refused
@@ -204,9 +246,21 @@ def test_rows_that_no_token_uses_are_named_and_refused_where_one_arm_alone_has_t
     assert alone["one", "model.vocabulary"].startswith("1806 of 2064 rows are never used")
     result = planned(f"{grid('model.vocabulary: [258, 2064]')}\nallow: [{{key: budget, because: we ask}}]")
     assert found(result, "refused")["baseline/vocabulary=2064", "model.vocabulary"].startswith(
-        "1806 rows beyond the tokenizer's ids, 0 in baseline"
+        "1806 rows beyond the ids of the tokenizer and the objective, 0 in baseline"
     )
     assert not planned(grid("model.vocabulary: [258, 264]")).refused
+
+
+def test_rows_that_an_objective_needs_are_not_beyond_its_ids(planned) -> None:
+    """Half of 128 bytes in spans of one are 64 sentinels: 322 ids, beside 258 of an arm without."""
+    spans = "{model: {vocabulary: %d}, pretrain: {objective: {kind: span_corruption, corruption: 0.5, mean_span: 1.0}}}"
+    rest = f"arms: {{prefix: {{}}, spans: {spans}}}\nallow: [{{key: budget, because: we ask}}]"
+    long = "pretrain.data.sequence_length=128"
+    assert ("spans", "model.vocabulary") not in found(planned(rest % 322, long), "refused")
+    refused = found(planned(rest % 400, long), "refused")
+    assert refused["spans", "model.vocabulary"].startswith(
+        "78 rows beyond the ids of the tokenizer and the objective, 0"
+    )
 
 
 # --- what the metric is measured on ----------------------------------------------------------------------------------
@@ -260,6 +314,27 @@ def test_a_metric_per_token_has_a_counterpart_per_byte_or_none(planned, metric: 
     evaluate = "evaluate={likelihood: {}, extrapolation: {lengths: [1]}}"
     refused = found(planned(rest, evaluate), "refused")
     assert next(message for (_, key), message in refused.items() if key == "compare.metric").endswith(instead)
+
+
+def test_a_tokenizer_of_equal_settings_trained_on_other_text_is_another_one(
+    write_study: Write, tmp_path: Path, store: Store
+) -> None:
+    """Until both are trained and hold the same tokens: 258 are the bytes and two special ones alone."""
+    data = "tokenizer: {kind: bpe, vocabulary: 258}, test_fraction: 0.3, corpus: {kind: text, files: [%s/*.txt]}"
+    arms = ", ".join(f"{name}: {{pretrain: {{data: {{{data % (tmp_path / name)}}}}}}}" for name in "ab")
+    allow = "[{key: pretrain.data.corpus, because: the text is the question}]"
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for number in range(99):
+            (tmp_path / name / f"{number}.txt").write_text(f"{name} {number} " * 20)
+    ablation = load_study(write_study("other", f"arms: {{{arms}}}\nallow: {allow}", allow_budgets=False))
+    refused = found(plan(ablation, built=False, store=store), "refused")
+    assert refused.keys() == {("b", "compare.metric")}
+    assert "of the same settings but trained on other text" in refused["b", "compare.metric"]
+    assert refused["b", "compare.metric"].endswith("/bits_per_byte`")
+    for arm in ablation.arms:
+        prepare(arm.experiment.pretrain.data, store.data)
+    assert not plan(ablation, built=False, store=store).refused
 
 
 # --- learning rates --------------------------------------------------------------------------------------------------
@@ -338,10 +413,27 @@ def test_a_searched_budget_is_refused_unless_it_is_bounded_or_allowed(
     message = found(searched(rest), "refused")["red", f"budget.{budget}"]
     assert message.startswith(f"searching {key} reaches ")
     assert sentence in message
-    bounded = searched(f"{rest}\nconstraints: ['{budget} <= 1e9', 'parameters <= 1e9', 'train_flops <= 1e15']")
-    assert not bounded.refused
-    assert f"within `{budget} <= 1e9`" in found(bounded, "note")["red", f"budget.{budget}"]
+    for loose in (f"{budget} >= 1", f"{budget} <= 1e9", "train_flops <= 1e30"):
+        assert ("red", f"budget.{budget}") in found(searched(f"{rest}\nconstraints: ['{loose}']"), "refused")
+    advised = message.partition("constraints: [")[2].partition("]")[0]
+    assert not searched(f"{rest}\nconstraints: ['{advised}']").refused
     assert not searched(f"{rest}\nallow: [{{key: budget, because: it is the question}}]").refused
+
+
+@pytest.mark.parametrize(("most", "times"), [(1.05, None), (1.5, "1.5 times"), (2.5, "2.5 times")])
+def test_the_last_value_that_a_constraint_permits_is_judged_not_the_end_of_the_range(
+    searched, most: float, times: str | None
+) -> None:
+    """From 12 steps, of which the file permits so many times as many, in a range up to 1200."""
+    rest = f"arms: {{red: {{}}}}\nspace: {{{STEPS}: {{int: [6, 1200]}}}}\nconstraints: ['{STEPS} <= {12 * most}']"
+    refused = found(searched(rest), "refused")
+    assert bool(refused) == (times is not None)
+    if times is not None:
+        assert f"reaches {times} the tokens" in refused["red", "budget.tokens"]
+
+
+def test_a_search_of_smaller_budgets_alone_lets_no_trial_win_by_them(searched) -> None:
+    assert not searched(f"arms: {{red: {{}}}}\nspace: {{{STEPS}: {{int: [6, 12]}}}}").refused
 
 
 def test_a_cost_that_is_a_goal_may_be_searched(searched) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from lit_llm.data import corpora, near_duplicates, splits
+from lit_llm.config.problems import InputError
+from lit_llm.data import corpora, near_duplicate_identity, near_duplicates, processes, splits
 from lit_llm.data.config import DataConfig
-from lit_llm.data.near_duplicates import THRESHOLD, WORDS, signature
+from lit_llm.data.near_duplicate_identity import THRESHOLD
+from lit_llm.data.near_duplicates import WORDS, signature
 from lit_llm.data.prepare import prepare
 from lit_llm.data.sources import identify
 from lit_llm.data.splits import SPLITS, content_hash, split_of
@@ -131,6 +135,15 @@ def test_of_a_pair_the_held_out_document_stays_and_validation_before_test(tmp_pa
     assert identify(mixed(folder)).digest != identify(mixed(folder, near="keep")).digest
 
 
+@pytest.mark.parametrize(("name", "other"), [("FORMAT", -1), ("THRESHOLD", 0.9), ("version", lambda library: "0")])
+def test_what_is_left_out_by_another_rule_is_another_text(tmp_path, monkeypatch, name, other):
+    folder = write(tmp_path / "text", *unlike(3))
+    before = {near: identify(mixed(folder, near=near)) for near in ("drop", "keep")}
+    monkeypatch.setattr(near_duplicate_identity, name, other)
+    assert identify(mixed(folder)).digest != before["drop"].digest
+    assert identify(mixed(folder, near="keep")) == before["keep"]
+
+
 def test_parts_read_by_several_processes_leave_out_the_same(tmp_path, monkeypatch):
     folder, _ = corpus_with_pairs(tmp_path / "texts")
     whole = prepare(mixed(folder), tmp_path / "whole")
@@ -139,6 +152,35 @@ def test_parts_read_by_several_processes_leave_out_the_same(tmp_path, monkeypatc
     parts = prepare(mixed(folder), tmp_path / "parts")
     assert len(parts.sources[0].tokens["train"]) > 3
     assert read(parts) == read(whole)
+
+
+def end_at_once(job, number, part):
+    os._exit(1)
+
+
+@pytest.mark.parametrize(
+    ("doing", "after"),
+    [(processes.TOKENISING, "goes on from there"), (processes.SIGNING, "the same command begins with it anew")],
+)
+def test_a_killed_process_says_what_it_was_doing_and_what_is_left_of_it(monkeypatch, doing, after):
+    monkeypatch.setattr(processes, "cores", lambda: 2)
+    parts = [SimpleNamespace(size=1)] * 2
+    with pytest.raises(InputError, match=f"a process that was {doing} was killed.*{after}"):
+        processes.over_parts(end_at_once, None, parts, [0, 1], lambda done, total: None, doing=doing)
+
+
+def test_a_part_gets_its_name_when_all_of_its_signatures_are_written(tmp_path, monkeypatch):
+    """A process whose coordinator was killed may be at the same part still."""
+    texts, names = unlike(2), []
+    save = np.savez
+    monkeypatch.setattr(np, "savez", lambda path, **arrays: (names.append(path.name), save(path, **arrays)))
+    job = near_duplicates._Job(tmp_path, *FRACTIONS)
+    assert near_duplicates._sign(job, 3, texts) == 3
+    assert names == [f".00003.{os.getpid()}.npz"]
+    (left,) = tmp_path.iterdir()
+    assert left.name == ".00003.npz"
+    with np.load(left) as signed:
+        assert len(signed["signatures"]) == 4  # the two of validation and the two of test
 
 
 def test_a_document_that_another_source_holds_out_is_left_out_here(tmp_path):

@@ -39,6 +39,12 @@ def fingerprint(text):
     return of
 
 
+def test_the_windows_that_the_last_evaluation_reads_count_not_the_key_that_says_so(fingerprint):
+    """At least as many as those during training, 64 of them."""
+    few, all_during = (fingerprint(f"pretrain.validation.final_sequences={count}") for count in (3, 64))
+    assert few == all_during != fingerprint("pretrain.validation.final_sequences=65")
+
+
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -11,12 +11,13 @@ import yaml
 from tiny_sweeps import ALONE, LR, ONE, TWO, Seen, counted, of, rates, result, stages, sweep
 
 from lit_llm.ablation.arms import load_study
+from lit_llm.ablation.findings import Finding
 from lit_llm.ablation.plan import plan
 from lit_llm.config.tree import leaves
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.load import load_experiment
 from lit_llm.report.sweep_figures import tuning_figure
-from lit_llm.search.sweep import load_sweep
+from lit_llm.search.sweep import Search, load_sweep
 from lit_llm.search.trial import Trial
 from lit_llm.search.trials import Trials
 from lit_llm.search.winners import summary, winners_study, write_best
@@ -24,6 +25,7 @@ from lit_llm.tracking.store import Store
 
 pytestmark = pytest.mark.xdist_group("sweeps")
 Write = Callable[..., Path]
+STEPS = "pretrain.training.max_steps"
 WARMUP = "pretrain.training.schedule.warmup_steps"
 BETTER = f"first: [{{{LR}: 1e-2}}]"
 """In so few steps a larger rate than the arms' own is sure to win."""
@@ -84,26 +86,40 @@ def test_the_study_of_the_winners_is_a_file_that_passes_the_audit(write_sweep: W
     assert {run.seed for run in ended.winners.runs} == {605}
 
 
-@pytest.mark.parametrize("bounds", ["", "\nconstraints: ['tokens <= 3072']"])
-def test_a_winner_by_its_budget_is_excused_by_a_bound_of_the_sweep_alone(
+@pytest.mark.parametrize("bounds", ["", "tokens <= 3072", "tokens >= 1", "train_flops <= 1e30"])
+def test_a_winner_by_its_budget_is_excused_by_no_bound_that_permits_it(
     write_sweep: Write, tmp_path: Path, bounds: str
 ) -> None:
-    """24 steps against 12. Without a bound the sweep itself is refused; were it not, its winners' study would be."""
-    steps = "pretrain.training.max_steps"
-    rest = f"{ONE}\nspace: {{{steps}: {{int: [6, 24]}}}}{bounds}"
-    search = load_sweep(write_sweep("longer", rest, allow_budgets=False))
-    assert bool(plan(search.ablation, built=False).refused) == (not bounds)
-    longest = Trial("red", 1, {steps: 24}, "done", values=(2.0,))
-    own = Trial("red", 0, {steps: 12}, "done", values=(3.0,))
-    path = winners_study(search, [summary(search, "red", [own, longest])], tmp_path)
-    assert path is not None
-    write_best(search, [summary(search, "red", [own, longest])], tmp_path)
-    study = load_study(path)
-    findings = {finding.key: finding for finding in plan(study, built=False).findings}
-    assert findings[steps].kind == "allowed"
-    assert findings["budget.tokens"].kind == ("allowed" if bounds else "refused")
+    """24 steps against 12. The sweep itself is refused; were it not, its winners' study would be."""
+    search, findings = after_steps(write_sweep, tmp_path, 24, f"\nconstraints: ['{bounds}']" if bounds else "")
+    assert plan(search.ablation, built=False).refused
+    assert findings[STEPS].kind == "allowed"
+    assert findings["budget.tokens"].kind == "refused"
     assert findings["budget.tokens"].message.startswith("2.0 times the tokens")
-    assert ("within `tokens <= 3072`" in findings["budget.tokens"].message) == bool(bounds)
+
+
+@pytest.mark.parametrize("best", [6, 13])
+def test_a_winner_of_a_smaller_or_about_equal_budget_passes_the_audit(
+    write_sweep: Write, tmp_path: Path, best: int
+) -> None:
+    """From 12 steps of 128 tokens, with the bound that the audit advises."""
+    search, findings = after_steps(write_sweep, tmp_path, best, f"\nconstraints: ['tokens <= {12 * 128 * 1.1}']")
+    assert not plan(search.ablation, built=False).refused
+    assert not [finding for finding in findings.values() if finding.kind == "refused"]
+    assert ("budget.tokens" in findings) == (best == 6)
+
+
+def after_steps(write_sweep: Write, tmp_path: Path, best: int, constraints: str) -> tuple[Search, dict[str, Finding]]:
+    """A search of max_steps and the findings of its winners' study, where the best trial has so many steps."""
+    search = load_sweep(
+        write_sweep("longer", f"{ONE}\nspace: {{{STEPS}: {{int: [6, 24]}}}}{constraints}", allow_budgets=False)
+    )
+    own = Trial("red", 0, {STEPS: 12}, "done", values=(3.0,))
+    trials = [own, Trial("red", 1, {STEPS: best}, "done", values=(2.0,))]
+    path = winners_study(search, [summary(search, "red", trials)], tmp_path)
+    assert path is not None
+    write_best(search, [summary(search, "red", trials)], tmp_path)
+    return search, {finding.key: finding for finding in plan(load_study(path), built=False).findings}
 
 
 def test_the_best_settings_are_files_that_train_takes(write_sweep: Write, store: Store) -> None:
