@@ -33,7 +33,8 @@ LABELS = """
     model.attention.output_norm: Output norm
     qkv_norm: QKV norm
     qkv_norm=q+k+v: all three
-    val/target_nll: nats per token
+    test/target_nll: nats per token
+    val/target_nll: validation nats per token
   margin: 0.02
 """
 FACTORS = ["lr", "Output norm", "QKV norm"]
@@ -170,7 +171,7 @@ def test_a_label_of_nothing_is_refused_at_its_line(label: str, says: str, corpus
 
 def test_a_command_keeps_the_names_that_it_takes(study: Study) -> None:
     names = Names(study[0])
-    words = "`run --only baseline/lr=0.01 -o pretrain.training.optimizer.lr=1` of baseline/lr=0.01 in val/target_nll"
+    words = "`run --only baseline/lr=0.01 -o pretrain.training.optimizer.lr=1` of baseline/lr=0.01 in test/target_nll"
     assert names.text(words) == (
         "`run --only baseline/lr=0.01 -o pretrain.training.optimizer.lr=1` of DecLLM (lr 0.01) in nats per token"
     )
