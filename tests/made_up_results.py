@@ -66,6 +66,7 @@ def finish(run: Run, loss: float, steps: Sequence[int] = range(10, 301, 10)) -> 
             "tokens_seen": 128.0 * step,
             "flops": 1e6 * step,
             "val/target_nll": here,
+            **({"test/target_nll": here} if step == steps[-1] else {}),
         }
         lines.append(json.dumps({"step": step, "time": float(step) + 0.1 * run.seed, "metrics": metrics}))
     stage.metrics_file.write_text("\n".join(lines) + "\n")

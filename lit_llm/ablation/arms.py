@@ -108,7 +108,7 @@ class Ablation:
             arm = self.arm(arm.baseline)
         return arm
 
-    @property
+    @cached_property
     def factors(self) -> dict[str, list[str]]:
         """The labels of each factor's levels, the baseline's first."""
         grid = self.study.grid

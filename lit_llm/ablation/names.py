@@ -161,7 +161,7 @@ class Names:
 
     def _put(self, value: Any, field: str) -> Any:
         if isinstance(value, str):
-            if field in ("arm", "baseline", "group", "beaten_by"):
+            if field in ("arm", "baseline", "group", "beaten_by", "below_at_low_x", "below_at_high_x"):
                 return self.arm(value)
             return self.factor(value) if field in ("factor", "factors") else value
         if isinstance(value, tuple):

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from lit_llm.analysis.paired import Spread
@@ -30,6 +31,7 @@ class Influence:
     """What each document adds to one run's metric."""
 
     names: tuple[str, ...]
+    """Of the documents."""
     shares: Any
     """p_g, an array."""
     values: Any
@@ -47,7 +49,7 @@ def influence(units: Units, exponential: bool = False) -> Influence | None:
     """
     import numpy as np
 
-    names = tuple(sorted(name for name, (_, weight) in units.items() if weight > 0))
+    names = _one(tuple(sorted(name for name, (_, weight) in units.items() if weight > 0)))
     if len(names) < 2:
         return None
     sums, weights = np.array([units[name] for name in names], dtype=np.float64).T
@@ -59,6 +61,12 @@ def influence(units: Units, exponential: bool = False) -> Influence | None:
     return Influence(names, weights / total, slope * (sums - mean * weights) / total)
 
 
+@lru_cache(maxsize=256)
+def _one(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The same names as an object that runs share: each of thousands of contrasts then compares objects, not names."""
+    return names
+
+
 def document_spread(
     weights: Mapping[str, float], seeds: Sequence[int], influences: Influences
 ) -> tuple[Spread, int] | None:
@@ -68,7 +76,10 @@ def document_spread(
     """
     parts = [(weight, influences.get((arm, seed))) for arm, weight in weights.items() for seed in seeds]
     known = [(weight, part) for weight, part in parts if part is not None]
-    if len(known) < len(parts) or len({part.names for _, part in known}) != 1:
+    if not known or len(known) < len(parts):
+        return None
+    first = known[0][1].names
+    if any(part.names is not first and part.names != first for _, part in known):
         return None
     effect = sum(weight * part.values for weight, part in known) / len(seeds)
     shares = sum(part.shares for _, part in known) / len(known)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from lit_llm.ablation.arms import Ablation
 from lit_llm.ablation.names import NONE, ArmName, Names
@@ -21,10 +22,60 @@ BETTER = "better"
 BOLD = "bold: of the arms with one baseline, the best mean of those that are shown to be better than it"
 
 
+@dataclass(frozen=True)
+class PrintedStudy:
+    """A comparison with the study's printed names; names, sentences and tables are each made once."""
+
+    ablation: Ablation
+    comparison: Comparison
+
+    @cached_property
+    def names(self) -> Names:
+        return Names(self.ablation)
+
+    @cached_property
+    def renamed(self) -> Comparison:
+        """The comparison with printed names, its rows in the order of the strata."""
+        return self.names.put_into(self.ordered)
+
+    @cached_property
+    def ordered(self) -> Comparison:
+        """The comparison with its rows in the order of the strata."""
+        return replace(self.comparison, rows=_by_stratum(self.comparison.rows, self.names))
+
+    @cached_property
+    def answer(self) -> tuple[str, ...]:
+        # In the study's order of arms, by which sentences name those that are not ranked.
+        same = self.ordered.rows == self.comparison.rows
+        renamed = self.renamed if same else self.names.put_into(self.comparison)
+        return tuple(self.names.text(sentence) for sentence in answer(renamed))
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        names, comparison = self.names, self.ordered
+        plain, renamed = comparison_parts(comparison), comparison_parts(self.renamed)
+        first, *others = [replace(printed(new, names), name=old.name) for old, new in zip(plain, renamed, strict=True)]
+        first = replace(first, above=shared_by_all(self.ablation), bold=_bold(first, comparison, names))
+        return (_known(_against(first, names)), *others)
+
+
+_latest: list[PrintedStudy] = []
+
+
+def printed_study(ablation: Ablation, comparison: Comparison) -> PrintedStudy:
+    """The printed study of two objects: for one comparison the same, wherever a report prints it.
+
+    A report prints a comparison in the terminal, in Markdown, in LaTeX and on a page; of a thousand arms it takes a
+    second to make, so the latest one is kept.
+    """
+    if not _latest or _latest[0].ablation is not ablation or _latest[0].comparison is not comparison:
+        _latest[:] = [PrintedStudy(ablation, comparison)]
+    return _latest[0]
+
+
 def printed_answer(ablation: Ablation, comparison: Comparison) -> list[str]:
     """The sentences of the answer."""
-    names = Names(ablation)
-    return [names.text(sentence) for sentence in answer(names.put_into(comparison))]
+    return list(printed_study(ablation, comparison).answer)
 
 
 def printed_parts(ablation: Ablation, comparison: Comparison) -> list[Part]:
@@ -32,12 +83,7 @@ def printed_parts(ablation: Ablation, comparison: Comparison) -> list[Part]:
 
     A table is called as it is with the study's names, so that files and places do not depend on labels.
     """
-    names = Names(ablation)
-    comparison = replace(comparison, rows=_by_stratum(comparison.rows, names))
-    plain, renamed = comparison_parts(comparison), comparison_parts(names.put_into(comparison))
-    first, *others = [replace(printed(new, names), name=old.name) for old, new in zip(plain, renamed, strict=True)]
-    first = replace(first, above=shared_by_all(ablation), bold=_bold(first, comparison, names))
-    return [_known(_against(first, names)), *others]
+    return list(printed_study(ablation, comparison).parts)
 
 
 def _known(part: Part) -> Part:
@@ -148,7 +194,7 @@ def spread(part: Part) -> Part:
 def paper_parts(ablation: Ablation, comparison: Comparison) -> list[Part]:
     """The tables for LaTeX: with a caption, the wanted columns of the arms, and notes that name no key."""
     arms, *others = printed_parts(ablation, comparison)
-    metric = Names(ablation).text(comparison.metric)
+    metric = printed_study(ablation, comparison).names.text(comparison.metric)
     arms = _chosen(arms, ablation.study.compare.columns, metric)
     arms = replace(arms, title=arms.title or f"{metric} of the arms", notes=(*arms.notes, *[BOLD] * bool(arms.bold)))
     return [_without_keys(part) for part in (arms, *others)]

@@ -22,7 +22,6 @@ from pathlib import Path
 
 from lit_llm.ablation.analysis_plan import Registration, registration_of
 from lit_llm.ablation.arms import Ablation
-from lit_llm.ablation.names import Names
 from lit_llm.ablation.plan import Plan
 from lit_llm.ablation.runs import Run
 from lit_llm.analysis.comparison import Comparison, RunResult
@@ -32,7 +31,7 @@ from lit_llm.report.comparison import comparison_parts
 from lit_llm.report.figures.study import Drawn, figures_of, write_figures
 from lit_llm.report.page import Code, Embedded, Page, Section, html
 from lit_llm.report.parts import Link, Part, folded, in_csv, in_latex, in_markdown, without
-from lit_llm.report.printed import paper_parts, printed, printed_answer, printed_parts, with_names
+from lit_llm.report.printed import paper_parts, printed, printed_answer, printed_parts, printed_study, with_names
 from lit_llm.report.registration import details, summary
 from lit_llm.report.studies import ANSWER, answer_json
 from lit_llm.report.tables import cache_note, costs_part, design_part, differences_part, generates, told
@@ -181,7 +180,7 @@ def _design(plan: Plan, comparison: Comparison, registration: Registration | Non
     costs = costs_part(plan)
     empty = {name for at, name in enumerate(costs.head) if all(row[at] == "–" for row in costs.rows)}
     measured = Part(costs.name, "what each arm costs", *without(empty, costs.head, costs.rows), costs.first)
-    design, names = design_part(plan), Names(plan.ablation)
+    design, names = design_part(plan), printed_study(plan.ablation, comparison).names
     several = [differences_part(plan)] * (len(plan.arms) > 1)
     spelled = printed(with_names(measured, names), names)
     parts = [folded(part) for part in ([design] if design else []) + [spelled, *several]]

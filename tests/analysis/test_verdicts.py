@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.special import nctdtr
 from simulated import study, within
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import ttost_paired
@@ -13,7 +14,7 @@ from lit_llm.analysis.baselines import against_baselines
 from lit_llm.analysis.comparison import COLUMNS, RunResult, compare
 from lit_llm.analysis.correction import two_sided_critical
 from lit_llm.analysis.procedure import Procedure
-from lit_llm.analysis.verdicts import Judgement, detectable_ratio, judgements
+from lit_llm.analysis.verdicts import LARGE, Judgement, detectable_ratio, judgements
 from lit_llm.config.problems import InputError
 from lit_llm.config.section import validate
 from lit_llm.config.tree import tree
@@ -34,6 +35,20 @@ def test_the_smallest_effect_is_that_of_statsmodels(seeds: int) -> None:
     deviation = np.std([values["1"][seed] - values["0"][seed] for seed in range(seeds)], ddof=1)
     size = TTestPower().solve_power(nobs=seeds, alpha=0.05, power=0.8, alternative="two-sided")
     assert pair(values).detectable == pytest.approx(size * deviation, rel=1e-4)
+
+
+@pytest.mark.parametrize("degrees", [1, 1.33, 2.4, 7.9, 50.5])
+@pytest.mark.parametrize("level", [0.05, 0.05 / 20, 0.05 / 1000])
+def test_the_ratio_is_the_one_of_the_noncentral_t(degrees: float, level: float) -> None:
+    """With it as noncentrality, t exceeds its critical value with 80% probability."""
+    critical = two_sided_critical(level, degrees)
+    assert nctdtr(degrees, detectable_ratio(critical, degrees), critical) == pytest.approx(0.2, abs=2e-5)
+
+
+@pytest.mark.parametrize("degrees", [1, 1.7, 3])
+def test_the_ratio_has_no_step_where_its_limit_takes_over(degrees: float) -> None:
+    below, above = (detectable_ratio(LARGE * by, degrees) for by in (1 - 1e-9, 1 + 1e-9))
+    assert above == pytest.approx(below, rel=5e-5)
 
 
 def test_an_effect_of_that_size_is_found_in_four_of_five_studies() -> None:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,11 @@ from lit_llm.ablation.names import Names
 from lit_llm.ablation.plan import plan
 from lit_llm.ablation.runs import Run, comparison_of, runs_of
 from lit_llm.analysis.comparison import Comparison
+from lit_llm.analysis.estimates import Estimate
+from lit_llm.analysis.scaling import Crossing
 from lit_llm.config.problems import InputError
 from lit_llm.report.parts import in_latex, in_markdown
-from lit_llm.report.printed import paper_parts, printed_answer, printed_parts
+from lit_llm.report.printed import paper_parts, printed_answer, printed_parts, printed_study
 from lit_llm.report.study import write_report
 from lit_llm.report.terminal import compared
 from lit_llm.tracking.store import Store
@@ -33,7 +36,8 @@ LABELS = """
     model.attention.output_norm: Output norm
     qkv_norm: QKV norm
     qkv_norm=q+k+v: all three
-    val/target_nll: nats per token
+    test/target_nll: nats per token
+    val/target_nll: validation nats per token
   margin: 0.02
 """
 FACTORS = ["lr", "Output norm", "QKV norm"]
@@ -106,7 +110,7 @@ def test_nothing_that_is_read_calls_an_arm_by_its_levels_or_a_factor_by_its_key(
     texts += (folder / "tables.tex").read_text().splitlines()
     assert [line for line in texts if re.search(r"baseline/|qkv_norm|output_norm|optimizer\.lr|val/target", line)] == []
     sentences = printed_answer(study[0], study[2])
-    assert any("DecLLM (Output norm head, QKV norm all three, lr 0.01)" in sentence for sentence in sentences)
+    assert any("DecLLM (QKV norm all three, lr 0.01)" in sentence for sentence in sentences)
 
 
 def test_csv_keeps_the_names_that_commands_take(study: Study, folder: Path) -> None:
@@ -168,9 +172,22 @@ def test_a_label_of_nothing_is_refused_at_its_line(label: str, says: str, corpus
     assert f"blocks.yaml:{line}:" in str(refused.value)
 
 
+def test_a_crossing_of_laws_names_both_groups_as_they_are_printed(study: Study) -> None:
+    crossing = Crossing(Estimate(1e15), Estimate(3.0), "baseline", "baseline/lr=0.01", True)
+    renamed = Names(study[0]).put_into(crossing)
+    assert (renamed.below_at_low_x, renamed.below_at_high_x) == ("DecLLM", "DecLLM (lr 0.01)")
+
+
+def test_a_comparison_is_printed_once_and_another_one_anew(study: Study) -> None:
+    first = printed_study(study[0], study[2])
+    assert printed_study(study[0], study[2]) is first
+    other = replace(study[2], rows=study[2].rows[:1])
+    assert len(printed_parts(study[0], other)[0].rows) == 1
+
+
 def test_a_command_keeps_the_names_that_it_takes(study: Study) -> None:
     names = Names(study[0])
-    words = "`run --only baseline/lr=0.01 -o pretrain.training.optimizer.lr=1` of baseline/lr=0.01 in val/target_nll"
+    words = "`run --only baseline/lr=0.01 -o pretrain.training.optimizer.lr=1` of baseline/lr=0.01 in test/target_nll"
     assert names.text(words) == (
         "`run --only baseline/lr=0.01 -o pretrain.training.optimizer.lr=1` of DecLLM (lr 0.01) in nats per token"
     )

@@ -17,6 +17,7 @@ from lit_llm.analysis.front import better
 from lit_llm.report.figures.courses import read_course
 from lit_llm.report.figures.lines import Line, Places, over_seeds
 from lit_llm.report.figures.style import short
+from lit_llm.report.printed import printed_study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,7 +55,7 @@ class Shown:
 
     @cached_property
     def names(self) -> Names:
-        return Names(self.ablation)
+        return printed_study(self.ablation, self.comparison).names
 
     @cached_property
     def _looks(self) -> dict[str, Look]:
