@@ -52,7 +52,7 @@ def test_no_offered_procedure_exceeds_five_percent(simulation: ModuleType) -> No
 
 @pytest.mark.slow
 def test_no_offered_procedure_exceeds_five_percent_in_many_studies(simulation: ModuleType) -> None:
-    check(simulation.coverage_table(100_000, seed=2), 100_000)
+    check(simulation.coverage_table(20_000, seed=2), 20_000)
 
 
 def test_the_simulation_decides_as_the_comparison_does(simulation: ModuleType) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lit_llm.analysis.paired import Difference
+from lit_llm.analysis.verdicts import LOST, UNDECIDED
 from lit_llm.report import text
 from lit_llm.report.figures.style import (
     BLACK,
@@ -40,6 +41,7 @@ VERDICTS: dict[str, tuple[str, bool]] = {
     "undecided": (GREY, False),
     "not enough seeds": (GREY, False),
     NOT_JUDGED: (GREY, False),
+    LOST: (GREY, False),
 }
 """(colour, whether it is filled) of what the analysis says."""
 WIDE = 30
@@ -59,7 +61,7 @@ class Named:
     @property
     def marker(self) -> str:
         """Points to the side on which it was found to lie; round where nothing was found."""
-        if self.verdict in ("undecided", "not enough seeds", NOT_JUDGED):
+        if self.verdict in (*UNDECIDED, NOT_JUDGED):
             return "o"
         return "s" if self.verdict not in VERDICTS else "v" if self.difference.mean < 0 else "^"
 
