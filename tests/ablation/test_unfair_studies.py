@@ -297,8 +297,8 @@ def test_another_tokenizer_goes_by_its_name_and_is_compared_in_bits_per_byte(pla
     rest = f"arms: {{a: {{}}, b: {{{bpe}}}}}\nallow: [{{key: {TOKENIZER}, because: the tokenizer is the question}}]\n"
     refused = found(planned(rest), "refused")
     assert refused.keys() == {("b", "compare.metric")}
-    assert refused["b", "compare.metric"].endswith("compare `metric: val/bits_per_byte`")
-    assert not planned(f"{rest}compare: {{metric: val/bits_per_byte}}").refused
+    assert refused["b", "compare.metric"].endswith("compare `metric: test/bits_per_byte`")
+    assert not planned(f"{rest}compare: {{metric: test/bits_per_byte}}").refused
 
 
 @pytest.mark.parametrize(
