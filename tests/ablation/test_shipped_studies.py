@@ -64,7 +64,7 @@ def two_steps(arm: Arm, instructions: Path) -> Arm:
         sections["adapt"] = {"from": {"pretrain": keys | {"training": keys["training"] | {"schedule": schedule}}}}
     if arm.experiment.finetune is not None:
         examples = {"kind": "jsonl", "files": [str(instructions / "glosses" / "train.jsonl")]}
-        data = {"examples": examples, "held_out": examples, "input_length": 8, "target_length": 4}
+        data = {"examples": examples, "held_out": None, "input_length": 8, "target_length": 4}
         sections["finetune"] = {
             "data": {**data, "task": "task", "batch_size": 2},
             "training": {"max_steps": 2, "execution": {"micro_batch_size": None, "accelerator": "cpu"}},
@@ -102,7 +102,7 @@ def test_a_shipped_study_runs_two_steps_of_every_arm_and_is_reported(
     page = ReadPage(finished.folder / "report.html")
     assert study.study.question in page.texts["p"]
     assert not page.texts["p"][1].startswith(("Not answered", "So far"))
-    assert {row[0] for row in page.tables[0].rows} == {arm.name for arm in study.arms}
+    assert len(page.tables[0].rows) == len(study.arms)
     assert len(page.images) == len([*(finished.folder / "figures").glob("*.svg")]) > 1
     assert all(image["alt"] and image["src"].startswith("data:image/svg+xml;base64,") for image in page.images)
 
