@@ -129,4 +129,4 @@ def test_a_study_that_has_run_answers_with_the_sensitivity_of_its_own_results(wr
         assert max(map(len, console.export_text().splitlines())) <= width
     markdown = markdown_of(finished.plan.ablation, finished.comparison)
     assert "## sensitivity of " in markdown
-    assert re.search(r"^\| red \| \d\.\d{3} \| \d\.\d{3} \| †2 \|$", markdown, re.MULTILINE)
+    assert re.search(r"^\| red \| head \| \d\.\d+ \| \d\.\d+ \| †2 \|$", markdown, re.MULTILINE)
