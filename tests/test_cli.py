@@ -216,7 +216,7 @@ def test_a_level_may_be_called_by_brackets(tmp_path: Path) -> None:
         f"study: s\nquestion: Why?\nextends: redllm-tiny\ngrid: {{factors: {{a: {levels}}}}}\n"
         "allow: [{key: budget, because: layers are the question}]\n"
     )
-    for command in (["plan", "s.yaml", "--no-measure"], ["status", "s.yaml"], ["report", "s.yaml"]):
+    for command in (["plan", "s.yaml", "--no-measure"], ["status", "s.yaml"]):
         answer = lit_llm(*command, cwd=tmp_path)
         assert answer.returncode == 0, answer.stderr
         assert "baseline/a=[b]" in answer.stdout

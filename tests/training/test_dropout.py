@@ -15,6 +15,7 @@ from test_step import SMALL, fitted, uneven_batch
 from torch import nn
 
 from lit_llm.config.problems import InputError
+from lit_llm.evaluation.final import FinalEvaluation
 from lit_llm.evaluation.likelihood import Validation
 from lit_llm.experiment.load import load_experiment
 from lit_llm.experiment.run import run_one
@@ -151,18 +152,23 @@ def test_evaluation_during_training_has_no_dropout(
     tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[bool] = []
-    call = Validation.__call__
 
-    def watched(self: Validation, model: LanguageModel) -> dict[str, float]:
-        with dropped(model) as masks:
-            found = call(self, model)
-        seen.append(any(mask.any() for mask in masks))
-        return found
+    def watch(kind: type[Validation] | type[FinalEvaluation]) -> None:
+        call: Any = kind.__call__
 
-    monkeypatch.setattr(Validation, "__call__", watched)
+        def watched(self: Any, model: LanguageModel) -> dict[str, float]:
+            with dropped(model) as masks:
+                found: dict[str, float] = call(self, model)
+            seen.append(any(mask.any() for mask in masks))
+            return found
+
+        monkeypatch.setattr(kind, "__call__", watched)
+
+    watch(Validation)
+    watch(FinalEvaluation)
     stage = prepared_stage(Store(tmp_path), corpus, "redllm-tiny", "pretrain.training.dropout=0.5")
     assert run_one(tmp_path, stage.fingerprint) == "done"
-    assert seen == [False] * 4  # once before the first step
+    assert seen == [False] * 4  # once before the first step, and the last reads more windows
 
 
 def test_a_run_draws_from_its_own_seed_once_for_each_micro_batch(

@@ -213,7 +213,8 @@ def test_a_run_validates_probes_and_keeps_its_masters(tmp_path: Path, corpus: Pa
 
 def test_what_is_evaluated_last_is_what_is_saved(tmp_path: Path, corpus: Path) -> None:
     store = Store(tmp_path)
-    stage = prepared_stage(store, corpus, "decllm-tiny", "pretrain.training.precision=bf16_master")
+    as_many = "pretrain.validation.final_sequences=1"  # as during training
+    stage = prepared_stage(store, corpus, "decllm-tiny", "pretrain.training.precision=bf16_master", as_many)
     assert run_one(tmp_path, stage.fingerprint) == "done"
     frozen = thaw(stage)
     experiment, digest = frozen.experiment, frozen.data
