@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from equal_budgets import budgets_allowed
 from pages import ReadPage
 from typer.testing import CliRunner
 
@@ -43,7 +44,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> tuple[Pa
 """
     path = folder / "small.yaml"
     head = "sweep: small\nquestion: Which rate?\nextends: redllm-tiny\n"
-    path.write_text(f"{head}base: {base}\n{ARMS}\n{SPACE}\ntrials: 5\nwinners: {{seeds: [5, 6]}}\n")
+    path.write_text(budgets_allowed(f"{head}base: {base}\n{ARMS}\n{SPACE}\ntrials: 5\nwinners: {{seeds: [5, 6]}}\n"))
     done = lit_llm("sweep", path, "--store", folder / "store", "-j", 2)
     assert done.returncode == 0, done.stderr
     return path, folder / "store", done.stdout

@@ -61,9 +61,9 @@ def test_few_sizes_with_unequal_seeds_hold_in_the_laws_and_in_the_gate(simulatio
 def test_no_interval_of_a_plain_law_or_a_gate_covers_less_than_93_percent(simulation: ModuleType) -> None:
     """With equal seeds or not, seeds that move all sizes alike, and models that are trained at several budgets."""
     designs = simulation.scenarios(["plain"])
-    assert low(simulation.coverage_table(1000, 0, designs, peers=False)) == []
+    assert low(simulation.coverage_table(250, 0, designs, peers=False)) == []
 
 
 @pytest.mark.slow
 def test_no_interval_of_a_law_with_e_covers_less_than_93_percent(simulation: ModuleType) -> None:
-    assert low(simulation.coverage_table(300, 0, simulation.scenarios(["irreducible"]))) == []
+    assert low(simulation.coverage_table(60, 0, simulation.scenarios(["irreducible"]))) == []
