@@ -46,13 +46,13 @@ CELLS = np.array(list(itertools.product((-1, 1), repeat=3)))
 EFFECTS = [members for size in (1, 2) for members in itertools.combinations(range(3), size)]
 SIGNS = np.array([np.prod(CELLS[:, list(members)], axis=1) for members in EFFECTS])
 """Three main effects and three interactions, a row each, over the eight arms."""
-EFFECT_SCENARIOS = {
+EFFECT_SCENARIOS: dict[str, dict[str, float]] = {
     "iid": {},
     "a factor that reacts to the seed": {"reaction": 1.0},
     "a factor that reacts to the seed, 10 x": {"reaction": 10.0},
     "an arm 3 x as wide": {"wide": 3.0},
     "an arm 10 x as wide": {"wide": 10.0},
-    "t3 tails": {"heavy_tails": True},
+    "t3 tails": {"heavy_tails": 1.0},
 }
 
 

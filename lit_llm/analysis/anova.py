@@ -127,7 +127,7 @@ def _documents(
     known = [part for parts in cells.values() for part in parts if part is not None]
     if len(known) < len(seeds) * len(cells) or len({part.names for part in known}) != 1:
         return None
-    added = np.zeros([len(known[0].shares), *shape])
+    added: Any = np.zeros([len(known[0].shares), *shape])
     for arm, place in layout.arms.items():
         added[(slice(None), *place)] = sum(part.values for part in cells[arm] if part is not None) / len(seeds)
     return added, *small_sample(sum(part.shares for part in known) / len(known))
