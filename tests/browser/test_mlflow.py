@@ -99,7 +99,7 @@ def test_the_ui_opens_on_the_study_with_its_runs_its_charts_and_two_arms_compare
     last.scroll_into_view_if_needed()
     last.locator("svg .scatterlayer path.point").first.wait_for(state="attached", timeout=WAIT)
     for chart in (card, last):
-        ticks = [float(text) for text in chart.locator("svg .yaxislayer-above text").all_inner_texts()]
+        ticks = [float(text) for text in chart.locator("svg .yaxislayer-above text").all_text_contents()]
         assert min(ticks) > 1
 
     runs = [run_addresses(store.root / "mlflow.db", "shown")[arm, "0"] for arm in ("red", "dec")]
