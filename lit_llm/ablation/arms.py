@@ -210,7 +210,7 @@ def _has_test(experiment: Experiment, stage: str) -> bool:
     """Whether a stage's data has a test split."""
     if stage == "finetune":
         return experiment.finetune is not None and experiment.finetune.data.has_test
-    return experiment.pretrain.data.test_fraction > 0
+    return experiment.pretrain.data.has_test
 
 
 def _matched(ablation: Ablation, document: Node) -> Ablation:

@@ -40,7 +40,8 @@ def check_held_out(ablation: Ablation, store: Store) -> None:
         if evaluate is None or not is_prepared(store.data, digest := identity_of_data(arm.experiment).digest):
             continue
         held_out = {
-            source.name: source.count("validation") for source in open_prepared(data, store.data, digest).sources
+            source.name: source.count(source.evaluated_split(evaluate.split))
+            for source in open_prepared(data, store.data, digest).sources
         }
         with noted(problems), _written(arm, "evaluate"):
             if found := evaluate.too_short(data.sequence_length, held_out):

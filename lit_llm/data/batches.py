@@ -231,10 +231,12 @@ def spread(wanted: int, count: int) -> np.ndarray:
     return np.arange(wanted) * count // wanted
 
 
-def validation_windows(data: Prepared, source: PreparedSource, count: int, length: int | None = None) -> np.ndarray:
-    """`count` windows (or all there are), evenly spread over a source's held-out documents: count x T ids.
+def spread_windows(
+    data: Prepared, source: PreparedSource, split: str, count: int, length: int | None = None
+) -> np.ndarray:
+    """`count` windows (or all there are), evenly spread over the documents of a source's split: count x T ids.
 
     length: T, that of training when absent.
     """
-    windows = Windows(data, source, "validation", length)
+    windows = Windows(data, source, split, length)
     return windows.read(spread(count, windows.count))

@@ -244,6 +244,11 @@ class DataConfig(Section):
     """drop: a training document that shares 80% of its runs of five words with a held-out one is left out, and a test
     document that does so with a validation one; the data's meta.json counts them. keep: they stay where they are."""
 
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a test split."""
+        return self.test_fraction > 0
+
     @model_validator(mode="after")
     def _leaves_training_text(self) -> DataConfig:
         _check_fractions(self.validation_fraction, self.test_fraction)

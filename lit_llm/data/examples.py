@@ -75,6 +75,10 @@ class ExampleSet:
         """Those that are not trained on and have examples."""
         return tuple(split for split in SPLITS if split != "train" and self.count(split))
 
+    def evaluated_split(self, wanted: str) -> str:
+        """The split that evaluations read: `wanted`, or validation where that has no example."""
+        return wanted if self.count(wanted) else "validation"
+
     def read(self, split: str, number: int) -> tuple[np.ndarray, np.ndarray]:
         """(input, target) ids of an example."""
         start, source, target, _ = self._index[split][number].tolist()

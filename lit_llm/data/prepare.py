@@ -64,8 +64,16 @@ class PreparedSource:
 
     def contents(self, split: str) -> np.ndarray:
         """Content hashes of a split's documents, each once, in ascending order."""
+        return np.unique(self.document_contents(split))
+
+    def document_contents(self, split: str) -> np.ndarray:
+        """The content hash of each document of a split, in the order of the text."""
         parts = [contents_of(self.folder, split, part) for part in range(len(self.tokens[split]))]
-        return np.unique(np.concatenate(parts)) if parts else np.empty(0, dtype=np.uint64)
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint64)
+
+    def evaluated_split(self, wanted: str) -> str:
+        """The split that evaluations read: `wanted`, or validation where that has no document."""
+        return wanted if self.count(wanted) else "validation"
 
 
 @dataclass(frozen=True)
@@ -212,7 +220,7 @@ def tokenizer_folder(root: Path, digest: str) -> Path:
 
 def _check_windows(prepared: Prepared) -> None:
     config = prepared.config
-    splits = [split for split in SPLITS if split != "test" or config.test_fraction]
+    splits = [split for split in SPLITS if split != "test" or config.has_test]
     problems = [
         Problem(
             f"the {split} part has {source.count(split)} tokens, less than one window of {config.sequence_length}; use "

@@ -35,7 +35,7 @@ from lit_llm.components.attention.module import Attention
 from lit_llm.components.attention.visibility import Visibility
 from lit_llm.components.loss.module import target_nats
 from lit_llm.config.problems import InputError, Problem
-from lit_llm.data.batches import cut, validation_windows
+from lit_llm.data.batches import cut, spread_windows
 from lit_llm.data.prepare import Prepared
 from lit_llm.evaluation.attention_weights import local_probability, source_attention
 from lit_llm.evaluation.config import AttentionAnalysisConfig
@@ -64,18 +64,20 @@ def attention_analysis(
     *,
     batch_tokens: int,
     progress: Progress = lambda *_: None,
+    split: str = "test",
 ) -> Found:
     """Metrics `attention/<measure>` are means over positions or steps, each alike, `..._decay` the slopes.
 
     A row: measure, axis (position, step or None), first and last place of its bucket, layer (None: all), value.
-    progress: windows, those whose derivatives are taken once more. Raises InputError, before anything is computed, if a
+    progress: windows, those whose derivatives are taken once more. split: whose windows are read; validation where it
+    has none. Raises InputError, before anything is computed, if a
     source holds out no window of that length or a step is beyond the target.
     """
     if problem := not_looked_at(model.config):
         raise InputError(Problem(problem, "attention"))
     if problems := config.problems(data.config.sequence_length):
         raise InputError(*(Problem(message, f"attention.{key}") for key, message in problems))
-    windows_NT = held_out_windows(data, config)
+    windows_NT = held_out_windows(data, config, split)
     few_NT = windows_NT[_spread(len(windows_NT), config.sensitivity_sequences)]
     total = len(windows_NT) + len(few_NT)
     curves, device = Curves(), next(model.parameters()).device
@@ -100,16 +102,18 @@ def attention_analysis(
     return Found(_metrics(curves, config.window), rows)
 
 
-def held_out_windows(data: Prepared, config: AttentionAnalysisConfig) -> np.ndarray:
+def held_out_windows(data: Prepared, config: AttentionAnalysisConfig, split: str = "test") -> np.ndarray:
     """N x T ids: windows of every source, evenly spread over it, in number as its share of the mixture says."""
-    held_out = {source.name: source.count("validation") for source in data.sources}
+    held_out = {source.name: source.count(source.evaluated_split(split)) for source in data.sources}
     if problems := config.too_short(data.config.sequence_length, held_out):
         raise InputError(*(Problem(message, f"attention.{key}") for key, message in problems))
     if config.sequence_length is not None:
         data = replace(data, config=data.config.model_copy(update={"sequence_length": config.sequence_length}))
     shares = sum(source.share for source in data.sources)
     found = [
-        validation_windows(data, source, max(1, round(config.sequences * source.share / shares)))
+        spread_windows(
+            data, source, source.evaluated_split(split), max(1, round(config.sequences * source.share / shares))
+        )
         for source in data.sources
     ]
     return np.concatenate(found)

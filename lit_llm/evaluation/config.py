@@ -26,17 +26,18 @@ class ValidationConfig(Section):
     """Evaluations, evenly spaced; the last one after the last step."""
     sequences: int = Field(64, gt=0)
     """Windows of held-out text that an evaluation during training reads, of each source; the same for every arm."""
-    final_sequences: int = Field(512, gt=0)
+    final_sequences: int | None = Field(None, gt=0)
     """Windows that the evaluation after the last step reads, of each source and of each split (validation and test);
-    all where there are fewer. Where `sequences` is larger, that many. The loss of each document is kept. A trained
-    model costs two forward passes over them; `val/objective_loss` stays that of `sequences` windows."""
+    all where there are fewer. Where `sequences` is larger, that many; eight times as many as it says when absent. The
+    loss of each document is kept. A trained model costs two forward passes over them; `val/objective_loss` stays that
+    of `sequences` windows."""
     prefix_length: int | None = Field(None, gt=0)
     """Tokens given before the targets of val/target_nll; half of the window when absent."""
 
     @property
     def most_sequences(self) -> int:
         """Windows of each source and split that the evaluation after the last step reads."""
-        return max(self.sequences, self.final_sequences)
+        return max(self.sequences, self.final_sequences or 8 * self.sequences)
 
     def prefix(self, sequence_length: int) -> int:
         """Tokens given before the targets, in a window of this length."""
@@ -66,14 +67,15 @@ class ExampleValidationConfig(Section):
     """Evaluations, evenly spaced; the last one after the last step."""
     examples: int = Field(256, gt=0)
     """Held-out examples that an evaluation during training reads, the same for every arm."""
-    final_examples: int = Field(1024, gt=0)
+    final_examples: int | None = Field(None, gt=0)
     """Examples that the evaluation after the last step reads, of each split (validation and test); all where there are
-    fewer. Where `examples` is larger, that many. The loss of each example is kept."""
+    fewer. Where `examples` is larger, that many; four times as many as it says when absent. The loss of each example is
+    kept."""
 
     @property
     def most_examples(self) -> int:
         """Examples of each split that the evaluation after the last step reads."""
-        return max(self.examples, self.final_examples)
+        return max(self.examples, self.final_examples or 4 * self.examples)
 
 
 class ExampleLossesConfig(Section):
@@ -87,8 +89,8 @@ class LikelihoodConfig(Section):
     """Losses of single held-out documents, and of other texts than the one that was trained on."""
 
     documents: int = Field(1000, gt=0)
-    """Documents of each source: a random sample, drawn by a hash of their tokens, so the same for every model that has
-    the tokenizer. All, where there are no more."""
+    """Documents of each source: a random sample, drawn by a hash of their text, so the same for every model, whatever
+    its tokenizer. All, where there are no more."""
     length: int | None = Field(None, gt=1)
     """Tokens after which a document is cut; the length of a training window when absent."""
     prefix_length: int | None = Field(None, ge=0)
@@ -146,8 +148,8 @@ class ExtrapolationConfig(Section):
             (
                 "lengths",
                 f"{max(self.lengths)} windows are {longest} tokens, and the held-out text"
-                f"{f' of {name}' if name else ''} has {tokens}; use shorter ones, more text or another "
-                "validation_fraction",
+                f"{f' of {name}' if name else ''} has {tokens}; use shorter ones, more text or a larger part of it "
+                "(validation_fraction, test_fraction)",
             )
             for name, tokens in held_out.items()
             if tokens < longest
@@ -259,6 +261,8 @@ class EvaluateConfig(Section):
     """Where attention goes, and what targets depend on."""
     tasks: TasksConfig | None = None
     """Zero- and few-shot tasks."""
+    split: Literal["validation", "test"] = "test"
+    """Held-out documents and examples that evaluations read; those of validation where there are none of `test`."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: matrix products in bfloat16."""
     batch_tokens: int = Field(8192, gt=0)

@@ -7,26 +7,22 @@ an encoder-decoder reads in its encoder; so both families are asked for the same
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from lit_llm.config.fingerprint import LENGTH
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.data.prepare import Prepared, PreparedSource, prepare_held_out
-from lit_llm.data.shards import Shards
 from lit_llm.data.sources import UNNAMED
 from lit_llm.evaluation.config import LikelihoodConfig
 from lit_llm.evaluation.found import Found, Progress
 from lit_llm.evaluation.scoring import score
+from lit_llm.evaluation.window_documents import document_ends
 from lit_llm.models.transformer import LanguageModel
-from lit_llm.objectives.config import EOD, MasksConfig
-
-_CHUNK = 1 << 20  # tokens read at once
+from lit_llm.objectives.config import MasksConfig
 
 
 def likelihood(
@@ -39,11 +35,13 @@ def likelihood(
     progress: Progress = lambda *_: None,
     corpora: Sequence[PreparedSource] | None = None,
     opening: Sequence[int] = (),
+    split: str = "test",
 ) -> Found:
     """Losses of held-out documents: of each source of the model's data, and of each of `config.corpora`.
 
     corpora: those texts, where `prepare_held_out` was called before; else it is called here. progress: documents.
-    opening: ids before every prefix, of a model that was trained with mode tokens.
+    opening: ids before every prefix, of a model that was trained with mode tokens. split: whose documents are read;
+    those of validation where it has none.
 
     likelihood/nll               nats per target token, over all documents of the data that the model was trained on
     likelihood/perplexity        e to the power of it
@@ -55,8 +53,8 @@ def likelihood(
 
     What `corpora` there are changes nothing in the figures of the model's own data.
 
-    A row for each document: source, document (hash of its tokens, uncut), and of its targets tokens, bytes (None where
-    not known) and nats. The end-of-document token is a target like any other, of no bytes.
+    A row for each document: source, document (hash of its normalised text), and of its targets tokens, bytes (None
+    where not known) and nats. The end-of-document token is a target like any other, of no bytes.
 
     Raises InputError, before anything is scored, for a source of which no document has a target.
     """
@@ -67,7 +65,7 @@ def likelihood(
     if corpora is None:
         corpora = prepare_held_out(config.corpora, data)
     samples = {
-        source.name or UNNAMED: _sample(data.open(source, "validation"), config.documents, length, prefix)
+        source.name or UNNAMED: _sample(data, source, source.evaluated_split(split), config.documents, length, prefix)
         for source in (*data.sources, *corpora)
     }
     _refuse_empty(samples, prefix)
@@ -100,52 +98,30 @@ class _Sample:
     """Documents of one source."""
 
     documents: dict[str, np.ndarray]
-    """Hash of a document's tokens, its first tokens."""
+    """Hash of a document's text, its first tokens."""
     skipped: int
     """Documents that are no longer than the prefix."""
 
 
-def _sample(tokens: Shards, count: int, length: int, prefix: int) -> _Sample:
-    """The `count` documents with the smallest hashes, each once, of those with more than `prefix` tokens.
+def _sample(data: Prepared, source: PreparedSource, split: str, count: int, length: int, prefix: int) -> _Sample:
+    """The `count` documents with the smallest content hashes, each once, of those with more than `prefix` tokens.
 
-    A random sample that does not depend on the order of the files, which are often sorted by what they are about. One
-    pass over the text, and memory for twice the sample.
+    A random sample that depends neither on the order of the files, which are often sorted by what they are about, nor
+    on the tokenizer, but for the documents that are too short under one of them.
     """
-    chosen: dict[str, np.ndarray] = {}
-    largest, skipped = "g", 0  # beyond every hexadecimal digit
-    for document, begin, size in _documents(tokens, length):
-        if size <= prefix:
-            skipped += 1
-        elif document < largest:
-            chosen[document] = begin
-            if len(chosen) >= 2 * count:
-                chosen = dict(sorted(chosen.items())[:count])
-                largest = max(chosen)
-    return _Sample(dict(sorted(chosen.items())[:count]), skipped)
-
-
-def _documents(tokens: Shards, length: int) -> Iterator[tuple[str, np.ndarray, int]]:
-    """(hash of all its tokens, its first `length` tokens, how many it has) of every document, its end included."""
-    content, begin, size = hashlib.sha256(), np.empty(0, np.uint32), 0
-    for piece in _pieces(tokens):
-        content.update(piece.astype("<u4").tobytes())
-        if size < length:
-            begin = np.concatenate([begin, piece[: length - size].astype(np.uint32)])
-        size += len(piece)
-        if piece[-1] == EOD:
-            yield content.hexdigest()[:LENGTH], begin, size
-            content, begin, size = hashlib.sha256(), np.empty(0, np.uint32), 0
-
-
-def _pieces(tokens: Shards) -> Iterator[np.ndarray]:
-    """The tokens in pieces that lie within one document; each document's last piece ends with its end."""
-    for start in range(0, len(tokens), _CHUNK):
-        chunk = tokens.read(np.array([start]), min(_CHUNK, len(tokens) - start))[0]
-        begin = 0
-        for end in [*(np.flatnonzero(chunk == EOD) + 1).tolist(), len(chunk)]:
-            if begin < end:
-                yield chunk[begin:end]
-            begin = end
+    tokens, contents = data.open(source, split), source.document_contents(split)
+    ends = document_ends(tokens, len(tokens)) + 1
+    starts = np.concatenate([[0], ends[:-1]])
+    sizes = ends - starts
+    long = np.flatnonzero(sizes > prefix)
+    _, first = np.unique(contents[long], return_index=True)
+    return _Sample(
+        {
+            f"{contents[place]:016x}": tokens.read(starts[place : place + 1], min(length, int(sizes[place])))[0]
+            for place in long[first[:count]]
+        },
+        len(sizes) - len(long),
+    )
 
 
 def _refuse_empty(samples: dict[str, _Sample], prefix: int) -> None:

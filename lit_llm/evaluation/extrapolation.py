@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from lit_llm.config.problems import InputError, Problem
-from lit_llm.data.batches import validation_windows
+from lit_llm.data.batches import spread_windows
 from lit_llm.data.prepare import Prepared
 from lit_llm.data.sources import UNNAMED
 from lit_llm.evaluation.config import BUCKETS, ExtrapolationConfig
@@ -44,9 +44,11 @@ def extrapolation(
     batch_tokens: int,
     progress: Progress = lambda *_: None,
     opening: Sequence[int] = (),
+    split: str = "test",
 ) -> Found:
     """Loss by total length and by position, for every prefix. progress: sequences, each once for each prefix.
-    opening: ids before every prefix, of a model that was trained with mode tokens.
+    opening: ids before every prefix, of a model that was trained with mode tokens. split: whose text is read;
+    validation where it has none.
 
     extrapolation/nll/prefix_<P>/length_<L>x   P as it is configured, L in windows: nats per target token over the
                                                targets in the last quarter of a window before a total length of L
@@ -63,7 +65,7 @@ def extrapolation(
     window = data.config.sequence_length
     if problems := config.problems(window):
         raise InputError(*(Problem(message, f"extrapolation.{key}") for key, message in problems))
-    sequences = held_out_sequences(config, data)
+    sequences = held_out_sequences(config, data, split)
     prefixes = config.prefix_lengths(window)
     source_of = np.repeat(np.arange(len(sequences)), list(map(len, sequences)))
     texts = np.concatenate(sequences)
@@ -89,13 +91,16 @@ def extrapolation(
     return Found(metrics, list(_rows(nats, tokens, prefixes, names, window)))
 
 
-def held_out_sequences(config: ExtrapolationConfig, data: Prepared) -> list[np.ndarray]:
+def held_out_sequences(config: ExtrapolationConfig, data: Prepared, split: str) -> list[np.ndarray]:
     """The sequences of each source: sequences x tokens. Raises InputError if there is none of a source."""
     longest = max(config.lengths) * data.config.sequence_length
-    held_out = {source.name: source.count("validation") for source in data.sources}
+    held_out = {source.name: source.count(source.evaluated_split(split)) for source in data.sources}
     if problems := config.too_short(data.config.sequence_length, held_out):
         raise InputError(*(Problem(message, f"extrapolation.{key}") for key, message in problems))
-    return [validation_windows(data, source, config.sequences, longest) for source in data.sources]
+    return [
+        spread_windows(data, source, source.evaluated_split(split), config.sequences, longest)
+        for source in data.sources
+    ]
 
 
 def _after(progress: Progress, before: int, total: int) -> Progress:

@@ -22,9 +22,13 @@ def documents_of(tokens: Shards, starts: np.ndarray, windows: np.ndarray) -> np.
 
 def ends_before(tokens: Shards, starts: np.ndarray) -> np.ndarray:
     """How many documents have ended before each of these places."""
-    last, found = int(starts.max(initial=0)), []
-    for begin in range(0, last, _CHUNK):
-        chunk = tokens.read(np.array([begin]), min(_CHUNK, last - begin))[0]
+    return np.searchsorted(document_ends(tokens, int(starts.max(initial=0))), starts, side="left")
+
+
+def document_ends(tokens: Shards, count: int) -> np.ndarray:
+    """Where the end-of-document tokens are among the first `count` tokens, in ascending order."""
+    found = [np.empty(0, dtype=np.int64)]
+    for begin in range(0, count, _CHUNK):
+        chunk = tokens.read(np.array([begin]), min(_CHUNK, count - begin))[0]
         found.append(begin + np.flatnonzero(chunk == EOD))
-    ends = np.concatenate(found) if found else np.empty(0, dtype=np.int64)
-    return np.searchsorted(ends, starts, side="left")
+    return np.concatenate(found)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lit_llm.config.fingerprint import fingerprint
+from lit_llm.data.config import DataConfig, InstructionConfig
 from lit_llm.evaluation.config import METRICS_OF_SPLIT
 from lit_llm.experiment.config import Experiment, Trained
 from lit_llm.experiment.identity import (
@@ -132,6 +133,7 @@ def _finetune_fingerprint(experiment: Experiment, parent: str) -> str:
     assert experiment.finetune is not None
     stage = experiment.finetune.model_dump(mode="json")
     stage["data"] = {"batch_size": stage["data"]["batch_size"]}  # the rest is in the examples' digest
+    stage["validation"]["final_examples"] = experiment.finetune.validation.most_examples
     del stage["training"]["execution"]
     return fingerprint(
         {"stage": "finetune", "parent": parent, "finetune": stage, "data": digest_of_examples(experiment)}
@@ -144,13 +146,16 @@ def _evaluate_fingerprint(experiment: Experiment, parent: str, name: str) -> str
     assert config is not None
     section: dict[str, Any] = getattr(config, name).model_dump(mode="json")
     reads: Any = None
-    if name == "examples":
-        reads = digest_of_examples(experiment)
+    data: DataConfig | InstructionConfig | None = experiment.pretrain.data
+    if name == "examples" and experiment.finetune is not None:
+        reads, data = digest_of_examples(experiment), experiment.finetune.data
     elif config.likelihood is not None and name == "likelihood":
         section = config.likelihood.resolved(window).model_dump(mode="json", exclude={"corpora"})
         reads = digests_of_texts(experiment)
     elif config.tasks is not None and name == "tasks":
         section |= {"folder": None, "max_length": config.tasks.max_length or window}
-        reads = {"files": digest_of_tasks(experiment), "lm_eval": version_or_none("lm_eval")}
+        reads, data = {"files": digest_of_tasks(experiment), "lm_eval": version_or_none("lm_eval")}, None
     content = {"evaluation": name, "section": section, "precision": config.precision, "data": reads}
+    if data is not None:
+        content["split"] = config.split if data.has_test else "validation"
     return fingerprint({"stage": "evaluate", "parent": parent, **content})

@@ -163,13 +163,23 @@ def _evaluated(frozen: Frozen, store: Store, model: LanguageModel, told: Progres
             progress=told,
             corpora=corpora,
             opening=opening,
+            split=config.split,
         )
     if config.extrapolation is not None and name == "extrapolation":
         return extrapolation(
-            model, config.extrapolation, data, masks, batch_tokens=batch, progress=told, opening=opening
+            model,
+            config.extrapolation,
+            data,
+            masks,
+            batch_tokens=batch,
+            progress=told,
+            opening=opening,
+            split=config.split,
         )
     if config.attention is not None and name == "attention":
-        return attention_analysis(model, config.attention, data, masks, batch_tokens=batch, progress=told)
+        return attention_analysis(
+            model, config.attention, data, masks, batch_tokens=batch, progress=told, split=config.split
+        )
     if (tasks := config.tasks) is not None and name == "tasks":
         from lit_llm.evaluation.harness import evaluate_tasks  # its library is an extra
 
@@ -187,7 +197,9 @@ def _evaluated(frozen: Frozen, store: Store, model: LanguageModel, told: Progres
     assert config.examples is not None
     assert name == "examples"
     byte_lengths = data.tokenizer().byte_lengths()
-    held_out = HeldOutExamples(_examples(frozen, store), config.examples.examples, masks, byte_lengths)
+    examples = _examples(frozen, store)
+    split = examples.evaluated_split(config.split)
+    held_out = HeldOutExamples(examples, config.examples.examples, masks, byte_lengths, split)
     return example_losses(model, held_out, batch_tokens=batch, progress=told)
 
 

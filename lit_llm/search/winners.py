@@ -128,7 +128,7 @@ def tuned_name(search: Search, arm: str) -> str:
 
 def _compared(search: Search, goal: str) -> str:
     """What the winners are compared on: like the goal, of text that no trial was judged by, where there is some."""
-    tested = all(arm.experiment.pretrain.data.test_fraction > 0 for arm in search.ablation.arms)
+    tested = all(arm.experiment.pretrain.data.has_test for arm in search.ablation.arms)
     return final_metric(goal) if tested else goal
 
 

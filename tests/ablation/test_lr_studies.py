@@ -13,7 +13,7 @@ from rich.console import Console
 from lit_llm.ablation.arms import load_study
 from lit_llm.ablation.layouts import lr_factors
 from lit_llm.ablation.run import Watcher, run_study
-from lit_llm.data.batches import validation_windows
+from lit_llm.data.batches import spread_windows
 from lit_llm.data.prepare import open_prepared
 from lit_llm.experiment.frozen import thaw
 from lit_llm.models.build import build_model
@@ -80,7 +80,8 @@ def plain_loss(stage, store):
     experiment = frozen.experiment
     data = open_prepared(experiment.pretrain.data, store.data, frozen.data)
     (source,) = data.sources
-    windows_BT = torch.from_numpy(validation_windows(data, source, experiment.pretrain.validation.sequences)).long()
+    count = experiment.pretrain.validation.sequences
+    windows_BT = torch.from_numpy(spread_windows(data, source, "validation", count)).long()
     half = windows_BT.shape[1] // 2
     model = build_model(experiment.model, experiment.seed).eval()
     first_B1 = torch.full((len(windows_BT), 1), BOS)

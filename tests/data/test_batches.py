@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from lit_llm.data.batches import StepSampler, TrainBatches, Windows, cut, validation_windows
+from lit_llm.data.batches import StepSampler, TrainBatches, Windows, cut, spread_windows
 from lit_llm.objectives.config import CausalLM, MasksConfig, PrefixLM
 
 
@@ -136,7 +136,7 @@ def test_the_shares_of_the_devices_make_the_whole_batch(numbered, ranks, family)
 @pytest.mark.parametrize(("windows", "count"), [(10, 3), (10, 10), (10, 64), (1, 4), (7, 6)])
 def test_validation_reads_distinct_windows_spread_over_all_of_them(numbered, windows, count):
     data = numbered(windows)
-    rows = validation_windows(data, data.sources[0], count)
+    rows = spread_windows(data, data.sources[0], "validation", count)
     first = (rows[:, 0] // 4).tolist()
     assert len(first) == len(set(first)) == min(count, windows)
     gaps = np.diff([*first, windows])

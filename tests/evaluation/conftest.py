@@ -33,7 +33,7 @@ def write(tmp_path_factory):
 def prepared(tmp_path_factory):
     """prepared(a corpus, window=..., fraction=..., test=...): its bytes as tokens."""
 
-    def of(corpus, window=32, fraction=0.5, root=None, test=0.05):
+    def of(corpus, window=32, fraction=0.5, root=None, test=0):
         text = json.dumps(
             {
                 "corpus": corpus,

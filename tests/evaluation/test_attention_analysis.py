@@ -71,7 +71,9 @@ def prepared(folder, sources, length=LENGTH):
         for split in ("train", "validation"):
             tokens.tofile(folder / str(number) / f"00000.{split}.bin")
         found.append(
-            PreparedSource(name, share, folder / str(number), dict.fromkeys(("train", "validation"), (len(tokens),)))
+            PreparedSource(
+                name, share, folder / str(number), {"train": (len(tokens),), "validation": (len(tokens),), "test": ()}
+            )
         )
     return Prepared(config, "digest", folder, tuple(found))
 

@@ -1,12 +1,10 @@
 """Losses of single documents: the right documents, the right tokens, the right nats."""
 
-import hashlib
 import json
 import math
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 from evaluated import BYTES, FAMILIES, model_of, plain_nats, uniform
@@ -18,10 +16,12 @@ from torch.nn import functional as F
 from lit_llm.config.problems import InputError
 from lit_llm.config.section import validate
 from lit_llm.config.tree import read_yaml
-from lit_llm.data.prepare import open_held_out, prepare_held_out
+from lit_llm.data.config import DataConfig
+from lit_llm.data.prepare import open_held_out, prepare, prepare_held_out
 from lit_llm.data.sources import identify_held_out
+from lit_llm.data.splits import content_hash
 from lit_llm.data.tokenizers import Bytes
-from lit_llm.evaluation import documents as module
+from lit_llm.evaluation import window_documents
 from lit_llm.evaluation.config import LikelihoodConfig
 from lit_llm.evaluation.documents import likelihood
 from lit_llm.objectives.config import MasksConfig
@@ -38,7 +38,8 @@ def config(**keys):
 
 
 def hash_of(ids):
-    return hashlib.sha256(np.asarray(ids, "<u4").tobytes()).hexdigest()[:16]
+    """The content hash of a document, by its bytes' ids."""
+    return f"{content_hash(bytes(byte - 2 for byte in ids if byte > 1).decode()):016x}"
 
 
 def by_document(found, value="nats"):
@@ -214,6 +215,40 @@ def test_the_sample_does_not_depend_on_how_files_are_called_or_ordered(prepared,
     assert by_document(one) == by_document(other)
 
 
+def test_documents_are_those_of_the_test_split_where_there_is_one(prepared, write, documents):
+    folder = write({f"{number:02}.txt": text for number, text in enumerate(documents)})
+    data = prepared({"kind": "text", "files": [f"{folder}/*.txt"]}, test=0.3)
+    both = {
+        split: likelihood(uniform("decllm"), ALL, data, MasksConfig(), batch_tokens=200, split=split)
+        for split in ("validation", "test")
+    }
+    for split, found in both.items():
+        held_out = {f"{content:016x}" for content in data.sources[0].contents(split).tolist()}
+        assert 5 < len(by_document(found)) == len(held_out) - found.metrics["likelihood/skipped"]
+        assert by_document(found).keys() <= held_out
+    assert evaluate(uniform("decllm"), data) == both["test"]
+
+
+def test_the_sample_is_the_same_under_every_tokenizer(write, documents, tmp_path):
+    folder = write({f"{number:02}.txt": f"{text} " * 4 for number, text in enumerate(documents)})
+    sampled = []
+    for tokenizer in ("bytes", {"kind": "bpe", "vocabulary": 300}):
+        config = DataConfig.model_validate(
+            {
+                "corpus": {"kind": "text", "files": [f"{folder}/*.txt"]},
+                "tokenizer": tokenizer,
+                "sequence_length": 8,
+                "batch_size": 2,
+                "test_fraction": 0.5,
+            }
+        )
+        model, few = build("decllm", "vocabulary=300"), LikelihoodConfig(documents=6, prefix_length=1)
+        found = likelihood(model, few, prepare(config, tmp_path), MasksConfig(), batch_tokens=200)
+        sampled.append(list(by_document(found)))
+    assert len(sampled[0]) == 6
+    assert sampled[0] == sampled[1]
+
+
 def test_a_smaller_sample_is_part_of_a_larger_one(data):
     sizes = [set(by_document(evaluate(model_of("decllm"), data, config(documents=n)))) for n in (1, 2, 5, 1000)]
     assert [len(documents) for documents in sizes[:3]] == [1, 2, 5]
@@ -223,7 +258,7 @@ def test_a_smaller_sample_is_part_of_a_larger_one(data):
 @pytest.mark.parametrize("chunk", [1, 7, 64])
 def test_documents_longer_than_what_is_read_at_once_are_whole(data, chunk, monkeypatch):
     whole = evaluate(model_of("decllm"), data)
-    monkeypatch.setattr(module, "_CHUNK", chunk)
+    monkeypatch.setattr(window_documents, "_CHUNK", chunk)
     assert evaluate(model_of("decllm"), data) == whole
 
 

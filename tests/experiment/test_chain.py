@@ -88,6 +88,13 @@ def test_every_evaluation_is_a_stage_of_its_own(links):
     ]  # fmt: skip
 
 
+def test_the_split_that_evaluations_read_is_theirs_alone_and_counts_where_there_are_two(links):
+    tested = links()
+    assert shared(tested, links("decllm-tiny", "evaluate.split=validation")) == ["pretrain", "finetune"]
+    without = "finetune.data.test_fraction=0"
+    assert shared(links("decllm-tiny", without), links("decllm-tiny", without, "evaluate.split=validation")) == ALL
+
+
 def test_an_evaluation_follows_the_stages_that_are_named(links):
     assert list(links("decllm-tiny", "evaluate.after=[finetune]")) == ["pretrain", "finetune", ALL[3]]
     assert list(links("decllm-tiny", "evaluate=null")) == ["pretrain", "finetune"]

@@ -152,15 +152,15 @@ def test_a_run_is_its_start_its_steps_and_a_third_of_a_pass_for_each_validated_w
     assert red.validation == pytest.approx(
         12 * red.step / B / 3
     )  # forward only; the objective's cut is the yardstick's
-    # One before the first step and two of three at intervals; the last one reads 512 windows of each of two splits.
-    assert red.final == pytest.approx(2 * 512 * red.step / B / 3)
+    # One before the first step and two of three at intervals; the last one reads eight times as many of both splits.
+    assert red.final == pytest.approx(2 * 8 * 12 * red.step / B / 3)
     assert red.run == pytest.approx(START_SECONDS + 10 * red.step + 3 * red.validation + red.final)
     dec = seconds_of(load_experiment("decllm-tiny", overrides), machine)
     assert dec.validation == pytest.approx(2 * 12 * dec.step / B / 3)  # once for the yardstick, once for its own loss
-    assert dec.final == pytest.approx(2 * (512 + 12) * dec.step / B / 3)
+    assert dec.final == pytest.approx(2 * (8 * 12 + 12) * dec.step / B / 3)
     half = load_experiment("decllm-tiny", [*overrides, "pretrain.data.test_fraction=0.025"])
-    small = seconds_of(half, machine, held_out={"": 100 * T})
-    assert small.final == pytest.approx((100 + 12 + 50 + 12) * dec.step / B / 3), "half as much text for the test"
+    small = seconds_of(half, machine, held_out={"": 90 * T})
+    assert small.final == pytest.approx((90 + 12 + 45 + 12) * dec.step / B / 3), "half as much text for the test"
 
 
 def test_looking_at_logits_every_other_step_is_half_a_forward_pass_over_its_sequences() -> None:

@@ -40,9 +40,10 @@ def fingerprint(text):
 
 
 def test_the_windows_that_the_last_evaluation_reads_count_not_the_key_that_says_so(fingerprint):
-    """At least as many as those during training, 64 of them."""
+    """At least as many as those during training, 64 of them; eight times as many by themselves."""
     few, all_during = (fingerprint(f"pretrain.validation.final_sequences={count}") for count in (3, 64))
     assert few == all_during != fingerprint("pretrain.validation.final_sequences=65")
+    assert fingerprint() == fingerprint("pretrain.validation.final_sequences=512")
 
 
 @pytest.mark.parametrize(
