@@ -20,7 +20,7 @@ import coverage_sequential
 Rows = list[dict[str, Any]]
 TABLES: dict[str, Callable[[int, int], Rows]] = {
     "Differences from a baseline: the worst scenario of each procedure": lambda replicates, seed: (
-        coverage_paired.worst_of(coverage_paired.coverage_table(replicates, seed))
+        coverage_paired.worst_of(coverage_paired.coverage_table(replicates, seed), replicates, seed)
     ),
     "Effects, factors, documents, divergence: the worst scenario of each procedure": lambda replicates, seed: (
         coverage_designs.worst_of(coverage_designs.coverage_table(replicates, seed))

@@ -155,7 +155,7 @@ def test_scenarios_scatter_as_they_say() -> None:
 @pytest.mark.slow
 def test_what_holds_in_every_scenario_and_what_does_not() -> None:
     """The worst of 66 scenarios; the smallest of so many estimates lies about three standard errors below the truth."""
-    rows = coverage_paired.coverage_table(4000, 0, arms=(3, 8), seeds=(3, 5))
+    rows = coverage_paired.coverage_table(4000, 0, coverage_paired.scenarios((3, 8), (3, 5)))
     slack = within(0.95, 4000) * 4 / 3
 
     def worst(procedure: str, figure: str, seeds: int, by=min) -> float:  # type: ignore[no-untyped-def]
