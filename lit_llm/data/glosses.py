@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.config.problems import InputError, Mark, Problem, noted, some
+from lit_llm.data.splits import content_hash
 from lit_llm.tracking.store import write_text
 
 TASKS = ("define", "word", "choose", "hypernym")
@@ -103,14 +104,17 @@ def write_glosses(
     wordnet: a folder with data.noun, data.verb, data.adj and data.adv (format: wndb(5)). characters: of the longest
     gloss; with 80, a byte pair tokenizer trained on prose needs less than 64 tokens for inputs and 32 for targets.
     No synset of train.jsonl stands in the others, neither asked for nor as an answer or a wrong choice; nor does a
-    gloss.
+    gloss, nor, white space and case aside, a question of held_out.jsonl with its answer.
 
     Returns the number of records by file and task. Raises InputError for a folder without those files, and for files
     of another format.
     """
     made = _Maker(read_wordnet(wordnet), characters)
-    train = sorted(made.instructions(False, seed), key=lambda record: _rank(seed, record))[:limit]
-    others = {"held_out": made.instructions(True, 0), "choices": made.choices(), "text": made.entries()}
+    held_out = list(made.instructions(True, 0))
+    asked = {_content(record) for record in held_out}  # "Lemon sole" and "lemon sole" are two synsets, one question
+    trained_on = (record for record in made.instructions(False, seed) if _content(record) not in asked)
+    train = sorted(trained_on, key=lambda record: _rank(seed, record))[:limit]
+    others = {"held_out": held_out, "choices": made.choices(), "text": made.entries()}
     counts: Counter[str] = Counter()
     files = {"train": train} | {n: sorted(o, key=lambda record: _rank(0, record)) for n, o in others.items()}
     for name, records in files.items():
@@ -118,6 +122,10 @@ def write_glosses(
         write_text(out / f"{name}.jsonl", "".join(lines))
         counts.update(f"{name}/{record.get('task', 'entries')}" for record in records)
     return dict(sorted(counts.items()))
+
+
+def _content(record: dict[str, Any]) -> int:
+    return content_hash(record["inputs"], record["targets"])
 
 
 def _rank(seed: int, record: dict[str, Any]) -> bytes:

@@ -216,6 +216,16 @@ def test_the_same_files_each_time_and_the_same_questions_whatever_the_limit_and_
     assert other != list(map(json.loads, first))
 
 
+def test_no_held_out_question_is_trained_on_in_another_spelling(real):
+    """WordNet has "lemon sole" and "Lemon sole", whose kinds are the same."""
+
+    def questions(file):
+        return {(*(" ".join(r[k].casefold().split()) for k in ("inputs", "targets")),) for r in records(file)}
+
+    folder, _ = real
+    assert not questions(folder / "train.jsonl") & questions(folder / "held_out.jsonl")
+
+
 def test_the_first_questions_are_a_fair_sample(real):
     """The share of each task among 2000 of them differs from that among all by less than five standard deviations."""
     folder, counts = real
