@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
-JOBS ?= 2
+# More workers than cores: many tests wait for processes that start and end.
+JOBS ?= 4
 
 .DEFAULT_GOAL := help
 
@@ -29,7 +30,7 @@ test: $(READY) ## the tests, under 15 minutes on two cores
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not slow and not gpu"
 
 test-slow: $(READY) ## the tests that take minutes each
-	@$(BIN)/python -m pytest -m slow
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m slow
 
 check: $(READY) ## ruff, mypy, import-linter
 	@$(BIN)/ruff check .

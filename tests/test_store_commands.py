@@ -17,7 +17,6 @@ from lit_llm.ablation.run import Watcher, run_study
 from lit_llm.cli import app
 from lit_llm.tracking.store import Store
 
-pytestmark = pytest.mark.xdist_group("runs")
 Study = Callable[..., Path]
 COLUMNS = {"COLUMNS": "400"}
 

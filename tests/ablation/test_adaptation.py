@@ -30,7 +30,6 @@ def run(path, store, **options):
     return run_study(load_study(path), store, watcher=Watcher(), slots=2, **options)
 
 
-@pytest.mark.xdist_group("runs")
 def test_arms_share_the_pretraining_that_they_are_adapted_from(write_study, tmp_path):
     store = Store(tmp_path / "store")
     path = write_study("shared", ARMS, seeds=[0, 1])
@@ -56,7 +55,6 @@ def test_arms_share_the_pretraining_that_they_are_adapted_from(write_study, tmp_
     assert not [item for item in find(store).garbage if item.path == source.stage.folder]  # a study lists it
 
 
-@pytest.mark.xdist_group("runs")
 def test_what_is_adapted_from_a_repeated_source_is_repeated_and_from_a_lost_one_never_run(write_study, tmp_path):
     store = Store(tmp_path / "store")
     path = write_study("repeated", ARMS.replace("scratch: {}", ""), seeds=[0])

@@ -344,7 +344,6 @@ def test_the_json_of_a_plan_names_the_design(study):
     }
 
 
-@pytest.mark.xdist_group("runs")
 def test_a_fraction_that_has_run_is_shown_by_its_effects(write_study, store):
     """Every number judged against the means of the runs' own results."""
     from lit_llm.ablation.run import Watcher, run_study

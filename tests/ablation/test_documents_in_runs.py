@@ -12,7 +12,6 @@ from lit_llm.ablation.run import Watcher, run_study
 from lit_llm.tracking.store import Store
 
 
-@pytest.mark.xdist_group("runs")
 def test_separate_documents_are_read_otherwise_in_training_and_in_validation(
     write_study: Callable[..., Path], store: Store, tmp_path: Path
 ) -> None:

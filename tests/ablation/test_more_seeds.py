@@ -45,7 +45,6 @@ class Rounds(Watcher):
         self.todo.append([run.name for run in todo])
 
 
-@pytest.mark.xdist_group("runs")
 def test_a_round_follows_while_anything_is_undecided_and_a_second_command_has_nothing_to_do(
     write_study: Study, store: Store
 ) -> None:

@@ -84,8 +84,10 @@ def two_steps(arm: Arm, instructions: Path) -> Arm:
     return replace(arm, experiment=validate(Experiment, node), residual=0.0)
 
 
-@pytest.mark.xdist_group("runs")
-@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.slow] if path in SIBLINGS else [], id=path.stem) for path in STUDIES],
+)
 def test_a_shipped_study_runs_two_steps_of_every_arm_and_is_reported(
     path: Path, store: Store, instructions: dict[str, object]
 ) -> None:

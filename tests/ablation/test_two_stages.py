@@ -72,7 +72,6 @@ def run(path, store, **options):
     return run_study(load_study(path), store, watcher=Watcher(), slots=2, **options)
 
 
-@pytest.mark.xdist_group("runs")
 def test_a_pretraining_is_shared_and_each_arm_finetuned_and_evaluated(write_two, store):
     path = write_two("two")
     planned = plan(load_study(path))
@@ -117,7 +116,6 @@ def assert_units_make_up_metrics(run_):
     assert series[-1]["val/target_nll"] == result.metric("val/target_nll")
 
 
-@pytest.mark.xdist_group("runs")
 def test_finetuning_begins_with_the_pretrained_weights_and_steps_as_torch_does(write_two, store):
     """AdamW of torch, on the loss of plain forward passes over the same examples."""
     rest = "arms: {red: {}}\ncompare: {metric: finetune/val/target_nll}"
@@ -151,7 +149,6 @@ def test_finetuning_begins_with_the_pretrained_weights_and_steps_as_torch_does(w
     assert finetuned.result()["loss_tokens"] == tokens
 
 
-@pytest.mark.xdist_group("runs")
 def test_a_packed_finetuning_learns_what_an_unpacked_one_does(write_two, tmp_path):
     """The same examples in every step, so after eight steps the same weights but for rounding: one stage, one name."""
     rest = "arms: {dec: {extends: decllm-tiny, finetune: {masks: {prefix: bidirectional}}}, red: {}}"
@@ -180,7 +177,6 @@ def test_a_packed_finetuning_learns_what_an_unpacked_one_does(write_two, tmp_pat
         assert losses[0] != results[0]["initial"]["val/target_nll"]
 
 
-@pytest.mark.xdist_group("runs")
 def test_an_interrupted_finetuning_goes_on_to_the_same_weights(write_two, tmp_path):
     rest = "arms: {dec: {extends: decllm-tiny}}\ncompare: {metric: finetune/val/target_nll}"
     path = write_two("resumed", rest, seeds=[0])
@@ -202,7 +198,6 @@ def test_an_interrupted_finetuning_goes_on_to_the_same_weights(write_two, tmp_pa
     ]
 
 
-@pytest.mark.xdist_group("runs")
 def test_nothing_follows_a_pretraining_that_did_not_end_well(write_two, tmp_path):
     store = Store(tmp_path / "store")
     rest = ARMS.replace("red: {}", "red: {pretrain: {training: {optimizer: {lr: 1e9}}}}")
@@ -217,7 +212,6 @@ def test_nothing_follows_a_pretraining_that_did_not_end_well(write_two, tmp_path
     assert (row.arm, row.mean, row.diverged) == ("red", None, 1)
 
 
-@pytest.mark.xdist_group("runs")
 def test_what_follows_a_repeated_stage_is_repeated_too(write_two, tmp_path):
     store = Store(tmp_path / "store")
     path = write_two("stale", "arms: {red: {}}", seeds=[0])
@@ -249,7 +243,6 @@ def spoil(stage, **provenance):
     write_json(stage.folder / "result.json", old | {"provenance": old["provenance"] | provenance})
 
 
-@pytest.mark.xdist_group("runs")
 def test_what_shares_a_repeated_pretraining_is_repeated_in_every_arm(write_two, tmp_path):
     store = Store(tmp_path / "store")
     path = write_two("shared", ARMS.replace("red: {}", ""), seeds=[0])
@@ -265,7 +258,6 @@ def test_what_shares_a_repeated_pretraining_is_repeated_in_every_arm(write_two, 
     assert {step.status()["state"] for each in (dec, biattn) for step in each.steps} == {"pending"}
 
 
-@pytest.mark.xdist_group("runs")
 def test_a_result_of_other_weights_is_stale_wherever_they_were_repeated(write_two, tmp_path):
     """Another study may have repeated the pretraining that this one's finetuning began with."""
     store = Store(tmp_path / "store")
@@ -280,7 +272,6 @@ def test_a_result_of_other_weights_is_stale_wherever_they_were_repeated(write_tw
     ]  # fmt: skip
 
 
-@pytest.mark.xdist_group("runs")
 def test_a_failed_or_stale_evaluation_keeps_nothing_from_what_does_not_begin_with_it(write_two, tmp_path):
     store = Store(tmp_path / "store")
     path = write_two("tree", "arms: {red: {}}\ncompare: {metric: val/target_nll}", seeds=[0])
@@ -297,7 +288,6 @@ def test_a_failed_or_stale_evaluation_keeps_nothing_from_what_does_not_begin_wit
     assert found.rows[0].states == {"done": 1}
 
 
-@pytest.mark.xdist_group("runs")
 def test_a_stale_divergence_is_announced_as_nothing_to_do(write_two, tmp_path):
     store = Store(tmp_path / "store")
     rest = "arms: {red: {pretrain: {training: {optimizer: {lr: 1e9}}}}}"
@@ -308,7 +298,6 @@ def test_a_stale_divergence_is_announced_as_nothing_to_do(write_two, tmp_path):
     assert work_to_do(path, store) == []
 
 
-@pytest.mark.xdist_group("runs")
 def test_an_evaluation_can_be_added_to_one_arm_and_its_run_in_mlflow(write_two, tmp_path, monkeypatch):
     from typer.testing import CliRunner
 
@@ -337,7 +326,6 @@ def test_an_evaluation_can_be_added_to_one_arm_and_its_run_in_mlflow(write_two, 
     assert child.data.metrics["finetune/eval/likelihood/nll"] == added.metrics()["finetune/eval/likelihood/nll"]
 
 
-@pytest.mark.xdist_group("runs")
 def test_mlflow_has_one_run_with_the_metrics_of_all_stages(write_two, store):
     import mlflow
 

@@ -228,7 +228,7 @@ def test_a_preload_that_kills_the_fork_server_is_an_error(tmp_path):
             print(error)
         """,
     )
-    output, _ = process.communicate(timeout=20)
+    output, _ = process.communicate(timeout=200)
     assert "the fork server died importing explosive" in output
     assert "torchvision::nms" in output
 
@@ -262,7 +262,7 @@ def test_children_inherit_the_preload_and_never_run_the_callers_main(tmp_path, h
         """,
         how,
     )
-    output, _ = process.communicate(timeout=20)
+    output, _ = process.communicate(timeout=200)
     assert output.splitlines() == ["the program runs", "as promised"]
 
 
@@ -279,7 +279,7 @@ def test_a_file_of_the_users_does_not_shadow_a_library(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "fractions.py").write_text("raise RuntimeError('the wrong file')")
     body = 'print(run_tasks([Task("a", jobs.double, (1,))], slots=1, preload=["fractions"])[0].value)'
-    output, _ = coordinator(tmp_path, body, folder="data").communicate(timeout=20)
+    output, _ = coordinator(tmp_path, body, folder="data").communicate(timeout=200)
     assert output.splitlines() == ["the program runs", "2"]
 
 
@@ -289,7 +289,7 @@ def test_tasks_do_not_share_their_random_numbers(tmp_path):
         numbers = [outcome.value for outcome in run_tasks(tasks, slots=1, preload=["numpy.random"])]
         print(len({number for pair in numbers for number in pair}))
         """
-    output, _ = coordinator(tmp_path, body).communicate(timeout=20)
+    output, _ = coordinator(tmp_path, body).communicate(timeout=200)
     assert output.splitlines() == ["the program runs", "4"]
 
 
@@ -308,7 +308,7 @@ def test_a_task_computes_the_same_bits_as_a_fresh_process_with_as_many_threads(t
         print("as promised")
         """,
     )
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=200)
     assert output.splitlines() == ["the program runs", "as promised"]
 
 
@@ -384,7 +384,7 @@ def test_ctrl_c_in_a_terminal_reaches_the_coordinator_alone(tmp_path):
     )
     wait_for(tmp_path / "ready")
     os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=20)
+    output, _ = process.communicate(timeout=200)
     assert output.splitlines() == ["the program runs", "[('interrupted', 'saved')]"]
 
 
@@ -461,7 +461,7 @@ def test_a_question_to_a_coordinator_that_is_gone_is_answered_by_none(tmp_path):
               on_start=lambda task: (time.sleep(0.5), os.kill(os.getpid(), signal.SIGKILL)))
     """
     process = coordinator(tmp_path, body)
-    process.communicate(timeout=60)
+    process.communicate(timeout=200)
     wait_for(tmp_path / "answer")
     assert (tmp_path / "answer").read_text() == "None"
 

@@ -23,7 +23,6 @@ Write = Callable[..., Path]
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
-@pytest.mark.xdist_group("lines")
 def test_each_row_says_whose_it_is(write_study: Write, tmp_path: Path) -> None:
     path = write_study("shown", "arms: {red: {}, dec: {extends: decllm-tiny}}")
     path.write_text(path.read_text().replace("max_steps: 12", "max_steps: 400"))

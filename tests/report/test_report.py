@@ -22,7 +22,7 @@ from lit_llm.cli import app
 from lit_llm.report.study import write_report
 from lit_llm.tracking.store import Store
 
-pytestmark = pytest.mark.xdist_group("runs")
+pytestmark = pytest.mark.xdist_group("report")
 
 NLL = "test/target_nll"
 

@@ -31,7 +31,7 @@ from lit_llm.report.figures.study import Drawn, figures_of
 from lit_llm.tracking.address import default_tracking
 from lit_llm.tracking.store import Store
 
-pytestmark = pytest.mark.xdist_group("runs")
+pytestmark = pytest.mark.xdist_group("study-figures")
 
 STUDY = """
 study: drawn

@@ -17,8 +17,6 @@ from lit_llm.cli import app
 from lit_llm.config.problems import InputError
 from lit_llm.tracking.store import Store
 
-pytestmark = pytest.mark.xdist_group("runs")
-
 ARMS = "arms: {red: {}, bare: {model: {attention: {output_norm: none}}}, dec: {extends: decllm-tiny}}"
 NLL = "test/target_nll"
 

@@ -21,7 +21,7 @@ from lit_llm.search.sweep import load_sweep
 from lit_llm.search.trials import Trials
 from lit_llm.tracking.store import Store
 
-pytestmark = pytest.mark.xdist_group("sweeps")
+pytestmark = pytest.mark.xdist_group("postgresql")
 Write = Callable[..., Path]
 USER, PASSWORD = "tuner", "xyzzy-4711"
 

@@ -39,7 +39,6 @@ from lit_llm.search.trial import Trial
 from lit_llm.search.trials import Trials
 from lit_llm.tracking.store import Store, read_metrics
 
-pytestmark = pytest.mark.xdist_group("sweeps")
 Write = Callable[..., Path]
 NINE = ["pretrain.training.max_steps=18", "pretrain.validation.times=9"]
 """A validation after every second step."""

@@ -32,7 +32,6 @@ from lit_llm.search.sweep import load_sweep
 from lit_llm.search.trials import Trials
 from lit_llm.tracking.store import Store, read_json, write_json
 
-pytestmark = pytest.mark.xdist_group("sweeps")
 Write = Callable[..., Path]
 
 

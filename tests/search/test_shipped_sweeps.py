@@ -33,7 +33,6 @@ def test_a_shipped_sweep_is_fair(path: Path) -> None:
     assert not [finding for finding in found.findings if finding.kind in ("refused", "no_op", "confound")]
 
 
-@pytest.mark.xdist_group("sweeps")
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_a_shipped_sweep_tries_each_arm_equally_and_compares_the_winners(path: Path, store: Store) -> None:
     search = load_sweep(path, SMALL)

@@ -23,7 +23,6 @@ from lit_llm.search.trials import Trials
 from lit_llm.search.winners import summary, winners_study, write_best
 from lit_llm.tracking.store import Store
 
-pytestmark = pytest.mark.xdist_group("sweeps")
 Write = Callable[..., Path]
 STEPS = "pretrain.training.max_steps"
 WARMUP = "pretrain.training.schedule.warmup_steps"

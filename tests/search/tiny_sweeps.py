@@ -162,7 +162,7 @@ class Coordinator:
     def begun(self) -> list[str]:
         return [line.removeprefix("began ") for line in self.output.splitlines() if line.startswith("began ")]
 
-    def wait(self, seconds: float = 120) -> int:
+    def wait(self, seconds: float = 400) -> int:
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -170,7 +170,7 @@ class Coordinator:
             raise AssertionError(f"it did not end within {seconds} s:\n{self.output}") from None
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 90) -> Any:
+def wait_until(condition: Callable[[], Any], seconds: float = 300) -> Any:
     """What the condition says once it holds."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
