@@ -22,16 +22,13 @@ from lit_llm.data.sources import blamed_at
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.frozen import freeze
 from lit_llm.experiment.identity import digest_of_examples, identity_of_data, read_corpora_again
-from lit_llm.experiment.run import run_one
-from lit_llm.launch import Interrupted, Outcome, Task, run_tasks, stop_requested
+from lit_llm.experiment.worker import PRELOAD, run_stage
+from lit_llm.launch import Interrupted, Outcome, Task, run_tasks
 from lit_llm.tracking.address import default_tracking
 from lit_llm.tracking.garbage import list_runs
 from lit_llm.tracking.mirror_thread import MirrorThread
 from lit_llm.tracking.mlflow_mirror import Mirror, MirrorUnavailable
 from lit_llm.tracking.store import FINAL, Busy, Stage, Store, locked, write_json, write_text
-
-PRELOAD = (__name__, "lit_llm.experiment.stages")
-"""What every stage needs: imported once, by the server that the processes are forked from."""
 
 Rerun = Literal["failed", "stale"]
 Report = Callable[[Plan, Sequence[Run], Comparison, Store], Sequence[Path]]
@@ -358,12 +355,7 @@ def _task(run: Run, step: Step, store: Store) -> Task:
     execution = run.experiment_at(step).section(step.link.after).training.execution
     name = run.name if len(run.steps) == 1 else f"{run.name}: {step.link.name}"
     arguments = (store.root, step.link.fingerprint)
-    return Task(name, execute, arguments, log=step.stage.log_file, threads=execution.threads)
-
-
-def execute(root: Path, fingerprint: str) -> str:
-    """What a run's process does."""
-    return run_one(root, fingerprint, should_stop=stop_requested)
+    return Task(name, run_stage, arguments, log=step.stage.log_file, threads=execution.threads)
 
 
 def _note_death(outcome: Outcome) -> None:

@@ -9,18 +9,17 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 from lit_llm.ablation.arms import Arm
 from lit_llm.ablation.mirrored import record
-from lit_llm.ablation.run import PRELOAD, Watcher, note_death, tell_news
+from lit_llm.ablation.run import Watcher, note_death, tell_news
 from lit_llm.ablation.runs import Run, Step, last_metrics
 from lit_llm.experiment.chain import Link
 from lit_llm.experiment.cost import FIGURES, cost_of
 from lit_llm.experiment.frozen import freeze
 from lit_llm.experiment.identity import provenance
-from lit_llm.experiment.run import run_one
-from lit_llm.launch import Interrupted, Outcome, Task, consult, run_tasks, stop_requested
+from lit_llm.experiment.worker import PRELOAD, Judged, run_trial
+from lit_llm.launch import Interrupted, Outcome, Task, run_tasks
 from lit_llm.search.samplers import progress
 from lit_llm.search.storage import storage_errors
 from lit_llm.search.sweep import Search
@@ -36,8 +35,6 @@ ATTEMPTS = 3
 """Times that a trial is begun whose process is killed, before it counts as failed."""
 _LOOK_AGAIN = 1.0
 """Seconds between two looks for a trial that another coordinator leaves."""
-
-Judged = Literal["validations", "seeds"] | None
 
 
 class SweepWatcher(Watcher):
@@ -94,7 +91,7 @@ class Coordinator:
             run_tasks(
                 self._tasks(),
                 slots=slots,
-                preload=(*PRELOAD, __name__),
+                preload=PRELOAD,
                 on_finish=self._finish,
                 on_question=self._judge,
                 on_tick=tick,
@@ -172,7 +169,7 @@ class Coordinator:
         self.watcher.began(trial)
         arguments = (self.store.root, trial.fingerprints, self._judged)
         threads = runs[0].experiment.pretrain.training.execution.threads
-        return Task(trial.name, execute, arguments, log=runs[0].last.log_file, threads=threads)
+        return Task(trial.name, run_trial, arguments, log=runs[0].last.log_file, threads=threads)
 
     def _make_ready(self, run: Run) -> None:
         """Let a stage begin anew that has failed, or has a result of other code, which a search does not mix in."""
@@ -321,24 +318,3 @@ class Coordinator:
                 values=values,
                 tags={**found.tags, "lit_llm.trial": f"{trial.number}"},
             )
-
-
-def execute(root: Path, fingerprints: Sequence[str], judged: Judged) -> tuple[str, bool]:
-    """What a trial's process does: its runs, one after another. (How the last one ended, whether it was given up.)"""
-    state: str = "done"
-    for number, name in enumerate(fingerprints):
-        given_up: list[bool] = []
-
-        def judge(step: int, found: dict[str, float], given_up: list[bool] = given_up) -> bool:
-            if consult((step, found)):
-                given_up.append(True)
-            return bool(given_up)
-
-        state = run_one(root, name, stop_requested, judge if judged == "validations" and number == 0 else None)
-        if given_up and state == "interrupted":
-            return state, True
-        if state != "done":
-            break
-        if judged == "seeds" and number < len(fingerprints) - 1 and consult((number, None)):
-            return state, True
-    return state, False
