@@ -6,11 +6,14 @@ Both lie here, below studies and sweeps, so that one fork server has what either
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from lit_llm.experiment.run import run_one
 from lit_llm.launch import consult, stop_requested
+from lit_llm.tracking.disk import check_there
+from lit_llm.tracking.store import Store
 
 PRELOAD = (__name__, "lit_llm.experiment.stages")
 """What every stage needs: imported once, by the server that the processes are forked from."""
@@ -20,8 +23,13 @@ Judged = Literal["validations", "seeds"] | None
 
 
 def run_stage(root: Path, fingerprint: str) -> str:
-    """Run one stage. Returns how it ended."""
-    return run_one(root, fingerprint, should_stop=stop_requested)
+    """Run one stage. Returns how it ended. Raises DiskError where the disk is to blame, or the store is gone."""
+    return run_one(root, fingerprint, should_stop=partial(_is_to_stop, Store(root)))
+
+
+def _is_to_stop(store: Store) -> bool:
+    check_there(store)  # before each step, and so before each checkpoint
+    return stop_requested()
 
 
 def run_trial(root: Path, fingerprints: Sequence[str], judged: Judged) -> tuple[str, bool]:
@@ -35,7 +43,8 @@ def run_trial(root: Path, fingerprints: Sequence[str], judged: Judged) -> tuple[
                 given_up.append(True)
             return bool(given_up)
 
-        state = run_one(root, name, stop_requested, judge if judged == "validations" and number == 0 else None)
+        should_stop = partial(_is_to_stop, Store(root))
+        state = run_one(root, name, should_stop, judge if judged == "validations" and number == 0 else None)
         if given_up and state == "interrupted":
             return state, True
         if state != "done":

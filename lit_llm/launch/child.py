@@ -95,7 +95,8 @@ def run_job(job: Job, pipe: Connection) -> None:
         message = _pickled_value(function(*arguments))
     except BaseException as error:  # SystemExit too: a task that ends without a value has not returned
         trace = traceback.format_exc()
-        print(trace, file=sys.stderr)  # into the log
+        with suppress(OSError):  # a log on a full disk
+            print(trace, file=sys.stderr)
         message = pickle.dumps((False, None, one_line(error), trace))
     with suppress(BrokenPipeError):
         send(pipe, RESULT, message)
