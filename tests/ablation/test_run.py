@@ -151,8 +151,10 @@ class Killer:
         stage = runs[0].last
         if len(self.killed) == self.times or not (stage.checkpoints / "last.ckpt").exists():
             return
+        if stage.status()["state"] != "running":  # its state is this process's, and so is the pid
+            return
         pid = json.loads((stage.folder / "state.json").read_text())["pid"]
-        if stage.status()["state"] == "running" and pid not in self.killed:
+        if pid not in self.killed:
             self.killed.append(pid)
             os.kill(pid, signal.SIGKILL)
 

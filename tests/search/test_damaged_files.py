@@ -25,6 +25,11 @@ def trials(write_sweep: Write, tmp_path: Path) -> Callable[..., Trials]:
     return lambda **options: Trials(load_sweep(path), Store(tmp_path / "store").open(), **options)
 
 
+def states(trials: Trials) -> list[str]:
+    """Of what counts: a point that is drawn twice is none."""
+    return [trial.state for trial in trials.all() if trial.counts]
+
+
 def draw(trials: Trials, count: int) -> None:
     with trials.coordinating():
         for _ in range(count):
@@ -39,7 +44,7 @@ def test_a_torn_last_line_of_the_journal_costs_no_trial(trials: Callable[..., Tr
     draw(first, 2)
     whole = first.journal.read_bytes()
     first.journal.write_bytes(whole + b'{"op_code":5,"worker_id":"a')
-    assert len(trials().all()) == 2
+    assert states(trials()) == ["done"] * 2
     second = trials()
     with second.coordinating():
         for _ in range(2):
@@ -50,7 +55,7 @@ def test_a_torn_last_line_of_the_journal_costs_no_trial(trials: Callable[..., Tr
             second.finish(trial, "done", [1.0])
     assert second.journal.read_bytes().startswith(whole)
     assert [json.loads(line) for line in second.journal.read_text().splitlines()]
-    assert [trial.state for trial in trials().all()] == ["done"] * 4
+    assert states(trials()) == ["done"] * 4
 
 
 def test_a_damaged_line_amid_the_journal_is_named_with_its_number(trials: Callable[..., Trials]) -> None:
@@ -71,7 +76,7 @@ def test_a_damaged_note_of_the_sweep_is_written_anew(trials: Callable[..., Trial
     note.write_text(content)
     draw(trials(), 1)
     assert note.read_text() == before
-    assert len(trials().all()) == 2
+    assert states(trials()) == ["done"] * 2
 
 
 def test_a_damaged_note_without_a_journal_asks_where_the_trials_are(
