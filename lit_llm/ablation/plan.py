@@ -139,15 +139,19 @@ def plan(
     return Plan(ablation, arms, (*audit(ablation, tell, built, costs, store), *texts), prompt, generate)
 
 
-def remembered(planned: Plan, file: Path) -> Plan:
+def remembered(planned: Plan, file: Path) -> Plan | None:
     """The plan with the findings of an earlier one that `as_json` has left in a file, where that is of the same runs.
 
-    Only a plan that builds the arms finds those that compute the same, and a look at results builds none.
+    Only a plan that builds the arms finds those that compute the same, and a look at results builds none. None where
+    the file is damaged: it keeps nothing that a plan that builds the arms does not find again.
     """
-    earlier = read_json(file) or {}
-    if _runs(earlier.get("arms", ())) != _runs(planned.as_json()["arms"]):
-        return planned
-    return replace(planned, findings=tuple(Finding(**finding) for finding in earlier["findings"]))
+    try:
+        earlier = read_json(file) or {}
+        if _runs(earlier.get("arms", ())) != _runs(planned.as_json()["arms"]):
+            return planned
+        return replace(planned, findings=tuple(Finding(**finding) for finding in earlier["findings"]))
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError):
+        return None
 
 
 def _runs(arms: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

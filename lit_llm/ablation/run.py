@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,49 +12,29 @@ from typing import Literal
 from lit_llm.ablation.analysis_plan import FROZEN, LOG
 from lit_llm.ablation.arms import Ablation
 from lit_llm.ablation.early import check_held_out, check_leaks
+from lit_llm.ablation.execute import Execution, Work, tell_news
 from lit_llm.ablation.mirrored import answered, description, record, tags_of
 from lit_llm.ablation.palette import looks_of
 from lit_llm.ablation.plan import PLAN, Plan, plan, remembered
-from lit_llm.ablation.runs import Run, Step, comparison_of, note_comparison, register_analysis, runs_of
+from lit_llm.ablation.room import check_room
+from lit_llm.ablation.runs import Run, comparison_of, note_comparison, register_analysis, runs_of
+from lit_llm.ablation.supervise import Supervision
+from lit_llm.ablation.watcher import Watcher
 from lit_llm.analysis.comparison import Comparison
 from lit_llm.config.problems import InputError, Problem, did_you_mean
 from lit_llm.data.sources import blamed_at
 from lit_llm.experiment.config import Experiment
-from lit_llm.experiment.frozen import freeze
 from lit_llm.experiment.identity import digest_of_examples, identity_of_data, read_corpora_again
-from lit_llm.experiment.run import run_one
-from lit_llm.launch import Interrupted, Outcome, Task, run_tasks, stop_requested
 from lit_llm.tracking.address import default_tracking
+from lit_llm.tracking.disk import check_there, disk_errors
 from lit_llm.tracking.garbage import list_runs
 from lit_llm.tracking.mirror_thread import MirrorThread
-from lit_llm.tracking.mlflow_mirror import Mirror, MirrorUnavailable
-from lit_llm.tracking.store import FINAL, Busy, Stage, Store, locked, write_json, write_text
-
-PRELOAD = (__name__, "lit_llm.experiment.stages")
-"""What every stage needs: imported once, by the server that the processes are forked from."""
+from lit_llm.tracking.mlflow_mirror import Mirror, MirrorUnavailable, RunRecord
+from lit_llm.tracking.store import FINAL, Busy, Store, locked, write_json, write_text
 
 Rerun = Literal["failed", "stale"]
 Report = Callable[[Plan, Sequence[Run], Comparison, Store], Sequence[Path]]
 """Writes what is to be read into the study's folder; returns files and folders, which are logged with the study."""
-
-
-class Watcher:
-    """Looks on and says nothing; a subclass shows what it is told. Called in the coordinator, never in a run."""
-
-    def preparing(self, what: str, done: int, total: int) -> None:
-        """A corpus is being tokenised."""
-
-    def message(self, text: str) -> None:
-        """Something to know that is no error."""
-
-    def launching(self, runs: Sequence[Run], todo: Sequence[Run], slots: int) -> None:
-        """The runs of the study, and those that will be executed now."""
-
-    def tick(self) -> None:
-        """Time to look at the store again."""
-
-    def finished(self) -> None:
-        """The last run has ended."""
 
 
 @dataclass(frozen=True)
@@ -90,14 +70,16 @@ def run_study(
     rerun: Rerun | None = None,
     tracking: str | None = None,
     report: Report = lambda *_: (),
+    supervision: Supervision = Supervision(),
 ) -> Finished:
     """Execute a study's runs, `slots` at once, each in a process of its own.
 
     only: a pattern for the names of arms; rerun: repeat what failed, or what other code has done; report: called at the
-    end, unless the study was interrupted.
+    end, unless the study was interrupted; supervision: of runs that die or make no progress.
 
     Raises InputError, before anything has started, for an unfair comparison, an unreadable corpus, a store of another
-    schema, a tracking address that is none, or a study that is running already.
+    schema or on a disk that is too small or cannot be written, a tracking address that is none, or a study that is
+    running already. Raises DiskError where the store can no longer be written: its runs were asked to save and stop.
     """
     name = ablation.study.study
     store.check()
@@ -112,14 +94,17 @@ def run_study(
             watcher.message(str(finding))
     folder = store.study(name)
     if not to_do:
-        planned = remembered(planned, folder / PLAN)
+        earlier = remembered(planned, folder / PLAN)
+        planned = earlier or plan(ablation, tell=watcher.message, store=store, runs=runs)
     if (folder / "sweep.json").exists():
         raise InputError(Problem(f"{name} is the name of a sweep in this store; give the study another", "study"))
     mirror = opened_mirror(store, name, tracking, description(planned), tags_of(planned))
     places, looks = {arm.name: place for place, arm in enumerate(ablation.arms)}, looks_of(ablation)
+    trained = [(run.experiment_at(step), step.link.after, step.stage) for run in chosen for step in run.trained]
+    check_room(store, trained, slots)
     store.open()
     try:
-        with locked(folder / "lock"):
+        with disk_errors(store) as disk, locked(folder / "lock"):
             try:
                 list_runs(store, name, ablation.source, ablation.overrides, [x for run in runs for x in _listed(run)])
                 for problem in register_analysis(store, ablation, runs):
@@ -127,10 +112,15 @@ def run_study(
                 prepare_data([run.experiment_at(step) for run in chosen for step in run.trained], store, watcher)
                 check_held_out(ablation, store)
                 check_leaks(ablation, store)
-                follower = MirrorThread(
-                    mirror, lambda: [record(run, places[run.arm.name], looks[run.arm.name].colour) for run in runs]
-                )
-                interrupted = _execute_round(chosen, rerun, store, slots, watcher, follower)
+                disk.started = True
+
+                def records() -> list[RunRecord]:
+                    check_there(store)  # MLflow would make another in its place
+                    return [record(run, places[run.arm.name], looks[run.arm.name].colour) for run in runs]
+
+                follower = MirrorThread(mirror, records)
+                execution = Execution(store, slots, watcher, follower, supervision)
+                interrupted = execution.round(chosen, _todo(chosen, rerun, watcher))
                 while ablation.study.more_seeds and not interrupted:
                     more = runs_of(ablation, store)  # what the results up to now ask for
                     if len(more) == len(runs):
@@ -138,7 +128,7 @@ def run_study(
                     watcher.finished()
                     runs, chosen = more, _chosen(more, only)
                     list_runs(store, name, ablation.source, ablation.overrides, [x for r in runs for x in _listed(r)])
-                    interrupted = _execute_round(chosen, None, store, slots, watcher, follower)
+                    interrupted = execution.round(chosen, _todo(chosen, None, watcher))
             finally:
                 watcher.finished()
             comparison = comparison_of(ablation, runs)
@@ -184,73 +174,6 @@ def attached(store: Store, name: str, tracking: str | None, files: Sequence[Path
     return ""
 
 
-Work = tuple[Run, Step]
-"""A stage to be computed, with the first of the runs that need it."""
-
-
-def _execute_round(
-    chosen: list[Run], rerun: Rerun | None, store: Store, slots: int, watcher: Watcher, follower: MirrorThread
-) -> bool:
-    """Run what these runs need; returns whether it was interrupted."""
-    todo = _todo(chosen, rerun, watcher)
-    for run, step in todo:
-        freeze(store, step.link, run.experiment)
-    watcher.launching(chosen, list({run.name: run for run, _ in todo}.values()), slots)
-    return _execute(todo, store, slots, watcher, follower)
-
-
-def _execute(todo: Sequence[Work], store: Store, slots: int, watcher: Watcher, follower: MirrorThread) -> bool:
-    """Run them all; returns whether it was interrupted."""
-    if not todo:
-        return False
-    running: set[str] = set()
-
-    def tick() -> None:
-        watcher.tick()
-        tell_news(follower, watcher)
-
-    def finish(outcome: Outcome) -> None:
-        running.discard(outcome.task.arguments[1])
-        _note_death(outcome)
-
-    try:
-        run_tasks(
-            _tasks(todo, store, running),
-            slots=slots,
-            preload=PRELOAD,
-            on_finish=finish,
-            on_tick=tick,
-            grace_seconds=30.0,
-        )
-    except Interrupted:
-        return True
-    return False
-
-
-def _tasks(todo: Sequence[Work], store: Store, running: set[str]) -> Iterator[Task | None]:
-    """Each stage when the one it begins with is done; never where that has ended otherwise."""
-    waiting = list(todo)
-
-    def begins_with(work: Work) -> set[str]:
-        """What has yet to be done before it."""
-        return {name for name in work[1].link.parents if store.stage(name).status()["state"] != "done"}
-
-    while waiting:
-        for work in waiting:
-            run, step = work
-            if begins_with(work):
-                continue
-            waiting.remove(work)
-            running.add(step.link.fingerprint)
-            yield _task(run, step, store)
-            break
-        else:
-            coming = running | {step.link.fingerprint for _, step in waiting}
-            waiting = [work for work in waiting if begins_with(work) <= coming]
-            if waiting:
-                yield None
-
-
 def close(
     follower: MirrorThread,
     state: str,
@@ -263,12 +186,6 @@ def close(
     mirrored = follower.close(state, files, metrics, note)
     tell_news(follower, watcher)
     return mirrored
-
-
-def tell_news(follower: MirrorThread, watcher: Watcher) -> None:
-    """Pass on what keeps MLflow from being up to date, once."""
-    if news := follower.take_news():
-        watcher.message(news)
 
 
 def _chosen(runs: list[Run], only: str | None) -> list[Run]:
@@ -352,33 +269,6 @@ def _todo(runs: list[Run], rerun: Rerun | None, watcher: Watcher) -> list[Work]:
             "`--rerun stale` repeats them."
         )
     return list(todo.values())
-
-
-def _task(run: Run, step: Step, store: Store) -> Task:
-    execution = run.experiment_at(step).section(step.link.after).training.execution
-    name = run.name if len(run.steps) == 1 else f"{run.name}: {step.link.name}"
-    arguments = (store.root, step.link.fingerprint)
-    return Task(name, execute, arguments, log=step.stage.log_file, threads=execution.threads)
-
-
-def execute(root: Path, fingerprint: str) -> str:
-    """What a run's process does."""
-    return run_one(root, fingerprint, should_stop=stop_requested)
-
-
-def _note_death(outcome: Outcome) -> None:
-    root, fingerprint = outcome.task.arguments
-    if outcome.status in ("killed", "raised"):
-        note_death(Store(root).stage(fingerprint), outcome)
-
-
-def note_death(stage: Stage, outcome: Outcome) -> None:
-    """Of a process that could not write its own state: killed from outside, or dead before it began."""
-    with suppress(Busy), stage.claim():  # else it was waiting for another study, which goes on with the stage
-        if stage.result() is None:
-            # A kill can be answered by going on from the last checkpoint; an error would only come again.
-            state: Literal["interrupted", "failed"] = "interrupted" if outcome.status == "killed" else "failed"
-            stage.set_state(state, outcome.error, outcome.traceback)
 
 
 def _listed(run: Run) -> list[dict[str, object]]:

@@ -57,6 +57,10 @@ class Run:
     def name(self) -> str:
         return f"{self.arm.name}/seed {self.seed}"
 
+    def name_at(self, step: Step) -> str:
+        """The run's name while it is at a stage, where it has several."""
+        return self.name if len(self.steps) == 1 else f"{self.name}: {step.link.name}"
+
     @property
     def experiment(self) -> Experiment:
         return self.arm.seeded(self.seed)
@@ -279,6 +283,7 @@ def status_rows(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
                 "run_id": f"{run.arm.name}/{run.seed}/{run.last.fingerprint}",
                 "metrics": status.get("metrics") or last[1],
                 "error": status.get("error"),
+                "retries": len(stage.retries()),
                 "step": status.get("steps", last[0]),
                 "max_steps": max_steps(run, link),
                 "stale": run.stale_at(step),

@@ -11,6 +11,8 @@ import typer
 from lit_llm.cli import studies, overview, sweeps, trained, tools  # noqa: F401
 from lit_llm.cli.app import app
 from lit_llm.config.problems import InputError
+from lit_llm.launch import stopped_as_by_ctrl_c
+from lit_llm.tracking.disk import DiskError
 
 __all__ = ["app", "main"]
 
@@ -18,10 +20,14 @@ __all__ = ["app", "main"]
 def main() -> None:
     """Entry point: the user's errors are messages and exit code 2, never tracebacks."""
     try:
-        code = app(standalone_mode=False)
+        with stopped_as_by_ctrl_c():
+            code = app(standalone_mode=False)
     except InputError as error:
         print(error.report(), file=sys.stderr)
         code = 2
+    except DiskError as error:
+        print(error, file=sys.stderr)
+        code = 1
     except (KeyboardInterrupt, typer.Abort):
         print("Interrupted; the same command goes on.", file=sys.stderr)
         code = 130

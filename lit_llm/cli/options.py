@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from lit_llm.ablation.arms import Ablation
+    from lit_llm.ablation.supervise import Supervision
     from lit_llm.experiment.ceilings import Ceilings, Setting
 
 StudyArgument = Annotated[
@@ -49,6 +50,35 @@ Storage = Annotated[
         help="Database of a sweep's trials, e.g. postgresql://user@host/db; a file in the store by default.",
     ),
 ]
+Retries = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        show_default=False,
+        help="Times that a run is begun again from its checkpoint when its process was killed or made no progress; one "
+        "that ran out of memory goes on with half the micro-batch. By default 2; 0: never.",
+    ),
+]
+StallAfter = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        metavar="SECONDS",
+        show_default=False,
+        help="Stop a run that makes no progress for so long, e.g. --stall-after 900; 0: never. By default after two "
+        "hours, or 20 times the longest pause that it has come back from.",
+    ),
+]
+Grace = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        metavar="SECONDS",
+        show_default=False,
+        help="Time to save checkpoints after Ctrl-C, SIGTERM, SIGHUP or SIGUSR1, before runs are killed. By default "
+        "25; keep it below the batch system's own, e.g. --grace 8 for Docker's 10.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 LinesOfJson = Annotated[
     bool, typer.Option("--json", help="Print what happens as JSON, an object a line; the last one is the comparison.")
@@ -61,6 +91,18 @@ class Rerun(StrEnum):
 
     failed = "failed"
     stale = "stale"
+
+
+def supervision(retries: int | None, stall_after: float | None, grace: float | None) -> Supervision:
+    """What is done about runs that die or stall; the defaults for what was not given."""
+    from lit_llm.ablation.supervise import Supervision
+
+    default = Supervision()
+    return Supervision(
+        default.retries if retries is None else retries,
+        default.stall_seconds if stall_after is None else stall_after,
+        default.grace_seconds if grace is None else grace,
+    )
 
 
 def ceilings(measuring: bool, again: bool) -> Callable[[Setting], Ceilings | None]:

@@ -16,9 +16,12 @@ from lit_llm.cli.options import (
     DEFAULT_STORE,
     AsJson,
     ExperimentArgument,
+    Grace,
     LinesOfJson,
     Overrides,
     Rerun,
+    Retries,
+    StallAfter,
     Storage,
     StoreOption,
     StudyArgument,
@@ -29,6 +32,7 @@ from lit_llm.cli.options import (
     console,
     shown,
     slots,
+    supervision,
     uncollected,
 )
 from lit_llm.config.problems import InputError, Problem
@@ -150,11 +154,14 @@ def run(
     as_json: LinesOfJson = False,
     store: StoreOption = DEFAULT_STORE,
     tracking: Tracking = None,
+    retries: Retries = None,
+    stall_after: StallAfter = None,
+    grace: Grace = None,
 ) -> None:
     """Run what is not done, resume what was interrupted, and compare.
 
-    Ctrl-C stops at the next step and keeps everything; the same command goes on. Example: lit-llm run
-    ablations/quickstart.yaml -j 2
+    Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 stop at the next step and keep everything; the same command goes on. Example:
+    lit-llm run ablations/quickstart.yaml -j 2
     """
     from lit_llm.ablation.arms import load_study
     from lit_llm.ablation.run import run_study
@@ -180,6 +187,7 @@ def run(
             rerun=rerun.value if rerun else None,
             tracking=tracking,
             report=write_report,
+            supervision=supervision(retries, stall_after, grace),
         )
     if lines is not None:
         lines.compared(finished)
@@ -290,7 +298,8 @@ def report(
             screen.print(line, style="yellow" if line in problems else "dim", highlight=False, soft_wrap=True)
     if not folder.is_dir() or not has_begun(comparison):
         return
-    planned = remembered(plan(ablation, built=False, runs=runs), folder / PLAN)
+    planned = plan(ablation, built=False, runs=runs)
+    planned = remembered(planned, folder / PLAN) or planned
     files = write_report(planned, runs, comparison, place, pdf)
     screen.print(f"\nreport: {shown(folder / 'report.html')}", style="dim", highlight=False, soft_wrap=True)
     if problem := attached(place, ablation.study.study, tracking, files):

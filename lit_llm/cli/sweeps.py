@@ -12,9 +12,12 @@ import typer
 from lit_llm.cli.app import app
 from lit_llm.cli.options import (
     DEFAULT_STORE,
+    Grace,
     LinesOfJson,
     Overrides,
     Rerun,
+    Retries,
+    StallAfter,
     Storage,
     StoreOption,
     Tracking,
@@ -23,6 +26,7 @@ from lit_llm.cli.options import (
     console,
     shown,
     slots,
+    supervision,
 )
 
 if TYPE_CHECKING:
@@ -47,6 +51,9 @@ def sweep(
     store: StoreOption = DEFAULT_STORE,
     tracking: Tracking = None,
     storage: Storage = None,
+    retries: Retries = None,
+    stall_after: StallAfter = None,
+    grace: Grace = None,
 ) -> None:
     """Search the settings of each arm with equal budgets, then compare what won over fresh seeds.
 
@@ -73,6 +80,7 @@ def sweep(
             tracking=tracking,
             rerun=rerun.value if rerun else None,
             report=write_report,
+            supervision=supervision(retries, stall_after, grace),
         )
     if lines is not None:
         lines.searched(ended)

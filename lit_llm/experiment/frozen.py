@@ -9,7 +9,7 @@ from lit_llm.config.section import validate
 from lit_llm.config.tree import read_file, to_yaml
 from lit_llm.experiment.chain import Kind, Link
 from lit_llm.experiment.config import Experiment, Trained
-from lit_llm.experiment.identity import digest_of_data, digest_of_examples, digests_of_texts, origins
+from lit_llm.experiment.identity import digest_of_data, digest_of_examples, digests_of_texts, origins, provenance
 from lit_llm.tracking.store import Stage, Store, write_text
 
 
@@ -51,6 +51,23 @@ def freeze(store: Store, link: Link, experiment: Experiment) -> Stage:
     }
     write_text(stage.config_file, to_yaml(content))
     return stage
+
+
+def halve_micro_batch(stage: Stage) -> int | None:
+    """Have a stage that trains take half as many sequences at once, in batches of the same size.
+
+    Returns how many; None, and nothing is changed, for an evaluation, where it takes one at a time already, and where
+    the number decides the result (dropout, bf16_master): that is the user's to choose, for all arms.
+    """
+    frozen = thaw(stage)
+    section = frozen.experiment.section(frozen.after)
+    now = section.training.execution.micro_batch_size or section.data.batch_size
+    if frozen.kind == "evaluate" or now == 1 or provenance(frozen.experiment, frozen.after)["cut"] is not None:
+        return None
+    content = read_file(stage.config_file).plain()
+    content["experiment"][frozen.after]["training"]["execution"]["micro_batch_size"] = now // 2
+    write_text(stage.config_file, to_yaml(content))
+    return now // 2
 
 
 def thaw(stage: Stage) -> Frozen:

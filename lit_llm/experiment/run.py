@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_llm.config.tree import to_yaml
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.frozen import thaw
+from lit_llm.tracking.disk import DiskError, disk_problem
 from lit_llm.tracking.store import FINAL, Busy, Stage, State, Store
 
 if TYPE_CHECKING:
@@ -24,6 +26,9 @@ def run_one(
 
     Where another process works on it (another study that shares the stage), its result is waited for. Whatever goes
     wrong is the stage's state, not an exception. A stage that `judge` gives up is interrupted: it can be gone on with.
+
+    Raises DiskError where the disk is to blame: the stage can then be gone on with from its last checkpoint, and its
+    state may be the one thing that could not be written.
     """
     stage = Store(root).stage(fingerprint)
     while not should_stop():
@@ -39,24 +44,38 @@ def _run_claimed(stage: Stage, store: Store, should_stop: Callable[[], bool], ju
     before = stage.status()["state"]
     if before in (*FINAL, "failed", "out_of_memory"):
         return before  # somebody else, who shares this stage, has brought it to its end
-    stage.set_state("running")
     try:
+        stage.set_state("running")
         from lit_llm.experiment.stages import STAGES
 
         frozen = thaw(stage)
         result = STAGES[frozen.kind](frozen, stage, store, should_stop, judge)
+        if result["state"] == "interrupted":
+            stage.set_state("interrupted", result["error"])
+        else:
+            stage.finish({**result, "retries": stage.retries()})
+            # Optimiser state is of use to a resume only, and there is none after a result.
+            (stage.checkpoints / "last.ckpt").unlink(missing_ok=True)
     except Exception as error:
-        traceback.print_exc()  # into the run's log
-        state: State = "out_of_memory" if ran_out_of_memory(error) else "failed"
-        stage.set_state(state, f"{type(error).__name__}: {error}", traceback.format_exc())
-        return state
-    if result["state"] == "interrupted":
-        stage.set_state("interrupted", result["error"])
-    else:
-        stage.finish(result)
-        # Optimiser state is of use to a resume only, and there is none after a result.
-        (stage.checkpoints / "last.ckpt").unlink(missing_ok=True)
+        return _ended_by(error, stage, store, should_stop)
     return result["state"]
+
+
+def _ended_by(error: Exception, stage: Stage, store: Store, should_stop: Callable[[], bool]) -> State:
+    """Write down what has ended a stage. Raises DiskError for an error of the disk."""
+    if isinstance(error, DiskError):  # the store is gone, and must not come back by what is written about it
+        raise error
+    state: State = "out_of_memory" if ran_out_of_memory(error) else "failed"
+    said, problem = f"{type(error).__name__}: {error}", disk_problem(error, store.root)
+    if problem is not None:
+        with suppress(OSError):
+            stage.set_state("interrupted", problem, traceback.format_exc())
+        raise DiskError(problem) from error
+    traceback.print_exc()  # into the run's log
+    if should_stop():  # a batch system may have ended processes that it reads its data with
+        state = "interrupted"
+    stage.set_state(state, said, traceback.format_exc())
+    return state
 
 
 def ran_out_of_memory(error: BaseException) -> bool:

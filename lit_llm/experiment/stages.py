@@ -32,7 +32,7 @@ from lit_llm.experiment.config import Experiment, Trained
 from lit_llm.experiment.cost import cost_of, example_flops
 from lit_llm.experiment.finished import WEIGHTS, open_finished
 from lit_llm.experiment.frozen import Frozen
-from lit_llm.experiment.identity import provenance
+from lit_llm.experiment.identity import provenance, same_origin
 from lit_llm.models.build import build_model
 from lit_llm.models.transformer import LanguageModel
 from lit_llm.tracking.store import SCHEMA, MetricsFile, Stage, Store, finite, read_json, write_json, write_text
@@ -330,7 +330,8 @@ def start_over_unless_of(origin: dict[str, Any], note: Path, made: Sequence[Path
 
     made: what such a beginning is, removed where it is of another origin than its `note` says.
     """
-    if any(path.exists() for path in made) and read_json(note) != origin:
+    # As for results: a smaller micro-batch, say, after it ran out of memory, is no other origin.
+    if any(path.exists() for path in made) and not same_origin(read_json(note) or {}, origin):
         print("this was begun by other code, threads or another device: starting over")
         for path in made:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -3,5 +3,6 @@
 from lit_llm.launch.child import consult, stop_requested
 from lit_llm.launch.local import Interrupted, cores, run_tasks
 from lit_llm.launch.process import Outcome, Task
+from lit_llm.launch.signals import stopped_as_by_ctrl_c
 
-__all__ = ["Interrupted", "Outcome", "Task", "consult", "cores", "run_tasks", "stop_requested"]
+__all__ = ["Interrupted", "Outcome", "Task", "consult", "cores", "run_tasks", "stop_requested", "stopped_as_by_ctrl_c"]

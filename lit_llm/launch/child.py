@@ -1,7 +1,7 @@
 """The inside of one task's process; `local.py` tells the whole story and is the outside.
 
-The process is forked with SIGINT and SIGTERM blocked, so neither can hit it half made: a request to stop that comes
-early waits until `_settle` has installed its handler.
+The process is forked with all signals blocked that ask it to stop, so none can hit it half made: one that comes early
+waits until `_settle` has installed its handler.
 """
 
 import faulthandler
@@ -24,6 +24,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from lit_llm.launch.signals import ALL_SIGNALS, STOP_SIGNALS
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 HEADER = struct.Struct("!cQ")
@@ -93,7 +95,8 @@ def run_job(job: Job, pipe: Connection) -> None:
         message = _pickled_value(function(*arguments))
     except BaseException as error:  # SystemExit too: a task that ends without a value has not returned
         trace = traceback.format_exc()
-        print(trace, file=sys.stderr)  # into the log
+        with suppress(OSError):  # a log on a full disk
+            print(trace, file=sys.stderr)
         message = pickle.dumps((False, None, one_line(error), trace))
     with suppress(BrokenPipeError):
         send(pipe, RESULT, message)
@@ -130,10 +133,12 @@ def _settle(job: Job) -> None:
     # A group of its own: Ctrl-C in the terminal passes it by, and data loader workers can be killed along with it.
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _request_stop)
-    # A forked worker of the function's has nothing to save, and whoever terminates it expects it to end.
-    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    for number in STOP_SIGNALS:
+        # What was ignored for the coordinator (`nohup`) is ignored here; SIGTERM is what it stops this process with.
+        if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _request_stop)
+    os.register_at_fork(after_in_child=_settle_helper)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ALL_SIGNALS)
     if job.log is not None:
         _redirect_output(job.log)
     threading.Thread(target=_outlive_coordinator, args=(job.grace_seconds,), daemon=True).start()
@@ -161,6 +166,13 @@ def _redirect_output(log: Path) -> None:
     for text in (sys.stdout, sys.stderr):
         if isinstance(text, io.TextIOWrapper):
             text.reconfigure(line_buffering=True)
+
+
+def _settle_helper() -> None:
+    """In a forked worker of the function's: it has nothing to save. Whoever terminates it expects it to end; what a
+    batch system sends to every process is for the one that saves, which ends it."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
 
 
 def _request_stop(_number: int, _frame: FrameType | None) -> None:

@@ -16,21 +16,18 @@ task's function and arguments must come from importable modules.
 """
 
 import os
-import signal
-import threading
-import types
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from multiprocessing.connection import wait
 from typing import Any
 
 from lit_llm.launch.child import one_line
 from lit_llm.launch.process import Child, Outcome, Task, pickled_call, warm_up
+from lit_llm.launch.signals import Signals, counted_signals
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM ended the launch; `outcomes` has one outcome per task, in the order of the tasks."""
+    """A request to stop ended the launch; `outcomes` has one outcome per task, in the order of the tasks."""
 
     def __init__(self, outcomes: list[Outcome]) -> None:
         super().__init__(f"{sum(outcome.status == 'interrupted' for outcome in outcomes)} tasks interrupted")
@@ -51,6 +48,7 @@ def run_tasks(
     on_finish: Callable[[Outcome], None] | None = None,
     on_question: Callable[[Task, Any], Any] | None = None,
     on_tick: Callable[[], None] | None = None,
+    to_stop: Callable[[Task], str | None] | None = None,
     tick_seconds: float = 0.25,
     grace_seconds: float = 10.0,
 ) -> list[Outcome]:
@@ -64,10 +62,13 @@ def run_tasks(
     is then asked again within `tick_seconds`. `on_question` gives the answer to what a task asks by `consult`.
 
     The callbacks run between two looks at the children, `on_tick` at least every `tick_seconds`; an exception in one
-    kills the children and is raised. A task that a signal kept from starting is not announced.
+    asks the children to stop, as a signal does, and is raised once none is left. A task that a signal kept from
+    starting is not announced. `to_stop` is asked of each running task at each look: a reason ends it as a signal would,
+    and its outcome is `killed` with that reason.
 
-    The first Ctrl-C or SIGTERM asks the children to stop (SIGTERM) and kills those that outlast `grace_seconds`, the
-    second kills them at once, the third leaves even a callback that hangs.
+    The first Ctrl-C, SIGTERM, SIGHUP or SIGUSR1 asks the children to stop (SIGTERM) and kills those that outlast
+    `grace_seconds`. The others repeated change nothing; a second Ctrl-C kills at once, a third leaves even a callback
+    that hangs.
 
     Raises:
         Interrupted: after such a signal, once no child is left.
@@ -89,7 +90,7 @@ def run_tasks(
 
     source, ended, begun, warm = iter(tasks), False, 0, False
     running: dict[int, Child] = {}
-    with _counted_signals() as signals:
+    with counted_signals() as signals:
 
         def finish(index: int, outcome: Outcome) -> None:
             outcomes[index] = outcome
@@ -128,6 +129,8 @@ def run_tasks(
                 for index, child in list(running.items()):
                     if signals.count:
                         child.stop()
+                    elif to_stop is not None and (reason := to_stop(child.task)):
+                        child.stop(reason)
                     if signals.count > 1:
                         child.kill()
                     gone = child.ended()
@@ -139,8 +142,11 @@ def run_tasks(
                         finish(index, child.outcome())
                 if on_tick is not None:
                     on_tick()
+        except Exception:
+            _wind_up(running, signals, tick_seconds)
+            raise
         finally:
-            for child in running.values():  # only where something above has raised
+            for child in running.values():  # only where nobody wants to wait any more
                 child.kill()
                 child.process.join(grace_seconds)
     if signals.count:
@@ -148,37 +154,24 @@ def run_tasks(
     return outcomes
 
 
-class _Signals:
-    """Counts SIGINT and SIGTERM, since an exception could strike in the middle of a start and lose a child."""
-
-    count = 0
-    patience = 3
-    """The signal with this number raises KeyboardInterrupt nevertheless."""
-
-    def receive(self, _number: int, _frame: types.FrameType | None) -> None:
-        self.count += 1
-        if self.count >= self.patience:
-            raise KeyboardInterrupt
-
-
-@contextmanager
-def _counted_signals() -> Iterator[_Signals]:
-    signals = _Signals()
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    # Only the main thread may install handlers. What is ignored (`nohup`, a shell's background job) stays ignored.
-    mine = threading.current_thread() is threading.main_thread()
-    replaced = [number for number, handler in previous.items() if mine and handler is not signal.SIG_IGN]
-    try:
-        for number in replaced:
-            signal.signal(number, signals.receive)
-        yield signals
-    finally:
-        for number in replaced:
-            signal.signal(number, previous[number] or signal.SIG_DFL)
+def _wind_up(running: dict[int, Child], signals: Signals, tick_seconds: float) -> None:
+    """Asks the children to stop and waits for their end. Nobody is told: a callback has raised."""
+    while running:
+        for index, child in list(running.items()):
+            child.stop()
+            if signals.count > 1:
+                child.kill()
+            gone = child.ended()
+            for _ in child.take_questions():
+                child.answer(None)
+            if gone:
+                del running[index]
+                child.outcome()
+        wait([handle for child in running.values() for handle in child.handles()], tick_seconds)
 
 
 def _warm_up_unless_interrupted(
-    preload: Sequence[str], grace_seconds: float, signals: _Signals, outcomes: list[Outcome]
+    preload: Sequence[str], grace_seconds: float, signals: Signals, outcomes: list[Outcome]
 ) -> None:
     """No child is there yet, so that a signal may end this at once."""
     signals.patience = 1

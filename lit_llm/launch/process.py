@@ -28,6 +28,7 @@ from lit_llm.launch.child import (
     run_job,
     send,
 )
+from lit_llm.launch.signals import ALL_SIGNALS
 
 Status = Literal["returned", "raised", "killed", "interrupted"]
 
@@ -53,8 +54,9 @@ class Task:
 class Outcome:
     task: Task
     status: Status
-    """killed: ended without a result (or could not be started) and not at our request. interrupted: we asked it to
-    stop, or never started it; what it returned or raised after being asked is in `value` or `error` nevertheless."""
+    """killed: ended without a result (or could not be started) and not at our request, or had to be stopped by itself.
+    interrupted: we asked it to stop, or never started it; what it returned or raised after being asked is in `value` or
+    `error` nevertheless."""
     value: Any = None
     error: str | None = None
     """One line: "ValueError: ...", "killed by SIGKILL"."""
@@ -72,6 +74,7 @@ class Child:
         self.began = time.monotonic()
         self.deadline: float | None = None  # when it is killed
         self.asked_to_stop = False
+        self.stopped_because: str | None = None  # of this task alone; None where all were asked to stop
         self.result: bytes | None = None
         self.end_of_message = False
         self._received = bytearray()
@@ -84,8 +87,10 @@ class Child:
         """What to wait for; a pipe that has ended would always be ready."""
         return [self.process.sentinel] if self.end_of_message else [self.process.sentinel, self.pipe]
 
-    def stop(self) -> None:
+    def stop(self, reason: str | None = None) -> None:
+        """Ask it to stop, once. reason: why this one, where the others go on."""
         if not self.asked_to_stop and self.result is None:
+            self.stopped_because = reason
             self.asked_to_stop = True
             self.deadline = time.monotonic() + self.grace_seconds
             self.process.terminate()
@@ -136,7 +141,9 @@ class Child:
                 error = "killed, because the fork server died"
             elif self.asked_to_stop:
                 error += " after it was asked to stop"
-        if self.asked_to_stop:
+        if self.stopped_because is not None:
+            status, error = "killed", self.stopped_because
+        elif self.asked_to_stop:
             status = "interrupted"
         return Outcome(self.task, status, value, error, trace, time.monotonic() - self.began)
 
@@ -240,9 +247,10 @@ def _ensure_server() -> None:
         "PYTHONSAFEPATH": "1",
     }
     before = {name: os.environ.get(name) for name in started_with}
-    resource_tracker.ensure_running()  # first, since its own start unblocks the signals
-    # Blocked, the server survives a signal to the whole process group, and a child gets its own after `_settle`.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    # Blocked, both servers survive a signal to the whole process group, and a child gets its own after `_settle`.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ALL_SIGNALS)
+    resource_tracker.ensure_running()  # its own start unblocks those that it ignores
+    signal.pthread_sigmask(signal.SIG_BLOCK, ALL_SIGNALS)
     os.environ.update(started_with)
     try:
         _server_variables.update(os.environ)

@@ -13,8 +13,9 @@ from typing import IO, Any
 from rich.console import Console
 
 from lit_llm.ablation.analysis_plan import registration_of
-from lit_llm.ablation.run import Finished, Watcher
+from lit_llm.ablation.run import Finished
 from lit_llm.ablation.runs import Run, Step
+from lit_llm.ablation.watcher import Watcher
 from lit_llm.report.standing import Standing, standing, standing_of_trial
 from lit_llm.report.sweeps import sweep_json, trial_json
 from lit_llm.search.coordinator import SweepWatcher
@@ -40,6 +41,7 @@ class Lines(Watcher):
         """{(run, stage): the event that was told of it last}."""
         self._steps: dict[str, tuple[float, float]] = {}
         """{run or trial: (the step that was told last, when)}."""
+        self._silent: set[str] = set()
         self._looked = 0.0
 
     def tell(self, event: str, **content: Any) -> None:
@@ -54,6 +56,20 @@ class Lines(Watcher):
 
     def message(self, text: str) -> None:
         self.console.print(text, style="yellow", highlight=False)
+
+    def silent(self, name: str, seconds: float) -> None:
+        if seconds and name not in self._silent:
+            self._silent.add(name)
+            self.tell("silent", run=name, seconds=round(seconds, 1))
+        elif not seconds:
+            self._silent.discard(name)
+
+    def begins_again(self, name: str) -> None:
+        self.tell("retried", run=name)
+        for run in self._runs:
+            for step in run.steps:
+                if run.name_at(step) == name:  # its next attempt is told of as its first was
+                    self._told.pop((run.name, step.link.fingerprint), None)
 
     def preparing(self, what: str, done: int, total: int) -> None:
         if self._is_due(what, done) or done == total:

@@ -13,8 +13,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from lit_llm.ablation.run import Watcher
 from lit_llm.ablation.runs import Run
+from lit_llm.ablation.watcher import Watcher
 from lit_llm.evaluation.config import YARDSTICKS, yardstick_of
 from lit_llm.report import text
 from lit_llm.report.standing import Standing, TimeLeft, standing, standing_of_trial
@@ -40,12 +40,33 @@ class Progressing(Watcher):
         self._told: dict[str, str] = {}
         self._validated: dict[str, float] = {}
         self._preparing = ""
+        self._silent: dict[str, float] = {}
+        """{run or trial: seconds without progress}, of those that will be stopped if that goes on."""
+        self._again: Counter[str] = Counter()
+        """How often a run or trial was begun again."""
         self._left = TimeLeft(1)
         self._began = time.monotonic()
         self._looked = 0.0
 
     def message(self, text: str) -> None:
         self.console.print(text, style="yellow", highlight=False)
+
+    def silent(self, name: str, seconds: float) -> None:
+        if not seconds:
+            self._silent.pop(name, None)
+            return
+        if name not in self._silent and not self.interactive:
+            self.message(f"{name}: no progress for {text.duration(seconds)}; if that goes on, it is stopped")
+        self._silent[name] = seconds
+
+    def begins_again(self, name: str) -> None:
+        self._again[name] += 1
+
+    def _named(self, name: str) -> str:
+        """With what is out of the ordinary about a run or trial."""
+        again = f" (begun again {self._again[name]}x)" if self._again[name] else ""
+        silent = f" (no progress for {text.duration(self._silent[name])})" if name in self._silent else ""
+        return f"{name}{again}{silent}"
 
     def preparing(self, what: str, done: int, total: int) -> None:
         if not self.interactive:
@@ -129,10 +150,10 @@ class Progressing(Watcher):
             state = at.status()["state"]
             states[state] += 1
             if run.name in self._todo and state == "running":
-                name = run.name if len(run.steps) == 1 else f"{run.name}: {at.link.name}"
                 now = standing(run, at)
                 step, loss, *pace = _cells(now)
-                table.add_row(name, step, loss, _number(self._last_validation(run.name, now)), *pace)
+                validation = _number(self._last_validation(run.name, now))
+                table.add_row(self._named(run.name_at(at)), step, loss, validation, *pace)
         seconds = time.monotonic() - self._began
         left = self._left.seconds([run for run in self._runs if run.name in self._todo])
         remaining = "" if left is None else f", about {text.duration(left)} left"
@@ -211,7 +232,7 @@ class Searching(Progressing, SweepWatcher):
             arms.add_row(arm, f"{found.counted}/{self.search.sweep.trials}", text.value(best), at)
         for trial, steps in self._training.values():
             now = standing_of_trial(trial, steps, self.store)
-            trials.add_row(trial.name, *_cells(now), setting(trial.point, self._names))
+            trials.add_row(self._named(trial.name), *_cells(now), setting(trial.point, self._names))
         seconds = time.monotonic() - self._began
         parts: list[RenderableType] = [Text(), trials] if trials.rows else []
         return Group(arms, *parts, Text(text.duration(seconds), style="dim"))

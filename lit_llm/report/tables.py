@@ -255,6 +255,7 @@ def status_table(rows: Sequence[Mapping[str, Any]], metric: str) -> RenderableTy
     for row in rows:
         value = row["metrics"].get(metric)
         note = "done with other code, device, threads or weights" if row["stale"] else row["error"] or ""
+        note += f"{'; ' if note else ''}begun again {row['retries']}x" if row["retries"] else ""
         table.add_row(
             row["arm"],
             str(row["seed"]),

@@ -9,35 +9,33 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 from lit_llm.ablation.arms import Arm
+from lit_llm.ablation.execute import disk_problem_of, note_end, tell_news
 from lit_llm.ablation.mirrored import record
-from lit_llm.ablation.run import PRELOAD, Watcher, note_death, tell_news
 from lit_llm.ablation.runs import Run, Step, last_metrics
+from lit_llm.ablation.supervise import Supervision, Supervisor
+from lit_llm.ablation.watcher import Watcher
 from lit_llm.experiment.chain import Link
 from lit_llm.experiment.cost import FIGURES, cost_of
 from lit_llm.experiment.frozen import freeze
-from lit_llm.experiment.identity import provenance
-from lit_llm.experiment.run import run_one
-from lit_llm.launch import Interrupted, Outcome, Task, consult, run_tasks, stop_requested
+from lit_llm.experiment.identity import provenance, same_origin
+from lit_llm.experiment.worker import PRELOAD, Judged, run_trial
+from lit_llm.launch import Interrupted, Outcome, Task, run_tasks
 from lit_llm.search.samplers import progress
 from lit_llm.search.storage import storage_errors
 from lit_llm.search.sweep import Search
 from lit_llm.search.trial import Ended, Trial
 from lit_llm.search.trials import Trials
 from lit_llm.tracking.address import without_password
+from lit_llm.tracking.disk import DiskError
 from lit_llm.tracking.garbage import list_runs
 from lit_llm.tracking.mirror_thread import MirrorThread
 from lit_llm.tracking.mlflow_mirror import RunRecord
 from lit_llm.tracking.store import FINAL, Busy, Stage, Store, read_json, read_metrics
 
-ATTEMPTS = 3
-"""Times that a trial is begun whose process is killed, before it counts as failed."""
 _LOOK_AGAIN = 1.0
 """Seconds between two looks for a trial that another coordinator leaves."""
-
-Judged = Literal["validations", "seeds"] | None
 
 
 class SweepWatcher(Watcher):
@@ -59,15 +57,18 @@ class SweepWatcher(Watcher):
 class Coordinator:
     """Draws trials, hands them to processes, answers their questions and writes down how they ended."""
 
-    def __init__(self, search: Search, store: Store, trials: Trials, watcher: SweepWatcher) -> None:
+    def __init__(
+        self, search: Search, store: Store, trials: Trials, watcher: SweepWatcher, supervision: Supervision
+    ) -> None:
         self.search, self.store, self.trials, self.watcher = search, store, trials, watcher
+        self.supervisor = Supervisor(store, supervision, watcher)
         self.running: dict[str, Trial] = {}
         self.waiting: list[Trial] = []
-        """Whose process was killed."""
-        self.attempts: dict[str, int] = {}
+        """Which are to be begun again."""
         self.seen: list[Trial] = []
         """All trials, as they were when they were looked at last; replaced whole, so another thread may read it."""
         self._told: set[str] = set()
+        self._frozen: set[str] = set()
         self._runs: dict[str, list[Run]] = {}
         self._looked = 0.0
 
@@ -94,12 +95,13 @@ class Coordinator:
             run_tasks(
                 self._tasks(),
                 slots=slots,
-                preload=(*PRELOAD, __name__),
+                preload=PRELOAD,
                 on_finish=self._finish,
                 on_question=self._judge,
                 on_tick=tick,
+                to_stop=self.supervisor.to_stop,
                 tick_seconds=0.1,
-                grace_seconds=30.0,
+                grace_seconds=self.supervisor.supervision.grace_seconds,
             )
         except Interrupted:
             return True
@@ -163,7 +165,9 @@ class Coordinator:
         runs = self.runs(trial)
         for run in runs:
             self._make_ready(run)
-            freeze(self.store, run.steps[0].link, run.experiment)
+            if trial.name not in self._frozen:  # one that is begun again may take fewer sequences at a time
+                freeze(self.store, run.steps[0].link, run.experiment)
+        self._frozen.add(trial.name)
         self._list()
         if self._judged == "validations" and self._catch_up(trial, runs[0]):
             self._end(trial, "pruned")
@@ -172,7 +176,7 @@ class Coordinator:
         self.watcher.began(trial)
         arguments = (self.store.root, trial.fingerprints, self._judged)
         threads = runs[0].experiment.pretrain.training.execution.threads
-        return Task(trial.name, execute, arguments, log=runs[0].last.log_file, threads=threads)
+        return Task(trial.name, run_trial, arguments, log=runs[0].last.log_file, threads=threads)
 
     def _make_ready(self, run: Run) -> None:
         """Let a stage begin anew that has failed, or has a result of other code, which a search does not mix in."""
@@ -190,7 +194,8 @@ class Coordinator:
         The coordinator was gone when its process asked, or another sweep has begun the stage, or a study.
         """
         stage, steps = run.last, run.experiment.pretrain.training.max_steps
-        if stage.result() is None and read_json(stage.checkpoints / "provenance.json") != provenance(run.experiment):
+        begun = read_json(stage.checkpoints / "provenance.json") or {}
+        if stage.result() is None and not same_origin(begun, provenance(run.experiment)):
             return False  # its process will start over
         lines = [line for line in read_metrics(stage.metrics_file) if line["step"] < steps]
         return any(self._is_bad(trial, line["step"], line["metrics"]) for line in lines)
@@ -229,31 +234,28 @@ class Coordinator:
 
     def _finish(self, outcome: Outcome) -> None:
         trial = self.running.pop(outcome.task.name)
-        stages = [self.store.stage(name) for name in trial.fingerprints]
-        if outcome.status == "killed":
-            for stage in stages:
-                note_death(stage, outcome)
-            self._try_again(trial, outcome.error or "killed")
-        elif outcome.status == "raised":
-            for stage in stages:
-                note_death(stage, outcome)
-            self._end(trial, "failed", error=outcome.error)
-        elif outcome.value is not None and outcome.value != ("interrupted", False):
-            self._conclude(trial, stages, *outcome.value)
-        elif outcome.status == "returned":
-            self._try_again(trial, "somebody asked its process to stop")
-        # Else we have asked it to: whoever runs the sweep next goes on with it.
-
-    def _try_again(self, trial: Trial, reason: str) -> None:
-        if any(other.given_up for other in self.trials.of(trial.arm) if other.number == trial.number):
+        stages, value = [self.store.stage(name) for name in trial.fingerprints], outcome.value
+        if (problem := disk_problem_of(outcome)) is not None:
+            raise DiskError(problem)  # the next trial would meet it too; this one is gone on with
+        for stage in stages:
+            note_end(stage, outcome, self.watcher)
+        if value is not None and value != ("interrupted", False) and value[0] != "out_of_memory":
+            self._conclude(trial, stages, *value)
+        elif outcome.status == "interrupted":
+            pass  # we have asked it to: whoever runs the sweep next goes on with it
+        elif outcome.status != "raised" and self._is_given_up(trial):
             self._end(trial, "pruned")
-            return
-        self.attempts[trial.name] = self.attempts.get(trial.name, 1) + 1
-        if self.attempts[trial.name] <= ATTEMPTS:
-            self.watcher.message(f"{trial.name}: {reason}; it goes on from its last checkpoint")
+        elif self.supervisor.begins_again(outcome):
             self.waiting.append(trial)
+        elif value is not None and value[0] == "out_of_memory":
+            self._conclude(trial, stages, *value)
         else:
-            self._end(trial, "failed", error=f"{reason}, {ATTEMPTS} times")
+            times = self.supervisor.times(trial.name)
+            error = outcome.error or "somebody asked its process to stop"
+            self._end(trial, "failed", error=f"{error}, {times} times" if times > 1 else error)
+
+    def _is_given_up(self, trial: Trial) -> bool:
+        return any(other.given_up for other in self.trials.of(trial.arm) if other.number == trial.number)
 
     def _conclude(self, trial: Trial, stages: Sequence[Stage], state: str, given_up: bool) -> None:
         """By how its last run ended."""
@@ -321,24 +323,3 @@ class Coordinator:
                 values=values,
                 tags={**found.tags, "lit_llm.trial": f"{trial.number}"},
             )
-
-
-def execute(root: Path, fingerprints: Sequence[str], judged: Judged) -> tuple[str, bool]:
-    """What a trial's process does: its runs, one after another. (How the last one ended, whether it was given up.)"""
-    state: str = "done"
-    for number, name in enumerate(fingerprints):
-        given_up: list[bool] = []
-
-        def judge(step: int, found: dict[str, float], given_up: list[bool] = given_up) -> bool:
-            if consult((step, found)):
-                given_up.append(True)
-            return bool(given_up)
-
-        state = run_one(root, name, stop_requested, judge if judged == "validations" and number == 0 else None)
-        if given_up and state == "interrupted":
-            return state, True
-        if state != "done":
-            break
-        if judged == "seeds" and number < len(fingerprints) - 1 and consult((number, None)):
-            return state, True
-    return state, False

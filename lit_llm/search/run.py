@@ -9,14 +9,19 @@ from pathlib import Path
 from lit_llm.ablation.arms import load_study
 from lit_llm.ablation.early import check_held_out, check_leaks
 from lit_llm.ablation.plan import plan
+from lit_llm.ablation.room import check_room
 from lit_llm.ablation.run import Finished, Report, Rerun, close, opened_mirror, prepare_data, run_study
+from lit_llm.ablation.supervise import Supervision
 from lit_llm.config.problems import InputError
+from lit_llm.experiment.identity import pretrain_fingerprint
 from lit_llm.search.coordinator import Coordinator, SweepWatcher
 from lit_llm.search.sweep import Search
 from lit_llm.search.trial import Trial
 from lit_llm.search.trials import Trials
 from lit_llm.search.winners import Summary, summary, winners_study, write_best
+from lit_llm.tracking.disk import check_there, disk_errors
 from lit_llm.tracking.mirror_thread import MirrorThread
+from lit_llm.tracking.mlflow_mirror import RunRecord
 from lit_llm.tracking.store import Busy, Store, locked
 from lit_llm.tracking.views import Chart, column, experiment_tags
 
@@ -62,26 +67,33 @@ def run_sweep(
     tracking: str | None = None,
     rerun: Rerun | None = None,
     report: Report = lambda *_: (),
+    supervision: Supervision = Supervision(),
 ) -> Searched:
     """Search every arm to its number of trials, `slots` at once, then compare what won over fresh seeds.
 
     Several processes, on several machines that share the store, may run one sweep: they draw from one budget. storage:
-    URL of a database for the trials; rerun, tracking, report: as for `run_study`.
+    URL of a database for the trials; rerun, tracking, report, supervision: as for `run_study`.
 
     Raises InputError, before anything has started, for an unfair comparison, a search that is not the one begun under
-    this name, or a storage or an address that cannot be used.
+    this name, or a storage, an address or a disk that cannot be used. Raises DiskError as `run_study`.
     """
     store.check()
     planned = plan(search.ablation, tell=watcher.message, built=search.trains, store=store)
     planned.check()
     trials = Trials(search, store, storage)
     mirror = opened_mirror(store, search.name, tracking, _description(search), _tags(search))
+    if search.trains:
+        own = [(arm.experiment, store.stage(pretrain_fingerprint(arm.experiment))) for arm in search.ablation.arms]
+        check_room(store, [(experiment, "pretrain", stage) for experiment, stage in own], slots)
     store.open()
-    with trials.coordinating(rerun):
-        coordinator = Coordinator(search, store, trials, watcher)
-        follower = MirrorThread(
-            mirror, lambda: [found for trial in coordinator.seen for found in coordinator.records(trial)]
-        )
+    with disk_errors(store) as disk, trials.coordinating(rerun):
+        coordinator = Coordinator(search, store, trials, watcher, supervision)
+
+        def records() -> list[RunRecord]:
+            check_there(store)  # MLflow would make another in its place
+            return [found for trial in coordinator.seen for found in coordinator.records(trial)]
+
+        follower = MirrorThread(mirror, records)
         interrupted = True
         try:
             if search.trains:
@@ -89,6 +101,7 @@ def run_sweep(
                 check_held_out(search.ablation, store)
                 check_leaks(search.ablation, store)
             watcher.searching(search, coordinator.look(), slots)
+            disk.started = True
             interrupted = coordinator.run(slots, follower)
         finally:
             watcher.finished()
@@ -103,7 +116,7 @@ def run_sweep(
     if interrupted:
         return ended
     ended = replace(ended, best=write_best(search, summaries, trials.folder))
-    return _with_winners(ended, trials.folder, store, watcher, slots, tracking, rerun, report)
+    return _with_winners(ended, trials.folder, store, watcher, slots, tracking, rerun, report, supervision)
 
 
 def _with_winners(
@@ -115,6 +128,7 @@ def _with_winners(
     tracking: str | None,
     rerun: Rerun | None,
     report: Report,
+    supervision: Supervision,
 ) -> Searched:
     path = winners_study(ended.search, ended.summaries, folder)
     if path is None:
@@ -123,7 +137,16 @@ def _with_winners(
     try:
         with locked(folder / "winners.lock"):
             study = load_study(path)
-            found = run_study(study, store, watcher=watcher, slots=slots, rerun=rerun, tracking=tracking, report=report)
+            found = run_study(
+                study,
+                store,
+                watcher=watcher,
+                slots=slots,
+                rerun=rerun,
+                tracking=tracking,
+                report=report,
+                supervision=supervision,
+            )
             return replace(ended, winners=found)
     except Busy:
         watcher.message(f"another process runs the study of the winners: `lit-llm status {path}`")

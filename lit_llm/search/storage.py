@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_llm.config.problems import InputError, Problem
+from lit_llm.config.problems import InputError, Mark, Problem
 from lit_llm.tracking.address import without_password
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
 
+_BLOCK = 1 << 16
+
+
 def journal(path: Path) -> BaseStorage:
-    """A file, for processes that share it."""
+    """A file, for processes that share it. Raises InputError, with the line, for one that is damaged in its middle.
+
+    A line that a writer has not finished, since it was killed or the disk was full, is removed before the next one is
+    written: glued to that, it would be unreadable for ever. What it said is said again by whoever goes on.
+    """
+    _check_lines(path)
     from filelock import FileLock
     from optuna.storages import JournalStorage
     from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
@@ -26,6 +36,7 @@ def journal(path: Path) -> BaseStorage:
 
         def acquire(self) -> bool:
             self._lock.acquire()
+            _remove_unfinished_line(path)  # nobody else writes now
             return True
 
         def release(self) -> None:
@@ -33,6 +44,35 @@ def journal(path: Path) -> BaseStorage:
 
     backend: BaseJournalBackend = JournalFileBackend(str(path), lock_obj=_Lock())  # type: ignore[arg-type]
     return JournalStorage(backend)
+
+
+def _remove_unfinished_line(path: Path) -> None:
+    with path.open("r+b") as file:
+        end = size = file.seek(0, os.SEEK_END)
+        while end > 0:
+            begin = max(0, end - _BLOCK)
+            file.seek(begin)
+            at = file.read(end - begin).rfind(b"\n")
+            if at >= 0:
+                end = begin + at + 1
+                break
+            end = begin
+        if end < size:
+            file.truncate(end)
+
+
+def _check_lines(path: Path) -> None:
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                if line.endswith(b"\n"):
+                    json.loads(line)
+            except ValueError:
+                message = "is damaged: Optuna cannot read what follows. Move the file away to begin the search anew "
+                message += "(trained runs are found again), or cut it off before this line to keep the trials above it"
+                raise InputError(Problem(message, mark=Mark(str(path), number))) from None
 
 
 def database(url: str) -> BaseStorage:

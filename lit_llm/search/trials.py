@@ -24,7 +24,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.config.fingerprint import fingerprint
-from lit_llm.config.problems import InputError, Problem, some
+from lit_llm.config.problems import InputError, Mark, Problem, some
 from lit_llm.config.tree import difference
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.identity import origin_digest, pretrain_fingerprint, provenance
@@ -67,7 +67,7 @@ class Trials:
         self._me: str | None = None
         self.exhausted: dict[str, str] = {}
         """{arm: why no further trial was found}."""
-        note = read_json(self.folder / "sweep.json")
+        note = self._read_note()
         if note is None and (self.folder / "runs.json").exists():
             message = f"{search.name} is the name of a study in this store; give the sweep another"
             raise InputError(Problem(message, "sweep"))
@@ -76,6 +76,20 @@ class Trials:
             message = f"the trials of {search.name} are in {note['storage']}, not in {where}"
             raise InputError(Problem(message, "--storage"))
         self._note = {"sweep": search.name, "source": search.ablation.source, "storage": where}
+
+    def _read_note(self) -> dict[str, Any] | None:
+        """What sweep.json says. None where there is none, or a damaged one whose trials are where they are looked for:
+        then it is written anew. Raises InputError where it is not known where they are."""
+        file = self.folder / "sweep.json"
+        try:
+            note = read_json(file)
+            return None if note is None else {"storage": str(note["storage"])}
+        except (ValueError, LookupError, TypeError, AssertionError):
+            if self.url is not None or self.journal.exists():
+                return {"storage": "the store" if self.url is None else without_password(self.url)}
+        message = f"is damaged, and there is no {self.journal.name} beside it: the trials are in a database. Give its "
+        message += "--storage again, or remove the file to begin the search anew"
+        raise InputError(Problem(message, mark=Mark(str(file))))
 
     @property
     def address(self) -> str:

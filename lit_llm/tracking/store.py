@@ -7,6 +7,7 @@ stages/<fingerprint>/
     checkpoints/     what a resume needs; the weights when finished
     losses.jsonl     of a training: the losses of single documents or examples, by its last evaluation
     rows.jsonl       of an evaluation: its records
+    retries.jsonl    one line for each time that it was begun again by itself: why
     result.json      written last, atomically: a stage with a result is never run again
     lock             held by the process that works on it, released by the kernel when that process dies
 """
@@ -167,13 +168,27 @@ class Stage:
         """Write the result, null for what is not finite. From here on the stage is never run again."""
         write_json(self.folder / "result.json", finite(dict(result)))
 
+    @property
+    def retries_file(self) -> Path:
+        return self.folder / "retries.jsonl"
+
+    def retries(self) -> list[dict[str, Any]]:
+        """Each time that it was begun again by itself: {"time", "reason", and "micro_batch_size" where it changed}."""
+        return read_metrics(self.retries_file)
+
+    def note_retry(self, reason: str, micro_batch_size: int | None) -> None:
+        changed = {} if micro_batch_size is None else {"micro_batch_size": micro_batch_size}
+        with self.retries_file.open("a") as file:
+            file.write(json.dumps({"time": round(time.time(), 3), "reason": reason, **changed}) + "\n")
+
     def forget(self) -> None:
         """Remove result and progress, so that the stage runs again from its start. The old ones are kept beside it."""
         with self.claim():
             attempt = 1 + len(list(self.folder.glob("attempt-*")))
             kept = self.folder / f"attempt-{attempt}"
             kept.mkdir()
-            for name in ("result.json", "metrics.jsonl", "state.json", "log.txt", "rows.jsonl", "losses.jsonl"):
+            names = ("result.json", "metrics.jsonl", "state.json", "log.txt", "rows.jsonl", "losses.jsonl")
+            for name in (*names, self.retries_file.name):
                 if (self.folder / name).exists():
                     (self.folder / name).rename(kept / name)
             shutil.rmtree(self.checkpoints, ignore_errors=True)

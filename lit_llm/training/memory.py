@@ -16,6 +16,7 @@ from lit_llm.components.retention.config import ResolvedRetention
 from lit_llm.models.cost import Shape, count_parameters, embedding_tensors, layer_tensors
 from lit_llm.models.resolve import Layer, ResolvedModel
 from lit_llm.training.config import TrainingConfig
+from lit_llm.training.optimizers.config import Optimizer
 
 FLOAT32, BFLOAT16 = 4, 2
 
@@ -28,11 +29,26 @@ def state_bytes(model: ResolvedModel, training: TrainingConfig) -> float:
     """
     parameters, optimizer = count_parameters(model), training.optimizer
     kept = 2.0 * parameters.total * FLOAT32  # or 2 + 2 + 4 bytes
-    kept += sum(optimizer.state_bytes(*tensor, inside=True) for tensor in layer_tensors(model))
-    kept += sum(optimizer.state_bytes(*tensor, inside=False) for tensor in embedding_tensors(model))
+    kept += optimizer_bytes(model, optimizer)
     # Of the vocabulary's matrices only the unembedding is multiplied with.
     multiplied = parameters.non_embedding + model.vocabulary * model.d_model
     return kept + (multiplied * BFLOAT16 if training.precision == "bf16" else 0)
+
+
+def optimizer_bytes(model: ResolvedModel, optimizer: Optimizer) -> float:
+    """The optimiser's state."""
+    kept = sum(optimizer.state_bytes(*tensor, inside=True) for tensor in layer_tensors(model))
+    return kept + sum(optimizer.state_bytes(*tensor, inside=False) for tensor in embedding_tensors(model))
+
+
+def weights_bytes(model: ResolvedModel) -> float:
+    """The weights as they are saved at the end, in float32."""
+    return float(count_parameters(model).total * FLOAT32)
+
+
+def checkpoint_bytes(model: ResolvedModel, training: TrainingConfig) -> float:
+    """What a resume needs: parameters and the optimiser's state."""
+    return weights_bytes(model) + optimizer_bytes(model, training.optimizer)
 
 
 def training_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shape, sequences: int) -> float:

@@ -11,13 +11,15 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import out_of_memory
 import psutil
 import pytest
 
 from lit_llm.ablation.arms import Ablation, load_study
 from lit_llm.ablation.plan import plan
 from lit_llm.ablation.run import Finished, Watcher, run_study
-from lit_llm.ablation.runs import Run
+from lit_llm.ablation.runs import Run, status_rows
+from lit_llm.ablation.supervise import Supervision
 from lit_llm.config.problems import InputError
 from lit_llm.tracking.store import Store, locked, read_metrics, write_json
 
@@ -30,11 +32,15 @@ class Silent(Watcher):
     def __init__(self, on_tick: Callable[[Sequence[Run]], None] = lambda _: None) -> None:
         self.messages: list[str] = []
         self.todo: list[str] = []
+        self.still: list[tuple[str, float]] = []
         self.runs: Sequence[Run] = ()
         self.on_tick = on_tick
 
     def message(self, text: str) -> None:
         self.messages.append(text)
+
+    def silent(self, name: str, seconds: float) -> None:
+        self.still.append((name, seconds))
 
     def launching(self, runs: Sequence[Run], todo: Sequence[Run], slots: int) -> None:
         self.runs, self.todo = runs, [run.name for run in todo]
@@ -131,25 +137,40 @@ def long(text: str) -> str:
     return text.replace("max_steps: 12", "max_steps: 400").replace("log_every: 4", "log_every: 4, checkpoint_every: 8")
 
 
-def test_a_killed_run_is_resumed_by_the_next_and_ends_as_if_nothing_had_been(
+class Killer:
+    """Kills the process of a study's first run, so many times, each once it has a checkpoint."""
+
+    def __init__(self, times: int) -> None:
+        self.times, self.killed = times, list[int]()
+
+    def __call__(self, runs: Sequence[Run]) -> None:
+        stage = runs[0].last
+        if len(self.killed) == self.times or not (stage.checkpoints / "last.ckpt").exists():
+            return
+        if stage.status()["state"] != "running":  # its state is this process's, and so is the pid
+            return
+        pid = json.loads((stage.folder / "state.json").read_text())["pid"]
+        if pid not in self.killed:
+            self.killed.append(pid)
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_a_killed_run_goes_on_in_the_same_command_and_ends_as_if_nothing_had_been(
     write_study: Study, store: Store, tmp_path: Path
 ) -> None:
+    """Twice; the third time it is left for the next command, which has as many retries again."""
     path = write_study("killed", TWO, seeds=[140])
     path.write_text(long(path.read_text()))
-    killed: list[int] = []
-
-    def kill_red(runs: Sequence[Run]) -> None:
-        stage = runs[0].last
-        if not killed and (stage.checkpoints / "last.ckpt").exists() and stage.status()["state"] == "running":
-            killed.append(json.loads((stage.folder / "state.json").read_text())["pid"])
-            os.kill(killed[0], signal.SIGKILL)
-
-    first = run(path, store, Silent(kill_red))
-    assert killed
+    watcher = Silent(Killer(3))
+    first = run(path, store, watcher)
     assert states(first) == {"red/seed 140": "interrupted", "dec/seed 140": "done"}
     assert "SIGKILL" in first.runs[0].last.status()["error"]
-    second = run(path, store)
+    told = [message for message in watcher.messages if "SIGKILL" in message]
+    assert [message.rpartition("(")[2] for message in told] == ["retry 1 of 2)", "retry 2 of 2)"]
+    second = run(path, store, Silent(Killer(1)))
     assert set(states(second).values()) == {"done"}
+    assert len(second.runs[0].last.result()["retries"]) == 3  # type: ignore[index]
+    assert [row["retries"] for row in status_rows(second.runs)] == [3, 0]
     untouched = run(path, Store(tmp_path / "untouched"), only="red")
     assert (second.runs[0].last.checkpoints / "model.safetensors").read_bytes() == (
         untouched.runs[0].last.checkpoints / "model.safetensors"
@@ -159,6 +180,46 @@ def test_a_killed_run_is_resumed_by_the_next_and_ends_as_if_nothing_had_been(
         for finished in (second, untouched)
     ]
     assert losses[0] == losses[1]
+
+
+def test_a_run_that_stands_still_is_shown_stopped_and_goes_on(write_study: Study, store: Store) -> None:
+    """Its process is stopped (SIGSTOP) once, so that it neither steps nor listens; the grace ends it."""
+    path = write_study("still", "arms: {red: {}}", seeds=[141])
+    path.write_text(long(path.read_text()))
+    stopped: list[int] = []
+
+    def stop_once(runs: Sequence[Run]) -> None:
+        stage = runs[0].last
+        if not stopped and (stage.checkpoints / "last.ckpt").exists():
+            stopped.append(json.loads((stage.folder / "state.json").read_text())["pid"])
+            os.kill(stopped[0], signal.SIGSTOP)
+
+    watcher = Silent(stop_once)
+    finished = run(path, store, watcher, supervision=Supervision(stall_seconds=5.0, grace_seconds=0.2))
+    assert states(finished) == {"red/seed 141": "done"}
+    assert next(name for name, seconds in watcher.still if seconds) == "red/seed 141"
+    assert watcher.still[-1] == ("red/seed 141", 0.0)
+    (retry,) = finished.runs[0].last.retries()
+    assert retry["reason"].startswith("no progress for 5")
+
+
+def test_a_run_out_of_memory_goes_on_with_half_the_micro_batch(
+    write_study: Study, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As often as it takes: 4 sequences at once, 2, then 1. The result says so, and is the one that was asked for."""
+    path = write_study("memory", "arms: {red: {}}", seeds=[142])
+    monkeypatch.setattr("lit_llm.ablation.execute.run_stage", out_of_memory.run_stage)
+    watcher = Silent()
+    finished = run(path, store, watcher)
+    result = finished.runs[0].last.result()
+    assert result is not None
+    assert result["provenance"]["micro_batch_size"] == 1
+    assert [(retry["micro_batch_size"], retry["reason"].partition(";")[0]) for retry in result["retries"]] == [
+        (2, "out of memory"),
+        (1, "out of memory"),
+    ]
+    assert any("1 sequence at a time" in message for message in watcher.messages)
+    assert not finished.runs[0].stale()
 
 
 def command(path: Path, store: Path, *options: str) -> list[str]:
@@ -297,7 +358,7 @@ def test_a_corpus_that_was_edited_in_between_makes_other_runs(
     write_study: Study, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In one process, as in a notebook: for the loaded study, and for the study loaded again."""
-    monkeypatch.setattr("lit_llm.ablation.run._execute", lambda *_: True)
+    monkeypatch.setattr("lit_llm.ablation.execute.Execution.execute", lambda *_: True)
     for number in range(40):
         (tmp_path / f"{number}.txt").write_text(f"{number} " * 100)
     corpus = f"corpus: {{kind: text, files: ['{tmp_path}/*.txt']}}, validation_fraction: 0.3"

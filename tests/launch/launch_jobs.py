@@ -64,12 +64,29 @@ def speak(text):
     print(text, "stderr", file=sys.stderr)
 
 
-def until_stopped(ready, saved):
+def until_stopped(ready, saved, seconds=0.0):
+    """Takes so many seconds to save."""
     Path(ready).touch()
     while not stop_requested():
         time.sleep(0.01)
+    time.sleep(seconds)
     Path(saved).write_text("checkpoint")
     return "saved"
+
+
+def with_a_forked_helper(ready):
+    """As a data loader does."""
+    helper = os.fork()
+    if helper == 0:
+        time.sleep(60)
+        os._exit(0)
+    work = Path(f"{ready}.new")
+    work.write_text(f"{helper} {os.getpid()}")
+    work.rename(ready)
+    while not stop_requested():
+        time.sleep(0.01)
+    time.sleep(0.05)
+    return "the helper lives" if os.waitpid(helper, os.WNOHANG) == (0, 0) else "the helper is gone"
 
 
 def deaf(ready, with_helper=False):

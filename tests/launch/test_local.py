@@ -20,10 +20,10 @@ from lit_llm.launch import Interrupted, Task, consult, run_tasks, stop_requested
 REPOSITORY = Path(__file__).parents[2]
 
 
-def run(*functions_and_arguments, slots=2, threads=1, **options):
+def run(*functions_and_arguments, slots=2, threads=1, tick_seconds=0.02, **options):
     numbered = enumerate(functions_and_arguments)
     tasks = [Task(str(number), function, tuple(args), threads=threads) for number, (function, *args) in numbered]
-    return run_tasks(tasks, slots=slots, **options)
+    return run_tasks(tasks, slots=slots, tick_seconds=tick_seconds, **options)
 
 
 def wait_for(*paths, seconds=15.0):
@@ -178,9 +178,43 @@ def test_a_callback_that_raises_leaves_no_child(tmp_path):
 
     before = set(psutil.Process().children(recursive=True))
     with pytest.raises(RuntimeError, match="a bug of ours"):
-        run((jobs.deaf, tmp_path / "ready", True), on_start=refuse)
+        run((jobs.deaf, tmp_path / "ready", True), on_start=refuse, grace_seconds=0.2)
     new = set(psutil.Process().children(recursive=True)) - before
     assert not [p for p in new if "sleep" in p.cmdline()]
+
+
+def test_a_callback_that_raises_lets_the_tasks_save(tmp_path):
+    """Their work is worth more than the coordinator's trouble; a question is answered meanwhile, by None."""
+
+    def fail_once_both_run(task):
+        if task.name == "1":
+            wait_for(tmp_path / "ready0", tmp_path / "ready1")
+            raise OSError(28, "No space left on device")
+
+    jobs_of_two = [(jobs.until_stopped, tmp_path / f"ready{n}", tmp_path / f"saved{n}") for n in range(2)]
+    with pytest.raises(OSError, match="No space left"):
+        run(*jobs_of_two, on_start=fail_once_both_run)
+    assert [(tmp_path / f"saved{n}").read_text() for n in range(2)] == ["checkpoint"] * 2
+
+
+def test_one_task_is_stopped_for_a_reason_and_the_others_go_on(tmp_path):
+    """It may save first; one that does not listen is killed after the grace."""
+
+    def too_slow(task):
+        ready = all((tmp_path / f"ready{n}").exists() for n in range(2))
+        return "no progress for 3 s" if ready and task.name in "01" else None
+
+    polite, deaf, other = run(
+        (jobs.until_stopped, tmp_path / "ready0", tmp_path / "saved"),
+        (jobs.deaf, tmp_path / "ready1"),
+        (jobs.nap, 0.5),
+        slots=3,
+        to_stop=too_slow,
+        grace_seconds=0.2,
+    )
+    assert (polite.status, polite.error, polite.value) == ("killed", "no progress for 3 s", "saved")
+    assert (deaf.status, deaf.error, deaf.value) == ("killed", "no progress for 3 s", None)
+    assert other.status == "returned"
 
 
 # What is refused ---------------------------------------------------------------------------------------------------
@@ -326,7 +360,11 @@ def stop_when(ready, number, times=1):
     return on_tick
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+BATCH = [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
+"""What batch systems send, and a terminal that is closed."""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, *BATCH])
 def test_the_first_signal_lets_tasks_save_and_starts_no_more(tmp_path, number):
     before = signal.getsignal(number)
     with pytest.raises(Interrupted) as caught:
@@ -368,6 +406,33 @@ def test_a_second_signal_kills_at_once(tmp_path):
         )
     assert caught.value.outcomes[0].status == "interrupted"
     assert time.monotonic() - began < 10
+
+
+def test_what_a_batch_system_repeats_is_no_impatience(tmp_path):
+    """SIGUSR1 before the limit and SIGTERM at it, or two SIGHUPs of a closed terminal: the task still saves."""
+    sent = iter(BATCH * 2)
+
+    def on_tick():
+        if (tmp_path / "ready").exists() and (number := next(sent, None)) is not None:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(Interrupted) as caught:
+        run((jobs.until_stopped, tmp_path / "ready", tmp_path / "saved", 0.3), on_tick=on_tick)
+    assert [(outcome.status, outcome.value) for outcome in caught.value.outcomes] == [("interrupted", "saved")]
+
+
+@pytest.mark.parametrize("number", BATCH)
+def test_a_task_that_is_signalled_itself_saves_and_its_helpers_live_until_then(number, tmp_path):
+    """A batch system may signal every process of a job: a forked helper of the task's is not to die of it first."""
+
+    def signal_both(task):
+        wait_for(tmp_path / "ready")
+        helper, pid = map(int, (tmp_path / "ready").read_text().split())
+        for one in (helper, pid) if number != signal.SIGTERM else (pid,):
+            os.kill(one, number)
+
+    (outcome,) = run((jobs.with_a_forked_helper, tmp_path / "ready"), on_start=signal_both)
+    assert (outcome.status, outcome.value) == ("returned", "the helper lives")
 
 
 def test_ctrl_c_in_a_terminal_reaches_the_coordinator_alone(tmp_path):
