@@ -21,7 +21,7 @@ ALLOWED = "use sqlite:////absolute/path/mlflow.db or http(s)://host:port"
 
 def default_tracking(store: Path) -> str:
     """The address used unless the user names one: sqlite in the store."""
-    return f"sqlite:///{store.resolve() / 'mlflow.db'}"
+    return sqlite_address(store.resolve() / "mlflow.db")
 
 
 def sqlite_address(database: Path) -> str:

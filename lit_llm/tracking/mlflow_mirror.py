@@ -226,8 +226,7 @@ class Mirror:
             if isinstance(problem, (MlflowException, SQLAlchemyError, sqlite3.Error, OSError)):
                 if self._database is not None and (broken := what_is_broken(self._database)):
                     message = f"MLflow's database {self._database} is broken ({broken})"
-                    anew = shlex.join(["lit-llm", "store", "rebuild-mlflow", *Store(self._database.parent).option()])
-                    raise MirrorBroken(f"{message}; `{anew}` makes it anew from what is on disk") from problem
+                    raise MirrorBroken(f"{message}; {_remedy(self._database)}") from problem
                 raise MirrorUnavailable(f"MLflow at {without_secrets(self.tracking)}: {reason(problem)}") from problem
             raise
 
@@ -367,6 +366,14 @@ class Mirror:
             self._client.delete_tag(run, name)
             del held[name]
         held.update(texts)
+
+
+def _remedy(database: Path) -> str:
+    """What to do about a broken database."""
+    if not (database.parent / "store.json").exists():
+        return "move it away, and the same command makes another"
+    command = shlex.join(["lit-llm", "store", "rebuild-mlflow", *Store(database.parent).option()])
+    return f"`{command}` makes it anew from what is on disk"
 
 
 def _unseen(child: _Child, record: RunRecord) -> tuple[list[Point], list[Mark]]:

@@ -89,7 +89,7 @@ def test_what_a_killed_first_migration_has_left_is_made_anew(
 
 
 def test_a_broken_file_is_said_to_be_broken_with_the_command_that_helps(tmp_path: Path) -> None:
-    (tmp_path / "mlflow.db").write_bytes(b"no database " * 999)
+    (Store(tmp_path).open().root / "mlflow.db").write_bytes(b"no database " * 999)
     mirror = Mirror(default_tracking(tmp_path), study="first")
     with pytest.raises(MirrorBroken, match="is broken .*lit-llm store rebuild-mlflow --store"):
         mirror.sync([])
