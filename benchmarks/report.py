@@ -166,7 +166,7 @@ def main() -> None:
         comparison = comparison_of(ablation, runs)
         told("comparison")
         with (folder / "tables.txt").open("w") as file:
-            Console(file=file, width=120).print(compared(ablation, comparison, 120))
+            Console(file=file, width=120).print(compared(ablation, comparison, 120, store))
         told("tables in the terminal")
         planned = plan(ablation, built=False, runs=runs)
         told("costs and audit")

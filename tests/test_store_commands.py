@@ -33,10 +33,12 @@ class Told(Watcher):
         self.todo = [run.name for run in todo]  # type: ignore[attr-defined]
 
 
-def run(path: Path, store: Store, overrides: list[str] | None = None) -> tuple[Told, set[str]]:
+def run(
+    path: Path, store: Store, overrides: list[str] | None = None, new_version: bool = False
+) -> tuple[Told, set[str]]:
     """What was told, and the fingerprints of the study's stages."""
     told = Told()
-    finished = run_study(load_study(path, overrides or []), store, watcher=told, slots=2)
+    finished = run_study(load_study(path, overrides or []), store, watcher=told, slots=2, new_version=new_version)
     assert finished.exit_code == 0
     return told, {run.last.fingerprint for run in finished.runs}
 
@@ -66,8 +68,8 @@ def answer_in_a_terminal(store: Store, answer: bytes) -> str:
 def test_gc_gives_up_what_an_edited_study_no_longer_lists_and_nothing_else(write_study: Study, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     path = write_study("edited", "arms: {red: {}}", seeds=[0, 1])
-    _, first = run(path, store)
     _, trial = run(path, store, ["pretrain.training.max_steps=9"])
+    _, first = run(path, store, new_version=True)  # the version before keeps its list
     path.write_text(path.read_text().replace("seeds: [0, 1]", "seeds: [1, 2]"))
     _, second = run(path, store)
     orphans = first - second

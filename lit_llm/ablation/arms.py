@@ -26,12 +26,8 @@ from lit_llm.evaluation.config import METRICS_OF_SPLIT, yardstick_of
 from lit_llm.experiment.chain import EVALUATED, FINETUNED, chain, validation_metric
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.identity import read_corpora_again
-from lit_llm.experiment.load import (
-    is_preset,
-    load_experiment,
-    read_experiment,
-    validate_experiment,
-)
+from lit_llm.experiment.load import is_preset, is_stage, read_experiment, validate_experiment
+from lit_llm.tracking.store import Store
 
 
 @dataclass(frozen=True)
@@ -90,17 +86,29 @@ class Ablation:
     """What `-o` has changed beside the file."""
     source: str = ""
     """The file's absolute path, or a preset's name."""
+    file: str = field(default="", repr=False)
+    """The file as it was read."""
+    identities: tuple[tuple[tuple[str, ...], Any], ...] = field(default=(), repr=False)
+    """What a store knows of the texts; empty where they are read."""
     searches: Mapping[str, SearchedKeys] = field(default_factory=dict)
     """{arm: what a sweep searches in it}; empty for a study."""
 
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)
 
-    def command(self, name: str) -> str:
-        """`lit-llm run ablations/quickstart.yaml -o ...`, to be typed where we are."""
-        source = Path(self.source)
+    def command(self, name: str, store: Store | None = None) -> str:
+        """`lit-llm run ablations/quickstart.yaml -o ...`, to be typed where we are. store: unless it is the default."""
+        source, where = Path(self.source), store.option() if store is not None else []
+        if self.identities:  # a study that its store knows by its name
+            return shlex.join(["lit-llm", name, self.study.study, *where])
         near = source.relative_to(Path.cwd()) if source.is_relative_to(Path.cwd()) else source
-        return shlex.join(["lit-llm", name, str(near), *(word for each in self.overrides for word in ("-o", each))])
+        options = [word for each in self.overrides for word in ("-o", each)]
+        return shlex.join(["lit-llm", name, str(near), *where, *options])
+
+    @property
+    def is_experiment(self) -> bool:
+        """Whether it is one experiment, with nothing to compare it with."""
+        return not self.study.arms and self.study.grid is None
 
     def root(self, arm: Arm) -> Arm:
         """The first of the chain of baselines that ends with this arm."""
@@ -129,6 +137,8 @@ def load_study(source: str | Path, overrides: Sequence[str] = ()) -> Ablation:
         return _single(str(source), str(source), overrides)
     document = _read(path)
     if not _STUDY & document.value.keys():
+        if is_stage(document):
+            return _single(path.absolute().parent.name, str(path.absolute()), overrides)
         if "pretrain" in document.value or "model" in document.value or "extends" in document.value:
             return _single(str(source), str(path.absolute()), overrides)
         raise InputError(Problem("is neither a study (no `study`) nor an experiment (no `model`)", mark=document.mark))
@@ -150,7 +160,7 @@ def understood(study: Study, document: Node, path: Path, overrides: Sequence[str
         for cell in cells_of(study, document, path.parent, overrides)
     )
     _check_metric(study, arms, document)
-    ablation = Ablation(study, arms, tuple(overrides), str(path.absolute()))
+    ablation = Ablation(study, arms, tuple(overrides), str(path.absolute()), _text_of(path))
     names = dict.fromkeys([*(arm.group for arm in arms), *(arm.name for arm in arms)])
     check_labels(study.compare.labels, list(names), ablation.factors, document)
     return _matched(ablation, document)
@@ -242,7 +252,12 @@ def _single(name: str, extends: str, overrides: Sequence[str]) -> Ablation:
     short = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(name).stem).lstrip("_.-") or "experiment"
     question, metric = f"What does {short} cost, and where does it end?", yardstick_of(experiment.model.family)
     study = Study(study=short, question=question, seeds=(experiment.seed,), compare=Compare(metric=metric))
-    return Ablation(study, (Arm(short, short, {}, short, experiment, keys=keys),), tuple(overrides), extends)
+    arm = Arm(short, short, {}, short, experiment, keys=keys)
+    return Ablation(study, (arm,), tuple(overrides), extends, "" if is_preset(extends) else _text_of(Path(extends)))
+
+
+def _text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
 
 
 _STUDY = {"study", "like"}
@@ -283,19 +298,3 @@ def file_and_arm(source: str) -> tuple[str, str]:
         file, _, arm = source.rpartition(":")
         return file, arm
     return source, ""
-
-
-def load_experiment_or_arm(name: str, overrides: Sequence[str] = ()) -> Experiment:
-    """A preset, an experiment file, or `STUDY:ARM`."""
-    source, arm_name = file_and_arm(name)
-    if not arm_name:
-        if is_study(name):
-            arms = ", ".join(f"{name}:{arm.name}" for arm in load_study(name).arms)
-            raise InputError(Problem(f"{name} is a study; name one of its arms: {arms}"))
-        return load_experiment(name, overrides)
-    ablation = load_study(source, overrides)
-    for arm in ablation.arms:
-        if arm.name == arm_name:
-            return arm.experiment
-    hint = did_you_mean(arm_name, [arm.name for arm in ablation.arms])
-    raise InputError(Problem(f"{source} has no arm {arm_name!r}{hint}"))

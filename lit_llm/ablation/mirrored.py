@@ -8,9 +8,11 @@ from typing import Any
 from lit_llm.ablation.plan import Plan
 from lit_llm.ablation.runs import Run
 from lit_llm.config.fingerprint import fingerprint
+from lit_llm.config.markup import code_span, markdown_text
 from lit_llm.experiment.chain import EVALUATED, FINETUNED, validation_metric
 from lit_llm.experiment.identity import origin_digest
 from lit_llm.tracking.mlflow_mirror import RunRecord
+from lit_llm.tracking.store import Store
 from lit_llm.tracking.views import COLOUR, Chart, column, experiment_tags
 
 MOST_FACTORS = 6
@@ -41,32 +43,32 @@ def record(run: Run, place: int = 0, colour: str = "") -> RunRecord:
     )
 
 
-def description(planned: Plan) -> str:
+def description(planned: Plan, store: Store) -> str:
     """In Markdown: the question, the arms, the command."""
     ablation = planned.ablation
     lines = [f"**{ablation.study.question}**", ""]
     for arm in planned.arms:
-        differs = "; ".join(f"{key}: {before} → {after}" for key, (before, after) in arm.differs.items())
-        lines.append(f"- `{arm.arm.name}`: {arm.cost.parameters:,} parameters{differs and f'; {differs}'}")
-    return "\n".join([*lines, "", *_reproduce(planned)])
+        differs = markdown_text("; ".join(f"{key}: {old} → {new}" for key, (old, new) in arm.differs.items()))
+        lines.append(f"- {code_span(arm.arm.name)}: {arm.cost.parameters:,} parameters{differs and f'; {differs}'}")
+    return "\n".join([*lines, "", *_reproduce(planned, store)])
 
 
-def answered(planned: Plan, folder: Path) -> str:
+def answered(planned: Plan, folder: Path, store: Store) -> str:
     """In Markdown: the question with the tables that a finished study has left in its folder; else the description."""
     tables = folder / "comparison.md"
     if not tables.exists():
-        return description(planned)
+        return description(planned, store)
     where = "Figures, all tables and `report.html` are among the artifacts of the study's own run."
     # The UI folds it to its first line: that is to be the question, not the name once more.
     text = tables.read_text(encoding="utf-8").removeprefix(f"# {planned.ablation.study.study}\n").strip()
-    return "\n".join([text, "", where, "", *_reproduce(planned)])
+    return "\n".join([text, "", where, "", *_reproduce(planned, store)])
 
 
-def _reproduce(planned: Plan) -> list[str]:
-    return ["```", planned.ablation.command("run"), "```"]
+def _reproduce(planned: Plan, store: Store) -> list[str]:
+    return ["```", planned.ablation.command("run", store), "```"]
 
 
-def tags_of(planned: Plan) -> dict[str, str]:
+def tags_of(planned: Plan, store: Store) -> dict[str, str]:
     """What the UI shows at once: the study's metric, before and after finetuning, what was varied, what it took."""
     metric = planned.ablation.study.compare.metric
     tuned = any(arm.arm.experiment.finetune is not None for arm in planned.arms)
@@ -80,4 +82,4 @@ def tags_of(planned: Plan) -> dict[str, str]:
     courses = [validation_metric(name) for name in metrics if EVALUATED not in name]
     courses += ["train/loss", *[f"{FINETUNED}train/loss"] * tuned, "stability/grad_norm"]
     charts: list[Chart] = [*(("LINE", name) for name in courses), *(("SCATTER", name) for name in metrics)]
-    return experiment_tags(description(planned), [*columns, column("tags", "lit_llm.state")], charts)
+    return experiment_tags(description(planned, store), [*columns, column("tags", "lit_llm.state")], charts)

@@ -18,6 +18,7 @@ from lit_llm.ablation.palette import looks_of
 from lit_llm.ablation.plan import PLAN, Plan, plan, remembered
 from lit_llm.ablation.room import check_room
 from lit_llm.ablation.runs import Run, comparison_of, note_comparison, register_analysis, runs_of
+from lit_llm.ablation.stored import another_version, changes, keep, set_aside
 from lit_llm.ablation.supervise import Supervision
 from lit_llm.ablation.watcher import Watcher
 from lit_llm.analysis.comparison import Comparison
@@ -71,19 +72,23 @@ def run_study(
     tracking: str | None = None,
     report: Report = lambda *_: (),
     supervision: Supervision = Supervision(),
+    new_version: bool = False,
 ) -> Finished:
     """Execute a study's runs, `slots` at once, each in a process of its own.
 
     only: a pattern for the names of arms; rerun: repeat what failed, or what other code has done; report: called at the
-    end, unless the study was interrupted; supervision: of runs that die or make no progress.
+    end, unless the study was interrupted; supervision: of runs that die or make no progress; new_version: where results
+    of other settings are there under the study's name, keep them as an earlier version. Of a single experiment they are
+    kept so in any case.
 
     Raises InputError, before anything has started, for an unfair comparison, an unreadable corpus, a store of another
-    schema or on a disk that is too small or cannot be written, a tracking address that is none, or a study that is
-    running already. Raises DiskError where the store can no longer be written: its runs were asked to save and stop.
+    schema or on a disk that is too small or cannot be written, results of other settings, a tracking address that is
+    none, or a study that is running already. Raises DiskError where the store can no longer be written: its runs were
+    asked to save and stop.
     """
     name = ablation.study.study
     store.check()
-    read_corpora_again()
+    read_corpora_again(ablation.identities)
     runs = runs_of(ablation, store)
     chosen = _chosen(runs, only)
     to_do = any(run.status()["state"] not in FINAL for run in chosen)
@@ -93,23 +98,35 @@ def run_study(
         if finding.kind in ("no_op", "confound"):
             watcher.message(str(finding))
     folder = store.study(name)
+    other = changes(store, ablation)
+    if other and not (new_version or ablation.is_experiment):
+        raise another_version(store, ablation, other)
     if not to_do:
         earlier = remembered(planned, folder / PLAN)
         planned = earlier or plan(ablation, tell=watcher.message, store=store, runs=runs)
     if (folder / "sweep.json").exists():
         raise InputError(Problem(f"{name} is the name of a sweep in this store; give the study another", "study"))
-    mirror = opened_mirror(store, name, tracking, description(planned), tags_of(planned))
+    mirror = opened_mirror(store, name, tracking, description(planned, store), tags_of(planned, store))
     places, looks = {arm.name: place for place, arm in enumerate(ablation.arms)}, looks_of(ablation)
     trained = [(run.experiment_at(step), step.link.after, step.stage) for run in chosen for step in run.trained]
     check_room(store, trained, slots)
     store.open()
     try:
+        if other:
+            with disk_errors(store), locked(folder / "lock"):
+                kept = set_aside(store, name)
+            watcher.message(f"What was trained otherwise is kept as {kept}: {'; '.join(map(str, other))}.")
         with disk_errors(store) as disk, locked(folder / "lock"):
             try:
+                keep(store, ablation, _stages(runs))
                 list_runs(store, name, ablation.source, ablation.overrides, [x for run in runs for x in _listed(run)])
                 for problem in register_analysis(store, ablation, runs):
                     watcher.message(problem)
-                prepare_data([run.experiment_at(step) for run in chosen for step in run.trained], store, watcher)
+                known = bool(ablation.identities)  # then a text is read where something is to be trained on it
+                ended = {run.name for run in chosen if known and not rerun and run.status()["state"] in FINAL}
+                reading = [run for run in chosen if run.name not in ended]
+                experiments = [run.experiment_at(step) for run in reading for step in run.trained]
+                prepare_data(experiments, store, watcher, known)
                 check_held_out(ablation, store)
                 check_leaks(ablation, store)
                 disk.started = True
@@ -127,6 +144,7 @@ def run_study(
                         break
                     watcher.finished()
                     runs, chosen = more, _chosen(more, only)
+                    keep(store, ablation, _stages(runs))
                     list_runs(store, name, ablation.source, ablation.overrides, [x for r in runs for x in _listed(r)])
                     interrupted = execution.round(chosen, _todo(chosen, None, watcher))
             finally:
@@ -141,10 +159,10 @@ def run_study(
                 files += report(planned, runs, comparison, store)
             ending = Finished(planned, tuple(runs), tuple(chosen), comparison, interrupted, folder)
             state = "interrupted" if interrupted else "done" if ending.exit_code == 0 else "failed"
-            note = "" if interrupted else answered(planned, folder)
-            return replace(ending, mirrored=close(follower, state, files, _summary(comparison), watcher, note))
+            note = "" if interrupted else answered(planned, folder, store)
+            return replace(ending, mirrored=close(follower, state, files, summary(comparison), watcher, note))
     except Busy:
-        message = f"{name} is being run by another process; `lit-llm status` shows how far it is"
+        message = f"{name} is being run by another process; `{ablation.command('status', store)}` shows how far it is"
         raise InputError(Problem(message, "study")) from None
 
 
@@ -198,18 +216,21 @@ def _chosen(runs: list[Run], only: str | None) -> list[Run]:
     return chosen
 
 
-def prepare_data(experiments: Iterable[Experiment], store: Store, watcher: Watcher) -> None:
-    """Tokenise what is not there yet, each text once. Raises InputError where it cannot be read."""
-    from lit_llm.data.prepare import open_prepared, prepare, prepare_held_out, tokenizer_folder
+def prepare_data(experiments: Iterable[Experiment], store: Store, watcher: Watcher, known: bool = False) -> None:
+    """Tokenise what is not there yet, each text once. Raises InputError where it cannot be read.
+
+    known: what is tokenised is taken as it is, whatever the text is now.
+    """
+    from lit_llm.data.prepare import is_prepared, open_prepared, prepare, prepare_held_out, tokenizer_folder
 
     seen: set[tuple[str, int]] = set()
     for experiment in experiments:
         config = experiment.pretrain.data
         identity = identity_of_data(experiment)
         key = (identity.digest, config.sequence_length)
-        if key not in seen:
+        if key not in seen and not (known and is_prepared(store.data, identity.digest)):
             prepare(config, store.data, watcher.preparing, identity)
-            seen.add(key)
+        seen.add(key)
         if texts := experiment.evaluate and experiment.evaluate.likelihood and experiment.evaluate.likelihood.corpora:
             with blamed_at("evaluate.likelihood.corpora", instead_of="corpora"):
                 prepare_held_out(texts, open_prepared(config, store.data, identity.digest), watcher.preparing)
@@ -275,13 +296,24 @@ def _listed(run: Run) -> list[dict[str, object]]:
     return [{"arm": run.arm.name, "seed": run.seed, "fingerprint": step.link.fingerprint} for step in run.steps]
 
 
-def _summary(comparison: Comparison) -> dict[str, float | None]:
+def _stages(runs: Iterable[Run]) -> dict[str, dict[int, dict[str, str]]]:
+    """The stages that train, as `keep` takes them."""
+    found: dict[str, dict[int, dict[str, str]]] = {}
+    for run in runs:
+        found.setdefault(run.arm.name, {})[run.seed] = {s.link.name: s.link.fingerprint for s in run.trained}
+    return found
+
+
+def summary(comparison: Comparison) -> dict[str, float | None]:
+    """What the study's own run in MLflow measures."""
     return {f"{row.arm}/{comparison.metric}": row.mean for row in comparison.rows}
 
 
 def _write_results(folder: Path, planned: Plan, comparison: Comparison) -> list[Path]:
-    """For programs; `report` writes what people read."""
+    """For programs; `report` writes what people read. A comparison without results takes no other's place."""
+    table, whole = folder / "comparison.csv", folder / "comparison.json"
     write_json(folder / PLAN, planned.as_json())
-    write_text(folder / "comparison.csv", comparison.csv())
-    write_json(folder / "comparison.json", comparison.as_json())
-    return [folder / name for name in ("comparison.csv", "comparison.json", PLAN)]
+    if comparison.has_results or not whole.exists():
+        write_text(table, comparison.csv())
+        write_json(whole, comparison.as_json())
+    return [table, whole, folder / PLAN]

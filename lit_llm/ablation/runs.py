@@ -10,11 +10,12 @@ from functools import cache, cached_property
 from typing import Any
 
 from lit_llm.ablation.analysis_plan import note_look, register, registration_of
-from lit_llm.ablation.arms import Ablation, Arm, file_and_arm, load_study
+from lit_llm.ablation.arms import Ablation, Arm, file_and_arm
 from lit_llm.ablation.config import Figure
 from lit_llm.ablation.layouts import factor_layouts, layouts, lr_factors
 from lit_llm.ablation.rounds import all_seeds, looked_in_force, looks_of, procedure_of
 from lit_llm.ablation.scaled import Measured, ended_runs, gate_of, scaling_of
+from lit_llm.ablation.stored import open_study
 from lit_llm.analysis.comparison import Comparison, Design, Looks, RunResult, compare, in_rounds
 from lit_llm.analysis.front import front
 from lit_llm.config.problems import InputError, Problem, did_you_mean
@@ -234,9 +235,9 @@ def _results_of(store: Store, ablation: Ablation) -> Callable[[Sequence[int]], l
 
 
 def runs_of_arm(source: str, overrides: Sequence[str], store: Store) -> list[Run]:
-    """The runs of `STUDY:ARM`, or all of a study, an experiment file or a preset. Raises InputError."""
+    """The runs of `STUDY:ARM`, or all of a study, its name in the store, an experiment's file or a preset."""
     file, arm = file_and_arm(source)
-    ablation = load_study(file, overrides)
+    ablation = open_study(file, overrides, store)
     names = [found.name for found in ablation.arms]
     if arm and arm not in names:
         raise InputError(Problem(f"{file} has no arm {arm!r}{did_you_mean(arm, names)}"))

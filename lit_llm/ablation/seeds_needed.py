@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_llm.ablation.arms import Ablation, load_study
+from lit_llm.ablation.arms import Ablation
 from lit_llm.ablation.plan import Plan, PlannedArm
 from lit_llm.ablation.runs import runs_of
+from lit_llm.ablation.stored import open_study
 from lit_llm.analysis.comparison import values_of
 from lit_llm.analysis.power import (
     MOST_SEEDS,
@@ -163,11 +164,11 @@ def _notes(rows: Sequence[SeedsNeeded], found: Mapping[str, tuple[Scatter, str]]
 
 def _of_pilot(pilot: str, metric: str, arms: Sequence[PlannedArm], store: Store) -> dict[str, tuple[Scatter, str]]:
     """From the runs of a study that the user names: the arm of the same name, else all its arms pooled."""
-    ablation = load_study(pilot)
+    ablation = open_study(pilot, store=store)
     scatters = _scatters(ablation, metric, store)
     if not scatters:
         message = f"{ablation.study.study} has no arm with {metric} in two seeds that its baseline shares"
-        raise InputError(Problem(f"{message}; `{ablation.command('run')}` with two or three seeds", "--pilot"))
+        raise InputError(Problem(f"{message}; `{ablation.command('run', store)}` with two or three seeds", "--pilot"))
     return _named_or_pooled(scatters, arms, f"pilot {ablation.study.study}")
 
 

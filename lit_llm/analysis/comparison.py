@@ -41,6 +41,7 @@ from lit_llm.analysis.sequential import (
 )
 from lit_llm.analysis.unadjusted import UNTESTED_CHANGES, untested_anova, untested_effects
 from lit_llm.analysis.verdicts import Judgement, judgements, without_lost_runs
+from lit_llm.config.markup import spreadsheet_cell
 from lit_llm.config.problems import did_you_mean
 from lit_llm.evaluation.unit_losses import Units
 from lit_llm.experiment.chain import EVALUATED, FINETUNED, validation_metric
@@ -160,6 +161,11 @@ class Comparison:
     """Differences of the arms that stopped before the most seeds, without the bias of stopping; None where the number
     of seeds was fixed."""
 
+    @property
+    def has_results(self) -> bool:
+        """Whether any run has ended with something to show: a value, or a divergence."""
+        return any(row.mean is not None or row.diverged for row in self.rows)
+
     def csv(self) -> str:
         """One line per arm; empty where there is no number."""
         out = io.StringIO()
@@ -168,7 +174,14 @@ class Comparison:
         for row in self.rows:
             d = row.difference
             writer.writerow(
-                [row.arm, row.baseline, self.metric, row.seeds, row.mean, row.deviation]
+                [
+                    spreadsheet_cell(row.arm),
+                    spreadsheet_cell(row.baseline),
+                    self.metric,
+                    row.seeds,
+                    row.mean,
+                    row.deviation,
+                ]
                 + ([d.mean, d.low, d.high, d.degrees, d.pooled] if d else [None] * 5)
                 + [row.p, row.detectable, row.verdict]
                 + [row.diverged, row.states.get("failed", 0) + row.states.get("out_of_memory", 0)]

@@ -45,6 +45,8 @@ class TwoStudies:
     """Arms that only the one and only the other has."""
     baselines: tuple[str, ...]
     """Arms that are compared with another arm in the second study than in the first; only their means are shown."""
+    references: tuple[str, ...] = ()
+    """Arms that are baselines of both."""
 
     def as_json(self) -> dict[str, Any]:
         """Everything, as plain data."""
@@ -89,6 +91,7 @@ def two_studies(
         {arm: differs[arm] for arm in common if differs.get(arm)},
         (tuple(arm for arm in first if arm not in second), tuple(arm for arm in second if arm not in first)),
         moved,
+        tuple(arm for arm in common if arm == first[arm].baseline == second[arm].baseline),
     )
 
 

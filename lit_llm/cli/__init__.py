@@ -3,6 +3,7 @@
 # ruff: noqa: I001 - the modules register their commands, in the order of the help
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -19,6 +20,9 @@ __all__ = ["app", "main"]
 
 def main() -> None:
     """Entry point: the user's errors are messages and exit code 2, never tracebacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what LANG=C or a pipe cannot show is spelt, and ends nothing
+            stream.reconfigure(errors="backslashreplace")
     try:
         with stopped_as_by_ctrl_c():
             code = app(standalone_mode=False)

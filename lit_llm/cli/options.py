@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lit_llm.config.problems import InputError, Problem
+from lit_llm.tracking.store import DEFAULT, Store
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -20,9 +24,15 @@ if TYPE_CHECKING:
     from lit_llm.experiment.ceilings import Ceilings, Setting
 
 StudyArgument = Annotated[
-    str, typer.Argument(metavar="STUDY", help="A study file; for a look at costs, a preset such as redllm-8b.")
+    str, typer.Argument(metavar="STUDY", help="A study's file, its name in the store, or a preset such as redllm-8b.")
 ]
-ExperimentArgument = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A preset or an experiment file.")]
+ExperimentArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="EXPERIMENT",
+        help="A preset, or the file of an experiment: also a stage's own, STORE/stages/X/config.yaml.",
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
@@ -83,7 +93,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")
 LinesOfJson = Annotated[
     bool, typer.Option("--json", help="Print what happens as JSON, an object a line; the last one is the comparison.")
 ]
-DEFAULT_STORE = Path("mlruns")
+DEFAULT_STORE = DEFAULT
+NewVersion = Annotated[
+    bool,
+    typer.Option(
+        "--new-version",
+        help="Where results of other settings are there under the study's name, keep them as NAME@1 and begin anew.",
+    ),
+]
 
 
 class Rerun(StrEnum):
@@ -147,6 +164,22 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
+@contextmanager
+def unwritable(out: Path | None, screen: Console) -> Iterator[list[Path]]:
+    """For a report, which yields what was written: of a store that can only be read, how to write it elsewhere.
+
+    Raises InputError where `out` itself cannot be written to.
+    """
+    written: list[Path] = []
+    try:
+        yield written
+    except OSError as error:
+        message = f"{error.filename or out} cannot be written to: {error.strerror}"
+        if out is not None:
+            raise InputError(Problem(message, "--out")) from None
+        screen.print(f"{message}; `--out DIR` writes the report elsewhere.", style="yellow", highlight=False)
+
+
 def shown(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
@@ -166,18 +199,17 @@ def again(
     storage: str | None = None,
 ) -> str:
     """The same command for another look, or to go on; without passwords."""
-    from lit_llm.tracking.address import without_password
+    from lit_llm.tracking.address import without_secrets
 
-    places = {"--store": None if store == DEFAULT_STORE else str(store), "--tracking": tracking, "--storage": storage}
-    said = "".join(f" {name} {without_password(place)}" for name, place in places.items() if place is not None)
-    return f"lit-llm {command} {file}{said}" + "".join(f" -o '{option}'" for option in override or ())
+    addresses = {"--tracking": tracking, "--storage": storage}
+    where = [word for name, place in addresses.items() if place for word in (name, without_secrets(place))]
+    options = [word for each in override or () for word in ("-o", each)]
+    return shlex.join(["lit-llm", command, file, *Store(store).option(), *where, *options])
 
 
 def charts(store: Path, tracking: str | None, mirrored: bool) -> str:
     """Where MLflow shows what was recorded."""
-    from lit_llm.tracking.address import without_password
+    from lit_llm.tracking.address import without_secrets
 
-    where = "" if store == DEFAULT_STORE else f" --store {store}"
-    return (f"lit-llm ui{where}" if tracking is None else without_password(tracking)) + (
-        "" if mirrored else " (behind)"
-    )
+    served = shlex.join(["lit-llm", "ui", *Store(store).option()]) if tracking is None else without_secrets(tracking)
+    return served + ("" if mirrored else " (behind)")

@@ -15,6 +15,8 @@ from lit_llm.cli.options import DEFAULT_STORE, AsJson, StoreOption, console, unc
 def studies(as_json: AsJson = False, store: StoreOption = DEFAULT_STORE) -> None:
     """List the studies of a store: question, runs, date, answer; and how many of their findings may be false.
 
+    Other commands take their names in place of a file: lit-llm report NAME.
+
     Example: lit-llm studies --store mlruns
     """
     from lit_llm.report.parts import in_terminal
@@ -29,6 +31,6 @@ def studies(as_json: AsJson = False, store: StoreOption = DEFAULT_STORE) -> None
         return
     screen = console()
     if not found.entries:
-        screen.print(f"No study has been compared in {store}: `lit-llm run STUDY` compares one.", highlight=False)
+        screen.print(f"There is no study in {place.root}: `lit-llm run STUDY` makes one.", highlight=False)
         return
     screen.print(*in_terminal(studies_part(found), screen.width), sep="\n")

@@ -18,6 +18,7 @@ from lit_llm.cli.options import (
     ExperimentArgument,
     Grace,
     LinesOfJson,
+    NewVersion,
     Overrides,
     Rerun,
     Retries,
@@ -34,12 +35,14 @@ from lit_llm.cli.options import (
     slots,
     supervision,
     uncollected,
+    unwritable,
 )
 from lit_llm.config.problems import InputError, Problem
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from lit_llm.ablation.arms import Ablation
     from lit_llm.ablation.plan import Plan
     from lit_llm.ablation.seeds_needed import PowerPlan
     from lit_llm.tracking.store import Store
@@ -85,17 +88,19 @@ def plan(
 
     Example: lit-llm plan ablations/quickstart.yaml -o pretrain.data.sequence_length=256
     """
-    from lit_llm.ablation.arms import load_study
     from lit_llm.ablation.estimate import estimated
     from lit_llm.ablation.plan import plan as make_plan
+    from lit_llm.ablation.stored import open_study
     from lit_llm.search.sweep import is_sweep, load_sweep
     from lit_llm.tracking.store import Store
 
     place = Store(store)
     place.check()
     search = load_sweep(study, override or ()) if is_sweep(study) else None
-    ablation = load_study(study, override or ()) if search is None else search.ablation
+    ablation = open_study(study, override or (), place) if search is None else search.ablation
     planned = make_plan(ablation, prompt, generate, tell=partial(print, file=sys.stderr), store=place)
+    if search is None:
+        _told_of_another(ablation, place, console(stderr=True))
     measuring = Path(study).is_file() if measure is None else measure
     known = ceilings(measuring and not planned.refused, again=measure is True)
     planned = estimated(planned, jobs or slots(ablation), known, place)
@@ -157,14 +162,16 @@ def run(
     retries: Retries = None,
     stall_after: StallAfter = None,
     grace: Grace = None,
+    new_version: NewVersion = False,
 ) -> None:
     """Run what is not done, resume what was interrupted, and compare.
 
-    Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 stop at the next step and keep everything; the same command goes on. Example:
-    lit-llm run ablations/quickstart.yaml -j 2
+    Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 stop at the next step and keep everything; the same command goes on. Results of
+    other settings under the study's name are never mixed with these, nor given up: see --new-version. Example: lit-llm
+    run ablations/quickstart.yaml -j 2
     """
-    from lit_llm.ablation.arms import load_study
     from lit_llm.ablation.run import run_study
+    from lit_llm.ablation.stored import open_study
     from lit_llm.report.lines import Lines
     from lit_llm.report.live import Progressing
     from lit_llm.report.study import write_report
@@ -173,14 +180,16 @@ def run(
     from lit_llm.tracking.store import Store
 
     if is_sweep(study):
-        raise InputError(Problem(f"{study} is a sweep: use `lit-llm sweep {study}`"))
-    ablation = load_study(study, override or ())
+        raise InputError(Problem(f"{study} is a sweep: use `{again('sweep', study, override, store, tracking)}`"))
+    place = Store(store)
+    place.check()
+    ablation = open_study(study, override or (), place)
     screen = console(stderr=as_json)
     lines = Lines(sys.stdout, screen) if as_json else None
     with lines.until_interrupted() if lines is not None else nullcontext():
         finished = run_study(
             ablation,
-            Store(store),
+            place,
             watcher=lines or Progressing(screen),
             slots=jobs or slots(ablation),
             only=only,
@@ -188,12 +197,13 @@ def run(
             tracking=tracking,
             report=write_report,
             supervision=supervision(retries, stall_after, grace),
+            new_version=new_version,
         )
     if lines is not None:
         lines.compared(finished)
     else:
         screen.print()
-        screen.print(compared(ablation, finished.comparison, screen.width))
+        screen.print(compared(ablation, finished.comparison, screen.width, place))
         _registered(finished.folder, screen)
         seen = charts(store, tracking, finished.mirrored)
         page = finished.folder / "report.html"
@@ -218,8 +228,8 @@ def status(
     storage: Storage = None,
 ) -> None:
     """Show the state of each run, or of each trial of a sweep. Example: lit-llm status ablations/quickstart.yaml"""
-    from lit_llm.ablation.arms import load_study
     from lit_llm.ablation.runs import runs_of, status_rows
+    from lit_llm.ablation.stored import open_study
     from lit_llm.cli.sweeps import sweep_status
     from lit_llm.search.sweep import is_sweep
     from lit_llm.tracking.store import Store
@@ -229,14 +239,30 @@ def status(
     if is_sweep(study):
         sweep_status(study, override, as_json, place, storage)
         return
-    ablation = load_study(study, override or ())
+    screen = console()
+    ablation = open_study(study, override or (), place)
+    ablation, problems = _told_of_another(ablation, place, None if as_json else screen)
     rows = list(status_rows(runs_of(ablation, place)))
     if as_json:
-        print(json.dumps({"study": ablation.study.study, "runs": rows}, indent=1))
+        print(json.dumps({"study": ablation.study.study, "runs": rows, "differs": problems}, indent=1))
         return
     from lit_llm.report.tables import status_table
 
-    console().print(status_table(rows, ablation.study.compare.metric))
+    screen.print(status_table(rows, ablation.study.compare.metric))
+
+
+def _told_of_another(ablation: Ablation, store: Store, screen: Console | None) -> tuple[Ablation, list[str]]:
+    """The version of a study that this is; with what other settings are trained under its name, which is printed."""
+    from lit_llm.ablation.stored import version_of
+
+    try:
+        return version_of(store, ablation), []
+    except InputError as error:
+        problems = [str(problem) for problem in error.problems]
+        if screen is not None:
+            lines = "\n".join(["Another version has results under this name:", *problems, error.hint])
+            screen.print(lines, style="yellow", highlight=False, soft_wrap=True)
+        return ablation, problems
 
 
 @app.command()
@@ -249,20 +275,25 @@ def report(
     override: Overrides = None,
     as_json: AsJson = False,
     pdf: Annotated[bool, typer.Option("--pdf", help="Figures as PDF of a study of more than 300 runs too.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Folder to write to; studies/<study>/ in the store when absent."),
+    ] = None,
     store: StoreOption = DEFAULT_STORE,
     storage: Storage = None,
     tracking: Tracking = None,
 ) -> None:
     """Compare what is finished, without running anything, and write the report: a page, tables, figures.
 
-    They go to studies/<study>/ in the store, and to MLflow where the study is there. With two studies: what the arms
+    They go to studies/<study>/ in the store, and to MLflow where the study is there; or to --out alone, of a store that
+    can only be read. With two studies: what the arms
     that both have show in each.
 
     Example: lit-llm report ablations/quickstart.yaml
     """
     from lit_llm.ablation.analysis_plan import registration_of
-    from lit_llm.ablation.arms import load_study
     from lit_llm.ablation.runs import comparison_of, note_comparison, runs_of
+    from lit_llm.ablation.stored import open_study, version_of
     from lit_llm.cli.sweeps import sweep_report
     from lit_llm.report.studies import discoveries_line, studies_of
     from lit_llm.search.sweep import is_sweep
@@ -271,12 +302,12 @@ def report(
     place = Store(store)
     place.check()
     if other is not None:
-        _two(study, other, override, as_json, place)
+        _two(study, other, override, as_json, place, out)
         return
     if is_sweep(study):
-        sweep_report(study, override, as_json, place, storage)
+        sweep_report(study, override, as_json, place, storage, out)
         return
-    ablation = load_study(study, override or ())
+    ablation = version_of(place, open_study(study, override or (), place))
     runs = runs_of(ablation, place)
     comparison = comparison_of(ablation, runs)
     problems = note_comparison(place, ablation, runs, comparison)
@@ -288,20 +319,26 @@ def report(
     from lit_llm.ablation.plan import PLAN, plan, remembered
     from lit_llm.ablation.run import attached
     from lit_llm.report.study import write_report
-    from lit_llm.report.terminal import compared, has_begun
+    from lit_llm.report.terminal import compared
 
     screen, folder = console(), place.study(ablation.study.study)
-    screen.print(compared(ablation, comparison, screen.width))
+    screen.print(compared(ablation, comparison, screen.width, place))
     _registered(folder, screen)
     for line in (*problems, discoveries_line(studies_of(place).discoveries)):
         if line:
             screen.print(line, style="yellow" if line in problems else "dim", highlight=False, soft_wrap=True)
-    if not folder.is_dir() or not has_begun(comparison):
+    if (out is None and not folder.is_dir()) or not comparison.has_results:
         return
     planned = plan(ablation, built=False, runs=runs)
     planned = remembered(planned, folder / PLAN) or planned
-    files = write_report(planned, runs, comparison, place, pdf)
-    screen.print(f"\nreport: {shown(folder / 'report.html')}", style="dim", highlight=False, soft_wrap=True)
+    with unwritable(out, screen) as written:
+        files = write_report(planned, runs, comparison, place, pdf, out)
+        written.append((out or folder) / "report.html")
+    if not written:
+        return
+    screen.print(f"\nreport: {shown(written[0])}", style="dim", highlight=False, soft_wrap=True)
+    if out is not None:
+        return
     if problem := attached(place, ablation.study.study, tracking, files):
         screen.print(problem, style="yellow", highlight=False)
 
@@ -317,7 +354,7 @@ def _registered(folder: Path, screen: Console) -> None:
         screen.print(summary(known), style=style, highlight=False, soft_wrap=True)
 
 
-def _two(study: str, other: str, override: list[str] | None, as_json: bool, store: Store) -> None:
+def _two(study: str, other: str, override: list[str] | None, as_json: bool, store: Store, out: Path | None) -> None:
     """`lit-llm report A B`."""
     from lit_llm.report.two import load_two, two_table, write_two
 
@@ -327,9 +364,10 @@ def _two(study: str, other: str, override: list[str] | None, as_json: bool, stor
         return
     screen = console()
     screen.print(two_table(pair, screen.width))
-    screen.print(
-        f"\nreport: {shown(write_two(pair, [study, other], store))}", style="dim", highlight=False, soft_wrap=True
-    )
+    with unwritable(out, screen) as written:
+        written.append(write_two(pair, [study, other], store, out))
+    for page in written:
+        screen.print(f"\nreport: {shown(page)}", style="dim", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -338,22 +376,39 @@ def diff(
     right: Annotated[str, typer.Argument(metavar="B", help="The same.")],
     override: Overrides = None,
     as_json: AsJson = False,
+    store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Show what differs between two configurations. Example: lit-llm diff redllm-8b decllm-8b"""
     from rich.table import Table
 
-    from lit_llm.ablation.arms import load_experiment_or_arm
+    from lit_llm.ablation.stored import open_experiment
     from lit_llm.config.tree import difference
+    from lit_llm.tracking.store import Store
 
-    pair = [load_experiment_or_arm(name, override or ()).model_dump(mode="json") for name in (left, right)]
+    place = Store(store)
+    pair = [open_experiment(name, override or (), place).model_dump(mode="json") for name in (left, right)]
     found = difference(*pair)
     if as_json:
         print(json.dumps(found, indent=1))
         return
-    table = Table("key", left, right, box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for key, values in found.items():
-        table.add_row(key, *("–" if value is None else json.dumps(value) for value in values))
-    console().print(table if found else "They are equal.")
+    rows = {key: ["–" if value is None else json.dumps(value) for value in values] for key, values in found.items()}
+    screen = console()
+    columns = zip(("key", left, right), *((key, *values) for key, values in rows.items()), strict=True)
+    if sum(2 + max(map(len, column)) for column in columns) <= screen.width:
+        table = Table("key", left, right, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for key, values in rows.items():
+            table.add_row(key, *values)
+        screen.print(table if found else "They are equal.")
+        return
+    indent = min(max(len(left), len(right)), screen.width // 3)
+    for key, values in rows.items():  # too wide for a table: a key, and under it each side's value
+        grid = Table.grid(padding=(0, 2, 0, 0))
+        grid.add_column(width=2 + indent, overflow="fold")
+        grid.add_column(overflow="fold")
+        for name, value in zip((left, right), values, strict=True):
+            grid.add_row(f"  {name}", value)
+        screen.print(key, style="bold", highlight=False, soft_wrap=True)
+        screen.print(grid)
 
 
 @app.command()
@@ -368,7 +423,9 @@ def train(
     from lit_llm.ablation.arms import is_study
 
     if is_study(experiment):
-        raise InputError(Problem(f"{experiment} is a study: use `lit-llm run {experiment}`"))
+        raise InputError(
+            Problem(f"{experiment} is a study: use `{again('run', experiment, override, store, tracking)}`")
+        )
     run(experiment, 1, None, None, override, as_json, store, tracking)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -27,6 +28,7 @@ from lit_llm.cli.options import (
     shown,
     slots,
     supervision,
+    unwritable,
 )
 
 if TYPE_CHECKING:
@@ -142,10 +144,13 @@ def sweep_status(file: str, override: list[str] | None, as_json: bool, store: St
     elif trials:
         console().print(trials_table(search, trials))
     else:
-        console().print(f"No trial yet: `lit-llm sweep {file}` runs them.", style="yellow", highlight=False)
+        command = again("sweep", file, override, store.root, None, storage)
+        console().print(f"No trial yet: `{command}` runs them.", style="yellow", highlight=False, soft_wrap=True)
 
 
-def sweep_report(file: str, override: list[str] | None, as_json: bool, store: Store, storage: str | None) -> None:
+def sweep_report(
+    file: str, override: list[str] | None, as_json: bool, store: Store, storage: str | None, out: Path | None = None
+) -> None:
     """`lit-llm report` of a sweep."""
     from lit_llm.report.sweeps import sweep_json, sweep_table
     from lit_llm.search.sweep import load_sweep
@@ -162,12 +167,15 @@ def sweep_report(file: str, override: list[str] | None, as_json: bool, store: St
     screen = console()
     screen.print(sweep_table(search, summaries, screen.width))
     if not any(each.best for each in summaries):
-        screen.print(f"Nothing is finished yet: `lit-llm sweep {file}` runs it.", style="yellow", highlight=False)
+        command = again("sweep", file, override, store.root, None, storage)
+        screen.print(f"Nothing is finished yet: `{command}` runs it.", style="yellow", highlight=False, soft_wrap=True)
         return
     from lit_llm.report.sweep import write_sweep_report
 
-    page = write_sweep_report(search, trials, found, summaries, store)
-    screen.print(f"\nreport: {shown(page)}", style="dim", highlight=False, soft_wrap=True)
+    with unwritable(out, screen) as written:
+        written.append(write_sweep_report(search, trials, found, summaries, store, out))
+    for page in written:
+        screen.print(f"\nreport: {shown(page)}", style="dim", highlight=False, soft_wrap=True)
     screen.print(
         f"optuna-dashboard {trials.address}   (pip install optuna-dashboard)",
         style="dim",

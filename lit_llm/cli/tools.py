@@ -41,7 +41,10 @@ def ui(
     ] = None,
     store: StoreOption = DEFAULT_STORE,
     tracking: Tracking = None,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to serve on.")] = 5000,
+    host: Annotated[
+        str, typer.Option(help="Address to serve on; 0.0.0.0 lets other machines read and change what is recorded.")
+    ] = "127.0.0.1",
     browse: Annotated[
         bool | None,
         typer.Option(
@@ -53,7 +56,7 @@ def ui(
 
     With --tracking that is an http address, that server's UI. Example: lit-llm ui ablations/quickstart.yaml --port 5001
     """
-    from lit_llm.tracking.address import default_tracking, is_http, resolved, ui_command
+    from lit_llm.tracking.address import default_tracking, is_http, resolved, taken, ui_command
     from lit_llm.tracking.links import latest_study, study_page
     from lit_llm.tracking.relocation import notice
     from lit_llm.tracking.store import Store
@@ -66,27 +69,32 @@ def ui(
         address, database = resolved(tracking or default_tracking(place.root))
     except ValueError as error:
         raise InputError(Problem(str(error), "--tracking")) from None
-    command = ui_command(address, port)
+    command = ui_command(address, port, host)
     if is_http(address):
         os.execv(command[0], command)
+    if why := taken(host, port):
+        free = next((other for other in range(port + 1, min(port + 100, 65536)) if not taken(host, other)), port)
+        instead = f"; `--port {free}` is free" if free != port else ""
+        raise InputError(Problem(f"{host}:{port} cannot be served on ({why}){instead}", "--port"))
     name = latest_study(place.root / "studies") if study is None else _name_of(study)
     page = study_page(database, name) if database is not None and name else ""
     if study is not None and not page:
         raise InputError(Problem(f"MLflow has no study {name!r} yet; `lit-llm run` makes it", "STUDY"))
     if tracking is None and (moved := notice(place)):
         console().print(moved, style="yellow", highlight=False, soft_wrap=True)
-    served = f"http://127.0.0.1:{port}"
+    reached = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+    served = f"http://{f'[{reached}]' if ':' in reached else reached}:{port}"
     print(f"MLflow at {served}  (Ctrl-C ends it)", flush=True)
     if page:
         print(f"{name}: {served}{page}", flush=True)
     screen = sys.platform == "darwin" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
     if browse or (browse is None and screen and sys.stdout.isatty()):
-        _open_once_served(f"{served}{page}", port)
+        _open_once_served(f"{served}{page}", reached, port)
     os.execv(command[0], command)
 
 
 def _name_of(study: str) -> str:
-    """Of a study's or a sweep's file; a name is itself."""
+    """Of a study's or a sweep's file, a preset or an experiment; another name is itself."""
     if not Path(study).is_file():
         return study
     from lit_llm.ablation.arms import load_study
@@ -95,13 +103,13 @@ def _name_of(study: str) -> str:
     return load_sweep(study).name if is_sweep(study) else load_study(study).study.study
 
 
-def _open_once_served(address: str, port: int) -> None:
+def _open_once_served(address: str, host: str, port: int) -> None:
     """A browser, once something answers, within a minute or never: in a process of its own that Ctrl-C ends as well."""
     if os.fork():
         return
     with suppress(BaseException):  # without a browser the address is printed all the same
         for _ in range(120):
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            with suppress(OSError), socket.create_connection((host, port), timeout=1):
                 webbrowser.open(address)
                 break
             time.sleep(0.5)
@@ -131,6 +139,28 @@ def store_rebase(store: StoreOption = DEFAULT_STORE) -> None:
         return
     rows = ", ".join(f"{number} of {table}" for table, number in done.rows.items())
     print(f"from {', '.join(map(str, done.old))}\nto   {done.new}\nrewritten: {rows}")
+
+
+@store_app.command("rebuild-mlflow")
+def store_rebuild_mlflow(store: StoreOption = DEFAULT_STORE) -> None:
+    """Make MLflow's database anew from what is on disk, where it is broken.
+
+    The old file is kept beside it. Results are on disk and need none of it. Example: lit-llm store rebuild-mlflow
+    --store /data/mlruns
+    """
+    from lit_llm.ablation.remirror import rebuild_mlflow
+    from lit_llm.tracking.mlflow_mirror import MirrorUnavailable
+    from lit_llm.tracking.store import Store
+
+    try:
+        done = rebuild_mlflow(Store(store), tell=lambda name: print(f"{name} ...", flush=True))
+    except MirrorUnavailable as problem:
+        raise InputError(Problem(str(problem), "--store")) from None
+    print(f"{len(done.studies)} studies are in {Store(store).root / 'mlflow.db'}")
+    if done.aside is not None:
+        print(f"the old database is {done.aside}")
+    if done.left:
+        print(f"sweeps come back when they are run once more: {', '.join(done.left)}")
 
 
 @store_app.command("gc")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,14 +11,18 @@ from typing import Annotated
 import typer
 
 from lit_llm.cli.app import app
-from lit_llm.cli.options import DEFAULT_STORE, AsJson, LinesOfJson, Overrides, StoreOption, Tracking, shown
+from lit_llm.cli.options import DEFAULT_STORE, AsJson, LinesOfJson, Overrides, StoreOption, Tracking, again, shown
 from lit_llm.config.problems import InputError, Problem
 
 
 @app.command()
 def evaluate(
     study: Annotated[
-        str, typer.Argument(metavar="STUDY[:ARM]", help="A study that was run, or one of its arms; an experiment.")
+        str,
+        typer.Argument(
+            metavar="STUDY[:ARM]",
+            help="A study that was run (its file, its name in the store), or one of its arms; an experiment.",
+        ),
     ],
     override: Overrides = None,
     jobs: Annotated[int | None, typer.Option("-j", "--jobs", min=1, help="Evaluations at once.")] = None,
@@ -49,7 +54,8 @@ def evaluate(
     ]
     file, arm = file_and_arm(study)
     if left := len(states) - states.count("done"):
-        raise InputError(Problem(f"{left} of its trainings are not finished: `lit-llm run {file}` goes on", study))
+        command = again("run", file, None, store, tracking)
+        raise InputError(Problem(f"{left} of its trainings are not finished: `{command}` goes on", study))
     run(file, jobs, glob.escape(arm) or None, None, override, as_json, store, tracking)
 
 
@@ -59,8 +65,8 @@ def generate(
         str,
         typer.Argument(
             metavar="RUN",
-            help="STUDY:ARM, an experiment file, a preset, the fingerprint of a stage (status --json), or a folder "
-            "that `import` wrote.",
+            help="STUDY:ARM (a file, or its name in the store), an experiment file, a preset, the fingerprint of a "
+            "stage (status --json), or a folder that `import` wrote.",
         ),
     ],
     prompts: Annotated[
@@ -165,7 +171,9 @@ def _is_imported(source: str) -> bool:
     if is_checkpoint(Path(source)):
         return True
     if (Path(source) / "config.json").is_file() and not is_preset(source):
-        raise InputError(Problem(f"is a checkpoint of transformers; `lit-llm import {source}` first", source))
+        raise InputError(
+            Problem(f"is a checkpoint of transformers; `lit-llm import {shlex.quote(source)}` first", source)
+        )
     return False
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,7 +15,7 @@ from lit_llm.config.fingerprint import digest_of_files, fingerprint
 from lit_llm.config.tree import leaves
 from lit_llm.data.config import InstructionConfig
 from lit_llm.data.instructions import identify_examples
-from lit_llm.data.sources import Identity, blamed_at, identify, identify_held_out
+from lit_llm.data.sources import Identity, Source, blamed_at, identify, identify_held_out
 from lit_llm.evaluation.task_files import read_task_files
 from lit_llm.experiment.config import Checkpoint, Experiment, Trained
 from lit_llm.models.adapt import Side
@@ -35,28 +36,37 @@ COMPUTES = (
 """The code that decides what a result is. A change elsewhere makes no result stale."""
 
 
-@cache
-def _cached_identity(text: str) -> Identity:
-    from lit_llm.data.config import DataConfig
-
-    return identify(DataConfig.model_validate_json(text))
+_identities: dict[tuple[str, ...], Any] = {}
+"""What has been found out about texts, by what was asked: plain data, so that a store can keep it."""
 
 
-@cache
-def _cached_examples(text: str, tokenizer: str) -> str:
-    return identify_examples(InstructionConfig.model_validate_json(text), tokenizer)
+def read_corpora_again(known: Sequence[Sequence[Any]] = ()) -> None:
+    """Look at the files anew when an identity is next asked for: a notebook may have edited its corpus.
+
+    known: what `identities` has returned earlier; of these texts nothing is read.
+    """
+    _identities.clear()
+    _identities.update({tuple(asked): identity for asked, identity in known})
 
 
-def read_corpora_again() -> None:
-    """Look at the files anew when an identity is next asked for: a notebook may have edited its corpus."""
-    for cached in (_cached_identity, _cached_examples, _cached_texts):
-        cached.cache_clear()
+def identities() -> list[list[Any]]:
+    """[what was asked, its identity] of every text that was asked for since `read_corpora_again`, as plain data."""
+    return [[list(asked), identity] for asked, identity in _identities.items()]
+
+
+def _identity(asked: tuple[str, ...], find: Callable[[], Any]) -> Any:
+    """Found out once until `read_corpora_again`."""
+    if asked not in _identities:
+        _identities[asked] = find()
+    return _identities[asked]
 
 
 def identity_of_data(experiment: Experiment) -> Identity:
     """Identity of the stage's tokens. Reads the corpus, once until `read_corpora_again`. Raises InputError if it cannot
     be read."""
-    return _cached_identity(experiment.pretrain.data.model_dump_json())
+    data = experiment.pretrain.data
+    found = _identity(("data", data.model_dump_json()), lambda: asdict(identify(data)))
+    return Identity(found["digest"], found["tokenizer"], tuple(Source(**source) for source in found["sources"]))
 
 
 def digest_of_data(experiment: Experiment) -> str:
@@ -68,32 +78,29 @@ def digest_of_examples(experiment: Experiment) -> str:
     """Identity of the instruction data; as `identity_of_data`. Empty where there is none."""
     if experiment.finetune is None:
         return ""
-    return _cached_examples(experiment.finetune.data.model_dump_json(), identity_of_data(experiment).tokenizer)
-
-
-@cache
-def _cached_texts(text: str, data: str, tokenizer: str) -> dict[str, str]:
-    from lit_llm.data.config import DataConfig
-    from lit_llm.evaluation.config import LikelihoodConfig
-
-    corpora = LikelihoodConfig.model_validate_json(text).corpora
-    with blamed_at("evaluate.likelihood.corpora", instead_of="corpora"):
-        return identify_held_out(corpora, DataConfig.model_validate_json(data), tokenizer)
+    data, tokenizer = experiment.finetune.data, identity_of_data(experiment).tokenizer
+    return _identity(("examples", data.model_dump_json(), tokenizer), lambda: identify_examples(data, tokenizer))
 
 
 def digests_of_texts(experiment: Experiment) -> dict[str, str]:
     """Identities of the texts that only the evaluation reads, by their names; as `identity_of_data`."""
-    evaluate = experiment.evaluate
+    evaluate, data = experiment.evaluate, experiment.pretrain.data
     if evaluate is None or evaluate.likelihood is None or not evaluate.likelihood.corpora:
         return {}
-    data, tokenizer = experiment.pretrain.data.model_dump_json(), identity_of_data(experiment).tokenizer
-    return _cached_texts(evaluate.likelihood.model_dump_json(), data, tokenizer)
+    likelihood, tokenizer = evaluate.likelihood, identity_of_data(experiment).tokenizer
+
+    def find() -> dict[str, str]:
+        with blamed_at("evaluate.likelihood.corpora", instead_of="corpora"):
+            return identify_held_out(likelihood.corpora, data, tokenizer)
+
+    return _identity(("texts", likelihood.model_dump_json(), data.model_dump_json(), tokenizer), find)
 
 
 def digest_of_tasks(experiment: Experiment) -> str:
     """Identity of the task files of one's own; empty where there are none. Raises InputError as `read_task_files`."""
     tasks = experiment.evaluate.tasks if experiment.evaluate is not None else None
-    return "" if tasks is None or tasks.folder is None else read_task_files(Path(tasks.folder))
+    folder = None if tasks is None else tasks.folder
+    return "" if folder is None else _identity(("tasks", str(folder)), lambda: read_task_files(Path(folder)))
 
 
 def pretrain_fingerprint(experiment: Experiment) -> str:
@@ -185,11 +192,15 @@ _version = cache(version)
 
 
 def version_or_none(library: str) -> str | None:
-    """Of a library that may not be installed."""
-    try:
-        return _version(library)
-    except PackageNotFoundError:
-        return None
+    """Of a library that may not be installed, as what is known of texts: an evaluation depends on it."""
+
+    def find() -> str | None:
+        try:
+            return _version(library)
+        except PackageNotFoundError:
+            return None
+
+    return _identity(("library", library), find)
 
 
 COMPARABLE = ("code", "torch", "device", "kernels", "threads")

@@ -92,10 +92,21 @@ def _read_layer(name: Node, folder: Path, seen: tuple[Path, ...]) -> Node:
     if path in seen:
         chain = " -> ".join(str(p.name) for p in (*seen, path))
         raise InputError(Problem(f"extends itself: {chain}", "extends", name.mark))
-    content = read_file(path)
+    content = read_experiment_file(path)
     below = read_layers(content.value.get("extends"), path.parent, (*seen, path))
     own = Node({key: value for key, value in content.value.items() if key != "extends"}, content.mark)
     return merge(below, own)
+
+
+def read_experiment_file(path: Path) -> Node:
+    """The tree of an experiment's file; of a stage's own `config.yaml` in a store, that of its experiment."""
+    content = read_file(path)
+    return content.value["experiment"] if is_stage(content) else content
+
+
+def is_stage(content: Node) -> bool:
+    """Whether it is the configuration that a stage keeps in its store."""
+    return {"stage", "experiment"} <= content.value.keys() and isinstance(content.value["experiment"].value, dict)
 
 
 def _find(name: str, folder: Path, mark: Mark | None, key: str = "extends") -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from lit_llm.analysis.learning_rates import LearningRates, LRRow
 from lit_llm.analysis.sensitivity import Cell, Range, Sensitivity
 from lit_llm.report import text
-from lit_llm.report.parts import Part
+from lit_llm.report.parts import Part, slug
 
 
 def lr_parts(found: LearningRates, metric: str) -> Iterator[Part]:
@@ -32,11 +32,7 @@ def _by_lr(found: LearningRates, name: str, title: str, shown: Callable[[Cell], 
         cells = {cell.lr: shown(cell) for cell in row.cells}
         rows.append([row.group, *(cells.get(lr, "–") for lr in lrs)])
     head = ["arm", *(f"{lr:g}" for lr in lrs)]
-    return Part(f"{_slug(found)}-{name}", title, head, rows, 1 + (len(lrs) + 1) // 2)
-
-
-def _slug(found: LearningRates) -> str:
-    return found.factor.replace(".", "-").replace("_", "-")
+    return Part(f"{slug(found.factor)}-{name}", title, head, rows, 1 + (len(lrs) + 1) // 2)
 
 
 def _loss(cell: Cell) -> str:
@@ -56,7 +52,7 @@ def _groups(found: LearningRates, metric: str) -> Part:
         rows = [[*row[:against], *row[against + 1 :]] for row in rows]
     head = [name for name in GROUPS if name != "against" or not hidden]
     title = f"sensitivity of {metric} to {found.factor}"
-    return Part(f"{_slug(found)}-sensitivity", title, head, rows, head.index("best lr"), found.notes)
+    return Part(f"{slug(found.factor)}-sensitivity", title, head, rows, head.index("best lr"), found.notes)
 
 
 def _group(row: LRRow) -> list[str]:

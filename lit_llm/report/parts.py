@@ -13,6 +13,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lit_llm.config.markup import markdown_text, spreadsheet_cell
+
 
 class Link(str):
     """A cell that leads somewhere, where it is shown in a page."""
@@ -30,7 +32,7 @@ class Part:
     """A table with its heading and its notes."""
 
     name: str
-    """Of its file and its place in a page: letters, digits and '-'."""
+    """Of its file and its place in a page: letters, digits and '-', as `slug` makes it."""
     title: str
     """Empty where it needs none."""
     head: Sequence[str]
@@ -66,7 +68,7 @@ def folded(part: Part) -> Part:
 
 def slug(name: str) -> str:
     """A name as a part of a file's name or of a place in a page."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
+    return re.sub(r"[\W_]+", "-", name).strip("-")
 
 
 def without(
@@ -141,10 +143,13 @@ def in_markdown(part: Part) -> str:
     """With a heading of the second level, where it has a title."""
     rule = ["---" if index < part.left else "---:" for index in range(len(part.head))]
     cells = [
-        [f"**{_escaped(cell)}**" if (at, column) in part.bold else _escaped(cell) for column, cell in enumerate(row)]
+        [
+            f"**{markdown_text(cell)}**" if (at, column) in part.bold else markdown_text(cell)
+            for column, cell in enumerate(row)
+        ]
         for at, row in enumerate(part.rows)
     ]
-    rows = [[_escaped(cell) for cell in part.head], rule, *cells]
+    rows = [[markdown_text(cell) for cell in part.head], rule, *cells]
     lines = [f"## {part.title}", ""] if part.title else []
     lines += [part.above, ""] if part.above else []
     lines += [f"| {' | '.join(row)} |" for row in rows]
@@ -152,14 +157,11 @@ def in_markdown(part: Part) -> str:
     return "\n".join(lines)
 
 
-def _escaped(cell: str) -> str:
-    return cell.replace("|", "\\|").replace("\n", "<br>")
-
-
 def in_csv(part: Part) -> str:
     """As it is read, so with rounded numbers; for others see comparison.csv and runs.csv."""
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([part.head, *part.rows])
+    cells = [map(spreadsheet_cell, row) for row in (part.head, *part.rows)]
+    csv.writer(out, lineterminator="\n").writerows(cells)
     return out.getvalue()
 
 

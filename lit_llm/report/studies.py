@@ -10,14 +10,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from lit_llm.ablation.stored import STORED
 from lit_llm.analysis.false_discoveries import DifferenceTest, FalseDiscoveries, false_discoveries
 from lit_llm.analysis.paired import Difference
 from lit_llm.report import text
 from lit_llm.report.parts import Part
-from lit_llm.tracking.store import Store, finite
+from lit_llm.tracking.store import Store, finite, is_locked
 
-ANSWER, COMPARISON = "answer.json", "comparison.json"
-"""What a study's report and its comparison leave in its folder for programs."""
+ANSWER, COMPARISON, SWEEP = "answer.json", "comparison.json", "sweep.json"
+"""What a study's report, its comparison and a sweep leave in their folders for programs."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,13 @@ class StudyEntry:
     study: str
     question: str
     states: Mapping[str, int]
-    """Runs by state at the last comparison."""
+    """Runs by state, at the last comparison where there was one; none of a sweep."""
     date: float
-    """Of that comparison, in seconds since 1970."""
+    """Of that comparison, else of its beginning, in seconds since 1970."""
     answer: str
     """First sentence of its last report; empty where none was written."""
+    running: bool = False
+    """Whether a process runs it now."""
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -40,6 +43,7 @@ class StudyEntry:
             "states": dict(self.states),
             "date": self.date,
             "answer": self.answer,
+            "running": self.running,
         }
 
 
@@ -74,7 +78,7 @@ def discoveries_json(found: FalseDiscoveries) -> dict[str, Any]:
 
 
 def studies_of(store: Store) -> Studies:
-    """Every study of a store that has been compared, oldest first."""
+    """Every study and every sweep of a store, oldest first."""
     entries, tests, problems = list[StudyEntry](), dict[tuple[Any, ...], DifferenceTest](), list[str]()
     files = sorted((store.root / "studies").glob(f"*/{COMPARISON}"), key=lambda file: (_date(file), file))
     for file in files:
@@ -94,16 +98,32 @@ def studies_of(store: Store) -> Studies:
             if key not in tests or test.called:
                 tests[key] = test
         entries.append(_entry(file, states, problems))
+    compared = {entry.study for entry in entries}
+    for file in [file for name in (STORED, SWEEP) for file in (store.root / "studies").glob(f"*/{name}")]:
+        if file.parent.name not in compared and (content := _read(file, problems)) is not None:
+            entries.append(_entry(file, _states(store, content), problems, content))
+    entries.sort(key=lambda entry: (entry.date, entry.study))
     return Studies(tuple(entries), false_discoveries([*tests.values()]), tuple(problems))
 
 
-def _entry(file: Path, states: Mapping[str, int], problems: list[str]) -> StudyEntry:
+def _states(store: Store, kept: Mapping[str, Any]) -> Counter[str]:
+    """The runs by state of a study that was never compared, as its store keeps it."""
+    runs = [stages.values() for seeds in kept.get("stages", {}).values() for stages in seeds.values()]
+    found = [[store.stage(name).status()["state"] for name in names] for names in runs]
+    return Counter(next((state for state in states if state != "done"), "done") for states in found)
+
+
+def _entry(
+    file: Path, states: Mapping[str, int], problems: list[str], kept: Mapping[str, Any] | None = None
+) -> StudyEntry:
     folder = file.parent
     answered = _read(folder / ANSWER, problems) if (folder / ANSWER).exists() else None
     planned = _read(folder / "plan.json", problems) if (folder / "plan.json").exists() else None
     sentences = (answered or {}).get("answer") or [""]
-    question = (answered or planned or {}).get("question", "")
-    return StudyEntry(folder.name, str(question), dict(states), _date(file), str(sentences[0]))
+    known = answered or planned or (kept or {}).get("study")
+    question = known.get("question", "") if isinstance(known, dict) else (kept or {}).get("question", "")
+    running = is_locked(folder / "lock") or any(is_locked(lock) for lock in folder.glob("coordinators/*.lock"))
+    return StudyEntry(folder.name, str(question), dict(states), _date(file), str(sentences[0]), running)
 
 
 def _tests(study: str, comparison: Mapping[str, Any]) -> Iterator[tuple[tuple[Any, ...], DifferenceTest]]:
@@ -144,7 +164,7 @@ def studies_part(found: Studies) -> Part:
         [
             entry.study,
             entry.question,
-            ", ".join(f"{number} {state.replace('_', ' ')}" for state, number in entry.states.items()),
+            _said(entry),
             time.strftime("%Y-%m-%d %H:%M", time.gmtime(entry.date)),
             entry.answer or "–",
         ]
@@ -153,6 +173,11 @@ def studies_part(found: Studies) -> Part:
     line = discoveries_line(found.discoveries)
     notes = (*[line] * bool(line), *found.problems)
     return Part("studies", "", ["study", "question", "runs", "date (UTC)", "answer"], rows, 5, notes, 5)
+
+
+def _said(entry: StudyEntry) -> str:
+    states = ", ".join(f"{number} {state.replace('_', ' ')}" for state, number in entry.states.items()) or "a sweep"
+    return f"running: {states}" if entry.running else states
 
 
 def answer_json(study: str, question: str, answer: Sequence[str]) -> str:

@@ -14,17 +14,20 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from lit_llm.ablation.analysis_plan import Registration, registration_of
 from lit_llm.ablation.arms import Ablation
 from lit_llm.ablation.plan import Plan
 from lit_llm.ablation.runs import Run
 from lit_llm.analysis.comparison import Comparison, RunResult
+from lit_llm.config.markup import markdown_text, spreadsheet_cell
 from lit_llm.experiment.identity import identity_of_data
 from lit_llm.report import text
 from lit_llm.report.comparison import comparison_parts
@@ -35,7 +38,6 @@ from lit_llm.report.printed import paper_parts, printed, printed_answer, printed
 from lit_llm.report.registration import details, summary
 from lit_llm.report.studies import ANSWER, answer_json
 from lit_llm.report.tables import cache_note, costs_part, design_part, differences_part, generates, told
-from lit_llm.report.terminal import has_begun
 from lit_llm.tracking.links import run_addresses
 from lit_llm.tracking.store import Stage, Store, write_text
 
@@ -50,20 +52,25 @@ MOST_RUNS_WITH_PDF = 300
 
 
 def write_report(
-    plan: Plan, runs: Sequence[Run], comparison: Comparison, store: Store, pdf: bool = False
+    plan: Plan,
+    runs: Sequence[Run],
+    comparison: Comparison,
+    store: Store,
+    pdf: bool = False,
+    out: Path | None = None,
 ) -> list[Path]:
     """Write everything that is to be read, of an unfinished study too; returns the files and folders.
 
     Of a study without any result nothing is written, and what an earlier report has left stays. Reads results and
     courses; trains nothing and asks no network.
 
-    pdf: write figures as PDF of a large study too.
+    pdf: write figures as PDF of a large study too; out: the folder to write to, the study's in the store when None.
     """
-    if not has_begun(comparison):
+    if not comparison.has_results:
         return []
     ablation = plan.ablation
-    folder = store.study(ablation.study.study)
-    registration = registration_of(folder)
+    folder = store.study(ablation.study.study) if out is None else out
+    registration = registration_of(store.study(ablation.study.study))
     seen = [(run, run.result()) for run in runs]
     drawn = figures_of(ablation, runs, comparison)
     figures, tables = folder / "figures", folder / "tables"
@@ -78,7 +85,7 @@ def write_report(
         ANSWER: answer_json(ablation.study.study, ablation.study.question, printed_answer(ablation, comparison)),
         "tables.tex": in_latex(paper_parts(ablation, comparison)),
         "runs.csv": runs_csv(seen),
-        "report.html": html(page(plan, seen, comparison, _shown(drawn, figures), store)),
+        "report.html": html(page(plan, seen, comparison, _shown(drawn, figures), store, folder)),
     }
     for name, content in files.items():
         write_text(folder / name, content)
@@ -93,7 +100,13 @@ def markdown_of(ablation: Ablation, comparison: Comparison, registration: Regist
     """Question, answer, tables, and what became of the frozen analysis."""
     study = ablation.study
     head = "\n".join(
-        [f"# {study.study}", "", study.question, "", *(f"{line}\n" for line in printed_answer(ablation, comparison))]
+        [
+            f"# {study.study}",
+            "",
+            study.question,
+            "",
+            *(f"{markdown_text(line)}\n" for line in printed_answer(ablation, comparison)),
+        ]
     )
     frozen = "\n".join(["## Before and after", "", *(f"- {line}" for line in details(registration))])
     tables = map(in_markdown, printed_parts(ablation, comparison))
@@ -110,16 +123,23 @@ def runs_csv(seen: Sequence[Seen]) -> str:
     columns = dict.fromkeys(name for row in rows for name in row)
     out = io.StringIO()
     writer = csv.DictWriter(out, list(columns), restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer.writerow({name: spreadsheet_cell(name) for name in columns})
+    writer.writerows({name: spreadsheet_cell(value) for name, value in row.items()} for row in rows)
     return out.getvalue()
 
 
 # --- the page -------------------------------------------------------------------------------------------------------
 
 
-def page(plan: Plan, seen: Sequence[Seen], comparison: Comparison, shown: Sequence[Embedded], store: Store) -> Page:
-    """Question, answer, results, design, runs, and how to reproduce them."""
+def page(
+    plan: Plan,
+    seen: Sequence[Seen],
+    comparison: Comparison,
+    shown: Sequence[Embedded],
+    store: Store,
+    folder: Path | None = None,
+) -> Page:
+    """Question, answer, results, design, runs, and how to reproduce them. folder: where it will lie."""
     study = plan.ablation.study
     registration = registration_of(store.study(study.study))
     results = Section("results", "Results", parts=printed_parts(plan.ablation, comparison))
@@ -133,8 +153,8 @@ def page(plan: Plan, seen: Sequence[Seen], comparison: Comparison, shown: Sequen
             results,
             *[figures] * bool(shown),
             _design(plan, comparison, registration),
-            _runs(plan.ablation, seen, comparison, store),
-            _reproduce(plan.ablation, seen),
+            _runs(plan.ablation, seen, comparison, store, folder or store.study(study.study)),
+            _reproduce(plan.ablation, seen, store),
         ],
     )
 
@@ -188,16 +208,16 @@ def _design(plan: Plan, comparison: Comparison, registration: Registration | Non
     return Section("design", "Design, and what was controlled", texts, items, parts)
 
 
-def _runs(ablation: Ablation, seen: Sequence[Seen], comparison: Comparison, store: Store) -> Section:
+def _runs(ablation: Ablation, seen: Sequence[Seen], comparison: Comparison, store: Store, folder: Path) -> Section:
     """What is missing and why; then every run with where it lies."""
-    lost, texts = _lost(seen), [*_lacking(ablation, seen)]
+    lost, texts = _lost(seen, folder), [*_lacking(ablation, seen, store)]
     known = run_addresses(store.root / "mlflow.db", ablation.study.study)
     head = ["run", "state", comparison.metric, "steps", "stage", *["MLflow"] * bool(known)]
     rows = []
     for run, result in seen:
         address = known.get((run.arm.name, str(run.seed)))
         row = [run.name, _word(result.state), text.value(result.metric(comparison.metric))]
-        row += [str(result.result.get("steps", "–")), _in_store(run.last, run.last.fingerprint)]
+        row += [str(result.result.get("steps", "–")), _in_store(run.last, run.last.fingerprint, folder)]
         rows.append([*row, *[Link("open", address) if address else "–"] * bool(known)])
     notes = [
         "stages are linked to the store that this file lies in",
@@ -208,9 +228,9 @@ def _runs(ablation: Ablation, seen: Sequence[Seen], comparison: Comparison, stor
     return Section("runs", "Runs", texts or ["All runs are done."], parts=[*parts, every])
 
 
-def _lacking(ablation: Ablation, seen: Sequence[Seen]) -> Iterator[str]:
+def _lacking(ablation: Ablation, seen: Sequence[Seen], store: Store) -> Iterator[str]:
     """What has not been run, and the command that would."""
-    command = ablation.command("run")
+    command = ablation.command("run", store)
     pending = Counter(run.arm.name for run, result in seen if result.state == "pending")
     states = {result.state for _, result in seen}
     if count := pending.total():
@@ -224,7 +244,7 @@ def _lacking(ablation: Ablation, seen: Sequence[Seen]) -> Iterator[str]:
         yield f"`{command} --rerun failed` tries those that failed again."
 
 
-def _lost(seen: Sequence[Seen]) -> list[list[str]]:
+def _lost(seen: Sequence[Seen], folder: Path) -> list[list[str]]:
     """Runs that ended without a value, the last line of what went wrong, and where their log is."""
     rows = []
     for run, result in seen:
@@ -232,28 +252,27 @@ def _lost(seen: Sequence[Seen]) -> list[list[str]]:
             continue
         step = run.current()
         why = (step.status().get("error") or "").strip().splitlines() or ["–"]
-        log = _in_store(step.stage, step.stage.log_file.name) if step.stage.log_file.exists() else "–"
+        log = _in_store(step.stage, step.stage.log_file.name, folder) if step.stage.log_file.exists() else "–"
         rows.append([run.name, _word(result.state), why[-1], log])
     return rows
 
 
-def _in_store(stage: Stage, file: str) -> Link:
-    """Beside the study's folder; works wherever the store is moved."""
+def _in_store(stage: Stage, file: str, folder: Path) -> Link:
+    """As seen from the page's folder; of a page in the store it works wherever the store is moved."""
     inside = "" if file == stage.fingerprint else file
-    return Link(file, f"../../stages/{stage.fingerprint}/{inside}")
+    return Link(file, f"{quote(os.path.relpath(stage.folder, folder.absolute()))}/{inside}")
 
 
 ORIGIN = ("version", "code", "torch", "python", "device", "precision", "kernels", "threads")
 
 
-def _reproduce(ablation: Ablation, seen: Sequence[Seen]) -> Section:
+def _reproduce(ablation: Ablation, seen: Sequence[Seen], store: Store) -> Section:
     """Commands, the versions that the results are of, and the study's file."""
-    commands = [ablation.command(name) for name in ("plan", "run", "report")]
+    commands = [ablation.command(name, store) for name in ("plan", "run", "report")]
     parts = [Part("versions", "what the results are of", ["", "value"], list(_versions(ablation, seen)), 2, left=2)]
     codes = [Code("commands", "\n".join(commands))]
-    source = Path(ablation.source)
-    if source.is_file():
-        codes.append(Code(f"{source.name}", source.read_text().rstrip()))
+    if ablation.file:
+        codes.append(Code(Path(ablation.source).name, ablation.file.rstrip()))
     return Section("reproduce", "Reproduce", parts=parts, codes=codes)
 
 

@@ -22,10 +22,15 @@ WIDE = 7.0
 
 
 def write_sweep_report(
-    search: Search, storage: Trials, trials: Sequence[Trial], summaries: Sequence[Summary], store: Store
+    search: Search,
+    storage: Trials,
+    trials: Sequence[Trial],
+    summaries: Sequence[Summary],
+    store: Store,
+    out: Path | None = None,
 ) -> Path:
-    """Write figures, tables and the page into the sweep's folder; returns the page."""
-    folder = storage.folder
+    """Write figures, tables and the page into `out`, or the sweep's folder; returns the page."""
+    folder = out or storage.folder
     parts = [*sweep_parts(search, summaries), trials_part(search, trials)]
     for part in parts:
         write_text(folder / "tables" / f"{part.name}.csv", in_csv(part))
@@ -43,7 +48,7 @@ def write_sweep_report(
         [[Link(winners.parent.name, f"../{winners.parent.name}/report.html")]],
         1,
     )
-    commands = [search.ablation.command(name) for name in ("sweep", "report")]
+    commands = [search.ablation.command(name, store) for name in ("sweep", "report")]
     page = Page(
         search.name,
         search.sweep.question,

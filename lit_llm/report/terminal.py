@@ -13,21 +13,19 @@ from lit_llm.report import text
 from lit_llm.report.answer import total_runs
 from lit_llm.report.parts import in_terminal
 from lit_llm.report.printed import printed_answer, printed_parts
+from lit_llm.tracking.store import Store
 
 
-def has_begun(comparison: Comparison) -> bool:
-    """Whether any run has ended with something to show: a value, or a divergence."""
-    return any(row.mean is not None or row.diverged for row in comparison.rows)
-
-
-def compared(ablation: Ablation, comparison: Comparison, width: int) -> RenderableType:
+def compared(ablation: Ablation, comparison: Comparison, width: int, store: Store) -> RenderableType:
     """Question, tables and answer. A table that is too wide is cut into pieces, and each further one says so."""
     study = ablation.study
     head = Text(study.study, style="bold") + Text(f"  {study.question}", style="not bold")
     first, *further = printed_answer(ablation, comparison)
-    if not has_begun(comparison):
+    if not comparison.has_results:
         missing = f"Not answered yet: none of {text.several(total_runs(comparison), 'run')} has ended with a result."
-        return Group(head, Text(" ".join([missing, *further])), Text(next_step(ablation, comparison), style="yellow"))
+        return Group(
+            head, Text(" ".join([missing, *further])), Text(next_step(ablation, comparison, store), style="yellow")
+        )
     tables: list[RenderableType] = []
     for part in printed_parts(ablation, comparison):
         tables += [*[Text()] * bool(tables), *in_terminal(part, width)]
@@ -35,12 +33,12 @@ def compared(ablation: Ablation, comparison: Comparison, width: int) -> Renderab
     return Group(head, *tables, Text(), *said)
 
 
-def next_step(ablation: Ablation, comparison: Comparison) -> str:
+def next_step(ablation: Ablation, comparison: Comparison, store: Store) -> str:
     """The command that leads to a result, where there is none."""
     states = sum((Counter(row.states) for row in comparison.rows), Counter[str]())
-    command, open_ = ablation.command("run"), states["pending"] + states["interrupted"]
+    command, open_ = ablation.command("run", store), states["pending"] + states["interrupted"]
     if states["running"] and not open_:
-        return f"Nothing is finished yet: `{ablation.command('status')}` says how far it is."
+        return f"Nothing is finished yet: `{ablation.command('status', store)}` says how far it is."
     if states["failed"] + states["out_of_memory"] and not open_:
         return f"Nothing is finished yet: `{command} --rerun failed` tries again what failed."
     return f"Nothing is finished yet: `{command}` runs it."

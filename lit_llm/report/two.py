@@ -13,8 +13,9 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from lit_llm.ablation.arms import Ablation, load_study
+from lit_llm.ablation.arms import Ablation
 from lit_llm.ablation.runs import comparison_of, runs_of
+from lit_llm.ablation.stored import open_study, version_of
 from lit_llm.analysis.baselines import Noise
 from lit_llm.analysis.comparison import Comparison, noise_of, values_of
 from lit_llm.analysis.two_studies import TwoStudies, two_studies
@@ -36,6 +37,8 @@ class Loaded:
     comparison: Comparison
     values: Mapping[str, Mapping[int, float]]
     noise: Noise
+    texts: frozenset[str]
+    """Digests of what its arms read."""
 
 
 NAMED = 3
@@ -68,21 +71,17 @@ def load_two(first: str, second: str, overrides: Sequence[str], store: Store) ->
         (pair[0].values, pair[1].values),
         differs,
         (pair[0].noise, pair[1].noise),
-        same_documents=_same_documents(one, other),
+        same_documents=len(pair[0].texts | pair[1].texts) == 1,  # as far as their text tells
     )
 
 
-def _same_documents(one: Ablation, other: Ablation) -> bool:
-    """Whether both studies judge all arms on the same held-out documents, as far as their text tells."""
-    texts = {identity_of_data(arm.experiment).digest for ablation in (one, other) for arm in ablation.arms}
-    return len(texts) == 1
-
-
 def _load(file: str, overrides: Sequence[str], store: Store) -> Loaded:
-    ablation = load_study(file, overrides)
+    ablation = version_of(store, open_study(file, overrides, store))
     runs = runs_of(ablation, store)
     results, metric = [run.result() for run in runs], ablation.study.compare.metric
-    return Loaded(ablation, comparison_of(ablation, runs), values_of(results, metric), noise_of(results, metric))
+    texts = frozenset(identity_of_data(arm.experiment).digest for arm in ablation.arms)
+    comparison = comparison_of(ablation, runs)
+    return Loaded(ablation, comparison, values_of(results, metric), noise_of(results, metric), texts)
 
 
 def two_answer(pair: TwoStudies) -> list[str]:
@@ -128,8 +127,7 @@ def _arms(pair: TwoStudies) -> Part:
     rows = []
     for row in pair.arms.rows:
         agreement = says.get(row.arm)
-        # One that is compared with another arm in each study, or with none here, has nothing to be set against.
-        empty = "–" if row.arm in pair.baselines else "baseline"
+        empty = "baseline" if row.arm in pair.references else "–"
         rows.append(
             [
                 row.arm,
@@ -186,8 +184,8 @@ def two_table(pair: TwoStudies, width: int) -> RenderableType:
     return Group(*found, Text(), Text(first, style="bold"), *map(Text, further))
 
 
-def write_two(pair: TwoStudies, files: Sequence[str], store: Store) -> Path:
-    """Write the page into the first study's folder. files: of the studies, for the command that repeats it."""
+def write_two(pair: TwoStudies, files: Sequence[str], store: Store, out: Path | None = None) -> Path:
+    """Write the page into `out`, or the first study's folder. files: of the studies, for the command on it."""
     arms, *keys = two_parts(pair)
     page = Page(
         f"{pair.names[0]} and {pair.names[1]}",
@@ -197,7 +195,11 @@ def write_two(pair: TwoStudies, files: Sequence[str], store: Store) -> Path:
         [
             Section("results", "Results", parts=[arms]),
             *[Section("differs", "What differs between them", parts=keys)] * bool(keys),
-            Section("reproduce", "Reproduce", codes=[Code("commands", shlex.join(["lit-llm", "report", *files]))]),
+            Section(
+                "reproduce",
+                "Reproduce",
+                codes=[Code("commands", shlex.join(["lit-llm", "report", *files, *store.option()]))],
+            ),
         ],
     )
-    return write_text(store.study(pair.names[0]) / f"beside-{pair.names[1]}.html", html(page))
+    return write_text((out or store.study(pair.names[0])) / f"beside-{pair.names[1]}.html", html(page))

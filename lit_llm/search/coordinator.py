@@ -27,7 +27,7 @@ from lit_llm.search.storage import storage_errors
 from lit_llm.search.sweep import Search
 from lit_llm.search.trial import Ended, Trial
 from lit_llm.search.trials import Trials
-from lit_llm.tracking.address import without_password
+from lit_llm.tracking.address import without_secrets
 from lit_llm.tracking.disk import DiskError
 from lit_llm.tracking.garbage import list_runs
 from lit_llm.tracking.mirror_thread import MirrorThread
@@ -106,7 +106,7 @@ class Coordinator:
         except Interrupted:
             return True
         except storage_errors() as error:
-            reason = without_password(" ".join(str(error.__cause__ or error).split()))
+            reason = without_secrets(" ".join(str(error.__cause__ or error).split()))
             self.watcher.message(
                 f"the storage of the trials failed: {reason}. What was being trained can be gone on with."
             )

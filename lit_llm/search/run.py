@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -146,10 +147,12 @@ def _with_winners(
                 tracking=tracking,
                 report=report,
                 supervision=supervision,
+                new_version=True,  # a search that went on may have found better settings
             )
             return replace(ended, winners=found)
     except Busy:
-        watcher.message(f"another process runs the study of the winners: `lit-llm status {path}`")
+        command = shlex.join(["lit-llm", "status", str(path), *store.option()])
+        watcher.message(f"another process runs the study of the winners: `{command}`")
         return ended
     except InputError as error:  # the search is done, and what it has found is to be seen
         watcher.message(f"the study of the winners cannot be run: {error}")

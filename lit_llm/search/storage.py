@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_llm.config.problems import InputError, Mark, Problem
-from lit_llm.tracking.address import without_password
+from lit_llm.tracking.address import without_secrets
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -79,7 +79,7 @@ def database(url: str) -> BaseStorage:
     """Raises InputError, without the password, for one that cannot be used."""
     from optuna.storages import RDBStorage
 
-    shown = without_password(url)
+    shown = without_secrets(url)
     if url.startswith("postgresql://"):
         url = url.replace("postgresql", "postgresql+psycopg", 1)
     try:
@@ -89,7 +89,7 @@ def database(url: str) -> BaseStorage:
         raise InputError(Problem(message, "--storage")) from None
     except Exception as error:  # SQLAlchemy's own, of many kinds
         reason = " ".join(str(getattr(error, "orig", None) or error).split())
-        raise InputError(Problem(f"{shown} cannot be used: {without_password(reason)}", "--storage")) from None
+        raise InputError(Problem(f"{shown} cannot be used: {without_secrets(reason)}", "--storage")) from None
 
 
 def storage_errors() -> tuple[type[Exception], ...]:

@@ -33,7 +33,7 @@ from lit_llm.search.samplers import make_pruner, make_sampler
 from lit_llm.search.space import ArmSpace, Dimension, Point, Value
 from lit_llm.search.sweep import Search
 from lit_llm.search.trial import ENDED, GIVEN_UP, NOT_COUNTED, RETRY, RUN, Ended, Trial, read_trial
-from lit_llm.tracking.address import without_password
+from lit_llm.tracking.address import without_secrets
 from lit_llm.tracking.store import Store, held, is_locked, locked, read_json, write_json
 
 if TYPE_CHECKING:
@@ -71,11 +71,16 @@ class Trials:
         if note is None and (self.folder / "runs.json").exists():
             message = f"{search.name} is the name of a study in this store; give the sweep another"
             raise InputError(Problem(message, "sweep"))
-        where = "the store" if storage is None else without_password(storage)
+        where = "the store" if storage is None else without_secrets(storage)
         if note is not None and note["storage"] != where:
             message = f"the trials of {search.name} are in {note['storage']}, not in {where}"
             raise InputError(Problem(message, "--storage"))
-        self._note = {"sweep": search.name, "source": search.ablation.source, "storage": where}
+        self._note = {
+            "sweep": search.name,
+            "question": search.sweep.question,
+            "source": search.ablation.source,
+            "storage": where,
+        }
 
     def _read_note(self) -> dict[str, Any] | None:
         """What sweep.json says. None where there is none, or a damaged one whose trials are where they are looked for:
@@ -86,7 +91,7 @@ class Trials:
             return None if note is None else {"storage": str(note["storage"])}
         except (ValueError, LookupError, TypeError, AssertionError):
             if self.url is not None or self.journal.exists():
-                return {"storage": "the store" if self.url is None else without_password(self.url)}
+                return {"storage": "the store" if self.url is None else without_secrets(self.url)}
         message = f"is damaged, and there is no {self.journal.name} beside it: the trials are in a database. Give its "
         message += "--storage again, or remove the file to begin the search anew"
         raise InputError(Problem(message, mark=Mark(str(file))))
@@ -94,7 +99,7 @@ class Trials:
     @property
     def address(self) -> str:
         """What optuna-dashboard takes."""
-        return str(self.journal) if self.url is None else without_password(self.url)
+        return str(self.journal) if self.url is None else without_secrets(self.url)
 
     # --- reading -------------------------------------------------------------------------------------------------
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing
 from pathlib import Path
 
+from lit_llm.tracking.mlflow_database import connected
 from lit_llm.tracking.views import page
 
 UI = "http://127.0.0.1:5000"
@@ -42,7 +42,7 @@ def study_page(database: Path, study: str) -> str:
 def _asked(database: Path, query: str, study: str) -> list[tuple[str, ...]]:
     """Read from sqlite itself, for MLflow takes seconds to import; nothing where there is no such database."""
     try:
-        with closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True, timeout=5)) as connection:
+        with connected(database.resolve(), read_only=True) as connection:
             return connection.execute(query, (study,)).fetchall()
     except sqlite3.Error:
         return []

@@ -6,12 +6,15 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from lit_llm.tracking.mlflow_mirror import Mirror, MirrorUnavailable, RunRecord
+from lit_llm.tracking.address import without_secrets
+from lit_llm.tracking.mlflow_mirror import Mirror, MirrorBroken, MirrorUnavailable, RunRecord
 
 LATER = (
     "Nothing is lost: the runs go on, their results are on disk, and MLflow is caught up once it answers - "
     "by this run, or when the same command is given again, which then trains nothing anew."
 )
+
+BROKEN = "Nothing is lost: the runs go on, and their results are on disk."
 
 
 class MirrorThread:
@@ -89,18 +92,20 @@ class MirrorThread:
             if last and self._finish:
                 self._finish()
             self._note(None)
+        except MirrorBroken as problem:
+            self._note(str(problem), BROKEN)
         except MirrorUnavailable as problem:
             self._note(str(problem))
         except Exception as problem:  # whatever it is, it must not stop the training
-            self._note(f"{type(problem).__name__}: {problem}")
+            self._note(without_secrets(f"{type(problem).__name__}: {problem}"))
         with self._turn:
             self._ended = self._begun
             self._turn.notify_all()
         return self._problem is None
 
-    def _note(self, problem: str | None) -> None:
+    def _note(self, problem: str | None, later: str = LATER) -> None:
         if problem is not None and self._problem is None:
-            self._news = f"{problem}. {LATER}"
+            self._news = f"{problem}. {later}"
         elif problem is None and self._problem is not None:
             self._news = "MLflow is back and has caught up."
         self._problem = problem

@@ -15,17 +15,20 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_llm.tracking.address import check_server, few_retries, reason, resolved, without_password
+from lit_llm.tracking.address import check_server, few_retries, reason, resolved, without_secrets
+from lit_llm.tracking.mlflow_database import connected, create, what_is_broken
 from lit_llm.tracking.points import Mark, Point, complete_lines, is_number, key, points_of, stamp_of
 from lit_llm.tracking.relocation import STUDY, lock_of, mend
+from lit_llm.tracking.store import Store
 from lit_llm.tracking.views import CHARACTERS, NOTE, ORDER, SHOWN_ARM, SHOWN_SEED, cut
 
 if TYPE_CHECKING:
@@ -54,6 +57,10 @@ METRICS_A_BATCH, PARAMS_A_BATCH, PARAM_CHARACTERS, TAG_CHARACTERS = 900, 100, 60
 
 class MirrorUnavailable(Exception):
     """MLflow could not be brought up to date. Nothing is lost: the next sync that succeeds catches up."""
+
+
+class MirrorBroken(MirrorUnavailable):
+    """The database can be used no more, and no later sync succeeds: it has to be made anew from disk."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +224,10 @@ class Mirror:
         except BaseException as problem:
             self._opened = False
             if isinstance(problem, (MlflowException, SQLAlchemyError, sqlite3.Error, OSError)):
-                raise MirrorUnavailable(f"MLflow at {without_password(self.tracking)}: {reason(problem)}") from problem
+                if self._database is not None and (broken := what_is_broken(self._database)):
+                    message = f"MLflow's database {self._database} is broken ({broken})"
+                    raise MirrorBroken(f"{message}; {_remedy(self._database)}") from problem
+                raise MirrorUnavailable(f"MLflow at {without_secrets(self.tracking)}: {reason(problem)}") from problem
             raise
 
     def _exclusive(self) -> AbstractContextManager[object]:
@@ -236,6 +246,7 @@ class Mirror:
         location = None
         if self._database is not None:
             location = (self._database.parent / "artifacts" / self.study).as_uri()
+            create(self._database)
             with self._sql() as connection:
                 connection.execute("PRAGMA journal_mode=WAL")  # stays with the file; MLflow sets its own busy timeout
         self._client = MlflowClient(self.tracking)
@@ -269,7 +280,7 @@ class Mirror:
     @contextmanager
     def _sql(self) -> Iterator[sqlite3.Connection]:
         assert self._database is not None
-        with closing(sqlite3.connect(self._database, timeout=20)) as connection, connection:
+        with connected(self._database) as connection:
             yield connection
 
     def _search(self, filter_string: str = "") -> list[Run]:
@@ -355,6 +366,14 @@ class Mirror:
             self._client.delete_tag(run, name)
             del held[name]
         held.update(texts)
+
+
+def _remedy(database: Path) -> str:
+    """What to do about a broken database."""
+    if not (database.parent / "store.json").exists():
+        return "move it away, and the same command makes another"
+    command = shlex.join(["lit-llm", "store", "rebuild-mlflow", *Store(database.parent).option()])
+    return f"`{command}` makes it anew from what is on disk"
 
 
 def _unseen(child: _Child, record: RunRecord) -> tuple[list[Point], list[Mark]]:

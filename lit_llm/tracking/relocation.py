@@ -5,6 +5,7 @@ MLflow has no call that changes them, so they are rewritten in sqlite. Everythin
 
 from __future__ import annotations
 
+import shlex
 import sqlite3
 from collections import Counter
 from contextlib import closing
@@ -78,7 +79,7 @@ def notice(store: Store) -> str | None:
     olds = ", ".join(dict.fromkeys(map(str, studies.values())))
     return (
         f"This store was moved from {olds}: MLflow still looks there for the files of {', '.join(studies)}. "
-        f"`lit-llm store rebase --store {store.root}` puts that right."
+        f"`lit-llm store rebase --store {shlex.quote(str(store.root))}` puts that right."
     )
 
 

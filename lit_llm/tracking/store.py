@@ -28,6 +28,8 @@ from lit_llm.config.problems import InputError, Problem
 
 SCHEMA = 1
 """Version of this layout."""
+DEFAULT = Path("mlruns")
+"""The store that commands take unless told otherwise, in the working directory."""
 
 State = Literal["pending", "running", "done", "diverged", "failed", "out_of_memory", "interrupted"]
 FINAL: tuple[State, ...] = ("done", "diverged")
@@ -75,6 +77,10 @@ class Store:
                     "--store",
                 )
             )
+
+    def option(self) -> list[str]:
+        """The words of a command line that name it; none for the default one."""
+        return [] if self.root == DEFAULT.absolute() else ["--store", str(self.root)]
 
     @property
     def data(self) -> Path:
@@ -236,6 +242,8 @@ def is_locked(path: Path) -> bool:
             return False
     except Busy:
         return True
+    except OSError:  # a store that can only be read; nobody here holds a lock of it
+        return False
 
 
 class MetricsFile:
@@ -289,7 +297,7 @@ def write_text(path: Path, text: str) -> Path:
     """Write a file, and its folder where there is none, so that it is there whole or not at all; returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     work = path.with_name(f".{path.name}.{os.getpid()}")  # another process may be at it too
-    work.write_text(text)
+    work.write_text(text, encoding="utf-8")
     work.replace(path)
     return path
 

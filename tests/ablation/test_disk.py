@@ -21,7 +21,6 @@ from lit_llm.config.problems import InputError
 from lit_llm.tracking.disk import DiskError
 from lit_llm.tracking.store import Stage, Store
 
-pytestmark = pytest.mark.xdist_group("runs")
 Study = Callable[..., Path]
 TWO = "arms: {red: {}, dec: {extends: decllm-tiny}}"
 

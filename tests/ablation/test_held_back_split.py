@@ -155,9 +155,9 @@ def test_the_table_of_learning_rates_is_of_the_validation_split(write_study):
     assert any(title.startswith(f"{VALIDATION} by") for title in titles), titles
 
 
-def test_charts_of_the_course_show_what_is_validated_and_points_the_test(write_study, monkeypatch):
+def test_charts_of_the_course_show_what_is_validated_and_points_the_test(write_study, monkeypatch, tmp_path):
     monkeypatch.setattr(mirrored, "experiment_tags", lambda text, columns, charts: charts)
-    charts = mirrored.tags_of(plan(load_study(write_study("charts", TWO)), built=False))
+    charts = mirrored.tags_of(plan(load_study(write_study("charts", TWO)), built=False), Store(tmp_path))
     assert {("LINE", VALIDATION), ("SCATTER", TEST)} < set(charts)
     assert not {("LINE", TEST), ("SCATTER", VALIDATION)} & set(charts)
 

@@ -66,7 +66,7 @@ def folder(study: Study) -> Path:
 def seen(study: Study, width: int) -> list[str]:
     """The lines of the terminal."""
     console = Console(width=width, file=io.StringIO(), record=True)
-    console.print(compared(study[0], study[2], width))
+    console.print(compared(study[0], study[2], width, study[3]))
     return console.export_text().splitlines()
 
 

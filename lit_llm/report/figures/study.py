@@ -8,6 +8,7 @@ from pathlib import Path
 from lit_llm.ablation.arms import Ablation
 from lit_llm.ablation.runs import Run
 from lit_llm.analysis.comparison import Comparison
+from lit_llm.report.figures.fonts import spell_out
 from lit_llm.report.figures.from_comparison import forests, fronts, heat_maps, ladders, rates, turn
 from lit_llm.report.figures.from_courses import learning, stability
 from lit_llm.report.figures.from_gate import gates
@@ -51,7 +52,10 @@ def _printed(drawn: Drawn, shown: Shown) -> Drawn:
     title = drawn.figure.get_suptitle().replace("\n", " ")
     if (printed := shown.names.text(title)) != title:
         retitle(drawn.figure, printed)
-    return drawn._replace(caption=shown.names.text(drawn.caption))
+    caption = shown.names.text(drawn.caption)
+    if spell_out(drawn.figure):
+        caption += " Letters in brackets are code points: no font here has them (Noto Sans CJK has most)."
+    return drawn._replace(caption=caption)
 
 
 def write_figures(drawn: Sequence[Drawn], folder: Path, pdf: bool = True) -> list[Path]:

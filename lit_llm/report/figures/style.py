@@ -9,12 +9,14 @@ from __future__ import annotations
 import functools
 import math
 import textwrap
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 
 from lit_llm.ablation.palette import BLACK, BLUE, COLOURS, DASHES, GREEN, GREY, MARKERS, VERMILLION, Look, looks
 from lit_llm.report import text
+from lit_llm.report.figures.fonts import families, no_glyph_warnings, spell_out
 
 __all__ = ["BLACK", "BLUE", "COLOURS", "DASHES", "GREEN", "GREY", "MARKERS", "VERMILLION", "Look", "looks"]
 
@@ -28,7 +30,6 @@ ROW = 0.17
 """Height of a line of text, in inches."""
 
 STYLE: Any = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so it is the same everywhere
     "font.size": 7,
     "axes.titlesize": 7.5,
     "axes.labelsize": 7,
@@ -62,14 +63,21 @@ STYLE: Any = {
 P = ParamSpec("P")
 
 
+@contextmanager
+def in_style() -> Iterator[None]:
+    """With these settings and the fonts that are here, whatever matplotlib is set to."""
+    from matplotlib import rc_context
+
+    with rc_context({**STYLE, "font.family": list(families())}), no_glyph_warnings():
+        yield
+
+
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     """Draw in this style, whatever matplotlib is set to."""
 
     @functools.wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        from matplotlib import rc_context
-
-        with rc_context(STYLE):
+        with in_style():
             return draw(*args, **kwargs)
 
     return drawn
@@ -114,9 +122,7 @@ def panels(
 
 def retitle(figure: Figure, title: str) -> None:
     """Set the title, in as many lines as the figure's width takes."""
-    from matplotlib import rc_context
-
-    with rc_context(STYLE):
+    with in_style():
         figure.suptitle(textwrap.fill(title, int(figure.get_figwidth() / 0.075)))
 
 
@@ -163,11 +169,10 @@ def save(figure: Figure, path: Path, pdf: bool = True) -> list[Path]:
     The PDF is for a paper: without the title, which its caption says, and with its letters as TrueType. To cut the font
     to these letters takes as long as both other files.
     """
-    from matplotlib import rc_context
-
     path.parent.mkdir(parents=True, exist_ok=True)
     found = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg", *["pdf"] * pdf)]
-    with rc_context(STYLE):
+    with in_style():
+        spell_out(figure)
         # Laid out once for all: an engine that is left would draw all of it once more before each file.
         if (engine := figure.get_layout_engine()) is not None:
             engine.execute(figure)

@@ -1,0 +1,71 @@
+"""MLflow made anew from what a store has on disk, where its database is broken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lit_llm.ablation.analysis_plan import FROZEN, LOG
+from lit_llm.ablation.mirrored import answered, description, record, tags_of
+from lit_llm.ablation.palette import looks_of
+from lit_llm.ablation.plan import PLAN, plan, remembered
+from lit_llm.ablation.run import opened_mirror, summary
+from lit_llm.ablation.runs import comparison_of, runs_of
+from lit_llm.ablation.stored import open_study, studies_in
+from lit_llm.config.problems import InputError, Problem
+from lit_llm.tracking.mlflow_database import put_aside
+from lit_llm.tracking.relocation import PATIENCE, lock_of
+from lit_llm.tracking.store import FINAL, Store, held, is_locked
+
+FILES = (PLAN, FROZEN, LOG, "comparison.csv", "comparison.json", "comparison.md", "report.html", "tables", "figures")
+"""Of a study's folder, what is logged with it where it is there."""
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """What was done."""
+
+    aside: Path | None
+    """Where the database that was there is now."""
+    studies: tuple[str, ...]
+    left: tuple[str, ...]
+    """What is not in the new one before it is run again: sweeps."""
+
+
+def rebuild_mlflow(store: Store, tell: Callable[[str], None] = lambda _: None) -> Rebuilt:
+    """Put MLflow's database of a store aside and make another, with every study that the store keeps.
+
+    tell: called with the name of each study. Raises InputError while somebody runs one, or for a study that cannot be
+    read; MirrorUnavailable where the new database cannot be written either.
+    """
+    store.check()
+    running = [path.parent.name for path in store.root.glob("studies/*/lock") if is_locked(path)]
+    if running:
+        raise InputError(
+            Problem(f"{', '.join(running)} is being run by another process; wait for it to end", "--store")
+        )
+    database = (store.root / "mlflow.db").resolve()
+    busy = Problem(f"{database} is in use by another process; wait for it to end", "--store")
+    with held(lock_of(database), PATIENCE, busy):
+        aside = put_aside(database)
+    names = studies_in(store)
+    for name in names:
+        tell(name)
+        _replay(store, name)
+    kept = {path.parent.name for path in store.root.glob("studies/*/sweep.json")}
+    return Rebuilt(aside, tuple(names), tuple(sorted(kept)))
+
+
+def _replay(store: Store, name: str) -> None:
+    ablation, folder = open_study(str(store.study(name)), store=store), store.study(name)
+    runs = runs_of(ablation, store)
+    comparison = comparison_of(ablation, runs)
+    planned = plan(ablation, built=False, runs=runs)
+    planned = remembered(planned, folder / PLAN) or planned
+    places, looks = {arm.name: place for place, arm in enumerate(ablation.arms)}, looks_of(ablation)
+    mirror = opened_mirror(store, name, None, description(planned, store), tags_of(planned, store))
+    mirror.sync(record(run, places[run.arm.name], looks[run.arm.name].colour) for run in runs)
+    state = "done" if all(run.status()["state"] in FINAL for run in runs) else "interrupted"
+    files = [folder / file for file in FILES if (folder / file).exists()]
+    mirror.finish(state, files, summary(comparison), answered(planned, folder, store))

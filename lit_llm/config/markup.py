@@ -1,0 +1,31 @@
+"""Text that users have named things by, inside a spreadsheet or Markdown: it stays text there."""
+
+from __future__ import annotations
+
+import re
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_NUMBER = re.compile(r"[+-]?(\d[\d.,]*|\.\d+|inf|nan)(e[+-]?\d+)?%?(\s[\[(±†][^=]*)?", re.IGNORECASE)
+
+
+def spreadsheet_cell(value: T) -> T | str:
+    """A cell that no spreadsheet takes for a formula: `=1+1` gets an apostrophe. Numbers and intervals stay."""
+    formula = (
+        isinstance(value, str) and value[:1] in tuple("=+-@\t\r") and not _NUMBER.fullmatch(value) and value != "-"
+    )
+    return f"'{value}" if formula else value
+
+
+def markdown_text(text: str) -> str:
+    """Plain text in Markdown, also inside a cell of a table."""
+    escaped = re.sub(r"([\\|`*]|<(?=[A-Za-z/!?]))", r"\\\1", text)
+    return escaped.replace("\r", "").replace("\n", "<br>")
+
+
+def code_span(text: str) -> str:
+    """Text as code within a line of Markdown, whatever backticks it has."""
+    fence = "`" * (1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
+    gap = " " if "`" in text else ""
+    return f"{fence}{gap}{' '.join(text.splitlines())}{gap}{fence}"

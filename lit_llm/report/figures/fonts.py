@@ -1,0 +1,87 @@
+"""Letters that matplotlib's own font does not have: Chinese, Japanese, Korean and others."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+OWN = "DejaVu Sans"
+"""Comes with matplotlib, so it is the same everywhere."""
+OTHERS = (
+    *(f"{family} {place}" for family in ("Noto Sans CJK", "Source Han Sans") for place in ("SC", "JP", "KR", "TC")),
+    *(
+        "Noto Sans SC",
+        "Noto Sans JP",
+        "Noto Sans KR",
+        "WenQuanYi Zen Hei",
+        "WenQuanYi Micro Hei",
+        "Droid Sans Fallback",
+    ),
+    *("Microsoft YaHei", "SimHei", "Yu Gothic", "Malgun Gothic", "PingFang SC", "Hiragino Sans", "Heiti SC"),
+    *("Noto Sans Devanagari", "Noto Sans Thai", "Noto Sans Bengali", "Noto Sans Tamil", "Arial Unicode MS", "FreeSans"),
+    *("Unifont", "Noto Sans Symbols 2"),
+)
+"""Families with further letters, the likeliest first. Those that are installed are asked where the own one has none."""
+
+
+@cache
+def families() -> tuple[str, ...]:
+    """The own font, and those installed here that have further letters."""
+    from matplotlib.font_manager import fontManager
+
+    installed = {font.name for font in fontManager.ttflist}
+    return (OWN, *(name for name in OTHERS if name in installed))
+
+
+@cache
+def _letters() -> frozenset[int]:
+    """Code points that the families have."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    found: set[int] = set()
+    for family in families():
+        found |= get_font(findfont(FontProperties(family=family))).get_charmap().keys()
+    return frozenset(found)
+
+
+def without_letters(names: Sequence[str]) -> set[str]:
+    """The letters that no font here has."""
+    return {sign for name in names for sign in name if not sign.isspace() and ord(sign) not in _letters()}
+
+
+def spelled(name: str) -> str:
+    """A name with the code point of each letter that no font here has: `[5F52]`."""
+    missing = without_letters([name])
+    return "".join(f"[{ord(sign):X}]" if sign in missing else sign for sign in name)
+
+
+def spell_out(figure: Figure) -> set[str]:
+    """Spell what no font here can show by its code points, where it would be empty boxes. Returns those letters."""
+    from matplotlib.text import Text
+
+    missing: set[str] = set()
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            names = [label.get_text() for label in axis.get_ticklabels()]
+            if lost := without_letters(names):
+                missing |= lost
+                axis.set_ticks(axis.get_ticklocs(), [spelled(name) for name in names])
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and (lost := without_letters([text.get_text()])):
+            missing |= lost
+            text.set_text(spelled(text.get_text()))
+    return missing
+
+
+@contextmanager
+def no_glyph_warnings() -> Iterator[None]:
+    """What has no letters is spelt out before a figure is saved; matplotlib warns sooner, with a line of our code."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ .*missing from font")
+        yield
