@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import killed
 import out_of_memory
 import psutil
 import pytest
@@ -132,46 +133,33 @@ def test_an_exception_and_a_divergence_leave_the_others_whole(write_study: Study
     assert mended.todo == ["broken/seed 130"]
 
 
-def long(text: str) -> str:
+def long(text: str, steps: int = 400) -> str:
     """Enough steps for a signal to arrive in the middle."""
-    return text.replace("max_steps: 12", "max_steps: 400").replace("log_every: 4", "log_every: 4, checkpoint_every: 8")
-
-
-class Killer:
-    """Kills the process of a study's first run, so many times, each once it has a checkpoint."""
-
-    def __init__(self, times: int) -> None:
-        self.times, self.killed = times, list[int]()
-
-    def __call__(self, runs: Sequence[Run]) -> None:
-        stage = runs[0].last
-        if len(self.killed) == self.times or not (stage.checkpoints / "last.ckpt").exists():
-            return
-        if stage.status()["state"] != "running":  # its state is this process's, and so is the pid
-            return
-        pid = json.loads((stage.folder / "state.json").read_text())["pid"]
-        if pid not in self.killed:
-            self.killed.append(pid)
-            os.kill(pid, signal.SIGKILL)
+    return text.replace("max_steps: 12", f"max_steps: {steps}").replace(
+        "log_every: 4", "log_every: 4, checkpoint_every: 8"
+    )
 
 
 def test_a_killed_run_goes_on_in_the_same_command_and_ends_as_if_nothing_had_been(
-    write_study: Study, store: Store, tmp_path: Path
+    write_study: Study, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Twice; the third time it is left for the next command, which has as many retries again."""
     path = write_study("killed", TWO, seeds=[140])
-    path.write_text(long(path.read_text()))
-    watcher = Silent(Killer(3))
-    first = run(path, store, watcher)
-    assert states(first) == {"red/seed 140": "interrupted", "dec/seed 140": "done"}
-    assert "SIGKILL" in first.runs[0].last.status()["error"]
-    told = [message for message in watcher.messages if "SIGKILL" in message]
-    assert [message.rpartition("(")[2] for message in told] == ["retry 1 of 2)", "retry 2 of 2)"]
-    second = run(path, store, Silent(Killer(1)))
+    path.write_text(long(path.read_text(), 40))
+    watcher = Silent()
+    with monkeypatch.context() as patch:
+        patch.setattr("lit_llm.ablation.execute.run_stage", killed.run_stage)
+        (store.open().root / "kills").write_text("4")
+        first = run(path, store, watcher)
+        assert states(first) == {"red/seed 140": "interrupted", "dec/seed 140": "done"}
+        assert "SIGKILL" in first.runs[0].last.status()["error"]
+        told = [message for message in watcher.messages if "SIGKILL" in message]
+        assert [message.rpartition("(")[2] for message in told] == ["retry 1 of 2)", "retry 2 of 2)"]
+        second = run(path, store)
     assert set(states(second).values()) == {"done"}
     assert len(second.runs[0].last.result()["retries"]) == 3  # type: ignore[index]
     assert [row["retries"] for row in status_rows(second.runs)] == [3, 0]
-    untouched = run(path, Store(tmp_path / "untouched"), only="red")
+    untouched = run(path, Store(tmp_path / "untouched"), only="red", tracking=f"sqlite:///{store.root}/mlflow.db")
     assert (second.runs[0].last.checkpoints / "model.safetensors").read_bytes() == (
         untouched.runs[0].last.checkpoints / "model.safetensors"
     ).read_bytes()
@@ -330,16 +318,16 @@ def test_mlflow_shows_one_child_per_run_with_its_metrics(write_study: Study, sto
 
 
 @pytest.mark.slow
-def test_eight_commands_start_on_one_fresh_store(write_study: Study, tmp_path: Path) -> None:
+def test_sixteen_commands_start_on_one_fresh_store(write_study: Study, tmp_path: Path) -> None:
     """All at once: the store, the tokenised corpus and MLflow's database are each made once."""
     store = tmp_path / "store"
-    paths = [write_study(f"crowd_{n}", TWO, seeds=[200 + n]) for n in range(8)]
+    paths = [write_study(f"crowd_{n}", "arms: {red: {}}", seeds=[200 + n]) for n in range(16)]
     processes = [
         subprocess.Popen(command(path, store, "-j", "1"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for path in paths
     ]
-    outputs = [process.communicate(timeout=400)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * 8, "\n".join(outputs)
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 16, "\n".join(outputs)
     assert not any("Nothing is lost" in output for output in outputs), "\n".join(outputs)
     assert len(list(store.glob("data/*/meta.json"))) == 1
     assert len(list(store.glob("stages/*/result.json"))) == 16

@@ -234,6 +234,10 @@ def test_the_report_keeps_what_the_plan_found_when_it_built_the_arms(
     other = load_study(path, ["pretrain.training.max_steps=4"])
     planned = remembered(make_plan(other, built=False, runs=runs_of(other, store)), file)
     assert "computes what red computes" not in {finding.message for finding in planned.findings}
+    for damaged in ("", "{", "[]", '{"arms": [{}]}', '{"arms": 3}'):
+        file.write_text(damaged)
+        assert remembered(planned, file) is None, damaged
+    report(path, store)  # it is a cache: the report goes without
 
 
 def test_results_of_several_origins_are_told(reported: tuple[Path, Store], tmp_path: Path) -> None:
