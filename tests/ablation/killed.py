@@ -19,7 +19,7 @@ def run_stage(root: Path, fingerprint: str) -> str:
 
     def killed(self: LitModel, batch: Any, number: int) -> None:
         left = int(kills.read_text())
-        if self.global_step == STEP and left and self.model.config.family == "redllm":
+        if self.global_step == STEP and left and self.model.config.family == "encoder_decoder":
             kills.write_text(str(left - 1))
             os.kill(os.getpid(), signal.SIGKILL)
         step(self, batch, number)
