@@ -55,8 +55,9 @@ def keep(store: Store, ablation: Ablation, stages: Stages) -> None:
         }
         for arm in ablation.arms
     ]
+    name = ablation.study.study.partition("@")[0]  # which version it is, its folder says
     content = {
-        "study": ablation.study.model_dump(mode="json", exclude_unset=True),
+        "study": ablation.study.model_dump(mode="json", exclude_unset=True) | {"study": name},
         "source": ablation.source,
         "overrides": list(ablation.overrides),
         "file": ablation.file,
