@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from lit_llm.config.problems import InputError, Problem
+from lit_llm.data.checksums import is_complete, verify
 from lit_llm.data.config import InstructionConfig, Tokenizer
 from lit_llm.data.instructions import KEY, Example, identify_examples, read_examples
 from lit_llm.data.prepare import Progress, check_unchanged, prepared_once
@@ -49,18 +50,21 @@ def prepare_examples(
         check_unchanged(identify_examples(config, tokenizer_folder.name) == digest, work, KEY)
 
     prepared_once(_folder(root, digest), write)
+    verify(_folder(root, digest))
 
 
 def is_prepared(root: Path, digest: str) -> bool:
     """Whether these examples are tokenised."""
-    return _folder(root, digest).is_dir()
+    return is_complete(_folder(root, digest))
 
 
 class ExampleSet:
     """Tokenised examples: `prepare_examples` has written them."""
 
     def __init__(self, root: Path, digest: str, tokenizer: Tokenizer) -> None:
+        """Raises InputError for a file that has changed since or is gone."""
         self._folder = folder = _folder(root, digest)
+        verify(folder)
         meta = json.loads((folder / "meta.json").read_text())
         self.tasks: tuple[str, ...] = tuple(meta["tasks"])
         """Their names; one, empty, where examples do not say theirs."""
