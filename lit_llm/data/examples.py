@@ -68,6 +68,8 @@ class ExampleSet:
         meta = json.loads((folder / "meta.json").read_text())
         self.tasks: tuple[str, ...] = tuple(meta["tasks"])
         """Their names; one, empty, where examples do not say theirs."""
+        self.lost_bytes: int = meta["lost_bytes"]
+        """Bytes of their text that the tokenizer has dropped, or does not know."""
         self._tokens = np.memmap(folder / "tokens.bin", dtype=token_type(tokenizer), mode="r")
         self._index = {split: np.load(folder / f"{split}.npy", mmap_mode="r") for split in SPLITS}
 
@@ -115,7 +117,7 @@ def _write(
     tasks: dict[str, int] = {}
     rows: dict[str, list[tuple[int, int, int, int]]] = {split: [] for split in SPLITS}
     contents: dict[str, list[int]] = {split: [] for split in SPLITS}
-    cut, place, done = {"inputs": 0, "targets": 0}, 0, 0
+    cut, place, done, lost = {"inputs": 0, "targets": 0}, 0, 0, 0
     splits = {"examples": None, "held_out": "validation", "test": "test"}
     sources = [(name, split) for name, split in splits.items() if getattr(config, name) is not None]
     # Half written it has a name that is tidied away.
@@ -126,6 +128,8 @@ def _write(
                 ids = iter(tokenizer.encode(texts))
                 for example in chunk:
                     source, target = next(ids), np.append(next(ids), EOD)
+                    lost += tokenizer.lost_bytes(example.source, source)
+                    lost += tokenizer.lost_bytes(example.target, target)
                     _check_length(config, name, example, len(source), len(target))
                     cut["inputs"] += len(source) > config.input_length
                     cut["targets"] += len(target) > config.target_length
@@ -146,7 +150,7 @@ def _write(
         np.save(work / f"{split}.contents.npy", np.asarray(contents[split], dtype=np.uint64))
     (work / ".tokens").rename(work / "tokens.bin")
     counts = {split: len(found) for split, found in rows.items()}
-    write_json(work / "meta.json", {"tasks": list(tasks), "examples": counts, "cut_off": cut})
+    write_json(work / "meta.json", {"tasks": list(tasks), "examples": counts, "cut_off": cut, "lost_bytes": lost})
 
 
 def _check_counts(config: InstructionConfig, counts: dict[str, int]) -> None:

@@ -27,6 +27,7 @@ from lit_llm.config.problems import InputError, Problem
 from lit_llm.data.checksums import is_complete, verify, write_checksums
 from lit_llm.data.config import DataConfig, SingleCorpus
 from lit_llm.data.corpora import Documents
+from lit_llm.data.formats import SKIPPED
 from lit_llm.data.near_duplicate_identity import identify_signatures
 from lit_llm.data.near_duplicates import write_signatures
 from lit_llm.data.processes import leave_if_imported
@@ -60,6 +61,8 @@ class PreparedSource:
     folder: Path
     tokens: Mapping[str, tuple[int, ...]]
     """Number of tokens in each shard of a split."""
+    lost_bytes: int = 0
+    """Bytes of its text that the tokenizer has dropped, or does not know."""
 
     def count(self, split: str) -> int:
         """Number of tokens of a split."""
@@ -121,6 +124,15 @@ class Prepared:
 
     def tokenizer(self) -> Tokenizer:
         return open_tokenizer(self.config.tokenizer, self.tokenizer_folder)
+
+    def byte_lengths(self, *more: PreparedSource) -> np.ndarray | None:
+        """V: bytes of text that each id stands for; see `Tokenizer.byte_lengths`.
+
+        more: texts beside the own ones. None, too, where the tokenizer has lost bytes of any: bits per byte would be
+        bits of the tokens that are left, over the bytes that are left.
+        """
+        lost = any(source.lost_bytes for source in (*self.sources, *more))
+        return None if lost else self.tokenizer().byte_lengths()
 
 
 def prepare(
@@ -220,8 +232,9 @@ def open_prepared(config: DataConfig, root: Path, digest: str) -> Prepared:
 
 def _open_source(root: Path, name: str, share: int, digest: str) -> PreparedSource:
     verify(root / digest)
-    tokens = json.loads((root / digest / "meta.json").read_text())["tokens"]
-    return PreparedSource(name, share, root / digest, {split: tuple(tokens[split]) for split in SPLITS})
+    meta = json.loads((root / digest / "meta.json").read_text())
+    tokens = {split: tuple(meta["tokens"][split]) for split in SPLITS}
+    return PreparedSource(name, share, root / digest, tokens, sum(meta["lost_bytes"].values()))
 
 
 def _mixture_file(root: Path, digest: str) -> Path:
@@ -380,8 +393,9 @@ def _tokenising(
         finished = [here.finished(number) or {} for number in range(len(parts))]
         tokens = {split: [part["tokens"][split] for part in finished] for split in SPLITS}
         meta = {"tokens": tokens, "documents": sum(part["documents"] for part in finished)}
-        for key in ("documents_of", "near_duplicates"):
+        for key in ("documents_of", "near_duplicates", "bytes", "lost_bytes"):
             meta[key] = {split: sum(part[key][split] for part in finished) for split in SPLITS}
+        meta["skipped"] = {what: sum(part["skipped"].get(what, 0) for part in finished) for what in SKIPPED}
         write_json(work / "meta.json", meta)
         return {name: digest for part in finished for name, digest in part["files"].items()}
 

@@ -85,6 +85,7 @@ def tokenise(job: Job, number: int, part: Part) -> int:
     splits_at = tokenizer.splits_at if job.tokenizer.kind == "file" and isinstance(tokenizer, FromFile) else None
     kind = token_type(job.tokenizer)
     tokens, sorter = dict.fromkeys(SPLITS, 0), _Sorter(job)
+    bytes_of, lost = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
     hashes = {split: hashlib.sha256() for split in SPLITS}
     # Another process may be at the same part still: one whose coordinator was killed just now.
     names = {split: f"{number:05}.{split}.bin" for split in SPLITS}
@@ -95,12 +96,14 @@ def tokenise(job: Job, number: int, part: Part) -> int:
             files = {split: stack.enter_context(path.open("wb")) for split, path in written.items()}
             for chunk in _chunks(part, sorter, splits_at):
                 encoded = tokenizer.encode([piece for piece, _, _ in chunk])
-                for ids, (_, split, ends) in zip(encoded, chunk, strict=True):
+                for ids, (piece, split, ends) in zip(encoded, chunk, strict=True):
                     ids = np.append(ids, EOD) if ends else ids
                     raw = ids.astype(kind).tobytes()
                     files[split].write(raw)
                     hashes[split].update(raw)
                     tokens[split] += len(ids)
+                    bytes_of[split] += len(piece.encode())
+                    lost[split] += tokenizer.lost_bytes(piece, ids)
             for file in files.values():
                 file.flush()
                 os.fsync(file.fileno())
@@ -113,7 +116,8 @@ def tokenise(job: Job, number: int, part: Part) -> int:
         digests = {names[split]: found.hexdigest() for split, found in hashes.items()}
         digests[f"{number:05}.contents.npz"] = digest_of_file(contents)
         contents.rename(job.folder / f"{number:05}.contents.npz")
-        about = {"cut": job.cut, "tokens": tokens, "files": digests, **sorter.counts()}
+        about = {"cut": job.cut, "tokens": tokens, "bytes": bytes_of, "lost_bytes": lost, "files": digests}
+        about |= {**sorter.counts(), "skipped": dict(part.skipped)}
         write_json(job.folder / f"{number:05}.json", about)
     except OSError as error:
         raise InputError(stopped(error)) from None
