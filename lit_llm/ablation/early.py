@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from lit_llm.ablation.arms import Ablation, Arm
 from lit_llm.ablation.findings import Finding
 from lit_llm.config.problems import InputError, Problem, noted
 from lit_llm.config.tree import split_path
+from lit_llm.data.formats import SKIPPED
 from lit_llm.evaluation.task_names import check_names
-from lit_llm.experiment.identity import identity_of_data
+from lit_llm.experiment.identity import digest_of_examples, digests_of_texts, identity_of_data
 from lit_llm.experiment.leaks import leaks_of, same_tokenizer, texts_of
 from lit_llm.tracking.store import Store, read_json
 
@@ -27,6 +29,27 @@ def check_tasks(ablation: Ablation, tell: Callable[[str], None] = lambda _: None
                 check_names(evaluate.tasks, tell)
     if problems:
         raise InputError(*problems)
+
+
+def check_texts(ablation: Ablation) -> None:
+    """Raise InputError with everything that is wrong with the files of the arms' texts, at the lines that name them."""
+    problems: list[Problem] = []
+    for arm in ablation.arms:
+        try:
+            identity_of_data(arm.experiment)
+            digest_of_examples(arm.experiment)
+            digests_of_texts(arm.experiment)
+        except InputError as error:
+            for problem in error.problems:
+                key = problem.key if problem.key.startswith(_WHOLE) else f"pretrain.data.{problem.key}"
+                mark = arm.keys.mark_of(split_path(key.split(":")[0]))
+                problems.append(replace(problem, key=key, mark=problem.mark or mark))
+    if problems:
+        raise InputError(*problems)
+
+
+_WHOLE = ("finetune.", "evaluate.")
+"""Beginnings of keys that are told in full."""
 
 
 def check_held_out(ablation: Ablation, store: Store) -> None:
@@ -64,16 +87,28 @@ def check_leaks(ablation: Ablation, store: Store) -> None:
 
 
 def text_findings(ablation: Ablation, store: Store) -> list[Finding]:
-    """What the texts that are tokenised already say: leaks, and how many near-duplicates were left out."""
+    """What the texts that are tokenised already say: leaks, what was left out (near-duplicates, what cannot be read),
+    and how many bytes the tokenizer has lost."""
     found = [Finding("refused", arm.name, problem.key, problem.message) for arm, problem in _leaks(ablation, store)]
     seen: set[str] = set()
     for arm in ablation.arms:
         found += _untrained_tokenizers(arm, store)
         digest = identity_of_data(arm.experiment).digest
-        if digest in seen or arm.experiment.pretrain.data.near_duplicates == "keep":
+        if digest in seen:
             continue
         seen.add(digest)
-        counts = _near_duplicates(arm, store, digest)
+        if lost := sum(_counted(arm, store, digest, "lost_bytes").values()):
+            whole = sum(_counted(arm, store, digest, "bytes").values())
+            message = (
+                f"drops or does not know {lost:,} of the text's {whole:,} bytes ({lost / whole:.2%}), so there are "
+            )
+            found.append(Finding("note", arm.name, "pretrain.data.tokenizer", message + "no bits per byte"))
+        for what, count in _counted(arm, store, digest, "skipped").items():
+            if count:
+                found.append(
+                    Finding("note", arm.name, "pretrain.data.corpus", f"{count:,} {SKIPPED[what]} are left out")
+                )
+        counts = _counted(arm, store, digest, "near_duplicates")
         if any(counts.values()):
             told = " and ".join(f"{count} {split}" for split, count in counts.items() if count)
             message = f"{told} documents are left out: near-duplicates of documents that another split holds out"
@@ -98,15 +133,15 @@ def _untrained_tokenizers(arm: Arm, store: Store) -> Iterator[Finding]:
             yield Finding("note", arm.name, "adapt.from", message)
 
 
-def _near_duplicates(arm: Arm, store: Store, digest: str) -> dict[str, int]:
-    """Documents of each split that were left out of a text; empty where it is not tokenised yet."""
+def _counted(arm: Arm, store: Store, digest: str, key: str) -> dict[str, int]:
+    """What was counted when a text was tokenised, by split or by kind; empty where it is not yet."""
     from lit_llm.data.prepare import is_prepared, open_prepared
 
     if not is_prepared(store.data, digest):
         return {}
     total: dict[str, int] = {}
     for source in open_prepared(arm.experiment.pretrain.data, store.data, digest).sources:
-        for split, count in (read_json(source.folder / "meta.json") or {}).get("near_duplicates", {}).items():
+        for split, count in (read_json(source.folder / "meta.json") or {}).get(key, {}).items():
             total[split] = total.get(split, 0) + count
     return total
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_llm.ablation.arms import Ablation, Arm
 from lit_llm.ablation.audit import audit
-from lit_llm.ablation.early import check_held_out, check_tasks, text_findings
+from lit_llm.ablation.early import check_held_out, check_tasks, check_texts, text_findings
 from lit_llm.ablation.findings import Finding, differs
 from lit_llm.ablation.layouts import design_json
 from lit_llm.config.problems import InputError, Problem
@@ -120,6 +120,7 @@ def plan(
     what is not built is not asked for its tasks either; store: where text may be tokenised already; runs: the
     study's, where their stages are named already. Raises InputError for evaluations that cannot be made.
     """
+    check_texts(ablation)
     named = {(run.arm.name, run.seed): tuple(step.link for step in run.steps) for run in runs}
     arms = tuple(
         PlannedArm(

@@ -12,6 +12,7 @@ from typing import Any
 from lit_llm.ablation.analysis_plan import note_look, register, registration_of
 from lit_llm.ablation.arms import Ablation, Arm, file_and_arm
 from lit_llm.ablation.config import Figure
+from lit_llm.ablation.early import check_texts
 from lit_llm.ablation.layouts import factor_layouts, layouts, lr_factors
 from lit_llm.ablation.rounds import all_seeds, looked_in_force, looks_of, procedure_of
 from lit_llm.ablation.scaled import Measured, ended_runs, gate_of, scaling_of
@@ -183,6 +184,7 @@ def runs_of(ablation: Ablation, store: Store) -> list[Run]:
 
     Seeds are added by what is measured on the validation split: the test split is not looked at to choose.
     """
+    check_texts(ablation)
     study, looks = ablation.study, looks_in(store, ablation)
     runs = {arm.name: [Run.of(arm, seed, store) for seed in study.seeds] for arm in ablation.arms}
     grown, results = looks is not None, dict[str, RunResult]()

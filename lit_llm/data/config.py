@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import os
 import re
 from dataclasses import asdict
 from fractions import Fraction
@@ -25,13 +27,38 @@ class PythonStdlib(Section):
     """Python's own library sources."""
 
 
+def _encoding(name: str) -> str:
+    try:
+        "".encode(name)  # some of Python's codecs are of no text
+        return codecs.lookup(name).name
+    except LookupError:
+        raise impossible(("", f"{name!r} is no encoding that Python knows; for example utf-8 or latin-1")) from None
+
+
+Encoding = Annotated[str, AfterValidator(_encoding)]
+Errors = Literal["strict", "skip"]
+
+
+def expanded(path: str) -> str:
+    """A path with `~` and `$NAME` as a shell reads them."""
+    return os.path.expandvars(os.path.expanduser(path))
+
+
+FilePath = Annotated[str, AfterValidator(expanded)]
+"""A path or a glob, relative to the YAML file that names it; `~` and `$NAME` are what they are in a shell."""
+
+
 class TextFiles(Section):
-    """UTF-8 text files; each file is one document."""
+    """Text files; each file is one document."""
 
     kind: Literal["text"] = "text"
     """Text files."""
-    files: Items[str] = Field(min_length=1)
-    """Paths or globs, relative to the working directory: `["corpus/**/*.txt"]`."""
+    files: Items[FilePath] = Field(min_length=1)
+    """Paths or globs: `["corpus/**/*.txt"]`."""
+    encoding: Encoding = "utf-8"
+    """How the files are encoded."""
+    errors: Errors = "strict"
+    """strict: files of another encoding are refused, all in one message. skip: they are left out, and counted."""
 
 
 Scalar = str | int | float | bool
@@ -45,6 +72,8 @@ class Records(Section):
     where: dict[str, Scalar | Annotated[Items[Scalar], Field(min_length=1)]] = {}
     """Keep only the records with these values, or one of each list: `{red_pajama_subset: [arxiv, c4]}`. Other records,
     and those without the key, are skipped. A key may have dots, like `text`."""
+    skip_missing: bool = False
+    """Leave out records without text (the key is missing, or null), and count them. Otherwise they are refused."""
 
 
 class JsonLines(Records):
@@ -52,9 +81,11 @@ class JsonLines(Records):
 
     kind: Literal["jsonl"] = "jsonl"
     """JSON lines."""
-    files: Items[str] = Field(min_length=1)
-    """Paths or globs, relative to the working directory: `["c4/*.jsonl.zst"]`; plain, .gz, .zst, .bz2 or .xz. A plain
+    files: Items[FilePath] = Field(min_length=1)
+    """Paths or globs: `["c4/*.jsonl.zst"]`; plain, .gz, .zst, .bz2 or .xz. A plain
     file is read in parts, several processes at once; a compressed one by one process."""
+    errors: Errors = "strict"
+    """strict: a line that is not UTF-8 is refused. skip: it is left out, and counted."""
 
 
 class Parquet(Records):
@@ -62,8 +93,8 @@ class Parquet(Records):
 
     kind: Literal["parquet"] = "parquet"
     """Parquet files."""
-    files: Items[str] = Field(min_length=1)
-    """Paths or globs, relative to the working directory: `["fineweb/**/*.parquet"]`. Other columns are not read."""
+    files: Items[FilePath] = Field(min_length=1)
+    """Paths or globs: `["fineweb/**/*.parquet"]`. Other columns are not read."""
 
 
 class HuggingFace(Records):
@@ -76,7 +107,7 @@ class HuggingFace(Records):
 
     kind: Literal["huggingface"] = "huggingface"
     """A dataset of the Hugging Face Hub."""
-    path: str = Field(min_length=1)
+    path: FilePath = Field(min_length=1)
     """`ORG/NAME` on the Hub, a folder with data files, or one that `save_to_disk` has written."""
     name: str | None = None
     """The configuration (subset), as the dataset's card calls it; None where it has one only."""
@@ -119,8 +150,8 @@ class FileTokenizer(Section):
 
     kind: Literal["file"] = "file"
     """A `tokenizer.json`."""
-    path: str
-    """The file, relative to the working directory. Its content is part of a run's identity, its place is not."""
+    path: FilePath
+    """The file. Its content is part of a run's identity, its place is not."""
     end_of_document: str | None = Field(None, min_length=1)
     """The token that closes a document; None: the first that it has of the usual ones (<|endoftext|>, </s>, ...), else
     a new one."""
@@ -269,7 +300,12 @@ Examples = Annotated[JsonLines | Parquet | HuggingFace, OneOf(default=JsonLines)
 
 class InstructionConfig(Section):
     """Examples of tasks: what is asked, and the target that answers it. Where nothing is packed, as in the FLAN
-    finetuning of arXiv 2510.26622, one example is one row of a batch."""
+    finetuning of arXiv 2510.26622, one example is one row of a batch.
+
+    Examples whose input and target are equal but for white space, case and Unicode's compatible forms (NFKC) are in one
+    split. Near-duplicates are left out of documents only: templates give unlike questions most of their runs of five
+    words.
+    """
 
     examples: Examples
     """Where they come from: files of FLAN's form as they are, others by templates. Their `text` is of no use here."""

@@ -6,9 +6,10 @@ import glob
 import itertools
 import os
 import sysconfig
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -23,7 +24,7 @@ from lit_llm.data.config import (
     SingleCorpus,
     TextFiles,
 )
-from lit_llm.data.formats import FORMATS, PART, Fields, RecordsPart
+from lit_llm.data.formats import FORMATS, PART, UNDECODABLE, Fields, RecordsPart
 
 FORMAT = 4
 """Version of how documents become tokens and which of them are held out; to be raised when that changes."""
@@ -37,6 +38,11 @@ class Part(Protocol):
     @property
     def size(self) -> int:
         """Bytes to read."""
+        ...
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """What its last reading has left out, by `formats.SKIPPED`."""
         ...
 
     def __iter__(self) -> Iterator[str]:
@@ -54,15 +60,28 @@ class TextPart:
 
     files: tuple[Path, ...]
     size: int
+    encoding: str = "utf-8"
+    skip: bool = False
+    """Leave out files of another encoding."""
+    skipped: Counter[str] = field(default_factory=Counter, compare=False)
 
     def __iter__(self) -> Iterator[str]:
-        return map(read_text, self.files)
+        self.skipped.clear()
+        for path in self.files:
+            try:
+                text = read_text(path, self.encoding)
+            except InputError:
+                if not self.skip:
+                    raise
+                self.skipped[UNDECODABLE] += 1
+                text = ""  # so that documents keep their numbers
+            yield text
 
     def file_of(self, number: int) -> Path:
         return self.files[number]
 
 
-def text_parts(files: Sequence[Path]) -> list[Part]:
+def text_parts(files: Sequence[Path], encoding: str = "utf-8", skip: bool = False) -> list[Part]:
     """Text files in parts of about PART bytes, in order."""
     found: list[Part] = []
     here: list[Path] = []
@@ -71,9 +90,9 @@ def text_parts(files: Sequence[Path]) -> list[Part]:
         here.append(path)
         size += path.stat().st_size
         if size >= PART:
-            found.append(TextPart(tuple(here), size))
+            found.append(TextPart(tuple(here), size, encoding, skip))
             here, size = [], 0
-    return [*found, TextPart(tuple(here), size)] if here else found
+    return [*found, TextPart(tuple(here), size, encoding, skip)] if here else found
 
 
 class Documents:
@@ -121,7 +140,7 @@ def open_corpus(config: SingleCorpus) -> Documents:
     when the part that holds it is read.
     """
     if isinstance(config, TextFiles):
-        return Documents(_find(config.files, "*.txt"))
+        return _texts(config)
     if isinstance(config, JsonLines):
         return _records(config, "jsonl", _find(config.files, "*.jsonl"))
     if isinstance(config, Parquet):
@@ -143,12 +162,44 @@ def open_corpus(config: SingleCorpus) -> Documents:
     return Documents(files)
 
 
+def _texts(config: TextFiles) -> Documents:
+    """Text files, each decoded once: what cannot be is told now, all of it."""
+    files, skip = _find(config.files, "*.txt"), config.errors == "skip"
+    problems: list[Problem] = []
+    readable = 0
+    for _, path in files:
+        status = path.stat()
+        problem = _undecodable(path, config.encoding, status.st_size, status.st_mtime_ns, status.st_ino)
+        readable += problem is None
+        problems += [problem] if problem and not skip else []
+    if problems:
+        raise InputError(*problems)
+    if not readable:
+        raise InputError(Problem(f"none of these files is {config.encoding}", "corpus.encoding"))
+    # As it was before there was a choice, where nothing else is chosen.
+    chosen = {"encoding": config.encoding, "errors": config.errors}
+    reading = None if chosen == {"encoding": "utf-8", "errors": "strict"} else chosen
+    paths = [path for _, path in files]
+    return Documents(files, lambda: text_parts(paths, config.encoding, skip), reading)
+
+
+@lru_cache(maxsize=1 << 17)
+def _undecodable(path: Path, encoding: str, size: int, modified: int, inode: int) -> Problem | None:
+    """What is wrong with a file in this state; a plan asks for each of its runs."""
+    try:
+        read_text(path, encoding)
+    except InputError as error:
+        return error.problems[0]
+    return None
+
+
 _FIRST = 1000
 """Records of each part that are looked at for a document, before whole files are."""
 
 
 def _records(config: Records, kind: str, files: list[tuple[str, Path]]) -> Documents:
-    fields = Fields.of(config.text, config.where)
+    skip_undecodable = isinstance(config, JsonLines) and config.errors == "skip"
+    fields = Fields.of(config.text, config.where, config.skip_missing, skip_undecodable)
     problems: list[Problem] = []
     parts: list[RecordsPart] = []
     for _, path in files:
@@ -182,7 +233,7 @@ def _find(patterns: Sequence[str], example: str) -> list[tuple[str, Path]]:
         # A link that leads nowhere is found, so that its document is missed.
         found = [path for path in map(Path, names) if path.is_file() or (path.is_symlink() and not path.exists())]
         if not found:
-            reason = "no file matches; paths are relative to the working directory"
+            reason = "no file matches" + ("" if os.path.isabs(pattern) else f"; looked for in {os.getcwd()}")
             if pattern.startswith("glosses/"):  # where the presets and studies that ship look for them
                 reason = "no file matches; `lit-llm data glosses` writes them here (see docs/stages.md)"
             if os.path.isdir(pattern):
@@ -209,15 +260,18 @@ def _named(files: Sequence[Path]) -> list[tuple[str, Path]]:
     return [(str(index), path) for index, path in enumerate(files)]
 
 
-def read_text(path: Path) -> str:
-    """A document, without a byte-order mark. Raises InputError if it is not UTF-8 (Python's own sources may declare
-    Latin-1)."""
-    raw = path.read_bytes()
+def read_text(path: Path, encoding: str = "utf-8") -> str:
+    """A document, without a byte-order mark. Raises InputError if it is of another encoding (Python's own sources may
+    declare Latin-1) or cannot be read."""
     try:
-        return raw.decode().removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise InputError(Problem(f"cannot be read: {error.strerror}", f"corpus.files: {path}")) from None
+    try:
+        return raw.decode(encoding).removeprefix("\ufeff")
+    except UnicodeError as error:
         if path.suffix == ".py":
             return raw.decode("latin-1")
-        raise InputError(
-            Problem(f"is not UTF-8 (byte {error.start}); convert it first", f"corpus.files: {path}")
-        ) from None
+        byte = f" (byte {error.start})" if isinstance(error, UnicodeDecodeError) else ""
+        message = f"is not {encoding.upper()}{byte}; name its `encoding`, or leave such files out by `errors: skip`"
+        raise InputError(Problem(message, f"corpus.files: {path}")) from None

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from lit_llm.config.problems import InputError, Problem
+from lit_llm.data.checksums import is_complete, verify
 from lit_llm.data.config import InstructionConfig, Tokenizer
 from lit_llm.data.instructions import KEY, Example, identify_examples, read_examples
 from lit_llm.data.prepare import Progress, check_unchanged, prepared_once
@@ -49,21 +50,26 @@ def prepare_examples(
         check_unchanged(identify_examples(config, tokenizer_folder.name) == digest, work, KEY)
 
     prepared_once(_folder(root, digest), write)
+    verify(_folder(root, digest))
 
 
 def is_prepared(root: Path, digest: str) -> bool:
     """Whether these examples are tokenised."""
-    return _folder(root, digest).is_dir()
+    return is_complete(_folder(root, digest))
 
 
 class ExampleSet:
     """Tokenised examples: `prepare_examples` has written them."""
 
     def __init__(self, root: Path, digest: str, tokenizer: Tokenizer) -> None:
+        """Raises InputError for a file that has changed since or is gone."""
         self._folder = folder = _folder(root, digest)
+        verify(folder)
         meta = json.loads((folder / "meta.json").read_text())
         self.tasks: tuple[str, ...] = tuple(meta["tasks"])
         """Their names; one, empty, where examples do not say theirs."""
+        self.lost_bytes: int = meta["lost_bytes"]
+        """Bytes of their text that the tokenizer has dropped, or does not know."""
         self._tokens = np.memmap(folder / "tokens.bin", dtype=token_type(tokenizer), mode="r")
         self._index = {split: np.load(folder / f"{split}.npy", mmap_mode="r") for split in SPLITS}
 
@@ -111,7 +117,7 @@ def _write(
     tasks: dict[str, int] = {}
     rows: dict[str, list[tuple[int, int, int, int]]] = {split: [] for split in SPLITS}
     contents: dict[str, list[int]] = {split: [] for split in SPLITS}
-    cut, place, done = {"inputs": 0, "targets": 0}, 0, 0
+    cut, place, done, lost = {"inputs": 0, "targets": 0}, 0, 0, 0
     splits = {"examples": None, "held_out": "validation", "test": "test"}
     sources = [(name, split) for name, split in splits.items() if getattr(config, name) is not None]
     # Half written it has a name that is tidied away.
@@ -122,6 +128,8 @@ def _write(
                 ids = iter(tokenizer.encode(texts))
                 for example in chunk:
                     source, target = next(ids), np.append(next(ids), EOD)
+                    lost += tokenizer.lost_bytes(example.source, source)
+                    lost += tokenizer.lost_bytes(example.target, target)
                     _check_length(config, name, example, len(source), len(target))
                     cut["inputs"] += len(source) > config.input_length
                     cut["targets"] += len(target) > config.target_length
@@ -142,7 +150,7 @@ def _write(
         np.save(work / f"{split}.contents.npy", np.asarray(contents[split], dtype=np.uint64))
     (work / ".tokens").rename(work / "tokens.bin")
     counts = {split: len(found) for split, found in rows.items()}
-    write_json(work / "meta.json", {"tasks": list(tasks), "examples": counts, "cut_off": cut})
+    write_json(work / "meta.json", {"tasks": list(tasks), "examples": counts, "cut_off": cut, "lost_bytes": lost})
 
 
 def _check_counts(config: InstructionConfig, counts: dict[str, int]) -> None:

@@ -14,9 +14,10 @@ import json
 import lzma
 import zlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
@@ -37,11 +38,18 @@ class Fields:
     text: str
     where: tuple[tuple[str, frozenset[Any]], ...] = ()
     """(name, values of which a record must have one)."""
+    skip_missing: bool = False
+    """Leave out records without text."""
+    skip_undecodable: bool = False
+    """Leave out lines that are not UTF-8."""
 
     @classmethod
-    def of(cls, text: str, where: Mapping[str, Any]) -> Fields:
+    def of(
+        cls, text: str, where: Mapping[str, Any], skip_missing: bool = False, skip_undecodable: bool = False
+    ) -> Fields:
         listed = {name: allowed if isinstance(allowed, tuple) else (allowed,) for name, allowed in where.items()}
-        return cls(text, tuple((name, frozenset(map(_comparable, values))) for name, values in listed.items()))
+        allowed = tuple((name, frozenset(map(_comparable, values))) for name, values in listed.items())
+        return cls(text, allowed, skip_missing, skip_undecodable)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -53,7 +61,8 @@ class Fields:
 
     def as_json(self) -> dict[str, Any]:
         """For the identity: the order in which values are listed does not matter."""
-        return {"text": self.text, "where": {name: sorted(map(list, allowed)) for name, allowed in self.where}}
+        chosen = {key: True for key in ("skip_missing", "skip_undecodable") if getattr(self, key)}
+        return {"text": self.text, "where": {name: sorted(map(list, allowed)) for name, allowed in self.where}} | chosen
 
 
 def _comparable(value: Any) -> tuple[str, Any]:
@@ -61,6 +70,11 @@ def _comparable(value: Any) -> tuple[str, Any]:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return type(value).__name__, value if isinstance(value, str | bool) else None
     return "number", value
+
+
+WITHOUT_TEXT, UNDECODABLE = "without_text", "undecodable"
+SKIPPED = {WITHOUT_TEXT: "records without text", UNDECODABLE: "files or lines of another encoding"}
+"""What may be left out where a corpus asks for it."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +87,8 @@ class RecordsPart(ABC):
     last: int
     size: int
     """Bytes of what is read."""
+    skipped: Counter[str] = field(default_factory=Counter, compare=False)
+    """What its last reading has left out, by SKIPPED."""
 
     @classmethod
     @abstractmethod
@@ -84,6 +100,7 @@ class RecordsPart(ABC):
         """The document of each record, None for one that is not kept. Raises InputError, with the place."""
 
     def __iter__(self) -> Iterator[str]:
+        self.skipped.clear()
         return (text for text in self.records() if text)
 
     def file_of(self, number: int) -> Path:
@@ -94,12 +111,20 @@ class RecordsPart(ABC):
         return any(islice(self.records(), records))
 
 
+_SKIP = "; `skip_missing: true` leaves such records out"
+
+
 def _problem(path: Path, place: str, message: str) -> InputError:
     return InputError(Problem(message, f"corpus: {path}{place}"))
 
 
 def _cause(error: Exception) -> str:
     """A library's reason in one line."""
+    if "Frame requires too much memory" in str(error):
+        return (
+            "a window of more than 128 MiB (zstd --long) is not read; compress it anew: "
+            "`zstd -dc --long=31 FILE | zstd -o OTHER.zst`"
+        )
     reason = getattr(error, "strerror", None) or str(error)
     return reason.strip().split("\n")[0] or type(error).__name__
 
@@ -159,7 +184,11 @@ class JsonLinesPart(RecordsPart):
         try:
             record = json.loads(line.decode())
         except UnicodeDecodeError as error:
-            raise self._wrong(number, f"is not UTF-8 (byte {error.start} of the line)") from None
+            if self.fields.skip_undecodable:
+                self.skipped[UNDECODABLE] += 1
+                return None
+            message = f"is not UTF-8 (byte {error.start} of the line); `errors: skip` leaves such lines out"
+            raise self._wrong(number, message) from None
         except (ValueError, RecursionError) as error:
             raise self._wrong(number, f"is not JSON: {error}") from None
         if not isinstance(record, dict):
@@ -167,10 +196,13 @@ class JsonLinesPart(RecordsPart):
         if not self.fields.keep(_value(record, name) for name, _ in self.fields.where):
             return None
         text = _value(record, self.fields.text)
+        if text is None and self.fields.skip_missing:
+            self.skipped[WITHOUT_TEXT] += 1
+            return None
         if text is None:
             keys = _keys(record)
             near = "" if self.fields.text in keys else did_you_mean(self.fields.text, keys)
-            raise self._wrong(number, f"has no text under {self.fields.text!r}{near}")
+            raise self._wrong(number, f"has no text under {self.fields.text!r}{near}{_SKIP}")
         if not isinstance(text, str):
             raise self._wrong(number, f"{self.fields.text!r} should be a string, not {json.dumps(text)[:40]}")
         if b"\\ud" in line or b"\\uD" in line:
@@ -240,14 +272,14 @@ def _columns(fields: Iterable[pa.Field], prefix: str = "") -> Iterator[tuple[str
     """(dotted name, type) of all columns and what structs hold."""
     import pyarrow.types as types
 
-    for field in fields:
-        yield prefix + field.name, field.type
-        if types.is_struct(field.type):
-            yield from _columns(field.type, f"{prefix}{field.name}.")
+    for each in fields:
+        yield prefix + each.name, each.type
+        if types.is_struct(each.type):
+            yield from _columns(each.type, f"{prefix}{each.name}.")
 
 
 def _rows(
-    batch: pa.RecordBatch, fields: Fields, text: bool, without: Callable[[int], InputError]
+    batch: pa.RecordBatch, fields: Fields, text: bool, without: Callable[[int], InputError], skipped: Counter[str]
 ) -> Iterator[str | None]:
     """The document of each row. without: the error for a row that has none; text: False to say only what is kept."""
     names = fields.names if text else fields.names[1:]
@@ -257,7 +289,10 @@ def _rows(
             yield None
         elif not text:
             yield fields.text
-        elif (document := columns[fields.text][row]) is None:
+        elif (document := columns[fields.text][row]) is None and fields.skip_missing:
+            skipped[WITHOUT_TEXT] += 1
+            yield None
+        elif document is None:
             raise without(row)
         else:
             yield document
@@ -295,7 +330,8 @@ class ParquetPart(RecordsPart):
         return self._records(True)
 
     def has_document(self, records: int | None) -> bool:
-        return any(islice(self._records(False), records))
+        # Where records without text are left out, what they hold has to be read.
+        return any(islice(self._records(self.fields.skip_missing), records))
 
     def _records(self, text: bool) -> Iterator[str | None]:
         import pyarrow.parquet as parquet
@@ -305,12 +341,12 @@ class ParquetPart(RecordsPart):
             row, here = 0, f" row group {group}"
             with _arrow(self.path, here, "is damaged"), parquet.ParquetFile(self.path) as file:
                 for batch in file.iter_batches(batch_size=1024, row_groups=[group], columns=names):
-                    yield from _rows(batch, self.fields, text, self._without(f"{here}, row ", row))
+                    yield from _rows(batch, self.fields, text, self._without(f"{here}, row ", row), self.skipped)
                     row += batch.num_rows
 
     def _without(self, here: str, before: int) -> Callable[[int], InputError]:
         name = self.fields.text
-        return lambda row: _problem(self.path, f"{here}{before + row}", f"column {name!r} has no text")
+        return lambda row: _problem(self.path, f"{here}{before + row}", f"column {name!r} has no text{_SKIP}")
 
 
 def _inside(column: str, names: Iterable[str]) -> bool:
@@ -344,11 +380,13 @@ class ArrowPart(RecordsPart):
     def records(self) -> Iterator[str | None]:
         with _arrow(self.path, "", "is damaged"), _batches(self.path) as (_, batches):
             for number, batch in enumerate(islice(batches, self.first, self.last), self.first):
-                yield from _rows(batch, self.fields, True, self._without(number))
+                yield from _rows(batch, self.fields, True, self._without(number), self.skipped)
 
     def _without(self, number: int) -> Callable[[int], InputError]:
         name = self.fields.text
-        return lambda row: _problem(self.path, f" record batch {number}, row {row}", f"column {name!r} has no text")
+        return lambda row: _problem(
+            self.path, f" record batch {number}, row {row}", f"column {name!r} has no text{_SKIP}"
+        )
 
 
 @contextmanager

@@ -6,6 +6,7 @@
 <root>/near_duplicates/<digest>/             signatures of the held-out documents of all sources
 <root>/mixtures/<digest>.json                which sources a stage reads, in which shares: one, or a mixture's
 ```
+Every folder has the checksums of its files (see `checksums.py`), and whoever opens it compares them.
 """
 
 from __future__ import annotations
@@ -17,17 +18,20 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lit_llm.config.fingerprint import fingerprint
 from lit_llm.config.problems import InputError, Problem
+from lit_llm.data.checksums import is_complete, verify, write_checksums
 from lit_llm.data.config import DataConfig, SingleCorpus
 from lit_llm.data.corpora import Documents
+from lit_llm.data.formats import SKIPPED
 from lit_llm.data.near_duplicate_identity import identify_signatures
 from lit_llm.data.near_duplicates import write_signatures
 from lit_llm.data.processes import leave_if_imported
-from lit_llm.data.shards import Job, Shards, contents_of, token_type, write_shards
+from lit_llm.data.shards import Job, Shards, contents_of, stopped, token_type, write_shards
 from lit_llm.data.sources import (
     Identity,
     blamed,
@@ -57,6 +61,8 @@ class PreparedSource:
     folder: Path
     tokens: Mapping[str, tuple[int, ...]]
     """Number of tokens in each shard of a split."""
+    lost_bytes: int = 0
+    """Bytes of its text that the tokenizer has dropped, or does not know."""
 
     def count(self, split: str) -> int:
         """Number of tokens of a split."""
@@ -119,6 +125,15 @@ class Prepared:
     def tokenizer(self) -> Tokenizer:
         return open_tokenizer(self.config.tokenizer, self.tokenizer_folder)
 
+    def byte_lengths(self, *more: PreparedSource) -> np.ndarray | None:
+        """V: bytes of text that each id stands for; see `Tokenizer.byte_lengths`.
+
+        more: texts beside the own ones. None, too, where the tokenizer has lost bytes of any: bits per byte would be
+        bits of the tokens that are left, over the bytes that are left.
+        """
+        lost = any(source.lost_bytes for source in (*self.sources, *more))
+        return None if lost else self.tokenizer().byte_lengths()
+
 
 def prepare(
     config: DataConfig, root: Path, progress: Progress = lambda *_: None, identity: Identity | None = None
@@ -133,10 +148,12 @@ def prepare(
     documents = open_sources(config.corpus)
     identity = identity or identify(config, documents)
     prepared_once(tokenizer_folder(root, identity.tokenizer), _training(config, documents, identity, progress))
+    verify(tokenizer_folder(root, identity.tokenizer))
     signatures = None
-    if config.near_duplicates == "drop" and any(not (root / source.digest).is_dir() for source in identity.sources):
+    if config.near_duplicates == "drop" and any(not is_complete(root / source.digest) for source in identity.sources):
         signatures = _signatures_folder(config, documents, root)
         prepared_once(signatures, _signing(config, documents, identity, progress))
+        verify(signatures)
     job = partial(
         Job,
         tokenizer=config.tokenizer,
@@ -151,8 +168,9 @@ def prepare(
         with blamed(source.name):
             prepared_once(root / source.digest, write)
     sources = [{"name": s.name, "share": s.share, "digest": s.digest} for s in identity.sources]
+    mixture = {"tokenizer": identity.tokenizer, "sources": sources}
     (root / "mixtures").mkdir(exist_ok=True)
-    write_json(_mixture_file(root, identity.digest), {"tokenizer": identity.tokenizer, "sources": sources})
+    write_json(_mixture_file(root, identity.digest), {**mixture, _CHECKSUM: fingerprint(mixture)})
     prepared = open_prepared(config, root, identity.digest)
     _check_windows(prepared)
     return prepared
@@ -192,12 +210,20 @@ def open_held_out(digests: Mapping[str, str], data: Prepared) -> tuple[PreparedS
 
 def is_prepared(root: Path, digest: str) -> bool:
     """Whether `prepare` has written this text."""
-    return _mixture_file(root, digest).is_file()
+    if not _mixture_file(root, digest).is_file():
+        return False
+    mixture = _read_mixture(root, digest)
+    folders = [
+        tokenizer_folder(root, mixture["tokenizer"]),
+        *(root / source["digest"] for source in mixture["sources"]),
+    ]
+    return all(map(is_complete, folders))
 
 
 def open_prepared(config: DataConfig, root: Path, digest: str) -> Prepared:
-    """What `prepare` has written."""
-    mixture = json.loads(_mixture_file(root, digest).read_text())
+    """What `prepare` has written. Raises InputError for a file that has changed since or is gone."""
+    mixture = _read_mixture(root, digest)
+    verify(tokenizer_folder(root, mixture["tokenizer"]))
     sources = tuple(
         _open_source(root, source["name"], source["share"], source["digest"]) for source in mixture["sources"]
     )
@@ -205,12 +231,32 @@ def open_prepared(config: DataConfig, root: Path, digest: str) -> Prepared:
 
 
 def _open_source(root: Path, name: str, share: int, digest: str) -> PreparedSource:
-    tokens = json.loads((root / digest / "meta.json").read_text())["tokens"]
-    return PreparedSource(name, share, root / digest, {split: tuple(tokens[split]) for split in SPLITS})
+    verify(root / digest)
+    meta = json.loads((root / digest / "meta.json").read_text())
+    tokens = {split: tuple(meta["tokens"][split]) for split in SPLITS}
+    return PreparedSource(name, share, root / digest, tokens, sum(meta["lost_bytes"].values()))
 
 
 def _mixture_file(root: Path, digest: str) -> Path:
     return root / "mixtures" / f"{digest}.json"
+
+
+_CHECKSUM = "checksum"
+"""The key of a mixture's file that holds the fingerprint of the others."""
+
+
+def _read_mixture(root: Path, digest: str) -> dict[str, Any]:
+    path = _mixture_file(root, digest)
+    try:
+        mixture: dict[str, Any] = json.loads(path.read_bytes())
+        if mixture.pop(_CHECKSUM) == fingerprint(mixture):
+            return mixture
+        message = "has changed since it was written"
+    except OSError as error:
+        message = f"cannot be read ({error.strerror})"
+    except (ValueError, AttributeError, KeyError, TypeError):
+        message = "has changed since it was written"
+    raise InputError(Problem(f"{message}; delete the file and run again: it is written anew", str(path)))
 
 
 def tokenizer_folder(root: Path, digest: str) -> Path:
@@ -243,30 +289,36 @@ def _key_of(split: str, config: DataConfig) -> str:
     return largest if split == "train" else "validation_fraction"
 
 
-def prepared_once(folder: Path, write: Callable[[Path], None]) -> None:
+def prepared_once(folder: Path, write: Callable[[Path], Mapping[str, str] | None]) -> None:
     """Have `write` fill a working folder that then gets its name, unless that is there. One process at a time.
 
-    What an earlier attempt has left in the working folder is kept for it.
+    write: may return the checksums that it has taken itself. What an earlier attempt has left in the working folder is
+    kept for it.
     """
     from filelock import FileLock
 
-    if folder.is_dir():
+    if is_complete(folder):
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f"{folder.name}.lock")):
-        if folder.is_dir():
+        if is_complete(folder):
             return
+        if folder.is_dir():
+            shutil.rmtree(folder)  # written before there were checksums
         work = folder.with_name(f".{folder.name}")
         work.mkdir(exist_ok=True)
         try:
             _tidy(work)
-            write(work)
+            known = write(work)
             _tidy(work)
+            write_checksums(work, known or {})
             work.rename(folder)
-        except BaseException:
+        except BaseException as error:
             _tidy(work)
             with suppress(OSError):
                 work.rmdir()  # where nothing is finished, nothing is left
+            if isinstance(error, OSError):
+                raise InputError(stopped(error)) from None
             raise
 
 
@@ -330,10 +382,10 @@ def _tokenising(
     job: Callable[..., Job],
     unchanged: Callable[[], bool],
     progress: Callable[[int, int], None],
-) -> Callable[[Path], None]:
+) -> Callable[[Path], Mapping[str, str]]:
     """job: it lacks its folder and its cut. unchanged: whether the text is still what its digest was computed of."""
 
-    def write(work: Path) -> None:
+    def write(work: Path) -> Mapping[str, str]:
         parts, state = documents.parts(), documents.state()
         here = job(folder=work, cut=fingerprint([[part.size for part in parts], state]))
         write_shards(here, parts, progress)
@@ -341,8 +393,10 @@ def _tokenising(
         finished = [here.finished(number) or {} for number in range(len(parts))]
         tokens = {split: [part["tokens"][split] for part in finished] for split in SPLITS}
         meta = {"tokens": tokens, "documents": sum(part["documents"] for part in finished)}
-        for key in ("documents_of", "near_duplicates"):
+        for key in ("documents_of", "near_duplicates", "bytes", "lost_bytes"):
             meta[key] = {split: sum(part[key][split] for part in finished) for split in SPLITS}
+        meta["skipped"] = {what: sum(part["skipped"].get(what, 0) for part in finished) for what in SKIPPED}
         write_json(work / "meta.json", meta)
+        return {name: digest for part in finished for name, digest in part["files"].items()}
 
     return write

@@ -4,7 +4,7 @@
 <folder>/00000.train.bin, .validation.bin, .test.bin    ids of part 0's documents, each closed by the end-of-document
                                                         token
 <folder>/00000.contents.npz content hashes of part 0's documents, for each split
-<folder>/00000.json         how many; written after them, so a part that has it is finished
+<folder>/00000.json         how many, and the files' SHA-256; written after them, so a part that has it is finished
 ```
 Every file appears whole, under its name, by a rename. A process may be killed at any moment: what it has finished is
 kept, the rest is done again, and the tokens are the same whoever wrote them.
@@ -12,6 +12,7 @@ kept, the rest is done again, and the tokens are the same whoever wrote them.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -22,8 +23,10 @@ from typing import Any
 
 import numpy as np
 
+from lit_llm.config.fingerprint import digest_of_file
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.data import config
+from lit_llm.data.checksums import damaged
 from lit_llm.data.corpora import Part
 from lit_llm.data.near_duplicates import HeldOutSignatures
 from lit_llm.data.processes import over_parts
@@ -61,7 +64,7 @@ class Job:
     def finished(self, number: int) -> dict[str, Any] | None:
         """What a finished part holds."""
         found = read_json(self.folder / f"{number:05}.json")
-        return found if found is not None and found["cut"] == self.cut else None
+        return found if found is not None and found["cut"] == self.cut and "files" in found else None
 
 
 def write_shards(job: Job, parts: Sequence[Part], progress: Callable[[int, int], None]) -> None:
@@ -82,6 +85,8 @@ def tokenise(job: Job, number: int, part: Part) -> int:
     splits_at = tokenizer.splits_at if job.tokenizer.kind == "file" and isinstance(tokenizer, FromFile) else None
     kind = token_type(job.tokenizer)
     tokens, sorter = dict.fromkeys(SPLITS, 0), _Sorter(job)
+    bytes_of, lost = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
+    hashes = {split: hashlib.sha256() for split in SPLITS}
     # Another process may be at the same part still: one whose coordinator was killed just now.
     names = {split: f"{number:05}.{split}.bin" for split in SPLITS}
     written = {split: job.folder / f".{name}.{os.getpid()}" for split, name in names.items()}
@@ -91,23 +96,37 @@ def tokenise(job: Job, number: int, part: Part) -> int:
             files = {split: stack.enter_context(path.open("wb")) for split, path in written.items()}
             for chunk in _chunks(part, sorter, splits_at):
                 encoded = tokenizer.encode([piece for piece, _, _ in chunk])
-                for ids, (_, split, ends) in zip(encoded, chunk, strict=True):
+                for ids, (piece, split, ends) in zip(encoded, chunk, strict=True):
                     ids = np.append(ids, EOD) if ends else ids
-                    files[split].write(ids.astype(kind).tobytes())
+                    raw = ids.astype(kind).tobytes()
+                    files[split].write(raw)
+                    hashes[split].update(raw)
                     tokens[split] += len(ids)
+                    bytes_of[split] += len(piece.encode())
+                    lost[split] += tokenizer.lost_bytes(piece, ids)
             for file in files.values():
                 file.flush()
                 os.fsync(file.fileno())
         for split, path in written.items():
             path.rename(job.folder / names[split])
-        hashes: dict[str, Any] = {split: np.array(found, dtype=np.uint64) for split, found in sorter.contents.items()}
-        np.savez(contents, **hashes)
+        of_documents: dict[str, Any] = {
+            split: np.array(found, dtype=np.uint64) for split, found in sorter.contents.items()
+        }
+        np.savez(contents, **of_documents)
+        digests = {names[split]: found.hexdigest() for split, found in hashes.items()}
+        digests[f"{number:05}.contents.npz"] = digest_of_file(contents)
         contents.rename(job.folder / f"{number:05}.contents.npz")
-        write_json(job.folder / f"{number:05}.json", {"cut": job.cut, "tokens": tokens, **sorter.counts()})
+        about = {"cut": job.cut, "tokens": tokens, "bytes": bytes_of, "lost_bytes": lost, "files": digests}
+        about |= {**sorter.counts(), "skipped": dict(part.skipped)}
+        write_json(job.folder / f"{number:05}.json", about)
     except OSError as error:
-        message = f"tokenising stopped: {error.strerror}: {error.filename}; finished parts are kept"
-        raise InputError(Problem(message, "corpus")) from None
+        raise InputError(stopped(error)) from None
     return number
+
+
+def stopped(error: OSError) -> Problem:
+    """What a disk that takes no more is called."""
+    return Problem(f"tokenising stopped: {error.strerror}: {error.filename}; finished parts are kept", "corpus")
 
 
 class _Sorter:
@@ -207,8 +226,12 @@ class Shards:
         return out
 
     def _tokens(self, shard: int, begin: int, count: int) -> np.ndarray:
-        file = os.open(f"{self.folder}/{shard:05}.{self.split}.bin", os.O_RDONLY)
+        path = self.folder / f"{shard:05}.{self.split}.bin"
+        file = os.open(path, os.O_RDONLY)
         try:
-            return np.frombuffer(os.pread(file, count * self._size, begin * self._size), self.kind)
+            raw = os.pread(file, count * self._size, begin * self._size)
         finally:
             os.close(file)
+        if len(raw) < count * self._size:
+            raise InputError(damaged(path, "is shorter than when it was opened"))
+        return np.frombuffer(raw, self.kind)

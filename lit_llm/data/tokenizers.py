@@ -7,7 +7,9 @@ import heapq
 import json
 import re
 import shutil
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,12 +33,22 @@ class Tokenizer(Protocol):
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]: ...
 
-    def decode(self, ids: Iterable[int]) -> str: ...
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the ids. Ids that stand for none are left out: the special ones, and those from `vocabulary` on,
+        which a model may have beside the tokenizer's (sentinels, modes, rows that pad its tables)."""
+        ...
 
     def byte_lengths(self) -> np.ndarray | None:
         """V: bytes of text that each id stands for, 0 for the special ones.
 
         None where ids do not add up to a text (WordPiece): there are no bits per byte then.
+        """
+        ...
+
+    def lost_bytes(self, text: str, ids: np.ndarray) -> int:
+        """Bytes of a text that its ids do not stand for: what the tokenizer has dropped, or does not know.
+
+        0 where `byte_lengths` is None.
         """
         ...
 
@@ -50,10 +62,14 @@ class Bytes:
         return [np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64) + len(SPECIAL) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
-        return bytes(i - len(SPECIAL) for i in ids if i >= len(SPECIAL)).decode(errors="replace")
+        known = (i for i in ids if len(SPECIAL) <= i < self.vocabulary)
+        return bytes(i - len(SPECIAL) for i in known).decode(errors="replace")
 
     def byte_lengths(self) -> np.ndarray:
         return np.array([0] * len(SPECIAL) + [1] * 256)
+
+    def lost_bytes(self, text: str, ids: np.ndarray) -> int:
+        return 0
 
 
 class FromFile:
@@ -92,7 +108,7 @@ class FromFile:
         return found
 
     def decode(self, ids: Iterable[int]) -> str:
-        known = (int(self._theirs[i]) for i in ids if i not in (EOD, BOS))
+        known = (int(self._theirs[i]) for i in ids if i not in (EOD, BOS) and i < self.vocabulary)
         return str(self._library.decode([i for i in known if i < self._layout.ids], skip_special_tokens=True))
 
     def splits_at(self, text: str, place: int) -> bool:
@@ -112,14 +128,43 @@ class FromFile:
         if length is None:
             return None
         model, lengths = self._content["model"], np.zeros(self.vocabulary, dtype=np.int64)
+        fallback = bool(model.get("byte_fallback"))
         added = {token["content"]: token.get("special") for token in self._content.get("added_tokens") or []}
         unknown = {self._tokens.get(model.get("unk_token")), model.get("unk_id"), self._layout.end, self._layout.begin}
         for token, index in self._tokens.items():
-            if index not in unknown and not added.get(token):
+            if index not in unknown and (not added.get(token) or (fallback and _BYTE.fullmatch(token))):
                 # An added token is written as it is, not in the model's alphabet.
-                lengths[index] = len(token.encode()) if token in added else length(token)
+                as_it_is = token in added and not (fallback and _BYTE.fullmatch(token))
+                lengths[index] = len(token.encode()) if as_it_is else length(token)
         lengths = lengths[self._theirs]
         return np.asarray(lengths)
+
+    def lost_bytes(self, text: str, ids: np.ndarray) -> int:
+        if self._lengths is None or not text:
+            return 0
+        normal = text if text.isascii() or not self._composes else unicodedata.normalize("NFC", text)
+        # A space that the tokenizer puts before a text is in its ids and not in the text.
+        before = self._put_before[text[0] == " "]
+        return max(0, len(normal.encode()) + before - int(self._lengths[ids].sum()))
+
+    @cached_property
+    def _lengths(self) -> np.ndarray | None:
+        return self.byte_lengths()
+
+    @cached_property
+    def _composes(self) -> bool:
+        return any(step["type"] == "NFC" for step in _steps(self._content.get("normalizer")))
+
+    @cached_property
+    def _put_before(self) -> tuple[int, int]:
+        """Characters that the tokenizer puts before a text that begins with none, and with a space."""
+        normalizer, pre_tokenizer = self._library.normalizer, self._library.pre_tokenizer
+        put = []
+        for text in ("a", " a"):
+            normal = normalizer.normalize_str(text) if normalizer else text
+            split = pre_tokenizer.pre_tokenize_str(normal) if pre_tokenizer else [(normal, ())]
+            put.append(sum(len(piece) for piece, _ in split) - len(text))
+        return put[0], put[1]
 
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
@@ -149,7 +194,11 @@ def _for_documents(content: dict[str, Any], closing: set[str]) -> dict[str, Any]
         model["vocab"] = [[name_of(piece), score] for piece, score in model["vocab"]]
     else:
         model["vocab"] = {name_of(token): index for token, index in model["vocab"].items()}
-    content["added_tokens"] = [{**token, "content": name_of(token["content"])} for token in added]
+    # Bytes to fall back on are pieces of the model: as special tokens they would be left out of what is decoded.
+    bytes_of_model = {token for token in model["vocab"] if _BYTE.fullmatch(token)} if model.get("byte_fallback") else {}
+    content["added_tokens"] = [
+        {**token, "content": name_of(token["content"])} for token in added if token["content"] not in bytes_of_model
+    ]
     return content
 
 

@@ -74,7 +74,7 @@ def likelihood(
     examples = [(tokens[:prefix], tokens[prefix:]) for _, _, tokens in documents]
     scored = score(model, examples, masks, batch_tokens=batch_tokens, progress=progress, opening=opening)
     nats = {number: float(found.sum()) for number, found in scored}
-    byte_lengths = data.tokenizer().byte_lengths()
+    byte_lengths = data.byte_lengths(*corpora)
     rows = [
         {
             "source": name,

@@ -29,7 +29,11 @@ class HeldOutExamples:
         byte_lengths: np.ndarray | None,
         split: str = "validation",
     ) -> None:
-        """count: examples, evenly spread over those of the split; byte_lengths: of each token, None where not known."""
+        """count: examples, evenly spread over those of the split; byte_lengths: of each token, None where not known.
+
+        There are no bits per byte where the tokenizer has lost some of the examples' text.
+        """
+        byte_lengths = None if examples.lost_bytes else byte_lengths
         self.masks, self.tasks, self.split = masks, examples.tasks, split
         self.places = spread(count, examples.count(split)).tolist()
         self.pairs = [examples.read(split, place) for place in self.places]

@@ -17,6 +17,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +73,16 @@ def evaluate_tasks(
     seed          draws the shots
 
     Metrics are `tasks/<task>/<metric>`, with `/<filter>` after it where a task has several ways to read an answer,
-    `tasks/<task>/questions`, and `tasks/<task>/truncated`: questions whose context lost something. A row is a question
-    with what the model answered, under one filter.
+    `tasks/<task>/questions`, and `tasks/<task>/truncated`: questions whose context lost something. Where there are any:
+    `tokenised_apart` counts answers that merge with their context into one token, `without_tokens` answers of no token
+    (an end of document stands for them), `lost_bytes` what the tokenizer loses of whole texts, whose perplexities are
+    then left out. A row is a question with what the model answered, under one filter.
 
     Raises InputError for a task that is not known, one whose data cannot be reached, and a suite whose task it is not.
     """
     _check_installed()
+    if max_length < 2:
+        raise InputError(Problem(f"{max_length} has no room for a context and an answer; at least 2", "max_length"))
     from lm_eval.evaluator import evaluate
 
     asked = asked_of(tasks, shots)
@@ -87,7 +92,7 @@ def evaluate_tasks(
         loaded = _loaded(asked, include_path, seed)
         harness = harness_model(model, tokenizer, max_length=max_length, masks=masks, batch_tokens=batch_tokens)
         results = evaluate(harness, loaded, limit=limit, bootstrap_iters=0)
-    return _found(results, harness.truncated)
+    return _found(results, harness)
 
 
 def harness_model(
@@ -197,6 +202,12 @@ class _Answering:
         self.max_length, self.batch_tokens = max_length, batch_tokens
         self.truncated: set[str] = set()
         """Contexts that lost their beginning."""
+        self.apart: set[tuple[str, str]] = set()
+        """(context, answer) whose answer merges with its context into one token: they are tokenised apart."""
+        self.without_tokens: set[tuple[str, str]] = set()
+        """(context, answer) whose answer has no token: an end of document stands for it."""
+        self.lost: dict[str, int] = {}
+        """Texts of which the tokenizer has lost bytes, and how many."""
         self._device = next(model.parameters()).device
         self._encode = functools.lru_cache(maxsize=4096)(lambda text: tokenizer.encode([text])[0].tolist())
 
@@ -214,15 +225,32 @@ class _Answering:
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
-        pairs = []
+        pairs: list[Pair] = []
+        counts = []
         for (text, answer), context, continuation in requests:
-            if len(continuation) > self.max_length:
-                message = f"an answer of {len(continuation)} tokens is longer than the {self.max_length} allowed"
-                raise InputError(Problem(message, "max_length"))
-            assert continuation, f"the tokenizer leaves no token to the answer {answer!r} after {text!r}"
             context = context[1:] if context[:1] == [BOS] else context  # the harness's way to say: no context
-            pairs.append((self._fitting(text, context, len(continuation)), continuation))
-        return score_pairs(self.model, pairs, self.masks, self.batch_tokens)
+            if not continuation:
+                self.without_tokens.add((text, answer))
+                continuation = [EOD]
+            before = len(pairs)
+            if len(continuation) > self.max_length:
+                self.truncated.add(text)
+                pairs += self._windows(continuation)
+            else:
+                pairs.append((self._fitting(text, context, len(continuation)), continuation))
+            counts.append(len(pairs) - before)
+        scores = iter(score_pairs(self.model, pairs, self.masks, self.batch_tokens))
+        found = []
+        for count in counts:
+            nats, greedy = zip(*(next(scores) for _ in range(count)), strict=True)
+            found.append((sum(nats), all(greedy)))
+        return found
+
+    def _windows(self, ids: list[int]) -> Iterator[Pair]:
+        """A long text in parts; before each but the first stands the token that goes before it."""
+        yield [], ids[: self.max_length]
+        for start in range(self.max_length, len(ids), self.max_length - 1):
+            yield [ids[start - 1]], ids[start : start + self.max_length - 1]
 
     def _fitting(self, text: str, context: list[int], room: int) -> list[int]:
         """The end of the context that leaves `room` tokens."""
@@ -232,14 +260,15 @@ class _Answering:
         return context[max(0, over) :]
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Of whole texts, in windows; before each but the first stands the token that goes before it."""
+        """Of whole texts, in windows."""
         pairs: list[Pair] = []
         counts = []
         for request in requests:
-            ids, before = self.tok_encode(request.args[0]), len(pairs)
-            pairs += [([], ids[: self.max_length])] if ids else []
-            for start in range(self.max_length, len(ids), self.max_length - 1):
-                pairs.append(([ids[start - 1]], ids[start : start + self.max_length - 1]))
+            text = request.args[0]
+            ids, before = self.tok_encode(text), len(pairs)
+            if lost := self.ids.lost_bytes(text, np.array(ids, dtype=np.int64)):
+                self.lost[text] = lost
+            pairs += self._windows(ids) if ids else []
             counts.append(len(pairs) - before)
         scores = iter(score_pairs(self.model, pairs, self.masks, self.batch_tokens))
         return [sum(next(scores)[0] for _ in range(count)) for count in counts]
@@ -262,7 +291,8 @@ class _Answering:
         # Half of the length at most, so that some of the context is left.
         most = max(1, min(int(options.get("max_gen_toks", NEW_TOKENS)), self.max_length // 2))
         prompts = [self._fitting(text, self.tok_encode(text), most) for text in contexts]
-        sampling, decoder = _sampling(options), not self.model.config.encoder
+        sampling = replace(_sampling(options), vocabulary=self.ids.vocabulary)
+        decoder = not self.model.config.encoder
         found = [""] * len(prompts)
         todo = list(range(len(prompts)))
         # Generation knows no strings. Most answers are short: what has not ended is written anew, at more length.
@@ -295,7 +325,24 @@ def _model_class() -> type[Any]:
     from lm_eval.api.model import TemplateLM
 
     class Model(_Answering, TemplateLM):  # type: ignore[misc, unused-ignore]
-        """Its requests in text become requests in tokens by the harness's own methods."""
+        """Its requests in text become requests in tokens as the harness's model for transformers makes them."""
+
+        def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+            asked = []
+            for context, answer in (request.args for request in requests):
+                pair = self._encode_pair(context, answer) if context else ([], self.tok_encode(answer))
+                asked.append(((context, answer), *pair))
+            return self._loglikelihood_tokens(asked)
+
+        def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+            """Cut where the context's own tokens end. Where that leaves the answer none, the parts are tokenised apart,
+            as the harness does for encoder-decoders."""
+            pair: tuple[list[int], list[int]] = super()._encode_pair(context, continuation)
+            words = context.rstrip()  # spaces before an answer belong to it, as in the harness
+            if not pair[1] and (apart := self.tok_encode(context[len(words) :] + continuation)):
+                self.apart.add((context, continuation))
+                return self.tok_encode(words), apart
+            return pair
 
     return Model
 
@@ -384,7 +431,11 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _found(results: Mapping[str, Any], truncated: set[str]) -> Found:
+_OF_A_TEXT = ("word_perplexity", "byte_perplexity", "bits_per_byte")
+"""Metrics that divide the loss of the tokens by the size of the text."""
+
+
+def _found(results: Mapping[str, Any], harness: _Answering) -> Found:
     metrics: dict[str, float] = {}
     for task, values in results["results"].items():
         for key, value in values.items():
@@ -393,15 +444,23 @@ def _found(results: Mapping[str, Any], truncated: set[str]) -> Found:
                 metrics["/".join(["tasks", task, metric, *([way] if way != "none" else [])])] = float(value)
     rows = []
     for task, samples in results["samples"].items():
-        own = [_row(task, sample, truncated) for sample in samples]
-        questions = {row["question"]: row["truncated"] for row in own}
+        own = [_row(task, sample, harness) for sample in samples]
+        questions = {row["question"]: row for row in own}
         metrics[f"tasks/{task}/questions"] = float(len(questions))
-        metrics[f"tasks/{task}/truncated"] = float(sum(questions.values()))
+        metrics[f"tasks/{task}/truncated"] = float(sum(row["truncated"] for row in questions.values()))
+        for what in ("tokenised_apart", "without_tokens", "lost_bytes"):
+            if count := sum(row[what] for row in questions.values()):
+                metrics[f"tasks/{task}/{what}"] = float(count)
+        if f"tasks/{task}/lost_bytes" in metrics:
+            for name in _OF_A_TEXT:
+                metrics.pop(f"tasks/{task}/{name}", None)
         rows += own
     return Found(metrics, rows)
 
 
-def _row(task: str, sample: Mapping[str, Any], truncated: set[str]) -> dict[str, Any]:
+def _row(task: str, sample: Mapping[str, Any], harness: _Answering) -> dict[str, Any]:
+    arguments = sample["arguments"]
+    pairs = [(each[0], each[1]) for each in arguments if len(each) == 2 and isinstance(each[1], str)]
     plain = {
         "task": task,
         "question": sample["doc_id"],
@@ -409,7 +468,10 @@ def _row(task: str, sample: Mapping[str, Any], truncated: set[str]) -> dict[str,
         "prompt_hash": sample["prompt_hash"],
         "target": sample["target"],
         "answers": sample["filtered_resps"],
-        "truncated": any(arguments[0] in truncated for arguments in sample["arguments"]),
+        "truncated": any(each[0] in harness.truncated for each in arguments),
+        "tokenised_apart": sum(pair in harness.apart for pair in pairs),
+        "without_tokens": sum(pair in harness.without_tokens for pair in pairs),
+        "lost_bytes": sum(harness.lost.get(each[0], 0) for each in arguments),
         **{metric: sample[metric] for metric in sample["metrics"]},
     }
     row = json.loads(json.dumps(plain, default=lambda value: value.item() if hasattr(value, "item") else str(value)))

@@ -96,7 +96,7 @@ class Validation:
         self.continues = continues(family)
         vocabulary, size = data.config.tokenizer.vocabulary, data.config.batch_size
         opening = objective.opening(length, vocabulary)
-        byte_lengths = data.tokenizer().byte_lengths()
+        byte_lengths = data.byte_lengths()
 
         def batches(windows: np.ndarray, way: Objective, before: Sequence[int]) -> list[Batch]:
             # What they draw is drawn once, by a seed that all arms share.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -54,7 +54,10 @@ def written(
     prefix: Literal["causal", "bidirectional"] = "causal",
     begin: int = BOS,
 ) -> list[str]:
-    """What a model writes after each prompt, up to an end of document. begin: the token that a text begins with."""
+    """What a model writes after each prompt, up to an end of document, in the tokenizer's tokens alone.
+
+    begin: the token that a text begins with.
+    """
     from lit_llm.generation import generate
 
     ids = [found.tolist() for found in tokenizer.encode(list(prompts))]
@@ -62,7 +65,7 @@ def written(
         model,
         ids,
         max_new_tokens=max_new_tokens,
-        sampling=sampling,
+        sampling=replace(sampling, vocabulary=tokenizer.vocabulary),
         prefix=prefix,
         batch_size=batch_size,
         begin=begin,

@@ -159,9 +159,12 @@ def _held_out_examples(experiment: Experiment, store: Store) -> Iterator[_Judged
 
 
 def _texts(experiment: Experiment, store: Store, data: Prepared) -> Iterator[_Judged]:
+    from lit_llm.data.checksums import is_complete
     from lit_llm.data.prepare import open_held_out
 
-    digests = {name: digest for name, digest in digests_of_texts(experiment).items() if (store.data / digest).is_dir()}
+    digests = {
+        name: digest for name, digest in digests_of_texts(experiment).items() if is_complete(store.data / digest)
+    }
     remedy = (
         "take them out, or name the very files that were trained on: of these the documents are read that were held out"
     )

@@ -24,6 +24,7 @@ from lit_llm.config.tree import (
     tree,
     without,
 )
+from lit_llm.data.config import expanded
 from lit_llm.experiment.config import Experiment
 from lit_llm.interop.checkpoint import MODEL, WEIGHTS, digest_of_checkpoint, digest_of_tokenizer
 from lit_llm.models.resolve import STACKS, resolve_model
@@ -117,6 +118,38 @@ def _find(name: str, folder: Path, mark: Mark | None, key: str = "extends") -> P
         return path.resolve()
     hint = did_you_mean(name, [*preset_names(), *(path.name for path in folder.glob("*.yaml"))])
     raise InputError(Problem(f"there is no preset and no file {name!r}{hint}", key if mark else "", mark))
+
+
+_TEXTS = ("data", "corpora")
+"""Sections that name files of text and tokenizers."""
+
+
+def with_places(node: Node, of_text: bool = False) -> Node:
+    """The tree with the files of texts and tokenizers where they lie: relative to the file that names them, as
+    `extends` is; those of a preset and of `-o` relative to the working directory."""
+    if isinstance(node.value, list):
+        return Node([with_places(item, of_text) for item in node.value], node.mark)
+    if not isinstance(node.value, dict):
+        return node
+    kind = node.value.get(KIND)
+    items = {}
+    for key, item in node.value.items():
+        if of_text and key == "files" and isinstance(item.value, list):
+            items[key] = Node([_placed(name) for name in item.value], item.mark)
+        elif of_text and key == "path":
+            items[key] = _placed(item, if_there=kind is not None and kind.value == "huggingface")
+        else:
+            items[key] = with_places(item, of_text or key in _TEXTS)
+    return Node(items, node.mark)
+
+
+def _placed(name: Node, if_there: bool = False) -> Node:
+    """A path or a glob, absolute. if_there: leave it as it is where nothing lies there, for it may be no path."""
+    folder = _folder(name.mark).absolute()
+    if not isinstance(name.value, str) or folder in (PRESETS, Path.cwd()) or os.path.isabs(expanded(name.value)):
+        return name
+    path = os.path.normpath(folder / expanded(name.value))
+    return name if if_there and not os.path.exists(path) else Node(path, name.mark)
 
 
 SIDES = ("encoder", "decoder")
@@ -213,7 +246,7 @@ def validate_experiment(node: Node, changes_checked: bool = False) -> Experiment
     changes_checked: an override of a model address that changes nothing is an error too. Off for trees with a study's
     factors, whose first level often is what holds already.
     """
-    experiment = validate(Experiment, node)
+    experiment = validate(Experiment, with_places(node))
     if changes_checked and (problems := idle_overrides(node, experiment)):
         raise InputError(*problems)
     return experiment

@@ -13,7 +13,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sampling:
-    """Temperature first, then the `top_k` most probable tokens, then of these the nucleus of mass `top_p`."""
+    """Of the ids below `vocabulary`: temperature first, then the `top_k` most probable tokens, then of these the
+    nucleus of mass `top_p`."""
 
     temperature: float = 0.0
     """Logits are divided by it. 0 is greedy: always the most probable token, the lower id of equal ones."""
@@ -23,6 +24,9 @@ class Sampling:
     """Draw from the fewest most probable tokens that together reach this mass (nucleus, arXiv 1904.09751)."""
     seed: int = 0
     """What is drawn for a prompt depends on this, on the prompt's index and on the step, and on nothing else."""
+    vocabulary: int | None = None
+    """Choose among the ids below it: those of the tokenizer. A model may have more, which stand for no text: sentinels,
+    modes, rows that pad its tables. None: all ids of the model."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
@@ -31,10 +35,13 @@ class Sampling:
             raise ValueError(f"top_k: {self.top_k} leaves no token; at least 1, or None for all")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p: {self.top_p} is not a mass in (0, 1]; 1 for all tokens")
+        if self.vocabulary is not None and self.vocabulary < 1:
+            raise ValueError(f"vocabulary: {self.vocabulary} leaves no token; at least 1, or None for all")
 
 
 def choose(logits_BV: Tensor, sampling: Sampling, prompts: Sequence[int], step: int) -> Tensor:
     """B ids, one for each row; `prompts`: the index of each row's prompt, which with the seed and `step` decides."""
+    logits_BV = logits_BV[:, : sampling.vocabulary]
     if sampling.temperature == 0:
         return logits_BV.argmax(dim=-1)
     shares_BV = shares(logits_BV, sampling)

@@ -43,6 +43,9 @@ class Architecture:
     """Beginnings of names of tensors that are no part of the network as we have it."""
 
 
+BUFFERS = ("rotary_emb.inv_freq",)
+"""Ends of names of tensors that older files hold beside the parameters: they follow from the config.json."""
+
 _IMAGES = ("model.encoder.vision_tower.", "model.encoder.multi_modal_projector.")
 EOI = "model.encoder.embed_tokens.eoi_embedding"
 """T5Gemma 2's input for the token that ends an image, instead of that token's row."""

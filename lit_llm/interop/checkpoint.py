@@ -26,7 +26,7 @@ from lit_llm.config.section import validate
 from lit_llm.config.tree import Node, read_file, to_yaml, tree
 from lit_llm.data import tokenizer_file
 from lit_llm.data.config import FileTokenizer, identity_of
-from lit_llm.interop.architectures import ARCHITECTURES, Architecture, ModelFile, checked
+from lit_llm.interop.architectures import ARCHITECTURES, BUFFERS, Architecture, ModelFile, checked
 from lit_llm.interop.asked import Asked
 from lit_llm.interop.weights import Tensors, compare, read_json
 from lit_llm.models.config import ModelConfig
@@ -58,7 +58,7 @@ def import_checkpoint(folder: Path, out: Path) -> ModelConfig:
     layout = tokenizer_file.read(tokenizer) if tokenizer.is_file() else None
     state = _state(Tensors(folder), architecture, resolve_model(model))
     fits = layout is not None and layout.vocabulary <= model.vocabulary
-    read_by = {"path": str(out / TOKENIZER), **ends_of(tokenizer, layout)} if layout and fits else None
+    read_by = {"path": TOKENIZER, **ends_of(tokenizer, layout)} if layout and fits else None
     with new_folder(out) as work:
         write_folder(work, model, state, read_by, f"{architecture.model}, imported from {folder}")
         shutil.copyfile(folder / SOURCE, work / SOURCE)
@@ -100,7 +100,7 @@ def _state(tensors: Tensors, architecture: Architecture, model: ResolvedModel) -
     found = {
         name: shape
         for name, shape in tensors.shapes.items()
-        if name not in twice and not (ignored and name.startswith(ignored))
+        if name not in twice and not name.endswith(BUFFERS) and not (ignored and name.startswith(ignored))
     }
     expected = {theirs: _stacked([shapes[name] for name in ours]) for theirs, ours in names.items()}
     problems = [*compare(expected, found, architecture.model)]

@@ -82,7 +82,7 @@ def _export(
             shutil.copyfile(tokenizer, work / TOKENIZER)
         if differs:
             read_by = None if tokenizer is None or layout is None else ends_of(tokenizer, layout)
-            place = None if read_by is None else {"path": str(out / TOKENIZER), **read_by}
+            place = None if read_by is None else {"path": TOKENIZER, **read_by}
             write_folder(work, config, state, place, "Exported by lit-llm")
             return f"model.yaml and weights.safetensors, not for transformers: {_outside(architecture, differs)}"
         _write(work, architecture, model, values, state)

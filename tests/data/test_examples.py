@@ -227,3 +227,18 @@ def test_the_loss_is_on_the_targets_alone_and_the_prefix_is_the_input(tmp_path):
 def test_a_section_that_could_not_work_is_refused(tmp_path, keys, message):
     with pytest.raises(InputError, match=message):
         config(numbered(tmp_path / "a.jsonl"), **keys)
+
+
+def test_equal_examples_are_in_one_split_and_alike_ones_need_not_be(tmp_path):
+    """Questions of one template share nearly all runs of words, and none is left out. Equal ones are on one side."""
+    asked = "Answer the question about the number that is written at the end of this line, please: {}"
+    records = [{"inputs": asked.format(n), "targets": f"It is {n}"} for n in range(60)]
+    records += [{"inputs": f"  {record['inputs'].upper()}", "targets": f"{record['targets']} "} for record in records]
+    examples = prepared(
+        config(write(tmp_path / "a.jsonl", records), input_length=200, target_length=20, validation_fraction=0.3),
+        tmp_path,
+    )
+    assert sum(examples.count(split) for split in SPLITS) == len(records)
+    sides = [set(examples.contents(split).tolist()) for split in SPLITS]
+    assert sum(map(len, sides)) == 60 == len(set.union(*sides))
+    assert all(sides[:2])

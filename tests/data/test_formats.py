@@ -284,7 +284,10 @@ def test_a_row_without_text_is_told_with_its_row_group(tmp_path):
     records[16]["text"] = None  # row groups hold seven rows
     path = write(tmp_path / "a.parquet", records)
     corpus = opened(path)
-    assert told(lambda: list(corpus)) == f"corpus: {path} row group 2, row 2: column 'text' has no text"
+    assert (
+        told(lambda: list(corpus))
+        == f"corpus: {path} row group 2, row 2: column 'text' has no text; `skip_missing: true` leaves such records out"
+    )
     assert len(list(opened(path, where={"meta.even": False}))) == 10  # what is skipped needs none
 
 

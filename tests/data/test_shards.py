@@ -19,8 +19,8 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from lit_llm.config.problems import InputError, Problem
-from lit_llm.data import corpora, processes, shards, tokenizers
-from lit_llm.data.config import DataConfig
+from lit_llm.data import corpora, formats, processes, shards, tokenizers
+from lit_llm.data.config import DataConfig, JsonLines
 from lit_llm.data.prepare import prepare
 from lit_llm.data.shards import Shards
 from lit_llm.data.splits import SPLITS
@@ -136,8 +136,8 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from lit_llm.config.problems import InputError
-from lit_llm.data import corpora, processes, shards, tokenizers
-from lit_llm.data.config import DataConfig
+from lit_llm.data import corpora, formats, processes, shards, tokenizers
+from lit_llm.data.config import DataConfig, JsonLines
 from lit_llm.data.prepare import prepare
 
 corpora.PART = int(sys.argv[3])
@@ -284,16 +284,22 @@ def test_workers_do_not_load_torch(documents, tmp_path, start):
 # --- what a user hears ---------------------------------------------------------------------------------------------
 
 
-def test_an_unreadable_document_is_told_by_a_worker_as_it_is_told_here(tmp_path, monkeypatch, small_parts):
-    folder = write_documents(tmp_path / "texts", 60, 200)
-    (folder / "030.txt").write_bytes(b"\xff broken")
+def test_an_unreadable_document_is_told_by_a_worker_as_it_is_told_here(tmp_path, monkeypatch):
+    monkeypatch.setattr(formats, "PART", 5000)
+    texts = [path.read_text() for path in sorted(write_documents(tmp_path / "texts", 60, 200).iterdir())]
+    lines = [json.dumps({"text": text}) for text in texts]
+    lines[30] = '{"text": "broken'
+    file = tmp_path / "all.jsonl"
+    file.write_text("\n".join(lines))
+    plain = config(tmp_path, near_duplicates="keep")  # signing would read it before
+    asked = plain.model_copy(update={"corpus": JsonLines(files=(str(file),))})
     said = []
     for count in (1, 2):
         monkeypatch.setattr(processes, "cores", lambda count=count: count)
         with pytest.raises(InputError) as caught:
-            prepare(config(folder, near_duplicates="keep"), tmp_path / str(count))  # which would read it before
-        said.append(caught.value.problems)
-    assert said[0] == said[1] == [Problem("is not UTF-8 (byte 0); convert it first", f"corpus.files: {folder}/030.txt")]
+            prepare(asked, tmp_path / str(count))
+        said.append([(problem.key, problem.message[:11]) for problem in caught.value.problems])
+    assert said[0] == said[1] == [(f"corpus: {file}:31", "is not JSON")]
     assert list((tmp_path / "1").glob(".*/00000.json"))  # what was done before is kept
 
 

@@ -17,6 +17,8 @@ from lit_llm.config.tree import tree
 from lit_llm.data.tokenizers import SPECIAL, Bytes, FromFile, train_bpe
 from lit_llm.evaluation.harness import evaluate_tasks, harness_model, score_pairs
 from lit_llm.evaluation.suites import REDLLM, write_gloss_tasks
+from lit_llm.experiment import finished
+from lit_llm.generation import Sampling
 from lit_llm.models.build import build_model
 from lit_llm.models.config import DecoderDecoderModel, DecoderModel, EncoderDecoderModel
 from lit_llm.objectives.config import BOS, EOD, MasksConfig
@@ -391,7 +393,7 @@ def test_shots_are_set_by_name(decllm, tokenizer, folder):
         ),
         ({"shots": {"glosses_chose": 2}}, "'glosses_chose' is not among the tasks - did you mean 'glosses_choose'?"),
         ({"shots": 31}, "shots: 'glosses_choose' has 30 examples to draw 31 shots from"),
-        ({"max_length": 1}, "max_length: an answer of 4 tokens is longer than the 1 allowed"),
+        ({"max_length": 1}, "max_length: 1 has no room for a context and an answer; at least 2"),
         ({"include_path": "nowhere"}, "nowhere has no task files"),
     ],
 )
@@ -440,3 +442,95 @@ def test_bytes_serve_as_tokens_too(folder):
     model = build(DecoderModel, Bytes.vocabulary, decoder={"layers": 1})
     found = run(model, Bytes(), folder, ["glosses_letter"], limit=3)
     assert found.metrics["tasks/glosses_letter/questions"] == 3
+
+
+@pytest.mark.parametrize("kind", ["bytes", "file"])
+def test_a_model_with_more_ids_than_its_tokenizer_writes_text(kind, tokenizer, folder):
+    """Sentinels, modes and rows that pad a table: half of the ids here, and the likeliest ones."""
+    ids = Bytes() if kind == "bytes" else tokenizer
+    model = build(DecoderModel, 2 * ids.vocabulary, decoder={"layers": LAYERS})
+    with torch.no_grad():
+        model.embedding.weight[ids.vocabulary :] *= 20
+    harness = harness_model(model, ids, max_length=64)
+    (answer,) = harness.generate_until([asking("generate_until", "Say", {"until": [], "max_gen_toks": 12})])
+    assert [answer] == finished.written(model, ids, ["Say"], 12, Sampling())
+    assert any(finished.written(model, ids, ["Say"] * 4, 12, Sampling(temperature=1.0)))
+    beyond = list(range(ids.vocabulary - 3, 2 * ids.vocabulary))
+    assert ids.decode(beyond) == ids.decode(beyond[:3])
+
+
+@pytest.fixture(scope="module")
+def merging(tokenizer):
+    """A word in two parts that are one token together."""
+    parts = ((word[:place], word[place:]) for word in WORDS for place in range(1, len(word)))
+    return next((left, right) for left, right in parts if len(tokenizer.encode([left + right])[0]) == 1)
+
+
+@pytest.mark.parametrize("family", ["decllm", "redllm"])
+def test_an_answer_without_a_token_of_its_own_is_scored_and_named(family, tokenizer, merging, request):
+    """One that merges with its context is tokenised apart, one of no token is an end of document."""
+    model, (left, right) = request.getfixturevalue(family), merging
+    harness = harness_model(model, tokenizer, max_length=64)
+    found = harness.loglikelihood([asking("loglikelihood", *pair) for pair in [merging, ("the", ""), ("", "")]])
+    ids = [part.tolist() for part in tokenizer.encode([left, right, "the"])]
+    expected = [plain(model, ids[0], ids[1])[0], plain(model, ids[2], [EOD])[0], plain(model, [], [EOD])[0]]
+    assert [nats for nats, _ in found] == [pytest.approx(nats, abs=1e-4) for nats in expected]
+    assert harness.apart == {merging}
+    assert harness.without_tokens == {("the", ""), ("", "")}
+
+
+def test_answers_without_tokens_end_no_task_and_are_counted(decllm, tokenizer, folder, merging, tmp_path):
+    left, right = merging
+    records = [
+        {"inputs": left, "choices": [right, "tea"], "answer": 0},
+        {"inputs": "Which", "choices": ["", "tea"], "answer": 1},
+        {"inputs": "Which", "choices": ["oil", "tea"], "answer": 1},
+    ]
+    (tmp_path / "odd.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    task = {
+        "task": "odd",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "odd.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "inputs",
+        "doc_to_choice": "choices",
+        "doc_to_target": "answer",
+        "target_delimiter": "",
+        "metric_list": [{"metric": "acc"}],
+    }
+    (tmp_path / "odd.yaml").write_text(yaml.safe_dump(task))
+    found = evaluate_tasks(decllm, tokenizer, ["odd"], max_length=64, include_path=tmp_path)
+    assert [found.metrics[f"tasks/odd/{name}"] for name in ("questions", "tokenised_apart", "without_tokens")] == [
+        3,
+        1,
+        1,
+    ]
+    assert [(row["tokenised_apart"], row["without_tokens"]) for row in found.rows] == [(1, 0), (0, 1), (0, 0)]
+
+
+def test_an_answer_longer_than_the_length_is_scored_in_windows(decllm, tokenizer):
+    answer = " ".join(WORDS)
+    ids = tokenizer.encode([answer])[0].tolist()
+    harness = harness_model(decllm, tokenizer, max_length=8)
+    ((nats, _),) = harness.loglikelihood([asking("loglikelihood", "Say:", answer)])
+    windows = [plain(decllm, [], ids[:8])[0]]
+    windows += [plain(decllm, [ids[start - 1]], ids[start : start + 7])[0] for start in range(8, len(ids), 7)]
+    assert nats == pytest.approx(sum(windows), abs=1e-3)
+    assert harness.truncated == {"Say:"}
+
+
+def test_no_perplexity_is_told_over_what_a_tokenizer_has_left_of_a_text(decllm, folder):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    library = Tokenizer(models.BPE({letter: number for number, letter in enumerate("abcdefghijklmnop")}, []))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.save(str(folder / "few.json"))
+    found = run(decllm, FromFile(folder / "few.json", None, None), folder, ["some_text"])
+    texts = [json.loads(line)["text"] for line in (folder / "tasks" / "text.jsonl").open()]
+    lost = sum(letter not in "abcdefghijklmnop" for text in texts for letter in text)
+    assert found.metrics == {
+        "tasks/some_text/questions": 3,
+        "tasks/some_text/truncated": 0,
+        "tasks/some_text/lost_bytes": lost,
+    }

@@ -139,3 +139,14 @@ def test_a_draw_depends_on_seed_prompt_and_step_alone():
 def test_settings_that_cannot_be_are_refused(setting, message):
     with pytest.raises(ValueError, match=message):
         Sampling(**setting)
+
+
+def test_ids_beyond_the_tokenizers_are_not_chosen_unless_they_are_asked_for():
+    """The likeliest token of LOGITS is 6: with the ids below 6 alone, greedy takes 1, and shares are those of six."""
+    assert choose(LOGITS[None], Sampling(), [0], 0).tolist() == [6]
+    assert choose(LOGITS[None], Sampling(vocabulary=6), [0], 0).tolist() == [1]
+    counts = np.bincount(draws(Sampling(temperature=1.0, vocabulary=6)), minlength=V)
+    assert not counts[6:].any()
+    assert chisquare(counts[:6], DRAWS * softmax(LOGITS[:6].numpy())).pvalue > 1e-6
+    with pytest.raises(ValueError, match="vocabulary: 0 leaves no token"):
+        Sampling(vocabulary=0)

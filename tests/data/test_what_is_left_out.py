@@ -1,0 +1,106 @@
+"""Text that cannot be read is refused all at once, before anything is tokenised, or left out where one asks for it."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from pydantic import ValidationError
+
+from lit_llm.config.problems import InputError
+from lit_llm.data.config import DataConfig, JsonLines, Parquet, TextFiles
+from lit_llm.data.corpora import open_corpus
+from lit_llm.data.prepare import prepare
+
+
+def refused(config):
+    with pytest.raises(InputError) as error:
+        list(open_corpus(config))
+    return [str(problem) for problem in error.value.problems]
+
+
+@pytest.fixture
+def latin(tmp_path):
+    """Thirty files of text, two of them in Latin-1."""
+    for number in range(30):
+        text = f"größe {number} " * 20
+        (tmp_path / f"{number:02}.txt").write_bytes(text.encode("latin-1" if number in (3, 7) else "utf-8"))
+    return tmp_path
+
+
+def test_all_files_of_another_encoding_are_told_when_the_corpus_is_opened(latin):
+    with pytest.raises(InputError) as error:
+        open_corpus(TextFiles(files=(f"{latin}/*.txt",)))
+    assert [problem.key for problem in error.value.problems] == [f"corpus.files: {latin}/{n}.txt" for n in ("03", "07")]
+    assert "is not UTF-8 (byte 2); name its `encoding`" in error.value.problems[0].message
+
+
+def test_an_encoding_is_read_and_one_that_does_not_exist_is_told(latin):
+    file = str(latin / "03.txt")
+    (text,) = open_corpus(TextFiles(files=(file,), encoding="latin-1"))
+    assert text.startswith("größe 3")
+    for name in ("utf-9", "hex"):
+        with pytest.raises(ValidationError, match="is no encoding"):
+            TextFiles(files=(file,), encoding=name)
+    plain, named = TextFiles(files=(file,), errors="skip"), TextFiles(files=(file,), encoding="latin1")
+    assert "none of these files is utf-8" in refused(plain)[0]
+    assert open_corpus(named).digest == open_corpus(TextFiles(files=(file,), encoding="latin-1")).digest
+
+
+def prepared(corpus, root):
+    data = {"corpus": corpus, "tokenizer": "bytes", "sequence_length": 8, "batch_size": 2, "near_duplicates": "keep"}
+    data = prepare(DataConfig.model_validate(data | {"validation_fraction": 0.2, "test_fraction": 0.2}), root)
+    return json.loads((data.sources[0].folder / "meta.json").read_text())
+
+
+def test_files_that_are_left_out_are_counted(latin):
+    meta = prepared({"kind": "text", "files": [f"{latin}/*.txt"], "errors": "skip"}, latin / "root")
+    assert meta["skipped"] == {"without_text": 0, "undecodable": 2}
+    assert meta["documents"] == 28
+
+
+def lines(path, *, missing=True, broken=True):
+    rows = [json.dumps({"text": f"document {number}"}).encode() for number in range(30)]
+    rows += [b'{"id": 3}', b'{"text": null}'] * missing + ['{"text": "größe"}'.encode("latin-1")] * broken
+    path.write_bytes(b"\n".join(rows))
+    return str(path)
+
+
+def test_records_without_text_and_lines_of_another_encoding_are_left_out_where_one_asks_for_it(tmp_path):
+    both = lines(tmp_path / "both.jsonl")
+    corpus = {"kind": "jsonl", "files": [both], "skip_missing": True, "errors": "skip"}
+    meta = prepared(corpus, tmp_path / "root")
+    assert meta["skipped"] == {"without_text": 2, "undecodable": 1}
+    assert meta["documents"] == 30
+    assert "has no text under 'text'" in refused(JsonLines(files=(both,)))[0]
+    assert "`skip_missing: true`" in refused(JsonLines(files=(both,)))[0]
+    assert "`errors: skip`" in refused(JsonLines(files=(lines(tmp_path / "b.jsonl", missing=False),)))[0]
+
+
+def test_rows_without_text_are_left_out_where_one_asks_for_it(tmp_path):
+    path = str(tmp_path / "a.parquet")
+    pa.parquet.write_table(pa.table({"text": ["one", None, "two"]}), path)
+    assert "`skip_missing: true`" in refused(Parquet(files=(path,)))[0]
+    documents = open_corpus(Parquet(files=(path,), skip_missing=True))
+    assert list(documents) == ["one", "two"]
+    pa.parquet.write_table(pa.table({"text": pa.array([None, None], pa.string())}), path)
+    assert "hold no documents" in refused(Parquet(files=(path,), skip_missing=True))[0]
+
+
+LONG_WINDOW = bytes.fromhex(
+    "28b52ffd0090450100d07b2274657874223a2022646f632030227d0a3132333435227d0a05006016301f98199885926718"
+)
+
+
+def test_a_window_that_is_too_long_is_called_so(tmp_path):
+    """Written by `zstd --long=31`."""
+    path = tmp_path / "long.jsonl.zst"
+    path.write_bytes(LONG_WINDOW)
+    assert "window of more than 128 MiB (zstd --long)" in refused(JsonLines(files=(str(path),)))[0]
+
+
+def test_a_home_and_variables_stand_for_what_they_are_in_a_shell(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "x.txt").write_text("text")
+    for written in ("~/x.txt", "$HOME/*.txt"):
+        assert list(open_corpus(TextFiles(files=(written,)))) == ["text"]
