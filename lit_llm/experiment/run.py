@@ -42,6 +42,7 @@ def _run_claimed(stage: Stage, store: Store, should_stop: Callable[[], bool], ju
     stage.set_state("running")
     try:
         from lit_llm.experiment.stages import STAGES
+        from lit_llm.training.checkpoints import remove_checkpoints
 
         frozen = thaw(stage)
         result = STAGES[frozen.kind](frozen, stage, store, should_stop, judge)
@@ -54,8 +55,7 @@ def _run_claimed(stage: Stage, store: Store, should_stop: Callable[[], bool], ju
         stage.set_state("interrupted", result["error"])
     else:
         stage.finish(result)
-        # Optimiser state is of use to a resume only, and there is none after a result.
-        (stage.checkpoints / "last.ckpt").unlink(missing_ok=True)
+        remove_checkpoints(stage.checkpoints)
     return result["state"]
 
 
