@@ -15,12 +15,13 @@ from lit_llm.ablation.early import check_held_out, check_leaks
 from lit_llm.ablation.mirrored import answered, description, record, tags_of
 from lit_llm.ablation.palette import looks_of
 from lit_llm.ablation.plan import PLAN, Plan, plan, remembered
-from lit_llm.ablation.runs import Run, Step, comparison_of, note_comparison, register_analysis, runs_of
+from lit_llm.ablation.runs import Run, Step, comparison_of, left_out, note_comparison, register_analysis, runs_of
 from lit_llm.analysis.comparison import Comparison
 from lit_llm.config.problems import InputError, Problem, did_you_mean
 from lit_llm.data.sources import blamed_at
 from lit_llm.experiment.config import Experiment
-from lit_llm.experiment.frozen import freeze
+from lit_llm.experiment.finished import has_lost_weights
+from lit_llm.experiment.frozen import freeze, is_frozen
 from lit_llm.experiment.identity import digest_of_examples, identity_of_data, read_corpora_again
 from lit_llm.experiment.run import run_one
 from lit_llm.launch import Interrupted, Outcome, Task, run_tasks, stop_requested
@@ -192,9 +193,16 @@ def _execute_round(
     chosen: list[Run], rerun: Rerun | None, store: Store, slots: int, watcher: Watcher, follower: MirrorThread
 ) -> bool:
     """Run what these runs need; returns whether it was interrupted."""
+    for line in left_out(chosen) if rerun != "failed" else ():
+        watcher.message(line)
     todo = _todo(chosen, rerun, watcher)
     for run, step in todo:
         freeze(store, step.link, run.experiment)
+    for run in chosen:
+        for step in run.steps:
+            if step.stage.result() is not None and not is_frozen(step.stage):
+                freeze(store, step.link, run.experiment)
+                watcher.message(f"{step.stage.config_file} was damaged or missing; it is written again")
     watcher.launching(chosen, list({run.name: run for run, _ in todo}.values()), slots)
     return _execute(todo, store, slots, watcher, follower)
 
@@ -310,7 +318,8 @@ def prepare_data(experiments: Iterable[Experiment], store: Store, watcher: Watch
 def _todo(runs: list[Run], rerun: Rerun | None, watcher: Watcher) -> list[Work]:
     """The stages to execute, each computation once, parents before children.
 
-    What begins with a stage that is repeated is repeated, what begins with one that did not end well is left.
+    What begins with a stage that is repeated is repeated, what begins with one that did not end well is left. A stage
+    that is computed again because a file of it is damaged gives what it gave before: what begins with it stays.
     """
     todo: dict[str, Work] = {}
     repeated: set[str] = set()
@@ -325,13 +334,18 @@ def _todo(runs: list[Run], rerun: Rerun | None, watcher: Watcher) -> list[Work]:
                 lost.add(name)
                 continue
             final = state in FINAL
-            if parents & repeated or (final and rerun == "stale" and run.stale_at(step)):
+            damaged = final and rerun == "failed" and has_lost_weights(step.stage)
+            if damaged:
+                with suppress(Busy):
+                    step.stage.forget()
+            elif parents & repeated or (final and rerun == "stale" and run.stale_at(step)):
                 if state != "pending":
                     with suppress(Busy):  # another study has begun to repeat it
                         step.stage.forget()
                 repeated.add(name)
             elif final:
-                if run.stale_at(step):  # what is left to do after it, an evaluation that was added, begins with it
+                # What is left to do after it, an evaluation that was added, begins with it.
+                if not parents & todo.keys() and run.stale_at(step):
                     skipped["stale"].add(run.name)
                 if state != "done":
                     lost.add(name)
@@ -341,7 +355,8 @@ def _todo(runs: list[Run], rerun: Rerun | None, watcher: Watcher) -> list[Work]:
                     skipped["failed"].add(run.name)
                     lost.add(name)
                     continue
-                step.stage.set_state("pending")
+                with suppress(Busy):
+                    step.stage.retry()
             todo[name] = (run, step)
     if skipped["failed"]:
         message = f"{len(skipped['failed'])} failed run(s) stay as they are; `--rerun failed` tries them again."
