@@ -10,7 +10,7 @@ from typing import Literal
 from lit_llm.ablation.runs import Run, Step
 from lit_llm.ablation.supervise import Supervision, Supervisor
 from lit_llm.ablation.watcher import Watcher
-from lit_llm.experiment.frozen import freeze
+from lit_llm.experiment.frozen import freeze, is_frozen
 from lit_llm.experiment.worker import PRELOAD, run_stage
 from lit_llm.launch import Interrupted, Outcome, Task, run_tasks
 from lit_llm.tracking.disk import DiskError
@@ -35,6 +35,11 @@ class Execution:
         """Run what these runs need; returns whether it was interrupted."""
         for run, step in todo:
             freeze(self.store, step.link, run.experiment)
+        for run in chosen:
+            for step in run.steps:
+                if step.stage.result() is not None and not is_frozen(step.stage):
+                    freeze(self.store, step.link, run.experiment)
+                    self.watcher.message(f"{step.stage.config_file} was damaged or missing; it is written again")
         self.watcher.launching(chosen, list({run.name: run for run, _ in todo}.values()), self.slots)
         return self.execute(todo) if todo else False
 

@@ -15,6 +15,7 @@ from lit_llm.ablation.layouts import design_json
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.experiment.chain import Link, chain
 from lit_llm.experiment.cost import GENERATE, PROMPT, Cost, cost_of
+from lit_llm.tracking.files import Damaged
 from lit_llm.tracking.store import read_json
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def remembered(planned: Plan, file: Path) -> Plan | None:
         if _runs(earlier.get("arms", ())) != _runs(planned.as_json()["arms"]):
             return planned
         return replace(planned, findings=tuple(Finding(**finding) for finding in earlier["findings"]))
-    except (ValueError, LookupError, TypeError, AttributeError, AssertionError):
+    except (ValueError, LookupError, TypeError, AttributeError, Damaged):
         return None
 
 

@@ -17,7 +17,7 @@ from lit_llm.ablation.mirrored import answered, description, record, tags_of
 from lit_llm.ablation.palette import looks_of
 from lit_llm.ablation.plan import PLAN, Plan, plan, remembered
 from lit_llm.ablation.room import check_room
-from lit_llm.ablation.runs import Run, comparison_of, note_comparison, register_analysis, runs_of
+from lit_llm.ablation.runs import Run, comparison_of, left_out, note_comparison, register_analysis, runs_of
 from lit_llm.ablation.stored import another_version, changes, keep, set_aside
 from lit_llm.ablation.supervise import Supervision
 from lit_llm.ablation.watcher import Watcher
@@ -25,6 +25,7 @@ from lit_llm.analysis.comparison import Comparison
 from lit_llm.config.problems import InputError, Problem, did_you_mean
 from lit_llm.data.sources import blamed_at
 from lit_llm.experiment.config import Experiment
+from lit_llm.experiment.finished import has_lost_weights
 from lit_llm.experiment.identity import digest_of_examples, identity_of_data, read_corpora_again
 from lit_llm.tracking.address import default_tracking
 from lit_llm.tracking.disk import check_there, disk_errors
@@ -248,8 +249,11 @@ def prepare_data(experiments: Iterable[Experiment], store: Store, watcher: Watch
 def _todo(runs: list[Run], rerun: Rerun | None, watcher: Watcher) -> list[Work]:
     """The stages to execute, each computation once, parents before children.
 
-    What begins with a stage that is repeated is repeated, what begins with one that did not end well is left.
+    What begins with a stage that is repeated is repeated, what begins with one that did not end well is left. A stage
+    that is computed again because a file of it is damaged gives what it gave before: what begins with it stays.
     """
+    for line in left_out(runs) if rerun != "failed" else ():
+        watcher.message(line)
     todo: dict[str, Work] = {}
     repeated: set[str] = set()
     lost: set[str] = set()
@@ -263,13 +267,18 @@ def _todo(runs: list[Run], rerun: Rerun | None, watcher: Watcher) -> list[Work]:
                 lost.add(name)
                 continue
             final = state in FINAL
-            if parents & repeated or (final and rerun == "stale" and run.stale_at(step)):
+            damaged = final and rerun == "failed" and has_lost_weights(step.stage)
+            if damaged:
+                with suppress(Busy):
+                    step.stage.forget()
+            elif parents & repeated or (final and rerun == "stale" and run.stale_at(step)):
                 if state != "pending":
                     with suppress(Busy):  # another study has begun to repeat it
                         step.stage.forget()
                 repeated.add(name)
             elif final:
-                if run.stale_at(step):  # what is left to do after it, an evaluation that was added, begins with it
+                # What is left to do after it, an evaluation that was added, begins with it.
+                if not parents & todo.keys() and run.stale_at(step):
                     skipped["stale"].add(run.name)
                 if state != "done":
                     lost.add(name)
@@ -279,7 +288,8 @@ def _todo(runs: list[Run], rerun: Rerun | None, watcher: Watcher) -> list[Work]:
                     skipped["failed"].add(run.name)
                     lost.add(name)
                     continue
-                step.stage.set_state("pending")
+                with suppress(Busy):
+                    step.stage.retry()
             todo[name] = (run, step)
     if skipped["failed"]:
         message = f"{len(skipped['failed'])} failed run(s) stay as they are; `--rerun failed` tries them again."

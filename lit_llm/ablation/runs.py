@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +26,7 @@ from lit_llm.experiment.config import Experiment, Trained
 from lit_llm.experiment.cost import GENERATE, PROMPT, cost_of
 from lit_llm.experiment.identity import provenance, same_origin, weights_digest
 from lit_llm.experiment.run import experiment_yaml
-from lit_llm.tracking.store import FINAL, Stage, Store
+from lit_llm.tracking.store import FINAL, Stage, Store, metric_lines
 
 
 @dataclass(frozen=True)
@@ -77,12 +76,14 @@ class Run:
         return self.steps[-1].stage
 
     def status(self) -> dict[str, Any]:
-        """State, error and metrics of the whole: done when all stages are, else as the first that is not.
+        """State, error, metrics and notes of the whole: done when all stages are, else as the first that is not.
 
         What would follow a stage that has diverged is never run: then the run has diverged.
         """
-        at = self.current()
-        return {**at.status(), "metrics": self.metrics()}
+        found = [step.status() for step in self.steps]
+        at = next((status for status in found if status["state"] != "done"), found[-1])
+        notes = [note for status in found for note in status.get("notes", ())]
+        return {**at, "metrics": self.metrics(), "notes": notes}
 
     def current(self) -> Step:
         """The first stage that is not done; the last where all are."""
@@ -269,6 +270,12 @@ def trained_fingerprint(source: str, overrides: Sequence[str], store: Store, see
     return links[after].fingerprint if after else mine[0].trained[-1].link.fingerprint
 
 
+def left_out(runs: Sequence[Run]) -> list[str]:
+    """Runs that are left out because a file of theirs is damaged, with the file and the next step, a sentence each."""
+    found = [(run, run.status()) for run in runs]
+    return [f"{run.name} is left out: {status['error']}" for run, status in found if status.get("damaged")]
+
+
 def status_rows(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
     """What `status --json` prints for each stage of each run. Keys may be added, none is renamed."""
     for run in runs:
@@ -287,6 +294,7 @@ def status_rows(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
                 "metrics": status.get("metrics") or last[1],
                 "error": status.get("error"),
                 "retries": len(stage.retries()),
+                "notes": status.get("notes", []),
                 "step": status.get("steps", last[0]),
                 "max_steps": max_steps(run, link),
                 "stale": run.stale_at(step),
@@ -319,9 +327,9 @@ def last_lines(stage: Stage) -> list[dict[str, Any]]:
             begin = max(0, file.seek(0, 2) - 8192)
             file.seek(begin)
             lines = file.read().split(b"\n")[1 if begin else 0 : -1]  # neither half a first line nor half a last one
-        return [json.loads(line) for line in lines]
-    except (FileNotFoundError, ValueError):
+    except OSError:
         return []
+    return metric_lines(lines)
 
 
 def comparison_of(ablation: Ablation, runs: Sequence[Run]) -> Comparison:

@@ -292,7 +292,7 @@ def report(
     Example: lit-llm report ablations/quickstart.yaml
     """
     from lit_llm.ablation.analysis_plan import registration_of
-    from lit_llm.ablation.runs import comparison_of, note_comparison, runs_of
+    from lit_llm.ablation.runs import comparison_of, left_out, note_comparison, runs_of
     from lit_llm.ablation.stored import open_study, version_of
     from lit_llm.cli.sweeps import sweep_report
     from lit_llm.report.studies import discoveries_line, studies_of
@@ -310,10 +310,10 @@ def report(
     ablation = version_of(place, open_study(study, override or (), place))
     runs = runs_of(ablation, place)
     comparison = comparison_of(ablation, runs)
-    problems = note_comparison(place, ablation, runs, comparison)
+    problems = [*left_out(runs), *note_comparison(place, ablation, runs, comparison)]
     if as_json:
         registered = registration_of(place.study(ablation.study.study))
-        more = {"analysis": registered and registered.as_json()}
+        more = {"analysis": registered and registered.as_json(), "left_out": left_out(runs)}
         print(json.dumps({"study": ablation.study.study, **comparison.as_json(), **more}, indent=1))
         return
     from lit_llm.ablation.plan import PLAN, plan, remembered

@@ -53,7 +53,7 @@ class UnitLosses:
 
 def write_losses(file: Path, losses: Iterable[UnitLosses]) -> None:
     """Write `losses.jsonl`, whole or not at all."""
-    write_text(file, "".join(_line(each) + "\n" for each in losses))
+    write_text(file, "".join(_line(each) + "\n" for each in losses), durable=True)
 
 
 def _line(losses: UnitLosses) -> str:

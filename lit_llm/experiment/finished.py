@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -11,9 +11,12 @@ from lit_llm.config.problems import InputError, Problem
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.frozen import thaw
 from lit_llm.objectives.config import BOS, MasksConfig, continues
-from lit_llm.tracking.store import FINAL, Store
+from lit_llm.tracking.files import Damaged, check_digest, file_digest, replacing
+from lit_llm.tracking.store import AGAIN, FINAL, Stage, Store
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from lit_llm.data.tokenizers import Tokenizer
     from lit_llm.generation import Sampling
     from lit_llm.models.transformer import LanguageModel
@@ -98,10 +101,35 @@ def export_finished(store: Store, fingerprint: str, out: Path) -> str:
     return said + opened * (finished.masks.prefix == "bidirectional")
 
 
+def write_weights(stage: Stage, state: Mapping[str, Tensor]) -> str:
+    """Write the weights that a stage leaves; returns their digest, which its result records."""
+    from safetensors.torch import save_file
+
+    with replacing(stage.checkpoints / WEIGHTS) as work:
+        save_file(dict(state), work)
+    return file_digest(stage.checkpoints / WEIGHTS)
+
+
+def check_weights(stage: Stage) -> None:
+    """Raise Damaged where a finished stage's weights are not those that it has left."""
+    if (digest := (stage.result() or {}).get("weights")) is not None:
+        check_digest(stage.checkpoints / WEIGHTS, digest)
+
+
+def has_lost_weights(stage: Stage) -> bool:
+    """Whether a finished stage's weights are damaged or gone."""
+    try:
+        check_weights(stage)
+    except Damaged:
+        return True
+    return False
+
+
 def open_finished(store: Store, fingerprint: str) -> Finished:
     """The model of a stage that has trained to its end.
 
-    Raises InputError for a fingerprint that the store does not know, and for a stage that has no weights.
+    Raises InputError for a fingerprint that the store does not know, for a stage that has no weights, and for weights
+    that are not what the stage has left.
     """
     from safetensors.torch import load_file
 
@@ -112,6 +140,10 @@ def open_finished(store: Store, fingerprint: str) -> Finished:
     if not stage.config_file.exists():
         raise InputError(Problem(f"there is no stage {fingerprint} in {store.root}; `lit-llm status` names them"))
     frozen, state = thaw(stage), stage.status()["state"]
+    try:
+        check_weights(stage)
+    except Damaged as damage:
+        raise InputError(Problem(f"{damage}; {AGAIN}")) from None
     if not (stage.checkpoints / WEIGHTS).exists():
         reason = f"is an evaluation of {frozen.parent}" if frozen.kind == "evaluate" else f"is {state}"
         then = "; `lit-llm run` goes on with it" if state not in FINAL else ""

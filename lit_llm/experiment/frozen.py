@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from lit_llm.config.problems import InputError, Problem
 from lit_llm.config.section import validate
 from lit_llm.config.tree import read_file, to_yaml
 from lit_llm.experiment.chain import Kind, Link
 from lit_llm.experiment.config import Experiment, Trained
 from lit_llm.experiment.identity import digest_of_data, digest_of_examples, digests_of_texts, origins, provenance
+from lit_llm.tracking.files import Damaged, read_verified, with_digest
 from lit_llm.tracking.store import Stage, Store, write_text
 
 
@@ -49,7 +51,7 @@ def freeze(store: Store, link: Link, experiment: Experiment) -> Stage:
         "texts": digests_of_texts(experiment) if link.evaluation == "likelihood" else {},
         "experiment": experiment.model_dump(mode="json"),
     }
-    write_text(stage.config_file, to_yaml(content))
+    write_text(stage.config_file, with_digest(to_yaml(content)))
     return stage
 
 
@@ -66,12 +68,25 @@ def halve_micro_batch(stage: Stage) -> int | None:
         return None
     content = read_file(stage.config_file).plain()
     content["experiment"][frozen.after]["training"]["execution"]["micro_batch_size"] = now // 2
-    write_text(stage.config_file, to_yaml(content))
+    write_text(stage.config_file, with_digest(to_yaml(content)))
     return now // 2
 
 
+def is_frozen(stage: Stage) -> bool:
+    """Whether a stage's configuration is there as it was written."""
+    try:
+        read_verified(stage.config_file)
+    except (FileNotFoundError, Damaged):
+        return False
+    return True
+
+
 def thaw(stage: Stage) -> Frozen:
-    """What `freeze` has written."""
+    """What `freeze` has written. Raises InputError for a file that is damaged."""
+    try:
+        read_verified(stage.config_file)
+    except Damaged as damage:
+        raise InputError(Problem(f"{damage}; `lit-llm run STUDY` writes it again")) from None
     content = read_file(stage.config_file)
     experiment = validate(Experiment, content.value["experiment"])
     # A stage that was frozen before there were chains says its kind and its data alone.

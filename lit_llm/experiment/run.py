@@ -47,6 +47,7 @@ def _run_claimed(stage: Stage, store: Store, should_stop: Callable[[], bool], ju
     try:
         stage.set_state("running")
         from lit_llm.experiment.stages import STAGES
+        from lit_llm.training.checkpoints import remove_checkpoints
 
         frozen = thaw(stage)
         result = STAGES[frozen.kind](frozen, stage, store, should_stop, judge)
@@ -55,7 +56,7 @@ def _run_claimed(stage: Stage, store: Store, should_stop: Callable[[], bool], ju
         else:
             stage.finish({**result, "retries": stage.retries()})
             # Optimiser state is of use to a resume only, and there is none after a result.
-            (stage.checkpoints / "last.ckpt").unlink(missing_ok=True)
+            remove_checkpoints(stage.checkpoints)
     except Exception as error:
         return _ended_by(error, stage, store, should_stop)
     return result["state"]

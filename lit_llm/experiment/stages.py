@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -13,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
-from lit_llm.config.fingerprint import LENGTH, digest_of_file
 from lit_llm.data.batches import Batches, ExampleBatches, TrainBatches
 from lit_llm.data.examples import ExampleSet
 from lit_llm.data.prepare import Prepared, open_held_out, open_prepared
@@ -30,11 +27,12 @@ from lit_llm.evaluation.unit_losses import write_losses
 from lit_llm.experiment.beginning import take_over, windows_before
 from lit_llm.experiment.config import Experiment, Trained
 from lit_llm.experiment.cost import cost_of, example_flops
-from lit_llm.experiment.finished import WEIGHTS, open_finished
+from lit_llm.experiment.finished import open_finished, write_weights
 from lit_llm.experiment.frozen import Frozen
 from lit_llm.experiment.identity import provenance, same_origin
 from lit_llm.models.build import build_model
 from lit_llm.models.transformer import LanguageModel
+from lit_llm.tracking.files import Damaged, remove
 from lit_llm.tracking.store import SCHEMA, MetricsFile, Stage, Store, finite, read_json, write_json, write_text
 from lit_llm.training.config import TrainingConfig
 from lit_llm.training.fit import Budget, Evaluate, Judge, accelerator_of, fit
@@ -131,7 +129,7 @@ def evaluate(
     low = config.precision == "bf16"
     with torch.autocast(device.type, torch.bfloat16) if low else nullcontext():
         found = _evaluated(frozen, store, model, _told(stage))
-    write_text(stage.rows_file, "".join(json.dumps(row) + "\n" for row in found.rows))
+    write_text(stage.rows_file, "".join(json.dumps(row) + "\n" for row in found.rows), durable=True)
     file = MetricsFile(stage.metrics_file)
     file.append(before["steps"], found.metrics)
     file.close()
@@ -264,10 +262,12 @@ def _trained(
     started = time.time()
     experiment, section = frozen.experiment, frozen.experiment.section(name)
     origin = provenance(experiment, name, weights=weights)
-    start_over_unless_of(origin, stage.checkpoints / "provenance.json", [stage.checkpoints, stage.metrics_file])
+    start_over_unless_of(
+        origin, stage.checkpoints / "provenance.json", [stage.checkpoints, stage.metrics_file], stage.note
+    )
     stage.progress_file.unlink(missing_ok=True)  # of an attempt that was stopped in its last evaluation
     began = time.perf_counter()
-    initial = _before_training(model, section.training, evaluations.during, stage.checkpoints / "initial.json")
+    initial = _before_training(model, section.training, evaluations.during, stage)
     before = time.perf_counter() - began
     fitted = fit(
         model,
@@ -282,11 +282,11 @@ def _trained(
         should_stop=should_stop,
         judge=judge,
         beginning=beginning,
+        tell=stage.note,
     )
     digest = None
     if fitted.state == "done":
-        save_file(model.state_dict(), stage.checkpoints / WEIGHTS)
-        digest = digest_of_file(stage.checkpoints / WEIGHTS)[:LENGTH]
+        digest = write_weights(stage, model.state_dict())
         write_losses(stage.losses_file, evaluations.final.losses)
     return {
         "schema": SCHEMA,
@@ -309,11 +309,16 @@ def _trained(
 
 
 def _before_training(
-    model: LanguageModel, training: TrainingConfig, evaluate: Evaluate, kept: Path
+    model: LanguageModel, training: TrainingConfig, evaluate: Evaluate, stage: Stage
 ) -> dict[str, float | None]:
     """The evaluation of the model before its first step, computed as the later ones are; kept over resumes."""
-    if (found := read_json(kept)) is not None:
-        return found
+    kept = stage.checkpoints / "initial.json"
+    try:
+        if (found := read_json(kept)) is not None:
+            return found
+    except Damaged as damage:
+        stage.note(f"{damage}; it is measured again")
+        remove(kept)
     device = torch.device(accelerator_of(training.execution.accelerator))
     model.to(device).eval()
     # As at the end of training: only `bf16` computes it in low precision.
@@ -321,19 +326,27 @@ def _before_training(
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16) if low else nullcontext():
         measured: dict[str, float | None] = finite(evaluate(model))
     model.train()
-    write_json(kept, measured)
+    write_json(kept, measured, signed=True)
     return measured
 
 
-def start_over_unless_of(origin: dict[str, Any], note: Path, made: Sequence[Path]) -> None:
+def start_over_unless_of(
+    origin: dict[str, Any], note: Path, made: Sequence[Path], tell: Callable[[str], None] = print
+) -> None:
     """A result is of one origin: what other code, threads or another device has begun is not gone on from.
 
-    made: what such a beginning is, removed where it is of another origin than its `note` says.
+    made: what such a beginning is, removed where it is of another origin than its `note` says, or the note is damaged.
     """
+    try:
+        found, why = read_json(note) or {}, ""
+    except Damaged as damage:
+        found, why = {}, str(damage)
     # As for results: a smaller micro-batch, say, after it ran out of memory, is no other origin.
-    if any(path.exists() for path in made) and not same_origin(read_json(note) or {}, origin):
-        print("this was begun by other code, threads or another device: starting over")
+    if any(path.exists() for path in made) and not same_origin(found, origin):
+        if why:
+            tell(f"{why}; starting over")
+        else:
+            print("this was begun by other code, threads or another device: starting over")
         for path in made:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    note.parent.mkdir(parents=True, exist_ok=True)
-    write_json(note, origin)
+            remove(path)
+    write_json(note, origin, signed=True)

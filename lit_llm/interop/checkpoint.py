@@ -31,6 +31,7 @@ from lit_llm.interop.asked import Asked
 from lit_llm.interop.weights import Tensors, compare, read_json
 from lit_llm.models.config import ModelConfig
 from lit_llm.models.resolve import ResolvedModel, resolve_model
+from lit_llm.tracking.files import replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -255,7 +256,8 @@ def write_folder(
         content["pretrain"] = {"data": {"tokenizer": {"kind": "file", **tokenizer}}}
     text = to_yaml(content, default_flow_style=None, width=110, allow_unicode=True)
     (folder / MODEL).write_text(f"# {about}.\n{text}", encoding="utf-8")
-    save_file({name: value.contiguous() for name, value in state.items()}, folder / WEIGHTS, {"format": "pt"})
+    with replacing(folder / WEIGHTS) as work:
+        save_file({name: value.contiguous() for name, value in state.items()}, work, {"format": "pt"})
 
 
 def written(model: ModelConfig) -> dict[str, Any]:

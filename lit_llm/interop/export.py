@@ -27,6 +27,7 @@ from lit_llm.interop.weights import read_json
 from lit_llm.models.config import ModelConfig
 from lit_llm.models.resolve import ResolvedModel, resolve_model
 from lit_llm.objectives.config import BOS, EOD
+from lit_llm.tracking.files import replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -126,7 +127,8 @@ def _write(
         tensors[EOI] = _end_of_image(values, tensors)
     values = {**values, "dtype": str(kind).removeprefix("torch.")}
     (folder / SOURCE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with replacing(folder / "model.safetensors") as work:
+        save_file(tensors, work, {"format": "pt"})
 
 
 def _describe(folder: Path, tokenizer: Path, layout: tokenizer_file.Layout, pad: Any) -> None:

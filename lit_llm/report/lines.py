@@ -127,6 +127,7 @@ class Lines(Watcher):
         if state in ENDED:
             self._told[key] = "finished"
             metrics = {"metrics": status.get("metrics") or now.metrics, "error": status.get("error")}
+            metrics["notes"] = status.get("notes", [])
             log = str(step.stage.log_file) if step.stage.log_file.exists() else None
             self.tell("finished", **about, **_numbers(now) | {"seconds_left": None}, **metrics, log=log)
         elif now.step and self._is_due(run.name, now.step + (now.evaluated or 0.0)):

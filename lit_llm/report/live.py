@@ -135,7 +135,8 @@ class Progressing(Watcher):
                 ending = "".join(
                     f", {name} {metrics[name]:.3f}" for name in YARDSTICKS if metrics.get(name) is not None
                 )
-                error = f": {status['error']}" if status.get("error") else ""
+                said = "; ".join([*([status["error"]] if status.get("error") else []), *status["notes"]])
+                error = f": {said}" if said else ""
                 self.console.print(f"{run.name}: {state}{ending}{error}", style=STATES[state], highlight=False)
 
     def _yardstick(self) -> str:

@@ -13,7 +13,7 @@ from lit_llm.experiment.cost import Cost, cost_of
 from lit_llm.experiment.estimate import makespan
 from lit_llm.report.tables import flops_of
 from lit_llm.search.trial import Trial
-from lit_llm.tracking.store import FINAL, Stage, Store, read_json
+from lit_llm.tracking.store import FINAL, Stage, Store
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def standing(run: Run, step: Step) -> Standing:
     """Of one stage of a run that goes on, or has ended."""
     if step.link.kind != "evaluate":
         return _of_training(step.stage, max_steps(run, step.link))
-    told, state = read_json(step.stage.progress_file) or {"done": 0, "total": 0}, step.status()
+    told, state = step.stage.progress() or {"done": 0, "total": 0}, step.status()
     if state["state"] == "done":  # the last word of its progress was said a moment before
         return Standing(told["total"], told["total"], state["metrics"], 0.0)
     since = time.time() - state.get("time", time.time())
@@ -68,7 +68,7 @@ def _of_training(stage: Stage, steps: int) -> Standing:
     lines = last_lines(stage)
     step, metrics = merged(lines)
     pace = seconds_per_step(lines, stage.status().get("time", 0.0))
-    if step < steps and (told := read_json(stage.progress_file)) is not None:
+    if step < steps and (told := stage.progress()) is not None:
         return Standing(step, steps, metrics, None, told["done"] / told["total"])
     return Standing(step, steps, metrics, None if pace is None else (steps - step) * pace)
 

@@ -29,6 +29,7 @@ from lit_llm.search.trial import Ended, Trial
 from lit_llm.search.trials import Trials
 from lit_llm.tracking.address import without_secrets
 from lit_llm.tracking.disk import DiskError
+from lit_llm.tracking.files import Damaged
 from lit_llm.tracking.garbage import list_runs
 from lit_llm.tracking.mirror_thread import MirrorThread
 from lit_llm.tracking.mlflow_mirror import RunRecord
@@ -186,7 +187,8 @@ class Coordinator:
                 run.last.forget()
                 self.watcher.message(f"{run.name}: a result of other code, device or threads is there; it is repeated")
         elif state in ("failed", "out_of_memory"):
-            run.last.set_state("pending")
+            with suppress(Busy):
+                run.last.retry()
 
     def _catch_up(self, trial: Trial, run: Run) -> bool:
         """Report the validations on disk that the pruner was not told of; whether the trial is to be given up.
@@ -194,8 +196,11 @@ class Coordinator:
         The coordinator was gone when its process asked, or another sweep has begun the stage, or a study.
         """
         stage, steps = run.last, run.experiment.pretrain.training.max_steps
-        begun = read_json(stage.checkpoints / "provenance.json") or {}
-        if stage.result() is None and not same_origin(begun, provenance(run.experiment)):
+        try:
+            begun_by = read_json(stage.checkpoints / "provenance.json") or {}
+        except Damaged:
+            begun_by = {}
+        if stage.result() is None and not same_origin(begun_by, provenance(run.experiment)):
             return False  # its process will start over
         lines = [line for line in read_metrics(stage.metrics_file) if line["step"] < steps]
         return any(self._is_bad(trial, line["step"], line["metrics"]) for line in lines)

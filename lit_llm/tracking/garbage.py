@@ -164,11 +164,12 @@ def _of_stage(stage: Stage, needed: set[str] | None) -> Iterator[Garbage]:
     if needed is not None and stage.fingerprint not in needed:
         yield _item(stage.folder, "orphaned stage")
         return
-    state = stage.checkpoints / "last.ckpt"
-    if state.exists() and stage.result() is not None:  # a resume alone needs it, and there is none after a result
-        yield _item(state, "optimiser state of a finished stage")
+    for name in ("last.ckpt", "previous.ckpt"):
+        state = stage.checkpoints / name
+        if state.exists() and stage.result() is not None:  # a resume alone needs it, and there is none after a result
+            yield _item(state, "optimiser state of a finished stage")
     work = [*stage.folder.glob(".*"), *stage.folder.glob("config.[0-9]*"), stage.folder / "metrics.tmp"]
-    for path in sorted([*work, stage.checkpoints / "writing.ckpt"]):
+    for path in sorted([*work, stage.checkpoints / "writing.ckpt", *stage.checkpoints.glob(".*")]):
         if path.is_file() and _is_quiet(path):
             yield _item(path, "leftover")
 

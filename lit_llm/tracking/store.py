@@ -5,11 +5,15 @@ stages/<fingerprint>/
     metrics.jsonl    one line per logged step, appended while it runs
     state.json       what is happening, for those who watch
     checkpoints/     what a resume needs; the weights when finished
+    progress.json    of what has no steps: how far it is
     losses.jsonl     of a training: the losses of single documents or examples, by its last evaluation
     rows.jsonl       of an evaluation: its records
     retries.jsonl    one line for each time that it was begun again by itself: why
     result.json      written last, atomically: a stage with a result is never run again
     lock             held by the process that works on it, released by the kernel when that process dies
+
+What is read again is verified. config.yaml, state.json and result.json begin with a digest of the rest; result.json has
+the digests of the records and of the weights. `docs/recovery.md` says what becomes of a damaged file.
 """
 
 from __future__ import annotations
@@ -17,14 +21,23 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, get_args
 
 from lit_llm.config.problems import InputError, Problem
+from lit_llm.tracking.files import (
+    Damaged,
+    check_digest,
+    file_digest,
+    is_signed,
+    read_verified,
+    remove,
+    replacing,
+    with_digest,
+)
 
 SCHEMA = 1
 """Version of this layout."""
@@ -34,6 +47,12 @@ DEFAULT = Path("mlruns")
 State = Literal["pending", "running", "done", "diverged", "failed", "out_of_memory", "interrupted"]
 FINAL: tuple[State, ...] = ("done", "diverged")
 """States that are results. The others can be tried again."""
+
+
+RECORDS = ("metrics.jsonl", "losses.jsonl", "rows.jsonl")
+"""Files of a finished stage that its result is read with. The result has their digests."""
+AGAIN = "`lit-llm run STUDY --rerun failed` computes it again"
+"""The next step where a finished stage has a damaged file."""
 
 
 class Busy(Exception):
@@ -103,6 +122,8 @@ class Stage:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.notes: list[str] = []
+        """What this process had to mend before it could go on, a sentence each."""
 
     @property
     def fingerprint(self) -> str:
@@ -144,35 +165,99 @@ class Stage:
         """{"done", "total"} of what has no steps: an evaluation, and the last one of a training."""
         return self.folder / "progress.json"
 
+    def progress(self) -> dict[str, int] | None:
+        """What stands in the progress file; None where that says nothing."""
+        try:
+            found = read_json(self.progress_file) or {}
+        except Damaged:
+            return None
+        done, total = found.get("done"), found.get("total")
+        return {"done": done, "total": total} if isinstance(done, int) and isinstance(total, int) and total else None
+
     def result(self) -> dict[str, Any] | None:
-        """The finished result, or None."""
-        return read_json(self.folder / "result.json")
+        """The finished result; None where there is none, or where it or its records are damaged: see `status`."""
+        try:
+            return self._verified_result()
+        except Damaged:
+            return None
+
+    def _verified_result(self) -> dict[str, Any] | None:
+        """The finished result, or None. Raises Damaged for it or for a record that is not what was written."""
+        file = self.folder / "result.json"
+        try:
+            result = read_json(file)
+            for name, digest in (result or {}).get("files", {}).items():
+                check_digest(self.folder / name, digest)
+        except Damaged:
+            if not file.exists():  # another process forgets it just now, file by file
+                return None
+            raise
+        return result
 
     def status(self) -> dict[str, Any]:
-        """{"state", "error", ...}: the result's where there is one, else what the last attempt left behind."""
-        result = self.result()
-        if result is not None:
-            return result
-        file = self.folder / "state.json"
-        status = read_json(file) or {"state": "pending"}
+        """{"state", "error", ...}: the result's where there is one, else what the last attempt left behind.
+
+        A stage whose result or records are damaged has failed; its error names the file.
+        """
+        if (status := self._ended()) is not None:
+            return status
+        status = self._last_state()
         if status["state"] == "running" and not is_locked(self.folder / "lock"):
             # It has ended since, or its process is gone and could not say so: killed, or the machine went down.
-            status = self.result() or read_json(file) or status
+            status = self._ended() or self._last_state()
             if status["state"] == "running":
                 return status | {"state": "interrupted", "error": "its process ended without a word"}
+        return status
+
+    def _ended(self) -> dict[str, Any] | None:
+        """The status of a stage with a result, damaged or not."""
+        try:
+            result = self._verified_result()
+            if result is not None and result.get("state") not in FINAL:
+                raise Damaged(self.folder / "result.json", "is damaged: it says no state that is a result")
+        except Damaged as damage:
+            return {"state": "failed", "error": f"{damage}; {AGAIN}", "damaged": True}
+        return result
+
+    def _last_state(self) -> dict[str, Any]:
+        """What state.json says."""
+        file = self.folder / "state.json"
+        try:
+            status = read_json(file) or {"state": "pending"}
+            if status.get("state") not in get_args(State):
+                raise Damaged(file, "is damaged: it says no state")
+        except Damaged as damage:
+            state: State = "running" if is_locked(self.folder / "lock") else "interrupted"
+            return {"state": state, "error": f"{damage}; `lit-llm run STUDY` goes on with the stage"}
         return status
 
     def set_state(self, state: State, error: str | None = None, traceback: str | None = None) -> None:
         """Tell those who watch."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(
-            self.folder / "state.json",
-            {"state": state, "error": error, "traceback": traceback, "pid": os.getpid(), "time": time.time()},
-        )
+        content = {"state": state, "error": error, "traceback": traceback, "pid": os.getpid(), "time": time.time()}
+        write_json(self.folder / "state.json", content | self._notes(), signed=True)
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write the result, null for what is not finite. From here on the stage is never run again."""
-        write_json(self.folder / "result.json", finite(dict(result)))
+        files = {name: file_digest(self.folder / name) for name in RECORDS if (self.folder / name).is_file()}
+        content = {**result, **({"files": files} if files else {}), **self._notes()}
+        write_json(self.folder / "result.json", finite(content), signed=True)
+
+    def note(self, text: str) -> None:
+        """Say what had to be mended: in the log, and to those who watch."""
+        print(text, flush=True)
+        self.notes.append(text)
+
+    def _notes(self) -> dict[str, Any]:
+        return {"notes": self.notes} if self.notes else {}
+
+    def retry(self) -> None:
+        """Let a stage that did not end well run again: from its start where its record is damaged, else from its last
+        checkpoint. Raises Busy if another process works on it."""
+        if self.status().get("damaged"):
+            self.forget()
+        else:
+            self.set_state("pending")
 
     @property
     def retries_file(self) -> Path:
@@ -193,11 +278,10 @@ class Stage:
             attempt = 1 + len(list(self.folder.glob("attempt-*")))
             kept = self.folder / f"attempt-{attempt}"
             kept.mkdir()
-            names = ("result.json", "metrics.jsonl", "state.json", "log.txt", "rows.jsonl", "losses.jsonl")
-            for name in (*names, self.retries_file.name):
+            for name in ("result.json", "state.json", "log.txt", self.retries_file.name, *RECORDS):
                 if (self.folder / name).exists():
                     (self.folder / name).rename(kept / name)
-            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            remove(self.checkpoints)
 
     def claim(self) -> AbstractContextManager[None]:
         """Hold the stage's lock. Raises Busy if another process has it."""
@@ -249,30 +333,43 @@ def is_locked(path: Path) -> bool:
 class MetricsFile:
     """Appends to metrics.jsonl: {"step", "time", "metrics": {name: number, or null if it is not finite}}."""
 
-    def __init__(self, path: Path, keep_until: int | None = None) -> None:
-        """keep_until: after a resume from that step, what was written beyond it is dropped (it comes again, equal)."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            kept = [line for line in read_metrics(path) if keep_until is not None and line["step"] <= keep_until]
-            work = path.with_suffix(".tmp")
-            work.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            work.replace(path)
+    def __init__(self, path: Path, lines: Sequence[str] = ()) -> None:
+        """lines: those that a resume goes on after. What else the file holds is dropped: it comes again, equal."""
+        write_text(path, "".join(lines))
         self._file: IO[str] = path.open("a", buffering=1)
 
-    def append(self, step: int, metrics: Mapping[str, float]) -> None:
-        line = {"step": step, "time": round(time.time(), 3), "metrics": finite(dict(metrics))}
-        self._file.write(json.dumps(line) + "\n")
+    def append(self, step: int, metrics: Mapping[str, float]) -> str:
+        """Write a line; returns it."""
+        content = {"step": step, "time": round(time.time(), 3), "metrics": finite(dict(metrics))}
+        line = json.dumps(content) + "\n"
+        self._file.write(line)
+        return line
 
     def close(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
         self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All complete lines; the last may be half written while its run goes on."""
-    if not path.exists():
+    try:
+        return metric_lines(path.read_bytes().split(b"\n")[:-1])
+    except OSError:
         return []
-    lines = path.read_text().split("\n")[:-1]
-    return [json.loads(line) for line in lines if line]
+
+
+def metric_lines(lines: Iterable[bytes]) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl, without those that are damaged: a resume writes them again."""
+    found = []
+    for line in lines:
+        try:
+            content = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(content, dict) and isinstance(content.get("metrics"), dict) and "step" in content:
+            found.append(content)
+    return found
 
 
 def finite(content: Any) -> Any:
@@ -285,29 +382,30 @@ def finite(content: Any) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a file, without its digest; None where there is no file. Raises Damaged."""
     try:
-        content = json.loads(path.read_text())
+        text = read_verified(path)
     except FileNotFoundError:
         return None
-    assert isinstance(content, dict)
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise Damaged(path, f"is damaged: {error}" if text else "is empty") from None
+    if not isinstance(content, dict):
+        raise Damaged(path, "is damaged: it holds no JSON object")
+    if is_signed(text):
+        del content["digest_of_rest"]
     return content
 
 
-def write_text(path: Path, text: str) -> Path:
+def write_text(path: Path, text: str, durable: bool = False) -> Path:
     """Write a file, and its folder where there is none, so that it is there whole or not at all; returns its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    work = path.with_name(f".{path.name}.{os.getpid()}")  # another process may be at it too
-    work.write_text(text, encoding="utf-8")
-    work.replace(path)
+    with replacing(path, durable) as work:
+        work.write_text(text, encoding="utf-8")
     return path
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write atomically: a reader sees the old file or the new one."""
-    work = path.with_name(f".{path.name}.{os.getpid()}")
-    with work.open("w") as file:
-        json.dump(content, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    work.replace(path)
+def write_json(path: Path, content: Any, signed: bool = False) -> None:
+    """Write atomically: a reader sees the old file or the new one. signed: with its digest."""
+    text = json.dumps(content, indent=1) + "\n"
+    write_text(path, with_digest(text) if signed and content else text, durable=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from lit_llm.data.batches import Batches, StepSampler
 from lit_llm.models.transformer import LanguageModel
 from lit_llm.objectives.layout import Batch
 from lit_llm.tracking.store import MetricsFile
+from lit_llm.training.checkpoints import Checkpoints, newest_checkpoint
 from lit_llm.training.config import TrainingConfig
 from lit_llm.training.module import Beginning, Diverged, LitModel
 from lit_llm.training.stability import Stability
@@ -75,17 +75,19 @@ def fit(
     judge: Judge | None = None,
     beginning: Beginning | None = None,
     final: Evaluate | None = None,
+    tell: Callable[[str], None] = print,
 ) -> Fitted:
-    """Train to max_steps, from the last checkpoint if there is one. Once done, the model's weights are in float32.
+    """Train to max_steps, from the newest whole checkpoint if there is one. Once done, the weights are in float32.
 
     evaluate_times: evaluations, evenly spaced, the last one after the last step. final: that last one, where it is
     another than those before. `should_stop` is asked after every
     step, `judge` after every evaluation; when one says yes, a checkpoint is written and training ends as interrupted.
+    `tell` is told of a damaged checkpoint.
     """
     execution = training.execution
     # Lightning leaves the mode as it is, and a model that was loaded to be used drops nothing.
     lit = LitModel(model.train(), training, batches.seed, beginning)
-    resume = checkpoints / "last.ckpt" if (checkpoints / "last.ckpt").exists() else None
+    resume = newest_checkpoint(checkpoints, tell)
     stability, throughput = Stability(training.stability), Throughput(budget.tokens, budget.flops, training.precision)
     journal = Journal(
         training, budget, (evaluate, final or evaluate), evaluate_times, metrics_file, stability, throughput
@@ -170,11 +172,13 @@ class Journal(L.Callback):
         self.last: dict[str, float] = {}
         self.evaluated: dict[str, float] = {}
         """By the evaluation after this step; empty where there was none."""
+        self.lines: list[str] = []
+        """What was written up to now. A checkpoint holds them, so a resume needs nothing from the file."""
         self._file: MetricsFile | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
-            self._file = MetricsFile(self.path, keep_until=trainer.global_step)
+            self._file = MetricsFile(self.path, self.lines)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -220,7 +224,7 @@ class Journal(L.Callback):
         self.loss_sum, self.loss_tokens = 0.0, 0
         self.last |= line
         if self._file is not None:
-            self._file.append(step, line)
+            self.lines.append(self._file.append(step, line))
 
     def ended(self, state: Literal["done", "diverged", "interrupted"], trainer: L.Trainer, error: str = "") -> Fitted:
         seconds = {"training": self.throughput.seconds, "evaluation": self.evaluation_seconds}
@@ -231,7 +235,7 @@ class Journal(L.Callback):
             self._file.close()
 
     def state_dict(self) -> dict[str, Any]:
-        names = ("loss_sum", "loss_tokens", "loss_tokens_total", "evaluation_seconds", "last")
+        names = ("loss_sum", "loss_tokens", "loss_tokens_total", "evaluation_seconds", "last", "lines")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -252,27 +256,6 @@ class Judged(L.Callback):
             return
         verdict = self.judge(step, found) if trainer.is_global_zero else False
         self.given_up = bool(trainer.strategy.broadcast(verdict))
-
-
-class Checkpoints(L.Callback):
-    """Writes last.ckpt every `checkpoint_every` steps and when the run is asked to stop; atomically, one at a time."""
-
-    def __init__(self, folder: Path, training: TrainingConfig, should_stop: Callable[[], bool]) -> None:
-        self.folder, self.every, self.should_stop = folder, training.execution.checkpoint_every, should_stop
-        self.last_step = training.max_steps
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        step = trainer.global_step
-        if step >= self.last_step:
-            return
-        stop = self.should_stop()
-        if stop or step % self.every == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            work = self.folder / "writing.ckpt"
-            trainer.save_checkpoint(work)
-            if trainer.is_global_zero:
-                os.replace(work, self.folder / "last.ckpt")
-        trainer.should_stop = trainer.should_stop or stop
 
 
 @contextmanager

@@ -273,7 +273,11 @@ def test_what_is_not_finite_is_null_in_metrics_and_results(tmp_path, stage, valu
 
     assert strict(path.read_text())["metrics"] == {"train/loss": None, "tokens_seen": 5}
     result = strict((stage.folder / "result.json").read_text())
-    assert result == {"state": "diverged", "metrics": {"train/loss": None}, "list": [None, 1.0, {"a": None}]}
+    assert {key: result[key] for key in ("state", "metrics", "list")} == {
+        "state": "diverged",
+        "metrics": {"train/loss": None},
+        "list": [None, 1.0, {"a": None}],
+    }
 
 
 def test_finite_leaves_the_rest_as_it_is():
@@ -281,16 +285,17 @@ def test_finite_leaves_the_rest_as_it_is():
     assert finite(content) == {"a": [1, 2.5, None, True, "x", {"b": []}]}
 
 
-def test_a_resume_drops_what_was_written_beyond_its_step(tmp_path):
+def test_a_resume_goes_on_after_the_lines_of_its_checkpoint_whatever_the_file_holds(tmp_path):
     path = tmp_path / "metrics.jsonl"
     file = MetricsFile(path)
-    for step in (10, 20, 30, 40):
-        file.append(step, {"a": step})
+    lines = [file.append(step, {"a": step}) for step in (10, 20, 30, 40)]
     file.close()
-    resumed = MetricsFile(path, keep_until=20)
-    assert steps(path) == [10, 20]
-    resumed.append(30, {"a": 31})
-    assert [line["metrics"]["a"] for line in read_metrics(path)] == [10, 20, 31]
+    for content in (path.read_bytes(), b"", path.read_bytes()[:70], path.read_bytes().replace(b"10", b"\xff1"), None):
+        path.unlink() if content is None else path.write_bytes(content)
+        resumed = MetricsFile(path, lines[:2])
+        assert path.read_text() == "".join(lines[:2])
+        resumed.append(30, {"a": 31})
+        assert [line["metrics"]["a"] for line in read_metrics(path)] == [10, 20, 31]
 
 
 def test_a_fresh_start_drops_everything(tmp_path):
@@ -302,16 +307,24 @@ def test_a_fresh_start_drops_everything(tmp_path):
 
 
 @pytest.mark.parametrize("rest", ['{"step": 3', '{"step": 3, "metrics": {}}', "{"])
-def test_a_line_that_was_cut_by_a_kill_is_ignored_and_does_not_spoil_the_next(tmp_path, rest):
+def test_a_line_that_was_cut_by_a_kill_is_ignored(tmp_path, rest):
     """A line counts from its newline on: without one it may look complete and not be."""
     path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path)
     for step in (1, 2):
-        MetricsFile(path, keep_until=step).append(step, {"a": step})
+        file.append(step, {"a": step})
     with path.open("a") as file:
         file.write(rest)
     assert steps(path) == [1, 2]
-    MetricsFile(path, keep_until=2).append(3, {"a": 3})
-    assert steps(path) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("bad", [b"{", b"\xff\xfe", b"[1]", b"{}", b'{"step": 2, "metrics": 3}', b""])
+def test_a_damaged_line_is_left_out(tmp_path, bad):
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path)
+    first, last = (file.append(step, {"a": step}).encode() for step in (1, 3))
+    path.write_bytes(first + bad + b"\n" + last)
+    assert steps(path) == [1, 3]
 
 
 # --- files ---------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.report.figures.lines import Places
+from lit_llm.tracking.store import metric_lines
 
 POINTS = 200
 """Points of a curve at most: more than the width of a panel can tell apart."""
@@ -29,17 +30,11 @@ def read_course(file: Path, points: int = POINTS) -> list[dict[str, Any]]:
     """
     try:
         lines = file.read_bytes().split(b"\n")[:-1]  # the last may be half written
-    except FileNotFoundError:
+    except OSError:
         return []
     validated = [number for number, line in enumerate(lines) if b'"val/' in line]
     chosen = {*thinned(range(len(lines)), points), *thinned(validated, points)}
-    found = []
-    for number in sorted(chosen):
-        try:
-            found.append(json.loads(lines[number]))
-        except ValueError:  # what a killed process left of a line
-            continue
-    return found
+    return metric_lines(lines[number] for number in sorted(chosen))
 
 
 def thinned(places: Sequence[int], most: int) -> list[int]:

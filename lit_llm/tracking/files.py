@@ -1,0 +1,129 @@
+"""Files that are written whole, and that are verified when they are read again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+from lit_llm.config.fingerprint import LENGTH, digest_of_file
+from lit_llm.config.problems import InputError, Mark, Problem
+
+
+class Damaged(InputError):
+    """A file of the store cannot be read, or is not what was written."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(Problem(reason, mark=Mark(str(path))))
+
+
+_BEGIN = re.compile(r'\{\n "digest_of_rest": "|# digest_of_rest: ')
+"""How a file begins that has the digest of what follows: the first key of a JSON object, or a comment in YAML."""
+_SIGNATURE = re.compile(rf'(?:{_BEGIN.pattern})(.{{{LENGTH}}})(?:",)?\n')
+
+
+def with_digest(text: str) -> str:
+    """JSON or YAML, with the digest of its content before it. `read_verified` reads it."""
+    if text.startswith("{\n"):
+        body = text.removeprefix("{\n")
+        return f'{{\n "digest_of_rest": "{_digest_of_text(body)}",\n{body}'
+    return f"# digest_of_rest: {_digest_of_text(text)}\n{text}"
+
+
+def read_verified(path: Path) -> str:
+    """The text of a file, checked against the digest that it begins with, if it has one.
+
+    Raises Damaged where it cannot be read or is not what was written, and FileNotFoundError.
+    """
+    try:
+        text = path.read_bytes().decode()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise Damaged(path, f"cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise Damaged(path, f"is damaged: {error}") from None
+    found = _SIGNATURE.match(text)
+    if is_signed(text) and (found is None or found[1] != _digest_of_text(text[found.end() :])):
+        raise Damaged(path, "is damaged: its content is not that of its digest")
+    return text
+
+
+def is_signed(text: str) -> bool:
+    """Whether it begins with its digest."""
+    return _BEGIN.match(text) is not None
+
+
+def _digest_of_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]
+
+
+def check_digest(path: Path, digest: str) -> None:
+    """Raise Damaged unless a file has this digest. One that has not been touched since is read once."""
+    try:
+        status = path.stat()
+        found = _digest(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    except FileNotFoundError:
+        raise Damaged(path, "is missing") from None
+    except OSError as error:
+        raise Damaged(path, f"cannot be read: {error.strerror}") from None
+    if found != digest:
+        raise Damaged(path, "is damaged: its content is not that of its digest" if status.st_size else "is empty")
+
+
+def file_digest(path: Path) -> str:
+    """What `check_digest` compares with."""
+    return digest_of_file(path)[:LENGTH]
+
+
+@lru_cache(maxsize=1 << 16)
+def _digest(path: Path, *_stamp: int) -> str:
+    return file_digest(path)
+
+
+@contextmanager
+def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
+    """A file to write in place of `path`, and its folder where there is none; it takes that place after the block.
+
+    A reader sees the old file or the new one, whole. durable: on the disk too, whatever becomes of the machine.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = path.with_name(f".{path.name}.{os.getpid()}")  # another process may be at it too
+    try:
+        work.write_bytes(b"")
+        mode = work.stat().st_mode  # the umask's; a library that writes here may make a file for its owner alone
+        yield work
+        work.chmod(mode)
+        put_in_place(work, path, durable)
+    except BaseException:
+        work.unlink(missing_ok=True)
+        raise
+
+
+def put_in_place(work: Path, path: Path, durable: bool = True) -> None:
+    """Give a file its name, atomically. durable: its content and its name are on the disk afterwards."""
+    if durable:
+        _sync(work)
+    if path.is_dir() and not path.is_symlink():
+        path.rmdir()  # nothing is to be there but a file; raises OSError for a folder that holds something
+    work.replace(path)
+    if durable:
+        _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, whichever is there."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)

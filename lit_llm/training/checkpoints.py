@@ -1,0 +1,97 @@
+"""Checkpoints of a training: the newest and the one before it, each with the digest of its content at its end."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning as L
+
+from lit_llm.tracking.files import Damaged, put_in_place, remove
+from lit_llm.training.config import TrainingConfig
+
+LAST, PREVIOUS, WORK = "last.ckpt", "previous.ckpt", "writing.ckpt"
+_DIGEST = re.compile(rb"\nsha256:[0-9a-f]{64}\n")
+_LENGTH = 73
+"""Bytes of the digest at the end of a checkpoint. torch reads a file from its front, and takes no notice of them."""
+
+
+class Checkpoints(L.Callback):
+    """Writes a checkpoint every `checkpoint_every` steps and when the run is asked to stop.
+
+    The one before is kept until the next is written: a machine that goes down, or a disk that forgets, costs the steps
+    between two checkpoints and never the run.
+    """
+
+    def __init__(self, folder: Path, training: TrainingConfig, should_stop: Callable[[], bool]) -> None:
+        self.folder, self.every, self.should_stop = folder, training.execution.checkpoint_every, should_stop
+        self.last_step = training.max_steps
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+        step = trainer.global_step
+        if step >= self.last_step:
+            return
+        stop = self.should_stop()
+        if stop or step % self.every == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            trainer.save_checkpoint(self.folder / WORK)
+            if trainer.is_global_zero:
+                add_digest(self.folder / WORK)
+                if (self.folder / LAST).exists():
+                    (self.folder / LAST).replace(self.folder / PREVIOUS)
+                put_in_place(self.folder / WORK, self.folder / LAST)
+        trainer.should_stop = trainer.should_stop or stop
+
+
+def newest_checkpoint(folder: Path, tell: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint that is what was written; None where there is none. Removes damaged ones, and tells."""
+    damages: list[Damaged] = []
+    newest = None
+    for path in (folder / LAST, folder / PREVIOUS):
+        if not path.exists():
+            continue
+        try:
+            check_checkpoint(path)
+        except Damaged as damage:
+            damages.append(damage)
+            remove(path)
+        else:
+            newest = path
+            break
+    if damages:
+        going_on = f"going on from {newest.name}" if newest else "starting over"
+        tell(f"{'; '.join(map(str, damages))}; {going_on}")
+    return newest
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Those of a training that has ended: they are of use to a resume alone."""
+    for name in (LAST, PREVIOUS, WORK):
+        remove(folder / name)
+
+
+def add_digest(path: Path) -> None:
+    """Append the digest of a checkpoint's content."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    with path.open("ab") as file:
+        file.write(f"\nsha256:{digest}\n".encode())
+
+
+def check_checkpoint(path: Path) -> None:
+    """Raise Damaged unless a checkpoint's content is that of its digest. Never remembered: it is read once."""
+    total, left = hashlib.sha256(), path.stat().st_size - _LENGTH
+    try:
+        with path.open("rb") as file:
+            while left > 0 and (part := file.read(min(left, 1 << 22))):
+                total.update(part)
+                left -= len(part)
+            end = file.read()
+    except OSError as error:
+        raise Damaged(path, f"cannot be read: {error.strerror}") from None
+    if not _DIGEST.fullmatch(end):
+        raise Damaged(path, "is damaged: it does not end with its digest")
+    if end != f"\nsha256:{total.hexdigest()}\n".encode():
+        raise Damaged(path, "is damaged: its content is not that of its digest")

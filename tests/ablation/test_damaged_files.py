@@ -1,0 +1,195 @@
+"""A damaged file costs the run that it belongs to, never the study; what can be had again is, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from damages import DAMAGES, copied, damage
+from typer.testing import CliRunner
+
+from lit_llm.ablation.arms import load_study
+from lit_llm.ablation.run import Finished, Watcher, run_study
+from lit_llm.ablation.runs import Run, runs_of
+from lit_llm.cli import app
+from lit_llm.config.problems import InputError
+from lit_llm.experiment.finished import export_finished, open_finished
+from lit_llm.report.study import write_report
+from lit_llm.tracking.store import Store
+
+AGAIN = "`lit-llm run STUDY --rerun failed` computes it again"
+TIMES = ("started", "finished", "seconds")
+
+
+class Told(Watcher):
+    """A watcher that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.todo: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def launching(self, runs: object, todo: list[Run], slots: int) -> None:
+        self.todo = [run.name for run in todo]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> tuple[Path, Path]:
+    """A study of two arms that were pretrained and evaluated, and its store."""
+    folder = tmp_path_factory.mktemp("ran")
+    path = folder / "damaged.yaml"
+    path.write_text(
+        f"""
+study: damaged
+question: What is lost?
+extends: redllm-tiny
+base:
+  model: {{d_model: 16, vocabulary: 258, attention: {{heads: 2}}, feed_forward: {{d_ff: 32}}}}
+  pretrain:
+    data: {{corpus: {{kind: text, files: ["{corpus}/*.txt"]}}, tokenizer: bytes, sequence_length: 32, batch_size: 4}}
+    training: {{max_steps: 6, schedule: {{warmup_steps: 2}}, execution: {{log_every: 2}}}}
+    validation: {{times: 2, sequences: 8}}
+  evaluate: {{after: [pretrain], likelihood: {{documents: 4}}}}
+arms: {{red: {{}}, dec: {{extends: decllm-tiny}}}}
+seeds: [0]
+allow: [{{key: budget, because: small arms cost what they cost}}]
+"""
+    )
+    assert run_again(path, folder / "store", Told()).exit_code == 0
+    return path, folder / "store"
+
+
+def run_again(path: Path, store: Path, watcher: Told, rerun: str | None = None) -> Finished:
+    return run_study(load_study(path), Store(store), watcher=watcher, slots=1, rerun=rerun, report=write_report)  # type: ignore[arg-type]
+
+
+def command(*arguments: object) -> str:
+    """What a command prints; it ends well."""
+    done = CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "400"}, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def run_of(path: Path, store: Path, arm: str = "red") -> Run:
+    return next(run for run in runs_of(load_study(path), Store(store)) if run.arm.name == arm)
+
+
+def records(run: Run) -> list[object]:
+    """All that its stages have found, without the time that it took."""
+    found: list[object] = []
+    for step in run.steps:
+        result = step.stage.result()
+        assert result is not None
+        metrics = {name: value for name, value in result["metrics"].items() if not name.startswith("throughput/")}
+        rest = {key: value for key, value in result.items() if key not in (*TIMES, "metrics", "files", "notes")}
+        files = [step.stage.folder / name for name in ("losses.jsonl", "rows.jsonl", "checkpoints/model.safetensors")]
+        found += [metrics, rest, *[file.read_bytes() for file in files if file.exists()]]
+    return found
+
+
+def test_one_damaged_result_is_reported_by_name_and_computed_again(ran: tuple[Path, Path], tmp_path: Path) -> None:
+    path, store = ran[0], copied(ran[1], tmp_path / "store")
+    before, other = records(run_of(path, store)), run_of(path, store, "dec").result().result["metrics"]
+    file = run_of(path, store).steps[0].stage.folder / "result.json"
+    damage(file, "flipped")
+
+    said = f"red/seed 0 is left out: {file}: is damaged: its content is not that of its digest; {AGAIN}"
+    assert said in command("report", path, "--store", store)
+    assert json.loads(command("report", path, "--store", store, "--json"))["left_out"] == [said]
+    rows = json.loads(command("status", path, "--store", store, "--json"))["runs"]
+    assert [(row["arm"], row["state"]) for row in rows if row["state"] != "done"] == [("red", "failed")]
+    page = (store / "studies" / "damaged" / "report.html").read_text()
+    assert "what did not end well" in page
+    assert f"{file}: is damaged" in page
+    told = Told()
+    finished = run_again(path, store, told)
+    assert (finished.exit_code, told.todo) == (1, [])
+    assert said in told.messages
+    assert run_of(path, store, "dec").result().result["metrics"] == other
+
+    told = Told()
+    finished = run_again(path, store, told, rerun="failed")
+    assert (finished.exit_code, told.todo) == (0, ["red/seed 0"])
+    assert records(run_of(path, store)) == before
+
+
+def test_damaged_weights_are_refused_by_name_and_trained_again(ran: tuple[Path, Path], tmp_path: Path) -> None:
+    """The evaluation after them stays: it was made with the weights that come again."""
+    path, store = ran[0], copied(ran[1], tmp_path / "store")
+    run = run_of(path, store)
+    before, evaluated = records(run), (run.last.folder / "result.json").stat().st_mtime_ns
+    weights = run.steps[0].stage.checkpoints / "model.safetensors"
+    damage(weights, "flipped")
+    for use in (
+        lambda: open_finished(Store(store), run.steps[0].link.fingerprint),
+        lambda: export_finished(Store(store), run.steps[0].link.fingerprint, tmp_path / "exported"),
+    ):
+        with pytest.raises(InputError, match=f"{weights}: is damaged.*; {AGAIN}"):
+            use()
+    told = Told()
+    assert run_again(path, store, told, rerun="failed").exit_code == 0
+    assert told.todo == ["red/seed 0"]
+    assert records(run_of(path, store)) == before
+    assert (run.last.folder / "result.json").stat().st_mtime_ns == evaluated
+    open_finished(Store(store), run.steps[0].link.fingerprint)
+
+
+@pytest.mark.parametrize("how", ["flipped", "deleted", "unreadable"])
+def test_a_damaged_configuration_is_written_again(ran: tuple[Path, Path], tmp_path: Path, how: str) -> None:
+    path, store = ran[0], copied(ran[1], tmp_path / "store")
+    file = run_of(path, store).steps[0].stage.config_file
+    whole = file.read_bytes()
+    damage(file, how)
+    with pytest.raises(InputError, match=file.parent.name):
+        open_finished(Store(store), file.parent.name)
+    told = Told()
+    assert run_again(path, store, told).exit_code == 0
+    assert f"{file} was damaged or missing; it is written again" in told.messages
+    assert file.read_bytes() == whole
+
+
+def test_weights_have_the_mode_of_their_neighbours(ran: tuple[Path, Path], tmp_path: Path) -> None:
+    path, store = ran
+    for step in run_of(path, store).trained:
+        folder = step.stage.checkpoints
+        modes = {file.name: file.stat().st_mode for file in (*folder.iterdir(), *step.stage.folder.glob("*.json"))}
+        assert set(modes.values()) == {step.stage.config_file.stat().st_mode}
+        export_finished(Store(store), step.link.fingerprint, tmp_path / "exported")
+    assert len({file.stat().st_mode for file in (tmp_path / "exported").iterdir()}) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", DAMAGES)
+def test_no_damage_of_a_file_of_a_finished_stage_ends_in_a_traceback(
+    ran: tuple[Path, Path], tmp_path: Path, how: str
+) -> None:
+    """Each file, one at a time: `run` and `report` show what they showed before, or name the file and the next step.
+
+    `--rerun failed` then brings back what was computed, bit for bit. `docs/recovery.md` has the table.
+    """
+    path, store = ran
+    run = run_of(path, store)
+    before = records(run)
+    files = sorted(
+        file.relative_to(store) for step in run.steps for file in step.stage.folder.rglob("*") if file.is_file()
+    )
+    assert len(files) > 10
+    for name in files:
+        place = copied(store, tmp_path / "store")
+        if not (place / name).stat().st_size:
+            shutil.rmtree(place)  # the lock: there is nothing in it
+            continue
+        damage(place / name, how)
+        told = Told()
+        finished = run_again(path, place, told)
+        printed = command("report", path, "--store", place)
+        if finished.exit_code:
+            said = [line for line in (*told.messages, printed) if f"{place / name}: " in line and AGAIN in line]
+            assert len(said) == 2, (name, told.messages, printed)
+        run_again(path, place, Told(), rerun="failed")
+        assert records(run_of(path, place)) == before, name
+        shutil.rmtree(place)
