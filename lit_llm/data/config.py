@@ -18,6 +18,10 @@ CYCLE = 1000
 """Windows after which a mixture has given each source exactly its share."""
 
 
+MOST_PATTERNS = 10_000
+"""Paths and globs of one corpus."""
+
+
 class PythonStdlib(Section):
     """The sources of this interpreter's standard library, tests left out: about 10 MB, there without a network."""
 
@@ -30,7 +34,7 @@ class TextFiles(Section):
 
     kind: Literal["text"] = "text"
     """Text files."""
-    files: Items[str] = Field(min_length=1)
+    files: Items[str] = Field(min_length=1, max_length=MOST_PATTERNS)
     """Paths or globs, relative to the working directory: `["corpus/**/*.txt"]`."""
 
 
@@ -52,7 +56,7 @@ class JsonLines(Records):
 
     kind: Literal["jsonl"] = "jsonl"
     """JSON lines."""
-    files: Items[str] = Field(min_length=1)
+    files: Items[str] = Field(min_length=1, max_length=MOST_PATTERNS)
     """Paths or globs, relative to the working directory: `["c4/*.jsonl.zst"]`; plain, .gz, .zst, .bz2 or .xz. A plain
     file is read in parts, several processes at once; a compressed one by one process."""
 
@@ -62,7 +66,7 @@ class Parquet(Records):
 
     kind: Literal["parquet"] = "parquet"
     """Parquet files."""
-    files: Items[str] = Field(min_length=1)
+    files: Items[str] = Field(min_length=1, max_length=MOST_PATTERNS)
     """Paths or globs, relative to the working directory: `["fineweb/**/*.parquet"]`. Other columns are not read."""
 
 
