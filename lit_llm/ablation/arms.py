@@ -26,7 +26,7 @@ from lit_llm.evaluation.config import METRICS_OF_SPLIT, yardstick_of
 from lit_llm.experiment.chain import EVALUATED, FINETUNED, chain, validation_metric
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.identity import read_corpora_again
-from lit_llm.experiment.load import is_preset, is_stage, read_experiment, validate_experiment
+from lit_llm.experiment.load import MOST_LAYERS, is_preset, is_stage, read_experiment, validate_experiment
 from lit_llm.tracking.store import Store
 
 
@@ -176,6 +176,8 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> Node:
     if Path(like.value).name != like.value or not os.path.isfile(below):
         near = did_you_mean(like.value, [file.name for file in path.parent.glob("*.yaml")])
         raise InputError(Problem(f"there is no study {like.value!r} in the same folder{near}", "like", like.mark))
+    if len(seen) >= MOST_LAYERS:
+        raise InputError(Problem(f"stands on more than {MOST_LAYERS} studies", "like", like.mark))
     if path in seen:
         raise InputError(Problem(f"is like itself: {' -> '.join(p.name for p in (*seen, path))}", "like", like.mark))
     parent = without(_read(below, (*seen, path)), ["study"])  # a name is one study's
@@ -271,7 +273,9 @@ def _further_problems(
     document: Node, found: Sequence[Problem], folder: Path, overrides: Sequence[str]
 ) -> Sequence[Problem]:
     """What is wrong with the arms besides, where that can be told without the keys of the study that are wrong."""
-    wrong = {problem.key.split(".")[0] for problem in found}
+    wrong = {key for key in document.value for problem in found if under(problem.key, key)}
+    if not wrong:
+        return []
     meant = {near for key in wrong for near in difflib.get_close_matches(key, Study.model_fields, n=1)}
     if meant - _ASIDE:
         return []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from math import prod
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -15,21 +16,30 @@ from lit_llm.analysis.front import better
 from lit_llm.analysis.paired import Variance
 from lit_llm.analysis.scaling_runs import X
 from lit_llm.config.problems import did_you_mean
-from lit_llm.config.section import Items, Section, impossible
+from lit_llm.config.section import Items, Section, impossible, nested
 from lit_llm.evaluation.config import EVALUATIONS
 from lit_llm.experiment.chain import EVALUATED, FINETUNED, final_metric
+from lit_llm.experiment.config import Experiment
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+LONGEST_NAME = 100
+MOST_ARMS, MOST_SEEDS, MOST_RUNS = 2_000, 1_000, 20_000
+MOST_FACTORS, MOST_RULES = 100, 1_000
+"""Of a study, so that what was not meant is not waited for: a plan looks at every arm, and names every run."""
 
 
 def _plain_name(name: str) -> str:
+    if len(name) > LONGEST_NAME:
+        raise impossible(("", f"a name has at most {LONGEST_NAME} letters, and this one has {len(name)}"))
     if not _NAME.fullmatch(name):
         raise impossible(("", f"{name!r} is not a plain name: letters, digits, '-', '_' and '.', no path"))
     return name
 
 
 Name = Annotated[str, AfterValidator(_plain_name)]
-"""A name that can be a folder's."""
+"""A name that can be a folder's, of at most 100 letters."""
+
+Seeds = Annotated[Items[Annotated[int, Field(ge=0)]], Field(max_length=MOST_SEEDS, json_schema_extra={"minItems": 1})]
 
 Tree = dict[str, Any]
 """Keys of an experiment, checked when the arms are put together."""
@@ -42,10 +52,10 @@ class Grid(Section):
     """factorial: every combination; one_at_a_time: each level alone, the other factors at their first; paired: the i-th
     levels of all factors together; fractional_factorial: of many factors with two levels, those combinations that tell
     their effects apart. A factorial of two-level factors, whole or in part, is reported by its effects too."""
-    factors: dict[str, Items[Any] | Tree] = Field(min_length=1)
+    factors: dict[str, Items[Any] | Tree] = Field(min_length=1, max_length=MOST_FACTORS)
     """A key with its levels, `model.attention.output_norm: [head, none]`, or a label with named bundles of keys,
     `split: {3/3: {model.encoder.layers: 3, model.decoder.layers: 3}, 5/1: {...}}`. The first one is the baseline's."""
-    exclude: Items[Tree] = ()
+    exclude: Annotated[Items[Tree], Field(max_length=MOST_RULES)] = ()
     """Combinations to leave out: `{model.attention.output_norm: none, pretrain.training.optimizer.lr: 1e-2}`. Without
     them a factorial is not balanced: its arms are compared, its effects are not estimated."""
     resolution: int = Field(4, ge=3)
@@ -56,6 +66,16 @@ class Grid(Section):
     two-factor interaction: `[[model.attention.output_norm, pretrain.training.optimizer.lr]]`."""
     combinations: int | None = None
     """Size of a fractional_factorial, a power of two; the smallest that has the resolution when absent."""
+
+    @property
+    def cells(self) -> int:
+        """Combinations of levels before any is excluded."""
+        counts = [len(levels) for levels in self.factors.values()]
+        if self.design == "factorial":
+            return prod(counts)
+        if self.design == "paired":
+            return counts[0]
+        return self.fraction.size if self.fraction else 1 + sum(count - 1 for count in counts)
 
     @property
     def fraction(self) -> Fraction | None:
@@ -75,6 +95,9 @@ class Grid(Section):
         findings: list[tuple[str | tuple[str, ...], str]] = []
         for name, levels in self.factors.items():
             key = ("factors", name)  # the name has dots of its own
+            if len(levels) > MOST_ARMS:
+                findings.append((key, f"has {len(levels)} levels, and a study has at most {MOST_ARMS} arms"))
+                continue
             listed = levels if isinstance(levels, tuple) else ()
             repeated = any(a == b for i, a in enumerate(listed) for b in listed[:i])
             paired = self.design == "paired"
@@ -345,7 +368,7 @@ class Compare(Section):
 class MoreSeeds(Section):
     """Rounds of further seeds, for the arms whose difference is not decided."""
 
-    most: int
+    most: int = Field(le=MOST_SEEDS)
     """Seeds that an arm has at most, those of `seeds` included."""
     step: int = Field(1, ge=1)
     """Seeds that a round adds."""
@@ -360,6 +383,13 @@ class Allowed(Section):
     `pretrain.data.tokenizer`."""
     because: str = Field(min_length=1)
     """Why the comparison is fair all the same; shown in the plan and the report."""
+
+
+def of_experiment(key: str, value: Any) -> str:
+    """Where a key of the experiment belongs in a study or a sweep."""
+    if key.split(".")[0] not in Experiment.model_fields:
+        return ""
+    return f"what holds for every arm stands under `base`: write `base: {{{nested(key, value)}}}`"
 
 
 class Study(Section):
@@ -381,7 +411,7 @@ class Study(Section):
     baseline (a ladder compares each rung with the one below it), `grid: false` to stay out of the grid."""
     grid: Grid | None = None
     """Factors, crossed with the arms."""
-    seeds: Items[Annotated[int, Field(ge=0)]] = Field((0,), json_schema_extra={"minItems": 1})
+    seeds: Seeds = (0,)
     """Every arm runs once with each."""
     more_seeds: MoreSeeds | None = None
     """After `seeds`, add seeds to the arms whose interval still holds zero (with `compare.margin`: that are shown
@@ -394,6 +424,10 @@ class Study(Section):
     allow: Items[Allowed] = ()
     """Differences that the audit would refuse, each with its reason."""
 
+    @classmethod
+    def unknown_key(cls, key: str, value: Any) -> str:
+        return of_experiment(key, value)
+
     @model_validator(mode="after")
     def _fits(self) -> Study:
         findings: list[tuple[str | tuple[str, ...], str]] = []
@@ -403,6 +437,7 @@ class Study(Section):
             findings.append(("seeds", "a seed is there twice"))
         if self.more_seeds is not None:
             findings += self._no_rounds(self.more_seeds)
+        findings += self._too_many()
         factors = self.grid.factors if self.grid else {}
         seeded: list[tuple[str, ...]] = [("base",)] if "seed" in self.base else []
         seeded += [("arms", name) for name, arm in self.arms.items() if "seed" in (arm or {})]
@@ -425,6 +460,23 @@ class Study(Section):
         if findings:
             raise impossible(*findings)
         return self
+
+    def _too_many(self) -> Iterator[tuple[str | tuple[str, ...], str]]:
+        """Arms or runs beyond what a study may have."""
+        outside = sum((arm or {}).get("grid") is False for arm in self.arms.values())
+        crossed = max(1, len(self.arms)) - outside
+        arms = outside + crossed * (self.grid.cells if self.grid else 1)
+        where = "grid.factors" if self.grid and self.grid.cells > crossed else "arms"
+        if arms > MOST_ARMS:
+            yield (
+                where,
+                f"{arms:,} arms, and a study has at most {MOST_ARMS:,}: take out levels, or write several studies",
+            )
+        elif (runs := arms * len(self.seeds)) > MOST_RUNS:
+            yield (
+                "seeds",
+                f"{arms:,} arms x {len(self.seeds):,} seeds are {runs:,} runs, and a study has at most {MOST_RUNS:,}",
+            )
 
     def _no_rounds(self, more: MoreSeeds) -> Iterator[tuple[str | tuple[str, ...], str]]:
         """What speaks against adding seeds in rounds."""

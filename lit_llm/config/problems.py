@@ -32,6 +32,10 @@ class Problem:
         return ": ".join(str(part) for part in (self.mark, self.key, self.message) if part)
 
 
+MOST_SHOWN = 50
+"""Problems that a report lists."""
+
+
 class InputError(Exception):
     """The input is wrong and nothing was started (exit code 2). Carries every problem that was found."""
 
@@ -41,10 +45,11 @@ class InputError(Exception):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
     def report(self) -> str:
-        """The message as the command line prints it: the problems, their number, and where to look next."""
+        """The message as the command line prints it: the first problems, their number, and where to look next."""
         count = len(self.problems)
         last = f"{count} problem{'s' if count > 1 else ''}, nothing was started."
-        return "\n".join([*map(str, self.problems), f"{last} {self.hint}".rstrip()])
+        more = [f"... and {count - MOST_SHOWN} more"] if count > MOST_SHOWN else []
+        return "\n".join([*map(str, self.problems[:MOST_SHOWN]), *more, f"{last} {self.hint}".rstrip()])
 
 
 @contextmanager

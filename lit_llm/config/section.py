@@ -45,6 +45,11 @@ class Section(BaseModel):
         allow_inf_nan=False,
     )
 
+    @classmethod
+    def unknown_key(cls, key: str, value: Any) -> str:
+        """What is said of a key of a file that this section does not have, where there is more to say than that."""
+        return ""
+
 
 Items = Annotated[tuple[T, ...], Strict(False)]
 """A list in YAML, a tuple here (frozen); its items stay strict."""
@@ -147,8 +152,9 @@ def _problems(section: type[Section], node: Node, at: tuple[str, ...], errors: l
     wrong: dict[tuple[str, ...], list[Any]] = {}
     for error in errors:
         wrong.setdefault(_path(node, error), []).append(error)
+    outer = {path[:end] for path in wrong for end in range(len(path))}
     for path, found in wrong.items():
-        if all(error["type"] in _ABOUT_SHAPE for error in found) and any(_inside(other, path) for other in wrong):
+        if all(error["type"] in _ABOUT_SHAPE for error in found) and path in outer:
             continue  # a list that is too short without its wrong items; an alternative that nobody meant
         # Of several alternatives, those that the value has the right type for.
         meant = [error for error in found if error["type"] not in _NOUNS]
@@ -170,10 +176,6 @@ def _path(node: Node, error: dict[str, Any]) -> tuple[str, ...]:
         if absent or node.find((*path, part)) is not None:
             path = (*path, part)
     return path
-
-
-def _inside(path: tuple[str, ...], outer: tuple[str, ...]) -> bool:
-    return len(path) > len(outer) and path[: len(outer)] == outer
 
 
 _NOUNS = {
@@ -206,7 +208,11 @@ def _either(errors: list[Any]) -> dict[str, Any]:
 def _message(section: type[Section], path: tuple[str, ...], error: dict[str, Any]) -> str:
     kind, given, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "extra_forbidden":
-        return f"unknown key{did_you_mean(path[-1], fields_at(section, error['loc'][:-1]))}"
+        said = section.unknown_key(path[-1], given) if len(path) == 1 else ""
+        allowed = fields_at(section, error["loc"][:-1])
+        if not said and path[-1].split(".")[0] in allowed:
+            said = f"keys stand inside of each other in a file: write `{nested(path[-1], given)}`"
+        return f"unknown key - {said}" if said else f"unknown key{did_you_mean(path[-1], allowed)}"
     if kind == "missing":
         return "is needed, and there is no default"
     if kind == "literal_error":
@@ -217,10 +223,23 @@ def _message(section: type[Section], path: tuple[str, ...], error: dict[str, Any
     if kind == "too_short":
         return f"needs at least {context['min_length']} of them, has {context['actual_length']}"
     if kind == "too_long":
-        return f"takes at most {context['max_length']} of them, has {context['actual_length']}"
+        return f"takes at most {context['max_length']} of them, has {context['actual_length'] or len(given)}"
     noun = error.get("noun") or _NOUNS.get(kind)
     what = f"should be {noun}" if noun else error["msg"].removeprefix("Input ")
     return f"{what}, not {_shown(given)}{_rewritten(noun, given)}"
+
+
+_MOST_NESTED = 8
+"""Keys inside of each other that a message writes out; no section of ours has as many."""
+
+
+def nested(key: str, value: Any) -> str:
+    """`{a: {b: 1}}`: how a file has the value of a dotted key."""
+    first, *inner = key.split(".")
+    text = "{...}" if isinstance(value, Mapping) else "[...]" if isinstance(value, list | tuple) else _shown(value)
+    for part in reversed(inner[:_MOST_NESTED]):
+        text = f"{{{part}: {text}}}"
+    return f"{first}: {text}"
 
 
 def _not_possible(given: Any, allowed: Iterable[str]) -> str:
@@ -233,7 +252,10 @@ def _shown(value: Any) -> str:
         return "a mapping"
     if isinstance(value, list | tuple):
         return "a list"
-    return {None: "null", True: "true", False: "false"}[value] if isinstance(value, bool | None) else repr(value)
+    if isinstance(value, bool | None):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _rewritten(noun: str | None, given: Any) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,9 @@ def _as_mapping(word: Node, other: Node) -> Any:
 
 
 def at(path: str, node: Node) -> Node:
-    """A tree that holds only `node`, at the dotted `path`."""
+    """A tree that holds only `node`, at the dotted `path`. Raises InputError for one that is too deep."""
+    if path.count(".") >= DEEPEST:
+        raise InputError(Problem(f"is nested more than {DEEPEST} levels deep", f"{path[:40]}...", node.mark))
     for part in reversed(split_path(path)):
         node = Node({part: node}, node.mark)
     return node
@@ -153,6 +156,19 @@ _INT = re.compile(r"^[-+]?[0-9]+$")
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's scalars: `1e-3` is a number, and `no`, `on` or `0o7` are words, which PyYAML's 1.1 gets wrong."""
 
+    values = depth = 0
+    """Values so far, and how many of them the next one stands inside of."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Raises TooMuch as soon as a limit is passed, so that no more of a text is read than that."""
+        self.values += 1
+        self.depth += 1
+        if self.values > 2 * MOST_VALUES or self.depth > DEEPEST + 1:  # keys are counted here, too
+            raise _TooMuch(_MANY if self.values > 2 * MOST_VALUES else _DEEP, self.peek_event().start_mark.line)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
 
 _Loader.yaml_implicit_resolvers = {}
 _Loader.add_implicit_resolver(
@@ -182,20 +198,36 @@ def to_yaml(content: Any, **options: Any) -> str:
 
 
 def _decimal(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
-    return int(loader.construct_scalar(node))  # 007 is 7
+    written = str(loader.construct_scalar(node))
+    # Python reads no integer of thousands of digits, and 007 is 7.
+    if len(written.lstrip("+-0")) > 19 or not -(2**63) <= int(written) < 2**63:
+        raise OverflowError
+    return int(written)
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _decimal)
 
 
 _TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str", "int", "float", "bool", "null")}
-_MOST_VALUES = 50_000
-_DEEPEST = 50
-"""Far beyond any configuration; aliases of aliases would otherwise become more values than memory holds."""
+MOST_BYTES = 1_000_000
+MOST_VALUES = 50_000
+DEEPEST = 50
+"""Far beyond any configuration. Aliases of aliases would otherwise become more values than memory holds."""
+_LARGE = f"is larger than {MOST_BYTES:,} bytes, more than any configuration: is it data?"
+_MANY = f"holds more than {MOST_VALUES:,} values, those of aliases counted in"
+_DEEP = f"is nested more than {DEEPEST} levels deep"
 
 
+class _TooMuch(Exception):
+    """(what is too much, the line from 0)."""
+
+
+@lru_cache(maxsize=32)  # a command reads its file several times, and a study a preset for each of its arms
 def read_yaml(text: str, source: str) -> Node:
-    """Parse one YAML document. Raises InputError with `source:line` for broken YAML and repeated keys."""
+    """Parse one YAML document. Raises InputError with `source:line` for broken YAML, repeated keys and for what is
+    larger than a configuration can be."""
+    if len(text) > MOST_BYTES:
+        raise InputError(Problem(_LARGE, mark=Mark(source)))
     problems: list[Problem] = []
     count = 0
 
@@ -203,10 +235,10 @@ def read_yaml(text: str, source: str) -> Node:
         nonlocal count
         count += 1
         mark = Mark(source, line + 1)
-        if count > _MOST_VALUES:
-            raise InputError(Problem(f"holds more than {_MOST_VALUES} values, those of aliases counted in", mark=mark))
-        if depth > _DEEPEST:
-            raise InputError(Problem(f"is nested more than {_DEEPEST} levels deep", mark=mark))
+        if count > MOST_VALUES:
+            raise InputError(Problem(_MANY, mark=mark))
+        if depth > DEEPEST:
+            raise InputError(Problem(_DEEP, mark=mark))
         if node.tag not in _TAGS:
             tag = node.tag.replace("tag:yaml.org,2002:", "!!")
             problems.append(Problem(f"the tag {tag} is not allowed: a file is data, never code", mark=mark))
@@ -230,7 +262,10 @@ def read_yaml(text: str, source: str) -> Node:
             return Node([convert(item, item.start_mark.line, depth + 1) for item in node.value], mark)
         try:
             return Node(loader.construct_object(node), mark)
-        except (ValueError, KeyError):  # a tag that the value does not fit, or an integer of thousands of digits
+        except OverflowError:
+            problems.append(Problem(f"{node.value[:40]} is beyond the integers of 64 bits", mark=mark))
+            return Node(None, mark)
+        except (ValueError, KeyError):  # a tag that the value does not fit
             problems.append(Problem(f"{node.value[:40]!r} is no {node.tag.rpartition(':')[2]}", mark=mark))
             return Node(None, mark)
 
@@ -241,7 +276,10 @@ def read_yaml(text: str, source: str) -> Node:
             document = Node({}, Mark(source, 1)) if root is None else convert(root, root.start_mark.line)
         finally:
             loader.dispose()
-    except (yaml.YAMLError, RecursionError) as error:
+    except _TooMuch as error:
+        message, line = error.args
+        raise InputError(Problem(message, mark=Mark(source, line + 1))) from None
+    except yaml.YAMLError as error:
         raise InputError(_broken(error, text, source)) from None
     if problems:
         raise InputError(*problems)
@@ -250,8 +288,6 @@ def read_yaml(text: str, source: str) -> Node:
 
 def _broken(error: Exception, text: str, source: str) -> Problem:
     line: int | None
-    if isinstance(error, RecursionError):
-        return Problem(f"is nested more than {_DEEPEST} levels deep", mark=Mark(source))
     if isinstance(error, yaml.reader.ReaderError):
         line, reason = text.count("\n", 0, error.position) + 1, f"the character {error.character!r} is not allowed"
     else:
@@ -266,6 +302,8 @@ def read_file(path: Path) -> Node:
     """Parse a YAML file. Raises InputError when it cannot be read or is not a mapping."""
     shown = str(path)
     try:
+        if path.is_file() and path.stat().st_size > MOST_BYTES:
+            raise InputError(Problem(_LARGE, mark=Mark(shown)))
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(Problem("there is no such file", mark=Mark(shown))) from None

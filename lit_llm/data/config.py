@@ -20,6 +20,10 @@ CYCLE = 1000
 """Windows after which a mixture has given each source exactly its share."""
 
 
+MOST_PATTERNS = 10_000
+"""Paths and globs of one corpus."""
+
+
 class PythonStdlib(Section):
     """The sources of this interpreter's standard library, tests left out: about 10 MB, there without a network."""
 
@@ -53,7 +57,7 @@ class TextFiles(Section):
 
     kind: Literal["text"] = "text"
     """Text files."""
-    files: Items[FilePath] = Field(min_length=1)
+    files: Items[FilePath] = Field(min_length=1, max_length=MOST_PATTERNS)
     """Paths or globs: `["corpus/**/*.txt"]`."""
     encoding: Encoding = "utf-8"
     """How the files are encoded."""
@@ -81,7 +85,7 @@ class JsonLines(Records):
 
     kind: Literal["jsonl"] = "jsonl"
     """JSON lines."""
-    files: Items[FilePath] = Field(min_length=1)
+    files: Items[FilePath] = Field(min_length=1, max_length=MOST_PATTERNS)
     """Paths or globs: `["c4/*.jsonl.zst"]`; plain, .gz, .zst, .bz2 or .xz. A plain
     file is read in parts, several processes at once; a compressed one by one process."""
     errors: Errors = "strict"
@@ -93,7 +97,7 @@ class Parquet(Records):
 
     kind: Literal["parquet"] = "parquet"
     """Parquet files."""
-    files: Items[FilePath] = Field(min_length=1)
+    files: Items[FilePath] = Field(min_length=1, max_length=MOST_PATTERNS)
     """Paths or globs: `["fineweb/**/*.parquet"]`. Other columns are not read."""
 
 

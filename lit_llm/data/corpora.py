@@ -228,10 +228,19 @@ def _find(patterns: Sequence[str], example: str) -> list[tuple[str, Path]]:
     """The files that have content, each once, by path. Raises InputError with every pattern that finds nothing."""
     problems: list[Problem] = []
     paths: set[Path] = set()
-    for pattern in patterns:
-        names = [pattern] if os.path.isfile(pattern) else glob.glob(pattern, recursive=True)
+    search = _Search()
+    for pattern in dict.fromkeys(patterns):
+        names = [pattern] if os.path.isfile(pattern) else search.matching(pattern)
         # A link that leads nowhere is found, so that its document is missed.
-        found = [path for path in map(Path, names) if path.is_file() or (path.is_symlink() and not path.exists())]
+        try:
+            found = [path for path in map(Path, names) if path.is_file() or (path.is_symlink() and not path.exists())]
+        except _TooMany:
+            message = (
+                f"leads past more than {MOST_FILES:,} files and folders; name a folder of the corpus alone, or join"
+            )
+            message += " its documents to JSON lines"
+            problems.append(Problem(message, f"corpus.files: {pattern}"))
+            continue
         if not found:
             reason = "no file matches" + ("" if os.path.isabs(pattern) else f"; looked for in {os.getcwd()}")
             if pattern.startswith("glosses/"):  # where the presets and studies that ship look for them
@@ -253,6 +262,49 @@ def _find(patterns: Sequence[str], example: str) -> list[tuple[str, Path]]:
     if problems:
         raise InputError(*problems)
     return _named(written)
+
+
+MOST_FILES = 200_000
+"""Files and folders among which the files of a corpus are looked for."""
+
+
+class _TooMany(Exception):
+    """More than MOST_FILES."""
+
+
+class _Search:
+    """Finds what `glob.glob(pattern, recursive=True)` does, which would not end where a link leads back to the root.
+
+    Raises _TooMany when all its patterns together have looked at too much.
+    """
+
+    def __init__(self) -> None:
+        self.looked = 0
+
+    def look(self, more: int) -> None:
+        self.looked += more
+        if self.looked > MOST_FILES:
+            raise _TooMany
+
+    def matching(self, pattern: str) -> Iterator[str]:
+        parts = pattern.split(os.sep)
+        if "**" not in parts:
+            for name in glob.iglob(pattern):
+                self.look(1)
+                yield name
+            return
+        place = parts.index("**")
+        top, rest = os.sep.join(parts[:place]) or os.sep, os.sep.join(parts[place + 1 :]) or "*"
+        for each in glob.iglob(top) if place else [os.curdir]:
+            for folder in self.folders(each):
+                yield from self.matching(os.path.join(glob.escape(folder), rest))
+
+    def folders(self, top: str) -> Iterator[str]:
+        """A folder and those below it, but for hidden ones."""
+        for folder, inside, files in os.walk(top, followlinks=True):
+            self.look(1 + len(files))
+            inside[:] = sorted(name for name in inside if not name.startswith("."))
+            yield folder
 
 
 def _named(files: Sequence[Path]) -> list[tuple[str, Path]]:

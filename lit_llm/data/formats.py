@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 PART = 16 << 20
 """Bytes after which a part of a corpus is closed."""
+LONGEST_LINE = 64 << 20
+"""Bytes of a line of JSON, uncompressed; a long book has two million."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,10 @@ def _zstandard(path: Path) -> IO[bytes]:
 
 @dataclass(frozen=True)
 class JsonLinesPart(RecordsPart):
-    """Lines from byte `first` to byte `last` of a plain file; a compressed file is one part, whatever `last` is."""
+    """Lines from byte `first` to byte `last` of a plain file; a compressed file is one part, whatever `last` is.
+
+    A line has at most LONGEST_LINE bytes: a small archive may hold one that is larger than the memory.
+    """
 
     @classmethod
     def cut(cls, path: Path, fields: Fields) -> list[Self]:
@@ -172,7 +177,12 @@ class JsonLinesPart(RecordsPart):
             with opened(self.path) if opened else self.path.open("rb") as file:
                 if not opened:
                     file.seek(self.first)
-                while (opened or place < self.last) and (line := file.readline()):
+                while (opened or place < self.last) and (line := file.readline(LONGEST_LINE + 1)):
+                    if len(line) > LONGEST_LINE:
+                        message = (
+                            f"is longer than {LONGEST_LINE >> 20} MB; a document is one line: is the file JSON lines?"
+                        )
+                        raise self._wrong(number + 1, message)
                     content = line if place else line.removeprefix(codecs.BOM_UTF8)
                     place, number = place + len(line), number + 1
                     if content.strip():

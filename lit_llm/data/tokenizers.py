@@ -9,6 +9,7 @@ import re
 import shutil
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -100,7 +101,8 @@ class FromFile:
         self._ours = np.array(self._layout.order(self.vocabulary, back=True))
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        encoded = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
+        with _matching():
+            encoded = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
         found = [self._ours[np.asarray(item.ids, dtype=np.int64)] for item in encoded]
         if any(len(ids) and ids.min() <= max(EOD, BOS) for ids in found):
             message = "reads a text as its end of a document or its <s>; name other tokens, or none for new ones"
@@ -115,9 +117,10 @@ class FromFile:
         """Whether a word ends at this place of a text and its halves have the ids of the whole, judged by what stands
         around it: the rules by which words are told apart look no further."""
         left, right = text[max(0, place - _AROUND) : place], text[place : place + _AROUND]
-        before, after, whole = (
-            self._library.encode(part, add_special_tokens=False) for part in (left, right, left + right)
-        )
+        with _matching():
+            before, after, whole = (
+                self._library.encode(part, add_special_tokens=False) for part in (left, right, left + right)
+            )
         last = len(before.ids)
         return whole.ids == before.ids + after.ids and len(set(whole.word_ids[max(0, last - 1) : last + 1])) == 2
 
@@ -165,6 +168,21 @@ class FromFile:
             split = pre_tokenizer.pre_tokenize_str(normal) if pre_tokenizer else [(normal, ())]
             put.append(sum(len(piece) for piece, _ in split) - len(text))
         return put[0], put[1]
+
+
+@contextmanager
+def _matching() -> Iterator[None]:
+    """Raises InputError where an expression of the file takes too many steps for a text, `(a+)+b` for aaaa.
+
+    The library gives up after ten million for one match, and panics: an error of its own that is no Exception.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        message = f"the tokenizers library gives up on a text ({error}): simplify the regular expressions of the file"
+        raise InputError(Problem(message, "tokenizer.path")) from None
 
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")

@@ -13,7 +13,7 @@ source_mass            decoder-only: weight on the source's tokens, beside what 
 source_norm_share      encoder-decoder: ‖cross‖ / (‖cross‖ + ‖self‖), the norms of what a layer's two attentions add
 source_gain            log p(y_i) less what it is when another window's source is given instead
 source_sensitivity     ‖∂ log p(y_i) / ∂E_S‖, by the source's embeddings; attention_sensitivity: of each layer's
-                       attention output by the source's states. After Fu et al. 2023 (arXiv 2304.04052)
+                       attention output, as it is added, by the source's states. After Fu et al. 2023 (arXiv 2304.04052)
 
 A decay is a slope of log against log by least squares: 0 where nothing fades, −1 where it falls as 1 / position.
 """
@@ -24,7 +24,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ from lit_llm.evaluation.source_sensitivity import (
     source_places,
     target_queries,
 )
-from lit_llm.models.blocks import Stack
+from lit_llm.models.blocks import Block, Stack
 from lit_llm.models.build import generator
 from lit_llm.models.resolve import not_looked_at
 from lit_llm.models.transformer import EncoderDecoder, LanguageModel
@@ -160,12 +160,13 @@ def look_at_weights(model: LanguageModel, batch: Batch, window: int, curves: Cur
     for layer, attention in enumerate(_attentions(model.decoder, "self_attention")):
         look = partial(_locality, curves, "local_probability", layer, window)
         hooks.append(attention.dot_product.register_forward_pre_hook(look))
-        hooks.append(attention.register_forward_hook(partial(_keep_norm, own_norms, layer)))
+    for layer, added in enumerate(_added(model.decoder, "self_attention")):
+        hooks.append(added.register_forward_hook(partial(_keep_norm, own_norms, layer)))
     for layer, attention in enumerate(_attentions(model.decoder, "cross_attention" if encoder else "self_attention")):
         at_source = partial(_source, curves, steps, layer, source, queries.start)
         hooks.append(attention.dot_product.register_forward_pre_hook(at_source))
-        if encoder:
-            hooks.append(attention.register_forward_hook(partial(_norm_share, curves, steps, own_norms, layer)))
+    for layer, added in enumerate(_added(model.decoder, "cross_attention") if encoder else ()):
+        hooks.append(added.register_forward_hook(partial(_norm_share, curves, steps, own_norms, layer)))
     with hooked(hooks):
         log_probability_BN = target_log_probability(model, batch)
     for axis in (steps, Axis("position", queries)):
@@ -182,6 +183,11 @@ def target_log_probability(model: LanguageModel, batch: Batch) -> Tensor:
 
 def _attentions(stack: Stack, name: str) -> list[Attention]:
     return [getattr(block, name) for block in stack.layers]
+
+
+def _added(stack: Stack, name: str) -> list[nn.Module]:
+    """For each layer the module whose output an attention adds to the residual stream: it, or the norm after it."""
+    return [block.norm_of_added(name) or getattr(block, name) for block in cast("list[Block]", [*stack.layers])]
 
 
 Probed = tuple[Tensor, Tensor, Tensor, Visibility, None]

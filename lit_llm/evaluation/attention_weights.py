@@ -22,11 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_llm.components.attention.dot_product import DotProduct, for_queries
+from lit_llm.components.attention.dot_product import DotProduct, score_rows
 from lit_llm.components.attention.visibility import Visibility
 
-SCORES = 1 << 22
-"""Attention scores that exist at a time, 16 MB in float32; some more tensors of that size are made of them."""
 TOP = 5
 """Source tokens that count as those attended to most."""
 
@@ -38,18 +36,7 @@ def attention_rows(
 
     In float32 at least. A query that sees nothing has no weights: its row is zero.
     """
-    rows, heads, queries, _ = q_BHTK.shape
-    keys, device = k_BHSK.shape[2], q_BHTK.device
-    # For all parts at once; `scores` finds it done.
-    k_BHSK = for_queries(k_BHSK, q_BHTK).to(_dtype(q_BHTK))
-    size = max(1, SCORES // (rows * heads * keys))
-    for first in range(start, queries, size):
-        last = min(first + size, queries)
-        seen = visible.rows(first, last, keys, device)
-        if seen is None:
-            seen = torch.ones((), dtype=torch.bool, device=device)
-        seen = seen.expand(*seen.shape[:-2] if seen.dim() == 4 else (1, 1), last - first, keys)
-        scores_BHCS = attention.scores(q_BHTK[:, :, first:last], k_BHSK)
+    for first, scores_BHCS, seen in score_rows(attention, q_BHTK, k_BHSK, visible, start=start):
         weights_BHCS = scores_BHCS.masked_fill_(~seen, -torch.inf).softmax(dim=-1)
         yield first, weights_BHCS.masked_fill_(~seen.any(dim=-1, keepdim=True), 0.0), seen
 

@@ -62,7 +62,8 @@ def end_to_end_sensitivity(model: LanguageModel, batch: Batch, steps: Sequence[i
 def attention_sensitivity(
     model: LanguageModel, batch: Batch, steps: Sequence[int], directions_BRD: Tensor
 ) -> list[Tensor]:
-    """For each decoder layer, B x steps: ‖∂o_i / ∂S‖_F, o_i the output of the attention that reads the source.
+    """For each decoder layer, B x steps: ‖∂o_i / ∂S‖_F, o_i what the attention that reads the source adds to the
+    residual stream.
 
     That is self-attention, and S the source's states as the layer gets them; in an encoder-decoder cross-attention, and
     S the encoder's output. Of the Jacobian J only Jᵀu is computed: E‖Jᵀu‖² = ‖J‖_F² for directions u with E uuᵀ = 1
@@ -73,28 +74,29 @@ def attention_sensitivity(
     states: list[Tensor] = []
     hooks = []
     for block in model.decoder.layers:
-        attention, norm = _reader(block, crossed)
+        attention, norm, _ = _reader(block, crossed)
         hooks.append(attention.register_forward_pre_hook(lambda _, found: inputs.append(found)))
         hooks.append(norm.register_forward_pre_hook(lambda _, found: states.append(found[0])))
     with torch.no_grad(), hooked(hooks):
         model.hidden(**batch.inputs)
     source, queries, found = source_places(batch), target_queries(batch), []
     for block, (x_BTD, memory_BSD, *rest), state_BTD in zip(model.decoder.layers, inputs, states, strict=True):
-        attention, norm = _reader(block, crossed)
+        attention, norm, after = _reader(block, crossed)
         with torch.enable_grad():
             whole_BSD = (memory_BSD if crossed else state_BTD).detach()
             source_BSD = whole_BSD[:, source].clone().requires_grad_()
             whole_BSD = torch.cat([whole_BSD[:, : source.start], source_BSD, whole_BSD[:, source.stop :]], dim=1)
             memory_BSD = whole_BSD if crossed else norm(whole_BSD)
             out_BTD = attention(x_BTD.detach() if crossed else memory_BSD, memory_BSD, *rest)
+            out_BTD = out_BTD if after is None else after(out_BTD)
         found.append(
             torch.stack([_norm_by_draws(out_BTD[:, queries[i - 1]], source_BSD, directions_BRD) for i in steps], 1)
         )
     return found
 
 
-def _reader(block: nn.Module, crossed: bool) -> tuple[Attention, nn.Module]:
-    """The attention of a layer that reads the source, and the norm before it."""
+def _reader(block: nn.Module, crossed: bool) -> tuple[Attention, nn.Module, nn.Module | None]:
+    """The attention of a layer that reads the source, the norm before it, and that of what it adds."""
     assert isinstance(block, Block)
     part, attention = "self_attention", cast(Attention, block.self_attention)
     if crossed:
@@ -102,7 +104,7 @@ def _reader(block: nn.Module, crossed: bool) -> tuple[Attention, nn.Module]:
         part, attention = "cross_attention", block.cross_attention
     norm = block.norm_before(part)
     assert norm is not None
-    return attention, norm
+    return attention, norm, block.norm_of_added(part)
 
 
 def _norm_by_draws(out_BD: Tensor, source_BSD: Tensor, directions_BRD: Tensor) -> Tensor:

@@ -8,15 +8,17 @@ are filled in by a sandbox (see `harness.py`).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lit_llm.config.fingerprint import digest_of_file, fingerprint
 from lit_llm.config.problems import InputError, Problem, noted
+from lit_llm.config.tree import read_file
 
 KEY = "evaluate.tasks.folder"
+MOST_FILES = 10_000
 METRICS = frozenset(
     "acc acc_all acc_bytes acc_mutual_info acc_norm bits_per_byte bleu brier_score bypass byte_perplexity chrf chrf++ "
     "exact_match f1 likelihood mcc perplexity ter word_perplexity".split()
@@ -30,7 +32,9 @@ def read_task_files(folder: Path) -> str:
     Raises InputError for a folder without task files, and for what in them is no plain data, names code, or reads
     files outside of the folder.
     """
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(islice((path for path in folder.rglob("*") if path.is_file()), MOST_FILES + 1))
+    if len(files) > MOST_FILES:
+        raise InputError(Problem(f"{folder} has more than {MOST_FILES:,} files; name one with the tasks alone", KEY))
     tasks = [path for path in files if path.suffix in (".yaml", ".yml")]
     if not tasks:
         message = f"{folder} has no task files; `lit-llm data glosses` writes some to glosses/tasks"
@@ -48,14 +52,9 @@ def read_task_files(folder: Path) -> str:
 
 def _check(path: Path, folder: Path) -> None:
     try:
-        content = yaml.safe_load(path.read_text())  # refuses every tag, however it is spelled
-    except UnicodeDecodeError:
-        raise _refused(path, "is not UTF-8") from None
-    except yaml.YAMLError as error:
-        reason = str(error).split("\n")[0]
-        raise _refused(path, f"is no plain YAML; Python (!function) is not run from a file: {reason}") from None
-    if not isinstance(content, dict):
-        raise _refused(path, "is no mapping")
+        content = read_file(path).plain()  # refuses every tag, however it is spelled
+    except InputError as error:
+        raise InputError(*(replace(problem, key=KEY) for problem in error.problems)) from None
     for key, value in _entries(content):
         if key == "include":
             raise _refused(path, "includes another file; write its keys here")

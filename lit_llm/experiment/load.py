@@ -71,32 +71,49 @@ def read_overrides(options: Iterable[str], problems: list[Problem]) -> list[Node
     return trees
 
 
-def read_layers(extends: Node | None, folder: Path, seen: tuple[Path, ...] = ()) -> Node:
-    """What an `extends` names, one name or a list, merged in order; files are relative to `folder`."""
+MOST_LAYERS = 50
+"""Names that one `extends` may have, and files that may stand on each other."""
+
+
+def read_layers(
+    extends: Node | None, folder: Path, seen: tuple[Path, ...] = (), known: dict[Path, Node] | None = None
+) -> Node:
+    """What an `extends` names, one name or a list, merged in order; files are relative to `folder`.
+
+    seen: the files that led here; known: what the files that were read already come to, with all below them.
+    """
     if extends is None or extends.value is None:
         return Node({})
     names = extends.value if isinstance(extends.value, list) else [extends]
+    if len(names) > MOST_LAYERS or len(seen) > MOST_LAYERS:
+        message = f"takes at most {MOST_LAYERS} names, has {len(names)}"
+        if len(seen) > MOST_LAYERS:
+            message = f"more than {MOST_LAYERS} files stand on each other here"
+        raise InputError(Problem(message, "extends", extends.mark))
+    known = {} if known is None else known
     layers: list[Node] = []
     problems: list[Problem] = []
     for name in names:
         with noted(problems):
-            layers.append(_read_layer(name, folder, seen))
+            layers.append(_read_layer(name, folder, seen, known))
     if problems:
         raise InputError(*problems)
     return merge_all(layers)
 
 
-def _read_layer(name: Node, folder: Path, seen: tuple[Path, ...]) -> Node:
+def _read_layer(name: Node, folder: Path, seen: tuple[Path, ...], known: dict[Path, Node]) -> Node:
     if not isinstance(name.value, str):
         raise InputError(Problem("should be the name of a preset or a file", "extends", name.mark))
     path = _find(name.value, folder, name.mark)
     if path in seen:
         chain = " -> ".join(str(p.name) for p in (*seen, path))
         raise InputError(Problem(f"extends itself: {chain}", "extends", name.mark))
-    content = read_experiment_file(path)
-    below = read_layers(content.value.get("extends"), path.parent, (*seen, path))
-    own = Node({key: value for key, value in content.value.items() if key != "extends"}, content.mark)
-    return merge(below, own)
+    if path not in known:
+        content = read_experiment_file(path)
+        below = read_layers(content.value.get("extends"), path.parent, (*seen, path), known)
+        own = Node({key: value for key, value in content.value.items() if key != "extends"}, content.mark)
+        known[path] = merge(below, own)
+    return known[path]
 
 
 def read_experiment_file(path: Path) -> Node:

@@ -84,14 +84,18 @@ class Block(nn.Module):
         """The norm through which a part reads the residual stream."""
         return cast("nn.Module | None", getattr(self, f"{part}_norm"))
 
+    def norm_of_added(self, part: str) -> nn.Module | None:
+        """The norm of what a part adds to the residual stream."""
+        return None if self.placement == "post" else cast("nn.Module | None", getattr(self, f"{part}_post_norm"))
+
     def _read(self, part: str, x_BTD: Tensor) -> Tensor:
         norm = self.norm_before(part)
         return x_BTD if norm is None else cast(Tensor, norm(x_BTD))
 
     def _added(self, part: str, x_BTD: Tensor, out_BTD: Tensor) -> Tensor:
-        norm = getattr(self, f"{part}_post_norm")
         if self.placement == "post":
-            return cast(Tensor, norm(x_BTD + self.dropout(out_BTD)))
+            return cast(Tensor, getattr(self, f"{part}_post_norm")(x_BTD + self.dropout(out_BTD)))
+        norm = self.norm_of_added(part)
         return x_BTD + self.dropout(out_BTD if norm is None else norm(out_BTD))
 
     def forward(

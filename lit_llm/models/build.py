@@ -46,7 +46,7 @@ FAMILIES: dict[str, Callable[[ResolvedModel], LanguageModel]] = {
 @torch.no_grad()
 def initialise(model: LanguageModel, seed: int) -> None:
     """Fill the parameters: scales with one, a bias of the output with zero, matrices with N(0, 1 / fan-in), embeddings
-    with N(0, 1 / d_model).
+    and tables of relative biases with N(0, 1 / d_model), as T5 does.
 
     The standard deviation depends on a matrix's own shape only, never on the depth, so that stacks of different
     depth share their layers' values.
@@ -54,6 +54,9 @@ def initialise(model: LanguageModel, seed: int) -> None:
     for name, parameter in model.named_parameters():
         if parameter.dim() < 2:
             parameter.fill_(0.0 if name == "output_bias" else 1.0)
+        elif "relative_bias" in name:  # heads are its columns, and no fan-in
+            width = model.config.width("encoder" if name.startswith("encoder.") else "decoder")
+            parameter.normal_(0.0, width**-0.5, generator=generator(seed, name))
         else:
             # An embedding's rows are d_model wide and a linear layer's fan-in is its last dimension: one formula.
             parameter.normal_(0.0, parameter.shape[-1] ** -0.5, generator=generator(seed, name))

@@ -20,6 +20,10 @@ from lit_llm.components.retention.config import RetentionOverride
 from lit_llm.config.section import OneOf, Section, impossible
 from lit_llm.models.resolve import resolution_problems
 
+MOST_LAYERS = 4_096
+"""Of a stack; the deepest Transformer that was published has 500 (DeepNet, arXiv 2203.00555)."""
+MOST_RANGES = 500
+
 
 class EncoderLayerOverride(Section):
     """What is different in some layers of an encoder."""
@@ -86,9 +90,9 @@ class SharingLayerOverride(Section):
 class EncoderConfig(EncoderLayerOverride):
     """A stack of bidirectional layers over the source."""
 
-    layers: int = Field(gt=0)
+    layers: int = Field(gt=0, le=MOST_LAYERS)
     """Number of layers."""
-    layer_ranges: dict[str, EncoderLayerOverride] = {}
+    layer_ranges: dict[str, EncoderLayerOverride] = Field({}, max_length=MOST_RANGES)
     """Overrides for some layers, counted from 0: `"0-2": {attention: {qkv_norm: []}}`; `"0-21/3"` is every third."""
 
 
@@ -102,36 +106,36 @@ class SourceEncoderConfig(EncoderConfig):
 class DecoderConfig(DecoderLayerOverride):
     """The only stack of a decoder-only model."""
 
-    layers: int = Field(gt=0)
+    layers: int = Field(gt=0, le=MOST_LAYERS)
     """Number of layers."""
-    layer_ranges: dict[str, DecoderLayerOverride] = {}
+    layer_ranges: dict[str, DecoderLayerOverride] = Field({}, max_length=MOST_RANGES)
     """Overrides for some layers, counted from 0: `"0-2": {self_attention: {qkv_norm: []}}`; `"0-21/3"`: every third."""
 
 
 class CrossDecoderConfig(CrossDecoderLayerOverride):
     """The target's stack of an encoder-decoder."""
 
-    layers: int = Field(gt=0)
+    layers: int = Field(gt=0, le=MOST_LAYERS)
     """Number of layers."""
-    layer_ranges: dict[str, CrossDecoderLayerOverride] = {}
+    layer_ranges: dict[str, CrossDecoderLayerOverride] = Field({}, max_length=MOST_RANGES)
     """Overrides for some layers, counted from 0: `"0-2": {cross_attention: {rope: none}}`; `"0-21/3"`: every third."""
 
 
 class SelfDecoderConfig(SelfDecoderLayerOverride):
     """The first stack of a decoder-decoder, whose output makes the shared keys and values."""
 
-    layers: int = Field(gt=0)
+    layers: int = Field(gt=0, le=MOST_LAYERS)
     """Number of layers."""
-    layer_ranges: dict[str, SelfDecoderLayerOverride] = {}
+    layer_ranges: dict[str, SelfDecoderLayerOverride] = Field({}, max_length=MOST_RANGES)
     """Overrides for some layers, counted from 0: `"0-2": {self_attention: {window: 64}}`; `"0-21/3"`: every third."""
 
 
 class SharingDecoderConfig(SharingLayerOverride):
     """The second stack of a decoder-decoder, all of whose layers read the shared keys and values."""
 
-    layers: int = Field(gt=0)
+    layers: int = Field(gt=0, le=MOST_LAYERS)
     """Number of layers."""
-    layer_ranges: dict[str, SharingLayerOverride] = {}
+    layer_ranges: dict[str, SharingLayerOverride] = Field({}, max_length=MOST_RANGES)
     """Overrides for some layers, counted from 0, the stack's first: `"0-2": {cross_attention: {heads: 2}}`."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -236,6 +237,7 @@ def _overrides(section: Section | None) -> dict[str, Any]:
     return {key: value for key, value in set_fields(section).items() if key != KIND}
 
 
+@lru_cache(maxsize=4096)
 def layer_range(name: str) -> range:
     """`"2-5"` as range(2, 6), `"3"` as range(3, 4), `"0-21/3"` as range(0, 22, 3). Raises ValueError otherwise."""
     match = re.fullmatch(r"(\d+)(?:-(\d+)(?:/([1-9]\d*))?)?", name)
@@ -267,7 +269,8 @@ def resolution_problems(config: Any) -> Iterator[tuple[str, str]]:
         yield from _of_the_source(config, stack) if side == "decoder" else ()
         buildable = True
         names = [name for name in _ATTENTIONS if name in type(stack).model_fields]
-        for index, name in itertools.product(range(stack.layers), names):
+        alike = {tuple(address for address, _ in _levels(stack, side, index)): index for index in range(stack.layers)}
+        for index, name in itertools.product(alike.values(), names):
             try:
                 if name == "partial_attention":
                     _partial_attention(config, side, index)
@@ -346,13 +349,16 @@ def _range_problem(name: str, layers: int) -> str:
 
 def _clash(ranges: Mapping[str, Section]) -> str:
     """Two ranges may overlap, but not set the same key in the same layer: neither is the more specific."""
-    seen: dict[tuple[int, str, str], str] = {}
+    setters: dict[str, list[tuple[str, int]]] = {}
     for name, part in ranges.items():
+        layers = sum(1 << index for index in layer_range(name))  # a bit for each
         for component in type(part).model_fields:
             section = getattr(part, component)
             for key in _overrides(section) if isinstance(section, Section) else [""] * (section is not None):
-                for index in layer_range(name):
-                    other = seen.setdefault((index, component, key), name)
-                    if other != name:
-                        return f"{other!r} and {name!r} both set {f'{component}.{key}'.strip('.')} of layer {index}"
+                address = f"{component}.{key}".strip(".")
+                for other, others in setters.get(address, ()):
+                    if both := layers & others:
+                        first = (both & -both).bit_length() - 1
+                        return f"{other!r} and {name!r} both set {address} of layer {first}"
+                setters.setdefault(address, []).append((name, layers))
     return ""

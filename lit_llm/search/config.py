@@ -6,7 +6,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from lit_llm.ablation.config import CHOSEN_BY, METRICS, OF_SOURCE, Allowed, Name, Tree
+from lit_llm.ablation.config import (
+    CHOSEN_BY,
+    METRICS,
+    MOST_FACTORS,
+    MOST_RULES,
+    MOST_SEEDS,
+    OF_SOURCE,
+    Allowed,
+    Name,
+    Seeds,
+    Tree,
+    of_experiment,
+)
 from lit_llm.config.problems import did_you_mean
 from lit_llm.config.section import Items, OneOf, Section, impossible
 from lit_llm.experiment.chain import validation_metric
@@ -16,6 +28,9 @@ from lit_llm.experiment.cost import FIGURES
 Integer = int
 Bounds = Annotated[Items[float], Field(min_length=2, max_length=2)]
 WholeBounds = Annotated[Items[Integer], Field(min_length=2, max_length=2)]
+
+MOST_VALUES, MOST_TRIALS = 1_000, 100_000
+"""Of a choice, and of an arm."""
 
 KINDS = ("uniform", "log_uniform", "int", "log_int", "choice")
 """How a parameter can be drawn."""
@@ -57,6 +72,8 @@ class Parameter(Section):
         kind = given[0]
         values = getattr(self, kind)
         if kind == "choice":
+            if len(values) > MOST_VALUES:
+                raise impossible((kind, f"takes at most {MOST_VALUES} values, has {len(values)}"))
             if len(values) < 2:
                 raise impossible((kind, "needs two values at least; set a single one in `base` instead"))
             if self.key is not None and not isinstance(values, tuple):
@@ -113,7 +130,7 @@ class Pruner(Section):
 class Winners(Section):
     """The study that follows: each arm as it was and at its own best, over fresh seeds."""
 
-    seeds: Items[Annotated[int, Field(ge=0)]] | None = None
+    seeds: Annotated[Items[Annotated[int, Field(ge=0)]], Field(max_length=MOST_SEEDS)] | None = None
     """Seeds that the search has not seen; the three after its own when absent. None at all, [], runs no such study."""
 
 
@@ -130,28 +147,32 @@ class Sweep(Section):
     """Keys of every arm."""
     arms: dict[Name, Tree | None] = Field({})
     """Named arms, as in a study. Each is searched by itself."""
-    space: dict[str, Parameter] = Field(min_length=1)
+    space: dict[str, Parameter] = Field(min_length=1, max_length=MOST_FACTORS)
     """What is searched: `pretrain.training.optimizer.lr: {log_uniform: [1e-4, 3e-2]}`."""
-    constraints: Items[str] = ()
+    constraints: Annotated[Items[str], Field(max_length=MOST_RULES)] = ()
     """What every trial has to fulfil, of keys and of figures that are known before training: `parameters <= 2e7`."""
-    first: Items[Tree] = ()
+    first: Annotated[Items[Tree], Field(max_length=MOST_RULES)] = ()
     """Settings to try first: `{pretrain.training.optimizer.lr: 1e-3}`, the rest as the arm has it. Before them comes
     the arm's own setting, always."""
     optimize: Annotated[Items[Objective], Field(min_length=1)] = (Objective(),)
     """One goal, or several: then the best compromises between them are found, and nothing is pruned."""
-    trials: int = Field(gt=0)
+    trials: int = Field(gt=0, le=MOST_TRIALS)
     """Of each arm."""
     sampler: Literal["tpe", "gp", "cma_es", "nsga2", "nsga3", "random", "qmc"] = "tpe"
     """Where to look next. tpe takes any space; gp models few, costly trials; cma_es takes numbers alone and one goal;
     nsga2 and nsga3 are for several goals; random and qmc (a Sobol sequence) learn nothing."""
     pruner: Annotated[Pruner, OneOf(default=Pruner)] = Pruner()
     """When a trial is given up."""
-    seeds: Items[Annotated[int, Field(ge=0)]] = Field((0,), json_schema_extra={"minItems": 1})
+    seeds: Seeds = (0,)
     """Each trial runs with all of them, and its value is their mean; the first one seeds the sampler too."""
     winners: Winners = Winners()
     """The study of what was found."""
     allow: Items[Allowed] = ()
     """Differences between arms that the audit would refuse, each with its reason."""
+
+    @classmethod
+    def unknown_key(cls, key: str, value: Any) -> str:
+        return of_experiment(key, value)
 
     @model_validator(mode="after")
     def _fits(self) -> Sweep:

@@ -46,7 +46,7 @@ def make_sampler(sweep: Sweep, number: int) -> BaseSampler:
         if sweep.sampler == "nsga3":
             return samplers.NSGAIIISampler(population_size=population, seed=seed)
         if sweep.sampler == "qmc":  # the sequence goes by the number of points drawn, and is one for one seed
-            return samplers.QMCSampler(seed=sweep.seeds[0], scramble=True, warn_independent_sampling=False)
+            return samplers.QMCSampler(seed=sweep.seeds[0] % 2**32, scramble=True, warn_independent_sampling=False)
         return samplers.RandomSampler(seed=seed)
 
 

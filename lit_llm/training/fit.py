@@ -102,8 +102,8 @@ def fit(
             max_steps=training.max_steps,
             max_epochs=-1,
             callbacks=[
-                throughput,
                 stability,
+                throughput,  # after it, whose looks at the logits are no part of a step
                 journal,
                 judged,
                 keeper,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lit_llm.components.attention.config import ResolvedAttention
+from lit_llm.components.attention.config import SCORES, ResolvedAttention
 from lit_llm.components.loss.config import chunk_rows
 from lit_llm.components.retention.config import ResolvedRetention
 from lit_llm.models.cost import Shape, count_parameters, embedding_tensors, layer_tensors
@@ -57,7 +57,30 @@ def training_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shape,
     # Masters are stepped by float32 gradients, when what the passes kept is gone.
     master = training.precision == "bf16_master"
     stepping = count_parameters(model).total * (FLOAT32 - BFLOAT16) if master else 0
-    return state_bytes(model, training) + max(kept, stepping)
+    return state_bytes(model, training) + max(kept, stepping, look_bytes(model, training, shape, sequences))
+
+
+def look_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shape, sequences: int) -> float:
+    """Of a look at the largest attention logit, which keeps nothing: the scores of some queries at a time, the bias on
+    all of them, and the queries, keys and values of one attention."""
+    if not training.stability.logit_every:
+        return 0.0
+    rows = min(training.stability.logit_sequences, sequences)
+    found = [0.0]
+    for side, layers in (("encoder", model.encoder), ("decoder", model.decoder)):
+        own = shape.source if side == "encoder" else shape.target
+        for layer in layers:
+            pairs = [(layer.self_attention, own, own + shape.source * layer.merged)]
+            pairs.append((layer.cross_attention, own, shape.source))
+            for attention, queries, keys in pairs:
+                if attention is None or not queries or not keys:
+                    continue
+                row = rows * attention.heads * keys
+                scores = min(row * queries, max(SCORES, row)) * FLOAT32
+                bias = 0.0 if attention.relative_bias == "none" else attention.heads * queries * keys * FLOAT32
+                heads = rows * (2 * queries + 4 * keys) * attention.width * FLOAT32
+                found.append(3 * scores + bias + heads + rows * 4 * own * model.width(side) * FLOAT32)
+    return max(found)
 
 
 def loss_bytes(model: ResolvedModel, positions: float) -> float:

@@ -26,8 +26,9 @@ class _Warmup(Section):
         return 1.0
 
     def progress(self, step: int, max_steps: int, start: int) -> float:
-        """0 in step `start`, 1 in the last."""
-        return min(1.0, (step - start) / max(1, max_steps - 1 - start))
+        """0 in step `start`, 1 in the last; of a decay to zero one step later, as a step at that rate does nothing."""
+        end = max_steps - 1 if getattr(self, "final_fraction", 1.0) else max_steps
+        return min(1.0, (step - start) / max(1, end - start))
 
     def scaled(self, ratio: float) -> Self:
         """The same shape over a training that is `ratio` times as long."""
@@ -58,7 +59,7 @@ class Cosine(_Warmup):
     kind: Literal["cosine"] = "cosine"
     """Cosine decay."""
     final_fraction: float = Field(0.1, ge=0, le=1)
-    """Share of the peak that is left at the end."""
+    """Share of the peak that is left in the last step; 0 is what comes after it."""
 
     def after_warmup(self, step: int, max_steps: int) -> float:
         wave = 0.5 * (1 + math.cos(math.pi * self.progress(step, max_steps, self.warmup_steps)))
@@ -71,7 +72,7 @@ class Linear(_Warmup):
     kind: Literal["linear"] = "linear"
     """Linear decay."""
     final_fraction: float = Field(0.0, ge=0, le=1)
-    """Share of the peak that is left at the end."""
+    """Share of the peak that is left in the last step; 0 is what comes after it."""
 
     def after_warmup(self, step: int, max_steps: int) -> float:
         return 1 - (1 - self.final_fraction) * self.progress(step, max_steps, self.warmup_steps)
@@ -87,10 +88,10 @@ class WarmupStableDecay(_Warmup):
     shape: Literal["linear", "one_minus_sqrt"] = "one_minus_sqrt"
     """linear: a straight line; one_minus_sqrt: 1 - sqrt(progress) (arXiv 2405.18392)."""
     final_fraction: float = Field(0.0, ge=0, le=1)
-    """Share of the peak that is left at the end."""
+    """Share of the peak that is left in the last step; 0 is what comes after it."""
 
     def after_warmup(self, step: int, max_steps: int) -> float:
-        start = max_steps - 1 - self.decay_steps
+        start = max(0, max_steps - 1 - self.decay_steps)  # at least one step is at the peak
         if step <= start:
             return 1.0
         progress = self.progress(step, max_steps, start)
@@ -98,11 +99,8 @@ class WarmupStableDecay(_Warmup):
         return 1 - (1 - self.final_fraction) * fallen
 
     def scaled(self, ratio: float) -> Self:
-        update = {
-            "warmup_steps": round(self.warmup_steps * ratio),
-            "decay_steps": max(1, round(self.decay_steps * ratio)),
-        }
-        return self.model_copy(update=update)
+        warmup, both = (round(steps * ratio) for steps in (self.warmup_steps, self.warmup_steps + self.decay_steps))
+        return self.model_copy(update={"warmup_steps": warmup, "decay_steps": max(1, both - warmup)})
 
     def problem(self, max_steps: int) -> tuple[str, str] | None:
         if self.warmup_steps + self.decay_steps > max_steps:
@@ -120,6 +118,9 @@ class InverseSquareRoot(_Warmup):
 
     def after_warmup(self, step: int, max_steps: int) -> float:
         return math.sqrt(self.warmup_steps / (step + 1))
+
+    def scaled(self, ratio: float) -> Self:
+        return self.model_copy(update={"warmup_steps": max(1, round(self.warmup_steps * ratio))})
 
 
 Schedule = Annotated[Cosine | Constant | Linear | WarmupStableDecay | InverseSquareRoot, OneOf(default=Cosine)]

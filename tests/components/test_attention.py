@@ -193,3 +193,24 @@ def test_values_are_never_rotated():
     one = memory[:, :1]
     out = module(x, one, FULL, rotations.of("query", 1e4, K), rotations.of("key", 1e4, K))
     assert_close(out, (one @ module.v.weight.T @ module.out.weight.T).expand(B, T, D))
+
+
+@pytest.mark.parametrize("scores", [1, 50, 1 << 22])
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_largest_logit_is_that_of_all_scores_and_few_of_them_exist_at_a_time(scores, biased, monkeypatch):
+    """At 8,192 tokens and 32 heads all scores of two sequences are 17 GB; each part of them has `scores` or one row."""
+    monkeypatch.setattr("lit_llm.components.attention.dot_product.SCORES", scores)
+    module, (x, _) = attention(kv_heads=2), x_and_memory()
+    q, k = module.heads("q", x, None), module.heads("k", x, None)
+    bias = torch.randn(HEADS, T, T, dtype=torch.float64) if biased else None
+    whole = q @ k.repeat_interleave(2, dim=1).transpose(-1, -2) / K**0.5 + (bias if biased else 0)
+    expected = whole.masked_fill(~torch.ones(T, T, dtype=torch.bool).tril(), 0).abs().max()
+    made, plain_scores = [], module.dot_product.scores
+
+    def counted(*inputs):
+        made.append(plain_scores(*inputs))
+        return made[-1]
+
+    module.dot_product.scores = counted
+    assert_close(largest_logit(module.dot_product, q, k, Visibility(causal=True), bias), expected)
+    assert max(part.numel() for part in made) <= max(scores, B * HEADS * T)

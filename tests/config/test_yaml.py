@@ -164,9 +164,9 @@ def bomb(levels, width=10):
 )
 def test_deep_nesting_and_alias_bombs_are_refused_quickly(text):
     """Nine levels of ten aliases are a billion values: no message should cost that."""
-    started = time.perf_counter()
+    started = time.process_time()
     message = refused(text)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
     assert "levels deep" in message or "values" in message
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.autograd.functional import jacobian
 
+from lit_llm.components.attention import dot_product
 from lit_llm.config.problems import InputError
 from lit_llm.data.config import DataConfig
 from lit_llm.data.prepare import Prepared, PreparedSource
@@ -410,6 +411,21 @@ def test_end_to_end_sensitivity_bounds_a_small_step(data, family, masks):
     torch.testing.assert_close(found[:, 0], slope, **CLOSE)
 
 
+def test_behind_a_norm_the_size_of_what_attention_makes_says_nothing(data):
+    """In a sandwich the norm after W_o undoes its scale: what is added stays, and so does what is measured of it."""
+    stacks = {"encoder": {"layers": 2}, "decoder": {"layers": 2}, "norm": {"placement": "sandwich", "eps": 1e-12}}
+    found = []
+    for scale in (1.0, 10.0):
+        config = EncoderDecoderModel.model_validate({**SHARED, "attention": HEADS, **stacks})
+        model = build_model(config, seed=3).double()
+        with torch.no_grad():
+            for block in model.decoder.layers:
+                block.cross_attention.out.weight.mul_(scale)
+        found.append(attention_analysis(model, settings(), data, MasksConfig(), batch_tokens=10_000).metrics)
+    for name in ("source_norm_share", "attention_sensitivity"):
+        assert found[1][f"attention/{name}"] == pytest.approx(found[0][f"attention/{name}"], rel=1e-6)
+
+
 @both
 def test_attention_sensitivity_is_the_norm_of_each_layers_jacobian(data, family, masks):
     """With the directions √D e_1 ... √D e_D, whose mean of uuᵀ is 1, Hutchinson's estimate is exact."""
@@ -449,7 +465,7 @@ def test_random_directions_estimate_that_norm(data, family):
 def test_neither_the_batch_nor_the_parts_of_a_map_change_a_number(data, family, masks, monkeypatch):
     """Five windows at once and whole maps; or two at a time, one query at a time."""
     whole = run(data, family, masks)
-    monkeypatch.setattr(attention_weights, "SCORES", 1)
+    monkeypatch.setattr(dot_product, "SCORES", 1)
     parts = run(data, family, masks, batch_tokens=2 * LENGTH)
     assert [{**row, "value": 0} for row in whole.rows] == [{**row, "value": 0} for row in parts.rows]
     assert [row["value"] for row in parts.rows] == pytest.approx([row["value"] for row in whole.rows], rel=1e-9)
@@ -458,7 +474,7 @@ def test_neither_the_batch_nor_the_parts_of_a_map_change_a_number(data, family, 
 
 def test_no_more_scores_exist_at_a_time_than_were_asked_for(data, monkeypatch):
     """5 windows x 4 heads x 24 keys: a budget of three queries' scores."""
-    monkeypatch.setattr(attention_weights, "SCORES", 3 * WINDOWS * 4 * LENGTH + 1)
+    monkeypatch.setattr(dot_product, "SCORES", 3 * WINDOWS * 4 * LENGTH + 1)
     sizes = []
     rows = attention_weights.attention_rows
 

@@ -8,7 +8,7 @@ from lit_llm.components.loss import config as loss_config
 from lit_llm.components.loss.module import target_loss
 from lit_llm.models.cost import Shape, count_parameters
 from lit_llm.training.config import ExecutionConfig, TrainingConfig
-from lit_llm.training.memory import activation_bytes, loss_bytes, state_bytes, training_bytes
+from lit_llm.training.memory import activation_bytes, look_bytes, loss_bytes, state_bytes, training_bytes
 
 BOUND = 0.03
 """What the formula leaves out (one number for a token or head, rotations, masks) is at most this share here, where
@@ -228,3 +228,13 @@ def test_the_float32_gradients_of_a_step_on_masters_take_the_place_of_the_activa
     assert training_bytes(model, one, little, 1) == state + 2 * count_parameters(model).total
     kept = activation_bytes(model, one, much) + loss_bytes(model, 512)
     assert training_bytes(model, one, much, 1) == state + kept
+
+
+def test_a_look_at_the_largest_logit_is_counted_and_does_not_grow_with_the_square_of_a_window():
+    """Scores of 2^22 pairs at a time, three tensors of them: 50 MB, where all of them would be 34 GB and more."""
+    looking = training()
+    blind = looking.model_copy(update={"stability": looking.stability.model_copy(update={"logit_every": 0})})
+    model = resolved("decllm", *WIDE, "attention.heads=32", "attention.head_dim=4")
+    short, long = (look_bytes(model, looking, Shape(0, tokens, tokens), 2) for tokens in (8_192, 16_384))
+    assert 3 * 4 * 2**22 < short < long < 2.1 * short
+    assert look_bytes(model, blind, Shape(0, 8_192, 8_192), 2) == 0

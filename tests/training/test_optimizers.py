@@ -19,7 +19,7 @@ from lit_llm.training.memory import state_bytes
 from lit_llm.training.optimizers.adafactor import UnfactoredAdafactor
 from lit_llm.training.optimizers.build import build_optimizer, set_learning_rate
 from lit_llm.training.optimizers.config import Adafactor, AdamW, FactoredAdafactor, Muon, Optimizer
-from lit_llm.training.schedules import Constant, Cosine, InverseSquareRoot, Linear, WarmupStableDecay
+from lit_llm.training.schedules import Constant, Cosine, InverseSquareRoot, Linear, Schedule, WarmupStableDecay
 
 ALL = [AdamW(), AdamW(kind="adamw_8bit"), Adafactor(), FactoredAdafactor(), Muon()]
 names = [config.kind for config in ALL]
@@ -173,8 +173,65 @@ def test_schedules_follow_their_formulas() -> None:
     assert [linear.factor(step, 15) for step in (4, 9, 14)] == pytest.approx([1.0, 0.6, 0.2])
     assert [Constant(warmup_steps=2).factor(step, 10) for step in (0, 1, 2, 9)] == [0.5, 1.0, 1.0, 1.0]
     wsd = WarmupStableDecay(warmup_steps=2, decay_steps=4)
-    assert [wsd.factor(step, 13) for step in (0, 5, 8, 9, 12)] == pytest.approx([0.5, 1, 1, 1 - math.sqrt(0.25), 0])
+    assert [wsd.factor(step, 13) for step in (0, 5, 8, 9, 12)] == pytest.approx(
+        [0.5, 1, 1, 1 - math.sqrt(0.2), 1 - math.sqrt(0.8)]
+    )
     straight = WarmupStableDecay(decay_steps=4, shape="linear", final_fraction=0.1)
     assert [straight.factor(step, 13) for step in (8, 10, 12)] == pytest.approx([1.0, 0.55, 0.1])
     root = InverseSquareRoot(warmup_steps=100)
     assert [root.factor(step, 10**6) for step in (99, 399, 9999)] == pytest.approx([1.0, 0.5, 0.1])
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 4, 10])
+@pytest.mark.parametrize("max_steps", [10, 23])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        Constant(),
+        Cosine(),
+        Cosine(final_fraction=0),
+        Linear(),
+        Linear(final_fraction=0.2),
+        WarmupStableDecay(decay_steps=3),
+        WarmupStableDecay(decay_steps=10),
+        WarmupStableDecay(decay_steps=5, shape="linear", final_fraction=0.1),
+        InverseSquareRoot(warmup_steps=1),
+    ],
+    ids=lambda schedule: f"{schedule.kind}-{getattr(schedule, 'final_fraction', '')}",
+)
+def test_every_step_has_a_rate_above_zero_and_one_has_the_peak(schedule: Schedule, max_steps: int, warmup: int) -> None:
+    """A step at rate zero is one that is paid for and does nothing; the last rate is what the schedule says is left."""
+    if not isinstance(schedule, InverseSquareRoot):
+        schedule = schedule.model_copy(update={"warmup_steps": warmup})
+    if schedule.problem(max_steps):
+        pytest.skip("does not fit")
+    factors = [schedule.factor(step, max_steps) for step in range(max_steps)]
+    assert min(factors) > 0
+    assert max(factors) == 1.0
+    top = factors.index(1.0)
+    assert factors[: top + 1] == sorted(factors[: top + 1])
+    assert factors[top:] == sorted(factors[top:], reverse=True)
+    if getattr(schedule, "final_fraction", 0) > 0 and warmup < max_steps:
+        assert factors[-1] == pytest.approx(schedule.final_fraction)
+
+
+def test_a_scaled_schedule_fits_into_a_training_that_is_scaled_alike() -> None:
+    for ratio in (0.01, 0.15, 0.5, 1.7):
+        schedule = WarmupStableDecay(warmup_steps=15, decay_steps=85).scaled(ratio)
+        assert schedule.problem(max(1, round(100 * ratio))) is None or schedule.decay_steps == 1
+        assert InverseSquareRoot(warmup_steps=10).scaled(ratio).factor(0, 100) > 0
+
+
+@pytest.mark.parametrize("kind", ["shared", "per_layer"])
+def test_tables_of_relative_biases_are_stepped_by_adamw_and_begin_as_those_of_t5(kind: str) -> None:
+    """T5 draws them from N(0, 1 / d_model); with 128 buckets of 4 heads the deviation is known to 10%."""
+    overrides = [f"model.attention.relative_bias={kind}", "model.attention.relative_buckets=128"]
+    overrides += ["model.attention.relative_distance=512", "model.attention.rope=none"]
+    model = build_model(load_experiment("decllm-tiny", overrides).model)
+    tables = {name: p for name, p in model.named_parameters() if "relative_bias" in name}
+    assert tables
+    optimizer = build_optimizer(Muon(weight_decay=0.1, rest=AdamW(weight_decay=0.2)), model)
+    for table in tables.values():
+        group = next(g for g in optimizer.param_groups if any(p is table for p in g["params"]))
+        assert group["weight_decay"] == 0.2
+        assert float(table.std()) == pytest.approx(model.config.d_model**-0.5, rel=0.2)

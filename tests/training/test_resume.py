@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from stages_in_parts import numbers, prepared_stage, stops_after
 
 from lit_llm.experiment.run import run_one
 from lit_llm.tracking.store import Store
+from lit_llm.training import stability, throughput
 
 
 @pytest.mark.parametrize("preset", ["decllm-tiny", "redllm-tiny"])
@@ -209,3 +211,23 @@ def test_a_run_over_a_mixture_resumes_bit_for_bit(tmp_path: Path, corpus: Path) 
     found = (whole.result() or {})["metrics"]
     mean = (667 * found["val/target_nll/first"] + 333 * found["val/target_nll/second"]) / 1000
     assert found["val/target_nll"] == pytest.approx(mean, rel=1e-12)
+
+
+def test_looks_at_the_logits_are_no_part_of_a_step(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock that nothing but these looks moves, the steps take no time."""
+    clock, looks = [0.0], []
+
+    def look(*_: object) -> float:
+        clock[0] += 100
+        looks.append(clock[0])
+        return 1.0
+
+    monkeypatch.setattr(stability, "largest_attention_logit", look)
+    monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    stage = prepared_stage(Store(tmp_path), corpus, "decllm-tiny", "pretrain.training.stability.logit_every=2")
+    assert run_one(stage.folder.parents[1], stage.fingerprint, stops_after(5)) == "interrupted"
+    state = torch.load(stage.checkpoints / "last.ckpt", weights_only=False)["callbacks"]
+    assert looks
+    assert state["Throughput"]["seconds"] == 0

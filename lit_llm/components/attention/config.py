@@ -16,6 +16,9 @@ from pydantic import Field
 
 from lit_llm.config.section import Items, Section, partial
 
+SCORES = 1 << 22
+"""Attention scores that a probe holds at a time, 16 MB in float32; some more tensors of that size are made of them."""
+
 Reach = tuple[int, int]
 """Keys that are seen are fewer than so many tokens before, and after, the query."""
 

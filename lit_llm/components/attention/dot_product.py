@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lit_llm.components.attention.config import Reach
+from lit_llm.components.attention.config import SCORES, Reach
 from lit_llm.components.attention.visibility import Merged, Visibility
 
 
@@ -178,9 +179,37 @@ def for_queries(k_BHSK: Tensor, q_BHTK: Tensor) -> Tensor:
 def largest_logit(
     attention: DotProduct, q_BHTK: Tensor, k_BHSK: Tensor, visible: Visibility | Merged, bias: Tensor | None = None
 ) -> Tensor:
-    """The largest |score| over the visible pairs; fused kernels never show it, so the scores are computed again."""
-    scores = attention.scores(q_BHTK, k_BHSK)
-    if bias is not None:
-        scores = scores + bias
-    mask = visible.mask(q_BHTK.shape[2], k_BHSK.shape[2], q_BHTK.device)
-    return scores.abs().max() if mask is None else scores.abs().masked_fill(~mask, 0.0).max()
+    """The largest |score| over the visible pairs; fused kernels never show it, so the scores are computed again, those
+    of some queries at a time."""
+    largest = q_BHTK.new_zeros((), dtype=torch.promote_types(q_BHTK.dtype, torch.float32))
+    for _, scores_BHCS, seen in score_rows(attention, q_BHTK, k_BHSK, visible, bias):
+        largest = torch.maximum(largest, scores_BHCS.abs_().masked_fill_(~seen, 0.0).max())
+    return largest
+
+
+def score_rows(
+    attention: DotProduct,
+    q_BHTK: Tensor,
+    k_BHSK: Tensor,
+    visible: Visibility | Merged,
+    bias: Tensor | None = None,
+    start: int = 0,
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """(c, scores of the queries from c on with their bias, B x H x C x S; keys they see, 1 or B x 1 x C x S).
+
+    From query `start`, about SCORES of them at a time.
+    """
+    rows, heads, queries, _ = q_BHTK.shape
+    keys, device = k_BHSK.shape[2], q_BHTK.device
+    # For all parts at once; `scores` finds it done.
+    k_BHSK = for_queries(k_BHSK, q_BHTK).to(torch.promote_types(q_BHTK.dtype, torch.float32))
+    size = max(1, SCORES // (rows * heads * keys))
+    for first in range(start, queries, size):
+        last = min(first + size, queries)
+        seen = visible.rows(first, last, keys, device)
+        if seen is None:
+            seen = torch.ones((), dtype=torch.bool, device=device)
+        scores_BHCS = attention.scores(q_BHTK[:, :, first:last], k_BHSK)
+        if bias is not None:
+            scores_BHCS = scores_BHCS + bias[..., first:last, :]
+        yield first, scores_BHCS, seen.expand(*seen.shape[:-2] if seen.dim() == 4 else (1, 1), last - first, keys)

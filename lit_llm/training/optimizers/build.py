@@ -19,7 +19,12 @@ def build_optimizer(config: Optimizer, model: nn.Module) -> torch.optim.Optimize
     """The optimiser over all parameters. Matrices are in groups that decay, scales in groups that do not."""
     if isinstance(config, Muon):
         named = model.named_parameters()
-        inside = [p for name, p in named if p.dim() == 2 and ("layers." in name or ".shared_kv." in name)]
+        # A relative bias is a table of distances, like an embedding, whether a layer has one or all share it.
+        inside = [
+            p
+            for name, p in named
+            if p.dim() == 2 and ("layers." in name or ".shared_kv." in name) and "relative_bias" not in name
+        ]
         held = {id(p) for p in inside}
         rest = [p for p in model.parameters() if id(p) not in held]
         return Joined(_muon(config, inside), _adamw(config.rest, _groups(rest, config.rest)))

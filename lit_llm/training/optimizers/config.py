@@ -100,7 +100,7 @@ class Muon(Section):
     weight_decay: float = Field(0.0, ge=0)
     """Decay of matrices per step, times the learning rate."""
     rest: AdamW = AdamW()
-    """For embeddings, the output matrix and scales."""
+    """For embeddings, the output matrix, tables of relative biases and scales."""
 
     def state_bytes(self, rows: int, columns: int, inside: bool) -> float:
         """Bytes kept for a parameter, inside a layer or in an embedding; a vector is one row."""
