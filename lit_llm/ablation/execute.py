@@ -13,7 +13,7 @@ from lit_llm.ablation.watcher import Watcher
 from lit_llm.experiment.frozen import freeze, is_frozen
 from lit_llm.experiment.worker import PRELOAD, run_stage
 from lit_llm.launch import Interrupted, Outcome, Task, run_tasks
-from lit_llm.tracking.disk import DiskError
+from lit_llm.tracking.disk import DiskError, check_there
 from lit_llm.tracking.mirror_thread import MirrorThread
 from lit_llm.tracking.store import Busy, Stage, Store
 
@@ -101,10 +101,11 @@ class Execution:
 
 def note_end(stage: Stage, outcome: Outcome, watcher: Watcher) -> None:
     """Write down what has ended a process that could not do so itself: killed from outside, dead before it began, or
-    without a disk to write on."""
+    without a disk to write on. Raises DiskError where the store is gone."""
     if outcome.status not in ("killed", "raised"):
         return
     if (problem := disk_problem_of(outcome)) is not None:
+        check_there(stage.store)  # what is written of it would make another in its place
         watcher.message(f"{outcome.task.name}: {problem}")  # it has written that down itself, or could not
         return
     with suppress(Busy), stage.claim():  # else it was waiting for another study, which goes on with the stage

@@ -265,7 +265,10 @@ class Stage:
 
     def retries(self) -> list[dict[str, Any]]:
         """Each time that it was begun again by itself: {"time", "reason", and "micro_batch_size" where it changed}."""
-        return read_metrics(self.retries_file)
+        try:
+            return list(whole_lines(self.retries_file.read_bytes().split(b"\n")[:-1]))
+        except OSError:
+            return []
 
     def note_retry(self, reason: str, micro_batch_size: int | None) -> None:
         changed = {} if micro_batch_size is None else {"micro_batch_size": micro_batch_size}
@@ -361,15 +364,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def metric_lines(lines: Iterable[bytes]) -> list[dict[str, Any]]:
     """Lines of metrics.jsonl, without those that are damaged: a resume writes them again."""
-    found = []
+    return [each for each in whole_lines(lines) if isinstance(each.get("metrics"), dict) and "step" in each]
+
+
+def whole_lines(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """The JSON objects of lines, without those that are torn or damaged."""
     for line in lines:
         try:
             content = json.loads(line)
         except ValueError:
             continue
-        if isinstance(content, dict) and isinstance(content.get("metrics"), dict) and "step" in content:
-            found.append(content)
-    return found
+        if isinstance(content, dict):
+            yield content
 
 
 def finite(content: Any) -> Any:

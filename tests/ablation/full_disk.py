@@ -19,6 +19,6 @@ def run_stage(root: Path, fingerprint: str) -> str:
     def save(self: L.Trainer, path: Path, *_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    if "family: redllm" in Store(root).stage(fingerprint).config_file.read_text():
+    if "family: encoder_decoder" in Store(root).stage(fingerprint).config_file.read_text():
         L.Trainer.save_checkpoint = save  # type: ignore[method-assign]
     return worker.run_stage(root, fingerprint)
