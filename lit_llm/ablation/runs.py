@@ -103,7 +103,7 @@ class Run:
         for step, result in found:
             if step.link.kind != "evaluate":
                 whole = dict(result)
-        if whole:  # else an evaluation is all that can be read
+        if whole:  # else its training is damaged: what was measured after it is left out with it
             results = [result for _, result in found]
             whole |= {
                 "metrics": _of_all(found, "metrics"),

@@ -11,7 +11,7 @@ from lit_llm.config.tree import read_file, to_yaml
 from lit_llm.experiment.chain import Kind, Link
 from lit_llm.experiment.config import Experiment, Trained
 from lit_llm.experiment.identity import digest_of_data, digest_of_examples, digests_of_texts, origins, provenance
-from lit_llm.tracking.files import Damaged, read_verified, with_digest
+from lit_llm.tracking.files import Damaged, is_signed, read_verified, with_digest
 from lit_llm.tracking.store import Stage, Store, write_text
 
 
@@ -75,19 +75,20 @@ def halve_micro_batch(stage: Stage) -> int | None:
 def is_frozen(stage: Stage) -> bool:
     """Whether a stage's configuration is there as it was written."""
     try:
-        read_verified(stage.config_file)
+        return is_signed(read_verified(stage.config_file))
     except (FileNotFoundError, Damaged):
         return False
-    return True
 
 
 def thaw(stage: Stage) -> Frozen:
     """What `freeze` has written. Raises InputError for a file that is damaged."""
     try:
         read_verified(stage.config_file)
+        content = read_file(stage.config_file)
+        if "experiment" not in content.value:
+            raise Damaged(stage.config_file, "is damaged: it holds no experiment")
     except Damaged as damage:
         raise InputError(Problem(f"{damage}; `lit-llm run STUDY` writes it again")) from None
-    content = read_file(stage.config_file)
     experiment = validate(Experiment, content.value["experiment"])
     # A stage that was frozen before there were chains says its kind and its data alone.
     said = {

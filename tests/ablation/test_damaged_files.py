@@ -138,7 +138,7 @@ def test_damaged_weights_are_refused_by_name_and_trained_again(ran: tuple[Path, 
     open_finished(Store(store), run.steps[0].link.fingerprint)
 
 
-@pytest.mark.parametrize("how", ["flipped", "deleted", "unreadable"])
+@pytest.mark.parametrize("how", ["flipped", "emptied", "deleted", "unreadable"])
 def test_a_damaged_configuration_is_written_again(ran: tuple[Path, Path], tmp_path: Path, how: str) -> None:
     path, store = ran[0], copied(ran[1], tmp_path / "store")
     file = run_of(path, store).steps[0].stage.config_file
