@@ -387,7 +387,7 @@ class Allowed(Section):
 
 def of_experiment(key: str, value: Any) -> str:
     """Where a key of the experiment belongs in a study or a sweep."""
-    if key.split(".")[0] not in Experiment.model_fields:
+    if key == "seed" or key.split(".")[0] not in Experiment.model_fields:
         return ""
     return f"what holds for every arm stands under `base`: write `base: {{{nested(key, value)}}}`"
 

@@ -318,7 +318,7 @@ def read_file(path: Path) -> Node:
 def read_override(option: str) -> Node:
     """`a.b.c=value` from the command line as a tree; the value is YAML, so `[q, k]` is a list."""
     path, equals, text = option.partition("=")
-    mark = Mark(f"-o {option}")
+    mark = Mark(f"-o {option}" if len(option) <= 200 else f"-o {option[:200]}...")
     if not equals or not all(split_path(path.strip())):
         raise InputError(Problem("an override is `key.of.it=value`, for example model.attention.heads=4", mark=mark))
     return at(path.strip(), tree(read_yaml(text, mark.source).plain(), mark) if text.strip() else Node(None, mark))

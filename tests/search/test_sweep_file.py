@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lit_llm.config.problems import InputError
+from lit_llm.search.samplers import make_sampler
 from lit_llm.search.sweep import is_sweep, load_sweep
 
 LR, HEADS, KV = "pretrain.training.optimizer.lr", "model.attention.heads", "model.attention.kv_heads"
@@ -692,3 +693,48 @@ def test_halving_takes_no_search_of_what_moves_the_validations(sweep, refused, k
     sweep(sizes + "pruner: {kind: median, by: tokens}\n")
     bundles = space(budget=f"{{choice: {{a: {{{steps}: 100}}, b: {{{steps}: 200}}}}}}")
     assert refused(bundles + by_steps)[0].startswith(f"s.yaml:6: space.budget: {ranks} steps")
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "cma_es", "nsga2", "nsga3", "random", "qmc"])
+def test_every_sampler_takes_every_seed_of_64_bits(write_sweep, sampler):
+    """scipy's Sobol sequence, which qmc draws from, wants one of 32."""
+    import optuna
+
+    space = "space: {pretrain.training.optimizer.lr: {log_uniform: [1e-4, 1e-1]}}"
+    path = write_sweep("seeds", f"{space}\nseeds: [{2**63 - 1}]\nsampler: {sampler}")
+    sweep = load_sweep(path).sweep
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study()
+    for number in range(3):
+        study.sampler = make_sampler(sweep, number)
+        trial = study.ask()
+        assert 1e-4 <= trial.suggest_float("lr", 1e-4, 1e-1, log=True) <= 1e-1
+        study.tell(trial, 1.0)
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "1e999"])
+@pytest.mark.parametrize(
+    "space",
+    [
+        "pretrain.training.optimizer.lr: {{log_uniform: [1e-4, {0}]}}",
+        "pretrain.training.optimizer.lr: {{uniform: [{0}, 1.0]}}",
+        "pretrain.training.optimizer.lr: {{uniform: [1e-4, 1.0], step: {0}}}",
+        "pretrain.training.optimizer.lr: {{choice: [{0}, 3e-3]}}",
+        "lr: {{choice: {{a: {{pretrain.training.optimizer.lr: {0}}}, b: {{pretrain.training.optimizer.lr: 3e-3}}}}}}",
+        "model.feed_forward.d_ff: {{int: [8, {0}]}}",
+        "pretrain.training.optimizer.lr: {{log_uniform: [1e-4, 1.0], when: {{model.d_model: {0}}}}}",
+    ],
+)
+def test_what_is_no_finite_number_is_refused_in_a_space(write_sweep, space, value):
+    path = write_sweep("infinite", f"space:\n  {space.format(value)}")
+    with pytest.raises(InputError) as error:
+        load_sweep(path)
+    assert all(problem.key.startswith("space") for problem in error.value.problems)
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "1e999"])
+def test_what_is_no_finite_number_is_refused_among_the_first_settings(write_sweep, value):
+    lr = "pretrain.training.optimizer.lr"
+    path = write_sweep("first", f"space: {{{lr}: {{log_uniform: [1e-4, 1.0]}}}}\nfirst: [{{{lr}: {value}}}]")
+    with pytest.raises(InputError, match=r"first\.0"):
+        load_sweep(path)
