@@ -71,7 +71,7 @@ def test_what_is_wrong_with_files_is_told_at_their_lines_all_at_once(write, tmp_
         [
             f"{beside}:3: {key}: {tmp_path}/texts/a.txt: is not UTF-8 (byte 0)",
             f"{beside}:3: {key}: {tmp_path}/texts/b.txt: is not UTF-8 (byte 2)",
-            f"{study}:12: {key}: {tmp_path}/studies/missing/*.txt: no file matches",
+            f"{study}:13: {key}: {tmp_path}/studies/missing/*.txt: no file matches",
         ]
     )
 

@@ -482,7 +482,7 @@ def test_an_answer_without_a_token_of_its_own_is_scored_and_named(family, tokeni
 def test_answers_without_tokens_end_no_task_and_are_counted(decllm, tokenizer, folder, merging, tmp_path):
     left, right = merging
     records = [
-        {"inputs": left, "choices": [right, "tea"], "answer": 0},
+        {"inputs": left, "choices": [right, " tea"], "answer": 0},
         {"inputs": "Which", "choices": ["", "tea"], "answer": 1},
         {"inputs": "Which", "choices": ["oil", "tea"], "answer": 1},
     ]
