@@ -18,6 +18,7 @@ class Made:
     """Random examples in place of tokenised ones."""
 
     tasks = ("short", "long")
+    lost_bytes = 0
 
     def __init__(self) -> None:
         random = np.random.default_rng(0)

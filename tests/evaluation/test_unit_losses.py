@@ -223,6 +223,7 @@ def test_units_of_a_task_are_its_questions_under_one_filter(tmp_path):
 def test_examples_of_the_instruction_data_keep_their_losses(tmp_path):
     class Two:
         tasks = ("copy", "sum")
+        lost_bytes = 0
         pairs = tuple((np.array([5, 6]), np.array([7 + n, EOD])) for n in range(6))
 
         def count(self, split):
