@@ -484,7 +484,7 @@ def test_answers_without_tokens_end_no_task_and_are_counted(decllm, tokenizer, f
     records = [
         {"inputs": left, "choices": [right, " tea"], "answer": 0},
         {"inputs": "Which", "choices": ["", "tea"], "answer": 1},
-        {"inputs": "Which", "choices": ["oil", "tea"], "answer": 1},
+        {"inputs": "Which", "choices": [" oil", " tea"], "answer": 1},
     ]
     (tmp_path / "odd.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     task = {

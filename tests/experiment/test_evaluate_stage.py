@@ -157,15 +157,15 @@ def test_an_evaluation_that_cannot_be_made_is_refused_before_anything_runs(corpu
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("task: mine\nprocess_docs: !function code.run\n", "is no plain YAML"),
-        ("task: mine\nprocess_docs: !%66unction code.run\n", "is no plain YAML"),
+        ("task: mine\nprocess_docs: !function code.run\n", "the tag !function is not allowed: a file is data, never code"),
+        ("task: mine\nprocess_docs: !%66unction code.run\n", "the tag !function is not allowed"),
         ("task: mine\ninclude: other.txt\n", "includes another file"),
         ("task: mine\nmetric_list: [{metric: acc, hf_evaluate: true}]\n", "hf_evaluate runs code"),
         ("task: mine\nmetric_list: [{metric: ./mine}]\n", "is none of the harness's own"),
         ("task: mine\nclass: mine.Task\n", "names a class"),
         ("task: mine\ndataset_kwargs: {data_files: {test: /etc/hosts}}\n", "reads /etc/hosts, which is not in"),
-        ("[1, 2]\n", "is no mapping"),
-        ("task: [\n", "is no plain YAML"),
+        ("[1, 2]\n", "should be a mapping"),
+        ("task: [\n", "this is not valid YAML"),
     ],
 )
 def test_a_task_file_that_names_code_or_other_files_is_refused(tmp_path: Path, text, message):
@@ -173,13 +173,14 @@ def test_a_task_file_that_names_code_or_other_files_is_refused(tmp_path: Path, t
     section = f'{{tasks: {{names: [mine], folder: "{tmp_path}"}}}}'
     with pytest.raises(InputError) as error:
         chain(load_experiment("decllm-tiny", [f"evaluate={section}"]))
-    assert str(error.value).startswith(f"evaluate.tasks.folder: {tmp_path}/task.yaml: ")
+    assert f"{tmp_path}/task.yaml:" in str(error.value)
+    assert "evaluate.tasks.folder: " in str(error.value)
     assert message in str(error.value)
 
 
 def test_task_files_that_are_not_text_are_refused(tmp_path: Path):
     (tmp_path / "task.yaml").write_bytes("task: mine\n".encode("utf-16"))
-    with pytest.raises(InputError, match="is not UTF-8"):
+    with pytest.raises(InputError, match="task.yaml: evaluate.tasks.folder: cannot be read: 'utf-8' codec"):
         read_task_files(tmp_path)
 
 
