@@ -157,7 +157,10 @@ def test_an_evaluation_that_cannot_be_made_is_refused_before_anything_runs(corpu
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("task: mine\nprocess_docs: !function code.run\n", "the tag !function is not allowed: a file is data, never code"),
+        (
+            "task: mine\nprocess_docs: !function code.run\n",
+            "the tag !function is not allowed: a file is data, never code",
+        ),
         ("task: mine\nprocess_docs: !%66unction code.run\n", "the tag !function is not allowed"),
         ("task: mine\ninclude: other.txt\n", "includes another file"),
         ("task: mine\nmetric_list: [{metric: acc, hf_evaluate: true}]\n", "hf_evaluate runs code"),
