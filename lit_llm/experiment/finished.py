@@ -139,7 +139,10 @@ def open_finished(store: Store, fingerprint: str) -> Finished:
     stage = store.stage(fingerprint)
     if not stage.config_file.exists():
         raise InputError(Problem(f"there is no stage {fingerprint} in {store.root}; `lit-llm status` names them"))
-    frozen, state = thaw(stage), stage.status()["state"]
+    frozen, status = thaw(stage), stage.status()
+    if status.get("damaged"):  # nothing says what its weights were
+        raise InputError(Problem(status["error"]))
+    state = status["state"]
     try:
         check_weights(stage)
     except Damaged as damage:

@@ -102,6 +102,8 @@ def test_one_damaged_result_is_reported_by_name_and_computed_again(ran: tuple[Pa
     assert json.loads(command("report", path, "--store", store, "--json"))["left_out"] == [said]
     rows = json.loads(command("status", path, "--store", store, "--json"))["runs"]
     assert [(row["arm"], row["state"]) for row in rows if row["state"] != "done"] == [("red", "failed")]
+    with pytest.raises(InputError, match=f"{file}: is damaged"):
+        open_finished(Store(store), file.parent.name)
     page = (store / "studies" / "damaged" / "report.html").read_text()
     assert "what did not end well" in page
     assert f"{file}: is damaged" in page
