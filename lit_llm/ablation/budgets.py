@@ -8,15 +8,16 @@ memory and the cost of decoding are notes: they are part of the answer, not of w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import log
 from typing import Literal
 
 from lit_llm.ablation.arms import Ablation, Arm
-from lit_llm.ablation.config import ScalingLaw
+from lit_llm.ablation.config import ScalingGate, ScalingLaw
 from lit_llm.ablation.findings import Finding, differs, ruled
 from lit_llm.analysis.group_fit import different, numbers_of
+from lit_llm.analysis.scaling_runs import X
 from lit_llm.config.tree import under
 from lit_llm.experiment.cost import FIGURES, GENERATE, PROMPT, Cost
 
@@ -30,6 +31,12 @@ SHARE_OF_STEPS, FEWEST_STEPS = 0.1, 10
 """Floors: the smallest share of its baseline's steps that an arm may take, and the fewest that matching may leave."""
 COMPUTE = ("tokens", "loss_tokens", "train_flops")
 """Budgets that the length of training moves together."""
+MOVES = {
+    "train_flops": (*COMPUTE, "parameters"),
+    "parameters": ("parameters", "train_flops"),
+    "tokens": COMPUTE,
+}
+"""{x of a power law: the budgets that differ between its sizes}. FLOPs may be spent in any way."""
 
 STEPS, WARMUP = "pretrain.training.max_steps", "pretrain.training.schedule.warmup_steps"
 
@@ -119,7 +126,9 @@ def audit_budgets(ablation: Ablation, arm: Arm, costs: Mapping[str, Cost]) -> It
     baseline = ablation.arm(arm.baseline)
     cost = costs[arm.name]
     scaling, across = ablation.study.compare.scaling, _across(ablation, arm, costs)
+    excused = MOVES[across] if across is not None else ()
     if scaling is not None and across == scaling.x and (partner := _at_the_same_size(ablation, scaling, arm, costs)):
+        excused = MOVES["train_flops"]  # the partner stands in for the baseline
         for excess in excesses(cost, costs[partner.name]):
             if excess.budgets[0].blocks and not _follows_from_the_objective(excess, arm, partner):
                 yield _stop(ablation, arm, excess, f"{partner.name}, of as many {_words(scaling.x)}")
@@ -128,10 +137,10 @@ def audit_budgets(ablation: Ablation, arm: Arm, costs: Mapping[str, Cost]) -> It
     for excess in excesses(cost, costs[baseline.name]):
         if _follows_from_the_objective(excess, arm, baseline):
             continue  # which the audit of the objective says
-        if (why := _noted_only(ablation, excess, across)) is not None:
+        if (why := _noted_only(ablation, excess, across, excused)) is not None:
             notes.setdefault(why, []).append(excess)
         else:
-            yield _stop(ablation, arm, excess, named, _sizes_lacking(ablation))
+            yield _stop(ablation, arm, excess, named, "" if across else _sizes_lacking(ablation, excess))
     for why, noted in notes.items():
         *parts, last = (excess.sentence("") for excess in noted)
         message = f"{', '.join(parts)} and {last}" if parts else last
@@ -139,13 +148,15 @@ def audit_budgets(ablation: Ablation, arm: Arm, costs: Mapping[str, Cost]) -> It
     yield from _floors(ablation, arm, baseline, across is not None)
 
 
-def _sizes_lacking(ablation: Ablation) -> str:
-    """How many sizes a study across sizes needs, for the advice where it has fewer; else nothing."""
+def _sizes_lacking(ablation: Ablation, excess: Excess) -> str:
+    """What sizes a study across sizes needs, for the advice where it lacks them; else nothing."""
     compare = ablation.study.compare
     asked = [(name, law) for name in ("scaling", "gate") if (law := getattr(compare, name)) is not None]
     needs = [
-        f"`compare.{name}` excuses it where a group has {numbers_of(law.irreducible)} sizes or more"
+        f"`compare.{name}` excuses it where a group has {numbers_of(law.irreducible) + 1} sizes or more, within the "
+        f"{_words(x)} of the baseline's"
         for name, law in asked
+        if excess.budgets[0].name in MOVES[x := "train_flops" if isinstance(law, ScalingGate) else law.x]
     ]
     return "".join(f"; {need}" for need in needs)
 
@@ -160,10 +171,10 @@ def _stop(ablation: Ablation, arm: Arm, excess: Excess, baseline: str, besides: 
     return ruled(ablation, "refused", arm, budget.key, excess.sentence(baseline), advice)
 
 
-def _noted_only(ablation: Ablation, excess: Excess, across: str | None) -> str | None:
+def _noted_only(ablation: Ablation, excess: Excess, across: str | None, excused: Collection[str]) -> str | None:
     """How a sentence about a budget that does not block ends, None of one that does.
 
-    across: as `_across` says.
+    across: as `_across` says. excused: names of the budgets that may differ across it.
     """
     study, budget = ablation.study, excess.budgets[0]
     if not budget.blocks:
@@ -172,7 +183,7 @@ def _noted_only(ablation: Ablation, excess: Excess, across: str | None) -> str |
         return ": a cost is a goal of the sweep"
     if study.compare.metric.startswith("throughput/"):
         return ": speed is compared, not what is learned"
-    if across is not None:
+    if across is not None and budget.name in excused:
         return f": the study compares across {_words(across)}"
     if study.match.by in COMPUTE and budget.name in COMPUTE and 1 / LARGEST <= excess.ratio <= LARGEST:
         return f": {_words(study.match.by)} are matched"
@@ -193,25 +204,37 @@ def _words(name: str) -> str:
 def _across(ablation: Ablation, arm: Arm, costs: Mapping[str, Cost]) -> str | None:
     """The figure by whose power laws an arm is compared, whatever its size; None where no law will stand.
 
-    `compare.scaling` fits a law to each group, `compare.gate` one to the baseline's group alone.
+    `compare.scaling` fits a law to each group, `compare.gate` one to the baseline's group alone. Two groups are
+    compared where their sizes overlap: what lies beyond is only extrapolated.
     """
     compare, root = ablation.study.compare, ablation.root(arm)
     if (law := compare.scaling) is not None:
-        groups = {_group(law.by, each) for each in (arm, root)}
-        if all(_stands(ablation, costs, law.x, law.by, group, law.irreducible) for group in groups):
+        own, other = (_log_sizes(ablation, costs, law.x, law.by, each) for each in (arm, root))
+        if _stands(own, law.irreducible) and _stands(other, law.irreducible) and _overlap(own, other):
             return law.x
-    gate = compare.gate
-    if gate and _stands(ablation, costs, "train_flops", gate.by, _group(gate.by, root), gate.irreducible):
-        return "train_flops"
+    if (gate := compare.gate) is not None:
+        own, other = (_log_sizes(ablation, costs, "train_flops", gate.by, each) for each in (arm, root))
+        if _stands(other, gate.irreducible) and _overlap(own, other):
+            return "train_flops"
     return None
 
 
-def _stands(
-    ablation: Ablation, costs: Mapping[str, Cost], x: str, by: Literal["arm", "family"], group: str, irreducible: bool
-) -> bool:
-    """Whether a group has as many sizes as a power law has numbers to fit."""
-    sizes = [FIGURES[x](costs[arm.name]) for arm in ablation.arms if _group(by, arm) == group]
-    return different([log(size) for size in sizes]) >= numbers_of(irreducible)
+def _log_sizes(
+    ablation: Ablation, costs: Mapping[str, Cost], x: X, by: Literal["arm", "family"], member: Arm
+) -> list[float]:
+    """The logarithms of x of all arms of a member's group."""
+    group = _group(by, member)
+    return [log(FIGURES[x](costs[arm.name])) for arm in ablation.arms if _group(by, arm) == group]
+
+
+def _stands(sizes: Sequence[float], irreducible: bool) -> bool:
+    """Whether a group has more sizes than a power law has numbers: with as many, any sizes lie on one."""
+    return different(sizes) > numbers_of(irreducible)
+
+
+def _overlap(sizes: Sequence[float], others: Sequence[float]) -> bool:
+    """Whether the ranges of the sizes of two groups have a part in common, give or take what is no finding."""
+    return max(min(sizes), min(others)) <= min(max(sizes), max(others)) + log(1 + TOLERANCE)
 
 
 def _at_the_same_size(ablation: Ablation, scaling: ScalingLaw, arm: Arm, costs: Mapping[str, Cost]) -> Arm | None:

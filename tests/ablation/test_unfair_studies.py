@@ -150,37 +150,79 @@ def sizes(*widths: int) -> str:
 @pytest.mark.parametrize(
     ("law", "needed"),
     [
-        ("scaling: {x: train_flops}", 3),
-        ("scaling: {x: parameters}", 3),
-        ("scaling: {x: parameters, irreducible: false}", 2),
-        ("gate: {}", 2),
-        ("gate: {irreducible: true}", 3),
+        ("scaling: {x: train_flops}", 4),
+        ("scaling: {x: parameters}", 4),
+        ("scaling: {x: parameters, irreducible: false}", 3),
+        ("gate: {}", 3),
+        ("gate: {irreducible: true}", 4),
     ],
 )
 def test_sizes_on_which_a_law_stands_are_no_unequal_budget(planned, law: str, needed: int) -> None:
-    """A law has two numbers, and three with E: as many sizes are needed to fit it."""
-    widths, head = (16, 32, 64), "model.attention.head_dim=8"
+    """A law has two numbers, and three with E: any two, or three, sizes lie on one."""
+    widths, head = (16, 32, 64, 128), "model.attention.head_dim=8"
     result = planned(f"{sizes(*widths[:needed])}\ncompare: {{{law}}}", head)
     assert not result.refused
     said = [text for text in found(result, "note").values() if "the study compares across" in text]
     assert len(said) == needed - 1
     assert f"{ratio(result, 'parameters'):.1f} times the parameters" in said[0]
-    if needed == 3:
-        lacking = planned(f"{sizes(16, 32)}\ncompare: {{{law}}}", head)
-        assert {key for _, key in found(lacking, "refused")} >= {"budget.parameters"}
+    lacking = planned(f"{sizes(*widths[: needed - 1])}\ncompare: {{{law}}}", head)
+    assert {key for _, key in found(lacking, "refused")} >= {"budget.parameters"}
 
 
-def test_a_batch_size_is_no_series_of_sizes(planned) -> None:
-    """One group and two sizes, on which no law with E stands."""
-    rest = f"{grid('pretrain.data.batch_size: [8, 64]')}\ncompare: {{scaling: {{x: train_flops}}}}"
+@pytest.mark.parametrize(
+    ("law", "name", "needed"),
+    [
+        ("scaling: {x: train_flops}", "scaling", 4),
+        ("scaling: {irreducible: false}", "scaling", 3),
+        ("gate: {project: 1e14}", "gate", 3),
+    ],
+)
+def test_a_batch_size_is_no_series_of_sizes(planned, law: str, name: str, needed: int) -> None:
+    """One group and two sizes, through which a law always goes."""
+    rest = f"{grid('pretrain.data.batch_size: [8, 64]')}\ncompare: {{{law}}}"
     message = found(planned(rest), "refused")["baseline/batch_size=64", "budget.tokens"]
     assert message.startswith("8.0 times the tokens")
-    assert message.endswith("`compare.scaling` excuses it where a group has 3 sizes or more")
+    assert message.endswith(
+        f"`compare.{name}` excuses it where a group has {needed} sizes or more, within the training FLOPs of the "
+        "baseline's"
+    )
+
+
+def test_a_law_of_parameters_excuses_no_other_tokens(planned) -> None:
+    rest = f"{sizes(16, 32, 64)[:-2]}, pretrain.data.batch_size: [8, 64]}}}}"
+    law = "compare: {scaling: {x: parameters, irreducible: false}}"
+    refused = found(planned(f"{rest}\n{law}", "model.attention.head_dim=8"), "refused")
+    assert {key for _, key in refused} == {"budget.tokens"}
+    assert all(message.startswith("8.0 times the tokens") for message in refused.values())
+
+
+@pytest.mark.parametrize("lengths", ["[12, 13]", "[12, 14, 16]"])
+def test_an_arm_beyond_all_sizes_of_the_baseline_is_excused_by_no_gate(planned, lengths: str) -> None:
+    """Two lengths carry no law, and three carry none as far as many times their FLOPs."""
+    arms = "arms: {small: {}, large: {model: {d_model: 256, feed_forward: {d_ff: 2048}}}}"
+    rest = f"{arms}\n{grid(f'{STEPS}: {lengths}')}\ncompare: {{baseline: small, gate: {{}}}}"
+    refused = found(planned(rest), "refused")
+    assert "times the parameters" in refused["large", "budget.parameters"]
+
+
+def test_a_law_excuses_no_finetuning_of_another_length(write_study: Write) -> None:
+    tuned = (
+        "base: {finetune: {data: {examples: {kind: jsonl, files: [x.jsonl]}, input_length: 8, target_length: 4, "
+        "batch_size: 4}, training: {max_steps: 10}}}"
+    )
+    rest = grid(f"{STEPS}: [12, 24, 48], finetune.training.max_steps: [10, 30]")
+    path = write_study("tuned", f"{tuned}\n{rest}\ncompare: {{gate: {{}}}}", extends=None)
+    path.write_text(path.read_text().replace("base: {", "extends: redllm-tiny\nbase: {"))
+    from lit_llm.ablation.audit import audit
+
+    keys = {finding.key for finding in audit(load_study(path), built=False) if finding.kind == "allowed"}
+    assert "budget.finetune_tokens" in keys
+    assert "budget.tokens" not in keys
 
 
 def test_a_group_of_too_few_sizes_is_excused_by_no_law_of_another(planned) -> None:
     """A gate measures single sizes against the law of the baseline's; scaling laws are one for each group."""
-    arms = ", ".join(f"d{width}: {{model: {{d_model: {width}}}}}" for width in (16, 32, 64))
+    arms = ", ".join(f"d{width}: {{model: {{d_model: {width}}}}}" for width in (16, 32, 64, 128))
     arms = f"arms: {{{arms}, dec: {{extends: decllm-tiny, model: {{d_model: 128, attention: {{heads: 2}}}}}}}}"
     rest = f"{arms}\nallow: [{{key: pretrain.objective, because: we ask}}]\ncompare: "
     scaling = found(planned(f"{rest}{{scaling: {{by: family}}}}", "model.attention.head_dim=8"), "refused")
@@ -191,18 +233,19 @@ def test_a_group_of_too_few_sizes_is_excused_by_no_law_of_another(planned) -> No
 
 @pytest.mark.parametrize("law", ["scaling", "gate"])
 def test_a_length_of_training_is_a_size_of_its_own(planned, law: str) -> None:
-    result = planned(f"{grid(f'{STEPS}: [12, 120, 1200]')}\ncompare: {{{law}: {{}}}}")
+    result = planned(f"{grid(f'{STEPS}: [12, 60, 300, 1500]')}\ncompare: {{{law}: {{}}}}")
     assert not result.refused
 
 
 def test_at_one_size_a_study_of_scaling_over_parameters_compares_equal_tokens(planned) -> None:
-    """Two groups at three sizes, one with three times the steps: refused at each, against the other of that size."""
+    """Two groups at four sizes, one with three times the steps: refused at each, against the other of that size."""
     named = "arms: {a: {}, b: {model: {attention: {output_norm: none}}, pretrain: {training: {max_steps: 36}}}}"
-    rest = f"{named}\n{sizes(16, 32, 64)}\nallow: [{{key: {STEPS}, because: longer}}]"
+    rest = f"{named}\n{sizes(16, 32, 64, 128)}\nallow: [{{key: {STEPS}, because: longer}}]"
     scaling = "compare: {baseline: a, scaling: {x: %s, by: arm}}"
     head = "model.attention.head_dim=8"
     refused = found(planned(f"{rest}\n{scaling % 'parameters'}", head), "refused")
-    assert refused.keys() == {("b" + level, "budget.tokens") for level in ("", "/d_model=32", "/d_model=64")}
+    levels = ("/d_model=32", "/d_model=64", "/d_model=128")
+    assert refused.keys() == {("b" + level, "budget.tokens") for level in ("", *levels)}
     assert refused["b", "budget.tokens"].startswith("3.0 times the tokens (loss tokens and training FLOPs alike) of a,")
     assert " of a/d_model=32, of as many parameters" in refused["b/d_model=32", "budget.tokens"]
     assert not planned(f"{rest}\n{scaling % 'train_flops'}", head).refused
