@@ -1,7 +1,7 @@
 """False alarms and bias of studies that add seeds in rounds, by simulation.
 
 Differences are normal, of arms that share a baseline; the levels are those of `lit_llm.analysis.sequential`, asked of
-each arm's own paired t or of one whose variance is moderated by half a degree of freedom from the other open arms.
+each arm's own paired t or of one whose variance is moderated by the other open arms (`compare.variance: moderated`).
 `false alarms` is the share of null studies in which any arm is called different; `bias` the mean error of the printed
 difference over all studies, in standard deviations of a seed's difference.
 
@@ -17,17 +17,22 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr
 
+from lit_llm.analysis import contrasts
 from lit_llm.analysis.sequential import PastLooks, Rounds, round_levels, unbiased
 
 Array = NDArray[Any]
 LEVEL = 0.05
-PRIOR = 0.5
-"""Degrees of freedom that a moderated variance takes from the other arms."""
 
 
-def null_arms(random: np.random.Generator, replicates: int, arms: int, seeds: int, effect: float = 0.0) -> Array:
-    """Differences [replicate, arm, seed] with standard deviation 1; arms share their baseline's half of the noise."""
+def null_arms(
+    random: np.random.Generator, replicates: int, arms: int, seeds: int, effect: float = 0.0, wide: float = 1.0
+) -> Array:
+    """Differences [replicate, arm, seed] with standard deviation 1; arms share their baseline's half of the noise.
+
+    wide: how many times as wide as that of the others the own noise of the first arm is.
+    """
     own, shared = random.normal(size=(replicates, arms, seeds)), random.normal(size=(replicates, 1, seeds))
+    own[:, 0] *= wide
     return effect + (own - shared) / np.sqrt(2)
 
 
@@ -41,8 +46,7 @@ def p_values(differences: Array, is_open: Array, moderated: bool) -> Array:
         others = (np.where(is_open, variance, 0).sum(1, keepdims=True) - np.where(is_open, variance, 0)) / np.maximum(
             count, 1
         )
-        mixed = (PRIOR * others + degrees * variance) / (PRIOR + degrees)
-        variance, df = np.where(count > 0, mixed, variance), np.where(count > 0, PRIOR + degrees, degrees)
+        variance, df = contrasts.moderated(variance, degrees, np.where(count > 0, others, np.nan))
     return np.asarray(2 * stdtr(df, -np.abs(mean) / np.sqrt(variance / seeds)))
 
 
@@ -83,8 +87,9 @@ def false_alarms(replicates: int, random: np.random.Generator) -> list[dict[str,
         for size in rounds.sizes:
             naive |= p_values(data[..., :size], ~naive, False) < LEVEL
         rows.append(_alarms("own t, 5% at each look (not offered)", design, naive))
-    for arms in (2, 4, 8, 20):
-        data, design = null_arms(random, replicates, arms, 8), f"{arms} arms, 3 to 8 seeds"
+    for arms, wide in ((2, 1), (4, 1), (8, 1), (20, 1), (4, 3), (4, 10)):
+        data, design = null_arms(random, replicates, arms, 8, wide=wide), f"{arms} arms, 3 to 8 seeds"
+        design += f", one {wide} x as wide" if wide > 1 else ""
         for moderated in (False, True):
             name = f"{'moderated' if moderated else 'own'} t, Bonferroni x spent levels"
             rows.append(_alarms(name, design, decided_at(data, Rounds(3, 8), arms, moderated)))

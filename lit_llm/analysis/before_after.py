@@ -95,7 +95,10 @@ def _changes(
     def changed(arm: str, baseline: str) -> Sample:
         weights = {f"after/{arm}": 1.0, f"after/{baseline}": -1.0, f"before/{arm}": -1.0, f"before/{baseline}": 1.0}
         sample = contrast(weights, values, influences)
-        return sample if same_documents else replace(sample, **_independent(arm, baseline, sample, noise))
+        if same_documents and sample.documents is not None:
+            return sample
+        # Of other documents, or of others in part (windows of another length): adding the variances errs widely.
+        return replace(sample, **_independent(arm, baseline, sample, noise))
 
     changes: dict[str, Difference | None] = {}
     for baseline in dict.fromkeys(baselines.values()):

@@ -25,6 +25,8 @@ def comparison_notes(
     if not known:
         return
     yield ASSUMPTIONS[procedure.variance]
+    if procedure.variance in ("pooled", "mixed"):
+        yield from _not_pooled(judged, procedure)
     yield from _documents_notes({arm: own.difference for arm, own in judged.items() if own.detectable is not None})
     if len(known) > 1 and not adjusted:
         yield CORRECTIONS[procedure.correction].format(n=len(known))
@@ -33,6 +35,15 @@ def comparison_notes(
 
 NAMED = 6
 """Arms that a note names."""
+
+
+def _not_pooled(judged: Mapping[str, Judgement], procedure: Procedure) -> Iterator[str]:
+    """Arms whose runs are too few for the variance that was asked for."""
+    own = [arm for arm, each in judged.items() if each.detectable is not None and not each.difference.pooled]
+    if own:
+        kind = "the variance of all arms" if procedure.variance == "pooled" else "the mixed model"
+        more = f" and {len(own) - NAMED} more" if len(own) > NAMED else ""
+        yield f"the runs are too few to estimate {kind} for {', '.join(own[:NAMED])}{more}: own differences alone"
 
 
 def _documents_notes(known: Mapping[str, Difference]) -> Iterator[str]:

@@ -30,9 +30,11 @@ ASSUMPTIONS: Mapping[Variance, str] = {
 CORRECTIONS: Mapping[Correction, str] = {
     "none": "intervals are not adjusted for {n} comparisons: about 1 in 20 true zeros is excluded by chance; see "
     "`compare.correction`",
-    "holm": "p: adjusted for {n} comparisons by Holm's method; intervals hold for all {n} at once (Bonferroni's)",
+    "holm": "p: adjusted for {n} comparisons by Holm's method; intervals hold for all {n} at once (Bonferroni's), "
+    "which is wider: a verdict goes by p, so the interval of a difference that is called may hold zero",
     "fdr_bh": "p: adjusted for {n} comparisons by Benjamini and Hochberg's method, so that of those below 0.05 about 1 "
-    "in 20 is false; intervals hold for all {n} at once (Bonferroni's)",
+    "in 20 is false; intervals hold for all {n} at once (Bonferroni's), which is wider: a verdict goes by p, so the "
+    "interval of a difference that is called may hold zero",
     "dunnett": "intervals and p: adjusted for {n} comparisons by Dunnett's method, which assumes that all arms scatter "
     "alike",
 }

@@ -12,6 +12,7 @@ from typing import Any
 
 from lit_llm.analysis.false_discoveries import DifferenceTest, FalseDiscoveries, false_discoveries
 from lit_llm.analysis.paired import Difference
+from lit_llm.analysis.verdicts import LOST
 from lit_llm.report import text
 from lit_llm.report.parts import Part
 from lit_llm.tracking.store import Store, finite
@@ -110,6 +111,7 @@ def _tests(study: str, comparison: Mapping[str, Any]) -> Iterator[tuple[tuple[An
     """The differences of one study's arms that have a p-value, each with what tells it from those of other studies."""
     in_rounds, corrected = comparison.get("bias_adjusted") is not None, comparison.get("correction", "none") != "none"
     arms = sum(row["arm"] != row["baseline"] for row in comparison["rows"])
+    means = {row["arm"]: (row["mean"], row["deviation"]) for row in comparison["rows"]}
     for row in comparison["rows"]:
         d, p = row.get("difference"), row.get("p")
         if not d or p is None or not d.get("error"):
@@ -119,7 +121,10 @@ def _tests(study: str, comparison: Mapping[str, Any]) -> Iterator[tuple[tuple[An
             p = p / arms if p < 1 else p  # an equal share of the level for each arm; of 1, the share is not known
         elif corrected:
             p = Difference(**{field.name: d[field.name] for field in fields(Difference) if field.name in d}).p()
-        key = (comparison["metric"], d["mean"], d["error"], d["seeds"])
+        if row.get("verdict") == LOST:
+            continue  # its p is of the seeds that did not diverge
+        base = means.get(row["baseline"])
+        key = (comparison["metric"], d["mean"], d["seeds"], row["mean"], row["deviation"], base)
         yield key, DifferenceTest(study, row["arm"], min(1.0, float(p)), row.get("verdict") or "")
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 
+import numpy as np
 import pytest
 from scipy import stats
 
+from lit_llm.analysis.baselines import Noise
+from lit_llm.analysis.before_after import before_after
 from lit_llm.analysis.comparison import RunResult, compare, values_of
+from lit_llm.analysis.document_noise import influence
 from lit_llm.analysis.two_studies import TwoStudies, two_studies
 
 NLL = "val/target_nll"
@@ -104,3 +109,26 @@ def test_a_difference_that_one_study_shows_and_the_other_does_not_is_not_called_
     found = both(runs(first), runs(second))
     assert found.agreements[0].verdicts == ("better", "undecided")
     assert found.agreements[0].says == "compatible"
+
+
+def test_studies_of_one_text_that_are_judged_on_other_windows_of_it_count_the_documents_of_both() -> None:
+    """Twenty documents and twenty-four: what they have in common is unknown, so their variances add up."""
+    random = np.random.default_rng(0)
+
+    def study(documents: int) -> tuple[dict[str, dict[int, float]], Noise]:
+        shift, influences = random.normal(0, 0.5, documents), {}
+        values: dict[str, dict[int, float]] = {"a": {}, "b": {}}
+        for seed, arm in itertools.product(range(4), "ab"):
+            losses = 3.0 + shift * (arm == "b") + 0.001 * random.normal()
+            values[arm][seed] = float(np.mean(losses))
+            influences[arm, seed] = influence({str(n): (10 * loss, 10) for n, loss in enumerate(losses)})
+        return values, Noise(influences=influences)
+
+    (before, first), (after, second) = study(20), study(24)
+    baselines = {"a": "a", "b": "a"}
+    change = before_after("val/target_nll", before, after, baselines, (first, second), True).rows[1].change
+    apart = before_after("val/target_nll", before, after, baselines, (first, second), False).rows[1].change
+    assert change is not None
+    assert change == apart
+    assert change.documents == 44
+    assert change.high - change.low > 0.3

@@ -12,6 +12,7 @@ from scipy.stats import t
 from statsmodels.stats.multitest import multipletests
 from typer.testing import CliRunner
 
+from lit_llm.analysis.verdicts import LOST
 from lit_llm.cli import app
 from lit_llm.report.studies import discoveries_line, studies_of
 from lit_llm.tracking.store import Store
@@ -23,7 +24,10 @@ def row(arm: str, p: float | None, mean: float = 0.1, error: float | None = 0.01
     """As a comparison writes it; None: a baseline."""
     difference = None if p is None else {"mean": mean, "error": error, "degrees": 2, "seeds": 3, "low": 0, "high": 0}
     verdict = None if p is None else "better" if p < 0.05 else "undecided"
-    return {"arm": arm, "baseline": "a", "states": {"done": 3}, "difference": difference, "p": p, "verdict": verdict}
+    own = {"mean": 5.0 if p is None else 5.0 + mean, "deviation": 0.02}
+    return own | {
+        "arm": arm, "baseline": "a", "states": {"done": 3}, "difference": difference, "p": p, "verdict": verdict,
+    }  # fmt: skip
 
 
 def leave(store: Store, study: str, rows: list[dict[str, Any]], when: float, **more: Any) -> Path:
@@ -57,7 +61,14 @@ def test_all_differences_of_the_store_are_one_family(place: Store) -> None:
 
 
 def test_the_same_runs_in_two_studies_are_tested_once(place: Store) -> None:
-    leave(place, "again", [row("other", 0.001, mean=0.1)], 3e9)
+    """Beside other arms, which lend its difference another variance."""
+    leave(place, "again", [row("a", None), row("other", 0.001, mean=0.1, error=0.02)], 3e9)
+    assert studies_of(place).discoveries.tested == 4
+
+
+def test_a_difference_of_an_arm_that_lost_runs_is_no_test(place: Store) -> None:
+    """Its p is of the seeds that did not diverge."""
+    leave(place, "lost", [row("a", None), row("x", 1e-5, mean=0.3) | {"verdict": LOST}], 3e9)
     assert studies_of(place).discoveries.tested == 4
 
 
@@ -116,4 +127,4 @@ def test_the_command_lists_the_oldest_first_and_says_what_it_cannot_read(place: 
 def test_an_empty_store_has_no_studies(tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, ["studies", "--store", str(tmp_path / "nothing")])
     assert shown.exit_code == 0
-    assert "No study has been compared" in shown.output
+    assert "There is no study in" in shown.output
