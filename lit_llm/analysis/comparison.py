@@ -72,7 +72,19 @@ class RunResult:
         return None if self.metric(metric) is None else self.read_units(metric)
 
     def state_of(self, metric: str) -> str:
-        """The state of the stage that measures it: a later stage that fails takes nothing from an earlier one."""
+        """The state of the stage that measures it: a later stage that fails takes nothing from an earlier one.
+
+        A run whose training ended with a value that is not finite has diverged, whenever that was noticed.
+        """
+        state = self._stage_state(metric)
+        return "diverged" if state == "done" and self.is_not_finite(metric) else state
+
+    def is_not_finite(self, metric: str) -> bool:
+        """Whether it was measured, and is no finite number: null in a result."""
+        measured = self.result.get("metrics", {})
+        return metric in measured and (measured[metric] is None or not math.isfinite(measured[metric]))
+
+    def _stage_state(self, metric: str) -> str:
         scopes = [scope for scope in self.states if metric.startswith(scope)]
         state = self.states[max(scopes, key=len)] if scopes else self.state
         # It was never begun where an earlier one has ended otherwise.
@@ -80,7 +92,7 @@ class RunResult:
 
     def metric(self, name: str) -> float | None:
         value = self.result.get("metrics", {}).get(name) if self.state_of(name) == "done" else None
-        return None if value is None or not math.isfinite(value) else float(value)
+        return None if value is None else float(value)
 
     @property
     def origin(self) -> tuple[Any, ...]:
@@ -225,6 +237,7 @@ def compare(
     )
     if not any(values.values()) and (there := sorted({name for run in kept for name in run.result["metrics"]})):
         notes.append(f"no run that has ended has {metric}{did_you_mean(metric, there)}")
+    notes += _not_finite(kept, metric)
     shared = design.looks is not None and design.looks.comparisons > 1
     notes += comparison_notes(judged, differences, procedure, adjusted=shared)
     compared = Comparison(
@@ -279,6 +292,14 @@ def _outcomes(kept: Sequence[RunResult], arms: Sequence[str], metric: str) -> di
         if run.arm in initial and run.state_of(metric) == "diverged":
             initial[run.arm][run.seed] = run.result.get("initial", {}).get(validation_metric(metric))
     return {arm: Outcomes(values[arm], initial[arm]) for arm in arms}
+
+
+def _not_finite(kept: Sequence[RunResult], metric: str) -> Iterator[str]:
+    """A note on runs that their stages call done and that have no value all the same."""
+    found = Counter(run.arm for run in kept if run.state == "done" and run.state_of(metric) == "diverged")
+    if found:
+        named = ", ".join(f"{arm} {count}" for arm, count in found.items())
+        yield f"{metric} is not finite in runs that were trained to the end, which count as diverged: {named}"
 
 
 def _effects(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from simulated import study, within
@@ -10,6 +13,7 @@ from statsmodels.stats.contingency_tables import mcnemar as judge
 from lit_llm.analysis.comparison import RunResult, compare
 from lit_llm.analysis.divergence import Outcomes, divergences, mcnemar
 from lit_llm.analysis.verdicts import DIFFERENT, LOST
+from lit_llm.report.answer import answer
 
 NLL = "val/target_nll"
 
@@ -71,3 +75,23 @@ def test_a_verdict_against_the_side_that_lost_runs_stands() -> None:
     assert LOST not in DIFFERENT
     worse, better = compare(results(values, {"0": {0}}), NLL).rows[1:]
     assert (worse.verdict, better.verdict) == (LOST, "better")
+
+
+@pytest.mark.parametrize("value", [None, math.nan, math.inf])
+def test_a_run_that_is_done_without_a_finite_value_has_diverged(value: float | None) -> None:
+    values = study(np.random.default_rng(3), [0.0, -3.0], seeds=6)
+    lost = {0, 2, 4}
+    runs = [
+        replace(run, state="done", result=run.result | {"metrics": {NLL: value}}) if run.state == "diverged" else run
+        for run in results(values, {"1": lost})
+    ]
+    found, diverged = compare(runs, NLL), compare(results(values, {"1": lost}), NLL)
+    assert (found.rows[1].verdict, found.rows[1].states) == (LOST, {"done": 3, "diverged": 3})
+    assert (found.rows, found.divergences) == (diverged.rows, diverged.divergences)
+    assert any("not finite" in note and note.endswith(": 1 3") for note in found.notes)
+    assert any(sentence.startswith("3 runs diverged") for sentence in answer(found))
+
+
+def test_a_metric_that_no_run_has_is_no_divergence() -> None:
+    found = compare(results(study(np.random.default_rng(3), [0.0, 0.0], seeds=2), {}), "val/target_nl")
+    assert (found.divergences, found.rows[1].states) == ((), {"done": 2})
