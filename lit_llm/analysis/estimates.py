@@ -46,7 +46,7 @@ def exponentials(found: Estimate) -> Estimate:
 
 
 def _exponential(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf
+    return math.inf if value >= 700 else math.exp(value)  # of what is not a number: not a number
 
 
 def evenly(low: float, high: float, points: int = 21) -> list[float]:

@@ -127,6 +127,10 @@ def gate(
         except ValueError as error:
             notes.append(f"no {what} multipliers: the law of the baseline {baseline} is not known: {error}")
             continue
+        if base.law.exponent[0] <= 0:
+            notes.append(
+                f"the law of the baseline {baseline} does not fall with {what}: no multiplier is known, and none passes"
+            )
         if base.drawn is None:
             notes.append(f"{what} multipliers have no interval: {baseline} has as many sizes as numbers to fit")
         for group, sizes in timed.items():
@@ -178,7 +182,7 @@ def _trend(
 
 
 def _verdict(judged: Estimate | None, at_least: float) -> Verdict:
-    if judged is None or judged.low is None or judged.high is None:
+    if judged is None or judged.low is None or judged.high is None or not math.isfinite(judged.value):
         return "undecided"
     if judged.low >= at_least:
         return "passes"

@@ -32,9 +32,13 @@ class PowerLaw:
         return self.irreducible + math.exp(math.log(self.coefficient) - self.exponent * math.log(x))
 
     def x_for(self, loss: float) -> float:
-        """The x at which the law has this loss; infinite where it never has."""
-        if loss <= self.irreducible or self.exponent <= 0:
+        """The x at which the law has this loss: infinite for a loss below all of the law's, and not a number for any
+        other loss of a law that does not fall."""
+        level = self.irreducible + self.coefficient  # the one loss of a law with an exponent of zero
+        if loss <= self.irreducible or (self.exponent == 0 and loss < level):
             return math.inf
+        if self.exponent <= 0:
+            return math.nan
         try:
             return math.exp((math.log(self.coefficient) - math.log(loss - self.irreducible)) / self.exponent)
         except OverflowError:
@@ -123,16 +127,23 @@ class Laws:
             return np.logaddexp(self.log_irreducible, self.level - self.exponent * (np.asarray(log_x) - self.middle))
 
     def log_x(self, log_loss: Any) -> Any:
-        """log x at which each law has each loss: rows x losses; infinite where it never has.
+        """log x at which each law has each loss: rows x losses.
+
+        Infinite for a loss below all of the law's. Not a number for any other loss of a law that does not fall, of
+        which more x brings no lower loss, and for a loss that is not a number.
 
         log_loss: of shape losses, or rows x losses.
         """
         import numpy as np
 
+        log_loss, exponent = np.asarray(log_loss), self.exponent[:, None]
+        lowest = self.log_irreducible[:, None]
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            above = np.asarray(log_loss) + np.log1p(-np.exp(self.log_irreducible[:, None] - log_loss))
-            found = self.middle + (self.level[:, None] - above) / self.exponent[:, None]
-        return np.where(np.isnan(above) | (self.exponent[:, None] <= 0), np.inf, found)
+            above = log_loss + np.log1p(-np.exp(lowest - log_loss))
+            x = self.middle + (self.level[:, None] - above) / exponent
+        level = np.logaddexp(lowest, self.level[:, None])  # the one loss of a law with an exponent of zero
+        below = (log_loss <= lowest) | ((exponent == 0) & (log_loss < level))
+        return np.where(below, np.inf, np.where(exponent > 0, x, np.nan))
 
 
 # --- sums of powers -------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from lit_llm.analysis.estimates import Estimate
@@ -120,8 +121,8 @@ def _isoflops(found: Scaling) -> Part:
 
 
 def interval(found: Estimate | None) -> str:
-    """`0.117 [0.094, 0.142]`; an infinite end as ∞."""
-    if found is None:
+    """`0.117 [0.094, 0.142]`; an infinite end as ∞, an unknown number as –."""
+    if found is None or math.isnan(found.value):
         return "–"
     if found.low is None or found.high is None:
         return f"{found.value:.3g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from lit_llm.analysis.scaling_gate import Gate, GateSize, Trend
@@ -54,7 +55,7 @@ def _sizes(found: Gate) -> Part:
 def signed(trend: Trend) -> str:
     """`-0.012 [-0.020, -0.004]`: the loss less the baseline's at the projected compute."""
     found = trend.difference
-    if found is None:
+    if found is None or math.isnan(found.value):
         return "–"
     if found.low is None or found.high is None:
         return f"{found.value:+.3f}"

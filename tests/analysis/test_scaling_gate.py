@@ -12,9 +12,9 @@ from lit_llm.ablation.arms import load_study
 from lit_llm.ablation.runs import Run, comparison_of, runs_of
 from lit_llm.ablation.scaled import Measured, ended_runs
 from lit_llm.analysis.comparison import Comparison, RunResult
-from lit_llm.analysis.estimates import Estimate
+from lit_llm.analysis.estimates import Estimate, estimate, exponentials
 from lit_llm.analysis.scaling_gate import Gate, Trend, gate
-from lit_llm.analysis.scaling_laws import PowerLaw
+from lit_llm.analysis.scaling_laws import Laws, PowerLaw
 from lit_llm.analysis.scaling_runs import ScalingRun
 from lit_llm.report.answer import answer
 from lit_llm.report.comparison import comparison_parts
@@ -113,6 +113,52 @@ def test_the_projection_is_wider_than_any_size_and_widens_with_the_distance() ->
     near, far = (trends(gate(runs, "m", "a", project=x))["train_flops"] for x in (1e20, 1e23))
     assert width(near.projection) > max(width(size.multiplier) for size in near.sizes)
     assert width(far.projection) > 1.5 * width(near.projection)
+
+
+RISING = dict(zip(map(float, LADDER[:4]), (2.0, 2.05, 2.1, 2.15), strict=True))
+WORSE = dict(zip(map(float, LADDER[:4]), (3.0, 2.9, 2.8, 2.7), strict=True))
+
+
+def runs_with(losses: dict[float, float], group: str) -> list[ScalingRun]:
+    return [
+        ScalingRun(group, x, 1.0, 1.0, loss * (1 + 0.001 * seed), f"{group}{at}", seed, x / 1e12)
+        for at, (x, loss) in enumerate(losses.items())
+        for seed in range(2)
+    ]
+
+
+def test_a_law_that_does_not_fall_reaches_no_loss_but_its_own() -> None:
+    """Rows: falling to 1, falling to 0, level at 2, rising, rising from 1."""
+    log_e = np.array([0.0, -np.inf, 0.0, -np.inf, 0.0])
+    laws = Laws(log_e, np.zeros(5), np.array([0.1, 0.1, 0.0, -0.1, -0.1]), 40.0)
+    x = laws.log_x(np.array([np.log(0.5), np.log(4.0), np.nan]))
+    assert list(np.isposinf(x[:, 0])) == [True, False, True, False, True]
+    assert list(np.isfinite(x[:, 0])) == [False, True, False, False, False]
+    assert list(np.isfinite(x[:, 1])) == [True, True, False, False, False]
+    assert np.isnan(x[2:, 1]).all()
+    assert np.isnan(x[:, 2]).all()
+    assert [PowerLaw(1.0, 1.0, a).x_for(0.5) for a in (0.1, 0.0, -0.1)] == [np.inf] * 3
+    assert np.isnan([PowerLaw(1.0, 1.0, a).x_for(4.0) for a in (0.0, -0.1)]).all()
+    unknown = exponentials(estimate(float("nan"), [float("nan")] * 100))
+    assert np.isnan(unknown.value)
+    assert (unknown.low, unknown.high) == (0.0, np.inf)
+
+
+@pytest.mark.parametrize("project", [None, 1e22])
+@pytest.mark.parametrize("irreducible", [False, True])
+def test_no_group_passes_against_a_baseline_whose_law_does_not_fall(project: float | None, irreducible: bool) -> None:
+    """The loss of a rises from 2.00 to 2.15; b is worse at each size."""
+    runs = [*runs_with(RISING, "a"), *runs_with(WORSE, "b")]
+    found = gate(runs, "m", "a", project, irreducible=irreducible, draws=200)
+    assert {trend.verdict for trend in found.trends} == {"undecided"}
+    assert all(np.isnan(size.multiplier.value) for trend in found.trends for size in trend.sizes)
+    for what in ("compute", "wall-clock"):
+        note = f"the law of the baseline a does not fall with {what}: no multiplier is known, and none passes"
+        assert note in found.notes
+    table, sizes = gate_parts(found)
+    assert "nan" not in str((table.rows, sizes.rows))
+    ablation = load_study(Path(__file__).parents[2] / "ablations" / "scaling.yaml")
+    assert len([*from_gate.gates(Shown(ablation, [], Comparison("m", (), (), gate=found)))]) == 1
 
 
 def test_runs_without_measured_seconds_have_no_wall_clock_multiplier() -> None:
