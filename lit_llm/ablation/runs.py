@@ -347,8 +347,9 @@ def _scaled(compared: Comparison, ablation: Ablation, runs: Sequence[Run], resul
         if step.link.kind == stage and not step.link.source
     ]
     ended, refused = ended_runs(measured)
-    found = scaling_of(ablation, ended, asked.scaling) if asked.scaling else None
-    gated = gate_of(ablation, ended, asked.gate) if asked.gate else None
+    taken = [*ended, *(result for result in results if result.state_of(asked.metric) == "diverged")]
+    found = scaling_of(ablation, taken, asked.scaling) if asked.scaling else None
+    gated = gate_of(ablation, taken, asked.gate) if asked.gate else None
     return replace(
         compared,
         scaling=found and replace(found, notes=(*refused, *found.notes)),

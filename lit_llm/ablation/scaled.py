@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from lit_llm.ablation.arms import Ablation
 from lit_llm.ablation.config import ScalingGate, ScalingLaw
-from lit_llm.analysis.comparison import RunResult, scaling_runs
+from lit_llm.analysis.comparison import RunResult, lost_sizes, scaling_runs
 from lit_llm.analysis.estimates import joined
 from lit_llm.analysis.scaling import Scaling, scaling
 from lit_llm.analysis.scaling_gate import Gate, gate
@@ -65,7 +65,7 @@ def ended_runs(measured: Sequence[Measured]) -> tuple[list[RunResult], list[str]
 
 
 def scaling_of(ablation: Ablation, results: Sequence[RunResult], asked: ScalingLaw) -> Scaling:
-    """The power laws that a study asks for."""
+    """The power laws that a study asks for. results: those that it takes, and the runs that diverged."""
     groups, baseline = _groups(ablation, asked.by)
     metric = ablation.study.compare.metric
     return scaling(
@@ -74,15 +74,17 @@ def scaling_of(ablation: Ablation, results: Sequence[RunResult], asked: ScalingL
         baseline,
         asked.x,
         asked.irreducible,
+        lost=lost_sizes(results, metric, groups),
     )
 
 
 def gate_of(ablation: Ablation, results: Sequence[RunResult], asked: ScalingGate) -> Gate:
-    """The gate that a study asks for."""
+    """The gate that a study asks for. results: those that it takes, and the runs that diverged."""
     groups, baseline = _groups(ablation, asked.by)
     metric = ablation.study.compare.metric
     runs = scaling_runs(results, metric, groups, {arm.name: arm.group for arm in ablation.arms})
-    return gate(runs, metric, baseline, asked.project, asked.at_least, asked.irreducible)
+    lost = lost_sizes(results, metric, groups)
+    return gate(runs, metric, baseline, asked.project, asked.at_least, asked.irreducible, lost=lost)
 
 
 def _groups(ablation: Ablation, by: Literal["arm", "family"]) -> tuple[dict[str, str], str]:

@@ -486,6 +486,14 @@ def scaling_runs(
     ]
 
 
+def lost_sizes(runs: Sequence[RunResult], metric: str, groups: Mapping[str, str]) -> dict[str, list[str]]:
+    """{group: its arms of which a run diverged}, of the runs that `scaling_runs` takes. groups: {arm: its group}."""
+    lost: dict[str, list[str]] = {}
+    for arm in dict.fromkeys(run.arm for run in _of_one_origin(runs, []) if run.state_of(metric) == "diverged"):
+        lost.setdefault(groups[arm], []).append(arm)
+    return lost
+
+
 def _lack(run: RunResult, metric: str) -> str:
     """Why a run has no value."""
     if run.state_of(metric) != "done":

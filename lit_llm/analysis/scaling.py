@@ -10,8 +10,9 @@ given beside it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from lit_llm.analysis.estimates import Estimate, estimate, evenly, exponentials, interval, joined
@@ -19,7 +20,7 @@ from lit_llm.analysis.group_fit import GroupFit, fit_sizes
 from lit_llm.analysis.isoflop import IsoFlop, isoflop_minima
 from lit_llm.analysis.joint_law import JointLaw, joint_laws
 from lit_llm.analysis.scaling_laws import Laws, PowerLaw
-from lit_llm.analysis.scaling_runs import ScalingRun, X, sizes_of
+from lit_llm.analysis.scaling_runs import ScalingRun, X, lost_notes, sizes_of
 from lit_llm.analysis.size_means import LackOfFit, luck_draws, seed_variance, shared_seeds
 
 DRAWS, PLAIN_DRAWS = 1000, 4000
@@ -103,6 +104,8 @@ class Scaling:
     """The runs that the laws are fitted to."""
     joint: tuple[JointLaw, ...] = ()
     """The law of parameters and tokens of each group whose sizes identify it."""
+    lost: tuple[str, ...] = ()
+    """Groups of which runs diverged."""
 
 
 def scaling(
@@ -113,6 +116,7 @@ def scaling(
     irreducible: bool = True,
     draws: int | None = None,
     random: Any = None,
+    lost: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> Scaling:
     """The curve of every group, and how each compares with the baseline's.
 
@@ -124,12 +128,13 @@ def scaling(
         irreducible: whether E is fitted.
         draws: of each law, for its intervals; as `draws_for` says when None.
         random: numpy's Generator; the same for each report when None.
+        lost: {group: its sizes of which runs diverged}.
     """
     import numpy as np
 
     random = np.random.default_rng(0) if random is None else random
     draws = draws or draws_for(runs, irreducible)
-    fits, notes = dict[str, GroupFit](), list[str]()
+    fits, notes = dict[str, GroupFit](), [*lost_notes(lost)]
     members = {group: sizes_of([run for run in runs if run.group == group]) for group in _groups(runs)}
     for group, sizes in members.items():
         try:
@@ -158,6 +163,7 @@ def scaling(
         (*notes, *refused),
         tuple(runs),
         joint,
+        tuple(lost),
     )
 
 

@@ -19,14 +19,15 @@ Losses in the midst of a schedule's decay lie on no such law: see `refused`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Literal
 
 from lit_llm.analysis.estimates import Estimate, estimate, exponentials, holds, joined
 from lit_llm.analysis.group_fit import GroupFit, fit_sizes
 from lit_llm.analysis.scaling import draws_for
-from lit_llm.analysis.scaling_runs import ScalingRun, sizes_of
+from lit_llm.analysis.scaling_runs import ScalingRun, lost_notes, sizes_of
 from lit_llm.analysis.size_means import (
     Size,
     luck_draws,
@@ -36,9 +37,10 @@ from lit_llm.analysis.size_means import (
     seed_variance,
     size_weights,
 )
+from lit_llm.analysis.verdicts import LOST
 
 GateScale = Literal["train_flops", "seconds"]
-Verdict = Literal["passes", "fails", "undecided"]
+Verdict = Literal["passes", "fails", "undecided", "undecided: lost runs"]
 LINE = 2
 """Numbers of a straight line."""
 
@@ -99,6 +101,7 @@ def gate(
     irreducible: bool = False,
     draws: int | None = None,
     random: Any = None,
+    lost: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> Gate:
     """The multipliers of every group against the baseline's law, in compute and in time.
 
@@ -111,13 +114,14 @@ def gate(
         irreducible: whether the baseline's law has an E.
         draws: of each law, for the intervals; as `draws_for` says when None.
         random: numpy's Generator; the same for each report when None.
+        lost: {group: its sizes of which runs diverged}.
     """
     import numpy as np
 
     random = np.random.default_rng(0) if random is None else random
     draws = draws or draws_for(runs, irreducible)
     members = {group: sizes_of([run for run in runs if run.group == group]) for group in _groups(runs)}
-    trends, notes = list[Trend](), list[str]()
+    trends, notes = list[Trend](), [*lost_notes(lost)]
     for scale, what in (("train_flops", "compute"), ("seconds", "wall-clock")):
         timed = {group: [size for size in sizes if scale in size.logs] for group, sizes in members.items()}
         if lacking := [size.name for sizes in members.values() for size in sizes if scale not in size.logs]:
@@ -135,7 +139,9 @@ def gate(
             notes.append(f"{what} multipliers have no interval: {baseline} has as many sizes as numbers to fit")
         for group, sizes in timed.items():
             if group != baseline and sizes:
-                trends.append(_trend(group, sizes, base, scale, project, at_least, draws, random))  # type: ignore[arg-type]
+                trend = _trend(group, sizes, base, scale, project, at_least, draws, random)  # type: ignore[arg-type]
+                # Lost runs bend a law: those of small sizes favour one side at the projection, of large ones the other.
+                trends.append(replace(trend, verdict=LOST) if lost.keys() & {group, baseline} else trend)
     return Gate(baseline, metric, project, at_least, tuple(trends), (*notes, *_notes(trends, project)))
 
 

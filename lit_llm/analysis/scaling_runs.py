@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from lit_llm.analysis.estimates import joined
 from lit_llm.analysis.size_means import Size
 
 X = Literal["train_flops", "parameters", "tokens"]
@@ -30,6 +31,15 @@ class ScalingRun:
     """Wall-clock seconds that its training took; None where they were not measured."""
     model: str = ""
     """Arms of one model are one named arm at several budgets; without it each size is a model of its own."""
+
+
+def lost_notes(lost: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """A note on each group of which runs diverged. lost: {group: its sizes that lost runs}."""
+    for group, sizes in lost.items():
+        yield (
+            f"{group} lost runs to divergence, which are in no law and no multiplier: {joined(sizes)}; what is left of "
+            "a size looks better than the size is"
+        )
 
 
 def sizes_of(runs: Sequence[ScalingRun]) -> list[Size]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Final
 
 from lit_llm.analysis.correction import Correction, dunnett_critical, dunnett_p, fdr_bh, holm, two_sided_critical
 from lit_llm.analysis.front import better
@@ -12,7 +13,7 @@ from lit_llm.analysis.paired import CONFIDENCE, Difference, Spread
 
 DIFFERENT = ("better", "worse", "lower", "higher")
 """Verdicts that say that there is a difference, and of which kind."""
-LOST = "undecided: lost runs"
+LOST: Final = "undecided: lost runs"
 """Verdict of a difference in favour of the side that lost runs to divergence."""
 UNDECIDED = ("undecided", "not enough seeds", LOST)
 """Verdicts that say that nothing is known."""

@@ -138,13 +138,18 @@ def scaling_sentences(found: Scaling) -> Iterator[str]:
     x = NAMES[found.x]
     for times in found.multipliers:
         if times.crossing is not None:
-            yield _both_sides(times, found.metric, x)
+            yield f"{_both_sides(times, found.metric, x)}{_lost(times, found)}."
             continue
         open_ = ", which does not tell them apart" if _holds_one(times.mean) else ""
         yield (
             f"for the same {found.metric}, {times.group} needs {interval(times.mean)} times the {x} of "
-            f"{times.baseline}{open_}, over losses from {times.best:.3f} to {times.worst:.3f}."
+            f"{times.baseline}{open_}, over losses from {times.best:.3f} to {times.worst:.3f}{_lost(times, found)}."
         )
+
+
+def _lost(times: Multiplier, found: Scaling) -> str:
+    lost = [group for group in (times.group, times.baseline) if group in found.lost]
+    return f"; runs of {' and '.join(lost)} were lost, so this is not decided" if lost else ""
 
 
 def _holds_one(found: Estimate) -> bool:
@@ -161,5 +166,5 @@ def _both_sides(times: Multiplier, metric: str, x: str) -> str:
     return (
         f"the curves of {times.group} and {times.baseline} in {metric} {verb} at {at} {x}, at a loss of "
         f"{text.value(crossing.loss.value)}: for the same loss {times.group} needs {interval(times.at_worst)} "
-        f"times the {x} at {times.worst:.3f}, and {interval(times.at_best)} times at {times.best:.3f}."
+        f"times the {x} at {times.worst:.3f}, and {interval(times.at_best)} times at {times.best:.3f}"
     )

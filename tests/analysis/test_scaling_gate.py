@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from lit_llm.ablation.arms import load_study
+from lit_llm.ablation.config import ScalingLaw
 from lit_llm.ablation.runs import Run, comparison_of, runs_of
-from lit_llm.ablation.scaled import Measured, ended_runs
+from lit_llm.ablation.scaled import Measured, ended_runs, scaling_of
 from lit_llm.analysis.comparison import Comparison, RunResult
 from lit_llm.analysis.estimates import Estimate, estimate, exponentials
 from lit_llm.analysis.scaling_gate import Gate, Trend, gate
@@ -20,6 +21,7 @@ from lit_llm.report.answer import answer
 from lit_llm.report.comparison import comparison_parts
 from lit_llm.report.figures import from_gate
 from lit_llm.report.figures.shown import Shown
+from lit_llm.report.scaling import scaling_sentences
 from lit_llm.report.scaling_gate import gate_parts
 from lit_llm.tracking.store import Store
 from lit_llm.training.config import TrainingConfig
@@ -293,6 +295,28 @@ def test_a_result_that_was_measured_too_early_is_in_no_law(gated: tuple[Path, St
     assert found is not None
     assert f"their schedules had not ended: {run.name}" in found.notes[0]
     assert [size.seeds for size in trends(found)["train_flops"].sizes] == [1, 2, 2, 2]
+
+
+@pytest.mark.parametrize("group", ["plain", "gated"])
+def test_a_group_that_lost_runs_passes_no_gate(gated: tuple[Path, Store], group: str) -> None:
+    path, store = gated
+    run = next(run for run in runs_of(load_study(path), store) if run.arm.group == group and run.seed == 1)
+    file = run.last.folder / "result.json"
+    whole = file.read_text()
+    file.write_text(json.dumps(json.loads(whole) | {"state": "diverged", "metrics": {}}))
+    try:
+        ablation = load_study(path)
+        found = compared(path, store).gate
+        results = [each.result() for each in runs_of(ablation, store)]
+        laws = scaling_of(ablation, results, ScalingLaw(irreducible=False))
+    finally:
+        file.write_text(whole)
+    assert found is not None
+    assert {trend.verdict for trend in found.trends} == {"undecided: lost runs"}
+    note = f"{group} lost runs to divergence, which are in no law and no multiplier: {run.arm.name};"
+    assert any(each.startswith(note) for each in found.notes)
+    assert any(each.startswith(note) for each in laws.notes)
+    assert all(f"runs of {group} were lost" in sentence for sentence in scaling_sentences(laws))
 
 
 # --- figure ---------------------------------------------------------------------------------------------------------
