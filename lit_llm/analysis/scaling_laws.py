@@ -117,7 +117,8 @@ class Laws:
 
         u = np.asarray(log_x) - self.middle
         reducible = self.level[:, None] - self.exponent[:, None] * u
-        return np.logaddexp(self.log_irreducible[:, None], reducible)
+        with np.errstate(invalid="ignore"):  # an x that is not known
+            return np.logaddexp(self.log_irreducible[:, None], reducible)
 
     def log_loss_at(self, log_x: Any) -> Any:
         """log L of each law at an x of its own: rows."""
