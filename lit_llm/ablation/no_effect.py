@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator
 from functools import lru_cache
 from math import ceil
+from typing import Any
 
 from lit_llm.ablation.arms import Ablation, Arm
 from lit_llm.ablation.findings import Finding, differs
@@ -56,7 +57,10 @@ def no_effect(ablation: Ablation) -> Iterator[Finding]:
             if keys:
                 said = {**reasons[others[0].name], **reasons[arm.name]}
                 why = [f"{key} {said[key]}" for key in keys if key in said]
-                why = why or ["the learning rate is the same in every step"]
+                schedules = [f"{section}.schedule" for section, _ in _stages(arm.experiment)]
+                if any(under(key, *schedules) for key in keys):
+                    why.append("the learning rate is the same in every step")
+                why = why or ["they are the same in effect"]
                 message = f"trains as {others[0].name} does, in spite of {some(keys)}: {'; '.join(why)}"
                 yield Finding("no_op", arm.name, "", message)
             for key, reason in reasons[arm.name].items():
@@ -65,19 +69,38 @@ def no_effect(ablation: Ablation) -> Iterator[Finding]:
 
 
 def _effective(arm: Arm) -> str:
-    """The configuration with one value for all those without effect, and each schedule as the rates that it gives."""
-    values = dict(leaves(arm.flat))
+    """The configuration with one value for all those without effect, and each schedule as the rates that it gives.
+
+    Of the model what its keys resolve to: one may say what holds without it, or set off what another says.
+    """
+    values = {key: value for key, value in leaves(arm.flat) if not under(key, "model")}
     for key in _idle_keys(arm.experiment):
         values[key] = None
-    for key, value in values.items():
-        if key.startswith("model.") and key.endswith(".softcap") and isinstance(value, float) and value >= FAR_SOFTCAP:
-            values[key] = None
     for section, stage in _stages(arm.experiment):
         values = {key: value for key, value in values.items() if not under(key, f"{section}.execution")}
         values = {key: value for key, value in values.items() if not under(key, f"{section}.schedule")}
         values[f"{section}.schedule"] = _factors(stage.training.schedule, stage.training.max_steps)
-    # An absent key, a null and a zero are one here: that of a clip, of a z-loss, of a softcap.
-    return json.dumps({key: value for key, value in values.items() if value is not None and value != 0}, sort_keys=True)
+    values = {key: value for key, value in values.items() if value or key.split(".")[-1] not in _OFF}
+    model = resolve_model(arm.experiment.model)
+    network = {**model.model_dump(mode="json"), "output": model.output.model_dump(mode="json")}
+    return json.dumps({**values, "model": _without_far_softcaps(network)}, sort_keys=True)
+
+
+_OFF = ("clip_norm", "z_loss", "dropout", "weight_decay")
+"""Settings of a training for which an absent key, a null and a zero are one."""
+
+
+def _without_far_softcaps(part: Any) -> Any:
+    """A resolved model as plain data, without softcaps that bend nothing."""
+    if isinstance(part, list):
+        return [_without_far_softcaps(each) for each in part]
+    if not isinstance(part, dict):
+        return part
+    return {
+        key: _without_far_softcaps(value)
+        for key, value in part.items()
+        if key != "softcap" or (value is not None and value < FAR_SOFTCAP)
+    }
 
 
 def _idle_keys(experiment: Experiment) -> Iterator[str]:

@@ -67,10 +67,26 @@ def leaks_of(experiment: Experiment, store: Store) -> Iterator[Problem]:
     if before or (tuned and experiment.evaluate is not None):
         for judged in _held_out_text(data):
             yield from _common(judged, [*before, *tuned])
-    for judged in _held_out_examples(experiment, store):
+    held_out = [*_held_out_examples(experiment, store)]
+    for judged in held_out:
         yield from _common(judged, [own, *before, *tuned])
+    yield from _chosen_by(held_out)
     for judged in _texts(experiment, store, data):
         yield from _common(judged, [own, *before, *tuned])
+
+
+def _chosen_by(held_out: list[_Judged]) -> Iterator[Problem]:
+    """Test examples by which settings, learning rates or seeds are chosen, because they are for validation too."""
+    import numpy as np
+
+    for validation, test in zip(held_out[::2], held_out[1::2], strict=False):
+        if len(found := np.intersect1d(validation.contents, test.contents)):
+            excerpt = " ".join(test.excerpt(int(found[0])).split())[:_SHOWN]
+            message = (
+                f"{len(found)} of the {len(np.unique(test.contents))} test examples are validation examples, by which "
+                f"choices are made, for example {excerpt!r}; take them out of one of the two"
+            )
+            yield Problem(message, test.key)
 
 
 def _common(judged: _Judged, trained: list[_Trained]) -> Iterator[Problem]:

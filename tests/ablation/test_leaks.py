@@ -151,13 +151,24 @@ def test_the_training_file_is_no_held_out_file(
         )
         ablation = study(write_study, tmp_path, rest)
         if leaks:
-            ((key, message),) = refused(ablation, store)
+            (key, message), *_ = refused(ablation, store)  # the fraction of the other split lies in the copy, too
             assert key == f"finetune.data.{files}"
             fractions = (0, 0.1) if files == "held_out" else (0.1, 0)
             trained = of_split([spoken(record) for record in examples(0, 100)], "train", *fractions)
             assert f"its finetuning has trained on {len(trained)} of the 100 {split} examples" in message
         else:
             check_leaks(prepared(ablation, store), store)
+
+
+def test_the_validation_file_is_no_test_file(
+    write_study: Study, tmp_path: Path, texts: list[str], store: Store
+) -> None:
+    train = write_records(tmp_path / "train.jsonl", examples(0, 100))
+    both = write_records(tmp_path / "both.jsonl", examples(100, 150))
+    files = f'{{kind: jsonl, files: ["{both}"]}}'
+    ((key, message),) = refused(study(write_study, tmp_path, tuned(train, f"held_out: {files}, test: {files}")), store)
+    assert key == "finetune.data.test"
+    assert "50 of the 50 test examples are validation examples, by which choices are made" in message
 
 
 def test_an_example_that_the_pretraining_has_read_as_a_document_leaks(

@@ -518,6 +518,21 @@ def test_an_arm_that_differs_in_more_than_idle_settings_is_no_no_op(planned) -> 
     ]
 
 
+def test_an_override_with_false_is_no_no_op_beside_an_idle_setting_of_another_arm(planned) -> None:
+    """The base scales queries, keys and values by learned numbers; the encoder of one arm does not."""
+    arms = (
+        "arms: {baseline: {}, unscaled: {model: {encoder: {attention: {qkv_norm_scale: false}}}}, "
+        "clipped: {pretrain: {training: {clip_norm: 1e5}}}}"
+    )
+    norms = (
+        "model.attention.qkv_norm=[q, k, v]",
+        "model.attention.qkv_norm_scale=true",
+        "pretrain.training.clip_norm=null",
+    )
+    said = [finding for finding in planned(arms, *norms).findings if finding.kind == "no_op"]
+    assert "unscaled" not in [finding.arm for finding in said]
+
+
 def test_the_thresholds_are_those_of_float32() -> None:
     """A z-loss and a decay just below them leave every bit of loss, gradient and weight; ten times as much does not."""
     generator = torch.Generator().manual_seed(0)
