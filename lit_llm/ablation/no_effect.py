@@ -57,8 +57,8 @@ def no_effect(ablation: Ablation) -> Iterator[Finding]:
             if keys:
                 said = {**reasons[others[0].name], **reasons[arm.name]}
                 why = [f"{key} {said[key]}" for key in keys if key in said]
-                schedules = [f"{section}.schedule" for section, _ in _stages(arm.experiment)]
-                if any(under(key, *schedules) for key in keys):
+                addresses = [f"{section}.schedule" for section, _ in _stages(arm.experiment)]
+                if any(under(key, *addresses) for key in keys):
                     why.append("the learning rate is the same in every step")
                 why = why or ["they are the same in effect"]
                 message = f"trains as {others[0].name} does, in spite of {some(keys)}: {'; '.join(why)}"
