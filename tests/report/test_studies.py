@@ -127,4 +127,4 @@ def test_the_command_lists_the_oldest_first_and_says_what_it_cannot_read(place: 
 def test_an_empty_store_has_no_studies(tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, ["studies", "--store", str(tmp_path / "nothing")])
     assert shown.exit_code == 0
-    assert "There is no study in" in shown.output
+    assert "No study has been compared" in shown.output
