@@ -39,7 +39,7 @@ from lit_llm.analysis.sequential import (
     judged_where_they_stand,
     standings,
 )
-from lit_llm.analysis.unadjusted import UNTESTED_CHANGES, untested_anova, untested_effects
+from lit_llm.analysis.unadjusted import UNTESTED, UNTESTED_CHANGES, untested_anova, untested_effects
 from lit_llm.analysis.verdicts import Judgement, judgements, without_lost_runs
 from lit_llm.config.markup import spreadsheet_cell
 from lit_llm.config.problems import did_you_mean
@@ -278,6 +278,7 @@ def _untested(compared: Comparison) -> Comparison:
         compared,
         effects=untested_effects(compared.effects),
         anova=untested_anova(compared.anova),
+        learning_rates=tuple(replace(rates, notes=(*rates.notes, UNTESTED)) for rates in compared.learning_rates),
         notes=(*compared.notes, *[UNTESTED_CHANGES] * (compared.before_after is not None)),
     )
 

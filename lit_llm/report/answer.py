@@ -238,7 +238,9 @@ def _scaling(comparison: Comparison) -> Iterator[str]:
 def _rates(comparison: Comparison) -> Iterator[str]:
     """Sensitivity to the learning rate against the baseline's, and optima that the grid does not enclose."""
     for rates in comparison.learning_rates:
-        tested = [(row, row.difference) for row in rates.rows if row.difference is not None and row.difference.error]
+        # The levels of rounds' looks are for arms alone: there no sensitivity is tested.
+        rows = rates.rows if comparison.bias_adjusted is None else ()
+        tested = [(row, row.difference) for row in rows if row.difference is not None and row.difference.error]
         grid = f"over learning rates from {min(rates.lrs):g} to {max(rates.lrs):g}"
         seeds = text.span([d.seeds for _, d in tested], "seed") if tested else ""
         notes = f"{seeds}, on the same documents"

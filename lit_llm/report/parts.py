@@ -123,9 +123,10 @@ def _line(cells: Sequence[str], widths: Sequence[int], left: int) -> str:
 
 
 def _pieces(part: Part, width: int) -> list[list[int]]:
-    """Which columns stand together: all, or those up to `first` and the others, each as far as there is room."""
+    """Which columns stand together: all where there is room; else those up to `first` and the others, each piece as
+    far as there is room."""
     longest = [max(cell_len(row[index]) for row in [part.head, *part.rows]) + GAP for index in range(len(part.head))]
-    if sum(longest) <= width or part.first >= len(part.head):
+    if sum(longest) <= width:
         return [[*range(len(part.head))]]
     keys = [*range(part.keys)]
     pieces = [[*keys]]

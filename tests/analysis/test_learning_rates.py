@@ -12,8 +12,11 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from lit_llm.analysis.comparison import Design, RunResult, compare
+from lit_llm.analysis.comparison import Design, Looks, RunResult, compare
 from lit_llm.analysis.learning_rates import LRFactor, LRGroup
+from lit_llm.analysis.sequential import Rounds
+from lit_llm.analysis.unadjusted import UNTESTED
+from lit_llm.report.answer import answer
 from lit_llm.report.comparison import comparison_table
 
 NLL, LR = "val/target_nll", "pretrain.training.optimizer.lr"
@@ -144,6 +147,22 @@ def test_tables_fit_and_say_what_diverged(width):
     for title in ("loss spikes per run", "largest attention logit", "largest gradient norm"):
         assert title in shown
     assert "12k" in shown
+
+
+def test_in_rounds_of_seeds_no_sensitivity_is_tested():
+    """More sensitive by a half, with little scatter: shown with a fixed number of seeds."""
+    runs = [
+        run
+        for seed in range(3)
+        for group, more in ((PLAIN, 0.0), (LONG, 3.0 + 0.1 * seed))
+        for run in curve(group, [5, 4.5, 4, 4.1, 4.2, 4.3 + more], seed, initial=9.0)
+    ]
+    of = [factor(PLAIN, LONG)]
+    fixed = compare(runs, NLL, Design(lr_factors=of))
+    looked = compare(runs, NLL, Design(lr_factors=of, looks=Looks((0, 1, 2, 3), Rounds(3, 4))))
+    assert any("sensitive than" in sentence for sentence in answer(fixed))
+    assert not any("sensitiv" in sentence for sentence in answer(looked))
+    assert [UNTESTED in found.learning_rates[0].notes for found in (fixed, looked)] == [False, True]
 
 
 def test_the_json_holds_all_of_it():
