@@ -60,7 +60,7 @@ def _check(path: Path, folder: Path) -> None:
             raise _refused(path, "includes another file; write its keys here")
         if key == "hf_evaluate" and value:
             raise _refused(path, "hf_evaluate runs code of a metric, which a file may not name")
-        if key == "metric" and value not in METRICS:
+        if key == "metric" and not (isinstance(value, str) and value in METRICS):
             raise _refused(path, f"metric {value!r} is none of the harness's own, so it would be looked for as code")
         if key == "class":
             raise _refused(path, "names a class, which is not run from a file")

@@ -20,7 +20,7 @@ from lit_llm.components.retention.config import RetentionOverride
 from lit_llm.config.section import OneOf, Section, impossible
 from lit_llm.models.resolve import resolution_problems
 
-MOST_LAYERS = 4_096
+MOST_LAYERS = 1_024
 """Of a stack; the deepest Transformer that was published has 500 (DeepNet, arXiv 2203.00555)."""
 MOST_RANGES = 500
 

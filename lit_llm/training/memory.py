@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lit_llm.components.attention.config import SCORES, ResolvedAttention
+from lit_llm.components.attention.config import BAND, SCORES, ResolvedAttention, band_size
 from lit_llm.components.loss.config import chunk_rows
 from lit_llm.components.retention.config import ResolvedRetention
 from lit_llm.models.cost import Shape, count_parameters, embedding_tensors, layer_tensors
@@ -54,10 +54,26 @@ def checkpoint_bytes(model: ResolvedModel, training: TrainingConfig) -> float:
 def training_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shape, sequences: int) -> float:
     """State, what the forward pass of one micro-batch keeps for its backward pass, and the loss."""
     kept = sequences * activation_bytes(model, training, shape) + loss_bytes(model, sequences * shape.outputs)
+    kept += window_bytes(model, training, shape)
     # Masters are stepped by float32 gradients, when what the passes kept is gone.
     master = training.precision == "bf16_master"
     stepping = count_parameters(model).total * (FLOAT32 - BFLOAT16) if master else 0
     return state_bytes(model, training) + max(kept, stepping, look_bytes(model, training, shape, sequences))
+
+
+def window_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shape) -> float:
+    """Of the masks of windows that are no band: each layer's kernel keeps one for all sequences, as numbers."""
+    compute, found = FLOAT32 if training.precision == "fp32" else BFLOAT16, [0.0]
+    for causal, tokens, layers in ((False, shape.source, model.encoder), (True, shape.target, model.decoder)):
+        for layer in layers:
+            own = layer.self_attention
+            if own is not None and own.reach is not None and not _is_band(own, tokens, causal):
+                found.append(tokens * (tokens + shape.source * layer.merged) * compute)
+    return max(found) if training.execution.activation_checkpointing else sum(found)
+
+
+def _is_band(attention: ResolvedAttention, tokens: float, causal: bool) -> bool:
+    return attention.reach is not None and tokens >= BAND * band_size(attention.reach, causal)
 
 
 def look_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shape, sequences: int) -> float:
@@ -99,6 +115,8 @@ class _Kept:
     """Of an entry of the residual stream."""
     normed: int
     """Of an entry that a norm of the residual stream keeps beside the stream itself or in its place."""
+    scaled: int
+    """The same where its scale is learned: beside them what is scaled (on a CPU; CUDA's kernel keeps no copy)."""
     mask: int
     """Of an entry that dropout decides about: CUDA's kernel keeps one byte (on a CPU it is a number)."""
     before: bool
@@ -116,7 +134,7 @@ class _Kept:
         Autocast makes a copy in bfloat16 for each of the readers.
         """
         return self.d_model * (
-            self.normed * (self.before + self.after) + (readers if self.autocast else 1) * self.compute
+            self.scaled * (self.before + self.after) + (readers if self.autocast else 1) * self.compute
         )
 
     def layer(self, layer: Layer) -> int:
@@ -141,13 +159,15 @@ class _Kept:
         # Queries as the kernel reads them, and its output, which W_o reads too where no norm stands between.
         kept = 2 * attention.width * self.compute
         if "q" in attention.qkv_norm:
-            kept += attention.width * FLOAT32  # a norm keeps what it reads, in float32
+            # A norm keeps what it reads, in float32, and what it scales.
+            kept += attention.width * (FLOAT32 + FLOAT32 * attention.qkv_norm_scale)
         if attention.output_norm in ("head", "concat"):
             kept += attention.width * self.compute  # what W_o reads
             # The norm reads the kernel's output; in bfloat16 it keeps a float32 copy of it.
             kept += 0 if self.compute == FLOAT32 else attention.width * FLOAT32
+            kept += attention.width * FLOAT32 * attention.output_norm_scale
         if attention.output_norm == "after_out":
-            kept += self.d_model * FLOAT32
+            kept += self.d_model * (FLOAT32 + FLOAT32 * attention.output_norm_scale)
         return kept
 
     def chunks(self, retention: ResolvedRetention | None, tokens: float) -> float:
@@ -166,8 +186,18 @@ class _Kept:
     def shared(self, attention: ResolvedAttention) -> int:
         """For each token: what makes shared keys and values, and these."""
         # Their norm keeps what the next layer's norm keeps anyway, unless each makes a copy in float32.
-        normed = self.normed if self.normed != self.residual else 0
+        normed = self.scaled - (self.normed if self.normed == self.residual else 0)
         return self.d_model * (normed + (2 if self.autocast else 1) * self.compute) + self.key(attention)
+
+    def band(self, attention: ResolvedAttention | None, tokens: float, causal: bool) -> float:
+        """For all of its tokens, of a window that is a band: keys and values once more for each block beside their own,
+        and the mask of each block, as numbers."""
+        if attention is None or not _is_band(attention, tokens, causal):
+            return 0.0
+        assert attention.reach is not None
+        sides = 2 if causal else 3
+        keys = 2 * (sides - 1) * attention.kv_width
+        return tokens * (keys + sides * band_size(attention.reach, causal)) * self.compute
 
     def scores(self, attention: ResolvedAttention | None, pairs: float) -> float:
         """For all (query, key) pairs, where no fused kernel spares them: a cap's tanh and the weights, or a bias with
@@ -179,7 +209,7 @@ class _Kept:
     def key(self, attention: ResolvedAttention) -> int:
         """For each key token: keys and values as the kernel reads them, and before their norms, in float32."""
         norms = ("k" in attention.qkv_norm) + ("v" in attention.qkv_norm)
-        return attention.kv_width * (2 * self.compute + FLOAT32 * norms)
+        return attention.kv_width * (2 * self.compute + FLOAT32 * norms * (1 + attention.qkv_norm_scale))
 
 
 def _kept(model: ResolvedModel, training: TrainingConfig, side: str) -> _Kept:
@@ -189,7 +219,8 @@ def _kept(model: ResolvedModel, training: TrainingConfig, side: str) -> _Kept:
     normed = residual if model.norm.function == "layer_norm" else FLOAT32
     norm, mask = model.norm, 1 if training.dropout else 0
     after = norm.after or norm.placement == "post"
-    return _Kept(model.width(side), compute, residual, normed, mask, norm.before, after)
+    scaled = normed + (FLOAT32 if norm.scale and norm.function == "rms_norm" else 0)
+    return _Kept(model.width(side), compute, residual, normed, scaled, mask, norm.before, after)
 
 
 def activation_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shape) -> float:
@@ -202,11 +233,13 @@ def activation_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shap
     insides, crossed = [], 0
     for layer in model.encoder:
         scores = at_source.scores(layer.self_attention, source * source)
+        scores += at_source.band(layer.self_attention, source, causal=False)
         insides.append(source * at_source.layer(layer) + scores)
     for layer in model.decoder:
         own = layer.self_attention
         inside = target * of.layer(layer) + of.scores(own, target * (target + source * layer.merged))
         inside += of.chunks(layer.retention, target)
+        inside += 0.0 if layer.merged else of.band(own, target, causal=True)
         if own and layer.merged:  # the keys once more, joined with the target's
             inside += source * of.key(own) + (source + target) * 2 * own.kv_width * of.compute
             inside += source * d_model * 2 * of.compute if of.autocast else 0
@@ -223,7 +256,7 @@ def activation_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shap
             inside += shape.partial * d_model * 3 * of.compute
         insides.append(inside)
     # The norm after each stack reads the residual stream once more.
-    kept = (source if model.encoder else 0) * width * of.normed + target * d_model * of.normed
+    kept = (source if model.encoder else 0) * width * at_source.scaled + target * d_model * of.scaled
     kept += (source * width + target * d_model) * of.mask  # dropout on the embeddings
     kept += target * of.shared(model.shared_kv) if model.shared_kv else 0
     kept += shape.outputs * d_model * of.compute  # of the decoder's last norm only the counted positions are kept

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -469,3 +470,20 @@ def test_bits_per_byte_are_given_where_bytes_can_be_counted(tmp_path, corpus, ki
     found = validation(build_model(load_experiment("decllm-tiny").model, seed=0).eval())
     assert ("val/bits_per_byte" in found) is (kind == "byte_level")
     assert found["val/target_nll"] > 0
+
+
+def test_an_expression_that_explodes_is_one_message(tmp_path):
+    """(a+)+b tries every way to cut a row of a's, 2^200 of them; the library gives up after ten million, and panics."""
+    library = byte_level()
+    library.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex("(a+)+b"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer = FromFile(save(library, tmp_path), "<|endoftext|>", None)
+    assert tokenizer.encode(["the cat"])[0].size
+    started = time.process_time()
+    with pytest.raises(InputError, match=r"tokenizer\.path: the tokenizers library gives up on a text .*retry-limit"):
+        tokenizer.encode(["a" * 200 + "c"])
+    assert time.process_time() - started < 5

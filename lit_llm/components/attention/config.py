@@ -22,6 +22,14 @@ SCORES = 1 << 22
 Reach = tuple[int, int]
 """Keys that are seen are fewer than so many tokens before, and after, the query."""
 
+BAND = 8
+"""Blocks from which on a window is computed block by block; for fewer one mask over all is as cheap."""
+
+
+def band_size(reach: Reach, causal: bool) -> int:
+    """Tokens of a block: enough that a query reaches the blocks next to its own and no further."""
+    return max(reach[0] - 1, 0 if causal else reach[1] - 1, 16)
+
 
 class AttentionConfig(Section):
     """One attention. `model.attention` holds the default of all; more specific addresses override single keys."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lit_llm.components.attention.config import SCORES, Reach
+from lit_llm.components.attention.config import BAND, SCORES, band_size
 from lit_llm.components.attention.visibility import Merged, Visibility
 
 
@@ -150,15 +150,6 @@ def _is_blocks(visible: Visibility | Merged) -> bool:
     if isinstance(visible, Merged) or not visible.causal or visible.reach is not None or visible.documents is not None:
         return False
     return visible.key_lengths is None and not isinstance(visible.prefix, Tensor)
-
-
-BAND = 8
-"""Blocks from which on a window is computed block by block; for fewer one mask over all is as cheap."""
-
-
-def band_size(reach: Reach, causal: bool) -> int:
-    """Tokens of a block: enough that a query reaches the blocks next to its own and no further."""
-    return max(reach[0] - 1, 0 if causal else reach[1] - 1, 16)
 
 
 def _is_band(visible: Visibility | Merged, queries: int, keys: int) -> bool:
