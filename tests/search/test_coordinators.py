@@ -128,7 +128,7 @@ def test_a_trial_that_somebody_asks_to_stop_does_not_hold_up_the_search(
     path = longer(write_sweep("asked", f"{ONE}\n{rates()}\nseeds: [402]\n{ALONE}", trials=2), 400)
     coordinator = Coordinator(tmp_path, path, store.root)
     os.kill(pid_of(wait_until(lambda: at_work(store, 402))[0]), signal.SIGTERM)
-    assert coordinator.wait(45) == 0
+    assert coordinator.wait() == 0
     assert_exact(sweep(path, store), 2)
 
 
