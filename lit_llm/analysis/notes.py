@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from lit_llm.analysis.estimates import joined
 from lit_llm.analysis.paired import Difference
 from lit_llm.analysis.procedure import ASSUMPTIONS, CORRECTIONS, Procedure
 from lit_llm.analysis.verdicts import Judgement
@@ -42,8 +43,7 @@ def _not_pooled(judged: Mapping[str, Judgement], procedure: Procedure) -> Iterat
     own = [arm for arm, each in judged.items() if each.detectable is not None and not each.difference.pooled]
     if own:
         kind = "the variance of all arms" if procedure.variance == "pooled" else "the mixed model"
-        more = f" and {len(own) - NAMED} more" if len(own) > NAMED else ""
-        yield f"the runs are too few to estimate {kind} for {', '.join(own[:NAMED])}{more}: own differences alone"
+        yield f"the runs are too few to estimate {kind} for {joined(own, NAMED)}: own differences alone"
 
 
 def _documents_notes(known: Mapping[str, Difference]) -> Iterator[str]:
@@ -56,8 +56,7 @@ def _documents_notes(known: Mapping[str, Difference]) -> Iterator[str]:
         yield f"each interval is of other seeds on the same documents: {why}"
         return
     if without:
-        more = f" and {len(without) - NAMED} more" if len(without) > NAMED else ""
-        yield f"of other seeds on the same documents alone: {', '.join(without[:NAMED])}{more}; {why}"
+        yield f"of other seeds on the same documents alone: {joined(without, NAMED)}; {why}"
     span = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
     yield (
         f"[95%]: of other seeds and other documents, of which there are {span}; ± seeds: half of the 95% interval of "

@@ -27,14 +27,16 @@ ASSUMPTIONS: Mapping[Variance, str] = {
     "mixed": "intervals: a mixed model, which assumes that each family reacts to a seed as one and that all arms "
     "scatter alike",
 }
+_BONFERRONI = (
+    "intervals hold for all {n} at once (Bonferroni's), which is wider: a verdict goes by p, so the interval of a "
+    "difference that is called may hold zero"
+)
 CORRECTIONS: Mapping[Correction, str] = {
     "none": "intervals are not adjusted for {n} comparisons: about 1 in 20 true zeros is excluded by chance; see "
     "`compare.correction`",
-    "holm": "p: adjusted for {n} comparisons by Holm's method; intervals hold for all {n} at once (Bonferroni's), "
-    "which is wider: a verdict goes by p, so the interval of a difference that is called may hold zero",
+    "holm": "p: adjusted for {n} comparisons by Holm's method; " + _BONFERRONI,
     "fdr_bh": "p: adjusted for {n} comparisons by Benjamini and Hochberg's method, so that of those below 0.05 about 1 "
-    "in 20 is false; intervals hold for all {n} at once (Bonferroni's), which is wider: a verdict goes by p, so the "
-    "interval of a difference that is called may hold zero",
+    "in 20 is false; " + _BONFERRONI,
     "dunnett": "intervals and p: adjusted for {n} comparisons by Dunnett's method, which assumes that all arms scatter "
     "alike",
 }

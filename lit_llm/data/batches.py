@@ -228,7 +228,7 @@ class StepSampler(Sampler[int]):
 def spread(wanted: int, count: int) -> np.ndarray:
     """`wanted` numbers below `count`, evenly spread; all where there are fewer."""
     wanted = min(wanted, count)
-    return np.arange(wanted) * count // wanted
+    return np.arange(wanted) * count // max(1, wanted)
 
 
 def spread_windows(

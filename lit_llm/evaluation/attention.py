@@ -35,7 +35,7 @@ from lit_llm.components.attention.module import Attention
 from lit_llm.components.attention.visibility import Visibility
 from lit_llm.components.loss.module import target_nats
 from lit_llm.config.problems import InputError, Problem
-from lit_llm.data.batches import cut, spread_windows
+from lit_llm.data.batches import cut, spread, spread_windows
 from lit_llm.data.prepare import Prepared
 from lit_llm.evaluation.attention_weights import local_probability, source_attention
 from lit_llm.evaluation.config import AttentionAnalysisConfig
@@ -70,15 +70,15 @@ def attention_analysis(
 
     A row: measure, axis (position, step or None), first and last place of its bucket, layer (None: all), value.
     progress: windows, those whose derivatives are taken once more. split: whose windows are read; validation where it
-    has none. Raises InputError, before anything is computed, if a
-    source holds out no window of that length or a step is beyond the target.
+    has none. Raises InputError, before anything is computed, if a source holds out no window of that length or a step
+    is beyond the target.
     """
     if problem := not_looked_at(model.config):
         raise InputError(Problem(problem, "attention"))
     if problems := config.problems(data.config.sequence_length):
         raise InputError(*(Problem(message, f"attention.{key}") for key, message in problems))
     windows_NT = held_out_windows(data, config, split)
-    few_NT = windows_NT[_spread(len(windows_NT), config.sensitivity_sequences)]
+    few_NT = windows_NT[spread(config.sensitivity_sequences, len(windows_NT))]
     total = len(windows_NT) + len(few_NT)
     curves, device = Curves(), next(model.parameters()).device
     batches = partial(_batches, model, config, masks, batch_tokens)
@@ -123,11 +123,6 @@ def _exchanged(windows_NT: np.ndarray, config: AttentionAnalysisConfig) -> np.nd
     """The same windows, each with the source of the one before it."""
     split = config.split(windows_NT.shape[1])
     return np.concatenate([np.roll(windows_NT, 1, axis=0)[:, :split], windows_NT[:, split:]], axis=1)
-
-
-def _spread(count: int, wanted: int) -> np.ndarray:
-    wanted = min(wanted, count)
-    return np.arange(wanted) * count // max(1, wanted)
 
 
 def _batches(

@@ -67,41 +67,43 @@ def leaks_of(experiment: Experiment, store: Store) -> Iterator[Problem]:
     if before or (tuned and experiment.evaluate is not None):
         for judged in _held_out_text(data):
             yield from _common(judged, [*before, *tuned])
-    held_out = [*_held_out_examples(experiment, store)]
-    for judged in held_out:
-        yield from _common(judged, [own, *before, *tuned])
-    yield from _chosen_by(held_out)
+    if held_out := [*_held_out_examples(experiment, store)]:
+        validation, test = held_out
+        for judged in held_out:
+            yield from _common(judged, [own, *before, *tuned])
+        yield from _chosen_by(validation, test)
     for judged in _texts(experiment, store, data):
         yield from _common(judged, [own, *before, *tuned])
 
 
-def _chosen_by(held_out: list[_Judged]) -> Iterator[Problem]:
+def _chosen_by(validation: _Judged, test: _Judged) -> Iterator[Problem]:
     """Test examples by which settings, learning rates or seeds are chosen, because they are for validation too."""
-    import numpy as np
-
-    for validation, test in zip(held_out[::2], held_out[1::2], strict=False):
-        if len(found := np.intersect1d(validation.contents, test.contents)):
-            excerpt = " ".join(test.excerpt(int(found[0])).split())[:_SHOWN]
-            message = (
-                f"{len(found)} of the {len(np.unique(test.contents))} test examples are validation examples, by which "
-                f"choices are made, for example {excerpt!r}; take them out of one of the two"
-            )
-            yield Problem(message, test.key)
+    if common := _overlap(test, validation.contents):
+        count, example = common
+        message = (
+            f"{count} are validation examples, by which choices are made, for example {example}; take them out of one "
+            "of the two"
+        )
+        yield Problem(message, test.key)
 
 
 def _common(judged: _Judged, trained: list[_Trained]) -> Iterator[Problem]:
+    for each in trained:
+        if common := _overlap(judged, each.contents):
+            count, example = common
+            message = f"{each.by} has trained on {count}, for example {example}; {each.remedy or judged.remedy}"
+            yield Problem(message, judged.key)
+
+
+def _overlap(judged: _Judged, contents: np.ndarray) -> tuple[str, str] | None:
+    """(how many of the judged documents are among `contents`, the beginning of one of these); None if there is none."""
     import numpy as np
 
-    for each in trained:
-        found = np.intersect1d(judged.contents, each.contents)
-        if len(found):
-            count, total = len(found), len(np.unique(judged.contents))
-            excerpt = " ".join(judged.excerpt(int(found[0])).split())[:_SHOWN]
-            message = (
-                f"{each.by} has trained on {count} of the {total} {judged.what}, for example {excerpt!r}; "
-                f"{each.remedy or judged.remedy}"
-            )
-            yield Problem(message, judged.key)
+    found = np.intersect1d(judged.contents, contents)
+    if not len(found):
+        return None
+    excerpt = " ".join(judged.excerpt(int(found[0])).split())[:_SHOWN]
+    return f"{len(found)} of the {len(np.unique(judged.contents))} {judged.what}", repr(excerpt)
 
 
 def texts_of(experiment: Experiment) -> tuple[object, ...]:

@@ -136,13 +136,13 @@ def _tests(study: str, comparison: Mapping[str, Any]) -> Iterator[tuple[tuple[An
         d, p = row.get("difference"), row.get("p")
         if not d or p is None or not d.get("error"):
             continue  # a baseline, one seed, or an arm that is the baseline to the last bit
+        if row.get("verdict") == LOST:
+            continue  # its p is of the seeds that did not diverge
         # All tests are corrected together, so none is corrected for the arms of its study before.
         if corrected and in_rounds:
             p = p / arms if p < 1 else p  # an equal share of the level for each arm; of 1, the share is not known
         elif corrected:
             p = Difference(**{field.name: d[field.name] for field in fields(Difference) if field.name in d}).p()
-        if row.get("verdict") == LOST:
-            continue  # its p is of the seeds that did not diverge
         base = means.get(row["baseline"])
         key = (comparison["metric"], d["mean"], d["seeds"], row["mean"], row["deviation"], base)
         yield key, DifferenceTest(study, row["arm"], min(1.0, float(p)), row.get("verdict") or "")

@@ -151,7 +151,8 @@ def test_the_training_file_is_no_held_out_file(
         )
         ablation = study(write_study, tmp_path, rest)
         if leaks:
-            (key, message), *_ = refused(ablation, store)  # the fraction of the other split lies in the copy, too
+            (key, message), (_, between) = refused(ablation, store)
+            assert "test examples are validation examples" in between  # the fraction of the other split
             assert key == f"finetune.data.{files}"
             fractions = (0, 0.1) if files == "held_out" else (0.1, 0)
             trained = of_split([spoken(record) for record in examples(0, 100)], "train", *fractions)
