@@ -34,15 +34,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The shipped studies, and the text that the pages speak of."""
     for name in ("ablations", "sweeps"):
         shutil.copytree(ROOT / name, tmp_path / name)
-    (tmp_path / "data").mkdir()
-    with gzip.open(tmp_path / "data" / "part.jsonl.gz", "wt") as file:
+    data = tmp_path / "ablations" / "data"  # files are named from where the study lies
+    data.mkdir()
+    with gzip.open(data / "part.jsonl.gz", "wt") as file:
         file.writelines(json.dumps({"text": f"{n} words", "red_pajama_subset": "arxiv"}) + "\n" for n in range(100))
-    (tmp_path / "data" / "train").mkdir()
+    (data / "train").mkdir()
     asked = [{"question": f"{n}?", "answer": f"{n}", "topic": "count"} for n in range(100)]
-    with gzip.open(tmp_path / "data" / "train" / "a.jsonl.gz", "wt") as file:
+    with gzip.open(data / "train" / "a.jsonl.gz", "wt") as file:
         file.writelines(json.dumps(record) + "\n" for record in asked)
     for name in ("validation", "test"):
-        (tmp_path / "data" / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in asked))
+        (data / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in asked))
     write_instructions(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "ablations"
@@ -75,8 +76,8 @@ def test_every_link_leads_somewhere(page: Path) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
-def test_there_are_six_pages_beside_the_readme() -> None:
-    names = ["components.md", "results.md", "scaling.md", "stages.md", "statistics.md", "studies.md"]
+def test_there_are_seven_pages_beside_the_readme() -> None:
+    names = ["components.md", "recovery.md", "results.md", "scaling.md", "stages.md", "statistics.md", "studies.md"]
     assert [page.name for page in PAGES[1:]] == names
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from lit_llm.ablation.analysis_plan import registration_of
 from lit_llm.ablation.run import Finished
-from lit_llm.ablation.runs import Run, Step
+from lit_llm.ablation.runs import Run, Step, left_out
 from lit_llm.ablation.watcher import Watcher
 from lit_llm.report.standing import Standing, standing, standing_of_trial
 from lit_llm.report.sweeps import sweep_json, trial_json
@@ -98,7 +98,8 @@ class Lines(Watcher):
         study = finished.plan.ablation.study.study
         registered = registration_of(finished.folder)
         analysis = registered.as_json() if registered is not None else None
-        self.tell("compared", study=study, **finished.comparison.as_json(), analysis=analysis)
+        found = finished.comparison.as_json()
+        self.tell("compared", study=study, **found, analysis=analysis, left_out=left_out(finished.runs))
 
     def tick(self) -> None:
         if time.monotonic() - self._looked >= EVERY / 4:

@@ -247,7 +247,7 @@ def test_a_study_without_a_result_prints_three_lines_and_leaves_an_earlier_repor
     assert lines == [
         "blocks  Where does the norm belong?",
         "Not answered yet: none of 24 runs has ended with a result.",
-        f"Nothing is finished yet: `{ablation.command('run')}` runs it.",
+        f"Nothing is finished yet: `{ablation.command('run')} --store {empty.root}` runs it.",
     ]
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     assert len(before) > 10

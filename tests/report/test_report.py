@@ -86,7 +86,7 @@ def test_the_page_holds_question_answer_tables_figures_and_commands(reported: tu
     assert len(page.images) == len([*(folder / "figures").glob("*.svg")]) > 3
     assert [text for text in page.texts["figcaption"] if not text.strip()] == []
     command, source = page.texts["pre"]
-    assert command.splitlines() == [f"lit-llm {name} {path}" for name in ("plan", "run", "report")]
+    assert command.splitlines() == [f"lit-llm {name} {path} --store {store.root}" for name in ("plan", "run", "report")]
     assert source == path.read_text().rstrip()
     assert "model.attention.output_norm: head → none" in [row[1] for table in page.tables for row in table.rows]
 
@@ -186,8 +186,8 @@ def test_an_unfinished_study_reports_what_is_there_and_what_is_missing(
         "So far, with 2 of 6 runs finished: in test/target_nll (lower is better), dec differs from red"
     )
     assert first in re.sub(r"\s+", " ", output)
-    assert f"1 run has not begun (dec 1); lit-llm run {path} runs what is missing." in page.texts["p"]
-    assert f"lit-llm run {path} --rerun failed tries those that failed again." in page.texts["p"]
+    assert f"1 run has not begun (dec 1); lit-llm run {path} --store {store.root} runs what is missing." in page.texts["p"]
+    assert f"lit-llm run {path} --store {store.root} --rerun failed tries those that failed again." in page.texts["p"]
     (missing,) = [table for table in page.tables if table.head == ["run", "state", "why", "log"]]
     assert missing.rows == [
         ["red/seed 1", "failed", "ValueError: the <text> was lost", "log.txt"],

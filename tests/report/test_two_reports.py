@@ -50,7 +50,7 @@ def test_two_studies_are_shown_side_by_side(written: tuple[Path, Path], store: S
     arms, differs = page.tables[:2]
     assert arms.column("two-long") == {arm: f"{means[0][arm]:.3f}" for arm in ("red", "bare")}
     assert differs.rows == [["all", "pretrain.training.max_steps", "12", "6"]]
-    assert f"lit-llm report {written[0]} {written[1]}" in page.texts["pre"]
+    assert f"lit-llm report {written[0]} {written[1]} --store {store.root}" in page.texts["pre"]
     found = json.loads(report(store, *written, options=("--json",)))
     assert found["names"] == ["two-long", "two-short"]
     assert [row["arm"] for row in found["arms"]["rows"]] == ["red", "bare"]
