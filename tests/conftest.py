@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import random
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from equal_budgets import budgets_allowed
 from made_up_ceilings import USUAL
+from two_stages import ARMS_OF_TWO_STAGES
 
 from lit_llm.experiment.ceilings import MOST_PROCESSES, Setting, cores, keep
 from lit_llm.experiment.identity import has_gpu
@@ -108,5 +110,36 @@ def write_study(tmp_path: Path, small_base: str) -> Callable[..., Path]:
         text = f"{head}{rest}\nseeds: {list(seeds)}\n"
         path.write_text(budgets_allowed(text) if allow_budgets else text)
         return path
+
+    return write
+
+
+@pytest.fixture
+def write_two(tmp_path: Path, write_study: Callable[..., Path]) -> Callable[..., Path]:
+    """write_two("name", rest, seeds): a study whose base has a finetuning and an evaluation after both stages."""
+    path = tmp_path / "sums.jsonl"
+    pairs = [(a, b) for a in range(12) for b in range(12)]
+    lines = [
+        {"inputs": f"{a}+{b}=", "targets": f"{a + b}", "task": "even" if (a + b) % 2 == 0 else "odd"} for a, b in pairs
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def write(
+        name: str, rest: str = ARMS_OF_TWO_STAGES, seeds: Sequence[int] = (0, 1), tuning: str = "max_steps: 8"
+    ) -> Path:
+        file = write_study(name, rest, seeds)
+        tuned = f"""
+  finetune:
+    data: {{examples: {{kind: jsonl, files: ["{path}"]}}, task: task, input_length: 8, target_length: 4, batch_size: 4,
+            validation_fraction: 0.3}}
+    training: {{{tuning}, schedule: constant, optimizer: {{lr: 1e-2}}, dropout: 0.1, execution: {{log_every: 2}}}}
+    validation: {{times: 2, examples: 20}}
+  evaluate: {{examples: {{examples: 25}}}}
+"""
+        text = file.read_text().replace(
+            "validation: {times: 3, sequences: 8}\n", f"validation: {{times: 3, sequences: 8}}{tuned}"
+        )
+        file.write_text(text)
+        return file
 
     return write

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from scipy import stats
+from two_stages import ARMS_OF_TWO_STAGES
 
 from lit_llm.ablation.arms import load_study
 from lit_llm.ablation.plan import plan
@@ -30,42 +31,6 @@ from lit_llm.report.tables import plan_table, status_table
 from lit_llm.tracking.store import Store, read_metrics, write_json
 
 LOSSES = ("target_nll", "perplexity", "bits_per_byte")
-ARMS = """
-arms:
-  dec: {extends: decllm-tiny}
-  dec_biattn: {extends: decllm-tiny, finetune: {masks: {prefix: bidirectional}}}
-  red: {}
-compare: {baseline: dec, metric: finetune/eval/examples/nll}
-"""
-
-
-@pytest.fixture
-def write_two(tmp_path, write_study):
-    """write_two("name", rest, seeds): a study whose base has a finetuning and an evaluation after both stages."""
-    path = tmp_path / "sums.jsonl"
-    pairs = [(a, b) for a in range(12) for b in range(12)]
-    lines = [
-        {"inputs": f"{a}+{b}=", "targets": f"{a + b}", "task": "even" if (a + b) % 2 == 0 else "odd"} for a, b in pairs
-    ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-    def write(name, rest=ARMS, seeds=(0, 1), tuning="max_steps: 8"):
-        file = write_study(name, rest, seeds)
-        tuned = f"""
-  finetune:
-    data: {{examples: {{kind: jsonl, files: ["{path}"]}}, task: task, input_length: 8, target_length: 4, batch_size: 4,
-            validation_fraction: 0.3}}
-    training: {{{tuning}, schedule: constant, optimizer: {{lr: 1e-2}}, dropout: 0.1, execution: {{log_every: 2}}}}
-    validation: {{times: 2, examples: 20}}
-  evaluate: {{examples: {{examples: 25}}}}
-"""
-        text = file.read_text().replace(
-            "validation: {times: 3, sequences: 8}\n", f"validation: {{times: 3, sequences: 8}}{tuned}"
-        )
-        file.write_text(text)
-        return file
-
-    return write
 
 
 def run(path, store, **options):
@@ -200,7 +165,7 @@ def test_an_interrupted_finetuning_goes_on_to_the_same_weights(write_two, tmp_pa
 
 def test_nothing_follows_a_pretraining_that_did_not_end_well(write_two, tmp_path):
     store = Store(tmp_path / "store")
-    rest = ARMS.replace("red: {}", "red: {pretrain: {training: {optimizer: {lr: 1e9}}}}")
+    rest = ARMS_OF_TWO_STAGES.replace("red: {}", "red: {pretrain: {training: {optimizer: {lr: 1e9}}}}")
     rest += "allow: [{key: pretrain.training.optimizer, because: it is to diverge}]"
     finished = run(write_two("diverges", rest, seeds=[0]), store)
     states = {run.name: run.status()["state"] for run in finished.runs}
@@ -245,7 +210,7 @@ def spoil(stage, **provenance):
 
 def test_what_shares_a_repeated_pretraining_is_repeated_in_every_arm(write_two, tmp_path):
     store = Store(tmp_path / "store")
-    path = write_two("shared", ARMS.replace("red: {}", ""), seeds=[0])
+    path = write_two("shared", ARMS_OF_TWO_STAGES.replace("red: {}", ""), seeds=[0])
     dec, biattn = run(path, store).runs
     assert work_to_do(path, store) == []
     spoil(dec.steps[0].stage, code="older")
@@ -304,7 +269,7 @@ def test_an_evaluation_can_be_added_to_one_arm_and_its_run_in_mlflow(write_two, 
     from lit_llm.cli import app
 
     store = Store(tmp_path / "store")
-    path = write_two("added", ARMS.replace("finetune/eval/examples/nll", "val/target_nll"), seeds=[0])
+    path = write_two("added", ARMS_OF_TWO_STAGES.replace("finetune/eval/examples/nll", "val/target_nll"), seeds=[0])
     command = ["evaluate", f"{path}:dec_biattn", "--store", str(store.root), "-o", "evaluate.likelihood={documents: 4}"]
     early = CliRunner().invoke(app, command)
     assert isinstance(early.exception, InputError)

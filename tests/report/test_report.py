@@ -186,7 +186,9 @@ def test_an_unfinished_study_reports_what_is_there_and_what_is_missing(
         "So far, with 2 of 6 runs finished: in test/target_nll (lower is better), dec differs from red"
     )
     assert first in re.sub(r"\s+", " ", output)
-    assert f"1 run has not begun (dec 1); lit-llm run {path} --store {store.root} runs what is missing." in page.texts["p"]
+    assert (
+        f"1 run has not begun (dec 1); lit-llm run {path} --store {store.root} runs what is missing." in page.texts["p"]
+    )
     assert f"lit-llm run {path} --store {store.root} --rerun failed tries those that failed again." in page.texts["p"]
     (missing,) = [table for table in page.tables if table.head == ["run", "state", "why", "log"]]
     assert missing.rows == [

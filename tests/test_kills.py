@@ -1,0 +1,153 @@
+"""Kills at random moments, from the first migration of MLflow's database on: in the end a store holds what it would
+have held without them, to the bit, and each run once."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from mlflow.tracking import MlflowClient
+
+from lit_llm.tracking.store import Stage, Store, read_metrics
+
+KILLS = 10
+HANGS = 600
+"""Seconds."""
+VICTIMS = ("coordinator", "one of its processes", "all of them")
+
+
+@pytest.fixture
+def commands(
+    write_study: Callable[..., Path], write_two: Callable[..., Path], write_sweep: Callable[..., Path]
+) -> dict[str, list[str]]:
+    """What is killed, without its store."""
+    longer = "max_steps: 12", "max_steps: 400"
+    every = "log_every: 4", "log_every: 4, checkpoint_every: 8"
+    arms = "arms: {red: {}, dec: {extends: decllm-tiny}}"
+    study, two = write_study("killed", arms, seeds=[0, 1]), write_two("killed_two", seeds=[0])
+    space = "space: {pretrain.training.optimizer.lr: {distribution: log, low: 1e-4, high: 1e-1}}"
+    sweep = write_sweep("killed_sweep", f"{arms}\n{space}\nseeds: [0]\nsampler: qmc", trials=2)
+    for path in (study, two, sweep):
+        path.write_text(path.read_text().replace(*longer).replace(*every))
+    return {
+        "study": ["run", str(study), "-j", "2"],
+        "two stages": ["run", str(two), "-j", "2"],
+        "sweep": ["sweep", str(sweep), "-j", "1"],  # one at a time the draws do not depend on who is first
+    }
+
+
+@contextmanager
+def started(command: list[str], store: Store, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`lit-llm` in a session of its own, of which nothing is left afterwards."""
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lit_llm.cli", *command, "--store", str(store.root), "--retries", "20"],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def kill(process: subprocess.Popen[bytes], victim: str, draw: random.Random) -> bool:
+    """Whether there was one to be killed."""
+    with suppress(psutil.NoSuchProcess, ProcessLookupError):
+        if victim == "all of them":
+            os.killpg(process.pid, signal.SIGKILL)
+        elif victim == "coordinator":
+            process.kill()
+        elif children := psutil.Process(process.pid).children(recursive=True):
+            draw.choice(sorted(children, key=lambda child: child.pid)).kill()
+        else:
+            return False
+        return True
+    return False
+
+
+def run_under_fire(
+    command: list[str], store: Store, log: Path, draw: random.Random, longest: float, kills: Counter[str]
+) -> None:
+    """Start the command again and again until it ends; kill it at random moments, KILLS times in all."""
+    began, code = time.monotonic(), None
+    while code != 0:
+        with started(command, store, log) as process:
+            while process.poll() is None and kills.total() < KILLS:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(draw.uniform(0, longest / 2))
+                victim = draw.choice(VICTIMS)
+                if process.poll() is None and kill(process, victim, draw):
+                    kills[victim] += 1
+                    if victim != "one of its processes":
+                        break
+            code = process.wait(HANGS)
+        assert code in (0, -signal.SIGKILL), log.read_text()
+        assert time.monotonic() - began < 3 * HANGS, log.read_text()
+
+
+def content(stage: Stage) -> dict[str, Any]:
+    """What a stage has found; times left out."""
+    result = stage.result() or {}
+    weights = stage.checkpoints / "model.safetensors"
+    return {
+        "state": result.get("state"),
+        "metrics": {name: value for name, value in result.get("metrics", {}).items() if "throughput" not in name},
+        "weights": weights.read_bytes() if weights.exists() else None,
+        "losses": [
+            (line["step"], value)
+            for line in (read_metrics(stage.metrics_file) if stage.metrics_file.exists() else [])
+            for name, value in line["metrics"].items()
+            if name.endswith("/loss")
+        ],
+        "rows": [(stage.folder / name).read_bytes() for name in ("losses.jsonl", "rows.jsonl")
+                 if (stage.folder / name).exists()],
+    }  # fmt: skip
+
+
+def stages(store: Store) -> dict[str, Stage]:
+    return {folder.name: store.stage(folder.name) for folder in sorted((store.root / "stages").iterdir())}
+
+
+def mirrored(store: Store) -> Counter[str]:
+    """How many runs in MLflow each stage has."""
+    client = MlflowClient(f"sqlite:///{store.root}/mlflow.db")
+    found = [run for each in client.search_experiments() for run in client.search_runs([each.experiment_id])]
+    return Counter(run.data.tags["lit_llm.fingerprint"] for run in found if "lit_llm.fingerprint" in run.data.tags)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["study", "two stages", "sweep"])
+def test_ten_kills_change_no_byte_and_double_no_run(kind: str, commands: dict[str, list[str]], tmp_path: Path) -> None:
+    log, whole = tmp_path / "log.txt", Store(tmp_path / "whole")
+    began = time.monotonic()
+    with started(commands[kind], whole, log) as process:
+        assert process.wait(HANGS) == 0, log.read_text()
+    longest, expected = time.monotonic() - began, {name: content(stage) for name, stage in stages(whole).items()}
+    assert {each["state"] for each in expected.values()} == {"done"}
+    draw, kills = random.Random(kind), Counter[str]()
+    for number in itertools.count():
+        store = Store(tmp_path / f"store{number}")
+        run_under_fire(commands[kind], store, log, draw, longest, kills)
+        found = stages(store)
+        assert found.keys() == expected.keys()
+        assert [name for name, stage in found.items() if content(stage) != expected[name]] == []
+        assert mirrored(store) == dict.fromkeys(expected, 1)
+        if kills.total() >= KILLS:
+            break
+    print(f"{number + 1} stores, killed: {dict(kills)}; undisturbed {longest:.0f} s")
