@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from lit_llm.config.section import Items, Section, impossible
-from lit_llm.data.config import SingleCorpus, SourceName
+from lit_llm.data.config import FilePath, SingleCorpus, SourceName
 from lit_llm.objectives.config import MaskedLM, Objective, PrefixLM, continues
 
 BUCKETS = 16
@@ -234,9 +234,9 @@ class TasksConfig(Section):
     """Worked examples before each question, for all or by name; a suite's or the task's own when absent."""
     limit: int | None = Field(None, gt=0)
     """Questions of each task, its first ones; all when absent."""
-    folder: str | None = None
-    """Task files of your own, relative to the working directory: `glosses/tasks`, which `lit-llm data glosses` writes.
-    Python in them (`!function`) is refused."""
+    folder: FilePath | None = None
+    """Task files of your own, relative to the YAML file that names them: `../glosses/tasks`, what `lit-llm data
+    glosses` writes, for a study in `ablations/`. Python in them (`!function`) is refused."""
     max_length: int | None = Field(None, gt=1)
     """Tokens of a question and its answer together; the training window when absent. A longer question loses its
     beginning, and is counted in `tasks/<task>/truncated`."""

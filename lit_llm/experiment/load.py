@@ -142,7 +142,7 @@ _TEXTS = ("data", "corpora")
 
 
 def with_places(node: Node, of_text: bool = False) -> Node:
-    """The tree with the files of texts and tokenizers where they lie: relative to the file that names them, as
+    """The tree with the files of texts, tokenizers and tasks where they lie: relative to the file that names them, as
     `extends` is; those of a preset and of `-o` relative to the working directory."""
     if isinstance(node.value, list):
         return Node([with_places(item, of_text) for item in node.value], node.mark)
@@ -155,6 +155,8 @@ def with_places(node: Node, of_text: bool = False) -> Node:
             items[key] = Node([_placed(name) for name in item.value], item.mark)
         elif of_text and key == "path":
             items[key] = _placed(item, if_there=kind is not None and kind.value == "huggingface")
+        elif key == "tasks" and isinstance(item.value, dict) and "folder" in item.value:
+            items[key] = Node(item.value | {"folder": _placed(item.value["folder"])}, item.mark)
         else:
             items[key] = with_places(item, of_text or key in _TEXTS)
     return Node(items, node.mark)

@@ -34,6 +34,7 @@ from lit_llm.search.space import ArmSpace, Dimension, Point, Value
 from lit_llm.search.sweep import Search
 from lit_llm.search.trial import ENDED, GIVEN_UP, NOT_COUNTED, RETRY, RUN, Ended, Trial, read_trial
 from lit_llm.tracking.address import without_secrets
+from lit_llm.tracking.files import Damaged
 from lit_llm.tracking.store import Store, held, is_locked, locked, read_json, write_json
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class Trials:
         try:
             note = read_json(file)
             return None if note is None else {"storage": str(note["storage"])}
-        except (ValueError, LookupError, TypeError, AssertionError):
+        except (Damaged, LookupError):
             if self.url is not None or self.journal.exists():
                 return {"storage": "the store" if self.url is None else without_secrets(self.url)}
         message = f"is damaged, and there is no {self.journal.name} beside it: the trials are in a database. Give its "

@@ -31,13 +31,12 @@ from tiny_sweeps import (
 
 from lit_llm.ablation.arms import load_study
 from lit_llm.ablation.run import run_study
-from lit_llm.experiment.identity import CODE
 from lit_llm.search.run import Searched
 from lit_llm.search.samplers import make_pruner
 from lit_llm.search.sweep import load_sweep
 from lit_llm.search.trial import Trial
 from lit_llm.search.trials import Trials
-from lit_llm.tracking.store import Store, read_metrics
+from lit_llm.tracking.store import Store, read_json, read_metrics, write_json
 
 Write = Callable[..., Path]
 NINE = ["pretrain.training.max_steps=18", "pretrain.validation.times=9"]
@@ -256,7 +255,7 @@ def test_a_checkpoint_of_other_code_tells_the_pruner_nothing(write_sweep: Write,
     first = sweep(write_sweep("old_lines", rest, trials=2), store, slots=1)
     (stage,) = stages(store, first.trials[1])
     note = stage.checkpoints / "provenance.json"
-    note.write_text(note.read_text().replace(CODE, "older"))
+    write_json(note, {**(read_json(note) or {}), "code": "older"}, signed=True)
     lines = stage.metrics_file.read_text()
     stage.metrics_file.write_text(lines.replace('"val/target_nll": ', '"val/target_nll": 1'))
     second = sweep(write_sweep("new_lines", rest, trials=2), store, slots=1)

@@ -145,17 +145,16 @@ def test_what_a_study_has_trained_is_not_trained_again(write_sweep: Write, write
 
 
 def test_a_failed_trial_is_recorded_stops_nothing_and_is_repeated_on_request(write_sweep: Write, store: Store) -> None:
-    """A file lies where the folder of the checkpoints of the arm's own setting has to be."""
+    """A folder lies where the arm's own setting has to write a file."""
     path = write_sweep("failing", f"{ONE}\n{rates()}\nseeds: [306]\n{ALONE}", trials=3)
     own = load_sweep(path).ablation.arm("red").experiment.model_copy(update={"seed": 306})
     stage = store.stage(pretrain_fingerprint(own))
-    stage.folder.mkdir(parents=True)
-    stage.checkpoints.write_text("in the way")
+    stage.progress_file.mkdir(parents=True)
     ended = sweep(path, store)
     assert [trial.state for trial in counted(ended, "red")] == ["failed", "done", "done"]
     failed = ended.trials[0]
     assert (failed.values, failed.tokens) == (None, 0)
-    assert "NotADirectoryError" in (failed.error or "")
+    assert "Is a directory" in (failed.error or "")
     assert ended.exit_code == 1
     assert ended.summaries[0].best is not None
 
@@ -163,7 +162,7 @@ def test_a_failed_trial_is_recorded_stops_nothing_and_is_repeated_on_request(wri
     assert sweep(path, store, kept).trials == ended.trials
     assert kept.begun == []
 
-    stage.checkpoints.unlink()
+    stage.progress_file.rmdir()
     repeated = Seen()
     mended = sweep(path, store, repeated, rerun="failed")
     assert repeated.begun == ["red/trial 003"]

@@ -158,7 +158,7 @@ def test_a_moved_store_is_noticed_until_it_is_rebased(place, original):
     assert moved(place.root / "mlflow.db") == {"masks": original, "norms": original}
     assert notice(place) == (
         f"This store was moved from {original}: MLflow still looks there for the files of masks, norms. "
-        f"`lit-llm store rebase --store {place.root}` puts that right."
+        f"`lit-llm store rebase --store '{place.root}'` puts that right."
     )
     rebase(place)
     assert notice(place) is None

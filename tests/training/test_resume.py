@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +11,7 @@ from safetensors.torch import load_file
 from stages_in_parts import numbers, prepared_stage, stops_after
 
 from lit_llm.experiment.run import run_one
-from lit_llm.tracking.store import Store
+from lit_llm.tracking.store import Store, read_json, write_json
 from lit_llm.training import stability, throughput
 
 
@@ -75,11 +74,11 @@ def test_the_loss_at_initialisation_is_measured_once_and_kept_over_a_resume(tmp_
         root = parts.folder.parents[1]
         assert run_one(root, parts.fingerprint, stops_after(5)) == "interrupted"
         kept = parts.checkpoints / "initial.json"
-        assert json.loads(kept.read_text()) == measured
+        assert read_json(kept) == measured
         kept.write_text('{"val/target_nll": 123.0}')
         note = parts.checkpoints / "provenance.json"
         if code == "other":
-            note.write_text(note.read_text().replace('"threads": 1', '"threads": 2'))
+            write_json(note, {**(read_json(note) or {}), "threads": 2}, signed=True)
         assert run_one(root, parts.fingerprint) == "done"
         assert (parts.result() or {})["initial"] == expected
 
@@ -176,7 +175,7 @@ def test_a_checkpoint_of_other_code_is_not_gone_on_from(tmp_path: Path, corpus: 
     stage = prepared_stage(Store(tmp_path), corpus, "decllm-tiny")
     assert run_one(tmp_path, stage.fingerprint, stops_after(5)) == "interrupted"
     note = stage.checkpoints / "provenance.json"
-    note.write_text(note.read_text().replace('"threads": 1', '"threads": 2'))
+    write_json(note, {**(read_json(note) or {}), "threads": 2}, signed=True)
     steps = []
 
     def count() -> bool:
