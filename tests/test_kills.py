@@ -37,7 +37,7 @@ def commands(
     every = "log_every: 4", "log_every: 4, checkpoint_every: 8"
     arms = "arms: {red: {}, dec: {extends: decllm-tiny}}"
     study, two = write_study("killed", arms, seeds=[0, 1]), write_two("killed_two", seeds=[0])
-    space = "space: {pretrain.training.optimizer.lr: {distribution: log, low: 1e-4, high: 1e-1}}"
+    space = "space: {pretrain.training.optimizer.lr: {log_uniform: [1e-4, 1e-1]}}"
     sweep = write_sweep("killed_sweep", f"{arms}\n{space}\nseeds: [0]\nsampler: qmc", trials=2)
     for path in (study, two, sweep):
         path.write_text(path.read_text().replace(*longer).replace(*every))

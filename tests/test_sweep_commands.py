@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -35,6 +36,7 @@ def lit_llm(*arguments: object) -> subprocess.CompletedProcess[str]:
 def searched(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> tuple[Path, Path, str]:
     """(sweep file, store, what the command printed) of a small search."""
     folder = tmp_path_factory.mktemp("searched")
+    corpus = shutil.copytree(corpus, folder / "corpus")
     base = f"""
   model: {{d_model: 16, vocabulary: 258, attention: {{heads: 2}}, feed_forward: {{d_ff: 32}}}}
   pretrain:
@@ -110,6 +112,33 @@ def test_the_best_setting_is_an_experiment_that_train_takes(searched: tuple[Path
     assert done.returncode == 0, done.stderr
     assert "1 are there already" in done.stdout
     assert f"{best['values']['val/target_nll']:.3f}" in done.stdout
+
+
+@pytest.mark.xdist_group("sweep-commands")
+def test_a_sweep_is_opened_by_its_name_where_its_file_and_its_text_are_gone(
+    searched: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    path, store, _ = searched
+    asked = [[command, "--store", store, "--json"] for command in ("plan", "status", "report")]
+    from_file = [json.loads(lit_llm(first, path, *rest).stdout) for first, *rest in asked]
+    shutil.copytree(store, tmp_path / "moved")
+    away = [[word if word != store else tmp_path / "moved" for word in words] for words in asked]
+    gone = [(place, place.with_name(f"gone-{place.name}")) for place in (path, path.parent / "corpus", store)]
+    for place, elsewhere in gone:
+        place.rename(elsewhere)
+    try:
+        by_name = [json.loads(lit_llm(first, "small", *rest).stdout) for first, *rest in away]
+        assert by_name[1:] == from_file[1:]
+        assert [arm["parameters"] for arm in by_name[0]["arms"]] == [arm["parameters"] for arm in from_file[0]["arms"]]
+        again = lit_llm("sweep", "small", "--store", tmp_path / "moved")
+        assert (again.returncode, again.stderr) == (0, "")
+        assert "0 of 2 arms x 5 trials to do" in again.stdout
+        assert "small-winners" in again.stdout
+        run = lit_llm("run", "small", "--store", tmp_path / "moved")
+        assert (run.returncode, f"use `lit-llm sweep small --store {tmp_path}/moved`" in run.stderr) == (2, True)
+    finally:
+        for place, elsewhere in gone:
+            elsewhere.rename(place)
 
 
 @pytest.mark.xdist_group("sweep-commands")

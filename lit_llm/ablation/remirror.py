@@ -12,7 +12,7 @@ from lit_llm.ablation.palette import looks_of
 from lit_llm.ablation.plan import PLAN, plan, remembered
 from lit_llm.ablation.run import opened_mirror, summary
 from lit_llm.ablation.runs import comparison_of, runs_of
-from lit_llm.ablation.stored import open_study, studies_in
+from lit_llm.ablation.stored import SWEEP, open_study, studies_in
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.tracking.mlflow_database import put_aside
 from lit_llm.tracking.relocation import PATIENCE, lock_of
@@ -53,7 +53,7 @@ def rebuild_mlflow(store: Store, tell: Callable[[str], None] = lambda _: None) -
     for name in names:
         tell(name)
         _replay(store, name)
-    kept = {path.parent.name for path in store.root.glob("studies/*/sweep.json")}
+    kept = {path.parent.name for path in store.root.glob(f"studies/*/{SWEEP}")}
     return Rebuilt(aside, tuple(names), tuple(sorted(kept)))
 
 

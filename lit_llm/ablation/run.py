@@ -18,7 +18,7 @@ from lit_llm.ablation.palette import looks_of
 from lit_llm.ablation.plan import PLAN, Plan, plan, remembered
 from lit_llm.ablation.room import check_room
 from lit_llm.ablation.runs import Run, comparison_of, left_out, note_comparison, register_analysis, runs_of
-from lit_llm.ablation.stored import another_version, changes, keep, set_aside
+from lit_llm.ablation.stored import SWEEP, another_version, changes, keep, set_aside
 from lit_llm.ablation.supervise import Supervision
 from lit_llm.ablation.watcher import Watcher
 from lit_llm.analysis.comparison import Comparison
@@ -105,7 +105,7 @@ def run_study(
     if not to_do:
         earlier = remembered(planned, folder / PLAN)
         planned = earlier or plan(ablation, tell=watcher.message, store=store, runs=runs)
-    if (folder / "sweep.json").exists():
+    if (folder / SWEEP).exists():
         raise InputError(Problem(f"{name} is the name of a sweep in this store; give the study another", "study"))
     mirror = opened_mirror(store, name, tracking, description(planned, store), tags_of(planned, store))
     places, looks = {arm.name: place for place, arm in enumerate(ablation.arms)}, looks_of(ablation)

@@ -32,7 +32,7 @@ from lit_llm.experiment.identity import digest_of_examples, identities, identity
 from lit_llm.experiment.load import changed, is_preset, load_experiment, preset_names, read_overrides
 from lit_llm.tracking.store import Store, read_json, write_json
 
-STORED = "study.json"
+STORED, SWEEP = "study.json", "sweep.json"
 MOST_KEYS = 12
 """Keys of a changed plan that a message names."""
 
@@ -45,6 +45,13 @@ Stages = Mapping[str, Mapping[int, Mapping[str, str]]]
 
 def keep(store: Store, ablation: Ablation, stages: Stages) -> None:
     """Write a study into its folder as it runs now."""
+    name = ablation.study.study.partition("@")[0]  # which version it is, its folder says
+    study = ablation.study.model_dump(mode="json", exclude_unset=True) | {"study": name}
+    write_json(store.study(ablation.study.study) / STORED, {"study": study, **content_of(ablation), "stages": stages})
+
+
+def content_of(ablation: Ablation) -> dict[str, Any]:
+    """All but the study itself, as plain data: its arms, and the identities of the texts that have been read."""
     arms = [
         {
             **{name: getattr(arm, name) for name in ("name", "group", "baseline", "residual")},
@@ -55,17 +62,20 @@ def keep(store: Store, ablation: Ablation, stages: Stages) -> None:
         }
         for arm in ablation.arms
     ]
-    name = ablation.study.study.partition("@")[0]  # which version it is, its folder says
-    content = {
-        "study": ablation.study.model_dump(mode="json", exclude_unset=True) | {"study": name},
-        "source": ablation.source,
-        "overrides": list(ablation.overrides),
-        "file": ablation.file,
-        "arms": arms,
-        "texts": identities(),
-        "stages": stages,
-    }
-    write_json(store.study(ablation.study.study) / STORED, content)
+    own = {"source": ablation.source, "overrides": list(ablation.overrides), "file": ablation.file}
+    return {**own, "arms": arms, "texts": identities()}
+
+
+def ablation_of(study: Study, content: Mapping[str, Any]) -> Ablation:
+    """What `content_of` has kept. From here on its texts are those that were read then, whatever lies there now.
+
+    Raises InputError, LookupError, TypeError or ValueError for what this version cannot read.
+    """
+    arms = tuple(_arm(given) for given in content["arms"])
+    known = tuple((tuple(asked), identity) for asked, identity in content["texts"])
+    ablation = Ablation(study, arms, tuple(content["overrides"]), content["source"], content["file"], known)
+    read_corpora_again(known)
+    return ablation
 
 
 def open_study(source: str | Path, overrides: Sequence[str] = (), store: Store | None = None) -> Ablation:
@@ -76,11 +86,9 @@ def open_study(source: str | Path, overrides: Sequence[str] = (), store: Store |
     name = str(source)
     if store is None or is_preset(name) or os.path.isfile(name):
         return load_study(source, overrides)
-    if (folder := Path(name).absolute()).is_dir() and folder.parent == store.root / "studies":
-        name = folder.name
-    if name not in studies_in(store):
-        if re.fullmatch(r"[\w.@-]+", name) and (store.study(name) / "sweep.json").exists():
-            raise InputError(Problem("is a sweep of this store; give its file", name))
+    if (name := name_in(store, name)) not in studies_in(store):
+        if (store.study(name) / SWEEP).exists():
+            raise InputError(Problem("is a sweep, which `sweep`, `status`, `plan` and `report` take", name))
         if "/" in name or name.endswith((".yaml", ".yml")):
             return load_study(source, overrides)  # which says that there is no such file
         near = did_you_mean(name, [*preset_names(), *studies_in(store), *(file.name for file in Path().glob("*.yaml"))])
@@ -94,14 +102,16 @@ def _opened(store: Store, name: str, overrides: Sequence[str]) -> Ablation:
     try:
         content = read_json(file) or {}
         study = validate(Study, tree(content["study"])).model_copy(update={"study": name})
-        arms = tuple(_arm(given) for given in content["arms"])
-        known = tuple((tuple(asked), identity) for asked, identity in content["texts"])
-        ablation = Ablation(study, arms, tuple(content["overrides"]), content["source"], file=content["file"])
+        ablation = ablation_of(study, content)
     except (InputError, LookupError, TypeError, ValueError) as error:
-        message = f"cannot be read by this version ({str(error).splitlines()[0]}); give the study's file"
-        raise InputError(Problem(message, mark=Mark(str(file)))) from None
-    read_corpora_again(known)
-    return replace(_overridden(ablation, overrides), identities=known)
+        raise unreadable(file, error) from None
+    return overridden(ablation, overrides)
+
+
+def unreadable(file: Path, error: Exception) -> InputError:
+    """The error of a study or a sweep that another version has kept, or somebody has edited."""
+    message = f"cannot be read by this version ({str(error).splitlines()[0]}); give the file that it was made from"
+    return InputError(Problem(message, mark=Mark(str(file))))
 
 
 def _arm(given: Mapping[str, Any]) -> Arm:
@@ -109,7 +119,8 @@ def _arm(given: Mapping[str, Any]) -> Arm:
     return Arm(**{**given, "experiment": experiment, "declared": frozenset(given["declared"])})
 
 
-def _overridden(ablation: Ablation, overrides: Sequence[str]) -> Ablation:
+def overridden(ablation: Ablation, overrides: Sequence[str]) -> Ablation:
+    """A kept study with what `-o` changes in every arm. Raises InputError."""
     if not overrides:
         return ablation
     problems: list[Problem] = []
@@ -122,6 +133,12 @@ def _overridden(ablation: Ablation, overrides: Sequence[str]) -> Ablation:
     arms = tuple(replace(arm, experiment=changed(arm.experiment, keys), keys=keys) for arm in ablation.arms)
     added = [option for option in overrides if option not in ablation.overrides]
     return replace(ablation, arms=arms, overrides=(*ablation.overrides, *added))
+
+
+def name_in(store: Store, name: str) -> str:
+    """The name of a study or a sweep in a store, by its name or its folder there."""
+    folder = Path(name).absolute()
+    return folder.name if folder.parent == store.root / "studies" and folder.is_dir() else name
 
 
 def studies_in(store: Store) -> list[str]:

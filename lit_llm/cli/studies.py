@@ -91,12 +91,12 @@ def plan(
     from lit_llm.ablation.estimate import estimated
     from lit_llm.ablation.plan import plan as make_plan
     from lit_llm.ablation.stored import open_study
-    from lit_llm.search.sweep import is_sweep, load_sweep
+    from lit_llm.search.sweep import is_sweep, open_sweep
     from lit_llm.tracking.store import Store
 
     place = Store(store)
     place.check()
-    search = load_sweep(study, override or ()) if is_sweep(study) else None
+    search = open_sweep(study, override or (), place) if is_sweep(study, place) else None
     ablation = open_study(study, override or (), place) if search is None else search.ablation
     planned = make_plan(ablation, prompt, generate, tell=partial(print, file=sys.stderr), store=place)
     if search is None:
@@ -179,10 +179,10 @@ def run(
     from lit_llm.search.sweep import is_sweep
     from lit_llm.tracking.store import Store
 
-    if is_sweep(study):
-        raise InputError(Problem(f"{study} is a sweep: use `{again('sweep', study, override, store, tracking)}`"))
     place = Store(store)
     place.check()
+    if is_sweep(study, place):
+        raise InputError(Problem(f"{study} is a sweep: use `{again('sweep', study, override, store, tracking)}`"))
     ablation = open_study(study, override or (), place)
     screen = console(stderr=as_json)
     lines = Lines(sys.stdout, screen) if as_json else None
@@ -236,7 +236,7 @@ def status(
 
     place = Store(store)
     place.check()
-    if is_sweep(study):
+    if is_sweep(study, place):
         sweep_status(study, override, as_json, place, storage)
         return
     screen = console()
@@ -304,7 +304,7 @@ def report(
     if other is not None:
         _two(study, other, override, as_json, place, out)
         return
-    if is_sweep(study):
+    if is_sweep(study, place):
         sweep_report(study, override, as_json, place, storage, out)
         return
     ablation = version_of(place, open_study(study, override or (), place))

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def sweep(
-    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep file.")],
+    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep file, or a sweep's name in the store.")],
     jobs: Annotated[
         int | None, typer.Option("-j", "--jobs", min=1, help="Trials at once; by default as many as cores allow.")
     ] = None,
@@ -66,11 +66,11 @@ def sweep(
     from lit_llm.report.live import Searching
     from lit_llm.report.study import write_report
     from lit_llm.search.run import run_sweep
-    from lit_llm.search.sweep import load_sweep
+    from lit_llm.search.sweep import open_sweep
     from lit_llm.tracking.store import Store
 
-    search = load_sweep(sweep, override or ())
     screen, place = console(stderr=as_json), Store(store)
+    search = open_sweep(sweep, override or (), place)
     lines = SweepLines(sys.stdout, screen, search, place) if as_json else None
     with lines.until_interrupted() if lines is not None else nullcontext():
         ended = run_sweep(
@@ -134,10 +134,10 @@ def _print_searched(ended: Searched, screen: Console) -> None:
 def sweep_status(file: str, override: list[str] | None, as_json: bool, store: Store, storage: str | None) -> None:
     """`lit-llm status` of a sweep."""
     from lit_llm.report.sweeps import trials_json, trials_table
-    from lit_llm.search.sweep import load_sweep
+    from lit_llm.search.sweep import open_sweep
     from lit_llm.search.trials import Trials
 
-    search = load_sweep(file, override or ())
+    search = open_sweep(file, override or (), store)
     trials = Trials(search, store, storage).all()
     if as_json:
         print(json.dumps(trials_json(search, trials), indent=1))
@@ -153,11 +153,11 @@ def sweep_report(
 ) -> None:
     """`lit-llm report` of a sweep."""
     from lit_llm.report.sweeps import sweep_json, sweep_table
-    from lit_llm.search.sweep import load_sweep
+    from lit_llm.search.sweep import open_sweep
     from lit_llm.search.trials import Trials
     from lit_llm.search.winners import summary
 
-    search = load_sweep(file, override or ())
+    search = open_sweep(file, override or (), store)
     trials = Trials(search, store, storage)
     found = trials.all()
     summaries = [summary(search, arm, found) for arm in search.spaces]

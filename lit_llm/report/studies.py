@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from lit_llm.ablation.stored import STORED
+from lit_llm.ablation.stored import STORED, SWEEP
 from lit_llm.analysis.false_discoveries import DifferenceTest, FalseDiscoveries, false_discoveries
 from lit_llm.analysis.paired import Difference
 from lit_llm.analysis.verdicts import LOST
@@ -18,7 +18,7 @@ from lit_llm.report import text
 from lit_llm.report.parts import Part
 from lit_llm.tracking.store import Store, finite, is_locked
 
-ANSWER, COMPARISON, SWEEP = "answer.json", "comparison.json", "sweep.json"
+ANSWER, COMPARISON = "answer.json", "comparison.json"
 """What a study's report, its comparison and a sweep leave in their folders for programs."""
 
 

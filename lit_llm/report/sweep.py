@@ -14,7 +14,7 @@ from lit_llm.report.sweeps import names_of, setting, sweep_parts, trials_part
 from lit_llm.search.sweep import Search
 from lit_llm.search.trial import Trial
 from lit_llm.search.trials import Trials
-from lit_llm.search.winners import Summary
+from lit_llm.search.winners import Summary, winners_name
 from lit_llm.tracking.store import Store, write_text
 
 WIDE = 7.0
@@ -39,7 +39,7 @@ def write_sweep_report(
     write_text(folder / "sweep.md", "\n\n".join([head, *map(in_markdown, parts)]) + "\n")
     drawn = write_figures(search, storage, folder / "figures")
     shown = [Embedded.of(path.stem, caption, path, WIDE) for path, caption in drawn.items()]
-    winners = store.study(f"{search.name}-winners") / "report.html"
+    winners = store.study(winners_name(search)) / "report.html"
     *found, every = parts
     fresh = Part(
         "winners",

@@ -9,15 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_llm.ablation.arms import load_study
 from lit_llm.ablation.runs import comparison_of, runs_of
+from lit_llm.ablation.stored import open_study, studies_in
+from lit_llm.experiment.identity import read_corpora_again
 from lit_llm.report.figures.differences import End, slopes
 from lit_llm.report.figures.shown import labelled
 from lit_llm.report.figures.style import save, scale
 from lit_llm.report.sweeps import names_of
 from lit_llm.search.sweep import Search
 from lit_llm.search.trials import Trials
-from lit_llm.search.winners import tuned_name
+from lit_llm.search.winners import tuned_name, winners_name
 
 if TYPE_CHECKING:
     import optuna
@@ -66,11 +67,12 @@ def write_figures(search: Search, trials: Trials, folder: Path) -> dict[Path, st
 def tuning_figure(search: Search, trials: Trials) -> Figure | None:
     """Each arm at its own setting and at its best, over the seeds that the search has not seen; None before the study
     of the winners has a value of both."""
-    path = trials.folder / "winners.yaml"
-    if not path.exists():
+    name = winners_name(search)
+    if name not in studies_in(trials.store):
         return None
-    winners = load_study(path)
+    winners = open_study(name, store=trials.store)
     rows = {row.arm: row for row in comparison_of(winners, runs_of(winners, trials.store)).rows}
+    read_corpora_again(search.ablation.identities)  # the search's own, once more
     arms = {}
     for arm in search.spaces:
         # Where no trial beat an arm's own setting, that is its best.

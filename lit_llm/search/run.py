@@ -98,7 +98,9 @@ def run_sweep(
         interrupted = True
         try:
             if search.trains:
-                prepare_data([arm.experiment for arm in search.ablation.arms], store, watcher)
+                prepare_data(
+                    [arm.experiment for arm in search.ablation.arms], store, watcher, bool(search.ablation.identities)
+                )
                 check_held_out(search.ablation, store)
                 check_leaks(search.ablation, store)
             watcher.searching(search, coordinator.look(), slots)
@@ -137,7 +139,7 @@ def _with_winners(
     watcher.comparing(path)
     try:
         with locked(folder / "winners.lock"):
-            study = load_study(path)
+            study = replace(load_study(path), identities=ended.search.ablation.identities)
             found = run_study(
                 study,
                 store,

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lit_llm.ablation.arms import Ablation, Arm, understood
+from lit_llm.ablation.arms import Ablation, understood
 from lit_llm.ablation.audit import CONTINUATION, YARDSTICK
 from lit_llm.ablation.config import Study
+from lit_llm.ablation.stored import SWEEP, ablation_of, content_of, name_in, overridden, unreadable
 from lit_llm.config.problems import InputError, Problem, did_you_mean, noted
 from lit_llm.config.section import validate
-from lit_llm.config.tree import Node, leaves, read_file, under
+from lit_llm.config.tree import Node, leaves, read_file, tree, under
 from lit_llm.evaluation.config import YARDSTICKS, yardstick_of
 from lit_llm.experiment.chain import EVALUATED, FINETUNED
 from lit_llm.experiment.config import Experiment
@@ -35,6 +37,7 @@ from lit_llm.search.space import (
     unknown_conditions,
     wrong_values,
 )
+from lit_llm.tracking.store import Store, read_json
 
 HINT = "`lit-llm schema sweep > sweep.schema.json` gives your editor the allowed keys."
 _MACHINE = "pretrain.training.execution"
@@ -107,9 +110,37 @@ def figures(experiment: Experiment) -> dict[str, Any]:
     return {**dict(leaves(experiment.model_dump(mode="json"))), **costs}
 
 
-def is_sweep(source: str) -> bool:
-    """Whether this is a sweep file."""
-    return not is_preset(source) and os.path.isfile(source) and "sweep" in read_file(Path(source)).value
+def is_sweep(source: str, store: Store | None = None) -> bool:
+    """Whether this is a sweep file, or the name of a sweep in a store."""
+    if is_preset(source) or os.path.isfile(source):
+        return not is_preset(source) and "sweep" in read_file(Path(source)).value
+    return store is not None and _kept(source, store) is not None
+
+
+def open_sweep(source: str, overrides: Sequence[str], store: Store) -> Search:
+    """A sweep's file, or the name of a sweep in a store (or its folder there). Raises InputError."""
+    if is_preset(source) or os.path.isfile(source) or (file := _kept(source, store)) is None:
+        return load_sweep(source, overrides)
+    content = read_json(file) or {}
+    try:
+        document = tree(content["content"])
+        sweep = validate(Sweep, document)
+        study = validate(Study, _study_part(sweep.sweep, sweep.question, document))
+        ablation = ablation_of(study, content)
+    except (InputError, LookupError, TypeError, ValueError) as error:
+        raise unreadable(file, error) from None
+    return _searched(sweep, document, _measured(sweep, overridden(ablation, overrides)), overrides)
+
+
+def content_of_search(search: Search) -> dict[str, Any]:
+    """What `open_sweep` reads in a store."""
+    return {"content": search.sweep.model_dump(mode="json", exclude_unset=True), **content_of(search.ablation)}
+
+
+def _kept(source: str, store: Store) -> Path | None:
+    """Where a store keeps a sweep; None where it has none of this name."""
+    file = store.study(name_in(store, source)) / SWEEP
+    return file if re.fullmatch(r"[\w.@-]+", file.parent.name) and file.is_file() else None
 
 
 def load_sweep(source: str | Path, overrides: Sequence[str] = ()) -> Search:
@@ -131,17 +162,29 @@ def load_sweep(source: str | Path, overrides: Sequence[str] = ()) -> Search:
                 understood(validate(Study, part), part, path, overrides)
         raise InputError(*arms_too, hint=HINT) from None
     problems: list[Problem] = []
+    ablation = None
+    with noted(problems):
+        part = _study_part(sweep.sweep, sweep.question, document)
+        ablation = _measured(sweep, understood(validate(Study, part), part, path, overrides))
+    return _searched(sweep, document, ablation, overrides, problems)
+
+
+def _searched(
+    sweep: Sweep,
+    document: Node,
+    ablation: Ablation | None,
+    overrides: Sequence[str],
+    of_arms: Sequence[Problem] = (),
+) -> Search:
+    """The search of a sweep; of_arms: what is wrong with its arms. Raises InputError with every problem."""
+    problems: list[Problem] = []
     dimensions = dimensions_of(sweep, document, problems)
     readable = not problems
     problems += _not_to_search(sweep, dimensions, overrides)
     problems += _not_measured(sweep, document)
     constraints = tuple(_constraints(sweep, document, problems))
-    arms: tuple[Arm, ...] = ()
-    with noted(problems):
-        part = _study_part(sweep.sweep, sweep.question, document)
-        ablation = _measured(sweep, understood(validate(Study, part), part, path, overrides))
-        arms = ablation.arms
-    if not (arms and readable):
+    problems += of_arms
+    if ablation is None or not (arms := ablation.arms) or not readable:
         raise InputError(*problems, hint=HINT)
     problems += [
         Problem(f"{arm.name}: a sweep searches the pretraining; leave `{name}` to a study", name)

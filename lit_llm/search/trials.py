@@ -23,6 +23,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from lit_llm.ablation.stored import SWEEP
 from lit_llm.config.fingerprint import fingerprint
 from lit_llm.config.problems import InputError, Mark, Problem, some
 from lit_llm.config.tree import difference
@@ -31,7 +32,7 @@ from lit_llm.experiment.identity import origin_digest, pretrain_fingerprint, pro
 from lit_llm.search import storage
 from lit_llm.search.samplers import make_pruner, make_sampler
 from lit_llm.search.space import ArmSpace, Dimension, Point, Value
-from lit_llm.search.sweep import Search
+from lit_llm.search.sweep import Search, content_of_search
 from lit_llm.search.trial import ENDED, GIVEN_UP, NOT_COUNTED, RETRY, RUN, Ended, Trial, read_trial
 from lit_llm.tracking.address import without_secrets
 from lit_llm.tracking.files import Damaged
@@ -86,7 +87,7 @@ class Trials:
     def _read_note(self) -> dict[str, Any] | None:
         """What sweep.json says. None where there is none, or a damaged one whose trials are where they are looked for:
         then it is written anew. Raises InputError where it is not known where they are."""
-        file = self.folder / "sweep.json"
+        file = self.folder / SWEEP
         try:
             note = read_json(file)
             return None if note is None else {"storage": str(note["storage"])}
@@ -106,7 +107,7 @@ class Trials:
 
     def all(self) -> list[Trial]:
         """Every trial so far, arm by arm, in the order in which they were drawn."""
-        if self._storage is None and not (self.folder / "sweep.json").exists():
+        if self._storage is None and not (self.folder / SWEEP).exists():
             return []
         return [trial for arm in self.search.spaces for trial in self.of(arm)]
 
@@ -163,7 +164,7 @@ class Trials:
                 self._check_origins(begin_anew=rerun == "stale")
                 for arm in self.search.spaces:
                     self._begin(arm, rerun)
-                write_json(self.folder / "sweep.json", self._note)
+                write_json(self.folder / SWEEP, self._note | content_of_search(self.search), signed=True)
             try:
                 yield
             finally:

@@ -126,6 +126,11 @@ def tuned_name(search: Search, arm: str) -> str:
     return name
 
 
+def winners_name(search: Search) -> str:
+    """What the study of the winners is called."""
+    return f"{search.name}-winners"
+
+
 def _compared(search: Search, goal: str) -> str:
     """What the winners are compared on: like the goal, of text that no trial was judged by, where there is some."""
     tested = all(arm.experiment.pretrain.data.has_test for arm in search.ablation.arms)
@@ -172,7 +177,7 @@ def winners_study(search: Search, summaries: Sequence[Summary], folder: Path) ->
     if len(arms) == 1:
         return None
     content = {
-        "study": f"{search.name}-winners",
+        "study": winners_name(search),
         "question": f"What did tuning change? {search.sweep.question}",
         "arms": arms,
         "seeds": list(fresh),
