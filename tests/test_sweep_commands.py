@@ -190,7 +190,10 @@ def test_a_wrong_sweep_is_one_message_and_nothing_is_started(write_sweep: Callab
 
 def test_a_study_is_no_sweep_and_a_sweep_no_study(tmp_path: Path) -> None:
     one = lit_llm("run", "sweeps/quickstart.yaml", "--store", tmp_path / "store")
-    assert (one.returncode, f"use `lit-llm sweep sweeps/quickstart.yaml --store {tmp_path}/store`" in one.stderr) == (2, True)
+    assert (one.returncode, f"use `lit-llm sweep sweeps/quickstart.yaml --store {tmp_path}/store`" in one.stderr) == (
+        2,
+        True,
+    )
     other = lit_llm("sweep", "ablations/quickstart.yaml", "--store", tmp_path / "store")
     assert (other.returncode, "`lit-llm run` takes a study" in other.stderr) == (2, True)
 

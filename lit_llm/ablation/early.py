@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from lit_llm.config.tree import split_path
 from lit_llm.data.formats import SKIPPED
 from lit_llm.evaluation.task_names import check_names
 from lit_llm.experiment.identity import digest_of_examples, digests_of_texts, identity_of_data
-from lit_llm.experiment.leaks import leaks_of, same_tokenizer, texts_of
+from lit_llm.experiment.leaks import leaks_of, prepared_examples, same_tokenizer, texts_of
 from lit_llm.tracking.store import Store, read_json
 
 
@@ -93,6 +93,10 @@ def text_findings(ablation: Ablation, store: Store) -> list[Finding]:
     seen: set[str] = set()
     for arm in ablation.arms:
         found += _untrained_tokenizers(arm, store)
+        of_examples = digest_of_examples(arm.experiment)
+        if of_examples not in seen and (examples := prepared_examples(arm.experiment, store)) is not None:
+            seen.add(of_examples)
+            found += _left_out(arm, "finetune.data.examples", examples.skipped)
         digest = identity_of_data(arm.experiment).digest
         if digest in seen:
             continue
@@ -103,17 +107,19 @@ def text_findings(ablation: Ablation, store: Store) -> list[Finding]:
                 f"drops or does not know {lost:,} of the text's {whole:,} bytes ({lost / whole:.2%}), so there are "
             )
             found.append(Finding("note", arm.name, "pretrain.data.tokenizer", message + "no bits per byte"))
-        for what, count in _counted(arm, store, digest, "skipped").items():
-            if count:
-                found.append(
-                    Finding("note", arm.name, "pretrain.data.corpus", f"{count:,} {SKIPPED[what]} are left out")
-                )
+        found += _left_out(arm, "pretrain.data.corpus", _counted(arm, store, digest, "skipped"))
         counts = _counted(arm, store, digest, "near_duplicates")
         if any(counts.values()):
             told = " and ".join(f"{count} {split}" for split, count in counts.items() if count)
             message = f"{told} documents are left out: near-duplicates of documents that another split holds out"
             found.append(Finding("note", arm.name, "pretrain.data.near_duplicates", message))
     return found
+
+
+def _left_out(arm: Arm, key: str, skipped: Mapping[str, int]) -> Iterator[Finding]:
+    for what, count in skipped.items():
+        if count:
+            yield Finding("note", arm.name, key, f"{count:,} {SKIPPED[what]} are left out")
 
 
 def _leaks(ablation: Ablation, store: Store) -> Iterator[tuple[Arm, Problem]]:

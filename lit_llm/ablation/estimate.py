@@ -13,7 +13,8 @@ from lit_llm.experiment.ceilings import Ceilings, Setting, cores, setting_of
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.cost import stage_of_most_memory
 from lit_llm.experiment.estimate import PaddedBatch, Seconds, makespan, memory_there, seconds_of
-from lit_llm.experiment.identity import digest_of_examples, identity_of_data
+from lit_llm.experiment.identity import identity_of_data
+from lit_llm.experiment.leaks import prepared_examples
 from lit_llm.models.resolve import resolve_model
 from lit_llm.tracking.store import Store
 from lit_llm.training.memory import state_bytes
@@ -102,15 +103,11 @@ def estimated(plan: Plan, slots: int, ceilings: Callable[[Setting], Ceilings | N
 
 def _rows(experiment: Experiment, store: Store) -> PaddedBatch | None:
     """Means over batches of the finetuning, where the examples are tokenised already."""
-    if experiment.finetune is None:
+    examples = prepared_examples(experiment, store)
+    if experiment.finetune is None or examples is None:
         return None
-    from lit_llm.data.examples import ExampleSet, is_prepared
     from lit_llm.objectives.packing import rows_of, sizes_of
 
-    digest = digest_of_examples(experiment)
-    if not is_prepared(store.data, digest):
-        return None
-    examples = ExampleSet(store.data, digest, experiment.pretrain.data.tokenizer)
     data, family = experiment.finetune.data, experiment.model.family
     lengths = examples.sample_of_lengths("train", 64 * data.batch_size)
     batches = [lengths[begin : begin + data.batch_size] for begin in range(0, len(lengths), data.batch_size)]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import numpy as np
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.data.checksums import is_complete, verify
 from lit_llm.data.config import InstructionConfig, Tokenizer
+from lit_llm.data.formats import SKIPPED
 from lit_llm.data.instructions import KEY, Example, identify_examples, read_examples
 from lit_llm.data.prepare import Progress, check_unchanged, prepared_once
 from lit_llm.data.shards import token_type
@@ -69,6 +71,8 @@ class ExampleSet:
         self.tasks: tuple[str, ...] = tuple(meta["tasks"])
         """Their names; one, empty, where examples do not say theirs."""
         self.lost_bytes: int = meta["lost_bytes"]
+        self.skipped: dict[str, int] = meta["skipped"]
+        """Records that were left out because they cannot be read as was asked, by `formats.SKIPPED`."""
         """Bytes of their text that the tokenizer has dropped, or does not know."""
         self._tokens = np.memmap(folder / "tokens.bin", dtype=token_type(tokenizer), mode="r")
         self._index = {split: np.load(folder / f"{split}.npy", mmap_mode="r") for split in SPLITS}
@@ -117,13 +121,13 @@ def _write(
     tasks: dict[str, int] = {}
     rows: dict[str, list[tuple[int, int, int, int]]] = {split: [] for split in SPLITS}
     contents: dict[str, list[int]] = {split: [] for split in SPLITS}
-    cut, place, done, lost = {"inputs": 0, "targets": 0}, 0, 0, 0
+    cut, place, done, lost, left_out = {"inputs": 0, "targets": 0}, 0, 0, 0, Counter[str]()
     splits = {"examples": None, "held_out": "validation", "test": "test"}
     sources = [(name, split) for name, split in splits.items() if getattr(config, name) is not None]
     # Half written it has a name that is tidied away.
     with (work / ".tokens").open("wb") as file:
         for name, split in sources:
-            for chunk in _chunks(read_examples(config, name)):
+            for chunk in _chunks(read_examples(config, name, left_out)):
                 texts = [text for example in chunk for text in (example.source, example.target)]
                 ids = iter(tokenizer.encode(texts))
                 for example in chunk:
@@ -150,7 +154,9 @@ def _write(
         np.save(work / f"{split}.contents.npy", np.asarray(contents[split], dtype=np.uint64))
     (work / ".tokens").rename(work / "tokens.bin")
     counts = {split: len(found) for split, found in rows.items()}
-    write_json(work / "meta.json", {"tasks": list(tasks), "examples": counts, "cut_off": cut, "lost_bytes": lost})
+    skipped = {what: left_out[what] for what in SKIPPED}
+    about = {"tasks": list(tasks), "examples": counts, "cut_off": cut, "lost_bytes": lost, "skipped": skipped}
+    write_json(work / "meta.json", about)
 
 
 def _check_counts(config: InstructionConfig, counts: dict[str, int]) -> None:

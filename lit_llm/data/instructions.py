@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from lit_llm.config.fingerprint import fingerprint
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.data.config import FIELD, Examples, InstructionConfig
 from lit_llm.data.corpora import Documents, open_corpus
-from lit_llm.data.formats import RecordsPart
+from lit_llm.data.formats import WITHOUT_TEXT, RecordsPart
 
 FORMAT = 2
 """Version of how examples become tokens; to be raised when that changes."""
@@ -64,24 +65,32 @@ def _at(error: InputError, name: str) -> InputError:
     return InputError(*problems, hint=error.hint)
 
 
-def read_examples(config: InstructionConfig, name: str) -> Iterator[Example]:
-    """The examples of `examples`, `held_out` or `test`, in order, with their templates filled in."""
+def read_examples(config: InstructionConfig, name: str, left_out: Counter[str] | None = None) -> Iterator[Example]:
+    """The examples of `examples`, `held_out` or `test`, in order, with their templates filled in.
+
+    left_out: takes, when all are read, how many records were not read as was asked, by `formats.SKIPPED`.
+    """
     documents = _open(getattr(config, name), config.fields, name)
-    columns = [itertools.chain.from_iterable(map(_records, found.parts())) for found in documents.values()]
-    path, number = None, 0
+    parts = [list(found.parts()) for found in documents.values()]
+    columns = [itertools.chain.from_iterable(map(_records, each)) for each in parts]
+    path, number, without = None, 0, 0
     try:
         for row in zip(*columns, strict=True):
             here, number = row[0][0], number + 1 if row[0][0] == path else 1
             path = here
             values = {field: value for field, (_, value) in zip(documents, row, strict=True)}
             if any(value is None for value in values.values()):
-                continue  # `where` leaves it out
+                # `where` and `errors` leave it out as a whole, `skip_missing` for a single field too.
+                without += values[config.fields[0]] is not None
+                continue
             source, target = _filled(config.inputs, values), _filled(config.targets, values)
             place = f"{path}, record {number}"
             if not target.strip():
                 message = f"its target is empty: {config.targets!r} gives no text; leave the record out by `where`"
                 raise InputError(Problem(message, f"{KEY}.{name}: {place}"))
             yield Example(place, source, target, str(values[config.task]) if config.task else "")
+        if left_out is not None:
+            left_out.update(sum((part.skipped for part in parts[0]), Counter[str]({WITHOUT_TEXT: without})))
     except InputError as error:
         raise _at(error, name) from None
 

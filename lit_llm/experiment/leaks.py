@@ -19,6 +19,7 @@ from lit_llm.experiment.identity import digest_of_examples, digests_of_texts, id
 if TYPE_CHECKING:
     import numpy as np
 
+    from lit_llm.data.examples import ExampleSet
     from lit_llm.data.prepare import Prepared, PreparedSource
     from lit_llm.tracking.store import Store
 
@@ -135,11 +136,7 @@ def _sources(experiment: Experiment, store: Store) -> Iterator[_Trained]:
 
 
 def _tuned(experiment: Experiment, store: Store) -> Iterator[_Trained]:
-    from lit_llm.data.examples import ExampleSet, is_prepared
-
-    digest = digest_of_examples(experiment)
-    if digest and is_prepared(store.data, digest):
-        examples = ExampleSet(store.data, digest, experiment.pretrain.data.tokenizer)
+    if (examples := prepared_examples(experiment, store)) is not None:
         yield _Trained("its finetuning", examples.contents("train"))
 
 
@@ -155,13 +152,10 @@ def _held_out_text(data: Prepared) -> Iterator[_Judged]:
 
 
 def _held_out_examples(experiment: Experiment, store: Store) -> Iterator[_Judged]:
-    from lit_llm.data.examples import ExampleSet, is_prepared
-
-    digest = digest_of_examples(experiment)
-    if experiment.finetune is None or not is_prepared(store.data, digest):
+    examples = prepared_examples(experiment, store)
+    if experiment.finetune is None or examples is None:
         return
     config, data = experiment.finetune.data, _prepared(experiment, store)
-    examples = ExampleSet(store.data, digest, experiment.pretrain.data.tokenizer)
     for split, files in (("validation", "held_out"), ("test", "test")):
         contents, named = examples.contents(split), getattr(config, files) is not None
 
@@ -243,3 +237,13 @@ def same_tokenizer(one: Experiment, other: Experiment, store: Store) -> bool | N
         return None
     layouts = [layout_of(choice, folder) for choice, folder in zip(choices, folders, strict=True)]
     return layouts[0] == layouts[1]
+
+
+def prepared_examples(experiment: Experiment, store: Store) -> ExampleSet | None:
+    """The examples of its finetuning; None where there are none, or they are not tokenised yet."""
+    from lit_llm.data.examples import ExampleSet, is_prepared
+
+    digest = digest_of_examples(experiment)
+    if not digest or not is_prepared(store.data, digest):
+        return None
+    return ExampleSet(store.data, digest, experiment.pretrain.data.tokenizer)

@@ -1,6 +1,7 @@
 """Text that cannot be read is refused all at once, before anything is tokenised, or left out where one asks for it."""
 
 import json
+from collections import Counter
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -8,8 +9,9 @@ import pytest
 from pydantic import ValidationError
 
 from lit_llm.config.problems import InputError
-from lit_llm.data.config import DataConfig, JsonLines, Parquet, TextFiles
+from lit_llm.data.config import DataConfig, InstructionConfig, JsonLines, Parquet, TextFiles
 from lit_llm.data.corpora import open_corpus
+from lit_llm.data.instructions import read_examples
 from lit_llm.data.prepare import prepare
 
 
@@ -85,6 +87,21 @@ def test_rows_without_text_are_left_out_where_one_asks_for_it(tmp_path):
     assert list(documents) == ["one", "two"]
     pa.parquet.write_table(pa.table({"text": pa.array([None, None], pa.string())}), path)
     assert "hold no documents" in refused(Parquet(files=(path,), skip_missing=True))[0]
+
+
+def test_examples_without_a_field_and_lines_of_another_encoding_are_counted(tmp_path):
+    """One without either field counts once, one that `where` leaves out not at all."""
+    path = tmp_path / "asked.jsonl"
+    rows = [{"inputs": f"{n}?", "targets": f"{n}", "kind": "sum"} for n in range(60)]
+    rows += [{"inputs": "no answer?", "kind": "sum"}, {"targets": "no question", "kind": "sum"}, {"kind": "sum"}]
+    rows += [{"inputs": "other?", "targets": "other", "kind": "other"}] * 5
+    text = [json.dumps(row).encode() for row in rows] + ['{"inputs": "größe"}'.encode("latin-1")]
+    path.write_bytes(b"\n".join(text))
+    chosen = JsonLines(files=(str(path),), where={"kind": "sum"}, skip_missing=True, errors="skip")
+    config = InstructionConfig(examples=chosen, input_length=8, target_length=4, batch_size=2)
+    left_out = Counter()
+    assert len(list(read_examples(config, "examples", left_out))) == 60
+    assert left_out == {"without_text": 3, "undecodable": 1}
 
 
 LONG_WINDOW = bytes.fromhex(
