@@ -19,9 +19,10 @@ from lit_llm.experiment.ceilings import MOST_PROCESSES, Setting, cores, keep
 from lit_llm.experiment.identity import has_gpu
 from lit_llm.tracking.store import Store
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A shell that started the tests in the background has them ignore Ctrl-C, and all processes that they start.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+for _signal, _default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_signal) is signal.SIG_IGN:
+        # A shell that started the tests in the background, or `nohup`, has them and all that they start ignore it.
+        signal.signal(_signal, _default)
 
 WORDS = "the a of to in is that it was for on as with his they be at one have this from or had by hot but".split()
 
