@@ -210,7 +210,7 @@ def test_a_law_excuses_no_finetuning_of_another_length(write_study: Write) -> No
         "base: {finetune: {data: {examples: {kind: jsonl, files: [x.jsonl]}, input_length: 8, target_length: 4, "
         "batch_size: 4}, training: {max_steps: 10}}}"
     )
-    rest = grid(f"{STEPS}: [12, 24, 48], finetune.training.max_steps: [10, 30]")
+    rest = grid(f"{STEPS}: [60, 120, 240], finetune.training.max_steps: [10, 30]")
     path = write_study("tuned", f"{tuned}\n{rest}\ncompare: {{gate: {{}}}}", extends=None)
     path.write_text(path.read_text().replace("base: {", "extends: redllm-tiny\nbase: {"))
     from lit_llm.ablation.audit import audit
@@ -223,7 +223,7 @@ def test_a_law_excuses_no_finetuning_of_another_length(write_study: Write) -> No
 def test_a_group_of_too_few_sizes_is_excused_by_no_law_of_another(planned) -> None:
     """A gate measures single sizes against the law of the baseline's; scaling laws are one for each group."""
     arms = ", ".join(f"d{width}: {{model: {{d_model: {width}}}}}" for width in (16, 32, 64, 128))
-    arms = f"arms: {{{arms}, dec: {{extends: decllm-tiny, model: {{d_model: 128, attention: {{heads: 2}}}}}}}}"
+    arms = f"arms: {{{arms}, dec: {{extends: decllm-tiny, model: {{d_model: 64, attention: {{heads: 2}}}}}}}}"
     rest = f"{arms}\nallow: [{{key: pretrain.objective, because: we ask}}]\ncompare: "
     scaling = found(planned(f"{rest}{{scaling: {{by: family}}}}", "model.attention.head_dim=8"), "refused")
     assert {arm for arm, key in scaling if key == "budget.parameters"} == {"dec"}
