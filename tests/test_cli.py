@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -220,3 +221,18 @@ def test_a_level_may_be_called_by_brackets(tmp_path: Path) -> None:
         answer = lit_llm(*command, cwd=tmp_path)
         assert answer.returncode == 0, answer.stderr
         assert "baseline/a=[b]" in answer.stdout
+
+
+def test_a_terminal_of_another_encoding_has_every_letter_spelt(tmp_path: Path) -> None:
+    path = tmp_path / "letters.yaml"
+    path.write_text(
+        "study: letters\nquestion: 更大 größer?\nextends: decllm-tiny\n"
+        "grid: {factors: {大: {没有: {model.attention.output_norm: head}, größer: {model.attention.output_norm: none}}}}\nseeds: [0]\n"
+    )
+    command = [sys.executable, "-m", "lit_llm.cli", "plan", str(path), "--store", str(tmp_path / "store")]
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "COLUMNS": "100"}
+    shown = subprocess.run(command, capture_output=True, cwd=ROOT, env=os.environ | plain)
+    assert shown.returncode == 0, shown.stderr
+    said = shown.stdout.decode("ascii")
+    assert r"\u66f4\u5927 gr\xf6\xdfer?" in said
+    assert r"gr\xf6\xdfer" in said.replace(r"\u66f4\u5927 gr\xf6\xdfer?", "")

@@ -92,7 +92,9 @@ def open_study(source: str | Path, overrides: Sequence[str] = (), store: Store |
         if "/" in name or name.endswith((".yaml", ".yml")):
             return load_study(source, overrides)  # which says that there is no such file
         near = did_you_mean(name, [*preset_names(), *studies_in(store), *(file.name for file in Path().glob("*.yaml"))])
-        raise InputError(Problem(f"there is no preset, no file and no study in {store.root} {name!r}{near}"))
+        raise InputError(
+            Problem(f"there is no preset and no file {name!r}, nor a study of this name in {store.root}{near}")
+        )
     return _opened(store, name, overrides)
 
 

@@ -162,7 +162,9 @@ def test_a_new_version_keeps_the_earlier_one_and_both_are_read(
     config = place.stage(first).config_file
     assert load_study(config).study.study == first
     assert runs_of(load_study(config), place)[0].last.fingerprint == first
-    assert "there is no preset, no file and no study in" in error_of(place, "report", "versins")
+    assert "there is no preset and no file 'versins', nor a study of this name in" in error_of(
+        place, "report", "versins"
+    )
 
 
 def test_an_experiment_begins_a_new_version_by_itself(

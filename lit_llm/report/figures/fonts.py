@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -80,8 +81,15 @@ def spell_out(figure: Figure) -> set[str]:
 
 
 @contextmanager
-def no_glyph_warnings() -> Iterator[None]:
-    """What has no letters is spelt out before a figure is saved; matplotlib warns sooner, with a line of our code."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"Glyph \d+ .*missing from font")
-        yield
+def no_font_warnings() -> Iterator[None]:
+    """What has no letters is spelt out before a figure is saved; matplotlib warns sooner, with a line of our code. A
+    further font without a bold face is used as it is."""
+    logger = logging.getLogger("matplotlib.font_manager")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"Glyph \d+ .*missing from font")
+            yield
+    finally:
+        logger.setLevel(before)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 
 from lit_llm.ablation.palette import BLACK, BLUE, COLOURS, DASHES, GREEN, GREY, MARKERS, VERMILLION, Look, looks
 from lit_llm.report import text
-from lit_llm.report.figures.fonts import families, no_glyph_warnings, spell_out
+from lit_llm.report.figures.fonts import families, no_font_warnings, spell_out
 
 __all__ = ["BLACK", "BLUE", "COLOURS", "DASHES", "GREEN", "GREY", "MARKERS", "VERMILLION", "Look", "looks"]
 
@@ -68,7 +68,7 @@ def in_style() -> Iterator[None]:
     """With these settings and the fonts that are here, whatever matplotlib is set to."""
     from matplotlib import rc_context
 
-    with rc_context({**STYLE, "font.family": list(families())}), no_glyph_warnings():
+    with rc_context({**STYLE, "font.family": list(families())}), no_font_warnings():
         yield
 
 
