@@ -227,8 +227,8 @@ def test_a_terminal_of_another_encoding_has_every_letter_spelt(tmp_path: Path) -
     path = tmp_path / "letters.yaml"
     path.write_text(
         "study: letters\nquestion: 更大 größer?\nextends: decllm-tiny\n"
-        "grid: {factors: {大: {没有: {model.attention.output_norm: head}, größer: {model.attention.output_norm: none}}}}\n"
-        "seeds: [0]\n"
+        "grid: {factors: {大: {没有: {model.attention.output_norm: head}, größer: "
+        "{model.attention.output_norm: none}}}}\nseeds: [0]\n"
     )
     command = [sys.executable, "-m", "lit_llm.cli", "plan", str(path), "--store", str(tmp_path / "store")]
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "COLUMNS": "100"}

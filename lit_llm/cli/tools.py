@@ -156,7 +156,8 @@ def store_rebuild_mlflow(store: StoreOption = DEFAULT_STORE) -> None:
         done = rebuild_mlflow(Store(store), tell=lambda name: print(f"{name} ...", flush=True))
     except MirrorUnavailable as problem:
         raise InputError(Problem(str(problem), "--store")) from None
-    print(f"{len(done.studies)} studies are in {Store(store).root / 'mlflow.db'}")
+    count = len(done.studies)
+    print(f"{count} {'study is' if count == 1 else 'studies are'} in {Store(store).root / 'mlflow.db'}")
     if done.aside is not None:
         print(f"the old database is {done.aside}")
     if done.left:
