@@ -18,7 +18,7 @@ from lit_llm.ablation.palette import looks_of
 from lit_llm.ablation.plan import PLAN, Plan, plan, remembered
 from lit_llm.ablation.room import check_room
 from lit_llm.ablation.runs import Run, comparison_of, left_out, note_comparison, register_analysis, runs_of
-from lit_llm.ablation.stored import SWEEP, another_version, changes, keep, set_aside
+from lit_llm.ablation.stored import SWEEP, another_version, changes, damage_of, keep, set_aside
 from lit_llm.ablation.supervise import Supervision
 from lit_llm.ablation.watcher import Watcher
 from lit_llm.analysis.comparison import Comparison
@@ -119,6 +119,8 @@ def run_study(
             watcher.message(f"What was trained otherwise is kept as {kept}: {'; '.join(map(str, other))}.")
         with disk_errors(store) as disk, locked(folder / "lock"):
             try:
+                for problem in damage_of(store, name):
+                    watcher.message(problem)
                 keep(store, ablation, _stages(runs))
                 list_runs(store, name, ablation.source, ablation.overrides, [x for run in runs for x in _listed(run)])
                 for problem in register_analysis(store, ablation, runs):

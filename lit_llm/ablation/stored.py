@@ -30,6 +30,7 @@ from lit_llm.experiment.chain import chain
 from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.identity import digest_of_examples, identities, identity_of_data, read_corpora_again
 from lit_llm.experiment.load import changed, is_preset, load_experiment, preset_names, read_overrides
+from lit_llm.tracking.files import Damaged
 from lit_llm.tracking.store import Store, read_json, write_json
 
 STORED, SWEEP = "study.json", "sweep.json"
@@ -47,7 +48,8 @@ def keep(store: Store, ablation: Ablation, stages: Stages) -> None:
     """Write a study into its folder as it runs now."""
     name = ablation.study.study.partition("@")[0]  # which version it is, its folder says
     study = ablation.study.model_dump(mode="json", exclude_unset=True) | {"study": name}
-    write_json(store.study(ablation.study.study) / STORED, {"study": study, **content_of(ablation), "stages": stages})
+    content = {"study": study, **content_of(ablation), "stages": stages}
+    write_json(store.study(ablation.study.study) / STORED, content, signed=True)
 
 
 def content_of(ablation: Ablation) -> dict[str, Any]:
@@ -111,8 +113,11 @@ def _opened(store: Store, name: str, overrides: Sequence[str]) -> Ablation:
 
 
 def unreadable(file: Path, error: Exception) -> InputError:
-    """The error of a study or a sweep that another version has kept, or somebody has edited."""
-    message = f"cannot be read by this version ({str(error).splitlines()[0]}); give the file that it was made from"
+    """The error of a study or a sweep whose file in the store is damaged, or was written by another version."""
+    if isinstance(error, Damaged):
+        message = f"{error.problems[0].message}; the command that made it writes it again: give it the file"
+    else:
+        message = f"cannot be read by this version ({str(error).splitlines()[0]}); give the file that it was made from"
     return InputError(Problem(message, mark=Mark(str(file))))
 
 
@@ -169,7 +174,10 @@ def open_experiment(name: str, overrides: Sequence[str] = (), store: Store | Non
 
 def changes(store: Store, ablation: Ablation) -> list[Problem]:
     """How its arms train otherwise than those that have results under its name, by key; empty where none does."""
-    content = read_json(store.study(ablation.study.study) / STORED)
+    try:
+        content = read_json(store.study(ablation.study.study) / STORED)
+    except Damaged:  # which `damage_of` tells
+        return []
     if content is None:
         return []
     arms = {arm.name: arm for arm in ablation.arms}
@@ -198,6 +206,15 @@ def changes(store: Store, ablation: Ablation) -> list[Problem]:
     ]
     more = len(results) - MOST_KEYS
     return [*problems, *[Problem(f"{more} more keys differ")] * (more > 0)]
+
+
+def damage_of(store: Store, name: str) -> list[str]:
+    """What is wrong with the file of a kept study, as sentences; `keep` writes it again."""
+    try:
+        read_json(store.study(name) / STORED)
+    except Damaged as error:
+        return [f"{error.problems[0]}; `lit-llm run` with the study's file writes it again"]
+    return []
 
 
 def _said(arm: Arm, before: Mapping[str, Any], known: Mapping[tuple[str, ...], Any]) -> Iterator[tuple[str, str]]:

@@ -293,7 +293,7 @@ def report(
     """
     from lit_llm.ablation.analysis_plan import registration_of
     from lit_llm.ablation.runs import comparison_of, left_out, note_comparison, runs_of
-    from lit_llm.ablation.stored import open_study, version_of
+    from lit_llm.ablation.stored import damage_of, open_study, version_of
     from lit_llm.cli.sweeps import sweep_report
     from lit_llm.report.studies import discoveries_line, studies_of
     from lit_llm.search.sweep import is_sweep
@@ -311,6 +311,7 @@ def report(
     runs = runs_of(ablation, place)
     comparison = comparison_of(ablation, runs)
     problems = [*left_out(runs), *note_comparison(place, ablation, runs, comparison)]
+    problems += damage_of(place, ablation.study.study)
     if as_json:
         registered = registration_of(place.study(ablation.study.study))
         more = {"analysis": registered and registered.as_json(), "left_out": left_out(runs)}

@@ -121,8 +121,8 @@ def open_sweep(source: str, overrides: Sequence[str], store: Store) -> Search:
     """A sweep's file, or the name of a sweep in a store (or its folder there). Raises InputError."""
     if is_preset(source) or os.path.isfile(source) or (file := _kept(source, store)) is None:
         return load_sweep(source, overrides)
-    content = read_json(file) or {}
     try:
+        content = read_json(file) or {}
         document = tree(content["content"])
         sweep = validate(Sweep, document)
         study = validate(Study, _study_part(sweep.sweep, sweep.question, document))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 from damages import DAMAGES, copied, damage
+from mlflow.tracking import MlflowClient
 from typer.testing import CliRunner
 
 from lit_llm.ablation.arms import load_study
@@ -17,6 +19,7 @@ from lit_llm.cli import app
 from lit_llm.config.problems import InputError
 from lit_llm.experiment.finished import export_finished, open_finished
 from lit_llm.report.study import write_report
+from lit_llm.tracking.files import remove
 from lit_llm.tracking.store import Store
 
 AGAIN = "`lit-llm run STUDY --rerun failed` computes it again"
@@ -195,3 +198,63 @@ def test_no_damage_of_a_file_of_a_finished_stage_ends_in_a_traceback(
         run_again(path, place, Told(), rerun="failed")
         assert records(run_of(path, place)) == before, name
         shutil.rmtree(place)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", DAMAGES)
+def test_no_damage_of_another_file_of_the_store_ends_in_a_traceback(
+    ran: tuple[Path, Path], tmp_path: Path, how: str
+) -> None:
+    """Tokenised text, what a study keeps for programs, MLflow's database: each is healed, or named with what to do, and
+    that heals it. What `report` draws is damaged all at once: it is only ever written."""
+    path, store = ran
+    command("report", path, "--store", store)
+    before = records(run_of(path, store))
+    files = sorted(file.relative_to(store) for file in store.rglob("*") if file.is_file() and file.stat().st_size)
+    drawn = [name for name in files if name.suffix not in (".json", ".jsonl") and name.parts[0] == "studies"]
+    single = [name for name in files if name not in drawn and name.parts[0] in ("data", "studies", "store.json")]
+    assert len(drawn) > 5
+    assert len(single) > 15
+    for number, names in enumerate([drawn, *([name] for name in single)]):
+        place = copied(store, tmp_path / f"store{number}")  # MLflow remembers a database by its name
+        for name in names:
+            damage(place / name, how)
+        try:
+            finished = run_again(path, place, Told())
+        except InputError as error:
+            (name,) = names
+            advice = re.fullmatch(
+                r"(\S+): .*(delete the folder (\S+) and|delete the file and|remove it if).*", str(error)
+            )
+            assert advice, (name, str(error))
+            assert Path(advice[1]) == place / name
+            remove(Path(advice[3] or place / name))
+            finished = run_again(path, place, Told())
+        assert finished.exit_code == 0, names
+        assert records(run_of(path, place)) == before, names
+        if names[0].parts[0] == "studies":
+            command("report", path, "--store", place)
+            assert [name for name in names if not (place / name).is_file()] == []
+            assert command("status", "damaged", "--store", place).count("done") > 1
+        shutil.rmtree(place)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_database_of_mlflow_is_made_anew_from_what_is_on_disk(
+    ran: tuple[Path, Path], tmp_path: Path, how: str
+) -> None:
+    path, place = ran[0], copied(ran[1], tmp_path / "store")
+    damage(place / "mlflow.db", how)
+    told = Told()
+    assert run_again(path, place, told).exit_code == 0
+    if any("is broken" in message for message in told.messages):
+        assert any("`lit-llm store rebuild-mlflow --store" in message for message in told.messages)
+    command("store", "rebuild-mlflow", "--store", place)
+    client = MlflowClient(f"sqlite:///{place}/mlflow.db")
+    found = [run for each in client.search_experiments() for run in client.search_runs([each.experiment_id])]
+    mirrored = [run.data.tags["lit_llm.fingerprint"] for run in found if "lit_llm.fingerprint" in run.data.tags]
+    stages = [folder.name for folder in (place / "stages").iterdir()]
+    assert len(mirrored) == len(set(mirrored))
+    assert set(mirrored) <= set(stages)
+    assert len(mirrored) == 2
