@@ -141,7 +141,18 @@ def registration_of(folder: Path) -> Registration | None:
     changes, looks = list[Change](), list[Look]()
     for event in _events(log, problems):
         (changes if isinstance(event, Change) else looks).append(event)  # type: ignore[arg-type]
+    if not looks and not problems and _was_compared(folder):
+        problems.append(f"{log} holds no look, though there was a comparison: changes and looks are not known")
     return Registration(plan, when, finished, tuple(changes), tuple(looks), tuple(problems))
+
+
+def _was_compared(folder: Path) -> bool:
+    """Whether a comparison with a verdict stands in a study's folder: then somebody has looked."""
+    try:
+        rows = json.loads((folder / "comparison.json").read_text())["rows"]
+        return any(row["verdict"] for row in rows)
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def _events(log: Path, problems: list[str]) -> Iterator[Change | Look]:
@@ -231,7 +242,7 @@ def note_look(store: Store, ablation: Ablation, comparison: Comparison) -> list[
             _append(folder / LOG, line)
     except (Busy, OSError) as error:
         return [_unwritten(folder, error)]
-    return []
+    return [problem for problem in known.problems if problem.startswith(str(folder / LOG))]
 
 
 def look_key(ablation: Ablation, comparison: Comparison) -> str:

@@ -12,6 +12,7 @@ from damages import DAMAGES, copied, damage
 from mlflow.tracking import MlflowClient
 from typer.testing import CliRunner
 
+from lit_llm.ablation.analysis_plan import FROZEN, LOG
 from lit_llm.ablation.arms import load_study
 from lit_llm.ablation.run import Finished, Watcher, run_study
 from lit_llm.ablation.runs import Run, runs_of
@@ -66,8 +67,17 @@ allow: [{{key: budget, because: small arms cost what they cost}}]
     return path, folder / "store"
 
 
-def run_again(path: Path, store: Path, watcher: Told, rerun: str | None = None) -> Finished:
-    return run_study(load_study(path), Store(store), watcher=watcher, slots=1, rerun=rerun, report=write_report)  # type: ignore[arg-type]
+def run_again(path: Path, store: Path, watcher: Told, rerun: str | None = None, reported: bool = True) -> Finished:
+    report = write_report if reported else lambda *_: []
+    return run_study(load_study(path), Store(store), watcher=watcher, slots=1, rerun=rerun, report=report)  # type: ignore[arg-type]
+
+
+def do_as_told(error: InputError, file: Path) -> None:
+    """Follow the advice of a message that names a damaged file."""
+    advice = re.fullmatch(r"(\S+): .*(delete the folder (\S+) and|delete the file and|remove it if).*", str(error))
+    assert advice, (file, str(error))
+    assert Path(advice[1]) == file
+    remove(Path(advice[3] or file))
 
 
 def command(*arguments: object) -> str:
@@ -219,21 +229,19 @@ def test_no_damage_of_another_file_of_the_store_ends_in_a_traceback(
         place = copied(store, tmp_path / f"store{number}")  # MLflow remembers a database by its name
         for name in names:
             damage(place / name, how)
+        of_study, told = names[0].parts[0] == "studies", Told()
         try:
-            finished = run_again(path, place, Told())
+            finished = run_again(path, place, told, reported=of_study)
         except InputError as error:
-            (name,) = names
-            advice = re.fullmatch(
-                r"(\S+): .*(delete the folder (\S+) and|delete the file and|remove it if).*", str(error)
-            )
-            assert advice, (name, str(error))
-            assert Path(advice[1]) == place / name
-            remove(Path(advice[3] or place / name))
-            finished = run_again(path, place, Told())
+            do_as_told(error, place / names[0])
+            finished = run_again(path, place, Told(), reported=False)
         assert finished.exit_code == 0, names
         assert records(run_of(path, place)) == before, names
-        if names[0].parts[0] == "studies":
-            command("report", path, "--store", place)
+        if names[0].name == FROZEN:  # what was frozen before there was a result cannot be had again
+            assert "not known as it was frozen" in command("report", path, "--store", place)
+        elif names[0].name == LOG and how in ("emptied", "deleted"):
+            assert any(f"{place / names[0]} holds no look" in message for message in told.messages)
+        elif of_study:
             assert [name for name in names if not (place / name).is_file()] == []
             assert command("status", "damaged", "--store", place).count("done") > 1
         shutil.rmtree(place)

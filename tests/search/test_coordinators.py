@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
-import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -256,32 +254,6 @@ def test_an_interrupted_search_keeps_everything_and_the_next_completes_it(
     for folder, lines in first.items():
         assert read_metrics(Stage(folder).metrics_file)[: len(lines)] == lines
     assert len(seeded(store, seed)) == 4
-
-
-@pytest.mark.slow
-def test_coordinators_killed_at_random_moments_change_nothing_of_what_is_found(
-    write_sweep: Write, store: Store, tmp_path: Path
-) -> None:
-    """One at a time the draws are those of an undisturbed search, and so is each value, to the bit."""
-    path = longer(write_sweep("unlucky", f"{TWO}\n{rates()}\nseeds: [440]\nsampler: qmc\n{ALONE}", trials=5), 300)
-    draw, kills = random.Random(0), 0
-    for _ in range(8):
-        coordinator = Coordinator(tmp_path, path, store.root)
-        goal = len(seeded(store, 440)) + draw.randint(0, 1)
-        wait_until(lambda goal=goal, one=coordinator: one.process.poll() is not None or len(seeded(store, 440)) > goal)
-        time.sleep(draw.uniform(0, 0.5))
-        kills += coordinator.process.poll() is None
-        coordinator.process.kill()
-        coordinator.process.wait()
-    assert kills >= 3
-    ended = sweep(path, store, slots=1)
-    assert_exact(ended, 5)
-    other, tracking = beside(store, tmp_path / "undisturbed")
-    whole = sweep(path, other, slots=1, tracking=tracking)
-    for arm in ("red", "dec"):
-        pairs = list(zip(counted(ended, arm), counted(whole, arm), strict=True))
-        assert [(left.point, left.values) for left, _ in pairs] == [(right.point, right.values) for _, right in pairs]
-        assert all(same_bits(stages(store, left)[0], stages(other, right)[0]) for left, right in pairs)
 
 
 # --- many coordinators ---------------------------------------------------------------------------------------------
