@@ -411,7 +411,7 @@ def test_two_studies_that_share_a_stage_compute_it_once(write_study: Study, tmp_
         subprocess.Popen(command(path, store, "-j", "1"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for path in paths
     ]
-    outputs = [process.communicate(timeout=200)[0] for process in processes]
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
     assert all("red/seed 240: done" in output for output in outputs), "\n".join(outputs)
     (stage,) = store.glob("stages/*")

@@ -195,10 +195,10 @@ def killed_and_restarted(start, data, root, part, victim, rounds, most):
             psutil.Process(process.pid if victim == "coordinator" else draw.choice(workers).pid).kill()
         except psutil.NoSuchProcess:
             continue
-        error = process.communicate(timeout=30)[1]
+        error = process.communicate(timeout=200)[1]
         kills += 1
         if victim == "coordinator":
-            assert psutil.wait_procs(workers, timeout=10)[1] == []  # no orphan
+            assert psutil.wait_procs(workers, timeout=100)[1] == []  # no orphan
         elif process.returncode:  # else it was done already
             assert "was killed, perhaps for want of memory" in error
             assert "Traceback" not in error
@@ -235,8 +235,8 @@ def test_what_a_killed_tokenisation_has_finished_is_not_done_again(documents, tm
             workers = family(process)
             process.kill()
             break
-    process.communicate(timeout=30)
-    assert psutil.wait_procs(workers, timeout=10)[1] == []  # they end by themselves
+    process.communicate(timeout=200)
+    assert psutil.wait_procs(workers, timeout=100)[1] == []  # they end by themselves
     before = {path.name: path.stat() for path in root.glob(".*/0*.json")}
     assert len(before) > 3
     prepare(data, tmp_path / "whole")
@@ -255,9 +255,9 @@ def test_ctrl_c_ends_it_quietly_without_orphans_and_it_goes_on(tmp_path, start, 
     workers = family(process)
     assert len(workers) == 2
     os.killpg(process.pid, signal.SIGINT)
-    error = process.communicate(timeout=30)[1]
+    error = process.communicate(timeout=200)[1]
     assert error.count("Traceback") == 1  # this program's own KeyboardInterrupt, none of a worker's
-    assert psutil.wait_procs(workers, timeout=10)[1] == []
+    assert psutil.wait_procs(workers, timeout=100)[1] == []
     assert list(root.glob(".*/0*.json"))
     monkeypatch.setattr(corpora, "PART", 60_000)
     prepare(data, root)
@@ -276,7 +276,7 @@ def test_workers_do_not_load_torch(documents, tmp_path, start):
                 maps = " ".join(found.path for found in worker.memory_maps())
             except psutil.Error:
                 continue
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode == 0
     assert "libtorch" not in maps
 
@@ -324,7 +324,7 @@ def test_a_script_without_a_guard_is_told_what_it_lacks(documents, tmp_path):
     program = PROGRAM.replace('if __name__ == "__main__":', "if True:")
     (tmp_path / "program.py").write_text(program)
     command = [sys.executable, tmp_path / "program.py", config(documents).model_dump_json(), tmp_path / "data", "5000"]
-    done = subprocess.run(command, text=True, capture_output=True, timeout=60)
+    done = subprocess.run(command, text=True, capture_output=True, timeout=300)
     assert done.returncode == 1
     assert 'outside of `if __name__ == "__main__":`' in done.stderr
     assert "Traceback" not in done.stderr

@@ -281,7 +281,7 @@ def test_two_devices_share_the_windows_and_have_all_sums(data, tmp_path):
     assert len(batches) == 3
     torch.save((model, batches, places, len(source.documents)), tmp_path / "given.pt")
     ranks = [subprocess.Popen([sys.executable, "-c", RANK, str(tmp_path), str(rank)]) for rank in range(2)]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    assert [rank.wait(timeout=400) for rank in ranks] == [0, 0]
     alone = nats_by_place(model, batches, places, len(source.documents))
     for rank in range(2):
         by_document, (nats, tokens) = torch.load(tmp_path / f"found-{rank}.pt")

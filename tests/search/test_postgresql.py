@@ -65,7 +65,7 @@ class Server:
                 cwd=self.folder,
                 **self.owner,  # type: ignore[call-overload]
             )
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 200
         while True:
             try:
                 return psycopg.connect(self.url(), connect_timeout=3).close()

@@ -113,7 +113,7 @@ def test_eight_processes_open_one_fresh_store_together(tmp_path):
     processes = [fork.Process(target=open_store, args=(tracking, seed, problems)) for seed in range(8)]
     for process in processes:
         process.start()
-    assert [problems.get(timeout=100) for _ in processes] == [None] * 8
+    assert [problems.get(timeout=400) for _ in processes] == [None] * 8
     for process in processes:
         process.join()
     _, children = runs(tracking)
@@ -456,7 +456,7 @@ def test_thread_mirrors_live_and_closes_with_everything(tracking, tmp_path):
     path.write_text(lines(range(3)))
     state = ["running"]
     thread = MirrorThread(Mirror(tracking, study=STUDY), lambda: [record(path, state=state[0])], seconds=0.05)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 200
     while time.monotonic() < deadline and not MlflowClient(tracking).get_experiment_by_name(STUDY):
         time.sleep(0.05)
     state[0] = "done"
@@ -470,9 +470,9 @@ def test_catching_up_waits_for_all_that_is_there_now_however_rarely_the_thread_l
     path = tmp_path / "metrics.jsonl"
     path.write_text(lines(range(3)))
     thread = MirrorThread(Mirror(tracking, study=STUDY), lambda: [record(path)], seconds=600)
-    assert thread.catch_up(timeout=60)
+    assert thread.catch_up(timeout=300)
     path.write_text(lines(range(6)))
-    assert thread.catch_up(timeout=60)
+    assert thread.catch_up(timeout=300)
     _, [run] = runs(tracking)
     assert steps(tracking, run) == list(range(6))
     assert thread.close("done")
@@ -492,7 +492,7 @@ def test_gone_server_is_told_once_within_seconds(tmp_path):
     assert time.monotonic() - start < 5
     assert "secret" not in str(told.value)
     thread = MirrorThread(Mirror(tracking, study=STUDY), list, seconds=0.01)
-    told, deadline = None, time.monotonic() + 20
+    told, deadline = None, time.monotonic() + 200
     while told is None and time.monotonic() < deadline:
         told = thread.take_news()
     assert told is not None
@@ -518,7 +518,7 @@ def test_everything_is_caught_up_when_the_server_is_back(tmp_path):
     (tmp_path / "server").mkdir()
 
     def sync_until_it_answers():
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 200
         while True:
             try:
                 return mirror.sync([record(path, code="c", error="e"), record(path, seed=1)])
