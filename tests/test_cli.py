@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -74,7 +75,8 @@ def test_a_preset_is_planned_at_once_where_nothing_is_measured(tmp_path: Path, m
 @pytest.mark.parametrize("path", sorted((ROOT / "ablations").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_shipped_study_is_fair_and_opens_with_its_question(path: Path, tmp_path: Path) -> None:
     write_instructions(tmp_path)
-    answer = lit_llm("plan", str(path), "--json", cwd=tmp_path)
+    shutil.copytree(path.parent, tmp_path / "ablations")
+    answer = lit_llm("plan", f"ablations/{path.name}", "--json", cwd=tmp_path)
     assert answer.returncode == 0, answer.stderr
     plan = json.loads(answer.stdout)
     assert not [finding for finding in plan["findings"] if finding["kind"] in ("refused", "no_op")]

@@ -90,6 +90,8 @@ class Ablation:
     """The file as it was read."""
     identities: tuple[tuple[tuple[str, ...], Any], ...] = field(default=(), repr=False)
     """What a store knows of the texts; empty where they are read."""
+    added: tuple[str, ...] = ()
+    """Overrides that the store does not keep, of a study that was opened by its name."""
     searches: Mapping[str, SearchedKeys] = field(default_factory=dict)
     """{arm: what a sweep searches in it}; empty for a study."""
 
@@ -100,7 +102,8 @@ class Ablation:
         """`lit-llm run ablations/quickstart.yaml -o ...`, to be typed where we are. store: unless it is the default."""
         source, where = Path(self.source), store.option() if store is not None else []
         if self.identities:  # a study that its store knows by its name
-            return shlex.join(["lit-llm", name, self.study.study, *where])
+            options = [word for each in self.added for word in ("-o", each)]
+            return shlex.join(["lit-llm", name, self.study.study, *where, *options])
         near = source.relative_to(Path.cwd()) if source.is_relative_to(Path.cwd()) else source
         options = [word for each in self.overrides for word in ("-o", each)]
         return shlex.join(["lit-llm", name, str(near), *where, *options])

@@ -16,7 +16,7 @@ from lit_llm.ablation.stored import SWEEP, open_study, studies_in
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.tracking.mlflow_database import put_aside
 from lit_llm.tracking.relocation import PATIENCE, lock_of
-from lit_llm.tracking.store import FINAL, Store, held, is_locked
+from lit_llm.tracking.store import FINAL, Store, held, is_running
 
 FILES = (PLAN, FROZEN, LOG, "comparison.csv", "comparison.json", "comparison.md", "report.html", "tables", "figures")
 """Of a study's folder, what is logged with it where it is there."""
@@ -31,16 +31,20 @@ class Rebuilt:
     studies: tuple[str, ...]
     left: tuple[str, ...]
     """What is not in the new one before it is run again: sweeps."""
+    unread: tuple[str, ...]
+    """What is wrong with the studies that cannot be read, and are not in it."""
 
 
 def rebuild_mlflow(store: Store, tell: Callable[[str], None] = lambda _: None) -> Rebuilt:
     """Put MLflow's database of a store aside and make another, with every study that the store keeps.
 
-    tell: called with the name of each study. Raises InputError while somebody runs one, or for a study that cannot be
-    read; MirrorUnavailable where the new database cannot be written either.
+    tell: called with the name of each study. Raises InputError while somebody runs one, or where there is no
+    store; MirrorUnavailable where the new database cannot be written either.
     """
     store.check()
-    running = [path.parent.name for path in store.root.glob("studies/*/lock") if is_locked(path)]
+    if not (store.root / "store.json").exists():
+        raise InputError(Problem(f"there is no store in {store.root}", "--store"))
+    running = sorted(folder.name for folder in store.root.glob("studies/*") if is_running(folder))
     if running:
         raise InputError(
             Problem(f"{', '.join(running)} is being run by another process; wait for it to end", "--store")
@@ -49,12 +53,16 @@ def rebuild_mlflow(store: Store, tell: Callable[[str], None] = lambda _: None) -
     busy = Problem(f"{database} is in use by another process; wait for it to end", "--store")
     with held(lock_of(database), PATIENCE, busy):
         aside = put_aside(database)
-    names = studies_in(store)
-    for name in names:
+    names, unread = list[str](), list[str]()
+    for name in studies_in(store):
         tell(name)
-        _replay(store, name)
+        try:
+            _replay(store, name)
+            names.append(name)
+        except InputError as error:
+            unread += map(str, error.problems)
     kept = {path.parent.name for path in store.root.glob(f"studies/*/{SWEEP}")}
-    return Rebuilt(aside, tuple(names), tuple(sorted(kept)))
+    return Rebuilt(aside, tuple(names), tuple(sorted(kept)), tuple(unread))
 
 
 def _replay(store: Store, name: str) -> None:

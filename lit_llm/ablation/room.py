@@ -32,12 +32,12 @@ def check_room(store: Store, stages: Iterable[tuple[Experiment, Trained, Stage]]
         key = f"{experiment.model.model_dump_json()} {training.model_dump_json()}"
         if key not in known:
             model = resolve_model(experiment.model)
-            # The one before is kept until the next is whole.
-            written = min(2, (training.max_steps - 1) // training.execution.checkpoint_every)
+            # The last and the one before are kept until the next is whole.
+            written = min(3, (training.max_steps - 1) // training.execution.checkpoint_every)
             known[key] = weights_bytes(model), written * checkpoint_bytes(model, training)
-        last = stage.checkpoints / "last.ckpt"
+        kept = [stage.checkpoints / name for name in ("last.ckpt", "previous.ckpt")]
         weights += known[key][0]
-        checkpoints.append(max(0.0, known[key][1] - (last.stat().st_size if last.exists() else 0)))
+        checkpoints.append(max(0.0, known[key][1] - sum(file.stat().st_size for file in kept if file.exists())))
     running = sum(sorted(checkpoints, reverse=True)[:slots])
     texts = _bytes_of_tokens({digest_of_data(one): one for one, *_ in todo.values()}, store.data)
     needed, free = weights + running + texts, free_bytes(store.root)

@@ -34,6 +34,8 @@ from lit_llm.tracking.files import Damaged
 from lit_llm.tracking.store import Store, read_json, write_json
 
 STORED, SWEEP = "study.json", "sweep.json"
+PLAIN_NAME = r"[\w.@-]+"
+"""What the name of a study or a sweep in a store may be; all else is a path."""
 MOST_KEYS = 12
 """Keys of a changed plan that a message names."""
 
@@ -89,7 +91,7 @@ def open_study(source: str | Path, overrides: Sequence[str] = (), store: Store |
     if store is None or is_preset(name) or os.path.isfile(name):
         return load_study(source, overrides)
     if (name := name_in(store, name)) not in studies_in(store):
-        if (store.study(name) / SWEEP).exists():
+        if re.fullmatch(PLAIN_NAME, name) and (store.study(name) / SWEEP).exists():
             raise InputError(Problem("is a sweep, which `sweep`, `status`, `plan` and `report` take", name))
         if "/" in name or name.endswith((".yaml", ".yml")):
             return load_study(source, overrides)  # which says that there is no such file
@@ -137,9 +139,12 @@ def overridden(ablation: Ablation, overrides: Sequence[str]) -> Ablation:
     if ablation.study.match.by != "none" and {"model", "pretrain"} & set(keys.value):
         message = f"the arms were matched by {ablation.study.match.by} before; give the study's file, {ablation.source}"
         raise InputError(Problem(message, "-o"))
+    if {"model", "pretrain"} & set(keys.value) and any(arm.experiment.adapt for arm in ablation.arms):
+        message = f"decides what arms are adapted from, too; give the study's file, {ablation.source}"
+        raise InputError(Problem(message, "-o"))
     arms = tuple(replace(arm, experiment=changed(arm.experiment, keys), keys=keys) for arm in ablation.arms)
     added = [option for option in overrides if option not in ablation.overrides]
-    return replace(ablation, arms=arms, overrides=(*ablation.overrides, *added))
+    return replace(ablation, arms=arms, overrides=(*ablation.overrides, *added), added=tuple(added))
 
 
 def name_in(store: Store, name: str) -> str:
@@ -275,13 +280,17 @@ def version_of(store: Store, ablation: Ablation) -> Ablation:
     return ablation
 
 
+class AnotherVersion(InputError):
+    """A study differs from the one that has results under its name."""
+
+
 def another_version(store: Store, ablation: Ablation, problems: Sequence[Problem]) -> InputError:
     """The error of a study that differs from the one that has results under its name."""
     name = ablation.study.study
     known = str(store.study(name)) if is_preset(name) else name
     shows = shlex.join(["lit-llm", "report", known, *store.option()])
     anew = f"{ablation.command('run', store)} --new-version"
-    return InputError(*problems, hint=f"`{shows}` shows them; `{anew}` keeps them as {_next(store, name)}.")
+    return AnotherVersion(*problems, hint=f"`{shows}` shows them; `{anew}` keeps them as {_next(store, name)}.")
 
 
 def set_aside(store: Store, name: str) -> str:

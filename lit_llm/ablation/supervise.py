@@ -165,7 +165,7 @@ def _entries(folder: Path) -> list[tuple[str, int, int]]:
         for entry in os.scandir(folder):
             state = entry.stat()
             found.append((entry.name, state.st_size, state.st_mtime_ns))
-    except FileNotFoundError:  # not begun, or a file that is just being replaced
+    except OSError:  # not begun, a file that is just being replaced, or a folder that cannot be read
         pass
     return found
 

@@ -253,11 +253,11 @@ def status(
 
 def _told_of_another(ablation: Ablation, store: Store, screen: Console | None) -> tuple[Ablation, list[str]]:
     """The version of a study that this is; with what other settings are trained under its name, which is printed."""
-    from lit_llm.ablation.stored import version_of
+    from lit_llm.ablation.stored import AnotherVersion, version_of
 
     try:
         return version_of(store, ablation), []
-    except InputError as error:
+    except AnotherVersion as error:
         problems = [str(problem) for problem in error.problems]
         if screen is not None:
             lines = "\n".join(["Another version has results under this name:", *problems, error.hint])

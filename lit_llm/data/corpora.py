@@ -243,7 +243,7 @@ def _find(patterns: Sequence[str], example: str) -> list[tuple[str, Path]]:
             continue
         if not found:
             reason = "no file matches" + ("" if os.path.isabs(pattern) else f"; looked for in {os.getcwd()}")
-            if pattern.startswith("glosses/"):  # where the presets and studies that ship look for them
+            if Path(pattern).parent.name == "glosses":  # where the presets and studies that ship look for them
                 reason = "no file matches; `lit-llm data glosses` writes them here (see docs/stages.md)"
             if os.path.isdir(pattern):
                 reason = f"is a directory; write {pattern.rstrip('/')}/**/{example}"

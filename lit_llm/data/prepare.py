@@ -358,7 +358,13 @@ def check_unchanged(unchanged: bool, work: Path, key: str = "corpus") -> None:
     """Raise InputError, and keep nothing of `work`, if the text is not what its digest was computed of."""
     if not unchanged:
         shutil.rmtree(work)
-        raise InputError(Problem("the text changed while it was tokenised; run again", key))
+        raise InputError(
+            Problem(
+                "the text changed while it was tokenised; run again. Of a study that was opened by its name it is "
+                "another text by now: give the study's file",
+                key,
+            )
+        )
 
 
 def _training_texts(documents: Mapping[str, Documents], config: DataConfig, progress: Progress) -> Iterator[str]:

@@ -5,6 +5,7 @@ Precedence: defaults < `extends` < the file's own keys < `-o`. A preset is a YAM
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -152,7 +153,7 @@ def with_places(node: Node, of_text: bool = False) -> Node:
     items = {}
     for key, item in node.value.items():
         if of_text and key == "files" and isinstance(item.value, list):
-            items[key] = Node([_placed(name) for name in item.value], item.mark)
+            items[key] = Node([_placed(name, pattern=True) for name in item.value], item.mark)
         elif of_text and key == "path":
             items[key] = _placed(item, if_there=kind is not None and kind.value == "huggingface")
         elif key == "tasks" and isinstance(item.value, dict) and "folder" in item.value:
@@ -162,12 +163,18 @@ def with_places(node: Node, of_text: bool = False) -> Node:
     return Node(items, node.mark)
 
 
-def _placed(name: Node, if_there: bool = False) -> Node:
-    """A path or a glob, absolute. if_there: leave it as it is where nothing lies there, for it may be no path."""
+def _placed(name: Node, if_there: bool = False, pattern: bool = False) -> Node:
+    """A path, absolute, so that it is the same wherever the experiment is read again.
+
+    if_there: leave it as it is where nothing lies there, for it may be no path; pattern: it may be a glob.
+    """
     folder = _folder(name.mark).absolute()
-    if not isinstance(name.value, str) or folder in (PRESETS, Path.cwd()) or os.path.isabs(expanded(name.value)):
+    folder = Path.cwd() if folder == PRESETS else folder
+    if not isinstance(name.value, str) or os.path.isabs(given := expanded(name.value)):
         return name
-    path = os.path.normpath(folder / expanded(name.value))
+    path = os.path.normpath(folder / given)
+    if pattern and not os.path.exists(path):  # then the folder's own brackets are no pattern
+        path = os.path.normpath(os.path.join(glob.escape(str(folder)), given))
     return name if if_there and not os.path.exists(path) else Node(path, name.mark)
 
 

@@ -4,11 +4,13 @@ SIGTERM comes at a time limit, SIGUSR1 before it where one asks for that (`#SBAT
 terminal is gone. All mean the same: save what is needed and end.
 """
 
+import os
 import signal
+import stat
 import threading
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """Each asks to stop, as Ctrl-C does."""
@@ -25,11 +27,23 @@ class Signals:
     """The request with this number raises KeyboardInterrupt nevertheless."""
 
     def receive(self, number: int, _frame: types.FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            _leave_terminal()
         # A batch system repeats itself, and a shell does when its terminal is closed: only Ctrl-C again is impatience.
         if number == signal.SIGINT or self.count == 0:
             self.count += 1
             if self.count >= self.patience:
                 raise KeyboardInterrupt
+
+
+def _leave_terminal() -> None:
+    """Write nowhere from here on: what is printed to a terminal that is gone would fail as on a broken disk."""
+    for stream in (1, 2):
+        with suppress(OSError):
+            if stat.S_ISCHR(os.fstat(stream).st_mode):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream)
+                os.close(nowhere)
 
 
 @contextmanager
@@ -43,8 +57,14 @@ def counted_signals() -> Iterator[Signals]:
 @contextmanager
 def stopped_as_by_ctrl_c() -> Iterator[None]:
     """Inside, SIGTERM, SIGHUP and SIGUSR1 raise KeyboardInterrupt, so that each ends as Ctrl-C does."""
-    with _handled(signal.default_int_handler, STOP_SIGNALS):
+    with _handled(_as_ctrl_c, STOP_SIGNALS):
         yield
+
+
+def _as_ctrl_c(number: int, frame: types.FrameType | None) -> None:
+    if number == signal.SIGHUP:
+        _leave_terminal()
+    signal.default_int_handler(number, frame)
 
 
 @contextmanager

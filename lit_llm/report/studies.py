@@ -16,7 +16,8 @@ from lit_llm.analysis.paired import Difference
 from lit_llm.analysis.verdicts import LOST
 from lit_llm.report import text
 from lit_llm.report.parts import Part
-from lit_llm.tracking.store import Store, finite, is_locked
+from lit_llm.tracking.files import Damaged
+from lit_llm.tracking.store import Store, finite, is_running, read_json
 
 ANSWER, COMPARISON = "answer.json", "comparison.json"
 """What a study's report, its comparison and a sweep leave in their folders for programs."""
@@ -36,6 +37,7 @@ class StudyEntry:
     """First sentence of its last report; empty where none was written."""
     running: bool = False
     """Whether a process runs it now."""
+    is_sweep: bool = False
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -102,7 +104,10 @@ def studies_of(store: Store) -> Studies:
     compared = {entry.study for entry in entries}
     for file in [file for name in (STORED, SWEEP) for file in (store.root / "studies").glob(f"*/{name}")]:
         if file.parent.name not in compared and (content := _read(file, problems)) is not None:
-            entries.append(_entry(file, _states(store, content), problems, content))
+            try:
+                entries.append(_entry(file, _states(store, content), problems, content))
+            except (LookupError, TypeError, AttributeError):
+                problems.append(f"{file} cannot be read by this version")
     entries.sort(key=lambda entry: (entry.date, entry.study))
     return Studies(tuple(entries), false_discoveries([*tests.values()]), tuple(problems))
 
@@ -123,8 +128,15 @@ def _entry(
     sentences = (answered or {}).get("answer") or [""]
     known = answered or planned or (kept or {}).get("study")
     question = known.get("question", "") if isinstance(known, dict) else (kept or {}).get("question", "")
-    running = is_locked(folder / "lock") or any(is_locked(lock) for lock in folder.glob("coordinators/*.lock"))
-    return StudyEntry(folder.name, str(question), dict(states), _date(file), str(sentences[0]), running)
+    return StudyEntry(
+        folder.name,
+        str(question),
+        dict(states),
+        _date(file),
+        str(sentences[0]),
+        running=is_running(folder),
+        is_sweep=(folder / SWEEP).exists(),
+    )
 
 
 def _tests(study: str, comparison: Mapping[str, Any]) -> Iterator[tuple[tuple[Any, ...], DifferenceTest]]:
@@ -181,7 +193,8 @@ def studies_part(found: Studies) -> Part:
 
 
 def _said(entry: StudyEntry) -> str:
-    states = ", ".join(f"{number} {state.replace('_', ' ')}" for state, number in entry.states.items()) or "a sweep"
+    counts = ", ".join(f"{number} {state.replace('_', ' ')}" for state, number in entry.states.items())
+    states = "a sweep" if entry.is_sweep else counts
     return f"running: {states}" if entry.running else states
 
 
@@ -193,13 +206,10 @@ def answer_json(study: str, question: str, answer: Sequence[str]) -> str:
 
 def _read(file: Path, problems: list[str]) -> dict[str, Any] | None:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        content = None
-    if not isinstance(content, dict):
-        problems.append(f"{file} cannot be read")
+        return read_json(file)
+    except Damaged as error:
+        problems.append(str(error))
         return None
-    return content
 
 
 def _date(file: Path) -> float:

@@ -74,7 +74,7 @@ def write_report(
     seen = [(run, run.result()) for run in runs]
     drawn = figures_of(ablation, runs, comparison)
     figures, tables = folder / "figures", folder / "tables"
-    for old in (figures, tables):
+    for old in (figures, tables) if out is None else ():  # a folder of the user's may hold others
         shutil.rmtree(old, ignore_errors=True)  # what an earlier look had and this one has not
     if drawn:
         write_figures(drawn, figures, pdf or len(runs) <= MOST_RUNS_WITH_PDF)

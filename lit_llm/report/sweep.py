@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from lit_llm.report import text
 from lit_llm.report.page import Code, Embedded, Page, Section, html
@@ -45,7 +47,7 @@ def write_sweep_report(
         "winners",
         "",
         ["study of the winners"],
-        [[Link(winners.parent.name, f"../{winners.parent.name}/report.html")]],
+        [[Link(winners.parent.name, quote(os.path.relpath(winners, folder)))]],
         1,
     )
     commands = [search.ablation.command(name, store) for name in ("sweep", "report")]

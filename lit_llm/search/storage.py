@@ -43,7 +43,14 @@ def journal(path: Path) -> BaseStorage:
             self._lock.release()
 
     backend: BaseJournalBackend = JournalFileBackend(str(path), lock_obj=_Lock())  # type: ignore[arg-type]
-    return JournalStorage(backend)
+    try:
+        return JournalStorage(backend)
+    except Exception as error:  # of any kind: a line that is JSON may say anything
+        message = (
+            f"is damaged: Optuna cannot read it ({type(error).__name__}: {error}). Move the file away to begin the "
+        )
+        message += "search anew (trained runs are found again)"
+        raise InputError(Problem(message, mark=Mark(str(path)))) from None
 
 
 def _remove_unfinished_line(path: Path) -> None:

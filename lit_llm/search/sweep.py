@@ -13,7 +13,7 @@ from typing import Any
 from lit_llm.ablation.arms import Ablation, understood
 from lit_llm.ablation.audit import CONTINUATION, YARDSTICK
 from lit_llm.ablation.config import Study
-from lit_llm.ablation.stored import SWEEP, ablation_of, content_of, name_in, overridden, unreadable
+from lit_llm.ablation.stored import PLAIN_NAME, SWEEP, ablation_of, content_of, name_in, overridden, unreadable
 from lit_llm.config.problems import InputError, Problem, did_you_mean, noted
 from lit_llm.config.section import validate
 from lit_llm.config.tree import Node, leaves, read_file, tree, under
@@ -139,8 +139,11 @@ def content_of_search(search: Search) -> dict[str, Any]:
 
 def _kept(source: str, store: Store) -> Path | None:
     """Where a store keeps a sweep; None where it has none of this name."""
-    file = store.study(name_in(store, source)) / SWEEP
-    return file if re.fullmatch(r"[\w.@-]+", file.parent.name) and file.is_file() else None
+    name = name_in(store, source)
+    if not re.fullmatch(PLAIN_NAME, name):
+        return None
+    file = store.study(name) / SWEEP
+    return file if file.is_file() else None
 
 
 def load_sweep(source: str | Path, overrides: Sequence[str] = ()) -> Search:

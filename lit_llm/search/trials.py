@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lit_llm.ablation.stored import SWEEP
+from lit_llm.ablation.stored import STORED, SWEEP
 from lit_llm.config.fingerprint import fingerprint
 from lit_llm.config.problems import InputError, Mark, Problem, some
 from lit_llm.config.tree import difference
@@ -70,7 +70,7 @@ class Trials:
         self.exhausted: dict[str, str] = {}
         """{arm: why no further trial was found}."""
         note = self._read_note()
-        if note is None and (self.folder / "runs.json").exists():
+        if note is None and (self.folder / STORED).exists():
             message = f"{search.name} is the name of a study in this store; give the sweep another"
             raise InputError(Problem(message, "sweep"))
         where = "the store" if storage is None else without_secrets(storage)
@@ -126,10 +126,11 @@ class Trials:
         import optuna
 
         if arm not in self._studies:
+            storage = self._open()
             try:
                 self._studies[arm] = optuna.load_study(
                     study_name=f"{self.search.name}/{arm}",
-                    storage=self._open(),
+                    storage=storage,
                     pruner=make_pruner(self.search.sweep, self.search.ablation.arm(arm).experiment),
                 )
             except KeyError:

@@ -57,7 +57,7 @@ def resolved(tracking: str) -> tuple[str, Path | None]:
     return tracking, None
 
 
-SECRET = r"[^=&?;\s'\"]*(?:pass|pwd|secret|token|key|auth|credential|signature)[^=&?;\s'\"]*=[^&;\s'\"]*"
+SECRET = r"(?:[^=&?;\s'\"]*(?:pass|pwd|secret|token|key|auth|credential|signature)[^=&?;\s'\"]*|sig|pw)=[^&;\s'\"]*"
 """A pair of a URL's query that may be a secret."""
 
 
@@ -66,7 +66,8 @@ def without_secrets(text: str) -> str:
 
     Credentials are for the environment or for the driver's own files: MLFLOW_TRACKING_TOKEN, PGPASSWORD, ~/.pgpass.
     """
-    text = re.sub(r"//[^\s'\"]*@", "//", text)  # to the last @: a password may hold one, and slashes
+    # To the last @ before a query: a password may hold one, and slashes.
+    text = re.sub(r"//(?:(?!\?\w+=)[^\s'\"])*@", "//", text)
     text = re.sub(rf"(?i)(?<=[?&;]){SECRET}(?:[&;]|(?=[\s'\"]|$))", "", text)
     return re.sub(r"(://[^\s'\"?]*)[?&]+(?=[\s'\"]|$)|(://[^\s'\"]*[^&])&+(?=[\s'\"]|$)", r"\1\2", text)
 

@@ -30,7 +30,7 @@ def disk_problem(error: BaseException, place: Path) -> str | None:
     Libraries raise errors of their own in which the operating system's words are quoted.
     """
     seen: BaseException | None = error
-    while seen is not None:
+    while seen is not None and not isinstance(seen, InputError):  # which says what it is about
         if isinstance(seen, OSError) and seen.errno is not None and seen.errno in UNUSABLE:
             return f"{seen.filename or place}: {os.strerror(seen.errno)}"
         quoted = next((number for number in UNUSABLE[:4] if os.strerror(number) in str(seen)), None)
@@ -38,7 +38,7 @@ def disk_problem(error: BaseException, place: Path) -> str | None:
             return f"{place}: {os.strerror(quoted)}"
         if "PytorchStreamWriter failed writing" in str(seen):
             return f"{place}: a file could not be written to its end; is the disk full?"
-        seen = seen.__cause__ or seen.__context__
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
     return None
 
 

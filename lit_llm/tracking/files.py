@@ -22,6 +22,8 @@ class Damaged(InputError):
         super().__init__(Problem(reason, mark=Mark(str(path))))
 
 
+NAME = "digest_of_rest"
+_NAMED = re.compile(rf'\{{\n "(.{{{len(NAME)}}})": "|# (.{{{len(NAME)}}}): ')
 _BEGIN = re.compile(r'\{\n "digest_of_rest": "|# digest_of_rest: ')
 """How a file begins that has the digest of what follows: the first key of a JSON object, or a comment in YAML."""
 _SIGNATURE = re.compile(rf'(?:{_BEGIN.pattern})(.{{{LENGTH}}})(?:",)?\n')
@@ -55,8 +57,9 @@ def read_verified(path: Path) -> str:
 
 
 def is_signed(text: str) -> bool:
-    """Whether it begins with its digest."""
-    return _BEGIN.match(text) is not None
+    """Whether it begins with its digest, or with what was its name before a bit of that was flipped."""
+    found = _NAMED.match(text)
+    return found is not None and sum(map(str.__ne__, found[1] or found[2], NAME)) <= 1
 
 
 def _digest_of_text(text: str) -> str:

@@ -36,6 +36,8 @@ def create(database: Path) -> None:
     database.parent.mkdir(parents=True, exist_ok=True)
     try:
         _migrate(sqlite_address(work))
+        if database.exists() and database.stat().st_size:
+            put_aside(database)  # it may hold what is no run, of another MLflow
         _remove(database)
         work.rename(database)
     finally:

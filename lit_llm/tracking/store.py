@@ -190,7 +190,7 @@ class Stage:
             for name, digest in (result or {}).get("files", {}).items():
                 check_digest(self.folder / name, digest)
         except Damaged:
-            if not file.exists():  # another process forgets it just now, file by file
+            if not os.path.lexists(file):  # another process forgets it just now, file by file
                 return None
             raise
         return result
@@ -323,7 +323,7 @@ def held(path: Path, patience: float, otherwise: Problem) -> Iterator[None]:
 
 def is_locked(path: Path) -> bool:
     """Whether a process holds this lock now."""
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path's, says no of a folder that may not be searched
         return False
     try:
         with locked(path):
@@ -332,6 +332,11 @@ def is_locked(path: Path) -> bool:
         return True
     except OSError:  # a store that can only be read; nobody here holds a lock of it
         return False
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process runs the study or the sweep of this folder now."""
+    return any(is_locked(lock) for lock in (folder / "lock", *folder.glob("coordinators/*.lock")))
 
 
 class MetricsFile:

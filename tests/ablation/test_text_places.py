@@ -56,7 +56,7 @@ def test_paths_are_relative_to_the_file_that_names_them(write, tmp_path):
 def test_a_path_on_the_command_line_is_relative_to_the_working_directory(write, tmp_path):
     (tmp_path / "elsewhere" / "here.txt").write_text("here")
     ablation = load_study(write("../texts/1*.txt"), ["pretrain.data.corpus.files=[here.txt]"])
-    assert {arm.experiment.pretrain.data.corpus.files for arm in ablation.arms} == {("here.txt",)}
+    assert {arm.experiment.pretrain.data.corpus.files for arm in ablation.arms} == {(f"{tmp_path}/elsewhere/here.txt",)}
 
 
 def test_what_is_wrong_with_files_is_told_at_their_lines_all_at_once(write, tmp_path):

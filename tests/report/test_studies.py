@@ -115,7 +115,7 @@ def test_the_command_lists_the_oldest_first_and_says_what_it_cannot_read(place: 
     assert "first it is." in lines[1]
     assert lines[2].startswith("second")
     assert "Benjamini-Hochberg over all; effects of factors are not counted" in shown.output
-    assert "broken/comparison.json cannot be read" in "".join(lines)
+    assert "broken/comparison.json: is damaged" in "".join(lines)
     content = json.loads(CliRunner().invoke(app, ["studies", "--store", str(place.root), "--json"]).output)
     assert [entry["study"] for entry in content["studies"]] == ["first", "second"]
     assert content["studies"][0]["states"] == {"done": 6}
