@@ -122,7 +122,7 @@ def test_a_store_that_vanishes_is_not_made_anew(write_study: Study, store: Store
 def test_a_disk_that_is_clearly_too_small_is_refused_with_the_numbers(
     write_study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """3 runs' weights in float32, and of two at once a checkpoint of three floats a parameter (AdamW), of which three are there at the peak."""
+    """3 runs' weights in float32, and of two at once three checkpoints of three floats a parameter (AdamW)."""
     path, store = long(write_study("large", "arms: {red: {}}", seeds=[0, 1, 2])), Store(tmp_path / "nowhere" / "store")
     ablation = load_study(path)
     from lit_llm.experiment.cost import cost_of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ from lit_llm.ablation.runs import runs_of
 from lit_llm.ablation.stored import STORED, changes, keep, open_study
 from lit_llm.cli import app
 from lit_llm.config.problems import InputError
+from lit_llm.data.corpora import open_corpus
+from lit_llm.experiment.frozen import freeze
 from lit_llm.report.studies import studies_of
 from lit_llm.report.study import write_report
 from lit_llm.tracking.store import Store
@@ -197,3 +200,39 @@ def test_a_study_that_was_never_compared_is_listed_with_its_state(write_study: S
     (entry,) = studies_of(place).entries
     assert (entry.study, entry.question, dict(entry.states)) == ("begun", "Does it hold?", {"done": 1, "pending": 1})
     assert "1 done, 1 pending" in command("studies", "--store", place.root).output
+
+
+@pytest.mark.parametrize("verb", ["plan", "run", "status", "report", "sweep"])
+@pytest.mark.parametrize("name", ["ablations/nope.yaml", "../nope.yaml", "/nope.yaml"])
+def test_a_file_that_is_not_there_is_said_to_be_missing(place: Store, verb: str, name: str) -> None:
+    assert "nope.yaml" in (said := error_of(place, verb, name))
+    assert "leaves the store" not in said
+    assert re.search("no such file|no preset and no file|there is no", said, re.IGNORECASE), said
+
+
+def test_by_its_name_a_study_keeps_in_its_commands_what_was_changed_now(write_study: Study, place: Store) -> None:
+    kept(load_study(write_study("changed", ARMS)), place)
+    again = open_study("changed", ["pretrain.training.max_steps=9"], place)
+    assert again.command("run").endswith("run changed -o pretrain.training.max_steps=9")
+
+
+def test_a_stage_configuration_is_an_experiment_wherever_the_study_was_written(
+    place: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The study lay in the working directory, whose name has brackets, and named its texts from there."""
+    folder = tmp_path / "study[1]"
+    (folder / "texts").mkdir(parents=True)
+    for number in range(30):
+        (folder / "texts" / f"{number}.txt").write_text(f"some text {number}")
+    data = "{corpus: {kind: text, files: ['texts/*.txt']}, tokenizer: bytes, sequence_length: 8, batch_size: 2}"
+    (folder / "own.yaml").write_text(
+        f"study: own\nquestion: Is it?\nextends: decllm-tiny\nbase: {{pretrain: {{data: {data}}}}}\n{ARMS}seeds: [0]\n"
+    )
+    monkeypatch.chdir(folder)
+    ablation = load_study("own.yaml")
+    run = runs_of(ablation, place)[0]
+    freeze(place, run.steps[0].link, run.experiment)
+    monkeypatch.chdir(tmp_path)
+    experiment = load_study(run.last.config_file).arms[0].experiment
+    assert len(open_corpus(experiment.pretrain.data.corpus).parts()) > 0
+    assert run.steps[0].link.fingerprint == runs_of(load_study(run.last.config_file), place)[0].last.fingerprint

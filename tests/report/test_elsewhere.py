@@ -67,11 +67,14 @@ def test_a_store_that_can_only_be_read_shows_its_tables_and_says_what_to_do(
     assert "b " in said.output
     assert "Read-only file system; `--out DIR` writes the report elsewhere." in " ".join(said.output.split())
     out = tmp_path / "out"
+    (out / "figures").mkdir(parents=True)
+    (out / "figures" / "my own.txt").write_text("of the paper")
     assert report(path, "--store", place.root, "--out", out).exit_code == 0
     links = re.findall(r'href="([^"]*/stages/[^"]*)"', (out / "report.html").read_text(encoding="utf-8"))
     assert len(links) == 4
     assert all((out / unquote(link)).exists() for link in links)
     assert (out / "tables" / "arms.csv").exists()
+    assert (out / "figures" / "my own.txt").read_text() == "of the paper"
     refused = report(path, "--store", place.root, "--out", place.study("only_read"))
     assert refused.exit_code != 0
     assert "cannot be written to: Read-only file system" in str(refused.exception)

@@ -67,6 +67,25 @@ def test_a_damaged_line_amid_the_journal_is_named_with_its_number(trials: Callab
         draw(trials(), 1)
 
 
+def test_a_line_that_is_json_and_says_nothing_that_optuna_reads_is_named(trials: Callable[..., Trials]) -> None:
+    first = trials()
+    draw(first, 2)
+    whole = first.journal.read_text()
+    first.journal.write_text(whole.replace('"study_name"', '"study_nale"', 1))
+    for use in (lambda: trials().all(), lambda: draw(trials(), 1)):
+        with pytest.raises(InputError, match=r"optuna\.journal: is damaged: Optuna cannot read it"):
+            use()
+
+
+def test_a_sweep_whose_note_is_gone_goes_on_by_its_file(trials: Callable[..., Trials]) -> None:
+    first = trials()
+    draw(first, 1)
+    (first.folder / "runs.json").write_text("[]")
+    (first.folder / "sweep.json").unlink()
+    draw(trials(), 1)
+    assert states(trials()) == ["done"] * 2
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"sweep": "damaged"}'])
 def test_a_damaged_note_of_the_sweep_is_written_anew(trials: Callable[..., Trials], content: str) -> None:
     first = trials()

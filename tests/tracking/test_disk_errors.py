@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lit_llm.config.problems import InputError, Problem
 from lit_llm.tracking.disk import DiskError, check_there, disk_problem, free_bytes
 from lit_llm.tracking.store import Store
 
@@ -18,6 +19,13 @@ FULL = os.strerror(errno.ENOSPC)
 def caused_by(cause: Exception) -> Exception:
     error = ValueError("something else")
     error.__cause__ = cause
+    return error
+
+
+def instead_of(cause: Exception) -> Exception:
+    """An error that was raised `from None`: it says what it is about, and that is not the disk."""
+    error = ValueError("something else")
+    error.__context__, error.__suppress_context__ = cause, True
     return error
 
 
@@ -32,6 +40,8 @@ def caused_by(cause: Exception) -> Exception:
         (RuntimeError("PytorchStreamWriter failed writing file data/0"), "/store: a file could not be written"),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "/store/c"), None),
         (ValueError("no number"), None),
+        (instead_of(OSError(errno.EIO, "?")), None),
+        (InputError(Problem(f"model.safetensors: cannot be read: {FULL}")), None),
     ],
 )
 def test_the_disk_is_blamed_for_what_it_did(error: Exception, said: str | None) -> None:

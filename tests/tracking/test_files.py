@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -31,20 +30,16 @@ def stage(tmp_path: Path) -> Stage:
 
 
 def test_every_flipped_bit_of_a_signed_file_is_found(tmp_path: Path) -> None:
-    """A digit that becomes another is still JSON. A flip in the word `digest` itself takes nothing from the rest."""
+    """A digit that becomes another is still JSON, and a digest whose own name is flipped is one still."""
     path = tmp_path / "initial.json"
     write_json(path, CONTENT, signed=True)
     assert read_json(path) == CONTENT
     whole = path.read_bytes()
-    begin = len('{\n "digest_of_rest": "')
     for place in range(len(whole)):
-        path.write_bytes(flipped(whole, place, bit=place % 8))
-        if place >= begin:
+        for bit in range(8):
+            path.write_bytes(flipped(whole, place, bit))
             with pytest.raises(Damaged, match=f"{path}: is damaged"):
                 read_json(path)
-        else:
-            with suppress(Damaged):
-                assert CONTENT.items() <= (read_json(path) or {}).items()
 
 
 def test_a_digest_before_yaml_is_a_comment(tmp_path: Path) -> None:

@@ -19,13 +19,14 @@ from lit_llm.ablation.arms import load_study
 from lit_llm.ablation.remirror import rebuild_mlflow
 from lit_llm.ablation.runs import runs_of
 from lit_llm.ablation.stored import keep
+from lit_llm.config.problems import InputError
 from lit_llm.tracking import mlflow_database
 from lit_llm.tracking.address import default_tracking
 from lit_llm.tracking.links import study_page
 from lit_llm.tracking.mirror_thread import MirrorThread
 from lit_llm.tracking.mlflow_mirror import Mirror, MirrorBroken, MirrorUnavailable
 from lit_llm.tracking.relocation import moved
-from lit_llm.tracking.store import Store
+from lit_llm.tracking.store import Store, locked
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,14 @@ def test_what_a_killed_first_migration_has_left_is_made_anew(
     assert len(quick) == 1  # what is whole is left as it is
 
 
+def test_a_database_of_another_mlflow_is_put_aside_and_never_deleted(tmp_path: Path, quick: list[str]) -> None:
+    """It has no run, and may hold what is none."""
+    cut_off(tmp_path / "mlflow.db")
+    before = (tmp_path / "mlflow.db").read_bytes()
+    Mirror(default_tracking(tmp_path), study="first").sync([])
+    assert (tmp_path / "mlflow.db.old-1").read_bytes() == before
+
+
 def test_a_broken_file_is_said_to_be_broken_with_the_command_that_helps(tmp_path: Path) -> None:
     (Store(tmp_path).open().root / "mlflow.db").write_bytes(b"no database " * 999)
     mirror = Mirror(default_tracking(tmp_path), study="first")
@@ -112,8 +121,15 @@ def test_a_rebuilt_database_has_every_study_of_the_store(
     store.study("again").mkdir(parents=True)
     keep(store, ablation, {run.arm.name: {0: {"pretrain": run.last.fingerprint}} for run in runs})
     (store.root / "mlflow.db").write_bytes(b"no database " * 999)
+    (store.root / "studies" / "damaged").mkdir()
+    (store.root / "studies" / "damaged" / "study.json").write_text("{")
+    lock = store.root / "studies" / "sweep" / "coordinators" / "one.lock"
+    lock.parent.mkdir(parents=True)
+    with locked(lock), pytest.raises(InputError, match="sweep is being run by another process"):
+        rebuild_mlflow(store)
     done = rebuild_mlflow(store)
     assert done.studies == ("again",)
+    assert "damaged/study.json: is damaged" in done.unread[0]
     assert done.aside is not None
     assert done.aside.read_bytes() == b"no database " * 999
     client = MlflowClient(default_tracking(store.root))
@@ -123,6 +139,12 @@ def test_a_rebuilt_database_has_every_study_of_the_store(
     assert sorted(run.info.run_name for run in found) == ["a/seed 000", "again", "b/seed 000"]
     assert {run.info.status for run in found} == {"FINISHED"}
     assert {run.data.metrics.get("val/target_nll") for run in found if "/" in run.info.run_name} == {3.0}
+
+
+def test_where_there_is_no_store_none_is_made(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no store in"):
+        rebuild_mlflow(Store(tmp_path / "typo"))
+    assert not (tmp_path / "typo").exists()
 
 
 def test_a_store_may_lie_in_a_folder_of_any_name(tmp_path: Path, quick: list[str]) -> None:
