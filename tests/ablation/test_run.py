@@ -326,7 +326,7 @@ def test_sixteen_commands_start_on_one_fresh_store(write_study: Study, tmp_path:
         subprocess.Popen(command(path, store, "-j", "1"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for path in paths
     ]
-    outputs = [process.communicate(timeout=600)[0] for process in processes]
+    outputs = [process.communicate(timeout=2000)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * 16, "\n".join(outputs)
     assert not any("Nothing is lost" in output for output in outputs), "\n".join(outputs)
     assert len(list(store.glob("data/*/meta.json"))) == 1
