@@ -70,7 +70,7 @@ class TextPart:
         for path in self.files:
             try:
                 text = read_text(path, self.encoding)
-            except InputError:
+            except OtherEncoding:
                 if not self.skip:
                     raise
                 self.skipped[UNDECODABLE] += 1
@@ -169,9 +169,10 @@ def _texts(config: TextFiles) -> Documents:
     readable = 0
     for _, path in files:
         status = path.stat()
-        problem = _undecodable(path, config.encoding, status.st_size, status.st_mtime_ns, status.st_ino)
-        readable += problem is None
-        problems += [problem] if problem and not skip else []
+        with noted(problems):
+            problem = _undecodable(path, config.encoding, status.st_size, status.st_mtime_ns, status.st_ino)
+            readable += problem is None
+            problems += [problem] if problem and not skip else []
     if problems:
         raise InputError(*problems)
     if not readable:
@@ -188,7 +189,7 @@ def _undecodable(path: Path, encoding: str, size: int, modified: int, inode: int
     """What is wrong with a file in this state; a plan asks for each of its runs."""
     try:
         read_text(path, encoding)
-    except InputError as error:
+    except OtherEncoding as error:
         return error.problems[0]
     return None
 
@@ -312,9 +313,13 @@ def _named(files: Sequence[Path]) -> list[tuple[str, Path]]:
     return [(str(index), path) for index, path in enumerate(files)]
 
 
+class OtherEncoding(InputError):
+    """A file's bytes are not text in the encoding that it is read in."""
+
+
 def read_text(path: Path, encoding: str = "utf-8") -> str:
-    """A document, without a byte-order mark. Raises InputError if it is of another encoding (Python's own sources may
-    declare Latin-1) or cannot be read."""
+    """A document, without a byte-order mark. Raises OtherEncoding if it is of another encoding (Python's own sources
+    may declare Latin-1), and InputError if it cannot be read."""
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -326,4 +331,4 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
             return raw.decode("latin-1")
         byte = f" (byte {error.start})" if isinstance(error, UnicodeDecodeError) else ""
         message = f"is not {encoding.upper()}{byte}; name its `encoding`, or leave such files out by `errors: skip`"
-        raise InputError(Problem(message, f"corpus.files: {path}")) from None
+        raise OtherEncoding(Problem(message, f"corpus.files: {path}")) from None
