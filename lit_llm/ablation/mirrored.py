@@ -46,7 +46,7 @@ def record(run: Run, place: int = 0, colour: str = "") -> RunRecord:
 def description(planned: Plan, store: Store) -> str:
     """In Markdown: the question, the arms, the command."""
     ablation = planned.ablation
-    lines = [f"**{ablation.study.question}**", ""]
+    lines = [f"**{markdown_text(ablation.study.question)}**", ""]
     for arm in planned.arms:
         differs = markdown_text("; ".join(f"{key}: {old} → {new}" for key, (old, new) in arm.differs.items()))
         lines.append(f"- {code_span(arm.arm.name)}: {arm.cost.parameters:,} parameters{differs and f'; {differs}'}")

@@ -7,7 +7,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -45,31 +45,50 @@ _REMEMBERED = 1 << 20
 
 
 def digest_of_file(path: Path) -> str:
-    """SHA-256 of a file's content. A large file that has not been touched since is not read again.
+    """SHA-256 of a file's content. A large file that has not been touched since is not read again."""
 
-    Its hash is remembered in the user's cache directory, by its place, size, times and inode; where that cannot be
-    written, it is computed each time.
+    def read() -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    return str(remembered(path, "sha256", read))
+
+
+def remembered(path: Path, what: str, read: Callable[[], str | None]) -> str | None:
+    """What `read` returns for a file's content. It is not called again for a large file that has not been touched.
+
+    The answer is kept in the user's cache directory, by the file's place, size, times and inode; where that cannot be
+    written, `read` is called each time. Nothing is kept where it raises.
+
+    what: name of the answer among those about one file, `sha256`.
     """
-    before = path.stat()
-    key = [before.st_size, before.st_mtime_ns, before.st_ctime_ns, before.st_ino]
+    key = _state(path)
     # A file written just now may be written again within the same tick of its clock.
-    settled = before.st_size >= _REMEMBERED and time.time() - before.st_mtime > 2
+    settled = key[0] >= _REMEMBERED and time.time() - key[1] / 1e9 > 2
     note = _cache() / "digests" / f"{hashlib.sha256(os.path.abspath(path).encode()).hexdigest()}.json"
+    answers: dict[str, Any] = {}
     if settled:
         with suppress(OSError, ValueError, TypeError, KeyError):
-            known = json.loads(note.read_bytes())
-            if known["file"] == key:
-                return str(known["sha256"])
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        after = os.fstat(file.fileno())
-    if settled and key == [after.st_size, after.st_mtime_ns, after.st_ctime_ns, after.st_ino]:
-        with suppress(OSError):
+            kept = json.loads(note.read_bytes())
+            if kept["file"] == key:
+                answers = kept
+    if what in answers:
+        kept_answer = answers[what]
+        return None if kept_answer is None else str(kept_answer)
+    answer = read()
+    with suppress(OSError):
+        if settled and key == _state(path):
             note.parent.mkdir(parents=True, exist_ok=True)
             work = note.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
-            work.write_text(json.dumps({"file": key, "sha256": digest}))
+            work.write_text(json.dumps({**answers, "file": key, what: answer}))
             work.replace(note)
-    return digest
+    return answer
+
+
+def _state(path: Path) -> list[int]:
+    """Size in bytes, times in nanoseconds and inode of a file."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 def _cache() -> Path:

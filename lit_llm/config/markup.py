@@ -7,7 +7,10 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-_NUMBER = re.compile(r"[+-]?(\d[\d.,]*|\.\d+|inf|nan)(e[+-]?\d+)?%?(\s[\[(±†][^=]*)?", re.IGNORECASE)
+_NUMBER = re.compile(
+    r"[+-]?(\d[\d.,]*|\.\d+|inf|nan)(e[+-]?\d+)?%?(\s[\[(±†](inf|nan|[\d.,±†%e\[\]() +-])*)?", re.IGNORECASE
+)
+"""A number, and what may stand after it: an interval, a standard error, a sign. No name and no call of a function."""
 
 
 def spreadsheet_cell(value: T) -> T | str:
@@ -19,8 +22,14 @@ def spreadsheet_cell(value: T) -> T | str:
 
 
 def markdown_text(text: str) -> str:
-    """Plain text in Markdown, also inside a cell of a table."""
-    escaped = re.sub(r"([\\|`*]|<(?=[A-Za-z/!?]))", r"\\\1", text)
+    """Plain text in Markdown, also inside a cell of a table.
+
+    Brackets of an interval and underscores inside a name are no markup, and stay as they are.
+    """
+    # A link or an image ends in `](`, `][` or, where its address is told, `]:`.
+    escaped = re.sub(r"([\\|`*~]|\](?=[(\[:])|<(?=[A-Za-z/!?]))", r"\\\1", text)
+    # CommonMark: a run of underscores between letters or digits emphasises nothing.
+    escaped = re.sub(r"(?<![^\W_])(?<!_)_+|_+(?!_)(?![^\W_])", lambda run: r"\_" * len(run[0]), escaped)
     return escaped.replace("\r", "").replace("\n", "<br>")
 
 

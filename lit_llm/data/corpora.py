@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Protocol
 
-from lit_llm.config.fingerprint import digest_of_files, fingerprint
+from lit_llm.config.fingerprint import digest_of_files, fingerprint, remembered
 from lit_llm.config.problems import InputError, Problem, noted
 from lit_llm.data.config import (
     HuggingFace,
@@ -63,14 +63,16 @@ class TextPart:
     encoding: str = "utf-8"
     skip: bool = False
     """Leave out files of another encoding."""
+    python: bool = False
+    """Python's own sources: what is not in the encoding is Latin-1, which some of them declare."""
     skipped: Counter[str] = field(default_factory=Counter, compare=False)
 
     def __iter__(self) -> Iterator[str]:
         self.skipped.clear()
         for path in self.files:
             try:
-                text = read_text(path, self.encoding)
-            except InputError:
+                text = read_text(path, self.encoding, self.python)
+            except OtherEncoding:
                 if not self.skip:
                     raise
                 self.skipped[UNDECODABLE] += 1
@@ -81,7 +83,7 @@ class TextPart:
         return self.files[number]
 
 
-def text_parts(files: Sequence[Path], encoding: str = "utf-8", skip: bool = False) -> list[Part]:
+def text_parts(files: Sequence[Path], encoding: str = "utf-8", skip: bool = False, python: bool = False) -> list[Part]:
     """Text files in parts of about PART bytes, in order."""
     found: list[Part] = []
     here: list[Path] = []
@@ -90,9 +92,9 @@ def text_parts(files: Sequence[Path], encoding: str = "utf-8", skip: bool = Fals
         here.append(path)
         size += path.stat().st_size
         if size >= PART:
-            found.append(TextPart(tuple(here), size, encoding, skip))
+            found.append(TextPart(tuple(here), size, encoding, skip, python))
             here, size = [], 0
-    return [*found, TextPart(tuple(here), size, encoding, skip)] if here else found
+    return [*found, TextPart(tuple(here), size, encoding, skip, python)] if here else found
 
 
 class Documents:
@@ -159,7 +161,8 @@ def open_corpus(config: SingleCorpus) -> Documents:
     files = sorted((path.relative_to(root).as_posix(), path) for path in paths if path.stat().st_size)
     if not files:
         raise InputError(Problem(f"this Python has no library sources under {root}; use `corpus: {{kind: text, ...}}`"))
-    return Documents(files)
+    sources = [path for _, path in files]
+    return Documents(files, lambda: text_parts(sources, python=True))
 
 
 def _texts(config: TextFiles) -> Documents:
@@ -169,9 +172,10 @@ def _texts(config: TextFiles) -> Documents:
     readable = 0
     for _, path in files:
         status = path.stat()
-        problem = _undecodable(path, config.encoding, status.st_size, status.st_mtime_ns, status.st_ino)
-        readable += problem is None
-        problems += [problem] if problem and not skip else []
+        with noted(problems):
+            problem = _undecodable(path, config.encoding, status.st_size, status.st_mtime_ns, status.st_ino)
+            readable += problem is None
+            problems += [problem] if problem and not skip else []
     if problems:
         raise InputError(*problems)
     if not readable:
@@ -185,12 +189,17 @@ def _texts(config: TextFiles) -> Documents:
 
 @lru_cache(maxsize=1 << 17)
 def _undecodable(path: Path, encoding: str, size: int, modified: int, inode: int) -> Problem | None:
-    """What is wrong with a file in this state; a plan asks for each of its runs."""
-    try:
-        read_text(path, encoding)
-    except InputError as error:
-        return error.problems[0]
-    return None
+    """What is wrong with a file in this state; a plan asks for each of its runs. A large file is decoded once."""
+
+    def read() -> str | None:
+        try:
+            read_text(path, encoding)
+        except OtherEncoding as error:
+            return error.problems[0].message
+        return None
+
+    message = remembered(path, f"not {encoding}", read)
+    return None if message is None else Problem(message, f"corpus.files: {path}")
 
 
 _FIRST = 1000
@@ -279,18 +288,18 @@ class _Search:
     """
 
     def __init__(self) -> None:
-        self.looked = 0
+        self.looked: set[str] = set()
 
-    def look(self, more: int) -> None:
-        self.looked += more
-        if self.looked > MOST_FILES:
+    def look(self, *paths: str) -> None:
+        self.looked.update(paths)
+        if len(self.looked) > MOST_FILES:
             raise _TooMany
 
     def matching(self, pattern: str) -> Iterator[str]:
         parts = pattern.split(os.sep)
         if "**" not in parts:
             for name in glob.iglob(pattern):
-                self.look(1)
+                self.look(name)
                 yield name
             return
         place = parts.index("**")
@@ -302,7 +311,7 @@ class _Search:
     def folders(self, top: str) -> Iterator[str]:
         """A folder and those below it, but for hidden ones."""
         for folder, inside, files in os.walk(top, followlinks=True):
-            self.look(1 + len(files))
+            self.look(folder, *(os.path.join(folder, name) for name in files))
             inside[:] = sorted(name for name in inside if not name.startswith("."))
             yield folder
 
@@ -312,9 +321,16 @@ def _named(files: Sequence[Path]) -> list[tuple[str, Path]]:
     return [(str(index), path) for index, path in enumerate(files)]
 
 
-def read_text(path: Path, encoding: str = "utf-8") -> str:
-    """A document, without a byte-order mark. Raises InputError if it is of another encoding (Python's own sources may
-    declare Latin-1) or cannot be read."""
+class OtherEncoding(InputError):
+    """A file's bytes are not text in the encoding that it is read in."""
+
+
+def read_text(path: Path, encoding: str = "utf-8", python: bool = False) -> str:
+    """A document, without a byte-order mark.
+
+    python: read what is of another encoding as Latin-1, which some of Python's own sources declare. Raises
+    OtherEncoding if it is of another encoding otherwise, and InputError if it cannot be read.
+    """
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -322,8 +338,8 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
     try:
         return raw.decode(encoding).removeprefix("\ufeff")
     except UnicodeError as error:
-        if path.suffix == ".py":
+        if python:
             return raw.decode("latin-1")
         byte = f" (byte {error.start})" if isinstance(error, UnicodeDecodeError) else ""
         message = f"is not {encoding.upper()}{byte}; name its `encoding`, or leave such files out by `errors: skip`"
-        raise InputError(Problem(message, f"corpus.files: {path}")) from None
+        raise OtherEncoding(Problem(message, f"corpus.files: {path}")) from None

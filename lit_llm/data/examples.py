@@ -71,9 +71,9 @@ class ExampleSet:
         self.tasks: tuple[str, ...] = tuple(meta["tasks"])
         """Their names; one, empty, where examples do not say theirs."""
         self.lost_bytes: int = meta["lost_bytes"]
+        """Bytes of their text that the tokenizer has dropped, or does not know."""
         self.skipped: dict[str, int] = meta["skipped"]
         """Records that were left out because they cannot be read as was asked, by `formats.SKIPPED`."""
-        """Bytes of their text that the tokenizer has dropped, or does not know."""
         self._tokens = np.memmap(folder / "tokens.bin", dtype=token_type(tokenizer), mode="r")
         self._index = {split: np.load(folder / f"{split}.npy", mmap_mode="r") for split in SPLITS}
 

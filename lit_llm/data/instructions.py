@@ -97,6 +97,7 @@ def read_examples(config: InstructionConfig, name: str, left_out: Counter[str] |
 
 def _records(part: object) -> Iterator[tuple[Path, str | None]]:
     assert isinstance(part, RecordsPart)
+    part.skipped.clear()  # what was left out when the file was opened is read anew
     return ((part.path, text) for text in part.records())
 
 

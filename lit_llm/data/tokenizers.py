@@ -49,6 +49,7 @@ class Tokenizer(Protocol):
     def lost_bytes(self, text: str, ids: np.ndarray) -> int:
         """Bytes of a text that its ids do not stand for: what the tokenizer has dropped, or does not know.
 
+        Where the ids stand for more bytes than the text has, how many more: then they do not add up to it either.
         0 where `byte_lengths` is None.
         """
         ...
@@ -136,9 +137,8 @@ class FromFile:
         unknown = {self._tokens.get(model.get("unk_token")), model.get("unk_id"), self._layout.end, self._layout.begin}
         for token, index in self._tokens.items():
             if index not in unknown and (not added.get(token) or (fallback and _BYTE.fullmatch(token))):
-                # An added token is written as it is, not in the model's alphabet.
                 as_it_is = token in added and not (fallback and _BYTE.fullmatch(token))
-                lengths[index] = len(token.encode()) if as_it_is else length(token)
+                lengths[index] = self._added_length(token, length) if as_it_is else length(token)
         lengths = lengths[self._theirs]
         return np.asarray(lengths)
 
@@ -147,8 +147,73 @@ class FromFile:
             return 0
         normal = text if text.isascii() or not self._composes else unicodedata.normalize("NFC", text)
         # A space that the tokenizer puts before a text is in its ids and not in the text.
-        before = self._put_before[text[0] == " "]
-        return max(0, len(normal.encode()) + before - int(self._lengths[ids].sum()))
+        rest = len(normal.encode()) + self._spaces_put_in(normal, ids) - int(self._lengths[ids].sum())
+        # What is not known stays lost where another id stands for too much.
+        return max(abs(rest), int(np.isin(ids, self._unknown).sum()))
+
+    def _added_length(self, token: str, length: Callable[[str], int]) -> int:
+        """Bytes of text of an added token. length: of a token of the model's alphabet."""
+        normal, normalized = token, self._added[token].get("normalized", True)
+        if normalized and self._library.normalizer:
+            normal = self._library.normalizer.normalize_str(token)
+        if "▁" not in normal or length("▁") != 1:
+            return len(normal.encode())
+        # ▁ is a space where the token is looked for after spaces are written so, or where the model makes it as well.
+        spaces = normalized and any(map(_is_space, _steps(self._content.get("normalizer"))))
+        return length(normal) if spaces or token in self._made_by_model else len(normal.encode())
+
+    @cached_property
+    def _made_by_model(self) -> set[str]:
+        """What the model has in its own vocabulary."""
+        vocabulary = self._content["model"]["vocab"]
+        return set(vocabulary) if isinstance(vocabulary, dict) else {piece for piece, _ in vocabulary}
+
+    def _spaces_put_in(self, text: str, ids: np.ndarray) -> int:
+        """Spaces that the tokenizer puts before a text, and before what follows an added token in it."""
+        normalizing, splitting = self._put_before
+        if not any(normalizing + splitting):
+            return 0
+        count, place, normalize = 0, 0, True
+        for index in [*ids[np.isin(ids, list(self._added_ids))], -1]:
+            token = self._added_ids.get(int(index))
+            at = text.find(token, place) if token else len(text)
+            if at < 0:  # made by the model
+                continue
+            about = self._added[token] if token else {}
+            normalized = bool(token) and about.get("normalized", True)
+            part = text[place : at + len(token or "")] if normalized else text[place:at]
+            if normalize and part:  # whole parts of the text between tokens that are found as they are written
+                count += normalizing[part[0] == " "]
+            if at > place and not (place and self._first_only):
+                count += splitting[text[place] == " "]
+            normalize = not normalized
+            place = at + len(token or "")
+            while about.get("rstrip") and text[place : place + 1].isspace():
+                place += 1
+        return count
+
+    @cached_property
+    def _added(self) -> dict[str, dict[str, Any]]:
+        """The added tokens of the file that are no special ones, by what they are written as."""
+        added = self._content.get("added_tokens") or []
+        return {token["content"]: token for token in added if not token.get("special")}
+
+    @cached_property
+    def _added_ids(self) -> dict[int, str]:
+        return {int(self._ours[self._tokens[token]]): token for token in self._added if not _BYTE.fullmatch(token)}
+
+    @cached_property
+    def _unknown(self) -> list[int]:
+        """The ids that stand for whatever the model does not know."""
+        model = self._content["model"]
+        unknown = {self._tokens.get(model.get("unk_token")), model.get("unk_id")} - {None}
+        return [int(self._ours[index]) for index in unknown]
+
+    @cached_property
+    def _first_only(self) -> bool:
+        """Whether what follows an added token gets no space of the pre-tokenizer."""
+        steps = _steps(self._content.get("pre_tokenizer"))
+        return any(step["type"] == "Metaspace" and step.get("prepend_scheme") == "first" for step in steps)
 
     @cached_property
     def _lengths(self) -> np.ndarray | None:
@@ -159,15 +224,17 @@ class FromFile:
         return any(step["type"] == "NFC" for step in _steps(self._content.get("normalizer")))
 
     @cached_property
-    def _put_before(self) -> tuple[int, int]:
-        """Characters that the tokenizer puts before a text that begins with none, and with a space."""
+    def _put_before(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Characters that the normalizer, and then the pre-tokenizer, puts before a text that begins with no space, and
+        before one that begins with a space."""
         normalizer, pre_tokenizer = self._library.normalizer, self._library.pre_tokenizer
-        put = []
+        normalizing, splitting = [], []
         for text in ("a", " a"):
             normal = normalizer.normalize_str(text) if normalizer else text
             split = pre_tokenizer.pre_tokenize_str(normal) if pre_tokenizer else [(normal, ())]
-            put.append(sum(len(piece) for piece, _ in split) - len(text))
-        return put[0], put[1]
+            normalizing.append(len(normal) - len(text))
+            splitting.append(sum(len(piece) for piece, _ in split) - len(normal))
+        return (normalizing[0], normalizing[1]), (splitting[0], splitting[1])
 
 
 @contextmanager

@@ -78,7 +78,11 @@ def evaluate_tasks(
     (an end of document stands for them), `lost_bytes` what the tokenizer loses of whole texts, whose perplexities are
     then left out. A row is a question with what the model answered, under one filter.
 
-    Raises InputError for a task that is not known, one whose data cannot be reached, and a suite whose task it is not.
+    `unreadable` counts documents that cannot be asked or scored: without a text or choices, with a text that the
+    tokenizer refuses. They are left out of all other metrics. Their rows have the reason under `unreadable`.
+
+    Raises InputError for a task that is not known, one whose data cannot be reached, one whose documents are all
+    unreadable, and a suite whose task it is not.
     """
     _check_installed()
     if max_length < 2:
@@ -91,8 +95,9 @@ def evaluate_tasks(
     with _quiet(), _sandboxed():
         loaded = _loaded(asked, include_path, seed)
         harness = harness_model(model, tokenizer, max_length=max_length, masks=masks, batch_tokens=batch_tokens)
+        guards = {name: _Guard(name, task, harness) for name, task in loaded["tasks"].items()}
         results = evaluate(harness, loaded, limit=limit, bootstrap_iters=0)
-    return _found(results, harness)
+    return _found(results, harness, {name: guard.unreadable for name, guard in guards.items()})
 
 
 def harness_model(
@@ -221,6 +226,17 @@ class _Answering:
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         return list(self._encode(string))  # the layout puts <s> where it belongs
+
+    def check(self, request: Any) -> None:
+        """Raise what reading a request's text raises, before any request is scored."""
+        for argument in request.args[: 1 if request.request_type == "generate_until" else None]:
+            if not isinstance(argument, str):
+                raise TypeError(f"its text is {json.dumps(argument, default=str)[:40]}")
+        if request.request_type == "loglikelihood_rolling" and not request.args[0]:
+            raise ValueError("its text is empty")
+        self.tok_encode(request.args[0])
+        if request.request_type == "loglikelihood":
+            self.tok_encode("".join(request.args[:2]))
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
@@ -387,9 +403,8 @@ def _loaded(asked: Mapping[str, int | None], include_path: Path | None, seed: in
 
 
 def _not_loaded(name: str, error: Exception) -> Problem:
-    reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     what = "its data cannot be reached" if isinstance(error, OSError) else "the harness cannot load it"
-    return Problem(f"{name!r}: {what} ({reason})", "tasks")
+    return Problem(f"{name!r}: {what} ({_reason(error)})", "tasks")
 
 
 def _set_shots(task: Any, shots: int | None, seed: int) -> list[Problem]:
@@ -402,6 +417,106 @@ def _set_shots(task: Any, shots: int | None, seed: int) -> list[Problem]:
     if shots > pool:
         return [Problem(f"{task.task_name!r} has {pool} examples to draw {shots} shots from", "shots")]
     return []
+
+
+class _Guard:
+    """Leaves out the documents of a task that cannot be asked or scored, which the harness ends in a traceback.
+
+    It takes the place of those methods of the task that read a document.
+    """
+
+    def __init__(self, name: str, task: Any, harness: _Answering) -> None:
+        self.unreadable: dict[int, str] = {}
+        """{number of a document in its task: why it is left out}."""
+        self._name, self._task, self._harness = name, task, harness
+        self._failed: Exception | None = None
+        """What the context of the document that is being read has raised."""
+        self._number, self._scored, self._built = 0, 0, False
+        """The document that is read, how many have a score under this filter, and whether the requests are made."""
+        self._original = {
+            method: getattr(task, method)
+            for method in (
+                "build_all_requests",
+                "doc_iterator",
+                "doc_to_prefix",
+                "fewshot_context",
+                "construct_requests",
+                "process_results",
+            )
+        }
+        for method in self._original:
+            setattr(task, method, getattr(self, method))
+
+    def build_all_requests(self, **options: Any) -> None:
+        try:
+            self._original["build_all_requests"](**options)
+        except ValueError:
+            if self._task.instances:
+                raise
+            raise self._nothing() from None
+        self._built = True
+
+    def doc_iterator(self, **options: Any) -> Iterator[tuple[int, Any]]:
+        self._scored = 0
+        for number, document in self._original["doc_iterator"](**options):
+            if number not in self.unreadable:
+                self._number, self._failed = number, None
+                yield number, document
+        if self._built and not self._scored:
+            raise self._nothing()
+
+    def doc_to_prefix(self, document: Any) -> Any:
+        return self._tried("doc_to_prefix", None, document)
+
+    def fewshot_context(self, *arguments: Any, **options: Any) -> Any:
+        return self._tried("fewshot_context", "", *arguments, **options)
+
+    def _tried(self, method: str, otherwise: Any, *arguments: Any, **options: Any) -> Any:
+        try:
+            return self._original[method](*arguments, **options)
+        except Exception as error:  # of the task's templates, on whatever the document holds
+            self._failed = self._failed or error
+            return otherwise
+
+    def construct_requests(self, doc: Any, ctx: Any, **options: Any) -> list[Any]:
+        number = options["metadata"][1]
+        try:
+            if self._failed:
+                raise self._failed
+            made = self._original["construct_requests"](doc=doc, ctx=ctx, **options)
+            requests = made if isinstance(made, list) else [made]
+            if not requests:
+                raise ValueError("it has no choices")
+            for request in requests:
+                self._harness.check(request)
+            self._task.doc_to_target(doc)  # is kept in the row of the question
+        except Exception as error:
+            self.unreadable[number] = _reason(error)
+            return []
+        finally:
+            self._failed = None
+        return requests
+
+    def process_results(self, document: Any, results: Any) -> Any:
+        try:
+            scores = self._original["process_results"](document, results)
+        except Exception as error:
+            self.unreadable[self._number] = _reason(error)
+            return {}
+        self._scored += 1
+        return scores
+
+    def _nothing(self) -> InputError:
+        if not self.unreadable:
+            return InputError(Problem(f"{self._name!r} has no documents", "tasks"))
+        number, reason = min(self.unreadable.items())
+        message = f"none of the documents of {self._name!r} can be read, the first ({number}) because: {reason}"
+        return InputError(Problem(message, "tasks"))
+
+
+def _reason(error: Exception) -> str:
+    message = str(error).splitlines()[0] if str(error) else ""
+    return f"{type(error).__name__}: {message}"
 
 
 @contextmanager
@@ -435,7 +550,7 @@ _OF_A_TEXT = ("word_perplexity", "byte_perplexity", "bits_per_byte")
 """Metrics that divide the loss of the tokens by the size of the text."""
 
 
-def _found(results: Mapping[str, Any], harness: _Answering) -> Found:
+def _found(results: Mapping[str, Any], harness: _Answering, unreadable: Mapping[str, Mapping[int, str]]) -> Found:
     metrics: dict[str, float] = {}
     for task, values in results["results"].items():
         for key, value in values.items():
@@ -444,7 +559,8 @@ def _found(results: Mapping[str, Any], harness: _Answering) -> Found:
                 metrics["/".join(["tasks", task, metric, *([way] if way != "none" else [])])] = float(value)
     rows = []
     for task, samples in results["samples"].items():
-        own = [_row(task, sample, harness) for sample in samples]
+        left_out = unreadable[task]
+        own = [_row(task, sample, harness) for sample in samples if sample["doc_id"] not in left_out]
         questions = {row["question"]: row for row in own}
         metrics[f"tasks/{task}/questions"] = float(len(questions))
         metrics[f"tasks/{task}/truncated"] = float(sum(row["truncated"] for row in questions.values()))
@@ -454,7 +570,14 @@ def _found(results: Mapping[str, Any], harness: _Answering) -> Found:
         if f"tasks/{task}/lost_bytes" in metrics:
             for name in _OF_A_TEXT:
                 metrics.pop(f"tasks/{task}/{name}", None)
+        if left_out:
+            metrics[f"tasks/{task}/unreadable"] = float(len(left_out))
         rows += own
+        # Their filter is empty, so that no metric takes them for its questions.
+        rows += [
+            {"task": task, "question": number, "filter": "", "unreadable": reason}
+            for number, reason in sorted(left_out.items())
+        ]
     return Found(metrics, rows)
 
 

@@ -103,7 +103,7 @@ def markdown_of(ablation: Ablation, comparison: Comparison, registration: Regist
         [
             f"# {study.study}",
             "",
-            study.question,
+            markdown_text(study.question),
             "",
             *(f"{markdown_text(line)}\n" for line in printed_answer(ablation, comparison)),
         ]

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from lit_llm.config.markup import markdown_text
 from lit_llm.report import text
 from lit_llm.report.page import Code, Embedded, Page, Section, html
 from lit_llm.report.parts import Link, Part, folded, in_csv, in_markdown
@@ -37,7 +38,7 @@ def write_sweep_report(
     for part in parts:
         write_text(folder / "tables" / f"{part.name}.csv", in_csv(part))
     said = sweep_answer(search, summaries)
-    head = "\n\n".join([f"# {search.name}", search.sweep.question, *said])
+    head = "\n\n".join([f"# {search.name}", *map(markdown_text, (search.sweep.question, *said))])
     write_text(folder / "sweep.md", "\n\n".join([head, *map(in_markdown, parts)]) + "\n")
     drawn = write_figures(search, storage, folder / "figures")
     shown = [Embedded.of(path.stem, caption, path, WIDE) for path, caption in drawn.items()]

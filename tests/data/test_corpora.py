@@ -2,10 +2,13 @@
 
 import os
 import shutil
+import time
+from pathlib import Path
 
 import pytest
 
 from lit_llm.config.problems import InputError
+from lit_llm.data import corpora
 from lit_llm.data.config import DataConfig, PythonStdlib, TextFiles
 from lit_llm.data.corpora import open_corpus, read_text
 from lit_llm.data.sources import identify
@@ -89,8 +92,56 @@ def test_a_document_that_is_not_utf_8_is_named_with_the_place(tmp_path):
     (tmp_path / "latin.txt").write_bytes("abc é".encode("latin-1"))
     with pytest.raises(InputError, match=r"latin\.txt: is not UTF-8 \(byte 4\); name its `encoding`"):
         read_text(tmp_path / "latin.txt")
-    (tmp_path / "old.py").write_bytes("# -*- latin-1 -*- é".encode("latin-1"))
-    assert read_text(tmp_path / "old.py").endswith("é")
+
+
+def test_only_pythons_own_sources_fall_back_on_latin_1(tmp_path):
+    old = tmp_path / "old.py"
+    old.write_bytes("# -*- latin-1 -*- é".encode("latin-1"))
+    assert read_text(old, python=True).endswith("é")
+    with pytest.raises(InputError, match=r"old\.py: is not UTF-8 \(byte 18\)"):
+        read_text(old)
+    assert "old.py: is not UTF-8" in refused(str(old))[0]
+    (tmp_path / "new.py").write_text("é")
+    assert list(open_corpus(TextFiles(files=(f"{tmp_path}/*.py",), errors="skip"))) == ["é", ""]
+
+
+@pytest.mark.parametrize("pattern", ["c/*.txt", "c/**/*.txt", "**/*.txt", "c/**/**/*.txt"])
+def test_each_file_counts_once_among_those_that_are_looked_at(folder, monkeypatch, pattern):
+    (folder / "c").mkdir()
+    for number in range(15):
+        (folder / "c" / f"{number}.txt").write_text("text")
+    monkeypatch.setattr(corpora, "MOST_FILES", 15 + 7)  # the four files and three folders beside them
+    assert set(texts(pattern)) >= {"text"}
+    monkeypatch.setattr(corpora, "MOST_FILES", 14)
+    assert "leads past more than 14 files and folders" in refused(pattern)[0]
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_a_large_file_that_has_not_changed_is_decoded_once(tmp_path, monkeypatch, good):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "a.txt"
+    path.write_bytes("é".encode("utf-8" if good else "latin-1") * (1 << 20))
+    os.utime(path, (time.time() - 60,) * 2)
+    reads, read_bytes = [], Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: reads.append(path.name) or read_bytes(path))
+
+    def opened(**more):
+        corpora._undecodable.cache_clear()  # as another command begins
+        try:
+            return open_corpus(TextFiles(files=(str(path),), **more)).digest
+        except InputError as error:
+            return str(error)
+
+    first = opened()
+    assert reads.count("a.txt") == 1
+    assert [opened(), opened()] == [first] * 2
+    assert reads.count("a.txt") == 1
+    assert ("is not UTF-8 (byte 0)" in first) == (not good)
+    opened(encoding="latin-1")
+    assert reads.count("a.txt") == 2
+    path.write_bytes(("é" if not good else "e").encode() * (1 << 20))
+    os.utime(path, (time.time() - 30,) * 2)
+    assert opened() != first
 
 
 def test_line_ends_are_kept_and_the_mark_of_the_file_is_none_of_the_text(tmp_path):

@@ -89,6 +89,51 @@ def test_what_a_tokenizer_drops_or_does_not_know_is_counted(name, tmp_path):
     assert {text: tokenizer.lost_bytes(text, tokenizer.encode([text])[0]) for text in expected} == expected
 
 
+def spaced(pre_tokenizer=None, normalizer=None, add=(), known="▁abch1<>"):
+    """Spaces are written ▁, as SentencePiece does; letters beyond `known` are unknown."""
+    pieces = [("<unk>", 0.0), *((character, -3.0) for character in known), ("▁▁", -1.0)]
+    library = Tokenizer(models.Unigram(pieces, unk_id=0))
+    library.pre_tokenizer, library.normalizer = pre_tokenizer, normalizer
+    library.add_tokens(list(add))
+    return library
+
+
+REPLACED = normalizers.Replace(" ", "▁")
+PREPENDED = normalizers.Sequence([normalizers.Prepend("▁"), REPLACED])
+TAGGED = ["<h1>a b", "<h1>", "a<h1>b", "a<h1> b", " <h1>a", "<h1><h1>a", "a  b", "a <h1>"]
+TAG, NORMALIZED_TAG = AddedToken("<h1>", normalized=False), AddedToken("<h1>", normalized=True)
+
+
+@pytest.mark.parametrize("text", TAGGED)
+@pytest.mark.parametrize("tag", [TAG, NORMALIZED_TAG])
+@pytest.mark.parametrize("scheme", ["first", "always", "never", "prepend", "replace"])
+def test_spaces_are_put_before_what_the_library_puts_them_before(scheme, tag, text, tmp_path):
+    """A text that begins with an added token gets none."""
+    normalizer = {"prepend": PREPENDED, "replace": REPLACED}.get(scheme)
+    pre_tokenizer = None if normalizer else pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    tokenizer = FromFile(saved(spaced(pre_tokenizer, normalizer, [tag]), tmp_path), None, None)
+    assert tokenizer.lost_bytes(text, tokenizer.encode([text])[0]) == 0
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_an_added_token_of_spaces_has_a_byte_for_each(normalized, tmp_path):
+    """As in Gemma's file, whose model makes such a token as well."""
+    library = spaced(None, REPLACED, [AddedToken("▁▁", normalized=normalized)])
+    tokenizer = FromFile(saved(library, tmp_path), None, None)
+    (ids,) = tokenizer.encode(["a  b"])
+    assert len(ids) == 3
+    assert tokenizer.byte_lengths()[ids].tolist() == [1, 2, 1]
+    assert tokenizer.lost_bytes("a  b", ids) == 0
+    assert tokenizer.lost_bytes("aqq  b", tokenizer.encode(["aqq  b"])[0]) == 2
+
+
+def test_what_is_not_known_is_no_less_lost_where_other_ids_stand_for_too_much(tmp_path):
+    tokenizer = FromFile(saved(spaced(None, REPLACED), tmp_path), None, None)
+    unknown, letter = tokenizer.encode(["q", "a"])
+    assert tokenizer.lost_bytes("a", [*letter, *letter, *letter]) == 2
+    assert tokenizer.lost_bytes("aq", [*letter, *unknown, *letter]) == 1
+
+
 @pytest.mark.parametrize("lost", [False, True])
 def test_there_are_no_bits_per_byte_over_what_is_left_of_a_text(lost, tmp_path):
     path = saved(byte_level(alphabet=False), tmp_path)

@@ -1,7 +1,10 @@
 """Text that cannot be read is refused all at once, before anything is tokenised, or left out where one asks for it."""
 
+import errno
+import gzip
 import json
 from collections import Counter
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -9,9 +12,10 @@ import pytest
 from pydantic import ValidationError
 
 from lit_llm.config.problems import InputError
-from lit_llm.data.config import DataConfig, InstructionConfig, JsonLines, Parquet, TextFiles
+from lit_llm.data.config import ByteTokenizer, DataConfig, InstructionConfig, JsonLines, Parquet, TextFiles
 from lit_llm.data.corpora import open_corpus
-from lit_llm.data.instructions import read_examples
+from lit_llm.data.examples import prepare_examples
+from lit_llm.data.instructions import identify_examples, read_examples
 from lit_llm.data.prepare import prepare
 
 
@@ -53,6 +57,24 @@ def prepared(corpus, root):
     data = {"corpus": corpus, "tokenizer": "bytes", "sequence_length": 8, "batch_size": 2, "near_duplicates": "keep"}
     data = prepare(DataConfig.model_validate(data | {"validation_fraction": 0.2, "test_fraction": 0.2}), root)
     return json.loads((data.sources[0].folder / "meta.json").read_text())
+
+
+def test_a_file_that_cannot_be_read_is_never_left_out(latin, monkeypatch):
+    """A full disk or a lost connection is no matter of encodings."""
+    documents = open_corpus(TextFiles(files=(f"{latin}/*.txt",), errors="skip"))
+    read_bytes = Path.read_bytes
+
+    def broken(path):
+        if path.name == "05.txt":
+            raise OSError(errno.EIO, "Input/output error")
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", broken)
+    with pytest.raises(InputError, match=r"05.txt: cannot be read: Input/output error"):
+        list(documents)
+    (latin / "05.txt").write_text("not read before")
+    with pytest.raises(InputError, match=r"05.txt: cannot be read: Input/output error"):
+        open_corpus(TextFiles(files=(f"{latin}/*.txt",), errors="skip"))
 
 
 def test_files_that_are_left_out_are_counted(latin):
@@ -102,6 +124,23 @@ def test_examples_without_a_field_and_lines_of_another_encoding_are_counted(tmp_
     left_out = Counter()
     assert len(list(read_examples(config, "examples", left_out))) == 60
     assert left_out == {"without_text": 3, "undecodable": 1}
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_records_that_are_looked_at_before_they_are_read_count_once(compressed, tmp_path):
+    """Those without text come first, where a file's form is looked for, and a document."""
+    rows = [{"inputs": f"{n}?", "targets": None} for n in range(3)]
+    rows += [{"inputs": f"{n}?", "targets": f"{n}"} for n in range(60)]
+    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path = tmp_path / ("asked.jsonl.gz" if compressed else "asked.jsonl")
+    path.write_bytes(gzip.compress(content) if compressed else content)
+    section = {"examples": {"kind": "jsonl", "files": [str(path)], "skip_missing": True}, "batch_size": 2}
+    section |= {"inputs": "{targets}", "targets": "{targets}"}
+    config = InstructionConfig.model_validate(section | {"input_length": 8, "target_length": 4})
+    digest = identify_examples(config, "bytes")
+    prepare_examples(config, ByteTokenizer(), tmp_path / "bytes", tmp_path / "root", digest)
+    meta = json.loads((tmp_path / "root" / "examples" / digest / "meta.json").read_text())
+    assert meta["skipped"] == {"without_text": 3, "undecodable": 0}
 
 
 LONG_WINDOW = bytes.fromhex(

@@ -509,6 +509,88 @@ def test_answers_without_tokens_end_no_task_and_are_counted(decllm, tokenizer, f
     assert [(row["tokenised_apart"], row["without_tokens"]) for row in found.rows] == [(1, 0), (0, 1), (0, 0)]
 
 
+def choosing(folder, records, **more):
+    """A task of four choices over these records."""
+    (folder / "bad.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    task = {
+        "task": "bad",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "bad.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "inputs",
+        "doc_to_choice": "choices",
+        "doc_to_target": "answer",
+        "metric_list": [{"metric": name} for name in ("acc", "exact_match")],
+    }
+    (folder / "bad.yaml").write_text(yaml.safe_dump(task | more))
+    return folder
+
+
+GOOD = {"inputs": "Which", "choices": ["oil", "tea"], "answer": 1}
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ({"choices": None}, "TypeError"),
+        ({"answer": None}, "TypeError"),
+        ({"choices": []}, "ValueError: it has no choices"),
+        ({"inputs": None}, "AssertionError"),
+    ],
+)
+def test_a_question_that_cannot_be_read_is_left_out_counted_and_named(decllm, tokenizer, tmp_path, bad, reason):
+    place = choosing(tmp_path, [GOOD, GOOD | bad, GOOD | {"inputs": "What"}])
+    found = evaluate_tasks(decllm, tokenizer, ["bad"], max_length=64, include_path=place)
+    assert found.metrics["tasks/bad/questions"] == 2
+    assert found.metrics["tasks/bad/unreadable"] == 1
+    assert [row["question"] for row in found.rows if "acc" in row] == [0, 2]
+    (row,) = (row for row in found.rows if "unreadable" in row)
+    assert (row["task"], row["question"]) == ("bad", 1)
+    assert row["unreadable"].startswith(reason)
+    rest = choosing(tmp_path, [GOOD, GOOD | {"inputs": "What"}])
+    alone = evaluate_tasks(decllm, tokenizer, ["bad"], max_length=64, include_path=rest).metrics
+    assert alone == {name: value for name, value in found.metrics.items() if name != "tasks/bad/unreadable"}
+
+
+def test_a_task_of_which_no_question_can_be_read_fails_by_name(decllm, tokenizer, tmp_path):
+    place = choosing(tmp_path, [GOOD | {"answer": None}] * 2)
+    with pytest.raises(InputError, match=r"none of the documents of 'bad' can be read, the first \(0\) because"):
+        evaluate_tasks(decllm, tokenizer, ["bad"], max_length=64, include_path=place)
+
+
+ROLLING = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "text", "doc_to_choice": None}
+ROLLING["metric_list"] = [{"metric": "byte_perplexity"}]
+
+
+class Refusing(Bytes):
+    """A tokenizer whose expressions take too long for one word."""
+
+    def encode(self, texts):
+        if any("zzz" in text for text in texts):
+            raise InputError("gives up on a text")
+        return super().encode(texts)
+
+
+def test_texts_that_cannot_be_read_are_left_out_and_a_task_of_them_alone_fails_by_name(tmp_path):
+    model = build(DecoderModel, Bytes.vocabulary, decoder={"layers": 1})
+    texts = ["a tree", None, "", "a zzz", "tea"]
+    place = choosing(tmp_path, [{"text": text} for text in texts], **ROLLING)
+    found = evaluate_tasks(model, Refusing(), ["bad"], max_length=64, include_path=place)
+    assert found.metrics["tasks/bad/questions"] == 2
+    assert found.metrics["tasks/bad/unreadable"] == 3
+    reasons = {row["question"]: row["unreadable"] for row in found.rows if "unreadable" in row}
+    assert reasons == {
+        1: "TypeError: its text is null",
+        2: "ValueError: its text is empty",
+        3: "InputError: gives up on a text",
+    }
+    for rest in (["", ""], ["a zzz"]):
+        place = choosing(tmp_path, [{"text": text} for text in rest], **ROLLING)
+        with pytest.raises(InputError, match="none of the documents of 'bad' can be read"):
+            evaluate_tasks(model, Refusing(), ["bad"], max_length=64, include_path=place)
+
+
 def test_an_answer_longer_than_the_length_is_scored_in_windows(decllm, tokenizer):
     answer = " ".join(WORDS)
     ids = tokenizer.encode([answer])[0].tolist()

@@ -8,12 +8,14 @@ import io
 import re
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import pytest
 from made_up_results import finish, finished_runs
+from matplotlib.figure import Figure
 from typer.testing import CliRunner, Result
 
 from lit_llm.ablation.arms import load_study
@@ -22,8 +24,10 @@ from lit_llm.ablation.runs import comparison_of, runs_of
 from lit_llm.cli import app
 from lit_llm.report import study as study_report
 from lit_llm.report.figures.fonts import OWN, families, spelled
+from lit_llm.report.figures.shown import Drawn
+from lit_llm.report.figures.study import write_figures
 from lit_llm.report.parts import slug
-from lit_llm.report.study import write_report
+from lit_llm.report.study import markdown_of, write_report
 from lit_llm.report.two import load_two, two_parts
 from lit_llm.tracking.store import Store
 
@@ -97,6 +101,13 @@ def test_names_of_any_script_are_text_everywhere(write_study: Study, place: Stor
     assert r"a\|b \`c\`" in markdown
     figures = (folder / "figures" / "figures.md").read_text(encoding="utf-8")
     assert ("code points" in figures) == (families() == (OWN,))
+    asked = replace(ablation, study=ablation.study.model_copy(update={"question": "Is _it_ [x](http://e)?"}))
+    assert "\nIs \\_it\\_ [x\\](http://e)?\n" in markdown_of(asked, comparison)
+
+
+def test_a_caption_stays_text_in_markdown(tmp_path: Path) -> None:
+    write_figures([Drawn("a", "Of *b* and [x](http://e).", Figure())], tmp_path, pdf=False)
+    assert "\nOf \\*b\\* and [x\\](http://e).\n" in (tmp_path / "figures.md").read_text()
 
 
 def test_a_letter_without_a_font_becomes_its_code_point(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from lit_llm.ablation.arms import Ablation
 from lit_llm.ablation.runs import Run
 from lit_llm.analysis.comparison import Comparison
+from lit_llm.config.markup import markdown_text
 from lit_llm.report.figures.fonts import spell_out
 from lit_llm.report.figures.from_comparison import forests, fronts, heat_maps, ladders, rates, turn
 from lit_llm.report.figures.from_courses import learning, stability
@@ -61,5 +62,8 @@ def _printed(drawn: Drawn, shown: Shown) -> Drawn:
 def write_figures(drawn: Sequence[Drawn], folder: Path, pdf: bool = True) -> list[Path]:
     """`<name>.png`, `.svg` and, where it is asked for, `.pdf` of each, and `figures.md` with the captions."""
     files = [path for one in drawn for path in save(one.figure, folder / one.name, pdf)]
-    parts = [f"## {one.name.replace('_', ' ')}\n\n![{one.name}]({one.name}.png)\n\n{one.caption}\n" for one in drawn]
+    parts = [
+        f"## {one.name.replace('_', ' ')}\n\n![{one.name}]({one.name}.png)\n\n{markdown_text(one.caption)}\n"
+        for one in drawn
+    ]
     return [*files, write_text(folder / "figures.md", "\n".join(parts))]
