@@ -10,7 +10,14 @@ from lit_llm.config.section import validate
 from lit_llm.config.tree import read_file, to_yaml
 from lit_llm.experiment.chain import Kind, Link
 from lit_llm.experiment.config import Experiment, Trained
-from lit_llm.experiment.identity import digest_of_data, digest_of_examples, digests_of_texts, origins, provenance
+from lit_llm.experiment.identity import (
+    digest_of_data,
+    digest_of_examples,
+    digest_of_tasks,
+    digests_of_texts,
+    origins,
+    provenance,
+)
 from lit_llm.tracking.files import Damaged, is_signed, read_verified, with_digest
 from lit_llm.tracking.store import Stage, Store, write_text
 
@@ -34,6 +41,8 @@ class Frozen:
     """Digest of the instruction data; empty where there is none."""
     texts: Mapping[str, str]
     """Digests of the texts that only an evaluation reads, by their names."""
+    tasks: str
+    """Digest of the task files of one's own that it is to read; empty where there are none."""
     experiment: Experiment
 
 
@@ -49,6 +58,7 @@ def freeze(store: Store, link: Link, experiment: Experiment) -> Stage:
         "data": digest_of_data(experiment),
         "examples": digest_of_examples(experiment) if link.kind != "pretrain" else "",
         "texts": digests_of_texts(experiment) if link.evaluation == "likelihood" else {},
+        "tasks": digest_of_tasks(experiment) if link.evaluation == "tasks" else "",
         "experiment": experiment.model_dump(mode="json"),
     }
     write_text(stage.config_file, with_digest(to_yaml(content)))
@@ -104,5 +114,6 @@ def thaw(stage: Stage) -> Frozen:
         examples=said.get("examples", ""),
         origins=content.value["origins"].plain() if "origins" in content.value else {},
         texts=content.value["texts"].plain() if "texts" in content.value else {},
+        tasks=said.get("tasks", ""),
         experiment=experiment,
     )

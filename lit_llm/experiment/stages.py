@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from lit_llm.config.problems import InputError, Problem
 from lit_llm.data.batches import Batches, ExampleBatches, TrainBatches
 from lit_llm.data.examples import ExampleSet
 from lit_llm.data.prepare import Prepared, open_held_out, open_prepared
@@ -23,6 +24,7 @@ from lit_llm.evaluation.extrapolation import extrapolation
 from lit_llm.evaluation.final import FinalEvaluation
 from lit_llm.evaluation.found import Found, Progress
 from lit_llm.evaluation.likelihood import Validation
+from lit_llm.evaluation.task_files import read_task_files
 from lit_llm.evaluation.unit_losses import write_losses
 from lit_llm.experiment.beginning import take_over, windows_before
 from lit_llm.experiment.config import Experiment, Trained
@@ -181,6 +183,9 @@ def _evaluated(frozen: Frozen, store: Store, model: LanguageModel, told: Progres
     if (tasks := config.tasks) is not None and name == "tasks":
         from lit_llm.evaluation.harness import evaluate_tasks  # its library is an extra
 
+        if frozen.tasks and tasks.folder and read_task_files(Path(tasks.folder)) != frozen.tasks:
+            message = f"{tasks.folder} has changed since the study was planned; give `run` the study's file"
+            raise InputError(Problem(message, "evaluate.tasks.folder"))
         return evaluate_tasks(
             model,
             data.tokenizer(),

@@ -219,3 +219,12 @@ def test_the_identity_of_task_files_does_not_depend_on_where_they_lie(tmp_path: 
     assert digests[0] == digests[1]
     (tmp_path / "there" / "data.jsonl").write_text("{} \n")
     assert read_task_files(tmp_path / "there") != digests[0]
+
+
+def test_task_files_that_have_changed_since_the_plan_are_not_run(trained, store: Store, tmp_path: Path):
+    (tmp_path / "task.yaml").write_text("task: mine\n")
+    _, links = trained("decllm-tiny", f"evaluate={{tasks: {{names: [mine], folder: {tmp_path}}}}}", "seed=7")
+    (tmp_path / "task.yaml").write_text("task: mine\nnum_fewshot: 3\n")
+    assert run_one(store.root, links["tasks after pretrain"].fingerprint) == "failed"
+    status = evaluated(store, links, "tasks").status()
+    assert f"{tmp_path} has changed since the study was planned; give `run` the study's file" in status["error"]
