@@ -45,7 +45,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> tuple[Pa
     validation: {{times: 2, sequences: 8}}
 """
     path = folder / "small.yaml"
-    head = "sweep: small\nquestion: Which rate?\nextends: redllm-tiny\n"
+    head = "sweep: small\nquestion: Which *rate*?\nextends: redllm-tiny\n"
     path.write_text(budgets_allowed(f"{head}base: {base}\n{ARMS}\n{SPACE}\ntrials: 5\nwinners: {{seeds: [5, 6]}}\n"))
     done = lit_llm("sweep", path, "--store", folder / "store", "-j", 2)
     assert done.returncode == 0, done.stderr
@@ -91,6 +91,7 @@ def test_report_draws_what_optuna_draws_into_files(searched: tuple[Path, Path, s
     assert f"optuna-dashboard {store}/studies/small/optuna.journal" in shown.stdout
     page = ReadPage(folder.parent / "report.html")
     assert page.texts["p"][1].startswith("Best val/target_nll: red ")
+    assert "\n\nWhich \\*rate\\*?\n\n" in (folder.parent / "sweep.md").read_text()
     assert len(page.images) == len(names) + 1
     assert all(image["alt"] for image in page.images)
     (trials,) = [table for table in page.tables if table.head[0] == "trial"]
