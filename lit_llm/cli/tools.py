@@ -162,8 +162,8 @@ def store_rebuild_mlflow(store: StoreOption = DEFAULT_STORE) -> None:
         print(f"the old database is {done.aside}")
     if done.left:
         print(f"sweeps come back when they are run once more: {', '.join(done.left)}")
-    for problem in done.unread:
-        print(f"left out: {problem}")
+    for line in done.unread:
+        print(f"left out: {line}")
 
 
 @store_app.command("gc")

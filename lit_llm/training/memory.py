@@ -4,8 +4,8 @@ Counted are the tensors that grow with the model or with tokens x width. Left ou
 for a head of it (statistics of norms and of softmax), rotations, masks, token ids, and what the allocator itself takes.
 Within 3% of what autograd keeps for pre-norm and sandwich models, 5% with retention; a sixth off at most for other
 placements of norms and for merged attention. Soft-capped or biased scores are counted, roughly. Not counted are the
-masks of a visible prefix and of merged layers, a number for each pair of tokens that a kernel keeps for a layer whatever
-the number of sequences: at 2,048 tokens, d_model 96 and one sequence that is up to 45% of what is kept.
+masks of a visible prefix and of merged layers, a number for each pair of tokens that a kernel keeps for a layer
+whatever the number of sequences: at 2,048 tokens, d_model 96 and one sequence up to 45% of what is kept.
 """
 
 from __future__ import annotations
