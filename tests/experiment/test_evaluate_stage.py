@@ -142,7 +142,7 @@ def test_what_has_no_weights_says_so(store, trained):
 @pytest.mark.parametrize(
     ("evaluate", "message"),
     [
-        ("{tasks: {names: [x], folder: nowhere}}", "evaluate.tasks.folder: nowhere has no task files"),
+        ("{tasks: {names: [x], folder: nowhere}}", f"evaluate.tasks.folder: {Path.cwd()}/nowhere has no task files"),
         ("{tasks: {names: []}}", "evaluate.tasks.names: needs at least 1"),
         ("{likelihood: {prefix_length: 32}}", "evaluate.likelihood.prefix_length: a prefix of 32 tokens leaves no"),
         ("{extrapolation: {lengths: []}}", "evaluate.extrapolation.lengths: needs at least 1"),
