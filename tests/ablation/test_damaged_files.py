@@ -238,7 +238,7 @@ def test_no_damage_of_another_file_of_the_store_ends_in_a_traceback(
         assert finished.exit_code == 0, names
         assert records(run_of(path, place)) == before, names
         if names[0].name == FROZEN:  # what was frozen before there was a result cannot be had again
-            assert "not known as it was frozen" in command("report", path, "--store", place)
+            assert f"{place / names[0]} " in command("report", path, "--store", place)
         elif names[0].name == LOG and how in ("emptied", "deleted"):
             assert any(f"{place / names[0]} holds no look" in message for message in told.messages)
         elif of_study:

@@ -328,7 +328,9 @@ def test_sixteen_commands_start_on_one_fresh_store(write_study: Study, tmp_path:
     ]
     outputs = [process.communicate(timeout=2000)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * 16, "\n".join(outputs)
-    assert not any("Nothing is lost" in output for output in outputs), "\n".join(outputs)
+    # Who waits too long for MLflow's database says so, and catches up in the same command.
+    behind = [output for output in outputs if "Nothing is lost" in output]
+    assert all("MLflow is back and has caught up" in output for output in behind), "\n".join(behind)
     assert len(list(store.glob("data/*/meta.json"))) == 1
     assert len(list(store.glob("stages/*/result.json"))) == 16
 
