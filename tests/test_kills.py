@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
-from mlflow.tracking import MlflowClient
+from mlflow_runs import mirrored
 
 from lit_llm.tracking.store import Stage, Store, read_metrics
 
@@ -124,13 +124,6 @@ def stages(store: Store) -> dict[str, Stage]:
     return {folder.name: store.stage(folder.name) for folder in sorted((store.root / "stages").iterdir())}
 
 
-def mirrored(store: Store) -> Counter[str]:
-    """{the last stage of a run: how many runs in MLflow say that they are it}."""
-    client = MlflowClient(f"sqlite:///{store.root}/mlflow.db")
-    found = [run for each in client.search_experiments() for run in client.search_runs([each.experiment_id])]
-    return Counter(run.data.tags["lit_llm.fingerprint"] for run in found if "lit_llm.fingerprint" in run.data.tags)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["study", "two stages", "sweep"])
 def test_ten_kills_change_no_byte_and_double_no_run(kind: str, commands: dict[str, list[str]], tmp_path: Path) -> None:
@@ -140,7 +133,7 @@ def test_ten_kills_change_no_byte_and_double_no_run(kind: str, commands: dict[st
         assert process.wait(HANGS) == 0, log.read_text()
     longest, expected = time.monotonic() - began, {name: content(stage) for name, stage in stages(whole).items()}
     assert {each["state"] for each in expected.values()} == {"done"}
-    assert set(mirrored(whole).values()) == {1}
+    assert set(mirrored(whole.root).values()) == {1}
     draw, kills = random.Random(kind), Counter[str]()
     for number in itertools.count():
         store = Store(tmp_path / f"store{number}")
@@ -148,7 +141,7 @@ def test_ten_kills_change_no_byte_and_double_no_run(kind: str, commands: dict[st
         found = stages(store)
         assert found.keys() == expected.keys()
         assert [name for name, stage in found.items() if content(stage) != expected[name]] == []
-        assert mirrored(store) == mirrored(whole)
+        assert mirrored(store.root) == mirrored(whole.root)
         if kills.total() >= KILLS:
             break
     print(f"{number + 1} stores, killed: {dict(kills)}; undisturbed {longest:.0f} s")

@@ -22,19 +22,18 @@ class Damaged(InputError):
         super().__init__(Problem(reason, mark=Mark(str(path))))
 
 
-NAME = "digest_of_rest"
-_NAMED = re.compile(rf'\{{\n "(.{{{len(NAME)}}})": "|# (.{{{len(NAME)}}}): ')
-_BEGIN = re.compile(r'\{\n "digest_of_rest": "|# digest_of_rest: ')
-"""How a file begins that has the digest of what follows: the first key of a JSON object, or a comment in YAML."""
-_SIGNATURE = re.compile(rf'(?:{_BEGIN.pattern})(.{{{LENGTH}}})(?:",)?\n')
+KEY = "digest_of_rest"
+"""Under it a file has the digest of what follows: its first key in a JSON object, a comment in YAML."""
+_KEYED = re.compile(rf'\{{\n "(.{{{len(KEY)}}})": "|# (.{{{len(KEY)}}}): ')
+_SIGNATURE = re.compile(rf'(?:\{{\n "{KEY}": "|# {KEY}: )(.{{{LENGTH}}})(?:",)?\n')
 
 
 def with_digest(text: str) -> str:
     """JSON or YAML, with the digest of its content before it. `read_verified` reads it."""
     if text.startswith("{\n"):
         body = text.removeprefix("{\n")
-        return f'{{\n "digest_of_rest": "{_digest_of_text(body)}",\n{body}'
-    return f"# digest_of_rest: {_digest_of_text(text)}\n{text}"
+        return f'{{\n "{KEY}": "{_digest_of_text(body)}",\n{body}'
+    return f"# {KEY}: {_digest_of_text(text)}\n{text}"
 
 
 def read_verified(path: Path) -> str:
@@ -57,9 +56,9 @@ def read_verified(path: Path) -> str:
 
 
 def is_signed(text: str) -> bool:
-    """Whether it begins with its digest, or with what was its name before a bit of that was flipped."""
-    found = _NAMED.match(text)
-    return found is not None and sum(map(str.__ne__, found[1] or found[2], NAME)) <= 1
+    """Tells whether it begins with its digest, or did before a bit of the digest's key was flipped."""
+    found = _KEYED.match(text)
+    return found is not None and sum(map(str.__ne__, found[1] or found[2], KEY)) <= 1
 
 
 def _digest_of_text(text: str) -> str:

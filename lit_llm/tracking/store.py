@@ -29,6 +29,7 @@ from typing import IO, Any, Literal, get_args
 
 from lit_llm.config.problems import InputError, Mark, Problem
 from lit_llm.tracking.files import (
+    KEY,
     Damaged,
     check_digest,
     file_digest,
@@ -406,7 +407,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         raise Damaged(path, "is damaged: it holds no JSON object")
     if is_signed(text):
-        del content["digest_of_rest"]
+        del content[KEY]
     return content
 
 

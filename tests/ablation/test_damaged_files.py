@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from damages import DAMAGES, copied, damage
-from mlflow.tracking import MlflowClient
+from mlflow_runs import mirrored
 from typer.testing import CliRunner
 
 from lit_llm.ablation.analysis_plan import FROZEN, LOG
@@ -261,10 +261,7 @@ def test_a_damaged_database_of_mlflow_is_made_anew_from_what_is_on_disk(
     if any("is broken" in message for message in told.messages):
         assert any("`lit-llm store rebuild-mlflow --store" in message for message in told.messages)
     command("store", "rebuild-mlflow", "--store", place)
-    client = MlflowClient(f"sqlite:///{place}/mlflow.db")
-    found = [run for each in client.search_experiments() for run in client.search_runs([each.experiment_id])]
-    mirrored = [run.data.tags["lit_llm.fingerprint"] for run in found if "lit_llm.fingerprint" in run.data.tags]
-    stages = [folder.name for folder in (place / "stages").iterdir()]
-    assert len(mirrored) == len(set(mirrored))
-    assert set(mirrored) <= set(stages)
-    assert len(mirrored) == 2
+    found, stages = mirrored(place), [folder.name for folder in (place / "stages").iterdir()]
+    assert set(found.values()) == {1}
+    assert found.keys() <= set(stages)
+    assert len(found) == 2
