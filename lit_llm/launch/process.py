@@ -189,29 +189,48 @@ def _how_it_ended(exitcode: int | None) -> str:
 
 _context = multiprocessing.get_context("forkserver")
 _inherited: set[str] = set()  # modules that a child was seen to start with
+WARM_UPS = 3
 _server_variables: set[str] = set()  # names of environment variables that the fork server may have
 
 
 def warm_up(preload: Sequence[str], grace_seconds: float) -> None:
-    """Starts the fork server and asks a first child what it inherited: the server hides an ImportError."""
+    """Starts the fork server with the modules in `preload`, and warns of those that it runs without.
+
+    Raises ImportError when one of them cannot be imported, or when server or child die in each of `WARM_UPS` attempts:
+    a single death may have come from outside, as from the kernel when memory is short.
+    """
     forkserver.set_forkserver_preload(list(dict.fromkeys([run_job.__module__, *_inherited, *preload])))
     unseen = [name for name in preload if name not in _inherited]
     if not unseen:
         return
-    task = Task("preload", report_preload, (unseen,))
-    try:
-        child = Child(task, pickled_call(task), {}, grace_seconds)
-    except (OSError, EOFError):
-        raise ImportError(f"preload: the fork server died importing {', '.join(unseen)}; see its traceback") from None
-    while not child.ended():
-        wait(child.handles(), 1.0)
-    outcome = child.outcome()
+    for _ in range(WARM_UPS):
+        outcome = _inherited_by_a_child(unseen, grace_seconds)
+        if outcome is not None and outcome.status != "killed":
+            break
+        time.sleep(0.1)  # a server that is still dying looks alive to the next start
+    if outcome is None:
+        raise ImportError(f"preload: the fork server died importing {', '.join(unseen)}; see its traceback")
     if outcome.status != "returned":
         raise ImportError(f"preload: {outcome.error}")
     _inherited.update(set(unseen) - set(outcome.value))
     if outcome.value:
         late = ", ".join(outcome.value)
         warnings.warn(f"the fork server runs without {late}, which each task will import anew", stacklevel=3)
+
+
+def _inherited_by_a_child(modules: Sequence[str], grace_seconds: float) -> Outcome | None:
+    """The outcome of a first child, which imports what it did not inherit: the server hides an ImportError.
+
+    None when the server died before it had forked the child.
+    """
+    task = Task("preload", report_preload, (modules,))
+    try:
+        child = Child(task, pickled_call(task), {}, grace_seconds)
+    except (OSError, EOFError):
+        return None
+    while not child.ended():
+        wait(child.handles(), 1.0)
+    return child.outcome()
 
 
 def _start(

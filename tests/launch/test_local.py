@@ -267,6 +267,32 @@ def test_a_preload_that_kills_the_fork_server_is_an_error(tmp_path):
     assert "torchvision::nms" in output
 
 
+@pytest.mark.parametrize("imports", [["kill"], ["kill", "kill"], ["hide", "kill"]])
+def test_a_kill_during_the_preload_is_no_fault_of_its_modules(tmp_path, imports):
+    """The server imports first; one that hides an ImportError leaves the next import to a child."""
+    (tmp_path / "mortal.py").write_text(
+        textwrap.dedent(
+            f"""
+            import os, pathlib
+            count = len(list(pathlib.Path().glob("import*")))
+            pathlib.Path(f"import{{count}}").touch()
+            match dict(enumerate({imports})).get(count):
+                case "kill": os.kill(os.getpid(), 9)
+                case "hide": raise ImportError
+            """
+        )
+    )
+    process = coordinator(
+        tmp_path,
+        """
+        print(run_tasks([Task("one", jobs.double, (1,))], slots=1, preload=["mortal"])[0].value)
+        """,
+    )
+    output, _ = process.communicate(timeout=200)
+    assert (tmp_path / f"import{len(imports)}").exists()
+    assert output.splitlines()[-1] == "2", output
+
+
 # A fresh, cheap process --------------------------------------------------------------------------------------------
 
 
