@@ -32,6 +32,9 @@ test: $(READY) ## the tests, under 15 minutes on two cores
 test-slow: $(READY) ## the tests that take minutes each
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
 
+same-bits: $(READY) ## small runs of everything, equal to those of the commit BASE? (BASE=HEAD)
+	@$(BIN)/python tests/same_bits/run.py --against $(or $(BASE),HEAD)
+
 check: $(READY) ## ruff, mypy, import-linter
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -48,4 +51,4 @@ benchmarks: $(READY) ## the benchmarks, each beside a peer
 screenshots: $(READY) ## pictures of the quickstart's report and of MLflow's UI for the README, in Chromium
 	@$(BIN)/python docs/screenshots.py
 
-.PHONY: help install quickstart test test-slow check format benchmarks screenshots
+.PHONY: help install quickstart test test-slow same-bits check format benchmarks screenshots

@@ -11,7 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from lit_llm.config.fingerprint import digest_of_files, fingerprint
+from lit_llm.config.code_digest import digest_of_code
+from lit_llm.config.fingerprint import fingerprint
 from lit_llm.config.tree import leaves
 from lit_llm.data.config import InstructionConfig
 from lit_llm.data.instructions import identify_examples
@@ -135,16 +136,8 @@ def origins(experiment: Experiment) -> dict[Side, str]:
     }
 
 
-def _code_digest() -> str:
-    root = Path(__file__).parents[1]
-    files = [
-        path for name in COMPUTES for path in ([root / name] if "." in name else sorted((root / name).rglob("*.py")))
-    ]
-    return digest_of_files((path.relative_to(root).as_posix(), path) for path in files)
-
-
-CODE = _code_digest()
-"""Hash of the sources that compute, as they were when this process (or the server it was forked from) read them: a file
+CODE = digest_of_code(Path(__file__).parents[1], COMPUTES)
+"""Digest of the code that computes, as it was when this process (or the server it was forked from) read it: a file
 edited while runs wait is not what they execute."""
 
 

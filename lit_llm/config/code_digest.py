@@ -1,0 +1,118 @@
+"""Digest of what code computes: over the syntax tree, so that comments, docstrings and layout do not count."""
+
+from __future__ import annotations
+
+import ast
+import gc
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lit_llm.config.fingerprint import LENGTH
+
+
+def digest_of_code(package: Path, parts: Iterable[str]) -> str:
+    """Hash of the syntax trees of the modules in `parts`, files or folders relative to the folder of a package.
+
+    The digest does not change when a comment, a docstring, an import for type checkers or the formatting changes, or
+    when a module gets another name or place. An import of another module in `parts` counts with that module's digest,
+    so it changes when the imported name comes from other code. An import of any other module of the package counts by
+    the imported names alone.
+
+    Raises SyntaxError when a module cannot be parsed.
+    """
+    files = [
+        file
+        for part in parts
+        for file in ([package / part] if part.endswith(".py") else sorted((package / part).rglob("*.py")))
+    ]
+    collected = gc.isenabled()
+    gc.disable()  # a syntax tree has many objects and no garbage
+    try:
+        digests = _Digests(package, files)
+        return _hash(sorted(digests.of(module) for module in digests.files))
+    finally:
+        if collected:
+            gc.enable()
+
+
+def _hash(words: Iterable[str]) -> str:
+    return hashlib.sha256("\0".join(words).encode()).hexdigest()[:LENGTH]
+
+
+class _Digests:
+    """Digests of modules by their dotted names."""
+
+    def __init__(self, package: Path, files: Iterable[Path]) -> None:
+        self.package = package.name
+        self.files = {
+            ".".join([package.name, *file.relative_to(package).with_suffix("").parts]).removesuffix(".__init__"): file
+            for file in files
+        }
+        self._known: dict[str, str] = {}
+
+    def of(self, module: str) -> str:
+        if module not in self._known:
+            self._known[module] = "circle"  # what a module in a circle of imports sees of itself
+            self._known[module] = _hash(self._words(ast.parse(self.files[module].read_bytes())))
+        return self._known[module]
+
+    def _words(self, node: ast.AST) -> Iterator[str]:
+        yield type(node).__name__
+        if isinstance(node, ast.Constant):
+            yield repr(node.value)
+            return
+        for name in node._fields:
+            value = getattr(node, name, None)
+            if isinstance(value, ast.AST):
+                yield name
+                yield from self._words(value)
+            elif isinstance(value, list):
+                if value:  # an empty list is absent: later versions of Python have more fields
+                    yield name
+                    yield from self._statements(value)
+                    yield "]"
+            elif value is not None:
+                yield f"{name}={value}"
+
+    def _statements(self, nodes: Sequence[Any]) -> Iterator[str]:
+        """Words of a list of nodes. Imports from this package stand first, sorted by what is imported."""
+        imports, others = list[str](), list[Any]()
+        for node in nodes:
+            ours = self._imports(node)
+            if ours is not None:
+                imports += ours
+            elif not _computes_nothing(node):
+                others.append(node)
+        yield from sorted(imports)
+        for node in others:
+            if isinstance(node, ast.AST):
+                yield from self._words(node)
+            else:  # a name after `global`, or None for a key of `{**other}`
+                yield repr(node)
+
+    def _imports(self, node: Any) -> list[str] | None:
+        """One word for each name that a statement imports from this package; None for any other node."""
+        match node:
+            case ast.ImportFrom(module=str(module), level=0, names=names) if self._is_ours(module):
+                return [self._imported(module, alias.name, alias.asname or alias.name) for alias in names]
+            case ast.Import(names=names) if all(self._is_ours(alias.name) for alias in names):
+                return [self._imported(alias.name, "", alias.asname or "") for alias in names]
+        return None
+
+    def _imported(self, module: str, name: str, bound_to: str) -> str:
+        if f"{module}.{name}" in self.files:
+            module, name = f"{module}.{name}", ""
+        return f"import {self.of(module) if module in self.files else ''} {name} {bound_to}"
+
+    def _is_ours(self, module: str) -> bool:
+        return module.partition(".")[0] == self.package
+
+
+def _computes_nothing(node: Any) -> bool:
+    """Whether a statement is a docstring, or an import for type checkers."""
+    match node:
+        case ast.Expr(value=ast.Constant(value=str())) | ast.If(test=ast.Name(id="TYPE_CHECKING"), orelse=[]):
+            return True
+    return False
