@@ -18,11 +18,11 @@ import numpy as np
 from coverage_paired import Floats, aligned
 from scipy.special import stdtrit
 
-from lit_llm.analysis import contrasts
-from lit_llm.analysis.anova import FactorLayout, anova
-from lit_llm.analysis.baselines import Noise, block_differences
-from lit_llm.analysis.comparison import RunResult, compare
-from lit_llm.analysis.document_noise import Influence, influence
+from lit_llm.statistics import contrasts
+from lit_llm.statistics.anova import FactorLayout, anova
+from lit_llm.statistics.baselines import Noise, block_differences
+from lit_llm.statistics.comparison import RunResult, compare
+from lit_llm.statistics.document_noise import Influence, influence
 
 Row = dict[str, Any]
 SEEDS = (2, 3, 5, 10)

@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import chdtrc, stdtr, stdtrit
 
-from lit_llm.analysis import contrasts
-from lit_llm.analysis.correction import dunnett_critical
+from lit_llm.statistics import contrasts
+from lit_llm.statistics.multiple_comparisons import dunnett_critical
 
 Floats = NDArray[np.float64]
 Families = NDArray[np.int64]

@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from lit_llm.analysis.estimates import Estimate, estimate, exponentials
-from lit_llm.analysis.scaling import scaling
-from lit_llm.analysis.scaling_gate import gate
-from lit_llm.analysis.scaling_laws import Laws, PowerLaw
-from lit_llm.analysis.scaling_runs import ScalingRun
+from lit_llm.statistics.estimates import Estimate, estimate, exponentials
+from lit_llm.statistics.scaling.comparison import scaling
+from lit_llm.statistics.scaling.gate import gate
+from lit_llm.statistics.scaling.laws import Laws, PowerLaw
+from lit_llm.statistics.scaling.runs import ScalingRun
 
 Floats = NDArray[np.float64]
 Row = dict[str, Any]

@@ -1,6 +1,6 @@
 """False alarms and bias of studies that add seeds in rounds, by simulation.
 
-Differences are normal, of arms that share a baseline; the levels are those of `lit_llm.analysis.sequential`, asked of
+Differences are normal, of arms that share a baseline; the levels are those of `lit_llm.statistics.sequential`, asked of
 each arm's own paired t or of one whose variance is moderated by the other open arms (`compare.variance: moderated`).
 `false alarms` is the share of null studies in which any arm is called different; `bias` the mean error of the printed
 difference over all studies, in standard deviations of a seed's difference.
@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr
 
-from lit_llm.analysis import contrasts
-from lit_llm.analysis.sequential import PastLooks, Rounds, round_levels, unbiased
+from lit_llm.statistics import contrasts
+from lit_llm.statistics.sequential import PastLooks, Rounds, round_levels, unbiased
 
 Array = NDArray[Any]
 LEVEL = 0.05

@@ -2,7 +2,7 @@
 
     python benchmarks/estimate.py [--steps 12] [--threads 1 2] [--precision fp32 bf16]
 
-Predicted: `lit_llm.experiment.estimate` over this machine's ceilings, measured first. Measured: the quickest step of
+Predicted: `lit_llm.runs.time_estimate` over this machine's ceilings, measured first. Measured: the quickest step of
 real training (`lit_llm.training.fit` on random tokens), one run at a time, and the CPU time of its median step per
 thread. The ratio is that of predicted to CPU time for one thread, which leaves out what others do on the machine, and
 to the quickest step for several.
@@ -22,14 +22,14 @@ import numpy as np
 import torch
 
 from lit_llm.data.batches import cut
-from lit_llm.experiment.ceilings import Ceilings, cached, measure, setting_of
-from lit_llm.experiment.config import Experiment
-from lit_llm.experiment.estimate import seconds_of
 from lit_llm.experiment.load import load_experiment
+from lit_llm.experiment.schema import Experiment
 from lit_llm.models.build import build_model
 from lit_llm.models.cost import count_parameters
 from lit_llm.models.resolve import resolve_model
-from lit_llm.objectives.layout import Batch
+from lit_llm.objectives.collate import Batch
+from lit_llm.runs.machine_benchmark import Ceilings, cached, measure, setting_of
+from lit_llm.runs.time_estimate import seconds_of
 from lit_llm.training.fit import Budget, fit
 
 DATA = "pretrain.data."

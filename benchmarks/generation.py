@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lit_llm.experiment.load import load_experiment
 from lit_llm.generation import generate
 from lit_llm.models.build import build_model
-from lit_llm.models.transformer import LanguageModel
+from lit_llm.models.families import LanguageModel
 
 BEGIN = 1
 NAMES = {

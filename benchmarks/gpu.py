@@ -26,16 +26,16 @@ from typing import Any
 import torch
 from estimate import Random
 
-from lit_llm.experiment.ceilings import cached, measure, setting_of
-from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.cost import cost_of
-from lit_llm.experiment.estimate import seconds_of
 from lit_llm.experiment.load import load_experiment
+from lit_llm.experiment.schema import Experiment
 from lit_llm.generation import generate
 from lit_llm.models.build import build_model
 from lit_llm.models.cost import decode_flops, prefill_flops
+from lit_llm.models.families import LanguageModel
 from lit_llm.models.resolve import resolve_model
-from lit_llm.models.transformer import LanguageModel
+from lit_llm.runs.machine_benchmark import cached, measure, setting_of
+from lit_llm.runs.time_estimate import seconds_of
 from lit_llm.training.fit import Budget, fit
 from lit_llm.training.throughput import peak_flops
 

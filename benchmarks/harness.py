@@ -34,8 +34,8 @@ def write_tasks(folder: Path) -> None:
     """The questions of the glosses; as texts; and to be answered in writing."""
     import yaml
 
-    from lit_llm.data.glosses import write_glosses
     from lit_llm.data.tokenizers import train_bpe
+    from lit_llm.data.wordnet import write_glosses
     from lit_llm.evaluation.suites import write_gloss_tasks
 
     write_glosses(WORDNET, folder, limit=20_000)

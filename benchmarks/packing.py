@@ -23,14 +23,14 @@ from lit_llm.components.loss.module import target_loss
 from lit_llm.data.batches import ExampleBatches
 from lit_llm.data.config import InstructionConfig
 from lit_llm.data.examples import ExampleSet, prepare_examples
-from lit_llm.data.glosses import write_glosses
 from lit_llm.data.instructions import identify_examples
 from lit_llm.data.prepare import prepare
+from lit_llm.data.wordnet import write_glosses
 from lit_llm.experiment.load import load_experiment
 from lit_llm.models.build import build_model
-from lit_llm.models.transformer import LanguageModel
+from lit_llm.models.families import LanguageModel
+from lit_llm.objectives.collate import Batch
 from lit_llm.objectives.config import MasksConfig
-from lit_llm.objectives.layout import Batch
 
 ARMS = {
     "dec": ("decllm-tiny", MasksConfig()),

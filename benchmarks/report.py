@@ -26,14 +26,14 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from lit_llm.ablation.arms import load_study
-from lit_llm.ablation.plan import plan
-from lit_llm.ablation.runs import Run, comparison_of, runs_of
 from lit_llm.evaluation.config import METRICS_OF_SPLIT
 from lit_llm.evaluation.unit_losses import UnitLosses, write_losses
-from lit_llm.report.study import write_report
-from lit_llm.report.terminal import compared
-from lit_llm.tracking.store import Store
+from lit_llm.report.pages.study import write_report
+from lit_llm.report.summary import compared
+from lit_llm.store.store import Store
+from lit_llm.studies.load import load_study
+from lit_llm.studies.plan import plan
+from lit_llm.studies.runs import Run, comparison_of, runs_of
 
 STUDY = """
 study: large

@@ -19,10 +19,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from lit_llm.ablation.arms import load_study
-from lit_llm.ablation.run import Watcher, run_study
-from lit_llm.ablation.runs import Run
-from lit_llm.tracking.store import Store
+from lit_llm.store.store import Store
+from lit_llm.studies.load import load_study
+from lit_llm.studies.run import Watcher, run_study
+from lit_llm.studies.runs import Run
 
 STUDY = """
 study: overhead

@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lit_llm.components.loss.module import target_loss
 from lit_llm.experiment.load import load_experiment
 from lit_llm.models.build import build_model
-from lit_llm.models.transformer import LanguageModel
+from lit_llm.models.families import LanguageModel
 
 BATCH, LENGTH = 16, 128
 

@@ -31,11 +31,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lit_llm
-from lit_llm.search.coordinator import SweepWatcher
-from lit_llm.search.run import run_sweep
-from lit_llm.search.sweep import load_sweep
-from lit_llm.search.trial import Trial
-from lit_llm.tracking.store import Store
+from lit_llm.store.store import Store
+from lit_llm.sweeps.coordinator import SweepWatcher
+from lit_llm.sweeps.run import run_sweep
+from lit_llm.sweeps.sweep import load_sweep
+from lit_llm.sweeps.trial import Trial
 
 SWEEP = """
 sweep: {name}

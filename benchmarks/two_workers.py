@@ -13,10 +13,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from lit_llm.ablation.arms import load_study
-from lit_llm.ablation.run import Finished, Watcher, run_study
-from lit_llm.ablation.runs import Run
-from lit_llm.tracking.store import Store
+from lit_llm.store.store import Store
+from lit_llm.studies.load import load_study
+from lit_llm.studies.run import Finished, Watcher, run_study
+from lit_llm.studies.runs import Run
 
 STUDY = """
 study: workers

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_llm.components.attention.dot_product import DotProduct
-from lit_llm.components.attention.visibility import Visibility
+from lit_llm.components.attention.masks import Visibility
 
 HEADS, HEAD_DIM = 4, 64
 

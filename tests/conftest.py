@@ -15,9 +15,9 @@ from equal_budgets import budgets_allowed
 from made_up_ceilings import USUAL
 from two_stages import ARMS_OF_TWO_STAGES
 
-from lit_llm.experiment.ceilings import MOST_PROCESSES, Setting, cores, keep
-from lit_llm.experiment.identity import has_gpu
-from lit_llm.tracking.store import Store
+from lit_llm.runs.machine_benchmark import MOST_PROCESSES, Setting, cores, keep
+from lit_llm.runs.provenance import has_gpu
+from lit_llm.store.store import Store
 
 for _signal, _default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_signal) is signal.SIG_IGN:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from lit_llm.ablation.budgets import BUDGET
-from lit_llm.ablation.findings import Finding
-from lit_llm.ablation.tuning import ALL
 from lit_llm.config.tree import under
+from lit_llm.studies.audit.budgets import BUDGET
+from lit_llm.studies.audit.findings import Finding
+from lit_llm.studies.audit.tuning import ALL
 
 RULE = f"{{key: {BUDGET}, because: this test is about something else}}"
 

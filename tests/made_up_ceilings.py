@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from lit_llm.experiment.ceilings import OPTIMIZERS, Ceilings
+from lit_llm.runs.machine_benchmark import OPTIMIZERS, Ceilings
 
 FREE = float("inf")
 NOTHING = Ceilings(

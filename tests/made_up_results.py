@@ -7,9 +7,9 @@ import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lit_llm.ablation.arms import Ablation, load_study
-from lit_llm.ablation.runs import Run, runs_of
-from lit_llm.tracking.store import Store
+from lit_llm.store.store import Store
+from lit_llm.studies.load import Ablation, load_study
+from lit_llm.studies.runs import Run, runs_of
 
 FACTORIAL = """
 study: blocks

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.data.prepare import prepare
-from lit_llm.experiment.chain import chain
-from lit_llm.experiment.frozen import freeze
 from lit_llm.experiment.load import load_experiment
-from lit_llm.tracking.store import Stage, Store, read_metrics
+from lit_llm.runs.stage_config import freeze
+from lit_llm.runs.stage_graph import chain
+from lit_llm.store.store import Stage, Store, read_metrics
 
 TIMED = ("throughput/",)
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from instructions import write_instructions
 
-from lit_llm.ablation.arms import load_study
-from lit_llm.ablation.plan import plan
 from lit_llm.components.attention.config import AttentionConfig, ResolvedAttention
-from lit_llm.search.sweep import is_sweep, load_sweep
+from lit_llm.studies.load import load_study
+from lit_llm.studies.plan import plan
+from lit_llm.sweeps.sweep import is_sweep, load_sweep
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

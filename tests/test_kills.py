@@ -20,7 +20,7 @@ import psutil
 import pytest
 from mlflow_runs import mirrored
 
-from lit_llm.tracking.store import Stage, Store, read_metrics
+from lit_llm.store.store import Stage, Store, read_metrics
 
 KILLS = 10
 HANGS = 600

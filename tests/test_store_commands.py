@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from lit_llm.ablation.arms import load_study
-from lit_llm.ablation.run import Watcher, run_study
 from lit_llm.cli import app
-from lit_llm.tracking.store import Store
+from lit_llm.store.store import Store
+from lit_llm.studies.load import load_study
+from lit_llm.studies.run import Watcher, run_study
 
 Study = Callable[..., Path]
 COLUMNS = {"COLUMNS": "400"}

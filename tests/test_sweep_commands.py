@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from lit_llm.cli import app
 from lit_llm.config.tree import read_file
 from lit_llm.experiment.load import load_experiment
-from lit_llm.search.schema import sweep_schema
+from lit_llm.sweeps.json_schema import sweep_schema
 
 ROOT = Path(__file__).parents[1]
 ARMS = "arms: {red: {}, dec: {extends: decllm-tiny}}"
@@ -159,7 +159,7 @@ def test_the_last_line_is_the_next_step_where_the_winners_were_not_done(
         ),
     }
     for interrupted, (code, line) in last.items():
-        monkeypatch.setattr("lit_llm.ablation.execute.Execution.execute", lambda *_, said=interrupted: said)
+        monkeypatch.setattr("lit_llm.studies.execute.Execution.execute", lambda *_, said=interrupted: said)
         ended = CliRunner().invoke(app, ["sweep", str(path), "--store", str(store)])
         assert ended.exit_code == code
         assert ended.output.rstrip().endswith(line)

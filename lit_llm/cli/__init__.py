@@ -13,7 +13,7 @@ from lit_llm.cli import studies, overview, sweeps, trained, tools  # noqa: F401
 from lit_llm.cli.app import app
 from lit_llm.config.problems import InputError
 from lit_llm.launch import stopped_as_by_ctrl_c
-from lit_llm.tracking.disk import DiskError
+from lit_llm.store.disk import DiskError
 
 __all__ = ["app", "main"]
 

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lit_llm.config.problems import InputError, Problem
-from lit_llm.tracking.store import DEFAULT, Store
+from lit_llm.store.store import DEFAULT, Store
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from lit_llm.ablation.arms import Ablation
-    from lit_llm.ablation.supervise import Supervision
-    from lit_llm.experiment.ceilings import Ceilings, Setting
+    from lit_llm.runs.machine_benchmark import Ceilings, Setting
+    from lit_llm.studies.load import Ablation
+    from lit_llm.studies.supervise import Supervision
 
 StudyArgument = Annotated[
     str, typer.Argument(metavar="STUDY", help="A study's file, its name in the store, or a preset such as redllm-8b.")
@@ -112,7 +112,7 @@ class Rerun(StrEnum):
 
 def supervision(retries: int | None, stall_after: float | None, grace: float | None) -> Supervision:
     """What is done about runs that die or stall; the defaults for what was not given."""
-    from lit_llm.ablation.supervise import Supervision
+    from lit_llm.studies.supervise import Supervision
 
     default = Supervision()
     return Supervision(
@@ -124,7 +124,7 @@ def supervision(retries: int | None, stall_after: float | None, grace: float | N
 
 def ceilings(measuring: bool, again: bool) -> Callable[[Setting], Ceilings | None]:
     """What is known of this machine, or with `measuring` found out now."""
-    from lit_llm.experiment.ceilings import cached, measure
+    from lit_llm.runs.machine_benchmark import cached, measure
 
     def find(setting: Setting) -> Ceilings | None:
         found = None if again else cached(setting)
@@ -140,8 +140,8 @@ def ceilings(measuring: bool, again: bool) -> Callable[[Setting], Ceilings | Non
 
 def slots(ablation: Ablation) -> int:
     """One run where there is a GPU that it may take, else as many as the cores allow."""
-    from lit_llm.experiment.identity import has_gpu
     from lit_llm.launch import cores
+    from lit_llm.runs.provenance import has_gpu
 
     executions = [arm.experiment.pretrain.training.execution for arm in ablation.arms]
     if has_gpu() and any(execution.accelerator != "cpu" for execution in executions):

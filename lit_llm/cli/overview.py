@@ -19,9 +19,9 @@ def studies(as_json: AsJson = False, store: StoreOption = DEFAULT_STORE) -> None
 
     Example: lit-llm studies --store mlruns
     """
-    from lit_llm.report.parts import in_terminal
-    from lit_llm.report.studies import studies_of, studies_part
-    from lit_llm.tracking.store import Store
+    from lit_llm.report.pages.all_studies import studies_of, studies_part
+    from lit_llm.report.tables.table import in_terminal
+    from lit_llm.store.store import Store
 
     place = Store(store)
     place.check()

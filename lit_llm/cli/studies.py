@@ -42,10 +42,10 @@ from lit_llm.config.problems import InputError, Problem
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from lit_llm.ablation.arms import Ablation
-    from lit_llm.ablation.plan import Plan
-    from lit_llm.ablation.seeds_needed import PowerPlan
-    from lit_llm.tracking.store import Store
+    from lit_llm.store.store import Store
+    from lit_llm.studies.load import Ablation
+    from lit_llm.studies.plan import Plan
+    from lit_llm.studies.seeds_needed import PowerPlan
 
 
 @app.command()
@@ -88,11 +88,11 @@ def plan(
 
     Example: lit-llm plan ablations/quickstart.yaml -o pretrain.data.sequence_length=256
     """
-    from lit_llm.ablation.estimate import estimated
-    from lit_llm.ablation.plan import plan as make_plan
-    from lit_llm.ablation.stored import open_study
-    from lit_llm.search.sweep import is_sweep, open_sweep
-    from lit_llm.tracking.store import Store
+    from lit_llm.store.store import Store
+    from lit_llm.studies.duration import estimated
+    from lit_llm.studies.plan import plan as make_plan
+    from lit_llm.studies.stored import open_study
+    from lit_llm.sweeps.sweep import is_sweep, open_sweep
 
     place = Store(store)
     place.check()
@@ -109,18 +109,18 @@ def plan(
         more = (search.as_json() if search else {}) | ({"power": needed.as_json()} if needed else {})
         print(json.dumps(planned.as_json() | more, indent=1))
     elif search is not None:
-        from lit_llm.report.sweeps import sweep_plan
+        from lit_llm.report.tables.sweep import sweep_plan
 
         screen = console()
         screen.print(sweep_plan(search, planned, screen.width))
     else:
-        from lit_llm.report.tables import plan_table
+        from lit_llm.report.tables.plan import plan_table
 
         screen = console()
         screen.print(plan_table(planned, screen.width))
         if needed is not None:
-            from lit_llm.report.parts import in_terminal
-            from lit_llm.report.power import power_part
+            from lit_llm.report.tables.seeds_needed import power_part
+            from lit_llm.report.tables.table import in_terminal
 
             screen.print()
             screen.print(*in_terminal(power_part(needed), screen.width), sep="\n")
@@ -142,7 +142,7 @@ def _seeds_needed(
         raise InputError(Problem(message, "--power"))
     if all(arm.arm.name == arm.arm.baseline for arm in planned.arms):
         raise InputError(Problem("no arm is compared with another, so there is no difference to show", "--power"))
-    from lit_llm.ablation.seeds_needed import seeds_needed
+    from lit_llm.studies.seeds_needed import seeds_needed
 
     return seeds_needed(planned, store, difference, pilot)
 
@@ -170,14 +170,14 @@ def run(
     other settings under the study's name are never mixed with these, nor given up: see --new-version. Example: lit-llm
     run ablations/quickstart.yaml -j 2
     """
-    from lit_llm.ablation.run import run_study
-    from lit_llm.ablation.stored import open_study
-    from lit_llm.report.lines import Lines
-    from lit_llm.report.live import Progressing
-    from lit_llm.report.study import write_report
-    from lit_llm.report.terminal import compared
-    from lit_llm.search.sweep import is_sweep
-    from lit_llm.tracking.store import Store
+    from lit_llm.report.pages.study import write_report
+    from lit_llm.report.progress.json_lines import Lines
+    from lit_llm.report.progress.terminal import Progressing
+    from lit_llm.report.summary import compared
+    from lit_llm.store.store import Store
+    from lit_llm.studies.run import run_study
+    from lit_llm.studies.stored import open_study
+    from lit_llm.sweeps.sweep import is_sweep
 
     place = Store(store)
     place.check()
@@ -228,11 +228,11 @@ def status(
     storage: Storage = None,
 ) -> None:
     """Show the state of each run, or of each trial of a sweep. Example: lit-llm status ablations/quickstart.yaml"""
-    from lit_llm.ablation.runs import runs_of, status_rows
-    from lit_llm.ablation.stored import open_study
     from lit_llm.cli.sweeps import sweep_status
-    from lit_llm.search.sweep import is_sweep
-    from lit_llm.tracking.store import Store
+    from lit_llm.store.store import Store
+    from lit_llm.studies.runs import runs_of, status_rows
+    from lit_llm.studies.stored import open_study
+    from lit_llm.sweeps.sweep import is_sweep
 
     place = Store(store)
     place.check()
@@ -246,14 +246,14 @@ def status(
     if as_json:
         print(json.dumps({"study": ablation.study.study, "runs": rows, "differs": problems}, indent=1))
         return
-    from lit_llm.report.tables import status_table
+    from lit_llm.report.tables.plan import status_table
 
     screen.print(status_table(rows, ablation.study.compare.metric))
 
 
 def _told_of_another(ablation: Ablation, store: Store, screen: Console | None) -> tuple[Ablation, list[str]]:
     """The version of a study that this is; with what other settings are trained under its name, which is printed."""
-    from lit_llm.ablation.stored import AnotherVersion, version_of
+    from lit_llm.studies.stored import AnotherVersion, version_of
 
     try:
         return version_of(store, ablation), []
@@ -291,13 +291,13 @@ def report(
 
     Example: lit-llm report ablations/quickstart.yaml
     """
-    from lit_llm.ablation.analysis_plan import registration_of
-    from lit_llm.ablation.runs import comparison_of, left_out, note_comparison, runs_of
-    from lit_llm.ablation.stored import damage_of, open_study, version_of
     from lit_llm.cli.sweeps import sweep_report
-    from lit_llm.report.studies import discoveries_line, studies_of
-    from lit_llm.search.sweep import is_sweep
-    from lit_llm.tracking.store import Store
+    from lit_llm.report.pages.all_studies import discoveries_line, studies_of
+    from lit_llm.store.store import Store
+    from lit_llm.studies.analysis_plan import registration_of
+    from lit_llm.studies.runs import comparison_of, left_out, note_comparison, runs_of
+    from lit_llm.studies.stored import damage_of, open_study, version_of
+    from lit_llm.sweeps.sweep import is_sweep
 
     place = Store(store)
     place.check()
@@ -317,10 +317,10 @@ def report(
         more = {"analysis": registered and registered.as_json(), "left_out": left_out(runs)}
         print(json.dumps({"study": ablation.study.study, **comparison.as_json(), **more}, indent=1))
         return
-    from lit_llm.ablation.plan import PLAN, plan, remembered
-    from lit_llm.ablation.run import attached
-    from lit_llm.report.study import write_report
-    from lit_llm.report.terminal import compared
+    from lit_llm.report.pages.study import write_report
+    from lit_llm.report.summary import compared
+    from lit_llm.studies.plan import PLAN, plan, remembered
+    from lit_llm.studies.run import attached
 
     screen, folder = console(), place.study(ablation.study.study)
     screen.print(compared(ablation, comparison, screen.width, place))
@@ -346,8 +346,8 @@ def report(
 
 def _registered(folder: Path, screen: Console) -> None:
     """One line of the frozen analysis, where there is one."""
-    from lit_llm.ablation.analysis_plan import registration_of
-    from lit_llm.report.registration import summary
+    from lit_llm.report.pages.frozen_analysis import summary
+    from lit_llm.studies.analysis_plan import registration_of
 
     known = registration_of(folder)
     if known is not None:
@@ -357,7 +357,7 @@ def _registered(folder: Path, screen: Console) -> None:
 
 def _two(study: str, other: str, override: list[str] | None, as_json: bool, store: Store, out: Path | None) -> None:
     """`lit-llm report A B`."""
-    from lit_llm.report.two import load_two, two_table, write_two
+    from lit_llm.report.pages.two_studies import load_two, two_table, write_two
 
     pair = load_two(study, other, override or (), store)
     if as_json:
@@ -382,9 +382,9 @@ def diff(
     """Show what differs between two configurations. Example: lit-llm diff redllm-8b decllm-8b"""
     from rich.table import Table
 
-    from lit_llm.ablation.stored import open_experiment
     from lit_llm.config.tree import difference
-    from lit_llm.tracking.store import Store
+    from lit_llm.store.store import Store
+    from lit_llm.studies.stored import open_experiment
 
     place = Store(store)
     pair = [open_experiment(name, override or (), place).model_dump(mode="json") for name in (left, right)]
@@ -421,7 +421,7 @@ def train(
     tracking: Tracking = None,
 ) -> None:
     """Run one experiment, as a study of one arm. Example: lit-llm train redllm-tiny -o seed=1"""
-    from lit_llm.ablation.arms import is_study
+    from lit_llm.studies.load import is_study
 
     if is_study(experiment):
         raise InputError(

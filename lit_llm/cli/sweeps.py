@@ -34,8 +34,8 @@ from lit_llm.cli.options import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from lit_llm.search.run import Searched
-    from lit_llm.tracking.store import Store
+    from lit_llm.store.store import Store
+    from lit_llm.sweeps.run import Searched
 
 
 @app.command()
@@ -62,12 +62,12 @@ def sweep(
     Ctrl-C keeps everything; the same command goes on, on this machine or beside it on others that share the store.
     Example: lit-llm sweep sweeps/quickstart.yaml -j 2
     """
-    from lit_llm.report.lines import SweepLines
-    from lit_llm.report.live import Searching
-    from lit_llm.report.study import write_report
-    from lit_llm.search.run import run_sweep
-    from lit_llm.search.sweep import open_sweep
-    from lit_llm.tracking.store import Store
+    from lit_llm.report.pages.study import write_report
+    from lit_llm.report.progress.json_lines import SweepLines
+    from lit_llm.report.progress.terminal import Searching
+    from lit_llm.store.store import Store
+    from lit_llm.sweeps.run import run_sweep
+    from lit_llm.sweeps.sweep import open_sweep
 
     screen, place = console(stderr=as_json), Store(store)
     search = open_sweep(sweep, override or (), place)
@@ -111,8 +111,8 @@ def sweep(
 
 
 def _print_searched(ended: Searched, screen: Console) -> None:
-    from lit_llm.report.comparison import comparison_table
-    from lit_llm.report.sweeps import sweep_table
+    from lit_llm.report.tables.comparison import comparison_table
+    from lit_llm.report.tables.sweep import sweep_table
 
     name = ended.search.name
     screen.print()
@@ -133,9 +133,9 @@ def _print_searched(ended: Searched, screen: Console) -> None:
 
 def sweep_status(file: str, override: list[str] | None, as_json: bool, store: Store, storage: str | None) -> None:
     """`lit-llm status` of a sweep."""
-    from lit_llm.report.sweeps import trials_json, trials_table
-    from lit_llm.search.sweep import open_sweep
-    from lit_llm.search.trials import Trials
+    from lit_llm.report.tables.sweep import trials_json, trials_table
+    from lit_llm.sweeps.sweep import open_sweep
+    from lit_llm.sweeps.trials import Trials
 
     search = open_sweep(file, override or (), store)
     trials = Trials(search, store, storage).all()
@@ -152,10 +152,10 @@ def sweep_report(
     file: str, override: list[str] | None, as_json: bool, store: Store, storage: str | None, out: Path | None = None
 ) -> None:
     """`lit-llm report` of a sweep."""
-    from lit_llm.report.sweeps import sweep_json, sweep_table
-    from lit_llm.search.sweep import open_sweep
-    from lit_llm.search.trials import Trials
-    from lit_llm.search.winners import summary
+    from lit_llm.report.tables.sweep import sweep_json, sweep_table
+    from lit_llm.sweeps.confirmation import summary
+    from lit_llm.sweeps.sweep import open_sweep
+    from lit_llm.sweeps.trials import Trials
 
     search = open_sweep(file, override or (), store)
     trials = Trials(search, store, storage)
@@ -170,7 +170,7 @@ def sweep_report(
         command = again("sweep", file, override, store.root, None, storage)
         screen.print(f"Nothing is finished yet: `{command}` runs it.", style="yellow", highlight=False, soft_wrap=True)
         return
-    from lit_llm.report.sweep import write_sweep_report
+    from lit_llm.report.pages.sweep import write_sweep_report
 
     with unwritable(out, screen) as written:
         written.append(write_sweep_report(search, trials, found, summaries, store, out))

@@ -24,8 +24,8 @@ def schema(
     kind: Annotated[str, typer.Argument(metavar="[study|experiment|sweep]", help="Whose schema.")] = "study",
 ) -> None:
     """Print the JSON Schema for editors. Example: lit-llm schema > study.schema.json"""
-    from lit_llm.ablation.schema import experiment_schema, study_schema
-    from lit_llm.search.schema import sweep_schema
+    from lit_llm.studies.json_schema import experiment_schema, study_schema
+    from lit_llm.sweeps.json_schema import sweep_schema
 
     schemas = {"study": study_schema, "experiment": experiment_schema, "sweep": sweep_schema}
     if kind not in schemas:
@@ -56,10 +56,10 @@ def ui(
 
     With --tracking that is an http address, that server's UI. Example: lit-llm ui ablations/quickstart.yaml --port 5001
     """
+    from lit_llm.store.store import Store
     from lit_llm.tracking.address import default_tracking, is_http, resolved, taken, ui_command
-    from lit_llm.tracking.links import latest_study, study_page
+    from lit_llm.tracking.mlflow_links import latest_study, study_page
     from lit_llm.tracking.relocation import notice
-    from lit_llm.tracking.store import Store
 
     place = Store(store)
     place.check()
@@ -97,8 +97,8 @@ def _name_of(study: str) -> str:
     """Of a study's or a sweep's file, a preset or an experiment; another name is itself."""
     if not Path(study).is_file():
         return study
-    from lit_llm.ablation.arms import load_study
-    from lit_llm.search.sweep import is_sweep, load_sweep
+    from lit_llm.studies.load import load_study
+    from lit_llm.sweeps.sweep import is_sweep, load_sweep
 
     return load_sweep(study).name if is_sweep(study) else load_study(study).study.study
 
@@ -128,8 +128,8 @@ def store_rebase(store: StoreOption = DEFAULT_STORE) -> None:
     checkpoints and tokenised data need none of it. Example: mv mlruns /data/mlruns; lit-llm store rebase --store
     /data/mlruns
     """
+    from lit_llm.store.store import Store
     from lit_llm.tracking.relocation import rebase
-    from lit_llm.tracking.store import Store
 
     place = Store(store)
     place.check()
@@ -148,9 +148,9 @@ def store_rebuild_mlflow(store: StoreOption = DEFAULT_STORE) -> None:
     The old file is kept beside it. Results are on disk and need none of it. Example: lit-llm store rebuild-mlflow
     --store /data/mlruns
     """
-    from lit_llm.ablation.remirror import rebuild_mlflow
-    from lit_llm.tracking.mlflow_mirror import MirrorUnavailable
-    from lit_llm.tracking.store import Store
+    from lit_llm.store.store import Store
+    from lit_llm.studies.rebuild_mlflow import rebuild_mlflow
+    from lit_llm.tracking.mlflow_sync import MirrorUnavailable
 
     try:
         done = rebuild_mlflow(Store(store), tell=lambda name: print(f"{name} ...", flush=True))
@@ -181,8 +181,8 @@ def store_gc(
     from rich.table import Table
 
     from lit_llm.report.text import size
-    from lit_llm.tracking.garbage import find, remove
-    from lit_llm.tracking.store import Store
+    from lit_llm.store.garbage_collection import find, remove
+    from lit_llm.store.store import Store
 
     place, screen = Store(store), console()
     found = find(place)
@@ -235,7 +235,7 @@ def data_glosses(
     held_out.jsonl the same about other words to validate with, choices.jsonl multiple choice about those, and tasks/
     that as tasks of lm-evaluation-harness. Example: apt install wordnet-base; lit-llm data glosses --out glosses
     """
-    from lit_llm.data.glosses import write_glosses
+    from lit_llm.data.wordnet import write_glosses
     from lit_llm.evaluation.suites import write_gloss_tasks
 
     counts = write_glosses(wordnet, out, limit=limit, seed=seed, characters=characters)

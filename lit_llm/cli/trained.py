@@ -38,10 +38,10 @@ def evaluate(
     """
     import glob
 
-    from lit_llm.ablation.arms import file_and_arm
-    from lit_llm.ablation.runs import runs_of_arm
     from lit_llm.cli.studies import run
-    from lit_llm.tracking.store import Store
+    from lit_llm.store.store import Store
+    from lit_llm.studies.load import file_and_arm
+    from lit_llm.studies.runs import runs_of_arm
 
     place = Store(store)
     place.check()
@@ -93,10 +93,10 @@ def generate(
     given = [line.rstrip("\n") for line in sys.stdin] if prompts == ["-"] else prompts or [""]
     imported = _is_imported(source)
     fingerprint = "" if imported else _stage(source, override, store, seed, after)
-    from lit_llm.experiment.finished import open_finished, written
     from lit_llm.generation import Sampling
-    from lit_llm.interop import open_model
-    from lit_llm.tracking.store import Store
+    from lit_llm.huggingface import open_model
+    from lit_llm.runs.trained_model import open_finished, written
+    from lit_llm.store.store import Store
 
     try:
         sampling = Sampling(temperature, top_k, top_p, draw)
@@ -122,7 +122,7 @@ def import_(
     and we do not have is named, and nothing is written; pickled weights are never opened. Example:
     lit-llm import ~/models/gemma-2-2b; lit-llm generate imported/gemma-2-2b "Once"
     """
-    from lit_llm.interop import import_checkpoint
+    from lit_llm.huggingface import import_checkpoint
     from lit_llm.models.cost import count_parameters
     from lit_llm.models.resolve import resolve_model
 
@@ -152,13 +152,13 @@ def export(
     way. Example: lit-llm export study.yaml:dec exported; AutoModelForCausalLM.from_pretrained("exported") reads it
     """
     if _is_imported(source):
-        from lit_llm.interop import export_folder
+        from lit_llm.huggingface import export_folder
 
         print(f"{shown(out)}: {export_folder(Path(source), out)}")
         return
     fingerprint = _stage(source, override, store, seed, after)
-    from lit_llm.experiment.finished import export_finished
-    from lit_llm.tracking.store import Store
+    from lit_llm.runs.trained_model import export_finished
+    from lit_llm.store.store import Store
 
     print(f"{shown(out)}: {export_finished(Store(store), fingerprint, out)}")
 
@@ -166,7 +166,7 @@ def export(
 def _is_imported(source: str) -> bool:
     """Whether it is a folder of `import`, not a run. Raises InputError for one that is still to be imported."""
     from lit_llm.experiment.load import is_preset
-    from lit_llm.interop import is_checkpoint
+    from lit_llm.huggingface import is_checkpoint
 
     if is_checkpoint(Path(source)):
         return True
@@ -179,8 +179,8 @@ def _is_imported(source: str) -> bool:
 
 def _stage(source: str, override: list[str] | None, store: Path, seed: int | None, after: str | None) -> str:
     """The fingerprint of the stage that is meant."""
-    from lit_llm.ablation.runs import trained_fingerprint
-    from lit_llm.tracking.store import Store
+    from lit_llm.store.store import Store
+    from lit_llm.studies.runs import trained_fingerprint
 
     place = Store(store)
     place.check()

@@ -12,8 +12,8 @@ from torch.utils.data import Dataset, Sampler
 
 from lit_llm.data.examples import ExampleSet
 from lit_llm.data.prepare import Prepared, PreparedSource
+from lit_llm.objectives.collate import Batch, Family, lay_out, lay_out_packed
 from lit_llm.objectives.config import MasksConfig, Objective
-from lit_llm.objectives.layout import Batch, Family, lay_out, lay_out_packed
 
 
 def shuffled(positions: np.ndarray, count: int, seed: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from pathlib import Path
 from lit_llm.config.fingerprint import digest_of_file
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.launch import cores
-from lit_llm.tracking.store import write_json
+from lit_llm.store.store import write_json
 
 FILE = "checksums.json"
 

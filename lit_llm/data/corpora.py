@@ -24,7 +24,7 @@ from lit_llm.data.config import (
     SingleCorpus,
     TextFiles,
 )
-from lit_llm.data.formats import FORMATS, PART, UNDECODABLE, Fields, RecordsPart
+from lit_llm.data.record_files import FORMATS, PART, UNDECODABLE, Fields, RecordsPart
 
 FORMAT = 4
 """Version of how documents become tokens and which of them are held out; to be raised when that changes."""

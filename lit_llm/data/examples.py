@@ -21,14 +21,14 @@ import numpy as np
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.data.checksums import is_complete, verify
 from lit_llm.data.config import InstructionConfig, Tokenizer
-from lit_llm.data.formats import SKIPPED
 from lit_llm.data.instructions import KEY, Example, identify_examples, read_examples
 from lit_llm.data.prepare import Progress, check_unchanged, prepared_once
+from lit_llm.data.record_files import SKIPPED
 from lit_llm.data.shards import token_type
 from lit_llm.data.splits import SPLITS, content_hash, split_of
 from lit_llm.data.tokenizers import open_tokenizer
 from lit_llm.objectives.config import EOD
-from lit_llm.tracking.store import write_json
+from lit_llm.store.store import write_json
 
 _CHUNK = 4096  # examples tokenised at once
 

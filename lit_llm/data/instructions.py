@@ -12,7 +12,7 @@ from lit_llm.config.fingerprint import fingerprint
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.data.config import FIELD, Examples, InstructionConfig
 from lit_llm.data.corpora import Documents, open_corpus
-from lit_llm.data.formats import WITHOUT_TEXT, RecordsPart
+from lit_llm.data.record_files import WITHOUT_TEXT, RecordsPart
 
 FORMAT = 2
 """Version of how examples become tokens; to be raised when that changes."""

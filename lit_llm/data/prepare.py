@@ -27,10 +27,10 @@ from lit_llm.config.problems import InputError, Problem
 from lit_llm.data.checksums import is_complete, verify, write_checksums
 from lit_llm.data.config import DataConfig, SingleCorpus
 from lit_llm.data.corpora import Documents
-from lit_llm.data.formats import SKIPPED
 from lit_llm.data.near_duplicate_identity import identify_signatures
 from lit_llm.data.near_duplicates import write_signatures
 from lit_llm.data.processes import leave_if_imported
+from lit_llm.data.record_files import SKIPPED
 from lit_llm.data.shards import Job, Shards, contents_of, stopped, token_type, write_shards
 from lit_llm.data.sources import (
     Identity,
@@ -44,7 +44,7 @@ from lit_llm.data.sources import (
 from lit_llm.data.splits import SPLITS, content_hash, split_of
 from lit_llm.data.tokenizers import Tokenizer, open_tokenizer, write_tokenizer
 from lit_llm.objectives.config import EOD
-from lit_llm.tracking.store import write_json
+from lit_llm.store.store import write_json
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is done, bytes done, bytes in all)."""

@@ -33,7 +33,7 @@ from lit_llm.data.processes import over_parts
 from lit_llm.data.splits import SPLITS, content_hash, split_of
 from lit_llm.data.tokenizers import FromFile, open_tokenizer, pieces
 from lit_llm.objectives.config import EOD
-from lit_llm.tracking.store import read_json, write_json
+from lit_llm.store.store import read_json, write_json
 
 _MOST = 1 << 24  # characters of a document that cannot be cut
 _CHUNK = 1 << 20  # characters tokenised at once: a tokenizer's objects take fifty times the text

@@ -31,8 +31,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_llm.components.attention.dot_product import DotProduct
+from lit_llm.components.attention.masks import Visibility
 from lit_llm.components.attention.module import Attention
-from lit_llm.components.attention.visibility import Visibility
 from lit_llm.components.loss.module import target_nats
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.data.batches import cut, spread, spread_windows
@@ -40,7 +40,7 @@ from lit_llm.data.prepare import Prepared
 from lit_llm.evaluation.attention_weights import local_probability, source_attention
 from lit_llm.evaluation.config import AttentionAnalysisConfig
 from lit_llm.evaluation.curves import Axis, Curves, log_slope
-from lit_llm.evaluation.found import Found, Progress
+from lit_llm.evaluation.result import Found, Progress
 from lit_llm.evaluation.source_sensitivity import (
     attention_sensitivity,
     end_to_end_sensitivity,
@@ -48,12 +48,12 @@ from lit_llm.evaluation.source_sensitivity import (
     source_places,
     target_queries,
 )
-from lit_llm.models.blocks import Block, Stack
 from lit_llm.models.build import generator
+from lit_llm.models.families import EncoderDecoder, LanguageModel
 from lit_llm.models.resolve import not_looked_at
-from lit_llm.models.transformer import EncoderDecoder, LanguageModel
+from lit_llm.models.stacks import Block, Stack
+from lit_llm.objectives.collate import Batch
 from lit_llm.objectives.config import MasksConfig, PrefixLM
-from lit_llm.objectives.layout import Batch
 
 
 def attention_analysis(

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_llm.components.attention.dot_product import DotProduct, score_rows
-from lit_llm.components.attention.visibility import Visibility
+from lit_llm.components.attention.masks import Visibility
 
 TOP = 5
 """Source tokens that count as those attended to most."""

@@ -18,10 +18,10 @@ from lit_llm.config.problems import InputError, Problem
 from lit_llm.data.prepare import Prepared, PreparedSource, prepare_held_out
 from lit_llm.data.sources import UNNAMED
 from lit_llm.evaluation.config import LikelihoodConfig
-from lit_llm.evaluation.found import Found, Progress
+from lit_llm.evaluation.result import Found, Progress
 from lit_llm.evaluation.scoring import score
 from lit_llm.evaluation.window_documents import document_ends
-from lit_llm.models.transformer import LanguageModel
+from lit_llm.models.families import LanguageModel
 from lit_llm.objectives.config import MasksConfig
 
 

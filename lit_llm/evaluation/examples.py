@@ -10,11 +10,11 @@ import numpy as np
 from lit_llm.data.batches import spread
 from lit_llm.data.examples import ExampleSet
 from lit_llm.evaluation.config import METRICS_OF_SPLIT
-from lit_llm.evaluation.found import Found, Progress
 from lit_llm.evaluation.likelihood import Measured
+from lit_llm.evaluation.result import Found, Progress
 from lit_llm.evaluation.scoring import score
 from lit_llm.evaluation.unit_losses import grouped
-from lit_llm.models.transformer import LanguageModel
+from lit_llm.models.families import LanguageModel
 from lit_llm.objectives.config import MasksConfig
 
 

@@ -26,9 +26,9 @@ from lit_llm.data.batches import spread_windows
 from lit_llm.data.prepare import Prepared
 from lit_llm.data.sources import UNNAMED
 from lit_llm.evaluation.config import BUCKETS, ExtrapolationConfig
-from lit_llm.evaluation.found import Found, Progress
+from lit_llm.evaluation.result import Found, Progress
 from lit_llm.evaluation.scoring import score
-from lit_llm.models.transformer import LanguageModel
+from lit_llm.models.families import LanguageModel
 from lit_llm.objectives.config import MasksConfig
 
 LAST = BUCKETS // 4

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from lit_llm.evaluation.found import Progress
 from lit_llm.evaluation.likelihood import Measured
+from lit_llm.evaluation.result import Progress
 from lit_llm.evaluation.unit_losses import UnitLosses
-from lit_llm.models.transformer import LanguageModel
+from lit_llm.models.families import LanguageModel
 
 Measure = Callable[[str, LanguageModel, Progress], Measured]
 """Evaluates a model on one split, by the split's name."""

@@ -30,13 +30,13 @@ from lit_llm.components.embedding.module import Unembedding
 from lit_llm.components.loss.config import chunk_rows
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.data.tokenizers import Tokenizer
-from lit_llm.evaluation.found import Found
+from lit_llm.evaluation.result import Found
 from lit_llm.evaluation.task_files import read_task_files
 from lit_llm.evaluation.task_names import NOT_INSTALLED, asked_of, no_task
 from lit_llm.generation import Sampling, generate
-from lit_llm.models.transformer import LanguageModel
+from lit_llm.models.families import LanguageModel
+from lit_llm.objectives.collate import lay_out
 from lit_llm.objectives.config import BOS, EOD, MasksConfig
-from lit_llm.objectives.layout import lay_out
 
 NEW_TOKENS = 256
 """Tokens that are written where a task does not say how many, as the harness has it."""

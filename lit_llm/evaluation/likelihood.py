@@ -16,12 +16,12 @@ from lit_llm.components.loss.module import target_nats
 from lit_llm.data.batches import Windows, cut, spread
 from lit_llm.data.prepare import Prepared
 from lit_llm.evaluation.config import METRICS_OF_SPLIT, ValidationConfig
-from lit_llm.evaluation.found import Progress
+from lit_llm.evaluation.result import Progress
 from lit_llm.evaluation.unit_losses import UnitLosses
 from lit_llm.evaluation.window_documents import documents_of
-from lit_llm.models.transformer import LanguageModel
+from lit_llm.models.families import LanguageModel
+from lit_llm.objectives.collate import Batch, Family
 from lit_llm.objectives.config import MasksConfig, Objective, continues
-from lit_llm.objectives.layout import Batch, Family
 
 
 @dataclass(frozen=True)

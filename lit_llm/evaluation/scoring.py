@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from lit_llm.data.batches import opened
-from lit_llm.evaluation.found import Progress
 from lit_llm.evaluation.likelihood import nats_of
-from lit_llm.models.transformer import LanguageModel
+from lit_llm.evaluation.result import Progress
+from lit_llm.models.families import LanguageModel
+from lit_llm.objectives.collate import lay_out
 from lit_llm.objectives.config import MasksConfig
-from lit_llm.objectives.layout import lay_out
 
 Example = tuple[np.ndarray, np.ndarray]
 """The ids of a source, which is given, and of a target, of at least one token, which is scored."""

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from lit_llm.components.attention.module import Attention
-from lit_llm.models.blocks import Block
-from lit_llm.models.transformer import EncoderDecoder, LanguageModel
-from lit_llm.objectives.layout import Batch
+from lit_llm.models.families import EncoderDecoder, LanguageModel
+from lit_llm.models.stacks import Block
+from lit_llm.objectives.collate import Batch
 
 
 def source_places(batch: Batch) -> slice:

@@ -11,7 +11,7 @@ from types import MappingProxyType
 import yaml
 
 from lit_llm.config.problems import InputError, Mark, Problem
-from lit_llm.tracking.store import write_text
+from lit_llm.store.store import write_text
 
 REDLLM: Mapping[str, int] = MappingProxyType(
     {

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.evaluation.config import METRICS_OF_SPLIT
-from lit_llm.tracking.store import Stage, write_text
+from lit_llm.store.store import Stage, write_text
 
 Units = dict[str, tuple[float, float]]
 """{unit: (sum of its losses, its weight)}: the sum of the first over the sum of the second is the metric."""

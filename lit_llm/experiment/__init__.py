@@ -1,1 +1,1 @@
-"""One run: the experiment's schema, its presets, its identity, its cost, and the execution of a stage."""
+"""Experiment: the schema of one full configuration, its presets, its cost. Loads no torch."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from typing import Any
 
-from lit_llm.experiment.config import Experiment, Pretrained, Trained
+from lit_llm.experiment.schema import Experiment, Pretrained, Trained
 from lit_llm.models import cost
 from lit_llm.models.resolve import ResolvedModel, resolve_model
 from lit_llm.objectives.base import Lengths

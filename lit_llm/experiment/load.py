@@ -26,8 +26,8 @@ from lit_llm.config.tree import (
     without,
 )
 from lit_llm.data.config import expanded
-from lit_llm.experiment.config import Experiment
-from lit_llm.interop.checkpoint import MODEL, WEIGHTS, digest_of_checkpoint, digest_of_tokenizer
+from lit_llm.experiment.schema import Experiment
+from lit_llm.huggingface.checkpoint import MODEL, WEIGHTS, digest_of_checkpoint, digest_of_tokenizer
 from lit_llm.models.resolve import STACKS, resolve_model
 
 PRESETS = Path(__file__).parent / "presets"

@@ -25,14 +25,14 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from lit_llm.components.attention.cache import KeyValues, Rows
+from lit_llm.components.attention.kv_cache import KeyValues, Rows
+from lit_llm.components.attention.masks import Visibility
 from lit_llm.components.attention.rope import Rotations
-from lit_llm.components.attention.visibility import Visibility
 from lit_llm.components.retention.cache import RetentionState
 from lit_llm.models.cache import LayerCache
 from lit_llm.models.decoder_decoder import DecoderDecoder
+from lit_llm.models.families import DecoderOnly, EncoderDecoder, LanguageModel, compute_dtype
 from lit_llm.models.resolve import Layer
-from lit_llm.models.transformer import DecoderOnly, EncoderDecoder, LanguageModel, compute_dtype
 
 Prefix = Literal["causal", "bidirectional"]
 

@@ -11,7 +11,7 @@ import torch
 
 from lit_llm.generation.decoding import Prefix, prefill
 from lit_llm.generation.sampling import Sampling, choose
-from lit_llm.models.transformer import LanguageModel
+from lit_llm.models.families import LanguageModel
 
 
 @dataclass

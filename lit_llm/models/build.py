@@ -14,8 +14,8 @@ import torch
 
 from lit_llm.models.config import ModelConfig
 from lit_llm.models.decoder_decoder import DecoderDecoder
+from lit_llm.models.families import DecoderOnly, EncoderDecoder, EncoderOnly, LanguageModel
 from lit_llm.models.resolve import ResolvedModel, resolve_model
-from lit_llm.models.transformer import DecoderOnly, EncoderDecoder, EncoderOnly, LanguageModel
 
 
 def build_model(config: ModelConfig | ResolvedModel, seed: int = 0, device: str = "cpu") -> LanguageModel:

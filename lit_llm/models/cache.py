@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lit_llm.components.attention.cache import KeyValues
+from lit_llm.components.attention.kv_cache import KeyValues
 from lit_llm.components.retention.cache import RetentionState
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from lit_llm.components.attention.masks import Visibility
 from lit_llm.components.attention.module import SharedKeyValues
 from lit_llm.components.attention.rope import Rotations
-from lit_llm.components.attention.visibility import Visibility
-from lit_llm.models.blocks import Stack, rotation_of
+from lit_llm.models.families import DecoderOnly
 from lit_llm.models.resolve import ResolvedModel
-from lit_llm.models.transformer import DecoderOnly
+from lit_llm.models.stacks import Stack, rotation_of
 
 
 class SharingStack(Stack):

@@ -16,7 +16,7 @@ EOD, BOS = 0, 1
 
 
 class Example(NamedTuple):
-    """What is given and what is asked for. `layout.py` turns it into what a family reads."""
+    """What is given and what is asked for. `collate.py` turns it into what a family reads."""
 
     source: np.ndarray
     """S ids."""

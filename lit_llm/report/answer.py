@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from lit_llm.ablation.factors import short_names
-from lit_llm.analysis.comparison import Comparison, Row
-from lit_llm.analysis.correction import Correction
-from lit_llm.analysis.effects import Effect, Effects
-from lit_llm.analysis.front import better
-from lit_llm.analysis.paired import Difference
-from lit_llm.analysis.verdicts import DIFFERENT, LEVEL, LOST, UNDECIDED
 from lit_llm.report import text
-from lit_llm.report.scaling import scaling_sentences
-from lit_llm.report.scaling_gate import gate_sentences
+from lit_llm.report.tables.scaling import scaling_sentences
+from lit_llm.report.tables.scaling_gate import gate_sentences
+from lit_llm.statistics.comparison import Comparison, Row
+from lit_llm.statistics.effects import Effect, Effects
+from lit_llm.statistics.multiple_comparisons import Correction
+from lit_llm.statistics.paired import Difference
+from lit_llm.statistics.pareto import better
+from lit_llm.statistics.verdicts import DIFFERENT, LEVEL, LOST, UNDECIDED
+from lit_llm.studies.design.factors import short_names
 
 NAMED = 3
 """Arms that a sentence speaks of one by one; of more it names the extremes."""

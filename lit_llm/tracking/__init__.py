@@ -1,1 +1,1 @@
-"""Ground: results on disk (the truth), locks, and MLflow (the mirror). Knows no experiment."""
+"""Tracking: MLflow, kept in step with what the store has on disk."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import lightning as L
 
-from lit_llm.tracking.files import Damaged, put_in_place, remove
+from lit_llm.store.files import Damaged, put_in_place, remove
 from lit_llm.training.config import TrainingConfig
 
 LAST, PREVIOUS, WORK = "last.ckpt", "previous.ckpt", "writing.ckpt"

@@ -17,9 +17,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 
 from lit_llm.data.batches import Batches, StepSampler
-from lit_llm.models.transformer import LanguageModel
-from lit_llm.objectives.layout import Batch
-from lit_llm.tracking.store import MetricsFile
+from lit_llm.models.families import LanguageModel
+from lit_llm.objectives.collate import Batch
+from lit_llm.store.store import MetricsFile
 from lit_llm.training.checkpoints import Checkpoints, newest_checkpoint
 from lit_llm.training.config import TrainingConfig
 from lit_llm.training.module import Beginning, Diverged, LitModel

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from lit_llm.components.loss.module import distilled_loss, target_loss
-from lit_llm.models.blocks import Stack
 from lit_llm.models.build import generator
-from lit_llm.models.transformer import DecoderOnly, LanguageModel
-from lit_llm.objectives.layout import Batch, causal_text
+from lit_llm.models.families import DecoderOnly, LanguageModel
+from lit_llm.models.stacks import Stack
+from lit_llm.objectives.collate import Batch, causal_text
 from lit_llm.training.config import DistillConfig, TrainingConfig
 from lit_llm.training.optimizers.build import build_optimizer, set_learning_rate
 from lit_llm.training.optimizers.master_weights import MasterWeights, masters_of

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_llm.components.attention.dot_product import DotProduct, largest_logit
-from lit_llm.objectives.layout import Batch
+from lit_llm.objectives.collate import Batch
 from lit_llm.training.config import StabilityConfig
 from lit_llm.training.module import LitModel, StepReport
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from lit_llm.ablation.arms import load_study
-from lit_llm.ablation.run import Watcher, run_study
-from lit_llm.report.study import write_report
-from lit_llm.tracking.store import Store
+from lit_llm.report.pages.study import write_report
+from lit_llm.store.store import Store
+from lit_llm.studies.load import load_study
+from lit_llm.studies.run import Watcher, run_study
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page

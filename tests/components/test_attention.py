@@ -7,9 +7,9 @@ from torch.testing import assert_close
 
 from lit_llm.components.attention.config import resolve_attention
 from lit_llm.components.attention.dot_product import largest_logit
+from lit_llm.components.attention.masks import Visibility
 from lit_llm.components.attention.module import Attention
 from lit_llm.components.attention.rope import Rotations
-from lit_llm.components.attention.visibility import Visibility
 
 D, HEADS, K, B, T, S = 20, 4, 6, 2, 5, 7  # so that the widths D, K and HEADS x K are three
 FULL, CAUSAL = Visibility(), Visibility(causal=True)

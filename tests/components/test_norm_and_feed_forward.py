@@ -10,8 +10,8 @@ from tiny_models import build
 from torch import nn
 from torch.testing import assert_close
 
+from lit_llm.components.attention.masks import Visibility
 from lit_llm.components.attention.rope import Rotations
-from lit_llm.components.attention.visibility import Visibility
 from lit_llm.components.feed_forward.config import FeedForwardConfig
 from lit_llm.components.feed_forward.module import FeedForward
 from lit_llm.components.norm.config import NormConfig

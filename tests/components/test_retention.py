@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from lit_llm.components.attention.cache import Rows
+from lit_llm.components.attention.kv_cache import Rows
+from lit_llm.components.attention.masks import Visibility
 from lit_llm.components.attention.rope import Rotations, rotate
-from lit_llm.components.attention.visibility import Visibility
 from lit_llm.components.retention.cache import RetentionState
 from lit_llm.components.retention.config import RetentionConfig, resolve_retention
 from lit_llm.components.retention.module import Retention, chunkwise, parallel, recurrent

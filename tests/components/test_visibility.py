@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from lit_llm.components.attention.dot_product import DotProduct, largest_logit
-from lit_llm.components.attention.visibility import Visibility
+from lit_llm.components.attention.masks import Visibility
 
 T = 7
 DOCUMENTS = torch.tensor([[0, 0, 1, 1, 1, 2, 2], [0, 0, 0, 0, 1, 1, 2]])

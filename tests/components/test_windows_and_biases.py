@@ -8,10 +8,10 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from lit_llm.components.attention import dot_product
 from lit_llm.components.attention.config import resolve_attention
 from lit_llm.components.attention.dot_product import DotProduct
+from lit_llm.components.attention.masks import Merged, Visibility
 from lit_llm.components.attention.module import MergedAttention
 from lit_llm.components.attention.relative import bucket
 from lit_llm.components.attention.rope import Rotations
-from lit_llm.components.attention.visibility import Merged, Visibility
 
 B, H, T, K = 2, 3, 9, 8
 CPU = torch.device("cpu")

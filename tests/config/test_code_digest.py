@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lit_llm.config.code_digest import digest_of_code
-from lit_llm.experiment.identity import CODE, COMPUTES
+from lit_llm.runs.provenance import CODE, COMPUTES
 
 PACKAGE = Path(__file__).parents[2] / "lit_llm"
 

@@ -14,7 +14,7 @@ import pytest
 import zstandard
 
 from lit_llm.config.problems import InputError
-from lit_llm.data import formats
+from lit_llm.data import record_files
 from lit_llm.data.config import DataConfig
 from lit_llm.data.corpora import open_corpus
 from lit_llm.data.sources import identify
@@ -62,7 +62,9 @@ NAMES = ["a.jsonl", "a.jsonl.gz", "a.jsonl.bz2", "a.jsonl.xz", "a.jsonl.zst", "a
 
 def opened(path, **keys):
     if path.suffix == ".arrow":
-        reader = formats.ArrowPart.cut(path, formats.Fields.of(keys.get("text", "text"), keys.get("where", {})))
+        reader = record_files.ArrowPart.cut(
+            path, record_files.Fields.of(keys.get("text", "text"), keys.get("where", {}))
+        )
         return [text for part in reader for text in part]
     kind = "parquet" if path.suffix == ".parquet" else "jsonl"
     return open_corpus(config({"kind": kind, "files": [str(path)], **keys}).corpus)
@@ -133,7 +135,7 @@ def test_lines_may_be_empty_end_in_crlf_begin_with_a_mark_and_lack_the_last_end(
 
 
 def test_a_mark_at_the_beginning_moves_no_line_into_two_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "PART", 100)
+    monkeypatch.setattr(record_files, "PART", 100)
     (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + lines([{"text": text} for text in documents()]))
     corpus = opened(tmp_path / "a.jsonl")
     assert len(corpus.parts()) > 5
@@ -166,7 +168,7 @@ def test_strings_of_every_arrow_type_are_read(tmp_path, kind):
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
 @pytest.mark.parametrize("size", [1, 37, 150, 1000, 10**9])
 def test_parts_of_any_size_hold_every_document_once_and_in_order(tmp_path, monkeypatch, name, size):
-    monkeypatch.setattr(formats, "PART", size)
+    monkeypatch.setattr(record_files, "PART", size)
     corpus = opened(write(tmp_path / name, redpajama(documents())))
     parts = pickle.loads(pickle.dumps(corpus.parts()))
     assert [text for part in parts for text in part] == documents() == list(corpus)
@@ -177,15 +179,15 @@ def test_parts_of_any_size_hold_every_document_once_and_in_order(tmp_path, monke
 
 
 def test_arrow_parts_hold_every_document_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "PART", 100)
+    monkeypatch.setattr(record_files, "PART", 100)
     path = write(tmp_path / "a.arrow", redpajama(documents()))
-    parts = formats.ArrowPart.cut(path, formats.Fields("text"))
+    parts = record_files.ArrowPart.cut(path, record_files.Fields("text"))
     assert len(parts) > 2
     assert [text for part in parts for text in part] == documents()
 
 
 def test_a_line_as_long_as_many_parts_belongs_to_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "PART", 10)
+    monkeypatch.setattr(record_files, "PART", 10)
     texts = ["a", "b" * 200, "c", "d" * 30]
     corpus = opened(write(tmp_path / "a.jsonl", [{"text": text} for text in texts]))
     assert list(corpus) == texts
@@ -224,7 +226,7 @@ def test_only_the_columns_that_are_needed_are_read(tmp_path, monkeypatch):
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
 def test_a_broken_line_is_told_with_its_file_and_number(tmp_path, monkeypatch, line, message, before, suffix):
     """The first line already when the corpus is opened; parts do not shift the number."""
-    monkeypatch.setattr(formats, "PART", 100)
+    monkeypatch.setattr(record_files, "PART", 100)
     path = tmp_path / f"a.jsonl{suffix}"
     path.write_bytes(COMPRESS[suffix](b'{"text": "good words"}\n\n' * before + line + b'\n{"text": "more"}\n'))
     said = told(lambda: list(opened(path)) if before else opened(path))
@@ -305,7 +307,7 @@ def test_a_damaged_row_group_is_told_when_its_part_is_read(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet"])
 def test_a_corpus_of_which_nothing_is_kept_is_refused_when_opened(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(formats, "PART", 500)
+    monkeypatch.setattr(record_files, "PART", 500)
     path = write(tmp_path / name, redpajama(documents()))
     said = told(lambda: opened(path, where={"red_pajama_subset": ("c4", "book")}))
     assert said == (

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from lit_llm.cli import app
 from lit_llm.config.problems import InputError
-from lit_llm.data.glosses import TASKS, read_wordnet, write_glosses
+from lit_llm.data.wordnet import TASKS, read_wordnet, write_glosses
 
 REAL = Path("/usr/share/wordnet")
 LICENSE = "  1 This software and database is being provided to you, the LICENSEE, by\n"

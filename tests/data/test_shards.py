@@ -19,7 +19,7 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from lit_llm.config.problems import InputError, Problem
-from lit_llm.data import corpora, formats, processes, shards, tokenizers
+from lit_llm.data import corpora, processes, record_files, shards, tokenizers
 from lit_llm.data.config import DataConfig, JsonLines
 from lit_llm.data.prepare import prepare
 from lit_llm.data.shards import Shards
@@ -285,7 +285,7 @@ def test_workers_do_not_load_torch(documents, tmp_path, start):
 
 
 def test_an_unreadable_document_is_told_by_a_worker_as_it_is_told_here(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "PART", 5000)
+    monkeypatch.setattr(record_files, "PART", 5000)
     texts = [path.read_text() for path in sorted(write_documents(tmp_path / "texts", 60, 200).iterdir())]
     lines = [json.dumps({"text": text}) for text in texts]
     lines[30] = '{"text": "broken'

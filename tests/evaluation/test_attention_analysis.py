@@ -20,8 +20,8 @@ from lit_llm.evaluation.curves import log_slope
 from lit_llm.evaluation.source_sensitivity import attention_sensitivity, end_to_end_sensitivity
 from lit_llm.models.build import build_model
 from lit_llm.models.config import DecoderModel, EncoderDecoderModel
+from lit_llm.objectives.collate import lay_out
 from lit_llm.objectives.config import MasksConfig, PrefixLM
-from lit_llm.objectives.layout import lay_out
 
 torch.set_num_threads(1)
 

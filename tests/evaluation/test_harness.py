@@ -17,11 +17,11 @@ from lit_llm.config.tree import tree
 from lit_llm.data.tokenizers import SPECIAL, Bytes, FromFile, train_bpe
 from lit_llm.evaluation.harness import evaluate_tasks, harness_model, score_pairs
 from lit_llm.evaluation.suites import REDLLM, write_gloss_tasks
-from lit_llm.experiment import finished
 from lit_llm.generation import Sampling
 from lit_llm.models.build import build_model
 from lit_llm.models.config import DecoderDecoderModel, DecoderModel, EncoderDecoderModel
 from lit_llm.objectives.config import BOS, EOD, MasksConfig
+from lit_llm.runs import trained_model
 
 torch.set_num_threads(1)
 D, HEADS, LAYERS, THETA = 32, 4, 2, 10_000.0
@@ -453,8 +453,8 @@ def test_a_model_with_more_ids_than_its_tokenizer_writes_text(kind, tokenizer, f
         model.embedding.weight[ids.vocabulary :] *= 20
     harness = harness_model(model, ids, max_length=64)
     (answer,) = harness.generate_until([asking("generate_until", "Say", {"until": [], "max_gen_toks": 12})])
-    assert [answer] == finished.written(model, ids, ["Say"], 12, Sampling())
-    assert any(finished.written(model, ids, ["Say"] * 4, 12, Sampling(temperature=1.0)))
+    assert [answer] == trained_model.written(model, ids, ["Say"], 12, Sampling())
+    assert any(trained_model.written(model, ids, ["Say"] * 4, 12, Sampling(temperature=1.0)))
     beyond = list(range(ids.vocabulary - 3, 2 * ids.vocabulary))
     assert ids.decode(beyond) == ids.decode(beyond[:3])
 

@@ -25,7 +25,7 @@ from lit_llm.evaluation.window_documents import documents_of
 from lit_llm.experiment.load import load_experiment
 from lit_llm.models.build import build_model
 from lit_llm.objectives.config import EOD, CausalLM, MaskedLM, MasksConfig, PrefixLM
-from lit_llm.tracking.store import Stage
+from lit_llm.store.store import Stage
 
 
 @pytest.fixture(scope="module")

@@ -16,16 +16,17 @@ from safetensors.torch import save_file
 import lit_llm
 from lit_llm.config.problems import InputError
 from lit_llm.data.tokenizers import train_bpe
-from lit_llm.experiment.chain import chain
-from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.cost import FIGURES, cost_of, memory_of
-from lit_llm.experiment.identity import COMPUTES, read_corpora_again
 from lit_llm.experiment.load import load_experiment
-from lit_llm.experiment.run import experiment_yaml
-from lit_llm.interop.checkpoint import digest_of_checkpoint, open_checkpoint
+from lit_llm.experiment.schema import Experiment
+from lit_llm.huggingface.checkpoint import digest_of_checkpoint, open_checkpoint
 from lit_llm.models.build import build_model
 from lit_llm.models.cost import Shape, count_parameters, forward_flops
 from lit_llm.models.resolve import resolve_model
+from lit_llm.runs.fingerprints import read_corpora_again
+from lit_llm.runs.provenance import COMPUTES
+from lit_llm.runs.run import experiment_yaml
+from lit_llm.runs.stage_graph import chain
 
 BYTES = ["pretrain.data.tokenizer=bytes"]
 FROM = "adapt.from=decllm-tiny"
@@ -345,8 +346,8 @@ def test_a_result_is_stale_when_the_code_that_opens_checkpoints_changes():
 
 def test_a_pretraining_begins_with_a_checkpoints_weights_and_with_no_others(checkpoint, load, store, corpus):
     from lit_llm.data.prepare import prepare
-    from lit_llm.experiment.beginning import take_over
-    from lit_llm.experiment.frozen import freeze, thaw
+    from lit_llm.runs.stage_config import freeze, thaw
+    from lit_llm.runs.warm_start import take_over
 
     folder = checkpoint()
     experiment = load(f"adapt.from={folder}")

@@ -10,9 +10,9 @@ import pytest
 from made_up_ceilings import USUAL
 
 from lit_llm.config.problems import InputError
-from lit_llm.experiment import ceilings
-from lit_llm.experiment.ceilings import Setting, cache_file, cached, keep, measure, setting_of
 from lit_llm.experiment.load import load_experiment
+from lit_llm.runs import machine_benchmark
+from lit_llm.runs.machine_benchmark import Setting, cache_file, cached, keep, measure, setting_of
 
 SETTING = Setting("cpu", "fp32", 1, 1)
 
@@ -38,7 +38,7 @@ def test_another_setting_is_another_measurement(change: dict[str, object]) -> No
 def test_a_cache_that_came_from_another_machine_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     keep(SETTING, USUAL)
     file = cache_file(SETTING)
-    monkeypatch.setattr(ceilings.platform, "node", lambda: "elsewhere")
+    monkeypatch.setattr(machine_benchmark.platform, "node", lambda: "elsewhere")
     assert cached(SETTING) is None
     file.rename(cache_file(SETTING))  # a home directory that was copied: the right name, the wrong content
     assert cached(SETTING) is None
@@ -67,7 +67,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(own_cache: Path) -> None:
 
 
 def test_as_many_are_timed_together_as_run_on_cores_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ceilings, "cores", lambda: 4)
+    monkeypatch.setattr(machine_benchmark, "cores", lambda: 4)
     experiment = load_experiment("redllm-tiny", ["pretrain.training.execution.threads=2"])
     found = {slots: setting_of(experiment.pretrain.training, slots).at_once for slots in (1, 2, 3, 64)}
     assert found == {1: 1, 2: 2, 3: 2, 64: 2}

@@ -7,9 +7,9 @@ import json
 import pytest
 
 from lit_llm.config.problems import InputError
-from lit_llm.experiment.chain import chain
-from lit_llm.experiment.identity import read_corpora_again
 from lit_llm.experiment.load import load_experiment
+from lit_llm.runs.fingerprints import read_corpora_again
+from lit_llm.runs.stage_graph import chain
 
 
 @pytest.fixture

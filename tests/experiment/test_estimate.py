@@ -8,9 +8,10 @@ import pytest
 from made_up_ceilings import NOTHING, USUAL, only
 
 from lit_llm.components.loss import config as loss_config
-from lit_llm.experiment import estimate
-from lit_llm.experiment.ceilings import Ceilings, interpolated
-from lit_llm.experiment.estimate import (
+from lit_llm.experiment.load import load_experiment
+from lit_llm.runs import time_estimate
+from lit_llm.runs.machine_benchmark import Ceilings, interpolated
+from lit_llm.runs.time_estimate import (
     BY_DIRECTION,
     LOOKING,
     START_SECONDS,
@@ -19,7 +20,6 @@ from lit_llm.experiment.estimate import (
     makespan,
     seconds_of,
 )
-from lit_llm.experiment.load import load_experiment
 
 D, FF, V, T, B = 16, 32, 300, 32, 6
 LAYERS = 4
@@ -141,7 +141,9 @@ def test_muon_pays_for_the_narrow_side_of_the_matrices_and_adamw_for_the_embeddi
     wanted = "pretrain.training.optimizer={kind: muon}"
     # All matrices here have D as their narrow side; it was measured at MUON_WIDTH.
     entries = MATRICES * LAYERS
-    assert step("decllm-tiny", only(update=muon), wanted) == pytest.approx(entries * D / estimate.MUON_WIDTH * 1e-3)
+    assert step("decllm-tiny", only(update=muon), wanted) == pytest.approx(
+        entries * D / time_estimate.MUON_WIDTH * 1e-3
+    )
     assert step("decllm-tiny", only(update=adamw), wanted) == pytest.approx(V * D * 1e-3)
 
 

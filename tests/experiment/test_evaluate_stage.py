@@ -9,17 +9,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lit_llm.ablation.run import Watcher, prepare_data
 from lit_llm.config.problems import InputError
 from lit_llm.evaluation import scoring
 from lit_llm.evaluation.task_files import read_task_files
-from lit_llm.experiment.chain import chain
-from lit_llm.experiment.finished import open_finished
-from lit_llm.experiment.frozen import freeze
 from lit_llm.experiment.load import load_experiment
-from lit_llm.experiment.run import run_one
 from lit_llm.generation import Sampling, generate
-from lit_llm.tracking.store import Stage, Store
+from lit_llm.runs.run import run_one
+from lit_llm.runs.stage_config import freeze
+from lit_llm.runs.stage_graph import chain
+from lit_llm.runs.trained_model import open_finished
+from lit_llm.store.store import Stage, Store
+from lit_llm.studies.run import Watcher, prepare_data
 
 EVERY = (
     "{after: [pretrain], likelihood: {documents: 9}, extrapolation: {lengths: [1, 2], sequences: 3}, "

@@ -11,8 +11,9 @@ import pytest
 from lit_llm import load_experiment
 from lit_llm.config.section import validate
 from lit_llm.config.tree import read_yaml
-from lit_llm.experiment.config import Experiment
-from lit_llm.experiment.identity import _instruction_set, origin_digest, pretrain_fingerprint, provenance, same_origin
+from lit_llm.experiment.schema import Experiment
+from lit_llm.runs.fingerprints import pretrain_fingerprint
+from lit_llm.runs.provenance import _instruction_set, origin_digest, provenance, same_origin
 
 
 def write_corpus(folder, names=("a.txt", "b.txt", "c.txt"), texts=("one ", "two ", "three ")):
@@ -186,7 +187,7 @@ def test_shared_rows_are_another_origin_where_they_change_the_result(override, s
 
 def test_another_bitsandbytes_is_another_origin_for_who_uses_it(monkeypatch):
     def origin(kind, installed):
-        monkeypatch.setattr("lit_llm.experiment.identity._version", lambda name: installed)
+        monkeypatch.setattr("lit_llm.runs.provenance.installed_version", lambda name: installed)
         return provenance(load_experiment("redllm-tiny", [f"pretrain.training.optimizer={kind}"])) | {"torch": "x"}
 
     assert not same_origin(origin("adamw_8bit", "1"), origin("adamw_8bit", "2"))
@@ -226,7 +227,7 @@ def test_what_a_corpus_says_and_in_which_order_is_in_the_name(fingerprint, tmp_p
 PROGRAM = """
 import sys
 from lit_llm import load_experiment
-from lit_llm.experiment.identity import pretrain_fingerprint
+from lit_llm.runs.fingerprints import pretrain_fingerprint
 print(pretrain_fingerprint(load_experiment("redllm-tiny", sys.argv[1:])))
 """
 

@@ -9,8 +9,8 @@ from lit_llm import load_experiment
 from lit_llm.config.problems import InputError
 from lit_llm.config.section import validate
 from lit_llm.config.tree import read_yaml
-from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.load import PRESETS, is_preset, preset_names
+from lit_llm.experiment.schema import Experiment
 from lit_llm.models.resolve import resolve_model
 
 DECODER = """

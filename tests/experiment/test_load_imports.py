@@ -13,9 +13,9 @@ HEAVY = ("torch", "lightning", "mlflow", "numpy", "tokenizers", "transformers", 
     [
         "import lit_llm",
         "import lit_llm.experiment.load",
-        "import lit_llm.ablation.arms",
+        "import lit_llm.studies.load",
         "import lit_llm; lit_llm.load_experiment('redllm-tiny', ['model.decoder.cross_attention.rope=none'])",
-        "from lit_llm.ablation.arms import load_study; load_study('decllm-tiny')",
+        "from lit_llm.studies.load import load_study; load_study('decllm-tiny')",
     ],
 )
 def test_reading_configuration_loads_no_heavy_library(code):

@@ -6,11 +6,11 @@ import pytest
 import yaml
 
 from lit_llm import load_experiment
-from lit_llm.ablation.config import Study
-from lit_llm.ablation.schema import study_schema
 from lit_llm.config.tree import Node, read_file
-from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.load import preset_names, read_layers
+from lit_llm.experiment.schema import Experiment
+from lit_llm.studies.json_schema import study_schema
+from lit_llm.studies.schema import Study
 
 jsonschema = pytest.importorskip("jsonschema")
 ROOT = Path(__file__).parents[2]

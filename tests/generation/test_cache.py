@@ -7,11 +7,11 @@ import torch
 from recomputation import PROMPTS, VOCABULARY, build, next_logits, recomputed
 from torch.testing import assert_close
 
-from lit_llm.components.attention import cache as cache_module
+from lit_llm.components.attention import kv_cache as cache_module
 from lit_llm.components.retention.cache import RetentionState
 from lit_llm.generation import generate, prefill
-from lit_llm.models.blocks import Block
 from lit_llm.models.cost import cache_bytes
+from lit_llm.models.stacks import Block
 
 NEW = 6
 FAMILIES = ["decllm", "palm", "redllm", "yoco", "retention"]

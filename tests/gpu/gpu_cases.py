@@ -8,11 +8,11 @@ from torch import Tensor
 
 from lit_llm.components.loss.module import target_loss
 from lit_llm.data.batches import cut
-from lit_llm.experiment.config import Experiment
 from lit_llm.experiment.load import load_experiment
+from lit_llm.experiment.schema import Experiment
 from lit_llm.models.build import build_model
-from lit_llm.models.transformer import LanguageModel
-from lit_llm.objectives.layout import Batch
+from lit_llm.models.families import LanguageModel
+from lit_llm.objectives.collate import Batch
 
 CUDA = torch.device("cuda")
 PREFIX_LM = "pretrain.objective={kind: prefix_lm, split: random}"

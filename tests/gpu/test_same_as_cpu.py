@@ -8,7 +8,7 @@ from gpu_cases import CASES, CUDA, batch_of, gradients, loss_of, model_of, off, 
 
 from lit_llm.generation import Sampling, generate
 from lit_llm.models.build import build_model
-from lit_llm.models.transformer import LanguageModel
+from lit_llm.models.families import LanguageModel
 from lit_llm.training.stability import largest_attention_logit
 
 pytestmark = pytest.mark.gpu

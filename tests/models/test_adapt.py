@@ -8,8 +8,8 @@ import torch
 from tiny_models import VOCABULARY, build, ids, resolved
 from torch.testing import assert_close
 
+from lit_llm.components.attention.masks import Visibility
 from lit_llm.components.attention.rope import Rotations
-from lit_llm.components.attention.visibility import Visibility
 from lit_llm.config.section import validate
 from lit_llm.config.tree import tree
 from lit_llm.models.adapt import adaptation_of, adapted, altered, layers_taken, problem_of

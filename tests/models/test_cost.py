@@ -6,7 +6,7 @@ from tiny_models import PAPER_NORMS, config, ids, resolved
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lit_llm.components.attention.visibility import Visibility
+from lit_llm.components.attention.masks import Visibility
 from lit_llm.experiment.load import load_experiment, preset_names
 from lit_llm.generation import prefill
 from lit_llm.models.build import build_model

@@ -11,8 +11,8 @@ from lit_llm import load_experiment
 from lit_llm.config.problems import InputError
 from lit_llm.generation import generate, prefill
 from lit_llm.models.resolve import not_looked_at
+from lit_llm.objectives.collate import lay_out
 from lit_llm.objectives.config import EOD, MasksConfig
-from lit_llm.objectives.layout import lay_out
 
 T, PREFIX = 12, 5
 RETENTION = "self_decoder.retention={chunk: 4}"

@@ -8,8 +8,8 @@ import torch
 from tiny_models import PAPER_NORMS, VOCABULARY, build, ids, other
 from torch.testing import assert_close
 
+from lit_llm.objectives.collate import lay_out
 from lit_llm.objectives.config import EOD, MasksConfig
-from lit_llm.objectives.layout import lay_out
 from lit_llm.training.stability import largest_attention_logit
 
 ENDS = (3, 4, 9)

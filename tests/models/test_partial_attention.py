@@ -10,9 +10,9 @@ from torch.testing import assert_close
 from lit_llm.components.attention.dot_product import DotProduct
 from lit_llm.config.fingerprint import fingerprint
 from lit_llm.config.problems import InputError
-from lit_llm.models import transformer
+from lit_llm.models import families
+from lit_llm.objectives.collate import lay_out
 from lit_llm.objectives.config import EOD, MasksConfig
-from lit_llm.objectives.layout import lay_out
 
 PALM = "decoder.partial_attention=palm"
 T, SOURCE = 9, 4
@@ -171,7 +171,7 @@ def test_lengths_on_a_device_that_is_not_waited_for_give_the_same(model, monkeyp
     for masks in ({}, {"documents_BT": documents}):
         looked = model(tokens, source_length=lengths, **masks)
         with monkeypatch.context() as patch:
-            patch.setattr(transformer, "_known", lambda lengths: None)
+            patch.setattr(families, "_known", lambda lengths: None)
             assert_close(model(tokens, source_length=lengths, **masks), looked)
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from lit_llm.objectives.collate import causal_text, lay_out
 from lit_llm.objectives.config import MasksConfig
-from lit_llm.objectives.layout import causal_text, lay_out
 
 SEPARATE = MasksConfig(documents="separate")
 EVEN = ([[11, 12], [13, 14]], [[21, 22, 23], [24, 25, 26]])

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from lit_llm.objectives.collate import lay_out
 from lit_llm.objectives.config import BOS, EOD, MasksConfig
-from lit_llm.objectives.layout import lay_out
 
 S1, S2, S3, T1, T2, T3 = 11, 12, 13, 21, 22, 23
 OPEN, SEPARATE = MasksConfig(prefix="bidirectional"), MasksConfig(documents="separate")

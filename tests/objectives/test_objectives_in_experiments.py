@@ -14,20 +14,20 @@ from lit_llm.data.prepare import prepare
 from lit_llm.evaluation.config import ValidationConfig
 from lit_llm.evaluation.likelihood import Validation, nats_of
 from lit_llm.evaluation.scoring import score
-from lit_llm.experiment.chain import chain
 from lit_llm.experiment.cost import cost_of, largest_shape, shape_of
-from lit_llm.experiment.finished import open_finished
-from lit_llm.experiment.frozen import freeze
-from lit_llm.experiment.identity import pretrain_fingerprint
 from lit_llm.experiment.load import load_experiment
-from lit_llm.experiment.run import run_one
 from lit_llm.generation import Sampling
 from lit_llm.models.build import build_model
 from lit_llm.models.cost import Shape, train_flops
 from lit_llm.models.resolve import resolve_model
 from lit_llm.objectives.base import BOS
 from lit_llm.objectives.config import UL2, CausalLM, MaskedLM, MasksConfig, PrefixLM, SpanCorruption, misfit
-from lit_llm.tracking.store import Store
+from lit_llm.runs.fingerprints import pretrain_fingerprint
+from lit_llm.runs.run import run_one
+from lit_llm.runs.stage_config import freeze
+from lit_llm.runs.stage_graph import chain
+from lit_llm.runs.trained_model import open_finished
+from lit_llm.store.store import Store
 
 LENGTH, TEXT = 32, 258  # bytes
 SPANS, MIXTURE, GEMMA = "span_corruption", "ul2", "{kind: ul2, mix: t5gemma2, mode_tokens: false}"

@@ -6,14 +6,14 @@ import pytest
 from equal_budgets import others
 from rich.console import Console
 
-from lit_llm.ablation.arms import load_study
-from lit_llm.ablation.audit import audit
-from lit_llm.ablation.plan import plan
-from lit_llm.ablation.probe import probe
 from lit_llm.config.problems import InputError
 from lit_llm.experiment.load import preset_names
-from lit_llm.report.tables import plan_table
-from lit_llm.search.sweep import load_sweep
+from lit_llm.report.tables.plan import plan_table
+from lit_llm.studies.audit.differing_keys import audit
+from lit_llm.studies.audit.no_ops import probe
+from lit_llm.studies.load import load_study
+from lit_llm.studies.plan import plan
+from lit_llm.sweeps.sweep import load_sweep
 
 ROOM = "model.vocabulary=300"
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from tiny_models import PAPER_NORMS, VOCABULARY, build
 from torch.testing import assert_close
 
+from lit_llm.objectives.collate import lay_out, lay_out_packed
 from lit_llm.objectives.config import EOD, MasksConfig
-from lit_llm.objectives.layout import lay_out, lay_out_packed
 from lit_llm.objectives.packing import rows_of, sizes_of
 from lit_llm.training.stability import largest_attention_logit
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from lit_llm.analysis.comparison import Comparison, Design, RunResult, compare
-from lit_llm.analysis.effects import Contrast, Layout
-from lit_llm.analysis.procedure import Procedure
 from lit_llm.report.answer import answer
+from lit_llm.statistics.comparison import Comparison, Design, RunResult, compare
+from lit_llm.statistics.effects import Contrast, Layout
+from lit_llm.statistics.procedure import Procedure
 
 NLL = "val/target_nll"
 LUCK = {0: 0.00, 1: 0.03, 2: -0.02, 3: 0.01, 4: -0.01}

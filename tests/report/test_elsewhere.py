@@ -18,18 +18,18 @@ from made_up_results import finish, finished_runs
 from matplotlib.figure import Figure
 from typer.testing import CliRunner, Result
 
-from lit_llm.ablation.arms import load_study
-from lit_llm.ablation.plan import plan
-from lit_llm.ablation.runs import comparison_of, runs_of
 from lit_llm.cli import app
-from lit_llm.report import study as study_report
 from lit_llm.report.figures.fonts import OWN, families, spelled
-from lit_llm.report.figures.shown import Drawn
+from lit_llm.report.figures.inputs import Drawn
 from lit_llm.report.figures.study import write_figures
-from lit_llm.report.parts import slug
-from lit_llm.report.study import markdown_of, write_report
-from lit_llm.report.two import load_two, two_parts
-from lit_llm.tracking.store import Store
+from lit_llm.report.pages import study as study_report
+from lit_llm.report.pages.study import markdown_of, write_report
+from lit_llm.report.pages.two_studies import load_two, two_parts
+from lit_llm.report.tables.table import slug
+from lit_llm.store.store import Store
+from lit_llm.studies.load import load_study
+from lit_llm.studies.plan import plan
+from lit_llm.studies.runs import comparison_of, runs_of
 
 Study = Callable[..., Path]
 ARMS = "arms: {a: {}, b: {model: {attention: {output_norm: none}}}}"

@@ -12,12 +12,12 @@ import pytest
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
-from lit_llm.analysis.front import front
-from lit_llm.analysis.paired import Difference, paired_difference
 from lit_llm.report.figures.differences import Crossed, End, Ladder, Named, forest, heat_map, slopes, waterfall
-from lit_llm.report.figures.fronts import Profile, front_figure, isoflop_figure, scaling_figure
 from lit_llm.report.figures.lines import Line, Panel, line_figure, over_seeds, single
+from lit_llm.report.figures.pareto import Profile, front_figure, isoflop_figure, scaling_figure
 from lit_llm.report.figures.style import BLUE, GREEN, GREY, VERMILLION, looks, save, short
+from lit_llm.statistics.paired import Difference, paired_difference
+from lit_llm.statistics.pareto import front
 
 LONG = [f"encoder_decoder/attention.output_norm=none/optimizer.lr={i}e-{i % 4}" for i in range(24)]
 """As many arms as a figure has lines for, with names longer than a legend's column."""

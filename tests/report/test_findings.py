@@ -1,7 +1,7 @@
 """Findings in a terminal."""
 
-from lit_llm.ablation.findings import Finding
-from lit_llm.report.tables import _findings
+from lit_llm.report.tables.plan import _findings
+from lit_llm.studies.audit.findings import Finding
 
 
 def test_what_is_said_of_several_arms_is_said_once() -> None:

@@ -18,7 +18,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lit_llm.cli import app
-from lit_llm.tracking.store import Store, read_metrics
+from lit_llm.store.store import Store, read_metrics
 
 Write = Callable[..., Path]
 Event = dict[str, Any]

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lit_llm.ablation.arms import load_study
-from lit_llm.ablation.run import run_study
-from lit_llm.ablation.runs import runs_of
 from lit_llm.experiment.cost import cost_of
-from lit_llm.report.live import Progressing
-from lit_llm.report.standing import TimeLeft, seconds_per_step, standing
-from lit_llm.tracking.store import MetricsFile, Store
+from lit_llm.report.progress.run_progress import TimeLeft, seconds_per_step, standing
+from lit_llm.report.progress.terminal import Progressing
+from lit_llm.store.store import MetricsFile, Store
+from lit_llm.studies.load import load_study
+from lit_llm.studies.run import run_study
+from lit_llm.studies.runs import runs_of
 
 Write = Callable[..., Path]
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

@@ -9,8 +9,8 @@ import re
 import pytest
 from rich.console import Console, Group
 
-from lit_llm.report.page import Page, Section, html, marked
-from lit_llm.report.parts import Link, Part, in_csv, in_latex, in_markdown, in_terminal, latex, table_of
+from lit_llm.report.pages.html import Page, Section, html, marked
+from lit_llm.report.tables.table import Link, Part, in_csv, in_latex, in_markdown, in_terminal, latex, table_of
 
 PART = Part(
     "arms",

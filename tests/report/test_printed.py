@@ -16,19 +16,19 @@ from made_up_results import finished_runs, loss_of, study_of
 from pages import ReadPage
 from rich.console import Console
 
-from lit_llm.ablation.arms import Ablation
-from lit_llm.ablation.names import Names
-from lit_llm.ablation.plan import plan
-from lit_llm.ablation.runs import Run, comparison_of, runs_of
-from lit_llm.analysis.comparison import Comparison
-from lit_llm.analysis.estimates import Estimate
-from lit_llm.analysis.scaling import Crossing
 from lit_llm.config.problems import InputError
-from lit_llm.report.parts import in_latex, in_markdown
-from lit_llm.report.printed import paper_parts, printed_answer, printed_parts, printed_study
-from lit_llm.report.study import write_report
-from lit_llm.report.terminal import compared
-from lit_llm.tracking.store import Store
+from lit_llm.report.pages.study import write_report
+from lit_llm.report.summary import compared
+from lit_llm.report.tables.paper import paper_parts, printed_answer, printed_parts, printed_study
+from lit_llm.report.tables.table import in_latex, in_markdown
+from lit_llm.statistics.comparison import Comparison
+from lit_llm.statistics.estimates import Estimate
+from lit_llm.statistics.scaling.comparison import Crossing
+from lit_llm.store.store import Store
+from lit_llm.studies.load import Ablation
+from lit_llm.studies.names import Names
+from lit_llm.studies.plan import plan
+from lit_llm.studies.runs import Run, comparison_of, runs_of
 
 LABELS = """
   labels:

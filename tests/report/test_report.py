@@ -13,14 +13,14 @@ import pytest
 from pages import ReadPage
 from typer.testing import CliRunner
 
-from lit_llm.ablation.arms import load_study
-from lit_llm.ablation.plan import plan as make_plan
-from lit_llm.ablation.plan import remembered
-from lit_llm.ablation.run import Watcher, run_study
-from lit_llm.ablation.runs import runs_of
 from lit_llm.cli import app
-from lit_llm.report.study import write_report
-from lit_llm.tracking.store import Store
+from lit_llm.report.pages.study import write_report
+from lit_llm.store.store import Store
+from lit_llm.studies.load import load_study
+from lit_llm.studies.plan import plan as make_plan
+from lit_llm.studies.plan import remembered
+from lit_llm.studies.run import Watcher, run_study
+from lit_llm.studies.runs import runs_of
 
 pytestmark = pytest.mark.xdist_group("report")
 

@@ -12,10 +12,10 @@ from scipy.stats import t
 from statsmodels.stats.multitest import multipletests
 from typer.testing import CliRunner
 
-from lit_llm.analysis.verdicts import LOST
 from lit_llm.cli import app
-from lit_llm.report.studies import discoveries_line, studies_of
-from lit_llm.tracking.store import Store
+from lit_llm.report.pages.all_studies import discoveries_line, studies_of
+from lit_llm.statistics.verdicts import LOST
+from lit_llm.store.store import Store
 
 P = {"b": 0.001, "c": 0.03, "d": 0.6}
 

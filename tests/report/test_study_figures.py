@@ -15,21 +15,21 @@ import pytest
 from scipy import stats
 from typer.testing import CliRunner
 
-from lit_llm.ablation.arms import Ablation, load_study
-from lit_llm.ablation.run import Watcher, run_study
-from lit_llm.ablation.runs import Run, comparison_of, runs_of
-from lit_llm.analysis.comparison import Comparison, RunResult, compare
-from lit_llm.analysis.procedure import Procedure
-from lit_llm.analysis.scaling import scaling
-from lit_llm.analysis.scaling_runs import ScalingRun
 from lit_llm.cli import app
 from lit_llm.report.figures import from_scaling
-from lit_llm.report.figures.courses import places, read_course
 from lit_llm.report.figures.from_comparison import forests
-from lit_llm.report.figures.shown import Shown
+from lit_llm.report.figures.inputs import Shown
 from lit_llm.report.figures.study import Drawn, figures_of
+from lit_llm.report.figures.training_curves import places, read_course
+from lit_llm.statistics.comparison import Comparison, RunResult, compare
+from lit_llm.statistics.procedure import Procedure
+from lit_llm.statistics.scaling.comparison import scaling
+from lit_llm.statistics.scaling.runs import ScalingRun
+from lit_llm.store.store import Store
+from lit_llm.studies.load import Ablation, load_study
+from lit_llm.studies.run import Watcher, run_study
+from lit_llm.studies.runs import Run, comparison_of, runs_of
 from lit_llm.tracking.address import default_tracking
-from lit_llm.tracking.store import Store
 
 pytestmark = pytest.mark.xdist_group("study-figures")
 

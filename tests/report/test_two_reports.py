@@ -11,11 +11,11 @@ import pytest
 from pages import ReadPage
 from typer.testing import CliRunner
 
-from lit_llm.ablation.arms import load_study
-from lit_llm.ablation.run import Watcher, run_study
 from lit_llm.cli import app
 from lit_llm.config.problems import InputError
-from lit_llm.tracking.store import Store
+from lit_llm.store.store import Store
+from lit_llm.studies.load import load_study
+from lit_llm.studies.run import Watcher, run_study
 
 ARMS = "arms: {red: {}, bare: {model: {attention: {output_norm: none}}}, dec: {extends: decllm-tiny}}"
 NLL = "test/target_nll"

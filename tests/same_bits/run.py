@@ -2,8 +2,8 @@
 
 `python run.py OUT.json` runs them with the lit_llm that Python finds and writes a digest of each.
 `python run.py --against REVISION` runs them in this checkout and in a worktree of the revision, and compares.
-What computes the same gives the same bits; this is the proof that a refactoring owes. Fingerprints, names of folders and
-times are left out. Bits hold for one machine, so that no digest is kept anywhere.
+What computes the same gives the same bits; this is the proof that a refactoring owes. Fingerprints, names of folders
+and times are left out. Bits hold for one machine, so that no digest is kept anywhere.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from lit_llm.config.problems import InputError, Problem
-from lit_llm.tracking.disk import DiskError, check_there, disk_problem, free_bytes
-from lit_llm.tracking.store import Store
+from lit_llm.store.disk import DiskError, check_there, disk_problem, free_bytes
+from lit_llm.store.store import Store
 
 PLACE = Path("/store")
 FULL = os.strerror(errno.ENOSPC)

@@ -10,8 +10,8 @@ import pytest
 from damages import DAMAGES, damage, flipped
 
 from lit_llm.config.problems import InputError
-from lit_llm.tracking.files import Damaged, check_digest, file_digest, read_verified, replacing, with_digest
-from lit_llm.tracking.store import MetricsFile, Stage, Store, read_json, write_json
+from lit_llm.store.files import Damaged, check_digest, file_digest, read_verified, replacing, with_digest
+from lit_llm.store.store import MetricsFile, Stage, Store, read_json, write_json
 
 CONTENT = {"val/target_nll": 5.5625, "steps": 12, "list": [1, 2.5, None], "digest_of": {"a": "ü"}}
 
@@ -77,7 +77,7 @@ def test_a_file_that_was_not_touched_is_read_once(tmp_path: Path, monkeypatch: p
     path = tmp_path / "weights"
     path.write_bytes(b"a" * 100)
     digest, reads = file_digest(path), []
-    monkeypatch.setattr("lit_llm.tracking.files.file_digest", lambda path: reads.append(path) or digest)
+    monkeypatch.setattr("lit_llm.store.files.file_digest", lambda path: reads.append(path) or digest)
     for _ in range(3):
         check_digest(path, digest)
     assert len(reads) == 1

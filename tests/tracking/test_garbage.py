@@ -6,8 +6,8 @@ import time
 import pytest
 
 from lit_llm.config.problems import InputError
-from lit_llm.tracking.garbage import find, list_runs, remove
-from lit_llm.tracking.store import Store, locked
+from lit_llm.store.garbage_collection import find, list_runs, remove
+from lit_llm.store.store import Store, locked
 
 NEEDED, PARENT, ORPHAN, BUSY = "a" * 16, "b" * 16, "c" * 16, "d" * 16
 LONG_AGO = time.time() - 7200
@@ -115,7 +115,7 @@ def test_of_a_stage_that_is_a_link_only_the_link_is_removed(place, tmp_path):
 
 
 def test_who_cannot_have_the_lists_is_told_so(place, monkeypatch):
-    monkeypatch.setattr("lit_llm.tracking.garbage.PATIENCE", 0.1)
+    monkeypatch.setattr("lit_llm.store.garbage_collection.PATIENCE", 0.1)
     garbage = find(place).garbage
     with locked(place.root / "gc.lock"):
         for attempt in (lambda: remove(place, garbage), lambda: listed(place, "norms", BUSY)):

@@ -15,18 +15,18 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before the import
 from made_up_results import finish
 from mlflow import MlflowClient
 
-from lit_llm.ablation.arms import load_study
-from lit_llm.ablation.remirror import rebuild_mlflow
-from lit_llm.ablation.runs import runs_of
-from lit_llm.ablation.stored import keep
 from lit_llm.config.problems import InputError
+from lit_llm.store.store import Store, locked
+from lit_llm.studies.load import load_study
+from lit_llm.studies.rebuild_mlflow import rebuild_mlflow
+from lit_llm.studies.runs import runs_of
+from lit_llm.studies.stored import keep
 from lit_llm.tracking import mlflow_database
 from lit_llm.tracking.address import default_tracking
-from lit_llm.tracking.links import study_page
-from lit_llm.tracking.mirror_thread import MirrorThread
-from lit_llm.tracking.mlflow_mirror import Mirror, MirrorBroken, MirrorUnavailable
+from lit_llm.tracking.mlflow_links import study_page
+from lit_llm.tracking.mlflow_sync import Mirror, MirrorBroken, MirrorUnavailable
 from lit_llm.tracking.relocation import moved
-from lit_llm.tracking.store import Store, locked
+from lit_llm.tracking.sync_thread import MirrorThread
 
 
 @pytest.fixture(scope="module")

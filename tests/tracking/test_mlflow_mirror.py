@@ -18,10 +18,10 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before the import
 from mlflow import MlflowClient
 
 from lit_llm.tracking.address import default_tracking, ui_command
-from lit_llm.tracking.links import latest_study, study_page
-from lit_llm.tracking.mirror_thread import MirrorThread
-from lit_llm.tracking.mlflow_mirror import Mirror, MirrorUnavailable, RunRecord
-from lit_llm.tracking.views import experiment_tags
+from lit_llm.tracking.mlflow_links import latest_study, study_page
+from lit_llm.tracking.mlflow_sync import Mirror, MirrorUnavailable, RunRecord
+from lit_llm.tracking.mlflow_views import experiment_tags
+from lit_llm.tracking.sync_thread import MirrorThread
 
 STUDY = "positions"
 START = 1_700_000_000.25

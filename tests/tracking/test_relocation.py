@@ -12,10 +12,10 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before the import
 from mlflow import MlflowClient
 
 from lit_llm.config.problems import InputError
+from lit_llm.store.store import Store, locked
 from lit_llm.tracking.address import default_tracking
-from lit_llm.tracking.mlflow_mirror import Mirror, RunRecord
+from lit_llm.tracking.mlflow_sync import Mirror, RunRecord
 from lit_llm.tracking.relocation import moved, notice, rebase
-from lit_llm.tracking.store import Store, locked
 
 
 @pytest.fixture(scope="module")

@@ -22,9 +22,9 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before the import
 os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "1"  # for the tests' own client
 from mlflow import MlflowClient
 
+from lit_llm.store.store import Stage, Store, read_metrics
 from lit_llm.tracking.address import check_server
-from lit_llm.tracking.mlflow_mirror import Mirror, RunRecord
-from lit_llm.tracking.store import Stage, Store, read_metrics
+from lit_llm.tracking.mlflow_sync import Mirror, RunRecord
 
 pytestmark = pytest.mark.xdist_group("mlflow-server")
 Study = Callable[..., Path]

@@ -11,8 +11,8 @@ import time
 import pytest
 
 from lit_llm.config.problems import InputError
-from lit_llm.tracking import store as module
-from lit_llm.tracking.store import (
+from lit_llm.store import store as module
+from lit_llm.store.store import (
     SCHEMA,
     Busy,
     MetricsFile,

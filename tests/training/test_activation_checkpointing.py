@@ -9,10 +9,10 @@ from test_step import SMALL, fitted, stepped, uneven_batch
 from torch import nn
 
 from lit_llm.experiment.load import load_experiment
-from lit_llm.models.blocks import Block
 from lit_llm.models.build import build_model
+from lit_llm.models.stacks import Block
+from lit_llm.objectives.collate import Batch, lay_out
 from lit_llm.objectives.config import MasksConfig
-from lit_llm.objectives.layout import Batch, lay_out
 from lit_llm.training.config import TrainingConfig
 from lit_llm.training.module import LitModel
 

@@ -9,18 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lit_llm.ablation.runs import last_metrics
 from lit_llm.data.batches import TrainBatches
 from lit_llm.data.prepare import open_prepared, prepare
-from lit_llm.experiment.beginning import windows_before
-from lit_llm.experiment.chain import chain
-from lit_llm.experiment.config import Experiment
-from lit_llm.experiment.frozen import freeze, thaw
 from lit_llm.experiment.load import load_experiment
-from lit_llm.experiment.run import run_one
+from lit_llm.experiment.schema import Experiment
 from lit_llm.models.build import build_model
 from lit_llm.objectives.config import PrefixLM
-from lit_llm.tracking.store import Stage, Store, read_metrics
+from lit_llm.runs.run import run_one
+from lit_llm.runs.stage_config import freeze, thaw
+from lit_llm.runs.stage_graph import chain
+from lit_llm.runs.warm_start import windows_before
+from lit_llm.store.store import Stage, Store, read_metrics
+from lit_llm.studies.runs import last_metrics
 
 SMALL = ["model.d_model=16", "model.vocabulary=258", "model.attention.heads=2", "model.feed_forward.d_ff=32"]
 SMALL += ["pretrain.data.tokenizer=bytes", "pretrain.data.sequence_length=32", "pretrain.data.batch_size=4"]

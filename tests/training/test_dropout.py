@@ -18,11 +18,11 @@ from lit_llm.config.problems import InputError
 from lit_llm.evaluation.final import FinalEvaluation
 from lit_llm.evaluation.likelihood import Validation
 from lit_llm.experiment.load import load_experiment
-from lit_llm.experiment.run import run_one
 from lit_llm.models.build import build_model, generator
-from lit_llm.models.transformer import LanguageModel
-from lit_llm.objectives.layout import Batch
-from lit_llm.tracking.store import Store
+from lit_llm.models.families import LanguageModel
+from lit_llm.objectives.collate import Batch
+from lit_llm.runs.run import run_one
+from lit_llm.store.store import Store
 from lit_llm.training.config import TrainingConfig
 from lit_llm.training.module import LitModel
 from lit_llm.training.stability import largest_attention_logit

@@ -19,13 +19,13 @@ from lit_llm.config.problems import InputError
 from lit_llm.data.prepare import open_prepared
 from lit_llm.evaluation.likelihood import Validation
 from lit_llm.experiment.cost import cost_of
-from lit_llm.experiment.frozen import thaw
 from lit_llm.experiment.load import load_experiment
-from lit_llm.experiment.run import run_one
 from lit_llm.models.build import build_model
+from lit_llm.models.families import LanguageModel
 from lit_llm.models.resolve import resolve_model
-from lit_llm.models.transformer import LanguageModel
-from lit_llm.tracking.store import Store
+from lit_llm.runs.run import run_one
+from lit_llm.runs.stage_config import thaw
+from lit_llm.store.store import Store
 from lit_llm.training.config import TrainingConfig
 from lit_llm.training.memory import state_bytes
 from lit_llm.training.module import LitModel

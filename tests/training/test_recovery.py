@@ -10,9 +10,9 @@ from damages import DAMAGES, copied, damage, flipped
 from safetensors.torch import load_file
 from stages_in_parts import numbers, prepared_stage, stops_after
 
-from lit_llm.experiment.run import run_one
-from lit_llm.tracking.files import Damaged
-from lit_llm.tracking.store import Stage, Store
+from lit_llm.runs.run import run_one
+from lit_llm.store.files import Damaged
+from lit_llm.store.store import Stage, Store
 from lit_llm.training.checkpoints import check_checkpoint
 
 OFTEN = ("pretrain.training.execution.checkpoint_every=4", "pretrain.training.execution.log_every=2")
@@ -110,7 +110,7 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(
     """Content, name, name on the disk: in another order a machine that goes down leaves a name without content."""
     import os
 
-    from lit_llm.tracking import files
+    from lit_llm.store import files
 
     calls: list[str] = []
     sync, replace = os.fsync, Path.replace

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from stages_in_parts import numbers, prepared_stage, stops_after
 
-from lit_llm.experiment.run import run_one
-from lit_llm.tracking.store import Store, read_json, write_json
+from lit_llm.runs.run import run_one
+from lit_llm.store.store import Store, read_json, write_json
 from lit_llm.training import stability, throughput
 
 

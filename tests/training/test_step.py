@@ -13,8 +13,8 @@ from torch.testing import assert_close
 
 from lit_llm.experiment.load import load_experiment
 from lit_llm.models.build import build_model
+from lit_llm.objectives.collate import Batch, lay_out
 from lit_llm.objectives.config import EOD, MasksConfig
-from lit_llm.objectives.layout import Batch, lay_out
 from lit_llm.training.config import StabilityConfig, TrainingConfig
 from lit_llm.training.module import Diverged, LitModel, StepReport
 from lit_llm.training.optimizers.build import build_optimizer

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lit_llm.components.attention.config import BAND, SCORES, band_size
-from lit_llm.components.attention.visibility import Merged, Visibility
+from lit_llm.components.attention.masks import Merged, Visibility
 
 
 class DotProduct(nn.Module):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn, ones
 
-from lit_llm.components.attention.cache import KeyValues
 from lit_llm.components.attention.config import ResolvedAttention
 from lit_llm.components.attention.dot_product import DotProduct
+from lit_llm.components.attention.kv_cache import KeyValues
+from lit_llm.components.attention.masks import Merged, Visibility
 from lit_llm.components.attention.relative import RelativeBias
 from lit_llm.components.attention.rope import Rotation, rotate
-from lit_llm.components.attention.visibility import Merged, Visibility
 from lit_llm.components.norm.module import rms_norm
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from lit_llm.components.attention.cache import KeyValues
+from lit_llm.components.attention.kv_cache import KeyValues
+from lit_llm.components.attention.masks import Visibility
 from lit_llm.components.attention.module import Attention
 from lit_llm.components.attention.rope import Rotation
-from lit_llm.components.attention.visibility import Visibility
 from lit_llm.components.partial_attention.config import ResolvedPartialAttention
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from lit_llm.components.attention.cache import Rows
+from lit_llm.components.attention.kv_cache import Rows
 
 
 class RetentionState:

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_llm.components.attention.masks import Visibility
 from lit_llm.components.attention.rope import Rotation, rotate
-from lit_llm.components.attention.visibility import Visibility
 from lit_llm.components.norm.module import rms_norm
 from lit_llm.components.retention.cache import RetentionState
 from lit_llm.components.retention.config import ResolvedRetention

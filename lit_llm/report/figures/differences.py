@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lit_llm.analysis.paired import Difference
-from lit_llm.analysis.verdicts import LOST, UNDECIDED
 from lit_llm.report import text
 from lit_llm.report.figures.style import (
     BLACK,
@@ -26,6 +24,8 @@ from lit_llm.report.figures.style import (
     short,
     styled,
 )
+from lit_llm.statistics.paired import Difference
+from lit_llm.statistics.verdicts import LOST, UNDECIDED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

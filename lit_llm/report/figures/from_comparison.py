@@ -5,16 +5,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
-from lit_llm.ablation.arms import Arm
-from lit_llm.ablation.factors import short_names
-from lit_llm.ablation.runs import costs_of
-from lit_llm.analysis.comparison import Row
-from lit_llm.analysis.correction import Correction
-from lit_llm.analysis.effects import Effect
-from lit_llm.analysis.front import better, front
-from lit_llm.analysis.paired import Difference
-from lit_llm.analysis.verdicts import stand_in
-from lit_llm.experiment.chain import validation_metric
 from lit_llm.report.figures.differences import (
     NOT_JUDGED,
     Crossed,
@@ -26,9 +16,19 @@ from lit_llm.report.figures.differences import (
     slopes,
     waterfall,
 )
-from lit_llm.report.figures.fronts import front_figure
+from lit_llm.report.figures.inputs import MOST_LINES, Drawn, Shown, seeds_of
 from lit_llm.report.figures.lines import Line, Panel, line_figure
-from lit_llm.report.figures.shown import MOST_LINES, Drawn, Shown, seeds_of
+from lit_llm.report.figures.pareto import front_figure
+from lit_llm.runs.stage_graph import validation_metric
+from lit_llm.statistics.comparison import Row
+from lit_llm.statistics.effects import Effect
+from lit_llm.statistics.multiple_comparisons import Correction
+from lit_llm.statistics.paired import Difference
+from lit_llm.statistics.pareto import better, front
+from lit_llm.statistics.verdicts import stand_in
+from lit_llm.studies.design.factors import short_names
+from lit_llm.studies.load import Arm
+from lit_llm.studies.runs import costs_of
 
 MOST_ROWS, MOST_MAPS, MOST_LADDERS = 60, 6, 4
 """Rows of a forest, pairs of factors and ladders that are drawn: more could not be read."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from lit_llm.analysis.estimates import Estimate
-from lit_llm.analysis.scaling_gate import Gate, Trend
 from lit_llm.report import text
+from lit_llm.report.figures.inputs import MOST_LINES, Drawn, Shown
 from lit_llm.report.figures.lines import Line, Panel, line_figure
-from lit_llm.report.figures.shown import MOST_LINES, Drawn, Shown
 from lit_llm.report.figures.style import GREY, looks
-from lit_llm.report.scaling_gate import SCALES
+from lit_llm.report.tables.scaling_gate import SCALES
+from lit_llm.statistics.estimates import Estimate
+from lit_llm.statistics.scaling.gate import Gate, Trend
 
 
 def gates(study: Shown) -> Iterator[Drawn]:

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_llm.ablation.runs import Step
 from lit_llm.experiment.cost import GENERATE, PROMPT, cost_of
 from lit_llm.models.cost import attended_keys
 from lit_llm.models.resolve import resolve_model
-from lit_llm.report.figures.courses import read_rows, thinned
+from lit_llm.report.figures.inputs import Drawn, Shown, alike
 from lit_llm.report.figures.lines import Line, Panel, Places, line_figure
-from lit_llm.report.figures.shown import Drawn, Shown, alike
+from lit_llm.report.figures.training_curves import read_rows, thinned
+from lit_llm.studies.runs import Step
 
 
 def _evaluated(study: Shown, name: str, after: str) -> dict[str, list[Step]]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lit_llm.analysis.scaling import Curve
-from lit_llm.analysis.scaling_runs import X
 from lit_llm.report import text
-from lit_llm.report.figures.fronts import Profile, isoflop_figure, scaling_figure
+from lit_llm.report.figures.inputs import MOST_LINES, Drawn, Shown
 from lit_llm.report.figures.lines import Line
-from lit_llm.report.figures.shown import MOST_LINES, Drawn, Shown
+from lit_llm.report.figures.pareto import Profile, isoflop_figure, scaling_figure
+from lit_llm.statistics.scaling.comparison import Curve
+from lit_llm.statistics.scaling.runs import X
 
 SCALES: dict[X, str] = {"train_flops": "training FLOPs", "parameters": "parameters", "tokens": "tokens read"}
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lit_llm.ablation.arms import Ablation
-from lit_llm.ablation.runs import Run
-from lit_llm.analysis.comparison import Comparison
 from lit_llm.config.markup import markdown_text
 from lit_llm.report.figures.fonts import spell_out
 from lit_llm.report.figures.from_comparison import forests, fronts, heat_maps, ladders, rates, turn
-from lit_llm.report.figures.from_courses import learning, stability
 from lit_llm.report.figures.from_gate import gates
 from lit_llm.report.figures.from_records import attention, extrapolation, inference
 from lit_llm.report.figures.from_scaling import scaling
-from lit_llm.report.figures.shown import Drawn, Shown
+from lit_llm.report.figures.from_training_curves import learning, stability
+from lit_llm.report.figures.inputs import Drawn, Shown
 from lit_llm.report.figures.style import retitle, save
-from lit_llm.tracking.store import write_text
+from lit_llm.statistics.comparison import Comparison
+from lit_llm.store.store import write_text
+from lit_llm.studies.load import Ablation
+from lit_llm.studies.runs import Run
 
 __all__ = ["Drawn", "figures_of", "write_figures"]
 

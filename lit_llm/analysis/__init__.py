@@ -1,1 +1,0 @@
-"""Studies: from results to numbers that can be believed."""

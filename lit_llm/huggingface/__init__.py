@@ -1,0 +1,17 @@
+"""Hugging Face in and out: checkpoints of transformers as directories of ours, and back.
+
+>>> from lit_llm.huggingface import export_checkpoint, import_checkpoint, open_checkpoint
+>>> import_checkpoint(Path("gemma-2-2b"), Path("imported/gemma-2-2b"))
+>>> config, state = open_checkpoint(Path("imported/gemma-2-2b"))
+>>> export_checkpoint(config, state, Path("exported"))
+
+`from_config.py` reads a config.json, `to_config.py` writes one, `tensor_names.py` says which tensors are which; each
+has one plain function per architecture, and `architectures.py` lists them. Nothing here needs transformers.
+"""
+
+from lit_llm.huggingface.checkpoint import import_checkpoint, is_checkpoint, open_checkpoint, open_model
+from lit_llm.huggingface.export import export_checkpoint, export_folder
+
+__all__ = [
+    "export_checkpoint", "export_folder", "import_checkpoint", "is_checkpoint", "open_checkpoint", "open_model"
+]  # fmt: skip

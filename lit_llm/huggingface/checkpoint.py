@@ -1,0 +1,294 @@
+"""Directories of ours, and checkpoints of transformers as such.
+
+    model.yaml           the model section, and where there is a tokenizer, which of its tokens end and begin a text:
+                         an experiment or a study may `extends` it
+    weights.safetensors  our names, the source's dtype; scales of norms in float64, where they are 1 + w exactly
+    tokenizer.json       of the `tokenizers` library, where the source had one
+    config.json          the source's, for the way back
+
+Rows of embeddings are in the order of the tokenizer's file. Our tokenizers exchange the first two ids with those of the
+end and the beginning (see `FileTokenizer`), and `open_checkpoint` does the same with the rows.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_llm.config.fingerprint import digest_of_file, fingerprint
+from lit_llm.config.problems import InputError, Mark, Problem, did_you_mean
+from lit_llm.config.section import validate
+from lit_llm.config.tree import Node, read_file, to_yaml, tree
+from lit_llm.data import tokenizer_file
+from lit_llm.data.config import FileTokenizer, identity_of
+from lit_llm.huggingface.architectures import ARCHITECTURES, BUFFERS, Architecture, ModelFile, checked
+from lit_llm.huggingface.source_config import Asked
+from lit_llm.huggingface.tensors import Tensors, compare, read_json
+from lit_llm.models.config import ModelConfig
+from lit_llm.models.resolve import ResolvedModel, resolve_model
+from lit_llm.store.files import replacing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lit_llm.data.tokenizers import FromFile
+    from lit_llm.models.families import LanguageModel
+
+MODEL, WEIGHTS, TOKENIZER, SOURCE = "model.yaml", "weights.safetensors", "tokenizer.json", "config.json"
+TABLES = ("embedding.weight", "encoder_embedding.weight", "output.weight", "output_bias")
+"""Our tensors with a row for each token."""
+
+
+def import_checkpoint(folder: Path, out: Path) -> ModelConfig:
+    """Write a checkpoint of transformers (config.json and safetensors) as a directory of ours.
+
+    Llama, Qwen 3, Gemma 2, T5Gemma, T5Gemma 2 (its text part) and ModernBERT (for masked tokens). Needs no
+    transformers, runs no code of the folder, and opens no pickle. Raises InputError with everything that the checkpoint
+    asks for and we do not have; then nothing is written.
+    """
+    if not folder.is_dir():
+        raise InputError(Problem("there is no such directory", str(folder)))
+    refuse_full(out)
+    architecture, model = read_config(folder / SOURCE)
+    tokenizer = folder / TOKENIZER
+    layout = tokenizer_file.read(tokenizer) if tokenizer.is_file() else None
+    state = _state(Tensors(folder), architecture, resolve_model(model))
+    fits = layout is not None and layout.vocabulary <= model.vocabulary
+    read_by = {"path": TOKENIZER, **ends_of(tokenizer, layout)} if layout and fits else None
+    with new_folder(out) as work:
+        write_folder(work, model, state, read_by, f"{architecture.model}, imported from {folder}")
+        shutil.copyfile(folder / SOURCE, work / SOURCE)
+        if layout:
+            shutil.copyfile(tokenizer, work / TOKENIZER)
+    return model
+
+
+def read_config(path: Path) -> tuple[Architecture, ModelConfig]:
+    """The architecture and the model of a config.json. Raises InputError."""
+    values = read_json(path)
+    name, models = str(values.get("model_type")), values.get("architectures") or []
+    if name not in ARCHITECTURES:
+        message = f"{name!r} cannot be imported{did_you_mean(name, ARCHITECTURES)}"
+        raise InputError(Problem(message, "model_type", Mark(str(path))))
+    architecture = ARCHITECTURES[name]
+    if not isinstance(models, list) or (models and architecture.model not in models):
+        message = f"{models!r} cannot be imported; of {name} only {architecture.model}"
+        raise InputError(Problem(message, "architectures", Mark(str(path))))
+    problems: list[Problem] = []
+    asked = Asked(values, architecture.defaults, problems, known=architecture.known)
+    section = architecture.section(asked)
+    asked.finish()
+    if problems:
+        raise InputError(*(Problem(found.message, found.key, Mark(str(path))) for found in problems))
+    try:
+        return architecture, checked(section)
+    except InputError as error:
+        raise InputError(*(Problem(found.message, found.key, Mark(str(path))) for found in error.problems)) from None
+
+
+def _state(tensors: Tensors, architecture: Architecture, model: ResolvedModel) -> dict[str, Tensor]:
+    """The checkpoint's tensors under our names. Raises InputError where they are not those of the model."""
+    import torch
+
+    shapes, names = shapes_of(model), architecture.names(model)
+    twice = [name for name in architecture.tied if name not in names and name in tensors.shapes]
+    ignored = tuple(architecture.left_out)
+    found = {
+        name: shape
+        for name, shape in tensors.shapes.items()
+        if name not in twice and not name.endswith(BUFFERS) and not (ignored and name.startswith(ignored))
+    }
+    expected = {theirs: _stacked([shapes[name] for name in ours]) for theirs, ours in names.items()}
+    problems = [*compare(expected, found, architecture.model)]
+    if problems:
+        raise InputError(*problems)
+    state: dict[str, Tensor] = {}
+    for theirs, ours in names.items():
+        tensor = tensors.read(theirs)
+        if architecture.scales_from_one and ours[0] in shapes and len(shapes[ours[0]]) == 1:
+            tensor = 1.0 + tensor.double()
+        parts = tensor.split([shapes[name][0] for name in ours])
+        state |= {name: part.contiguous() for name, part in zip(ours, parts, strict=True)}
+    for name in twice:
+        if not torch.equal(tensors.read(name), state["embedding.weight"]):
+            message = "differs from the embedding, though the config.json has tie_word_embeddings: true"
+            raise InputError(Problem(message, name))
+    return state
+
+
+def _stacked(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
+    return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+
+def shapes_of(model: ResolvedModel) -> dict[str, tuple[int, ...]]:
+    """The shapes of our tensors."""
+    from lit_llm.models.build import build_model
+
+    return {name: tuple(value.shape) for name, value in build_model(model, device="meta").state_dict().items()}
+
+
+# --- directories of ours -------------------------------------------------------------------------------------------
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether it is a directory of ours."""
+    return (path / MODEL).is_file() and (path / WEIGHTS).is_file()
+
+
+def digest_of_checkpoint(folder: Path) -> str:
+    """Of what `open_checkpoint` makes of it: the resolved model, the weights and the tokenizer. Comments and paths are
+    not in it. Raises OSError where the weights are missing, InputError where the rest cannot be read."""
+    model = resolve_model(_model_of(read_file(folder / MODEL)))
+    return fingerprint(
+        {
+            "model": model.model_dump(mode="json"),
+            "weights": digest_of_file(folder / WEIGHTS),
+            "tokenizer": digest_of_tokenizer(folder),
+        }
+    )
+
+
+def digest_of_tokenizer(folder: Path) -> str | None:
+    """Of the tokenizer that model.yaml names, its file the one in the folder: `fingerprint(identity_of(...))`. None
+    where it names none. Raises InputError where it cannot be read."""
+    named = _tokenizer_of(read_file(folder / MODEL))
+    if named is None:
+        return None
+    return fingerprint(identity_of(validate(FileTokenizer, tree({**named, "path": str(folder / TOKENIZER)}))))
+
+
+def open_checkpoint(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """The model section and the state of a directory of ours: `build_model(config).load_state_dict(state)`.
+
+    In float32, as models are built. Where the directory has a tokenizer, rows are in the order of `tokenizer: {kind:
+    file, path: FOLDER/tokenizer.json, ...}` as model.yaml has it. Raises InputError for what is missing, too much, or
+    of another shape.
+    """
+    model, state, layout = read_folder(folder)
+    if layout:
+        state = reordered(state, layout.order(model.vocabulary))
+    return model, {name: value.float() for name, value in state.items()}
+
+
+def open_model(folder: Path) -> tuple[LanguageModel, FromFile, int]:
+    """The model of a directory of ours, its tokenizer, and the token that a text begins with: where the tokenizer has
+    none for that, the one that ends a document. Raises InputError, also where there is no tokenizer, and for a model
+    that writes no text.
+    """
+    from lit_llm.data.tokenizers import FromFile
+    from lit_llm.models.build import build_model
+    from lit_llm.objectives.config import BOS, EOD
+
+    config, state = open_checkpoint(folder)
+    ends = _tokenizer_of(read_file(folder / MODEL))
+    if ends is None:
+        raise InputError(Problem("has no tokenizer that model.yaml names, so it reads and writes no text", str(folder)))
+    if config.family == "encoder_only":
+        raise InputError(Problem("is an encoder-only model, which writes no text", str(folder)))
+    tokenizer = FromFile(folder / TOKENIZER, ends.get("end_of_document"), ends.get("begin"))
+    layout = tokenizer_file.read(folder / TOKENIZER, ends.get("end_of_document"), ends.get("begin"))
+    model = build_model(config)
+    model.load_state_dict(state)
+    return model.eval(), tokenizer, BOS if layout.begin < layout.ids else EOD
+
+
+def read_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor], tokenizer_file.Layout | None]:
+    """As it is on disk: rows in the order of the tokenizer's file. Raises InputError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not is_checkpoint(folder):
+        message = f"is no directory with {MODEL} and {WEIGHTS}; `lit-llm import` makes one of a checkpoint"
+        raise InputError(Problem(message, str(folder)))
+    file = read_file(folder / MODEL)
+    model = _model_of(file)
+    try:
+        state = load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise InputError(Problem(f"is no readable safetensors file: {error}", str(folder / WEIGHTS))) from None
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    if problems := [*compare(shapes_of(resolve_model(model)), found, str(folder / MODEL))]:
+        raise InputError(*problems)
+    ends = _tokenizer_of(file)
+    if ends is None:
+        return model, state, None
+    return model, state, tokenizer_file.read(folder / TOKENIZER, ends.get("end_of_document"), ends.get("begin"))
+
+
+def _model_of(file: Node) -> ModelConfig:
+    return validate(ModelFile, Node({"model": file.find(["model"]) or Node({})})).model
+
+
+def _tokenizer_of(file: Node) -> dict[str, Any] | None:
+    found = file.find(["pretrain", "data", "tokenizer"])
+    plain = None if found is None else found.plain()
+    return plain if isinstance(plain, dict) and plain.get("kind") == "file" else None
+
+
+def reordered(state: Mapping[str, Tensor], order: list[int]) -> dict[str, Tensor]:
+    """The state with row i of each table from row order[i]."""
+    import torch
+
+    rows = torch.tensor(order)
+    return {name: value[rows] if name in TABLES else value for name, value in state.items()}
+
+
+def ends_of(tokenizer: Path, layout: tokenizer_file.Layout) -> dict[str, str]:
+    """The tokens of the file that end and begin a text, by name: the file may be read by other rules one day."""
+    named = {index: token for token, index in tokenizer_file.tokens_of(read_json(tokenizer)).items()}
+    ends = {"end_of_document": named.get(layout.end), "begin": named.get(layout.begin)}
+    return {key: token for key, token in ends.items() if token is not None}
+
+
+def write_folder(
+    folder: Path, model: ModelConfig, state: Mapping[str, Tensor], tokenizer: Mapping[str, str] | None, about: str
+) -> None:
+    """Write model.yaml and weights.safetensors. tokenizer: keys of a `FileTokenizer`, whose file the caller copies."""
+    from safetensors.torch import save_file
+
+    content: dict[str, Any] = {"model": written(model)}
+    if tokenizer is not None:
+        content["pretrain"] = {"data": {"tokenizer": {"kind": "file", **tokenizer}}}
+    text = to_yaml(content, default_flow_style=None, width=110, allow_unicode=True)
+    (folder / MODEL).write_text(f"# {about}.\n{text}", encoding="utf-8")
+    with replacing(folder / WEIGHTS) as work:
+        save_file({name: value.contiguous() for name, value in state.items()}, work, {"format": "pt"})
+
+
+def written(model: ModelConfig) -> dict[str, Any]:
+    """A model section with the keys that are set, and with what the shipped presets set: to stand on any of them."""
+    plain = model.model_dump(mode="json", exclude_defaults=True)
+    said = {"qkv_norm": list(model.attention.qkv_norm), "output_norm": model.attention.output_norm}
+    plain["attention"] |= said
+    plain["norm"] = {"function": model.norm.function, "scale": model.norm.scale, **plain.get("norm", {})}
+    plain["feed_forward"] = {"activation": model.feed_forward.activation, **plain["feed_forward"]}
+    for side in ("encoder", "decoder"):
+        if side in plain:
+            plain[side] = dict(sorted(plain[side].items(), key=lambda item: _PLACES.get(item[0], 2)))
+    return {"family": model.family, "tie_embeddings": model.tie_embeddings, **plain}
+
+
+_PLACES = {"layers": 0, "d_model": 1, "layer_ranges": 3}
+"""Where keys of a stack stand, for a reader."""
+
+
+def refuse_full(out: Path) -> None:
+    """Raises InputError where something is at the place that is to be written."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(Problem("is there already; name another place, or remove it", str(out)))
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder that is at its place when all of it is written, and not before."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as work:
+        inner = Path(work) / out.name
+        inner.mkdir()
+        yield inner
+        os.replace(inner, out)  # an empty folder at its place gives way

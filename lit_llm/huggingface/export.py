@@ -1,0 +1,154 @@
+"""Models of ours for transformers: safetensors, and a config.json where it knows the architecture."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_llm.config.problems import InputError, some
+from lit_llm.data import tokenizer_file
+from lit_llm.huggingface.architectures import EOI, Architecture, nearest
+from lit_llm.huggingface.checkpoint import (
+    SOURCE,
+    TOKENIZER,
+    ends_of,
+    new_folder,
+    read_config,
+    read_folder,
+    refuse_full,
+    reordered,
+    write_folder,
+)
+from lit_llm.huggingface.tensors import read_json
+from lit_llm.huggingface.to_config import Ids
+from lit_llm.models.config import ModelConfig
+from lit_llm.models.resolve import ResolvedModel, resolve_model
+from lit_llm.objectives.config import BOS, EOD
+from lit_llm.store.files import replacing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def export_checkpoint(
+    config: ModelConfig,
+    state: Mapping[str, Tensor],
+    out: Path,
+    tokenizer: Path | None = None,
+    end: str | None = None,
+    begin: str | None = None,
+) -> str:
+    """Write a model for transformers' `from_pretrained`; of an architecture that it does not know, a directory of ours.
+
+    tokenizer: the tokenizer.json whose ids the model was trained with, exchanged as `FileTokenizer` does; rows go back
+    to the file's order. end, begin: its tokens for them, as there. Returns what was written, in one sentence.
+    Raises InputError where something is at `out` already.
+    """
+    layout = None if tokenizer is None else tokenizer_file.read(tokenizer, end, begin)
+    if layout:
+        state = reordered(state, layout.order(config.vocabulary, back=True))
+    return _export(config, state, out, tokenizer, layout)
+
+
+def export_folder(folder: Path, out: Path) -> str:
+    """The same of a directory of ours. An imported one gets the config.json that it came with."""
+    model, state, layout = read_folder(folder)
+    tokenizer = folder / TOKENIZER
+    source = folder / SOURCE
+    return _export(
+        model, state, out, tokenizer if tokenizer.is_file() else None, layout, source if source.is_file() else None
+    )
+
+
+def _export(
+    config: ModelConfig,
+    state: Mapping[str, Tensor],
+    out: Path,
+    tokenizer: Path | None,
+    layout: tokenizer_file.Layout | None,
+    source: Path | None = None,
+) -> str:
+    """state: rows in the order of the tokenizer's file."""
+    refuse_full(out)
+    model = resolve_model(config)
+    architecture, values, differs = nearest(model, Ids(layout.end, layout.begin) if layout else Ids(EOD, BOS))
+    values = {"model_type": architecture.model_type, "architectures": [architecture.model], **values}
+    if source is not None and not differs and (same := _same(source, model)):
+        values = same
+    with new_folder(out) as work:
+        if tokenizer is not None:
+            shutil.copyfile(tokenizer, work / TOKENIZER)
+        if differs:
+            read_by = None if tokenizer is None or layout is None else ends_of(tokenizer, layout)
+            place = None if read_by is None else {"path": TOKENIZER, **read_by}
+            write_folder(work, config, state, place, "Exported by lit-llm")
+            return f"model.yaml and weights.safetensors, not for transformers: {_outside(architecture, differs)}"
+        _write(work, architecture, model, values, state)
+        if tokenizer is not None and layout is not None:
+            _describe(work, tokenizer, layout, values.get("pad_token_id"))
+    images = ", its images' part untrained" if architecture.model_type == "t5gemma2" else ""
+    return f"{architecture.model} for transformers' from_pretrained{images}"
+
+
+def _same(source: Path, model: ResolvedModel) -> dict[str, Any] | None:
+    """A config.json, if it is this model's."""
+    try:
+        _, there = read_config(source)
+    except InputError:
+        return None
+    return dict(json.loads(source.read_text(encoding="utf-8"))) if resolve_model(there) == model else None
+
+
+def _outside(architecture: Architecture, differs: Mapping[str, str]) -> str:
+    listed = [f"{key} {difference}" for key, difference in differs.items()]
+    return f"the nearest it knows is {architecture.model}, and {some(listed)}"
+
+
+def _write(
+    folder: Path,
+    architecture: Architecture,
+    model: ResolvedModel,
+    values: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    kind = state["embedding.weight"].dtype
+    tensors: dict[str, Tensor] = {}
+    for theirs, ours in architecture.names(model).items():
+        tensor = torch.cat([state[name] for name in ours]) if len(ours) > 1 else state[ours[0]]
+        from_one = architecture.scales_from_one and tensor.dim() == 1
+        tensors[theirs] = (tensor - 1.0 if from_one else tensor).to(kind).contiguous()
+    if architecture.model_type == "t5gemma2":
+        tensors[EOI] = _end_of_image(values, tensors)
+    values = {**values, "dtype": str(kind).removeprefix("torch.")}
+    (folder / SOURCE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    with replacing(folder / "model.safetensors") as work:
+        save_file(tensors, work, {"format": "pt"})
+
+
+def _describe(folder: Path, tokenizer: Path, layout: tokenizer_file.Layout, pad: Any) -> None:
+    """Write what AutoTokenizer has to know: without it the model_type decides the class, which may want other tokens.
+
+    pad: the config.json's id for it. A token that the file does not have is left out.
+    """
+    named = {index: token for token, index in tokenizer_file.tokens_of(read_json(tokenizer)).items()}
+    ids = {"eos_token": layout.end, "bos_token": layout.begin, "pad_token": pad if isinstance(pad, int) else layout.end}
+    tokens = {key: named[index] for key, index in ids.items() if index in named}
+    content = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **tokens}, indent=2, ensure_ascii=False)
+    (folder / "tokenizer_config.json").write_text(content + "\n", encoding="utf-8")
+
+
+def _end_of_image(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
+    """What the token that ends an image reads as, such that it is a token like all others."""
+    import torch
+
+    table_VD = tensors["model.encoder.embed_tokens.weight"]
+    token = (values.get("encoder") or {}).get("eoi_token_index", 256_000)
+    if token is None or not token < len(table_VD):
+        return torch.zeros_like(table_VD[0])
+    return table_VD[token] * torch.tensor(table_VD.shape[1] ** 0.5, dtype=table_VD.dtype)

@@ -1,0 +1,82 @@
+"""The frozen analysis in words: one line for the terminal, and every change for the page."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lit_llm.report import text
+from lit_llm.studies.analysis_plan import Change, Registration
+
+NAMED = 3
+"""Arms that a sentence names."""
+
+
+def summary(registration: Registration | None) -> str:
+    """One line: the hash, when it was frozen, whether it was changed since, and how often it was looked at."""
+    if registration is None:
+        return ""
+    said = [_frozen(registration)]
+    if registration.changes:
+        seen = [change for change in registration.changes if change.finished]
+        keys = ", ".join(dict.fromkeys(key for change in seen or registration.changes for key in change.changes))
+        after = f"after {text.several(max(c.finished for c in seen), 'result')}" if seen else "before any result"
+        said.append(f"CHANGED {after}: {keys}" if seen else f"changed {after}: {keys}")
+    said.append(f"{text.several(len(registration.looks), 'look')} at the comparison")
+    said += registration.problems
+    return "; ".join(said)
+
+
+def details(registration: Registration | None) -> list[str]:
+    """A sentence for the freezing, each change, and the looks; none where nothing was frozen."""
+    return [*_details(registration)] if registration is not None else []
+
+
+def _details(registration: Registration) -> Iterator[str]:
+    yield f"{_frozen(registration)}."
+    for change in registration.changes:
+        when = f"after {text.several(change.finished, 'result')}" if change.finished else "before any result"
+        yield f"changed on {_utc(change.time)}, {when}: {'; '.join(_changes(change))}."
+    if registration.looks:
+        counts = ", ".join(str(look.finished) for look in registration.looks)
+        yield f"{text.several(len(registration.looks), 'look')} at the comparison, after {counts} finished runs."
+    yield from (f"{problem}." for problem in registration.problems)
+
+
+def _frozen(registration: Registration) -> str:
+    if not registration.plan:
+        return "analysis: not known as it was frozen"
+    before = f"after {text.several(registration.finished, 'result')}" if registration.finished else "before any result"
+    state = "frozen" if registration.changes else "as frozen"
+    return f"analysis {registration.hash}: {state} on {_utc(registration.time)} {before}"
+
+
+def _changes(change: Change) -> Iterator[str]:
+    for key, (old, new) in change.changes.items():
+        if key == "baselines" and isinstance(old, dict) and isinstance(new, dict):
+            yield from _baselines(old, new)
+        else:
+            yield f"{key} {_value(old)} → {_value(new)}"
+
+
+def _baselines(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    for what, names in (
+        ("added", [arm for arm in new if arm not in old]),
+        ("removed", [arm for arm in old if arm not in new]),
+        ("with another baseline", [arm for arm in new if arm in old and old[arm] != new[arm]]),
+    ):
+        if names:
+            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+            yield f"{text.several(len(names), 'arm')} {what} ({', '.join(names[:NAMED])}{more})"
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False).replace('"', "")
+
+
+def _utc(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))

@@ -1,0 +1,91 @@
+"""What a sweep leaves to be read: its figures, its tables, and a page that holds them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+from lit_llm.config.markup import markdown_text
+from lit_llm.report import text
+from lit_llm.report.figures.sweep import write_figures
+from lit_llm.report.pages.html import Code, Embedded, Page, Section, html
+from lit_llm.report.tables.sweep import names_of, setting, sweep_parts, trials_part
+from lit_llm.report.tables.table import Link, Part, folded, in_csv, in_markdown
+from lit_llm.store.store import Store, write_text
+from lit_llm.sweeps.confirmation import Summary, winners_name
+from lit_llm.sweeps.sweep import Search
+from lit_llm.sweeps.trial import Trial
+from lit_llm.sweeps.trials import Trials
+
+WIDE = 7.0
+"""Inches at which Optuna's figures are shown."""
+
+
+def write_sweep_report(
+    search: Search,
+    storage: Trials,
+    trials: Sequence[Trial],
+    summaries: Sequence[Summary],
+    store: Store,
+    out: Path | None = None,
+) -> Path:
+    """Write figures, tables and the page into `out`, or the sweep's folder; returns the page."""
+    folder = out or storage.folder
+    parts = [*sweep_parts(search, summaries), trials_part(search, trials)]
+    for part in parts:
+        write_text(folder / "tables" / f"{part.name}.csv", in_csv(part))
+    said = sweep_answer(search, summaries)
+    head = "\n\n".join([f"# {search.name}", *map(markdown_text, (search.sweep.question, *said))])
+    write_text(folder / "sweep.md", "\n\n".join([head, *map(in_markdown, parts)]) + "\n")
+    drawn = write_figures(search, storage, folder / "figures")
+    shown = [Embedded.of(path.stem, caption, path, WIDE) for path, caption in drawn.items()]
+    winners = store.study(winners_name(search)) / "report.html"
+    *found, every = parts
+    fresh = Part(
+        "winners",
+        "",
+        ["study of the winners"],
+        [[Link(winners.parent.name, quote(os.path.relpath(winners, folder)))]],
+        1,
+    )
+    commands = [search.ablation.command(name, store) for name in ("sweep", "report")]
+    page = Page(
+        search.name,
+        search.sweep.question,
+        said,
+        f"{text.several(len(trials), 'trial')}; written {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}.",
+        [
+            Section("results", "Results", parts=found),
+            *[Section("winners", "Over fresh seeds", parts=[fresh])] * winners.exists(),
+            *[Section("figures", "Figures", figures=shown)] * bool(shown),
+            Section("trials", "Trials", parts=[folded(every)]),
+            Section("reproduce", "Reproduce", codes=[Code("commands", "\n".join(commands))]),
+        ],
+    )
+    return write_text(folder / "report.html", html(page))
+
+
+def sweep_answer(search: Search, summaries: Sequence[Summary]) -> list[str]:
+    """What was found, and what it does not say."""
+    return [*_answer(search, summaries)]
+
+
+def _answer(search: Search, summaries: Sequence[Summary]) -> Iterator[str]:
+    goal, names = search.goals[0], names_of(search)
+    known = [(found, found.best) for found in summaries if found.best is not None and found.best.values]
+    if not known:
+        yield "Nothing is found yet: no trial is done."
+        return
+    clauses = []
+    for found, best in known:
+        assert best.values is not None
+        own = f" ({text.value(found.own.values[0])} at its own setting)" if found.own and found.own.values else ""
+        clauses.append(f"{found.arm} {text.value(best.values[0])} with {setting(best.point, names)}{own}")
+    yield f"Best {goal}: {'; '.join(clauses)}."
+    yield (
+        "The best of many trials is partly the luckiest: what settings are worth is said by the study of the winners, "
+        "over seeds that the search has not seen."
+    )

@@ -1,0 +1,205 @@
+"""Two studies, side by side: `lit-llm report A B`."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from lit_llm.config.problems import InputError, Problem, did_you_mean
+from lit_llm.config.tree import difference
+from lit_llm.report import text
+from lit_llm.report.pages.html import Code, Page, Section, html
+from lit_llm.report.tables.table import Part, in_terminal
+from lit_llm.runs.fingerprints import identity_of_data
+from lit_llm.statistics.baselines import Noise
+from lit_llm.statistics.comparison import Comparison, noise_of, values_of
+from lit_llm.statistics.two_studies import TwoStudies, two_studies
+from lit_llm.statistics.verdicts import LEVEL
+from lit_llm.store.store import Store, write_text
+from lit_llm.studies.load import Ablation
+from lit_llm.studies.runs import comparison_of, runs_of
+from lit_llm.studies.stored import open_study, version_of
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A study with what its finished runs say."""
+
+    ablation: Ablation
+    comparison: Comparison
+    values: Mapping[str, Mapping[int, float]]
+    noise: Noise
+    texts: frozenset[str]
+    """Digests of what its arms read."""
+
+
+NAMED = 3
+"""Arms that a sentence names."""
+MOST_KEYS = 12
+"""Keys that are listed of a single arm."""
+
+
+def load_two(first: str, second: str, overrides: Sequence[str], store: Store) -> TwoStudies:
+    """What is finished of both. Raises InputError where they have nothing that can be compared."""
+    pair = (_load(first, overrides, store), _load(second, overrides, store))
+    one, other = (loaded.ablation for loaded in pair)
+    names = [{arm.name: arm for arm in ablation.arms} for ablation in (one, other)]
+    problems = []
+    if one.study.study == other.study.study:
+        problems.append(f"both are called {one.study.study}: in one store they are one study")
+    if one.study.compare.metric != other.study.compare.metric:
+        metrics = " and ".join(ablation.study.compare.metric for ablation in (one, other))
+        problems.append(f"they compare different metrics, {metrics}; set compare.metric alike")
+    if not names[0].keys() & names[1].keys():
+        name = next(iter(names[0]))
+        problems.append(f"they have no arm in common: {name!r} is none of the second's{did_you_mean(name, names[1])}")
+    if problems:
+        raise InputError(*(Problem(problem, f"{first} and {second}") for problem in problems))
+    differs = {name: difference(arm.flat, names[1][name].flat) for name, arm in names[0].items() if name in names[1]}
+    return two_studies(
+        (one.study.study, other.study.study),
+        (one.study.question, other.study.question),
+        (pair[0].comparison, pair[1].comparison),
+        (pair[0].values, pair[1].values),
+        differs,
+        (pair[0].noise, pair[1].noise),
+        same_documents=len(pair[0].texts | pair[1].texts) == 1,  # as far as their text tells
+    )
+
+
+def _load(file: str, overrides: Sequence[str], store: Store) -> Loaded:
+    ablation = version_of(store, open_study(file, overrides, store))
+    runs = runs_of(ablation, store)
+    results, metric = [run.result() for run in runs], ablation.study.compare.metric
+    texts = frozenset(identity_of_data(arm.experiment).digest for arm in ablation.arms)
+    comparison = comparison_of(ablation, runs)
+    return Loaded(ablation, comparison, values_of(results, metric), noise_of(results, metric), texts)
+
+
+def two_answer(pair: TwoStudies) -> list[str]:
+    """Do they agree, on what, and by how much the differences have changed."""
+    return [*_answer(pair)]
+
+
+def _answer(pair: TwoStudies) -> Iterator[str]:
+    count = Counter(agreement.says for agreement in pair.agreements)
+    known = sum(number for says, number in count.items() if says != "one is missing")
+    words = {
+        "the same": "they show the same of {}",
+        "the opposite": "the opposite of {}",
+        f"only {pair.names[0]}": f"{pair.names[0]} alone shows a difference of {{}}",
+        f"only {pair.names[1]}": f"{pair.names[1]} alone shows a difference of {{}}",
+        "compatible": "one of them shows a difference of {}, and a change between them is not shown",
+        "neither": "neither shows one of {}",
+    }
+    told = [how.format(count[says]) for says, how in words.items() if count[says]]
+    if not known:
+        yield f"Nothing can be said yet: {pair.names[0]} and {pair.names[1]} have no arm that is compared in both."
+    else:
+        yield f"In {pair.metric}, of {text.several(known, 'arm')} compared in both studies: {'; '.join(told)}."
+    if pair.arms.rank_correlation is not None:
+        yield f"Rank correlation of the arms' means (Spearman): {pair.arms.rank_correlation:+.2f}."
+    tested = [(row.arm, row.change) for row in pair.arms.rows if row.change is not None and row.change.error]
+    changed = [(arm, d) for arm, d in tested if d.p() < LEVEL]
+    if changed:
+        named = ", ".join(f"that of {arm} by {text.difference(d)}" for arm, d in changed[:NAMED])
+        more = f" and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
+        notes = f" (not adjusted for {len(tested)} comparisons)" if len(tested) > 1 else ""
+        yield f"{text.several(len(changed), 'difference')} from the baseline changed: {named}{more}{notes}."
+
+
+def two_parts(pair: TwoStudies) -> list[Part]:
+    """The common arms, and the keys that differ."""
+    return [_arms(pair), *_keys(pair)]
+
+
+def _arms(pair: TwoStudies) -> Part:
+    says = {agreement.arm: agreement for agreement in pair.agreements}
+    head = ["arm", *pair.names, *(f"{name}, difference" for name in pair.names), "changed by"]
+    rows = []
+    for row in pair.arms.rows:
+        agreement = says.get(row.arm)
+        empty = "baseline" if row.arm in pair.references else "–"
+        rows.append(
+            [
+                row.arm,
+                text.value(row.before),
+                text.value(row.after),
+                text.difference(row.difference_before, empty),
+                text.difference(row.difference_after, empty),
+                text.difference(row.change, ""),
+                agreement.says if agreement else "",
+            ]
+        )
+    documents = any(row.change is not None and row.change.documents for row in pair.arms.rows)
+    scope = "of other seeds and other documents" if documents else "of other seeds; documents are not counted"
+    notes = [
+        f"changed by: the difference in {pair.names[1]} less that in {pair.names[0]}, paired over common seeds, {scope}"
+    ]
+    notes += [
+        "in brackets: 95% intervals; shown by: in which study the arm is shown to be better or worse than its baseline"
+    ]
+    notes += [f"{', '.join(pair.baselines)}: compared with different arms, so only the means stand here"] * bool(
+        pair.baselines
+    )
+    for name, alone in zip(pair.names, pair.alone, strict=True):
+        if alone:
+            more = f" and {len(alone) - 6} more" if len(alone) > 6 else ""
+            notes.append(f"in {name} alone: {', '.join(alone[:6])}{more}")
+    return Part("arms", f"{pair.metric} in both studies", [*head, "shown by"], rows, 3, tuple(notes))
+
+
+def _keys(pair: TwoStudies) -> Iterator[Part]:
+    """The keys in which all common arms differ alike, once; then those of single arms."""
+    common = [row.arm for row in pair.arms.rows]
+    found = {arm: {k: [*map(_value, values)] for k, values in pair.differs.get(arm, {}).items()} for arm in common}
+    first = common[0]
+    shared = [key for key, values in found[first].items() if all(found[arm].get(key) == values for arm in common)]
+    rows = [["all" if len(common) > 1 else first, key, *found[first][key]] for key in shared]
+    for arm in common:
+        own = [[arm, key, *values] for key, values in found[arm].items() if key not in shared]
+        rows += own[:MOST_KEYS] + [[arm, f"and {len(own) - MOST_KEYS} more keys", "", ""]] * (len(own) > MOST_KEYS)
+    if rows:
+        yield Part("differs", "what differs between the studies", ["arm", "key", *pair.names], rows, 4, left=4)
+
+
+def _value(value: Any) -> str:
+    return "–" if value is None else str(value)
+
+
+def two_table(pair: TwoStudies, width: int) -> RenderableType:
+    """For the terminal."""
+    found: list[RenderableType] = [Text(" and ".join(pair.names), style="bold")]
+    for part in two_parts(pair):
+        found += [Text(), *in_terminal(part, width)]
+    first, *further = two_answer(pair)
+    return Group(*found, Text(), Text(first, style="bold"), *map(Text, further))
+
+
+def write_two(pair: TwoStudies, files: Sequence[str], store: Store, out: Path | None = None) -> Path:
+    """Write the page into `out`, or the first study's folder. files: of the studies, for the command on it."""
+    arms, *keys = two_parts(pair)
+    page = Page(
+        f"{pair.names[0]} and {pair.names[1]}",
+        " ".join(dict.fromkeys(pair.questions)),
+        two_answer(pair),
+        time.strftime("written %Y-%m-%d %H:%M UTC.", time.gmtime()),
+        [
+            Section("results", "Results", parts=[arms]),
+            *[Section("differs", "What differs between them", parts=keys)] * bool(keys),
+            Section(
+                "reproduce",
+                "Reproduce",
+                codes=[Code("commands", shlex.join(["lit-llm", "report", *files, *store.option()]))],
+            ),
+        ],
+    )
+    return write_text((out or store.study(pair.names[0])) / f"beside-{pair.names[1]}.html", html(page))

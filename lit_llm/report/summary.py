@@ -1,0 +1,44 @@
+"""A study in the terminal: question, tables and answer; three lines while nothing is finished."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from lit_llm.report import text
+from lit_llm.report.answer import total_runs
+from lit_llm.report.tables.paper import printed_answer, printed_parts
+from lit_llm.report.tables.table import in_terminal
+from lit_llm.statistics.comparison import Comparison
+from lit_llm.store.store import Store
+from lit_llm.studies.load import Ablation
+
+
+def compared(ablation: Ablation, comparison: Comparison, width: int, store: Store) -> RenderableType:
+    """Question, tables and answer. A table that is too wide is cut into pieces, and each further one says so."""
+    study = ablation.study
+    head = Text(study.study, style="bold") + Text(f"  {study.question}", style="not bold")
+    first, *further = printed_answer(ablation, comparison)
+    if not comparison.has_results:
+        missing = f"Not answered yet: none of {text.several(total_runs(comparison), 'run')} has ended with a result."
+        return Group(
+            head, Text(" ".join([missing, *further])), Text(next_step(ablation, comparison, store), style="yellow")
+        )
+    tables: list[RenderableType] = []
+    for part in printed_parts(ablation, comparison):
+        tables += [*[Text()] * bool(tables), *in_terminal(part, width)]
+    said = [Text(first, style="bold"), *(Text(sentence) for sentence in further)]
+    return Group(head, *tables, Text(), *said)
+
+
+def next_step(ablation: Ablation, comparison: Comparison, store: Store) -> str:
+    """The command that leads to a result, where there is none."""
+    states = sum((Counter(row.states) for row in comparison.rows), Counter[str]())
+    command, open_ = ablation.command("run", store), states["pending"] + states["interrupted"]
+    if states["running"] and not open_:
+        return f"Nothing is finished yet: `{ablation.command('status', store)}` says how far it is."
+    if states["failed"] + states["out_of_memory"] and not open_:
+        return f"Nothing is finished yet: `{command} --rerun failed` tries again what failed."
+    return f"Nothing is finished yet: `{command}` runs it."

@@ -1,0 +1,53 @@
+"""Tables of factors with more than two levels."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from lit_llm.report import text
+from lit_llm.report.tables.table import Part, slug, without
+from lit_llm.statistics.anova import Anova, Term
+from lit_llm.studies.design.factors import short_names
+
+
+def anova_parts(found: Anova, metric: str, named: bool, hidden: Collection[str] = ()) -> Iterator[Part]:
+    """F tests of all terms, then each level against the first.
+
+    named: say of which group they are; hidden: columns of the levels that are not asked for.
+    """
+    where = f" in {found.group}" if named else ""
+    short = short_names(list(dict.fromkeys(name for term in found.terms for name in term.factors)))
+    rows = [
+        [
+            " × ".join(short[name] for name in term.factors),
+            _f(term),
+            text.p_value(term.p) or "–",
+            f"{term.share:.0%}",
+        ]
+        for term in found.terms
+    ]
+    title = f"factors of {metric}{where}: {found.arms} arms, {text.several(len(found.seeds), 'seed')}"
+    which = f"-{slug(found.group)}" if named else ""
+    yield Part(f"factors{which}", title, ["factor", "F (degrees)", "p", "share"], rows, 4, found.notes)
+    if found.levels:
+        head = ["factor", "level", "difference [95%]", "p", "verdict"]
+        levels = [
+            [
+                short[x.factor],
+                " → ".join(x.levels),
+                text.difference(x.difference),
+                text.p_value(x.p),
+                x.verdict or "",
+            ]
+            for x in found.levels
+        ]
+        title = f"levels{where}, over all others"
+        yield Part(f"levels{which}", title, *without(hidden, head, levels), len(head))
+
+
+def _f(term: Term) -> str:
+    """`5.12 (1.6, 6.4)`: F and its degrees of freedom after Greenhouse's and Geisser's correction."""
+    if term.f is None:
+        return "–"
+    degrees = [f"{term.sphericity * count:.3g}" for count in (term.degrees, term.error_degrees)]
+    return f"{term.f:.3g} ({', '.join(degrees)})"

@@ -1,0 +1,156 @@
+"""The comparison of a study as tables: arms, effects of factors, before against after, cost, rates, scaling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from lit_llm.report import text
+from lit_llm.report.tables.anova import anova_parts
+from lit_llm.report.tables.learning_rates import lr_parts
+from lit_llm.report.tables.scaling import scaling_parts
+from lit_llm.report.tables.scaling_gate import gate_parts
+from lit_llm.report.tables.table import Part, in_terminal, slug, without
+from lit_llm.runs.stage_graph import validation_metric
+from lit_llm.statistics.before_after import BeforeAfter
+from lit_llm.statistics.comparison import Comparison, Row
+from lit_llm.statistics.effects import Effects
+from lit_llm.statistics.pareto import Front
+from lit_llm.statistics.verdicts import LOST
+from lit_llm.studies.design.factors import short_names
+
+
+def comparison_parts(comparison: Comparison) -> list[Part]:
+    """Every table that the study has numbers for; the first is of its arms."""
+    return [*_parts(comparison)]
+
+
+def comparison_table(comparison: Comparison, width: int) -> RenderableType:
+    """For the terminal; what does not fit stands below."""
+    found: list[RenderableType] = []
+    for part in comparison_parts(comparison):
+        found += [*[Text()] * bool(found), *in_terminal(part, width)]
+    return Group(*found)
+
+
+def _parts(comparison: Comparison) -> Iterator[Part]:
+    yield _arms(comparison)
+    for group in comparison.effects:
+        yield _effects(group, comparison)
+    if comparison.before_after is not None:
+        yield turn_part(comparison.before_after)
+    if comparison.front is not None:
+        yield _front(comparison.front)
+    for table in comparison.anova:
+        yield from anova_parts(table, comparison.metric, len(comparison.anova) > 1, unasked(comparison))
+    for rates in comparison.learning_rates:
+        yield from lr_parts(rates, validation_metric(comparison.metric))
+    if comparison.scaling is not None:
+        yield from scaling_parts(comparison.scaling)
+    if comparison.gate is not None:
+        yield from gate_parts(comparison.gate)
+
+
+EFFECT = ("arm", "n", "{metric}", "difference [95%]", "± seeds", "p", "verdict", "against")
+COST = ("params", "FLOPs", "tok/s", "spikes")
+
+
+def _arms(comparison: Comparison) -> Part:
+    """Mean, difference and cost of every arm. With which arm it is compared is said where that is not the same for all;
+    p and the verdict, where the study asks for more than an interval."""
+    head = [name.format(metric=comparison.metric) for name in (*EFFECT, *COST)]
+    hidden = ({"against"} if len({row.baseline for row in comparison.rows}) == 1 else set()) | unasked(comparison)
+    hidden |= set() if any(row.difference and row.difference.documents for row in comparison.rows) else {"± seeds"}
+    head, rows = without(hidden, head, [*map(_row, comparison.rows)])
+    return Part("arms", "", head, rows, len(head) - len(COST), comparison.notes)
+
+
+def unasked(comparison: Comparison) -> set[str]:
+    """Columns that say no more than the interval does, where the study asks for no more."""
+    hidden = {"p"} if comparison.correction == "none" else set()
+    lost = any(row.verdict == LOST for row in comparison.rows)
+    plain = comparison.correction == "none" and comparison.margin is None and not lost
+    return hidden | ({"verdict"} if plain else set())
+
+
+def _row(row: Row) -> list[str]:
+    baseline = "baseline" if row.arm == row.baseline else "–"
+    return [
+        row.arm,
+        _seeds(row),
+        text.mean_and_deviation(row.mean, row.deviation),
+        text.difference(row.difference, baseline),
+        text.seeds_half(row.difference),
+        text.p_value(row.p),
+        row.verdict or "",
+        "" if row.arm == row.baseline else row.baseline,
+        text.count(row.parameters) if row.parameters else "–",
+        text.short(row.train_flops),
+        text.short(row.tokens_per_second),
+        "–" if row.spikes is None else f"{row.spikes:.2g}",
+    ]
+
+
+def _seeds(row: Row) -> str:
+    """`3`, or with what did not end well: `2 +1 diverged`."""
+    rest = [f"+{number} {state}" for state, number in row.states.items() if state != "done" and number]
+    return " ".join([str(row.seeds), *rest])
+
+
+def _effects(group: Effects, comparison: Comparison) -> Part:
+    """The effects of a two-level design; the column of aliases is left out where there are none."""
+    where = f" in {group.group}" if len(comparison.effects) > 1 else ""
+    title = f"effects on {comparison.metric}{where}: second level minus first, {group.arms} arms, "
+    title += text.several(len(group.seeds), "seed")
+    short = short_names(list(dict.fromkeys(name for row in group.rows for name in row.factors)))
+    hidden = unasked(comparison) | (set() if any(row.aliases for row in group.rows) else {"aliased with"})
+    hidden |= set() if any(row.effect and row.effect.documents for row in group.rows) else {"± seeds"}
+    head = ["", "factor", "effect [95%]", "± seeds", "p", "verdict", "aliased with"]
+    rows = []
+    for row in group.rows:
+        levels = f": {' → '.join(row.levels)}" if row.levels else ""
+        label = " × ".join(short[name] for name in row.factors) + levels
+        cells = [text.difference(row.effect), text.seeds_half(row.effect), text.p_value(row.p)]
+        rows.append([row.name, label, *cells, row.verdict or "", row.aliases])
+    head, rows = without(hidden, head, rows)
+    return Part(_named("effects", comparison.effects, group.group), title, head, rows, len(head), group.notes, 4)
+
+
+def _named(what: str, groups: Sequence[object], group: str) -> str:
+    return f"{what}-{slug(group)}" if len(groups) > 1 else what
+
+
+TURN = ("arm", "before", "after", "difference before", "after [95%]", "changed by [95%]")
+
+
+def turn_part(found: BeforeAfter) -> Part:
+    """The arms before and after finetuning."""
+
+    def number(value: float | None) -> str:
+        return "–" if value is None else f"{value:.3f}"
+
+    rows = []
+    for row in found.rows:
+        empty = "baseline" if row.arm == row.baseline else "–"
+        before = text.difference(row.difference_before, empty)
+        if (d := row.difference_before) and d.mean == 0 and d.low == d.high:
+            before = "the same runs"
+        after = text.difference(row.difference_after, "")
+        rows.append([row.arm, number(row.before), number(row.after), before, after, text.difference(row.change, "")])
+    notes = ["changed by: how much finetuning has moved an arm against its baseline"]
+    if found.rank_correlation is not None:
+        arms = sum(row.before is not None and row.after is not None for row in found.rows)
+        notes.append(f"rank correlation of {arms} arms before and after (Spearman): {found.rank_correlation:+.2f}")
+    return Part("before-after", f"{found.metric} before and after finetuning", TURN, rows, 4, tuple(notes))
+
+
+def _front(found: Front) -> Part:
+    """The arms by what they cost."""
+    figure = found.figure.replace("_", " ").replace("flops", "FLOPs")
+    rows = []
+    for point in found.points:
+        place = f"below {point.beaten_by}" if point.beaten_by else "front"
+        rows.append([point.arm, text.short(point.cost), text.value(point.value), place])
+    return Part("front", f"{found.metric} against {figure}", ["arm", figure, "mean", ""], rows, 4)

@@ -1,0 +1,270 @@
+"""The plan of a study and the state of its runs: tables, and how the terminal shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from lit_llm.config.tree import under
+from lit_llm.experiment.cost import Cost, cost_of
+from lit_llm.objectives.config import continues
+from lit_llm.report import text
+from lit_llm.report.tables.table import Part, in_terminal
+from lit_llm.runs.stage_graph import EVALUATED, FINETUNED, Link, validation_metric
+from lit_llm.studies.audit.findings import Finding, Kind
+from lit_llm.studies.design.effects import chains
+from lit_llm.studies.design.factors import short_names
+from lit_llm.studies.design.fractional_factorial import Fraction, aliases_in_letters, effect_of, lettered, members_of
+from lit_llm.studies.load import Arm
+from lit_llm.studies.plan import Plan, PlannedArm
+
+SIGNS = {
+    "refused": ("✗", "red"),
+    "allowed": ("!", "yellow"),
+    "no_op": ("=", "yellow"),
+    "confound": ("≠", "yellow"),
+    "note": ("·", "dim"),
+}
+STATES = {
+    "done": "green",
+    "running": "cyan",
+    "diverged": "magenta",
+    "failed": "red",
+    "out_of_memory": "red",
+    "interrupted": "yellow",
+    "pruned": "blue",
+    "infeasible": "dim",
+    "repeated": "dim",
+    "lost": "dim",
+    "pending": "dim",
+}
+
+
+COSTS = ("arm", "params", "FLOPs/token", "tokens", "loss tokens", "KV cache", "memory", "time")
+TRAINING = 5
+"""Columns of what is computed; the others are what it takes."""
+
+
+def plan_table(plan: Plan, width: int = 120) -> RenderableType:
+    """Costs of every arm (in a narrow terminal as two tables), what differs, and the findings."""
+    study = plan.ablation.study
+    seeds = f"{len(study.seeds)} seed{'s' if len(study.seeds) > 1 else ''}"
+    cost = {link.fingerprint: flops_of(link, p.cost) for p in plan.arms for links in p.chains for link in links}
+    count, stages = len(plan.arms) * len(study.seeds), plan.stages
+    shared = count - stages["pretrain"]
+    once = f" ({shared} of them computed by others)" if shared else ""
+    most = ""
+    if len(stages) > 1:
+        # What several arms need is computed once: the pretraining of DecLLM and DecLLM + BiAttn.
+        trained = {name: number for name, number in stages.items() if " after " not in name}
+        told = [f"{number} x {name}" for name, number in trained.items()]
+        evaluations = sum(stages.values()) - sum(trained.values())
+        once = ": " + ", ".join([*told, *[f"{evaluations} evaluations"] * bool(evaluations)])
+        most = "at most " * ("finetune" in stages)
+    arms, all_runs = (f"{n} {word}{'s' if n > 1 else ''}" for n, word in ((len(plan.arms), "arm"), (count, "run")))
+    runs = f"{arms} x {seeds} = {all_runs}{once}, {most}{text.short(sum(cost.values()))}FLOPs"
+    if study.more_seeds:
+        # What is asked for at first is the least; at the most, every arm has all seeds.
+        whole = sum(cost.values()) * study.more_seeds.most / len(study.seeds)
+        runs += f" at least; with {study.more_seeds.most} seeds of every arm {text.short(whole)}FLOPs"
+    parts = [*plan_head(plan, f"{runs}{_duration(plan)}", width)]
+    if study.grid and study.grid.fraction:
+        parts += [Text(), *in_terminal(_fraction(plan, study.grid.fraction, study.grid.requested), width)]
+    return Group(*parts, *plan_rest(plan))
+
+
+def flops_of(link: Link, cost: Cost) -> float:
+    """What one stage takes; cost: of the run that it is of."""
+    own = cost_of(link.source) if link.source else cost
+    training = {"pretrain": own.train_flops - own.before.train_flops, "finetune": own.finetune_flops}
+    return training.get(link.kind, 0.0)
+
+
+def plan_head(plan: Plan, budget: str, width: int) -> Iterator[RenderableType]:
+    """What is asked, what each arm costs, and what all of it comes to."""
+    study = plan.ablation.study
+    yield Text(study.study, style="bold") + Text(f"  {study.question}", style="not bold")
+    yield Text()
+    yield from in_terminal(costs_part(plan), width)
+    some_generate = any(generates(planned.arm) for planned in plan.arms)
+    cache = f" {cache_note(plan)}" if some_generate else ""
+    yield Text(f"{budget}.{cache}", style="dim")
+    if plan.estimate and plan.estimate.busy:
+        message = "This machine was busy when it was timed, so it looks slower than it is: `--measure` times it again."
+        yield Text(message, style="yellow")
+
+
+def costs_part(plan: Plan) -> Part:
+    """What each arm computes and what that takes; the time, where this machine is measured."""
+    timed = [text.about(plan.estimate.arms[p.arm.name].total) if plan.estimate else "–" for p in plan.arms]
+    rows = [
+        [
+            planned.arm.name,
+            text.count(planned.cost.parameters),
+            text.short(planned.cost.train_flops_per_token),
+            text.count(planned.cost.tokens),
+            text.count(planned.cost.loss_tokens),
+            text.size(planned.cost.cache.total(plan.prompt, plan.generate)) if generates(planned.arm) else "–",
+            text.size(planned.cost.memory_bytes),
+            time,
+        ]
+        for planned, time in zip(plan.arms, timed, strict=True)
+    ]
+    return Part("costs", "", COSTS, rows, TRAINING)
+
+
+def cache_note(plan: Plan) -> str:
+    """At which lengths the cache is stated."""
+    return f"KV cache: {plan.prompt} prompt and {plan.generate} generated tokens."
+
+
+def generates(arm: Arm) -> bool:
+    """Whether it goes on with a text, and so keeps keys and values."""
+    return continues(arm.experiment.model.family)
+
+
+def plan_rest(plan: Plan) -> Iterator[RenderableType]:
+    """What differs between the arms, and the findings."""
+    if len(plan.arms) > 1:
+        yield from (Text(), Text("what differs from the baseline", style="bold"), _differences(plan))
+    if plan.findings:
+        yield from (Text(), Text("findings", style="bold"), *_findings(plan.findings))
+
+
+def _fraction(plan: Plan, fraction: Fraction, requested: Sequence[int]) -> Part:
+    """What each letter stands for, and which effects the fraction cannot tell apart."""
+    factors = plan.ablation.factors
+    names, rows = list(factors), []
+    for index, (name, label) in enumerate(short_names(names).items()):
+        effect = effect_of(index)
+        rows.append([lettered(effect), label, " → ".join(factors[name]), aliases_in_letters(fraction, effect)])
+    for effect in requested:
+        label = " × ".join(short_names(names)[names[i]] for i in members_of(effect))
+        rows.append([lettered(effect), label, "", aliases_in_letters(fraction, effect)])
+    title = f"design: {fraction.size} of {1 << len(names)} combinations, resolution {fraction.resolution}"
+    shared = "; ".join("=".join(map(lettered, chain)) for chain in chains(fraction))
+    notes = ["An arm is named by the factors at their second level; ... are effects of three factors and more."]
+    notes += [f"Interactions that are not told apart: {shared}."] * bool(shared)
+    return Part("design", title, ["", "factor", "levels", "aliased with"], rows, 4, tuple(notes), left=4)
+
+
+def design_part(plan: Plan) -> Part | None:
+    """The factors with their levels; None where the arms are written one by one."""
+    grid, factors = plan.ablation.study.grid, plan.ablation.factors
+    if grid is None:
+        return None
+    if grid.fraction is not None:
+        return _fraction(plan, grid.fraction, grid.requested)
+    rows = [[name, ", ".join(levels)] for name, levels in factors.items()]
+    kind = {"one_at_a_time": "one factor at a time"}.get(grid.design, grid.design.replace("_", " "))
+    return Part("design", f"design: {kind}", ["factor", "levels, the baseline's first"], rows, 2, left=2)
+
+
+def _duration(plan: Plan) -> str:
+    """Of the whole study, for the line below the costs."""
+    found = plan.estimate
+    if found is None:
+        return ", time unknown until `--measure` has timed this machine"
+    done = f"; {found.done} of them done" if found.done else ""
+    at_once = f" with {found.slots} at once" if found.slots > 1 else ""
+    tasks = any(name.startswith("tasks after ") for name in plan.stages)
+    without = " without the tasks, whose questions only the harness knows" if tasks else ""
+    return f"{done}, about {text.about(found.seconds)}{at_once} on this machine{without}"
+
+
+def _differences(plan: Plan) -> RenderableType:
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(overflow="fold", ratio=1)
+    table.add_column(overflow="fold", ratio=3)
+    part = differences_part(plan)
+    for arm, differs in part.rows:
+        name, _, against = arm.partition("\n")
+        style = "dim" if differs == BASELINE else ""
+        table.add_row(Text(name) + Text(f"\n{against}" if against else "", style="dim"), Text(differs, style=style))
+    return Group(table, *(Text(note, style="dim") for note in part.notes))
+
+
+BASELINE = "is the baseline"
+
+
+def differences_part(plan: Plan) -> Part:
+    """What differs between each arm and its baseline, a line for each key; keys that are told elsewhere are not."""
+    rows = []
+    several = len({planned.arm.baseline for planned in plan.arms}) > 1
+    in_letters = bool(plan.ablation.study.grid and plan.ablation.study.grid.fraction)  # the name says it
+    for planned in plan.arms:
+        arm, baseline = planned.arm, plan.ablation.arm(planned.arm.baseline)
+        against = f"\nagainst {baseline.name}" if several and arm is not baseline else ""
+        # What matching has moved stands in the findings, with what is left.
+        said = {*arm.derived, *baseline.derived} | (arm.declared if in_letters else set())
+        found = _difference(planned, said)
+        if not in_letters or found != "nothing":
+            rows.append([f"{arm.name}{against}", found])
+    notes = ("the others: their factors alone",) if in_letters else ()
+    return Part("differs", "what differs from the baseline", ["arm", "differs"], rows, 2, notes, left=2)
+
+
+def _difference(planned: PlannedArm, said: Collection[str]) -> str:
+    """A line for each key, without those that are said elsewhere."""
+    if planned.arm.name == planned.arm.baseline:
+        return BASELINE
+    lines = [
+        f"{key}: {_value(old)} → {_value(new)}"
+        for key, (old, new) in planned.differs.items()
+        if (old, new) != (None, None) and not under(key, *said)
+    ]
+    return "\n".join(lines) or "nothing"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_value, value))}]"
+    return "–" if value is None else str(value)
+
+
+def _findings(findings: Iterable[Finding]) -> Iterator[Text]:
+    for kind, message in told(findings):
+        sign, style = SIGNS[kind]
+        yield Text(f"{sign} {message}", style=style)
+
+
+def told(findings: Iterable[Finding]) -> Iterator[tuple[Kind, str]]:
+    """(kind, message) of each; what is said of several arms is said once."""
+    arms: dict[tuple[Kind, str, str], list[str]] = {}
+    for finding in findings:
+        arms.setdefault((finding.kind, finding.key, finding.message), []).append(finding.arm)
+    for (kind, key, message), names in arms.items():
+        more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+        yield kind, f"{', '.join(names[:2])}{more}: {f'{key}: ' if key else ''}{message}"
+
+
+def status_table(rows: Sequence[Mapping[str, Any]], metric: str) -> RenderableType:
+    """State of every run."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    several = any(row["stage"] != "pretrain" for row in rows)
+    # Of a chain each stage has a line, with the metric under its own prefix.
+    # Of the validation split, which is measured while a stage goes on.
+    metric = validation_metric(metric.removeprefix(FINETUNED).removeprefix(EVALUATED))
+    for name in ("arm", "seed", *["stage"] * several, "state", "step", metric, "note"):
+        right = name not in ("arm", "stage", "state", "note")
+        table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=right)
+    for row in rows:
+        value = row["metrics"].get(metric)
+        note = "done with other code, device, threads or weights" if row["stale"] else row["error"] or ""
+        note += f"{'; ' if note else ''}begun again {row['retries']}x" if row["retries"] else ""
+        table.add_row(
+            row["arm"],
+            str(row["seed"]),
+            *[f"{row['evaluation']} after {row['after']}" if row["after"] else row["stage"]] * several,
+            Text(row["state"], style=STATES[row["state"]]),
+            f"{row['step']}/{row['max_steps']}",
+            "–" if value is None else f"{value:.3f}",
+            note,
+        )
+    failed = [row for row in rows if row["state"] in ("failed", "out_of_memory") and row["log"]]
+    logs = [Text(f"{row['arm']}/seed {row['seed']}: {row['log']}", style="dim", overflow="fold") for row in failed]
+    return Group(table, *([Text(), Text("logs of what failed", style="bold"), *logs] if logs else []))

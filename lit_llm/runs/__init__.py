@@ -1,0 +1,1 @@
+"""Runs: the stages of an experiment, their fingerprints, and the execution of one."""

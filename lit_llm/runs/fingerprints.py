@@ -1,0 +1,128 @@
+"""Fingerprints of stages, which form a chain, and the digests of the texts that are in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from typing import Any
+
+from lit_llm.config.fingerprint import fingerprint
+from lit_llm.data.instructions import identify_examples
+from lit_llm.data.sources import Identity, Source, blamed_at, identify, identify_held_out
+from lit_llm.evaluation.task_files import read_task_files
+from lit_llm.experiment.schema import Checkpoint, Experiment
+from lit_llm.models.adapt import Side
+from lit_llm.models.resolve import resolve_model
+from lit_llm.runs.provenance import installed_version
+
+_identities: dict[tuple[str, ...], Any] = {}
+"""What has been found out about texts, by what was asked: plain data, so that a store can keep it."""
+
+
+def read_corpora_again(known: Sequence[Sequence[Any]] = ()) -> None:
+    """Look at the files anew when an identity is next asked for: a notebook may have edited its corpus.
+
+    known: what `identities` has returned earlier; of these texts nothing is read.
+    """
+    _identities.clear()
+    _identities.update({tuple(asked): identity for asked, identity in known})
+
+
+def identities() -> list[list[Any]]:
+    """[what was asked, its identity] of every text that was asked for since `read_corpora_again`, as plain data."""
+    return [[list(asked), identity] for asked, identity in _identities.items()]
+
+
+def _identity(asked: tuple[str, ...], find: Callable[[], Any]) -> Any:
+    """Found out once until `read_corpora_again`."""
+    if asked not in _identities:
+        _identities[asked] = find()
+    return _identities[asked]
+
+
+def identity_of_data(experiment: Experiment) -> Identity:
+    """Identity of the stage's tokens. Reads the corpus, once until `read_corpora_again`. Raises InputError if it cannot
+    be read."""
+    data = experiment.pretrain.data
+    found = _identity(("data", data.model_dump_json()), lambda: asdict(identify(data)))
+    return Identity(found["digest"], found["tokenizer"], tuple(Source(**source) for source in found["sources"]))
+
+
+def digest_of_data(experiment: Experiment) -> str:
+    """The same in one word."""
+    return identity_of_data(experiment).digest
+
+
+def digest_of_examples(experiment: Experiment) -> str:
+    """Identity of the instruction data; as `identity_of_data`. Empty where there is none."""
+    if experiment.finetune is None:
+        return ""
+    data, tokenizer = experiment.finetune.data, identity_of_data(experiment).tokenizer
+    return _identity(("examples", data.model_dump_json(), tokenizer), lambda: identify_examples(data, tokenizer))
+
+
+def digests_of_texts(experiment: Experiment) -> dict[str, str]:
+    """Identities of the texts that only the evaluation reads, by their names; as `identity_of_data`."""
+    evaluate, data = experiment.evaluate, experiment.pretrain.data
+    if evaluate is None or evaluate.likelihood is None or not evaluate.likelihood.corpora:
+        return {}
+    likelihood, tokenizer = evaluate.likelihood, identity_of_data(experiment).tokenizer
+
+    def find() -> dict[str, str]:
+        with blamed_at("evaluate.likelihood.corpora", instead_of="corpora"):
+            return identify_held_out(likelihood.corpora, data, tokenizer)
+
+    return _identity(("texts", likelihood.model_dump_json(), data.model_dump_json(), tokenizer), find)
+
+
+def digest_of_tasks(experiment: Experiment) -> str:
+    """Identity of the task files of one's own; empty where there are none. Raises InputError as `read_task_files`."""
+    tasks = experiment.evaluate.tasks if experiment.evaluate is not None else None
+    folder = None if tasks is None else tasks.folder
+    return "" if folder is None else _identity(("tasks", str(folder)), lambda: read_task_files(Path(folder)))
+
+
+def pretrain_fingerprint(experiment: Experiment) -> str:
+    """H(resolved model, pretrain, data, seed, and its adaptation where it has one). Names, paths and how the machine
+    does it are not in it."""
+    pretrain, length = experiment.pretrain, experiment.pretrain.data.sequence_length
+    stage = pretrain.model_dump(mode="json")
+    stage["objective"] = pretrain.objective.resolved(length).model_dump(mode="json")
+    stage["validation"]["prefix_length"] = pretrain.validation.prefix(length)
+    stage["validation"]["final_sequences"] = pretrain.validation.most_sequences
+    del stage["training"]["execution"]
+    for key in ("corpus", "tokenizer", "validation_fraction", "test_fraction", "near_duplicates"):
+        del stage["data"][key]
+    content = {
+        "stage": "pretrain",
+        "model": resolve_model(experiment.model).model_dump(mode="json"),
+        "pretrain": stage,
+        "data": digest_of_data(experiment),
+        "seed": experiment.seed,
+    }
+    if (adapt := experiment.adapt) is not None:
+        distill = adapt.distill.model_dump(mode="json") if adapt.distill else None
+        content["adapt"] = {"from": origins(experiment), "warmup_steps": adapt.warmup_steps, "distill": distill}
+    return fingerprint(content)
+
+
+def origins(experiment: Experiment) -> dict[Side, str]:
+    """Whose weights a pretraining begins with: the fingerprint of either side's, or a checkpoint's digest."""
+    return {
+        side: given.digest if isinstance(given, Checkpoint) else pretrain_fingerprint(given.seeded(experiment.seed))
+        for side, given in (experiment.adapt.sides.items() if experiment.adapt else ())
+    }
+
+
+def version_or_none(library: str) -> str | None:
+    """Of a library that may not be installed, as what is known of texts: an evaluation depends on it."""
+
+    def find() -> str | None:
+        try:
+            return installed_version(library)
+        except PackageNotFoundError:
+            return None
+
+    return _identity(("library", library), find)

@@ -1,0 +1,121 @@
+"""Where a result came from: version and code, libraries, device, precision, threads."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lit_llm.config.code_digest import digest_of_code
+from lit_llm.config.fingerprint import fingerprint
+from lit_llm.config.tree import leaves
+from lit_llm.data.config import InstructionConfig
+from lit_llm.experiment.schema import Experiment, Trained
+
+COMPUTES = (
+    "components",
+    "models",
+    "generation",
+    "objectives",
+    "data",
+    "training",
+    "evaluation",
+    "runs/stages.py",
+    "runs/warm_start.py",
+    "huggingface/checkpoint.py",
+)
+"""The code that decides what a result is. A change elsewhere makes no result stale."""
+CODE = digest_of_code(Path(__file__).parents[1], COMPUTES)
+"""Digest of the code that computes, as it was when this process (or the server it was forked from) read it: a file
+edited while runs wait is not what they execute."""
+
+
+def provenance(
+    experiment: Experiment, stage: Trained = "pretrain", evaluates: bool = False, weights: str | None = None
+) -> dict[str, Any]:
+    """What a result computed by this process depends on beside its configuration.
+
+    evaluates: the result is that of an evaluation after the stage. weights: digest of those that it begins with.
+    """
+    from lit_llm import __version__
+
+    data, training = experiment.section(stage).data, experiment.section(stage).training
+    execution = training.execution
+    cut_matters = not evaluates and (training.dropout > 0 or training.precision == "bf16_master")
+    packed = isinstance(data, InstructionConfig) and data.packing == "greedy"
+    at_once = execution.micro_batch_size or data.batch_size
+    eight_bit = (
+        not evaluates and "adamw_8bit" in dict(leaves(training.optimizer.model_dump())).values()
+    )  # alone, or beside Muon
+    return {
+        "version": __version__,
+        "code": CODE,
+        "torch": installed_version("torch"),
+        "python": platform.python_version(),
+        "device": _device(execution.accelerator),
+        "precision": experiment.evaluate.precision if evaluates and experiment.evaluate else training.precision,
+        "kernels": "torch",
+        "threads": execution.threads,
+        "micro_batch_size": execution.micro_batch_size,
+        "packing": "greedy" if packed else None,
+        "cut": (f"{at_once} packed" if packed else at_once) if cut_matters else None,
+        "bitsandbytes": installed_version("bitsandbytes") if eight_bit else None,
+        "weights": weights,
+    }
+
+
+def weights_digest(digests: Sequence[str | None]) -> str | None:
+    """One word for the weights that a stage begins with: those of one parent, or of the two of an adaptation."""
+    known = [digest for digest in digests if digest is not None]
+    return known[0] if len(known) == 1 else fingerprint(known) if known else None
+
+
+installed_version = cache(version)
+
+
+COMPARABLE = ("code", "torch", "device", "kernels", "threads")
+"""Parts of the provenance that have to be equal for two results to be compared."""
+REPEATABLE = (*COMPARABLE, "cut", "bitsandbytes")
+"""Parts that decide the numbers of one experiment; the last two are absent (None) where they decide nothing, so arms
+may differ in them. cut: sequences at once, and whether examples share them, which change what dropout draws and how
+bfloat16 gradients are added."""
+
+
+def same_origin(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
+    """Whether one experiment gives the same numbers under both provenances, from the same weights."""
+    return all(left.get(key) == right.get(key) for key in (*REPEATABLE, "weights"))
+
+
+def origin_digest(origin: Mapping[str, Any]) -> str:
+    """Equal for provenances of the same origin."""
+    return fingerprint({key: origin.get(key) for key in REPEATABLE})
+
+
+def has_gpu() -> bool:
+    """Whether there is a device for which torch is worth asking; torch takes seconds to import."""
+    return Path("/dev/nvidiactl").exists()
+
+
+@cache
+def _device(accelerator: str) -> str:
+    if accelerator != "cpu" and has_gpu():
+        import torch
+
+        if torch.cuda.is_available():
+            return torch.cuda.get_device_name()
+    return f"cpu ({_instruction_set()})"
+
+
+def _instruction_set() -> str:
+    """What decides which kernels a CPU takes, and so the last bits of a result."""
+    try:
+        flags = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0]))
+    except OSError:
+        flags = set()
+    widest = next((name for name in ("avx512f", "avx2") if name in flags), "")
+    bfloat16 = [name for name in ("avx512_bf16", "amx_bf16") if name in flags]
+    return " ".join([platform.machine(), widest, *bfloat16]).strip()

@@ -1,0 +1,92 @@
+"""Run one stage, by its fingerprint. What it needs lies in the store; what it finds is written there."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lit_llm.config.tree import to_yaml
+from lit_llm.experiment.schema import Experiment
+from lit_llm.runs.stage_config import thaw
+from lit_llm.store.disk import DiskError, disk_problem
+from lit_llm.store.store import FINAL, Busy, Stage, State, Store
+
+if TYPE_CHECKING:
+    from lit_llm.training.fit import Judge
+
+
+def run_one(
+    root: Path, fingerprint: str, should_stop: Callable[[], bool] = lambda: False, judge: Judge | None = None
+) -> State:
+    """Claim the stage, go on with it from where it stopped, write its result. Returns how it ended.
+
+    Where another process works on it (another study that shares the stage), its result is waited for. Whatever goes
+    wrong is the stage's state, not an exception. A stage that `judge` gives up is interrupted: it can be gone on with.
+
+    Raises DiskError where the disk is to blame: the stage can then be gone on with from its last checkpoint, and its
+    state may be the one thing that could not be written.
+    """
+    stage = Store(root).stage(fingerprint)
+    while not should_stop():
+        try:
+            with stage.claim():
+                return _run_claimed(stage, Store(root), should_stop, judge)
+        except Busy:
+            time.sleep(0.5)
+    return "interrupted"
+
+
+def _run_claimed(stage: Stage, store: Store, should_stop: Callable[[], bool], judge: Judge | None) -> State:
+    before = stage.status()["state"]
+    if before in (*FINAL, "failed", "out_of_memory"):
+        return before  # somebody else, who shares this stage, has brought it to its end
+    try:
+        stage.set_state("running")
+        from lit_llm.runs.stages import STAGES
+        from lit_llm.training.checkpoints import remove_checkpoints
+
+        frozen = thaw(stage)
+        result = STAGES[frozen.kind](frozen, stage, store, should_stop, judge)
+        if result["state"] == "interrupted":
+            stage.set_state("interrupted", result["error"])
+        else:
+            stage.finish({**result, "retries": stage.retries()})
+            # Optimiser state is of use to a resume only, and there is none after a result.
+            remove_checkpoints(stage.checkpoints)
+    except Exception as error:
+        return _ended_by(error, stage, store, should_stop)
+    return result["state"]
+
+
+def _ended_by(error: Exception, stage: Stage, store: Store, should_stop: Callable[[], bool]) -> State:
+    """Write down what has ended a stage. Raises DiskError for an error of the disk."""
+    if isinstance(error, DiskError):  # the store is gone, and must not come back by what is written about it
+        raise error
+    state: State = "out_of_memory" if ran_out_of_memory(error) else "failed"
+    said, problem = f"{type(error).__name__}: {error}", disk_problem(error, store.root)
+    if problem is not None:
+        with suppress(OSError):
+            stage.set_state("interrupted", problem, traceback.format_exc())
+        raise DiskError(problem) from error
+    traceback.print_exc()  # into the run's log
+    if should_stop():  # a batch system may have ended processes that it reads its data with
+        state = "interrupted"
+    stage.set_state(state, said, traceback.format_exc())
+    return state
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was the reason, on a GPU or not."""
+    name, text = type(error).__name__, str(error)
+    # A GPU that other processes have filled refuses the context itself, or the libraries their own memory.
+    said = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+    return isinstance(error, MemoryError) or name == "OutOfMemoryError" or any(part in text for part in said)
+
+
+def experiment_yaml(experiment: Experiment) -> str:
+    """The full configuration as a file that `train` takes."""
+    return to_yaml(experiment.model_dump(mode="json"))

@@ -1,0 +1,113 @@
+"""A stage's frozen configuration: no later edit of a file changes what will run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lit_llm.config.problems import InputError, Problem
+from lit_llm.config.section import validate
+from lit_llm.config.tree import read_file, to_yaml
+from lit_llm.experiment.schema import Experiment, Trained
+from lit_llm.runs.fingerprints import digest_of_data, digest_of_examples, digest_of_tasks, digests_of_texts, origins
+from lit_llm.runs.provenance import provenance
+from lit_llm.runs.stage_graph import Kind, Link
+from lit_llm.store.files import Damaged, is_signed, read_verified, with_digest
+from lit_llm.store.store import Stage, Store, write_text
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What a stage is told."""
+
+    kind: Kind
+    after: Trained
+    """The stage that an evaluation follows; of one that trains, itself."""
+    evaluation: str
+    """Which evaluation; empty for a stage that trains."""
+    parent: str
+    """Fingerprint of the stage whose weights it begins with; empty where there is none. Of two, the decoder's."""
+    origins: Mapping[str, str]
+    """Of a pretraining that is adapted: whose weights either side begins with, a stage's or a checkpoint's."""
+    data: str
+    """Digest of the pretraining's text, which has the tokenizer of all stages."""
+    examples: str
+    """Digest of the instruction data; empty where there is none."""
+    texts: Mapping[str, str]
+    """Digests of the texts that only an evaluation reads, by their names."""
+    tasks: str
+    """Digest of the task files of one's own that it is to read; empty where there are none."""
+    experiment: Experiment
+
+
+def freeze(store: Store, link: Link, experiment: Experiment) -> Stage:
+    """Write a stage's configuration into the store. experiment: the chain's own; a source has one of its own."""
+    stage, experiment = store.stage(link.fingerprint), link.source or experiment
+    content = {
+        "stage": link.kind,
+        "after": link.after,
+        "evaluation": link.evaluation,
+        "parent": link.parent,
+        "origins": dict(origins(experiment)) if link.kind == "pretrain" else {},
+        "data": digest_of_data(experiment),
+        "examples": digest_of_examples(experiment) if link.kind != "pretrain" else "",
+        "texts": digests_of_texts(experiment) if link.evaluation == "likelihood" else {},
+        "tasks": digest_of_tasks(experiment) if link.evaluation == "tasks" else "",
+        "experiment": experiment.model_dump(mode="json"),
+    }
+    write_text(stage.config_file, with_digest(to_yaml(content)))
+    return stage
+
+
+def halve_micro_batch(stage: Stage) -> int | None:
+    """Have a stage that trains take half as many sequences at once, in batches of the same size.
+
+    Returns how many; None, and nothing is changed, for an evaluation, where it takes one at a time already, and where
+    the number decides the result (dropout, bf16_master): that is the user's to choose, for all arms.
+    """
+    frozen = thaw(stage)
+    section = frozen.experiment.section(frozen.after)
+    now = section.training.execution.micro_batch_size or section.data.batch_size
+    if frozen.kind == "evaluate" or now == 1 or provenance(frozen.experiment, frozen.after)["cut"] is not None:
+        return None
+    content = read_file(stage.config_file).plain()
+    content["experiment"][frozen.after]["training"]["execution"]["micro_batch_size"] = now // 2
+    write_text(stage.config_file, with_digest(to_yaml(content)))
+    return now // 2
+
+
+def is_frozen(stage: Stage) -> bool:
+    """Whether a stage's configuration is there as it was written."""
+    try:
+        return is_signed(read_verified(stage.config_file))
+    except (FileNotFoundError, Damaged):
+        return False
+
+
+def thaw(stage: Stage) -> Frozen:
+    """What `freeze` has written. Raises InputError for a file that is damaged."""
+    try:
+        read_verified(stage.config_file)
+        content = read_file(stage.config_file)
+        if "experiment" not in content.value:
+            raise Damaged(stage.config_file, "is damaged: it holds no experiment")
+    except Damaged as damage:
+        raise InputError(Problem(f"{damage}; `lit-llm run STUDY` writes it again")) from None
+    experiment = validate(Experiment, content.value["experiment"])
+    # A stage that was frozen before there were chains says its kind and its data alone.
+    said = {
+        key: str(node.plain()) for key, node in content.value.items() if key not in ("experiment", "texts", "origins")
+    }
+    trained: dict[str, Trained] = {"pretrain": "pretrain", "finetune": "finetune"}
+    return Frozen(
+        kind="evaluate" if said["stage"] == "evaluate" else trained[said["stage"]],
+        after=trained[said.get("after", "pretrain")],
+        evaluation=said.get("evaluation", ""),
+        parent=said.get("parent", ""),
+        data=said["data"],
+        examples=said.get("examples", ""),
+        origins=content.value["origins"].plain() if "origins" in content.value else {},
+        texts=content.value["texts"].plain() if "texts" in content.value else {},
+        tasks=said.get("tasks", ""),
+        experiment=experiment,
+    )

@@ -1,0 +1,357 @@
+"""What each kind of stage does: from its frozen configuration and its parent's weights to a result."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lit_llm.config.problems import InputError, Problem
+from lit_llm.data.batches import Batches, ExampleBatches, TrainBatches
+from lit_llm.data.examples import ExampleSet
+from lit_llm.data.prepare import Prepared, open_held_out, open_prepared
+from lit_llm.evaluation.attention import attention_analysis
+from lit_llm.evaluation.documents import likelihood
+from lit_llm.evaluation.examples import HeldOutExamples, example_losses
+from lit_llm.evaluation.extrapolation import extrapolation
+from lit_llm.evaluation.final import FinalEvaluation
+from lit_llm.evaluation.likelihood import Validation
+from lit_llm.evaluation.result import Found, Progress
+from lit_llm.evaluation.task_files import read_task_files
+from lit_llm.evaluation.unit_losses import write_losses
+from lit_llm.experiment.cost import cost_of, example_flops
+from lit_llm.experiment.schema import Experiment, Trained
+from lit_llm.models.build import build_model
+from lit_llm.models.families import LanguageModel
+from lit_llm.runs.provenance import provenance, same_origin
+from lit_llm.runs.stage_config import Frozen
+from lit_llm.runs.trained_model import open_finished, write_weights
+from lit_llm.runs.warm_start import take_over, windows_before
+from lit_llm.store.files import Damaged, remove
+from lit_llm.store.store import SCHEMA, MetricsFile, Stage, Store, finite, read_json, write_json, write_text
+from lit_llm.training.config import TrainingConfig
+from lit_llm.training.fit import Budget, Evaluate, Judge, accelerator_of, fit
+from lit_llm.training.module import Beginning
+
+ShouldStop = Callable[[], bool]
+
+
+def pretrain(
+    frozen: Frozen, stage: Stage, store: Store, should_stop: ShouldStop, judge: Judge | None
+) -> dict[str, Any]:
+    """Train an experiment's `pretrain` section, from values drawn by the seed or taken over from other models."""
+    experiment, section = frozen.experiment, frozen.experiment.pretrain
+    torch.set_num_threads(section.training.execution.threads)
+    data, family = open_prepared(section.data, store.data, frozen.data), experiment.model.family
+    begin = windows_before(experiment)
+    batches = TrainBatches(data, section.objective, family, section.masks, experiment.seed, begin)
+    held_out = partial(Validation, section.validation, data, section.objective, family, section.masks)
+    final = FinalEvaluation(
+        data.held_out_splits,
+        lambda split, model, told: held_out(split, final=True).measured(model, told),
+        _told(stage),
+    )
+    size = section.data.batch_size * section.data.sequence_length
+    cost = cost_of(experiment)
+    budget = Budget(size, cost.flops_per_step, cost.before.tokens, cost.before.train_flops)
+    model = build_model(experiment.model, experiment.seed)
+    beginning, weights = take_over(model, frozen, store)
+    evaluations = Evaluations(held_out(), final)
+    return _trained(
+        "pretrain", frozen, stage, model, batches, budget, evaluations, should_stop, judge, weights, beginning
+    )
+
+
+def finetune(
+    frozen: Frozen, stage: Stage, store: Store, should_stop: ShouldStop, judge: Judge | None
+) -> dict[str, Any]:
+    """Train an experiment's `finetune` section from the weights of its pretraining."""
+    experiment, section = frozen.experiment, frozen.experiment.finetune
+    assert section is not None
+    torch.set_num_threads(section.training.execution.threads)
+    examples, family = _examples(frozen, store), experiment.model.family
+    packed = section.data.packing == "greedy"
+    batches = ExampleBatches(examples, section.data.batch_size, family, section.masks, experiment.seed, packed)
+    byte_lengths = _text(frozen, store).tokenizer().byte_lengths()
+    at_once = section.training.execution.micro_batch_size or section.data.batch_size
+    batch_tokens = at_once * (section.data.input_length + section.data.target_length)
+
+    def held_out(count: int, split: str) -> HeldOutExamples:
+        return HeldOutExamples(examples, count, section.masks, byte_lengths, split)
+
+    during = held_out(section.validation.examples, "validation")
+    final = FinalEvaluation(
+        examples.held_out_splits,
+        lambda split, model, told: held_out(section.validation.most_examples, split).measured(
+            model, batch_tokens, told
+        ),
+        _told(stage),
+    )
+    budget = _budget(experiment, examples)
+    finished = open_finished(store, frozen.parent)
+    model, weights = finished.model, finished.weights
+    evaluations = Evaluations(lambda model: during.measured(model, batch_tokens).metrics, final)
+    return _trained("finetune", frozen, stage, model, batches, budget, evaluations, should_stop, judge, weights)
+
+
+def evaluate(
+    frozen: Frozen, stage: Stage, store: Store, should_stop: ShouldStop, judge: Judge | None
+) -> dict[str, Any]:
+    """Measure one thing of what a finished stage has made."""
+    started = time.time()
+    config, section = frozen.experiment.evaluate, frozen.experiment.section(frozen.after)
+    assert config is not None
+    before = store.stage(frozen.parent).result()
+    assert before is not None
+    result = {
+        "schema": SCHEMA,
+        "stage": "evaluate",
+        "after": frozen.after,
+        "evaluation": frozen.evaluation,
+        "state": "done",
+        "error": None,
+        "steps": before["steps"],
+        "parameters": before["parameters"],
+        "started": started,
+        "provenance": provenance(frozen.experiment, frozen.after, evaluates=True, weights=before.get("weights")),
+    }
+    if should_stop():
+        return result | {"state": "interrupted", "error": "it was asked to stop"}
+    torch.set_num_threads(section.training.execution.threads)
+    model = open_finished(store, frozen.parent).model
+    device = torch.device(accelerator_of(section.training.execution.accelerator))
+    model.to(device)
+    low = config.precision == "bf16"
+    with torch.autocast(device.type, torch.bfloat16) if low else nullcontext():
+        found = _evaluated(frozen, store, model, _told(stage))
+    write_text(stage.rows_file, "".join(json.dumps(row) + "\n" for row in found.rows), durable=True)
+    file = MetricsFile(stage.metrics_file)
+    file.append(before["steps"], found.metrics)
+    file.close()
+    finished = time.time()
+    return result | {"metrics": found.metrics, "finished": finished, "seconds": {"evaluation": finished - started}}
+
+
+STAGES = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate}
+"""By the kind of a stage."""
+
+
+def _evaluated(frozen: Frozen, store: Store, model: LanguageModel, told: Progress) -> Found:
+    """The evaluation, by its name in the configuration."""
+    name, experiment, config = frozen.evaluation, frozen.experiment, frozen.experiment.evaluate
+    assert config is not None
+    masks, data = experiment.section(frozen.after).masks, _text(frozen, store)
+    batch, text = config.batch_tokens, experiment.pretrain
+    # Instructions have no mode tokens: what was finetuned on them is asked without.
+    before = text.objective.opening(text.data.sequence_length, text.data.tokenizer.vocabulary)
+    opening = before if frozen.after == "pretrain" else ()
+    if config.likelihood is not None and name == "likelihood":
+        corpora = open_held_out(frozen.texts, data)
+        return likelihood(
+            model,
+            config.likelihood,
+            data,
+            masks,
+            batch_tokens=batch,
+            progress=told,
+            corpora=corpora,
+            opening=opening,
+            split=config.split,
+        )
+    if config.extrapolation is not None and name == "extrapolation":
+        return extrapolation(
+            model,
+            config.extrapolation,
+            data,
+            masks,
+            batch_tokens=batch,
+            progress=told,
+            opening=opening,
+            split=config.split,
+        )
+    if config.attention is not None and name == "attention":
+        return attention_analysis(
+            model, config.attention, data, masks, batch_tokens=batch, progress=told, split=config.split
+        )
+    if (tasks := config.tasks) is not None and name == "tasks":
+        from lit_llm.evaluation.harness import evaluate_tasks  # its library is an extra
+
+        if frozen.tasks and tasks.folder and read_task_files(Path(tasks.folder)) != frozen.tasks:
+            message = f"{tasks.folder} has changed since the study was planned; give `run` the study's file"
+            raise InputError(Problem(message, "evaluate.tasks.folder"))
+        return evaluate_tasks(
+            model,
+            data.tokenizer(),
+            tasks.names,
+            max_length=tasks.max_length or data.config.sequence_length,
+            shots=tasks.shots,
+            masks=masks,
+            limit=tasks.limit,
+            include_path=Path(tasks.folder) if tasks.folder else None,
+            batch_tokens=batch,
+        )
+    assert config.examples is not None
+    assert name == "examples"
+    byte_lengths = data.tokenizer().byte_lengths()
+    examples = _examples(frozen, store)
+    split = examples.evaluated_split(config.split)
+    held_out = HeldOutExamples(examples, config.examples.examples, masks, byte_lengths, split)
+    return example_losses(model, held_out, batch_tokens=batch, progress=told)
+
+
+def _told(stage: Stage) -> Progress:
+    """Progress, for those who watch; twice a second."""
+    last = 0.0
+
+    def told(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > 0.5:
+            last = time.monotonic()
+            write_text(stage.progress_file, json.dumps({"done": done, "total": total}))
+
+    return told
+
+
+def _text(frozen: Frozen, store: Store) -> Prepared:
+    return open_prepared(frozen.experiment.pretrain.data, store.data, frozen.data)
+
+
+def _examples(frozen: Frozen, store: Store) -> ExampleSet:
+    return ExampleSet(store.data, frozen.examples, frozen.experiment.pretrain.data.tokenizer)
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """What a stage that trains is evaluated by."""
+
+    during: Evaluate
+    """Before the first step, and at intervals."""
+    final: FinalEvaluation
+    """After the last step."""
+
+
+_SAMPLE = 1000
+"""Examples whose mean cost is taken for all."""
+
+
+def _budget(experiment: Experiment, examples: ExampleSet) -> Budget:
+    """What a step costs on average, without padding."""
+    assert experiment.finetune is not None
+    lengths, size = examples.sample_of_lengths("train", _SAMPLE), experiment.finetune.data.batch_size
+    tokens = sum(source + target for source, target in lengths) / len(lengths)
+    flops = sum(example_flops(experiment, *pair) for pair in lengths) / len(lengths)
+    return Budget(round(size * tokens), size * flops)
+
+
+def _trained(
+    name: Trained,
+    frozen: Frozen,
+    stage: Stage,
+    model: LanguageModel,
+    batches: Batches,
+    budget: Budget,
+    evaluations: Evaluations,
+    should_stop: ShouldStop,
+    judge: Judge | None,
+    weights: str | None = None,
+    beginning: Beginning | None = None,
+) -> dict[str, Any]:
+    """Train one stage; the result as it is written to disk. weights: digest of those that it begins with."""
+    started = time.time()
+    experiment, section = frozen.experiment, frozen.experiment.section(name)
+    origin = provenance(experiment, name, weights=weights)
+    start_over_unless_of(
+        origin, stage.checkpoints / "provenance.json", [stage.checkpoints, stage.metrics_file], stage.note
+    )
+    stage.progress_file.unlink(missing_ok=True)  # of an attempt that was stopped in its last evaluation
+    began = time.perf_counter()
+    initial = _before_training(model, section.training, evaluations.during, stage)
+    before = time.perf_counter() - began
+    fitted = fit(
+        model,
+        section.training,
+        batches,
+        budget=budget,
+        evaluate=evaluations.during,
+        final=evaluations.final,
+        evaluate_times=section.validation.times,
+        metrics_file=stage.metrics_file,
+        checkpoints=stage.checkpoints,
+        should_stop=should_stop,
+        judge=judge,
+        beginning=beginning,
+        tell=stage.note,
+    )
+    digest = None
+    if fitted.state == "done":
+        digest = write_weights(stage, model.state_dict())
+        write_losses(stage.losses_file, evaluations.final.losses)
+    return {
+        "schema": SCHEMA,
+        "stage": name,
+        "state": fitted.state,
+        "error": fitted.error,
+        "steps": fitted.steps,
+        "metrics": fitted.metrics,
+        "initial": initial,
+        "weights": digest,
+        "tokens": fitted.steps * budget.tokens,
+        "loss_tokens": fitted.loss_tokens,
+        "flops": fitted.steps * budget.flops,
+        "parameters": cost_of(experiment).parameters,
+        "seconds": {**fitted.seconds, "evaluation": fitted.seconds["evaluation"] + before},
+        "started": started,
+        "finished": time.time(),
+        "provenance": origin,
+    }
+
+
+def _before_training(
+    model: LanguageModel, training: TrainingConfig, evaluate: Evaluate, stage: Stage
+) -> dict[str, float | None]:
+    """The evaluation of the model before its first step, computed as the later ones are; kept over resumes."""
+    kept = stage.checkpoints / "initial.json"
+    try:
+        if (found := read_json(kept)) is not None:
+            return found
+    except Damaged as damage:
+        stage.note(f"{damage}; it is measured again")
+        remove(kept)
+    device = torch.device(accelerator_of(training.execution.accelerator))
+    model.to(device).eval()
+    # As at the end of training: only `bf16` computes it in low precision.
+    low = training.precision == "bf16"
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16) if low else nullcontext():
+        measured: dict[str, float | None] = finite(evaluate(model))
+    model.train()
+    write_json(kept, measured, signed=True)
+    return measured
+
+
+def start_over_unless_of(
+    origin: dict[str, Any], note: Path, made: Sequence[Path], tell: Callable[[str], None] = print
+) -> None:
+    """A result is of one origin: what other code, threads or another device has begun is not gone on from.
+
+    made: what such a beginning is, removed where it is of another origin than its `note` says, or the note is damaged.
+    """
+    try:
+        found, why = read_json(note) or {}, ""
+    except Damaged as damage:
+        found, why = {}, str(damage)
+    # As for results: a smaller micro-batch, say, after it ran out of memory, is no other origin.
+    if any(path.exists() for path in made) and not same_origin(found, origin):
+        if why:
+            tell(f"{why}; starting over")
+        else:
+            print("this was begun by other code, threads or another device: starting over")
+        for path in made:
+            remove(path)
+    write_json(note, origin, signed=True)

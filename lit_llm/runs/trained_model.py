@@ -1,0 +1,159 @@
+"""What a finished stage has made, to be used: its model, its tokenizer, and the mask that it was trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from lit_llm.config.problems import InputError, Problem
+from lit_llm.experiment.schema import Experiment
+from lit_llm.objectives.config import BOS, MasksConfig, continues
+from lit_llm.runs.stage_config import thaw
+from lit_llm.store.files import Damaged, check_digest, file_digest, replacing
+from lit_llm.store.store import AGAIN, FINAL, Stage, Store
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lit_llm.data.tokenizers import Tokenizer
+    from lit_llm.generation import Sampling
+    from lit_llm.models.families import LanguageModel
+
+WEIGHTS = "model.safetensors"
+"""What a finished stage leaves in its checkpoints."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A trained model with what belongs to it."""
+
+    experiment: Experiment
+    model: LanguageModel
+    tokenizer: Tokenizer
+    masks: MasksConfig
+    """Those of the stage."""
+    weights: str | None
+    """Digest of the model's weights; None of a result that does not say it."""
+
+    def generate(
+        self, prompts: Sequence[str], max_new_tokens: int, sampling: Sampling, batch_size: int = 16
+    ) -> list[str]:
+        """Text after each prompt, up to an end of document. Raises InputError for a model that writes none."""
+        if not continues(family := self.model.config.family):
+            raise InputError(Problem(f"the run is of an {family} model, which fills in tokens and writes no text"))
+        prefix = self.masks.prefix
+        return written(self.model, self.tokenizer, prompts, max_new_tokens, sampling, batch_size, prefix)
+
+
+def written(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    sampling: Sampling,
+    batch_size: int = 16,
+    prefix: Literal["causal", "bidirectional"] = "causal",
+    begin: int = BOS,
+) -> list[str]:
+    """What a model writes after each prompt, up to an end of document, in the tokenizer's tokens alone.
+
+    begin: the token that a text begins with.
+    """
+    from lit_llm.generation import generate
+
+    ids = [found.tolist() for found in tokenizer.encode(list(prompts))]
+    answers = generate(
+        model,
+        ids,
+        max_new_tokens=max_new_tokens,
+        sampling=replace(sampling, vocabulary=tokenizer.vocabulary),
+        prefix=prefix,
+        batch_size=batch_size,
+        begin=begin,
+    )
+    return [tokenizer.decode(answer.tokens) for answer in answers]
+
+
+def export_finished(store: Store, fingerprint: str, out: Path) -> str:
+    """Write the model of a stage for transformers, with its tokenizer; see `interop.export_checkpoint`.
+
+    Returns what was written, in one sentence. Raises InputError as `open_finished` does.
+    """
+    from lit_llm.data.config import BytePairTokenizer, FileTokenizer
+    from lit_llm.data.prepare import open_prepared
+    from lit_llm.data.tokenizers import FILE, SPECIAL
+    from lit_llm.huggingface import export_checkpoint
+
+    finished = open_finished(store, fingerprint)
+    data = finished.experiment.pretrain.data
+    state = finished.model.state_dict()
+    prepared = open_prepared(data, store.data, thaw(store.stage(fingerprint)).data)
+    file: Path | None = prepared.tokenizer_folder / FILE
+    ends: tuple[str | None, str | None] = SPECIAL
+    if isinstance(data.tokenizer, FileTokenizer):
+        ends = data.tokenizer.end_of_document, data.tokenizer.begin
+    elif not isinstance(data.tokenizer, BytePairTokenizer):
+        file = None  # bytes have none
+    said = export_checkpoint(finished.experiment.model, state, out, file, *ends)
+    opened = "; it was trained to see its prefix both ways, which transformers' causal mask hides"
+    return said + opened * (finished.masks.prefix == "bidirectional")
+
+
+def write_weights(stage: Stage, state: Mapping[str, Tensor]) -> str:
+    """Write the weights that a stage leaves; returns their digest, which its result records."""
+    from safetensors.torch import save_file
+
+    with replacing(stage.checkpoints / WEIGHTS) as work:
+        save_file(dict(state), work)
+    return file_digest(stage.checkpoints / WEIGHTS)
+
+
+def check_weights(stage: Stage) -> None:
+    """Raise Damaged where a finished stage's weights are not those that it has left."""
+    if (digest := (stage.result() or {}).get("weights")) is not None:
+        check_digest(stage.checkpoints / WEIGHTS, digest)
+
+
+def has_lost_weights(stage: Stage) -> bool:
+    """Whether a finished stage's weights are damaged or gone."""
+    try:
+        check_weights(stage)
+    except Damaged:
+        return True
+    return False
+
+
+def open_finished(store: Store, fingerprint: str) -> Finished:
+    """The model of a stage that has trained to its end.
+
+    Raises InputError for a fingerprint that the store does not know, for a stage that has no weights, and for weights
+    that are not what the stage has left.
+    """
+    from safetensors.torch import load_file
+
+    from lit_llm.data.prepare import open_prepared
+    from lit_llm.models.build import build_model
+
+    stage = store.stage(fingerprint)
+    if not stage.config_file.exists():
+        raise InputError(Problem(f"there is no stage {fingerprint} in {store.root}; `lit-llm status` names them"))
+    frozen, status = thaw(stage), stage.status()
+    if status.get("damaged"):  # nothing says what its weights were
+        raise InputError(Problem(status["error"]))
+    state = status["state"]
+    try:
+        check_weights(stage)
+    except Damaged as damage:
+        raise InputError(Problem(f"{damage}; {AGAIN}")) from None
+    if not (stage.checkpoints / WEIGHTS).exists():
+        reason = f"is an evaluation of {frozen.parent}" if frozen.kind == "evaluate" else f"is {state}"
+        then = "; `lit-llm run` goes on with it" if state not in FINAL else ""
+        raise InputError(Problem(f"the stage {fingerprint} {reason} and has no weights{then}"))
+    experiment = frozen.experiment
+    model = build_model(experiment.model, experiment.seed)
+    model.load_state_dict(load_file(stage.checkpoints / WEIGHTS))
+    tokenizer = open_prepared(experiment.pretrain.data, store.data, frozen.data).tokenizer()
+    weights = (stage.result() or {}).get("weights")
+    return Finished(experiment, model.eval(), tokenizer, experiment.section(frozen.after).masks, weights)

@@ -1,0 +1,76 @@
+"""What an adapted pretraining begins with: the weights of its sources, and the place in the text where they stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from lit_llm.config.problems import InputError, Problem
+from lit_llm.experiment.schema import Checkpoint, Experiment
+from lit_llm.huggingface.checkpoint import digest_of_checkpoint, open_checkpoint
+from lit_llm.models.adapt import Side, adapted
+from lit_llm.models.build import build_model
+from lit_llm.models.families import DecoderOnly, LanguageModel
+from lit_llm.runs.provenance import weights_digest
+from lit_llm.runs.stage_config import Frozen
+from lit_llm.runs.trained_model import open_finished
+from lit_llm.store.store import Store
+from lit_llm.training.module import Beginning
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def take_over(model: LanguageModel, frozen: Frozen, store: Store) -> tuple[Beginning | None, str | None]:
+    """Give a new model the weights of its experiment's sources; what training has to know of it, and their digest.
+
+    (None, None) where there is nothing to adapt. Raises InputError for a source that is not finished, or a checkpoint
+    that has changed since the configuration was read.
+    """
+    experiment, adapt = frozen.experiment, frozen.experiment.adapt
+    if adapt is None:
+        return None, None
+    givers: dict[str, LanguageModel] = {}
+    digests: dict[str, str | None] = {}
+    for side in (*adapt.experiments, *adapt.sides):
+        name, given = frozen.origins[side], adapt.sides[side]
+        if name not in givers:
+            if isinstance(given, Checkpoint):
+                givers[name] = _checkpoint(given)
+            else:
+                finished = open_finished(store, name)
+                givers[name], digests[name] = finished.model, finished.weights
+    states: dict[Side, dict[str, Tensor]] = {side: givers[frozen.origins[side]].state_dict() for side in adapt.sides}
+    adaptation = experiment.adaptation
+    model.load_state_dict(adapted(adaptation, states), strict=False)
+    teacher = cast(DecoderOnly, givers[frozen.origins["decoder"]]) if adapt.distill else None
+    if teacher is not None:
+        teacher.eval().requires_grad_(False)
+    beginning = Beginning(frozenset(adaptation.fresh), adapt.warmup_steps, teacher, adapt.distill)
+    return beginning, weights_digest(list(digests.values()))
+
+
+def _checkpoint(given: Checkpoint) -> LanguageModel:
+    folder = Path(given.checkpoint)
+    if digest_of_checkpoint(folder) != given.digest:
+        raise InputError(Problem(f"{folder} is not what it was when this run was planned", "adapt.from"))
+    config, state = open_checkpoint(folder)
+    model = build_model(config)
+    model.load_state_dict(state)
+    return model
+
+
+def windows_before(experiment: Experiment) -> int:
+    """Windows of the same text that its sources have read: an adapted model goes on where they stopped.
+
+    A run from scratch that is as long as a source and what is adapted from it then reads what they read. Of two sources
+    the one that has read more counts; of another text, or in other windows, nothing was read before.
+    """
+    own, before = experiment.pretrain.data, 0
+    for source in (experiment.adapt.experiments if experiment.adapt else {}).values():
+        given = source.pretrain.data
+        same = ("corpus", "tokenizer", "validation_fraction", "test_fraction", "near_duplicates", "sequence_length")
+        if all(getattr(given, key) == getattr(own, key) for key in same):
+            read = given.batch_size * source.pretrain.training.max_steps
+            before = max(before, read + windows_before(source.seeded(experiment.seed)))
+    return before

@@ -1,0 +1,1 @@
+"""Statistics: paired differences, effects, multiple comparisons, power, and scaling laws."""

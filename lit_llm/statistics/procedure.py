@@ -1,0 +1,42 @@
+"""How the differences of a study are judged, and what each way assumes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from lit_llm.statistics.multiple_comparisons import Correction
+from lit_llm.statistics.paired import Variance
+
+
+@dataclass(frozen=True)
+class Procedure:
+    """How differences are judged; see `compare` in a study's file."""
+
+    variance: Variance = "moderated"
+    correction: Correction = "none"
+    margin: float | None = None
+    families: Mapping[str, str] = field(default_factory=dict)
+    """{arm: its model's family}, for the mixed model."""
+
+
+ASSUMPTIONS: Mapping[Variance, str] = {
+    "moderated": "intervals: each from its own differences over the seeds, moderated by the other arms'",
+    "paired": "intervals: each from its own differences over the seeds alone",
+    "pooled": "intervals: one variance for all arms, which assumes that they scatter alike and react to a seed alike",
+    "mixed": "intervals: a mixed model, which assumes that each family reacts to a seed as one and that all arms "
+    "scatter alike",
+}
+_BONFERRONI = (
+    "intervals hold for all {n} at once (Bonferroni's), which is wider: a verdict goes by p, so the interval of a "
+    "difference that is called may hold zero"
+)
+CORRECTIONS: Mapping[Correction, str] = {
+    "none": "intervals are not adjusted for {n} comparisons: about 1 in 20 true zeros is excluded by chance; see "
+    "`compare.correction`",
+    "holm": "p: adjusted for {n} comparisons by Holm's method; " + _BONFERRONI,
+    "fdr_bh": "p: adjusted for {n} comparisons by Benjamini and Hochberg's method, so that of those below 0.05 about 1 "
+    "in 20 is false; " + _BONFERRONI,
+    "dunnett": "intervals and p: adjusted for {n} comparisons by Dunnett's method, which assumes that all arms scatter "
+    "alike",
+}

@@ -1,0 +1,1 @@
+"""Scaling: power laws of the loss, isoFLOP profiles, and the gate of a scaling ladder."""

@@ -1,0 +1,68 @@
+"""The runs that a scaling law is fitted to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lit_llm.statistics.estimates import joined
+from lit_llm.statistics.scaling.size_means import Size
+
+X = Literal["train_flops", "parameters", "tokens"]
+Scale = Literal["train_flops", "parameters", "tokens", "seconds"]
+
+
+@dataclass(frozen=True)
+class ScalingRun:
+    """One finished run."""
+
+    group: str
+    train_flops: float
+    parameters: float
+    tokens: float
+    loss: float
+    arm: str = ""
+    """Runs of one arm are one size; without it those are that have the same FLOPs, parameters and tokens."""
+    seed: int | None = None
+    """Runs of different groups with one seed share what that seed draws; without it nothing is shared."""
+    seconds: float | None = None
+    """Wall-clock seconds that its training took; None where they were not measured."""
+    model: str = ""
+    """Arms of one model are one named arm at several budgets; without it each size is a model of its own."""
+
+
+def lost_notes(lost: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """A note on each group of which runs diverged. lost: {group: its sizes that lost runs}."""
+    for group, sizes in lost.items():
+        yield (
+            f"{group} lost runs to divergence, which are in no law and no multiplier: {joined(sizes)}; what is left of "
+            "a size looks better than the size is"
+        )
+
+
+def sizes_of(runs: Sequence[ScalingRun]) -> list[Size]:
+    """The sizes of one group, in the order of their training FLOPs."""
+    return sorted(_sizes(runs), key=lambda size: size.logs["train_flops"])
+
+
+def _sizes(runs: Sequence[ScalingRun]) -> Iterator[Size]:
+    members: dict[object, list[ScalingRun]] = {}
+    for run in runs:
+        members.setdefault(run.arm or (run.train_flops, run.parameters, run.tokens), []).append(run)
+    for index, same in enumerate(members.values()):
+        scales = ("train_flops", "parameters", "tokens", "seconds")
+        values = {scale: [value for run in same if (value := getattr(run, scale))] for scale in scales}
+        logs = {scale: _mean_log(known) for scale, known in values.items() if len(known) == len(same)}
+        # A run without a seed has one of its own, so that nothing is paired with it.
+        seeds = [-1 - place if run.seed is None else run.seed for place, run in enumerate(same)]
+        losses = {seed: math.log(run.loss) for seed, run in zip(seeds, same, strict=True)}
+        squares = (
+            sum((math.log(value) - logs["seconds"]) ** 2 for value in values["seconds"]) if "seconds" in logs else 0
+        )
+        yield Size(same[0].arm or f"size {index + 1}", logs, losses, squares, same[0].model)
+
+
+def _mean_log(values: Sequence[float]) -> float:
+    return sum(map(math.log, values)) / len(values)

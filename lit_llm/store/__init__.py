@@ -1,0 +1,1 @@
+"""Store: results on disk, which are the truth; locks, and garbage collection. Knows no experiment."""

@@ -1,0 +1,424 @@
+"""The store: a directory of stages, each named by its fingerprint. What is on disk is the truth.
+
+stages/<fingerprint>/
+    config.yaml      the frozen configuration
+    metrics.jsonl    one line per logged step, appended while it runs
+    state.json       what is happening, for those who watch
+    checkpoints/     what a resume needs; the weights when finished
+    progress.json    of what has no steps: how far it is
+    losses.jsonl     of a training: the losses of single documents or examples, by its last evaluation
+    rows.jsonl       of an evaluation: its records
+    retries.jsonl    one line for each time that it was begun again by itself: why
+    result.json      written last, atomically: a stage with a result is never run again
+    lock             held by the process that works on it, released by the kernel when that process dies
+
+What is read again is verified. config.yaml, state.json and result.json begin with a digest of the rest; result.json has
+the digests of the records and of the weights. `docs/recovery.md` says what becomes of a damaged file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Any, Literal, get_args
+
+from lit_llm.config.problems import InputError, Mark, Problem
+from lit_llm.store.files import (
+    KEY,
+    Damaged,
+    check_digest,
+    file_digest,
+    is_signed,
+    read_verified,
+    remove,
+    replacing,
+    with_digest,
+)
+
+SCHEMA = 1
+"""Version of this layout."""
+DEFAULT = Path("mlruns")
+"""The store that commands take unless told otherwise, in the working directory."""
+
+State = Literal["pending", "running", "done", "diverged", "failed", "out_of_memory", "interrupted"]
+FINAL: tuple[State, ...] = ("done", "diverged")
+"""States that are results. The others can be tried again."""
+
+
+RECORDS = ("metrics.jsonl", "losses.jsonl", "rows.jsonl")
+"""Files of a finished stage that its result is read with. The result has their digests."""
+AGAIN = "`lit-llm run STUDY --rerun failed` computes it again"
+"""The next step where a finished stage has a damaged file."""
+
+
+class Busy(Exception):
+    """Another process works on this."""
+
+
+class Store:
+    """A store that may not exist yet."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root).absolute()
+
+    def open(self) -> Store:
+        """Create it, or check that it is one of ours. Raises InputError for another schema or an unusable place."""
+        self.check()
+        marker = self.root / "store.json"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            if not marker.exists():
+                write_json(marker, {"schema": SCHEMA})
+        except OSError as error:
+            raise InputError(Problem(f"{self.root} cannot be used as a store: {error.strerror}", "--store")) from None
+        return self
+
+    def check(self) -> None:
+        """Raise InputError if the store was written with another schema."""
+        marker = self.root / "store.json"
+        if self.root.exists() and not self.root.is_dir():
+            raise InputError(Problem(f"{self.root} is not a directory", "--store"))
+        if not marker.exists():
+            return
+        try:
+            schema = json.loads(marker.read_text())["schema"]
+        except (OSError, ValueError, KeyError, TypeError):
+            message = "is damaged; remove it if this version wrote the store: the next `lit-llm run` writes it again"
+            raise InputError(Problem(message, mark=Mark(str(marker)))) from None
+        if schema != SCHEMA:
+            raise InputError(
+                Problem(
+                    f"{self.root} has schema {schema}, this version reads {SCHEMA}; "
+                    "use the version that wrote it, or another --store",
+                    "--store",
+                )
+            )
+
+    def option(self) -> list[str]:
+        """The words of a command line that name it; none for the default one."""
+        return [] if self.root == DEFAULT.absolute() else ["--store", str(self.root)]
+
+    @property
+    def data(self) -> Path:
+        """Tokenised corpora."""
+        return self.root / "data"
+
+    def stage(self, fingerprint: str) -> Stage:
+        return Stage(self.root / "stages" / fingerprint)
+
+    def study(self, name: str) -> Path:
+        """Where a study keeps its lock, logs and tables."""
+        folder = self.root / "studies" / name
+        if folder.resolve().parent != (self.root / "studies").resolve():
+            raise InputError(Problem(f"{name!r} leaves the store; use letters, digits, '-' and '_'", "study"))
+        return folder
+
+
+class Stage:
+    """One stage of one run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.notes: list[str] = []
+        """What this process had to mend before it could go on, a sentence each."""
+
+    @property
+    def fingerprint(self) -> str:
+        return self.folder.name
+
+    @property
+    def store(self) -> Store:
+        """The store that it lies in."""
+        return Store(self.folder.parent.parent)
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def config_file(self) -> Path:
+        return self.folder / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def log_file(self) -> Path:
+        return self.folder / "log.txt"
+
+    @property
+    def rows_file(self) -> Path:
+        """The records of an evaluation, one a line."""
+        return self.folder / "rows.jsonl"
+
+    @property
+    def losses_file(self) -> Path:
+        """The losses of single documents or examples by the last evaluation of a training; a line for each source."""
+        return self.folder / "losses.jsonl"
+
+    @property
+    def progress_file(self) -> Path:
+        """{"done", "total"} of what has no steps: an evaluation, and the last one of a training."""
+        return self.folder / "progress.json"
+
+    def progress(self) -> dict[str, int] | None:
+        """What stands in the progress file; None where that says nothing."""
+        try:
+            found = read_json(self.progress_file) or {}
+        except Damaged:
+            return None
+        done, total = found.get("done"), found.get("total")
+        return {"done": done, "total": total} if isinstance(done, int) and isinstance(total, int) and total else None
+
+    def result(self) -> dict[str, Any] | None:
+        """The finished result; None where there is none, or where it or its records are damaged: see `status`."""
+        try:
+            return self._verified_result()
+        except Damaged:
+            return None
+
+    def _verified_result(self) -> dict[str, Any] | None:
+        """The finished result, or None. Raises Damaged for it or for a record that is not what was written."""
+        file = self.folder / "result.json"
+        try:
+            result = read_json(file)
+            for name, digest in (result or {}).get("files", {}).items():
+                check_digest(self.folder / name, digest)
+        except Damaged:
+            if not os.path.lexists(file):  # another process forgets it just now, file by file
+                return None
+            raise
+        return result
+
+    def status(self) -> dict[str, Any]:
+        """{"state", "error", ...}: the result's where there is one, else what the last attempt left behind.
+
+        A stage whose result or records are damaged has failed; its error names the file.
+        """
+        if (status := self._ended()) is not None:
+            return status
+        status = self._last_state()
+        if status["state"] == "running" and not is_locked(self.folder / "lock"):
+            # It has ended since, or its process is gone and could not say so: killed, or the machine went down.
+            status = self._ended() or self._last_state()
+            if status["state"] == "running":
+                return status | {"state": "interrupted", "error": "its process ended without a word"}
+        return status
+
+    def _ended(self) -> dict[str, Any] | None:
+        """The status of a stage with a result, damaged or not."""
+        try:
+            result = self._verified_result()
+            if result is not None and result.get("state") not in FINAL:
+                raise Damaged(self.folder / "result.json", "is damaged: it says no state that is a result")
+        except Damaged as damage:
+            return {"state": "failed", "error": f"{damage}; {AGAIN}", "damaged": True}
+        return result
+
+    def _last_state(self) -> dict[str, Any]:
+        """What state.json says."""
+        file = self.folder / "state.json"
+        try:
+            status = read_json(file) or {"state": "pending"}
+            if status.get("state") not in get_args(State):
+                raise Damaged(file, "is damaged: it says no state")
+        except Damaged as damage:
+            state: State = "running" if is_locked(self.folder / "lock") else "interrupted"
+            return {"state": state, "error": f"{damage}; `lit-llm run STUDY` goes on with the stage"}
+        return status
+
+    def set_state(self, state: State, error: str | None = None, traceback: str | None = None) -> None:
+        """Tell those who watch."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {"state": state, "error": error, "traceback": traceback, "pid": os.getpid(), "time": time.time()}
+        write_json(self.folder / "state.json", content | self._notes(), signed=True)
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Write the result, null for what is not finite. From here on the stage is never run again."""
+        files = {name: file_digest(self.folder / name) for name in RECORDS if (self.folder / name).is_file()}
+        content = {**result, **({"files": files} if files else {}), **self._notes()}
+        write_json(self.folder / "result.json", finite(content), signed=True)
+
+    def note(self, text: str) -> None:
+        """Say what had to be mended: in the log, and to those who watch."""
+        print(text, flush=True)
+        self.notes.append(text)
+
+    def _notes(self) -> dict[str, Any]:
+        return {"notes": self.notes} if self.notes else {}
+
+    def retry(self) -> None:
+        """Let a stage that did not end well run again: from its start where its record is damaged, else from its last
+        checkpoint. Raises Busy if another process works on it."""
+        if self.status().get("damaged"):
+            self.forget()
+        else:
+            self.set_state("pending")
+
+    @property
+    def retries_file(self) -> Path:
+        return self.folder / "retries.jsonl"
+
+    def retries(self) -> list[dict[str, Any]]:
+        """Each time that it was begun again by itself: {"time", "reason", and "micro_batch_size" where it changed}."""
+        try:
+            return list(whole_lines(self.retries_file.read_bytes().split(b"\n")[:-1]))
+        except OSError:
+            return []
+
+    def note_retry(self, reason: str, micro_batch_size: int | None) -> None:
+        changed = {} if micro_batch_size is None else {"micro_batch_size": micro_batch_size}
+        with self.retries_file.open("a") as file:
+            file.write(json.dumps({"time": round(time.time(), 3), "reason": reason, **changed}) + "\n")
+
+    def forget(self) -> None:
+        """Remove result and progress, so that the stage runs again from its start. The old ones are kept beside it."""
+        with self.claim():
+            attempt = 1 + len(list(self.folder.glob("attempt-*")))
+            kept = self.folder / f"attempt-{attempt}"
+            kept.mkdir()
+            for name in ("result.json", "state.json", "log.txt", self.retries_file.name, *RECORDS):
+                if (self.folder / name).exists():
+                    (self.folder / name).rename(kept / name)
+            remove(self.checkpoints)
+
+    def claim(self) -> AbstractContextManager[None]:
+        """Hold the stage's lock. Raises Busy if another process has it."""
+        # Somebody who only looks whether it is locked holds it for an instant.
+        return locked(self.folder / "lock", patience=2.0)
+
+
+@contextmanager
+def locked(path: Path, patience: float = 0.0) -> Iterator[None]:
+    """Hold a lock file; the kernel frees it when the process dies. Raises Busy after `patience` seconds."""
+    from filelock import FileLock, Timeout
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, timeout=patience)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise Busy(str(path)) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def held(path: Path, patience: float, otherwise: Problem) -> Iterator[None]:
+    """Hold a lock file that others hold for moments. Raises InputError with `otherwise` after `patience` seconds."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(path, patience))
+        except Busy:
+            raise InputError(otherwise) from None
+        yield
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds this lock now."""
+    if not os.path.exists(path):  # unlike Path's, says no of a folder that may not be searched
+        return False
+    try:
+        with locked(path):
+            return False
+    except Busy:
+        return True
+    except OSError:  # a store that can only be read; nobody here holds a lock of it
+        return False
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process runs the study or the sweep of this folder now."""
+    return any(is_locked(lock) for lock in (folder / "lock", *folder.glob("coordinators/*.lock")))
+
+
+class MetricsFile:
+    """Appends to metrics.jsonl: {"step", "time", "metrics": {name: number, or null if it is not finite}}."""
+
+    def __init__(self, path: Path, lines: Sequence[str] = ()) -> None:
+        """lines: those that a resume goes on after. What else the file holds is dropped: it comes again, equal."""
+        write_text(path, "".join(lines))
+        self._file: IO[str] = path.open("a", buffering=1)
+
+    def append(self, step: int, metrics: Mapping[str, float]) -> str:
+        """Write a line; returns it."""
+        content = {"step": step, "time": round(time.time(), 3), "metrics": finite(dict(metrics))}
+        line = json.dumps(content) + "\n"
+        self._file.write(line)
+        return line
+
+    def close(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All complete lines; the last may be half written while its run goes on."""
+    try:
+        return metric_lines(path.read_bytes().split(b"\n")[:-1])
+    except OSError:
+        return []
+
+
+def metric_lines(lines: Iterable[bytes]) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl, without those that are damaged: a resume writes them again."""
+    return [each for each in whole_lines(lines) if isinstance(each.get("metrics"), dict) and "step" in each]
+
+
+def whole_lines(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """The JSON objects of lines, without those that are torn or damaged."""
+    for line in lines:
+        try:
+            content = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(content, dict):
+            yield content
+
+
+def finite(content: Any) -> Any:
+    """The same with None for each number that is not finite: JSON has no such numbers."""
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a file, without its digest; None where there is no file. Raises Damaged."""
+    try:
+        text = read_verified(path)
+    except FileNotFoundError:
+        return None
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise Damaged(path, f"is damaged: {error}" if text else "is empty") from None
+    if not isinstance(content, dict):
+        raise Damaged(path, "is damaged: it holds no JSON object")
+    if is_signed(text):
+        del content[KEY]
+    return content
+
+
+def write_text(path: Path, text: str, durable: bool = False) -> Path:
+    """Write a file, and its folder where there is none, so that it is there whole or not at all; returns its path."""
+    with replacing(path, durable) as work:
+        work.write_text(text, encoding="utf-8")
+    return path
+
+
+def write_json(path: Path, content: Any, signed: bool = False) -> None:
+    """Write atomically: a reader sees the old file or the new one. signed: with its digest."""
+    text = json.dumps(content, indent=1) + "\n"
+    write_text(path, with_digest(text) if signed and content else text, durable=True)

@@ -1,0 +1,312 @@
+"""The frozen analysis of a study: what was to be compared, and how, before the results; each change and look since.
+
+```
+<store>/studies/<study>/
+  analysis.json       the analysis as the first run froze it, written once
+  analysis.jsonl      one line for each later change and each look at a comparison, appended
+  analysis.lock       held while either is written
+```
+
+Nothing is refused: the report says whether the analysis is the frozen one, and what was changed after how many results.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lit_llm.config.fingerprint import fingerprint
+from lit_llm.statistics.comparison import Comparison
+from lit_llm.store.store import Busy, Store, locked, write_json
+from lit_llm.studies.load import Ablation
+
+FROZEN, LOG, LOCK = "analysis.json", "analysis.jsonl", "analysis.lock"
+PATIENCE = 10.0
+"""Seconds to wait for another process that writes a line."""
+COMPARED = ("metric", "margin", "correction", "variance", "baseline", "within", "front", "scaling", "gate")
+"""Keys of `compare` that decide what is called a difference, or passes; those that only name or print are left out."""
+
+
+def analysis_of(ablation: Ablation) -> dict[str, Any]:
+    """Everything that decides what a study compares and what it calls a difference, as plain data."""
+    study = ablation.study
+    compare = study.compare.model_dump(mode="json")
+    return {
+        "question": study.question,
+        **{key: compare[key] for key in COMPARED},
+        "baselines": {arm.name: arm.baseline for arm in ablation.arms},
+        "seeds": list(study.seeds),
+        "more_seeds": study.more_seeds.model_dump(mode="json") if study.more_seeds else None,
+    }
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of the analysis after it was frozen."""
+
+    time: float
+    """Seconds since 1970."""
+    finished: int
+    """Runs that had finished then."""
+    changes: Mapping[str, tuple[Any, Any]]
+    """{key: (old value, new value)}."""
+    looked: int = 0
+    """Seeds of the last look before the change, where seeds are added in rounds."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """A look at a comparison that had at least one verdict."""
+
+    time: float
+    finished: int
+    key: str
+    """Of the results and the analysis that were looked at: a second look at the same is none."""
+    seeds: int = 0
+    """The most seeds of any difference that was seen."""
+
+
+@dataclass(frozen=True)
+class Registration:
+    """The frozen analysis and what became of it."""
+
+    plan: Mapping[str, Any]
+    """As it was frozen; empty where it cannot be read."""
+    time: float
+    """When it was frozen, in seconds since 1970."""
+    finished: int
+    """Runs that had finished before: of other studies, or of this one where nothing was frozen when it began."""
+    changes: tuple[Change, ...] = ()
+    looks: tuple[Look, ...] = ()
+    problems: tuple[str, ...] = ()
+    """What cannot be read of it."""
+
+    @property
+    def hash(self) -> str:
+        return fingerprint(self.plan) if self.plan else ""
+
+    @property
+    def current(self) -> dict[str, Any]:
+        """The analysis after the last change."""
+        now = dict(self.plan)
+        for change in self.changes:
+            for key, (_, new) in change.changes.items():
+                now[key] = new
+        return now
+
+    def as_json(self) -> dict[str, Any]:
+        """What `report --json` prints under `analysis`. Keys may be added, none is renamed."""
+        return {
+            "hash": self.hash,
+            "frozen": self.time,
+            "finished_before": self.finished,
+            "changes": [
+                {
+                    "time": change.time,
+                    "finished": change.finished,
+                    "changes": {key: list(pair) for key, pair in change.changes.items()},
+                }
+                for change in self.changes
+            ],
+            "looks": [{"time": look.time, "finished": look.finished} for look in self.looks],
+            "problems": list(self.problems),
+        }
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def registration_of(folder: Path) -> Registration | None:
+    """What a study's folder holds; None where nothing was frozen. Damaged files become `problems`, never errors."""
+    frozen, log = folder / FROZEN, folder / LOG
+    if not frozen.exists() and not log.exists():
+        return None
+    problems: list[str] = []
+    plan, when, finished = dict[str, Any](), 0.0, 0
+    try:
+        content = json.loads(frozen.read_text())
+        plan, when, finished = dict(content["plan"]), float(content["time"]), int(content["finished"])
+        _check_seeds(plan)
+        if content["hash"] != fingerprint(plan):
+            problems.append(f"{frozen} was edited after it was frozen: its hash is {content['hash']}")
+    except FileNotFoundError:
+        problems.append(f"{frozen} is missing: what was frozen is not known")
+    except (OSError, ValueError, LookupError, TypeError):
+        plan = {}
+        problems.append(f"{frozen} cannot be read: what was frozen is not known")
+    changes, looks = list[Change](), list[Look]()
+    for event in _events(log, problems):
+        (changes if isinstance(event, Change) else looks).append(event)  # type: ignore[arg-type]
+    if not looks and not problems and _was_compared(folder):
+        problems.append(f"{log} holds no look, though there was a comparison: changes and looks are not known")
+    return Registration(plan, when, finished, tuple(changes), tuple(looks), tuple(problems))
+
+
+def _was_compared(folder: Path) -> bool:
+    """Whether a comparison with a verdict stands in a study's folder: then somebody has looked."""
+    try:
+        rows = json.loads((folder / "comparison.json").read_text())["rows"]
+        return any(row["verdict"] for row in rows)
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def _events(log: Path, problems: list[str]) -> Iterator[Change | Look]:
+    """Every line that can be read; of the others, a problem with its line."""
+    try:
+        lines = log.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        problems.append(f"{log} cannot be read: {error.strerror}")
+        return
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            yield _event(json.loads(line))
+        except (ValueError, LookupError, TypeError, AttributeError):
+            problems.append(f"{log}:{number} cannot be read: a change or a look is missing here")
+
+
+def _check_seeds(plan: Mapping[str, Any]) -> None:
+    """Raise ValueError, TypeError or LookupError where no levels can be computed from what stands there."""
+    seeds, more = plan["seeds"], plan["more_seeds"]
+    numbers = [*seeds, *((more["most"], more["step"]) if more else ())]
+    if not seeds or not all(isinstance(number, int) for number in numbers):
+        raise ValueError("seeds")
+
+
+def _event(line: Mapping[str, Any]) -> Change | Look:
+    when, finished = float(line["time"]), int(line["finished"])
+    if line["event"] == "change":
+        changes = {str(key): (old, new) for key, (old, new) in line["changes"].items()}
+        _check_seeds({"seeds": [0], "more_seeds": None} | {key: new for key, (_, new) in changes.items()})
+        return Change(when, finished, changes, int(line.get("looked", 0)))
+    if line["event"] == "look":
+        return Look(when, finished, str(line["key"]), int(line.get("seeds", 0)))
+    raise ValueError(line["event"])
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+
+
+def register(
+    store: Store, ablation: Ablation, finished: Callable[[], int], looked: Callable[[], int] = lambda: 0
+) -> list[str]:
+    """Freeze the analysis of a study, or log how it differs from the one in force. Returns what kept it from that.
+
+    Args:
+        finished: counts the runs of the study that have finished; called where something is written.
+        looked: likewise, seeds of the last look at the rounds in force before.
+
+    A study without a comparison, of one arm, has nothing to freeze.
+    """
+    if not _compares(ablation):
+        return []
+    folder, plan = store.study(ablation.study.study), analysis_of(ablation)
+    try:
+        with locked(folder / LOCK, PATIENCE):
+            known = registration_of(folder)
+            if known is None:
+                content = {"plan": plan, "hash": fingerprint(plan), "time": _now(), "finished": finished()}
+                write_json(folder / FROZEN, content)
+            elif known.plan and (changes := changed(known.current, plan)):
+                line = {"event": "change", "time": _now(), "finished": finished(), "looked": looked()}
+                _append(folder / LOG, {**line, "changes": changes})
+    except (Busy, OSError) as error:
+        return [_unwritten(folder, error)]
+    return []
+
+
+def note_look(store: Store, ablation: Ablation, comparison: Comparison) -> list[str]:
+    """Log a look at a comparison that has a verdict, once for the same results. Returns what kept it from that.
+
+    A study whose analysis was never frozen, for it never ran in this store, has no log.
+    """
+    folder = store.study(ablation.study.study)
+    if not (folder / FROZEN).exists() or not any(row.verdict for row in comparison.rows):
+        return []
+    key = look_key(ablation, comparison)
+    try:
+        with locked(folder / LOCK, PATIENCE):
+            known = registration_of(folder)
+            if known is None or key in {look.key for look in known.looks}:
+                return []
+            seeds = max(row.difference.seeds for row in comparison.rows if row.verdict and row.difference)
+            line = {"event": "look", "time": _now(), "finished": finished_of(comparison), "key": key, "seeds": seeds}
+            _append(folder / LOG, line)
+    except (Busy, OSError) as error:
+        return [_unwritten(folder, error)]
+    return [problem for problem in known.problems if problem.startswith(str(folder / LOG))]
+
+
+def look_key(ablation: Ablation, comparison: Comparison) -> str:
+    """The same for two looks at the same results by the same analysis."""
+    seen = [[row.arm, row.seeds, row.mean, row.deviation, dict(row.states)] for row in comparison.rows]
+    return fingerprint({"seen": seen, "analysis": analysis_of(ablation)})
+
+
+def finished_of(comparison: Comparison) -> int:
+    """Runs that have ended with a result, divergence included."""
+    return sum(row.states.get("done", 0) + row.states.get("diverged", 0) for row in comparison.rows)
+
+
+def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """{key: [old value, new value]} of what differs."""
+    return {key: [old.get(key), new.get(key)] for key in (*old, *(set(new) - set(old))) if old.get(key) != new.get(key)}
+
+
+def _compares(ablation: Ablation) -> bool:
+    return any(arm.name != arm.baseline for arm in ablation.arms)
+
+
+def _append(log: Path, event: Mapping[str, Any]) -> None:
+    """One line, after the rest of a line that a killed process may have left."""
+    with log.open("a+b") as file:
+        torn = b""
+        if file.seek(0, 2):
+            file.seek(-1, 2)
+            torn = b"" if file.read(1) == b"\n" else b"\n"
+        file.write(torn + json.dumps(event).encode() + b"\n")
+
+
+def _unwritten(folder: Path, error: Exception) -> str:
+    why = "another process holds its lock" if isinstance(error, Busy) else getattr(error, "strerror", "") or str(error)
+    return f"{folder / LOG} was not written ({why}): a change or a look is missing there"
+
+
+def _now() -> float:
+    return round(time.time(), 3)
+
+
+def seen_plans(registration: Registration | None) -> Sequence[tuple[Mapping[str, Any], int]]:
+    """The seeds of each analysis but the one in force, with the seeds of the last look under it."""
+    if registration is None or not registration.plan:
+        return ()
+    found, now, since = [], dict(registration.plan), 0.0
+    for change in registration.changes:
+        if {"seeds", "more_seeds"} & change.changes.keys():
+            found.append((dict(now), change.looked or _fixed_look(now, registration, since, change.time)))
+            since = change.time
+        for key, (_, new) in change.changes.items():
+            now[key] = new
+    return found
+
+
+def looked_fixed(registration: Registration) -> int:
+    """Seeds of the last look under the analysis in force, of a study whose number of seeds is fixed."""
+    changes = [change.time for change in registration.changes if {"seeds", "more_seeds"} & change.changes.keys()]
+    return _fixed_look(registration.current, registration, max(changes, default=0.0), float("inf"))
+
+
+def _fixed_look(plan: Mapping[str, Any], registration: Registration, since: float, until: float) -> int:
+    """Seeds of a study without rounds, where a comparison of all of them was looked at in that time."""
+    if plan.get("more_seeds"):
+        return 0
+    seen = [look.seeds for look in registration.looks if since <= look.time <= until]
+    return max(seen, default=0)

@@ -1,0 +1,167 @@
+"""What changed along with a factor: keys of the resolved model that no factor set.
+
+A head's width follows from d_model and heads where it is not written down, and a range of layers covers another share
+of a deeper stack. Neither is a mistake; that more than the factor changed should be known before the result is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+from lit_llm.config.section import Section
+from lit_llm.config.tree import leaves, under
+from lit_llm.data.config import Tokenizer
+from lit_llm.models.resolve import OWN_ATTENTION, STACKS, Layer, ResolvedModel, layer_range, resolve_model
+from lit_llm.studies.audit.findings import Finding, differs, ruled
+from lit_llm.studies.load import Ablation, Arm
+
+VOCABULARY = "model.vocabulary"
+SPARE, UNEQUAL = 0.25, 0.1
+"""Shares of a vocabulary that may be unused without a note, and that two arms may differ by."""
+
+Place = tuple[str, int, str]
+"""(stack, number of the layer, component), as an address names them."""
+
+
+def confounds(ablation: Ablation, arm: Arm, baseline: Arm) -> Iterator[Finding]:
+    """Findings of an arm and a baseline of one family. Another family brings its own model."""
+    if arm.experiment.model.family != baseline.experiment.model.family:
+        return
+    declared = {*arm.declared, *baseline.declared, *arm.derived, *baseline.derived}
+    if arm.group != baseline.group:
+        declared |= differs(arm, baseline).keys()  # a named arm says itself what it sets
+    for key, old, new in _changes(arm, baseline, declared):
+        reason = f"{shown(old)} → {shown(new)}, though no factor sets it"
+        yield ruled(ablation, "confound", arm, key, reason, "; set it to hold it, or `allow` it")
+    for key, share, other in _shares(arm, baseline, declared):
+        reason = f"covers {share} layers, {other} in {baseline.name}"
+        yield ruled(ablation, "confound", arm, key, reason, "; make it part of the level, or `allow` it")
+
+
+def unused_rows(arm: Arm) -> Iterator[Finding]:
+    """A note on a vocabulary far larger than what the tokenizer and the objective can say."""
+    rows, unused = _vocabulary(arm)
+    if unused > SPARE * rows:
+        message = f"{unused} of {rows} rows are never used: the tokenizer and the objective have {rows - unused} ids, "
+        yield Finding("note", arm.name, VOCABULARY, f"{message}and all rows count in parameters, FLOPs and the softmax")
+
+
+def unequal_rows(ablation: Ablation, arm: Arm, baseline: Arm) -> Iterator[Finding]:
+    """Refuse rows that one of two arms alone has and never uses: they cost it probability, parameters and FLOPs."""
+    pair = [_vocabulary(each) for each in (arm, baseline)]
+    more, less = (unused for _, unused in pair)
+    if abs(more - less) > UNEQUAL * min(rows for rows, _ in pair):
+        reason = f"{more} rows beyond the ids of the tokenizer and the objective, {less} in {baseline.name}: "
+        reason += "each costs softmax and parameters"
+        advice = "; give both what their tokenizers and objectives need, or `allow` it"
+        yield ruled(ablation, "refused", arm, VOCABULARY, reason, advice)
+
+
+def _vocabulary(arm: Arm) -> tuple[int, int]:
+    """(rows of the embedding, rows that no text and no objective uses)."""
+    pretrain, rows = arm.experiment.pretrain, arm.experiment.model.vocabulary
+    used = _ids(pretrain.data.tokenizer) + sum(pretrain.objective.extra_ids(pretrain.data.sequence_length).values())
+    return rows, rows - used
+
+
+@lru_cache(maxsize=256)
+def _ids(tokenizer: Tokenizer) -> int:
+    """Ids of a tokenizer; reading those of a file takes a while."""
+    return tokenizer.vocabulary
+
+
+def _changes(arm: Arm, baseline: Arm, declared: set[str]) -> Iterator[tuple[str, Any, Any]]:
+    """(address, old, new) of what differs undeclared; one address for all attentions where all changed alike."""
+    left, right = resolve_model(baseline.experiment.model), resolve_model(arm.experiment.model)
+    if left == right:
+        return  # as most arms of a large study are
+    old, new = dict(_keys(left)), dict(_keys(right))
+    changed: dict[tuple[str, Any, Any], list[Place]] = {}
+    for where in [where for where in old if where in new]:
+        place, key = where
+        if old[where] == new[where] or _idle(old[where]) or _idle(new[where]):
+            continue
+        if key == "kv_heads" and all(keys[place, "heads"] == keys[where] for keys in (old, new)):
+            continue  # as many as heads on both sides: it has no number of its own
+        if not any(under(address, *declared) for address in _addresses(place, key, arm, baseline)):
+            changed.setdefault((key, old[where], new[where]), []).append(place)
+    for (key, before, after), places in changed.items():
+        everywhere = {place for place, other in old if other == key and (place, other) in new}
+        general = {_default(component) for _, _, component in places} - {"retention"}  # which has no default
+        if places == [("", 0, "")]:
+            yield f"model.{key}", before, after
+        elif set(places) == everywhere and len(general) == 1:
+            yield f"model.{general.pop()}.{key}", before, after
+        else:
+            for side, component in dict.fromkeys((side, component) for side, _, component in places):
+                yield f"model.{side}.{component}.{key}", before, after
+
+
+def _keys(model: ResolvedModel) -> Iterator[tuple[tuple[Place, str], Any]]:
+    """Every key of a resolved model with its place; the model's own keys have none."""
+    for key, value in leaves(_whole(model, without=("encoder", "decoder"))):
+        yield (("", 0, ""), key), value
+    for side, layers in _stacks(model):
+        for index, layer in enumerate(layers):
+            for name, part in layer:
+                component = OWN_ATTENTION[side] if name == "self_attention" else name
+                for key, value in leaves(_whole(part)) if isinstance(part, Section) else ():
+                    yield ((side, index, component), key), value
+
+
+def _stacks(model: ResolvedModel) -> Iterator[tuple[str, Sequence[Layer]]]:
+    """The layers by the stacks that a study writes them in."""
+    yield "encoder", model.encoder
+    if model.family == "decoder_decoder":
+        yield "self_decoder", model.decoder[: model.self_layers]
+        yield "cross_decoder", model.decoder[model.self_layers :]
+    else:
+        yield "decoder", model.decoder
+
+
+def _whole(section: Section, without: Sequence[str] = ()) -> dict[str, Any]:
+    """All fields, those too that a dump leaves out where they have no effect."""
+    found = {key: getattr(section, key) for key in type(section).model_fields if key not in without}
+    return {key: _whole(value) if isinstance(value, Section) else value for key, value in found.items()}
+
+
+def _addresses(place: Place, key: str, *arms: Arm) -> Iterator[str]:
+    """Everything that a study may set to change this key at this place."""
+    side, index, component = place
+    if not side:
+        yield f"model.{key}"
+        return
+    yield f"model.{_default(component)}.{key}"
+    yield f"model.{side}.{component}.{key}"
+    for arm in arms:
+        for name in getattr(arm.experiment.model, side).layer_ranges:
+            if index in layer_range(name):
+                yield f"model.{side}.layer_ranges.{name}.{component}.{key}"
+
+
+def _default(component: str) -> str:
+    return "attention" if component.endswith("attention") else component
+
+
+def _idle(value: Any) -> bool:
+    """What the canonical form puts in place of a value without effect: an eps where there is no norm."""
+    return value is None or (isinstance(value, bool | float) and not value)
+
+
+def _shares(arm: Arm, baseline: Arm, declared: set[str]) -> Iterator[tuple[str, str, str]]:
+    """(address, share here, share in the baseline) of layer ranges that stayed while the stack grew or shrank."""
+    for side in STACKS:
+        here, there = (getattr(each.experiment.model, side, None) for each in (arm, baseline))
+        if here is None or there is None or here.layers == there.layers:
+            continue
+        for name in here.layer_ranges:
+            key, covered = f"model.{side}.layer_ranges.{name}", len(layer_range(name))
+            if name in there.layer_ranges and not any(under(other, key) or under(key, other) for other in declared):
+                yield key, f"{covered} of {here.layers}", f"{covered} of {there.layers}"
+
+
+def shown(value: Any) -> str:
+    """A key's value as people read it."""
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, list | tuple) else str(value)

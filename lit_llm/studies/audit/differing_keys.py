@@ -1,0 +1,271 @@
+"""Is the comparison fair? Between an arm and its baseline only declared keys may differ."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from lit_llm.config.problems import some
+from lit_llm.config.tree import under
+from lit_llm.evaluation.config import METRICS_OF_SPLIT, YARDSTICKS, yardstick_of
+from lit_llm.experiment.cost import Cost, cost_of
+from lit_llm.experiment.schema import Checkpoint
+from lit_llm.models.adapt import Adaptation, altered
+from lit_llm.models.resolve import resolve_model
+from lit_llm.objectives.config import continues
+from lit_llm.runs.fingerprints import identity_of_data
+from lit_llm.runs.leaks import same_tokenizer
+from lit_llm.runs.stage_graph import EVALUATED, FINETUNED, final_metric, validation_metric
+from lit_llm.statistics.pareto import better
+from lit_llm.studies.audit.budgets import audit_budgets, is_outside, times, unused_rules
+from lit_llm.studies.audit.confounds import confounds, shown, unequal_rows, unused_rows
+from lit_llm.studies.audit.findings import INTERVENTION, Finding, differs, ruled
+from lit_llm.studies.audit.ineffective_settings import no_effect
+from lit_llm.studies.audit.no_ops import probe, together
+from lit_llm.studies.audit.tuning import one_learning_rate, unequal_searches
+from lit_llm.studies.load import Ablation, Arm
+from lit_llm.studies.matching import TOLERANCE
+
+if TYPE_CHECKING:
+    from lit_llm.store.store import Store
+
+YARDSTICK = (
+    "pretrain.data.corpus",
+    "pretrain.data.tokenizer",
+    "pretrain.data.sequence_length",
+    "pretrain.data.validation_fraction",
+    "pretrain.data.test_fraction",
+    "pretrain.data.near_duplicates",
+    "pretrain.validation",
+)
+"""Keys that decide which target tokens the metrics of a stage are measured on."""
+TARGET_NLL, MASKED_NLL = YARDSTICKS
+BITS_PER_BYTE = "bits_per_byte"
+"""The last part of a metric's name that compares across tokenizers."""
+PRECISION = ("pretrain.training.precision", "finetune.training.precision")
+"""Keys that decide in which arithmetic a metric is computed."""
+CONTINUATION = tuple(
+    f"{begin}{kind}" for begin in METRICS_OF_SPLIT.values() for kind in ("target_nll", "perplexity", "bits_per_byte")
+)
+"""What a model says of the tokens that go on from a prefix, in several units."""
+EXAMPLES = tuple(
+    f"finetune.data.{key}"
+    for key in ("held_out", "test", "inputs", "targets", "task", "input_length", "target_length", "over_long")
+)
+"""Keys that decide which target tokens of the instruction data are scored; see `_measured_on` for the others."""
+SPLIT_FROM_EXAMPLES = tuple(f"finetune.data.{key}" for key in ("examples", "validation_fraction", "test_fraction"))
+"""Keys that decide it too where the split has no files of its own, but is a share of the examples."""
+_YARDSTICKS = {
+    **dict.fromkeys(METRICS_OF_SPLIT.values(), YARDSTICK),
+    **dict.fromkeys(
+        (f"{FINETUNED}{begin}" for begin in METRICS_OF_SPLIT.values()),
+        (*YARDSTICK[:2], *EXAMPLES, "finetune.validation"),
+    ),
+    EVALUATED: (*YARDSTICK[:6], *EXAMPLES, "evaluate"),
+    f"{FINETUNED}{EVALUATED}": (*YARDSTICK[:6], *EXAMPLES, "evaluate"),
+}
+"""The same by the beginning of a metric's name."""
+
+_SOURCE = re.compile(r"^(adapt\.from\.((en|de)coder\.)?)+")
+"""The address of a source, of its own sources, or of one side's."""
+
+
+def audit(
+    ablation: Ablation,
+    tell: Callable[[str], None] = lambda _: None,
+    built: bool = True,
+    costs: Mapping[str, Cost] | None = None,
+    store: Store | None = None,
+) -> list[Finding]:
+    """Every finding of every arm.
+
+    built: compare what fair arms compute, too; see `probe`, which tells what it does where that takes a while.
+    costs: of every arm by its name, where they are computed already. store: where tokenizers may be trained already.
+    """
+    if costs is None:
+        costs = {arm.name: cost_of(arm.experiment) for arm in ablation.arms}
+    found = [*one_learning_rate(ablation), *unequal_searches(ablation, costs)]
+    found += [finding for arm in ablation.arms for finding in _audit_arm(ablation, arm, costs, store)]
+    found += no_effect(ablation)
+    if not built or any(finding.kind == "refused" for finding in found):
+        return found
+    named = {finding.arm for finding in found if finding.kind == "no_op"}
+    found += [each for each in probe(ablation, tell) if each.kind != "no_op" or each.arm not in named]
+    found += unused_rules(ablation, found)
+    return found
+
+
+def _audit_arm(ablation: Ablation, arm: Arm, costs: Mapping[str, Cost], store: Store | None) -> Iterator[Finding]:
+    if arm.experiment.pretrain.masks.documents == "separate":
+        message = "FLOPs are an upper bound: they are counted as if each window were of one document"
+        yield Finding("note", arm.name, "pretrain.masks.documents", message)
+    yield from _audit_metric(ablation.study.compare.metric, arm)
+    yield from unused_rows(arm)
+    if arm.experiment.adapt is not None:
+        yield from _audit_adaptation(arm, costs[arm.name])
+    if arm.name == arm.baseline:
+        return
+    baseline = ablation.arm(arm.baseline)
+    changed = differs(arm, baseline)
+    yield from _audit_match(ablation, arm)
+    yield from _audit_keys(ablation, arm, baseline, changed)
+    yield from _audit_tokenizers(ablation.study.compare.metric, arm, baseline, store)
+    yield from audit_budgets(ablation, arm, costs)
+    yield from unequal_rows(ablation, arm, baseline)
+    yield from confounds(ablation, arm, baseline)
+    if any(under(key, "pretrain.objective") for key in changed):
+        yield from _audit_objectives(ablation, arm, baseline, costs)
+    yield from _audit_crossing(ablation, arm, baseline)
+
+
+def _audit_metric(metric: str, arm: Arm) -> Iterator[Finding]:
+    """Whether a model of this family has the metric at all."""
+    family = arm.experiment.model.family
+    if validation_metric(metric) == MASKED_NLL and continues(family):
+        instead = _of_split(metric, TARGET_NLL)
+        message = f"{metric} is of encoder_only models, which see what comes after a token; use {instead}"
+        yield Finding("refused", arm.name, "compare.metric", message)
+    if not continues(family) and metric.removeprefix(FINETUNED).startswith(CONTINUATION):
+        message = f"an encoder_only model has no {metric}: it predicts no token from those before it alone"
+        yield Finding(
+            "refused", arm.name, "compare.metric", f"{message}; use {_of_split(metric, MASKED_NLL)}, among such models"
+        )
+
+
+def _of_split(metric: str, name: str) -> str:
+    """A metric of the validation split, or the beginning of its name, as one of the split that another metric is of."""
+    return final_metric(name) if validation_metric(metric) != metric else name
+
+
+def _audit_keys(ablation: Ablation, arm: Arm, baseline: Arm, changed: Mapping[str, list[Any]]) -> Iterator[Finding]:
+    """Keys that differ and are no factor, and those that the metric is measured by."""
+    metric = ablation.study.compare.metric
+    yardstick = _measured_on(metric, arm, baseline)
+    # Between an arm outside the grid, which has no level of a factor, and one inside, the factor excuses nothing.
+    declared = arm.declared | baseline.declared if arm.levels and baseline.levels else frozenset()
+    for key, (old, new) in changed.items():
+        measured = under(key, *yardstick)
+        # A level that a source has, too, is in its keys.
+        if under(_SOURCE.sub("", key), *declared) and not measured:
+            continue
+        # What matching has moved is judged as it was before.
+        old, new = baseline.derived.get(key, [old])[0], arm.derived.get(key, [new])[0]
+        if old == new or (arm.group != baseline.group and under(key, *INTERVENTION)):
+            continue
+        reason = "differs and is no factor of the study"
+        if under(key, *declared):
+            reason = f"differs, so {metric} is not measured on the same target tokens"
+        way = "`allow` it with its reason" if under(key, *declared) else "make it equal, a factor, or `allow` it"
+        values = f": {old!r} in {baseline.name}, {new!r} here; {way}"
+        yield ruled(ablation, "refused", arm, key, reason, values, by_name=measured or key in PRECISION)
+
+
+def _measured_on(metric: str, *arms: Arm) -> tuple[str, ...]:
+    """Sections and keys that decide which target tokens a metric of these arms is measured on."""
+    keys = next((keys for prefix, keys in _YARDSTICKS.items() if metric.startswith(prefix)), ())
+    files = "test" if metric.startswith(f"{FINETUNED}{METRICS_OF_SPLIT['test']}") else "held_out"
+    tuned = [arm.experiment.finetune.data for arm in arms if arm.experiment.finetune is not None]
+    if set(EXAMPLES) <= set(keys) and any(getattr(data, files) is None for data in tuned):
+        return (*keys, *SPLIT_FROM_EXAMPLES)
+    return keys
+
+
+def _audit_tokenizers(metric: str, arm: Arm, baseline: Arm, store: Store | None) -> Iterator[Finding]:
+    """Losses per token do not compare where the tokens are others."""
+    if better(metric) != "lower" or BITS_PER_BYTE in metric or _same_tokens(arm, baseline, store):
+        return
+    here, there = (each.experiment.pretrain.data.tokenizer for each in (arm, baseline))
+    trained = ", of the same settings but trained on other text" if here == there else ""
+    message = f"{metric} is counted per token, and {baseline.name} has another tokenizer{trained}; "
+    before, _, evaluation = metric.partition(EVALUATED)
+    if evaluation.startswith("extrapolation/") or MASKED_NLL in metric:
+        message += "it has no form in bits per byte, so make the tokenizers equal"
+    else:
+        part = f"{EVALUATED}{evaluation.partition('/')[0]}/" if evaluation else _of_split(metric, "val/")
+        stage = before if evaluation else FINETUNED * metric.startswith(FINETUNED)
+        message += f"compare `metric: {stage}{part}{BITS_PER_BYTE}`"
+    yield Finding("refused", arm.name, "compare.metric", message)
+
+
+def _same_tokens(arm: Arm, baseline: Arm, store: Store | None) -> bool:
+    """Whether two arms have the same tokens, as far as is known: what tokenizers are trained on, then their files."""
+    one, other = arm.experiment, baseline.experiment
+    if one.pretrain.data == other.pretrain.data or identity_of_data(one).tokenizer == identity_of_data(other).tokenizer:
+        return True
+    return store is not None and same_tokenizer(one, other, store) is True
+
+
+def _audit_objectives(ablation: Ablation, arm: Arm, baseline: Arm, costs: Mapping[str, Cost]) -> Iterator[Finding]:
+    """What another objective makes incomparable, and how much it learns from."""
+    metric = ablation.study.compare.metric
+    if validation_metric(metric) == "val/objective_loss":
+        message = f"{metric} of another objective than {baseline.name}'s is another quantity; use "
+        instead = _of_split(metric, yardstick_of(arm.experiment.model.family))
+        yield Finding("refused", arm.name, "compare.metric", message + instead)
+    if ablation.study.match.by != "loss_tokens":
+        ratio = costs[arm.name].loss_tokens / costs[baseline.name].loss_tokens
+        message = "the loss is computed on another number of tokens: see loss tokens"
+        if is_outside(ratio):
+            named = "its baseline" if ablation.study.compare.within else baseline.name
+            message = f"the loss is computed on {times(ratio)} the tokens of {named}: see loss tokens"
+        yield Finding("note", arm.name, "pretrain.objective", message)
+
+
+def _audit_crossing(ablation: Ablation, arm: Arm, baseline: Arm) -> Iterator[Finding]:
+    """Arms that differ from their baseline in themselves and in factors at once."""
+    first = {name: labels[0] for name, labels in ablation.factors.items()}
+    moved = [name for name, label in arm.levels.items() if baseline.levels.get(name, first[name]) != label]
+    grid = ablation.study.grid
+    if grid and grid.design == "fractional_factorial" and arm.levels:
+        if arm.group != baseline.group and not moved:
+            message = f"its other combinations differ from {baseline.name} in factors too; compare its effects instead"
+            yield Finding("note", arm.name, "compare", message)
+    elif arm.group != baseline.group and moved:
+        message = f"differs from {baseline.name} in its arm and in {', '.join(moved)} at once; see `compare.within`"
+        yield Finding("note", arm.name, "compare", message)
+
+
+def _audit_adaptation(arm: Arm, cost: Cost) -> Iterator[Finding]:
+    """What is taken over, what is not, and what that has cost before."""
+    adapt, found = arm.experiment.adapt, arm.experiment.adaptation
+    assert adapt is not None
+    message = f"{len(found.taken)} of {len(found.taken) + len(found.fresh)} tensors are taken over"
+    lists = (("fresh", together(found.fresh)), ("left behind", _left(found)))
+    message += "".join(f"; {what}: {some(names)}" for what, names in lists if names)
+    yield Finding("note", arm.name, "adapt.from", message)
+    if cost.before.train_flops:
+        flops, tokens = cost.before.train_flops, cost.before.tokens
+        share = flops / cost.train_flops
+        message = f"its source's {tokens:,} tokens and {flops:.3g} FLOPs ({share:.0%} of all) are counted"
+        yield Finding("note", arm.name, "adapt.from", message)
+    if any(isinstance(given, Checkpoint) for given in adapt.sides.values()):
+        message = "what a checkpoint's training has cost is not known, and not counted: no compute is equal to its"
+        yield Finding("note", arm.name, "adapt.from", message)
+    if changes := altered(resolve_model(arm.experiment.model), adapt.models):
+        told = ", ".join(f"{key} {shown(old)} → {shown(new)}" for key, old, new in changes)
+        yield Finding("note", arm.name, "adapt.from", f"what is taken over is not used as before: {told}")
+
+
+def _left(found: Adaptation) -> list[str]:
+    """What nothing is made of: whole layers by their numbers, the rest as parameters."""
+    used = {_layer(name) for _, name in found.taken.values()}
+    layers = dict.fromkeys(_layer(name) for name in found.left if _layer(name) not in used)
+    return [*filter(None, layers), *together(name for name in found.left if _layer(name) not in layers)]
+
+
+def _layer(name: str) -> str:
+    """`decoder.layers.3` of a parameter inside it, else ''."""
+    return ".".join(name.split(".")[:3]) if ".layers." in name else ""
+
+
+def _audit_match(ablation: Ablation, arm: Arm) -> Iterator[Finding]:
+    by, baseline = ablation.study.match.by, ablation.root(arm)
+    if by == "none":
+        return
+    if abs(arm.residual) > TOLERANCE:
+        message = f"{by} differ from {baseline.name}'s by {arm.residual:+.1%} after matching, more than {TOLERANCE:.0%}"
+        yield Finding("refused", arm.name, "match.by", f"{message}; change the arm, or match by something else")
+        return
+    moved = ", ".join(f"{key} {old} → {new}" for key, (old, new) in arm.derived.items()) or "nothing had to move"
+    yield Finding("note", arm.name, "match.by", f"{by} within {arm.residual:+.2%} of {baseline.name}'s: {moved}")

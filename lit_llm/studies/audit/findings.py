@@ -1,0 +1,95 @@
+"""What a plan has to say about an arm."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from lit_llm.config.tree import difference, under
+from lit_llm.experiment.schema import AdaptConfig, Checkpoint, Pretrained
+from lit_llm.models.cost import count_parameters
+from lit_llm.models.resolve import resolve_model
+from lit_llm.studies.load import Ablation, Arm
+
+INTERVENTION = ("model", "adapt", "pretrain.objective", "pretrain.masks", "finetune.masks")
+"""What an ablation is about, and what an arm may therefore set for itself. All else is a control."""
+
+Kind = Literal["refused", "allowed", "no_op", "confound", "note"]
+"""refused blocks the study; the others inform. no_op: computes what another arm computes; confound: something changed
+along with what was declared."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that the plan says about an arm."""
+
+    kind: Kind
+    arm: str
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.arm}: {self.key}{': ' if self.key else ''}{self.message}"
+
+    def as_json(self) -> dict[str, str]:
+        return asdict(self)
+
+
+def differs(arm: Arm, baseline: Arm) -> dict[str, list[Any]]:
+    """{key: [baseline's value, arm's value]} of the two experiments, without their seeds.
+
+    A source that one of them has is one difference, not all of its keys.
+    """
+    found, pair = difference(baseline.flat, arm.flat), (baseline, arm)
+    if sum(each.experiment.adapt is not None for each in pair) == 1:
+        found = {key: values for key, values in found.items() if not under(key, "adapt.from")}
+        found["adapt.from"] = [_shown(each.experiment.adapt) if each.experiment.adapt else None for each in pair]
+    return found
+
+
+def _shown(adapt: AdaptConfig) -> str:
+    def one(given: Pretrained | Checkpoint) -> str:
+        if isinstance(given, Checkpoint):
+            return given.checkpoint
+        parameters = count_parameters(resolve_model(given.model)).total
+        return f"{given.model.family} of {parameters:,} parameters, {given.pretrain.training.max_steps} steps"
+
+    return " and ".join(dict.fromkeys(one(given) for given in adapt.sides.values()))
+
+
+BY_NAME = (
+    "pretrain.data.corpus",
+    "pretrain.data.tokenizer",
+    "finetune.data.examples",
+    "finetune.data.held_out",
+    "finetune.data.test",
+)
+"""Sections that stand for one thing each: of what the primary metric is measured on, a rule may name them whole."""
+
+
+def allowing(rule: str, key: str, by_name: bool = False) -> bool:
+    """Whether a rule of `allow` covers a key.
+
+    by_name: the key belongs to what the primary metric is measured on, and no rule for many keys at once covers it.
+    """
+    if by_name:
+        return rule == key or (under(rule, *BY_NAME) and under(key, rule))
+    return under(key, rule)
+
+
+def name_of(key: str) -> str:
+    """What a rule for this key of the primary metric has to be called."""
+    return next((section for section in BY_NAME if under(key, section)), key)
+
+
+def ruled(
+    ablation: Ablation, kind: Kind, arm: Arm, key: str, reason: str, advice: str, *, by_name: bool = False
+) -> Finding:
+    """A finding of this kind, or an allowed one where the study gives its reason for this key."""
+    for rule in ablation.study.allow:
+        if allowing(rule.key, key, by_name):
+            return Finding("allowed", arm.name, key, f"{reason}; allowed because {rule.because}")
+    if by_name and (blanket := next((rule.key for rule in ablation.study.allow if under(key, rule.key)), None)):
+        advice += f"; `{blanket}` does not allow it: what results are measured on and in goes by name, as in "
+        advice += f"`allow: [{{key: {name_of(key)}, because: ...}}]`"
+    return Finding(kind, arm.name, key, f"{reason}{advice}")

@@ -1,0 +1,181 @@
+"""Settings without effect: a clip that never clips, a z-loss below the last bit of a float32 loss.
+
+Configurations that differ are not always computations that do, and not all of it shows on networks that are built
+small: what training does with a gradient is seen only in training. The thresholds here are arithmetic. Values on the
+wrong side of them change nothing that float32 keeps, or nothing that a training meets.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import lru_cache
+from math import ceil
+from typing import Any
+
+from lit_llm.components.attention.config import ResolvedAttention
+from lit_llm.config.problems import some
+from lit_llm.config.tree import leaves, under
+from lit_llm.experiment.schema import Experiment, FinetuneConfig, PretrainConfig
+from lit_llm.models.resolve import resolve_model
+from lit_llm.studies.audit.findings import Finding, differs
+from lit_llm.studies.load import Ablation, Arm
+from lit_llm.training.config import TrainingConfig
+from lit_llm.training.schedules import Schedule
+
+ROUNDING = 2.0**-25
+"""Half of the distance from 1 to the float32 below it: a smaller change of a number is rounded away."""
+NEVER_CLIPS = 1000.0
+"""Gradient norm that no training comes near: that of a mean loss per token is a few units at first, and a run whose
+norm stays above 100 has diverged."""
+LOG_NORMALISER = 10.0
+"""The z-loss is z times the square of the log-normaliser, whose gradient is 2 z times it: about ln(22,000)."""
+FAR_SOFTCAP = 1e4
+"""Bound on scores that bends none of them: at 100, more than trained attention reaches, it moves a score by 0.003%."""
+_POINTS = 512
+"""Steps at which two schedules are compared, all of them where there are no more."""
+
+
+def no_effect(ablation: Ablation) -> Iterator[Finding]:
+    """No-op arms, whose only differences from another are settings without effect, and notes on such settings.
+
+    Arms with differences in their networks are compared by `probe`, which builds them.
+    """
+    reasons = {arm.name: dict(_reasons(arm.experiment)) for arm in ablation.arms}
+    schedules = {tuple(stage.training.schedule for _, stage in _stages(arm.experiment)) for arm in ablation.arms}
+    if len(schedules) == 1 and not any(reasons.values()):
+        return  # as in most studies, and it may be a large one
+    alike: dict[str, list[Arm]] = {}
+    for arm in ablation.arms:
+        alike.setdefault(_effective(arm), []).append(arm)
+    for group in alike.values():
+        for number, arm in enumerate(group):
+            # The baseline, or the first arm of the same comparison; with other baselines each may be needed.
+            others = [other for other in group if other is not arm and other.name == arm.baseline]
+            others += [other for other in group[:number] if other.baseline == arm.baseline]
+            keys = _differing(arm, others[0]) if others else []
+            if keys:
+                said = {**reasons[others[0].name], **reasons[arm.name]}
+                why = [f"{key} {said[key]}" for key in keys if key in said]
+                addresses = [f"{section}.schedule" for section, _ in _stages(arm.experiment)]
+                if any(under(key, *addresses) for key in keys):
+                    why.append("the learning rate is the same in every step")
+                why = why or ["they are the same in effect"]
+                message = f"trains as {others[0].name} does, in spite of {some(keys)}: {'; '.join(why)}"
+                yield Finding("no_op", arm.name, "", message)
+            for key, reason in reasons[arm.name].items():
+                if key not in keys:
+                    yield Finding("note", arm.name, key, reason)
+
+
+def _effective(arm: Arm) -> str:
+    """The configuration with one value for all those without effect, and each schedule as the rates that it gives.
+
+    Of the model what its keys resolve to: one may say what holds without it, or set off what another says.
+    """
+    values = {key: value for key, value in leaves(arm.flat) if not under(key, "model")}
+    for key in _idle_keys(arm.experiment):
+        values[key] = None
+    for section, stage in _stages(arm.experiment):
+        values = {key: value for key, value in values.items() if not under(key, f"{section}.execution")}
+        values = {key: value for key, value in values.items() if not under(key, f"{section}.schedule")}
+        values[f"{section}.schedule"] = _factors(stage.training.schedule, stage.training.max_steps)
+    values = {key: value for key, value in values.items() if value or key.split(".")[-1] not in _OFF}
+    model = resolve_model(arm.experiment.model)
+    network = {**model.model_dump(mode="json"), "output": model.output.model_dump(mode="json")}
+    return json.dumps({**values, "model": _without_far_softcaps(network)}, sort_keys=True)
+
+
+_OFF = ("clip_norm", "z_loss", "dropout", "weight_decay")
+"""Settings of a training for which an absent key, a null and a zero are one."""
+
+
+def _without_far_softcaps(part: Any) -> Any:
+    """A resolved model as plain data, without softcaps that bend nothing."""
+    if isinstance(part, list):
+        return [_without_far_softcaps(each) for each in part]
+    if not isinstance(part, dict):
+        return part
+    return {
+        key: _without_far_softcaps(value)
+        for key, value in part.items()
+        if key != "softcap" or (value is not None and value < FAR_SOFTCAP)
+    }
+
+
+def _idle_keys(experiment: Experiment) -> Iterator[str]:
+    """Keys of the training whose values have no effect."""
+    for section, stage in _stages(experiment):
+        yield from (key for key, _ in _idle_training(section, stage.training))
+
+
+def _stages(experiment: Experiment) -> Iterator[tuple[str, PretrainConfig | FinetuneConfig]]:
+    """(address of its training, stage) of each stage that trains."""
+    yield "pretrain.training", experiment.pretrain
+    if experiment.finetune is not None:
+        yield "finetune.training", experiment.finetune
+
+
+@lru_cache(maxsize=4096)
+def _factors(schedule: Schedule, max_steps: int) -> tuple[float, ...]:
+    """What the peak rate is multiplied by, at evenly spread steps."""
+    steps = {*range(min(max_steps, _POINTS // 2)), *range(0, max_steps, max(1, max_steps // _POINTS)), max_steps - 1}
+    return tuple(round(schedule.factor(step, max_steps), 9) for step in sorted(steps))
+
+
+def _differing(arm: Arm, twin: Arm) -> list[str]:
+    """Keys in which two arms differ, without those of the machine."""
+    machine = [f"{section}.execution" for section, _ in _stages(arm.experiment)]
+    return [key for key in differs(arm, twin) if not under(key, *machine)]
+
+
+def _reasons(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    """(key, why it has no effect)."""
+    for section, stage in _stages(experiment):
+        yield from _idle_training(section, stage.training)
+    yield from _idle_attention(experiment)
+
+
+def _idle_training(key: str, training: TrainingConfig) -> Iterator[tuple[str, str]]:
+    if training.clip_norm is not None and training.clip_norm >= NEVER_CLIPS:
+        yield f"{key}.clip_norm", f"of {training.clip_norm:g} never clips: no gradient's norm comes near it"
+    if training.z_loss > 0 and 2 * training.z_loss * LOG_NORMALISER < ROUNDING:
+        yield f"{key}.z_loss", f"of {training.z_loss:g} is lost in rounding: loss and gradient are float32"
+    decay, rate = training.optimizer.weight_decay, training.optimizer.lr
+    if 0 < decay * rate < ROUNDING:
+        message = f"of {decay:g} takes {decay * rate:.2g} of a weight in a step, which float32 rounds to nothing"
+        yield f"{key}.optimizer.weight_decay", message
+    if 0 < training.dropout < ROUNDING:
+        yield f"{key}.dropout", f"of {training.dropout:g} drops fewer than one entry in ten million"
+
+
+def _idle_attention(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    """Windows that reach beyond the longest text, and softcaps far above all scores."""
+    model, longest = resolve_model(experiment.model), _longest(experiment)
+    attentions = dict.fromkeys(
+        part for layer in model.layers for _, part in layer if isinstance(part, ResolvedAttention)
+    )
+    windows = {attention.window for attention in attentions if attention.window is not None}
+    for window in sorted(window for window in windows if window >= longest):
+        yield "model.attention.window", f"of {window} is no window: the longest text has {longest} tokens"
+    caps = {attention.softcap for attention in attentions if attention.softcap is not None}
+    for cap in sorted(cap for cap in caps if cap >= FAR_SOFTCAP):
+        yield "model.attention.softcap", f"of {cap:g} bends no score that training meets"
+    if (bound := model.output.softcap) is not None and bound >= FAR_SOFTCAP:
+        yield "model.output.softcap", f"of {bound:g} bends no logit that training meets"
+
+
+def _longest(experiment: Experiment) -> int:
+    """Tokens of the longest text that a stage or an evaluation puts through the model."""
+    trained = experiment.pretrain.data.sequence_length
+    lengths = [trained, *(ceil(of.source + of.target) for of in experiment.pretrain.objective.extremes(trained))]
+    if (tuned := experiment.finetune) is not None:
+        lengths.append(tuned.data.input_length + tuned.data.target_length)
+    if (evaluate := experiment.evaluate) is not None:
+        if evaluate.extrapolation is not None:
+            lengths += [times * trained for times in evaluate.extrapolation.lengths]
+        if evaluate.likelihood is not None:
+            lengths.append(evaluate.likelihood.span(trained)[0])
+        if evaluate.tasks is not None:
+            lengths.append(evaluate.tasks.max_length or trained)
+    return max(lengths)

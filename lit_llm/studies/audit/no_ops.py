@@ -1,0 +1,130 @@
+"""Arms that compute what another computes, and modules that changed without being told to: seen on arms built small.
+
+An equal configuration is recognised without building anything, and a study whose arms share their network, say one of
+learning rates, builds none; torch is loaded for the rest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from threading import Timer
+from typing import TYPE_CHECKING
+
+from lit_llm.config.fingerprint import fingerprint
+from lit_llm.config.problems import some
+from lit_llm.config.tree import under
+from lit_llm.models.resolve import resolve_model
+from lit_llm.runs.stage_graph import chain
+from lit_llm.studies.audit.findings import INTERVENTION, Finding, differs, ruled
+from lit_llm.studies.load import Ablation, Arm
+
+if TYPE_CHECKING:
+    from lit_llm.studies.audit.equivalence import Bench
+
+PATIENCE = 2.0
+"""Seconds after which it is said what takes so long."""
+
+
+def probe(ablation: Ablation, tell: Callable[[str], None] = lambda _: None) -> list[Finding]:
+    """No-op arms, undeclared differences of the built networks, and parameters that one of two arms has alone.
+
+    tell: is given a line to show where this takes more than two seconds.
+    """
+    message = f"building {len(ablation.arms)} arms small, to compare what they compute ..."
+    timer = Timer(PATIENCE, tell, [message])
+    timer.daemon = True
+    timer.start()
+    try:
+        return list(_findings(ablation))
+    finally:
+        timer.cancel()
+
+
+def _findings(ablation: Ablation) -> Iterator[Finding]:
+    @cache
+    def bench() -> Bench:
+        from lit_llm.studies.audit.equivalence import Bench
+
+        return Bench(ablation.arms)
+
+    controls = {arm.name: _controls(arm, ablation.arms[0]) for arm in ablation.arms}
+    networks = {arm.name: resolve_model(arm.experiment.model) for arm in ablation.arms}
+    for number, arm in enumerate(ablation.arms):
+        baseline = ablation.arm(arm.baseline)
+        others = [baseline] * (baseline is not arm)
+        others += [other for other in ablation.arms[:number] if other is not baseline]
+        others.sort(key=lambda other: not _compared(arm, other))
+        if twin := next((other for other in others if other.computation == arm.computation), None):
+            if _compared(arm, twin):
+                message = f"is the same computation as {twin.name}: it costs nothing and shows nothing"
+                yield Finding("no_op", arm.name, "", message)
+            else:
+                yield Finding("note", arm.name, "", f"is the same computation as {twin.name}, done once for both")
+            continue
+        alike = [other for other in others if controls[other.name] == controls[arm.name]]
+        if twin := next((o for o in alike if bench().same_function(arm, o)), None):
+            yield _same_function(arm, twin)
+        if networks[arm.name] != networks[baseline.name]:
+            for name, what in _collapsed(bench().undeclared(arm, baseline).items()):
+                reason = f"{what}, though it is configured as in {baseline.name}"
+                advice = ": a key does more than it says; correct the code, or `allow` it"
+                yield ruled(ablation, "refused", arm, f"model.{name}", reason, advice)
+            yield from _parameters(arm, baseline, bench())
+
+
+def _controls(arm: Arm, reference: Arm) -> str:
+    """What an arm is trained and measured by: who it would be with the reference's network and objective."""
+    stage = reference.experiment.pretrain
+    pretrain = arm.experiment.pretrain.model_copy(update={"objective": stage.objective, "masks": stage.masks})
+    update = {"model": reference.experiment.model, "pretrain": pretrain}
+    return fingerprint([link.fingerprint for link in chain(arm.experiment.model_copy(update=update))])
+
+
+def _same_function(arm: Arm, twin: Arm) -> Finding:
+    from lit_llm.studies.audit.equivalence import LONGEST
+
+    keys = [key for key in differs(arm, twin) if under(key, *INTERVENTION)]
+    seen = f" on windows of {LONGEST} tokens" if arm.experiment.pretrain.data.sequence_length > LONGEST else ""
+    message = f"is the same function as {twin.name}{seen}, in spite of {some(keys)}: it trains to the same losses"
+    return Finding("no_op" if _compared(arm, twin) else "note", arm.name, "", message)
+
+
+def _compared(arm: Arm, twin: Arm) -> bool:
+    """Whether the two stand in one comparison; else each may be needed for its own."""
+    return arm.baseline in (twin.name, twin.baseline)
+
+
+def _parameters(arm: Arm, baseline: Arm, bench: Bench) -> Iterator[Finding]:
+    """A line on the tensors that one of two arms of a family has alone; another family's are another network's."""
+    if arm.experiment.model.family != baseline.experiment.model.family:
+        return
+    here, there = bench.parameters(arm, baseline)
+    parts = [
+        f"only {where}: {some(together(names))}"
+        for where, names in (("here", here), (f"in {baseline.name}", there))
+        if names
+    ]
+    if parts:
+        yield Finding("note", arm.name, "parameters", "; ".join(parts))
+
+
+def together(names: Iterable[str]) -> list[str]:
+    """`decoder.layers.*.self_attention.qkv_scale.{k,q}` for four parameters of two layers."""
+    leaves: dict[str, dict[str, None]] = {}
+    for name in names:
+        parent, _, leaf = _any_layer(name).rpartition(".")
+        leaves.setdefault(parent, {})[leaf] = None
+    ends = [",".join(found) for found in leaves.values()]
+    return [f"{p}.{{{end}}}" if "," in end else f"{p}.{end}" for p, end in zip(leaves, ends, strict=True)]
+
+
+def _collapsed(found: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """(module, what) once for all layers alike."""
+    yield from dict.fromkeys((_any_layer(name), what) for name, what in found)
+
+
+def _any_layer(name: str) -> str:
+    """`decoder.layers.3.feed_forward` as `decoder.layers.*.feed_forward`."""
+    return re.sub(r"\.layers\.\d+", ".layers.*", name)

@@ -1,0 +1,89 @@
+"""Whether arms are tuned alike: by nobody, by a study that gives all one learning rate, or by a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from lit_llm.config.problems import some
+from lit_llm.config.tree import leaves, under
+from lit_llm.experiment.cost import Cost, cost_of
+from lit_llm.models.resolve import resolve_model
+from lit_llm.studies.audit.budgets import TOLERANCE, Excess, excesses
+from lit_llm.studies.audit.findings import INTERVENTION, Finding, ruled
+from lit_llm.studies.load import Ablation, Arm, SearchedKeys
+
+LR = "pretrain.training.optimizer.lr"
+ALL = "all arms"
+"""What stands in place of an arm's name where a finding is of the whole study."""
+
+
+def one_learning_rate(ablation: Ablation) -> Iterator[Finding]:
+    """A note where networks differ and one learning rate serves all of them, tuned for none."""
+    arms = ablation.arms
+    if any(under(LR, *arm.declared) for arm in arms) or any(LR in found.ranges for found in ablation.searches.values()):
+        return
+    optimizers = [arm.experiment.pretrain.training.optimizer for arm in arms]
+    one = len({(optimizer.kind, optimizer.lr) for optimizer in optimizers}) == 1
+    if one and len({resolve_model(arm.experiment.model) for arm in arms}) > 1:
+        message = (
+            f"one learning rate ({optimizers[0].lr:g}) for all arms, tuned for none: an arm may prefer another one. "
+        )
+        message += "Make it a factor, or tune each arm alike by a sweep, as sweeps/fair_lr.yaml does"
+        yield Finding("note", ALL, LR, message)
+
+
+def unequal_searches(ablation: Ablation, costs: Mapping[str, Cost]) -> Iterator[Finding]:
+    """Findings of a sweep that tunes one arm alone, or lets a trial win by its budget."""
+    for name, searched in ablation.searches.items():
+        arm = ablation.arm(name)
+        yield from _searched_alone(ablation, arm, searched)
+        yield from _searched_budgets(ablation, arm, searched, costs[name])
+
+
+def _searched_alone(ablation: Ablation, arm: Arm, searched: SearchedKeys) -> Iterator[Finding]:
+    """Keys that both arms have and that are searched in one of them, or over other values in each."""
+    baseline = ablation.arm(arm.baseline)
+    if baseline is arm:
+        return
+    other = ablation.searches[baseline.name]
+    both = dict(leaves(arm.flat)).keys() & dict(leaves(baseline.flat)).keys()
+    for key in dict.fromkeys((*searched.ranges, *other.ranges)):
+        here, there = searched.ranges.get(key), other.ranges.get(key)
+        if here == there or not any(under(each, key) for each in both):
+            continue
+        if here and there:
+            message = f"is searched over {here}, and over {there} in {baseline.name}"
+            yield Finding("note", arm.name, key, message)
+            continue
+        where = "here" if here else f"in {baseline.name}"
+        reason = f"is searched {where} alone, and both arms have it: one of them is tuned and the other is not"
+        if under(key, *INTERVENTION):
+            yield Finding("note", arm.name, key, reason)
+        else:
+            advice = "; leave out the `when`, or `allow` it with its reason"
+            yield ruled(ablation, "refused", arm, key, reason, advice)
+
+
+def _searched_budgets(ablation: Ablation, arm: Arm, searched: SearchedKeys, cost: Cost) -> Iterator[Finding]:
+    """Budgets that a searched key raises: the best trial may be the one that was given most. Less is no way to win."""
+    moved: dict[str, tuple[Excess, list[str]]] = {}
+    for key, experiment in searched.ends:
+        for excess in excesses(cost_of(experiment), cost):
+            budget = excess.budgets[0]
+            learned = budget.name == "loss_tokens" and under(key, "pretrain.objective")  # what is asked for there
+            if budget.blocks and not learned and excess.ratio > 1:
+                largest, keys = moved.setdefault(budget.name, (excess, []))
+                keys.append(key)
+                moved[budget.name] = (max(largest, excess, key=lambda each: each.ratio), keys)
+    for excess, keys in moved.values():
+        budget, names = excess.budgets[0], list(dict.fromkeys(keys))
+        reason = f"searching {some(names)} reaches {excess.sentence(f'the setting of {arm.name} in the file')}"
+        if searched.traded:
+            yield Finding("note", arm.name, budget.key, f"{reason}: a cost is a goal beside the metric")
+        else:
+            most = f"{0.999 * (1 + TOLERANCE) * budget.of(cost):.4g}"  # rounded, still within it
+            advice = (
+                f": a trial may win by its budget; bound it (`constraints: [{budget.name} <= {most}]`), hold it, or "
+            )
+            advice += f"`allow: [{{key: {budget.key}, because: ...}}]`"
+            yield ruled(ablation, "refused", arm, budget.key, reason, advice)

@@ -1,0 +1,67 @@
+"""Whether what a study will write fits on its disk. Loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from lit_llm.config.problems import InputError, Problem
+from lit_llm.data.sources import open_sources
+from lit_llm.experiment.schema import Experiment, Trained
+from lit_llm.models.resolve import resolve_model
+from lit_llm.runs.fingerprints import digest_of_data
+from lit_llm.store.disk import free_bytes
+from lit_llm.store.store import Stage, Store
+from lit_llm.training.memory import checkpoint_bytes, weights_bytes
+
+BYTES_OF_TEXT = 8
+"""More than those of a token of any tokenizer, on average."""
+
+
+def check_room(store: Store, stages: Iterable[tuple[Experiment, Trained, Stage]], slots: int) -> None:
+    """Raise InputError, with the numbers, where the disk is clearly too small for what is still to be done.
+
+    stages: those that train, as (experiment, section, place in the store). Counted are the weights of all that have no
+    result, the checkpoints of the largest `slots` of them, and the tokens of texts that are not tokenised yet: no more
+    than is written in any case.
+    """
+    todo = {stage.fingerprint: (one, after, stage) for one, after, stage in stages if stage.result() is None}
+    weights, checkpoints, known = 0.0, list[float](), dict[str, tuple[float, float]]()
+    for experiment, after, stage in todo.values():
+        training = experiment.section(after).training
+        key = f"{experiment.model.model_dump_json()} {training.model_dump_json()}"
+        if key not in known:
+            model = resolve_model(experiment.model)
+            # The last and the one before are kept until the next is whole.
+            written = min(3, (training.max_steps - 1) // training.execution.checkpoint_every)
+            known[key] = weights_bytes(model), written * checkpoint_bytes(model, training)
+        kept = [stage.checkpoints / name for name in ("last.ckpt", "previous.ckpt")]
+        weights += known[key][0]
+        checkpoints.append(max(0.0, known[key][1] - sum(file.stat().st_size for file in kept if file.exists())))
+    running = sum(sorted(checkpoints, reverse=True)[:slots])
+    texts = _bytes_of_tokens({digest_of_data(one): one for one, *_ in todo.values()}, store.data)
+    needed, free = weights + running + texts, free_bytes(store.root)
+    if needed > free:
+        message = (
+            f"{store.root} has {_size(free)} free, and at least {_size(needed)} are needed: {_size(weights)} for the "
+            f"weights of {len(todo)} stage{'s' if len(todo) > 1 else ''}, {_size(running)} for checkpoints of up to "
+            f"{slots} at once, {_size(texts)} for tokenised text; `lit-llm store gc` removes what no study needs, or "
+            "give another --store"
+        )
+        raise InputError(Problem(message, "--store"))
+
+
+def _bytes_of_tokens(experiments: dict[str, Experiment], folder: Path) -> float:
+    """Of the texts that are not tokenised yet."""
+    from lit_llm.data.prepare import is_prepared
+
+    return sum(
+        sum(found.size for found in open_sources(experiment.pretrain.data.corpus).values()) / BYTES_OF_TEXT * 2
+        for digest, experiment in experiments.items()
+        if not is_prepared(folder, digest)
+    )
+
+
+def _size(count: float) -> str:
+    unit = next(unit for unit in ("GB", "MB", "kB") if count >= {"GB": 1e9, "MB": 1e6, "kB": 0}[unit])
+    return f"{count / {'GB': 1e9, 'MB': 1e6, 'kB': 1e3}[unit]:.3g} {unit}"

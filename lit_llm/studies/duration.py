@@ -1,0 +1,143 @@
+"""How long a study would take here, and whether as many runs at once fit into memory. Loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from statistics import fmean
+
+from lit_llm.experiment.cost import stage_of_most_memory
+from lit_llm.experiment.schema import Experiment
+from lit_llm.models.resolve import resolve_model
+from lit_llm.runs.fingerprints import identity_of_data
+from lit_llm.runs.leaks import prepared_examples
+from lit_llm.runs.machine_benchmark import Ceilings, Setting, cores, setting_of
+from lit_llm.runs.time_estimate import PaddedBatch, makespan, memory_there, seconds_of
+from lit_llm.store.store import Store
+from lit_llm.studies.audit.findings import Finding
+from lit_llm.studies.plan import Estimate, Plan, PlannedArm
+from lit_llm.training.memory import state_bytes
+
+MICRO_BATCH = "pretrain.training.execution.micro_batch_size"
+
+
+def settings(plan: Plan, slots: int) -> list[Setting]:
+    """Every setting that this plan's arms would run in."""
+    trainings = [each.pretrain.training for planned in plan.arms for each in pretrained_by(planned)]
+    return list(dict.fromkeys(setting_of(training, slots_used(plan, slots)) for training in trainings))
+
+
+def pretrained_by(planned: PlannedArm) -> list[Experiment]:
+    """The arm's experiment, and those of its sources."""
+    return [planned.arm.experiment, *(link.source for link in planned.chains[0] if link.source)]
+
+
+def slots_used(plan: Plan, slots: int) -> int:
+    """No more runs at once than there are computations."""
+    return min(slots, len({name for planned in plan.arms for name in planned.fingerprints}))
+
+
+def estimated(plan: Plan, slots: int, ceilings: Callable[[Setting], Ceilings | None], store: Store) -> Plan:
+    """The plan with its estimate, where every setting is measured, and with a finding where memory is too small.
+
+    slots: runs at once; ceilings: `cached`, or one that measures. Runs with a result in `store` take no time.
+    """
+    machine = {setting: ceilings(setting) for setting in settings(plan, slots)}
+    known = {setting: found for setting, found in machine.items() if found is not None}
+    used = slots_used(plan, slots)
+    findings = (*plan.findings, *memory_findings(plan, used, known))
+    if len(known) < len(machine):
+        return replace(plan, findings=findings)
+    arms, todo, done = {}, dict[str, float](), set[str]()
+    for planned in plan.arms:
+        training = planned.arm.experiment.pretrain.training
+        experiment = planned.arm.experiment
+        arms[planned.arm.name] = found = seconds_of(
+            experiment, known[setting_of(training, used)], _rows(experiment, store), _held_out(experiment, store)
+        )
+        # More threads than cores take turns; the ceilings are those of runs with cores of their own.
+        turns = max(1.0, used * training.execution.threads / cores()) if setting_of(training, 1).device == "cpu" else 1
+        before = {
+            link.name: seconds_of(link.source, known[setting_of(link.source.pretrain.training, used)]).run
+            for link in planned.chains[0]
+            if link.source
+        }
+        arms[planned.arm.name] = replace(found, before=sum(before.values()))
+        takes = {"pretrain": found.run, "finetune": found.finetune, **found.evaluations, **before}
+        for link in (link for links in planned.chains for link in links):
+            if store.stage(link.fingerprint).result() is not None:
+                done.add(link.fingerprint)
+            else:
+                todo.setdefault(link.fingerprint, turns * takes.get(link.name, 0.0))
+    total = makespan(todo.values(), used)
+    finished = sum(all(link.fingerprint in done for link in links) for planned in plan.arms for links in planned.chains)
+    return replace(plan, findings=findings, estimate=Estimate(arms, total, used, finished, known))
+
+
+def _rows(experiment: Experiment, store: Store) -> PaddedBatch | None:
+    """Means over batches of the finetuning, where the examples are tokenised already."""
+    examples = prepared_examples(experiment, store)
+    if experiment.finetune is None or examples is None:
+        return None
+    from lit_llm.objectives.packing import rows_of, sizes_of
+
+    data, family = experiment.finetune.data, experiment.model.family
+    lengths = examples.sample_of_lengths("train", 64 * data.batch_size)
+    batches = [lengths[begin : begin + data.batch_size] for begin in range(0, len(lengths), data.batch_size)]
+    sources, targets = ([max(pair[side] for pair in batch) for batch in batches] for side in (0, 1))
+    packed = data.packing == "greedy"
+    rows = [len(rows_of(sizes_of(batch, family))) for batch in batches] if packed else [data.batch_size]
+    return PaddedBatch(fmean(rows), fmean(sources), fmean(targets))
+
+
+def _held_out(experiment: Experiment, store: Store) -> dict[str, int] | None:
+    """Tokens that each source holds out, where the text is tokenised already."""
+    from lit_llm.data.prepare import is_prepared, open_prepared
+
+    digest = identity_of_data(experiment).digest
+    if not is_prepared(store.data, digest):
+        return None
+    sources = open_prepared(experiment.pretrain.data, store.data, digest).sources
+    return {source.name: source.count("validation") for source in sources}
+
+
+def memory_findings(plan: Plan, slots: int, machine: Mapping[Setting, Ceilings]) -> list[Finding]:
+    """A note for the arm that takes most, where `slots` runs of the largest arms do not fit; and nothing otherwise.
+
+    Of main memory counts what is free now, of a GPU's what it has. Each process is counted with what it takes before
+    there is a model, although forked runs share most of that.
+    """
+    found = []
+    for device in ("cpu", "cuda"):
+        mine = [p for p in plan.arms if setting_of(p.arm.experiment.pretrain.training, 1).device == device]
+        here = [planned for planned in mine for _ in planned.fingerprints]
+        if not here:
+            continue
+        measured = [ceilings for setting, ceilings in machine.items() if setting.device == device]
+        there = memory_there() if device == "cpu" else next((c.device_bytes for c in measured if c.device_bytes), None)
+        resident = max((c.resident_bytes for c in measured), default=0) if device == "cpu" else 0
+        needs = sorted((p.cost.memory_bytes + resident for p in here), reverse=True)
+        largest = max(here, key=lambda planned: planned.cost.memory_bytes)
+        if there is not None and sum(needs[:slots]) > there:
+            fitting = next((n for n in range(slots, 0, -1) if sum(needs[:n]) <= there), 0)
+            key, message = _too_large(largest, there, slots, fitting)
+            found.append(Finding("note", largest.arm.name, key, message))
+    return found
+
+
+def _too_large(largest: PlannedArm, there: int, slots: int, fitting: int) -> tuple[str, str]:
+    """(key, message) with the next step."""
+    training = largest.arm.experiment.pretrain.training
+    needed, free = f"a run needs {largest.cost.memory_bytes / 1e9:.3g} GB", f"{there / 1e9:.3g} GB are there"
+    if fitting:
+        return MICRO_BATCH, f"{needed}, {slots} go at once, {free}: `-j {fitting}` fits, or fewer sequences at a time"
+    state = state_bytes(resolve_model(largest.arm.experiment.model), training)
+    if state > there:
+        held = f"parameters, gradients and optimiser state alone take {state / 1e9:.3g} GB"
+        return "model", f"{needed}, {free}: {held}; it wants a larger machine or a smaller model"
+    stage = stage_of_most_memory(largest.arm.experiment)
+    section = largest.arm.experiment.section(stage)
+    now = section.training.execution.micro_batch_size or section.data.batch_size
+    less = "" if section.training.execution.activation_checkpointing else ", or turn activation_checkpointing on"
+    key = f"{stage}.training.execution.micro_batch_size"
+    return key, f"{needed}, {free}: take fewer sequences at a time than {now}{less}"

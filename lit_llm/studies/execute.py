@@ -1,0 +1,128 @@
+"""Executes the stages that runs need, so many at once, each in a process of its own and after those it begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Literal
+
+from lit_llm.launch import Interrupted, Outcome, Task, run_tasks
+from lit_llm.runs.stage_config import freeze, is_frozen
+from lit_llm.runs.worker import PRELOAD, run_stage
+from lit_llm.store.disk import DiskError, check_there
+from lit_llm.store.store import Busy, Stage, Store
+from lit_llm.studies.observer import Watcher
+from lit_llm.studies.runs import Run, Step
+from lit_llm.studies.supervise import Supervision, Supervisor
+from lit_llm.tracking.sync_thread import MirrorThread
+
+Work = tuple[Run, Step]
+"""A stage to be computed, with the first of the runs that need it."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How the runs of one command are executed, in one round or several."""
+
+    store: Store
+    slots: int
+    watcher: Watcher
+    follower: MirrorThread
+    supervision: Supervision
+
+    def round(self, chosen: Sequence[Run], todo: Sequence[Work]) -> bool:
+        """Run what these runs need; returns whether it was interrupted."""
+        for run, step in todo:
+            freeze(self.store, step.link, run.experiment)
+        for run in chosen:
+            for step in run.steps:
+                if step.stage.result() is not None and not is_frozen(step.stage):
+                    freeze(self.store, step.link, run.experiment)
+                    self.watcher.message(f"{step.stage.config_file} was damaged or missing; it is written again")
+        self.watcher.launching(chosen, list({run.name: run for run, _ in todo}.values()), self.slots)
+        return self.execute(todo) if todo else False
+
+    def execute(self, todo: Sequence[Work]) -> bool:
+        """Run them all; returns whether it was interrupted."""
+        waiting, running = list(todo), dict[str, Work]()
+        supervisor = Supervisor(self.store, self.supervision, self.watcher)
+
+        def tick() -> None:
+            self.watcher.tick()
+            tell_news(self.follower, self.watcher)
+
+        def finish(outcome: Outcome) -> None:
+            work = running.pop(outcome.task.arguments[1])
+            note_end(work[1].stage, outcome, self.watcher)
+            if supervisor.begins_again(outcome):
+                waiting.append(work)  # behind the others: they may be what has taken its memory
+
+        try:
+            run_tasks(
+                self._tasks(waiting, running),
+                slots=self.slots,
+                preload=PRELOAD,
+                on_finish=finish,
+                on_tick=tick,
+                to_stop=supervisor.to_stop,
+                grace_seconds=self.supervision.grace_seconds,
+            )
+        except Interrupted:
+            return True
+        return False
+
+    def _tasks(self, waiting: list[Work], running: dict[str, Work]) -> Iterator[Task | None]:
+        """Each stage when the one it begins with is done; never where that has ended otherwise."""
+
+        def begins_with(work: Work) -> set[str]:
+            """What has yet to be done before it."""
+            return {name for name in work[1].link.parents if self.store.stage(name).status()["state"] != "done"}
+
+        while waiting or running:  # what is running may have to be begun again
+            for work in waiting:
+                if begins_with(work):
+                    continue
+                waiting.remove(work)
+                running[work[1].link.fingerprint] = work
+                yield self._task(*work)
+                break
+            else:
+                coming = running.keys() | {step.link.fingerprint for _, step in waiting}
+                waiting[:] = [work for work in waiting if begins_with(work) <= coming]
+                if waiting or running:
+                    yield None
+
+    def _task(self, run: Run, step: Step) -> Task:
+        execution = run.experiment_at(step).section(step.link.after).training.execution
+        arguments = (self.store.root, step.link.fingerprint)
+        return Task(run.name_at(step), run_stage, arguments, log=step.stage.log_file, threads=execution.threads)
+
+
+def note_end(stage: Stage, outcome: Outcome, watcher: Watcher) -> None:
+    """Write down what has ended a process that could not do so itself: killed from outside, dead before it began, or
+    without a disk to write on. Raises DiskError where the store is gone."""
+    if outcome.status not in ("killed", "raised"):
+        return
+    if (problem := disk_problem_of(outcome)) is not None:
+        check_there(stage.store)  # what is written of it would make another in its place
+        watcher.message(f"{outcome.task.name}: {problem}")  # it has written that down itself, or could not
+        return
+    with suppress(Busy), stage.claim():  # else it was waiting for another study, which goes on with the stage
+        if stage.result() is None:
+            # A kill can be answered by going on from the last checkpoint; an error would only come again.
+            state: Literal["interrupted", "failed"] = "interrupted" if outcome.status == "killed" else "failed"
+            stage.set_state(state, outcome.error, outcome.traceback)
+
+
+def disk_problem_of(outcome: Outcome) -> str | None:
+    """What was wrong with the disk that a process could not write on; None where that was not what has ended it."""
+    kind = f"{DiskError.__name__}: "
+    raised = outcome.status == "raised" and outcome.error is not None and outcome.error.startswith(kind)
+    return outcome.error.removeprefix(kind) if raised and outcome.error else None
+
+
+def tell_news(follower: MirrorThread, watcher: Watcher) -> None:
+    """Pass on what keeps MLflow from being up to date, once."""
+    if news := follower.take_news():
+        watcher.message(news)

@@ -1,0 +1,56 @@
+"""The check of `compare.labels`: every name in it is one of the study's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from lit_llm.config.problems import InputError, Problem, did_you_mean
+from lit_llm.config.tree import Node
+from lit_llm.studies.design.factors import short_names
+from lit_llm.studies.schema import METRICS, is_metric
+
+COURSES = ("train/loss", "stability/grad_norm")
+"""Metrics that are drawn over a training, and not compared."""
+
+
+def check_labels(
+    labels: Mapping[str, str], arms: Sequence[str], factors: Mapping[str, Sequence[str]], document: Node
+) -> None:
+    """Raise InputError for every name that the study has not, for labels without a letter and for arms named alike.
+
+    arms: names of arms and of named arms; factors: {key: labels of its levels}.
+    """
+    known = [*arms, *_of_factors(factors)]
+    metrics = [*METRICS, *COURSES]
+    problems = []
+    for name, label in labels.items():
+        where = document.mark_of(["compare", "labels", name])
+        if not label.strip():
+            problems.append(Problem("a label needs a letter at least", f"compare.labels.{name}", where))
+        elif name not in known and name not in COURSES and not is_metric(name):
+            near = did_you_mean(name, metrics if "/" in name and "=" not in name else known)
+            message = f"{name!r} is no arm, factor, level or metric of this study{near}"
+            problems.append(Problem(message, "compare.labels", where))
+    for name, other in _alike(labels, arms):
+        where = document.mark_of(["compare", "labels", name])
+        message = f"{name!r} and {other!r} would both be printed as {labels[name]!r}; give each arm a name of its own"
+        problems.append(Problem(message, "compare.labels", where))
+    if problems:
+        raise InputError(*problems)
+
+
+def _alike(labels: Mapping[str, str], arms: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Arms with a label that is another arm's."""
+    seen: dict[str, str] = {}
+    for arm in arms:
+        printed = labels.get(arm, arm)
+        other = seen.setdefault(printed, arm)
+        if other != arm:
+            yield (arm, other) if arm in labels else (other, arm)
+
+
+def _of_factors(factors: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Keys, their short names, levels, and levels with their factor."""
+    for key, short in short_names(list(factors)).items():
+        yield from (key, short, *factors[key])
+        yield from (f"{name}={level}" for name in (key, short) for level in factors[key])

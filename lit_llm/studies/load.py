@@ -1,0 +1,307 @@
+"""From a study file to its arms: every point of the study, each with the experiment it stands for."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lit_llm.config.fingerprint import fingerprint
+from lit_llm.config.problems import InputError, Problem, did_you_mean, noted
+from lit_llm.config.section import validate
+from lit_llm.config.tree import Node, leaves, merge, read_file, under, without
+from lit_llm.data.config import Mixture
+from lit_llm.evaluation.config import METRICS_OF_SPLIT, yardstick_of
+from lit_llm.experiment.load import MOST_LAYERS, is_preset, is_stage, read_experiment, validate_experiment
+from lit_llm.experiment.schema import Experiment
+from lit_llm.runs.fingerprints import read_corpora_again
+from lit_llm.runs.stage_graph import EVALUATED, FINETUNED, chain, validation_metric
+from lit_llm.store.store import Store
+from lit_llm.studies.design.factors import label_of
+from lit_llm.studies.design.points import cells_of
+from lit_llm.studies.label_check import check_labels
+from lit_llm.studies.matching import matched
+from lit_llm.studies.schema import OF_SOURCE, Compare, Study
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One point of a study without its seed."""
+
+    name: str
+    group: str
+    """The named arm that it was crossed from."""
+    levels: Mapping[str, str]
+    """The label of each factor's level; empty where the grid does not apply."""
+    baseline: str
+    """Name of the arm it is compared with; its own for a baseline."""
+    experiment: Experiment
+    declared: frozenset[str] = frozenset()
+    """Keys that its factors set."""
+    derived: Mapping[str, list[Any]] = field(default_factory=dict)
+    """{key: [before, after]} of what matching it with its baseline has moved."""
+    residual: float = 0.0
+    """What is left of the difference in the matched quantity, relative to the baseline's."""
+    keys: Node = field(default=Node({}), compare=False, repr=False)
+    """What the experiment was made of, for the places of what turns out to be wrong only later."""
+
+    def seeded(self, seed: int) -> Experiment:
+        return self.experiment.model_copy(update={"seed": seed})
+
+    @cached_property
+    def computation(self) -> str:
+        """What it computes, whatever its name and its seeds; needs the corpus's digest."""
+        return fingerprint([link.fingerprint for link in chain(self.experiment)])
+
+    @cached_property
+    def flat(self) -> dict[str, Any]:
+        return self.experiment.model_dump(mode="json", exclude={"seed"})
+
+
+@dataclass(frozen=True)
+class SearchedKeys:
+    """What a sweep searches in one arm, for the audit."""
+
+    ranges: Mapping[str, str]
+    """{key: its values as the file has them}; several where parameters under other conditions set one key."""
+    ends: tuple[tuple[str, Experiment], ...] = ()
+    """(key, experiment) at both ends of each parameter, within the constraints; empty where nothing is trained."""
+    traded: bool = False
+    """Whether a cost is one of several goals, so that the answer is a front and not a winner."""
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A study file, understood."""
+
+    study: Study
+    arms: tuple[Arm, ...]
+    overrides: tuple[str, ...] = ()
+    """What `-o` has changed beside the file."""
+    source: str = ""
+    """The file's absolute path, or a preset's name."""
+    file: str = field(default="", repr=False)
+    """The file as it was read."""
+    identities: tuple[tuple[tuple[str, ...], Any], ...] = field(default=(), repr=False)
+    """What a store knows of the texts; empty where they are read."""
+    added: tuple[str, ...] = ()
+    """Overrides that the store does not keep, of a study that was opened by its name."""
+    searches: Mapping[str, SearchedKeys] = field(default_factory=dict)
+    """{arm: what a sweep searches in it}; empty for a study."""
+
+    def arm(self, name: str) -> Arm:
+        return next(arm for arm in self.arms if arm.name == name)
+
+    def command(self, name: str, store: Store | None = None) -> str:
+        """`lit-llm run ablations/quickstart.yaml -o ...`, to be typed where we are. store: unless it is the default."""
+        source, where = Path(self.source), store.option() if store is not None else []
+        if self.identities:  # a study that its store knows by its name
+            options = [word for each in self.added for word in ("-o", each)]
+            return shlex.join(["lit-llm", name, self.study.study, *where, *options])
+        near = source.relative_to(Path.cwd()) if source.is_relative_to(Path.cwd()) else source
+        options = [word for each in self.overrides for word in ("-o", each)]
+        return shlex.join(["lit-llm", name, str(near), *where, *options])
+
+    @property
+    def is_experiment(self) -> bool:
+        """Whether it is one experiment, with nothing to compare it with."""
+        return not self.study.arms and self.study.grid is None
+
+    def root(self, arm: Arm) -> Arm:
+        """The first of the chain of baselines that ends with this arm."""
+        while arm.baseline != arm.name:
+            arm = self.arm(arm.baseline)
+        return arm
+
+    @cached_property
+    def factors(self) -> dict[str, list[str]]:
+        """The labels of each factor's levels, the baseline's first."""
+        grid = self.study.grid
+        return {
+            name: list(dict.fromkeys(map(label_of, levels) if isinstance(levels, tuple) else levels))
+            for name, levels in (grid.factors if grid else {}).items()
+        }
+
+
+def load_study(source: str | Path, overrides: Sequence[str] = ()) -> Ablation:
+    """Read a study; a preset or an experiment file is a study of one arm.
+
+    Raises InputError with every problem that was found, each at its file and line.
+    """
+    read_corpora_again()
+    path = Path(source)
+    if is_preset(str(source)) or not os.path.isfile(path):
+        return _single(str(source), str(source), overrides)
+    document = _read(path)
+    if not _STUDY & document.value.keys():
+        if is_stage(document):
+            return _single(path.absolute().parent.name, str(path.absolute()), overrides)
+        if "pretrain" in document.value or "model" in document.value or "extends" in document.value:
+            return _single(str(source), str(path.absolute()), overrides)
+        raise InputError(Problem("is neither a study (no `study`) nor an experiment (no `model`)", mark=document.mark))
+    try:
+        study = validate(Study, document)
+    except InputError as error:
+        problems = [*error.problems, *_further_problems(document, error.problems, path.parent, overrides)]
+        raise InputError(*problems, hint=error.hint) from None
+    return understood(study, document, path, overrides)
+
+
+def understood(study: Study, document: Node, path: Path, overrides: Sequence[str]) -> Ablation:
+    """A study with its arms. Raises InputError with every problem of theirs.
+
+    document: the tree that `study` was validated from; path: of its file.
+    """
+    arms = tuple(
+        Arm(cell.name, cell.group, cell.labels, cell.baseline, cell.experiment, cell.declared, keys=cell.node)
+        for cell in cells_of(study, document, path.parent, overrides)
+    )
+    _check_metric(study, arms, document)
+    ablation = Ablation(study, arms, tuple(overrides), str(path.absolute()), _text_of(path))
+    names = dict.fromkeys([*(arm.group for arm in arms), *(arm.name for arm in arms)])
+    check_labels(study.compare.labels, list(names), ablation.factors, document)
+    return _matched(ablation, document)
+
+
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> Node:
+    """A study file over the one that it is `like`."""
+    document = read_file(path)
+    like = document.value.get("like")
+    if like is None or not isinstance(like.value, str):
+        return document
+    below = path.parent / like.value
+    if Path(like.value).name != like.value or not os.path.isfile(below):
+        near = did_you_mean(like.value, [file.name for file in path.parent.glob("*.yaml")])
+        raise InputError(Problem(f"there is no study {like.value!r} in the same folder{near}", "like", like.mark))
+    if len(seen) >= MOST_LAYERS:
+        raise InputError(Problem(f"stands on more than {MOST_LAYERS} studies", "like", like.mark))
+    if path in seen:
+        raise InputError(Problem(f"is like itself: {' -> '.join(p.name for p in (*seen, path))}", "like", like.mark))
+    parent = without(_read(below, (*seen, path)), ["study"])  # a name is one study's
+    # A base is one budget and a factor one list of levels: half of another's would be neither.
+    replaced = [["base"], *(["grid", "factors", name] for name in _names(document, ["grid", "factors"]))]
+    for address in replaced:
+        if document.find(address) and parent.find(address):
+            parent = without(parent, address)
+    return merge(parent, document)
+
+
+def _names(document: Node, address: list[str]) -> list[str]:
+    node = document.find(address)
+    return list(node.value) if node is not None and isinstance(node.value, dict) else []
+
+
+def _check_metric(study: Study, arms: Sequence[Arm], document: Node) -> None:
+    """Raise InputError if an arm does not measure what is compared."""
+    name, mark = study.compare.metric, document.mark_of(["compare", "metric"])
+    own, stage = name.removeprefix(FINETUNED), "finetune" if name.startswith(FINETUNED) else "pretrain"
+    source = next((own.removeprefix(begin) for begin in OF_SOURCE if own.startswith(begin)), "")
+    evaluation = own.partition(EVALUATED)[2].partition("/")[0]
+    for arm in arms:
+        corpus = arm.experiment.pretrain.data.corpus
+        names = corpus.sources if isinstance(corpus, Mixture) else ()
+        message = ""
+        if stage not in arm.experiment.trained:
+            message = "it has no finetuning"
+        elif evaluation and evaluation not in arm.experiment.evaluations(stage):
+            message = f"it is not evaluated so after {stage}: `evaluate: {{after: [{stage}], {evaluation}: ...}}`"
+        elif source and stage == "pretrain" and source not in names:
+            message = f"its corpus has no source {source!r}{did_you_mean(source, names)}"
+        elif own.startswith(METRICS_OF_SPLIT["test"]) and not _has_test(arm.experiment, stage):
+            key = f"{stage}.data.test_fraction"
+            message = f"{key} is 0, so no text is held out for a test; set it above 0, or compare on the text that "
+            message += f"choices are made by: `metric: {validation_metric(name)}`"
+        if message:
+            raise InputError(Problem(f"{arm.name}: {message}", "compare.metric", mark))
+
+
+def _has_test(experiment: Experiment, stage: str) -> bool:
+    """Whether a stage's data has a test split."""
+    if stage == "finetune":
+        return experiment.finetune is not None and experiment.finetune.data.has_test
+    return experiment.pretrain.data.has_test
+
+
+def _matched(ablation: Ablation, document: Node) -> Ablation:
+    """Every arm made equal to its baseline in the quantity that the study matches by."""
+    by = ablation.study.match.by
+    moves = "model.feed_forward.d_ff" if by == "parameters" else "pretrain.training.max_steps"
+    if by != "none" and any(_undoes(moves, arm, ablation.root(arm)) for arm in ablation.arms):
+        mark = document.mark_of(["match", "by"])
+        raise InputError(Problem(f"{by} moves {moves}, which is a factor of the study too", "match.by", mark))
+    found = []
+    for arm in ablation.arms:
+        if arm.name != arm.baseline:
+            # Along a chain of baselines all are made equal to its first, so that what is left does not add up.
+            match = matched(arm.experiment, ablation.root(arm).experiment, by)
+            arm = replace(arm, experiment=match.experiment, derived=match.moved, residual=match.residual)
+        found.append(arm)
+    return replace(ablation, arms=tuple(found))
+
+
+def _undoes(moves: str, arm: Arm, root: Arm) -> bool:
+    """Whether matching would take from an arm what a factor has given it: not where its baseline has the same."""
+    own, its = (dict(leaves(found.flat)).get(moves) for found in (arm, root))
+    return under(moves, *arm.declared) and own != its
+
+
+def _single(name: str, extends: str, overrides: Sequence[str]) -> Ablation:
+    keys = read_experiment(extends, overrides)
+    experiment = validate_experiment(keys, changes_checked=True)
+    short = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(name).stem).lstrip("_.-") or "experiment"
+    question, metric = f"What does {short} cost, and where does it end?", yardstick_of(experiment.model.family)
+    study = Study(study=short, question=question, seeds=(experiment.seed,), compare=Compare(metric=metric))
+    arm = Arm(short, short, {}, short, experiment, keys=keys)
+    return Ablation(study, (arm,), tuple(overrides), extends, "" if is_preset(extends) else _text_of(Path(extends)))
+
+
+def _text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+_STUDY = {"study", "like"}
+"""Keys by which a file is known as a study."""
+
+_ASIDE = {"study", "question", "seeds", "compare", "allow"}
+"""Keys of a study that its arms do not depend on."""
+
+
+def _further_problems(
+    document: Node, found: Sequence[Problem], folder: Path, overrides: Sequence[str]
+) -> Sequence[Problem]:
+    """What is wrong with the arms besides, where that can be told without the keys of the study that are wrong."""
+    wrong = {key for key in document.value for problem in found if under(problem.key, key)}
+    if not wrong:
+        return []
+    meant = {near for key in wrong for near in difflib.get_close_matches(key, Study.model_fields, n=1)}
+    if meant - _ASIDE:
+        return []
+    items = {key: node for key, node in document.value.items() if key not in wrong}
+    rest = Node({"study": Node("x"), "question": Node("x")} | items, document.mark)
+    problems: list[Problem] = []
+    try:
+        study = validate(Study, rest)
+    except InputError as error:  # of what is only looked at where nothing else is wrong
+        return [*error.problems, *_further_problems(rest, error.problems, folder, overrides)]
+    with noted(problems):
+        cells_of(study, rest, folder, overrides)
+    return problems
+
+
+def is_study(source: str) -> bool:
+    """Whether this is a study file, not a preset or an experiment."""
+    return not is_preset(source) and os.path.isfile(source) and bool(_STUDY & read_file(Path(source)).value.keys())
+
+
+def file_and_arm(source: str) -> tuple[str, str]:
+    """(STUDY, ARM) of `STUDY:ARM`; the arm is empty where none is named."""
+    if ":" in source and not os.path.exists(source):
+        file, _, arm = source.rpartition(":")
+        return file, arm
+    return source, ""

@@ -1,0 +1,86 @@
+"""Make an arm equal to its baseline in one quantity, by moving the one key that sets it.
+
+tokens, loss_tokens, train_flops: `max_steps`, with warm-up and decay scaled along, an adaptation's warm-up too.
+parameters: `d_ff`, in steps of 8 below d_model 512 and of 64 above. What cannot be reached within 1% is refused by the
+audit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from lit_llm.config.tree import at, difference, merge, tree
+from lit_llm.experiment.cost import FIGURES, cost_of
+from lit_llm.experiment.load import changed
+from lit_llm.experiment.schema import Experiment
+from lit_llm.studies.schema import By
+
+TOLERANCE = 0.01
+"""Largest relative difference that is left; above it the comparison is refused."""
+
+
+@dataclass(frozen=True)
+class Matched:
+    """An arm after matching."""
+
+    experiment: Experiment
+    moved: dict[str, list[Any]]
+    """{key: [before, after]} of what matching has changed."""
+    residual: float
+    """(arm - baseline) / baseline, in the matched quantity."""
+
+
+def matched(arm: Experiment, baseline: Experiment, by: By) -> Matched:
+    """Move max_steps or d_ff of `arm` until it equals `baseline` as nearly as whole steps allow."""
+    if by == "none":
+        return Matched(arm, {}, 0.0)
+
+    def quantity(experiment: Experiment) -> float:
+        return FIGURES[by](cost_of(experiment))
+
+    wanted = quantity(baseline)
+    candidates = _widths(arm, wanted) if by == "parameters" else _lengths(arm, by, wanted)
+    best = min((arm, *candidates), key=lambda experiment: abs(quantity(experiment) - wanted))
+    moved = difference(arm.model_dump(mode="json"), best.model_dump(mode="json"))
+    return Matched(best, moved, (quantity(best) - wanted) / wanted)
+
+
+def _lengths(arm: Experiment, by: By, wanted: float) -> list[Experiment]:
+    """The arm trained for the whole numbers of steps next to those that make it `wanted`.
+
+    What its source took is part of it, and is not moved.
+    """
+    training, cost = arm.pretrain.training, cost_of(arm)
+    fixed = getattr(cost.before, by)
+    exact = training.max_steps * (wanted - fixed) / (FIGURES[by](cost) - fixed)
+    alone = arm.adapt.warmup_steps if arm.adapt else 0
+    least = 2 if alone else 1  # one step of what is fresh alone, and one of all
+    found = []
+    for steps in {max(least, int(exact)), max(least, int(exact) + 1)}:
+        ratio = steps / training.max_steps
+        schedule = training.schedule.scaled(ratio)
+        keys = {"max_steps": steps, "schedule": schedule.model_dump(mode="json")}
+        moved = at("pretrain.training", tree(keys))
+        if alone:
+            moved = merge(moved, at("adapt.warmup_steps", tree(max(1, min(steps - 1, round(alone * ratio))))))
+        found.append(changed(arm, moved))
+    return found
+
+
+def _widths(arm: Experiment, parameters: float) -> list[Experiment]:
+    """The arm with the two widths of its feed-forward networks between which `parameters` lies."""
+    step = 8 if arm.model.d_model < 512 else 64
+
+    def count(d_ff: int) -> float:
+        return cost_of(changed(arm, at("model.feed_forward.d_ff", tree(d_ff)))).parameters
+
+    # Parameters are linear in d_ff, so two points give the line.
+    slope = (count(2 * step) - count(step)) / step
+    if not slope:  # every layer sets a d_ff of its own
+        return []
+    steps = ((parameters - count(step)) / slope + step) / step
+    return [
+        changed(arm, at("model.feed_forward.d_ff", tree(step * n)))
+        for n in {max(1, int(steps)), max(1, int(steps) + 1)}
+    ]

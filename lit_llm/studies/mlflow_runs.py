@@ -1,0 +1,85 @@
+"""A study and its runs as MLflow shows them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lit_llm.config.fingerprint import fingerprint
+from lit_llm.config.markup import code_span, markdown_text
+from lit_llm.runs.provenance import origin_digest
+from lit_llm.runs.stage_graph import EVALUATED, FINETUNED, validation_metric
+from lit_llm.store.store import Store
+from lit_llm.studies.plan import Plan
+from lit_llm.studies.runs import Run
+from lit_llm.tracking.mlflow_sync import RunRecord
+from lit_llm.tracking.mlflow_views import COLOUR, Chart, column, experiment_tags
+
+MOST_FACTORS = 6
+"""Columns of what was varied."""
+
+
+def record(run: Run, place: int = 0, colour: str = "") -> RunRecord:
+    """A run as MLflow shows it; `place` and `colour` are its arm's in the study."""
+    status = run.status()
+    origins = [(step.stage.result() or {}).get("provenance") or run.origin_of(step) for step in run.steps]
+    digests = sorted({origin_digest(origin) for origin in origins})
+    done = [step.stage.result() for step in run.trained]
+    shown: dict[str, Any] = next((result["provenance"] for result in reversed(done) if result), {})
+    return RunRecord(
+        arm=run.arm.name,
+        seed=run.seed,
+        place=place,
+        # Of what is trained: an evaluation that is added later goes to the run that is there.
+        fingerprint=run.trained[-1].link.fingerprint,
+        state=status["state"],
+        params=run.params,
+        config_yaml=run.config_yaml,
+        metrics=[(step.link.prefix, step.stage.metrics_file) for step in run.steps],
+        error=status.get("error"),
+        tags={f"lit_llm.{key}": str(value) for key, value in shown.items() if key not in ("code", "weights")}
+        | ({COLOUR: colour} if colour else {}),
+        code=digests[0] if len(digests) == 1 else fingerprint(digests),
+    )
+
+
+def description(planned: Plan, store: Store) -> str:
+    """In Markdown: the question, the arms, the command."""
+    ablation = planned.ablation
+    lines = [f"**{markdown_text(ablation.study.question)}**", ""]
+    for arm in planned.arms:
+        differs = markdown_text("; ".join(f"{key}: {old} → {new}" for key, (old, new) in arm.differs.items()))
+        lines.append(f"- {code_span(arm.arm.name)}: {arm.cost.parameters:,} parameters{differs and f'; {differs}'}")
+    return "\n".join([*lines, "", *_reproduce(planned, store)])
+
+
+def answered(planned: Plan, folder: Path, store: Store) -> str:
+    """In Markdown: the question with the tables that a finished study has left in its folder; else the description."""
+    tables = folder / "comparison.md"
+    if not tables.exists():
+        return description(planned, store)
+    where = "Figures, all tables and `report.html` are among the artifacts of the study's own run."
+    # The UI folds it to its first line: that is to be the question, not the name once more.
+    text = tables.read_text(encoding="utf-8").removeprefix(f"# {planned.ablation.study.study}\n").strip()
+    return "\n".join([text, "", where, "", *_reproduce(planned, store)])
+
+
+def _reproduce(planned: Plan, store: Store) -> list[str]:
+    return ["```", planned.ablation.command("run", store), "```"]
+
+
+def tags_of(planned: Plan, store: Store) -> dict[str, str]:
+    """What the UI shows at once: the study's metric, before and after finetuning, what was varied, what it took."""
+    metric = planned.ablation.study.compare.metric
+    tuned = any(arm.arm.experiment.finetune is not None for arm in planned.arms)
+    before = metric.removeprefix(FINETUNED)
+    metrics = [before, f"{FINETUNED}{before}"] if tuned else [metric]
+    factors = list(dict.fromkeys(name for arm in planned.arms for name in arm.arm.levels))
+    columns = [column("metrics", name) for name in metrics]
+    columns += [column("params", f"arm.{name}") for name in factors[:MOST_FACTORS]]
+    columns += [column("metrics", name) for name in ("train/loss", "flops", "tokens_seen")]
+    # What is measured once, when a stage is over, has no course.
+    courses = [validation_metric(name) for name in metrics if EVALUATED not in name]
+    courses += ["train/loss", *[f"{FINETUNED}train/loss"] * tuned, "stability/grad_norm"]
+    charts: list[Chart] = [*(("LINE", name) for name in courses), *(("SCATTER", name) for name in metrics)]
+    return experiment_tags(description(planned, store), [*columns, column("tags", "lit_llm.state")], charts)

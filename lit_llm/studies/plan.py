@@ -1,0 +1,187 @@
+"""The plan: every arm before it runs, what it costs, what differs, and whether the comparison is fair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_llm.config.problems import InputError, Problem
+from lit_llm.experiment.cost import GENERATE, PROMPT, Cost, cost_of
+from lit_llm.runs.machine_benchmark import Ceilings, Setting
+from lit_llm.runs.stage_graph import Link, chain
+from lit_llm.runs.time_estimate import Seconds
+from lit_llm.store.files import Damaged
+from lit_llm.store.store import read_json
+from lit_llm.studies.audit.differing_keys import audit
+from lit_llm.studies.audit.findings import Finding, differs
+from lit_llm.studies.design.effects import design_json
+from lit_llm.studies.load import Ablation, Arm
+from lit_llm.studies.preflight import check_held_out, check_tasks, check_texts, text_findings
+
+if TYPE_CHECKING:
+    from lit_llm.store.store import Store
+    from lit_llm.studies.runs import Run
+
+
+PLAN = "plan.json"
+"""A study's plan in its folder, as it was when it ran."""
+BUSY = 0.5
+"""Load per core from which a machine was too busy to be timed."""
+
+
+@dataclass(frozen=True)
+class PlannedArm:
+    """One arm of the plan."""
+
+    arm: Arm
+    differs: Mapping[str, list[Any]]
+    chains: tuple[tuple[Link, ...], ...]
+    """Its stages, once for each seed."""
+    cost: Cost
+
+    @property
+    def fingerprints(self) -> tuple[str, ...]:
+        """Of its pretraining, one for each seed."""
+        return tuple(link.fingerprint for links in self.chains for link in links if link.name == "pretrain")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a study's runs take on this machine."""
+
+    arms: Mapping[str, Seconds]
+    """Of one run of each arm."""
+    seconds: float
+    """Of all runs that are not done yet, so many at once; what another arm computes is not computed again."""
+    slots: int
+    done: int
+    """Runs that have a result in the store."""
+    machine: Mapping[Setting, Ceilings]
+
+    def as_json(self) -> dict[str, Any]:
+        """The key `estimate` of `plan --json`."""
+        machine = [{**asdict(setting), **asdict(found)} for setting, found in self.machine.items()]
+        return {"seconds": self.seconds, "slots": self.slots, "runs_done": self.done, "machine": machine}
+
+    @property
+    def busy(self) -> bool:
+        """Whether something else was running when the machine was timed by the wall clock."""
+        return any(found.load > BUSY and not setting.own_time for setting, found in self.machine.items())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study before it runs."""
+
+    ablation: Ablation
+    arms: tuple[PlannedArm, ...]
+    findings: tuple[Finding, ...]
+    prompt: int = PROMPT
+    generate: int = GENERATE
+    estimate: Estimate | None = None
+    """Of its duration, where this machine is measured: see `lit_llm.studies.duration.estimated`."""
+
+    @property
+    def stages(self) -> dict[str, int]:
+        """How often each stage is computed, by its name, in the order of the chain; what arms share, once."""
+        found: dict[str, set[str]] = {}
+        links = [link for planned in self.arms for links in planned.chains for link in links]
+        for link in sorted(links, key=lambda link: link.source is None):  # not every arm has a source
+            found.setdefault(link.name, set()).add(link.fingerprint)
+        return {name: len(fingerprints) for name, fingerprints in found.items()}
+
+    @property
+    def refused(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.kind == "refused"]
+
+    def as_json(self) -> dict[str, Any]:
+        """What `plan --json` prints. Keys may be added, none is renamed."""
+        study = self.ablation.study
+        return {
+            "study": study.study,
+            "question": study.question,
+            "design": design_json(self.ablation),
+            "arms": [
+                {
+                    "name": planned.arm.name,
+                    "baseline": planned.arm.baseline,
+                    "differs": dict(planned.differs),
+                    "derived": dict(planned.arm.derived),
+                    "seeds": list(study.seeds),
+                    "most_seeds": len(study.all_seeds),
+                    "fingerprints": {
+                        links[0].name: [link.fingerprint for link in links]
+                        for links in zip(*planned.chains, strict=True)
+                    },
+                    **planned.cost.as_json(self.prompt, self.generate),
+                    "seconds": self.estimate.arms[planned.arm.name].total if self.estimate else None,
+                }
+                for planned in self.arms
+            ],
+            "estimate": self.estimate.as_json() if self.estimate else None,
+            "findings": [finding.as_json() for finding in self.findings],
+        }
+
+    def check(self) -> None:
+        """Raise InputError if the audit refuses the comparison."""
+        if self.refused:
+            raise InputError(
+                *(Problem(f"{finding.arm}: {finding.message}", finding.key) for finding in self.refused),
+                hint="`lit-llm plan` shows all arms.",
+            )
+
+
+def plan(
+    ablation: Ablation,
+    prompt: int = PROMPT,
+    generate: int = GENERATE,
+    tell: Callable[[str], None] = lambda _: None,
+    built: bool = True,
+    store: Store | None = None,
+    runs: Iterable[Run] = (),
+) -> Plan:
+    """Cost and audit every arm. Reads the corpora (for their digests), trains nothing.
+
+    prompt, generate: tokens at which decode FLOPs and the key-value cache are stated; tell, built: as for `audit`, and
+    what is not built is not asked for its tasks either; store: where text may be tokenised already; runs: the
+    study's, where their stages are named already. Raises InputError for evaluations that cannot be made.
+    """
+    check_texts(ablation)
+    named = {(run.arm.name, run.seed): tuple(step.link for step in run.steps) for run in runs}
+    arms = tuple(
+        PlannedArm(
+            arm,
+            differs(arm, ablation.arm(arm.baseline)),
+            tuple(named.get((arm.name, seed)) or chain(arm.seeded(seed)) for seed in ablation.study.seeds),
+            cost_of(arm.experiment, prompt, generate),
+        )
+        for arm in ablation.arms
+    )
+    costs = {planned.arm.name: planned.cost for planned in arms}
+    if built:
+        check_tasks(ablation, tell)
+    if store is not None:
+        check_held_out(ablation, store)
+    texts = text_findings(ablation, store) if store is not None else ()
+    return Plan(ablation, arms, (*audit(ablation, tell, built, costs, store), *texts), prompt, generate)
+
+
+def remembered(planned: Plan, file: Path) -> Plan | None:
+    """The plan with the findings of an earlier one that `as_json` has left in a file, where that is of the same runs.
+
+    Only a plan that builds the arms finds those that compute the same, and a look at results builds none. None where
+    the file is damaged: it keeps nothing that a plan that builds the arms does not find again.
+    """
+    try:
+        earlier = read_json(file) or {}
+        if _runs(earlier.get("arms", ())) != _runs(planned.as_json()["arms"]):
+            return planned
+        return replace(planned, findings=tuple(Finding(**finding) for finding in earlier["findings"]))
+    except (ValueError, LookupError, TypeError, AttributeError, Damaged):
+        return None
+
+
+def _runs(arms: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    return {arm["name"]: arm["fingerprints"] for arm in arms}

@@ -1,0 +1,164 @@
+"""What evaluations will need, looked for before anything is trained: hours later it would be too late."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+
+from lit_llm.config.problems import InputError, Problem, noted
+from lit_llm.config.tree import split_path
+from lit_llm.data.record_files import SKIPPED
+from lit_llm.evaluation.task_names import check_names
+from lit_llm.runs.fingerprints import digest_of_examples, digests_of_texts, identity_of_data
+from lit_llm.runs.leaks import leaks_of, prepared_examples, same_tokenizer, texts_of
+from lit_llm.store.store import Store, read_json
+from lit_llm.studies.audit.findings import Finding
+from lit_llm.studies.load import Ablation, Arm
+
+
+def check_tasks(ablation: Ablation, tell: Callable[[str], None] = lambda _: None) -> None:
+    """Raise InputError for tasks that do not exist, and where the harness is not installed.
+
+    tell: told what is done where it takes some seconds.
+    """
+    problems: list[Problem] = []
+    for arm in ablation.arms:
+        if (evaluate := arm.experiment.evaluate) is not None and evaluate.tasks is not None:
+            with noted(problems), _written(arm, "evaluate.tasks"):
+                check_names(evaluate.tasks, tell)
+    if problems:
+        raise InputError(*problems)
+
+
+def check_texts(ablation: Ablation) -> None:
+    """Raise InputError with everything that is wrong with the files of the arms' texts, at the lines that name them."""
+    problems: list[Problem] = []
+    for arm in ablation.arms:
+        try:
+            identity_of_data(arm.experiment)
+            digest_of_examples(arm.experiment)
+            digests_of_texts(arm.experiment)
+        except InputError as error:
+            for problem in error.problems:
+                key = problem.key if problem.key.startswith(_WHOLE) else f"pretrain.data.{problem.key}"
+                mark = arm.keys.mark_of(split_path(key.split(":")[0]))
+                problems.append(replace(problem, key=key, mark=problem.mark or mark))
+    if problems:
+        raise InputError(*problems)
+
+
+_WHOLE = ("finetune.", "evaluate.")
+"""Beginnings of keys that are told in full."""
+
+
+def check_held_out(ablation: Ablation, store: Store) -> None:
+    """Raise InputError for evaluations that ask for longer texts than are held out. Of a text that is not tokenised yet
+    nothing is known, and nothing is said."""
+    from lit_llm.data.prepare import is_prepared, open_prepared
+
+    problems: list[Problem] = []
+    for arm in ablation.arms:
+        data, evaluate = arm.experiment.pretrain.data, arm.experiment.evaluate
+        if evaluate is None or not is_prepared(store.data, digest := identity_of_data(arm.experiment).digest):
+            continue
+        held_out = {
+            source.name: source.count(source.evaluated_split(evaluate.split))
+            for source in open_prepared(data, store.data, digest).sources
+        }
+        with noted(problems), _written(arm, "evaluate"):
+            if found := evaluate.too_short(data.sequence_length, held_out):
+                raise InputError(*(Problem(message, key) for key, message in found))
+    if problems:
+        raise InputError(*problems)
+
+
+def check_leaks(ablation: Ablation, store: Store) -> None:
+    """Raise InputError for documents that an arm is trained on and judged on, and for embeddings of another tokenizer.
+
+    Of a text that is not tokenised yet nothing is known, and nothing is said.
+    """
+    problems = [
+        Problem(f"{arm.name}: {problem.message}", problem.key, arm.keys.mark_of(split_path(problem.key)))
+        for arm, problem in _leaks(ablation, store)
+    ]
+    if problems:
+        raise InputError(*problems)
+
+
+def text_findings(ablation: Ablation, store: Store) -> list[Finding]:
+    """What the texts that are tokenised already say: leaks, what was left out (near-duplicates, what cannot be read),
+    and how many bytes the tokenizer has lost."""
+    found = [Finding("refused", arm.name, problem.key, problem.message) for arm, problem in _leaks(ablation, store)]
+    seen: set[str] = set()
+    for arm in ablation.arms:
+        found += _untrained_tokenizers(arm, store)
+        of_examples = digest_of_examples(arm.experiment)
+        if of_examples not in seen and (examples := prepared_examples(arm.experiment, store)) is not None:
+            seen.add(of_examples)
+            found += _left_out(arm, "finetune.data.examples", examples.skipped)
+        digest = identity_of_data(arm.experiment).digest
+        if digest in seen:
+            continue
+        seen.add(digest)
+        if lost := sum(_counted(arm, store, digest, "lost_bytes").values()):
+            whole = sum(_counted(arm, store, digest, "bytes").values())
+            message = (
+                f"drops or does not know {lost:,} of the text's {whole:,} bytes ({lost / whole:.2%}), so there are "
+            )
+            found.append(Finding("note", arm.name, "pretrain.data.tokenizer", message + "no bits per byte"))
+        found += _left_out(arm, "pretrain.data.corpus", _counted(arm, store, digest, "skipped"))
+        counts = _counted(arm, store, digest, "near_duplicates")
+        if any(counts.values()):
+            told = " and ".join(f"{count} {split}" for split, count in counts.items() if count)
+            message = f"{told} documents are left out: near-duplicates of documents that another split holds out"
+            found.append(Finding("note", arm.name, "pretrain.data.near_duplicates", message))
+    return found
+
+
+def _left_out(arm: Arm, key: str, skipped: Mapping[str, int]) -> Iterator[Finding]:
+    for what, count in skipped.items():
+        if count:
+            yield Finding("note", arm.name, key, f"{count:,} {SKIPPED[what]} are left out")
+
+
+def _leaks(ablation: Ablation, store: Store) -> Iterator[tuple[Arm, Problem]]:
+    """Each leak once, with the first arm that has it."""
+    seen = set()
+    for arm in ablation.arms:
+        if (texts := texts_of(arm.experiment)) not in seen:
+            seen.add(texts)
+            for problem in leaks_of(arm.experiment, store):
+                yield arm, problem
+
+
+def _untrained_tokenizers(arm: Arm, store: Store) -> Iterator[Finding]:
+    for given in (arm.experiment.adapt.experiments if arm.experiment.adapt else {}).values():
+        if same_tokenizer(arm.experiment, given.seeded(arm.experiment.seed), store) is None:
+            message = "its source's tokenizer is to be trained on other text: the run is refused if it becomes another"
+            yield Finding("note", arm.name, "adapt.from", message)
+
+
+def _counted(arm: Arm, store: Store, digest: str, key: str) -> dict[str, int]:
+    """What was counted when a text was tokenised, by split or by kind; empty where it is not yet."""
+    from lit_llm.data.prepare import is_prepared, open_prepared
+
+    if not is_prepared(store.data, digest):
+        return {}
+    total: dict[str, int] = {}
+    for source in open_prepared(arm.experiment.pretrain.data, store.data, digest).sources:
+        for split, count in (read_json(source.folder / "meta.json") or {}).get(key, {}).items():
+            total[split] = total.get(split, 0) + count
+    return total
+
+
+@contextmanager
+def _written(arm: Arm, section: str) -> Iterator[None]:
+    """What is wrong with a section is told at its keys, with the file and line where they were written."""
+    try:
+        yield
+    except InputError as error:
+        keys = [f"{section}.{problem.key}" for problem in error.problems]
+        marks = [arm.keys.mark_of(split_path(key)) for key in keys]
+        found = zip(error.problems, keys, marks, strict=True)
+        raise InputError(*(Problem(problem.message, key, mark) for problem, key, mark in found)) from None

@@ -1,0 +1,79 @@
+"""MLflow made anew from what a store has on disk, where its database is broken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lit_llm.config.problems import InputError, Problem
+from lit_llm.store.store import FINAL, Store, held, is_running
+from lit_llm.studies.analysis_plan import FROZEN, LOG
+from lit_llm.studies.mlflow_runs import answered, description, record, tags_of
+from lit_llm.studies.palette import looks_of
+from lit_llm.studies.plan import PLAN, plan, remembered
+from lit_llm.studies.run import opened_mirror, summary
+from lit_llm.studies.runs import comparison_of, runs_of
+from lit_llm.studies.stored import SWEEP, open_study, studies_in
+from lit_llm.tracking.mlflow_database import put_aside
+from lit_llm.tracking.relocation import PATIENCE, lock_of
+
+FILES = (PLAN, FROZEN, LOG, "comparison.csv", "comparison.json", "comparison.md", "report.html", "tables", "figures")
+"""Of a study's folder, what is logged with it where it is there."""
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """What was done."""
+
+    aside: Path | None
+    """Where the database that was there is now."""
+    studies: tuple[str, ...]
+    left: tuple[str, ...]
+    """What is not in the new one before it is run again: sweeps."""
+    unread: tuple[str, ...]
+    """What is wrong with the studies that cannot be read, and are not in it."""
+
+
+def rebuild_mlflow(store: Store, tell: Callable[[str], None] = lambda _: None) -> Rebuilt:
+    """Put MLflow's database of a store aside and make another, with every study that the store keeps.
+
+    tell: called with the name of each study. Raises InputError while somebody runs one, or where there is no
+    store; MirrorUnavailable where the new database cannot be written either.
+    """
+    store.check()
+    if not (store.root / "store.json").exists():
+        raise InputError(Problem(f"there is no store in {store.root}", "--store"))
+    running = sorted(folder.name for folder in store.root.glob("studies/*") if is_running(folder))
+    if running:
+        raise InputError(
+            Problem(f"{', '.join(running)} is being run by another process; wait for it to end", "--store")
+        )
+    database = (store.root / "mlflow.db").resolve()
+    busy = Problem(f"{database} is in use by another process; wait for it to end", "--store")
+    with held(lock_of(database), PATIENCE, busy):
+        aside = put_aside(database)
+    names, unread = list[str](), list[str]()
+    for name in studies_in(store):
+        tell(name)
+        try:
+            _replay(store, name)
+            names.append(name)
+        except InputError as error:
+            unread += map(str, error.problems)
+    kept = {path.parent.name for path in store.root.glob(f"studies/*/{SWEEP}")}
+    return Rebuilt(aside, tuple(names), tuple(sorted(kept)), tuple(unread))
+
+
+def _replay(store: Store, name: str) -> None:
+    ablation, folder = open_study(str(store.study(name)), store=store), store.study(name)
+    runs = runs_of(ablation, store)
+    comparison = comparison_of(ablation, runs)
+    planned = plan(ablation, built=False, runs=runs)
+    planned = remembered(planned, folder / PLAN) or planned
+    places, looks = {arm.name: place for place, arm in enumerate(ablation.arms)}, looks_of(ablation)
+    mirror = opened_mirror(store, name, None, description(planned, store), tags_of(planned, store))
+    mirror.sync(record(run, places[run.arm.name], looks[run.arm.name].colour) for run in runs)
+    state = "done" if all(run.status()["state"] in FINAL for run in runs) else "interrupted"
+    files = [folder / file for file in FILES if (folder / file).exists()]
+    mirror.finish(state, files, summary(comparison), answered(planned, folder, store))

@@ -1,0 +1,331 @@
+"""Run a study: do what is not done, resume what was interrupted, end with the comparison."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from lit_llm.config.problems import InputError, Problem, did_you_mean
+from lit_llm.data.sources import blamed_at
+from lit_llm.experiment.schema import Experiment
+from lit_llm.runs.fingerprints import digest_of_examples, identity_of_data, read_corpora_again
+from lit_llm.runs.trained_model import has_lost_weights
+from lit_llm.statistics.comparison import Comparison
+from lit_llm.store.disk import check_there, disk_errors
+from lit_llm.store.garbage_collection import list_runs
+from lit_llm.store.store import FINAL, Busy, Store, locked, write_json, write_text
+from lit_llm.studies.analysis_plan import FROZEN, LOG
+from lit_llm.studies.disk_space import check_room
+from lit_llm.studies.execute import Execution, Work, tell_news
+from lit_llm.studies.load import Ablation
+from lit_llm.studies.mlflow_runs import answered, description, record, tags_of
+from lit_llm.studies.observer import Watcher
+from lit_llm.studies.palette import looks_of
+from lit_llm.studies.plan import PLAN, Plan, plan, remembered
+from lit_llm.studies.preflight import check_held_out, check_leaks
+from lit_llm.studies.runs import Run, comparison_of, left_out, note_comparison, register_analysis, runs_of
+from lit_llm.studies.stored import SWEEP, another_version, changes, damage_of, keep, set_aside
+from lit_llm.studies.supervise import Supervision
+from lit_llm.tracking.address import default_tracking
+from lit_llm.tracking.mlflow_sync import Mirror, MirrorUnavailable, RunRecord
+from lit_llm.tracking.sync_thread import MirrorThread
+
+Rerun = Literal["failed", "stale"]
+Report = Callable[[Plan, Sequence[Run], Comparison, Store], Sequence[Path]]
+"""Writes what is to be read into the study's folder; returns files and folders, which are logged with the study."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How running a study ended."""
+
+    plan: Plan
+    runs: tuple[Run, ...]
+    chosen: tuple[Run, ...]
+    """Those that were asked for; all, unless `only` chose."""
+    comparison: Comparison
+    interrupted: bool
+    folder: Path
+    """Of the study, with its results and its report."""
+    mirrored: bool = False
+    """Whether MLflow holds everything; where not, the same command catches up."""
+
+    @property
+    def exit_code(self) -> int:
+        """0: done, divergence included; 1: some runs failed; 130: interrupted."""
+        if self.interrupted:
+            return 130
+        return 0 if all(run.status()["state"] in FINAL for run in self.chosen) else 1
+
+
+def run_study(
+    ablation: Ablation,
+    store: Store,
+    *,
+    watcher: Watcher,
+    slots: int,
+    only: str | None = None,
+    rerun: Rerun | None = None,
+    tracking: str | None = None,
+    report: Report = lambda *_: (),
+    supervision: Supervision = Supervision(),
+    new_version: bool = False,
+) -> Finished:
+    """Execute a study's runs, `slots` at once, each in a process of its own.
+
+    only: a pattern for the names of arms; rerun: repeat what failed, or what other code has done; report: called at the
+    end, unless the study was interrupted; supervision: of runs that die or make no progress; new_version: where results
+    of other settings are there under the study's name, keep them as an earlier version. Of a single experiment they are
+    kept so in any case.
+
+    Raises InputError, before anything has started, for an unfair comparison, an unreadable corpus, a store of another
+    schema or on a disk that is too small or cannot be written, results of other settings, a tracking address that is
+    none, or a study that is running already. Raises DiskError where the store can no longer be written: its runs were
+    asked to save and stop.
+    """
+    name = ablation.study.study
+    store.check()
+    read_corpora_again(ablation.identities)
+    runs = runs_of(ablation, store)
+    chosen = _chosen(runs, only)
+    to_do = any(run.status()["state"] not in FINAL for run in chosen)
+    planned = plan(ablation, tell=watcher.message, built=to_do, store=store, runs=runs)
+    planned.check()
+    for finding in planned.findings:
+        if finding.kind in ("no_op", "confound"):
+            watcher.message(str(finding))
+    folder = store.study(name)
+    other = changes(store, ablation)
+    if other and not (new_version or ablation.is_experiment):
+        raise another_version(store, ablation, other)
+    if not to_do:
+        earlier = remembered(planned, folder / PLAN)
+        planned = earlier or plan(ablation, tell=watcher.message, store=store, runs=runs)
+    if (folder / SWEEP).exists():
+        raise InputError(Problem(f"{name} is the name of a sweep in this store; give the study another", "study"))
+    mirror = opened_mirror(store, name, tracking, description(planned, store), tags_of(planned, store))
+    places, looks = {arm.name: place for place, arm in enumerate(ablation.arms)}, looks_of(ablation)
+    trained = [(run.experiment_at(step), step.link.after, step.stage) for run in chosen for step in run.trained]
+    check_room(store, trained, slots)
+    store.open()
+    try:
+        if other:
+            with disk_errors(store), locked(folder / "lock"):
+                kept = set_aside(store, name)
+            watcher.message(f"What was trained otherwise is kept as {kept}: {'; '.join(map(str, other))}.")
+        with disk_errors(store) as disk, locked(folder / "lock"):
+            try:
+                for problem in damage_of(store, name):
+                    watcher.message(problem)
+                keep(store, ablation, _stages(runs))
+                list_runs(store, name, ablation.source, ablation.overrides, [x for run in runs for x in _listed(run)])
+                for problem in register_analysis(store, ablation, runs):
+                    watcher.message(problem)
+                known = bool(ablation.identities)  # then a text is read where something is to be trained on it
+                ended = {run.name for run in chosen if known and not rerun and run.status()["state"] in FINAL}
+                reading = [run for run in chosen if run.name not in ended]
+                experiments = [run.experiment_at(step) for run in reading for step in run.trained]
+                prepare_data(experiments, store, watcher, known)
+                check_held_out(ablation, store)
+                check_leaks(ablation, store)
+                disk.started = True
+
+                def records() -> list[RunRecord]:
+                    check_there(store)  # MLflow would make another in its place
+                    return [record(run, places[run.arm.name], looks[run.arm.name].colour) for run in runs]
+
+                follower = MirrorThread(mirror, records)
+                execution = Execution(store, slots, watcher, follower, supervision)
+                interrupted = execution.round(chosen, _todo(chosen, rerun, watcher))
+                while ablation.study.more_seeds and not interrupted:
+                    more = runs_of(ablation, store)  # what the results up to now ask for
+                    if len(more) == len(runs):
+                        break
+                    watcher.finished()
+                    runs, chosen = more, _chosen(more, only)
+                    keep(store, ablation, _stages(runs))
+                    list_runs(store, name, ablation.source, ablation.overrides, [x for r in runs for x in _listed(r)])
+                    interrupted = execution.round(chosen, _todo(chosen, None, watcher))
+            finally:
+                watcher.finished()
+            comparison = comparison_of(ablation, runs)
+            for problem in note_comparison(store, ablation, runs, comparison):
+                watcher.message(problem)
+            files = _write_results(folder, planned, comparison)
+            files += [file for file in (folder / FROZEN, folder / LOG) if file.exists()]
+            if not interrupted:
+                follower.catch_up()  # for links to its runs
+                files += report(planned, runs, comparison, store)
+            ending = Finished(planned, tuple(runs), tuple(chosen), comparison, interrupted, folder)
+            state = "interrupted" if interrupted else "done" if ending.exit_code == 0 else "failed"
+            note = "" if interrupted else answered(planned, folder, store)
+            return replace(ending, mirrored=close(follower, state, files, summary(comparison), watcher, note))
+    except Busy:
+        message = f"{name} is being run by another process; `{ablation.command('status', store)}` shows how far it is"
+        raise InputError(Problem(message, "study")) from None
+
+
+def opened_mirror(
+    store: Store, name: str, tracking: str | None, description: str, tags: Mapping[str, str] | None = None
+) -> Mirror:
+    """MLflow's side of a study, at the store's own address unless told otherwise. Raises InputError.
+
+    description: of its parent run; tags: of its experiment.
+    """
+    try:
+        address, lock = tracking or default_tracking(store.root), store.study(name) / "mirror.lock"
+        mirror = Mirror(address, study=name, description=description, lock=lock, tags=tags)
+        mirror.check()
+    except ValueError as error:
+        raise InputError(Problem(str(error), "--tracking")) from None
+    return mirror
+
+
+def attached(store: Store, name: str, tracking: str | None, files: Sequence[Path]) -> str:
+    """Log files with a study that MLflow knows already; what has kept it from that, or ''. Raises InputError."""
+    mirror = opened_mirror(store, name, tracking, "")
+    try:
+        mirror.attach(files)
+    except MirrorUnavailable as problem:
+        return f"{problem}. The files are in the store; the same command logs them."
+    return ""
+
+
+def close(
+    follower: MirrorThread,
+    state: str,
+    files: Iterable[Path],
+    metrics: Mapping[str, float | None],
+    watcher: Watcher,
+    note: str = "",
+) -> bool:
+    """Bring MLflow up to date, and say so where that cannot be done."""
+    mirrored = follower.close(state, files, metrics, note)
+    tell_news(follower, watcher)
+    return mirrored
+
+
+def _chosen(runs: list[Run], only: str | None) -> list[Run]:
+    if only is None:
+        return runs
+    chosen = [run for run in runs if fnmatch.fnmatch(run.arm.name, only) or fnmatch.fnmatch(run.name, only)]
+    if not chosen:
+        names = dict.fromkeys(run.arm.name for run in runs)
+        raise InputError(Problem(f"no arm matches {only!r}{did_you_mean(only, names)}", "--only"))
+    return chosen
+
+
+def prepare_data(experiments: Iterable[Experiment], store: Store, watcher: Watcher, known: bool = False) -> None:
+    """Tokenise what is not there yet, each text once. Raises InputError where it cannot be read.
+
+    known: what is tokenised is taken as it is, whatever the text is now.
+    """
+    from lit_llm.data.prepare import is_prepared, open_prepared, prepare, prepare_held_out, tokenizer_folder
+
+    seen: set[tuple[str, int]] = set()
+    for experiment in experiments:
+        config = experiment.pretrain.data
+        identity = identity_of_data(experiment)
+        key = (identity.digest, config.sequence_length)
+        if key not in seen and not (known and is_prepared(store.data, identity.digest)):
+            prepare(config, store.data, watcher.preparing, identity)
+        seen.add(key)
+        if texts := experiment.evaluate and experiment.evaluate.likelihood and experiment.evaluate.likelihood.corpora:
+            with blamed_at("evaluate.likelihood.corpora", instead_of="corpora"):
+                prepare_held_out(texts, open_prepared(config, store.data, identity.digest), watcher.preparing)
+        examples = digest_of_examples(experiment)
+        if experiment.finetune is not None and (examples, 0) not in seen:
+            from lit_llm.data.examples import prepare_examples
+
+            folder = tokenizer_folder(store.data, identity.tokenizer)
+            prepare_examples(
+                experiment.finetune.data, config.tokenizer, folder, store.data, examples, watcher.preparing
+            )
+            seen.add((examples, 0))
+
+
+def _todo(runs: list[Run], rerun: Rerun | None, watcher: Watcher) -> list[Work]:
+    """The stages to execute, each computation once, parents before children.
+
+    What begins with a stage that is repeated is repeated, what begins with one that did not end well is left. A stage
+    that is computed again because a file of it is damaged gives what it gave before: what begins with it stays.
+    """
+    for line in left_out(runs) if rerun != "failed" else ():
+        watcher.message(line)
+    todo: dict[str, Work] = {}
+    repeated: set[str] = set()
+    lost: set[str] = set()
+    skipped: dict[str, set[str]] = {"failed": set(), "stale": set()}
+    for run in runs:
+        for step in run.steps:
+            name, parents, state = step.link.fingerprint, {*step.link.parents}, step.status()["state"]
+            if name in todo or name in lost:
+                continue
+            if parents & lost:
+                lost.add(name)
+                continue
+            final = state in FINAL
+            damaged = final and rerun == "failed" and has_lost_weights(step.stage)
+            if damaged:
+                with suppress(Busy):
+                    step.stage.forget()
+            elif parents & repeated or (final and rerun == "stale" and run.stale_at(step)):
+                if state != "pending":
+                    with suppress(Busy):  # another study has begun to repeat it
+                        step.stage.forget()
+                repeated.add(name)
+            elif final:
+                # What is left to do after it, an evaluation that was added, begins with it.
+                if not parents & todo.keys() and run.stale_at(step):
+                    skipped["stale"].add(run.name)
+                if state != "done":
+                    lost.add(name)
+                continue
+            elif state in ("failed", "out_of_memory"):
+                if rerun != "failed":
+                    skipped["failed"].add(run.name)
+                    lost.add(name)
+                    continue
+                with suppress(Busy):
+                    step.stage.retry()
+            todo[name] = (run, step)
+    if skipped["failed"]:
+        message = f"{len(skipped['failed'])} failed run(s) stay as they are; `--rerun failed` tries them again."
+        watcher.message(message)
+    if skipped["stale"]:
+        watcher.message(
+            f"{len(skipped['stale'])} run(s) done with other code, device, threads or weights stay as they are; "
+            "`--rerun stale` repeats them."
+        )
+    return list(todo.values())
+
+
+def _listed(run: Run) -> list[dict[str, object]]:
+    return [{"arm": run.arm.name, "seed": run.seed, "fingerprint": step.link.fingerprint} for step in run.steps]
+
+
+def _stages(runs: Iterable[Run]) -> dict[str, dict[int, dict[str, str]]]:
+    """The stages that train, as `keep` takes them."""
+    found: dict[str, dict[int, dict[str, str]]] = {}
+    for run in runs:
+        found.setdefault(run.arm.name, {})[run.seed] = {s.link.name: s.link.fingerprint for s in run.trained}
+    return found
+
+
+def summary(comparison: Comparison) -> dict[str, float | None]:
+    """What the study's own run in MLflow measures."""
+    return {f"{row.arm}/{comparison.metric}": row.mean for row in comparison.rows}
+
+
+def _write_results(folder: Path, planned: Plan, comparison: Comparison) -> list[Path]:
+    """For programs; `report` writes what people read. A comparison without results takes no other's place."""
+    table, whole = folder / "comparison.csv", folder / "comparison.json"
+    write_json(folder / PLAN, planned.as_json())
+    if comparison.has_results or not whole.exists():
+        write_text(table, comparison.csv())
+        write_json(whole, comparison.as_json())
+    return [table, whole, folder / PLAN]

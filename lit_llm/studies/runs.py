@@ -1,0 +1,399 @@
+"""The runs of a study, and what the store knows of each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from typing import Any
+
+from lit_llm.config.problems import InputError, Problem, did_you_mean
+from lit_llm.config.tree import leaves
+from lit_llm.evaluation.unit_losses import Units, units_of
+from lit_llm.experiment.cost import GENERATE, PROMPT, cost_of
+from lit_llm.experiment.schema import Experiment, Trained
+from lit_llm.runs.provenance import provenance, same_origin, weights_digest
+from lit_llm.runs.run import experiment_yaml
+from lit_llm.runs.stage_graph import FINETUNED, Link, chain
+from lit_llm.statistics.comparison import Comparison, Design, Looks, RunResult, compare, in_rounds
+from lit_llm.statistics.pareto import front
+from lit_llm.store.store import FINAL, Stage, Store, metric_lines
+from lit_llm.studies.analysis_plan import note_look, register, registration_of
+from lit_llm.studies.design.effects import factor_layouts, layouts, lr_factors
+from lit_llm.studies.interim_analyses import all_seeds, looked_in_force, looks_of, procedure_of
+from lit_llm.studies.load import Ablation, Arm, file_and_arm
+from lit_llm.studies.preflight import check_texts
+from lit_llm.studies.scaling import Measured, ended_runs, gate_of, scaling_of
+from lit_llm.studies.schema import Figure
+from lit_llm.studies.stored import open_study
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage of a run, with its place in the store."""
+
+    link: Link
+    stage: Stage
+
+    def status(self) -> dict[str, Any]:
+        return self.stage.status()
+
+
+@dataclass(frozen=True)
+class Run:
+    """An arm with a seed."""
+
+    arm: Arm
+    seed: int
+    steps: tuple[Step, ...]
+    """Its stages, each after the one it begins with."""
+
+    @classmethod
+    def of(cls, arm: Arm, seed: int, store: Store) -> Run:
+        """Reads the data, for its digests."""
+        return cls(arm, seed, tuple(Step(link, store.stage(link.fingerprint)) for link in chain(arm.seeded(seed))))
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm.name}/seed {self.seed}"
+
+    def name_at(self, step: Step) -> str:
+        """The run's name while it is at a stage, where it has several."""
+        return self.name if len(self.steps) == 1 else f"{self.name}: {step.link.name}"
+
+    @property
+    def experiment(self) -> Experiment:
+        return self.arm.seeded(self.seed)
+
+    def experiment_at(self, step: Step) -> Experiment:
+        """What a stage is told: the run's own, or that of a source."""
+        return step.link.source or self.experiment
+
+    @property
+    def last(self) -> Stage:
+        """The end of its chain."""
+        return self.steps[-1].stage
+
+    def status(self) -> dict[str, Any]:
+        """State, error, metrics and notes of the whole: done when all stages are, else as the first that is not.
+
+        What would follow a stage that has diverged is never run: then the run has diverged.
+        """
+        found = [step.status() for step in self.steps]
+        at = next((status for status in found if status["state"] != "done"), found[-1])
+        notes = [note for status in found for note in status.get("notes", ())]
+        return {**at, "metrics": self.metrics(), "notes": notes}
+
+    def current(self) -> Step:
+        """The first stage that is not done; the last where all are."""
+        return next((step for step in self.steps if step.status()["state"] != "done"), self.steps[-1])
+
+    def metrics(self) -> dict[str, float]:
+        """The metrics of all finished stages, each under its prefix."""
+        return _of_all([(step, step.stage.result() or {}) for step in self.steps], "metrics")
+
+    def result(self) -> RunResult:
+        """What is compared: the last result of a training with the metrics of all stages, and the sum of what they
+        took."""
+        found = [(step, result) for step in self.steps if (result := step.stage.result()) is not None]
+        read = {step.link.scope: result["state"] for step, result in found}  # once: of thousands of runs it is felt
+        states = {step.link.scope: read.get(step.link.scope) or step.status()["state"] for step in self.steps}
+        whole: dict[str, Any] = {}
+        for step, result in found:
+            if step.link.kind != "evaluate":
+                whole = dict(result)
+        if whole:  # else its training is damaged: what was measured after it is left out with it
+            results = [result for _, result in found]
+            whole |= {
+                "metrics": _of_all(found, "metrics"),
+                "initial": _of_all(found, "initial"),
+                "flops": sum(result.get("flops", 0.0) for result in results),
+                "training_seconds": training_seconds(result for step, result in found if step.link.kind != "evaluate"),
+                "origins": [result["provenance"] for result in results],
+            }
+        state = next((state for state in states.values() if state != "done"), "done")
+        return RunResult(self.arm.name, self.arm.baseline, self.seed, state, whole, states, self.units)
+
+    def units(self, metric: str) -> Units | None:
+        """Of a metric as it is named among those of all stages: {document, example or question: (sum of its losses, its
+        weight)}, read from the stage that has measured it; None where that keeps none."""
+        scoped = [step for step in self.steps if metric.startswith(step.link.scope)]
+        if not scoped:
+            return None
+        step = max(scoped, key=lambda step: len(step.link.scope))
+        return units_of(step.stage, metric.removeprefix(step.link.prefix))
+
+    @cached_property
+    def params(self) -> dict[str, Any]:
+        """The flattened configuration, and the levels of the factors."""
+        levels = {f"arm.{name}": label for name, label in self.arm.levels.items()}
+        return {**dict(leaves(self.experiment.model_dump(mode="json"))), **levels}
+
+    @cached_property
+    def config_yaml(self) -> str:
+        return experiment_yaml(self.experiment)
+
+    def stale(self) -> bool:
+        """Whether a result of it is of another origin (code, device, threads, ...) than it would be now."""
+        return any(self.stale_at(step) for step in self.steps)
+
+    def stale_at(self, step: Step) -> bool:
+        """Whether this stage's result is."""
+        result = step.stage.result()
+        return result is not None and not same_origin(result["provenance"], self.origin_of(step))
+
+    def origin_of(self, step: Step) -> dict[str, Any]:
+        """The provenance that a stage's result would have now."""
+        parents = {other.link.fingerprint: other.stage.result() or {} for other in self.steps}
+        begins = [parents[name].get("weights") for name in step.link.parents if name in parents]
+        return provenance(
+            self.experiment_at(step), step.link.after, step.link.kind == "evaluate", weights_digest(begins)
+        )
+
+    @property
+    def trained(self) -> list[Step]:
+        """The stages that train, those of its sources first."""
+        return [step for step in self.steps if step.link.kind != "evaluate"]
+
+
+def training_seconds(results: Iterable[Mapping[str, Any]]) -> float | None:
+    """Wall-clock seconds of the training steps of all stages, evaluations excluded; None where one was not measured.
+
+    By the measured tokens per second, which leave each process's first step (compilation, warm-up) out; of a stage of
+    one step by the time it took.
+    """
+    total = 0.0
+    for result in results:
+        rate = result.get("metrics", {}).get("throughput/tokens_per_second")
+        seconds = (
+            result["tokens"] / rate if rate and result.get("tokens") else result.get("seconds", {}).get("training")
+        )
+        if not seconds:
+            return None
+        total += seconds
+    return total or None
+
+
+def _of_all(results: Iterable[tuple[Step, Mapping[str, Any]]], key: str) -> dict[str, float]:
+    """What stands under a key in all results, each name with its stage's prefix."""
+    return {f"{step.link.prefix}{name}": value for step, one in results for name, value in (one.get(key) or {}).items()}
+
+
+def runs_of(ablation: Ablation, store: Store) -> list[Run]:
+    """Every run, arm by arm; where seeds are added in rounds, all that the results up to now have asked for.
+
+    Seeds are added by what is measured on the validation split: the test split is not looked at to choose.
+    """
+    check_texts(ablation)
+    study, looks = ablation.study, looks_in(store, ablation)
+    runs = {arm.name: [Run.of(arm, seed, store) for seed in study.seeds] for arm in ablation.arms}
+    grown, results = looks is not None, dict[str, RunResult]()
+    while grown and looks is not None:
+        for run in (run for own in runs.values() for run in own if run.name not in results):
+            results[run.name] = replace(run.result(), read_units=cache(run.units))  # they are asked for in each round
+        standing = in_rounds([*results.values()], study.compare.metric, looks, procedure_of(ablation))
+        grown = False
+        for arm in ablation.arms:
+            own = runs[arm.name]
+            for seed in looks.seeds[len(own) : standing[arm.name].more]:
+                own.append(Run.of(arm, seed, store))
+                grown = True
+    return [run for own in runs.values() for run in own]
+
+
+def looks_in(store: Store, ablation: Ablation) -> Looks | None:
+    """How seeds are added, with the looks that this store knows of; None where their number is fixed."""
+    return looks_of(ablation, registration_of(store.study(ablation.study.study)), _results_of(store, ablation))
+
+
+def register_analysis(store: Store, ablation: Ablation, runs: Sequence[Run]) -> list[str]:
+    """Freeze a study's analysis, or log what of it has changed. Returns what kept it from that, as sentences.
+
+    runs: the study's; those of them that have finished are counted, and those of the seeds that were planned before.
+    """
+    folder = store.study(ablation.study.study)
+
+    def looked() -> int:
+        return looked_in_force(ablation, registration_of(folder), _results_of(store, ablation))
+
+    def finished() -> int:
+        known = registration_of(folder)
+        seeds = all_seeds(known.current) if known is not None and known.plan else ()
+        before = [Run.of(arm, seed, store) for arm in ablation.arms for seed in seeds]
+        return sum(run.status()["state"] in FINAL for run in {run.name: run for run in (*runs, *before)}.values())
+
+    return register(store, ablation, finished, looked)
+
+
+def note_comparison(store: Store, ablation: Ablation, runs: Sequence[Run], comparison: Comparison) -> list[str]:
+    """Log, for a study that has run in this store, changes of its analysis and a look at its comparison."""
+    if registration_of(store.study(ablation.study.study)) is None:
+        return []
+    return [*register_analysis(store, ablation, runs), *note_look(store, ablation, comparison)]
+
+
+def _results_of(store: Store, ablation: Ablation) -> Callable[[Sequence[int]], list[RunResult]]:
+    return lambda seeds: [Run.of(arm, seed, store).result() for arm in ablation.arms for seed in seeds]
+
+
+def runs_of_arm(source: str, overrides: Sequence[str], store: Store) -> list[Run]:
+    """The runs of `STUDY:ARM`, or all of a study, its name in the store, an experiment's file or a preset."""
+    file, arm = file_and_arm(source)
+    ablation = open_study(file, overrides, store)
+    names = [found.name for found in ablation.arms]
+    if arm and arm not in names:
+        raise InputError(Problem(f"{file} has no arm {arm!r}{did_you_mean(arm, names)}"))
+    return [run for run in runs_of(ablation, store) if arm in ("", run.arm.name)]
+
+
+def trained_fingerprint(source: str, overrides: Sequence[str], store: Store, seed: int | None, after: str) -> str:
+    """The stage whose weights are meant by `STUDY:ARM`, an experiment file, a preset, or a fingerprint itself.
+
+    seed: the study's first when None; after: pretrain, finetune, or the last that trains when empty. Raises InputError.
+    """
+    if re.fullmatch(r"[0-9a-f]{16}", source):
+        if seed is not None or after:
+            raise InputError(Problem(f"{source} is a stage: it has one seed and no --after of its own"))
+        return source
+    runs = runs_of_arm(source, overrides, store)
+    if len({run.arm.name for run in runs}) > 1:
+        arms = ", ".join(f"{source}:{name}" for name in dict.fromkeys(run.arm.name for run in runs))
+        raise InputError(Problem(f"{source} has several arms; name one: {arms}"))
+    mine = [run for run in runs if seed in (None, run.seed)]
+    if not mine:
+        seeds = ", ".join(str(run.seed) for run in runs)
+        raise InputError(Problem(f"{source} has no seed {seed}; it has {seeds}", "--seed"))
+    links = {step.link.name: step.link for step in mine[0].trained}
+    if after and after not in links:
+        raise InputError(Problem(f"{source} has no stage {after!r}; it has {', '.join(links)}", "--after"))
+    return links[after].fingerprint if after else mine[0].trained[-1].link.fingerprint
+
+
+def left_out(runs: Sequence[Run]) -> list[str]:
+    """Runs that are left out because a file of theirs is damaged, with the file and the next step, a sentence each."""
+    found = [(run, run.status()) for run in runs]
+    return [f"{run.name} is left out: {status['error']}" for run, status in found if status.get("damaged")]
+
+
+def status_rows(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
+    """What `status --json` prints for each stage of each run. Keys may be added, none is renamed."""
+    for run in runs:
+        for step in run.steps:
+            link, stage = step.link, step.stage
+            status, last = stage.status(), last_metrics(stage)
+            yield {
+                "arm": run.arm.name,
+                "seed": run.seed,
+                "stage": link.name if link.source else link.kind,
+                "after": link.after if link.kind == "evaluate" else None,
+                "evaluation": link.evaluation or None,
+                "state": status["state"],
+                "fingerprint": link.fingerprint,
+                "run_id": f"{run.arm.name}/{run.seed}/{run.last.fingerprint}",
+                "metrics": status.get("metrics") or last[1],
+                "error": status.get("error"),
+                "retries": len(stage.retries()),
+                "notes": status.get("notes", []),
+                "step": status.get("steps", last[0]),
+                "max_steps": max_steps(run, link),
+                "stale": run.stale_at(step),
+                "log": str(stage.log_file) if stage.log_file.exists() else None,
+            }
+
+
+def max_steps(run: Run, link: Link) -> int:
+    """Of the stage itself; of an evaluation, those of the stage that it follows."""
+    return int((link.source or run.experiment).section(link.after).training.max_steps)
+
+
+def last_metrics(stage: Stage) -> tuple[int, dict[str, float]]:
+    """(step, metrics) by the file's end: the last step, and of each metric the last value that stands there."""
+    return merged(last_lines(stage))
+
+
+def merged(lines: Sequence[Mapping[str, Any]]) -> tuple[int, dict[str, float]]:
+    """(step, metrics) of lines as they stand in metrics.jsonl: the last of each."""
+    metrics: dict[str, float] = {}
+    for line in lines:
+        metrics |= line["metrics"]
+    return (int(lines[-1]["step"]) if lines else 0), metrics
+
+
+def last_lines(stage: Stage) -> list[dict[str, Any]]:
+    """The complete lines at the end of its metrics.jsonl, as many as stand in 8 KiB."""
+    try:
+        with stage.metrics_file.open("rb") as file:
+            begin = max(0, file.seek(0, 2) - 8192)
+            file.seek(begin)
+            lines = file.read().split(b"\n")[1 if begin else 0 : -1]  # neither half a first line nor half a last one
+    except OSError:
+        return []
+    return metric_lines(lines)
+
+
+def comparison_of(ablation: Ablation, runs: Sequence[Run]) -> Comparison:
+    """The comparison of whatever is finished."""
+    asked = ablation.study.compare
+    results = [run.result() for run in runs]
+    looks = looks_in(runs[0].last.store, ablation) if runs else None
+    compared = compare(results, asked.metric, _design(ablation, looks), procedure_of(ablation))
+    if asked.scaling is not None or asked.gate is not None:
+        compared = _scaled(compared, ablation, runs, results)
+    figure = asked.front
+    if figure is None:
+        return compared
+    costs = {arm: found[figure] for arm, found in costs_of(ablation.arms).items()}
+    return replace(compared, front=front(figure, compared.metric, costs, {row.arm: row.mean for row in compared.rows}))
+
+
+def _design(ablation: Ablation, looks: Looks | None) -> Design:
+    return Design(layouts(ablation), factor_layouts(ablation), lr_factors(ablation), looks)
+
+
+def _scaled(compared: Comparison, ablation: Ablation, runs: Sequence[Run], results: Sequence[RunResult]) -> Comparison:
+    """The comparison with its power laws and its gate, of the runs whose schedules have ended."""
+    asked = ablation.study.compare
+    stage: Trained = "finetune" if asked.metric.startswith(FINETUNED) else "pretrain"
+    measured = [
+        Measured(result, run.arm.experiment.section(stage).training, step.stage.result() or {})
+        for run, result in zip(runs, results, strict=True)
+        if result.metric(asked.metric) is not None
+        for step in run.steps
+        if step.link.kind == stage and not step.link.source
+    ]
+    ended, refused = ended_runs(measured)
+    taken = [*ended, *(result for result in results if result.state_of(asked.metric) == "diverged")]
+    found = scaling_of(ablation, taken, asked.scaling) if asked.scaling else None
+    gated = gate_of(ablation, taken, asked.gate) if asked.gate else None
+    return replace(
+        compared,
+        scaling=found and replace(found, notes=(*refused, *found.notes)),
+        gate=gated and replace(gated, notes=(*refused, *gated.notes)),
+    )
+
+
+def costs_of(arms: Iterable[Arm]) -> dict[str, dict[Figure, float]]:
+    """What the metric can be shown against, of each arm; those that differ in their optimiser alone cost the same."""
+    found, known = dict[str, dict[Figure, float]](), dict[str, dict[Figure, float]]()
+    free: Any = {"seed": True, "evaluate": True, "pretrain": {"training": {"optimizer": True}}}
+    for arm in arms:
+        key = arm.experiment.model_dump_json(exclude=free)
+        if key not in known:
+            known[key] = _costs(arm.experiment)
+        found[arm.name] = known[key]
+    return found
+
+
+def _costs(experiment: Experiment) -> dict[Figure, float]:
+    """For an arm's lengths where it is finetuned."""
+    tuned = experiment.finetune
+    prompt, answer = (tuned.data.input_length, tuned.data.target_length) if tuned else (PROMPT, GENERATE)
+    cost = cost_of(experiment, prompt, answer)
+    return {
+        "inference_flops": prompt * cost.prefill_flops_per_token + answer * cost.decode_flops_per_token,
+        "train_flops": cost.train_flops + cost.finetune_flops,
+        "parameters": float(cost.parameters),
+        "non_embedding_parameters": float(cost.non_embedding_parameters),
+        "kv_cache_bytes": float(cost.cache.total(prompt, answer)),
+    }

@@ -1,0 +1,504 @@
+"""The schema of a study file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from math import prod
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+from pydantic.config import JsonDict
+
+from lit_llm.config.problems import did_you_mean
+from lit_llm.config.section import Items, Section, impossible, nested
+from lit_llm.evaluation.config import EVALUATIONS
+from lit_llm.experiment.schema import Experiment
+from lit_llm.runs.stage_graph import EVALUATED, FINETUNED, final_metric
+from lit_llm.statistics.multiple_comparisons import Correction
+from lit_llm.statistics.paired import Variance
+from lit_llm.statistics.pareto import better
+from lit_llm.statistics.scaling.runs import X
+from lit_llm.studies.design.fractional_factorial import MOST, Fraction, effect_of, find, members_of
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+LONGEST_NAME = 100
+MOST_ARMS, MOST_SEEDS, MOST_RUNS = 2_000, 1_000, 20_000
+MOST_FACTORS, MOST_RULES = 100, 1_000
+"""Of a study, so that what was not meant is not waited for: a plan looks at every arm, and names every run."""
+
+
+def _plain_name(name: str) -> str:
+    if len(name) > LONGEST_NAME:
+        raise impossible(("", f"a name has at most {LONGEST_NAME} letters, and this one has {len(name)}"))
+    if not _NAME.fullmatch(name):
+        raise impossible(("", f"{name!r} is not a plain name: letters, digits, '-', '_' and '.', no path"))
+    return name
+
+
+Name = Annotated[str, AfterValidator(_plain_name)]
+"""A name that can be a folder's, of at most 100 letters."""
+
+Seeds = Annotated[Items[Annotated[int, Field(ge=0)]], Field(max_length=MOST_SEEDS, json_schema_extra={"minItems": 1})]
+
+Tree = dict[str, Any]
+"""Keys of an experiment, checked when the arms are put together."""
+
+
+class Grid(Section):
+    """Factors and how their levels are combined."""
+
+    design: Literal["factorial", "one_at_a_time", "paired", "fractional_factorial"] = "one_at_a_time"
+    """factorial: every combination; one_at_a_time: each level alone, the other factors at their first; paired: the i-th
+    levels of all factors together; fractional_factorial: of many factors with two levels, those combinations that tell
+    their effects apart. A factorial of two-level factors, whole or in part, is reported by its effects too."""
+    factors: dict[str, Items[Any] | Tree] = Field(min_length=1, max_length=MOST_FACTORS)
+    """A key with its levels, `model.attention.output_norm: [head, none]`, or a label with named bundles of keys,
+    `split: {3/3: {model.encoder.layers: 3, model.decoder.layers: 3}, 5/1: {...}}`. The first one is the baseline's."""
+    exclude: Annotated[Items[Tree], Field(max_length=MOST_RULES)] = ()
+    """Combinations to leave out: `{model.attention.output_norm: none, pretrain.training.optimizer.lr: 1e-2}`. Without
+    them a factorial is not balanced: its arms are compared, its effects are not estimated."""
+    resolution: int = Field(4, ge=3)
+    """Of a fractional_factorial. 3: main effects are confounded with two-factor interactions; 4: with those of three
+    factors, and two-factor interactions with each other; 5: two-factor interactions with those of three factors."""
+    interactions: Items[Items[str]] = ()
+    """Pairs of factors whose interaction a fractional_factorial has to tell from every main effect and every other
+    two-factor interaction: `[[model.attention.output_norm, pretrain.training.optimizer.lr]]`."""
+    combinations: int | None = None
+    """Size of a fractional_factorial, a power of two; the smallest that has the resolution when absent."""
+
+    @property
+    def cells(self) -> int:
+        """Combinations of levels before any is excluded."""
+        counts = [len(levels) for levels in self.factors.values()]
+        if self.design == "factorial":
+            return prod(counts)
+        if self.design == "paired":
+            return counts[0]
+        return self.fraction.size if self.fraction else 1 + sum(count - 1 for count in counts)
+
+    @property
+    def fraction(self) -> Fraction | None:
+        """The fraction that is run, of a design that is one."""
+        if self.design != "fractional_factorial":
+            return None
+        return find(len(self.factors), self.resolution, self.requested, self.combinations)
+
+    @property
+    def requested(self) -> tuple[int, ...]:
+        """`interactions` as sets of factors, for the fraction."""
+        names = list(self.factors)
+        return tuple(dict.fromkeys(effect_of(*map(names.index, pair)) for pair in self.interactions))
+
+    @model_validator(mode="after")
+    def _has_levels(self) -> Grid:
+        findings: list[tuple[str | tuple[str, ...], str]] = []
+        for name, levels in self.factors.items():
+            key = ("factors", name)  # the name has dots of its own
+            if len(levels) > MOST_ARMS:
+                findings.append((key, f"has {len(levels)} levels, and a study has at most {MOST_ARMS} arms"))
+                continue
+            listed = levels if isinstance(levels, tuple) else ()
+            repeated = any(a == b for i, a in enumerate(listed) for b in listed[:i])
+            paired = self.design == "paired"
+            if not levels:
+                findings.append((key, "has no levels; give at least two, the baseline's first"))
+            elif len(levels) == 1 or (paired and repeated and all(level == listed[0] for level in listed)):
+                findings.append((key, "has one level, so nothing is switched; set it in `base` instead"))
+            elif repeated and not paired:
+                findings.append((key, "has the same level twice"))
+            elif self.design == "fractional_factorial" and len(levels) != 2:
+                what = f"has {len(levels)} {'levels' if isinstance(levels, tuple) else 'bundles'}"
+                findings.append((key, f"{what}; a fractional_factorial takes two of each factor, the baseline's first"))
+        findings += self._misplaced()
+        if not findings:
+            findings += self._unpaired() if self.design == "paired" else self._unfound()
+        if findings:
+            raise impossible(*findings)
+        return self
+
+    def _misplaced(self) -> Iterator[tuple[str | tuple[str, ...], str]]:
+        """Keys that the design has no use for."""
+        for key in ("resolution", "interactions", "combinations"):
+            if key in self.model_fields_set and self.design != "fractional_factorial":
+                yield key, f"belongs to `design: fractional_factorial`, and this one is {self.design}"
+        if self.exclude and self.design == "fractional_factorial":
+            yield "exclude", "a fraction that lacks a combination cannot tell its effects apart; leave the factor out"
+        if self.exclude and self.design == "paired":
+            yield "exclude", "paired levels stand in the file one by one; take the level out of every factor instead"
+
+    def _unpaired(self) -> Iterator[tuple[str | tuple[str, ...], str]]:
+        """Levels that make no pairs."""
+        counts = [
+            f"{name} has {len(levels)}{'' if isinstance(levels, tuple) else ' bundles'}"
+            for name, levels in self.factors.items()
+        ]
+        if len({len(levels) for levels in self.factors.values()}) > 1:
+            yield "factors", f"paired factors need equally many levels, and {', '.join(counts)}"
+            return
+        pairs = list(zip(*self.factors.values(), strict=True))
+        for index, pair in enumerate(pairs):
+            if pair in pairs[:index]:
+                first = pairs.index(pair) + 1
+                yield "factors", f"the levels number {first} and {index + 1} of all factors are the same; leave one out"
+
+    def _unfound(self) -> Iterator[tuple[str | tuple[str, ...], str]]:
+        """Why there is no fraction, and what would do."""
+        if self.design != "fractional_factorial":
+            return
+        count, whole = len(self.factors), 1 << len(self.factors)
+        if not 3 <= count <= MOST:
+            yield "factors", f"a fractional_factorial takes 3 to {MOST} factors, and there are {count}"
+            return
+        size = self.combinations
+        if size is not None and (size.bit_count() != 1 or not 4 <= size < whole):
+            sizes = ", ".join(str(1 << bits) for bits in range(2, count))
+            yield "combinations", f"a fraction of {count} factors has {sizes}, not {size}"
+            return
+        wrong = list(self._wrong_interactions())
+        yield from wrong
+        if wrong or self.fraction is not None:
+            return
+        best = find(count, self.resolution, (), size)
+        if best is None and size is None:
+            highest = next(high for high in range(self.resolution, 2, -1) if find(count, high))
+            yield (
+                "resolution",
+                f"no fraction of {count} factors has resolution {self.resolution}; use `resolution: {highest}` or "
+                f"`design: factorial` ({whole} combinations)",
+            )
+        elif best is None:
+            smallest = find(count, self.resolution)
+            enough = f"`combinations: {smallest.size}`" if smallest else "`design: factorial`"
+            lower = [high for high in range(self.resolution, 2, -1) if find(count, high, (), size)]
+            less = f" or `resolution: {lower[0]}`" if lower else ""
+            message = f"no fraction of {size} combinations of {count} factors has resolution {self.resolution}"
+            yield "combinations", f"{message}; use {enough}{less}"
+        else:
+            yield "interactions", self._confounded(best)
+
+    def _wrong_interactions(self) -> Iterator[tuple[str | tuple[str, ...], str]]:
+        for index, pair in enumerate(self.interactions):
+            for name in pair:
+                if name not in self.factors:
+                    hint = did_you_mean(name, self.factors)
+                    yield f"interactions.{index}", f"{name!r} is not a factor of the grid{hint}"
+            if len(pair) != 2 or len(set(pair)) != 2:
+                yield f"interactions.{index}", "an interaction is of two different factors: [one, other]"
+
+    def _confounded(self, best: Fraction) -> str:
+        """Which interactions the fraction of least aberration confounds with what, and what would tell them apart."""
+        names = list(self.factors)
+
+        def named(effect: int) -> str:
+            return " × ".join(names[i] for i in members_of(effect))
+
+        told = [
+            f"{named(effect)} is confounded with "
+            + " and ".join(named(alias) for alias in best.aliases(effect) if alias.bit_count() <= 2)
+            for effect in self.requested
+            if not best.is_clear(effect)
+        ]
+        count = len(names)
+        larger = [1 << bits for bits in range(best.size.bit_length(), count)]
+        enough = next((more for more in larger if find(count, self.resolution, self.requested, more)), None)
+        five = find(count, 5)
+        ways = [f"`combinations: {enough}`"] * (enough is not None)
+        ways += [
+            f"`resolution: 5` ({five.size} combinations)"
+            if five
+            else f"`design: factorial` ({1 << count} combinations)"
+        ]
+        return f"{best.size} combinations cannot tell all of them apart: {'; '.join(told)}; use {' or '.join(ways)}"
+
+
+CHOSEN_BY = (
+    "val/target_nll",
+    "val/masked_nll",
+    "val/perplexity",
+    "val/bits_per_byte",
+    "val/objective_loss",
+)
+"""Metrics of the validation split, which choices are made by."""
+METRICS = (
+    *(final_metric(name) for name in CHOSEN_BY),
+    *CHOSEN_BY,
+    "stability/loss_spikes",
+    "stability/max_grad_norm",
+    "stability/max_attention_logit",
+    "throughput/tokens_per_second",
+)
+OF_SOURCE = ("test/target_nll/", "val/target_nll/")
+"""Before the name of a mixture's source, or of a task of instruction data; of either split."""
+_OF_OBJECTIVE = ("test/objective_loss", "val/objective_loss")
+"""Of the pretraining alone: instruction data has one objective."""
+
+
+def _metric(name: str) -> str:
+    own = name.removeprefix(FINETUNED)
+    evaluation = own.removeprefix(EVALUATED).partition("/")
+    if name in METRICS or (own in METRICS and own not in _OF_OBJECTIVE) or own.startswith(OF_SOURCE):
+        return name
+    if own.startswith(EVALUATED) and evaluation[0] in EVALUATIONS and evaluation[2]:
+        return name
+    more = [*METRICS, *(f"{FINETUNED}{metric}" for metric in METRICS if metric not in _OF_OBJECTIVE)]
+    evaluated = ", ".join(f"{EVALUATED}{evaluation}/..." for evaluation in EVALUATIONS)
+    hint = did_you_mean(name, more if name.startswith(FINETUNED) else METRICS)
+    raise impossible(("", f"{name!r} is not possible{hint}; of evaluations: {evaluated}, each also after {FINETUNED}"))
+
+
+_ONE_OF = "|".join(re.escape(name) for name in METRICS)
+_SOURCES = "|".join(f"{begin}.+" for begin in OF_SOURCE)
+_PATTERN = f"^({FINETUNED})?({_ONE_OF}|{_SOURCES}|{EVALUATED}({'|'.join(EVALUATIONS)})/.+)$"
+
+
+def is_metric(name: str) -> bool:
+    """Whether a study could compare it."""
+    return re.fullmatch(_PATTERN, name) is not None
+
+
+_SCHEMA: JsonDict = {"anyOf": [{"enum": [*METRICS]}, {"pattern": _PATTERN}]}
+Metric = Annotated[str, AfterValidator(_metric), Field(json_schema_extra=_SCHEMA)]
+
+
+By = Literal["none", "tokens", "loss_tokens", "parameters", "train_flops"]
+
+
+Figure = Literal["inference_flops", "train_flops", "parameters", "non_embedding_parameters", "kv_cache_bytes"]
+
+
+class Match(Section):
+    """What is made equal between an arm and its baseline, for the pretraining."""
+
+    by: By = "none"
+    """tokens, loss_tokens and train_flops move max_steps, with warm-up and decay scaled; parameters moves d_ff."""
+
+
+class ScalingLaw(Section):
+    """A power law of a loss for each group of arms, L = E + A x^-a."""
+
+    x: X = "train_flops"
+    """What the loss falls with: train_flops, parameters or tokens."""
+    irreducible: bool = True
+    """Fit E, the loss that no x goes below. It takes a bend in the curve, so runs over several decades: without one, E
+    has a wide interval, and `false` says more."""
+    by: Literal["arm", "family"] = "arm"
+    """What is one group: a named arm with all that the grid makes of it, or the arms of one `model.family`."""
+
+
+class ScalingGate(Section):
+    """What a lab asks of a change before a large run: at each size, how much compute and time it saves.
+
+    Each size of a group is measured against the power law of the baseline's sizes. A multiplier above 1 saves compute,
+    or time: the baseline needs as many times more for the same loss.
+    """
+
+    by: Literal["arm", "family"] = "arm"
+    """What is one group: a named arm with all that the grid makes of it, or the arms of one `model.family`."""
+    irreducible: bool = False
+    """Fit E to the baseline's law. A projection over decades of compute depends on it, and few sizes hardly show it."""
+    project: float | None = Field(None, gt=0)
+    """Training FLOPs of the large run: the multiplier and the difference of losses there, with prediction intervals."""
+    at_least: float = Field(1.0, gt=0)
+    """The multiplier that a group has to reach, at `project`, else at its largest size. It passes where the whole 95%
+    interval does, and fails where none of it does."""
+
+
+Column = Literal["n", "mean", "difference", "p", "verdict", "against", "params", "FLOPs", "tok/s", "spikes"]
+"""A column of the arms' table."""
+
+
+class Compare(Section):
+    """What is compared with what."""
+
+    baseline: str | None = None
+    """The arm that the others are compared with; the first when absent."""
+    within: Items[str] = ()
+    """Factors at whose every level the comparison is made anew: each arm meets the baseline of its own level."""
+    metric: Metric = "test/target_nll"
+    """What is compared, as it is at the end of training; of a mixture also `test/target_nll/<source>`. Metrics of the
+    test split begin with `test/`, and each has a sibling of the validation split, `val/target_nll`, which further seeds
+    and learning rates are chosen by. Those of the finetuning begin with `finetune/`, those of evaluations with `eval/`:
+    `finetune/eval/examples/nll`. An evaluation made after both stages is shown before against after. Training losses
+    are not compared: they depend on what is trained on."""
+    front: Figure | None = None
+    """A cost that the metric is shown against, with the arms that no other beats in both. inference_flops: of reading
+    an input and writing a target, both as long as the finetuning allows, or 1000 tokens each where there is none."""
+    variance: Variance = "moderated"
+    """Where the variance of a difference comes from. moderated: its own values over the seeds, with up to a third of a
+    degree of freedom from the other differences; its intervals cover 93% or more in every design. paired: its own
+    values alone. pooled: one variance for all arms, which assumes that they scatter alike and react to a seed alike.
+    mixed: a mixed model with a random effect of each family and seed. The last two are narrower, and cover as little as
+    78% where families differ; see docs/statistics.md."""
+    correction: Correction = "none"
+    """For the number of comparisons. none: each interval holds for itself. holm: p-values by which the chance of any
+    false difference is 5%. fdr_bh: p-values by which 5% of the differences below 0.05 are false. With both, intervals
+    hold for all comparisons at once. dunnett: the same for arms that scatter alike, so it needs `variance: pooled`."""
+    margin: float | None = Field(None, gt=0)
+    """The largest difference that does not matter, in the metric's unit. With it, the verdict tells arms that are shown
+    to differ by less from those of which too few seeds show nothing."""
+    scaling: ScalingLaw | None = None
+    """Fit power laws of the metric, and say how many times the compute a group needs for the loss of the baseline's."""
+    labels: dict[str, str] = Field({})
+    """Names that a paper prints, for arms, factors, levels and metrics: `{red: RedLLM, model.attention.qkv_norm: QKV
+    norm, qkv_norm=none: no norm, val/target_nll: nats per token}`. A level is called `factor=level`, or by its own name
+    where that is enough. Tables, sentences and figures print them; CSV and JSON keep the names that commands take."""
+    columns: Items[Column] = ("n", "mean", "difference", "p", "verdict", "against", "params", "FLOPs")
+    """Columns of the arms' table in LaTeX, in this order, after the arm or its factors; those of which nothing is known
+    are left out. `mean` is the metric's."""
+
+    gate: ScalingGate | None = None
+    """Measure each size against the baseline's power law: multipliers of compute and of wall-clock time, their slope
+    against compute, and a projection."""
+
+    @model_validator(mode="after")
+    def _has_a_better(self) -> Compare:
+        if self.front is not None and better(self.metric) is None:
+            raise impossible(("front", f"{self.metric} is neither a loss nor a score, so no arm beats another in it"))
+        if self.correction == "dunnett" and self.variance != "pooled":
+            message = "dunnett assumes that all arms scatter alike; add `variance: pooled`, or use holm, which does not"
+            raise impossible(("correction", message))
+        if self.scaling is not None and better(self.metric) != "lower":
+            raise impossible(("scaling", f"{self.metric} is no loss, so no power law is fitted to it"))
+        if self.gate is not None and better(self.metric) != "lower":
+            raise impossible(("gate", f"{self.metric} is no loss, so no power law is fitted to it"))
+        return self
+
+
+class MoreSeeds(Section):
+    """Rounds of further seeds, for the arms whose difference is not decided."""
+
+    most: int = Field(le=MOST_SEEDS)
+    """Seeds that an arm has at most, those of `seeds` included."""
+    step: int = Field(1, ge=1)
+    """Seeds that a round adds."""
+
+
+class Allowed(Section):
+    """A difference that the audit would refuse."""
+
+    key: str
+    """The key that differs, or the beginning of several: `pretrain.training.optimizer`. Budgets: `budget.tokens`,
+    `budget.train_flops`, ..., or `budget` for all. What the metric is measured on goes by its full name alone:
+    `pretrain.data.tokenizer`."""
+    because: str = Field(min_length=1)
+    """Why the comparison is fair all the same; shown in the plan and the report."""
+
+
+def of_experiment(key: str, value: Any) -> str:
+    """Where a key of the experiment belongs in a study or a sweep."""
+    if key == "seed" or key.split(".")[0] not in Experiment.model_fields:
+        return ""
+    return f"what holds for every arm stands under `base`: write `base: {{{nested(key, value)}}}`"
+
+
+class Study(Section):
+    """An ablation: a base experiment, arms, factors, seeds."""
+
+    study: Name
+    """Its name: of the MLflow experiment and of the folder in the store."""
+    question: str = Field(min_length=1)
+    """What it is to answer."""
+    like: str | None = None
+    """Another study in the same folder: this file then says only what is different. `base` is replaced whole, a factor
+    by its new levels, the rest key by key."""
+    extends: str | Items[str] | None = None
+    """A preset, a file relative to this one, or a list of them, merged in order."""
+    base: Tree = Field({})
+    """Keys of every arm."""
+    arms: dict[Name, Tree | None] = Field({})
+    """Named arms: experiment keys, `extends` of its own, `against: ARM` to be compared with another arm than the
+    baseline (a ladder compares each rung with the one below it), `grid: false` to stay out of the grid."""
+    grid: Grid | None = None
+    """Factors, crossed with the arms."""
+    seeds: Seeds = (0,)
+    """Every arm runs once with each."""
+    more_seeds: MoreSeeds | None = None
+    """After `seeds`, add seeds to the arms whose interval still holds zero (with `compare.margin`: that are shown
+    neither to differ nor to differ by less), and to what they are compared with. Intervals are those of a test that
+    looks after every round; with `compare.correction: holm` each arm has an equal share of the 5%."""
+    match: Match = Match()
+    """What is made equal."""
+    compare: Compare = Compare()
+    """Baseline and metric."""
+    allow: Items[Allowed] = ()
+    """Differences that the audit would refuse, each with its reason."""
+
+    @classmethod
+    def unknown_key(cls, key: str, value: Any) -> str:
+        return of_experiment(key, value)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Study:
+        findings: list[tuple[str | tuple[str, ...], str]] = []
+        if not self.seeds:
+            findings.append(("seeds", "needs at least one seed, for example [0, 1, 2]"))
+        if len(set(self.seeds)) < len(self.seeds):
+            findings.append(("seeds", "a seed is there twice"))
+        if self.more_seeds is not None:
+            findings += self._no_rounds(self.more_seeds)
+        findings += self._too_many()
+        factors = self.grid.factors if self.grid else {}
+        seeded: list[tuple[str, ...]] = [("base",)] if "seed" in self.base else []
+        seeded += [("arms", name) for name, arm in self.arms.items() if "seed" in (arm or {})]
+        seeded += [("grid", "factors")] if "seed" in factors else []
+        findings += [((*path, "seed"), "seeds are the study's: write `seeds: [0, 1, 2]`") for path in seeded]
+        for name in self.compare.within:
+            if name not in factors:
+                findings.append(
+                    ("compare.within", f"{name!r} is not a factor of the grid{did_you_mean(name, factors)}")
+                )
+        within, design = self.compare.within, self.grid.design if self.grid else ""
+        if within and design == "fractional_factorial":
+            message = (
+                "a fraction does not hold the baseline at every arm's own level; its effects tell the factors apart"
+            )
+            findings.append(("compare.within", message))
+        if within and design == "paired" and (set(within) != set(factors) or len(self.arms) < 2):
+            message = "paired factors move together: with several named arms, `within` may name all of them, else none"
+            findings.append(("compare.within", message))
+        if findings:
+            raise impossible(*findings)
+        return self
+
+    def _too_many(self) -> Iterator[tuple[str | tuple[str, ...], str]]:
+        """Arms or runs beyond what a study may have."""
+        outside = sum((arm or {}).get("grid") is False for arm in self.arms.values())
+        crossed = max(1, len(self.arms)) - outside
+        arms = outside + crossed * (self.grid.cells if self.grid else 1)
+        where = "grid.factors" if self.grid and self.grid.cells > crossed else "arms"
+        if arms > MOST_ARMS:
+            yield (
+                where,
+                f"{arms:,} arms, and a study has at most {MOST_ARMS:,}: take out levels, or write several studies",
+            )
+        elif (runs := arms * len(self.seeds)) > MOST_RUNS:
+            yield (
+                "seeds",
+                f"{arms:,} arms x {len(self.seeds):,} seeds are {runs:,} runs, and a study has at most {MOST_RUNS:,}",
+            )
+
+    def _no_rounds(self, more: MoreSeeds) -> Iterator[tuple[str | tuple[str, ...], str]]:
+        """What speaks against adding seeds in rounds."""
+        if len(self.seeds) < 2:
+            yield "more_seeds", "one seed has no interval to go on by; begin with `seeds: [0, 1, 2]`"
+        if more.most <= len(self.seeds):
+            yield "more_seeds.most", f"{more.most} at most, and there are {len(self.seeds)} to begin with"
+        if self.compare.correction == "fdr_bh":
+            message = (
+                "the share of false differences is not bounded when arms stop at different looks; "
+                "use `correction: holm`, which bounds the chance of any"
+            )
+            yield "compare.correction", message
+        if self.compare.correction == "dunnett":
+            message = (
+                "Dunnett's levels are of one look, and seeds are added in rounds; use `correction: holm`, which gives "
+                "each arm an equal share of the 5%"
+            )
+            yield "compare.correction", message
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        """Those that there may be, in the order in which they are added."""
+        further = self.more_seeds.most - len(self.seeds) if self.more_seeds else 0
+        return (*self.seeds, *range(max(self.seeds) + 1, max(self.seeds) + 1 + further))

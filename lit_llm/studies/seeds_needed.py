@@ -1,0 +1,253 @@
+"""How many seeds a study needs: the scatter of earlier runs, and what follows from it by the power of a paired t-test.
+
+Scatter is the standard deviation of an arm's differences from its baseline over shared seeds. It is taken from a pilot
+study where one is named; else from this study's finished runs; else from the study of this store with the same metric
+whose arms are nearest in parameters and training tokens. Where the scatter came from stands in every row.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lit_llm.config.problems import InputError, Problem
+from lit_llm.statistics.comparison import values_of
+from lit_llm.statistics.power import (
+    MOST_SEEDS,
+    POWER,
+    Scatter,
+    minimum_detectable_difference,
+    pooled,
+    scatter_of,
+    seeds_for,
+)
+from lit_llm.statistics.sequential import Rounds, round_levels
+from lit_llm.statistics.verdicts import LEVEL
+from lit_llm.store.store import Store
+from lit_llm.studies.load import Ablation
+from lit_llm.studies.plan import Plan, PlannedArm
+from lit_llm.studies.runs import runs_of
+from lit_llm.studies.stored import open_study
+
+OWN_DEGREES = 2
+"""Degrees of freedom from which on an arm's scatter stands alone; below, that of its study is pooled."""
+FAR = 4.0
+"""An earlier arm of more than so many times the parameters or tokens, or less than their inverse, is called far."""
+ALIKE = math.log(1.1)
+"""Arms whose distances differ by less are equally near."""
+
+
+@dataclass(frozen=True)
+class SeedsNeeded:
+    """One arm's row of the answer."""
+
+    arm: str
+    baseline: str
+    sd: float | None
+    """Standard deviation of the paired differences, in the metric's unit; None without earlier runs."""
+    source: str
+    """Study and runs that the standard deviation is from."""
+    seeds: int | None
+    """Seeds that detect the difference with 80% power; None without a scatter, or beyond `MOST_SEEDS`."""
+    cautious_seeds: int | None
+    """The same at the upper 80% confidence limit of the standard deviation."""
+    detectable: float | None
+    """Smallest difference that the planned seeds detect with 80% power; None without a scatter or with one seed."""
+
+
+@dataclass(frozen=True)
+class PowerPlan:
+    """The seeds that a study needs to show a difference."""
+
+    metric: str
+    difference: float
+    """In the metric's unit."""
+    power: float
+    level: float
+    """Of the two-sided test of one arm, after correction."""
+    planned: int
+    """Seeds of the study; with `more_seeds` the most."""
+    rows: tuple[SeedsNeeded, ...]
+    notes: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """What `plan --power --json` prints under `power`. Keys may be added, none is renamed."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _EarlierArm:
+    """An arm of an earlier study with its scatter and its size."""
+
+    study: str
+    arm: str
+    scatter: Scatter
+    parameters: float
+    tokens: float
+
+    def distance(self, planned: PlannedArm) -> float:
+        """The larger of the two log ratios, of parameters and of training tokens."""
+        pairs = ((self.parameters, planned.cost.parameters), (self.tokens, planned.cost.tokens))
+        return max(abs(math.log(mine / theirs)) if mine > 0 and theirs > 0 else math.inf for mine, theirs in pairs)
+
+
+def seeds_needed(planned: Plan, store: Store, difference: float, pilot: str | None = None) -> PowerPlan:
+    """The seeds with which each arm's true difference from its baseline would be detected with 80% power.
+
+    Args:
+        planned: the study's plan.
+        store: where earlier runs lie; nothing is written.
+        difference: in the primary metric's unit.
+        pilot: a study file whose runs in this store give the scatter; this study and earlier ones when None.
+
+    Raises:
+        InputError: the pilot is no study, or has no arm with two finished seeds in this store.
+    """
+    study = planned.ablation.study
+    metric = study.compare.metric
+    arms = [arm for arm in planned.arms if arm.arm.name != arm.arm.baseline]
+    found = _of_pilot(pilot, metric, arms, store) if pilot else _of_store(planned.ablation, metric, arms, store)
+    level, notes = test_level(planned.ablation)
+    most = len(study.all_seeds)
+    rows = []
+    for arm in arms:
+        scatter, source = found.get(arm.arm.name, (None, "–"))
+        if scatter is None:
+            rows.append(SeedsNeeded(arm.arm.name, arm.arm.baseline, None, source, None, None, None))
+            continue
+        needed, cautious = (seeds_for(difference, sd, POWER, level) for sd in (scatter.sd, scatter.upper))
+        detectable = minimum_detectable_difference(scatter.sd, most, POWER, level) if most > 1 else None
+        rows.append(SeedsNeeded(arm.arm.name, arm.arm.baseline, scatter.sd, source, needed, cautious, detectable))
+    notes += [*_notes(rows, found, planned)]
+    return PowerPlan(metric, difference, POWER, level, most, tuple(rows), tuple(notes))
+
+
+def test_level(ablation: Ablation) -> tuple[float, list[str]]:
+    """Level of the two-sided test of one arm in a study, and in words where it comes from."""
+    study = ablation.study
+    count = len({arm.name for arm in ablation.arms if arm.name != arm.baseline})
+    correction = study.compare.correction
+    level = LEVEL if correction == "none" or not count else LEVEL / count
+    notes = [
+        "test: paired t over shared seeds, n - 1 degrees of freedom, two-sided, "
+        f"power by the noncentral t distribution; level {level:.3g}"
+        + (f" = {LEVEL:g} / {count} arms ({correction}: its strictest step, Bonferroni's)" if level < LEVEL else "")
+    ]
+    if study.more_seeds is not None:
+        rounds = Rounds(len(study.seeds), study.more_seeds.most, study.more_seeds.step)
+        level = round_levels(rounds, LEVEL / level)[-1].difference
+        notes.append(
+            f"more_seeds: the level of the last of {len(rounds.sizes)} looks is {level:.3g}; earlier looks add power"
+        )
+    return level, notes
+
+
+def _notes(rows: Sequence[SeedsNeeded], found: Mapping[str, tuple[Scatter, str]], planned: Plan) -> Iterator[str]:
+    if any(row.sd is not None for row in rows):
+        yield "cautious: with the scatter at the upper end of its one-sided 80% interval; few seeds know it roughly"
+    if any(row.sd is not None and row.cautious_seeds is None for row in rows):
+        yield f"–: more than {MOST_SEEDS:,} seeds"
+    if any(row.sd is None for row in rows):
+        few = planned.ablation.study.seeds[:3] if len(planned.ablation.study.seeds) > 1 else (0, 1, 2)
+        yield (
+            f"no earlier runs with {planned.ablation.study.compare.metric} in two shared seeds are in this store: run "
+            f"this study with `seeds: {list(few)}` first and ask again, or name such a study by `--pilot STUDY`"
+        )
+
+
+# --- where the scatter comes from -----------------------------------------------------------------------------------
+
+
+def _of_pilot(pilot: str, metric: str, arms: Sequence[PlannedArm], store: Store) -> dict[str, tuple[Scatter, str]]:
+    """From the runs of a study that the user names: the arm of the same name, else all its arms pooled."""
+    ablation = open_study(pilot, store=store)
+    scatters = _scatters(ablation, metric, store)
+    if not scatters:
+        message = f"{ablation.study.study} has no arm with {metric} in two seeds that its baseline shares"
+        raise InputError(Problem(f"{message}; `{ablation.command('run', store)}` with two or three seeds", "--pilot"))
+    return _named_or_pooled(scatters, arms, f"pilot {ablation.study.study}")
+
+
+def _of_store(
+    ablation: Ablation, metric: str, arms: Sequence[PlannedArm], store: Store
+) -> dict[str, tuple[Scatter, str]]:
+    """From this study's finished runs; where there are none, from the nearest earlier study's."""
+    own = _scatters(ablation, metric, store)
+    if own:
+        return _named_or_pooled(own, arms, "this study")
+    earlier = [*_earlier(store, metric, ablation.study.study)]
+    return {arm.arm.name: _nearest(arm, earlier) for arm in arms} if earlier else {}
+
+
+def _scatters(ablation: Ablation, metric: str, store: Store) -> dict[str, Scatter]:
+    """{arm: scatter of its differences from its baseline} of the runs that have ended."""
+    values = values_of([run.result() for run in runs_of(ablation, store)], metric)
+    found = {arm.name: scatter_of(values[arm.name], values[arm.baseline]) for arm in ablation.arms}
+    return {name: scatter for name, scatter in found.items() if scatter is not None}
+
+
+def _named_or_pooled(
+    scatters: Mapping[str, Scatter], arms: Sequence[PlannedArm], where: str
+) -> dict[str, tuple[Scatter, str]]:
+    everything = pooled(scatters.values())
+    assert everything is not None
+    found = {}
+    for arm in arms:
+        own = scatters.get(arm.arm.name)
+        if own is not None and own.degrees >= OWN_DEGREES:
+            found[arm.arm.name] = own, f"{where}, {own.degrees + 1} seeds"
+        else:
+            found[arm.arm.name] = everything, f"{where}, {_pooled_over(len(scatters))}"
+    return found
+
+
+def _pooled_over(arms: int) -> str:
+    return f"pooled over {arms} arm{'' if arms == 1 else 's'}"
+
+
+def _nearest(arm: PlannedArm, earlier: Sequence[_EarlierArm]) -> tuple[Scatter, str]:
+    """Of the study with the nearest arm, all arms that are as near, pooled."""
+    best = min(earlier, key=lambda other: other.distance(arm))
+    near = best.distance(arm)
+    alike = [other for other in earlier if other.study == best.study and other.distance(arm) <= near + ALIKE]
+    scatter = pooled(other.scatter for other in alike)
+    assert scatter is not None
+    far = "" if near <= math.log(FAR) else f", far: {_ratios(best, arm)}"
+    return scatter, f"{best.study}, {_pooled_over(len(alike))}{far}"
+
+
+def _ratios(earlier: _EarlierArm, arm: PlannedArm) -> str:
+    """`0.1 times the parameters, 0.02 times the tokens`."""
+    pairs = (("parameters", earlier.parameters, arm.cost.parameters), ("tokens", earlier.tokens, arm.cost.tokens))
+    return ", ".join(f"{mine / theirs:.2g} times the {what}" for what, mine, theirs in pairs if theirs)
+
+
+def _earlier(store: Store, metric: str, besides: str) -> Iterator[_EarlierArm]:
+    """The arms of all reported studies of a store that have the metric in two seeds that their baselines share."""
+    for file in sorted((store.root / "studies").glob("*/runs.csv")):
+        if file.parent.name != besides:
+            yield from _reported(file, metric)
+
+
+def _reported(file: Path, metric: str) -> Iterator[_EarlierArm]:
+    """The arms of one study, by the runs.csv that its report left."""
+    values: dict[str, dict[int, float]] = {}
+    baselines: dict[str, str] = {}
+    sizes: dict[str, tuple[float, float]] = {}
+    try:
+        with file.open(newline="") as lines:
+            for row in csv.DictReader(lines):
+                if row["state"] == "done" and row.get(metric):
+                    values.setdefault(row["arm"], {})[int(row["seed"])] = float(row[metric])
+                    baselines[row["arm"]] = row["baseline"]
+                    sizes[row["arm"]] = float(row["parameters"]), float(row["tokens"])
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):
+        return  # the report of another version, or half a file: as if there were none
+    for arm, baseline in baselines.items():
+        scatter = scatter_of(values[arm], values.get(baseline, {}))
+        if scatter is not None:
+            yield _EarlierArm(file.parent.name, arm, scatter, *sizes[arm])

@@ -1,0 +1,313 @@
+"""A study as its store keeps it: opened by its name, without its file, its texts or the machine that it was written on.
+
+```
+<store>/studies/<study>/study.json     the study with its arms, the identities of its texts, the stages of its runs
+<store>/studies/<study>@1/, @2/ ...    earlier versions, each with everything that it had
+```
+
+A study is another version where one of its arms trains something else. What the log of its analysis records is none:
+seeds, arms that come or go, what is compared and how. Nor is an evaluation, which trains nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lit_llm.config.problems import InputError, Mark, Problem, did_you_mean
+from lit_llm.config.section import validate
+from lit_llm.config.tree import difference, merge_all, split_path, tree, under
+from lit_llm.experiment.load import changed, is_preset, load_experiment, preset_names, read_overrides
+from lit_llm.experiment.schema import Experiment
+from lit_llm.runs.fingerprints import digest_of_examples, identities, identity_of_data, read_corpora_again
+from lit_llm.runs.stage_graph import chain
+from lit_llm.store.files import Damaged
+from lit_llm.store.store import Store, read_json, write_json
+from lit_llm.studies.load import Ablation, Arm, file_and_arm, is_study, load_study
+from lit_llm.studies.schema import Study
+
+STORED, SWEEP = "study.json", "sweep.json"
+PLAIN_NAME = r"[\w.@-]+"
+"""What the name of a study or a sweep in a store may be; all else is a path."""
+MOST_KEYS = 12
+"""Keys of a changed plan that a message names."""
+
+Stages = Mapping[str, Mapping[int, Mapping[str, str]]]
+"""{arm: {seed: {stage that trains: its fingerprint}}}."""
+
+
+# --- keeping and opening --------------------------------------------------------------------------------------------
+
+
+def keep(store: Store, ablation: Ablation, stages: Stages) -> None:
+    """Write a study into its folder as it runs now."""
+    name = ablation.study.study.partition("@")[0]  # which version it is, its folder says
+    study = ablation.study.model_dump(mode="json", exclude_unset=True) | {"study": name}
+    content = {"study": study, **content_of(ablation), "stages": stages}
+    write_json(store.study(ablation.study.study) / STORED, content, signed=True)
+
+
+def content_of(ablation: Ablation) -> dict[str, Any]:
+    """All but the study itself, as plain data: its arms, and the identities of the texts that have been read."""
+    arms = [
+        {
+            **{name: getattr(arm, name) for name in ("name", "group", "baseline", "residual")},
+            "levels": dict(arm.levels),
+            "declared": sorted(arm.declared),
+            "derived": dict(arm.derived),
+            "experiment": arm.experiment.model_dump(mode="json"),
+        }
+        for arm in ablation.arms
+    ]
+    own = {"source": ablation.source, "overrides": list(ablation.overrides), "file": ablation.file}
+    return {**own, "arms": arms, "texts": identities()}
+
+
+def ablation_of(study: Study, content: Mapping[str, Any]) -> Ablation:
+    """What `content_of` has kept. From here on its texts are those that were read then, whatever lies there now.
+
+    Raises InputError, LookupError, TypeError or ValueError for what this version cannot read.
+    """
+    arms = tuple(_arm(given) for given in content["arms"])
+    known = tuple((tuple(asked), identity) for asked, identity in content["texts"])
+    ablation = Ablation(study, arms, tuple(content["overrides"]), content["source"], content["file"], known)
+    read_corpora_again(known)
+    return ablation
+
+
+def open_study(source: str | Path, overrides: Sequence[str] = (), store: Store | None = None) -> Ablation:
+    """A study's file, a preset, an experiment's file, or the name of a study in a store (or its folder there).
+
+    Raises InputError with every problem that was found.
+    """
+    name = str(source)
+    if store is None or is_preset(name) or os.path.isfile(name):
+        return load_study(source, overrides)
+    if (name := name_in(store, name)) not in studies_in(store):
+        if re.fullmatch(PLAIN_NAME, name) and (store.study(name) / SWEEP).exists():
+            raise InputError(Problem("is a sweep, which `sweep`, `status`, `plan` and `report` take", name))
+        if "/" in name or name.endswith((".yaml", ".yml")):
+            return load_study(source, overrides)  # which says that there is no such file
+        near = did_you_mean(name, [*preset_names(), *studies_in(store), *(file.name for file in Path().glob("*.yaml"))])
+        raise InputError(
+            Problem(f"there is no preset and no file {name!r}, nor a study of this name in {store.root}{near}")
+        )
+    return _opened(store, name, overrides)
+
+
+def _opened(store: Store, name: str, overrides: Sequence[str]) -> Ablation:
+    """The study of this name as it ran last, with what `-o` changes in every arm."""
+    file = store.study(name) / STORED
+    try:
+        content = read_json(file) or {}
+        study = validate(Study, tree(content["study"])).model_copy(update={"study": name})
+        ablation = ablation_of(study, content)
+    except (InputError, LookupError, TypeError, ValueError) as error:
+        raise unreadable(file, error) from None
+    return overridden(ablation, overrides)
+
+
+def unreadable(file: Path, error: Exception) -> InputError:
+    """The error of a study or a sweep whose file in the store is damaged, or was written by another version."""
+    if isinstance(error, Damaged):
+        message = f"{error.problems[0].message}; the command that made it writes it again: give it the file"
+    else:
+        message = f"cannot be read by this version ({str(error).splitlines()[0]}); give the file that it was made from"
+    return InputError(Problem(message, mark=Mark(str(file))))
+
+
+def _arm(given: Mapping[str, Any]) -> Arm:
+    experiment = validate(Experiment, tree(given["experiment"]))
+    return Arm(**{**given, "experiment": experiment, "declared": frozenset(given["declared"])})
+
+
+def overridden(ablation: Ablation, overrides: Sequence[str]) -> Ablation:
+    """A kept study with what `-o` changes in every arm. Raises InputError."""
+    if not overrides:
+        return ablation
+    problems: list[Problem] = []
+    keys = merge_all(read_overrides(overrides, problems))
+    if problems:
+        raise InputError(*problems)
+    if ablation.study.match.by != "none" and {"model", "pretrain"} & set(keys.value):
+        message = f"the arms were matched by {ablation.study.match.by} before; give the study's file, {ablation.source}"
+        raise InputError(Problem(message, "-o"))
+    if {"model", "pretrain"} & set(keys.value) and any(arm.experiment.adapt for arm in ablation.arms):
+        message = f"decides what arms are adapted from, too; give the study's file, {ablation.source}"
+        raise InputError(Problem(message, "-o"))
+    arms = tuple(replace(arm, experiment=changed(arm.experiment, keys), keys=keys) for arm in ablation.arms)
+    added = [option for option in overrides if option not in ablation.overrides]
+    return replace(ablation, arms=arms, overrides=(*ablation.overrides, *added), added=tuple(added))
+
+
+def name_in(store: Store, name: str) -> str:
+    """The name of a study or a sweep in a store, by its name or its folder there."""
+    folder = Path(name).absolute()
+    return folder.name if folder.parent == store.root / "studies" and folder.is_dir() else name
+
+
+def studies_in(store: Store) -> list[str]:
+    """Names of the studies that a store keeps."""
+    return sorted(file.parent.name for file in (store.root / "studies").glob(f"*/{STORED}"))
+
+
+def open_experiment(name: str, overrides: Sequence[str] = (), store: Store | None = None) -> Experiment:
+    """A preset, an experiment's file, `STUDY:ARM`, or a study of one arm in a store."""
+    source, arm_name = file_and_arm(name)
+    if not arm_name and (is_preset(name) or (os.path.isfile(name) and not is_study(name))):
+        return load_experiment(name, overrides)
+    ablation = open_study(source, overrides, store)
+    if not arm_name and len(ablation.arms) > 1:
+        arms = ", ".join(f"{name}:{arm.name}" for arm in ablation.arms)
+        raise InputError(Problem(f"{name} is a study; name one of its arms: {arms}"))
+    for arm in ablation.arms:
+        if arm.name == (arm_name or ablation.arms[0].name):
+            return arm.experiment
+    hint = did_you_mean(arm_name, [arm.name for arm in ablation.arms])
+    raise InputError(Problem(f"{source} has no arm {arm_name!r}{hint}"))
+
+
+# --- versions -------------------------------------------------------------------------------------------------------
+
+
+def changes(store: Store, ablation: Ablation) -> list[Problem]:
+    """How its arms train otherwise than those that have results under its name, by key; empty where none does."""
+    try:
+        content = read_json(store.study(ablation.study.study) / STORED)
+    except Damaged:  # which `damage_of` tells
+        return []
+    if content is None:
+        return []
+    arms = {arm.name: arm for arm in ablation.arms}
+    kept = {given["name"]: given for given in content["arms"]}
+    known = {tuple(asked): identity for asked, identity in content["texts"]}
+    if not arms.keys() & content["stages"].keys():
+        count = sum(_finished(store, seeds) for seeds in content["stages"].values())
+        names = ", ".join(list(kept)[:3]) + ", ..." * (len(kept) > 3)
+        message = f"{_results(count)} arms that are not here ({names}), and no arm that is"
+        return [Problem(message, "arms", Mark(ablation.source))] if count else []
+    results: Counter[tuple[str, str]] = Counter()
+    marks: dict[tuple[str, str], Mark | None] = {}
+    for name, seeds in content["stages"].items():
+        if name not in arms or not seeds:
+            continue
+        seed, before = next(iter(seeds.items()))
+        now = {link.name: link.fingerprint for link in chain(arms[name].seeded(int(seed))) if link.kind != "evaluate"}
+        gone = [stage for stage, fingerprint in before.items() if now.get(stage) != fingerprint]
+        if gone and (count := _finished(store, seeds, gone)):
+            for key, message in _said(arms[name], kept[name]["experiment"], known):
+                results[key, message] += count
+                marks.setdefault((key, message), arms[name].keys.mark_of(split_path(key)) if key else None)
+    problems = [
+        Problem(f"{_results(count)} {message}", key, marks[key, message])
+        for (key, message), count in list(results.items())[:MOST_KEYS]
+    ]
+    more = len(results) - MOST_KEYS
+    return [*problems, *[Problem(f"{more} more keys differ")] * (more > 0)]
+
+
+def damage_of(store: Store, name: str) -> list[str]:
+    """What is wrong with the file of a kept study, as sentences; `keep` writes it again."""
+    try:
+        read_json(store.study(name) / STORED)
+    except Damaged as error:
+        return [f"{error.problems[0]}; `lit-llm run` with the study's file writes it again"]
+    return []
+
+
+def _said(arm: Arm, before: Mapping[str, Any], known: Mapping[tuple[str, ...], Any]) -> Iterator[tuple[str, str]]:
+    """(key, what its results have) of what decides what an arm trains."""
+    own = {key: value for key, value in before.items() if key != "seed"}
+    found = {
+        key: pair
+        for key, pair in difference(own, arm.flat).items()
+        if under(key, "model", "adapt", "pretrain", "finetune") and ".execution." not in f"{key}."
+    }
+    for key, (old, new) in found.items():
+        yield key, f"{_value(old)}, here it is {_value(new)}"
+    texts = 0
+    for key, asked, digest in _texts_of(arm.experiment):
+        identity = known.get(asked)
+        was = identity["digest"] if isinstance(identity, dict) else identity
+        if was is not None and was != digest:
+            texts += 1
+            yield key, f"another text: its digest is {was}, that of the text which is there now {digest}"
+    if not found and not texts:
+        yield "", "been made by a version of lit-llm that told stages apart otherwise"
+
+
+def _texts_of(experiment: Experiment) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """(key, what was asked, digest) of the texts that an experiment trains on."""
+    identity = identity_of_data(experiment)
+    yield "pretrain.data.corpus", ("data", experiment.pretrain.data.model_dump_json()), identity.digest
+    if (tuned := experiment.finetune) is not None:
+        asked = ("examples", tuned.data.model_dump_json(), identity.tokenizer)
+        yield "finetune.data", asked, digest_of_examples(experiment)
+
+
+def _finished(store: Store, seeds: Mapping[str, Mapping[str, str]], stages: Sequence[str] = ()) -> int:
+    """Runs of an arm that have a result of one of these stages, or of any."""
+    return sum(
+        any(store.stage(name).result() is not None for stage, name in own.items() if stage in stages or not stages)
+        for own in seeds.values()
+    )
+
+
+def _results(count: int) -> str:
+    return "1 result has" if count == 1 else f"{count:,} results have"
+
+
+def _value(value: Any) -> str:
+    text = "nothing" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def version_of(store: Store, ablation: Ablation) -> Ablation:
+    """The study under the name of its version that trained these arms. Raises InputError where another was trained."""
+    if problems := changes(store, ablation):
+        for name in reversed(_earlier(store, ablation.study.study)):
+            older = replace(ablation, study=ablation.study.model_copy(update={"study": name}))
+            if (store.study(name) / STORED).exists() and not changes(store, older):
+                return older
+        raise another_version(store, ablation, problems)
+    return ablation
+
+
+class AnotherVersion(InputError):
+    """A study differs from the one that has results under its name."""
+
+
+def another_version(store: Store, ablation: Ablation, problems: Sequence[Problem]) -> InputError:
+    """The error of a study that differs from the one that has results under its name."""
+    name = ablation.study.study
+    known = str(store.study(name)) if is_preset(name) else name
+    shows = shlex.join(["lit-llm", "report", known, *store.option()])
+    anew = f"{ablation.command('run', store)} --new-version"
+    return AnotherVersion(*problems, hint=f"`{shows}` shows them; `{anew}` keeps them as {_next(store, name)}.")
+
+
+def set_aside(store: Store, name: str) -> str:
+    """Give what is in a study's folder the name of an earlier version, which is returned. Its lock is the caller's."""
+    earlier = _next(store, name)
+    store.study(name).rename(store.study(earlier))
+    return earlier
+
+
+def _earlier(store: Store, name: str) -> list[str]:
+    """The earlier versions of a study, oldest first."""
+    found = (
+        re.fullmatch(rf"{re.escape(name)}@(\d+)", path.name) for path in (store.root / "studies").glob(f"{name}@*")
+    )
+    return [f"{name}@{number}" for number in sorted(int(match[1]) for match in found if match)]
+
+
+def _next(store: Store, name: str) -> str:
+    last = next(reversed(_earlier(store, name)), "@0")
+    return f"{name}@{int(last.rpartition('@')[2]) + 1}"

@@ -1,0 +1,174 @@
+"""What becomes of runs that die, make no progress or run out of memory: they are begun again, and that is counted."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lit_llm.launch import Outcome, Task
+from lit_llm.runs.stage_config import halve_micro_batch
+from lit_llm.store.disk import check_there
+from lit_llm.store.store import FINAL, Stage, Store
+from lit_llm.studies.observer import Watcher
+
+SHORTEST = 7200.0
+"""Seconds that every run may be silent for, unless a number is given: longer than any validation between two steps."""
+USUAL = 20
+"""Times the longest silence that a run has come back from, which another may last."""
+_COUNTED = 5.0
+"""Seconds that count of the time between two looks: while the coordinator slept, its runs may have slept too."""
+_NO_SIGN = ("lock", "log.txt", "state.json", "config.yaml", "retries.jsonl")
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """How much is put up with."""
+
+    retries: int = 2
+    """Times that one command begins a run again whose process was killed or stalled. 0: never; nor one that ran out of
+    memory."""
+    stall_seconds: float | None = None
+    """Seconds without a sign of progress after which a run is stopped; 0: never. None: two hours, or 20 times the
+    longest silence that the run has come back from, whichever is longer; never before it has logged a step."""
+    grace_seconds: float = 25.0
+    """Seconds between the request to stop and the kill; below those of a batch system, SLURM's are 30."""
+
+
+@dataclass
+class _Signs:
+    """Of one run: when its files have last changed."""
+
+    files: object = None
+    silence: float = 0.0
+    longest: float | None = None
+    """Seconds of silence that it came back from; None before it has logged anything."""
+    longest_yet: float = 0.0
+    """The same, of the time before that."""
+    looked: float = field(default_factory=time.monotonic)
+    told: bool = False
+
+
+class Supervisor:
+    """Watches the runs of one command."""
+
+    def __init__(self, store: Store, supervision: Supervision, watcher: Watcher) -> None:
+        self.store, self.supervision, self.watcher = store, supervision, watcher
+        self._begun_again: Counter[str] = Counter()
+        self._signs: dict[str, _Signs] = {}
+
+    # --- runs that have ended --------------------------------------------------------------------------------------
+
+    def begins_again(self, outcome: Outcome) -> bool:
+        """Whether a run that has ended is to be begun again, which is then noted, counted and said."""
+        task, stages = outcome.task, self._stages(outcome.task)
+        if (signs := self._signs.pop(task.name, None)) is not None and signs.told:
+            self.watcher.silent(task.name, 0.0)
+        stage = next((stage for stage in stages if stage.status()["state"] not in FINAL), None)
+        if stage is None or not self.supervision.retries or outcome.status in ("raised", "interrupted"):
+            return False
+        if outcome.status == "killed":
+            return self._counted(task, stage, outcome.error or "killed")
+        state = stage.status()["state"]
+        if state == "interrupted":
+            return self._counted(task, stage, "somebody asked its process to stop")
+        if state != "out_of_memory":
+            return False
+        size = halve_micro_batch(stage)
+        if size is None:
+            return False
+        sequences = f"{size} sequence{'s' if size > 1 else ''} at a time"
+        self._begin(task, stage, f"out of memory; it goes on with {sequences}, in batches of the same size", size)
+        return True
+
+    def times(self, name: str) -> int:
+        """How often a run's process has been killed or stopped in this command."""
+        return self._begun_again[name]
+
+    def _counted(self, task: Task, stage: Stage, reason: str) -> bool:
+        self._begun_again[task.name] += 1
+        number, most = self._begun_again[task.name], self.supervision.retries
+        if number > most:
+            return False
+        self._begin(task, stage, f"{reason}; it goes on from its last checkpoint (retry {number} of {most})")
+        return True
+
+    def _begin(self, task: Task, stage: Stage, reason: str, micro_batch_size: int | None = None) -> None:
+        stage.note_retry(reason, micro_batch_size)
+        stage.set_state("pending", reason)
+        self.watcher.begins_again(task.name)
+        self.watcher.message(f"{task.name}: {reason}")
+
+    # --- runs that go on -------------------------------------------------------------------------------------------
+
+    def to_stop(self, task: Task) -> str | None:
+        """Why a run is to be stopped: that it has made no progress for too long. Raises DiskError without a store."""
+        signs, now = self._signs.get(task.name), time.monotonic()
+        if signs is None:
+            check_there(self.store)
+            signs = self._signs[task.name] = _Signs(self._files(task))
+        elif now - signs.looked >= self._between:
+            check_there(self.store)
+            self._look(task, signs, now)
+        limit = self._limit(signs)
+        if limit is None or signs.silence < limit:
+            return None
+        return f"no progress for {_duration(signs.silence)}"
+
+    @property
+    def _between(self) -> float:
+        """Seconds between two looks at a run's files."""
+        return min(_COUNTED, 2.0, (self.supervision.stall_seconds or SHORTEST) / 10)
+
+    def _look(self, task: Task, signs: _Signs, now: float) -> None:
+        files = self._files(task)
+        signs.silence += min(now - signs.looked, _COUNTED)
+        signs.looked = now
+        if files != signs.files:
+            signs.files, signs.longest_yet = files, max(signs.longest_yet, signs.silence)
+            if any(name in ("metrics.jsonl", "progress.json") for name, *_ in files):
+                signs.longest = max(signs.longest or 0.0, signs.longest_yet)
+            signs.silence = 0.0
+        limit = self._limit(signs)
+        if limit is not None and signs.silence > limit / 2:
+            signs.told = True
+            self.watcher.silent(task.name, signs.silence)
+        elif signs.told:
+            signs.told = False
+            self.watcher.silent(task.name, 0.0)
+
+    def _limit(self, signs: _Signs) -> float | None:
+        given = self.supervision.stall_seconds
+        if given is not None:
+            return given or None
+        return None if signs.longest is None else max(SHORTEST, USUAL * signs.longest)
+
+    def _stages(self, task: Task) -> list[Stage]:
+        names: str | Sequence[str] = task.arguments[1]
+        return [self.store.stage(name) for name in ([names] if isinstance(names, str) else names)]
+
+    def _files(self, task: Task) -> tuple[tuple[str, int, int], ...]:
+        """(name, size, time of change) of each file that tells of progress."""
+        found = []
+        for stage in self._stages(task):
+            for folder in (stage.folder, stage.checkpoints):
+                found += [entry for entry in _entries(folder) if entry[0] not in _NO_SIGN]
+        return tuple(sorted(found))
+
+
+def _entries(folder: Path) -> list[tuple[str, int, int]]:
+    found = []
+    try:
+        for entry in os.scandir(folder):
+            state = entry.stat()
+            found.append((entry.name, state.st_size, state.st_mtime_ns))
+    except OSError:  # not begun, a file that is just being replaced, or a folder that cannot be read
+        pass
+    return found
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.2g} s" if seconds < 120 else f"{seconds / 60:.0f} min"

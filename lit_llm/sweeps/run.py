@@ -1,0 +1,185 @@
+"""Run a sweep: draw trials, train them so many at once, judge them on the way, and end with a study of the winners."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lit_llm.config.problems import InputError
+from lit_llm.runs.fingerprints import pretrain_fingerprint
+from lit_llm.store.disk import check_there, disk_errors
+from lit_llm.store.store import Busy, Store, locked
+from lit_llm.studies.disk_space import check_room
+from lit_llm.studies.load import load_study
+from lit_llm.studies.plan import plan
+from lit_llm.studies.preflight import check_held_out, check_leaks
+from lit_llm.studies.run import Finished, Report, Rerun, close, opened_mirror, prepare_data, run_study
+from lit_llm.studies.supervise import Supervision
+from lit_llm.sweeps.confirmation import Summary, summary, winners_study, write_best
+from lit_llm.sweeps.coordinator import Coordinator, SweepWatcher
+from lit_llm.sweeps.sweep import Search
+from lit_llm.sweeps.trial import Trial
+from lit_llm.sweeps.trials import Trials
+from lit_llm.tracking.mlflow_sync import RunRecord
+from lit_llm.tracking.mlflow_views import Chart, column, experiment_tags
+from lit_llm.tracking.sync_thread import MirrorThread
+
+
+@dataclass(frozen=True)
+class Searched:
+    """How a sweep ended."""
+
+    search: Search
+    summaries: tuple[Summary, ...]
+    """One for each arm."""
+    trials: tuple[Trial, ...]
+    interrupted: bool
+    mirrored: bool
+    best: tuple[Path, ...] = ()
+    """Experiment files of the best settings, which `train` takes."""
+    winners: Finished | None = None
+    """The study of the winners, where it was run."""
+    winners_refused: bool = False
+    """Whether it could not be begun."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether trials failed that no later one repeats."""
+        return any(trial.state in ("failed", "out_of_memory") and not trial.retried for trial in self.trials)
+
+    @property
+    def exit_code(self) -> int:
+        """0: done; 1: some trials failed, or runs of the winners; 130: interrupted."""
+        if self.interrupted or (self.winners is not None and self.winners.exit_code == 130):
+            return 130
+        lost = self.winners_refused or (self.winners is not None and self.winners.exit_code != 0)
+        return 1 if self.failed or lost else 0
+
+
+def run_sweep(
+    search: Search,
+    store: Store,
+    *,
+    watcher: SweepWatcher,
+    slots: int,
+    storage: str | None = None,
+    tracking: str | None = None,
+    rerun: Rerun | None = None,
+    report: Report = lambda *_: (),
+    supervision: Supervision = Supervision(),
+) -> Searched:
+    """Search every arm to its number of trials, `slots` at once, then compare what won over fresh seeds.
+
+    Several processes, on several machines that share the store, may run one sweep: they draw from one budget. storage:
+    URL of a database for the trials; rerun, tracking, report, supervision: as for `run_study`.
+
+    Raises InputError, before anything has started, for an unfair comparison, a search that is not the one begun under
+    this name, or a storage, an address or a disk that cannot be used. Raises DiskError as `run_study`.
+    """
+    store.check()
+    planned = plan(search.ablation, tell=watcher.message, built=search.trains, store=store)
+    planned.check()
+    trials = Trials(search, store, storage)
+    mirror = opened_mirror(store, search.name, tracking, _description(search), _tags(search))
+    if search.trains:
+        own = [(arm.experiment, store.stage(pretrain_fingerprint(arm.experiment))) for arm in search.ablation.arms]
+        check_room(store, [(experiment, "pretrain", stage) for experiment, stage in own], slots)
+    store.open()
+    with disk_errors(store) as disk, trials.coordinating(rerun):
+        coordinator = Coordinator(search, store, trials, watcher, supervision)
+
+        def records() -> list[RunRecord]:
+            check_there(store)  # MLflow would make another in its place
+            return [found for trial in coordinator.seen for found in coordinator.records(trial)]
+
+        follower = MirrorThread(mirror, records)
+        interrupted = True
+        try:
+            if search.trains:
+                prepare_data(
+                    [arm.experiment for arm in search.ablation.arms], store, watcher, bool(search.ablation.identities)
+                )
+                check_held_out(search.ablation, store)
+                check_leaks(search.ablation, store)
+            watcher.searching(search, coordinator.look(), slots)
+            disk.started = True
+            interrupted = coordinator.run(slots, follower)
+        finally:
+            watcher.finished()
+            found = coordinator.look()
+            summaries = tuple(summary(search, arm, found) for arm in search.spaces)
+            mirrored = close(
+                follower, "interrupted" if interrupted else "done", (), _metrics(search, summaries), watcher
+            )
+    for reason in trials.exhausted.values():
+        watcher.message(reason)
+    ended = Searched(search, summaries, tuple(found), interrupted, mirrored)
+    if interrupted:
+        return ended
+    ended = replace(ended, best=write_best(search, summaries, trials.folder))
+    return _with_winners(ended, trials.folder, store, watcher, slots, tracking, rerun, report, supervision)
+
+
+def _with_winners(
+    ended: Searched,
+    folder: Path,
+    store: Store,
+    watcher: SweepWatcher,
+    slots: int,
+    tracking: str | None,
+    rerun: Rerun | None,
+    report: Report,
+    supervision: Supervision,
+) -> Searched:
+    path = winners_study(ended.search, ended.summaries, folder)
+    if path is None:
+        return ended
+    watcher.comparing(path)
+    try:
+        with locked(folder / "winners.lock"):
+            study = replace(load_study(path), identities=ended.search.ablation.identities)
+            found = run_study(
+                study,
+                store,
+                watcher=watcher,
+                slots=slots,
+                rerun=rerun,
+                tracking=tracking,
+                report=report,
+                supervision=supervision,
+                new_version=True,  # a search that went on may have found better settings
+            )
+            return replace(ended, winners=found)
+    except Busy:
+        command = shlex.join(["lit-llm", "status", str(path), *store.option()])
+        watcher.message(f"another process runs the study of the winners: `{command}`")
+        return ended
+    except InputError as error:  # the search is done, and what it has found is to be seen
+        watcher.message(f"the study of the winners cannot be run: {error}")
+        return replace(ended, winners_refused=True)
+
+
+def _description(search: Search) -> str:
+    lines = [f"**{search.sweep.question}**", "", f"{search.sweep.trials} trials of each arm, {search.sweep.sampler}."]
+    lines += [f"- `{name}`" for name in search.sweep.space]
+    return "\n".join(lines)
+
+
+def _tags(search: Search) -> dict[str, str]:
+    """What MLflow's UI shows at once of the trials."""
+    goals = [f"objective/{goal}" for goal in search.goals]
+    columns = [column("metrics", goal) for goal in goals] + [
+        column("params", f"arm.{key}") for key in search.sweep.space
+    ]
+    charts: list[Chart] = [
+        *(("LINE", name) for name in ("train/loss", *search.goals)),
+        *(("SCATTER", goal) for goal in goals),
+    ]
+    return experiment_tags(_description(search), [*columns, column("tags", "lit_llm.state")], charts, grouped=False)
+
+
+def _metrics(search: Search, summaries: Sequence[Summary]) -> dict[str, float | None]:
+    goal = search.goals[0]
+    return {f"{found.arm}/best {goal}": found.best.values[0] for found in summaries if found.best and found.best.values}

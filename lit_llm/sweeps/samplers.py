@@ -1,0 +1,108 @@
+"""Optuna's samplers and pruners, as a sweep names them."""
+
+from __future__ import annotations
+
+import warnings
+from bisect import bisect
+from itertools import accumulate
+from typing import TYPE_CHECKING
+from zlib import crc32
+
+from lit_llm.experiment.schema import Experiment
+from lit_llm.sweeps.schema import Sweep
+
+if TYPE_CHECKING:
+    from optuna.pruners import BasePruner
+    from optuna.samplers import BaseSampler
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial
+
+KEPT = 3
+"""Of so many trials at a rung, hyperband and successive halving go on with one."""
+
+
+def make_sampler(sweep: Sweep, number: int) -> BaseSampler:
+    """The sampler that draws trial `number`; the same for every arm.
+
+    A sampler keeps no state between trials but what the storage holds, so that a search that was interrupted goes on:
+    each draw has a seed of its own, by the sweep's seed and the trial's number.
+    """
+    from optuna import samplers
+    from optuna.exceptions import ExperimentalWarning
+
+    seed = (sweep.seeds[0] * 1_000_003 + number) % 2**31
+    startup = max(4, min(10, sweep.trials // 3))
+    population = max(4, min(50, sweep.trials // 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        if sweep.sampler == "tpe":
+            return samplers.TPESampler(n_startup_trials=startup, seed=seed)
+        if sweep.sampler == "gp":
+            return samplers.GPSampler(n_startup_trials=startup, seed=seed)
+        if sweep.sampler == "cma_es":
+            return samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+        if sweep.sampler == "nsga2":
+            return samplers.NSGAIISampler(population_size=population, seed=seed)
+        if sweep.sampler == "nsga3":
+            return samplers.NSGAIIISampler(population_size=population, seed=seed)
+        if sweep.sampler == "qmc":  # the sequence goes by the number of points drawn, and is one for one seed
+            return samplers.QMCSampler(seed=sweep.seeds[0] % 2**32, scramble=True, warn_independent_sampling=False)
+        return samplers.RandomSampler(seed=seed)
+
+
+def make_pruner(sweep: Sweep, own: Experiment) -> BasePruner:
+    """The pruner, which counts in validations of the arm's own setting (`own`), or in seeds."""
+    from optuna import pruners
+    from optuna.exceptions import ExperimentalWarning
+
+    times = own.pretrain.validation.times
+    kind = sweep.pruner.kind
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        if kind == "median":
+            # Before a third of the training a long warm-up looks like a bad rate.
+            return pruners.MedianPruner(
+                n_startup_trials=max(3, min(5, sweep.trials // 4)), n_warmup_steps=1 + times // 3
+            )
+        if kind == "hyperband":
+            return _hyperband(times)
+        if kind == "successive_halving":
+            return pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=KEPT)
+        if kind == "wilcoxon":
+            return pruners.WilcoxonPruner(p_threshold=0.1, n_startup_steps=2)
+        return pruners.NopPruner()
+
+
+def _hyperband(times: int) -> BasePruner:
+    from optuna.pruners import HyperbandPruner
+
+    class OneSchedule(HyperbandPruner):
+        """A trial's bracket goes by its number alone, in every arm and every process.
+
+        Optuna's goes by the study's name too, which has the arm in it, and is the first one until a trial is judged.
+        """
+
+        def _get_bracket_id(self, study: Study, trial: FrozenTrial) -> int:
+            if not self._pruners:
+                self._try_initialization(study)
+            place = crc32(str(trial.number).encode()) % self._total_trial_allocation_budget
+            return bisect(list(accumulate(self._trial_allocation_budgets)), place)
+
+    return OneSchedule(min_resource=1, max_resource=times, reduction_factor=KEPT)
+
+
+def progress(sweep: Sweep, own: Experiment, trial: Experiment, step: int) -> int | None:
+    """How far a trial is after `step` steps: in validations of the arm's own setting, by steps or by tokens.
+
+    None where it stands between two of them, by more than half a step of either: it is not judged there.
+    """
+    by_tokens = sweep.pruner.by == "tokens"
+    mine, its = (_tokens(own), _tokens(trial)) if by_tokens else (1, 1)
+    between = own.pretrain.training.max_steps * mine / own.pretrain.validation.times
+    number = round(step * its / between)
+    return number if number and abs(step * its - number * between) <= (mine + its) / 2 else None
+
+
+def _tokens(experiment: Experiment) -> int:
+    """Of one step."""
+    return experiment.pretrain.data.batch_size * experiment.pretrain.data.sequence_length

@@ -1,0 +1,213 @@
+"""The schema of a sweep file."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from lit_llm.config.problems import did_you_mean
+from lit_llm.config.section import Items, OneOf, Section, impossible
+from lit_llm.experiment.cost import FIGURES
+from lit_llm.runs.stage_graph import validation_metric
+from lit_llm.studies.schema import (
+    CHOSEN_BY,
+    METRICS,
+    MOST_FACTORS,
+    MOST_RULES,
+    MOST_SEEDS,
+    OF_SOURCE,
+    Allowed,
+    Name,
+    Seeds,
+    Tree,
+    of_experiment,
+)
+
+# A key of the file is called `int`, as people read it.
+Integer = int
+Bounds = Annotated[Items[float], Field(min_length=2, max_length=2)]
+WholeBounds = Annotated[Items[Integer], Field(min_length=2, max_length=2)]
+
+MOST_VALUES, MOST_TRIALS = 1_000, 100_000
+"""Of a choice, and of an arm."""
+
+KINDS = ("uniform", "log_uniform", "int", "log_int", "choice")
+"""How a parameter can be drawn."""
+
+
+class Parameter(Section):
+    """What is searched: a key of the experiment with its values, as uniform, log_uniform, int, log_int or choice."""
+
+    uniform: Bounds | None = None
+    """[lowest, highest], every number between them equally likely."""
+    log_uniform: Bounds | None = None
+    """[lowest, highest], every order of magnitude equally likely: learning rates."""
+    int: WholeBounds | None = None
+    """[lowest, highest], whole numbers, both ends included."""
+    log_int: WholeBounds | None = None
+    """[lowest, highest], whole numbers, every order of magnitude equally likely."""
+    choice: Items[Any] | Tree | None = None
+    """Values of any kind, or named bundles of keys: `{3/3: {model.encoder.layers: 3, model.decoder.layers: 3}}`."""
+    step: float | None = Field(None, gt=0)
+    """Distance between two values, of uniform and int."""
+    when: Tree = Field({})
+    """Searched only where other parameters, or keys of the arm, have these values: `{model.attention.heads: 4}`; a list
+    stands for any of its values."""
+    key: str | None = None
+    """The key that it sets, where the name is not the key itself: two parameters may set one key, each under a `when`
+    of its own."""
+
+    @property
+    def kind(self) -> str:
+        """Which of KINDS."""
+        return next(name for name in KINDS if getattr(self, name) is not None)
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Parameter:
+        given = [name for name in KINDS if getattr(self, name) is not None]
+        if len(given) != 1:
+            said = f"{' and '.join(given)} at once" if given else "no values"
+            raise impossible(("", f"has {said}; give one of {', '.join(KINDS)}"))
+        kind = given[0]
+        values = getattr(self, kind)
+        if kind == "choice":
+            if len(values) > MOST_VALUES:
+                raise impossible((kind, f"takes at most {MOST_VALUES} values, has {len(values)}"))
+            if len(values) < 2:
+                raise impossible((kind, "needs two values at least; set a single one in `base` instead"))
+            if self.key is not None and not isinstance(values, tuple):
+                raise impossible(("key", "named bundles name their keys themselves"))
+        elif values[0] >= values[1]:
+            raise impossible((kind, f"the lowest, {values[0]!r}, is not below the highest, {values[1]!r}"))
+        elif kind.startswith("log_") and values[0] <= 0:
+            raise impossible((kind, f"a logarithmic range begins above 0, not at {values[0]!r}"))
+        if self.step is not None and kind not in ("uniform", "int"):
+            raise impossible(("step", f"belongs to uniform and int, and this one is {kind}"))
+        if self.step is not None and kind == "int" and not self.step.is_integer():
+            raise impossible(("step", f"of whole numbers is one, not {self.step!r}"))
+        return self
+
+
+def _quantity(name: str) -> str:
+    if (sibling := validation_metric(name)) != name:
+        message = f"{name!r} is of the text that is kept for the study of the winners; a search goes by {sibling!r}"
+        raise impossible(("", message))
+    allowed = [*CHOSEN_BY, *(metric for metric in METRICS if not metric.startswith(("val/", "test/"))), *FIGURES]
+    if name not in allowed and not name.startswith(OF_SOURCE):
+        raise impossible(("", f"{name!r} is not possible{did_you_mean(name, allowed)}"))
+    return name
+
+
+class Objective(Section):
+    """What is made small or large."""
+
+    metric: Annotated[str, AfterValidator(_quantity)] = "val/target_nll"
+    """A metric as it is at the end of training, or a figure that is known before it: parameters, train_flops,
+    decode_flops_per_token, kv_cache_bytes, memory_bytes, ..."""
+    direction: Literal["minimize", "maximize"] = "minimize"
+    """Which way is better."""
+
+    @property
+    def known_before(self) -> bool:
+        """Whether it takes no training to know it."""
+        return self.metric in FIGURES
+
+
+class Pruner(Section):
+    """When a trial that does badly is given up."""
+
+    kind: Literal["none", "median", "hyperband", "successive_halving", "wilcoxon"] = "none"
+    """none; median: after a third of the training, worse than half of the finished trials at that point; hyperband,
+    successive_halving: not among the best third at a rung (arXiv 1603.06560, 1810.05934); wilcoxon: over the seeds,
+    worse than the best trial by a signed-rank test. All but wilcoxon judge the validations of a trial's first seed."""
+    by: Literal["steps", "tokens"] = "steps"
+    """Trials are compared after equally many steps, or tokens. Where batch_size is searched that is not the same: by
+    tokens, trials are then validated at unequal points, and hyperband and successive_halving, which rank all at each
+    rung, refuse it; so they do a search of max_steps."""
+
+
+class Winners(Section):
+    """The study that follows: each arm as it was and at its own best, over fresh seeds."""
+
+    seeds: Annotated[Items[Annotated[int, Field(ge=0)]], Field(max_length=MOST_SEEDS)] | None = None
+    """Seeds that the search has not seen; the three after its own when absent. None at all, [], runs no such study."""
+
+
+class Sweep(Section):
+    """A search for hyper-parameters: the same budget for each arm."""
+
+    sweep: Name
+    """Its name: of the MLflow experiment and of the folder in the store."""
+    question: str = "What is each arm's best setting?"
+    """What it is to answer."""
+    extends: str | Items[str] | None = None
+    """A preset, a file relative to this one, or a list of them, merged in order."""
+    base: Tree = Field({})
+    """Keys of every arm."""
+    arms: dict[Name, Tree | None] = Field({})
+    """Named arms, as in a study. Each is searched by itself."""
+    space: dict[str, Parameter] = Field(min_length=1, max_length=MOST_FACTORS)
+    """What is searched: `pretrain.training.optimizer.lr: {log_uniform: [1e-4, 3e-2]}`."""
+    constraints: Annotated[Items[str], Field(max_length=MOST_RULES)] = ()
+    """What every trial has to fulfil, of keys and of figures that are known before training: `parameters <= 2e7`."""
+    first: Annotated[Items[Tree], Field(max_length=MOST_RULES)] = ()
+    """Settings to try first: `{pretrain.training.optimizer.lr: 1e-3}`, the rest as the arm has it. Before them comes
+    the arm's own setting, always."""
+    optimize: Annotated[Items[Objective], Field(min_length=1)] = (Objective(),)
+    """One goal, or several: then the best compromises between them are found, and nothing is pruned."""
+    trials: int = Field(gt=0, le=MOST_TRIALS)
+    """Of each arm."""
+    sampler: Literal["tpe", "gp", "cma_es", "nsga2", "nsga3", "random", "qmc"] = "tpe"
+    """Where to look next. tpe takes any space; gp models few, costly trials; cma_es takes numbers alone and one goal;
+    nsga2 and nsga3 are for several goals; random and qmc (a Sobol sequence) learn nothing."""
+    pruner: Annotated[Pruner, OneOf(default=Pruner)] = Pruner()
+    """When a trial is given up."""
+    seeds: Seeds = (0,)
+    """Each trial runs with all of them, and its value is their mean; the first one seeds the sampler too."""
+    winners: Winners = Winners()
+    """The study of what was found."""
+    allow: Items[Allowed] = ()
+    """Differences between arms that the audit would refuse, each with its reason."""
+
+    @classmethod
+    def unknown_key(cls, key: str, value: Any) -> str:
+        return of_experiment(key, value)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Sweep:
+        findings: list[tuple[str | tuple[str, ...], str]] = []
+        if not self.seeds:
+            findings.append(("seeds", "needs at least one seed, for example [0]"))
+        for name, seeds in (("seeds", self.seeds), ("winners.seeds", self.winners.seeds or ())):
+            if len(set(seeds)) < len(seeds):
+                findings.append((name, "a seed is there twice"))
+        known = set(self.winners.seeds or ()) & set(self.seeds)
+        if known:
+            findings.append(("winners.seeds", f"the search has seen {min(known)} already; fresh seeds are needed"))
+        names = [goal.metric for goal in self.optimize]
+        findings += [("optimize", f"{name} is there twice") for name in dict.fromkeys(names) if names.count(name) > 1]
+        if len(self.optimize) > 1:
+            if self.sampler == "cma_es":
+                findings.append(
+                    ("sampler", "cma_es has one goal; for several take tpe, nsga2, nsga3, gp, random or qmc")
+                )
+            if self.pruner.kind != "none":
+                findings.append(("pruner", "with several goals nothing can be pruned; leave it out"))
+        elif self.pruner.kind != "none":
+            if not self.optimize[0].metric.startswith("val/"):
+                findings.append(("pruner", f"{names[0]} is not validated during training; only val/ metrics are"))
+            if self.pruner.kind == "wilcoxon" and len(self.seeds) < 5:
+                message = (
+                    f"wilcoxon tells nothing from fewer than 4 seeds, and there are {len(self.seeds)}; give 5 or more"
+                )
+                findings.append(("pruner", message))
+        for name, parameter in self.space.items():
+            if parameter.kind == "choice" and self.sampler == "cma_es":
+                findings.append((("space", name), "cma_es takes numbers alone; use tpe for a choice"))
+            if parameter.when and self.sampler in ("cma_es", "gp", "qmc"):
+                message = f"{self.sampler} takes no conditions: it would draw this key at random; use tpe"
+                findings.append((("space", name, "when"), message))
+        if findings:
+            raise impossible(*findings)
+        return self

@@ -1,0 +1,98 @@
+"""What the audit has to know of a sweep: the keys that each arm is searched in, and the runs at their ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from lit_llm.config.problems import InputError
+from lit_llm.experiment.schema import Experiment
+from lit_llm.studies.load import SearchedKeys
+from lit_llm.sweeps.schema import Sweep
+from lit_llm.sweeps.space import ArmSpace, Dimension, Point
+
+_FREE = ("optimizer", "schedule", "clip_norm", "z_loss", "dropout", "stability")
+"""Sections of `pretrain.training` that no budget depends on."""
+_HALVINGS = 40
+"""Most steps of the search for the last value of a range that the constraints permit."""
+
+
+def searched_keys(
+    sweep: Sweep, spaces: Mapping[str, ArmSpace], feasible: Callable[[Experiment], bool]
+) -> dict[str, SearchedKeys]:
+    """{arm: what is searched in it}. feasible: whether an experiment satisfies the constraints of the sweep."""
+    known = [goal.known_before for goal in sweep.optimize]
+    return {
+        name: SearchedKeys(_ranges(space), () if all(known) else tuple(_ends(space, feasible)), traded=any(known))
+        for name, space in spaces.items()
+    }
+
+
+def _ranges(space: ArmSpace) -> dict[str, str]:
+    """{key: its values}, those of several parameters in one line."""
+    found: dict[str, list[str]] = {}
+    for dimension in space.dimensions:
+        values = dimension.parameter
+        given = getattr(values, values.kind)
+        said = ", ".join(map(str, dimension.probes if values.kind == "choice" else given))
+        for path in dimension.paths:
+            found.setdefault(path, []).append(f"{values.kind} [{said}]")
+    return {path: " and ".join(sorted(said)) for path, said in found.items()}
+
+
+def _ends(space: ArmSpace, feasible: Callable[[Experiment], bool]) -> Iterator[tuple[str, Experiment]]:
+    """Feasible runs at the ends of what may move a budget, and with all such ranges at their lowest and highest.
+
+    Where the constraints exclude the end of a range, the run is at the last value before it that they permit.
+    """
+    moving = [dimension for dimension in space.dimensions if not _is_free(dimension)]
+    points: list[tuple[str, Sequence[Dimension], Point]] = []
+    for dimension in moving:
+        for value in dimension.probes:
+            points.append((dimension.paths[0], [dimension], space.with_value(dimension, value)[0]))
+    whole = [dimension for dimension in moving if not dimension.parameter.when]
+    if len(whole) > 1:
+        names = " with ".join(dimension.paths[0] for dimension in whole)
+        points += [(names, whole, {dimension.name: dimension.probes[end] for dimension in whole}) for end in (0, -1)]
+    for key, dimensions, point in points:
+        try:
+            experiment = space.experiment(point)
+            if not feasible(experiment):
+                experiment = space.experiment(_within(space, dimensions, point, feasible))
+        except InputError:  # what does not go together is no trial either
+            continue
+        if feasible(experiment):
+            yield key, experiment
+
+
+def _within(
+    space: ArmSpace, dimensions: Sequence[Dimension], end: Point, feasible: Callable[[Experiment], bool]
+) -> Point:
+    """The point with each of these dimensions, one after the other, as near to an infeasible end as the constraints
+    permit. Raises InputError where the arm's setting in the file is no point."""
+
+    def permitted(point: Point) -> bool:
+        try:
+            return feasible(space.experiment(point))
+        except InputError:
+            return False
+
+    moved = {dimension.name for dimension in dimensions}
+    point = {name: value for name, value in end.items() if name not in moved}  # what conditions ask for
+    for dimension in dimensions:
+        low, high = space.own.get(dimension.name), end[dimension.name]
+        if dimension.levels or low is None:
+            continue  # a choice has no values between its levels
+        if permitted({**point, dimension.name: high}):
+            point[dimension.name] = high
+            continue
+        for _ in range(_HALVINGS):
+            middle = dimension.between(low, high)
+            if middle in (low, high):
+                break
+            low, high = (middle, high) if permitted({**point, dimension.name: middle}) else (low, middle)
+        point[dimension.name] = low
+    return point
+
+
+def _is_free(dimension: Dimension) -> bool:
+    return all(path.startswith(tuple(f"pretrain.training.{section}" for section in _FREE)) for path in dimension.paths)

@@ -1,0 +1,413 @@
+"""The space of a sweep as one arm has it: which parameters are searched when, and the experiment of each point."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
+from typing import Any
+
+from lit_llm.config.problems import InputError, Mark, Problem, did_you_mean, some
+from lit_llm.config.tree import KIND, Node, at, leaves, merge_all, tree, under
+from lit_llm.experiment.load import changed
+from lit_llm.experiment.schema import Experiment
+from lit_llm.studies.design.factors import Level, label_of, levels_of
+from lit_llm.studies.load import Arm
+from lit_llm.sweeps.schema import Parameter, Sweep
+
+Value = float | int | str
+"""Of a parameter at a point: a number, or the label of a choice."""
+Point = dict[str, Value]
+"""{parameter: value}, of those whose conditions hold."""
+
+
+_MOST_PARTS = 64
+"""Combinations of conditions that are looked at."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dimension:
+    """One parameter, as it is drawn."""
+
+    name: str
+    parameter: Parameter
+    levels: tuple[Level, ...] = ()
+    """Of a choice."""
+    mark: Mark | None = None
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The keys that it may set."""
+        if self.levels:
+            return tuple(dict.fromkeys(path for level in self.levels for path in level.paths))
+        return (self.parameter.key or self.name,)
+
+    def keys(self, value: Value) -> Node:
+        """The keys that a value sets, as a tree."""
+        if self.levels:
+            return next(level.keys for level in self.levels if level.label == value)
+        return at(self.paths[0], tree(self._on_grid(value), self.mark))
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Lowest and highest of a number; the highest is the last that a step reaches."""
+        low, high = getattr(self.parameter, self.parameter.kind)
+        if self.parameter.step is None:
+            return low, high
+        start, step = (Decimal(str(number)) for number in (low, self.parameter.step))
+        return low, float(start + (Decimal(str(high)) - start) // step * step)
+
+    def _on_grid(self, value: Any) -> Any:
+        """The step that a number stands for: 0.3, where adding steps of 0.1 has made 0.30000000000000004 of it."""
+        if self.parameter.step is None or self.whole:
+            return value
+        low, step = self.bounds[0], self.parameter.step
+        return float(Decimal(str(low)) + round((value - low) / step) * Decimal(str(step)))
+
+    def fulfilling(self, name: str, wanted: Any) -> list[Value]:
+        """Its values under which a condition on `name` (its own name, or a key that it sets) holds."""
+        options = wanted if isinstance(wanted, list | tuple) else [wanted]
+        if not self.levels:
+            return [self.stored(option) for option in options if self.problem(option) is None]
+        found: list[Value] = []
+        for level in self.levels:
+            values: dict[str, Any] = {}
+            _put(values, level.keys)
+            labelled = name == self.name and level.label in {label_of(option) for option in (wanted, *options)}
+            if labelled or (name in values and _same(values[name], wanted)):
+                found.append(level.label)
+        return found
+
+    @property
+    def whole(self) -> bool:
+        return self.parameter.kind in ("int", "log_int")
+
+    @property
+    def probes(self) -> tuple[Value, ...]:
+        """Values that stand for all: those of a choice, the ends of a range."""
+        if self.levels:
+            return tuple(level.label for level in self.levels)
+        return tuple(int(end) if self.whole else end for end in self.bounds)
+
+    def values(self, most: int) -> list[Value] | None:
+        """All of them; None where there are more than `most`."""
+        if self.levels:
+            return list(self.probes)
+        low, high = self.bounds
+        step = self.parameter.step or (1 if self.whole else None)
+        count = math.inf if step is None else round((high - low) / step) + 1
+        if count > most or step is None:
+            return None
+        return [int(low + step * n) if self.whole else self._on_grid(low + step * n) for n in range(int(count))]
+
+    def between(self, low: Any, high: Any) -> Value:
+        """The value of a range halfway between two of its values; one of the two where none lies between them."""
+        step = self.parameter.step or (1 if self.whole else None)
+        if step is None:
+            return float((low + high) / 2)
+        value = low + int((high - low) / step / 2) * step
+        return int(value) if self.whole else float(self._on_grid(value))
+
+    def problem(self, value: Any) -> str | None:
+        """Why it cannot have this value, as it stands in a file."""
+        if self.levels:
+            labels = [level.label for level in self.levels]
+            label = label_of(value)
+            return None if label in labels else f"{label!r} is none of its values{did_you_mean(label, labels)}"
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return f"{value!r} is no number"
+        low, high = self.bounds
+        if not low <= value <= high:
+            return f"{value!r} lies outside of {low!r} to {high!r}"
+        step = self.parameter.step or (1 if self.whole else None)
+        if step and not math.isclose((value - low) / step, round((value - low) / step), abs_tol=1e-9):
+            return f"{value!r} lies between two steps of {step:g} from {low!r}"
+        return None
+
+    def stored(self, value: Any) -> Value:
+        """A value of a file, as a point has it."""
+        if self.levels:
+            return label_of(value)
+        return int(value) if self.whole else float(self._on_grid(value))
+
+
+@dataclass(frozen=True)
+class ArmSpace:
+    """What is searched in one arm."""
+
+    arm: Arm
+    dimensions: tuple[Dimension, ...]
+    """Those whose conditions can hold in this arm, each after those that decide whether it is searched."""
+
+    def draw(self, suggest: Callable[[Dimension], Value]) -> Point:
+        """A point: what `suggest` says of each parameter whose conditions hold, in the order of `dimensions`."""
+        point: Point = {}
+        values = dict(self._own_values)
+        for dimension in self.dimensions:
+            if _holds(dimension.parameter.when, point, values):
+                point[dimension.name] = chosen = suggest(dimension)
+                _put(values, dimension.keys(chosen))
+        return point
+
+    def keys(self, point: Point) -> Node:
+        """The keys that a point sets. A `kind` comes first: it replaces its section."""
+        found = [self.dimension(name).keys(value) for name, value in point.items()]
+        paths = [(path, value) for node in found for path, value in _leaf_nodes(node)]
+        return merge_all(at(path, node) for path, node in sorted(paths, key=lambda item: not _is_kind(item[0])))
+
+    def experiment(self, point: Point) -> Experiment:
+        """What a point stands for. Raises InputError where its values do not go together."""
+        return changed(self.arm.experiment, self.keys(point))
+
+    def dimension(self, name: str) -> Dimension:
+        return next(dimension for dimension in self.dimensions if dimension.name == name)
+
+    @cached_property
+    def own(self) -> Point:
+        """The arm's own setting as a point. Raises InputError where it is none."""
+        problems: list[Problem] = []
+
+        def suggest(dimension: Dimension) -> Value:
+            value = self._own_value(dimension)
+            if isinstance(value, Problem):
+                problems.append(value)
+                return dimension.probes[0]
+            return value
+
+        point = self.draw(suggest)
+        if problems:
+            raise InputError(*problems)
+        return point
+
+    def _own_value(self, dimension: Dimension) -> Value | Problem:
+        where = f"space.{dimension.name}"
+        if dimension.levels:
+            for level in dimension.levels:
+                try:
+                    if changed(self.arm.experiment, level.keys) == self.arm.experiment:
+                        return level.label
+                except InputError:
+                    continue
+            message = f"the own setting of the arm {self.arm.name} is none of these; it is always tried, so add it"
+            return Problem(message, where, dimension.mark)
+        value = self._own_values.get(dimension.paths[0])
+        if problem := dimension.problem(value):
+            wrong = problem if value is not None else "it is not set"
+            message = f"in the arm {self.arm.name}, whose own setting is always tried, {wrong}; widen it or set `base`"
+            return Problem(message, where, dimension.mark)
+        return dimension.stored(value)
+
+    @cached_property
+    def _own_values(self) -> Mapping[str, Any]:
+        return dict(leaves(self.arm.flat))
+
+    def every_point(self, most: int) -> list[Point] | None:
+        """All points of a finite space; None where there are more than `most`, or infinitely many."""
+        points: list[list[Value]] = [[]]
+        found: list[Point] = []
+        while points:
+            begun = points.pop()
+            given, open_ = iter(begun), [list[Value]()]
+
+            def suggest(dimension: Dimension, given: Iterator[Value] = given, open_: list[Any] = open_) -> Value:
+                for value in given:
+                    return value
+                values = dimension.values(most)
+                if values is None:
+                    raise OverflowError
+                open_[0] = open_[0] or values
+                return values[0]
+
+            try:
+                point = self.draw(suggest)
+            except OverflowError:
+                return None
+            if open_[0]:
+                points += [[*begun, value] for value in reversed(open_[0])]
+            else:
+                found.append(point)
+            if len(found) + len(points) > most:
+                return None
+        return found
+
+    def with_value(self, dimension: Dimension, value: Value) -> list[Point]:
+        """Parts of points: this value, with each that lets it be searched; the rest is as the arm has it."""
+        points: list[Point] = [{dimension.name: value}]
+        waiting = [dimension]
+        while waiting:
+            for name, wanted in waiting.pop().parameter.when.items():
+                for other in self.dimensions:
+                    decides = name == other.name or any(under(name, path) for path in other.paths)
+                    if decides and other.name not in points[0] and (options := other.fulfilling(name, wanted)):
+                        points = [{**point, other.name: option} for point in points for option in options][:_MOST_PARTS]
+                        waiting.append(other)
+        return points
+
+
+def dimensions_of(sweep: Sweep, document: Node, problems: list[Problem]) -> list[Dimension]:
+    """The parameters with the marks of the file, each after those that its conditions speak of."""
+    found = []
+    for name, parameter in sweep.space.items():
+        node = document.find(["space", name])
+        assert node is not None
+        levels: list[Level] = []
+        if parameter.kind == "choice":
+            choice = node.find(["choice"])
+            assert choice is not None
+            where = f"space.{name}.choice"
+            levels = levels_of(name, choice, where, problems, parameter.key)
+            labels = [level.label for level in levels]
+            for label in dict.fromkeys(label for label in labels if labels.count(label) > 1):
+                problems.append(Problem(f"two values are called {label!r}; name them", where, choice.mark))
+        found.append(Dimension(name, parameter, tuple(levels), node.mark))
+    problems += _clashes(found)
+    graph = {one.name: _deciders(one.parameter.when, found) for one in found}
+    try:
+        order = list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        circle = error.args[1]
+        mark = next(dimension.mark for dimension in found if dimension.name == circle[0])
+        problems.append(Problem(f"conditions in a circle: {' -> '.join(circle)}", f"space.{circle[0]}.when", mark))
+        return found
+    return sorted(found, key=lambda dimension: order.index(dimension.name))
+
+
+def space_of(arm: Arm, dimensions: Sequence[Dimension]) -> ArmSpace:
+    """Those of the parameters that can be searched in this arm."""
+    values = dict(leaves(arm.flat))
+    kept: list[Dimension] = []
+
+    def possible(name: str, wanted: Any) -> bool:
+        if name in values and _same(values[name], wanted):
+            return True
+        return any(other.fulfilling(name, wanted) for other in kept if other.name in _deciders([name], dimensions))
+
+    for dimension in dimensions:
+        if all(possible(name, wanted) for name, wanted in dimension.parameter.when.items()):
+            kept.append(dimension)
+    return ArmSpace(arm, tuple(kept))
+
+
+def unknown_conditions(dimensions: Sequence[Dimension], spaces: Sequence[ArmSpace]) -> Iterator[Problem]:
+    """Conditions on what is neither searched nor a key of any arm, and those that hold nowhere."""
+    searched = {one for space in spaces for one in space.dimensions}
+    keys = {key for space in spaces for key, _ in leaves(space.arm.flat)}
+    names = {dimension.name for dimension in dimensions}
+    for dimension in dimensions:
+        for name in dimension.parameter.when:
+            if name not in keys | names and not any(name in other.paths for other in dimensions):
+                hint = did_you_mean(name, sorted(names | keys)) if len(name) > 3 else ""
+                message = f"{name!r} is neither searched nor a key of an arm{hint}"
+                yield Problem(message, f"space.{dimension.name}.when", dimension.mark)
+                break
+        else:
+            if dimension not in searched:
+                message = "no arm and no searched value fulfils this condition"
+                yield Problem(message, f"space.{dimension.name}.when", dimension.mark)
+
+
+def wrong_values(spaces: Sequence[ArmSpace]) -> Iterator[Problem]:
+    """Values that an arm can never have: of keys that do not exist, or outside of the schema's range."""
+    for dimension in dict.fromkeys(dimension for space in spaces for dimension in space.dimensions):
+        having = [space for space in spaces if dimension in space.dimensions]
+        found = {space.arm.name: _impossible(space, dimension) for space in having}
+        absent = [name for name, wrong in found.items() if any(p.message.startswith("unknown key") for _, p in wrong)]
+        if absent and len(absent) < len(spaces):
+            message = f"a key that the arm {some(absent)} does not have; add a `when` that holds in the others alone"
+            yield Problem(message, f"space.{dimension.name}", dimension.mark)
+            continue
+        for value, problem in dict.fromkeys(pair for wrong in found.values() for pair in wrong):
+            said = "" if problem.message.startswith("unknown key") else f"{value!r} is not possible: "
+            yield Problem(f"{said}{problem.key}: {problem.message}", f"space.{dimension.name}", dimension.mark)
+
+
+def _impossible(space: ArmSpace, dimension: Dimension) -> list[tuple[Value, Problem]]:
+    """Values of its choice, or ends of its range, that fit no setting of the other parameters that was looked at."""
+    wrong: list[tuple[Value, Problem]] = []
+    for value in dimension.probes:
+        points = space.with_value(dimension, value)
+        found = _unfitting(space, points[0])
+        others = [
+            (other.name, one) for other in space.dimensions if other.name not in points[0] for one in other.probes
+        ]
+        beside = ({**point, name: one} for point in points for name, one in [(dimension.name, value), *others])
+        if found and all(_unfitting(space, point) for point in beside):
+            wrong += [(value, problem) for problem in found]
+    return wrong
+
+
+def _unfitting(space: ArmSpace, point: Point) -> list[Problem]:
+    """What is wrong with a point."""
+    try:
+        space.experiment(point)
+    except InputError as error:
+        return error.problems
+    return []
+
+
+def _clashes(dimensions: Sequence[Dimension]) -> Iterator[Problem]:
+    """Parameters that could set one key at once."""
+    for index, dimension in enumerate(dimensions):
+        for other in dimensions[:index]:
+            shared = [p for p in dimension.paths for q in other.paths if under(p, q) or under(q, p)]
+            if shared and not _apart(dimension.parameter.when, other.parameter.when):
+                message = f"{other.name!r} sets {shared[0]} too; give each a `when` of its own, with values apart"
+                yield Problem(message, f"space.{dimension.name}", dimension.mark)
+
+
+def _apart(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
+    """Whether no point fulfils both conditions."""
+
+    def options(wanted: Any) -> set[str]:
+        return {_plain(item) for item in (wanted if isinstance(wanted, list | tuple) else [wanted])}
+
+    return any(not options(left[name]) & options(right[name]) for name in left.keys() & right.keys())
+
+
+def _deciders(names: Iterable[str], dimensions: Sequence[Dimension]) -> set[str]:
+    """The parameters that conditions on these names speak of."""
+    return {
+        other.name
+        for other in dimensions
+        if any(name == other.name or any(under(name, path) for path in other.paths) for name in names)
+    }
+
+
+def _holds(when: Mapping[str, Any], point: Point, values: Mapping[str, Any]) -> bool:
+    return all(_same(values[name] if name in values else point.get(name), wanted) for name, wanted in when.items())
+
+
+def _same(value: Any, wanted: Any) -> bool:
+    """Whether a value is the wanted one, or one of a list of them."""
+    options = wanted if isinstance(wanted, list | tuple) else ()
+    return _plain(value) in {_plain(wanted), *map(_plain, options)}
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return json.dumps(value, sort_keys=True)
+
+
+def _put(values: dict[str, Any], keys: Node) -> None:
+    """Take over what a point sets; a bare word is the kind of its section."""
+    for path, value in leaves(keys.plain()):
+        values[path] = value
+        if isinstance(value, str) and f"{path}.{KIND}" in values:
+            values[f"{path}.{KIND}"] = value
+
+
+def _leaf_nodes(node: Node, prefix: str = "") -> Iterator[tuple[str, Node]]:
+    if isinstance(node.value, dict) and node.value:
+        for key, item in node.value.items():
+            yield from _leaf_nodes(item, f"{prefix}.{key}" if prefix else key)
+    else:
+        yield prefix, node
+
+
+def _is_kind(path: str) -> bool:
+    return path.rpartition(".")[2] == KIND

@@ -1,0 +1,366 @@
+"""From a sweep file to what is searched: the arms, the space of each, constraints and goals."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lit_llm.config.problems import InputError, Problem, did_you_mean, noted
+from lit_llm.config.section import validate
+from lit_llm.config.tree import Node, leaves, read_file, tree, under
+from lit_llm.evaluation.config import YARDSTICKS, yardstick_of
+from lit_llm.experiment.cost import FIGURES, OF_DECODING, cost_of
+from lit_llm.experiment.load import is_preset, read_overrides
+from lit_llm.experiment.schema import Experiment
+from lit_llm.objectives.config import continues
+from lit_llm.runs.fingerprints import digest_of_data, read_corpora_again
+from lit_llm.runs.stage_graph import EVALUATED, FINETUNED
+from lit_llm.store.store import Store, read_json
+from lit_llm.studies.audit.differing_keys import CONTINUATION, YARDSTICK
+from lit_llm.studies.load import Ablation, understood
+from lit_llm.studies.schema import Study
+from lit_llm.studies.stored import PLAIN_NAME, SWEEP, ablation_of, content_of, name_in, overridden, unreadable
+from lit_llm.sweeps.constraints import Constraint, NotAConstraint, parse, unknown
+from lit_llm.sweeps.schema import Sweep
+from lit_llm.sweeps.searched_keys import searched_keys
+from lit_llm.sweeps.space import (
+    ArmSpace,
+    Dimension,
+    Point,
+    Value,
+    dimensions_of,
+    space_of,
+    unknown_conditions,
+    wrong_values,
+)
+
+HINT = "`lit-llm schema sweep > sweep.schema.json` gives your editor the allowed keys."
+_MACHINE = "pretrain.training.execution"
+
+
+@dataclass(frozen=True)
+class Search:
+    """A sweep file, understood."""
+
+    sweep: Sweep
+    ablation: Ablation
+    """The arms at their own settings."""
+    spaces: Mapping[str, ArmSpace]
+    """{arm: what is searched in it}."""
+    constraints: tuple[Constraint, ...]
+    firsts: Mapping[str, tuple[Point, ...]]
+    """{arm: the settings to try first}, its own before all."""
+
+    @property
+    def name(self) -> str:
+        return self.sweep.sweep
+
+    @property
+    def goals(self) -> tuple[str, ...]:
+        """What is searched for, by name."""
+        return tuple(goal.metric for goal in self.sweep.optimize)
+
+    def named(self, values: Sequence[float] | None) -> dict[str, float]:
+        """The values of a trial by the names of the goals; empty for one that has none."""
+        return dict(zip(self.goals, values, strict=True)) if values else {}
+
+    def experiment(self, arm: str, point: Point) -> Experiment:
+        """What a point of an arm's space stands for. Raises InputError where its values do not go together."""
+        return self.spaces[arm].experiment(point)
+
+    @property
+    def trains(self) -> bool:
+        """Whether a trial has to be trained; not where all goals are figures that are known before."""
+        return not all(goal.known_before for goal in self.sweep.optimize)
+
+    def excess(self, experiment: Experiment) -> dict[str, float]:
+        """{constraint: how far it is from holding}, 0 where it holds."""
+        if not self.constraints:
+            return {}
+        values = figures(experiment)
+        return {constraint.text: constraint.excess(values) for constraint in self.constraints}
+
+    def as_json(self) -> dict[str, Any]:
+        """What `plan --json` says of a sweep beside its arms. Keys may be added, none is renamed."""
+        space = {name: [dimension.name for dimension in found.dimensions] for name, found in self.spaces.items()}
+        return {"sweep": self.sweep.model_dump(mode="json", exclude_none=True), "searched": space}
+
+    def identity(self) -> dict[str, Any]:
+        """What decides which trials belong together, as plain data. How many, and what follows, is not in it."""
+        content = self.sweep.model_dump(mode="json", exclude_defaults=True)
+        for key in ("sweep", "question", "extends", "base", "arms", "trials", "winners", "allow"):
+            content.pop(key, None)
+        arms = {arm.name: arm.experiment.model_dump(mode="json", exclude={"seed"}) for arm in self.ablation.arms}
+        for arm in arms.values():
+            del arm["pretrain"]["training"]["execution"], arm["finetune"], arm["evaluate"]
+        data = {arm.name: digest_of_data(arm.experiment) for arm in self.ablation.arms} if self.trains else {}
+        return {**content, "arms": arms, "data": data}
+
+
+def figures(experiment: Experiment) -> dict[str, Any]:
+    """What constraints may speak of: the leaves of the configuration, and the figures of its cost; None for those of
+    decoding where the model does not decode."""
+    cost = cost_of(experiment)
+    costs = {name: of(cost) if cost.generates or name not in OF_DECODING else None for name, of in FIGURES.items()}
+    return {**dict(leaves(experiment.model_dump(mode="json"))), **costs}
+
+
+def is_sweep(source: str, store: Store | None = None) -> bool:
+    """Whether this is a sweep file, or the name of a sweep in a store."""
+    if is_preset(source) or os.path.isfile(source):
+        return not is_preset(source) and "sweep" in read_file(Path(source)).value
+    return store is not None and _kept(source, store) is not None
+
+
+def open_sweep(source: str, overrides: Sequence[str], store: Store) -> Search:
+    """A sweep's file, or the name of a sweep in a store (or its folder there). Raises InputError."""
+    if is_preset(source) or os.path.isfile(source) or (file := _kept(source, store)) is None:
+        return load_sweep(source, overrides)
+    try:
+        content = read_json(file) or {}
+        document = tree(content["content"])
+        sweep = validate(Sweep, document)
+        study = validate(Study, _study_part(sweep.sweep, sweep.question, document))
+        ablation = ablation_of(study, content)
+    except (InputError, LookupError, TypeError, ValueError) as error:
+        raise unreadable(file, error) from None
+    return _searched(sweep, document, _measured(sweep, overridden(ablation, overrides)), overrides)
+
+
+def content_of_search(search: Search) -> dict[str, Any]:
+    """What `open_sweep` reads in a store."""
+    return {"content": search.sweep.model_dump(mode="json", exclude_unset=True), **content_of(search.ablation)}
+
+
+def _kept(source: str, store: Store) -> Path | None:
+    """Where a store keeps a sweep; None where it has none of this name."""
+    name = name_in(store, source)
+    if not re.fullmatch(PLAIN_NAME, name):
+        return None
+    file = store.study(name) / SWEEP
+    return file if file.is_file() else None
+
+
+def load_sweep(source: str | Path, overrides: Sequence[str] = ()) -> Search:
+    """Read a sweep. Raises InputError with every problem that was found, each at its file and line."""
+    read_corpora_again()
+    path = Path(source)
+    document = read_file(path)
+    if "sweep" not in document.value:
+        raise InputError(Problem("is no sweep (it has no `sweep`); `lit-llm run` takes a study", mark=document.mark))
+    try:
+        sweep = validate(Sweep, document)
+    except InputError as error:
+        arms_too = list(error.problems)
+        told = {problem.key.partition(".")[0] for problem in error.problems}
+        if {"extends", "base", "arms"} & document.value.keys() and not {"extends", "base", "arms", "allow"} & told:
+            rest = Node({key: node for key, node in document.value.items() if key != "seeds"}, document.mark)
+            with noted(arms_too):
+                part = _study_part("sweep", "", rest)
+                understood(validate(Study, part), part, path, overrides)
+        raise InputError(*arms_too, hint=HINT) from None
+    problems: list[Problem] = []
+    ablation = None
+    with noted(problems):
+        part = _study_part(sweep.sweep, sweep.question, document)
+        ablation = _measured(sweep, understood(validate(Study, part), part, path, overrides))
+    return _searched(sweep, document, ablation, overrides, problems)
+
+
+def _searched(
+    sweep: Sweep,
+    document: Node,
+    ablation: Ablation | None,
+    overrides: Sequence[str],
+    of_arms: Sequence[Problem] = (),
+) -> Search:
+    """The search of a sweep; of_arms: what is wrong with its arms. Raises InputError with every problem."""
+    problems: list[Problem] = []
+    dimensions = dimensions_of(sweep, document, problems)
+    readable = not problems
+    problems += _not_to_search(sweep, dimensions, overrides)
+    problems += _not_measured(sweep, document)
+    constraints = tuple(_constraints(sweep, document, problems))
+    problems += of_arms
+    if ablation is None or not (arms := ablation.arms) or not readable:
+        raise InputError(*problems, hint=HINT)
+    problems += [
+        Problem(f"{arm.name}: a sweep searches the pretraining; leave `{name}` to a study", name)
+        for arm in arms
+        for name in ("adapt", "finetune", "evaluate")
+        if getattr(arm.experiment, name) is not None
+    ]
+    problems += [
+        Problem(_without(arm.name, goal.metric), "optimize")
+        for arm in arms
+        for goal in sweep.optimize
+        if goal.metric.startswith(CONTINUATION + OF_DECODING) and not continues(arm.experiment.model.family)
+    ]
+    spaces = {arm.name: space_of(arm, dimensions) for arm in arms}
+    problems += unknown_conditions(dimensions, list(spaces.values()))
+    problems += wrong_values(list(spaces.values()))
+    firsts, further = {}, list[Problem]()
+    for space in spaces.values():
+        with noted(further):
+            firsts[space.arm.name] = tuple(_firsts(sweep, document, space))
+    blamed = {problem.key for problem in problems}
+    problems += [problem for problem in further if problem.key not in blamed]
+    ablation = replace(ablation, searches=searched_keys(sweep, spaces, partial(_holds, constraints)))
+    search = Search(sweep, ablation, spaces, constraints, firsts)
+    problems += _unfulfilled(search, document)
+    if problems:
+        raise InputError(*problems, hint=HINT)
+    return search
+
+
+def _without(arm: str, name: str) -> str:
+    """What is wrong with asking an encoder-only model for what only those have that go on with a text."""
+    instead = "prefill_flops_per_token and memory_bytes are of all" if name in OF_DECODING else "use val/masked_nll"
+    return f"an encoder_only model, as {arm} is, has no {name}; {instead}"
+
+
+def _measured(sweep: Sweep, ablation: Ablation) -> Ablation:
+    """The arms, to be compared by what is searched for, or else by what such models are measured by."""
+    goals = [goal.metric for goal in sweep.optimize if not goal.known_before]
+    metric = next(iter(goals), yardstick_of(ablation.arms[0].experiment.model.family))
+    compare = ablation.study.compare.model_copy(update={"metric": metric})
+    return replace(ablation, study=ablation.study.model_copy(update={"compare": compare}))
+
+
+def _study_part(name: str, question: str, document: Node) -> Node:
+    """The tree of a study of the same arms, with the marks of the sweep's file."""
+    items = {key: document.value[key] for key in ("extends", "base", "arms", "allow", "seeds") if key in document.value}
+    head = {"study": Node(name, document.mark), "question": Node(question or "?", document.mark)}
+    head["compare"] = Node({"metric": Node(YARDSTICKS[0])})  # of the split that a search goes by
+    return Node(head | {"seeds": Node([Node(0)])} | items, document.mark)
+
+
+def _not_to_search(sweep: Sweep, dimensions: Sequence[Dimension], overrides: Sequence[str]) -> Iterator[Problem]:
+    """Keys that no search may move."""
+    trained = [goal.metric for goal in sweep.optimize if not goal.known_before]
+    ignored: list[Problem] = []
+    moving = _moves_validations(sweep)
+    after = [(key, node.mark) for node in read_overrides(overrides, ignored) for key, _ in leaves(node.plain())]
+    for dimension in dimensions:
+        where = f"space.{dimension.name}"
+        for path in dimension.paths:
+            if under(path, *YARDSTICK) or any(under(part, path) for part in YARDSTICK):
+                if trained:
+                    message = f"{path} decides what {trained[0]} is measured on: trials would not be comparable"
+                    yield Problem(message, where, dimension.mark)
+            elif under(path, _MACHINE):
+                yield Problem(f"{path} is how the machine does it, and changes no result", where, dimension.mark)
+            elif path == "seed":
+                yield Problem(
+                    "a seed is no setting; `seeds: [0, 1, 2]` runs each trial with all", where, dimension.mark
+                )
+            elif under(path, "pretrain.objective") and "val/objective_loss" in trained:
+                message = "val/objective_loss of another objective is another quantity; use val/target_nll"
+                yield Problem(message, where, dimension.mark)
+            elif any(under(path, key) or under(key, path) for key in moving):
+                pruner = sweep.pruner
+                message = f"{pruner.kind} ranks trials after equally many {pruner.by}, and those of another {path} are "
+                message += "validated after others; take the pruner median"
+                message += " or `by: steps`" if "max_steps" not in path and pruner.by == "tokens" else ""
+                yield Problem(message, where, dimension.mark)
+            for key, mark in after:
+                if under(key, path) or under(path, key):
+                    yield Problem(f"is searched by the sweep; change `{where}` instead", key, mark)
+
+
+def _not_measured(sweep: Sweep, document: Node) -> Iterator[Problem]:
+    """Goals of stages that a sweep does not have."""
+    for number, goal in enumerate(sweep.optimize):
+        if goal.metric.startswith((FINETUNED, EVALUATED)):
+            key = ["optimize", str(number), "metric"]
+            message = f"{goal.metric} is of another stage; a sweep searches the pretraining"
+            yield Problem(message, ".".join(key), document.mark_of(key))
+
+
+def _moves_validations(sweep: Sweep) -> tuple[str, ...]:
+    """Keys that move the points at which a trial is validated, where the pruner needs them to be all the same.
+
+    Optuna fills a rung with the first report at or above it: a trial that reports late would be ranked by a lower loss.
+    """
+    if sweep.pruner.kind not in ("hyperband", "successive_halving"):
+        return ()
+    steps = "pretrain.training.max_steps"
+    return (steps, "pretrain.data.batch_size") if sweep.pruner.by == "tokens" else (steps,)
+
+
+def _constraints(sweep: Sweep, document: Node, problems: list[Problem]) -> Iterator[Constraint]:
+    for number, text in enumerate(sweep.constraints):
+        try:
+            yield parse(text)
+        except NotAConstraint as error:
+            mark = document.mark_of(["constraints", str(number)])
+            problems.append(Problem(str(error), "constraints", mark))
+
+
+def _holds(constraints: Sequence[Constraint], experiment: Experiment) -> bool:
+    """Whether an experiment satisfies the constraints. One that cannot be computed is broken."""
+    if not constraints:
+        return True
+    values = figures(experiment)
+    try:
+        return all(constraint.excess(values) == 0 for constraint in constraints)
+    except ValueError:
+        return False
+
+
+def _firsts(sweep: Sweep, document: Node, space: ArmSpace) -> Iterator[Point]:
+    """The arm's own setting and what the file says to try first. Raises InputError."""
+    yield space.own
+    problems: list[Problem] = []
+    for number, given in enumerate(sweep.first):
+        where, mark = f"first.{number}", document.mark_of(["first", str(number)])
+        for name, value in given.items():
+            if name not in sweep.space:
+                problems.append(Problem(f"{name!r} is not searched{did_you_mean(name, sweep.space)}", where, mark))
+            elif wrong := next((d.problem(value) for d in space.dimensions if d.name == name), None):
+                problems.append(Problem(f"{name}: {wrong}", where, mark))
+        if problems:
+            continue
+
+        def suggest(
+            dimension: Dimension, given: Mapping[str, Any] = given, where: str = where, mark: Any = mark
+        ) -> Value:
+            if dimension.name in given:
+                return dimension.stored(given[dimension.name])
+            if dimension.name in space.own:
+                return space.own[dimension.name]
+            message = f"needs a value of {dimension.name}, which the arm {space.arm.name} does not have by itself"
+            problems.append(Problem(message, where, mark))
+            return dimension.probes[0]
+
+        yield space.draw(suggest)
+    if problems:
+        raise InputError(*problems)
+
+
+def _unfulfilled(search: Search, document: Node) -> Iterator[Problem]:
+    """Constraints on what is no number, and those that an arm's own setting breaks."""
+    known = {arm.name: figures(arm.experiment) for arm in search.ablation.arms} if search.constraints else {}
+    for constraint in search.constraints:
+        mark = document.mark_of(["constraints", str(search.sweep.constraints.index(constraint.text))])
+        for arm, values in known.items():
+            numbers = {key: v for key, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+            wrong = [said for name in constraint.names if (said := unknown(name, numbers))]
+            wrong += [_without(arm, name) for name in constraint.names if name in OF_DECODING and values[name] is None]
+            if wrong:
+                yield Problem(f"{constraint.text}: {wrong[0]}", "constraints", mark)
+                break
+            try:
+                excess = constraint.excess(values)
+            except ValueError as error:
+                yield Problem(f"{constraint.text}: {error}", "constraints", mark)
+                break
+            if excess > 0:
+                said = ", ".join(f"{name} = {values[name]:g}" for name in constraint.names)
+                message = f"{constraint.text} does not hold for the arm {arm}, whose own setting is always tried"
+                yield Problem(f"{message}: {said}", "constraints", mark)

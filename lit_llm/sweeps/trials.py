@@ -1,0 +1,428 @@
+"""The trials of a sweep in Optuna's storage: asked for, judged and told by any number of coordinators.
+
+```
+studies/<sweep>/sweep.json       what it is, and where its trials are
+                optuna.journal   the trials, unless they are in a database
+                claims.lock      held while a trial is drawn, so that none is drawn twice and none beyond the budget
+                coordinators/    one lock for each coordinator, held for its life: its lease on the trials it runs
+```
+A trial that is being run has a coordinator. Where that one's lock is free, its process is gone, and another takes the
+trial over: the stages of its runs go on from their checkpoints. Only this file and `trial.py` know what
+is in Optuna's storage.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from lit_llm.config.fingerprint import fingerprint
+from lit_llm.config.problems import InputError, Mark, Problem, some
+from lit_llm.config.tree import difference
+from lit_llm.experiment.schema import Experiment
+from lit_llm.runs.fingerprints import pretrain_fingerprint
+from lit_llm.runs.provenance import origin_digest, provenance
+from lit_llm.store.files import Damaged
+from lit_llm.store.store import Store, held, is_locked, locked, read_json, write_json
+from lit_llm.studies.stored import STORED, SWEEP
+from lit_llm.sweeps import storage
+from lit_llm.sweeps.samplers import make_pruner, make_sampler
+from lit_llm.sweeps.space import ArmSpace, Dimension, Point, Value
+from lit_llm.sweeps.sweep import Search, content_of_search
+from lit_llm.sweeps.trial import ENDED, GIVEN_UP, NOT_COUNTED, RETRY, RUN, Ended, Trial, read_trial
+from lit_llm.tracking.address import without_secrets
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.storages import BaseStorage
+
+IN_VAIN = 300
+"""Draws without a new, feasible point, one after another, that end an arm's search."""
+PATIENT = 4
+"""Draws in vain, after which a point of a finite space is taken that fulfils all and was not tried."""
+COUNTABLE = 20_000
+"""Points up to which a finite space is listed, so that its last points are found too."""
+PATIENCE = 120.0
+"""Seconds to wait while others draw."""
+
+
+class Trials:
+    """The trials of all arms. Reading needs no lock; a coordinator opens it with `coordinating`."""
+
+    def __init__(self, search: Search, store: Store, storage: str | None = None) -> None:
+        """storage: URL of a database; the store's journal when absent. Nothing is created before `coordinating`.
+
+        Raises InputError where the folder belongs to a study, or the trials are in another storage.
+        """
+        self.search, self.store, self.folder, self.url = search, store, store.study(search.name), storage
+        self.journal = self.folder / "optuna.journal"
+        self._storage: BaseStorage | None = None
+        self._studies: dict[str, optuna.Study] = {}
+        self._feasible: dict[str, list[tuple[Point, str]] | None] = {}
+        """{arm: the feasible points of its space with the first fingerprint of each}; None for a large space."""
+        self._me: str | None = None
+        self.exhausted: dict[str, str] = {}
+        """{arm: why no further trial was found}."""
+        note = self._read_note()
+        if note is None and (self.folder / STORED).exists():
+            message = f"{search.name} is the name of a study in this store; give the sweep another"
+            raise InputError(Problem(message, "sweep"))
+        where = "the store" if storage is None else without_secrets(storage)
+        if note is not None and note["storage"] != where:
+            message = f"the trials of {search.name} are in {note['storage']}, not in {where}"
+            raise InputError(Problem(message, "--storage"))
+        self._note = {
+            "sweep": search.name,
+            "question": search.sweep.question,
+            "source": search.ablation.source,
+            "storage": where,
+        }
+
+    def _read_note(self) -> dict[str, Any] | None:
+        """What sweep.json says. None where there is none, or a damaged one whose trials are where they are looked for:
+        then it is written anew. Raises InputError where it is not known where they are."""
+        file = self.folder / SWEEP
+        try:
+            note = read_json(file)
+            return None if note is None else {"storage": str(note["storage"])}
+        except (Damaged, LookupError):
+            if self.url is not None or self.journal.exists():
+                return {"storage": "the store" if self.url is None else without_secrets(self.url)}
+        message = f"is damaged, and there is no {self.journal.name} beside it: the trials are in a database. Give its "
+        message += "--storage again, or remove the file to begin the search anew"
+        raise InputError(Problem(message, mark=Mark(str(file))))
+
+    @property
+    def address(self) -> str:
+        """What optuna-dashboard takes."""
+        return str(self.journal) if self.url is None else without_secrets(self.url)
+
+    # --- reading -------------------------------------------------------------------------------------------------
+
+    def all(self) -> list[Trial]:
+        """Every trial so far, arm by arm, in the order in which they were drawn."""
+        if self._storage is None and not (self.folder / SWEEP).exists():
+            return []
+        return [trial for arm in self.search.spaces for trial in self.of(arm)]
+
+    def of(self, arm: str) -> list[Trial]:
+        """Those of one arm."""
+        study = self.study(arm)
+        if study is None:
+            return []
+        found = study.get_trials(deepcopy=False)
+        retried = {frozen.user_attrs[RETRY] for frozen in found if RETRY in frozen.user_attrs}
+        drawn = (frozen for frozen in found if frozen.state.name != "WAITING")
+        return [read_trial(arm, frozen, retried=frozen.number in retried) for frozen in drawn]
+
+    def study(self, arm: str) -> optuna.Study | None:
+        """Optuna's study of one arm; None before it was begun."""
+        import optuna
+
+        if arm not in self._studies:
+            storage = self._open()
+            try:
+                self._studies[arm] = optuna.load_study(
+                    study_name=f"{self.search.name}/{arm}",
+                    storage=storage,
+                    pruner=make_pruner(self.search.sweep, self.search.ablation.arm(arm).experiment),
+                )
+            except KeyError:
+                return None
+        return self._studies[arm]
+
+    def _open(self) -> BaseStorage:
+        if self._storage is None:
+            import optuna
+
+            optuna.logging.set_verbosity(optuna.logging.WARNING)
+            # They are ours to fulfil: what breaks one is drawn again, whatever the sampler makes of it.
+            warnings.filterwarnings("ignore", message="Constraints have been set, but CmaEsSampler")
+            self._storage = storage.database(self.url) if self.url is not None else storage.journal(self.journal)
+        return self._storage
+
+    # --- coordinating --------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def coordinating(self, rerun: str | None = None) -> Iterator[None]:
+        """Begin or go on; inside, this process may draw trials and holds the lease on those that it runs.
+
+        rerun: "failed" draws failed trials again; "stale" begins anew where other code has begun. Raises InputError
+        where the search is another than the one that was begun under this name, or its code, device or threads are.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        me = f"{re.sub(r'[^A-Za-z0-9-]', '-', socket.gethostname())}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        lock = self.folder / "coordinators" / f"{me}.lock"
+        with locked(lock):
+            self._me = me
+            with self._claiming():
+                self._check_origins(begin_anew=rerun == "stale")
+                for arm in self.search.spaces:
+                    self._begin(arm, rerun)
+                write_json(self.folder / SWEEP, self._note | content_of_search(self.search), signed=True)
+            try:
+                yield
+            finally:
+                self._me = None
+        lock.unlink(missing_ok=True)
+
+    def _begin(self, arm: str, rerun: str | None) -> None:
+        import optuna
+
+        search = self.search
+        name = f"{search.name}/{arm}"
+        study = optuna.create_study(
+            study_name=name,
+            storage=self._open(),
+            directions=[goal.direction for goal in search.sweep.optimize],
+            pruner=make_pruner(search.sweep, search.ablation.arm(arm).experiment),
+            load_if_exists=True,
+        )
+        self._studies[arm] = study
+        known = study.user_attrs.get("identity")
+        if known is not None and known != search.identity():
+            changed = some(list(difference(known, search.identity())))
+            message = f"another search was begun under this name ({changed} changed); give the sweep another name"
+            raise InputError(Problem(message, "sweep"))
+        study.set_user_attr("identity", search.identity())
+        if search.trains:
+            study.set_user_attr("origin", _origin(search.ablation.arm(arm).experiment))
+        if not study.user_attrs.get("begun"):
+            for point in search.firsts[arm]:
+                study.enqueue_trial(dict(point), skip_if_exists=True)
+            study.set_user_attr("begun", True)
+        if rerun == "failed":
+            for trial in self.of(arm):
+                if trial.state in ("failed", "out_of_memory") and not trial.retried:
+                    study.enqueue_trial(dict(trial.point), user_attrs={RETRY: trial.number})
+
+    def _check_origins(self, begin_anew: bool) -> None:
+        """Where other code, another device or thread count has begun an arm or done a trial, put all aside or refuse.
+
+        An arm tells it before its first trial has ended, a trial where only its own setting depends on it.
+        """
+        stale = []
+        for arm in self.search.ablation.arms if self.search.trains else ():
+            study, now = self.study(arm.name), _origin(arm.experiment)
+            if study is not None and study.user_attrs.get("origin", now) != now:
+                stale.append(arm.name)
+            stale += [
+                trial.name
+                for trial in self.of(arm.name)
+                if trial.origin and trial.origin != _origin(self.search.experiment(trial.arm, trial.point))
+            ]
+        if not stale:
+            return
+        if not begin_anew:
+            message = (
+                f"{some(stale)} {'was' if len(stale) == 1 else 'were'} done with other code, device or threads, and "
+            )
+            message += "a search does not mix two; `--rerun stale` begins anew, or give the sweep another name"
+            raise InputError(Problem(message, "sweep"))
+        others = [lock for lock in self.folder.glob("coordinators/*.lock") if lock.stem != self._me and is_locked(lock)]
+        if others:
+            message = f"another process works on {self.search.name} with other code; stop it before you begin anew"
+            raise InputError(Problem(message, "--rerun"))
+        self._put_aside()
+
+    def _put_aside(self) -> None:
+        import optuna
+
+        if self.url is None:
+            number = 1 + len(list(self.folder.glob("optuna.journal.*[0-9]")))
+            self.journal.rename(self.journal.with_name(f"{self.journal.name}.{number}"))
+        else:
+            for arm in self._studies:
+                optuna.delete_study(study_name=f"{self.search.name}/{arm}", storage=self._open())
+        self._storage, self._studies = None, {}
+
+    def next(self) -> Trial | None:
+        """A trial to run: one whose coordinator is gone, or a new one; of the arm that has fewest. None: none now."""
+        with self._claiming():
+            found = self.all()
+            for trial in found:
+                if not (trial.told or self._is_led(trial)) and (taken := self._take_over(trial)) is not None:
+                    return taken
+            counted = {arm: sum(trial.arm == arm and trial.counts for trial in found) for arm in self.search.spaces}
+            for arm in sorted(counted, key=lambda arm: counted[arm]):
+                wanting = counted[arm] < self.search.sweep.trials and arm not in self.exhausted
+                if wanting and (drawn := self._draw(arm)) is not None:
+                    return drawn
+        return None
+
+    @property
+    def over(self) -> bool:
+        """Whether every arm has its trials, and all of them have ended."""
+        for arm in self.search.spaces:
+            counted = [trial for trial in self.of(arm) if trial.counts]
+            if any(trial.state == "running" for trial in counted):
+                return False
+            if arm not in self.exhausted and len(counted) < self.search.sweep.trials:
+                return False
+        return True
+
+    def _is_led(self, trial: Trial) -> bool:
+        """Whether a living coordinator runs it."""
+        if trial.coordinator is None:
+            return False
+        lock = self.folder / "coordinators" / f"{trial.coordinator}.lock"
+        return trial.coordinator == self._me or is_locked(lock)
+
+    def _take_over(self, trial: Trial) -> Trial | None:
+        """One that was left behind. None where it had ended already, and only nobody had said so."""
+        frozen = self._frozen(trial)
+        ended = frozen.user_attrs.get(ENDED)
+        if ended is not None:
+            self._settle(trial, ended["state"], ended["values"])
+        elif not trial.fingerprints:
+            self.finish(trial, "lost", error="its coordinator ended before it was drawn")
+            # What was somebody's wish, and what the sampler had drawn: a sequence gives each point once.
+            if wanted := frozen.system_attrs.get("fixed_params", {}) | frozen.params:
+                again = {name: value for name, value in frozen.user_attrs.items() if name == RETRY}
+                self._studies[trial.arm].enqueue_trial(wanted, user_attrs=again)
+        else:
+            return self._run(trial, trial.fingerprints)
+        return None
+
+    def _draw(self, arm: str) -> Trial | None:
+        """A new point that fulfils the constraints; None, and why, where none is found any more."""
+        space, study = self.search.spaces[arm], self._studies[arm]
+        trials = self.of(arm)
+        seen = {name: trial for trial in trials if trial.counts or trial.retried for name in trial.fingerprints}
+        count, listed = sum(trial.counts for trial in trials), False
+        why = f"{IN_VAIN} draws found no new feasible point after {count} trials"
+        for in_vain in range(IN_VAIN):
+            if in_vain % PATIENT == PATIENT - 1 and not listed:  # next comes one that was not tried, where there is one
+                untried = self._untried(space, seen)
+                listed = untried is not None
+                if untried == []:
+                    why = f"no further point after {count} trials; the space holds no other that is feasible"
+                    break
+                if untried:
+                    number = len(study.get_trials(deepcopy=False))
+                    study.enqueue_trial(dict(untried[(number * 7919) % len(untried)]))
+            if (trial := self._attempt(space, study, seen)) is not None:
+                return trial
+        self.exhausted[arm] = f"{arm}: {why}"
+        return None
+
+    def _attempt(self, space: ArmSpace, study: optuna.Study, seen: Mapping[str, Trial]) -> Trial | None:
+        """One draw. None, and why in the storage, where it is infeasible or was tried already."""
+        study.sampler = make_sampler(self.search.sweep, len(study.get_trials(deepcopy=False)))
+        drawn = study.ask()
+        point = space.draw(lambda dimension: _suggest(drawn, dimension))
+        trial = Trial(space.arm.name, drawn.number, point, "running", coordinator=self._me)
+        names, excess, broken = self._judge(space, point)
+        for text, amount in excess.items():
+            drawn.set_constraint(text, amount)
+        if broken:
+            self.finish(trial, "infeasible", error=broken)
+            return None
+        earlier = seen.get(names[0])
+        if earlier is not None and RETRY not in self._frozen(trial).user_attrs:
+            self.finish(trial, "repeated", error=f"the same as trial {earlier.number}")
+            return None
+        return self._run(trial, names)
+
+    def _judge(self, space: ArmSpace, point: Point) -> tuple[tuple[str, ...], dict[str, float], str]:
+        """(fingerprints of its stages, how far each constraint is from holding, why it is infeasible or "")."""
+        try:
+            experiment = space.experiment(point)
+            excess = self.search.excess(experiment)
+        except (InputError, ValueError) as error:
+            return (), {"its values go together": 1.0}, str(error)
+        broken = some([text for text, amount in excess.items() if amount > 0])
+        return () if broken else self._fingerprints(experiment), excess, broken
+
+    def _run(self, trial: Trial, names: Sequence[str]) -> Trial:
+        """Take the lease on a trial."""
+        self._optuna(trial).set_user_attr(RUN, {"coordinator": self._me, "fingerprints": list(names)})
+        return replace(trial, coordinator=self._me, fingerprints=tuple(names))
+
+    def _untried(self, space: ArmSpace, seen: Mapping[str, Trial]) -> list[Point] | None:
+        """The feasible points of a finite space that were not tried yet; None where it is too large to be listed."""
+        arm = space.arm.name
+        if arm not in self._feasible:
+            points = space.every_point(COUNTABLE)
+            judged = ((point, self._judge(space, point)) for point in points or ())
+            feasible = [(point, names[0]) for point, (names, _, broken) in judged if not broken]
+            self._feasible[arm] = None if points is None else feasible
+        found = self._feasible[arm]
+        return None if found is None else [point for point, name in found if name not in seen]
+
+    def _fingerprints(self, experiment: Experiment) -> tuple[str, ...]:
+        if not self.search.trains:  # no text is read, so there is no digest of it
+            return (fingerprint(experiment.model_dump(mode="json")),)
+        seeds = self.search.sweep.seeds
+        return tuple(pretrain_fingerprint(experiment.model_copy(update={"seed": seed})) for seed in seeds)
+
+    def report(self, trial: Trial, progress: int, value: float) -> bool:
+        """Tell the pruner how a trial does; whether it is to be given up. The arm's own setting never is."""
+        found = self._optuna(trial)
+        if progress in self._frozen(trial).intermediate_values:  # it was resumed from before that point
+            return False
+        found.report(value, progress)
+        is_own = trial.point == self.search.firsts[trial.arm][0]
+        verdict = bool(found.should_prune()) and not is_own  # asked in any case: it notes the rungs that were reached
+        if verdict:  # written down before it is carried out, so that it holds whoever ends the trial
+            found.set_user_attr(GIVEN_UP, True)
+        return verdict
+
+    def finish(
+        self,
+        trial: Trial,
+        ended: Ended,
+        values: Sequence[float] | None = None,
+        *,
+        error: str | None = None,
+        **spent: float,
+    ) -> None:
+        """Write down how a trial ended. values: of a done one; spent: tokens, flops, seconds."""
+        note: dict[str, Any] = {"state": ended, "error": error, **spent}
+        note["values"] = list(values) if values is not None else None
+        if self.search.trains and ended not in NOT_COUNTED:
+            note["origin"] = _origin(self.search.experiment(trial.arm, trial.point))
+        self._optuna(trial).set_user_attr(ENDED, note)
+        self._settle(trial, ended, values)
+
+    def _settle(self, trial: Trial, ended: Ended, values: Sequence[float] | None) -> None:
+        from optuna.trial import TrialState
+
+        states = {"done": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "infeasible": TrialState.PRUNED}
+        # A loss that is lost is no number: to the sampler such a trial is one of the worst, not one that never was.
+        states["diverged"] = TrialState.PRUNED if len(self.search.sweep.optimize) == 1 else TrialState.FAIL
+        study = self._studies[trial.arm]
+        study.tell(trial.number, list(values) if values is not None else None, states.get(ended, TrialState.FAIL))
+
+    def _frozen(self, trial: Trial) -> optuna.trial.FrozenTrial:
+        return self._studies[trial.arm].get_trials(deepcopy=False)[trial.number]
+
+    def _optuna(self, trial: Trial) -> optuna.Trial:
+        import optuna
+
+        return optuna.Trial(self._studies[trial.arm], self._frozen(trial)._trial_id)
+
+    def _claiming(self) -> AbstractContextManager[None]:
+        message = f"others have been drawing trials of {self.search.name} for {PATIENCE:g} s; try again later"
+        return held(self.folder / "claims.lock", PATIENCE, Problem(message, "sweep"))
+
+
+def _suggest(trial: optuna.Trial, dimension: Dimension) -> Value:
+    if dimension.levels:
+        return str(trial.suggest_categorical(dimension.name, [level.label for level in dimension.levels]))
+    low, high = dimension.bounds
+    log, step = dimension.parameter.kind.startswith("log_"), dimension.parameter.step
+    if dimension.whole:
+        return trial.suggest_int(dimension.name, int(low), int(high), step=int(step or 1), log=log)
+    return dimension.stored(trial.suggest_float(dimension.name, low, high, step=step, log=log))
+
+
+def _origin(experiment: Experiment) -> str:
+    return origin_digest(provenance(experiment))

@@ -1,0 +1,54 @@
+"""Where MLflow's UI shows a study and its runs."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from lit_llm.tracking.mlflow_database import connected
+from lit_llm.tracking.mlflow_views import page
+
+UI = "http://127.0.0.1:5000"
+"""Where `lit-llm ui` serves unless told otherwise."""
+
+
+def run_addresses(database: Path, study: str) -> dict[tuple[str, str], str]:
+    """{(arm, seed): address in the UI} of a study's runs in a store's own database; empty where there is none.
+
+    Of runs of one arm and seed it is the newest.
+    """
+    query = (
+        "SELECT arm.value, seed.value, runs.experiment_id, runs.run_uuid FROM runs "
+        "JOIN experiments USING (experiment_id) "
+        "JOIN tags arm ON arm.run_uuid = runs.run_uuid AND arm.key = 'lit_llm.arm' "
+        "JOIN tags seed ON seed.run_uuid = runs.run_uuid AND seed.key = 'lit_llm.seed' "
+        "WHERE experiments.name = ? AND runs.lifecycle_stage = 'active' ORDER BY runs.start_time"
+    )
+    found = _asked(database, query, study)
+    return {(arm, seed): f"{UI}/#/experiments/{experiment}/runs/{run}" for arm, seed, experiment, run in found}
+
+
+def study_page(database: Path, study: str) -> str:
+    """Where the UI of a store's own database shows a study, without the server's address; '' where it is not there."""
+    query = (
+        "SELECT experiments.experiment_id, experiment_tags.key FROM experiments "
+        "LEFT JOIN experiment_tags USING (experiment_id) "
+        "WHERE experiments.name = ? AND experiments.lifecycle_stage = 'active'"
+    )
+    rows = _asked(database, query, study)
+    return page(str(rows[0][0]), {key for _, key in rows}) if rows else ""
+
+
+def _asked(database: Path, query: str, study: str) -> list[tuple[str, ...]]:
+    """Read from sqlite itself, for MLflow takes seconds to import; nothing where there is no such database."""
+    try:
+        with connected(database.resolve(), read_only=True) as connection:
+            return connection.execute(query, (study,)).fetchall()
+    except sqlite3.Error:
+        return []
+
+
+def latest_study(studies: Path) -> str:
+    """The study or sweep whose folder was written to last; '' where there is none."""
+    folders = [folder for folder in studies.iterdir() if folder.is_dir()] if studies.is_dir() else []
+    return max(folders, key=lambda folder: folder.stat().st_mtime).name if folders else ""

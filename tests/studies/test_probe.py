@@ -1,0 +1,426 @@
+"""Arms that compute what another computes, and modules that changed unasked, are found before anything runs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from equal_budgets import others
+from torch import nn
+
+from lit_llm.components.attention.module import Attention, SharedKeyValues
+from lit_llm.components.feed_forward.module import FeedForward
+from lit_llm.models import families, stacks
+from lit_llm.models.decoder_decoder import SharingStack
+from lit_llm.models.resolve import Layer, ResolvedModel
+from lit_llm.models.stacks import Block
+from lit_llm.studies.audit import equivalence
+from lit_llm.studies.audit import no_ops as module
+from lit_llm.studies.load import load_study
+from lit_llm.studies.plan import plan
+
+Study = Callable[..., Path]
+LR = "pretrain.training.optimizer.lr"
+NORM = "model.attention.output_norm"
+ROPE = "model.decoder.cross_attention.rope"
+
+
+@pytest.fixture
+def found(write_study: Study) -> Callable[..., list[tuple[str, str, str]]]:
+    """[(kind, arm, key)] of findings of a small study, but for budgets; its one named arm is called "baseline"."""
+
+    def of(rest: str, *overrides: str, extends: str = "redllm-tiny") -> list[tuple[str, str, str]]:
+        planned = plan(load_study(write_study("probed", rest, extends=extends), overrides))
+        return [(finding.kind, finding.arm, finding.key) for finding in others(planned.findings)]
+
+    return of
+
+
+def grid(*factors: str, design: str = "one_at_a_time") -> str:
+    return f"grid: {{design: {design}, factors: {{{', '.join(factors)}}}}}"
+
+
+def no_ops(findings: list[tuple[str, str, str]]) -> list[str]:
+    return [arm for kind, arm, _ in findings if kind == "no_op"]
+
+
+def test_a_no_op_of_its_own_comparison_is_told_though_an_arm_of_another_computes_the_same(found) -> None:
+    """`y` and `z` are compared with `dec`; that `other`, of another comparison, is the same too changes nothing."""
+    same = "extends: decllm-tiny, model: {attention: {output_norm: head}}"
+    dec = "dec: {extends: decllm-tiny}, other: {against: other, " + same + "}"
+    findings = found(f"arms: {{{dec}, y: {{{same}}}, z: {{{same}}}}}\ncompare: {{baseline: dec}}")
+    assert no_ops(findings) == ["z"]
+
+
+# --- the same function -----------------------------------------------------------------------------------------------
+
+
+def test_with_one_source_token_the_weights_of_cross_attention_are_one_whatever_its_positions_and_norms(found) -> None:
+    """A softmax over one key is 1: neither a rotation nor a norm of queries and keys can change it. Values count."""
+    factors = f"{ROPE}: [continuous, restart, none]", "model.decoder.cross_attention.qkv_norm: [[q, k, v], [v], [q, k]]"
+    base = "pretrain.objective.split=1"
+    assert no_ops(found(grid(*factors), base)) == ["baseline/rope=restart", "baseline/rope=none", "baseline/qkv_norm=v"]
+    assert no_ops(found(grid(*factors))) == []
+
+
+def test_an_encoder_decoder_that_is_given_no_source_does_not_use_its_cross_attentions_positions(found) -> None:
+    """An empty source is one end-of-document token."""
+    assert no_ops(found(grid(f"{ROPE}: [continuous, restart]"), "pretrain.objective=causal_lm"))
+
+
+def test_a_head_of_two_entries_has_one_frequency_which_is_one_whatever_theta(found) -> None:
+    factor = grid("model.attention.rope_theta: [1e4, 5e5]")
+    assert no_ops(found(factor, "model.attention.head_dim=2")) == ["baseline/rope_theta=500000"]
+    assert no_ops(found(factor, "model.attention.head_dim=4")) == []
+
+
+def test_what_else_differs_in_training_keeps_an_arm_from_being_a_no_op(found, write_study: Study) -> None:
+    """Of 2 x 2 arms, that of the other theta repeats the one of its own learning rate, which is not the baseline."""
+    rest = grid("model.attention.rope_theta: [1e4, 5e5]", f"{LR}: [1e-3, 1e-2]", design="factorial")
+    planned = plan(load_study(write_study("crossed", rest), ["model.attention.head_dim=2"]))
+    said = {finding.arm: finding.message for finding in planned.findings if finding.kind == "no_op"}
+    assert said.keys() == {"baseline/rope_theta=500000", "baseline/rope_theta=500000/lr=0.01"}
+    assert "the same function as baseline," in said["baseline/rope_theta=500000"]
+    assert "the same function as baseline/lr=0.01," in said["baseline/rope_theta=500000/lr=0.01"]
+    assert all("in spite of model.attention.rope_theta:" in message for message in said.values())
+
+
+@pytest.mark.parametrize("family", ["redllm-tiny", "decllm-tiny"])
+def test_what_does_something_is_no_no_op(found, family: str) -> None:
+    """The smallest steps of every kind, an eps of 1e-6 to 2e-6 among them."""
+    factors = [
+        "model.attention.qkv_norm: [[q, k, v], [q, k], [v], []]",
+        f"{NORM}: [head, none, concat, after_out]",
+        "model.attention.output_norm_scale: [false, true]",
+        "model.attention.norm_eps: [1e-6, 2e-6]",
+        "model.attention.rope: [continuous, none]",
+        "model.attention.rope_theta: [1e4, 1.1e4]",
+        "model.attention.kv_heads: [2, 1]",
+        "model.norm.function: [rms_norm, layer_norm]",
+        "model.norm.scale: [false, true]",
+        "model.norm.eps: [1e-6, 2e-6]",
+        "model.feed_forward.activation: [swiglu, geglu, gelu]",
+        "model.feed_forward.d_ff: [32, 33]",
+        "model.vocabulary: [258, 259]",
+        "model.decoder.layers: [2, 3]",
+        "model.tie_embeddings: [all, none]",
+        "pretrain.objective.split: [half, 1, 15, random]",
+    ]
+    norm = "{model: {attention: {output_norm: head}}, pretrain: {objective: prefix_lm}}"
+    findings = found(f"arms: {{baseline: {norm}}}\n{grid(*factors)}", extends=family)
+    assert {kind for kind, _, _ in findings} <= {"note"}
+
+
+def test_an_arm_of_another_comparison_that_computes_the_same_is_a_note(found) -> None:
+    """`high` is compared with the baseline of 1e-3; that of 1e-2, which computes the same, stands for itself."""
+    arms = "red: {}, high: {grid: false, pretrain: {training: {optimizer: {lr: 1e-2}}}}"
+    allow = f"allow: [{{key: {LR}, because: meant}}]"
+    rest = f"arms: {{{arms}}}\n{grid(f'{LR}: [1e-3, 1e-2]')}\ncompare: {{within: [{LR}]}}\n{allow}"
+    said = [finding for finding in found(rest) if finding[2] == ""]
+    assert [kind for kind, _, _ in said] == ["note"]
+
+
+def test_an_open_prefix_is_no_no_op_even_where_it_is_one_token(found) -> None:
+    """<s> belongs to it, so there are two tokens that see each other."""
+    factors = "pretrain.objective.split: [half, 1]", "pretrain.masks.prefix: [causal, bidirectional]"
+    base = "arms: {baseline: {pretrain: {objective: prefix_lm}}}\n"
+    findings = found(base + grid(*factors, design="factorial"), extends="decllm-tiny")
+    assert no_ops(findings) == []
+
+
+def test_sizes_of_the_paper_are_compared_without_being_allocated(corpus: Path, tmp_path: Path) -> None:
+    """8 billion parameters, windows of 2048 tokens: one token more in the prefix, one layer more, another theta."""
+    path = tmp_path / "large.yaml"
+    data = f"{{corpus: {{kind: text, files: ['{corpus}/*.txt']}}}}"
+    factors = "pretrain.objective.split: [1024, 1025]", "model.decoder.layers: [14, 15]", "model.d_model: [4096, 4160]"
+    bundle = "theta: {a: {model.attention.rope_theta: 1e4}, b: {model.attention.rope_theta: 1.01e4}}"
+    keys = f"pretrain: {{data: {data}}}, model: {{attention: {{head_dim: 128}}}}"
+    path.write_text(f"study: s\nquestion: q\nextends: redllm-8b\nbase: {{{keys}}}\n{grid(*factors, bundle)}\n")
+    assert {finding.kind for finding in plan(load_study(path)).findings} <= {"note"}
+
+
+def test_a_key_that_the_code_ignores_is_found(found, monkeypatch: pytest.MonkeyPatch) -> None:
+    factor = grid(f"{NORM}: [head, after_out, none]")
+    assert no_ops(found(factor)) == []
+    monkeypatch.setattr(Attention, "output_norm", lambda self, x: x)
+    assert no_ops(found(factor)) == ["baseline/output_norm=after_out", "baseline/output_norm=none"]
+
+
+def test_a_finding_says_on_which_windows_it_was_seen(write_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the study have 32 tokens."""
+    rest = grid("model.attention.rope_theta: [1e4, 5e5]")
+    ablation = load_study(write_study("seen", rest), ["model.attention.head_dim=2"])
+    for longest, said in ((32, "baseline, in spite"), (16, "baseline on windows of 16 tokens, in spite")):
+        monkeypatch.setattr(equivalence, "LONGEST", longest)
+        (finding,) = others(plan(ablation).findings)
+        assert f"is the same function as {said}" in finding.message
+
+
+def test_a_parameter_without_effect_leaves_two_arms_the_same_function(found, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scale of the output norm is there, and nothing reads it."""
+    from lit_llm.components.norm.module import rms_norm
+
+    def unscaled(self: Attention, x: torch.Tensor) -> torch.Tensor:
+        return rms_norm(x, None, self.config.norm_eps)
+
+    factor = grid("model.attention.output_norm_scale: [false, true]")
+    assert no_ops(found(factor)) == []
+    monkeypatch.setattr(Attention, "output_norm", unscaled)
+    arm = "baseline/output_norm_scale=true"
+    assert found(factor) == [("no_op", arm, ""), ("note", arm, "parameters")]
+
+
+def test_equal_nats_with_other_gradients_are_another_function(found, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The norm passes its input on, and stops its gradient."""
+    monkeypatch.setattr(Attention, "output_norm", lambda self, x: x.detach())
+    assert no_ops(found(grid(f"{NORM}: [none, head]"))) == []
+
+
+# --- undeclared differences ------------------------------------------------------------------------------------------
+
+
+def after_init(change: Callable[[Block], None]) -> Callable[[pytest.MonkeyPatch], None]:
+    """Plant a change in every block whose attention has no output norm: the key does more than it says."""
+
+    def plant(monkeypatch: pytest.MonkeyPatch) -> None:
+        original = Block.__init__
+
+        def init(self: Block, *arguments: object) -> None:
+            original(self, *arguments)  # type: ignore[arg-type]
+            if self.self_attention.config.output_norm == "none":
+                change(self)
+
+        monkeypatch.setattr(Block, "__init__", init)
+
+    return plant
+
+
+def other_activation(block: Block) -> None:
+    block.feed_forward.activation = nn.functional.gelu
+
+
+def wider(block: Block) -> None:
+    block.feed_forward.up = nn.Linear(block.feed_forward.up.in_features, 4, bias=False)
+    block.feed_forward.gate = None
+    block.feed_forward.down = nn.Linear(4, block.feed_forward.up.in_features, bias=False)
+
+
+def another_class(block: Block) -> None:
+    block.feed_forward.__class__ = type("OtherFeedForward", (FeedForward,), {})
+
+
+def called_twice(block: Block) -> None:
+    block.register_forward_pre_hook(lambda module, inputs: (module.feed_forward(inputs[0]), None)[1])
+
+
+def other_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = equivalence.initialise
+
+    @torch.no_grad()
+    def initialise(model: families.LanguageModel, seed: int) -> None:
+        original(model, seed)
+        for name, parameter in model.named_parameters():
+            if "feed_forward.down" in name and model.config.decoder[0].self_attention.output_norm == "none":
+                parameter.zero_()
+
+    monkeypatch.setattr(equivalence, "initialise", initialise)
+
+
+PLANTED = [
+    (after_init(other_activation), "computes something else from the same input"),
+    (after_init(wider), "has other parameters"),
+    (after_init(another_class), "is a OtherFeedForward, not a FeedForward"),
+    (after_init(called_twice), "is called 2 times in a forward pass, not 1"),
+    (other_start, "starts from other values"),
+]
+
+
+@pytest.mark.parametrize(("plant", "message"), PLANTED, ids=[message for _, message in PLANTED])
+def test_a_key_that_changes_more_than_it_says_stops_the_study(
+    write_study: Study, monkeypatch: pytest.MonkeyPatch, plant: Callable[[pytest.MonkeyPatch], None], message: str
+) -> None:
+    """Output norm off, and the feed-forward networks change along, which no configuration shows."""
+    ablation = load_study(write_study("planted", grid(f"{NORM}: [head, none]")))
+    assert others(plan(ablation).findings) == []
+    plant(monkeypatch)
+    found = {
+        (finding.kind, finding.key): finding.message
+        for finding in others(plan(ablation).findings)
+        if finding.key != "parameters"
+    }
+    assert found.keys() == {("refused", f"model.{side}.layers.*.feed_forward") for side in ("encoder", "decoder")}
+    assert all(text.startswith(f"{message}, though it is configured as in baseline") for text in found.values())
+
+
+@pytest.mark.parametrize(
+    ("key", "levels"), [("tie_embeddings", ["all", "none"]), ("norm.function", ["rms_norm", "layer_norm"])]
+)
+def test_a_key_of_the_whole_model_does_not_excuse_a_part_that_it_has_no_say_in(
+    found, monkeypatch: pytest.MonkeyPatch, key: str, levels: list[str]
+) -> None:
+    """The innermost module is named, not the blocks that hold it."""
+    original = Block.__init__
+
+    def init(self: Block, layer: Layer, model: ResolvedModel, side: str, first: bool) -> None:
+        original(self, layer, model, side, first)
+        if model.tie_embeddings == "none" or model.norm.function == "layer_norm":
+            other_activation(self)
+
+    monkeypatch.setattr(Block, "__init__", init)
+    findings = found(grid(f"model.{key}: [{', '.join(levels)}]"))
+    refused = {name for kind, _, name in findings if kind == "refused"}
+    assert refused == {f"model.{side}.layers.*.feed_forward" for side in ("encoder", "decoder")}
+
+
+def test_no_small_parameter_is_a_constant(write_study: Study) -> None:
+    """Scales begin at one, where a product with them shows nothing."""
+    (arm,) = load_study(write_study("moved", ""), ["model.norm.scale=true"]).arms
+    assert all(parameter.std() > 0.1 for parameter in equivalence.Bench([arm]).of(arm).model.parameters())
+
+
+def test_positions_that_change_along_are_seen_where_they_are_given(found, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, forward = stacks.rotation_of, Block.forward
+
+    def without_positions(self: Block, *arguments: object) -> torch.Tensor:
+        lost = self.feed_forward.gate is None
+        stacks.rotation_of = (lambda *_: None) if lost else original
+        return forward(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stacks, "rotation_of", original)  # put back at the end
+    monkeypatch.setattr(Block, "forward", without_positions)
+    findings = found(grid("model.feed_forward.activation: [swiglu, gelu]"))
+    attentions = [
+        "encoder.layers.*.self_attention",
+        "decoder.layers.*.self_attention",
+        "decoder.layers.*.cross_attention",
+    ]
+    assert {key for kind, _, key in findings if kind == "refused"} == {f"model.{name}" for name in attentions}
+
+
+def test_a_planted_difference_may_be_allowed_with_a_reason(write_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    allow = "allow: [{key: model.encoder, because: known}, {key: model.decoder.layers, because: known}]"
+    ablation = load_study(write_study("allowed", f"{grid(f'{NORM}: [head, none]')}\n{allow}"))
+    after_init(other_activation)(monkeypatch)
+    assert {(finding.kind, finding.arm) for finding in others(plan(ablation).findings)} == {
+        ("allowed", "baseline/output_norm=none")
+    }
+
+
+# --- parameters ------------------------------------------------------------------------------------------------------
+
+
+def test_parameters_that_one_arm_has_alone_are_named_once_for_all_layers(write_study: Study) -> None:
+    factors = "model.tie_embeddings: [none, inputs, all]", "model.decoder.self_attention.qkv_scale: [false, true]"
+    rest = grid(factors[0], factors[1].replace("qkv_scale", "qkv_norm_scale"), "model.decoder.layers: [2, 3]")
+    findings = plan(load_study(write_study("named", rest))).findings
+    assert {finding.arm: finding.message for finding in findings if finding.key == "parameters"} == {
+        "baseline/tie_embeddings=inputs": "only in baseline: encoder_embedding.weight",
+        "baseline/tie_embeddings=all": "only in baseline: encoder_embedding.weight, output.weight",
+        "baseline/qkv_norm_scale=true": "only here: decoder.layers.*.self_attention.qkv_scale.{k,q,v}",
+    }
+
+
+# --- what it costs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rest", "loaded"),
+    [
+        (grid(f"{LR}: [1e-3, 1e-2]"), False),  # arms that share their network
+        ("arms: {a: {}, b: {model: {attention: {output_norm: none}}, pretrain: {training: {max_steps: 9}}}}", False),
+        ("arms: {a: {}, same: {}}", False),
+        (grid(f"{NORM}: [head, none]"), True),
+    ],
+)
+def test_torch_is_loaded_only_where_two_fair_arms_have_to_be_built(write_study: Study, rest: str, loaded: bool) -> None:
+    code = (
+        "import sys; from lit_llm.studies.load import load_study; from lit_llm.studies.plan import plan\n"
+        f"plan(load_study({str(write_study('lazy', rest))!r})); plan(load_study('redllm-tiny'))\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(loaded)
+
+
+def test_what_takes_long_is_said_and_what_does_not_is_not(write_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    ablation, told = load_study(write_study("told", grid(f"{NORM}: [head, none]"))), list[str]()
+    monkeypatch.setattr(module, "PATIENCE", 600.0)
+    plan(ablation, tell=told.append)
+    assert told == []
+    timers = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+    assert all(timer.finished.is_set() for timer in timers)
+    monkeypatch.setattr(module, "PATIENCE", 0.0)
+    plan(ablation, tell=told.append)
+    assert told == ["building 2 arms small, to compare what they compute ..."]
+
+
+def test_a_plan_leaves_torchs_threads_and_random_state_as_they_were(write_study: Study) -> None:
+    ablation = load_study(write_study("calm", grid(f"{NORM}: [head, none]")))
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    torch.set_num_threads(2)
+    try:
+        plan(ablation)
+        assert torch.get_num_threads() == 2
+        assert torch.equal(torch.get_rng_state(), state)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_small_sizes_keep_order_equality_and_evenness() -> None:
+    sizes = [1, 2, 3, 8, 9, 64, 128, 4096, 4097, 16384]
+    small = equivalence._small(sizes, 8)
+    assert sorted(small.values()) == list(dict.fromkeys(small.values())) == list(small.values())
+    assert all(small[size] % 2 == size % 2 and small[size] <= size for size in sizes)
+    assert [small[size] for size in sizes if size <= 8] == [1, 2, 3, 8]
+    assert max(small.values()) <= 8 + 2 * len(sizes)
+
+
+# --- decoder-decoder -------------------------------------------------------------------------------------------------
+
+
+def test_another_chunk_of_retention_is_the_same_function_and_a_window_beyond_the_text_is_no_window(found) -> None:
+    chunks = grid("model.self_decoder.retention.chunk: [256, 7]")
+    assert len(no_ops(found(chunks, extends="yoco-tiny"))) == 1
+    windows = grid("model.attention.window: [32, 1000, 4]")
+    findings = found(windows, extends="yoco-tiny")
+    assert len(no_ops(findings)) == 1
+    assert "1000" in no_ops(findings)[0]
+
+
+@pytest.mark.parametrize(
+    "factor",
+    [
+        "model.attention.kv_heads: [2, 1]",
+        "model.attention.qkv_norm: [[q, k, v], [q]]",
+        "model.self_decoder.layer_ranges.0.self_attention.window: [3, 5]",
+        "model.self_decoder.retention.value_dim: [8, 4]",
+        "model.cross_decoder.cross_attention.output_norm: [none, head]",
+    ],
+)
+def test_a_factor_of_a_decoder_decoder_excuses_what_it_changes(found, factor: str) -> None:
+    assert [kind for kind, *_ in found(grid(factor), extends="yoco-tiny") if kind in ("no_op", "refused")] == []
+
+
+def test_a_shared_pair_that_changes_unasked_is_found(found, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = SharedKeyValues.forward
+
+    def unrotated(self: SharedKeyValues, x_BTD: torch.Tensor, rotation: object) -> tuple[torch.Tensor, torch.Tensor]:
+        # The plant: without norms on the queries of the second stack, the pair loses its positions.
+        return original(self, x_BTD, rotation if self.asked else None)
+
+    init = SharingStack.__init__
+
+    def asked(self: SharingStack, model: ResolvedModel, side: str) -> None:
+        init(self, model, side)
+        self.shared_kv.asked = "q" in self.layers[-1].self_attention.config.qkv_norm
+
+    monkeypatch.setattr(SharingStack, "__init__", asked)
+    monkeypatch.setattr(SharedKeyValues, "forward", unrotated)
+    factor = grid("model.cross_decoder.cross_attention.qkv_norm: [[q, k, v], [k, v]]")
+    findings = found(factor, extends="yoco-tiny")
+    assert [key for kind, _, key in findings if kind == "refused"] == ["model.decoder.shared_kv"]

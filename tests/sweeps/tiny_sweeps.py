@@ -1,0 +1,180 @@
+"""What the tests of running a sweep share: a watcher that remembers, and coordinators that are processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lit_llm.store.store import Stage, Store, read_metrics
+from lit_llm.sweeps.coordinator import SweepWatcher
+from lit_llm.sweeps.run import Searched, run_sweep
+from lit_llm.sweeps.sweep import load_sweep
+from lit_llm.sweeps.trial import Trial
+
+LR = "pretrain.training.optimizer.lr"
+TWO = "arms: {red: {}, dec: {extends: decllm-tiny}}"
+ONE = "arms: {red: {}}"
+ALONE = "winners: {seeds: []}"
+"""Without the study of the winners."""
+STEP = 4 * 32
+"""Tokens of one step of `small_base`: batch_size x sequence_length."""
+STEPS = 12
+
+
+def rates(low: float = 1e-4, high: float = 1e-1) -> str:
+    return f"space: {{{LR}: {{log_uniform: [{low}, {high}]}}}}"
+
+
+class Seen(SweepWatcher):
+    """A watcher that remembers what it was told."""
+
+    def __init__(self, on_tick: Callable[[], None] = lambda: None) -> None:
+        self.messages: list[str] = []
+        self.begun: list[str] = []
+        self.trained: list[str] = []
+        """Runs of the study of the winners that were executed."""
+        self.on_tick = on_tick
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def began(self, trial: Trial) -> None:
+        self.begun.append(trial.name)
+
+    def launching(self, runs: Sequence[Any], todo: Sequence[Any], slots: int) -> None:
+        self.trained += [run.name for run in todo]
+
+    def tick(self) -> None:
+        self.on_tick()
+
+
+def sweep(
+    path: Path,
+    store: Store,
+    watcher: Seen | None = None,
+    slots: int = 2,
+    overrides: Sequence[str] = (),
+    **options: Any,
+) -> Searched:
+    search = load_sweep(path, overrides)
+    return run_sweep(search, store, watcher=watcher or Seen(), slots=slots, **options)
+
+
+def beside(store: Store, root: Path) -> tuple[Store, str]:
+    """Another store, and the address of the first one's MLflow: making a database of its own would take seconds."""
+    return Store(root), f"sqlite:///{store.root}/mlflow.db"
+
+
+def of(ended: Searched, arm: str) -> list[Trial]:
+    return [trial for trial in ended.trials if trial.arm == arm]
+
+
+def counted(ended: Searched, arm: str) -> list[Trial]:
+    return [trial for trial in of(ended, arm) if trial.counts]
+
+
+def stages(store: Store, trial: Trial) -> list[Stage]:
+    return [store.stage(name) for name in trial.fingerprints]
+
+
+def result(stage: Stage) -> dict[str, Any]:
+    found = stage.result()
+    assert found is not None
+    return found
+
+
+def validations(stage: Stage) -> dict[int, dict[str, float]]:
+    """{step: the line of metrics.jsonl}, where there was a validation."""
+    lines = read_metrics(stage.metrics_file)
+    return {line["step"]: line["metrics"] for line in lines if "val/target_nll" in line["metrics"]}
+
+
+def longer(path: Path, steps: int) -> Path:
+    """Enough steps for a signal to arrive in the middle, and a checkpoint every eight."""
+    text = path.read_text().replace("max_steps: 12", f"max_steps: {steps}")
+    path.write_text(text.replace("log_every: 4", "log_every: 4, checkpoint_every: 8"))
+    return path
+
+
+def pid_of(stage: Stage) -> int:
+    return int(json.loads((stage.folder / "state.json").read_text())["pid"])
+
+
+PROGRAM = """
+import os, signal, sys
+from lit_llm.config.problems import InputError
+from lit_llm.sweeps.coordinator import SweepWatcher
+from lit_llm.sweeps.run import run_sweep
+from lit_llm.sweeps.sweep import load_sweep
+from lit_llm.sweeps.trials import Trials
+from lit_llm.store.store import Store
+
+
+class Telling(SweepWatcher):
+    def began(self, trial):
+        print("began", trial.name, flush=True)
+
+    def message(self, text):
+        print("message", text, flush=True)
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+# FAULT
+if __name__ == "__main__":
+    file, store, slots, *storage = sys.argv[1:]
+    try:
+        ended = run_sweep(
+            load_sweep(file), Store(store), watcher=Telling(), slots=int(slots), storage=storage[0] if storage else None
+        )
+    except InputError as error:
+        sys.exit(str(error))
+    sys.exit(ended.exit_code)
+"""
+
+
+class Coordinator:
+    """A process of its own that runs a sweep; `fault` is code that breaks it at a certain point."""
+
+    def __init__(
+        self, folder: Path, path: Path, store: Path, slots: int = 1, storage: str | None = None, fault: str = ""
+    ) -> None:
+        number = len(list(folder.glob("coordinator-*.py")))
+        program = folder / f"coordinator-{number}.py"
+        program.write_text(PROGRAM.replace("# FAULT", fault))
+        command = [sys.executable, str(program), str(path), str(store), str(slots), *([storage] if storage else [])]
+        self.log = folder / f"coordinator-{number}.txt"
+        with self.log.open("w") as file:
+            self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text()
+
+    @property
+    def begun(self) -> list[str]:
+        return [line.removeprefix("began ") for line in self.output.splitlines() if line.startswith("began ")]
+
+    def wait(self, seconds: float = 400) -> int:
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise AssertionError(f"it did not end within {seconds} s:\n{self.output}") from None
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 300) -> Any:
+    """What the condition says once it holds."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"it did not come true within {seconds} s")
