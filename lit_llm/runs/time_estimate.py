@@ -6,8 +6,8 @@
     evaluation = start + a third of a pass over all that is scored; looking at attention costs some passes more
 
 Every rate is this machine's, measured on the code that trains (`machine_benchmark.py`). Left out: tokenising a corpus
-for the first time, checkpoints, data that is read late. Beyond the largest width that was measured the rate is taken to stay,
-and memory is taken to be there: for large models on a small machine, read it as "at best".
+for the first time, checkpoints, data that is read late. Beyond the largest width that was measured the rate is taken to
+stay, and memory is taken to be there: for large models on a small machine, read it as "at best".
 """
 
 from __future__ import annotations
