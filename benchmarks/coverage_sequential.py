@@ -100,7 +100,7 @@ def false_alarms(replicates: int, random: np.random.Generator) -> list[dict[str,
 
 
 def extensions(replicates: int, random: np.random.Generator) -> list[dict[str, Any]]:
-    """`more_seeds.most` raised from 8 to 12 after looks, with the levels of past looks kept or computed anew."""
+    """`more_seeds.max` raised from 8 to 12 after looks, with the levels of past looks kept or computed anew."""
     data = null_arms(random, replicates, 1, 20)
     eight, anew = Rounds(3, 8), Rounds(3, 12)
     first = decided_at(data, eight)

@@ -28,7 +28,7 @@ grid:
     pretrain.training.optimizer.lr: [1e-3, 1e-2]
 seeds: [0, 1, 2]
 compare:
-  within: [pretrain.training.optimizer.lr]
+  stratify_by: [pretrain.training.optimizer.lr]
 {compare}
 """
 

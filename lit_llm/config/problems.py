@@ -61,9 +61,26 @@ def noted(problems: list[Problem]) -> Iterator[None]:
         problems += error.problems
 
 
+RENAMED = {
+    "like": "extends_study",
+    "against": "baseline",
+    "window_ahead": "window_right",
+    "cross": "cross_attention_mode",
+    "most": "max",
+    "within": "stratify_by",
+    "documents": "intra_document",
+    "rest": "adamw",
+    "held_out": "validation_files",
+    "test": "test_files",
+}
+"""Keys of earlier files by what they are called now."""
+
+
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:
-    """` - did you mean 'heads'?`, or the list of what is allowed where nothing is near."""
+    """` - did you mean 'heads'?`, the present name of a renamed key, or what is allowed where nothing is near."""
     options = sorted(str(option) for option in allowed)
+    if RENAMED.get(word) in options:
+        return f" - it is called '{RENAMED[word]}' now"
     near = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
     if near:
         return f" - did you mean '{near[0]}'?"

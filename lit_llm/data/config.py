@@ -313,9 +313,9 @@ class InstructionConfig(Section):
 
     examples: Examples
     """Where they come from: files of FLAN's form as they are, others by templates. Their `text` is of no use here."""
-    held_out: Examples | None = None
+    validation_files: Examples | None = None
     """Examples for validation, in files of their own. Absent: `validation_fraction` of `examples`."""
-    test: Examples | None = None
+    test_files: Examples | None = None
     """Examples for the test split, in files of their own. Absent: `test_fraction` of `examples`."""
     inputs: str = "{inputs}"
     """Template of what is asked: `"Question: {question}\\nAnswer:"`. The fields are keys or columns that hold strings;
@@ -338,22 +338,22 @@ class InstructionConfig(Section):
     that it has alone. Steps have the same examples and the same loss in fewer rows, so it is no part of the identity;
     with dropout, as with another micro_batch_size (which counts rows), other entries are drawn."""
     validation_fraction: float = Field(0.05, gt=0, lt=1)
-    """Share of the examples that is held out for choices where there is no `held_out`; which ones depends on their
-    content alone, so one that is there twice is never on both sides."""
+    """Share of the examples that is held out for choices where there is no `validation_files`; which ones depends on
+    their content alone, so one that is there twice is never on both sides."""
     test_fraction: float = Field(0.05, ge=0, lt=1)
-    """Share of the examples that is held out for final tables where there is no `test`, chosen likewise; 0: there is no
-    test split."""
+    """Share of the examples that is held out for final tables where there is no `test_files`, chosen likewise; 0: there
+    is no test split."""
 
     @property
     def fractions(self) -> tuple[float, float]:
         """Shares of `examples` for validation and for test; 0 for one that has files of its own."""
-        validation = 0.0 if self.held_out else self.validation_fraction
-        return validation, 0.0 if self.test else self.test_fraction
+        validation = 0.0 if self.validation_files else self.validation_fraction
+        return validation, 0.0 if self.test_files else self.test_fraction
 
     @property
     def has_test(self) -> bool:
         """Whether there is a test split."""
-        return self.test is not None or self.test_fraction > 0
+        return self.test_files is not None or self.test_fraction > 0
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -366,7 +366,7 @@ class InstructionConfig(Section):
         findings = []
         if not FIELD.search(self.targets):
             findings.append(("targets", f"{self.targets!r} has no field, so all answers are the same; write {{name}}"))
-        for name in ("examples", "held_out", "test"):
+        for name in ("examples", "validation_files", "test_files"):
             place = getattr(self, name)
             if place is not None and place.text != "text":
                 message = "has no meaning here: `inputs` and `targets` say which fields are read"

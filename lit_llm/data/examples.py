@@ -122,7 +122,7 @@ def _write(
     rows: dict[str, list[tuple[int, int, int, int]]] = {split: [] for split in SPLITS}
     contents: dict[str, list[int]] = {split: [] for split in SPLITS}
     cut, place, done, lost, left_out = {"inputs": 0, "targets": 0}, 0, 0, 0, Counter[str]()
-    splits = {"examples": None, "held_out": "validation", "test": "test"}
+    splits = {"examples": None, "validation_files": "validation", "test_files": "test"}
     sources = [(name, split) for name, split in splits.items() if getattr(config, name) is not None]
     # Half written it has a name that is tidied away.
     with (work / ".tokens").open("wb") as file:

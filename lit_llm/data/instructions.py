@@ -25,7 +25,11 @@ def identify_examples(config: InstructionConfig, tokenizer: str) -> str:
 
     tokenizer: identity of what turns them into tokens. Raises InputError if they cannot be read.
     """
-    splits = {name: place for name in ("examples", "held_out", "test") if (place := getattr(config, name)) is not None}
+    splits = {
+        name: place
+        for name in ("examples", "validation_files", "test_files")
+        if (place := getattr(config, name)) is not None
+    }
     return fingerprint(
         {
             "format": FORMAT,
@@ -66,7 +70,7 @@ def _at(error: InputError, name: str) -> InputError:
 
 
 def read_examples(config: InstructionConfig, name: str, left_out: Counter[str] | None = None) -> Iterator[Example]:
-    """The examples of `examples`, `held_out` or `test`, in order, with their templates filled in.
+    """The examples of `examples`, `validation_files` or `test_files`, in order, with their templates filled in.
 
     left_out: takes, when all are read, how many records were not read as was asked, by `formats.SKIPPED`.
     """

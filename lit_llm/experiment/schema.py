@@ -60,12 +60,12 @@ class PretrainConfig(Section):
             findings.append(
                 ("validation.prefix_length", f"a prefix of {prefix} tokens leaves no target in a sequence of {length}")
             )
-        if self.masks.documents == "separate" and isinstance(objective, SpanCorruption | UL2):
+        if self.masks.intra_document and isinstance(objective, SpanCorruption | UL2):
             message = (
-                f"separate with {objective.kind}: a target holds spans of several documents, of which each would see "
-                "its own alone; use joined, or `objective: prefix_lm`"
+                f"with {objective.kind} a target holds spans of several documents, of which each would see its own "
+                "alone; use `intra_document: false`, or `objective: prefix_lm`"
             )
-            findings.append(("masks.documents", message))
+            findings.append(("masks.intra_document", message))
         if self.masks.prefix == "bidirectional" and isinstance(objective, CausalLM):
             findings.append(
                 (
@@ -96,8 +96,10 @@ class FinetuneConfig(Section):
     @model_validator(mode="after")
     def _fits(self) -> FinetuneConfig:
         findings = []
-        if self.masks.documents == "separate":
-            findings.append(("masks.documents", "an example sees itself alone anyway, so there is nothing to separate"))
+        if self.masks.intra_document:
+            findings.append(
+                ("masks.intra_document", "an example sees itself alone anyway, so there is nothing to separate")
+            )
         findings += _at_once(self.training, self.data.batch_size)
         if findings:
             raise impossible(*findings)

@@ -96,7 +96,7 @@ def t5gemma2(asked: Asked) -> dict[str, Any]:
         sides[0],
         kinds[0],
         "hidden_activation",
-        lambda w: {"window": (w + 1) // 2, **({"window_ahead": w // 2 + 1} if w % 2 == 0 else {})},
+        lambda w: {"window": (w + 1) // 2, **({"window_right": w // 2 + 1} if w % 2 == 0 else {})},
         nested=True,
     )
     decoder = _stack(sides[1], kinds[1], "hidden_activation", nested=True)
@@ -107,7 +107,7 @@ def t5gemma2(asked: Asked) -> dict[str, Any]:
     tied = asked.get("tie_word_embeddings", bool)
     section = _both(sides, _normed(encoder), _normed(decoder), tie_embeddings="all" if tied else "none")
     section["decoder"].pop("cross_attention", None)
-    section["decoder"] |= {"cross": "merged"}
+    section["decoder"] |= {"cross_attention_mode": "merged"}
     section["decoder"]["self_attention"] = {"rope": "restart", **section["decoder"].get("self_attention", {})}
     return section
 

@@ -62,7 +62,7 @@ class DecoderLayerOverride(SelfDecoderLayerOverride):
 class CrossDecoderLayerOverride(_AnyDecoderLayerOverride):
     """What is different in some layers of an encoder-decoder's decoder."""
 
-    cross: Literal["separate", "merged", "none"] | None = None
+    cross_attention_mode: Literal["separate", "merged", "none"] | None = None
     """How these layers read the source: by a cross-attention of their own (the default), in one softmax with
     self-attention and by its matrices (merged, T5Gemma 2, arXiv 2512.14856), or not at all."""
     cross_attention: AttentionOverride | None = None

@@ -186,9 +186,11 @@ OWN_ATTENTION = {
 def _cross(config: Any, side: str, index: int) -> str:
     """How a layer reads the source: none, where there is none."""
     stack = getattr(config, side)
-    if "cross" not in type(stack).model_fields:
+    if "cross_attention_mode" not in type(stack).model_fields:
         return "none"
-    found = [part.cross for _, part in _levels(stack, side, index) if part.cross is not None]
+    found = [
+        part.cross_attention_mode for _, part in _levels(stack, side, index) if part.cross_attention_mode is not None
+    ]
     return str(found[-1]) if found else "separate"
 
 
@@ -290,18 +292,18 @@ def resolution_problems(config: Any) -> Iterator[tuple[str, str]]:
 
 def _of_the_source(config: Any, stack: Any) -> Iterator[tuple[str, str]]:
     """What is wrong with how a decoder reads its source."""
-    if "cross" not in type(stack).model_fields:
+    if "cross_attention_mode" not in type(stack).model_fields:
         return
     reads = [_cross(config, "decoder", index) for index in range(stack.layers)]
     if set(reads) == {"none"}:
-        yield "decoder.cross", "no layer reads the source; leave out the encoder: `family: decoder`"
+        yield "decoder.cross_attention_mode", "no layer reads the source; leave out the encoder: `family: decoder`"
     widths = _width(config, "encoder"), config.d_model
     if widths[0] != widths[1]:
         differ = f"the encoder is {widths[0]} wide and the decoder {widths[1]}"
         if config.tie_embeddings in ("all", "inputs"):
             yield "tie_embeddings", f"{config.tie_embeddings}: {differ}; decoder or none do not share their inputs"
         if "merged" in reads:
-            yield "decoder.cross", f"merged: {differ}, and one W_k and W_v read both"
+            yield "decoder.cross_attention_mode", f"merged: {differ}, and one W_k and W_v read both"
 
 
 def _sharing_problem(config: Any) -> str:
@@ -324,7 +326,7 @@ def _bias_problem(config: Any, side: str) -> str:
 
 
 _ATTENTIONS = ("attention", "self_attention", "cross_attention", "partial_attention", "retention")
-_SHAPE = {"heads", "kv_heads", "head_dim", "rope", "relative_bias", "relative_buckets", "window", "window_ahead"}
+_SHAPE = {"heads", "kv_heads", "head_dim", "rope", "relative_bias", "relative_buckets", "window", "window_right"}
 """Keys of an attention, or of a retention, that can make it impossible."""
 
 

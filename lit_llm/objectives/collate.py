@@ -7,9 +7,9 @@ encoder-decoder  source   s1 s2                decoder inputs         <s> t1 t2
                                                targets                t1  t2 t3
 encoder-only     inputs   a [MASK] c d         targets of the hidden places only:  ·  b  ·  ·
 
-Documents that are kept separate (`masks.documents`). The end-of-document token ■ closes its document and belongs to it;
-<s> stands where the token before the first target would, and belongs to that token's document. The window a b ■ c d e,
-with the cut behind b and behind ■:
+Attention inside of documents alone (`masks.intra_document`). The end-of-document token ■ closes its document and
+belongs to it; <s> stands where the token before the first target would, and belongs to that token's document. The
+window a b ■ c d e, with the cut behind b and behind ■:
 
 decoder          inputs  <s> a b ■ c d          documents  0   0 0 0 1 1       targets  a  b  ■  c  d  e
 encoder-decoder  source  a b                    documents  0 0
@@ -98,7 +98,7 @@ def lay_out(
     if family == "encoder_only":
         return _in_place(sources, targets, masks, counted)
     documents = []
-    if masks.documents == "separate":
+    if masks.intra_document:
         documents = [_documents(source, target) for source, target in zip(sources, targets, strict=True)]
     # Where every row is of one document there is nothing to separate, and a mask would only cost.
     separate = any(of_inputs.any() for _, of_inputs in documents)
@@ -167,7 +167,7 @@ def _in_place(
     rows = [row for row in counted if row is not None]
     assert len({*map(len, (*sources, *targets, *rows))}) == 1, "places of one window have one length"
     inputs: dict[str, Any] = {"tokens_BT": _padded(sources)}
-    if masks.documents == "separate":
+    if masks.intra_document:
         documents_BT = _padded([_documents(target, target[:0])[0] for target in targets])  # where no end is hidden
         if documents_BT.any():
             inputs["documents_BT"] = documents_BT

@@ -41,7 +41,7 @@ class MasksConfig(Section):
 
     prefix: Literal["causal", "bidirectional"] = "causal"
     """bidirectional: a decoder-only model's source tokens see each other (BiAttn, arXiv 2510.26622; prefix decoder)."""
-    documents: Literal["joined", "separate"] = "joined"
-    """A window may hold parts of several documents. joined: its tokens see each other across the end-of-document tokens
-    (arXiv 2510.26622 mentions no mask between documents). separate: a token sees its own document alone;
-    its position stays that in the window."""
+    intra_document: bool = False
+    """A window may hold parts of several documents. true: a token sees those of its own document alone; its position
+    stays that in the window. false: tokens see each other across the end-of-document tokens (arXiv 2510.26622 mentions
+    no mask between documents)."""

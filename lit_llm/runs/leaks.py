@@ -156,7 +156,7 @@ def _held_out_examples(experiment: Experiment, store: Store) -> Iterator[_Judged
     if experiment.finetune is None or examples is None:
         return
     config, data = experiment.finetune.data, _prepared(experiment, store)
-    for split, files in (("validation", "held_out"), ("test", "test")):
+    for split, files in (("validation", "validation_files"), ("test", "test_files")):
         contents, named = examples.contents(split), getattr(config, files) is not None
 
         def excerpt(content: int, split: str = split, contents: np.ndarray = contents) -> str:

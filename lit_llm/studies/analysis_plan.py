@@ -27,7 +27,7 @@ from lit_llm.studies.load import Ablation
 FROZEN, LOG, LOCK = "analysis.json", "analysis.jsonl", "analysis.lock"
 PATIENCE = 10.0
 """Seconds to wait for another process that writes a line."""
-COMPARED = ("metric", "margin", "correction", "variance", "baseline", "within", "front", "scaling", "gate")
+COMPARED = ("metric", "margin", "correction", "variance", "baseline", "stratify_by", "front", "scaling", "gate")
 """Keys of `compare` that decide what is called a difference, or passes; those that only name or print are left out."""
 
 
@@ -176,7 +176,7 @@ def _events(log: Path, problems: list[str]) -> Iterator[Change | Look]:
 def _check_seeds(plan: Mapping[str, Any]) -> None:
     """Raise ValueError, TypeError or LookupError where no levels can be computed from what stands there."""
     seeds, more = plan["seeds"], plan["more_seeds"]
-    numbers = [*seeds, *((more["most"], more["step"]) if more else ())]
+    numbers = [*seeds, *((more["max"], more["step"]) if more else ())]
     if not seeds or not all(isinstance(number, int) for number in numbers):
         raise ValueError("seeds")
 

@@ -27,7 +27,7 @@ def looks_of(ablation: Ablation, registration: Registration | None, results_of: 
     if registration is not None and _differs(registration.current, ablation):
         seen.append((registration.current, looked_in_force(ablation, registration, results_of)))
     past, lost = _past(seen, study.all_seeds)
-    rounds = Rounds(len(study.seeds), study.more_seeds.most, study.more_seeds.step, past, lost)
+    rounds = Rounds(len(study.seeds), study.more_seeds.max, study.more_seeds.step, past, lost)
     return Looks(study.all_seeds, rounds, comparisons_of(ablation, study.compare.correction != "none"))
 
 
@@ -68,7 +68,7 @@ def looked_in_force(ablation: Ablation, registration: Registration | None, resul
 def all_seeds(plan: Mapping[str, Any]) -> tuple[int, ...]:
     """Seeds that there may be by a frozen analysis, in the order in which they are added."""
     seeds, more = plan["seeds"], plan["more_seeds"]
-    further = max(0, more["most"] - len(seeds)) if more else 0
+    further = max(0, more["max"] - len(seeds)) if more else 0
     return (*seeds, *range(max(seeds) + 1, max(seeds) + 1 + further))
 
 
@@ -80,7 +80,7 @@ def _differs(plan: Mapping[str, Any], ablation: Ablation) -> bool:
 
 def _rounds(plan: Mapping[str, Any], past: tuple[PastLooks, ...], lost: float) -> Rounds | None:
     more = plan["more_seeds"]
-    return Rounds(len(plan["seeds"]), more["most"], more["step"], past, lost) if more else None
+    return Rounds(len(plan["seeds"]), more["max"], more["step"], past, lost) if more else None
 
 
 def _past(seen: Sequence[tuple[Mapping[str, Any], int]], seeds: Sequence[int]) -> tuple[tuple[PastLooks, ...], float]:

@@ -8,7 +8,7 @@ from lit_llm.experiment.schema import EXTENDS, Experiment
 from lit_llm.studies.schema import Study
 
 _GRID = {"description": "false: this arm stays out of the grid.", "type": "boolean"}
-_AGAINST = {"description": "The arm that this one is compared with; its own name for a baseline.", "type": "string"}
+_BASELINE = {"description": "The arm that this one is compared with; its own name for a baseline.", "type": "string"}
 
 
 def experiment_schema() -> dict[str, Any]:
@@ -20,9 +20,9 @@ def experiment_schema() -> dict[str, Any]:
 
 def study_schema() -> dict[str, Any]:
     """Of a study file; `base` and the arms hold the keys of an experiment."""
-    study = with_keys(Study.model_json_schema(), {"grid": _GRID, "against": _AGAINST})
+    study = with_keys(Study.model_json_schema(), {"grid": _GRID, "baseline": _BASELINE})
     # What a study does not say itself it has from the one that it is like.
-    study["anyOf"] = [{"required": [key]} for key in ("question", "like")]
+    study["anyOf"] = [{"required": [key]} for key in ("question", "extends_study")]
     study["required"] = ["study"]
     return study
 

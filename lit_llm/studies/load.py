@@ -170,19 +170,23 @@ def understood(study: Study, document: Node, path: Path, overrides: Sequence[str
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> Node:
-    """A study file over the one that it is `like`."""
+    """A study file over the one that it extends."""
     document = read_file(path)
-    like = document.value.get("like")
-    if like is None or not isinstance(like.value, str):
+    other = document.value.get("extends_study")
+    if other is None or not isinstance(other.value, str):
         return document
-    below = path.parent / like.value
-    if Path(like.value).name != like.value or not os.path.isfile(below):
-        near = did_you_mean(like.value, [file.name for file in path.parent.glob("*.yaml")])
-        raise InputError(Problem(f"there is no study {like.value!r} in the same folder{near}", "like", like.mark))
+    below = path.parent / other.value
+    if Path(other.value).name != other.value or not os.path.isfile(below):
+        near = did_you_mean(other.value, [file.name for file in path.parent.glob("*.yaml")])
+        raise InputError(
+            Problem(f"there is no study {other.value!r} in the same folder{near}", "extends_study", other.mark)
+        )
     if len(seen) >= MOST_LAYERS:
-        raise InputError(Problem(f"stands on more than {MOST_LAYERS} studies", "like", like.mark))
+        raise InputError(Problem(f"stands on more than {MOST_LAYERS} studies", "extends_study", other.mark))
     if path in seen:
-        raise InputError(Problem(f"is like itself: {' -> '.join(p.name for p in (*seen, path))}", "like", like.mark))
+        raise InputError(
+            Problem(f"extends itself: {' -> '.join(p.name for p in (*seen, path))}", "extends_study", other.mark)
+        )
     parent = without(_read(below, (*seen, path)), ["study"])  # a name is one study's
     # A base is one budget and a factor one list of levels: half of another's would be neither.
     replaced = [["base"], *(["grid", "factors", name] for name in _names(document, ["grid", "factors"]))]
@@ -265,7 +269,7 @@ def _text_of(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace")
 
 
-_STUDY = {"study", "like"}
+_STUDY = {"study", "extends_study"}
 """Keys by which a file is known as a study."""
 
 _ASIDE = {"study", "question", "seeds", "compare", "allow"}

@@ -92,7 +92,7 @@ class Names:
     def _known(self) -> dict[str, ArmName]:
         """Of every arm, of every named arm, and of the arms that agree in all factors but some: rates, strata."""
         found: dict[str, ArmName] = {}
-        within = self.ablation.study.compare.within
+        within = self.ablation.study.compare.stratify_by
         for arm in self.ablation.arms:
             found.setdefault(arm.group, ArmName(self.labels.get(arm.group, arm.group), {}))
         for arm in self.ablation.arms:
@@ -130,7 +130,7 @@ class Names:
     @cached_property
     def strata(self) -> list[str]:
         """The factors at whose every level the comparison is made anew; the first columns of a table."""
-        return [name for name in self.ablation.study.compare.within if name in self.ablation.factors]
+        return [name for name in self.ablation.study.compare.stratify_by if name in self.ablation.factors]
 
     def stratum(self, arm: Arm) -> tuple[str, ...]:
         """Its levels of those factors; nothing for an arm outside the grid."""

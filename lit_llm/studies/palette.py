@@ -55,11 +55,11 @@ class Series(str):
 
 
 def panel_factors(ablation: Ablation) -> list[str]:
-    """The factors whose levels are panels: those of `compare.within`, else the first of a large factorial."""
+    """The factors whose levels are panels: those of `compare.stratify_by`, else the first of a large factorial."""
     grid = ablation.study.grid
     if grid is None or grid.design != "factorial":
         return []
-    strata = [name for name in ablation.study.compare.within if name in ablation.factors]
+    strata = [name for name in ablation.study.compare.stratify_by if name in ablation.factors]
     if strata or len(ablation.arms) <= MOST_TOGETHER or len(ablation.factors) < 2:
         return strata
     return list(ablation.factors)[:1]

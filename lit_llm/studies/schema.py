@@ -304,7 +304,7 @@ class ScalingGate(Section):
     interval does, and fails where none of it does."""
 
 
-Column = Literal["n", "mean", "difference", "p", "verdict", "against", "params", "FLOPs", "tok/s", "spikes"]
+Column = Literal["n", "mean", "difference", "p", "verdict", "baseline", "params", "FLOPs", "tok/s", "spikes"]
 """A column of the arms' table."""
 
 
@@ -313,7 +313,7 @@ class Compare(Section):
 
     baseline: str | None = None
     """The arm that the others are compared with; the first when absent."""
-    within: Items[str] = ()
+    stratify_by: Items[str] = ()
     """Factors at whose every level the comparison is made anew: each arm meets the baseline of its own level."""
     metric: Metric = "test/target_nll"
     """What is compared, as it is at the end of training; of a mixture also `test/target_nll/<source>`. Metrics of the
@@ -343,7 +343,7 @@ class Compare(Section):
     """Names that a paper prints, for arms, factors, levels and metrics: `{red: RedLLM, model.attention.qkv_norm: QKV
     norm, qkv_norm=none: no norm, val/target_nll: nats per token}`. A level is called `factor=level`, or by its own name
     where that is enough. Tables, sentences and figures print them; CSV and JSON keep the names that commands take."""
-    columns: Items[Column] = ("n", "mean", "difference", "p", "verdict", "against", "params", "FLOPs")
+    columns: Items[Column] = ("n", "mean", "difference", "p", "verdict", "baseline", "params", "FLOPs")
     """Columns of the arms' table in LaTeX, in this order, after the arm or its factors; those of which nothing is known
     are left out. `mean` is the metric's."""
 
@@ -368,7 +368,7 @@ class Compare(Section):
 class MoreSeeds(Section):
     """Rounds of further seeds, for the arms whose difference is not decided."""
 
-    most: int = Field(le=MOST_SEEDS)
+    max: int = Field(le=MOST_SEEDS)
     """Seeds that an arm has at most, those of `seeds` included."""
     step: int = Field(1, ge=1)
     """Seeds that a round adds."""
@@ -399,7 +399,7 @@ class Study(Section):
     """Its name: of the MLflow experiment and of the folder in the store."""
     question: str = Field(min_length=1)
     """What it is to answer."""
-    like: str | None = None
+    extends_study: str | None = None
     """Another study in the same folder: this file then says only what is different. `base` is replaced whole, a factor
     by its new levels, the rest key by key."""
     extends: str | Items[str] | None = None
@@ -407,7 +407,7 @@ class Study(Section):
     base: Tree = Field({})
     """Keys of every arm."""
     arms: dict[Name, Tree | None] = Field({})
-    """Named arms: experiment keys, `extends` of its own, `against: ARM` to be compared with another arm than the
+    """Named arms: experiment keys, `extends` of its own, `baseline: ARM` to be compared with another arm than the
     baseline (a ladder compares each rung with the one below it), `grid: false` to stay out of the grid."""
     grid: Grid | None = None
     """Factors, crossed with the arms."""
@@ -443,20 +443,22 @@ class Study(Section):
         seeded += [("arms", name) for name, arm in self.arms.items() if "seed" in (arm or {})]
         seeded += [("grid", "factors")] if "seed" in factors else []
         findings += [((*path, "seed"), "seeds are the study's: write `seeds: [0, 1, 2]`") for path in seeded]
-        for name in self.compare.within:
+        for name in self.compare.stratify_by:
             if name not in factors:
                 findings.append(
-                    ("compare.within", f"{name!r} is not a factor of the grid{did_you_mean(name, factors)}")
+                    ("compare.stratify_by", f"{name!r} is not a factor of the grid{did_you_mean(name, factors)}")
                 )
-        within, design = self.compare.within, self.grid.design if self.grid else ""
+        within, design = self.compare.stratify_by, self.grid.design if self.grid else ""
         if within and design == "fractional_factorial":
             message = (
                 "a fraction does not hold the baseline at every arm's own level; its effects tell the factors apart"
             )
-            findings.append(("compare.within", message))
+            findings.append(("compare.stratify_by", message))
         if within and design == "paired" and (set(within) != set(factors) or len(self.arms) < 2):
-            message = "paired factors move together: with several named arms, `within` may name all of them, else none"
-            findings.append(("compare.within", message))
+            message = (
+                "paired factors move together: with several named arms, `stratify_by` may name all of them, else none"
+            )
+            findings.append(("compare.stratify_by", message))
         if findings:
             raise impossible(*findings)
         return self
@@ -482,8 +484,8 @@ class Study(Section):
         """What speaks against adding seeds in rounds."""
         if len(self.seeds) < 2:
             yield "more_seeds", "one seed has no interval to go on by; begin with `seeds: [0, 1, 2]`"
-        if more.most <= len(self.seeds):
-            yield "more_seeds.most", f"{more.most} at most, and there are {len(self.seeds)} to begin with"
+        if more.max <= len(self.seeds):
+            yield "more_seeds.max", f"{more.max} at most, and there are {len(self.seeds)} to begin with"
         if self.compare.correction == "fdr_bh":
             message = (
                 "the share of false differences is not bounded when arms stop at different looks; "
@@ -500,5 +502,5 @@ class Study(Section):
     @property
     def all_seeds(self) -> tuple[int, ...]:
         """Those that there may be, in the order in which they are added."""
-        further = self.more_seeds.most - len(self.seeds) if self.more_seeds else 0
+        further = self.more_seeds.max - len(self.seeds) if self.more_seeds else 0
         return (*self.seeds, *range(max(self.seeds) + 1, max(self.seeds) + 1 + further))

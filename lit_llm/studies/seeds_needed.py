@@ -138,7 +138,7 @@ def test_level(ablation: Ablation) -> tuple[float, list[str]]:
         + (f" = {LEVEL:g} / {count} arms ({correction}: its strictest step, Bonferroni's)" if level < LEVEL else "")
     ]
     if study.more_seeds is not None:
-        rounds = Rounds(len(study.seeds), study.more_seeds.most, study.more_seeds.step)
+        rounds = Rounds(len(study.seeds), study.more_seeds.max, study.more_seeds.step)
         level = round_levels(rounds, LEVEL / level)[-1].difference
         notes.append(
             f"more_seeds: the level of the last of {len(rounds.sizes)} looks is {level:.3g}; earlier looks add power"

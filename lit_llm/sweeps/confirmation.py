@@ -165,15 +165,15 @@ def winners_study(search: Search, summaries: Sequence[Summary], folder: Path) ->
             tuned[found.arm] = name
             experiments[name], files[name] = search.experiment(found.arm, found.best.point), own
             arms[name] = {"extends": f"best/{found.arm}.yaml"}
-            arms[name]["against"] = tuned[first] if found.arm != first else first
+            arms[name]["baseline"] = tuned[first] if found.arm != first else first
     because = f"tuned by the sweep {search.name}: {search.sweep.trials} trials of each arm"
     allow = {rule.key: rule.because for rule in search.sweep.allow}
     for name, arm in arms.items():
-        pair = [experiments[other] for other in (arm.get("against", first), name)]
+        pair = [experiments[other] for other in (arm.get("baseline", first), name)]
         for key in difference(*(experiment.model_dump(mode="json", exclude={"seed"}) for experiment in pair)):
             if not under(key, *INTERVENTION, *allow):
                 allow[key] = because
-        allow |= _held(search, pair, [files[other] for other in (arm.get("against", first), name)], allow)
+        allow |= _held(search, pair, [files[other] for other in (arm.get("baseline", first), name)], allow)
     if len(arms) == 1:
         return None
     content = {

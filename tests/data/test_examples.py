@@ -69,13 +69,13 @@ def test_every_example_is_there_once_with_its_task_and_held_out_by_its_content(t
 def test_files_of_their_own_are_held_out_whole(tmp_path):
     held, test = ({"kind": "jsonl", "files": [str(numbered(tmp_path / f"{count}.jsonl", count))]} for count in (7, 9))
     path = numbered(tmp_path / "a.jsonl")
-    examples = prepared(config(path, held_out=held, test=test), tmp_path)
+    examples = prepared(config(path, validation_files=held, test_files=test), tmp_path)
     assert [examples.count(split) for split in SPLITS] == [40, 7, 9]
-    examples = prepared(config(path, test=test, validation_fraction=0.3), tmp_path)
+    examples = prepared(config(path, test_files=test, validation_fraction=0.3), tmp_path)
     assert [examples.count(split) for split in ("train", "test")] == [40 - examples.count("validation"), 9]
-    examples = prepared(config(path, held_out=held, test_fraction=0.3), tmp_path)
+    examples = prepared(config(path, validation_files=held, test_fraction=0.3), tmp_path)
     assert [examples.count(split) for split in ("train", "validation")] == [40 - examples.count("test"), 7]
-    examples = prepared(config(path, held_out=held, test_fraction=0), tmp_path)
+    examples = prepared(config(path, validation_files=held, test_fraction=0), tmp_path)
     assert [examples.count(split) for split in SPLITS] == [40, 7, 0]
 
 
@@ -106,7 +106,7 @@ def test_what_is_too_long_is_cut_at_its_end_and_keeps_its_end_of_document(tmp_pa
     long = {"inputs": "x" * 19 + "yz", "targets": "abcdefgh"}
     fits = {"inputs": "x" * 20, "targets": "abcdefg"}
     path = write(tmp_path / "a.jsonl", [long, fits, *({"inputs": str(n), "targets": "t"} for n in range(20))])
-    section = config(path, held_out={"kind": "jsonl", "files": [str(path)]}, test_fraction=0)
+    section = config(path, validation_files={"kind": "jsonl", "files": [str(path)]}, test_fraction=0)
     examples = prepared(section, tmp_path)
     assert texts(examples, "train")[:2] == [("x" * 19 + "y", "abcdefg"), ("x" * 20, "abcdefg")]
     meta = json.loads(next(tmp_path.glob("examples/*/meta.json")).read_text())
@@ -145,9 +145,10 @@ def test_examples_that_change_after_they_were_identified_are_not_kept_under_the_
 
 
 def test_files_that_are_not_there_are_told_at_their_key(tmp_path):
-    with pytest.raises(InputError, match=r"^finetune\.data\.held_out\.files: nowhere\.jsonl: no file matches"):
+    with pytest.raises(InputError, match=r"^finetune\.data\.validation_files\.files: nowhere\.jsonl: no file matches"):
         identify_examples(
-            config(numbered(tmp_path / "a.jsonl"), held_out={"kind": "jsonl", "files": ["nowhere.jsonl"]}), "bytes"
+            config(numbered(tmp_path / "a.jsonl"), validation_files={"kind": "jsonl", "files": ["nowhere.jsonl"]}),
+            "bytes",
         )
 
 

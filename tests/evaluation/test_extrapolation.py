@@ -83,7 +83,7 @@ def test_masks_are_those_of_the_model(data):
     tail = [plain_nats(model, text[:16], text[16:], prefix_length=17)[-8:].mean().item() for text in texts]
     assert found.metrics["extrapolation/nll/prefix_half/length_1x"] == pytest.approx(np.mean(tail), rel=1e-6)
     shut = evaluate(model, data, lengths=[1], prefixes=["half"], sequences=3)
-    separate = evaluate(model, data, MasksConfig(documents="separate"), lengths=[1], prefixes=["half"], sequences=3)
+    separate = evaluate(model, data, MasksConfig(intra_document=True), lengths=[1], prefixes=["half"], sequences=3)
     assert len({tuple(found.metrics.values()) for found in (found, shut, separate)}) == 3
 
 

@@ -56,7 +56,9 @@ def test_the_studies_that_we_ship_are_valid(path):
 
 def test_a_study_has_a_question_or_one_that_it_is_like():
     assert (
-        errors(Study, {"study": "s", "question": "Does it?"}) == errors(Study, {"study": "s", "like": "t.yaml"}) == []
+        errors(Study, {"study": "s", "question": "Does it?"})
+        == errors(Study, {"study": "s", "extends_study": "t.yaml"})
+        == []
     )
     assert len(errors(Study, {"study": "s"})) == 1
 
@@ -75,7 +77,7 @@ def test_a_study_with_everything_in_it_is_valid():
         split: {3/3: {model.encoder.layers: 3}, 5/1: {model.encoder.layers: 5}}
       exclude: [{split: 3/3}]
     seeds: [0, 1]
-    compare: {baseline: red, within: [split], metric: val/target_nll}
+    compare: {baseline: red, stratify_by: [split], metric: val/target_nll}
     allow: [{key: pretrain.data, because: it is the question}]
     """
     assert errors(Study, yaml.safe_load(study)) == []
@@ -90,8 +92,8 @@ def test_a_study_with_everything_in_it_is_valid():
         ({"objective": "mask_lm"}, False),
         ({"objective": {"kind": "causal_lm", "split": 3}}, False),
         ({"masks": {"prefix": "open"}}, False),
-        ({"masks": {"documents": "separate"}}, True),
-        ({"masks": {"documents": "apart"}}, False),
+        ({"masks": {"intra_document": True}}, True),
+        ({"masks": {"intra_document": "apart"}}, False),
         ({"extra": 1}, False),
         ({"validation": {"times": 0}}, False),
         ({"validation": {"times": "4"}}, False),

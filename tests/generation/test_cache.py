@@ -38,7 +38,7 @@ SHARED = [
     ["norm.function=layer_norm"],
     ["tie_embeddings=none"],
     ["attention.window=3", "attention.kv_heads=2"],
-    ["attention.window=4", "attention.window_ahead=2", "decoder.layer_ranges.0.self_attention.window=40"],
+    ["attention.window=4", "attention.window_right=2", "decoder.layer_ranges.0.self_attention.window=40"],
     ["attention.softcap=2.0", "attention.window=1"],
     ["attention.relative_bias=per_layer", "attention.relative_buckets=8", "attention.relative_distance=12"],
     ["attention.relative_bias=shared", "attention.window=5", "attention.scale=1.0", "attention.rope=none"],
@@ -48,7 +48,7 @@ SHARED = [
     ["norm.placement=output", "output.head=dense", "output.bias=true"],
     ["norm.skip_first=true", "norm.function=layer_norm", "feed_forward.activation=reglu"],
 ]
-MERGED = "decoder.cross=merged"
+MERGED = "decoder.cross_attention_mode=merged"
 RED = [
     ["tie_embeddings=inputs"],
     ["decoder.self_attention.kv_heads=2", "decoder.cross_attention.kv_heads=1"],
@@ -56,8 +56,8 @@ RED = [
     ["decoder.self_attention.rope=none", "encoder.layers=1", "decoder.layers=3"],
     *([MERGED, f"attention.rope={rope}", "attention.qkv_norm=[q, k]", "attention.kv_heads=2"] for rope in ROPES),
     [MERGED, "decoder.layer_ranges.0.self_attention.window=2", "attention.softcap=2.0"],
-    ["decoder.layer_ranges.1.cross=none"],
-    ["decoder.layer_ranges.0.cross=merged", "attention.output_norm=head"],
+    ["decoder.layer_ranges.1.cross_attention_mode=none"],
+    ["decoder.layer_ranges.0.cross_attention_mode=merged", "attention.output_norm=head"],
     ["encoder.d_model=24", "tie_embeddings=decoder", "decoder.cross_attention.kv_heads=2"],
 ]
 DEC = [

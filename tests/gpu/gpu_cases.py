@@ -19,7 +19,7 @@ PREFIX_LM = "pretrain.objective={kind: prefix_lm, split: random}"
 CASES: dict[str, tuple[str, list[str]]] = {
     "decllm": ("decllm-tiny", []),
     "decllm, open prefix": ("decllm-tiny", [PREFIX_LM, "pretrain.masks.prefix=bidirectional"]),
-    "decllm, documents": ("decllm-tiny", ["pretrain.masks.documents=separate"]),
+    "decllm, documents": ("decllm-tiny", ["pretrain.masks.intra_document=true"]),
     "decllm, window": ("decllm-tiny", ["model.attention.window=8"]),
     "decllm, grouped": ("decllm-tiny", ["model.attention.kv_heads=1"]),
     "decllm, learned bias": ("decllm-tiny", ["model.attention.rope=none", "model.attention.relative_bias=shared"]),
@@ -29,7 +29,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "partial attention": ("decllm-tiny", [PREFIX_LM, "model.decoder.partial_attention=palm"]),
     "redllm": ("redllm-tiny", []),
     "redllm, any split": ("redllm-tiny", [PREFIX_LM]),
-    "redllm, documents": ("redllm-tiny", ["pretrain.masks.documents=separate"]),
+    "redllm, documents": ("redllm-tiny", ["pretrain.masks.intra_document=true"]),
     "t5gemma": ("t5gemma-tiny", []),
     "t5gemma 2": ("t5gemma2-tiny", []),
     "ul2": ("ul2-tiny", []),

@@ -93,7 +93,7 @@ RESUMED = {
     "dropout": ["pretrain.training.dropout=0.2", "pretrain.training.execution.activation_checkpointing=true"],
     "masters_muon": ["pretrain.training.precision=bf16_master", "pretrain.training.optimizer=muon"],
     "adafactor": ["pretrain.training.optimizer=adafactor"],
-    "documents": ["pretrain.masks.documents=separate"],
+    "documents": ["pretrain.masks.intra_document=true"],
 }
 
 

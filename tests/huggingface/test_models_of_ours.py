@@ -42,8 +42,8 @@ OURS = {
     "t5gemma2": {
         **SMALL, **GEMMA, "family": "encoder_decoder", "feed_forward": GEGLU,
         "attention": {"heads": 4, "kv_heads": 2, "qkv_norm": ["q", "k"], "qkv_norm_scale": True},
-        "encoder": {"layers": 3, "layer_ranges": {"1": {"attention": {"window": 3, "window_ahead": 4}}}},
-        "decoder": {"layers": 2, "cross": "merged", "self_attention": {"rope": "restart"}},
+        "encoder": {"layers": 3, "layer_ranges": {"1": {"attention": {"window": 3, "window_right": 4}}}},
+        "decoder": {"layers": 2, "cross_attention_mode": "merged", "self_attention": {"rope": "restart"}},
     },
     "modernbert": {
         **SMALL, "family": "encoder_only", "attention": {"heads": 4, "rope_theta": 500.0},
@@ -128,7 +128,7 @@ def test_the_token_that_ends_an_image_is_one_like_all_others(tmp_path):
         ({**OURS["llama"], "feed_forward": {"activation": "relu_squared", "d_ff": 48}}, "activation"),
         ({**OURS["gemma2"], "norm": {"placement": "post"}}, "norm.placement"),
         ({**OURS["t5gemma"], "decoder": {"layers": 2, "cross_attention": {"rope": "continuous"}}}, "rope"),
-        ({**OURS["t5gemma2"], "decoder": {"layers": 2, "cross": "merged"}}, "rope"),
+        ({**OURS["t5gemma2"], "decoder": {"layers": 2, "cross_attention_mode": "merged"}}, "rope"),
         ({**OURS["modernbert"], "output": {"bias": True}}, "output.head"),
         ({**OURS["llama"], "decoder": {"layers": 2, "retention": "gated"}}, "decoder.retention"),
         (

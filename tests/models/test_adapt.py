@@ -68,8 +68,8 @@ def test_names_and_shapes_are_those_of_the_built_model(family, overrides):
         ("decllm", ["decoder.partial_attention=palm"]),
         ("decllm", ["decoder.layer_ranges.1.retention=gated"]),
         ("redllm", ["tie_embeddings=decoder", "encoder.d_model=16", "encoder.attention.heads=2"]),
-        ("redllm", ["tie_embeddings=inputs", "decoder.cross=merged"]),
-        ("redllm", ["tie_embeddings=none", "decoder.layer_ranges.1.cross=none", *DENSE]),
+        ("redllm", ["tie_embeddings=inputs", "decoder.cross_attention_mode=merged"]),
+        ("redllm", ["tie_embeddings=none", "decoder.layer_ranges.1.cross_attention_mode=none", *DENSE]),
     ],
 )
 def test_so_they_are_where_the_stacks_differ(family, overrides):
@@ -129,7 +129,9 @@ def test_a_tied_source_gives_its_one_matrix_to_every_table():
 
 def test_merged_attention_has_nothing_fresh():
     """T5Gemma 2 (arXiv 2512.14856): the decoder reads the source by its self-attention's own matrices."""
-    assert adaptation_of(resolved("redllm", "decoder.cross=merged"), both(resolved("decllm"))).fresh == ()
+    assert (
+        adaptation_of(resolved("redllm", "decoder.cross_attention_mode=merged"), both(resolved("decllm"))).fresh == ()
+    )
 
 
 def test_of_two_sizes_the_cross_attention_is_drawn_and_all_else_taken():

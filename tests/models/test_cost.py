@@ -79,9 +79,9 @@ ODD_RED = {
     "inputs tied": ["tie_embeddings=inputs"],
     "unbalanced": ["encoder.layers=3", "decoder.layers=1"],
     "grouped cross": ["decoder.cross_attention.kv_heads=1", "encoder.attention.heads=2"],
-    "merged": ["decoder.cross=merged", "attention.kv_heads=2"],
-    "merged in one layer, windows": ["decoder.layer_ranges.1.cross=merged", "attention.window=6"],
-    "a source in one layer": ["decoder.layer_ranges.1.cross=none"],
+    "merged": ["decoder.cross_attention_mode=merged", "attention.kv_heads=2"],
+    "merged in one layer, windows": ["decoder.layer_ranges.1.cross_attention_mode=merged", "attention.window=6"],
+    "a source in one layer": ["decoder.layer_ranges.1.cross_attention_mode=none"],
     "wide encoder": ["encoder.d_model=48", "tie_embeddings=decoder", "embedding.norm=true"],
     "narrow encoder": ["encoder.d_model=16", "tie_embeddings=none"],
 }
@@ -290,7 +290,7 @@ def step(model, source, before, partial, generates=True):
 
 
 WINDOWS = ["attention.window=6"]
-GENERATING = [("decllm", WINDOWS), ("redllm", WINDOWS), ("redllm", ["decoder.cross=merged"])]
+GENERATING = [("decllm", WINDOWS), ("redllm", WINDOWS), ("redllm", ["decoder.cross_attention_mode=merged"])]
 SHARING = [("yoco", ["cross_decoder.layers=3", "attention.kv_heads=2"])]
 GENERATING += [("decllm", []), ("decllm", ["attention.kv_heads=1"]), ("redllm", []), ("redllm", ["decoder.layers=3"])]
 GENERATING += [("decllm", [PALM, "decoder.partial_attention.kv_heads=1"])]

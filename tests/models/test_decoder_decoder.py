@@ -150,7 +150,7 @@ def test_documents_that_are_kept_separate_are_read_as_if_alone(overrides):
     model = build("yoco", *overrides)
     window = ids(1, T)[0].numpy()
     window[[3, 7]] = EOD
-    batch = lay_out([window[:0]], [window], "decoder_decoder", MasksConfig(documents="separate"))
+    batch = lay_out([window[:0]], [window], "decoder_decoder", MasksConfig(intra_document=True))
     whole = model(**batch.inputs)
     for first, last in ((0, 5), (5, 9), (9, T)):  # <s> and 4 tokens; 4 more; the rest
         alone = model(batch.inputs["tokens_BT"][:, first:last])

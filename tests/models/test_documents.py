@@ -35,10 +35,10 @@ def window(ends=ENDS, length=T):
     return tokens
 
 
-def batch(windows, cuts, family, documents="separate", prefix="causal"):
+def batch(windows, cuts, family, intra_document=True, prefix="causal"):
     sources = [tokens[:cut] for tokens, cut in zip(windows, cuts, strict=True)]
     targets = [tokens[cut:] for tokens, cut in zip(windows, cuts, strict=True)]
-    return lay_out(sources, targets, family, MasksConfig(documents=documents, prefix=prefix))
+    return lay_out(sources, targets, family, MasksConfig(intra_document=intra_document, prefix=prefix))
 
 
 def logits(model, batch):
@@ -79,7 +79,7 @@ def test_joined_every_earlier_token_reaches_every_target(dec, red):
     for model, family in ((dec, "decoder"), (red, "encoder_decoder")):
         tokens = window()
         changed = other(torch.tensor(tokens)[None], 0)[0].numpy()
-        before, after = (batch([text], [7], family, documents="joined") for text in (tokens, changed))
+        before, after = (batch([text], [7], family, intra_document=False) for text in (tokens, changed))
         assert ((logits(model, before) - logits(model, after)).abs().amax(-1) > 1e-9).all()
 
 
@@ -92,7 +92,7 @@ def test_windows_of_one_document_are_joined_to_the_bit(request, kind, ends, cut)
     model = request.getfixturevalue("red" if kind == "red" else "dec")
     family, prefix = ("encoder_decoder", "causal") if kind == "red" else ("decoder", kind)
     windows = [window(ends), window(ends)[::-1] if not ends else window(ends)]
-    joined, separate = (batch(windows, [cut, cut], family, mode, prefix) for mode in ("joined", "separate"))
+    joined, separate = (batch(windows, [cut, cut], family, mode, prefix) for mode in (False, True))
     assert joined.inputs.keys() == separate.inputs.keys()
     assert torch.equal(logits(model, joined), logits(model, separate))
 
@@ -105,7 +105,7 @@ def test_a_row_of_one_document_beside_a_row_of_several_is_as_if_joined(request, 
     one = window(())
     both = batch([one, window()], [5, 8], family, prefix=prefix)
     assert "documents_BT" in both.inputs
-    assert_close(logits(model, both)[: T - 5], logits(model, batch([one], [5], family, "joined", prefix)))
+    assert_close(logits(model, both)[: T - 5], logits(model, batch([one], [5], family, False, prefix)))
 
 
 def spans():

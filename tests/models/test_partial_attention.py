@@ -179,7 +179,7 @@ def test_a_token_whose_document_has_no_source_is_computed_as_without_partial_att
     """The window a b ■ c d e, cut behind ■: c d e are of another document than the source, the rest of its own."""
     plain = build("decllm", *PAPER_NORMS["decllm"])
     a, b, c, d, e = ids(1, 5)[0].tolist()
-    batch = lay_out([np.array([a, b, EOD])], [np.array([c, d, e])], "decoder", MasksConfig(documents="separate"))
+    batch = lay_out([np.array([a, b, EOD])], [np.array([c, d, e])], "decoder", MasksConfig(intra_document=True))
     assert batch.inputs["documents_BT"].tolist() == [[0, 0, 0, 0, 1, 1]]
     difference_T = (model(**batch.inputs) - plain(**batch.inputs)).abs().amax(-1)[0]
     assert (difference_T[:4] > 1e-3).all()

@@ -41,7 +41,7 @@ CASES = {
     "sandwich": ("redllm", [*ALL, "norm.placement=sandwich"]),
     "post": ("redllm", ["norm.placement=post"]),
     "output": ("decllm", [*ALL, "norm.placement=output"]),
-    "merged": ("redllm", [*ALL, "decoder.cross=merged"]),
+    "merged": ("redllm", [*ALL, "decoder.cross_attention_mode=merged"]),
     "wide encoder": ("redllm", [*ALL, "encoder.d_model=192", "encoder.attention.heads=6", "tie_embeddings=decoder"]),
     "decoder-decoder": ("yoco", [*ALL, NO_WINDOW]),
     "decoder-decoder, grouped": ("yoco", [NO_WINDOW, "attention.kv_heads=1", "cross_decoder.layers=4"]),

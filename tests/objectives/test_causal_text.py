@@ -7,7 +7,7 @@ import torch
 from lit_llm.objectives.collate import causal_text, lay_out
 from lit_llm.objectives.config import MasksConfig
 
-SEPARATE = MasksConfig(documents="separate")
+SEPARATE = MasksConfig(intra_document=True)
 EVEN = ([[11, 12], [13, 14]], [[21, 22, 23], [24, 25, 26]])
 UNEVEN = ([[11], [12, 13, 14], [15, 16]], [[21, 22, 23], [24], [25, 26]])
 DOCUMENTS = ([[11, 0, 12], [13, 14]], [[21, 0, 22, 23], [24, 0]])

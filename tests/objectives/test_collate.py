@@ -9,7 +9,7 @@ from lit_llm.objectives.collate import lay_out
 from lit_llm.objectives.config import BOS, EOD, MasksConfig
 
 S1, S2, S3, T1, T2, T3 = 11, 12, 13, 21, 22, 23
-OPEN, SEPARATE = MasksConfig(prefix="bidirectional"), MasksConfig(documents="separate")
+OPEN, SEPARATE = MasksConfig(prefix="bidirectional"), MasksConfig(intra_document=True)
 
 
 def rows(*lists):
@@ -195,7 +195,7 @@ def test_joined_documents_have_no_numbers_and_neither_has_a_batch_of_single_ones
 @pytest.mark.parametrize("family", ["decoder", "encoder_decoder"])
 def test_documents_go_with_their_rows_into_pieces_and_to_a_device(family, size):
     sources, targets = rows([A], [A, EOD, B], []), rows([EOD, C, D], [C], [A, EOD, B, C])
-    batch = lay_out(sources, targets, family, MasksConfig(prefix="bidirectional", documents="separate"))
+    batch = lay_out(sources, targets, family, MasksConfig(prefix="bidirectional", intra_document=True))
     names = {"decoder": ["documents_BT"], "encoder_decoder": ["documents_BS", "documents_BT"]}[family]
     for name in names:
         assert_close(torch.cat([piece.inputs[name] for piece in batch.pieces(size)]), batch.inputs[name])

@@ -62,18 +62,18 @@ def test_by_choice_all_that_is_hidden_is_the_mask():
         assert (made.source[~made.counted] == 7).all()
 
 
-@pytest.mark.parametrize("documents", ["joined", "separate"])
-def test_an_encoder_only_model_reads_the_window_and_answers_in_its_places(documents):
+@pytest.mark.parametrize("intra_document", [False, True])
+def test_an_encoder_only_model_reads_the_window_and_answers_in_its_places(intra_document):
     windows = np.random.default_rng(0).integers(2, TEXT, (4, 32))
     windows[1:, 10] = EOD
-    objective, masks = MaskedLM(), MasksConfig(documents=documents)
+    objective, masks = MaskedLM(), MasksConfig(intra_document=intra_document)
     batch = cut(windows, objective, "encoder_only", masks, vocabulary=TEXT, seed=3, first=8)
     assert batch.inputs["tokens_BT"].shape == batch.targets.shape == batch.weights.shape == (4, 32)
     assert torch.equal(batch.targets, torch.from_numpy(windows))
     assert batch.weights.sum(1).tolist() == [objective.count(32)] * 4
     changed = batch.inputs["tokens_BT"] != batch.targets
     assert (batch.weights[changed] == 1).all()
-    if documents == "joined":
+    if not intra_document:
         assert batch.inputs.keys() == {"tokens_BT"}
     else:  # the end belongs to the document that it closes, hidden or not
         expected = [[0] * 32] + [[0] * 11 + [1] * 21] * 3
@@ -82,7 +82,7 @@ def test_an_encoder_only_model_reads_the_window_and_answers_in_its_places(docume
 
 def test_windows_of_one_document_have_nothing_to_separate():
     windows = np.random.default_rng(0).integers(2, TEXT, (2, 32))
-    masks = MasksConfig(documents="separate")
+    masks = MasksConfig(intra_document=True)
     assert cut(windows, MaskedLM(), "encoder_only", masks, vocabulary=TEXT, seed=0, first=0).inputs.keys() == {
         "tokens_BT"
     }

@@ -209,8 +209,8 @@ def test_an_encoder_only_model_takes_masked_lm_alone(objective):
 
 @pytest.mark.parametrize("objective", [SPANS, MIXTURE])
 def test_spans_of_several_documents_have_no_separate_documents(corpus, objective):
-    with pytest.raises(InputError, match=r"masks\.documents: separate with (span_corruption|ul2)"):
-        experiment_of(corpus, "decllm-tiny", objective, "pretrain.masks.documents=separate")
+    with pytest.raises(InputError, match=r"masks.intra_document: with (span_corruption|ul2)"):
+        experiment_of(corpus, "decllm-tiny", objective, "pretrain.masks.intra_document=true")
 
 
 # --- identity -------------------------------------------------------------------------------------------------------

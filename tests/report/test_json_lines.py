@@ -164,7 +164,7 @@ def test_ctrl_c_before_the_first_run_is_told_too(
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
-    for module in ("ablation", "search"):
+    for module in ("studies", "sweeps"):
         monkeypatch.setattr(f"lit_llm.{module}.run.prepare_data", stopped)
     study = write_study("early", TWO)
     sweep = write_sweep("early_too", f"{TWO}\nspace: {{pretrain.training.optimizer.lr: {{log_uniform: [1e-4, 1e-1]}}}}")

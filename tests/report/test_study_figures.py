@@ -54,7 +54,7 @@ base:
 arms:
   red: {{}}
   dec: {{extends: decllm-tiny, grid: false}}
-  prefix: {{extends: decllm-tiny, grid: false, against: dec, pretrain: {{objective: prefix_lm}}}}
+  prefix: {{extends: decllm-tiny, grid: false, baseline: dec, pretrain: {{objective: prefix_lm}}}}
 grid:
   design: factorial
   factors:

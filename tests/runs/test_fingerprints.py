@@ -111,7 +111,7 @@ def test_the_order_of_keys_and_one_against_one_point_zero_do_not_matter():
         "pretrain.data.tokenizer={kind: bpe, vocabulary: 300}",
         "pretrain.objective.split=random",
         "pretrain.objective.split=32",
-        "pretrain.masks.documents=separate",
+        "pretrain.masks.intra_document=true",
         "pretrain.validation.prefix_length=32",
         "model.vocabulary=1025",
         "model.attention.output_norm=none",
@@ -191,7 +191,7 @@ def test_another_bitsandbytes_is_another_origin_for_who_uses_it(monkeypatch):
         return provenance(load_experiment("redllm-tiny", [f"pretrain.training.optimizer={kind}"])) | {"torch": "x"}
 
     assert not same_origin(origin("adamw_8bit", "1"), origin("adamw_8bit", "2"))
-    beside_muon = "{kind: muon, rest: {kind: adamw_8bit}}"
+    beside_muon = "{kind: muon, adamw: {kind: adamw_8bit}}"
     assert not same_origin(origin(beside_muon, "1"), origin(beside_muon, "2"))
     assert same_origin(origin("adamw", "1"), origin("adamw", "2"))
 

@@ -106,7 +106,7 @@ def test_an_evaluation_follows_the_stages_that_are_named(links):
         ("finetune=null", "evaluate.examples: are those that `finetune.data` holds out"),
         ("evaluate.examples=null", "evaluate: names no evaluation"),
         ("evaluate.after=[]", "evaluate.after: names no stage"),
-        ("finetune.masks.documents=separate", "finetune.masks.documents: an example sees itself alone"),
+        ("finetune.masks.intra_document=true", "finetune.masks.intra_document: an example sees itself alone"),
         ("finetune.training.execution.micro_batch_size=5", "finetune.training.execution.micro_batch_size: 5 is more"),
     ],
 )

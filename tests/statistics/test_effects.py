@@ -321,7 +321,7 @@ def test_named_arms_have_effects_each_of_its_own_and_one_outside_the_grid_has_no
 
 
 def test_within_a_factor_the_effects_of_the_others_are_estimated_anew_at_each_level(of_study) -> None:
-    grid = f"{GRID.rstrip()[:-2]}, {C}: [1e-4, 0.0]}}}}\ncompare: {{within: [{C}]}}\n"
+    grid = f"{GRID.rstrip()[:-2]}, {C}: [1e-4, 0.0]}}}}\ncompare: {{stratify_by: [{C}]}}\n"
     low, high = of_study(grid, lambda levels: (1.0 if levels[C] == "0.0001" else 5.0) * (levels[A] == "none"))
     assert (low.group, high.group) == ("baseline/z_loss=0.0001", "baseline/z_loss=0")
     assert means(low) == pytest.approx({"A": 1.0, "B": 0, "AB": 0})

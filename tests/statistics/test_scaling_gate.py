@@ -222,7 +222,7 @@ grid:
   design: factorial
   factors: {{pretrain.training.max_steps: [100, 200, 400, 800]}}
 seeds: [0, 1]
-compare: {{within: [pretrain.training.max_steps], gate: {{project: 1e15}}}}
+compare: {{stratify_by: [pretrain.training.max_steps], gate: {{project: 1e15}}}}
 """
 
 

@@ -22,7 +22,7 @@ ARMS = f"""
 arms:
   scratch: {{}}
   adapted: {{adapt: {{from: {SOURCE}}}}}
-  merged: {{adapt: {{from: {SOURCE}}}, model: {{decoder: {{cross: merged}}}}}}
+  merged: {{adapt: {{from: {SOURCE}}}, model: {{decoder: {{cross_attention_mode: merged}}}}}}
 """
 
 

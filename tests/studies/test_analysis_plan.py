@@ -54,7 +54,7 @@ def test_the_first_run_freezes_the_analysis_once(write_study: Study, place: Stor
         "margin": 0.02,
         "correction": "holm",
         "baseline": None,
-        "within": [],
+        "stratify_by": [],
         "baselines": {"a": "a", "b": "a"},
         "seeds": [0, 1],
         "more_seeds": None,
@@ -221,7 +221,7 @@ def until(count: int) -> dict[str, list[float]]:
 
 
 def in_rounds(write_study: Study, most: int) -> Ablation:
-    return load_study(write_study("grown", f"{ARMS}more_seeds: {{most: {most}}}", seeds=[0, 1, 2]))
+    return load_study(write_study("grown", f"{ARMS}more_seeds: {{max: {most}}}", seeds=[0, 1, 2]))
 
 
 def test_raising_the_most_seeds_after_the_last_look_leaves_nothing_to_decide_by(
@@ -265,7 +265,7 @@ def test_the_looks_of_before_are_those_by_the_margin_of_before(write_study: Stud
     before = in_rounds(write_study, 5)
     frozen(before, place)
     finish(before, place, until(4))
-    wide = f"{ARMS}more_seeds: {{most: 8}}\ncompare: {{margin: 9}}"
+    wide = f"{ARMS}more_seeds: {{max: 8}}\ncompare: {{margin: 9}}"
     last = frozen(load_study(write_study("grown", wide, seeds=[0, 1, 2])), place).changes[-1]
     assert (last.looked, last.finished) == (4, 8)
 
@@ -290,7 +290,7 @@ def test_looks_at_seeds_that_were_replaced_stay_spent(write_study: Study, place:
     before = in_rounds(write_study, 5)
     frozen(before, place)
     finish(before, place, until(3))
-    other = load_study(write_study("grown", f"{ARMS}more_seeds: {{most: 5}}", seeds=[7, 8, 9]))
+    other = load_study(write_study("grown", f"{ARMS}more_seeds: {{max: 5}}", seeds=[7, 8, 9]))
     looks = looks_in(place, other)
     assert looks is not None
     assert looks.rounds.past == ()
@@ -299,7 +299,7 @@ def test_looks_at_seeds_that_were_replaced_stay_spent(write_study: Study, place:
 
 def test_holm_and_rounds_go_together(write_study: Study, place: Store) -> None:
     arms = "arms: {a: {}, b: {model: {attention: {output_norm: none}}}, c: {model: {attention: {qkv_norm: []}}}}"
-    more = f"{arms}\nmore_seeds: {{most: 5}}\ncompare: {{correction: holm}}"
+    more = f"{arms}\nmore_seeds: {{max: 5}}\ncompare: {{correction: holm}}"
     ablation = load_study(write_study("holm", more, seeds=[0, 1, 2]))
     finish(ablation, place, until(5) | {"c": [4.0, 4.11, 3.92]})
     comparison = comparison_of(ablation, runs_of(ablation, place))

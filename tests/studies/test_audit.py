@@ -62,10 +62,10 @@ def test_an_open_prefix_is_an_intervention_too(findings):
 
 def test_separate_documents_are_an_intervention_whose_flops_are_known_as_a_bound_only(findings):
     """How many pairs the borders leave visible is known when the text is read, not when the plan is made."""
-    separate = "extends: decllm-tiny, pretrain: {objective: prefix_lm, masks: {documents: separate}}"
-    assert findings(f"arms: {{red: {{}}, dec: {{{separate}}}}}") == {("note", "dec", "pretrain.masks.documents")}
-    both = findings("arms: {red: {}, b: {model: {feed_forward: {d_ff: 64}}}}", "pretrain.masks.documents=separate")
-    assert both == {("note", arm, "pretrain.masks.documents") for arm in ("red", "b")}
+    separate = "extends: decllm-tiny, pretrain: {objective: prefix_lm, masks: {intra_document: true}}"
+    assert findings(f"arms: {{red: {{}}, dec: {{{separate}}}}}") == {("note", "dec", "pretrain.masks.intra_document")}
+    both = findings("arms: {red: {}, b: {model: {feed_forward: {d_ff: 64}}}}", "pretrain.masks.intra_document=true")
+    assert both == {("note", arm, "pretrain.masks.intra_document") for arm in ("red", "b")}
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_an_arm_meets_the_baseline_of_its_level_so_that_only_the_rest_differs(st
     body = f"""
 arms: {{red: {{}}, dec: {{extends: decllm-tiny}}}}
 grid: {{factors: {{{LR}: [1e-3, 1e-2]}}}}
-compare: {{within: [{LR}]}}
+compare: {{stratify_by: [{LR}]}}
 """
     ablation = study(body)
     changed = differs(ablation.arm("dec/lr=0.01"), ablation.arm("red/lr=0.01"))
@@ -229,7 +229,7 @@ def test_an_arm_outside_the_grid_has_no_level_that_would_excuse_its_value(findin
 def test_an_arm_that_differs_in_itself_and_in_a_factor_is_noted(findings):
     body = f"arms: {{red: {{}}, dec: {{extends: decllm-tiny}}}}\ngrid: {{factors: {{{LR}: [1e-3, 3e-3]}}}}"
     assert ("note", "dec/lr=0.003", "compare") in findings(body)
-    assert ("note", "dec/lr=0.003", "compare") not in findings(body + f"\ncompare: {{within: [{LR}]}}")
+    assert ("note", "dec/lr=0.003", "compare") not in findings(body + f"\ncompare: {{stratify_by: [{LR}]}}")
 
 
 def test_two_arms_of_one_computation_are_reported_though_neither_is_the_baseline(findings):

@@ -47,7 +47,7 @@ def factors(count: int, levels: int) -> str:
         (factors(1, 5000), "grid.factors.pretrain.training.f0: has 5000 levels"),
         (f"seeds: {list(range(20_000))}", ":4: seeds: takes at most 1000 of them"),
         (f"{factors(1, 500)}seeds: {list(range(900))}", "seeds: 500 arms x 900 seeds are 450,000 runs"),
-        ("seeds: [0, 1]\nmore_seeds: {most: 1000000000000}", ":5: more_seeds.most: "),
+        ("seeds: [0, 1]\nmore_seeds: {max: 1000000000000}", ":5: more_seeds.max: "),
         (f"seeds: [1{'0' * 30}]", ":4: 1000000000000000000000000000000 is beyond the integers of 64 bits"),
         (f"arms: {{{'y' * 300}: {{}}, b: {{}}}}", "a name has at most 100 letters"),
         (f"base: {{{'a.' * 3000}b: 1}}", ":4: "),

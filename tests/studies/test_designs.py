@@ -121,10 +121,10 @@ def test_paired_factors_with_unequal_numbers_of_levels_are_refused_with_the_numb
             ],
         ),
         (
-            grid("paired", NORM, ROPE) + f"compare: {{within: [{NORM}]}}",
+            grid("paired", NORM, ROPE) + f"compare: {{stratify_by: [{NORM}]}}",
             [
-                "s.yaml:10: compare.within: paired factors move together: with several named arms, `within` may name "
-                "all of them, else none"
+                "s.yaml:10: compare.stratify_by: paired factors move together: with several named arms, "
+                "`stratify_by` may name all of them, else none"
             ],
         ),
     ],
@@ -136,7 +136,7 @@ def test_paired_levels_that_make_no_pairs_are_refused(refused, text, messages):
 def test_named_arms_meet_within_all_paired_factors_at_the_same_pair(study):
     text = "arms: {red: {}, dec: {extends: decllm-tiny}}\n" + grid("paired", NORM, LR)
     assert {arm.baseline for arm in study(text).arms} == {"red"}
-    within = study(text + f"compare: {{within: [{LR}, {NORM}]}}")
+    within = study(text + f"compare: {{stratify_by: [{LR}, {NORM}]}}")
     assert {arm.name: arm.baseline for arm in within.arms} == {
         "red": "red",
         "red/output_norm=none/lr=0.01": "red/output_norm=none/lr=0.01",
@@ -261,9 +261,9 @@ FF = "fractional_factorial"
             ],
         ),
         (
-            grid(FF, NORM, ROPE, Z, LR) + f"compare: {{within: [{LR}]}}",
+            grid(FF, NORM, ROPE, Z, LR) + f"compare: {{stratify_by: [{LR}]}}",
             [
-                "s.yaml:12: compare.within: a fraction does not hold the baseline at every arm's own level; its "
+                "s.yaml:12: compare.stratify_by: a fraction does not hold the baseline at every arm's own level; its "
                 "effects tell the factors apart"
             ],
         ),

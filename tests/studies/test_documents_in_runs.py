@@ -28,14 +28,14 @@ arms:
   dec: {{extends: decllm-tiny, pretrain: {{data: {data}, training: {{optimizer: {{lr: 1e-20}}}}}}}}
   dec_open: {{extends: decllm-tiny, pretrain: {{data: {data}, training: {{optimizer: {{lr: 1e-20}}}},
     objective: {{kind: prefix_lm, split: random}}, masks: {{prefix: bidirectional}}}}}}
-grid: {{factors: {{pretrain.masks.documents: [joined, separate]}}}}
+grid: {{factors: {{pretrain.masks.intra_document: [false, true]}}}}
 """
     finished = run_study(load_study(write_study("documents", body)), store, watcher=Watcher(), slots=2)
     assert finished.exit_code == 0
     found = {run.name.split("/seed")[0]: run.last.result()["metrics"] for run in finished.runs}  # type: ignore[index]
     assert len(found) == 6
     for arm in ("red", "dec", "dec_open"):
-        joined, separate = found[arm], found[f"{arm}/documents=separate"]
+        joined, separate = found[arm], found[f"{arm}/intra_document=true"]
         for name in ("train/loss", "val/target_nll", "val/objective_loss"):
             assert joined[name] != separate[name], (arm, name)
             assert joined[name] == pytest.approx(separate[name], abs=0.5), "both of a model that knows nothing"

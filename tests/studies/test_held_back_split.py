@@ -125,7 +125,7 @@ def test_seeds_are_added_by_the_validation_split(write_study, tmp_path):
     """On the validation split b is plainly worse, on the test split nothing is to be seen: no seed is added. With the
     two exchanged one is."""
     ablation = load_study(
-        write_study("more", "arms: {a: {}, b: {extends: decllm-tiny}}\nmore_seeds: {most: 5}", [0, 1, 2])
+        write_study("more", "arms: {a: {}, b: {extends: decllm-tiny}}\nmore_seeds: {max: 5}", [0, 1, 2])
     )
     for name, swapped, seeds in (("decided", False, 3), ("open", True, 4)):
         store = Store(tmp_path / name)

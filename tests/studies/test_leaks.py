@@ -138,7 +138,7 @@ def spoken(record: dict[str, str]) -> str:
 
 
 @pytest.mark.parametrize("change", ["", "  "], ids=["the same file", "a space more"])
-@pytest.mark.parametrize(("files", "split"), [("held_out", "validation"), ("test", "test")])
+@pytest.mark.parametrize(("files", "split"), [("validation_files", "validation"), ("test_files", "test")])
 def test_the_training_file_is_no_held_out_file(
     write_study: Study, tmp_path: Path, texts: list[str], store: Store, files: str, split: str, change: str
 ) -> None:
@@ -154,7 +154,7 @@ def test_the_training_file_is_no_held_out_file(
             (key, message), (_, between) = refused(ablation, store)
             assert "test examples are validation examples" in between  # the fraction of the other split
             assert key == f"finetune.data.{files}"
-            fractions = (0, 0.1) if files == "held_out" else (0.1, 0)
+            fractions = (0, 0.1) if files == "validation_files" else (0.1, 0)
             trained = of_split([spoken(record) for record in examples(0, 100)], "train", *fractions)
             assert f"its finetuning has trained on {len(trained)} of the 100 {split} examples" in message
         else:
@@ -167,8 +167,10 @@ def test_the_validation_file_is_no_test_file(
     train = write_records(tmp_path / "train.jsonl", examples(0, 100))
     both = write_records(tmp_path / "both.jsonl", examples(100, 150))
     files = f'{{kind: jsonl, files: ["{both}"]}}'
-    ((key, message),) = refused(study(write_study, tmp_path, tuned(train, f"held_out: {files}, test: {files}")), store)
-    assert key == "finetune.data.test"
+    ((key, message),) = refused(
+        study(write_study, tmp_path, tuned(train, f"validation_files: {files}, test_files: {files}")), store
+    )
+    assert key == "finetune.data.test_files"
     assert "50 of the 50 test examples are validation examples, by which choices are made" in message
 
 

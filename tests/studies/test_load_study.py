@@ -276,7 +276,7 @@ def test_within_a_factor_each_arm_meets_the_baseline_of_its_own_level(study):
     text = f"""
 arms: {{red: {{}}, dec: {{extends: decllm-tiny}}, alone: {{grid: false, model: {{attention: {{rope: none}}}}}}}}
 grid: {{design: factorial, factors: {{{NORM}: [head, none], {LR}: [1e-3, 1e-2]}}}}
-compare: {{baseline: red, within: [{LR}]}}
+compare: {{baseline: red, stratify_by: [{LR}]}}
 """
     assert baselines(study(text)) == {
         "red": "red",
@@ -295,7 +295,7 @@ def test_a_baseline_outside_the_grid_is_everyones(study):
     text = f"""
 arms: {{red: {{grid: false}}, dec: {{extends: decllm-tiny}}}}
 grid: {{factors: {{{LR}: [1e-3, 1e-2]}}}}
-compare: {{within: [{LR}]}}
+compare: {{stratify_by: [{LR}]}}
 """
     assert baselines(study(text)) == {"red": "red", "dec": "red", "dec/lr=0.01": "red"}
 
@@ -306,7 +306,7 @@ def test_a_baseline_that_is_excluded_is_refused_with_the_arms_that_need_it(refus
     assert refused(f"{text}[{{{NORM}: head, {LR}: 1e-3}}]") == [
         "s.yaml:7: grid.exclude: baseline/lr=0.01, baseline/output_norm=none, baseline/output_norm=none/lr=0.01 " + said
     ]
-    within = f"[{{{NORM}: head, {LR}: 1e-2}}]\ncompare: {{within: [{LR}]}}"
+    within = f"[{{{NORM}: head, {LR}: 1e-2}}]\ncompare: {{stratify_by: [{LR}]}}"
     assert refused(text + within) == [f"s.yaml:7: grid.exclude: baseline/output_norm=none/lr=0.01 {said}"]
 
 
@@ -370,11 +370,20 @@ def test_a_baseline_that_is_excluded_is_refused_with_the_arms_that_need_it(refus
             "arms: {red: {}}\ncompare: {baseline: rde}",
             ["s.yaml:5: compare.baseline: there is no arm 'rde' - did you mean 'red'?"],
         ),
-        ("compare: {within: [lr]}", ["s.yaml:4: compare.within: 'lr' is not a factor of the grid"]),
+        ("compare: {within: [lr]}", ["s.yaml:4: compare.within: unknown key - it is called 'stratify_by' now"]),
         (
-            f"grid: {{factors: {{{NORM}: [head, none]}}}}\ncompare: {{within: [model.attention.output]}}",
+            "arms: {red: {}, dec: {against: red}}",
+            ["s.yaml:4: arms.dec.against: unknown key - it is called 'baseline' now"],
+        ),
+        (
+            "arms: {red: {model: {decoder: {cross: merged}}}}",
+            ["s.yaml:4: model.decoder.cross: unknown key - it is called 'cross_attention_mode' now"],
+        ),
+        ("compare: {stratify_by: [lr]}", ["s.yaml:4: compare.stratify_by: 'lr' is not a factor of the grid"]),
+        (
+            f"grid: {{factors: {{{NORM}: [head, none]}}}}\ncompare: {{stratify_by: [model.attention.output]}}",
             [
-                "s.yaml:5: compare.within: 'model.attention.output' is not a factor of the grid"
+                "s.yaml:5: compare.stratify_by: 'model.attention.output' is not a factor of the grid"
                 f" - did you mean '{NORM}'?"
             ],
         ),

@@ -29,7 +29,7 @@ def groups(path, *overrides):
     return {f.name: {g.name: (g.baseline, dict(g.arms)) for g in f.groups} for f in lr_factors(load_study(path))}
 
 
-@pytest.mark.parametrize("within", ["", f"compare: {{within: [{LR}]}}"], ids=["first", "within"])
+@pytest.mark.parametrize("within", ["", f"compare: {{stratify_by: [{LR}]}}"], ids=["first", "within"])
 def test_a_factorial_has_a_group_for_each_of_its_other_combinations(write_study, within):
     grid = f"grid: {{design: factorial, factors: {{{NORM}: [head, none], {LR}: [1e-3, 1e-2]}}}}\n"
     assert groups(write_study("factorial", TWO + grid + within)) == {
@@ -50,7 +50,7 @@ def test_one_at_a_time_varies_the_learning_rate_of_the_baseline_alone(write_stud
 
 
 def test_muons_two_learning_rates_are_two_factors(write_study):
-    rest = "pretrain.training.optimizer.rest.lr"
+    rest = "pretrain.training.optimizer.adamw.lr"
     grid = "arms: {a: {pretrain: {training: {optimizer: {kind: muon}}}}}\n"
     grid += f"grid: {{design: factorial, factors: {{{LR}: [1e-3, 1e-2], {rest}: [1e-4, 1e-3]}}}}"
     found = groups(write_study("muon", grid))
@@ -95,7 +95,7 @@ def plain_loss(stage, store):
 
 def test_a_study_that_has_run_answers_with_the_sensitivity_of_its_own_results(write_study, store):
     grid = f"grid: {{design: factorial, factors: {{{NORM}: [head, none], {LR}: [1e-3, 1e-2, 1e20]}}}}\n"
-    compare = f"compare: {{within: [{LR}], metric: {NLL}}}"
+    compare = f"compare: {{stratify_by: [{LR}], metric: {NLL}}}"
     finished = run_study(
         load_study(write_study("rates", TWO + grid + compare, seeds=[300, 301])), store, watcher=Watcher(), slots=2
     )

@@ -32,7 +32,7 @@ Study = Callable[..., Path]
 
 ARMS = """
 arms: {a: {}, b: {model: {attention: {output_norm: none}}}, c: {extends: decllm-tiny}}
-more_seeds: {most: 4}
+more_seeds: {max: 4}
 """
 MARGIN = "compare: {metric: val/target_nll, margin: 100}"
 
@@ -82,9 +82,9 @@ def test_the_plan_says_what_it_takes_at_least_and_at_most(write_study: Study) ->
 @pytest.mark.parametrize(
     ("more", "problem"),
     [
-        ("more_seeds: {most: 2}", "2 at most, and there are 2 to begin with"),
-        ("more_seeds: {most: 9}\ncompare: {correction: fdr_bh}", "stop at different looks; use `correction: holm`"),
-        ("more_seeds: {most: 9}\ncompare: {correction: dunnett, variance: pooled}", "levels are of one look"),
+        ("more_seeds: {max: 2}", "2 at most, and there are 2 to begin with"),
+        ("more_seeds: {max: 9}\ncompare: {correction: fdr_bh}", "stop at different looks; use `correction: holm`"),
+        ("more_seeds: {max: 9}\ncompare: {correction: dunnett, variance: pooled}", "levels are of one look"),
     ],
 )
 def test_rounds_that_cannot_be_are_refused(more: str, problem: str, write_study: Study) -> None:
@@ -94,7 +94,7 @@ def test_rounds_that_cannot_be_are_refused(more: str, problem: str, write_study:
 
 def test_one_seed_is_no_beginning(write_study: Study) -> None:
     with pytest.raises(InputError, match="one seed has no interval"):
-        load_study(write_study("one", "more_seeds: {most: 9}", seeds=[0]))
+        load_study(write_study("one", "more_seeds: {max: 9}", seeds=[0]))
 
 
 # --- one split stops, the other is compared -------------------------------------------------------------------------
@@ -112,7 +112,7 @@ def test_an_arm_that_the_validation_split_has_stopped_holds_up_no_other_and_is_j
 ) -> None:
     """On the validation split b is plain after three seeds; on the test split it is not, and stays at three."""
     store = Store(tmp_path / "store").open()
-    ablation = load_study(write_study("split", f"{THREE}more_seeds: {{most: 5}}", seeds=[0, 1, 2]))
+    ablation = load_study(write_study("split", f"{THREE}more_seeds: {{max: 5}}", seeds=[0, 1, 2]))
     finish(
         ablation,
         store,
@@ -143,7 +143,7 @@ def test_an_arm_that_the_validation_split_has_stopped_holds_up_no_other_and_is_j
 
 def test_seeds_are_added_by_intervals_that_count_the_documents(write_study: Study, tmp_path: Path) -> None:
     """The same results, plain over seeds; one document of four makes the whole difference, so more seeds are asked."""
-    ablation = load_study(write_study("documents", f"{TWO}more_seeds: {{most: 5}}", seeds=[0, 1, 2]))
+    ablation = load_study(write_study("documents", f"{TWO}more_seeds: {{max: 5}}", seeds=[0, 1, 2]))
     for name, recorded, seeds in (("without", False, 3), ("with", True, 4)):
         store = Store(tmp_path / name).open()
         finish(ablation, store, {"a": CALM[:3], "b": CLEAR})
@@ -174,7 +174,7 @@ def test_effects_levels_and_f_tests_of_rounds_have_intervals_and_no_verdicts(
     """Planted effects of 0.5 with a scatter of 0.01: without rounds, called; in rounds, estimated."""
     grid = f"grid: {{design: factorial, factors: {{{FACTORS[of]}}}}}\n"
     judged, noted = {}, {}
-    for name, more in (("fixed", ""), ("rounds", "more_seeds: {most: 5}\n")):
+    for name, more in (("fixed", ""), ("rounds", "more_seeds: {max: 5}\n")):
         store = Store(tmp_path / name).open()
         ablation = load_study(write_study(name, f"{grid}{more}compare: {{correction: holm}}", seeds=[0, 1, 2]))
         values = {

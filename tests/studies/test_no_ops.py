@@ -52,7 +52,7 @@ def no_ops(findings: list[tuple[str, str, str]]) -> list[str]:
 def test_a_no_op_of_its_own_comparison_is_told_though_an_arm_of_another_computes_the_same(found) -> None:
     """`y` and `z` are compared with `dec`; that `other`, of another comparison, is the same too changes nothing."""
     same = "extends: decllm-tiny, model: {attention: {output_norm: head}}"
-    dec = "dec: {extends: decllm-tiny}, other: {against: other, " + same + "}"
+    dec = "dec: {extends: decllm-tiny}, other: {baseline: other, " + same + "}"
     findings = found(f"arms: {{{dec}, y: {{{same}}}, z: {{{same}}}}}\ncompare: {{baseline: dec}}")
     assert no_ops(findings) == ["z"]
 
@@ -120,7 +120,7 @@ def test_an_arm_of_another_comparison_that_computes_the_same_is_a_note(found) ->
     """`high` is compared with the baseline of 1e-3; that of 1e-2, which computes the same, stands for itself."""
     arms = "red: {}, high: {grid: false, pretrain: {training: {optimizer: {lr: 1e-2}}}}"
     allow = f"allow: [{{key: {LR}, because: meant}}]"
-    rest = f"arms: {{{arms}}}\n{grid(f'{LR}: [1e-3, 1e-2]')}\ncompare: {{within: [{LR}]}}\n{allow}"
+    rest = f"arms: {{{arms}}}\n{grid(f'{LR}: [1e-3, 1e-2]')}\ncompare: {{stratify_by: [{LR}]}}\n{allow}"
     said = [finding for finding in found(rest) if finding[2] == ""]
     assert [kind for kind, _, _ in said] == ["note"]
 

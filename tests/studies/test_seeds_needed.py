@@ -120,7 +120,7 @@ def test_a_pilot_is_asked_where_it_is_named(write_study: Study, place: Store) ->
 
 
 def test_without_any_scatter_the_plan_says_how_to_get_one(write_study: Study, place: Store) -> None:
-    path = write_study("first", ARMS + "more_seeds: {most: 6}", seeds=[0, 1, 2])
+    path = write_study("first", ARMS + "more_seeds: {max: 6}", seeds=[0, 1, 2])
     result = CliRunner().invoke(app, ["plan", str(path), "--store", str(place.root), "--power", "0.02", "--no-measure"])
     assert result.exit_code == 0, result.output
     text = " ".join(result.output.split())

@@ -64,7 +64,7 @@ def two_steps(arm: Arm, instructions: Path) -> Arm:
         sections["adapt"] = {"from": {"pretrain": keys | {"training": keys["training"] | {"schedule": schedule}}}}
     if arm.experiment.finetune is not None:
         examples = {"kind": "jsonl", "files": [str(instructions / "glosses" / "train.jsonl")]}
-        data = {"examples": examples, "held_out": None, "input_length": 8, "target_length": 4}
+        data = {"examples": examples, "validation_files": None, "input_length": 8, "target_length": 4}
         sections["finetune"] = {
             "data": {**data, "task": "task", "batch_size": 2},
             "training": {"max_steps": 2, "execution": {"micro_batch_size": None, "accelerator": "cpu"}},
@@ -135,7 +135,7 @@ def test_a_sibling_differs_in_preset_and_budget_alone(path: Path) -> None:
     budget in a source, and levels of the same factors."""
     own = dict(read_file(path).plain())
     name = path.stem.removesuffix("-paper")
-    assert (own.pop("study"), own.pop("like")) == (f"{name}-paper", f"{name}.yaml")
+    assert (own.pop("study"), own.pop("extends_study")) == (f"{name}-paper", f"{name}.yaml")
     parent = load_study(path.with_name(f"{name}.yaml")).study
     base = own.pop("base")
     measured, same = base.pop("evaluate", {}), dict(parent.base.get("evaluate", {}))

@@ -16,8 +16,8 @@ LADDER = """
 extends: decllm-tiny
 arms:
   dec: {}
-  prefix: {against: dec, pretrain: {objective: prefix_lm}}
-  red: {extends: redllm-tiny, against: prefix}
+  prefix: {baseline: dec, pretrain: {objective: prefix_lm}}
+  red: {extends: redllm-tiny, baseline: prefix}
 """
 
 
@@ -50,7 +50,7 @@ def test_each_rung_is_compared_with_the_one_that_it_names(write):
 
 def test_a_rung_of_a_grid_is_compared_at_its_own_level(write):
     lr = "pretrain.training.optimizer.lr"
-    grid = f"grid: {{design: factorial, factors: {{{lr}: [1e-3, 1e-2]}}}}\ncompare: {{within: [{lr}]}}"
+    grid = f"grid: {{design: factorial, factors: {{{lr}: [1e-3, 1e-2]}}}}\ncompare: {{stratify_by: [{lr}]}}"
     ablation = load_study(write(f"study: s\nquestion: Does it?\n{LADDER}{grid}"))
     assert baselines(ablation) == {
         "dec": "dec",
@@ -63,7 +63,7 @@ def test_a_rung_of_a_grid_is_compared_at_its_own_level(write):
 
 
 def test_an_arm_against_itself_is_a_baseline_of_its_own(write):
-    arms = "arms: {red: {}, dec: {extends: decllm-tiny, against: dec}}\n"
+    arms = "arms: {red: {}, dec: {extends: decllm-tiny, baseline: dec}}\n"
     ablation = load_study(write(f"{HEAD}{arms}grid: {{factors: {{{NORM}: [head, none]}}}}"))
     assert baselines(ablation) == {
         "red": "red",
@@ -100,7 +100,7 @@ def test_matching_excuses_what_it_moved_and_nothing_that_differed_before(write):
 
 
 def test_a_rung_that_did_not_have_to_move_is_fair_against_one_that_was_moved(write):
-    rung = "  causal: {against: prefix, model: {attention: {output_norm: head}}}\n"
+    rung = "  causal: {baseline: prefix, model: {attention: {output_norm: head}}}\n"
     ablation = load_study(write(f"study: s\nquestion: Does it?\n{LADDER}{rung}match: {{by: train_flops}}"))
     steps = [ablation.arm(name).experiment.pretrain.training.max_steps for name in ("prefix", "causal")]
     assert steps[0] != steps[1]
@@ -129,17 +129,17 @@ def test_matching_does_not_undo_a_factor_that_is_a_bundle(write, by, bundle, mov
 
 
 def test_a_circle_of_baselines_is_refused(write):
-    path = write(f"{HEAD}arms:\n  a: {{}}\n  b: {{against: c}}\n  c: {{against: b}}")
-    assert refused(path) == ["s.yaml:6: arms.b.against: is compared with itself in a circle: b -> c -> b"]
+    path = write(f"{HEAD}arms:\n  a: {{}}\n  b: {{baseline: c}}\n  c: {{baseline: b}}")
+    assert refused(path) == ["s.yaml:6: arms.b.baseline: is compared with itself in a circle: b -> c -> b"]
 
 
 def test_an_arm_against_one_that_is_not_there_is_refused(write):
-    path = write(f"{HEAD}arms:\n  red: {{}}\n  dec: {{extends: decllm-tiny, against: rad}}")
-    assert refused(path) == ["s.yaml:6: arms.dec.against: there is no arm 'rad' - did you mean 'red'?"]
+    path = write(f"{HEAD}arms:\n  red: {{}}\n  dec: {{extends: decllm-tiny, baseline: rad}}")
+    assert refused(path) == ["s.yaml:6: arms.dec.baseline: there is no arm 'rad' - did you mean 'red'?"]
 
 
 def test_an_arm_that_ends_two_paths_is_a_note_and_within_one_path_a_no_op(write):
-    second = "  normed: {extends: redllm-tiny, against: dec}\n  again: {extends: redllm-tiny, against: prefix}\n"
+    second = "  normed: {extends: redllm-tiny, baseline: dec}\n  again: {extends: redllm-tiny, baseline: prefix}\n"
     ablation = load_study(write(budgets_allowed(f"study: s\nquestion: Does it?\n{LADDER}{second}")))
     kinds = {(finding.arm, finding.kind) for finding in audit(ablation) if "same computation" in finding.message}
     assert kinds == {("normed", "note"), ("again", "no_op")}
@@ -171,7 +171,7 @@ seeds: [0, 1]
 
 def test_a_study_like_another_is_that_study(write):
     parent = load_study(write(PARENT))
-    child = load_study(write("study: child\nlike: s.yaml\n", "child.yaml"))
+    child = load_study(write("study: child\nextends_study: s.yaml\n", "child.yaml"))
     assert child.study.study == "child"
     assert child.arms == parent.arms
     assert child.study.seeds == parent.study.seeds
@@ -179,7 +179,7 @@ def test_a_study_like_another_is_that_study(write):
 
 def test_what_it_says_itself_replaces_the_base_and_a_factors_levels_and_merges_the_rest(write):
     write(PARENT)
-    own = "study: child\nlike: s.yaml\nbase: {}\narms: {dec: {extends: decllm-150m}}\n"
+    own = "study: child\nextends_study: s.yaml\nbase: {}\narms: {dec: {extends: decllm-150m}}\n"
     child = load_study(write(f"{own}grid: {{factors: {{{STEPS}: [4000, 5000]}}}}", "child.yaml"))
     ends = [f"{norm}{steps}" for norm in ("", "/output_norm=none") for steps in ("", "/max_steps=5000")]
     assert baselines(child).keys() == {f"{arm}{end}" for arm in ("red", "dec") for end in ends}
@@ -192,7 +192,7 @@ def test_what_it_says_itself_replaces_the_base_and_a_factors_levels_and_merges_t
 
 def test_it_has_a_name_of_its_own(write):
     write(PARENT)
-    child = write("like: s.yaml\nseeds: [7]\n", "child.yaml")
+    child = write("extends_study: s.yaml\nseeds: [7]\n", "child.yaml")
     assert is_study(str(child))
     assert refused(child) == ["child.yaml:1: study: is needed, and there is no default"]
 
@@ -200,13 +200,15 @@ def test_it_has_a_name_of_its_own(write):
 def test_named_levels_are_replaced_too(write):
     factor = "grid: {factors: {width: {a: {model.d_model: 64}, b: {model.d_model: 32}}}}"
     write(f"{HEAD}{factor}")
-    own = "study: child\nlike: s.yaml\ngrid: {factors: {width: {c: {model.d_model: 16}, d: {model.d_model: 8}}}}"
+    own = (
+        "study: child\nextends_study: s.yaml\ngrid: {factors: {width: {c: {model.d_model: 16}, d: {model.d_model: 8}}}}"
+    )
     assert baselines(load_study(write(own, "child.yaml"))).keys() == {"baseline", "baseline/width=d"}
 
 
 def test_a_mistake_is_shown_in_the_file_that_made_it(write):
     write(PARENT.replace("batch_size", "batch_sise"))
-    child = write("study: child\nlike: s.yaml\nseeds: []\n", "child.yaml")
+    child = write("study: child\nextends_study: s.yaml\nseeds: []\n", "child.yaml")
     assert refused(child) == [
         "child.yaml:3: seeds: needs at least one seed, for example [0, 1, 2]",
         "s.yaml:5: pretrain.data.batch_sise: unknown key - did you mean 'batch_size'?",
@@ -214,16 +216,18 @@ def test_a_mistake_is_shown_in_the_file_that_made_it(write):
 
 
 @pytest.mark.parametrize(
-    ("like", "said"),
+    ("other", "said"),
     [
         ("t.yaml", "there is no study 't.yaml' in the same folder - did you mean 's.yaml'?"),
         ("../s.yaml", "there is no study '../s.yaml' in the same folder - did you mean 's.yaml'?"),
-        ("child.yaml", "is like itself: child.yaml -> child.yaml"),
+        ("child.yaml", "extends itself: child.yaml -> child.yaml"),
     ],
 )
-def test_a_study_like_nothing_is_refused(write, like, said):
+def test_a_study_that_extends_nothing_is_refused(write, other, said):
     write(PARENT)
-    assert refused(write(f"study: child\nlike: {like}\n", "child.yaml")) == [f"child.yaml:2: like: {said}"]
+    assert refused(write(f"study: child\nextends_study: {other}\n", "child.yaml")) == [
+        f"child.yaml:2: extends_study: {said}"
+    ]
 
 
 def test_matching_goes_with_a_factor_that_arm_and_baseline_share(write):
@@ -232,7 +236,7 @@ def test_matching_goes_with_a_factor_that_arm_and_baseline_share(write):
     bundles = "short: {pretrain.training.max_steps: 60}, long: {pretrain.training.max_steps: 240}"
     path = write(
         f"{HEAD}{sizes}\ngrid: {{factors: {{budget: {{{bundles}}}}}}}\n"
-        "match: {by: train_flops}\ncompare: {within: [budget]}"
+        "match: {by: train_flops}\ncompare: {stratify_by: [budget]}"
     )
     ablation = load_study(path)
     flops = {arm.name: cost_of(arm.experiment).train_flops for arm in ablation.arms}

@@ -60,7 +60,7 @@ def fail(*_: object, **__: object) -> None:
 
 GROWTH = [
     ("seeds: [0, 1]", "seeds: [0, 1, 2]"),
-    ("seeds: [0, 1]", "seeds: [0, 1]\nmore_seeds: {most: 5}"),
+    ("seeds: [0, 1]", "seeds: [0, 1]\nmore_seeds: {max: 5}"),
     ("{a: {},", "{a: {}, c: {extends: decllm-tiny},"),
     ("seeds: [0, 1]", "seeds: [0, 1]\ncompare: {margin: 0.1, labels: {a: First}}"),
     ("question: Does it hold?", "question: Does it hold at all?"),

@@ -379,9 +379,9 @@ def test_how_the_finetuning_reads_its_examples_is_no_yardstick_and_their_own_fil
     for name, first in (("held", 20), ("more", 40)):
         lines = [{"inputs": f"{a}+1=", "targets": f"{a + 1}", "task": "odd"} for a in range(first, first + 20)]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    key = "finetune.data.held_out" if split == "val" else "finetune.data.test"
+    key = "finetune.data.validation_files" if split == "val" else "finetune.data.test_files"
     held = f"{{kind: jsonl, files: [{tmp_path}/held.jsonl]}}"
-    apart = [f"finetune.data.{name}={held}" for name in ("held_out", "test")]
+    apart = [f"finetune.data.{name}={held}" for name in ("validation_files", "test_files")]
 
     def refused(factor, *overrides, allow=()):
         rest = f"grid: {{factors: {{{factor}}}}}\ncompare: {{metric: finetune/{split}/target_nll}}"

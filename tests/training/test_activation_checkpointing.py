@@ -29,7 +29,7 @@ def prefixed(lengths: list[int]) -> Batch:
 BATCHES = {
     "decllm": ("decllm", lambda: uneven_batch("decoder")),
     "redllm": ("redllm", lambda: uneven_batch("encoder_decoder")),
-    "yoco": ("yoco", lambda: uneven_batch("decoder_decoder", "separate")),
+    "yoco": ("yoco", lambda: uneven_batch("decoder_decoder", True)),
     "one prefix": ("decllm", lambda: prefixed([6, 6, 6, 6])),
     "prefixes": ("decllm", lambda: prefixed([3, 5, 8, 2])),
 }

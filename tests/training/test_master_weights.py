@@ -265,6 +265,6 @@ def test_an_unknown_precision_is_answered_with_those_there_are() -> None:
 def test_the_groups_have_peaks_of_their_own() -> None:
     model = model_of()
     masters = masters_of(model)
-    optimizer = MasterWeights(model, masters, build_optimizer(Muon(lr=0.02, rest=AdamW(lr=0.001)), masters))
+    optimizer = MasterWeights(model, masters, build_optimizer(Muon(lr=0.02, adamw=AdamW(lr=0.001)), masters))
     set_learning_rate(optimizer.param_groups, 0.5)
     assert {group["lr"] for group in optimizer.param_groups} == {0.01, 0.0005}

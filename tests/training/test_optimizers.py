@@ -230,7 +230,7 @@ def test_tables_of_relative_biases_are_stepped_by_adamw_and_begin_as_those_of_t5
     model = build_model(load_experiment("decllm-tiny", overrides).model)
     tables = {name: p for name, p in model.named_parameters() if "relative_bias" in name}
     assert tables
-    optimizer = build_optimizer(Muon(weight_decay=0.1, rest=AdamW(weight_decay=0.2)), model)
+    optimizer = build_optimizer(Muon(weight_decay=0.1, adamw=AdamW(weight_decay=0.2)), model)
     for table in tables.values():
         group = next(g for g in optimizer.param_groups if any(p is table for p in g["params"]))
         assert group["weight_decay"] == 0.2

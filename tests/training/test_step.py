@@ -24,14 +24,14 @@ from lit_llm.training.stability import Stability, largest_attention_logit
 SMALL = ["model.d_model=16", "model.vocabulary=1024", "model.attention.heads=2", "model.feed_forward.d_ff=32"]
 
 
-def uneven_batch(family: str, documents: str = "joined") -> Batch:
+def uneven_batch(family: str, intra_document: bool = False) -> Batch:
     """Eight examples whose targets have 1, 4, 7, ... tokens; some hold more than one document."""
     ids = np.random.default_rng(0)
     sources = [ids.integers(2, 1024, size=5 + n) for n in range(8)]
     targets = [ids.integers(2, 1024, size=1 + 3 * n) for n in range(8)]
     for n in (0, 3, 6):
         sources[n][2], targets[n][-1 - n] = EOD, EOD
-    return lay_out(sources, targets, family, MasksConfig(documents=documents))  # type: ignore[arg-type]
+    return lay_out(sources, targets, family, MasksConfig(intra_document=intra_document))  # type: ignore[arg-type]
 
 
 def stepped(family: str, batch: Batch, **training: object) -> tuple[LitModel, dict[str, torch.Tensor]]:
@@ -64,11 +64,11 @@ def fitted(lit: LitModel, batch: Batch, *callbacks: L.Callback) -> None:
 
 @pytest.mark.parametrize("family", ["decllm", "redllm"])
 @pytest.mark.parametrize("micro_batch", [1, 3, 5])
-@pytest.mark.parametrize("documents", ["joined", "separate"])
-def test_the_gradient_ignores_how_the_step_is_cut(family: str, micro_batch: int, documents: str) -> None:
+@pytest.mark.parametrize("intra_document", [False, True])
+def test_the_gradient_ignores_how_the_step_is_cut(family: str, micro_batch: int, intra_document: bool) -> None:
     """Sum over targets / count of targets: 8 sequences at once, or 3 + 3 + 2 with uneven targets, the same gradient."""
-    batch = uneven_batch("decoder" if family == "decllm" else "encoder_decoder", documents)
-    assert ("documents_BT" in batch.inputs) == (documents == "separate")
+    batch = uneven_batch("decoder" if family == "decllm" else "encoder_decoder", intra_document)
+    assert ("documents_BT" in batch.inputs) == intra_document
     whole_step, whole = stepped(family, batch, z_loss=1e-4)
     cut_step, cut = stepped(family, batch, z_loss=1e-4, execution={"micro_batch_size": micro_batch})
     assert whole.keys() == cut.keys() == dict(whole_step.model.named_parameters()).keys()
@@ -127,7 +127,7 @@ DECAYING = AdamW(lr=0.1, weight_decay=0.5)
         AdamW(kind="adamw_8bit", lr=0.1, weight_decay=0.5),
         Adafactor(lr=0.1, weight_decay=0.5),
         FactoredAdafactor(lr=0.1, weight_decay=0.5),
-        Muon(lr=0.1, weight_decay=0.5, rest=DECAYING),
+        Muon(lr=0.1, weight_decay=0.5, adamw=DECAYING),
     ],
     ids=lambda config: config.kind,
 )

@@ -67,7 +67,7 @@ class AttentionConfig(Section):
     window: int | None = Field(None, gt=0)
     """Self-attention sees only keys fewer than this many tokens away: in a causal one the query and window - 1 before
     it. All when absent. Cross-attention sees all of its source."""
-    window_ahead: int | None = Field(None, gt=0)
+    window_right: int | None = Field(None, gt=0)
     """The same for keys after the query, where a mask lets them be seen; as `window` when absent."""
     scale: float | None = Field(None, gt=0)
     """Scores are multiplied by it; 1 / sqrt(head_dim) when absent. T5: 1."""
@@ -102,7 +102,7 @@ class ResolvedAttention(Section):
     relative_buckets: int | None = Field(None, exclude_if=lambda value: value is None)
     relative_distance: int | None = Field(None, exclude_if=lambda value: value is None)
     window: int | None = Field(None, exclude_if=lambda value: value is None)
-    window_ahead: int | None = Field(None, exclude_if=lambda value: value is None)
+    window_right: int | None = Field(None, exclude_if=lambda value: value is None)
     scale: float | None = Field(None, exclude_if=lambda value: value is None)
     softcap: float | None = Field(None, exclude_if=lambda value: value is None)
     shared_kv: bool = Field(False, exclude_if=lambda value: not value)
@@ -111,7 +111,7 @@ class ResolvedAttention(Section):
     @property
     def reach(self) -> Reach | None:
         """Keys that are seen are fewer than so many tokens (before, after) the query; None: all."""
-        return None if self.window is None else (self.window, self.window_ahead or self.window)
+        return None if self.window is None else (self.window, self.window_right or self.window)
 
     @property
     def width(self) -> int:
@@ -201,8 +201,8 @@ def resolve_attention(values: dict[str, object], d_model: int, place: Place) -> 
             f"relative_distance {config.relative_distance} is not beyond the {config.relative_buckets // 2} distances "
             f"that {config.relative_buckets} buckets tell apart exactly; make it larger, or relative_buckets smaller"
         )
-    if config.window_ahead is not None and config.window is None:
-        raise ValueError("window_ahead without window has no effect; set window, too")
+    if config.window_right is not None and config.window is None:
+        raise ValueError("window_right without window has no effect; set window, too")
     if config.rope != "none" and head_dim % 2:
         raise ValueError(f"RoPE rotates pairs, so head_dim {head_dim} must be even (or rope: none)")
     # One head is all heads: two names of one function.
@@ -216,7 +216,7 @@ def resolve_attention(values: dict[str, object], d_model: int, place: Place) -> 
         raise ValueError("shared keys have no relative bias; write relative_bias: none here, and use rope")
     own = place in ("self", "merged")  # what stands in one row with its keys
     window = config.window if own else None
-    ahead = None if window is None or config.window_ahead == window else config.window_ahead
+    ahead = None if window is None or config.window_right == window else config.window_right
     biased = place == "self" and config.relative_bias != "none"
     usual = config.scale is not None and math.isclose(config.scale, head_dim**-0.5, rel_tol=1e-12)
     return ResolvedAttention(
@@ -235,7 +235,7 @@ def resolve_attention(values: dict[str, object], d_model: int, place: Place) -> 
         relative_buckets=config.relative_buckets if biased else None,
         relative_distance=config.relative_distance if biased else None,
         window=window,
-        window_ahead=ahead,
+        window_right=ahead,
         scale=None if usual else config.scale,
         softcap=config.softcap,
         shared_kv=place == "shared",

@@ -92,7 +92,7 @@ def html(page: Page) -> str:
 def _template() -> Template:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    loader = PackageLoader("lit_llm", "report")
+    loader = PackageLoader("lit_llm.report", "pages")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -185,13 +185,13 @@ def _design(plan: Plan, comparison: Comparison, registration: Registration | Non
             "in the same order, and begin with equal values in every parameter that they have in common."
         )
     seeds = ", ".join(map(str, study.seeds))
-    most = f"; up to {study.more_seeds.most} where nothing is decided" if study.more_seeds else ""
+    most = f"; up to {study.more_seeds.max} where nothing is decided" if study.more_seeds else ""
     paired = ", over which differences are paired" if len(study.seeds) > 1 and len(plan.arms) > 1 else ""
     texts.append(f"Seeds: {seeds}{paired}{most}.")
     if study.match.by != "none":
         texts.append(f"The arms are matched with their baselines by {study.match.by.replace('_', ' ')}.")
-    if study.compare.within:
-        texts.append(f"Each arm meets the baseline of its own level of {', '.join(study.compare.within)}.")
+    if study.compare.stratify_by:
+        texts.append(f"Each arm meets the baseline of its own level of {', '.join(study.compare.stratify_by)}.")
     if any(generates(planned.arm) for planned in plan.arms):
         texts.append(cache_note(plan))
     allowed = [f"allowed: {rule.key}, because {rule.because}" for rule in study.allow]

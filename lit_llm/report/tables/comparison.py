@@ -53,7 +53,7 @@ def _parts(comparison: Comparison) -> Iterator[Part]:
         yield from gate_parts(comparison.gate)
 
 
-EFFECT = ("arm", "n", "{metric}", "difference [95%]", "± seeds", "p", "verdict", "against")
+EFFECT = ("arm", "n", "{metric}", "difference [95%]", "± seeds", "p", "verdict", "baseline")
 COST = ("params", "FLOPs", "tok/s", "spikes")
 
 
@@ -61,7 +61,7 @@ def _arms(comparison: Comparison) -> Part:
     """Mean, difference and cost of every arm. With which arm it is compared is said where that is not the same for all;
     p and the verdict, where the study asks for more than an interval."""
     head = [name.format(metric=comparison.metric) for name in (*EFFECT, *COST)]
-    hidden = ({"against"} if len({row.baseline for row in comparison.rows}) == 1 else set()) | unasked(comparison)
+    hidden = ({"baseline"} if len({row.baseline for row in comparison.rows}) == 1 else set()) | unasked(comparison)
     hidden |= set() if any(row.difference and row.difference.documents for row in comparison.rows) else {"± seeds"}
     head, rows = without(hidden, head, [*map(_row, comparison.rows)])
     return Part("arms", "", head, rows, len(head) - len(COST), comparison.notes)

@@ -41,16 +41,16 @@ def _loss(cell: Cell) -> str:
     return " ".join(parts)
 
 
-GROUPS = ("arm", "LR sensitivity [95%]", "difference [95%]", "against", "best lr", "range", "decades", "capped")
+GROUPS = ("arm", "LR sensitivity [95%]", "difference [95%]", "baseline", "best lr", "range", "decades", "capped")
 
 
 def _groups(found: LearningRates, metric: str) -> Part:
     """With which group one is compared is said where that is not the same for all."""
     rows = [_group(row) for row in found.rows]
-    against, hidden = GROUPS.index("against"), len({row.baseline for row in found.rows}) == 1
+    against, hidden = GROUPS.index("baseline"), len({row.baseline for row in found.rows}) == 1
     if hidden:
         rows = [[*row[:against], *row[against + 1 :]] for row in rows]
-    head = [name for name in GROUPS if name != "against" or not hidden]
+    head = [name for name in GROUPS if name != "baseline" or not hidden]
     title = f"sensitivity of {metric} to {found.factor}"
     return Part(f"{slug(found.factor)}-sensitivity", title, head, rows, head.index("best lr"), found.notes)
 

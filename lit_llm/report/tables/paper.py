@@ -138,14 +138,14 @@ def _against(part: Part, names: Names) -> Part:
     the strata, which are columns."""
     arms = {arm.name: arm for arm in names.ablation.arms}
     baselines = {arms[arm.baseline].group for arm in arms.values()}
-    if "against" not in part.head or not names.strata or len(baselines) > 1:
+    if "baseline" not in part.head or not names.strata or len(baselines) > 1:
         return part
     baseline = arms[names.ablation.arms[0].baseline]
     first = {name: levels[0] for name, levels in names.ablation.factors.items() if name not in names.strata}
     levels = [f"{names.factor(name)} {names.level(name, level)}" for name, level in first.items()]
     where = [names.arm(baseline.group)] * names.grouped + levels * names.spread
     note = f"each arm is compared with {', '.join(where)} at its own {' and '.join(map(names.factor, names.strata))}"
-    gone = list(part.head).index("against")
+    gone = list(part.head).index("baseline")
     return replace(_of_columns(part, [at for at in range(len(part.head)) if at != gone]), notes=(note, *part.notes))
 
 

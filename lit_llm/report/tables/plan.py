@@ -69,8 +69,8 @@ def plan_table(plan: Plan, width: int = 120) -> RenderableType:
     runs = f"{arms} x {seeds} = {all_runs}{once}, {most}{text.short(sum(cost.values()))}FLOPs"
     if study.more_seeds:
         # What is asked for at first is the least; at the most, every arm has all seeds.
-        whole = sum(cost.values()) * study.more_seeds.most / len(study.seeds)
-        runs += f" at least; with {study.more_seeds.most} seeds of every arm {text.short(whole)}FLOPs"
+        whole = sum(cost.values()) * study.more_seeds.max / len(study.seeds)
+        runs += f" at least; with {study.more_seeds.max} seeds of every arm {text.short(whole)}FLOPs"
     parts = [*plan_head(plan, f"{runs}{_duration(plan)}", width)]
     if study.grid and study.grid.fraction:
         parts += [Text(), *in_terminal(_fraction(plan, study.grid.fraction, study.grid.requested), width)]

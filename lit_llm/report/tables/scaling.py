@@ -54,7 +54,7 @@ def _lack(test: LackOfFit | None) -> str:
 
 def _multipliers(found: Scaling) -> Iterator[Part]:
     x = NAMES[found.x]
-    head = ["group", "against", f"times the {x} [95%]", "at the worst loss [95%]", "at the best loss [95%]", "losses"]
+    head = ["group", "baseline", f"times the {x} [95%]", "at the worst loss [95%]", "at the best loss [95%]", "losses"]
     rows = [
         [m.group, m.baseline, *map(interval, (m.mean, m.at_worst, m.at_best)), f"{m.best:.3f} to {m.worst:.3f}"]
         for m in found.multipliers
@@ -62,7 +62,7 @@ def _multipliers(found: Scaling) -> Iterator[Part]:
     yield Part("multipliers", f"{x} for the same {found.metric}", head, rows, len(head), left=2)
     crossing = [m for m in found.multipliers if m.crossing is not None]
     if crossing:
-        head = ["group", "against", f"at {x} [95%]", "at a loss of [95%]", "lower before it", "after it", ""]
+        head = ["group", "baseline", f"at {x} [95%]", "at a loss of [95%]", "lower before it", "after it", ""]
         title = "curves that cross within their data"
         yield Part("crossings", title, head, [_crossing(m) for m in crossing], len(head), left=2)
 

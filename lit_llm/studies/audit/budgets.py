@@ -132,7 +132,7 @@ def audit_budgets(ablation: Ablation, arm: Arm, costs: Mapping[str, Cost]) -> It
         for excess in excesses(cost, costs[partner.name]):
             if excess.budgets[0].blocks and not _follows_from_the_objective(excess, arm, partner):
                 yield _stop(ablation, arm, excess, f"{partner.name}, of as many {_words(scaling.x)}")
-    named = "its baseline" if ablation.study.compare.within else baseline.name
+    named = "its baseline" if ablation.study.compare.stratify_by else baseline.name
     notes: dict[str, list[Excess]] = {}
     for excess in excesses(cost, costs[baseline.name]):
         if _follows_from_the_objective(excess, arm, baseline):

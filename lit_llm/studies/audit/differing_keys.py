@@ -51,7 +51,16 @@ CONTINUATION = tuple(
 """What a model says of the tokens that go on from a prefix, in several units."""
 EXAMPLES = tuple(
     f"finetune.data.{key}"
-    for key in ("held_out", "test", "inputs", "targets", "task", "input_length", "target_length", "over_long")
+    for key in (
+        "validation_files",
+        "test_files",
+        "inputs",
+        "targets",
+        "task",
+        "input_length",
+        "target_length",
+        "over_long",
+    )
 )
 """Keys that decide which target tokens of the instruction data are scored; see `_measured_on` for the others."""
 SPLIT_FROM_EXAMPLES = tuple(f"finetune.data.{key}" for key in ("examples", "validation_fraction", "test_fraction"))
@@ -97,9 +106,9 @@ def audit(
 
 
 def _audit_arm(ablation: Ablation, arm: Arm, costs: Mapping[str, Cost], store: Store | None) -> Iterator[Finding]:
-    if arm.experiment.pretrain.masks.documents == "separate":
+    if arm.experiment.pretrain.masks.intra_document:
         message = "FLOPs are an upper bound: they are counted as if each window were of one document"
-        yield Finding("note", arm.name, "pretrain.masks.documents", message)
+        yield Finding("note", arm.name, "pretrain.masks.intra_document", message)
     yield from _audit_metric(ablation.study.compare.metric, arm)
     yield from unused_rows(arm)
     if arm.experiment.adapt is not None:
@@ -164,9 +173,9 @@ def _audit_keys(ablation: Ablation, arm: Arm, baseline: Arm, changed: Mapping[st
 def _measured_on(metric: str, *arms: Arm) -> tuple[str, ...]:
     """Sections and keys that decide which target tokens a metric of these arms is measured on."""
     keys = next((keys for prefix, keys in _YARDSTICKS.items() if metric.startswith(prefix)), ())
-    files = "test" if metric.startswith(f"{FINETUNED}{METRICS_OF_SPLIT['test']}") else "held_out"
+    held_out = "test" if metric.startswith(f"{FINETUNED}{METRICS_OF_SPLIT['test']}") else "validation"
     tuned = [arm.experiment.finetune.data for arm in arms if arm.experiment.finetune is not None]
-    if set(EXAMPLES) <= set(keys) and any(getattr(data, files) is None for data in tuned):
+    if set(EXAMPLES) <= set(keys) and any(getattr(data, f"{held_out}_files") is None for data in tuned):
         return (*keys, *SPLIT_FROM_EXAMPLES)
     return keys
 
@@ -207,7 +216,7 @@ def _audit_objectives(ablation: Ablation, arm: Arm, baseline: Arm, costs: Mappin
         ratio = costs[arm.name].loss_tokens / costs[baseline.name].loss_tokens
         message = "the loss is computed on another number of tokens: see loss tokens"
         if is_outside(ratio):
-            named = "its baseline" if ablation.study.compare.within else baseline.name
+            named = "its baseline" if ablation.study.compare.stratify_by else baseline.name
             message = f"the loss is computed on {times(ratio)} the tokens of {named}: see loss tokens"
         yield Finding("note", arm.name, "pretrain.objective", message)
 
@@ -222,7 +231,9 @@ def _audit_crossing(ablation: Ablation, arm: Arm, baseline: Arm) -> Iterator[Fin
             message = f"its other combinations differ from {baseline.name} in factors too; compare its effects instead"
             yield Finding("note", arm.name, "compare", message)
     elif arm.group != baseline.group and moved:
-        message = f"differs from {baseline.name} in its arm and in {', '.join(moved)} at once; see `compare.within`"
+        message = (
+            f"differs from {baseline.name} in its arm and in {', '.join(moved)} at once; see `compare.stratify_by`"
+        )
         yield Finding("note", arm.name, "compare", message)
 
 

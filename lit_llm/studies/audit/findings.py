@@ -61,8 +61,8 @@ BY_NAME = (
     "pretrain.data.corpus",
     "pretrain.data.tokenizer",
     "finetune.data.examples",
-    "finetune.data.held_out",
-    "finetune.data.test",
+    "finetune.data.validation_files",
+    "finetune.data.test_files",
 )
 """Sections that stand for one thing each: of what the primary metric is measured on, a rule may name them whole."""
 

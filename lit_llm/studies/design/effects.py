@@ -26,11 +26,11 @@ from lit_llm.studies.load import Ablation, Arm
 
 
 def layouts(ablation: Ablation) -> list[Layout]:
-    """One for each named arm in the grid and, where `compare.within` begins anew, each level of those factors.
+    """One for each named arm in the grid and, where `compare.stratify_by` begins anew, each level of those factors.
 
     Empty for other designs, for factors of more levels, and where combinations are excluded.
     """
-    grid, within = ablation.study.grid, ablation.study.compare.within
+    grid, within = ablation.study.grid, ablation.study.compare.stratify_by
     if grid is None or grid.design not in ("factorial", "fractional_factorial") or grid.exclude:
         return []
     factors = {name: labels for name, labels in ablation.factors.items() if name not in within}
@@ -42,7 +42,7 @@ def layouts(ablation: Ablation) -> list[Layout]:
 
 def factor_layouts(ablation: Ablation) -> list[FactorLayout]:
     """The same of full factorials in which a factor has more than two levels; empty for all others."""
-    grid, within = ablation.study.grid, ablation.study.compare.within
+    grid, within = ablation.study.grid, ablation.study.compare.stratify_by
     factors = {name: labels for name, labels in ablation.factors.items() if name not in within}
     if grid is None or grid.design != "factorial" or grid.exclude or all(len(x) == 2 for x in factors.values()):
         return []
@@ -52,7 +52,7 @@ def factor_layouts(ablation: Ablation) -> list[FactorLayout]:
 def _arms_by_level(ablation: Ablation, factors: Mapping[str, Sequence[str]]) -> dict[str, dict[str, tuple[int, ...]]]:
     """{group: {arm: the number of its level of each factor}}"""
     found: dict[str, dict[str, tuple[int, ...]]] = {}
-    short, within = short_names(list(ablation.factors)), ablation.study.compare.within
+    short, within = short_names(list(ablation.factors)), ablation.study.compare.stratify_by
     for arm in ablation.arms:
         if arm.levels:
             group = "/".join([arm.group, *(f"{short[name]}={arm.levels[name]}" for name in within)])
@@ -76,7 +76,7 @@ def _contrasts(ablation: Ablation, factors: Mapping[str, Sequence[str]]) -> tupl
     return tuple(found)
 
 
-LEARNING_RATES = (".optimizer.lr", ".optimizer.rest.lr")
+LEARNING_RATES = (".optimizer.lr", ".optimizer.adamw.lr")
 """How a key that is one ends; the second is that of Muon's AdamW."""
 
 

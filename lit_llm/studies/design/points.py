@@ -21,7 +21,7 @@ from lit_llm.studies.design.factors import Level, combinations, read_factors, sh
 from lit_llm.studies.design.fractional_factorial import LETTERS
 from lit_llm.studies.schema import Compare, Study
 
-ARM_KEYS = ("extends", "grid", "against")
+ARM_KEYS = ("extends", "grid", "baseline")
 """Keys of a named arm that are not the experiment's."""
 
 
@@ -60,7 +60,7 @@ def cells_of(study: Study, document: Node, folder: Path, overrides: Sequence[str
     if problems:  # what is wrong with the arms can be said all the same
         factors, crossed = {}, None
     groups = _groups(study, document, folder, problems)
-    against = _against(study, document, problems)
+    baselines_by_arm = _named_baselines(study, document, problems)
     after = read_overrides(overrides, problems)
     seeded = [node for node in after if node.find(["seed"])]
     problems += [Problem("seeds are the study's, change them there", "seed", node.mark) for node in seeded]
@@ -77,7 +77,7 @@ def cells_of(study: Study, document: Node, folder: Path, overrides: Sequence[str
     problems += _build(cells, complete=crossed is study.grid)
     if not problems and not cells:
         problems.append(Problem("every combination is excluded", "grid.exclude", document.mark_of(["grid", "exclude"])))
-    baselines = {cell.name: _baseline_of(cell, cells, against, study.compare, factors) for cell in cells}
+    baselines = {cell.name: _baseline_of(cell, cells, baselines_by_arm, study.compare, factors) for cell in cells}
     alone = [name for name, baseline in baselines.items() if baseline is None]
     if not problems and alone:
         message = f"{some(alone)} would be compared with an arm that is excluded"
@@ -159,7 +159,7 @@ def _in_arms(problem: Problem, where: Sequence[Cell], cells: Sequence[Cell], els
     return Problem(f"{problem.message} (in arm {some(names)})", problem.key, problem.mark)
 
 
-def _against(study: Study, document: Node, problems: list[Problem]) -> dict[str, str]:
+def _named_baselines(study: Study, document: Node, problems: list[Problem]) -> dict[str, str]:
     """{named arm: the one that it is compared with}."""
     names = list(study.arms or {"baseline": None})
     first = study.compare.baseline or names[0]
@@ -168,22 +168,25 @@ def _against(study: Study, document: Node, problems: list[Problem]) -> dict[str,
         problems.append(Problem(f"there is no arm {first!r}{did_you_mean(first, names)}", "compare.baseline", where))
     found = dict.fromkeys(names, first)
     for name, own in study.arms.items():
-        if "against" not in (own or {}):
+        if "against" in (own or {}):
+            where = document.mark_of(["arms", name, "against"])
+            problems.append(Problem(f"unknown key{did_you_mean('against', ARM_KEYS)}", f"arms.{name}.against", where))
+        if "baseline" not in (own or {}):
             continue
-        wanted, where = (own or {})["against"], document.mark_of(["arms", name, "against"])
+        wanted, where = (own or {})["baseline"], document.mark_of(["arms", name, "baseline"])
         if wanted in names:
             found[name] = wanted
         else:
             hint = did_you_mean(str(wanted), names)
-            problems.append(Problem(f"there is no arm {wanted!r}{hint}", f"arms.{name}.against", where))
+            problems.append(Problem(f"there is no arm {wanted!r}{hint}", f"arms.{name}.baseline", where))
     for name in found:
         seen = [name]
         while (below := found.get(seen[-1], seen[-1])) != seen[-1] and below not in seen:
             seen.append(below)
         if below in seen[:-1]:
-            where = document.mark_of(["arms", name, "against"])
+            where = document.mark_of(["arms", name, "baseline"])
             message = f"is compared with itself in a circle: {' -> '.join([*seen, below])}"
-            problems.append(Problem(message, f"arms.{name}.against", where))
+            problems.append(Problem(message, f"arms.{name}.baseline", where))
             break
     return found
 
@@ -207,7 +210,7 @@ def _groups(study: Study, document: Node, folder: Path, problems: list[Problem])
         in_grid = items.get("grid", Node(True)).value
         if not isinstance(in_grid, bool):
             problems.append(Problem("should be true or false", f"arms.{name}.grid", own.mark_of(["grid"])))
-        keys = Node({key: value for key, value in items.items() if key not in ARM_KEYS}, own.mark)
+        keys = Node({key: value for key, value in items.items() if key not in (*ARM_KEYS, "against")}, own.mark)
         if below is not None:
             groups[name] = (merge(merge(below, base), keys), bool(in_grid))
     return groups
@@ -229,12 +232,16 @@ def _name(cells: list[Cell], study: Study, factors: dict[str, list[Level]]) -> N
 
 
 def _baseline_of(
-    cell: Cell, cells: list[Cell], against: Mapping[str, str], compare: Compare, factors: dict[str, list[Level]]
+    cell: Cell,
+    cells: list[Cell],
+    baselines_by_arm: Mapping[str, str],
+    compare: Compare,
+    factors: dict[str, list[Level]],
 ) -> str | None:
-    """The arm that this one is against, at its own levels of the `within` factors and the first level of all others."""
-    group = against.get(cell.group)
+    """The baseline of an arm: at its own levels of the `stratify_by` factors, and the first level of all others."""
+    group = baselines_by_arm.get(cell.group)
     wanted = {name: levels[0].label for name, levels in factors.items()}
-    wanted |= {name: cell.labels[name] for name in compare.within if name in cell.labels}
+    wanted |= {name: cell.labels[name] for name in compare.stratify_by if name in cell.labels}
     for other in cells:
         if other.group == group and (not other.labels or other.labels == wanted):
             return other.name

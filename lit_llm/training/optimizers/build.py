@@ -27,7 +27,7 @@ def build_optimizer(config: Optimizer, model: nn.Module) -> torch.optim.Optimize
         ]
         held = {id(p) for p in inside}
         rest = [p for p in model.parameters() if id(p) not in held]
-        return Joined(_muon(config, inside), _adamw(config.rest, _groups(rest, config.rest)))
+        return Joined(_muon(config, inside), _adamw(config.adamw, _groups(rest, config.adamw)))
     groups = _groups(list(model.parameters()), config)
     if isinstance(config, AdamW):
         return _adamw(config, groups)

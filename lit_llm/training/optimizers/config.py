@@ -99,12 +99,12 @@ class Muon(Section):
     columns))."""
     weight_decay: float = Field(0.0, ge=0)
     """Decay of matrices per step, times the learning rate."""
-    rest: AdamW = AdamW()
+    adamw: AdamW = AdamW()
     """For embeddings, the output matrix, tables of relative biases and scales."""
 
     def state_bytes(self, rows: int, columns: int, inside: bool) -> float:
         """Bytes kept for a parameter, inside a layer or in an embedding; a vector is one row."""
-        return 4 * rows * columns if inside and rows > 1 else self.rest.state_bytes(rows, columns, inside)
+        return 4 * rows * columns if inside and rows > 1 else self.adamw.state_bytes(rows, columns, inside)
 
 
 Optimizer = Annotated[AdamW | Adafactor | FactoredAdafactor | Muon, OneOf(default=AdamW)]
