@@ -50,7 +50,7 @@ def as_llama(model: LanguageModel) -> LlamaForCausalLM:
             hidden_size=shape.d_model,
             intermediate_size=layer.feed_forward.d_ff,
             num_hidden_layers=len(shape.decoder),
-            num_attention_heads=layer.mixer.heads,
+            num_attention_heads=layer.sequence_mixer.heads,
             rms_norm_eps=shape.norm.eps,
             tie_word_embeddings=True,
             bos_token_id=BEGIN,

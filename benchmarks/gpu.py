@@ -73,7 +73,7 @@ def llama_of(experiment: Experiment) -> Any:
         hidden_size=shape.d_model,
         intermediate_size=layer.feed_forward.d_ff,
         num_hidden_layers=len(shape.decoder),
-        num_attention_heads=layer.mixer.heads,
+        num_attention_heads=layer.sequence_mixer.heads,
         tie_word_embeddings=True,
         bos_token_id=1,
         eos_token_id=None,

@@ -32,7 +32,7 @@ from pathlib import Path
 
 import lit_llm
 from lit_llm.store.store import Store
-from lit_llm.sweeps.coordinator import SweepWatcher
+from lit_llm.sweeps.coordinator import SweepObserver
 from lit_llm.sweeps.run import run_sweep
 from lit_llm.sweeps.sweep import load_sweep
 from lit_llm.sweeps.trial import Trial
@@ -147,7 +147,7 @@ def measured(ends: Sequence[tuple[float, float]]) -> dict[str, float]:
     }
 
 
-class Ends(SweepWatcher):
+class Ends(SweepObserver):
     """Notes when each trial ended."""
 
     def __init__(self) -> None:
@@ -161,15 +161,15 @@ class Ends(SweepWatcher):
 def ours(folder: Path, trials: int) -> dict[str, float]:
     for number in range(40):
         (folder / f"{number}.txt").write_text(f"it was the best of times number {number} " * 200)
-    watcher = Ends()
+    observer = Ends()
     # The first tokenises, opens MLflow and starts the fork server.
     for name, count in (("first", 1), ("overhead", trials)):
-        watcher = Ends()
+        observer = Ends()
         path = folder / f"{name}.yaml"
         path.write_text(SWEEP.format(name=name, corpus=f"{folder}/*.txt", trials=count))
-        run_sweep(load_sweep(path), Store(folder / "store"), watcher=watcher, slots=1)
-    assert len(watcher.found) == trials
-    return measured(watcher.found)
+        run_sweep(load_sweep(path), Store(folder / "store"), observer=observer, slots=1)
+    assert len(observer.found) == trials
+    return measured(observer.found)
 
 
 def peer(folder: Path, command: Sequence[str], plain: str) -> dict[str, float]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lit_llm.store.store import Store
 from lit_llm.studies.load import load_study
-from lit_llm.studies.run import Finished, Watcher, run_study
+from lit_llm.studies.run import Finished, Observer, run_study
 from lit_llm.studies.runs import Run
 
 STUDY = """
@@ -27,7 +27,7 @@ seeds: [0, 1, 2, 3]
 """
 
 
-class Stopwatch(Watcher):
+class Stopwatch(Observer):
     """Times from the launch of the first run to the end of the last."""
 
     seconds = 0.0
@@ -41,7 +41,7 @@ class Stopwatch(Watcher):
 
 def timed(path: Path, store: Path, slots: int) -> tuple[float, Finished]:
     watch = Stopwatch()
-    finished = run_study(load_study(path), Store(store), watcher=watch, slots=slots)
+    finished = run_study(load_study(path), Store(store), observer=watch, slots=slots)
     return watch.seconds, finished
 
 

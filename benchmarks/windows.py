@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_llm.components.attention.dot_product import DotProduct
-from lit_llm.components.attention.masks import Visibility
+from lit_llm.components.attention.masks import AttentionMask
 
 HEADS, HEAD_DIM = 4, 64
 
@@ -31,14 +31,14 @@ def main() -> None:
     q, k, v = (torch.randn(1, HEADS, chosen.tokens, HEAD_DIM, requires_grad=True) for _ in range(3))
     reach = (chosen.window, chosen.window)
     for name, causal in (("causal", True), ("full", False)):
-        mask = Visibility(causal=causal).within(reach).mask(chosen.tokens, chosen.tokens, q.device)
+        mask = AttentionMask(causal=causal).within(reach).mask(chosen.tokens, chosen.tokens, q.device)
 
         def masked(mask: Tensor | None = mask) -> Tensor:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
-        visible = Visibility(causal=causal).within(reach)
+        visible = AttentionMask(causal=causal).within(reach)
 
-        def by_blocks(visible: Visibility = visible) -> Tensor:
+        def by_blocks(visible: AttentionMask = visible) -> Tensor:
             return DotProduct()(q, k, v, visible)
 
         assert torch.allclose(masked(), by_blocks(), atol=1e-5)

@@ -7,11 +7,11 @@ import json
 import typer
 
 from lit_llm.cli.app import app
-from lit_llm.cli.options import DEFAULT_STORE, AsJson, StoreOption, console, uncollected
+from lit_llm.cli.options import DEFAULT_STORE, AsJson, StoreOption, console, gc_disabled
 
 
 @app.command()
-@uncollected()
+@gc_disabled()
 def studies(as_json: AsJson = False, store: StoreOption = DEFAULT_STORE) -> None:
     """List the studies of a store: question, runs, date, answer; and how many of their findings may be false.
 

@@ -31,10 +31,10 @@ from lit_llm.cli.options import (
     ceilings,
     charts,
     console,
+    gc_disabled,
     shown,
     slots,
     supervision,
-    uncollected,
     unwritable,
 )
 from lit_llm.config.problems import InputError, Problem
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 
 @app.command()
-@uncollected()
+@gc_disabled()
 def plan(
     study: StudyArgument,
     override: Overrides = None,
@@ -190,7 +190,7 @@ def run(
         finished = run_study(
             ablation,
             place,
-            watcher=lines or Progressing(screen),
+            observer=lines or Progressing(screen),
             slots=jobs or slots(ablation),
             only=only,
             rerun=rerun.value if rerun else None,
@@ -219,7 +219,7 @@ def run(
 
 
 @app.command()
-@uncollected()
+@gc_disabled()
 def status(
     study: StudyArgument,
     override: Overrides = None,
@@ -266,7 +266,7 @@ def _told_of_another(ablation: Ablation, store: Store, screen: Console | None) -
 
 
 @app.command()
-@uncollected()
+@gc_disabled()
 def report(
     study: StudyArgument,
     other: Annotated[

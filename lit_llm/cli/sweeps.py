@@ -76,7 +76,7 @@ def sweep(
         ended = run_sweep(
             search,
             place,
-            watcher=lines or Searching(screen, search, place),
+            observer=lines or Searching(screen, search, place),
             slots=jobs or slots(search.ablation),
             storage=storage,
             tracking=tracking,

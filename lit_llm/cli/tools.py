@@ -150,11 +150,11 @@ def store_rebuild_mlflow(store: StoreOption = DEFAULT_STORE) -> None:
     """
     from lit_llm.store.store import Store
     from lit_llm.studies.rebuild_mlflow import rebuild_mlflow
-    from lit_llm.tracking.mlflow_sync import MirrorUnavailable
+    from lit_llm.tracking.mlflow_sync import SyncUnavailable
 
     try:
         done = rebuild_mlflow(Store(store), tell=lambda name: print(f"{name} ...", flush=True))
-    except MirrorUnavailable as problem:
+    except SyncUnavailable as problem:
         raise InputError(Problem(str(problem), "--store")) from None
     count = len(done.studies)
     print(f"{count} {'study is' if count == 1 else 'studies are'} in {Store(store).root / 'mlflow.db'}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, order=True)
-class Mark:
+class SourceLocation:
     """Where a value was written."""
 
     source: str
@@ -26,10 +26,10 @@ class Problem:
 
     message: str
     key: str = ""
-    mark: Mark | None = None
+    location: SourceLocation | None = None
 
     def __str__(self) -> str:
-        return ": ".join(str(part) for part in (self.mark, self.key, self.message) if part)
+        return ": ".join(str(part) for part in (self.location, self.key, self.message) if part)
 
 
 MOST_SHOWN = 50
@@ -53,7 +53,7 @@ class InputError(Exception):
 
 
 @contextmanager
-def noted(problems: list[Problem]) -> Iterator[None]:
+def collect_errors(problems: list[Problem]) -> Iterator[None]:
     """Add what is wrong in this block to `problems` and go on, so that the user hears of everything at once."""
     try:
         yield

@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from lit_llm.config.problems import InputError, Problem, did_you_mean
-from lit_llm.config.tree import KIND, Node
+from lit_llm.config.tree import KIND, ConfigNode
 
 T = TypeVar("T")
 S = TypeVar("S", bound="Section")
@@ -55,7 +55,7 @@ Items = Annotated[tuple[T, ...], Strict(False)]
 """A list in YAML, a tuple here (frozen); its items stay strict."""
 
 
-def impossible(*findings: tuple[str | tuple[str, ...], str]) -> PydanticCustomError:
+def config_error(*findings: tuple[str | tuple[str, ...], str]) -> PydanticCustomError:
     """The error to raise in a validator for values that the types allow and the thing itself does not.
 
     findings: (key inside the section that is to blame, or "", message), any number of them. A key whose parts hold
@@ -88,7 +88,7 @@ class OneOf:
             if isinstance(value, Mapping):
                 name = value.get(by, default_name)
                 if not isinstance(name, str) or name not in names:
-                    raise impossible((by, _not_possible(name, names)))
+                    raise config_error((by, _not_possible(name, names)))
                 return {by: name, **value}
             return value
 
@@ -133,7 +133,7 @@ def set_fields(section: BaseModel | None) -> dict[str, Any]:
     return {key: value for key in type(section).model_fields if (value := getattr(section, key)) is not None}
 
 
-def validate(section: type[S], node: Node, at: tuple[str, ...] = ()) -> S:
+def validate(section: type[S], node: ConfigNode, at: tuple[str, ...] = ()) -> S:
     """Build a section from a tree. Raises InputError with every problem, each at its file and line.
 
     `at`: the path of the section in its file, put before the keys of the messages.
@@ -147,7 +147,7 @@ def validate(section: type[S], node: Node, at: tuple[str, ...] = ()) -> S:
         ) from None
 
 
-def _problems(section: type[Section], node: Node, at: tuple[str, ...], errors: list[Any]) -> Iterator[Problem]:
+def _problems(section: type[Section], node: ConfigNode, at: tuple[str, ...], errors: list[Any]) -> Iterator[Problem]:
     """Pydantic's errors in our words, one for each wrong value, at the line that brought it in."""
     wrong: dict[tuple[str, ...], list[Any]] = {}
     for error in errors:
@@ -162,12 +162,12 @@ def _problems(section: type[Section], node: Node, at: tuple[str, ...], errors: l
             if error["type"] == "impossible":
                 for key, message in error["ctx"]["findings"]:
                     blamed = (*path, *(filter(None, key.split(".")) if isinstance(key, str) else key))
-                    yield Problem(message, ".".join(at + blamed), node.mark_of(blamed))
+                    yield Problem(message, ".".join(at + blamed), node.location_of(blamed))
             else:
-                yield Problem(_message(section, path, error), ".".join(at + path), node.mark_of(path))
+                yield Problem(_message(section, path, error), ".".join(at + path), node.location_of(path))
 
 
-def _path(node: Node, error: dict[str, Any]) -> tuple[str, ...]:
+def _path(node: ConfigNode, error: dict[str, Any]) -> tuple[str, ...]:
     """The user's key: pydantic's location without its own names for variants and alternatives, which no file has."""
     path: tuple[str, ...] = ()
     parts = [str(part) for part in error["loc"]]

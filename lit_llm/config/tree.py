@@ -15,18 +15,18 @@ from typing import Any
 
 import yaml
 
-from lit_llm.config.problems import InputError, Mark, Problem
+from lit_llm.config.problems import InputError, Problem, SourceLocation
 
 KIND = "kind"
 """The key that says which variant a section is. A mapping of another kind replaces the old one, it does not merge."""
 
 
 @dataclass(frozen=True)
-class Node:
-    """A value with its mark: a scalar, a list of nodes, or a mapping of names to nodes."""
+class ConfigNode:
+    """A value with the place it was written at: a scalar, a list of nodes, or a mapping of names to nodes."""
 
     value: Any
-    mark: Mark | None = None
+    location: SourceLocation | None = None
 
     def plain(self) -> Any:
         """The value without marks."""
@@ -36,7 +36,7 @@ class Node:
             return [node.plain() for node in self.value]
         return self.value
 
-    def find(self, path: Sequence[str]) -> Node | None:
+    def find(self, path: Sequence[str]) -> ConfigNode | None:
         """The node at `path`, or None."""
         node = self
         for part in path:
@@ -48,27 +48,27 @@ class Node:
                 return None
         return node
 
-    def mark_of(self, path: Sequence[str]) -> Mark | None:
-        """The mark of the value at `path`, or of its nearest ancestor that was written down."""
+    def location_of(self, path: Sequence[str]) -> SourceLocation | None:
+        """The location of the value at `path`, or of its nearest ancestor that was written down."""
         for end in range(len(path), -1, -1):
             node = self.find(path[:end])
-            if node is not None and node.mark is not None:
-                return node.mark
+            if node is not None and node.location is not None:
+                return node.location
         return None
 
 
-def tree(value: Any, mark: Mark | None = None) -> Node:
-    """Plain data as nodes that all carry `mark`."""
-    if isinstance(value, Node):
+def tree(value: Any, location: SourceLocation | None = None) -> ConfigNode:
+    """Plain data as nodes that all carry `location`."""
+    if isinstance(value, ConfigNode):
         return value
     if isinstance(value, Mapping):
-        return Node({str(key): tree(item, mark) for key, item in value.items()}, mark)
+        return ConfigNode({str(key): tree(item, location) for key, item in value.items()}, location)
     if isinstance(value, list | tuple):
-        return Node([tree(item, mark) for item in value], mark)
-    return Node(value, mark)
+        return ConfigNode([tree(item, location) for item in value], location)
+    return ConfigNode(value, location)
 
 
-def merge(base: Node, over: Node) -> Node:
+def merge(base: ConfigNode, over: ConfigNode) -> ConfigNode:
     """`over` wins; mappings merge key by key, lists and scalars are replaced.
 
     A variant written short (`optimizer: adamw`) is the mapping `{kind: adamw}`, so that a later layer may add to it.
@@ -82,41 +82,41 @@ def merge(base: Node, over: Node) -> Node:
     merged = dict(base_items)
     for key, node in over_items.items():
         merged[key] = merge(merged[key], node) if key in merged else node
-    return Node(merged, over.mark or base.mark)
+    return ConfigNode(merged, over.location or base.location)
 
 
-def merge_all(layers: Iterable[Node]) -> Node:
+def merge_all(layers: Iterable[ConfigNode]) -> ConfigNode:
     """The layers in order of precedence, the strongest last."""
-    merged = Node({})
+    merged = ConfigNode({})
     for layer in layers:
         merged = merge(merged, layer)
     return merged
 
 
-def _as_mapping(word: Node, other: Node) -> Any:
+def _as_mapping(word: ConfigNode, other: ConfigNode) -> Any:
     """`adamw` beside `{lr: 1e-3}` or `{kind: adamw, lr: 1e-3}` is `{kind: adamw}`."""
     if isinstance(word.value, str) and isinstance(other.value, dict):
         return {KIND: word}
     return word.value
 
 
-def at(path: str, node: Node) -> Node:
+def at(path: str, node: ConfigNode) -> ConfigNode:
     """A tree that holds only `node`, at the dotted `path`. Raises InputError for one that is too deep."""
     if path.count(".") >= DEEPEST:
-        raise InputError(Problem(f"is nested more than {DEEPEST} levels deep", f"{path[:40]}...", node.mark))
+        raise InputError(Problem(f"is nested more than {DEEPEST} levels deep", f"{path[:40]}...", node.location))
     for part in reversed(split_path(path)):
-        node = Node({part: node}, node.mark)
+        node = ConfigNode({part: node}, node.location)
     return node
 
 
-def without(node: Node, path: Sequence[str]) -> Node:
+def without(node: ConfigNode, path: Sequence[str]) -> ConfigNode:
     """The tree without what stands at `path`, which has to be there."""
     items: dict[str, Any] = dict(node.value)
     if len(path) == 1:
         del items[path[0]]
     else:
         items[path[0]] = without(items[path[0]], path[1:])
-    return Node(items, node.mark)
+    return ConfigNode(items, node.location)
 
 
 def split_path(path: str) -> list[str]:
@@ -223,62 +223,64 @@ class _TooMuch(Exception):
 
 
 @lru_cache(maxsize=32)  # a command reads its file several times, and a study a preset for each of its arms
-def read_yaml(text: str, source: str) -> Node:
+def read_yaml(text: str, source: str) -> ConfigNode:
     """Parse one YAML document. Raises InputError with `source:line` for broken YAML, repeated keys and for what is
     larger than a configuration can be."""
     if len(text) > MOST_BYTES:
-        raise InputError(Problem(_LARGE, mark=Mark(source)))
+        raise InputError(Problem(_LARGE, location=SourceLocation(source)))
     problems: list[Problem] = []
     count = 0
 
-    def convert(node: yaml.Node, line: int, depth: int = 0) -> Node:
+    def convert(node: yaml.Node, line: int, depth: int = 0) -> ConfigNode:
         nonlocal count
         count += 1
-        mark = Mark(source, line + 1)
+        location = SourceLocation(source, line + 1)
         if count > MOST_VALUES:
-            raise InputError(Problem(_MANY, mark=mark))
+            raise InputError(Problem(_MANY, location=location))
         if depth > DEEPEST:
-            raise InputError(Problem(_DEEP, mark=mark))
+            raise InputError(Problem(_DEEP, location=location))
         if node.tag not in _TAGS:
             tag = node.tag.replace("tag:yaml.org,2002:", "!!")
-            problems.append(Problem(f"the tag {tag} is not allowed: a file is data, never code", mark=mark))
-            return Node(None, mark)
+            problems.append(Problem(f"the tag {tag} is not allowed: a file is data, never code", location=location))
+            return ConfigNode(None, location)
         if isinstance(node, yaml.MappingNode):
-            items: dict[str, Node] = {}
+            items: dict[str, ConfigNode] = {}
             for key_node, value_node in node.value:
                 key, key_line = key_node.value, key_node.start_mark.line
-                key_mark = Mark(source, key_line + 1)
+                key_mark = SourceLocation(source, key_line + 1)
                 if not isinstance(key_node, yaml.ScalarNode) or key_node.tag not in _TAGS:
-                    problems.append(Problem("a key must be a plain word", mark=key_mark))
+                    problems.append(Problem("a key must be a plain word", location=key_mark))
                     continue
                 if key == "<<" and key_node.style is None:
-                    problems.append(Problem("'<<' is not supported, use `extends`", mark=key_mark))
+                    problems.append(Problem("'<<' is not supported, use `extends`", location=key_mark))
                     continue
                 if key in items:
                     problems.append(Problem("is written twice", key, key_mark))
                 items[key] = convert(value_node, key_line, depth + 1)
-            return Node(items, mark)
+            return ConfigNode(items, location)
         if isinstance(node, yaml.SequenceNode):
-            return Node([convert(item, item.start_mark.line, depth + 1) for item in node.value], mark)
+            return ConfigNode([convert(item, item.start_mark.line, depth + 1) for item in node.value], location)
         try:
-            return Node(loader.construct_object(node), mark)
+            return ConfigNode(loader.construct_object(node), location)
         except OverflowError:
-            problems.append(Problem(f"{node.value[:40]} is beyond the integers of 64 bits", mark=mark))
-            return Node(None, mark)
+            problems.append(Problem(f"{node.value[:40]} is beyond the integers of 64 bits", location=location))
+            return ConfigNode(None, location)
         except (ValueError, KeyError):  # a tag that the value does not fit
-            problems.append(Problem(f"{node.value[:40]!r} is no {node.tag.rpartition(':')[2]}", mark=mark))
-            return Node(None, mark)
+            problems.append(Problem(f"{node.value[:40]!r} is no {node.tag.rpartition(':')[2]}", location=location))
+            return ConfigNode(None, location)
 
     try:
         loader = _Loader(text)
         try:
             root = loader.get_single_node()
-            document = Node({}, Mark(source, 1)) if root is None else convert(root, root.start_mark.line)
+            document = (
+                ConfigNode({}, SourceLocation(source, 1)) if root is None else convert(root, root.start_mark.line)
+            )
         finally:
             loader.dispose()
     except _TooMuch as error:
         message, line = error.args
-        raise InputError(Problem(message, mark=Mark(source, line + 1))) from None
+        raise InputError(Problem(message, location=SourceLocation(source, line + 1))) from None
     except yaml.YAMLError as error:
         raise InputError(_broken(error, text, source)) from None
     if problems:
@@ -295,30 +297,35 @@ def _broken(error: Exception, text: str, source: str) -> Problem:
         line = place.line + 1 if place else None
         reasons = getattr(error, "context", None), getattr(error, "problem", None)
         reason = " ".join(filter(None, reasons)) or str(error)
-    return Problem(f"this is not valid YAML: {reason}", mark=Mark(source, line))
+    return Problem(f"this is not valid YAML: {reason}", location=SourceLocation(source, line))
 
 
-def read_file(path: Path) -> Node:
+def read_file(path: Path) -> ConfigNode:
     """Parse a YAML file. Raises InputError when it cannot be read or is not a mapping."""
     shown = str(path)
     try:
         if path.is_file() and path.stat().st_size > MOST_BYTES:
-            raise InputError(Problem(_LARGE, mark=Mark(shown)))
+            raise InputError(Problem(_LARGE, location=SourceLocation(shown)))
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise InputError(Problem("there is no such file", mark=Mark(shown))) from None
+        raise InputError(Problem("there is no such file", location=SourceLocation(shown))) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(Problem(f"cannot be read: {error}", mark=Mark(shown))) from None
+        raise InputError(Problem(f"cannot be read: {error}", location=SourceLocation(shown))) from None
     document = read_yaml(text, shown)
     if not isinstance(document.value, dict):
-        raise InputError(Problem("should be a mapping of keys to values", mark=document.mark))
+        raise InputError(Problem("should be a mapping of keys to values", location=document.location))
     return document
 
 
-def read_override(option: str) -> Node:
+def read_override(option: str) -> ConfigNode:
     """`a.b.c=value` from the command line as a tree; the value is YAML, so `[q, k]` is a list."""
     path, equals, text = option.partition("=")
-    mark = Mark(f"-o {option}" if len(option) <= 200 else f"-o {option[:200]}...")
+    location = SourceLocation(f"-o {option}" if len(option) <= 200 else f"-o {option[:200]}...")
     if not equals or not all(split_path(path.strip())):
-        raise InputError(Problem("an override is `key.of.it=value`, for example model.attention.heads=4", mark=mark))
-    return at(path.strip(), tree(read_yaml(text, mark.source).plain(), mark) if text.strip() else Node(None, mark))
+        raise InputError(
+            Problem("an override is `key.of.it=value`, for example model.attention.heads=4", location=location)
+        )
+    return at(
+        path.strip(),
+        tree(read_yaml(text, location.source).plain(), location) if text.strip() else ConfigNode(None, location),
+    )

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, Sampler
 
 from lit_llm.data.examples import ExampleSet
 from lit_llm.data.prepare import Prepared, PreparedSource
-from lit_llm.objectives.collate import Batch, Family, lay_out, lay_out_packed
+from lit_llm.objectives.collate import Batch, Family, collate, collate_packed
 from lit_llm.objectives.config import MasksConfig, Objective
 
 
@@ -99,7 +99,7 @@ def cut(
         for number, window_T in enumerate(windows_BT, first)
     ]
     sources, targets, counted = zip(*examples, strict=True)
-    return lay_out([opened(opening, source) for source in sources], targets, family, masks, counted)
+    return collate([opened(opening, source) for source in sources], targets, family, masks, counted)
 
 
 def opened(opening: Sequence[int], source: np.ndarray) -> np.ndarray:
@@ -206,7 +206,7 @@ class ExampleBatches(Batches):
     def whole(self, k: int) -> Batch:
         pairs = [self.examples.read("train", place) for place in self.places(k)]
         sources, targets = [source for source, _ in pairs], [target for _, target in pairs]
-        return (lay_out_packed if self.packed else lay_out)(sources, targets, self.family, self.masks)
+        return (collate_packed if self.packed else collate)(sources, targets, self.family, self.masks)
 
 
 class StepSampler(Sampler[int]):

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from lit_llm.config.problems import InputError
-from lit_llm.config.section import Items, OneOf, Section, impossible
+from lit_llm.config.section import Items, OneOf, Section, config_error
 from lit_llm.data import tokenizer_file
 
 CYCLE = 1000
@@ -36,7 +36,7 @@ def _encoding(name: str) -> str:
         "".encode(name)  # some of Python's codecs are of no text
         return codecs.lookup(name).name
     except LookupError:
-        raise impossible(("", f"{name!r} is no encoding that Python knows; for example utf-8 or latin-1")) from None
+        raise config_error(("", f"{name!r} is no encoding that Python knows; for example utf-8 or latin-1")) from None
 
 
 Encoding = Annotated[str, AfterValidator(_encoding)]
@@ -167,7 +167,7 @@ class FileTokenizer(Section):
         try:
             self.layout()
         except InputError as error:
-            raise impossible(*((problem.key, problem.message) for problem in error.problems)) from None
+            raise config_error(*((problem.key, problem.message) for problem in error.problems)) from None
         return self
 
     def layout(self) -> tokenizer_file.Layout:
@@ -185,7 +185,7 @@ SingleCorpus = Annotated[_Single, OneOf(default=PythonStdlib)]
 
 def _source_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-        raise impossible(("", f"{name!r} is not a plain name: letters, digits, '-' and '_'"))
+        raise config_error(("", f"{name!r} is not a plain name: letters, digits, '-' and '_'"))
     return name
 
 
@@ -216,7 +216,9 @@ class Mixture(Section):
     def _resolved(cls, sources: dict[str, Source]) -> dict[str, Source]:
         """The same with weights that are windows of CYCLE, so that 3 : 1 and 6 : 2 are one mixture."""
         if len(sources) < 2:
-            raise impossible(("", f"has {len(sources)} of the two sources that it needs; one alone is a corpus itself"))
+            raise config_error(
+                ("", f"has {len(sources)} of the two sources that it needs; one alone is a corpus itself")
+            )
         total = sum(Fraction(source.weight) for source in sources.values())
         quotas = {name: Fraction(source.weight) * CYCLE / total for name, source in sources.items()}
         findings = [
@@ -225,7 +227,7 @@ class Mixture(Section):
             if quota < 1 - Fraction(1, 10**9)  # 0.001 of 1 is one window, whatever its last bit
         ]
         if findings:
-            raise impossible(*findings)
+            raise config_error(*findings)
         counts = largest_remainders(quotas)
         return {name: source.model_copy(update={"weight": float(counts[name])}) for name, source in sources.items()}
 
@@ -293,7 +295,7 @@ class DataConfig(Section):
 def _check_fractions(validation: float, test: float) -> None:
     if validation + test >= 1:
         message = f"{test:g} for test and {validation:g} for validation leave nothing to train on; their sum must be "
-        raise impossible(("test_fraction", message + "less than 1"))
+        raise config_error(("test_fraction", message + "less than 1"))
 
 
 FIELD = re.compile(r"\{([A-Za-z_][\w.]*)\}")
@@ -372,6 +374,6 @@ class InstructionConfig(Section):
                 message = "has no meaning here: `inputs` and `targets` say which fields are read"
                 findings.append((f"{name}.text", message))
         if findings:
-            raise impossible(*findings)
+            raise config_error(*findings)
         _check_fractions(*self.fractions)
         return self

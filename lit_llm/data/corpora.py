@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from lit_llm.config.fingerprint import digest_of_files, fingerprint, remembered
-from lit_llm.config.problems import InputError, Problem, noted
+from lit_llm.config.problems import InputError, Problem, collect_errors
 from lit_llm.data.config import (
     HuggingFace,
     JsonLines,
@@ -172,7 +172,7 @@ def _texts(config: TextFiles) -> Documents:
     readable = 0
     for _, path in files:
         status = path.stat()
-        with noted(problems):
+        with collect_errors(problems):
             problem = _undecodable(path, config.encoding, status.st_size, status.st_mtime_ns, status.st_ino)
             readable += problem is None
             problems += [problem] if problem and not skip else []
@@ -212,7 +212,7 @@ def _records(config: Records, kind: str, files: list[tuple[str, Path]]) -> Docum
     problems: list[Problem] = []
     parts: list[RecordsPart] = []
     for _, path in files:
-        with noted(problems):
+        with collect_errors(problems):
             try:
                 path.stat()  # so that what is missing is not called damaged
                 parts += FORMATS[kind].cut(path, fields)

@@ -35,7 +35,7 @@ from lit_llm.data.shards import Job, Shards, contents_of, stopped, token_type, w
 from lit_llm.data.sources import (
     Identity,
     blamed,
-    blamed_at,
+    error_context,
     held_out_texts,
     identify,
     identify_held_out,
@@ -198,7 +198,7 @@ def prepare_held_out(
         )
         told = partial(progress, f"tokenising {name}")
         write = _tokenising(text.documents, job, lambda: identify_held_out(corpora, config, tokenizer) == digests, told)
-        with blamed_at(f"corpora.{name}", instead_of="corpus"):
+        with error_context(f"corpora.{name}", instead_of="corpus"):
             prepared_once(data.root / text.digest, write)
     return open_held_out(digests, data)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 from lit_llm.config.fingerprint import digest_of_file, fingerprint
-from lit_llm.config.problems import InputError, Problem, noted
+from lit_llm.config.problems import InputError, Problem, collect_errors
 from lit_llm.data.config import (
     CYCLE,
     BytePairTokenizer,
@@ -54,7 +54,7 @@ def open_sources(corpus: Corpus) -> dict[str, Documents]:
     found: dict[str, Documents] = {}
     problems: list[Problem] = []
     for name, source in corpus.sources.items():
-        with noted(problems), blamed(name):
+        with collect_errors(problems), blamed(name):
             found[name] = open_corpus(source.corpus)
     if problems:
         raise InputError(*problems)
@@ -64,12 +64,12 @@ def open_sources(corpus: Corpus) -> dict[str, Documents]:
 @contextmanager
 def blamed(name: str) -> Iterator[None]:
     """What is wrong with a source's text is told at that source's key."""
-    with blamed_at(f"corpus.sources.{name}") if name else nullcontext():
+    with error_context(f"corpus.sources.{name}") if name else nullcontext():
         yield
 
 
 @contextmanager
-def blamed_at(key: str, instead_of: str = "") -> Iterator[None]:
+def error_context(key: str, instead_of: str = "") -> Iterator[None]:
     """What is wrong with a text is told inside `key`. instead_of: the beginning of the text's own keys that it is."""
     try:
         yield
@@ -160,7 +160,7 @@ def held_out_texts(corpora: Mapping[str, SingleCorpus], config: DataConfig, toke
         if name in taken:
             problems.append(Problem("is the name of a text that was trained on; call it otherwise", f"corpora.{name}"))
             continue
-        with noted(problems), blamed_at(f"corpora.{name}", instead_of="corpus"):
+        with collect_errors(problems), error_context(f"corpora.{name}", instead_of="corpus"):
             documents = open_corpus(corpus)
             known = any(digest_of_file(path) in trained_on for _, path in documents.files)
             fraction = config.validation_fraction if known else 1.0

@@ -24,7 +24,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lit_llm.config.problems import InputError, Mark, Problem, noted, some
+from lit_llm.config.problems import InputError, Problem, SourceLocation, collect_errors, some
 from lit_llm.data.splits import content_hash
 from lit_llm.store.store import write_text
 
@@ -145,7 +145,7 @@ def read_wordnet(folder: Path) -> dict[str, Synset]:
     problems: list[Problem] = []
     found: dict[str, Synset] = {}
     for part, path in paths.items():
-        with noted(problems):
+        with collect_errors(problems):
             found |= {synset.key: synset for synset in _read(path, part)}
     if problems:
         raise InputError(*problems)
@@ -163,7 +163,7 @@ def _read(path: Path, part: str) -> Iterator[Synset]:
                 yield _synset(line, part)
             except (ValueError, IndexError):
                 message = "is no line of wndb(5): offset, file, part, words, pointers | gloss"
-                raise InputError(Problem(message, mark=Mark(str(path), number))) from None
+                raise InputError(Problem(message, location=SourceLocation(str(path), number))) from None
 
 
 _EXAMPLES = re.compile(r'[;:,]?\s*"')

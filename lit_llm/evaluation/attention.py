@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_llm.components.attention.dot_product import DotProduct
-from lit_llm.components.attention.masks import Visibility
+from lit_llm.components.attention.masks import AttentionMask
 from lit_llm.components.attention.module import Attention
 from lit_llm.components.loss.module import target_nats
 from lit_llm.config.problems import InputError, Problem
@@ -185,7 +185,7 @@ def _added(stack: Stack, name: str) -> list[nn.Module]:
     return [block.norm_of_added(name) or getattr(block, name) for block in cast("list[Block]", [*stack.layers])]
 
 
-Probed = tuple[Tensor, Tensor, Tensor, Visibility, None]
+Probed = tuple[Tensor, Tensor, Tensor, AttentionMask, None]
 """What a DotProduct gets: queries, keys, values, and who sees whom; no bias."""
 
 

@@ -23,14 +23,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_llm.components.attention.dot_product import DotProduct, score_rows
-from lit_llm.components.attention.masks import Visibility
+from lit_llm.components.attention.masks import AttentionMask
 
 TOP = 5
 """Source tokens that count as those attended to most."""
 
 
 def attention_rows(
-    attention: DotProduct, q_BHTK: Tensor, k_BHSK: Tensor, visible: Visibility, start: int = 0
+    attention: DotProduct, q_BHTK: Tensor, k_BHSK: Tensor, visible: AttentionMask, start: int = 0
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """(c, softmax of the scores of queries from c on, B x H x C x S; keys they see, 1 or B x 1 x C x S), from `start`.
 
@@ -42,7 +42,7 @@ def attention_rows(
 
 
 def local_probability(
-    attention: DotProduct, q_BHTK: Tensor, k_BHSK: Tensor, visible: Visibility, window: int
+    attention: DotProduct, q_BHTK: Tensor, k_BHSK: Tensor, visible: AttentionMask, window: int
 ) -> Tensor:
     """B x T: the weight on the `window` keys that end at the query itself, mean over heads; for self-attention."""
     found = []
@@ -82,7 +82,7 @@ class SourceAttention:
 
 
 def source_attention(
-    attention: DotProduct, q_BHTK: Tensor, k_BHSK: Tensor, visible: Visibility, source: slice, start: int = 0
+    attention: DotProduct, q_BHTK: Tensor, k_BHSK: Tensor, visible: AttentionMask, source: slice, start: int = 0
 ) -> SourceAttention:
     """Of the queries from `start` on, at the keys `source`."""
     rows, heads, _, _ = q_BHTK.shape

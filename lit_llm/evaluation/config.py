@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from lit_llm.config.section import Items, Section, impossible
+from lit_llm.config.section import Items, Section, config_error
 from lit_llm.data.config import FilePath, SingleCorpus, SourceName
 from lit_llm.objectives.config import MaskedLM, Objective, PrefixLM, continues
 
@@ -271,9 +271,9 @@ class EvaluateConfig(Section):
     @model_validator(mode="after")
     def _measures_something(self) -> EvaluateConfig:
         if not any(getattr(self, name) is not None for name in EVALUATIONS):
-            raise impossible(("", f"names no evaluation; write one or more of {', '.join(EVALUATIONS)}"))
+            raise config_error(("", f"names no evaluation; write one or more of {', '.join(EVALUATIONS)}"))
         if not self.after:
-            raise impossible(("after", "names no stage; write [pretrain], [finetune] or both"))
+            raise config_error(("after", "names no stage; write [pretrain], [finetune] or both"))
         return self
 
     def problems(self, sequence_length: int) -> list[tuple[str, str]]:

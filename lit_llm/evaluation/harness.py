@@ -35,7 +35,7 @@ from lit_llm.evaluation.task_files import read_task_files
 from lit_llm.evaluation.task_names import NOT_INSTALLED, asked_of, no_task
 from lit_llm.generation import Sampling, generate
 from lit_llm.models.families import LanguageModel
-from lit_llm.objectives.collate import lay_out
+from lit_llm.objectives.collate import collate
 from lit_llm.objectives.config import BOS, EOD, MasksConfig
 
 NEW_TOKENS = 256
@@ -138,7 +138,7 @@ def score_pairs(
     for chosen in _batches([(len(context), len(read) + 1) for context, read in rows], family, batch_tokens):
         sources = [np.array(rows[row][0], dtype=np.int64) for row in chosen]
         targets = [np.array([*rows[row][1], EOD], dtype=np.int64) for row in chosen]  # the last one is not read
-        batch = lay_out(sources, targets, family, masks).to(device)
+        batch = collate(sources, targets, family, masks).to(device)
         hidden_ND = model.hidden(**batch.inputs).flatten(0, 1)
         numbers: list[int] = []
         places: list[int] = []

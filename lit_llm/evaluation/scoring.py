@@ -11,7 +11,7 @@ from lit_llm.data.batches import opened
 from lit_llm.evaluation.likelihood import nats_of
 from lit_llm.evaluation.result import Progress
 from lit_llm.models.families import LanguageModel
-from lit_llm.objectives.collate import lay_out
+from lit_llm.objectives.collate import collate
 from lit_llm.objectives.config import MasksConfig
 
 Example = tuple[np.ndarray, np.ndarray]
@@ -38,7 +38,7 @@ def score(
     device, done = next(model.parameters()).device, 0
     for numbers in _batches([len(source) + len(target) for source, target in examples], batch_tokens):
         sources, targets = zip(*(examples[number] for number in numbers), strict=True)
-        batch = lay_out([opened(opening, source) for source in sources], targets, model.config.family, masks).to(device)
+        batch = collate([opened(opening, source) for source in sources], targets, model.config.family, masks).to(device)
         nats = nats_of(model, batch).double().cpu().numpy()
         ends = np.cumsum([len(target) for target in targets])
         yield from zip(numbers, np.split(nats, ends[:-1]), strict=True)

@@ -80,14 +80,14 @@ def attention_sensitivity(
     with torch.no_grad(), hooked(hooks):
         model.hidden(**batch.inputs)
     source, queries, found = source_places(batch), target_queries(batch), []
-    for block, (x_BTD, memory_BSD, *rest), state_BTD in zip(model.decoder.layers, inputs, states, strict=True):
+    for block, (x_BTD, kv_BSD, *rest), state_BTD in zip(model.decoder.layers, inputs, states, strict=True):
         attention, norm, after = _reader(block, crossed)
         with torch.enable_grad():
-            whole_BSD = (memory_BSD if crossed else state_BTD).detach()
+            whole_BSD = (kv_BSD if crossed else state_BTD).detach()
             source_BSD = whole_BSD[:, source].clone().requires_grad_()
             whole_BSD = torch.cat([whole_BSD[:, : source.start], source_BSD, whole_BSD[:, source.stop :]], dim=1)
-            memory_BSD = whole_BSD if crossed else norm(whole_BSD)
-            out_BTD = attention(x_BTD.detach() if crossed else memory_BSD, memory_BSD, *rest)
+            kv_BSD = whole_BSD if crossed else norm(whole_BSD)
+            out_BTD = attention(x_BTD.detach() if crossed else kv_BSD, kv_BSD, *rest)
             out_BTD = out_BTD if after is None else after(out_BTD)
         found.append(
             torch.stack([_norm_by_draws(out_BTD[:, queries[i - 1]], source_BSD, directions_BRD) for i in steps], 1)

@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 import yaml
 
-from lit_llm.config.problems import InputError, Mark, Problem
+from lit_llm.config.problems import InputError, Problem, SourceLocation
 from lit_llm.store.store import write_text
 
 REDLLM: Mapping[str, int] = MappingProxyType(
@@ -65,7 +65,7 @@ def write_gloss_tasks(choices: Path, out: Path) -> tuple[str, ...]:
             questions[record["task"]].append(f"{line}\n")
         except (ValueError, TypeError, KeyError, AssertionError):
             message = "is no question: inputs, choices, the number of the answer, task"
-            raise InputError(Problem(message, mark=Mark(str(choices), number))) from None
+            raise InputError(Problem(message, location=SourceLocation(str(choices), number))) from None
     names = []
     for task, own in sorted(questions.items()):
         file = write_text(out / f"{task}.jsonl", "".join(own))

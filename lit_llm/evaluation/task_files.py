@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.config.fingerprint import digest_of_file, fingerprint
-from lit_llm.config.problems import InputError, Problem, noted
+from lit_llm.config.problems import InputError, Problem, collect_errors
 from lit_llm.config.tree import read_file
 
 KEY = "evaluate.tasks.folder"
@@ -41,7 +41,7 @@ def read_task_files(folder: Path) -> str:
         raise InputError(Problem(message, KEY))
     problems: list[Problem] = []
     for path in tasks:
-        with noted(problems):
+        with collect_errors(problems):
             _check(path, folder.resolve())
     if problems:
         raise InputError(*problems)

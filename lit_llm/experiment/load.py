@@ -11,11 +11,11 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
-from lit_llm.config.problems import InputError, Mark, Problem, did_you_mean, noted
+from lit_llm.config.problems import InputError, Problem, SourceLocation, collect_errors, did_you_mean
 from lit_llm.config.section import validate
 from lit_llm.config.tree import (
     KIND,
-    Node,
+    ConfigNode,
     leaves,
     merge,
     merge_all,
@@ -52,22 +52,22 @@ def load_experiment(source: str | Path, overrides: Sequence[str] = ()) -> Experi
     return validate_experiment(read_experiment(source, overrides), changes_checked=True)
 
 
-def read_experiment(source: str | Path, overrides: Sequence[str] = ()) -> Node:
+def read_experiment(source: str | Path, overrides: Sequence[str] = ()) -> ConfigNode:
     """Its tree, for `validate_experiment`: every key with the place where it was written."""
     problems: list[Problem] = []
-    below, after = Node({}), read_overrides(overrides, problems)
-    with noted(problems):
-        below = read_layers(Node([Node(str(source))]), Path.cwd())
+    below, after = ConfigNode({}), read_overrides(overrides, problems)
+    with collect_errors(problems):
+        below = read_layers(ConfigNode([ConfigNode(str(source))]), Path.cwd())
     if problems:
         raise InputError(*problems)
     return with_sources(merge_all([below, *after]), merge_all(after))
 
 
-def read_overrides(options: Iterable[str], problems: list[Problem]) -> list[Node]:
+def read_overrides(options: Iterable[str], problems: list[Problem]) -> list[ConfigNode]:
     """The overrides of the command line as trees; what is wrong with them is noted."""
     trees = []
     for option in options:
-        with noted(problems):
+        with collect_errors(problems):
             trees.append(read_override(option))
     return trees
 
@@ -77,105 +77,105 @@ MOST_LAYERS = 50
 
 
 def read_layers(
-    extends: Node | None, folder: Path, seen: tuple[Path, ...] = (), known: dict[Path, Node] | None = None
-) -> Node:
+    extends: ConfigNode | None, folder: Path, seen: tuple[Path, ...] = (), known: dict[Path, ConfigNode] | None = None
+) -> ConfigNode:
     """What an `extends` names, one name or a list, merged in order; files are relative to `folder`.
 
     seen: the files that led here; known: what the files that were read already come to, with all below them.
     """
     if extends is None or extends.value is None:
-        return Node({})
+        return ConfigNode({})
     names = extends.value if isinstance(extends.value, list) else [extends]
     if len(names) > MOST_LAYERS or len(seen) > MOST_LAYERS:
         message = f"takes at most {MOST_LAYERS} names, has {len(names)}"
         if len(seen) > MOST_LAYERS:
             message = f"more than {MOST_LAYERS} files stand on each other here"
-        raise InputError(Problem(message, "extends", extends.mark))
+        raise InputError(Problem(message, "extends", extends.location))
     known = {} if known is None else known
-    layers: list[Node] = []
+    layers: list[ConfigNode] = []
     problems: list[Problem] = []
     for name in names:
-        with noted(problems):
+        with collect_errors(problems):
             layers.append(_read_layer(name, folder, seen, known))
     if problems:
         raise InputError(*problems)
     return merge_all(layers)
 
 
-def _read_layer(name: Node, folder: Path, seen: tuple[Path, ...], known: dict[Path, Node]) -> Node:
+def _read_layer(name: ConfigNode, folder: Path, seen: tuple[Path, ...], known: dict[Path, ConfigNode]) -> ConfigNode:
     if not isinstance(name.value, str):
-        raise InputError(Problem("should be the name of a preset or a file", "extends", name.mark))
-    path = _find(name.value, folder, name.mark)
+        raise InputError(Problem("should be the name of a preset or a file", "extends", name.location))
+    path = _find(name.value, folder, name.location)
     if path in seen:
         chain = " -> ".join(str(p.name) for p in (*seen, path))
-        raise InputError(Problem(f"extends itself: {chain}", "extends", name.mark))
+        raise InputError(Problem(f"extends itself: {chain}", "extends", name.location))
     if path not in known:
         content = read_experiment_file(path)
         below = read_layers(content.value.get("extends"), path.parent, (*seen, path), known)
-        own = Node({key: value for key, value in content.value.items() if key != "extends"}, content.mark)
+        own = ConfigNode({key: value for key, value in content.value.items() if key != "extends"}, content.location)
         known[path] = merge(below, own)
     return known[path]
 
 
-def read_experiment_file(path: Path) -> Node:
+def read_experiment_file(path: Path) -> ConfigNode:
     """The tree of an experiment's file; of a stage's own `config.yaml` in a store, that of its experiment."""
     content = read_file(path)
     return content.value["experiment"] if is_stage(content) else content
 
 
-def is_stage(content: Node) -> bool:
+def is_stage(content: ConfigNode) -> bool:
     """Whether it is the configuration that a stage keeps in its store."""
     return {"stage", "experiment"} <= content.value.keys() and isinstance(content.value["experiment"].value, dict)
 
 
-def _find(name: str, folder: Path, mark: Mark | None, key: str = "extends") -> Path:
+def _find(name: str, folder: Path, location: SourceLocation | None, key: str = "extends") -> Path:
     if is_preset(name):
         return PRESETS / f"{name}.yaml"
     path = folder / name
     if os.path.isfile(path):  # unlike Path's, says no to a name that is too long for the file system
         return path.resolve()
     hint = did_you_mean(name, [*preset_names(), *(path.name for path in folder.glob("*.yaml"))])
-    raise InputError(Problem(f"there is no preset and no file {name!r}{hint}", key if mark else "", mark))
+    raise InputError(Problem(f"there is no preset and no file {name!r}{hint}", key if location else "", location))
 
 
 _TEXTS = ("data", "corpora")
 """Sections that name files of text and tokenizers."""
 
 
-def with_places(node: Node, of_text: bool = False) -> Node:
+def with_places(node: ConfigNode, of_text: bool = False) -> ConfigNode:
     """The tree with the files of texts, tokenizers and tasks where they lie: relative to the file that names them, as
     `extends` is; those of a preset and of `-o` relative to the working directory."""
     if isinstance(node.value, list):
-        return Node([with_places(item, of_text) for item in node.value], node.mark)
+        return ConfigNode([with_places(item, of_text) for item in node.value], node.location)
     if not isinstance(node.value, dict):
         return node
     kind = node.value.get(KIND)
     items = {}
     for key, item in node.value.items():
         if of_text and key == "files" and isinstance(item.value, list):
-            items[key] = Node([_placed(name, pattern=True) for name in item.value], item.mark)
+            items[key] = ConfigNode([_placed(name, pattern=True) for name in item.value], item.location)
         elif of_text and key == "path":
             items[key] = _placed(item, if_there=kind is not None and kind.value == "huggingface")
         elif key == "tasks" and isinstance(item.value, dict) and "folder" in item.value:
-            items[key] = Node(item.value | {"folder": _placed(item.value["folder"])}, item.mark)
+            items[key] = ConfigNode(item.value | {"folder": _placed(item.value["folder"])}, item.location)
         else:
             items[key] = with_places(item, of_text or key in _TEXTS)
-    return Node(items, node.mark)
+    return ConfigNode(items, node.location)
 
 
-def _placed(name: Node, if_there: bool = False, pattern: bool = False) -> Node:
+def _placed(name: ConfigNode, if_there: bool = False, pattern: bool = False) -> ConfigNode:
     """A path, absolute, so that it is the same wherever the experiment is read again.
 
     if_there: leave it as it is where nothing lies there, for it may be no path; pattern: it may be a glob.
     """
-    folder = _folder(name.mark).absolute()
+    folder = _folder(name.location).absolute()
     folder = Path.cwd() if folder == PRESETS else folder
     if not isinstance(name.value, str) or os.path.isabs(given := expanded(name.value)):
         return name
     path = os.path.normpath(folder / given)
     if pattern and not os.path.exists(path):  # then the folder's own brackets are no pattern
         path = os.path.normpath(os.path.join(glob.escape(str(folder)), given))
-    return name if if_there and not os.path.exists(path) else Node(path, name.mark)
+    return name if if_there and not os.path.exists(path) else ConfigNode(path, name.location)
 
 
 SIDES = ("encoder", "decoder")
@@ -190,7 +190,7 @@ _SHARED = {
 """What a study's base and its levels say of a source, too: not its family, its stacks, its objective or its masks."""
 
 
-def with_sources(node: Node, shared: Node, seen: tuple[Path, ...] = ()) -> Node:
+def with_sources(node: ConfigNode, shared: ConfigNode, seen: tuple[Path, ...] = ()) -> ConfigNode:
     """The tree with what `adapt.from` names in place of the names, and so for what that is adapted from.
 
     Files are relative to the one that names them. shared: a study's `base`, an arm's levels, what `-o` says; its text,
@@ -202,22 +202,24 @@ def with_sources(node: Node, shared: Node, seen: tuple[Path, ...] = ()) -> Node:
         return node
     if isinstance(given.value, dict) and given.value.keys() & {*SIDES} and not given.value.keys() - {*SIDES}:
         inside = {side: _source(each, f"adapt.from.{side}", shared, seen) for side, each in given.value.items()}
-        found = Node(inside, given.mark)
+        found = ConfigNode(inside, given.location)
     else:
         found = _source(given, "adapt.from", shared, seen)
-    adapt = Node(node.value["adapt"].value | {"from": found}, node.value["adapt"].mark)
-    return Node(node.value | {"adapt": adapt}, node.mark)
+    adapt = ConfigNode(node.value["adapt"].value | {"from": found}, node.value["adapt"].location)
+    return ConfigNode(node.value | {"adapt": adapt}, node.location)
 
 
-def _source(given: Node, key: str, shared: Node, seen: tuple[Path, ...]) -> Node:
+def _source(given: ConfigNode, key: str, shared: ConfigNode, seen: tuple[Path, ...]) -> ConfigNode:
     """One source, read: an experiment's tree, or a checkpoint."""
     if isinstance(given.value, str):
-        folder = _folder(given.mark) / given.value
+        folder = _folder(given.location) / given.value
         if os.path.isdir(folder) and not is_preset(given.value):
-            return _checkpoint(folder, key, given.mark)
-        given = Node({"extends": given}, given.mark)
+            return _checkpoint(folder, key, given.location)
+        given = ConfigNode({"extends": given}, given.location)
     if not isinstance(given.value, dict):
-        raise InputError(Problem("should be the name of a preset, a file or a folder, or a mapping", key, given.mark))
+        raise InputError(
+            Problem("should be the name of a preset, a file or a folder, or a mapping", key, given.location)
+        )
     if "checkpoint" in given.value:
         return given
     # A name that another layer has added keys to is {kind: name}, as a variant written short would be.
@@ -225,48 +227,48 @@ def _source(given: Node, key: str, shared: Node, seen: tuple[Path, ...]) -> Node
     short, extends = items.pop(KIND, None), items.pop("extends", None)
     if short is not None and extends is not None:
         message = f"is named {short.value!r} in one place and {extends.value!r} in another; write `extends` in both"
-        raise InputError(Problem(message, key, short.mark))
+        raise InputError(Problem(message, key, short.location))
     names = short or extends
-    below, paths = Node({}), list[Path]()
+    below, paths = ConfigNode({}), list[Path]()
     for name in [] if names is None else names.value if isinstance(names.value, list) else [names]:
-        folder = _folder(name.mark)
+        folder = _folder(name.location)
         if isinstance(name.value, str):
-            paths.append(_find(name.value, folder, name.mark, key))
+            paths.append(_find(name.value, folder, name.location, key))
         if paths and paths[-1] in seen:
             chain = " -> ".join(path.name for path in (*seen, paths[-1]))
-            raise InputError(Problem(f"is adapted from itself: {chain}", key, name.mark))
-        below = merge(below, read_layers(Node([name], name.mark), folder))
-    below = Node({name: part for name, part in below.value.items() if name not in _NOT_ITS})
-    of_all = Node({name: _only(part, _SHARED[name]) for name, part in shared.value.items() if name in _SHARED})
-    whole = merge_all([below, of_all, Node(items)])
+            raise InputError(Problem(f"is adapted from itself: {chain}", key, name.location))
+        below = merge(below, read_layers(ConfigNode([name], name.location), folder))
+    below = ConfigNode({name: part for name, part in below.value.items() if name not in _NOT_ITS})
+    of_all = ConfigNode({name: _only(part, _SHARED[name]) for name, part in shared.value.items() if name in _SHARED})
+    whole = merge_all([below, of_all, ConfigNode(items)])
     # Only what the files themselves are adapted from can lead back to them.
-    further = () if Node(items).find(["adapt", "from"]) else paths
-    return with_sources(Node(whole.value, given.mark), shared, (*seen, *further))
+    further = () if ConfigNode(items).find(["adapt", "from"]) else paths
+    return with_sources(ConfigNode(whole.value, given.location), shared, (*seen, *further))
 
 
-def _only(node: Node, names: Sequence[str]) -> Node:
+def _only(node: ConfigNode, names: Sequence[str]) -> ConfigNode:
     if not isinstance(node.value, dict):
-        return Node({})
-    return Node({name: part for name, part in node.value.items() if name in names}, node.mark)
+        return ConfigNode({})
+    return ConfigNode({name: part for name, part in node.value.items() if name in names}, node.location)
 
 
-def _folder(mark: Mark | None) -> Path:
+def _folder(location: SourceLocation | None) -> Path:
     """What a name is relative to: the folder of the file that it stands in, the working directory for an option's."""
-    return Path(mark.source).parent if mark is not None and os.path.isfile(mark.source) else Path.cwd()
+    return Path(location.source).parent if location is not None and os.path.isfile(location.source) else Path.cwd()
 
 
-def _checkpoint(folder: Path, key: str, mark: Mark | None) -> Node:
+def _checkpoint(folder: Path, key: str, location: SourceLocation | None) -> ConfigNode:
     try:
-        model, digest = read_file(folder / MODEL).find(["model"]) or Node({}), digest_of_checkpoint(folder)
+        model, digest = read_file(folder / MODEL).find(["model"]) or ConfigNode({}), digest_of_checkpoint(folder)
         tokenizer = digest_of_tokenizer(folder)
     except (InputError, OSError) as error:
         message = f"{folder} is no checkpoint's folder, which has {MODEL} and {WEIGHTS}: {error}"
-        raise InputError(Problem(message, key, mark)) from None
+        raise InputError(Problem(message, key, location)) from None
     found = {"checkpoint": str(folder.resolve()), "digest": digest, "tokenizer": tokenizer}
-    return Node({key: Node(value, mark) for key, value in found.items()} | {"model": model}, mark)
+    return ConfigNode({key: ConfigNode(value, location) for key, value in found.items()} | {"model": model}, location)
 
 
-def validate_experiment(node: Node, changes_checked: bool = False) -> Experiment:
+def validate_experiment(node: ConfigNode, changes_checked: bool = False) -> Experiment:
     """The experiment that a merged tree describes; see `with_sources`.
 
     changes_checked: an override of a model address that changes nothing is an error too. Off for trees with a study's
@@ -278,7 +280,7 @@ def validate_experiment(node: Node, changes_checked: bool = False) -> Experiment
     return experiment
 
 
-def changed(experiment: Experiment, keys: Node) -> Experiment:
+def changed(experiment: Experiment, keys: ConfigNode) -> Experiment:
     """The experiment with the keys of a tree changed, checked again. Raises InputError where they do not fit."""
     return validate(Experiment, merge(tree(experiment.model_dump(mode="json")), keys))
 
@@ -294,7 +296,7 @@ _ADDRESSES = (
 )
 
 
-def idle_overrides(node: Node, experiment: Experiment) -> list[Problem]:
+def idle_overrides(node: ConfigNode, experiment: Experiment) -> list[Problem]:
     """Keys of model addresses (`model.decoder.cross_attention.rope`) without which the model would be the same."""
     problems = []
     for side in STACKS:
@@ -307,13 +309,13 @@ def idle_overrides(node: Node, experiment: Experiment) -> list[Problem]:
                         Problem(
                             "changes nothing in the resolved model; leave it out or set the key where it wins",
                             path,
-                            node.mark_of(split_path(path)),
+                            node.location_of(split_path(path)),
                         )
                     )
     return problems
 
 
-def changes_nothing(node: Node, experiment: Experiment, path: str) -> bool:
+def changes_nothing(node: ConfigNode, experiment: Experiment, path: str) -> bool:
     """Whether the experiment's model is the same without the key at `path` of its tree."""
     try:
         rest = validate(Experiment, without(node, split_path(path)))

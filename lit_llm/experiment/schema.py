@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from lit_llm.config.fingerprint import fingerprint
-from lit_llm.config.section import Section, impossible
+from lit_llm.config.section import Section, config_error
 from lit_llm.data.config import DataConfig, InstructionConfig, identity_of, never_equal
 from lit_llm.evaluation.config import EVALUATIONS, EvaluateConfig, ExampleValidationConfig, ValidationConfig
 from lit_llm.models.adapt import Adaptation, Side, adaptation_of, problem_of
@@ -76,7 +76,7 @@ class PretrainConfig(Section):
             )
         findings += _at_once(self.training, self.data.batch_size)
         if findings:
-            raise impossible(*findings)
+            raise config_error(*findings)
         return self
 
 
@@ -102,7 +102,7 @@ class FinetuneConfig(Section):
             )
         findings += _at_once(self.training, self.data.batch_size)
         if findings:
-            raise impossible(*findings)
+            raise config_error(*findings)
         return self
 
 
@@ -142,7 +142,7 @@ class Pretrained(Section):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if findings := [*self._problems()]:
-            raise impossible(*findings)
+            raise config_error(*findings)
         return self
 
     def _problems(self) -> Iterator[tuple[str, str]]:

@@ -25,8 +25,8 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from lit_llm.components.attention.kv_cache import KeyValues, Rows
-from lit_llm.components.attention.masks import Visibility
+from lit_llm.components.attention.kv_cache import CacheLengths, KeyValues
+from lit_llm.components.attention.masks import AttentionMask
 from lit_llm.components.attention.rope import Rotations
 from lit_llm.components.retention.cache import RetentionState
 from lit_llm.models.cache import LayerCache
@@ -40,7 +40,7 @@ Prefix = Literal["causal", "bidirectional"]
 class Decoding(ABC):
     """B prompts that have been read, and what is kept of them. Made by `prefill`."""
 
-    def __init__(self, model: LanguageModel, rows: Rows, layers: Sequence[LayerCache]) -> None:
+    def __init__(self, model: LanguageModel, rows: CacheLengths, layers: Sequence[LayerCache]) -> None:
         self.model = model
         self.rows = rows
         """The decoder's tokens so far."""
@@ -82,7 +82,9 @@ class Decoding(ABC):
         return [part for layer in self.layers for part in layer.parts]
 
 
-def _cache(layer: Layer, rows: Rows, crossed: KeyValues | None = None, partial: KeyValues | None = None) -> LayerCache:
+def _cache(
+    layer: Layer, rows: CacheLengths, crossed: KeyValues | None = None, partial: KeyValues | None = None
+) -> LayerCache:
     """What a decoder's layer keeps: of its own row, and of the source."""
     own = None if layer.self_attention is None else KeyValues(rows, layer.self_attention.window)
     return LayerCache(own, crossed, partial, None if layer.retention is None else RetentionState(rows))
@@ -91,7 +93,9 @@ def _cache(layer: Layer, rows: Rows, crossed: KeyValues | None = None, partial: 
 class _DecoderOnly(Decoding):
     def __init__(self, model: DecoderOnly, prompts: Sequence[Sequence[int]], prefix: Prefix, begin: int) -> None:
         tokens_BT, rows = _padded([[begin, *prompt] for prompt in prompts], model)
-        self.source_rows = Rows(rows.lengths, tokens_BT.device)  # of partial attention; <s> is part of the source
+        self.source_rows = CacheLengths(
+            rows.lengths, tokens_BT.device
+        )  # of partial attention; <s> is part of the source
         self.source_visible = self.source_rows.visible()
         caches = []
         for layer in model.config.decoder:
@@ -141,7 +145,9 @@ class _DecoderDecoder(Decoding):
         x_B1D, shared_kv = self._read(x_B1D, visible, rotations)
         return self.decoder.answer(x_B1D, shared_kv, visible, rotations)
 
-    def _read(self, x_BTD: Tensor, visible: Visibility, rotations: Rotations) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def _read(
+        self, x_BTD: Tensor, visible: AttentionMask, rotations: Rotations
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """The self-decoder's output for new tokens, and the shared keys and values of all tokens so far."""
         x_BTD = self.decoder(x_BTD, visible, rotations, cache=self.layers, finish=False)
         return x_BTD, self.shared.add(*self.decoder.keys_values(x_BTD, rotations))
@@ -155,7 +161,7 @@ class _EncoderDecoder(Decoding):
         source_BS, self.source_rows = _padded([prompt if len(prompt) else [end] for prompt in prompts], model)
         self.source_visible = self.source_rows.visible()  # one for all steps, which then share its mask
         encoder_BSD = model.encode(source_BS, self.source_visible.key_lengths)
-        rows = Rows([0] * len(prompts), source_BS.device)
+        rows = CacheLengths([0] * len(prompts), source_BS.device)
         caches = []
         for layer in model.config.decoder:
             of_source = KeyValues(self.source_rows) if layer.cross_attention or layer.merged else None
@@ -204,18 +210,18 @@ def prefill(
     return _DecoderOnly(model, prompts, prefix, begin)
 
 
-def _of_prompts(rows: Rows, prefix: Prefix) -> Visibility:
+def _of_prompts(rows: CacheLengths, prefix: Prefix) -> AttentionMask:
     """Who sees whom in prompts that a decoder reads."""
-    visible = Visibility(causal=True)  # padding comes last: no token sees it, and what it sees is of no concern
+    visible = AttentionMask(causal=True)  # padding comes last: no token sees it, and what it sees is of no concern
     if prefix == "bidirectional":
         visible.prefix = rows.lengths[0] if rows.even else rows.lengths_B
     return visible
 
 
-def _padded(texts: Sequence[Sequence[int]], model: LanguageModel) -> tuple[Tensor, Rows]:
+def _padded(texts: Sequence[Sequence[int]], model: LanguageModel) -> tuple[Tensor, CacheLengths]:
     """B x T ids on the model's device, padded at the end, and how many are real."""
     device = model.embedding.weight.device
-    rows = Rows([len(text) for text in texts], device)
+    rows = CacheLengths([len(text) for text in texts], device)
     longest = max(rows.lengths)
     padded = [[*text, *[0] * (longest - len(text))] for text in texts]
     return torch.tensor(padded, device=device), rows

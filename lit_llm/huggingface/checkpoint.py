@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.config.fingerprint import digest_of_file, fingerprint
-from lit_llm.config.problems import InputError, Mark, Problem, did_you_mean
+from lit_llm.config.problems import InputError, Problem, SourceLocation, did_you_mean
 from lit_llm.config.section import validate
-from lit_llm.config.tree import Node, read_file, to_yaml, tree
+from lit_llm.config.tree import ConfigNode, read_file, to_yaml, tree
 from lit_llm.data import tokenizer_file
 from lit_llm.data.config import FileTokenizer, identity_of
 from lit_llm.huggingface.architectures import ARCHITECTURES, BUFFERS, Architecture, ModelFile, checked
@@ -74,21 +74,23 @@ def read_config(path: Path) -> tuple[Architecture, ModelConfig]:
     name, models = str(values.get("model_type")), values.get("architectures") or []
     if name not in ARCHITECTURES:
         message = f"{name!r} cannot be imported{did_you_mean(name, ARCHITECTURES)}"
-        raise InputError(Problem(message, "model_type", Mark(str(path))))
+        raise InputError(Problem(message, "model_type", SourceLocation(str(path))))
     architecture = ARCHITECTURES[name]
     if not isinstance(models, list) or (models and architecture.model not in models):
         message = f"{models!r} cannot be imported; of {name} only {architecture.model}"
-        raise InputError(Problem(message, "architectures", Mark(str(path))))
+        raise InputError(Problem(message, "architectures", SourceLocation(str(path))))
     problems: list[Problem] = []
     asked = Asked(values, architecture.defaults, problems, known=architecture.known)
     section = architecture.section(asked)
     asked.finish()
     if problems:
-        raise InputError(*(Problem(found.message, found.key, Mark(str(path))) for found in problems))
+        raise InputError(*(Problem(found.message, found.key, SourceLocation(str(path))) for found in problems))
     try:
         return architecture, checked(section)
     except InputError as error:
-        raise InputError(*(Problem(found.message, found.key, Mark(str(path))) for found in error.problems)) from None
+        raise InputError(
+            *(Problem(found.message, found.key, SourceLocation(str(path))) for found in error.problems)
+        ) from None
 
 
 def _state(tensors: Tensors, architecture: Architecture, model: ResolvedModel) -> dict[str, Tensor]:
@@ -220,11 +222,11 @@ def read_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor], tokenizer
     return model, state, tokenizer_file.read(folder / TOKENIZER, ends.get("end_of_document"), ends.get("begin"))
 
 
-def _model_of(file: Node) -> ModelConfig:
-    return validate(ModelFile, Node({"model": file.find(["model"]) or Node({})})).model
+def _model_of(file: ConfigNode) -> ModelConfig:
+    return validate(ModelFile, ConfigNode({"model": file.find(["model"]) or ConfigNode({})})).model
 
 
-def _tokenizer_of(file: Node) -> dict[str, Any] | None:
+def _tokenizer_of(file: ConfigNode) -> dict[str, Any] | None:
     found = file.find(["pretrain", "data", "tokenizer"])
     plain = None if found is None else found.plain()
     return plain if isinstance(plain, dict) and plain.get("kind") == "file" else None

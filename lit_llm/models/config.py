@@ -17,7 +17,7 @@ from lit_llm.components.feed_forward.config import FeedForwardConfig, FeedForwar
 from lit_llm.components.norm.config import NormConfig
 from lit_llm.components.partial_attention.config import PartialAttentionOverride
 from lit_llm.components.retention.config import RetentionOverride
-from lit_llm.config.section import OneOf, Section, impossible
+from lit_llm.config.section import OneOf, Section, config_error
 from lit_llm.models.resolve import resolution_problems
 
 MOST_LAYERS = 1_024
@@ -73,7 +73,7 @@ class CrossDecoderLayerOverride(_AnyDecoderLayerOverride):
     def _reads_its_source_already(cls, values: Any) -> Any:
         if isinstance(values, Mapping) and values.get("partial_attention") is not None:
             message = "is for decoder-only models: an encoder-decoder's cross-attention reads the source already"
-            raise impossible(("partial_attention", message))
+            raise config_error(("partial_attention", message))
         return values
 
 
@@ -161,7 +161,7 @@ class _Shared(Section):
     def _can_be_built(self) -> _Shared:
         findings = [*resolution_problems(self)]
         if findings:
-            raise impossible(*dict.fromkeys(findings))
+            raise config_error(*dict.fromkeys(findings))
         return self
 
 

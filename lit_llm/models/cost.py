@@ -77,7 +77,7 @@ def layer_tensors(model: ResolvedModel) -> list[tuple[int, int]]:
         norm, skipped = model.norm.tensors(width), model.norm.skip_first
         each = model.norm.before + (model.norm.after or model.norm.placement == "post")  # of every part
         for index, layer in enumerate(layers):
-            parts = [layer.mixer.tensors(width), layer.feed_forward.tensors(width)]
+            parts = [layer.sequence_mixer.tensors(width), layer.feed_forward.tensors(width)]
             if cross := layer.cross_attention:
                 parts.append(cross.tensors(width, encoder_width))
             if partial := layer.partial_attention:

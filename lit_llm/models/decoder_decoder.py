@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lit_llm.components.attention.masks import Visibility
+from lit_llm.components.attention.masks import AttentionMask
 from lit_llm.components.attention.module import SharedKeyValues
 from lit_llm.components.attention.rope import Rotations
 from lit_llm.models.families import DecoderOnly
@@ -27,7 +27,7 @@ class SharingStack(Stack):
         self.shared_kv_norm = self._norm_after(model, side)
         self.shared_kv = SharedKeyValues(model.shared_kv, model.width(side))
 
-    def finish(self, x_BTD: Tensor, visible: Visibility, rotations: Rotations) -> Tensor:
+    def finish(self, x_BTD: Tensor, visible: AttentionMask, rotations: Rotations) -> Tensor:
         """The cross-decoder, over keys and values of all tokens of the self-decoder's output."""
         return self.answer(x_BTD, self.keys_values(x_BTD, rotations), visible, rotations)
 
@@ -38,7 +38,7 @@ class SharingStack(Stack):
         return made
 
     def answer(
-        self, x_BTD: Tensor, shared_kv: tuple[Tensor, Tensor], visible: Visibility, rotations: Rotations
+        self, x_BTD: Tensor, shared_kv: tuple[Tensor, Tensor], visible: AttentionMask, rotations: Rotations
     ) -> Tensor:
         """The cross-decoder for the tokens of x_BTD, which may be a few of those whose keys and values there are."""
         for layer in list(self.layers)[self.own_layers :]:

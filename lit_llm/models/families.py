@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lit_llm.components.attention.masks import Visibility
+from lit_llm.components.attention.masks import AttentionMask
 from lit_llm.components.attention.rope import Rotations
 from lit_llm.components.embedding.module import Head, Unembedding
 from lit_llm.components.norm.module import Norm
@@ -86,7 +86,7 @@ class DecoderOnly(LanguageModel):
         rotations = Rotations(compute_dtype(x_BTD))
         rotations.place("self", _places(tokens_BT, positions_BT))
         prefix = prefix_length if open_BT is None else open_BT
-        visible = Visibility(causal=True, prefix=prefix, documents=_pair(documents_BT, documents_BT))
+        visible = AttentionMask(causal=True, prefix=prefix, documents=_pair(documents_BT, documents_BT))
         if not self.config.has_partial_attention:
             return cast(Tensor, self.decoder(x_BTD, visible, rotations))
         if source_length is None:
@@ -94,7 +94,7 @@ class DecoderOnly(LanguageModel):
         _refuse_outside("source_length", source_length, 1, tokens)
         longest = _known(source_length)
         source = tokens if longest is None else longest[1]
-        source_visible = Visibility(
+        source_visible = AttentionMask(
             key_lengths=source_length if isinstance(source_length, Tensor) else None,
             documents=None if documents_BT is None else (documents_BT, documents_BT[:, :source]),
         )
@@ -135,7 +135,7 @@ class EncoderDecoder(LanguageModel):
         x_BSD = self.dropout(_embedded(source_BS, table, self.encoder_embedding_norm, self.config))
         rotations = Rotations(compute_dtype(x_BSD))
         rotations.place("self", _places(source_BS, positions_BS))
-        visible = Visibility(key_lengths=source_lengths, documents=_pair(documents_BS, documents_BS))
+        visible = AttentionMask(key_lengths=source_lengths, documents=_pair(documents_BS, documents_BS))
         return cast(Tensor, self.encoder(x_BSD, visible, rotations))
 
     def hidden(
@@ -171,8 +171,8 @@ class EncoderDecoder(LanguageModel):
         ends = source if source_lengths is None else source_lengths.to(target.device)[:, None]
         ends = ends if source_ends_BT is None else source_ends_BT
         rotations.place("continuous", target + ends)
-        visible = Visibility(causal=True, documents=_pair(documents_BT, documents_BT))
-        source_visible = Visibility(key_lengths=source_lengths, documents=_pair(documents_BT, documents_BS))
+        visible = AttentionMask(causal=True, documents=_pair(documents_BT, documents_BT))
+        source_visible = AttentionMask(key_lengths=source_lengths, documents=_pair(documents_BT, documents_BS))
         return cast(Tensor, self.decoder(x_BTD, visible, rotations, encoder_BSD, source_visible))
 
     def forward(
@@ -204,7 +204,7 @@ class EncoderOnly(LanguageModel):
         x_BTD = self.embed(tokens_BT)
         rotations = Rotations(compute_dtype(x_BTD))
         rotations.place("self", torch.arange(tokens_BT.shape[1], device=tokens_BT.device))
-        visible = Visibility(key_lengths=token_lengths, documents=_pair(documents_BT, documents_BT))
+        visible = AttentionMask(key_lengths=token_lengths, documents=_pair(documents_BT, documents_BT))
         return cast(Tensor, self.encoder(x_BTD, visible, rotations))
 
     def forward(

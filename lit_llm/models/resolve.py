@@ -40,11 +40,11 @@ class Layer(Section):
     feed_forward: FeedForwardConfig
 
     @property
-    def mixer(self) -> ResolvedAttention | ResolvedRetention:
+    def sequence_mixer(self) -> ResolvedAttention | ResolvedRetention:
         """Self-attention, or the retention in its place."""
-        mixer = self.retention or self.self_attention
-        assert mixer is not None
-        return mixer
+        sequence_mixer = self.retention or self.self_attention
+        assert sequence_mixer is not None
+        return sequence_mixer
 
 
 class ResolvedModel(Section):

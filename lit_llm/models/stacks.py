@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lit_llm.components.attention.config import ResolvedAttention
-from lit_llm.components.attention.masks import Visibility
+from lit_llm.components.attention.masks import AttentionMask
 from lit_llm.components.attention.module import (
     Attention,
     MergedAttention,
@@ -53,8 +53,8 @@ class Block(nn.Module):
         super().__init__()
         width, norm = model.width(side), model.norm
         self.placement = norm.placement
-        self.mixer = "self_attention" if layer.retention is None else "retention"
-        self._norms(self.mixer, norm, width, skip=first and norm.skip_first)
+        self.sequence_mixer = "self_attention" if layer.retention is None else "retention"
+        self._norms(self.sequence_mixer, norm, width, skip=first and norm.skip_first)
         self.self_attention: SelfAttention | SharingAttention | None = None
         self.retention = None if layer.retention is None else Retention(layer.retention, width)
         if (own := layer.self_attention) is not None and own.shared_kv:
@@ -101,10 +101,10 @@ class Block(nn.Module):
     def forward(
         self,
         x_BTD: Tensor,
-        visible: Visibility,
+        visible: AttentionMask,
         rotations: Rotations,
         encoder_BSD: Tensor | None = None,
-        source_visible: Visibility | None = None,
+        source_visible: AttentionMask | None = None,
         cache: LayerCache | None = None,
         source_tokens: int = 0,
         bias: Tensor | None = None,
@@ -147,22 +147,22 @@ class Block(nn.Module):
     def _mixed(
         self,
         x_BTD: Tensor,
-        visible: Visibility,
+        visible: AttentionMask,
         rotations: Rotations,
         encoder_BSD: Tensor | None,
-        source_visible: Visibility | None,
+        source_visible: AttentionMask | None,
         cache: LayerCache | None,
         bias: Tensor | None,
         shared_k: Tensor | None,
         shared_v: Tensor | None,
     ) -> Tensor:
         """The residual stream after self-attention, merged or not, or after retention."""
-        normed_BTD = self._read(self.mixer, x_BTD)
+        normed_BTD = self._read(self.sequence_mixer, x_BTD)
         if self.retention is not None:
             state = None if cache is None else cache.retention
             of = self.retention.config
             out_BTD = self.retention(normed_BTD, visible, rotations.of("self", of.rope_theta, of.head_dim), state)
-            return self._added(self.mixer, x_BTD, out_BTD)
+            return self._added(self.sequence_mixer, x_BTD, out_BTD)
         attention = self.self_attention
         assert attention is not None
         config = attention.config
@@ -217,10 +217,10 @@ class Stack(nn.Module):
     def forward(
         self,
         x_BTD: Tensor,
-        visible: Visibility,
+        visible: AttentionMask,
         rotations: Rotations,
         encoder_BSD: Tensor | None = None,
-        source_visible: Visibility | None = None,
+        source_visible: AttentionMask | None = None,
         cache: Sequence[LayerCache] | None = None,
         source_tokens: int = 0,
         finish: bool = True,
@@ -241,7 +241,7 @@ class Stack(nn.Module):
         """For what reads the residual stream outside of the blocks."""
         return None if model.norm.placement == "post" else Norm(model.norm, model.width(side))
 
-    def finish(self, x_BTD: Tensor, visible: Visibility, rotations: Rotations) -> Tensor:
+    def finish(self, x_BTD: Tensor, visible: AttentionMask, rotations: Rotations) -> Tensor:
         """The norm after the last layer."""
         return x_BTD if self.norm is None else cast(Tensor, self.norm(x_BTD))
 

@@ -47,7 +47,7 @@ from lit_llm.objectives.packing import rows_of, sizes_of
 
 Family = Literal["decoder", "encoder_decoder", "decoder_decoder", "encoder_only"]
 """decoder_decoder is laid out as decoder is."""
-NOBODY = -1
+PAD_DOCUMENT = -1
 """The document of padding in shared rows, which no example sees."""
 
 
@@ -81,7 +81,7 @@ class Batch:
             yield Batch(inputs, self.targets[part], self.weights[part])
 
 
-def lay_out(
+def collate(
     sources: Sequence[np.ndarray],
     targets: Sequence[np.ndarray],
     family: Family,
@@ -174,22 +174,24 @@ def _in_place(
     return Batch(inputs, _padded(targets), torch.from_numpy(np.stack(rows)).float())
 
 
-def lay_out_packed(
+def collate_packed(
     sources: Sequence[np.ndarray],
     targets: Sequence[np.ndarray],
     family: Family,
     masks: MasksConfig,
 ) -> Batch:
-    """As `lay_out`, in fewer rows that are no longer. Each example has the loss that it has in a row of its own."""
+    """As `collate`, in fewer rows that are no longer. Each example has the loss that it has in a row of its own."""
     lengths = [(len(source), len(target)) for source, target in zip(sources, targets, strict=True)]
     shared, rows = rows_of(sizes_of(lengths, family)), []
     if len(shared) == len(lengths):
-        return lay_out(sources, targets, family, masks)  # nothing to separate, and a mask would only cost
+        return collate(sources, targets, family, masks)  # nothing to separate, and a mask would only cost
     for numbers in shared:
         examples = [_alone(sources[number], targets[number], place, family) for place, number in enumerate(numbers)]
         rows.append({name: np.concatenate([example[name] for example in examples]) for name in examples[0]})
     # Padding is end-of-document tokens that nobody sees and no loss is on.
-    found = {name: _padded([row[name] for row in rows], NOBODY if "documents" in name else EOD) for name in rows[0]}
+    found = {
+        name: _padded([row[name] for row in rows], PAD_DOCUMENT if "documents" in name else EOD) for name in rows[0]
+    }
     targets_BT, weights_BT, open_BT = (found.pop(name) for name in ("targets", "weights", "open"))
     inputs: dict[str, Any] = dict(found)
     if family != "encoder_decoder" and masks.prefix == "bidirectional":

@@ -1,4 +1,4 @@
-"""Which examples share a row, so that short ones cost less padding. Loads no torch; `lay_out_packed` fills the rows."""
+"""Which examples share a row, so that short ones cost less padding. Loads no torch; `collate_packed` fills the rows."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from lit_llm.config.section import Items, Section, impossible
+from lit_llm.config.section import Items, Section, config_error
 from lit_llm.objectives.base import EOD, AnyObjective, Example, Lengths
 from lit_llm.objectives.cuts import PrefixLM
 
@@ -101,9 +101,9 @@ class Denoiser(Section):
     def _fits(self) -> Denoiser:
         if self.corruption == "random":
             if self.mean_span is not None:
-                raise impossible(("corruption", "random is for one span at the end; leave mean_span out"))
+                raise config_error(("corruption", "random is for one span at the end; leave mean_span out"))
         elif not 0 < self.corruption < 1:
-            raise impossible(("corruption", f"{self.corruption} is not between 0 and 1"))
+            raise config_error(("corruption", f"{self.corruption} is not between 0 and 1"))
         return self
 
     def objective(self, sequence_length: int) -> SpanCorruption | PrefixLM:
@@ -170,15 +170,17 @@ class UL2(AnyObjective):
     @model_validator(mode="after")
     def _fits(self) -> UL2:
         if not sum(denoiser.weight for denoiser in self._denoisers):
-            raise impossible(("mix", "needs at least one denoiser with a weight above 0"))
+            raise config_error(("mix", "needs at least one denoiser with a weight above 0"))
         if self.modes is None:
             return self
         there = {denoiser.mode for denoiser in self._denoisers if denoiser.weight}
         missing = [mode for mode in MODES if getattr(self.modes, mode) and mode not in there]
         if missing:
-            raise impossible(*((f"modes.{mode}", "has a share, and the mix has no such denoiser") for mode in missing))
+            raise config_error(
+                *((f"modes.{mode}", "has a share, and the mix has no such denoiser") for mode in missing)
+            )
         if not any(getattr(self.modes, mode) for mode in MODES):
-            raise impossible(("modes", "needs at least one share above 0"))
+            raise config_error(("modes", "needs at least one share above 0"))
         return self
 
     @property

@@ -10,7 +10,7 @@ from typing import Any
 
 from lit_llm.config.fingerprint import fingerprint
 from lit_llm.data.instructions import identify_examples
-from lit_llm.data.sources import Identity, Source, blamed_at, identify, identify_held_out
+from lit_llm.data.sources import Identity, Source, error_context, identify, identify_held_out
 from lit_llm.evaluation.task_files import read_task_files
 from lit_llm.experiment.schema import Checkpoint, Experiment
 from lit_llm.models.adapt import Side
@@ -71,7 +71,7 @@ def digests_of_texts(experiment: Experiment) -> dict[str, str]:
     likelihood, tokenizer = evaluate.likelihood, identity_of_data(experiment).tokenizer
 
     def find() -> dict[str, str]:
-        with blamed_at("evaluate.likelihood.corpora", instead_of="corpora"):
+        with error_context("evaluate.likelihood.corpora", instead_of="corpora"):
             return identify_held_out(likelihood.corpora, data, tokenizer)
 
     return _identity(("texts", likelihood.model_dump_json(), data.model_dump_json(), tokenizer), find)

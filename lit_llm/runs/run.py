@@ -11,16 +11,19 @@ from typing import TYPE_CHECKING
 
 from lit_llm.config.tree import to_yaml
 from lit_llm.experiment.schema import Experiment
-from lit_llm.runs.stage_config import thaw
+from lit_llm.runs.stage_config import load_stage_config
 from lit_llm.store.disk import DiskError, disk_problem
 from lit_llm.store.store import FINAL, Busy, Stage, State, Store
 
 if TYPE_CHECKING:
-    from lit_llm.training.fit import Judge
+    from lit_llm.training.fit import ShouldPrune
 
 
 def run_one(
-    root: Path, fingerprint: str, should_stop: Callable[[], bool] = lambda: False, judge: Judge | None = None
+    root: Path,
+    fingerprint: str,
+    should_stop: Callable[[], bool] = lambda: False,
+    should_prune: ShouldPrune | None = None,
 ) -> State:
     """Claim the stage, go on with it from where it stopped, write its result. Returns how it ended.
 
@@ -34,13 +37,15 @@ def run_one(
     while not should_stop():
         try:
             with stage.claim():
-                return _run_claimed(stage, Store(root), should_stop, judge)
+                return _run_claimed(stage, Store(root), should_stop, should_prune)
         except Busy:
             time.sleep(0.5)
     return "interrupted"
 
 
-def _run_claimed(stage: Stage, store: Store, should_stop: Callable[[], bool], judge: Judge | None) -> State:
+def _run_claimed(
+    stage: Stage, store: Store, should_stop: Callable[[], bool], should_prune: ShouldPrune | None
+) -> State:
     before = stage.status()["state"]
     if before in (*FINAL, "failed", "out_of_memory"):
         return before  # somebody else, who shares this stage, has brought it to its end
@@ -49,8 +54,8 @@ def _run_claimed(stage: Stage, store: Store, should_stop: Callable[[], bool], ju
         from lit_llm.runs.stages import STAGES
         from lit_llm.training.checkpoints import remove_checkpoints
 
-        frozen = thaw(stage)
-        result = STAGES[frozen.kind](frozen, stage, store, should_stop, judge)
+        frozen = load_stage_config(stage)
+        result = STAGES[frozen.kind](frozen, stage, store, should_stop, should_prune)
         if result["state"] == "interrupted":
             stage.set_state("interrupted", result["error"])
         else:

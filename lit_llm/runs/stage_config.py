@@ -17,7 +17,7 @@ from lit_llm.store.store import Stage, Store, write_text
 
 
 @dataclass(frozen=True)
-class Frozen:
+class StageConfig:
     """What a stage is told."""
 
     kind: Kind
@@ -40,7 +40,7 @@ class Frozen:
     experiment: Experiment
 
 
-def freeze(store: Store, link: Link, experiment: Experiment) -> Stage:
+def save_stage_config(store: Store, link: Link, experiment: Experiment) -> Stage:
     """Write a stage's configuration into the store. experiment: the chain's own; a source has one of its own."""
     stage, experiment = store.stage(link.fingerprint), link.source or experiment
     content = {
@@ -65,7 +65,7 @@ def halve_micro_batch(stage: Stage) -> int | None:
     Returns how many; None, and nothing is changed, for an evaluation, where it takes one at a time already, and where
     the number decides the result (dropout, bf16_master): that is the user's to choose, for all arms.
     """
-    frozen = thaw(stage)
+    frozen = load_stage_config(stage)
     section = frozen.experiment.section(frozen.after)
     now = section.training.execution.micro_batch_size or section.data.batch_size
     if frozen.kind == "evaluate" or now == 1 or provenance(frozen.experiment, frozen.after)["cut"] is not None:
@@ -84,7 +84,7 @@ def is_frozen(stage: Stage) -> bool:
         return False
 
 
-def thaw(stage: Stage) -> Frozen:
+def load_stage_config(stage: Stage) -> StageConfig:
     """What `freeze` has written. Raises InputError for a file that is damaged."""
     try:
         read_verified(stage.config_file)
@@ -99,7 +99,7 @@ def thaw(stage: Stage) -> Frozen:
         key: str(node.plain()) for key, node in content.value.items() if key not in ("experiment", "texts", "origins")
     }
     trained: dict[str, Trained] = {"pretrain": "pretrain", "finetune": "finetune"}
-    return Frozen(
+    return StageConfig(
         kind="evaluate" if said["stage"] == "evaluate" else trained[said["stage"]],
         after=trained[said.get("after", "pretrain")],
         evaluation=said.get("evaluation", ""),

@@ -31,20 +31,20 @@ from lit_llm.experiment.schema import Experiment, Trained
 from lit_llm.models.build import build_model
 from lit_llm.models.families import LanguageModel
 from lit_llm.runs.provenance import provenance, same_origin
-from lit_llm.runs.stage_config import Frozen
+from lit_llm.runs.stage_config import StageConfig
 from lit_llm.runs.trained_model import open_finished, write_weights
-from lit_llm.runs.warm_start import take_over, windows_before
+from lit_llm.runs.warm_start import load_source_weights, windows_before
 from lit_llm.store.files import Damaged, remove
 from lit_llm.store.store import SCHEMA, MetricsFile, Stage, Store, finite, read_json, write_json, write_text
 from lit_llm.training.config import TrainingConfig
-from lit_llm.training.fit import Budget, Evaluate, Judge, accelerator_of, fit
-from lit_llm.training.module import Beginning
+from lit_llm.training.fit import Budget, Evaluate, ShouldPrune, accelerator_of, fit
+from lit_llm.training.module import WarmStart
 
 ShouldStop = Callable[[], bool]
 
 
 def pretrain(
-    frozen: Frozen, stage: Stage, store: Store, should_stop: ShouldStop, judge: Judge | None
+    frozen: StageConfig, stage: Stage, store: Store, should_stop: ShouldStop, should_prune: ShouldPrune | None
 ) -> dict[str, Any]:
     """Train an experiment's `pretrain` section, from values drawn by the seed or taken over from other models."""
     experiment, section = frozen.experiment, frozen.experiment.pretrain
@@ -62,15 +62,15 @@ def pretrain(
     cost = cost_of(experiment)
     budget = Budget(size, cost.flops_per_step, cost.before.tokens, cost.before.train_flops)
     model = build_model(experiment.model, experiment.seed)
-    beginning, weights = take_over(model, frozen, store)
+    beginning, weights = load_source_weights(model, frozen, store)
     evaluations = Evaluations(held_out(), final)
     return _trained(
-        "pretrain", frozen, stage, model, batches, budget, evaluations, should_stop, judge, weights, beginning
+        "pretrain", frozen, stage, model, batches, budget, evaluations, should_stop, should_prune, weights, beginning
     )
 
 
 def finetune(
-    frozen: Frozen, stage: Stage, store: Store, should_stop: ShouldStop, judge: Judge | None
+    frozen: StageConfig, stage: Stage, store: Store, should_stop: ShouldStop, should_prune: ShouldPrune | None
 ) -> dict[str, Any]:
     """Train an experiment's `finetune` section from the weights of its pretraining."""
     experiment, section = frozen.experiment, frozen.experiment.finetune
@@ -98,11 +98,11 @@ def finetune(
     finished = open_finished(store, frozen.parent)
     model, weights = finished.model, finished.weights
     evaluations = Evaluations(lambda model: during.measured(model, batch_tokens).metrics, final)
-    return _trained("finetune", frozen, stage, model, batches, budget, evaluations, should_stop, judge, weights)
+    return _trained("finetune", frozen, stage, model, batches, budget, evaluations, should_stop, should_prune, weights)
 
 
 def evaluate(
-    frozen: Frozen, stage: Stage, store: Store, should_stop: ShouldStop, judge: Judge | None
+    frozen: StageConfig, stage: Stage, store: Store, should_stop: ShouldStop, should_prune: ShouldPrune | None
 ) -> dict[str, Any]:
     """Measure one thing of what a finished stage has made."""
     started = time.time()
@@ -143,7 +143,7 @@ STAGES = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate}
 """By the kind of a stage."""
 
 
-def _evaluated(frozen: Frozen, store: Store, model: LanguageModel, told: Progress) -> Found:
+def _evaluated(frozen: StageConfig, store: Store, model: LanguageModel, told: Progress) -> Found:
     """The evaluation, by its name in the configuration."""
     name, experiment, config = frozen.evaluation, frozen.experiment, frozen.experiment.evaluate
     assert config is not None
@@ -219,11 +219,11 @@ def _told(stage: Stage) -> Progress:
     return told
 
 
-def _text(frozen: Frozen, store: Store) -> Prepared:
+def _text(frozen: StageConfig, store: Store) -> Prepared:
     return open_prepared(frozen.experiment.pretrain.data, store.data, frozen.data)
 
 
-def _examples(frozen: Frozen, store: Store) -> ExampleSet:
+def _examples(frozen: StageConfig, store: Store) -> ExampleSet:
     return ExampleSet(store.data, frozen.examples, frozen.experiment.pretrain.data.tokenizer)
 
 
@@ -252,16 +252,16 @@ def _budget(experiment: Experiment, examples: ExampleSet) -> Budget:
 
 def _trained(
     name: Trained,
-    frozen: Frozen,
+    frozen: StageConfig,
     stage: Stage,
     model: LanguageModel,
     batches: Batches,
     budget: Budget,
     evaluations: Evaluations,
     should_stop: ShouldStop,
-    judge: Judge | None,
+    should_prune: ShouldPrune | None,
     weights: str | None = None,
-    beginning: Beginning | None = None,
+    beginning: WarmStart | None = None,
 ) -> dict[str, Any]:
     """Train one stage; the result as it is written to disk. weights: digest of those that it begins with."""
     started = time.time()
@@ -285,7 +285,7 @@ def _trained(
         metrics_file=stage.metrics_file,
         checkpoints=stage.checkpoints,
         should_stop=should_stop,
-        judge=judge,
+        should_prune=should_prune,
         beginning=beginning,
         tell=stage.note,
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.experiment.schema import Experiment
 from lit_llm.objectives.config import BOS, MasksConfig, continues
-from lit_llm.runs.stage_config import thaw
+from lit_llm.runs.stage_config import load_stage_config
 from lit_llm.store.files import Damaged, check_digest, file_digest, replacing
 from lit_llm.store.store import AGAIN, FINAL, Stage, Store
 
@@ -89,7 +89,7 @@ def export_finished(store: Store, fingerprint: str, out: Path) -> str:
     finished = open_finished(store, fingerprint)
     data = finished.experiment.pretrain.data
     state = finished.model.state_dict()
-    prepared = open_prepared(data, store.data, thaw(store.stage(fingerprint)).data)
+    prepared = open_prepared(data, store.data, load_stage_config(store.stage(fingerprint)).data)
     file: Path | None = prepared.tokenizer_folder / FILE
     ends: tuple[str | None, str | None] = SPECIAL
     if isinstance(data.tokenizer, FileTokenizer):
@@ -139,7 +139,7 @@ def open_finished(store: Store, fingerprint: str) -> Finished:
     stage = store.stage(fingerprint)
     if not stage.config_file.exists():
         raise InputError(Problem(f"there is no stage {fingerprint} in {store.root}; `lit-llm status` names them"))
-    frozen, status = thaw(stage), stage.status()
+    frozen, status = load_stage_config(stage), stage.status()
     if status.get("damaged"):  # nothing says what its weights were
         raise InputError(Problem(status["error"]))
     state = status["state"]

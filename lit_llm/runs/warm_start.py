@@ -12,16 +12,16 @@ from lit_llm.models.adapt import Side, adapted
 from lit_llm.models.build import build_model
 from lit_llm.models.families import DecoderOnly, LanguageModel
 from lit_llm.runs.provenance import weights_digest
-from lit_llm.runs.stage_config import Frozen
+from lit_llm.runs.stage_config import StageConfig
 from lit_llm.runs.trained_model import open_finished
 from lit_llm.store.store import Store
-from lit_llm.training.module import Beginning
+from lit_llm.training.module import WarmStart
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def take_over(model: LanguageModel, frozen: Frozen, store: Store) -> tuple[Beginning | None, str | None]:
+def load_source_weights(model: LanguageModel, frozen: StageConfig, store: Store) -> tuple[WarmStart | None, str | None]:
     """Give a new model the weights of its experiment's sources; what training has to know of it, and their digest.
 
     (None, None) where there is nothing to adapt. Raises InputError for a source that is not finished, or a checkpoint
@@ -30,23 +30,25 @@ def take_over(model: LanguageModel, frozen: Frozen, store: Store) -> tuple[Begin
     experiment, adapt = frozen.experiment, frozen.experiment.adapt
     if adapt is None:
         return None, None
-    givers: dict[str, LanguageModel] = {}
+    source_models: dict[str, LanguageModel] = {}
     digests: dict[str, str | None] = {}
     for side in (*adapt.experiments, *adapt.sides):
         name, given = frozen.origins[side], adapt.sides[side]
-        if name not in givers:
+        if name not in source_models:
             if isinstance(given, Checkpoint):
-                givers[name] = _checkpoint(given)
+                source_models[name] = _checkpoint(given)
             else:
                 finished = open_finished(store, name)
-                givers[name], digests[name] = finished.model, finished.weights
-    states: dict[Side, dict[str, Tensor]] = {side: givers[frozen.origins[side]].state_dict() for side in adapt.sides}
+                source_models[name], digests[name] = finished.model, finished.weights
+    states: dict[Side, dict[str, Tensor]] = {
+        side: source_models[frozen.origins[side]].state_dict() for side in adapt.sides
+    }
     adaptation = experiment.adaptation
     model.load_state_dict(adapted(adaptation, states), strict=False)
-    teacher = cast(DecoderOnly, givers[frozen.origins["decoder"]]) if adapt.distill else None
+    teacher = cast(DecoderOnly, source_models[frozen.origins["decoder"]]) if adapt.distill else None
     if teacher is not None:
         teacher.eval().requires_grad_(False)
-    beginning = Beginning(frozenset(adaptation.fresh), adapt.warmup_steps, teacher, adapt.distill)
+    beginning = WarmStart(frozenset(adaptation.fresh), adapt.warmup_steps, teacher, adapt.distill)
     return beginning, weights_digest(list(digests.values()))
 
 

@@ -36,16 +36,16 @@ def run_trial(root: Path, fingerprints: Sequence[str], judged: Judged) -> tuple[
     """Run the runs of a trial, one after another. Returns (how the last one ended, whether it was given up)."""
     state: str = "done"
     for number, name in enumerate(fingerprints):
-        given_up: list[bool] = []
+        pruned: list[bool] = []
 
-        def judge(step: int, found: dict[str, float], given_up: list[bool] = given_up) -> bool:
+        def should_prune(step: int, found: dict[str, float], pruned: list[bool] = pruned) -> bool:
             if consult((step, found)):
-                given_up.append(True)
-            return bool(given_up)
+                pruned.append(True)
+            return bool(pruned)
 
         should_stop = partial(_is_to_stop, Store(root))
-        state = run_one(root, name, should_stop, judge if judged == "validations" and number == 0 else None)
-        if given_up and state == "interrupted":
+        state = run_one(root, name, should_stop, should_prune if judged == "validations" and number == 0 else None)
+        if pruned and state == "interrupted":
             return state, True
         if state != "done":
             break

@@ -30,7 +30,7 @@ from lit_llm.statistics.lr_sensitivity import LRRun
 from lit_llm.statistics.multiple_comparisons import Correction
 from lit_llm.statistics.notes import comparison_notes
 from lit_llm.statistics.paired import Difference, Variance
-from lit_llm.statistics.pareto import Front, better
+from lit_llm.statistics.pareto import ParetoFront, better
 from lit_llm.statistics.procedure import Procedure
 from lit_llm.statistics.scaling.comparison import Scaling
 from lit_llm.statistics.scaling.gate import Gate
@@ -151,7 +151,7 @@ class Comparison:
     """Of the factors, where the design shows them; empty elsewhere."""
     before_after: BeforeAfter | None = None
     """Of an evaluation that was made after pretraining and after finetuning."""
-    front: Front | None = None
+    front: ParetoFront | None = None
     """The metric against a cost, where the study asks for it."""
     learning_rates: tuple[LearningRates, ...] = ()
     """One for each factor that is a learning rate, where a validation loss is compared."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lit_llm.statistics.baselines import against_baselines
 from lit_llm.statistics.lr_sensitivity import (
-    Cell,
+    ArmAtRate,
     LRRun,
     Range,
     Sensitivity,
@@ -48,7 +48,7 @@ class LRRow:
 
     group: str
     baseline: str
-    cells: tuple[Cell, ...]
+    cells: tuple[ArmAtRate, ...]
     """One for each learning rate at which a run has ended, the lowest first."""
     sensitivity: Sensitivity | None
     """None where the loss at initialisation is not known."""

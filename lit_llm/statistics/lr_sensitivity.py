@@ -39,7 +39,7 @@ class LRRun:
 
 
 @dataclass(frozen=True)
-class Cell:
+class ArmAtRate:
     """One arm at one learning rate."""
 
     arm: str
@@ -65,7 +65,7 @@ class Cell:
         return statistics.stdev(self.losses.values()) if len(self.losses) > 1 else None
 
 
-def loss_table(runs: Sequence[LRRun]) -> tuple[Cell, ...]:
+def loss_table(runs: Sequence[LRRun]) -> tuple[ArmAtRate, ...]:
     """Loss against learning rate: the arms in the order they come, each from its lowest learning rate to its highest.
 
     Raises ValueError for a loss that is not finite and for two runs of one arm, learning rate and seed.
@@ -82,7 +82,7 @@ def loss_table(runs: Sequence[LRRun]) -> tuple[Cell, ...]:
     return tuple(_cell(*key, cells[key]) for key in sorted(cells, key=lambda key: (order[key[0]], key[1])))
 
 
-def _cell(arm: str, lr: float, runs: Mapping[int, LRRun]) -> Cell:
+def _cell(arm: str, lr: float, runs: Mapping[int, LRRun]) -> ArmAtRate:
     losses = {seed: run.loss for seed, run in sorted(runs.items()) if run.loss is not None}
     spikes, logits, norms = (
         [value for run in runs.values() if (value := getattr(run, name)) is not None]
@@ -90,7 +90,7 @@ def _cell(arm: str, lr: float, runs: Mapping[int, LRRun]) -> Cell:
     )
     lost = tuple(sorted(runs.keys() - losses.keys()))
     mean = statistics.fmean(spikes) if spikes else None
-    return Cell(arm, lr, losses, lost, mean, max(logits, default=None), max(norms, default=None))
+    return ArmAtRate(arm, lr, losses, lost, mean, max(logits, default=None), max(norms, default=None))
 
 
 # --- one arm --------------------------------------------------------------------------------------------------------
@@ -115,7 +115,7 @@ class Sensitivity:
 
 
 def lr_sensitivity(
-    cells: Sequence[Cell],
+    cells: Sequence[ArmAtRate],
     loss_at_init: Mapping[tuple[str, int], float],
     between: tuple[float, float] = (0.0, math.inf),
     lrs: Sequence[float] | None = None,
@@ -135,7 +135,7 @@ def lr_sensitivity(
 
 
 def _sensitivity(
-    arm: str, cells: Mapping[float, Cell], lrs: tuple[float, ...], loss_at_init: Mapping[tuple[str, int], float]
+    arm: str, cells: Mapping[float, ArmAtRate], lrs: tuple[float, ...], loss_at_init: Mapping[tuple[str, int], float]
 ) -> Sensitivity:
     by_seed, left_out, capped = {}, [], 0
     for seed in sorted({seed for cell in cells.values() for seed in (*cell.losses, *cell.diverged)}):
@@ -154,7 +154,7 @@ def _sensitivity(
     return Sensitivity(lrs, by_seed, mean, low, high, capped, tuple(left_out))
 
 
-def _ran(cell: Cell, seed: int) -> bool:
+def _ran(cell: ArmAtRate, seed: int) -> bool:
     return seed in cell.losses or seed in cell.diverged
 
 
@@ -171,13 +171,13 @@ class Range:
         return math.log10(self.high / self.low)
 
 
-def best_lr(cells: Sequence[Cell]) -> Cell | None:
+def best_lr(cells: Sequence[ArmAtRate]) -> ArmAtRate | None:
     """Of one arm: the lowest mean loss where no seed diverged; None where there is no such learning rate."""
     whole = [(cell.mean, cell.lr, cell) for cell in _of_one_arm(cells) if cell.mean is not None and not cell.diverged]
     return min(whole, key=lambda found: found[:2])[2] if whole else None
 
 
-def widest_range(cells: Sequence[Cell], margin: float) -> Range | None:
+def widest_range(cells: Sequence[ArmAtRate], margin: float) -> Range | None:
     """Of one arm: the widest run of neighbouring learning rates at which no seed diverged and the mean loss is at most
     `margin` above that of the best; of two as wide the lower. None where every learning rate has a diverged seed.
     """
@@ -195,7 +195,7 @@ def widest_range(cells: Sequence[Cell], margin: float) -> Range | None:
     return max(found, key=lambda part: part.decades)
 
 
-def _of_one_arm(cells: Sequence[Cell]) -> Sequence[Cell]:
+def _of_one_arm(cells: Sequence[ArmAtRate]) -> Sequence[ArmAtRate]:
     if len(arms := dict.fromkeys(cell.arm for cell in cells)) > 1:
         raise ValueError(f"the learning rates of one arm at a time, not of {', '.join(arms)}")
     return cells

@@ -20,7 +20,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Front:
+class ParetoFront:
     """All arms that have a value, the cheapest first."""
 
     figure: str
@@ -28,7 +28,9 @@ class Front:
     points: tuple[Point, ...]
 
 
-def front(figure: str, metric: str, costs: Mapping[str, float], means: Mapping[str, float | None]) -> Front:
+def pareto_front(
+    figure: str, metric: str, costs: Mapping[str, float], means: Mapping[str, float | None]
+) -> ParetoFront:
     """The Pareto front of the arms' means. Seeds' scatter is not in it: see the differences for how sure each is."""
     sign = -1.0 if better(metric) == "higher" else 1.0
     known = {arm: (costs[arm], sign * mean) for arm, mean in means.items() if mean is not None}
@@ -41,7 +43,7 @@ def front(figure: str, metric: str, costs: Mapping[str, float], means: Mapping[s
         return min(beating, key=lambda other: (known[other][1], known[other][0])) if beating else None
 
     points = [Point(arm, cost, sign * loss, beaten(arm)) for arm, (cost, loss) in known.items()]
-    return Front(figure, metric, tuple(sorted(points, key=lambda point: (point.cost, point.arm))))
+    return ParetoFront(figure, metric, tuple(sorted(points, key=lambda point: (point.cost, point.arm))))
 
 
 def better(metric: str) -> Literal["lower", "higher"] | None:

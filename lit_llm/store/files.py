@@ -12,14 +12,14 @@ from functools import lru_cache
 from pathlib import Path
 
 from lit_llm.config.fingerprint import LENGTH, digest_of_file
-from lit_llm.config.problems import InputError, Mark, Problem
+from lit_llm.config.problems import InputError, Problem, SourceLocation
 
 
 class Damaged(InputError):
     """A file of the store cannot be read, or is not what was written."""
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(Problem(reason, mark=Mark(str(path))))
+        super().__init__(Problem(reason, location=SourceLocation(str(path))))
 
 
 KEY = "digest_of_rest"

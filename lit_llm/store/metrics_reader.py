@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeGuard
 from zlib import crc32
 
-Mark = Sequence[int]
+SourceLocation = Sequence[int]
 """(start, end, CRC-32) of the last line that was read."""
 Point = tuple[str, float, int, int]
 """Metric name, value, Unix time in ms, step: the order of `mlflow.entities.Metric`."""
@@ -25,22 +25,22 @@ def stamp_of(path: Path) -> tuple[int, int] | None:
     return status.st_size, status.st_mtime_ns
 
 
-def complete_lines(path: Path, mark: Mark) -> tuple[list[bytes], Mark]:
+def complete_lines(path: Path, location: SourceLocation) -> tuple[list[bytes], SourceLocation]:
     """The lines after the marked one, or all if the marked line is no longer there; a half-written last one waits."""
-    start, end, checksum = mark
+    start, end, checksum = location
     try:
         with path.open("rb") as file:
             file.seek(start)
             data = file.read()
             if crc32(data[: end - start]) != checksum:  # a line holds the time it was written at, so it is unique
                 file.seek(0)
-                mark = start, end, _ = 0, 0, 0
+                location = start, end, _ = 0, 0, 0
                 data = file.read()
     except FileNotFoundError:
-        return [], mark
+        return [], location
     new = data[end - start : data.rfind(b"\n") + 1]
     if not new:
-        return [], mark
+        return [], location
     last = new.rfind(b"\n", 0, len(new) - 1) + 1
     return new.splitlines(), (end + last, end + len(new), crc32(new[last:]))
 

@@ -27,7 +27,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
-from lit_llm.config.problems import InputError, Mark, Problem
+from lit_llm.config.problems import InputError, Problem, SourceLocation
 from lit_llm.store.files import (
     KEY,
     Damaged,
@@ -89,7 +89,7 @@ class Store:
             schema = json.loads(marker.read_text())["schema"]
         except (OSError, ValueError, KeyError, TypeError):
             message = "is damaged; remove it if this version wrote the store: the next `lit-llm run` writes it again"
-            raise InputError(Problem(message, mark=Mark(str(marker)))) from None
+            raise InputError(Problem(message, location=SourceLocation(str(marker)))) from None
         if schema != SCHEMA:
             raise InputError(
                 Problem(

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lit_llm.launch import Interrupted, Outcome, Task, run_tasks
-from lit_llm.runs.stage_config import freeze, is_frozen
+from lit_llm.runs.stage_config import is_frozen, save_stage_config
 from lit_llm.runs.worker import PRELOAD, run_stage
 from lit_llm.store.disk import DiskError, check_there
 from lit_llm.store.store import Busy, Stage, Store
-from lit_llm.studies.observer import Watcher
+from lit_llm.studies.observer import Observer
 from lit_llm.studies.runs import Run, Step
 from lit_llm.studies.supervise import Supervision, Supervisor
-from lit_llm.tracking.sync_thread import MirrorThread
+from lit_llm.tracking.sync_thread import SyncThread
 
 Work = tuple[Run, Step]
 """A stage to be computed, with the first of the runs that need it."""
@@ -27,34 +27,34 @@ class Execution:
 
     store: Store
     slots: int
-    watcher: Watcher
-    follower: MirrorThread
+    observer: Observer
+    follower: SyncThread
     supervision: Supervision
 
     def round(self, chosen: Sequence[Run], todo: Sequence[Work]) -> bool:
         """Run what these runs need; returns whether it was interrupted."""
         for run, step in todo:
-            freeze(self.store, step.link, run.experiment)
+            save_stage_config(self.store, step.link, run.experiment)
         for run in chosen:
             for step in run.steps:
                 if step.stage.result() is not None and not is_frozen(step.stage):
-                    freeze(self.store, step.link, run.experiment)
-                    self.watcher.message(f"{step.stage.config_file} was damaged or missing; it is written again")
-        self.watcher.launching(chosen, list({run.name: run for run, _ in todo}.values()), self.slots)
+                    save_stage_config(self.store, step.link, run.experiment)
+                    self.observer.message(f"{step.stage.config_file} was damaged or missing; it is written again")
+        self.observer.launching(chosen, list({run.name: run for run, _ in todo}.values()), self.slots)
         return self.execute(todo) if todo else False
 
     def execute(self, todo: Sequence[Work]) -> bool:
         """Run them all; returns whether it was interrupted."""
         waiting, running = list(todo), dict[str, Work]()
-        supervisor = Supervisor(self.store, self.supervision, self.watcher)
+        supervisor = Supervisor(self.store, self.supervision, self.observer)
 
         def tick() -> None:
-            self.watcher.tick()
-            tell_news(self.follower, self.watcher)
+            self.observer.tick()
+            tell_news(self.follower, self.observer)
 
         def finish(outcome: Outcome) -> None:
             work = running.pop(outcome.task.arguments[1])
-            note_end(work[1].stage, outcome, self.watcher)
+            note_end(work[1].stage, outcome, self.observer)
             if supervisor.begins_again(outcome):
                 waiting.append(work)  # behind the others: they may be what has taken its memory
 
@@ -99,14 +99,14 @@ class Execution:
         return Task(run.name_at(step), run_stage, arguments, log=step.stage.log_file, threads=execution.threads)
 
 
-def note_end(stage: Stage, outcome: Outcome, watcher: Watcher) -> None:
+def note_end(stage: Stage, outcome: Outcome, observer: Observer) -> None:
     """Write down what has ended a process that could not do so itself: killed from outside, dead before it began, or
     without a disk to write on. Raises DiskError where the store is gone."""
     if outcome.status not in ("killed", "raised"):
         return
     if (problem := disk_problem_of(outcome)) is not None:
         check_there(stage.store)  # what is written of it would make another in its place
-        watcher.message(f"{outcome.task.name}: {problem}")  # it has written that down itself, or could not
+        observer.message(f"{outcome.task.name}: {problem}")  # it has written that down itself, or could not
         return
     with suppress(Busy), stage.claim():  # else it was waiting for another study, which goes on with the stage
         if stage.result() is None:
@@ -122,7 +122,7 @@ def disk_problem_of(outcome: Outcome) -> str | None:
     return outcome.error.removeprefix(kind) if raised and outcome.error else None
 
 
-def tell_news(follower: MirrorThread, watcher: Watcher) -> None:
+def tell_news(follower: SyncThread, observer: Observer) -> None:
     """Pass on what keeps MLflow from being up to date, once."""
     if news := follower.take_news():
-        watcher.message(news)
+        observer.message(news)

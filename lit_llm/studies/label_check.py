@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from lit_llm.config.problems import InputError, Problem, did_you_mean
-from lit_llm.config.tree import Node
+from lit_llm.config.tree import ConfigNode
 from lit_llm.studies.design.factors import short_names
 from lit_llm.studies.schema import METRICS, is_metric
 
@@ -14,7 +14,7 @@ COURSES = ("train/loss", "stability/grad_norm")
 
 
 def check_labels(
-    labels: Mapping[str, str], arms: Sequence[str], factors: Mapping[str, Sequence[str]], document: Node
+    labels: Mapping[str, str], arms: Sequence[str], factors: Mapping[str, Sequence[str]], document: ConfigNode
 ) -> None:
     """Raise InputError for every name that the study has not, for labels without a letter and for arms named alike.
 
@@ -24,7 +24,7 @@ def check_labels(
     metrics = [*METRICS, *COURSES]
     problems = []
     for name, label in labels.items():
-        where = document.mark_of(["compare", "labels", name])
+        where = document.location_of(["compare", "labels", name])
         if not label.strip():
             problems.append(Problem("a label needs a letter at least", f"compare.labels.{name}", where))
         elif name not in known and name not in COURSES and not is_metric(name):
@@ -32,7 +32,7 @@ def check_labels(
             message = f"{name!r} is no arm, factor, level or metric of this study{near}"
             problems.append(Problem(message, "compare.labels", where))
     for name, other in _alike(labels, arms):
-        where = document.mark_of(["compare", "labels", name])
+        where = document.location_of(["compare", "labels", name])
         message = f"{name!r} and {other!r} would both be printed as {labels[name]!r}; give each arm a name of its own"
         problems.append(Problem(message, "compare.labels", where))
     if problems:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.config.fingerprint import fingerprint
-from lit_llm.config.problems import InputError, Problem, did_you_mean, noted
+from lit_llm.config.problems import InputError, Problem, collect_errors, did_you_mean
 from lit_llm.config.section import validate
-from lit_llm.config.tree import Node, leaves, merge, read_file, under, without
+from lit_llm.config.tree import ConfigNode, leaves, merge, read_file, under, without
 from lit_llm.data.config import Mixture
 from lit_llm.evaluation.config import METRICS_OF_SPLIT, yardstick_of
 from lit_llm.experiment.load import MOST_LAYERS, is_preset, is_stage, read_experiment, validate_experiment
@@ -48,7 +48,7 @@ class Arm:
     """{key: [before, after]} of what matching it with its baseline has moved."""
     residual: float = 0.0
     """What is left of the difference in the matched quantity, relative to the baseline's."""
-    keys: Node = field(default=Node({}), compare=False, repr=False)
+    keys: ConfigNode = field(default=ConfigNode({}), compare=False, repr=False)
     """What the experiment was made of, for the places of what turns out to be wrong only later."""
 
     def seeded(self, seed: int) -> Experiment:
@@ -144,7 +144,9 @@ def load_study(source: str | Path, overrides: Sequence[str] = ()) -> Ablation:
             return _single(path.absolute().parent.name, str(path.absolute()), overrides)
         if "pretrain" in document.value or "model" in document.value or "extends" in document.value:
             return _single(str(source), str(path.absolute()), overrides)
-        raise InputError(Problem("is neither a study (no `study`) nor an experiment (no `model`)", mark=document.mark))
+        raise InputError(
+            Problem("is neither a study (no `study`) nor an experiment (no `model`)", location=document.location)
+        )
     try:
         study = validate(Study, document)
     except InputError as error:
@@ -153,7 +155,7 @@ def load_study(source: str | Path, overrides: Sequence[str] = ()) -> Ablation:
     return understood(study, document, path, overrides)
 
 
-def understood(study: Study, document: Node, path: Path, overrides: Sequence[str]) -> Ablation:
+def understood(study: Study, document: ConfigNode, path: Path, overrides: Sequence[str]) -> Ablation:
     """A study with its arms. Raises InputError with every problem of theirs.
 
     document: the tree that `study` was validated from; path: of its file.
@@ -169,7 +171,7 @@ def understood(study: Study, document: Node, path: Path, overrides: Sequence[str
     return _matched(ablation, document)
 
 
-def _read(path: Path, seen: tuple[Path, ...] = ()) -> Node:
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> ConfigNode:
     """A study file over the one that it extends."""
     document = read_file(path)
     other = document.value.get("extends_study")
@@ -179,13 +181,13 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> Node:
     if Path(other.value).name != other.value or not os.path.isfile(below):
         near = did_you_mean(other.value, [file.name for file in path.parent.glob("*.yaml")])
         raise InputError(
-            Problem(f"there is no study {other.value!r} in the same folder{near}", "extends_study", other.mark)
+            Problem(f"there is no study {other.value!r} in the same folder{near}", "extends_study", other.location)
         )
     if len(seen) >= MOST_LAYERS:
-        raise InputError(Problem(f"stands on more than {MOST_LAYERS} studies", "extends_study", other.mark))
+        raise InputError(Problem(f"stands on more than {MOST_LAYERS} studies", "extends_study", other.location))
     if path in seen:
         raise InputError(
-            Problem(f"extends itself: {' -> '.join(p.name for p in (*seen, path))}", "extends_study", other.mark)
+            Problem(f"extends itself: {' -> '.join(p.name for p in (*seen, path))}", "extends_study", other.location)
         )
     parent = without(_read(below, (*seen, path)), ["study"])  # a name is one study's
     # A base is one budget and a factor one list of levels: half of another's would be neither.
@@ -196,14 +198,14 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> Node:
     return merge(parent, document)
 
 
-def _names(document: Node, address: list[str]) -> list[str]:
+def _names(document: ConfigNode, address: list[str]) -> list[str]:
     node = document.find(address)
     return list(node.value) if node is not None and isinstance(node.value, dict) else []
 
 
-def _check_metric(study: Study, arms: Sequence[Arm], document: Node) -> None:
+def _check_metric(study: Study, arms: Sequence[Arm], document: ConfigNode) -> None:
     """Raise InputError if an arm does not measure what is compared."""
-    name, mark = study.compare.metric, document.mark_of(["compare", "metric"])
+    name, location = study.compare.metric, document.location_of(["compare", "metric"])
     own, stage = name.removeprefix(FINETUNED), "finetune" if name.startswith(FINETUNED) else "pretrain"
     source = next((own.removeprefix(begin) for begin in OF_SOURCE if own.startswith(begin)), "")
     evaluation = own.partition(EVALUATED)[2].partition("/")[0]
@@ -222,7 +224,7 @@ def _check_metric(study: Study, arms: Sequence[Arm], document: Node) -> None:
             message = f"{key} is 0, so no text is held out for a test; set it above 0, or compare on the text that "
             message += f"choices are made by: `metric: {validation_metric(name)}`"
         if message:
-            raise InputError(Problem(f"{arm.name}: {message}", "compare.metric", mark))
+            raise InputError(Problem(f"{arm.name}: {message}", "compare.metric", location))
 
 
 def _has_test(experiment: Experiment, stage: str) -> bool:
@@ -232,13 +234,13 @@ def _has_test(experiment: Experiment, stage: str) -> bool:
     return experiment.pretrain.data.has_test
 
 
-def _matched(ablation: Ablation, document: Node) -> Ablation:
+def _matched(ablation: Ablation, document: ConfigNode) -> Ablation:
     """Every arm made equal to its baseline in the quantity that the study matches by."""
     by = ablation.study.match.by
     moves = "model.feed_forward.d_ff" if by == "parameters" else "pretrain.training.max_steps"
     if by != "none" and any(_undoes(moves, arm, ablation.root(arm)) for arm in ablation.arms):
-        mark = document.mark_of(["match", "by"])
-        raise InputError(Problem(f"{by} moves {moves}, which is a factor of the study too", "match.by", mark))
+        location = document.location_of(["match", "by"])
+        raise InputError(Problem(f"{by} moves {moves}, which is a factor of the study too", "match.by", location))
     found = []
     for arm in ablation.arms:
         if arm.name != arm.baseline:
@@ -277,7 +279,7 @@ _ASIDE = {"study", "question", "seeds", "compare", "allow"}
 
 
 def _further_problems(
-    document: Node, found: Sequence[Problem], folder: Path, overrides: Sequence[str]
+    document: ConfigNode, found: Sequence[Problem], folder: Path, overrides: Sequence[str]
 ) -> Sequence[Problem]:
     """What is wrong with the arms besides, where that can be told without the keys of the study that are wrong."""
     wrong = {key for key in document.value for problem in found if under(problem.key, key)}
@@ -287,13 +289,13 @@ def _further_problems(
     if meant - _ASIDE:
         return []
     items = {key: node for key, node in document.value.items() if key not in wrong}
-    rest = Node({"study": Node("x"), "question": Node("x")} | items, document.mark)
+    rest = ConfigNode({"study": ConfigNode("x"), "question": ConfigNode("x")} | items, document.location)
     problems: list[Problem] = []
     try:
         study = validate(Study, rest)
     except InputError as error:  # of what is only looked at where nothing else is wrong
         return [*error.problems, *_further_problems(rest, error.problems, folder, overrides)]
-    with noted(problems):
+    with collect_errors(problems):
         cells_of(study, rest, folder, overrides)
     return problems
 

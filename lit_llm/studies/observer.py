@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from lit_llm.studies.runs import Run
 
 
-class Watcher:
+class Observer:
     """Looks on and says nothing; a subclass shows what it is told. Called in the coordinator, never in a run."""
 
     def preparing(self, what: str, done: int, total: int) -> None:

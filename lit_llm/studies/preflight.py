@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
-from lit_llm.config.problems import InputError, Problem, noted
+from lit_llm.config.problems import InputError, Problem, collect_errors
 from lit_llm.config.tree import split_path
 from lit_llm.data.record_files import SKIPPED
 from lit_llm.evaluation.task_names import check_names
@@ -25,7 +25,7 @@ def check_tasks(ablation: Ablation, tell: Callable[[str], None] = lambda _: None
     problems: list[Problem] = []
     for arm in ablation.arms:
         if (evaluate := arm.experiment.evaluate) is not None and evaluate.tasks is not None:
-            with noted(problems), _written(arm, "evaluate.tasks"):
+            with collect_errors(problems), _written(arm, "evaluate.tasks"):
                 check_names(evaluate.tasks, tell)
     if problems:
         raise InputError(*problems)
@@ -42,8 +42,8 @@ def check_texts(ablation: Ablation) -> None:
         except InputError as error:
             for problem in error.problems:
                 key = problem.key if problem.key.startswith(_WHOLE) else f"pretrain.data.{problem.key}"
-                mark = arm.keys.mark_of(split_path(key.split(":")[0]))
-                problems.append(replace(problem, key=key, mark=problem.mark or mark))
+                location = arm.keys.location_of(split_path(key.split(":")[0]))
+                problems.append(replace(problem, key=key, location=problem.location or location))
     if problems:
         raise InputError(*problems)
 
@@ -66,7 +66,7 @@ def check_held_out(ablation: Ablation, store: Store) -> None:
             source.name: source.count(source.evaluated_split(evaluate.split))
             for source in open_prepared(data, store.data, digest).sources
         }
-        with noted(problems), _written(arm, "evaluate"):
+        with collect_errors(problems), _written(arm, "evaluate"):
             if found := evaluate.too_short(data.sequence_length, held_out):
                 raise InputError(*(Problem(message, key) for key, message in found))
     if problems:
@@ -79,7 +79,7 @@ def check_leaks(ablation: Ablation, store: Store) -> None:
     Of a text that is not tokenised yet nothing is known, and nothing is said.
     """
     problems = [
-        Problem(f"{arm.name}: {problem.message}", problem.key, arm.keys.mark_of(split_path(problem.key)))
+        Problem(f"{arm.name}: {problem.message}", problem.key, arm.keys.location_of(split_path(problem.key)))
         for arm, problem in _leaks(ablation, store)
     ]
     if problems:
@@ -159,6 +159,6 @@ def _written(arm: Arm, section: str) -> Iterator[None]:
         yield
     except InputError as error:
         keys = [f"{section}.{problem.key}" for problem in error.problems]
-        marks = [arm.keys.mark_of(split_path(key)) for key in keys]
+        marks = [arm.keys.location_of(split_path(key)) for key in keys]
         found = zip(error.problems, keys, marks, strict=True)
-        raise InputError(*(Problem(problem.message, key, mark) for problem, key, mark in found)) from None
+        raise InputError(*(Problem(problem.message, key, location) for problem, key, location in found)) from None

@@ -39,7 +39,7 @@ def rebuild_mlflow(store: Store, tell: Callable[[str], None] = lambda _: None) -
     """Put MLflow's database of a store aside and make another, with every study that the store keeps.
 
     tell: called with the name of each study. Raises InputError while somebody runs one, or where there is no
-    store; MirrorUnavailable where the new database cannot be written either.
+    store; SyncUnavailable where the new database cannot be written either.
     """
     store.check()
     if not (store.root / "store.json").exists():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from lit_llm.config.problems import InputError, Problem, did_you_mean
-from lit_llm.data.sources import blamed_at
+from lit_llm.data.sources import error_context
 from lit_llm.experiment.schema import Experiment
 from lit_llm.runs.fingerprints import digest_of_examples, identity_of_data, read_corpora_again
 from lit_llm.runs.trained_model import has_lost_weights
@@ -23,7 +23,7 @@ from lit_llm.studies.disk_space import check_room
 from lit_llm.studies.execute import Execution, Work, tell_news
 from lit_llm.studies.load import Ablation
 from lit_llm.studies.mlflow_runs import answered, description, record, tags_of
-from lit_llm.studies.observer import Watcher
+from lit_llm.studies.observer import Observer
 from lit_llm.studies.palette import looks_of
 from lit_llm.studies.plan import PLAN, Plan, plan, remembered
 from lit_llm.studies.preflight import check_held_out, check_leaks
@@ -31,8 +31,8 @@ from lit_llm.studies.runs import Run, comparison_of, left_out, note_comparison, 
 from lit_llm.studies.stored import SWEEP, another_version, changes, damage_of, keep, set_aside
 from lit_llm.studies.supervise import Supervision
 from lit_llm.tracking.address import default_tracking
-from lit_llm.tracking.mlflow_sync import Mirror, MirrorUnavailable, RunRecord
-from lit_llm.tracking.sync_thread import MirrorThread
+from lit_llm.tracking.mlflow_sync import MlflowSync, RunRecord, SyncUnavailable
+from lit_llm.tracking.sync_thread import SyncThread
 
 Rerun = Literal["failed", "stale"]
 Report = Callable[[Plan, Sequence[Run], Comparison, Store], Sequence[Path]]
@@ -66,7 +66,7 @@ def run_study(
     ablation: Ablation,
     store: Store,
     *,
-    watcher: Watcher,
+    observer: Observer,
     slots: int,
     only: str | None = None,
     rerun: Rerun | None = None,
@@ -93,18 +93,18 @@ def run_study(
     runs = runs_of(ablation, store)
     chosen = _chosen(runs, only)
     to_do = any(run.status()["state"] not in FINAL for run in chosen)
-    planned = plan(ablation, tell=watcher.message, built=to_do, store=store, runs=runs)
+    planned = plan(ablation, tell=observer.message, built=to_do, store=store, runs=runs)
     planned.check()
     for finding in planned.findings:
         if finding.kind in ("no_op", "confound"):
-            watcher.message(str(finding))
+            observer.message(str(finding))
     folder = store.study(name)
     other = changes(store, ablation)
     if other and not (new_version or ablation.is_experiment):
         raise another_version(store, ablation, other)
     if not to_do:
         earlier = remembered(planned, folder / PLAN)
-        planned = earlier or plan(ablation, tell=watcher.message, store=store, runs=runs)
+        planned = earlier or plan(ablation, tell=observer.message, store=store, runs=runs)
     if (folder / SWEEP).exists():
         raise InputError(Problem(f"{name} is the name of a sweep in this store; give the study another", "study"))
     mirror = opened_mirror(store, name, tracking, description(planned, store), tags_of(planned, store))
@@ -116,20 +116,20 @@ def run_study(
         if other:
             with disk_errors(store), locked(folder / "lock"):
                 kept = set_aside(store, name)
-            watcher.message(f"What was trained otherwise is kept as {kept}: {'; '.join(map(str, other))}.")
+            observer.message(f"What was trained otherwise is kept as {kept}: {'; '.join(map(str, other))}.")
         with disk_errors(store) as disk, locked(folder / "lock"):
             try:
                 for problem in damage_of(store, name):
-                    watcher.message(problem)
+                    observer.message(problem)
                 keep(store, ablation, _stages(runs))
                 list_runs(store, name, ablation.source, ablation.overrides, [x for run in runs for x in _listed(run)])
                 for problem in register_analysis(store, ablation, runs):
-                    watcher.message(problem)
+                    observer.message(problem)
                 known = bool(ablation.identities)  # then a text is read where something is to be trained on it
                 ended = {run.name for run in chosen if known and not rerun and run.status()["state"] in FINAL}
                 reading = [run for run in chosen if run.name not in ended]
                 experiments = [run.experiment_at(step) for run in reading for step in run.trained]
-                prepare_data(experiments, store, watcher, known)
+                prepare_data(experiments, store, observer, known)
                 check_held_out(ablation, store)
                 check_leaks(ablation, store)
                 disk.started = True
@@ -138,23 +138,23 @@ def run_study(
                     check_there(store)  # MLflow would make another in its place
                     return [record(run, places[run.arm.name], looks[run.arm.name].colour) for run in runs]
 
-                follower = MirrorThread(mirror, records)
-                execution = Execution(store, slots, watcher, follower, supervision)
-                interrupted = execution.round(chosen, _todo(chosen, rerun, watcher))
+                follower = SyncThread(mirror, records)
+                execution = Execution(store, slots, observer, follower, supervision)
+                interrupted = execution.round(chosen, _todo(chosen, rerun, observer))
                 while ablation.study.more_seeds and not interrupted:
                     more = runs_of(ablation, store)  # what the results up to now ask for
                     if len(more) == len(runs):
                         break
-                    watcher.finished()
+                    observer.finished()
                     runs, chosen = more, _chosen(more, only)
                     keep(store, ablation, _stages(runs))
                     list_runs(store, name, ablation.source, ablation.overrides, [x for r in runs for x in _listed(r)])
-                    interrupted = execution.round(chosen, _todo(chosen, None, watcher))
+                    interrupted = execution.round(chosen, _todo(chosen, None, observer))
             finally:
-                watcher.finished()
+                observer.finished()
             comparison = comparison_of(ablation, runs)
             for problem in note_comparison(store, ablation, runs, comparison):
-                watcher.message(problem)
+                observer.message(problem)
             files = _write_results(folder, planned, comparison)
             files += [file for file in (folder / FROZEN, folder / LOG) if file.exists()]
             if not interrupted:
@@ -163,7 +163,7 @@ def run_study(
             ending = Finished(planned, tuple(runs), tuple(chosen), comparison, interrupted, folder)
             state = "interrupted" if interrupted else "done" if ending.exit_code == 0 else "failed"
             note = "" if interrupted else answered(planned, folder, store)
-            return replace(ending, mirrored=close(follower, state, files, summary(comparison), watcher, note))
+            return replace(ending, mirrored=close(follower, state, files, summary(comparison), observer, note))
     except Busy:
         message = f"{name} is being run by another process; `{ablation.command('status', store)}` shows how far it is"
         raise InputError(Problem(message, "study")) from None
@@ -171,14 +171,14 @@ def run_study(
 
 def opened_mirror(
     store: Store, name: str, tracking: str | None, description: str, tags: Mapping[str, str] | None = None
-) -> Mirror:
+) -> MlflowSync:
     """MLflow's side of a study, at the store's own address unless told otherwise. Raises InputError.
 
     description: of its parent run; tags: of its experiment.
     """
     try:
         address, lock = tracking or default_tracking(store.root), store.study(name) / "mirror.lock"
-        mirror = Mirror(address, study=name, description=description, lock=lock, tags=tags)
+        mirror = MlflowSync(address, study=name, description=description, lock=lock, tags=tags)
         mirror.check()
     except ValueError as error:
         raise InputError(Problem(str(error), "--tracking")) from None
@@ -190,22 +190,22 @@ def attached(store: Store, name: str, tracking: str | None, files: Sequence[Path
     mirror = opened_mirror(store, name, tracking, "")
     try:
         mirror.attach(files)
-    except MirrorUnavailable as problem:
+    except SyncUnavailable as problem:
         return f"{problem}. The files are in the store; the same command logs them."
     return ""
 
 
 def close(
-    follower: MirrorThread,
+    follower: SyncThread,
     state: str,
     files: Iterable[Path],
     metrics: Mapping[str, float | None],
-    watcher: Watcher,
+    observer: Observer,
     note: str = "",
 ) -> bool:
     """Bring MLflow up to date, and say so where that cannot be done."""
     mirrored = follower.close(state, files, metrics, note)
-    tell_news(follower, watcher)
+    tell_news(follower, observer)
     return mirrored
 
 
@@ -219,7 +219,7 @@ def _chosen(runs: list[Run], only: str | None) -> list[Run]:
     return chosen
 
 
-def prepare_data(experiments: Iterable[Experiment], store: Store, watcher: Watcher, known: bool = False) -> None:
+def prepare_data(experiments: Iterable[Experiment], store: Store, observer: Observer, known: bool = False) -> None:
     """Tokenise what is not there yet, each text once. Raises InputError where it cannot be read.
 
     known: what is tokenised is taken as it is, whatever the text is now.
@@ -232,30 +232,30 @@ def prepare_data(experiments: Iterable[Experiment], store: Store, watcher: Watch
         identity = identity_of_data(experiment)
         key = (identity.digest, config.sequence_length)
         if key not in seen and not (known and is_prepared(store.data, identity.digest)):
-            prepare(config, store.data, watcher.preparing, identity)
+            prepare(config, store.data, observer.preparing, identity)
         seen.add(key)
         if texts := experiment.evaluate and experiment.evaluate.likelihood and experiment.evaluate.likelihood.corpora:
-            with blamed_at("evaluate.likelihood.corpora", instead_of="corpora"):
-                prepare_held_out(texts, open_prepared(config, store.data, identity.digest), watcher.preparing)
+            with error_context("evaluate.likelihood.corpora", instead_of="corpora"):
+                prepare_held_out(texts, open_prepared(config, store.data, identity.digest), observer.preparing)
         examples = digest_of_examples(experiment)
         if experiment.finetune is not None and (examples, 0) not in seen:
             from lit_llm.data.examples import prepare_examples
 
             folder = tokenizer_folder(store.data, identity.tokenizer)
             prepare_examples(
-                experiment.finetune.data, config.tokenizer, folder, store.data, examples, watcher.preparing
+                experiment.finetune.data, config.tokenizer, folder, store.data, examples, observer.preparing
             )
             seen.add((examples, 0))
 
 
-def _todo(runs: list[Run], rerun: Rerun | None, watcher: Watcher) -> list[Work]:
+def _todo(runs: list[Run], rerun: Rerun | None, observer: Observer) -> list[Work]:
     """The stages to execute, each computation once, parents before children.
 
     What begins with a stage that is repeated is repeated, what begins with one that did not end well is left. A stage
     that is computed again because a file of it is damaged gives what it gave before: what begins with it stays.
     """
     for line in left_out(runs) if rerun != "failed" else ():
-        watcher.message(line)
+        observer.message(line)
     todo: dict[str, Work] = {}
     repeated: set[str] = set()
     lost: set[str] = set()
@@ -295,9 +295,9 @@ def _todo(runs: list[Run], rerun: Rerun | None, watcher: Watcher) -> list[Work]:
             todo[name] = (run, step)
     if skipped["failed"]:
         message = f"{len(skipped['failed'])} failed run(s) stay as they are; `--rerun failed` tries them again."
-        watcher.message(message)
+        observer.message(message)
     if skipped["stale"]:
-        watcher.message(
+        observer.message(
             f"{len(skipped['stale'])} run(s) done with other code, device, threads or weights stay as they are; "
             "`--rerun stale` repeats them."
         )

@@ -17,7 +17,7 @@ from lit_llm.runs.provenance import provenance, same_origin, weights_digest
 from lit_llm.runs.run import experiment_yaml
 from lit_llm.runs.stage_graph import FINETUNED, Link, chain
 from lit_llm.statistics.comparison import Comparison, Design, Looks, RunResult, compare, in_rounds
-from lit_llm.statistics.pareto import front
+from lit_llm.statistics.pareto import pareto_front
 from lit_llm.store.store import FINAL, Stage, Store, metric_lines
 from lit_llm.studies.analysis_plan import note_look, register, registration_of
 from lit_llm.studies.design.effects import factor_layouts, layouts, lr_factors
@@ -344,7 +344,9 @@ def comparison_of(ablation: Ablation, runs: Sequence[Run]) -> Comparison:
     if figure is None:
         return compared
     costs = {arm: found[figure] for arm, found in costs_of(ablation.arms).items()}
-    return replace(compared, front=front(figure, compared.metric, costs, {row.arm: row.mean for row in compared.rows}))
+    return replace(
+        compared, front=pareto_front(figure, compared.metric, costs, {row.arm: row.mean for row in compared.rows})
+    )
 
 
 def _design(ablation: Ablation, looks: Looks | None) -> Design:

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 from pydantic.config import JsonDict
 
 from lit_llm.config.problems import did_you_mean
-from lit_llm.config.section import Items, Section, impossible, nested
+from lit_llm.config.section import Items, Section, config_error, nested
 from lit_llm.evaluation.config import EVALUATIONS
 from lit_llm.experiment.schema import Experiment
 from lit_llm.runs.stage_graph import EVALUATED, FINETUNED, final_metric
@@ -30,9 +30,9 @@ MOST_FACTORS, MOST_RULES = 100, 1_000
 
 def _plain_name(name: str) -> str:
     if len(name) > LONGEST_NAME:
-        raise impossible(("", f"a name has at most {LONGEST_NAME} letters, and this one has {len(name)}"))
+        raise config_error(("", f"a name has at most {LONGEST_NAME} letters, and this one has {len(name)}"))
     if not _NAME.fullmatch(name):
-        raise impossible(("", f"{name!r} is not a plain name: letters, digits, '-', '_' and '.', no path"))
+        raise config_error(("", f"{name!r} is not a plain name: letters, digits, '-', '_' and '.', no path"))
     return name
 
 
@@ -114,7 +114,7 @@ class Grid(Section):
         if not findings:
             findings += self._unpaired() if self.design == "paired" else self._unfound()
         if findings:
-            raise impossible(*findings)
+            raise config_error(*findings)
         return self
 
     def _misplaced(self) -> Iterator[tuple[str | tuple[str, ...], str]]:
@@ -244,7 +244,9 @@ def _metric(name: str) -> str:
     more = [*METRICS, *(f"{FINETUNED}{metric}" for metric in METRICS if metric not in _OF_OBJECTIVE)]
     evaluated = ", ".join(f"{EVALUATED}{evaluation}/..." for evaluation in EVALUATIONS)
     hint = did_you_mean(name, more if name.startswith(FINETUNED) else METRICS)
-    raise impossible(("", f"{name!r} is not possible{hint}; of evaluations: {evaluated}, each also after {FINETUNED}"))
+    raise config_error(
+        ("", f"{name!r} is not possible{hint}; of evaluations: {evaluated}, each also after {FINETUNED}")
+    )
 
 
 _ONE_OF = "|".join(re.escape(name) for name in METRICS)
@@ -354,14 +356,14 @@ class Compare(Section):
     @model_validator(mode="after")
     def _has_a_better(self) -> Compare:
         if self.front is not None and better(self.metric) is None:
-            raise impossible(("front", f"{self.metric} is neither a loss nor a score, so no arm beats another in it"))
+            raise config_error(("front", f"{self.metric} is neither a loss nor a score, so no arm beats another in it"))
         if self.correction == "dunnett" and self.variance != "pooled":
             message = "dunnett assumes that all arms scatter alike; add `variance: pooled`, or use holm, which does not"
-            raise impossible(("correction", message))
+            raise config_error(("correction", message))
         if self.scaling is not None and better(self.metric) != "lower":
-            raise impossible(("scaling", f"{self.metric} is no loss, so no power law is fitted to it"))
+            raise config_error(("scaling", f"{self.metric} is no loss, so no power law is fitted to it"))
         if self.gate is not None and better(self.metric) != "lower":
-            raise impossible(("gate", f"{self.metric} is no loss, so no power law is fitted to it"))
+            raise config_error(("gate", f"{self.metric} is no loss, so no power law is fitted to it"))
         return self
 
 
@@ -460,7 +462,7 @@ class Study(Section):
             )
             findings.append(("compare.stratify_by", message))
         if findings:
-            raise impossible(*findings)
+            raise config_error(*findings)
         return self
 
     def _too_many(self) -> Iterator[tuple[str | tuple[str, ...], str]]:

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lit_llm.config.problems import InputError, Mark, Problem, did_you_mean
+from lit_llm.config.problems import InputError, Problem, SourceLocation, did_you_mean
 from lit_llm.config.section import validate
 from lit_llm.config.tree import difference, merge_all, split_path, tree, under
 from lit_llm.experiment.load import changed, is_preset, load_experiment, preset_names, read_overrides
@@ -120,7 +120,7 @@ def unreadable(file: Path, error: Exception) -> InputError:
         message = f"{error.problems[0].message}; the command that made it writes it again: give it the file"
     else:
         message = f"cannot be read by this version ({str(error).splitlines()[0]}); give the file that it was made from"
-    return InputError(Problem(message, mark=Mark(str(file))))
+    return InputError(Problem(message, location=SourceLocation(str(file))))
 
 
 def _arm(given: Mapping[str, Any]) -> Arm:
@@ -192,9 +192,9 @@ def changes(store: Store, ablation: Ablation) -> list[Problem]:
         count = sum(_finished(store, seeds) for seeds in content["stages"].values())
         names = ", ".join(list(kept)[:3]) + ", ..." * (len(kept) > 3)
         message = f"{_results(count)} arms that are not here ({names}), and no arm that is"
-        return [Problem(message, "arms", Mark(ablation.source))] if count else []
+        return [Problem(message, "arms", SourceLocation(ablation.source))] if count else []
     results: Counter[tuple[str, str]] = Counter()
-    marks: dict[tuple[str, str], Mark | None] = {}
+    marks: dict[tuple[str, str], SourceLocation | None] = {}
     for name, seeds in content["stages"].items():
         if name not in arms or not seeds:
             continue
@@ -204,7 +204,7 @@ def changes(store: Store, ablation: Ablation) -> list[Problem]:
         if gone and (count := _finished(store, seeds, gone)):
             for key, message in _said(arms[name], kept[name]["experiment"], known):
                 results[key, message] += count
-                marks.setdefault((key, message), arms[name].keys.mark_of(split_path(key)) if key else None)
+                marks.setdefault((key, message), arms[name].keys.location_of(split_path(key)) if key else None)
     problems = [
         Problem(f"{_results(count)} {message}", key, marks[key, message])
         for (key, message), count in list(results.items())[:MOST_KEYS]

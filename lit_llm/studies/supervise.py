@@ -13,7 +13,7 @@ from lit_llm.launch import Outcome, Task
 from lit_llm.runs.stage_config import halve_micro_batch
 from lit_llm.store.disk import check_there
 from lit_llm.store.store import FINAL, Stage, Store
-from lit_llm.studies.observer import Watcher
+from lit_llm.studies.observer import Observer
 
 SHORTEST = 7200.0
 """Seconds that every run may be silent for, unless a number is given: longer than any validation between two steps."""
@@ -55,8 +55,8 @@ class _Signs:
 class Supervisor:
     """Watches the runs of one command."""
 
-    def __init__(self, store: Store, supervision: Supervision, watcher: Watcher) -> None:
-        self.store, self.supervision, self.watcher = store, supervision, watcher
+    def __init__(self, store: Store, supervision: Supervision, observer: Observer) -> None:
+        self.store, self.supervision, self.observer = store, supervision, observer
         self._begun_again: Counter[str] = Counter()
         self._signs: dict[str, _Signs] = {}
 
@@ -66,7 +66,7 @@ class Supervisor:
         """Whether a run that has ended is to be begun again, which is then noted, counted and said."""
         task, stages = outcome.task, self._stages(outcome.task)
         if (signs := self._signs.pop(task.name, None)) is not None and signs.told:
-            self.watcher.silent(task.name, 0.0)
+            self.observer.silent(task.name, 0.0)
         stage = next((stage for stage in stages if stage.status()["state"] not in FINAL), None)
         if stage is None or not self.supervision.retries or outcome.status in ("raised", "interrupted"):
             return False
@@ -99,8 +99,8 @@ class Supervisor:
     def _begin(self, task: Task, stage: Stage, reason: str, micro_batch_size: int | None = None) -> None:
         stage.note_retry(reason, micro_batch_size)
         stage.set_state("pending", reason)
-        self.watcher.begins_again(task.name)
-        self.watcher.message(f"{task.name}: {reason}")
+        self.observer.begins_again(task.name)
+        self.observer.message(f"{task.name}: {reason}")
 
     # --- runs that go on -------------------------------------------------------------------------------------------
 
@@ -135,10 +135,10 @@ class Supervisor:
         limit = self._limit(signs)
         if limit is not None and signs.silence > limit / 2:
             signs.told = True
-            self.watcher.silent(task.name, signs.silence)
+            self.observer.silent(task.name, signs.silence)
         elif signs.told:
             signs.told = False
-            self.watcher.silent(task.name, 0.0)
+            self.observer.silent(task.name, 0.0)
 
     def _limit(self, signs: _Signs) -> float | None:
         given = self.supervision.stall_seconds

@@ -13,7 +13,7 @@ from pathlib import Path
 from lit_llm.experiment.cost import FIGURES, cost_of
 from lit_llm.launch import Interrupted, Outcome, Task, run_tasks
 from lit_llm.runs.provenance import provenance, same_origin
-from lit_llm.runs.stage_config import freeze
+from lit_llm.runs.stage_config import save_stage_config
 from lit_llm.runs.stage_graph import Link
 from lit_llm.runs.worker import PRELOAD, Judged, run_trial
 from lit_llm.store.disk import DiskError
@@ -23,7 +23,7 @@ from lit_llm.store.store import FINAL, Busy, Stage, Store, read_json, read_metri
 from lit_llm.studies.execute import disk_problem_of, note_end, tell_news
 from lit_llm.studies.load import Arm
 from lit_llm.studies.mlflow_runs import record
-from lit_llm.studies.observer import Watcher
+from lit_llm.studies.observer import Observer
 from lit_llm.studies.runs import Run, Step, last_metrics
 from lit_llm.studies.supervise import Supervision, Supervisor
 from lit_llm.sweeps.samplers import progress
@@ -33,13 +33,13 @@ from lit_llm.sweeps.trial import Ended, Trial
 from lit_llm.sweeps.trials import Trials
 from lit_llm.tracking.address import without_secrets
 from lit_llm.tracking.mlflow_sync import RunRecord
-from lit_llm.tracking.sync_thread import MirrorThread
+from lit_llm.tracking.sync_thread import SyncThread
 
 _LOOK_AGAIN = 1.0
 """Seconds between two looks for a trial that another coordinator leaves."""
 
 
-class SweepWatcher(Watcher):
+class SweepObserver(Observer):
     """Looks on and says nothing; a subclass shows what it is told."""
 
     def searching(self, search: Search, trials: Sequence[Trial], slots: int) -> None:
@@ -59,10 +59,10 @@ class Coordinator:
     """Draws trials, hands them to processes, answers their questions and writes down how they ended."""
 
     def __init__(
-        self, search: Search, store: Store, trials: Trials, watcher: SweepWatcher, supervision: Supervision
+        self, search: Search, store: Store, trials: Trials, observer: SweepObserver, supervision: Supervision
     ) -> None:
-        self.search, self.store, self.trials, self.watcher = search, store, trials, watcher
-        self.supervisor = Supervisor(store, supervision, watcher)
+        self.search, self.store, self.trials, self.observer = search, store, trials, observer
+        self.supervisor = Supervisor(store, supervision, observer)
         self.running: dict[str, Trial] = {}
         self.waiting: list[Trial] = []
         """Which are to be begun again."""
@@ -80,15 +80,15 @@ class Coordinator:
             self.seen = self.trials.all()
         return self.seen
 
-    def run(self, slots: int, follower: MirrorThread) -> bool:
+    def run(self, slots: int, follower: SyncThread) -> bool:
         """Until every arm has its trials; returns whether it was interrupted."""
         self._told = {trial.name for trial in self.seen if trial.state != "running"}
         if not self.search.trains:
             return self._calculate(follower)
 
         def tick() -> None:
-            self.watcher.tick()
-            tell_news(follower, self.watcher)
+            self.observer.tick()
+            tell_news(follower, self.observer)
             if time.monotonic() - self._looked > _LOOK_AGAIN:
                 self._tell_ended()
 
@@ -108,7 +108,7 @@ class Coordinator:
             return True
         except storage_errors() as error:
             reason = without_secrets(" ".join(str(error.__cause__ or error).split()))
-            self.watcher.message(
+            self.observer.message(
                 f"the storage of the trials failed: {reason}. What was being trained can be gone on with."
             )
             return True
@@ -116,7 +116,7 @@ class Coordinator:
             self._tell_ended()
         return False
 
-    def _calculate(self, follower: MirrorThread) -> bool:
+    def _calculate(self, follower: SyncThread) -> bool:
         """Goals that are known before training need none."""
         try:
             while (trial := self.trials.next()) is not None or not self.trials.over:
@@ -127,8 +127,8 @@ class Coordinator:
                 self.trials.finish(trial, "done", [FIGURES[goal](cost) for goal in self.search.goals])
                 if time.monotonic() - self._looked > _LOOK_AGAIN:
                     self._tell_ended()
-                    self.watcher.tick()
-                    tell_news(follower, self.watcher)
+                    self.observer.tick()
+                    tell_news(follower, self.observer)
         except KeyboardInterrupt:
             return True
         finally:
@@ -139,7 +139,7 @@ class Coordinator:
         for trial in self.look():
             if trial.state != "running" and trial.name not in self._told:
                 self._told.add(trial.name)
-                self.watcher.ended(trial)
+                self.observer.ended(trial)
 
     # --- trials as tasks -------------------------------------------------------------------------------------------
 
@@ -160,21 +160,21 @@ class Coordinator:
 
     def _task(self, trial: Trial) -> Task | None:
         """None where it has ended before it began."""
-        if trial.given_up:  # by a coordinator that could not write it down any more
+        if trial.pruned:  # by a coordinator that could not write it down any more
             self._end(trial, "pruned")
             return None
         runs = self.runs(trial)
         for run in runs:
             self._make_ready(run)
             if trial.name not in self._frozen:  # one that is begun again may take fewer sequences at a time
-                freeze(self.store, run.steps[0].link, run.experiment)
+                save_stage_config(self.store, run.steps[0].link, run.experiment)
         self._frozen.add(trial.name)
         self._list()
         if self._judged == "validations" and self._catch_up(trial, runs[0]):
             self._end(trial, "pruned")
             return None
         self.running[trial.name] = trial
-        self.watcher.began(trial)
+        self.observer.began(trial)
         arguments = (self.store.root, trial.fingerprints, self._judged)
         threads = runs[0].experiment.pretrain.training.execution.threads
         return Task(trial.name, run_trial, arguments, log=runs[0].last.log_file, threads=threads)
@@ -185,7 +185,7 @@ class Coordinator:
         if state in FINAL and run.stale():
             with suppress(Busy):  # a study has begun to repeat it
                 run.last.forget()
-                self.watcher.message(f"{run.name}: a result of other code, device or threads is there; it is repeated")
+                self.observer.message(f"{run.name}: a result of other code, device or threads is there; it is repeated")
         elif state in ("failed", "out_of_memory"):
             with suppress(Busy):
                 run.last.retry()
@@ -243,7 +243,7 @@ class Coordinator:
         if (problem := disk_problem_of(outcome)) is not None:
             raise DiskError(problem)  # the next trial would meet it too; this one is gone on with
         for stage in stages:
-            note_end(stage, outcome, self.watcher)
+            note_end(stage, outcome, self.observer)
         if value is not None and value != ("interrupted", False) and value[0] != "out_of_memory":
             self._conclude(trial, stages, *value)
         elif outcome.status == "interrupted":
@@ -260,12 +260,12 @@ class Coordinator:
             self._end(trial, "failed", error=f"{error}, {times} times" if times > 1 else error)
 
     def _is_given_up(self, trial: Trial) -> bool:
-        return any(other.given_up for other in self.trials.of(trial.arm) if other.number == trial.number)
+        return any(other.pruned for other in self.trials.of(trial.arm) if other.number == trial.number)
 
-    def _conclude(self, trial: Trial, stages: Sequence[Stage], state: str, given_up: bool) -> None:
+    def _conclude(self, trial: Trial, stages: Sequence[Stage], state: str, pruned: bool) -> None:
         """By how its last run ended."""
         error = next((said for stage in stages if (said := stage.status().get("error"))), None)
-        if given_up:
+        if pruned:
             self._end(trial, "pruned")
         elif state == "done":
             cost = cost_of(self.runs(trial)[0].experiment)

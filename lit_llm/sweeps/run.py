@@ -18,13 +18,13 @@ from lit_llm.studies.preflight import check_held_out, check_leaks
 from lit_llm.studies.run import Finished, Report, Rerun, close, opened_mirror, prepare_data, run_study
 from lit_llm.studies.supervise import Supervision
 from lit_llm.sweeps.confirmation import Summary, summary, winners_study, write_best
-from lit_llm.sweeps.coordinator import Coordinator, SweepWatcher
+from lit_llm.sweeps.coordinator import Coordinator, SweepObserver
 from lit_llm.sweeps.sweep import Search
 from lit_llm.sweeps.trial import Trial
 from lit_llm.sweeps.trials import Trials
 from lit_llm.tracking.mlflow_sync import RunRecord
 from lit_llm.tracking.mlflow_views import Chart, column, experiment_tags
-from lit_llm.tracking.sync_thread import MirrorThread
+from lit_llm.tracking.sync_thread import SyncThread
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def run_sweep(
     search: Search,
     store: Store,
     *,
-    watcher: SweepWatcher,
+    observer: SweepObserver,
     slots: int,
     storage: str | None = None,
     tracking: str | None = None,
@@ -79,7 +79,7 @@ def run_sweep(
     this name, or a storage, an address or a disk that cannot be used. Raises DiskError as `run_study`.
     """
     store.check()
-    planned = plan(search.ablation, tell=watcher.message, built=search.trains, store=store)
+    planned = plan(search.ablation, tell=observer.message, built=search.trains, store=store)
     planned.check()
     trials = Trials(search, store, storage)
     mirror = opened_mirror(store, search.name, tracking, _description(search), _tags(search))
@@ -88,45 +88,45 @@ def run_sweep(
         check_room(store, [(experiment, "pretrain", stage) for experiment, stage in own], slots)
     store.open()
     with disk_errors(store) as disk, trials.coordinating(rerun):
-        coordinator = Coordinator(search, store, trials, watcher, supervision)
+        coordinator = Coordinator(search, store, trials, observer, supervision)
 
         def records() -> list[RunRecord]:
             check_there(store)  # MLflow would make another in its place
             return [found for trial in coordinator.seen for found in coordinator.records(trial)]
 
-        follower = MirrorThread(mirror, records)
+        follower = SyncThread(mirror, records)
         interrupted = True
         try:
             if search.trains:
                 prepare_data(
-                    [arm.experiment for arm in search.ablation.arms], store, watcher, bool(search.ablation.identities)
+                    [arm.experiment for arm in search.ablation.arms], store, observer, bool(search.ablation.identities)
                 )
                 check_held_out(search.ablation, store)
                 check_leaks(search.ablation, store)
-            watcher.searching(search, coordinator.look(), slots)
+            observer.searching(search, coordinator.look(), slots)
             disk.started = True
             interrupted = coordinator.run(slots, follower)
         finally:
-            watcher.finished()
+            observer.finished()
             found = coordinator.look()
             summaries = tuple(summary(search, arm, found) for arm in search.spaces)
             mirrored = close(
-                follower, "interrupted" if interrupted else "done", (), _metrics(search, summaries), watcher
+                follower, "interrupted" if interrupted else "done", (), _metrics(search, summaries), observer
             )
     for reason in trials.exhausted.values():
-        watcher.message(reason)
+        observer.message(reason)
     ended = Searched(search, summaries, tuple(found), interrupted, mirrored)
     if interrupted:
         return ended
     ended = replace(ended, best=write_best(search, summaries, trials.folder))
-    return _with_winners(ended, trials.folder, store, watcher, slots, tracking, rerun, report, supervision)
+    return _with_winners(ended, trials.folder, store, observer, slots, tracking, rerun, report, supervision)
 
 
 def _with_winners(
     ended: Searched,
     folder: Path,
     store: Store,
-    watcher: SweepWatcher,
+    observer: SweepObserver,
     slots: int,
     tracking: str | None,
     rerun: Rerun | None,
@@ -136,14 +136,14 @@ def _with_winners(
     path = winners_study(ended.search, ended.summaries, folder)
     if path is None:
         return ended
-    watcher.comparing(path)
+    observer.comparing(path)
     try:
         with locked(folder / "winners.lock"):
             study = replace(load_study(path), identities=ended.search.ablation.identities)
             found = run_study(
                 study,
                 store,
-                watcher=watcher,
+                observer=observer,
                 slots=slots,
                 rerun=rerun,
                 tracking=tracking,
@@ -154,10 +154,10 @@ def _with_winners(
             return replace(ended, winners=found)
     except Busy:
         command = shlex.join(["lit-llm", "status", str(path), *store.option()])
-        watcher.message(f"another process runs the study of the winners: `{command}`")
+        observer.message(f"another process runs the study of the winners: `{command}`")
         return ended
     except InputError as error:  # the search is done, and what it has found is to be seen
-        watcher.message(f"the study of the winners cannot be run: {error}")
+        observer.message(f"the study of the winners cannot be run: {error}")
         return replace(ended, winners_refused=True)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from lit_llm.config.problems import did_you_mean
-from lit_llm.config.section import Items, OneOf, Section, impossible
+from lit_llm.config.section import Items, OneOf, Section, config_error
 from lit_llm.experiment.cost import FIGURES
 from lit_llm.runs.stage_graph import validation_metric
 from lit_llm.studies.schema import (
@@ -68,34 +68,34 @@ class Parameter(Section):
         given = [name for name in KINDS if getattr(self, name) is not None]
         if len(given) != 1:
             said = f"{' and '.join(given)} at once" if given else "no values"
-            raise impossible(("", f"has {said}; give one of {', '.join(KINDS)}"))
+            raise config_error(("", f"has {said}; give one of {', '.join(KINDS)}"))
         kind = given[0]
         values = getattr(self, kind)
         if kind == "choice":
             if len(values) > MOST_VALUES:
-                raise impossible((kind, f"takes at most {MOST_VALUES} values, has {len(values)}"))
+                raise config_error((kind, f"takes at most {MOST_VALUES} values, has {len(values)}"))
             if len(values) < 2:
-                raise impossible((kind, "needs two values at least; set a single one in `base` instead"))
+                raise config_error((kind, "needs two values at least; set a single one in `base` instead"))
             if self.key is not None and not isinstance(values, tuple):
-                raise impossible(("key", "named bundles name their keys themselves"))
+                raise config_error(("key", "named bundles name their keys themselves"))
         elif values[0] >= values[1]:
-            raise impossible((kind, f"the lowest, {values[0]!r}, is not below the highest, {values[1]!r}"))
+            raise config_error((kind, f"the lowest, {values[0]!r}, is not below the highest, {values[1]!r}"))
         elif kind.startswith("log_") and values[0] <= 0:
-            raise impossible((kind, f"a logarithmic range begins above 0, not at {values[0]!r}"))
+            raise config_error((kind, f"a logarithmic range begins above 0, not at {values[0]!r}"))
         if self.step is not None and kind not in ("uniform", "int"):
-            raise impossible(("step", f"belongs to uniform and int, and this one is {kind}"))
+            raise config_error(("step", f"belongs to uniform and int, and this one is {kind}"))
         if self.step is not None and kind == "int" and not self.step.is_integer():
-            raise impossible(("step", f"of whole numbers is one, not {self.step!r}"))
+            raise config_error(("step", f"of whole numbers is one, not {self.step!r}"))
         return self
 
 
 def _quantity(name: str) -> str:
     if (sibling := validation_metric(name)) != name:
         message = f"{name!r} is of the text that is kept for the study of the winners; a search goes by {sibling!r}"
-        raise impossible(("", message))
+        raise config_error(("", message))
     allowed = [*CHOSEN_BY, *(metric for metric in METRICS if not metric.startswith(("val/", "test/"))), *FIGURES]
     if name not in allowed and not name.startswith(OF_SOURCE):
-        raise impossible(("", f"{name!r} is not possible{did_you_mean(name, allowed)}"))
+        raise config_error(("", f"{name!r} is not possible{did_you_mean(name, allowed)}"))
     return name
 
 
@@ -209,5 +209,5 @@ class Sweep(Section):
                 message = f"{self.sampler} takes no conditions: it would draw this key at random; use tpe"
                 findings.append((("space", name, "when"), message))
         if findings:
-            raise impossible(*findings)
+            raise config_error(*findings)
         return self

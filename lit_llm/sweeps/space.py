@@ -11,8 +11,8 @@ from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from lit_llm.config.problems import InputError, Mark, Problem, did_you_mean, some
-from lit_llm.config.tree import KIND, Node, at, leaves, merge_all, tree, under
+from lit_llm.config.problems import InputError, Problem, SourceLocation, did_you_mean, some
+from lit_llm.config.tree import KIND, ConfigNode, at, leaves, merge_all, tree, under
 from lit_llm.experiment.load import changed
 from lit_llm.experiment.schema import Experiment
 from lit_llm.studies.design.factors import Level, label_of, levels_of
@@ -37,7 +37,7 @@ class Dimension:
     parameter: Parameter
     levels: tuple[Level, ...] = ()
     """Of a choice."""
-    mark: Mark | None = None
+    location: SourceLocation | None = None
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -46,11 +46,11 @@ class Dimension:
             return tuple(dict.fromkeys(path for level in self.levels for path in level.paths))
         return (self.parameter.key or self.name,)
 
-    def keys(self, value: Value) -> Node:
+    def keys(self, value: Value) -> ConfigNode:
         """The keys that a value sets, as a tree."""
         if self.levels:
             return next(level.keys for level in self.levels if level.label == value)
-        return at(self.paths[0], tree(self._on_grid(value), self.mark))
+        return at(self.paths[0], tree(self._on_grid(value), self.location))
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -153,7 +153,7 @@ class ArmSpace:
                 _put(values, dimension.keys(chosen))
         return point
 
-    def keys(self, point: Point) -> Node:
+    def keys(self, point: Point) -> ConfigNode:
         """The keys that a point sets. A `kind` comes first: it replaces its section."""
         found = [self.dimension(name).keys(value) for name, value in point.items()]
         paths = [(path, value) for node in found for path, value in _leaf_nodes(node)]
@@ -193,12 +193,12 @@ class ArmSpace:
                 except InputError:
                     continue
             message = f"the own setting of the arm {self.arm.name} is none of these; it is always tried, so add it"
-            return Problem(message, where, dimension.mark)
+            return Problem(message, where, dimension.location)
         value = self._own_values.get(dimension.paths[0])
         if problem := dimension.problem(value):
             wrong = problem if value is not None else "it is not set"
             message = f"in the arm {self.arm.name}, whose own setting is always tried, {wrong}; widen it or set `base`"
-            return Problem(message, where, dimension.mark)
+            return Problem(message, where, dimension.location)
         return dimension.stored(value)
 
     @cached_property
@@ -248,7 +248,7 @@ class ArmSpace:
         return points
 
 
-def dimensions_of(sweep: Sweep, document: Node, problems: list[Problem]) -> list[Dimension]:
+def dimensions_of(sweep: Sweep, document: ConfigNode, problems: list[Problem]) -> list[Dimension]:
     """The parameters with the marks of the file, each after those that its conditions speak of."""
     found = []
     for name, parameter in sweep.space.items():
@@ -262,16 +262,16 @@ def dimensions_of(sweep: Sweep, document: Node, problems: list[Problem]) -> list
             levels = levels_of(name, choice, where, problems, parameter.key)
             labels = [level.label for level in levels]
             for label in dict.fromkeys(label for label in labels if labels.count(label) > 1):
-                problems.append(Problem(f"two values are called {label!r}; name them", where, choice.mark))
-        found.append(Dimension(name, parameter, tuple(levels), node.mark))
+                problems.append(Problem(f"two values are called {label!r}; name them", where, choice.location))
+        found.append(Dimension(name, parameter, tuple(levels), node.location))
     problems += _clashes(found)
     graph = {one.name: _deciders(one.parameter.when, found) for one in found}
     try:
         order = list(TopologicalSorter(graph).static_order())
     except CycleError as error:
         circle = error.args[1]
-        mark = next(dimension.mark for dimension in found if dimension.name == circle[0])
-        problems.append(Problem(f"conditions in a circle: {' -> '.join(circle)}", f"space.{circle[0]}.when", mark))
+        location = next(dimension.location for dimension in found if dimension.name == circle[0])
+        problems.append(Problem(f"conditions in a circle: {' -> '.join(circle)}", f"space.{circle[0]}.when", location))
         return found
     return sorted(found, key=lambda dimension: order.index(dimension.name))
 
@@ -302,12 +302,12 @@ def unknown_conditions(dimensions: Sequence[Dimension], spaces: Sequence[ArmSpac
             if name not in keys | names and not any(name in other.paths for other in dimensions):
                 hint = did_you_mean(name, sorted(names | keys)) if len(name) > 3 else ""
                 message = f"{name!r} is neither searched nor a key of an arm{hint}"
-                yield Problem(message, f"space.{dimension.name}.when", dimension.mark)
+                yield Problem(message, f"space.{dimension.name}.when", dimension.location)
                 break
         else:
             if dimension not in searched:
                 message = "no arm and no searched value fulfils this condition"
-                yield Problem(message, f"space.{dimension.name}.when", dimension.mark)
+                yield Problem(message, f"space.{dimension.name}.when", dimension.location)
 
 
 def wrong_values(spaces: Sequence[ArmSpace]) -> Iterator[Problem]:
@@ -318,11 +318,11 @@ def wrong_values(spaces: Sequence[ArmSpace]) -> Iterator[Problem]:
         absent = [name for name, wrong in found.items() if any(p.message.startswith("unknown key") for _, p in wrong)]
         if absent and len(absent) < len(spaces):
             message = f"a key that the arm {some(absent)} does not have; add a `when` that holds in the others alone"
-            yield Problem(message, f"space.{dimension.name}", dimension.mark)
+            yield Problem(message, f"space.{dimension.name}", dimension.location)
             continue
         for value, problem in dict.fromkeys(pair for wrong in found.values() for pair in wrong):
             said = "" if problem.message.startswith("unknown key") else f"{value!r} is not possible: "
-            yield Problem(f"{said}{problem.key}: {problem.message}", f"space.{dimension.name}", dimension.mark)
+            yield Problem(f"{said}{problem.key}: {problem.message}", f"space.{dimension.name}", dimension.location)
 
 
 def _impossible(space: ArmSpace, dimension: Dimension) -> list[tuple[Value, Problem]]:
@@ -356,7 +356,7 @@ def _clashes(dimensions: Sequence[Dimension]) -> Iterator[Problem]:
             shared = [p for p in dimension.paths for q in other.paths if under(p, q) or under(q, p)]
             if shared and not _apart(dimension.parameter.when, other.parameter.when):
                 message = f"{other.name!r} sets {shared[0]} too; give each a `when` of its own, with values apart"
-                yield Problem(message, f"space.{dimension.name}", dimension.mark)
+                yield Problem(message, f"space.{dimension.name}", dimension.location)
 
 
 def _apart(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
@@ -393,7 +393,7 @@ def _plain(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-def _put(values: dict[str, Any], keys: Node) -> None:
+def _put(values: dict[str, Any], keys: ConfigNode) -> None:
     """Take over what a point sets; a bare word is the kind of its section."""
     for path, value in leaves(keys.plain()):
         values[path] = value
@@ -401,7 +401,7 @@ def _put(values: dict[str, Any], keys: Node) -> None:
             values[f"{path}.{KIND}"] = value
 
 
-def _leaf_nodes(node: Node, prefix: str = "") -> Iterator[tuple[str, Node]]:
+def _leaf_nodes(node: ConfigNode, prefix: str = "") -> Iterator[tuple[str, ConfigNode]]:
     if isinstance(node.value, dict) and node.value:
         for key, item in node.value.items():
             yield from _leaf_nodes(item, f"{prefix}.{key}" if prefix else key)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_llm.config.problems import InputError, Mark, Problem
+from lit_llm.config.problems import InputError, Problem, SourceLocation
 from lit_llm.tracking.address import without_secrets
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def journal(path: Path) -> BaseStorage:
             f"is damaged: Optuna cannot read it ({type(error).__name__}: {error}). Move the file away to begin the "
         )
         message += "search anew (trained runs are found again)"
-        raise InputError(Problem(message, mark=Mark(str(path)))) from None
+        raise InputError(Problem(message, location=SourceLocation(str(path)))) from None
 
 
 def _remove_unfinished_line(path: Path) -> None:
@@ -79,7 +79,7 @@ def _check_lines(path: Path) -> None:
             except ValueError:
                 message = "is damaged: Optuna cannot read what follows. Move the file away to begin the search anew "
                 message += "(trained runs are found again), or cut it off before this line to keep the trials above it"
-                raise InputError(Problem(message, mark=Mark(str(path), number))) from None
+                raise InputError(Problem(message, location=SourceLocation(str(path), number))) from None
 
 
 def database(url: str) -> BaseStorage:

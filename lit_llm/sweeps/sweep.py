@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lit_llm.config.problems import InputError, Problem, did_you_mean, noted
+from lit_llm.config.problems import InputError, Problem, collect_errors, did_you_mean
 from lit_llm.config.section import validate
-from lit_llm.config.tree import Node, leaves, read_file, tree, under
+from lit_llm.config.tree import ConfigNode, leaves, read_file, tree, under
 from lit_llm.evaluation.config import YARDSTICKS, yardstick_of
 from lit_llm.experiment.cost import FIGURES, OF_DECODING, cost_of
 from lit_llm.experiment.load import is_preset, read_overrides
@@ -152,21 +152,23 @@ def load_sweep(source: str | Path, overrides: Sequence[str] = ()) -> Search:
     path = Path(source)
     document = read_file(path)
     if "sweep" not in document.value:
-        raise InputError(Problem("is no sweep (it has no `sweep`); `lit-llm run` takes a study", mark=document.mark))
+        raise InputError(
+            Problem("is no sweep (it has no `sweep`); `lit-llm run` takes a study", location=document.location)
+        )
     try:
         sweep = validate(Sweep, document)
     except InputError as error:
         arms_too = list(error.problems)
         told = {problem.key.partition(".")[0] for problem in error.problems}
         if {"extends", "base", "arms"} & document.value.keys() and not {"extends", "base", "arms", "allow"} & told:
-            rest = Node({key: node for key, node in document.value.items() if key != "seeds"}, document.mark)
-            with noted(arms_too):
+            rest = ConfigNode({key: node for key, node in document.value.items() if key != "seeds"}, document.location)
+            with collect_errors(arms_too):
                 part = _study_part("sweep", "", rest)
                 understood(validate(Study, part), part, path, overrides)
         raise InputError(*arms_too, hint=HINT) from None
     problems: list[Problem] = []
     ablation = None
-    with noted(problems):
+    with collect_errors(problems):
         part = _study_part(sweep.sweep, sweep.question, document)
         ablation = _measured(sweep, understood(validate(Study, part), part, path, overrides))
     return _searched(sweep, document, ablation, overrides, problems)
@@ -174,7 +176,7 @@ def load_sweep(source: str | Path, overrides: Sequence[str] = ()) -> Search:
 
 def _searched(
     sweep: Sweep,
-    document: Node,
+    document: ConfigNode,
     ablation: Ablation | None,
     overrides: Sequence[str],
     of_arms: Sequence[Problem] = (),
@@ -206,7 +208,7 @@ def _searched(
     problems += wrong_values(list(spaces.values()))
     firsts, further = {}, list[Problem]()
     for space in spaces.values():
-        with noted(further):
+        with collect_errors(further):
             firsts[space.arm.name] = tuple(_firsts(sweep, document, space))
     blamed = {problem.key for problem in problems}
     problems += [problem for problem in further if problem.key not in blamed]
@@ -232,12 +234,12 @@ def _measured(sweep: Sweep, ablation: Ablation) -> Ablation:
     return replace(ablation, study=ablation.study.model_copy(update={"compare": compare}))
 
 
-def _study_part(name: str, question: str, document: Node) -> Node:
+def _study_part(name: str, question: str, document: ConfigNode) -> ConfigNode:
     """The tree of a study of the same arms, with the marks of the sweep's file."""
     items = {key: document.value[key] for key in ("extends", "base", "arms", "allow", "seeds") if key in document.value}
-    head = {"study": Node(name, document.mark), "question": Node(question or "?", document.mark)}
-    head["compare"] = Node({"metric": Node(YARDSTICKS[0])})  # of the split that a search goes by
-    return Node(head | {"seeds": Node([Node(0)])} | items, document.mark)
+    head = {"study": ConfigNode(name, document.location), "question": ConfigNode(question or "?", document.location)}
+    head["compare"] = ConfigNode({"metric": ConfigNode(YARDSTICKS[0])})  # of the split that a search goes by
+    return ConfigNode(head | {"seeds": ConfigNode([ConfigNode(0)])} | items, document.location)
 
 
 def _not_to_search(sweep: Sweep, dimensions: Sequence[Dimension], overrides: Sequence[str]) -> Iterator[Problem]:
@@ -245,41 +247,41 @@ def _not_to_search(sweep: Sweep, dimensions: Sequence[Dimension], overrides: Seq
     trained = [goal.metric for goal in sweep.optimize if not goal.known_before]
     ignored: list[Problem] = []
     moving = _moves_validations(sweep)
-    after = [(key, node.mark) for node in read_overrides(overrides, ignored) for key, _ in leaves(node.plain())]
+    after = [(key, node.location) for node in read_overrides(overrides, ignored) for key, _ in leaves(node.plain())]
     for dimension in dimensions:
         where = f"space.{dimension.name}"
         for path in dimension.paths:
             if under(path, *YARDSTICK) or any(under(part, path) for part in YARDSTICK):
                 if trained:
                     message = f"{path} decides what {trained[0]} is measured on: trials would not be comparable"
-                    yield Problem(message, where, dimension.mark)
+                    yield Problem(message, where, dimension.location)
             elif under(path, _MACHINE):
-                yield Problem(f"{path} is how the machine does it, and changes no result", where, dimension.mark)
+                yield Problem(f"{path} is how the machine does it, and changes no result", where, dimension.location)
             elif path == "seed":
                 yield Problem(
-                    "a seed is no setting; `seeds: [0, 1, 2]` runs each trial with all", where, dimension.mark
+                    "a seed is no setting; `seeds: [0, 1, 2]` runs each trial with all", where, dimension.location
                 )
             elif under(path, "pretrain.objective") and "val/objective_loss" in trained:
                 message = "val/objective_loss of another objective is another quantity; use val/target_nll"
-                yield Problem(message, where, dimension.mark)
+                yield Problem(message, where, dimension.location)
             elif any(under(path, key) or under(key, path) for key in moving):
                 pruner = sweep.pruner
                 message = f"{pruner.kind} ranks trials after equally many {pruner.by}, and those of another {path} are "
                 message += "validated after others; take the pruner median"
                 message += " or `by: steps`" if "max_steps" not in path and pruner.by == "tokens" else ""
-                yield Problem(message, where, dimension.mark)
-            for key, mark in after:
+                yield Problem(message, where, dimension.location)
+            for key, location in after:
                 if under(key, path) or under(path, key):
-                    yield Problem(f"is searched by the sweep; change `{where}` instead", key, mark)
+                    yield Problem(f"is searched by the sweep; change `{where}` instead", key, location)
 
 
-def _not_measured(sweep: Sweep, document: Node) -> Iterator[Problem]:
+def _not_measured(sweep: Sweep, document: ConfigNode) -> Iterator[Problem]:
     """Goals of stages that a sweep does not have."""
     for number, goal in enumerate(sweep.optimize):
         if goal.metric.startswith((FINETUNED, EVALUATED)):
             key = ["optimize", str(number), "metric"]
             message = f"{goal.metric} is of another stage; a sweep searches the pretraining"
-            yield Problem(message, ".".join(key), document.mark_of(key))
+            yield Problem(message, ".".join(key), document.location_of(key))
 
 
 def _moves_validations(sweep: Sweep) -> tuple[str, ...]:
@@ -293,13 +295,13 @@ def _moves_validations(sweep: Sweep) -> tuple[str, ...]:
     return (steps, "pretrain.data.batch_size") if sweep.pruner.by == "tokens" else (steps,)
 
 
-def _constraints(sweep: Sweep, document: Node, problems: list[Problem]) -> Iterator[Constraint]:
+def _constraints(sweep: Sweep, document: ConfigNode, problems: list[Problem]) -> Iterator[Constraint]:
     for number, text in enumerate(sweep.constraints):
         try:
             yield parse(text)
         except NotAConstraint as error:
-            mark = document.mark_of(["constraints", str(number)])
-            problems.append(Problem(str(error), "constraints", mark))
+            location = document.location_of(["constraints", str(number)])
+            problems.append(Problem(str(error), "constraints", location))
 
 
 def _holds(constraints: Sequence[Constraint], experiment: Experiment) -> bool:
@@ -313,29 +315,29 @@ def _holds(constraints: Sequence[Constraint], experiment: Experiment) -> bool:
         return False
 
 
-def _firsts(sweep: Sweep, document: Node, space: ArmSpace) -> Iterator[Point]:
+def _firsts(sweep: Sweep, document: ConfigNode, space: ArmSpace) -> Iterator[Point]:
     """The arm's own setting and what the file says to try first. Raises InputError."""
     yield space.own
     problems: list[Problem] = []
     for number, given in enumerate(sweep.first):
-        where, mark = f"first.{number}", document.mark_of(["first", str(number)])
+        where, location = f"first.{number}", document.location_of(["first", str(number)])
         for name, value in given.items():
             if name not in sweep.space:
-                problems.append(Problem(f"{name!r} is not searched{did_you_mean(name, sweep.space)}", where, mark))
+                problems.append(Problem(f"{name!r} is not searched{did_you_mean(name, sweep.space)}", where, location))
             elif wrong := next((d.problem(value) for d in space.dimensions if d.name == name), None):
-                problems.append(Problem(f"{name}: {wrong}", where, mark))
+                problems.append(Problem(f"{name}: {wrong}", where, location))
         if problems:
             continue
 
         def suggest(
-            dimension: Dimension, given: Mapping[str, Any] = given, where: str = where, mark: Any = mark
+            dimension: Dimension, given: Mapping[str, Any] = given, where: str = where, location: Any = location
         ) -> Value:
             if dimension.name in given:
                 return dimension.stored(given[dimension.name])
             if dimension.name in space.own:
                 return space.own[dimension.name]
             message = f"needs a value of {dimension.name}, which the arm {space.arm.name} does not have by itself"
-            problems.append(Problem(message, where, mark))
+            problems.append(Problem(message, where, location))
             return dimension.probes[0]
 
         yield space.draw(suggest)
@@ -343,24 +345,24 @@ def _firsts(sweep: Sweep, document: Node, space: ArmSpace) -> Iterator[Point]:
         raise InputError(*problems)
 
 
-def _unfulfilled(search: Search, document: Node) -> Iterator[Problem]:
+def _unfulfilled(search: Search, document: ConfigNode) -> Iterator[Problem]:
     """Constraints on what is no number, and those that an arm's own setting breaks."""
     known = {arm.name: figures(arm.experiment) for arm in search.ablation.arms} if search.constraints else {}
     for constraint in search.constraints:
-        mark = document.mark_of(["constraints", str(search.sweep.constraints.index(constraint.text))])
+        location = document.location_of(["constraints", str(search.sweep.constraints.index(constraint.text))])
         for arm, values in known.items():
             numbers = {key: v for key, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
             wrong = [said for name in constraint.names if (said := unknown(name, numbers))]
             wrong += [_without(arm, name) for name in constraint.names if name in OF_DECODING and values[name] is None]
             if wrong:
-                yield Problem(f"{constraint.text}: {wrong[0]}", "constraints", mark)
+                yield Problem(f"{constraint.text}: {wrong[0]}", "constraints", location)
                 break
             try:
                 excess = constraint.excess(values)
             except ValueError as error:
-                yield Problem(f"{constraint.text}: {error}", "constraints", mark)
+                yield Problem(f"{constraint.text}: {error}", "constraints", location)
                 break
             if excess > 0:
                 said = ", ".join(f"{name} = {values[name]:g}" for name in constraint.names)
                 message = f"{constraint.text} does not hold for the arm {arm}, whose own setting is always tried"
-                yield Problem(f"{message}: {said}", "constraints", mark)
+                yield Problem(f"{message}: {said}", "constraints", location)

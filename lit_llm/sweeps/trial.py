@@ -40,7 +40,7 @@ class Trial:
     seconds: float = 0.0
     reports: tuple[tuple[int, float], ...] = ()
     """(progress, value) as the pruner was told."""
-    given_up: bool = False
+    pruned: bool = False
     origin: str = ""
     """Of its results: code, device, threads."""
     told: bool = False
@@ -76,7 +76,7 @@ def read_trial(arm: str, frozen: optuna.trial.FrozenTrial, retried: bool) -> Tri
         seconds=float(ended.get("seconds", 0.0)),
         reports=tuple(sorted(frozen.intermediate_values.items())),
         told=frozen.state.is_finished(),
-        given_up=bool(frozen.user_attrs.get(GIVEN_UP, False)),
+        pruned=bool(frozen.user_attrs.get(GIVEN_UP, False)),
         origin=ended.get("origin", ""),
         retried=retried,
     )

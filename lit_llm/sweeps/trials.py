@@ -24,7 +24,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.config.fingerprint import fingerprint
-from lit_llm.config.problems import InputError, Mark, Problem, some
+from lit_llm.config.problems import InputError, Problem, SourceLocation, some
 from lit_llm.config.tree import difference
 from lit_llm.experiment.schema import Experiment
 from lit_llm.runs.fingerprints import pretrain_fingerprint
@@ -97,7 +97,7 @@ class Trials:
                 return {"storage": "the store" if self.url is None else without_secrets(self.url)}
         message = f"is damaged, and there is no {self.journal.name} beside it: the trials are in a database. Give its "
         message += "--storage again, or remove the file to begin the search anew"
-        raise InputError(Problem(message, mark=Mark(str(file))))
+        raise InputError(Problem(message, location=SourceLocation(str(file))))
 
     @property
     def address(self) -> str:

@@ -1,10 +1,10 @@
-"""MLflow as a mirror of what the stages left on disk.
+"""MLflow kept in step with what the stages left on disk.
 
 ```
-worker ── appends ──▶ <stage>/metrics.jsonl ──▶ Mirror.sync ──▶ MLflow: a parent per study, a child per arm and seed
+worker ── appends ──▶ <stage>/metrics.jsonl ──▶ MlflowSync.sync ──▶ MLflow: a parent per study, a child per arm and seed
 ```
-The files are the truth and workers never touch MLflow. One `Mirror` in the coordinating process replays what it has not
-replayed yet, so "live" is a sync every second, and "the server was gone for an hour" is the next sync that succeeds.
+The files are the truth and workers never touch MLflow. One `MlflowSync` in the coordinating process replays what it has
+not replayed yet. "Live" is a sync every second; after an hour without the server, the next sync that succeeds.
 
 How far a run has been replayed is kept in MLflow itself: a tag of the run marks the last line of each file, and the
 newest step of each metric comes with the run. There is no cursor file that could be lost or disagree with the server:
@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_llm.store.metrics_reader import Mark, Point, complete_lines, is_number, key, points_of, stamp_of
+from lit_llm.store.metrics_reader import Point, SourceLocation, complete_lines, is_number, key, points_of, stamp_of
 from lit_llm.store.store import Store
 from lit_llm.tracking.address import check_server, few_retries, reason, resolved, without_secrets
 from lit_llm.tracking.mlflow_database import connected, create, what_is_broken
@@ -55,11 +55,11 @@ STATUS = {
 METRICS_A_BATCH, PARAMS_A_BATCH, PARAM_CHARACTERS, TAG_CHARACTERS = 900, 100, 6000, 8000
 
 
-class MirrorUnavailable(Exception):
+class SyncUnavailable(Exception):
     """MLflow could not be brought up to date. Nothing is lost: the next sync that succeeds catches up."""
 
 
-class MirrorBroken(MirrorUnavailable):
+class SyncBroken(SyncUnavailable):
     """The database can be used no more, and no later sync succeeds: it has to be made anew from disk."""
 
 
@@ -109,7 +109,7 @@ class _Child:
         return cls(run.info.run_id, run.info.status, dict(run.data.tags), set(run.data.params), steps)
 
 
-class Mirror:
+class MlflowSync:
     """Replays a study into MLflow: one experiment, one parent run, one child per arm and seed.
 
     `tracking` is sqlite:///PATH, with artifacts beside PATH, or http(s)://..., with the server's artifacts; ValueError
@@ -143,7 +143,7 @@ class Mirror:
     def sync(self, records: Iterable[RunRecord]) -> None:
         """Bring MLflow up to date with the records and their files; repeating it adds nothing.
 
-        Raises MirrorUnavailable when the server cannot be reached, or when it refused some runs and took the others.
+        Raises SyncUnavailable when the server cannot be reached, or when it refused some runs and took the others.
         """
         records, refused = list(records), []
         with self._server():
@@ -157,7 +157,7 @@ class Mirror:
                         raise
                     refused.append(f"{record.arm}/seed {record.seed}: {reason(problem)}")
             if refused:
-                raise MirrorUnavailable(f"MLflow refused {len(refused)} of {len(records)} runs: {'; '.join(refused)}")
+                raise SyncUnavailable(f"MLflow refused {len(refused)} of {len(records)} runs: {'; '.join(refused)}")
 
     def finish(
         self,
@@ -182,7 +182,7 @@ class Mirror:
 
     def attach(self, files: Iterable[Path]) -> bool:
         """Add files and directories to the parent of a study that MLflow knows, which stays in its state; False where
-        MLflow does not know it. Raises MirrorUnavailable."""
+        MLflow does not know it. Raises SyncUnavailable."""
         if self._database is not None and not self._database.exists():
             return False
         with self._server(opening=False):
@@ -226,8 +226,8 @@ class Mirror:
             if isinstance(problem, (MlflowException, SQLAlchemyError, sqlite3.Error, OSError)):
                 if self._database is not None and (broken := what_is_broken(self._database)):
                     message = f"MLflow's database {self._database} is broken ({broken})"
-                    raise MirrorBroken(f"{message}; {_remedy(self._database)}") from problem
-                raise MirrorUnavailable(f"MLflow at {without_secrets(self.tracking)}: {reason(problem)}") from problem
+                    raise SyncBroken(f"{message}; {_remedy(self._database)}") from problem
+                raise SyncUnavailable(f"MLflow at {without_secrets(self.tracking)}: {reason(problem)}") from problem
             raise
 
     def _exclusive(self) -> AbstractContextManager[object]:
@@ -376,9 +376,9 @@ def _remedy(database: Path) -> str:
     return f"`{command}` makes it anew from what is on disk"
 
 
-def _unseen(child: _Child, record: RunRecord) -> tuple[list[Point], list[Mark]]:
+def _unseen(child: _Child, record: RunRecord) -> tuple[list[Point], list[SourceLocation]]:
     """The points that MLflow does not hold yet, and the mark of each file after them."""
-    marks: list[Mark] = json.loads(child.tags.get(REPLAYED, "[]"))
+    marks: list[SourceLocation] = json.loads(child.tags.get(REPLAYED, "[]"))
     marks += [(0, 0, 0)] * (len(record.metrics) - len(marks))
     # Taken before reading, so that what is written meanwhile is seen next time. A change of state always reads: the
     # attributes of a file on NFS may be stale for seconds, its content after opening is not.

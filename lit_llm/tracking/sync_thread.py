@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from lit_llm.tracking.address import without_secrets
-from lit_llm.tracking.mlflow_sync import Mirror, MirrorBroken, MirrorUnavailable, RunRecord
+from lit_llm.tracking.mlflow_sync import MlflowSync, RunRecord, SyncBroken, SyncUnavailable
 
 LATER = (
     "Nothing is lost: the runs go on, their results are on disk, and MLflow is caught up once it answers - "
@@ -17,14 +17,14 @@ LATER = (
 BROKEN = "Nothing is lost: the runs go on, and their results are on disk."
 
 
-class MirrorThread:
+class SyncThread:
     """Keeps a mirror up to date from a background thread, which also pays for `import mlflow` (seconds).
 
     `records` is called in that thread. A daemon: a coordinator that dies without `close` is not held back by it. Do not
     fork beside it (a child would inherit locks held in mid-import): workers come from spawn or a fork server.
     """
 
-    def __init__(self, mirror: Mirror, records: Callable[[], Iterable[RunRecord]], *, seconds: float = 1.0) -> None:
+    def __init__(self, mirror: MlflowSync, records: Callable[[], Iterable[RunRecord]], *, seconds: float = 1.0) -> None:
         self._mirror, self._records, self._seconds = mirror, records, seconds
         self._wanted = threading.Event()
         """Somebody waits: for the next sync, or with `_closing` for the last."""
@@ -62,7 +62,7 @@ class MirrorThread:
         *,
         timeout: float = 60.0,
     ) -> bool:
-        """A last complete sync, then `Mirror.finish`. True if MLflow has everything, after at most `timeout` seconds.
+        """A last complete sync, then `MlflowSync.finish`. True if MLflow has everything within `timeout` seconds.
 
         Ctrl-C leaves the wait at once; what is missing then is replayed when the study runs again.
         """
@@ -92,9 +92,9 @@ class MirrorThread:
             if last and self._finish:
                 self._finish()
             self._note(None)
-        except MirrorBroken as problem:
+        except SyncBroken as problem:
             self._note(str(problem), BROKEN)
-        except MirrorUnavailable as problem:
+        except SyncUnavailable as problem:
             self._note(str(problem))
         except Exception as problem:  # whatever it is, it must not stop the training
             self._note(without_secrets(f"{type(problem).__name__}: {problem}"))

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from lit_llm.config.section import Section, impossible
+from lit_llm.config.section import Section, config_error
 from lit_llm.training.optimizers.config import AdamW, Optimizer
 from lit_llm.training.schedules import Cosine, Schedule
 
@@ -91,5 +91,5 @@ class TrainingConfig(Section):
     @model_validator(mode="after")
     def _fits(self) -> TrainingConfig:
         if problem := self.schedule.problem(self.max_steps):
-            raise impossible((f"schedule.{problem[0]}", problem[1]))
+            raise config_error((f"schedule.{problem[0]}", problem[1]))
         return self

@@ -22,13 +22,13 @@ from lit_llm.objectives.collate import Batch
 from lit_llm.store.store import MetricsFile
 from lit_llm.training.checkpoints import Checkpoints, newest_checkpoint
 from lit_llm.training.config import TrainingConfig
-from lit_llm.training.module import Beginning, Diverged, LitModel
+from lit_llm.training.module import Diverged, LitModel, WarmStart
 from lit_llm.training.stability import Stability
 from lit_llm.training.throughput import Throughput
 
 Evaluate = Callable[[LanguageModel], dict[str, float]]
 """Evaluation during training: the model in evaluation mode, without gradients, to named numbers."""
-Judge = Callable[[int, dict[str, float]], bool]
+ShouldPrune = Callable[[int, dict[str, float]], bool]
 """Told of an evaluation (steps, its numbers); whether to give the run up there. Nobody asks after the last step."""
 
 
@@ -47,7 +47,7 @@ class Budget:
 
 
 @dataclass
-class Fitted:
+class TrainResult:
     """How training ended."""
 
     state: Literal["done", "diverged", "interrupted"]
@@ -72,11 +72,11 @@ def fit(
     metrics_file: Path,
     checkpoints: Path,
     should_stop: Callable[[], bool] = lambda: False,
-    judge: Judge | None = None,
-    beginning: Beginning | None = None,
+    should_prune: ShouldPrune | None = None,
+    beginning: WarmStart | None = None,
     final: Evaluate | None = None,
     tell: Callable[[str], None] = print,
-) -> Fitted:
+) -> TrainResult:
     """Train to max_steps, from the newest whole checkpoint if there is one. Once done, the weights are in float32.
 
     evaluate_times: evaluations, evenly spaced, the last one after the last step. final: that last one, where it is
@@ -89,11 +89,11 @@ def fit(
     lit = LitModel(model.train(), training, batches.seed, beginning)
     resume = newest_checkpoint(checkpoints, tell)
     stability, throughput = Stability(training.stability), Throughput(budget.tokens, budget.flops, training.precision)
-    journal = Journal(
+    journal = MetricsLogger(
         training, budget, (evaluate, final or evaluate), evaluate_times, metrics_file, stability, throughput
     )
-    judged = Judged(journal, training, judge)
-    keeper = Checkpoints(checkpoints, training, lambda: judged.given_up or should_stop())
+    judged = Judged(journal, training, should_prune)
+    keeper = Checkpoints(checkpoints, training, lambda: judged.pruned or should_stop())
     with _quiet():
         trainer = L.Trainer(
             accelerator=accelerator_of(execution.accelerator),
@@ -133,7 +133,7 @@ def fit(
         finally:
             journal.close()
     if trainer.global_step < training.max_steps:
-        reason = f"given up at step {trainer.global_step}" if judged.given_up else "it was asked to stop"
+        reason = f"given up at step {trainer.global_step}" if judged.pruned else "it was asked to stop"
         return journal.ended("interrupted", trainer, reason)
     return journal.ended("done", trainer)
 
@@ -148,7 +148,7 @@ def accelerator_of(wanted: str) -> str:
     return "cuda" if there else "cpu"
 
 
-class Journal(L.Callback):
+class MetricsLogger(L.Callback):
     """Writes metrics.jsonl: training, stability, throughput every `log_every` steps, evaluations when they are due."""
 
     def __init__(
@@ -226,9 +226,11 @@ class Journal(L.Callback):
         if self._file is not None:
             self.lines.append(self._file.append(step, line))
 
-    def ended(self, state: Literal["done", "diverged", "interrupted"], trainer: L.Trainer, error: str = "") -> Fitted:
+    def ended(
+        self, state: Literal["done", "diverged", "interrupted"], trainer: L.Trainer, error: str = ""
+    ) -> TrainResult:
         seconds = {"training": self.throughput.seconds, "evaluation": self.evaluation_seconds}
-        return Fitted(state, trainer.global_step, self.last, error or None, self.loss_tokens_total, seconds)
+        return TrainResult(state, trainer.global_step, self.last, error or None, self.loss_tokens_total, seconds)
 
     def close(self) -> None:
         if self._file is not None:
@@ -246,16 +248,16 @@ class Journal(L.Callback):
 class Judged(L.Callback):
     """Asks after an evaluation whether the run is worth going on with: once, for all devices."""
 
-    def __init__(self, journal: Journal, training: TrainingConfig, judge: Judge | None) -> None:
-        self.journal, self.last_step, self.judge = journal, training.max_steps, judge
-        self.given_up = False
+    def __init__(self, journal: MetricsLogger, training: TrainingConfig, should_prune: ShouldPrune | None) -> None:
+        self.journal, self.last_step, self.should_prune = journal, training.max_steps, should_prune
+        self.pruned = False
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         step, found = trainer.global_step, self.journal.evaluated
-        if self.judge is None or not found or step >= self.last_step:
+        if self.should_prune is None or not found or step >= self.last_step:
             return
-        verdict = self.judge(step, found) if trainer.is_global_zero else False
-        self.given_up = bool(trainer.strategy.broadcast(verdict))
+        verdict = self.should_prune(step, found) if trainer.is_global_zero else False
+        self.pruned = bool(trainer.strategy.broadcast(verdict))
 
 
 @contextmanager

@@ -42,7 +42,7 @@ class StepReport:
 
 
 @dataclass(frozen=True)
-class Beginning:
+class WarmStart:
     """What training does with what a model has taken over from others."""
 
     fresh: frozenset[str] = frozenset()
@@ -61,7 +61,7 @@ class LitModel(L.LightningModule):
     """
 
     def __init__(
-        self, model: LanguageModel, training: TrainingConfig, seed: int = 0, beginning: Beginning | None = None
+        self, model: LanguageModel, training: TrainingConfig, seed: int = 0, beginning: WarmStart | None = None
     ) -> None:
         super().__init__()
         # One loader batch is one optimiser step: the number of targets is known before the first backward pass, so
@@ -71,7 +71,7 @@ class LitModel(L.LightningModule):
         self.training_config, self.seed = training, seed
         self.report: StepReport | None = None
         # In a tuple, so that the teacher is no part of this module, whose checkpoints it would double.
-        self._beginning, self._frozen = (beginning or Beginning(),), False
+        self._beginning, self._frozen = (beginning or WarmStart(),), False
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = training.dropout

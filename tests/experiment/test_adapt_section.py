@@ -346,22 +346,22 @@ def test_a_result_is_stale_when_the_code_that_opens_checkpoints_changes():
 
 def test_a_pretraining_begins_with_a_checkpoints_weights_and_with_no_others(checkpoint, load, store, corpus):
     from lit_llm.data.prepare import prepare
-    from lit_llm.runs.stage_config import freeze, thaw
-    from lit_llm.runs.warm_start import take_over
+    from lit_llm.runs.stage_config import load_stage_config, save_stage_config
+    from lit_llm.runs.warm_start import load_source_weights
 
     folder = checkpoint()
     experiment = load(f"adapt.from={folder}")
     prepare(experiment.pretrain.data, store.data)
-    frozen = thaw(freeze(store.open(), chain(experiment)[0], experiment))
+    frozen = load_stage_config(save_stage_config(store.open(), chain(experiment)[0], experiment))
     model = build_model(experiment.model, 0)
-    beginning, weights = take_over(model, frozen, store)
+    beginning, weights = load_source_weights(model, frozen, store)
     assert (beginning.fresh, weights) == (frozenset(), None)
     given = build_model(load_experiment("decllm-tiny").model, seed=8).state_dict()
     assert torch.equal(model.state_dict()["encoder.layers.1.feed_forward.up.weight"],
                        given["decoder.layers.3.feed_forward.up.weight"])  # fmt: skip
     checkpoint(shift=1.0)
     with pytest.raises(InputError, match="is not what it was when this run was planned"):
-        take_over(model, frozen, store)
+        load_source_weights(model, frozen, store)
 
 
 # --- cost ------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from lit_llm.report.figures.lines import Line, Panel, line_figure, over_seeds, s
 from lit_llm.report.figures.pareto import Profile, front_figure, isoflop_figure, scaling_figure
 from lit_llm.report.figures.style import BLUE, GREEN, GREY, VERMILLION, looks, save, short
 from lit_llm.statistics.paired import Difference, paired_difference
-from lit_llm.statistics.pareto import front
+from lit_llm.statistics.pareto import pareto_front
 
 LONG = [f"encoder_decoder/attention.output_norm=none/optimizer.lr={i}e-{i % 4}" for i in range(24)]
 """As many arms as a figure has lines for, with names longer than a legend's column."""
@@ -32,7 +32,7 @@ def difference(mean: float, half: float | None = 0.1, seeds: int = 4) -> Differe
 def a_front(names: list[str]) -> Figure:
     costs = {name: 1e9 * 1.5**i for i, name in enumerate(names)}
     means = {name: 5 - 0.1 * i + (i % 3) * 0.3 for i, name in enumerate(names)}
-    found = front("train_flops", "val/target_nll", costs, means)
+    found = pareto_front("train_flops", "val/target_nll", costs, means)
     return front_figure("loss against cost", [found], dict.fromkeys(names, 0.02), names)
 
 
@@ -186,7 +186,9 @@ def test_a_field_of_the_map_says_its_mean_its_verdict_and_what_diverged() -> Non
 
 
 def test_what_no_arm_beats_is_filled_and_joined() -> None:
-    found = front("train_flops", "val/target_nll", {"a": 1.0, "b": 2.0, "c": 3.0}, {"a": 5.0, "b": 6.0, "c": 4.0})
+    found = pareto_front(
+        "train_flops", "val/target_nll", {"a": 1.0, "b": 2.0, "c": 3.0}, {"a": 5.0, "b": 6.0, "c": 4.0}
+    )
     axes = front_figure("t", [found], {}, ["a", "b", "c"]).axes[0]
     stairs, *marks = axes.lines
     assert list(zip(stairs.get_xdata(), stairs.get_ydata(), strict=True)) == [(1.0, 5.0), (3.0, 4.0)]

@@ -15,11 +15,11 @@ from lit_llm.evaluation.task_files import read_task_files
 from lit_llm.experiment.load import load_experiment
 from lit_llm.generation import Sampling, generate
 from lit_llm.runs.run import run_one
-from lit_llm.runs.stage_config import freeze
+from lit_llm.runs.stage_config import save_stage_config
 from lit_llm.runs.stage_graph import chain
 from lit_llm.runs.trained_model import open_finished
 from lit_llm.store.store import Stage, Store
-from lit_llm.studies.run import Watcher, prepare_data
+from lit_llm.studies.run import Observer, prepare_data
 
 EVERY = (
     "{after: [pretrain], likelihood: {documents: 9}, extrapolation: {lengths: [1, 2], sequences: 3}, "
@@ -46,10 +46,10 @@ def trained(store, corpus):
         ]  # fmt: skip
         experiment = load_experiment(preset, small)
         store.open()
-        prepare_data([experiment], store, Watcher())
+        prepare_data([experiment], store, Observer())
         links = {link.name: link for link in chain(experiment)}
         for link in links.values():
-            freeze(store, link, experiment)
+            save_stage_config(store, link, experiment)
         assert run_one(store.root, links["pretrain"].fingerprint) == "done"
         return experiment, links
 
@@ -82,13 +82,13 @@ def test_every_evaluation_is_made_once_and_what_is_interrupted_goes_on(store, tr
 def test_batches_change_no_number(store, trained, monkeypatch):
     """Beyond rounding: 1e-5 of a loss in float32."""
     batches: list[int] = []
-    inner = scoring.lay_out
+    inner = scoring.collate
 
     def counted(sources, *rest):
         batches.append(len(sources))
         return inner(sources, *rest)
 
-    monkeypatch.setattr(scoring, "lay_out", counted)
+    monkeypatch.setattr(scoring, "collate", counted)
     found, longest = {}, {}
     for size in (32, 100, 5000):
         _, links = trained("redllm-tiny", "seed=1", f"evaluate.batch_tokens={size}")

@@ -13,7 +13,7 @@ from lit_llm.store.store import Store, write_json
 from lit_llm.studies.duration import estimated
 from lit_llm.studies.load import load_study
 from lit_llm.studies.plan import plan
-from lit_llm.studies.run import Watcher, run_study
+from lit_llm.studies.run import Observer, run_study
 from lit_llm.studies.runs import trained_fingerprint
 from lit_llm.sweeps.sweep import load_sweep
 
@@ -27,7 +27,7 @@ arms:
 
 
 def run(path, store, **options):
-    return run_study(load_study(path), store, watcher=Watcher(), slots=2, **options)
+    return run_study(load_study(path), store, observer=Observer(), slots=2, **options)
 
 
 def test_arms_share_the_pretraining_that_they_are_adapted_from(write_study, tmp_path):

@@ -20,15 +20,15 @@ from lit_llm.store.files import remove
 from lit_llm.store.store import Store
 from lit_llm.studies.analysis_plan import FROZEN, LOG
 from lit_llm.studies.load import load_study
-from lit_llm.studies.run import Finished, Watcher, run_study
+from lit_llm.studies.run import Finished, Observer, run_study
 from lit_llm.studies.runs import Run, runs_of
 
 AGAIN = "`lit-llm run STUDY --rerun failed` computes it again"
 TIMES = ("started", "finished", "seconds")
 
 
-class Told(Watcher):
-    """A watcher that remembers what it was told."""
+class Told(Observer):
+    """A observer that remembers what it was told."""
 
     def __init__(self) -> None:
         self.messages: list[str] = []
@@ -67,9 +67,9 @@ allow: [{{key: budget, because: small arms cost what they cost}}]
     return path, folder / "store"
 
 
-def run_again(path: Path, store: Path, watcher: Told, rerun: str | None = None, reported: bool = True) -> Finished:
+def run_again(path: Path, store: Path, observer: Told, rerun: str | None = None, reported: bool = True) -> Finished:
     report = write_report if reported else lambda *_: []
-    return run_study(load_study(path), Store(store), watcher=watcher, slots=1, rerun=rerun, report=report)  # type: ignore[arg-type]
+    return run_study(load_study(path), Store(store), observer=observer, slots=1, rerun=rerun, report=report)  # type: ignore[arg-type]
 
 
 def do_as_told(error: InputError, file: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lit_llm.components.attention.config import BAND, SCORES, band_size
-from lit_llm.components.attention.masks import Merged, Visibility
+from lit_llm.components.attention.masks import AttentionMask, Merged
 
 
 class DotProduct(nn.Module):
@@ -29,7 +29,7 @@ class DotProduct(nn.Module):
         q_BHTK: Tensor,
         k_BHSK: Tensor,
         v_BHSK: Tensor,
-        visible: Visibility | Merged,
+        visible: AttentionMask | Merged,
         bias: Tensor | None = None,
     ) -> Tensor:
         """B x H x T x K. bias: H x T x S or B x H x T x S, added to the scores."""
@@ -42,10 +42,10 @@ class DotProduct(nn.Module):
         if self.softcap is not None:
             out = self._explicit(q_BHTK, k_BHSK, v_BHSK, visible, bias, blind)
         elif bias is None and _is_blocks(visible):
-            assert isinstance(visible, Visibility)
+            assert isinstance(visible, AttentionMask)
             return self._blocks(q_BHTK, k_BHSK, v_BHSK, visible, gqa)
         elif bias is None and _is_band(visible, queries, keys):
-            assert isinstance(visible, Visibility)
+            assert isinstance(visible, AttentionMask)
             return self._band(q_BHTK, k_BHSK, v_BHSK, visible)
         else:
             mask = visible.mask(queries, keys, device) if added is None else added
@@ -59,7 +59,7 @@ class DotProduct(nn.Module):
             out = _fused(q_BHTK, k_BHSK, v_BHSK, mask, self.scale)
         return out if blind is None else out.masked_fill(blind, 0.0)
 
-    def _blocks(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, visible: Visibility, gqa: bool) -> Tensor:
+    def _blocks(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, visible: AttentionMask, gqa: bool) -> Tensor:
         """Causal, with a prefix of one length or none: without a mask as far as that goes."""
         queries, keys = q_BHTK.shape[2], k_BHSK.shape[2]
         prefix = visible.prefix or 0
@@ -81,7 +81,7 @@ class DotProduct(nn.Module):
         assert mask is not None
         return torch.cat([out, attend(q_BHTK[:, :, prefix:], k_BHSK, v_BHSK, mask[prefix:])], dim=2)
 
-    def _band(self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, visible: Visibility) -> Tensor:
+    def _band(self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, visible: AttentionMask) -> Tensor:
         """Within a window: blocks of queries, each with the blocks of keys that it can reach, instead of T x T.
 
         queries  [ 0 ][ 1 ][ 2 ]      keys of 1, causal  [ 0 ][ 1 ]      without a mask  [ 0 ][ 1 ][ 2 ]
@@ -108,7 +108,7 @@ class DotProduct(nn.Module):
         q_BHTK: Tensor,
         k_BHSK: Tensor,
         v_BHSK: Tensor,
-        visible: Visibility | Merged,
+        visible: AttentionMask | Merged,
         bias: Tensor | None,
         blind: Tensor | None,
     ) -> Tensor:
@@ -145,14 +145,14 @@ def _fused(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: Tensor | None, 
         return attend(q_BHTK, for_queries(k_BHSK, q_BHTK), for_queries(v_BHSK, q_BHTK), attn_mask=mask, scale=scale)
 
 
-def _is_blocks(visible: Visibility | Merged) -> bool:
+def _is_blocks(visible: AttentionMask | Merged) -> bool:
     """Whether who sees whom is a triangle with at most one dense block, in every row the same."""
     if isinstance(visible, Merged) or not visible.causal or visible.reach is not None or visible.documents is not None:
         return False
     return visible.key_lengths is None and not isinstance(visible.prefix, Tensor)
 
 
-def _is_band(visible: Visibility | Merged, queries: int, keys: int) -> bool:
+def _is_band(visible: AttentionMask | Merged, queries: int, keys: int) -> bool:
     """Whether all rows alike see a band of a row's own tokens, narrow enough to be worth its cutting."""
     if isinstance(visible, Merged) or visible.reach is None or queries != keys:
         return False
@@ -168,7 +168,7 @@ def for_queries(k_BHSK: Tensor, q_BHTK: Tensor) -> Tensor:
 
 
 def largest_logit(
-    attention: DotProduct, q_BHTK: Tensor, k_BHSK: Tensor, visible: Visibility | Merged, bias: Tensor | None = None
+    attention: DotProduct, q_BHTK: Tensor, k_BHSK: Tensor, visible: AttentionMask | Merged, bias: Tensor | None = None
 ) -> Tensor:
     """The largest |score| over the visible pairs; fused kernels never show it, so the scores are computed again, those
     of some queries at a time."""
@@ -182,7 +182,7 @@ def score_rows(
     attention: DotProduct,
     q_BHTK: Tensor,
     k_BHSK: Tensor,
-    visible: Visibility | Merged,
+    visible: AttentionMask | Merged,
     bias: Tensor | None = None,
     start: int = 0,
 ) -> Iterator[tuple[int, Tensor, Tensor]]:

@@ -15,13 +15,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lit_llm.components.attention.masks import Visibility
+from lit_llm.components.attention.masks import AttentionMask
 
 ROOM = 64
 """Tokens of room at least that are made when a cache is full."""
 
 
-class Rows:
+class CacheLengths:
     """How many tokens each of the B rows holds. The caches of all layers agree on it and share one."""
 
     def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
@@ -46,15 +46,15 @@ class Rows:
         """Where the next token of each row stands: 1, or B x 1 where rows differ."""
         return self.lengths_B[:1] if self.even else self.lengths_B[:, None]
 
-    def visible(self, more: int = 0) -> Visibility:
+    def visible(self, more: int = 0) -> AttentionMask:
         """What a single query of each row sees: the row's tokens and so many `more`. No mask where that is all."""
-        return Visibility(key_lengths=None if self.even else self.lengths_B + more)
+        return AttentionMask(key_lengths=None if self.even else self.lengths_B + more)
 
 
 class KeyValues:
     """The keys and values of one attention: B x H x S x K each. window: only the last so many tokens are kept."""
 
-    def __init__(self, rows: Rows, window: int | None = None) -> None:
+    def __init__(self, rows: CacheLengths, window: int | None = None) -> None:
         self.rows, self.window = rows, window
         self.k: Tensor | None = None
         self.v: Tensor | None = None
@@ -94,13 +94,13 @@ class KeyValues:
         index = held_BW.clamp_min(0)[:, None, :, None].expand(rows, heads, self.window, head_dim)
         return part_BHTK.gather(2, index)
 
-    def visible(self, visible: Visibility) -> Visibility:
+    def visible(self, visible: AttentionMask) -> AttentionMask:
         """What a single query sees of what is held with it, `visible` being what it sees of a whole row."""
         if self.window is None:
             return visible
         full = min(self.rows.lengths) + 1 >= self.window
         even = full or self.rows.even
-        return Visibility(key_lengths=None if even else (self.rows.lengths_B + 1).clamp_max(self.window))
+        return AttentionMask(key_lengths=None if even else (self.rows.lengths_B + 1).clamp_max(self.window))
 
     def positions(self) -> Tensor:
         """Where each held key of a pass over single tokens stands: S, or B x S."""

@@ -35,7 +35,7 @@ from lit_llm.components.attention.config import Reach
 
 
 @dataclass
-class Visibility:
+class AttentionMask:
     """Which keys a query may attend to. Made anew for each forward pass; all layers share its masks."""
 
     causal: bool = False
@@ -52,10 +52,10 @@ class Visibility:
     """Keys that are seen are fewer than so many tokens before, and after, the query; None: all."""
     _masks: dict[tuple[int, int, torch.device], Tensor | None] = field(default_factory=dict, repr=False)
     _weights: dict[torch.dtype, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
-    _within: dict[Reach, Visibility] = field(default_factory=dict, repr=False)
+    _within: dict[Reach, AttentionMask] = field(default_factory=dict, repr=False)
     _merged: dict[int, Merged] = field(default_factory=dict, repr=False)
 
-    def within(self, reach: Reach | None) -> Visibility:
+    def within(self, reach: Reach | None) -> AttentionMask:
         """The same with a window; one for all layers that ask for it."""
         if reach is None:
             return self
@@ -63,7 +63,7 @@ class Visibility:
             self._within[reach] = replace(self, reach=reach, _masks={}, _weights={}, _within={}, _merged={})
         return self._within[reach]
 
-    def merged(self, source: Visibility, source_keys: int) -> Merged:
+    def merged(self, source: AttentionMask, source_keys: int) -> Merged:
         """The same with that many keys of a source behind its own; one for all layers, which all have one source."""
         if source_keys not in self._merged:
             self._merged[source_keys] = Merged(self, source, source_keys)
@@ -141,24 +141,24 @@ class Visibility:
 class Merged:
     """What a query of merged attention sees: keys of its own row, then, in the same softmax, the source's.
 
-    Stands wherever a `Visibility` does. `Visibility.merged` gives one to all layers alike, which share its masks.
+    Stands wherever a `AttentionMask` does. `AttentionMask.merged` gives one to all layers alike, which share its masks.
     """
 
-    own: Visibility
-    source: Visibility
+    own: AttentionMask
+    source: AttentionMask
     source_keys: int
     """How many of the keys are the source's, the last."""
     _masks: dict[tuple[int, int, torch.device], Tensor | None] = field(default_factory=dict, repr=False)
 
     def mask(self, queries: int, keys: int, device: torch.device) -> Tensor | None:
-        """As `Visibility.mask`."""
+        """As `AttentionMask.mask`."""
         shape = (queries, keys, device)
         if shape not in self._masks:
             self._masks[shape] = self.rows(0, queries, keys, device)
         return self._masks[shape]
 
     def rows(self, first: int, last: int, keys: int, device: torch.device) -> Tensor | None:
-        """As `Visibility.rows`."""
+        """As `AttentionMask.rows`."""
         own = keys - self.source_keys
         parts = self.own.rows(first, last, own, device), self.source.rows(first, last, self.source_keys, device)
         if parts[0] is None and parts[1] is None:

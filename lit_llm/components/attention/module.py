@@ -8,7 +8,7 @@ from torch import Tensor, nn, ones
 from lit_llm.components.attention.config import ResolvedAttention
 from lit_llm.components.attention.dot_product import DotProduct
 from lit_llm.components.attention.kv_cache import KeyValues
-from lit_llm.components.attention.masks import Merged, Visibility
+from lit_llm.components.attention.masks import AttentionMask, Merged
 from lit_llm.components.attention.relative import RelativeBias
 from lit_llm.components.attention.rope import Rotation, rotate
 from lit_llm.components.norm.module import rms_norm
@@ -76,7 +76,7 @@ class _Attending(Heads):
         self.output_scale = nn.Parameter(ones(widths[config.output_norm])) if config.output_norm_scale else None
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, visible: Visibility | Merged, bias: Tensor | None = None
+        self, q: Tensor, k: Tensor, v: Tensor, visible: AttentionMask | Merged, bias: Tensor | None = None
     ) -> Tensor:
         """From the heads' queries, keys and values to what the layer adds: B x T x D."""
         out_BTHK = self.dot_product(q, k, v, visible, bias).transpose(1, 2)
@@ -104,8 +104,8 @@ class Attention(_Attending):
     def forward(
         self,
         x_BTD: Tensor,
-        memory_BSD: Tensor | None,
-        visible: Visibility,
+        kv_BSD: Tensor | None,
+        visible: AttentionMask,
         query_rotation: Rotation | None = None,
         key_rotation: Rotation | None = None,
         cache: KeyValues | None = None,
@@ -117,12 +117,12 @@ class Attention(_Attending):
         """
         visible = _seen(visible, self.config, cache)
         q = self.heads("q", x_BTD, query_rotation)
-        if memory_BSD is None:
+        if kv_BSD is None:
             assert cache is not None
             k, v = cache.held()
         else:
-            k = self.heads("k", memory_BSD, key_rotation)
-            v = self.heads("v", memory_BSD, None)
+            k = self.heads("k", kv_BSD, key_rotation)
+            v = self.heads("v", kv_BSD, None)
             if cache is not None:
                 k, v = cache.add(k, v)
         return self.attend(q, k, v, visible, bias)
@@ -152,8 +152,8 @@ class MergedAttention(SelfAttention):
         self,
         x_BTD: Tensor,
         source_BSD: Tensor | None,
-        visible: Visibility,
-        source_visible: Visibility,
+        visible: AttentionMask,
+        source_visible: AttentionMask,
         rotation: Rotation | None,
         source_rotation: Rotation | None,
         cache: KeyValues | None = None,
@@ -184,12 +184,12 @@ class SharingAttention(_Attending):
     A layer of YOCO's cross-decoder: over its own row, with W_q and W_o of its own.
     """
 
-    def forward(self, x_BTD: Tensor, k: Tensor, v: Tensor, visible: Visibility, rotation: Rotation | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, k: Tensor, v: Tensor, visible: AttentionMask, rotation: Rotation | None) -> Tensor:
         """k, v: what `SharedKeyValues` has made of all tokens that may be seen, B x H x S x K each."""
         return self.attend(self.heads("q", x_BTD, rotation), k, v, visible)
 
 
-def _seen(visible: Visibility, config: ResolvedAttention, cache: KeyValues | None) -> Visibility:
+def _seen(visible: AttentionMask, config: ResolvedAttention, cache: KeyValues | None) -> AttentionMask:
     """What is seen within the window: to be asked before the cache takes what is new."""
     if cache is not None and cache.k is not None:
         return cache.visible(visible)

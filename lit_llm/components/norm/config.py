@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from lit_llm.config.section import Section, impossible
+from lit_llm.config.section import Section, config_error
 
 
 class NormConfig(Section):
@@ -42,7 +42,7 @@ class NormConfig(Section):
     @model_validator(mode="after")
     def _fits(self) -> NormConfig:
         if self.skip_first and not self.before:
-            raise impossible(("skip_first", f"has no effect: with placement {self.placement} no norm is before it"))
+            raise config_error(("skip_first", f"has no effect: with placement {self.placement} no norm is before it"))
         return self
 
     def tensors(self, width: int) -> list[tuple[int, int]]:

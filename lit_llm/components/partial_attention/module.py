@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from lit_llm.components.attention.kv_cache import KeyValues
-from lit_llm.components.attention.masks import Visibility
+from lit_llm.components.attention.masks import AttentionMask
 from lit_llm.components.attention.module import Attention
 from lit_llm.components.attention.rope import Rotation
 from lit_llm.components.partial_attention.config import ResolvedPartialAttention
@@ -26,15 +26,15 @@ class PartialAttention(Attention):
     def forward(
         self,
         x_BTD: Tensor,
-        memory_BSD: Tensor | None,
-        visible: Visibility,
+        kv_BSD: Tensor | None,
+        visible: AttentionMask,
         query_rotation: Rotation | None = None,
         key_rotation: Rotation | None = None,
         cache: KeyValues | None = None,
         bias: Tensor | None = None,
     ) -> Tensor:
-        """memory_BSD: the source's states; with a cache none at all once its keys and values are held."""
-        if memory_BSD is not None:
-            first_BSD = self.a1(memory_BSD).relu()
-            memory_BSD = self.a2(first_BSD) + first_BSD
-        return super().forward(x_BTD, memory_BSD, visible, query_rotation, key_rotation, cache, bias)
+        """kv_BSD: the source's states; with a cache none at all once its keys and values are held."""
+        if kv_BSD is not None:
+            first_BSD = self.a1(kv_BSD).relu()
+            kv_BSD = self.a2(first_BSD) + first_BSD
+        return super().forward(x_BTD, kv_BSD, visible, query_rotation, key_rotation, cache, bias)

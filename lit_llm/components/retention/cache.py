@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from lit_llm.components.attention.kv_cache import Rows
+from lit_llm.components.attention.kv_cache import CacheLengths
 
 
 class RetentionState:
     """The state of one retention: B x H x K x V, of each row after its own last token."""
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: CacheLengths) -> None:
         self.rows = rows
         self.state_BHKV: Tensor | None = None
         """None until the prompt has been read."""

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_llm.components.attention.masks import Visibility
+from lit_llm.components.attention.masks import AttentionMask
 from lit_llm.components.attention.rope import Rotation, rotate
 from lit_llm.components.norm.module import rms_norm
 from lit_llm.components.retention.cache import RetentionState
@@ -41,7 +41,7 @@ class Retention(nn.Module):
         self.out = nn.Linear(config.value_width, d_model, bias=False)
 
     def forward(
-        self, x_BTD: Tensor, visible: Visibility, rotation: Rotation, cache: RetentionState | None = None
+        self, x_BTD: Tensor, visible: AttentionMask, rotation: Rotation, cache: RetentionState | None = None
     ) -> Tensor:
         """B x T x D -> B x T x D. rotation: of the positions of x_BTD's tokens.
 

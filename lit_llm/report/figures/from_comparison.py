@@ -24,7 +24,7 @@ from lit_llm.statistics.comparison import Row
 from lit_llm.statistics.effects import Effect
 from lit_llm.statistics.multiple_comparisons import Correction
 from lit_llm.statistics.paired import Difference
-from lit_llm.statistics.pareto import better, front
+from lit_llm.statistics.pareto import better, pareto_front
 from lit_llm.statistics.verdicts import stand_in
 from lit_llm.studies.design.factors import short_names
 from lit_llm.studies.load import Arm
@@ -194,7 +194,7 @@ def fronts(study: Shown) -> Iterator[Drawn]:
     asked = study.ablation.study.compare.front
     figures = dict.fromkeys([*([asked] if asked else []), "train_flops", "inference_flops", "kv_cache_bytes"])
     shown = [
-        front(figure, study.metric, {study.series(arm): cost for arm, cost in by_arm.items()}, printed)
+        pareto_front(figure, study.metric, {study.series(arm): cost for arm, cost in by_arm.items()}, printed)
         for figure in figures
         if len(set((by_arm := {arm: costs[arm][figure] for arm in means}).values())) > 1
     ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lit_llm.report.figures.lines import Line, Panel, line_figure
 from lit_llm.report.figures.style import BLACK, GREY, legend, looks, panels, scale, short, styled
-from lit_llm.statistics.pareto import Front, better
+from lit_llm.statistics.pareto import ParetoFront, better
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,7 +25,7 @@ COSTS = {
 @styled
 def front_figure(
     title: str,
-    fronts: Sequence[Front],
+    fronts: Sequence[ParetoFront],
     deviations: Mapping[str, float | None],
     named: Sequence[str],
     metric: str = "",

@@ -16,10 +16,10 @@ from lit_llm.report.progress.run_progress import Standing, standing, standing_of
 from lit_llm.report.tables.sweep import sweep_json, trial_json
 from lit_llm.store.store import Store, finite
 from lit_llm.studies.analysis_plan import registration_of
-from lit_llm.studies.observer import Watcher
+from lit_llm.studies.observer import Observer
 from lit_llm.studies.run import Finished
 from lit_llm.studies.runs import Run, Step, left_out
-from lit_llm.sweeps.coordinator import SweepWatcher
+from lit_llm.sweeps.coordinator import SweepObserver
 from lit_llm.sweeps.run import Searched
 from lit_llm.sweeps.sweep import Search
 from lit_llm.sweeps.trial import Trial
@@ -29,7 +29,7 @@ EVERY = 1.0
 ENDED = ("done", "diverged", "failed", "out_of_memory", "interrupted")
 
 
-class Lines(Watcher):
+class Lines(Observer):
     """Tells what happens on a stream. What is said to people goes to the console."""
 
     def __init__(self, stream: IO[str], console: Console) -> None:
@@ -175,7 +175,7 @@ def _numbers(now: Standing) -> dict[str, float | None]:
     }
 
 
-class SweepLines(Lines, SweepWatcher):
+class SweepLines(Lines, SweepObserver):
     """Tells of trials, and then of the runs of the winners."""
 
     def __init__(self, stream: IO[str], console: Console, search: Search, store: Store) -> None:

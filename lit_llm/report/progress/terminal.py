@@ -19,15 +19,15 @@ from lit_llm.report.progress.run_progress import Standing, TimeLeft, standing, s
 from lit_llm.report.tables.plan import STATES
 from lit_llm.report.tables.sweep import names_of, setting
 from lit_llm.store.store import FINAL, Store
-from lit_llm.studies.observer import Watcher
+from lit_llm.studies.observer import Observer
 from lit_llm.studies.runs import Run
 from lit_llm.sweeps.confirmation import summary
-from lit_llm.sweeps.coordinator import SweepWatcher
+from lit_llm.sweeps.coordinator import SweepObserver
 from lit_llm.sweeps.sweep import Search
 from lit_llm.sweeps.trial import NOT_COUNTED, Trial
 
 
-class Progressing(Watcher):
+class Progressing(Observer):
     """Shows runs as they go."""
 
     def __init__(self, console: Console) -> None:
@@ -171,7 +171,7 @@ class Progressing(Watcher):
         return self._validated.get(name)
 
 
-class Searching(Progressing, SweepWatcher):
+class Searching(Progressing, SweepObserver):
     """Shows trials as they go, and then the runs of the winners."""
 
     def __init__(self, console: Console, search: Search, store: Store) -> None:

@@ -17,7 +17,7 @@ from lit_llm.runs.stage_graph import validation_metric
 from lit_llm.statistics.before_after import BeforeAfter
 from lit_llm.statistics.comparison import Comparison, Row
 from lit_llm.statistics.effects import Effects
-from lit_llm.statistics.pareto import Front
+from lit_llm.statistics.pareto import ParetoFront
 from lit_llm.statistics.verdicts import LOST
 from lit_llm.studies.design.factors import short_names
 
@@ -146,7 +146,7 @@ def turn_part(found: BeforeAfter) -> Part:
     return Part("before-after", f"{found.metric} before and after finetuning", TURN, rows, 4, tuple(notes))
 
 
-def _front(found: Front) -> Part:
+def _front(found: ParetoFront) -> Part:
     """The arms by what they cost."""
     figure = found.figure.replace("_", " ").replace("flops", "FLOPs")
     rows = []

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from lit_llm.report import text
 from lit_llm.report.tables.table import Part, slug
 from lit_llm.statistics.learning_rates import LearningRates, LRRow
-from lit_llm.statistics.lr_sensitivity import Cell, Range, Sensitivity
+from lit_llm.statistics.lr_sensitivity import ArmAtRate, Range, Sensitivity
 
 
 def lr_parts(found: LearningRates, metric: str) -> Iterator[Part]:
@@ -25,7 +25,7 @@ def lr_parts(found: LearningRates, metric: str) -> Iterator[Part]:
             yield part
 
 
-def _by_lr(found: LearningRates, name: str, title: str, shown: Callable[[Cell], str]) -> Part:
+def _by_lr(found: LearningRates, name: str, title: str, shown: Callable[[ArmAtRate], str]) -> Part:
     lrs = found.lrs
     rows = []
     for row in found.rows:
@@ -35,7 +35,7 @@ def _by_lr(found: LearningRates, name: str, title: str, shown: Callable[[Cell], 
     return Part(f"{slug(found.factor)}-{name}", title, head, rows, 1 + (len(lrs) + 1) // 2)
 
 
-def _loss(cell: Cell) -> str:
+def _loss(cell: ArmAtRate) -> str:
     """`5.123 †1`: the mean of those that did not diverge, and the number of those that did."""
     parts = [text.value(cell.mean)] * (cell.mean is not None) + [f"†{len(cell.diverged)}"] * bool(cell.diverged)
     return " ".join(parts)

@@ -177,15 +177,15 @@ def _duration(plan: Plan) -> str:
 
 
 def _differences(plan: Plan) -> RenderableType:
-    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(overflow="fold", ratio=1)
-    table.add_column(overflow="fold", ratio=3)
+    grid = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    grid.add_column(overflow="fold", ratio=1)
+    grid.add_column(overflow="fold", ratio=3)
     part = differences_part(plan)
     for arm, differs in part.rows:
         name, _, against = arm.partition("\n")
         style = "dim" if differs == BASELINE else ""
-        table.add_row(Text(name) + Text(f"\n{against}" if against else "", style="dim"), Text(differs, style=style))
-    return Group(table, *(Text(note, style="dim") for note in part.notes))
+        grid.add_row(Text(name) + Text(f"\n{against}" if against else "", style="dim"), Text(differs, style=style))
+    return Group(grid, *(Text(note, style="dim") for note in part.notes))
 
 
 BASELINE = "is the baseline"

@@ -147,14 +147,14 @@ def trials_part(search: Search, trials: Sequence[Trial]) -> Part:
 def trials_table(search: Search, trials: Sequence[Trial]) -> RenderableType:
     """For the terminal: a setting and a note may take several lines, a state has its colour."""
     part = trials_part(search, trials)
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for name in part.head:
         left = name in ("trial", "state", "setting", "note")
         whole = name in ("trial", *search.goals)
-        table.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=whole)
+        grid.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=whole)
     for trial, state, *rest in part.rows:
-        table.add_row(trial, Text(state, style=STATES[state]), *rest)
-    return table
+        grid.add_row(trial, Text(state, style=STATES[state]), *rest)
+    return grid
 
 
 def trials_json(search: Search, trials: Sequence[Trial]) -> dict[str, Any]:

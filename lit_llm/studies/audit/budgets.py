@@ -141,10 +141,10 @@ def audit_budgets(ablation: Ablation, arm: Arm, costs: Mapping[str, Cost]) -> It
             notes.setdefault(why, []).append(excess)
         else:
             yield _stop(ablation, arm, excess, named, "" if across else _sizes_lacking(ablation, excess))
-    for why, noted in notes.items():
-        *parts, last = (excess.sentence("") for excess in noted)
+    for why, collect_errors in notes.items():
+        *parts, last = (excess.sentence("") for excess in collect_errors)
         message = f"{', '.join(parts)} and {last}" if parts else last
-        yield Finding("note", arm.name, noted[0].budgets[0].key, f"{message} of {named}{why}")
+        yield Finding("note", arm.name, collect_errors[0].budgets[0].key, f"{message} of {named}{why}")
     yield from _floors(ablation, arm, baseline, across is not None)
 
 

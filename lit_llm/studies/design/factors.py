@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_llm.config.problems import Problem, did_you_mean
-from lit_llm.config.tree import Node, at, merge_all, tree
+from lit_llm.config.tree import ConfigNode, at, merge_all, tree
 from lit_llm.studies.schema import Grid
 
 
@@ -18,19 +18,19 @@ class Level:
 
     factor: str
     label: str
-    keys: Node
+    keys: ConfigNode
     """The experiment keys that it sets, as a tree."""
     paths: tuple[str, ...]
 
 
-def read_factors(grid: Grid | None, document: Node, problems: list[Problem]) -> dict[str, list[Level]]:
+def read_factors(grid: Grid | None, document: ConfigNode, problems: list[Problem]) -> dict[str, list[Level]]:
     """The levels of each factor, with the marks of the file. Notes keys that two factors both set."""
     factors: dict[str, list[Level]] = {}
     setters: dict[str, str] = {}
     for name in grid.factors if grid else ():
         node = document.find(["grid", "factors", name])
         assert node is not None
-        mark = node.mark
+        location = node.location
         levels = levels_of(name, node, f"grid.factors.{name}", problems)
         distinct = levels  # the levels of paired factors may come again
         if isinstance(node.value, list):
@@ -38,7 +38,7 @@ def read_factors(grid: Grid | None, document: Node, problems: list[Problem]) -> 
             distinct = [level for index, level in enumerate(levels) if values[index] not in values[:index]]
         labels = [level.label for level in distinct]
         for label in dict.fromkeys(label for label in labels if labels.count(label) > 1):
-            problems.append(Problem(f"two levels are called {label!r}; name them", f"grid.factors.{name}", mark))
+            problems.append(Problem(f"two levels are called {label!r}; name them", f"grid.factors.{name}", location))
         for path in dict.fromkeys(path for level in levels for path in level.paths):
             other = setters.setdefault(path, name)
             nested = [
@@ -49,11 +49,11 @@ def read_factors(grid: Grid | None, document: Node, problems: list[Problem]) -> 
             if other != name or nested:
                 clash = other if other != name else setters[nested[0]]
                 problems.append(
-                    Problem(f"the factors {clash!r} and {name!r} both set {path}", f"grid.factors.{name}", mark)
+                    Problem(f"the factors {clash!r} and {name!r} both set {path}", f"grid.factors.{name}", location)
                 )
         factors[name] = levels
     for index, exclusion in enumerate(grid.exclude if grid else ()):
-        where = document.mark_of(["grid", "exclude", str(index)])
+        where = document.location_of(["grid", "exclude", str(index)])
         for name, value in exclusion.items():
             if name not in factors:
                 problems.append(Problem(f"unknown factor{did_you_mean(name, factors)}", f"grid.exclude.{name}", where))
@@ -65,20 +65,27 @@ def read_factors(grid: Grid | None, document: Node, problems: list[Problem]) -> 
     return factors
 
 
-def levels_of(name: str, node: Node, where: str, problems: list[Problem], key: str | None = None) -> list[Level]:
+def levels_of(name: str, node: ConfigNode, where: str, problems: list[Problem], key: str | None = None) -> list[Level]:
     """The levels of one factor: a list of values of a key (its name, unless told), or named bundles of keys.
 
     where: the address of `node` in its file, for what is noted.
     """
     if isinstance(node.value, list):
         return [
-            Level(name, label_of(item.plain()), at(key or name, tree(item, item.mark or node.mark)), (key or name,))
+            Level(
+                name,
+                label_of(item.plain()),
+                at(key or name, tree(item, item.location or node.location)),
+                (key or name,),
+            )
             for item in node.value
         ]
     levels = []
     for label, bundle in node.value.items():
         if not isinstance(bundle.value, dict) or not bundle.value:
-            problems.append(Problem("a named level is a mapping of keys to values", f"{where}.{label}", bundle.mark))
+            problems.append(
+                Problem("a named level is a mapping of keys to values", f"{where}.{label}", bundle.location)
+            )
             continue
         keys = merge_all(at(path, value) for path, value in bundle.value.items())
         levels.append(Level(name, label, keys, tuple(bundle.value)))

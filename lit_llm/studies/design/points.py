@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lit_llm.config.problems import InputError, Problem, did_you_mean, noted, some
-from lit_llm.config.tree import Node, leaves, merge, merge_all, split_path, under
+from lit_llm.config.problems import InputError, Problem, collect_errors, did_you_mean, some
+from lit_llm.config.tree import ConfigNode, leaves, merge, merge_all, split_path, under
 from lit_llm.experiment.load import (
     changes_nothing,
     idle_overrides,
@@ -26,12 +26,12 @@ ARM_KEYS = ("extends", "grid", "baseline")
 
 
 @dataclass(eq=False)
-class Cell:
+class DesignPoint:
     """A named arm at a combination of levels."""
 
     group: str
     levels: tuple[Level, ...]
-    node: Node
+    node: ConfigNode
     """The tree of its experiment."""
     name: str = ""
     labels: dict[str, str] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class Cell:
         return frozenset(path for level in self.levels for path in level.paths)
 
 
-def cells_of(study: Study, document: Node, folder: Path, overrides: Sequence[str]) -> list[Cell]:
+def cells_of(study: Study, document: ConfigNode, folder: Path, overrides: Sequence[str]) -> list[DesignPoint]:
     """Every cell, built, with its name and its baseline. Raises InputError with every problem of theirs.
 
     document: the tree that `study` was validated from; folder: of its file.
@@ -63,33 +63,37 @@ def cells_of(study: Study, document: Node, folder: Path, overrides: Sequence[str
     baselines_by_arm = _named_baselines(study, document, problems)
     after = read_overrides(overrides, problems)
     seeded = [node for node in after if node.find(["seed"])]
-    problems += [Problem("seeds are the study's, change them there", "seed", node.mark) for node in seeded]
+    problems += [Problem("seeds are the study's, change them there", "seed", node.location) for node in seeded]
     problems += _overridden(factors, after)
-    base = document.find(["base"]) or Node({})
-    cells = []
+    base = document.find(["base"]) or ConfigNode({})
+    points = []
     for group, (node, in_grid) in groups.items():
         for levels in combinations(crossed if in_grid else None, factors):
-            with noted(problems):
+            with collect_errors(problems):
                 above = [*(level.keys for level in levels), *after]
                 # A level reaches a source as the base does: else it would switch how much is fresh as well.
-                cells.append(Cell(group, levels, with_sources(merge_all([node, *above]), merge_all([base, *above]))))
-    _name(cells, study, factors)
-    problems += _build(cells, complete=crossed is study.grid)
-    if not problems and not cells:
-        problems.append(Problem("every combination is excluded", "grid.exclude", document.mark_of(["grid", "exclude"])))
-    baselines = {cell.name: _baseline_of(cell, cells, baselines_by_arm, study.compare, factors) for cell in cells}
+                points.append(
+                    DesignPoint(group, levels, with_sources(merge_all([node, *above]), merge_all([base, *above])))
+                )
+    _name(points, study, factors)
+    problems += _build(points, complete=crossed is study.grid)
+    if not problems and not points:
+        problems.append(
+            Problem("every combination is excluded", "grid.exclude", document.location_of(["grid", "exclude"]))
+        )
+    baselines = {point.name: _baseline_of(point, points, baselines_by_arm, study.compare, factors) for point in points}
     alone = [name for name, baseline in baselines.items() if baseline is None]
     if not problems and alone:
         message = f"{some(alone)} would be compared with an arm that is excluded"
-        problems.append(Problem(message, "grid.exclude", document.mark_of(["grid", "exclude"])))
+        problems.append(Problem(message, "grid.exclude", document.location_of(["grid", "exclude"])))
     if problems:
         raise InputError(*problems, hint="`lit-llm schema > study.schema.json` gives your editor the allowed keys.")
-    for cell in cells:
-        cell.baseline = baselines[cell.name] or ""
-    return cells
+    for point in points:
+        point.baseline = baselines[point.name] or ""
+    return points
 
 
-def _overridden(factors: Mapping[str, Sequence[Level]], overrides: Sequence[Node]) -> Iterator[Problem]:
+def _overridden(factors: Mapping[str, Sequence[Level]], overrides: Sequence[ConfigNode]) -> Iterator[Problem]:
     """Overrides that would set what a factor sets: its arms would no longer be what they are called."""
     owners = {
         path: name for name, levels in factors.items() for level in levels for path, _ in leaves(level.keys.plain())
@@ -99,81 +103,83 @@ def _overridden(factors: Mapping[str, Sequence[Level]], overrides: Sequence[Node
             name = next((name for path, name in owners.items() if under(key, path) or under(path, key)), None)
             if name is not None:
                 message = f"is set by the factor {name!r}; change its levels in the study, or choose arms by --only"
-                yield Problem(message, key, node.mark_of(split_path(key)))
+                yield Problem(message, key, node.location_of(split_path(key)))
 
 
-def _build(cells: Sequence[Cell], complete: bool) -> list[Problem]:
+def _build(points: Sequence[DesignPoint], complete: bool) -> list[Problem]:
     """Give every cell its experiment. What is wrong is said once, with the arms where it is.
 
     complete: the cells have their factors; only then can it be said that an override changes nothing.
     """
-    found: dict[Problem, list[Cell]] = {}
-    for cell in cells:
+    found: dict[Problem, list[DesignPoint]] = {}
+    for point in points:
         try:
-            cell.built = validate_experiment(cell.node)
+            point.built = validate_experiment(point.node)
         except InputError as error:
             for problem in error.problems:
-                found.setdefault(problem, []).append(cell)
-    for name in dict.fromkeys(cell.group for cell in cells) if complete else ():
-        group = [cell for cell in cells if cell.group == name]
+                found.setdefault(problem, []).append(point)
+    for name in dict.fromkeys(point.group for point in points) if complete else ():
+        group = [point for point in points if point.group == name]
         for problem in _idle(group):
             found.setdefault(problem, []).extend(group)
-    in_grid, wrong = {cell.group for cell in cells if cell.declared}, dict[str, set[str]]()
+    in_grid, wrong = {point.group for point in points if point.declared}, dict[str, set[str]]()
     for problem, where in found.items():
-        wrong.setdefault(problem.key, set()).update(cell.group for cell in where)
+        wrong.setdefault(problem.key, set()).update(point.group for point in where)
     return [
-        _in_arms(problem, where, cells, elsewhere=bool(in_grid - wrong[problem.key]))
+        _in_arms(problem, where, points, elsewhere=bool(in_grid - wrong[problem.key]))
         for problem, where in found.items()
     ]
 
 
-def _idle(group: Sequence[Cell]) -> list[Problem]:
+def _idle(group: Sequence[DesignPoint]) -> list[Problem]:
     """Overrides that change nothing in any cell of a named arm. A factor's own levels may repeat what holds already."""
-    built = [(cell, cell.built) for cell in group if cell.built is not None]
+    built = [(point, point.built) for point in group if point.built is not None]
     if not built:
         return []
     return [
         problem
         for problem in idle_overrides(built[0][0].node, built[0][1])
         if not under(problem.key, *built[0][0].declared)
-        and all(changes_nothing(cell.node, experiment, problem.key) for cell, experiment in built[1:])
+        and all(changes_nothing(point.node, experiment, problem.key) for point, experiment in built[1:])
     ]
 
 
-def _in_arms(problem: Problem, where: Sequence[Cell], cells: Sequence[Cell], elsewhere: bool) -> Problem:
+def _in_arms(problem: Problem, where: Sequence[DesignPoint], points: Sequence[DesignPoint], elsewhere: bool) -> Problem:
     """The problem with the arms that have it, unless all have, or all that a factor gives this key.
 
     elsewhere: there are arms of the grid in which this key is no problem.
     """
-    of_factor = all(under(problem.key, *cell.declared) for cell in where)  # a wrong level is wrong wherever it is used
+    of_factor = all(
+        under(problem.key, *point.declared) for point in where
+    )  # a wrong level is wrong wherever it is used
     factors = [path for path in where[0].declared if under(path, problem.key)]
     if problem.message.startswith("unknown key") and factors and elsewhere:
         # The key is there in other arms: not a slip of the pen, but a factor that these do not have.
-        lacking = some(list(dict.fromkeys(cell.group for cell in where)))
+        lacking = some(list(dict.fromkeys(point.group for point in where)))
         message = f"a factor that the arm {lacking} does not have; keep that arm out of the grid by `grid: false`"
-        return Problem(message, factors[0], problem.mark)
-    whole = {c.group for c in where if of_factor or all(other in where for other in cells if other.group == c.group)}
-    names = list(dict.fromkeys(cell.group if cell.group in whole else cell.name for cell in where))
-    if set(names) == {cell.group for cell in cells if cell.declared or not of_factor}:
+        return Problem(message, factors[0], problem.location)
+    whole = {c.group for c in where if of_factor or all(other in where for other in points if other.group == c.group)}
+    names = list(dict.fromkeys(point.group if point.group in whole else point.name for point in where))
+    if set(names) == {point.group for point in points if point.declared or not of_factor}:
         return problem
-    return Problem(f"{problem.message} (in arm {some(names)})", problem.key, problem.mark)
+    return Problem(f"{problem.message} (in arm {some(names)})", problem.key, problem.location)
 
 
-def _named_baselines(study: Study, document: Node, problems: list[Problem]) -> dict[str, str]:
+def _named_baselines(study: Study, document: ConfigNode, problems: list[Problem]) -> dict[str, str]:
     """{named arm: the one that it is compared with}."""
     names = list(study.arms or {"baseline": None})
     first = study.compare.baseline or names[0]
     if first not in names:
-        where = document.mark_of(["compare", "baseline"])
+        where = document.location_of(["compare", "baseline"])
         problems.append(Problem(f"there is no arm {first!r}{did_you_mean(first, names)}", "compare.baseline", where))
     found = dict.fromkeys(names, first)
     for name, own in study.arms.items():
         if "against" in (own or {}):
-            where = document.mark_of(["arms", name, "against"])
+            where = document.location_of(["arms", name, "against"])
             problems.append(Problem(f"unknown key{did_you_mean('against', ARM_KEYS)}", f"arms.{name}.against", where))
         if "baseline" not in (own or {}):
             continue
-        wanted, where = (own or {})["baseline"], document.mark_of(["arms", name, "baseline"])
+        wanted, where = (own or {})["baseline"], document.location_of(["arms", name, "baseline"])
         if wanted in names:
             found[name] = wanted
         else:
@@ -184,65 +190,69 @@ def _named_baselines(study: Study, document: Node, problems: list[Problem]) -> d
         while (below := found.get(seen[-1], seen[-1])) != seen[-1] and below not in seen:
             seen.append(below)
         if below in seen[:-1]:
-            where = document.mark_of(["arms", name, "baseline"])
+            where = document.location_of(["arms", name, "baseline"])
             message = f"is compared with itself in a circle: {' -> '.join([*seen, below])}"
             problems.append(Problem(message, f"arms.{name}.baseline", where))
             break
     return found
 
 
-def _groups(study: Study, document: Node, folder: Path, problems: list[Problem]) -> dict[str, tuple[Node, bool]]:
+def _groups(
+    study: Study, document: ConfigNode, folder: Path, problems: list[Problem]
+) -> dict[str, tuple[ConfigNode, bool]]:
     """{named arm: (its tree before the factors, whether the grid applies)}."""
-    base = document.find(["base"]) or Node({})
+    base = document.find(["base"]) or ConfigNode({})
     shared = None
     if not study.arms or any("extends" not in (arm or {}) for arm in study.arms.values()):
-        with noted(problems):
+        with collect_errors(problems):
             shared = read_layers(document.find(["extends"]), folder)
     groups = {}
     for name in study.arms or {"baseline": None}:
-        own = document.find(["arms", name]) or Node({})
+        own = document.find(["arms", name]) or ConfigNode({})
         items = own.value or {}
         below = shared
         if "extends" in items:
             below = None
-            with noted(problems):
+            with collect_errors(problems):
                 below = read_layers(items["extends"], folder)
-        in_grid = items.get("grid", Node(True)).value
+        in_grid = items.get("grid", ConfigNode(True)).value
         if not isinstance(in_grid, bool):
-            problems.append(Problem("should be true or false", f"arms.{name}.grid", own.mark_of(["grid"])))
-        keys = Node({key: value for key, value in items.items() if key not in (*ARM_KEYS, "against")}, own.mark)
+            problems.append(Problem("should be true or false", f"arms.{name}.grid", own.location_of(["grid"])))
+        keys = ConfigNode(
+            {key: value for key, value in items.items() if key not in (*ARM_KEYS, "against")}, own.location
+        )
         if below is not None:
             groups[name] = (merge(merge(below, base), keys), bool(in_grid))
     return groups
 
 
-def _name(cells: list[Cell], study: Study, factors: dict[str, list[Level]]) -> None:
+def _name(points: list[DesignPoint], study: Study, factors: dict[str, list[Level]]) -> None:
     """`red/output_norm=none`: the named arm and each factor that is not at its first level; in a fraction `red/ACE`."""
     short = short_names(list(factors))
-    for cell in cells:
-        cell.labels = {level.factor: level.label for level in cell.levels}
+    for point in points:
+        point.labels = {level.factor: level.label for level in point.levels}
         first = {name: levels[0].label for name, levels in factors.items()}
-        moved = [name for name, label in cell.labels.items() if label != first[name]]
+        moved = [name for name, label in point.labels.items() if label != first[name]]
         if moved and study.grid and study.grid.fraction:  # of so many factors, too long to be read otherwise
             parts = ["".join(letter for letter, name in zip(LETTERS, factors, strict=False) if name in moved)]
         else:
-            parts = [f"{short[name]}={cell.labels[name]}" for name in moved]
-        # A study without named arms calls its cells by what is switched.
-        cell.name = "/".join([cell.group, *parts])
+            parts = [f"{short[name]}={point.labels[name]}" for name in moved]
+        # A study without named arms calls its points by what is switched.
+        point.name = "/".join([point.group, *parts])
 
 
 def _baseline_of(
-    cell: Cell,
-    cells: list[Cell],
+    point: DesignPoint,
+    points: list[DesignPoint],
     baselines_by_arm: Mapping[str, str],
     compare: Compare,
     factors: dict[str, list[Level]],
 ) -> str | None:
     """The baseline of an arm: at its own levels of the `stratify_by` factors, and the first level of all others."""
-    group = baselines_by_arm.get(cell.group)
+    group = baselines_by_arm.get(point.group)
     wanted = {name: levels[0].label for name, levels in factors.items()}
-    wanted |= {name: cell.labels[name] for name in compare.stratify_by if name in cell.labels}
-    for other in cells:
+    wanted |= {name: point.labels[name] for name in compare.stratify_by if name in point.labels}
+    for other in points:
         if other.group == group and (not other.labels or other.labels == wanted):
             return other.name
     return None
