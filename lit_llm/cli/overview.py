@@ -19,7 +19,7 @@ def studies(as_json: AsJson = False, store: StoreOption = DEFAULT_STORE) -> None
 
     Example: lit-llm studies --store mlruns
     """
-    from lit_llm.report.pages.all_studies import studies_of, studies_part
+    from lit_llm.report.pages.all_studies import studies_of, studies_table
     from lit_llm.report.tables.table import in_terminal
     from lit_llm.store.store import Store
 
@@ -33,4 +33,4 @@ def studies(as_json: AsJson = False, store: StoreOption = DEFAULT_STORE) -> None
     if not found.entries:
         screen.print(f"There is no study in {place.root}: `lit-llm run STUDY` makes one.", highlight=False)
         return
-    screen.print(*in_terminal(studies_part(found), screen.width), sep="\n")
+    screen.print(*in_terminal(studies_table(found), screen.width), sep="\n")

@@ -114,16 +114,16 @@ def plan(
         screen = console()
         screen.print(sweep_plan(search, planned, screen.width))
     else:
-        from lit_llm.report.tables.plan import plan_table
+        from lit_llm.report.tables.plan import render_plan
 
         screen = console()
-        screen.print(plan_table(planned, screen.width))
+        screen.print(render_plan(planned, screen.width))
         if needed is not None:
-            from lit_llm.report.tables.seeds_needed import power_part
+            from lit_llm.report.tables.seeds_needed import power_table
             from lit_llm.report.tables.table import in_terminal
 
             screen.print()
-            screen.print(*in_terminal(power_part(needed), screen.width), sep="\n")
+            screen.print(*in_terminal(power_table(needed), screen.width), sep="\n")
     if planned.refused:
         raise typer.Exit(2)
 
@@ -246,9 +246,9 @@ def status(
     if as_json:
         print(json.dumps({"study": ablation.study.study, "runs": rows, "differs": problems}, indent=1))
         return
-    from lit_llm.report.tables.plan import status_table
+    from lit_llm.report.tables.plan import render_status
 
-    screen.print(status_table(rows, ablation.study.compare.metric))
+    screen.print(render_status(rows, ablation.study.compare.metric))
 
 
 def _told_of_another(ablation: Ablation, store: Store, screen: Console | None) -> tuple[Ablation, list[str]]:
@@ -357,14 +357,14 @@ def _registered(folder: Path, screen: Console) -> None:
 
 def _two(study: str, other: str, override: list[str] | None, as_json: bool, store: Store, out: Path | None) -> None:
     """`lit-llm report A B`."""
-    from lit_llm.report.pages.two_studies import load_two, two_table, write_two
+    from lit_llm.report.pages.two_studies import load_two, render_two_studies, write_two
 
     pair = load_two(study, other, override or (), store)
     if as_json:
         print(json.dumps(pair.as_json(), indent=1))
         return
     screen = console()
-    screen.print(two_table(pair, screen.width))
+    screen.print(render_two_studies(pair, screen.width))
     with unwritable(out, screen) as written:
         written.append(write_two(pair, [study, other], store, out))
     for page in written:

@@ -111,17 +111,17 @@ def sweep(
 
 
 def _print_searched(ended: Searched, screen: Console) -> None:
-    from lit_llm.report.tables.comparison import comparison_table
-    from lit_llm.report.tables.sweep import sweep_table
+    from lit_llm.report.tables.comparison import render_comparison
+    from lit_llm.report.tables.sweep import render_sweep
 
     name = ended.search.name
     screen.print()
     screen.print(f"{name}  {ended.search.sweep.question}", style="bold", highlight=False)
-    screen.print(sweep_table(ended.search, ended.summaries, screen.width))
+    screen.print(render_sweep(ended.search, ended.summaries, screen.width))
     if ended.winners is not None:
         screen.print()
         screen.print(f"{name}-winners  over fresh seeds, which the search has not seen", style="bold", highlight=False)
-        screen.print(comparison_table(ended.winners.comparison, screen.width))
+        screen.print(render_comparison(ended.winners.comparison, screen.width))
     if ended.best:
         screen.print(
             f"\nbest settings: {shown(ended.best[0].parent)} (`lit-llm train` takes them)",
@@ -133,7 +133,7 @@ def _print_searched(ended: Searched, screen: Console) -> None:
 
 def sweep_status(file: str, override: list[str] | None, as_json: bool, store: Store, storage: str | None) -> None:
     """`lit-llm status` of a sweep."""
-    from lit_llm.report.tables.sweep import trials_json, trials_table
+    from lit_llm.report.tables.sweep import render_trials, trials_json
     from lit_llm.sweeps.sweep import open_sweep
     from lit_llm.sweeps.trials import Trials
 
@@ -142,7 +142,7 @@ def sweep_status(file: str, override: list[str] | None, as_json: bool, store: St
     if as_json:
         print(json.dumps(trials_json(search, trials), indent=1))
     elif trials:
-        console().print(trials_table(search, trials))
+        console().print(render_trials(search, trials))
     else:
         command = again("sweep", file, override, store.root, None, storage)
         console().print(f"No trial yet: `{command}` runs them.", style="yellow", highlight=False, soft_wrap=True)
@@ -152,7 +152,7 @@ def sweep_report(
     file: str, override: list[str] | None, as_json: bool, store: Store, storage: str | None, out: Path | None = None
 ) -> None:
     """`lit-llm report` of a sweep."""
-    from lit_llm.report.tables.sweep import sweep_json, sweep_table
+    from lit_llm.report.tables.sweep import render_sweep, sweep_json
     from lit_llm.sweeps.confirmation import summary
     from lit_llm.sweeps.sweep import open_sweep
     from lit_llm.sweeps.trials import Trials
@@ -165,7 +165,7 @@ def sweep_report(
         print(json.dumps(sweep_json(search, summaries), indent=1))
         return
     screen = console()
-    screen.print(sweep_table(search, summaries, screen.width))
+    screen.print(render_sweep(search, summaries, screen.width))
     if not any(each.best for each in summaries):
         command = again("sweep", file, override, store.root, None, storage)
         screen.print(f"Nothing is finished yet: `{command}` runs it.", style="yellow", highlight=False, soft_wrap=True)

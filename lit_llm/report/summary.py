@@ -9,7 +9,7 @@ from rich.text import Text
 
 from lit_llm.report import text
 from lit_llm.report.answer import total_runs
-from lit_llm.report.tables.paper import printed_answer, printed_parts
+from lit_llm.report.tables.paper import printed_answer, printed_tables
 from lit_llm.report.tables.table import in_terminal
 from lit_llm.statistics.comparison import Comparison
 from lit_llm.store.store import Store
@@ -17,7 +17,7 @@ from lit_llm.studies.load import Ablation
 
 
 def compared(ablation: Ablation, comparison: Comparison, width: int, store: Store) -> RenderableType:
-    """Question, tables and answer. A table that is too wide is cut into pieces, and each further one says so."""
+    """Question, parts and answer. A table that is too wide is cut into pieces, and each further one says so."""
     study = ablation.study
     head = Text(study.study, style="bold") + Text(f"  {study.question}", style="not bold")
     first, *further = printed_answer(ablation, comparison)
@@ -26,11 +26,11 @@ def compared(ablation: Ablation, comparison: Comparison, width: int, store: Stor
         return Group(
             head, Text(" ".join([missing, *further])), Text(next_step(ablation, comparison, store), style="yellow")
         )
-    tables: list[RenderableType] = []
-    for part in printed_parts(ablation, comparison):
-        tables += [*[Text()] * bool(tables), *in_terminal(part, width)]
+    parts: list[RenderableType] = []
+    for table in printed_tables(ablation, comparison):
+        parts += [*[Text()] * bool(parts), *in_terminal(table, width)]
     said = [Text(first, style="bold"), *(Text(sentence) for sentence in further)]
-    return Group(head, *tables, Text(), *said)
+    return Group(head, *parts, Text(), *said)
 
 
 def next_step(ablation: Ablation, comparison: Comparison, store: Store) -> str:

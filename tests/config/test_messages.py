@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field, model_validator
 
-from lit_llm.config.problems import InputError, Problem, SourceLocation, did_you_mean, collect_errors
+from lit_llm.config.problems import InputError, Problem, SourceLocation, collect_errors, did_you_mean
 from lit_llm.config.section import Items, OneOf, Section, config_error, partial, set_fields, validate
 from lit_llm.config.tree import merge, read_yaml
 

@@ -6,7 +6,7 @@ import pytest
 
 from lit_llm.config.problems import InputError
 from lit_llm.experiment.cost import cost_of
-from lit_llm.report.tables.plan import plan_table
+from lit_llm.report.tables.plan import render_plan
 from lit_llm.runs.machine_benchmark import cached
 from lit_llm.store.garbage_collection import find
 from lit_llm.store.store import Store, write_json
@@ -167,7 +167,7 @@ def test_a_plan_shows_the_source_and_its_cost(write_study, tmp_path):
     alone = timed.arms["scratch"].run + timed.arms["adapted"].run + timed.arms["merged"].run
     assert timed.seconds == pytest.approx(alone + timed.arms["adapted"].before)
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(plan_table(found, 120))
+    console.print(render_plan(found, 120))
     assert "1 x source, 3 x pretrain" in " ".join(console.export_text().split())
 
 

@@ -12,7 +12,7 @@ import pytest
 from made_up_ceilings import USUAL, only
 from rich.console import Console
 
-from lit_llm.report.tables.plan import plan_table
+from lit_llm.report.tables.plan import render_plan
 from lit_llm.runs.machine_benchmark import Ceilings
 from lit_llm.store.store import Store
 from lit_llm.studies import duration
@@ -118,7 +118,7 @@ def test_json_has_the_seconds_of_each_arm_and_of_all(planned: Plan, tmp_path: Pa
 
 def shown(found: Plan, width: int) -> str:
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(plan_table(found, width))
+    console.print(render_plan(found, width))
     return console.export_text()
 
 

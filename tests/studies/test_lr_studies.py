@@ -15,7 +15,7 @@ from lit_llm.data.prepare import open_prepared
 from lit_llm.models.build import build_model
 from lit_llm.objectives.config import BOS
 from lit_llm.report.pages.study import markdown_of
-from lit_llm.report.tables.comparison import comparison_table
+from lit_llm.report.tables.comparison import render_comparison
 from lit_llm.runs.stage_config import load_stage_config
 from lit_llm.studies.design.effects import lr_factors
 from lit_llm.studies.load import load_study
@@ -125,7 +125,7 @@ def test_a_study_that_has_run_answers_with_the_sensitivity_of_its_own_results(wr
     assert found.rows[0].cells[0].max_attention_logit == max(logits)
     for width in (80, 120):
         console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-        console.print(comparison_table(finished.comparison, width))
+        console.print(render_comparison(finished.comparison, width))
         assert max(map(len, console.export_text().splitlines())) <= width
     markdown = markdown_of(finished.plan.ablation, finished.comparison)
     assert "## sensitivity of " in markdown

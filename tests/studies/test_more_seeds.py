@@ -16,7 +16,7 @@ from lit_llm.config.problems import InputError
 from lit_llm.report.answer import answer
 from lit_llm.report.figures.from_comparison import forests
 from lit_llm.report.figures.inputs import Shown
-from lit_llm.report.tables.plan import plan_table
+from lit_llm.report.tables.plan import render_plan
 from lit_llm.report.text import short
 from lit_llm.statistics import alpha_spending
 from lit_llm.statistics.baselines import block_differences
@@ -73,7 +73,7 @@ def test_the_plan_says_what_it_takes_at_least_and_at_most(write_study: Study) ->
     planned = plan(load_study(write_study("in_rounds", ARMS, seeds=[0, 1])), built=False)
     once = sum(arm.cost.train_flops for arm in planned.arms)
     console = Console(width=400, record=True, file=StringIO())
-    console.print(plan_table(planned, 400))
+    console.print(render_plan(planned, 400))
     least, most = f"{short(2 * once)}FLOPs at least", f"with 4 seeds of every arm {short(4 * once)}FLOPs"
     assert f"{least}; {most}" in console.export_text()
     assert [(arm["seeds"], arm["most_seeds"]) for arm in planned.as_json()["arms"]] == [([0, 1], 4)] * 3

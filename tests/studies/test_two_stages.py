@@ -20,7 +20,7 @@ from lit_llm.data.config import ByteTokenizer
 from lit_llm.data.examples import ExampleSet
 from lit_llm.models.build import build_model
 from lit_llm.objectives.config import BOS
-from lit_llm.report.tables.plan import plan_table, status_table
+from lit_llm.report.tables.plan import render_plan, render_status
 from lit_llm.runs.run import run_one
 from lit_llm.runs.stage_config import load_stage_config, save_stage_config
 from lit_llm.statistics.before_after import before_after
@@ -320,8 +320,8 @@ def test_tables_show_the_chain_and_fit_the_terminal(write_two, store):
     ablation = load_study(write_two("shown"))
     for width in (80, 120):
         console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-        console.print(plan_table(plan(ablation), width))
-        console.print(status_table(list(status_rows(runs_of(ablation, store))), ablation.study.compare.metric))
+        console.print(render_plan(plan(ablation), width))
+        console.print(render_status(list(status_rows(runs_of(ablation, store))), ablation.study.compare.metric))
         text = console.export_text()
         assert "4 x pretrain, 6 x finetune, 10 evaluations" in " ".join(text.split())
         assert "examples after finetune" in text

@@ -165,7 +165,7 @@ class Shown:
 
 def _unit(metric: str) -> str:
     """Of the metric's values; empty where they have none."""
-    return "nats per token" if any(part.endswith(("nll", "loss")) for part in metric.split("/")) else ""
+    return "nats per token" if any(table.endswith(("nll", "loss")) for table in metric.split("/")) else ""
 
 
 def labelled(metric: str) -> str:

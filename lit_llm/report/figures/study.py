@@ -62,8 +62,8 @@ def _printed(drawn: Drawn, shown: Shown) -> Drawn:
 def write_figures(drawn: Sequence[Drawn], folder: Path, pdf: bool = True) -> list[Path]:
     """`<name>.png`, `.svg` and, where it is asked for, `.pdf` of each, and `figures.md` with the captions."""
     files = [path for one in drawn for path in save(one.figure, folder / one.name, pdf)]
-    parts = [
+    tables = [
         f"## {one.name.replace('_', ' ')}\n\n![{one.name}]({one.name}.png)\n\n{markdown_text(one.caption)}\n"
         for one in drawn
     ]
-    return [*files, write_text(folder / "figures.md", "\n".join(parts))]
+    return [*files, write_text(folder / "figures.md", "\n".join(tables))]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.report import text
-from lit_llm.report.tables.table import Part
+from lit_llm.report.tables.table import Table
 from lit_llm.statistics.false_discoveries import DifferenceTest, FalseDiscoveries, false_discoveries
 from lit_llm.statistics.paired import Difference
 from lit_llm.statistics.verdicts import LOST
@@ -175,7 +175,7 @@ def discoveries_line(found: FalseDiscoveries) -> str:
     )
 
 
-def studies_part(found: Studies) -> Part:
+def studies_table(found: Studies) -> Table:
     """A row for each study."""
     rows = [
         [
@@ -189,7 +189,7 @@ def studies_part(found: Studies) -> Part:
     ]
     line = discoveries_line(found.discoveries)
     notes = (*[line] * bool(line), *found.problems)
-    return Part("studies", "", ["study", "question", "runs", "date (UTC)", "answer"], rows, 5, notes, 5)
+    return Table("studies", "", ["study", "question", "runs", "date (UTC)", "answer"], rows, 5, notes, 5)
 
 
 def _said(entry: StudyEntry) -> str:

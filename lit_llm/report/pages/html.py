@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_llm.report.tables.table import Part
+from lit_llm.report.tables.table import Table
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -65,7 +65,7 @@ class Section:
     title: str
     texts: Sequence[str] = ()
     items: Sequence[str] = ()
-    parts: Sequence[Part] = ()
+    tables: Sequence[Table] = ()
     figures: Sequence[Embedded] = ()
     codes: Sequence[Code] = ()
 
@@ -107,4 +107,6 @@ def marked(text: str) -> Markup:
     parts = text.split("`")
     if len(parts) % 2 == 0:  # one without its second
         return Markup("{}").format(text)
-    return Markup("").join(Markup("<code>{}</code>" if at % 2 else "{}").format(part) for at, part in enumerate(parts))
+    return Markup("").join(
+        Markup("<code>{}</code>" if at % 2 else "{}").format(piece) for at, piece in enumerate(parts)
+    )

@@ -47,8 +47,8 @@ def _alike(ablation: Ablation) -> Iterator[tuple[str, Any]]:
 
 
 def _at(experiment: Any, key: str) -> Any:
-    for part in key.split("."):
-        experiment = experiment.get(part) if isinstance(experiment, Mapping) else getattr(experiment, part, None)
+    for table in key.split("."):
+        experiment = experiment.get(table) if isinstance(experiment, Mapping) else getattr(experiment, table, None)
     return experiment
 
 

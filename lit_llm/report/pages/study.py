@@ -28,10 +28,10 @@ from lit_llm.report.figures.study import Drawn, figures_of, write_figures
 from lit_llm.report.pages.all_studies import ANSWER, answer_json
 from lit_llm.report.pages.frozen_analysis import details, summary
 from lit_llm.report.pages.html import Code, Embedded, Page, Section, html
-from lit_llm.report.tables.comparison import comparison_parts
-from lit_llm.report.tables.paper import paper_parts, printed, printed_answer, printed_parts, printed_study, with_names
-from lit_llm.report.tables.plan import cache_note, costs_part, design_part, differences_part, generates, told
-from lit_llm.report.tables.table import Link, Part, folded, in_csv, in_latex, in_markdown, without
+from lit_llm.report.tables.comparison import comparison_tables
+from lit_llm.report.tables.paper import paper_tables, printed, printed_answer, printed_study, printed_tables, with_names
+from lit_llm.report.tables.plan import cache_note, costs_table, design_table, differences_table, generates, told
+from lit_llm.report.tables.table import Link, Table, folded, in_csv, in_latex, in_markdown, without
 from lit_llm.runs.fingerprints import identity_of_data
 from lit_llm.statistics.comparison import Comparison, RunResult
 from lit_llm.store.store import Stage, Store, write_text
@@ -78,12 +78,12 @@ def write_report(
         shutil.rmtree(old, ignore_errors=True)  # what an earlier look had and this one has not
     if drawn:
         write_figures(drawn, figures, pdf or len(runs) <= MOST_RUNS_WITH_PDF)
-    for part in comparison_parts(comparison):  # with the names that commands take, as in comparison.csv
-        write_text(tables / f"{part.name}.csv", in_csv(part))
+    for table in comparison_tables(comparison):  # with the names that commands take, as in comparison.csv
+        write_text(tables / f"{table.name}.csv", in_csv(table))
     files = {
         "comparison.md": markdown_of(ablation, comparison, registration),
         ANSWER: answer_json(ablation.study.study, ablation.study.question, printed_answer(ablation, comparison)),
-        "tables.tex": in_latex(paper_parts(ablation, comparison)),
+        "tables.tex": in_latex(paper_tables(ablation, comparison)),
         "runs.csv": runs_csv(seen),
         "report.html": html(page(plan, seen, comparison, _shown(drawn, figures), store, folder)),
     }
@@ -109,7 +109,7 @@ def markdown_of(ablation: Ablation, comparison: Comparison, registration: Regist
         ]
     )
     frozen = "\n".join(["## Before and after", "", *(f"- {line}" for line in details(registration))])
-    tables = map(in_markdown, printed_parts(ablation, comparison))
+    tables = map(in_markdown, printed_tables(ablation, comparison))
     return "\n\n".join([head.rstrip(), *tables, *[frozen] * (registration is not None)]) + "\n"
 
 
@@ -142,7 +142,7 @@ def page(
     """Question, answer, results, design, runs, and how to reproduce them. folder: where it will lie."""
     study = plan.ablation.study
     registration = registration_of(store.study(study.study))
-    results = Section("results", "Results", parts=printed_parts(plan.ablation, comparison))
+    results = Section("results", "Results", tables=printed_tables(plan.ablation, comparison))
     figures = Section("figures", "Figures", figures=shown)
     return Page(
         study.study,
@@ -197,15 +197,15 @@ def _design(plan: Plan, comparison: Comparison, registration: Registration | Non
     allowed = [f"allowed: {rule.key}, because {rule.because}" for rule in study.allow]
     findings = [f"{kind.replace('_', '-')}: {message}" for kind, message in told(plan.findings)]
     nothing = ["The audit had nothing to say."] if len(plan.arms) > 1 and not findings else []
-    costs = costs_part(plan)
+    costs = costs_table(plan)
     empty = {name for at, name in enumerate(costs.head) if all(row[at] == "–" for row in costs.rows)}
-    measured = Part(costs.name, "what each arm costs", *without(empty, costs.head, costs.rows), costs.first)
-    design, names = design_part(plan), printed_study(plan.ablation, comparison).names
-    several = [differences_part(plan)] * (len(plan.arms) > 1)
+    measured = Table(costs.name, "what each arm costs", *without(empty, costs.head, costs.rows), costs.first)
+    design, names = design_table(plan), printed_study(plan.ablation, comparison).names
+    several = [differences_table(plan)] * (len(plan.arms) > 1)
     spelled = printed(with_names(measured, names), names)
-    parts = [folded(part) for part in ([design] if design else []) + [spelled, *several]]
+    tables = [folded(table) for table in ([design] if design else []) + [spelled, *several]]
     items = [*details(registration), *allowed, *findings, *nothing]
-    return Section("design", "Design, and what was controlled", texts, items, parts)
+    return Section("design", "Design, and what was controlled", texts, items, tables)
 
 
 def _runs(ablation: Ablation, seen: Sequence[Seen], comparison: Comparison, store: Store, folder: Path) -> Section:
@@ -223,9 +223,9 @@ def _runs(ablation: Ablation, seen: Sequence[Seen], comparison: Comparison, stor
         "stages are linked to the store that this file lies in",
         *["MLflow answers while `lit-llm ui` runs"] * bool(known),
     ]
-    every = folded(Part("runs", "all runs", head, rows, len(head), tuple(notes), left=2))
-    parts = [Part("missing", "what did not end well", ["run", "state", "why", "log"], lost, 4, left=4)] * bool(lost)
-    return Section("runs", "Runs", texts or ["All runs are done."], parts=[*parts, every])
+    every = folded(Table("runs", "all runs", head, rows, len(head), tuple(notes), left=2))
+    tables = [Table("missing", "what did not end well", ["run", "state", "why", "log"], lost, 4, left=4)] * bool(lost)
+    return Section("runs", "Runs", texts or ["All runs are done."], tables=[*tables, every])
 
 
 def _lacking(ablation: Ablation, seen: Sequence[Seen], store: Store) -> Iterator[str]:
@@ -269,11 +269,11 @@ ORIGIN = ("version", "code", "torch", "python", "device", "precision", "kernels"
 def _reproduce(ablation: Ablation, seen: Sequence[Seen], store: Store) -> Section:
     """Commands, the versions that the results are of, and the study's file."""
     commands = [ablation.command(name, store) for name in ("plan", "run", "report")]
-    parts = [Part("versions", "what the results are of", ["", "value"], list(_versions(ablation, seen)), 2, left=2)]
+    tables = [Table("versions", "what the results are of", ["", "value"], list(_versions(ablation, seen)), 2, left=2)]
     codes = [Code("commands", "\n".join(commands))]
     if ablation.file:
         codes.append(Code(Path(ablation.source).name, ablation.file.rstrip()))
-    return Section("reproduce", "Reproduce", parts=parts, codes=codes)
+    return Section("reproduce", "Reproduce", tables=tables, codes=codes)
 
 
 def _versions(ablation: Ablation, seen: Sequence[Seen]) -> Iterator[list[str]]:

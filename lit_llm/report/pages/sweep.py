@@ -12,8 +12,8 @@ from lit_llm.config.markup import markdown_text
 from lit_llm.report import text
 from lit_llm.report.figures.sweep import write_figures
 from lit_llm.report.pages.html import Code, Embedded, Page, Section, html
-from lit_llm.report.tables.sweep import names_of, setting, sweep_parts, trials_part
-from lit_llm.report.tables.table import Link, Part, folded, in_csv, in_markdown
+from lit_llm.report.tables.sweep import names_of, setting, sweep_tables, trials_table
+from lit_llm.report.tables.table import Link, Table, folded, in_csv, in_markdown
 from lit_llm.store.store import Store, write_text
 from lit_llm.sweeps.confirmation import Summary, winners_name
 from lit_llm.sweeps.sweep import Search
@@ -34,17 +34,17 @@ def write_sweep_report(
 ) -> Path:
     """Write figures, tables and the page into `out`, or the sweep's folder; returns the page."""
     folder = out or storage.folder
-    parts = [*sweep_parts(search, summaries), trials_part(search, trials)]
-    for part in parts:
-        write_text(folder / "tables" / f"{part.name}.csv", in_csv(part))
+    tables = [*sweep_tables(search, summaries), trials_table(search, trials)]
+    for table in tables:
+        write_text(folder / "tables" / f"{table.name}.csv", in_csv(table))
     said = sweep_answer(search, summaries)
     head = "\n\n".join([f"# {search.name}", *map(markdown_text, (search.sweep.question, *said))])
-    write_text(folder / "sweep.md", "\n\n".join([head, *map(in_markdown, parts)]) + "\n")
+    write_text(folder / "sweep.md", "\n\n".join([head, *map(in_markdown, tables)]) + "\n")
     drawn = write_figures(search, storage, folder / "figures")
     shown = [Embedded.of(path.stem, caption, path, WIDE) for path, caption in drawn.items()]
     winners = store.study(winners_name(search)) / "report.html"
-    *found, every = parts
-    fresh = Part(
+    *found, every = tables
+    fresh = Table(
         "winners",
         "",
         ["study of the winners"],
@@ -58,10 +58,10 @@ def write_sweep_report(
         said,
         f"{text.several(len(trials), 'trial')}; written {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}.",
         [
-            Section("results", "Results", parts=found),
-            *[Section("winners", "Over fresh seeds", parts=[fresh])] * winners.exists(),
+            Section("results", "Results", tables=found),
+            *[Section("winners", "Over fresh seeds", tables=[fresh])] * winners.exists(),
             *[Section("figures", "Figures", figures=shown)] * bool(shown),
-            Section("trials", "Trials", parts=[folded(every)]),
+            Section("trials", "Trials", tables=[folded(every)]),
             Section("reproduce", "Reproduce", codes=[Code("commands", "\n".join(commands))]),
         ],
     )

@@ -17,7 +17,7 @@ from lit_llm.config.problems import InputError, Problem, did_you_mean
 from lit_llm.config.tree import difference
 from lit_llm.report import text
 from lit_llm.report.pages.html import Code, Page, Section, html
-from lit_llm.report.tables.table import Part, in_terminal
+from lit_llm.report.tables.table import Table, in_terminal
 from lit_llm.runs.fingerprints import identity_of_data
 from lit_llm.statistics.baselines import Noise
 from lit_llm.statistics.comparison import Comparison, noise_of, values_of
@@ -116,12 +116,12 @@ def _answer(pair: TwoStudies) -> Iterator[str]:
         yield f"{text.several(len(changed), 'difference')} from the baseline changed: {named}{more}{notes}."
 
 
-def two_parts(pair: TwoStudies) -> list[Part]:
+def two_tables(pair: TwoStudies) -> list[Table]:
     """The common arms, and the keys that differ."""
     return [_arms(pair), *_keys(pair)]
 
 
-def _arms(pair: TwoStudies) -> Part:
+def _arms(pair: TwoStudies) -> Table:
     says = {agreement.arm: agreement for agreement in pair.agreements}
     head = ["arm", *pair.names, *(f"{name}, difference" for name in pair.names), "changed by"]
     rows = []
@@ -154,10 +154,10 @@ def _arms(pair: TwoStudies) -> Part:
         if alone:
             more = f" and {len(alone) - 6} more" if len(alone) > 6 else ""
             notes.append(f"in {name} alone: {', '.join(alone[:6])}{more}")
-    return Part("arms", f"{pair.metric} in both studies", [*head, "shown by"], rows, 3, tuple(notes))
+    return Table("arms", f"{pair.metric} in both studies", [*head, "shown by"], rows, 3, tuple(notes))
 
 
-def _keys(pair: TwoStudies) -> Iterator[Part]:
+def _keys(pair: TwoStudies) -> Iterator[Table]:
     """The keys in which all common arms differ alike, once; then those of single arms."""
     common = [row.arm for row in pair.arms.rows]
     found = {arm: {k: [*map(_value, values)] for k, values in pair.differs.get(arm, {}).items()} for arm in common}
@@ -168,33 +168,33 @@ def _keys(pair: TwoStudies) -> Iterator[Part]:
         own = [[arm, key, *values] for key, values in found[arm].items() if key not in shared]
         rows += own[:MOST_KEYS] + [[arm, f"and {len(own) - MOST_KEYS} more keys", "", ""]] * (len(own) > MOST_KEYS)
     if rows:
-        yield Part("differs", "what differs between the studies", ["arm", "key", *pair.names], rows, 4, left=4)
+        yield Table("differs", "what differs between the studies", ["arm", "key", *pair.names], rows, 4, left=4)
 
 
 def _value(value: Any) -> str:
     return "–" if value is None else str(value)
 
 
-def two_table(pair: TwoStudies, width: int) -> RenderableType:
+def render_two_studies(pair: TwoStudies, width: int) -> RenderableType:
     """For the terminal."""
     found: list[RenderableType] = [Text(" and ".join(pair.names), style="bold")]
-    for part in two_parts(pair):
-        found += [Text(), *in_terminal(part, width)]
+    for table in two_tables(pair):
+        found += [Text(), *in_terminal(table, width)]
     first, *further = two_answer(pair)
     return Group(*found, Text(), Text(first, style="bold"), *map(Text, further))
 
 
 def write_two(pair: TwoStudies, files: Sequence[str], store: Store, out: Path | None = None) -> Path:
     """Write the page into `out`, or the first study's folder. files: of the studies, for the command on it."""
-    arms, *keys = two_parts(pair)
+    arms, *keys = two_tables(pair)
     page = Page(
         f"{pair.names[0]} and {pair.names[1]}",
         " ".join(dict.fromkeys(pair.questions)),
         two_answer(pair),
         time.strftime("written %Y-%m-%d %H:%M UTC.", time.gmtime()),
         [
-            Section("results", "Results", parts=[arms]),
-            *[Section("differs", "What differs between them", parts=keys)] * bool(keys),
+            Section("results", "Results", tables=[arms]),
+            *[Section("differs", "What differs between them", tables=keys)] * bool(keys),
             Section(
                 "reproduce",
                 "Reproduce",

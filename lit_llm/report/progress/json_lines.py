@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from rich.console import Console
 
-from lit_llm.report.progress.run_progress import Standing, standing, standing_of_trial
+from lit_llm.report.progress.run_progress import RunProgress, progress_of_trial, standing
 from lit_llm.report.tables.sweep import sweep_json, trial_json
 from lit_llm.store.store import Store, finite
 from lit_llm.studies.analysis_plan import registration_of
@@ -164,7 +164,7 @@ def _stage(step: Step) -> dict[str, object]:
     }
 
 
-def _numbers(now: Standing) -> dict[str, float | None]:
+def _numbers(now: RunProgress) -> dict[str, float | None]:
     return {
         "step": now.step,
         "steps": now.steps,
@@ -215,6 +215,6 @@ class SweepLines(Lines, SweepObserver):
     def _look(self) -> None:
         super()._look()
         for trial, steps in self._training.values():
-            now = standing_of_trial(trial, steps, self.store)
+            now = progress_of_trial(trial, steps, self.store)
             if now.step and self._is_due(trial.name, now.step):
                 self.tell("progress", **self._trial(trial), **_numbers(now))

@@ -17,7 +17,7 @@ from lit_llm.sweeps.trial import Trial
 
 
 @dataclass(frozen=True)
-class Standing:
+class RunProgress:
     """How far a stage is."""
 
     step: int
@@ -46,31 +46,31 @@ class Standing:
         return self.step / self.steps if self.steps else 0.0
 
 
-def standing(run: Run, step: Step) -> Standing:
+def standing(run: Run, step: Step) -> RunProgress:
     """Of one stage of a run that goes on, or has ended."""
     if step.link.kind != "evaluate":
         return _of_training(step.stage, max_steps(run, step.link))
     told, state = step.stage.progress() or {"done": 0, "total": 0}, step.status()
     if state["state"] == "done":  # the last word of its progress was said a moment before
-        return Standing(told["total"], told["total"], state["metrics"], 0.0)
+        return RunProgress(told["total"], told["total"], state["metrics"], 0.0)
     since = time.time() - state.get("time", time.time())
     left = since / told["done"] * (told["total"] - told["done"]) if told["done"] else None
-    return Standing(told["done"], told["total"], {}, left)
+    return RunProgress(told["done"], told["total"], {}, left)
 
 
-def standing_of_trial(trial: Trial, steps: int, store: Store) -> Standing:
+def progress_of_trial(trial: Trial, steps: int, store: Store) -> RunProgress:
     """Of the run that a trial is at. steps: of each of its runs."""
     begun = [stage for stage in map(store.stage, trial.fingerprints) if stage.metrics_file.exists()]
-    return _of_training(begun[-1], steps) if begun else Standing(0, steps, {}, None)
+    return _of_training(begun[-1], steps) if begun else RunProgress(0, steps, {}, None)
 
 
-def _of_training(stage: Stage, steps: int) -> Standing:
+def _of_training(stage: Stage, steps: int) -> RunProgress:
     lines = last_lines(stage)
     step, metrics = merged(lines)
     pace = seconds_per_step(lines, stage.status().get("time", 0.0))
     if step < steps and (told := stage.progress()) is not None:
-        return Standing(step, steps, metrics, None, told["done"] / told["total"])
-    return Standing(step, steps, metrics, None if pace is None else (steps - step) * pace)
+        return RunProgress(step, steps, metrics, None, told["done"] / told["total"])
+    return RunProgress(step, steps, metrics, None if pace is None else (steps - step) * pace)
 
 
 def seconds_per_step(lines: Sequence[Mapping[str, Any]], since: float) -> float | None:

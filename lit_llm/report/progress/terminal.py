@@ -10,12 +10,12 @@ from pathlib import Path
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
 from lit_llm.evaluation.config import YARDSTICKS, yardstick_of
 from lit_llm.report import text
-from lit_llm.report.progress.run_progress import Standing, TimeLeft, standing, standing_of_trial
+from lit_llm.report.progress.run_progress import RunProgress, TimeLeft, progress_of_trial, standing
 from lit_llm.report.tables.plan import STATES
 from lit_llm.report.tables.sweep import names_of, setting
 from lit_llm.store.store import FINAL, Store
@@ -163,7 +163,7 @@ class Progressing(Observer):
             summary += Text(f"{number} {state}  ", style=STATES[state])
         return Group(table, summary) if table.rows else summary
 
-    def _last_validation(self, name: str, now: Standing) -> float | None:
+    def _last_validation(self, name: str, now: RunProgress) -> float | None:
         """Which was more lines ago than are looked at, perhaps."""
         for metric in YARDSTICKS:
             if (value := now.metrics.get(metric)) is not None:
@@ -232,16 +232,16 @@ class Searching(Progressing, SweepObserver):
             at = setting(found.best.point, self._names) if found.best else ""
             arms.add_row(arm, f"{found.counted}/{self.search.sweep.trials}", text.value(best), at)
         for trial, steps in self._training.values():
-            now = standing_of_trial(trial, steps, self.store)
+            now = progress_of_trial(trial, steps, self.store)
             trials.add_row(self._named(trial.name), *_cells(now), setting(trial.point, self._names))
         seconds = time.monotonic() - self._began
-        parts: list[RenderableType] = [Text(), trials] if trials.rows else []
-        return Group(arms, *parts, Text(text.duration(seconds), style="dim"))
+        tables: list[RenderableType] = [Text(), trials] if trials.rows else []
+        return Group(arms, *tables, Text(text.duration(seconds), style="dim"))
 
 
-def _table(*columns: str) -> Table:
+def _table(*columns: str) -> RichTable:
     """Words may fold, numbers never."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table = RichTable(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for name in columns:
         if name in ("run", "arm", "trial", "setting"):
             table.add_column(name, overflow="fold")
@@ -250,7 +250,7 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _cells(now: Standing) -> list[str]:
+def _cells(now: RunProgress) -> list[str]:
     """step, loss, tok/s, left"""
     left = "–" if now.seconds_left is None else text.duration(now.seconds_left)
     step = f"{now.step}/{now.steps}" if now.steps else "–"

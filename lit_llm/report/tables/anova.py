@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from lit_llm.report import text
-from lit_llm.report.tables.table import Part, slug, without
+from lit_llm.report.tables.table import Table, slug, without
 from lit_llm.statistics.anova import Anova, Term
 from lit_llm.studies.design.factors import short_names
 
 
-def anova_parts(found: Anova, metric: str, named: bool, hidden: Collection[str] = ()) -> Iterator[Part]:
+def anova_tables(found: Anova, metric: str, named: bool, hidden: Collection[str] = ()) -> Iterator[Table]:
     """F tests of all terms, then each level against the first.
 
     named: say of which group they are; hidden: columns of the levels that are not asked for.
@@ -28,7 +28,7 @@ def anova_parts(found: Anova, metric: str, named: bool, hidden: Collection[str] 
     ]
     title = f"factors of {metric}{where}: {found.arms} arms, {text.several(len(found.seeds), 'seed')}"
     which = f"-{slug(found.group)}" if named else ""
-    yield Part(f"factors{which}", title, ["factor", "F (degrees)", "p", "share"], rows, 4, found.notes)
+    yield Table(f"factors{which}", title, ["factor", "F (degrees)", "p", "share"], rows, 4, found.notes)
     if found.levels:
         head = ["factor", "level", "difference [95%]", "p", "verdict"]
         levels = [
@@ -42,7 +42,7 @@ def anova_parts(found: Anova, metric: str, named: bool, hidden: Collection[str] 
             for x in found.levels
         ]
         title = f"levels{where}, over all others"
-        yield Part(f"levels{which}", title, *without(hidden, head, levels), len(head))
+        yield Table(f"levels{which}", title, *without(hidden, head, levels), len(head))
 
 
 def _f(term: Term) -> str:

@@ -8,11 +8,11 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from lit_llm.report import text
-from lit_llm.report.tables.anova import anova_parts
-from lit_llm.report.tables.learning_rates import lr_parts
-from lit_llm.report.tables.scaling import scaling_parts
-from lit_llm.report.tables.scaling_gate import gate_parts
-from lit_llm.report.tables.table import Part, in_terminal, slug, without
+from lit_llm.report.tables.anova import anova_tables
+from lit_llm.report.tables.learning_rates import lr_tables
+from lit_llm.report.tables.scaling import scaling_tables
+from lit_llm.report.tables.scaling_gate import gate_tables
+from lit_llm.report.tables.table import Table, in_terminal, slug, without
 from lit_llm.runs.stage_graph import validation_metric
 from lit_llm.statistics.before_after import BeforeAfter
 from lit_llm.statistics.comparison import Comparison, Row
@@ -22,49 +22,49 @@ from lit_llm.statistics.verdicts import LOST
 from lit_llm.studies.design.factors import short_names
 
 
-def comparison_parts(comparison: Comparison) -> list[Part]:
+def comparison_tables(comparison: Comparison) -> list[Table]:
     """Every table that the study has numbers for; the first is of its arms."""
     return [*_parts(comparison)]
 
 
-def comparison_table(comparison: Comparison, width: int) -> RenderableType:
+def render_comparison(comparison: Comparison, width: int) -> RenderableType:
     """For the terminal; what does not fit stands below."""
     found: list[RenderableType] = []
-    for part in comparison_parts(comparison):
-        found += [*[Text()] * bool(found), *in_terminal(part, width)]
+    for table in comparison_tables(comparison):
+        found += [*[Text()] * bool(found), *in_terminal(table, width)]
     return Group(*found)
 
 
-def _parts(comparison: Comparison) -> Iterator[Part]:
+def _parts(comparison: Comparison) -> Iterator[Table]:
     yield _arms(comparison)
     for group in comparison.effects:
         yield _effects(group, comparison)
     if comparison.before_after is not None:
-        yield turn_part(comparison.before_after)
+        yield turn_table(comparison.before_after)
     if comparison.front is not None:
         yield _front(comparison.front)
     for table in comparison.anova:
-        yield from anova_parts(table, comparison.metric, len(comparison.anova) > 1, unasked(comparison))
+        yield from anova_tables(table, comparison.metric, len(comparison.anova) > 1, unasked(comparison))
     for rates in comparison.learning_rates:
-        yield from lr_parts(rates, validation_metric(comparison.metric))
+        yield from lr_tables(rates, validation_metric(comparison.metric))
     if comparison.scaling is not None:
-        yield from scaling_parts(comparison.scaling)
+        yield from scaling_tables(comparison.scaling)
     if comparison.gate is not None:
-        yield from gate_parts(comparison.gate)
+        yield from gate_tables(comparison.gate)
 
 
 EFFECT = ("arm", "n", "{metric}", "difference [95%]", "± seeds", "p", "verdict", "baseline")
 COST = ("params", "FLOPs", "tok/s", "spikes")
 
 
-def _arms(comparison: Comparison) -> Part:
+def _arms(comparison: Comparison) -> Table:
     """Mean, difference and cost of every arm. With which arm it is compared is said where that is not the same for all;
     p and the verdict, where the study asks for more than an interval."""
     head = [name.format(metric=comparison.metric) for name in (*EFFECT, *COST)]
     hidden = ({"baseline"} if len({row.baseline for row in comparison.rows}) == 1 else set()) | unasked(comparison)
     hidden |= set() if any(row.difference and row.difference.documents for row in comparison.rows) else {"± seeds"}
     head, rows = without(hidden, head, [*map(_row, comparison.rows)])
-    return Part("arms", "", head, rows, len(head) - len(COST), comparison.notes)
+    return Table("arms", "", head, rows, len(head) - len(COST), comparison.notes)
 
 
 def unasked(comparison: Comparison) -> set[str]:
@@ -99,7 +99,7 @@ def _seeds(row: Row) -> str:
     return " ".join([str(row.seeds), *rest])
 
 
-def _effects(group: Effects, comparison: Comparison) -> Part:
+def _effects(group: Effects, comparison: Comparison) -> Table:
     """The effects of a two-level design; the column of aliases is left out where there are none."""
     where = f" in {group.group}" if len(comparison.effects) > 1 else ""
     title = f"effects on {comparison.metric}{where}: second level minus first, {group.arms} arms, "
@@ -115,7 +115,7 @@ def _effects(group: Effects, comparison: Comparison) -> Part:
         cells = [text.difference(row.effect), text.seeds_half(row.effect), text.p_value(row.p)]
         rows.append([row.name, label, *cells, row.verdict or "", row.aliases])
     head, rows = without(hidden, head, rows)
-    return Part(_named("effects", comparison.effects, group.group), title, head, rows, len(head), group.notes, 4)
+    return Table(_named("effects", comparison.effects, group.group), title, head, rows, len(head), group.notes, 4)
 
 
 def _named(what: str, groups: Sequence[object], group: str) -> str:
@@ -125,7 +125,7 @@ def _named(what: str, groups: Sequence[object], group: str) -> str:
 TURN = ("arm", "before", "after", "difference before", "after [95%]", "changed by [95%]")
 
 
-def turn_part(found: BeforeAfter) -> Part:
+def turn_table(found: BeforeAfter) -> Table:
     """The arms before and after finetuning."""
 
     def number(value: float | None) -> str:
@@ -143,14 +143,14 @@ def turn_part(found: BeforeAfter) -> Part:
     if found.rank_correlation is not None:
         arms = sum(row.before is not None and row.after is not None for row in found.rows)
         notes.append(f"rank correlation of {arms} arms before and after (Spearman): {found.rank_correlation:+.2f}")
-    return Part("before-after", f"{found.metric} before and after finetuning", TURN, rows, 4, tuple(notes))
+    return Table("before-after", f"{found.metric} before and after finetuning", TURN, rows, 4, tuple(notes))
 
 
-def _front(found: ParetoFront) -> Part:
+def _front(found: ParetoFront) -> Table:
     """The arms by what they cost."""
     figure = found.figure.replace("_", " ").replace("flops", "FLOPs")
     rows = []
     for point in found.points:
         place = f"below {point.beaten_by}" if point.beaten_by else "front"
         rows.append([point.arm, text.short(point.cost), text.value(point.value), place])
-    return Part("front", f"{found.metric} against {figure}", ["arm", figure, "mean", ""], rows, 4)
+    return Table("front", f"{found.metric} against {figure}", ["arm", figure, "mean", ""], rows, 4)

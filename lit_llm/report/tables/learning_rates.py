@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from lit_llm.report import text
-from lit_llm.report.tables.table import Part, slug
+from lit_llm.report.tables.table import Table, slug
 from lit_llm.statistics.learning_rates import LearningRates, LRRow
 from lit_llm.statistics.lr_sensitivity import ArmAtRate, Range, Sensitivity
 
 
-def lr_parts(found: LearningRates, metric: str) -> Iterator[Part]:
+def lr_tables(found: LearningRates, metric: str) -> Iterator[Table]:
     """Final loss by learning rate, sensitivity and range of each group, then spikes, logits and gradients."""
     by = f"by {found.factor}"
     yield _by_lr(found, "metric", f"{metric} {by}", _loss)
@@ -20,19 +20,19 @@ def lr_parts(found: LearningRates, metric: str) -> Iterator[Part]:
         ("logits", "largest attention logit of all runs", lambda cell: text.short(cell.max_attention_logit)),
         ("gradients", "largest gradient norm of all runs", lambda cell: text.short(cell.max_grad_norm)),
     ):
-        part = _by_lr(found, name, f"{title}, {by}", shown)
-        if any(value not in ("–", "0") for row in part.rows for value in row[1:]):
-            yield part
+        table = _by_lr(found, name, f"{title}, {by}", shown)
+        if any(value not in ("–", "0") for row in table.rows for value in row[1:]):
+            yield table
 
 
-def _by_lr(found: LearningRates, name: str, title: str, shown: Callable[[ArmAtRate], str]) -> Part:
+def _by_lr(found: LearningRates, name: str, title: str, shown: Callable[[ArmAtRate], str]) -> Table:
     lrs = found.lrs
     rows = []
     for row in found.rows:
         cells = {cell.lr: shown(cell) for cell in row.cells}
         rows.append([row.group, *(cells.get(lr, "–") for lr in lrs)])
     head = ["arm", *(f"{lr:g}" for lr in lrs)]
-    return Part(f"{slug(found.factor)}-{name}", title, head, rows, 1 + (len(lrs) + 1) // 2)
+    return Table(f"{slug(found.factor)}-{name}", title, head, rows, 1 + (len(lrs) + 1) // 2)
 
 
 def _loss(cell: ArmAtRate) -> str:
@@ -44,7 +44,7 @@ def _loss(cell: ArmAtRate) -> str:
 GROUPS = ("arm", "LR sensitivity [95%]", "difference [95%]", "baseline", "best lr", "range", "decades", "capped")
 
 
-def _groups(found: LearningRates, metric: str) -> Part:
+def _groups(found: LearningRates, metric: str) -> Table:
     """With which group one is compared is said where that is not the same for all."""
     rows = [_group(row) for row in found.rows]
     against, hidden = GROUPS.index("baseline"), len({row.baseline for row in found.rows}) == 1
@@ -52,7 +52,7 @@ def _groups(found: LearningRates, metric: str) -> Part:
         rows = [[*row[:against], *row[against + 1 :]] for row in rows]
     head = [name for name in GROUPS if name != "baseline" or not hidden]
     title = f"sensitivity of {metric} to {found.factor}"
-    return Part(f"{slug(found.factor)}-sensitivity", title, head, rows, head.index("best lr"), found.notes)
+    return Table(f"{slug(found.factor)}-sensitivity", title, head, rows, head.index("best lr"), found.notes)
 
 
 def _group(row: LRRow) -> list[str]:

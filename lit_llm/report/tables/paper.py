@@ -10,8 +10,8 @@ from functools import cached_property
 
 from lit_llm.report.answer import answer
 from lit_llm.report.pages.shared_settings import shared_by_all
-from lit_llm.report.tables.comparison import comparison_parts
-from lit_llm.report.tables.table import Part
+from lit_llm.report.tables.comparison import comparison_tables
+from lit_llm.report.tables.table import Table
 from lit_llm.statistics.comparison import Comparison, Row
 from lit_llm.statistics.pareto import better
 from lit_llm.studies.load import Ablation
@@ -51,9 +51,9 @@ class PrintedStudy:
         return tuple(self.names.text(sentence) for sentence in answer(renamed))
 
     @cached_property
-    def parts(self) -> tuple[Part, ...]:
+    def tables(self) -> tuple[Table, ...]:
         names, comparison = self.names, self.ordered
-        plain, renamed = comparison_parts(comparison), comparison_parts(self.renamed)
+        plain, renamed = comparison_tables(comparison), comparison_tables(self.renamed)
         first, *others = [replace(printed(new, names), name=old.name) for old, new in zip(plain, renamed, strict=True)]
         first = replace(first, above=shared_by_all(self.ablation), bold=_bold(first, comparison, names))
         return (_known(_against(first, names)), *others)
@@ -78,29 +78,31 @@ def printed_answer(ablation: Ablation, comparison: Comparison) -> list[str]:
     return list(printed_study(ablation, comparison).answer)
 
 
-def printed_parts(ablation: Ablation, comparison: Comparison) -> list[Part]:
+def printed_tables(ablation: Ablation, comparison: Comparison) -> list[Table]:
     """The tables of the comparison; the first says what all arms share, and has in bold what is shown to be better.
 
     A table is called as it is with the study's names, so that files and places do not depend on labels.
     """
-    return list(printed_study(ablation, comparison).parts)
+    return list(printed_study(ablation, comparison).tables)
 
 
-def _known(part: Part) -> Part:
+def _known(table: Table) -> Table:
     """Without the columns in which nothing is known of any row."""
-    kept = [at for at in range(len(part.head)) if at < part.keys or any(row[at] not in ("", NONE) for row in part.rows)]
-    return _of_columns(part, kept)
+    kept = [
+        at for at in range(len(table.head)) if at < table.keys or any(row[at] not in ("", NONE) for row in table.rows)
+    ]
+    return _of_columns(table, kept)
 
 
-def _of_columns(part: Part, places: Sequence[int]) -> Part:
+def _of_columns(table: Table, places: Sequence[int]) -> Table:
     """Some columns of a table, those that name its rows among them and first."""
     return replace(
-        part,
-        head=[part.head[at] for at in places],
-        rows=[[row[at] for at in places] for row in part.rows],
-        first=sum(at < part.first for at in places),
-        left=sum(at < part.left for at in places),
-        bold=tuple((row, places.index(column)) for row, column in part.bold if column in places),
+        table,
+        head=[table.head[at] for at in places],
+        rows=[[row[at] for at in places] for row in table.rows],
+        first=sum(at < table.first for at in places),
+        left=sum(at < table.left for at in places),
+        bold=tuple((row, places.index(column)) for row, column in table.bold if column in places),
     )
 
 
@@ -117,98 +119,98 @@ def _by_stratum(rows: Sequence[Row], names: Names) -> tuple[Row, ...]:
     return tuple(sorted(rows, key=place))
 
 
-def _bold(part: Part, comparison: Comparison, names: Names) -> tuple[tuple[int, int], ...]:
+def _bold(table: Table, comparison: Comparison, names: Names) -> tuple[tuple[int, int], ...]:
     """Of the arms that share a baseline, the best mean of those that are shown to be better than it; none elsewhere.
 
     That the best differs from the second best is not tested, and the note does not say so.
     """
     metric, best = names.text(comparison.metric), dict[str, tuple[float, int]]()
-    if metric not in part.head:
+    if metric not in table.head:
         return ()
     sign = -1.0 if better(comparison.metric) == "higher" else 1.0
     for at, row in enumerate(comparison.rows):
         if row.verdict == BETTER and row.mean is not None:
             best[row.baseline] = min(best.get(row.baseline, (math.inf, at)), (sign * row.mean, at))
-    column = list(part.head).index(metric)
+    column = list(table.head).index(metric)
     return tuple((at, column) for _, at in best.values())
 
 
-def _against(part: Part, names: Names) -> Part:
+def _against(table: Table, names: Names) -> Table:
     """Without the column of what each arm is compared with, where a note says it of all: the same arm at each level of
     the strata, which are columns."""
     arms = {arm.name: arm for arm in names.ablation.arms}
     baselines = {arms[arm.baseline].group for arm in arms.values()}
-    if "baseline" not in part.head or not names.strata or len(baselines) > 1:
-        return part
+    if "baseline" not in table.head or not names.strata or len(baselines) > 1:
+        return table
     baseline = arms[names.ablation.arms[0].baseline]
     first = {name: levels[0] for name, levels in names.ablation.factors.items() if name not in names.strata}
     levels = [f"{names.factor(name)} {names.level(name, level)}" for name, level in first.items()]
     where = [names.arm(baseline.group)] * names.grouped + levels * names.spread
     note = f"each arm is compared with {', '.join(where)} at its own {' and '.join(map(names.factor, names.strata))}"
-    gone = list(part.head).index("baseline")
-    return replace(_of_columns(part, [at for at in range(len(part.head)) if at != gone]), notes=(note, *part.notes))
+    gone = list(table.head).index("baseline")
+    return replace(_of_columns(table, [at for at in range(len(table.head)) if at != gone]), notes=(note, *table.notes))
 
 
-def with_names(part: Part, names: Names) -> Part:
+def with_names(table: Table, names: Names) -> Table:
     """A table whose first column are the names of arms, with their printed names in it."""
-    return replace(part, rows=[[names.arm(first), *rest] for first, *rest in part.rows])
+    return replace(table, rows=[[names.arm(first), *rest] for first, *rest in table.rows])
 
 
-def printed(part: Part, names: Names) -> Part:
+def printed(table: Table, names: Names) -> Table:
     """A table with printed names, whose rows of arms begin with their factors."""
-    part = spread(part)
+    table = spread(table)
     return replace(
-        part,
-        title=names.text(part.title),
-        head=[names.text(cell) for cell in part.head],
-        notes=tuple(map(names.text, part.notes)),
+        table,
+        title=names.text(table.title),
+        head=[names.text(cell) for cell in table.head],
+        notes=tuple(map(names.text, table.notes)),
     )
 
 
-def spread(part: Part) -> Part:
+def spread(table: Table) -> Table:
     """The first column as several, where its cells are arms that are known by the levels of their factors."""
-    cells = [row[0].columns if isinstance(row[0], ArmName) else {} for row in part.rows]
+    cells = [row[0].columns if isinstance(row[0], ArmName) else {} for row in table.rows]
     heads = list(dict.fromkeys(head for columns in cells for head in columns))
     if not heads or heads == ["arm"]:
-        return part
+        return table
     rows = []
-    for columns, (first, *rest) in zip(cells, part.rows, strict=True):
+    for columns, (first, *rest) in zip(cells, table.rows, strict=True):
         # A name without cells, of an arm that no factor applies to, stands in the first column.
         key = [columns.get(head, NONE) for head in heads] if columns else [first, *[NONE] * (len(heads) - 1)]
         rows.append([*key, *rest])
     more = len(heads) - 1
     return replace(
-        part,
-        head=[*heads, *part.head[1:]],
+        table,
+        head=[*heads, *table.head[1:]],
         rows=rows,
-        first=part.first + more,
-        left=part.left + more,
+        first=table.first + more,
+        left=table.left + more,
         keys=len(heads),
-        bold=tuple((row, column + more) for row, column in part.bold),
+        bold=tuple((row, column + more) for row, column in table.bold),
     )
 
 
 # --- LaTeX ------------------------------------------------------------------------------------------------------------
 
 
-def paper_parts(ablation: Ablation, comparison: Comparison) -> list[Part]:
+def paper_tables(ablation: Ablation, comparison: Comparison) -> list[Table]:
     """The tables for LaTeX: with a caption, the wanted columns of the arms, and notes that name no key."""
-    arms, *others = printed_parts(ablation, comparison)
+    arms, *others = printed_tables(ablation, comparison)
     metric = printed_study(ablation, comparison).names.text(comparison.metric)
     arms = _chosen(arms, ablation.study.compare.columns, metric)
     arms = replace(arms, title=arms.title or f"{metric} of the arms", notes=(*arms.notes, *[BOLD] * bool(arms.bold)))
-    return [_without_keys(part) for part in (arms, *others)]
+    return [_without_keys(table) for table in (arms, *others)]
 
 
-def _chosen(part: Part, wanted: Sequence[str], metric: str) -> Part:
+def _chosen(table: Table, wanted: Sequence[str], metric: str) -> Table:
     """The wanted columns that there are, after those that name the row."""
-    places = list(range(part.keys))
+    places = list(range(table.keys))
     for name in wanted:
         begins = metric if name == "mean" else name
         places += [
-            at for at in range(part.keys, len(part.head)) if part.head[at] == begins or _is(part.head[at], begins)
+            at for at in range(table.keys, len(table.head)) if table.head[at] == begins or _is(table.head[at], begins)
         ]
-    return _of_columns(part, places)
+    return _of_columns(table, places)
 
 
 def _is(head: str, name: str) -> bool:
@@ -219,10 +221,10 @@ def _is(head: str, name: str) -> bool:
 _KEY = re.compile(r"`[^`]*`|\b(?:compare|grid|pretrain|finetune|evaluate|model|match)\.[a-z_]")
 
 
-def _without_keys(part: Part) -> Part:
+def _without_keys(table: Table) -> Table:
     """Notes without the clauses that send to a key of the study file: a paper's reader has none."""
     notes = []
-    for note in part.notes:
+    for note in table.notes:
         clauses = [clause for clause in re.split(r";\s+|(?<=\.)\s+", note) if not _KEY.search(clause)]
         notes += ["; ".join(clause.rstrip(".") for clause in clauses)] * bool(clauses)
-    return replace(part, notes=tuple(notes), above=part.above)
+    return replace(table, notes=tuple(notes), above=table.above)

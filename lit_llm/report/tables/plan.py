@@ -6,14 +6,14 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
 from lit_llm.config.tree import under
 from lit_llm.experiment.cost import Cost, cost_of
 from lit_llm.objectives.config import continues
 from lit_llm.report import text
-from lit_llm.report.tables.table import Part, in_terminal
+from lit_llm.report.tables.table import Table, in_terminal
 from lit_llm.runs.stage_graph import EVALUATED, FINETUNED, Link, validation_metric
 from lit_llm.studies.audit.findings import Finding, Kind
 from lit_llm.studies.design.effects import chains
@@ -49,8 +49,8 @@ TRAINING = 5
 """Columns of what is computed; the others are what it takes."""
 
 
-def plan_table(plan: Plan, width: int = 120) -> RenderableType:
-    """Costs of every arm (in a narrow terminal as two tables), what differs, and the findings."""
+def render_plan(plan: Plan, width: int = 120) -> RenderableType:
+    """Costs of every arm (in a narrow terminal as two parts), what differs, and the findings."""
     study = plan.ablation.study
     seeds = f"{len(study.seeds)} seed{'s' if len(study.seeds) > 1 else ''}"
     cost = {link.fingerprint: flops_of(link, p.cost) for p in plan.arms for links in p.chains for link in links}
@@ -89,7 +89,7 @@ def plan_head(plan: Plan, budget: str, width: int) -> Iterator[RenderableType]:
     study = plan.ablation.study
     yield Text(study.study, style="bold") + Text(f"  {study.question}", style="not bold")
     yield Text()
-    yield from in_terminal(costs_part(plan), width)
+    yield from in_terminal(costs_table(plan), width)
     some_generate = any(generates(planned.arm) for planned in plan.arms)
     cache = f" {cache_note(plan)}" if some_generate else ""
     yield Text(f"{budget}.{cache}", style="dim")
@@ -98,7 +98,7 @@ def plan_head(plan: Plan, budget: str, width: int) -> Iterator[RenderableType]:
         yield Text(message, style="yellow")
 
 
-def costs_part(plan: Plan) -> Part:
+def costs_table(plan: Plan) -> Table:
     """What each arm computes and what that takes; the time, where this machine is measured."""
     timed = [text.about(plan.estimate.arms[p.arm.name].total) if plan.estimate else "–" for p in plan.arms]
     rows = [
@@ -114,7 +114,7 @@ def costs_part(plan: Plan) -> Part:
         ]
         for planned, time in zip(plan.arms, timed, strict=True)
     ]
-    return Part("costs", "", COSTS, rows, TRAINING)
+    return Table("costs", "", COSTS, rows, TRAINING)
 
 
 def cache_note(plan: Plan) -> str:
@@ -135,7 +135,7 @@ def plan_rest(plan: Plan) -> Iterator[RenderableType]:
         yield from (Text(), Text("findings", style="bold"), *_findings(plan.findings))
 
 
-def _fraction(plan: Plan, fraction: Fraction, requested: Sequence[int]) -> Part:
+def _fraction(plan: Plan, fraction: Fraction, requested: Sequence[int]) -> Table:
     """What each letter stands for, and which effects the fraction cannot tell apart."""
     factors = plan.ablation.factors
     names, rows = list(factors), []
@@ -149,10 +149,10 @@ def _fraction(plan: Plan, fraction: Fraction, requested: Sequence[int]) -> Part:
     shared = "; ".join("=".join(map(lettered, chain)) for chain in chains(fraction))
     notes = ["An arm is named by the factors at their second level; ... are effects of three factors and more."]
     notes += [f"Interactions that are not told apart: {shared}."] * bool(shared)
-    return Part("design", title, ["", "factor", "levels", "aliased with"], rows, 4, tuple(notes), left=4)
+    return Table("design", title, ["", "factor", "levels", "aliased with"], rows, 4, tuple(notes), left=4)
 
 
-def design_part(plan: Plan) -> Part | None:
+def design_table(plan: Plan) -> Table | None:
     """The factors with their levels; None where the arms are written one by one."""
     grid, factors = plan.ablation.study.grid, plan.ablation.factors
     if grid is None:
@@ -161,7 +161,7 @@ def design_part(plan: Plan) -> Part | None:
         return _fraction(plan, grid.fraction, grid.requested)
     rows = [[name, ", ".join(levels)] for name, levels in factors.items()]
     kind = {"one_at_a_time": "one factor at a time"}.get(grid.design, grid.design.replace("_", " "))
-    return Part("design", f"design: {kind}", ["factor", "levels, the baseline's first"], rows, 2, left=2)
+    return Table("design", f"design: {kind}", ["factor", "levels, the baseline's first"], rows, 2, left=2)
 
 
 def _duration(plan: Plan) -> str:
@@ -177,21 +177,21 @@ def _duration(plan: Plan) -> str:
 
 
 def _differences(plan: Plan) -> RenderableType:
-    grid = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    grid = RichTable(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     grid.add_column(overflow="fold", ratio=1)
     grid.add_column(overflow="fold", ratio=3)
-    part = differences_part(plan)
-    for arm, differs in part.rows:
+    table = differences_table(plan)
+    for arm, differs in table.rows:
         name, _, against = arm.partition("\n")
         style = "dim" if differs == BASELINE else ""
         grid.add_row(Text(name) + Text(f"\n{against}" if against else "", style="dim"), Text(differs, style=style))
-    return Group(grid, *(Text(note, style="dim") for note in part.notes))
+    return Group(grid, *(Text(note, style="dim") for note in table.notes))
 
 
 BASELINE = "is the baseline"
 
 
-def differences_part(plan: Plan) -> Part:
+def differences_table(plan: Plan) -> Table:
     """What differs between each arm and its baseline, a line for each key; keys that are told elsewhere are not."""
     rows = []
     several = len({planned.arm.baseline for planned in plan.arms}) > 1
@@ -205,7 +205,7 @@ def differences_part(plan: Plan) -> Part:
         if not in_letters or found != "nothing":
             rows.append([f"{arm.name}{against}", found])
     notes = ("the others: their factors alone",) if in_letters else ()
-    return Part("differs", "what differs from the baseline", ["arm", "differs"], rows, 2, notes, left=2)
+    return Table("differs", "what differs from the baseline", ["arm", "differs"], rows, 2, notes, left=2)
 
 
 def _difference(planned: PlannedArm, said: Collection[str]) -> str:
@@ -242,9 +242,9 @@ def told(findings: Iterable[Finding]) -> Iterator[tuple[Kind, str]]:
         yield kind, f"{', '.join(names[:2])}{more}: {f'{key}: ' if key else ''}{message}"
 
 
-def status_table(rows: Sequence[Mapping[str, Any]], metric: str) -> RenderableType:
+def render_status(rows: Sequence[Mapping[str, Any]], metric: str) -> RenderableType:
     """State of every run."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table = RichTable(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     several = any(row["stage"] != "pretrain" for row in rows)
     # Of a chain each stage has a line, with the metric under its own prefix.
     # Of the validation split, which is measured while a stage goes on.

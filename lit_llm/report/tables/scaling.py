@@ -6,14 +6,14 @@ import math
 from collections.abc import Iterator
 
 from lit_llm.report import text
-from lit_llm.report.tables.table import Part
+from lit_llm.report.tables.table import Table
 from lit_llm.statistics.estimates import Estimate
 from lit_llm.statistics.scaling.comparison import Curve, LackOfFit, Multiplier, Scaling
 
 NAMES = {"train_flops": "training FLOPs", "parameters": "parameters", "tokens": "tokens"}
 
 
-def scaling_parts(found: Scaling) -> Iterator[Part]:
+def scaling_tables(found: Scaling) -> Iterator[Table]:
     """The curves of all groups, multipliers, crossings, joint laws, minima of equal FLOPs; each where there is any."""
     yield _curves(found)
     if found.multipliers:
@@ -24,13 +24,13 @@ def scaling_parts(found: Scaling) -> Iterator[Part]:
         yield _isoflops(found)
 
 
-def _curves(found: Scaling) -> Part:
+def _curves(found: Scaling) -> Table:
     x = NAMES[found.x]
     law = "E + A x^-a" if found.irreducible else "A x^-a"
     head = ["group", "sizes", "runs", f"{x} from", "to", "a [95%]", *["E [95%]"] * found.irreducible]
     head += ["scatter", "of seeds", "lack of fit, p"]
     rows = [_curve(curve, found.irreducible) for curve in found.curves]
-    return Part("scaling", f"{found.metric} against {x}: {law}", head, rows, len(head), found.notes)
+    return Table("scaling", f"{found.metric} against {x}: {law}", head, rows, len(head), found.notes)
 
 
 def _curve(curve: Curve, irreducible: bool) -> list[str]:
@@ -52,19 +52,19 @@ def _lack(test: LackOfFit | None) -> str:
     return "–" if test is None else text.p_value(test.p)
 
 
-def _multipliers(found: Scaling) -> Iterator[Part]:
+def _multipliers(found: Scaling) -> Iterator[Table]:
     x = NAMES[found.x]
     head = ["group", "baseline", f"times the {x} [95%]", "at the worst loss [95%]", "at the best loss [95%]", "losses"]
     rows = [
         [m.group, m.baseline, *map(interval, (m.mean, m.at_worst, m.at_best)), f"{m.best:.3f} to {m.worst:.3f}"]
         for m in found.multipliers
     ]
-    yield Part("multipliers", f"{x} for the same {found.metric}", head, rows, len(head), left=2)
+    yield Table("multipliers", f"{x} for the same {found.metric}", head, rows, len(head), left=2)
     crossing = [m for m in found.multipliers if m.crossing is not None]
     if crossing:
         head = ["group", "baseline", f"at {x} [95%]", "at a loss of [95%]", "lower before it", "after it", ""]
         title = "curves that cross within their data"
-        yield Part("crossings", title, head, [_crossing(m) for m in crossing], len(head), left=2)
+        yield Table("crossings", title, head, [_crossing(m) for m in crossing], len(head), left=2)
 
 
 def _crossing(m: Multiplier) -> list[str]:
@@ -78,7 +78,7 @@ def _crossing(m: Multiplier) -> list[str]:
     return [m.group, m.baseline, x, loss, crossing.below_at_low_x, crossing.below_at_high_x, shown]
 
 
-def _joint(found: Scaling) -> Part:
+def _joint(found: Scaling) -> Table:
     head = ["group", "sizes", "E [95%]", "A [95%]", "a [95%]", "B [95%]", "b [95%]", "best N ~ C^ [95%]"]
     head += ["scatter", "lack of fit, p"]
     rows = [
@@ -102,10 +102,10 @@ def _joint(found: Scaling) -> Part:
         for law in found.joint
     ]
     note = "N: parameters; D: tokens; the best N for a compute C grows as C^(b / (a + b))"
-    return Part("joint-law", f"{found.metric}: E + A/N^a + B/D^b", head, rows, len(head), (note,))
+    return Table("joint-law", f"{found.metric}: E + A/N^a + B/D^b", head, rows, len(head), (note,))
 
 
-def _isoflops(found: Scaling) -> Part:
+def _isoflops(found: Scaling) -> Table:
     head = ["group", "training FLOPs", "sizes", "best parameters", "its loss"]
     rows = [
         [
@@ -117,7 +117,7 @@ def _isoflops(found: Scaling) -> Part:
         ]
         for iso in found.isoflops
     ]
-    return Part("isoflops", f"best size for equal training FLOPs, by {found.metric}", head, rows, len(head))
+    return Table("isoflops", f"best size for equal training FLOPs, by {found.metric}", head, rows, len(head))
 
 
 def interval(found: Estimate | None) -> str:

@@ -7,16 +7,16 @@ from collections.abc import Iterator
 
 from lit_llm.report import text
 from lit_llm.report.tables.scaling import interval
-from lit_llm.report.tables.table import Part
+from lit_llm.report.tables.table import Table
 from lit_llm.statistics.scaling.gate import Gate, GateSize, Trend
 
 SCALES = {"train_flops": "compute", "seconds": "wall-clock"}
 
 
-def gate_parts(found: Gate) -> Iterator[Part]:
+def gate_tables(found: Gate) -> Iterator[Table]:
     """Each group as a whole, then size by size."""
     if not found.trends:
-        yield Part("gate", _title(found), ["group"], [], 1, found.notes)
+        yield Table("gate", _title(found), ["group"], [], 1, found.notes)
         return
     at = "" if found.project is None else f"at {text.short(found.project)} FLOPs"
     head = ["group", "in", "slope [95%]", *([f"multiplier {at} [95%]", f"loss {at} [95%]"] if at else []), "verdict"]
@@ -30,7 +30,7 @@ def gate_parts(found: Gate) -> Iterator[Part]:
         ]
         for trend in found.trends
     ]
-    yield Part("gate", _title(found), head, rows, len(head), found.notes, left=2)
+    yield Table("gate", _title(found), head, rows, len(head), found.notes, left=2)
     yield _sizes(found)
 
 
@@ -38,7 +38,7 @@ def _title(found: Gate) -> str:
     return f"gate: how many times as much {found.baseline} needs for the same {found.metric}; {found.at_least:g} passes"
 
 
-def _sizes(found: Gate) -> Part:
+def _sizes(found: Gate) -> Table:
     rows: dict[tuple[str, str], dict[str, GateSize]] = {}
     for trend in found.trends:
         for size in trend.sizes:
@@ -49,7 +49,7 @@ def _sizes(found: Gate) -> Part:
         size = next(iter(scales.values()))
         multipliers = [interval(scales[scale].multiplier) if scale in scales else "–" for scale in SCALES]
         cells.append([name, str(size.seeds), text.short(size.train_flops), text.value(size.loss), *multipliers])
-    return Part("gate-sizes", "gate: size by size", head, cells, len(head))
+    return Table("gate-sizes", "gate: size by size", head, cells, len(head))
 
 
 def signed(trend: Trend) -> str:

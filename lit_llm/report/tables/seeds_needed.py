@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from lit_llm.report import text
-from lit_llm.report.tables.table import Part
+from lit_llm.report.tables.table import Table
 from lit_llm.studies.seeds_needed import PowerPlan, SeedsNeeded
 
 
-def power_part(plan: PowerPlan) -> Part:
+def power_table(plan: PowerPlan) -> Table:
     """One row for each arm that is compared with a baseline."""
     head = ["arm", "sd from", "sd", f"seeds for {plan.difference:g}", "cautious", f"{plan.planned} seeds show"]
     title = f"seeds that show a difference of {plan.difference:g} in {plan.metric} with {plan.power:.0%} power"
-    return Part("power", title, head, [_row(row) for row in plan.rows], len(head), plan.notes, 2)
+    return Table("power", title, head, [_row(row) for row in plan.rows], len(head), plan.notes, 2)
 
 
 def _row(row: SeedsNeeded) -> list[str]:

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
 from lit_llm.report import text
 from lit_llm.report.tables.plan import STATES, plan_head, plan_rest
-from lit_llm.report.tables.table import Part, in_terminal
+from lit_llm.report.tables.table import Table, in_terminal
 from lit_llm.studies.design.factors import short_names
 from lit_llm.studies.plan import Plan
 from lit_llm.sweeps.confirmation import Summary
@@ -38,7 +38,7 @@ def sweep_plan(search: Search, plan: Plan, width: int) -> RenderableType:
     pruner = "" if sweep.pruner.kind == "none" else f", {sweep.pruner.kind} by {sweep.pruner.by}"
     parts = [*plan_head(plan, budget, width)]
     parts += [Text(), Text("what is searched", style="bold"), Text(f"{goals}: {sweep.sampler}{pruner}", style="dim")]
-    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    table = RichTable(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     for _ in range(3):
         table.add_column(overflow="fold")
     for dimension in dict.fromkeys(d for space in search.spaces.values() for d in space.dimensions):
@@ -79,7 +79,7 @@ def names_of(search: Search) -> dict[str, str]:
 HEAD = ("arm", "trials", "tokens", "FLOPs", "{goal}", "own setting", "trial")
 
 
-def sweep_parts(search: Search, summaries: Sequence[Summary]) -> list[Part]:
+def sweep_tables(search: Search, summaries: Sequence[Summary]) -> list[Table]:
     """What each arm spent and found; with several goals, the best compromises."""
     goals, names = search.goals, names_of(search)
     head = [name.format(goal=f"best {goals[0]}") for name in HEAD]
@@ -95,24 +95,24 @@ def sweep_parts(search: Search, summaries: Sequence[Summary]) -> list[Part]:
         ]
         for found in summaries
     ]
-    spent = Part("arms", "", head, rows, 4)
+    spent = Table("arms", "", head, rows, 4)
     if len(goals) == 1:
         best = [[found.arm, setting(found.best.point, names) if found.best else "none is done"] for found in summaries]
-        return [spent, Part("best", "best settings", ["arm", "setting"], best, 2, left=2)]
+        return [spent, Table("best", "best settings", ["arm", "setting"], best, 2, left=2)]
     front = [
         [found.arm, setting(trial.point, names), *map(text.value, trial.values or ())]
         for found in summaries
         for trial in found.front
     ]
     title = "trials that no other beats in every goal"
-    return [spent, Part("front", title, ["arm", "setting", *goals], front, 2 + len(goals), left=2)]
+    return [spent, Table("front", title, ["arm", "setting", *goals], front, 2 + len(goals), left=2)]
 
 
-def sweep_table(search: Search, summaries: Sequence[Summary], width: int) -> RenderableType:
+def render_sweep(search: Search, summaries: Sequence[Summary], width: int) -> RenderableType:
     """For the terminal."""
     found: list[RenderableType] = []
-    for part in sweep_parts(search, summaries):
-        found += [*[Text()] * bool(found), *in_terminal(part, width)]
+    for table in sweep_tables(search, summaries):
+        found += [*[Text()] * bool(found), *in_terminal(table, width)]
     return Group(*found)
 
 
@@ -126,7 +126,7 @@ def _value(trial: Trial | None) -> str:
     return text.value(trial.values[0]) if trial is not None and trial.values else "–"
 
 
-def trials_part(search: Search, trials: Sequence[Trial]) -> Part:
+def trials_table(search: Search, trials: Sequence[Trial]) -> Table:
     """State of every trial."""
     names, goals = names_of(search), search.goals
     rows = [
@@ -141,18 +141,18 @@ def trials_part(search: Search, trials: Sequence[Trial]) -> Part:
         for trial in trials
     ]
     head = ["trial", "state", "setting", *goals, "tokens", "note"]
-    return Part("trials", "all trials", head, rows, len(head), left=3)
+    return Table("trials", "all trials", head, rows, len(head), left=3)
 
 
-def trials_table(search: Search, trials: Sequence[Trial]) -> RenderableType:
+def render_trials(search: Search, trials: Sequence[Trial]) -> RenderableType:
     """For the terminal: a setting and a note may take several lines, a state has its colour."""
-    part = trials_part(search, trials)
-    grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for name in part.head:
+    table = trials_table(search, trials)
+    grid = RichTable(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for name in table.head:
         left = name in ("trial", "state", "setting", "note")
         whole = name in ("trial", *search.goals)
         grid.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=whole)
-    for trial, state, *rest in part.rows:
+    for trial, state, *rest in table.rows:
         grid.add_row(trial, Text(state, style=STATES[state]), *rest)
     return grid
 

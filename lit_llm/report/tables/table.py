@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from rich.cells import cell_len
 from rich.console import RenderableType
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
 from lit_llm.config.markup import markdown_text, spreadsheet_cell
@@ -28,7 +28,7 @@ class Link(str):
 
 
 @dataclass(frozen=True)
-class Part:
+class Table:
     """A table with its heading and its notes."""
 
     name: str
@@ -61,9 +61,9 @@ FOLD = 40
 """Rows from which on a page folds a table."""
 
 
-def folded(part: Part) -> Part:
+def folded(table: Table) -> Table:
     """Closed at first, where it is long."""
-    return replace(part, folded=f"{len(part.rows):,} rows") if len(part.rows) > FOLD else part
+    return replace(table, folded=f"{len(table.rows):,} rows") if len(table.rows) > FOLD else table
 
 
 def slug(name: str) -> str:
@@ -79,35 +79,35 @@ def without(
     return [head[at] for at in shown], [[row[at] for at in shown] for row in rows]
 
 
-def table_of(*columns: str, left: int = 1) -> Table:
+def rich_table(*columns: str, left: int = 1) -> RichTable:
     """A plain table whose first `left` columns are words, and the others numbers."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, GAP, 0, 0))
+    table = RichTable(box=None, pad_edge=False, header_style="bold", padding=(0, GAP, 0, 0))
     for index, name in enumerate(columns):
         table.add_column(name, justify="left" if index < left else "right", overflow="fold", no_wrap=index >= left)
     return table
 
 
-def in_terminal(part: Part, width: int) -> Iterator[RenderableType]:
+def in_terminal(table: Table, width: int) -> Iterator[RenderableType]:
     """Heading, table and notes; one that is too wide is cut into several, each with the columns that name its rows."""
-    if part.title:
-        yield Text(part.title, style="bold")
-    if part.above:
-        yield Text(part.above, style="dim")
-    pieces = _pieces(part, width)
+    if table.title:
+        yield Text(table.title, style="bold")
+    if table.above:
+        yield Text(table.above, style="dim")
+    pieces = _pieces(table, width)
     for at, columns in enumerate(pieces):
         if at:
             yield Text(f"{CONTINUED} ({at + 1} of {len(pieces)})", style="dim")
-        left = sum(index < part.left for index in columns)
-        rows = [[row[index] for index in columns] for row in part.rows]
-        yield _lines([part.head[index] for index in columns], rows, left, width)
-    yield from (Text(f"· {note}", style="dim") for note in part.notes)
+        left = sum(index < table.left for index in columns)
+        rows = [[row[index] for index in columns] for row in table.rows]
+        yield _lines([table.head[index] for index in columns], rows, left, width)
+    yield from (Text(f"· {note}", style="dim") for note in table.notes)
 
 
 def _lines(head: Sequence[str], rows: Sequence[Sequence[str]], left: int, width: int) -> RenderableType:
     """Aligned, cells as they are written: to rich a plain string may hold :smiles: and [tags]."""
     widths = [max(map(cell_len, column)) for column in zip(head, *rows, strict=True)]
     if sum(widths) + GAP * len(widths) > width or any("\n" in cell for row in rows for cell in row):
-        table = table_of(*head, left=left)
+        table = rich_table(*head, left=left)
         for row in rows:
             table.add_row(*map(Text, row))
         return table
@@ -122,79 +122,79 @@ def _line(cells: Sequence[str], widths: Sequence[int], left: int) -> str:
     return (" " * GAP).join(padded).rstrip()
 
 
-def _pieces(part: Part, width: int) -> list[list[int]]:
+def _pieces(table: Table, width: int) -> list[list[int]]:
     """Which columns stand together: all where there is room; else those up to `first` and the others, each piece as
     far as there is room."""
-    longest = [max(cell_len(row[index]) for row in [part.head, *part.rows]) + GAP for index in range(len(part.head))]
+    longest = [max(cell_len(row[index]) for row in [table.head, *table.rows]) + GAP for index in range(len(table.head))]
     if sum(longest) <= width:
-        return [[*range(len(part.head))]]
-    keys = [*range(part.keys)]
+        return [[*range(len(table.head))]]
+    keys = [*range(table.keys)]
     pieces = [[*keys]]
-    for index in range(part.keys, len(part.head)):
+    for index in range(table.keys, len(table.head)):
         full = len(pieces[-1]) > len(keys) and sum(longest[at] for at in (*pieces[-1], index)) > width
         # Words are folded where they must be, numbers are not.
-        if (index == part.first and len(pieces) == 1) or (full and index >= part.left):
+        if (index == table.first and len(pieces) == 1) or (full and index >= table.left):
             pieces.append([*keys, index])
         else:
             pieces[-1].append(index)
     return pieces
 
 
-def in_markdown(part: Part) -> str:
+def in_markdown(table: Table) -> str:
     """With a heading of the second level, where it has a title."""
-    rule = ["---" if index < part.left else "---:" for index in range(len(part.head))]
+    rule = ["---" if index < table.left else "---:" for index in range(len(table.head))]
     cells = [
         [
-            f"**{markdown_text(cell)}**" if (at, column) in part.bold else markdown_text(cell)
+            f"**{markdown_text(cell)}**" if (at, column) in table.bold else markdown_text(cell)
             for column, cell in enumerate(row)
         ]
-        for at, row in enumerate(part.rows)
+        for at, row in enumerate(table.rows)
     ]
-    rows = [[markdown_text(cell) for cell in part.head], rule, *cells]
-    lines = [f"## {part.title}", ""] if part.title else []
-    lines += [part.above, ""] if part.above else []
+    rows = [[markdown_text(cell) for cell in table.head], rule, *cells]
+    lines = [f"## {table.title}", ""] if table.title else []
+    lines += [table.above, ""] if table.above else []
     lines += [f"| {' | '.join(row)} |" for row in rows]
-    lines += ["", *(f"- {note}" for note in part.notes)] if part.notes else []
+    lines += ["", *(f"- {note}" for note in table.notes)] if table.notes else []
     return "\n".join(lines)
 
 
-def in_csv(part: Part) -> str:
+def in_csv(table: Table) -> str:
     """As it is read, so with rounded numbers; for others see comparison.csv and runs.csv."""
     out = io.StringIO()
-    cells = [map(spreadsheet_cell, row) for row in (part.head, *part.rows)]
+    cells = [map(spreadsheet_cell, row) for row in (table.head, *table.rows)]
     csv.writer(out, lineterminator="\n").writerows(cells)
     return out.getvalue()
 
 
-def in_latex(parts: Iterable[Part]) -> str:
+def in_latex(tables: Iterable[Table]) -> str:
     """Floating tables for a document that loads booktabs, one after the other."""
     head = "% Each table needs \\usepackage{booktabs}.\n"
-    return head + "\n".join(_latex_table(part) for part in parts)
+    return head + "\n".join(_latex_table(table) for table in tables)
 
 
-def _latex_table(part: Part) -> str:
+def _latex_table(table: Table) -> str:
     def line(row: Sequence[str]) -> str:
         return " & ".join(map(_cell, row)) + r" \\"
 
     def body(at: int, row: Sequence[str]) -> str:
-        cells = [rf"\textbf{{{_cell(x)}}}" if (at, column) in part.bold else _cell(x) for column, x in enumerate(row)]
+        cells = [rf"\textbf{{{_cell(x)}}}" if (at, column) in table.bold else _cell(x) for column, x in enumerate(row)]
         return " & ".join(cells) + r" \\"
 
-    columns = "l" * part.left + "r" * (len(part.head) - part.left)
-    below = [*[part.above] * bool(part.above), *part.notes]
+    columns = "l" * table.left + "r" * (len(table.head) - table.left)
+    below = [*[table.above] * bool(table.above), *table.notes]
     notes = [rf"\par\footnotesize {latex('; '.join(below))}."] if below else []
     return "\n".join(
         [
             r"\begin{table}",
             r"\centering",
-            *[r"\small\setlength{\tabcolsep}{4pt}"] * (len(part.head) > NARROW),
-            rf"\caption{{{latex(part.title)}}}",
-            rf"\label{{tab:{part.name}}}",
+            *[r"\small\setlength{\tabcolsep}{4pt}"] * (len(table.head) > NARROW),
+            rf"\caption{{{latex(table.title)}}}",
+            rf"\label{{tab:{table.name}}}",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
-            line(part.head),
+            line(table.head),
             r"\midrule",
-            *(body(at, row) for at, row in enumerate(part.rows)),
+            *(body(at, row) for at, row in enumerate(table.rows)),
             r"\bottomrule",
             r"\end{tabular}",
             *notes,
