@@ -2,7 +2,7 @@
 
     python benchmarks/estimate.py [--steps 12] [--threads 1 2] [--precision fp32 bf16]
 
-Predicted: `lit_llm.runs.time_estimate` over this machine's ceilings, measured first. Measured: the quickest step of
+Predicted: `lit_llm.runs.time_estimate` over a benchmark of this machine, measured first. Measured: the quickest step of
 real training (`lit_llm.training.fit` on random tokens), one run at a time, and the CPU time of its median step per
 thread. The ratio is that of predicted to CPU time for one thread, which leaves out what others do on the machine, and
 to the quickest step for several.
@@ -28,9 +28,9 @@ from lit_llm.models.build import build_model
 from lit_llm.models.cost import count_parameters
 from lit_llm.models.resolve import resolve_model
 from lit_llm.objectives.collate import Batch
-from lit_llm.runs.machine_benchmark import Ceilings, cached, measure, setting_of
+from lit_llm.runs.machine_benchmark import MachineBenchmark, cached, measure, setting_of
 from lit_llm.runs.time_estimate import seconds_of
-from lit_llm.training.fit import Budget, fit
+from lit_llm.training.fit import StepCost, fit
 
 DATA = "pretrain.data."
 EXPERIMENTS: dict[str, tuple[str, list[str]]] = {
@@ -110,7 +110,7 @@ def measured_step(experiment: Experiment, folder: Path) -> tuple[float, float]:
         build_model(experiment.model),
         experiment.pretrain.training,
         Random(experiment),  # type: ignore[arg-type]
-        budget=Budget(1, 1.0),
+        step_cost=StepCost(1, 1.0),
         evaluate=lambda model: {},
         evaluate_times=1,
         metrics_file=folder / "metrics.jsonl",
@@ -134,14 +134,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         for threads, precision in itertools.product(options.threads, options.precision):
             torch.set_num_threads(threads)
-            ceilings: Ceilings | None = None
+            benchmark: MachineBenchmark | None = None
             for title, (preset, overrides) in EXPERIMENTS.items():
                 how = [f"training.max_steps={options.steps}", "training.schedule={kind: constant, warmup_steps: 1}"]
                 how += [f"training.precision={precision}", f"training.execution.threads={threads}"]
                 experiment = load_experiment(preset, [*overrides, *(f"pretrain.{key}" for key in how)])
                 setting = setting_of(experiment.pretrain.training, 1)
-                ceilings = ceilings or (cached(setting) if options.keep else None) or measure(setting)
-                found, (wall, cpu) = seconds_of(experiment, ceilings).step, measured_step(experiment, Path(name))
+                benchmark = benchmark or (cached(setting) if options.keep else None) or measure(setting)
+                found, (wall, cpu) = seconds_of(experiment, benchmark).step, measured_step(experiment, Path(name))
                 ratios.append(found / (cpu if threads == 1 else wall))
                 parameters = count_parameters(resolve_model(experiment.model)).total
                 line = f"{title:<24}{parameters / 1e6:>7.2f}M {precision} {threads}"

@@ -36,7 +36,7 @@ from lit_llm.models.families import LanguageModel
 from lit_llm.models.resolve import resolve_model
 from lit_llm.runs.machine_benchmark import cached, measure, setting_of
 from lit_llm.runs.time_estimate import seconds_of
-from lit_llm.training.fit import Budget, fit
+from lit_llm.training.fit import StepCost, fit
 from lit_llm.training.throughput import peak_flops
 
 LLAMA = ["model.attention.qkv_norm=[]", "model.norm.scale=true"]
@@ -109,7 +109,7 @@ def train(name: str, experiment: Experiment, device: str) -> None:
             random_model(experiment, device),
             experiment.pretrain.training,
             Random(experiment),  # type: ignore[arg-type]
-            budget=Budget(1, 1.0),
+            step_cost=StepCost(1, 1.0),
             evaluate=lambda model: {},
             evaluate_times=1,
             metrics_file=Path(folder) / "metrics.jsonl",

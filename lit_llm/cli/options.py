@@ -19,7 +19,7 @@ from lit_llm.store.store import DEFAULT, Store
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from lit_llm.runs.machine_benchmark import Ceilings, Setting
+    from lit_llm.runs.machine_benchmark import MachineBenchmark, Setting
     from lit_llm.studies.load import Ablation
     from lit_llm.studies.supervise import Supervision
 
@@ -122,11 +122,11 @@ def supervision(retries: int | None, stall_after: float | None, grace: float | N
     )
 
 
-def ceilings(measuring: bool, again: bool) -> Callable[[Setting], Ceilings | None]:
+def benchmark(measuring: bool, again: bool) -> Callable[[Setting], MachineBenchmark | None]:
     """What is known of this machine, or with `measuring` found out now."""
     from lit_llm.runs.machine_benchmark import cached, measure
 
-    def find(setting: Setting) -> Ceilings | None:
+    def find(setting: Setting) -> MachineBenchmark | None:
         found = None if again else cached(setting)
         if found is not None or not measuring:
             return found

@@ -28,7 +28,7 @@ from lit_llm.cli.options import (
     StudyArgument,
     Tracking,
     again,
-    ceilings,
+    benchmark,
     charts,
     console,
     gc_disabled,
@@ -102,7 +102,7 @@ def plan(
     if search is None:
         _told_of_another(ablation, place, console(stderr=True))
     measuring = Path(study).is_file() if measure is None else measure
-    known = ceilings(measuring and not planned.refused, again=measure is True)
+    known = benchmark(measuring and not planned.refused, again=measure is True)
     planned = estimated(planned, jobs or slots(ablation), known, place)
     needed = _seeds_needed(planned, place, power, pilot, search is not None)
     if as_json:

@@ -40,7 +40,7 @@ from lit_llm.data.prepare import Prepared
 from lit_llm.evaluation.attention_weights import local_probability, source_attention
 from lit_llm.evaluation.config import AttentionAnalysisConfig
 from lit_llm.evaluation.curves import Axis, Curves, log_slope
-from lit_llm.evaluation.result import Found, Progress
+from lit_llm.evaluation.result import EvaluationResult, Progress
 from lit_llm.evaluation.source_sensitivity import (
     attention_sensitivity,
     end_to_end_sensitivity,
@@ -65,7 +65,7 @@ def attention_analysis(
     batch_tokens: int,
     progress: Progress = lambda *_: None,
     split: str = "test",
-) -> Found:
+) -> EvaluationResult:
     """Metrics `attention/<measure>` are means over positions or steps, each alike, `..._decay` the slopes.
 
     A row: measure, axis (position, step or None), first and last place of its bucket, layer (None: all), value.
@@ -99,7 +99,7 @@ def attention_analysis(
     finally:
         model.train(training)
     rows = [row for (measure, _), curve in curves.items() for row in curve.rows(measure, config.buckets)]
-    return Found(_metrics(curves, config.window), rows)
+    return EvaluationResult(_metrics(curves, config.window), rows)
 
 
 def held_out_windows(data: Prepared, config: AttentionAnalysisConfig, split: str = "test") -> np.ndarray:

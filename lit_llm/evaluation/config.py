@@ -43,21 +43,21 @@ class ValidationConfig(Section):
         """Tokens given before the targets, in a window of this length."""
         return self.prefix_length or sequence_length // 2
 
-    def yardstick(self, sequence_length: int, family: str) -> tuple[str, Objective]:
+    def primary(self, sequence_length: int, family: str) -> tuple[str, Objective]:
         """The metric by which all models of a kind are measured, and the objective that it is the loss of."""
         prefix, masked = PrefixLM(split=self.prefix(sequence_length)), MaskedLM(rate=MASKED, replacement="mask")
-        return yardstick_of(family), prefix if continues(family) else masked
+        return primary_metric(family), prefix if continues(family) else masked
 
 
-YARDSTICKS = ("val/target_nll", "val/masked_nll")
+PRIMARY_METRICS = ("val/target_nll", "val/masked_nll")
 """The metric of all models that go on with a text, and that of encoder-only ones."""
 MASKED = 0.15
 """Part of the tokens that val/masked_nll hides, as BERT did (arXiv 1810.04805), whatever a model was trained on."""
 
 
-def yardstick_of(family: str) -> str:
+def primary_metric(family: str) -> str:
     """The metric that models of a family are measured by."""
-    return YARDSTICKS[0] if continues(family) else YARDSTICKS[1]
+    return PRIMARY_METRICS[0] if continues(family) else PRIMARY_METRICS[1]
 
 
 class ExampleValidationConfig(Section):

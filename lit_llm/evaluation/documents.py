@@ -1,8 +1,8 @@
 """Likelihood of single documents, in the text that was trained on and in others (arXiv 2510.26622, section 4).
 
 The paper takes 79K documents of RedPajama's seven sources and the sixteen sources of Paloma, and averages over sources.
-A document is scored as the yardstick of training scores a window: the tokens after its prefix, given the prefix, which
-an encoder-decoder reads in its encoder; so both families are asked for the same tokens, given the same.
+A document is scored as the primary metric of training scores a window: the tokens after its prefix, given the prefix.
+An encoder-decoder reads the prefix in its encoder. So both families predict the same tokens, given the same.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lit_llm.config.problems import InputError, Problem
 from lit_llm.data.prepare import Prepared, PreparedSource, prepare_held_out
 from lit_llm.data.sources import UNNAMED
 from lit_llm.evaluation.config import LikelihoodConfig
-from lit_llm.evaluation.result import Found, Progress
+from lit_llm.evaluation.result import EvaluationResult, Progress
 from lit_llm.evaluation.scoring import score
 from lit_llm.evaluation.window_documents import document_ends
 from lit_llm.models.families import LanguageModel
@@ -36,7 +36,7 @@ def likelihood(
     corpora: Sequence[PreparedSource] | None = None,
     opening: Sequence[int] = (),
     split: str = "test",
-) -> Found:
+) -> EvaluationResult:
     """Losses of held-out documents: of each source of the model's data, and of each of `config.corpora`.
 
     corpora: those texts, where `prepare_held_out` was called before; else it is called here. progress: documents.
@@ -87,7 +87,7 @@ def likelihood(
     ]
     skipped = {name: sample.skipped for name, sample in samples.items()}
     names = list(samples)
-    return Found(_metrics(rows, skipped, names[: len(data.sources)], names[len(data.sources) :]), rows)
+    return EvaluationResult(_metrics(rows, skipped, names[: len(data.sources)], names[len(data.sources) :]), rows)
 
 
 # --- which documents -----------------------------------------------------------------------------------------------

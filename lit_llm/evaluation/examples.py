@@ -11,7 +11,7 @@ from lit_llm.data.batches import spread
 from lit_llm.data.examples import ExampleSet
 from lit_llm.evaluation.config import METRICS_OF_SPLIT
 from lit_llm.evaluation.likelihood import Measured
-from lit_llm.evaluation.result import Found, Progress
+from lit_llm.evaluation.result import EvaluationResult, Progress
 from lit_llm.evaluation.scoring import score
 from lit_llm.evaluation.unit_losses import grouped
 from lit_llm.models.families import LanguageModel
@@ -63,10 +63,10 @@ class HeldOutExamples:
 
 def example_losses(
     model: LanguageModel, held_out: HeldOutExamples, *, batch_tokens: int, progress: Progress = lambda *_: None
-) -> Found:
+) -> EvaluationResult:
     """The same for a finished model, as examples/nll and its like, with every example's own loss."""
     rows = held_out.rows(model, batch_tokens, progress)
-    return Found({f"examples/{name}": value for name, value in summary(rows).items()}, rows)
+    return EvaluationResult({f"examples/{name}": value for name, value in summary(rows).items()}, rows)
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -26,7 +26,7 @@ from lit_llm.data.batches import spread_windows
 from lit_llm.data.prepare import Prepared
 from lit_llm.data.sources import UNNAMED
 from lit_llm.evaluation.config import BUCKETS, ExtrapolationConfig
-from lit_llm.evaluation.result import Found, Progress
+from lit_llm.evaluation.result import EvaluationResult, Progress
 from lit_llm.evaluation.scoring import score
 from lit_llm.models.families import LanguageModel
 from lit_llm.objectives.config import MasksConfig
@@ -45,7 +45,7 @@ def extrapolation(
     progress: Progress = lambda *_: None,
     opening: Sequence[int] = (),
     split: str = "test",
-) -> Found:
+) -> EvaluationResult:
     """Loss by total length and by position, for every prefix. progress: sequences, each once for each prefix.
     opening: ids before every prefix, of a model that was trained with mode tokens. split: whose text is read;
     validation where it has none.
@@ -88,7 +88,7 @@ def extrapolation(
             means = nats[place, :, last].sum(-1) / tokens[place, :, last].sum(-1)
             metrics[f"extrapolation/nll/prefix_{name}/length_{length}x"] = float(means @ shares / shares.sum())
     names = [source.name or UNNAMED for source in data.sources]
-    return Found(metrics, list(_rows(nats, tokens, prefixes, names, window)))
+    return EvaluationResult(metrics, list(_rows(nats, tokens, prefixes, names, window)))
 
 
 def held_out_sequences(config: ExtrapolationConfig, data: Prepared, split: str) -> list[np.ndarray]:

@@ -30,7 +30,7 @@ from lit_llm.components.embedding.module import Unembedding
 from lit_llm.components.loss.config import chunk_rows
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.data.tokenizers import Tokenizer
-from lit_llm.evaluation.result import Found
+from lit_llm.evaluation.result import EvaluationResult
 from lit_llm.evaluation.task_files import read_task_files
 from lit_llm.evaluation.task_names import NOT_INSTALLED, asked_of, no_task
 from lit_llm.generation import Sampling, generate
@@ -59,7 +59,7 @@ def evaluate_tasks(
     include_path: Path | None = None,
     batch_tokens: int = 16_384,
     seed: int = 1234,
-) -> Found:
+) -> EvaluationResult:
     """Run tasks of the harness on a model in evaluation mode.
 
     tasks         names of tasks, groups and tags of the harness, of those in `include_path`, and of SUITES
@@ -550,7 +550,9 @@ _OF_A_TEXT = ("word_perplexity", "byte_perplexity", "bits_per_byte")
 """Metrics that divide the loss of the tokens by the size of the text."""
 
 
-def _found(results: Mapping[str, Any], harness: _Answering, unreadable: Mapping[str, Mapping[int, str]]) -> Found:
+def _found(
+    results: Mapping[str, Any], harness: _Answering, unreadable: Mapping[str, Mapping[int, str]]
+) -> EvaluationResult:
     metrics: dict[str, float] = {}
     for task, values in results["results"].items():
         for key, value in values.items():
@@ -578,7 +580,7 @@ def _found(results: Mapping[str, Any], harness: _Answering, unreadable: Mapping[
             {"task": task, "question": number, "filter": "", "unreadable": reason}
             for number, reason in sorted(left_out.items())
         ]
-    return Found(metrics, rows)
+    return EvaluationResult(metrics, rows)
 
 
 def _row(task: str, sample: Mapping[str, Any], harness: _Answering) -> dict[str, Any]:

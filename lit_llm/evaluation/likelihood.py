@@ -1,4 +1,4 @@
-"""The one yardstick: nats per token on the same target tokens given the same prefix, or the same text around them."""
+"""The primary metric: nats per token on the same target tokens given the same prefix, or the same text around them."""
 
 from __future__ import annotations
 
@@ -85,14 +85,14 @@ class Validation:
         final: bool = False,
     ) -> None:
         length = data.config.sequence_length
-        name, yardstick = config.yardstick(length, family)
+        name, primary = config.primary(length, family)
         self.split, self.begin, self.kind = (
             split,
             METRICS_OF_SPLIT[split],
             name.removeprefix(METRICS_OF_SPLIT["validation"]),
         )
         self.metric = f"{self.begin}{self.kind}"
-        self.same = objective.resolved(length) == yardstick
+        self.same = objective.resolved(length) == primary
         self.continues = continues(family)
         vocabulary, size = data.config.tokenizer.vocabulary, data.config.batch_size
         opening = objective.opening(length, vocabulary)
@@ -123,7 +123,7 @@ class Validation:
             of_source, numbers = windows[source.name], chosen[source.name]
             read = of_source.read(numbers)
             few = of_source.read(spread(config.sequences, of_source.count)) if final else read
-            targets = batches(read, yardstick, opening)
+            targets = batches(read, primary, opening)
             counted = np.broadcast_to(np.arange(length) >= config.prefix(length), read.shape)
             if not self.continues:  # the hidden tokens count, each in its place
                 counted = np.concatenate([batch.weights.bool().numpy() for batch in targets])

@@ -11,7 +11,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass
-class Found:
+class EvaluationResult:
     """The result of one evaluation."""
 
     metrics: dict[str, float]

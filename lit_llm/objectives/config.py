@@ -15,7 +15,7 @@ Objective = Annotated[CausalLM | PrefixLM | SpanCorruption | UL2 | MaskedLM, One
 
 
 def continues(family: str) -> bool:
-    """Whether a family goes on from a prefix token by token, as the yardstick asks, evaluations and instructions do."""
+    """Whether a family continues a prefix token by token, as the primary metric and instructions require."""
     return family != "encoder_only"
 
 

@@ -51,7 +51,7 @@ MUON_WIDTH = 256
 
 
 @dataclass(frozen=True)
-class Ceilings:
+class MachineBenchmark:
     """Measured on one machine, for one device, precision, number of threads and of processes at once."""
 
     layer: dict[int, float]
@@ -128,32 +128,32 @@ def _machine() -> dict[str, Any]:
 def cache_file(setting: Setting) -> Path:
     """Where the measurement of this setting, on this machine, is kept."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "lit-llm" / f"ceilings-{fingerprint(setting.key())}.json"
+    return root / "lit-llm" / f"machine-{fingerprint(setting.key())}.json"
 
 
-def cached(setting: Setting) -> Ceilings | None:
+def cached(setting: Setting) -> MachineBenchmark | None:
     """The measurement of this setting, or None: never made, unreadable, or of another machine."""
     try:
         content = json.loads(cache_file(setting).read_text())
         # Keys of JSON are strings; pydantic makes numbers of them again.
-        read = TypeAdapter(Ceilings).validate_python
-        return read(content["ceilings"]) if content["key"] == setting.key() else None
+        read = TypeAdapter(MachineBenchmark).validate_python
+        return read(content["benchmark"]) if content["key"] == setting.key() else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def keep(setting: Setting, ceilings: Ceilings) -> None:
+def keep(setting: Setting, benchmark: MachineBenchmark) -> None:
     """Write it to the cache, atomically; a cache that cannot be written is no error, it is measured again."""
     with suppress(OSError):
         file = cache_file(setting)
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, {"key": setting.key(), "ceilings": asdict(ceilings)})
+        write_json(file, {"key": setting.key(), "benchmark": asdict(benchmark)})
 
 
 # Measuring ---------------------------------------------------------------------------------------------------------
 
 
-def measure(setting: Setting) -> Ceilings:
+def measure(setting: Setting) -> MachineBenchmark:
     """Time the machine, in as many processes as `setting` has at once, and keep the mean of what they found.
 
     Takes some seconds, most of them to import torch. Raises InputError where a measuring process fails.
@@ -188,7 +188,7 @@ def measure(setting: Setting) -> Ceilings:
         for child in children:
             child.kill()
             child.wait()
-    found = TypeAdapter(Ceilings).validate_python(
+    found = TypeAdapter(MachineBenchmark).validate_python(
         {**_mean(answers), "load": load, "measured": time.strftime("%Y-%m-%d")}
     )
     keep(setting, found)

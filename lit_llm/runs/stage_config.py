@@ -11,7 +11,7 @@ from lit_llm.config.tree import read_file, to_yaml
 from lit_llm.experiment.schema import Experiment, Trained
 from lit_llm.runs.fingerprints import digest_of_data, digest_of_examples, digest_of_tasks, digests_of_texts, origins
 from lit_llm.runs.provenance import provenance
-from lit_llm.runs.stage_graph import Kind, Link
+from lit_llm.runs.stage_graph import Kind, StageNode
 from lit_llm.store.files import Damaged, is_signed, read_verified, with_digest
 from lit_llm.store.store import Stage, Store, write_text
 
@@ -40,19 +40,19 @@ class StageConfig:
     experiment: Experiment
 
 
-def save_stage_config(store: Store, link: Link, experiment: Experiment) -> Stage:
+def save_stage_config(store: Store, node: StageNode, experiment: Experiment) -> Stage:
     """Write a stage's configuration into the store. experiment: the chain's own; a source has one of its own."""
-    stage, experiment = store.stage(link.fingerprint), link.source or experiment
+    stage, experiment = store.stage(node.fingerprint), node.source or experiment
     content = {
-        "stage": link.kind,
-        "after": link.after,
-        "evaluation": link.evaluation,
-        "parent": link.parent,
-        "origins": dict(origins(experiment)) if link.kind == "pretrain" else {},
+        "stage": node.kind,
+        "after": node.after,
+        "evaluation": node.evaluation,
+        "parent": node.parent,
+        "origins": dict(origins(experiment)) if node.kind == "pretrain" else {},
         "data": digest_of_data(experiment),
-        "examples": digest_of_examples(experiment) if link.kind != "pretrain" else "",
-        "texts": digests_of_texts(experiment) if link.evaluation == "likelihood" else {},
-        "tasks": digest_of_tasks(experiment) if link.evaluation == "tasks" else "",
+        "examples": digest_of_examples(experiment) if node.kind != "pretrain" else "",
+        "texts": digests_of_texts(experiment) if node.evaluation == "likelihood" else {},
+        "tasks": digest_of_tasks(experiment) if node.evaluation == "tasks" else "",
         "experiment": experiment.model_dump(mode="json"),
     }
     write_text(stage.config_file, with_digest(to_yaml(content)))

@@ -59,7 +59,7 @@ _STAGES = re.compile(f"(?:{ENCODER_SOURCE}|{SOURCE}|{FINETUNED})*")
 
 
 @dataclass(frozen=True)
-class Link:
+class StageNode:
     """One stage of a chain."""
 
     kind: Kind
@@ -95,29 +95,29 @@ class Link:
         return self.place + FINETUNED * (self.after == "finetune") + EVALUATED * (self.kind == "evaluate")
 
 
-def chain(experiment: Experiment) -> tuple[Link, ...]:
+def stage_graph(experiment: Experiment) -> tuple[StageNode, ...]:
     """Its stages, each after its parent. Reads the data, for their digests; raises InputError where it cannot."""
-    links = _sources(experiment)
+    nodes = _sources(experiment)
     parents = _parents(experiment)
     for stage in experiment.trained:
         parent = parents[0] if parents else ""
         own = pretrain_fingerprint(experiment) if stage == "pretrain" else _finetune_fingerprint(experiment, parent)
-        links.append(Link(stage, own, parent, stage, parents=parents))
+        nodes.append(StageNode(stage, own, parent, stage, parents=parents))
         for name in experiment.evaluations(stage):
             evaluated = _evaluate_fingerprint(experiment, own, name)
-            links.append(Link("evaluate", evaluated, own, stage, name, parents=(own,)))
+            nodes.append(StageNode("evaluate", evaluated, own, stage, name, parents=(own,)))
         parents = (own,)
-    return tuple(links)
+    return tuple(nodes)
 
 
-def _sources(experiment: Experiment, place: str = "") -> list[Link]:
+def _sources(experiment: Experiment, place: str = "") -> list[StageNode]:
     """The pretrainings that it begins with, each once and after those that it begins with itself."""
-    found: dict[str, Link] = {}
+    found: dict[str, StageNode] = {}
     for side, given in (experiment.adapt.experiments if experiment.adapt else {}).items():
         own, at = given.seeded(experiment.seed), f"{place}{ENCODER_SOURCE if side == 'encoder' else SOURCE}"
         parents, name = _parents(own), pretrain_fingerprint(own)
-        link = Link("pretrain", name, parents[0] if parents else "", parents=parents, source=own, place=at)
-        for each in (*_sources(own, at), link):
+        node = StageNode("pretrain", name, parents[0] if parents else "", parents=parents, source=own, place=at)
+        for each in (*_sources(own, at), node):
             found.setdefault(each.fingerprint, each)
     return list(found.values())
 

@@ -23,7 +23,7 @@ from lit_llm.evaluation.examples import HeldOutExamples, example_losses
 from lit_llm.evaluation.extrapolation import extrapolation
 from lit_llm.evaluation.final import FinalEvaluation
 from lit_llm.evaluation.likelihood import Validation
-from lit_llm.evaluation.result import Found, Progress
+from lit_llm.evaluation.result import EvaluationResult, Progress
 from lit_llm.evaluation.task_files import read_task_files
 from lit_llm.evaluation.unit_losses import write_losses
 from lit_llm.experiment.cost import cost_of, example_flops
@@ -37,7 +37,7 @@ from lit_llm.runs.warm_start import load_source_weights, windows_before
 from lit_llm.store.files import Damaged, remove
 from lit_llm.store.store import SCHEMA, MetricsFile, Stage, Store, finite, read_json, write_json, write_text
 from lit_llm.training.config import TrainingConfig
-from lit_llm.training.fit import Budget, Evaluate, ShouldPrune, accelerator_of, fit
+from lit_llm.training.fit import Evaluate, ShouldPrune, StepCost, accelerator_of, fit
 from lit_llm.training.module import WarmStart
 
 ShouldStop = Callable[[], bool]
@@ -60,12 +60,12 @@ def pretrain(
     )
     size = section.data.batch_size * section.data.sequence_length
     cost = cost_of(experiment)
-    budget = Budget(size, cost.flops_per_step, cost.before.tokens, cost.before.train_flops)
+    step_cost = StepCost(size, cost.flops_per_step, cost.before.tokens, cost.before.train_flops)
     model = build_model(experiment.model, experiment.seed)
     beginning, weights = load_source_weights(model, frozen, store)
     evaluations = Evaluations(held_out(), final)
     return _trained(
-        "pretrain", frozen, stage, model, batches, budget, evaluations, should_stop, should_prune, weights, beginning
+        "pretrain", frozen, stage, model, batches, step_cost, evaluations, should_stop, should_prune, weights, beginning
     )
 
 
@@ -94,11 +94,13 @@ def finetune(
         ),
         _told(stage),
     )
-    budget = _budget(experiment, examples)
+    step_cost = _budget(experiment, examples)
     finished = open_finished(store, frozen.parent)
     model, weights = finished.model, finished.weights
     evaluations = Evaluations(lambda model: during.measured(model, batch_tokens).metrics, final)
-    return _trained("finetune", frozen, stage, model, batches, budget, evaluations, should_stop, should_prune, weights)
+    return _trained(
+        "finetune", frozen, stage, model, batches, step_cost, evaluations, should_stop, should_prune, weights
+    )
 
 
 def evaluate(
@@ -143,7 +145,7 @@ STAGES = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate}
 """By the kind of a stage."""
 
 
-def _evaluated(frozen: StageConfig, store: Store, model: LanguageModel, told: Progress) -> Found:
+def _evaluated(frozen: StageConfig, store: Store, model: LanguageModel, told: Progress) -> EvaluationResult:
     """The evaluation, by its name in the configuration."""
     name, experiment, config = frozen.evaluation, frozen.experiment, frozen.experiment.evaluate
     assert config is not None
@@ -241,13 +243,13 @@ _SAMPLE = 1000
 """Examples whose mean cost is taken for all."""
 
 
-def _budget(experiment: Experiment, examples: ExampleSet) -> Budget:
+def _budget(experiment: Experiment, examples: ExampleSet) -> StepCost:
     """What a step costs on average, without padding."""
     assert experiment.finetune is not None
     lengths, size = examples.sample_of_lengths("train", _SAMPLE), experiment.finetune.data.batch_size
     tokens = sum(source + target for source, target in lengths) / len(lengths)
     flops = sum(example_flops(experiment, *pair) for pair in lengths) / len(lengths)
-    return Budget(round(size * tokens), size * flops)
+    return StepCost(round(size * tokens), size * flops)
 
 
 def _trained(
@@ -256,7 +258,7 @@ def _trained(
     stage: Stage,
     model: LanguageModel,
     batches: Batches,
-    budget: Budget,
+    step_cost: StepCost,
     evaluations: Evaluations,
     should_stop: ShouldStop,
     should_prune: ShouldPrune | None,
@@ -278,7 +280,7 @@ def _trained(
         model,
         section.training,
         batches,
-        budget=budget,
+        step_cost=step_cost,
         evaluate=evaluations.during,
         final=evaluations.final,
         evaluate_times=section.validation.times,
@@ -302,9 +304,9 @@ def _trained(
         "metrics": fitted.metrics,
         "initial": initial,
         "weights": digest,
-        "tokens": fitted.steps * budget.tokens,
+        "tokens": fitted.steps * step_cost.tokens,
         "loss_tokens": fitted.loss_tokens,
-        "flops": fitted.steps * budget.flops,
+        "flops": fitted.steps * step_cost.flops,
         "parameters": cost_of(experiment).parameters,
         "seconds": {**fitted.seconds, "evaluation": fitted.seconds["evaluation"] + before},
         "started": started,

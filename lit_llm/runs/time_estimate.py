@@ -1,4 +1,4 @@
-"""How long an experiment would take here and whether it fits: analytic cost over measured ceilings. Loads no torch.
+"""How long an experiment would take here and whether it fits: analytic cost over a machine benchmark. Loads no torch.
 
     step   = products / rate(d_model) + attention / rate(keys, head_dim) + logits x (1 / rate(logits) + b d_model)
              + passes x layers x overhead + update(optimiser, parameters) + the trainer's own part
@@ -24,7 +24,7 @@ from lit_llm.experiment.schema import Experiment, Trained
 from lit_llm.models.cost import Shape, embedding_tensors, forward_flops, layer_tensors, score_flops
 from lit_llm.models.resolve import Layer, ResolvedModel, resolve_model
 from lit_llm.objectives.base import AnyObjective, Lengths
-from lit_llm.runs.machine_benchmark import MUON_WIDTH, Ceilings, interpolated
+from lit_llm.runs.machine_benchmark import MUON_WIDTH, MachineBenchmark, interpolated
 from lit_llm.training.optimizers.config import Muon, Optimizer
 
 START_SECONDS = 0.2
@@ -65,7 +65,7 @@ class Seconds:
     finetune: float = 0.0
     """Of the finetuning; 0 where there is none."""
     evaluations: Mapping[str, float] = field(default_factory=dict)
-    """Of what follows the stages, by `Link.name`. Tasks are not among them: only the harness knows their questions."""
+    """Of what follows the stages, by `StageNode.name`. Tasks are left out: only the harness knows their questions."""
     before: float = 0.0
     """Of the pretrainings that it begins with."""
     final: float = 0.0
@@ -79,11 +79,11 @@ class Seconds:
 
 def seconds_of(
     experiment: Experiment,
-    ceilings: Ceilings,
+    benchmark: MachineBenchmark,
     padded: PaddedBatch | None = None,
     held_out: Mapping[str, int] | None = None,
 ) -> Seconds:
-    """What one run of this experiment takes on the machine of these ceilings.
+    """What one run of this experiment takes on the machine of this benchmark.
 
     padded: what a batch of the finetuning is; as many rows as examples, as long as they may be, when absent. held_out:
     tokens that each source holds out; enough for every evaluation when absent.
@@ -94,32 +94,32 @@ def seconds_of(
     at_once = training.execution.micro_batch_size or rows
 
     def one(lengths: Lengths) -> float:
-        return _window_seconds(model, shape_of(experiment, lengths), at_once, ceilings)
+        return _window_seconds(model, shape_of(experiment, lengths), at_once, benchmark)
 
-    overhead = layers_seconds(model, ceilings)
+    overhead = layers_seconds(model, benchmark)
     # Shorter rows are padded to the longest, of which a batch is taken to have one; padding has no logits.
     outputs = pretrain.objective.average(length, lambda lengths: lengths.target)
-    windows = rows * _window_seconds(model, replace(largest_shape(experiment), outputs=outputs), at_once, ceilings)
-    update = update_seconds(model, training.optimizer, ceilings)
-    looks = _look_seconds(experiment, model, ceilings)
-    passes_of_three = _together(windows, math.ceil(rows / at_once) * overhead, ceilings)
+    windows = rows * _window_seconds(model, replace(largest_shape(experiment), outputs=outputs), at_once, benchmark)
+    update = update_seconds(model, training.optimizer, benchmark)
+    looks = _look_seconds(experiment, model, benchmark)
+    passes_of_three = _together(windows, math.ceil(rows / at_once) * overhead, benchmark)
     # Blocks that are computed again for the backward pass: four passes instead of three.
     again = 4 / 3 if training.execution.activation_checkpointing else 1
     step = again * passes_of_three + update + looks
     if (teacher := teacher_of(experiment)) is not None:  # its forward pass is a third of what is timed
         taught = pretrain.objective.average(
-            length, lambda of: _window_seconds(teacher, teacher_shape(of), at_once, ceilings)
+            length, lambda of: _window_seconds(teacher, teacher_shape(of), at_once, benchmark)
         )
-        step += _together(rows * taught, math.ceil(rows / at_once) * layers_seconds(teacher, ceilings), ceilings) / 3
-    step += TRAINER_LAYERS * ceilings.layer_seconds
-    _, yardstick = validation.yardstick(length, experiment.model.family)
-    ways: list[AnyObjective] = [yardstick]
-    if pretrain.objective.resolved(length) != yardstick:
+        step += _together(rows * taught, math.ceil(rows / at_once) * layers_seconds(teacher, benchmark), benchmark) / 3
+    step += TRAINER_LAYERS * benchmark.layer_seconds
+    _, primary = validation.primary(length, experiment.model.family)
+    ways: list[AnyObjective] = [primary]
+    if pretrain.objective.resolved(length) != primary:
         ways.append(pretrain.objective)  # val/objective_loss is another pass
     passes = [way.average(length, one) for way in ways]
 
     def reading(windows: float, each: float) -> float:
-        return _together(windows * each, math.ceil(windows / rows) * overhead, ceilings) / 3
+        return _together(windows * each, math.ceil(windows / rows) * overhead, benchmark) / 3
 
     few = validation.sequences
     once = sum(reading(few, each) for each in passes)
@@ -130,12 +130,12 @@ def seconds_of(
     times = min(validation.times, training.max_steps)  # one before the first step; the last one is another
     run = START_SECONDS + training.max_steps * step + times * once + final
     evaluations = {
-        f"{name} after {stage}": _evaluation_seconds(experiment, stage, name, ceilings, padded, held_out)
+        f"{name} after {stage}": _evaluation_seconds(experiment, stage, name, benchmark, padded, held_out)
         for stage in experiment.trained
         for name in experiment.evaluations(stage)
         if name != "tasks"
     }
-    finetune = _finetune_seconds(experiment, model, ceilings, padded)
+    finetune = _finetune_seconds(experiment, model, benchmark, padded)
     return Seconds(step, once, run, finetune, evaluations, final=final)
 
 
@@ -152,7 +152,7 @@ def _final_windows(experiment: Experiment, held_out: Mapping[str, int] | None) -
 
 
 def _finetune_seconds(
-    experiment: Experiment, model: ResolvedModel, ceilings: Ceilings, padded: PaddedBatch | None
+    experiment: Experiment, model: ResolvedModel, benchmark: MachineBenchmark, padded: PaddedBatch | None
 ) -> float:
     """The same arithmetic for the finetuning, whose rows are examples."""
     if experiment.finetune is None:
@@ -162,13 +162,13 @@ def _finetune_seconds(
     batch = padded or PaddedBatch(data.batch_size, data.input_length, data.target_length)
     at_once = training.execution.micro_batch_size or math.ceil(batch.rows)
     shape = example_shape(experiment, batch.source, batch.target)
-    window, overhead = _window_seconds(model, shape, at_once, ceilings), layers_seconds(model, ceilings)
+    window, overhead = _window_seconds(model, shape, at_once, benchmark), layers_seconds(model, benchmark)
     again = 4 / 3 if training.execution.activation_checkpointing else 1
-    step = again * _together(batch.rows * window, math.ceil(batch.rows / at_once) * overhead, ceilings)
-    step += update_seconds(model, training.optimizer, ceilings) + TRAINER_LAYERS * ceilings.layer_seconds
+    step = again * _together(batch.rows * window, math.ceil(batch.rows / at_once) * overhead, benchmark)
+    step += update_seconds(model, training.optimizer, benchmark) + TRAINER_LAYERS * benchmark.layer_seconds
 
     def reading(examples: int) -> float:
-        return _together(examples * window, math.ceil(examples / data.batch_size) * overhead, ceilings) / 3
+        return _together(examples * window, math.ceil(examples / data.batch_size) * overhead, benchmark) / 3
 
     splits = 2 if data.has_test else 1
     evaluations = min(validation.times, training.max_steps) * reading(validation.examples)  # one before the first step
@@ -179,18 +179,18 @@ def _evaluation_seconds(
     experiment: Experiment,
     stage: Trained,
     name: str,
-    ceilings: Ceilings,
+    benchmark: MachineBenchmark,
     padded: PaddedBatch | None,
     held_out: Mapping[str, int] | None,
 ) -> float:
     """Of one evaluation after a stage, by its section."""
     config, model, masks = experiment.evaluate, resolve_model(experiment.model), experiment.section(stage).masks
     assert config is not None
-    overhead, passes = layers_seconds(model, ceilings), 0.0
+    overhead, passes = layers_seconds(model, benchmark), 0.0
     for count, source, targets in _readings(experiment, name, padded, held_out):
         at_once = max(1, min(math.ceil(count), int(config.batch_tokens // (source + targets))))
-        window = _window_seconds(model, shape_under(experiment, source, targets, masks), at_once, ceilings)
-        passes += _together(count * window, math.ceil(count / at_once) * overhead, ceilings)
+        window = _window_seconds(model, shape_under(experiment, source, targets, masks), at_once, benchmark)
+        passes += _together(count * window, math.ceil(count / at_once) * overhead, benchmark)
     return START_SECONDS + passes / 3
 
 
@@ -229,67 +229,67 @@ def _readings(
         yield few * (2 + steps * (1 + attention.draws * BY_DIRECTION[family])), source, length - source
 
 
-def _window_seconds(model: ResolvedModel, shape: Shape, at_once: int, ceilings: Ceilings) -> float:
+def _window_seconds(model: ResolvedModel, shape: Shape, at_once: int, benchmark: MachineBenchmark) -> float:
     """Forward and backward pass over one window, the cost of the calls themselves left out."""
     scores = list(score_flops(model, shape))
     logits = shape.outputs * model.vocabulary
     products = forward_flops(model, shape) - sum(flops for *_, flops in scores) - 2 * logits * model.d_model
-    seconds = 3 * products / interpolated(ceilings.layer, model.d_model)
+    seconds = 3 * products / interpolated(benchmark.layer, model.d_model)
     for keys, head_dim, flops in scores:
-        rates = {measured: interpolated(by_head_dim, head_dim) for measured, by_head_dim in ceilings.scores.items()}
+        rates = {measured: interpolated(by_head_dim, head_dim) for measured, by_head_dim in benchmark.scores.items()}
         seconds += 3 * flops / interpolated(rates, keys)
     positions, rows = at_once * shape.outputs, chunk_rows(model.vocabulary)
-    held = max(min(positions, rows) * model.vocabulary, min(ceilings.logits))
+    held = max(min(positions, rows) * model.vocabulary, min(benchmark.logits))
     # In chunks, the logits are computed again for the backward pass: four passes instead of three.
     again = 4 / 3 if positions > rows else 1
-    for_each = 1 / interpolated(ceilings.logits, held) + ceilings.logit_width * model.d_model
+    for_each = 1 / interpolated(benchmark.logits, held) + benchmark.logit_width * model.d_model
     return seconds + again * logits * for_each
 
 
-def _together(work: float, calls: float, ceilings: Ceilings) -> float:
+def _together(work: float, calls: float, benchmark: MachineBenchmark) -> float:
     """Seconds of work and of the operator calls that ask for it: a CPU does one after the other, while a GPU is at work
     the next calls are made."""
-    return work + calls if ceilings.device == "cpu" else max(work, calls)
+    return work + calls if benchmark.device == "cpu" else max(work, calls)
 
 
-def layers_seconds(model: ResolvedModel, ceilings: Ceilings) -> float:
+def layers_seconds(model: ResolvedModel, benchmark: MachineBenchmark) -> float:
     """What the operator calls of one forward and backward pass cost, however few its tokens."""
 
     def cost(layer: Layer) -> float:
         # Partial attention is taken to cost what cross-attention does: its memory is two small calls more.
         second = layer.cross_attention or layer.partial_attention
-        return ceilings.layer_seconds + (ceilings.cross_seconds if second else 0.0)
+        return benchmark.layer_seconds + (benchmark.cross_seconds if second else 0.0)
 
     return sum(map(cost, model.layers))
 
 
-def update_seconds(model: ResolvedModel, optimizer: Optimizer, ceilings: Ceilings) -> float:
+def update_seconds(model: ResolvedModel, optimizer: Optimizer, benchmark: MachineBenchmark) -> float:
     """Clipping and one step of the optimiser. AdamW in 8 bits is taken to cost what AdamW costs."""
     inside, outside = layer_tensors(model), embedding_tensors(model)
     if not isinstance(optimizer, Muon):
-        return _update(optimizer.kind.removesuffix("_8bit"), inside + outside, ceilings)
+        return _update(optimizer.kind.removesuffix("_8bit"), inside + outside, benchmark)
     matrices = [tensor for tensor in inside if tensor[0] > 1]
     rest = [tensor for tensor in inside if tensor[0] == 1]
-    for_each, for_entry = ceilings.update["muon"]
+    for_each, for_entry = benchmark.update["muon"]
     seconds = sum(for_each + for_entry * max(matrix) * min(matrix) ** 2 / MUON_WIDTH for matrix in matrices)
-    return seconds + _update("adamw", rest + outside, ceilings)
+    return seconds + _update("adamw", rest + outside, benchmark)
 
 
-def _update(kind: str, tensors: Sequence[tuple[int, int]], ceilings: Ceilings) -> float:
-    for_each, for_entry = ceilings.update[kind]
+def _update(kind: str, tensors: Sequence[tuple[int, int]], benchmark: MachineBenchmark) -> float:
+    for_each, for_entry = benchmark.update[kind]
     return sum(for_each + for_entry * rows * columns for rows, columns in tensors)
 
 
-def _look_seconds(experiment: Experiment, model: ResolvedModel, ceilings: Ceilings) -> float:
+def _look_seconds(experiment: Experiment, model: ResolvedModel, benchmark: MachineBenchmark) -> float:
     """Looking at attention logits now and then, per step: a forward pass over few sequences."""
     stability, data = experiment.pretrain.training.stability, experiment.pretrain.data
     if not stability.logit_every:
         return 0.0
     few = min(stability.logit_sequences, data.batch_size)
     window = experiment.pretrain.objective.average(
-        data.sequence_length, lambda lengths: _window_seconds(model, shape_of(experiment, lengths), few, ceilings)
+        data.sequence_length, lambda lengths: _window_seconds(model, shape_of(experiment, lengths), few, benchmark)
     )
-    return _together(few * window, layers_seconds(model, ceilings), ceilings) / 3 / stability.logit_every
+    return _together(few * window, layers_seconds(model, benchmark), benchmark) / 3 / stability.logit_every
 
 
 def makespan(seconds: Iterable[float], slots: int) -> float:

@@ -36,12 +36,12 @@ from lit_llm.statistics.scaling.comparison import Scaling
 from lit_llm.statistics.scaling.gate import Gate
 from lit_llm.statistics.scaling.runs import ScalingRun
 from lit_llm.statistics.sequential import (
+    ArmStatus,
     LookRule,
     Rounds,
-    Standing,
+    arm_statuses,
     bias_adjusted,
     judged_where_they_stand,
-    standings,
 )
 from lit_llm.statistics.sequential_notes import rounds_notes
 from lit_llm.statistics.unadjusted import UNTESTED, UNTESTED_CHANGES, untested_anova, untested_effects
@@ -236,11 +236,11 @@ def compare(
     unbiased: Mapping[str, float] | None = None
     if design.looks is not None:
         # An arm is judged at the look that stopped it, else at the last one; at neither while the first is not over.
-        standing = in_rounds(runs, metric, design.looks, procedure)
-        judged = _at_their_looks(values, baselines, standing, design.looks.rule(metric, procedure, noise))
+        statuses = in_rounds(runs, metric, design.looks, procedure)
+        judged = _at_their_looks(values, baselines, statuses, design.looks.rule(metric, procedure, noise))
         differences = dict[str, Difference | None]({arm: own.difference for arm, own in judged.items()})
-        unbiased = bias_adjusted(standing, design.looks.rounds, design.looks.comparisons, procedure.margin)
-        notes += rounds_notes(standing, design.looks.rounds, design.looks.comparisons, unbiased)
+        unbiased = bias_adjusted(statuses, design.looks.rounds, design.looks.comparisons, procedure.margin)
+        notes += rounds_notes(statuses, design.looks.rounds, design.looks.comparisons, unbiased)
     outcomes = _outcomes(kept, arms, metric)
     lost = {arm for arm, outcome in outcomes.items() if outcome.diverged}
     judged = {arm: without_lost_runs(own, metric, arm in lost, baselines[arm] in lost) for arm, own in judged.items()}
@@ -366,7 +366,7 @@ class Looks:
 
 def in_rounds(
     runs: Sequence[RunResult], metric: str, looks: Looks, procedure: Procedure = Procedure()
-) -> dict[str, Standing]:
+) -> dict[str, ArmStatus]:
     """Where every arm stands, and with how many seeds it is to be run; a baseline with as many as what needs it.
 
     By the validation split's sibling of the metric, whichever of the two is named: the test split stops nothing.
@@ -379,10 +379,10 @@ def in_rounds(
         if run.seed not in values[run.arm] and run.state_of(metric) in ("done", "diverged"):
             lost.setdefault(run.arm, set()).add(run.seed)
     rule = looks.rule(metric, procedure, _noise(kept, metric, procedure))
-    found: dict[str, Standing] = {}
+    found: dict[str, ArmStatus] = {}
     for baseline, block in _blocks(values, baselines):
-        for arm, new in standings(block, baseline, rule, lost).items():
-            # A rung of a ladder stands in two blocks: judged in the one, and a baseline in the other.
+        for arm, new in arm_statuses(block, baseline, rule, lost).items():
+            # In a step-wise comparison an arm stands in two blocks: compared in the one, and a baseline in the other.
             own = new if arm != baseline or arm not in found else found[arm]
             found[arm] = replace(own, more=max(new.more, found[arm].more if arm in found else 0))
     return found
@@ -391,12 +391,12 @@ def in_rounds(
 def _at_their_looks(
     values: Mapping[str, Mapping[int, float]],
     baselines: Mapping[str, str],
-    standing: Mapping[str, Standing],
+    statuses: Mapping[str, ArmStatus],
     rule: LookRule,
 ) -> dict[str, Judgement]:
     judged: dict[str, Judgement] = {}
     for baseline, block in _blocks(values, baselines):
-        judged |= judged_where_they_stand(standing, block, baseline, rule)
+        judged |= judged_where_they_stand(statuses, block, baseline, rule)
     return judged
 
 

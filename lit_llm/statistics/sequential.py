@@ -25,14 +25,14 @@ from lit_llm.statistics.multiple_comparisons import two_sided_p
 from lit_llm.statistics.paired import Values
 from lit_llm.statistics.verdicts import LEVEL, Judgement, Levels, judgements
 
-__all__ = ["LookRule", "PastLooks", "Rounds", "Standing", "judged_where_they_stand", "pocock_spending", "standings"]
+__all__ = ["ArmStatus", "LookRule", "PastLooks", "Rounds", "arm_statuses", "judged_where_they_stand", "pocock_spending"]
 
 OPEN = ("undecided", "not enough seeds")
 """Verdicts that decide nothing: without a margin, and with one."""
 
 
 @dataclass(frozen=True)
-class Standing:
+class ArmStatus:
     """Where an arm stands."""
 
     seeds: int
@@ -81,9 +81,9 @@ class LookRule:
         }
 
 
-def standings(
+def arm_statuses(
     values: Mapping[str, Values], baseline: str, rule: LookRule, lost: Mapping[str, set[int]] | None = None
-) -> dict[str, Standing]:
+) -> dict[str, ArmStatus]:
     """Look at the arms that share a baseline, round by round, and say which need more seeds.
 
     values: {arm: {seed: value}} of the runs that have ended; lost: the seeds of each that ended without a value. An arm
@@ -95,7 +95,7 @@ def standings(
     if len(seeds) < rounds.most:
         raise ValueError(f"{rounds.most} seeds at most, and only {len(seeds)} are named")
     open_arms = [arm for arm in values if arm != baseline]
-    found: dict[str, Standing] = {arm: Standing(0, None, False, rounds.sizes[0]) for arm in open_arms}
+    found: dict[str, ArmStatus] = {arm: ArmStatus(0, None, False, rounds.sizes[0]) for arm in open_arms}
     ended = {arm: {*values[arm], *(lost or {}).get(arm, ())} for arm in values}
     for look, size in enumerate(rounds.sizes):
         now = set(seeds[:size])
@@ -107,26 +107,26 @@ def standings(
             decided = judgement is not None and judgement.verdict not in OPEN
             differences = tuple(values[arm][s] - values[baseline][s] for s in seeds[:size] if s in both)
             more = size if decided else following
-            found[arm] = Standing(size, judgement, decided, more, look, differences if judgement else ())
+            found[arm] = ArmStatus(size, judgement, decided, more, look, differences if judgement else ())
         open_arms = [arm for arm in open_arms if not found[arm].decided]
-    most = max((standing.more for standing in found.values()), default=rounds.sizes[0])
-    found[baseline] = Standing(max((s.seeds for s in found.values()), default=0), None, False, most)
+    most = max((statuses.more for statuses in found.values()), default=rounds.sizes[0])
+    found[baseline] = ArmStatus(max((s.seeds for s in found.values()), default=0), None, False, most)
     return found
 
 
 def judged_where_they_stand(
-    standing: Mapping[str, Standing], values: Mapping[str, Values], baseline: str, rule: LookRule
+    statuses: Mapping[str, ArmStatus], values: Mapping[str, Values], baseline: str, rule: LookRule
 ) -> dict[str, Judgement]:
     """Judgements of arms that have one baseline, on the metric of `rule`, each at the look where it stands.
 
     standing: by another metric, or by this one: then they are its judgements. values: {arm: {seed: value}}.
     """
     judged: dict[str, Judgement] = {}
-    looked = [arm for arm in values if arm != baseline and standing[arm].seeds]
-    for look in sorted({standing[arm].look for arm in looked}):
-        arms = [arm for arm in looked if standing[arm].look >= look]
+    looked = [arm for arm in values if arm != baseline and statuses[arm].seeds]
+    for look in sorted({statuses[arm].look for arm in looked}):
+        arms = [arm for arm in looked if statuses[arm].look >= look]
         at_look = rule.judged(values, arms, baseline, look)
-        judged |= {arm: own for arm, own in at_look.items() if standing[arm].look == look}
+        judged |= {arm: own for arm, own in at_look.items() if statuses[arm].look == look}
     return judged
 
 
@@ -169,7 +169,7 @@ def _levels_by_whole(rounds: Rounds, comparisons: int) -> tuple[tuple[float, ...
 
 
 def bias_adjusted(
-    standings: Mapping[str, Standing], rounds: Rounds, comparisons: int = 1, margin: float | None = None
+    arm_statuses: Mapping[str, ArmStatus], rounds: Rounds, comparisons: int = 1, margin: float | None = None
 ) -> dict[str, float]:
     """Differences without the bias of the looks, of arms that were stopped by a later look than the first.
 
@@ -178,13 +178,13 @@ def bias_adjusted(
     """
     found = {}
     levels = [own.difference for own in round_levels(rounds, comparisons)]
-    for arm, standing in standings.items():
-        d, judgement = standing.differences, standing.judgement
-        stopped = standing.decided and standing.look and standing.seeds < rounds.most
+    for arm, statuses in arm_statuses.items():
+        d, judgement = statuses.differences, statuses.judgement
+        stopped = statuses.decided and statuses.look and statuses.seeds < rounds.most
         if not stopped or judgement is None or margin is not None or judgement.difference.documents:
             continue
-        if len(d) == standing.seeds and standing.look == _own_stop(d, rounds.sizes, levels):
-            found[arm] = unbiased(d, standing.look, rounds, comparisons)
+        if len(d) == statuses.seeds and statuses.look == _own_stop(d, rounds.sizes, levels):
+            found[arm] = unbiased(d, statuses.look, rounds, comparisons)
     return found
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from lit_llm.statistics.sequential import Rounds, Standing
+from lit_llm.statistics.sequential import ArmStatus, Rounds
 
 
 def rounds_notes(
-    standing: Mapping[str, Standing], rounds: Rounds, comparisons: int, adjusted: Mapping[str, float]
+    statuses: Mapping[str, ArmStatus], rounds: Rounds, comparisons: int, adjusted: Mapping[str, float]
 ) -> Iterator[str]:
     """Which looks the levels are for, who stopped early, and what of a difference is owed to stopping."""
     share = "5% for all looks together"
@@ -16,14 +16,14 @@ def rounds_notes(
         share = f"5% for all looks at all {comparisons} arms together, an equal share for each arm (Bonferroni)"
     yield f"intervals: as for looking after each round of seeds, up to {rounds.most}: {share}; p counts the looks too"
     yield from _past_notes(rounds)
-    if several := {arm: s.seeds for arm, s in standing.items() if s.decided and s.seeds < rounds.most}:
+    if several := {arm: s.seeds for arm, s in statuses.items() if s.decided and s.seeds < rounds.most}:
         named = ", ".join(f"{arm} ({seeds})" for arm, seeds in several.items())
         yield (
             f"decided before the most seeds: {named}; a difference is of the seeds that decided it, by the validation "
             "split where the metric has one"
         )
     if adjusted:
-        pairs = ", ".join(f"{arm} {_seen(standing[arm]):+.3f} → {value:+.3f}" for arm, value in adjusted.items())
+        pairs = ", ".join(f"{arm} {_seen(statuses[arm]):+.3f} → {value:+.3f}" for arm, value in adjusted.items())
         yield (
             "stopping early makes differences too large on average; without that bias (Emerson-Fleming), in the "
             f"metric that seeds are added by: {pairs}"
@@ -47,6 +47,6 @@ def _past_notes(rounds: Rounds) -> Iterator[str]:
         yield f"{kept}, and the {1 - spent:.0%} of the 5% that is left is spent over the looks that remain"
 
 
-def _seen(standing: Standing) -> float:
-    assert standing.judgement is not None
-    return standing.judgement.difference.mean
+def _seen(statuses: ArmStatus) -> float:
+    assert statuses.judgement is not None
+    return statuses.judgement.difference.mean

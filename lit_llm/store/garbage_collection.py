@@ -39,7 +39,7 @@ class Garbage:
 
 
 @dataclass(frozen=True)
-class Found:
+class Removable:
     """What a look at the store has found."""
 
     garbage: tuple[Garbage, ...]
@@ -85,7 +85,7 @@ def _lists_locked(store: Store) -> AbstractContextManager[None]:
     return held(store.root / "gc.lock", PATIENCE, Problem(message, "--store"))
 
 
-def find(store: Store) -> Found:
+def find(store: Store) -> Removable:
     """What could be removed now; nothing that a process holds a lock of. Raises InputError if this is no store."""
     if not (store.root / "store.json").exists():
         raise InputError(Problem(f"{store.root} is no store: it has no store.json", "--store"))
@@ -105,7 +105,7 @@ def find(store: Store) -> Found:
     if not any(is_locked(lock) for lock in store.data.rglob("*.lock")):
         work = [path for path in sorted(store.data.glob(".*")) if not any(path.glob("[0-9]*.json"))]
         found += [_item(path, "leftover") for path in work if _is_quiet(path)]
-    return Found(tuple(found), unlisted, vanished)
+    return Removable(tuple(found), unlisted, vanished)
 
 
 def remove(store: Store, garbage: Sequence[Garbage]) -> list[Garbage]:

@@ -11,7 +11,7 @@ from lit_llm.experiment.schema import Experiment
 from lit_llm.models.resolve import resolve_model
 from lit_llm.runs.fingerprints import identity_of_data
 from lit_llm.runs.leaks import prepared_examples
-from lit_llm.runs.machine_benchmark import Ceilings, Setting, cores, setting_of
+from lit_llm.runs.machine_benchmark import MachineBenchmark, Setting, cores, setting_of
 from lit_llm.runs.time_estimate import PaddedBatch, makespan, memory_there, seconds_of
 from lit_llm.store.store import Store
 from lit_llm.studies.audit.findings import Finding
@@ -29,7 +29,7 @@ def settings(plan: Plan, slots: int) -> list[Setting]:
 
 def pretrained_by(planned: PlannedArm) -> list[Experiment]:
     """The arm's experiment, and those of its sources."""
-    return [planned.arm.experiment, *(link.source for link in planned.chains[0] if link.source)]
+    return [planned.arm.experiment, *(node.source for node in planned.stage_graphs[0] if node.source)]
 
 
 def slots_used(plan: Plan, slots: int) -> int:
@@ -37,12 +37,12 @@ def slots_used(plan: Plan, slots: int) -> int:
     return min(slots, len({name for planned in plan.arms for name in planned.fingerprints}))
 
 
-def estimated(plan: Plan, slots: int, ceilings: Callable[[Setting], Ceilings | None], store: Store) -> Plan:
+def estimated(plan: Plan, slots: int, benchmark: Callable[[Setting], MachineBenchmark | None], store: Store) -> Plan:
     """The plan with its estimate, where every setting is measured, and with a finding where memory is too small.
 
-    slots: runs at once; ceilings: `cached`, or one that measures. Runs with a result in `store` take no time.
+    slots: runs at once; benchmark: `cached`, or one that measures. Runs with a result in `store` take no time.
     """
-    machine = {setting: ceilings(setting) for setting in settings(plan, slots)}
+    machine = {setting: benchmark(setting) for setting in settings(plan, slots)}
     known = {setting: found for setting, found in machine.items() if found is not None}
     used = slots_used(plan, slots)
     findings = (*plan.findings, *memory_findings(plan, used, known))
@@ -55,22 +55,24 @@ def estimated(plan: Plan, slots: int, ceilings: Callable[[Setting], Ceilings | N
         arms[planned.arm.name] = found = seconds_of(
             experiment, known[setting_of(training, used)], _rows(experiment, store), _held_out(experiment, store)
         )
-        # More threads than cores take turns; the ceilings are those of runs with cores of their own.
+        # More threads than cores take turns; the benchmark is that of runs with cores of their own.
         turns = max(1.0, used * training.execution.threads / cores()) if setting_of(training, 1).device == "cpu" else 1
         before = {
-            link.name: seconds_of(link.source, known[setting_of(link.source.pretrain.training, used)]).run
-            for link in planned.chains[0]
-            if link.source
+            node.name: seconds_of(node.source, known[setting_of(node.source.pretrain.training, used)]).run
+            for node in planned.stage_graphs[0]
+            if node.source
         }
         arms[planned.arm.name] = replace(found, before=sum(before.values()))
         takes = {"pretrain": found.run, "finetune": found.finetune, **found.evaluations, **before}
-        for link in (link for links in planned.chains for link in links):
-            if store.stage(link.fingerprint).result() is not None:
-                done.add(link.fingerprint)
+        for node in (node for nodes in planned.stage_graphs for node in nodes):
+            if store.stage(node.fingerprint).result() is not None:
+                done.add(node.fingerprint)
             else:
-                todo.setdefault(link.fingerprint, turns * takes.get(link.name, 0.0))
+                todo.setdefault(node.fingerprint, turns * takes.get(node.name, 0.0))
     total = makespan(todo.values(), used)
-    finished = sum(all(link.fingerprint in done for link in links) for planned in plan.arms for links in planned.chains)
+    finished = sum(
+        all(node.fingerprint in done for node in nodes) for planned in plan.arms for nodes in planned.stage_graphs
+    )
     return replace(plan, findings=findings, estimate=Estimate(arms, total, used, finished, known))
 
 
@@ -101,7 +103,7 @@ def _held_out(experiment: Experiment, store: Store) -> dict[str, int] | None:
     return {source.name: source.count("validation") for source in sources}
 
 
-def memory_findings(plan: Plan, slots: int, machine: Mapping[Setting, Ceilings]) -> list[Finding]:
+def memory_findings(plan: Plan, slots: int, machine: Mapping[Setting, MachineBenchmark]) -> list[Finding]:
     """A note for the arm that takes most, where `slots` runs of the largest arms do not fit; and nothing otherwise.
 
     Of main memory counts what is free now, of a GPU's what it has. Each process is counted with what it takes before
@@ -113,7 +115,7 @@ def memory_findings(plan: Plan, slots: int, machine: Mapping[Setting, Ceilings])
         here = [planned for planned in mine for _ in planned.fingerprints]
         if not here:
             continue
-        measured = [ceilings for setting, ceilings in machine.items() if setting.device == device]
+        measured = [benchmark for setting, benchmark in machine.items() if setting.device == device]
         there = memory_there() if device == "cpu" else next((c.device_bytes for c in measured if c.device_bytes), None)
         resident = max((c.resident_bytes for c in measured), default=0) if device == "cpu" else 0
         needs = sorted((p.cost.memory_bytes + resident for p in here), reverse=True)

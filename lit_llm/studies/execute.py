@@ -34,11 +34,11 @@ class Execution:
     def round(self, chosen: Sequence[Run], todo: Sequence[Work]) -> bool:
         """Run what these runs need; returns whether it was interrupted."""
         for run, step in todo:
-            save_stage_config(self.store, step.link, run.experiment)
+            save_stage_config(self.store, step.node, run.experiment)
         for run in chosen:
             for step in run.steps:
                 if step.stage.result() is not None and not is_frozen(step.stage):
-                    save_stage_config(self.store, step.link, run.experiment)
+                    save_stage_config(self.store, step.node, run.experiment)
                     self.observer.message(f"{step.stage.config_file} was damaged or missing; it is written again")
         self.observer.launching(chosen, list({run.name: run for run, _ in todo}.values()), self.slots)
         return self.execute(todo) if todo else False
@@ -77,25 +77,25 @@ class Execution:
 
         def begins_with(work: Work) -> set[str]:
             """What has yet to be done before it."""
-            return {name for name in work[1].link.parents if self.store.stage(name).status()["state"] != "done"}
+            return {name for name in work[1].node.parents if self.store.stage(name).status()["state"] != "done"}
 
         while waiting or running:  # what is running may have to be begun again
             for work in waiting:
                 if begins_with(work):
                     continue
                 waiting.remove(work)
-                running[work[1].link.fingerprint] = work
+                running[work[1].node.fingerprint] = work
                 yield self._task(*work)
                 break
             else:
-                coming = running.keys() | {step.link.fingerprint for _, step in waiting}
+                coming = running.keys() | {step.node.fingerprint for _, step in waiting}
                 waiting[:] = [work for work in waiting if begins_with(work) <= coming]
                 if waiting or running:
                     yield None
 
     def _task(self, run: Run, step: Step) -> Task:
-        execution = run.experiment_at(step).section(step.link.after).training.execution
-        arguments = (self.store.root, step.link.fingerprint)
+        execution = run.experiment_at(step).section(step.node.after).training.execution
+        arguments = (self.store.root, step.node.fingerprint)
         return Task(run.name_at(step), run_stage, arguments, log=step.stage.log_file, threads=execution.threads)
 
 

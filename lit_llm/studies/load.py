@@ -17,11 +17,11 @@ from lit_llm.config.problems import InputError, Problem, collect_errors, did_you
 from lit_llm.config.section import validate
 from lit_llm.config.tree import ConfigNode, leaves, merge, read_file, under, without
 from lit_llm.data.config import Mixture
-from lit_llm.evaluation.config import METRICS_OF_SPLIT, yardstick_of
+from lit_llm.evaluation.config import METRICS_OF_SPLIT, primary_metric
 from lit_llm.experiment.load import MOST_LAYERS, is_preset, is_stage, read_experiment, validate_experiment
 from lit_llm.experiment.schema import Experiment
 from lit_llm.runs.fingerprints import read_corpora_again
-from lit_llm.runs.stage_graph import EVALUATED, FINETUNED, chain, validation_metric
+from lit_llm.runs.stage_graph import EVALUATED, FINETUNED, stage_graph, validation_metric
 from lit_llm.store.store import Store
 from lit_llm.studies.design.factors import label_of
 from lit_llm.studies.design.points import cells_of
@@ -57,7 +57,7 @@ class Arm:
     @cached_property
     def computation(self) -> str:
         """What it computes, whatever its name and its seeds; needs the corpus's digest."""
-        return fingerprint([link.fingerprint for link in chain(self.experiment)])
+        return fingerprint([node.fingerprint for node in stage_graph(self.experiment)])
 
     @cached_property
     def flat(self) -> dict[str, Any]:
@@ -261,7 +261,7 @@ def _single(name: str, extends: str, overrides: Sequence[str]) -> Ablation:
     keys = read_experiment(extends, overrides)
     experiment = validate_experiment(keys, changes_checked=True)
     short = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(name).stem).lstrip("_.-") or "experiment"
-    question, metric = f"What does {short} cost, and where does it end?", yardstick_of(experiment.model.family)
+    question, metric = f"What does {short} cost, and where does it end?", primary_metric(experiment.model.family)
     study = Study(study=short, question=question, seeds=(experiment.seed,), compare=Compare(metric=metric))
     arm = Arm(short, short, {}, short, experiment, keys=keys)
     return Ablation(study, (arm,), tuple(overrides), extends, "" if is_preset(extends) else _text_of(Path(extends)))

@@ -31,11 +31,11 @@ def record(run: Run, place: int = 0, colour: str = "") -> RunRecord:
         seed=run.seed,
         place=place,
         # Of what is trained: an evaluation that is added later goes to the run that is there.
-        fingerprint=run.trained[-1].link.fingerprint,
+        fingerprint=run.trained[-1].node.fingerprint,
         state=status["state"],
         params=run.params,
         config_yaml=run.config_yaml,
-        metrics=[(step.link.prefix, step.stage.metrics_file) for step in run.steps],
+        metrics=[(step.node.prefix, step.stage.metrics_file) for step in run.steps],
         error=status.get("error"),
         tags={f"lit_llm.{key}": str(value) for key, value in shown.items() if key not in ("code", "weights")}
         | ({COLOUR: colour} if colour else {}),

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.experiment.cost import GENERATE, PROMPT, Cost, cost_of
-from lit_llm.runs.machine_benchmark import Ceilings, Setting
-from lit_llm.runs.stage_graph import Link, chain
+from lit_llm.runs.machine_benchmark import MachineBenchmark, Setting
+from lit_llm.runs.stage_graph import StageNode, stage_graph
 from lit_llm.runs.time_estimate import Seconds
 from lit_llm.store.files import Damaged
 from lit_llm.store.store import read_json
@@ -37,14 +37,14 @@ class PlannedArm:
 
     arm: Arm
     differs: Mapping[str, list[Any]]
-    chains: tuple[tuple[Link, ...], ...]
+    stage_graphs: tuple[tuple[StageNode, ...], ...]
     """Its stages, once for each seed."""
     cost: Cost
 
     @property
     def fingerprints(self) -> tuple[str, ...]:
         """Of its pretraining, one for each seed."""
-        return tuple(link.fingerprint for links in self.chains for link in links if link.name == "pretrain")
+        return tuple(node.fingerprint for nodes in self.stage_graphs for node in nodes if node.name == "pretrain")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Estimate:
     slots: int
     done: int
     """Runs that have a result in the store."""
-    machine: Mapping[Setting, Ceilings]
+    machine: Mapping[Setting, MachineBenchmark]
 
     def as_json(self) -> dict[str, Any]:
         """The key `estimate` of `plan --json`."""
@@ -87,9 +87,9 @@ class Plan:
     def stages(self) -> dict[str, int]:
         """How often each stage is computed, by its name, in the order of the chain; what arms share, once."""
         found: dict[str, set[str]] = {}
-        links = [link for planned in self.arms for links in planned.chains for link in links]
-        for link in sorted(links, key=lambda link: link.source is None):  # not every arm has a source
-            found.setdefault(link.name, set()).add(link.fingerprint)
+        nodes = [node for planned in self.arms for nodes in planned.stage_graphs for node in nodes]
+        for node in sorted(nodes, key=lambda node: node.source is None):  # not every arm has a source
+            found.setdefault(node.name, set()).add(node.fingerprint)
         return {name: len(fingerprints) for name, fingerprints in found.items()}
 
     @property
@@ -112,8 +112,8 @@ class Plan:
                     "seeds": list(study.seeds),
                     "most_seeds": len(study.all_seeds),
                     "fingerprints": {
-                        links[0].name: [link.fingerprint for link in links]
-                        for links in zip(*planned.chains, strict=True)
+                        nodes[0].name: [node.fingerprint for node in nodes]
+                        for nodes in zip(*planned.stage_graphs, strict=True)
                     },
                     **planned.cost.as_json(self.prompt, self.generate),
                     "seconds": self.estimate.arms[planned.arm.name].total if self.estimate else None,
@@ -149,12 +149,12 @@ def plan(
     study's, where their stages are named already. Raises InputError for evaluations that cannot be made.
     """
     check_texts(ablation)
-    named = {(run.arm.name, run.seed): tuple(step.link for step in run.steps) for run in runs}
+    named = {(run.arm.name, run.seed): tuple(step.node for step in run.steps) for run in runs}
     arms = tuple(
         PlannedArm(
             arm,
             differs(arm, ablation.arm(arm.baseline)),
-            tuple(named.get((arm.name, seed)) or chain(arm.seeded(seed)) for seed in ablation.study.seeds),
+            tuple(named.get((arm.name, seed)) or stage_graph(arm.seeded(seed)) for seed in ablation.study.seeds),
             cost_of(arm.experiment, prompt, generate),
         )
         for arm in ablation.arms

@@ -109,7 +109,7 @@ def run_study(
         raise InputError(Problem(f"{name} is the name of a sweep in this store; give the study another", "study"))
     mirror = opened_mirror(store, name, tracking, description(planned, store), tags_of(planned, store))
     places, looks = {arm.name: place for place, arm in enumerate(ablation.arms)}, looks_of(ablation)
-    trained = [(run.experiment_at(step), step.link.after, step.stage) for run in chosen for step in run.trained]
+    trained = [(run.experiment_at(step), step.node.after, step.stage) for run in chosen for step in run.trained]
     check_room(store, trained, slots)
     store.open()
     try:
@@ -262,7 +262,7 @@ def _todo(runs: list[Run], rerun: Rerun | None, observer: Observer) -> list[Work
     skipped: dict[str, set[str]] = {"failed": set(), "stale": set()}
     for run in runs:
         for step in run.steps:
-            name, parents, state = step.link.fingerprint, {*step.link.parents}, step.status()["state"]
+            name, parents, state = step.node.fingerprint, {*step.node.parents}, step.status()["state"]
             if name in todo or name in lost:
                 continue
             if parents & lost:
@@ -305,14 +305,14 @@ def _todo(runs: list[Run], rerun: Rerun | None, observer: Observer) -> list[Work
 
 
 def _listed(run: Run) -> list[dict[str, object]]:
-    return [{"arm": run.arm.name, "seed": run.seed, "fingerprint": step.link.fingerprint} for step in run.steps]
+    return [{"arm": run.arm.name, "seed": run.seed, "fingerprint": step.node.fingerprint} for step in run.steps]
 
 
 def _stages(runs: Iterable[Run]) -> dict[str, dict[int, dict[str, str]]]:
     """The stages that train, as `keep` takes them."""
     found: dict[str, dict[int, dict[str, str]]] = {}
     for run in runs:
-        found.setdefault(run.arm.name, {})[run.seed] = {s.link.name: s.link.fingerprint for s in run.trained}
+        found.setdefault(run.arm.name, {})[run.seed] = {s.node.name: s.node.fingerprint for s in run.trained}
     return found
 
 

@@ -15,7 +15,7 @@ from lit_llm.experiment.cost import GENERATE, PROMPT, cost_of
 from lit_llm.experiment.schema import Experiment, Trained
 from lit_llm.runs.provenance import provenance, same_origin, weights_digest
 from lit_llm.runs.run import experiment_yaml
-from lit_llm.runs.stage_graph import FINETUNED, Link, chain
+from lit_llm.runs.stage_graph import FINETUNED, StageNode, stage_graph
 from lit_llm.statistics.comparison import Comparison, Design, Looks, RunResult, compare, in_rounds
 from lit_llm.statistics.pareto import pareto_front
 from lit_llm.store.store import FINAL, Stage, Store, metric_lines
@@ -33,7 +33,7 @@ from lit_llm.studies.stored import open_study
 class Step:
     """A stage of a run, with its place in the store."""
 
-    link: Link
+    node: StageNode
     stage: Stage
 
     def status(self) -> dict[str, Any]:
@@ -52,7 +52,9 @@ class Run:
     @classmethod
     def of(cls, arm: Arm, seed: int, store: Store) -> Run:
         """Reads the data, for its digests."""
-        return cls(arm, seed, tuple(Step(link, store.stage(link.fingerprint)) for link in chain(arm.seeded(seed))))
+        return cls(
+            arm, seed, tuple(Step(node, store.stage(node.fingerprint)) for node in stage_graph(arm.seeded(seed)))
+        )
 
     @property
     def name(self) -> str:
@@ -60,7 +62,7 @@ class Run:
 
     def name_at(self, step: Step) -> str:
         """The run's name while it is at a stage, where it has several."""
-        return self.name if len(self.steps) == 1 else f"{self.name}: {step.link.name}"
+        return self.name if len(self.steps) == 1 else f"{self.name}: {step.node.name}"
 
     @property
     def experiment(self) -> Experiment:
@@ -68,7 +70,7 @@ class Run:
 
     def experiment_at(self, step: Step) -> Experiment:
         """What a stage is told: the run's own, or that of a source."""
-        return step.link.source or self.experiment
+        return step.node.source or self.experiment
 
     @property
     def last(self) -> Stage:
@@ -97,11 +99,11 @@ class Run:
         """What is compared: the last result of a training with the metrics of all stages, and the sum of what they
         took."""
         found = [(step, result) for step in self.steps if (result := step.stage.result()) is not None]
-        read = {step.link.scope: result["state"] for step, result in found}  # once: of thousands of runs it is felt
-        states = {step.link.scope: read.get(step.link.scope) or step.status()["state"] for step in self.steps}
+        read = {step.node.scope: result["state"] for step, result in found}  # once: of thousands of runs it is felt
+        states = {step.node.scope: read.get(step.node.scope) or step.status()["state"] for step in self.steps}
         whole: dict[str, Any] = {}
         for step, result in found:
-            if step.link.kind != "evaluate":
+            if step.node.kind != "evaluate":
                 whole = dict(result)
         if whole:  # else its training is damaged: what was measured after it is left out with it
             results = [result for _, result in found]
@@ -109,7 +111,7 @@ class Run:
                 "metrics": _of_all(found, "metrics"),
                 "initial": _of_all(found, "initial"),
                 "flops": sum(result.get("flops", 0.0) for result in results),
-                "training_seconds": training_seconds(result for step, result in found if step.link.kind != "evaluate"),
+                "training_seconds": training_seconds(result for step, result in found if step.node.kind != "evaluate"),
                 "origins": [result["provenance"] for result in results],
             }
         state = next((state for state in states.values() if state != "done"), "done")
@@ -118,11 +120,11 @@ class Run:
     def units(self, metric: str) -> Units | None:
         """Of a metric as it is named among those of all stages: {document, example or question: (sum of its losses, its
         weight)}, read from the stage that has measured it; None where that keeps none."""
-        scoped = [step for step in self.steps if metric.startswith(step.link.scope)]
+        scoped = [step for step in self.steps if metric.startswith(step.node.scope)]
         if not scoped:
             return None
-        step = max(scoped, key=lambda step: len(step.link.scope))
-        return units_of(step.stage, metric.removeprefix(step.link.prefix))
+        step = max(scoped, key=lambda step: len(step.node.scope))
+        return units_of(step.stage, metric.removeprefix(step.node.prefix))
 
     @cached_property
     def params(self) -> dict[str, Any]:
@@ -145,16 +147,16 @@ class Run:
 
     def origin_of(self, step: Step) -> dict[str, Any]:
         """The provenance that a stage's result would have now."""
-        parents = {other.link.fingerprint: other.stage.result() or {} for other in self.steps}
-        begins = [parents[name].get("weights") for name in step.link.parents if name in parents]
+        parents = {other.node.fingerprint: other.stage.result() or {} for other in self.steps}
+        begins = [parents[name].get("weights") for name in step.node.parents if name in parents]
         return provenance(
-            self.experiment_at(step), step.link.after, step.link.kind == "evaluate", weights_digest(begins)
+            self.experiment_at(step), step.node.after, step.node.kind == "evaluate", weights_digest(begins)
         )
 
     @property
     def trained(self) -> list[Step]:
         """The stages that train, those of its sources first."""
-        return [step for step in self.steps if step.link.kind != "evaluate"]
+        return [step for step in self.steps if step.node.kind != "evaluate"]
 
 
 def training_seconds(results: Iterable[Mapping[str, Any]]) -> float | None:
@@ -177,7 +179,7 @@ def training_seconds(results: Iterable[Mapping[str, Any]]) -> float | None:
 
 def _of_all(results: Iterable[tuple[Step, Mapping[str, Any]]], key: str) -> dict[str, float]:
     """What stands under a key in all results, each name with its stage's prefix."""
-    return {f"{step.link.prefix}{name}": value for step, one in results for name, value in (one.get(key) or {}).items()}
+    return {f"{step.node.prefix}{name}": value for step, one in results for name, value in (one.get(key) or {}).items()}
 
 
 def runs_of(ablation: Ablation, store: Store) -> list[Run]:
@@ -264,10 +266,10 @@ def trained_fingerprint(source: str, overrides: Sequence[str], store: Store, see
     if not mine:
         seeds = ", ".join(str(run.seed) for run in runs)
         raise InputError(Problem(f"{source} has no seed {seed}; it has {seeds}", "--seed"))
-    links = {step.link.name: step.link for step in mine[0].trained}
-    if after and after not in links:
-        raise InputError(Problem(f"{source} has no stage {after!r}; it has {', '.join(links)}", "--after"))
-    return links[after].fingerprint if after else mine[0].trained[-1].link.fingerprint
+    nodes = {step.node.name: step.node for step in mine[0].trained}
+    if after and after not in nodes:
+        raise InputError(Problem(f"{source} has no stage {after!r}; it has {', '.join(nodes)}", "--after"))
+    return nodes[after].fingerprint if after else mine[0].trained[-1].node.fingerprint
 
 
 def left_out(runs: Sequence[Run]) -> list[str]:
@@ -280,31 +282,31 @@ def status_rows(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
     """What `status --json` prints for each stage of each run. Keys may be added, none is renamed."""
     for run in runs:
         for step in run.steps:
-            link, stage = step.link, step.stage
+            node, stage = step.node, step.stage
             status, last = stage.status(), last_metrics(stage)
             yield {
                 "arm": run.arm.name,
                 "seed": run.seed,
-                "stage": link.name if link.source else link.kind,
-                "after": link.after if link.kind == "evaluate" else None,
-                "evaluation": link.evaluation or None,
+                "stage": node.name if node.source else node.kind,
+                "after": node.after if node.kind == "evaluate" else None,
+                "evaluation": node.evaluation or None,
                 "state": status["state"],
-                "fingerprint": link.fingerprint,
+                "fingerprint": node.fingerprint,
                 "run_id": f"{run.arm.name}/{run.seed}/{run.last.fingerprint}",
                 "metrics": status.get("metrics") or last[1],
                 "error": status.get("error"),
                 "retries": len(stage.retries()),
                 "notes": status.get("notes", []),
                 "step": status.get("steps", last[0]),
-                "max_steps": max_steps(run, link),
+                "max_steps": max_steps(run, node),
                 "stale": run.stale_at(step),
                 "log": str(stage.log_file) if stage.log_file.exists() else None,
             }
 
 
-def max_steps(run: Run, link: Link) -> int:
+def max_steps(run: Run, node: StageNode) -> int:
     """Of the stage itself; of an evaluation, those of the stage that it follows."""
-    return int((link.source or run.experiment).section(link.after).training.max_steps)
+    return int((node.source or run.experiment).section(node.after).training.max_steps)
 
 
 def last_metrics(stage: Stage) -> tuple[int, dict[str, float]]:
@@ -362,7 +364,7 @@ def _scaled(compared: Comparison, ablation: Ablation, runs: Sequence[Run], resul
         for run, result in zip(runs, results, strict=True)
         if result.metric(asked.metric) is not None
         for step in run.steps
-        if step.link.kind == stage and not step.link.source
+        if step.node.kind == stage and not step.node.source
     ]
     ended, refused = ended_runs(measured)
     taken = [*ended, *(result for result in results if result.state_of(asked.metric) == "diverged")]

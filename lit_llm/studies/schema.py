@@ -410,7 +410,7 @@ class Study(Section):
     """Keys of every arm."""
     arms: dict[Name, Tree | None] = Field({})
     """Named arms: experiment keys, `extends` of its own, `baseline: ARM` to be compared with another arm than the
-    baseline (a ladder compares each rung with the one below it), `grid: false` to stay out of the grid."""
+    baseline (a step-wise comparison has each arm beside the one before it), `grid: false` to stay out of the grid."""
     grid: Grid | None = None
     """Factors, crossed with the arms."""
     seeds: Seeds = (0,)

@@ -27,7 +27,7 @@ from lit_llm.config.tree import difference, merge_all, split_path, tree, under
 from lit_llm.experiment.load import changed, is_preset, load_experiment, preset_names, read_overrides
 from lit_llm.experiment.schema import Experiment
 from lit_llm.runs.fingerprints import digest_of_examples, identities, identity_of_data, read_corpora_again
-from lit_llm.runs.stage_graph import chain
+from lit_llm.runs.stage_graph import stage_graph
 from lit_llm.store.files import Damaged
 from lit_llm.store.store import Store, read_json, write_json
 from lit_llm.studies.load import Ablation, Arm, file_and_arm, is_study, load_study
@@ -199,7 +199,9 @@ def changes(store: Store, ablation: Ablation) -> list[Problem]:
         if name not in arms or not seeds:
             continue
         seed, before = next(iter(seeds.items()))
-        now = {link.name: link.fingerprint for link in chain(arms[name].seeded(int(seed))) if link.kind != "evaluate"}
+        now = {
+            node.name: node.fingerprint for node in stage_graph(arms[name].seeded(int(seed))) if node.kind != "evaluate"
+        }
         gone = [stage for stage, fingerprint in before.items() if now.get(stage) != fingerprint]
         if gone and (count := _finished(store, seeds, gone)):
             for key, message in _said(arms[name], kept[name]["experiment"], known):

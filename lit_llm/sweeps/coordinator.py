@@ -14,7 +14,7 @@ from lit_llm.experiment.cost import FIGURES, cost_of
 from lit_llm.launch import Interrupted, Outcome, Task, run_tasks
 from lit_llm.runs.provenance import provenance, same_origin
 from lit_llm.runs.stage_config import save_stage_config
-from lit_llm.runs.stage_graph import Link
+from lit_llm.runs.stage_graph import StageNode
 from lit_llm.runs.worker import PRELOAD, Judged, run_trial
 from lit_llm.store.disk import DiskError
 from lit_llm.store.files import Damaged
@@ -167,7 +167,7 @@ class Coordinator:
         for run in runs:
             self._make_ready(run)
             if trial.name not in self._frozen:  # one that is begun again may take fewer sequences at a time
-                save_stage_config(self.store, run.steps[0].link, run.experiment)
+                save_stage_config(self.store, run.steps[0].node, run.experiment)
         self._frozen.add(trial.name)
         self._list()
         if self._judged == "validations" and self._catch_up(trial, runs[0]):
@@ -312,7 +312,7 @@ class Coordinator:
             arm = Arm(trial.name, trial.arm, levels, trial.arm, experiment)
             seeds = zip(self.search.sweep.seeds, trial.fingerprints, strict=False)
             self._runs[trial.name] = [
-                Run(arm, seed, (Step(Link("pretrain", name), self.store.stage(name)),)) for seed, name in seeds
+                Run(arm, seed, (Step(StageNode("pretrain", name), self.store.stage(name)),)) for seed, name in seeds
             ]
         return self._runs.get(trial.name, [])
 

@@ -13,7 +13,7 @@ from typing import Any
 from lit_llm.config.problems import InputError, Problem, collect_errors, did_you_mean
 from lit_llm.config.section import validate
 from lit_llm.config.tree import ConfigNode, leaves, read_file, tree, under
-from lit_llm.evaluation.config import YARDSTICKS, yardstick_of
+from lit_llm.evaluation.config import PRIMARY_METRICS, primary_metric
 from lit_llm.experiment.cost import FIGURES, OF_DECODING, cost_of
 from lit_llm.experiment.load import is_preset, read_overrides
 from lit_llm.experiment.schema import Experiment
@@ -21,7 +21,7 @@ from lit_llm.objectives.config import continues
 from lit_llm.runs.fingerprints import digest_of_data, read_corpora_again
 from lit_llm.runs.stage_graph import EVALUATED, FINETUNED
 from lit_llm.store.store import Store, read_json
-from lit_llm.studies.audit.differing_keys import CONTINUATION, YARDSTICK
+from lit_llm.studies.audit.differing_keys import CONTINUATION, TARGETS_OF_PRIMARY
 from lit_llm.studies.load import Ablation, understood
 from lit_llm.studies.schema import Study
 from lit_llm.studies.stored import PLAIN_NAME, SWEEP, ablation_of, content_of, name_in, overridden, unreadable
@@ -229,7 +229,7 @@ def _without(arm: str, name: str) -> str:
 def _measured(sweep: Sweep, ablation: Ablation) -> Ablation:
     """The arms, to be compared by what is searched for, or else by what such models are measured by."""
     goals = [goal.metric for goal in sweep.optimize if not goal.known_before]
-    metric = next(iter(goals), yardstick_of(ablation.arms[0].experiment.model.family))
+    metric = next(iter(goals), primary_metric(ablation.arms[0].experiment.model.family))
     compare = ablation.study.compare.model_copy(update={"metric": metric})
     return replace(ablation, study=ablation.study.model_copy(update={"compare": compare}))
 
@@ -238,7 +238,7 @@ def _study_part(name: str, question: str, document: ConfigNode) -> ConfigNode:
     """The tree of a study of the same arms, with the marks of the sweep's file."""
     items = {key: document.value[key] for key in ("extends", "base", "arms", "allow", "seeds") if key in document.value}
     head = {"study": ConfigNode(name, document.location), "question": ConfigNode(question or "?", document.location)}
-    head["compare"] = ConfigNode({"metric": ConfigNode(YARDSTICKS[0])})  # of the split that a search goes by
+    head["compare"] = ConfigNode({"metric": ConfigNode(PRIMARY_METRICS[0])})  # of the split that a search goes by
     return ConfigNode(head | {"seeds": ConfigNode([ConfigNode(0)])} | items, document.location)
 
 
@@ -251,7 +251,7 @@ def _not_to_search(sweep: Sweep, dimensions: Sequence[Dimension], overrides: Seq
     for dimension in dimensions:
         where = f"space.{dimension.name}"
         for path in dimension.paths:
-            if under(path, *YARDSTICK) or any(under(part, path) for part in YARDSTICK):
+            if under(path, *TARGETS_OF_PRIMARY) or any(under(part, path) for part in TARGETS_OF_PRIMARY):
                 if trained:
                     message = f"{path} decides what {trained[0]} is measured on: trials would not be comparable"
                     yield Problem(message, where, dimension.location)

@@ -33,7 +33,7 @@ ShouldPrune = Callable[[int, dict[str, float]], bool]
 
 
 @dataclass(frozen=True)
-class Budget:
+class StepCost:
     """What one step costs, as it is counted in the metrics."""
 
     tokens: int
@@ -66,7 +66,7 @@ def fit(
     training: TrainingConfig,
     batches: Batches,
     *,
-    budget: Budget,
+    step_cost: StepCost,
     evaluate: Evaluate,
     evaluate_times: int,
     metrics_file: Path,
@@ -88,9 +88,12 @@ def fit(
     # Lightning leaves the mode as it is, and a model that was loaded to be used drops nothing.
     lit = LitModel(model.train(), training, batches.seed, beginning)
     resume = newest_checkpoint(checkpoints, tell)
-    stability, throughput = Stability(training.stability), Throughput(budget.tokens, budget.flops, training.precision)
+    stability, throughput = (
+        Stability(training.stability),
+        Throughput(step_cost.tokens, step_cost.flops, training.precision),
+    )
     journal = MetricsLogger(
-        training, budget, (evaluate, final or evaluate), evaluate_times, metrics_file, stability, throughput
+        training, step_cost, (evaluate, final or evaluate), evaluate_times, metrics_file, stability, throughput
     )
     judged = Judged(journal, training, should_prune)
     keeper = Checkpoints(checkpoints, training, lambda: judged.pruned or should_stop())
@@ -154,7 +157,7 @@ class MetricsLogger(L.Callback):
     def __init__(
         self,
         training: TrainingConfig,
-        budget: Budget,
+        step_cost: StepCost,
         evaluations: tuple[Evaluate, Evaluate],
         evaluate_times: int,
         path: Path,
@@ -162,7 +165,7 @@ class MetricsLogger(L.Callback):
         throughput: Throughput,
     ) -> None:
         """evaluations: during training, and after the last step."""
-        self.training, self.budget, self.path = training, budget, path
+        self.training, self.step_cost, self.path = training, step_cost, path
         self.evaluate, self.final = evaluations
         self.stability, self.throughput = stability, throughput
         steps, times = training.max_steps, min(evaluate_times, training.max_steps)
@@ -217,8 +220,8 @@ class MetricsLogger(L.Callback):
             **({} if report.divergence is None else {"train/teacher_divergence": report.divergence}),
             **self.stability.metrics(),
             **self.throughput.metrics(lit.device),
-            "tokens_seen": float(self.budget.tokens_before + step * self.budget.tokens),
-            "flops": self.budget.flops_before + step * self.budget.flops,
+            "tokens_seen": float(self.step_cost.tokens_before + step * self.step_cost.tokens),
+            "flops": self.step_cost.flops_before + step * self.step_cost.flops,
             **(evaluated or {}),
         }
         self.loss_sum, self.loss_tokens = 0.0, 0

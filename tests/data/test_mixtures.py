@@ -302,7 +302,9 @@ def test_a_source_without_a_window_is_refused_at_its_key(texts, tmp_path):
 
 
 @pytest.mark.parametrize("objective", [PrefixLM(), PrefixLM(split="random"), CausalLM()], ids=lambda o: o.kind)
-def test_the_yardstick_of_a_mixture_is_the_mean_over_its_sources_weighted_by_their_shares(texts, tmp_path, objective):
+def test_the_primary_metric_of_a_mixture_is_the_mean_over_its_sources_weighted_by_their_shares(
+    texts, tmp_path, objective
+):
     """What a model is trained on is what it is measured on, whatever number of windows each source holds out."""
     torch.set_num_threads(1)
     model = build_model(load_experiment("decllm-tiny", ["model.d_model=16"]).model).eval()

@@ -1,4 +1,4 @@
-"""Objectives as experiments use them: their cost is what batches hold, and one yardstick measures them all."""
+"""Objectives as experiments use them: their cost is what batches hold, and one primary metric measures them all."""
 
 import math
 
@@ -25,7 +25,7 @@ from lit_llm.objectives.config import UL2, CausalLM, MaskedLM, MasksConfig, Pref
 from lit_llm.runs.fingerprints import pretrain_fingerprint
 from lit_llm.runs.run import run_one
 from lit_llm.runs.stage_config import save_stage_config
-from lit_llm.runs.stage_graph import chain
+from lit_llm.runs.stage_graph import stage_graph
 from lit_llm.runs.trained_model import open_finished
 from lit_llm.store.store import Store
 
@@ -228,7 +228,7 @@ def test_one_mixture_has_one_name_however_it_is_written_and_another_has_another(
     assert len({*map(name, others)}) == len(others)
 
 
-# --- the yardstick --------------------------------------------------------------------------------------------------
+# --- the primary metric -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("preset", ["decllm-tiny", "redllm-tiny"])
@@ -265,11 +265,11 @@ RUNS = [
 
 @pytest.mark.parametrize(("preset", "objective"), RUNS)
 def test_training_lowers_the_loss(tmp_path, corpus, preset, objective):
-    """From near the uniform ln V, for the objective and for the yardstick; and the tokens are those of the plan."""
+    """From near the uniform ln V, for the objective and the primary metric; and the tokens are those of the plan."""
     objective, *overrides = objective.split("\n")
     experiment, store = experiment_of(corpus, preset, objective, *overrides), Store(tmp_path)
     prepare(experiment.pretrain.data, store.data)
-    stage = save_stage_config(store.open(), chain(experiment)[0], experiment)
+    stage = save_stage_config(store.open(), stage_graph(experiment)[0], experiment)
     assert run_one(tmp_path, stage.fingerprint) == "done"
     result = stage.result()
     for name in ("val/objective_loss", "val/target_nll"):
@@ -290,7 +290,7 @@ def test_an_encoder_only_model_learns_masked_lm_and_is_measured_on_hidden_tokens
     file.write_text(ENCODER)
     experiment = experiment_of(corpus, str(file), objective)
     prepare(experiment.pretrain.data, store.data)
-    stage = save_stage_config(store.open(), chain(experiment)[0], experiment)
+    stage = save_stage_config(store.open(), stage_graph(experiment)[0], experiment)
     assert run_one(tmp_path, stage.fingerprint) == "done"
     result = stage.result()
     assert result["initial"].keys() == {"val/objective_loss", "val/masked_nll"}

@@ -34,7 +34,7 @@ def kinds(findings):
     return {(finding.kind, finding.arm, finding.key) for finding in others(findings)}
 
 
-def test_objectives_are_an_intervention_that_the_yardstick_compares(study):
+def test_objectives_are_an_intervention_that_the_primary_metric_compares(study):
     found = plan(study(arms(prefix="prefix_lm", spans="span_corruption", ul2="ul2"))).findings
     assert kinds(found) == {("note", arm, "pretrain.objective") for arm in ("spans", "ul2")}
 
@@ -156,7 +156,7 @@ def test_encoder_only_models_are_searched_by_what_they_say_of_hidden_tokens(tmp_
     assert not [finding for finding in audit(search.ablation, built=False) if finding.kind == "refused"]
 
 
-def test_hidden_tokens_are_no_yardstick_of_models_that_go_on(study):
+def test_hidden_tokens_are_no_primary_metric_of_models_that_go_on(study):
     found = audit(study(arms(one="causal_lm", two="prefix_lm") + "\ncompare: {metric: val/masked_nll}"), built=False)
     assert ("refused", "one", "compare.metric") in kinds(found)
 

@@ -67,7 +67,7 @@ allow: [{{key: budget, because: small arms cost what they cost}}]
 NAMES = [
     "differences",
     "effects",
-    "ladder",
+    "stepwise",
     "factors",
     "learning_rates",
     "front",
@@ -171,13 +171,13 @@ def test_attention_by_position_is_that_of_the_records(study: Path, finished: Sto
     assert curve(axes) == close(means)
 
 
-def test_the_ladder_goes_up_its_rungs(study: Path, finished: Store) -> None:
+def test_each_step_begins_where_the_one_before_it_ends(study: Path, finished: Store) -> None:
     drawn, runs, _ = drawn_of(study, finished)
     values = {
         arm: statistics.fmean(run.metrics()["test/target_nll"] for run in runs if run.arm.name == arm)
         for arm in ("red", "dec", "prefix")
     }
-    bars = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in drawn["ladder"].figure.axes[0].patches]
+    bars = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in drawn["stepwise"].figure.axes[0].patches]
     assert bars == [pytest.approx((values["red"], values["dec"])), pytest.approx((values["dec"], values["prefix"]))]
 
 

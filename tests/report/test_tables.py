@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console, Group
 
 from lit_llm.report.pages.html import Page, Section, html, marked
-from lit_llm.report.tables.table import Link, Table, in_csv, in_latex, in_markdown, in_terminal, latex, table_of
+from lit_llm.report.tables.table import Link, Table, in_csv, in_latex, in_markdown, in_terminal, latex, rich_table
 
 PART = Table(
     "arms",
@@ -80,7 +80,7 @@ def test_a_table_that_fits_is_aligned_as_rich_aligns_it(width: int) -> None:
     rows = [["x", "some words", "1", "2.5"], ["日本語", "", "10", "-1"]]
     part, table = (
         Table("wide", "", ["arm", "words", "n", "損失"], rows, 4, left=2),
-        table_of("arm", "words", "n", "損失", left=2),
+        rich_table("arm", "words", "n", "損失", left=2),
     )
     for row in rows:
         table.add_row(*row)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_up_ceilings import USUAL
+from made_up_benchmark import USUAL
 
 from lit_llm.config.problems import InputError
 from lit_llm.experiment.load import load_experiment
@@ -44,7 +44,7 @@ def test_a_cache_that_came_from_another_machine_is_not_read(monkeypatch: pytest.
     assert cached(SETTING) is None
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"key": {}}', '{"ceilings": {}}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"key": {}}', '{"benchmark": {}}'])
 def test_a_corrupt_cache_is_no_measurement(content: str) -> None:
     keep(SETTING, USUAL)
     cache_file(SETTING).write_text(content)
@@ -55,7 +55,7 @@ def test_a_corrupt_cache_is_no_measurement(content: str) -> None:
 def test_a_measurement_of_another_form_is_none(name: str) -> None:
     keep(SETTING, USUAL)
     content = json.loads(cache_file(SETTING).read_text())
-    content["ceilings"][name] = "fast"
+    content["benchmark"][name] = "fast"
     cache_file(SETTING).write_text(json.dumps(content))
     assert cached(SETTING) is None
 

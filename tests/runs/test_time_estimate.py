@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from made_up_ceilings import NOTHING, USUAL, only
+from made_up_benchmark import NOTHING, USUAL, only
 
 from lit_llm.components.loss import config as loss_config
 from lit_llm.experiment.load import load_experiment
 from lit_llm.runs import time_estimate
-from lit_llm.runs.machine_benchmark import Ceilings, interpolated
+from lit_llm.runs.machine_benchmark import MachineBenchmark, interpolated
 from lit_llm.runs.time_estimate import (
     BY_DIRECTION,
     LOOKING,
@@ -31,8 +31,8 @@ SMALL = [
 ]  # fmt: skip
 
 
-def step(preset: str, ceilings: Ceilings, *overrides: str) -> float:
-    return seconds_of(load_experiment(preset, [*SMALL, *overrides]), ceilings).step
+def step(preset: str, benchmark: MachineBenchmark, *overrides: str) -> float:
+    return seconds_of(load_experiment(preset, [*SMALL, *overrides]), benchmark).step
 
 
 MATRICES = 4 * D * D + 3 * D * FF
@@ -153,12 +153,14 @@ def test_a_run_is_its_start_its_steps_and_a_third_of_a_pass_for_each_validated_w
     red = seconds_of(load_experiment("redllm-tiny", overrides), machine)
     assert red.validation == pytest.approx(
         12 * red.step / B / 3
-    )  # forward only; the objective's cut is the yardstick's
+    )  # forward only; the objective's cut is the primary metric's
     # One before the first step and two of three at intervals; the last one reads eight times as many of both splits.
     assert red.final == pytest.approx(2 * 8 * 12 * red.step / B / 3)
     assert red.run == pytest.approx(START_SECONDS + 10 * red.step + 3 * red.validation + red.final)
     dec = seconds_of(load_experiment("decllm-tiny", overrides), machine)
-    assert dec.validation == pytest.approx(2 * 12 * dec.step / B / 3)  # once for the yardstick, once for its own loss
+    assert dec.validation == pytest.approx(
+        2 * 12 * dec.step / B / 3
+    )  # once for the primary metric, once for its own loss
     assert dec.final == pytest.approx(2 * (8 * 12 + 12) * dec.step / B / 3)
     half = load_experiment("decllm-tiny", [*overrides, "pretrain.data.test_fraction=0.025"])
     small = seconds_of(half, machine, held_out={"": 90 * T})

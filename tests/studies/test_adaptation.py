@@ -153,7 +153,7 @@ def test_a_plan_shows_the_source_and_its_cost(write_study, tmp_path):
     from rich.console import Console
 
     found = plan(load_study(write_study("shown", ARMS)))
-    (source,) = {link.fingerprint for arm in found.arms for link in arm.chains[0] if link.source}
+    (source,) = {node.fingerprint for arm in found.arms for node in arm.stage_graphs[0] if node.source}
     as_json = found.as_json()["arms"][1]
     assert as_json["fingerprints"]["source"] == [source]
     assert as_json["source"]["flops"] == found.arms[1].cost.before.train_flops > 0

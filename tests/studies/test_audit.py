@@ -188,7 +188,7 @@ def test_the_objectives_own_loss_is_not_compared_across_objectives(findings):
         "pretrain.data: [{sequence_length: 128}, {sequence_length: 64}]",
     ],
 )
-def test_a_factor_that_moves_the_yardstick_is_refused_for_a_metric_of_validation(findings, factor):
+def test_a_factor_that_moves_the_primary_metric_is_refused_for_a_metric_of_validation(findings, factor):
     """Another length, split or tokenizer: other target tokens, so val/ numbers do not compare."""
     kinds = {kind for kind, _, _ in findings(f"grid: {{factors: {{{factor}}}}}")}
     assert kinds == {"refused"}
@@ -196,7 +196,7 @@ def test_a_factor_that_moves_the_yardstick_is_refused_for_a_metric_of_validation
     assert findings(other) == set()
 
 
-def test_a_moved_yardstick_may_be_allowed_with_a_reason(findings):
+def test_a_moved_primary_metric_may_be_allowed_with_a_reason(findings):
     body = f"grid: {{factors: {{{LENGTH}: [128, 64]}}}}\nallow: [{{key: {LENGTH}, because: bits per byte}}]"
     assert findings(body) == {("allowed", "baseline/sequence_length=64", LENGTH)}
 

@@ -140,8 +140,8 @@ def test_damaged_weights_are_refused_by_name_and_trained_again(ran: tuple[Path, 
     weights = run.steps[0].stage.checkpoints / "model.safetensors"
     damage(weights, "flipped")
     for use in (
-        lambda: open_finished(Store(store), run.steps[0].link.fingerprint),
-        lambda: export_finished(Store(store), run.steps[0].link.fingerprint, tmp_path / "exported"),
+        lambda: open_finished(Store(store), run.steps[0].node.fingerprint),
+        lambda: export_finished(Store(store), run.steps[0].node.fingerprint, tmp_path / "exported"),
     ):
         with pytest.raises(InputError, match=f"{weights}: is damaged.*; {AGAIN}"):
             use()
@@ -150,7 +150,7 @@ def test_damaged_weights_are_refused_by_name_and_trained_again(ran: tuple[Path, 
     assert told.todo == ["red/seed 0"]
     assert records(run_of(path, store)) == before
     assert (run.last.folder / "result.json").stat().st_mtime_ns == evaluated
-    open_finished(Store(store), run.steps[0].link.fingerprint)
+    open_finished(Store(store), run.steps[0].node.fingerprint)
 
 
 @pytest.mark.parametrize("how", ["flipped", "emptied", "deleted", "unreadable"])
@@ -173,7 +173,7 @@ def test_weights_have_the_mode_of_their_neighbours(ran: tuple[Path, Path], tmp_p
         folder = step.stage.checkpoints
         modes = {file.name: file.stat().st_mode for file in (*folder.iterdir(), *step.stage.folder.glob("*.json"))}
         assert set(modes.values()) == {step.stage.config_file.stat().st_mode}
-        export_finished(Store(store), step.link.fingerprint, tmp_path / "exported")
+        export_finished(Store(store), step.node.fingerprint, tmp_path / "exported")
     assert len({file.stat().st_mode for file in (tmp_path / "exported").iterdir()}) == 1
 
 

@@ -315,10 +315,12 @@ def test_the_plan_shows_at_80_columns_what_a_fraction_of_seven_factors_confounds
         assert re.search(rf"^{letter}  {label} .* → .* \.\.\. *$", text, re.MULTILINE)
     chains = re.search(r"not told apart: (.*?)\.", " ".join(text.split()))
     assert chains is not None
-    found = [set(chain.split("=")) for chain in chains[1].split("; ")]
+    found = [set(stage_graph.split("=")) for stage_graph in chains[1].split("; ")]
     assert sorted(map(len, found)) == [3] * 7
     assert set.union(*found) == {"".join(pair) for pair in itertools.combinations("ABCDEFG", 2)}
-    assert all(len(set("".join(chain))) == 6 for chain in found)  # in one of resolution IV they share no factor
+    assert all(
+        len(set("".join(stage_graph))) == 6 for stage_graph in found
+    )  # in one of resolution IV they share no factor
 
 
 def test_the_plan_shows_signs_and_what_else_differs(study):

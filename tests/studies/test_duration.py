@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_up_ceilings import USUAL, only
+from made_up_benchmark import USUAL, only
 from rich.console import Console
 
 from lit_llm.report.tables.plan import render_plan
-from lit_llm.runs.machine_benchmark import Ceilings
+from lit_llm.runs.machine_benchmark import MachineBenchmark
 from lit_llm.store.store import Store
 from lit_llm.studies import duration
 from lit_llm.studies.audit.differing_keys import Finding
@@ -27,7 +27,7 @@ SLOW = only(layer_seconds=1.0)
 """Each layer of each pass takes a second, all else takes none."""
 # 12 steps and 5 evaluations of two batches, four layers: one before the first step, two at intervals, and after the
 # last step one of each of two splits. The trainer counts as two layers; an evaluation is a third of a pass, and for
-# causal_lm there are two of it, since the yardstick is another objective.
+# causal_lm there are two of it, since the primary metric is another objective.
 RED = 0.2 + 12 * (4 + 2) + 12 * 4 / 3 / 4 + 5 * 2 * 4 / 3
 DEC = RED + 5 * 2 * 4 / 3
 
@@ -42,8 +42,8 @@ def planned(write_study: Callable[..., Path]) -> Plan:
     return plan(load_study(write_study("duration", TWO, seeds=[0, 1, 2])))
 
 
-def at(plan: Plan, slots: int, store: Path, ceilings: Ceilings | None = SLOW) -> Plan:
-    return estimated(plan, slots, lambda setting: ceilings, Store(store))
+def at(plan: Plan, slots: int, store: Path, benchmark: MachineBenchmark | None = SLOW) -> Plan:
+    return estimated(plan, slots, lambda setting: benchmark, Store(store))
 
 
 def notes(found: Plan) -> list[Finding]:

@@ -13,7 +13,7 @@ import pytest
 from lit_llm.config.problems import InputError
 from lit_llm.data.splits import content_hash, split_of
 from lit_llm.runs.fingerprints import identity_of_data
-from lit_llm.runs.stage_graph import chain
+from lit_llm.runs.stage_graph import stage_graph
 from lit_llm.store.store import Store
 from lit_llm.studies.load import Ablation, load_study
 from lit_llm.studies.plan import plan
@@ -60,8 +60,8 @@ def study(write_study: Study, tmp_path: Path, rest: str, data: str = "", arms: s
 
 def prepared(ablation: Ablation, store: Store) -> Ablation:
     experiments = [arm.experiment for arm in ablation.arms]
-    links = [link for experiment in experiments for link in chain(experiment)]
-    prepare_data([*experiments, *(link.source for link in links if link.source)], store, Observer())
+    nodes = [node for experiment in experiments for node in stage_graph(experiment)]
+    prepare_data([*experiments, *(node.source for node in nodes if node.source)], store, Observer())
     return ablation
 
 

@@ -38,7 +38,7 @@ def kept(ablation: Ablation, store: Store) -> Ablation:
     runs, stages = runs_of(ablation, store), dict[str, dict[int, dict[str, str]]]()
     for run in runs:
         finish(run, 3.0 + 0.1 * run.seed + 0.2 * (run.arm.name == "b"))
-        stages.setdefault(run.arm.name, {})[run.seed] = {s.link.name: s.link.fingerprint for s in run.trained}
+        stages.setdefault(run.arm.name, {})[run.seed] = {s.node.name: s.node.fingerprint for s in run.trained}
     store.study(ablation.study.study).mkdir(parents=True, exist_ok=True)
     keep(store, ablation, stages)
     return ablation
@@ -231,8 +231,8 @@ def test_a_stage_configuration_is_an_experiment_wherever_the_study_was_written(
     monkeypatch.chdir(folder)
     ablation = load_study("own.yaml")
     run = runs_of(ablation, place)[0]
-    save_stage_config(place, run.steps[0].link, run.experiment)
+    save_stage_config(place, run.steps[0].node, run.experiment)
     monkeypatch.chdir(tmp_path)
     experiment = load_study(run.last.config_file).arms[0].experiment
     assert len(open_corpus(experiment.pretrain.data.corpus).parts()) > 0
-    assert run.steps[0].link.fingerprint == runs_of(load_study(run.last.config_file), place)[0].last.fingerprint
+    assert run.steps[0].node.fingerprint == runs_of(load_study(run.last.config_file), place)[0].last.fingerprint

@@ -150,7 +150,7 @@ def test_an_interrupted_finetuning_goes_on_to_the_same_weights(write_two, tmp_pa
     (two,) = run(path, broken).runs
     tuned = two.steps[2].stage
     tuned.forget()
-    save_stage_config(broken, two.steps[2].link, two.experiment)
+    save_stage_config(broken, two.steps[2].node, two.experiment)
     calls = iter(range(100))
     assert run_one(broken.root, tuned.fingerprint, lambda: next(calls) >= 4) == "interrupted"
     assert tuned.status()["state"] == "interrupted"
@@ -181,7 +181,7 @@ def test_what_follows_a_repeated_stage_is_repeated_too(write_two, tmp_path):
     store = Store(tmp_path / "store")
     path = write_two("stale", "arms: {red: {}}", seeds=[0])
     (first,) = run(path, store).runs
-    written = {step.link.name: (step.stage.folder / "result.json").stat().st_mtime_ns for step in first.steps}
+    written = {step.node.name: (step.stage.folder / "result.json").stat().st_mtime_ns for step in first.steps}
     parent = first.steps[0].stage
     old = parent.result()
     write_json(parent.folder / "result.json", old | {"provenance": old["provenance"] | {"code": "older"}})
@@ -190,7 +190,7 @@ def test_what_follows_a_repeated_stage_is_repeated_too(write_two, tmp_path):
     assert (first.steps[2].stage.folder / "result.json").stat().st_mtime_ns == written["finetune"]
     run(path, store, rerun="stale")
     for step in first.steps:
-        assert (step.stage.folder / "result.json").stat().st_mtime_ns > written[step.link.name]
+        assert (step.stage.folder / "result.json").stat().st_mtime_ns > written[step.node.name]
 
 
 def work_to_do(path, store, rerun=None, only=None):
@@ -199,7 +199,7 @@ def work_to_do(path, store, rerun=None, only=None):
     from lit_llm.studies.runs import runs_of
 
     runs = _chosen(runs_of(load_study(path), store), only)
-    return [f"{run.arm.name}: {step.link.name}" for run, step in _todo(runs, rerun, Observer())]
+    return [f"{run.arm.name}: {step.node.name}" for run, step in _todo(runs, rerun, Observer())]
 
 
 def spoil(stage, **provenance):
@@ -375,7 +375,7 @@ def test_a_factor_that_moves_what_is_scored_is_refused(write_two):
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_how_the_finetuning_reads_its_examples_is_no_yardstick_and_their_own_files_are(write_two, tmp_path, split):
+def test_how_the_finetuning_reads_its_examples_is_no_primary_metric_and_their_own_files_are(write_two, tmp_path, split):
     for name, first in (("held", 20), ("more", 40)):
         lines = [{"inputs": f"{a}+1=", "targets": f"{a + 1}", "task": "odd"} for a in range(first, first + 20)]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -454,6 +454,6 @@ def test_decoder_decoders_go_through_both_stages_and_share_what_they_share(write
     finished = run_study(load_study(write_two("halves", DECODER_DECODERS, (0,))), store, observer=Observer(), slots=2)
     assert {run.status()["state"] for run in finished.runs} == {"done"}
     assert all(np.isfinite(row.mean) for row in finished.comparison.rows)
-    pretrained = {run.arm.name: run.trained[0].link.fingerprint for run in finished.runs}
+    pretrained = {run.arm.name: run.trained[0].node.fingerprint for run in finished.runs}
     assert pretrained["yoco"] == pretrained["yoco_biattn"]
     assert len(set(pretrained.values())) == 3

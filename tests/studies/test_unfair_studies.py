@@ -319,7 +319,7 @@ def test_rows_that_an_objective_needs_are_not_beyond_its_ids(planned) -> None:
     ],
 )
 @pytest.mark.parametrize("prefix", ["pretrain", "pretrain.data", "pretrain.validation", "pretrain.training"])
-def test_no_rule_for_many_keys_lets_another_yardstick_through(planned, keys: str, key: str, prefix: str) -> None:
+def test_no_rule_for_many_keys_lets_another_primary_metric_through(planned, keys: str, key: str, prefix: str) -> None:
     arms = f"arms: {{a: {{}}, b: {{pretrain: {{{keys}}}}}}}\n"
     result = planned(f"{arms}allow: [{{key: {prefix}, because: all the same to me}}]")
     message = found(result, "refused")["b", key]

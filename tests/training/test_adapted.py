@@ -17,7 +17,7 @@ from lit_llm.models.build import build_model
 from lit_llm.objectives.config import PrefixLM
 from lit_llm.runs.run import run_one
 from lit_llm.runs.stage_config import load_stage_config, save_stage_config
-from lit_llm.runs.stage_graph import chain
+from lit_llm.runs.stage_graph import stage_graph
 from lit_llm.runs.warm_start import windows_before
 from lit_llm.store.store import Stage, Store, read_metrics
 from lit_llm.studies.runs import last_metrics
@@ -39,9 +39,9 @@ def stages(store: Store, experiment: Experiment) -> list[Stage]:
     """Its pretrainings, the sources first."""
     store.open()
     found = []
-    for link in chain(experiment):
-        prepare((link.source or experiment).pretrain.data, store.data)
-        found.append(save_stage_config(store, link, experiment))
+    for node in stage_graph(experiment):
+        prepare((node.source or experiment).pretrain.data, store.data)
+        found.append(save_stage_config(store, node, experiment))
     return found
 
 
@@ -113,7 +113,7 @@ def test_without_a_warm_up_all_parameters_move_at_once(tmp_path, corpus):
 
 
 def test_the_loss_before_the_first_step_is_that_of_the_source_for_the_same_model(tmp_path, corpus):
-    """A causal decoder adapted into itself, under the yardstick that both are measured by."""
+    """A causal decoder adapted into itself, under the primary metric that both are measured by."""
     store = Store(tmp_path)
     as_many = "adapt.from.pretrain.validation.final_sequences=1"  # as before the first step
     source, own = stages(store, adapted(corpus, as_many, preset="decllm-tiny"))

@@ -1,4 +1,4 @@
-"""Differences as pictures: a forest of effects, a ladder rung by rung, before against after, two factors at once."""
+"""Differences as pictures: a forest of effects, stepwise comparisons, before against after, two factors at once."""
 
 from __future__ import annotations
 
@@ -136,48 +136,50 @@ def _marker(row: Named) -> Any:
 
 
 @dataclass(frozen=True)
-class Ladder:
+class Stepwise:
     """Arms, each compared with the one before it."""
 
     start: str
     mean: float
     """Of the first one."""
-    rungs: tuple[Named, ...]
+    steps: tuple[Named, ...]
 
     @property
     def ends(self) -> list[float]:
-        """Where the first arm stands, and each rung's end: the differences, added up."""
+        """Where the first arm stands, and each step's end: the differences, added up."""
         found = [self.mean]
-        for rung in self.rungs:
-            found.append(found[-1] + rung.difference.mean)
+        for step in self.steps:
+            found.append(found[-1] + step.difference.mean)
         return found
 
 
 @styled
-def waterfall(title: str, ladders: Sequence[Ladder], xlabel: str) -> Figure:
-    """Each rung a bar from where the one before it ends, with the interval of its difference around its own end."""
-    most = max(len(ladder.rungs) for ladder in ladders) + 1
-    used = _one_of_each(rung for one in ladders for rung in one.rungs)
-    wide = any(len(name) > WIDE for one in ladders for name in (one.start, *(rung.name for rung in one.rungs)))
-    figure, every = panels(title, len(ladders), 0.55 + 1.25 * ROW * most, columns=1, named=used, wide=wide)
+def waterfall(title: str, stepwise_comparisons: Sequence[Stepwise], xlabel: str) -> Figure:
+    """Each step a bar from where the one before it ends, with the interval of its difference around its own end."""
+    most = max(len(comparison.steps) for comparison in stepwise_comparisons) + 1
+    used = _one_of_each(step for one in stepwise_comparisons for step in one.steps)
+    wide = any(
+        len(name) > WIDE for one in stepwise_comparisons for name in (one.start, *(step.name for step in one.steps))
+    )
+    figure, every = panels(title, len(stepwise_comparisons), 0.55 + 1.25 * ROW * most, columns=1, named=used, wide=wide)
     low, high = math.inf, -math.inf
-    for axes, ladder in zip(every, ladders, strict=True):
-        ends, axes.use_sticky_edges = ladder.ends, False  # else the page ends with the first arm's line
+    for axes, comparison in zip(every, stepwise_comparisons, strict=True):
+        ends, axes.use_sticky_edges = comparison.ends, False  # else the page ends with the first arm's line
         axes.plot([ends[0], ends[0]], [-0.35, 1.35], color=BLACK, linewidth=1.1)
-        for at, (rung, begin, end) in enumerate(zip(ladder.rungs, ends, ends[1:], strict=False), start=1):
-            edge, face = rung.look
+        for at, (step, begin, end) in enumerate(zip(comparison.steps, ends, ends[1:], strict=False), start=1):
+            edge, face = step.look
             axes.barh(at, end - begin, 0.62, left=begin, color=face, edgecolor=edge)
-            if at < len(ladder.rungs):
+            if at < len(comparison.steps):
                 axes.plot([end, end], [at - 0.31, at + 1.31], color=GREY, linewidth=0.6)
-            d = rung.difference
+            d = step.difference
             if d.low is not None and d.high is not None:
                 axes.plot([begin + d.low, begin + d.high], [at, at], color=BLACK, linewidth=0.9)
-        arms = [ladder.start, *(rung.name for rung in ladder.rungs)]
+        arms = [comparison.start, *(step.name for step in comparison.steps)]
         axes.set_yticks(range(len(arms)), [short(arm) for arm in arms])
         axes.set_ylim(len(arms) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
-        axes.set_ylabel("rung")
+        axes.set_ylabel("step")
         low, high = min(low, axes.get_xlim()[0]), max(high, axes.get_xlim()[1])
     for axes in every:
         axes.set_xlim(low, high)
@@ -185,7 +187,7 @@ def waterfall(title: str, ladders: Sequence[Ladder], xlabel: str) -> Figure:
     every[-1].set_xlabel(xlabel)
     from matplotlib.patches import Patch
 
-    looks_of = {verdict: rung.look for verdict, rung in used.items()}
+    looks_of = {verdict: step.look for verdict, step in used.items()}
     legend(figure, {name: Patch(facecolor=face, edgecolor=edge) for name, (edge, face) in looks_of.items()})
     return figure
 

@@ -1,4 +1,4 @@
-"""Figures from the comparison: differences, effects, fronts, learning rates, ladders, before and after."""
+"""Figures from the comparison: differences, effects, fronts, learning rates, steps, before and after."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from lit_llm.report.figures.differences import (
     NOT_JUDGED,
     Crossed,
     End,
-    Ladder,
     Named,
+    Stepwise,
     forest,
     heat_map,
     slopes,
@@ -31,7 +31,7 @@ from lit_llm.studies.load import Arm
 from lit_llm.studies.runs import costs_of
 
 MOST_ROWS, MOST_MAPS, MOST_LADDERS = 60, 6, 4
-"""Rows of a forest, pairs of factors and ladders that are drawn: more could not be read."""
+"""Rows of a forest, pairs of factors and step-wise comparisons that are drawn: more could not be read."""
 UNADJUSTED = "not adjusted for the looks after each round of seeds"
 INTERVAL = "bars: 95% intervals of the paired differences over seeds"
 
@@ -240,7 +240,7 @@ def rates(study: Shown) -> Iterator[Drawn]:
         )
 
 
-def ladders(study: Shown) -> Iterator[Drawn]:
+def stepwise_comparisons(study: Shown) -> Iterator[Drawn]:
     """Arms each compared with the one before it."""
     rows = {row.arm: row for row in study.comparison.rows}
     baselines = {row.baseline for row in rows.values() if row.arm != row.baseline}
@@ -252,18 +252,18 @@ def ladders(study: Shown) -> Iterator[Drawn]:
             path.insert(0, rows[path[0].baseline])
         if end.arm in baselines or len(path) < 3:
             continue
-        rungs = [
+        steps = [
             Named(study.names.arm(row.arm), row.difference, row.verdict or "undecided")
             for row in path[1:]
             if row.difference
         ]
-        if path[0].mean is not None and len(rungs) == len(path) - 1:
-            found.append(Ladder(study.names.arm(path[0].arm), path[0].mean, tuple(rungs)))
+        if path[0].mean is not None and len(steps) == len(path) - 1:
+            found.append(Stepwise(study.names.arm(path[0].arm), path[0].mean, tuple(steps)))
     if found:
-        seeds = seeds_of([rung.difference.seeds for ladder in found for rung in ladder.rungs])
+        seeds = seeds_of([step.difference.seeds for ladder in found for step in ladder.steps])
         yield Drawn(
-            "ladder",
-            f"{study.metric} rung by rung: each bar is the paired difference from the arm above it, begun where that "
+            "stepwise",
+            f"{study.metric} step by step: each bar is the paired difference from the arm above it, begun where that "
             f"one ends; black {_intervals(study)}, {seeds}; {_markers(study, len(compared), of='colours')}.",
             waterfall(f"{study.metric}, switch by switch", found[:MOST_LADDERS], study.labelled(study.metric)),
         )

@@ -23,11 +23,11 @@ def _evaluated(study: Shown, name: str, after: str) -> dict[str, list[Step]]:
             step
             for run in study.of_arm.get(arm, ())
             for step in run.steps
-            if (step.link.evaluation, step.link.after) == (name, after) and step.stage.result() is not None
+            if (step.node.evaluation, step.node.after) == (name, after) and step.stage.result() is not None
         ]
         for arm in study.named()
     }
-    shared = alike({arm: tuple(step.link.fingerprint for step in steps) for arm, steps in found.items() if steps})
+    shared = alike({arm: tuple(step.node.fingerprint for step in steps) for arm, steps in found.items() if steps})
     return {study.whole(names): found[names[0]] for names in shared}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from lit_llm.evaluation.config import yardstick_of
+from lit_llm.evaluation.config import primary_metric
 from lit_llm.report import text
 from lit_llm.report.figures.inputs import Drawn, Shown, alike
 from lit_llm.report.figures.lines import Line, Panel, line_figure, proportion, single
@@ -17,7 +17,7 @@ from lit_llm.studies.runs import Step
 def learning(study: Shown) -> Iterator[Drawn]:
     """The validation and the training loss of each stage that trains."""
     own = validation_metric(study.metric).removeprefix(FINETUNED)
-    measured = own if own.startswith("val/") else yardstick_of(study.ablation.arms[0].experiment.model.family)
+    measured = own if own.startswith("val/") else primary_metric(study.ablation.arms[0].experiment.model.family)
     for kind, training in (("pretrain", "pretraining"), ("finetune", "finetuning")):
         for metric in (measured, "train/loss"):
             panels = _panels(study, kind, metric)
@@ -62,10 +62,10 @@ def _courses(study: Shown, kind: str, metric: str, over: str, arms: Sequence[str
     """The lines of each arm; of several that share their runs one."""
     stages = {
         # Without the pretrainings of its sources, whose courses are other arms'.
-        name: [step for run in study.of_arm.get(name, ()) for step in run.steps if step.link.name == kind]
+        name: [step for run in study.of_arm.get(name, ()) for step in run.steps if step.node.name == kind]
         for name in arms
     }
-    shared = alike({name: tuple(step.link.fingerprint for step in steps) for name, steps in stages.items()})
+    shared = alike({name: tuple(step.node.fingerprint for step in steps) for name, steps in stages.items()})
     found = {study.together(names): _lines(study, stages[names[0]], metric, over) for names in shared}
     return {label: lines for label, lines in found.items() if lines}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lit_llm.config.markup import markdown_text
 from lit_llm.report.figures.fonts import spell_out
-from lit_llm.report.figures.from_comparison import forests, fronts, heat_maps, ladders, rates, turn
+from lit_llm.report.figures.from_comparison import forests, fronts, heat_maps, rates, stepwise_comparisons, turn
 from lit_llm.report.figures.from_gate import gates
 from lit_llm.report.figures.from_records import attention, extrapolation, inference
 from lit_llm.report.figures.from_scaling import scaling
@@ -25,7 +25,7 @@ FIGURES = (
     scaling,
     gates,
     forests,
-    ladders,
+    stepwise_comparisons,
     heat_maps,
     turn,
     rates,

@@ -69,7 +69,7 @@ class Lines(Observer):
         for run in self._runs:
             for step in run.steps:
                 if run.name_at(step) == name:  # its next attempt is told of as its first was
-                    self._told.pop((run.name, step.link.fingerprint), None)
+                    self._told.pop((run.name, step.node.fingerprint), None)
 
     def preparing(self, what: str, done: int, total: int) -> None:
         if self._is_due(what, done) or done == total:
@@ -78,7 +78,7 @@ class Lines(Observer):
     def launching(self, runs: Sequence[Run], todo: Sequence[Run], slots: int) -> None:
         names = {run.name for run in todo}
         self._runs = todo
-        self._before = {step.link.fingerprint: _begun(step) for run in todo for step in run.steps}
+        self._before = {step.node.fingerprint: _begun(step) for run in todo for step in run.steps}
         told = [{**_named(run), "state": run.status()["state"], "to_do": run.name in names} for run in runs]
         self.tell("planned", slots=slots, runs=told)
 
@@ -112,13 +112,13 @@ class Lines(Observer):
         self._looked = time.monotonic()
         for run in self._runs:
             for step in run.steps:
-                if self._told.get((run.name, step.link.fingerprint)) != "finished":
+                if self._told.get((run.name, step.node.fingerprint)) != "finished":
                     self._tell_of(run, step)
 
     def _tell_of(self, run: Run, step: Step) -> None:
-        key, status = (run.name, step.link.fingerprint), step.status()
+        key, status = (run.name, step.node.fingerprint), step.status()
         state = status["state"]
-        if state == "pending" or self._before.get(step.link.fingerprint) == _begun(step):
+        if state == "pending" or self._before.get(step.node.fingerprint) == _begun(step):
             return
         now = standing(run, step)
         about = {**_named(run), **_stage(step), "state": state}
@@ -155,12 +155,12 @@ def _named(run: Run) -> dict[str, object]:
 
 def _stage(step: Step) -> dict[str, object]:
     """The same keys as those of `status --json`."""
-    link = step.link
+    node = step.node
     return {
-        "stage": link.name if link.source else link.kind,
-        "after": link.after if link.kind == "evaluate" else None,
-        "evaluation": link.evaluation or None,
-        "fingerprint": link.fingerprint,
+        "stage": node.name if node.source else node.kind,
+        "after": node.after if node.kind == "evaluate" else None,
+        "evaluation": node.evaluation or None,
+        "fingerprint": node.fingerprint,
     }
 
 

@@ -48,8 +48,8 @@ class RunProgress:
 
 def standing(run: Run, step: Step) -> RunProgress:
     """Of one stage of a run that goes on, or has ended."""
-    if step.link.kind != "evaluate":
-        return _of_training(step.stage, max_steps(run, step.link))
+    if step.node.kind != "evaluate":
+        return _of_training(step.stage, max_steps(run, step.node))
     told, state = step.stage.progress() or {"done": 0, "total": 0}, step.status()
     if state["state"] == "done":  # the last word of its progress was said a moment before
         return RunProgress(told["total"], told["total"], state["metrics"], 0.0)
@@ -105,8 +105,8 @@ class TimeLeft:
             if state in FINAL:
                 result = step.stage.result() or {}
                 took = sum((result.get("seconds") or {}).values())
-                if step.link.kind == "evaluate":
-                    evaluations.setdefault(step.link.name, []).append(took)
+                if step.node.kind == "evaluate":
+                    evaluations.setdefault(step.node.name, []).append(took)
                 elif result.get("flops"):
                     flops, seconds = flops + result["flops"], seconds + took
             elif state == "running":
@@ -121,14 +121,14 @@ class TimeLeft:
         known = [left for left in running if left is not None]
         lefts = [fmean(known) if left is None and known else left or 0.0 for left in running]
         for step, takes in waiting:
-            likes = evaluations.get(step.link.name)
+            likes = evaluations.get(step.node.name)
             lefts.append(fmean(likes) if likes else takes * seconds / flops)
         return makespan(lefts, self.slots)
 
     def _flops(self, run: Run, step: Step) -> float:
         if run.arm.name not in self._costs:
             self._costs[run.arm.name] = cost_of(run.experiment)
-        return flops_of(step.link, self._costs[run.arm.name])
+        return flops_of(step.node, self._costs[run.arm.name])
 
 
 def _stages(runs: Sequence[Run]) -> list[tuple[Run, Step, str]]:
@@ -137,7 +137,7 @@ def _stages(runs: Sequence[Run]) -> list[tuple[Run, Step, str]]:
     for run in runs:
         for step in run.steps:
             state = step.status()["state"]
-            found.setdefault(step.link.fingerprint, (run, step, state))
+            found.setdefault(step.node.fingerprint, (run, step, state))
             if state in ("diverged", "failed", "out_of_memory"):
                 break
     return list(found.values())

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from lit_llm.evaluation.config import YARDSTICKS, yardstick_of
+from lit_llm.evaluation.config import PRIMARY_METRICS, primary_metric
 from lit_llm.report import text
 from lit_llm.report.progress.run_progress import RunProgress, TimeLeft, progress_of_trial, standing
 from lit_llm.report.tables.plan import STATES
@@ -133,18 +133,18 @@ class Progressing(Observer):
                     continue
                 metrics = status.get("metrics", {})
                 ending = "".join(
-                    f", {name} {metrics[name]:.3f}" for name in YARDSTICKS if metrics.get(name) is not None
+                    f", {name} {metrics[name]:.3f}" for name in PRIMARY_METRICS if metrics.get(name) is not None
                 )
                 said = "; ".join([*([status["error"]] if status.get("error") else []), *status["notes"]])
                 error = f": {said}" if said else ""
                 self.console.print(f"{run.name}: {state}{ending}{error}", style=STATES[state], highlight=False)
 
-    def _yardstick(self) -> str:
+    def _primary_metric(self) -> str:
         """The metric that the runs are measured by; two where they are of two kinds."""
-        return " or ".join(dict.fromkeys(yardstick_of(run.arm.experiment.model.family) for run in self._runs))
+        return " or ".join(dict.fromkeys(primary_metric(run.arm.experiment.model.family) for run in self._runs))
 
     def _view(self) -> RenderableType:
-        table = _table("run", "step", "loss", self._yardstick(), "tok/s", "left")
+        table = _table("run", "step", "loss", self._primary_metric(), "tok/s", "left")
         states: Counter[str] = Counter()
         for run in self._runs:
             at = run.current()
@@ -165,7 +165,7 @@ class Progressing(Observer):
 
     def _last_validation(self, name: str, now: RunProgress) -> float | None:
         """Which was more lines ago than are looked at, perhaps."""
-        for metric in YARDSTICKS:
+        for metric in PRIMARY_METRICS:
             if (value := now.metrics.get(metric)) is not None:
                 self._validated[name] = value
         return self._validated.get(name)

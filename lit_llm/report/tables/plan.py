@@ -14,7 +14,7 @@ from lit_llm.experiment.cost import Cost, cost_of
 from lit_llm.objectives.config import continues
 from lit_llm.report import text
 from lit_llm.report.tables.table import Table, in_terminal
-from lit_llm.runs.stage_graph import EVALUATED, FINETUNED, Link, validation_metric
+from lit_llm.runs.stage_graph import EVALUATED, FINETUNED, StageNode, validation_metric
 from lit_llm.studies.audit.findings import Finding, Kind
 from lit_llm.studies.design.effects import chains
 from lit_llm.studies.design.factors import short_names
@@ -53,7 +53,7 @@ def render_plan(plan: Plan, width: int = 120) -> RenderableType:
     """Costs of every arm (in a narrow terminal as two parts), what differs, and the findings."""
     study = plan.ablation.study
     seeds = f"{len(study.seeds)} seed{'s' if len(study.seeds) > 1 else ''}"
-    cost = {link.fingerprint: flops_of(link, p.cost) for p in plan.arms for links in p.chains for link in links}
+    cost = {node.fingerprint: flops_of(node, p.cost) for p in plan.arms for nodes in p.stage_graphs for node in nodes}
     count, stages = len(plan.arms) * len(study.seeds), plan.stages
     shared = count - stages["pretrain"]
     once = f" ({shared} of them computed by others)" if shared else ""
@@ -77,11 +77,11 @@ def render_plan(plan: Plan, width: int = 120) -> RenderableType:
     return Group(*parts, *plan_rest(plan))
 
 
-def flops_of(link: Link, cost: Cost) -> float:
+def flops_of(node: StageNode, cost: Cost) -> float:
     """What one stage takes; cost: of the run that it is of."""
-    own = cost_of(link.source) if link.source else cost
+    own = cost_of(node.source) if node.source else cost
     training = {"pretrain": own.train_flops - own.before.train_flops, "finetune": own.finetune_flops}
-    return training.get(link.kind, 0.0)
+    return training.get(node.kind, 0.0)
 
 
 def plan_head(plan: Plan, budget: str, width: int) -> Iterator[RenderableType]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_llm.config.problems import some
 from lit_llm.config.tree import under
-from lit_llm.evaluation.config import METRICS_OF_SPLIT, YARDSTICKS, yardstick_of
+from lit_llm.evaluation.config import METRICS_OF_SPLIT, PRIMARY_METRICS, primary_metric
 from lit_llm.experiment.cost import Cost, cost_of
 from lit_llm.experiment.schema import Checkpoint
 from lit_llm.models.adapt import Adaptation, altered
@@ -30,7 +30,7 @@ from lit_llm.studies.matching import TOLERANCE
 if TYPE_CHECKING:
     from lit_llm.store.store import Store
 
-YARDSTICK = (
+TARGETS_OF_PRIMARY = (
     "pretrain.data.corpus",
     "pretrain.data.tokenizer",
     "pretrain.data.sequence_length",
@@ -40,7 +40,7 @@ YARDSTICK = (
     "pretrain.validation",
 )
 """Keys that decide which target tokens the metrics of a stage are measured on."""
-TARGET_NLL, MASKED_NLL = YARDSTICKS
+TARGET_NLL, MASKED_NLL = PRIMARY_METRICS
 BITS_PER_BYTE = "bits_per_byte"
 """The last part of a metric's name that compares across tokenizers."""
 PRECISION = ("pretrain.training.precision", "finetune.training.precision")
@@ -65,14 +65,14 @@ EXAMPLES = tuple(
 """Keys that decide which target tokens of the instruction data are scored; see `_measured_on` for the others."""
 SPLIT_FROM_EXAMPLES = tuple(f"finetune.data.{key}" for key in ("examples", "validation_fraction", "test_fraction"))
 """Keys that decide it too where the split has no files of its own, but is a share of the examples."""
-_YARDSTICKS = {
-    **dict.fromkeys(METRICS_OF_SPLIT.values(), YARDSTICK),
+_TARGETS_OF = {
+    **dict.fromkeys(METRICS_OF_SPLIT.values(), TARGETS_OF_PRIMARY),
     **dict.fromkeys(
         (f"{FINETUNED}{begin}" for begin in METRICS_OF_SPLIT.values()),
-        (*YARDSTICK[:2], *EXAMPLES, "finetune.validation"),
+        (*TARGETS_OF_PRIMARY[:2], *EXAMPLES, "finetune.validation"),
     ),
-    EVALUATED: (*YARDSTICK[:6], *EXAMPLES, "evaluate"),
-    f"{FINETUNED}{EVALUATED}": (*YARDSTICK[:6], *EXAMPLES, "evaluate"),
+    EVALUATED: (*TARGETS_OF_PRIMARY[:6], *EXAMPLES, "evaluate"),
+    f"{FINETUNED}{EVALUATED}": (*TARGETS_OF_PRIMARY[:6], *EXAMPLES, "evaluate"),
 }
 """The same by the beginning of a metric's name."""
 
@@ -150,11 +150,11 @@ def _of_split(metric: str, name: str) -> str:
 def _audit_keys(ablation: Ablation, arm: Arm, baseline: Arm, changed: Mapping[str, list[Any]]) -> Iterator[Finding]:
     """Keys that differ and are no factor, and those that the metric is measured by."""
     metric = ablation.study.compare.metric
-    yardstick = _measured_on(metric, arm, baseline)
+    measured_on = _measured_on(metric, arm, baseline)
     # Between an arm outside the grid, which has no level of a factor, and one inside, the factor excuses nothing.
     declared = arm.declared | baseline.declared if arm.levels and baseline.levels else frozenset()
     for key, (old, new) in changed.items():
-        measured = under(key, *yardstick)
+        measured = under(key, *measured_on)
         # A level that a source has, too, is in its keys.
         if under(_SOURCE.sub("", key), *declared) and not measured:
             continue
@@ -172,7 +172,7 @@ def _audit_keys(ablation: Ablation, arm: Arm, baseline: Arm, changed: Mapping[st
 
 def _measured_on(metric: str, *arms: Arm) -> tuple[str, ...]:
     """Sections and keys that decide which target tokens a metric of these arms is measured on."""
-    keys = next((keys for prefix, keys in _YARDSTICKS.items() if metric.startswith(prefix)), ())
+    keys = next((keys for prefix, keys in _TARGETS_OF.items() if metric.startswith(prefix)), ())
     held_out = "test" if metric.startswith(f"{FINETUNED}{METRICS_OF_SPLIT['test']}") else "validation"
     tuned = [arm.experiment.finetune.data for arm in arms if arm.experiment.finetune is not None]
     if set(EXAMPLES) <= set(keys) and any(getattr(data, f"{held_out}_files") is None for data in tuned):
@@ -210,7 +210,7 @@ def _audit_objectives(ablation: Ablation, arm: Arm, baseline: Arm, costs: Mappin
     metric = ablation.study.compare.metric
     if validation_metric(metric) == "val/objective_loss":
         message = f"{metric} of another objective than {baseline.name}'s is another quantity; use "
-        instead = _of_split(metric, yardstick_of(arm.experiment.model.family))
+        instead = _of_split(metric, primary_metric(arm.experiment.model.family))
         yield Finding("refused", arm.name, "compare.metric", message + instead)
     if ablation.study.match.by != "loss_tokens":
         ratio = costs[arm.name].loss_tokens / costs[baseline.name].loss_tokens

@@ -16,7 +16,7 @@ from lit_llm.config.fingerprint import fingerprint
 from lit_llm.config.problems import some
 from lit_llm.config.tree import under
 from lit_llm.models.resolve import resolve_model
-from lit_llm.runs.stage_graph import chain
+from lit_llm.runs.stage_graph import stage_graph
 from lit_llm.studies.audit.findings import INTERVENTION, Finding, differs, ruled
 from lit_llm.studies.load import Ablation, Arm
 
@@ -79,7 +79,7 @@ def _controls(arm: Arm, reference: Arm) -> str:
     stage = reference.experiment.pretrain
     pretrain = arm.experiment.pretrain.model_copy(update={"objective": stage.objective, "masks": stage.masks})
     update = {"model": reference.experiment.model, "pretrain": pretrain}
-    return fingerprint([link.fingerprint for link in chain(arm.experiment.model_copy(update=update))])
+    return fingerprint([node.fingerprint for node in stage_graph(arm.experiment.model_copy(update=update))])
 
 
 def _same_function(arm: Arm, twin: Arm) -> Finding:
