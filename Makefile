@@ -35,8 +35,9 @@ test-slow: $(READY) ## the tests that take minutes each
 same-bits: $(READY) ## small runs of everything, equal to those of the commit BASE? (BASE=HEAD)
 	@$(BIN)/python tests/same_bits/run.py --against $(or $(BASE),HEAD)
 
-check: $(READY) ## ruff, mypy, import-linter
+check: $(READY) ## ruff, codespell, mypy, import-linter
 	@$(BIN)/ruff check .
+	@$(BIN)/codespell
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from lit_llm.experiment.load import load_experiment as load_experiment
     from lit_llm.models.build import build_model as build_model
 
-__version__ = "0.1.0"
+    __version__: str
+
 __all__ = ["build_model", "load_experiment"]
 
 
@@ -25,4 +26,8 @@ def __getattr__(name: str) -> Any:
         from lit_llm.experiment.load import load_experiment
 
         return load_experiment
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("lit-llm")
     raise AttributeError(f"module 'lit_llm' has no attribute {name!r}")

@@ -11,14 +11,17 @@ from pathlib import Path
 
 import pytest
 from instructions import write_instructions
+from typer.testing import CliRunner
 
+import lit_llm
+from lit_llm.cli import app
 from lit_llm.components.attention.config import AttentionConfig, ResolvedAttention
 from lit_llm.studies.load import load_study
 from lit_llm.studies.plan import plan
 from lit_llm.sweeps.sweep import is_sweep, load_sweep
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 CODE = "\n".join(path.read_text() for path in (ROOT / "lit_llm").rglob("*.py"))
 
 
@@ -76,9 +79,12 @@ def test_every_link_leads_somewhere(page: Path) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
-def test_there_are_seven_pages_beside_the_readme() -> None:
-    names = ["components.md", "recovery.md", "results.md", "scaling.md", "stages.md", "statistics.md", "studies.md"]
-    assert [page.name for page in PAGES[1:]] == names
+def test_there_is_one_version() -> None:
+    (declared,) = re.findall(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.M)
+    (cited,) = re.findall(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.M)
+    printed = CliRunner().invoke(app, ["--version"]).stdout
+    assert lit_llm.__version__ == declared == cited
+    assert printed == f"lit-llm {declared}\n"
 
 
 def test_an_attention_resolves_every_key_that_can_be_written() -> None:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from lit_llm.report.figures.differences import Crossed, End, Named, Stepwise, forest, heat_map, slopes, waterfall
 from lit_llm.report.figures.lines import Line, Panel, line_figure, over_seeds, single
 from lit_llm.report.figures.pareto import Profile, front_figure, isoflop_figure, scaling_figure
-from lit_llm.report.figures.style import BLUE, GREEN, GREY, VERMILLION, looks, save, short
+from lit_llm.report.figures.style import BLUE, GREEN, GREY, VERMILION, looks, save, short
 from lit_llm.statistics.paired import Difference, paired_difference
 from lit_llm.statistics.pareto import pareto_front
 
@@ -146,7 +146,7 @@ def test_a_forest_shows_every_interval_from_end_to_end() -> None:
     [
         ("better", -0.2, BLUE, "v"),
         ("better", 0.2, BLUE, "^"),
-        ("worse", 0.2, VERMILLION, "^"),
+        ("worse", 0.2, VERMILION, "^"),
         ("lower", -0.2, "#000000", "v"),
         ("no difference larger than 0.3", -0.2, GREEN, "s"),
         ("undecided", -0.2, GREY, "o"),

@@ -16,7 +16,7 @@ from lit_llm.report.figures.style import (
     PAGE,
     PANEL,
     ROW,
-    VERMILLION,
+    VERMILION,
     legend,
     looks,
     panels,
@@ -35,7 +35,7 @@ NOT_JUDGED = "not judged"
 """In place of a verdict, of what is estimated and not tested."""
 VERDICTS: dict[str, tuple[str, bool]] = {
     "better": (BLUE, True),
-    "worse": (VERMILLION, True),
+    "worse": (VERMILION, True),
     "lower": (BLACK, True),
     "higher": (BLACK, True),
     "undecided": (GREY, False),
