@@ -20,7 +20,7 @@ from lit_llm.config.section import Items, Section, set_fields
 from lit_llm.config.tree import KIND
 
 if TYPE_CHECKING:
-    from lit_llm.models.config import ModelConfig
+    from lit_llm.models.sections import AnyModel
 
 STACKS = ("encoder", "decoder", "self_decoder", "cross_decoder")
 """Keys of a model's stacks of layers, each of which one family or another has."""
@@ -113,12 +113,12 @@ def not_looked_at(model: ResolvedModel) -> str:
     return ""
 
 
-_KNOWN: dict[int, tuple[ModelConfig, ResolvedModel]] = {}
+_KNOWN: dict[int, tuple[AnyModel, ResolvedModel]] = {}
 """By the config's id, which no other has while it is held here. Identity, cost and audit each ask for every arm."""
 MOST_KNOWN = 4096
 
 
-def resolve_model(config: ModelConfig) -> ResolvedModel:
+def resolve_model(config: AnyModel) -> ResolvedModel:
     """Apply all overrides. Two configs that are the same function in canonical form resolve to equal models."""
     if id(config) not in _KNOWN:
         if len(_KNOWN) >= MOST_KNOWN:
@@ -127,7 +127,7 @@ def resolve_model(config: ModelConfig) -> ResolvedModel:
     return _KNOWN[id(config)][1]
 
 
-def _resolve(config: ModelConfig) -> ResolvedModel:
+def _resolve(config: AnyModel) -> ResolvedModel:
     encoder, *decoder = (_layers(config, side) for side in STACKS)
     return ResolvedModel(
         family=config.family,

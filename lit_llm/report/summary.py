@@ -9,7 +9,7 @@ from rich.text import Text
 
 from lit_llm.report import text
 from lit_llm.report.answer import total_runs
-from lit_llm.report.tables.paper import printed_answer, printed_tables
+from lit_llm.report.paper import printed_answer, printed_tables
 from lit_llm.report.tables.table import in_terminal
 from lit_llm.statistics.comparison import Comparison
 from lit_llm.store.store import Store

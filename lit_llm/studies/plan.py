@@ -16,7 +16,7 @@ from lit_llm.store.files import Damaged
 from lit_llm.store.store import read_json
 from lit_llm.studies.audit.differing_keys import audit
 from lit_llm.studies.audit.findings import Finding, differs
-from lit_llm.studies.design.effects import design_json
+from lit_llm.studies.estimable_effects import design_json
 from lit_llm.studies.load import Ablation, Arm
 from lit_llm.studies.preflight import check_held_out, check_tasks, check_texts, text_findings
 

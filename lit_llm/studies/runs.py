@@ -20,7 +20,7 @@ from lit_llm.statistics.comparison import Comparison, Design, Looks, RunResult, 
 from lit_llm.statistics.pareto import pareto_front
 from lit_llm.store.store import FINAL, Stage, Store, metric_lines
 from lit_llm.studies.analysis_plan import note_look, register, registration_of
-from lit_llm.studies.design.effects import factor_layouts, layouts, lr_factors
+from lit_llm.studies.estimable_effects import factor_layouts, layouts, lr_factors
 from lit_llm.studies.interim_analyses import all_seeds, looked_in_force, looks_of, procedure_of
 from lit_llm.studies.load import Ablation, Arm, file_and_arm
 from lit_llm.studies.preflight import check_texts

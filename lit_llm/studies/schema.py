@@ -19,7 +19,7 @@ from lit_llm.statistics.multiple_comparisons import Correction
 from lit_llm.statistics.paired import Variance
 from lit_llm.statistics.pareto import better
 from lit_llm.statistics.scaling.runs import X
-from lit_llm.studies.design.fractional_factorial import MOST, Fraction, effect_of, find, members_of
+from lit_llm.studies.fractional_factorial import MOST, Fraction, effect_of, find, members_of
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 LONGEST_NAME = 100

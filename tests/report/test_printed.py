@@ -18,8 +18,8 @@ from rich.console import Console
 
 from lit_llm.config.problems import InputError
 from lit_llm.report.pages.study import write_report
+from lit_llm.report.paper import paper_tables, printed_answer, printed_study, printed_tables
 from lit_llm.report.summary import compared
-from lit_llm.report.tables.paper import paper_tables, printed_answer, printed_study, printed_tables
 from lit_llm.report.tables.table import in_latex, in_markdown
 from lit_llm.statistics.comparison import Comparison
 from lit_llm.statistics.estimates import Estimate

@@ -16,7 +16,7 @@ from lit_llm.report.tables.anova import anova_tables
 from lit_llm.statistics.anova import FactorLayout, anova, judged_terms
 from lit_llm.statistics.comparison import Design, RunResult, compare
 from lit_llm.statistics.multiple_comparisons import Correction
-from lit_llm.studies.design.effects import factor_layouts, layouts
+from lit_llm.studies.estimable_effects import factor_layouts, layouts
 from lit_llm.studies.load import load_study
 
 LEVELS = {"a": ["x", "y", "z"], "b": ["0", "1"], "c": ["p", "q", "r"]}

@@ -14,7 +14,7 @@ from lit_llm.statistics.baselines import Noise
 from lit_llm.statistics.comparison import Design, RunResult, compare
 from lit_llm.statistics.effects import Contrast, Effects, Layout, effects, judged_effects
 from lit_llm.statistics.multiple_comparisons import Correction
-from lit_llm.studies.design.fractional_factorial import aliases_in_letters, effect_of, find, lettered
+from lit_llm.studies.fractional_factorial import aliases_in_letters, effect_of, find, lettered
 from lit_llm.studies.load import load_study
 
 SEEDS = (3, 5, 8)
@@ -260,7 +260,7 @@ A, B, C = "model.attention.output_norm", "model.attention.rope", "pretrain.train
 @pytest.fixture
 def of_study(tmp_path) -> Callable[..., tuple[Effects, ...]]:
     """of_study(text, value, lost): the effects of a study whose run of (arm, levels, seed) has value(levels)."""
-    from lit_llm.studies.design.effects import layouts
+    from lit_llm.studies.estimable_effects import layouts
 
     def report(text: str, value: Callable[[Mapping[str, str]], float], lost: Mapping[str, str] = {}):
         path = tmp_path / "s.yaml"

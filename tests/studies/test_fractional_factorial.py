@@ -10,7 +10,7 @@ import numpy as np
 import pyDOE3
 import pytest
 
-from lit_llm.studies.design.fractional_factorial import Fraction, effect_of, find, lettered, members_of, sign
+from lit_llm.studies.fractional_factorial import Fraction, effect_of, find, lettered, members_of, sign
 
 NIST = {
     3: {4: 3},
@@ -163,9 +163,7 @@ def test_a_larger_fraction_than_was_asked_for_is_never_taken() -> None:
 
 
 def test_the_same_question_has_the_same_answer_in_another_process() -> None:
-    code = (
-        "from lit_llm.studies.design.fractional_factorial import *; print(find(9, 4, (3, 257, 384), 64), find(11, 4))"
-    )
+    code = "from lit_llm.studies.fractional_factorial import *; print(find(9, 4, (3, 257, 384), 64), find(11, 4))"
 
     def ask(seed: str) -> str:
         return subprocess.run(

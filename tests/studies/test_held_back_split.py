@@ -14,7 +14,7 @@ from lit_llm.statistics.comparison import Design, RunResult, compare
 from lit_llm.store.store import Store
 from lit_llm.studies import mlflow_runs
 from lit_llm.studies.audit.differing_keys import audit
-from lit_llm.studies.design.effects import lr_factors
+from lit_llm.studies.estimable_effects import lr_factors
 from lit_llm.studies.load import load_study
 from lit_llm.studies.plan import plan
 from lit_llm.studies.runs import Run, runs_of

@@ -17,7 +17,7 @@ from lit_llm.objectives.config import BOS
 from lit_llm.report.pages.study import markdown_of
 from lit_llm.report.tables.comparison import render_comparison
 from lit_llm.runs.stage_config import load_stage_config
-from lit_llm.studies.design.effects import lr_factors
+from lit_llm.studies.estimable_effects import lr_factors
 from lit_llm.studies.load import load_study
 from lit_llm.studies.run import Observer, run_study
 

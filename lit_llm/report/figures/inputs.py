@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lit_llm.report.figures.lines import Line, Places, over_seeds
 from lit_llm.report.figures.style import short
 from lit_llm.report.figures.training_curves import read_course
-from lit_llm.report.tables.paper import printed_study
+from lit_llm.report.paper import printed_study
 from lit_llm.statistics.comparison import Comparison
 from lit_llm.statistics.pareto import better
 from lit_llm.studies.load import Ablation

@@ -28,8 +28,8 @@ from lit_llm.report.figures.study import Drawn, figures_of, write_figures
 from lit_llm.report.pages.all_studies import ANSWER, answer_json
 from lit_llm.report.pages.frozen_analysis import details, summary
 from lit_llm.report.pages.html import Code, Embedded, Page, Section, html
+from lit_llm.report.paper import paper_tables, printed, printed_answer, printed_study, printed_tables, with_names
 from lit_llm.report.tables.comparison import comparison_tables
-from lit_llm.report.tables.paper import paper_tables, printed, printed_answer, printed_study, printed_tables, with_names
 from lit_llm.report.tables.plan import cache_note, costs_table, design_table, differences_table, generates, told
 from lit_llm.report.tables.table import Link, Table, folded, in_csv, in_latex, in_markdown, without
 from lit_llm.runs.fingerprints import identity_of_data

@@ -16,9 +16,9 @@ from lit_llm.report import text
 from lit_llm.report.tables.table import Table, in_terminal
 from lit_llm.runs.stage_graph import EVALUATED, FINETUNED, StageNode, validation_metric
 from lit_llm.studies.audit.findings import Finding, Kind
-from lit_llm.studies.design.effects import chains
 from lit_llm.studies.design.factors import short_names
-from lit_llm.studies.design.fractional_factorial import Fraction, aliases_in_letters, effect_of, lettered, members_of
+from lit_llm.studies.estimable_effects import chains
+from lit_llm.studies.fractional_factorial import Fraction, aliases_in_letters, effect_of, lettered, members_of
 from lit_llm.studies.load import Arm
 from lit_llm.studies.plan import Plan, PlannedArm
 

@@ -18,7 +18,7 @@ from lit_llm.experiment.load import (
 )
 from lit_llm.experiment.schema import Experiment
 from lit_llm.studies.design.factors import Level, combinations, read_factors, short_names
-from lit_llm.studies.design.fractional_factorial import LETTERS
+from lit_llm.studies.fractional_factorial import LETTERS
 from lit_llm.studies.schema import Compare, Study
 
 ARM_KEYS = ("extends", "grid", "baseline")

@@ -12,7 +12,7 @@ from lit_llm.statistics.anova import FactorLayout
 from lit_llm.statistics.effects import Contrast, Layout
 from lit_llm.statistics.learning_rates import LRFactor, LRGroup
 from lit_llm.studies.design.factors import short_names
-from lit_llm.studies.design.fractional_factorial import (
+from lit_llm.studies.fractional_factorial import (
     LETTERS,
     Fraction,
     aliases_in_letters,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from lit_llm.report.answer import answer
-from lit_llm.report.pages.shared_settings import shared_by_all
+from lit_llm.report.shared_settings import shared_by_all
 from lit_llm.report.tables.comparison import comparison_tables
 from lit_llm.report.tables.table import Table
 from lit_llm.statistics.comparison import Comparison, Row
