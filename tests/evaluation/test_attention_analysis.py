@@ -104,7 +104,7 @@ class Plain:
         ends = (windows_BT == 0).long()
         number = ends.cumsum(1) - ends
         of_window, of_shifted = number, torch.cat([torch.zeros_like(start), number[:, :-1]], 1)
-        if masks.intra_document == "joined":
+        if not masks.intra_document:
             of_window, of_shifted = torch.zeros_like(number), torch.zeros_like(number)
         if family == "decoder":
             self.tokens = self.window
@@ -334,7 +334,7 @@ def test_source_mass_is_the_weight_on_source_tokens_beside_that_of_equal_weights
     mass = averaged([m.sum(-1) for m in plain.at_source()[0]])
     visible = plain.own[:, SOURCE:].double()
     null = averaged([visible[:, :, 1 : SOURCE + 1].sum(-1) / visible.sum(-1)])
-    if masks.intra_document == "joined":
+    if not masks.intra_document:
         assert null == pytest.approx({i: SOURCE / (SOURCE + i) for i in range(1, TARGETS + 1)})
     assert curve(found, "source_mass") == pytest.approx(mass)
     assert curve(found, "source_mass_null") == pytest.approx(null)
