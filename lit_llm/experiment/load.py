@@ -45,9 +45,17 @@ def is_preset(name: str) -> bool:
 
 
 def load_experiment(source: str | Path, overrides: Sequence[str] = ()) -> Experiment:
-    """A preset (`"redllm-tiny"`) or an experiment file, with overrides (`["seed=3"]`).
+    """Read one experiment.
 
-    Raises InputError with every problem, each at its file and line.
+    Args:
+        source: Name of a preset, as `"redllm-tiny"`, or path of an experiment file.
+        overrides: Keys with values, as `["seed=3", "model.attention.output_norm=none"]`. They win over the file.
+
+    Returns:
+        The validated experiment, with every key that has a default filled in.
+
+    Raises:
+        InputError: The file or an override is wrong. The message holds every problem, each with its file and line.
     """
     return validate_experiment(read_experiment(source, overrides), changes_checked=True)
 

@@ -195,11 +195,17 @@ def prefill(
     begin: int = 1,
     end: int = 0,
 ) -> Decoding:
-    """Read the prompts as one batch; `logits_BV` are then those of each one's first generated token.
+    """Read the prompts as one batch.
 
-    prefix: bidirectional lets the tokens of a decoder-only model's prompt, `begin` among them, see each other.
-    begin: the token before everything a decoder reads; end: what stands for an empty source. The model should be in
-    evaluation mode.
+    Args:
+        model: A model in evaluation mode.
+        prompts: Token ids of each prompt.
+        prefix: `"bidirectional"` opens the attention mask over a decoder-only model's prompt, `begin` included.
+        begin: Token before everything that a decoder reads.
+        end: Token that stands for an empty source.
+
+    Returns:
+        The state of decoding. Its `logits_BV` are those of the first generated token of each prompt.
     """
     if isinstance(model, EncoderDecoder):
         return _EncoderDecoder(model, prompts, begin, end)

@@ -38,16 +38,30 @@ def generate(
     begin: int = 1,
     end: int = 0,
 ) -> list[Generated]:
-    """Continue each prompt until one of the `stop` tokens or `max_new_tokens`; results in the order of the prompts.
+    """Continue each prompt until a stop token or `max_new_tokens`.
 
-    A decoder-only model reads <s> (`begin`) and the prompt, an encoder-decoder has the prompt as its source (an empty
-    one is the token `end`) and starts from <s>. `prefix: bidirectional` opens a decoder-only model's prompt. Partial
-    attention reads <s> and the prompt, of an empty one <s> alone. Prompts of like length share a batch. Neither the
-    batch size nor the other prompts decide what a prompt gets, but for the last digits of its logits: a matrix product
-    rounds differently by its shape, which shows in bfloat16.
+    The model computes in the dtype and on the device of its weights, in evaluation mode and without gradients. Neither
+    the batch size nor the other prompts decide what a prompt gets, except for the last digits of its logits: a matrix
+    product rounds differently by its shape, which shows in bfloat16.
 
-    The model computes in the dtype and on the device of its weights, in evaluation mode and without gradients.
-    Raises ValueError for an argument that cannot be, FloatingPointError when a model's logits are not finite numbers.
+    Args:
+        model: A model of any family that generates.
+        prompts: Token ids of each prompt. A decoder-only model reads `begin` and the prompt. An encoder-decoder has the
+            prompt as its source and starts from `begin`.
+        max_new_tokens: Most tokens after each prompt.
+        stop: Tokens that end a continuation.
+        sampling: Temperature, top-k, top-p and seed; greedy by default.
+        prefix: `"bidirectional"` opens the attention mask over a decoder-only model's prompt.
+        batch_size: Most prompts in one batch; prompts of similar length share one.
+        begin: Token before everything that a decoder reads.
+        end: Token that stands for an empty source.
+
+    Returns:
+        One result for each prompt, in their order.
+
+    Raises:
+        ValueError: An argument is impossible.
+        FloatingPointError: The logits are not finite.
     """
     _check(model, prompts, max_new_tokens, stop, prefix, batch_size, begin, end)
     found = [Generated() for _ in prompts]

@@ -45,11 +45,21 @@ TABLES = ("embedding.weight", "encoder_embedding.weight", "output.weight", "outp
 
 
 def import_checkpoint(folder: Path, out: Path) -> ModelConfig:
-    """Write a checkpoint of transformers (config.json and safetensors) as a directory of ours.
+    """Write a checkpoint of transformers as a directory of ours.
 
-    Llama, Qwen 3, Gemma 2, T5Gemma, T5Gemma 2 (its text part) and ModernBERT (for masked tokens). Needs no
-    transformers, runs no code of the folder, and opens no pickle. Raises InputError with everything that the checkpoint
-    asks for and we do not have; then nothing is written.
+    Knows Llama, Qwen 3, Gemma 2, T5Gemma, T5Gemma 2 (its text part) and ModernBERT (for masked tokens). Runs no code of
+    the folder and opens no pickle.
+
+    Args:
+        folder: Directory with config.json and *.safetensors.
+        out: Directory to write.
+
+    Returns:
+        The model section of an experiment.
+
+    Raises:
+        InputError: The checkpoint needs something that we do not have, and nothing was written. The message holds
+            everything that it needs.
     """
     if not folder.is_dir():
         raise InputError(Problem("there is no such directory", str(folder)))
@@ -165,11 +175,17 @@ def digest_of_tokenizer(folder: Path) -> str | None:
 
 
 def open_checkpoint(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """The model section and the state of a directory of ours: `build_model(config).load_state_dict(state)`.
+    """Read an imported directory: `build_model(config).load_state_dict(state)`.
 
-    In float32, as models are built. Where the directory has a tokenizer, rows are in the order of `tokenizer: {kind:
-    file, path: FOLDER/tokenizer.json, ...}` as model.yaml has it. Raises InputError for what is missing, too much, or
-    of another shape.
+    Args:
+        folder: Directory that `import_checkpoint` has written.
+
+    Returns:
+        The model section, and the parameters in float32. Where the directory has a tokenizer, the rows of embeddings
+        are in the order of `tokenizer: {kind: file, path: FOLDER/tokenizer.json, ...}` as model.yaml has it.
+
+    Raises:
+        InputError: A parameter is missing, too much, or of another shape.
     """
     model, state, layout = read_folder(folder)
     if layout:

@@ -41,11 +41,21 @@ def export_checkpoint(
     end: str | None = None,
     begin: str | None = None,
 ) -> str:
-    """Write a model for transformers' `from_pretrained`; of an architecture that it does not know, a directory of ours.
+    """Write a model for transformers' `from_pretrained`; one of another architecture as a directory of ours.
 
-    tokenizer: the tokenizer.json whose ids the model was trained with, exchanged as `FileTokenizer` does; rows go back
-    to the file's order. end, begin: its tokens for them, as there. Returns what was written, in one sentence.
-    Raises InputError where something is at `out` already.
+    Args:
+        config: Model section of an experiment.
+        state: Its parameters.
+        out: Directory to write; nothing may be there.
+        tokenizer: The tokenizer.json whose ids the model was trained with. Rows of embeddings go back to its order.
+        end: Token that ends a document, as `FileTokenizer` has it.
+        begin: Token that begins a text, as `FileTokenizer` has it.
+
+    Returns:
+        What was written, in one sentence.
+
+    Raises:
+        InputError: Something is at `out` already.
     """
     layout = None if tokenizer is None else tokenizer_file.read(tokenizer, end, begin)
     if layout:
@@ -54,7 +64,18 @@ def export_checkpoint(
 
 
 def export_folder(folder: Path, out: Path) -> str:
-    """The same of a directory of ours. An imported one gets the config.json that it came with."""
+    """Write an imported directory for transformers, with the config.json that it came with.
+
+    Args:
+        folder: Directory that `import_checkpoint` has written.
+        out: Directory to write; nothing may be there.
+
+    Returns:
+        What was written, in one sentence.
+
+    Raises:
+        InputError: Something is at `out` already.
+    """
     model, state, layout = read_folder(folder)
     tokenizer = folder / TOKENIZER
     source = folder / SOURCE

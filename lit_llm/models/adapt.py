@@ -49,7 +49,7 @@ class Adaptation:
     fresh: tuple[str, ...]
     """Names of the parameters that no source gives: they start as in a model from scratch."""
     left: tuple[str, ...]
-    """Names of the sources' parameters that nothing is made of."""
+    """Names of the sources' parameters that the model does not use."""
 
 
 def adaptation_of(target: ResolvedModel, sources: Sources) -> Adaptation:

@@ -19,7 +19,18 @@ from lit_llm.models.resolve import ResolvedModel, resolve_model
 
 
 def build_model(config: ModelConfig | ResolvedModel, seed: int = 0, device: str = "cpu") -> LanguageModel:
-    """The module in float32, initialised. With device="meta" only its shapes exist, whatever its size."""
+    """Build a model in float32 and initialise it.
+
+    Args:
+        config: Model section of an experiment, or what `resolve_model` has made of one.
+        seed: Seed of the initial values. Equal seeds give equal values to parameters of equal name and shape, in every
+            family.
+        device: Device of the parameters. With `"meta"` only their shapes exist, so that any size fits.
+
+    Returns:
+        A module of the config's family. An encoder-decoder is called with source ids (B x S) and decoder inputs (B x
+        T), any other with ids (B x T); the logits are B x T x V.
+    """
     resolved = config if isinstance(config, ResolvedModel) else resolve_model(config)
     with torch.device("meta"):
         model = bare_model(resolved)

@@ -132,7 +132,15 @@ class Ablation:
 def load_study(source: str | Path, overrides: Sequence[str] = ()) -> Ablation:
     """Read a study; a preset or an experiment file is a study of one arm.
 
-    Raises InputError with every problem that was found, each at its file and line.
+    Args:
+        source: Path of a study or an experiment, or name of a preset.
+        overrides: Keys with values that hold for every arm, as `["pretrain.training.max_steps=50"]`.
+
+    Returns:
+        The study with its arms, before any of them is costed or audited: see `lit_llm.studies.plan.plan`.
+
+    Raises:
+        InputError: The file or an override is wrong. The message holds every problem, each with its file and line.
     """
     read_corpora_again()
     path = Path(source)

@@ -142,11 +142,23 @@ def plan(
     store: Store | None = None,
     runs: Iterable[Run] = (),
 ) -> Plan:
-    """Cost and audit every arm. Reads the corpora (for their digests), trains nothing.
+    """Cost and audit every arm of a study. Reads the corpora for their digests; trains nothing.
 
-    prompt, generate: tokens at which decode FLOPs and the key-value cache are stated; tell, built: as for `audit`, and
-    what is not built is not asked for its tasks either; store: where text may be tokenised already; runs: the
-    study's, where their stages are named already. Raises InputError for evaluations that cannot be made.
+    Args:
+        ablation: The study, from `load_study`.
+        prompt: Tokens of a prompt, for the FLOPs of decoding and the size of the key-value cache.
+        generate: Tokens generated after it.
+        tell: Called with one line about each step that takes more than a moment.
+        built: Whether to build the arms small and to compare what they compute, which loads torch. Without it the tasks
+            of lm-evaluation-harness are not looked up either.
+        store: Store in which texts may be tokenised already.
+        runs: Runs of the study, where their stages have been named already.
+
+    Returns:
+        The plan. `plan.refused` holds the findings that stop `run_study`.
+
+    Raises:
+        InputError: An evaluation cannot be made, or a text cannot be read.
     """
     check_texts(ablation)
     named = {(run.arm.name, run.seed): tuple(step.node for step in run.steps) for run in runs}

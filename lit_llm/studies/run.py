@@ -75,17 +75,32 @@ def run_study(
     supervision: Supervision = Supervision(),
     new_version: bool = False,
 ) -> Finished:
-    """Execute a study's runs, `slots` at once, each in a process of its own.
+    """Execute the runs of a study and compare its arms.
 
-    only: a pattern for the names of arms; rerun: repeat what failed, or what other code has done; report: called at the
-    end, unless the study was interrupted; supervision: of runs that die or make no progress; new_version: where results
-    of other settings are there under the study's name, keep them as an earlier version. Of a single experiment they are
-    kept so in any case.
+    Each run has a process of its own. What has a result in the store is not computed again, and what was interrupted
+    goes on from its checkpoint.
 
-    Raises InputError, before anything has started, for an unfair comparison, an unreadable corpus, a store of another
-    schema or on a disk that is too small or cannot be written, results of other settings, a tracking address that is
-    none, or a study that is running already. Raises DiskError where the store can no longer be written: its runs were
-    asked to save and stop.
+    Args:
+        ablation: The study, from `load_study`.
+        store: Directory of results.
+        observer: Is told what happens, for progress.
+        slots: Number of runs at once.
+        only: Pattern for names of arms (`red*`); the others are left as they are.
+        rerun: `"failed"` repeats what failed, `"stale"` what other code has computed.
+        tracking: Address of MLflow; the store's own database by default.
+        report: Writes the report at the end, unless the study was interrupted.
+        supervision: What becomes of runs that die, make no progress or run out of memory.
+        new_version: Whether results of other settings under the study's name are kept as an earlier version. Those of a
+            single experiment are kept in any case.
+
+    Returns:
+        The runs and their comparison.
+
+    Raises:
+        InputError: Before anything has started: an unfair comparison, an unreadable corpus, a store of another schema,
+            a disk that is too small or cannot be written, results of other settings, a wrong tracking address, or a
+            study that is running already.
+        DiskError: The store can no longer be written. The runs were asked to save and stop.
     """
     name = ablation.study.study
     store.check()

@@ -34,7 +34,7 @@ from lit_llm.studies.runs import runs_of
 from lit_llm.studies.stored import open_study
 
 OWN_DEGREES = 2
-"""Degrees of freedom from which on an arm's scatter stands alone; below, that of its study is pooled."""
+"""Degrees of freedom from which on an arm's own scatter is used; below, that of its study is pooled."""
 FAR = 4.0
 """An earlier arm of more than so many times the parameters or tokens, or less than their inverse, is called far."""
 ALIKE = math.log(1.1)

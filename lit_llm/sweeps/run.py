@@ -70,13 +70,28 @@ def run_sweep(
     report: Report = lambda *_: (),
     supervision: Supervision = Supervision(),
 ) -> Searched:
-    """Search every arm to its number of trials, `slots` at once, then compare what won over fresh seeds.
+    """Search every arm to its number of trials, then compare each arm's best setting over fresh seeds.
 
-    Several processes, on several machines that share the store, may run one sweep: they draw from one budget. storage:
-    URL of a database for the trials; rerun, tracking, report, supervision: as for `run_study`.
+    Several processes, on several machines that share the store, may run one sweep: they draw from one budget.
 
-    Raises InputError, before anything has started, for an unfair comparison, a search that is not the one begun under
-    this name, or a storage, an address or a disk that cannot be used. Raises DiskError as `run_study`.
+    Args:
+        search: The sweep, from `load_sweep`.
+        store: Directory of results.
+        observer: Is told what happens, for progress.
+        slots: Number of trials at once.
+        storage: URL of a database for the trials; a journal in the store by default.
+        tracking: Address of MLflow; the store's own database by default.
+        rerun: As for `run_study`.
+        report: As for `run_study`.
+        supervision: As for `run_study`.
+
+    Returns:
+        The trials, and the study of the best settings where the sweep has one.
+
+    Raises:
+        InputError: Before anything has started: an unfair comparison, a search that is not the one begun under this
+            name, or a storage, an address or a disk that cannot be used.
+        DiskError: As for `run_study`.
     """
     store.check()
     planned = plan(search.ablation, tell=observer.message, built=search.trains, store=store)

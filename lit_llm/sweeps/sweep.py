@@ -147,7 +147,18 @@ def _kept(source: str, store: Store) -> Path | None:
 
 
 def load_sweep(source: str | Path, overrides: Sequence[str] = ()) -> Search:
-    """Read a sweep. Raises InputError with every problem that was found, each at its file and line."""
+    """Read a sweep.
+
+    Args:
+        source: Path of a sweep file.
+        overrides: Keys with values that hold for every arm.
+
+    Returns:
+        The search: its arms, the space of each, constraints and goals.
+
+    Raises:
+        InputError: The file or an override is wrong. The message holds every problem, each with its file and line.
+    """
     read_corpora_again()
     path = Path(source)
     document = read_file(path)

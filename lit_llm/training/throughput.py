@@ -38,7 +38,7 @@ class Throughput(L.Callback):
     def __init__(self, tokens_per_step: int, flops_per_step: float, precision: str = "fp32") -> None:
         self.tokens_per_step, self.flops_per_step, self.precision = tokens_per_step, flops_per_step, precision
         self.seconds = 0.0
-        """Of all steps."""
+        """Wall-clock seconds spent in training steps, evaluations excluded."""
         self.steps = 0
         """Steps that the rates are means over: all but the first of each process, which warms up."""
         self._warm_seconds = 0.0

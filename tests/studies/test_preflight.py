@@ -1,4 +1,4 @@
-"""What an evaluation lacks is told by `plan`, and by `run` before anything is trained."""
+"""`plan`, and `run` before anything is trained, report what an evaluation lacks."""
 
 from __future__ import annotations
 

@@ -259,7 +259,7 @@ def _audit_adaptation(arm: Arm, cost: Cost) -> Iterator[Finding]:
 
 
 def _left(found: Adaptation) -> list[str]:
-    """What nothing is made of: whole layers by their numbers, the rest as parameters."""
+    """Unused parameters of the sources: whole layers by their numbers, the rest by name."""
     used = {_layer(name) for _, name in found.taken.values()}
     layers = dict.fromkeys(_layer(name) for name in found.left if _layer(name) not in used)
     return [*filter(None, layers), *together(name for name in found.left if _layer(name) not in layers)]
