@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from lit_llm.evaluation.config import METRICS_OF_SPLIT
+from lit_llm.config.metrics import SPLITS
 from lit_llm.evaluation.unit_losses import UnitLosses, write_losses
 from lit_llm.report.pages.study import write_report
 from lit_llm.report.summary import compared
@@ -63,7 +63,7 @@ def study_in(folder: Path, levels: int, seeds: int) -> Path:
 def losses_of(draw: np.random.Generator, mean: float, documents: int) -> Iterator[UnitLosses]:
     """Losses of both splits: documents of all sizes, which are the same for every run, and easier or harder."""
     shared = np.random.default_rng(0)
-    for split in METRICS_OF_SPLIT:
+    for split in SPLITS:
         tokens = np.ceil(shared.lognormal(5, 1, documents))
         losses = mean + shared.normal(0, 0.5, documents) + draw.normal(0, 0.05, documents)
         nats, sizes = (tokens * losses).tolist(), [int(count) for count in tokens]
@@ -73,7 +73,7 @@ def losses_of(draw: np.random.Generator, mean: float, documents: int) -> Iterato
 def measured(losses: UnitLosses) -> dict[str, float]:
     """The metrics of one split, by the losses of its documents."""
     assert losses.bytes is not None
-    begin, nats = METRICS_OF_SPLIT[losses.split], math.fsum(losses.nats)
+    begin, nats = SPLITS[losses.split], math.fsum(losses.nats)
     nll = nats / sum(losses.tokens)
     return {
         f"{begin}target_nll": nll,

@@ -7,16 +7,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from lit_llm.config.metrics import MASKED_NLL, TARGET_NLL, on_validation
 from lit_llm.config.section import Items, Section, config_error
 from lit_llm.data.config import FilePath, SingleCorpus, SourceName
 from lit_llm.objectives.config import MaskedLM, Objective, PrefixLM, continues
 
 BUCKETS = 16
 """Parts of a training window within which positions are added up."""
-
-
-METRICS_OF_SPLIT = {"validation": "val/", "test": "test/"}
-"""How the names of the metrics of a split begin."""
 
 
 class ValidationConfig(Section):
@@ -49,7 +46,7 @@ class ValidationConfig(Section):
         return primary_metric(family), prefix if continues(family) else masked
 
 
-PRIMARY_METRICS = ("val/target_nll", "val/masked_nll")
+PRIMARY_METRICS = (on_validation(TARGET_NLL), on_validation(MASKED_NLL))
 """The metric of all models that go on with a text, and that of encoder-only ones."""
 MASKED = 0.15
 """Part of the tokens that val/masked_nll hides, as BERT did (arXiv 1810.04805), whatever a model was trained on."""

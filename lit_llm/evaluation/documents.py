@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from lit_llm.config.metrics import BITS_PER_BYTE
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.data.prepare import Prepared, PreparedSource, prepare_held_out
 from lit_llm.data.sources import UNNAMED
@@ -163,5 +164,5 @@ def _of(rows: list[dict[str, Any]], skipped: int) -> dict[str, float]:
     found = {"nll": nats / sum(row["tokens"] for row in rows), "documents": len(rows), "skipped": skipped}
     # None where bytes are not known; 0 where every target is the end of its document.
     if held_bytes := sum(row["bytes"] or 0 for row in rows):
-        found["bits_per_byte"] = nats / math.log(2) / held_bytes
+        found[BITS_PER_BYTE.name] = nats / math.log(2) / held_bytes
     return found

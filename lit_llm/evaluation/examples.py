@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from lit_llm.config.metrics import BITS_PER_BYTE, SPLITS
 from lit_llm.data.batches import spread
 from lit_llm.data.examples import ExampleSet
-from lit_llm.evaluation.config import METRICS_OF_SPLIT
 from lit_llm.evaluation.likelihood import Measured
 from lit_llm.evaluation.result import EvaluationResult, Progress
 from lit_llm.evaluation.scoring import score
@@ -56,7 +56,7 @@ class HeldOutExamples:
     def measured(self, model: LanguageModel, batch_tokens: int, progress: Progress = lambda *_: None) -> Measured:
         """For training: val/target_nll, val/perplexity, val/bits_per_byte, val/target_nll/<task>; `test/` of that
         split."""
-        rows, begin = self.rows(model, batch_tokens, progress), METRICS_OF_SPLIT[self.split]
+        rows, begin = self.rows(model, batch_tokens, progress), SPLITS[self.split]
         metrics = {f"{begin}{name.replace('nll', 'target_nll', 1)}": value for name, value in summary(rows).items()}
         return Measured(metrics, grouped(rows, "task", "example", self.split, "target_nll"))
 
@@ -86,5 +86,5 @@ def _of(rows: list[dict[str, Any]]) -> dict[str, float]:
     found = {"nll": nats / tokens, "perplexity": math.exp(min(nats / tokens, 700.0))}
     sizes = [row["bytes"] for row in rows]
     if None not in sizes and sum(sizes):
-        found["bits_per_byte"] = nats / math.log(2) / sum(sizes)
+        found[BITS_PER_BYTE.name] = nats / math.log(2) / sum(sizes)
     return found

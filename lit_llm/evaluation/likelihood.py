@@ -13,9 +13,10 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lit_llm.components.loss.module import target_nats
+from lit_llm.config.metrics import BITS_PER_BYTE, OBJECTIVE_LOSS, PERPLEXITY, SPLITS
 from lit_llm.data.batches import Windows, cut, spread
 from lit_llm.data.prepare import Prepared
-from lit_llm.evaluation.config import METRICS_OF_SPLIT, ValidationConfig
+from lit_llm.evaluation.config import ValidationConfig
 from lit_llm.evaluation.result import Progress
 from lit_llm.evaluation.unit_losses import UnitLosses
 from lit_llm.evaluation.window_documents import documents_of
@@ -88,8 +89,8 @@ class Validation:
         name, primary = config.primary(length, family)
         self.split, self.begin, self.kind = (
             split,
-            METRICS_OF_SPLIT[split],
-            name.removeprefix(METRICS_OF_SPLIT["validation"]),
+            SPLITS[split],
+            name.removeprefix(SPLITS["validation"]),
         )
         self.metric = f"{self.begin}{self.kind}"
         self.same = objective.resolved(length) == primary
@@ -170,7 +171,7 @@ class Validation:
             if source.name:
                 found[f"{self.metric}/{source.name}"] = nats / tokens
                 if target_bytes and self.continues:
-                    found[f"{self.begin}bits_per_byte/{source.name}"] = nats / math.log(2) / target_bytes
+                    found[f"{self.begin}{BITS_PER_BYTE.name}/{source.name}"] = nats / math.log(2) / target_bytes
             losses.append(self._losses(source, by_document))
         return Measured(self._metrics(*sums.tolist()) | found, losses)
 
@@ -181,12 +182,12 @@ class Validation:
         self, nats: float, tokens: float, target_bytes: float, objective_nats: float, objective_tokens: float
     ) -> dict[str, float]:
         """Of all sources together."""
-        both = {self.metric: nats / tokens, f"{self.begin}objective_loss": objective_nats / objective_tokens}
+        both = {self.metric: nats / tokens, f"{self.begin}{OBJECTIVE_LOSS.name}": objective_nats / objective_tokens}
         if not self.continues:
             return both
         if target_bytes:
-            both[f"{self.begin}bits_per_byte"] = nats / math.log(2) / target_bytes
-        return both | {f"{self.begin}perplexity": math.exp(min(nats / tokens, 700.0))}
+            both[f"{self.begin}{BITS_PER_BYTE.name}"] = nats / math.log(2) / target_bytes
+        return both | {f"{self.begin}{PERPLEXITY.name}": math.exp(min(nats / tokens, 700.0))}
 
     def _losses(self, source: _Held, by_document: Sequence[float]) -> UnitLosses:
         return UnitLosses(

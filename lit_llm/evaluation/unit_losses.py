@@ -21,7 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lit_llm.evaluation.config import METRICS_OF_SPLIT
+from lit_llm.config.metrics import BITS_PER_BYTE, SPLITS
 from lit_llm.store.store import Stage, write_text
 
 Units = dict[str, tuple[float, float]]
@@ -94,7 +94,7 @@ def units_of(stage: Stage, metric: str) -> Units | None:
     weighted so that every source counts the same.
     """
     head, _, rest = metric.partition("/")
-    split = next((split for split, begin in METRICS_OF_SPLIT.items() if begin == f"{head}/"), None)
+    split = next((split for split, begin in SPLITS.items() if begin == f"{head}/"), None)
     if split is not None:
         return _units(read_losses(stage.losses_file, split), rest)
     reader = _READERS.get(head)
@@ -114,7 +114,7 @@ def _units(groups: Sequence[UnitLosses], metric: str) -> Units | None:
     def weight(group: UnitLosses) -> float:
         return 1.0 if source else group.weight
 
-    if kind == "bits_per_byte":
+    if kind == BITS_PER_BYTE.name:
         return _joined(chosen, weight, by_byte=True)
     return _joined(chosen, weight) if all(group.metric == kind for group in chosen) else None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
+from lit_llm.config.metrics import direction
 from lit_llm.report import text
 from lit_llm.report.tables.scaling import scaling_sentences
 from lit_llm.report.tables.scaling_gate import gate_sentences
@@ -12,7 +13,6 @@ from lit_llm.statistics.comparison import Comparison, Row
 from lit_llm.statistics.effects import Effect, Effects
 from lit_llm.statistics.multiple_comparisons import Correction
 from lit_llm.statistics.paired import Difference
-from lit_llm.statistics.pareto import better
 from lit_llm.statistics.verdicts import DIFFERENT, LEVEL, LOST, UNDECIDED
 from lit_llm.studies.design.factors import short_names
 
@@ -67,7 +67,7 @@ def _ended_otherwise(row: Row) -> int:
 
 def _main(comparison: Comparison) -> str:
     """The arms against their baselines."""
-    metric, way = comparison.metric, better(comparison.metric)
+    metric, way = comparison.metric, direction(comparison.metric)
     name = f"{metric} ({way} is better)" if way else metric
     compared = [row for row in comparison.rows if row.difference is not None]
     if not compared:

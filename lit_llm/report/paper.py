@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from lit_llm.config.metrics import direction
 from lit_llm.report.answer import answer
 from lit_llm.report.shared_settings import shared_by_all
 from lit_llm.report.tables.comparison import comparison_tables
 from lit_llm.report.tables.table import Table
 from lit_llm.statistics.comparison import Comparison, Row
-from lit_llm.statistics.pareto import better
 from lit_llm.studies.load import Ablation
 from lit_llm.studies.names import NONE, ArmName, Names
 
@@ -127,7 +127,7 @@ def _bold(table: Table, comparison: Comparison, names: Names) -> tuple[tuple[int
     metric, best = names.text(comparison.metric), dict[str, tuple[float, int]]()
     if metric not in table.head:
         return ()
-    sign = -1.0 if better(comparison.metric) == "higher" else 1.0
+    sign = -1.0 if direction(comparison.metric) == "higher" else 1.0
     for at, row in enumerate(comparison.rows):
         if row.verdict == BETTER and row.mean is not None:
             best[row.baseline] = min(best.get(row.baseline, (math.inf, at)), (sign * row.mean, at))

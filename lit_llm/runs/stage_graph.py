@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lit_llm.config.fingerprint import fingerprint
+from lit_llm.config.metrics import EVALUATED, FINETUNED, SPLITS
 from lit_llm.data.config import DataConfig, InstructionConfig
-from lit_llm.evaluation.config import METRICS_OF_SPLIT
 from lit_llm.experiment.schema import Experiment, Trained
 from lit_llm.runs.fingerprints import (
     digest_of_examples,
@@ -31,8 +31,8 @@ from lit_llm.runs.fingerprints import (
 Kind = Literal["pretrain", "finetune", "evaluate"]
 
 
-FINETUNED, EVALUATED, SOURCE, ENCODER_SOURCE = "finetune/", "eval/", "source/", "encoder_source/"
-"""Put before the names of metrics where those of a whole chain stand together: `finetune/eval/examples/nll`."""
+SOURCE, ENCODER_SOURCE = "source/", "encoder_source/"
+"""How names of metrics begin that are of a source of an adaptation, where those of all stages stand together."""
 
 
 def validation_metric(name: str) -> str:
@@ -51,8 +51,8 @@ def final_metric(name: str) -> str:
 def _of_other_split(name: str, split: str, other: str) -> str:
     stage = _STAGES.match(name)
     assert stage is not None
-    begin, own = METRICS_OF_SPLIT[split], name[stage.end() :]
-    return f"{stage[0]}{METRICS_OF_SPLIT[other]}{own.removeprefix(begin)}" if own.startswith(begin) else name
+    begin, own = SPLITS[split], name[stage.end() :]
+    return f"{stage[0]}{SPLITS[other]}{own.removeprefix(begin)}" if own.startswith(begin) else name
 
 
 _STAGES = re.compile(f"(?:{ENCODER_SOURCE}|{SOURCE}|{FINETUNED})*")

@@ -15,10 +15,11 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from lit_llm.config.markup import spreadsheet_cell
+from lit_llm.config.metrics import EVALUATED, FINETUNED, LOSS_SPIKES, SPLITS, TOKENS_PER_SECOND, direction
 from lit_llm.config.problems import did_you_mean
 from lit_llm.evaluation.unit_losses import Units
 from lit_llm.runs.provenance import COMPARABLE
-from lit_llm.runs.stage_graph import EVALUATED, FINETUNED, validation_metric
+from lit_llm.runs.stage_graph import validation_metric
 from lit_llm.statistics.anova import Anova, FactorLayout, anova, judged_terms
 from lit_llm.statistics.baselines import Noise, against_baselines
 from lit_llm.statistics.before_after import BeforeAfter, before_after
@@ -30,7 +31,7 @@ from lit_llm.statistics.lr_sensitivity import LRRun
 from lit_llm.statistics.multiple_comparisons import Correction
 from lit_llm.statistics.notes import comparison_notes
 from lit_llm.statistics.paired import Difference, Variance
-from lit_llm.statistics.pareto import ParetoFront, better
+from lit_llm.statistics.pareto import ParetoFront
 from lit_llm.statistics.procedure import Procedure
 from lit_llm.statistics.scaling.comparison import Scaling
 from lit_llm.statistics.scaling.gate import Gate
@@ -265,7 +266,7 @@ def compare(
         correction=procedure.correction,
         margin=procedure.margin,
         anova=_anova(values, metric, design, noise, procedure, lost),
-        divergences=divergences(outcomes, baselines, better(metric) == "lower"),
+        divergences=divergences(outcomes, baselines, direction(metric) == "lower"),
         variance=procedure.variance,
         bias_adjusted=unbiased,
     )
@@ -456,7 +457,7 @@ def _learning_rates(kept: Sequence[RunResult], metric: str, factor: LRFactor) ->
     learning rate is chosen by."""
     metric = validation_metric(metric)
     prefix = FINETUNED if metric.startswith(FINETUNED) else ""
-    if not metric.removeprefix(prefix).startswith("val/"):
+    if not metric.removeprefix(prefix).startswith(SPLITS["validation"]):
         return None
     arms = {arm: (group.name, lr) for group in factor.groups for arm, lr in group.arms.items()}
     # The loss at initialisation is one whatever the learning rate, if that is the learning rate of the same stage.
@@ -555,8 +556,8 @@ def _row(
         difference=judged.difference if judged else None,
         parameters=ended[0]["parameters"] if ended else None,
         train_flops=statistics.fmean(r["flops"] for r in done) if done else None,
-        tokens_per_second=mean_of("throughput/tokens_per_second"),
-        spikes=mean_of("stability/loss_spikes"),
+        tokens_per_second=mean_of(TOKENS_PER_SECOND.name),
+        spikes=mean_of(LOSS_SPIKES.name),
         p=judged.p if judged else None,
         detectable=judged.detectable if judged else None,
         verdict=judged.verdict if judged else None,

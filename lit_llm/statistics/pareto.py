@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+
+from lit_llm.config.metrics import direction
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def pareto_front(
     figure: str, metric: str, costs: Mapping[str, float], means: Mapping[str, float | None]
 ) -> ParetoFront:
     """The Pareto front of the arms' means. Seeds' scatter is not in it: see the differences for how sure each is."""
-    sign = -1.0 if better(metric) == "higher" else 1.0
+    sign = -1.0 if direction(metric) == "higher" else 1.0
     known = {arm: (costs[arm], sign * mean) for arm, mean in means.items() if mean is not None}
 
     def beaten(arm: str) -> str | None:
@@ -44,17 +45,3 @@ def pareto_front(
 
     points = [Point(arm, cost, sign * loss, beaten(arm)) for arm, (cost, loss) in known.items()]
     return ParetoFront(figure, metric, tuple(sorted(points, key=lambda point: (point.cost, point.arm))))
-
-
-def better(metric: str) -> Literal["lower", "higher"] | None:
-    """Which way a metric is better: losses when lower, the harness's scores and speed when higher; None for others."""
-    parts = metric.split("/")
-    if metric.startswith("throughput/") or ("tasks" in parts and _SCORES & {*parts}):
-        return "higher"
-    return "lower" if _LOSSES & {*parts} else None
-
-
-_SCORES = {"acc", "acc_all", "acc_norm", "exact_match", "f1", "mcc", "bleu", "chrf", "chrf++", "likelihood"}
-_LOSSES = {"target_nll", "masked_nll", "nll", "perplexity", "bits_per_byte", "objective_loss"} | {
-    f"mean_over_{what}" for what in ("sources", "corpora", "tasks")
-}

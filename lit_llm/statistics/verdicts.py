@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
+from lit_llm.config.metrics import direction
 from lit_llm.statistics.multiple_comparisons import (
     Correction,
     dunnett_critical,
@@ -16,7 +17,6 @@ from lit_llm.statistics.multiple_comparisons import (
     two_sided_critical,
 )
 from lit_llm.statistics.paired import CONFIDENCE, Difference, Spread
-from lit_llm.statistics.pareto import better
 
 DIFFERENT = ("better", "worse", "lower", "higher")
 """Verdicts that say that there is a difference, and of which kind."""
@@ -108,7 +108,7 @@ def without_lost_runs(judgement: Judgement, metric: str, arm_lost: bool, baselin
 
     What is left of an arm that lost its worst runs looks better than the arm is.
     """
-    good = better(metric)
+    good = direction(metric)
     if judgement.verdict in UNDECIDED or not (arm_lost or baseline_lost):
         return judgement
     if judgement.verdict not in DIFFERENT:  # what is left of two arms may be alike where the arms are not
@@ -148,9 +148,8 @@ def _verdict(mean: float, p: float, p_within: float, metric: str, margin: float 
         return f"no difference larger than {margin:g}"
     if p >= levels.difference:
         return "undecided" if margin is None else "not enough seeds"
-    direction = "lower" if mean < 0 else "higher"
-    good = better(metric)
-    return direction if good is None else "better" if direction == good else "worse"
+    sign, good = "lower" if mean < 0 else "higher", direction(metric)
+    return sign if good is None else "better" if sign == good else "worse"
 
 
 def _p_within(d: Difference, margin: float) -> float:

@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.config.fingerprint import fingerprint
+from lit_llm.config.metrics import EVALUATED, FINETUNED, SPLITS
 from lit_llm.config.problems import InputError, Problem, collect_errors, did_you_mean
 from lit_llm.config.section import validate
 from lit_llm.config.tree import ConfigNode, leaves, merge, read_file, under, without
 from lit_llm.data.config import Mixture
-from lit_llm.evaluation.config import METRICS_OF_SPLIT, primary_metric
+from lit_llm.evaluation.config import primary_metric
 from lit_llm.experiment.load import MOST_LAYERS, is_preset, is_stage, read_experiment, validate_experiment
 from lit_llm.experiment.schema import Experiment
 from lit_llm.runs.fingerprints import read_corpora_again
-from lit_llm.runs.stage_graph import EVALUATED, FINETUNED, stage_graph, validation_metric
+from lit_llm.runs.stage_graph import stage_graph, validation_metric
 from lit_llm.store.store import Store
 from lit_llm.studies.design.factors import label_of
 from lit_llm.studies.design.points import cells_of
@@ -227,7 +228,7 @@ def _check_metric(study: Study, arms: Sequence[Arm], document: ConfigNode) -> No
             message = f"it is not evaluated so after {stage}: `evaluate: {{after: [{stage}], {evaluation}: ...}}`"
         elif source and stage == "pretrain" and source not in names:
             message = f"its corpus has no source {source!r}{did_you_mean(source, names)}"
-        elif own.startswith(METRICS_OF_SPLIT["test"]) and not _has_test(arm.experiment, stage):
+        elif own.startswith(SPLITS["test"]) and not _has_test(arm.experiment, stage):
             key = f"{stage}.data.test_fraction"
             message = f"{key} is 0, so no text is held out for a test; set it above 0, or compare on the text that "
             message += f"choices are made by: `metric: {validation_metric(name)}`"

@@ -7,8 +7,9 @@ from typing import Any
 
 from lit_llm.config.fingerprint import fingerprint
 from lit_llm.config.markup import code_span, markdown_text
+from lit_llm.config.metrics import EVALUATED, FINETUNED, GRAD_NORM, TRAIN_LOSS
 from lit_llm.runs.provenance import origin_digest
-from lit_llm.runs.stage_graph import EVALUATED, FINETUNED, validation_metric
+from lit_llm.runs.stage_graph import validation_metric
 from lit_llm.store.store import Store
 from lit_llm.studies.plan import Plan
 from lit_llm.studies.runs import Run
@@ -77,9 +78,9 @@ def tags_of(planned: Plan, store: Store) -> dict[str, str]:
     factors = list(dict.fromkeys(name for arm in planned.arms for name in arm.arm.levels))
     columns = [column("metrics", name) for name in metrics]
     columns += [column("params", f"arm.{name}") for name in factors[:MOST_FACTORS]]
-    columns += [column("metrics", name) for name in ("train/loss", "flops", "tokens_seen")]
+    columns += [column("metrics", name) for name in (TRAIN_LOSS.name, "flops", "tokens_seen")]
     # What is measured once, when a stage is over, has no course.
     courses = [validation_metric(name) for name in metrics if EVALUATED not in name]
-    courses += ["train/loss", *[f"{FINETUNED}train/loss"] * tuned, "stability/grad_norm"]
+    courses += [TRAIN_LOSS.name, *[f"{FINETUNED}{TRAIN_LOSS.name}"] * tuned, GRAD_NORM.name]
     charts: list[Chart] = [*(("LINE", name) for name in courses), *(("SCATTER", name) for name in metrics)]
     return experiment_tags(description(planned, store), [*columns, column("tags", "lit_llm.state")], charts)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
 
+from lit_llm.config.metrics import FINETUNED, TOKENS_PER_SECOND
 from lit_llm.config.problems import InputError, Problem, did_you_mean
 from lit_llm.config.tree import leaves
 from lit_llm.evaluation.unit_losses import Units, units_of
@@ -15,7 +16,7 @@ from lit_llm.experiment.cost import GENERATE, PROMPT, cost_of
 from lit_llm.experiment.schema import Experiment, Trained
 from lit_llm.runs.provenance import provenance, same_origin, weights_digest
 from lit_llm.runs.run import experiment_yaml
-from lit_llm.runs.stage_graph import FINETUNED, StageNode, stage_graph
+from lit_llm.runs.stage_graph import StageNode, stage_graph
 from lit_llm.statistics.comparison import Comparison, Design, Looks, RunResult, compare, in_rounds
 from lit_llm.statistics.pareto import pareto_front
 from lit_llm.store.store import FINAL, Stage, Store, metric_lines
@@ -167,7 +168,7 @@ def training_seconds(results: Iterable[Mapping[str, Any]]) -> float | None:
     """
     total = 0.0
     for result in results:
-        rate = result.get("metrics", {}).get("throughput/tokens_per_second")
+        rate = result.get("metrics", {}).get(TOKENS_PER_SECOND.name)
         seconds = (
             result["tokens"] / rate if rate and result.get("tokens") else result.get("seconds", {}).get("training")
         )

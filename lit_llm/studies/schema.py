@@ -10,14 +10,23 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 from pydantic.config import JsonDict
 
+from lit_llm.config.metrics import (
+    EVALUATED,
+    FINETUNED,
+    OBJECTIVE_LOSS,
+    OF_SPLITS,
+    OF_TRAINING,
+    TARGET_NLL,
+    direction,
+    on_test,
+    on_validation,
+)
 from lit_llm.config.problems import did_you_mean
 from lit_llm.config.section import Items, Section, config_error, nested
 from lit_llm.evaluation.config import EVALUATIONS
 from lit_llm.experiment.schema import Experiment
-from lit_llm.runs.stage_graph import EVALUATED, FINETUNED, final_metric
 from lit_llm.statistics.multiple_comparisons import Correction
 from lit_llm.statistics.paired import Variance
-from lit_llm.statistics.pareto import better
 from lit_llm.statistics.scaling.runs import X
 from lit_llm.studies.fractional_factorial import MOST, Fraction, effect_of, find, members_of
 
@@ -212,25 +221,12 @@ class Grid(Section):
         return f"{best.size} combinations cannot tell all of them apart: {'; '.join(told)}; use {' or '.join(ways)}"
 
 
-CHOSEN_BY = (
-    "val/target_nll",
-    "val/masked_nll",
-    "val/perplexity",
-    "val/bits_per_byte",
-    "val/objective_loss",
-)
+CHOSEN_BY = tuple(map(on_validation, OF_SPLITS))
 """Metrics of the validation split, which choices are made by."""
-METRICS = (
-    *(final_metric(name) for name in CHOSEN_BY),
-    *CHOSEN_BY,
-    "stability/loss_spikes",
-    "stability/max_grad_norm",
-    "stability/max_attention_logit",
-    "throughput/tokens_per_second",
-)
-OF_SOURCE = ("test/target_nll/", "val/target_nll/")
+METRICS = (*map(on_test, OF_SPLITS), *CHOSEN_BY, *(metric.name for metric in OF_TRAINING))
+OF_SOURCE = (f"{on_test(TARGET_NLL)}/", f"{on_validation(TARGET_NLL)}/")
 """Before the name of a mixture's source, or of a task of instruction data; of either split."""
-_OF_OBJECTIVE = ("test/objective_loss", "val/objective_loss")
+_OF_OBJECTIVE = (on_test(OBJECTIVE_LOSS), on_validation(OBJECTIVE_LOSS))
 """Of the pretraining alone: instruction data has one objective."""
 
 
@@ -317,7 +313,7 @@ class Compare(Section):
     """The arm that the others are compared with; the first when absent."""
     stratify_by: Items[str] = ()
     """Factors at whose every level the comparison is made anew: each arm meets the baseline of its own level."""
-    metric: Metric = "test/target_nll"
+    metric: Metric = on_test(TARGET_NLL)
     """What is compared, as it is at the end of training; of a mixture also `test/target_nll/<source>`. Metrics of the
     test split begin with `test/`, and each has a sibling of the validation split, `val/target_nll`, which further seeds
     and learning rates are chosen by. Those of the finetuning begin with `finetune/`, those of evaluations with `eval/`:
@@ -355,14 +351,14 @@ class Compare(Section):
 
     @model_validator(mode="after")
     def _has_a_better(self) -> Compare:
-        if self.front is not None and better(self.metric) is None:
+        if self.front is not None and direction(self.metric) is None:
             raise config_error(("front", f"{self.metric} is neither a loss nor a score, so no arm beats another in it"))
         if self.correction == "dunnett" and self.variance != "pooled":
             message = "dunnett assumes that all arms scatter alike; add `variance: pooled`, or use holm, which does not"
             raise config_error(("correction", message))
-        if self.scaling is not None and better(self.metric) != "lower":
+        if self.scaling is not None and direction(self.metric) != "lower":
             raise config_error(("scaling", f"{self.metric} is no loss, so no power law is fitted to it"))
-        if self.gate is not None and better(self.metric) != "lower":
+        if self.gate is not None and direction(self.metric) != "lower":
             raise config_error(("gate", f"{self.metric} is no loss, so no power law is fitted to it"))
         return self
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lit_llm.config.metrics import TRAIN_LOSS
 from lit_llm.config.problems import InputError
 from lit_llm.runs.fingerprints import pretrain_fingerprint
 from lit_llm.store.disk import check_there, disk_errors
@@ -189,7 +190,7 @@ def _tags(search: Search) -> dict[str, str]:
         column("params", f"arm.{key}") for key in search.sweep.space
     ]
     charts: list[Chart] = [
-        *(("LINE", name) for name in ("train/loss", *search.goals)),
+        *(("LINE", name) for name in (TRAIN_LOSS.name, *search.goals)),
         *(("SCATTER", goal) for goal in goals),
     ]
     return experiment_tags(_description(search), [*columns, column("tags", "lit_llm.state")], charts, grouped=False)

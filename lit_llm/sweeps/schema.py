@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from lit_llm.config.metrics import SPLITS, TARGET_NLL, on_validation
 from lit_llm.config.problems import did_you_mean
 from lit_llm.config.section import Items, OneOf, Section, config_error
 from lit_llm.experiment.cost import FIGURES
@@ -93,7 +94,7 @@ def _quantity(name: str) -> str:
     if (sibling := validation_metric(name)) != name:
         message = f"{name!r} is of the text that is kept for the study of the winners; a search goes by {sibling!r}"
         raise config_error(("", message))
-    allowed = [*CHOSEN_BY, *(metric for metric in METRICS if not metric.startswith(("val/", "test/"))), *FIGURES]
+    allowed = [*CHOSEN_BY, *(metric for metric in METRICS if not metric.startswith(tuple(SPLITS.values()))), *FIGURES]
     if name not in allowed and not name.startswith(OF_SOURCE):
         raise config_error(("", f"{name!r} is not possible{did_you_mean(name, allowed)}"))
     return name
@@ -102,7 +103,7 @@ def _quantity(name: str) -> str:
 class Objective(Section):
     """What is made small or large."""
 
-    metric: Annotated[str, AfterValidator(_quantity)] = "val/target_nll"
+    metric: Annotated[str, AfterValidator(_quantity)] = on_validation(TARGET_NLL)
     """A metric as it is at the end of training, or a figure that is known before it: parameters, train_flops,
     decode_flops_per_token, kv_cache_bytes, memory_bytes, ..."""
     direction: Literal["minimize", "maximize"] = "minimize"
@@ -195,7 +196,7 @@ class Sweep(Section):
             if self.pruner.kind != "none":
                 findings.append(("pruner", "with several goals nothing can be pruned; leave it out"))
         elif self.pruner.kind != "none":
-            if not self.optimize[0].metric.startswith("val/"):
+            if not self.optimize[0].metric.startswith(SPLITS["validation"]):
                 findings.append(("pruner", f"{names[0]} is not validated during training; only val/ metrics are"))
             if self.pruner.kind == "wilcoxon" and len(self.seeds) < 5:
                 message = (

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lit_llm.config.metrics import EVALUATED, FINETUNED, OBJECTIVE_LOSS, TARGET_NLL, on_validation
 from lit_llm.config.problems import InputError, Problem, collect_errors, did_you_mean
 from lit_llm.config.section import validate
 from lit_llm.config.tree import ConfigNode, leaves, read_file, tree, under
@@ -19,7 +20,6 @@ from lit_llm.experiment.load import is_preset, read_overrides
 from lit_llm.experiment.schema import Experiment
 from lit_llm.objectives.config import continues
 from lit_llm.runs.fingerprints import digest_of_data, read_corpora_again
-from lit_llm.runs.stage_graph import EVALUATED, FINETUNED
 from lit_llm.store.store import Store, read_json
 from lit_llm.studies.audit.differing_keys import CONTINUATION, TARGETS_OF_PRIMARY
 from lit_llm.studies.load import Ablation, understood
@@ -272,8 +272,11 @@ def _not_to_search(sweep: Sweep, dimensions: Sequence[Dimension], overrides: Seq
                 yield Problem(
                     "a seed is no setting; `seeds: [0, 1, 2]` runs each trial with all", where, dimension.location
                 )
-            elif under(path, "pretrain.objective") and "val/objective_loss" in trained:
-                message = "val/objective_loss of another objective is another quantity; use val/target_nll"
+            elif under(path, "pretrain.objective") and on_validation(OBJECTIVE_LOSS) in trained:
+                message = (
+                    f"{on_validation(OBJECTIVE_LOSS)} of another objective is another quantity; "
+                    f"use {on_validation(TARGET_NLL)}"
+                )
                 yield Problem(message, where, dimension.location)
             elif any(under(path, key) or under(key, path) for key in moving):
                 pruner = sweep.pruner

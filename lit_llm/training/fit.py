@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 
+from lit_llm.config.metrics import GRAD_NORM, LEARNING_RATE, TEACHER_DIVERGENCE, TRAIN_LOSS
 from lit_llm.data.batches import Batches, StepSampler
 from lit_llm.models.families import LanguageModel
 from lit_llm.objectives.collate import Batch
@@ -214,10 +215,10 @@ class MetricsLogger(L.Callback):
         if report is None:
             return
         line = {
-            "train/loss": self.loss_sum / self.loss_tokens if self.loss_tokens else report.loss,
-            "train/lr": report.lr,
-            "stability/grad_norm": report.grad_norm,
-            **({} if report.divergence is None else {"train/teacher_divergence": report.divergence}),
+            TRAIN_LOSS.name: self.loss_sum / self.loss_tokens if self.loss_tokens else report.loss,
+            LEARNING_RATE.name: report.lr,
+            GRAD_NORM.name: report.grad_norm,
+            **({} if report.divergence is None else {TEACHER_DIVERGENCE.name: report.divergence}),
             **self.stability.metrics(),
             **self.throughput.metrics(lit.device),
             "tokens_seen": float(self.step_cost.tokens_before + step * self.step_cost.tokens),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_llm.components.attention.dot_product import DotProduct, largest_logit
+from lit_llm.config.metrics import LOSS_SPIKES, MAX_ATTENTION_LOGIT, MAX_GRAD_NORM
 from lit_llm.objectives.collate import Batch
 from lit_llm.training.config import StabilityConfig
 from lit_llm.training.module import LitModel, StepReport
@@ -33,8 +34,8 @@ class Stability(L.Callback):
 
     def metrics(self) -> dict[str, float]:
         """Totals so far, by the names they are tracked under."""
-        out = {"stability/loss_spikes": float(self.spikes), "stability/max_grad_norm": self.max_grad_norm}
-        return out | ({"stability/max_attention_logit": self.max_logit} if self.config.logit_every else {})
+        out = {LOSS_SPIKES.name: float(self.spikes), MAX_GRAD_NORM.name: self.max_grad_norm}
+        return out | ({MAX_ATTENTION_LOGIT.name: self.max_logit} if self.config.logit_every else {})
 
     def watch(self, report: StepReport) -> None:
         """Take in one step."""

@@ -9,6 +9,8 @@ from typing import Any
 import lightning as L
 import torch
 
+from lit_llm.config.metrics import FLOPS_PER_SECOND, MFU, TOKENS_PER_SECOND
+
 PEAK_FLOPS = {
     # Dense bfloat16 products with float32 sums, from NVIDIA's data sheets; the narrower name first. A device that is
     # not here has no MFU, and neither has a run in float32, whose peak is another.
@@ -51,12 +53,12 @@ class Throughput(L.Callback):
             return {}
         rate = self.steps / self._warm_seconds
         out = {
-            "throughput/tokens_per_second": rate * self.tokens_per_step,
-            "throughput/flops_per_second": rate * self.flops_per_step,
+            TOKENS_PER_SECOND.name: rate * self.tokens_per_step,
+            FLOPS_PER_SECOND.name: rate * self.flops_per_step,
         }
         known = device.type == "cuda" and self.precision != "fp32"
         peak = peak_flops(torch.cuda.get_device_name(device)) if known else None
-        return out | ({"throughput/mfu": rate * self.flops_per_step / peak} if peak else {})
+        return out | ({MFU.name: rate * self.flops_per_step / peak} if peak else {})
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         self._started = time.perf_counter()

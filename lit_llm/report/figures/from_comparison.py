@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
+from lit_llm.config.metrics import direction
 from lit_llm.report.figures.differences import (
     NOT_JUDGED,
     Crossed,
@@ -24,7 +25,7 @@ from lit_llm.statistics.comparison import Row
 from lit_llm.statistics.effects import Effect
 from lit_llm.statistics.multiple_comparisons import Correction
 from lit_llm.statistics.paired import Difference
-from lit_llm.statistics.pareto import better, pareto_front
+from lit_llm.statistics.pareto import pareto_front
 from lit_llm.statistics.verdicts import stand_in
 from lit_llm.studies.design.factors import short_names
 from lit_llm.studies.load import Arm
@@ -187,7 +188,7 @@ def _crossed(down: str, across: str, levels: Mapping[str, Mapping[str, str]], ro
 def fronts(study: Shown) -> Iterator[Drawn]:
     """Against what training and inference cost and what the study asks for; a cost that all share says nothing."""
     means = {row.arm: row.mean for row in study.comparison.rows if row.mean is not None}
-    if better(study.metric) is None or len(means) < 2:
+    if direction(study.metric) is None or len(means) < 2:
         return
     printed = {study.series(arm): mean for arm, mean in means.items()}
     costs = costs_of(arm for arm in study.ablation.arms if arm.name in means)

@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from lit_llm.config.metrics import FINETUNED, GRAD_NORM, LOSS_SPIKES, MAX_ATTENTION_LOGIT, SPLITS, TRAIN_LOSS
 from lit_llm.evaluation.config import primary_metric
 from lit_llm.report import text
 from lit_llm.report.figures.inputs import Drawn, Shown, alike
 from lit_llm.report.figures.lines import Line, Panel, line_figure, proportion, single
 from lit_llm.report.figures.training_curves import AXES, places
-from lit_llm.runs.stage_graph import FINETUNED, validation_metric
+from lit_llm.runs.stage_graph import validation_metric
 from lit_llm.studies.runs import Step
 
 
 def learning(study: Shown) -> Iterator[Drawn]:
     """The validation and the training loss of each stage that trains."""
     own = validation_metric(study.metric).removeprefix(FINETUNED)
-    measured = own if own.startswith("val/") else primary_metric(study.ablation.arms[0].experiment.model.family)
+    measured = (
+        own if own.startswith(SPLITS["validation"]) else primary_metric(study.ablation.arms[0].experiment.model.family)
+    )
     for kind, training in (("pretrain", "pretraining"), ("finetune", "finetuning")):
-        for metric in (measured, "train/loss"):
+        for metric in (measured, TRAIN_LOSS.name):
             panels = _panels(study, kind, metric)
             if panels:
                 what = "validation" if metric == measured else "training"
@@ -82,10 +85,10 @@ def _lines(study: Shown, steps: Sequence[Step], metric: str, over: str) -> list[
     return [mean or Line([], []), *others] if mean or others else []
 
 
-SPIKES = "stability/loss_spikes"
+SPIKES = LOSS_SPIKES.name
 TRACES = {
-    "stability/grad_norm": "gradient norm before clipping",
-    "stability/max_attention_logit": "largest attention logit so far",
+    GRAD_NORM.name: "gradient norm before clipping",
+    MAX_ATTENTION_LOGIT.name: "largest attention logit so far",
     SPIKES: "loss spikes so far",
 }
 

@@ -8,12 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lit_llm.config.metrics import direction
 from lit_llm.report.figures.lines import Line, Places, over_seeds
 from lit_llm.report.figures.style import short
 from lit_llm.report.figures.training_curves import read_course
 from lit_llm.report.paper import printed_study
 from lit_llm.statistics.comparison import Comparison
-from lit_llm.statistics.pareto import better
 from lit_llm.studies.load import Ablation
 from lit_llm.studies.names import Names
 from lit_llm.studies.palette import Look, Series, looks_of, panel_factors
@@ -110,7 +110,7 @@ class Shown:
     @cached_property
     def _named(self) -> list[str]:
         rows = self.comparison.rows
-        sign = -1.0 if better(self.metric) == "higher" else 1.0
+        sign = -1.0 if direction(self.metric) == "higher" else 1.0
 
         def rank(at: int) -> tuple[bool, bool, float, int]:
             row = rows[at]

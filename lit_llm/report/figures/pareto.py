@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lit_llm.config.metrics import direction
 from lit_llm.report.figures.lines import Line, Panel, line_figure
 from lit_llm.report.figures.style import BLACK, GREY, legend, looks, panels, scale, short, styled
-from lit_llm.statistics.pareto import ParetoFront, better
+from lit_llm.statistics.pareto import ParetoFront
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,7 +61,7 @@ def front_figure(
             if mine:
                 handles[point.arm] = drawn
         axes.set_xlabel(COSTS[front.figure])
-        axes.set_ylabel(f"{short(metric or front.metric, 34)}\n{better(front.metric)} is better")
+        axes.set_ylabel(f"{short(metric or front.metric, 34)}\n{direction(front.metric)} is better")
         scale(axes, "x", [point.cost for point in front.points], True)
         scale(axes, "y", [], False)
     legend(figure, {name: _filled(handles[name]) for name in named if name in handles})

@@ -8,11 +8,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_llm.config.metrics import SPLITS
 from lit_llm.report.figures.lines import Places
 from lit_llm.store.store import metric_lines
 
 POINTS = 200
 """Points of a curve at most: more than the width of a panel can tell apart."""
+_VALIDATED = f'"{SPLITS["validation"]}'.encode()
+"""What a line of metrics.jsonl holds where there was a validation."""
 
 AXES = {
     "steps": "optimiser steps",
@@ -32,7 +35,7 @@ def read_course(file: Path, points: int = POINTS) -> list[dict[str, Any]]:
         lines = file.read_bytes().split(b"\n")[:-1]  # the last may be half written
     except OSError:
         return []
-    validated = [number for number, line in enumerate(lines) if b'"val/' in line]
+    validated = [number for number, line in enumerate(lines) if _VALIDATED in line]
     chosen = {*thinned(range(len(lines)), points), *thinned(validated, points)}
     return metric_lines(lines[number] for number in sorted(chosen))
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from lit_llm.config.metrics import TOKENS_PER_SECOND, TRAIN_LOSS
 from lit_llm.experiment.cost import Cost, cost_of
 from lit_llm.report.tables.plan import flops_of
 from lit_llm.runs.time_estimate import makespan
@@ -33,12 +34,12 @@ class RunProgress:
 
     @property
     def loss(self) -> float | None:
-        return self.metrics.get("train/loss")
+        return self.metrics.get(TRAIN_LOSS.name)
 
     @property
     def tokens_per_second(self) -> float | None:
         """Of the training steps alone."""
-        return self.metrics.get("throughput/tokens_per_second")
+        return self.metrics.get(TOKENS_PER_SECOND.name)
 
     @property
     def done(self) -> float:
@@ -82,7 +83,7 @@ def seconds_per_step(lines: Sequence[Mapping[str, Any]], since: float) -> float 
     first, last = own[0], own[-1]
     if last["step"] > first["step"]:
         return float((last["time"] - first["time"]) / (last["step"] - first["step"]))
-    rate, read = (last["metrics"].get(name) for name in ("throughput/tokens_per_second", "tokens_seen"))
+    rate, read = (last["metrics"].get(name) for name in (TOKENS_PER_SECOND.name, "tokens_seen"))
     return read / last["step"] / rate if rate and read else None
 
 

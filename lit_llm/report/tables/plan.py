@@ -9,12 +9,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from lit_llm.config.metrics import EVALUATED, FINETUNED
 from lit_llm.config.tree import under
 from lit_llm.experiment.cost import Cost, cost_of
 from lit_llm.objectives.config import continues
 from lit_llm.report import text
 from lit_llm.report.tables.table import Table, in_terminal
-from lit_llm.runs.stage_graph import EVALUATED, FINETUNED, StageNode, validation_metric
+from lit_llm.runs.stage_graph import StageNode, validation_metric
 from lit_llm.studies.audit.findings import Finding, Kind
 from lit_llm.studies.design.factors import short_names
 from lit_llm.studies.estimable_effects import chains

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from math import log
 from typing import Literal
 
+from lit_llm.config.metrics import THROUGHPUT
 from lit_llm.config.tree import under
 from lit_llm.experiment.cost import FIGURES, GENERATE, PROMPT, Cost
 from lit_llm.statistics.scaling.group_fit import different, numbers_of
@@ -181,7 +182,7 @@ def _noted_only(ablation: Ablation, excess: Excess, across: str | None, excused:
         return ""
     if any(searched.traded for searched in ablation.searches.values()):
         return ": a cost is a goal of the sweep"
-    if study.compare.metric.startswith("throughput/"):
+    if study.compare.metric.startswith(THROUGHPUT):
         return ": speed is compared, not what is learned"
     if across is not None and budget.name in excused:
         return f": the study compares across {_words(across)}"

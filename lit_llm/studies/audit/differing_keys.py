@@ -6,9 +6,22 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from lit_llm.config.metrics import (
+    BITS_PER_BYTE,
+    EVALUATED,
+    FINETUNED,
+    MASKED_NLL,
+    OBJECTIVE_LOSS,
+    OF_SPLITS,
+    SPLITS,
+    TARGET_NLL,
+    direction,
+    metric_of,
+    on_validation,
+)
 from lit_llm.config.problems import some
 from lit_llm.config.tree import under
-from lit_llm.evaluation.config import METRICS_OF_SPLIT, PRIMARY_METRICS, primary_metric
+from lit_llm.evaluation.config import primary_metric
 from lit_llm.experiment.cost import Cost, cost_of
 from lit_llm.experiment.schema import Checkpoint
 from lit_llm.models.adapt import Adaptation, altered
@@ -16,8 +29,7 @@ from lit_llm.models.resolve import resolve_model
 from lit_llm.objectives.config import continues
 from lit_llm.runs.fingerprints import identity_of_data
 from lit_llm.runs.leaks import same_tokenizer
-from lit_llm.runs.stage_graph import EVALUATED, FINETUNED, final_metric, validation_metric
-from lit_llm.statistics.pareto import better
+from lit_llm.runs.stage_graph import final_metric, validation_metric
 from lit_llm.studies.audit.budgets import audit_budgets, is_outside, times, unused_rules
 from lit_llm.studies.audit.confounds import confounds, shown, unequal_rows, unused_rows
 from lit_llm.studies.audit.findings import INTERVENTION, Finding, differs, ruled
@@ -40,13 +52,10 @@ TARGETS_OF_PRIMARY = (
     "pretrain.validation",
 )
 """Keys that decide which target tokens the metrics of a stage are measured on."""
-TARGET_NLL, MASKED_NLL = PRIMARY_METRICS
-BITS_PER_BYTE = "bits_per_byte"
-"""The last part of a metric's name that compares across tokenizers."""
 PRECISION = ("pretrain.training.precision", "finetune.training.precision")
 """Keys that decide in which arithmetic a metric is computed."""
 CONTINUATION = tuple(
-    f"{begin}{kind}" for begin in METRICS_OF_SPLIT.values() for kind in ("target_nll", "perplexity", "bits_per_byte")
+    f"{begin}{metric.name}" for begin in SPLITS.values() for metric in OF_SPLITS if metric.families == "causal"
 )
 """What a model says of the tokens that go on from a prefix, in several units."""
 EXAMPLES = tuple(
@@ -66,9 +75,9 @@ EXAMPLES = tuple(
 SPLIT_FROM_EXAMPLES = tuple(f"finetune.data.{key}" for key in ("examples", "validation_fraction", "test_fraction"))
 """Keys that decide it too where the split has no files of its own, but is a share of the examples."""
 _TARGETS_OF = {
-    **dict.fromkeys(METRICS_OF_SPLIT.values(), TARGETS_OF_PRIMARY),
+    **dict.fromkeys(SPLITS.values(), TARGETS_OF_PRIMARY),
     **dict.fromkeys(
-        (f"{FINETUNED}{begin}" for begin in METRICS_OF_SPLIT.values()),
+        (f"{FINETUNED}{begin}" for begin in SPLITS.values()),
         (*TARGETS_OF_PRIMARY[:2], *EXAMPLES, "finetune.validation"),
     ),
     EVALUATED: (*TARGETS_OF_PRIMARY[:6], *EXAMPLES, "evaluate"),
@@ -131,14 +140,17 @@ def _audit_arm(ablation: Ablation, arm: Arm, costs: Mapping[str, Cost], store: S
 def _audit_metric(metric: str, arm: Arm) -> Iterator[Finding]:
     """Whether a model of this family has the metric at all."""
     family = arm.experiment.model.family
-    if validation_metric(metric) == MASKED_NLL and continues(family):
-        instead = _of_split(metric, TARGET_NLL)
+    if validation_metric(metric) == on_validation(MASKED_NLL) and continues(family):
+        instead = _of_split(metric, on_validation(TARGET_NLL))
         message = f"{metric} is of encoder_only models, which see what comes after a token; use {instead}"
         yield Finding("refused", arm.name, "compare.metric", message)
     if not continues(family) and metric.removeprefix(FINETUNED).startswith(CONTINUATION):
         message = f"an encoder_only model has no {metric}: it predicts no token from those before it alone"
         yield Finding(
-            "refused", arm.name, "compare.metric", f"{message}; use {_of_split(metric, MASKED_NLL)}, among such models"
+            "refused",
+            arm.name,
+            "compare.metric",
+            f"{message}; use {_of_split(metric, on_validation(MASKED_NLL))}, among such models",
         )
 
 
@@ -173,7 +185,7 @@ def _audit_keys(ablation: Ablation, arm: Arm, baseline: Arm, changed: Mapping[st
 def _measured_on(metric: str, *arms: Arm) -> tuple[str, ...]:
     """Sections and keys that decide which target tokens a metric of these arms is measured on."""
     keys = next((keys for prefix, keys in _TARGETS_OF.items() if metric.startswith(prefix)), ())
-    held_out = "test" if metric.startswith(f"{FINETUNED}{METRICS_OF_SPLIT['test']}") else "validation"
+    held_out = "test" if metric.startswith(f"{FINETUNED}{SPLITS['test']}") else "validation"
     tuned = [arm.experiment.finetune.data for arm in arms if arm.experiment.finetune is not None]
     if set(EXAMPLES) <= set(keys) and any(getattr(data, f"{held_out}_files") is None for data in tuned):
         return (*keys, *SPLIT_FROM_EXAMPLES)
@@ -182,19 +194,24 @@ def _measured_on(metric: str, *arms: Arm) -> tuple[str, ...]:
 
 def _audit_tokenizers(metric: str, arm: Arm, baseline: Arm, store: Store | None) -> Iterator[Finding]:
     """Losses per token do not compare where the tokens are others."""
-    if better(metric) != "lower" or BITS_PER_BYTE in metric or _same_tokens(arm, baseline, store):
+    if direction(metric) != "lower" or _compares_tokenizers(metric) or _same_tokens(arm, baseline, store):
         return
     here, there = (each.experiment.pretrain.data.tokenizer for each in (arm, baseline))
     trained = ", of the same settings but trained on other text" if here == there else ""
     message = f"{metric} is counted per token, and {baseline.name} has another tokenizer{trained}; "
     before, _, evaluation = metric.partition(EVALUATED)
-    if evaluation.startswith("extrapolation/") or MASKED_NLL in metric:
+    if evaluation.startswith("extrapolation/") or metric_of(metric) == MASKED_NLL:
         message += "it has no form in bits per byte, so make the tokenizers equal"
     else:
-        part = f"{EVALUATED}{evaluation.partition('/')[0]}/" if evaluation else _of_split(metric, "val/")
+        part = f"{EVALUATED}{evaluation.partition('/')[0]}/" if evaluation else _of_split(metric, SPLITS["validation"])
         stage = before if evaluation else FINETUNED * metric.startswith(FINETUNED)
-        message += f"compare `metric: {stage}{part}{BITS_PER_BYTE}`"
+        message += f"compare `metric: {stage}{part}{BITS_PER_BYTE.name}`"
     yield Finding("refused", arm.name, "compare.metric", message)
+
+
+def _compares_tokenizers(metric: str) -> bool:
+    found = metric_of(metric)
+    return found is not None and found.across_tokenizers
 
 
 def _same_tokens(arm: Arm, baseline: Arm, store: Store | None) -> bool:
@@ -208,7 +225,7 @@ def _same_tokens(arm: Arm, baseline: Arm, store: Store | None) -> bool:
 def _audit_objectives(ablation: Ablation, arm: Arm, baseline: Arm, costs: Mapping[str, Cost]) -> Iterator[Finding]:
     """What another objective makes incomparable, and how much it learns from."""
     metric = ablation.study.compare.metric
-    if validation_metric(metric) == "val/objective_loss":
+    if validation_metric(metric) == on_validation(OBJECTIVE_LOSS):
         message = f"{metric} of another objective than {baseline.name}'s is another quantity; use "
         instead = _of_split(metric, primary_metric(arm.experiment.model.family))
         yield Finding("refused", arm.name, "compare.metric", message + instead)

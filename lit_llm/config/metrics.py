@@ -1,0 +1,89 @@
+"""Metrics: the name of each number that is tracked or compared, which way it is better, and what it compares.
+
+Names of a split begin with `val/` or `test/`, those of evaluations with `eval/<kind>/`. After finetuning all of them
+begin with `finetune/`. A source of a mixture or a task follows the name: `val/target_nll/arxiv`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Direction = Literal["lower", "higher"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number, without its split or stage."""
+
+    name: str
+    direction: Direction | None
+    """Which way it is better; None: neither way."""
+    unit: str
+    families: Literal["all", "causal", "encoder_only"] = "all"
+    """The families that have it. causal: those that continue a prefix token by token."""
+    across_objectives: bool = True
+    """Whether it compares models that were trained on different objectives."""
+    across_tokenizers: bool = False
+    """Whether it compares models that read different tokens."""
+
+
+TARGET_NLL = Metric("target_nll", "lower", "nats per token", "causal")
+MASKED_NLL = Metric("masked_nll", "lower", "nats per token", "encoder_only")
+PERPLEXITY = Metric("perplexity", "lower", "e^(nats per token)", "causal")
+BITS_PER_BYTE = Metric("bits_per_byte", "lower", "bits per byte", "causal", across_tokenizers=True)
+OBJECTIVE_LOSS = Metric("objective_loss", "lower", "nats per token", across_objectives=False)
+OF_SPLITS = (TARGET_NLL, MASKED_NLL, PERPLEXITY, BITS_PER_BYTE, OBJECTIVE_LOSS)
+"""What a split is measured by."""
+
+NLL = Metric("nll", "lower", "nats per token")
+"""Of an evaluation's documents or examples."""
+MEANS = tuple(Metric(f"mean_over_{what}", "lower", "nats per token") for what in ("sources", "corpora", "tasks"))
+
+TRAIN_LOSS = Metric("train/loss", "lower", "nats per token", across_objectives=False)
+LEARNING_RATE = Metric("train/lr", None, "")
+TEACHER_DIVERGENCE = Metric("train/teacher_divergence", "lower", "nats per token")
+GRAD_NORM = Metric("stability/grad_norm", None, "")
+LOSS_SPIKES = Metric("stability/loss_spikes", None, "spikes", across_tokenizers=True)
+MAX_GRAD_NORM = Metric("stability/max_grad_norm", None, "", across_tokenizers=True)
+MAX_ATTENTION_LOGIT = Metric("stability/max_attention_logit", None, "", across_tokenizers=True)
+TOKENS_PER_SECOND = Metric("throughput/tokens_per_second", "higher", "tokens per second")
+FLOPS_PER_SECOND = Metric("throughput/flops_per_second", "higher", "FLOPs per second", across_tokenizers=True)
+MFU = Metric("throughput/mfu", "higher", "share of the device's peak", across_tokenizers=True)
+OF_TRAINING = (LOSS_SPIKES, MAX_GRAD_NORM, MAX_ATTENTION_LOGIT, TOKENS_PER_SECOND)
+"""What a training is measured by at its end, beside its splits."""
+
+SCORES = frozenset({"acc", "acc_all", "acc_norm", "exact_match", "f1", "mcc", "bleu", "chrf", "chrf++", "likelihood"})
+"""lm-evaluation-harness's names of scores that are better when higher."""
+
+SPLITS = {"validation": "val/", "test": "test/"}
+"""How names of a split's metrics begin."""
+THROUGHPUT = "throughput/"
+FINETUNED, EVALUATED = "finetune/", "eval/"
+"""How names begin after finetuning, and of evaluations."""
+
+_BY_NAME = {metric.name: metric for metric in (*OF_SPLITS, NLL, *MEANS)}
+
+
+def on_validation(metric: Metric) -> str:
+    """Its name on the split that choices are made by."""
+    return f"{SPLITS['validation']}{metric.name}"
+
+
+def on_test(metric: Metric) -> str:
+    """Its name on the split of final tables."""
+    return f"{SPLITS['test']}{metric.name}"
+
+
+def metric_of(name: str) -> Metric | None:
+    """The metric that a tracked name is of, whatever its stage, split or source; None of others."""
+    return next((_BY_NAME[part] for part in name.split("/") if part in _BY_NAME), None)
+
+
+def direction(name: str) -> Direction | None:
+    """Which way a tracked name is better: losses lower, scores of tasks and speed higher; None of others."""
+    parts = name.split("/")
+    if name.startswith(THROUGHPUT) or ("tasks" in parts and SCORES & {*parts}):
+        return "higher"
+    metric = metric_of(name)
+    return metric.direction if metric else None
