@@ -82,7 +82,7 @@ def test_a_finetuning_has_a_test_split_of_its_own(write_study, tmp_path):
     without = write_study("without", tuned.format(data + ", test_fraction: 0}", metric))
     with pytest.raises(InputError, match=r"finetune.data.test_fraction is 0.*metric: finetune/val/target_nll"):
         load_study(without)
-    files = f", test_fraction: 0, test: {{kind: jsonl, files: ['{tmp_path}/t.jsonl']}}}}"
+    files = f", test_fraction: 0, test_files: {{kind: jsonl, files: ['{tmp_path}/t.jsonl']}}}}"
     load_study(write_study("files", tuned.format(data + files, metric)))
 
 
