@@ -25,9 +25,16 @@ from typer.testing import CliRunner
 import lit_llm
 from lit_llm.cli import app
 from lit_llm.components.attention.config import AttentionConfig, ResolvedAttention
+from lit_llm.report.tables.sweep import sweep_json, trial_json
+from lit_llm.statistics.comparison import Comparison, Row
+from lit_llm.statistics.two_studies import TwoStudies
+from lit_llm.store.store import Store
 from lit_llm.studies.load import load_study
 from lit_llm.studies.plan import plan
+from lit_llm.studies.runs import runs_of, status_rows
+from lit_llm.studies.seeds_needed import PowerPlan
 from lit_llm.sweeps.sweep import is_sweep, load_sweep
+from lit_llm.sweeps.trial import Trial
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -212,7 +219,9 @@ def parameters(function: Any) -> set[str] | None:
 
 def has(owner: type, name: str) -> bool:
     """Whether instances of a class have an attribute: one of the class, or one that its `__init__` sets."""
-    if hasattr(owner, name) or (dataclasses.is_dataclass(owner) and name in {f.name for f in dataclasses.fields(owner)}):
+    if hasattr(owner, name) or (
+        dataclasses.is_dataclass(owner) and name in {f.name for f in dataclasses.fields(owner)}
+    ):
         return True
     if name in getattr(owner, "model_fields", ()):
         return True
@@ -285,6 +294,30 @@ def test_every_command_on_the_pages_has_its_name_and_its_options() -> None:
         if command is None or {*options} - known - {"--help"}:
             wrong.append(line)
     assert wrong == []
+
+
+def keys(content: Any) -> Iterator[str]:
+    """Every key of plain data, but for those that are names of a study's own: arms, factors, configuration keys."""
+    for name, value in content.items() if isinstance(content, dict) else ():
+        yield name
+        if name not in ("differs", "derived", "fingerprints", "factors", "machine"):
+            yield from keys(value)
+    for value in content if isinstance(content, list) else ():
+        yield from keys(value)
+
+
+def test_the_page_of_json_names_every_key(tmp_path: Path) -> None:
+    """Of a plan, a state, a comparison and an event: a key that is added to one is added to the page."""
+    named = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]+)`", (ROOT / "docs" / "json.md").read_text()))))
+    ablation = load_study(ROOT / "ablations" / "quickstart.yaml")
+    found = set(keys(plan(ablation, built=False).as_json()))
+    found |= {key for row in status_rows(runs_of(ablation, Store(tmp_path / "store"))) for key in row}
+    for kind in (Comparison, Row, PowerPlan, TwoStudies):
+        found |= {field.name for field in dataclasses.fields(kind)}
+    search = load_sweep(ROOT / "sweeps" / "quickstart.yaml")
+    found |= trial_json(search, Trial("red", 0, {}, "done")).keys() | sweep_json(search, []).keys()
+    events = re.findall(r'\.tell\(\s*"(\w+)"', (ROOT / "lit_llm/report/progress/json_lines.py").read_text())
+    assert {*found, *events} - named == set()
 
 
 def test_the_gallery_has_every_shipped_study_with_its_question() -> None:
