@@ -49,7 +49,18 @@ format: $(READY) ## ruff's fixes and layout
 benchmarks: $(READY) ## the benchmarks, each beside a peer
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
+$(VENV)/.docs: $(READY)
+	@echo "installing the extra docs into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off -e '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs ## the site, into site/
+	@$(BIN)/mkdocs build --strict
+
+docs-serve: $(VENV)/.docs ## the site at http://127.0.0.1:8000, built again at each change
+	@$(BIN)/mkdocs serve
+
 screenshots: $(READY) ## pictures of the quickstart's report and of MLflow's UI for the README, in Chromium
 	@$(BIN)/python docs/screenshots.py
 
-.PHONY: help install quickstart test test-slow same-bits check format benchmarks screenshots
+.PHONY: help install quickstart test test-slow same-bits check format benchmarks docs docs-serve screenshots

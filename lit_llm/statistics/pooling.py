@@ -2,7 +2,7 @@
 
 An opt-in (`compare.variance: pooled`). It assumes that all arms scatter alike and that a seed moves all of them alike.
 It gives narrow intervals where that is so; where a family, one arm or the baseline scatters in its own way a 95%
-interval covers as little as 78% (docs/statistics.md).
+interval covers as little as 61% (docs/statistics.md).
 """
 
 from __future__ import annotations

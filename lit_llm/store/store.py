@@ -13,7 +13,7 @@ stages/<fingerprint>/
     lock             held by the process that works on it, released by the kernel when that process dies
 
 What is read again is verified. config.yaml, state.json and result.json begin with a digest of the rest; result.json has
-the digests of the records and of the weights. `docs/recovery.md` says what becomes of a damaged file.
+the digests of the records and of the weights. `docs/running.md` says what becomes of a damaged file.
 """
 
 from __future__ import annotations

@@ -327,7 +327,7 @@ class Compare(Section):
     degree of freedom from the other differences; its intervals cover 93% or more in every design. paired: its own
     values alone. pooled: one variance for all arms, which assumes that they scatter alike and react to a seed alike.
     mixed: a mixed model with a random effect of each family and seed. The last two are narrower, and cover as little as
-    78% where families differ; see docs/statistics.md."""
+    61% where an arm scatters more than the others; see docs/statistics.md."""
     correction: Correction = "none"
     """For the number of comparisons. none: each interval holds for itself. holm: p-values by which the chance of any
     false difference is 5%. fdr_bh: p-values by which 5% of the differences below 0.05 are false. With both, intervals

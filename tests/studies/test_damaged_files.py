@@ -184,7 +184,7 @@ def test_no_damage_of_a_file_of_a_finished_stage_ends_in_a_traceback(
 ) -> None:
     """Each file, one at a time: `run` and `report` show what they showed before, or name the file and the next step.
 
-    `--rerun failed` then brings back what was computed, bit for bit. `docs/recovery.md` has the table.
+    `--rerun failed` then brings back what was computed, bit for bit. `docs/running.md` has the tables.
     """
     path, store = ran
     run = run_of(path, store)

@@ -1,4 +1,4 @@
-"""Progress for machines: one JSON object a line. The events and their keys are in `docs/studies.md`."""
+"""Progress for machines: one JSON object a line. The events and their keys are in `docs/json.md`."""
 
 from __future__ import annotations
 
