@@ -136,7 +136,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from lit_llm.config.problems import InputError
-from lit_llm.data import corpora, formats, processes, shards, tokenizers
+from lit_llm.data import corpora, processes, record_files, shards, tokenizers
 from lit_llm.data.config import DataConfig, JsonLines
 from lit_llm.data.prepare import prepare
 

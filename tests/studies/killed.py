@@ -18,10 +18,11 @@ def run_stage(root: Path, fingerprint: str) -> str:
     step, kills = LitModel.training_step, root / "kills"
 
     def killed(self: LitModel, batch: Any, number: int) -> None:
-        left = int(kills.read_text())
-        if self.global_step == STEP and left and self.model.config.family == "encoder_decoder":
-            kills.write_text(str(left - 1))
-            os.kill(os.getpid(), signal.SIGKILL)
+        if self.global_step == STEP and self.model.config.family == "encoder_decoder":
+            left = int(kills.read_text())  # by this run alone: another could read it half written
+            if left:
+                kills.write_text(str(left - 1))
+                os.kill(os.getpid(), signal.SIGKILL)
         step(self, batch, number)
 
     LitModel.training_step = killed  # type: ignore[method-assign]

@@ -56,9 +56,9 @@ def test_muons_two_learning_rates_are_two_factors(write_study):
     found = groups(write_study("muon", grid))
     assert found[LR] == {
         "a": ("a", {"a": 1e-3, "a/optimizer.lr=0.01": 1e-2}),
-        "a/rest.lr=0.001": ("a", {"a/rest.lr=0.001": 1e-3, "a/optimizer.lr=0.01/rest.lr=0.001": 1e-2}),
+        "a/adamw.lr=0.001": ("a", {"a/adamw.lr=0.001": 1e-3, "a/optimizer.lr=0.01/adamw.lr=0.001": 1e-2}),
     }
-    assert found[rest]["a"] == ("a", {"a": 1e-4, "a/rest.lr=0.001": 1e-3})
+    assert found[rest]["a"] == ("a", {"a": 1e-4, "a/adamw.lr=0.001": 1e-3})
 
 
 @pytest.mark.parametrize(
