@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commands import lit_llm
 from typer.testing import CliRunner
 
 from lit_llm.cli import app
@@ -124,8 +125,7 @@ def test_a_moved_store_is_told_of_by_ui_until_a_run_or_rebase_mends_it(
 
 @pytest.mark.parametrize("command", ["rebase", "gc"])
 def test_a_folder_that_is_no_store_is_one_message(tmp_path: Path, command: str) -> None:
-    call = [sys.executable, "-m", "lit_llm.cli", "store", command, "--store", str(tmp_path)]
-    told = subprocess.run(call, capture_output=True, text=True)
+    told = lit_llm("store", command, "--store", tmp_path)
     assert told.returncode == 2
     assert len(told.stderr.splitlines()) == 2
     assert told.stderr.startswith(f"--store: {tmp_path} ")
