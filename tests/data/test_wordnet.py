@@ -105,16 +105,20 @@ def test_instructions_pair_a_word_with_its_gloss_and_its_kind(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory):
-    """(folder, counts) of the whole of WordNet."""
+def installed():
     if not (REAL / "data.noun").exists():
         pytest.skip(f"needs WordNet in {REAL}: apt install wordnet-base")
+
+
+@pytest.fixture(scope="module")
+def real(installed, tmp_path_factory):
+    """(folder, counts) of the whole of WordNet."""
     folder = tmp_path_factory.mktemp("glosses")
     return folder, write_glosses(REAL, folder)
 
 
 @pytest.fixture
-def extract(real, tmp_path):
+def extract(installed, tmp_path):
     """A folder with every twentieth synset."""
     folder = tmp_path / "extract"
     folder.mkdir()
