@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from equal_budgets import budgets_allowed
-from made_up_ceilings import USUAL
+from made_up_benchmark import USUAL
 from two_stages import ARMS_OF_TWO_STAGES
 
 from lit_llm.runs.machine_benchmark import MOST_PROCESSES, Setting, cores, keep

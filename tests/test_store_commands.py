@@ -17,13 +17,13 @@ from typer.testing import CliRunner
 from lit_llm.cli import app
 from lit_llm.store.store import Store
 from lit_llm.studies.load import load_study
-from lit_llm.studies.run import Watcher, run_study
+from lit_llm.studies.run import Observer, run_study
 
 Study = Callable[..., Path]
 COLUMNS = {"COLUMNS": "400"}
 
 
-class Told(Watcher):
+class Told(Observer):
     def __init__(self) -> None:
         self.messages: list[str] = []
         self.todo: list[str] = []
@@ -40,7 +40,7 @@ def run(
 ) -> tuple[Told, set[str]]:
     """What was told, and the fingerprints of the study's stages."""
     told = Told()
-    finished = run_study(load_study(path, overrides or []), store, watcher=told, slots=2, new_version=new_version)
+    finished = run_study(load_study(path, overrides or []), store, observer=told, slots=2, new_version=new_version)
     assert finished.exit_code == 0
     return told, {run.last.fingerprint for run in finished.runs}
 

@@ -283,7 +283,7 @@ def test_what_is_missing_or_of_another_format_is_told(tmp_path):
     write_excerpt(tmp_path, adv="00001837 02 r 01 a_cappella\n", verb="nonsense | gloss\n")
     with pytest.raises(InputError) as raised:
         write_glosses(tmp_path, tmp_path / "out")
-    assert [(p.mark.line, Path(p.mark.source).name) for p in raised.value.problems] == [
+    assert [(p.location.line, Path(p.location.source).name) for p in raised.value.problems] == [
         (2, "data.verb"),
         (2, "data.adv"),
     ]

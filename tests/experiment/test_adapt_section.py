@@ -25,7 +25,7 @@ from lit_llm.models.resolve import resolve_model
 from lit_llm.runs.fingerprints import read_corpora_again
 from lit_llm.runs.provenance import COMPUTES
 from lit_llm.runs.run import experiment_yaml
-from lit_llm.runs.stage_graph import chain
+from lit_llm.runs.stage_graph import stage_graph
 
 BYTES = ["pretrain.data.tokenizer=bytes"]
 FROM = "adapt.from=decllm-tiny"
@@ -40,7 +40,7 @@ def load(corpus):
 
 
 def names(experiment):
-    return {link.name: link.fingerprint for link in chain(experiment)}
+    return {node.name: node.fingerprint for node in stage_graph(experiment)}
 
 
 # --- what is read ----------------------------------------------------------------------------------------------------
@@ -222,8 +222,8 @@ def test_a_source_is_the_pretraining_that_it_is_by_itself(load):
     assert list(found) == ["source", "pretrain"]
     assert found["source"] == by_itself
     assert names(load(FROM, "model.attention.output_norm=none"))["source"] == by_itself
-    link = chain(load(FROM))[1]
-    assert link.parents == (link.parent,) == (by_itself,)
+    node = stage_graph(load(FROM))[1]
+    assert node.parents == (node.parent,) == (by_itself,)
 
 
 def test_a_source_has_the_seed_of_its_run(load):
@@ -248,11 +248,11 @@ def test_how_a_source_is_computed_is_not_in_the_name(load):
 
 def test_sources_of_both_sides_are_computed_before_what_they_make(load):
     sides = "adapt.from={encoder: {extends: decllm-tiny, model: {decoder: {layers: 2}}}, decoder: decllm-tiny}"
-    links = {link.name: link for link in chain(load(sides))}
-    assert list(links) == ["source", "encoder_source", "pretrain"]
-    assert links["pretrain"].parents == (links["source"].fingerprint, links["encoder_source"].fingerprint)
-    same = chain(load("adapt.from={encoder: decllm-tiny, decoder: decllm-tiny}"))
-    assert [link.fingerprint for link in same] == [link.fingerprint for link in chain(load(FROM))]
+    nodes = {node.name: node for node in stage_graph(load(sides))}
+    assert list(nodes) == ["source", "encoder_source", "pretrain"]
+    assert nodes["pretrain"].parents == (nodes["source"].fingerprint, nodes["encoder_source"].fingerprint)
+    same = stage_graph(load("adapt.from={encoder: decllm-tiny, decoder: decllm-tiny}"))
+    assert [node.fingerprint for node in same] == [node.fingerprint for node in stage_graph(load(FROM))]
 
 
 @pytest.fixture
@@ -344,22 +344,22 @@ def test_a_result_is_stale_when_the_code_that_opens_checkpoints_changes():
 
 def test_a_pretraining_begins_with_a_checkpoints_weights_and_with_no_others(checkpoint, load, store, corpus):
     from lit_llm.data.prepare import prepare
-    from lit_llm.runs.stage_config import freeze, thaw
-    from lit_llm.runs.warm_start import take_over
+    from lit_llm.runs.stage_config import load_stage_config, save_stage_config
+    from lit_llm.runs.warm_start import load_source_weights
 
     folder = checkpoint()
     experiment = load(f"adapt.from={folder}")
     prepare(experiment.pretrain.data, store.data)
-    frozen = thaw(freeze(store.open(), chain(experiment)[0], experiment))
+    frozen = load_stage_config(save_stage_config(store.open(), stage_graph(experiment)[0], experiment))
     model = build_model(experiment.model, 0)
-    beginning, weights = take_over(model, frozen, store)
+    beginning, weights = load_source_weights(model, frozen, store)
     assert (beginning.fresh, weights) == (frozenset(), None)
     given = build_model(load_experiment("decllm-tiny").model, seed=8).state_dict()
     assert torch.equal(model.state_dict()["encoder.layers.1.feed_forward.up.weight"],
                        given["decoder.layers.3.feed_forward.up.weight"])  # fmt: skip
     checkpoint(shift=1.0)
     with pytest.raises(InputError, match="is not what it was when this run was planned"):
-        take_over(model, frozen, store)
+        load_source_weights(model, frozen, store)
 
 
 # --- cost ------------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from lit_llm.store.files import remove
 from lit_llm.store.store import Store
 from lit_llm.studies.analysis_plan import FROZEN, LOG
 from lit_llm.studies.load import load_study
-from lit_llm.studies.run import Finished, Watcher, run_study
+from lit_llm.studies.run import Finished, Observer, run_study
 from lit_llm.studies.runs import Run, runs_of
 
 pytestmark = pytest.mark.xdist_group("damaged-files")
@@ -28,8 +28,8 @@ AGAIN = "`lit-llm run STUDY --rerun failed` computes it again"
 TIMES = ("started", "finished", "seconds")
 
 
-class Told(Watcher):
-    """A watcher that remembers what it was told."""
+class Told(Observer):
+    """A observer that remembers what it was told."""
 
     def __init__(self) -> None:
         self.messages: list[str] = []
@@ -68,9 +68,9 @@ allow: [{{key: budget, because: small arms cost what they cost}}]
     return path, folder / "store"
 
 
-def run_again(path: Path, store: Path, watcher: Told, rerun: str | None = None, reported: bool = True) -> Finished:
+def run_again(path: Path, store: Path, observer: Told, rerun: str | None = None, reported: bool = True) -> Finished:
     report = write_report if reported else lambda *_: []
-    return run_study(load_study(path), Store(store), watcher=watcher, slots=1, rerun=rerun, report=report)  # type: ignore[arg-type]
+    return run_study(load_study(path), Store(store), observer=observer, slots=1, rerun=rerun, report=report)  # type: ignore[arg-type]
 
 
 def do_as_told(error: InputError, file: Path) -> None:
@@ -141,8 +141,8 @@ def test_damaged_weights_are_refused_by_name_and_trained_again(ran: tuple[Path, 
     weights = run.steps[0].stage.checkpoints / "model.safetensors"
     damage(weights, "flipped")
     for use in (
-        lambda: open_finished(Store(store), run.steps[0].link.fingerprint),
-        lambda: export_finished(Store(store), run.steps[0].link.fingerprint, tmp_path / "exported"),
+        lambda: open_finished(Store(store), run.steps[0].node.fingerprint),
+        lambda: export_finished(Store(store), run.steps[0].node.fingerprint, tmp_path / "exported"),
     ):
         with pytest.raises(InputError, match=f"{weights}: is damaged.*; {AGAIN}"):
             use()
@@ -151,7 +151,7 @@ def test_damaged_weights_are_refused_by_name_and_trained_again(ran: tuple[Path, 
     assert told.todo == ["red/seed 0"]
     assert records(run_of(path, store)) == before
     assert (run.last.folder / "result.json").stat().st_mtime_ns == evaluated
-    open_finished(Store(store), run.steps[0].link.fingerprint)
+    open_finished(Store(store), run.steps[0].node.fingerprint)
 
 
 @pytest.mark.parametrize("how", ["flipped", "emptied", "deleted", "unreadable"])
@@ -174,7 +174,7 @@ def test_weights_have_the_mode_of_their_neighbours(ran: tuple[Path, Path], tmp_p
         folder = step.stage.checkpoints
         modes = {file.name: file.stat().st_mode for file in (*folder.iterdir(), *step.stage.folder.glob("*.json"))}
         assert set(modes.values()) == {step.stage.config_file.stat().st_mode}
-        export_finished(Store(store), step.link.fingerprint, tmp_path / "exported")
+        export_finished(Store(store), step.node.fingerprint, tmp_path / "exported")
     assert len({file.stat().st_mode for file in (tmp_path / "exported").iterdir()}) == 1
 
 

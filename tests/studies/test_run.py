@@ -20,15 +20,15 @@ from lit_llm.config.problems import InputError
 from lit_llm.store.store import Stage, Store, locked, read_metrics, write_json
 from lit_llm.studies.load import Ablation, load_study
 from lit_llm.studies.plan import plan
-from lit_llm.studies.run import Finished, Watcher, run_study
+from lit_llm.studies.run import Finished, Observer, run_study
 from lit_llm.studies.runs import Run, status_rows
 from lit_llm.studies.supervise import Supervision
 
 Study = Callable[..., Path]
 
 
-class Silent(Watcher):
-    """A watcher that remembers what it was told."""
+class Silent(Observer):
+    """A observer that remembers what it was told."""
 
     def __init__(self, on_tick: Callable[[Sequence[Run]], None] = lambda _: None) -> None:
         self.messages: list[str] = []
@@ -50,8 +50,8 @@ class Silent(Watcher):
         self.on_tick(self.runs)
 
 
-def run(path: Path, store: Store, watcher: Silent | None = None, slots: int = 2, **options: object) -> Finished:
-    return run_study(load_study(path), store, watcher=watcher or Silent(), slots=slots, **options)  # type: ignore[arg-type]
+def run(path: Path, store: Store, observer: Silent | None = None, slots: int = 2, **options: object) -> Finished:
+    return run_study(load_study(path), store, observer=observer or Silent(), slots=slots, **options)  # type: ignore[arg-type]
 
 
 def states(finished: Finished) -> dict[str, str]:
@@ -77,10 +77,10 @@ def test_a_study_runs_once_and_a_second_run_has_nothing_to_do(write_study: Study
 def test_a_result_is_shared_by_every_study_that_asks_for_the_same(write_study: Study, store: Store) -> None:
     """The name of a study or an arm is not part of what was computed."""
     run(write_study("shared_a", TWO, seeds=[110]), store)
-    watcher = Silent()
+    observer = Silent()
     arms = "arms: {left: {}, other: {model: {attention: {output_norm: none}}}}"
-    run(write_study("shared_b", arms, [110]), store, watcher)
-    assert watcher.todo == ["other/seed 110"]
+    run(write_study("shared_b", arms, [110]), store, observer)
+    assert observer.todo == ["other/seed 110"]
 
 
 def test_one_run_or_two_at_once_gives_the_same_bits(write_study: Study, store: Store, tmp_path: Path) -> None:
@@ -107,8 +107,8 @@ allow:
 
 def test_an_exception_and_a_divergence_leave_the_others_whole(write_study: Study, store: Store) -> None:
     path = write_study("broken", BROKEN, seeds=[130])
-    watcher = Silent()
-    finished = run(path, store, watcher)
+    observer = Silent()
+    finished = run(path, store, observer)
     assert states(finished) == {
         "red/seed 130": "done",
         "broken/seed 130": "failed",
@@ -146,14 +146,14 @@ def test_a_killed_run_goes_on_in_the_same_command_and_ends_as_if_nothing_had_bee
     """Twice; the third time it is left for the next command, which has as many retries again."""
     path = write_study("killed", TWO, seeds=[140])
     path.write_text(long(path.read_text(), 40))
-    watcher = Silent()
+    observer = Silent()
     with monkeypatch.context() as patch:
         patch.setattr("lit_llm.studies.execute.run_stage", killed.run_stage)
         (store.open().root / "kills").write_text("4")
-        first = run(path, store, watcher)
+        first = run(path, store, observer)
         assert states(first) == {"red/seed 140": "interrupted", "dec/seed 140": "done"}
         assert "SIGKILL" in first.runs[0].last.status()["error"]
-        told = [message for message in watcher.messages if "SIGKILL" in message]
+        told = [message for message in observer.messages if "SIGKILL" in message]
         assert [message.rpartition("(")[2] for message in told] == ["retry 1 of 2)", "retry 2 of 2)"]
         second = run(path, store)
     assert set(states(second).values()) == {"done"}
@@ -182,11 +182,11 @@ def test_a_run_that_stands_still_is_shown_stopped_and_goes_on(write_study: Study
             stopped.append(json.loads((stage.folder / "state.json").read_text())["pid"])
             os.kill(stopped[0], signal.SIGSTOP)
 
-    watcher = Silent(stop_once)
-    finished = run(path, store, watcher, supervision=Supervision(stall_seconds=5.0, grace_seconds=0.2))
+    observer = Silent(stop_once)
+    finished = run(path, store, observer, supervision=Supervision(stall_seconds=5.0, grace_seconds=0.2))
     assert states(finished) == {"red/seed 141": "done"}
-    assert next(name for name, seconds in watcher.still if seconds) == "red/seed 141"
-    assert watcher.still[-1] == ("red/seed 141", 0.0)
+    assert next(name for name, seconds in observer.still if seconds) == "red/seed 141"
+    assert observer.still[-1] == ("red/seed 141", 0.0)
     (retry,) = finished.runs[0].last.retries()
     assert retry["reason"].startswith("no progress for 5")
 
@@ -197,8 +197,8 @@ def test_a_run_out_of_memory_goes_on_with_half_the_micro_batch(
     """As often as it takes: 4 sequences at once, 2, then 1. The result says so, and is the one that was asked for."""
     path = write_study("memory", "arms: {red: {}}", seeds=[142])
     monkeypatch.setattr("lit_llm.studies.execute.run_stage", out_of_memory.run_stage)
-    watcher = Silent()
-    finished = run(path, store, watcher)
+    observer = Silent()
+    finished = run(path, store, observer)
     result = finished.runs[0].last.result()
     assert result is not None
     assert result["provenance"]["micro_batch_size"] == 1
@@ -206,7 +206,7 @@ def test_a_run_out_of_memory_goes_on_with_half_the_micro_batch(
         (2, "out of memory"),
         (1, "out of memory"),
     ]
-    assert any("1 sequence at a time" in message for message in watcher.messages)
+    assert any("1 sequence at a time" in message for message in observer.messages)
     assert not finished.runs[0].stale()
 
 
@@ -279,10 +279,10 @@ def test_results_of_other_code_are_named_and_not_mixed(write_study: Study, store
     old = first.runs[0].last.result()
     assert old is not None
     write_json(first.runs[0].last.folder / "result.json", old | {"provenance": old["provenance"] | {"code": "older"}})
-    watcher = Silent()
-    mixed = run(path, store, watcher)
-    assert watcher.todo == []
-    assert any("--rerun stale" in message for message in watcher.messages)
+    observer = Silent()
+    mixed = run(path, store, observer)
+    assert observer.todo == []
+    assert any("--rerun stale" in message for message in observer.messages)
     assert all(row.difference is None for row in mixed.comparison.rows)
     assert any("other code" in note for note in mixed.comparison.notes)
     repeated = Silent()
@@ -354,7 +354,7 @@ def test_a_corpus_that_was_edited_in_between_makes_other_runs(
     path = write_study("edited", f"arms: {{red: {{pretrain: {{data: {{{corpus}}}}}}}}}")
 
     def fingerprint(ablation: Ablation) -> str:
-        (only,) = run_study(ablation, store, watcher=Silent(), slots=1).runs
+        (only,) = run_study(ablation, store, observer=Silent(), slots=1).runs
         return only.last.fingerprint
 
     ablation = load_study(path)
@@ -420,9 +420,9 @@ def test_an_arm_that_shows_nothing_is_told_of_before_it_runs_and_not_again(write
     """Heads of two entries have one frequency, which is one whatever theta."""
     path = write_study("nothing", "grid: {factors: {model.attention.rope_theta: [1e4, 5e5]}}", seeds=[190])
     ablation, first, second = load_study(path, ["model.attention.head_dim=2"]), Silent(), Silent()
-    run_study(ablation, store, watcher=first, slots=2)
+    run_study(ablation, store, observer=first, slots=2)
     assert [message.split(",")[0] for message in first.messages if "building" not in message] == [
         "baseline/rope_theta=500000: is the same function as baseline"
     ]
-    run_study(ablation, store, watcher=second, slots=2)
+    run_study(ablation, store, observer=second, slots=2)
     assert second.messages == []

@@ -85,12 +85,12 @@ def test_a_killed_trial_goes_on_from_its_checkpoint_and_ends_with_the_same_bits(
             killed[stage] = pid_of(stage)
             os.kill(killed[stage], signal.SIGKILL)
 
-    watcher = Seen(kill_one)
-    disturbed = sweep(path, store, watcher)
+    observer = Seen(kill_one)
+    disturbed = sweep(path, store, observer)
     assert_exact(disturbed, 2)
     ((victim, pid),) = killed.items()
     assert pid_of(victim) != pid
-    assert any("SIGKILL" in message and "last checkpoint" in message for message in watcher.messages)
+    assert any("SIGKILL" in message and "last checkpoint" in message for message in observer.messages)
     assert not (victim.checkpoints / "last.ckpt").exists()
     other, tracking = beside(store, tmp_path / "undisturbed")
     undisturbed = sweep(path, other, tracking=tracking)
@@ -264,9 +264,9 @@ def test_two_coordinators_share_one_budget(write_sweep: Write, store: Store, tmp
     assert [one.wait() for one in both] == [0, 0], "\n".join(one.output for one in both)
     begun = [name for one in both for name in one.begun]
     assert sorted(begun) == [f"{arm}/trial 00{number}" for arm in ("dec", "red") for number in range(3)]
-    watcher = Seen()
-    assert_exact(sweep(path, store, watcher), 3)
-    assert watcher.begun == []
+    observer = Seen()
+    assert_exact(sweep(path, store, observer), 3)
+    assert observer.begun == []
 
 
 def test_a_trial_whose_coordinator_is_killed_is_taken_over_by_the_other(

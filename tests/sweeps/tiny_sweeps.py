@@ -1,4 +1,4 @@
-"""What the tests of running a sweep share: a watcher that remembers, and coordinators that are processes."""
+"""What the tests of running a sweep share: a observer that remembers, and coordinators that are processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.store.store import Stage, Store, read_metrics
-from lit_llm.sweeps.coordinator import SweepWatcher
+from lit_llm.sweeps.coordinator import SweepObserver
 from lit_llm.sweeps.run import Searched, run_sweep
 from lit_llm.sweeps.sweep import load_sweep
 from lit_llm.sweeps.trial import Trial
@@ -33,8 +33,8 @@ def rates(low: float = 1e-4, high: float = 1e-1) -> str:
     return f"space: {{{LR}: {{log_uniform: [{low}, {high}]}}}}"
 
 
-class Seen(SweepWatcher):
-    """A watcher that remembers what it was told."""
+class Seen(SweepObserver):
+    """A observer that remembers what it was told."""
 
     def __init__(self, on_tick: Callable[[], None] = lambda: None) -> None:
         self.messages: list[str] = []
@@ -59,13 +59,13 @@ class Seen(SweepWatcher):
 def sweep(
     path: Path,
     store: Store,
-    watcher: Seen | None = None,
+    observer: Seen | None = None,
     slots: int = 2,
     overrides: Sequence[str] = (),
     **options: Any,
 ) -> Searched:
     search = load_sweep(path, overrides)
-    return run_sweep(search, store, watcher=watcher or Seen(), slots=slots, **options)
+    return run_sweep(search, store, observer=observer or Seen(), slots=slots, **options)
 
 
 def beside(store: Store, root: Path) -> tuple[Store, str]:
@@ -111,14 +111,14 @@ def pid_of(stage: Stage) -> int:
 PROGRAM = """
 import os, signal, sys
 from lit_llm.config.problems import InputError
-from lit_llm.sweeps.coordinator import SweepWatcher
+from lit_llm.sweeps.coordinator import SweepObserver
 from lit_llm.sweeps.run import run_sweep
 from lit_llm.sweeps.sweep import load_sweep
 from lit_llm.sweeps.trials import Trials
 from lit_llm.store.store import Store
 
 
-class Telling(SweepWatcher):
+class Telling(SweepObserver):
     def began(self, trial):
         print("began", trial.name, flush=True)
 
@@ -135,7 +135,7 @@ if __name__ == "__main__":
     file, store, slots, *storage = sys.argv[1:]
     try:
         ended = run_sweep(
-            load_sweep(file), Store(store), watcher=Telling(), slots=int(slots), storage=storage[0] if storage else None
+            load_sweep(file), Store(store), observer=Telling(), slots=int(slots), storage=storage[0] if storage else None
         )
     except InputError as error:
         sys.exit(str(error))

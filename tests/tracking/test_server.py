@@ -25,7 +25,7 @@ from mlflow import MlflowClient
 
 from lit_llm.store.store import Stage, Store, read_metrics
 from lit_llm.tracking.address import check_server
-from lit_llm.tracking.mlflow_sync import Mirror, RunRecord
+from lit_llm.tracking.mlflow_sync import MlflowSync, RunRecord
 
 pytestmark = pytest.mark.xdist_group("mlflow-server")
 Study = Callable[..., Path]
@@ -196,7 +196,7 @@ def test_a_study_on_a_server_holds_what_the_stages_on_disk_hold(
 
 def create(address: str, lock: Path, seed: int, barrier: Any, problems: Any) -> None:
     try:
-        mirror = Mirror(address, study="twins", lock=lock)
+        mirror = MlflowSync(address, study="twins", lock=lock)
         barrier.wait(60)
         mirror.sync([RunRecord("red", number % 3, f"f{number % 3}", "running") for number in range(seed, seed + 3)])
         problems.put(None)
@@ -389,7 +389,7 @@ def test_no_answer_is_no_error_and_a_real_server_is_none_either(server: Server) 
 )
 def test_what_can_be_no_address_is_refused(address: str) -> None:
     with pytest.raises(ValueError, match="use sqlite:////absolute/path/mlflow.db or http"):
-        Mirror(address, study="s")
+        MlflowSync(address, study="s")
 
 
 @pytest.mark.parametrize("kind", ["malformed", "no MLflow"])

@@ -3,10 +3,10 @@
 from dataclasses import replace
 from typing import Any
 
-from lit_llm.runs.machine_benchmark import OPTIMIZERS, Ceilings
+from lit_llm.runs.machine_benchmark import OPTIMIZERS, MachineBenchmark
 
 FREE = float("inf")
-NOTHING = Ceilings(
+NOTHING = MachineBenchmark(
     layer={16: FREE},
     scores={1: {8: FREE}},
     layer_seconds=0.0,
@@ -33,6 +33,6 @@ USUAL = replace(
 )
 
 
-def only(**costs: Any) -> Ceilings:
+def only(**costs: Any) -> MachineBenchmark:
     """A machine on which nothing but these costs anything."""
     return replace(NOTHING, **costs)
