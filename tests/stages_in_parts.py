@@ -8,8 +8,8 @@ from typing import Any
 
 from lit_llm.data.prepare import prepare
 from lit_llm.experiment.load import load_experiment
-from lit_llm.runs.stage_config import save_stage_config
-from lit_llm.runs.stage_graph import stage_graph
+from lit_llm.runs.stage_config import freeze
+from lit_llm.runs.stage_graph import chain
 from lit_llm.store.store import Stage, Store, read_metrics
 
 TIMED = ("throughput/",)
@@ -28,7 +28,7 @@ def prepared_stage(store: Store, corpus: Path, preset: str, *overrides: str) -> 
         ],
     )  # fmt: skip
     prepare(experiment.pretrain.data, store.data)
-    return save_stage_config(store.open(), stage_graph(experiment)[0], experiment)
+    return freeze(store.open(), chain(experiment)[0], experiment)
 
 
 def stops_after(*steps: int) -> Callable[[], bool]:

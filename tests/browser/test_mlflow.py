@@ -21,7 +21,7 @@ import pytest
 from lit_llm.report.pages.study import write_report
 from lit_llm.store.store import Store
 from lit_llm.studies.load import load_study
-from lit_llm.studies.run import Observer, run_study
+from lit_llm.studies.run import Watcher, run_study
 from lit_llm.tracking.mlflow_links import run_addresses
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ WAIT = 60_000
 def served(browser: Browser, write_study: Callable[..., Path], tmp_path: Path) -> Iterator[tuple[str, Store]]:
     """The address that `lit-llm ui` prints for the study that was run last, while it serves; and the store."""
     path, store = write_study("shown", "arms: {red: {}, dec: {extends: decllm-tiny}}", (0, 1)), Store(tmp_path / "s")
-    finished = run_study(load_study(path), store, observer=Observer(), slots=2, report=write_report)
+    finished = run_study(load_study(path), store, watcher=Watcher(), slots=2, report=write_report)
     assert finished.exit_code == 0
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

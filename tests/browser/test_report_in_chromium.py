@@ -13,7 +13,7 @@ from matplotlib.image import imread
 from lit_llm.report.pages.study import write_report
 from lit_llm.store.store import Store
 from lit_llm.studies.load import load_study
-from lit_llm.studies.run import Observer, run_study
+from lit_llm.studies.run import Watcher, run_study
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
@@ -56,7 +56,7 @@ seeds: [0, 1]
 allow: [{{key: budget, because: small arms cost what they cost}}]
 """
     )
-    finished = run_study(load_study(path), Store(folder / "store"), observer=Observer(), slots=2, report=write_report)
+    finished = run_study(load_study(path), Store(folder / "store"), watcher=Watcher(), slots=2, report=write_report)
     assert finished.exit_code == 0
     return finished.folder / "report.html"
 

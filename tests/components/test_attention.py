@@ -7,12 +7,12 @@ from torch.testing import assert_close
 
 from lit_llm.components.attention.config import resolve_attention
 from lit_llm.components.attention.dot_product import largest_logit
-from lit_llm.components.attention.masks import AttentionMask
+from lit_llm.components.attention.masks import Visibility
 from lit_llm.components.attention.module import Attention
 from lit_llm.components.attention.rope import Rotations
 
 D, HEADS, K, B, T, S = 20, 4, 6, 2, 5, 7  # so that the widths D, K and HEADS x K are three
-FULL, CAUSAL = AttentionMask(), AttentionMask(causal=True)
+FULL, CAUSAL = Visibility(), Visibility(causal=True)
 
 
 def attention(cross=False, **values):
@@ -137,7 +137,7 @@ def test_a_norm_on_one_side_alone_bounds_nothing():
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2])
-@pytest.mark.parametrize("visible", [FULL, CAUSAL, AttentionMask(causal=True, prefix=3)])
+@pytest.mark.parametrize("visible", [FULL, CAUSAL, Visibility(causal=True, prefix=3)])
 def test_grouped_queries_are_repeated_key_and_value_heads(kv_heads, visible):
     """arXiv 2305.13245: each key head serves heads / kv_heads query heads that stand together."""
     grouped, (x, _) = attention(kv_heads=kv_heads, qkv_norm=["q", "k", "v"]), x_and_memory()
@@ -212,5 +212,5 @@ def test_the_largest_logit_is_that_of_all_scores_and_few_of_them_exist_at_a_time
         return made[-1]
 
     module.dot_product.scores = counted
-    assert_close(largest_logit(module.dot_product, q, k, AttentionMask(causal=True), bias), expected)
+    assert_close(largest_logit(module.dot_product, q, k, Visibility(causal=True), bias), expected)
     assert max(part.numel() for part in made) <= max(scores, B * HEADS * T)

@@ -10,7 +10,7 @@ from tiny_models import build
 from torch import nn
 from torch.testing import assert_close
 
-from lit_llm.components.attention.masks import AttentionMask
+from lit_llm.components.attention.masks import Visibility
 from lit_llm.components.attention.rope import Rotations
 from lit_llm.components.feed_forward.config import FeedForwardConfig
 from lit_llm.components.feed_forward.module import FeedForward
@@ -119,7 +119,7 @@ def test_norms_stand_where_their_placement_says(placement):
     """One block of a model, its parts called one by one."""
     model = build("decllm", "decoder.layers=1", f"norm.placement={placement}", "attention.rope=none", double=True)
     block, x = model.decoder.layers[0], torch.randn(2, 5, 32, dtype=torch.float64)
-    seen = AttentionMask(causal=True)
+    seen = Visibility(causal=True)
     y = x
     for part in ("self_attention", "feed_forward"):
         own = getattr(block, part)

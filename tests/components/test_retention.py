@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from lit_llm.components.attention.kv_cache import CacheLengths
-from lit_llm.components.attention.masks import AttentionMask
+from lit_llm.components.attention.kv_cache import Rows
+from lit_llm.components.attention.masks import Visibility
 from lit_llm.components.attention.rope import Rotations, rotate
 from lit_llm.components.retention.cache import RetentionState
 from lit_llm.components.retention.config import RetentionConfig, resolve_retention
@@ -15,7 +15,7 @@ from lit_llm.components.retention.module import Retention, chunkwise, parallel, 
 
 D, HEADS, K, V, B, T = 20, 3, 4, 6, 2, 13  # so that D, HEADS x K and HEADS x V are three
 SHAPE = {"heads": HEADS, "head_dim": K, "value_dim": V}
-CAUSAL = AttentionMask(causal=True)
+CAUSAL = Visibility(causal=True)
 CHUNKS = [1, 2, 5, T - 1, T, 256]
 TIGHT = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -158,13 +158,13 @@ def test_no_token_sees_a_later_one():
 @pytest.mark.parametrize("prefix", [2, T, torch.tensor([0, 5])])
 def test_an_open_prefix_is_refused(prefix):
     with pytest.raises(ValueError, match="retention is causal"):
-        whole(retention(), x_of(), AttentionMask(causal=True, prefix=prefix))
+        whole(retention(), x_of(), Visibility(causal=True, prefix=prefix))
 
 
 @pytest.mark.parametrize("prefix", [0, 1])
 def test_a_prefix_of_one_token_is_not_open(prefix):
     module, x = retention(), x_of()
-    assert_close(whole(module, x, AttentionMask(causal=True, prefix=prefix)), whole(module, x), rtol=0, atol=0)
+    assert_close(whole(module, x, Visibility(causal=True, prefix=prefix)), whole(module, x), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("chunk", [8, 1024])
@@ -188,7 +188,7 @@ BORDERS = [(0, 3, 9), (0, 8, 9)]
 def test_a_document_is_read_as_if_it_stood_alone(chunk):
     """At its place in the row, which distances do not show. A number that comes back is another document."""
     module, x = retention(chunk=chunk), x_of()
-    out = whole(module, x, AttentionMask(causal=True, documents=(DOCUMENTS, DOCUMENTS)))
+    out = whole(module, x, Visibility(causal=True, documents=(DOCUMENTS, DOCUMENTS)))
     for row, starts in enumerate(BORDERS):
         for start, end in zip(starts, (*starts[1:], T), strict=True):
             alone = module(x[row : row + 1, start:end], CAUSAL, rotation(torch.arange(start, end)))
@@ -210,7 +210,7 @@ def test_the_state_is_forgotten_at_a_border(chunk):
 
 def decoded(module, x, prompt_lengths, padding=0.0):
     """Outputs from each prompt's last token on: the prompts as one padded batch, then token by token."""
-    rows = CacheLengths(prompt_lengths, x.device)
+    rows = Rows(prompt_lengths, x.device)
     cache, longest = RetentionState(rows), max(prompt_lengths)
     prompts = torch.full((len(x), longest, D), padding, dtype=x.dtype)
     for row, length in enumerate(prompt_lengths):
@@ -298,7 +298,7 @@ def behind_the_masks(config, tokens):
 @pytest.mark.parametrize("keep_state", [False, True])
 def test_flops_are_those_of_torchs_counter_without_the_masked_pairs(values, tokens, keep_state):
     config = resolve_retention({**values, "chunk": 4}, D)
-    cache = RetentionState(CacheLengths([tokens], torch.device("cpu"))) if keep_state else None
+    cache = RetentionState(Rows([tokens], torch.device("cpu"))) if keep_state else None
     assert config.flops(tokens, D, keep_state) == counted(config, tokens, cache) - behind_the_masks(config, tokens)
 
 
@@ -306,6 +306,6 @@ def test_flops_are_those_of_torchs_counter_without_the_masked_pairs(values, toke
 def test_a_step_costs_what_torchs_counter_says_however_long_the_row(values):
     config = resolve_retention(values, D)
     for before in (1, 30):
-        cache = RetentionState(CacheLengths([before], torch.device("cpu")))
+        cache = RetentionState(Rows([before], torch.device("cpu")))
         counted(config, before, cache)
         assert config.step_flops(D) == counted(config, 1, cache)

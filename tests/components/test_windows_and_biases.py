@@ -8,7 +8,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from lit_llm.components.attention import dot_product
 from lit_llm.components.attention.config import resolve_attention
 from lit_llm.components.attention.dot_product import DotProduct
-from lit_llm.components.attention.masks import AttentionMask, Merged
+from lit_llm.components.attention.masks import Merged, Visibility
 from lit_llm.components.attention.module import MergedAttention
 from lit_llm.components.attention.relative import bucket
 from lit_llm.components.attention.rope import Rotations
@@ -36,9 +36,9 @@ def tensors(tokens=T):
 def test_a_window_leaves_what_is_fewer_tokens_away(behind, ahead):
     q, k, v = tensors()
     for visible, mask in (
-        (AttentionMask(), torch.ones(T, T, dtype=torch.bool)),
-        (AttentionMask(causal=True), torch.ones(T, T).tril().bool()),
-        (AttentionMask(causal=True, prefix=5), torch.ones(T, T).tril().bool() | (torch.arange(T) < 5)),
+        (Visibility(), torch.ones(T, T, dtype=torch.bool)),
+        (Visibility(causal=True), torch.ones(T, T).tril().bool()),
+        (Visibility(causal=True, prefix=5), torch.ones(T, T).tril().bool() | (torch.arange(T) < 5)),
     ):
         out = DotProduct()(q, k, v, visible.within((behind, ahead)))
         assert_close(out, by_the_book(q, k, v, mask & near(behind, ahead)))
@@ -49,13 +49,13 @@ def test_a_window_leaves_what_is_fewer_tokens_away(behind, ahead):
 @pytest.mark.parametrize("tokens", [150, 128])
 def test_a_long_row_is_cut_into_blocks_and_is_the_same(monkeypatch, causal, behind, ahead, tokens):
     """Values and gradients, with grouped heads; and no T x S mask is made."""
-    visible = AttentionMask(causal=causal).within((behind, ahead))
+    visible = Visibility(causal=causal).within((behind, ahead))
     q = torch.randn(B, 4, tokens, K, dtype=torch.float64, requires_grad=True)
     k, v = (torch.randn(B, 2, tokens, K, dtype=torch.float64, requires_grad=True) for _ in range(2))
     seen = near(behind, ahead, tokens) & (torch.ones(tokens, tokens).tril().bool() if causal else True)
     wanted = by_the_book(q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1), seen)
     monkeypatch.setattr(dot_product, "BAND", 4)
-    monkeypatch.setattr(AttentionMask, "mask", None)
+    monkeypatch.setattr(Visibility, "mask", None)
     out = DotProduct()(q, k, v, visible)
     assert_close(out, wanted)
     weights = torch.randn_like(out)
@@ -69,7 +69,7 @@ def test_scores_are_scaled_then_capped_then_biased(cap, scale):
     q, k, v = tensors()
     bias = torch.randn(H, T, T, dtype=torch.float64)
     causal = torch.ones(T, T).tril().bool()
-    for visible, seen in ((AttentionMask(causal=True), causal), (AttentionMask(), torch.ones_like(causal))):
+    for visible, seen in ((Visibility(causal=True), causal), (Visibility(), torch.ones_like(causal))):
         out = DotProduct(scale, cap)(q, k, v, visible, bias)
         assert_close(out, by_the_book(q, k, v, seen, scale, cap, bias))
         assert_close(DotProduct(scale, cap)(q, k, v, visible), by_the_book(q, k, v, seen, scale, cap))
@@ -81,7 +81,7 @@ def test_documents_hold_under_caps_and_biases(cap):
     documents = torch.tensor([[0, 0, 1, 1], [0, 1, 1, 1]])
     of_keys = torch.tensor([[0, 0, 1, 1], [2, 1, 1, 1]])  # the second row's first query sees nothing
     bias = torch.randn(H, 4, 4, dtype=torch.float64)
-    out = DotProduct(softcap=cap)(q, k, v, AttentionMask(documents=(documents, of_keys)), bias)
+    out = DotProduct(softcap=cap)(q, k, v, Visibility(documents=(documents, of_keys)), bias)
     seen = (documents[:, :, None] == of_keys[:, None, :])[:, None]
     wanted = by_the_book(q, k, v, seen, cap=cap, bias=bias).nan_to_num(0.0)
     assert_close(out, wanted)
@@ -119,9 +119,7 @@ def test_merged_attention_is_one_softmax_over_target_and_source(rope, window):
     rotation = None if rope == "none" else rotations.of("own", 10000.0, K)
     of_source = rotations.of("source", 10000.0, K) if rope == "continuous" else None
     lengths = torch.tensor([5, 2])
-    out = module.forward_merged(
-        x, h, AttentionMask(causal=True), AttentionMask(key_lengths=lengths), rotation, of_source
-    )
+    out = module.forward_merged(x, h, Visibility(causal=True), Visibility(key_lengths=lengths), rotation, of_source)
     q, k, v = module.heads("q", x, rotation), module.heads("k", x, rotation), module.heads("v", x, None)
     k = torch.cat([k, module.heads("k", h, of_source)], dim=2)
     v = torch.cat([v, module.heads("v", h, None)], dim=2)
@@ -133,4 +131,4 @@ def test_merged_attention_is_one_softmax_over_target_and_source(rope, window):
 
 
 def test_a_single_query_of_even_rows_needs_no_mask():
-    assert Merged(AttentionMask(), AttentionMask(), 4).mask(1, 9, CPU) is None
+    assert Merged(Visibility(), Visibility(), 4).mask(1, 9, CPU) is None

@@ -44,14 +44,14 @@ def test_a_short_form_is_the_mapping_with_that_kind():
 
 def test_marks_travel_with_the_values_that_they_belong_to():
     node = merged("a:\n  b: 1\n  c: 2", "\n\na:\n  c: 3\n  d: 4", "x: 1\na: {d: 5}")
-    where = {path: str(node.location_of(["a", *path])) for path in "bcd"}
+    where = {path: str(node.mark_of(["a", *path])) for path in "bcd"}
     assert where == {"b": "layer0:2", "c": "layer1:4", "d": "layer2:2"}
 
 
 def test_a_short_form_keeps_its_own_mark_under_a_stronger_layer():
     node = merged("\no: adamw", "o:\n  lr: 1")
-    assert str(node.location_of(["o", "kind"])) == "layer0:2"
-    assert str(node.location_of(["o", "lr"])) == "layer1:2"
+    assert str(node.mark_of(["o", "kind"])) == "layer0:2"
+    assert str(node.mark_of(["o", "lr"])) == "layer1:2"
 
 
 def test_merging_leaves_the_layers_as_they_were():

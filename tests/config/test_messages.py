@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field, model_validator
 
-from lit_llm.config.problems import InputError, Problem, SourceLocation, collect_errors, did_you_mean
-from lit_llm.config.section import Items, OneOf, Section, config_error, partial, set_fields, validate
+from lit_llm.config.problems import InputError, Mark, Problem, did_you_mean, noted
+from lit_llm.config.section import Items, OneOf, Section, impossible, partial, set_fields, validate
 from lit_llm.config.tree import merge, read_yaml
 
 
@@ -50,7 +50,7 @@ class Outer(Section):
         if self.inner.width == 13:
             findings += [("inner.width", "13 brings bad luck"), (("ranges", "a.b"), "neither here")]
         if findings:
-            raise config_error(*findings)
+            raise impossible(*findings)
         return self
 
 
@@ -251,7 +251,7 @@ def test_no_message_speaks_pydantic(key, value):
     except InputError as error:
         for problem in error.problems:
             assert problem.key.startswith(key)
-            assert problem.location is not None
+            assert problem.mark is not None
             said = re.sub(r" - write .*", "", problem.message)
             assert not PYDANTIC.search(said), said
 
@@ -264,7 +264,7 @@ def test_a_partial_section_has_the_same_fields_all_optional():
 
 
 def test_a_report_counts_the_problems_and_says_what_to_do_next():
-    two = InputError(Problem("is wrong", "a.b", SourceLocation("f.yaml", 3)), "and this", hint="Look there.")
+    two = InputError(Problem("is wrong", "a.b", Mark("f.yaml", 3)), "and this", hint="Look there.")
     assert two.report() == "f.yaml:3: a.b: is wrong\nand this\n2 problems, nothing was started. Look there."
     assert InputError("x", "x").report() == "x\n1 problem, nothing was started."
 
@@ -272,7 +272,7 @@ def test_a_report_counts_the_problems_and_says_what_to_do_next():
 def test_noting_a_problem_goes_on_to_the_next():
     problems = []
     for name in "ab":
-        with collect_errors(problems):
+        with noted(problems):
             raise InputError(name)
     assert [problem.message for problem in problems] == ["a", "b"]
 

@@ -206,13 +206,13 @@ def test_a_byte_order_mark_and_windows_lines_do_not_matter(tmp_path):
 def test_every_value_knows_the_line_of_its_key_or_of_itself_in_a_list():
     node = read_yaml("a:\n  b: 1\n  c:\n    - x\n    - d: 2\ne: {f:\n  3}\n", "file.yaml")
     lines = {"a": 1, "a.b": 2, "a.c": 3, "a.c.0": 4, "a.c.1": 5, "a.c.1.d": 5, "e": 6, "e.f": 6}
-    assert {path: node.location_of(path.split(".")).line for path in lines} == lines
+    assert {path: node.mark_of(path.split(".")).line for path in lines} == lines
 
 
 def test_what_was_not_written_has_the_line_of_its_nearest_ancestor():
     node = read_yaml("a:\n  b:\n    c: 1", "file.yaml")
-    assert node.location_of(["a", "b", "x", "y"]).line == 2
-    assert node.location_of(["a", "x"]).line == 1
+    assert node.mark_of(["a", "b", "x", "y"]).line == 2
+    assert node.mark_of(["a", "x"]).line == 1
 
 
 def test_an_override_is_yaml_behind_an_equals_sign():

@@ -20,7 +20,7 @@ from lit_llm.evaluation.curves import log_slope
 from lit_llm.evaluation.source_sensitivity import attention_sensitivity, end_to_end_sensitivity
 from lit_llm.models.build import build_model
 from lit_llm.models.config import DecoderModel, EncoderDecoderModel
-from lit_llm.objectives.collate import collate
+from lit_llm.objectives.collate import lay_out
 from lit_llm.objectives.config import MasksConfig, PrefixLM
 
 torch.set_num_threads(1)
@@ -371,7 +371,7 @@ def test_the_sources_gain_is_what_another_windows_source_takes_away(data, family
 
 def laid_out(data, family, masks):
     windows = windows_of(data).numpy()
-    return collate([w[:SOURCE] for w in windows], [w[SOURCE:] for w in windows], family, masks)
+    return lay_out([w[:SOURCE] for w in windows], [w[SOURCE:] for w in windows], family, masks)
 
 
 @both

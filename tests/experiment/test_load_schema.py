@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from lit_llm import load_experiment
-from lit_llm.config.tree import ConfigNode, read_file
+from lit_llm.config.tree import Node, read_file
 from lit_llm.experiment.load import preset_names, read_layers
 from lit_llm.experiment.schema import Experiment
 from lit_llm.studies.json_schema import study_schema
@@ -44,7 +44,7 @@ def test_the_schema_is_a_schema_and_strict(model):
 
 @pytest.mark.parametrize("name", preset_names())
 def test_the_presets_are_valid_as_they_are_written_and_as_they_are_dumped(name):
-    written = read_layers(ConfigNode([ConfigNode(name)]), Path.cwd()).plain()
+    written = read_layers(Node([Node(name)]), Path.cwd()).plain()
     assert errors(Experiment, written) == []
     assert errors(Experiment, load_experiment(name).model_dump(mode="json")) == []
 

@@ -8,7 +8,7 @@ import torch
 from tiny_models import VOCABULARY, build, ids, resolved
 from torch.testing import assert_close
 
-from lit_llm.components.attention.masks import AttentionMask
+from lit_llm.components.attention.masks import Visibility
 from lit_llm.components.attention.rope import Rotations
 from lit_llm.config.section import validate
 from lit_llm.config.tree import tree
@@ -87,7 +87,7 @@ def test_an_encoder_whose_mask_is_closed_again_is_the_decoder(red, dec):
     tokens = ids(2, 7)
     x_BSD, rotations = made.embed(tokens), Rotations(torch.float64)
     rotations.place("self", torch.arange(7))
-    closed = made.encoder(x_BSD, AttentionMask(causal=True), rotations)
+    closed = made.encoder(x_BSD, Visibility(causal=True), rotations)
     assert_close(closed, source.hidden(tokens), rtol=0, atol=1e-12)
     assert (made.encode(tokens) - closed).abs().max() > 0.01  # and open it is not
 

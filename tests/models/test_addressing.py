@@ -191,7 +191,7 @@ def test_what_cannot_be_built_is_refused_at_its_key(family, override, key, messa
     (problem,) = error.value.problems
     assert problem.key == key
     assert message in problem.message
-    assert problem.location.source == f"-o {override}", "and at the place that brought it in"
+    assert problem.mark.source == f"-o {override}", "and at the place that brought it in"
 
 
 def test_every_problem_is_named_at_once():

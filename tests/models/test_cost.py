@@ -6,7 +6,7 @@ from tiny_models import PAPER_NORMS, config, ids, resolved
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lit_llm.components.attention.masks import AttentionMask
+from lit_llm.components.attention.masks import Visibility
 from lit_llm.experiment.load import load_experiment, preset_names
 from lit_llm.generation import prefill
 from lit_llm.models.build import build_model
@@ -222,8 +222,8 @@ def behind_the_mask(model, shape, prefix=0):
     called = shape.target**2 if prefix <= 1 else prefix**2 + (shape.target - prefix) * shape.target
     found = 0
     for layers, visible, tokens in (
-        (model.decoder, AttentionMask(True, prefix), shape.target),
-        (model.encoder, AttentionMask(), shape.source),
+        (model.decoder, Visibility(True, prefix), shape.target),
+        (model.encoder, Visibility(), shape.source),
     ):
         for retention in (layer.retention for layer in layers if layer.retention):
             widths = retention.width + retention.value_width
@@ -279,7 +279,7 @@ def test_norms_and_positions_cost_no_products(preset):
 @pytest.mark.parametrize("tokens", [1, 2, 5, 9])
 def test_causal_pairs_are_the_entries_of_the_mask(tokens):
     for prefix in range(tokens + 1):
-        mask = AttentionMask(causal=True, prefix=prefix).mask(tokens, tokens, torch.device("cpu"))
+        mask = Visibility(causal=True, prefix=prefix).mask(tokens, tokens, torch.device("cpu"))
         assert causal_pairs(tokens, prefix) == int(mask.sum())
 
 

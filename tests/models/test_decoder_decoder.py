@@ -11,7 +11,7 @@ from lit_llm import load_experiment
 from lit_llm.config.problems import InputError
 from lit_llm.generation import generate, prefill
 from lit_llm.models.resolve import not_looked_at
-from lit_llm.objectives.collate import collate
+from lit_llm.objectives.collate import lay_out
 from lit_llm.objectives.config import EOD, MasksConfig
 
 T, PREFIX = 12, 5
@@ -150,7 +150,7 @@ def test_documents_that_are_kept_separate_are_read_as_if_alone(overrides):
     model = build("yoco", *overrides)
     window = ids(1, T)[0].numpy()
     window[[3, 7]] = EOD
-    batch = collate([window[:0]], [window], "decoder_decoder", MasksConfig(intra_document=True))
+    batch = lay_out([window[:0]], [window], "decoder_decoder", MasksConfig(intra_document=True))
     whole = model(**batch.inputs)
     for first, last in ((0, 5), (5, 9), (9, T)):  # <s> and 4 tokens; 4 more; the rest
         alone = model(batch.inputs["tokens_BT"][:, first:last])

@@ -8,7 +8,7 @@ import torch
 from tiny_models import PAPER_NORMS, VOCABULARY, build, ids, other
 from torch.testing import assert_close
 
-from lit_llm.objectives.collate import collate
+from lit_llm.objectives.collate import lay_out
 from lit_llm.objectives.config import EOD, MasksConfig
 from lit_llm.training.stability import largest_attention_logit
 
@@ -38,7 +38,7 @@ def window(ends=ENDS, length=T):
 def batch(windows, cuts, family, intra_document=True, prefix="causal"):
     sources = [tokens[:cut] for tokens, cut in zip(windows, cuts, strict=True)]
     targets = [tokens[cut:] for tokens, cut in zip(windows, cuts, strict=True)]
-    return collate(sources, targets, family, MasksConfig(intra_document=intra_document, prefix=prefix))
+    return lay_out(sources, targets, family, MasksConfig(intra_document=intra_document, prefix=prefix))
 
 
 def logits(model, batch):
@@ -237,7 +237,7 @@ def test_the_largest_attention_logit_is_looked_for_within_documents(dec):
     documents = torch.tensor([[0] * 7 + [1] * (T - 7)])
 
     def largest(**inputs):
-        one = collate([np.array([])], [np.array([5])], "decoder")
+        one = lay_out([np.array([])], [np.array([5])], "decoder")
         one.inputs = inputs
         return largest_attention_logit(dec, one)
 

@@ -11,7 +11,7 @@ from lit_llm.components.attention.dot_product import DotProduct
 from lit_llm.config.fingerprint import fingerprint
 from lit_llm.config.problems import InputError
 from lit_llm.models import families
-from lit_llm.objectives.collate import collate
+from lit_llm.objectives.collate import lay_out
 from lit_llm.objectives.config import EOD, MasksConfig
 
 PALM = "decoder.partial_attention=palm"
@@ -143,7 +143,7 @@ def test_no_counted_target_is_seen_where_it_is_predicted(model, prefix):
     def logits(rows):
         parts = [[row[:cut] for row, cut in zip(rows, cuts, strict=True)]]
         parts.append([row[cut:] for row, cut in zip(rows, cuts, strict=True)])
-        batch = collate(*parts, "decoder", MasksConfig(prefix=prefix))
+        batch = lay_out(*parts, "decoder", MasksConfig(prefix=prefix))
         return model(**batch.inputs), batch
 
     before, batch = logits(rows)
@@ -179,7 +179,7 @@ def test_a_token_whose_document_has_no_source_is_computed_as_without_partial_att
     """The window a b ■ c d e, cut behind ■: c d e are of another document than the source, the rest of its own."""
     plain = build("decllm", *PAPER_NORMS["decllm"])
     a, b, c, d, e = ids(1, 5)[0].tolist()
-    batch = collate([np.array([a, b, EOD])], [np.array([c, d, e])], "decoder", MasksConfig(intra_document=True))
+    batch = lay_out([np.array([a, b, EOD])], [np.array([c, d, e])], "decoder", MasksConfig(intra_document=True))
     assert batch.inputs["documents_BT"].tolist() == [[0, 0, 0, 0, 1, 1]]
     difference_T = (model(**batch.inputs) - plain(**batch.inputs)).abs().amax(-1)[0]
     assert (difference_T[:4] > 1e-3).all()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lit_llm.objectives.collate import causal_text, collate
+from lit_llm.objectives.collate import causal_text, lay_out
 from lit_llm.objectives.config import MasksConfig
 
 SEPARATE = MasksConfig(intra_document=True)
@@ -22,7 +22,7 @@ def rows(lists):
 def test_an_encoder_decoders_batch_reads_as_a_decoders(pairs, masks):
     """Every counted target is predicted from where the decoder-only layout predicts it, after the same tokens."""
     sources, targets = map(rows, pairs)
-    apart, whole = collate(sources, targets, "encoder_decoder", masks), collate(sources, targets, "decoder", masks)
+    apart, whole = lay_out(sources, targets, "encoder_decoder", masks), lay_out(sources, targets, "decoder", masks)
     read, places = causal_text(apart)
     expected = whole.inputs["tokens_BT"]
     for row, (source, target) in enumerate(zip(*pairs, strict=True)):
@@ -39,7 +39,7 @@ def test_an_encoder_decoders_batch_reads_as_a_decoders(pairs, masks):
 
 def test_a_decoders_batch_is_read_as_it_stands_with_its_prefix_closed():
     sources, targets = map(rows, UNEVEN)
-    batch = collate(sources, targets, "decoder", MasksConfig(prefix="bidirectional"))
+    batch = lay_out(sources, targets, "decoder", MasksConfig(prefix="bidirectional"))
     read, places = causal_text(batch)
     assert read.keys() == {"tokens_BT"}
     assert torch.equal(read["tokens_BT"], batch.inputs["tokens_BT"])

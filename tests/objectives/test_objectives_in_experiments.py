@@ -24,8 +24,8 @@ from lit_llm.objectives.base import BOS
 from lit_llm.objectives.config import UL2, CausalLM, MaskedLM, MasksConfig, PrefixLM, SpanCorruption, misfit
 from lit_llm.runs.fingerprints import pretrain_fingerprint
 from lit_llm.runs.run import run_one
-from lit_llm.runs.stage_config import save_stage_config
-from lit_llm.runs.stage_graph import stage_graph
+from lit_llm.runs.stage_config import freeze
+from lit_llm.runs.stage_graph import chain
 from lit_llm.runs.trained_model import open_finished
 from lit_llm.store.store import Store
 
@@ -269,7 +269,7 @@ def test_training_lowers_the_loss(tmp_path, corpus, preset, objective):
     objective, *overrides = objective.split("\n")
     experiment, store = experiment_of(corpus, preset, objective, *overrides), Store(tmp_path)
     prepare(experiment.pretrain.data, store.data)
-    stage = save_stage_config(store.open(), stage_graph(experiment)[0], experiment)
+    stage = freeze(store.open(), chain(experiment)[0], experiment)
     assert run_one(tmp_path, stage.fingerprint) == "done"
     result = stage.result()
     for name in ("val/objective_loss", "val/target_nll"):
@@ -290,7 +290,7 @@ def test_an_encoder_only_model_learns_masked_lm_and_is_measured_on_hidden_tokens
     file.write_text(ENCODER)
     experiment = experiment_of(corpus, str(file), objective)
     prepare(experiment.pretrain.data, store.data)
-    stage = save_stage_config(store.open(), stage_graph(experiment)[0], experiment)
+    stage = freeze(store.open(), chain(experiment)[0], experiment)
     assert run_one(tmp_path, stage.fingerprint) == "done"
     result = stage.result()
     assert result["initial"].keys() == {"val/objective_loss", "val/masked_nll"}

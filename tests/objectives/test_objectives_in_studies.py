@@ -8,7 +8,7 @@ from rich.console import Console
 
 from lit_llm.config.problems import InputError
 from lit_llm.experiment.load import preset_names
-from lit_llm.report.tables.plan import render_plan
+from lit_llm.report.tables.plan import plan_table
 from lit_llm.studies.audit.differing_keys import audit
 from lit_llm.studies.audit.no_ops import probe
 from lit_llm.studies.load import load_study
@@ -110,7 +110,7 @@ def test_every_preset_is_a_fair_study_of_one_arm(preset, tmp_path):
 def test_an_encoder_only_model_has_no_cache_in_the_plan(study):
     ablation = study(f"{ENCODER}compare: {{metric: val/masked_nll}}", extends=None)
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(render_plan(plan(ablation), 200))
+    console.print(plan_table(plan(ablation), 200))
     shown = console.export_text()
     assert "1000 generated" not in shown
     assert "0 B" not in shown

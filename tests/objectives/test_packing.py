@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from tiny_models import PAPER_NORMS, VOCABULARY, build
 from torch.testing import assert_close
 
-from lit_llm.objectives.collate import collate, collate_packed
+from lit_llm.objectives.collate import lay_out, lay_out_packed
 from lit_llm.objectives.config import EOD, MasksConfig
 from lit_llm.objectives.packing import rows_of, sizes_of
 from lit_llm.training.stability import largest_attention_logit
@@ -56,7 +56,7 @@ def test_a_packed_batch_has_the_loss_and_the_gradient_of_the_same_examples_in_ro
     family, overrides, masks = MODELS[name]
     model = build(family, *PAPER_NORMS[family], *overrides, double=double)
     of, (sources, targets) = model.config.family, examples()
-    alone, packed = collate(sources, targets, of, masks), collate_packed(sources, targets, of, masks)
+    alone, packed = lay_out(sources, targets, of, masks), lay_out_packed(sources, targets, of, masks)
     assert len(packed) < len(alone) / 2
     assert packed.weights.sum() == alone.weights.sum() == sum(map(len, targets))
     nats, gradient = nats_and_gradient(model, packed)
@@ -72,7 +72,7 @@ def test_in_pieces_it_has_it_too(name):
     """Rows are what a micro-batch counts."""
     family, overrides, masks = MODELS[name]
     model, (sources, targets) = build(family, *PAPER_NORMS[family], *overrides), examples()
-    packed = collate_packed(sources, targets, model.config.family, masks)
+    packed = lay_out_packed(sources, targets, model.config.family, masks)
     whole = nats_and_gradient(model, packed)[0].sum()
     assert len(list(packed.pieces(2))) > 1
     assert_close(sum(nats_and_gradient(model, piece)[0].sum() for piece in packed.pieces(2)), whole, rtol=1e-12, atol=0)
@@ -82,7 +82,7 @@ def test_in_pieces_it_has_it_too(name):
 @pytest.mark.parametrize("family", ["decoder", "encoder_decoder"])
 def test_every_example_is_in_one_row_and_no_row_is_longer_than_the_longest_example(family):
     sources, targets = examples(50, seed=1)
-    packed = collate_packed(sources, targets, family, MasksConfig())
+    packed = lay_out_packed(sources, targets, family, MasksConfig())
     if family == "decoder":
         assert packed.targets.shape[1] <= sum(ROOM)
         read = [
@@ -136,7 +136,7 @@ def test_an_encoder_decoder_has_room_on_each_side():
 
 def test_padding_is_seen_by_nobody_and_gives_no_nan():
     model, (sources, targets) = build("redllm", *PAPER_NORMS["redllm"]), examples(4)
-    packed = collate_packed(sources, targets, "encoder_decoder", MasksConfig())
+    packed = lay_out_packed(sources, targets, "encoder_decoder", MasksConfig())
     padding = packed.inputs["documents_BS"] == -1
     assert padding.any()
     hidden = model.hidden(**packed.inputs)
@@ -150,6 +150,6 @@ def test_padding_is_seen_by_nobody_and_gives_no_nan():
 def test_examples_of_one_length_are_laid_out_as_ever(family):
     """No row has room for two, and without a mask the kernels are quicker."""
     ids = np.arange(2, 32).reshape(5, 6)
-    packed, alone = (lay(ids[:, :4], ids[:, 4:], family) for lay in (partial(collate_packed, masks=OPEN), collate))
+    packed, alone = (lay(ids[:, :4], ids[:, 4:], family) for lay in (partial(lay_out_packed, masks=OPEN), lay_out))
     assert packed.inputs.keys() <= alone.inputs.keys() | {"prefix_length"}
     assert torch.equal(packed.targets, alone.targets)

@@ -24,7 +24,7 @@ from lit_llm.report.figures.inputs import Drawn
 from lit_llm.report.figures.study import write_figures
 from lit_llm.report.pages import study as study_report
 from lit_llm.report.pages.study import markdown_of, write_report
-from lit_llm.report.pages.two_studies import load_two, two_tables
+from lit_llm.report.pages.two_studies import load_two, two_parts
 from lit_llm.report.tables.table import slug
 from lit_llm.store.store import Store
 from lit_llm.studies.load import load_study
@@ -123,7 +123,7 @@ def test_a_study_without_results_makes_no_baseline_of_its_arms(write_study: Stud
     first, second = (write_study(name, ARMS, seeds=seeds) for name, seeds in (("with", [0, 1]), ("without", [5, 6])))
     for run in runs_of(load_study(first), place):
         finish(run, 3.0 + 0.1 * run.seed)
-    rows: dict[str, Any] = {row[0]: row for row in two_tables(load_two(str(first), str(second), (), place))[0].rows}
+    rows: dict[str, Any] = {row[0]: row for row in two_parts(load_two(str(first), str(second), (), place))[0].rows}
     assert rows["a"][3:5] == ["baseline", "baseline"]
     assert rows["b"][4] == "–"
 

@@ -12,12 +12,12 @@ import pytest
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
-from lit_llm.report.figures.differences import Crossed, End, Named, Stepwise, forest, heat_map, slopes, waterfall
+from lit_llm.report.figures.differences import Crossed, End, Ladder, Named, forest, heat_map, slopes, waterfall
 from lit_llm.report.figures.lines import Line, Panel, line_figure, over_seeds, single
 from lit_llm.report.figures.pareto import Profile, front_figure, isoflop_figure, scaling_figure
 from lit_llm.report.figures.style import BLUE, GREEN, GREY, VERMILLION, looks, save, short
 from lit_llm.statistics.paired import Difference, paired_difference
-from lit_llm.statistics.pareto import pareto_front
+from lit_llm.statistics.pareto import front
 
 LONG = [f"encoder_decoder/attention.output_norm=none/optimizer.lr={i}e-{i % 4}" for i in range(24)]
 """As many arms as a figure has lines for, with names longer than a legend's column."""
@@ -32,7 +32,7 @@ def difference(mean: float, half: float | None = 0.1, seeds: int = 4) -> Differe
 def a_front(names: list[str]) -> Figure:
     costs = {name: 1e9 * 1.5**i for i, name in enumerate(names)}
     means = {name: 5 - 0.1 * i + (i % 3) * 0.3 for i, name in enumerate(names)}
-    found = pareto_front("train_flops", "val/target_nll", costs, means)
+    found = front("train_flops", "val/target_nll", costs, means)
     return front_figure("loss against cost", [found], dict.fromkeys(names, 0.02), names)
 
 
@@ -46,8 +46,8 @@ def a_forest(names: list[str]) -> Figure:
 
 
 def a_ladder(names: list[str]) -> Figure:
-    steps = tuple(Named(name, difference(0.2 * (-1) ** i), "worse") for i, name in enumerate(names[1:]))
-    return waterfall("rung by rung", [Stepwise(names[0], 5.0, steps)], "nats per token")
+    rungs = tuple(Named(name, difference(0.2 * (-1) ** i), "worse") for i, name in enumerate(names[1:]))
+    return waterfall("rung by rung", [Ladder(names[0], 5.0, rungs)], "nats per token")
 
 
 def a_map(names: list[str]) -> Figure:
@@ -161,14 +161,14 @@ def test_the_marker_is_the_verdict_of_the_analysis_whatever_the_interval(
     mark = forest("t", {"": [row]}, "nats").axes[0].lines[-1]
     assert (to_hex(mark.get_color()), mark.get_marker()) == (colour, marker)
     assert (to_hex(mark.get_markerfacecolor()) == "#ffffff") == (colour == GREY)
-    for drawn in (forest("t", {"": [row]}, "nats"), waterfall("t", [Stepwise("dec", 5.0, (row,))], "nats")):
+    for drawn in (forest("t", {"": [row]}, "nats"), waterfall("t", [Ladder("dec", 5.0, (row,))], "nats")):
         assert [entry.get_text() for entry in drawn.legends[0].get_texts()] == [said]
-    (bar,) = waterfall("t", [Stepwise("dec", 5.0, (row,))], "nats").axes[0].patches
+    (bar,) = waterfall("t", [Ladder("dec", 5.0, (row,))], "nats").axes[0].patches
     assert to_hex(bar.get_edgecolor()) == colour
 
 
 def test_each_rung_begins_where_the_one_before_it_ends() -> None:
-    ladder = Stepwise("dec", 5.0, (Named("prefix", difference(0.2), "worse"), Named("red", difference(-0.5), "better")))
+    ladder = Ladder("dec", 5.0, (Named("prefix", difference(0.2), "worse"), Named("red", difference(-0.5), "better")))
     (axes,) = waterfall("t", [ladder], "nats").axes
     bars = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in axes.patches]
     assert bars == [(5.0, pytest.approx(5.2)), (pytest.approx(5.2), pytest.approx(4.7))]
@@ -186,9 +186,7 @@ def test_a_field_of_the_map_says_its_mean_its_verdict_and_what_diverged() -> Non
 
 
 def test_what_no_arm_beats_is_filled_and_joined() -> None:
-    found = pareto_front(
-        "train_flops", "val/target_nll", {"a": 1.0, "b": 2.0, "c": 3.0}, {"a": 5.0, "b": 6.0, "c": 4.0}
-    )
+    found = front("train_flops", "val/target_nll", {"a": 1.0, "b": 2.0, "c": 3.0}, {"a": 5.0, "b": 6.0, "c": 4.0})
     axes = front_figure("t", [found], {}, ["a", "b", "c"]).axes[0]
     stairs, *marks = axes.lines
     assert list(zip(stairs.get_xdata(), stairs.get_ydata(), strict=True)) == [(1.0, 5.0), (3.0, 4.0)]

@@ -19,7 +19,7 @@ from rich.console import Console
 from lit_llm.config.problems import InputError
 from lit_llm.report.pages.study import write_report
 from lit_llm.report.summary import compared
-from lit_llm.report.tables.paper import paper_tables, printed_answer, printed_study, printed_tables
+from lit_llm.report.tables.paper import paper_parts, printed_answer, printed_parts, printed_study
 from lit_llm.report.tables.table import in_latex, in_markdown
 from lit_llm.statistics.comparison import Comparison
 from lit_llm.statistics.estimates import Estimate
@@ -74,7 +74,7 @@ def seen(study: Study, width: int) -> list[str]:
 
 
 def test_the_arms_of_a_factorial_are_rows_of_levels(study: Study) -> None:
-    arms = printed_tables(study[0], study[2])[0]
+    arms = printed_parts(study[0], study[2])[0]
     assert list(arms.head[:5]) == [*FACTORS, "n", "nats per token"]
     assert [list(row[:3]) for row in arms.rows] == LEVELS
     means = {}
@@ -87,7 +87,7 @@ def test_the_arms_of_a_factorial_are_rows_of_levels(study: Study) -> None:
 
 
 def test_terminal_markdown_page_and_latex_have_the_same_rows(study: Study, folder: Path) -> None:
-    rows = [[cell for cell in row if cell] for row in printed_tables(study[0], study[2])[0].rows]
+    rows = [[cell for cell in row if cell] for row in printed_parts(study[0], study[2])[0].rows]
     bare = [[re.sub(r"[*]", "", cell) for cell in row] for row in rows]
     terminal = [re.split(r" {2,}", line.strip()) for line in seen(study, 160)]
     markdown = [line.strip("| ").replace("*", "").split(" | ") for line in in_markdown_of(folder)]
@@ -123,7 +123,7 @@ def test_csv_keeps_the_names_that_commands_take(study: Study, folder: Path) -> N
 
 
 def test_what_all_arms_share_is_one_line(study: Study) -> None:
-    parts = printed_tables(study[0], study[2])
+    parts = printed_parts(study[0], study[2])
     assert parts[0].above.startswith("all: decoder-only, d_model 16, 300 steps, batch 4, length 32")
     assert "lr" not in re.findall(r"\w+", parts[0].above)  # a factor
     assert [part.above for part in parts[1:]] == [""] * (len(parts) - 1)
@@ -131,7 +131,7 @@ def test_what_all_arms_share_is_one_line(study: Study) -> None:
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_a_terminal_cuts_no_cell_and_says_which_columns_stand_below(study: Study, width: int) -> None:
-    lines, arms = seen(study, width), printed_tables(study[0], study[2])[0]
+    lines, arms = seen(study, width), printed_parts(study[0], study[2])[0]
     assert max(map(len, lines)) <= width
     table = lines[: next(at for at, line in enumerate(lines) if line.startswith("·"))]
     cells = Counter(cell for line in table for cell in re.split(r" {2,}", line.strip()))
@@ -182,7 +182,7 @@ def test_a_comparison_is_printed_once_and_another_one_anew(study: Study) -> None
     first = printed_study(study[0], study[2])
     assert printed_study(study[0], study[2]) is first
     other = replace(study[2], rows=study[2].rows[:1])
-    assert len(printed_tables(study[0], other)[0].rows) == 1
+    assert len(printed_parts(study[0], other)[0].rows) == 1
 
 
 def test_a_command_keeps_the_names_that_it_takes(study: Study) -> None:
@@ -198,7 +198,7 @@ def test_a_command_keeps_the_names_that_it_takes(study: Study) -> None:
 
 def test_the_best_mean_is_bold_where_it_is_shown_to_be_better_than_its_baseline(study: Study) -> None:
     """At each learning rate: all three others are better than its baseline, and both norms together are the best."""
-    arms = paper_tables(study[0], study[2])[0]
+    arms = paper_parts(study[0], study[2])[0]
     best = [[lr, "head", "all three"] for lr in ("0.001", "0.01")]
     assert [list(arms.rows[row][:3]) for row, _ in arms.bold] == best
     assert {arms.head[column] for _, column in arms.bold} == {"nats per token"}
@@ -209,12 +209,12 @@ def test_where_nothing_is_shown_to_be_better_nothing_is_bold(corpus: Path, tmp_p
     """Noise alone, and one arm that is worse."""
     ablation, store = study_of(tmp_path, corpus), Store(tmp_path / "store")
     runs = finished_runs(ablation, store, lambda run: 3.0 + 0.01 * run.seed + 0.5 * (run.arm.name.count("=") == 3))
-    assert printed_tables(ablation, comparison_of(ablation, runs))[0].bold == ()
+    assert printed_parts(ablation, comparison_of(ablation, runs))[0].bold == ()
 
 
 def test_latex_has_the_wanted_columns_and_notes_without_a_key(corpus: Path, tmp_path: Path, study: Study) -> None:
     ablation = study_of(tmp_path, corpus, f"{LABELS}  columns: [difference, mean]")
-    arms, *others = paper_tables(ablation, study[2])
+    arms, *others = paper_parts(ablation, study[2])
     assert list(arms.head) == [*FACTORS, "difference [95%]", "nats per token"]
     notes = [note for part in (arms, *others) for note in part.notes]
     assert len(notes) > 4

@@ -19,7 +19,7 @@ from lit_llm.store.store import Store
 from lit_llm.studies.load import load_study
 from lit_llm.studies.plan import plan as make_plan
 from lit_llm.studies.plan import remembered
-from lit_llm.studies.run import Observer, run_study
+from lit_llm.studies.run import Watcher, run_study
 from lit_llm.studies.runs import runs_of
 
 pytestmark = pytest.mark.xdist_group("report")
@@ -53,7 +53,7 @@ allow: [{{key: budget, because: small arms cost what they cost}}]
 """
     )
     store = Store(folder / "store")
-    finished = run_study(load_study(path), store, observer=Observer(), slots=2, report=write_report)
+    finished = run_study(load_study(path), store, watcher=Watcher(), slots=2, report=write_report)
     assert finished.exit_code == 0
     return path, store
 

@@ -27,7 +27,7 @@ from lit_llm.statistics.scaling.comparison import scaling
 from lit_llm.statistics.scaling.runs import ScalingRun
 from lit_llm.store.store import Store
 from lit_llm.studies.load import Ablation, load_study
-from lit_llm.studies.run import Observer, run_study
+from lit_llm.studies.run import Watcher, run_study
 from lit_llm.studies.runs import Run, comparison_of, runs_of
 from lit_llm.tracking.address import default_tracking
 
@@ -92,7 +92,7 @@ def study(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A store in which all is done, and nothing drawn."""
     store = Store(tmp_path_factory.mktemp("finished"))
-    assert run_study(load_study(study), store, observer=Observer(), slots=2).exit_code == 0
+    assert run_study(load_study(study), store, watcher=Watcher(), slots=2).exit_code == 0
     return store
 
 

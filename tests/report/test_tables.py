@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console, Group
 
 from lit_llm.report.pages.html import Page, Section, html, marked
-from lit_llm.report.tables.table import Link, Table, in_csv, in_latex, in_markdown, in_terminal, latex, table_of
+from lit_llm.report.tables.table import Link, Part, in_csv, in_latex, in_markdown, in_terminal, latex, table_of
 
-PART = Table(
+PART = Part(
     "arms",
     "loss | of arms",
     ["arm", "loss_nll", "difference [95%]"],
@@ -69,7 +69,7 @@ def test_the_terminal_cuts_a_wide_table_in_two_and_keeps_its_cells() -> None:
 
 def test_the_terminal_shows_a_cell_as_it_is_written() -> None:
     shown = Console(file=io.StringIO(), width=80)
-    for line in in_terminal(Table("arms", "", ["arm", "loss"], [["norm=[bold]", ":warning:"]], 2), 80):
+    for line in in_terminal(Part("arms", "", ["arm", "loss"], [["norm=[bold]", ":warning:"]], 2), 80):
         shown.print(line)
     assert "norm=[bold]" in shown.file.getvalue()
     assert ":warning:" in shown.file.getvalue()
@@ -79,7 +79,7 @@ def test_the_terminal_shows_a_cell_as_it_is_written() -> None:
 def test_a_table_that_fits_is_aligned_as_rich_aligns_it(width: int) -> None:
     rows = [["x", "some words", "1", "2.5"], ["日本語", "", "10", "-1"]]
     part, table = (
-        Table("wide", "", ["arm", "words", "n", "損失"], rows, 4, left=2),
+        Part("wide", "", ["arm", "words", "n", "損失"], rows, 4, left=2),
         table_of("arm", "words", "n", "損失", left=2),
     )
     for row in rows:
@@ -93,7 +93,7 @@ def test_a_table_that_fits_is_aligned_as_rich_aligns_it(width: int) -> None:
 
 def test_a_table_is_cut_as_often_as_it_must_be_and_each_piece_names_its_rows() -> None:
     head = ["arm", *(f"column-{number:02}" for number in range(9))]
-    part = Table("wide", "", head, [["first", *"123456789"], ["second", *"987654321"]], 5)
+    part = Part("wide", "", head, [["first", *"123456789"], ["second", *"987654321"]], 5)
     console = Console(width=40, record=True, markup=False, file=io.StringIO())
     console.print(Group(*in_terminal(part, 40)))
     lines = console.export_text().splitlines()
@@ -107,7 +107,7 @@ def test_whatever_a_study_is_called_is_text_in_the_page(tmp_path) -> None:
     from pages import ReadPage
 
     evil = '<script>alert(1)</script><img src=x onerror=alert(1)> & "quoted" {{ 7 * 7 }}'
-    part = Table(evil, evil, [evil], [[evil], [Link(evil, '../a?b=1&c="><b>')]], 1, (evil,))
+    part = Part(evil, evil, [evil], [[evil], [Link(evil, '../a?b=1&c="><b>')]], 1, (evil,))
     (tmp_path / "page.html").write_text(
         html(Page(evil, evil, [evil], evil, [Section(evil, evil, [evil], [evil], [part])]))
     )

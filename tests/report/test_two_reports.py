@@ -15,7 +15,7 @@ from lit_llm.cli import app
 from lit_llm.config.problems import InputError
 from lit_llm.store.store import Store
 from lit_llm.studies.load import load_study
-from lit_llm.studies.run import Observer, run_study
+from lit_llm.studies.run import Watcher, run_study
 
 ARMS = "arms: {red: {}, bare: {model: {attention: {output_norm: none}}}, dec: {extends: decllm-tiny}}"
 NLL = "test/target_nll"
@@ -39,7 +39,7 @@ def written(write_study: Callable[..., Path]) -> tuple[Path, Path]:
 
 
 def test_two_studies_are_shown_side_by_side(written: tuple[Path, Path], store: Store) -> None:
-    finished = [run_study(load_study(path), store, observer=Observer(), slots=2) for path in written]
+    finished = [run_study(load_study(path), store, watcher=Watcher(), slots=2) for path in written]
     means = [{row.arm: row.mean for row in study.comparison.rows} for study in finished]
     output = re.sub(r"\s+", " ", report(store, *written))
     for arm in ("red", "bare"):

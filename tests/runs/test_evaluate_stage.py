@@ -15,11 +15,11 @@ from lit_llm.evaluation.task_files import read_task_files
 from lit_llm.experiment.load import load_experiment
 from lit_llm.generation import Sampling, generate
 from lit_llm.runs.run import run_one
-from lit_llm.runs.stage_config import save_stage_config
-from lit_llm.runs.stage_graph import stage_graph
+from lit_llm.runs.stage_config import freeze
+from lit_llm.runs.stage_graph import chain
 from lit_llm.runs.trained_model import open_finished
 from lit_llm.store.store import Stage, Store
-from lit_llm.studies.run import Observer, prepare_data
+from lit_llm.studies.run import Watcher, prepare_data
 
 EVERY = (
     "{after: [pretrain], likelihood: {documents: 9}, extrapolation: {lengths: [1, 2], sequences: 3}, "
@@ -46,31 +46,31 @@ def trained(store, corpus):
         ]  # fmt: skip
         experiment = load_experiment(preset, small)
         store.open()
-        prepare_data([experiment], store, Observer())
-        nodes = {node.name: node for node in stage_graph(experiment)}
-        for node in nodes.values():
-            save_stage_config(store, node, experiment)
-        assert run_one(store.root, nodes["pretrain"].fingerprint) == "done"
-        return experiment, nodes
+        prepare_data([experiment], store, Watcher())
+        links = {link.name: link for link in chain(experiment)}
+        for link in links.values():
+            freeze(store, link, experiment)
+        assert run_one(store.root, links["pretrain"].fingerprint) == "done"
+        return experiment, links
 
     return made
 
 
-def evaluated(store: Store, nodes, name: str = "likelihood") -> Stage:
-    return store.stage(nodes[f"{name} after pretrain"].fingerprint)
+def evaluated(store: Store, links, name: str = "likelihood") -> Stage:
+    return store.stage(links[f"{name} after pretrain"].fingerprint)
 
 
 @pytest.mark.parametrize("preset", ["decllm-tiny", "redllm-tiny"])
 def test_every_evaluation_is_made_once_and_what_is_interrupted_goes_on(store, trained, preset):
-    _, nodes = trained(preset)
-    first, second = evaluated(store, nodes), evaluated(store, nodes, "extrapolation")
+    _, links = trained(preset)
+    first, second = evaluated(store, links), evaluated(store, links, "extrapolation")
     assert run_one(store.root, first.fingerprint) == "done"
     asked = iter([False, True])  # once by the claim, once before it begins
     assert run_one(store.root, second.fingerprint, lambda: next(asked)) == "interrupted"
     assert second.result() is None
     assert not (second.folder / "rows.jsonl").exists()
     written = (first.folder / "result.json").stat().st_mtime_ns
-    for stage in (first, second, evaluated(store, nodes, "attention")):
+    for stage in (first, second, evaluated(store, links, "attention")):
         assert run_one(store.root, stage.fingerprint) == "done"
     assert (first.folder / "result.json").stat().st_mtime_ns == written
     rows = [json.loads(line) for line in (first.folder / "rows.jsonl").read_text().splitlines()]
@@ -82,20 +82,20 @@ def test_every_evaluation_is_made_once_and_what_is_interrupted_goes_on(store, tr
 def test_batches_change_no_number(store, trained, monkeypatch):
     """Beyond rounding: 1e-5 of a loss in float32."""
     batches: list[int] = []
-    inner = scoring.collate
+    inner = scoring.lay_out
 
     def counted(sources, *rest):
         batches.append(len(sources))
         return inner(sources, *rest)
 
-    monkeypatch.setattr(scoring, "collate", counted)
+    monkeypatch.setattr(scoring, "lay_out", counted)
     found, longest = {}, {}
     for size in (32, 100, 5000):
-        _, nodes = trained("redllm-tiny", "seed=1", f"evaluate.batch_tokens={size}")
+        _, links = trained("redllm-tiny", "seed=1", f"evaluate.batch_tokens={size}")
         found[size] = {}
         batches.clear()
         for name in ("likelihood", "extrapolation", "attention"):
-            stage = evaluated(store, nodes, name)
+            stage = evaluated(store, links, name)
             if stage.result() is not None:
                 stage.forget()
             assert run_one(store.root, stage.fingerprint) == "done"
@@ -111,19 +111,19 @@ def test_bfloat16_moves_a_loss_by_less_than_a_hundredth(store, trained):
     losses = []
     for precision in ("fp32", "bf16"):
         only = "evaluate.extrapolation=null", "evaluate.attention=null"
-        _, nodes = trained("decllm-tiny", "seed=2", f"evaluate.precision={precision}", *only)
-        stage = evaluated(store, nodes)
+        _, links = trained("decllm-tiny", "seed=2", f"evaluate.precision={precision}", *only)
+        stage = evaluated(store, links)
         assert run_one(store.root, stage.fingerprint) == "done"
         losses.append(stage.result()["metrics"]["likelihood/nll"])
     assert 0 < abs(losses[1] - losses[0]) < 0.01 * losses[0]
 
 
 def test_a_finished_stage_opens_with_its_weights_tokenizer_and_mask(store, trained):
-    experiment, nodes = trained()
-    finished = open_finished(store, nodes["pretrain"].fingerprint)
+    experiment, links = trained()
+    finished = open_finished(store, links["pretrain"].fingerprint)
     assert finished.experiment == experiment
     assert finished.masks == experiment.pretrain.masks
-    weights = load_file(store.stage(nodes["pretrain"].fingerprint).checkpoints / "model.safetensors")
+    weights = load_file(store.stage(links["pretrain"].fingerprint).checkpoints / "model.safetensors")
     assert all(torch.equal(weights[name], value) for name, value in finished.model.state_dict().items())
     (text,) = finished.generate(["the a of"], 12, Sampling())
     ids = [byte + 2 for byte in b"the a of"]
@@ -132,11 +132,11 @@ def test_a_finished_stage_opens_with_its_weights_tokenizer_and_mask(store, train
 
 
 def test_what_has_no_weights_says_so(store, trained):
-    _, nodes = trained()
+    _, links = trained()
     with pytest.raises(InputError, match="there is no stage 0123456789abcdef"):
         open_finished(store, "0123456789abcdef")
     with pytest.raises(InputError, match="is an evaluation of"):
-        open_finished(store, nodes["likelihood after pretrain"].fingerprint)
+        open_finished(store, links["likelihood after pretrain"].fingerprint)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_what_has_no_weights_says_so(store, trained):
 )
 def test_an_evaluation_that_cannot_be_made_is_refused_before_anything_runs(corpus, evaluate, message):
     with pytest.raises(InputError) as error:
-        stage_graph(load_experiment("decllm-tiny", ["pretrain.data.sequence_length=32", f"evaluate={evaluate}"]))
+        chain(load_experiment("decllm-tiny", ["pretrain.data.sequence_length=32", f"evaluate={evaluate}"]))
     assert message in str(error.value)
 
 
@@ -175,7 +175,7 @@ def test_a_task_file_that_names_code_or_other_files_is_refused(tmp_path: Path, t
     (tmp_path / "task.yaml").write_text(text)
     section = f'{{tasks: {{names: [mine], folder: "{tmp_path}"}}}}'
     with pytest.raises(InputError) as error:
-        stage_graph(load_experiment("decllm-tiny", [f"evaluate={section}"]))
+        chain(load_experiment("decllm-tiny", [f"evaluate={section}"]))
     assert f"{tmp_path}/task.yaml:" in str(error.value)
     assert "evaluate.tasks.folder: " in str(error.value)
     assert message in str(error.value)
@@ -201,8 +201,8 @@ def test_a_template_reaches_nothing_but_its_question(tmp_path: Path, trained, st
         "doc_to_target": "answer", "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
     }  # fmt: skip
     (tmp_path / "task.yaml").write_text(json.dumps(task))
-    _, nodes = trained()
-    finished = open_finished(store, nodes["pretrain"].fingerprint)
+    _, links = trained()
+    finished = open_finished(store, links["pretrain"].fingerprint)
     with pytest.raises(Exception, match="cycler|unsafe|cannot load"):
         evaluate_tasks(finished.model, finished.tokenizer, ["mine"], max_length=32, include_path=tmp_path)
     assert not made.exists()
@@ -223,8 +223,8 @@ def test_the_identity_of_task_files_does_not_depend_on_where_they_lie(tmp_path: 
 
 def test_task_files_that_have_changed_since_the_plan_are_not_run(trained, store: Store, tmp_path: Path):
     (tmp_path / "task.yaml").write_text("task: mine\n")
-    _, nodes = trained("decllm-tiny", f"evaluate={{tasks: {{names: [mine], folder: {tmp_path}}}}}", "seed=7")
+    _, links = trained("decllm-tiny", f"evaluate={{tasks: {{names: [mine], folder: {tmp_path}}}}}", "seed=7")
     (tmp_path / "task.yaml").write_text("task: mine\nnum_fewshot: 3\n")
-    assert run_one(store.root, nodes["tasks after pretrain"].fingerprint) == "failed"
-    status = evaluated(store, nodes, "tasks").status()
+    assert run_one(store.root, links["tasks after pretrain"].fingerprint) == "failed"
+    status = evaluated(store, links, "tasks").status()
     assert f"{tmp_path} has changed since the study was planned; give `run` the study's file" in status["error"]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_up_benchmark import USUAL
+from made_up_ceilings import USUAL
 
 from lit_llm.config.problems import InputError
 from lit_llm.experiment.load import load_experiment

@@ -9,11 +9,11 @@ import pytest
 from lit_llm.config.problems import InputError
 from lit_llm.experiment.load import load_experiment
 from lit_llm.runs.fingerprints import read_corpora_again
-from lit_llm.runs.stage_graph import stage_graph
+from lit_llm.runs.stage_graph import chain
 
 
 @pytest.fixture
-def nodes(tmp_path, corpus):
+def links(tmp_path, corpus):
     """links(preset, overrides) -> {name: link} of an experiment with both stages and their evaluations."""
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"inputs": f"ask {n}", "targets": f"{n}"}) + "\n" for n in range(40)))
@@ -29,7 +29,7 @@ def nodes(tmp_path, corpus):
             "evaluate={examples: {examples: 9}}",
         ]
         experiment = load_experiment(preset, [*base, *overrides])
-        return {node.name: node for node in stage_graph(experiment)}
+        return {link.name: link for link in chain(experiment)}
 
     made.path = path
     return made
@@ -42,8 +42,8 @@ def shared(left, right):
 ALL = ["pretrain", "examples after pretrain", "finetune", "examples after finetune"]
 
 
-def test_each_stage_begins_with_the_weights_of_its_parent(nodes):
-    found = nodes()
+def test_each_stage_begins_with_the_weights_of_its_parent(links):
+    found = links()
     assert list(found) == ALL
     assert [found[name].parent for name in ALL] == [
         "", found["pretrain"].fingerprint, found["pretrain"].fingerprint, found["finetune"].fingerprint,
@@ -69,35 +69,35 @@ def test_each_stage_begins_with_the_weights_of_its_parent(nodes):
         ("seed=1", []),
     ],
 )
-def test_experiments_share_what_comes_before_their_first_difference(nodes, override, same):
-    assert shared(nodes(), nodes("decllm-tiny", override)) == same
+def test_experiments_share_what_comes_before_their_first_difference(links, override, same):
+    assert shared(links(), links("decllm-tiny", override)) == same
 
 
-def test_other_examples_are_another_finetuning_of_the_same_pretraining(nodes):
-    before = nodes()
-    with nodes.path.open("a") as file:
+def test_other_examples_are_another_finetuning_of_the_same_pretraining(links):
+    before = links()
+    with links.path.open("a") as file:
         file.write(json.dumps({"inputs": "one", "targets": "more"}) + "\n")
-    assert shared(before, nodes()) == ["pretrain"]
+    assert shared(before, links()) == ["pretrain"]
 
 
-def test_every_evaluation_is_a_stage_of_its_own(nodes):
-    both = list(nodes("decllm-tiny", "evaluate.likelihood={}"))
+def test_every_evaluation_is_a_stage_of_its_own(links):
+    both = list(links("decllm-tiny", "evaluate.likelihood={}"))
     assert both == [
         "pretrain", "likelihood after pretrain", "examples after pretrain",
         "finetune", "likelihood after finetune", "examples after finetune",
     ]  # fmt: skip
 
 
-def test_the_split_that_evaluations_read_is_theirs_alone_and_counts_where_there_are_two(nodes):
-    tested = nodes()
-    assert shared(tested, nodes("decllm-tiny", "evaluate.split=validation")) == ["pretrain", "finetune"]
+def test_the_split_that_evaluations_read_is_theirs_alone_and_counts_where_there_are_two(links):
+    tested = links()
+    assert shared(tested, links("decllm-tiny", "evaluate.split=validation")) == ["pretrain", "finetune"]
     without = "finetune.data.test_fraction=0"
-    assert shared(nodes("decllm-tiny", without), nodes("decllm-tiny", without, "evaluate.split=validation")) == ALL
+    assert shared(links("decllm-tiny", without), links("decllm-tiny", without, "evaluate.split=validation")) == ALL
 
 
-def test_an_evaluation_follows_the_stages_that_are_named(nodes):
-    assert list(nodes("decllm-tiny", "evaluate.after=[finetune]")) == ["pretrain", "finetune", ALL[3]]
-    assert list(nodes("decllm-tiny", "evaluate=null")) == ["pretrain", "finetune"]
+def test_an_evaluation_follows_the_stages_that_are_named(links):
+    assert list(links("decllm-tiny", "evaluate.after=[finetune]")) == ["pretrain", "finetune", ALL[3]]
+    assert list(links("decllm-tiny", "evaluate=null")) == ["pretrain", "finetune"]
 
 
 @pytest.mark.parametrize(
@@ -110,12 +110,12 @@ def test_an_evaluation_follows_the_stages_that_are_named(nodes):
         ("finetune.training.execution.micro_batch_size=5", "finetune.training.execution.micro_batch_size: 5 is more"),
     ],
 )
-def test_a_chain_that_cannot_be_is_refused(nodes, override, message):
+def test_a_chain_that_cannot_be_is_refused(links, override, message):
     with pytest.raises(InputError) as error:
-        nodes("decllm-tiny", override)
+        links("decllm-tiny", override)
     assert message in str(error.value)
 
 
-def test_an_encoder_decoder_has_no_prefix_to_open(nodes):
+def test_an_encoder_decoder_has_no_prefix_to_open(links):
     with pytest.raises(InputError, match=r"finetune\.masks\.prefix: bidirectional changes nothing here"):
-        nodes("redllm-tiny", "finetune.masks.prefix=bidirectional")
+        links("redllm-tiny", "finetune.masks.prefix=bidirectional")

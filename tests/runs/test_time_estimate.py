@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from made_up_benchmark import NOTHING, USUAL, only
+from made_up_ceilings import NOTHING, USUAL, only
 
 from lit_llm.components.loss import config as loss_config
 from lit_llm.experiment.load import load_experiment
 from lit_llm.runs import time_estimate
-from lit_llm.runs.machine_benchmark import MachineBenchmark, interpolated
+from lit_llm.runs.machine_benchmark import Ceilings, interpolated
 from lit_llm.runs.time_estimate import (
     BY_DIRECTION,
     LOOKING,
@@ -31,8 +31,8 @@ SMALL = [
 ]  # fmt: skip
 
 
-def step(preset: str, benchmark: MachineBenchmark, *overrides: str) -> float:
-    return seconds_of(load_experiment(preset, [*SMALL, *overrides]), benchmark).step
+def step(preset: str, ceilings: Ceilings, *overrides: str) -> float:
+    return seconds_of(load_experiment(preset, [*SMALL, *overrides]), ceilings).step
 
 
 MATRICES = 4 * D * D + 3 * D * FF

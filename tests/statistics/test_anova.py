@@ -12,7 +12,7 @@ from simulated import study, within
 from statsmodels.stats.anova import AnovaRM
 from statsmodels.stats.multitest import multipletests
 
-from lit_llm.report.tables.anova import anova_tables
+from lit_llm.report.tables.anova import anova_parts
 from lit_llm.statistics.anova import FactorLayout, anova, judged_terms
 from lit_llm.statistics.comparison import Design, RunResult, compare
 from lit_llm.statistics.multiple_comparisons import Correction
@@ -149,6 +149,6 @@ def test_a_factorial_is_reported_by_effects_or_by_f_tests(  # type: ignore[no-un
     tables = compare(runs, "m", Design(factor_layouts=factor_layouts(ablation))).anova
     assert len(tables) == several
     for table in tables:
-        tests, against_first = anova_tables(table, "m", named=False)
+        tests, against_first = anova_parts(table, "m", named=False)
         assert [row[0] for row in tests.rows] == ["output_norm", "qkv_norm", "output_norm × qkv_norm"]
         assert [row[1] for row in against_first.rows] == ["head → none", "head → concat", "q+k+v → none"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from simulated import within
 
-from lit_llm.statistics.sequential import LookRule, Rounds, arm_statuses
+from lit_llm.statistics.sequential import LookRule, Rounds, standings
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -62,5 +62,5 @@ def test_the_simulation_decides_as_the_comparison_does(simulation: ModuleType) -
     found = simulation.decided_at(data, rounds)[:, 0]
     for d, size in zip(data[:, 0], found, strict=True):
         values = {"0": dict.fromkeys(range(8), 0.0), "1": dict(enumerate(map(float, d)))}
-        statuses = arm_statuses(values, "0", LookRule("val/target_nll", range(8), rounds))["1"]
-        assert (statuses.seeds if statuses.decided else 0) == size
+        standing = standings(values, "0", LookRule("val/target_nll", range(8), rounds))["1"]
+        assert (standing.seeds if standing.decided else 0) == size

@@ -13,7 +13,7 @@ from rich.console import Console
 from scipy import stats
 
 from lit_llm.report.answer import answer
-from lit_llm.report.tables.comparison import render_comparison
+from lit_llm.report.tables.comparison import comparison_table
 from lit_llm.statistics.comparison import Design, Looks, RunResult, compare
 from lit_llm.statistics.learning_rates import LRFactor, LRGroup
 from lit_llm.statistics.sequential import Rounds
@@ -138,7 +138,7 @@ def test_tables_fit_and_say_what_diverged(width):
     runs = [run for g in (PLAIN, LONG) for seed, own in losses.items() for run in curve(g, own, seed, **seen)]
     comparison = compare(runs, NLL, Design(lr_factors=[factor(PLAIN, LONG)]))
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(render_comparison(comparison, width))
+    console.print(comparison_table(comparison, width))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= width
     shown = text.partition(f"{NLL} by {LR}")[2]

@@ -15,7 +15,7 @@ from lit_llm.config.problems import InputError
 from lit_llm.config.section import validate
 from lit_llm.config.tree import tree
 from lit_llm.report.answer import answer
-from lit_llm.report.tables.scaling import scaling_tables
+from lit_llm.report.tables.scaling import scaling_parts
 from lit_llm.statistics.comparison import Comparison, RunResult
 from lit_llm.statistics.scaling.comparison import Multiplier, Scaling, scaling
 from lit_llm.statistics.scaling.isoflop import isoflop_minima
@@ -253,7 +253,7 @@ def test_curves_that_cross_are_reported_with_the_place_and_both_sides() -> None:
     assert any(
         "cross within the data" in note and "one multiplier does not describe them" in note for note in found.notes
     )
-    names = [part.name for part in scaling_tables(found)]
+    names = [part.name for part in scaling_parts(found)]
     assert names == ["scaling", "multipliers", "crossings"]
     sentence = sentences(found)[1]
     assert sentence.startswith("The curves of b and a in m cross at ")
@@ -397,7 +397,7 @@ def test_a_study_asks_for_the_curves_of_its_arms_or_families() -> None:
     found = scaling_of(ablation, results, asked)
     assert [curve.group for curve in found.curves] == ["decoder", "encoder_decoder"]
     assert [m.mean.value for m in found.multipliers] == [pytest.approx(2)]
-    curves, times = scaling_tables(found)
+    curves, times = scaling_parts(found)
     assert curves.title == "test/target_nll against training FLOPs: A x^-a"
     assert [row[:3] for row in curves.rows] == [["decoder", "9", "18"], ["encoder_decoder", "9", "18"]]
     assert times.rows[0][2].startswith("2 [")

@@ -11,9 +11,9 @@ import pytest
 from lit_llm.report.answer import answer
 from lit_llm.report.figures import from_gate
 from lit_llm.report.figures.inputs import Shown
-from lit_llm.report.tables.comparison import comparison_tables
+from lit_llm.report.tables.comparison import comparison_parts
 from lit_llm.report.tables.scaling import scaling_sentences
-from lit_llm.report.tables.scaling_gate import gate_tables
+from lit_llm.report.tables.scaling_gate import gate_parts
 from lit_llm.statistics.comparison import Comparison, RunResult
 from lit_llm.statistics.estimates import Estimate, estimate, exponentials
 from lit_llm.statistics.scaling.gate import Gate, Trend, gate
@@ -157,7 +157,7 @@ def test_no_group_passes_against_a_baseline_whose_law_does_not_fall(project: flo
     for what in ("compute", "wall-clock"):
         note = f"the law of the baseline a does not fall with {what}: no multiplier is known, and none passes"
         assert note in found.notes
-    table, sizes = gate_tables(found)
+    table, sizes = gate_parts(found)
     assert "nan" not in str((table.rows, sizes.rows))
     ablation = load_study(Path(__file__).parents[2] / "ablations" / "scaling.yaml")
     assert len([*from_gate.gates(Shown(ablation, [], Comparison("m", (), (), gate=found)))]) == 1
@@ -179,7 +179,7 @@ def test_a_baseline_of_one_size_has_no_law_and_no_multiplier() -> None:
     assert found.trends == ()
     message = "the law of the baseline a is not known: a power law needs 2 different x or more"
     assert f"no compute multipliers: {message}" in found.notes
-    (part,) = gate_tables(found)
+    (part,) = gate_parts(found)
     assert part.notes == found.notes
 
 
@@ -272,7 +272,7 @@ def test_a_study_with_a_gate_reports_compute_and_time_at_each_size_and_the_proje
     assert [size.multiplier.value for size in by_scale["train_flops"].sizes] == pytest.approx([2.0] * 4, rel=0.05)
     assert [size.multiplier.value for size in by_scale["seconds"].sizes] == pytest.approx([1.0] * 4, rel=0.05)
     assert (by_scale["train_flops"].verdict, by_scale["seconds"].verdict) == ("passes", "undecided")
-    parts = {part.name: part for part in comparison_tables(found)}
+    parts = {part.name: part for part in comparison_parts(found)}
     assert [row[0:2] for row in parts["gate"].rows] == [["gated", "compute"], ["gated", "wall-clock"]]
     assert [len(parts["gate-sizes"].rows), parts["gate-sizes"].rows[0][1]] == [4, "2"]
     sentence = answer(found)[0]

@@ -10,17 +10,17 @@ from simulated import study, within
 from lit_llm.statistics.alpha_spending import chain
 from lit_llm.statistics.baselines import against_baselines
 from lit_llm.statistics.sequential import (
-    ArmStatus,
     LookRule,
     PastLooks,
     Rounds,
-    arm_statuses,
+    Standing,
     bias_adjusted,
     judged_where_they_stand,
     own_p,
     pocock_spending,
     repeated_p,
     round_levels,
+    standings,
     unbiased,
 )
 from lit_llm.statistics.verdicts import judgements
@@ -93,8 +93,8 @@ def test_p_holds_whatever_stops_the_looks() -> None:
         assert np.mean(least < level) == pytest.approx(level, abs=within(level, count))
 
 
-def in_rounds(values: dict[str, dict[int, float]], margin: float | None = None) -> dict[str, ArmStatus]:
-    return arm_statuses(values, "0", LookRule(NLL, range(ROUNDS.most), ROUNDS, margin))
+def in_rounds(values: dict[str, dict[int, float]], margin: float | None = None) -> dict[str, Standing]:
+    return standings(values, "0", LookRule(NLL, range(ROUNDS.most), ROUNDS, margin))
 
 
 @pytest.mark.parametrize(("arms", "count"), [(1, 1000), (2, 300)])
@@ -129,7 +129,7 @@ def test_seeds_are_added_where_the_difference_is_not_decided_and_nowhere_else() 
     values = study(np.random.default_rng(3), [0.0, 0.5, 0.0], ROUNDS.most, scatter=0.01)
     first = {arm: {seed: v for seed, v in by_seed.items() if seed < 3} for arm, by_seed in values.items()}
     found = in_rounds(first)
-    assert {arm: (statuses.decided, statuses.more) for arm, statuses in found.items()} == {
+    assert {arm: (standing.decided, standing.more) for arm, standing in found.items()} == {
         "0": (False, 4), "1": (True, 3), "2": (False, 4),
     }  # fmt: skip
     end = in_rounds(values)
@@ -155,7 +155,7 @@ def test_a_seed_that_diverged_is_over_and_is_no_value() -> None:
     values = study(np.random.default_rng(5), [0.0, 0.0], ROUNDS.first)
     del values["1"][2]
     assert in_rounds(values)["1"].seeds == 0
-    found = arm_statuses(values, "0", LookRule(NLL, range(ROUNDS.most), ROUNDS), lost={"1": {2}})["1"]
+    found = standings(values, "0", LookRule(NLL, range(ROUNDS.most), ROUNDS), lost={"1": {2}})["1"]
     assert found.seeds == 3
     assert found.judgement is not None
     assert found.judgement.difference.seeds == 2
@@ -217,7 +217,7 @@ def test_a_look_without_a_level_decides_nothing_however_large_the_difference() -
     values = study(np.random.default_rng(8), [0.0, 0.0], 3, scatter=0.5)
     for seed in (3, 4):
         values["0"][seed], values["1"][seed] = 0.0, values["1"][0] - values["0"][0]
-    found = arm_statuses(values, "0", LookRule(NLL, range(5), rounds))["1"]
+    found = standings(values, "0", LookRule(NLL, range(5), rounds))["1"]
     assert (found.seeds, found.decided) == (5, False)
     assert found.judgement is not None
     assert found.judgement.verdict == "undecided"
@@ -229,7 +229,7 @@ def test_holms_arms_share_the_five_percent_over_their_looks() -> None:
     """Four arms: the first look's level is a quarter of what one arm has, and p is four times its own."""
     values = study(np.random.default_rng(9), [0.0, 0.3, 0.0, 0.0, 0.0], 3)
     alone, shared = (
-        arm_statuses(values, "0", LookRule(NLL, range(10), ROUNDS, comparisons=m))["1"].judgement for m in (1, 4)
+        standings(values, "0", LookRule(NLL, range(10), ROUNDS, comparisons=m))["1"].judgement for m in (1, 4)
     )
     assert alone is not None
     assert shared is not None
@@ -275,9 +275,9 @@ def test_no_estimate_is_given_of_an_arm_whose_own_t_would_have_stopped_it_before
     random = np.random.default_rng(11)
     d = tuple(1 + 0.02 * random.normal(size=10))
     judgement = in_rounds({"0": dict.fromkeys(range(3), 0.0), "1": dict(enumerate(d[:3]))})["1"].judgement
-    later = ArmStatus(5, judgement, True, 5, 2, d[:5])
+    later = Standing(5, judgement, True, 5, 2, d[:5])
     assert bias_adjusted({"1": later}, ROUNDS) == {}
-    assert bias_adjusted({"1": ArmStatus(10, judgement, False, 10, 7, d)}, ROUNDS) == {}
+    assert bias_adjusted({"1": Standing(10, judgement, False, 10, 7, d)}, ROUNDS) == {}
 
 
 # --- one metric stops, another is compared --------------------------------------------------------------------------
@@ -288,8 +288,8 @@ def test_another_metric_is_judged_at_the_looks_where_the_first_has_stopped_the_a
     stopping = study(np.random.default_rng(3), [0.0, 0.5, 0.0], ROUNDS.most, scatter=0.01)
     other = study(np.random.default_rng(12), [0.0, 0.0, 0.0], ROUNDS.most)
     del other["1"][9], other["1"][8]  # it was never run so often
-    statuses = in_rounds(stopping)
-    found = judged_where_they_stand(statuses, other, "0", LookRule(NLL, range(ROUNDS.most), ROUNDS))
+    standing = in_rounds(stopping)
+    found = judged_where_they_stand(standing, other, "0", LookRule(NLL, range(ROUNDS.most), ROUNDS))
     assert {arm: own.difference.seeds for arm, own in found.items()} == {"1": 3, "2": ROUNDS.most}
     first = {arm: {seed: v for seed, v in by_seed.items() if seed < 3} for arm, by_seed in other.items()}
     level = pocock_spending(0.3, 0.05)
@@ -297,8 +297,8 @@ def test_another_metric_is_judged_at_the_looks_where_the_first_has_stopped_the_a
     pair = dict.fromkeys(first, "0")
     expected = judgements(against_baselines(first, pair), pair, NLL, levels=round_levels(ROUNDS)[0])["1"]
     assert found["1"].difference == expected.difference
-    same = judged_where_they_stand(statuses, stopping, "0", LookRule(NLL, range(ROUNDS.most), ROUNDS))
-    assert same == {arm: own.judgement for arm, own in statuses.items() if arm != "0"}
+    same = judged_where_they_stand(standing, stopping, "0", LookRule(NLL, range(ROUNDS.most), ROUNDS))
+    assert same == {arm: own.judgement for arm, own in standing.items() if arm != "0"}
 
 
 def test_an_arm_that_lacks_a_seed_holds_up_no_other() -> None:

@@ -12,7 +12,7 @@ from statsmodels.stats.weightstats import ttost_paired
 from lit_llm.config.problems import InputError
 from lit_llm.config.section import validate
 from lit_llm.config.tree import tree
-from lit_llm.report.tables.comparison import comparison_tables
+from lit_llm.report.tables.comparison import comparison_parts
 from lit_llm.statistics.baselines import against_baselines
 from lit_llm.statistics.comparison import COLUMNS, RunResult, compare
 from lit_llm.statistics.multiple_comparisons import two_sided_critical
@@ -130,10 +130,10 @@ def results() -> list[RunResult]:
 def test_the_table_says_for_how_many_comparisons_its_intervals_hold() -> None:
     plain = compare(results(), NLL)
     assert any("not adjusted for 2 comparisons" in note for note in plain.notes)
-    assert not {"p", "verdict"} & {*comparison_tables(plain)[0].head}
+    assert not {"p", "verdict"} & {*comparison_parts(plain)[0].head}
     asked = compare(results(), NLL, procedure=Procedure("pooled", "dunnett", 0.4))
     assert any("for 2 comparisons by Dunnett's method" in note for note in asked.notes)
-    head, rows = comparison_tables(asked)[0].head, comparison_tables(asked)[0].rows
+    head, rows = comparison_parts(asked)[0].head, comparison_parts(asked)[0].rows
     assert [row[head.index("verdict")] for row in rows] == ["", "worse", "no difference larger than 0.4"]
     pooled = compare(results(), NLL, procedure=Procedure("pooled"))
     for arm in ("1", "2"):

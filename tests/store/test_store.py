@@ -160,15 +160,15 @@ def test_looking_at_a_lock_never_keeps_the_worker_out(stage):
         while not done.is_set():
             is_locked(stage.folder / "lock")
 
-    observer = threading.Thread(target=watch)
-    observer.start()
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     try:
         for _ in range(20):
             with stage.claim():
                 pass
     finally:
         done.set()
-        observer.join()
+        watcher.join()
 
 
 def test_a_stage_that_is_claimed_is_busy_for_others(stage, monkeypatch):
@@ -349,12 +349,12 @@ def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path):
             assert set(content["bulk"]) == {content["number"]}
             seen.append(content["number"])
 
-    observer = threading.Thread(target=watch)
-    observer.start()
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     for number in range(1, 8):
         write_json(path, {"number": number, "bulk": [number] * 20_000})
     done.set()
-    observer.join()
+    watcher.join()
     assert seen == sorted(seen)
     assert [p.name for p in tmp_path.iterdir()] == ["state.json"]
 

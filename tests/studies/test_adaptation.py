@@ -6,14 +6,14 @@ import pytest
 
 from lit_llm.config.problems import InputError
 from lit_llm.experiment.cost import cost_of
-from lit_llm.report.tables.plan import render_plan
+from lit_llm.report.tables.plan import plan_table
 from lit_llm.runs.machine_benchmark import cached
 from lit_llm.store.garbage_collection import find
 from lit_llm.store.store import Store, write_json
 from lit_llm.studies.duration import estimated
 from lit_llm.studies.load import load_study
 from lit_llm.studies.plan import plan
-from lit_llm.studies.run import Observer, run_study
+from lit_llm.studies.run import Watcher, run_study
 from lit_llm.studies.runs import trained_fingerprint
 from lit_llm.sweeps.sweep import load_sweep
 
@@ -27,7 +27,7 @@ arms:
 
 
 def run(path, store, **options):
-    return run_study(load_study(path), store, observer=Observer(), slots=2, **options)
+    return run_study(load_study(path), store, watcher=Watcher(), slots=2, **options)
 
 
 def test_arms_share_the_pretraining_that_they_are_adapted_from(write_study, tmp_path):
@@ -153,7 +153,7 @@ def test_a_plan_shows_the_source_and_its_cost(write_study, tmp_path):
     from rich.console import Console
 
     found = plan(load_study(write_study("shown", ARMS)))
-    (source,) = {node.fingerprint for arm in found.arms for node in arm.stage_graphs[0] if node.source}
+    (source,) = {link.fingerprint for arm in found.arms for link in arm.chains[0] if link.source}
     as_json = found.as_json()["arms"][1]
     assert as_json["fingerprints"]["source"] == [source]
     assert as_json["source"]["flops"] == found.arms[1].cost.before.train_flops > 0
@@ -167,7 +167,7 @@ def test_a_plan_shows_the_source_and_its_cost(write_study, tmp_path):
     alone = timed.arms["scratch"].run + timed.arms["adapted"].run + timed.arms["merged"].run
     assert timed.seconds == pytest.approx(alone + timed.arms["adapted"].before)
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(render_plan(found, 120))
+    console.print(plan_table(found, 120))
     assert "1 x source, 3 x pretrain" in " ".join(console.export_text().split())
 
 

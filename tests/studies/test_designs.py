@@ -11,8 +11,8 @@ from rich.console import Console
 from lit_llm.config.problems import InputError
 from lit_llm.config.tree import leaves
 from lit_llm.report.pages.study import markdown_of
-from lit_llm.report.tables.comparison import render_comparison
-from lit_llm.report.tables.plan import render_plan
+from lit_llm.report.tables.comparison import comparison_table
+from lit_llm.report.tables.plan import plan_table
 from lit_llm.studies.load import load_study
 from lit_llm.studies.plan import plan
 
@@ -306,7 +306,7 @@ def shown(renderable, width):
 
 
 def test_the_plan_shows_at_80_columns_what_a_fraction_of_seven_factors_confounds(study):
-    text = shown(render_plan(plan(study(grid(FF, *LEVELS)))), 80)
+    text = shown(plan_table(plan(study(grid(FF, *LEVELS)))), 80)
     assert max(map(len, text.splitlines())) <= 80
     assert "design: 16 of 128 combinations, resolution 4" in text
     for letter, label in zip(
@@ -315,17 +315,15 @@ def test_the_plan_shows_at_80_columns_what_a_fraction_of_seven_factors_confounds
         assert re.search(rf"^{letter}  {label} .* → .* \.\.\. *$", text, re.MULTILINE)
     chains = re.search(r"not told apart: (.*?)\.", " ".join(text.split()))
     assert chains is not None
-    found = [set(stage_graph.split("=")) for stage_graph in chains[1].split("; ")]
+    found = [set(chain.split("=")) for chain in chains[1].split("; ")]
     assert sorted(map(len, found)) == [3] * 7
     assert set.union(*found) == {"".join(pair) for pair in itertools.combinations("ABCDEFG", 2)}
-    assert all(
-        len(set("".join(stage_graph))) == 6 for stage_graph in found
-    )  # in one of resolution IV they share no factor
+    assert all(len(set("".join(chain))) == 6 for chain in found)  # in one of resolution IV they share no factor
 
 
 def test_the_plan_shows_signs_and_what_else_differs(study):
     arms = "arms: {red: {}, wide: {model: {d_model: 32}}}\n"
-    text = shown(render_plan(plan(study(arms + grid(FF, NORM, ROPE, Z, rest="resolution: 3")))), 80)
+    text = shown(plan_table(plan(study(arms + grid(FF, NORM, ROPE, Z, rest="resolution: 3")))), 80)
     assert re.search(r"^A  output_norm +head → none +−BC *$", text, re.MULTILINE)
     assert re.search(r"^wide/AB +model.d_model: 64 → 32", text, re.MULTILINE)
     assert "red/AB  " not in text.partition("what differs")[2]
@@ -348,13 +346,13 @@ def test_the_json_of_a_plan_names_the_design(study):
 
 def test_a_fraction_that_has_run_is_shown_by_its_effects(write_study, store):
     """Every number judged against the means of the runs' own results."""
-    from lit_llm.studies.run import Observer, run_study
+    from lit_llm.studies.run import Watcher, run_study
 
     grid_of_three = (
         f"grid: {{design: {FF}, resolution: 3, factors: {{{NORM}: [head, none], {ROPE}: [continuous, none], "
     )
     path = write_study("fraction", grid_of_three + f"{LR}: [1e-3, 1e-2]}}}}", seeds=[900, 901])
-    finished = run_study(load_study(path), store, observer=Observer(), slots=2)
+    finished = run_study(load_study(path), store, watcher=Watcher(), slots=2)
     ended = {run.name: run.last.result()["metrics"]["test/target_nll"] for run in finished.runs}
     (found,) = finished.comparison.as_json()["effects"]
     assert found["seeds"] == (900, 901)
@@ -363,7 +361,7 @@ def test_a_fraction_that_has_run_is_shown_by_its_effects(write_study, store):
         low = [nll for name, nll in ended.items() if letter not in name.split("/")[1]]
         assert (len(high), len(low)) == (4, 4)
         assert row["effect"]["mean"] == pytest.approx(sum(high) / 4 - sum(low) / 4)
-    text = shown(render_comparison(finished.comparison, 80), 80)
+    text = shown(comparison_table(finished.comparison, 80), 80)
     assert re.search(r"^A  output_norm: head → none +[+-]\d\.\d{3} \[.*\] +−BC *$", text, re.MULTILINE)
     markdown = markdown_of(finished.plan.ablation, finished.comparison)
     assert "## effects on test/target_nll: second level minus first, 4 arms, 2 seeds" in markdown

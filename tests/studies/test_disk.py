@@ -17,7 +17,7 @@ from lit_llm.store.disk import DiskError
 from lit_llm.store.store import Stage, Store
 from lit_llm.studies.disk_space import check_room
 from lit_llm.studies.load import load_study
-from lit_llm.studies.observer import Observer
+from lit_llm.studies.observer import Watcher
 from lit_llm.studies.run import Finished, run_study
 from lit_llm.studies.runs import runs_of
 
@@ -25,7 +25,7 @@ Study = Callable[..., Path]
 TWO = "arms: {red: {}, dec: {extends: decllm-tiny}}"
 
 
-class Looking(Observer):
+class Looking(Watcher):
     """Does something once, when every stage of the store that it looks at has a checkpoint."""
 
     def __init__(self, stages: Callable[[], list[Stage]], then: Callable[[], None] = lambda: None) -> None:
@@ -52,10 +52,10 @@ def stages_of(path: Path, store: Store) -> list[Stage]:
     return [run.last for run in runs_of(load_study(path), store)]
 
 
-def execute(path: Path, store: Store, observer: Observer, tracking: Store | None = None) -> Finished:
+def execute(path: Path, store: Store, watcher: Watcher, tracking: Store | None = None) -> Finished:
     """tracking: the store of another, whose MLflow is there already."""
     address = f"sqlite:///{tracking.root}/mlflow.db" if tracking else None
-    return run_study(load_study(path), store, observer=observer, slots=2, tracking=address)
+    return run_study(load_study(path), store, watcher=watcher, slots=2, tracking=address)
 
 
 def states(stages: list[Stage]) -> list[str]:
@@ -77,7 +77,7 @@ def test_a_write_that_fails_in_the_coordinator_lets_every_run_save(write_study: 
     assert states(stages) == ["interrupted"] * 2
     assert all((stage.checkpoints / "last.ckpt").exists() for stage in stages)
     if code == errno.ENOSPC:
-        assert execute(path, store, Observer()).exit_code == 0
+        assert execute(path, store, Watcher()).exit_code == 0
 
 
 def test_a_write_that_fails_before_anything_was_started_is_an_input_error(
@@ -88,7 +88,7 @@ def test_a_write_that_fails_before_anything_was_started_is_an_input_error(
 
     monkeypatch.setattr("lit_llm.studies.run.list_runs", fail)
     with pytest.raises(InputError, match=r"^--store: /the/disk/runs.json: Read-only file system$"):
-        execute(write_study("read_only", TWO, seeds=[610]), store, Observer())
+        execute(write_study("read_only", TWO, seeds=[610]), store, Watcher())
 
 
 def test_a_run_whose_disk_is_full_fails_alone_and_the_next_command_goes_on_with_it(
@@ -97,19 +97,19 @@ def test_a_run_whose_disk_is_full_fails_alone_and_the_next_command_goes_on_with_
     path = write_study("quota", TWO, seeds=[620])
     path.write_text(path.read_text().replace("log_every: 4", "log_every: 4, checkpoint_every: 8"))
     stages = stages_of(path, store)
-    observer = Looking(lambda: stages)
+    watcher = Looking(lambda: stages)
     with monkeypatch.context() as patch:
         patch.setattr("lit_llm.studies.execute.run_stage", full_disk.run_stage)
-        finished = execute(path, store, observer)
+        finished = execute(path, store, watcher)
     assert (states(stages), finished.exit_code) == (["interrupted", "done"], 1)
-    assert any("red/seed 620: /" in text and "No space left on device" in text for text in observer.messages)
+    assert any("red/seed 620: /" in text and "No space left on device" in text for text in watcher.messages)
     assert "No space left on device" in stages[0].status()["error"]
-    assert execute(path, store, Observer()).exit_code == 0
+    assert execute(path, store, Watcher()).exit_code == 0
 
 
 def test_a_store_that_vanishes_is_not_made_anew(write_study: Study, store: Store, tmp_path: Path) -> None:
     """Moved away, as an unmounted disk would be; what was trained lies where it is now, and is gone on with there."""
-    execute(write_study("known", "arms: {red: {}}", seeds=[630]), store, Observer())  # MLflow's database is there
+    execute(write_study("known", "arms: {red: {}}", seeds=[630]), store, Watcher())  # MLflow's database is there
     place, moved = Store(tmp_path / "place"), Store(tmp_path / "moved")
     path = long(write_study("vanished", "arms: {red: {}}", seeds=[630]))
     stages = stages_of(path, place)
@@ -139,7 +139,7 @@ def test_a_disk_that_is_clearly_too_small_is_refused_with_the_numbers(
     with pytest.raises(InputError, match=r"free, and at least .* weights of 3 stages, .* up to 2 at once"):
         check_room(store, trained, 2)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"free, and at least"):
-        execute(path, store, Observer())
+        execute(path, store, Watcher())
     assert not store.root.parent.exists()
 
 

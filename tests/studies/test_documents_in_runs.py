@@ -9,7 +9,7 @@ import pytest
 
 from lit_llm.store.store import Store
 from lit_llm.studies.load import load_study
-from lit_llm.studies.run import Observer, run_study
+from lit_llm.studies.run import Watcher, run_study
 
 
 def test_separate_documents_are_read_otherwise_in_training_and_in_validation(
@@ -30,7 +30,7 @@ arms:
     objective: {{kind: prefix_lm, split: random}}, masks: {{prefix: bidirectional}}}}}}
 grid: {{factors: {{pretrain.masks.intra_document: [false, true]}}}}
 """
-    finished = run_study(load_study(write_study("documents", body)), store, observer=Observer(), slots=2)
+    finished = run_study(load_study(write_study("documents", body)), store, watcher=Watcher(), slots=2)
     assert finished.exit_code == 0
     found = {run.name.split("/seed")[0]: run.last.result()["metrics"] for run in finished.runs}  # type: ignore[index]
     assert len(found) == 6

@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_up_benchmark import USUAL, only
+from made_up_ceilings import USUAL, only
 from rich.console import Console
 
-from lit_llm.report.tables.plan import render_plan
-from lit_llm.runs.machine_benchmark import MachineBenchmark
+from lit_llm.report.tables.plan import plan_table
+from lit_llm.runs.machine_benchmark import Ceilings
 from lit_llm.store.store import Store
 from lit_llm.studies import duration
 from lit_llm.studies.audit.differing_keys import Finding
@@ -42,8 +42,8 @@ def planned(write_study: Callable[..., Path]) -> Plan:
     return plan(load_study(write_study("duration", TWO, seeds=[0, 1, 2])))
 
 
-def at(plan: Plan, slots: int, store: Path, benchmark: MachineBenchmark | None = SLOW) -> Plan:
-    return estimated(plan, slots, lambda setting: benchmark, Store(store))
+def at(plan: Plan, slots: int, store: Path, ceilings: Ceilings | None = SLOW) -> Plan:
+    return estimated(plan, slots, lambda setting: ceilings, Store(store))
 
 
 def notes(found: Plan) -> list[Finding]:
@@ -118,7 +118,7 @@ def test_json_has_the_seconds_of_each_arm_and_of_all(planned: Plan, tmp_path: Pa
 
 def shown(found: Plan, width: int) -> str:
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(render_plan(found, width))
+    console.print(plan_table(found, width))
     return console.export_text()
 
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from lit_llm.config.problems import InputError
-from lit_llm.report.tables.comparison import comparison_tables
+from lit_llm.report.tables.comparison import comparison_parts
 from lit_llm.runs.stage_graph import final_metric, validation_metric
 from lit_llm.statistics.comparison import Design, RunResult, compare
 from lit_llm.store.store import Store
@@ -151,7 +151,7 @@ def test_the_table_of_learning_rates_is_of_the_validation_split(write_study):
     assert {row.arm: row.mean for row in found.rows} == {arm: test for arm, (_, test) in losses.items()}
     (rates,) = found.learning_rates
     assert [(cell.lr, cell.losses) for cell in rates.rows[0].cells] == [(1e-3, {0: 3.0}), (1e-2, {0: 2.0})]
-    titles = [part.title for part in comparison_tables(found)]
+    titles = [part.title for part in comparison_parts(found)]
     assert any(title.startswith(f"{VALIDATION} by") for title in titles), titles
 
 

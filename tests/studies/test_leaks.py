@@ -13,12 +13,12 @@ import pytest
 from lit_llm.config.problems import InputError
 from lit_llm.data.splits import content_hash, split_of
 from lit_llm.runs.fingerprints import identity_of_data
-from lit_llm.runs.stage_graph import stage_graph
+from lit_llm.runs.stage_graph import chain
 from lit_llm.store.store import Store
 from lit_llm.studies.load import Ablation, load_study
 from lit_llm.studies.plan import plan
 from lit_llm.studies.preflight import check_leaks, text_findings
-from lit_llm.studies.run import Observer, prepare_data, run_study
+from lit_llm.studies.run import Watcher, prepare_data, run_study
 
 Study = Callable[..., Path]
 
@@ -60,8 +60,8 @@ def study(write_study: Study, tmp_path: Path, rest: str, data: str = "", arms: s
 
 def prepared(ablation: Ablation, store: Store) -> Ablation:
     experiments = [arm.experiment for arm in ablation.arms]
-    nodes = [node for experiment in experiments for node in stage_graph(experiment)]
-    prepare_data([*experiments, *(node.source for node in nodes if node.source)], store, Observer())
+    links = [link for experiment in experiments for link in chain(experiment)]
+    prepare_data([*experiments, *(link.source for link in links if link.source)], store, Watcher())
     return ablation
 
 
@@ -102,7 +102,7 @@ def test_a_source_with_another_validation_fraction_has_trained_on_what_the_arm_i
 def test_a_run_with_a_leak_trains_nothing(write_study: Study, tmp_path: Path, texts: list[str], store: Store) -> None:
     ablation = study(write_study, tmp_path, "", arms=ADAPTED % "validation_fraction: 0.01, test_fraction: 0.02")
     with pytest.raises(InputError, match="ada: the pretraining of its source has trained on"):
-        run_study(ablation, store, observer=Observer(), slots=1)
+        run_study(ablation, store, watcher=Watcher(), slots=1)
     assert not list(store.root.glob("stages/*/metrics.jsonl"))
 
 

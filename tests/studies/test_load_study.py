@@ -412,7 +412,7 @@ def test_a_name_that_is_no_folder_of_the_store_is_refused(tmp_path, name):
     with pytest.raises(InputError) as caught:
         load_study(path)
     (problem,) = caught.value.problems
-    assert (problem.key, problem.location.line) == ("study", 1)
+    assert (problem.key, problem.mark.line) == ("study", 1)
 
 
 # --- what is wrong with its arms -----------------------------------------------------------------------------------

@@ -15,11 +15,11 @@ from lit_llm.data.prepare import open_prepared
 from lit_llm.models.build import build_model
 from lit_llm.objectives.config import BOS
 from lit_llm.report.pages.study import markdown_of
-from lit_llm.report.tables.comparison import render_comparison
-from lit_llm.runs.stage_config import load_stage_config
+from lit_llm.report.tables.comparison import comparison_table
+from lit_llm.runs.stage_config import thaw
 from lit_llm.studies.design.effects import lr_factors
 from lit_llm.studies.load import load_study
-from lit_llm.studies.run import Observer, run_study
+from lit_llm.studies.run import Watcher, run_study
 
 LR, NORM, NLL = "pretrain.training.optimizer.lr", "model.attention.output_norm", "val/target_nll"
 TWO = "arms: {red: {}, dec: {extends: decllm-tiny}}\n"
@@ -76,7 +76,7 @@ def test_where_no_arms_differ_in_the_learning_rate_alone_there_is_nothing(write_
 
 def plain_loss(stage, store):
     """Nats per token on the second half of every held-out window, by torch alone, of the model as it is drawn."""
-    frozen = load_stage_config(stage)
+    frozen = thaw(stage)
     experiment = frozen.experiment
     data = open_prepared(experiment.pretrain.data, store.data, frozen.data)
     (source,) = data.sources
@@ -97,7 +97,7 @@ def test_a_study_that_has_run_answers_with_the_sensitivity_of_its_own_results(wr
     grid = f"grid: {{design: factorial, factors: {{{NORM}: [head, none], {LR}: [1e-3, 1e-2, 1e20]}}}}\n"
     compare = f"compare: {{stratify_by: [{LR}], metric: {NLL}}}"
     finished = run_study(
-        load_study(write_study("rates", TWO + grid + compare, seeds=[300, 301])), store, observer=Observer(), slots=2
+        load_study(write_study("rates", TWO + grid + compare, seeds=[300, 301])), store, watcher=Watcher(), slots=2
     )
     assert finished.exit_code == 0
     by_name = {run.name: run for run in finished.runs}
@@ -125,7 +125,7 @@ def test_a_study_that_has_run_answers_with_the_sensitivity_of_its_own_results(wr
     assert found.rows[0].cells[0].max_attention_logit == max(logits)
     for width in (80, 120):
         console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-        console.print(render_comparison(finished.comparison, width))
+        console.print(comparison_table(finished.comparison, width))
         assert max(map(len, console.export_text().splitlines())) <= width
     markdown = markdown_of(finished.plan.ablation, finished.comparison)
     assert "## sensitivity of " in markdown

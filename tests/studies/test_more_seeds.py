@@ -16,7 +16,7 @@ from lit_llm.config.problems import InputError
 from lit_llm.report.answer import answer
 from lit_llm.report.figures.from_comparison import forests
 from lit_llm.report.figures.inputs import Shown
-from lit_llm.report.tables.plan import render_plan
+from lit_llm.report.tables.plan import plan_table
 from lit_llm.report.text import short
 from lit_llm.statistics import alpha_spending
 from lit_llm.statistics.baselines import block_differences
@@ -25,7 +25,7 @@ from lit_llm.statistics.sequential import round_levels
 from lit_llm.store.store import Store
 from lit_llm.studies.load import load_study
 from lit_llm.studies.plan import plan
-from lit_llm.studies.run import Observer, run_study
+from lit_llm.studies.run import Watcher, run_study
 from lit_llm.studies.runs import comparison_of, looks_in, runs_of
 
 Study = Callable[..., Path]
@@ -37,7 +37,7 @@ more_seeds: {max: 4}
 MARGIN = "compare: {metric: val/target_nll, margin: 100}"
 
 
-class Rounds(Observer):
+class Rounds(Watcher):
     def __init__(self) -> None:
         self.todo: list[list[str]] = []
 
@@ -52,19 +52,19 @@ def test_a_round_follows_while_anything_is_undecided_and_a_second_command_has_no
     seeds; then the seeds are used up."""
     ablation = load_study(write_study("in_rounds", ARMS, seeds=[0, 1]))
     rounds = Rounds()
-    finished = run_study(ablation, store, observer=rounds, slots=2)
+    finished = run_study(ablation, store, watcher=rounds, slots=2)
     assert rounds.todo[0] == [f"{arm}/seed {seed}" for arm in "abc" for seed in (0, 1)]
     standing = {row.arm: row.seeds for row in finished.comparison.rows}
     assert standing["a"] == max(standing["b"], standing["c"])
     assert len(finished.runs) == sum(standing.values()) == sum(map(len, rounds.todo))
     assert any("looking after each round of seeds" in note for note in finished.comparison.notes)
     again = Rounds()
-    second = run_study(ablation, store, observer=again, slots=2)
+    second = run_study(ablation, store, watcher=again, slots=2)
     assert again.todo == [[]]
     assert second.comparison == finished.comparison == comparison_of(ablation, runs_of(ablation, store))
     # The same runs under a margin that nothing exceeds: all is decided after the first round.
     decided = load_study(write_study("decided", ARMS + MARGIN, seeds=[0, 1]))
-    found = run_study(decided, store, observer=Rounds(), slots=2).comparison
+    found = run_study(decided, store, watcher=Rounds(), slots=2).comparison
     assert [(row.seeds, row.verdict) for row in found.rows[1:]] == [(2, "no difference larger than 100")] * 2
 
 
@@ -73,7 +73,7 @@ def test_the_plan_says_what_it_takes_at_least_and_at_most(write_study: Study) ->
     planned = plan(load_study(write_study("in_rounds", ARMS, seeds=[0, 1])), built=False)
     once = sum(arm.cost.train_flops for arm in planned.arms)
     console = Console(width=400, record=True, file=StringIO())
-    console.print(render_plan(planned, 400))
+    console.print(plan_table(planned, 400))
     least, most = f"{short(2 * once)}FLOPs at least", f"with 4 seeds of every arm {short(4 * once)}FLOPs"
     assert f"{least}; {most}" in console.export_text()
     assert [(arm["seeds"], arm["most_seeds"]) for arm in planned.as_json()["arms"]] == [([0, 1], 4)] * 3

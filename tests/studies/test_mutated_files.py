@@ -165,7 +165,7 @@ def test_a_damaged_file_is_planned_or_refused_with_a_place(tmp_path: Path, monke
         try:
             call(path)
         except InputError as error:
-            if not any(problem.location or problem.key for problem in error.problems):
+            if not any(problem.mark or problem.key for problem in error.problems):
                 wrong.append(f"{number}: no place: {error}\n{damaged}")
         except Exception:
             wrong.append(f"{number}: {traceback.format_exc()}\n{damaged}")

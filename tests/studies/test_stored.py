@@ -17,10 +17,10 @@ from lit_llm.config.problems import InputError
 from lit_llm.data.corpora import open_corpus
 from lit_llm.report.pages.all_studies import studies_of
 from lit_llm.report.pages.study import write_report
-from lit_llm.runs.stage_config import save_stage_config
+from lit_llm.runs.stage_config import freeze
 from lit_llm.store.store import Store
 from lit_llm.studies.load import Ablation, load_study
-from lit_llm.studies.run import Finished, Observer, run_study
+from lit_llm.studies.run import Finished, Watcher, run_study
 from lit_llm.studies.runs import runs_of
 from lit_llm.studies.stored import STORED, changes, keep, open_study
 
@@ -38,7 +38,7 @@ def kept(ablation: Ablation, store: Store) -> Ablation:
     runs, stages = runs_of(ablation, store), dict[str, dict[int, dict[str, str]]]()
     for run in runs:
         finish(run, 3.0 + 0.1 * run.seed + 0.2 * (run.arm.name == "b"))
-        stages.setdefault(run.arm.name, {})[run.seed] = {s.node.name: s.node.fingerprint for s in run.trained}
+        stages.setdefault(run.arm.name, {})[run.seed] = {s.link.name: s.link.fingerprint for s in run.trained}
     store.study(ablation.study.study).mkdir(parents=True, exist_ok=True)
     keep(store, ablation, stages)
     return ablation
@@ -147,7 +147,7 @@ def test_a_new_version_keeps_the_earlier_one_and_both_are_read(
 
     def run(source: object, **more: bool) -> Finished:
         ablation = open_study(str(source), store=place)
-        return run_study(ablation, place, observer=Observer(), slots=1, report=write_report, **more)
+        return run_study(ablation, place, watcher=Watcher(), slots=1, report=write_report, **more)
 
     first = run(path).runs[0].last.fingerprint
     path.write_text(path.read_text().replace("max_steps: 12", "max_steps: 9"))
@@ -175,7 +175,7 @@ def test_an_experiment_begins_a_new_version_by_itself(
 ) -> None:
     told: list[str] = []
 
-    class Told(Observer):
+    class Told(Watcher):
         def message(self, text: str) -> None:
             told.append(text)
 
@@ -183,7 +183,7 @@ def test_an_experiment_begins_a_new_version_by_itself(
     path.write_text(f"extends: redllm-tiny{small_base}".replace("\n  ", "\n"))
     kept(load_study(path), place)
     other = ["pretrain.training.max_steps=7"]
-    run_study(load_study(path, other), place, observer=Told(), slots=1)
+    run_study(load_study(path, other), place, watcher=Told(), slots=1)
     assert any("kept as one@1: " in text and "1 result has 12, here it is 7" in text for text in told)
     (report,) = [command("report", path, "--store", place.root, "--json")]
     assert json.loads(report.output)["study"] == "one@1"
@@ -231,8 +231,8 @@ def test_a_stage_configuration_is_an_experiment_wherever_the_study_was_written(
     monkeypatch.chdir(folder)
     ablation = load_study("own.yaml")
     run = runs_of(ablation, place)[0]
-    save_stage_config(place, run.steps[0].node, run.experiment)
+    freeze(place, run.steps[0].link, run.experiment)
     monkeypatch.chdir(tmp_path)
     experiment = load_study(run.last.config_file).arms[0].experiment
     assert len(open_corpus(experiment.pretrain.data.corpus).parts()) > 0
-    assert run.steps[0].node.fingerprint == runs_of(load_study(run.last.config_file), place)[0].last.fingerprint
+    assert run.steps[0].link.fingerprint == runs_of(load_study(run.last.config_file), place)[0].last.fingerprint

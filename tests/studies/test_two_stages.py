@@ -20,21 +20,21 @@ from lit_llm.data.config import ByteTokenizer
 from lit_llm.data.examples import ExampleSet
 from lit_llm.models.build import build_model
 from lit_llm.objectives.config import BOS
-from lit_llm.report.tables.plan import render_plan, render_status
+from lit_llm.report.tables.plan import plan_table, status_table
 from lit_llm.runs.run import run_one
-from lit_llm.runs.stage_config import load_stage_config, save_stage_config
+from lit_llm.runs.stage_config import freeze, thaw
 from lit_llm.statistics.before_after import before_after
 from lit_llm.store.store import Store, read_metrics, write_json
 from lit_llm.studies.load import load_study
 from lit_llm.studies.plan import plan
-from lit_llm.studies.run import Observer, run_study
+from lit_llm.studies.run import Watcher, run_study
 from lit_llm.studies.runs import Run, comparison_of
 
 LOSSES = ("target_nll", "perplexity", "bits_per_byte")
 
 
 def run(path, store, **options):
-    return run_study(load_study(path), store, observer=Observer(), slots=2, **options)
+    return run_study(load_study(path), store, watcher=Watcher(), slots=2, **options)
 
 
 def test_a_pretraining_is_shared_and_each_arm_finetuned_and_evaluated(write_two, store):
@@ -91,7 +91,7 @@ def test_finetuning_begins_with_the_pretrained_weights_and_steps_as_torch_does(w
     path.write_text(text)
     (only,) = run(path, store).runs
     pretrained, finetuned = (only.steps[n].stage for n in (0, 2))
-    experiment, frozen = only.experiment, load_stage_config(finetuned)
+    experiment, frozen = only.experiment, thaw(finetuned)
     examples = ExampleSet(store.data, frozen.examples, ByteTokenizer())
     model = build_model(experiment.model, 0)
     model.load_state_dict(load_file(pretrained.checkpoints / "model.safetensors"))
@@ -126,14 +126,14 @@ def test_a_packed_finetuning_learns_what_an_unpacked_one_does(write_two, tmp_pat
     for packing in ("none", "greedy"):
         study = load_study(path, [f"finetune.data.packing={packing}"])
         store = Store(tmp_path / packing)
-        found[packing] = run_study(study, store, observer=Observer(), slots=2).runs
+        found[packing] = run_study(study, store, watcher=Watcher(), slots=2).runs
     for one, two in zip(found["none"], found["greedy"], strict=True):
         stages = [each.steps[2].stage for each in (one, two)]
         assert stages[0].folder.name == stages[1].folder.name
         results = [stage.result() for stage in stages]
         assert results[0]["loss_tokens"] == results[1]["loss_tokens"]
         assert results[1]["provenance"]["packing"] == "greedy"
-        examples = ExampleSet(store.data, load_stage_config(stages[1]).examples, ByteTokenizer())
+        examples = ExampleSet(store.data, thaw(stages[1]).examples, ByteTokenizer())
         masks = two.experiment.finetune.masks
         batches = ExampleBatches(examples, 4, two.experiment.model.family, masks, 0, packed=True)
         assert sum(len(batches[k]) for k in range(8)) < 8 * 4
@@ -150,7 +150,7 @@ def test_an_interrupted_finetuning_goes_on_to_the_same_weights(write_two, tmp_pa
     (two,) = run(path, broken).runs
     tuned = two.steps[2].stage
     tuned.forget()
-    save_stage_config(broken, two.steps[2].node, two.experiment)
+    freeze(broken, two.steps[2].link, two.experiment)
     calls = iter(range(100))
     assert run_one(broken.root, tuned.fingerprint, lambda: next(calls) >= 4) == "interrupted"
     assert tuned.status()["state"] == "interrupted"
@@ -181,7 +181,7 @@ def test_what_follows_a_repeated_stage_is_repeated_too(write_two, tmp_path):
     store = Store(tmp_path / "store")
     path = write_two("stale", "arms: {red: {}}", seeds=[0])
     (first,) = run(path, store).runs
-    written = {step.node.name: (step.stage.folder / "result.json").stat().st_mtime_ns for step in first.steps}
+    written = {step.link.name: (step.stage.folder / "result.json").stat().st_mtime_ns for step in first.steps}
     parent = first.steps[0].stage
     old = parent.result()
     write_json(parent.folder / "result.json", old | {"provenance": old["provenance"] | {"code": "older"}})
@@ -190,7 +190,7 @@ def test_what_follows_a_repeated_stage_is_repeated_too(write_two, tmp_path):
     assert (first.steps[2].stage.folder / "result.json").stat().st_mtime_ns == written["finetune"]
     run(path, store, rerun="stale")
     for step in first.steps:
-        assert (step.stage.folder / "result.json").stat().st_mtime_ns > written[step.node.name]
+        assert (step.stage.folder / "result.json").stat().st_mtime_ns > written[step.link.name]
 
 
 def work_to_do(path, store, rerun=None, only=None):
@@ -199,7 +199,7 @@ def work_to_do(path, store, rerun=None, only=None):
     from lit_llm.studies.runs import runs_of
 
     runs = _chosen(runs_of(load_study(path), store), only)
-    return [f"{run.arm.name}: {step.node.name}" for run, step in _todo(runs, rerun, Observer())]
+    return [f"{run.arm.name}: {step.link.name}" for run, step in _todo(runs, rerun, Watcher())]
 
 
 def spoil(stage, **provenance):
@@ -320,8 +320,8 @@ def test_tables_show_the_chain_and_fit_the_terminal(write_two, store):
     ablation = load_study(write_two("shown"))
     for width in (80, 120):
         console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-        console.print(render_plan(plan(ablation), width))
-        console.print(render_status(list(status_rows(runs_of(ablation, store))), ablation.study.compare.metric))
+        console.print(plan_table(plan(ablation), width))
+        console.print(status_table(list(status_rows(runs_of(ablation, store))), ablation.study.compare.metric))
         text = console.export_text()
         assert "4 x pretrain, 6 x finetune, 10 evaluations" in " ".join(text.split())
         assert "examples after finetune" in text
@@ -451,9 +451,9 @@ allow: [{key: finetune.data.packing, because: one arm is to be packed}]
 
 def test_decoder_decoders_go_through_both_stages_and_share_what_they_share(write_two, store: Store) -> None:
     """YOCO and YOCO + BiAttn are pretrained once, as DecLLM and DecLLM + BiAttn are."""
-    finished = run_study(load_study(write_two("halves", DECODER_DECODERS, (0,))), store, observer=Observer(), slots=2)
+    finished = run_study(load_study(write_two("halves", DECODER_DECODERS, (0,))), store, watcher=Watcher(), slots=2)
     assert {run.status()["state"] for run in finished.runs} == {"done"}
     assert all(np.isfinite(row.mean) for row in finished.comparison.rows)
-    pretrained = {run.arm.name: run.trained[0].node.fingerprint for run in finished.runs}
+    pretrained = {run.arm.name: run.trained[0].link.fingerprint for run in finished.runs}
     assert pretrained["yoco"] == pretrained["yoco_biattn"]
     assert len(set(pretrained.values())) == 3

@@ -208,11 +208,11 @@ def test_several_goals_end_with_the_trials_that_no_other_beats(write_sweep: Writ
 def test_winners_that_cannot_be_compared_are_told_and_the_search_is_not_lost(write_sweep: Write, store: Store) -> None:
     """The name of their study is another sweep's."""
     sweep(write_sweep("blocked-winners", f"{ONE}\n{rates()}\nseeds: [617]\n{ALONE}", trials=1), store)
-    observer = Seen()
-    ended = sweep(write_sweep("blocked", f"{ONE}\n{rates()}\n{BETTER}\nseeds: [617]", trials=2), store, observer)
+    watcher = Seen()
+    ended = sweep(write_sweep("blocked", f"{ONE}\n{rates()}\n{BETTER}\nseeds: [617]", trials=2), store, watcher)
     assert ended.winners is None
     assert [path.name for path in ended.best] == ["red.yaml"]
-    assert any("blocked-winners is the name of a sweep" in message for message in observer.messages)
+    assert any("blocked-winners is the name of a sweep" in message for message in watcher.messages)
     assert ended.exit_code == 1
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from lit_llm.experiment.cost import FIGURES, cost_of
 from lit_llm.experiment.load import load_experiment
-from lit_llm.sweeps.coordinator import SweepObserver
+from lit_llm.sweeps.coordinator import SweepWatcher
 from lit_llm.sweeps.run import run_sweep
 from lit_llm.sweeps.sweep import load_sweep
 
@@ -54,7 +54,7 @@ def feasible(experiments):
     ]
 
 
-class Listener(SweepObserver):
+class Listener(SweepWatcher):
     """Keeps what is said."""
 
     def __init__(self):
@@ -73,10 +73,10 @@ def searched(tmp_path, store, request):
         name = name or f"{re.sub(r'[^a-z0-9_]+', '-', request.node.name)}-{next(count)}"
         path = tmp_path / f"{name}.yaml"
         path.write_text(f"sweep: {name}\nextends: {extends}\ntrials: {trials}\n{text}")
-        observer = Listener()
-        ended = run_sweep(load_sweep(path), store, observer=observer, slots=1)
+        watcher = Listener()
+        ended = run_sweep(load_sweep(path), store, watcher=watcher, slots=1)
         assert ended.exit_code == 0
-        return ended, observer.messages
+        return ended, watcher.messages
 
     return run
 

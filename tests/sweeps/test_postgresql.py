@@ -130,10 +130,10 @@ def test_two_coordinators_share_one_budget_in_the_database_and_a_third_goes_on(
     assert [one.wait() for one in both] == [0, 0], "\n".join(one.output for one in both)
     begun = [name for one in both for name in one.begun]
     assert sorted(begun) == [f"{arm}/trial 00{number}" for arm in ("dec", "red") for number in range(4)]
-    observer = Seen()
+    watcher = Seen()
     path.write_text(path.read_text().replace("trials: 4", "trials: 5"))
-    ended = sweep(path, store, observer, storage=server.url())
-    assert sorted(observer.begun) == ["dec/trial 004", "red/trial 004"]
+    ended = sweep(path, store, watcher, storage=server.url())
+    assert sorted(watcher.begun) == ["dec/trial 004", "red/trial 004"]
     for arm in ("red", "dec"):
         assert len({tuple(trial.point.items()) for trial in counted(ended, arm)}) == 5
         assert {trial.state for trial in counted(ended, arm)} <= {"done", "pruned"}
@@ -180,10 +180,10 @@ def test_a_database_that_cannot_be_used_is_told_without_the_password(
         f"oracle of {PASSWORD}": "cannot be used",
     }
     for url, reason in wrong.items():
-        observer = Seen()
+        watcher = Seen()
         with pytest.raises(InputError, match=reason) as told:
-            sweep(path, store, observer, storage=url)
-        assert observer.begun == []
+            sweep(path, store, watcher, storage=url)
+        assert watcher.begun == []
         if url != f"oracle of {PASSWORD}":
             assert PASSWORD not in str(told.value)
             assert PASSWORD[::-1] not in str(told.value)
@@ -211,22 +211,22 @@ def test_a_database_that_goes_away_interrupts_and_nothing_is_lost(
 ) -> None:
     path = longer(write_sweep("gone", f"{TWO}\n{rates()}\nseeds: [505]\n{ALONE}", trials=2), 60)
     stopped: list[bool] = []
-    observer = Seen()
+    watcher = Seen()
 
     def stop() -> None:
-        if len(observer.begun) >= 3 and not stopped:
+        if len(watcher.begun) >= 3 and not stopped:
             stopped.append(True)
             server.stop()
 
-    observer.on_tick = stop
+    watcher.on_tick = stop
     try:
-        ended = sweep(path, store, observer, storage=server.url())
+        ended = sweep(path, store, watcher, storage=server.url())
     finally:
         if stopped:
             server.start()
     assert stopped
     assert ended.exit_code == 130
-    (told,) = [message for message in observer.messages if "storage of the trials failed" in message]
+    (told,) = [message for message in watcher.messages if "storage of the trials failed" in message]
     assert PASSWORD not in told
     again = sweep(path, store, storage=server.url())
     for arm in ("red", "dec"):

@@ -135,19 +135,19 @@ def test_a_study_goes_on_with_what_a_search_gave_up(
     assert before[-1]["step"] == 4
     arms = f"arms: {{red: {{pretrain: {{training: {{optimizer: {{lr: {trial.point[LR]}}}}}}}}}}}"
     study = load_study(write_study("goes_on", arms, seeds=[322]))
-    (run,) = run_study(study, store, observer=Seen(), slots=1).runs
+    (run,) = run_study(study, store, watcher=Seen(), slots=1).runs
     assert run.last.fingerprint == trial.fingerprints[0]
     lines = read_metrics(run.last.metrics_file)
     assert lines[: len(before)] == before
     assert [line["step"] for line in lines] == [4, 8, 12]
     other, tracking = beside(store, tmp_path / "undisturbed")
-    (whole,) = run_study(study, other, observer=Seen(), slots=1, tracking=tracking).runs
+    (whole,) = run_study(study, other, watcher=Seen(), slots=1, tracking=tracking).runs
     weights = [run.last.checkpoints / "model.safetensors" for run in (run, whole)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     # To the search it stays given up.
-    observer = Seen()
-    assert sweep(path, store, observer, slots=1).trials == ended.trials
-    assert observer.begun == []
+    watcher = Seen()
+    assert sweep(path, store, watcher, slots=1).trials == ended.trials
+    assert watcher.begun == []
 
 
 def test_by_tokens_trials_are_compared_after_equally_many_tokens(write_sweep: Write, store: Store) -> None:
@@ -237,8 +237,8 @@ def test_another_name_for_the_sweep_finds_the_same_in_what_is_there(write_sweep:
     rest = f"{HALVED}\nseeds: [344]"
     first = sweep(write_sweep("first_name", rest, trials=2), store, slots=1)
     assert [trial.state for trial in first.trials] == ["done", "pruned"]
-    observer = Seen()
-    second = sweep(write_sweep("second_name", rest, trials=2), store, observer, slots=1)
+    watcher = Seen()
+    second = sweep(write_sweep("second_name", rest, trials=2), store, watcher, slots=1)
     for left, right in zip(first.trials, second.trials, strict=True):
         assert (left.state, left.values, left.reports, left.tokens) == (
             right.state,
@@ -246,7 +246,7 @@ def test_another_name_for_the_sweep_finds_the_same_in_what_is_there(write_sweep:
             right.reports,
             right.tokens,
         )
-    assert observer.begun == ["red/trial 000"]
+    assert watcher.begun == ["red/trial 000"]
 
 
 def test_a_checkpoint_of_other_code_tells_the_pruner_nothing(write_sweep: Write, store: Store) -> None:
@@ -301,9 +301,9 @@ Trials.finish = lambda self, trial, ended, *rest, **more: (
     path = write_sweep("last_words", f"{HALVED}\nseeds: [332]", trials=2)
     first = Coordinator(tmp_path, path, store.root, fault=fault)
     assert first.wait() == -signal.SIGKILL
-    observer = Seen()
-    ended = sweep(path, store, observer)
-    assert observer.begun == []
+    watcher = Seen()
+    ended = sweep(path, store, watcher)
+    assert watcher.begun == []
     assert [trial.state for trial in ended.trials] == ["done", "pruned"]
     assert ended.trials[1].tokens == 4 * STEP
 
@@ -318,11 +318,11 @@ Trials.report = lambda self, trial, *found: die() if trial.number == 1 else repo
 """
     path = write_sweep("unheard", f"{HALVED}\nseeds: [334]", trials=2)
     assert Coordinator(tmp_path, path, store.root, fault=fault).wait() == -signal.SIGKILL
-    observer = Seen()
-    ended = sweep(path, store, observer, slots=1)
+    watcher = Seen()
+    ended = sweep(path, store, watcher, slots=1)
     assert [trial.state for trial in ended.trials] == ["done", "pruned"]
     assert [progress for progress, _ in ended.trials[1].reports] == [1]
-    assert observer.begun == []
+    assert watcher.begun == []
 
 
 def test_mlflow_shows_what_was_given_up_as_such(write_sweep: Write, store: Store) -> None:

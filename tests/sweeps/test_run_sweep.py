@@ -100,11 +100,11 @@ def test_a_small_space_is_tried_out_once_and_the_search_says_why_it_ends(write_s
     space = (
         f"space: {{{LR}: {{choice: [1e-3, 3e-3, 1e-2]}}, pretrain.training.schedule.warmup_steps: {{choice: [0, 2]}}}}"
     )
-    observer = Seen()
-    ended = sweep(write_sweep("small", f"{ONE}\n{space}\nseeds: [304]\n{ALONE}", trials=10), store, observer)
+    watcher = Seen()
+    ended = sweep(write_sweep("small", f"{ONE}\n{space}\nseeds: [304]\n{ALONE}", trials=10), store, watcher)
     points = [tuple(trial.point.values()) for trial in counted(ended, "red")]
     assert len(points) == len(set(points)) == 6
-    assert any("red: no further point after 6 trials" in message for message in observer.messages)
+    assert any("red: no further point after 6 trials" in message for message in watcher.messages)
     assert ended.exit_code == 0
 
 
@@ -131,7 +131,7 @@ def test_a_finite_space_is_listed_once(write_sweep: Write, store: Store, monkeyp
 
 def test_what_a_study_has_trained_is_not_trained_again(write_sweep: Write, write_study: Write, store: Store) -> None:
     """The arm's own setting is an experiment like any other: its result is the study's, to the file."""
-    study = run_study(load_study(write_study("before", ONE, seeds=[305])), store, observer=Seen(), slots=1)
+    study = run_study(load_study(write_study("before", ONE, seeds=[305])), store, watcher=Seen(), slots=1)
     (run,) = study.runs
     written = (run.last.folder / "result.json").stat().st_mtime_ns
     with warnings.catch_warnings():
@@ -262,9 +262,9 @@ def test_a_search_of_what_tells_origins_apart_goes_on(
     path = write_sweep(word, f"{ONE}\n{space}\nseeds: [317]\n{ALONE}", trials=2)
     ended = sweep(path, store)
     assert len({trial.origin for trial in ended.trials}) == 2
-    observer = Seen()
-    assert sweep(path, store, observer).trials == ended.trials
-    assert observer.begun == []
+    watcher = Seen()
+    assert sweep(path, store, watcher).trials == ended.trials
+    assert watcher.begun == []
     # Another micro-batch changes what one of them is, and not the arm's own.
     key = "pretrain.training.execution.micro_batch_size"
     with pytest.raises(InputError, match=r"red/trial 001 was done with other code.*--rerun stale"):
@@ -293,27 +293,27 @@ def test_a_result_of_other_code_is_put_aside_and_its_trial_is_trained(
 ) -> None:
     """A study has left it, long ago; the study then has the new one, and the old one is kept."""
     study = load_study(write_study("long_ago", ONE, seeds=[319]))
-    (run,) = run_study(study, store, observer=Seen(), slots=1).runs
+    (run,) = run_study(study, store, watcher=Seen(), slots=1).runs
     now = result(run.last)
     old = now | {"provenance": now["provenance"] | {"code": "older"}, "metrics": {"val/target_nll": 0.0}}
     write_json(run.last.folder / "result.json", old)
-    observer = Seen()
-    ended = sweep(write_sweep("today", f"{ONE}\n{rates()}\nseeds: [319]\n{ALONE}", trials=1), store, observer)
+    watcher = Seen()
+    ended = sweep(write_sweep("today", f"{ONE}\n{rates()}\nseeds: [319]\n{ALONE}", trials=1), store, watcher)
     assert [(trial.state, trial.fingerprints) for trial in ended.trials] == [("done", (run.last.fingerprint,))]
     assert ended.trials[0].values == (now["metrics"]["val/target_nll"],)
     assert result(run.last)["provenance"] == now["provenance"]
     assert read_json(run.last.folder / "attempt-1" / "result.json") == old
-    assert any("red/trial 000" in message and "other code" in message for message in observer.messages)
+    assert any("red/trial 000" in message and "other code" in message for message in watcher.messages)
     assert not run.stale()
 
 
 def test_a_sweep_and_a_study_do_not_share_a_name(write_sweep: Write, write_study: Write, store: Store) -> None:
-    run_study(load_study(write_study("taken", ONE, seeds=[314])), store, observer=Seen(), slots=1)
+    run_study(load_study(write_study("taken", ONE, seeds=[314])), store, watcher=Seen(), slots=1)
     with pytest.raises(InputError, match="taken is the name of a study"):
         sweep(write_sweep("taken", f"{ONE}\n{rates()}\nseeds: [314]", trials=1), store)
     sweep(write_sweep("occupied", f"{ONE}\n{rates()}\nseeds: [314]\n{ALONE}", trials=1), store)
     with pytest.raises(InputError, match="occupied is the name of a sweep"):
-        run_study(load_study(write_study("occupied", ONE, seeds=[314])), store, observer=Seen(), slots=1)
+        run_study(load_study(write_study("occupied", ONE, seeds=[314])), store, watcher=Seen(), slots=1)
 
 
 # --- as MLflow shows it --------------------------------------------------------------------------------------------

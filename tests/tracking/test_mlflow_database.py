@@ -24,16 +24,16 @@ from lit_llm.studies.stored import keep
 from lit_llm.tracking import mlflow_database
 from lit_llm.tracking.address import default_tracking
 from lit_llm.tracking.mlflow_links import study_page
-from lit_llm.tracking.mlflow_sync import MlflowSync, SyncBroken, SyncUnavailable
+from lit_llm.tracking.mlflow_sync import Mirror, MirrorBroken, MirrorUnavailable
 from lit_llm.tracking.relocation import moved
-from lit_llm.tracking.sync_thread import SyncThread
+from lit_llm.tracking.sync_thread import MirrorThread
 
 
 @pytest.fixture(scope="module")
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database without a study: copying it saves each test the seconds of the migrations."""
     store = tmp_path_factory.mktemp("migrated") / "mlruns"
-    MlflowSync(default_tracking(store), study="unused").sync([])
+    Mirror(default_tracking(store), study="unused").sync([])
     with closing(sqlite3.connect(store / "mlflow.db")) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     return store / "mlflow.db"
@@ -66,9 +66,9 @@ def test_a_migration_that_fails_leaves_no_database_and_the_next_one_succeeds(
         cut_off(Path(address.removeprefix("sqlite:///")))
         raise OSError(28, "No space left on device")
 
-    mirror = MlflowSync(default_tracking(tmp_path), study="first")
+    mirror = Mirror(default_tracking(tmp_path), study="first")
     monkeypatch.setattr(mlflow_database, "_migrate", full)
-    with pytest.raises(SyncUnavailable, match="No space left"):
+    with pytest.raises(MirrorUnavailable, match="No space left"):
         mirror.sync([])
     assert not [path for path in tmp_path.iterdir() if path.name != "mlflow.db.lock"]
     monkeypatch.setattr(
@@ -83,9 +83,9 @@ def test_what_a_killed_first_migration_has_left_is_made_anew(
     leave: Callable[[Path], None], tmp_path: Path, quick: list[str]
 ) -> None:
     leave(tmp_path / "mlflow.db")
-    MlflowSync(default_tracking(tmp_path), study="first").sync([])
+    Mirror(default_tracking(tmp_path), study="first").sync([])
     assert len(quick) == 1
-    MlflowSync(default_tracking(tmp_path), study="second").sync([])
+    Mirror(default_tracking(tmp_path), study="second").sync([])
     assert len(quick) == 1  # what is whole is left as it is
 
 
@@ -93,16 +93,16 @@ def test_a_database_of_another_mlflow_is_put_aside_and_never_deleted(tmp_path: P
     """It has no run, and may hold what is none."""
     cut_off(tmp_path / "mlflow.db")
     before = (tmp_path / "mlflow.db").read_bytes()
-    MlflowSync(default_tracking(tmp_path), study="first").sync([])
+    Mirror(default_tracking(tmp_path), study="first").sync([])
     assert (tmp_path / "mlflow.db.old-1").read_bytes() == before
 
 
 def test_a_broken_file_is_said_to_be_broken_with_the_command_that_helps(tmp_path: Path) -> None:
     (Store(tmp_path).open().root / "mlflow.db").write_bytes(b"no database " * 999)
-    mirror = MlflowSync(default_tracking(tmp_path), study="first")
-    with pytest.raises(SyncBroken, match="is broken .*lit-llm store rebuild-mlflow --store"):
+    mirror = Mirror(default_tracking(tmp_path), study="first")
+    with pytest.raises(MirrorBroken, match="is broken .*lit-llm store rebuild-mlflow --store"):
         mirror.sync([])
-    thread = SyncThread(mirror, list, seconds=0.01)
+    thread = MirrorThread(mirror, list, seconds=0.01)
     assert not thread.close("done")
     news = thread.take_news()
     assert news is not None
@@ -149,7 +149,7 @@ def test_where_there_is_no_store_none_is_made(tmp_path: Path) -> None:
 
 def test_a_store_may_lie_in_a_folder_of_any_name(tmp_path: Path, quick: list[str]) -> None:
     root = tmp_path / "50% of #1? a&b"
-    MlflowSync(default_tracking(root), study="odd").sync([])
+    Mirror(default_tracking(root), study="odd").sync([])
     assert (root / "mlflow.db").stat().st_size
     assert [path.name for path in tmp_path.iterdir()] == [root.name]
     assert study_page(root / "mlflow.db", "odd").startswith("/#/experiments/")

@@ -19,9 +19,9 @@ from mlflow import MlflowClient
 
 from lit_llm.tracking.address import default_tracking, ui_command
 from lit_llm.tracking.mlflow_links import latest_study, study_page
-from lit_llm.tracking.mlflow_sync import MlflowSync, RunRecord, SyncUnavailable
+from lit_llm.tracking.mlflow_sync import Mirror, MirrorUnavailable, RunRecord
 from lit_llm.tracking.mlflow_views import experiment_tags
-from lit_llm.tracking.sync_thread import SyncThread
+from lit_llm.tracking.sync_thread import MirrorThread
 
 STUDY = "positions"
 START = 1_700_000_000.25
@@ -32,7 +32,7 @@ LATER = 1_700_001_000.0  # fewer digits, so that the old end of a file is not th
 def empty_store(tmp_path_factory):
     """A migrated database without a study: copying it saves each test the two seconds of the migrations."""
     store = tmp_path_factory.mktemp("empty") / "mlruns"
-    MlflowSync(default_tracking(store), study="unused").sync([])
+    Mirror(default_tracking(store), study="unused").sync([])
     return store
 
 
@@ -99,7 +99,7 @@ def steps(tracking, run, name="train/loss"):
 
 def open_store(tracking, seed, problems):
     try:
-        MlflowSync(tracking, study=STUDY).sync([record(Path("absent"), seed=seed)])
+        Mirror(tracking, study=STUDY).sync([record(Path("absent"), seed=seed)])
         problems.put(None)
     except BaseException as problem:
         problems.put(repr(problem))
@@ -123,7 +123,7 @@ def test_eight_processes_open_one_fresh_store_together(tmp_path):
 def test_points_keep_step_time_and_value_and_a_second_sync_adds_nothing(tracking, tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(lines(range(1500)))  # more than one batch
-    mirror = MlflowSync(tracking, study=STUDY)
+    mirror = Mirror(tracking, study=STUDY)
     mirror.sync([record(path)])
     mirror.sync([record(path)])
     expected = [(step, 10 - step / 100, int((START + step) * 1000)) for step in range(1500)]
@@ -133,7 +133,7 @@ def test_points_keep_step_time_and_value_and_a_second_sync_adds_nothing(tracking
 def test_later_points_are_added_also_for_a_step_already_seen(tracking, tmp_path):
     """Validation writes a line of its own, after the training line of the same step."""
     path = tmp_path / "metrics.jsonl"
-    mirror = MlflowSync(tracking, study=STUDY)
+    mirror = Mirror(tracking, study=STUDY)
     mirror.sync([record(path)])  # no file yet
     path.write_text(line(10, **{"train/loss": 3.0}))
     mirror.sync([record(path)])
@@ -147,14 +147,14 @@ def test_later_points_are_added_also_for_a_step_already_seen(tracking, tmp_path)
 def test_null_and_non_finite_values_are_no_points(tracking, tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(line(1, a=None, b=float("nan"), c=float("inf"), d=1))
-    MlflowSync(tracking, study=STUDY).sync([record(path)])
+    Mirror(tracking, study=STUDY).sync([record(path)])
     assert child(tracking).data.metrics == {"d": 1.0}
 
 
 def test_half_written_line_waits(tracking, tmp_path):
     path = tmp_path / "metrics.jsonl"
     whole = lines([1, 2])
-    mirror = MlflowSync(tracking, study=STUDY)
+    mirror = Mirror(tracking, study=STUDY)
     path.write_text(whole[:-30])
     mirror.sync([record(path)])
     assert steps(tracking, child(tracking)) == [1]
@@ -169,10 +169,10 @@ def test_file_cut_back_and_continued_adds_no_duplicates(tracking, tmp_path, writ
     """A worker killed at step 120 resumes from its checkpoint at 50: the same values again, at a later time."""
     path = tmp_path / "metrics.jsonl"
     path.write_text(lines(range(120)))
-    mirror = MlflowSync(tracking, study=STUDY)
+    mirror = Mirror(tracking, study=STUDY)
     mirror.sync([record(path)])
     path.write_text(lines(range(50)) + lines(range(50, written), time=LATER))
-    mirror = mirror if remembers else MlflowSync(tracking, study=STUDY)
+    mirror = mirror if remembers else Mirror(tracking, study=STUDY)
     mirror.sync([record(path)])
     with path.open("a") as file:
         file.write(lines(range(written, 160), time=LATER))
@@ -186,10 +186,10 @@ def test_mirror_that_knows_nothing_continues_the_same_runs(tracking, tmp_path):
     """A coordinator that was killed, or one on another machine: MLflow itself knows how far it is."""
     path = tmp_path / "metrics.jsonl"
     path.write_text(lines(range(5)))
-    MlflowSync(tracking, study=STUDY, description="**Why?**").sync([record(path)])
+    Mirror(tracking, study=STUDY, description="**Why?**").sync([record(path)])
     before_parent, [before] = runs(tracking)
     path.write_text(lines(range(8)))
-    MlflowSync(tracking, study=STUDY, description="**Why?**").sync([record(path)])
+    Mirror(tracking, study=STUDY, description="**Why?**").sync([record(path)])
     parent, [after] = runs(tracking)
     assert (parent.info.run_id, after.info.run_id) == (before_parent.info.run_id, before.info.run_id)
     assert parent.data.tags["mlflow.note.content"] == "**Why?**"
@@ -208,9 +208,9 @@ def test_creation_that_was_cut_off_is_completed(tracking, tmp_path, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "log_text", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            MlflowSync(tracking, study=STUDY).sync([first])
+            Mirror(tracking, study=STUDY).sync([first])
     assert "lit_llm.replayed" not in child(tracking).data.tags
-    MlflowSync(tracking, study=STUDY).sync([replace(first, params={**first.params, "p0": "moved"})])
+    Mirror(tracking, study=STUDY).sync([replace(first, params={**first.params, "p0": "moved"})])
     run = child(tracking)
     assert run.data.params == {f"p{index}": str(index) for index in range(250)}
     assert (
@@ -225,7 +225,7 @@ def test_shared_stage_is_replayed_into_every_run_that_uses_it(tracking, tmp_path
     finetune.write_text(lines(range(4)))
     both = [("", pretrain), ("finetune/", finetune)]
     chain = [record(pretrain, arm="dec"), record(pretrain, arm="dec+bi", fingerprint="f1", metrics=both)]
-    MlflowSync(tracking, study=STUDY).sync(chain)
+    Mirror(tracking, study=STUDY).sync(chain)
     _, children = runs(tracking)
     found = {run.data.tags["lit_llm.arm"]: run for run in children}
     assert [steps(tracking, found[arm]) for arm in ("dec", "dec+bi")] == [[0, 1, 2]] * 2
@@ -247,7 +247,7 @@ def test_shared_stage_is_replayed_into_every_run_that_uses_it(tracking, tmp_path
 def test_state_becomes_status_and_tag(tracking, tmp_path, state, status):
     path = tmp_path / "metrics.jsonl"
     path.write_text(lines(range(9)))
-    MlflowSync(tracking, study=STUDY).sync([record(path, state=state, tags={"host": "a100"})])
+    Mirror(tracking, study=STUDY).sync([record(path, state=state, tags={"host": "a100"})])
     run = child(tracking)
     assert run.info.status == status
     expected = {"lit_llm.state": state, "lit_llm.arm": "red", "lit_llm.seed": "0", "lit_llm.fingerprint": "f0"}
@@ -257,7 +257,7 @@ def test_state_becomes_status_and_tag(tracking, tmp_path, state, status):
 
 
 def test_pending_run_is_not_shown_before_it_ran(tracking, tmp_path):
-    mirror = MlflowSync(tracking, study=STUDY)
+    mirror = Mirror(tracking, study=STUDY)
     mirror.sync([record(tmp_path / "absent", state="pending")])
     assert runs(tracking)[1] == []
     mirror.sync([record(tmp_path / "absent", state="running")])
@@ -267,7 +267,7 @@ def test_pending_run_is_not_shown_before_it_ran(tracking, tmp_path):
 
 def test_resumed_run_is_the_same_run_and_sheds_its_error(tracking, tmp_path):
     path = tmp_path / "metrics.jsonl"
-    mirror = MlflowSync(tracking, study=STUDY)
+    mirror = Mirror(tracking, study=STUDY)
     seen = []
     for state, error in [
         ("failed", "CUDA: no kernel\n" * 1000),
@@ -288,7 +288,7 @@ def test_changed_configuration_or_code_supersedes_the_old_run_until_it_is_back(t
     path.write_text(lines(range(3)))
     old = record(path)
     for now, others in [(old, []), (replace(old, **change), [old]), (old, [replace(old, **change)])]:
-        MlflowSync(tracking, study=STUDY).sync([now])
+        Mirror(tracking, study=STUDY).sync([now])
         _, children = runs(tracking)
         state = {
             (run.data.tags["lit_llm.fingerprint"], run.data.tags.get("lit_llm.code", "")): run.data.tags.get(
@@ -309,7 +309,7 @@ def test_the_view_lists_runs_by_arm_as_in_the_study_then_by_seed_without_the_sup
         for place, arm in enumerate(("red", "dec", "baseline"))
     ]
     tags = experiment_tags("**Why?**", [], [("LINE", "val/target_nll")])
-    mirror = MlflowSync(tracking, study=STUDY, tags=tags)
+    mirror = Mirror(tracking, study=STUDY, tags=tags)
     mirror.sync([replace(records[0], fingerprint="older")])
     mirror.sync(records)
     client = MlflowClient(tracking)
@@ -328,7 +328,7 @@ def test_the_view_lists_runs_by_arm_as_in_the_study_then_by_seed_without_the_sup
 def test_the_answer_takes_the_place_of_the_description_and_stays_until_there_is_another(tracking, tmp_path):
     """Both are Markdown; what MLflow has no room for is cut after a whole line."""
     tags = experiment_tags("**Why?**", [], [])
-    first = MlflowSync(tracking, study=STUDY, description="**Why?**", tags=tags)
+    first = Mirror(tracking, study=STUDY, description="**Why?**", tags=tags)
     first.sync([record(tmp_path / "absent")])
 
     def notes():
@@ -342,7 +342,7 @@ def test_the_answer_takes_the_place_of_the_description_and_stays_until_there_is_
     for note, most in ((of_experiment, 5000), (of_parent, 8000)):
         assert most - len(row) - 4 <= len(note) <= most
         assert set(note.splitlines()) == {row.strip(), "..."}
-    again = MlflowSync(tracking, study=STUDY, description="**Why?**", tags=tags)
+    again = Mirror(tracking, study=STUDY, description="**Why?**", tags=tags)
     again.sync([record(tmp_path / "absent")])
     assert notes()[0] == of_experiment
     again.finish("done", note="Because.")
@@ -351,8 +351,8 @@ def test_the_answer_takes_the_place_of_the_description_and_stays_until_there_is_
 
 def test_the_ui_is_led_to_the_study_that_was_written_last(tracking, tmp_path):
     database = Path(tracking.removeprefix("sqlite:///"))
-    MlflowSync(tracking, study=STUDY, tags=experiment_tags("", [], [])).sync([])
-    MlflowSync(tracking, study="plain").sync([])  # by a version that saved no view
+    Mirror(tracking, study=STUDY, tags=experiment_tags("", [], [])).sync([])
+    Mirror(tracking, study="plain").sync([])  # by a version that saved no view
     client = MlflowClient(tracking)
     number, plain = (client.get_experiment_by_name(name).experiment_id for name in (STUDY, "plain"))
     shown = f"/#/experiments/{number}/runs?workflowType=machine_learning&viewStateShareKey=arms"
@@ -369,7 +369,7 @@ def test_the_ui_is_led_to_the_study_that_was_written_last(tracking, tmp_path):
 
 def test_long_and_odd_params_survive(tracking, tmp_path):
     params = {"long": "x" * 6000, "longer": "y" * 9000, "model.decoder.layers[0-2]": None, "empty": "", "list": [1e-3]}
-    MlflowSync(tracking, study=STUDY).sync([record(tmp_path / "absent", params=params)])
+    Mirror(tracking, study=STUDY).sync([record(tmp_path / "absent", params=params)])
     assert child(tracking).data.params == {
         "long": "x" * 6000,
         "longer": "y" * 6000,
@@ -384,8 +384,8 @@ def test_one_refused_run_does_not_hold_up_the_others(tracking, tmp_path):
     path.write_text(lines([1]))
     bad = tmp_path / "bad.jsonl"
     bad.write_text(line(1, **{"../loss": 1.0}))
-    with pytest.raises(SyncUnavailable, match="refused 1 of 2 runs: bad/seed 0"):
-        MlflowSync(tracking, study=STUDY).sync([record(bad, arm="bad"), record(path)])
+    with pytest.raises(MirrorUnavailable, match="refused 1 of 2 runs: bad/seed 0"):
+        Mirror(tracking, study=STUDY).sync([record(bad, arm="bad"), record(path)])
     found = {run.data.tags["lit_llm.arm"]: run for run in runs(tracking)[1]}
     assert steps(tracking, found["red"]) == [1]
 
@@ -393,22 +393,22 @@ def test_one_refused_run_does_not_hold_up_the_others(tracking, tmp_path):
 def test_run_deleted_by_the_user_comes_back_whole(tracking, tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(lines([1]))
-    mirror = MlflowSync(tracking, study=STUDY)
+    mirror = Mirror(tracking, study=STUDY)
     mirror.sync([record(path)])
     MlflowClient(tracking).delete_run(child(tracking).info.run_id)
     path.write_text(lines([1, 2]))
-    with pytest.raises(SyncUnavailable, match="active"):
+    with pytest.raises(MirrorUnavailable, match="active"):
         mirror.sync([record(path)])
     mirror.sync([record(path)])
     assert steps(tracking, child(tracking)) == [1, 2]
 
 
 def test_moved_store_finds_its_artifacts(tracking, tmp_path):
-    mirror = MlflowSync(tracking, study=STUDY)
+    mirror = Mirror(tracking, study=STUDY)
     mirror.sync([record(tmp_path / "absent")])
     (tmp_path / "my mlruns").rename(tmp_path / "moved")
     moved = default_tracking(tmp_path / "moved")
-    MlflowSync(moved, study=STUDY).sync([record(tmp_path / "absent"), record(tmp_path / "absent", seed=1)])
+    Mirror(moved, study=STUDY).sync([record(tmp_path / "absent"), record(tmp_path / "absent", seed=1)])
     for run in runs(moved)[1]:
         assert [file.path for file in MlflowClient(moved).list_artifacts(run.info.run_id)] == ["config.yaml"]
     assert not (tmp_path / "my mlruns").exists()
@@ -418,7 +418,7 @@ def test_finish_closes_the_parent_and_another_run_of_the_study_opens_it_again(tr
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "index.html").write_text("<p>")
     (tmp_path / "effects.csv").write_text("arm\n")
-    mirror = MlflowSync(tracking, study=STUDY)
+    mirror = Mirror(tracking, study=STUDY)
     mirror.sync([])
     mirror.finish("done", [tmp_path / "report", tmp_path / "effects.csv"], {"effect": -0.1, "unknown": None})
     parent, _ = runs(tracking)
@@ -432,13 +432,13 @@ def test_finish_closes_the_parent_and_another_run_of_the_study_opens_it_again(tr
 def test_files_are_attached_to_a_study_that_is_known_and_change_nothing_else(tracking, tmp_path):
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "front.png").write_text("png")
-    assert not MlflowSync(tracking, study=STUDY).attach([tmp_path / "figures"])
+    assert not Mirror(tracking, study=STUDY).attach([tmp_path / "figures"])
     assert MlflowClient(tracking).get_experiment_by_name(STUDY) is None
-    mirror = MlflowSync(tracking, study=STUDY)
+    mirror = Mirror(tracking, study=STUDY)
     mirror.sync([record(tmp_path / "absent")])
     mirror.finish("failed")
     before = runs(tracking)
-    assert MlflowSync(tracking, study=STUDY).attach([tmp_path / "figures"])
+    assert Mirror(tracking, study=STUDY).attach([tmp_path / "figures"])
     after = runs(tracking)
     assert [run.data.tags for run in (after[0], *after[1])] == [run.data.tags for run in (before[0], *before[1])]
     assert (after[0].info.status, after[0].info.end_time) == ("FAILED", before[0].info.end_time)
@@ -447,7 +447,7 @@ def test_files_are_attached_to_a_study_that_is_known_and_change_nothing_else(tra
 
 
 def test_attaching_makes_no_database_where_there_is_none(tmp_path):
-    assert not MlflowSync(default_tracking(tmp_path), study=STUDY).attach([])
+    assert not Mirror(default_tracking(tmp_path), study=STUDY).attach([])
     assert not list(tmp_path.iterdir())
 
 
@@ -455,7 +455,7 @@ def test_thread_mirrors_live_and_closes_with_everything(tracking, tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(lines(range(3)))
     state = ["running"]
-    thread = SyncThread(MlflowSync(tracking, study=STUDY), lambda: [record(path, state=state[0])], seconds=0.05)
+    thread = MirrorThread(Mirror(tracking, study=STUDY), lambda: [record(path, state=state[0])], seconds=0.05)
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and not MlflowClient(tracking).get_experiment_by_name(STUDY):
         time.sleep(0.05)
@@ -469,7 +469,7 @@ def test_thread_mirrors_live_and_closes_with_everything(tracking, tmp_path):
 def test_catching_up_waits_for_all_that_is_there_now_however_rarely_the_thread_looks(tracking, tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(lines(range(3)))
-    thread = SyncThread(MlflowSync(tracking, study=STUDY), lambda: [record(path)], seconds=600)
+    thread = MirrorThread(Mirror(tracking, study=STUDY), lambda: [record(path)], seconds=600)
     assert thread.catch_up(timeout=300)
     path.write_text(lines(range(6)))
     assert thread.catch_up(timeout=300)
@@ -487,11 +487,11 @@ def free_port():
 def test_gone_server_is_told_once_within_seconds(tmp_path):
     tracking = f"http://user:secret@127.0.0.1:{free_port()}"
     start = time.monotonic()
-    with pytest.raises(SyncUnavailable) as told:
-        MlflowSync(tracking, study=STUDY).sync([record(tmp_path / "absent")])
+    with pytest.raises(MirrorUnavailable) as told:
+        Mirror(tracking, study=STUDY).sync([record(tmp_path / "absent")])
     assert time.monotonic() - start < 5
     assert "secret" not in str(told.value)
-    thread = SyncThread(MlflowSync(tracking, study=STUDY), list, seconds=0.01)
+    thread = MirrorThread(Mirror(tracking, study=STUDY), list, seconds=0.01)
     told, deadline = None, time.monotonic() + 200
     while told is None and time.monotonic() < deadline:
         told = thread.take_news()
@@ -505,7 +505,7 @@ def test_gone_server_is_told_once_within_seconds(tmp_path):
 
 def test_unusable_address_says_what_is_possible():
     with pytest.raises(ValueError, match="sqlite:////absolute"):
-        MlflowSync("./mlruns", study=STUDY)
+        Mirror("./mlruns", study=STUDY)
 
 
 @pytest.mark.slow
@@ -514,7 +514,7 @@ def test_everything_is_caught_up_when_the_server_is_back(tmp_path):
     path, port = tmp_path / "metrics.jsonl", free_port()
     command = ui_command(default_tracking(tmp_path / "server"), port)
     tracking = f"http://127.0.0.1:{port}"
-    mirror = MlflowSync(tracking, study=STUDY, description="d")
+    mirror = Mirror(tracking, study=STUDY, description="d")
     (tmp_path / "server").mkdir()
 
     def sync_until_it_answers():
@@ -522,14 +522,14 @@ def test_everything_is_caught_up_when_the_server_is_back(tmp_path):
         while True:
             try:
                 return mirror.sync([record(path, code="c", error="e"), record(path, seed=1)])
-            except SyncUnavailable:
+            except MirrorUnavailable:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.2)
 
     for count in (4, 9):
         path.write_text(lines(range(count)))
-        with pytest.raises(SyncUnavailable):
+        with pytest.raises(MirrorUnavailable):
             mirror.sync([record(path)])
         server = subprocess.Popen(
             command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True

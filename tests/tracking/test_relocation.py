@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from lit_llm.config.problems import InputError
 from lit_llm.store.store import Store, locked
 from lit_llm.tracking.address import default_tracking
-from lit_llm.tracking.mlflow_sync import MlflowSync, RunRecord
+from lit_llm.tracking.mlflow_sync import Mirror, RunRecord
 from lit_llm.tracking.relocation import moved, notice, rebase
 
 
@@ -24,7 +24,7 @@ def original(tmp_path_factory):
     root = tmp_path_factory.mktemp("place") / "my mlruns"
     tracking = default_tracking(Store(root).open().root)
     for study in ("norms", "masks"):
-        mirror = MlflowSync(tracking, study=study)
+        mirror = Mirror(tracking, study=study)
         mirror.sync([RunRecord("red", 0, study, "running", config_yaml=f"study: {study}\n")])
         (root / "table.csv").write_text(study)
         mirror.finish("done", [root / "table.csv"])
@@ -150,7 +150,7 @@ def test_a_mirror_leaves_the_paths_of_an_experiment_that_is_not_ours(place):
     client, tracking = MlflowClient(default_tracking(place.root)), default_tracking(place.root)
     location = "file:///somewhere/artifacts/elsewhere"
     assert client.get_experiment_by_name("elsewhere").artifact_location == location
-    MlflowSync(tracking, study="elsewhere").sync([])
+    Mirror(tracking, study="elsewhere").sync([])
     assert client.get_experiment_by_name("elsewhere").artifact_location == location
 
 
@@ -172,7 +172,7 @@ def test_a_mirror_mends_the_paths_of_every_study_of_a_moved_store(place, tmp_pat
     here, there = place.root.as_uri(), copy.as_uri()
     expected = {key: [value.replace(there, here) for value in found] for key, found in paths(copy).items()}
     assert paths(place.root) != expected
-    MlflowSync(default_tracking(place.root), study="norms").sync([])
+    Mirror(default_tracking(place.root), study="norms").sync([])
     assert paths(place.root) == expected
     assert rebase(place).old == ()
 

@@ -11,7 +11,7 @@ from torch import nn
 from lit_llm.experiment.load import load_experiment
 from lit_llm.models.build import build_model
 from lit_llm.models.stacks import Block
-from lit_llm.objectives.collate import Batch, collate
+from lit_llm.objectives.collate import Batch, lay_out
 from lit_llm.objectives.config import MasksConfig
 from lit_llm.training.config import TrainingConfig
 from lit_llm.training.module import LitModel
@@ -21,7 +21,7 @@ def prefixed(lengths: list[int]) -> Batch:
     """Examples with an open prefix: one number where all are equal, else one for each row."""
     ids = np.random.default_rng(0)
     sources = [ids.integers(2, 1024, size=length) for length in lengths]
-    return collate(
+    return lay_out(
         sources, [ids.integers(2, 1024, size=9) for _ in lengths], "decoder", MasksConfig(prefix="bidirectional")
     )
 

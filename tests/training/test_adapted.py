@@ -16,8 +16,8 @@ from lit_llm.experiment.schema import Experiment
 from lit_llm.models.build import build_model
 from lit_llm.objectives.config import PrefixLM
 from lit_llm.runs.run import run_one
-from lit_llm.runs.stage_config import load_stage_config, save_stage_config
-from lit_llm.runs.stage_graph import stage_graph
+from lit_llm.runs.stage_config import freeze, thaw
+from lit_llm.runs.stage_graph import chain
 from lit_llm.runs.warm_start import windows_before
 from lit_llm.store.store import Stage, Store, read_metrics
 from lit_llm.studies.runs import last_metrics
@@ -39,9 +39,9 @@ def stages(store: Store, experiment: Experiment) -> list[Stage]:
     """Its pretrainings, the sources first."""
     store.open()
     found = []
-    for node in stage_graph(experiment):
-        prepare((node.source or experiment).pretrain.data, store.data)
-        found.append(save_stage_config(store, node, experiment))
+    for link in chain(experiment):
+        prepare((link.source or experiment).pretrain.data, store.data)
+        found.append(freeze(store, link, experiment))
     return found
 
 
@@ -154,7 +154,7 @@ def test_a_distilled_step_is_that_of_the_plain_formula(tmp_path, corpus):
     teacher.load_state_dict(given)
     taken = {name: given[there] for name, (_, there) in experiment.adaptation.taken.items()}
     student.load_state_dict(taken, strict=False)
-    data = open_prepared(experiment.pretrain.data, store.data, load_stage_config(own).data)
+    data = open_prepared(experiment.pretrain.data, store.data, thaw(own).data)
     masks, begin = experiment.pretrain.masks, windows_before(experiment)
     windows = TrainBatches(data, PrefixLM(), "encoder_decoder", masks, 0, begin)
     batch = windows.whole(0)

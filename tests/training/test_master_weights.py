@@ -24,7 +24,7 @@ from lit_llm.models.build import build_model
 from lit_llm.models.families import LanguageModel
 from lit_llm.models.resolve import resolve_model
 from lit_llm.runs.run import run_one
-from lit_llm.runs.stage_config import load_stage_config
+from lit_llm.runs.stage_config import thaw
 from lit_llm.store.store import Store
 from lit_llm.training.config import TrainingConfig
 from lit_llm.training.memory import state_bytes
@@ -216,7 +216,7 @@ def test_what_is_evaluated_last_is_what_is_saved(tmp_path: Path, corpus: Path) -
     as_many = "pretrain.validation.final_sequences=1"  # as during training
     stage = prepared_stage(store, corpus, "decllm-tiny", "pretrain.training.precision=bf16_master", as_many)
     assert run_one(tmp_path, stage.fingerprint) == "done"
-    frozen = load_stage_config(stage)
+    frozen = thaw(stage)
     experiment, digest = frozen.experiment, frozen.data
     section, family = experiment.pretrain, experiment.model.family
     data = open_prepared(section.data, store.data, digest)

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from lit_llm.experiment.load import load_experiment
 from lit_llm.models.build import build_model
-from lit_llm.objectives.collate import Batch, collate
+from lit_llm.objectives.collate import Batch, lay_out
 from lit_llm.objectives.config import EOD, MasksConfig
 from lit_llm.training.config import StabilityConfig, TrainingConfig
 from lit_llm.training.module import Diverged, LitModel, StepReport
@@ -31,7 +31,7 @@ def uneven_batch(family: str, intra_document: bool = False) -> Batch:
     targets = [ids.integers(2, 1024, size=1 + 3 * n) for n in range(8)]
     for n in (0, 3, 6):
         sources[n][2], targets[n][-1 - n] = EOD, EOD
-    return collate(sources, targets, family, MasksConfig(intra_document=intra_document))  # type: ignore[arg-type]
+    return lay_out(sources, targets, family, MasksConfig(intra_document=intra_document))  # type: ignore[arg-type]
 
 
 def stepped(family: str, batch: Batch, **training: object) -> tuple[LitModel, dict[str, torch.Tensor]]:
