@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from two_stages import ARMS_OF_TWO_STAGES
 from lit_llm.runs.machine_benchmark import MOST_PROCESSES, Setting, cores, keep
 from lit_llm.runs.provenance import has_gpu
 from lit_llm.store.store import Store
+from lit_llm.tracking import mlflow_database
+from lit_llm.tracking.address import resolved, sqlite_address
 
 for _signal, _default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_signal) is signal.SIG_IGN:
@@ -40,6 +43,22 @@ def measured_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         beside = range(1, min(cores(), MOST_PROCESSES) + 1)
         for setting in itertools.product(("cpu", "cuda"), ("fp32", "bf16"), (1, 2), beside):
             keep(Setting(*setting), USUAL)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def migrated_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """MLflow's migrations take seconds: each fresh database of this process is a copy of the first one."""
+    migrate, whole = mlflow_database._migrate, tmp_path_factory.mktemp("mlflow") / "whole.db"
+
+    def copied(address: str) -> None:
+        if not whole.exists():
+            migrate(sqlite_address(work := whole.with_name("new.db")))
+            work.rename(whole)
+        shutil.copyfile(whole, resolved(address)[1] or "")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlflow_database, "_migrate", copied)
         yield
 
 

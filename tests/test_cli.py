@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commands import command, in_a_process, lit_llm
 from instructions import write_instructions
 
 ROOT = Path(__file__).parents[1]
@@ -23,11 +24,6 @@ PAPER = {
     "redllm-1b": (1124.1, 2.77e12), "redllm-2b": (2207.3, 5.13e12), "redllm-4b": (3498.0, 7.95e12),
     "redllm-8b": (8589.9, 1.89e13),
 }  # fmt: skip
-
-
-def lit_llm(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "lit_llm.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
 
 
 @pytest.mark.parametrize("preset", PAPER)
@@ -42,7 +38,7 @@ def test_plan_gives_the_papers_parameters_and_flops(preset: str) -> None:
 
 
 def test_plan_json_has_every_promised_key() -> None:
-    plan = json.loads(lit_llm("plan", "ablations/quickstart.yaml", "--json").stdout)
+    plan = json.loads(lit_llm("plan", "ablations/quickstart.yaml", "--json", cwd=ROOT).stdout)
     assert {"study", "question", "arms", "findings"} <= plan.keys()
     for arm in plan["arms"]:
         assert {
@@ -57,7 +53,7 @@ def test_plan_json_has_every_promised_key() -> None:
 def test_plan_estimates_the_time_of_each_run_and_of_all(tmp_path: Path) -> None:
     """From what is known of this machine: tests find it measured."""
     options = ("ablations/quickstart.yaml", "--json", "--store", str(tmp_path))
-    one, two = (json.loads(lit_llm("plan", *options, "-j", jobs).stdout) for jobs in ("1", "2"))
+    one, two = (json.loads(lit_llm("plan", *options, "-j", jobs, cwd=ROOT).stdout) for jobs in ("1", "2"))
     assert one["estimate"]["seconds"] == pytest.approx(sum(3 * arm["seconds"] for arm in one["arms"]))
     assert one["estimate"]["slots"] == 1
     assert two["estimate"]["slots"] == 2
@@ -154,6 +150,17 @@ def test_another_schema_in_the_store_is_refused(write_study: Callable[..., Path]
     assert sorted(p.name for p in store.iterdir()) == ["store.json"]
 
 
+def test_a_process_of_its_own_prints_and_ends_as_the_tests_see_it(write_study: Callable[..., Path]) -> None:
+    """With each stream in a pipe; tests run the command in their own process."""
+    wrong = write_study("wrong", "arms: {red: {modle: {}}}")
+    for arguments, code in ((["plan", "redllm-8b"], 0), (["plan", str(wrong)], 2), (["plan", "--nothing"], 2)):
+        process, here = in_a_process(*arguments), lit_llm(*arguments)
+        assert process.returncode == here.returncode == code
+        assert process.stdout == here.stdout
+        assert process.stderr.replace("python -m lit_llm.cli", "lit-llm") == here.stderr
+        assert bool(here.stdout) != bool(here.stderr)
+
+
 def test_help_and_a_wrong_study_load_no_heavy_library(tmp_path: Path) -> None:
     """They answer at once because torch, lightning and mlflow are not imported for them."""
     (tmp_path / "wrong.yaml").write_text("study: x\nquestion: y\nsedes: [0]\n")
@@ -206,7 +213,7 @@ def test_the_schema_is_one_that_a_validator_accepts_and_knows_the_keys() -> None
 
 
 def test_status_of_a_study_that_never_ran_is_pending() -> None:
-    told = lit_llm("status", "ablations/quickstart.yaml", "--json", "--store", "/nonexistent/store")
+    told = lit_llm("status", "ablations/quickstart.yaml", "--json", "--store", "/nonexistent/store", cwd=ROOT)
     answer = json.loads(told.stdout)
     assert {run["state"] for run in answer["runs"]} == {"pending"}
     assert {"arm", "seed", "stage", "state", "fingerprint", "run_id", "metrics", "error"} <= answer["runs"][0].keys()
@@ -219,8 +226,8 @@ def test_a_level_may_be_called_by_brackets(tmp_path: Path) -> None:
         f"study: s\nquestion: Why?\nextends: redllm-tiny\ngrid: {{factors: {{a: {levels}}}}}\n"
         "allow: [{key: budget, because: layers are the question}]\n"
     )
-    for command in (["plan", "s.yaml", "--no-measure"], ["status", "s.yaml"]):
-        answer = lit_llm(*command, cwd=tmp_path)
+    for arguments in (["plan", "s.yaml", "--no-measure"], ["status", "s.yaml"]):
+        answer = lit_llm(*arguments, cwd=tmp_path)
         assert answer.returncode == 0, answer.stderr
         assert "baseline/a=[b]" in answer.stdout
 
@@ -232,9 +239,9 @@ def test_a_terminal_of_another_encoding_has_every_letter_spelt(tmp_path: Path) -
         "grid: {factors: {大: {没有: {model.attention.output_norm: head}, größer: "
         "{model.attention.output_norm: none}}}}\nseeds: [0]\n"
     )
-    command = [sys.executable, "-m", "lit_llm.cli", "plan", str(path), "--store", str(tmp_path / "store")]
+    line = command("plan", path, "--store", tmp_path / "store")
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "COLUMNS": "100"}
-    shown = subprocess.run(command, capture_output=True, cwd=ROOT, env=os.environ | plain)
+    shown = subprocess.run(line, capture_output=True, cwd=ROOT, env=os.environ | plain)
     assert shown.returncode == 0, shown.stderr
     said = shown.stdout.decode("ascii")
     assert r"\u66f4\u5927 gr\xf6\xdfer?" in said

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import pty
+import sqlite3
 import subprocess
-import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from commands import command, in_a_process, lit_llm
 from typer.testing import CliRunner
 
 from lit_llm.cli import app
@@ -57,8 +59,8 @@ def answer_in_a_terminal(store: Store, answer: bytes) -> str:
     """What `store gc` prints when somebody sits there and types this."""
     ours, theirs = pty.openpty()
     os.write(ours, answer)
-    command = [sys.executable, "-m", "lit_llm.cli", "store", "gc", "--store", str(store.root)]
-    told = subprocess.run(command, stdin=theirs, capture_output=True, text=True, env=os.environ | COLUMNS)
+    line = command("store", "gc", "--store", store.root)
+    told = subprocess.run(line, stdin=theirs, capture_output=True, text=True, env=os.environ | COLUMNS)
     os.close(ours)
     os.close(theirs)
     assert told.returncode == 0, told.stderr
@@ -90,21 +92,17 @@ def test_gc_gives_up_what_an_edited_study_no_longer_lists_and_nothing_else(write
     assert there(store) == trial | second
 
 
-def in_a_process(path: Path, root: Path) -> str:
-    """What `lit-llm run` prints. MLflow remembers where artifacts were for as long as a process lives."""
-    command = [sys.executable, "-m", "lit_llm.cli", "run", str(path), "--store", str(root)]
-    told = subprocess.run(command, capture_output=True, text=True, env=os.environ | COLUMNS)
-    assert told.returncode == 0, told.stderr
-    return told.stdout
-
-
 def test_a_moved_store_is_told_of_by_ui_until_a_run_or_rebase_mends_it(
     write_study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
     old, new = tmp_path / "old", tmp_path / "new"
     one, two = write_study("one", "arms: {red: {}}"), write_study("two", "arms: {red: {}}")
     for path in (one, two):
-        assert "was moved from" not in in_a_process(path, old)
+        told = lit_llm("run", path, "--store", old)
+        assert (told.returncode, "was moved from" in told.stdout) == (0, False), told.stderr
+    with closing(sqlite3.connect(old / "mlflow.db")) as connection:  # this process has not closed it
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     old.rename(new)
     holding = {file.name for file in new.rglob("*") if file.is_file() and str(old).encode() in file.read_bytes()}
     assert holding == {"mlflow.db", "report.html"}  # the page has the commands; all else is relative to the store
@@ -116,16 +114,15 @@ def test_a_moved_store_is_told_of_by_ui_until_a_run_or_rebase_mends_it(
     assert "nothing was changed" in store_command("rebase", "--store", new)
     assert "was moved from" not in CliRunner().invoke(app, ["ui", "--store", str(new)], env=COLUMNS).output
     again = new.rename(tmp_path / "again")
-    assert "0 of 1 runs to do" in in_a_process(one, again)  # mends them as well
+    assert "0 of 1 runs to do" in in_a_process("run", one, "--store", again).stdout  # mends them as well
     assert "was moved from" not in CliRunner().invoke(app, ["ui", "--store", str(again)], env=COLUMNS).output
     assert not old.exists()
     assert not new.exists()
 
 
-@pytest.mark.parametrize("command", ["rebase", "gc"])
-def test_a_folder_that_is_no_store_is_one_message(tmp_path: Path, command: str) -> None:
-    call = [sys.executable, "-m", "lit_llm.cli", "store", command, "--store", str(tmp_path)]
-    told = subprocess.run(call, capture_output=True, text=True)
+@pytest.mark.parametrize("name", ["rebase", "gc"])
+def test_a_folder_that_is_no_store_is_one_message(tmp_path: Path, name: str) -> None:
+    told = lit_llm("store", name, "--store", tmp_path)
     assert told.returncode == 2
     assert len(told.stderr.splitlines()) == 2
     assert told.stderr.startswith(f"--store: {tmp_path} ")

@@ -4,32 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import jsonschema
 import pytest
+from commands import in_a_process, lit_llm
 from equal_budgets import budgets_allowed
 from pages import ReadPage
-from typer.testing import CliRunner
 
-from lit_llm.cli import app
 from lit_llm.config.tree import read_file
 from lit_llm.experiment.load import load_experiment
+from lit_llm.store.store import Store
 from lit_llm.sweeps.json_schema import sweep_schema
 
+pytestmark = pytest.mark.xdist_group("sweep-commands")
 ROOT = Path(__file__).parents[1]
 ARMS = "arms: {red: {}, dec: {extends: decllm-tiny}}"
 SPACE = (
     "space: {pretrain.training.optimizer.lr: {log_uniform: [1e-4, 1e-1]}, model.feed_forward.d_ff: {choice: [32, 64]}}"
 )
-
-
-def lit_llm(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "lit_llm.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
 @pytest.fixture(scope="module")
@@ -46,40 +40,37 @@ def searched(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> tuple[Pa
 """
     path = folder / "small.yaml"
     head = "sweep: small\nquestion: Which *rate*?\nextends: redllm-tiny\n"
-    path.write_text(budgets_allowed(f"{head}base: {base}\n{ARMS}\n{SPACE}\ntrials: 5\nwinners: {{seeds: [5, 6]}}\n"))
+    path.write_text(budgets_allowed(f"{head}base: {base}\n{ARMS}\n{SPACE}\ntrials: 4\nwinners: {{seeds: [5, 6]}}\n"))
     done = lit_llm("sweep", path, "--store", folder / "store", "-j", 2)
     assert done.returncode == 0, done.stderr
     return path, folder / "store", done.stdout
 
 
-@pytest.mark.xdist_group("sweep-commands")
 def test_a_sweep_ends_with_what_each_arm_spent_and_with_the_winners(searched: tuple[Path, Path, str]) -> None:
     path, store, printed = searched
     found = json.loads(lit_llm("report", path, "--store", store, "--json").stdout)
     for arm in found["arms"]:
-        assert arm["states"] == {"done": 5}
-        assert arm["tokens"] == 5 * 8 * 4 * 32
+        assert arm["states"] == {"done": 4}
+        assert arm["tokens"] == 4 * 8 * 4 * 32
         assert f"{arm['best']['values']['val/target_nll']:.3f}" in printed
         assert arm["best"]["values"]["val/target_nll"] <= arm["own"]["values"]["val/target_nll"]
     assert "small-winners" in printed
     assert "Traceback" not in printed
 
 
-@pytest.mark.xdist_group("sweep-commands")
 def test_status_shows_every_trial_and_a_second_sweep_has_nothing_to_do(searched: tuple[Path, Path, str]) -> None:
     path, store, _ = searched
     before = json.loads(lit_llm("status", path, "--store", store, "--json").stdout)
-    assert [trial["state"] for trial in before["trials"] if trial["state"] == "done"] == ["done"] * 10
+    assert [trial["state"] for trial in before["trials"] if trial["state"] == "done"] == ["done"] * 8
     assert {tuple(trial["setting"]) for trial in before["trials"]} == {
         ("pretrain.training.optimizer.lr", "model.feed_forward.d_ff")
     }
     again = lit_llm("sweep", path, "--store", store)
     assert again.returncode == 0
-    assert "0 of 2 arms x 5 trials to do" in again.stdout
+    assert "0 of 2 arms x 4 trials to do" in again.stdout
     assert json.loads(lit_llm("status", path, "--store", store, "--json").stdout) == before
 
 
-@pytest.mark.xdist_group("sweep-commands")
 def test_report_draws_what_optuna_draws_into_files(searched: tuple[Path, Path, str]) -> None:
     path, store, _ = searched
     shown = lit_llm("report", path, "--store", store)
@@ -101,7 +92,6 @@ def test_report_draws_what_optuna_draws_into_files(searched: tuple[Path, Path, s
     assert (folder.parent / winners).exists()
 
 
-@pytest.mark.xdist_group("sweep-commands")
 def test_the_best_setting_is_an_experiment_that_train_takes(searched: tuple[Path, Path, str]) -> None:
     path, store, _ = searched
     best = json.loads(lit_llm("report", path, "--store", store, "--json").stdout)["arms"][1]["best"]
@@ -115,7 +105,6 @@ def test_the_best_setting_is_an_experiment_that_train_takes(searched: tuple[Path
     assert f"{best['values']['val/target_nll']:.3f}" in done.stdout
 
 
-@pytest.mark.xdist_group("sweep-commands")
 def test_a_sweep_is_opened_by_its_name_where_its_file_and_its_text_are_gone(
     searched: tuple[Path, Path, str], tmp_path: Path
 ) -> None:
@@ -131,9 +120,9 @@ def test_a_sweep_is_opened_by_its_name_where_its_file_and_its_text_are_gone(
         by_name = [json.loads(lit_llm(first, "small", *rest).stdout) for first, *rest in away]
         assert by_name[1:] == from_file[1:]
         assert [arm["parameters"] for arm in by_name[0]["arms"]] == [arm["parameters"] for arm in from_file[0]["arms"]]
-        again = lit_llm("sweep", "small", "--store", tmp_path / "moved")
+        again = in_a_process("sweep", "small", "--store", tmp_path / "moved")
         assert (again.returncode, again.stderr) == (0, "")
-        assert "0 of 2 arms x 5 trials to do" in again.stdout
+        assert "0 of 2 arms x 4 trials to do" in again.stdout
         assert "small-winners" in again.stdout
         run = lit_llm("run", "small", "--store", tmp_path / "moved")
         assert (run.returncode, f"use `lit-llm sweep small --store {tmp_path}/moved`" in run.stderr) == (2, True)
@@ -142,37 +131,35 @@ def test_a_sweep_is_opened_by_its_name_where_its_file_and_its_text_are_gone(
             elsewhere.rename(place)
 
 
-@pytest.mark.xdist_group("sweep-commands")
 def test_the_last_line_is_the_next_step_where_the_winners_were_not_done(
-    write_sweep: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_sweep: Callable[..., Path], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every trial is done: whoever presses Ctrl-C then goes on, and what failed is told of the winners' study."""
     space = "space: {pretrain.training.optimizer.lr: {log_uniform: [1e-4, 1e-1]}}"
-    path = write_sweep("unfinished", f"{ARMS}\n{space}\nwinners: {{seeds: [5]}}", trials=1)
-    store = tmp_path / "store"
+    path = write_sweep("unfinished", f"{ARMS}\n{space}\nseeds: [710]\nwinners: {{seeds: [711]}}", trials=1)
     last = {
-        True: (130, f"Interrupted; `lit-llm sweep {path} --store {store}` goes on."),
+        True: (130, f"Interrupted; `lit-llm sweep {path} --store {store.root}` goes on."),
         False: (
             1,
             "Some runs of the winners failed: "
-            f"`lit-llm status {store}/studies/unfinished/winners.yaml --store {store}` says why.",
+            f"`lit-llm status {store.root}/studies/unfinished/winners.yaml --store {store.root}` says why.",
         ),
     }
     for interrupted, (code, line) in last.items():
         monkeypatch.setattr("lit_llm.studies.execute.Execution.execute", lambda *_, said=interrupted: said)
-        ended = CliRunner().invoke(app, ["sweep", str(path), "--store", str(store)])
-        assert ended.exit_code == code
-        assert ended.output.rstrip().endswith(line)
-        assert "Some trials" not in ended.output
+        ended = lit_llm("sweep", path, "--store", store.root)
+        assert ended.returncode == code
+        assert ended.stdout.rstrip().endswith(line)
+        assert "Some trials" not in ended.stdout
 
 
 def test_plan_of_a_sweep_says_what_is_searched_and_what_it_comes_to(tmp_path: Path) -> None:
-    shown = lit_llm("plan", "sweeps/fair_lr.yaml", "--store", tmp_path)
+    shown = lit_llm("plan", "sweeps/fair_lr.yaml", "--store", tmp_path, cwd=ROOT)
     assert shown.returncode == 0, shown.stderr
     text = " ".join(shown.stdout.split())
     assert "3 arms x 24 trials = 72 runs" in text
     assert "hyperband by steps" in text
-    found = json.loads(lit_llm("plan", "sweeps/fair_lr.yaml", "--store", tmp_path, "--json").stdout)
+    found = json.loads(lit_llm("plan", "sweeps/fair_lr.yaml", "--store", tmp_path, "--json", cwd=ROOT).stdout)
     assert {"study", "question", "arms", "findings", "sweep", "searched"} <= found.keys()
     assert found["searched"]["dec"] == list(found["sweep"]["space"])
     assert not list(tmp_path.iterdir())
@@ -190,12 +177,12 @@ def test_a_wrong_sweep_is_one_message_and_nothing_is_started(write_sweep: Callab
 
 
 def test_a_study_is_no_sweep_and_a_sweep_no_study(tmp_path: Path) -> None:
-    one = lit_llm("run", "sweeps/quickstart.yaml", "--store", tmp_path / "store")
+    one = lit_llm("run", "sweeps/quickstart.yaml", "--store", tmp_path / "store", cwd=ROOT)
     assert (one.returncode, f"use `lit-llm sweep sweeps/quickstart.yaml --store {tmp_path}/store`" in one.stderr) == (
         2,
         True,
     )
-    other = lit_llm("sweep", "ablations/quickstart.yaml", "--store", tmp_path / "store")
+    other = lit_llm("sweep", "ablations/quickstart.yaml", "--store", tmp_path / "store", cwd=ROOT)
     assert (other.returncode, "`lit-llm run` takes a study" in other.stderr) == (2, True)
 
 

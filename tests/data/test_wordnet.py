@@ -15,6 +15,7 @@ from lit_llm.cli import app
 from lit_llm.config.problems import InputError
 from lit_llm.data.wordnet import TASKS, read_wordnet, write_glosses
 
+pytestmark = pytest.mark.xdist_group("wordnet")
 REAL = Path("/usr/share/wordnet")
 LICENSE = "  1 This software and database is being provided to you, the LICENSEE, by\n"
 # Lines of WordNet 3.0, without the pointers that lead out of the excerpt, and one of ours: "quoted".
@@ -104,12 +105,27 @@ def test_instructions_pair_a_word_with_its_gloss_and_its_kind(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory):
-    """(folder, counts) of the whole of WordNet."""
+def installed():
     if not (REAL / "data.noun").exists():
         pytest.skip(f"needs WordNet in {REAL}: apt install wordnet-base")
+
+
+@pytest.fixture(scope="module")
+def real(installed, tmp_path_factory):
+    """(folder, counts) of the whole of WordNet."""
     folder = tmp_path_factory.mktemp("glosses")
     return folder, write_glosses(REAL, folder)
+
+
+@pytest.fixture
+def extract(installed, tmp_path):
+    """A folder with every twentieth synset."""
+    folder = tmp_path / "extract"
+    folder.mkdir()
+    for name in EXCERPT:
+        synsets = [line for line in (REAL / f"data.{name}").read_text().splitlines() if not line.startswith("  ")]
+        (folder / f"data.{name}").write_text("\n".join(synsets[::20]) + "\n")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -200,20 +216,23 @@ def test_wrong_choices_are_neither_synonyms_nor_kinds_that_fit(real, lines):
     assert min(answers) > 850  # 1000 each are expected, with a standard deviation of 27
 
 
-def test_the_same_files_each_time_and_the_same_questions_whatever_the_limit_and_seed(real, tmp_path):
+def test_the_same_files_each_time_and_the_same_questions_whatever_the_limit_and_seed(extract, tmp_path):
     """A process of its own hashes strings otherwise, so an order by chance would show."""
-    folder, _ = real
-    command = [sys.executable, "-m", "lit_llm.cli", "data", "glosses", "--wordnet", str(REAL), "--limit", "50"]
+    folder = tmp_path / "whole"
+    write_glosses(extract, folder)
+    command = [sys.executable, "-m", "lit_llm.cli", "data", "glosses", "--wordnet", str(extract), "--limit", "50"]
     subprocess.run([*command, "--out", str(tmp_path / "again")], check=True)
-    counts = write_glosses(REAL, tmp_path / "other", limit=50, seed=1)
-    first = [line for line, _ in zip((folder / "train.jsonl").open(), range(50), strict=False)]
-    assert (tmp_path / "again" / "train.jsonl").read_text() == "".join(first)
+    counts = write_glosses(extract, tmp_path / "other", limit=50, seed=1)
+    train = (folder / "train.jsonl").read_text().splitlines(keepends=True)
+    assert len(train) > 5_000
+    assert (tmp_path / "again" / "train.jsonl").read_text() == "".join(train[:50])
     for name in ("again", "other"):
         for file in ("choices.jsonl", "held_out.jsonl", "text.jsonl"):
+            assert len(records(folder / file)) > 500
             assert (tmp_path / name / file).read_bytes() == (folder / file).read_bytes()
     other = records(tmp_path / "other" / "train.jsonl")
     assert len(other) == 50 == sum(count for key, count in counts.items() if key.startswith("train"))
-    assert other != list(map(json.loads, first))
+    assert other != list(map(json.loads, train[:50]))
 
 
 def test_no_held_out_question_is_trained_on_in_another_spelling(real):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import inspect
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import commands
 import pytest
 import torch
 import yaml
@@ -206,11 +205,10 @@ def test_the_command_exits_with_2_and_the_line(tmp_path):
     path = tmp_path / "red.yaml"
     path.write_text("extends: redllm-tiny\nadapt:\n  from: nowhere.yaml\n")
     for command in ("adapt", "train", "plan"):
-        call = [sys.executable, "-m", "lit_llm.cli", command, str(path)]
-        done = subprocess.run(call, capture_output=True, text=True, cwd=tmp_path)
+        done = commands.lit_llm(command, path, cwd=tmp_path)
         assert done.returncode == 2
         assert f"{path}:3: adapt.from: there is no preset and no file 'nowhere.yaml'" in done.stderr
-    done = subprocess.run([*call[:3], "adapt", "redllm-tiny"], capture_output=True, text=True, cwd=tmp_path)
+    done = commands.lit_llm("adapt", "redllm-tiny", cwd=tmp_path)
     assert (done.returncode, "has no `adapt` section" in done.stderr) == (2, True)
 
 

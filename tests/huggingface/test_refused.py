@@ -2,11 +2,10 @@
 
 import json
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
+from commands import lit_llm
 from safetensors.torch import load_file, save_file
 from small_peers import every, imported, peer, saved
 
@@ -216,8 +215,7 @@ def test_a_directory_of_ours_that_was_changed_says_what_is_wrong(tmp_path):
 
 def test_the_command_answers_with_a_message_and_exit_code_2(checkpoint, tmp_path):
     change(checkpoint, attention_bias=True)
-    line = [sys.executable, "-m", "lit_llm.cli", "import", str(checkpoint)]
-    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path)
+    done = lit_llm("import", checkpoint, cwd=tmp_path)
     assert done.returncode == 2
     assert "attention_bias" in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,13 +1,12 @@
 """Tokens: an imported folder, and an exported run, read and write the text that the tokenizer's own library does."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from commands import lit_llm
 from small_peers import MODELS, imported, peer, saved
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -25,11 +24,6 @@ def write_tokenizer(path, special=("<pad>", "<eos>", "<bos>", "<unk>")):
     library.add_special_tokens(list(special))
     library.save(str(path))
     return library
-
-
-def command(*arguments, cwd):
-    line = [sys.executable, "-m", "lit_llm.cli", *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, cwd=cwd)
 
 
 def with_tokenizer(name, folder, **changes):
@@ -55,10 +49,10 @@ def greedy(model, library, prompt, tokens, both):
 @pytest.mark.parametrize("name", ["gemma2", "t5gemma2"])
 def test_generate_takes_an_imported_folder_as_it_is(name, tmp_path):
     model, place, library = with_tokenizer(name, tmp_path)
-    done = command("import", place, "--out", "ours", cwd=tmp_path)
+    done = lit_llm("import", place, "--out", "ours", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     prompts = "w5 w9 w30", "w1", "w40 w8 w7 w40", "w2 w3"
-    said = command("generate", "ours", *prompts, "--max-new-tokens", "12", "--json", cwd=tmp_path)
+    said = lit_llm("generate", "ours", *prompts, "--max-new-tokens", "12", "--json", cwd=tmp_path)
     assert said.returncode == 0, said.stderr
     expected = [greedy(model, library, prompt, 12, both=name == "t5gemma2") for prompt in prompts]
     assert [json.loads(line)["generated"] for line in said.stdout.splitlines()] == expected
@@ -103,7 +97,7 @@ def test_a_tokenizer_without_a_first_token_begins_with_its_last(tmp_path):
 
 def test_a_folder_without_a_tokenizer_says_so(tmp_path):
     folder, _ = imported(peer("llama"), tmp_path)
-    said = command("generate", folder, "text", cwd=tmp_path)
+    said = lit_llm("generate", folder, "text", cwd=tmp_path)
     assert said.returncode == 2
     assert "no tokenizer" in said.stderr
 
@@ -111,7 +105,7 @@ def test_a_folder_without_a_tokenizer_says_so(tmp_path):
 @pytest.mark.parametrize("line", [("generate", "theirs", "w1"), ("export", "theirs", "out")])
 def test_a_folder_that_is_still_to_be_imported_says_how(line, tmp_path):
     with_tokenizer("llama", tmp_path)
-    said = command(*line, cwd=tmp_path)
+    said = lit_llm(*line, cwd=tmp_path)
     assert said.returncode == 2
     assert "`lit-llm import theirs` first" in said.stderr
     assert "decllm-tiny" not in said.stderr
@@ -120,7 +114,7 @@ def test_a_folder_that_is_still_to_be_imported_says_how(line, tmp_path):
 def test_a_model_that_fills_in_words_says_that_it_writes_none(tmp_path):
     _, place, _ = with_tokenizer("modernbert", tmp_path)
     import_checkpoint(place, tmp_path / "ours")
-    said = command("generate", "ours", "w1", cwd=tmp_path)
+    said = lit_llm("generate", "ours", "w1", cwd=tmp_path)
     assert said.returncode == 2
     assert "writes no text" in said.stderr
 
@@ -154,23 +148,23 @@ def library(tmp_path):
 
 def test_an_exported_run_writes_in_transformers_what_generate_writes(library, tmp_path):
     """Trained with exchanged ids; its rows have to go back to their places in the tokenizer's file."""
-    done = command("train", "run.yaml", cwd=tmp_path)
+    done = lit_llm("train", "run.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    done = command("export", "run.yaml", "exported", cwd=tmp_path)
+    done = lit_llm("export", "run.yaml", "exported", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "LlamaForCausalLM" in done.stdout
-    said = command("generate", "run.yaml", "w5 w9 w30", "--max-new-tokens", "9", "--json", cwd=tmp_path)
+    said = lit_llm("generate", "run.yaml", "w5 w9 w30", "--max-new-tokens", "9", "--json", cwd=tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "exported", attn_implementation="eager")
     assert (theirs.config.bos_token_id, theirs.config.eos_token_id) == (2, 1)
     assert json.loads(said.stdout)["generated"] == greedy(theirs, library, "w5 w9 w30", 9, both=False)
-    again = command("import", "exported", "--out", "ours", cwd=tmp_path)
+    again = lit_llm("import", "exported", "--out", "ours", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    repeated = command("generate", "ours", "w5 w9 w30", "--max-new-tokens", "9", "--json", cwd=tmp_path)
+    repeated = lit_llm("generate", "ours", "w5 w9 w30", "--max-new-tokens", "9", "--json", cwd=tmp_path)
     assert repeated.stdout == said.stdout
 
 
 def test_a_mask_that_transformers_does_not_have_is_said(library, tmp_path):
     (tmp_path / "run.yaml").write_text(RUN + "  objective: prefix_lm\n  masks: {prefix: bidirectional}\n")
-    assert command("train", "run.yaml", cwd=tmp_path).returncode == 0
-    done = command("export", "run.yaml", "exported", cwd=tmp_path)
+    assert lit_llm("train", "run.yaml", cwd=tmp_path).returncode == 0
+    done = lit_llm("export", "run.yaml", "exported", cwd=tmp_path)
     assert "prefix both ways" in done.stdout, done.stderr

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -15,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from commands import command, lit_llm
 
-from lit_llm.cli import app
+from lit_llm.report.progress import json_lines
 from lit_llm.store.store import Store, read_metrics
 
 Write = Callable[..., Path]
@@ -35,12 +34,12 @@ allow:
 """
 
 
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "lit_llm.cli", *map(str, arguments)]
-
-
-def lit_llm(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), capture_output=True, text=True)
+def started(*arguments: object) -> subprocess.Popen[str]:
+    """The command as a process, which has to see to it by itself that no line waits in a buffer."""
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.Popen(
+        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=buffered
+    )
 
 
 def told(answer: subprocess.CompletedProcess[str]) -> list[Event]:
@@ -65,8 +64,8 @@ def content(line: Event) -> Event:
     return {key: value for key, value in line.items() if key not in ("event", "time")}
 
 
-def reported(path: Path, store: Path) -> Event:
-    found = json.loads(lit_llm("report", path, "--store", store, "--json").stdout)
+def reported(path: Path, store: Store) -> Event:
+    found = json.loads(lit_llm("report", path, "--store", store.root, "--json").stdout)
     assert isinstance(found, dict)
     return found
 
@@ -76,34 +75,43 @@ def longer(path: Path, steps: int) -> Path:
     return path
 
 
-def test_a_study_is_told_from_its_plan_to_its_comparison(write_study: Write, tmp_path: Path) -> None:
+EVERY = 0.5  # a launch looks at its runs twice in that time
+
+
+@pytest.fixture
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines of progress twice as often, for runs that take a second."""
+    monkeypatch.setattr(json_lines, "EVERY", EVERY)
+
+
+@pytest.mark.usefixtures("_quick")
+def test_a_study_is_told_from_its_plan_to_its_comparison(write_study: Write, store: Store) -> None:
     """The judges: the stages' own files, `status --json` and `report --json`."""
-    path, store = longer(write_study("lines", TWO, seeds=[0, 1]), 900), tmp_path / "store"
-    answer = lit_llm("run", path, "--store", store, "-j", 2, "--json")
+    path = longer(write_study("lines", TWO, seeds=[700, 701]), 200)
+    answer = lit_llm("run", path, "--store", store.root, "-j", 2, "--json")
     assert answer.returncode == 0, answer.stderr
     lines = told(answer)
     (planned,) = [line for line in lines if line["event"] == "planned"]
     assert [(run["arm"], run["seed"], run["to_do"]) for run in planned["runs"]] == [
-        (arm, seed, True) for arm in ("red", "dec") for seed in (0, 1)
+        (arm, seed, True) for arm in ("red", "dec") for seed in (700, 701)
     ]
     stages = by_stage(lines)
     assert stages.keys() == {(run["run"], "pretrain") for run in planned["runs"]}
     for (_, _), events in stages.items():
         assert [line["event"] for line in events] == ["started", *["progress"] * (len(events) - 2), "finished"]
         measured = {
-            line["step"]: line["metrics"]
-            for line in read_metrics(Store(store).stage(events[0]["fingerprint"]).metrics_file)
+            line["step"]: line["metrics"] for line in read_metrics(store.stage(events[0]["fingerprint"]).metrics_file)
         }
         for line in events[1:]:
-            assert line["steps"] == 900
+            assert line["steps"] == 200
             assert line["loss"] == measured[line["step"]]["train/loss"]
             assert line["tokens_per_second"] == measured[line["step"]]["throughput/tokens_per_second"]
         steps = [line["step"] for line in events[1:]]
         assert steps == sorted(steps)
         times = [line["time"] for line in events if line["event"] == "progress"]
-        assert all(after - before > 0.95 for before, after in itertools.pairwise(times))
+        assert all(after - before > 0.95 * EVERY for before, after in itertools.pairwise(times))
     assert any(line["event"] == "progress" for line in lines)
-    status = json.loads(lit_llm("status", path, "--store", store, "--json").stdout)["runs"]
+    status = json.loads(lit_llm("status", path, "--store", store.root, "--json").stdout)["runs"]
     same = ("arm", "seed", "stage", "after", "evaluation", "fingerprint", "state", "metrics", "error", "step", "log")
     assert [{key: events[-1][key] for key in same} for events in stages.values()] == [
         {key: row[key] for key in same} for row in status
@@ -112,9 +120,9 @@ def test_a_study_is_told_from_its_plan_to_its_comparison(write_study: Write, tmp
     assert content(lines[-1]) == reported(path, store)
 
 
-def test_what_fails_and_what_diverges_end_with_their_states(write_study: Write, tmp_path: Path) -> None:
-    path, store = write_study("uneven", UNEVEN), tmp_path / "store"
-    answer = lit_llm("run", path, "--store", store, "--json")
+def test_what_fails_and_what_diverges_end_with_their_states(write_study: Write, store: Store) -> None:
+    path = write_study("uneven", UNEVEN, seeds=[702])
+    answer = lit_llm("run", path, "--store", store.root, "--json")
     assert answer.returncode == 1
     lines = told(answer)
     ends = {line["arm"]: line for line in lines if line["event"] == "finished"}
@@ -123,18 +131,15 @@ def test_what_fails_and_what_diverges_end_with_their_states(write_study: Write, 
     assert Path(ends["broken"]["log"]).exists()
     assert content(lines[-1]) == reported(path, store)
     assert "lit-llm status" in answer.stderr
-    again = told(lit_llm("run", path, "--store", store, "--json"))
+    again = told(lit_llm("run", path, "--store", store.root, "--json"))
     assert [line["event"] for line in again] == ["planned", "compared"]
     assert [run["state"] for run in again[0]["runs"]] == ["done", "failed", "diverged"]
 
 
-def test_ctrl_c_is_told_and_the_next_run_tells_the_rest(write_study: Write, tmp_path: Path) -> None:
-    path, store = longer(write_study("stopped", TWO), 1500), tmp_path / "store"
-    options = ("run", path, "--store", store, "-j", 2, "--json")
-    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    process = subprocess.Popen(
-        command(*options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=buffered
-    )
+def test_ctrl_c_is_told_and_the_next_run_tells_the_rest(write_study: Write, store: Store) -> None:
+    path = longer(write_study("stopped", TWO, seeds=[703]), 800)
+    options = ("run", path, "--store", store.root, "-j", 2, "--json")
+    process = started(*options)
     assert process.stdout is not None
     heard = []
     for line in process.stdout:  # each comes as it happens
@@ -147,8 +152,8 @@ def test_ctrl_c_is_told_and_the_next_run_tells_the_rest(write_study: Write, tmp_
     assert process.returncode == 130
     lines = told(subprocess.CompletedProcess([], 130, "".join(heard) + rest, errors))
     assert {(line["run"], line["state"]) for line in lines if line["event"] == "finished"} == {
-        ("red/seed 0", "interrupted"),
-        ("dec/seed 0", "interrupted"),
+        ("red/seed 703", "interrupted"),
+        ("dec/seed 703", "interrupted"),
     }
     assert [line["event"] for line in lines[-2:]] == ["interrupted", "compared"]
     assert "goes on" in errors
@@ -169,16 +174,15 @@ def test_ctrl_c_before_the_first_run_is_told_too(
     study = write_study("early", TWO)
     sweep = write_sweep("early_too", f"{TWO}\nspace: {{pretrain.training.optimizer.lr: {{log_uniform: [1e-4, 1e-1]}}}}")
     for name, path in (("run", study), ("sweep", sweep)):
-        arguments = [name, str(path), "--store", str(tmp_path / "store"), "--json"]
-        answer = CliRunner().invoke(app, arguments, standalone_mode=False)
+        answer = lit_llm(name, path, "--store", tmp_path / "store", "--json")
         assert [json.loads(line)["event"] for line in answer.stdout.splitlines()] == ["interrupted"]
-        assert not isinstance(answer.exception, SystemExit)
+        assert answer.returncode == 130
 
 
-def test_every_stage_of_a_run_is_told_and_what_was_there_is_not(write_study: Write, tmp_path: Path) -> None:
-    path, store = write_study("stages", "arms: {red: {}}"), tmp_path / "store"
-    lit_llm("run", path, "--store", store)
-    lines = told(lit_llm("evaluate", path, "-o", "evaluate.likelihood={}", "--store", store, "--json"))
+def test_every_stage_of_a_run_is_told_and_what_was_there_is_not(write_study: Write, store: Store) -> None:
+    path = write_study("stages", "arms: {red: {}}", seeds=[704])
+    lit_llm("run", path, "--store", store.root)
+    lines = told(lit_llm("evaluate", path, "-o", "evaluate.likelihood={}", "--store", store.root, "--json"))
     ends = [line for line in lines if line["event"] == "finished"]
     assert [(line["stage"], line["evaluation"], line["after"], line["state"]) for line in ends] == [
         ("evaluate", "likelihood", "pretrain", "done")
@@ -192,11 +196,9 @@ def test_a_wrong_study_says_nothing_on_stdout(write_study: Write, tmp_path: Path
     assert "did you mean 'model'" in answer.stderr
 
 
-def test_the_runs_go_on_when_nobody_reads_any_more(write_study: Write, tmp_path: Path) -> None:
-    path, store = longer(write_study("alone", TWO), 300), tmp_path / "store"
-    process = subprocess.Popen(
-        command("run", path, "--store", store, "--json"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def test_the_runs_go_on_when_nobody_reads_any_more(write_study: Write, store: Store) -> None:
+    path = write_study("alone", TWO, seeds=[705])
+    process = started("run", path, "--store", store.root, "--json")
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.readline()
@@ -204,14 +206,17 @@ def test_the_runs_go_on_when_nobody_reads_any_more(write_study: Write, tmp_path:
     said = process.stderr.read()
     assert process.wait(timeout=300) == 0
     assert said.count("Nobody reads the lines any more") == 1
-    assert len(list(store.glob("stages/*/result.json"))) == 2
+    assert [row["states"] for row in reported(path, store)["rows"]] == [{"done": 1}] * 2
 
 
-def test_a_sweep_tells_its_trials_and_then_its_winners(write_sweep: Write, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("_quick")
+def test_a_sweep_tells_its_trials_and_then_its_winners(write_sweep: Write, store: Store) -> None:
     """The judges: `status --json` and `report --json`, of the sweep and of the study of its winners."""
-    space = "space: {pretrain.training.optimizer.lr: {log_uniform: [1e-4, 1e-1]}}\nwinners: {seeds: [5]}"
-    path, store = longer(write_sweep("searched", f"{TWO}\n{space}", trials=3), 400), tmp_path / "store"
-    answer = lit_llm("sweep", path, "--store", store, "-j", 2, "--json")
+    space = (
+        "space: {pretrain.training.optimizer.lr: {log_uniform: [1e-4, 1e-1]}}\nseeds: [706]\nwinners: {seeds: [707]}"
+    )
+    path = longer(write_sweep("searched", f"{TWO}\n{space}", trials=2), 100)
+    answer = lit_llm("sweep", path, "--store", store.root, "-j", 2, "--json")
     assert answer.returncode == 0, answer.stderr
     lines = told(answer)
     trials = defaultdict(list)
@@ -219,12 +224,12 @@ def test_a_sweep_tells_its_trials_and_then_its_winners(write_sweep: Write, tmp_p
         if "trial" in line:
             trials[line["trial"]].append(line)
     status = {f"{row['arm']}/trial {row['number']:03}": row for row in
-              json.loads(lit_llm("status", path, "--store", store, "--json").stdout)["trials"]}  # fmt: skip
+              json.loads(lit_llm("status", path, "--store", store.root, "--json").stdout)["trials"]}  # fmt: skip
     assert trials.keys() == status.keys()
     for name, events in trials.items():
         assert [line["event"] for line in events] == ["started", *["progress"] * (len(events) - 2), "finished"]
         assert {key: events[-1][key] for key in status[name]} == status[name]
     (comparing,) = [line for line in lines if line["event"] == "comparing"]
     assert [line["event"] for line in lines[-2:]] == ["compared", "searched"]
-    assert content(lines[-2]) == reported(comparing["file"], store)
+    assert content(lines[-2]) == reported(Path(comparing["file"]), store)
     assert content(lines[-1]) == reported(path, store)

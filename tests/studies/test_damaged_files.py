@@ -23,6 +23,7 @@ from lit_llm.studies.load import load_study
 from lit_llm.studies.run import Finished, Observer, run_study
 from lit_llm.studies.runs import Run, runs_of
 
+pytestmark = pytest.mark.xdist_group("damaged-files")
 AGAIN = "`lit-llm run STUDY --rerun failed` computes it again"
 TIMES = ("started", "finished", "seconds")
 

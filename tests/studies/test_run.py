@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,9 +14,10 @@ import killed
 import out_of_memory
 import psutil
 import pytest
+from commands import command, lit_llm
 
 from lit_llm.config.problems import InputError
-from lit_llm.store.store import Store, locked, read_metrics, write_json
+from lit_llm.store.store import Stage, Store, locked, read_metrics, write_json
 from lit_llm.studies.load import Ablation, load_study
 from lit_llm.studies.plan import plan
 from lit_llm.studies.run import Finished, Observer, run_study
@@ -210,37 +210,41 @@ def test_a_run_out_of_memory_goes_on_with_half_the_micro_batch(
     assert not finished.runs[0].stale()
 
 
-def command(path: Path, store: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "lit_llm.cli", "run", str(path), "--store", str(store), *options]
+def stages_of(store: Store, seed: int) -> list[Stage]:
+    """Those of other tests in the same store are left out."""
+    found = [path.parent for path in store.root.glob("stages/*/config.yaml") if f"seed: {seed}\n" in path.read_text()]
+    return [Stage(folder) for folder in found]
 
 
-def wait_for_training(store: Path, count: int, seconds: float = 300) -> list[int]:
+def wait_for_training(store: Store, seed: int, count: int, seconds: float = 300) -> list[int]:
     """Process ids of runs that have logged something."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        found = [p.parent for p in store.glob("stages/*/metrics.jsonl") if p.read_text().count("\n") > 0]
+        found = [stage.folder for stage in stages_of(store, seed) if read_metrics(stage.metrics_file)]
         if len(found) >= count:
             return [json.loads((folder / "state.json").read_text())["pid"] for folder in found]
-        time.sleep(0.1)
+        time.sleep(0.05)
     raise AssertionError("no run began in time")
 
 
-@pytest.mark.parametrize("jobs", ["1", "2"])
-def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(write_study: Study, tmp_path: Path, jobs: str) -> None:
-    path = write_study(f"ctrl_c_{jobs}", TWO, seeds=[150])
-    path.write_text(long(path.read_text()))
-    store = tmp_path / "store"
-    process = subprocess.Popen(command(path, store, "-j", jobs), stdout=subprocess.PIPE, text=True)
-    wait_for_training(store, int(jobs))
+def started(path: Path, store: Path, *options: str) -> subprocess.Popen[str]:
+    line = command("run", path, "--store", store, *options)
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(write_study: Study, store: Store, tmp_path: Path) -> None:
+    path = write_study("ctrl_c", TWO, seeds=[150])
+    path.write_text(long(path.read_text(), 300))
+    process = started(path, store.open().root, "-j", "2")
+    wait_for_training(store, 150, 2)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "goes on" in output
-    stages = [Store(store).stage(folder.parent.name) for folder in store.glob("stages/*/state.json")]
-    assert {stage.status()["state"] for stage in stages} == {"interrupted"}
-    assert all((stage.checkpoints / "last.ckpt").exists() for stage in stages)
+    assert {stage.status()["state"] for stage in stages_of(store, 150)} == {"interrupted"}
+    assert all((stage.checkpoints / "last.ckpt").exists() for stage in stages_of(store, 150))
 
-    resumed = run(path, Store(store))
+    resumed = run(path, store)
     assert set(states(resumed).values()) == {"done"}
     whole = run(path, Store(tmp_path / "whole"))
     for one, two in zip(resumed.runs, whole.runs, strict=True):
@@ -248,19 +252,17 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(write_study: Study, t
         assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
-def test_a_killed_coordinator_leaves_no_orphan_and_its_runs_resume(write_study: Study, tmp_path: Path) -> None:
+def test_a_killed_coordinator_leaves_no_orphan_and_its_runs_resume(write_study: Study, store: Store) -> None:
     path = write_study("orphans", TWO, seeds=[160])
-    path.write_text(long(path.read_text()).replace("max_steps: 400", "max_steps: 100000"))
-    store = tmp_path / "store"
-    process = subprocess.Popen(command(path, store, "-j", "2"), stdout=subprocess.DEVNULL)
-    pids = wait_for_training(store, 2)
+    path.write_text(long(path.read_text(), 100_000))
+    process = started(path, store.open().root, "-j", "2")
+    pids = wait_for_training(store, 160, 2)
     family = {*pids, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))}
     process.kill()
     process.wait()
     gone = psutil.wait_procs([psutil.Process(pid) for pid in family if psutil.pid_exists(pid)], timeout=200)
     assert gone[1] == []
-    stages = [Store(store).stage(folder.parent.name) for folder in store.glob("stages/*/state.json")]
-    assert {stage.status()["state"] for stage in stages} == {"interrupted"}
+    assert {stage.status()["state"] for stage in stages_of(store, 160)} == {"interrupted"}
 
 
 def test_the_same_study_cannot_run_twice_at_once(write_study: Study, store: Store) -> None:
@@ -322,10 +324,7 @@ def test_sixteen_commands_start_on_one_fresh_store(write_study: Study, tmp_path:
     """All at once: the store, the tokenised corpus and MLflow's database are each made once."""
     store = tmp_path / "store"
     paths = [write_study(f"crowd_{n}", "arms: {red: {}}", seeds=[200 + n]) for n in range(16)]
-    processes = [
-        subprocess.Popen(command(path, store, "-j", "1"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for path in paths
-    ]
+    processes = [started(path, store, "-j", "1") for path in paths]
     outputs = [process.communicate(timeout=2000)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * 16, "\n".join(outputs)
     # Who waits too long for MLflow's database says so, and catches up in the same command.
@@ -401,23 +400,19 @@ def load_and_name(path: Path) -> str:
     return runs_of(load_study(path), Store("/nonexistent"))[0].last.fingerprint
 
 
-def test_two_studies_that_share_a_stage_compute_it_once(write_study: Study, tmp_path: Path) -> None:
-    """Both are started at once; the one that comes second waits for the result, and both end well."""
-    store = tmp_path / "store"
-    paths = []
-    for name in ("left", "right"):
-        path = write_study(name, "arms: {red: {}}", seeds=[240])
+def test_two_studies_that_share_a_stage_compute_it_once(write_study: Study, store: Store) -> None:
+    """The second begins while the first computes it: it waits for the result, and both end well."""
+    first, second = (write_study(name, "arms: {red: {}}", seeds=[240]) for name in ("left", "right"))
+    for path in (first, second):
         path.write_text(long(path.read_text()))
-        paths.append(path)
-    processes = [
-        subprocess.Popen(command(path, store, "-j", "1"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for path in paths
-    ]
-    outputs = [process.communicate(timeout=600)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
-    assert all("red/seed 240: done" in output for output in outputs), "\n".join(outputs)
-    (stage,) = store.glob("stages/*")
-    steps = [line["step"] for line in read_metrics(stage / "metrics.jsonl")]
+    process = started(first, store.open().root)
+    wait_for_training(store, 240, 1)
+    waited = lit_llm("run", second, "--store", store.root)
+    output, _ = process.communicate(timeout=600)
+    assert (process.returncode, waited.returncode) == (0, 0), output + waited.stdout + waited.stderr
+    assert all("red/seed 240: done" in told for told in (output, waited.stdout)), output + waited.stdout
+    (stage,) = stages_of(store, 240)
+    steps = [line["step"] for line in read_metrics(stage.metrics_file)]
     assert steps == sorted(set(steps))
 
 

@@ -123,7 +123,7 @@ def test_a_trial_that_somebody_asks_to_stop_does_not_hold_up_the_search(
     write_sweep: Write, tmp_path: Path, store: Store
 ) -> None:
     """SIGTERM to its process alone, as a batch system or a person may send it."""
-    path = longer(write_sweep("asked", f"{ONE}\n{rates()}\nseeds: [402]\n{ALONE}", trials=2), 400)
+    path = longer(write_sweep("asked", f"{ONE}\n{rates()}\nseeds: [402]\n{ALONE}", trials=2), 200)
     coordinator = Coordinator(tmp_path, path, store.root)
     os.kill(pid_of(wait_until(lambda: at_work(store, 402))[0]), signal.SIGTERM)
     assert coordinator.wait() == 0
@@ -135,11 +135,10 @@ def test_a_trial_that_somebody_asks_to_stop_does_not_hold_up_the_search(
 
 def test_a_killed_coordinator_loses_no_trial_and_repeats_none(write_sweep: Write, store: Store, tmp_path: Path) -> None:
     """What was done stays as it was written, what was being trained goes on, the rest is drawn."""
-    path = longer(write_sweep("orphaned", f"{TWO}\n{rates()}\nseeds: [403]\n{ALONE}", trials=3), 200)
+    path = longer(write_sweep("orphaned", f"{TWO}\n{rates()}\nseeds: [403]\n{ALONE}", trials=3), 120)
     coordinator = Coordinator(tmp_path, path, store.root, slots=2)
     wait_until(lambda: any(stage.result() for stage in seeded(store, 403)) and at_work(store, 403))
-    coordinator.process.kill()
-    coordinator.process.wait()
+    coordinator.kill()
     before = {stage.folder: stage.result() for stage in seeded(store, 403)}
     written = [
         (folder / "result.json", (folder / "result.json").stat().st_mtime_ns) for folder in before if before[folder]
@@ -157,7 +156,7 @@ def test_a_killed_coordinator_loses_no_trial_and_repeats_none(write_sweep: Write
     for stage in seeded(store, 403):
         steps = [line["step"] for line in read_metrics(stage.metrics_file)]
         assert steps == sorted(set(steps))
-        assert steps[-1] == 200
+        assert steps[-1] == 120
 
 
 FAULTS = {
@@ -241,19 +240,19 @@ def test_an_interrupted_search_keeps_everything_and_the_next_completes_it(
     write_sweep: Write, store: Store, tmp_path: Path, number: signal.Signals
 ) -> None:
     seed = 430 + number
-    path = longer(write_sweep(f"interrupted_{number}", f"{TWO}\n{rates()}\nseeds: [{seed}]\n{ALONE}", trials=2), 300)
-    coordinator = Coordinator(tmp_path, path, store.root, slots=2)
+    path = longer(write_sweep(f"interrupted_{number}", f"{TWO}\n{rates()}\nseeds: [{seed}]\n{ALONE}", trials=1), 300)
+    coordinator = Coordinator(tmp_path, path, store.root, slots=2, cold=number == signal.SIGINT)
     wait_until(lambda: len(at_work(store, seed)) == 2)
-    coordinator.process.send_signal(number)
+    coordinator.send(number)
     assert coordinator.wait() == 130
     assert {stage.status()["state"] for stage in seeded(store, seed)} == {"interrupted"}
     assert all((stage.checkpoints / "last.ckpt").exists() for stage in seeded(store, seed))
     first = {stage.folder: read_metrics(stage.metrics_file) for stage in seeded(store, seed)}
     ended = sweep(path, store)
-    assert_exact(ended, 2)
+    assert_exact(ended, 1)
     for folder, lines in first.items():
         assert read_metrics(Stage(folder).metrics_file)[: len(lines)] == lines
-    assert len(seeded(store, seed)) == 4
+    assert len(seeded(store, seed)) == 2
 
 
 # --- many coordinators ---------------------------------------------------------------------------------------------
@@ -274,7 +273,7 @@ def test_a_trial_whose_coordinator_is_killed_is_taken_over_by_the_other(
     write_sweep: Write, store: Store, tmp_path: Path
 ) -> None:
     """The other waits at a gate, so that it begins a trial of its own before the first has ended one."""
-    path = longer(write_sweep("heir", f"{TWO}\n{rates()}\nseeds: [442]\n{ALONE}", trials=1), 600)
+    path = longer(write_sweep("heir", f"{TWO}\n{rates()}\nseeds: [442]\n{ALONE}", trials=1), 300)
     gate = tmp_path / "gate"
     fault = f"""
 import pathlib, time
@@ -292,7 +291,7 @@ Trials.next = draw_behind_the_gate
     wait_until(lambda: at_work(store, 442))
     gate.touch()
     wait_until(lambda: two.begun)
-    one.process.kill()
+    one.kill()
     assert two.wait() == 0
     assert sorted(two.begun) == ["dec/trial 000", "red/trial 000"]
     assert_exact(sweep(path, store), 1)
@@ -329,11 +328,10 @@ def test_four_coordinators_start_on_one_fresh_store(write_sweep: Write, tmp_path
 
 def test_a_killed_coordinator_leaves_no_process_behind(write_sweep: Write, store: Store, tmp_path: Path) -> None:
     path = longer(write_sweep("childless", f"{TWO}\n{rates()}\nseeds: [444]\n{ALONE}", trials=1), 100_000)
-    coordinator = Coordinator(tmp_path, path, store.root, slots=2)
+    coordinator = Coordinator(tmp_path, path, store.root, slots=2, cold=True)
     wait_until(lambda: len(at_work(store, 444)) == 2)
-    children = psutil.Process(coordinator.process.pid).children(recursive=True)
+    children = psutil.Process(coordinator.pid).children(recursive=True)
     family = [*children, *(psutil.Process(pid_of(stage)) for stage in at_work(store, 444))]
-    coordinator.process.kill()
-    coordinator.process.wait()
+    coordinator.kill()
     assert psutil.wait_procs(family, timeout=200)[1] == []
     assert not any(result for stage in seeded(store, 444) if (result := stage.result()))

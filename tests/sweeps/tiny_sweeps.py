@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -140,19 +143,51 @@ if __name__ == "__main__":
 """
 
 
+class WarmServer:
+    """The process of `warm_server.py`, one for a test process."""
+
+    def __init__(self) -> None:
+        pipe = subprocess.PIPE
+        program = Path(__file__).with_name("warm_server.py")
+        self.process = subprocess.Popen([sys.executable, str(program)], stdin=pipe, stdout=pipe, text=True)
+
+    def ask(self, **request: object) -> Any:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+
+warm_server = functools.cache(WarmServer)
+
+
 class Coordinator:
-    """A process of its own that runs a sweep; `fault` is code that breaks it at a certain point."""
+    """A process of its own that runs a sweep; `fault` is code that breaks it at a certain point.
+
+    cold: its fork server is started anew, as everywhere but in tests.
+    """
 
     def __init__(
-        self, folder: Path, path: Path, store: Path, slots: int = 1, storage: str | None = None, fault: str = ""
+        self,
+        folder: Path,
+        path: Path,
+        store: Path,
+        slots: int = 1,
+        storage: str | None = None,
+        fault: str = "",
+        cold: bool = False,
     ) -> None:
         number = len(list(folder.glob("coordinator-*.py")))
         program = folder / f"coordinator-{number}.py"
         program.write_text(PROGRAM.replace("# FAULT", fault))
-        command = [sys.executable, str(program), str(path), str(store), str(slots), *([storage] if storage else [])]
         self.log = folder / f"coordinator-{number}.txt"
-        with self.log.open("w") as file:
-            self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        self.log.touch()
+        arguments = [str(path), str(store), str(slots), *([storage] if storage else [])]
+        self.code: int | None = None
+        self.pid: int = warm_server().ask(
+            program=str(program), arguments=arguments, environment=dict(os.environ), log=str(self.log), cold=cold
+        )
 
     @property
     def output(self) -> str:
@@ -162,12 +197,28 @@ class Coordinator:
     def begun(self) -> list[str]:
         return [line.removeprefix("began ") for line in self.output.splitlines() if line.startswith("began ")]
 
+    def send(self, number: signal.Signals) -> None:
+        assert self._ended() is None, self.output
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send(signal.SIGKILL)
+        self.wait()
+
     def wait(self, seconds: float = 400) -> int:
-        try:
-            return self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            raise AssertionError(f"it did not end within {seconds} s:\n{self.output}") from None
+        """Its exit code, as that of a subprocess.Popen."""
+        deadline = time.monotonic() + seconds
+        while (code := self._ended()) is None:
+            if time.monotonic() > deadline:
+                os.kill(self.pid, signal.SIGKILL)
+                raise AssertionError(f"it did not end within {seconds} s:\n{self.output}")
+            time.sleep(0.02)
+        return code
+
+    def _ended(self) -> int | None:
+        if self.code is None:
+            self.code = warm_server().ask(ended=self.pid)
+        return self.code
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 300) -> Any:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from commands import command, lit_llm
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before the import
 os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "1"  # for the tests' own client
@@ -103,21 +104,27 @@ HANGS = 400
 """Seconds after which a command hangs, as it would with MLflow's own seven retries of a request of two minutes."""
 
 
-def lit_llm(*arguments: object, **environment: str) -> subprocess.Popen[str]:
+def started(path: Path, store: Store, address: str) -> subprocess.Popen[str]:
+    """`lit-llm run` as a process."""
+    line = command("run", path, "-j", 2, "--store", store.root, "--tracking", address)
     return subprocess.Popen(
-        [sys.executable, "-m", "lit_llm.cli", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"COLUMNS": "400"} | environment,
+        line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"COLUMNS": "400"}
     )
 
 
-def run(path: Path, store: Store, address: str) -> tuple[int, str]:
-    """(exit code, what was printed) of `lit-llm run`."""
-    process = lit_llm("run", path, "-j", 2, "--store", store.root, "--tracking", address)
+def run_in_a_process(path: Path, store: Store, address: str) -> tuple[int, str]:
+    """(exit code, what was printed) of `lit-llm run`, where it may hang."""
+    process = started(path, store, address)
     told, _ = process.communicate(timeout=HANGS)
     return process.returncode, told
+
+
+def run(path: Path, store: Store, address: str) -> tuple[int, str]:
+    """The same in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "400")
+        ended = lit_llm("run", path, "-j", 2, "--store", store.root, "--tracking", address)
+    return ended.returncode, ended.stderr + ended.stdout
 
 
 def stages(store: Store) -> list[Stage]:
@@ -200,12 +207,12 @@ def create(address: str, lock: Path, seed: int, barrier: Any, problems: Any) -> 
 def test_coordinators_of_one_store_create_no_run_twice(server: Server, tmp_path: Path) -> None:
     """A server knows no lock of ours; the store that the coordinators share does."""
     spawn = multiprocessing.get_context("spawn")
-    problems, barrier = spawn.Queue(), spawn.Barrier(4)
-    arguments = [(server.address, tmp_path / "mirror.lock", seed, barrier, problems) for seed in range(4)]
+    problems, barrier = spawn.Queue(), spawn.Barrier(3)
+    arguments = [(server.address, tmp_path / "mirror.lock", seed, barrier, problems) for seed in range(3)]
     processes = [spawn.Process(target=create, args=each) for each in arguments]
     for process in processes:
         process.start()
-    assert [problems.get(timeout=400) for _ in processes] == [None] * 4
+    assert [problems.get(timeout=400) for _ in processes] == [None] * 3
     for process in processes:
         process.join()
     parents, children = search(server.address, "twins")
@@ -221,7 +228,7 @@ def test_a_server_that_comes_after_the_end_is_caught_up_by_the_same_command(
     write_study: Study, mortal: Server, tmp_path: Path
 ) -> None:
     path, store = write_study("late", TWO, seeds=[0, 1]), Store(tmp_path / "store")
-    code, told = run(path, store, mortal.address)
+    code, told = run_in_a_process(path, store, mortal.address)
     assert code == 0, told
     assert told.count("Nothing is lost") == 1
     assert "Connection refused" in told
@@ -230,7 +237,7 @@ def test_a_server_that_comes_after_the_end_is_caught_up_by_the_same_command(
     before = {stage.fingerprint: stage.result() for stage in stages(store)}
     assert [result and result["state"] for result in before.values()] == ["done"] * 4
     mortal.start()
-    code, told = run(path, store, mortal.address)
+    code, told = run_in_a_process(path, store, mortal.address)
     assert code == 0, told
     assert "0 of 4 runs to do" in told
     assert "Nothing is lost" not in told
@@ -265,7 +272,7 @@ def test_a_server_killed_in_the_middle_is_caught_up_without_gap_or_duplicate(
 ) -> None:
     path, store = longer(write_study("killed", TWO, seeds=[0, 1]), 1500), Store(tmp_path / "store")
     mortal.start()
-    process = lit_llm("run", path, "-j", 2, "--store", store.root, "--tracking", mortal.address)
+    process = started(path, store, mortal.address)
     try:
         wait_for(lambda: has_points(mortal.address, "killed"), HANGS, process)
         mortal.kill()
@@ -287,7 +294,7 @@ def test_a_server_killed_in_the_middle_is_caught_up_without_gap_or_duplicate(
     else:
         assert "(behind)" in told
         mortal.start()
-        code, told = run(path, store, mortal.address)
+        code, told = run_in_a_process(path, store, mortal.address)
         assert code == 0, told
         assert "0 of 4 runs to do" in told
     assert_mirrored(mortal.address, "killed", store)
@@ -300,7 +307,7 @@ def test_a_server_that_hangs_delays_no_training_and_the_end_by_little(
     """It accepts connections and never answers: each request gives up after 10 s, in a thread of its own."""
     path, store = longer(write_study("hanging", TWO), 400), Store(tmp_path / "store")
     mortal.start()
-    process = lit_llm("run", path, "-j", 2, "--store", store.root, "--tracking", mortal.address)
+    process = started(path, store, mortal.address)
     try:
         wait_for(lambda: has_points(mortal.address, "hanging"), HANGS, process)
         mortal.kill(signal.SIGSTOP)
