@@ -174,7 +174,7 @@ def main() -> None:
         told(f"{len(files)} files and folders written")
         # The command itself, in a process of its own: Python's start and all imports are in it.
         (folder / "again" / "studies" / "large").mkdir(parents=True)
-        command = [sys.executable, "-m", "lit_llm.cli", "report", str(path), "--store", str(folder / "again")]
+        command = [sys.executable, "-m", "lit_llm", "report", str(path), "--store", str(folder / "again")]
         told("(made ready once more)")
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         told("lit-llm report, whole")

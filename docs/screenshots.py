@@ -68,7 +68,7 @@ def served(store: Path, study: str) -> Iterator[str]:
     command = [
         sys.executable,
         "-m",
-        "lit_llm.cli",
+        "lit_llm",
         "ui",
         study,
         "--store",

@@ -42,7 +42,7 @@ def lit_llm(*arguments: object, cwd: Path | None = None) -> subprocess.Completed
 
 def command(*arguments: object) -> list[str]:
     """What starts `lit-llm ARGUMENTS` as a process."""
-    return [sys.executable, "-m", "lit_llm.cli", *map(str, arguments)]
+    return [sys.executable, "-m", "lit_llm", *map(str, arguments)]
 
 
 def in_a_process(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -157,7 +157,7 @@ def test_a_process_of_its_own_prints_and_ends_as_the_tests_see_it(write_study: C
         process, here = in_a_process(*arguments), lit_llm(*arguments)
         assert process.returncode == here.returncode == code
         assert process.stdout == here.stdout
-        assert process.stderr.replace("python -m lit_llm.cli", "lit-llm") == here.stderr
+        assert process.stderr.replace("python -m lit_llm", "lit-llm") == here.stderr
         assert bool(here.stdout) != bool(here.stderr)
 
 

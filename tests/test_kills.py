@@ -53,7 +53,7 @@ def started(command: list[str], store: Store, log: Path) -> Iterator[subprocess.
     """`lit-llm` in a session of its own, of which nothing is left afterwards."""
     with log.open("ab") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "lit_llm.cli", *command, "--store", str(store.root), "--retries", "20"],
+            [sys.executable, "-m", "lit_llm", *command, "--store", str(store.root), "--retries", "20"],
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,

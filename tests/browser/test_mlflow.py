@@ -43,7 +43,7 @@ def served(browser: Browser, write_study: Callable[..., Path], tmp_path: Path) -
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = tmp_path / "ui.log"
-    command = [sys.executable, "-m", "lit_llm.cli", "ui", "--store", str(store.root), "--port", str(port)]
+    command = [sys.executable, "-m", "lit_llm", "ui", "--store", str(store.root), "--port", str(port)]
     with log.open("w") as out:
         server = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
     try:

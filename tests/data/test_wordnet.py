@@ -220,7 +220,7 @@ def test_the_same_files_each_time_and_the_same_questions_whatever_the_limit_and_
     """A process of its own hashes strings otherwise, so an order by chance would show."""
     folder = tmp_path / "whole"
     write_glosses(extract, folder)
-    command = [sys.executable, "-m", "lit_llm.cli", "data", "glosses", "--wordnet", str(extract), "--limit", "50"]
+    command = [sys.executable, "-m", "lit_llm", "data", "glosses", "--wordnet", str(extract), "--limit", "50"]
     subprocess.run([*command, "--out", str(tmp_path / "again")], check=True)
     counts = write_glosses(extract, tmp_path / "other", limit=50, seed=1)
     train = (folder / "train.jsonl").read_text().splitlines(keepends=True)

@@ -97,7 +97,7 @@ def run(folder: Path) -> dict[str, Any]:
     """All runs, in an empty folder of which nothing is kept."""
 
     def lit_llm(*arguments: str) -> str:
-        command = [sys.executable, "-m", "lit_llm.cli", *arguments]
+        command = [sys.executable, "-m", "lit_llm", *arguments]
         return subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True).stdout
 
     texts(folder)

@@ -1,3 +1,0 @@
-from lit_llm.cli import main
-
-main()
