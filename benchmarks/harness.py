@@ -73,7 +73,7 @@ def our_model(folder: Path, batch: int) -> Any:
     from lit_llm.data.tokenizers import SPECIAL, FromFile
     from lit_llm.evaluation.harness import harness_model
     from lit_llm.models.build import build_model
-    from lit_llm.models.sections import DecoderModel
+    from lit_llm.models.config import DecoderModel
 
     node = {"d_model": D, "vocabulary": VOCABULARY, "decoder": {"layers": LAYERS}, "norm": {"eps": 1e-6}}
     node |= {"attention": {"heads": HEADS, "rope_theta": 10_000.0}, "feed_forward": {"d_ff": D_FF}}

@@ -27,7 +27,10 @@ def __getattr__(name: str) -> Any:
 
         return load_experiment
     if name == "__version__":
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        return version("lit-llm")
+        try:
+            return version("lit-llm")
+        except PackageNotFoundError:  # a tree that is not installed
+            return "0+unknown"
     raise AttributeError(f"module 'lit_llm' has no attribute {name!r}")

@@ -88,7 +88,7 @@ def test_report_draws_what_optuna_draws_into_files(searched: tuple[Path, Path, s
     (trials,) = [table for table in page.tables if table.head[0] == "trial"]
     status = json.loads(lit_llm("status", path, "--store", store, "--json").stdout)["trials"]
     assert [row[1] for row in trials.rows] == [trial["state"] for trial in status]
-    (winners,) = [node for node in page.nodes if node.endswith("small-winners/report.html")]
+    (winners,) = [node for node in page.links if node.endswith("small-winners/report.html")]
     assert (folder.parent / winners).exists()
 
 

@@ -7,8 +7,8 @@ import torch
 from lit_llm.config.section import validate
 from lit_llm.config.tree import merge, read_override, tree
 from lit_llm.models.build import build_model
+from lit_llm.models.config import DecoderDecoderModel, DecoderModel, EncoderDecoderModel
 from lit_llm.models.resolve import resolve_model
-from lit_llm.models.sections import DecoderDecoderModel, DecoderModel, EncoderDecoderModel
 
 VOCABULARY = 61
 _SHARED = {"d_model": 32, "vocabulary": VOCABULARY, "attention": {"heads": 4}, "feed_forward": {"d_ff": 48}}

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+import lit_llm
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -17,9 +19,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        print(f"lit-llm {version('lit-llm')}")
+        print(f"lit-llm {lit_llm.__version__}")
         raise typer.Exit
 
 

@@ -59,49 +59,54 @@ class _Digests:
         return self._known[module]
 
     def _words(self, node: ast.AST) -> Iterator[str]:
-        yield type(node).__name__
-        if isinstance(node, ast.Constant):
-            yield repr(node.value)
-            return
+        yield f"{type(node).__name__}("
         for name in node._fields:
             value = getattr(node, name, None)
-            if isinstance(value, ast.AST):
-                yield name
+            if isinstance(node, ast.Constant):
+                if name == "value":
+                    yield repr(value)
+            elif isinstance(value, ast.AST):
+                yield f"{name}="
                 yield from self._words(value)
             elif isinstance(value, list):
                 if value:  # an empty list is absent: later versions of Python have more fields
-                    yield name
+                    yield f"{name}=["
                     yield from self._statements(value)
                     yield "]"
             elif value is not None:
-                yield f"{name}={value}"
+                yield f"{name}={value!r}"
+        yield ")"
 
     def _statements(self, nodes: Sequence[Any]) -> Iterator[str]:
-        """Words of a list of nodes. Imports from this package stand first, sorted by what is imported."""
-        imports, others = list[str](), list[Any]()
+        """Words of a list of nodes. Adjacent imports from this package have no order, unless two bind one name."""
+        imports = dict[str, str]()
         for node in nodes:
             ours = self._imports(node)
             if ours is not None:
-                imports += ours
+                if imports.keys() & ours.keys():
+                    yield from sorted(imports.values())
+                    imports = {}
+                imports |= ours
             elif not _computes_nothing(node):
-                others.append(node)
-        yield from sorted(imports)
-        for node in others:
-            if isinstance(node, ast.AST):
-                yield from self._words(node)
-            else:  # a name after `global`, or None for a key of `{**other}`
-                yield repr(node)
+                yield from sorted(imports.values())
+                imports = {}
+                if isinstance(node, ast.AST):
+                    yield from self._words(node)
+                else:  # a name after `global`, or None for a key of `{**other}`
+                    yield repr(node)
+        yield from sorted(imports.values())
 
-    def _imports(self, node: Any) -> list[str] | None:
-        """One word for each name that a statement imports from this package; None for any other node."""
+    def _imports(self, node: Any) -> dict[str, str] | None:
+        """{name that a statement binds: word for what it imports from this package}; None for any other node."""
         match node:
             case ast.ImportFrom(module=str(module), level=0, names=names) if self._is_ours(module):
-                return [self._imported(module, alias.name, alias.asname or alias.name) for alias in names]
+                return {alias.asname or alias.name: self._imported(module, alias.name, alias.asname) for alias in names}
             case ast.Import(names=names) if all(self._is_ours(alias.name) for alias in names):
-                return [self._imported(alias.name, "", alias.asname or "") for alias in names]
+                return {alias.asname or alias.name: self._imported(alias.name, "", alias.asname) for alias in names}
         return None
 
-    def _imported(self, module: str, name: str, bound_to: str) -> str:
+    def _imported(self, module: str, name: str, bound_to: str | None) -> str:
+        bound_to = bound_to or name
         if f"{module}.{name}" in self.files:
             module, name = f"{module}.{name}", ""
         return f"import {self.of(module) if module in self.files else ''} {name} {bound_to}"

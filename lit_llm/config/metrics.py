@@ -36,9 +36,11 @@ OBJECTIVE_LOSS = Metric("objective_loss", "lower", "nats per token", across_obje
 OF_SPLITS = (TARGET_NLL, MASKED_NLL, PERPLEXITY, BITS_PER_BYTE, OBJECTIVE_LOSS)
 """What a split is measured by."""
 
-NLL = Metric("nll", "lower", "nats per token")
+NLL = Metric("nll", "lower", "nats per token", "causal")
 """Of an evaluation's documents or examples."""
-MEANS = tuple(Metric(f"mean_over_{what}", "lower", "nats per token") for what in ("sources", "corpora", "tasks"))
+MEANS = tuple(
+    Metric(f"mean_over_{what}", "lower", "nats per token", "causal") for what in ("sources", "corpora", "tasks")
+)
 
 TRAIN_LOSS = Metric("train/loss", "lower", "nats per token", across_objectives=False)
 LEARNING_RATE = Metric("train/lr", None, "")
@@ -62,7 +64,8 @@ THROUGHPUT = "throughput/"
 FINETUNED, EVALUATED = "finetune/", "eval/"
 """How names begin after finetuning, and of evaluations."""
 
-_BY_NAME = {metric.name: metric for metric in (*OF_SPLITS, NLL, *MEANS)}
+_OF_STEPS = (TRAIN_LOSS, LEARNING_RATE, TEACHER_DIVERGENCE, GRAD_NORM, *OF_TRAINING, FLOPS_PER_SECOND, MFU)
+_BY_NAME = {metric.name: metric for metric in (*OF_SPLITS, NLL, *MEANS, *_OF_STEPS)}
 
 
 def on_validation(metric: Metric) -> str:
@@ -77,13 +80,14 @@ def on_test(metric: Metric) -> str:
 
 def metric_of(name: str) -> Metric | None:
     """The metric that a tracked name is of, whatever its stage, split or source; None of others."""
-    return next((_BY_NAME[part] for part in name.split("/") if part in _BY_NAME), None)
+    of_steps = _BY_NAME.get(name.removeprefix(FINETUNED))
+    return of_steps or next((_BY_NAME[part] for part in name.split("/") if part in _BY_NAME), None)
 
 
 def direction(name: str) -> Direction | None:
     """Which way a tracked name is better: losses lower, scores of tasks and speed higher; None of others."""
     parts = name.split("/")
-    if name.startswith(THROUGHPUT) or ("tasks" in parts and SCORES & {*parts}):
+    if "tasks" in parts and SCORES & {*parts}:
         return "higher"
     metric = metric_of(name)
     return metric.direction if metric else None

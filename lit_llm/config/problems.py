@@ -76,11 +76,18 @@ RENAMED = {
 """Keys of earlier files by what they are called now."""
 
 
+def unknown_key(key: str, allowed: Iterable[str]) -> str:
+    """`unknown key - it is called 'baseline' now`, or with the key that was meant, or with all that are allowed."""
+    options = list(allowed)
+    if RENAMED.get(key) not in options:
+        return f"unknown key{did_you_mean(key, options)}"
+    values = " (true for separate, false for joined)" if key == "documents" else ""
+    return f"unknown key - it is called '{RENAMED[key]}' now{values}"
+
+
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:
-    """` - did you mean 'heads'?`, the present name of a renamed key, or what is allowed where nothing is near."""
+    """` - did you mean 'heads'?`, or the list of what is allowed where nothing is near."""
     options = sorted(str(option) for option in allowed)
-    if RENAMED.get(word) in options:
-        return f" - it is called '{RENAMED[word]}' now"
     near = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
     if near:
         return f" - did you mean '{near[0]}'?"

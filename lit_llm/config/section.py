@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from lit_llm.config.problems import InputError, Problem, did_you_mean
+from lit_llm.config.problems import InputError, Problem, did_you_mean, unknown_key
 from lit_llm.config.tree import KIND, ConfigNode
 
 T = TypeVar("T")
@@ -212,7 +212,7 @@ def _message(section: type[Section], path: tuple[str, ...], error: dict[str, Any
         allowed = fields_at(section, error["loc"][:-1])
         if not said and path[-1].split(".")[0] in allowed:
             said = f"keys stand inside of each other in a file: write `{nested(path[-1], given)}`"
-        return f"unknown key - {said}" if said else f"unknown key{did_you_mean(path[-1], allowed)}"
+        return f"unknown key - {said}" if said else unknown_key(path[-1], allowed)
     if kind == "missing":
         return "is needed, and there is no default"
     if kind == "literal_error":

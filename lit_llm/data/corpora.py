@@ -42,7 +42,7 @@ class Part(Protocol):
 
     @property
     def skipped(self) -> Counter[str]:
-        """What its last reading has left out, by `formats.SKIPPED`."""
+        """What its last reading has left out, by `record_files.SKIPPED`."""
         ...
 
     def __iter__(self) -> Iterator[str]:

@@ -73,7 +73,7 @@ class ExampleSet:
         self.lost_bytes: int = meta["lost_bytes"]
         """Bytes of their text that the tokenizer has dropped, or does not know."""
         self.skipped: dict[str, int] = meta["skipped"]
-        """Records that were left out because they cannot be read as was asked, by `formats.SKIPPED`."""
+        """Records that were left out because they cannot be read as was asked, by `record_files.SKIPPED`."""
         self._tokens = np.memmap(folder / "tokens.bin", dtype=token_type(tokenizer), mode="r")
         self._index = {split: np.load(folder / f"{split}.npy", mmap_mode="r") for split in SPLITS}
 

@@ -72,7 +72,7 @@ def _at(error: InputError, name: str) -> InputError:
 def read_examples(config: InstructionConfig, name: str, left_out: Counter[str] | None = None) -> Iterator[Example]:
     """The examples of `examples`, `validation_files` or `test_files`, in order, with their templates filled in.
 
-    left_out: takes, when all are read, how many records were not read as was asked, by `formats.SKIPPED`.
+    left_out: takes, when all are read, how many records were not read as was asked, by `record_files.SKIPPED`.
     """
     documents = _open(getattr(config, name), config.fields, name)
     parts = [list(found.parts()) for found in documents.values()]

@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, TypeVar
 
-from pydantic import AfterValidator
+from pydantic import model_validator
 
 from lit_llm.config.section import OneOf, config_error
+from lit_llm.models import sections
 from lit_llm.models.resolve import resolution_problems
-from lit_llm.models.sections import AnyModel, DecoderModel
+
+M = TypeVar("M", bound=sections.AnyModel)
 
 
-def _can_be_built(model: AnyModel) -> AnyModel:
+def _can_be_built(model: M) -> M:
     findings = [*resolution_problems(model)]
     if findings:
         raise config_error(*dict.fromkeys(findings))
     return model
 
 
-ModelConfig = Annotated[AnyModel, OneOf(default=DecoderModel, by="family"), AfterValidator(_can_be_built)]
+class DecoderModel(sections.DecoderModel):
+    __doc__ = sections.DecoderModel.__doc__
+    _check = model_validator(mode="after")(_can_be_built)
+
+
+class EncoderDecoderModel(sections.EncoderDecoderModel):
+    __doc__ = sections.EncoderDecoderModel.__doc__
+    _check = model_validator(mode="after")(_can_be_built)
+
+
+class EncoderOnlyModel(sections.EncoderOnlyModel):
+    __doc__ = sections.EncoderOnlyModel.__doc__
+    _check = model_validator(mode="after")(_can_be_built)
+
+
+class DecoderDecoderModel(sections.DecoderDecoderModel):
+    __doc__ = sections.DecoderDecoderModel.__doc__
+    _check = model_validator(mode="after")(_can_be_built)
+
+
+ModelConfig = Annotated[
+    DecoderModel | EncoderDecoderModel | EncoderOnlyModel | DecoderDecoderModel,
+    OneOf(default=DecoderModel, by="family"),
+]

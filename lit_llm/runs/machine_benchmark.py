@@ -301,7 +301,7 @@ class Timer:
 
 
 def _one_layer(width: int, cross: bool) -> Any:
-    from lit_llm.models.sections import DecoderModel, EncoderDecoderModel
+    from lit_llm.models.config import DecoderModel, EncoderDecoderModel
 
     content: dict[str, Any] = {
         "d_model": width,

@@ -27,8 +27,10 @@ COMPUTES = (
     "runs/stages.py",
     "runs/warm_start.py",
     "huggingface/checkpoint.py",
+    "experiment/cost.py",
+    "config/metrics.py",
 )
-"""The code that decides what a result is. A change elsewhere makes no result stale."""
+"""The code that decides what a result is, and what its numbers are called. A change elsewhere makes no result stale."""
 CODE = digest_of_code(Path(__file__).parents[1], COMPUTES)
 """Digest of the code that computes, as it was when this process (or the server it was forked from) read it: a file
 edited while runs wait is not what they execute."""

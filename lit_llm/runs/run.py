@@ -28,7 +28,7 @@ def run_one(
     """Claim the stage, go on with it from where it stopped, write its result. Returns how it ended.
 
     Where another process works on it (another study that shares the stage), its result is waited for. Whatever goes
-    wrong is the stage's state, not an exception. A stage that `judge` gives up is interrupted: it can be gone on with.
+    wrong is the stage's state, not an exception. A stage that `should_prune` stops is interrupted and can be continued.
 
     Raises DiskError where the disk is to blame: the stage can then be gone on with from its last checkpoint, and its
     state may be the one thing that could not be written.

@@ -85,7 +85,7 @@ def is_frozen(stage: Stage) -> bool:
 
 
 def load_stage_config(stage: Stage) -> StageConfig:
-    """What `freeze` has written. Raises InputError for a file that is damaged."""
+    """What `save_stage_config` has written. Raises InputError for a file that is damaged."""
     try:
         read_verified(stage.config_file)
         content = read_file(stage.config_file)

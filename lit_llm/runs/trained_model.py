@@ -77,7 +77,7 @@ def written(
 
 
 def export_finished(store: Store, fingerprint: str, out: Path) -> str:
-    """Write the model of a stage for transformers, with its tokenizer; see `interop.export_checkpoint`.
+    """Write the model of a stage for transformers, with its tokenizer; see `huggingface.export_checkpoint`.
 
     Returns what was written, in one sentence. Raises InputError as `open_finished` does.
     """

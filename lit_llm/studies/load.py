@@ -14,7 +14,7 @@ from typing import Any
 
 from lit_llm.config.fingerprint import fingerprint
 from lit_llm.config.metrics import EVALUATED, FINETUNED, SPLITS
-from lit_llm.config.problems import InputError, Problem, collect_errors, did_you_mean
+from lit_llm.config.problems import InputError, Problem, collect_errors, did_you_mean, unknown_key
 from lit_llm.config.section import validate
 from lit_llm.config.tree import ConfigNode, leaves, merge, read_file, under, without
 from lit_llm.data.config import Mixture
@@ -183,6 +183,8 @@ def understood(study: Study, document: ConfigNode, path: Path, overrides: Sequen
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> ConfigNode:
     """A study file over the one that it extends."""
     document = read_file(path)
+    if "like" in document.value:  # without the study that it names, half of the keys would be missed
+        raise InputError(Problem(unknown_key("like", Study.model_fields), "like", document.location_of(["like"])))
     other = document.value.get("extends_study")
     if other is None or not isinstance(other.value, str):
         return document

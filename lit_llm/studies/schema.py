@@ -13,7 +13,6 @@ from pydantic.config import JsonDict
 from lit_llm.config.metrics import (
     EVALUATED,
     FINETUNED,
-    OBJECTIVE_LOSS,
     OF_SPLITS,
     OF_TRAINING,
     TARGET_NLL,
@@ -226,7 +225,9 @@ CHOSEN_BY = tuple(map(on_validation, OF_SPLITS))
 METRICS = (*map(on_test, OF_SPLITS), *CHOSEN_BY, *(metric.name for metric in OF_TRAINING))
 OF_SOURCE = (f"{on_test(TARGET_NLL)}/", f"{on_validation(TARGET_NLL)}/")
 """Before the name of a mixture's source, or of a task of instruction data; of either split."""
-_OF_OBJECTIVE = (on_test(OBJECTIVE_LOSS), on_validation(OBJECTIVE_LOSS))
+_OF_OBJECTIVE = tuple(
+    name(metric) for metric in OF_SPLITS if not metric.across_objectives for name in (on_test, on_validation)
+)
 """Of the pretraining alone: instruction data has one objective."""
 
 

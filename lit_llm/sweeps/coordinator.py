@@ -248,7 +248,7 @@ class Coordinator:
             self._conclude(trial, stages, *value)
         elif outcome.status == "interrupted":
             pass  # we have asked it to: whoever runs the sweep next goes on with it
-        elif outcome.status != "raised" and self._is_given_up(trial):
+        elif outcome.status != "raised" and self._is_pruned(trial):
             self._end(trial, "pruned")
         elif self.supervisor.begins_again(outcome):
             self.waiting.append(trial)
@@ -259,7 +259,7 @@ class Coordinator:
             error = outcome.error or "somebody asked its process to stop"
             self._end(trial, "failed", error=f"{error}, {times} times" if times > 1 else error)
 
-    def _is_given_up(self, trial: Trial) -> bool:
+    def _is_pruned(self, trial: Trial) -> bool:
         return any(other.pruned for other in self.trials.of(trial.arm) if other.number == trial.number)
 
     def _conclude(self, trial: Trial, stages: Sequence[Stage], state: str, pruned: bool) -> None:

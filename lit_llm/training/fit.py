@@ -96,8 +96,8 @@ def fit(
     journal = MetricsLogger(
         training, step_cost, (evaluate, final or evaluate), evaluate_times, metrics_file, stability, throughput
     )
-    judged = Judged(journal, training, should_prune)
-    keeper = Checkpoints(checkpoints, training, lambda: judged.pruned or should_stop())
+    pruning = PruningCallback(journal, training, should_prune)
+    keeper = Checkpoints(checkpoints, training, lambda: pruning.pruned or should_stop())
     with _quiet():
         trainer = L.Trainer(
             accelerator=accelerator_of(execution.accelerator),
@@ -109,9 +109,9 @@ def fit(
                 stability,
                 throughput,  # after it, whose looks at the logits are no part of a step
                 journal,
-                judged,
+                pruning,
                 keeper,
-            ],  # in this order: what is measured, written, judged, kept
+            ],  # in this order: what is measured, written, pruning, kept
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -137,7 +137,7 @@ def fit(
         finally:
             journal.close()
     if trainer.global_step < training.max_steps:
-        reason = f"given up at step {trainer.global_step}" if judged.pruned else "it was asked to stop"
+        reason = f"pruned at step {trainer.global_step}" if pruning.pruned else "it was asked to stop"
         return journal.ended("interrupted", trainer, reason)
     return journal.ended("done", trainer)
 
@@ -249,7 +249,7 @@ class MetricsLogger(L.Callback):
             setattr(self, name, value)
 
 
-class Judged(L.Callback):
+class PruningCallback(L.Callback):
     """Asks after an evaluation whether the run is worth going on with: once, for all devices."""
 
     def __init__(self, journal: MetricsLogger, training: TrainingConfig, should_prune: ShouldPrune | None) -> None:

@@ -89,10 +89,29 @@ def test_what_computes_nothing_changes_no_digest(digest: Callable[..., str], exc
         {"(self, x: float)": "(self, *, x: float)"},
         {"    def forward": "    @staticmethod\n    def forward"},
         {"return RATIO": "global RATIO\n    return RATIO"},
+        {"from toy.store import Store\n": "Store = 1\nfrom toy.store import Store\n"},
     ],
 )
 def test_what_computes_otherwise_changes_the_digest(digest: Callable[..., str], exchanged: dict[str, str]) -> None:
     assert digest(exchanged) != digest()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("f()(1)", "f(1)()"),
+        ("f(x)(**k)", "f(x, **k)()"),
+        ("f(x)(a=1)", "f(x, a=1)()"),
+        ("x: (yield) = 3", "x: (yield 3)"),
+        ("x = 'a'", "x = b'a'"),
+        ("f = 1; from toy.store import f", "from toy.store import f; f = 1"),
+        ("from toy.store import f; from toy.model.shapes import width as f",
+         "from toy.model.shapes import width as f; from toy.store import f"),
+    ],
+)  # fmt: skip
+def test_programs_of_like_parts_differ(digest: Callable[..., str], one: str, other: str) -> None:
+    line = {"RATIO = 4": f"RATIO = 4\ndef g():\n    {one}"}
+    assert digest(line) == digest(line) != digest({"RATIO = 4": f"RATIO = 4\ndef g():\n    {other}"})
 
 
 def test_a_module_moves_without_a_change_of_the_digest(digest: Callable[..., str], tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from lit_llm.evaluation.config import AttentionAnalysisConfig
 from lit_llm.evaluation.curves import log_slope
 from lit_llm.evaluation.source_sensitivity import attention_sensitivity, end_to_end_sensitivity
 from lit_llm.models.build import build_model
-from lit_llm.models.sections import DecoderModel, EncoderDecoderModel
+from lit_llm.models.config import DecoderModel, EncoderDecoderModel
 from lit_llm.objectives.collate import collate
 from lit_llm.objectives.config import MasksConfig, PrefixLM
 

@@ -19,7 +19,7 @@ from lit_llm.evaluation.harness import evaluate_tasks, harness_model, score_pair
 from lit_llm.evaluation.suites import REDLLM, write_gloss_tasks
 from lit_llm.generation import Sampling
 from lit_llm.models.build import build_model
-from lit_llm.models.sections import DecoderDecoderModel, DecoderModel, EncoderDecoderModel
+from lit_llm.models.config import DecoderDecoderModel, DecoderModel, EncoderDecoderModel
 from lit_llm.objectives.config import BOS, EOD, MasksConfig
 from lit_llm.runs import trained_model
 

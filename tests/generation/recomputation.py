@@ -7,7 +7,7 @@ import torch
 from lit_llm.config.section import validate
 from lit_llm.config.tree import merge, read_override, tree
 from lit_llm.models.build import build_model
-from lit_llm.models.sections import DecoderDecoderModel, DecoderModel, EncoderDecoderModel
+from lit_llm.models.config import DecoderDecoderModel, DecoderModel, EncoderDecoderModel
 
 VOCABULARY = 61
 BOS, EOD = 1, 0

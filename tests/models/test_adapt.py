@@ -14,9 +14,9 @@ from lit_llm.config.section import validate
 from lit_llm.config.tree import tree
 from lit_llm.models.adapt import adaptation_of, adapted, altered, layers_taken, problem_of
 from lit_llm.models.build import build_model
+from lit_llm.models.config import DecoderDecoderModel, EncoderOnlyModel
 from lit_llm.models.parameters import parameter_shapes
 from lit_llm.models.resolve import resolve_model
-from lit_llm.models.sections import DecoderDecoderModel, EncoderOnlyModel
 
 SCALED = ["attention.qkv_norm=[q, v]", "attention.qkv_norm_scale=true"]
 OUTPUT = ["attention.output_norm=concat", "attention.output_norm_scale=true"]

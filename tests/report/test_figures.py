@@ -47,7 +47,7 @@ def a_forest(names: list[str]) -> Figure:
 
 def a_ladder(names: list[str]) -> Figure:
     steps = tuple(Named(name, difference(0.2 * (-1) ** i), "worse") for i, name in enumerate(names[1:]))
-    return waterfall("rung by rung", [Stepwise(names[0], 5.0, steps)], "nats per token")
+    return waterfall("step by step", [Stepwise(names[0], 5.0, steps)], "nats per token")
 
 
 def a_map(names: list[str]) -> Figure:

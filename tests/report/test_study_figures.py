@@ -146,7 +146,7 @@ def test_a_learning_curve_is_the_mean_of_the_seeds_files(study: Path, finished: 
 
 def test_loss_beyond_the_window_is_that_of_the_records(study: Path, finished: Store) -> None:
     drawn, runs, ablation = drawn_of(study, finished)
-    kinds = [step.link.evaluation for step in runs[0].steps]
+    kinds = [step.node.evaluation for step in runs[0].steps]
     rows = lines_of(runs, "red", "rows.jsonl", kinds.index("extrapolation"))
     figure = drawn["extrapolation_by_position_pretrain"].figure
     half = ablation.arms[0].experiment.pretrain.data.sequence_length // 2
@@ -163,7 +163,7 @@ def test_loss_beyond_the_window_is_that_of_the_records(study: Path, finished: St
 
 def test_attention_by_position_is_that_of_the_records(study: Path, finished: Store) -> None:
     drawn, runs, _ = drawn_of(study, finished)
-    kinds = [step.link.evaluation for step in runs[0].steps]
+    kinds = [step.node.evaluation for step in runs[0].steps]
     rows = lines_of(runs, "red", "rows.jsonl", kinds.index("attention"))
     axes = next(a for a in drawn["attention_pretrain"].figure.axes if a.get_ylabel() == "sensitivity to the source")
     each = [[r for r in seed if r["measure"] == "source_sensitivity" and r["layer"] is None] for seed in rows]

@@ -56,7 +56,7 @@ def test_no_offered_procedure_exceeds_five_percent_in_many_studies(simulation: M
 
 
 def test_the_simulation_decides_as_the_comparison_does(simulation: ModuleType) -> None:
-    """The same seeds at which an arm alone with its baseline is decided, by `standings` study by study."""
+    """The same seeds at which an arm alone with its baseline is decided, by `arm_statuses` study by study."""
     rounds = Rounds(3, 8)
     data = simulation.null_arms(np.random.default_rng(3), 60, 1, 8, effect=0.8)
     found = simulation.decided_at(data, rounds)[:, 0]

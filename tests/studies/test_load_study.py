@@ -370,6 +370,14 @@ def test_a_baseline_that_is_excluded_is_refused_with_the_arms_that_need_it(refus
             "arms: {red: {}}\ncompare: {baseline: rde}",
             ["s.yaml:5: compare.baseline: there is no arm 'rde' - did you mean 'red'?"],
         ),
+        ("like: other.yaml", ["s.yaml:4: like: unknown key - it is called 'extends_study' now"]),
+        (
+            "base: {pretrain: {masks: {documents: separate}}}",
+            [
+                "s.yaml:4: pretrain.masks.documents: unknown key - it is called 'intra_document' now "
+                "(true for separate, false for joined)"
+            ],
+        ),
         ("compare: {within: [lr]}", ["s.yaml:4: compare.within: unknown key - it is called 'stratify_by' now"]),
         (
             "arms: {red: {}, dec: {against: red}}",

@@ -92,7 +92,7 @@ def test_a_trial_ends_at_the_validation_at_which_optuna_says_so(write_sweep: Wri
         assert trial.tokens == last * STEP
         assert (trial.values is None) == (stage.result() is None) == (stop is not None)
         if stop is not None:
-            assert stage.status()["error"] == f"given up at step {last}"
+            assert stage.status()["error"] == f"pruned at step {last}"
             assert (stage.checkpoints / "last.ckpt").exists()
     assert ended.summaries[0].tokens == sum(trial.tokens for trial in trials) < 9 * 18 * STEP
     assert ended.exit_code == 0
@@ -229,7 +229,7 @@ def test_an_arms_own_setting_is_not_given_up_and_others_are_ranked_with_it(
             trials.report(trial, 1, value)
         assert not trials.report(own, 1, 9.0)
         assert trials.report(last, 1, 9.5)
-        assert not next(trial for trial in trials.all() if trial.number == own.number).given_up
+        assert not next(trial for trial in trials.all() if trial.number == own.number).pruned
 
 
 def test_another_name_for_the_sweep_finds_the_same_in_what_is_there(write_sweep: Write, store: Store) -> None:
@@ -283,7 +283,7 @@ def test_a_trial_whose_process_dies_of_the_verdict_stays_given_up(
     ended = sweep(write_sweep("verdict", f"{HALVED}\nseeds: [331]", trials=2), store, slots=1)
     assert killed
     trial = ended.trials[1]
-    assert (trial.state, trial.values, trial.given_up) == ("pruned", None, True)
+    assert (trial.state, trial.values, trial.pruned) == ("pruned", None, True)
     assert trial.reports[-1][0] == 1
     assert trial.tokens == 4 * STEP
 

@@ -113,7 +113,7 @@ def test_a_run_is_given_up_at_the_evaluation_that_is_judged_and_can_be_gone_on_w
 
     assert run_one(root, parts.fingerprint, judge=judge) == "interrupted"
     assert seen == shown[:2]
-    assert parts.status()["error"] == "given up at step 9"
+    assert parts.status()["error"] == "pruned at step 9"
     assert numbers(parts)[-1][0] == 9
     assert run_one(root, parts.fingerprint, judge=judge) == "done"
     assert seen == shown[:2]

@@ -1,6 +1,6 @@
 """Scaling: how the loss falls with training FLOPs, parameters or tokens, and how many times the compute a group needs.
 
-For each group of runs a power law of its sizes (`scaling_laws`), with intervals for which a size counts once, however
+For each group of runs a power law of its sizes (`laws`), with intervals for which a size counts once, however
 many seeds it has (`size_means`). They say how sure a law is if the sizes lie about it without a trend, and nothing of
 what lies outside of the data. Two groups are compared by the x that each needs for the same loss. Where their laws
 cross within the data, one number does not summarise them: the place of the crossing and the ratio at both ends are

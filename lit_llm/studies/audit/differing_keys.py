@@ -11,7 +11,6 @@ from lit_llm.config.metrics import (
     EVALUATED,
     FINETUNED,
     MASKED_NLL,
-    OBJECTIVE_LOSS,
     OF_SPLITS,
     SPLITS,
     TARGET_NLL,
@@ -225,7 +224,8 @@ def _same_tokens(arm: Arm, baseline: Arm, store: Store | None) -> bool:
 def _audit_objectives(ablation: Ablation, arm: Arm, baseline: Arm, costs: Mapping[str, Cost]) -> Iterator[Finding]:
     """What another objective makes incomparable, and how much it learns from."""
     metric = ablation.study.compare.metric
-    if validation_metric(metric) == on_validation(OBJECTIVE_LOSS):
+    measured = metric_of(metric)
+    if measured is not None and not measured.across_objectives:
         message = f"{metric} of another objective than {baseline.name}'s is another quantity; use "
         instead = _of_split(metric, primary_metric(arm.experiment.model.family))
         yield Finding("refused", arm.name, "compare.metric", message + instead)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lit_llm.config.problems import InputError, Problem, collect_errors, did_you_mean, some
+from lit_llm.config.problems import InputError, Problem, collect_errors, did_you_mean, some, unknown_key
 from lit_llm.config.tree import ConfigNode, leaves, merge, merge_all, split_path, under
 from lit_llm.experiment.load import (
     changes_nothing,
@@ -176,7 +176,7 @@ def _named_baselines(study: Study, document: ConfigNode, problems: list[Problem]
     for name, own in study.arms.items():
         if "against" in (own or {}):
             where = document.location_of(["arms", name, "against"])
-            problems.append(Problem(f"unknown key{did_you_mean('against', ARM_KEYS)}", f"arms.{name}.against", where))
+            problems.append(Problem(unknown_key("against", ARM_KEYS), f"arms.{name}.against", where))
         if "baseline" not in (own or {}):
             continue
         wanted, where = (own or {})["baseline"], document.location_of(["arms", name, "baseline"])
