@@ -5,11 +5,12 @@ from __future__ import annotations
 import ast
 import gc
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_llm.config.fingerprint import LENGTH
+from lit_llm.config.fingerprint import LENGTH, kept
 
 
 def digest_of_code(package: Path, parts: Iterable[str]) -> str:
@@ -20,6 +21,8 @@ def digest_of_code(package: Path, parts: Iterable[str]) -> str:
     so it changes when the imported name comes from other code. An import of any other module of the package counts by
     the imported names alone.
 
+    Parsing takes a third of a second, so the digest of sources that were seen before is taken from the user's cache.
+
     Raises SyntaxError when a module cannot be parsed.
     """
     files = [
@@ -27,11 +30,23 @@ def digest_of_code(package: Path, parts: Iterable[str]) -> str:
         for part in parts
         for file in ([package / part] if part.endswith(".py") else sorted((package / part).rglob("*.py")))
     ]
+    sources = {
+        ".".join([package.name, *file.relative_to(package).with_suffix("").parts]).removesuffix(
+            ".__init__"
+        ): file.read_bytes()
+        for file in files
+    }
+    # Another version of Python may have other trees, another version of this file other words.
+    seen = hashlib.sha256(repr((sys.version_info[:2], Path(__file__).read_bytes(), sources)).encode()).hexdigest()
+    return kept(f"code/{seen}", lambda: _of_sources(package.name, sources))
+
+
+def _of_sources(package: str, sources: Mapping[str, bytes]) -> str:
     collected = gc.isenabled()
     gc.disable()  # a syntax tree has many objects and no garbage
     try:
-        digests = _Digests(package, files)
-        return _hash(sorted(digests.of(module) for module in digests.files))
+        digests = _Digests(package, sources)
+        return _hash(sorted(map(digests.of, sources)))
     finally:
         if collected:
             gc.enable()
@@ -44,18 +59,14 @@ def _hash(words: Iterable[str]) -> str:
 class _Digests:
     """Digests of modules by their dotted names."""
 
-    def __init__(self, package: Path, files: Iterable[Path]) -> None:
-        self.package = package.name
-        self.files = {
-            ".".join([package.name, *file.relative_to(package).with_suffix("").parts]).removesuffix(".__init__"): file
-            for file in files
-        }
+    def __init__(self, package: str, sources: Mapping[str, bytes]) -> None:
+        self.package, self.sources = package, sources
         self._known: dict[str, str] = {}
 
     def of(self, module: str) -> str:
         if module not in self._known:
             self._known[module] = "circle"  # what a module in a circle of imports sees of itself
-            self._known[module] = _hash(self._words(ast.parse(self.files[module].read_bytes())))
+            self._known[module] = _hash(self._words(ast.parse(self.sources[module])))
         return self._known[module]
 
     def _words(self, node: ast.AST) -> Iterator[str]:
@@ -107,9 +118,9 @@ class _Digests:
 
     def _imported(self, module: str, name: str, bound_to: str | None) -> str:
         bound_to = bound_to or name
-        if f"{module}.{name}" in self.files:
+        if f"{module}.{name}" in self.sources:
             module, name = f"{module}.{name}", ""
-        return f"import {self.of(module) if module in self.files else ''} {name} {bound_to}"
+        return f"import {self.of(module) if module in self.sources else ''} {name} {bound_to}"
 
     def _is_ours(self, module: str) -> bool:
         return module.partition(".")[0] == self.package

@@ -85,6 +85,21 @@ def remembered(path: Path, what: str, read: Callable[[], str | None]) -> str | N
     return answer
 
 
+def kept(name: str, compute: Callable[[], str]) -> str:
+    """What `compute` returns, from the user's cache where it is there under this name; `a/b` is a file of a folder."""
+    file = _cache() / name
+    with suppress(OSError, ValueError):
+        if text := file.read_text(encoding="utf-8"):
+            return text
+    text = compute()
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        work = file.with_name(f"{file.name}.{os.getpid()}-{threading.get_ident()}")
+        work.write_text(text, encoding="utf-8")
+        work.replace(file)
+    return text
+
+
 def _state(path: Path) -> list[int]:
     """Size in bytes, times in nanoseconds and inode of a file."""
     status = path.stat()

@@ -136,6 +136,18 @@ def test_a_circle_of_imports_has_a_digest(digest: Callable[..., str]) -> None:
     assert digest(circle) == digest(circle) != digest({"RATIO = 4": "from toy.model.layer import Layer\nRATIO = 5"})
 
 
+def test_a_digest_is_taken_once_from_equal_sources(
+    digest: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    first = digest()
+    assert [file.read_text() for file in (tmp_path / "cache").rglob("code/*")] == [first]
+    monkeypatch.setattr("lit_llm.config.code_digest.ast.parse", lambda _: pytest.fail("parsed again"))
+    assert digest() == first
+    monkeypatch.undo()
+    assert digest({"RATIO = 4": "RATIO = 5"}) != first
+
+
 def test_our_own_code_may_be_commented_and_laid_out_anew(tmp_path: Path) -> None:
     copy = shutil.copytree(PACKAGE, tmp_path / "lit_llm", ignore=shutil.ignore_patterns("__pycache__"))
     assert digest_of_code(copy, COMPUTES) == CODE
