@@ -111,11 +111,11 @@ def test_a_run_is_given_up_at_the_evaluation_that_is_judged_and_can_be_gone_on_w
         seen.append((step, found["val/target_nll"]))
         return step == 9
 
-    assert run_one(root, parts.fingerprint, judge=judge) == "interrupted"
+    assert run_one(root, parts.fingerprint, should_prune=judge) == "interrupted"
     assert seen == shown[:2]
     assert parts.status()["error"] == "pruned at step 9"
     assert numbers(parts)[-1][0] == 9
-    assert run_one(root, parts.fingerprint, judge=judge) == "done"
+    assert run_one(root, parts.fingerprint, should_prune=judge) == "done"
     assert seen == shown[:2]
     assert numbers(parts) == numbers(whole)
 
