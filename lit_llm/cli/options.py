@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -147,21 +146,6 @@ def slots(ablation: Ablation) -> int:
     if has_gpu() and any(execution.accelerator != "cpu" for execution in executions):
         return 1
     return max(1, cores() // max(execution.threads for execution in executions))
-
-
-@contextmanager
-def gc_disabled() -> Iterator[None]:
-    """Python looks for no garbage in the meantime: for what builds thousands of objects, shows them and ends.
-
-    Of a thousand arms that takes a fifth of the time, and 5% more memory.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 @contextmanager

@@ -7,7 +7,8 @@ import json
 import typer
 
 from lit_llm.cli.app import app
-from lit_llm.cli.options import DEFAULT_STORE, AsJson, StoreOption, console, gc_disabled
+from lit_llm.cli.options import DEFAULT_STORE, AsJson, StoreOption, console
+from lit_llm.config.collector import gc_disabled
 
 
 @app.command()

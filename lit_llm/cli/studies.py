@@ -31,12 +31,12 @@ from lit_llm.cli.options import (
     benchmark,
     charts,
     console,
-    gc_disabled,
     shown,
     slots,
     supervision,
     unwritable,
 )
+from lit_llm.config.collector import gc_disabled
 from lit_llm.config.problems import InputError, Problem
 
 if TYPE_CHECKING:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
-import gc
 import hashlib
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_llm.config.collector import gc_disabled
 from lit_llm.config.fingerprint import LENGTH, kept
 
 
@@ -41,15 +41,10 @@ def digest_of_code(package: Path, parts: Iterable[str]) -> str:
     return kept(f"code/{seen}", lambda: _of_sources(package.name, sources))
 
 
+@gc_disabled()
 def _of_sources(package: str, sources: Mapping[str, bytes]) -> str:
-    collected = gc.isenabled()
-    gc.disable()  # a syntax tree has many objects and no garbage
-    try:
-        digests = _Digests(package, sources)
-        return _hash(sorted(map(digests.of, sources)))
-    finally:
-        if collected:
-            gc.enable()
+    digests = _Digests(package, sources)
+    return _hash(sorted(map(digests.of, sources)))
 
 
 def _hash(words: Iterable[str]) -> str:

@@ -78,10 +78,7 @@ def remembered(path: Path, what: str, read: Callable[[], str | None]) -> str | N
     answer = read()
     with suppress(OSError):
         if settled and key == _state(path):
-            note.parent.mkdir(parents=True, exist_ok=True)
-            work = note.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
-            work.write_text(json.dumps({**answers, "file": key, what: answer}))
-            work.replace(note)
+            _keep(note, json.dumps({**answers, "file": key, what: answer}))
     return answer
 
 
@@ -93,11 +90,16 @@ def kept(name: str, compute: Callable[[], str]) -> str:
             return text
     text = compute()
     with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        work = file.with_name(f"{file.name}.{os.getpid()}-{threading.get_ident()}")
-        work.write_text(text, encoding="utf-8")
-        work.replace(file)
+        _keep(file, text)
     return text
+
+
+def _keep(file: Path, text: str) -> None:
+    """Write a file of the cache whole, whoever else writes it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    work = file.with_name(f"{file.name}.{os.getpid()}-{threading.get_ident()}")
+    work.write_text(text, encoding="utf-8")
+    work.replace(file)
 
 
 def _state(path: Path) -> list[int]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lit_llm.config.problems import InputError, Problem, collect_errors, did_you_mean, some, unknown_key
+from lit_llm.config.problems import RENAMED, InputError, Problem, collect_errors, did_you_mean, some, unknown_key
 from lit_llm.config.tree import ConfigNode, leaves, merge, merge_all, split_path, under
 from lit_llm.experiment.load import (
     changes_nothing,
@@ -23,6 +23,8 @@ from lit_llm.studies.schema import Compare, Study
 
 ARM_KEYS = ("extends", "grid", "baseline")
 """Keys of a named arm that are not the experiment's."""
+OLD_ARM_KEYS = {old for old, new in RENAMED.items() if new in ARM_KEYS}
+"""What they were called earlier."""
 
 
 @dataclass(eq=False)
@@ -174,9 +176,9 @@ def _named_baselines(study: Study, document: ConfigNode, problems: list[Problem]
         problems.append(Problem(f"there is no arm {first!r}{did_you_mean(first, names)}", "compare.baseline", where))
     found = dict.fromkeys(names, first)
     for name, own in study.arms.items():
-        if "against" in (own or {}):
-            where = document.location_of(["arms", name, "against"])
-            problems.append(Problem(unknown_key("against", ARM_KEYS), f"arms.{name}.against", where))
+        for key in OLD_ARM_KEYS & (own or {}).keys():
+            where = document.location_of(["arms", name, key])
+            problems.append(Problem(unknown_key(key, ARM_KEYS), f"arms.{name}.{key}", where))
         if "baseline" not in (own or {}):
             continue
         wanted, where = (own or {})["baseline"], document.location_of(["arms", name, "baseline"])
@@ -218,9 +220,8 @@ def _groups(
         in_grid = items.get("grid", ConfigNode(True)).value
         if not isinstance(in_grid, bool):
             problems.append(Problem("should be true or false", f"arms.{name}.grid", own.location_of(["grid"])))
-        keys = ConfigNode(
-            {key: value for key, value in items.items() if key not in (*ARM_KEYS, "against")}, own.location
-        )
+        of_experiment = {key: value for key, value in items.items() if key not in {*ARM_KEYS, *OLD_ARM_KEYS}}
+        keys = ConfigNode(of_experiment, own.location)
         if below is not None:
             groups[name] = (merge(merge(below, base), keys), bool(in_grid))
     return groups
