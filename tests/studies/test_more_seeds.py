@@ -46,10 +46,11 @@ class Rounds(Observer):
 
 
 def test_a_round_follows_while_anything_is_undecided_and_a_second_command_has_nothing_to_do(
-    write_study: Study, store: Store
+    write_study: Study, tmp_path: Path
 ) -> None:
     """Two steps of training tell norms apart by less than their scatter, so there is a round of three and one of four
     seeds; then the seeds are used up."""
+    store = Store(tmp_path / "store")  # which has no runs of other tests
     ablation = load_study(write_study("in_rounds", ARMS, seeds=[0, 1]))
     rounds = Rounds()
     finished = run_study(ablation, store, observer=rounds, slots=2)
