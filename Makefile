@@ -30,7 +30,7 @@ test: $(READY) ## the tests, under 15 minutes on two cores
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not slow and not gpu"
 
 test-slow: $(READY) ## the tests that take minutes each
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
+	@$(BIN)/python -m pytest -n 3 --dist loadgroup -m slow
 
 same-bits: $(READY) ## small runs of everything, equal to those of the commit BASE? (BASE=HEAD)
 	@$(BIN)/python tests/same_bits/run.py --against $(or $(BASE),HEAD)

@@ -39,7 +39,9 @@ NAMES = {
 def as_llama(model: LanguageModel) -> LlamaForCausalLM:
     """transformers' Llama with the weights of a model that is one."""
     shape, state = model.config, {}
-    layer = shape.decoder[0]
+    attention, network = shape.decoder[0].self_attention, shape.decoder[0].feed_forward
+    assert attention is not None
+    assert network is not None
     for name, tensor in model.state_dict().items():
         for ours, theirs in NAMES.items():
             name = name.replace(ours, theirs)
@@ -48,9 +50,9 @@ def as_llama(model: LanguageModel) -> LlamaForCausalLM:
         LlamaConfig(
             vocab_size=shape.vocabulary,
             hidden_size=shape.d_model,
-            intermediate_size=layer.feed_forward.d_ff,
+            intermediate_size=network.d_ff,
             num_hidden_layers=len(shape.decoder),
-            num_attention_heads=layer.sequence_mixer.heads,
+            num_attention_heads=attention.heads,
             rms_norm_eps=shape.norm.eps,
             tie_word_embeddings=True,
             bos_token_id=BEGIN,

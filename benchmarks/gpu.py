@@ -67,13 +67,15 @@ def llama_of(experiment: Experiment) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shape = resolve_model(experiment.model)
-    layer = shape.decoder[0]
+    attention, network = shape.decoder[0].self_attention, shape.decoder[0].feed_forward
+    assert attention is not None
+    assert network is not None
     config = LlamaConfig(
         vocab_size=shape.vocabulary,
         hidden_size=shape.d_model,
-        intermediate_size=layer.feed_forward.d_ff,
+        intermediate_size=network.d_ff,
         num_hidden_layers=len(shape.decoder),
-        num_attention_heads=layer.sequence_mixer.heads,
+        num_attention_heads=attention.heads,
         tie_word_embeddings=True,
         bos_token_id=1,
         eos_token_id=None,

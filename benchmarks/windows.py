@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_llm.components.attention.dot_product import DotProduct
-from lit_llm.components.attention.masks import AttentionMask
+from lit_llm.components.masks import AttentionMask, KernelMask
 
 HEADS, HEAD_DIM = 4, 64
 
@@ -29,17 +29,18 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     q, k, v = (torch.randn(1, HEADS, chosen.tokens, HEAD_DIM, requires_grad=True) for _ in range(3))
-    reach = (chosen.window, chosen.window)
+    window = (chosen.window, chosen.window)
     for name, causal in (("causal", True), ("full", False)):
-        mask = AttentionMask(causal=causal).within(reach).mask(chosen.tokens, chosen.tokens, q.device)
+        near = AttentionMask(causal=causal, window=window)
+        mask = near.rows(0, chosen.tokens, chosen.tokens, q.device)
 
         def masked(mask: Tensor | None = mask) -> Tensor:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
-        visible = AttentionMask(causal=causal).within(reach)
+        kernel = KernelMask(near, chosen.tokens, chosen.tokens, q.dtype, q.device, scores=False, bias=False)
 
-        def by_blocks(visible: AttentionMask = visible) -> Tensor:
-            return DotProduct()(q, k, v, visible)
+        def by_blocks(kernel: KernelMask = kernel) -> Tensor:
+            return DotProduct()(q, k, v, kernel)
 
         assert torch.allclose(masked(), by_blocks(), atol=1e-5)
         seconds: dict[str, list[float]] = {"masked": [], "blocks": []}

@@ -30,6 +30,11 @@ for _signal, _default in ((signal.SIGINT, signal.default_int_handler), (signal.S
 WORDS = "the a of to in is that it was for on as with his they be at one have this from or had by hot but".split()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What waits for minutes begins first, and the others run beside it."""
+    items.sort(key=lambda item: item.path.name != "test_kills.py")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not has_gpu():
         pytest.skip("needs a CUDA device")

@@ -24,7 +24,8 @@ from typer.testing import CliRunner
 
 import lit_llm
 from lit_llm.cli import app
-from lit_llm.components.attention.config import AttentionConfig, ResolvedAttention
+from lit_llm.components.attention.config import AttentionConfig
+from lit_llm.components.attention.resolved import ResolvedAttention
 from lit_llm.report.tables.sweep import sweep_json, trial_json
 from lit_llm.statistics.comparison import Comparison, Row
 from lit_llm.statistics.two_studies import TwoStudies

@@ -6,6 +6,7 @@ import ast
 import hashlib
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,16 @@ def digest_of_code(package: Path, parts: Iterable[str]) -> str:
     # Another version of Python may have other trees, another version of this file other words.
     seen = hashlib.sha256(repr((sys.version_info[:2], Path(__file__).read_bytes(), sources)).encode()).hexdigest()
     return kept(f"code/{seen}", lambda: _of_sources(package.name, sources))
+
+
+def digest_of_package(name: str) -> str:
+    """The same of a whole package that can be imported, or of a single module."""
+    spec = find_spec(name)
+    assert spec is not None
+    if spec.submodule_search_locations:
+        return digest_of_code(Path(spec.submodule_search_locations[0]), ["."])
+    assert spec.origin is not None
+    return digest_of_code(Path(spec.origin).parent, [Path(spec.origin).name])
 
 
 @gc_disabled()

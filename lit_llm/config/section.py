@@ -208,7 +208,8 @@ def _either(errors: list[Any]) -> dict[str, Any]:
 def _message(section: type[Section], path: tuple[str, ...], error: dict[str, Any]) -> str:
     kind, given, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "extra_forbidden":
-        said = section.unknown_key(path[-1], given) if len(path) == 1 else ""
+        sections = _sections_at(section, error["loc"][:-1])
+        said = next(filter(None, (each.unknown_key(path[-1], given) for each in sections)), "")
         allowed = fields_at(section, error["loc"][:-1])
         if not said and path[-1].split(".")[0] in allowed:
             said = f"keys stand inside of each other in a file: write `{nested(path[-1], given)}`"
@@ -271,12 +272,21 @@ def _rewritten(noun: str | None, given: Any) -> str:
 
 def fields_at(section: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
     """The keys that a section has at a location of pydantic's (variant tags included)."""
+    models = _models_at(section, location)
+    return sorted({field.alias or name for model in models for name, field in model.model_fields.items()})
+
+
+def _sections_at(section: type[BaseModel], location: tuple[Any, ...]) -> list[type[Section]]:
+    return [model for model in _models_at(section, location) if issubclass(model, Section)]
+
+
+def _models_at(section: type[BaseModel], location: tuple[Any, ...]) -> list[type[BaseModel]]:
     current: Any = section
     for part in location:
         current = _step(current, part)
         if current is None:
             return []
-    return sorted({field.alias or name for model in _models_in(current) for name, field in model.model_fields.items()})
+    return _models_in(current)
 
 
 def _step(current: Any, part: Any) -> Any:

@@ -31,9 +31,9 @@ import torch
 from torch import Tensor, nn
 
 from lit_llm.components.attention.dot_product import DotProduct
-from lit_llm.components.attention.masks import AttentionMask
 from lit_llm.components.attention.module import Attention
 from lit_llm.components.loss.module import target_nats
+from lit_llm.components.masks import KernelMask
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.data.batches import cut, spread, spread_windows
 from lit_llm.data.prepare import Prepared
@@ -50,7 +50,7 @@ from lit_llm.evaluation.source_sensitivity import (
 )
 from lit_llm.models.build import generator
 from lit_llm.models.families import EncoderDecoder, LanguageModel
-from lit_llm.models.resolve import not_looked_at
+from lit_llm.models.resolve import not_analysed
 from lit_llm.models.stacks import Block, Stack
 from lit_llm.objectives.collate import Batch
 from lit_llm.objectives.config import MasksConfig, PrefixLM
@@ -73,7 +73,7 @@ def attention_analysis(
     has none. Raises InputError, before anything is computed, if a source holds out no window of that length or a step
     is beyond the target.
     """
-    if problem := not_looked_at(model.config):
+    if problem := not_analysed(model.config):
         raise InputError(Problem(problem, "attention"))
     if problems := config.problems(data.config.sequence_length):
         raise InputError(*(Problem(message, f"attention.{key}") for key, message in problems))
@@ -185,23 +185,23 @@ def _added(stack: Stack, name: str) -> list[nn.Module]:
     return [block.norm_of_added(name) or getattr(block, name) for block in cast("list[Block]", [*stack.layers])]
 
 
-Probed = tuple[Tensor, Tensor, Tensor, AttentionMask, None]
+Probed = tuple[Tensor, Tensor, Tensor, KernelMask, None]
 """What a DotProduct gets: queries, keys, values, and who sees whom; no bias."""
 
 
 def _locality(curves: Curves, measure: str, layer: int, window: int, attention: nn.Module, inputs: Probed) -> None:
     assert isinstance(attention, DotProduct)
-    q_BHTK, k_BHTK, visible = inputs[0], inputs[1], inputs[3]
+    q_BHTK, k_BHTK, mask = inputs[0], inputs[1], inputs[3]
     axis = Axis("position", range(q_BHTK.shape[2]))
-    curves.add(measure, axis, layer, local_probability(attention, q_BHTK, k_BHTK, visible, window))
+    curves.add(measure, axis, layer, local_probability(attention, q_BHTK, k_BHTK, mask, window))
 
 
 def _source(
     curves: Curves, steps: Axis, layer: int, source: slice, start: int, attention: nn.Module, inputs: Probed
 ) -> None:
     assert isinstance(attention, DotProduct)
-    q_BHTK, k_BHSK, visible = inputs[0], inputs[1], inputs[3]
-    found = source_attention(attention, q_BHTK, k_BHSK, visible, source, start)
+    q_BHTK, k_BHSK, mask = inputs[0], inputs[1], inputs[3]
+    found = source_attention(attention, q_BHTK, k_BHSK, mask, source, start)
     for name in ("entropy", "top_mass", "top_percent_mass"):
         curves.add(f"source_{name}", steps, layer, getattr(found, name), found.sees)
     for name in ("overlap", "cosine"):

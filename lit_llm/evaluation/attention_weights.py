@@ -23,30 +23,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_llm.components.attention.dot_product import DotProduct, score_rows
-from lit_llm.components.attention.masks import AttentionMask
+from lit_llm.components.masks import KernelMask
 
 TOP = 5
 """Source tokens that count as those attended to most."""
 
 
 def attention_rows(
-    attention: DotProduct, q_BHTK: Tensor, k_BHSK: Tensor, visible: AttentionMask, start: int = 0
+    attention: DotProduct, q_BHTK: Tensor, k_BHSK: Tensor, mask: KernelMask, start: int = 0
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """(c, softmax of the scores of queries from c on, B x H x C x S; keys they see, 1 or B x 1 x C x S), from `start`.
 
     In float32 at least. A query that sees nothing has no weights: its row is zero.
     """
-    for first, scores_BHCS, seen in score_rows(attention, q_BHTK, k_BHSK, visible, start=start):
+    for first, scores_BHCS, seen in score_rows(attention, q_BHTK, k_BHSK, mask, start=start):
         weights_BHCS = scores_BHCS.masked_fill_(~seen, -torch.inf).softmax(dim=-1)
         yield first, weights_BHCS.masked_fill_(~seen.any(dim=-1, keepdim=True), 0.0), seen
 
 
-def local_probability(
-    attention: DotProduct, q_BHTK: Tensor, k_BHSK: Tensor, visible: AttentionMask, window: int
-) -> Tensor:
+def local_probability(attention: DotProduct, q_BHTK: Tensor, k_BHSK: Tensor, mask: KernelMask, window: int) -> Tensor:
     """B x T: the weight on the `window` keys that end at the query itself, mean over heads; for self-attention."""
     found = []
-    for first, weights_BHCS, _ in attention_rows(attention, q_BHTK, k_BHSK, visible):
+    for first, weights_BHCS, _ in attention_rows(attention, q_BHTK, k_BHSK, mask):
         queries, keys = weights_BHCS.shape[2:]
         key = torch.arange(keys, device=weights_BHCS.device)
         query = torch.arange(first, first + queries, device=weights_BHCS.device)[:, None]
@@ -82,7 +80,7 @@ class SourceAttention:
 
 
 def source_attention(
-    attention: DotProduct, q_BHTK: Tensor, k_BHSK: Tensor, visible: AttentionMask, source: slice, start: int = 0
+    attention: DotProduct, q_BHTK: Tensor, k_BHSK: Tensor, mask: KernelMask, source: slice, start: int = 0
 ) -> SourceAttention:
     """Of the queries from `start` on, at the keys `source`."""
     rows, heads, _, _ = q_BHTK.shape
@@ -91,7 +89,7 @@ def source_attention(
     parts: list[dict[str, Tensor]] = []
     before_BHS = sum_BHS = q_BHTK.new_zeros(rows, heads, size, dtype=_dtype(q_BHTK))
     attended_before = q_BHTK.new_full((rows, heads, top), -1, dtype=torch.long)
-    for _, weights_BHCS, seen in attention_rows(attention, q_BHTK, k_BHSK, visible, start):
+    for _, weights_BHCS, seen in attention_rows(attention, q_BHTK, k_BHSK, mask, start):
         visible_keys, visible_source = (part.sum(-1) for part in (seen, seen[..., source]))
         mass_BHC = weights_BHCS[..., source].sum(-1)
         tiny = torch.finfo(mass_BHC.dtype).tiny

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,14 +80,16 @@ def attention_sensitivity(
     with torch.no_grad(), hooked(hooks):
         model.hidden(**batch.inputs)
     source, queries, found = source_places(batch), target_queries(batch), []
-    for block, (x_BTD, kv_BSD, *rest), state_BTD in zip(model.decoder.layers, inputs, states, strict=True):
+    for block, (x_BTD, given), state_BTD in zip(model.decoder.layers, inputs, states, strict=True):
         attention, norm, after = _reader(block, crossed)
         with torch.enable_grad():
-            whole_BSD = (kv_BSD if crossed else state_BTD).detach()
+            whole_BSD = (given.source_BSD if crossed else state_BTD).detach()
             source_BSD = whole_BSD[:, source].clone().requires_grad_()
             whole_BSD = torch.cat([whole_BSD[:, : source.start], source_BSD, whole_BSD[:, source.stop :]], dim=1)
-            kv_BSD = whole_BSD if crossed else norm(whole_BSD)
-            out_BTD = attention(x_BTD.detach() if crossed else kv_BSD, kv_BSD, *rest)
+            if crossed:
+                out_BTD = attention(x_BTD.detach(), given._replace(source_BSD=whole_BSD))
+            else:
+                out_BTD = attention(norm(whole_BSD), given)
             out_BTD = out_BTD if after is None else after(out_BTD)
         found.append(
             torch.stack([_norm_by_draws(out_BTD[:, queries[i - 1]], source_BSD, directions_BRD) for i in steps], 1)
@@ -98,10 +100,9 @@ def attention_sensitivity(
 def _reader(block: nn.Module, crossed: bool) -> tuple[Attention, nn.Module, nn.Module | None]:
     """The attention of a layer that reads the source, the norm before it, and that of what it adds."""
     assert isinstance(block, Block)
-    part, attention = "self_attention", cast(Attention, block.self_attention)
-    if crossed:
-        assert block.cross_attention is not None
-        part, attention = "cross_attention", block.cross_attention
+    part = "cross_attention" if crossed else "self_attention"
+    attention = block.part(part)
+    assert isinstance(attention, Attention)
     norm = block.norm_before(part)
     assert norm is not None
     return attention, norm, block.norm_of_added(part)

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from typing import Any
 
+from lit_llm.components.part import BFLOAT16, FLOAT32, CacheBytes
 from lit_llm.experiment.schema import Experiment, Pretrained, Trained
 from lit_llm.models import cost
 from lit_llm.models.resolve import ResolvedModel, resolve_model
 from lit_llm.objectives.base import Lengths
 from lit_llm.objectives.config import MasksConfig, continues
-from lit_llm.training.memory import BFLOAT16, FLOAT32, loss_bytes, training_bytes
+from lit_llm.training.memory import loss_bytes, training_bytes
 
 PROMPT, GENERATE = 1000, 1000
 """Tokens at which decoding is costed unless told otherwise."""
@@ -36,7 +37,7 @@ class Cost:
     prefill_flops_per_token: float
     decode_flops_per_token: float
     paper_flops_per_sequence: float
-    cache: cost.CacheBytes
+    cache: CacheBytes
     tokens: int
     """Read in the whole pretraining, and in those of its sources."""
     loss_tokens: int

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
+from lit_llm.components.registry import COMPONENTS
 from lit_llm.config.problems import InputError, Problem, SourceLocation, collect_errors, did_you_mean
 from lit_llm.config.section import validate
 from lit_llm.config.tree import (
@@ -293,15 +294,7 @@ def changed(experiment: Experiment, keys: ConfigNode) -> Experiment:
     return validate(Experiment, merge(tree(experiment.model_dump(mode="json")), keys))
 
 
-_ADDRESSES = (
-    "attention",
-    "self_attention",
-    "cross_attention",
-    "partial_attention",
-    "retention",
-    "feed_forward",
-    "layer_ranges",
-)
+_ADDRESSES = ("attention", "self_attention", "cross_attention", *COMPONENTS, "feed_forward", "layer_ranges")
 
 
 def idle_overrides(node: ConfigNode, experiment: Experiment) -> list[Problem]:

@@ -13,7 +13,7 @@ from lit_llm.data.config import DataConfig, InstructionConfig, identity_of, neve
 from lit_llm.evaluation.config import EVALUATIONS, EvaluateConfig, ExampleValidationConfig, ValidationConfig
 from lit_llm.models.adapt import Adaptation, Side, adaptation_of, problem_of
 from lit_llm.models.config import ModelConfig
-from lit_llm.models.resolve import ResolvedModel, not_looked_at, resolve_model
+from lit_llm.models.resolve import ResolvedModel, not_analysed, resolve_model
 from lit_llm.objectives.base import described
 from lit_llm.objectives.config import (
     UL2,
@@ -111,8 +111,8 @@ def _wrong_prefix(stage: str, masks: MasksConfig, model: ModelConfig) -> Iterato
         return
     if model.family in ("encoder_decoder", "encoder_only"):
         yield f"{stage}.masks.prefix", "bidirectional changes nothing here: an encoder sees all of its source anyway"
-    if resolve_model(model).has_retention:
-        message = "bidirectional: retention is causal, a token cannot see later ones; leave the prefix causal"
+    if reason := resolve_model(model).causal_only:
+        message = f"bidirectional: {reason}, a token cannot see later ones; leave the prefix causal"
         yield f"{stage}.masks.prefix", message
 
 
@@ -157,9 +157,9 @@ class Pretrained(Section):
             yield "model.vocabulary", message
         if problem := misfit(objective, family):
             yield "pretrain.objective", problem
-        if isinstance(objective, CausalLM) and resolve_model(self.model).has_partial_attention:
+        if isinstance(objective, CausalLM) and (part := resolve_model(self.model).reads_marked):
             message = (
-                "causal_lm has no source for partial attention to read, and a window that were its own source would "
+                f"causal_lm has no source for {part} to read, and a window that were its own source would "
                 "show every token its label; use `objective: prefix_lm`"
             )
             yield "pretrain.objective", message
@@ -294,7 +294,7 @@ def _adaptation_problems(own: Pretrained, adapt: AdaptConfig) -> Iterator[tuple[
     elif steps >= most:
         yield "adapt.warmup_steps", f"{steps} leave none of the {most} steps to train all parameters"
     teacher = models["decoder"]
-    if adapt.distill and (teacher.family != "decoder" or teacher.has_partial_attention):
+    if adapt.distill and (teacher.family != "decoder" or teacher.reads_marked):
         yield "adapt.distill", "the teacher reads source and target as one causal text: it has to be a causal decoder"
     elif adapt.distill and target.family == "encoder_only":
         yield "adapt.distill", "a causal teacher has no distribution over a masked token; leave it out"
@@ -342,11 +342,11 @@ class Experiment(Pretrained):
             message = "finetune is to be evaluated, and there is no such section; add it, or evaluate after pretrain"
             findings.append(("evaluate.after", message))
         looked_at = self.evaluate is not None and self.evaluate.attention is not None
-        if looked_at and (problem := not_looked_at(resolve_model(self.model))):
+        if looked_at and (problem := not_analysed(resolve_model(self.model))):
             findings.append(("evaluate.attention", problem))
         packed = self.finetune is not None and self.finetune.data.packing == "greedy"
-        if packed and resolve_model(self.model).has_partial_attention:
-            message = "partial attention reads the beginning of a row as the source, and a row would hold several"
+        if packed and (part := resolve_model(self.model).reads_marked):
+            message = f"{part} reads the beginning of a row as the source, and a row would hold several"
             findings.append(("finetune.data.packing", f"{message}; use `packing: none`"))
         if self.evaluate is not None and self.evaluate.examples is not None and self.finetune is None:
             findings.append(("evaluate.examples", "are those that `finetune.data` holds out, and there is no finetune"))

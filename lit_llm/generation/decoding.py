@@ -25,14 +25,10 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from lit_llm.components.attention.kv_cache import CacheLengths, KeyValues
-from lit_llm.components.attention.masks import AttentionMask
-from lit_llm.components.attention.rope import Rotations
-from lit_llm.components.retention.cache import RetentionState
-from lit_llm.models.cache import LayerCache
-from lit_llm.models.decoder_decoder import DecoderDecoder
-from lit_llm.models.families import DecoderOnly, EncoderDecoder, LanguageModel, compute_dtype
-from lit_llm.models.resolve import Layer
+from lit_llm.components.forward_context import CacheRows, ForwardContext, SourceInput
+from lit_llm.components.kv_cache import CacheLengths, StackCache
+from lit_llm.components.masks import AttentionMask
+from lit_llm.models.families import DecoderOnly, EncoderDecoder, LanguageModel
 
 Prefix = Literal["causal", "bidirectional"]
 
@@ -40,34 +36,33 @@ Prefix = Literal["causal", "bidirectional"]
 class Decoding(ABC):
     """B prompts that have been read, and what is kept of them. Made by `prefill`."""
 
-    def __init__(self, model: LanguageModel, rows: CacheLengths, layers: Sequence[LayerCache]) -> None:
+    def __init__(self, model: LanguageModel, rows: CacheRows) -> None:
         self.model = model
         self.rows = rows
-        """The decoder's tokens so far."""
-        self.layers = layers
+        """How many tokens of the decoder, and of the source, there are so far."""
+        self.cache: StackCache = model.decoder.new_cache(rows)
         self.logits_BV: Tensor
         """Of the token that comes next in each row."""
 
     @abstractmethod
-    def _step(self, x_B1D: Tensor, rotations: Rotations) -> Tensor:
-        """The decoder's output, B x 1 x D, for one more token of each row; `rotations` know the token's own place."""
+    def _context(self, x_B1D: Tensor) -> ForwardContext:
+        """Of a pass over one more token of each row."""
 
     @torch.inference_mode()
     def step(self, tokens_B: Tensor) -> None:
         """Each row goes on with one more token; new `logits_BV`."""
         x_B1D = self.model.embed(tokens_B[:, None])
-        rotations = Rotations(compute_dtype(x_B1D))
-        rotations.place("self", self.rows.next_positions())
-        hidden_B1D = self._step(x_B1D, rotations)
-        self.rows.advance()
+        hidden_B1D = cast(Tensor, self.model.decoder(x_B1D, self._context(x_B1D)))
+        self.rows.own.advance()
         self.logits_BV = self.model.logits(hidden_B1D[:, 0])
 
     @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows alone, in this order."""
-        self.rows.keep(rows)
-        for part in self._parts():
-            part.keep(rows)
+        for lengths in self.rows:
+            if lengths is not None:
+                lengths.keep(rows)
+        self.cache.keep(rows)
         self.logits_BV = self.logits_BV[rows]
 
     def cache_bytes(self) -> list[int]:
@@ -76,114 +71,56 @@ class Decoding(ABC):
         With n tokens chosen, the last of which the model has not read yet, it is what `lit_llm.models.cost.cache_bytes`
         says of the prompt and n generated tokens: <s> stands in for the last.
         """
-        return [sum(row) for row in zip(*(part.bytes() for part in self._parts()), strict=True)]
-
-    def _parts(self) -> list[KeyValues | RetentionState]:
-        return [part for layer in self.layers for part in layer.parts]
-
-
-def _cache(
-    layer: Layer, rows: CacheLengths, crossed: KeyValues | None = None, partial: KeyValues | None = None
-) -> LayerCache:
-    """What a decoder's layer keeps: of its own row, and of the source."""
-    own = None if layer.self_attention is None else KeyValues(rows, layer.self_attention.window)
-    return LayerCache(own, crossed, partial, None if layer.retention is None else RetentionState(rows))
+        return self.cache.bytes()
 
 
 class _DecoderOnly(Decoding):
     def __init__(self, model: DecoderOnly, prompts: Sequence[Sequence[int]], prefix: Prefix, begin: int) -> None:
-        tokens_BT, rows = _padded([[begin, *prompt] for prompt in prompts], model)
-        self.source_rows = CacheLengths(
-            rows.lengths, tokens_BT.device
-        )  # of partial attention; <s> is part of the source
-        self.source_visible = self.source_rows.visible()
-        caches = []
-        for layer in model.config.decoder:
-            of_source = KeyValues(self.source_rows) if layer.partial_attention else None
-            caches.append(_cache(layer, rows, partial=of_source))
-        super().__init__(model, rows, caches)
-        visible = _of_prompts(rows, prefix)
+        tokens_BT, lengths = _padded([[begin, *prompt] for prompt in prompts], model)
+        # <s> is part of the source, where the beginning of the row is one.
+        source = CacheLengths(lengths.lengths, tokens_BT.device)
+        super().__init__(model, CacheRows(lengths, source))
         x_BTD = model.embed(tokens_BT)
-        rotations = Rotations(compute_dtype(x_BTD))
         positions = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
-        rotations.place("self", positions)
-        rotations.place("source", positions)
-        source_tokens = tokens_BT.shape[1]
-        hidden_BTD = model.decoder(x_BTD, visible, rotations, None, self.source_visible, self.layers, source_tokens)
-        last_BD = hidden_BTD[torch.arange(len(prompts), device=tokens_BT.device), rows.lengths_B - 1]
-        self.logits_BV = model.logits(last_BD)
+        context = ForwardContext(
+            x_BTD,
+            _of_prompts(lengths, prefix),
+            {"self": positions, "source": positions},
+            SourceInput(source.mask(), tokens_BT.shape[1], in_row=True),
+            self.cache,
+            prompts=lengths,
+        )
+        hidden_BTD = model.decoder(x_BTD, context)
+        # Some stacks return the last token of each prompt alone.
+        last_B = lengths.lengths_B - 1 if hidden_BTD.shape[1] > 1 else torch.zeros_like(lengths.lengths_B)
+        self.logits_BV = model.logits(hidden_BTD[torch.arange(len(prompts), device=tokens_BT.device), last_B])
 
-    def _step(self, x_B1D: Tensor, rotations: Rotations) -> Tensor:
-        visible = self.rows.visible(more=1)
-        return cast(Tensor, self.model.decoder(x_B1D, visible, rotations, None, self.source_visible, self.layers))
-
-    def keep(self, rows: Sequence[int]) -> None:
-        self.source_rows.keep(rows)
-        super().keep(rows)
-        self.source_visible = self.source_rows.visible()
-
-
-class _DecoderDecoder(Decoding):
-    def __init__(self, model: DecoderDecoder, prompts: Sequence[Sequence[int]], prefix: Prefix, begin: int) -> None:
-        tokens_BT, rows = _padded([[begin, *prompt] for prompt in prompts], model)
-        caches = [_cache(layer, rows) for layer in model.config.decoder[: model.config.self_layers]]
-        super().__init__(model, rows, caches)
-        self.decoder, self.shared = model.decoder, KeyValues(rows)
-        x_BTD = model.embed(tokens_BT)
-        rotations = Rotations(compute_dtype(x_BTD))
-        rotations.place("self", torch.arange(tokens_BT.shape[1], device=tokens_BT.device))
-        x_BTD, shared_kv = self._read(x_BTD, _of_prompts(rows, prefix), rotations)
-        # What comes next depends on the last token's own way through the cross-decoder, and on no other's.
-        last_B1D = x_BTD[torch.arange(len(prompts), device=tokens_BT.device), rows.lengths_B - 1][:, None]
-        rotations = Rotations(rotations.dtype)
-        rotations.place("self", rows.next_positions() - 1)
-        hidden_B1D = self.decoder.answer(last_B1D, shared_kv, rows.visible(), rotations)
-        self.logits_BV = model.logits(hidden_B1D[:, 0])
-
-    def _step(self, x_B1D: Tensor, rotations: Rotations) -> Tensor:
-        visible = self.rows.visible(more=1)
-        x_B1D, shared_kv = self._read(x_B1D, visible, rotations)
-        return self.decoder.answer(x_B1D, shared_kv, visible, rotations)
-
-    def _read(
-        self, x_BTD: Tensor, visible: AttentionMask, rotations: Rotations
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The self-decoder's output for new tokens, and the shared keys and values of all tokens so far."""
-        x_BTD = self.decoder(x_BTD, visible, rotations, cache=self.layers, finish=False)
-        return x_BTD, self.shared.add(*self.decoder.keys_values(x_BTD, rotations))
-
-    def _parts(self) -> list[KeyValues | RetentionState]:
-        return [*super()._parts(), self.shared]
+    def _context(self, x_B1D: Tensor) -> ForwardContext:
+        own, source = self.rows
+        assert source is not None
+        kept = SourceInput(source.mask(), max(source.lengths))
+        return ForwardContext(x_B1D, own.mask(more=1), {"self": own.next_positions()}, kept, self.cache)
 
 
 class _EncoderDecoder(Decoding):
     def __init__(self, model: EncoderDecoder, prompts: Sequence[Sequence[int]], begin: int, end: int) -> None:
-        source_BS, self.source_rows = _padded([prompt if len(prompt) else [end] for prompt in prompts], model)
-        self.source_visible = self.source_rows.visible()  # one for all steps, which then share its mask
-        encoder_BSD = model.encode(source_BS, self.source_visible.key_lengths)
-        rows = CacheLengths([0] * len(prompts), source_BS.device)
-        caches = []
-        for layer in model.config.decoder:
-            of_source = KeyValues(self.source_rows) if layer.cross_attention or layer.merged else None
-            caches.append(_cache(layer, rows, crossed=of_source))
-        super().__init__(model, rows, caches)
-        self.encoder_BSD: Tensor | None = encoder_BSD
+        source_BS, source = _padded([prompt if len(prompt) else [end] for prompt in prompts], model)
+        super().__init__(model, CacheRows(CacheLengths([0] * len(prompts), source_BS.device), source))
+        self.encoder_BSD: Tensor | None = model.encode(source_BS, source.mask().key_lengths)
         self.step(torch.full((len(prompts),), begin, device=source_BS.device))
         self.encoder_BSD = None  # its keys and values are kept
 
-    def _step(self, x_B1D: Tensor, rotations: Rotations) -> Tensor:
-        rotations.place("restart", self.rows.next_positions())
-        rotations.place("continuous", self.source_rows.next_positions() + self.rows.next_positions())
-        if self.encoder_BSD is not None:
-            rotations.place("source", torch.arange(self.encoder_BSD.shape[1], device=x_B1D.device))
-        visible = self.rows.visible(more=1)
-        out = self.model.decoder(x_B1D, visible, rotations, self.encoder_BSD, self.source_visible, self.layers)
-        return cast(Tensor, out)
-
-    def keep(self, rows: Sequence[int]) -> None:
-        self.source_rows.keep(rows)
-        super().keep(rows)
-        self.source_visible = self.source_rows.visible()
+    def _context(self, x_B1D: Tensor) -> ForwardContext:
+        own, source = self.rows
+        assert source is not None
+        place, encoder_BSD = own.next_positions(), self.encoder_BSD
+        positions = {"self": place, "restart": place, "continuous": source.next_positions() + place}
+        tokens = max(source.lengths)
+        if encoder_BSD is not None:
+            tokens = encoder_BSD.shape[1]
+            positions["source"] = torch.arange(tokens, device=x_B1D.device)
+        read = SourceInput(source.mask(), tokens, encoder_BSD)
+        return ForwardContext(x_B1D, own.mask(more=1), positions, read, self.cache)
 
 
 @torch.inference_mode()
@@ -209,8 +146,6 @@ def prefill(
     """
     if isinstance(model, EncoderDecoder):
         return _EncoderDecoder(model, prompts, begin, end)
-    if isinstance(model, DecoderDecoder):
-        return _DecoderDecoder(model, prompts, prefix, begin)
     if not isinstance(model, DecoderOnly):
         raise ValueError(f"a model of the family {model.config.family} generates no text")
     return _DecoderOnly(model, prompts, prefix, begin)
@@ -218,10 +153,9 @@ def prefill(
 
 def _of_prompts(rows: CacheLengths, prefix: Prefix) -> AttentionMask:
     """Who sees whom in prompts that a decoder reads."""
-    visible = AttentionMask(causal=True)  # padding comes last: no token sees it, and what it sees is of no concern
-    if prefix == "bidirectional":
-        visible.prefix = rows.lengths[0] if rows.even else rows.lengths_B
-    return visible
+    opened = None if prefix == "causal" else rows.lengths[0] if rows.even else rows.lengths_B
+    # Padding comes last: no token sees it, and what it sees is of no concern.
+    return AttentionMask(causal=True, prefix=opened)
 
 
 def _padded(texts: Sequence[Sequence[int]], model: LanguageModel) -> tuple[Tensor, CacheLengths]:

@@ -128,8 +128,8 @@ def _check(
         raise ValueError(f"prefix: {prefix!r} is unknown; causal or bidirectional")
     if prefix == "bidirectional" and model.config.encoder:
         raise ValueError("prefix: bidirectional changes nothing here: an encoder sees all of its source anyway")
-    if prefix == "bidirectional" and model.config.has_retention:
-        raise ValueError("prefix: bidirectional: retention is causal, and no prefix can be opened to it")
+    if prefix == "bidirectional" and (reason := model.config.causal_only):
+        raise ValueError(f"prefix: bidirectional: {reason}, and no prefix can be opened to it")
     named = [*((f"prompts[{index}]", prompt) for index, prompt in enumerate(prompts)), ("stop", stop)]
     for name, ids in (*named, ("begin", [begin]), ("end", [end])):
         wrong = [token for token in ids if not 0 <= token < vocabulary]

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lit_llm.components.registry import COMPONENTS
 from lit_llm.config.problems import Problem
 from lit_llm.config.section import Section, validate
-from lit_llm.config.tree import difference, tree
+from lit_llm.config.tree import KIND, difference, tree
 from lit_llm.huggingface import from_config, tensor_names, to_config
 from lit_llm.huggingface.source_config import Asked
 from lit_llm.huggingface.tensor_names import Names
@@ -99,9 +100,18 @@ def checked(section: Mapping[str, Any]) -> ModelConfig:
 
 def nearest(model: ResolvedModel, ids: Ids) -> tuple[Architecture, dict[str, Any], dict[str, str]]:
     """(architecture, its config.json, what is different there by key) of the one with the least difference."""
-    if model.shared_kv or model.has_retention:  # which none of them has, whatever else they have
-        part = ("family", "decoder_decoder") if model.shared_kv else ("decoder.retention", "gated")
-        return ARCHITECTURES["llama"], {}, {part[0]: f"is {part[1]!r}, and nothing is like it there"}
+    # None of them has one of these, whatever else they have.
+    unlike = {"family": "decoder_decoder"} if model.shared_kv else {}
+    for key, component in COMPONENTS.items():
+        for side, layers in model.stacks:
+            if any(layer.part(key) for layer in layers):
+                unlike[f"{side}.{key}"] = component.override.model_fields[KIND].default
+    if unlike:
+        return (
+            ARCHITECTURES["llama"],
+            {},
+            {key: f"is {kind!r}, and nothing is like it there" for key, kind in unlike.items()},
+        )
     found = []
     families = {"decoder": ("llama", "qwen3", "gemma2"), "encoder_decoder": ("t5gemma", "t5gemma2")}
     for name in families.get(model.family, ("modernbert",)):

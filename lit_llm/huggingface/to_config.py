@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lit_llm.components.attention.config import ResolvedAttention
+from lit_llm.components.attention.resolved import ResolvedAttention
+from lit_llm.components.feed_forward.config import FeedForwardConfig
 from lit_llm.huggingface.from_config import ACTIVATIONS, GLOBAL, LOCAL
 from lit_llm.models.resolve import Layer, ResolvedModel
 
@@ -87,7 +88,7 @@ def _stack(model: ResolvedModel, layers: Sequence[Layer], ids: Ids) -> dict[str,
     return {
         "vocab_size": model.vocabulary,
         "hidden_size": model.d_model,
-        "intermediate_size": layers[0].feed_forward.d_ff,
+        "intermediate_size": _feed_forward(layers).d_ff,
         "num_hidden_layers": len(layers),
         "num_attention_heads": own.heads,
         "num_key_value_heads": own.kv_heads,
@@ -131,7 +132,13 @@ def _attentions(layers: Sequence[Layer]) -> list[ResolvedAttention]:
 
 def _activation(layers: Sequence[Layer]) -> str:
     ours = {name: theirs for theirs, name in reversed(ACTIVATIONS.items())}
-    return ours.get(layers[0].feed_forward.activation, "silu")
+    return ours.get(_feed_forward(layers).activation, "silu")
+
+
+def _feed_forward(layers: Sequence[Layer]) -> FeedForwardConfig:
+    network = layers[0].feed_forward
+    assert network is not None
+    return network
 
 
 def _rope(own: ResolvedAttention) -> dict[str, Any]:

@@ -114,10 +114,10 @@ def altered(target: ResolvedModel, sources: Sources) -> tuple[Altered, ...]:
         source, layers = sources[_side(stack)], getattr(target, stack)
         given = getattr(source, _stack(stack, target, source))
         for index, place in enumerate(layers_taken(len(layers), len(given)) if layers else ()):
-            for part, own in layers[index]:
+            for part, own in layers[index].parts:
                 there = "self_attention" if part == "cross_attention" and source.family != target.family else part
-                old = getattr(given[place], there)
-                if not any(name.startswith(f"{stack}.layers.{index}.{part}.") for name in taken):
+                old = given[place].part(there)
+                if old is None or not any(name.startswith(f"{stack}.layers.{index}.{part}.") for name in taken):
                     continue
                 compared[f"{stack}.{part}"] = None
                 for key, before, after in _differing(old, own):
@@ -135,7 +135,9 @@ def altered(target: ResolvedModel, sources: Sources) -> tuple[Altered, ...]:
 
 def _differing(old: Section, new: Section) -> Iterator[Altered]:
     for key in type(new).model_fields:
-        before, after = getattr(old, key), getattr(new, key)
+        if key == "place":  # which the names of the parts say
+            continue
+        before, after = getattr(old, key, None), getattr(new, key)
         # Zero where there is no such norm and no RoPE, which another key says.
         absent = key in ("norm_eps", "rope_theta") and 0 in (before, after)
         if before != after and not absent:

@@ -62,15 +62,16 @@ def initialise(model: LanguageModel, seed: int) -> None:
     The standard deviation depends on a matrix's own shape only, never on the depth, so that stacks of different
     depth share their layers' values.
     """
-    for name, parameter in model.named_parameters():
-        if parameter.dim() < 2:
-            parameter.fill_(0.0 if name == "output_bias" else 1.0)
-        elif "relative_bias" in name:  # heads are its columns, and no fan-in
-            width = model.config.width("encoder" if name.startswith("encoder.") else "decoder")
-            parameter.normal_(0.0, width**-0.5, generator=generator(seed, name))
-        else:
+    for path, module in model.named_modules():
+        for own, parameter in module.named_parameters(recurse=False):
+            name = f"{path}.{own}".lstrip(".")
+            if parameter.dim() < 2:
+                parameter.fill_(0.0 if name == "output_bias" else 1.0)
+                continue
             # An embedding's rows are d_model wide and a linear layer's fan-in is its last dimension: one formula.
-            parameter.normal_(0.0, parameter.shape[-1] ** -0.5, generator=generator(seed, name))
+            # A table whose rows are something else says what it starts from.
+            deviation = getattr(module, "initial_std", parameter.shape[-1] ** -0.5)
+            parameter.normal_(0.0, deviation, generator=generator(seed, name))
 
 
 def generator(seed: int, name: str) -> torch.Generator:

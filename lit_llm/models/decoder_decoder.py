@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from lit_llm.components.attention.masks import AttentionMask
-from lit_llm.components.attention.module import SharedKeyValues
-from lit_llm.components.attention.rope import Rotations
+from lit_llm.components.attention.module import SharedKeyValues, rotation_of
+from lit_llm.components.forward_context import CacheRows, ForwardContext
+from lit_llm.components.kv_cache import KeyValues, StackCache
 from lit_llm.models.families import DecoderOnly
 from lit_llm.models.resolve import ResolvedModel
-from lit_llm.models.stacks import Stack, rotation_of
+from lit_llm.models.stacks import Stack
 
 
 class SharingStack(Stack):
@@ -24,26 +25,29 @@ class SharingStack(Stack):
     def __init__(self, model: ResolvedModel, side: str) -> None:
         super().__init__(model, side)
         assert model.shared_kv is not None
+        self.self_layers = model.self_layers
+        """Layers before the shared keys and values."""
         self.shared_kv_norm = self._norm_after(model, side)
         self.shared_kv = SharedKeyValues(model.shared_kv, model.width(side))
 
-    def finish(self, x_BTD: Tensor, visible: AttentionMask, rotations: Rotations) -> Tensor:
-        """The cross-decoder, over keys and values of all tokens of the self-decoder's output."""
-        return self.answer(x_BTD, self.keys_values(x_BTD, rotations), visible, rotations)
-
-    def keys_values(self, x_BTD: Tensor, rotations: Rotations) -> tuple[Tensor, Tensor]:
-        """The shared keys and values of what the self-decoder has read: B x H x T x K each."""
+    def forward(self, x_BTD: Tensor, context: ForwardContext) -> Tensor:
+        """B x T x D -> B x T x D; of prompts, B x 1 x D: what comes next depends on the last token's own way through
+        the cross-decoder, and on no other's."""
+        x_BTD = self._run(x_BTD, context, 0, self.self_layers)
         normed_BTD = x_BTD if self.shared_kv_norm is None else self.shared_kv_norm(x_BTD)
-        made: tuple[Tensor, Tensor] = self.shared_kv(normed_BTD, rotation_of(rotations, "self", self.shared_kv.config))
-        return made
+        keys_values = self.shared_kv(normed_BTD, rotation_of(context, "self", self.shared_kv.config))
+        if context.cache is not None and context.cache.shared_kv is not None:
+            keys_values = context.cache.shared_kv.add(*keys_values)
+        if (prompts := context.prompts) is not None:
+            x_BTD = x_BTD[torch.arange(len(x_BTD), device=x_BTD.device), prompts.lengths_B - 1][:, None]
+            positions = {"self": prompts.next_positions() - 1}
+            context = ForwardContext(x_BTD, prompts.mask(), positions, cache=context.cache)
+        context.shared_kv = keys_values
+        return self._finish(self._run(x_BTD, context, self.self_layers, len(self.layers)))
 
-    def answer(
-        self, x_BTD: Tensor, shared_kv: tuple[Tensor, Tensor], visible: AttentionMask, rotations: Rotations
-    ) -> Tensor:
-        """The cross-decoder for the tokens of x_BTD, which may be a few of those whose keys and values there are."""
-        for layer in list(self.layers)[self.own_layers :]:
-            x_BTD = self._run(layer, x_BTD, visible, rotations, None, None, None, 0, None, *shared_kv)
-        return super().finish(x_BTD, visible, rotations)
+    def new_cache(self, rows: CacheRows) -> StackCache:
+        """Of the self-decoder's layers, and of the shared keys and values."""
+        return StackCache(super().new_cache(rows).layers, KeyValues(rows.own))
 
 
 class DecoderDecoder(DecoderOnly):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, cast
+from typing import Any, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor, nn
 
-from lit_llm.components.attention.masks import AttentionMask
-from lit_llm.components.attention.rope import Rotations
 from lit_llm.components.embedding.module import Head, Unembedding
+from lit_llm.components.forward_context import ForwardContext, SourceInput
+from lit_llm.components.masks import AttentionMask
 from lit_llm.components.norm.module import Norm
 from lit_llm.models.resolve import ResolvedModel
 from lit_llm.models.stacks import Stack
@@ -60,47 +60,50 @@ def _embedded(tokens: Tensor, table: nn.Embedding, norm: Norm | None, config: Re
     return x if norm is None else norm(x)
 
 
+class DecoderInputs(TypedDict, total=False):
+    """What a decoder-only model may be told about the rows of its tokens."""
+
+    prefix_length: int | Tensor | None
+    """The first tokens of a row that also see each other."""
+    documents_BT: Tensor | None
+    """Numbers: tokens see only those with their own, and partial attention adds nothing to one whose document has no
+    source."""
+    source_length: int | Tensor | None
+    """The first tokens of a row that all of its tokens see in partial attention, at least one; models without it do not
+    read it. No loss belongs on what these tokens predict of each other: they see it."""
+    positions_BT: Tensor | None
+    """Where each token stands, if not where it stands in the row."""
+    open_BT: Tensor | None
+    """In place of `prefix_length`, boolean: what all tokens of the same document see."""
+
+
 class DecoderOnly(LanguageModel):
     """DecLLM: embedding ─ drop ─ decoder ─ unembedding."""
 
-    def hidden(
-        self,
-        tokens_BT: Tensor,
-        prefix_length: int | Tensor | None = None,
-        documents_BT: Tensor | None = None,
-        source_length: int | Tensor | None = None,
-        positions_BT: Tensor | None = None,
-        open_BT: Tensor | None = None,
-    ) -> Tensor:
-        """B x T ids -> B x T x D. `prefix_length`: the first tokens of a row that also see each other.
-
-        documents_BT: numbers; tokens see only those with their own, and partial attention adds nothing to one whose
-        document has no source. Positions are those of the row, unless `positions_BT` has others.
-        open_BT: in place of `prefix_length`, boolean: what all tokens of the same document see.
-        source_length: the first tokens of a row that all of its tokens see in partial attention, at least one; models
-        without it do not read it. No loss belongs on what these tokens predict of each other: they see it.
-        """
-        tokens = tokens_BT.shape[1]
-        _refuse_outside("prefix_length", prefix_length, 0, tokens)
+    def hidden(self, tokens_BT: Tensor, **inputs: Unpack[DecoderInputs]) -> Tensor:
+        """B x T ids -> B x T x D."""
+        tokens, documents_BT = tokens_BT.shape[1], inputs.get("documents_BT")
+        prefix, open_BT = inputs.get("prefix_length"), inputs.get("open_BT")
+        _refuse_outside("prefix_length", prefix, 0, tokens)
         x_BTD = self.embed(tokens_BT)
-        rotations = Rotations(compute_dtype(x_BTD))
-        rotations.place("self", _places(tokens_BT, positions_BT))
-        prefix = prefix_length if open_BT is None else open_BT
-        visible = AttentionMask(causal=True, prefix=prefix, documents=_pair(documents_BT, documents_BT))
-        if not self.config.has_partial_attention:
-            return cast(Tensor, self.decoder(x_BTD, visible, rotations))
-        if source_length is None:
-            raise ValueError("partial attention needs to know where the source ends; give source_length")
-        _refuse_outside("source_length", source_length, 1, tokens)
-        longest = _known(source_length)
-        source = tokens if longest is None else longest[1]
-        source_visible = AttentionMask(
-            key_lengths=source_length if isinstance(source_length, Tensor) else None,
-            documents=None if documents_BT is None else (documents_BT, documents_BT[:, :source]),
-        )
-        rotations.place("source", torch.arange(source, device=tokens_BT.device))
-        out_BTD = self.decoder(x_BTD, visible, rotations, source_visible=source_visible, source_tokens=source)
-        return cast(Tensor, out_BTD)
+        positions = {"self": _places(tokens_BT, inputs.get("positions_BT"))}
+        prefix = prefix if open_BT is None else open_BT
+        mask = AttentionMask(causal=True, prefix=prefix, documents=_pair(documents_BT, documents_BT))
+        source = None
+        if part := self.config.reads_marked:
+            length = inputs.get("source_length")
+            if length is None:
+                raise ValueError(f"{part} needs to know where the source ends; give source_length")
+            _refuse_outside("source_length", length, 1, tokens)
+            longest = _known(length)
+            source_tokens = tokens if longest is None else longest[1]
+            source_mask = AttentionMask(
+                key_lengths=length if isinstance(length, Tensor) else None,
+                documents=None if documents_BT is None else (documents_BT, documents_BT[:, :source_tokens]),
+            )
+            positions["source"] = torch.arange(source_tokens, device=tokens_BT.device)
+            source = SourceInput(source_mask, source_tokens, in_row=True)
+        return cast(Tensor, self.decoder(x_BTD, ForwardContext(x_BTD, mask, positions, source)))
 
     def forward(
         self,
@@ -109,8 +112,29 @@ class DecoderOnly(LanguageModel):
         documents_BT: Tensor | None = None,
         source_length: int | Tensor | None = None,
     ) -> Tensor:
-        """B x T ids -> B x T x V logits."""
-        return self.logits(self.hidden(tokens_BT, prefix_length, documents_BT, source_length))
+        """B x T ids -> B x T x V logits. See `DecoderInputs`."""
+        hidden_BTD = self.hidden(
+            tokens_BT, prefix_length=prefix_length, documents_BT=documents_BT, source_length=source_length
+        )
+        return self.logits(hidden_BTD)
+
+
+class EncoderDecoderInputs(TypedDict, total=False):
+    """What an encoder-decoder may be told about the rows of its tokens."""
+
+    source_lengths: Tensor | None
+    """B: where the rows of the source end, which are padded behind that."""
+    documents_BS: Tensor | None
+    """Numbers, for source and target both or for neither: tokens see only those with their own, on either side, and
+    cross-attention adds nothing to a target token whose document has no source."""
+    documents_BT: Tensor | None
+    """Of the target."""
+    positions_BS: Tensor | None
+    """Where each token of the source stands, if not where it stands in the row."""
+    positions_BT: Tensor | None
+    """Of the target."""
+    source_ends_BT: Tensor | None
+    """The position after the last source token, for each target token; the row's when absent."""
 
 
 class EncoderDecoder(LanguageModel):
@@ -130,50 +154,37 @@ class EncoderDecoder(LanguageModel):
         documents_BS: Tensor | None = None,
         positions_BS: Tensor | None = None,
     ) -> Tensor:
-        """B x S ids -> B x S x D. Rows are padded at the end; `source_lengths` (B) says where."""
+        """B x S ids -> B x S x D. See `EncoderDecoderInputs`."""
         table = self.embedding if self.encoder_embedding is None else self.encoder_embedding
         x_BSD = self.dropout(_embedded(source_BS, table, self.encoder_embedding_norm, self.config))
-        rotations = Rotations(compute_dtype(x_BSD))
-        rotations.place("self", _places(source_BS, positions_BS))
-        visible = AttentionMask(key_lengths=source_lengths, documents=_pair(documents_BS, documents_BS))
-        return cast(Tensor, self.encoder(x_BSD, visible, rotations))
+        mask = AttentionMask(key_lengths=source_lengths, documents=_pair(documents_BS, documents_BS))
+        context = ForwardContext(x_BSD, mask, {"self": _places(source_BS, positions_BS)})
+        return cast(Tensor, self.encoder(x_BSD, context))
 
-    def hidden(
-        self,
-        source_BS: Tensor,
-        target_BT: Tensor,
-        source_lengths: Tensor | None = None,
-        documents_BS: Tensor | None = None,
-        documents_BT: Tensor | None = None,
-        positions_BS: Tensor | None = None,
-        positions_BT: Tensor | None = None,
-        source_ends_BT: Tensor | None = None,
-    ) -> Tensor:
-        """B x S source ids, B x T decoder inputs -> B x T x D.
-
-        documents_BS, documents_BT: numbers, both or neither; tokens see only those with their own, on either side, and
-        cross-attention adds nothing to a target token whose document has no source. Positions are those of the row,
-        unless `positions_BS` and `positions_BT` have others.
-        source_ends_BT: the position after the last source token, for each target token; the row's when absent.
-        """
+    def hidden(self, source_BS: Tensor, target_BT: Tensor, **inputs: Unpack[EncoderDecoderInputs]) -> Tensor:
+        """B x S source ids, B x T decoder inputs -> B x T x D."""
         if source_BS.shape[1] == 0:
             raise ValueError("the source is empty; an empty source is one end-of-document token")
+        lengths, positions_BS = inputs.get("source_lengths"), inputs.get("positions_BS")
+        documents_BS, documents_BT = inputs.get("documents_BS"), inputs.get("documents_BT")
         if (documents_BS is None) != (documents_BT is None):
             raise ValueError("documents of the source without those of the target, or the other way round; give both")
-        encoder_BSD = self.encode(source_BS, source_lengths, documents_BS, positions_BS)
+        encoder_BSD = self.encode(source_BS, lengths, documents_BS, positions_BS)
         x_BTD = self.embed(target_BT)
-        source, target = source_BS.shape[1], _places(target_BT, positions_BT)
-        rotations = Rotations(compute_dtype(x_BTD))
-        rotations.place("self", target)
-        rotations.place("source", _places(source_BS, positions_BS))
-        rotations.place("restart", target)
+        source, target = source_BS.shape[1], _places(target_BT, inputs.get("positions_BT"))
         # The target goes on where its own row's source ended: <s> takes the slot after the last source token.
-        ends = source if source_lengths is None else source_lengths.to(target.device)[:, None]
-        ends = ends if source_ends_BT is None else source_ends_BT
-        rotations.place("continuous", target + ends)
-        visible = AttentionMask(causal=True, documents=_pair(documents_BT, documents_BT))
-        source_visible = AttentionMask(key_lengths=source_lengths, documents=_pair(documents_BT, documents_BS))
-        return cast(Tensor, self.decoder(x_BTD, visible, rotations, encoder_BSD, source_visible))
+        ends = source if lengths is None else lengths.to(target.device)[:, None]
+        own_ends = inputs.get("source_ends_BT")
+        positions = {
+            "self": target,
+            "source": _places(source_BS, positions_BS),
+            "restart": target,
+            "continuous": target + (ends if own_ends is None else own_ends),
+        }
+        mask = AttentionMask(causal=True, documents=_pair(documents_BT, documents_BT))
+        source_mask = AttentionMask(key_lengths=lengths, documents=_pair(documents_BT, documents_BS))
+        context = ForwardContext(x_BTD, mask, positions, SourceInput(source_mask, source, encoder_BSD))
+        return cast(Tensor, self.decoder(x_BTD, context))
 
     def forward(
         self,
@@ -183,8 +194,11 @@ class EncoderDecoder(LanguageModel):
         documents_BS: Tensor | None = None,
         documents_BT: Tensor | None = None,
     ) -> Tensor:
-        """B x S source ids, B x T decoder inputs -> B x T x V logits."""
-        return self.logits(self.hidden(source_BS, target_BT, source_lengths, documents_BS, documents_BT))
+        """B x S source ids, B x T decoder inputs -> B x T x V logits. See `EncoderDecoderInputs`."""
+        hidden_BTD = self.hidden(
+            source_BS, target_BT, source_lengths=source_lengths, documents_BS=documents_BS, documents_BT=documents_BT
+        )
+        return self.logits(hidden_BTD)
 
 
 class EncoderOnly(LanguageModel):
@@ -202,10 +216,9 @@ class EncoderOnly(LanguageModel):
         documents_BT: numbers; tokens see only those with their own.
         """
         x_BTD = self.embed(tokens_BT)
-        rotations = Rotations(compute_dtype(x_BTD))
-        rotations.place("self", torch.arange(tokens_BT.shape[1], device=tokens_BT.device))
-        visible = AttentionMask(key_lengths=token_lengths, documents=_pair(documents_BT, documents_BT))
-        return cast(Tensor, self.encoder(x_BTD, visible, rotations))
+        mask = AttentionMask(key_lengths=token_lengths, documents=_pair(documents_BT, documents_BT))
+        context = ForwardContext(x_BTD, mask, {"self": _places(tokens_BT, None)})
+        return cast(Tensor, self.encoder(x_BTD, context))
 
     def forward(
         self, tokens_BT: Tensor, token_lengths: Tensor | None = None, documents_BT: Tensor | None = None
@@ -238,9 +251,3 @@ def _refuse_outside(name: str, lengths: int | Tensor | None, least: int, tokens:
 
 def _pair(of_queries: Tensor | None, of_keys: Tensor | None) -> tuple[Tensor, Tensor] | None:
     return None if of_queries is None or of_keys is None else (of_queries, of_keys)
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype that queries and keys will have: under autocast not the embedding's."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if device != "meta" and torch.is_autocast_enabled(device) else x.dtype

@@ -1,87 +1,75 @@
-"""The names and shapes of a model's parameters, by arithmetic alone: what its module will have. Loads no torch."""
+"""The names and shapes of a model's parameters, by arithmetic alone: what its module will have. Loads no torch.
+
+The one source of them: numbers of parameters, the optimiser's bytes, and what a model takes over from another are made
+of this.
+"""
 
 from __future__ import annotations
 
-from lit_llm.components.attention.config import ResolvedAttention
+import math
+
 from lit_llm.components.norm.config import NormConfig
-from lit_llm.components.partial_attention.config import ResolvedPartialAttention
-from lit_llm.components.retention.config import ResolvedRetention
+from lit_llm.components.part import TensorShape
 from lit_llm.models.resolve import Layer, ResolvedModel
 
-Shape = tuple[int, ...]
 
-
-def parameter_shapes(model: ResolvedModel) -> dict[str, Shape]:
-    """{name: shape} of every parameter. Raises ValueError for a decoder-decoder, whose halves are named otherwise."""
-    if model.family == "decoder_decoder":
-        raise ValueError("the names of a decoder_decoder's parameters are known only once it is built")
-    d_model, vocabulary, tied = model.d_model, model.vocabulary, model.tie_embeddings
-    table, normed = (vocabulary, d_model), model.embedding.norm
-    found: dict[str, Shape] = {"embedding.weight": table} | _norm("embedding_norm", model.norm, d_model, normed)
+def parameter_shapes(model: ResolvedModel) -> dict[str, TensorShape]:
+    """{name: shape} of every parameter."""
+    d_model, normed = model.d_model, model.embedding.norm
+    found = embedding_shapes(model) | _norm("embedding_norm", model.norm, d_model, normed)
     if model.family == "encoder_decoder":
-        width = model.width("encoder")
-        if tied not in ("all", "inputs"):
-            found["encoder_embedding.weight"] = (vocabulary, width)
-        found |= _norm("encoder_embedding_norm", model.norm, width, normed)
-    if tied not in ("all", "decoder"):
-        found["output.weight"] = table
+        found |= _norm("encoder_embedding_norm", model.norm, model.width("encoder"), normed)
     if model.output.bias:
-        found["output_bias"] = (vocabulary,)
+        found["output_bias"] = (model.vocabulary,)
     if model.output.head == "dense":
         found |= {"head.dense.weight": (d_model, d_model), **_norm("head.norm", model.norm, d_model)}
-    for side, layers in (("encoder", model.encoder), ("decoder", model.decoder)):
+    for side, layers in model.stacks:
+        alike: dict[tuple[int, bool], dict[str, TensorShape]] = {}
         for index, layer in enumerate(layers):
-            found |= _layer(f"{side}.layers.{index}", layer, model, side, first=index == 0)
-        own = [layer.self_attention for layer in layers if layer.self_attention is not None]
-        if shared := [each for each in own if each.relative_bias == "shared"]:
-            found[f"{side}.relative_bias.weight"] = shared[0].bias_tensors()[0]
-        found |= _norm(f"{side}.norm", model.norm, model.width(side), bool(layers) and model.norm.placement != "post")
+            key = id(layer), index == 0
+            if key not in alike:
+                alike[key] = _layer(layer, model, side, first=index == 0)
+            found |= {f"{side}.layers.{index}.{name}": shape for name, shape in alike[key].items()}
+        last = bool(layers) and model.norm.placement != "post"
+        found |= _norm(f"{side}.norm", model.norm, model.width(side), last)
+        for layer in layers:
+            for _, part in layer.parts:
+                shared = part.stack_shapes(model.widths(side))
+                found |= {f"{side}.{name}": shape for name, shape in shared.items()}
+    if model.shared_kv:
+        found |= _norm("decoder.shared_kv_norm", model.norm, d_model, model.norm.placement != "post")
+        shared = model.shared_kv.shared_shapes(model.widths("decoder"))
+        found |= {f"decoder.shared_kv.{name}": shape for name, shape in shared.items()}
     return found
 
 
-def _norm(name: str, norm: NormConfig, width: int, there: bool = True) -> dict[str, Shape]:
+def embedding_shapes(model: ResolvedModel) -> dict[str, TensorShape]:
+    """{name: shape} of the matrices of the vocabulary, the output's included."""
+    table, tied = (model.vocabulary, model.d_model), model.tie_embeddings
+    found: dict[str, TensorShape] = {"embedding.weight": table}
+    if model.family == "encoder_decoder" and tied not in ("all", "inputs"):
+        found["encoder_embedding.weight"] = (model.vocabulary, model.width("encoder"))
+    if tied not in ("all", "decoder"):
+        found["output.weight"] = table
+    return found
+
+
+def matrix_of(shape: TensorShape) -> tuple[int, int]:
+    """(rows, columns) of a parameter; a vector is one row."""
+    return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, shape[0])
+
+
+def _norm(name: str, norm: NormConfig, width: int, there: bool = True) -> dict[str, TensorShape]:
     return {f"{name}.scale": (width,)} if there and norm.scale else {}
 
 
-def _layer(name: str, layer: Layer, model: ResolvedModel, side: str, first: bool) -> dict[str, Shape]:
-    width, norm, d_ff = model.width(side), model.norm, layer.feed_forward.d_ff
-    inside: dict[str, dict[str, Shape]] = {}
-    if layer.self_attention is not None:
-        inside["self_attention"] = _attention(layer.self_attention, width)
-    if layer.retention is not None:
-        inside["retention"] = _retention(layer.retention, width)
-    if layer.cross_attention is not None:
-        inside["cross_attention"] = _attention(layer.cross_attention, width, model.width("encoder"))
-    if layer.partial_attention is not None:
-        square = {"a1.weight": (width, width), "a2.weight": (width, width)}
-        inside["partial_attention"] = _attention(layer.partial_attention, width) | square
-    inside["feed_forward"] = {"gate.weight": (d_ff, width)} if layer.feed_forward.gated else {}
-    inside["feed_forward"] |= {"up.weight": (d_ff, width), "down.weight": (width, d_ff)}
-    found: dict[str, Shape] = {}
-    for part, shapes in inside.items():
-        before = norm.before and not (first and norm.skip_first and part in ("self_attention", "retention"))
-        found |= _norm(f"{name}.{part}_norm", norm, width, before)
-        found |= _norm(f"{name}.{part}_post_norm", norm, width, norm.after or norm.placement == "post")
-        found |= {f"{name}.{part}.{own}": shape for own, shape in shapes.items()}
-    return found
-
-
-def _retention(retention: ResolvedRetention, width: int) -> dict[str, Shape]:
-    names = ("q", "k", "v", "decay", "output_gate", "out")
-    return {f"{name}.weight": tensor for name, tensor in zip(names, retention.tensors(width), strict=True)}
-
-
-def _attention(
-    attention: ResolvedAttention | ResolvedPartialAttention, width: int, memory: int | None = None
-) -> dict[str, Shape]:
-    keys = (attention.kv_width, memory or width)
-    found: dict[str, Shape] = {"q.weight": (attention.width, width), "k.weight": keys, "v.weight": keys}
-    found["out.weight"] = (width, attention.width)
-    if attention.qkv_norm_scale:
-        found |= {f"qkv_scale.{part}": (attention.head_dim,) for part in attention.qkv_norm}
-    if attention.output_norm_scale:
-        widths = {"head": attention.head_dim, "concat": attention.width, "after_out": width}
-        found["output_scale"] = (widths[attention.output_norm],)
-    if attention.relative_bias == "per_layer":
-        found["relative_bias.weight"] = attention.bias_tensors()[0]
+def _layer(layer: Layer, model: ResolvedModel, side: str, first: bool) -> dict[str, TensorShape]:
+    """{name in the layer: shape}; first: whether it is the first of its stack."""
+    widths, norm = model.widths(side), model.norm
+    found: dict[str, TensorShape] = {}
+    for number, (name, part) in enumerate(layer.parts):
+        before = norm.before and not (first and norm.skip_first and number == 0)
+        found |= _norm(f"{name}_norm", norm, widths.row, before)
+        found |= _norm(f"{name}_post_norm", norm, widths.row, norm.after or norm.placement == "post")
+        found |= {f"{name}.{inner}": shape for inner, shape in part.shapes(widths).items()}
     return found

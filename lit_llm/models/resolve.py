@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, InstanceOf, SerializeAsAny, SerializerFunctionWrapHandler, model_serializer
 
-from lit_llm.components.attention.config import Place, ResolvedAttention, resolve_attention
+from lit_llm.components.attention.resolved import Place, ResolvedAttention, resolve_attention
 from lit_llm.components.embedding.config import EmbeddingConfig, OutputConfig
 from lit_llm.components.feed_forward.config import FeedForwardConfig
 from lit_llm.components.norm.config import NormConfig
-from lit_llm.components.partial_attention.config import ResolvedPartialAttention, resolve_partial_attention
-from lit_llm.components.retention.config import ResolvedRetention, resolve_retention
+from lit_llm.components.part import Defaults, Part, Widths
+from lit_llm.components.registry import COMPONENTS
 from lit_llm.config.section import Items, Section, set_fields
 from lit_llm.config.tree import KIND
 
@@ -27,24 +27,40 @@ STACKS = ("encoder", "decoder", "self_decoder", "cross_decoder")
 
 
 class Layer(Section):
-    """One layer with nothing left open."""
+    """One layer with nothing left open: its parts by their names, in the order in which they act."""
 
-    self_attention: ResolvedAttention | None
-    """None where a retention stands in its place."""
-    cross_attention: ResolvedAttention | None
-    # Not in the dump where there is none: stages from before it was there keep their fingerprints.
-    merged: bool = Field(False, exclude_if=lambda value: not value)
-    """Whether self-attention sees the encoder's output, too."""
-    partial_attention: ResolvedPartialAttention | None = Field(None, exclude_if=lambda value: value is None)
-    retention: ResolvedRetention | None = Field(None, exclude_if=lambda value: value is None)
-    feed_forward: FeedForwardConfig
+    parts: Items[tuple[str, SerializeAsAny[InstanceOf[Part]]]]
+
+    def part(self, name: str) -> Part | None:
+        """The part of that name, where the layer has one."""
+        return next((part for key, part in self.parts if key == name), None)
 
     @property
-    def sequence_mixer(self) -> ResolvedAttention | ResolvedRetention:
-        """Self-attention, or the retention in its place."""
-        sequence_mixer = self.retention or self.self_attention
-        assert sequence_mixer is not None
-        return sequence_mixer
+    def self_attention(self) -> ResolvedAttention | None:
+        """None where another sequence mixer stands in its place."""
+        part = self.part("self_attention")
+        return part if isinstance(part, ResolvedAttention) else None
+
+    @property
+    def cross_attention(self) -> ResolvedAttention | None:
+        """None where the layer reads no source, or reads it in its self-attention."""
+        part = self.part("cross_attention")
+        return part if isinstance(part, ResolvedAttention) else None
+
+    @property
+    def feed_forward(self) -> FeedForwardConfig | None:
+        """None where another component stands in its place."""
+        part = self.part("feed_forward")
+        return part if isinstance(part, FeedForwardConfig) else None
+
+    @property
+    def for_last_token(self) -> bool:
+        """Whether only the last token of a prompt has to go through it."""
+        return any(part.for_last_token for _, part in self.parts)
+
+    @model_serializer(mode="wrap")
+    def _by_name(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return dict(handler(self)["parts"])
 
 
 class ResolvedModel(Section):
@@ -71,20 +87,35 @@ class ResolvedModel(Section):
     def layers(self) -> tuple[Layer, ...]:
         return self.encoder + self.decoder
 
-    @property
-    def has_partial_attention(self) -> bool:
-        """Whether a decoder-only model needs to be told where the source ends."""
-        return any(layer.partial_attention for layer in self.decoder)
+    def widths(self, side: str) -> Widths:
+        """What the layers of the `encoder` or the `decoder` read."""
+        return Widths(self.width(side), self.width("encoder"))
 
     @property
-    def has_retention(self) -> bool:
-        """Whether a layer can see nothing but what came before."""
-        return any(layer.retention for layer in self.decoder)
+    def stacks(self) -> tuple[tuple[str, tuple[Layer, ...]], ...]:
+        """(side, its layers)."""
+        return ("encoder", self.encoder), ("decoder", self.decoder)
+
+    @property
+    def parts(self) -> Iterator[Part]:
+        """The parts of all layers; those of layers that are alike once."""
+        for layer in {id(layer): layer for layer in self.layers}.values():
+            yield from (part for _, part in layer.parts)
+
+    @property
+    def reads_marked(self) -> str:
+        """The part of a decoder-only model that needs to be told where the source ends, or ''."""
+        return next((part.reads_marked for part in self.parts if part.reads_marked), "")
+
+    @property
+    def causal_only(self) -> str:
+        """Why no prefix can be opened to this model, or ''."""
+        return next((part.causal_only for part in self.parts if part.causal_only), "")
 
     @property
     def self_layers(self) -> int:
         """Layers before the shared keys and values; all of the decoder's where there are none."""
-        return sum(layer.self_attention is None or not layer.self_attention.shared_kv for layer in self.decoder)
+        return sum(not layer.for_last_token for layer in self.decoder)
 
     @property
     def shared_kv(self) -> ResolvedAttention | None:
@@ -92,21 +123,20 @@ class ResolvedModel(Section):
         return self.decoder[-1].self_attention if self.self_layers < len(self.decoder) else None
 
 
-def not_looked_at(model: ResolvedModel) -> str:
+def not_analysed(model: ResolvedModel) -> str:
     """Why the analysis of attention does not show this model, or ''."""
     shows = "it looks at self-attention, and at cross-attention in every layer of a decoder, with norms before them"
     if model.family == "encoder_only":
         return f"an encoder-only model has no targets; {shows}"
     if model.shared_kv is not None:
         return f"the cross-decoder's layers have no keys and values of their own; {shows}"
-    if model.has_retention:
-        return f"retention weighs by no softmax; {shows}"
     if not model.norm.before or model.norm.skip_first:
         return f"norm.placement {model.norm.placement} (skip_first: {model.norm.skip_first}); {shows}"
+    for name, component in COMPONENTS.items():
+        if component.role != "feed_forward" and any(layer.part(name) for layer in model.layers):
+            return f"the analysis does not see {name}; {shows}"
     for layer in model.decoder:
-        if layer.partial_attention:
-            return "looks at self- and cross-attention, and would not see what partial attention reads"
-        if layer.merged or (model.encoder and layer.cross_attention is None):
+        if model.encoder and layer.cross_attention is None:
             return f"a layer has no cross-attention of its own; {shows}"
     if any(layer.self_attention and layer.self_attention.relative_bias != "none" for layer in model.layers):
         return "would not see what a relative bias adds to the scores"
@@ -161,17 +191,43 @@ def _width(config: Any, side: str) -> int:
 
 
 def _layer(config: Any, side: str, index: int) -> Layer:
-    stack, reads, retention = getattr(config, side), _cross(config, side, index), _retention(config, side, index)
-    return Layer(
-        self_attention=None if retention else _attention(config, side, index, OWN_ATTENTION[side]),
-        cross_attention=_attention(config, side, index, "cross_attention") if reads == "separate" else None,
-        merged=reads == "merged",
-        partial_attention=_partial_attention(config, side, index),
-        retention=retention,
-        feed_forward=FeedForwardConfig.model_validate(
-            _merged(config.feed_forward, [part for _, part in _levels(stack, side, index)], "feed_forward")
-        ),
-    )
+    components = _components(config, side, index)
+    mixers = [(key, part) for key, part in components.items() if COMPONENTS[key].role == "mixer"]
+    parts = mixers or [("self_attention", _attention(config, side, index, OWN_ATTENTION[side]))]
+    if _cross(config, side, index) == "separate":
+        parts.append(("cross_attention", _attention(config, side, index, "cross_attention")))
+    parts += [(key, part) for key, part in components.items() if COMPONENTS[key].role == "added"]
+    networks = [(key, part) for key, part in components.items() if COMPONENTS[key].role == "feed_forward"]
+    parts += networks or [("feed_forward", _feed_forward(config, side, index))]
+    return Layer(parts=tuple(parts))
+
+
+def _feed_forward(config: Any, side: str, index: int) -> Part:
+    levels = [part for _, part in _levels(getattr(config, side), side, index)]
+    return FeedForwardConfig.model_validate(_merged(config.feed_forward, levels, "feed_forward"))
+
+
+def _components(config: Any, side: str, index: int) -> dict[str, Part]:
+    """{key: part} of the components that are written for a layer. Raises ValueError where two stand in one place."""
+    written = {key: part for key in COMPONENTS if (part := _component(config, side, index, key)) is not None}
+    for role in ("mixer", "feed_forward"):
+        several = [key for key in written if COMPONENTS[key].role == role]
+        if len(several) > 1:
+            place = "self-attention" if role == "mixer" else "the feed-forward network"
+            raise ValueError(f"{' and '.join(several)} both stand in place of {place} in layer {index}")
+    return written
+
+
+def _component(config: Any, side: str, index: int, key: str) -> Part | None:
+    levels = [part for _, part in _levels(getattr(config, side), side, index)]
+    written = [section for level in levels if (section := getattr(level, key, None)) is not None]
+    if not written:
+        return None
+    values: dict[str, Any] = {}
+    for section in written:
+        values |= _overrides(section)
+    attention, feed_forward = (_fields(default) for default in (config.attention, config.feed_forward))
+    return COMPONENTS[key].resolve(values, Defaults(attention, feed_forward, _width(config, side)))
 
 
 OWN_ATTENTION = {
@@ -203,35 +259,21 @@ def _attention(config: Any, side: str, index: int, name: str) -> ResolvedAttenti
     return resolve_attention(values, _width(config, side), place)
 
 
-def _partial_attention(config: Any, side: str, index: int) -> ResolvedPartialAttention | None:
-    levels = [part for _, part in _levels(getattr(config, side), side, index)]
-    if all(getattr(level, "partial_attention", None) is None for level in levels):
-        return None
-    return resolve_partial_attention(_merged(config.attention, levels, "partial_attention"), config.d_model)
-
-
-def _retention(config: Any, side: str, index: int) -> ResolvedRetention | None:
-    levels = [part for _, part in _levels(getattr(config, side), side, index)]
-    written = [level.retention for level in levels if getattr(level, "retention", None) is not None]
-    if not written:
-        return None
-    values: dict[str, object] = {"heads": config.attention.heads}
-    for level in written:
-        values |= _overrides(level)
-    return resolve_retention(values, config.d_model)
-
-
 def _levels(stack: Any, side: str, index: int) -> list[tuple[str, Any]]:
     """(address, section) of what may override a layer's defaults, the most specific last."""
     ranges = [(name, part) for name, part in stack.layer_ranges.items() if index in layer_range(name)]
     return [(side, stack), *((f"{side}.layer_ranges.{name}", part) for name, part in ranges)]
 
 
-def _merged(default: Section, levels: list[Any], name: str) -> dict[str, object]:
-    values: dict[str, object] = {key: getattr(default, key) for key in type(default).model_fields}
+def _merged(default: Section, levels: list[Any], name: str) -> dict[str, Any]:
+    values = _fields(default)
     for level in levels:
         values |= _overrides(getattr(level, name))
     return values
+
+
+def _fields(section: Section) -> dict[str, Any]:
+    return {key: getattr(section, key) for key in type(section).model_fields}
 
 
 def _overrides(section: Section | None) -> dict[str, Any]:
@@ -270,19 +312,24 @@ def resolution_problems(config: Any) -> Iterator[tuple[str, str]]:
             yield f"{side}.layer_ranges", clash
         yield from _of_the_source(config, stack) if side == "decoder" else ()
         buildable = True
-        names = [name for name in _ATTENTIONS if name in type(stack).model_fields]
+        names = [name for name in (*_ATTENTIONS, *COMPONENTS) if name in type(stack).model_fields]
         alike = {tuple(address for address, _ in _levels(stack, side, index)): index for index in range(stack.layers)}
         for index, name in itertools.product(alike.values(), names):
             try:
-                if name == "partial_attention":
-                    _partial_attention(config, side, index)
-                elif name == "retention":
-                    _retention(config, side, index)
+                if name in COMPONENTS:
+                    _component(config, side, index, name)
                 else:
                     _attention(config, side, index, name)
             except ValueError as error:
                 buildable = False
                 yield _blamed(stack, side, index, name), str(error)
+        if buildable:
+            try:
+                for index in alike.values():
+                    _components(config, side, index)
+            except ValueError as error:
+                buildable = False
+                yield side, str(error)
         all_buildable = all_buildable and buildable
         if buildable and (problem := _bias_problem(config, side)):
             yield f"{side}.{OWN_ATTENTION[side]}", problem
@@ -320,21 +367,22 @@ def _bias_problem(config: Any, side: str) -> str:
     """Why the layers of a stack cannot share one relative bias, or ''."""
     found = [own for layer in _layers(config, side) if (own := layer.self_attention)]
     kinds = {each.relative_bias for each in found}
-    if "shared" in kinds and len({str(each.bias_tensors()) + str(each.relative_distance) for each in found}) > 1:
+    if "shared" in kinds and len({(each.heads, each.relative_buckets, each.relative_distance) for each in found}) > 1:
         return "relative_bias shared: all layers of a stack need the same heads, relative_buckets and relative_distance"
     return ""
 
 
-_ATTENTIONS = ("attention", "self_attention", "cross_attention", "partial_attention", "retention")
+_ATTENTIONS = ("attention", "self_attention", "cross_attention")
 _SHAPE = {"heads", "kv_heads", "head_dim", "rope", "relative_bias", "relative_buckets", "window", "window_right"}
-"""Keys of an attention, or of a retention, that can make it impossible."""
+"""Keys of an attention that can make it impossible."""
 
 
 def _blamed(stack: Any, side: str, index: int, name: str) -> str:
     """The most specific address that has a say in an attention's shape."""
     blamed = "attention"
     for address, part in _levels(stack, side, index):
-        if _SHAPE & set_fields(getattr(part, name)).keys():
+        written = _overrides(getattr(part, name)).keys()
+        if written if name in COMPONENTS else _SHAPE & written:
             blamed = f"{address}.{name}"
     return blamed
 

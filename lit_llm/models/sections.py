@@ -6,25 +6,53 @@ keys for one place, `model.decoder.layer_ranges` for some layers of it. The most
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model
 
 from lit_llm.components.attention.config import AttentionConfig, AttentionOverride
 from lit_llm.components.embedding.config import EmbeddingConfig, OutputConfig
 from lit_llm.components.feed_forward.config import FeedForwardConfig, FeedForwardOverride
 from lit_llm.components.norm.config import NormConfig
-from lit_llm.components.partial_attention.config import PartialAttentionOverride
-from lit_llm.components.retention.config import RetentionOverride
-from lit_llm.config.section import OneOf, Section, config_error
+from lit_llm.components.registry import COMPONENTS, components_of
+from lit_llm.config.section import OneOf, Section
+
+S = TypeVar("S", bound=Section)
 
 MOST_LAYERS = 1_024
 """Of a stack; the deepest Transformer that was published has 500 (DeepNet, arXiv 2203.00555)."""
 MOST_RANGES = 500
 
 
-class EncoderLayerOverride(Section):
+class _LayerOverride(Section):
+    """What is different in some layers of any stack."""
+
+    @classmethod
+    def unknown_key(cls, key: str, value: Any) -> str:
+        return COMPONENTS[key].elsewhere if key in COMPONENTS else ""
+
+
+def with_components(stack: str) -> Callable[[type[S]], type[S]]:
+    """A decorator that gives a section a key for each component that the layers of a stack may have."""
+
+    def extended(section: type[S]) -> type[S]:
+        fields: dict[str, Any] = {
+            component.key: (
+                Annotated[component.override, OneOf(default=component.override)] | None,
+                Field(None, description=component.help),
+            )
+            for component in components_of(stack)
+        }
+        made = create_model(section.__name__, __base__=section, __module__=section.__module__, **fields)
+        made.__doc__ = section.__doc__
+        return made
+
+    return extended
+
+
+@with_components("encoder")
+class EncoderLayerOverride(_LayerOverride):
     """What is different in some layers of an encoder."""
 
     attention: AttentionOverride | None = None
@@ -33,7 +61,7 @@ class EncoderLayerOverride(Section):
     """Feed-forward network."""
 
 
-class _AnyDecoderLayerOverride(Section):
+class _AnyDecoderLayerOverride(_LayerOverride):
     """What every decoder's layers have."""
 
     self_attention: AttentionOverride | None = None
@@ -42,22 +70,17 @@ class _AnyDecoderLayerOverride(Section):
     """Feed-forward network."""
 
 
+@with_components("self_decoder")
 class SelfDecoderLayerOverride(_AnyDecoderLayerOverride):
     """What is different in some layers of a self-decoder."""
 
-    retention: Annotated[RetentionOverride, OneOf(default=RetentionOverride)] | None = None
-    """Gated retention (YOCO, arXiv 2405.05254) in place of self-attention, in the layers for which this is written;
-    with as many heads as `model.attention` unless it says so. It is causal: no prefix can be opened to it."""
 
-
-class DecoderLayerOverride(SelfDecoderLayerOverride):
+@with_components("decoder")
+class DecoderLayerOverride(_AnyDecoderLayerOverride):
     """What is different in some layers of a decoder-only model."""
 
-    partial_attention: Annotated[PartialAttentionOverride, OneOf(default=PartialAttentionOverride)] | None = None
-    """Attention to the source after self-attention (PALM, arXiv 2304.04052), in the layers for which this is written.
-    Needs an objective with a source, such as `prefix_lm`."""
 
-
+@with_components("cross_decoder")
 class CrossDecoderLayerOverride(_AnyDecoderLayerOverride):
     """What is different in some layers of an encoder-decoder's decoder."""
 
@@ -67,16 +90,8 @@ class CrossDecoderLayerOverride(_AnyDecoderLayerOverride):
     cross_attention: AttentionOverride | None = None
     """Attention from the target to the encoder's output, where it is separate."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _reads_its_source_already(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and values.get("partial_attention") is not None:
-            message = "is for decoder-only models: an encoder-decoder's cross-attention reads the source already"
-            raise config_error(("partial_attention", message))
-        return values
 
-
-class SharingLayerOverride(Section):
+class SharingLayerOverride(_LayerOverride):
     """What is different in some layers of a cross-decoder."""
 
     cross_attention: AttentionOverride | None = None

@@ -320,7 +320,7 @@ def take(device: str, precision: str, threads: int) -> dict[str, Any]:
     import psutil
     import torch
 
-    from lit_llm.models.cost import layer_tensors
+    from lit_llm.models.parameters import embedding_shapes, parameter_shapes
     from lit_llm.models.resolve import resolve_model
 
     torch.set_num_threads(threads)
@@ -334,7 +334,12 @@ def take(device: str, precision: str, threads: int) -> dict[str, Any]:
     layer = {}
     for width, tokens in WIDTHS[device]:
         resolved = resolve_model(_one_layer(width, cross=False))
-        products = sum(rows * columns for rows, columns in layer_tensors(resolved) if rows > 1)
+        shapes = parameter_shapes(resolved)
+        products = sum(
+            math.prod(shape)
+            for name, shape in shapes.items()
+            if len(shape) > 1 and name not in embedding_shapes(resolved)
+        )
         attention = resolved.decoder[0].self_attention
         assert attention is not None
         attending = 3 * attention.score_flops(129 / 2) * tokens / interpolated(scores[128], attention.head_dim)

@@ -10,11 +10,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lit_llm.config.code_digest import digest_of_code
+from lit_llm.components.registry import installed_components
+from lit_llm.config.code_digest import digest_of_code, digest_of_package
 from lit_llm.config.fingerprint import fingerprint
 from lit_llm.config.tree import leaves
 from lit_llm.data.config import InstructionConfig
 from lit_llm.experiment.schema import Experiment, Trained
+from lit_llm.models.resolve import resolve_model
 
 COMPUTES = (
     "components",
@@ -34,6 +36,8 @@ COMPUTES = (
 CODE = digest_of_code(Path(__file__).parents[1], COMPUTES)
 """Digest of the code that computes, as it was when this process (or the server it was forked from) read it: a file
 edited while runs wait is not what they execute."""
+OUTSIDE_CODE = {component.package: digest_of_package(component.package) for component in installed_components()}
+"""{package: digest} of the components of installed packages, likewise."""
 
 
 def provenance(
@@ -56,6 +60,7 @@ def provenance(
     return {
         "version": __version__,
         "code": CODE,
+        "components": _outside_code(experiment),
         "torch": installed_version("torch"),
         "python": platform.python_version(),
         "device": _device(execution.accelerator),
@@ -70,6 +75,13 @@ def provenance(
     }
 
 
+def _outside_code(experiment: Experiment) -> str | None:
+    """One word for the code of the components from other packages that a model is made of; None where there is none."""
+    used = {name for layer in resolve_model(experiment.model).layers for name, _ in layer.parts}
+    packages = {component.package for component in installed_components() if component.key in used}
+    return fingerprint({package: OUTSIDE_CODE[package] for package in sorted(packages)}) if packages else None
+
+
 def weights_digest(digests: Sequence[str | None]) -> str | None:
     """One word for the weights that a stage begins with: those of one parent, or of the two of an adaptation."""
     known = [digest for digest in digests if digest is not None]
@@ -81,10 +93,10 @@ installed_version = cache(version)
 
 COMPARABLE = ("code", "torch", "device", "kernels", "threads")
 """Parts of the provenance that have to be equal for two results to be compared."""
-REPEATABLE = (*COMPARABLE, "cut", "bitsandbytes")
-"""Parts that decide the numbers of one experiment; the last two are absent (None) where they decide nothing, so arms
-may differ in them. cut: sequences at once, and whether examples share them, which change what dropout draws and how
-bfloat16 gradients are added."""
+REPEATABLE = (*COMPARABLE, "components", "cut", "bitsandbytes")
+"""Parts that decide the numbers of one experiment; the last three are absent (None) where they decide nothing, so arms
+may differ in them. components: the code of those from other packages. cut: sequences at once, and whether examples
+share them, which change what dropout draws and how bfloat16 gradients are added."""
 
 
 def same_origin(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:

@@ -17,11 +17,13 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from lit_llm.components.attention.resolved import ResolvedAttention
 from lit_llm.components.loss.config import chunk_rows
 from lit_llm.data.config import Mixture
 from lit_llm.experiment.cost import example_shape, largest_shape, shape_of, shape_under, teacher_of, teacher_shape
 from lit_llm.experiment.schema import Experiment, Trained
-from lit_llm.models.cost import Shape, embedding_tensors, forward_flops, layer_tensors, score_flops
+from lit_llm.models.cost import Shape, examples, forward_flops
+from lit_llm.models.parameters import embedding_shapes, matrix_of, parameter_shapes
 from lit_llm.models.resolve import Layer, ResolvedModel, resolve_model
 from lit_llm.objectives.base import AnyObjective, Lengths
 from lit_llm.runs.machine_benchmark import MUON_WIDTH, MachineBenchmark, interpolated
@@ -231,7 +233,13 @@ def _readings(
 
 def _window_seconds(model: ResolvedModel, shape: Shape, at_once: int, benchmark: MachineBenchmark) -> float:
     """Forward and backward pass over one window, the cost of the calls themselves left out."""
-    scores = list(score_flops(model, shape))
+    scores = [
+        (keys, part.head_dim, part.score_flops(pairs))
+        for _, layer, example in examples(model, shape)
+        for _, part in layer.parts
+        if isinstance(part, ResolvedAttention)
+        for keys, pairs in part.pairs(example)
+    ]
     logits = shape.outputs * model.vocabulary
     products = forward_flops(model, shape) - sum(flops for *_, flops in scores) - 2 * logits * model.d_model
     seconds = 3 * products / interpolated(benchmark.layer, model.d_model)
@@ -256,16 +264,17 @@ def layers_seconds(model: ResolvedModel, benchmark: MachineBenchmark) -> float:
     """What the operator calls of one forward and backward pass cost, however few its tokens."""
 
     def cost(layer: Layer) -> float:
-        # Partial attention is taken to cost what cross-attention does: its memory is two small calls more.
-        second = layer.cross_attention or layer.partial_attention
-        return benchmark.layer_seconds + (benchmark.cross_seconds if second else 0.0)
+        # Any third part is taken to cost what cross-attention does.
+        return benchmark.layer_seconds + benchmark.cross_seconds * (len(layer.parts) - 2)
 
     return sum(map(cost, model.layers))
 
 
 def update_seconds(model: ResolvedModel, optimizer: Optimizer, benchmark: MachineBenchmark) -> float:
     """Clipping and one step of the optimiser. AdamW in 8 bits is taken to cost what AdamW costs."""
-    inside, outside = layer_tensors(model), embedding_tensors(model)
+    vocabulary = embedding_shapes(model)
+    outside = [matrix_of(shape) for shape in vocabulary.values()]
+    inside = [matrix_of(shape) for name, shape in parameter_shapes(model).items() if name not in vocabulary]
     if not isinstance(optimizer, Muon):
         return _update(optimizer.kind.removesuffix("_8bit"), inside + outside, benchmark)
     matrices = [tensor for tensor in inside if tensor[0] > 1]

@@ -2,23 +2,23 @@
 
 import pytest
 import torch
+from attending import inputs_of, largest
 from torch import nn
 from torch.testing import assert_close
 
-from lit_llm.components.attention.config import resolve_attention
 from lit_llm.components.attention.dot_product import largest_logit
-from lit_llm.components.attention.masks import AttentionMask
-from lit_llm.components.attention.module import Attention
-from lit_llm.components.attention.rope import Rotations
+from lit_llm.components.attention.resolved import resolve_attention
+from lit_llm.components.layer_part import build_part
+from lit_llm.components.masks import AttentionMask
+from lit_llm.components.part import Widths
 
 D, HEADS, K, B, T, S = 20, 4, 6, 2, 5, 7  # so that the widths D, K and HEADS x K are three
 FULL, CAUSAL = AttentionMask(), AttentionMask(causal=True)
 
 
-def attention(cross=False, **values):
-    module = Attention(
-        resolve_attention({"heads": HEADS, "head_dim": K, "rope": "none", **values}, D, cross), D
-    ).double()
+def attention(place="cross", **values):
+    config = resolve_attention({"heads": HEADS, "head_dim": K, "rope": "none", **values}, D, place)
+    module = build_part(config, Widths(D, D), causal=True).double()
     for name, parameter in module.named_parameters():
         if "scale" in name:  # ones would hide a scale that is not applied
             nn.init.uniform_(parameter, 0.5, 2)
@@ -27,6 +27,15 @@ def attention(cross=False, **values):
 
 def x_and_memory():
     return torch.randn(B, T, D, dtype=torch.float64), torch.randn(B, S, D, dtype=torch.float64)
+
+
+def over(module, x, memory, **positions):
+    """The module's output for x, of which each token sees all of the memory."""
+    return module(x, inputs_of(module, x, CAUSAL, positions, memory))
+
+
+def over_itself(module, x, mask):
+    return module(x, inputs_of(module, x, mask))
 
 
 def rms(x, eps=1e-6):
@@ -56,31 +65,31 @@ def plain(module, x, memory, norms=""):
 def test_each_of_q_k_and_v_is_normalised_where_named_and_nowhere_else(norms):
     """Equation 1 of arXiv 2510.26622: LN over the K entries of each head, without parameters."""
     module, (x, memory) = attention(qkv_norm=list(norms)), x_and_memory()
-    assert_close(module(x, memory, FULL), joined(plain(module, x, memory, norms)) @ module.out.weight.T)
+    assert_close(over(module, x, memory), joined(plain(module, x, memory, norms)) @ module.out.weight.T)
     assert {name for name, _ in module.named_parameters()} == {"q.weight", "k.weight", "v.weight", "out.weight"}
 
 
 def test_head_norm_is_over_each_heads_entries_before_the_output_matrix():
     """Equation 2, read literally: Attn_Red = LN(Attn_Dec), with Attn_Dec of one head."""
     module, (x, memory) = attention(output_norm="head"), x_and_memory()
-    assert_close(module(x, memory, FULL), joined(rms(plain(module, x, memory))) @ module.out.weight.T)
+    assert_close(over(module, x, memory), joined(rms(plain(module, x, memory))) @ module.out.weight.T)
 
 
 def test_concat_norm_is_over_all_heads_before_the_output_matrix():
     module, (x, memory) = attention(output_norm="concat"), x_and_memory()
-    assert_close(module(x, memory, FULL), rms(joined(plain(module, x, memory))) @ module.out.weight.T)
+    assert_close(over(module, x, memory), rms(joined(plain(module, x, memory))) @ module.out.weight.T)
 
 
 def test_after_out_norm_is_behind_the_output_matrix():
     module, (x, memory) = attention(output_norm="after_out"), x_and_memory()
-    assert_close(module(x, memory, FULL), rms(joined(plain(module, x, memory)) @ module.out.weight.T))
+    assert_close(over(module, x, memory), rms(joined(plain(module, x, memory)) @ module.out.weight.T))
 
 
 def test_scales_are_learned_per_part_and_multiply_after_the_norm():
     module, (x, memory) = attention(qkv_norm=["q", "v"], qkv_norm_scale=True), x_and_memory()
     q, k, v = split(x @ module.q.weight.T), split(memory @ module.k.weight.T), split(memory @ module.v.weight.T)
     out = heads_output(rms(q) * module.qkv_scale["q"], k, rms(v) * module.qkv_scale["v"])
-    assert_close(module(x, memory, FULL), joined(out) @ module.out.weight.T)
+    assert_close(over(module, x, memory), joined(out) @ module.out.weight.T)
     assert set(module.qkv_scale) == {"q", "v"}
 
 
@@ -94,12 +103,12 @@ def test_the_output_scale_has_the_width_of_its_place(place, width):
         "concat": lambda: (rms(joined(heads)) * scale) @ matrix,
         "after_out": lambda: rms(joined(heads) @ matrix) * scale,
     }
-    assert_close(module(x, memory, FULL), wanted[place]())
+    assert_close(over(module, x, memory), wanted[place]())
 
 
 def test_norm_eps_stands_under_the_root():
     module, (x, memory) = attention(output_norm="after_out", norm_eps=0.5), x_and_memory()
-    assert_close(module(x, memory, FULL), rms(joined(plain(module, x, memory)) @ module.out.weight.T, eps=0.5))
+    assert_close(over(module, x, memory), rms(joined(plain(module, x, memory)) @ module.out.weight.T, eps=0.5))
 
 
 def scores_of(module, x, visible=FULL):
@@ -109,13 +118,13 @@ def scores_of(module, x, visible=FULL):
         lambda own, args: seen.append(largest_logit(own, args[0], args[1], args[3]))
     )
     with torch.no_grad():
-        module(x, x, visible)
+        over_itself(module, x, visible)
     return float(seen[0])
 
 
 def test_norms_on_queries_and_keys_bound_the_logits_by_the_root_of_head_dim():
     """|q| = |k| = √K, so |q·k|/√K <= √K (Cauchy-Schwarz), however large the weights have grown."""
-    bounded, free, (x, _) = attention(qkv_norm=["q", "k"]), attention(), x_and_memory()
+    bounded, free, (x, _) = attention("self", qkv_norm=["q", "k"]), attention("self"), x_and_memory()
     free.load_state_dict(bounded.state_dict())
     for module in (bounded, free):
         module.q.weight.data *= 100
@@ -125,13 +134,13 @@ def test_norms_on_queries_and_keys_bound_the_logits_by_the_root_of_head_dim():
 
 
 def test_the_bound_is_reached_where_query_and_key_are_parallel():
-    module, (x, _) = attention(qkv_norm=["q", "k"], norm_eps=1e-12), x_and_memory()
+    module, (x, _) = attention("self", qkv_norm=["q", "k"], norm_eps=1e-12), x_and_memory()
     module.k.weight = module.q.weight
     assert_close(scores_of(module, x, CAUSAL), K**0.5, rtol=1e-6, atol=0)
 
 
 def test_a_norm_on_one_side_alone_bounds_nothing():
-    module, (x, _) = attention(qkv_norm=["q", "v"]), x_and_memory()
+    module, (x, _) = attention("self", qkv_norm=["q", "v"]), x_and_memory()
     module.k.weight.data *= 100
     assert scores_of(module, x) > 10 * K**0.5
 
@@ -140,14 +149,14 @@ def test_a_norm_on_one_side_alone_bounds_nothing():
 @pytest.mark.parametrize("visible", [FULL, CAUSAL, AttentionMask(causal=True, prefix=3)])
 def test_grouped_queries_are_repeated_key_and_value_heads(kv_heads, visible):
     """arXiv 2305.13245: each key head serves heads / kv_heads query heads that stand together."""
-    grouped, (x, _) = attention(kv_heads=kv_heads, qkv_norm=["q", "k", "v"]), x_and_memory()
-    repeated = attention(qkv_norm=["q", "k", "v"])
+    grouped, (x, _) = attention("self", kv_heads=kv_heads, qkv_norm=["q", "k", "v"]), x_and_memory()
+    repeated = attention("self", qkv_norm=["q", "k", "v"])
     state = grouped.state_dict()
     for part in "kv":
         heads_HKD = state[f"{part}.weight"].unflatten(0, (kv_heads, K))
         state[f"{part}.weight"] = heads_HKD.repeat_interleave(HEADS // kv_heads, 0).flatten(0, 1)
     repeated.load_state_dict(state)
-    assert_close(grouped(x, x, visible), repeated(x, x, visible))
+    assert_close(over_itself(grouped, x, visible), over_itself(repeated, x, visible))
 
 
 def test_head_dim_may_differ_from_the_share_of_d_model():
@@ -155,19 +164,17 @@ def test_head_dim_may_differ_from_the_share_of_d_model():
     assert own.q.weight.shape == (HEADS * 10, D) == own.out.weight.T.shape
     assert share.q.weight.shape == (D, D), "d_model / heads where it is not given"
     x, memory = x_and_memory()
-    assert own(x, memory, FULL).shape == share(x, memory, FULL).shape == (B, T, D)
+    assert over(own, x, memory).shape == over(share, x, memory).shape == (B, T, D)
 
 
-def cross(module, x, memory, query_start, key_start, theta=10000.0):
-    rotations = Rotations(torch.float64)
-    rotations.place("query", torch.arange(query_start, query_start + T))
-    rotations.place("key", torch.arange(key_start, key_start + S))
-    return module(x, memory, FULL, rotations.of("query", theta, K), rotations.of("key", theta, K))
+def cross(module, x, memory, query_start, key_start):
+    query, key = torch.arange(query_start, query_start + T), torch.arange(key_start, key_start + S)
+    return over(module, x, memory, continuous=query, source=key)
 
 
 def test_cross_attention_knows_distances_and_no_absolute_place():
     """Continuous positions S + t and s: both moved by a constant, the same output; one moved alone, another."""
-    module, (x, memory) = attention(cross=True, rope="continuous"), x_and_memory()
+    module, (x, memory) = attention(rope="continuous"), x_and_memory()
     module.q.weight.data *= 5
     here = cross(module, x, memory, S, 0)
     assert_close(cross(module, x, memory, S + 50, 50), here, rtol=1e-4, atol=1e-5)  # angles are float32
@@ -176,22 +183,20 @@ def test_cross_attention_knows_distances_and_no_absolute_place():
 
 def test_without_rotation_cross_attention_reads_a_set():
     """T5Gemma's choice: the order of the source reaches the decoder through the encoder only."""
-    module, (x, memory) = attention(cross=True), x_and_memory()
-    order = torch.randperm(S)
+    (x, memory), order = x_and_memory(), torch.randperm(S)
     assert not torch.equal(order, torch.arange(S))
-    assert_close(module(x, memory[:, order], FULL), module(x, memory, FULL))
+    module = attention()
+    assert_close(over(module, x, memory[:, order]), over(module, x, memory))
+    module = attention(rope="continuous")
     rotated = [cross(module, x, source, S, 0) for source in (memory, memory[:, order])]
     assert (rotated[0] - rotated[1]).abs().max() > 1e-2
 
 
 def test_values_are_never_rotated():
     """With one key its weight is 1 whatever the scores are, so the output is the value's, at any position."""
-    module, (x, memory) = attention(cross=True), x_and_memory()
-    rotations = Rotations(torch.float64)
-    rotations.place("query", torch.arange(T))
-    rotations.place("key", torch.tensor([9]))
+    module, (x, memory) = attention(rope="continuous"), x_and_memory()
     one = memory[:, :1]
-    out = module(x, one, FULL, rotations.of("query", 1e4, K), rotations.of("key", 1e4, K))
+    out = over(module, x, one, continuous=torch.arange(T), source=torch.tensor([9]))
     assert_close(out, (one @ module.v.weight.T @ module.out.weight.T).expand(B, T, D))
 
 
@@ -200,7 +205,7 @@ def test_values_are_never_rotated():
 def test_the_largest_logit_is_that_of_all_scores_and_few_of_them_exist_at_a_time(scores, biased, monkeypatch):
     """At 8,192 tokens and 32 heads all scores of two sequences are 17 GB; each part of them has `scores` or one row."""
     monkeypatch.setattr("lit_llm.components.attention.dot_product.SCORES", scores)
-    module, (x, _) = attention(kv_heads=2), x_and_memory()
+    module, (x, _) = attention("self", kv_heads=2), x_and_memory()
     q, k = module.heads("q", x, None), module.heads("k", x, None)
     bias = torch.randn(HEADS, T, T, dtype=torch.float64) if biased else None
     whole = q @ k.repeat_interleave(2, dim=1).transpose(-1, -2) / K**0.5 + (bias if biased else 0)
@@ -212,5 +217,5 @@ def test_the_largest_logit_is_that_of_all_scores_and_few_of_them_exist_at_a_time
         return made[-1]
 
     module.dot_product.scores = counted
-    assert_close(largest_logit(module.dot_product, q, k, AttentionMask(causal=True), bias), expected)
+    assert_close(largest(module.dot_product, q, k, AttentionMask(causal=True), bias), expected)
     assert max(part.numel() for part in made) <= max(scores, B * HEADS * T)

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from attending import dot_product
+from attending import largest as largest_score
 from torch.testing import assert_close
 
-from lit_llm.components.attention.dot_product import DotProduct, largest_logit
-from lit_llm.components.attention.masks import AttentionMask
+from lit_llm.components.attention.dot_product import DotProduct
+from lit_llm.components.masks import AttentionMask
 
 T = 7
 DOCUMENTS = torch.tensor([[0, 0, 1, 1, 1, 2, 2], [0, 0, 0, 0, 1, 1, 2]])
@@ -37,14 +39,14 @@ def seen_by_rule(prefixes, queries=T, keys=T):
 @pytest.mark.parametrize("prefix", range(T + 1))
 def test_a_prefix_in_two_calls_is_softmax_over_its_dense_mask(prefix, kv_heads):
     q, k, v = tensors(kv_heads=kv_heads)
-    out = DotProduct()(q, k, v, AttentionMask(causal=True, prefix=prefix))
+    out = dot_product(q, k, v, AttentionMask(causal=True, prefix=prefix))
     assert_close(out, dense(q, k, v, seen_by_rule([prefix] * 2)))
 
 
 @pytest.mark.parametrize("prefixes", [[0, 0], [1, 5], [T, 3]])
 def test_rows_may_have_prefixes_of_their_own(prefixes):
     q, k, v = tensors(kv_heads=2)
-    out = DotProduct()(q, k, v, AttentionMask(causal=True, prefix=torch.tensor(prefixes)))
+    out = dot_product(q, k, v, AttentionMask(causal=True, prefix=torch.tensor(prefixes)))
     assert_close(out, dense(q, k, v, seen_by_rule(prefixes)))
 
 
@@ -52,17 +54,17 @@ def test_keys_beyond_a_rows_length_are_not_read():
     """Whatever stands in the padding, even a value that would swamp the rest: it has no weight."""
     q, k, v = tensors(queries=3)
     lengths = torch.tensor([4, 7])
-    out = DotProduct()(q, k, v, AttentionMask(key_lengths=lengths))
+    out = dot_product(q, k, v, AttentionMask(key_lengths=lengths))
     seen = (torch.arange(T) < lengths[:, None])[:, None].expand(2, 3, T)
     assert_close(out, dense(q, k, v, seen))
     k[0, :, 4:], v[0, :, 4:] = 1e4, 1e9
-    assert_close(DotProduct()(q, k, v, AttentionMask(key_lengths=lengths)), out, rtol=0, atol=0)
+    assert_close(dot_product(q, k, v, AttentionMask(key_lengths=lengths)), out, rtol=0, atol=0)
 
 
 def test_without_a_mask_everything_is_seen():
     q, k, v = tensors(queries=3)
-    assert AttentionMask().mask(3, T, q.device) is None
-    assert_close(DotProduct()(q, k, v, AttentionMask()), dense(q, k, v, torch.ones(2, 3, T, dtype=torch.bool)))
+    assert AttentionMask().rows(0, 3, T, q.device) is None
+    assert_close(dot_product(q, k, v, AttentionMask()), dense(q, k, v, torch.ones(2, 3, T, dtype=torch.bool)))
 
 
 def same_document(of_queries, of_keys):
@@ -75,7 +77,7 @@ def same_document(of_queries, of_keys):
 @pytest.mark.parametrize("prefix", [None, 1, 3, 6, T, torch.tensor([2, 5])])
 def test_documents_cut_every_causal_mask_at_their_borders(prefix, kv_heads):
     q, k, v = tensors(kv_heads=kv_heads)
-    out = DotProduct()(q, k, v, AttentionMask(causal=True, prefix=prefix, documents=(DOCUMENTS, DOCUMENTS)))
+    out = dot_product(q, k, v, AttentionMask(causal=True, prefix=prefix, documents=(DOCUMENTS, DOCUMENTS)))
     prefixes = prefix.tolist() if isinstance(prefix, torch.Tensor) else [prefix or 0] * 2
     assert_close(out, dense(q, k, v, seen_by_rule(prefixes) & same_document(DOCUMENTS.tolist(), DOCUMENTS.tolist())))
 
@@ -84,7 +86,7 @@ def test_documents_cut_a_full_mask_and_padding_stays_unread():
     q, k, v = tensors()
     lengths = torch.tensor([6, 5])  # of each document something is left
     documents = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1, 1]])
-    out = DotProduct()(q, k, v, AttentionMask(key_lengths=lengths, documents=(documents, documents)))
+    out = dot_product(q, k, v, AttentionMask(key_lengths=lengths, documents=(documents, documents)))
     real = (torch.arange(T) < lengths[:, None])[:, None]
     assert_close(out, dense(q, k, v, same_document(documents.tolist(), documents.tolist()) & real))
 
@@ -106,7 +108,7 @@ def test_a_query_whose_document_has_no_key_gets_zero_and_gives_no_gradient(monke
         monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", kernel)
     q, k, v = (x.to(dtype).requires_grad_() for x in tensors(queries=4))
     of_queries = torch.tensor([[0, 2, 2, 3], [5, 5, 5, 5]])
-    out = DotProduct()(q, k, v, AttentionMask(documents=(of_queries, DOCUMENTS)))
+    out = dot_product(q, k, v, AttentionMask(documents=(of_queries, DOCUMENTS)))
     blind = torch.tensor([[False, False, False, True], [True, True, True, True]])
     assert (out.transpose(1, 2)[blind] == 0).all()
     assert (out.transpose(1, 2)[~blind] != 0).all()
@@ -121,7 +123,7 @@ def test_a_query_whose_document_has_no_key_gets_zero_and_gives_no_gradient(monke
 
 @pytest.mark.parametrize("prefix", [None, *range(T + 1)])
 def test_the_mask_is_the_picture(prefix):
-    mask = AttentionMask(causal=True, prefix=prefix).mask(T, T, torch.device("cpu"))
+    mask = AttentionMask(causal=True, prefix=prefix).rows(0, T, T, torch.device("cpu"))
     assert_close(mask, seen_by_rule([prefix or 0])[0])
 
 
@@ -139,7 +141,7 @@ def test_the_mask_is_the_picture(prefix):
 def test_the_largest_logit_is_that_of_visible_pairs(visible):
     q, k, _ = tensors(kv_heads=2)
     q, k = q.float(), k.float()
-    mask = visible.mask(T, T, q.device)
+    mask = visible.rows(0, T, T, q.device)
     seen = torch.ones(2, 1, T, T, dtype=torch.bool) if mask is None else mask.expand(2, 1, T, T)
     largest = max(
         abs(float(q[b, h, t] @ k[b, h // 2, s])) / 8**0.5
@@ -149,7 +151,7 @@ def test_the_largest_logit_is_that_of_visible_pairs(visible):
         for s in range(T)
         if seen[b, 0, t, s]
     )
-    assert_close(float(largest_logit(DotProduct(), q, k, visible)), largest, rtol=1e-5, atol=0)
+    assert_close(float(largest_score(DotProduct(), q, k, visible)), largest, rtol=1e-5, atol=0)
 
 
 def test_a_huge_logit_behind_the_mask_does_not_count():
@@ -157,11 +159,11 @@ def test_a_huge_logit_behind_the_mask_does_not_count():
     hidden = k.clone()
     hidden[:, :, -1] = 1e6
     causal = AttentionMask(causal=True)
-    assert largest_logit(DotProduct(), q[:, :, :-1], hidden[:, :, :-1], causal) == largest_logit(
+    assert largest_score(DotProduct(), q[:, :, :-1], hidden[:, :, :-1], causal) == largest_score(
         DotProduct(), q[:, :, :-1], k[:, :, :-1], causal
     )
-    assert largest_logit(DotProduct(), q, hidden, AttentionMask(causal=True)) > 1e5, "the last query sees it"
+    assert largest_score(DotProduct(), q, hidden, AttentionMask(causal=True)) > 1e5, "the last query sees it"
     q[:, :, -1] = 0
-    assert largest_logit(DotProduct(), q, hidden, causal) == largest_logit(DotProduct(), q, k, causal), (
+    assert largest_score(DotProduct(), q, hidden, causal) == largest_score(DotProduct(), q, k, causal), (
         "nobody else does"
     )

@@ -10,12 +10,13 @@ from tiny_models import build
 from torch import nn
 from torch.testing import assert_close
 
-from lit_llm.components.attention.masks import AttentionMask
-from lit_llm.components.attention.rope import Rotations
 from lit_llm.components.feed_forward.config import FeedForwardConfig
 from lit_llm.components.feed_forward.module import FeedForward
+from lit_llm.components.forward_context import ForwardContext
+from lit_llm.components.masks import AttentionMask
 from lit_llm.components.norm.config import NormConfig
 from lit_llm.components.norm.module import Norm
+from lit_llm.components.part import Widths
 
 WIDTH, EPS = 12, 0.3  # an eps that one would notice
 
@@ -93,7 +94,7 @@ def test_every_activation_has_its_formula_here():
 def test_gated_networks_multiply_the_activated_gate_with_up(activation):
     """arXiv 2002.05202, equation 6: FFN(x) = (f(xW) ⊗ xV) W₂."""
     x = torch.randn(2, 3, WIDTH, dtype=torch.float64)
-    module = FeedForward(FeedForwardConfig(activation=activation, d_ff=20), WIDTH).double()
+    module = FeedForward(FeedForwardConfig(activation=activation, d_ff=20), Widths(WIDTH, WIDTH), causal=False).double()
     gate, up, down = module.gate.weight.T, module.up.weight.T, module.down.weight.T
     assert_close(module(x), (GATED[activation](x @ gate) * (x @ up)) @ down)
 
@@ -101,7 +102,7 @@ def test_gated_networks_multiply_the_activated_gate_with_up(activation):
 @pytest.mark.parametrize("activation", UNGATED)
 def test_the_others_have_two_matrices(activation):
     x = torch.randn(2, 3, WIDTH, dtype=torch.float64)
-    module = FeedForward(FeedForwardConfig(activation=activation, d_ff=20), WIDTH).double()
+    module = FeedForward(FeedForwardConfig(activation=activation, d_ff=20), Widths(WIDTH, WIDTH), causal=False).double()
     assert_close(module(x), UNGATED[activation](x @ module.up.weight.T) @ module.down.weight.T)
     assert {name for name, _ in module.named_parameters()} == {"up.weight", "down.weight"}
 
@@ -119,7 +120,7 @@ def test_norms_stand_where_their_placement_says(placement):
     """One block of a model, its parts called one by one."""
     model = build("decllm", "decoder.layers=1", f"norm.placement={placement}", "attention.rope=none", double=True)
     block, x = model.decoder.layers[0], torch.randn(2, 5, 32, dtype=torch.float64)
-    seen = AttentionMask(causal=True)
+    inputs = block.prepare(ForwardContext(x, AttentionMask(causal=True), {"self": torch.arange(5)}), {})
     y = x
     for part in ("self_attention", "feed_forward"):
         own = getattr(block, part)
@@ -127,7 +128,7 @@ def test_norms_stand_where_their_placement_says(placement):
         added = None
         for step in PLACES[placement].split():
             if step == "f":
-                inner = own(inner, inner, seen) if part == "self_attention" else own(inner)
+                inner = own(inner, inputs[part])
             elif step == "+":
                 inner = y + inner
                 added = True
@@ -135,5 +136,5 @@ def test_norms_stand_where_their_placement_says(placement):
                 before = inner is y
                 inner = getattr(block, f"{part}_norm" if before else f"{part}_post_norm")(inner)
         y = inner if added else y + inner
-    assert_close(block(x, seen, Rotations(torch.float64)), y)
+    assert_close(block(x, inputs), y)
     assert (model.decoder.norm is None) == (placement == "post")

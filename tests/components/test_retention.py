@@ -6,12 +6,15 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from lit_llm.components.attention.kv_cache import CacheLengths
-from lit_llm.components.attention.masks import AttentionMask
-from lit_llm.components.attention.rope import Rotations, rotate
+from lit_llm.components.forward_context import ForwardContext
+from lit_llm.components.kv_cache import CacheLengths
+from lit_llm.components.masks import AttentionMask
+from lit_llm.components.part import Defaults, Example, Widths
 from lit_llm.components.retention.cache import RetentionState
-from lit_llm.components.retention.config import RetentionConfig, resolve_retention
-from lit_llm.components.retention.module import Retention, chunkwise, parallel, recurrent
+from lit_llm.components.retention.config import RetentionConfig
+from lit_llm.components.retention.module import Retention, RetentionInputs, Streams, chunkwise, parallel, recurrent
+from lit_llm.components.retention.resolved import resolve_retention
+from lit_llm.components.rope import rotate, rotation_at
 
 D, HEADS, K, V, B, T = 20, 3, 4, 6, 2, 13  # so that D, HEADS x K and HEADS x V are three
 SHAPE = {"heads": HEADS, "head_dim": K, "value_dim": V}
@@ -20,8 +23,16 @@ CHUNKS = [1, 2, 5, T - 1, T, 256]
 TIGHT = {"rtol": 1e-5, "atol": 1e-5}
 
 
+def resolved(values, width=D):
+    return resolve_retention(values, Defaults({"heads": HEADS}, {}, width))
+
+
+def built(config):
+    return Retention(config, Widths(D, D), causal=True)
+
+
 def retention(dtype=torch.float64, **values):
-    return Retention(resolve_retention({**SHAPE, **values}, D), D).to(dtype)
+    return built(resolved({**SHAPE, **values})).to(dtype)
 
 
 def x_of(tokens=T, rows=B, dtype=torch.float64):
@@ -29,13 +40,17 @@ def x_of(tokens=T, rows=B, dtype=torch.float64):
 
 
 def rotation(positions, dtype=torch.float64, theta=10000.0):
-    rotations = Rotations(dtype)
-    rotations.place("self", positions)
-    return rotations.of("self", theta, K)
+    return rotation_at(positions, theta, K, 1.0, dtype)
 
 
-def whole(module, x, visible=CAUSAL):
-    return module(x, visible, rotation(torch.arange(x.shape[1]), x.dtype))
+def given(x, mask=CAUSAL, positions=None, cache=None, module=None):
+    """What a forward pass gives to a retention over x."""
+    positions = torch.arange(x.shape[1]) if positions is None else positions
+    return (module or retention(x.dtype)).prepare(ForwardContext(x, mask, {"self": positions}), cache)
+
+
+def whole(module, x, mask=CAUSAL):
+    return module(x, given(x, mask, module=module))
 
 
 def parts(dtype=torch.float64, tokens=T):
@@ -60,13 +75,13 @@ def one_by_one(q, k, v, log_gates):
     """`recurrent` over all tokens, from an empty state."""
     state, outs = torch.zeros(B, HEADS, K, V, dtype=q.dtype), []
     for t in range(q.shape[2]):
-        out, state = recurrent(*(x[:, :, t : t + 1] for x in (q, k, v, log_gates)), state)
+        out, state = recurrent(Streams(q, k, v, log_gates).chunk(t, t + 1), state)
         outs.append(out)
     return torch.cat(outs, dim=2), state
 
 
-FORMS = {"parallel": lambda *x: (parallel(*x), None), "recurrent": one_by_one}
-FORMS |= {f"chunks of {n}": lambda *x, n=n: chunkwise(*x, n, keep_state=True) for n in CHUNKS}
+FORMS = {"parallel": lambda *x: (parallel(Streams(*x)), None), "recurrent": one_by_one}
+FORMS |= {f"chunks of {n}": lambda *x, n=n: chunkwise(Streams(*x), n, keep_state=True) for n in CHUNKS}
 
 
 # --- one function ----------------------------------------------------------------------------------------------------
@@ -95,7 +110,7 @@ def test_gates_that_forget_almost_everything_make_no_overflow():
     """exp(-1000 · 200) is zero; its inverse, which the masked half would hold, is infinite."""
     q, k, v, log_gates = parts(torch.float32, tokens=200)
     closed = torch.full_like(log_gates, -1000.0).requires_grad_()
-    out, _ = chunkwise(q, k, v, closed, 64)
+    out, _ = chunkwise(Streams(q, k, v, closed), 64)
     assert_close(out, (q * k).sum(-1, keepdim=True) * v)  # each token alone
     assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(out.sum(), (q, k, v, closed)))
 
@@ -125,21 +140,21 @@ def test_the_module_is_its_formula(chunk, tau, eps):
 def test_the_defaults_are_those_of_the_authors_code():
     config = RetentionConfig(heads=8)
     assert (config.gate_temperature, config.norm_eps, config.chunk, config.rope_theta) == (16.0, 1e-5, 256, 10000.0)
-    resolved = resolve_retention({"heads": 8}, 512)
-    assert resolved.head_dim == resolved.value_dim == 64
+    config = resolved({"heads": 8}, 512)
+    assert config.head_dim == config.value_dim == 64
 
 
 def test_head_dims_that_do_not_fit_are_refused_with_a_reason():
     with pytest.raises(ValueError, match="3 heads do not divide d_model 20"):
-        resolve_retention({"heads": 3}, D)
+        resolved({"heads": 3})
     with pytest.raises(ValueError, match="head_dim 5 must be even"):
-        resolve_retention({"heads": 4}, D)
+        resolved({"heads": 4})
 
 
 def test_retention_knows_distances_and_no_absolute_place():
     module, x = retention(), x_of()
     here, there, reversed_ = (
-        module(x, CAUSAL, rotation(positions))
+        module(x, RetentionInputs(rotation(positions), None, None))
         for positions in (torch.arange(T), torch.arange(T) + 50, torch.arange(T).flip(0))
     )
     assert_close(there, here, rtol=1e-4, atol=1e-5)  # angles are float32
@@ -173,7 +188,7 @@ def test_under_autocast_the_gates_are_summed_in_float32(chunk):
     module, x = retention(torch.float32, chunk=chunk), x_of(1024, dtype=torch.float32)
     exact = whole(module, x)
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = module(x, CAUSAL, rotation(torch.arange(1024), torch.bfloat16))
+        rounded = module(x, RetentionInputs(rotation(torch.arange(1024), torch.bfloat16), None, None))
     assert rounded.dtype == torch.bfloat16
     assert (rounded.float() - exact).norm() < 0.02 * exact.norm()
 
@@ -191,7 +206,7 @@ def test_a_document_is_read_as_if_it_stood_alone(chunk):
     out = whole(module, x, AttentionMask(causal=True, documents=(DOCUMENTS, DOCUMENTS)))
     for row, starts in enumerate(BORDERS):
         for start, end in zip(starts, (*starts[1:], T), strict=True):
-            alone = module(x[row : row + 1, start:end], CAUSAL, rotation(torch.arange(start, end)))
+            alone = module(x[row : row + 1, start:end], RetentionInputs(rotation(torch.arange(start, end)), None, None))
             assert_close(out[row : row + 1, start:end], alone)
 
 
@@ -199,7 +214,7 @@ def test_a_document_is_read_as_if_it_stood_alone(chunk):
 def test_the_state_is_forgotten_at_a_border(chunk):
     inputs = parts()
     runs = torch.tensor([[0] * 3 + [1] * 6 + [2] * 4] * B)
-    out, state = chunkwise(*inputs, chunk, runs, keep_state=True)
+    out, state = chunkwise(Streams(*inputs), chunk, runs, keep_state=True)
     wanted, last = by_recurrence(*inputs, borders=BORDERS[0])
     assert_close(out, wanted)
     assert_close(state, last)
@@ -215,12 +230,11 @@ def decoded(module, x, prompt_lengths, padding=0.0):
     prompts = torch.full((len(x), longest, D), padding, dtype=x.dtype)
     for row, length in enumerate(prompt_lengths):
         prompts[row, :length] = x[row, :length]
-    first = module(prompts, CAUSAL, rotation(torch.arange(longest), x.dtype), cache)
+    first = module(prompts, given(prompts, cache=cache, module=module))
     outs = [first[torch.arange(len(x)), rows.lengths_B - 1]]
     for _ in range(x.shape[1] - longest):
         new = x[torch.arange(len(x)), rows.lengths_B][:, None]
-        turn = rotation(rows.next_positions(), x.dtype)
-        outs.append(module(new, rows.visible(more=1), turn, cache)[:, 0])
+        outs.append(module(new, given(new, rows.mask(more=1), rows.next_positions(), cache, module))[:, 0])
         rows.advance()
     return torch.stack(outs, dim=1), cache
 
@@ -240,7 +254,7 @@ def test_padding_of_a_shorter_prompt_does_not_enter_its_state(chunk):
     module, x = retention(chunk=chunk), x_of()
     (clean, cache), (loud, other) = decoded(module, x, (9, 4)), decoded(module, x, (9, 4), padding=1e3)
     assert_close(loud, clean, rtol=0, atol=0)
-    assert_close(other.held(), cache.held(), rtol=0, atol=0)
+    assert_close(other.cached(), cache.cached(), rtol=0, atol=0)
 
 
 def test_kept_rows_go_on_as_if_the_others_had_never_been():
@@ -249,7 +263,7 @@ def test_kept_rows_go_on_as_if_the_others_had_never_been():
     cache.rows.keep([2, 0])
     cache.keep([2, 0])
     new = x_of(tokens=1)
-    out = module(new, cache.rows.visible(more=1), rotation(cache.rows.next_positions()), cache)
+    out = module(new, given(new, cache.rows.mask(more=1), cache.rows.next_positions(), cache, module))
     for row, (old, length) in enumerate([(2, 5), (0, 8)]):
         alone = torch.cat([x[old : old + 1, :length], new[row : row + 1]], dim=1)
         assert_close(out[row], whole(module, alone)[0, -1:])
@@ -261,8 +275,8 @@ def test_the_state_takes_its_bytes_at_every_length_and_precision(autocast):
     for tokens, lengths in ((1, (1, 1)), (12, (5, 12)), (T, (5, 12))):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             _, cache = decoded(module, x[:, :tokens], lengths)
-        assert cache.bytes() == [module.config.state_bytes] * B
-        assert cache.held().untyped_storage().nbytes() == B * module.config.state_bytes
+        assert cache.bytes() == [4 * module.config.state_entries] * B
+        assert cache.cached().untyped_storage().nbytes() == B * 4 * module.config.state_entries
 
 
 # --- cost ------------------------------------------------------------------------------------------------------------
@@ -272,17 +286,15 @@ WIDTHS = [SHAPE, {"heads": 5}, {"heads": 2, "head_dim": 8}, {"heads": 1, "head_d
 
 @pytest.mark.parametrize("values", WIDTHS)
 def test_parameters_are_those_of_the_built_module(values):
-    config = resolve_retention(values, D)
-    built = [tuple(parameter.shape) for parameter in Retention(config, D).parameters()]
-    assert sorted(config.tensors(D)) == sorted(built)
-    assert config.parameters(D) == sum(rows * columns for rows, columns in built)
+    config = resolved(values)
+    shapes = {name: tuple(parameter.shape) for name, parameter in built(config).named_parameters()}
+    assert config.shapes(Widths(D, D)) == shapes
 
 
 def counted(config, tokens, cache=None):
-    module, turn = Retention(config, D), Rotations(torch.float32)
-    turn.place("self", torch.arange(tokens))
+    module, x = built(config), torch.randn(1, tokens, D)
     with FlopCounterMode(display=False) as counter:
-        module(torch.randn(1, tokens, D), CAUSAL, turn.of("self", config.rope_theta, config.head_dim), cache)
+        module(x, given(x, cache=cache, module=module))
     return counter.get_total_flops()
 
 
@@ -297,15 +309,17 @@ def behind_the_masks(config, tokens):
 @pytest.mark.parametrize("tokens", [1, 3, 4, 5, 8, 14])
 @pytest.mark.parametrize("keep_state", [False, True])
 def test_flops_are_those_of_torchs_counter_without_the_masked_pairs(values, tokens, keep_state):
-    config = resolve_retention({**values, "chunk": 4}, D)
+    config = resolved({**values, "chunk": 4})
     cache = RetentionState(CacheLengths([tokens], torch.device("cpu"))) if keep_state else None
-    assert config.flops(tokens, D, keep_state) == counted(config, tokens, cache) - behind_the_masks(config, tokens)
+    assert config.flops(Example(tokens, keep_state=keep_state), Widths(D, D)) == (
+        counted(config, tokens, cache) - behind_the_masks(config, tokens)
+    )
 
 
 @pytest.mark.parametrize("values", WIDTHS)
 def test_a_step_costs_what_torchs_counter_says_however_long_the_row(values):
-    config = resolve_retention(values, D)
+    config = resolved(values)
     for before in (1, 30):
         cache = RetentionState(CacheLengths([before], torch.device("cpu")))
         counted(config, before, cache)
-        assert config.step_flops(D) == counted(config, 1, cache)
+        assert config.flops(Example(1, before=before, decoding=True), Widths(D, D)) == counted(config, 1, cache)

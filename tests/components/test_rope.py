@@ -5,13 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from lit_llm.components.attention.rope import Rotations, rotate
+from lit_llm.components.forward_context import ForwardContext
+from lit_llm.components.masks import AttentionMask
+from lit_llm.components.rope import rotate, rotation_at
 
 
 def rotation_of(positions, head_dim, theta=10000.0, dtype=torch.float32):
-    rotations = Rotations(dtype)
-    rotations.place("here", torch.as_tensor(positions))
-    return rotations.of("here", theta, head_dim)
+    return rotation_at(torch.as_tensor(positions), theta, head_dim, 1.0, dtype)
 
 
 @pytest.mark.parametrize("theta", [10000.0, 500000.0])
@@ -76,8 +76,7 @@ def test_in_bfloat16_neighbours_beyond_256_stay_apart():
 
 
 def test_a_rotation_is_made_once_for_each_kind():
-    rotations = Rotations(torch.float32)
-    rotations.place("self", torch.arange(4))
-    assert rotations.of("self", 1e4, 8) is rotations.of("self", 1e4, 8)
-    assert not torch.equal(rotations.of("self", 1e4, 8)[0], rotations.of("self", 1e5, 8)[0])
-    assert rotations.of("self", 1e4, 16)[0].shape == (4, 1, 8)
+    context = ForwardContext(torch.zeros(1, 4, 8), AttentionMask(), {"self": torch.arange(4)})
+    assert context.rotation("self", 1e4, 8) is context.rotation("self", 1e4, 8)
+    assert not torch.equal(context.rotation("self", 1e4, 8)[0], context.rotation("self", 1e5, 8)[0])
+    assert context.rotation("self", 1e4, 16)[0].shape == (4, 1, 8)

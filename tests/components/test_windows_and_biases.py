@@ -1,17 +1,20 @@
 """Windows, soft caps, T5's relative bias and merged attention, against masks and softmaxes written out."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from attending import dot_product, inputs_of
 from torch.testing import assert_close
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from lit_llm.components.attention import dot_product
-from lit_llm.components.attention.config import resolve_attention
-from lit_llm.components.attention.dot_product import DotProduct
-from lit_llm.components.attention.masks import AttentionMask, Merged
-from lit_llm.components.attention.module import MergedAttention
+from lit_llm.components import masks
 from lit_llm.components.attention.relative import bucket
-from lit_llm.components.attention.rope import Rotations
+from lit_llm.components.attention.resolved import resolve_attention
+from lit_llm.components.layer_part import build_part
+from lit_llm.components.masks import AttentionMask, MergedMask
+from lit_llm.components.part import Widths
+from lit_llm.components.rope import rotation_at
 
 B, H, T, K = 2, 3, 9, 8
 CPU = torch.device("cpu")
@@ -40,7 +43,7 @@ def test_a_window_leaves_what_is_fewer_tokens_away(behind, ahead):
         (AttentionMask(causal=True), torch.ones(T, T).tril().bool()),
         (AttentionMask(causal=True, prefix=5), torch.ones(T, T).tril().bool() | (torch.arange(T) < 5)),
     ):
-        out = DotProduct()(q, k, v, visible.within((behind, ahead)))
+        out = dot_product(q, k, v, replace(visible, window=(behind, ahead)))
         assert_close(out, by_the_book(q, k, v, mask & near(behind, ahead)))
 
 
@@ -49,14 +52,14 @@ def test_a_window_leaves_what_is_fewer_tokens_away(behind, ahead):
 @pytest.mark.parametrize("tokens", [150, 128])
 def test_a_long_row_is_cut_into_blocks_and_is_the_same(monkeypatch, causal, behind, ahead, tokens):
     """Values and gradients, with grouped heads; and no T x S mask is made."""
-    visible = AttentionMask(causal=causal).within((behind, ahead))
+    visible = AttentionMask(causal=causal, window=(behind, ahead))
     q = torch.randn(B, 4, tokens, K, dtype=torch.float64, requires_grad=True)
     k, v = (torch.randn(B, 2, tokens, K, dtype=torch.float64, requires_grad=True) for _ in range(2))
     seen = near(behind, ahead, tokens) & (torch.ones(tokens, tokens).tril().bool() if causal else True)
     wanted = by_the_book(q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1), seen)
-    monkeypatch.setattr(dot_product, "BAND", 4)
-    monkeypatch.setattr(AttentionMask, "mask", None)
-    out = DotProduct()(q, k, v, visible)
+    monkeypatch.setattr(masks, "BAND", 4)
+    monkeypatch.setattr(AttentionMask, "rows", None)
+    out = dot_product(q, k, v, visible)
     assert_close(out, wanted)
     weights = torch.randn_like(out)
     for ours, theirs in zip(*(torch.autograd.grad((x * weights).sum(), (q, k, v)) for x in (out, wanted)), strict=True):
@@ -70,9 +73,9 @@ def test_scores_are_scaled_then_capped_then_biased(cap, scale):
     bias = torch.randn(H, T, T, dtype=torch.float64)
     causal = torch.ones(T, T).tril().bool()
     for visible, seen in ((AttentionMask(causal=True), causal), (AttentionMask(), torch.ones_like(causal))):
-        out = DotProduct(scale, cap)(q, k, v, visible, bias)
+        out = dot_product(q, k, v, visible, bias, scale=scale, cap=cap)
         assert_close(out, by_the_book(q, k, v, seen, scale, cap, bias))
-        assert_close(DotProduct(scale, cap)(q, k, v, visible), by_the_book(q, k, v, seen, scale, cap))
+        assert_close(dot_product(q, k, v, visible, scale=scale, cap=cap), by_the_book(q, k, v, seen, scale, cap))
 
 
 @pytest.mark.parametrize("cap", [None, 2.0])
@@ -81,7 +84,7 @@ def test_documents_hold_under_caps_and_biases(cap):
     documents = torch.tensor([[0, 0, 1, 1], [0, 1, 1, 1]])
     of_keys = torch.tensor([[0, 0, 1, 1], [2, 1, 1, 1]])  # the second row's first query sees nothing
     bias = torch.randn(H, 4, 4, dtype=torch.float64)
-    out = DotProduct(softcap=cap)(q, k, v, AttentionMask(documents=(documents, of_keys)), bias)
+    out = dot_product(q, k, v, AttentionMask(documents=(documents, of_keys)), bias, cap=cap)
     seen = (documents[:, :, None] == of_keys[:, None, :])[:, None]
     wanted = by_the_book(q, k, v, seen, cap=cap, bias=bias).nan_to_num(0.0)
     assert_close(out, wanted)
@@ -110,18 +113,17 @@ def test_merged_attention_is_one_softmax_over_target_and_source(rope, window):
     """T5Gemma 2 (arXiv 2512.14856): K = [X; H] W_k, V = [X; H] W_v, causal on X, full on H."""
     d, source = 24, 5
     values = {"heads": H, "qkv_norm": ("q", "k"), "rope": rope, "window": window, "norm_eps": 1e-6}
-    module = MergedAttention(resolve_attention(values, d, "merged"), d, causal=True).double()
+    module = build_part(resolve_attention(values, d, "merged"), Widths(d, d), causal=True).double()
     x, h = torch.randn(B, T, d, dtype=torch.float64), torch.randn(B, source, d, dtype=torch.float64)
-    rotations = Rotations(torch.float64)
-    own = torch.arange(T) + (source if rope == "continuous" else 0)
-    rotations.place("own", own)
-    rotations.place("source", torch.arange(source))
-    rotation = None if rope == "none" else rotations.of("own", 10000.0, K)
-    of_source = rotations.of("source", 10000.0, K) if rope == "continuous" else None
+    positions = {"continuous": torch.arange(T) + source, "source": torch.arange(source)}
     lengths = torch.tensor([5, 2])
-    out = module.forward_merged(
-        x, h, AttentionMask(causal=True), AttentionMask(key_lengths=lengths), rotation, of_source
-    )
+    inputs = inputs_of(module, x, AttentionMask(causal=True), positions, h, AttentionMask(key_lengths=lengths))
+    out = module(x, inputs)
+    rows = torch.arange(T) + (source if rope == "continuous" else 0)
+    rotation = None if rope == "none" else rotation_at(rows, 10000.0, K, 1.0, torch.float64)
+    of_source = None
+    if rope == "continuous":
+        of_source = rotation_at(torch.arange(source), 10000.0, K, 1.0, torch.float64)
     q, k, v = module.heads("q", x, rotation), module.heads("k", x, rotation), module.heads("v", x, None)
     k = torch.cat([k, module.heads("k", h, of_source)], dim=2)
     v = torch.cat([v, module.heads("v", h, None)], dim=2)
@@ -133,4 +135,4 @@ def test_merged_attention_is_one_softmax_over_target_and_source(rope, window):
 
 
 def test_a_single_query_of_even_rows_needs_no_mask():
-    assert Merged(AttentionMask(), AttentionMask(), 4).mask(1, 9, CPU) is None
+    assert MergedMask(AttentionMask(), AttentionMask(), 4).rows(0, 1, 9, CPU) is None

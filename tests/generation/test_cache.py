@@ -7,8 +7,8 @@ import torch
 from recomputation import PROMPTS, VOCABULARY, build, next_logits, recomputed
 from torch.testing import assert_close
 
-from lit_llm.components.attention import kv_cache as cache_module
-from lit_llm.components.retention.cache import RetentionState
+from lit_llm.components import kv_cache as cache_module
+from lit_llm.components.kv_cache import KeyValues
 from lit_llm.generation import generate, prefill
 from lit_llm.models.cost import cache_bytes
 from lit_llm.models.stacks import Block
@@ -304,9 +304,11 @@ def test_the_cache_takes_the_bytes_that_the_analytic_cost_says(family, overrides
 def test_the_bytes_are_those_of_the_tensors_where_nothing_is_padded(family):
     """Without padding and before room is made, what the caches hold is all that they have."""
     decoding = prefill(build(family), [PROMPTS[3], PROMPTS[3]])
-    parts = [part for layer in decoding.layers for part in layer.parts]
-    parts += [decoding.shared] if family in ("yoco", "retention") else []
-    tensors = [part.state_BHKV if isinstance(part, RetentionState) else torch.stack([part.k, part.v]) for part in parts]
+    found, tensors = [*decoding.cache.caches], []
+    while found:
+        kept = vars(found.pop())
+        found += [inner for inner in kept.values() if isinstance(inner, KeyValues)]
+        tensors += [inner for inner in kept.values() if isinstance(inner, torch.Tensor)]
     assert sum(decoding.cache_bytes()) == sum(tensor.nbytes for tensor in tensors)
 
 
@@ -315,6 +317,6 @@ def test_an_ordinary_forward_pass_keeps_nothing():
     seen = []
     for module in model.modules():
         if isinstance(module, Block):
-            module.register_forward_pre_hook(lambda _, args: seen.append(args[5]))
+            module.register_forward_pre_hook(lambda _, args: seen.append(args[1]["self_attention"].cache))
     model(torch.randint(VOCABULARY, (2, 5)), torch.randint(VOCABULARY, (2, 4)))
     assert seen == [None] * 4

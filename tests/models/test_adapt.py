@@ -8,13 +8,13 @@ import torch
 from tiny_models import VOCABULARY, build, ids, resolved
 from torch.testing import assert_close
 
-from lit_llm.components.attention.masks import AttentionMask
-from lit_llm.components.attention.rope import Rotations
+from lit_llm.components.forward_context import ForwardContext
+from lit_llm.components.masks import AttentionMask
 from lit_llm.config.section import validate
 from lit_llm.config.tree import tree
 from lit_llm.models.adapt import adaptation_of, adapted, altered, layers_taken, problem_of
 from lit_llm.models.build import build_model
-from lit_llm.models.config import DecoderDecoderModel, EncoderOnlyModel
+from lit_llm.models.config import EncoderOnlyModel
 from lit_llm.models.parameters import parameter_shapes
 from lit_llm.models.resolve import resolve_model
 
@@ -85,9 +85,8 @@ def test_an_encoder_whose_mask_is_closed_again_is_the_decoder(red, dec):
     source = build("decllm", *dec)
     made, _, _ = take(resolved("redllm", *red), source)
     tokens = ids(2, 7)
-    x_BSD, rotations = made.embed(tokens), Rotations(torch.float64)
-    rotations.place("self", torch.arange(7))
-    closed = made.encoder(x_BSD, AttentionMask(causal=True), rotations)
+    x_BSD = made.embed(tokens)
+    closed = made.encoder(x_BSD, ForwardContext(x_BSD, AttentionMask(causal=True), {"self": torch.arange(7)}))
     assert_close(closed, source.hidden(tokens), rtol=0, atol=1e-12)
     assert (made.encode(tokens) - closed).abs().max() > 0.01  # and open it is not
 
@@ -194,12 +193,11 @@ def test_tensors_of_one_shape_that_are_used_otherwise_are_told(own, expected):
     assert list(altered(target, both(source))) == expected
 
 
-def test_a_family_whose_names_are_not_known_is_refused():
-    halves = {"attention": {"heads": 4}, "feed_forward": {"d_ff": 48}, "d_model": 32, "vocabulary": VOCABULARY}
-    stacks = {"self_decoder": {"layers": 1}, "cross_decoder": {"layers": 1}}
-    model = resolve_model(validate(DecoderDecoderModel, tree({**halves, **stacks, "family": "decoder_decoder"})))
-    with pytest.raises(ValueError, match="decoder_decoder"):
-        parameter_shapes(model)
+@pytest.mark.parametrize("norm", ["norm.placement=pre", "norm.placement=post", "norm.scale=false"])
+def test_names_and_shapes_of_a_decoder_decoder_are_those_of_the_built_one(norm):
+    model = resolved("yoco", norm, "attention.qkv_norm=[q, k]", "attention.qkv_norm_scale=true", "attention.kv_heads=2")
+    built = build_model(model, device="meta").named_parameters()
+    assert parameter_shapes(model) == {name: tuple(parameter.shape) for name, parameter in built}
 
 
 def test_a_causal_decoder_and_one_with_an_open_prefix_are_one_model():

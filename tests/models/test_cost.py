@@ -1,12 +1,16 @@
 """Parameters, FLOPs and cache by arithmetic, against built modules, torch's own counter, and the paper."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_models import PAPER_NORMS, config, ids, resolved
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lit_llm.components.attention.masks import AttentionMask
+from lit_llm.components.attention.dot_product import DotProduct
+from lit_llm.components.masks import AttentionMask
+from lit_llm.components.part import causal_pairs
 from lit_llm.experiment.load import load_experiment, preset_names
 from lit_llm.generation import prefill
 from lit_llm.models.build import build_model
@@ -14,13 +18,11 @@ from lit_llm.models.cost import (
     Shape,
     attended_keys,
     cache_bytes,
-    causal_pairs,
     count_parameters,
     decode_flops,
     forward_flops,
     paper_flops,
     prefill_flops,
-    score_flops,
     train_flops,
 )
 from lit_llm.models.resolve import resolve_model
@@ -225,11 +227,11 @@ def behind_the_mask(model, shape, prefix=0):
         (model.decoder, AttentionMask(True, prefix), shape.target),
         (model.encoder, AttentionMask(), shape.source),
     ):
-        for retention in (layer.retention for layer in layers if layer.retention):
+        for retention in filter(None, (layer.part("retention") for layer in layers)):
             widths = retention.width + retention.value_width
             found += sum(c * (c - 1) // 2 * 2 * widths for c in chunks(shape.target, retention.chunk))
         for own in (layer.self_attention for layer in layers if layer.self_attention):
-            mask = visible.within(own.reach).mask(tokens, tokens, torch.device("cpu"))
+            mask = replace(visible, window=own.reach).rows(0, tokens, tokens, torch.device("cpu"))
             seen = tokens**2 if mask is None else int(mask.sum())
             whole = tokens**2 if own.reach or layers is model.encoder else called
             found += 4 * own.heads * own.head_dim * (whole - seen)
@@ -279,7 +281,7 @@ def test_norms_and_positions_cost_no_products(preset):
 @pytest.mark.parametrize("tokens", [1, 2, 5, 9])
 def test_causal_pairs_are_the_entries_of_the_mask(tokens):
     for prefix in range(tokens + 1):
-        mask = AttentionMask(causal=True, prefix=prefix).mask(tokens, tokens, torch.device("cpu"))
+        mask = AttentionMask(causal=True, prefix=prefix).rows(0, tokens, tokens, torch.device("cpu"))
         assert causal_pairs(tokens, prefix) == int(mask.sum())
 
 
@@ -321,15 +323,22 @@ def test_a_prefill_and_its_steps_cost_what_reading_it_all_at_once_costs(family, 
 
 @pytest.mark.parametrize(("family", "overrides"), GENERATING + SHARING)
 @pytest.mark.parametrize("number", [0, 1, 12])
-def test_attended_keys_are_the_pairs_that_a_step_adds(family, overrides, number):
-    """Every pair costs 4 FLOPs an entry of the heads: QKᵀ and the sum over values."""
-    model, prompt = resolved(family, *overrides), 20
-    source, before = (prompt, 1 + number) if family == "redllm" else (0, prompt + number)
-    shapes = [Shape(source, tokens, outputs=1, partial=prompt) for tokens in (before + 1, before)]
-    longer, shorter = (sum(flops for *_, flops in score_flops(model, shape)) for shape in shapes)
-    own = next(layer.self_attention for layer in model.decoder if layer.self_attention)
-    pairs = (longer - shorter) / (4 * own.heads * own.head_dim)
-    assert attended_keys(model, prompt, number) == pytest.approx(pairs / len(model.decoder), rel=1e-12)
+def test_attended_keys_are_those_that_the_last_query_of_a_row_sees(family, overrides, number):
+    model, prompt, seen = build_model(config(family, *overrides)), 20, []
+
+    def look(_, given):
+        q_BHTK, k_BHSK, _, mask, *_ = given
+        row = mask.mask.rows(q_BHTK.shape[2] - 1, q_BHTK.shape[2], k_BHSK.shape[2], q_BHTK.device)
+        seen.append(k_BHSK.shape[2] if row is None else int(row.sum()))
+
+    for module in model.decoder.modules():
+        if isinstance(module, DotProduct):
+            module.register_forward_pre_hook(look)
+    if family == "redllm":
+        model(ids(1, prompt), ids(1, 1 + number + 1))
+    else:
+        model(ids(1, prompt + number + 1), source_length=prompt)
+    assert attended_keys(model.config, prompt, number) == pytest.approx(sum(seen) / len(model.config.decoder))
 
 
 def measured(run):
@@ -386,9 +395,9 @@ def test_the_cache_holds_what_the_decoders_attentions_are_given(family, override
     model = build_model(config(family, *overrides))
     entries = {"source": 0, "generated": 0}
     for block in model.decoder.layers:
-        for attention, what in ((block.self_attention, "generated"), (block.cross_attention, "source")):
-            if attention is not None:
-                attention.dot_product.register_forward_pre_hook(
+        for name, what in (("self_attention", "generated"), ("cross_attention", "source")):
+            if name in block.parts:
+                block.part(name).dot_product.register_forward_pre_hook(
                     lambda _, args, what=what: entries.update({what: entries[what] + args[1].numel() + args[2].numel()})
                 )
     model(ids(1, 5), ids(1, 3)) if family == "redllm" else model(ids(1, 3))

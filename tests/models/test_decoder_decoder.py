@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from lit_llm import load_experiment
 from lit_llm.config.problems import InputError
 from lit_llm.generation import generate, prefill
-from lit_llm.models.resolve import not_looked_at
+from lit_llm.models.resolve import not_analysed
 from lit_llm.objectives.collate import collate
 from lit_llm.objectives.config import EOD, MasksConfig
 
@@ -215,11 +215,11 @@ def test_retention_refuses_an_open_prefix_wherever_one_can_be_asked_for():
     ("family", "overrides", "reason"),
     [
         ("yoco", [], "no keys and values of their own"),
-        ("decllm", ["decoder.retention=gated"], "retention weighs by no softmax"),
+        ("decllm", ["decoder.retention=gated"], "does not see retention"),
     ],
 )
 def test_the_analysis_of_attention_says_why_it_does_not_look(family, overrides, reason):
-    assert reason in not_looked_at(resolved(family, *overrides))
+    assert reason in not_analysed(resolved(family, *overrides))
 
 
 def test_an_experiment_that_would_look_at_its_attention_is_refused():
@@ -235,6 +235,7 @@ def test_an_idle_key_of_either_stack_is_an_error():
 
 def test_retention_takes_its_heads_from_the_default_attention_and_the_place_of_self_attention():
     first, second = resolved("decllm", "decoder.layer_ranges.1.retention.value_dim=5", "attention.heads=2").decoder
-    assert first.retention is None
+    retention = second.part("retention")
+    assert first.part("retention") is None
     assert second.self_attention is None
-    assert (second.retention.heads, second.retention.head_dim, second.retention.value_dim) == (2, 16, 5)
+    assert (retention.heads, retention.head_dim, retention.value_dim) == (2, 16, 5)

@@ -60,7 +60,7 @@ def as_torch_layer(block, layer):
     """Copy one of our blocks into nn.TransformerEncoderLayer or nn.TransformerDecoderLayer."""
     attentions = [(layer.self_attn, block.self_attention)]
     norms = [block.self_attention_norm]
-    if block.cross_attention is not None:
+    if "cross_attention" in block.parts:
         attentions.append((layer.multihead_attn, block.cross_attention))
         norms.append(block.cross_attention_norm)
     for theirs, ours in attentions:

@@ -14,10 +14,11 @@ LENGTHS = torch.tensor([3, 6])
 def rotations_given(model, attention, *inputs):
     """(query rotation, key rotation) that one attention module is called with."""
     seen = []
-    handle = attention.register_forward_pre_hook(lambda _, args: seen.append(args[3:5]))
+    handle = attention.register_forward_pre_hook(lambda _, args: seen.append(args[1]))
     model(*inputs)
     handle.remove()
-    return seen[0]
+    (given,) = seen
+    return given.q_rotation, given.k_rotation if given.source_BSD is None else given.source_rotation
 
 
 def assert_positions(rotation, positions):

@@ -3,12 +3,13 @@
 import pytest
 import torch
 from tiny_models import build, ids, resolved
+from torch.utils._pytree import tree_leaves
 
 from lit_llm.components.loss import config as loss_config
 from lit_llm.components.loss.module import target_loss
 from lit_llm.models.cost import Shape, count_parameters
 from lit_llm.training.config import ExecutionConfig, TrainingConfig
-from lit_llm.training.memory import activation_bytes, look_bytes, loss_bytes, state_bytes, training_bytes, window_bytes
+from lit_llm.training.memory import activation_bytes, look_bytes, loss_bytes, mask_bytes, state_bytes, training_bytes
 
 BOUND = 0.03
 """What the formula leaves out (one number for a token or head, rotations, masks) is at most this share here, where
@@ -119,7 +120,7 @@ def test_learned_scales_and_windows_are_counted(case, family, precision):
     model = build(family, *WIDE, "norm.scale=true", *LEARNED[case], double=False)
     model, source = model.bfloat16() if precision == "bf16_master" else model, 0 if family == "decllm" else 256
     shape, one = Shape(source, 256, 256), training(precision)
-    counted = activation_bytes(model.config, one, shape) + window_bytes(model.config, one, shape)
+    counted = activation_bytes(model.config, one, shape) + mask_bytes(model.config, one, shape)
     counted += loss_bytes(model.config, 256) / 2
     if precision == "bf16":
         counted += state_bytes(model.config, one) - state_bytes(model.config, training())
@@ -183,6 +184,10 @@ def storages(model, run, precision):
     return {address: storage for address, storage in held.items() if address not in parameters}
 
 
+def has_gradient(item):
+    return isinstance(item, torch.Tensor) and item.requires_grad
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16_master"])
 @pytest.mark.parametrize("case", CASES)
 def test_with_checkpointing_each_layers_input_is_kept_and_the_inside_of_the_largest(case, precision):
@@ -205,7 +210,9 @@ def test_with_checkpointing_each_layers_input_is_kept_and_the_inside_of_the_larg
     kept = storages(model, forward, precision)
     insides = []
     for layer, inputs in [*calls]:
-        given = {t.untyped_storage().data_ptr() for t in inputs if isinstance(t, torch.Tensor)}
+        # The encoder's output and shared keys and values are held for all layers.
+        given = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tree_leaves(inputs) if has_gradient(t)}
+        kept |= given
         inside = storages(model, lambda layer=layer, inputs=inputs: layer.forward(*inputs), precision)
         insides.append(sum(storage.nbytes() for address, storage in inside.items() if address not in given))
     found = sum(storage.nbytes() for storage in kept.values()) + max(insides)

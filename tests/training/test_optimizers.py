@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from lit_llm.experiment.load import load_experiment
 from lit_llm.models.build import build_model
-from lit_llm.models.cost import layer_tensors
+from lit_llm.models.parameters import embedding_shapes, parameter_shapes
 from lit_llm.models.resolve import resolve_model
 from lit_llm.training.config import TrainingConfig
 from lit_llm.training.memory import state_bytes
@@ -89,7 +89,11 @@ def test_muon_takes_the_matrices_of_a_shared_pair_as_those_of_the_layers() -> No
     """As the arithmetic of memory does: all matrices but the vocabulary's."""
     model = build_model(load_experiment("yoco-tiny").model)
     inside = build_optimizer(Muon(), model).param_groups[0]["params"]
-    assert sorted(tuple(p.shape) for p in inside) == sorted(t for t in layer_tensors(model.config) if t[0] > 1)
+    shapes = parameter_shapes(model.config)
+    matrices = [
+        shape for name, shape in shapes.items() if len(shape) > 1 and name not in embedding_shapes(model.config)
+    ]
+    assert sorted(tuple(p.shape) for p in inside) == sorted(matrices)
 
 
 def test_muon_orthogonalises_the_momentum_of_a_layers_matrices_only() -> None:

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lit_llm.components.attention.config import BAND, SCORES, band_size
-from lit_llm.components.attention.masks import AttentionMask, Merged
+from lit_llm.components.attention.resolved import SCORES
+from lit_llm.components.masks import KernelMask
+from lit_llm.components.windows import band_size
 
 
 class DotProduct(nn.Module):
@@ -25,49 +26,32 @@ class DotProduct(nn.Module):
         self.scale, self.softcap = scale, softcap
 
     def forward(
-        self,
-        q_BHTK: Tensor,
-        k_BHSK: Tensor,
-        v_BHSK: Tensor,
-        visible: AttentionMask | Merged,
-        bias: Tensor | None = None,
+        self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: KernelMask, bias: Tensor | None = None
     ) -> Tensor:
         """B x H x T x K. bias: H x T x S or B x H x T x S, added to the scores."""
-        gqa = q_BHTK.shape[1] != k_BHSK.shape[1]
-        queries, keys, device = q_BHTK.shape[2], k_BHSK.shape[2], q_BHTK.device
-        if isinstance(visible, Merged) or visible.documents is None:
-            added, blind = None, None
+        if mask.kernel == "blocks":
+            return self._blocks(q_BHTK, k_BHSK, v_BHSK, mask)
+        if mask.kernel == "band":
+            return self._band(q_BHTK, k_BHSK, v_BHSK, mask)
+        if mask.kernel == "scores":
+            out = self._explicit(q_BHTK, k_BHSK, v_BHSK, mask, bias)
         else:
-            added, blind = visible.weights(queries, keys, q_BHTK.dtype, device)
-        if self.softcap is not None:
-            out = self._explicit(q_BHTK, k_BHSK, v_BHSK, visible, bias, blind)
-        elif bias is None and _is_blocks(visible):
-            assert isinstance(visible, AttentionMask)
-            return self._blocks(q_BHTK, k_BHSK, v_BHSK, visible, gqa)
-        elif bias is None and _is_band(visible, queries, keys):
-            assert isinstance(visible, AttentionMask)
-            return self._band(q_BHTK, k_BHSK, v_BHSK, visible)
-        else:
-            mask = visible.mask(queries, keys, device) if added is None else added
+            added = mask.visible if mask.added is None else mask.added
             if bias is not None:
                 bias = bias.to(q_BHTK.dtype)
-                if added is not None:
-                    bias = bias + added
-                elif mask is not None:
-                    bias = bias.masked_fill(~mask, -torch.inf)
-                mask = bias.expand(q_BHTK.shape[0], -1, -1, -1)
-            out = _fused(q_BHTK, k_BHSK, v_BHSK, mask, self.scale)
-        return out if blind is None else out.masked_fill(blind, 0.0)
+                if mask.added is not None:
+                    bias = bias + mask.added
+                elif mask.visible is not None:
+                    bias = bias.masked_fill(~mask.visible, -torch.inf)
+                added = bias.expand(q_BHTK.shape[0], -1, -1, -1)
+            out = _fused(q_BHTK, k_BHSK, v_BHSK, added, self.scale)
+        return out if mask.fully_masked is None else out.masked_fill(mask.fully_masked, 0.0)
 
-    def _blocks(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, visible: AttentionMask, gqa: bool) -> Tensor:
+    def _blocks(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: KernelMask) -> Tensor:
         """Causal, with a prefix of one length or none: without a mask as far as that goes."""
-        queries, keys = q_BHTK.shape[2], k_BHSK.shape[2]
-        prefix = visible.prefix or 0
-        assert isinstance(prefix, int)
+        gqa, prefix = q_BHTK.shape[1] != k_BHSK.shape[1], mask.prefix
 
-        def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-            if mask is not None:
-                return _fused(q, k, v, mask, self.scale)
+        def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
             return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=self.scale, enable_gqa=gqa)
 
         # A prefix of one token sees what it sees anyway.
@@ -75,50 +59,41 @@ class DotProduct(nn.Module):
             return attend(q_BHTK, k_BHSK, v_BHSK, causal=True)
         # The prefix is one dense block without a mask: cheaper than masking T x T, and no score is computed twice.
         out = attend(q_BHTK[:, :, :prefix], k_BHSK[:, :, :prefix], v_BHSK[:, :, :prefix])
-        if prefix >= queries:
+        if mask.visible is None:
             return out
-        mask = visible.mask(queries, keys, q_BHTK.device)
-        assert mask is not None
-        return torch.cat([out, attend(q_BHTK[:, :, prefix:], k_BHSK, v_BHSK, mask[prefix:])], dim=2)
+        return torch.cat([out, _fused(q_BHTK[:, :, prefix:], k_BHSK, v_BHSK, mask.visible, self.scale)], dim=2)
 
-    def _band(self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, visible: AttentionMask) -> Tensor:
+    def _band(self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, mask: KernelMask) -> Tensor:
         """Within a window: blocks of queries, each with the blocks of keys that it can reach, instead of T x T.
 
         queries  [ 0 ][ 1 ][ 2 ]      keys of 1, causal  [ 0 ][ 1 ]      without a mask  [ 0 ][ 1 ][ 2 ]
         """
-        assert visible.reach is not None
+        assert mask.window is not None
+        assert mask.visible is not None
         rows, _, tokens, _ = q_BHTK.shape
-        size, sides = band_size(visible.reach, visible.causal), 2 if visible.causal else 3
+        size, sides = band_size(mask.window, mask.causal), 2 if mask.causal else 3
         blocks = -(-tokens // size)
         rest = blocks * size - tokens
 
         def cut(x_BHTK: Tensor, around: int) -> Tensor:
             """B N x H x (around x size) x K: each block's own tokens, or with those around it."""
             x_BHTK = F.pad(x_BHTK, (0, 0, size if around > 1 else 0, rest + (size if around > 2 else 0)))
-            pieces = x_BHTK.unfold(2, around * size, size)  # B x H x N x K x around size
-            return pieces.permute(0, 2, 1, 4, 3).flatten(0, 1)
+            windows = x_BHTK.unfold(2, around * size, size)  # B x H x N x K x around size
+            return windows.permute(0, 2, 1, 4, 3).flatten(0, 1)
 
-        mask_N1QS = visible.band(tokens, blocks, size, sides, q_BHTK.device)
-        mask = mask_N1QS.expand(rows, *mask_N1QS.shape).flatten(0, 1)
-        out = _fused(cut(q_BHTK, 1), cut(k_BHTK, sides), cut(v_BHTK, sides), mask, self.scale)
+        visible = mask.visible.expand(rows, *mask.visible.shape).flatten(0, 1)
+        out = _fused(cut(q_BHTK, 1), cut(k_BHTK, sides), cut(v_BHTK, sides), visible, self.scale)
         return out.unflatten(0, (rows, blocks)).transpose(1, 2).flatten(2, 3)[:, :, :tokens]
 
     def _explicit(
-        self,
-        q_BHTK: Tensor,
-        k_BHSK: Tensor,
-        v_BHSK: Tensor,
-        visible: AttentionMask | Merged,
-        bias: Tensor | None,
-        blind: Tensor | None,
+        self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: KernelMask, bias: Tensor | None
     ) -> Tensor:
         """With the scores as a tensor."""
         scores = self.scores(q_BHTK, k_BHSK)
         if bias is not None:
             scores = scores + bias
-        mask = visible.mask(q_BHTK.shape[2], k_BHSK.shape[2], q_BHTK.device)
-        if mask is not None:
-            scores = scores.masked_fill(~(mask if blind is None else mask | blind), -torch.inf)
+        if mask.visible is not None:
+            scores = scores.masked_fill(~mask.visible, -torch.inf)
         weights = scores.softmax(dim=-1).to(v_BHSK.dtype)
         return weights @ for_queries(v_BHSK, q_BHTK)
 
@@ -145,22 +120,6 @@ def _fused(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: Tensor | None, 
         return attend(q_BHTK, for_queries(k_BHSK, q_BHTK), for_queries(v_BHSK, q_BHTK), attn_mask=mask, scale=scale)
 
 
-def _is_blocks(visible: AttentionMask | Merged) -> bool:
-    """Whether who sees whom is a triangle with at most one dense block, in every row the same."""
-    if isinstance(visible, Merged) or not visible.causal or visible.reach is not None or visible.documents is not None:
-        return False
-    return visible.key_lengths is None and not isinstance(visible.prefix, Tensor)
-
-
-def _is_band(visible: AttentionMask | Merged, queries: int, keys: int) -> bool:
-    """Whether all rows alike see a band of a row's own tokens, narrow enough to be worth its cutting."""
-    if isinstance(visible, Merged) or visible.reach is None or queries != keys:
-        return False
-    if visible.key_lengths is not None or visible.documents is not None or visible.prefix is not None:
-        return False
-    return queries >= BAND * band_size(visible.reach, visible.causal)
-
-
 def for_queries(k_BHSK: Tensor, q_BHTK: Tensor) -> Tensor:
     """Keys or values with a head of their own for each of the queries'."""
     groups = q_BHTK.shape[1] // k_BHSK.shape[1]
@@ -168,12 +127,12 @@ def for_queries(k_BHSK: Tensor, q_BHTK: Tensor) -> Tensor:
 
 
 def largest_logit(
-    attention: DotProduct, q_BHTK: Tensor, k_BHSK: Tensor, visible: AttentionMask | Merged, bias: Tensor | None = None
+    attention: DotProduct, q_BHTK: Tensor, k_BHSK: Tensor, mask: KernelMask, bias: Tensor | None = None
 ) -> Tensor:
     """The largest |score| over the visible pairs; fused kernels never show it, so the scores are computed again, those
     of some queries at a time."""
     largest = q_BHTK.new_zeros((), dtype=torch.promote_types(q_BHTK.dtype, torch.float32))
-    for _, scores_BHCS, seen in score_rows(attention, q_BHTK, k_BHSK, visible, bias):
+    for _, scores_BHCS, seen in score_rows(attention, q_BHTK, k_BHSK, mask, bias):
         largest = torch.maximum(largest, scores_BHCS.abs_().masked_fill_(~seen, 0.0).max())
     return largest
 
@@ -182,7 +141,7 @@ def score_rows(
     attention: DotProduct,
     q_BHTK: Tensor,
     k_BHSK: Tensor,
-    visible: AttentionMask | Merged,
+    mask: KernelMask,
     bias: Tensor | None = None,
     start: int = 0,
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -197,7 +156,7 @@ def score_rows(
     size = max(1, SCORES // (rows * heads * keys))
     for first in range(start, queries, size):
         last = min(first + size, queries)
-        seen = visible.rows(first, last, keys, device)
+        seen = mask.mask.rows(first, last, keys, device)
         if seen is None:
             seen = torch.ones((), dtype=torch.bool, device=device)
         scores_BHCS = attention.scores(q_BHTK[:, :, first:last], k_BHSK)

@@ -1,17 +1,44 @@
-"""The attention that `ResolvedAttention` describes: one module for self, cross, causal, full and prefix."""
+"""The attentions that `ResolvedAttention` describes: to a row itself, to a source, to both, or by shared keys."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn, ones
 
-from lit_llm.components.attention.config import ResolvedAttention
 from lit_llm.components.attention.dot_product import DotProduct
-from lit_llm.components.attention.kv_cache import KeyValues
-from lit_llm.components.attention.masks import AttentionMask, Merged
-from lit_llm.components.attention.relative import RelativeBias
-from lit_llm.components.attention.rope import Rotation, rotate
+from lit_llm.components.attention.relative import RelativeBias, buckets_of
+from lit_llm.components.attention.resolved import ResolvedAttention
+from lit_llm.components.forward_context import CacheRows, ForwardContext, is_filled
+from lit_llm.components.kv_cache import KeyValues, TwoCaches
+from lit_llm.components.layer_part import LayerPart
+from lit_llm.components.masks import AttentionMask, KernelMask, Mask, MergedMask
 from lit_llm.components.norm.module import rms_norm
+from lit_llm.components.part import Widths
+from lit_llm.components.rope import Rotation, rotate
+
+
+class AttentionInputs(NamedTuple):
+    """What an attention gets beside activations; see `LayerPart.prepare`."""
+
+    mask: KernelMask
+    q_rotation: Rotation | None = None
+    k_rotation: Rotation | None = None
+    cache: KeyValues | None = None
+    source_BSD: Tensor | None = None
+    """The encoder's output; None where there is none, or where the cache has its keys and values."""
+    source_tokens: int = 0
+    """How many of the row's first tokens are the source; 0 where that is another, or in the cache."""
+    source_rotation: Rotation | None = None
+    source_cache: KeyValues | None = None
+    shared_kv: tuple[Tensor, Tensor] | None = None
+    buckets: Tensor | None = None
+    """T x S, or B x T x S: of the distances, for a bias of the layer's own."""
+    bias: Tensor | None = None
+    """H x T x S, or B x H x T x S: what all layers of the stack add to their scores."""
 
 
 class Heads(nn.Module):
@@ -38,6 +65,13 @@ def _scales(config: ResolvedAttention, parts: str) -> nn.ParameterDict:
     return nn.ParameterDict({part: nn.Parameter(ones(config.head_dim)) for part in scaled if part in parts})
 
 
+def rotation_of(context: ForwardContext, positions: str, config: ResolvedAttention) -> Rotation | None:
+    """Of an attention's queries or keys at the positions of that name; None where it has none."""
+    if config.rope == "none":
+        return None
+    return context.rotation(positions, config.rope_theta, config.head_dim, config.rope_factor)
+
+
 class SharedKeyValues(Heads):
     """
     x ─┬ k ─[norm k]─[RoPE]─▶ keys
@@ -59,27 +93,46 @@ class SharedKeyValues(Heads):
         return self.heads("k", x_BTD, rotation), self.heads("v", x_BTD, None)
 
 
-class _Attending(Heads):
-    """What all attentions have; keys and values of their own where they do not share them."""
+class Attention(Heads, LayerPart):
+    """
+    x ────── q ─[norm q]─[RoPE]─┐         [bias]
+    memory ┬ k ─[norm k]─[RoPE]─┼─ softmax(QKᵀ/√K)V ─[head norm | concat norm]─ out ─[after_out norm]─▶
+           └ v ─[norm v]────────┘  within [window], [softcap]
 
-    def __init__(self, config: ResolvedAttention, d_model: int, memory_width: int | None = None) -> None:
-        super().__init__()
+    What memory is, the subclasses say.
+    """
+
+    def __init__(self, config: ResolvedAttention, widths: Widths, causal: bool) -> None:
+        super().__init__(config, widths, causal)
         self.config = config
-        self.q = nn.Linear(d_model, config.width, bias=False)
+        self.relative_bias: RelativeBias | None = None
+        memory = widths.source if config.place == "cross" else widths.row
+        self.q = nn.Linear(widths.row, config.width, bias=False)
         if not config.shared_kv:
-            self.k = nn.Linear(memory_width or d_model, config.kv_width, bias=False)
-            self.v = nn.Linear(memory_width or d_model, config.kv_width, bias=False)
-        self.out = nn.Linear(config.width, d_model, bias=False)
+            self.k = nn.Linear(memory, config.kv_width, bias=False)
+            self.v = nn.Linear(memory, config.kv_width, bias=False)
+        self.out = nn.Linear(config.width, widths.row, bias=False)
         self.dot_product = DotProduct(config.scale, config.softcap)
-        self.qkv_scale = _scales(config, config.own_parts)
-        widths = {"none": 0, "head": config.head_dim, "concat": config.width, "after_out": d_model}
-        self.output_scale = nn.Parameter(ones(widths[config.output_norm])) if config.output_norm_scale else None
+        self.qkv_scale = _scales(config, config.projected)
+        entries = {"none": 0, "head": config.head_dim, "concat": config.width, "after_out": widths.row}
+        self.output_scale = nn.Parameter(ones(entries[config.output_norm])) if config.output_norm_scale else None
 
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, visible: AttentionMask | Merged, bias: Tensor | None = None
-    ) -> Tensor:
+    def keys_values(self, x_BTD: Tensor, inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
+        """Of all that may be attended to: B x H x S x K each."""
+        raise NotImplementedError
+
+    def forward(self, x_BTD: Tensor, inputs: AttentionInputs) -> Tensor:
+        """B x T x D -> B x T x D."""
+        q = self.heads("q", x_BTD, inputs.q_rotation)
+        k, v = self.keys_values(x_BTD, inputs)
+        bias = inputs.bias
+        if self.relative_bias is not None:
+            bias = self.relative_bias(inputs.buckets)
+        return self.attend(q, k, v, inputs.mask, bias)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: KernelMask, bias: Tensor | None = None) -> Tensor:
         """From the heads' queries, keys and values to what the layer adds: B x T x D."""
-        out_BTHK = self.dot_product(q, k, v, visible, bias).transpose(1, 2)
+        out_BTHK = self.dot_product(q, k, v, mask, bias).transpose(1, 2)
         if self.config.output_norm == "head":
             out_BTHK = self.output_norm(out_BTHK)
         joined_BTD = out_BTHK.flatten(2)
@@ -89,54 +142,113 @@ class _Attending(Heads):
         return self.output_norm(out_BTD) if self.config.output_norm == "after_out" else out_BTD
 
     def output_norm(self, x: Tensor) -> Tensor:
+        """RMSNorm over the last dimension, with the scale where it is learned."""
         return rms_norm(x, self.output_scale, self.config.norm_eps)
 
+    def _kernel_mask(self, context: ForwardContext, key: object, make: Callable[[], Mask], keys: int) -> KernelMask:
+        """The mask by that key, for all attentions that compute with it alike."""
+        scores, bias = self.config.softcap is not None, self.config.relative_bias != "none"
 
-class Attention(_Attending):
-    """
-    x ────── q ─[norm q]─[RoPE]─┐         [bias]
-    memory ┬ k ─[norm k]─[RoPE]─┼─ softmax(QKᵀ/√K)V ─[head norm | concat norm]─ out ─[after_out norm]─▶
-           └ v ─[norm v]────────┘  within [window], [softcap]
+        def made() -> KernelMask:
+            return KernelMask(make(), context.queries, keys, context.dtype, context.device, scores=scores, bias=bias)
 
-    In self-attention memory is x; in cross-attention it is the encoder's output, `memory_width` wide.
-    """
+        return context.once(("mask", key, keys, scores, bias), made)
 
-    def forward(
-        self,
-        x_BTD: Tensor,
-        kv_BSD: Tensor | None,
-        visible: AttentionMask,
-        query_rotation: Rotation | None = None,
-        key_rotation: Rotation | None = None,
-        cache: KeyValues | None = None,
-        bias: Tensor | None = None,
-    ) -> Tensor:
-        """With a cache the memory is what is new; none at all when everything is in the cache.
+    def _row_mask(
+        self, context: ForwardContext, cache: KeyValues | None
+    ) -> tuple[object, Callable[[], AttentionMask], int]:
+        """(key, mask, number of keys) of the row's own tokens, as far as they are seen and kept."""
+        if cache is not None and is_filled(cache):
+            return ("kept", cache.window), lambda: cache.mask(context.mask), cache.capacity
+        window = self.config.reach
+        return ("row", window), lambda: replace(context.mask, window=window), context.queries
 
-        bias: what is added to the scores, H x T x S or B x H x T x S.
-        """
-        visible = _seen(visible, self.config, cache)
-        q = self.heads("q", x_BTD, query_rotation)
-        if kv_BSD is None:
-            assert cache is not None
-            k, v = cache.held()
-        else:
-            k = self.heads("k", kv_BSD, key_rotation)
-            v = self.heads("v", kv_BSD, None)
-            if cache is not None:
-                k, v = cache.add(k, v)
-        return self.attend(q, k, v, visible, bias)
+    def _of_row(self, part: str, x_BTD: Tensor, inputs: AttentionInputs) -> Tensor:
+        return self.heads(part, x_BTD, inputs.k_rotation if part == "k" else None)
 
 
 class SelfAttention(Attention):
     """An attention whose memory is its input, so that distances within a row mean something: it may have a bias."""
 
-    def __init__(self, config: ResolvedAttention, d_model: int, causal: bool) -> None:
-        super().__init__(config, d_model)
-        self.relative_bias = relative_bias(config, causal) if config.relative_bias == "per_layer" else None
+    def __init__(self, config: ResolvedAttention, widths: Widths, causal: bool) -> None:
+        super().__init__(config, widths, causal)
+        self.causal, self.d_model = causal, widths.row
+        self.relative_bias = self._new_bias() if config.relative_bias == "per_layer" else None
+
+    def _new_bias(self) -> RelativeBias:
+        assert self.config.relative_buckets is not None
+        return RelativeBias(self.config.relative_buckets, self.config.heads, self.d_model)
+
+    def stack_modules(self) -> dict[str, nn.Module]:
+        return {"relative_bias": self._new_bias()} if self.config.relative_bias == "shared" else {}
+
+    def prepare(self, context: ForwardContext, cache: KeyValues | None) -> AttentionInputs:  # type: ignore[override]
+        rotation = rotation_of(context, "self", self.config)
+        buckets, bias = self._buckets(context, cache)
+        mask = self._kernel_mask(context, *self._row_mask(context, cache))
+        return AttentionInputs(mask, rotation, rotation, cache, buckets=buckets, bias=bias)
+
+    def _buckets(self, context: ForwardContext, cache: KeyValues | None) -> tuple[Tensor | None, Tensor | None]:
+        """(buckets of distances for a bias of this layer, bias of all layers)."""
+        config = self.config
+        if config.relative_bias == "none":
+            return None, None
+        kept = cache if is_filled(cache) else None
+        queries = context.positions["self"]
+
+        def made() -> Tensor:
+            keys = queries if kept is None else kept.positions()
+            assert config.relative_buckets is not None
+            assert config.relative_distance is not None
+            return buckets_of(queries, keys, config.relative_buckets, config.relative_distance, self.causal)
+
+        window = None if kept is None else (kept.window,)
+        buckets = context.once(("buckets", config.relative_buckets, config.relative_distance, window), made)
+        if config.relative_bias == "per_layer":
+            return buckets, None
+        return None, context.once(("bias", window), lambda: context.stack_modules["relative_bias"](buckets))
+
+    def keys_values(self, x_BTD: Tensor, inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
+        k, v = self._of_row("k", x_BTD, inputs), self._of_row("v", x_BTD, inputs)
+        return (k, v) if inputs.cache is None else inputs.cache.add(k, v)
+
+    def new_cache(self, rows: CacheRows) -> KeyValues | TwoCaches:
+        return KeyValues(rows.own, self.config.window)
 
 
-class MergedAttention(SelfAttention):
+class CrossAttention(Attention):
+    """An attention whose memory is the encoder's output."""
+
+    def prepare(self, context: ForwardContext, cache: KeyValues | None) -> AttentionInputs:  # type: ignore[override]
+        source = context.source
+        assert source is not None
+        mask = self._kernel_mask(context, "source", lambda: source.mask, source.tokens)
+        states_BSD = source.states_BSD
+        return AttentionInputs(
+            mask,
+            rotation_of(context, self.config.rope, self.config),
+            source_BSD=states_BSD,
+            source_rotation=None if states_BSD is None else rotation_of(context, "source", self.config),
+            source_cache=cache,
+        )
+
+    def keys_values(self, x_BTD: Tensor, inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
+        return self._of_source(inputs.source_BSD, inputs)
+
+    def _of_source(self, source_BSD: Tensor | None, inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
+        """Keys and values of a source: made, and kept where there is a cache, or taken from it."""
+        if source_BSD is None:
+            assert inputs.source_cache is not None
+            return inputs.source_cache.cached()
+        k, v = self.heads("k", source_BSD, inputs.source_rotation), self.heads("v", source_BSD, None)
+        return (k, v) if inputs.source_cache is None else inputs.source_cache.add(k, v)
+
+    def new_cache(self, rows: CacheRows) -> KeyValues:
+        assert rows.source is not None
+        return KeyValues(rows.source)
+
+
+class MergedAttention(SelfAttention, CrossAttention):
     """
     x ──────┬─ q ─[norm]─[RoPE]─────────────────┐
             ├─ k ─[norm]─[RoPE]─┬─ concatenated ─┼─ softmax over target and source ─▶ as in `Attention`
@@ -148,34 +260,41 @@ class MergedAttention(SelfAttention):
     ended.
     """
 
-    def forward_merged(
-        self,
-        x_BTD: Tensor,
-        source_BSD: Tensor | None,
-        visible: AttentionMask,
-        source_visible: AttentionMask,
-        rotation: Rotation | None,
-        source_rotation: Rotation | None,
-        cache: KeyValues | None = None,
-        source_cache: KeyValues | None = None,
-    ) -> Tensor:
-        """With caches x_BTD is what is new, and the source is given the first time only."""
-        visible = _seen(visible, self.config, cache)
-        q, k, v = self.heads("q", x_BTD, rotation), self.heads("k", x_BTD, rotation), self.heads("v", x_BTD, None)
-        if cache is not None:
-            k, v = cache.add(k, v)
-        if source_BSD is None:
-            assert source_cache is not None
-            of_source = source_cache.held()
-        else:
-            of_source = self.heads("k", source_BSD, source_rotation), self.heads("v", source_BSD, None)
-            if source_cache is not None:
-                of_source = source_cache.add(*of_source)
-        k, v = torch.cat([k, of_source[0]], dim=2), torch.cat([v, of_source[1]], dim=2)
-        return self.attend(q, k, v, visible.merged(source_visible, of_source[0].shape[2]))
+    def prepare(self, context: ForwardContext, cache: TwoCaches | None) -> AttentionInputs:  # type: ignore[override]
+        source = context.source
+        assert source is not None
+        own = None if cache is None else cache.own
+        continuous = self.config.rope == "continuous"
+        rotation = rotation_of(context, "continuous" if continuous else "self", self.config)
+        key, row, keys = self._row_mask(context, own)
+
+        def merged() -> Mask:
+            return MergedMask(row(), source.mask, source.tokens)
+
+        states_BSD = source.states_BSD
+        return AttentionInputs(
+            self._kernel_mask(context, ("merged", key), merged, keys + source.tokens),
+            rotation,
+            rotation,
+            own,
+            source_BSD=states_BSD,
+            source_rotation=rotation_of(context, "source", self.config)
+            if continuous and states_BSD is not None
+            else None,
+            source_cache=None if cache is None else cache.source,
+        )
+
+    def keys_values(self, x_BTD: Tensor, inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
+        own = SelfAttention.keys_values(self, x_BTD, inputs)
+        of_source = self._of_source(inputs.source_BSD, inputs)
+        return torch.cat([own[0], of_source[0]], dim=2), torch.cat([own[1], of_source[1]], dim=2)
+
+    def new_cache(self, rows: CacheRows) -> TwoCaches:  # type: ignore[override]
+        assert rows.source is not None
+        return TwoCaches(KeyValues(rows.own, self.config.window), KeyValues(rows.source))
 
 
-class SharingAttention(_Attending):
+class SharingAttention(Attention):
     """
     x ─ q ─[norm q]─[RoPE]─┐
     shared keys ───────────┼─ softmax(QKᵀ/√K)V ─▶ as in `Attention`
@@ -184,20 +303,12 @@ class SharingAttention(_Attending):
     A layer of YOCO's cross-decoder: over its own row, with W_q and W_o of its own.
     """
 
-    def forward(self, x_BTD: Tensor, k: Tensor, v: Tensor, visible: AttentionMask, rotation: Rotation | None) -> Tensor:
-        """k, v: what `SharedKeyValues` has made of all tokens that may be seen, B x H x S x K each."""
-        return self.attend(self.heads("q", x_BTD, rotation), k, v, visible)
+    def prepare(self, context: ForwardContext, cache: None) -> AttentionInputs:  # type: ignore[override]
+        shared = context.shared_kv
+        assert shared is not None
+        mask = self._kernel_mask(context, "shared", lambda: context.mask, shared[0].shape[2])
+        return AttentionInputs(mask, rotation_of(context, "self", self.config), shared_kv=shared)
 
-
-def _seen(visible: AttentionMask, config: ResolvedAttention, cache: KeyValues | None) -> AttentionMask:
-    """What is seen within the window: to be asked before the cache takes what is new."""
-    if cache is not None and cache.k is not None:
-        return cache.visible(visible)
-    return visible.within(config.reach)
-
-
-def relative_bias(config: ResolvedAttention, causal: bool) -> RelativeBias:
-    """The bias that an attention's configuration asks for."""
-    assert config.relative_buckets is not None
-    assert config.relative_distance is not None
-    return RelativeBias(config.relative_buckets, config.relative_distance, config.heads, causal)
+    def keys_values(self, x_BTD: Tensor, inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
+        assert inputs.shared_kv is not None
+        return inputs.shared_kv

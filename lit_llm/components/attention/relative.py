@@ -15,17 +15,25 @@ from torch import Tensor, nn
 
 
 class RelativeBias(nn.Module):
-    """Distances to a bias on the scores."""
+    """Buckets of distances to a bias on the scores."""
 
-    def __init__(self, buckets: int, distance: int, heads: int, causal: bool) -> None:
+    is_table = True
+    """Its rows are no matrix's: no optimiser orthogonalises them."""
+
+    def __init__(self, buckets: int, heads: int, width: int) -> None:
+        """width: of the residual stream; initial values have the standard deviation 1 / sqrt(width), as T5's."""
         super().__init__()
-        self.buckets, self.distance, self.causal = buckets, distance, causal
+        self.initial_std = width**-0.5
         self.weight = nn.Parameter(torch.empty(buckets, heads))
 
-    def forward(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """Positions of queries (T, or B x T) and of keys (S, or B x S) -> H x T x S, or B x H x T x S."""
-        buckets = bucket(keys.unsqueeze(-2) - queries.unsqueeze(-1), self.buckets, self.distance, self.causal)
+    def forward(self, buckets: Tensor) -> Tensor:
+        """T x S, or B x T x S -> H x T x S, or B x H x T x S."""
         return self.weight[buckets].movedim(-1, -3)
+
+
+def buckets_of(queries: Tensor, keys: Tensor, buckets: int, distance: int, causal: bool) -> Tensor:
+    """Positions of queries (T, or B x T) and of keys (S, or B x S) -> T x S, or B x T x S."""
+    return bucket(keys.unsqueeze(-2) - queries.unsqueeze(-1), buckets, distance, causal)
 
 
 def bucket(ahead: Tensor, buckets: int, distance: int, causal: bool) -> Tensor:

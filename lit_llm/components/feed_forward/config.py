@@ -7,15 +7,18 @@ Gated ones: Shazeer, arXiv 2002.05202; the list is that of Narang et al., arXiv 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from lit_llm.config.section import Section, partial
+from lit_llm.components.part import Example, Part, Precision, TensorShape, Widths
+from lit_llm.config.section import partial
 
 
-class FeedForwardConfig(Section):
+class FeedForwardConfig(Part):
     """`down(activation(gate x) * up x)` for the gated ones (...glu), `down(activation(up x))` for the others."""
+
+    module: ClassVar[str] = "lit_llm.components.feed_forward.module:FeedForward"
 
     activation: Literal[
         "swiglu",
@@ -43,13 +46,18 @@ class FeedForwardConfig(Section):
     def gated(self) -> bool:
         return self.activation.removesuffix("_tanh").endswith("glu")
 
-    def tensors(self, d_model: int) -> list[tuple[int, int]]:
-        """(rows, columns) of every parameter."""
-        return [(self.d_ff, d_model)] * (1 + self.gated) + [(d_model, self.d_ff)]
+    def shapes(self, widths: Widths) -> dict[str, TensorShape]:
+        inward = (self.d_ff, widths.row)
+        gate = {"gate.weight": inward} if self.gated else {}
+        return {**gate, "up.weight": inward, "down.weight": (widths.row, self.d_ff)}
 
-    def parameters(self, d_model: int) -> int:
-        """Number of parameters; each takes part in one multiply-add per token."""
-        return sum(rows * columns for rows, columns in self.tensors(d_model))
+    @property
+    def readers(self) -> int:
+        return 2 if self.gated else 1
+
+    def activation_bytes(self, example: Example, widths: Widths, precision: Precision) -> float:
+        # What the activation reads and makes; with a gate also what it is multiplied with, and the product.
+        return example.row * (4 if self.gated else 2) * self.d_ff * precision.compute
 
 
 _Optional: Any = partial(FeedForwardConfig)

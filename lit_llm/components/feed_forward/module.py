@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_llm.components.feed_forward.config import FeedForwardConfig
+from lit_llm.components.layer_part import LayerPart
+from lit_llm.components.part import Widths
 
 _gelu_tanh = partial(F.gelu, approximate="tanh")
 
@@ -32,20 +34,21 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 """By their names; of the gated ones what stands on the gate."""
 
 
-class FeedForward(nn.Module):
+class FeedForward(LayerPart):
     """
     x ──┬─ gate ─ activation ─(×)─ down ─▶     (without a gate: x ─ up ─ activation ─ down ─▶)
         └─ up ────────────────┘
     """
 
-    def __init__(self, config: FeedForwardConfig, d_model: int) -> None:
-        super().__init__()
+    def __init__(self, config: FeedForwardConfig, widths: Widths, causal: bool) -> None:
+        super().__init__(config, widths, causal)
+        d_model = widths.row
         self.activation = ACTIVATIONS[config.activation]
         self.gate = nn.Linear(d_model, config.d_ff, bias=False) if config.gated else None
         self.up = nn.Linear(d_model, config.d_ff, bias=False)
         self.down = nn.Linear(config.d_ff, d_model, bias=False)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, inputs: None = None) -> Tensor:
         if self.gate is None:
             return self.down(self.activation(self.up(x_BTD)))
         return self.down(self.activation(self.gate(x_BTD)) * self.up(x_BTD))

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from lit_llm.components.attention.config import AttentionOverride, ResolvedAttention, resolve_attention
+from lit_llm.components.attention.config import AttentionOverride
 
 
 class PartialAttentionOverride(AttentionOverride):
@@ -26,20 +26,3 @@ class PartialAttentionOverride(AttentionOverride):
 
     kind: Literal["palm"] = "palm"
     """palm: keys and values from P = P2 + P1, as PALM makes it from the source's states."""
-
-
-class ResolvedPartialAttention(ResolvedAttention):
-    """An attention to the source, and the two matrices that make its memory."""
-
-    def memory_parameters(self, d_model: int) -> int:
-        """Entries of A1, A2, W_k and W_v, which work once per source token."""
-        return 2 * d_model * d_model + super().memory_parameters(d_model)
-
-    def tensors(self, d_model: int, memory: int | None = None) -> list[tuple[int, int]]:
-        """(rows, columns) of every parameter; a learned scale is one row. The memory is as wide as the input."""
-        return [(d_model, d_model)] * 2 + super().tensors(d_model)
-
-
-def resolve_partial_attention(values: dict[str, object], d_model: int) -> ResolvedPartialAttention:
-    """As `resolve_attention`, which it is but for its memory."""
-    return ResolvedPartialAttention.model_validate(resolve_attention(values, d_model, "partial").model_dump())

@@ -4,37 +4,40 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from lit_llm.components.attention.kv_cache import KeyValues
-from lit_llm.components.attention.masks import AttentionMask
-from lit_llm.components.attention.module import Attention
-from lit_llm.components.attention.rope import Rotation
-from lit_llm.components.partial_attention.config import ResolvedPartialAttention
+from lit_llm.components.attention.module import AttentionInputs, CrossAttention, rotation_of
+from lit_llm.components.forward_context import ForwardContext
+from lit_llm.components.kv_cache import KeyValues
+from lit_llm.components.part import Widths
+from lit_llm.components.partial_attention.resolved import ResolvedPartialAttention
 
 
-class PartialAttention(Attention):
+class PartialAttention(CrossAttention):
     """
     x ───────────────────────────────────────────┐
     source ─ a1 ─ relu ─┬─ a2 ─(+)─ memory ─ attention ─▶
                         └───────┘
+    The source is the beginning of x.
     """
 
-    def __init__(self, config: ResolvedPartialAttention, d_model: int) -> None:
-        super().__init__(config, d_model)
-        self.a1 = nn.Linear(d_model, d_model, bias=False)
-        self.a2 = nn.Linear(d_model, d_model, bias=False)
+    def __init__(self, config: ResolvedPartialAttention, widths: Widths, causal: bool) -> None:
+        super().__init__(config, widths, causal)
+        self.a1 = nn.Linear(widths.row, widths.row, bias=False)
+        self.a2 = nn.Linear(widths.row, widths.row, bias=False)
 
-    def forward(
-        self,
-        x_BTD: Tensor,
-        kv_BSD: Tensor | None,
-        visible: AttentionMask,
-        query_rotation: Rotation | None = None,
-        key_rotation: Rotation | None = None,
-        cache: KeyValues | None = None,
-        bias: Tensor | None = None,
-    ) -> Tensor:
-        """kv_BSD: the source's states; with a cache none at all once its keys and values are held."""
-        if kv_BSD is not None:
-            first_BSD = self.a1(kv_BSD).relu()
-            kv_BSD = self.a2(first_BSD) + first_BSD
-        return super().forward(x_BTD, kv_BSD, visible, query_rotation, key_rotation, cache, bias)
+    def prepare(self, context: ForwardContext, cache: KeyValues | None) -> AttentionInputs:  # type: ignore[override]
+        source = context.source
+        assert source is not None
+        return AttentionInputs(
+            self._kernel_mask(context, "source", lambda: source.mask, source.tokens),
+            rotation_of(context, "self", self.config),
+            source_tokens=source.tokens if source.in_row else 0,
+            source_rotation=rotation_of(context, "source", self.config) if source.in_row else None,
+            source_cache=cache,
+        )
+
+    def forward(self, x_BTD: Tensor, inputs: AttentionInputs) -> Tensor:
+        """B x T x D -> B x T x D."""
+        if inputs.source_tokens:
+            first_BSD = self.a1(x_BTD[:, : inputs.source_tokens]).relu()
+            inputs = inputs._replace(source_BSD=self.a2(first_BSD) + first_BSD)
+        return super().forward(x_BTD, inputs)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from lit_llm.components.attention.kv_cache import CacheLengths
+from lit_llm.components.kv_cache import CacheLengths
 
 
 class RetentionState:
@@ -17,15 +17,15 @@ class RetentionState:
         self.state_BHKV: Tensor | None = None
         """None until the prompt has been read."""
 
-    def held(self) -> Tensor:
+    def cached(self) -> Tensor:
         """The state of a prompt that has been read."""
         assert self.state_BHKV is not None
         return self.state_BHKV
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all rows but these."""
-        self.state_BHKV = self.held()[rows]
+        self.state_BHKV = self.cached()[rows]
 
     def bytes(self) -> list[int]:
         """What the state of each row takes, measured on the tensor."""
-        return [row.nbytes for row in self.held()]
+        return [row.nbytes for row in self.cached()]

@@ -10,18 +10,31 @@ no difference between neighbours in bfloat16.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_llm.components.attention.masks import AttentionMask
-from lit_llm.components.attention.rope import Rotation, rotate
+from lit_llm.components.forward_context import CacheRows, ForwardContext
+from lit_llm.components.layer_part import LayerPart
 from lit_llm.components.norm.module import rms_norm
+from lit_llm.components.part import Widths
 from lit_llm.components.retention.cache import RetentionState
-from lit_llm.components.retention.config import ResolvedRetention
+from lit_llm.components.retention.resolved import ResolvedRetention
+from lit_llm.components.rope import Rotation, rotate
 
 
-class Retention(nn.Module):
+class RetentionInputs(NamedTuple):
+    """What a retention gets beside activations; see `LayerPart.prepare`."""
+
+    rotation: Rotation
+    runs_BT: Tensor | None
+    """How often the document has changed up to each token; None for one document."""
+    cache: RetentionState | None
+
+
+class Retention(LayerPart):
     """
     x ─┬─ q ─ RoPE ────────┐
        ├─ k ─ RoPE ─ / √K ─┤
@@ -30,48 +43,54 @@ class Retention(nn.Module):
        └─ output_gate ─ swish ────────────────────────┘
     """
 
-    def __init__(self, config: ResolvedRetention, d_model: int) -> None:
-        super().__init__()
+    def __init__(self, config: ResolvedRetention, widths: Widths, causal: bool) -> None:
+        super().__init__(config, widths, causal)
         self.config = config
-        self.q = nn.Linear(d_model, config.width, bias=False)
-        self.k = nn.Linear(d_model, config.width, bias=False)
-        self.v = nn.Linear(d_model, config.value_width, bias=False)
-        self.decay = nn.Linear(d_model, config.heads, bias=False)
-        self.output_gate = nn.Linear(d_model, config.value_width, bias=False)
-        self.out = nn.Linear(config.value_width, d_model, bias=False)
+        self.q = nn.Linear(widths.row, config.width, bias=False)
+        self.k = nn.Linear(widths.row, config.width, bias=False)
+        self.v = nn.Linear(widths.row, config.value_width, bias=False)
+        self.decay = nn.Linear(widths.row, config.heads, bias=False)
+        self.output_gate = nn.Linear(widths.row, config.value_width, bias=False)
+        self.out = nn.Linear(config.value_width, widths.row, bias=False)
 
-    def forward(
-        self, x_BTD: Tensor, visible: AttentionMask, rotation: Rotation, cache: RetentionState | None = None
-    ) -> Tensor:
-        """B x T x D -> B x T x D. rotation: of the positions of x_BTD's tokens.
+    def prepare(self, context: ForwardContext, cache: RetentionState | None) -> RetentionInputs:  # type: ignore[override]
+        """Raises ValueError for an open prefix."""
+        prefix, documents = context.mask.prefix, context.mask.documents
+        if isinstance(prefix, Tensor) or (prefix or 0) > 1:
+            raise ValueError("retention is causal: a token cannot see later ones; leave its prefix causal")
+        assert cache is None or documents is None
+        runs_BT = None if documents is None else context.once("runs", lambda: _runs(documents[0]))
+        return RetentionInputs(context.rotation("self", self.config.rope_theta, self.config.head_dim), runs_BT, cache)
 
-        visible: its documents, each of which starts from an empty state; their numbers change where one ends. Raises
-        ValueError for an open prefix.
+    def forward(self, x_BTD: Tensor, inputs: RetentionInputs) -> Tensor:
+        """B x T x D -> B x T x D. Each document starts from an empty state.
+
         With a cache x_BTD holds the prompts the first time, shorter ones padded at the end, and then one more token of
         each row.
         """
-        if isinstance(visible.prefix, Tensor) or (visible.prefix or 0) > 1:
-            raise ValueError("retention is causal: a token cannot see later ones; leave its prefix causal")
+        rotation, runs_BT, cache = inputs
         q, k = (rotate(self._heads(part, x_BTD), rotation).transpose(1, 2) for part in (self.q, self.k))
         k = k * self.config.head_dim**-0.5
         v = self._heads(self.v, x_BTD).transpose(1, 2)
         log_gates = self._log_gates(x_BTD)
         if cache is not None and cache.state_BHKV is not None:
-            out_BHTV, cache.state_BHKV = recurrent(q, k, v, log_gates, cache.state_BHKV)
+            out_BHTV, cache.state_BHKV = recurrent(Streams(q, k, v, log_gates), cache.state_BHKV)
         elif cache is not None:
-            assert visible.documents is None
             if not cache.rows.even:
                 # Padding neither fades a row's state nor adds to it.
                 ends_B11 = cache.rows.lengths_B[:, None, None]
                 padding_B1T = torch.arange(x_BTD.shape[1], device=x_BTD.device) >= ends_B11
                 log_gates = log_gates.masked_fill(padding_B1T, 0.0)
                 k = k.masked_fill(padding_B1T[..., None], 0.0)
-            out_BHTV, cache.state_BHKV = chunkwise(q, k, v, log_gates, self.config.chunk, keep_state=True)
+            streams = Streams(q, k, v, log_gates)
+            out_BHTV, cache.state_BHKV = chunkwise(streams, self.config.chunk, keep_state=True)
         else:
-            runs_BT = None if visible.documents is None else _runs(visible.documents[0])
-            out_BHTV, _ = chunkwise(q, k, v, log_gates, self.config.chunk, runs_BT)
+            out_BHTV, _ = chunkwise(Streams(q, k, v, log_gates), self.config.chunk, runs_BT)
         joined_BTD = rms_norm(out_BHTV.transpose(1, 2), None, self.config.norm_eps).flatten(2)
         return self.out(F.silu(self.output_gate(x_BTD)) * joined_BTD)
+
+    def new_cache(self, rows: CacheRows) -> RetentionState:
+        return RetentionState(rows.own)
 
     def _heads(self, projection: nn.Module, x_BTD: Tensor) -> Tensor:
         """Queries, keys or values: B x T x H x K."""
@@ -85,13 +104,25 @@ class Retention(nn.Module):
         return F.logsigmoid(logits_BTH).transpose(1, 2) / self.config.gate_temperature
 
 
-def parallel(
-    q_BHTK: Tensor, k_BHTK: Tensor, v_BHTV: Tensor, log_gates_BHT: Tensor, runs_BT: Tensor | None = None
-) -> Tensor:
+class Streams(NamedTuple):
+    """What a retention mixes, for each token of each head."""
+
+    q_BHTK: Tensor
+    k_BHTK: Tensor
+    v_BHTV: Tensor
+    log_gates_BHT: Tensor
+
+    def chunk(self, first: int, last: int) -> Streams:
+        """The tokens from `first` to before `last`."""
+        return Streams(*(x[:, :, first:last] for x in self))
+
+
+def parallel(streams: Streams, runs_BT: Tensor | None = None) -> Tensor:
     """Each token's sum over those before it and itself, faded by the gates in between: B x H x T x V.
 
     runs_BT: numbers; a token sees those with its own alone.
     """
+    q_BHTK, k_BHTK, v_BHTV, log_gates_BHT = streams
     tokens = q_BHTK.shape[2]
     seen = torch.ones(tokens, tokens, dtype=torch.bool, device=q_BHTK.device).tril()
     if runs_BT is not None:
@@ -103,24 +134,18 @@ def parallel(
 
 
 def chunkwise(
-    q_BHTK: Tensor,
-    k_BHTK: Tensor,
-    v_BHTV: Tensor,
-    log_gates_BHT: Tensor,
-    chunk: int,
-    runs_BT: Tensor | None = None,
-    keep_state: bool = False,
+    streams: Streams, chunk: int, runs_BT: Tensor | None = None, keep_state: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """As `parallel`, in time and memory that grow with T x `chunk`; and the state after the last token, if it is kept.
 
     runs_BT: as `parallel`'s, and equal numbers stand together.
     """
-    tokens, outs, state_BHKV = q_BHTK.shape[2], [], None
+    tokens, outs, state_BHKV = streams.q_BHTK.shape[2], [], None
     for first in range(0, tokens, chunk):
-        part = slice(first, first + chunk)
-        q, k, v, log_gates = (x[:, :, part] for x in (q_BHTK, k_BHTK, v_BHTV, log_gates_BHT))
-        runs = None if runs_BT is None else runs_BT[:, part]
-        out = parallel(q, k, v, log_gates, runs)
+        part = streams.chunk(first, first + chunk)
+        q, k, v, log_gates = part
+        runs = None if runs_BT is None else runs_BT[:, first : first + chunk]
+        out = parallel(part, runs)
         faded_BHC = log_gates.cumsum(-1)
         left_BHC = faded_BHC.exp()  # of the state, at each token
         if runs is not None and runs_BT is not None and first:
@@ -137,10 +162,9 @@ def chunkwise(
     return torch.cat(outs, dim=2), state_BHKV
 
 
-def recurrent(
-    q_BH1K: Tensor, k_BH1K: Tensor, v_BH1V: Tensor, log_gates_BH1: Tensor, state_BHKV: Tensor
-) -> tuple[Tensor, Tensor]:
+def recurrent(token: Streams, state_BHKV: Tensor) -> tuple[Tensor, Tensor]:
     """One more token: its output, B x H x 1 x V, and the state after it."""
+    q_BH1K, k_BH1K, v_BH1V, log_gates_BH1 = token
     assert q_BH1K.shape[2] == 1
     state_BHKV = state_BHKV * log_gates_BH1[..., None].exp() + k_BH1K.transpose(-1, -2) @ v_BH1V
     return q_BH1K @ state_BHKV.to(q_BH1K.dtype), state_BHKV

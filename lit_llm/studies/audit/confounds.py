@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
+from lit_llm.components.registry import COMPONENTS
 from lit_llm.config.section import Section
 from lit_llm.config.tree import leaves, under
 from lit_llm.data.config import Tokenizer
@@ -89,7 +90,7 @@ def _changes(arm: Arm, baseline: Arm, declared: set[str]) -> Iterator[tuple[str,
             changed.setdefault((key, old[where], new[where]), []).append(place)
     for (key, before, after), places in changed.items():
         everywhere = {place for place, other in old if other == key and (place, other) in new}
-        general = {_default(component) for _, _, component in places} - {"retention"}  # which has no default
+        general = {_default(component) for _, _, component in places} - COMPONENTS.keys()  # which have no default
         if places == [("", 0, "")]:
             yield f"model.{key}", before, after
         elif set(places) == everywhere and len(general) == 1:
@@ -105,9 +106,9 @@ def _keys(model: ResolvedModel) -> Iterator[tuple[tuple[Place, str], Any]]:
         yield (("", 0, ""), key), value
     for side, layers in _stacks(model):
         for index, layer in enumerate(layers):
-            for name, part in layer:
+            for name, part in layer.parts:
                 component = OWN_ATTENTION[side] if name == "self_attention" else name
-                for key, value in leaves(_whole(part)) if isinstance(part, Section) else ():
+                for key, value in leaves(part.settings()):
                     yield ((side, index, component), key), value
 
 

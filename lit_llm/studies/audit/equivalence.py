@@ -10,25 +10,20 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
-from functools import cache, cached_property
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from lit_llm.components.norm.module import Norm
-from lit_llm.config.section import Section
 from lit_llm.data.batches import cut
 from lit_llm.models.build import bare_model, generator, initialise
 from lit_llm.models.families import LanguageModel
 from lit_llm.models.resolve import Layer, ResolvedModel, resolve_model
-from lit_llm.models.stacks import Block, Stack
 from lit_llm.objectives.base import EOD, Lengths
 from lit_llm.objectives.collate import Batch
 from lit_llm.objectives.config import Objective, PrefixLM
@@ -56,8 +51,8 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-class Bench:
-    """The arms of a study, each built small when it is asked for; those of one network share it."""
+class EquivalenceChecker:
+    """The arms of a study, each built small when it is needed; those of one network share it."""
 
     def __init__(self, arms: Sequence[Arm]) -> None:
         full = [resolve_model(arm.experiment.model) for arm in arms]
@@ -71,14 +66,14 @@ class Bench:
         self._small = {arm.name: _shrunk(model, widths, depths) for arm, model in zip(arms, full, strict=True)}
         self._text = min(self._small[arm.name].vocabulary - _extra_ids(arm) for arm in arms)
         """Ids of the text that all arms read; each arm's objective has its own ids behind them."""
-        self._built: dict[ResolvedModel, Built] = {}
+        self._built: dict[ResolvedModel, LanguageModel] = {}
         self._nats: dict[str, list[float]] = {}
 
-    def of(self, arm: Arm) -> Built:
-        """An arm, built."""
+    def model(self, arm: Arm) -> LanguageModel:
+        """An arm's network, built small."""
         small = self._small[arm.name]
         if small not in self._built:
-            self._built[small] = Built(small)
+            self._built[small] = build_small(small)
         return self._built[small]
 
     def same_function(self, one: Arm, other: Arm) -> bool:
@@ -94,7 +89,7 @@ class Bench:
         window = min(one.experiment.pretrain.data.sequence_length, LONGEST)
         with one_thread():
             for k in range(2):
-                pairs = [(self.of(arm).model, self.batch(arm, window, 1, k)) for arm in (one, other)]
+                pairs = [(self.model(arm), self.batch(arm, window, 1, k)) for arm in (one, other)]
                 with torch.no_grad():
                     nats = [_nats(*pair).item() for pair in pairs]
                 if not _close(nats[:1], nats[1:]) or not _alike(*(_gradients(*pair) for pair in pairs)):
@@ -105,7 +100,7 @@ class Bench:
         """Nats per target on two short batches."""
         if arm.name not in self._nats:
             with one_thread(), torch.no_grad():
-                model = self.of(arm).model
+                model = self.model(arm)
                 self._nats[arm.name] = [_nats(model, self.batch(arm, SHORT, 4, k)).item() for k in range(2)]
         return self._nats[arm.name]
 
@@ -124,108 +119,17 @@ class Bench:
         family, masks = arm.experiment.model.family, pretrain.masks
         return cut(tokens_BT, objective, family, masks, vocabulary=self._text, seed=0, first=k * rows)
 
-    @one_thread()
-    def undeclared(self, arm: Arm, baseline: Arm) -> dict[str, str]:
-        """{module: what is different} where two arms have the same configuration and yet do not do the same.
 
-        Each module of the arm is given what its namesake was given in the baseline. Where the modules' own
-        configurations differ, the configuration says so, and they are not compared: what one key does to its own
-        module beyond its meaning is not seen.
-        """
-        here, there = self.of(arm), self.of(baseline)
-        same_input = _input_of(arm) == _input_of(baseline)
-        calls, expected = here.calls(self.batch(arm, SHORT, 4, 0)), there.calls(self.batch(baseline, SHORT, 4, 0))
-        found = {}
-        for name in calls:
-            if name in expected and here.settings(name) == there.settings(name):
-                old, new = there.parts[name], here.parts[name]
-                what = _difference(old, new, expected[name], calls[name], same_input)
-                if what:
-                    found[name] = what
-        inner = {name for name in found if not any(other.startswith(f"{name}.") for other in found)}
-        return {name: what for name, what in found.items() if name in inner}
-
-    def parameters(self, arm: Arm, baseline: Arm) -> tuple[list[str], list[str]]:
-        """Names of parameters that only the arm has, and only the baseline; layers that one lacks are left out."""
-        here, there = self.of(arm), self.of(baseline)
-        depths = [min(len(getattr(built.small, side)) for built in (here, there)) for side in ("encoder", "decoder")]
-        names = [
-            {name for name, _ in built.model.named_parameters() if _within(name, *depths)} for built in (here, there)
-        ]
-        return sorted(names[0] - names[1]), sorted(names[1] - names[0])
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a module."""
-
-    positional: tuple[Any, ...]
-    named: dict[str, Any]
-    output: Any
-
-
-class Built:
-    """A small model in float64, every parameter moved by a draw of its own: a scale of one would hide a difference."""
-
-    def __init__(self, small: ResolvedModel) -> None:
-        self.small = small
-        with torch.random.fork_rng(devices=[]):  # by way of the meta device the first model would take a second
-            self.model = bare_model(small).double().eval()
-        initialise(self.model, seed=0)
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                moved = torch.empty_like(parameter).normal_(0.0, 0.25, generator=generator(0, f"{name}, moved"))
-                parameter.add_(moved)
-
-    @cached_property
-    def parts(self) -> dict[str, nn.Module]:
-        """Blocks, what they are made of, and what stands outside of the stacks."""
-        return dict(_parts(self.model))
-
-    def settings(self, name: str) -> dict[str, Any]:
-        """The configuration that a part may depend on; of keys that are not known here, all of them."""
-        stack, _, rest = name.partition(".layers.")
-        found = self.small.model_dump(exclude={"encoder", "decoder"})
-        within, norm = bool(rest), isinstance(self.parts[name], Norm)
-        if within or norm:
-            for key in ("family", "tie_embeddings", "vocabulary"):
-                del found[key]
-        if name.endswith(".shared_kv"):
-            assert self.small.shared_kv is not None
-            return found | {"shared": self.small.shared_kv.shared}
-        if norm or not within:
-            return found
-        index, _, component = rest.partition(".")
-        layer: Layer = getattr(self.small, stack)[int(index)]
-        own = getattr(layer, component, None) if component else None
-        if own is None:
-            return found | layer.model_dump()
-        del found["norm"]
-        # What a layer says of its parts, too: a merged attention has the configuration of one that is not.
-        flags = {key: value for key, value in layer if not isinstance(value, Section | None)}
-        return found | own.model_dump() | flags
-
-    @torch.no_grad()
-    def calls(self, batch: Batch) -> dict[str, list[Call]]:
-        """Every call of every part in one forward pass."""
-        calls: dict[str, list[Call]] = {name: [] for name in self.parts}
-
-        def noting(name: str) -> Callable[..., None]:
-            return lambda _, positional, named, output: calls[name].append(Call(positional, named, output))
-
-        hooks = [part.register_forward_hook(noting(name), with_kwargs=True) for name, part in self.parts.items()]
-        try:
-            self.model.hidden(**batch.inputs)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return calls
-
-
-def _input_of(arm: Arm) -> tuple[Any, ...]:
-    """What decides how windows become a network's input."""
-    model, pretrain = arm.experiment.model, arm.experiment.pretrain
-    return model.family, pretrain.data.sequence_length, pretrain.objective, pretrain.masks
+def build_small(small: ResolvedModel) -> LanguageModel:
+    """A model in float64, every parameter moved by a draw of its own: a scale of one would hide a difference."""
+    with torch.random.fork_rng(devices=[]):  # by way of the meta device the first model would take a second
+        model = bare_model(small).double().eval()
+    initialise(model, seed=0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            moved = torch.empty_like(parameter).normal_(0.0, 0.25, generator=generator(0, f"{name}, moved"))
+            parameter.add_(moved)
+    return model
 
 
 def _nats(model: LanguageModel, batch: Batch) -> Tensor:
@@ -299,7 +203,7 @@ def _sizes(models: Iterable[ResolvedModel], key: str) -> Iterator[int]:
         if key in type(model).model_fields:
             yield getattr(model, key)
         for layer in model.layers:
-            yield from (getattr(part, key) for _, part in layer if hasattr(part, key))
+            yield from (getattr(part, key) for _, part in layer.parts if hasattr(part, key))
 
 
 def _runs(layers: Iterable[Layer]) -> list[list[Layer]]:
@@ -318,65 +222,9 @@ def _shrunk(model: ResolvedModel, widths: dict[str, dict[int, int]], depths: dic
 
     @cache
     def layer(full: Layer) -> Layer:
-        return full.model_copy(update={name: sized(part) for name, part in full if hasattr(part, "model_copy")})
+        return Layer(parts=tuple((name, sized(part)) for name, part in full.parts))
 
     def stack(layers: Sequence[Layer]) -> tuple[Layer, ...]:
         return tuple(layer(run[0]) for run in _runs(layers) for _ in range(depths[len(run)]))
 
     return sized(model).model_copy(update={"encoder": stack(model.encoder), "decoder": stack(model.decoder)})
-
-
-# --- modules -------------------------------------------------------------------------------------------------------
-
-
-def _parts(module: nn.Module, above: str = "") -> Iterator[tuple[str, nn.Module]]:
-    for name, child in module.named_children():
-        path = above + name
-        if not isinstance(child, Stack | nn.ModuleList):
-            yield path, child
-        if isinstance(child, Stack | nn.ModuleList | Block):
-            yield from _parts(child, f"{path}.")
-
-
-def _within(name: str, encoder: int, decoder: int) -> bool:
-    """Whether a parameter is outside of the layers, or in one of the first."""
-    match = re.match(r"(encoder|decoder)\.layers\.(\d+)\.", name)
-    return match is None or int(match[2]) < {"encoder": encoder, "decoder": decoder}[match[1]]
-
-
-@torch.no_grad()
-def _difference(old: nn.Module, new: nn.Module, expected: list[Call], calls: list[Call], same_input: bool) -> str:
-    """What the module `new` does otherwise than `old`, or ''."""
-    if type(old) is not type(new):
-        return f"is a {type(new).__name__}, not a {type(old).__name__}"
-    left, right = (dict(module.named_parameters()) for module in (old, new))
-    if {name: p.shape for name, p in left.items()} != {name: p.shape for name, p in right.items()}:
-        return "has other parameters"
-    if any(not torch.equal(left[name], right[name]) for name in left):
-        return "starts from other values"
-    if len(calls) != len(expected):
-        return f"is called {len(calls)} times in a forward pass, not {len(expected)}"
-    if any(not _equal(new(*call.positional, **call.named), call.output) for call in expected):
-        return "computes something else from the same input"
-    given = (_equal(_beside(here), _beside(there)) for here, there in zip(calls, expected, strict=True))
-    return "is given other positions or another mask" if same_input and not all(given) else ""
-
-
-def _beside(call: Call) -> list[Any]:
-    """What a module is given beside activations, which depend on all that comes before."""
-    given = [*call.positional, *call.named.values()]
-    return [item for item in given if isinstance(item, tuple) or item is None or is_dataclass(item)]
-
-
-def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        if one.shape != other.shape:
-            return False
-        return torch.allclose(one, other, rtol=CLOSE, atol=CLOSE) if one.is_floating_point() else one.equal(other)
-    if isinstance(one, tuple | list) and isinstance(other, tuple | list):
-        return len(one) == len(other) and all(map(_equal, one, other))
-    if is_dataclass(one) and type(one) is type(other):
-        # What begins with "_" is worked out from the rest, and kept.
-        names = [field.name for field in fields(one) if not field.name.startswith("_")]
-        return all(_equal(getattr(one, name), getattr(other, name)) for name in names)
-    return type(one) is type(other) and bool(one == other)

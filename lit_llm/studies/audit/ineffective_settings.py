@@ -13,7 +13,7 @@ from functools import lru_cache
 from math import ceil
 from typing import Any
 
-from lit_llm.components.attention.config import ResolvedAttention
+from lit_llm.components.attention.resolved import ResolvedAttention
 from lit_llm.config.problems import some
 from lit_llm.config.tree import leaves, under
 from lit_llm.experiment.schema import Experiment, FinetuneConfig, PretrainConfig
@@ -152,9 +152,7 @@ def _idle_training(key: str, training: TrainingConfig) -> Iterator[tuple[str, st
 def _idle_attention(experiment: Experiment) -> Iterator[tuple[str, str]]:
     """Windows that reach beyond the longest text, and softcaps far above all scores."""
     model, longest = resolve_model(experiment.model), _longest(experiment)
-    attentions = dict.fromkeys(
-        part for layer in model.layers for _, part in layer if isinstance(part, ResolvedAttention)
-    )
+    attentions = dict.fromkeys(part for part in model.parts if isinstance(part, ResolvedAttention))
     windows = {attention.window for attention in attentions if attention.window is not None}
     for window in sorted(window for window in windows if window >= longest):
         yield "model.attention.window", f"of {window} is no window: the longest text has {longest} tokens"

@@ -1,4 +1,4 @@
-"""Arms that compute what another computes, and modules that changed without being told to: seen on arms built small.
+"""Arms that compute what another computes, seen on arms built small.
 
 An equal configuration is recognised without building anything, and a study whose arms share their network, say one of
 learning rates, builds none; torch is loaded for the rest.
@@ -7,7 +7,7 @@ learning rates, builds none; torch is loaded for the rest.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from threading import Timer
 from typing import TYPE_CHECKING
@@ -15,20 +15,21 @@ from typing import TYPE_CHECKING
 from lit_llm.config.fingerprint import fingerprint
 from lit_llm.config.problems import some
 from lit_llm.config.tree import under
+from lit_llm.models.parameters import parameter_shapes
 from lit_llm.models.resolve import resolve_model
 from lit_llm.runs.stage_graph import stage_graph
-from lit_llm.studies.audit.findings import INTERVENTION, Finding, differs, ruled
+from lit_llm.studies.audit.findings import INTERVENTION, Finding, differs
 from lit_llm.studies.load import Ablation, Arm
 
 if TYPE_CHECKING:
-    from lit_llm.studies.audit.equivalence import Bench
+    from lit_llm.studies.audit.equivalence import EquivalenceChecker
 
 PATIENCE = 2.0
 """Seconds after which it is said what takes so long."""
 
 
 def probe(ablation: Ablation, tell: Callable[[str], None] = lambda _: None) -> list[Finding]:
-    """No-op arms, undeclared differences of the built networks, and parameters that one of two arms has alone.
+    """No-op arms, and parameters that one of two arms has alone.
 
     tell: is given a line to show where this takes more than two seconds.
     """
@@ -44,13 +45,12 @@ def probe(ablation: Ablation, tell: Callable[[str], None] = lambda _: None) -> l
 
 def _findings(ablation: Ablation) -> Iterator[Finding]:
     @cache
-    def bench() -> Bench:
-        from lit_llm.studies.audit.equivalence import Bench
+    def checker() -> EquivalenceChecker:
+        from lit_llm.studies.audit.equivalence import EquivalenceChecker
 
-        return Bench(ablation.arms)
+        return EquivalenceChecker(ablation.arms)
 
     controls = {arm.name: _controls(arm, ablation.arms[0]) for arm in ablation.arms}
-    networks = {arm.name: resolve_model(arm.experiment.model) for arm in ablation.arms}
     for number, arm in enumerate(ablation.arms):
         baseline = ablation.arm(arm.baseline)
         others = [baseline] * (baseline is not arm)
@@ -64,14 +64,9 @@ def _findings(ablation: Ablation) -> Iterator[Finding]:
                 yield Finding("note", arm.name, "", f"is the same computation as {twin.name}, done once for both")
             continue
         alike = [other for other in others if controls[other.name] == controls[arm.name]]
-        if twin := next((o for o in alike if bench().same_function(arm, o)), None):
+        if twin := next((o for o in alike if checker().same_function(arm, o)), None):
             yield _same_function(arm, twin)
-        if networks[arm.name] != networks[baseline.name]:
-            for name, what in _collapsed(bench().undeclared(arm, baseline).items()):
-                reason = f"{what}, though it is configured as in {baseline.name}"
-                advice = ": a key does more than it says; correct the code, or `allow` it"
-                yield ruled(ablation, "refused", arm, f"model.{name}", reason, advice)
-            yield from _parameters(arm, baseline, bench())
+        yield from _parameters(arm, baseline)
 
 
 def _controls(arm: Arm, reference: Arm) -> str:
@@ -96,11 +91,17 @@ def _compared(arm: Arm, twin: Arm) -> bool:
     return arm.baseline in (twin.name, twin.baseline)
 
 
-def _parameters(arm: Arm, baseline: Arm, bench: Bench) -> Iterator[Finding]:
+def _parameters(arm: Arm, baseline: Arm) -> Iterator[Finding]:
     """A line on the tensors that one of two arms of a family has alone; another family's are another network's."""
     if arm.experiment.model.family != baseline.experiment.model.family:
         return
-    here, there = bench.parameters(arm, baseline)
+    models = [resolve_model(each.experiment.model) for each in (arm, baseline)]
+    if models[0] == models[1]:
+        return
+    # Layers that one of them lacks are left out.
+    depths = {side: min(len(getattr(model, side)) for model in models) for side in ("encoder", "decoder")}
+    names = [{name for name in parameter_shapes(model) if _is_within(name, depths)} for model in models]
+    here, there = sorted(names[0] - names[1]), sorted(names[1] - names[0])
     parts = [
         f"only {where}: {some(together(names))}"
         for where, names in (("here", here), (f"in {baseline.name}", there))
@@ -120,9 +121,10 @@ def together(names: Iterable[str]) -> list[str]:
     return [f"{p}.{{{end}}}" if "," in end else f"{p}.{end}" for p, end in zip(leaves, ends, strict=True)]
 
 
-def _collapsed(found: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """(module, what) once for all layers alike."""
-    yield from dict.fromkeys((_any_layer(name), what) for name, what in found)
+def _is_within(name: str, depths: Mapping[str, int]) -> bool:
+    """Whether a parameter is outside of the layers, or in one of the first."""
+    match = re.match(r"(encoder|decoder)\.layers\.(\d+)\.", name)
+    return match is None or int(match[2]) < depths[match[1]]
 
 
 def _any_layer(name: str) -> str:

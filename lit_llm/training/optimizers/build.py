@@ -18,12 +18,13 @@ PEAK = "peak_lr"
 def build_optimizer(config: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
     """The optimiser over all parameters. Matrices are in groups that decay, scales in groups that do not."""
     if isinstance(config, Muon):
-        named = model.named_parameters()
-        # A relative bias is a table of distances, like an embedding, whether a layer has one or all share it.
+        # Of the stacks, but for tables, whose rows belong to ids or distances.
         inside = [
             p
-            for name, p in named
-            if p.dim() == 2 and ("layers." in name or ".shared_kv." in name) and "relative_bias" not in name
+            for name, module in model.named_modules()
+            if name.startswith(("encoder.", "decoder.")) and not getattr(module, "is_table", False)
+            for p in module.parameters(recurse=False)
+            if p.dim() == 2
         ]
         held = {id(p) for p in inside}
         rest = [p for p in model.parameters() if id(p) not in held]

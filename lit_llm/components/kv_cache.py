@@ -10,12 +10,13 @@ stay. One with a window of w tokens stays, too, and puts the token at position p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from lit_llm.components.attention.masks import AttentionMask
+from lit_llm.components.masks import AttentionMask
 
 ROOM = 64
 """Tokens of room at least that are made when a cache is full."""
@@ -46,9 +47,19 @@ class CacheLengths:
         """Where the next token of each row stands: 1, or B x 1 where rows differ."""
         return self.lengths_B[:1] if self.even else self.lengths_B[:, None]
 
-    def visible(self, more: int = 0) -> AttentionMask:
+    def mask(self, more: int = 0) -> AttentionMask:
         """What a single query of each row sees: the row's tokens and so many `more`. No mask where that is all."""
         return AttentionMask(key_lengths=None if self.even else self.lengths_B + more)
+
+
+class Cache(Protocol):
+    """What one part of a layer keeps between passes."""
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop all rows but these."""
+
+    def bytes(self) -> list[int]:
+        """What each row takes, measured on the tensors, without padding and room."""
 
 
 class KeyValues:
@@ -94,26 +105,36 @@ class KeyValues:
         index = held_BW.clamp_min(0)[:, None, :, None].expand(rows, heads, self.window, head_dim)
         return part_BHTK.gather(2, index)
 
-    def visible(self, visible: AttentionMask) -> AttentionMask:
-        """What a single query sees of what is held with it, `visible` being what it sees of a whole row."""
+    @property
+    def filled(self) -> bool:
+        """Whether there are keys and values of an earlier pass."""
+        return self.k is not None
+
+    @property
+    def capacity(self) -> int:
+        """Keys that a pass over single tokens attends to."""
+        end = max(self.rows.lengths) + 1
+        return end if self.window is None else min(end, self.window)
+
+    def mask(self, mask: AttentionMask) -> AttentionMask:
+        """What a single query sees of what is held with it, `mask` being what it sees of a whole row."""
         if self.window is None:
-            return visible
+            return mask
         full = min(self.rows.lengths) + 1 >= self.window
         even = full or self.rows.even
         return AttentionMask(key_lengths=None if even else (self.rows.lengths_B + 1).clamp_max(self.window))
 
     def positions(self) -> Tensor:
         """Where each held key of a pass over single tokens stands: S, or B x S."""
-        end = max(self.rows.lengths) + 1
-        places = torch.arange(end if self.window is None else min(end, self.window), device=self.rows.lengths_B.device)
+        places = torch.arange(self.capacity, device=self.rows.lengths_B.device)
         if self.window is None:
             return places
         newest_B1 = self.rows.lengths_B[:, None]
         positions_BS = newest_B1 - (newest_B1 - places) % self.window
         return positions_BS[0] if self.rows.even else positions_BS
 
-    def held(self) -> tuple[Tensor, Tensor]:
-        """What a cache that is filled once holds."""
+    def cached(self) -> tuple[Tensor, Tensor]:
+        """The keys and values of a cache that is filled once."""
         assert self.k is not None
         assert self.v is not None
         return self.k, self.v
@@ -121,13 +142,54 @@ class KeyValues:
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all rows but these, and what stands behind the longest of them."""
         longest = min(max(self.rows.lengths), self.window or max(self.rows.lengths))
-        self.k, self.v = (part[:, :, :longest][rows] for part in self.held())
+        self.k, self.v = (part[:, :, :longest][rows] for part in self.cached())
 
     def bytes(self) -> list[int]:
         """What the tokens of each row take, measured on the tensors; without padding and room."""
-        per_token = sum(part[0, :, 0].nbytes for part in self.held())
+        per_token = sum(part[0, :, 0].nbytes for part in self.cached())
         lengths = self.rows.lengths
         return [min(length, self.window or length) * per_token for length in lengths]
+
+
+class TwoCaches:
+    """Keys and values of a row, and of its source, which is filled once."""
+
+    def __init__(self, own: KeyValues, source: KeyValues) -> None:
+        self.own, self.source = own, source
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop all rows but these."""
+        self.own.keep(rows)
+        self.source.keep(rows)
+
+    def bytes(self) -> list[int]:
+        """What each row takes, measured on the tensors."""
+        return [sum(both) for both in zip(self.own.bytes(), self.source.bytes(), strict=True)]
+
+
+class StackCache:
+    """What all layers of a stack keep between passes."""
+
+    def __init__(self, layers: Sequence[Mapping[str, Cache]], shared_kv: KeyValues | None = None) -> None:
+        self.layers = layers
+        """Of each layer by the names of its parts; the parts that keep nothing are not in it."""
+        self.shared_kv = shared_kv
+        """Keys and values that several layers share."""
+
+    @property
+    def caches(self) -> list[Cache]:
+        """All of them."""
+        found = [cache for layer in self.layers for cache in layer.values()]
+        return found if self.shared_kv is None else [*found, self.shared_kv]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop all rows but these."""
+        for cache in self.caches:
+            cache.keep(rows)
+
+    def bytes(self) -> list[int]:
+        """What each row takes, measured on the tensors."""
+        return [sum(row) for row in zip(*(cache.bytes() for cache in self.caches), strict=True)]
 
 
 def _with_room(held_BHSK: Tensor) -> Tensor:

@@ -1,0 +1,325 @@
+"""One attention with nothing left open: its parameters, FLOPs, cache and memory. Loads no torch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from lit_llm.components.attention.config import AttentionConfig
+from lit_llm.components.part import FLOAT32, CacheBytes, Example, Part, Precision, TensorShape, Widths
+from lit_llm.components.windows import BAND, Window, band_size
+from lit_llm.config.section import Items
+
+SCORES = 1 << 22
+"""Attention scores that a look at them holds at a time, 16 MB in float32; it makes some tensors of that size."""
+
+Place = Literal["self", "cross", "merged", "partial", "shared"]
+"""self: keys and values are made of the row itself; cross: of the encoder's output; merged: of both, in one softmax;
+partial: of the row's beginning; shared: once for several layers."""
+
+
+class ResolvedAttention(Part):
+    """An attention with nothing left open, in canonical form: two that are the same function are equal."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    qkv_norm: Items[str]
+    qkv_norm_scale: bool
+    output_norm: str
+    output_norm_scale: bool
+    norm_eps: float
+    rope: str
+    rope_theta: float
+    # Not in the dump where they have no effect, so that a fingerprint says what is computed.
+    rope_factor: float = Field(1.0, exclude_if=lambda value: value == 1)
+    relative_bias: str = Field("none", exclude_if=lambda value: value == "none")
+    relative_buckets: int | None = Field(None, exclude_if=lambda value: value is None)
+    relative_distance: int | None = Field(None, exclude_if=lambda value: value is None)
+    window: int | None = Field(None, exclude_if=lambda value: value is None)
+    window_right: int | None = Field(None, exclude_if=lambda value: value is None)
+    scale: float | None = Field(None, exclude_if=lambda value: value is None)
+    softcap: float | None = Field(None, exclude_if=lambda value: value is None)
+    place: Place = Field("self", exclude_if=lambda value: value == "self")
+
+    modules: ClassVar[dict[str, str]] = {
+        "self": "lit_llm.components.attention.module:SelfAttention",
+        "cross": "lit_llm.components.attention.module:CrossAttention",
+        "merged": "lit_llm.components.attention.module:MergedAttention",
+        "shared": "lit_llm.components.attention.module:SharingAttention",
+    }
+
+    @property
+    def module(self) -> str:  # type: ignore[override]
+        """Where its module is."""
+        return self.modules[self.place]
+
+    @property
+    def reach(self) -> Window | None:
+        """Keys that are seen are fewer than so many tokens (before, after) the query; None: all."""
+        return None if self.window is None else (self.window, self.window_right or self.window)
+
+    @property
+    def width(self) -> int:
+        """All query heads together."""
+        return self.heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        """All key (or value) heads together."""
+        return self.kv_heads * self.head_dim
+
+    @property
+    def shared_kv(self) -> bool:
+        """Whether keys and values are made once for all layers that say so (YOCO, arXiv 2405.05254), and not here."""
+        return self.place == "shared"
+
+    @property
+    def projected(self) -> str:
+        """Which of queries, keys and values are projected here."""
+        return "q" if self.shared_kv else "qkv"
+
+    def settings(self) -> dict[str, Any]:
+        """As `Part.settings`; where an attention stands is no key of its own."""
+        return {key: value for key, value in super().settings().items() if key != "place"}
+
+    # --- parameters ---
+
+    def shapes(self, widths: Widths) -> dict[str, TensorShape]:
+        keys = (self.kv_width, self._memory_width(widths))
+        found: dict[str, TensorShape] = {"q.weight": (self.width, widths.row)}
+        if not self.shared_kv:
+            found |= {"k.weight": keys, "v.weight": keys}
+        found["out.weight"] = (widths.row, self.width)
+        if self.qkv_norm_scale:
+            found |= {f"qkv_scale.{part}": (self.head_dim,) for part in self.qkv_norm if part in self.projected}
+        if self.output_norm_scale:
+            entries = {"head": self.head_dim, "concat": self.width, "after_out": widths.row}
+            found["output_scale"] = (entries[self.output_norm],)
+        if self.relative_bias == "per_layer":
+            found["relative_bias.weight"] = self._bias_shape
+        return found
+
+    def stack_shapes(self, widths: Widths) -> dict[str, TensorShape]:
+        return {"relative_bias.weight": self._bias_shape} if self.relative_bias == "shared" else {}
+
+    def _memory_width(self, widths: Widths) -> int:
+        """Of what keys and values are made of."""
+        return widths.source if self.place == "cross" else widths.row
+
+    @property
+    def _bias_shape(self) -> TensorShape:
+        return (self.relative_buckets or 0, self.heads)
+
+    def shared_shapes(self, widths: Widths) -> dict[str, TensorShape]:
+        """{name: shape} of the parameters that make the shared keys and values."""
+        keys = (self.kv_width, widths.row)
+        scaled = [part for part in self.qkv_norm if part != "q"] if self.qkv_norm_scale else []
+        return {"k.weight": keys, "v.weight": keys, **{f"qkv_scale.{part}": (self.head_dim,) for part in scaled}}
+
+    @property
+    def shared(self) -> tuple[object, ...]:
+        """All that decides what the shared keys and values are; equal in all that share them."""
+        norms = tuple(part for part in self.qkv_norm if part != "q")
+        normed = (norms, self.qkv_norm_scale, self.norm_eps) if norms else ()
+        return (self.kv_heads, self.head_dim, self.rope, self.rope_theta, self.rope_factor, *normed)
+
+    # --- FLOPs ---
+
+    @property
+    def for_last_token(self) -> bool:
+        return self.shared_kv
+
+    def products(self, widths: Widths) -> int:
+        return self._query_products(widths) + (0 if self.place == "cross" else self._memory_products(widths))
+
+    def _query_products(self, widths: Widths) -> int:
+        """Entries of W_q and W_o, which work once per query token."""
+        return 2 * widths.row * self.width
+
+    def _memory_products(self, widths: Widths) -> int:
+        """Entries of W_k and W_v, which work once per key token."""
+        return 0 if self.shared_kv else 2 * self._memory_width(widths) * self.kv_width
+
+    def shared_products(self, widths: Widths) -> int:
+        """Entries of the W_k and W_v that make the shared keys and values, once per token."""
+        return 2 * widths.row * self.kv_width
+
+    def pairs(self, example: Example) -> list[tuple[float, float]]:
+        if self.place == "cross":
+            return [(example.source, example.row * example.source)]
+        own = [(example.before + example.row, example.own_pairs(self.reach))]
+        return [*own, (example.source, example.row * example.source)] if self.place == "merged" else own
+
+    def flops(self, example: Example, widths: Widths) -> float:
+        memory = 0.0 if example.decoding or self.place not in ("cross", "merged") else example.source
+        products = example.row * self.products(widths) + memory * self._memory_products(widths)
+        return 2.0 * products + sum(self.score_flops(pairs) for _, pairs in self.pairs(example))
+
+    def score_flops(self, pairs: float) -> float:
+        """FLOPs of QKᵀ and of the weighted sum over values, for that many visible (query, key) pairs."""
+        return 2 * 2 * self.width * pairs
+
+    # --- memory ---
+
+    def cache_bytes(self, entry: int, encoder: bool) -> CacheBytes:
+        """Keys and values of the row, of a window no more than that; of the source, where the prompt is one."""
+        each = 2 * self.kv_width * entry
+        if self.place == "cross":
+            return CacheBytes(per_source_token=each)
+        if self.place == "shared":
+            return CacheBytes()  # kept once, for all layers
+        source = each if self.place == "merged" else 0
+        if self.window is not None:
+            windows = ((self.window, each),)
+            return CacheBytes(per_source_token=source, windows=windows, prompt_in_windows=not encoder)
+        return CacheBytes(per_source_token=source if encoder else each, per_generated_token=each)
+
+    @property
+    def readers(self) -> int:
+        return 1 if self.place == "cross" else len(self.projected)
+
+    @property
+    def reads_encoder(self) -> bool:
+        return self.place in ("cross", "merged")
+
+    def activation_bytes(self, example: Example, widths: Widths, precision: Precision) -> float:
+        memory = example.source if self.place == "cross" else 0.0 if self.shared_kv else example.row
+        kept = example.row * self._query_bytes(widths, precision) + memory * self._key_bytes(precision)
+        if self.reads_encoder and precision.autocast:  # a copy for W_k and one for W_v
+            kept += example.source * self._memory_width(widths) * 2 * precision.compute
+        if self.place == "merged":  # the keys once more, joined with the target's
+            kept += example.source * self._key_bytes(precision)
+            kept += (example.source + example.row) * 2 * self.kv_width * precision.compute
+        if self.place in ("self", "shared") and self._is_band(example):
+            kept += self._band_bytes(example, precision)
+        return kept + self._score_bytes(example, precision)
+
+    def _query_bytes(self, widths: Widths, precision: Precision) -> int:
+        """For each query token."""
+        # Queries as the kernel reads them, and its output, which W_o reads too where no norm stands between.
+        kept = 2 * self.width * precision.compute
+        if "q" in self.qkv_norm:
+            # A norm keeps what it reads, in float32, and what it scales.
+            kept += self.width * (FLOAT32 + FLOAT32 * self.qkv_norm_scale)
+        if self.output_norm in ("head", "concat"):
+            kept += self.width * precision.compute  # what W_o reads
+            # The norm reads the kernel's output; in bfloat16 it keeps a float32 copy of it.
+            kept += 0 if precision.compute == FLOAT32 else self.width * FLOAT32
+            kept += self.width * FLOAT32 * self.output_norm_scale
+        if self.output_norm == "after_out":
+            kept += widths.row * (FLOAT32 + FLOAT32 * self.output_norm_scale)
+        return kept
+
+    def _key_bytes(self, precision: Precision) -> int:
+        """For each key token: keys and values as the kernel reads them, and before their norms, in float32."""
+        norms = ("k" in self.qkv_norm) + ("v" in self.qkv_norm)
+        return self.kv_width * (2 * precision.compute + FLOAT32 * norms * (1 + self.qkv_norm_scale))
+
+    def shared_activation_bytes(self, widths: Widths, precision: Precision) -> int:
+        """For each token: the copies that W_k and W_v of the shared keys read, and what they make."""
+        return widths.row * (2 if precision.autocast else 1) * precision.compute + self._key_bytes(precision)
+
+    def _is_band(self, example: Example) -> bool:
+        return self.reach is not None and example.row >= BAND * band_size(self.reach, example.causal)
+
+    def _band_bytes(self, example: Example, precision: Precision) -> float:
+        """Of a window that is a band: keys and values once more for each block beside their own, and the mask of each
+        block, as numbers."""
+        assert self.reach is not None
+        sides = 2 if example.causal else 3
+        keys = 2 * (sides - 1) * self.kv_width
+        return example.row * (keys + sides * band_size(self.reach, example.causal)) * precision.compute
+
+    def _score_bytes(self, example: Example, precision: Precision) -> float:
+        """For all (query, key) pairs, where no fused kernel spares them: a cap's tanh and the weights, or a bias with
+        its mask and the weights."""
+        if self.softcap is None and self.relative_bias == "none":
+            return 0.0
+        entry = 2 * FLOAT32 + (precision.compute if precision.autocast else 0)
+        return example.row * self._keys(example) * self.heads * entry
+
+    def _keys(self, example: Example) -> float:
+        if self.place == "cross":
+            return example.source
+        return example.row + (example.source if self.place == "merged" else 0)
+
+    def mask_bytes(self, example: Example, precision: Precision) -> float:
+        """The mask of a window that is no band."""
+        if self.reach is None or self._is_band(example):
+            return 0.0
+        return example.row * self._keys(example) * precision.compute
+
+    def logit_bytes(self, example: Example, widths: Widths, rows: int) -> float:
+        """The scores of some queries at a time, the bias on all of them, and queries, keys and values."""
+        queries, keys = example.row, self._keys(example)
+        if not queries or not keys:
+            return 0.0
+        row = rows * self.heads * keys
+        scores = min(row * queries, max(SCORES, row)) * FLOAT32
+        bias = 0.0 if self.relative_bias == "none" else self.heads * queries * keys * FLOAT32
+        heads = rows * (2 * queries + 4 * keys) * self.width * FLOAT32
+        return 3 * scores + bias + heads + rows * 4 * queries * widths.row * FLOAT32
+
+
+def resolve_attention(values: dict[str, object], d_model: int, place: Place) -> ResolvedAttention:
+    """Fill in what was left open and drop what has no effect. Raises ValueError with a reason for impossible shapes.
+
+    values: the fields of AttentionConfig after all overrides.
+    """
+    config = AttentionConfig.model_validate(values)
+    if config.head_dim is None and d_model % config.heads:
+        raise ValueError(f"{config.heads} heads do not divide d_model {d_model}; choose a divisor or set head_dim")
+    head_dim, kv_heads = config.head_dim or d_model // config.heads, config.kv_heads or config.heads
+    if config.heads % kv_heads:
+        raise ValueError(f"kv_heads {kv_heads} does not divide heads {config.heads}")
+    if config.relative_bias != "none" and config.relative_buckets % 4:
+        raise ValueError(
+            f"relative_buckets {config.relative_buckets} is no multiple of 4: half are exact, on two sides"
+        )
+    if config.relative_bias != "none" and config.relative_distance <= config.relative_buckets // 2:
+        raise ValueError(
+            f"relative_distance {config.relative_distance} is not beyond the {config.relative_buckets // 2} distances "
+            f"that {config.relative_buckets} buckets tell apart exactly; make it larger, or relative_buckets smaller"
+        )
+    if config.window_right is not None and config.window is None:
+        raise ValueError("window_right without window has no effect; set window, too")
+    if config.rope != "none" and head_dim % 2:
+        raise ValueError(f"RoPE rotates pairs, so head_dim {head_dim} must be even (or rope: none)")
+    # One head is all heads: two names of one function.
+    output_norm = "head" if config.output_norm == "concat" and config.heads == 1 else config.output_norm
+    qkv_norm = tuple(part for part in "qkv" if part in config.qkv_norm)
+    # Self-attention sees distances only; where there is a source, they depend on where the target begins.
+    rope = "continuous" if config.rope == "restart" and place in ("self", "partial", "shared") else config.rope
+    if place == "merged" and config.relative_bias != "none":
+        raise ValueError("a relative bias has no distances between a target and its source; use rope with merged")
+    if place == "shared" and config.relative_bias != "none":
+        raise ValueError("shared keys have no relative bias; write relative_bias: none here, and use rope")
+    own = place in ("self", "merged")  # what stands in one row with its keys
+    window = config.window if own else None
+    ahead = None if window is None or config.window_right == window else config.window_right
+    biased = place == "self" and config.relative_bias != "none"
+    usual = config.scale is not None and math.isclose(config.scale, head_dim**-0.5, rel_tol=1e-12)
+    return ResolvedAttention(
+        heads=config.heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        qkv_norm=qkv_norm,
+        qkv_norm_scale=config.qkv_norm_scale and bool(qkv_norm),
+        output_norm=output_norm,
+        output_norm_scale=config.output_norm_scale and config.output_norm != "none",
+        norm_eps=config.norm_eps if qkv_norm or config.output_norm != "none" else 0.0,
+        rope=rope,
+        rope_theta=config.rope_theta if rope != "none" else 0.0,
+        rope_factor=config.rope_factor if rope != "none" else 1.0,
+        relative_bias=config.relative_bias if biased else "none",
+        relative_buckets=config.relative_buckets if biased else None,
+        relative_distance=config.relative_distance if biased else None,
+        window=window,
+        window_right=ahead,
+        scale=None if usual else config.scale,
+        softcap=config.softcap,
+        place=place,
+    )

@@ -1,0 +1,201 @@
+"""Who sees whom: the masks of self- and cross-attention.
+
+causal       ▣ · · ·     prefix of 2   ▣ ▣ · ·     full   ▣ ▣ ▣ ▣   rows: queries, columns: keys
+             ▣ ▣ · ·                   ▣ ▣ · ·            ▣ ▣ ▣ ▣
+             ▣ ▣ ▣ ·                   ▣ ▣ ▣ ·            ▣ ▣ ▣ ▣
+             ▣ ▣ ▣ ▣                   ▣ ▣ ▣ ▣            ▣ ▣ ▣ ▣
+
+Each of them may be cut at the borders of documents (numbers: which document a token belongs to):
+
+causal     0 0 1 1       prefix    0 0 1 1        full   0 0 1 1        cross    0 1 1   source
+         0 ▣ · · ·       of 3    0 ▣ ▣ · ·             0 ▣ ▣ · ·               1 · ▣ ▣
+         0 ▣ ▣ · ·               0 ▣ ▣ · ·             0 ▣ ▣ · ·               1 · ▣ ▣
+         1 · · ▣ ·               1 · · ▣ ·             1 · · ▣ ▣               2 · · ·   sees nothing: the output
+         1 · · ▣ ▣               1 · · ▣ ▣             1 · · ▣ ▣          target         is zero
+
+A window leaves of each what is near; `merged` attention sees the target's keys, then the source's:
+
+causal       ▣ · · ·     prefix of 4   ▣ ▣ · ·     full   ▣ ▣ · ·     merged  ▣ · · · | ▣ ▣   the target's window,
+of 2         ▣ ▣ · ·     window of 2   ▣ ▣ ▣ ·            ▣ ▣ ▣ ·     of 2    ▣ ▣ · · | ▣ ▣   and all of the source
+             · ▣ ▣ ·                   · ▣ ▣ ▣            · ▣ ▣ ▣             · ▣ ▣ · | ▣ ▣
+             · · ▣ ▣                   · · ▣ ▣            · · ▣ ▣             · · ▣ ▣ | ▣ ▣
+
+A target token whose document has no source gets exactly zero from cross-attention, wherever its output norm stands
+(a norm of zeros is zero), and sends no gradient through it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from lit_llm.components.windows import BAND, Window, band_size
+
+
+class Mask(Protocol):
+    """Which keys a query may attend to."""
+
+    @property
+    def documents(self) -> tuple[Tensor, Tensor] | None:
+        """Of queries and keys, where a query may see no key at all."""
+
+    def rows(self, first: int, last: int, keys: int, device: torch.device) -> Tensor | None:
+        """Boolean, of the queries from `first` to before `last`, True where visible: C x S, or B x 1 x C x S where rows
+        differ; None when all is visible."""
+
+    def kernel(self, bias: bool, queries: int, keys: int) -> Kernel:
+        """How the attention of so many queries to so many keys is computed."""
+
+
+Kernel = Literal["blocks", "band", "masked"]
+"""blocks: a triangle with at most one dense block; band: blocks of queries with the keys near them; masked: T x S."""
+
+
+@dataclass(frozen=True)
+class AttentionMask:
+    """Which keys a query may attend to, among the tokens of a row or of its source."""
+
+    causal: bool = False
+    """Query t sees keys 0..t."""
+    prefix: int | Tensor | None = None
+    """With `causal`: the first `prefix` tokens (one number, or one for each of the B rows) also see each other; or
+    boolean, B x S: these keys are seen by all queries of their document."""
+    key_lengths: Tensor | None = None
+    """B: keys at and beyond a row's length are padding. At least 1: a query that sees nothing has no output."""
+    documents: tuple[Tensor, Tensor] | None = None
+    """B x T of the queries and B x S of the keys: which document each belongs to; a query sees its own document's keys
+    alone, and may see nothing."""
+    window: Window | None = None
+    """Keys that are seen are fewer than so many tokens before, and after, the query; None: all."""
+
+    def rows(self, first: int, last: int, keys: int, device: torch.device) -> Tensor | None:
+        """As `Mask.rows`."""
+        key = torch.arange(keys, device=device)
+        seen: Tensor | None = None
+        if self.causal:
+            seen = key[None, :] <= torch.arange(first, last, device=device)[:, None]
+            if isinstance(self.prefix, Tensor):
+                prefix = self.prefix.to(device)
+                opened = prefix[:, None, None] if prefix.dtype == torch.bool else key < prefix.view(-1, 1, 1, 1)
+                seen = seen | opened
+            elif self.prefix:
+                seen = seen | (key < self.prefix)[None, :]
+        if self.window is not None:
+            ago = torch.arange(first, last, device=device)[:, None] - key
+            near = (ago < self.window[0]) & (-ago < self.window[1])
+            seen = near if seen is None else seen & near
+        if self.key_lengths is not None:
+            real = key < self.key_lengths.to(device).view(-1, 1, 1, 1)
+            seen = real if seen is None else seen & real
+        if self.documents is not None:
+            of_query, of_key = (documents.to(device) for documents in self.documents)
+            same = (of_query[:, first:last, None] == of_key[:, None, :]).unsqueeze(1)
+            seen = same if seen is None else seen & same
+        if self.window is not None and self.key_lengths is not None and seen is not None:
+            # Padding that is far from every real key: let see everything, lest its states are not numbers.
+            seen = seen | ~seen.any(dim=-1, keepdim=True)
+        return seen
+
+    def kernel(self, bias: bool, queries: int, keys: int) -> Kernel:
+        """As `Mask.kernel`."""
+        if bias or self.documents is not None or self.key_lengths is not None:
+            return "masked"
+        if self.window is None:
+            return "blocks" if self.causal and not isinstance(self.prefix, Tensor) else "masked"
+        narrow = queries == keys and self.prefix is None and queries >= BAND * band_size(self.window, self.causal)
+        return "band" if narrow else "masked"
+
+    def band(self, tokens: int, device: torch.device) -> Tensor:
+        """N x 1 x Q x S, of each block of Q queries: which keys of the block before it, its own, and the next where
+        queries see ahead, it sees. For a causal or a full mask with a window."""
+        assert self.window is not None
+        size, sides = band_size(self.window, self.causal), 2 if self.causal else 3
+        blocks = -(-tokens // size)
+        query_N1 = torch.arange(blocks * size, device=device).view(blocks, size, 1)
+        key_N1 = torch.arange(-size, (sides - 1) * size, device=device) + query_N1[:, :1]
+        ago = query_N1 - key_N1
+        ahead = 1 if self.causal else self.window[1]
+        seen = (ago < self.window[0]) & (-ago < ahead) & (key_N1 >= 0) & (key_N1 < tokens)
+        # What fills the last block is no query; it sees something, lest it be not a number.
+        return (seen | (query_N1 >= tokens)).unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class MergedMask:
+    """What a query of merged attention sees: keys of its own row, then, in the same softmax, the source's."""
+
+    own: AttentionMask
+    source: AttentionMask
+    source_keys: int
+    """How many of the keys are the source's, the last."""
+    documents: None = None
+
+    def rows(self, first: int, last: int, keys: int, device: torch.device) -> Tensor | None:
+        """As `Mask.rows`."""
+        own = keys - self.source_keys
+        parts = self.own.rows(first, last, own, device), self.source.rows(first, last, self.source_keys, device)
+        if parts[0] is None and parts[1] is None:
+            return None
+        widths, every = (own, self.source_keys), torch.ones((), dtype=torch.bool, device=device)
+        rows = max((part.shape[0] for part in parts if part is not None and part.dim() == 4), default=0)
+        shape = (rows, 1, last - first) if rows else (last - first,)
+        return torch.cat(
+            [
+                (every if part is None else part).expand(*shape, width)
+                for part, width in zip(parts, widths, strict=True)
+            ],
+            dim=-1,
+        )
+
+    def kernel(self, bias: bool, queries: int, keys: int) -> Kernel:
+        """As `Mask.kernel`."""
+        return "masked"
+
+
+class KernelMask:
+    """A mask worked out for a kernel: its tensors, made once before the layers that share them.
+
+    No dataclass, so that nothing which walks the arguments of a layer walks it.
+    """
+
+    def __init__(
+        self, mask: Mask, queries: int, keys: int, dtype: torch.dtype, device: torch.device, *, scores: bool, bias: bool
+    ) -> None:
+        """dtype: of the scores. scores: whether they are computed as a tensor. bias: whether one is added to them."""
+        self.mask = mask
+        self.kernel: Kernel | Literal["scores"] = "scores" if scores else mask.kernel(bias, queries, keys)
+        self.prefix, self.window, self.causal = 0, None, False
+        self.visible: Tensor | None = None
+        """Boolean, True where visible: of blocks, to the queries behind the prefix. None when all is, or another tensor
+        says it."""
+        self.added: Tensor | None = None
+        """0 where visible, -inf elsewhere, in the scores' dtype: made once for all layers, where of a boolean mask
+        every kernel would make, and keep, a copy of its own. With documents only."""
+        self.fully_masked: Tensor | None = None
+        """B x 1 x T x 1, with documents: queries that see no key. They are let see everything and their output is
+        dropped: what a kernel makes of such a row (zeros, or NaN) is its own matter."""
+        if isinstance(mask, AttentionMask):
+            self.window, self.causal = mask.window, mask.causal
+        if self.kernel == "blocks":
+            assert isinstance(mask, AttentionMask)
+            assert not isinstance(mask.prefix, Tensor)
+            self.prefix = mask.prefix or 0
+            if 1 < self.prefix < queries:
+                self.visible = mask.rows(self.prefix, queries, keys, device)
+        elif self.kernel == "band":
+            assert isinstance(mask, AttentionMask)
+            self.visible = mask.band(queries, device)
+        else:
+            self.visible = mask.rows(0, queries, keys, device)
+            if mask.documents is not None:
+                assert self.visible is not None
+                self.fully_masked = ~self.visible.any(dim=-1, keepdim=True)
+                seen = self.visible | self.fully_masked
+                if scores:
+                    self.visible = seen
+                else:
+                    self.added = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, -torch.inf)
+                    self.visible = None

@@ -1,0 +1,129 @@
+"""One gated retention with nothing left open: its parameters, FLOPs, state and memory. Loads no torch."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from lit_llm.components.part import (
+    FLOAT32,
+    CacheBytes,
+    Defaults,
+    Example,
+    LayerComponent,
+    Part,
+    Precision,
+    TensorShape,
+    Widths,
+)
+from lit_llm.components.retention.config import RetentionConfig, RetentionOverride
+
+
+class ResolvedRetention(Part):
+    """A gated retention with nothing left open."""
+
+    module: ClassVar[str] = "lit_llm.components.retention.module:Retention"
+    causal_only: ClassVar[str] = "retention is causal"
+
+    heads: int
+    head_dim: int
+    value_dim: int
+    gate_temperature: float
+    norm_eps: float
+    rope_theta: float
+    chunk: int
+
+    @property
+    def width(self) -> int:
+        """The queries (or keys) of all heads together."""
+        return self.heads * self.head_dim
+
+    @property
+    def value_width(self) -> int:
+        """The values of all heads together."""
+        return self.heads * self.value_dim
+
+    @property
+    def state_entries(self) -> int:
+        """Entries of the state of one sequence: K x V for each head, however long the sequence is."""
+        return self.heads * self.head_dim * self.value_dim
+
+    def shapes(self, widths: Widths) -> dict[str, TensorShape]:
+        rows = {"q": self.width, "k": self.width, "v": self.value_width, "decay": self.heads}
+        rows["output_gate"] = self.value_width
+        inputs = {f"{name}.weight": (each, widths.row) for name, each in rows.items()}
+        return {**inputs, "out.weight": (widths.row, self.value_width)}
+
+    def flops(self, example: Example, widths: Widths) -> float:
+        """Of the projections, and of reading tokens chunk by chunk, or one at a time behind a kept state.
+
+        Pairs inside a chunk count where they are visible. A chunk but the first also reads the state, and a chunk but
+        the last adds to it; with `example.keep_state` the last does, too, for the tokens that are to come.
+        """
+        # Chunks are counted in whole tokens, and a sum over an average cut may be off by a rounding.
+        tokens, products = round(example.row, 6), self.products(widths)
+        if example.decoding:
+            return 2.0 * tokens * (products + 2 * self.state_entries)
+        chunks, rest = divmod(tokens, self.chunk)
+        pairs = (chunks * self.chunk * (self.chunk + 1) + rest * (rest + 1)) / 2
+        read = max(tokens - self.chunk, 0)
+        added = tokens if example.keep_state else tokens - (rest or min(self.chunk, tokens))
+        mixing = pairs * (self.width + self.value_width) + (read + added) * self.state_entries
+        return 2.0 * (tokens * products + mixing)
+
+    def cache_bytes(self, entry: int, encoder: bool) -> CacheBytes:
+        """The state. Float32 whatever the precision: it is a sum over thousands of tokens."""
+        return CacheBytes(states=FLOAT32 * self.state_entries)
+
+    @property
+    def readers(self) -> int:
+        return 5
+
+    def activation_bytes(self, example: Example, widths: Widths, precision: Precision) -> float:
+        compute, tokens = precision.compute, example.row
+        # Queries, keys, values; then of the values' width what the head norm reads, what it and the gate make, before
+        # and after swish, and the product.
+        entries = 2 * self.width + 5 * self.value_width
+        kept = tokens * (entries * compute + self.value_width * FLOAT32)
+        # The pairs inside of chunks: scores, how much of each is left (in float32, then in the scores' precision), and
+        # their product.
+        whole, rest = divmod(tokens, self.chunk)
+        pairs = (whole * self.chunk**2 + rest**2) * self.heads
+        kept += pairs * (FLOAT32 + (3 if compute != FLOAT32 else 2) * compute)
+        # Queries that read a state and keys that are added to it, faded; the states.
+        kept += 2 * max(tokens - self.chunk, 0) * self.width * compute
+        copy = compute if compute != FLOAT32 else 0
+        return kept + max(whole + (rest > 0) - 1, 0) * self.state_entries * (FLOAT32 + copy)
+
+
+def resolve_retention(values: dict[str, Any], defaults: Defaults) -> ResolvedRetention:
+    """Fill in what was left open. Raises ValueError with a reason for impossible shapes.
+
+    values: the fields of RetentionConfig that are set; `heads` is the attention's where it is not.
+    """
+    config = RetentionConfig.model_validate({"heads": defaults.attention["heads"], **values})
+    d_model = defaults.width
+    if config.head_dim is None and d_model % config.heads:
+        raise ValueError(f"{config.heads} heads do not divide d_model {d_model}; choose a divisor or set head_dim")
+    head_dim = config.head_dim or d_model // config.heads
+    if head_dim % 2:
+        raise ValueError(f"RoPE rotates pairs, so head_dim {head_dim} must be even")
+    return ResolvedRetention(
+        heads=config.heads,
+        head_dim=head_dim,
+        value_dim=config.value_dim or head_dim,
+        gate_temperature=config.gate_temperature,
+        norm_eps=config.norm_eps,
+        rope_theta=config.rope_theta,
+        chunk=config.chunk,
+    )
+
+
+RETENTION = LayerComponent(
+    key="retention",
+    override=RetentionOverride,
+    resolve=resolve_retention,
+    stacks=("decoder", "self_decoder"),
+    role="mixer",
+    help="Gated retention (YOCO, arXiv 2405.05254) in place of self-attention, in the layers for which this is "
+    "written; with as many heads as `model.attention` unless it says so. It is causal: no prefix can be opened to it.",
+)

@@ -1,0 +1,25 @@
+"""Rotary positions (RoFormer, arXiv 2104.09864), in the half-split layout of Llama and Gemma."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+Rotation = tuple[Tensor, Tensor]
+"""Cosine and sine, each broadcastable to B x T x H x K/2."""
+
+
+def rotation_at(positions: Tensor, theta: float, head_dim: int, factor: float, dtype: torch.dtype) -> Rotation:
+    """The rotation of queries or keys at these positions (T, or B x T), divided by `factor`."""
+    # Angles in float32: in bfloat16 positions beyond 256 would not even be distinct.
+    exponent = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
+    angles = positions.float()[..., None] * (theta**-exponent / factor)
+    angles = angles.unsqueeze(-2)  # T x 1 x K/2, or B x T x 1 x K/2: all heads alike
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x_BTHK: Tensor, rotation: Rotation) -> Tensor:
+    """Rotate each pair (i, i + K/2) of every head by its position's angle."""
+    cos, sin = rotation
+    first, second = x_BTHK.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
