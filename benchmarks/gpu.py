@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from estimate import Random
 
 from lit_llm.experiment.cost import cost_of
 from lit_llm.experiment.load import load_experiment
@@ -34,8 +33,7 @@ from lit_llm.models.build import build_model
 from lit_llm.models.cost import decode_flops, prefill_flops
 from lit_llm.models.families import LanguageModel
 from lit_llm.models.resolve import resolve_model
-from lit_llm.runs.machine_benchmark import cached, measure, setting_of
-from lit_llm.runs.time_estimate import seconds_of
+from lit_llm.runs.step_timing import RandomBatches
 from lit_llm.training.fit import StepCost, fit
 from lit_llm.training.throughput import peak_flops
 
@@ -110,7 +108,7 @@ def train(name: str, experiment: Experiment, device: str) -> None:
         fit(
             random_model(experiment, device),
             experiment.pretrain.training,
-            Random(experiment),  # type: ignore[arg-type]
+            RandomBatches(experiment, "pretrain"),  # type: ignore[arg-type]
             step_cost=StepCost(1, 1.0),
             evaluate=lambda model: {},
             evaluate_times=1,
@@ -227,21 +225,12 @@ def answer_llama(name: str, experiment: Experiment, device: str) -> None:
     report_answer(name, first, whole, prefill_flops(shape, PROMPT) * PROMPT, decode_flops(shape, PROMPT, NEW))
 
 
-def estimated(name: str, experiment: Experiment, device: str) -> None:
-    setting = setting_of(experiment.pretrain.training, 1)
-    say(
-        estimate=name,
-        device=setting.device,
-        predicted_step_seconds=seconds_of(experiment, cached(setting) or measure(setting)).step,
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", default=["decllm-150m", "redllm-150m", "decllm-1b", "redllm-1b"])
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("-o", "--override", nargs="*", default=[], help="of every experiment")
-    parser.add_argument("--only", nargs="*", default=["train", "train_llama", "answer", "answer_llama", "estimated"])
+    parser.add_argument("--only", nargs="*", default=["train", "train_llama", "answer", "answer_llama"])
     options = parser.parse_args()
     if options.steps < 4:
         parser.error("--steps: at least 4, of which the first two and the last are not timed")
@@ -260,7 +249,7 @@ def main() -> None:
         works.append((train, preset, bits))
         again = "pretrain.training.execution.activation_checkpointing=true"
         works.append((train, f"{preset} recomputed", experiment_of(preset, options.steps, again, *given)))
-        works += [(answer, preset, ours), (estimated, preset, ours)]
+        works.append((answer, preset, ours))
         if peer is not None:
             works += [(train, f"{preset} as llama", peer), (train_llama, f"{preset} transformers", peer)]
             works += [(answer, f"{preset} as llama", peer), (answer_llama, f"{preset} transformers", peer)]

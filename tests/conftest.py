@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import random
@@ -13,10 +12,8 @@ from pathlib import Path
 
 import pytest
 from equal_budgets import budgets_allowed
-from made_up_benchmark import USUAL
 from two_stages import ARMS_OF_TWO_STAGES
 
-from lit_llm.runs.machine_benchmark import MOST_PROCESSES, Setting, cores, keep
 from lit_llm.runs.provenance import has_gpu
 from lit_llm.store.store import Store
 from lit_llm.tracking import mlflow_database
@@ -41,13 +38,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def measured_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache in which this machine is measured already: no test waits for it, none writes into the user's own."""
+def own_user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads the user's cache or writes into it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(os.environ, "XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        beside = range(1, min(cores(), MOST_PROCESSES) + 1)
-        for setting in itertools.product(("cpu", "cuda"), ("fp32", "bf16"), (1, 2), beside):
-            keep(Setting(*setting), USUAL)
         yield
 
 

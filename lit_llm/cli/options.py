@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -18,8 +18,10 @@ from lit_llm.store.store import DEFAULT, Store
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from lit_llm.runs.machine_benchmark import MachineBenchmark, Setting
+    from lit_llm.runs.step_timing import StepTiming
+    from lit_llm.store.store import Store
     from lit_llm.studies.load import Ablation
+    from lit_llm.studies.plan import Plan
     from lit_llm.studies.supervise import Supervision
 
 StudyArgument = Annotated[
@@ -121,20 +123,21 @@ def supervision(retries: int | None, stall_after: float | None, grace: float | N
     )
 
 
-def benchmark(measuring: bool, again: bool) -> Callable[[Setting], MachineBenchmark | None]:
-    """What is known of this machine, or with `measuring` found out now."""
-    from lit_llm.runs.machine_benchmark import cached, measure
+def timings(planned: Plan, slots: int, store: Store, measuring: bool) -> dict[str, StepTiming]:
+    """What is known of the time of this plan's steps; with `measuring` found out now."""
+    from lit_llm.runs.step_timing import measure
+    from lit_llm.studies.duration import steps_of, timings_of
 
-    def find(setting: Setting) -> MachineBenchmark | None:
-        found = None if again else cached(setting)
-        if found is not None or not measuring:
-            return found
-        how = f"{setting.precision}, {setting.threads} thread{'s' if setting.threads > 1 else ''}"
-        beside = f", {setting.at_once} at once" if setting.at_once > 1 else ""
-        print(f"timing this machine once ({setting.device}, {how}{beside}) ...", file=sys.stderr, flush=True)
-        return measure(setting)
+    if not measuring:
+        return timings_of(planned, slots, store)
+    steps = list(steps_of(planned, slots).values())
+    beside = f", {steps[0].setting.at_once} runs at once" if steps[0].setting.at_once > 1 else ""
+    print(f"timing {len(steps)} kinds of steps{beside} ...", file=sys.stderr, flush=True)
 
-    return find
+    def progress(done: int, total: int) -> None:
+        print(f"  {done} of {total} timed", file=sys.stderr, flush=True)
+
+    return {timed.key: timing for timed, timing in measure(steps, progress)}
 
 
 def slots(ablation: Ablation) -> int:

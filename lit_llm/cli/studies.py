@@ -28,12 +28,12 @@ from lit_llm.cli.options import (
     StudyArgument,
     Tracking,
     again,
-    benchmark,
     charts,
     console,
     shown,
     slots,
     supervision,
+    timings,
     unwritable,
 )
 from lit_llm.config.collector import gc_disabled
@@ -63,13 +63,8 @@ def plan(
         typer.Option("-j", "--jobs", min=1, help="Runs at once, for the estimate; by default those of `run`."),
     ] = None,
     measure: Annotated[
-        bool | None,
-        typer.Option(
-            "--measure/--no-measure",
-            help="Time this machine, again or not at all. By default once for a study file, never for a preset.",
-            show_default=False,
-        ),
-    ] = None,
+        bool, typer.Option("--measure", help="Time three steps of each arm here, for the estimate; kept for later.")
+    ] = False,
     power: Annotated[
         float | None,
         typer.Option(
@@ -101,9 +96,9 @@ def plan(
     planned = make_plan(ablation, prompt, generate, tell=partial(print, file=sys.stderr), store=place)
     if search is None:
         _told_of_another(ablation, place, console(stderr=True))
-    measuring = Path(study).is_file() if measure is None else measure
-    known = benchmark(measuring and not planned.refused, again=measure is True)
-    planned = estimated(planned, jobs or slots(ablation), known, place)
+    at_once = jobs or slots(ablation)
+    known = timings(planned, at_once, place, measuring=measure and not planned.refused)
+    planned = estimated(planned, at_once, known, place)
     needed = _seeds_needed(planned, place, power, pilot, search is not None)
     if as_json:
         more = (search.as_json() if search else {}) | ({"power": needed.as_json()} if needed else {})

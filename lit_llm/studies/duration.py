@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from statistics import fmean
 
 from lit_llm.experiment.cost import stage_of_most_memory
 from lit_llm.experiment.schema import Experiment
+from lit_llm.launch import cores
 from lit_llm.models.resolve import resolve_model
 from lit_llm.runs.fingerprints import identity_of_data
 from lit_llm.runs.leaks import prepared_examples
-from lit_llm.runs.machine_benchmark import MachineBenchmark, Setting, cores, setting_of
+from lit_llm.runs.step_timing import StepTiming, Timed, cached, setting_of
 from lit_llm.runs.time_estimate import PaddedBatch, makespan, memory_there, seconds_of
-from lit_llm.store.store import Store
+from lit_llm.store.store import Stage, Store
 from lit_llm.studies.audit.findings import Finding
 from lit_llm.studies.plan import Estimate, Plan, PlannedArm
 from lit_llm.training.memory import state_bytes
@@ -21,15 +22,23 @@ from lit_llm.training.memory import state_bytes
 MICRO_BATCH = "pretrain.training.execution.micro_batch_size"
 
 
-def settings(plan: Plan, slots: int) -> list[Setting]:
-    """Every setting that this plan's arms would run in."""
-    trainings = [each.pretrain.training for planned in plan.arms for each in pretrained_by(planned)]
-    return list(dict.fromkeys(setting_of(training, slots_used(plan, slots)) for training in trainings))
+def steps_of(plan: Plan, slots: int) -> dict[str, Timed]:
+    """{key: step} of every distinct step that this plan's runs take."""
+    used = slots_used(plan, slots)
+    return {timed.key: timed for planned in plan.arms for timed in _steps(planned, used).values()}
 
 
-def pretrained_by(planned: PlannedArm) -> list[Experiment]:
-    """The arm's experiment, and those of its sources."""
-    return [planned.arm.experiment, *(node.source for node in planned.stage_graphs[0] if node.source)]
+def _steps(planned: PlannedArm, used: int) -> dict[str, Timed]:
+    """{stage: its step} of an arm, its sources' pretrainings by the names of their stages."""
+    experiment = planned.arm.experiment
+    found: dict[str, Timed] = {
+        stage: Timed(experiment, stage, setting_of(experiment.section(stage).training, used))
+        for stage in experiment.trained
+    }
+    sources = {node.name: node.source for node in planned.stage_graphs[0] if node.source}
+    for name, source in sources.items():
+        found[name] = Timed(source, "pretrain", setting_of(source.pretrain.training, used))
+    return found
 
 
 def slots_used(plan: Plan, slots: int) -> int:
@@ -37,30 +46,51 @@ def slots_used(plan: Plan, slots: int) -> int:
     return min(slots, len({name for planned in plan.arms for name in planned.fingerprints}))
 
 
-def estimated(plan: Plan, slots: int, benchmark: Callable[[Setting], MachineBenchmark | None], store: Store) -> Plan:
-    """The plan with its estimate, where every setting is measured, and with a finding where memory is too small.
-
-    slots: runs at once; benchmark: `cached`, or one that measures. Runs with a result in `store` take no time.
-    """
-    machine = {setting: benchmark(setting) for setting in settings(plan, slots)}
-    known = {setting: found for setting, found in machine.items() if found is not None}
+def timings_of(plan: Plan, slots: int, store: Store) -> dict[str, StepTiming]:
+    """{key: its timing} of the steps that were measured, or that finished runs of this plan have taken."""
     used = slots_used(plan, slots)
-    findings = (*plan.findings, *memory_findings(plan, used, known))
-    if len(known) < len(machine):
+    found = dict[str, StepTiming]()
+    for planned in plan.arms:
+        for name, timed in _steps(planned, used).items():
+            if timing := cached(timed):
+                found[timed.key] = timing
+                continue
+            nodes = [node for nodes in planned.stage_graphs for node in nodes if node.name == name]
+            took = [_step_seconds(store.stage(node.fingerprint)) for node in nodes]
+            if seconds := [each for each in took if each]:
+                found.setdefault(timed.key, StepTiming(fmean(seconds)))
+    return found
+
+
+def _step_seconds(stage: Stage) -> float | None:
+    """What a step of a finished stage has taken; None where it has not finished, or has trained no step."""
+    result = stage.result() or {}
+    seconds, steps = (result.get("seconds") or {}).get("training"), result.get("steps")
+    return seconds / steps if seconds and steps else None
+
+
+def estimated(plan: Plan, slots: int, timings: Mapping[str, StepTiming], store: Store) -> Plan:
+    """The plan with its estimate, where the time of every step is known, and with a finding where memory is too small.
+
+    slots: runs at once; timings: as `timings_of`. Runs with a result in `store` take no time.
+    """
+    used = slots_used(plan, slots)
+    findings = (*plan.findings, *memory_findings(plan, used, timings.values()))
+    if any(key not in timings for key in steps_of(plan, slots)):
         return replace(plan, findings=findings)
     arms, todo, done = {}, dict[str, float](), set[str]()
     for planned in plan.arms:
-        training = planned.arm.experiment.pretrain.training
-        experiment = planned.arm.experiment
-        arms[planned.arm.name] = found = seconds_of(
-            experiment, known[setting_of(training, used)], _rows(experiment, store), _held_out(experiment, store)
-        )
-        # More threads than cores take turns; the benchmark is that of runs with cores of their own.
-        turns = max(1.0, used * training.execution.threads / cores()) if setting_of(training, 1).device == "cpu" else 1
+        experiment, steps = planned.arm.experiment, _steps(planned, used)
+        seconds: dict[str, float] = {name: timings[timed.key].seconds for name, timed in steps.items()}
+        trained = {stage: seconds[stage] for stage in experiment.trained}
+        found = seconds_of(experiment, trained, _rows(experiment, store), _held_out(experiment, store))
+        # More threads than cores take turns; what is timed are runs with cores of their own.
+        setting = steps["pretrain"].setting
+        turns = max(1.0, used * setting.threads / cores()) if setting.device == "cpu" else 1
         before = {
-            node.name: seconds_of(node.source, known[setting_of(node.source.pretrain.training, used)]).run
-            for node in planned.stage_graphs[0]
-            if node.source
+            name: seconds_of(timed.experiment, {"pretrain": seconds[name]}).run
+            for name, timed in steps.items()
+            if name not in trained
         }
         arms[planned.arm.name] = replace(found, before=sum(before.values()))
         takes = {"pretrain": found.run, "finetune": found.finetune, **found.evaluations, **before}
@@ -73,7 +103,8 @@ def estimated(plan: Plan, slots: int, benchmark: Callable[[Setting], MachineBenc
     finished = sum(
         all(node.fingerprint in done for node in nodes) for planned in plan.arms for nodes in planned.stage_graphs
     )
-    return replace(plan, findings=findings, estimate=Estimate(arms, total, used, finished, known))
+    measured = tuple((timed, timings[key]) for key, timed in steps_of(plan, slots).items())
+    return replace(plan, findings=findings, estimate=Estimate(arms, total, used, finished, measured))
 
 
 def _rows(experiment: Experiment, store: Store) -> PaddedBatch | None:
@@ -103,7 +134,7 @@ def _held_out(experiment: Experiment, store: Store) -> dict[str, int] | None:
     return {source.name: source.count("validation") for source in sources}
 
 
-def memory_findings(plan: Plan, slots: int, machine: Mapping[Setting, MachineBenchmark]) -> list[Finding]:
+def memory_findings(plan: Plan, slots: int, timings: Collection[StepTiming]) -> list[Finding]:
     """A note for the arm that takes most, where `slots` runs of the largest arms do not fit; and nothing otherwise.
 
     Of main memory counts what is free now, of a GPU's what it has. Each process is counted with what it takes before
@@ -115,9 +146,9 @@ def memory_findings(plan: Plan, slots: int, machine: Mapping[Setting, MachineBen
         here = [planned for planned in mine for _ in planned.fingerprints]
         if not here:
             continue
-        measured = [benchmark for setting, benchmark in machine.items() if setting.device == device]
-        there = memory_there() if device == "cpu" else next((c.device_bytes for c in measured if c.device_bytes), None)
-        resident = max((c.resident_bytes for c in measured), default=0) if device == "cpu" else 0
+        on_gpu = next((timing.device_bytes for timing in timings if timing.device_bytes), None)
+        there = memory_there() if device == "cpu" else on_gpu
+        resident = max((timing.resident_bytes for timing in timings), default=0) if device == "cpu" else 0
         needs = sorted((p.cost.memory_bytes + resident for p in here), reverse=True)
         largest = max(here, key=lambda planned: planned.cost.memory_bytes)
         if there is not None and sum(needs[:slots]) > there:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.experiment.cost import GENERATE, PROMPT, Cost, cost_of
-from lit_llm.runs.machine_benchmark import MachineBenchmark, Setting
 from lit_llm.runs.stage_graph import StageNode, stage_graph
+from lit_llm.runs.step_timing import StepTiming, Timed
 from lit_llm.runs.time_estimate import Seconds
 from lit_llm.store.files import Damaged
 from lit_llm.store.store import read_json
@@ -58,17 +58,18 @@ class Estimate:
     slots: int
     done: int
     """Runs that have a result in the store."""
-    machine: Mapping[Setting, MachineBenchmark]
+    timings: tuple[tuple[Timed, StepTiming], ...]
+    """What it is made of: each distinct step with its time."""
 
     def as_json(self) -> dict[str, Any]:
         """The key `estimate` of `plan --json`."""
-        machine = [{**asdict(setting), **asdict(found)} for setting, found in self.machine.items()]
-        return {"seconds": self.seconds, "slots": self.slots, "runs_done": self.done, "machine": machine}
+        timed = [{"stage": step.stage, **asdict(step.setting), **asdict(timing)} for step, timing in self.timings]
+        return {"seconds": self.seconds, "slots": self.slots, "runs_done": self.done, "machine": timed}
 
     @property
     def busy(self) -> bool:
-        """Whether something else was running when the machine was timed by the wall clock."""
-        return any(found.load > BUSY and not setting.own_time for setting, found in self.machine.items())
+        """Whether something else was running when steps were timed by the wall clock."""
+        return any(timing.load > BUSY and not step.setting.own_time for step, timing in self.timings)
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Plan:
     prompt: int = PROMPT
     generate: int = GENERATE
     estimate: Estimate | None = None
-    """Of its duration, where this machine is measured: see `lit_llm.studies.duration.estimated`."""
+    """Of its duration, where the time of its steps is known: see `lit_llm.studies.duration.estimated`."""
 
     @property
     def stages(self) -> dict[str, int]:

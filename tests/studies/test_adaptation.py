@@ -7,10 +7,10 @@ import pytest
 from lit_llm.config.problems import InputError
 from lit_llm.experiment.cost import cost_of
 from lit_llm.report.tables.plan import render_plan
-from lit_llm.runs.machine_benchmark import cached
+from lit_llm.runs.step_timing import StepTiming
 from lit_llm.store.garbage_collection import find
 from lit_llm.store.store import Store, write_json
-from lit_llm.studies.duration import estimated
+from lit_llm.studies.duration import estimated, steps_of
 from lit_llm.studies.load import load_study
 from lit_llm.studies.plan import plan
 from lit_llm.studies.run import Observer, run_study
@@ -162,7 +162,7 @@ def test_a_plan_shows_the_source_and_its_cost(write_study, tmp_path):
     told = [finding.message for finding in found.findings if finding.arm == "adapted" and finding.key == "adapt.from"]
     assert "tensors are taken over" in told[0]
     assert "are counted" in told[1]
-    timed = estimated(found, 1, cached, Store(tmp_path)).estimate
+    timed = estimated(found, 1, dict.fromkeys(steps_of(found, 1), StepTiming(1.0)), Store(tmp_path)).estimate
     assert timed.arms["adapted"].total == pytest.approx(timed.arms["adapted"].before + timed.arms["adapted"].run)
     alone = timed.arms["scratch"].run + timed.arms["adapted"].run + timed.arms["merged"].run
     assert timed.seconds == pytest.approx(alone + timed.arms["adapted"].before)

@@ -1,4 +1,4 @@
-"""How long a study takes and whether it fits, on a machine whose figures are made up."""
+"""How long a study takes and whether it fits, from times of steps that are made up, or that finished runs took."""
 
 from __future__ import annotations
 
@@ -9,27 +9,25 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_up_benchmark import USUAL, only
 from rich.console import Console
 
 from lit_llm.report.tables.plan import render_plan
-from lit_llm.runs.machine_benchmark import MachineBenchmark
+from lit_llm.runs.step_timing import StepTiming, keep
 from lit_llm.store.store import Store
 from lit_llm.studies import duration
 from lit_llm.studies.audit.differing_keys import Finding
-from lit_llm.studies.duration import estimated
+from lit_llm.studies.duration import estimated, steps_of, timings_of
 from lit_llm.studies.load import Ablation
 from lit_llm.studies.load import load_study as load
 from lit_llm.studies.plan import Plan, plan
 
 TWO = "arms: {red: {}, dec: {extends: decllm-tiny}}"
-SLOW = only(layer_seconds=1.0)
-"""Each layer of each pass takes a second, all else takes none."""
-# 12 steps and 5 evaluations of two batches, four layers: one before the first step, two at intervals, and after the
-# last step one of each of two splits. The trainer counts as two layers; an evaluation is a third of a pass, and for
-# causal_lm there are two of it, since the primary metric is another objective.
-RED = 0.2 + 12 * (4 + 2) + 12 * 4 / 3 / 4 + 5 * 2 * 4 / 3
-DEC = RED + 5 * 2 * 4 / 3
+SLOW = StepTiming(6.0)
+# 12 steps and 5 evaluations of two batches: one before the first step, two at intervals, and after the last step one
+# of each of two splits. An evaluation is a third of a pass, and for causal_lm there are two of it, since the primary
+# metric is another objective.
+RED = 0.2 + 12 * 6 + 5 * 2 * 6 / 3
+DEC = RED + 5 * 2 * 6 / 3
 
 
 def load_study(path: Path) -> Ablation:
@@ -42,8 +40,9 @@ def planned(write_study: Callable[..., Path]) -> Plan:
     return plan(load_study(write_study("duration", TWO, seeds=[0, 1, 2])))
 
 
-def at(plan: Plan, slots: int, store: Path, benchmark: MachineBenchmark | None = SLOW) -> Plan:
-    return estimated(plan, slots, lambda setting: benchmark, Store(store))
+def at(plan: Plan, slots: int, store: Path, timing: StepTiming | None = SLOW) -> Plan:
+    timings = {} if timing is None else dict.fromkeys(steps_of(plan, slots), timing)
+    return estimated(plan, slots, timings, Store(store))
 
 
 def notes(found: Plan) -> list[Finding]:
@@ -90,14 +89,14 @@ def test_what_two_arms_share_is_computed_once(write_study: Callable[..., Path], 
 
 
 def test_evaluations_are_in_it_and_tasks_are_said_not_to_be(write_study: Callable[..., Path], tmp_path: Path) -> None:
-    """A batch of 256 windows of 32 tokens calls each of four layers once, forward: a third of their four seconds."""
+    """256 windows of 32 tokens are 64 batches, each a third of a step of six seconds."""
     section = "evaluate: {likelihood: {documents: 256}, tasks: {names: [glosses_x], folder: FOLDER}}"
     (tmp_path / "glosses_x.yaml").write_text("task: glosses_x\n")
     path = write_study("evaluated", f"arms: {{red: {{{section.replace('FOLDER', str(tmp_path))}}}}}", seeds=[0, 1])
     pytest.importorskip("lm_eval")
     found = at(plan(load_study(path)), 1, tmp_path / "store")
     assert found.estimate is not None
-    assert found.estimate.seconds == pytest.approx(2 * (RED + 0.2 + 4 / 3))
+    assert found.estimate.seconds == pytest.approx(2 * (RED + 0.2 + 64 * 2))
     assert "without the tasks, whose questions only the harness knows" in " ".join(shown(found, 200).split())
 
 
@@ -109,8 +108,25 @@ def test_without_a_measurement_there_is_no_time_and_the_plan_says_how_to_get_it(
     assert "--measure" in shown(found, 120)
 
 
+def test_what_was_measured_is_known_and_what_finished_runs_took_too(planned: Plan, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    assert timings_of(planned, 1, store) == {}
+    first, second = steps_of(planned, 1).values()
+    keep(first, SLOW)
+    assert timings_of(planned, 1, store) == {first.key: SLOW}
+    for name, seconds in zip(planned.arms[1].fingerprints[:2], (24.0, 48.0), strict=True):
+        store.stage(name).folder.mkdir(parents=True)
+        store.stage(name).finish({"state": "done", "steps": 12, "seconds": {"training": seconds, "evaluation": 9.0}})
+    found = timings_of(planned, 1, store)
+    assert found.keys() == {first.key, second.key}
+    assert found[second.key].seconds == pytest.approx(3.0)
+    estimate = estimated(planned, 1, found, store).estimate
+    assert estimate is not None
+    assert estimate.done == 2
+
+
 def test_json_has_the_seconds_of_each_arm_and_of_all(planned: Plan, tmp_path: Path) -> None:
-    found = json.loads(json.dumps(at(planned, 1, tmp_path, USUAL).as_json()))
+    found = json.loads(json.dumps(at(planned, 1, tmp_path).as_json()))
     assert found["estimate"].keys() >= {"seconds", "slots", "machine", "runs_done"}
     assert found["estimate"]["seconds"] == pytest.approx(3 * sum(arm["seconds"] for arm in found["arms"]))
     assert found["estimate"]["machine"][0]["threads"] == 1
@@ -132,9 +148,9 @@ def test_the_time_of_every_arm_is_legible(
     assert len(heads) == tables
     assert heads[-1].split()[-1] == "time"
     rows = [line.rstrip() for line in text[: text.index("what differs")].splitlines()]
-    assert sum(line.startswith("red_with_a_longer_name") and line.endswith("90 s") for line in rows) == 1
-    assert sum(line.startswith("dec ") and line.endswith("1.7 min") for line in rows) == 1
-    assert "about 3.2 min on this machine" in " ".join(text.split())
+    assert sum(line.startswith("red_with_a_longer_name") and line.endswith("92 s") for line in rows) == 1
+    assert sum(line.startswith("dec ") and line.endswith("1.9 min") for line in rows) == 1
+    assert "about 3.4 min on this machine" in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= width
 
 

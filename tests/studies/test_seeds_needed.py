@@ -121,7 +121,7 @@ def test_a_pilot_is_asked_where_it_is_named(write_study: Study, place: Store) ->
 
 def test_without_any_scatter_the_plan_says_how_to_get_one(write_study: Study, place: Store) -> None:
     path = write_study("first", ARMS + "more_seeds: {max: 6}", seeds=[0, 1, 2])
-    result = CliRunner().invoke(app, ["plan", str(path), "--store", str(place.root), "--power", "0.02", "--no-measure"])
+    result = CliRunner().invoke(app, ["plan", str(path), "--store", str(place.root), "--power", "0.02"])
     assert result.exit_code == 0, result.output
     text = " ".join(result.output.split())
     assert "run this study with `seeds: [0, 1, 2]` first" in text
@@ -131,7 +131,7 @@ def test_without_any_scatter_the_plan_says_how_to_get_one(write_study: Study, pl
 def test_the_command_prints_the_table_and_its_json(write_study: Study, place: Store) -> None:
     path = write_study("own", ARMS, seeds=[0, 1, 2])
     finish(load_study(path), place, VALUES)
-    command = ["plan", str(path), "--store", str(place.root), "--no-measure"]
+    command = ["plan", str(path), "--store", str(place.root)]
     shown = CliRunner().invoke(app, [*command, "--power", "0.05"])
     assert f"seeds that show a difference of 0.05 in {NLL} with 80% power" in shown.output
     assert "this study, 3 seeds" in shown.output

@@ -95,12 +95,12 @@ def plan_head(plan: Plan, budget: str, width: int) -> Iterator[RenderableType]:
     cache = f" {cache_note(plan)}" if some_generate else ""
     yield Text(f"{budget}.{cache}", style="dim")
     if plan.estimate and plan.estimate.busy:
-        message = "This machine was busy when it was timed, so it looks slower than it is: `--measure` times it again."
+        message = "The machine was busy when steps were timed, so it looks slower than it is: `--measure` again."
         yield Text(message, style="yellow")
 
 
 def costs_table(plan: Plan) -> Table:
-    """What each arm computes and what that takes; the time, where this machine is measured."""
+    """What each arm computes and what that takes; the time, where that of its steps is known."""
     timed = [text.about(plan.estimate.arms[p.arm.name].total) if plan.estimate else "–" for p in plan.arms]
     rows = [
         [
@@ -169,7 +169,7 @@ def _duration(plan: Plan) -> str:
     """Of the whole study, for the line below the costs."""
     found = plan.estimate
     if found is None:
-        return ", time unknown until `--measure` has timed this machine"
+        return ", time unknown: `--measure` times three steps of each arm"
     done = f"; {found.done} of them done" if found.done else ""
     at_once = f" with {found.slots} at once" if found.slots > 1 else ""
     tasks = any(name.startswith("tasks after ") for name in plan.stages)

@@ -1,0 +1,298 @@
+"""Seconds of an optimiser step: of three real ones, or of the runs that a study has finished. Loads no torch.
+
+`python -m lit_llm.runs.step_timing` is one measuring process. `measure` starts as many of them as runs would go at once
+and lets them begin together, so that what runs take from each other (cores, caches, memory bandwidth) is in the
+figures. They are kept in the user's cache directory, by what decides a step's time and by machine.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter
+
+from lit_llm.config.fingerprint import fingerprint
+from lit_llm.config.problems import InputError, Problem
+from lit_llm.experiment.schema import Experiment, Trained
+from lit_llm.launch import cores
+from lit_llm.models.resolve import resolve_model
+from lit_llm.runs.provenance import has_gpu
+from lit_llm.store.store import write_json
+from lit_llm.training.config import TrainingConfig
+
+if TYPE_CHECKING:
+    from lit_llm.objectives.collate import Batch
+
+SCHEMA = 3
+"""Version of what is measured."""
+MOST_PROCESSES = 16
+"""Measured at once; of more runs, each on cores of its own, it is taken that they take no more from each other."""
+WARM_UP, TIMED = 2, 3
+"""Steps before the clock counts, and steps that count: their median is kept."""
+
+
+@dataclass(frozen=True)
+class StepTiming:
+    """Seconds of one optimiser step on one machine, beside as many other runs as there would be."""
+
+    seconds: float
+    resident_bytes: int = 0
+    """Of a process before there is a model: Python, torch and its kernels. 0 where it is not known."""
+    device_bytes: int | None = None
+    """Memory of the GPU; None on the CPU, whose memory is looked at when it is needed."""
+    load: float = 0.0
+    """Processes that waited for a core before the measuring began (one-minute load average), per core."""
+    measured: str = ""
+    """The day; '' where finished runs tell."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How runs would be executed, as far as it decides their speed."""
+
+    device: str
+    """cpu or cuda."""
+    threads: int
+    at_once: int
+    """Processes that are timed beside each other: the runs at once, or as many of them as have cores of their own."""
+
+    @property
+    def own_time(self) -> bool:
+        """Whether a process's CPU time is what it takes: so for one thread, where nobody else wants the core. Measured
+        by that clock, what others do on the machine just now is left out."""
+        return self.device == "cpu" and self.threads == 1
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A step that is to be timed."""
+
+    experiment: Experiment
+    stage: Trained
+    setting: Setting
+
+    @property
+    def key(self) -> str:
+        """One word for all that decides a step's time: model, objective, batch, training and machine."""
+        section = self.experiment.section(self.stage)
+        data, training = section.data, section.training.model_dump(mode="json", exclude={"max_steps", "schedule"})
+        training["optimizer"] = section.training.optimizer.kind
+        sizes = ("batch_size", "sequence_length", "input_length", "target_length", "packing")
+        content = {
+            "stage": self.stage,
+            "model": resolve_model(self.experiment.model).model_dump(mode="json"),
+            "objective": self.experiment.pretrain.objective.model_dump(mode="json"),
+            "masks": section.masks.model_dump(mode="json"),
+            "data": {size: getattr(data, size, None) for size in sizes},
+            "training": training,
+        }
+        return fingerprint({**content, **asdict(self.setting), **_machine(), "schema": SCHEMA})
+
+
+def setting_of(training: TrainingConfig, slots: int) -> Setting:
+    """The setting of a run beside slots - 1 others."""
+    execution = training.execution
+    device = "cuda" if execution.accelerator != "cpu" and has_gpu() else "cpu"
+    return Setting(device, execution.threads, min(slots, MOST_PROCESSES, max(1, cores() // execution.threads)))
+
+
+def _machine() -> dict[str, Any]:
+    gpus = sorted(file.read_text() for file in Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    model = platform.processor()
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
+    return {"host": platform.node(), "cpu": model, "cores": cores(), "gpus": gpus, "torch": version("torch")}
+
+
+# The cache ---------------------------------------------------------------------------------------------------------
+
+
+def _file(timed: Timed) -> Path:
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "lit-llm" / "steps" / f"{timed.key}.json"
+
+
+def cached(timed: Timed) -> StepTiming | None:
+    """The measurement of this step on this machine, or None: never made, or unreadable."""
+    try:
+        return TypeAdapter(StepTiming).validate_python(json.loads(_file(timed).read_text()))
+    except (OSError, ValueError):
+        return None
+
+
+def keep(timed: Timed, timing: StepTiming) -> None:
+    """Write it to the cache, atomically; a cache that cannot be written is no error, it is measured again."""
+    with suppress(OSError):
+        file = _file(timed)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, asdict(timing))
+
+
+# Measuring ---------------------------------------------------------------------------------------------------------
+
+
+def measure(
+    steps: Sequence[Timed], progress: Callable[[int, int], None] = lambda done, total: None
+) -> Iterator[tuple[Timed, StepTiming]]:
+    """Time these steps one after the other, each in as many processes as its setting has at once, and keep the means.
+
+    Takes some seconds to begin, most of them to import torch, and then five steps of each. progress: (steps that are
+    timed, all of them). Raises InputError where a measuring process fails.
+    """
+    done = 0
+    for setting in dict.fromkeys(timed.setting for timed in steps):
+        mine = [timed for timed in steps if timed.setting == setting]
+        for timed, timing in zip(mine, _together(mine, setting), strict=True):
+            keep(timed, timing)
+            done += 1
+            progress(done, len(steps))
+            yield timed, timing
+
+
+def _together(steps: Sequence[Timed], setting: Setting) -> Iterator[StepTiming]:
+    """The timings of steps of one setting, by processes that go through them together."""
+    about = {"load": os.getloadavg()[0] / cores(), "measured": time.strftime("%Y-%m-%d")}
+    wanted = [{"experiment": each.experiment.model_dump(mode="json"), "stage": each.stage} for each in steps]
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(setting.threads))
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    command = [sys.executable, "-P", "-m", __name__, setting.device, str(setting.threads)]
+    environment, pipe = {**os.environ, **threads, "PYTHONPATH": path}, subprocess.PIPE
+    with ExitStack() as stack:
+        children = []
+        for _ in range(setting.at_once):
+            error = stack.enter_context(tempfile.TemporaryFile("w+"))
+            child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=error, text=True, env=environment)
+            stack.callback(_end, child)
+            children.append((child, error))
+        for child, error in children:
+            _line(child, error)  # it has imported what it needs
+        for child, _ in children:
+            assert child.stdin is not None
+            with suppress(BrokenPipeError):
+                child.stdin.write(json.dumps(wanted) + "\n")
+                child.stdin.flush()
+        for _ in steps:
+            answers = [json.loads(_line(*child)) for child in children]
+            first = answers[0] | {"seconds": statistics.fmean(answer["seconds"] for answer in answers)}
+            yield TypeAdapter(StepTiming).validate_python({**first, **about})
+
+
+def _end(child: subprocess.Popen[str]) -> None:
+    child.kill()
+    child.communicate()
+
+
+def _line(child: subprocess.Popen[str], error: IO[str]) -> str:
+    """The next line that a measuring process writes. Raises InputError where it has ended without one."""
+    assert child.stdout is not None
+    if line := child.stdout.readline():
+        return line
+    child.wait()
+    error.seek(0)
+    reason = error.read().strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
+    raise InputError(Problem(f"a step could not be timed: {reason[0]}", "--measure"))
+
+
+class RandomBatches:
+    """Batches of random tokens, cut and laid out as a stage trains on them; in place of a prepared corpus."""
+
+    def __init__(self, experiment: Experiment, stage: Trained) -> None:
+        import numpy as np
+
+        self.experiment, self.stage, self.seed = experiment, stage, experiment.seed
+        self.rank, self.ranks = 0, 1
+        pretrain = experiment.pretrain
+        extra = sum(pretrain.objective.extra_ids(pretrain.data.sequence_length).values())
+        self.vocabulary = experiment.model.vocabulary - extra
+        self.random = np.random.default_rng(0)
+
+    def __getitem__(self, number: int) -> Batch:
+        from lit_llm.data.batches import cut
+        from lit_llm.objectives.collate import collate
+
+        family: Any = self.experiment.model.family
+        if self.stage == "finetune":
+            tuned = self.experiment.finetune
+            assert tuned is not None
+            data = tuned.data
+            sources, targets = (
+                [self._ids(length) for _ in range(data.batch_size)]
+                for length in (data.input_length, data.target_length)
+            )
+            return collate(sources, targets, family, tuned.masks)
+        pretrain = self.experiment.pretrain
+        rows, length = pretrain.data.batch_size, pretrain.data.sequence_length
+        windows, first = self._ids((rows, length)), number * rows
+        objective, masks = pretrain.objective, pretrain.masks
+        return cut(windows, objective, family, masks, vocabulary=self.vocabulary, seed=0, first=first)
+
+    def _ids(self, size: int | tuple[int, int]) -> Any:
+        return self.random.integers(2, self.vocabulary, size)
+
+
+def time_step(experiment: Experiment, stage: Trained, clock: Callable[[], float]) -> float:
+    """Seconds of a step in this process, by the code that trains: the median of some steps on random tokens."""
+    from lit_llm.models.build import build_model
+    from lit_llm.training.fit import StepCost, fit
+
+    ends: list[float] = []
+
+    def after_each_step() -> bool:
+        ends.append(clock())
+        return False
+
+    training = experiment.section(stage).training.model_copy(update={"max_steps": WARM_UP + TIMED})
+    with tempfile.TemporaryDirectory() as folder:
+        fit(
+            build_model(experiment.model),
+            training,
+            RandomBatches(experiment, stage),  # type: ignore[arg-type]
+            step_cost=StepCost(1, 1.0),
+            evaluate=lambda model: {},
+            evaluate_times=1,
+            metrics_file=Path(folder) / "metrics.jsonl",
+            checkpoints=Path(folder) / "checkpoints",
+            should_stop=after_each_step,
+            tell=lambda line: None,
+        )
+    return statistics.median(after - before for before, after in itertools.pairwise(ends[-TIMED - 1 :]))
+
+
+def _main() -> None:
+    device, threads = sys.argv[1], int(sys.argv[2])
+    import psutil
+    import torch
+
+    from lit_llm.models import build  # noqa: F401
+    from lit_llm.training import fit  # noqa: F401
+
+    torch.set_num_threads(threads)
+    on_gpu = device == "cuda" and torch.cuda.is_available()
+    clock = time.process_time if Setting(device, threads, 1).own_time else time.perf_counter
+    about: Mapping[str, Any] = {
+        "resident_bytes": psutil.Process().memory_info().rss,
+        "device_bytes": torch.cuda.mem_get_info()[1] if on_gpu else None,
+    }
+    print("ready", flush=True)
+    for each in json.loads(sys.stdin.readline()):
+        experiment = Experiment.model_validate(each["experiment"])
+        print(json.dumps({"seconds": time_step(experiment, each["stage"], clock), **about}), flush=True)
+
+
+if __name__ == "__main__":
+    _main()
