@@ -35,8 +35,9 @@ def write_tasks(folder: Path) -> None:
     import yaml
 
     from lit_llm.data.tokenizers import train_bpe
-    from lit_llm.data.wordnet import write_glosses
-    from lit_llm.evaluation.suites import write_gloss_tasks
+
+    sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+    from glosses import write_gloss_tasks, write_glosses
 
     write_glosses(WORDNET, folder, limit=20_000)
     write_gloss_tasks(folder / "choices.jsonl", folder / "tasks")

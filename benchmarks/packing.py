@@ -2,7 +2,7 @@
 
     python benchmarks/packing.py [--wordnet /usr/share/wordnet] [--steps 30] [--batch-size 32]
 
-Examples are WordNet's glosses, as `lit-llm data glosses` writes them, of up to 64 + 32 tokens as the preset `_glosses`
+Examples are WordNet's glosses, as `examples/glosses.py` writes them, of up to 64 + 32 tokens as the preset `_glosses`
 has them. A step is a forward and backward pass and one of AdamW over the same examples;
 both ways take turns, so that a busy machine slows both. Printed is the median step, and the median over steps of the
 ratio of the two.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -25,7 +26,6 @@ from lit_llm.data.config import InstructionConfig
 from lit_llm.data.examples import ExampleSet, prepare_examples
 from lit_llm.data.instructions import identify_examples
 from lit_llm.data.prepare import prepare
-from lit_llm.data.wordnet import write_glosses
 from lit_llm.experiment.load import load_experiment
 from lit_llm.models.build import build_model
 from lit_llm.models.families import LanguageModel
@@ -59,6 +59,9 @@ def main() -> None:
     found = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+        from glosses import write_glosses
+
         write_glosses(options.wordnet, folder, limit=20_000)
         text = load_experiment(
             "decllm-tiny", [f'pretrain.data.corpus={{kind: jsonl, files: ["{folder}/text.jsonl"]}}']

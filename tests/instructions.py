@@ -16,8 +16,8 @@ QUESTION = {"inputs": "what?", "choices": ["this", "that"], "answer": 1, "task":
 
 
 def write_instructions(folder: Path) -> None:
-    """`glosses/`, as `lit-llm data glosses` writes it, and `flan/`."""
-    from lit_llm.evaluation.suites import write_gloss_tasks
+    """`glosses/`, as `examples/glosses.py` writes it, and `flan/`."""
+    from glosses import write_gloss_tasks
 
     glosses, flan = folder / "glosses", folder / "flan"
     glosses.mkdir()

@@ -1,4 +1,4 @@
-"""Tools: schema, ui, store rebase, store gc, data glosses."""
+"""Tools: schema, ui, store rebase, store gc."""
 
 from __future__ import annotations
 
@@ -213,34 +213,3 @@ def store_gc(
         print(f"Removed {len(removed)}, {size(sum(item.bytes for item in removed))}.")
     else:
         print("Nothing was removed.")
-
-
-data_app = typer.Typer(no_args_is_help=True, help="Make data sets.")
-app.add_typer(data_app, name="data")
-
-
-@data_app.command("glosses")
-def data_glosses(
-    wordnet: Annotated[
-        Path, typer.Option(help="Folder with WordNet's data.noun, data.verb, data.adj and data.adv.")
-    ] = Path("/usr/share/wordnet"),
-    out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("glosses"),
-    limit: Annotated[int | None, typer.Option(min=1, help="Instructions at most; the questions stay the same.")] = None,
-    seed: Annotated[int, typer.Option(help="Which instructions come first, and how they are worded.")] = 0,
-    characters: Annotated[int, typer.Option(min=1, help="Length of the longest gloss.")] = 80,
-) -> None:
-    """Make instructions of WordNet's glosses: define a word, find it, choose it, say what it is a kind of.
-
-    text.jsonl has a dictionary's entries to pretrain on, train.jsonl `inputs` and `targets` to finetune on,
-    held_out.jsonl the same about other words to validate with, choices.jsonl multiple choice about those, and tasks/
-    that as tasks of lm-evaluation-harness. Example: apt install wordnet-base; lit-llm data glosses --out glosses
-    """
-    from lit_llm.data.wordnet import write_glosses
-    from lit_llm.evaluation.suites import write_gloss_tasks
-
-    counts = write_glosses(wordnet, out, limit=limit, seed=seed, characters=characters)
-    for name in ("text", "train", "held_out", "choices"):
-        tasks = {key.partition("/")[2]: count for key, count in counts.items() if key.startswith(name)}
-        listed = ", ".join(f"{task} {count}" for task, count in tasks.items())
-        print(f"{shown(out) / name}.jsonl: {sum(tasks.values())} ({listed})")
-    print(f"{shown(out) / 'tasks'}: {', '.join(write_gloss_tasks(out / 'choices.jsonl', out / 'tasks'))}")

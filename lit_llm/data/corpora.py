@@ -253,7 +253,7 @@ def _find(patterns: Sequence[str], example: str) -> list[tuple[str, Path]]:
         if not found:
             reason = "no file matches" + ("" if os.path.isabs(pattern) else f"; looked for in {os.getcwd()}")
             if Path(pattern).parent.name == "glosses":  # where the presets and studies that ship look for them
-                reason = "no file matches; `lit-llm data glosses` writes them here (see docs/two-stages.md)"
+                reason = "no file matches; `python examples/glosses.py` writes them here (see docs/two-stages.md)"
             if os.path.isdir(pattern):
                 reason = f"is a directory; write {pattern.rstrip('/')}/**/{example}"
             problems.append(Problem(reason, f"corpus.files: {pattern}"))

@@ -232,8 +232,8 @@ class TasksConfig(Section):
     limit: int | None = Field(None, gt=0)
     """Questions of each task, its first ones; all when absent."""
     folder: FilePath | None = None
-    """Task files of your own, relative to the YAML file that names them: `../glosses/tasks`, what `lit-llm data
-    glosses` writes, for a study in `ablations/`. Python in them (`!function`) is refused."""
+    """Task files of your own, relative to the YAML file that names them: `../glosses/tasks` for what
+    `examples/glosses.py` writes, in a study in `ablations/`. Python in them (`!function`) is refused."""
     max_length: int | None = Field(None, gt=1)
     """Tokens of a question and its answer together; the training window when absent. A longer question loses its
     beginning, and is counted in `tasks/<task>/truncated`."""

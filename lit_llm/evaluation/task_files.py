@@ -37,7 +37,7 @@ def read_task_files(folder: Path) -> str:
         raise InputError(Problem(f"{folder} has more than {MOST_FILES:,} files; name one with the tasks alone", KEY))
     tasks = [path for path in files if path.suffix in (".yaml", ".yml")]
     if not tasks:
-        message = f"{folder} has no task files; `lit-llm data glosses` writes some to glosses/tasks"
+        message = f"{folder} has no task files; `python examples/glosses.py` writes some to glosses/tasks"
         raise InputError(Problem(message, KEY))
     problems: list[Problem] = []
     for path in tasks:

@@ -11,12 +11,14 @@ import yaml
 
 pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness: pip install 'lit-llm[eval]'")
 
+from glosses import write_gloss_tasks
+
 from lit_llm.config.problems import InputError
 from lit_llm.config.section import validate
 from lit_llm.config.tree import tree
 from lit_llm.data.tokenizers import SPECIAL, Bytes, FromFile, train_bpe
 from lit_llm.evaluation.harness import evaluate_tasks, harness_model, score_pairs
-from lit_llm.evaluation.suites import REDLLM, write_gloss_tasks
+from lit_llm.evaluation.suites import REDLLM
 from lit_llm.generation import Sampling
 from lit_llm.models.build import build_model
 from lit_llm.models.config import DecoderDecoderModel, DecoderModel, EncoderDecoderModel

@@ -3,14 +3,14 @@
 import importlib.util
 
 import pytest
+from glosses import write_gloss_tasks
 
 from lit_llm.config.problems import InputError
 from lit_llm.evaluation.harness import evaluate_tasks
-from lit_llm.evaluation.suites import write_gloss_tasks
 
 
 def test_questions_of_another_form_are_told(tmp_path):
-    with pytest.raises(InputError, match="lit-llm data glosses"):
+    with pytest.raises(InputError, match="python examples/glosses.py"):
         write_gloss_tasks(tmp_path / "choices.jsonl", tmp_path)
     (tmp_path / "choices.jsonl").write_text('{"inputs": "a", "choices": ["b"], "answer": 1, "task": "c"}\n')
     with pytest.raises(InputError, match=r"choices.jsonl:1: is no question"):

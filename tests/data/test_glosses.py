@@ -9,14 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from glosses import TASKS, read_wordnet, write_glosses
 
-from lit_llm.cli import app
 from lit_llm.config.problems import InputError
-from lit_llm.data.wordnet import TASKS, read_wordnet, write_glosses
 
 pytestmark = pytest.mark.xdist_group("wordnet")
 REAL = Path("/usr/share/wordnet")
+SCRIPT = Path(__file__).parents[2] / "examples" / "glosses.py"
 LICENSE = "  1 This software and database is being provided to you, the LICENSEE, by\n"
 # Lines of WordNet 3.0, without the pointers that lead out of the excerpt, and one of ours: "quoted".
 EXCERPT = {
@@ -220,7 +219,7 @@ def test_the_same_files_each_time_and_the_same_questions_whatever_the_limit_and_
     """A process of its own hashes strings otherwise, so an order by chance would show."""
     folder = tmp_path / "whole"
     write_glosses(extract, folder)
-    command = [sys.executable, "-m", "lit_llm", "data", "glosses", "--wordnet", str(extract), "--limit", "50"]
+    command = [sys.executable, str(SCRIPT), "--wordnet", str(extract), "--limit", "50"]
     subprocess.run([*command, "--out", str(tmp_path / "again")], check=True)
     counts = write_glosses(extract, tmp_path / "other", limit=50, seed=1)
     train = (folder / "train.jsonl").read_text().splitlines(keepends=True)
@@ -292,8 +291,8 @@ def test_what_is_missing_or_of_another_format_is_told(tmp_path):
 
 def test_the_command_writes_both_files(tmp_path):
     options = ["--wordnet", str(write_excerpt(tmp_path)), "--out", str(tmp_path / "out")]
-    answer = CliRunner().invoke(app, ["data", "glosses", *options])
-    assert answer.exit_code == 0, answer.output
-    assert f"{tmp_path}/out/train.jsonl: {len(records(tmp_path / 'out' / 'train.jsonl'))}" in answer.output
+    answer = subprocess.run([sys.executable, str(SCRIPT), *options], capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert f"{tmp_path}/out/train.jsonl: {len(records(tmp_path / 'out' / 'train.jsonl'))}" in answer.stdout
     assert (tmp_path / "out" / "choices.jsonl").exists()
     assert (tmp_path / "out" / "tasks" / "glosses.yaml").exists()

@@ -13,16 +13,20 @@ definition is used, without the examples that follow it.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import random
 import re
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from lit_llm.config.problems import InputError, Problem, SourceLocation, collect_errors, some
 from lit_llm.data.splits import content_hash
@@ -304,3 +308,94 @@ def _question(task: str, synset: Synset, answer: str, wrong: Iterable[str], draw
     choices, place = _mixed(answer, wrong, draw)
     inputs = _prompt(task, synset, draw, choices if task == "choose" else ())
     return {"inputs": inputs, "choices": choices, "answer": place, "task": task}
+
+
+# --- tasks of the harness -------------------------------------------------------------------------------------------
+
+
+def write_gloss_tasks(choices: Path, out: Path) -> tuple[str, ...]:
+    """Make tasks of the harness of what `write_glosses` held out; returns their names, the group of all of them last.
+
+    choices: its choices.jsonl. In `out`, which is then the `include_path` of `evaluate_tasks`, each task gets its
+    questions and a YAML file that names their place: write them anew after a move. Shots are drawn from the other
+    questions of the same task. Raises InputError for a file that is not there or has another form.
+    """
+    questions: dict[str, list[str]] = defaultdict(list)
+    try:
+        lines = choices.read_text(encoding="utf-8").split("\n")[:-1]
+    except OSError as error:
+        raise InputError(
+            Problem(f"cannot be read: {error.strerror}; `python examples/glosses.py` makes it", str(choices))
+        ) from None
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            assert 0 <= record["answer"] < len(record["choices"])
+            questions[record["task"]].append(f"{line}\n")
+        except (ValueError, TypeError, KeyError, AssertionError):
+            message = "is no question: inputs, choices, the number of the answer, task"
+            raise InputError(Problem(message, location=SourceLocation(str(choices), number))) from None
+    names = []
+    for task, own in sorted(questions.items()):
+        file = write_text(out / f"{task}.jsonl", "".join(own))
+        names.append(f"glosses_{task}")
+        write_text(out / f"{task}.yaml", yaml.safe_dump(_task(names[-1], file.resolve()), sort_keys=False))
+    group = {
+        "group": "glosses",
+        "task": list(names),
+        "aggregate_metric_list": [{"metric": "acc", "aggregation": "mean", "weight_by_size": False}],
+    }
+    write_text(out / "glosses.yaml", yaml.safe_dump(group, sort_keys=False))
+    return (*names, "glosses")
+
+
+def _task(name: str, file: Path) -> dict[str, object]:
+    metrics = [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm")]
+    return {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(file)}},
+        "test_split": "test",
+        "fewshot_split": "test",  # the question itself is never among its shots
+        "output_type": "multiple_choice",
+        # Names of fields, not templates: what a gloss holds is read as text.
+        "doc_to_text": "inputs",
+        "doc_to_choice": "choices",
+        "doc_to_target": "answer",
+        "metric_list": metrics,
+    }
+
+
+def main() -> None:
+    """Write the files that the arguments ask for; exit code 2 for input that cannot be read."""
+    parser = argparse.ArgumentParser(
+        description="Make instructions of WordNet's glosses. text.jsonl has a dictionary's entries to pretrain on, "
+        "train.jsonl `inputs` and `targets` to finetune on, held_out.jsonl the same about other words to validate "
+        "with, choices.jsonl multiple choice about those, and tasks/ that as tasks of lm-evaluation-harness.",
+        epilog="Example: apt install wordnet-base; python examples/glosses.py --out glosses",
+    )
+    folder = "folder with WordNet's data.noun, data.verb, data.adj and data.adv (default: %(default)s)"
+    parser.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet"), help=folder)
+    parser.add_argument("--out", type=Path, default=Path("glosses"), help="folder for the files (default: %(default)s)")
+    parser.add_argument("--limit", type=int, help="instructions at most; the questions stay the same")
+    parser.add_argument("--seed", type=int, default=0, help="which instructions come first, and how they are worded")
+    parser.add_argument("--characters", type=int, default=80, help="length of the longest gloss (default: %(default)s)")
+    options = parser.parse_args()
+    out: Path = options.out
+    try:
+        counts = write_glosses(
+            options.wordnet, out, limit=options.limit, seed=options.seed, characters=options.characters
+        )
+        tasks = write_gloss_tasks(out / "choices.jsonl", out / "tasks")
+    except InputError as error:
+        print(error.report(), file=sys.stderr)
+        sys.exit(2)
+    for name in ("text", "train", "held_out", "choices"):
+        kinds = {key.partition("/")[2]: count for key, count in counts.items() if key.startswith(name)}
+        listed = ", ".join(f"{kind} {count}" for kind, count in kinds.items())
+        print(f"{out / name}.jsonl: {sum(kinds.values())} ({listed})")
+    print(f"{out / 'tasks'}: {', '.join(tasks)}")
+
+
+if __name__ == "__main__":
+    main()
