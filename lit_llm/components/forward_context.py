@@ -53,7 +53,8 @@ class ForwardContext:
         cache: StackCache | None = None,
         prompts: CacheLengths | None = None,
     ) -> None:
-        """
+        """Make the context of one pass.
+
         Args:
             x_BTD: What the first layer reads.
             mask: Which tokens of the row each of its tokens sees.

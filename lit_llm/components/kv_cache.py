@@ -31,6 +31,7 @@ class CacheLengths:
 
     @property
     def even(self) -> bool:
+        """Whether all rows hold as many tokens."""
         return min(self.lengths) == max(self.lengths)
 
     def advance(self) -> None:

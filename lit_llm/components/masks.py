@@ -43,8 +43,11 @@ class Mask(Protocol):
         """Of queries and keys, where a query may see no key at all."""
 
     def rows(self, first: int, last: int, keys: int, device: torch.device) -> Tensor | None:
-        """Boolean, of the queries from `first` to before `last`, True where visible: C x S, or B x 1 x C x S where rows
-        differ; None when all is visible."""
+        """Which keys the queries from `first` to before `last` see.
+
+        Returns:
+            Boolean, C x S, or B x 1 x C x S where rows differ; None when all is visible.
+        """
 
     def kernel(self, bias: bool, queries: int, keys: int) -> Kernel:
         """How the attention of so many queries to so many keys is computed."""
@@ -109,8 +112,11 @@ class AttentionMask:
         return "band" if narrow else "masked"
 
     def band(self, tokens: int, device: torch.device) -> Tensor:
-        """N x 1 x Q x S, of each block of Q queries: which keys of the block before it, its own, and the next where
-        queries see ahead, it sees. For a causal or a full mask with a window."""
+        """Which keys of the blocks around it each block of queries sees, for a causal or a full mask with a window.
+
+        Returns:
+            Boolean, N x 1 x Q x S: the keys of the block before it, its own, and the next where queries see ahead.
+        """
         assert self.window is not None
         size, sides = band_size(self.window, self.causal), 2 if self.causal else 3
         blocks = -(-tokens // size)

@@ -152,8 +152,10 @@ _TEXTS = ("data", "corpora")
 
 
 def with_places(node: ConfigNode, of_text: bool = False) -> ConfigNode:
-    """The tree with the files of texts, tokenizers and tasks where they lie: relative to the file that names them, as
-    `extends` is; those of a preset and of `-o` relative to the working directory."""
+    """Return the tree with the paths of texts, tokenizers and tasks resolved.
+
+    A path is relative to the file that names it, as `extends` is; in a preset and in `-o` to the working directory.
+    """
     if isinstance(node.value, list):
         return ConfigNode([with_places(item, of_text) for item in node.value], node.location)
     if not isinstance(node.value, dict):

@@ -13,8 +13,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sampling:
-    """Of the ids below `vocabulary`: temperature first, then the `top_k` most probable tokens, then of these the
-    nucleus of mass `top_p`."""
+    """How a token is chosen among the ids below `vocabulary`.
+
+    The temperature comes first, then the `top_k` most probable tokens, then of these the nucleus of mass `top_p`.
+    """
 
     temperature: float = 0.0
     """Logits are divided by it. 0 is greedy: always the most probable token, the lower id of equal ones."""

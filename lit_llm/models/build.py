@@ -56,8 +56,10 @@ FAMILIES: dict[str, Callable[[ResolvedModel], LanguageModel]] = {
 
 @torch.no_grad()
 def initialise(model: LanguageModel, seed: int) -> None:
-    """Fill the parameters: scales with one, a bias of the output with zero, matrices with N(0, 1 / fan-in), embeddings
-    and tables of relative biases with N(0, 1 / d_model), as T5 does.
+    """Fill the parameters with initial values.
+
+    Scales begin at one, a bias of the output at zero, matrices with N(0, 1 / fan-in), embeddings and tables of relative
+    biases with N(0, 1 / d_model), as T5's. A module with an `initial_std` says its matrices' standard deviation.
 
     The standard deviation depends on a matrix's own shape only, never on the depth, so that stacks of different
     depth share their layers' values.

@@ -94,20 +94,5 @@ def load_stage_config(stage: Stage) -> StageConfig:
     except Damaged as damage:
         raise InputError(Problem(f"{damage}; `lit-llm run STUDY` writes it again")) from None
     experiment = validate(Experiment, content.value["experiment"])
-    # A stage that was frozen before there were chains says its kind and its data alone.
-    said = {
-        key: str(node.plain()) for key, node in content.value.items() if key not in ("experiment", "texts", "origins")
-    }
-    trained: dict[str, Trained] = {"pretrain": "pretrain", "finetune": "finetune"}
-    return StageConfig(
-        kind="evaluate" if said["stage"] == "evaluate" else trained[said["stage"]],
-        after=trained[said.get("after", "pretrain")],
-        evaluation=said.get("evaluation", ""),
-        parent=said.get("parent", ""),
-        data=said["data"],
-        examples=said.get("examples", ""),
-        origins=content.value["origins"].plain() if "origins" in content.value else {},
-        texts=content.value["texts"].plain() if "texts" in content.value else {},
-        tasks=said.get("tasks", ""),
-        experiment=experiment,
-    )
+    rest = {key: node.plain() for key, node in content.value.items() if key != "experiment"}
+    return StageConfig(kind=rest.pop("stage"), experiment=experiment, **rest)

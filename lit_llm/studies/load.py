@@ -53,6 +53,7 @@ class Arm:
     """What the experiment was made of, for the places of what turns out to be wrong only later."""
 
     def seeded(self, seed: int) -> Experiment:
+        """The arm's experiment with this seed."""
         return self.experiment.model_copy(update={"seed": seed})
 
     @cached_property
@@ -62,6 +63,7 @@ class Arm:
 
     @cached_property
     def flat(self) -> dict[str, Any]:
+        """The arm's configuration as plain data, without the seed."""
         return self.experiment.model_dump(mode="json", exclude={"seed"})
 
 
@@ -97,6 +99,7 @@ class Ablation:
     """{arm: what a sweep searches in it}; empty for a study."""
 
     def arm(self, name: str) -> Arm:
+        """The arm of that name."""
         return next(arm for arm in self.arms if arm.name == name)
 
     def command(self, name: str, store: Store | None = None) -> str:

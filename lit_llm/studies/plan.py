@@ -95,6 +95,7 @@ class Plan:
 
     @property
     def refused(self) -> list[Finding]:
+        """Findings that keep the study from running."""
         return [finding for finding in self.findings if finding.kind == "refused"]
 
     def as_json(self) -> dict[str, Any]:
