@@ -1,5 +1,5 @@
-"""Network: the parts that a study switches, one folder each.
+"""Network: the parts that a study switches, one folder each, and the protocol by which a layer asks them.
 
-`config.py` holds the fields, the analytic cost and the paper, and loads no torch, so that a plan is made in no time;
-`module.py` holds what computes.
+`part.py` is what is known of a part before it is built, `layer_part.py` what its module has, `registry.py` the list of
+them, `forward_context.py` what a forward pass knows beside its activations.
 """

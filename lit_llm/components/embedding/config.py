@@ -10,7 +10,6 @@ from typing import Literal
 
 from pydantic import Field
 
-from lit_llm.components.norm.config import NormConfig
 from lit_llm.config.section import Section
 
 
@@ -22,10 +21,6 @@ class EmbeddingConfig(Section):
     norm: bool = False
     """Normalise, by a norm as `model.norm` has it."""
 
-    def tensors(self, width: int, norm: NormConfig) -> list[tuple[int, int]]:
-        """(rows, columns) of every parameter beside the table's."""
-        return norm.tensors(width) * self.norm
-
 
 class OutputConfig(Section):
     """What is done to the states of the last layer."""
@@ -36,11 +31,6 @@ class OutputConfig(Section):
     """Add a learned number for each token of the vocabulary to the logits."""
     softcap: float | None = Field(None, gt=0)
     """Logits become softcap tanh(logit / softcap)."""
-
-    def tensors(self, d_model: int, vocabulary: int, norm: NormConfig) -> list[tuple[int, int]]:
-        """(rows, columns) of every parameter beside the table's."""
-        head = [(d_model, d_model), *norm.tensors(d_model)] if self.head == "dense" else []
-        return head + [(1, vocabulary)] * self.bias
 
     def products(self, d_model: int) -> int:
         """Multiply-adds for each position beside the table's."""

@@ -44,11 +44,3 @@ class NormConfig(Section):
         if self.skip_first and not self.before:
             raise config_error(("skip_first", f"has no effect: with placement {self.placement} no norm is before it"))
         return self
-
-    def tensors(self, width: int) -> list[tuple[int, int]]:
-        """(rows, columns) of every parameter of one norm over `width` entries."""
-        return [(1, width)] * self.scale
-
-    def parameters(self, width: int) -> int:
-        """Number of parameters of one norm over `width` entries."""
-        return width if self.scale else 0
