@@ -73,7 +73,7 @@ def study(folder: Path, first: int, count: int) -> list[dict[str, float]]:
         (folder / f"{number}.txt").write_text(f"it was the best of times number {number} " * 200)
     path = folder / "overhead.yaml"
     path.write_text(STUDY.format(corpus=f"{folder}/*.txt", seeds=list(range(first, first + count))))
-    finished = run_study(load_study(path), Store(folder / "store"), observer=Observer(), slots=1)
+    finished = run_study(load_study(path), Store(folder / "store"), observer=Observer(), max_parallel=1)
     return [timing(run) for run in finished.runs]
 
 

@@ -167,7 +167,7 @@ def ours(folder: Path, trials: int) -> dict[str, float]:
         observer = Ends()
         path = folder / f"{name}.yaml"
         path.write_text(SWEEP.format(name=name, corpus=f"{folder}/*.txt", trials=count))
-        run_sweep(load_sweep(path), Store(folder / "store"), observer=observer, slots=1)
+        run_sweep(load_sweep(path), Store(folder / "store"), observer=observer, max_parallel=1)
     assert len(observer.found) == trials
     return measured(observer.found)
 

@@ -32,16 +32,16 @@ class Stopwatch(Observer):
 
     seconds = 0.0
 
-    def launching(self, runs: Sequence[Run], todo: Sequence[Run], slots: int) -> None:
+    def launching(self, runs: Sequence[Run], todo: Sequence[Run], max_parallel: int) -> None:
         self._began = time.perf_counter()
 
     def finished(self) -> None:
         self.seconds = time.perf_counter() - self._began
 
 
-def timed(path: Path, store: Path, slots: int) -> tuple[float, Finished]:
+def timed(path: Path, store: Path, max_parallel: int) -> tuple[float, Finished]:
     watch = Stopwatch()
-    finished = run_study(load_study(path), Store(store), observer=watch, slots=slots)
+    finished = run_study(load_study(path), Store(store), observer=watch, max_parallel=max_parallel)
     return watch.seconds, finished
 
 
@@ -59,10 +59,10 @@ def main() -> None:
         seconds: dict[int, list[float]] = {1: [], 2: []}
         losses: dict[int, list[float]] = {}
         for turn in range(3):
-            for slots, times in seconds.items():
-                taken, finished = timed(path, folder / f"store-{turn}-{slots}", slots)
+            for max_parallel, times in seconds.items():
+                taken, finished = timed(path, folder / f"store-{turn}-{max_parallel}", max_parallel)
                 times.append(taken)
-                losses[slots] = [run.last.result()["metrics"]["val/target_nll"] for run in finished.runs]  # type: ignore[index]
+                losses[max_parallel] = [run.last.result()["metrics"]["val/target_nll"] for run in finished.runs]  # type: ignore[index]
         assert losses[1] == losses[2], "the number of workers changed a result"
     one, two = (statistics.median(times) for times in seconds.values())
     print(json.dumps({"one_worker_s": round(one, 1), "two_workers_s": round(two, 1), "speed_up": round(one / two, 2)}))

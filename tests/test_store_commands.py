@@ -31,7 +31,7 @@ class Told(Observer):
     def message(self, text: str) -> None:
         self.messages.append(text)
 
-    def launching(self, runs: object, todo: object, slots: int) -> None:
+    def launching(self, runs: object, todo: object, max_parallel: int) -> None:
         self.todo = [run.name for run in todo]  # type: ignore[attr-defined]
 
 
@@ -40,7 +40,9 @@ def run(
 ) -> tuple[Told, set[str]]:
     """What was told, and the fingerprints of the study's stages."""
     told = Told()
-    finished = run_study(load_study(path, overrides or []), store, observer=told, slots=2, new_version=new_version)
+    finished = run_study(
+        load_study(path, overrides or []), store, observer=told, max_parallel=2, new_version=new_version
+    )
     assert finished.exit_code == 0
     return told, {run.last.fingerprint for run in finished.runs}
 

@@ -123,14 +123,14 @@ def supervision(retries: int | None, stall_after: float | None, grace: float | N
     )
 
 
-def timings(planned: Plan, slots: int, store: Store, measuring: bool) -> dict[str, StepTiming]:
+def timings(planned: Plan, max_parallel: int, store: Store, measuring: bool) -> dict[str, StepTiming]:
     """What is known of the time of this plan's steps; with `measuring` found out now."""
     from lit_llm.runs.step_timing import measure
     from lit_llm.studies.duration import steps_of, timings_of
 
     if not measuring:
-        return timings_of(planned, slots, store)
-    steps = list(steps_of(planned, slots).values())
+        return timings_of(planned, max_parallel, store)
+    steps = list(steps_of(planned, max_parallel).values())
     beside = f", {steps[0].setting.at_once} runs at once" if steps[0].setting.at_once > 1 else ""
     print(f"timing {len(steps)} kinds of steps{beside} ...", file=sys.stderr, flush=True)
 
@@ -140,7 +140,7 @@ def timings(planned: Plan, slots: int, store: Store, measuring: bool) -> dict[st
     return {timed.key: timing for timed, timing in measure(steps, progress)}
 
 
-def slots(ablation: Ablation) -> int:
+def max_parallel(ablation: Ablation) -> int:
     """One run where there is a GPU that it may take, else as many as the cores allow."""
     from lit_llm.launch import cores
     from lit_llm.runs.provenance import has_gpu

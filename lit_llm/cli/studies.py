@@ -30,8 +30,8 @@ from lit_llm.cli.options import (
     again,
     charts,
     console,
+    max_parallel,
     shown,
-    slots,
     supervision,
     timings,
     unwritable,
@@ -96,7 +96,7 @@ def plan(
     planned = make_plan(ablation, prompt, generate, tell=partial(print, file=sys.stderr), store=place)
     if search is None:
         _told_of_another(ablation, place, console(stderr=True))
-    at_once = jobs or slots(ablation)
+    at_once = jobs or max_parallel(ablation)
     known = timings(planned, at_once, place, measuring=measure and not planned.refused)
     planned = estimated(planned, at_once, known, place)
     needed = _seeds_needed(planned, place, power, pilot, search is not None)
@@ -186,7 +186,7 @@ def run(
             ablation,
             place,
             observer=lines or Progressing(screen),
-            slots=jobs or slots(ablation),
+            max_parallel=jobs or max_parallel(ablation),
             only=only,
             rerun=rerun.value if rerun else None,
             tracking=tracking,

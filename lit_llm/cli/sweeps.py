@@ -25,8 +25,8 @@ from lit_llm.cli.options import (
     again,
     charts,
     console,
+    max_parallel,
     shown,
-    slots,
     supervision,
     unwritable,
 )
@@ -77,7 +77,7 @@ def sweep(
             search,
             place,
             observer=lines or Searching(screen, search, place),
-            slots=jobs or slots(search.ablation),
+            max_parallel=jobs or max_parallel(search.ablation),
             storage=storage,
             tracking=tracking,
             rerun=rerun.value if rerun else None,

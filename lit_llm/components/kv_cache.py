@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lit_llm.components.masks import AttentionMask
 
-ROOM = 64
+SPARE_TOKENS = 64
 """Tokens of room at least that are made when a cache is full."""
 
 
@@ -83,7 +83,7 @@ class KeyValues:
         last = max(self.rows.lengths)
         end = min(last + 1, self.window or last + 1)
         if end > self.k.shape[2]:
-            self.k, self.v = _with_room(self.k), _with_room(self.v)
+            self.k, self.v = _enlarged(self.k), _enlarged(self.v)
         place = last % self.window if self.window else last
         for held, new in ((self.k, k_BHTK), (self.v, v_BHTK)):
             if self.rows.even:
@@ -193,10 +193,10 @@ class StackCache:
         return [sum(row) for row in zip(*(cache.bytes() for cache in self.caches), strict=True)]
 
 
-def _with_room(held_BHSK: Tensor) -> Tensor:
+def _enlarged(held_BHSK: Tensor) -> Tensor:
     """By half as much again: each token is then copied a few times at most, however long a row becomes."""
     rows, heads, tokens, head_dim = held_BHSK.shape
     # Zeros, since what is hidden from a row still takes part in its sums, with a weight of zero: 0 x NaN is NaN.
-    roomier = held_BHSK.new_zeros(rows, heads, tokens + max(ROOM, tokens // 2), head_dim)
+    roomier = held_BHSK.new_zeros(rows, heads, tokens + max(SPARE_TOKENS, tokens // 2), head_dim)
     roomier[:, :, :tokens] = held_BHSK
     return roomier

@@ -161,8 +161,8 @@ def _problems(section: type[Section], node: ConfigNode, at: tuple[str, ...], err
         for error in meant or ([_either(found)] if len(found) > 1 else found):
             if error["type"] == "impossible":
                 for key, message in error["ctx"]["findings"]:
-                    blamed = (*path, *(filter(None, key.split(".")) if isinstance(key, str) else key))
-                    yield Problem(message, ".".join(at + blamed), node.location_of(blamed))
+                    error_key = (*path, *(filter(None, key.split(".")) if isinstance(key, str) else key))
+                    yield Problem(message, ".".join(at + error_key), node.location_of(error_key))
             else:
                 yield Problem(_message(section, path, error), ".".join(at + path), node.location_of(path))
 

@@ -122,7 +122,7 @@ class Batches(Dataset[Batch], ABC):
         if self.ranks == 1:
             return batch
         share = -(-len(batch) // self.ranks)
-        return list(batch.pieces(share))[self.rank]
+        return list(batch.micro_batches(share))[self.rank]
 
 
 class TrainBatches(Batches):

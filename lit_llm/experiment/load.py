@@ -286,7 +286,7 @@ def validate_experiment(node: ConfigNode, changes_checked: bool = False) -> Expe
     factors, whose first level often is what holds already.
     """
     experiment = validate(Experiment, with_places(node))
-    if changes_checked and (problems := idle_overrides(node, experiment)):
+    if changes_checked and (problems := redundant_overrides(node, experiment)):
         raise InputError(*problems)
     return experiment
 
@@ -299,7 +299,7 @@ def changed(experiment: Experiment, keys: ConfigNode) -> Experiment:
 _ADDRESSES = ("attention", "self_attention", "cross_attention", *COMPONENTS, "feed_forward", "layer_ranges")
 
 
-def idle_overrides(node: ConfigNode, experiment: Experiment) -> list[Problem]:
+def redundant_overrides(node: ConfigNode, experiment: Experiment) -> list[Problem]:
     """Keys of model addresses (`model.decoder.cross_attention.rope`) without which the model would be the same."""
     problems = []
     for side in STACKS:

@@ -289,7 +289,7 @@ def _adaptation_problems(own: Pretrained, adapt: AdaptConfig) -> Iterator[tuple[
         yield f"adapt.from.{problem[0]}" if apart else "adapt.from", problem[1]
         return
     steps, most = adapt.warmup_steps, own.pretrain.training.max_steps
-    if steps and not own.adaptation.fresh:
+    if steps and not own.adaptation.newly_initialised:
         yield "adapt.warmup_steps", "every parameter is taken over, so no other could be trained alone; leave it out"
     elif steps >= most:
         yield "adapt.warmup_steps", f"{steps} leave none of the {most} steps to train all parameters"

@@ -119,12 +119,12 @@ def modernbert(asked: Asked) -> dict[str, Any]:
     asked.must("classifier_activation", "gelu")
     asked.must("position_embedding_type", "absolute", "rope")  # written and not read
     layers, every = asked.size("num_hidden_layers"), asked.get("global_attn_every_n_layers", int) or 1
-    reach = asked.size("local_attention") // 2 + 1
+    window_sides = asked.size("local_attention") // 2 + 1
     stack = _stack(
         asked,
         [LOCAL if i % every else GLOBAL for i in range(layers)],
         "hidden_activation",
-        lambda _: {"window": reach},
+        lambda _: {"window": window_sides},
         nested=True,
         eps="norm_eps",
     )

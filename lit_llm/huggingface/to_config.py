@@ -55,7 +55,7 @@ def t5gemma2(model: ResolvedModel, ids: Ids) -> dict[str, Any]:
     encoder, decoder = (
         _of_gemma(model, side, ids) | {"rope_parameters": _two_ropes(side)} for side in (model.encoder, model.decoder)
     )
-    before, after = next((own.reach for own in _attentions(model.encoder) if own.reach), (1, 1))
+    before, after = next((own.window_sides for own in _attentions(model.encoder) if own.window_sides), (1, 1))
     encoder["sliding_window"] = before + after - 1
     eyes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     eyes |= {"num_attention_heads": 1, "image_size": 28, "patch_size": 14, "model_type": "siglip_vision_model"}

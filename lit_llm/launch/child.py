@@ -41,7 +41,7 @@ def stop_requested() -> bool:
     return _stop
 
 
-def consult(question: Any) -> Any:
+def ask_coordinator(question: Any) -> Any:
     """Ask the coordinator, and wait for what its `on_question` answers. None where there is none (any more)."""
     if _pipe is None:
         return None

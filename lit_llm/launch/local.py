@@ -42,26 +42,26 @@ def cores() -> int:
 def run_tasks(
     tasks: Iterable[Task | None],
     *,
-    slots: int | Sequence[Mapping[str, str]],
+    max_parallel: int | Sequence[Mapping[str, str]],
     preload: Sequence[str] = (),
     on_start: Callable[[Task], None] | None = None,
     on_finish: Callable[[Outcome], None] | None = None,
     on_question: Callable[[Task, Any], Any] | None = None,
-    on_tick: Callable[[], None] | None = None,
+    on_poll: Callable[[], None] | None = None,
     to_stop: Callable[[Task], str | None] | None = None,
-    tick_seconds: float = 0.25,
+    poll_seconds: float = 0.25,
     grace_seconds: float = 10.0,
 ) -> list[Outcome]:
-    """Runs the tasks, at most as many at once as there are slots; one outcome per task, in the order of the tasks.
+    """Runs the tasks, at most as many at once as `max_parallel` says; one outcome per task, in the order of the tasks.
 
-    `slots` is a number, or one mapping of environment variables per slot, such as `[{"CUDA_VISIBLE_DEVICES": "0"},
-    {"CUDA_VISIBLE_DEVICES": "1"}]`. `preload` names modules that the fork server imports once and every child inherits;
-    they must not start threads or touch a GPU when imported.
+    `max_parallel` is a number, or one mapping of environment variables for each place, such as
+    `[{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]`. `preload` names modules that the fork server
+    imports once and every child inherits; they must not start threads or touch a GPU when imported.
 
     The tasks of an iterator are taken from it when there is a slot for them; it gives None where it has none yet, and
-    is then asked again within `tick_seconds`. `on_question` gives the answer to what a task asks by `consult`.
+    is then asked again within `poll_seconds`. `on_question` gives the answer to what a task asks by `ask_coordinator`.
 
-    The callbacks run between two looks at the children, `on_tick` at least every `tick_seconds`; an exception in one
+    The callbacks run between two looks at the children, `on_poll` at least every `poll_seconds`; an exception in one
     asks the children to stop, as a signal does, and is raised once none is left. A task that a signal kept from
     starting is not announced. `to_stop` is asked of each running task at each look: a reason ends it as a signal would,
     and its outcome is `killed` with that reason.
@@ -75,9 +75,11 @@ def run_tasks(
         ImportError: a module of `preload` cannot be imported.
         ValueError: no slot, a name twice, or a function or argument that no other process could import.
     """
-    environments = [{} for _ in range(slots)] if isinstance(slots, int) else [dict(slot) for slot in slots]
+    environments = (
+        [{} for _ in range(max_parallel)] if isinstance(max_parallel, int) else [dict(slot) for slot in max_parallel]
+    )
     if not environments:
-        raise ValueError(f"slots: {slots!r}: at least one is needed")
+        raise ValueError(f"max_parallel: {max_parallel!r}: at least one is needed")
     outcomes: list[Outcome] = []
     if isinstance(tasks, Sequence):
         if twice := [name for name, count in Counter(task.name for task in tasks if task).items() if count > 1]:
@@ -125,7 +127,7 @@ def run_tasks(
                     if on_start is not None:
                         on_start(child.task)
                 if running or not ended:
-                    wait([handle for child in running.values() for handle in child.handles()], tick_seconds)
+                    wait([handle for child in running.values() for handle in child.handles()], poll_seconds)
                 for index, child in list(running.items()):
                     if signals.count:
                         child.stop()
@@ -140,10 +142,10 @@ def run_tasks(
                         del running[index]
                         environments.append(child.environment)
                         finish(index, child.outcome())
-                if on_tick is not None:
-                    on_tick()
+                if on_poll is not None:
+                    on_poll()
         except Exception:
-            _wind_up(running, signals, tick_seconds)
+            _wind_up(running, signals, poll_seconds)
             raise
         finally:
             for child in running.values():  # only where nobody wants to wait any more
@@ -154,7 +156,7 @@ def run_tasks(
     return outcomes
 
 
-def _wind_up(running: dict[int, Child], signals: Signals, tick_seconds: float) -> None:
+def _wind_up(running: dict[int, Child], signals: Signals, poll_seconds: float) -> None:
     """Asks the children to stop and waits for their end. Nobody is told: a callback has raised."""
     while running:
         for index, child in list(running.items()):
@@ -167,7 +169,7 @@ def _wind_up(running: dict[int, Child], signals: Signals, tick_seconds: float) -
             if gone:
                 del running[index]
                 child.outcome()
-        wait([handle for child in running.values() for handle in child.handles()], tick_seconds)
+        wait([handle for child in running.values() for handle in child.handles()], poll_seconds)
 
 
 def _warm_up_unless_interrupted(

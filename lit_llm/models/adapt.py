@@ -46,7 +46,7 @@ class Adaptation:
 
     taken: Mapping[str, tuple[Side, str]]
     """{name: (whose source, its name there)}."""
-    fresh: tuple[str, ...]
+    newly_initialised: tuple[str, ...]
     """Names of the parameters that no source gives: they start as in a model from scratch."""
     left: tuple[str, ...]
     """Names of the sources' parameters that the model does not use."""
@@ -73,7 +73,9 @@ def problem_of(target: ResolvedModel, sources: Sources) -> tuple[Side, str] | No
                 return side, f"has {given} layers for the {layers} of the {stack}, and none is taken twice"
     found = _adaptation(target, sources)
     for side in sources:
-        inside = [name for name in (*found.taken, *found.fresh) if _side(name) == side and ".layers." in name]
+        inside = [
+            name for name in (*found.taken, *found.newly_initialised) if _side(name) == side and ".layers." in name
+        ]
         if inside and not any(name in found.taken for name in inside):
             return side, f"gives nothing to the {side}'s layers: no part of theirs has the shape of one of its own"
     return None

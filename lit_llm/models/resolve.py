@@ -322,7 +322,7 @@ def resolution_problems(config: Any) -> Iterator[tuple[str, str]]:
                     _attention(config, side, index, name)
             except ValueError as error:
                 buildable = False
-                yield _blamed(stack, side, index, name), str(error)
+                yield _error_address(stack, side, index, name), str(error)
         if buildable:
             try:
                 for index in alike.values():
@@ -377,14 +377,14 @@ _SHAPE = {"heads", "kv_heads", "head_dim", "rope", "relative_bias", "relative_bu
 """Keys of an attention that can make it impossible."""
 
 
-def _blamed(stack: Any, side: str, index: int, name: str) -> str:
+def _error_address(stack: Any, side: str, index: int, name: str) -> str:
     """The most specific address that has a say in an attention's shape."""
-    blamed = "attention"
+    error_key = "attention"
     for address, part in _levels(stack, side, index):
         written = _overrides(getattr(part, name)).keys()
         if written if name in COMPONENTS else _SHAPE & written:
-            blamed = f"{address}.{name}"
-    return blamed
+            error_key = f"{address}.{name}"
+    return error_key
 
 
 def _range_problem(name: str, layers: int) -> str:

@@ -73,7 +73,7 @@ class Batch:
         inputs = {k: v.pin_memory() if isinstance(v, Tensor) else v for k, v in self.inputs.items()}
         return Batch(inputs, self.targets.pin_memory(), self.weights.pin_memory())
 
-    def pieces(self, size: int) -> Iterator[Batch]:
+    def micro_batches(self, size: int) -> Iterator[Batch]:
         """The batch in pieces of at most `size` examples."""
         for start in range(0, len(self), size):
             part = slice(start, start + size)

@@ -99,12 +99,12 @@ may differ in them. components: the code of those from other packages. cut: sequ
 share them, which change what dropout draws and how bfloat16 gradients are added."""
 
 
-def same_origin(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
+def same_provenance(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
     """Whether one experiment gives the same numbers under both provenances, from the same weights."""
     return all(left.get(key) == right.get(key) for key in (*REPEATABLE, "weights"))
 
 
-def origin_digest(origin: Mapping[str, Any]) -> str:
+def provenance_digest(origin: Mapping[str, Any]) -> str:
     """Equal for provenances of the same origin."""
     return fingerprint({key: origin.get(key) for key in REPEATABLE})
 

@@ -30,7 +30,7 @@ from lit_llm.experiment.cost import cost_of, example_flops
 from lit_llm.experiment.schema import Experiment, Trained
 from lit_llm.models.build import build_model
 from lit_llm.models.families import LanguageModel
-from lit_llm.runs.provenance import provenance, same_origin
+from lit_llm.runs.provenance import provenance, same_provenance
 from lit_llm.runs.stage_config import StageConfig
 from lit_llm.runs.trained_model import open_finished, write_weights
 from lit_llm.runs.warm_start import load_source_weights, windows_before
@@ -62,10 +62,20 @@ def pretrain(
     cost = cost_of(experiment)
     step_cost = StepCost(size, cost.flops_per_step, cost.before.tokens, cost.before.train_flops)
     model = build_model(experiment.model, experiment.seed)
-    beginning, weights = load_source_weights(model, frozen, store)
+    warm_start, weights = load_source_weights(model, frozen, store)
     evaluations = Evaluations(held_out(), final)
     return _trained(
-        "pretrain", frozen, stage, model, batches, step_cost, evaluations, should_stop, should_prune, weights, beginning
+        "pretrain",
+        frozen,
+        stage,
+        model,
+        batches,
+        step_cost,
+        evaluations,
+        should_stop,
+        should_prune,
+        weights,
+        warm_start,
     )
 
 
@@ -263,7 +273,7 @@ def _trained(
     should_stop: ShouldStop,
     should_prune: ShouldPrune | None,
     weights: str | None = None,
-    beginning: WarmStart | None = None,
+    warm_start: WarmStart | None = None,
 ) -> dict[str, Any]:
     """Train one stage; the result as it is written to disk. weights: digest of those that it begins with."""
     started = time.time()
@@ -288,7 +298,7 @@ def _trained(
         checkpoints=stage.checkpoints,
         should_stop=should_stop,
         should_prune=should_prune,
-        beginning=beginning,
+        warm_start=warm_start,
         tell=stage.note,
     )
     digest = None
@@ -349,7 +359,7 @@ def start_over_unless_of(
     except Damaged as damage:
         found, why = {}, str(damage)
     # As for results: a smaller micro-batch, say, after it ran out of memory, is no other origin.
-    if any(path.exists() for path in made) and not same_origin(found, origin):
+    if any(path.exists() for path in made) and not same_provenance(found, origin):
         if why:
             tell(f"{why}; starting over")
         else:

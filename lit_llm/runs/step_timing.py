@@ -103,11 +103,11 @@ class Timed:
         return fingerprint({**content, **asdict(self.setting), **_machine(), "schema": SCHEMA})
 
 
-def setting_of(training: TrainingConfig, slots: int) -> Setting:
-    """The setting of a run beside slots - 1 others."""
+def setting_of(training: TrainingConfig, max_parallel: int) -> Setting:
+    """The setting of a run beside max_parallel - 1 others."""
     execution = training.execution
     device = "cuda" if execution.accelerator != "cpu" and has_gpu() else "cpu"
-    return Setting(device, execution.threads, min(slots, MOST_PROCESSES, max(1, cores() // execution.threads)))
+    return Setting(device, execution.threads, min(max_parallel, MOST_PROCESSES, max(1, cores() // execution.threads)))
 
 
 def _machine() -> dict[str, Any]:

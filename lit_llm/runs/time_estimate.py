@@ -182,9 +182,9 @@ def _readings(
         yield few * (2 + steps * (1 + attention.draws * BY_DIRECTION[family])), source, length - source
 
 
-def makespan(seconds: Iterable[float], slots: int) -> float:
-    """When the last of these runs ends: each starts, in order, as soon as one of the slots is free."""
-    free = [0.0] * slots
+def makespan(seconds: Iterable[float], max_parallel: int) -> float:
+    """When the last of these runs ends: each starts, in order, as soon as one of the running ones has ended."""
+    free = [0.0] * max_parallel
     for each in seconds:
         heapq.heapreplace(free, free[0] + each)
     return max(free)

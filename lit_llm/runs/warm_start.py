@@ -48,8 +48,8 @@ def load_source_weights(model: LanguageModel, frozen: StageConfig, store: Store)
     teacher = cast(DecoderOnly, source_models[frozen.origins["decoder"]]) if adapt.distill else None
     if teacher is not None:
         teacher.eval().requires_grad_(False)
-    beginning = WarmStart(frozenset(adaptation.fresh), adapt.warmup_steps, teacher, adapt.distill)
-    return beginning, weights_digest(list(digests.values()))
+    warm_start = WarmStart(frozenset(adaptation.newly_initialised), adapt.warmup_steps, teacher, adapt.distill)
+    return warm_start, weights_digest(list(digests.values()))
 
 
 def _checkpoint(given: Checkpoint) -> LanguageModel:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from lit_llm.launch import consult, stop_requested
+from lit_llm.launch import ask_coordinator, stop_requested
 from lit_llm.runs.run import run_one
 from lit_llm.store.disk import check_there
 from lit_llm.store.store import Store
@@ -39,7 +39,7 @@ def run_trial(root: Path, fingerprints: Sequence[str], judged: Judged) -> tuple[
         pruned: list[bool] = []
 
         def should_prune(step: int, found: dict[str, float], pruned: list[bool] = pruned) -> bool:
-            if consult((step, found)):
+            if ask_coordinator((step, found)):
                 pruned.append(True)
             return bool(pruned)
 
@@ -49,6 +49,6 @@ def run_trial(root: Path, fingerprints: Sequence[str], judged: Judged) -> tuple[
             return state, True
         if state != "done":
             break
-        if judged == "seeds" and number < len(fingerprints) - 1 and consult((number, None)):
+        if judged == "seeds" and number < len(fingerprints) - 1 and ask_coordinator((number, None)):
             return state, True
     return state, False

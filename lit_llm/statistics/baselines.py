@@ -26,7 +26,7 @@ class Noise:
     """{arm: its model's family}, for `mixed`."""
 
 
-def against_baselines(
+def differences_from_baselines(
     values: Mapping[str, Values], baselines: Mapping[str, str], noise: Noise = Noise()
 ) -> Differences:
     """The difference of every arm from its baseline, baseline by baseline; a baseline without one is left out.

@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lit_llm.statistics.baselines import Noise, against_baselines
+from lit_llm.statistics.baselines import Noise, differences_from_baselines
 from lit_llm.statistics.contrasts import Sample, contrast, estimates
 from lit_llm.statistics.document_noise import Influences, combined, document_spread
 from lit_llm.statistics.paired import Difference, Values
 
 
 @dataclass(frozen=True)
-class Turn:
+class Change:
     """One arm."""
 
     arm: str
@@ -41,7 +41,7 @@ class BeforeAfter:
 
     metric: str
     """Without the stage's prefix."""
-    rows: tuple[Turn, ...]
+    rows: tuple[Change, ...]
     rank_correlation: float | None
     """Spearman's, over the arms, between the means before and after; None for fewer than three arms with both, or
     where all are equal."""
@@ -60,10 +60,10 @@ def before_after(
     same_documents: whether both times are judged on the same ones, so that their choice cancels in the change.
     """
     at = (before, after)
-    differences = [against_baselines(values, baselines, own) for values, own in zip(at, noise, strict=True)]
+    differences = [differences_from_baselines(values, baselines, own) for values, own in zip(at, noise, strict=True)]
     changes = _changes(at, baselines, noise, same_documents)
     rows = tuple(
-        Turn(
+        Change(
             arm,
             baselines[arm],
             _mean(before[arm]),
@@ -120,7 +120,7 @@ def _mean(values: Values) -> float | None:
     return statistics.fmean(values.values()) if values else None
 
 
-def _rank_correlation(rows: tuple[Turn, ...]) -> float | None:
+def _rank_correlation(rows: tuple[Change, ...]) -> float | None:
     from scipy.stats import spearmanr
 
     pairs = [(row.before, row.after) for row in rows if row.before is not None and row.after is not None]

@@ -21,7 +21,7 @@ from lit_llm.evaluation.unit_losses import Units
 from lit_llm.runs.provenance import COMPARABLE
 from lit_llm.runs.stage_graph import validation_metric
 from lit_llm.statistics.anova import Anova, FactorLayout, anova, judged_terms
-from lit_llm.statistics.baselines import Noise, against_baselines
+from lit_llm.statistics.baselines import Noise, differences_from_baselines
 from lit_llm.statistics.before_after import BeforeAfter, before_after
 from lit_llm.statistics.divergence import Divergence, Outcomes, divergences
 from lit_llm.statistics.document_noise import Influences, influence
@@ -232,7 +232,7 @@ def compare(
     values = _values(kept, arms, metric)
     baselines = {run.arm: run.baseline for run in runs}
     noise = _noise(kept, metric, procedure)
-    differences = against_baselines(values, baselines, noise)
+    differences = differences_from_baselines(values, baselines, noise)
     judged = judgements(differences, baselines, metric, procedure.correction, procedure.margin)
     unbiased: Mapping[str, float] | None = None
     if design.looks is not None:

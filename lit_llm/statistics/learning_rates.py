@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from lit_llm.statistics.baselines import against_baselines
+from lit_llm.statistics.baselines import differences_from_baselines
 from lit_llm.statistics.lr_sensitivity import (
     ArmAtRate,
     LRRun,
@@ -88,7 +88,7 @@ def learning_rates(
     lrs = sorted({lr for group in factor.groups for lr in group.arms.values()})
     found = lr_sensitivity([cell for cell in cells if cell.arm in known], loss_at_init, lrs=lrs)
     baselines = {group.name: group.baseline for group in factor.groups}
-    differences = against_baselines({name: s.by_seed for name, s in found.items()}, baselines)
+    differences = differences_from_baselines({name: s.by_seed for name, s in found.items()}, baselines)
     rows = []
     for group in factor.groups:
         own = tuple(cell for cell in cells if cell.arm == group.name)

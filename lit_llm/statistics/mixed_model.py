@@ -249,8 +249,11 @@ class _Model:
         contrast = self.shares[:, arm] - self.shares[:, 0]
         mean = self.means[arm] - self.means[0] - contrast @ fit.shrinkage @ self.projected
         spread = float(1 / self.counts[arm] + 1 / self.counts[0] + contrast @ fit.shrinkage @ contrast)
-        reach = contrast - self.cross @ fit.shrinkage @ contrast
-        slopes = [*(ratio * reach[b] @ reach[b] for ratio, b in zip(fit.ratios, self.blocks, strict=True)), spread]
+        loading = contrast - self.cross @ fit.shrinkage @ contrast
+        slopes = [
+            *(ratio * loading[b] @ loading[b] for ratio, b in zip(fit.ratios, self.blocks, strict=True)),
+            spread,
+        ]
         values, vectors = fit.curvature
         degrees = spread**2 / float(((vectors @ slopes) ** 2 / values).sum())
         return MixedEstimate(float(mean), math.sqrt(spread * fit.residual), degrees, self.components(fit))

@@ -57,8 +57,8 @@ def dunnett_p(t: float, arms: int, degrees: float) -> float:
 
     # Given the baseline's deviation z and the standard deviation s, the arms are independent; both are integrated over.
     z, z_weight, s, s_weight = _nodes(degrees)
-    reach = math.sqrt(2) * abs(t) * s[:, None]
-    inside = (ndtr(z + reach) - ndtr(z - reach)) ** arms
+    window_sides = math.sqrt(2) * abs(t) * s[:, None]
+    inside = (ndtr(z + window_sides) - ndtr(z - window_sides)) ** arms
     return float(np.clip(s_weight @ (1 - inside) @ z_weight, 0, 1))
 
 

@@ -18,12 +18,12 @@ BYTES_OF_TEXT = 8
 """More than those of a token of any tokenizer, on average."""
 
 
-def check_room(store: Store, stages: Iterable[tuple[Experiment, Trained, Stage]], slots: int) -> None:
+def check_free_space(store: Store, stages: Iterable[tuple[Experiment, Trained, Stage]], max_parallel: int) -> None:
     """Raise InputError, with the numbers, where the disk is clearly too small for what is still to be done.
 
     stages: those that train, as (experiment, section, place in the store). Counted are the weights of all that have no
-    result, the checkpoints of the largest `slots` of them, and the tokens of texts that are not tokenised yet: no more
-    than is written in any case.
+    result, the checkpoints of the largest `max_parallel` of them, and the tokens of texts that are not tokenised yet:
+    no more than is written in any case.
     """
     todo = {stage.fingerprint: (one, after, stage) for one, after, stage in stages if stage.result() is None}
     weights, checkpoints, known = 0.0, list[float](), dict[str, tuple[float, float]]()
@@ -38,15 +38,15 @@ def check_room(store: Store, stages: Iterable[tuple[Experiment, Trained, Stage]]
         kept = [stage.checkpoints / name for name in ("last.ckpt", "previous.ckpt")]
         weights += known[key][0]
         checkpoints.append(max(0.0, known[key][1] - sum(file.stat().st_size for file in kept if file.exists())))
-    running = sum(sorted(checkpoints, reverse=True)[:slots])
+    running = sum(sorted(checkpoints, reverse=True)[:max_parallel])
     texts = _bytes_of_tokens({digest_of_data(one): one for one, *_ in todo.values()}, store.data)
     needed, free = weights + running + texts, free_bytes(store.root)
     if needed > free:
         message = (
             f"{store.root} has {_size(free)} free, and at least {_size(needed)} are needed: {_size(weights)} for the "
             f"weights of {len(todo)} stage{'s' if len(todo) > 1 else ''}, {_size(running)} for checkpoints of up to "
-            f"{slots} at once, {_size(texts)} for tokenised text; `lit-llm store gc` removes what no study needs, or "
-            "give another --store"
+            f"{max_parallel} at once, {_size(texts)} for tokenised text; `lit-llm store gc` removes what "
+            "no study needs, or give another --store"
         )
         raise InputError(Problem(message, "--store"))
 

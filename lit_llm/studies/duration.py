@@ -22,9 +22,9 @@ from lit_llm.training.memory import state_bytes
 MICRO_BATCH = "pretrain.training.execution.micro_batch_size"
 
 
-def steps_of(plan: Plan, slots: int) -> dict[str, Timed]:
+def steps_of(plan: Plan, max_parallel: int) -> dict[str, Timed]:
     """{key: step} of every distinct step that this plan's runs take."""
-    used = slots_used(plan, slots)
+    used = parallel_runs(plan, max_parallel)
     return {timed.key: timed for planned in plan.arms for timed in _steps(planned, used).values()}
 
 
@@ -41,14 +41,14 @@ def _steps(planned: PlannedArm, used: int) -> dict[str, Timed]:
     return found
 
 
-def slots_used(plan: Plan, slots: int) -> int:
+def parallel_runs(plan: Plan, max_parallel: int) -> int:
     """No more runs at once than there are computations."""
-    return min(slots, len({name for planned in plan.arms for name in planned.fingerprints}))
+    return min(max_parallel, len({name for planned in plan.arms for name in planned.fingerprints}))
 
 
-def timings_of(plan: Plan, slots: int, store: Store) -> dict[str, StepTiming]:
+def timings_of(plan: Plan, max_parallel: int, store: Store) -> dict[str, StepTiming]:
     """{key: its timing} of the steps that were measured, or that finished runs of this plan have taken."""
-    used = slots_used(plan, slots)
+    used = parallel_runs(plan, max_parallel)
     found = dict[str, StepTiming]()
     for planned in plan.arms:
         for name, timed in _steps(planned, used).items():
@@ -69,14 +69,14 @@ def _step_seconds(stage: Stage) -> float | None:
     return seconds / steps if seconds and steps else None
 
 
-def estimated(plan: Plan, slots: int, timings: Mapping[str, StepTiming], store: Store) -> Plan:
+def estimated(plan: Plan, max_parallel: int, timings: Mapping[str, StepTiming], store: Store) -> Plan:
     """The plan with its estimate, where the time of every step is known, and with a finding where memory is too small.
 
-    slots: runs at once; timings: as `timings_of`. Runs with a result in `store` take no time.
+    max_parallel: runs at once; timings: as `timings_of`. Runs with a result in `store` take no time.
     """
-    used = slots_used(plan, slots)
+    used = parallel_runs(plan, max_parallel)
     findings = (*plan.findings, *memory_findings(plan, used, timings.values()))
-    if any(key not in timings for key in steps_of(plan, slots)):
+    if any(key not in timings for key in steps_of(plan, max_parallel)):
         return replace(plan, findings=findings)
     arms, todo, done = {}, dict[str, float](), set[str]()
     for planned in plan.arms:
@@ -103,7 +103,7 @@ def estimated(plan: Plan, slots: int, timings: Mapping[str, StepTiming], store: 
     finished = sum(
         all(node.fingerprint in done for node in nodes) for planned in plan.arms for nodes in planned.stage_graphs
     )
-    measured = tuple((timed, timings[key]) for key, timed in steps_of(plan, slots).items())
+    measured = tuple((timed, timings[key]) for key, timed in steps_of(plan, max_parallel).items())
     return replace(plan, findings=findings, estimate=Estimate(arms, total, used, finished, measured))
 
 
@@ -134,8 +134,8 @@ def _held_out(experiment: Experiment, store: Store) -> dict[str, int] | None:
     return {source.name: source.count("validation") for source in sources}
 
 
-def memory_findings(plan: Plan, slots: int, timings: Collection[StepTiming]) -> list[Finding]:
-    """A note for the arm that takes most, where `slots` runs of the largest arms do not fit; and nothing otherwise.
+def memory_findings(plan: Plan, max_parallel: int, timings: Collection[StepTiming]) -> list[Finding]:
+    """A note for the arm that takes most, where `max_parallel` runs of the largest arms do not fit; else nothing.
 
     Of main memory counts what is free now, of a GPU's what it has. Each process is counted with what it takes before
     there is a model, although forked runs share most of that.
@@ -151,19 +151,22 @@ def memory_findings(plan: Plan, slots: int, timings: Collection[StepTiming]) -> 
         resident = max((timing.resident_bytes for timing in timings), default=0) if device == "cpu" else 0
         needs = sorted((p.cost.memory_bytes + resident for p in here), reverse=True)
         largest = max(here, key=lambda planned: planned.cost.memory_bytes)
-        if there is not None and sum(needs[:slots]) > there:
-            fitting = next((n for n in range(slots, 0, -1) if sum(needs[:n]) <= there), 0)
-            key, message = _too_large(largest, there, slots, fitting)
+        if there is not None and sum(needs[:max_parallel]) > there:
+            fitting = next((n for n in range(max_parallel, 0, -1) if sum(needs[:n]) <= there), 0)
+            key, message = _too_large(largest, there, max_parallel, fitting)
             found.append(Finding("note", largest.arm.name, key, message))
     return found
 
 
-def _too_large(largest: PlannedArm, there: int, slots: int, fitting: int) -> tuple[str, str]:
+def _too_large(largest: PlannedArm, there: int, max_parallel: int, fitting: int) -> tuple[str, str]:
     """(key, message) with the next step."""
     training = largest.arm.experiment.pretrain.training
     needed, free = f"a run needs {largest.cost.memory_bytes / 1e9:.3g} GB", f"{there / 1e9:.3g} GB are there"
     if fitting:
-        return MICRO_BATCH, f"{needed}, {slots} go at once, {free}: `-j {fitting}` fits, or fewer sequences at a time"
+        return (
+            MICRO_BATCH,
+            f"{needed}, {max_parallel} go at once, {free}: `-j {fitting}` fits, or fewer sequences at a time",
+        )
     state = state_bytes(resolve_model(largest.arm.experiment.model), training)
     if state > there:
         held = f"parameters, gradients and optimiser state alone take {state / 1e9:.3g} GB"

@@ -26,7 +26,7 @@ class Execution:
     """How the runs of one command are executed, in one round or several."""
 
     store: Store
-    slots: int
+    max_parallel: int
     observer: Observer
     follower: SyncThread
     supervision: Supervision
@@ -40,7 +40,7 @@ class Execution:
                 if step.stage.result() is not None and not is_frozen(step.stage):
                     save_stage_config(self.store, step.node, run.experiment)
                     self.observer.message(f"{step.stage.config_file} was damaged or missing; it is written again")
-        self.observer.launching(chosen, list({run.name: run for run, _ in todo}.values()), self.slots)
+        self.observer.launching(chosen, list({run.name: run for run, _ in todo}.values()), self.max_parallel)
         return self.execute(todo) if todo else False
 
     def execute(self, todo: Sequence[Work]) -> bool:
@@ -48,8 +48,8 @@ class Execution:
         waiting, running = list(todo), dict[str, Work]()
         supervisor = Supervisor(self.store, self.supervision, self.observer)
 
-        def tick() -> None:
-            self.observer.tick()
+        def poll() -> None:
+            self.observer.poll()
             tell_news(self.follower, self.observer)
 
         def finish(outcome: Outcome) -> None:
@@ -61,10 +61,10 @@ class Execution:
         try:
             run_tasks(
                 self._tasks(waiting, running),
-                slots=self.slots,
+                max_parallel=self.max_parallel,
                 preload=PRELOAD,
                 on_finish=finish,
-                on_tick=tick,
+                on_poll=poll,
                 to_stop=supervisor.to_stop,
                 grace_seconds=self.supervision.grace_seconds,
             )

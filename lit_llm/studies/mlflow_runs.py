@@ -8,7 +8,7 @@ from typing import Any
 from lit_llm.config.fingerprint import fingerprint
 from lit_llm.config.markup import code_span, markdown_text
 from lit_llm.config.metrics import EVALUATED, FINETUNED, GRAD_NORM, TRAIN_LOSS
-from lit_llm.runs.provenance import origin_digest
+from lit_llm.runs.provenance import provenance_digest
 from lit_llm.runs.stage_graph import validation_metric
 from lit_llm.store.store import Store
 from lit_llm.studies.plan import Plan
@@ -23,8 +23,8 @@ MOST_FACTORS = 6
 def record(run: Run, place: int = 0, colour: str = "") -> RunRecord:
     """A run as MLflow shows it; `place` and `colour` are its arm's in the study."""
     status = run.status()
-    origins = [(step.stage.result() or {}).get("provenance") or run.origin_of(step) for step in run.steps]
-    digests = sorted({origin_digest(origin) for origin in origins})
+    origins = [(step.stage.result() or {}).get("provenance") or run.provenance_of(step) for step in run.steps]
+    digests = sorted({provenance_digest(origin) for origin in origins})
     done = [step.stage.result() for step in run.trained]
     shown: dict[str, Any] = next((result["provenance"] for result in reversed(done) if result), {})
     return RunRecord(

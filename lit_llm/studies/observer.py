@@ -16,7 +16,7 @@ class Observer:
     def message(self, text: str) -> None:
         """Something to know that is no error."""
 
-    def launching(self, runs: Sequence[Run], todo: Sequence[Run], slots: int) -> None:
+    def launching(self, runs: Sequence[Run], todo: Sequence[Run], max_parallel: int) -> None:
         """The runs of the study, and those that will be executed now."""
 
     def silent(self, name: str, seconds: float) -> None:
@@ -25,7 +25,7 @@ class Observer:
     def begins_again(self, name: str) -> None:
         """A run that has ended is about to be begun again, by itself."""
 
-    def tick(self) -> None:
+    def poll(self) -> None:
         """Time to look at the store again."""
 
     def finished(self) -> None:

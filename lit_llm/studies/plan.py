@@ -55,7 +55,7 @@ class Estimate:
     """Of one run of each arm."""
     seconds: float
     """Of all runs that are not done yet, so many at once; what another arm computes is not computed again."""
-    slots: int
+    max_parallel: int
     done: int
     """Runs that have a result in the store."""
     timings: tuple[tuple[Timed, StepTiming], ...]
@@ -64,7 +64,7 @@ class Estimate:
     def as_json(self) -> dict[str, Any]:
         """The key `estimate` of `plan --json`."""
         timed = [{"stage": step.stage, **asdict(step.setting), **asdict(timing)} for step, timing in self.timings]
-        return {"seconds": self.seconds, "slots": self.slots, "runs_done": self.done, "machine": timed}
+        return {"seconds": self.seconds, "slots": self.max_parallel, "runs_done": self.done, "machine": timed}
 
     @property
     def busy(self) -> bool:

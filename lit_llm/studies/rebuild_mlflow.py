@@ -12,7 +12,7 @@ from lit_llm.studies.analysis_plan import FROZEN, LOG
 from lit_llm.studies.mlflow_runs import answered, description, record, tags_of
 from lit_llm.studies.palette import looks_of
 from lit_llm.studies.plan import PLAN, plan, remembered
-from lit_llm.studies.run import opened_mirror, summary
+from lit_llm.studies.run import opened_sync, summary
 from lit_llm.studies.runs import comparison_of, runs_of
 from lit_llm.studies.stored import SWEEP, open_study, studies_in
 from lit_llm.tracking.mlflow_database import put_aside
@@ -72,8 +72,8 @@ def _replay(store: Store, name: str) -> None:
     planned = plan(ablation, built=False, runs=runs)
     planned = remembered(planned, folder / PLAN) or planned
     places, looks = {arm.name: place for place, arm in enumerate(ablation.arms)}, looks_of(ablation)
-    mirror = opened_mirror(store, name, None, description(planned, store), tags_of(planned, store))
-    mirror.sync(record(run, places[run.arm.name], looks[run.arm.name].colour) for run in runs)
+    sync = opened_sync(store, name, None, description(planned, store), tags_of(planned, store))
+    sync.sync(record(run, places[run.arm.name], looks[run.arm.name].colour) for run in runs)
     state = "done" if all(run.status()["state"] in FINAL for run in runs) else "interrupted"
     files = [folder / file for file in FILES if (folder / file).exists()]
-    mirror.finish(state, files, summary(comparison), answered(planned, folder, store))
+    sync.finish(state, files, summary(comparison), answered(planned, folder, store))

@@ -19,7 +19,7 @@ from lit_llm.store.disk import check_there, disk_errors
 from lit_llm.store.garbage_collection import list_runs
 from lit_llm.store.store import FINAL, Busy, Store, locked, write_json, write_text
 from lit_llm.studies.analysis_plan import FROZEN, LOG
-from lit_llm.studies.disk_space import check_room
+from lit_llm.studies.disk_space import check_free_space
 from lit_llm.studies.execute import Execution, Work, tell_news
 from lit_llm.studies.load import Ablation
 from lit_llm.studies.mlflow_runs import answered, description, record, tags_of
@@ -67,7 +67,7 @@ def run_study(
     store: Store,
     *,
     observer: Observer,
-    slots: int,
+    max_parallel: int,
     only: str | None = None,
     rerun: Rerun | None = None,
     tracking: str | None = None,
@@ -84,7 +84,7 @@ def run_study(
         ablation: The study, from `load_study`.
         store: Directory of results.
         observer: Is told what happens, for progress.
-        slots: Number of runs at once.
+        max_parallel: Number of runs at once.
         only: Pattern for names of arms (`red*`); the others are left as they are.
         rerun: `"failed"` repeats what failed, `"stale"` what other code has computed.
         tracking: Address of MLflow; the store's own database by default.
@@ -122,10 +122,10 @@ def run_study(
         planned = earlier or plan(ablation, tell=observer.message, store=store, runs=runs)
     if (folder / SWEEP).exists():
         raise InputError(Problem(f"{name} is the name of a sweep in this store; give the study another", "study"))
-    mirror = opened_mirror(store, name, tracking, description(planned, store), tags_of(planned, store))
+    sync = opened_sync(store, name, tracking, description(planned, store), tags_of(planned, store))
     places, looks = {arm.name: place for place, arm in enumerate(ablation.arms)}, looks_of(ablation)
     trained = [(run.experiment_at(step), step.node.after, step.stage) for run in chosen for step in run.trained]
-    check_room(store, trained, slots)
+    check_free_space(store, trained, max_parallel)
     store.open()
     try:
         if other:
@@ -153,8 +153,8 @@ def run_study(
                     check_there(store)  # MLflow would make another in its place
                     return [record(run, places[run.arm.name], looks[run.arm.name].colour) for run in runs]
 
-                follower = SyncThread(mirror, records)
-                execution = Execution(store, slots, observer, follower, supervision)
+                follower = SyncThread(sync, records)
+                execution = Execution(store, max_parallel, observer, follower, supervision)
                 interrupted = execution.round(chosen, _todo(chosen, rerun, observer))
                 while ablation.study.more_seeds and not interrupted:
                     more = runs_of(ablation, store)  # what the results up to now ask for
@@ -184,7 +184,7 @@ def run_study(
         raise InputError(Problem(message, "study")) from None
 
 
-def opened_mirror(
+def opened_sync(
     store: Store, name: str, tracking: str | None, description: str, tags: Mapping[str, str] | None = None
 ) -> MlflowSync:
     """MLflow's side of a study, at the store's own address unless told otherwise. Raises InputError.
@@ -193,18 +193,18 @@ def opened_mirror(
     """
     try:
         address, lock = tracking or default_tracking(store.root), store.study(name) / "mirror.lock"
-        mirror = MlflowSync(address, study=name, description=description, lock=lock, tags=tags)
-        mirror.check()
+        sync = MlflowSync(address, study=name, description=description, lock=lock, tags=tags)
+        sync.check()
     except ValueError as error:
         raise InputError(Problem(str(error), "--tracking")) from None
-    return mirror
+    return sync
 
 
 def attached(store: Store, name: str, tracking: str | None, files: Sequence[Path]) -> str:
     """Log files with a study that MLflow knows already; what has kept it from that, or ''. Raises InputError."""
-    mirror = opened_mirror(store, name, tracking, "")
+    sync = opened_sync(store, name, tracking, "")
     try:
-        mirror.attach(files)
+        sync.attach(files)
     except SyncUnavailable as problem:
         return f"{problem}. The files are in the store; the same command logs them."
     return ""

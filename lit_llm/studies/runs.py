@@ -14,7 +14,7 @@ from lit_llm.config.tree import leaves
 from lit_llm.evaluation.unit_losses import Units, units_of
 from lit_llm.experiment.cost import GENERATE, PROMPT, cost_of
 from lit_llm.experiment.schema import Experiment, Trained
-from lit_llm.runs.provenance import provenance, same_origin, weights_digest
+from lit_llm.runs.provenance import provenance, same_provenance, weights_digest
 from lit_llm.runs.run import experiment_yaml
 from lit_llm.runs.stage_graph import StageNode, stage_graph
 from lit_llm.statistics.comparison import Comparison, Design, Looks, RunResult, compare, in_rounds
@@ -144,9 +144,9 @@ class Run:
     def stale_at(self, step: Step) -> bool:
         """Whether this stage's result is."""
         result = step.stage.result()
-        return result is not None and not same_origin(result["provenance"], self.origin_of(step))
+        return result is not None and not same_provenance(result["provenance"], self.provenance_of(step))
 
-    def origin_of(self, step: Step) -> dict[str, Any]:
+    def provenance_of(self, step: Step) -> dict[str, Any]:
         """The provenance that a stage's result would have now."""
         parents = {other.node.fingerprint: other.stage.result() or {} for other in self.steps}
         begins = [parents[name].get("weights") for name in step.node.parents if name in parents]

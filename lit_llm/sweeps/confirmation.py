@@ -126,7 +126,7 @@ def tuned_name(search: Search, arm: str) -> str:
     return name
 
 
-def winners_name(search: Search) -> str:
+def confirmation_name(search: Search) -> str:
     """What the study of the winners is called."""
     return f"{search.name}-winners"
 
@@ -137,7 +137,7 @@ def _compared(search: Search, goal: str) -> str:
     return final_metric(goal) if tested else goal
 
 
-def winners_study(search: Search, summaries: Sequence[Summary], folder: Path) -> Path | None:
+def confirmation_study(search: Search, summaries: Sequence[Summary], folder: Path) -> Path | None:
     """Write `winners.yaml`, a study of each arm at its own setting and at its best; None where there is none to run.
 
     Each arm is compared with the first one as both stand in the file, and each tuned arm with the tuned first one.
@@ -177,7 +177,7 @@ def winners_study(search: Search, summaries: Sequence[Summary], folder: Path) ->
     if len(arms) == 1:
         return None
     content = {
-        "study": winners_name(search),
+        "study": confirmation_name(search),
         "question": f"What did tuning change? {search.sweep.question}",
         "arms": arms,
         "seeds": list(fresh),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lit_llm.experiment.cost import FIGURES, cost_of
 from lit_llm.launch import Interrupted, Outcome, Task, run_tasks
-from lit_llm.runs.provenance import provenance, same_origin
+from lit_llm.runs.provenance import provenance, same_provenance
 from lit_llm.runs.stage_config import save_stage_config
 from lit_llm.runs.stage_graph import StageNode
 from lit_llm.runs.worker import PRELOAD, Judged, run_trial
@@ -42,7 +42,7 @@ _LOOK_AGAIN = 1.0
 class SweepObserver(Observer):
     """Looks on and says nothing; a subclass shows what it is told."""
 
-    def searching(self, search: Search, trials: Sequence[Trial], slots: int) -> None:
+    def searching(self, search: Search, trials: Sequence[Trial], max_parallel: int) -> None:
         """The search begins or goes on, with so many trials there already."""
 
     def began(self, trial: Trial) -> None:
@@ -80,14 +80,14 @@ class Coordinator:
             self.seen = self.trials.all()
         return self.seen
 
-    def run(self, slots: int, follower: SyncThread) -> bool:
+    def run(self, max_parallel: int, follower: SyncThread) -> bool:
         """Until every arm has its trials; returns whether it was interrupted."""
         self._told = {trial.name for trial in self.seen if trial.state != "running"}
         if not self.search.trains:
             return self._calculate(follower)
 
-        def tick() -> None:
-            self.observer.tick()
+        def poll() -> None:
+            self.observer.poll()
             tell_news(follower, self.observer)
             if time.monotonic() - self._looked > _LOOK_AGAIN:
                 self._tell_ended()
@@ -95,13 +95,13 @@ class Coordinator:
         try:
             run_tasks(
                 self._tasks(),
-                slots=slots,
+                max_parallel=max_parallel,
                 preload=PRELOAD,
                 on_finish=self._finish,
                 on_question=self._judge,
-                on_tick=tick,
+                on_poll=poll,
                 to_stop=self.supervisor.to_stop,
-                tick_seconds=0.1,
+                poll_seconds=0.1,
                 grace_seconds=self.supervisor.supervision.grace_seconds,
             )
         except Interrupted:
@@ -127,7 +127,7 @@ class Coordinator:
                 self.trials.finish(trial, "done", [FIGURES[goal](cost) for goal in self.search.goals])
                 if time.monotonic() - self._looked > _LOOK_AGAIN:
                     self._tell_ended()
-                    self.observer.tick()
+                    self.observer.poll()
                     tell_news(follower, self.observer)
         except KeyboardInterrupt:
             return True
@@ -200,7 +200,7 @@ class Coordinator:
             begun_by = read_json(stage.checkpoints / "provenance.json") or {}
         except Damaged:
             begun_by = {}
-        if stage.result() is None and not same_origin(begun_by, provenance(run.experiment)):
+        if stage.result() is None and not same_provenance(begun_by, provenance(run.experiment)):
             return False  # its process will start over
         lines = [line for line in read_metrics(stage.metrics_file) if line["step"] < steps]
         return any(self._is_bad(trial, line["step"], line["metrics"]) for line in lines)

@@ -12,13 +12,13 @@ from lit_llm.config.problems import InputError
 from lit_llm.runs.fingerprints import pretrain_fingerprint
 from lit_llm.store.disk import check_there, disk_errors
 from lit_llm.store.store import Busy, Store, locked
-from lit_llm.studies.disk_space import check_room
+from lit_llm.studies.disk_space import check_free_space
 from lit_llm.studies.load import load_study
 from lit_llm.studies.plan import plan
 from lit_llm.studies.preflight import check_held_out, check_leaks
-from lit_llm.studies.run import Finished, Report, Rerun, close, opened_mirror, prepare_data, run_study
+from lit_llm.studies.run import Finished, Report, Rerun, close, opened_sync, prepare_data, run_study
 from lit_llm.studies.supervise import Supervision
-from lit_llm.sweeps.confirmation import Summary, summary, winners_study, write_best
+from lit_llm.sweeps.confirmation import Summary, confirmation_study, summary, write_best
 from lit_llm.sweeps.coordinator import Coordinator, SweepObserver
 from lit_llm.sweeps.sweep import Search
 from lit_llm.sweeps.trial import Trial
@@ -42,7 +42,7 @@ class Searched:
     """Experiment files of the best settings, which `train` takes."""
     winners: Finished | None = None
     """The study of the winners, where it was run."""
-    winners_refused: bool = False
+    confirmation_refused: bool = False
     """Whether it could not be begun."""
 
     @property
@@ -55,7 +55,7 @@ class Searched:
         """0: done; 1: some trials failed, or runs of the winners; 130: interrupted."""
         if self.interrupted or (self.winners is not None and self.winners.exit_code == 130):
             return 130
-        lost = self.winners_refused or (self.winners is not None and self.winners.exit_code != 0)
+        lost = self.confirmation_refused or (self.winners is not None and self.winners.exit_code != 0)
         return 1 if self.failed or lost else 0
 
 
@@ -64,7 +64,7 @@ def run_sweep(
     store: Store,
     *,
     observer: SweepObserver,
-    slots: int,
+    max_parallel: int,
     storage: str | None = None,
     tracking: str | None = None,
     rerun: Rerun | None = None,
@@ -79,7 +79,7 @@ def run_sweep(
         search: The sweep, from `load_sweep`.
         store: Directory of results.
         observer: Is told what happens, for progress.
-        slots: Number of trials at once.
+        max_parallel: Number of trials at once.
         storage: URL of a database for the trials; a journal in the store by default.
         tracking: Address of MLflow; the store's own database by default.
         rerun: As for `run_study`.
@@ -98,10 +98,10 @@ def run_sweep(
     planned = plan(search.ablation, tell=observer.message, built=search.trains, store=store)
     planned.check()
     trials = Trials(search, store, storage)
-    mirror = opened_mirror(store, search.name, tracking, _description(search), _tags(search))
+    sync = opened_sync(store, search.name, tracking, _description(search), _tags(search))
     if search.trains:
         own = [(arm.experiment, store.stage(pretrain_fingerprint(arm.experiment))) for arm in search.ablation.arms]
-        check_room(store, [(experiment, "pretrain", stage) for experiment, stage in own], slots)
+        check_free_space(store, [(experiment, "pretrain", stage) for experiment, stage in own], max_parallel)
     store.open()
     with disk_errors(store) as disk, trials.coordinating(rerun):
         coordinator = Coordinator(search, store, trials, observer, supervision)
@@ -110,7 +110,7 @@ def run_sweep(
             check_there(store)  # MLflow would make another in its place
             return [found for trial in coordinator.seen for found in coordinator.records(trial)]
 
-        follower = SyncThread(mirror, records)
+        follower = SyncThread(sync, records)
         interrupted = True
         try:
             if search.trains:
@@ -119,9 +119,9 @@ def run_sweep(
                 )
                 check_held_out(search.ablation, store)
                 check_leaks(search.ablation, store)
-            observer.searching(search, coordinator.look(), slots)
+            observer.searching(search, coordinator.look(), max_parallel)
             disk.started = True
-            interrupted = coordinator.run(slots, follower)
+            interrupted = coordinator.run(max_parallel, follower)
         finally:
             observer.finished()
             found = coordinator.look()
@@ -135,7 +135,7 @@ def run_sweep(
     if interrupted:
         return ended
     ended = replace(ended, best=write_best(search, summaries, trials.folder))
-    return _with_winners(ended, trials.folder, store, observer, slots, tracking, rerun, report, supervision)
+    return _with_winners(ended, trials.folder, store, observer, max_parallel, tracking, rerun, report, supervision)
 
 
 def _with_winners(
@@ -143,13 +143,13 @@ def _with_winners(
     folder: Path,
     store: Store,
     observer: SweepObserver,
-    slots: int,
+    max_parallel: int,
     tracking: str | None,
     rerun: Rerun | None,
     report: Report,
     supervision: Supervision,
 ) -> Searched:
-    path = winners_study(ended.search, ended.summaries, folder)
+    path = confirmation_study(ended.search, ended.summaries, folder)
     if path is None:
         return ended
     observer.comparing(path)
@@ -160,7 +160,7 @@ def _with_winners(
                 study,
                 store,
                 observer=observer,
-                slots=slots,
+                max_parallel=max_parallel,
                 rerun=rerun,
                 tracking=tracking,
                 report=report,
@@ -174,7 +174,7 @@ def _with_winners(
         return ended
     except InputError as error:  # the search is done, and what it has found is to be seen
         observer.message(f"the study of the winners cannot be run: {error}")
-        return replace(ended, winners_refused=True)
+        return replace(ended, confirmation_refused=True)
 
 
 def _description(search: Search) -> str:

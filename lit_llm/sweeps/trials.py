@@ -28,7 +28,7 @@ from lit_llm.config.problems import InputError, Problem, SourceLocation, some
 from lit_llm.config.tree import difference
 from lit_llm.experiment.schema import Experiment
 from lit_llm.runs.fingerprints import pretrain_fingerprint
-from lit_llm.runs.provenance import origin_digest, provenance
+from lit_llm.runs.provenance import provenance, provenance_digest
 from lit_llm.store.files import Damaged
 from lit_llm.store.store import Store, held, is_locked, locked, read_json, write_json
 from lit_llm.studies.stored import STORED, SWEEP
@@ -248,7 +248,7 @@ class Trials:
         with self._claiming():
             found = self.all()
             for trial in found:
-                if not (trial.told or self._is_led(trial)) and (taken := self._take_over(trial)) is not None:
+                if not (trial.told or self._is_leased(trial)) and (taken := self._take_over(trial)) is not None:
                     return taken
             counted = {arm: sum(trial.arm == arm and trial.counts for trial in found) for arm in self.search.spaces}
             for arm in sorted(counted, key=lambda arm: counted[arm]):
@@ -268,7 +268,7 @@ class Trials:
                 return False
         return True
 
-    def _is_led(self, trial: Trial) -> bool:
+    def _is_leased(self, trial: Trial) -> bool:
         """Whether a living coordinator runs it."""
         if trial.coordinator is None:
             return False
@@ -425,4 +425,4 @@ def _suggest(trial: optuna.Trial, dimension: Dimension) -> Value:
 
 
 def _origin(experiment: Experiment) -> str:
-    return origin_digest(provenance(experiment))
+    return provenance_digest(provenance(experiment))

@@ -151,7 +151,7 @@ class MlflowSync:
 
             for record in records:
                 try:
-                    self._mirror(record)
+                    self._sync(record)
                 except MlflowException as problem:
                     if problem.get_http_status_code() not in (400, 404, 409):
                         raise
@@ -301,7 +301,7 @@ class MlflowSync:
                 siblings = self._children.setdefault((tags[ARM], tags.get(SEED, "")), {})
                 siblings.setdefault((tags.get(FINGERPRINT, ""), tags.get(CODE, "")), _Child.of(run))
 
-    def _mirror(self, record: RunRecord) -> None:
+    def _sync(self, record: RunRecord) -> None:
         siblings = self._children.setdefault((record.arm, str(record.seed)), {})
         identity = (record.fingerprint, record.code)
         if identity not in siblings:

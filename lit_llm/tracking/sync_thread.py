@@ -24,8 +24,8 @@ class SyncThread:
     fork beside it (a child would inherit locks held in mid-import): workers come from spawn or a fork server.
     """
 
-    def __init__(self, mirror: MlflowSync, records: Callable[[], Iterable[RunRecord]], *, seconds: float = 1.0) -> None:
-        self._mirror, self._records, self._seconds = mirror, records, seconds
+    def __init__(self, sync: MlflowSync, records: Callable[[], Iterable[RunRecord]], *, seconds: float = 1.0) -> None:
+        self._sync, self._records, self._seconds = sync, records, seconds
         self._wanted = threading.Event()
         """Somebody waits: for the next sync, or with `_closing` for the last."""
         self._closing = False
@@ -66,7 +66,7 @@ class SyncThread:
 
         Ctrl-C leaves the wait at once; what is missing then is replayed when the study runs again.
         """
-        self._finish = lambda: self._mirror.finish(state, files, metrics, note)
+        self._finish = lambda: self._sync.finish(state, files, metrics, note)
         self._closing = True
         self._wanted.set()
         # A server that is known not to answer gets one more chance; requests to one that hangs take 10 s each.
@@ -88,7 +88,7 @@ class SyncThread:
         with self._turn:
             self._begun += 1
         try:
-            self._mirror.sync(self._records())
+            self._sync.sync(self._records())
             if last and self._finish:
                 self._finish()
             self._note(None)

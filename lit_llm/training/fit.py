@@ -74,7 +74,7 @@ def fit(
     checkpoints: Path,
     should_stop: Callable[[], bool] = lambda: False,
     should_prune: ShouldPrune | None = None,
-    beginning: WarmStart | None = None,
+    warm_start: WarmStart | None = None,
     final: Evaluate | None = None,
     tell: Callable[[str], None] = print,
 ) -> TrainResult:
@@ -87,16 +87,16 @@ def fit(
     """
     execution = training.execution
     # Lightning leaves the mode as it is, and a model that was loaded to be used drops nothing.
-    lit = LitModel(model.train(), training, batches.seed, beginning)
+    lit = LitModel(model.train(), training, batches.seed, warm_start)
     resume = newest_checkpoint(checkpoints, tell)
     stability, throughput = (
         Stability(training.stability),
         Throughput(step_cost.tokens, step_cost.flops, training.precision),
     )
-    journal = MetricsLogger(
+    metrics_logger = MetricsLogger(
         training, step_cost, (evaluate, final or evaluate), evaluate_times, metrics_file, stability, throughput
     )
-    pruning = PruningCallback(journal, training, should_prune)
+    pruning = PruningCallback(metrics_logger, training, should_prune)
     keeper = Checkpoints(checkpoints, training, lambda: pruning.pruned or should_stop())
     with _quiet():
         trainer = L.Trainer(
@@ -108,7 +108,7 @@ def fit(
             callbacks=[
                 stability,
                 throughput,  # after it, whose looks at the logits are no part of a step
-                journal,
+                metrics_logger,
                 pruning,
                 keeper,
             ],  # in this order: what is measured, written, pruning, kept
@@ -130,16 +130,16 @@ def fit(
         try:
             trainer.fit(lit, loader, ckpt_path=resume)
         except Diverged as error:
-            journal.write(trainer, lit)
-            return journal.ended("diverged", trainer, str(error))
+            metrics_logger.write(trainer, lit)
+            return metrics_logger.ended("diverged", trainer, str(error))
         except SIGTERMException:
             pass  # Lightning raises it at the end of the batch that `should_stop` has ended with a checkpoint
         finally:
-            journal.close()
+            metrics_logger.close()
     if trainer.global_step < training.max_steps:
         reason = f"pruned at step {trainer.global_step}" if pruning.pruned else "it was asked to stop"
-        return journal.ended("interrupted", trainer, reason)
-    return journal.ended("done", trainer)
+        return metrics_logger.ended("interrupted", trainer, reason)
+    return metrics_logger.ended("done", trainer)
 
 
 def accelerator_of(wanted: str) -> str:
@@ -252,12 +252,14 @@ class MetricsLogger(L.Callback):
 class PruningCallback(L.Callback):
     """Asks after an evaluation whether the run is worth going on with: once, for all devices."""
 
-    def __init__(self, journal: MetricsLogger, training: TrainingConfig, should_prune: ShouldPrune | None) -> None:
-        self.journal, self.last_step, self.should_prune = journal, training.max_steps, should_prune
+    def __init__(
+        self, metrics_logger: MetricsLogger, training: TrainingConfig, should_prune: ShouldPrune | None
+    ) -> None:
+        self.metrics_logger, self.last_step, self.should_prune = metrics_logger, training.max_steps, should_prune
         self.pruned = False
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        step, found = trainer.global_step, self.journal.evaluated
+        step, found = trainer.global_step, self.metrics_logger.evaluated
         if self.should_prune is None or not found or step >= self.last_step:
             return
         verdict = self.should_prune(step, found) if trainer.is_global_zero else False

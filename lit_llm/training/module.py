@@ -45,7 +45,7 @@ class StepReport:
 class WarmStart:
     """What training does with what a model has taken over from others."""
 
-    fresh: frozenset[str] = frozenset()
+    newly_initialised: frozenset[str] = frozenset()
     """Names of the parameters that were taken from nowhere."""
     warmup_steps: int = 0
     """First steps, which train those alone."""
@@ -61,7 +61,7 @@ class LitModel(L.LightningModule):
     """
 
     def __init__(
-        self, model: LanguageModel, training: TrainingConfig, seed: int = 0, beginning: WarmStart | None = None
+        self, model: LanguageModel, training: TrainingConfig, seed: int = 0, warm_start: WarmStart | None = None
     ) -> None:
         super().__init__()
         # One loader batch is one optimiser step: the number of targets is known before the first backward pass, so
@@ -71,7 +71,7 @@ class LitModel(L.LightningModule):
         self.training_config, self.seed = training, seed
         self.report: StepReport | None = None
         # In a tuple, so that the teacher is no part of this module, whose checkpoints it would double.
-        self._beginning, self._frozen = (beginning or WarmStart(),), False
+        self._warm_start, self._frozen = (warm_start or WarmStart(),), False
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = training.dropout
@@ -103,9 +103,9 @@ class LitModel(L.LightningModule):
         self._thaw()
         counted = self._over_devices(batch.weights.sum())
         total, divergence = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
-        pieces = list(batch.pieces(config.execution.micro_batch_size or len(batch)))
-        for number, piece in enumerate(pieces):
-            with self._without_sync() if number < len(pieces) - 1 else nullcontext():
+        micro_batches = list(batch.micro_batches(config.execution.micro_batch_size or len(batch)))
+        for number, piece in enumerate(micro_batches):
+            with self._without_sync() if number < len(micro_batches) - 1 else nullcontext():
                 with self._dropout(number):
                     hidden_BTD = self.model.hidden(**piece.inputs)
                 nats, squares, apart = self._losses(hidden_BTD, piece)
@@ -124,7 +124,7 @@ class LitModel(L.LightningModule):
         # The step's only wait for the device.
         sums = torch.stack([self._over_devices(total), self._over_devices(divergence), counted, norm.detach()])
         nats_sum, apart_sum, targets, grad_norm = sums.tolist()
-        taught = apart_sum / targets if self._beginning[0].distill else None
+        taught = apart_sum / targets if self._warm_start[0].distill else None
         self.report = StepReport(nats_sum / targets, grad_norm, lr, int(targets), taught)
         if not math.isfinite(self.report.loss) or not math.isfinite(self.report.grad_norm):
             what = "loss" if not math.isfinite(self.report.loss) else "gradient"
@@ -137,15 +137,15 @@ class LitModel(L.LightningModule):
 
         The others get no gradient, so that no optimiser has anything to do with them.
         """
-        beginning = self._beginning[0]
-        if (frozen := self.global_step < beginning.warmup_steps) != self._frozen:
+        warm_start = self._warm_start[0]
+        if (frozen := self.global_step < warm_start.warmup_steps) != self._frozen:
             self._frozen = frozen
             for name, parameter in self.model.named_parameters():
-                parameter.requires_grad_(not frozen or name in beginning.fresh)
+                parameter.requires_grad_(not frozen or name in warm_start.newly_initialised)
 
     def _losses(self, hidden_BTD: Tensor, piece: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
         """Sums over the targets: nats, squared log-normalisers, the divergence from the teacher if there is one."""
-        own, teacher, distill = self.model.unembedding, self._beginning[0].teacher, self._beginning[0].distill
+        own, teacher, distill = self.model.unembedding, self._warm_start[0].teacher, self._warm_start[0].distill
         if teacher is None or distill is None:
             z_loss = self.training_config.z_loss > 0
             return *target_loss(hidden_BTD, own, piece.targets, piece.weights, z_loss), None
@@ -159,7 +159,7 @@ class LitModel(L.LightningModule):
 
     def _mixed(self, nats: Tensor, divergence: Tensor) -> Tensor:
         """What is learned from, where there is a teacher."""
-        distill = self._beginning[0].distill
+        distill = self._warm_start[0].distill
         assert distill is not None
         return (1 - distill.weight) * nats + distill.weight * divergence
 

@@ -59,7 +59,7 @@ class Stability(L.Callback):
         every = self.config.logit_every
         if every and trainer.global_step % every == 0:
             assert isinstance(pl_module, LitModel)
-            few = next(batch.pieces(self.config.logit_sequences))
+            few = next(batch.micro_batches(self.config.logit_sequences))
             self.max_logit = max(self.max_logit, largest_attention_logit(pl_module.model, few))
 
     def on_train_batch_end(

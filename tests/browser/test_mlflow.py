@@ -37,7 +37,7 @@ WAIT = 60_000
 def served(browser: Browser, write_study: Callable[..., Path], tmp_path: Path) -> Iterator[tuple[str, Store]]:
     """The address that `lit-llm ui` prints for the study that was run last, while it serves; and the store."""
     path, store = write_study("shown", "arms: {red: {}, dec: {extends: decllm-tiny}}", (0, 1)), Store(tmp_path / "s")
-    finished = run_study(load_study(path), store, observer=Observer(), slots=2, report=write_report)
+    finished = run_study(load_study(path), store, observer=Observer(), max_parallel=2, report=write_report)
     assert finished.exit_code == 0
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -56,7 +56,9 @@ seeds: [0, 1]
 allow: [{{key: budget, because: small arms cost what they cost}}]
 """
     )
-    finished = run_study(load_study(path), Store(folder / "store"), observer=Observer(), slots=2, report=write_report)
+    finished = run_study(
+        load_study(path), Store(folder / "store"), observer=Observer(), max_parallel=2, report=write_report
+    )
     assert finished.exit_code == 0
     return finished.folder / "report.html"
 

@@ -453,7 +453,7 @@ def test_random_directions_estimate_that_norm(data, family):
     """2000 draws of 16 numbers are within 10% of the exact value; 8 are what an evaluation takes."""
     d_model = 16
     basis = (d_model**0.5 * torch.eye(d_model, dtype=torch.float64)).expand(1, -1, -1)
-    one = next(laid_out(data, family, MasksConfig()).pieces(1))
+    one = next(laid_out(data, family, MasksConfig()).micro_batches(1))
     exact = attention_sensitivity(built(family), one, (4,), basis)
     more = {"sensitivity_sequences": 1, "draws": 2000, "steps": [4], "sequences": 1}
     found = run(data, family, MasksConfig(), **more)

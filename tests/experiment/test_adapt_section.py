@@ -352,8 +352,8 @@ def test_a_pretraining_begins_with_a_checkpoints_weights_and_with_no_others(chec
     prepare(experiment.pretrain.data, store.data)
     frozen = load_stage_config(save_stage_config(store.open(), stage_graph(experiment)[0], experiment))
     model = build_model(experiment.model, 0)
-    beginning, weights = load_source_weights(model, frozen, store)
-    assert (beginning.fresh, weights) == (frozenset(), None)
+    warm_start, weights = load_source_weights(model, frozen, store)
+    assert (warm_start.newly_initialised, weights) == (frozenset(), None)
     given = build_model(load_experiment("decllm-tiny").model, seed=8).state_dict()
     assert torch.equal(model.state_dict()["encoder.layers.1.feed_forward.up.weight"],
                        given["decoder.layers.3.feed_forward.up.weight"])  # fmt: skip

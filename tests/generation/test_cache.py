@@ -184,7 +184,7 @@ def test_in_bfloat16_a_cache_rounds_no_worse_than_recomputation(family, autocast
 @pytest.mark.parametrize("room", [1, 64])
 def test_a_cache_that_is_full_several_times_loses_nothing(family, room, monkeypatch):
     """100 tokens: more than the room that is made at once."""
-    monkeypatch.setattr(cache_module, "ROOM", room)
+    monkeypatch.setattr(cache_module, "SPARE_TOKENS", room)
     model, prompts = build(family), [PROMPTS[0], PROMPTS[2]]
     wanted = [recomputed(model, prompt, 100)[0] for prompt in prompts]
     assert [result.tokens for result in generate(model, prompts, max_new_tokens=100, stop=())] == wanted

@@ -9,7 +9,7 @@ import threading
 import time
 from pathlib import Path
 
-from lit_llm.launch import consult, stop_requested
+from lit_llm.launch import ask_coordinator, stop_requested
 
 
 def double(number):
@@ -146,15 +146,15 @@ def product_and_gradient():
 
 
 def ask(*questions):
-    return [consult(question) for question in questions]
+    return [ask_coordinator(question) for question in questions]
 
 
 def ask_and_die(question):
     threading.Timer(0.2, kill_itself).start()
-    consult(question)
+    ask_coordinator(question)
 
 
 def ask_after_the_coordinators_end(path):
     while not stop_requested():
         time.sleep(0.01)
-    Path(path).write_text(str(consult("are you there?")))
+    Path(path).write_text(str(ask_coordinator("are you there?")))

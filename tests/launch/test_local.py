@@ -15,15 +15,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import launch_jobs as jobs
 
-from lit_llm.launch import Interrupted, Task, consult, run_tasks, stop_requested
+from lit_llm.launch import Interrupted, Task, ask_coordinator, run_tasks, stop_requested
 
 REPOSITORY = Path(__file__).parents[2]
 
 
-def run(*functions_and_arguments, slots=2, threads=1, tick_seconds=0.02, **options):
+def run(*functions_and_arguments, max_parallel=2, threads=1, poll_seconds=0.02, **options):
     numbered = enumerate(functions_and_arguments)
     tasks = [Task(str(number), function, tuple(args), threads=threads) for number, (function, *args) in numbered]
-    return run_tasks(tasks, slots=slots, tick_seconds=tick_seconds, **options)
+    return run_tasks(tasks, max_parallel=max_parallel, poll_seconds=poll_seconds, **options)
 
 
 def wait_for(*paths, seconds=15.0):
@@ -77,14 +77,14 @@ def alive_after(processes, seconds):
 
 
 def test_outcomes_come_in_the_order_of_the_tasks():
-    outcomes = run((jobs.nap, 0.3), (jobs.double, 4), (jobs.double, 5), slots=3)
+    outcomes = run((jobs.nap, 0.3), (jobs.double, 4), (jobs.double, 5), max_parallel=3)
     assert [o.status for o in outcomes] == ["returned"] * 3
     assert [o.value for o in outcomes[1:]] == [8, 10]
     assert 0.3 <= outcomes[0].seconds < 3
 
 
 def test_no_more_tasks_run_at_once_than_there_are_slots():
-    spans = [o.value for o in run(*[(jobs.nap, 0.2)] * 6, slots=2)]
+    spans = [o.value for o in run(*[(jobs.nap, 0.2)] * 6, max_parallel=2)]
     overlap = max(sum(began <= moment < ended for began, ended in spans) for moment, _ in spans)
     assert overlap == 2
 
@@ -98,7 +98,7 @@ def test_a_task_that_dies_in_any_way_leaves_the_others_whole():
         (jobs.leave, 0),
         (jobs.leave_politely, 0),
         (jobs.double, 1),
-        slots=7,
+        max_parallel=7,
     )
     assert [(o.status, o.error) for o in outcomes] == [
         ("returned", None),
@@ -118,7 +118,7 @@ def test_the_death_of_the_fork_server_costs_only_what_was_running():
             os.kill(server, signal.SIGKILL)
 
     server = run((jobs.surroundings,))[0].value["parent"]
-    first, second = run((jobs.deaf, "/dev/null"), (jobs.double, 2), slots=1, on_start=kill_the_server)
+    first, second = run((jobs.deaf, "/dev/null"), (jobs.double, 2), max_parallel=1, on_start=kill_the_server)
     assert (first.status, first.error) == ("killed", "killed, because the fork server died")
     assert second.value == 4
 
@@ -148,7 +148,7 @@ def test_what_a_task_has_started_ends_with_it():
 def test_the_log_receives_all_that_the_process_writes(tmp_path):
     log = tmp_path / "new" / "log.txt"
     tasks = [Task(word, jobs.speak, (word,), log) for word in ("one", "two")]
-    run_tasks([*tasks, Task("bad", jobs.fail, ("no luck",), log)], slots=1)
+    run_tasks([*tasks, Task("bad", jobs.fail, ("no luck",), log)], max_parallel=1)
     text = log.read_text()
     for word in ("one", "two"):
         assert {word, f"{word} of a shell", f"{word} of C", f"{word} stderr"} <= set(text.splitlines())
@@ -160,11 +160,11 @@ def test_callbacks_follow_the_tasks():
     outcomes = run(
         (jobs.double, 1),
         (jobs.nap, 0.3),
-        slots=1,
+        max_parallel=1,
         on_start=lambda task: seen.append(("start", task.name)),
         on_finish=lambda outcome: seen.append(("finish", outcome.task.name)),
-        on_tick=lambda: seen.append("tick"),
-        tick_seconds=0.05,
+        on_poll=lambda: seen.append("tick"),
+        poll_seconds=0.05,
     )
     assert [s for s in seen if s != "tick"] == [("start", "0"), ("finish", "0"), ("start", "1"), ("finish", "1")]
     assert seen.count("tick") >= 5
@@ -208,7 +208,7 @@ def test_one_task_is_stopped_for_a_reason_and_the_others_go_on(tmp_path):
         (jobs.until_stopped, tmp_path / "ready0", tmp_path / "saved"),
         (jobs.deaf, tmp_path / "ready1"),
         (jobs.nap, 0.5),
-        slots=3,
+        max_parallel=3,
         to_stop=too_slow,
         grace_seconds=0.2,
     )
@@ -224,19 +224,19 @@ def test_wrong_launches_are_refused_before_anything_starts():
     task = Task("twin", jobs.double, (1,))
     started = []
     with pytest.raises(ValueError, match="same name: twin"):
-        run_tasks([task, task], slots=1, on_start=started.append)
+        run_tasks([task, task], max_parallel=1, on_start=started.append)
     for none in (0, -1, []):
-        with pytest.raises(ValueError, match="slots"):
-            run_tasks([task], slots=none, on_start=started.append)
+        with pytest.raises(ValueError, match="max_parallel"):
+            run_tasks([task], max_parallel=none, on_start=started.append)
     with pytest.raises(ValueError, match=r"'local' cannot be sent .* importable module"):
-        run_tasks([task, Task("local", lambda: None)], slots=1, on_start=started.append)
+        run_tasks([task, Task("local", lambda: None)], max_parallel=1, on_start=started.append)
     with pytest.raises(ValueError, match="threads"):
         Task("idle", jobs.double, threads=0)
     assert started == []
 
 
 def test_no_task_is_no_work():
-    assert run_tasks([], slots=1) == []
+    assert run_tasks([], max_parallel=1) == []
 
 
 def test_a_module_that_cannot_be_preloaded_is_an_error(tmp_path, monkeypatch):
@@ -257,7 +257,7 @@ def test_a_preload_that_kills_the_fork_server_is_an_error(tmp_path):
         tmp_path,
         """
         try:
-            run_tasks([Task("one", jobs.double, (1,))], slots=1, preload=["explosive"])
+            run_tasks([Task("one", jobs.double, (1,))], max_parallel=1, preload=["explosive"])
         except ImportError as error:
             print(error)
         """,
@@ -285,7 +285,7 @@ def test_a_kill_during_the_preload_is_no_fault_of_its_modules(tmp_path, imports)
     process = coordinator(
         tmp_path,
         """
-        print(run_tasks([Task("one", jobs.double, (1,))], slots=1, preload=["mortal"])[0].value)
+        print(run_tasks([Task("one", jobs.double, (1,))], max_parallel=1, preload=["mortal"])[0].value)
         """,
     )
     output, _ = process.communicate(timeout=200)
@@ -302,10 +302,10 @@ def test_children_inherit_the_preload_and_never_run_the_callers_main(tmp_path, h
         tmp_path,
         """
         os.environ["LATER"] = "before"
-        one = run_tasks([Task("a", jobs.surroundings)], slots=1, preload=["fractions"])[0].value
+        one = run_tasks([Task("a", jobs.surroundings)], max_parallel=1, preload=["fractions"])[0].value
         os.environ["LATER"] = "after"
         del os.environ["EARLY"]
-        two = run_tasks([Task("a", jobs.surroundings, threads=2)], slots=1, preload=["fractions"])[0].value
+        two = run_tasks([Task("a", jobs.surroundings, threads=2)], max_parallel=1, preload=["fractions"])[0].value
         assert one["main"] is two["main"] is None
         assert one["parent"] == two["parent"], "one fork server for all launches"
         assert one["fractions"] and "fractions" not in sys.modules
@@ -328,9 +328,9 @@ def test_children_inherit_the_preload_and_never_run_the_callers_main(tmp_path, h
 
 def test_each_slot_has_its_own_variables():
     environments = [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
-    outcomes = run((jobs.surroundings,), (jobs.nap, 0.3), (jobs.surroundings,), slots=environments)
+    outcomes = run((jobs.surroundings,), (jobs.nap, 0.3), (jobs.surroundings,), max_parallel=environments)
     assert {o.value["environment"]["CUDA_VISIBLE_DEVICES"] for o in (outcomes[0], outcomes[2])} <= {"0", "1"}
-    at_once = run(*[(jobs.device_for, 0.3)] * 2, slots=environments)
+    at_once = run(*[(jobs.device_for, 0.3)] * 2, max_parallel=environments)
     assert {o.value for o in at_once} == {"0", "1"}
 
 
@@ -338,7 +338,7 @@ def test_a_file_of_the_users_does_not_shadow_a_library(tmp_path):
     """`python -c`, as which the fork server starts, would import from the working directory first."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "fractions.py").write_text("raise RuntimeError('the wrong file')")
-    body = 'print(run_tasks([Task("a", jobs.double, (1,))], slots=1, preload=["fractions"])[0].value)'
+    body = 'print(run_tasks([Task("a", jobs.double, (1,))], max_parallel=1, preload=["fractions"])[0].value)'
     output, _ = coordinator(tmp_path, body, folder="data").communicate(timeout=200)
     assert output.splitlines() == ["the program runs", "2"]
 
@@ -346,7 +346,7 @@ def test_a_file_of_the_users_does_not_shadow_a_library(tmp_path):
 def test_tasks_do_not_share_their_random_numbers(tmp_path):
     body = """
         tasks = [Task(name, jobs.random_numbers) for name in "ab"]
-        numbers = [outcome.value for outcome in run_tasks(tasks, slots=1, preload=["numpy.random"])]
+        numbers = [outcome.value for outcome in run_tasks(tasks, max_parallel=1, preload=["numpy.random"])]
         print(len({number for pair in numbers for number in pair}))
         """
     output, _ = coordinator(tmp_path, body).communicate(timeout=200)
@@ -360,7 +360,7 @@ def test_a_task_computes_the_same_bits_as_a_fresh_process_with_as_many_threads(t
         """
         for threads in (1, 2):
             tasks = [Task(f.__name__, f, threads=threads) for f in (jobs.surroundings, jobs.product_and_gradient)]
-            seen, forked = [outcome.value for outcome in run_tasks(tasks, slots=1, preload=["torch"])]
+            seen, forked = [outcome.value for outcome in run_tasks(tasks, max_parallel=1, preload=["torch"])]
             assert (seen["server_threads"], seen["torch_threads"]) == (1, threads)
             import torch
             torch.set_num_threads(threads)
@@ -379,11 +379,11 @@ def stop_when(ready, number, times=1):
     """A callback that signals this process once the file is there."""
     sent = []
 
-    def on_tick():
+    def on_poll():
         if ready.exists() and len(sent) < times:
             sent.append(os.kill(os.getpid(), number))
 
-    return on_tick
+    return on_poll
 
 
 BATCH = [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
@@ -398,8 +398,8 @@ def test_the_first_signal_lets_tasks_save_and_starts_no_more(tmp_path, number):
             (jobs.double, 1),
             (jobs.until_stopped, tmp_path / "ready", tmp_path / "saved"),
             (jobs.double, 2),
-            slots=1,
-            on_tick=stop_when(tmp_path / "ready", number),
+            max_parallel=1,
+            on_poll=stop_when(tmp_path / "ready", number),
         )
     done, stopped, never = caught.value.outcomes
     assert (done.status, done.value) == ("returned", 2)
@@ -414,7 +414,7 @@ def test_a_task_that_does_not_listen_is_killed_after_the_grace(tmp_path):
     with pytest.raises(Interrupted) as caught:
         run(
             (jobs.deaf, tmp_path / "ready", True),
-            on_tick=stop_when(tmp_path / "ready", signal.SIGINT),
+            on_poll=stop_when(tmp_path / "ready", signal.SIGINT),
             grace_seconds=0.4,
         )
     (outcome,) = caught.value.outcomes
@@ -427,7 +427,7 @@ def test_a_second_signal_kills_at_once(tmp_path):
     with pytest.raises(Interrupted) as caught:
         run(
             (jobs.deaf, tmp_path / "ready"),
-            on_tick=stop_when(tmp_path / "ready", signal.SIGINT, times=2),
+            on_poll=stop_when(tmp_path / "ready", signal.SIGINT, times=2),
             grace_seconds=60,
         )
     assert caught.value.outcomes[0].status == "interrupted"
@@ -438,12 +438,12 @@ def test_what_a_batch_system_repeats_is_no_impatience(tmp_path):
     """SIGUSR1 before the limit and SIGTERM at it, or two SIGHUPs of a closed terminal: the task still saves."""
     sent = iter(BATCH * 2)
 
-    def on_tick():
+    def on_poll():
         if (tmp_path / "ready").exists() and (number := next(sent, None)) is not None:
             os.kill(os.getpid(), number)
 
     with pytest.raises(Interrupted) as caught:
-        run((jobs.until_stopped, tmp_path / "ready", tmp_path / "saved", 0.3), on_tick=on_tick)
+        run((jobs.until_stopped, tmp_path / "ready", tmp_path / "saved", 0.3), on_poll=on_poll)
     assert [(outcome.status, outcome.value) for outcome in caught.value.outcomes] == [("interrupted", "saved")]
 
 
@@ -468,7 +468,7 @@ def test_ctrl_c_in_a_terminal_reaches_the_coordinator_alone(tmp_path):
         """
         task = Task("polite", jobs.until_stopped, ("ready", "saved"))
         try:
-            run_tasks([task], slots=1)
+            run_tasks([task], max_parallel=1)
         except KeyboardInterrupt as stop:
             print([(outcome.status, outcome.value) for outcome in stop.outcomes])
         """,
@@ -485,7 +485,7 @@ def test_ctrl_c_during_the_preload_does_not_wait_for_it(tmp_path):
         tmp_path,
         """
         try:
-            run_tasks([Task("a", jobs.double, (1,))], slots=1, preload=["slow"])
+            run_tasks([Task("a", jobs.double, (1,))], max_parallel=1, preload=["slow"])
         except KeyboardInterrupt as stop:
             print([outcome.status for outcome in stop.outcomes], flush=True)
             os._exit(0)
@@ -509,7 +509,7 @@ def test_a_killed_coordinator_leaves_no_orphan(tmp_path):
             Task("deaf", jobs.deaf, ("ready2", True)),
             Task("next", jobs.double, (1,)),
         ]
-        run_tasks(tasks, slots=2, grace_seconds=1)
+        run_tasks(tasks, max_parallel=2, grace_seconds=1)
         """,
     )
     wait_for(tmp_path / "ready1", tmp_path / "ready2")
@@ -538,7 +538,7 @@ def test_a_task_consults_the_coordinator_and_goes_on_with_its_answers():
 
 def test_a_question_that_nobody_answers_is_answered_by_none():
     assert run((jobs.ask, 1))[0].value == [None]
-    assert consult("outside of a task") is None
+    assert ask_coordinator("outside of a task") is None
 
 
 def test_a_task_that_dies_while_it_waits_for_an_answer_is_told_as_killed():
@@ -548,7 +548,7 @@ def test_a_task_that_dies_while_it_waits_for_an_answer_is_told_as_killed():
 
 def test_a_question_to_a_coordinator_that_is_gone_is_answered_by_none(tmp_path):
     body = f"""
-    run_tasks([Task("a", jobs.ask_after_the_coordinators_end, ({str(tmp_path / "answer")!r},))], slots=1,
+    run_tasks([Task("a", jobs.ask_after_the_coordinators_end, ({str(tmp_path / "answer")!r},))], max_parallel=1,
               on_start=lambda task: (time.sleep(0.5), os.kill(os.getpid(), signal.SIGKILL)))
     """
     process = coordinator(tmp_path, body)
@@ -571,10 +571,10 @@ def test_tasks_of_an_iterator_are_taken_when_there_is_a_slot():
     most = []
     outcomes = run_tasks(
         tasks(),
-        slots=3,
+        max_parallel=3,
         on_finish=lambda outcome: found.append(outcome.value + 1),
         on_start=lambda _: most.append(len(given) - len(found)),
-        tick_seconds=0.01,
+        poll_seconds=0.01,
     )
     assert [outcome.task.name for outcome in outcomes] == list("01234")
     assert max(most) == 2
@@ -582,4 +582,4 @@ def test_tasks_of_an_iterator_are_taken_when_there_is_a_slot():
 
 
 def test_an_iterator_without_a_task_starts_nothing():
-    assert run_tasks(iter(()), slots=1, preload=["no_such_module"]) == []
+    assert run_tasks(iter(()), max_parallel=1, preload=["no_such_module"]) == []

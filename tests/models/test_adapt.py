@@ -104,7 +104,7 @@ def test_every_tensor_is_bit_equal_to_the_one_it_comes_from():
     source = build("decllm", "tie_embeddings=none", *SCALED)
     made, adaptation, _ = take(resolved("redllm", "tie_embeddings=none", *SCALED), source)
     state, given = made.state_dict(), source.state_dict()
-    assert adaptation.fresh == adaptation.left == ()
+    assert adaptation.newly_initialised == adaptation.left == ()
     assert torch.equal(state["encoder_embedding.weight"], given["embedding.weight"])
     assert torch.equal(state["output.weight"], given["output.weight"])
     for index in range(2):
@@ -129,7 +129,10 @@ def test_a_tied_source_gives_its_one_matrix_to_every_table():
 def test_merged_attention_has_nothing_fresh():
     """T5Gemma 2 (arXiv 2512.14856): the decoder reads the source by its self-attention's own matrices."""
     assert (
-        adaptation_of(resolved("redllm", "decoder.cross_attention_mode=merged"), both(resolved("decllm"))).fresh == ()
+        adaptation_of(
+            resolved("redllm", "decoder.cross_attention_mode=merged"), both(resolved("decllm"))
+        ).newly_initialised
+        == ()
     )
 
 
@@ -140,7 +143,7 @@ def test_of_two_sizes_the_cross_attention_is_drawn_and_all_else_taken():
     target = resolved("redllm", "tie_embeddings=decoder", *small)
     found = adaptation_of(target, {"encoder": narrow, "decoder": wide})
     crossed = {name for name in parameter_shapes(target) if "cross_attention" in name}
-    assert set(found.fresh) == crossed
+    assert set(found.newly_initialised) == crossed
     assert {side for side, _ in found.taken.values()} == {"encoder", "decoder"}
     assert altered(target, {"encoder": narrow, "decoder": wide}) == ()
     assert found.taken["encoder_embedding.weight"] == ("encoder", "embedding.weight")
@@ -151,10 +154,10 @@ def test_what_is_fresh_stays_as_it_was_drawn():
     made, adaptation, drawn = take(
         resolved("redllm", "attention.output_norm=head", "attention.output_norm_scale=true"), source
     )
-    assert all(name.endswith("attention.output_scale") for name in adaptation.fresh)
-    assert len(adaptation.fresh) == 6  # of two encoder layers, and twice of two decoder layers
+    assert all(name.endswith("attention.output_scale") for name in adaptation.newly_initialised)
+    assert len(adaptation.newly_initialised) == 6  # of two encoder layers, and twice of two decoder layers
     state = made.state_dict()
-    assert all(torch.equal(state[name], drawn[name]) for name in adaptation.fresh)
+    assert all(torch.equal(state[name], drawn[name]) for name in adaptation.newly_initialised)
     assert not torch.equal(state["embedding.weight"], drawn["embedding.weight"])
 
 
@@ -162,7 +165,7 @@ def test_a_gated_network_of_one_without_a_gate_is_drawn_whole():
     """Two of three matrices are another function: down(gelu(up x)) is not down(swish(gate x) * up x)."""
     found = adaptation_of(resolved("redllm"), both(resolved("decllm", "feed_forward.activation=gelu")))
     networks = {name for name in parameter_shapes(resolved("redllm")) if "feed_forward" in name}
-    assert set(found.fresh) == networks  # their norms, too
+    assert set(found.newly_initialised) == networks  # their norms, too
     assert "decoder.layers.0.feed_forward.up.weight" in found.left
 
 
@@ -189,7 +192,7 @@ def test_a_source_that_is_used_as_before_has_nothing_to_tell():
 def test_tensors_of_one_shape_that_are_used_otherwise_are_told(own, expected):
     source = resolved("decllm", "attention.output_norm=none", "attention.heads=4")
     target = resolved("redllm", "attention.output_norm=none", "attention.heads=4", *own)
-    assert adaptation_of(target, both(source)).fresh == ()  # the tensors do not tell
+    assert adaptation_of(target, both(source)).newly_initialised == ()  # the tensors do not tell
     assert list(altered(target, both(source))) == expected
 
 
@@ -204,20 +207,20 @@ def test_a_causal_decoder_and_one_with_an_open_prefix_are_one_model():
     """Non-causal adaptation and its opposite (arXiv 2204.05832) change masks and objective, no weight."""
     source = build("decllm")
     made, adaptation, _ = take(source.config, source)
-    assert adaptation.fresh == adaptation.left == ()
+    assert adaptation.newly_initialised == adaptation.left == ()
     tokens = ids(2, 7)
     assert torch.equal(made(tokens, prefix_length=3), source(tokens, prefix_length=3))
 
 
 def test_an_encoder_only_model_has_the_decoders_layers():
     found = adaptation_of(encoder_only(), both(resolved("decllm")))
-    assert found.fresh == ()
+    assert found.newly_initialised == ()
     assert found.taken["encoder.layers.1.feed_forward.up.weight"][1] == "decoder.layers.1.feed_forward.up.weight"
 
 
 def test_a_causal_bias_says_nothing_of_what_is_ahead():
     found = adaptation_of(resolved("redllm", *BIASED), both(resolved("decllm", *BIASED)))
-    assert found.fresh == ("encoder.relative_bias.weight",)
+    assert found.newly_initialised == ("encoder.relative_bias.weight",)
 
 
 @pytest.mark.parametrize(

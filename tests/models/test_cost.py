@@ -231,9 +231,9 @@ def behind_the_mask(model, shape, prefix=0):
             widths = retention.width + retention.value_width
             found += sum(c * (c - 1) // 2 * 2 * widths for c in chunks(shape.target, retention.chunk))
         for own in (layer.self_attention for layer in layers if layer.self_attention):
-            mask = replace(visible, window=own.reach).rows(0, tokens, tokens, torch.device("cpu"))
+            mask = replace(visible, window=own.window_sides).rows(0, tokens, tokens, torch.device("cpu"))
             seen = tokens**2 if mask is None else int(mask.sum())
-            whole = tokens**2 if own.reach or layers is model.encoder else called
+            whole = tokens**2 if own.window_sides or layers is model.encoder else called
             found += 4 * own.heads * own.head_dim * (whole - seen)
     return found
 

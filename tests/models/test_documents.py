@@ -228,7 +228,7 @@ def test_random_cuts_and_micro_batches_give_each_row_what_it_gets_alone(request,
         [logits(model, batch([w], [cut], family, prefix=prefix)) for w, cut in zip(windows, cuts, strict=True)]
     )
     assert_close(logits(model, whole), alone)
-    assert_close(torch.cat([logits(model, piece) for piece in whole.pieces(2)]), alone)
+    assert_close(torch.cat([logits(model, piece) for piece in whole.micro_batches(2)]), alone)
 
 
 def test_the_largest_attention_logit_is_looked_for_within_documents(dec):

@@ -125,22 +125,22 @@ def test_pieces_together_are_the_batch(family, size):
     sources = [np.arange(2, 2 + n) for n in (1, 3, 2, 4, 2)]
     targets = [np.arange(40, 40 + n) for n in (2, 1, 3, 2, 2)]
     batch = collate(sources, targets, family, OPEN)
-    pieces = list(batch.pieces(size))
-    assert [len(piece) for piece in pieces] == [min(size, 5 - start) for start in range(0, 5, size)]
+    micro_batches = list(batch.micro_batches(size))
+    assert [len(piece) for piece in micro_batches] == [min(size, 5 - start) for start in range(0, 5, size)]
     wanted = {
         "decoder": {"tokens_BT", "prefix_length", "source_length"},
         "encoder_decoder": {"source_BS", "target_BT", "source_lengths"},
     }
     assert batch.inputs.keys() == wanted[family]
     for name, value in batch.inputs.items():
-        assert_close(torch.cat([piece.inputs[name] for piece in pieces]), value)
-    assert_close(torch.cat([piece.targets for piece in pieces]), batch.targets)
-    assert_close(torch.cat([piece.weights for piece in pieces]), batch.weights)
+        assert_close(torch.cat([piece.inputs[name] for piece in micro_batches]), value)
+    assert_close(torch.cat([piece.targets for piece in micro_batches]), batch.targets)
+    assert_close(torch.cat([piece.weights for piece in micro_batches]), batch.weights)
 
 
 def test_a_prefix_length_of_all_rows_goes_with_every_piece():
     batch = collate(rows([S1], [S2], [S3]), rows([T1], [T2], [T3]), "decoder", OPEN)
-    assert [piece.inputs["prefix_length"] for piece in batch.pieces(2)] == [2, 2]
+    assert [piece.inputs["prefix_length"] for piece in batch.micro_batches(2)] == [2, 2]
 
 
 def test_a_batch_goes_to_a_device_with_all_its_tensors():
@@ -198,6 +198,8 @@ def test_documents_go_with_their_rows_into_pieces_and_to_a_device(family, size):
     batch = collate(sources, targets, family, MasksConfig(prefix="bidirectional", intra_document=True))
     names = {"decoder": ["documents_BT"], "encoder_decoder": ["documents_BS", "documents_BT"]}[family]
     for name in names:
-        assert_close(torch.cat([piece.inputs[name] for piece in batch.pieces(size)]), batch.inputs[name])
+        assert_close(torch.cat([piece.inputs[name] for piece in batch.micro_batches(size)]), batch.inputs[name])
         assert batch.to(torch.device("meta")).inputs[name].device.type == "meta"
-    assert [len(piece) for piece in batch.pieces(size)] == [len(piece.inputs[names[0]]) for piece in batch.pieces(size)]
+    assert [len(piece) for piece in batch.micro_batches(size)] == [
+        len(piece.inputs[names[0]]) for piece in batch.micro_batches(size)
+    ]

@@ -74,8 +74,10 @@ def test_in_pieces_it_has_it_too(name):
     model, (sources, targets) = build(family, *PAPER_NORMS[family], *overrides), examples()
     packed = collate_packed(sources, targets, model.config.family, masks)
     whole = nats_and_gradient(model, packed)[0].sum()
-    assert len(list(packed.pieces(2))) > 1
-    assert_close(sum(nats_and_gradient(model, piece)[0].sum() for piece in packed.pieces(2)), whole, rtol=1e-12, atol=0)
+    assert len(list(packed.micro_batches(2))) > 1
+    assert_close(
+        sum(nats_and_gradient(model, piece)[0].sum() for piece in packed.micro_batches(2)), whole, rtol=1e-12, atol=0
+    )
     assert math.isfinite(largest_attention_logit(model, packed))
 
 

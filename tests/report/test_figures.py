@@ -245,9 +245,9 @@ def test_no_words_cover_others_or_leave_the_page(draw: Any, names: list[str]) ->
         for axis in (axes.xaxis, axes.yaxis):
             low, high = sorted(axis.get_view_interval())
             ticks = zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=True)
-            shown = [tick for place, tick in ticks if low <= place <= high]
-            if not any(tick.get_rotation() for tick in shown):
-                boxes.append([tick.get_window_extent() for tick in shown])
+            shown = [poll for place, poll in ticks if low <= place <= high]
+            if not any(poll.get_rotation() for poll in shown):
+                boxes.append([poll.get_window_extent() for poll in shown])
         boxes.append([axes.xaxis.label.get_window_extent()])
         boxes.append([axes.yaxis.label.get_window_extent()])
     for legend in figure.legends:

@@ -27,7 +27,7 @@ def test_each_row_says_whose_it_is(write_study: Write, tmp_path: Path) -> None:
     path = write_study("shown", "arms: {red: {}, dec: {extends: decllm-tiny}}")
     path.write_text(path.read_text().replace("max_steps: 12", "max_steps: 400"))
     console = Console(file=io.StringIO(), force_terminal=True, width=80, height=24)
-    run_study(load_study(path), Store(tmp_path / "store"), observer=Progressing(console), slots=2)
+    run_study(load_study(path), Store(tmp_path / "store"), observer=Progressing(console), max_parallel=2)
     assert isinstance(console.file, io.StringIO)
     shown = ESCAPES.sub("", console.file.getvalue())
     for name in ("red/seed 0", "dec/seed 0"):

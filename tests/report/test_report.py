@@ -53,7 +53,7 @@ allow: [{{key: budget, because: small arms cost what they cost}}]
 """
     )
     store = Store(folder / "store")
-    finished = run_study(load_study(path), store, observer=Observer(), slots=2, report=write_report)
+    finished = run_study(load_study(path), store, observer=Observer(), max_parallel=2, report=write_report)
     assert finished.exit_code == 0
     return path, store
 

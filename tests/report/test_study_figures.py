@@ -92,7 +92,7 @@ def study(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A store in which all is done, and nothing drawn."""
     store = Store(tmp_path_factory.mktemp("finished"))
-    assert run_study(load_study(study), store, observer=Observer(), slots=2).exit_code == 0
+    assert run_study(load_study(study), store, observer=Observer(), max_parallel=2).exit_code == 0
     return store
 
 

@@ -39,7 +39,7 @@ def written(write_study: Callable[..., Path]) -> tuple[Path, Path]:
 
 
 def test_two_studies_are_shown_side_by_side(written: tuple[Path, Path], store: Store) -> None:
-    finished = [run_study(load_study(path), store, observer=Observer(), slots=2) for path in written]
+    finished = [run_study(load_study(path), store, observer=Observer(), max_parallel=2) for path in written]
     means = [{row.arm: row.mean for row in study.comparison.rows} for study in finished]
     output = re.sub(r"\s+", " ", report(store, *written))
     for arm in ("red", "bare"):

@@ -13,7 +13,7 @@ from lit_llm.config.section import validate
 from lit_llm.config.tree import read_yaml
 from lit_llm.experiment.schema import Experiment
 from lit_llm.runs.fingerprints import pretrain_fingerprint
-from lit_llm.runs.provenance import _instruction_set, origin_digest, provenance, same_origin
+from lit_llm.runs.provenance import _instruction_set, provenance, provenance_digest, same_provenance
 
 
 def write_corpus(folder, names=("a.txt", "b.txt", "c.txt"), texts=("one ", "two ", "three ")):
@@ -166,9 +166,9 @@ def test_another_micro_batch_is_another_origin_where_it_changes_the_result(overr
             load_experiment("redllm-tiny", [f"pretrain.{override}", pieces, "pretrain.data.batch_size=8"])
         )
 
-    assert same_origin(origin(4), origin(2)) is same
-    assert (origin_digest(origin(4)) == origin_digest(origin(2))) is same
-    assert same_origin(origin("null"), origin(8))  # the whole batch, however it is written
+    assert same_provenance(origin(4), origin(2)) is same
+    assert (provenance_digest(origin(4)) == provenance_digest(origin(2))) is same
+    assert same_provenance(origin("null"), origin(8))  # the whole batch, however it is written
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_shared_rows_are_another_origin_where_they_change_the_result(override, s
         stage = f"finetune={{data: {{{data}, batch_size: 4}}, training: {{max_steps: 2, schedule: constant}}}}"
         return provenance(load_experiment("redllm-tiny", [stage, f"finetune.training.{override}"]), "finetune")
 
-    assert same_origin(origin("none"), origin("greedy")) is same
+    assert same_provenance(origin("none"), origin("greedy")) is same
 
 
 def test_another_bitsandbytes_is_another_origin_for_who_uses_it(monkeypatch):
@@ -190,10 +190,10 @@ def test_another_bitsandbytes_is_another_origin_for_who_uses_it(monkeypatch):
         monkeypatch.setattr("lit_llm.runs.provenance.installed_version", lambda name: installed)
         return provenance(load_experiment("redllm-tiny", [f"pretrain.training.optimizer={kind}"])) | {"torch": "x"}
 
-    assert not same_origin(origin("adamw_8bit", "1"), origin("adamw_8bit", "2"))
+    assert not same_provenance(origin("adamw_8bit", "1"), origin("adamw_8bit", "2"))
     beside_muon = "{kind: muon, adamw: {kind: adamw_8bit}}"
-    assert not same_origin(origin(beside_muon, "1"), origin(beside_muon, "2"))
-    assert same_origin(origin("adamw", "1"), origin("adamw", "2"))
+    assert not same_provenance(origin(beside_muon, "1"), origin(beside_muon, "2"))
+    assert same_provenance(origin("adamw", "1"), origin("adamw", "2"))
 
 
 def test_a_cpu_with_other_bfloat16_instructions_is_another_device(monkeypatch):

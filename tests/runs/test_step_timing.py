@@ -90,7 +90,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(own_cache: Path) -> None:
 def test_as_many_are_timed_together_as_run_on_cores_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_timing, "cores", lambda: 8)
     training = experiment("pretrain.training.execution.threads=3").pretrain.training
-    assert [setting_of(training, slots).at_once for slots in (1, 2, 5)] == [1, 2, 2]
+    assert [setting_of(training, max_parallel).at_once for max_parallel in (1, 2, 5)] == [1, 2, 2]
 
 
 def test_steps_are_timed_in_processes_of_their_own_and_kept() -> None:

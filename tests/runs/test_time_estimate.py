@@ -36,11 +36,11 @@ def test_a_run_is_its_start_its_steps_and_a_third_of_a_pass_for_each_validated_w
 
 
 @pytest.mark.parametrize(
-    ("seconds", "slots", "end"),
+    ("seconds", "max_parallel", "end"),
     [([3, 3, 3], 1, 9), ([3, 3, 3], 2, 6), ([1, 1, 5], 2, 6), ([5, 1, 1], 2, 5), ([], 2, 0), ([2], 8, 2)],
 )
-def test_runs_start_in_order_as_soon_as_a_slot_is_free(seconds: list[float], slots: int, end: float) -> None:
-    assert makespan(seconds, slots) == end
+def test_runs_start_in_order_as_soon_as_a_slot_is_free(seconds: list[float], max_parallel: int, end: float) -> None:
+    assert makespan(seconds, max_parallel) == end
 
 
 def evaluated(section: str, stage: str = "pretrain", **options: Any) -> float:

@@ -11,7 +11,7 @@ from statsmodels.stats.multitest import multipletests
 from lit_llm.config.problems import InputError
 from lit_llm.config.section import validate
 from lit_llm.config.tree import tree
-from lit_llm.statistics.baselines import Noise, against_baselines
+from lit_llm.statistics.baselines import Noise, differences_from_baselines
 from lit_llm.statistics.multiple_comparisons import Correction, dunnett_critical, dunnett_p, fdr_bh, holm
 from lit_llm.statistics.verdicts import Judgement, judgements
 from lit_llm.studies.schema import Compare
@@ -46,7 +46,7 @@ def test_dunnetts_critical_values_are_those_of_his_table() -> None:
 def judged(values: dict[str, dict[int, float]], correction: Correction) -> dict[str, Judgement]:
     baselines = dict.fromkeys(values, "0")
     noise = Noise("pooled" if correction == "dunnett" else "moderated")
-    return judgements(against_baselines(values, baselines, noise), baselines, NLL, correction)
+    return judgements(differences_from_baselines(values, baselines, noise), baselines, NLL, correction)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_two_baselines_share_the_five_percent() -> None:
     for _ in range(count):
         pair = [study(random, [0.0] * 3, seeds=4) for _ in "ab"]
         values = {f"{name}{arm}": v for name, part in zip("ab", pair, strict=True) for arm, v in part.items()}
-        found = judgements(against_baselines(values, baselines, Noise("pooled")), baselines, NLL, "dunnett")
+        found = judgements(differences_from_baselines(values, baselines, Noise("pooled")), baselines, NLL, "dunnett")
         alarms += any(row.verdict != "undecided" for row in found.values())
     assert alarms / count == pytest.approx(0.05, abs=within(0.05, count))
 
@@ -96,7 +96,7 @@ def test_intervals_of_a_correction_hold_at_once(correction: Correction) -> None:
     """Each of three intervals is that of 1 − 5%/3 (Bonferroni), judged by scipy's t-test of two arms alone."""
     values = study(np.random.default_rng(1), [0.0, 0.1, 0.2, 0.3], seeds=5)
     baselines = dict.fromkeys(values, "0")
-    found = judgements(against_baselines(values, baselines, Noise("paired")), baselines, NLL, correction)["1"]
+    found = judgements(differences_from_baselines(values, baselines, Noise("paired")), baselines, NLL, correction)["1"]
     deltas = [values["1"][seed] - values["0"][seed] for seed in range(5)]
     interval = stats.ttest_1samp(deltas, 0).confidence_interval(1 - 0.05 / 3)
     assert (found.difference.low, found.difference.high) == pytest.approx((interval.low, interval.high))

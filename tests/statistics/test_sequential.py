@@ -8,7 +8,7 @@ from scipy import stats
 from simulated import study, within
 
 from lit_llm.statistics.alpha_spending import chain
-from lit_llm.statistics.baselines import against_baselines
+from lit_llm.statistics.baselines import differences_from_baselines
 from lit_llm.statistics.sequential import (
     ArmStatus,
     LookRule,
@@ -110,7 +110,7 @@ def test_looking_at_five_percent_each_time_would_raise_far_more() -> None:
     for _ in range(count):
         values = study(random, [0.0, 0.0], ROUNDS.most)
         looks = [{arm: dict([*v.items()][:size]) for arm, v in values.items()} for size in ROUNDS.sizes]
-        found = [judgements(against_baselines(look, pair), pair, NLL)["1"] for look in looks]
+        found = [judgements(differences_from_baselines(look, pair), pair, NLL)["1"] for look in looks]
         alarms += any(judgement.verdict != "undecided" for judgement in found)
     assert alarms / count > 0.12
 
@@ -295,7 +295,7 @@ def test_another_metric_is_judged_at_the_looks_where_the_first_has_stopped_the_a
     level = pocock_spending(0.3, 0.05)
     assert round_levels(ROUNDS)[0].difference == pytest.approx(level, rel=1e-3)
     pair = dict.fromkeys(first, "0")
-    expected = judgements(against_baselines(first, pair), pair, NLL, levels=round_levels(ROUNDS)[0])["1"]
+    expected = judgements(differences_from_baselines(first, pair), pair, NLL, levels=round_levels(ROUNDS)[0])["1"]
     assert found["1"].difference == expected.difference
     same = judged_where_they_stand(statuses, stopping, "0", LookRule(NLL, range(ROUNDS.most), ROUNDS))
     assert same == {arm: own.judgement for arm, own in statuses.items() if arm != "0"}

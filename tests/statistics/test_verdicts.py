@@ -13,7 +13,7 @@ from lit_llm.config.problems import InputError
 from lit_llm.config.section import validate
 from lit_llm.config.tree import tree
 from lit_llm.report.tables.comparison import comparison_tables
-from lit_llm.statistics.baselines import against_baselines
+from lit_llm.statistics.baselines import differences_from_baselines
 from lit_llm.statistics.comparison import COLUMNS, RunResult, compare
 from lit_llm.statistics.multiple_comparisons import two_sided_critical
 from lit_llm.statistics.procedure import Procedure
@@ -25,7 +25,7 @@ BASELINES = {"0": "0", "1": "0"}
 
 
 def pair(values: dict[str, dict[int, float]], margin: float | None = None, metric: str = NLL) -> Judgement:
-    return judgements(against_baselines(values, BASELINES), BASELINES, metric, margin=margin)["1"]
+    return judgements(differences_from_baselines(values, BASELINES), BASELINES, metric, margin=margin)["1"]
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 20])

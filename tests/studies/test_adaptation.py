@@ -27,7 +27,7 @@ arms:
 
 
 def run(path, store, **options):
-    return run_study(load_study(path), store, observer=Observer(), slots=2, **options)
+    return run_study(load_study(path), store, observer=Observer(), max_parallel=2, **options)
 
 
 def test_arms_share_the_pretraining_that_they_are_adapted_from(write_study, tmp_path):
@@ -124,7 +124,7 @@ def test_a_level_reaches_the_source_as_the_base_does(write_study):
     found = plan(load_study(path), built=False)
     scaled = [arm.arm.experiment.adapt.source.model.attention.output_norm_scale for arm in found.arms]
     assert scaled == [False, True]
-    assert [arm.arm.experiment.adaptation.fresh for arm in found.arms] == [(), ()]
+    assert [arm.arm.experiment.adaptation.newly_initialised for arm in found.arms] == [(), ()]
     assert not found.refused
     held = source.replace("output_norm: head", "output_norm: head, output_norm_scale: false")
     path.write_text(path.read_text().replace(source, held))

@@ -38,7 +38,7 @@ class Told(Observer):
     def message(self, text: str) -> None:
         self.messages.append(text)
 
-    def launching(self, runs: object, todo: list[Run], slots: int) -> None:
+    def launching(self, runs: object, todo: list[Run], max_parallel: int) -> None:
         self.todo = [run.name for run in todo]
 
 
@@ -70,7 +70,7 @@ allow: [{{key: budget, because: small arms cost what they cost}}]
 
 def run_again(path: Path, store: Path, observer: Told, rerun: str | None = None, reported: bool = True) -> Finished:
     report = write_report if reported else lambda *_: []
-    return run_study(load_study(path), Store(store), observer=observer, slots=1, rerun=rerun, report=report)  # type: ignore[arg-type]
+    return run_study(load_study(path), Store(store), observer=observer, max_parallel=1, rerun=rerun, report=report)  # type: ignore[arg-type]
 
 
 def do_as_told(error: InputError, file: Path) -> None:

@@ -354,7 +354,7 @@ def test_a_fraction_that_has_run_is_shown_by_its_effects(write_study, store):
         f"grid: {{design: {FF}, resolution: 3, factors: {{{NORM}: [head, none], {ROPE}: [continuous, none], "
     )
     path = write_study("fraction", grid_of_three + f"{LR}: [1e-3, 1e-2]}}}}", seeds=[900, 901])
-    finished = run_study(load_study(path), store, observer=Observer(), slots=2)
+    finished = run_study(load_study(path), store, observer=Observer(), max_parallel=2)
     ended = {run.name: run.last.result()["metrics"]["test/target_nll"] for run in finished.runs}
     (found,) = finished.comparison.as_json()["effects"]
     assert found["seeds"] == (900, 901)

@@ -15,7 +15,7 @@ from lit_llm import cli
 from lit_llm.config.problems import InputError
 from lit_llm.store.disk import DiskError
 from lit_llm.store.store import Stage, Store
-from lit_llm.studies.disk_space import check_room
+from lit_llm.studies.disk_space import check_free_space
 from lit_llm.studies.load import load_study
 from lit_llm.studies.observer import Observer
 from lit_llm.studies.run import Finished, run_study
@@ -35,7 +35,7 @@ class Looking(Observer):
     def message(self, text: str) -> None:
         self.messages.append(text)
 
-    def tick(self) -> None:
+    def poll(self) -> None:
         if not self.done and all((stage.checkpoints / "last.ckpt").exists() for stage in self.stages()):
             self.done = True
             self.then()
@@ -55,7 +55,7 @@ def stages_of(path: Path, store: Store) -> list[Stage]:
 def execute(path: Path, store: Store, observer: Observer, tracking: Store | None = None) -> Finished:
     """tracking: the store of another, whose MLflow is there already."""
     address = f"sqlite:///{tracking.root}/mlflow.db" if tracking else None
-    return run_study(load_study(path), store, observer=observer, slots=2, tracking=address)
+    return run_study(load_study(path), store, observer=observer, max_parallel=2, tracking=address)
 
 
 def states(stages: list[Stage]) -> list[str]:
@@ -134,10 +134,10 @@ def test_a_disk_that_is_clearly_too_small_is_refused_with_the_numbers(
     )  # type: ignore[union-attr]
     least = 4 * parameters * (3 + 2 * 3 * 3) + text / 8 * 2
     monkeypatch.setattr("lit_llm.studies.disk_space.free_bytes", lambda _: least)
-    check_room(store, trained, 2)  # type: ignore[arg-type]
+    check_free_space(store, trained, 2)  # type: ignore[arg-type]
     monkeypatch.setattr("lit_llm.studies.disk_space.free_bytes", lambda _: least - 1)
     with pytest.raises(InputError, match=r"free, and at least .* weights of 3 stages, .* up to 2 at once"):
-        check_room(store, trained, 2)  # type: ignore[arg-type]
+        check_free_space(store, trained, 2)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"free, and at least"):
         execute(path, store, Observer())
     assert not store.root.parent.exists()

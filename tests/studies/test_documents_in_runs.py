@@ -30,7 +30,7 @@ arms:
     objective: {{kind: prefix_lm, split: random}}, masks: {{prefix: bidirectional}}}}}}
 grid: {{factors: {{pretrain.masks.intra_document: [false, true]}}}}
 """
-    finished = run_study(load_study(write_study("documents", body)), store, observer=Observer(), slots=2)
+    finished = run_study(load_study(write_study("documents", body)), store, observer=Observer(), max_parallel=2)
     assert finished.exit_code == 0
     found = {run.name.split("/seed")[0]: run.last.result()["metrics"] for run in finished.runs}  # type: ignore[index]
     assert len(found) == 6

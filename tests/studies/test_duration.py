@@ -40,9 +40,9 @@ def planned(write_study: Callable[..., Path]) -> Plan:
     return plan(load_study(write_study("duration", TWO, seeds=[0, 1, 2])))
 
 
-def at(plan: Plan, slots: int, store: Path, timing: StepTiming | None = SLOW) -> Plan:
-    timings = {} if timing is None else dict.fromkeys(steps_of(plan, slots), timing)
-    return estimated(plan, slots, timings, Store(store))
+def at(plan: Plan, max_parallel: int, store: Path, timing: StepTiming | None = SLOW) -> Plan:
+    timings = {} if timing is None else dict.fromkeys(steps_of(plan, max_parallel), timing)
+    return estimated(plan, max_parallel, timings, Store(store))
 
 
 def notes(found: Plan) -> list[Finding]:
@@ -53,7 +53,7 @@ def test_a_study_takes_its_runs_one_after_the_other_or_several_at_once(
     planned: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(duration, "cores", lambda: 64)
-    one, three = (at(planned, slots, tmp_path).estimate for slots in (1, 3))
+    one, three = (at(planned, max_parallel, tmp_path).estimate for max_parallel in (1, 3))
     assert one is not None
     assert three is not None
     assert one.arms["red"].run == pytest.approx(RED)
@@ -84,7 +84,7 @@ def test_what_two_arms_share_is_computed_once(write_study: Callable[..., Path], 
     twins = plan(load_study(write_study("twins", "arms: {red: {}, again: {}}")))
     found = at(twins, 2, tmp_path).estimate
     assert found is not None
-    assert found.slots == 1
+    assert found.max_parallel == 1
     assert found.seconds == pytest.approx(RED)
 
 
@@ -163,7 +163,7 @@ def with_memory(planned: Plan, each: int) -> Plan:
 
 
 @pytest.mark.parametrize(
-    ("each", "slots", "resident", "says"),
+    ("each", "max_parallel", "resident", "says"),
     [
         (4 * MEMORY // 10, 2, 0, ""),
         (4 * MEMORY // 10, 3, 0, "`-j 2` fits"),
@@ -172,10 +172,16 @@ def with_memory(planned: Plan, each: int) -> Plan:
     ],
 )
 def test_runs_that_do_not_fit_into_memory_are_noted_with_the_next_step(
-    planned: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, each: int, slots: int, resident: int, says: str
+    planned: Plan,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    each: int,
+    max_parallel: int,
+    resident: int,
+    says: str,
 ) -> None:
     monkeypatch.setattr(duration, "memory_there", lambda: MEMORY)
-    found = at(with_memory(planned, each), slots, tmp_path, replace(SLOW, resident_bytes=resident))
+    found = at(with_memory(planned, each), max_parallel, tmp_path, replace(SLOW, resident_bytes=resident))
     assert [finding.kind for finding in notes(found)] == (["note"] if says else [])
     assert all(says in finding.message for finding in notes(found))
     assert not found.refused

@@ -118,7 +118,7 @@ def test_refusals_name_a_metric_of_the_same_split(write_study):
 def made_up(run: Run, validation: float, test: float) -> None:
     metrics = {VALIDATION: validation, TEST: test}
     run.last.folder.mkdir(parents=True)
-    run.last.finish({"state": "done", "metrics": metrics, "provenance": run.origin_of(run.steps[0]), "flops": 1.0})
+    run.last.finish({"state": "done", "metrics": metrics, "provenance": run.provenance_of(run.steps[0]), "flops": 1.0})
 
 
 def test_seeds_are_added_by_the_validation_split(write_study, tmp_path):

@@ -102,7 +102,7 @@ def test_a_source_with_another_validation_fraction_has_trained_on_what_the_arm_i
 def test_a_run_with_a_leak_trains_nothing(write_study: Study, tmp_path: Path, texts: list[str], store: Store) -> None:
     ablation = study(write_study, tmp_path, "", arms=ADAPTED % "validation_fraction: 0.01, test_fraction: 0.02")
     with pytest.raises(InputError, match="ada: the pretraining of its source has trained on"):
-        run_study(ablation, store, observer=Observer(), slots=1)
+        run_study(ablation, store, observer=Observer(), max_parallel=1)
     assert not list(store.root.glob("stages/*/metrics.jsonl"))
 
 

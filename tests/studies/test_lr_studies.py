@@ -97,7 +97,10 @@ def test_a_study_that_has_run_answers_with_the_sensitivity_of_its_own_results(wr
     grid = f"grid: {{design: factorial, factors: {{{NORM}: [head, none], {LR}: [1e-3, 1e-2, 1e20]}}}}\n"
     compare = f"compare: {{stratify_by: [{LR}], metric: {NLL}}}"
     finished = run_study(
-        load_study(write_study("rates", TWO + grid + compare, seeds=[300, 301])), store, observer=Observer(), slots=2
+        load_study(write_study("rates", TWO + grid + compare, seeds=[300, 301])),
+        store,
+        observer=Observer(),
+        max_parallel=2,
     )
     assert finished.exit_code == 0
     by_name = {run.name: run for run in finished.runs}

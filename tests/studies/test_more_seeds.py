@@ -41,7 +41,7 @@ class Rounds(Observer):
     def __init__(self) -> None:
         self.todo: list[list[str]] = []
 
-    def launching(self, runs, todo, slots) -> None:  # type: ignore[no-untyped-def]
+    def launching(self, runs, todo, max_parallel) -> None:  # type: ignore[no-untyped-def]
         self.todo.append([run.name for run in todo])
 
 
@@ -53,19 +53,19 @@ def test_a_round_follows_while_anything_is_undecided_and_a_second_command_has_no
     store = Store(tmp_path / "store")  # which has no runs of other tests
     ablation = load_study(write_study("in_rounds", ARMS, seeds=[0, 1]))
     rounds = Rounds()
-    finished = run_study(ablation, store, observer=rounds, slots=2)
+    finished = run_study(ablation, store, observer=rounds, max_parallel=2)
     assert rounds.todo[0] == [f"{arm}/seed {seed}" for arm in "abc" for seed in (0, 1)]
     standing = {row.arm: row.seeds for row in finished.comparison.rows}
     assert standing["a"] == max(standing["b"], standing["c"])
     assert len(finished.runs) == sum(standing.values()) == sum(map(len, rounds.todo))
     assert any("looking after each round of seeds" in note for note in finished.comparison.notes)
     again = Rounds()
-    second = run_study(ablation, store, observer=again, slots=2)
+    second = run_study(ablation, store, observer=again, max_parallel=2)
     assert again.todo == [[]]
     assert second.comparison == finished.comparison == comparison_of(ablation, runs_of(ablation, store))
     # The same runs under a margin that nothing exceeds: all is decided after the first round.
     decided = load_study(write_study("decided", ARMS + MARGIN, seeds=[0, 1]))
-    found = run_study(decided, store, observer=Rounds(), slots=2).comparison
+    found = run_study(decided, store, observer=Rounds(), max_parallel=2).comparison
     assert [(row.seeds, row.verdict) for row in found.rows[1:]] == [(2, "no difference larger than 100")] * 2
 
 

@@ -107,7 +107,10 @@ def test_held_out_text_that_is_too_short_is_told_after_preparation_and_then_by_t
     study = load_study(path)
     plan(study, store=store)  # nothing is known yet
     where = f"{path}:{line}: evaluate.{section.split(':')[0]}."
-    for attempt in (lambda: run_study(study, store, observer=Observer(), slots=1), lambda: plan(study, store=store)):
+    for attempt in (
+        lambda: run_study(study, store, observer=Observer(), max_parallel=1),
+        lambda: plan(study, store=store),
+    ):
         with pytest.raises(InputError, match="held-out text has") as error:
             attempt()
         assert str(error.value).startswith(where)
@@ -120,5 +123,5 @@ def test_what_is_long_enough_is_planned(write, tmp_path):
         Store(tmp_path / "store"),
         write("long_enough", "{extrapolation: {lengths: [1, 2], sequences: 2}}"),
     )
-    run_study(load_study(path), store, observer=Observer(), slots=1)
+    run_study(load_study(path), store, observer=Observer(), max_parallel=1)
     plan(load_study(path), store=store)

@@ -31,12 +31,12 @@ Study = Callable[..., Path]
 class Silent(Observer):
     """A observer that remembers what it was told."""
 
-    def __init__(self, on_tick: Callable[[Sequence[Run]], None] = lambda _: None) -> None:
+    def __init__(self, on_poll: Callable[[Sequence[Run]], None] = lambda _: None) -> None:
         self.messages: list[str] = []
         self.todo: list[str] = []
         self.still: list[tuple[str, float]] = []
         self.runs: Sequence[Run] = ()
-        self.on_tick = on_tick
+        self.on_poll = on_poll
 
     def message(self, text: str) -> None:
         self.messages.append(text)
@@ -44,15 +44,15 @@ class Silent(Observer):
     def silent(self, name: str, seconds: float) -> None:
         self.still.append((name, seconds))
 
-    def launching(self, runs: Sequence[Run], todo: Sequence[Run], slots: int) -> None:
+    def launching(self, runs: Sequence[Run], todo: Sequence[Run], max_parallel: int) -> None:
         self.runs, self.todo = runs, [run.name for run in todo]
 
-    def tick(self) -> None:
-        self.on_tick(self.runs)
+    def poll(self) -> None:
+        self.on_poll(self.runs)
 
 
-def run(path: Path, store: Store, observer: Silent | None = None, slots: int = 2, **options: object) -> Finished:
-    return run_study(load_study(path), store, observer=observer or Silent(), slots=slots, **options)  # type: ignore[arg-type]
+def run(path: Path, store: Store, observer: Silent | None = None, max_parallel: int = 2, **options: object) -> Finished:
+    return run_study(load_study(path), store, observer=observer or Silent(), max_parallel=max_parallel, **options)  # type: ignore[arg-type]
 
 
 def states(finished: Finished) -> dict[str, str]:
@@ -86,7 +86,7 @@ def test_a_result_is_shared_by_every_study_that_asks_for_the_same(write_study: S
 
 def test_one_run_or_two_at_once_gives_the_same_bits(write_study: Study, store: Store, tmp_path: Path) -> None:
     path = write_study("slots", TWO, seeds=[120])
-    alone, together = run(path, store, slots=1), run(path, Store(tmp_path / "other"), slots=2)
+    alone, together = run(path, store, max_parallel=1), run(path, Store(tmp_path / "other"), max_parallel=2)
     for one, two in zip(alone.runs, together.runs, strict=True):
         assert (one.last.checkpoints / "model.safetensors").read_bytes() == (
             two.last.checkpoints / "model.safetensors"
@@ -357,7 +357,7 @@ def test_a_corpus_that_was_edited_in_between_makes_other_runs(
     path = write_study("edited", f"arms: {{red: {{pretrain: {{data: {{{corpus}}}}}}}}}")
 
     def fingerprint(ablation: Ablation) -> str:
-        (only,) = run_study(ablation, store, observer=Silent(), slots=1).runs
+        (only,) = run_study(ablation, store, observer=Silent(), max_parallel=1).runs
         return only.last.fingerprint
 
     ablation = load_study(path)
@@ -423,9 +423,9 @@ def test_an_arm_that_shows_nothing_is_told_of_before_it_runs_and_not_again(write
     """Heads of two entries have one frequency, which is one whatever theta."""
     path = write_study("nothing", "grid: {factors: {model.attention.rope_theta: [1e4, 5e5]}}", seeds=[190])
     ablation, first, second = load_study(path, ["model.attention.head_dim=2"]), Silent(), Silent()
-    run_study(ablation, store, observer=first, slots=2)
+    run_study(ablation, store, observer=first, max_parallel=2)
     assert [message.split(",")[0] for message in first.messages if "building" not in message] == [
         "baseline/rope_theta=500000: is the same function as baseline"
     ]
-    run_study(ablation, store, observer=second, slots=2)
+    run_study(ablation, store, observer=second, max_parallel=2)
     assert second.messages == []

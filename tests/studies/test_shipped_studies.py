@@ -96,7 +96,7 @@ def test_a_shipped_study_runs_two_steps_of_every_arm_and_is_reported(
     # Costs are those of small arms, so that budgets say nothing of the study.
     allow = (Allowed(key="budget", because="two steps of small arms"), *study.study.allow)
     one_seed = study.study.model_copy(update={"seeds": (0,), "allow": allow})
-    finished = run_study(Ablation(one_seed, arms), store, observer=Observer(), slots=2, report=write_report)
+    finished = run_study(Ablation(one_seed, arms), store, observer=Observer(), max_parallel=2, report=write_report)
     assert {run.name: run.status()["state"] for run in finished.runs} == {
         f"{arm.name}/seed 0": "done" for arm in study.arms
     }

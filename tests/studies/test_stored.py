@@ -147,7 +147,7 @@ def test_a_new_version_keeps_the_earlier_one_and_both_are_read(
 
     def run(source: object, **more: bool) -> Finished:
         ablation = open_study(str(source), store=place)
-        return run_study(ablation, place, observer=Observer(), slots=1, report=write_report, **more)
+        return run_study(ablation, place, observer=Observer(), max_parallel=1, report=write_report, **more)
 
     first = run(path).runs[0].last.fingerprint
     path.write_text(path.read_text().replace("max_steps: 12", "max_steps: 9"))
@@ -183,7 +183,7 @@ def test_an_experiment_begins_a_new_version_by_itself(
     path.write_text(f"extends: redllm-tiny{small_base}".replace("\n  ", "\n"))
     kept(load_study(path), place)
     other = ["pretrain.training.max_steps=7"]
-    run_study(load_study(path, other), place, observer=Told(), slots=1)
+    run_study(load_study(path, other), place, observer=Told(), max_parallel=1)
     assert any("kept as one@1: " in text and "1 result has 12, here it is 7" in text for text in told)
     (report,) = [command("report", path, "--store", place.root, "--json")]
     assert json.loads(report.output)["study"] == "one@1"

@@ -34,7 +34,7 @@ LOSSES = ("target_nll", "perplexity", "bits_per_byte")
 
 
 def run(path, store, **options):
-    return run_study(load_study(path), store, observer=Observer(), slots=2, **options)
+    return run_study(load_study(path), store, observer=Observer(), max_parallel=2, **options)
 
 
 def test_a_pretraining_is_shared_and_each_arm_finetuned_and_evaluated(write_two, store):
@@ -126,7 +126,7 @@ def test_a_packed_finetuning_learns_what_an_unpacked_one_does(write_two, tmp_pat
     for packing in ("none", "greedy"):
         study = load_study(path, [f"finetune.data.packing={packing}"])
         store = Store(tmp_path / packing)
-        found[packing] = run_study(study, store, observer=Observer(), slots=2).runs
+        found[packing] = run_study(study, store, observer=Observer(), max_parallel=2).runs
     for one, two in zip(found["none"], found["greedy"], strict=True):
         stages = [each.steps[2].stage for each in (one, two)]
         assert stages[0].folder.name == stages[1].folder.name
@@ -451,7 +451,9 @@ allow: [{key: finetune.data.packing, because: one arm is to be packed}]
 
 def test_decoder_decoders_go_through_both_stages_and_share_what_they_share(write_two, store: Store) -> None:
     """YOCO and YOCO + BiAttn are pretrained once, as DecLLM and DecLLM + BiAttn are."""
-    finished = run_study(load_study(write_two("halves", DECODER_DECODERS, (0,))), store, observer=Observer(), slots=2)
+    finished = run_study(
+        load_study(write_two("halves", DECODER_DECODERS, (0,))), store, observer=Observer(), max_parallel=2
+    )
     assert {run.status()["state"] for run in finished.runs} == {"done"}
     assert all(np.isfinite(row.mean) for row in finished.comparison.rows)
     pretrained = {run.arm.name: run.trained[0].node.fingerprint for run in finished.runs}

@@ -18,7 +18,7 @@ from lit_llm.store.store import Store
 from lit_llm.studies.audit.findings import Finding
 from lit_llm.studies.load import load_study
 from lit_llm.studies.plan import plan
-from lit_llm.sweeps.confirmation import summary, winners_study, write_best
+from lit_llm.sweeps.confirmation import confirmation_study, summary, write_best
 from lit_llm.sweeps.sweep import Search, load_sweep
 from lit_llm.sweeps.trial import Trial
 from lit_llm.sweeps.trials import Trials
@@ -115,7 +115,7 @@ def after_steps(write_sweep: Write, tmp_path: Path, best: int, constraints: str)
     )
     own = Trial("red", 0, {STEPS: 12}, "done", values=(3.0,))
     trials = [own, Trial("red", 1, {STEPS: best}, "done", values=(2.0,))]
-    path = winners_study(search, [summary(search, "red", trials)], tmp_path)
+    path = confirmation_study(search, [summary(search, "red", trials)], tmp_path)
     assert path is not None
     write_best(search, [summary(search, "red", trials)], tmp_path)
     return search, {finding.key: finding for finding in plan(load_study(path), built=False).findings}

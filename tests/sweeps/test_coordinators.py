@@ -112,7 +112,7 @@ def test_a_trial_that_is_killed_three_times_has_failed_and_the_others_go_on(writ
                 victims[next(iter(victims), stage)] += 1
                 os.kill(pid_of(stage), signal.SIGKILL)
 
-    ended = sweep(path, store, Seen(kill_the_first), slots=1)
+    ended = sweep(path, store, Seen(kill_the_first), max_parallel=1)
     assert list(victims.values()) == [3]
     assert [trial.state for trial in counted(ended, "red")] == ["failed", "done"]
     assert "SIGKILL, 3 times" in (ended.trials[0].error or "")
@@ -136,7 +136,7 @@ def test_a_trial_that_somebody_asks_to_stop_does_not_hold_up_the_search(
 def test_a_killed_coordinator_loses_no_trial_and_repeats_none(write_sweep: Write, store: Store, tmp_path: Path) -> None:
     """What was done stays as it was written, what was being trained goes on, the rest is drawn."""
     path = longer(write_sweep("orphaned", f"{TWO}\n{rates()}\nseeds: [403]\n{ALONE}", trials=3), 120)
-    coordinator = Coordinator(tmp_path, path, store.root, slots=2)
+    coordinator = Coordinator(tmp_path, path, store.root, max_parallel=2)
     wait_until(lambda: any(stage.result() for stage in seeded(store, 403)) and at_work(store, 403))
     coordinator.kill()
     before = {stage.folder: stage.result() for stage in seeded(store, 403)}
@@ -199,10 +199,10 @@ run = Trials._run
 Trials._run = lambda self, trial, *rest: die() if trial.number == 2 else run(self, trial, *rest)
 """
     assert Coordinator(tmp_path, path, store.root, fault=fault).wait() == -signal.SIGKILL
-    ended = sweep(path, store, slots=1)
+    ended = sweep(path, store, max_parallel=1)
     assert_exact(ended, 4)
     assert [trial.state for trial in ended.trials] == ["done", "done", "lost", "done", "done"]
-    whole = sweep(write_sweep("whole_sequence", rest, trials=4), store, slots=1)
+    whole = sweep(write_sweep("whole_sequence", rest, trials=4), store, max_parallel=1)
     assert [trial.point for trial in counted(ended, "red")] == [trial.point for trial in whole.trials]
 
 
@@ -241,7 +241,7 @@ def test_an_interrupted_search_keeps_everything_and_the_next_completes_it(
 ) -> None:
     seed = 430 + number
     path = longer(write_sweep(f"interrupted_{number}", f"{TWO}\n{rates()}\nseeds: [{seed}]\n{ALONE}", trials=1), 300)
-    coordinator = Coordinator(tmp_path, path, store.root, slots=2, cold=number == signal.SIGINT)
+    coordinator = Coordinator(tmp_path, path, store.root, max_parallel=2, cold=number == signal.SIGINT)
     wait_until(lambda: len(at_work(store, seed)) == 2)
     coordinator.send(number)
     assert coordinator.wait() == 130
@@ -328,7 +328,7 @@ def test_four_coordinators_start_on_one_fresh_store(write_sweep: Write, tmp_path
 
 def test_a_killed_coordinator_leaves_no_process_behind(write_sweep: Write, store: Store, tmp_path: Path) -> None:
     path = longer(write_sweep("childless", f"{TWO}\n{rates()}\nseeds: [444]\n{ALONE}", trials=1), 100_000)
-    coordinator = Coordinator(tmp_path, path, store.root, slots=2, cold=True)
+    coordinator = Coordinator(tmp_path, path, store.root, max_parallel=2, cold=True)
     wait_until(lambda: len(at_work(store, 444)) == 2)
     children = psutil.Process(coordinator.pid).children(recursive=True)
     family = [*children, *(psutil.Process(pid_of(stage)) for stage in at_work(store, 444))]

@@ -74,7 +74,7 @@ def searched(tmp_path, store, request):
         path = tmp_path / f"{name}.yaml"
         path.write_text(f"sweep: {name}\nextends: {extends}\ntrials: {trials}\n{text}")
         observer = Listener()
-        ended = run_sweep(load_sweep(path), store, observer=observer, slots=1)
+        ended = run_sweep(load_sweep(path), store, observer=observer, max_parallel=1)
         assert ended.exit_code == 0
         return ended, observer.messages
 

@@ -146,12 +146,12 @@ def test_two_coordinators_share_one_budget_in_the_database_and_a_third_goes_on(
 def test_the_database_finds_what_the_file_finds(write_sweep: Write, store: Store, server: Server) -> None:
     """One at a time and with the same seed, the storage decides nothing."""
     rest = f"{ONE}\n{rates()}\nseeds: [501]\npruner: successive_halving\n{ALONE}"
-    stored = sweep(write_sweep("stored", rest, trials=6), store, slots=1, storage=server.url())
+    stored = sweep(write_sweep("stored", rest, trials=6), store, max_parallel=1, storage=server.url())
     # As if nobody had trained these before: what a stage has read already is counted, to its end.
     for trial in stored.trials:
         for name in trial.fingerprints:
             shutil.rmtree(store.stage(name).folder)
-    filed = sweep(write_sweep("filed", rest, trials=6), store, slots=1)
+    filed = sweep(write_sweep("filed", rest, trials=6), store, max_parallel=1)
     seen = [[(t.number, t.point, t.state, t.values, t.reports, t.tokens) for t in e.trials] for e in (stored, filed)]
     assert seen[0] == seen[1]
 
@@ -218,7 +218,7 @@ def test_a_database_that_goes_away_interrupts_and_nothing_is_lost(
             stopped.append(True)
             server.stop()
 
-    observer.on_tick = stop
+    observer.on_poll = stop
     try:
         ended = sweep(path, store, observer, storage=server.url())
     finally:

@@ -75,7 +75,7 @@ def test_a_trial_ends_at_the_validation_at_which_optuna_says_so(write_sweep: Wri
     """The reports are the validations on disk; the last step there is the one of the verdict."""
     seed = 340 + list(PRUNERS).index(kind)  # each trains its own: what is there already is not trained again
     rest = f"{ONE}\n{rates()}\nseeds: [{seed}]\npruner: {kind}\nsampler: random\n{ALONE}"
-    ended = sweep(write_sweep(f"pruned_{kind}", rest, trials=9), store, slots=1, overrides=NINE)
+    ended = sweep(write_sweep(f"pruned_{kind}", rest, trials=9), store, max_parallel=1, overrides=NINE)
     trials = counted(ended, "red")
     own = ended.search.ablation.arm("red").experiment
     assert isinstance(make_pruner(ended.search.sweep, own), PRUNERS[kind])
@@ -102,7 +102,7 @@ def test_median_gives_up_what_is_worse_than_half_of_the_finished_trials(write_sw
     """By arithmetic: the best value so far is above the median of what finished trials had at that point; a trial that
     went on was not above it at its last judgement, once three had finished and a third of the training was over."""
     rest = f"{ONE}\n{rates()}\nseeds: [321]\npruner: median\nsampler: random\n{ALONE}"
-    ended = sweep(write_sweep("median_halves", rest, trials=10), store, slots=1, overrides=NINE)
+    ended = sweep(write_sweep("median_halves", rest, trials=10), store, max_parallel=1, overrides=NINE)
     finished: list[dict[int, float]] = []
     pruned = 0
     for trial in counted(ended, "red"):
@@ -128,25 +128,25 @@ def test_a_study_goes_on_with_what_a_search_gave_up(
     """The lines before the stop stay as they were written, and the end is the one of a run that nobody disturbed."""
     rest = f"{ONE}\n{rates()}\nfirst: [{{{LR}: 1e-4}}]\nseeds: [322]\npruner: successive_halving\n{ALONE}"
     path = write_sweep("given_up", rest, trials=2)
-    ended = sweep(path, store, slots=1)
+    ended = sweep(path, store, max_parallel=1)
     trial = ended.trials[1]
     assert (trial.state, trial.point) == ("pruned", {LR: 1e-4})
     before = read_metrics(stages(store, trial)[0].metrics_file)
     assert before[-1]["step"] == 4
     arms = f"arms: {{red: {{pretrain: {{training: {{optimizer: {{lr: {trial.point[LR]}}}}}}}}}}}"
     study = load_study(write_study("goes_on", arms, seeds=[322]))
-    (run,) = run_study(study, store, observer=Seen(), slots=1).runs
+    (run,) = run_study(study, store, observer=Seen(), max_parallel=1).runs
     assert run.last.fingerprint == trial.fingerprints[0]
     lines = read_metrics(run.last.metrics_file)
     assert lines[: len(before)] == before
     assert [line["step"] for line in lines] == [4, 8, 12]
     other, tracking = beside(store, tmp_path / "undisturbed")
-    (whole,) = run_study(study, other, observer=Seen(), slots=1, tracking=tracking).runs
+    (whole,) = run_study(study, other, observer=Seen(), max_parallel=1, tracking=tracking).runs
     weights = [run.last.checkpoints / "model.safetensors" for run in (run, whole)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     # To the search it stays given up.
     observer = Seen()
-    assert sweep(path, store, observer, slots=1).trials == ended.trials
+    assert sweep(path, store, observer, max_parallel=1).trials == ended.trials
     assert observer.begun == []
 
 
@@ -157,7 +157,7 @@ def test_by_tokens_trials_are_compared_after_equally_many_tokens(write_sweep: Wr
     space = f"space: {{{key}: {{choice: [2, 4, 6, 8]}}}}"
     firsts = f"first: [{{{key}: 2}}, {{{key}: 6}}, {{{key}: 8}}]"
     rest = f"{ONE}\n{space}\n{firsts}\nseeds: [323]\npruner: {{kind: median, by: tokens}}\n{ALONE}"
-    ended = sweep(write_sweep("by_tokens", rest, trials=4), store, slots=1)
+    ended = sweep(write_sweep("by_tokens", rest, trials=4), store, max_parallel=1)
     trials = {int(trial.point[key]): trial for trial in counted(ended, "red")}
     assert set(trials) == {2, 4, 6, 8}
     assert [progress for progress, _ in trials[4].reports] == [1, 2]
@@ -172,7 +172,7 @@ def test_by_tokens_trials_are_compared_after_equally_many_tokens(write_sweep: Wr
 def test_by_steps_they_are_compared_after_equally_many_steps(write_sweep: Write, store: Store) -> None:
     key = "pretrain.data.batch_size"
     rest = f"{ONE}\nspace: {{{key}: {{choice: [2, 4, 8]}}}}\nseeds: [324]\npruner: median\n{ALONE}"
-    ended = sweep(write_sweep("by_steps", rest, trials=3), store, slots=1)
+    ended = sweep(write_sweep("by_steps", rest, trials=3), store, max_parallel=1)
     for trial in counted(ended, "red"):
         (stage,) = stages(store, trial)
         found = {step: line["val/target_nll"] for step, line in validations(stage).items() if step < STEPS}
@@ -184,7 +184,7 @@ def test_wilcoxon_stops_after_four_seeds_that_are_all_worse(write_sweep: Write, 
     assert 2**-4 < 0.1 < 2**-3
     seeds = [325, 326, 327, 328, 329, 330]
     rest = f"{ONE}\n{rates()}\nfirst: [{{{LR}: 1e-4}}]\nseeds: {seeds}\npruner: wilcoxon\n{ALONE}"
-    ended = sweep(write_sweep("ranks", rest, trials=2), store, slots=1)
+    ended = sweep(write_sweep("ranks", rest, trials=2), store, max_parallel=1)
     own, worse = counted(ended, "red")
     assert (own.state, worse.state, worse.values) == ("done", "pruned", None)
     results = [[stage.result() for stage in stages(store, trial)] for trial in (own, worse)]
@@ -235,10 +235,10 @@ def test_an_arms_own_setting_is_not_given_up_and_others_are_ranked_with_it(
 def test_another_name_for_the_sweep_finds_the_same_in_what_is_there(write_sweep: Write, store: Store) -> None:
     """What the first has trained and given up is judged by the second as it was by the first, and costs no step."""
     rest = f"{HALVED}\nseeds: [344]"
-    first = sweep(write_sweep("first_name", rest, trials=2), store, slots=1)
+    first = sweep(write_sweep("first_name", rest, trials=2), store, max_parallel=1)
     assert [trial.state for trial in first.trials] == ["done", "pruned"]
     observer = Seen()
-    second = sweep(write_sweep("second_name", rest, trials=2), store, observer, slots=1)
+    second = sweep(write_sweep("second_name", rest, trials=2), store, observer, max_parallel=1)
     for left, right in zip(first.trials, second.trials, strict=True):
         assert (left.state, left.values, left.reports, left.tokens) == (
             right.state,
@@ -252,13 +252,13 @@ def test_another_name_for_the_sweep_finds_the_same_in_what_is_there(write_sweep:
 def test_a_checkpoint_of_other_code_tells_the_pruner_nothing(write_sweep: Write, store: Store) -> None:
     """It is not gone on from, so the lines beside it are of no run of this search."""
     rest = f"{HALVED}\nseeds: [345]"
-    first = sweep(write_sweep("old_lines", rest, trials=2), store, slots=1)
+    first = sweep(write_sweep("old_lines", rest, trials=2), store, max_parallel=1)
     (stage,) = stages(store, first.trials[1])
     note = stage.checkpoints / "provenance.json"
     write_json(note, {**(read_json(note) or {}), "code": "older"}, signed=True)
     lines = stage.metrics_file.read_text()
     stage.metrics_file.write_text(lines.replace('"val/target_nll": ', '"val/target_nll": 1'))
-    second = sweep(write_sweep("new_lines", rest, trials=2), store, slots=1)
+    second = sweep(write_sweep("new_lines", rest, trials=2), store, max_parallel=1)
     assert second.trials[1].reports == first.trials[1].reports
     assert stage.metrics_file.read_text() != lines.replace('"val/target_nll": ', '"val/target_nll": 1')
 
@@ -280,7 +280,7 @@ def test_a_trial_whose_process_dies_of_the_verdict_stays_given_up(
         return verdict
 
     monkeypatch.setattr(Trials, "report", report_and_kill)
-    ended = sweep(write_sweep("verdict", f"{HALVED}\nseeds: [331]", trials=2), store, slots=1)
+    ended = sweep(write_sweep("verdict", f"{HALVED}\nseeds: [331]", trials=2), store, max_parallel=1)
     assert killed
     trial = ended.trials[1]
     assert (trial.state, trial.values, trial.pruned) == ("pruned", None, True)
@@ -319,14 +319,14 @@ Trials.report = lambda self, trial, *found: die() if trial.number == 1 else repo
     path = write_sweep("unheard", f"{HALVED}\nseeds: [334]", trials=2)
     assert Coordinator(tmp_path, path, store.root, fault=fault).wait() == -signal.SIGKILL
     observer = Seen()
-    ended = sweep(path, store, observer, slots=1)
+    ended = sweep(path, store, observer, max_parallel=1)
     assert [trial.state for trial in ended.trials] == ["done", "pruned"]
     assert [progress for progress, _ in ended.trials[1].reports] == [1]
     assert observer.begun == []
 
 
 def test_mlflow_shows_what_was_given_up_as_such(write_sweep: Write, store: Store) -> None:
-    ended = sweep(write_sweep("shown_pruned", f"{HALVED}\nseeds: [333]", trials=2), store, slots=1)
+    ended = sweep(write_sweep("shown_pruned", f"{HALVED}\nseeds: [333]", trials=2), store, max_parallel=1)
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{store.root}/mlflow.db")

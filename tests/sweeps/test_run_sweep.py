@@ -89,9 +89,9 @@ def test_a_search_that_stops_in_between_draws_what_it_would_have_drawn(
 ) -> None:
     """One at a time, a draw depends on what was found before and on its number, not on how often it was begun."""
     rest = f"{ONE}\n{rates()}\nseeds: [303]\nsampler: {sampler}\n{ALONE}"
-    whole = sweep(write_sweep(f"whole_{sampler}", rest, trials=6), store, slots=1)
+    whole = sweep(write_sweep(f"whole_{sampler}", rest, trials=6), store, max_parallel=1)
     for trials in (1, 3, 6):
-        parts = sweep(write_sweep(f"parts_{sampler}", rest, trials=trials), store, slots=1)
+        parts = sweep(write_sweep(f"parts_{sampler}", rest, trials=trials), store, max_parallel=1)
     assert [trial.point for trial in parts.trials] == [trial.point for trial in whole.trials]
 
 
@@ -131,7 +131,7 @@ def test_a_finite_space_is_listed_once(write_sweep: Write, store: Store, monkeyp
 
 def test_what_a_study_has_trained_is_not_trained_again(write_sweep: Write, write_study: Write, store: Store) -> None:
     """The arm's own setting is an experiment like any other: its result is the study's, to the file."""
-    study = run_study(load_study(write_study("before", ONE, seeds=[305])), store, observer=Seen(), slots=1)
+    study = run_study(load_study(write_study("before", ONE, seeds=[305])), store, observer=Seen(), max_parallel=1)
     (run,) = study.runs
     written = (run.last.folder / "result.json").stat().st_mtime_ns
     with warnings.catch_warnings():
@@ -293,7 +293,7 @@ def test_a_result_of_other_code_is_put_aside_and_its_trial_is_trained(
 ) -> None:
     """A study has left it, long ago; the study then has the new one, and the old one is kept."""
     study = load_study(write_study("long_ago", ONE, seeds=[319]))
-    (run,) = run_study(study, store, observer=Seen(), slots=1).runs
+    (run,) = run_study(study, store, observer=Seen(), max_parallel=1).runs
     now = result(run.last)
     old = now | {"provenance": now["provenance"] | {"code": "older"}, "metrics": {"val/target_nll": 0.0}}
     write_json(run.last.folder / "result.json", old)
@@ -308,12 +308,12 @@ def test_a_result_of_other_code_is_put_aside_and_its_trial_is_trained(
 
 
 def test_a_sweep_and_a_study_do_not_share_a_name(write_sweep: Write, write_study: Write, store: Store) -> None:
-    run_study(load_study(write_study("taken", ONE, seeds=[314])), store, observer=Seen(), slots=1)
+    run_study(load_study(write_study("taken", ONE, seeds=[314])), store, observer=Seen(), max_parallel=1)
     with pytest.raises(InputError, match="taken is the name of a study"):
         sweep(write_sweep("taken", f"{ONE}\n{rates()}\nseeds: [314]", trials=1), store)
     sweep(write_sweep("occupied", f"{ONE}\n{rates()}\nseeds: [314]\n{ALONE}", trials=1), store)
     with pytest.raises(InputError, match="occupied is the name of a sweep"):
-        run_study(load_study(write_study("occupied", ONE, seeds=[314])), store, observer=Seen(), slots=1)
+        run_study(load_study(write_study("occupied", ONE, seeds=[314])), store, observer=Seen(), max_parallel=1)
 
 
 # --- as MLflow shows it --------------------------------------------------------------------------------------------

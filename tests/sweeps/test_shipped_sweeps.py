@@ -40,7 +40,7 @@ def test_a_shipped_sweep_tries_each_arm_equally_and_compares_the_winners(path: P
     allow = {"allow": (*search.sweep.allow, Allowed(key="budget", because="small arms"))}
     few = search.sweep.model_copy(update={"trials": 3, "winners": Winners(seeds=(7,)), **allow})
     ablation = replace(search.ablation, study=search.ablation.study.model_copy(update=allow))
-    ended = run_sweep(replace(search, sweep=few, ablation=ablation), store, observer=SweepObserver(), slots=2)
+    ended = run_sweep(replace(search, sweep=few, ablation=ablation), store, observer=SweepObserver(), max_parallel=2)
     assert [found.counted for found in ended.summaries] == [3] * len(search.spaces)
     assert all(set(found.states) <= {"done", "pruned", "diverged"} for found in ended.summaries)
     assert all(found.best is not None for found in ended.summaries)

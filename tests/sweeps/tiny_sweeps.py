@@ -36,12 +36,12 @@ def rates(low: float = 1e-4, high: float = 1e-1) -> str:
 class Seen(SweepObserver):
     """A observer that remembers what it was told."""
 
-    def __init__(self, on_tick: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, on_poll: Callable[[], None] = lambda: None) -> None:
         self.messages: list[str] = []
         self.begun: list[str] = []
         self.trained: list[str] = []
         """Runs of the study of the winners that were executed."""
-        self.on_tick = on_tick
+        self.on_poll = on_poll
 
     def message(self, text: str) -> None:
         self.messages.append(text)
@@ -49,23 +49,23 @@ class Seen(SweepObserver):
     def began(self, trial: Trial) -> None:
         self.begun.append(trial.name)
 
-    def launching(self, runs: Sequence[Any], todo: Sequence[Any], slots: int) -> None:
+    def launching(self, runs: Sequence[Any], todo: Sequence[Any], max_parallel: int) -> None:
         self.trained += [run.name for run in todo]
 
-    def tick(self) -> None:
-        self.on_tick()
+    def poll(self) -> None:
+        self.on_poll()
 
 
 def sweep(
     path: Path,
     store: Store,
     observer: Seen | None = None,
-    slots: int = 2,
+    max_parallel: int = 2,
     overrides: Sequence[str] = (),
     **options: Any,
 ) -> Searched:
     search = load_sweep(path, overrides)
-    return run_sweep(search, store, observer=observer or Seen(), slots=slots, **options)
+    return run_sweep(search, store, observer=observer or Seen(), max_parallel=max_parallel, **options)
 
 
 def beside(store: Store, root: Path) -> tuple[Store, str]:
@@ -173,7 +173,7 @@ class Coordinator:
         folder: Path,
         path: Path,
         store: Path,
-        slots: int = 1,
+        max_parallel: int = 1,
         storage: str | None = None,
         fault: str = "",
         cold: bool = False,
@@ -183,7 +183,7 @@ class Coordinator:
         program.write_text(PROGRAM.replace("# FAULT", fault))
         self.log = folder / f"coordinator-{number}.txt"
         self.log.touch()
-        arguments = [str(path), str(store), str(slots), *([storage] if storage else [])]
+        arguments = [str(path), str(store), str(max_parallel), *([storage] if storage else [])]
         self.code: int | None = None
         self.pid: int = warm_server().ask(
             program=str(program), arguments=arguments, environment=dict(os.environ), log=str(self.log), cold=cold

@@ -82,18 +82,18 @@ def test_a_warm_up_moves_the_fresh_parameters_alone_and_resumes_bit_equal(tmp_pa
     finish(whole, *stages(whole, experiment))
     source, own = stages(parts, experiment)
     finish(parts, source)
-    beginning = build_model(experiment.model, experiment.seed).state_dict()
+    first = build_model(experiment.model, experiment.seed).state_dict()
     given = weights(source)
     for name, (_, there) in experiment.adaptation.taken.items():
-        beginning[name] = given[there]
+        first[name] = given[there]
 
     for steps in (3, 2):  # in the middle, and where it ends
         assert run_one(parts.root, own.fingerprint, stops_after(steps)) == "interrupted"
-        moved = {name for name, value in at_stop(own).items() if not torch.equal(value, beginning[name])}
-        assert moved == set(experiment.adaptation.fresh)
+        moved = {name for name, value in at_stop(own).items() if not torch.equal(value, first[name])}
+        assert moved == set(experiment.adaptation.newly_initialised)
     assert run_one(parts.root, own.fingerprint, stops_after(1)) == "interrupted"
     outside = at_stop(own)
-    assert all(not torch.equal(outside[name], beginning[name]) for name in outside if outside[name].dim() > 1)
+    assert all(not torch.equal(outside[name], first[name]) for name in outside if outside[name].dim() > 1)
     finish(parts, own)
 
     expected = weights(stages(whole, experiment)[-1])

@@ -160,7 +160,7 @@ class Attention(Heads, LayerPart):
         """(key, mask, number of keys) of the row's own tokens, as far as they are seen and kept."""
         if cache is not None and is_filled(cache):
             return ("kept", cache.window), lambda: cache.mask(context.mask), cache.capacity
-        window = self.config.reach
+        window = self.config.window_sides
         return ("row", window), lambda: replace(context.mask, window=window), context.queries
 
     def _of_row(self, part: str, x_BTD: Tensor, inputs: AttentionInputs) -> Tensor:

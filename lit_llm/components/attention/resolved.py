@@ -57,7 +57,7 @@ class ResolvedAttention(Part):
         return self.modules[self.place]
 
     @property
-    def reach(self) -> Window | None:
+    def window_sides(self) -> Window | None:
         """Keys that are seen are fewer than so many tokens (before, after) the query; None: all."""
         return None if self.window is None else (self.window, self.window_right or self.window)
 
@@ -150,7 +150,7 @@ class ResolvedAttention(Part):
     def pairs(self, example: Example) -> list[tuple[float, float]]:
         if self.place == "cross":
             return [(example.source, example.row * example.source)]
-        own = [(example.before + example.row, example.own_pairs(self.reach))]
+        own = [(example.before + example.row, example.own_pairs(self.window_sides))]
         return [*own, (example.source, example.row * example.source)] if self.place == "merged" else own
 
     def flops(self, example: Example, widths: Widths) -> float:
@@ -223,15 +223,15 @@ class ResolvedAttention(Part):
         return widths.row * (2 if precision.autocast else 1) * precision.compute + self._key_bytes(precision)
 
     def _is_band(self, example: Example) -> bool:
-        return self.reach is not None and example.row >= BAND * band_size(self.reach, example.causal)
+        return self.window_sides is not None and example.row >= BAND * band_size(self.window_sides, example.causal)
 
     def _band_bytes(self, example: Example, precision: Precision) -> float:
         """Of a window that is a band: keys and values once more for each block beside their own, and the mask of each
         block, as numbers."""
-        assert self.reach is not None
+        assert self.window_sides is not None
         sides = 2 if example.causal else 3
         keys = 2 * (sides - 1) * self.kv_width
-        return example.row * (keys + sides * band_size(self.reach, example.causal)) * precision.compute
+        return example.row * (keys + sides * band_size(self.window_sides, example.causal)) * precision.compute
 
     def _score_bytes(self, example: Example, precision: Precision) -> float:
         """For all (query, key) pairs, where no fused kernel spares them: a cap's tanh and the weights, or a bias with
@@ -248,7 +248,7 @@ class ResolvedAttention(Part):
 
     def mask_bytes(self, example: Example, precision: Precision) -> float:
         """The mask of a window that is no band."""
-        if self.reach is None or self._is_band(example):
+        if self.window_sides is None or self._is_band(example):
             return 0.0
         return example.row * self._keys(example) * precision.compute
 

@@ -23,10 +23,10 @@ def target_loss(
 
     The second is zero unless `z_loss` asks for it.
     """
-    pieces = list(_pieces(hidden_BTD, unembedding, targets_BT, weights_BT))
-    if len(pieces) == 1:
-        return _sums(*pieces[0], unembedding, z_loss)
-    sums = [checkpoint(_sums, *piece, unembedding, z_loss, use_reentrant=False) for piece in pieces]
+    chunks = list(_chunks(hidden_BTD, unembedding, targets_BT, weights_BT))
+    if len(chunks) == 1:
+        return _sums(*chunks[0], unembedding, z_loss)
+    sums = [checkpoint(_sums, *chunk, unembedding, z_loss, use_reentrant=False) for chunk in chunks]
     return torch.stack([nats for nats, _ in sums]).sum(), torch.stack([squares for _, squares in sums]).sum()
 
 
@@ -45,23 +45,23 @@ def distilled_loss(
     arXiv 1503.02531, section 2). teacher_BTE: the teacher's states from which it predicts the same targets; it gets no
     gradient.
     """
-    mine = list(_pieces(hidden_BTD, unembedding, targets_BT, weights_BT))
-    its = _pieces(teacher_BTE.detach(), unembedding, targets_BT, weights_BT)
-    pieces = [(*piece, teacher_NE) for piece, (teacher_NE, _) in zip(mine, its, strict=True)]
-    if len(pieces) == 1:
-        return _distilled(*pieces[0], unembedding, teacher, temperature)
-    sums = [checkpoint(_distilled, *piece, unembedding, teacher, temperature, use_reentrant=False) for piece in pieces]
+    mine = list(_chunks(hidden_BTD, unembedding, targets_BT, weights_BT))
+    its = _chunks(teacher_BTE.detach(), unembedding, targets_BT, weights_BT)
+    chunks = [(*chunk, teacher_NE) for chunk, (teacher_NE, _) in zip(mine, its, strict=True)]
+    if len(chunks) == 1:
+        return _distilled(*chunks[0], unembedding, teacher, temperature)
+    sums = [checkpoint(_distilled, *chunk, unembedding, teacher, temperature, use_reentrant=False) for chunk in chunks]
     nats, squares, divergence = zip(*sums, strict=True)
     return torch.stack(nats).sum(), torch.stack(squares).sum(), torch.stack(divergence).sum()
 
 
 def target_nats(hidden_BTD: Tensor, unembedding: Unembedding, targets_BT: Tensor, weights_BT: Tensor) -> Tensor:
     """Nats of every counted target, row by row, as one vector; to be called without gradients."""
-    pieces = _pieces(hidden_BTD, unembedding, targets_BT, weights_BT)
-    return torch.cat([_nats(*piece, unembedding)[0] for piece in pieces])
+    chunks = _chunks(hidden_BTD, unembedding, targets_BT, weights_BT)
+    return torch.cat([_nats(*chunk, unembedding)[0] for chunk in chunks])
 
 
-def _pieces(
+def _chunks(
     hidden_BTD: Tensor, unembedding: Unembedding, targets_BT: Tensor, weights_BT: Tensor
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(hidden states, targets) of the positions that count, dropped before the largest product, not masked after it."""

@@ -16,7 +16,7 @@ from lit_llm.report.tables.sweep import names_of
 from lit_llm.runs.fingerprints import read_corpora_again
 from lit_llm.studies.runs import comparison_of, runs_of
 from lit_llm.studies.stored import open_study, studies_in
-from lit_llm.sweeps.confirmation import tuned_name, winners_name
+from lit_llm.sweeps.confirmation import confirmation_name, tuned_name
 from lit_llm.sweeps.sweep import Search
 from lit_llm.sweeps.trials import Trials
 
@@ -67,7 +67,7 @@ def write_figures(search: Search, trials: Trials, folder: Path) -> dict[Path, st
 def tuning_figure(search: Search, trials: Trials) -> Figure | None:
     """Each arm at its own setting and at its best, over the seeds that the search has not seen; None before the study
     of the winners has a value of both."""
-    name = winners_name(search)
+    name = confirmation_name(search)
     if name not in studies_in(trials.store):
         return None
     winners = open_study(name, store=trials.store)

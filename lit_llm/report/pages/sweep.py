@@ -15,7 +15,7 @@ from lit_llm.report.pages.html import Code, Embedded, Page, Section, html
 from lit_llm.report.tables.sweep import names_of, setting, sweep_tables, trials_table
 from lit_llm.report.tables.table import Link, Table, folded, in_csv, in_markdown
 from lit_llm.store.store import Store, write_text
-from lit_llm.sweeps.confirmation import Summary, winners_name
+from lit_llm.sweeps.confirmation import Summary, confirmation_name
 from lit_llm.sweeps.sweep import Search
 from lit_llm.sweeps.trial import Trial
 from lit_llm.sweeps.trials import Trials
@@ -42,7 +42,7 @@ def write_sweep_report(
     write_text(folder / "sweep.md", "\n\n".join([head, *map(in_markdown, tables)]) + "\n")
     drawn = write_figures(search, storage, folder / "figures")
     shown = [Embedded.of(path.stem, caption, path, WIDE) for path, caption in drawn.items()]
-    winners = store.study(winners_name(search)) / "report.html"
+    winners = store.study(confirmation_name(search)) / "report.html"
     *found, every = tables
     fresh = Table(
         "winners",

@@ -75,12 +75,12 @@ class Lines(Observer):
         if self._is_due(what, done) or done == total:
             self.tell("preparing", what=what, done=done, total=total or None)
 
-    def launching(self, runs: Sequence[Run], todo: Sequence[Run], slots: int) -> None:
+    def launching(self, runs: Sequence[Run], todo: Sequence[Run], max_parallel: int) -> None:
         names = {run.name for run in todo}
         self._runs = todo
         self._before = {step.node.fingerprint: _begun(step) for run in todo for step in run.steps}
         told = [{**_named(run), "state": run.status()["state"], "to_do": run.name in names} for run in runs]
-        self.tell("planned", slots=slots, runs=told)
+        self.tell("planned", slots=max_parallel, runs=told)
 
     @contextmanager
     def until_interrupted(self) -> Iterator[None]:
@@ -101,7 +101,7 @@ class Lines(Observer):
         found = finished.comparison.as_json()
         self.tell("compared", study=study, **found, analysis=analysis, left_out=left_out(finished.runs))
 
-    def tick(self) -> None:
+    def poll(self) -> None:
         if time.monotonic() - self._looked >= EVERY / 4:
             self._look()
 
@@ -184,10 +184,10 @@ class SweepLines(Lines, SweepObserver):
         self._training: dict[str, tuple[Trial, int]] = {}
         """Trials with their numbers of steps."""
 
-    def searching(self, search: Search, trials: Sequence[Trial], slots: int) -> None:
+    def searching(self, search: Search, trials: Sequence[Trial], max_parallel: int) -> None:
         arms = dict.fromkeys(search.spaces, search.sweep.trials)
         there = [trial_json(search, trial) for trial in trials if trial.state != "running"]
-        self.tell("planned", sweep=search.name, slots=slots, trials=arms, there=there)
+        self.tell("planned", sweep=search.name, slots=max_parallel, trials=arms, there=there)
 
     def began(self, trial: Trial) -> None:
         steps = self.search.experiment(trial.arm, trial.point).pretrain.training.max_steps

@@ -90,8 +90,8 @@ def seconds_per_step(lines: Sequence[Mapping[str, Any]], since: float) -> float 
 class TimeLeft:
     """Of a study, by what its stages have taken up to now: trainings by their FLOPs, evaluations by their like."""
 
-    def __init__(self, slots: int) -> None:
-        self.slots = slots
+    def __init__(self, max_parallel: int) -> None:
+        self.max_parallel = max_parallel
         self._costs: dict[str, Cost] = {}
         """By arm: seeds differ in nothing that costs."""
 
@@ -124,7 +124,7 @@ class TimeLeft:
         for step, takes in waiting:
             likes = evaluations.get(step.node.name)
             lefts.append(fmean(likes) if likes else takes * seconds / flops)
-        return makespan(lefts, self.slots)
+        return makespan(lefts, self.max_parallel)
 
     def _flops(self, run: Run, step: Step) -> float:
         if run.arm.name not in self._costs:

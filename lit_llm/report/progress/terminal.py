@@ -89,14 +89,14 @@ class Progressing(Observer):
             self._bars.stop()
             self._bars = None
 
-    def launching(self, runs: Sequence[Run], todo: Sequence[Run], slots: int) -> None:
+    def launching(self, runs: Sequence[Run], todo: Sequence[Run], max_parallel: int) -> None:
         self._stop_bars()
         self._runs, self._todo = runs, {run.name for run in todo}
-        self._left = TimeLeft(slots)
+        self._left = TimeLeft(max_parallel)
         self._began = time.monotonic()
         done = sum(run.status()["state"] in FINAL for run in runs)
         ready = f", {done} are there already" if done else ""
-        self.console.print(f"{len(todo)} of {len(runs)} runs to do{ready}; {slots} at once.", highlight=False)
+        self.console.print(f"{len(todo)} of {len(runs)} runs to do{ready}; {max_parallel} at once.", highlight=False)
         if todo:
             self._start_live()
 
@@ -105,7 +105,7 @@ class Progressing(Observer):
             self._live = Live(self._view(), console=self.console, refresh_per_second=4, transient=True)
             self._live.start()
 
-    def tick(self) -> None:
+    def poll(self) -> None:
         if time.monotonic() - self._looked < 0.5:
             return
         self._looked = time.monotonic()
@@ -183,14 +183,14 @@ class Searching(Progressing, SweepObserver):
         self._ended: dict[str, Trial] = {}
         self._search_goes_on = False
 
-    def searching(self, search: Search, trials: Sequence[Trial], slots: int) -> None:
+    def searching(self, search: Search, trials: Sequence[Trial], max_parallel: int) -> None:
         self._stop_bars()
         self._began, self._search_goes_on = time.monotonic(), True
         self._ended = {trial.name: trial for trial in trials if trial.state != "running"}
         left = sum(search.sweep.trials - self._counted(arm) for arm in search.spaces)
         arms = f"{len(search.spaces)} arm{'s' if len(search.spaces) > 1 else ''}"
         there = f", {len(self._ended)} are there already" if self._ended else ""
-        message = f"{max(0, left)} of {arms} x {search.sweep.trials} trials to do{there}; {slots} at once."
+        message = f"{max(0, left)} of {arms} x {search.sweep.trials} trials to do{there}; {max_parallel} at once."
         self.console.print(message, highlight=False)
         if left > 0:
             self._start_live()

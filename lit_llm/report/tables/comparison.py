@@ -40,7 +40,7 @@ def _parts(comparison: Comparison) -> Iterator[Table]:
     for group in comparison.effects:
         yield _effects(group, comparison)
     if comparison.before_after is not None:
-        yield turn_table(comparison.before_after)
+        yield change_table(comparison.before_after)
     if comparison.front is not None:
         yield _front(comparison.front)
     for table in comparison.anova:
@@ -122,10 +122,10 @@ def _named(what: str, groups: Sequence[object], group: str) -> str:
     return f"{what}-{slug(group)}" if len(groups) > 1 else what
 
 
-TURN = ("arm", "before", "after", "difference before", "after [95%]", "changed by [95%]")
+CHANGE = ("arm", "before", "after", "difference before", "after [95%]", "changed by [95%]")
 
 
-def turn_table(found: BeforeAfter) -> Table:
+def change_table(found: BeforeAfter) -> Table:
     """The arms before and after finetuning."""
 
     def number(value: float | None) -> str:
@@ -143,7 +143,7 @@ def turn_table(found: BeforeAfter) -> Table:
     if found.rank_correlation is not None:
         arms = sum(row.before is not None and row.after is not None for row in found.rows)
         notes.append(f"rank correlation of {arms} arms before and after (Spearman): {found.rank_correlation:+.2f}")
-    return Table("before-after", f"{found.metric} before and after finetuning", TURN, rows, 4, tuple(notes))
+    return Table("before-after", f"{found.metric} before and after finetuning", CHANGE, rows, 4, tuple(notes))
 
 
 def _front(found: ParetoFront) -> Table:

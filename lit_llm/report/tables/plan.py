@@ -171,7 +171,7 @@ def _duration(plan: Plan) -> str:
     if found is None:
         return ", time unknown: `--measure` times three steps of each arm"
     done = f"; {found.done} of them done" if found.done else ""
-    at_once = f" with {found.slots} at once" if found.slots > 1 else ""
+    at_once = f" with {found.max_parallel} at once" if found.max_parallel > 1 else ""
     tasks = any(name.startswith("tasks after ") for name in plan.stages)
     without = " without the tasks, whose questions only the harness knows" if tasks else ""
     return f"{done}, about {text.about(found.seconds)}{at_once} on this machine{without}"

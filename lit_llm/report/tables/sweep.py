@@ -33,7 +33,8 @@ def sweep_plan(search: Search, plan: Plan, width: int) -> RenderableType:
         seconds = sum(sweep.trials * len(sweep.seeds) * plan.estimate.arms[p.arm.name].run for p in plan.arms)
         flops = sum(sweep.trials * len(sweep.seeds) * p.cost.train_flops for p in plan.arms)
         budget += f", at the arms' own settings {text.short(flops)}FLOPs and about "
-        budget += f"{text.about(seconds / plan.estimate.slots)} with {plan.estimate.slots} at once, less what is pruned"
+        at_once = plan.estimate.max_parallel
+        budget += f"{text.about(seconds / at_once)} with {at_once} at once, less what is pruned"
     goals = "; ".join(f"{goal.direction} {goal.metric}" for goal in sweep.optimize)
     pruner = "" if sweep.pruner.kind == "none" else f", {sweep.pruner.kind} by {sweep.pruner.by}"
     parts = [*plan_head(plan, budget, width)]

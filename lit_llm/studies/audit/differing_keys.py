@@ -258,8 +258,8 @@ def _audit_adaptation(arm: Arm, cost: Cost) -> Iterator[Finding]:
     """What is taken over, what is not, and what that has cost before."""
     adapt, found = arm.experiment.adapt, arm.experiment.adaptation
     assert adapt is not None
-    message = f"{len(found.taken)} of {len(found.taken) + len(found.fresh)} tensors are taken over"
-    lists = (("fresh", together(found.fresh)), ("left behind", _left(found)))
+    message = f"{len(found.taken)} of {len(found.taken) + len(found.newly_initialised)} tensors are taken over"
+    lists = (("fresh", together(found.newly_initialised)), ("left behind", _left(found)))
     message += "".join(f"; {what}: {some(names)}" for what, names in lists if names)
     yield Finding("note", arm.name, "adapt.from", message)
     if cost.before.train_flops:

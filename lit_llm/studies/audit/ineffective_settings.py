@@ -74,7 +74,7 @@ def _effective(arm: Arm) -> str:
     Of the model what its keys resolve to: one may say what holds without it, or set off what another says.
     """
     values = {key: value for key, value in leaves(arm.flat) if not under(key, "model")}
-    for key in _idle_keys(arm.experiment):
+    for key in _ineffective_keys(arm.experiment):
         values[key] = None
     for section, stage in _stages(arm.experiment):
         values = {key: value for key, value in values.items() if not under(key, f"{section}.execution")}
@@ -103,10 +103,10 @@ def _without_far_softcaps(part: Any) -> Any:
     }
 
 
-def _idle_keys(experiment: Experiment) -> Iterator[str]:
+def _ineffective_keys(experiment: Experiment) -> Iterator[str]:
     """Keys of the training whose values have no effect."""
     for section, stage in _stages(experiment):
-        yield from (key for key, _ in _idle_training(section, stage.training))
+        yield from (key for key, _ in _ineffective_training(section, stage.training))
 
 
 def _stages(experiment: Experiment) -> Iterator[tuple[str, PretrainConfig | FinetuneConfig]]:
@@ -132,11 +132,11 @@ def _differing(arm: Arm, twin: Arm) -> list[str]:
 def _reasons(experiment: Experiment) -> Iterator[tuple[str, str]]:
     """(key, why it has no effect)."""
     for section, stage in _stages(experiment):
-        yield from _idle_training(section, stage.training)
-    yield from _idle_attention(experiment)
+        yield from _ineffective_training(section, stage.training)
+    yield from _ineffective_attention(experiment)
 
 
-def _idle_training(key: str, training: TrainingConfig) -> Iterator[tuple[str, str]]:
+def _ineffective_training(key: str, training: TrainingConfig) -> Iterator[tuple[str, str]]:
     if training.clip_norm is not None and training.clip_norm >= NEVER_CLIPS:
         yield f"{key}.clip_norm", f"of {training.clip_norm:g} never clips: no gradient's norm comes near it"
     if training.z_loss > 0 and 2 * training.z_loss * LOG_NORMALISER < ROUNDING:
@@ -149,7 +149,7 @@ def _idle_training(key: str, training: TrainingConfig) -> Iterator[tuple[str, st
         yield f"{key}.dropout", f"of {training.dropout:g} drops fewer than one entry in ten million"
 
 
-def _idle_attention(experiment: Experiment) -> Iterator[tuple[str, str]]:
+def _ineffective_attention(experiment: Experiment) -> Iterator[tuple[str, str]]:
     """Windows that reach beyond the longest text, and softcaps far above all scores."""
     model, longest = resolve_model(experiment.model), _longest(experiment)
     attentions = dict.fromkeys(part for part in model.parts if isinstance(part, ResolvedAttention))

@@ -10,9 +10,9 @@ from lit_llm.config.problems import RENAMED, InputError, Problem, collect_errors
 from lit_llm.config.tree import ConfigNode, leaves, merge, merge_all, split_path, under
 from lit_llm.experiment.load import (
     changes_nothing,
-    idle_overrides,
     read_layers,
     read_overrides,
+    redundant_overrides,
     validate_experiment,
     with_sources,
 )
@@ -140,7 +140,7 @@ def _idle(group: Sequence[DesignPoint]) -> list[Problem]:
         return []
     return [
         problem
-        for problem in idle_overrides(built[0][0].node, built[0][1])
+        for problem in redundant_overrides(built[0][0].node, built[0][1])
         if not under(problem.key, *built[0][0].declared)
         and all(changes_nothing(point.node, experiment, problem.key) for point, experiment in built[1:])
     ]
