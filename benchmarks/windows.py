@@ -37,7 +37,7 @@ def main() -> None:
         def masked(mask: Tensor | None = mask) -> Tensor:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
-        kernel = KernelMask(near, chosen.tokens, chosen.tokens, q.dtype, q.device, scores=False, bias=False)
+        kernel = KernelMask(near, (chosen.tokens, chosen.tokens), (q.dtype, q.device), scores=False, bias=False)
 
         def by_blocks(kernel: KernelMask = kernel) -> Tensor:
             return DotProduct()(q, k, v, kernel)

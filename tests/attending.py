@@ -22,13 +22,15 @@ def dot_product(
     cap: float | None = None,
 ) -> Tensor:
     """softmax(scores)v under a mask, by the kernel that the mask asks for."""
-    kernel = KernelMask(mask, q.shape[2], k.shape[2], q.dtype, q.device, scores=cap is not None, bias=bias is not None)
+    kernel = KernelMask(
+        mask, (q.shape[2], k.shape[2]), (q.dtype, q.device), scores=cap is not None, bias=bias is not None
+    )
     return DotProduct(scale, cap)(q, k, v, kernel, bias)
 
 
 def largest(attention: DotProduct, q: Tensor, k: Tensor, mask: Mask, bias: Tensor | None = None) -> Tensor:
     """The largest |score| over the visible pairs."""
-    kernel = KernelMask(mask, q.shape[2], k.shape[2], q.dtype, q.device, scores=True, bias=bias is not None)
+    kernel = KernelMask(mask, (q.shape[2], k.shape[2]), (q.dtype, q.device), scores=True, bias=bias is not None)
     return largest_logit(attention, q, k, kernel, bias)
 
 

@@ -51,7 +51,6 @@ class ForwardContext:
         positions: Mapping[str, Tensor],
         source: SourceInput | None = None,
         cache: StackCache | None = None,
-        prompts: CacheLengths | None = None,
     ) -> None:
         """Make the context of one pass.
 
@@ -62,10 +61,9 @@ class ForwardContext:
                 and, for its queries, `restart` or `continuous`.
             source: What may be read beside the row.
             cache: What earlier passes have kept, and this one keeps.
-            prompts: How long they are, in a pass over prompts that asks for what comes next alone.
         """
         self.mask, self.positions, self.source = mask, positions, source
-        self.cache, self.prompts = cache, prompts
+        self.cache = cache
         self.queries, self.device = x_BTD.shape[1], x_BTD.device
         self.dtype = compute_dtype(x_BTD)
         self.shared_kv: tuple[Tensor, Tensor] | None = None

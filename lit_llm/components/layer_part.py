@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lit_llm.components.forward_context import CacheRows, ForwardContext
 from lit_llm.components.kv_cache import Cache
 from lit_llm.components.part import Part, Widths
+from lit_llm.config.problems import InputError, Problem
 
 
 class LayerPart(nn.Module):
@@ -20,7 +21,9 @@ class LayerPart(nn.Module):
         super().__init__()
 
     def prepare(self, context: ForwardContext, cache: Cache | None) -> Any:
-        """The inputs of `forward` beside activations, made before the layers run. May read no parameter.
+        """The inputs of `forward` beside activations, made before the layers run.
+
+        It reads no parameter of its layer: where several devices share a model, those are there in `forward` alone.
 
         cache: what this part keeps between passes; None in training.
         """
@@ -40,7 +43,11 @@ class LayerPart(nn.Module):
 
 
 def build_part(part: Part, widths: Widths, causal: bool) -> LayerPart:
-    """The module that a part's configuration describes."""
+    """The module that a part's configuration describes. Raises InputError where it cannot be loaded."""
     module, _, name = part.module.partition(":")
-    built: LayerPart = getattr(importlib.import_module(module), name)(part, widths, causal)
+    try:
+        made = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise InputError(Problem(f"cannot be loaded: {error}", f"the module {part.module}")) from error
+    built: LayerPart = made(part, widths, causal)
     return built

@@ -168,9 +168,18 @@ class KernelMask:
     """
 
     def __init__(
-        self, mask: Mask, queries: int, keys: int, dtype: torch.dtype, device: torch.device, *, scores: bool, bias: bool
+        self, mask: Mask, size: tuple[int, int], like: tuple[torch.dtype, torch.device], *, scores: bool, bias: bool
     ) -> None:
-        """dtype: of the scores. scores: whether they are computed as a tensor. bias: whether one is added to them."""
+        """Work out a mask.
+
+        Args:
+            mask: Which keys a query may attend to.
+            size: Numbers of queries and of keys.
+            like: Dtype of the scores, and their device.
+            scores: Whether the scores are computed as a tensor.
+            bias: Whether a bias is added to them.
+        """
+        (queries, keys), (dtype, device) = size, like
         self.mask = mask
         self.kernel: Kernel | Literal["scores"] = "scores" if scores else mask.kernel(bias, queries, keys)
         self.prefix, self.window, self.causal = 0, None, False

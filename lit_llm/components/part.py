@@ -36,7 +36,7 @@ class Example:
     row: float
     """Tokens of the layer's own row, each a query."""
     source: float = 0
-    """Tokens of the encoder's output; while decoding, of the prompt that an attention keeps as its source."""
+    """Tokens of the encoder's output; 0 without an encoder."""
     before: float = 0
     """Tokens of the same row that were read in earlier passes."""
     prefix: float = 0
@@ -209,6 +209,12 @@ class Part(Section):
         return 0.0
 
 
+STACKS = ("encoder", "decoder", "target_decoder", "self_decoder")
+"""Stacks that may have a component: any encoder, the decoder of a decoder-only model, that of an encoder-decoder, and
+the first stack of a decoder-decoder."""
+ROLES = ("mixer", "added", "feed_forward")
+
+
 class Defaults(NamedTuple):
     """What a component may take from its model where a study leaves it open."""
 
@@ -229,10 +235,10 @@ class LayerComponent:
     override: type[Section]
     """What is written there. It has a `kind` with a default, which is also its short form."""
     resolve: Callable[[dict[str, Any], Defaults], Part]
-    """From the keys that are set and the model's defaults to the part. Raises ValueError with a reason."""
+    """From the keys that are set, `kind` among them, and the model's defaults to the part. Raises ValueError with a
+    reason."""
     stacks: tuple[str, ...]
-    """Stacks that may have it, of `encoder`, `decoder` (of a decoder-only model), `cross_decoder` (of an
-    encoder-decoder) and `self_decoder`."""
+    """Stacks that may have it, of `STACKS`."""
     role: Literal["mixer", "added", "feed_forward"]
     """mixer: it stands in place of self-attention; feed_forward: of the feed-forward network; added: it is one more
     part between the two."""
@@ -240,8 +246,3 @@ class LayerComponent:
     """What a reader of the schema is told."""
     elsewhere: str = ""
     """Why another stack has no such key, where there is more to say than that."""
-
-    @property
-    def package(self) -> str:
-        """The package that its code is in."""
-        return self.override.__module__.partition(".")[0]

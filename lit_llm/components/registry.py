@@ -11,34 +11,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 
-from lit_llm.components.part import LayerComponent
+from lit_llm.components.part import ROLES, STACKS, LayerComponent, Part
 from lit_llm.components.partial_attention.resolved import PARTIAL_ATTENTION
 from lit_llm.components.retention.resolved import RETENTION
-from lit_llm.config.problems import InputError, Problem
+from lit_llm.config.problems import InputError, Problem, did_you_mean
 from lit_llm.config.tree import KIND
 
-OURS = __name__.partition(".")[0]
-GROUP = f"{OURS}.components"
+GROUP = "lit_llm.components"
 """Entry points under which installed packages name their components."""
 TAKEN = {"layers", "layer_ranges", "d_model", "attention", "self_attention", "cross_attention", "feed_forward"}
-TAKEN |= {"cross_attention_mode"}
-"""Keys of a stack that no component can have."""
+TAKEN |= {"cross_attention_mode", "norm", "dropout", "part", "parts", "placement", "prepare", "new_cache", "forward"}
+"""Names in a stack or in a layer that no component can have."""
 
 
-def _installed() -> Iterator[LayerComponent]:
-    """The components of installed packages. Raises InputError where one cannot be loaded or used."""
-    for entry in sorted(entry_points(group=GROUP)):
+def _installed() -> Iterator[tuple[str, LayerComponent]]:
+    """(package, component) of installed packages. Raises InputError where one cannot be loaded or used."""
+    for entry in entry_points(group=GROUP):
+        name = f"the component {entry.name} ({entry.value})"
         try:
             component = entry.load()
         except Exception as error:  # the package's own code, which may fail in any way
-            raise InputError(
-                Problem(
-                    f"cannot be loaded: {type(error).__name__}: {error}", f"the component {entry.name} ({entry.value})"
-                )
-            ) from error
+            raise InputError(Problem(f"cannot be loaded: {type(error).__name__}: {error}", name)) from error
         if problem := _problem(component):
-            raise InputError(Problem(problem, f"the component {entry.name} ({entry.value})"))
-        yield component
+            raise InputError(Problem(problem, name))
+        yield entry.module.partition(".")[0], component
 
 
 def _problem(component: object) -> str:
@@ -47,29 +43,43 @@ def _problem(component: object) -> str:
         return f"is a {type(component).__name__}, not a lit_llm.components.part.LayerComponent"
     if component.key in TAKEN or not component.key.isidentifier():
         return f"cannot have the key {component.key!r}"
-    if KIND not in component.override.model_fields:
-        return f"its section {component.override.__name__} needs a `kind` with a default"
+    kind = component.override.model_fields.get(KIND)
+    if kind is None or kind.is_required():
+        return f"its section {component.override.__name__} needs a `{KIND}` with a default"
+    if component.role not in ROLES:
+        return f"has the role {component.role!r}{did_you_mean(component.role, ROLES)}"
+    for stack in component.stacks:
+        if stack not in STACKS:
+            return f"is for the stack {stack!r}{did_you_mean(stack, STACKS)}"
     return ""
 
 
-def _all() -> dict[str, LayerComponent]:
-    components = {component.key: component for component in (RETENTION, PARTIAL_ATTENTION)}
-    for component in _installed():
-        if component.key in components:
+def _all() -> tuple[dict[str, LayerComponent], dict[str, str]]:
+    ours = {component.key: component for component in (RETENTION, PARTIAL_ATTENTION)}
+    others, packages = dict[str, LayerComponent](), dict[str, str]()
+    for package, component in _installed():
+        if component.key in ours or component.key in others:
             raise InputError(f"two components have the key {component.key!r}; uninstall one of their packages")
-        components[component.key] = component
-    return components
+        others[component.key], packages[component.key] = component, package
+    # In an order of their own, so that no name of an entry point changes a model.
+    return {**ours, **{key: others[key] for key in sorted(others)}}, packages
 
 
-COMPONENTS = _all()
-"""{key: component}."""
-
-
-def installed_components() -> list[LayerComponent]:
-    """Those of other packages."""
-    return [component for component in COMPONENTS.values() if component.package != OURS]
+COMPONENTS, PACKAGES = _all()
+"""{key: component}, and {key: package} of those that other packages have."""
 
 
 def components_of(stack: str) -> list[LayerComponent]:
     """Those that the layers of a stack may have; see `LayerComponent.stacks`."""
     return [component for component in COMPONENTS.values() if stack in component.stacks]
+
+
+def modules_outside() -> list[str]:
+    """The modules that compute of components from other packages, for a server that imports all code once."""
+    found, classes = set[str](), [Part]
+    while classes:
+        classes += (part := classes.pop()).__subclasses__()
+        if part.__module__.partition(".")[0] in PACKAGES.values():
+            places = [*getattr(part, "modules", {}).values(), getattr(part, "module", None)]
+            found |= {place.partition(":")[0] for place in places if isinstance(place, str)}
+    return sorted(found)

@@ -12,6 +12,7 @@ from typing import Any
 
 from lit_llm.config.collector import gc_disabled
 from lit_llm.config.fingerprint import LENGTH, kept
+from lit_llm.config.problems import InputError, Problem
 
 
 def digest_of_code(package: Path, parts: Iterable[str]) -> str:
@@ -43,13 +44,21 @@ def digest_of_code(package: Path, parts: Iterable[str]) -> str:
 
 
 def digest_of_package(name: str) -> str:
-    """The same of a whole package that can be imported, or of a single module."""
+    """The same of a whole package that can be imported, or of a single module.
+
+    Raises InputError where one of its files is no Python.
+    """
     spec = find_spec(name)
     assert spec is not None
-    if spec.submodule_search_locations:
-        return digest_of_code(Path(spec.submodule_search_locations[0]), ["."])
-    assert spec.origin is not None
-    return digest_of_code(Path(spec.origin).parent, [Path(spec.origin).name])
+    folders = spec.submodule_search_locations
+    try:
+        if folders:
+            return digest_of_code(Path(folders[0]), ["."])
+        assert spec.origin is not None
+        return digest_of_code(Path(spec.origin).parent, [Path(spec.origin).name])
+    except (SyntaxError, UnicodeDecodeError) as error:
+        message = f"the package {name} has components, and its code cannot be read: {error}"
+        raise InputError(Problem(message)) from error
 
 
 @gc_disabled()

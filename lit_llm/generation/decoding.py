@@ -28,7 +28,7 @@ from torch import Tensor
 from lit_llm.components.forward_context import CacheRows, ForwardContext, SourceInput
 from lit_llm.components.kv_cache import CacheLengths, StackCache
 from lit_llm.components.masks import AttentionMask
-from lit_llm.models.families import DecoderOnly, EncoderDecoder, LanguageModel
+from lit_llm.models.families import DecoderOnly, EncoderDecoder, LanguageModel, refuse_open
 
 Prefix = Literal["causal", "bidirectional"]
 
@@ -80,15 +80,15 @@ class _DecoderOnly(Decoding):
         # <s> is part of the source, where the beginning of the row is one.
         source = CacheLengths(lengths.lengths, tokens_BT.device)
         super().__init__(model, CacheRows(lengths, source))
-        x_BTD = model.embed(tokens_BT)
+        x_BTD, mask = model.embed(tokens_BT), _of_prompts(lengths, prefix)
+        refuse_open(model.config, mask.prefix)
         positions = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
         context = ForwardContext(
             x_BTD,
-            _of_prompts(lengths, prefix),
+            mask,
             {"self": positions, "source": positions},
             SourceInput(source.mask(), tokens_BT.shape[1], in_row=True),
             self.cache,
-            prompts=lengths,
         )
         hidden_BTD = model.decoder(x_BTD, context)
         # Some stacks return the last token of each prompt alone.

@@ -12,9 +12,12 @@ from collections.abc import Callable
 
 import torch
 
+from lit_llm.components.registry import PACKAGES
+from lit_llm.config.problems import InputError, Problem
 from lit_llm.models.config import ModelConfig
 from lit_llm.models.decoder_decoder import DecoderDecoder
 from lit_llm.models.families import DecoderOnly, EncoderDecoder, EncoderOnly, LanguageModel
+from lit_llm.models.parameters import parameter_shapes
 from lit_llm.models.resolve import ResolvedModel, resolve_model
 
 
@@ -36,14 +39,31 @@ def build_model(config: ModelConfig | ResolvedModel, seed: int = 0, device: str 
         model = bare_model(resolved)
     if device == "meta":
         return model
-    model.to_empty(device="cpu")
+    if next(model.buffers(), None) is None:
+        model.to_empty(device="cpu")
+    else:
+        model = bare_model(resolved)  # whose buffers have the values that their modules have given them
     initialise(model, seed)
     return model.to(device)
 
 
+def _check_shapes(model: LanguageModel) -> None:
+    """Raise InputError where a component from another package has other parameters than it says."""
+    if not any(layer.part(key) for layer in model.config.layers for key in PACKAGES):
+        return
+    said = parameter_shapes(model.config)
+    built = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    for name in [*said, *built]:
+        if said.get(name) != built.get(name):
+            message = f"its `shapes` say {said.get(name)} of {name}, and the module has {built.get(name)}"
+            raise InputError(Problem(message, f"the component of {name.rpartition('.')[0]}"))
+
+
 def bare_model(resolved: ResolvedModel) -> LanguageModel:
     """The modules, with torch's own values, on torch's default device."""
-    return FAMILIES[resolved.family](resolved)
+    model = FAMILIES[resolved.family](resolved)
+    _check_shapes(model)
+    return model
 
 
 FAMILIES: dict[str, Callable[[ResolvedModel], LanguageModel]] = {

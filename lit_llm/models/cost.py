@@ -142,7 +142,8 @@ def decode_flops(model: ResolvedModel, prompt: int, generate: int) -> float:
 def _decoding(model: ResolvedModel, prompt: int, generate: int, generated: int = 0) -> Example:
     """So many tokens after a prompt and `generated` others: behind <s>, or behind the prompt."""
     before = (1 if model.encoder else prompt) + generated
-    return Example(generate, source=prompt, before=before, marked=prompt, decoding=True, keep_state=True)
+    source = prompt if model.encoder else 0
+    return Example(generate, source=source, before=before, marked=prompt, decoding=True, keep_state=True)
 
 
 def attended_keys(model: ResolvedModel, prompt: int, number: int) -> float:

@@ -36,12 +36,13 @@ class SharingStack(Stack):
         x_BTD = self._run(x_BTD, context, 0, self.self_layers)
         normed_BTD = x_BTD if self.shared_kv_norm is None else self.shared_kv_norm(x_BTD)
         keys_values = self.shared_kv(normed_BTD, rotation_of(context, "self", self.shared_kv.config))
-        if context.cache is not None and context.cache.shared_kv is not None:
-            keys_values = context.cache.shared_kv.add(*keys_values)
-        if (prompts := context.prompts) is not None:
-            x_BTD = x_BTD[torch.arange(len(x_BTD), device=x_BTD.device), prompts.lengths_B - 1][:, None]
-            positions = {"self": prompts.next_positions() - 1}
-            context = ForwardContext(x_BTD, prompts.mask(), positions, cache=context.cache)
+        if context.cache is not None and (shared := context.cache.shared_kv) is not None:
+            reads_prompts, lengths = not shared.filled, shared.rows
+            keys_values = shared.add(*keys_values)
+            if reads_prompts:
+                x_BTD = x_BTD[torch.arange(len(x_BTD), device=x_BTD.device), lengths.lengths_B - 1][:, None]
+                positions = {"self": lengths.next_positions() - 1}
+                context = ForwardContext(x_BTD, lengths.mask(), positions, cache=context.cache)
         context.shared_kv = keys_values
         return self._finish(self._run(x_BTD, context, self.self_layers, len(self.layers)))
 

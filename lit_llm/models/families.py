@@ -88,6 +88,7 @@ class DecoderOnly(LanguageModel):
         x_BTD = self.embed(tokens_BT)
         positions = {"self": _places(tokens_BT, inputs.get("positions_BT"))}
         prefix = prefix if open_BT is None else open_BT
+        refuse_open(self.config, prefix)
         mask = AttentionMask(causal=True, prefix=prefix, documents=_pair(documents_BT, documents_BT))
         source = None
         if part := self.config.reads_marked:
@@ -225,6 +226,12 @@ class EncoderOnly(LanguageModel):
     ) -> Tensor:
         """B x T ids -> B x T x V logits."""
         return self.logits(self.hidden(tokens_BT, token_lengths, documents_BT))
+
+
+def refuse_open(config: ResolvedModel, prefix: int | Tensor | None) -> None:
+    """Raises ValueError for an open prefix of a model that has a part which cannot see later tokens."""
+    if config.causal_only and (isinstance(prefix, Tensor) or (prefix or 0) > 1):
+        raise ValueError(f"{config.causal_only}: a token cannot see later ones; leave its prefix causal")
 
 
 def _places(tokens_BT: Tensor, positions_BT: Tensor | None) -> Tensor:

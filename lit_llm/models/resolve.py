@@ -210,6 +210,12 @@ def _feed_forward(config: Any, side: str, index: int) -> Part:
 def _components(config: Any, side: str, index: int) -> dict[str, Part]:
     """{key: part} of the components that are written for a layer. Raises ValueError where two stand in one place."""
     written = {key: part for key in COMPONENTS if (part := _component(config, side, index, key)) is not None}
+    mixer = next((key for key in written if COMPONENTS[key].role == "mixer"), None)
+    if mixer and _cross(config, side, index) == "merged":
+        raise ValueError(
+            f"{mixer} stands in place of self-attention, which reads the source where cross_attention_mode is merged: "
+            f"layer {index} would read no source"
+        )
     for role in ("mixer", "feed_forward"):
         several = [key for key in written if COMPONENTS[key].role == role]
         if len(several) > 1:
@@ -225,9 +231,14 @@ def _component(config: Any, side: str, index: int, key: str) -> Part | None:
         return None
     values: dict[str, Any] = {}
     for section in written:
-        values |= _overrides(section)
+        values |= set_fields(section)
     attention, feed_forward = (_fields(default) for default in (config.attention, config.feed_forward))
-    return COMPONENTS[key].resolve(values, Defaults(attention, feed_forward, _width(config, side)))
+    try:
+        return COMPONENTS[key].resolve(values, Defaults(attention, feed_forward, _width(config, side)))
+    except ValueError:
+        raise
+    except Exception as error:  # another package's own code
+        raise ValueError(f"{key} cannot be resolved: {type(error).__name__}: {error}") from error
 
 
 OWN_ATTENTION = {
@@ -365,7 +376,8 @@ def _sharing_problem(config: Any) -> str:
 
 def _bias_problem(config: Any, side: str) -> str:
     """Why the layers of a stack cannot share one relative bias, or ''."""
-    found = [own for layer in _layers(config, side) if (own := layer.self_attention)]
+    parts = [part for layer in _layers(config, side) for _, part in layer.parts]
+    found = [part for part in parts if isinstance(part, ResolvedAttention) and part.place == "self"]
     kinds = {each.relative_bias for each in found}
     if "shared" in kinds and len({(each.heads, each.relative_buckets, each.relative_distance) for each in found}) > 1:
         return "relative_bias shared: all layers of a stack need the same heads, relative_buckets and relative_distance"

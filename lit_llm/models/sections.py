@@ -80,7 +80,7 @@ class DecoderLayerOverride(_AnyDecoderLayerOverride):
     """What is different in some layers of a decoder-only model."""
 
 
-@with_components("cross_decoder")
+@with_components("target_decoder")
 class CrossDecoderLayerOverride(_AnyDecoderLayerOverride):
     """What is different in some layers of an encoder-decoder's decoder."""
 

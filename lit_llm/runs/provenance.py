@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lit_llm.components.registry import installed_components
+from lit_llm.components.registry import PACKAGES
 from lit_llm.config.code_digest import digest_of_code, digest_of_package
 from lit_llm.config.fingerprint import fingerprint
 from lit_llm.config.tree import leaves
@@ -36,8 +36,8 @@ COMPUTES = (
 CODE = digest_of_code(Path(__file__).parents[1], COMPUTES)
 """Digest of the code that computes, as it was when this process (or the server it was forked from) read it: a file
 edited while runs wait is not what they execute."""
-OUTSIDE_CODE = {component.package: digest_of_package(component.package) for component in installed_components()}
-"""{package: digest} of the components of installed packages, likewise."""
+OUTSIDE_CODE = {package: digest_of_package(package) for package in sorted({*PACKAGES.values()})}
+"""{package: digest} of the components of installed packages, likewise: the server imports what they compute with."""
 
 
 def provenance(
@@ -75,11 +75,11 @@ def provenance(
     }
 
 
-def _outside_code(experiment: Experiment) -> str | None:
-    """One word for the code of the components from other packages that a model is made of; None where there is none."""
+def _outside_code(experiment: Experiment) -> dict[str, str] | None:
+    """{package: digest of its code} of the components from other packages in a model; None where there is none."""
     used = {name for layer in resolve_model(experiment.model).layers for name, _ in layer.parts}
-    packages = {component.package for component in installed_components() if component.key in used}
-    return fingerprint({package: OUTSIDE_CODE[package] for package in sorted(packages)}) if packages else None
+    packages = sorted({package for key, package in PACKAGES.items() if key in used})
+    return {package: OUTSIDE_CODE[package] for package in packages} or None
 
 
 def weights_digest(digests: Sequence[str | None]) -> str | None:

@@ -10,13 +10,17 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from lit_llm.components.registry import modules_outside
 from lit_llm.launch import ask_coordinator, stop_requested
 from lit_llm.runs.run import run_one
 from lit_llm.store.disk import check_there
 from lit_llm.store.store import Store
 
-PRELOAD = (__name__, "lit_llm.runs.stages")
-"""What every stage needs: imported once, by the server that the processes are forked from."""
+
+def preloaded() -> list[str]:
+    """What every stage needs: imported once, by the server that the processes are forked from."""
+    return [__name__, "lit_llm.runs.stages", *modules_outside()]
+
 
 Judged = Literal["validations", "seeds"] | None
 """What the coordinator is asked about a trial: each validation of its first run, each finished run, or nothing."""

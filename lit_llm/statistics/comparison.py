@@ -99,8 +99,16 @@ class RunResult:
     @property
     def origin(self) -> tuple[Any, ...]:
         """The part of its provenance that has to agree with what it is compared with."""
-        origins = self.result.get("origins") or [self.result.get("provenance", {})]
-        return tuple({tuple(origin.get(key) for key in COMPARABLE): None for origin in origins})
+        return tuple({tuple(origin.get(key) for key in COMPARABLE): None for origin in self._origins})
+
+    @property
+    def outside_code(self) -> dict[str, str]:
+        """{package: digest of its code} of the components from other packages."""
+        return {package: code for origin in self._origins for package, code in (origin.get("components") or {}).items()}
+
+    @property
+    def _origins(self) -> list[dict[str, Any]]:
+        return self.result.get("origins") or [self.result.get("provenance", {})]
 
 
 @dataclass(frozen=True)
@@ -516,17 +524,19 @@ def _lack(run: RunResult, metric: str) -> str:
 
 
 def _of_one_origin(runs: Sequence[RunResult], notes: list[str]) -> list[RunResult]:
+    """The finished runs of the newest provenance, and of the newest code of each package that has components."""
     finished = [run for run in runs if run.result]
-    origins = Counter(run.origin for run in finished)
-    if len(origins) <= 1:
-        return finished
-    newest = max(finished, key=lambda run: run.result.get("finished", 0)).origin
-    left_out = len(finished) - origins[newest]
-    notes.append(
-        f"{left_out} result(s) of other code, device or thread count are left out; `lit-llm run STUDY --rerun stale` "
-        "repeats them"
-    )
-    return [run for run in finished if run.origin == newest]
+    in_order = sorted(finished, key=lambda run: run.result.get("finished", 0))
+    outside = {package: digest for run in in_order for package, digest in run.outside_code.items()}
+    kept = [
+        run for run in finished if run.origin == in_order[-1].origin and run.outside_code.items() <= outside.items()
+    ]
+    if left_out := len(finished) - len(kept):
+        notes.append(
+            f"{left_out} result(s) of other code, device or thread count are left out; `lit-llm run STUDY --rerun "
+            "stale` repeats them"
+        )
+    return kept
 
 
 def _row(

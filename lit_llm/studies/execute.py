@@ -9,7 +9,7 @@ from typing import Literal
 
 from lit_llm.launch import Interrupted, Outcome, Task, run_tasks
 from lit_llm.runs.stage_config import is_frozen, save_stage_config
-from lit_llm.runs.worker import PRELOAD, run_stage
+from lit_llm.runs.worker import preloaded, run_stage
 from lit_llm.store.disk import DiskError, check_there
 from lit_llm.store.store import Busy, Stage, Store
 from lit_llm.studies.observer import Observer
@@ -62,7 +62,7 @@ class Execution:
             run_tasks(
                 self._tasks(waiting, running),
                 max_parallel=self.max_parallel,
-                preload=PRELOAD,
+                preload=preloaded(),
                 on_finish=finish,
                 on_poll=poll,
                 to_stop=supervisor.to_stop,

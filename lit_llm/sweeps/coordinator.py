@@ -15,7 +15,7 @@ from lit_llm.launch import Interrupted, Outcome, Task, run_tasks
 from lit_llm.runs.provenance import provenance, same_provenance
 from lit_llm.runs.stage_config import save_stage_config
 from lit_llm.runs.stage_graph import StageNode
-from lit_llm.runs.worker import PRELOAD, Judged, run_trial
+from lit_llm.runs.worker import Judged, preloaded, run_trial
 from lit_llm.store.disk import DiskError
 from lit_llm.store.files import Damaged
 from lit_llm.store.garbage_collection import list_runs
@@ -96,7 +96,7 @@ class Coordinator:
             run_tasks(
                 self._tasks(),
                 max_parallel=max_parallel,
-                preload=PRELOAD,
+                preload=preloaded(),
                 on_finish=self._finish,
                 on_question=self._judge,
                 on_poll=poll,

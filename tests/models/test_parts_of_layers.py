@@ -10,9 +10,7 @@ from tiny_models import build, ids
 from torch import Tensor
 from torch.testing import assert_close
 
-from lit_llm.components.feed_forward.module import FeedForward
 from lit_llm.components.masks import KernelMask
-from lit_llm.components.part import Widths
 from lit_llm.models.stacks import Block
 
 NORMS = "attention.qkv_norm=[q, k, v]"
@@ -98,10 +96,3 @@ def test_a_part_that_does_more_than_its_configuration_says_is_seen(monkeypatch: 
     monkeypatch.setattr(Block, "__init__", init)
     with pytest.raises(AssertionError, match="not close|not equal"):
         compare("redllm", ["attention.output_norm=head"])
-
-
-@pytest.mark.parametrize("causal", [True, False])
-def test_a_module_is_made_of_its_configuration_and_its_widths_alone(causal):
-    layer = build("redllm").config.decoder[0]
-    one, other = (FeedForward(layer.feed_forward, Widths(32, source), causal) for source in (32, 99))
-    assert [p.shape for p in one.parameters()] == [p.shape for p in other.parameters()]

@@ -101,7 +101,11 @@ def test_documents_stand_alone_and_an_open_prefix_is_refused():
     tokens, documents = ids(1, 8), torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1]])
     alone = model(tokens[:, 3:])
     assert_close(model(tokens, documents_BT=documents)[:, 3:], alone)
-    assert config.causal_only == "a moving average is causal"
+    for opened in (3, torch.tensor([2])):
+        with pytest.raises(ValueError, match="a moving average is causal: a token cannot see later ones"):
+            model(tokens, prefix_length=opened)
+    with pytest.raises(ValueError, match="a moving average is causal"):
+        prefill(model, [[5, 6, 7]], prefix="bidirectional")
 
 
 def test_memory_is_counted_by_what_its_matrices_make():

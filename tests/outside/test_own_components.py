@@ -92,12 +92,12 @@ def test_it_is_planned_run_reported_and_stale_after_a_change(lit_llm: Command, s
         assert {run["state"] for run in runs} == {"done"}
         return {run["arm"].rpartition("=")[2]: run["stale"] for run in runs}
 
-    assert stale() == {"null": False, "per_head": False}
+    assert stale() == {"baseline": False, "per_head": False}
     module = tmp_path / "site" / "learned_temperature" / "module.py"
     module.write_text(module.read_text() + "\n# A comment computes nothing.\n")
-    assert stale() == {"null": False, "per_head": False}
+    assert stale() == {"baseline": False, "per_head": False}
     module.write_text(module.read_text().replace("torch.ones(config.heads)", "2 * torch.ones(config.heads)"))
-    assert stale() == {"null": False, "per_head": True}
+    assert stale() == {"baseline": False, "per_head": True}
 
 
 def test_the_schema_has_its_key(lit_llm: Command, study: Path) -> None:
@@ -120,6 +120,20 @@ def test_the_schema_has_its_key(lit_llm: Command, study: Path) -> None:
         ),
         ('key="temperature_attention"', 'key="feed_forward"', "cannot have the key 'feed_forward'"),
         ('key="temperature_attention"', 'key="retention"', "two components have the key 'retention'"),
+        ('role="mixer"', 'role="mixers"', "has the role 'mixers' - did you mean 'mixer'?"),
+        ('"target_decoder"', '"targets"', "is for the stack 'targets'"),
+        ('= "per_head"\n', "\n", "needs a `kind` with a default"),
+        (
+            "    return TemperatureAttention(",
+            "    return values['no'] or TemperatureAttention(",
+            "cannot be resolved: KeyError",
+        ),
+        (".module:TemperatureAttentionModule", ".gone:Module", "the module learned_temperature.gone:Module: cannot be"),
+        (
+            "(self.heads,)",
+            "(self.heads, 2)",
+            "its `shapes` say (2, 2) of decoder.layers.0.temperature_attention.temperature",
+        ),
     ],
 )
 def test_a_package_that_cannot_be_used_is_named(

@@ -150,7 +150,9 @@ class Attention(Heads, LayerPart):
         scores, bias = self.config.softcap is not None, self.config.relative_bias != "none"
 
         def made() -> KernelMask:
-            return KernelMask(make(), context.queries, keys, context.dtype, context.device, scores=scores, bias=bias)
+            return KernelMask(
+                make(), (context.queries, keys), (context.dtype, context.device), scores=scores, bias=bias
+            )
 
         return context.once(("mask", key, keys, scores, bias), made)
 
@@ -206,7 +208,8 @@ class SelfAttention(Attention):
         buckets = context.once(("buckets", config.relative_buckets, config.relative_distance, window), made)
         if config.relative_bias == "per_layer":
             return buckets, None
-        return None, context.once(("bias", window), lambda: context.stack_modules["relative_bias"](buckets))
+        key = ("bias", config.heads, config.relative_buckets, config.relative_distance, window)
+        return None, context.once(key, lambda: context.stack_modules["relative_bias"](buckets))
 
     def keys_values(self, x_BTD: Tensor, inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
         k, v = self._of_row("k", x_BTD, inputs), self._of_row("v", x_BTD, inputs)

@@ -11,6 +11,7 @@ from lit_llm.components.attention.config import AttentionConfig
 from lit_llm.components.part import FLOAT32, CacheBytes, Example, Part, Precision, TensorShape, Widths
 from lit_llm.components.windows import BAND, Window, band_size
 from lit_llm.config.section import Items
+from lit_llm.config.tree import KIND
 
 SCORES = 1 << 22
 """Attention scores that a look at them holds at a time, 16 MB in float32; it makes some tensors of that size."""
@@ -269,7 +270,7 @@ def resolve_attention(values: dict[str, object], d_model: int, place: Place) -> 
 
     values: the fields of AttentionConfig after all overrides.
     """
-    config = AttentionConfig.model_validate(values)
+    config = AttentionConfig.model_validate({key: value for key, value in values.items() if key != KIND})
     if config.head_dim is None and d_model % config.heads:
         raise ValueError(f"{config.heads} heads do not divide d_model {d_model}; choose a divisor or set head_dim")
     head_dim, kv_heads = config.head_dim or d_model // config.heads, config.kv_heads or config.heads

@@ -16,6 +16,7 @@ from lit_llm.components.part import (
     Widths,
 )
 from lit_llm.components.retention.config import RetentionConfig, RetentionOverride
+from lit_llm.config.tree import KIND
 
 
 class ResolvedRetention(Part):
@@ -100,7 +101,8 @@ def resolve_retention(values: dict[str, Any], defaults: Defaults) -> ResolvedRet
 
     values: the fields of RetentionConfig that are set; `heads` is the attention's where it is not.
     """
-    config = RetentionConfig.model_validate({"heads": defaults.attention["heads"], **values})
+    own = {key: value for key, value in values.items() if key != KIND}
+    config = RetentionConfig.model_validate({"heads": defaults.attention["heads"], **own})
     d_model = defaults.width
     if config.head_dim is None and d_model % config.heads:
         raise ValueError(f"{config.heads} heads do not divide d_model {d_model}; choose a divisor or set head_dim")

@@ -90,7 +90,7 @@ def _changes(arm: Arm, baseline: Arm, declared: set[str]) -> Iterator[tuple[str,
             changed.setdefault((key, old[where], new[where]), []).append(place)
     for (key, before, after), places in changed.items():
         everywhere = {place for place, other in old if other == key and (place, other) in new}
-        general = {_default(component) for _, _, component in places} - COMPONENTS.keys()  # which have no default
+        general = {_default(component) for _, _, component in places if component not in COMPONENTS}
         if places == [("", 0, "")]:
             yield f"model.{key}", before, after
         elif set(places) == everywhere and len(general) == 1:
@@ -143,6 +143,9 @@ def _addresses(place: Place, key: str, *arms: Arm) -> Iterator[str]:
 
 
 def _default(component: str) -> str:
+    """The key of the model that a component may take its own from."""
+    if component in COMPONENTS:
+        return "feed_forward" if COMPONENTS[component].role == "feed_forward" else "attention"
     return "attention" if component.endswith("attention") else component
 
 

@@ -7,13 +7,14 @@ learning rates, builds none; torch is loaded for the rest.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from threading import Timer
 from typing import TYPE_CHECKING
 
+from lit_llm.components.registry import PACKAGES
 from lit_llm.config.fingerprint import fingerprint
-from lit_llm.config.problems import some
+from lit_llm.config.problems import InputError, some
 from lit_llm.config.tree import under
 from lit_llm.models.parameters import parameter_shapes
 from lit_llm.models.resolve import resolve_model
@@ -64,8 +65,16 @@ def _findings(ablation: Ablation) -> Iterator[Finding]:
                 yield Finding("note", arm.name, "", f"is the same computation as {twin.name}, done once for both")
             continue
         alike = [other for other in others if controls[other.name] == controls[arm.name]]
-        if twin := next((o for o in alike if checker().same_function(arm, o)), None):
-            yield _same_function(arm, twin)
+        try:
+            twin = next((o for o in alike if checker().same_function(arm, o)), None)
+        except Exception as error:
+            if isinstance(error, InputError) or not _from_outside([arm, *alike]):
+                raise
+            message = f"is not compared by what it computes: built small, its component ends in {error}"
+            yield Finding("note", arm.name, "", message)
+        else:
+            if twin is not None:
+                yield _same_function(arm, twin)
         yield from _parameters(arm, baseline)
 
 
@@ -89,6 +98,12 @@ def _same_function(arm: Arm, twin: Arm) -> Finding:
 def _compared(arm: Arm, twin: Arm) -> bool:
     """Whether the two stand in one comparison; else each may be needed for its own."""
     return arm.baseline in (twin.name, twin.baseline)
+
+
+def _from_outside(arms: Sequence[Arm]) -> bool:
+    """Whether one of these has a component from another package, whose code may fail in any way."""
+    layers = [layer for arm in arms for layer in resolve_model(arm.experiment.model).layers]
+    return any(layer.part(key) for layer in layers for key in PACKAGES)
 
 
 def _parameters(arm: Arm, baseline: Arm) -> Iterator[Finding]:
