@@ -194,7 +194,7 @@ class StackCache:
 
 
 def _enlarged(held_BHSK: Tensor) -> Tensor:
-    """By half as much again: each token is then copied a few times at most, however long a row becomes."""
+    """A copy with half as much room again, at least SPARE_TOKENS: each token is copied a few times at most."""
     rows, heads, tokens, head_dim = held_BHSK.shape
     # Zeros, since what is hidden from a row still takes part in its sums, with a weight of zero: 0 x NaN is NaN.
     roomier = held_BHSK.new_zeros(rows, heads, tokens + max(SPARE_TOKENS, tokens // 2), head_dim)

@@ -21,9 +21,9 @@ class LayerPart(nn.Module):
         super().__init__()
 
     def prepare(self, context: ForwardContext, cache: Cache | None) -> Any:
-        """The inputs of `forward` beside activations, made before the layers run.
+        """Compute what `forward` needs beside activations.
 
-        It reads no parameter of its layer: where several devices share a model, those are there in `forward` alone.
+        It must read no parameter of its layer: with a sharded model those exist inside `forward` alone.
 
         cache: what this part keeps between passes; None in training.
         """

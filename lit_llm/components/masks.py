@@ -20,6 +20,10 @@ of 2         ▣ ▣ · ·     window of 2   ▣ ▣ ▣ ·            ▣ ▣ �
              · ▣ ▣ ·                   · ▣ ▣ ▣            · ▣ ▣ ▣             · ▣ ▣ · | ▣ ▣
              · · ▣ ▣                   · · ▣ ▣            · · ▣ ▣             · · ▣ ▣ | ▣ ▣
 
+A family makes an `AttentionMask` (`models/families.py`; while decoding `generation/decoding.py`, `kv_cache.py`). Each
+attention adds its window and makes a `KernelMask` of it (`attention/module.py`). The study's key `masks` is in
+`objectives/config.py`.
+
 A target token whose document has no source gets exactly zero from cross-attention, wherever its output norm stands
 (a norm of zeros is zero), and sends no gradient through it.
 """
@@ -40,7 +44,7 @@ class Mask(Protocol):
 
     @property
     def documents(self) -> tuple[Tensor, Tensor] | None:
-        """Of queries and keys, where a query may see no key at all."""
+        """Document numbers of the queries and of the keys; None where every query sees a key."""
 
     def rows(self, first: int, last: int, keys: int, device: torch.device) -> Tensor | None:
         """Which keys the queries from `first` to before `last` see.
@@ -54,7 +58,10 @@ class Mask(Protocol):
 
 
 Kernel = Literal["blocks", "band", "masked"]
-"""blocks: a triangle with at most one dense block; band: blocks of queries with the keys near them; masked: T x S."""
+"""blocks: a triangle with at most one dense block; band: blocks of queries with the keys near them; masked: T x S.
+
+A `KernelMask` may also have `scores`: those are computed as a tensor, for a soft cap.
+"""
 
 
 @dataclass(frozen=True)
@@ -136,7 +143,7 @@ class MergedMask:
     own: AttentionMask
     source: AttentionMask
     source_keys: int
-    """How many of the keys are the source's, the last."""
+    """Number of the source's keys; they are the last ones."""
     documents: None = None
 
     def rows(self, first: int, last: int, keys: int, device: torch.device) -> Tensor | None:
@@ -184,11 +191,11 @@ class KernelMask:
         self.kernel: Kernel | Literal["scores"] = "scores" if scores else mask.kernel(bias, queries, keys)
         self.prefix, self.window, self.causal = 0, None, False
         self.visible: Tensor | None = None
-        """Boolean, True where visible: of blocks, to the queries behind the prefix. None when all is, or another tensor
-        says it."""
+        """Boolean mask for the kernel; with kernel `blocks` it covers only the queries after the prefix. None where all
+        is visible, or where `added` is used."""
         self.added: Tensor | None = None
-        """0 where visible, -inf elsewhere, in the scores' dtype: made once for all layers, where of a boolean mask
-        every kernel would make, and keep, a copy of its own. With documents only."""
+        """Additive mask, 0 or -inf, in the scores' dtype. Made once, since every kernel would copy a boolean mask. With
+        documents only."""
         self.fully_masked: Tensor | None = None
         """B x 1 x T x 1, with documents: queries that see no key. They are let see everything and their output is
         dropped: what a kernel makes of such a row (zeros, or NaN) is its own matter."""

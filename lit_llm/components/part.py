@@ -143,7 +143,8 @@ class Part(Section):
     causal_only: ClassVar[str] = ""
     """Why it cannot see later tokens, so that no prefix can be opened to it; '' where it can."""
     reads_marked: ClassVar[str] = ""
-    """What the part is called, where it reads the beginning of its row as a source, which an objective has to mark."""
+    """Name of the part for messages, where it reads the row's first tokens as a source; '' otherwise. The objective has
+    to mark them."""
 
     def shapes(self, widths: Widths) -> dict[str, TensorShape]:
         """{name in its module: shape} of every parameter; those of matrices are (rows, columns)."""

@@ -75,7 +75,7 @@ def components_of(stack: str) -> list[LayerComponent]:
 
 
 def modules_outside() -> list[str]:
-    """The modules that compute of components from other packages, for a server that imports all code once."""
+    """Python modules of other packages' components. The fork server imports them in advance."""
     found, classes = set[str](), [Part]
     while classes:
         classes += (part := classes.pop()).__subclasses__()

@@ -53,7 +53,7 @@ class Adaptation:
 
 
 def adaptation_of(target: ResolvedModel, sources: Sources) -> Adaptation:
-    """Loads no torch. Raises ValueError where `problem_of` has something to say."""
+    """Where each parameter of the target starts from. Loads no torch. Raises ValueError with `problem_of`'s reason."""
     if problem := problem_of(target, sources):
         raise ValueError(f"the {problem[0]}'s source {problem[1]}")
     return _adaptation(target, sources)

@@ -140,7 +140,8 @@ def decode_flops(model: ResolvedModel, prompt: int, generate: int) -> float:
 
 
 def _decoding(model: ResolvedModel, prompt: int, generate: int, generated: int = 0) -> Example:
-    """So many tokens after a prompt and `generated` others: behind <s>, or behind the prompt."""
+    """`generate` decoding steps after a prompt and `generated` earlier tokens. An encoder-decoder's row has <s> first,
+    any other's the prompt."""
     before = (1 if model.encoder else prompt) + generated
     source = prompt if model.encoder else 0
     return Example(generate, source=source, before=before, marked=prompt, decoding=True, keep_state=True)

@@ -20,7 +20,7 @@ class LanguageModel(nn.Module, ABC):
     """What the families share: token ids in, and one distribution over the vocabulary for each target position."""
 
     stack: type[Stack] = Stack
-    """Of the decoder."""
+    """Class of the decoder's stack."""
 
     def __init__(self, config: ResolvedModel) -> None:
         super().__init__()

@@ -119,7 +119,7 @@ class ResolvedModel(Section):
 
     @property
     def shared_kv(self) -> ResolvedAttention | None:
-        """An attention that shares its keys and values, if there is one; as to them, all are alike."""
+        """One of the cross-decoder's attentions, which tells what the shared keys and values are; None elsewhere."""
         return self.decoder[-1].self_attention if self.self_layers < len(self.decoder) else None
 
 

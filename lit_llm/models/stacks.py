@@ -111,7 +111,7 @@ class Stack(nn.Module):
 
     @staticmethod
     def _norm_after(model: ResolvedModel, side: str) -> Norm | None:
-        """For what reads the residual stream outside of the blocks."""
+        """The norm after the last layer; None with placement post."""
         return None if model.norm.placement == "post" else Norm(model.norm, model.width(side))
 
     def _add_shared(self) -> Iterator[str]:

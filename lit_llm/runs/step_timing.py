@@ -57,7 +57,7 @@ class StepTiming:
     load: float = 0.0
     """Processes that waited for a core before the measuring began (one-minute load average), per core."""
     measured: str = ""
-    """The day; '' where finished runs tell."""
+    """Date of the measurement; '' where finished runs gave the time."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ class Setting:
 
     @property
     def own_time(self) -> bool:
-        """Whether a process's CPU time is what it takes: so for one thread, where nobody else wants the core. Measured
-        by that clock, what others do on the machine just now is left out."""
+        """Whether CPU time is measured in place of wall time: for one CPU thread, so that other load on the machine
+        does not count."""
         return self.device == "cpu" and self.threads == 1
 
 

@@ -109,7 +109,7 @@ class DotProduct(nn.Module):
 
 
 def _fused(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
-    """With a mask, or all visible."""
+    """Attention by torch's fused kernels. mask: None where all keys are visible."""
     gqa = q_BHTK.shape[1] != k_BHSK.shape[1]
     attend = F.scaled_dot_product_attention
     if mask is None or q_BHTK.device.type != "cuda":

@@ -36,7 +36,7 @@ class AttentionInputs(NamedTuple):
     source_cache: KeyValues | None = None
     shared_kv: tuple[Tensor, Tensor] | None = None
     buckets: Tensor | None = None
-    """T x S, or B x T x S: of the distances, for a bias of the layer's own."""
+    """T x S, or B x T x S: bucket of each query-key distance. Set only with `relative_bias: per_layer`."""
     bias: Tensor | None = None
     """H x T x S, or B x H x T x S: what all layers of the stack add to their scores."""
 
@@ -66,7 +66,7 @@ def _scales(config: ResolvedAttention, parts: str) -> nn.ParameterDict:
 
 
 def rotation_of(context: ForwardContext, positions: str, config: ResolvedAttention) -> Rotation | None:
-    """Of an attention's queries or keys at the positions of that name; None where it has none."""
+    """The RoPE rotation at the named positions; None with `rope: none`."""
     if config.rope == "none":
         return None
     return context.rotation(positions, config.rope_theta, config.head_dim, config.rope_factor)
@@ -118,7 +118,7 @@ class Attention(Heads, LayerPart):
         self.output_scale = nn.Parameter(ones(entries[config.output_norm])) if config.output_norm_scale else None
 
     def keys_values(self, x_BTD: Tensor, inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
-        """Of all that may be attended to: B x H x S x K each."""
+        """Keys and values of every token that the queries may attend to: B x H x S x K each."""
         raise NotImplementedError
 
     def forward(self, x_BTD: Tensor, inputs: AttentionInputs) -> Tensor:
@@ -146,7 +146,7 @@ class Attention(Heads, LayerPart):
         return rms_norm(x, self.output_scale, self.config.norm_eps)
 
     def _kernel_mask(self, context: ForwardContext, key: object, make: Callable[[], Mask], keys: int) -> KernelMask:
-        """The mask by that key, for all attentions that compute with it alike."""
+        """The KernelMask of `key`, shared by all layers that use the same mask and kernel."""
         scores, bias = self.config.softcap is not None, self.config.relative_bias != "none"
 
         def made() -> KernelMask:

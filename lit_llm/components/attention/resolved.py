@@ -107,7 +107,7 @@ class ResolvedAttention(Part):
         return {"relative_bias.weight": self._bias_shape} if self.relative_bias == "shared" else {}
 
     def _memory_width(self, widths: Widths) -> int:
-        """Of what keys and values are made of."""
+        """Input width of W_k and W_v."""
         return widths.source if self.place == "cross" else widths.row
 
     @property
