@@ -132,10 +132,10 @@ def die():
 
 # FAULT
 if __name__ == "__main__":
-    file, store, slots, *storage = sys.argv[1:]
+    file, store, max_parallel, *storage = sys.argv[1:]
     try:
         ended = run_sweep(
-            load_sweep(file), Store(store), observer=Telling(), slots=int(slots), storage=next(iter(storage), None)
+            load_sweep(file), Store(store), observer=Telling(), max_parallel=int(max_parallel), storage=next(iter(storage), None)
         )
     except InputError as error:
         sys.exit(str(error))
