@@ -65,7 +65,7 @@ def remembered(path: Path, what: str, read: Callable[[], str | None]) -> str | N
     key = _state(path)
     # A file written just now may be written again within the same tick of its clock.
     settled = key[0] >= _REMEMBERED and time.time() - key[1] / 1e9 > 2
-    note = _cache() / "digests" / f"{hashlib.sha256(os.path.abspath(path).encode()).hexdigest()}.json"
+    note = user_cache() / "digests" / f"{hashlib.sha256(os.path.abspath(path).encode()).hexdigest()}.json"
     answers: dict[str, Any] = {}
     if settled:
         with suppress(OSError, ValueError, TypeError, KeyError):
@@ -78,23 +78,23 @@ def remembered(path: Path, what: str, read: Callable[[], str | None]) -> str | N
     answer = read()
     with suppress(OSError):
         if settled and key == _state(path):
-            _keep(note, json.dumps({**answers, "file": key, what: answer}))
+            write_cached(note, json.dumps({**answers, "file": key, what: answer}))
     return answer
 
 
 def kept(name: str, compute: Callable[[], str]) -> str:
     """What `compute` returns, from the user's cache where it is there under this name; `a/b` is a file of a folder."""
-    file = _cache() / name
+    file = user_cache() / name
     with suppress(OSError, ValueError):
         if text := file.read_text(encoding="utf-8"):
             return text
     text = compute()
     with suppress(OSError):
-        _keep(file, text)
+        write_cached(file, text)
     return text
 
 
-def _keep(file: Path, text: str) -> None:
+def write_cached(file: Path, text: str) -> None:
     """Write a file of the cache whole, whoever else writes it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     work = file.with_name(f"{file.name}.{os.getpid()}-{threading.get_ident()}")
@@ -108,7 +108,7 @@ def _state(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
-def _cache() -> Path:
+def user_cache() -> Path:
     """Where what can be computed again is kept for this user."""
     home = os.environ.get("XDG_CACHE_HOME", "")
     return Path(home if os.path.isabs(home) else os.path.expanduser("~/.cache")) / "lit-llm"

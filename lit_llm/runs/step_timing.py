@@ -19,19 +19,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from lit_llm.config.fingerprint import fingerprint
+from lit_llm.config.fingerprint import fingerprint, user_cache, write_cached
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.experiment.schema import Experiment, Trained
 from lit_llm.launch import cores
 from lit_llm.models.resolve import resolve_model
 from lit_llm.runs.provenance import has_gpu
-from lit_llm.store.store import write_json
 from lit_llm.training.config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Timed:
     stage: Trained
     setting: Setting
 
-    @property
+    @cached_property
     def key(self) -> str:
         """One word for all that decides a step's time: model, objective, batch, training and machine."""
         section = self.experiment.section(self.stage)
@@ -110,6 +110,7 @@ def setting_of(training: TrainingConfig, max_parallel: int) -> Setting:
     return Setting(device, execution.threads, min(max_parallel, MOST_PROCESSES, max(1, cores() // execution.threads)))
 
 
+@cache
 def _machine() -> dict[str, Any]:
     gpus = sorted(file.read_text() for file in Path("/proc/driver/nvidia/gpus").glob("*/information"))
     model = platform.processor()
@@ -123,8 +124,7 @@ def _machine() -> dict[str, Any]:
 
 
 def _file(timed: Timed) -> Path:
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "lit-llm" / "steps" / f"{timed.key}.json"
+    return user_cache() / "steps" / f"{timed.key}.json"
 
 
 def cached(timed: Timed) -> StepTiming | None:
@@ -138,9 +138,7 @@ def cached(timed: Timed) -> StepTiming | None:
 def keep(timed: Timed, timing: StepTiming) -> None:
     """Write it to the cache, atomically; a cache that cannot be written is no error, it is measured again."""
     with suppress(OSError):
-        file = _file(timed)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, asdict(timing))
+        write_cached(_file(timed), json.dumps(asdict(timing)))
 
 
 # Measuring ---------------------------------------------------------------------------------------------------------

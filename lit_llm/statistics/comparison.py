@@ -528,9 +528,8 @@ def _of_one_origin(runs: Sequence[RunResult], notes: list[str]) -> list[RunResul
     finished = [run for run in runs if run.result]
     in_order = sorted(finished, key=lambda run: run.result.get("finished", 0))
     outside = {package: digest for run in in_order for package, digest in run.outside_code.items()}
-    kept = [
-        run for run in finished if run.origin == in_order[-1].origin and run.outside_code.items() <= outside.items()
-    ]
+    newest = max(finished, key=lambda run: run.result.get("finished", 0)).origin if finished else ()
+    kept = [run for run in finished if run.origin == newest and run.outside_code.items() <= outside.items()]
     if left_out := len(finished) - len(kept):
         notes.append(
             f"{left_out} result(s) of other code, device or thread count are left out; `lit-llm run STUDY --rerun "

@@ -76,7 +76,8 @@ def estimated(plan: Plan, max_parallel: int, timings: Mapping[str, StepTiming], 
     """
     used = parallel_runs(plan, max_parallel)
     findings = (*plan.findings, *memory_findings(plan, used, timings.values()))
-    if any(key not in timings for key in steps_of(plan, max_parallel)):
+    every = steps_of(plan, max_parallel)
+    if not every.keys() <= timings.keys():
         return replace(plan, findings=findings)
     arms, todo, done = {}, dict[str, float](), set[str]()
     for planned in plan.arms:
@@ -103,7 +104,7 @@ def estimated(plan: Plan, max_parallel: int, timings: Mapping[str, StepTiming], 
     finished = sum(
         all(node.fingerprint in done for node in nodes) for planned in plan.arms for nodes in planned.stage_graphs
     )
-    measured = tuple((timed, timings[key]) for key, timed in steps_of(plan, max_parallel).items())
+    measured = tuple((timed, timings[key]) for key, timed in every.items())
     return replace(plan, findings=findings, estimate=Estimate(arms, total, used, finished, measured))
 
 

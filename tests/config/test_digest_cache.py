@@ -91,7 +91,7 @@ def test_without_a_setting_it_lies_in_the_home(monkeypatch):
     monkeypatch.setenv("HOME", "/home/somebody")
     for value in ("", "relative"):  # the XDG specification has relative paths ignored
         monkeypatch.setenv("XDG_CACHE_HOME", value)
-        assert module._cache() == Path("/home/somebody/.cache/lit-llm")
+        assert module.user_cache() == Path("/home/somebody/.cache/lit-llm")
 
 
 def test_processes_at_once_agree_and_leave_one_note(tmp_path, cache):

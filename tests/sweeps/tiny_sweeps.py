@@ -135,7 +135,11 @@ if __name__ == "__main__":
     file, store, max_parallel, *storage = sys.argv[1:]
     try:
         ended = run_sweep(
-            load_sweep(file), Store(store), observer=Telling(), max_parallel=int(max_parallel), storage=next(iter(storage), None)
+            load_sweep(file),
+            Store(store),
+            observer=Telling(),
+            max_parallel=int(max_parallel),
+            storage=next(iter(storage), None),
         )
     except InputError as error:
         sys.exit(str(error))
