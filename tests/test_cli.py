@@ -157,7 +157,8 @@ def test_another_schema_in_the_store_is_refused(write_study: Callable[..., Path]
 def test_a_process_of_its_own_prints_and_ends_as_the_tests_see_it(write_study: Callable[..., Path]) -> None:
     """With each stream in a pipe; tests run the command in their own process."""
     wrong = write_study("wrong", "arms: {red: {modle: {}}}")
-    for arguments, code in ((["plan", "redllm-8b"], 0), (["plan", str(wrong)], 2), (["plan", "--nothing"], 2)):
+    answered = (["diff", "redllm-8b", "decllm-8b"], 0)
+    for arguments, code in (answered, (["plan", str(wrong)], 2), (["plan", "--nothing"], 2)):
         process, here = in_a_process(*arguments), lit_llm(*arguments)
         assert process.returncode == here.returncode == code
         assert process.stdout == here.stdout
