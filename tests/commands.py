@@ -36,7 +36,7 @@ def lit_llm(*arguments: object, cwd: Path | None = None) -> subprocess.Completed
             traceback.print_exc()
             code = 1
     assert isinstance(code, int), "`main` ends by an exit with a number"
-    printed = [stream.buffer.getvalue().decode() for stream in streams]  # type: ignore[attr-defined]
+    printed = [stream.buffer.getvalue().decode() for stream in streams]
     return subprocess.CompletedProcess(line, code, *printed)
 
 

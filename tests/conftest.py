@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from equal_budgets import budgets_allowed
-from two_stages import ARMS_OF_TWO_STAGES
 
 from lit_llm.runs.provenance import has_gpu
 from lit_llm.store.store import Store
 from lit_llm.tracking import mlflow_database
 from lit_llm.tracking.address import resolved, sqlite_address
+from tests.equal_budgets import budgets_allowed
+from tests.two_stages import ARMS_OF_TWO_STAGES
 
 for _signal, _default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_signal) is signal.SIG_IGN:

@@ -1,7 +1,8 @@
 """Our weights in the models of transformers: Llama, and Qwen3 with norms on queries and keys."""
 
-from tiny_models import VOCABULARY
 from torch import nn
+
+from tests.tiny_models import VOCABULARY
 
 D, D_FF, HEADS, LAYERS, THETA = 32, 48, 4, 2, 5000.0
 

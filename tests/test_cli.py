@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands import command, in_a_process, lit_llm
-from instructions import write_instructions
+
+from tests.commands import command, in_a_process, lit_llm
+from tests.instructions import write_instructions
 
 ROOT = Path(__file__).parents[1]
 

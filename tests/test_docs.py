@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 import yaml
-from instructions import write_instructions
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -36,6 +35,7 @@ from lit_llm.studies.runs import runs_of, status_rows
 from lit_llm.studies.seeds_needed import PowerPlan
 from lit_llm.sweeps.sweep import is_sweep, load_sweep
 from lit_llm.sweeps.trial import Trial
+from tests.instructions import write_instructions
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]

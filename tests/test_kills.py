@@ -18,9 +18,9 @@ from typing import Any
 
 import psutil
 import pytest
-from mlflow_runs import mirrored
 
 from lit_llm.store.store import Stage, Store, read_metrics
+from tests.mlflow_runs import mirrored
 
 KILLS = 10
 HANGS = 600

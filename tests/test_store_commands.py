@@ -11,13 +11,13 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from commands import command, in_a_process, lit_llm
 from typer.testing import CliRunner
 
 from lit_llm.cli import app
 from lit_llm.store.store import Store
 from lit_llm.studies.load import load_study
 from lit_llm.studies.run import Observer, run_study
+from tests.commands import command, in_a_process, lit_llm
 
 Study = Callable[..., Path]
 COLUMNS = {"COLUMNS": "400"}

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from commands import in_a_process, lit_llm
-from equal_budgets import budgets_allowed
-from pages import ReadPage
 
 from lit_llm.config.tree import read_file
 from lit_llm.experiment.load import load_experiment
 from lit_llm.store.store import Store
 from lit_llm.sweeps.json_schema import sweep_schema
+from tests.commands import in_a_process, lit_llm
+from tests.equal_budgets import budgets_allowed
+from tests.pages import ReadPage
 
 pytestmark = pytest.mark.xdist_group("sweep-commands")
 ROOT = Path(__file__).parents[1]

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from attending import inputs_of, largest
 from torch import nn
 from torch.testing import assert_close
 
@@ -11,6 +10,7 @@ from lit_llm.components.attention.resolved import resolve_attention
 from lit_llm.components.layer_part import build_part
 from lit_llm.components.masks import AttentionMask
 from lit_llm.components.part import Widths
+from tests.attending import inputs_of, largest
 
 D, HEADS, K, B, T, S = 20, 4, 6, 2, 5, 7  # so that the widths D, K and HEADS x K are three
 FULL, CAUSAL = AttentionMask(), AttentionMask(causal=True)

@@ -29,7 +29,7 @@ def of(hidden, matrix, states, teacher, targets, temperature=1.0):
 def test_the_divergence_and_its_gradient_are_the_formulas(given, temperature):
     """sum of p (log p - log q), whose gradient with respect to the model's logits is τ² (q - p) / τ."""
     hidden, matrix, states, teacher, _ = given
-    _, _, divergence = of(*given, temperature)
+    _, _, divergence = of(*given, temperature=temperature)
     kept = WEIGHTS.bool()
     p = ((states[kept] @ teacher.T) / temperature).softmax(-1)
     logits = hidden[kept] @ matrix.T
@@ -65,9 +65,9 @@ def test_a_teacher_gets_no_gradient(given):
 
 def test_chunks_of_logits_change_neither_value_nor_gradient(given, monkeypatch):
     hidden, matrix = given[:2]
-    whole = of(*given, 2.0)
+    whole = of(*given, temperature=2.0)
     expected = torch.autograd.grad(whole[0] + whole[1] + whole[2], (hidden, matrix))
     monkeypatch.setattr(config, "CHUNK_ENTRIES", 3 * V + 1)
-    cut = of(*given, 2.0)
+    cut = of(*given, temperature=2.0)
     assert_close(cut, whole)
     assert_close(torch.autograd.grad(cut[0] + cut[1] + cut[2], (hidden, matrix)), expected)

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from attending import dot_product
-from attending import largest as largest_score
 from torch.testing import assert_close
 
 from lit_llm.components.attention.dot_product import DotProduct
 from lit_llm.components.masks import AttentionMask
+from tests.attending import dot_product
+from tests.attending import largest as largest_score
 
 T = 7
 DOCUMENTS = torch.tensor([[0, 0, 1, 1, 1, 2, 2], [0, 0, 0, 0, 1, 1, 2]])

@@ -6,7 +6,6 @@ from typing import get_args
 
 import pytest
 import torch
-from tiny_models import build
 from torch import nn
 from torch.testing import assert_close
 
@@ -17,6 +16,7 @@ from lit_llm.components.masks import AttentionMask
 from lit_llm.components.norm.config import NormConfig
 from lit_llm.components.norm.module import Norm
 from lit_llm.components.part import Widths
+from tests.tiny_models import build
 
 WIDTH, EPS = 12, 0.3  # an eps that one would notice
 

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from attending import dot_product, inputs_of
 from torch.testing import assert_close
 from transformers.models.t5.modeling_t5 import T5Attention
 
@@ -15,6 +14,7 @@ from lit_llm.components.layer_part import build_part
 from lit_llm.components.masks import AttentionMask, MergedMask
 from lit_llm.components.part import Widths
 from lit_llm.components.rope import rotation_at
+from tests.attending import dot_product, inputs_of
 
 B, H, T, K = 2, 3, 9, 8
 CPU = torch.device("cpu")

@@ -40,7 +40,7 @@ class Outer(Section):
     only: Annotated[Steps, OneOf(default=Steps)] = Steps(at=(1,))
     split: Literal["half", "random"] | int = "half"
     names: str | Items[str] = ()
-    ranges: dict[str, InnerOverride] = Field({})
+    ranges: dict[str, InnerOverride] = Field({})  # type: ignore[valid-type]
     seeds: Items[int] = Field((0,), min_length=1)
     question: str = Field("why", min_length=1)
 

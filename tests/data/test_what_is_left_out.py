@@ -54,8 +54,8 @@ def test_an_encoding_is_read_and_one_that_does_not_exist_is_told(latin):
 
 
 def prepared(corpus, root):
-    data = {"corpus": corpus, "tokenizer": "bytes", "sequence_length": 8, "batch_size": 2, "near_duplicates": "keep"}
-    data = prepare(DataConfig.model_validate(data | {"validation_fraction": 0.2, "test_fraction": 0.2}), root)
+    section = {"corpus": corpus, "tokenizer": "bytes", "sequence_length": 8, "batch_size": 2, "near_duplicates": "keep"}
+    data = prepare(DataConfig.model_validate(section | {"validation_fraction": 0.2, "test_fraction": 0.2}), root)
     return json.loads((data.sources[0].folder / "meta.json").read_text())
 
 

@@ -2,9 +2,9 @@
 
 import torch
 import torch.nn.functional as F
-from tiny_models import PAPER_NORMS, build
 
 from lit_llm.objectives.config import BOS
+from tests.tiny_models import PAPER_NORMS, build
 
 FAMILIES = ["decllm", "redllm"]
 BYTES = 258

@@ -236,7 +236,7 @@ def run(data, family, masks, batch_tokens=10_000, **more):
 def written_out(data, family, masks):
     plain = Plain(built(family), family, masks, windows_of(data))
     with torch.no_grad():
-        plain.log_probability = plain()
+        vars(plain)["log_probability"] = plain()
     return plain
 
 

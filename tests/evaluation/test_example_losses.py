@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import PAPER_NORMS, VOCABULARY, build
 
 from lit_llm.evaluation.examples import HeldOutExamples, summary
 from lit_llm.objectives.config import BOS, EOD, MasksConfig
+from tests.tiny_models import PAPER_NORMS, VOCABULARY, build
 
 
 class Made:

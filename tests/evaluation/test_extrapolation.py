@@ -6,7 +6,6 @@ import re
 
 import numpy as np
 import pytest
-from evaluated import BYTES, FAMILIES, model_of, plain_nats, uniform
 from pydantic import ValidationError
 
 from lit_llm.config.problems import InputError
@@ -16,6 +15,7 @@ from lit_llm.data.config import CYCLE
 from lit_llm.evaluation.config import ExtrapolationConfig
 from lit_llm.evaluation.extrapolation import extrapolation
 from lit_llm.objectives.config import MasksConfig
+from tests.evaluation.evaluated import BYTES, FAMILIES, model_of, plain_nats, uniform
 
 WINDOW = 32
 

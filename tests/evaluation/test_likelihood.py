@@ -7,10 +7,7 @@ import sys
 
 import pytest
 import torch
-from evaluated import BYTES, FAMILIES, model_of, plain_nats, uniform
-from peers import HEADS, THETA, D, loaded, peer_shape, with_random_scales
 from pydantic import ValidationError
-from tiny_models import build
 from torch.nn import functional as F
 
 from lit_llm.config.problems import InputError
@@ -25,6 +22,9 @@ from lit_llm.evaluation import window_documents
 from lit_llm.evaluation.config import LikelihoodConfig
 from lit_llm.evaluation.documents import likelihood
 from lit_llm.objectives.config import MasksConfig
+from tests.evaluation.evaluated import BYTES, FAMILIES, model_of, plain_nats, uniform
+from tests.peers import HEADS, THETA, D, loaded, peer_shape, with_random_scales
+from tests.tiny_models import build
 
 ALL = LikelihoodConfig(documents=1000)
 

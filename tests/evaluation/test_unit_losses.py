@@ -10,7 +10,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from evaluated import BYTES, FAMILIES, model_of, plain_nats
 
 from lit_llm.data.batches import Windows
 from lit_llm.data.shards import Shards
@@ -26,6 +25,7 @@ from lit_llm.experiment.load import load_experiment
 from lit_llm.models.build import build_model
 from lit_llm.objectives.config import EOD, CausalLM, MaskedLM, MasksConfig, PrefixLM
 from lit_llm.store.store import Stage
+from tests.evaluation.evaluated import BYTES, FAMILIES, model_of, plain_nats
 
 
 @pytest.fixture(scope="module")

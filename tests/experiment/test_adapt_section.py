@@ -6,7 +6,6 @@ import inspect
 import shutil
 from pathlib import Path
 
-import commands
 import pytest
 import torch
 import yaml
@@ -26,6 +25,7 @@ from lit_llm.runs.fingerprints import read_corpora_again
 from lit_llm.runs.provenance import COMPUTES
 from lit_llm.runs.run import experiment_yaml
 from lit_llm.runs.stage_graph import stage_graph
+from tests import commands
 
 BYTES = ["pretrain.data.tokenizer=bytes"]
 FROM = "adapt.from=decllm-tiny"

@@ -4,7 +4,6 @@ import itertools
 
 import pytest
 import torch
-from recomputation import PROMPTS, VOCABULARY, build, next_logits, recomputed
 from torch.testing import assert_close
 
 from lit_llm.components import kv_cache as cache_module
@@ -12,6 +11,7 @@ from lit_llm.components.kv_cache import KeyValues
 from lit_llm.generation import generate, prefill
 from lit_llm.models.cost import cache_bytes
 from lit_llm.models.stacks import Block
+from tests.generation.recomputation import PROMPTS, VOCABULARY, build, next_logits, recomputed
 
 NEW = 6
 FAMILIES = ["decllm", "palm", "redllm", "yoco", "retention"]

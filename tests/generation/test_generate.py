@@ -6,10 +6,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from recomputation import PROMPTS, VOCABULARY, build, recomputed
 from torch import nn
 
 from lit_llm.generation import Generated, Sampling, generate
+from tests.generation.recomputation import PROMPTS, VOCABULARY, build, recomputed
 
 DRAWN = Sampling(temperature=1.5, top_k=40, top_p=0.95, seed=3)
 FAMILIES = pytest.mark.parametrize("family", ["decllm", "redllm"])

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from recomputation import PROMPTS, VOCABULARY, build
 
 from lit_llm.generation import generate
+from tests.generation.recomputation import PROMPTS, VOCABULARY, build
 
 NAMES = {
     "embedding.": "model.embed_tokens.",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gpu_cases import CASES, CUDA, batch_of, gradients, loss_of, model_of, off, small
 
 from lit_llm.generation import Sampling, generate
 from lit_llm.models.build import build_model
 from lit_llm.models.families import LanguageModel
 from lit_llm.training.stability import largest_attention_logit
+from tests.gpu.gpu_cases import CASES, CUDA, batch_of, gradients, loss_of, model_of, off, small
 
 pytestmark = pytest.mark.gpu
 

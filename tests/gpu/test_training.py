@@ -8,15 +8,15 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from gpu_cases import batch_of, gradients, model_of, off, small
 from safetensors.torch import load_file
-from stages_in_parts import numbers, prepared_stage, stops_after
 
 from lit_llm.runs.run import run_one
 from lit_llm.store.store import Stage, Store
 from lit_llm.training.config import TrainingConfig
 from lit_llm.training.module import LitModel
 from lit_llm.training.throughput import PEAK_FLOPS, peak_flops
+from tests.gpu.gpu_cases import batch_of, gradients, model_of, off, small
+from tests.stages_in_parts import numbers, prepared_stage, stops_after
 
 pytestmark = pytest.mark.gpu
 

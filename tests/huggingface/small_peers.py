@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import transformers
@@ -61,7 +63,7 @@ CONFIGS = {
          "sep_token_id": 1},
     ),
 }  # fmt: skip
-MODELS = {
+MODELS: dict[str, Any] = {
     "llama": transformers.LlamaForCausalLM,
     "qwen3": transformers.Qwen3ForCausalLM,
     "gemma2": transformers.Gemma2ForCausalLM,

@@ -3,7 +3,10 @@
 import pytest
 import torch
 import transformers
-from small_peers import (
+
+from lit_llm.generation import generate
+from lit_llm.huggingface import export_folder, import_checkpoint
+from tests.huggingface.small_peers import (
     BOS,
     BOTH,
     DECODERS,
@@ -18,9 +21,6 @@ from small_peers import (
     tensors_of,
     values_of,
 )
-
-from lit_llm.generation import generate
-from lit_llm.huggingface import export_folder, import_checkpoint
 
 
 @every

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_peers import peer, saved
 
 from lit_llm.config.problems import InputError
 from lit_llm.huggingface import import_checkpoint, open_checkpoint
+from tests.huggingface.small_peers import peer, saved
 
 
 def test_inverse_frequencies_of_rope_beside_the_parameters_change_nothing(tmp_path):

@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 import transformers
-from small_peers import DECODERS, ENCODERS, MODELS, both_logits, close, ids, imported, opened, peer
 from tokenizers import Tokenizer
 
 from lit_llm.data.tokenizers import SPECIAL, train_bpe
@@ -15,6 +14,7 @@ from lit_llm.huggingface.architectures import checked
 from lit_llm.huggingface.from_config import layer_ranges
 from lit_llm.models.build import build_model
 from lit_llm.models.resolve import layer_range, resolve_model
+from tests.huggingface.small_peers import DECODERS, ENCODERS, MODELS, both_logits, close, ids, imported, opened, peer
 
 SMALL = {"d_model": 32, "vocabulary": 61, "feed_forward": {"d_ff": 48}}
 GEMMA = {"norm": {"placement": "sandwich"}, "embedding": {"scaled": True}}

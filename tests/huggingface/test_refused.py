@@ -5,12 +5,12 @@ import pickle
 
 import pytest
 import torch
-from commands import lit_llm
 from safetensors.torch import load_file, save_file
-from small_peers import every, imported, peer, saved
 
 from lit_llm.config.problems import InputError
 from lit_llm.huggingface import export_folder, import_checkpoint, open_checkpoint
+from tests.commands import lit_llm
+from tests.huggingface.small_peers import every, imported, peer, saved
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from commands import lit_llm
-from small_peers import MODELS, imported, peer, saved
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from lit_llm.data.tokenizers import FromFile
 from lit_llm.huggingface import import_checkpoint, open_checkpoint, open_model
+from tests.commands import lit_llm
+from tests.huggingface.small_peers import MODELS, imported, peer, saved
 
 WORDS = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"w{number}" for number in range(57))]
 """Gemma's special tokens at Gemma's places, and so not where ours are."""

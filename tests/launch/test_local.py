@@ -11,11 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import launch_jobs as jobs
-
 from lit_llm.launch import Interrupted, Task, ask_coordinator, run_tasks, stop_requested
+from tests.launch import launch_jobs as jobs
 
 REPOSITORY = Path(__file__).parents[2]
 

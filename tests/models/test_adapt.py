@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import VOCABULARY, build, ids, resolved
 from torch.testing import assert_close
 
 from lit_llm.components.forward_context import ForwardContext
@@ -17,6 +16,7 @@ from lit_llm.models.build import build_model
 from lit_llm.models.config import EncoderOnlyModel
 from lit_llm.models.parameters import parameter_shapes
 from lit_llm.models.resolve import resolve_model
+from tests.tiny_models import VOCABULARY, build, ids, resolved
 
 SCALED = ["attention.qkv_norm=[q, v]", "attention.qkv_norm_scale=true"]
 OUTPUT = ["attention.output_norm=concat", "attention.output_norm_scale=true"]

@@ -1,9 +1,9 @@
 """`model.attention` is everyone's default, the more specific address wins, and what cannot be built is refused."""
 
 import pytest
-from tiny_models import build, config, resolved
 
 from lit_llm.config.problems import InputError
+from tests.tiny_models import build, config, resolved
 
 
 def attentions(model):

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from tiny_models import PAPER_NORMS, build, ids
+
+from tests.tiny_models import PAPER_NORMS, build, ids
 
 SWITCHES = {
     "paper": None,

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_models import PAPER_NORMS, config, ids, resolved
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,6 +25,7 @@ from lit_llm.models.cost import (
     train_flops,
 )
 from lit_llm.models.resolve import resolve_model
+from tests.tiny_models import PAPER_NORMS, config, ids, resolved
 
 V = 32768
 # facts.md 1.1 and 1.4: d, layers (of each stack, for RedLLM), parameters in millions, "Flops per Seq"; d_ff is 4 d.

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from tiny_models import PAPER_NORMS, build, config, ids, moved, other, resolved
 from torch.testing import assert_close
 
 from lit_llm import load_experiment
@@ -13,6 +12,7 @@ from lit_llm.generation import generate, prefill
 from lit_llm.models.resolve import not_analysed
 from lit_llm.objectives.collate import collate
 from lit_llm.objectives.config import EOD, MasksConfig
+from tests.tiny_models import PAPER_NORMS, build, config, ids, moved, other, resolved
 
 T, PREFIX = 12, 5
 RETENTION = "self_decoder.retention={chunk: 4}"

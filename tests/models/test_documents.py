@@ -5,12 +5,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from tiny_models import PAPER_NORMS, VOCABULARY, build, ids, other
 from torch.testing import assert_close
 
 from lit_llm.objectives.collate import collate
 from lit_llm.objectives.config import EOD, MasksConfig
 from lit_llm.training.stability import largest_attention_logit
+from tests.tiny_models import PAPER_NORMS, VOCABULARY, build, ids, other
 
 ENDS = (3, 4, 9)
 """Where the end-of-document tokens of a window of T stand: documents of 4, 1, 5 and 4 tokens, the last one open."""

@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 import torch
-from tiny_models import build, config, resolved
 
 from lit_llm.models.build import build_model
+from tests.tiny_models import build, config, resolved
 
 # With head_dim given, the number of heads and a switch change some shapes and leave the others alone.
 VARIANTS = {

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import build, ids
 from torch._dynamo.testing import CompileCounter
+
+from tests.tiny_models import build, ids
 
 CASES = [
     ("redllm", []),

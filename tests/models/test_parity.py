@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from peers import D_FF, HEADS, LAYERS, THETA, D, loaded, peer_shape, with_random_scales
-from tiny_models import VOCABULARY, build, ids
 from torch import nn
 from torch.testing import assert_close
+
+from tests.peers import D_FF, HEADS, LAYERS, THETA, D, loaded, peer_shape, with_random_scales
+from tests.tiny_models import VOCABULARY, build, ids
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import PAPER_NORMS, build, ids, moved, other, resolved
 from torch.testing import assert_close
 
 from lit_llm.components.attention.dot_product import DotProduct
@@ -12,6 +11,7 @@ from lit_llm.config.problems import InputError
 from lit_llm.models import families
 from lit_llm.objectives.collate import collate
 from lit_llm.objectives.config import EOD, MasksConfig
+from tests.tiny_models import PAPER_NORMS, build, ids, moved, other, resolved
 
 PALM = "decoder.partial_attention=palm"
 T, SOURCE = 9, 4
@@ -143,9 +143,9 @@ def test_no_counted_target_is_seen_where_it_is_predicted(model, prefix):
     cuts = [2, 5]
 
     def logits(rows):
-        parts = [[row[:cut] for row, cut in zip(rows, cuts, strict=True)]]
-        parts.append([row[cut:] for row, cut in zip(rows, cuts, strict=True)])
-        batch = collate(*parts, "decoder", MasksConfig(prefix=prefix))
+        sources = [row[:cut] for row, cut in zip(rows, cuts, strict=True)]
+        targets = [row[cut:] for row, cut in zip(rows, cuts, strict=True)]
+        batch = collate(sources, targets, "decoder", MasksConfig(prefix=prefix))
         return model(**batch.inputs), batch
 
     before, batch = logits(rows)

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import build, ids
 from torch import Tensor
 from torch.testing import assert_close
 
 from lit_llm.components.masks import KernelMask
 from lit_llm.models.stacks import Block
+from tests.tiny_models import build, ids
 
 NORMS = "attention.qkv_norm=[q, k, v]"
 CHANGES = [

@@ -4,8 +4,9 @@ import itertools
 
 import pytest
 import torch
-from tiny_models import build, ids
 from torch.testing import assert_close
+
+from tests.tiny_models import build, ids
 
 S, T = 6, 4
 LENGTHS = torch.tensor([3, 6])

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tiny_models import build, ids, resolved
 from torch.utils._pytree import tree_leaves
 
 from lit_llm.components.loss import config as loss_config
@@ -10,6 +9,7 @@ from lit_llm.components.loss.module import target_loss
 from lit_llm.models.cost import Shape, count_parameters
 from lit_llm.training.config import ExecutionConfig, TrainingConfig
 from lit_llm.training.memory import activation_bytes, look_bytes, loss_bytes, mask_bytes, state_bytes, training_bytes
+from tests.tiny_models import build, ids, resolved
 
 BOUND = 0.03
 """What the formula leaves out (one number for a token or head, rotations, masks) is at most this share here, where

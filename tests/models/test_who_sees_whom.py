@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from tiny_models import PAPER_NORMS, build, ids, moved, other
 from torch.testing import assert_close
+
+from tests.tiny_models import PAPER_NORMS, build, ids, moved, other
 
 T, S, PREFIX = 9, 6, 4
 

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny_models import build
 from torch.testing import assert_close
 
 from lit_llm.config.problems import InputError
@@ -28,6 +27,7 @@ from lit_llm.runs.stage_config import save_stage_config
 from lit_llm.runs.stage_graph import stage_graph
 from lit_llm.runs.trained_model import open_finished
 from lit_llm.store.store import Store
+from tests.tiny_models import build
 
 LENGTH, TEXT = 32, 258  # bytes
 SPANS, MIXTURE, GEMMA = "span_corruption", "ul2", "{kind: ul2, mix: t5gemma2, mode_tokens: false}"

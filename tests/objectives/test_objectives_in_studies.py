@@ -3,7 +3,6 @@
 import io
 
 import pytest
-from equal_budgets import others
 from rich.console import Console
 
 from lit_llm.config.problems import InputError
@@ -14,6 +13,7 @@ from lit_llm.studies.audit.no_ops import probe
 from lit_llm.studies.load import load_study
 from lit_llm.studies.plan import plan
 from lit_llm.sweeps.sweep import load_sweep
+from tests.equal_budgets import others
 
 ROOM = "model.vocabulary=300"
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import PAPER_NORMS, VOCABULARY, build
 from torch.testing import assert_close
 
 from lit_llm.objectives.collate import collate, collate_packed
 from lit_llm.objectives.config import EOD, MasksConfig
 from lit_llm.objectives.packing import rows_of, sizes_of
 from lit_llm.training.stability import largest_attention_logit
+from tests.tiny_models import PAPER_NORMS, VOCABULARY, build
 
 ROOM = 24, 10
 OPEN = MasksConfig(prefix="bidirectional")

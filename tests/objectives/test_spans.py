@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,7 +122,7 @@ TABLE_1 = [("r", 3, 0.15), ("r", 8, 0.15), ("s", None, 0.25), *[("x", m, c) for 
 TABLE_1 += [("x", 64, 0.15), ("x", 64, 0.5)]
 UL2R = [("r", 3, 0.15, 1 / 6), ("x", 32, 0.15, 1 / 6), ("x", 3, 0.5, 1 / 6), ("s", None, "random", 1 / 2)]
 T5GEMMA_2 = [("r", 3, 0.15, 1), ("x", 12, 0.5, 1), ("x", 32, 0.15, 1), ("x", 32, 0.5, 1), ("s", None, 0.75, 4)]
-TABLES = {
+TABLES: dict[str, Any] = {
     "ul2": [(*task, 1 / 7) for task in TABLE_1],
     "ul2r": UL2R,
     "t5gemma2": [(*task, weight / 8) for *task, weight in T5GEMMA_2],

@@ -18,7 +18,7 @@ from lit_llm.components.part import CacheBytes, Part, TensorShape, Widths
 class MovingAverage(Part):
     """y_t = g y_{t-1} + (1 - g) W_in x_t, then W_out: one learned g for each channel."""
 
-    module: ClassVar[str] = "new_parts:MovingAverageModule"
+    module: ClassVar[str] = "tests.outside.new_parts:MovingAverageModule"
     causal_only: ClassVar[str] = "a moving average is causal"
 
     channels: int
@@ -85,7 +85,7 @@ class MovingAverageModule(LayerPart):
 class LowRankFeedForward(Part):
     """down(gelu(up (narrow x))): the inner matrix in two factors."""
 
-    module: ClassVar[str] = "new_parts:LowRankModule"
+    module: ClassVar[str] = "tests.outside.new_parts:LowRankModule"
 
     d_ff: int
     rank: int

@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from new_parts import LowRankFeedForward, MovingAverage
-from tiny_models import ids, resolved
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
@@ -21,6 +19,8 @@ from lit_llm.training.config import TrainingConfig
 from lit_llm.training.memory import activation_bytes
 from lit_llm.training.optimizers.build import build_optimizer
 from lit_llm.training.optimizers.config import Muon
+from tests.outside.new_parts import LowRankFeedForward, MovingAverage
+from tests.tiny_models import ids, resolved
 
 AVERAGE, LOW_RANK = ("average", MovingAverage(channels=24)), ("low_rank", LowRankFeedForward(d_ff=40, rank=6))
 

@@ -14,7 +14,7 @@ CONFIG = '''
 from typing import Any, ClassVar, Literal
 from lit_llm.components.part import Defaults, LayerComponent, Part, TensorShape, Widths
 from lit_llm.config.section import Section
-from new_parts import LowRankFeedForward, MovingAverage
+from tests.outside.new_parts import LowRankFeedForward, MovingAverage
 
 
 class LowRankOverride(Section):
@@ -74,7 +74,7 @@ class SmoothModule(LayerPart):
 CHECKS = """
 import pytest, torch
 from pydantic import ValidationError
-from tiny_models import build, config, ids, resolved
+from tests.tiny_models import build, config, ids, resolved
 
 layer = resolved("decllm", "decoder.low_rank=half", "decoder.smooth=fixed").decoder[0]
 assert [name for name, _ in layer.parts] == ["self_attention", "smooth", "low_rank"]

@@ -14,7 +14,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
-from commands import command
+
+from tests.commands import command
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "own-components.md").read_text()

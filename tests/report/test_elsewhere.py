@@ -14,7 +14,6 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
-from made_up_results import finish, finished_runs
 from matplotlib.figure import Figure
 from typer.testing import CliRunner, Result
 
@@ -30,6 +29,7 @@ from lit_llm.store.store import Store
 from lit_llm.studies.load import load_study
 from lit_llm.studies.plan import plan
 from lit_llm.studies.runs import comparison_of, runs_of
+from tests.made_up_results import finish, finished_runs
 
 Study = Callable[..., Path]
 ARMS = "arms: {a: {}, b: {model: {attention: {output_norm: none}}}}"

@@ -102,7 +102,8 @@ def test_a_band_goes_from_the_lowest_to_the_highest_seed_around_their_mean() -> 
     (drawn,) = axes.lines
     assert list(drawn.get_xdata()) == list(line.x)
     assert list(drawn.get_ydata()) == list(line.y)
-    edges = {(round(x, 9), round(y, 9)) for x, y in axes.collections[0].get_paths()[0].vertices}
+    corners: Any = axes.collections[0].get_paths()[0].vertices
+    edges = {(round(x, 9), round(y, 9)) for x, y in corners}
     assert {(x, round(y, 9)) for x, y in zip(line.x, line.low, strict=True)} <= edges
     assert {(x, round(y, 9)) for x, y in zip(line.x, line.high, strict=True)} <= edges
 
@@ -169,7 +170,7 @@ def test_the_marker_is_the_verdict_of_the_analysis_whatever_the_interval(
 
 def test_each_rung_begins_where_the_one_before_it_ends() -> None:
     ladder = Stepwise("dec", 5.0, (Named("prefix", difference(0.2), "worse"), Named("red", difference(-0.5), "better")))
-    (axes,) = waterfall("t", [ladder], "nats").axes
+    axes: Any = waterfall("t", [ladder], "nats").axes[0]
     bars = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in axes.patches]
     assert bars == [(5.0, pytest.approx(5.2)), (pytest.approx(5.2), pytest.approx(4.7))]
     intervals = [line.get_xdata() for line in axes.lines if line.get_linewidth() == 0.9]
@@ -274,7 +275,8 @@ def test_letters_are_at_least_six_points_high() -> None:
     for draw in EVERY:
         figure = draw(["red", "dec", "dec_prefix"])
         assert figure.get_figwidth() <= 7.0
-        texts = [text for text in figure.findobj(lambda artist: hasattr(artist, "get_fontsize")) if text.get_text()]
+        artists: list[Any] = figure.findobj(lambda artist: hasattr(artist, "get_fontsize"))
+        texts = [text for text in artists if text.get_text()]
         assert min(text.get_fontsize() for text in texts) >= 6
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import command, lit_llm
 
 from lit_llm.report.progress import json_lines
 from lit_llm.store.store import Store, read_metrics
+from tests.commands import command, lit_llm
 
 Write = Callable[..., Path]
 Event = dict[str, Any]

@@ -12,8 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_up_results import finished_runs, loss_of, study_of
-from pages import ReadPage
 from rich.console import Console
 
 from lit_llm.config.problems import InputError
@@ -29,6 +27,8 @@ from lit_llm.studies.load import Ablation
 from lit_llm.studies.names import Names
 from lit_llm.studies.plan import plan
 from lit_llm.studies.runs import Run, comparison_of, runs_of
+from tests.made_up_results import finished_runs, loss_of, study_of
+from tests.pages import ReadPage
 
 LABELS = """
   labels:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from pages import ReadPage
 from typer.testing import CliRunner
 
 from lit_llm.cli import app
@@ -21,6 +20,7 @@ from lit_llm.studies.plan import plan as make_plan
 from lit_llm.studies.plan import remembered
 from lit_llm.studies.run import Observer, run_study
 from lit_llm.studies.runs import runs_of
+from tests.pages import ReadPage
 
 pytestmark = pytest.mark.xdist_group("report")
 

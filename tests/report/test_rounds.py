@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_up_results import finish, finished_runs, loss_of, study_of
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 
@@ -19,6 +18,7 @@ from lit_llm.studies.load import Ablation
 from lit_llm.studies.mlflow_runs import record
 from lit_llm.studies.palette import COLOURS, DASHES, looks_of, panel_factors
 from lit_llm.studies.runs import Run, comparison_of, runs_of
+from tests.made_up_results import finish, finished_runs, loss_of, study_of
 
 THREE = """
 study: three
@@ -48,7 +48,7 @@ def factorial(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[A
 
 
 def looks_in(axes: Axes) -> set[tuple[str, str]]:
-    return {(to_hex(line.get_color()), str(line._unscaled_dash_pattern)) for line in axes.lines}
+    return {(to_hex(line.get_color()), str(vars(line)["_unscaled_dash_pattern"])) for line in axes.lines}
 
 
 def test_colour_is_the_first_factor_and_dash_the_second_whatever_the_stratum(

@@ -177,7 +177,8 @@ def test_each_step_begins_where_the_one_before_it_ends(study: Path, finished: St
         arm: statistics.fmean(run.metrics()["test/target_nll"] for run in runs if run.arm.name == arm)
         for arm in ("red", "dec", "prefix")
     }
-    bars = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in drawn["stepwise"].figure.axes[0].patches]
+    axes: Any = drawn["stepwise"].figure.axes[0]
+    bars = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in axes.patches]
     assert bars == [pytest.approx((values["red"], values["dec"])), pytest.approx((values["dec"], values["prefix"]))]
 
 

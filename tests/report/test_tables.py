@@ -68,11 +68,12 @@ def test_the_terminal_cuts_a_wide_table_in_two_and_keeps_its_cells() -> None:
 
 
 def test_the_terminal_shows_a_cell_as_it_is_written() -> None:
-    shown = Console(file=io.StringIO(), width=80)
+    output = io.StringIO()
+    console = Console(file=output, width=80)
     for line in in_terminal(Table("arms", "", ["arm", "loss"], [["norm=[bold]", ":warning:"]], 2), 80):
-        shown.print(line)
-    assert "norm=[bold]" in shown.file.getvalue()
-    assert ":warning:" in shown.file.getvalue()
+        console.print(line)
+    assert "norm=[bold]" in output.getvalue()
+    assert ":warning:" in output.getvalue()
 
 
 @pytest.mark.parametrize("width", [80, 30])
@@ -84,10 +85,11 @@ def test_a_table_that_fits_is_aligned_as_rich_aligns_it(width: int) -> None:
     )
     for row in rows:
         table.add_row(*row)
-    shown = [Console(file=io.StringIO(), width=width) for _ in range(2)]
-    shown[0].print(Group(*in_terminal(part, width)))
-    shown[1].print(table)
-    ours, rich = ([line.rstrip() for line in each.file.getvalue().splitlines()] for each in shown)
+    files = io.StringIO(), io.StringIO()
+    consoles = [Console(file=file, width=width) for file in files]
+    consoles[0].print(Group(*in_terminal(part, width)))
+    consoles[1].print(table)
+    ours, rich = ([line.rstrip() for line in file.getvalue().splitlines()] for file in files)
     assert ours == rich
 
 
@@ -104,7 +106,7 @@ def test_a_table_is_cut_as_often_as_it_must_be_and_each_piece_names_its_rows() -
 
 
 def test_whatever_a_study_is_called_is_text_in_the_page(tmp_path) -> None:
-    from pages import ReadPage
+    from tests.pages import ReadPage
 
     evil = '<script>alert(1)</script><img src=x onerror=alert(1)> & "quoted" {{ 7 * 7 }}'
     part = Table(evil, evil, [evil], [[evil], [Link(evil, '../a?b=1&c="><b>')]], 1, (evil,))

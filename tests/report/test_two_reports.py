@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from pages import ReadPage
 from typer.testing import CliRunner
 
 from lit_llm.cli import app
@@ -16,6 +15,7 @@ from lit_llm.config.problems import InputError
 from lit_llm.store.store import Store
 from lit_llm.studies.load import load_study
 from lit_llm.studies.run import Observer, run_study
+from tests.pages import ReadPage
 
 ARMS = "arms: {red: {}, bare: {model: {attention: {output_norm: none}}}, dec: {extends: decllm-tiny}}"
 NLL = "test/target_nll"

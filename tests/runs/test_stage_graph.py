@@ -31,7 +31,7 @@ def nodes(tmp_path, corpus):
         experiment = load_experiment(preset, [*base, *overrides])
         return {node.name: node for node in stage_graph(experiment)}
 
-    made.path = path
+    vars(made)["path"] = path
     return made
 
 

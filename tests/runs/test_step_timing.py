@@ -64,7 +64,7 @@ def test_a_step_is_known_by_what_decides_its_time(override: str, same: bool) -> 
 @pytest.mark.parametrize("change", [{"threads": 2}, {"at_once": 2}, {"device": "cuda"}])
 def test_another_setting_is_another_timing(change: dict[str, object]) -> None:
     keep(timed(), ONE)
-    assert cached(timed(setting=replace(HERE, **change))) is None  # type: ignore[arg-type]
+    assert cached(timed(setting=replace(HERE, **change))) is None
 
 
 def test_a_timing_of_another_machine_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:

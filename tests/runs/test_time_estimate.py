@@ -94,7 +94,7 @@ def test_a_finetuning_takes_less_where_rows_are_shorter_and_where_examples_share
     batches = {None: 1.0, PaddedBatch(2, 6.0, 3.0): 9 / 16, PaddedBatch(1.25, 6.0, 3.0): 1.25 * 9 / 32}
     for padded, share in batches.items():
         step = 4.0 * share
-        found = seconds_of(experiment, steps, padded).finetune  # type: ignore[arg-type]
+        found = seconds_of(experiment, steps, padded).finetune
         assert found == pytest.approx(START_SECONDS + 4 * step + read * step / 2 / 3)
 
 

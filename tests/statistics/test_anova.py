@@ -8,7 +8,6 @@ import numpy as np
 import pandas
 import pytest
 from scipy import stats
-from simulated import study, within
 from statsmodels.stats.anova import AnovaRM
 from statsmodels.stats.multitest import multipletests
 
@@ -18,6 +17,7 @@ from lit_llm.statistics.comparison import Design, RunResult, compare
 from lit_llm.statistics.multiple_comparisons import Correction
 from lit_llm.studies.estimable_effects import factor_layouts, layouts
 from lit_llm.studies.load import load_study
+from tests.statistics.simulated import study, within
 
 LEVELS = {"a": ["x", "y", "z"], "b": ["0", "1"], "c": ["p", "q", "r"]}
 
@@ -130,9 +130,7 @@ def test_one_seed_or_a_missing_arm_has_no_f_and_the_table_says_so() -> None:
 
 
 @pytest.mark.parametrize(("levels", "two_level", "several"), [("[head, none]", 1, 0), ("[head, none, concat]", 0, 1)])
-def test_a_factorial_is_reported_by_effects_or_by_f_tests(  # type: ignore[no-untyped-def]
-    levels: str, two_level: int, several: int, tmp_path
-) -> None:
+def test_a_factorial_is_reported_by_effects_or_by_f_tests(levels: str, two_level: int, several: int, tmp_path) -> None:
     path = tmp_path / "s.yaml"
     path.write_text(
         "study: s\nquestion: q\nextends: redllm-tiny\ngrid:\n  design: factorial\n  factors:\n"

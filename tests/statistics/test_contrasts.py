@@ -7,17 +7,17 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
-from simulated import study, within
 
 from lit_llm.statistics.baselines import Noise, block_differences
 from lit_llm.statistics.contrasts import PRIOR_DEGREES, moderated
 from lit_llm.statistics.paired import Difference
+from tests.statistics.simulated import study, within
 
 
 def differences(values: dict[str, dict[int, float]], variance: str = "moderated") -> dict[str, Difference]:
-    found = block_differences(values, "0", Noise(variance))  # type: ignore[arg-type]
+    found = block_differences(values, "0", Noise(variance))
     assert all(d is not None for d in found.values())
-    return found  # type: ignore[return-value]
+    return found
 
 
 def test_the_interval_is_that_of_the_formula() -> None:

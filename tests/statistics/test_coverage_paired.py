@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import stats
-from simulated import within
 from statsmodels.stats.multitest import multipletests
 
 from lit_llm.statistics.mixed_model import mixed_differences
+from tests.statistics.simulated import within
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "coverage_paired.py"
 spec = importlib.util.spec_from_file_location("coverage_paired", SCRIPT)
@@ -158,7 +158,7 @@ def test_what_holds_in_every_scenario_and_what_does_not() -> None:
     rows = coverage_paired.coverage_table(4000, 0, coverage_paired.scenarios((3, 8), (3, 5)))
     slack = within(0.95, 4000) * 4 / 3
 
-    def worst(procedure: str, figure: str, seeds: int, by=min) -> float:  # type: ignore[no-untyped-def]
+    def worst(procedure: str, figure: str, seeds: int, by=min) -> float:
         values = [
             row[figure] for row in rows
             if row["procedure"] == procedure and row["seeds"] == seeds and not row["harsh"] and row[figure] is not None

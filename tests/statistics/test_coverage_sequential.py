@@ -9,9 +9,9 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from simulated import within
 
 from lit_llm.statistics.sequential import LookRule, Rounds, arm_statuses
+from tests.statistics.simulated import within
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -29,7 +29,7 @@ def simulation() -> Iterator[ModuleType]:
 def check(rows: list[dict[str, object]], replicates: int) -> None:
     """No procedure that is offered exceeds 5%, within simulation error; those that are not offered do."""
     for row in rows:
-        value = float(row["value"])  # type: ignore[arg-type]
+        value = float(row["value"])
         if row["quantity"] == "bias":
             continue
         if "not offered" in str(row["procedure"]):
@@ -40,8 +40,8 @@ def check(rows: list[dict[str, object]], replicates: int) -> None:
     for naive, adjusted in zip(biases[::2], biases[1::2], strict=True):
         assert (naive["procedure"], adjusted["procedure"]) == ("naive", "bias-adjusted")
         assert naive["design"] == adjusted["design"]
-        noise = 3 * float(adjusted["simulation_error"])  # type: ignore[arg-type]
-        assert abs(float(adjusted["value"])) < max(abs(float(naive["value"])) / 2, noise), (naive, adjusted)  # type: ignore[arg-type]
+        noise = 3 * float(adjusted["simulation_error"])
+        assert abs(float(adjusted["value"])) < max(abs(float(naive["value"])) / 2, noise), (naive, adjusted)
 
 
 def test_no_offered_procedure_exceeds_five_percent(simulation: ModuleType) -> None:

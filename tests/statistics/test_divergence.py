@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from simulated import study, within
 from statsmodels.stats.contingency_tables import mcnemar as judge
 
 from lit_llm.report.answer import answer
 from lit_llm.statistics.comparison import RunResult, compare
 from lit_llm.statistics.divergence import Outcomes, divergences, mcnemar
 from lit_llm.statistics.verdicts import DIFFERENT, LOST
+from tests.statistics.simulated import study, within
 
 NLL = "val/target_nll"
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import statsmodels.api as sm
 from scipy import stats
-from simulated import within
 
 from lit_llm.evaluation.unit_losses import Units
 from lit_llm.statistics.baselines import Noise, block_differences
 from lit_llm.statistics.comparison import RunResult, compare
 from lit_llm.statistics.document_noise import clustered, combined, document_spread, influence
 from lit_llm.statistics.paired import Spread
+from tests.statistics.simulated import within
 
 NLL = "test/target_nll"
 
@@ -72,7 +72,7 @@ def test_errors_add_by_satterthwaite() -> None:
     assert (found.error, found.degrees) == pytest.approx((5.0, 625 / (81 / 2 + 256 / 10)))
 
 
-def two_arms(random: np.random.Generator, seeds: int, documents: int, sd: tuple[float, float]):  # type: ignore[no-untyped-def]
+def two_arms(random: np.random.Generator, seeds: int, documents: int, sd: tuple[float, float]):
     """Two arms that differ by nothing but by seed and by document."""
     weights = random.lognormal(0, 1, documents)
     shift = random.normal(0, sd[1], documents)

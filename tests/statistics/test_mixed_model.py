@@ -9,13 +9,13 @@ import warnings
 import numpy as np
 import pandas
 import pytest
-from r_judge import requires_r, run_r
 from scipy import stats
-from simulated import within
 from statsmodels.regression.mixed_linear_model import MixedLM
 from statsmodels.tools.sm_exceptions import ConvergenceWarning
 
 from lit_llm.statistics.mixed_model import MixedEstimate, VarianceComponents, mixed_differences
+from tests.r_judge import requires_r, run_r
+from tests.statistics.simulated import within
 
 Values = dict[str, dict[int, float]]
 Families = dict[str, str]
@@ -89,7 +89,7 @@ result <- do.call(rbind, lapply(split(study, study$case), function(d) {
 @requires_r("lme4", "lmerTest")
 def test_means_errors_and_degrees_of_freedom_are_those_of_lmertest() -> None:
     """Balanced, with missing runs, and at the boundary, where variances are estimated as zero."""
-    studies = {case: simulated(**kind) for case, kind in CASES.items()}  # type: ignore[arg-type]
+    studies = {case: simulated(**kind) for case, kind in CASES.items()}
     rows = [
         {"case": case, "arm": arm, "family": families[arm], "seed": seed, "y": y, "unit": CASES[case].get("unit", 1)}
         for case, (values, families) in studies.items()
@@ -114,7 +114,7 @@ def test_means_errors_and_degrees_of_freedom_are_those_of_lmertest() -> None:
 
 @pytest.mark.parametrize("case", ["balanced", "missing runs", "unequal families", "three families"])
 def test_variances_are_those_of_statsmodels(case: str) -> None:
-    values, families = simulated(**CASES[case] | {"number": 7})  # type: ignore[arg-type]
+    values, families = simulated(**CASES[case] | {"number": 7})
     data = pandas.DataFrame(
         [(arm, families[arm], seed, y) for arm, by_seed in values.items() for seed, y in by_seed.items()],
         columns=["arm", "family", "seed", "y"],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import stats
-from simulated import study, within
 from statsmodels.stats.multitest import multipletests
 
 from lit_llm.config.problems import InputError
@@ -15,12 +14,13 @@ from lit_llm.statistics.baselines import Noise, differences_from_baselines
 from lit_llm.statistics.multiple_comparisons import Correction, dunnett_critical, dunnett_p, fdr_bh, holm
 from lit_llm.statistics.verdicts import Judgement, judgements
 from lit_llm.studies.schema import Compare
+from tests.statistics.simulated import study, within
 
 NLL = "val/target_nll"
 
 
 @pytest.mark.parametrize(("ours", "method"), [(holm, "holm"), (fdr_bh, "fdr_bh")])
-def test_adjusted_p_values_are_those_of_statsmodels(ours, method: str) -> None:  # type: ignore[no-untyped-def]
+def test_adjusted_p_values_are_those_of_statsmodels(ours, method: str) -> None:
     for seed in range(20):
         p = np.random.default_rng(seed).beta(0.4, 3, 1 + seed)
         assert [*ours(dict(enumerate(p))).values()] == pytest.approx(multipletests(p, method=method)[1])

@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
-from simulated import within
 from statsmodels.stats.power import TTestPower
 
 from lit_llm.statistics.power import (
@@ -18,6 +17,7 @@ from lit_llm.statistics.power import (
     scatter_of,
     seeds_for,
 )
+from tests.statistics.simulated import within
 
 
 @pytest.mark.parametrize("level", [0.05, 0.05 / 7])

@@ -7,13 +7,13 @@ import itertools
 import numpy as np
 import pandas
 import pytest
-from r_judge import r_adjusted, r_paired_t, r_repeated_measures, r_repeated_measures_of, requires_r
 from scipy import stats
-from simulated import study
 from statsmodels.stats.anova import AnovaRM
 
 from lit_llm.statistics.multiple_comparisons import fdr_bh, holm, two_sided_p
 from lit_llm.statistics.paired import paired_difference
+from tests.r_judge import r_adjusted, r_paired_t, r_repeated_measures, r_repeated_measures_of, requires_r
+from tests.statistics.simulated import study
 
 pytestmark = requires_r()
 
@@ -41,7 +41,7 @@ def test_the_paired_t_is_rs() -> None:
 
 
 @pytest.mark.parametrize(("ours", "method"), [(holm, "holm"), (fdr_bh, "BH")])
-def test_adjusted_p_values_are_those_of_r(ours, method: str) -> None:  # type: ignore[no-untyped-def]
+def test_adjusted_p_values_are_those_of_r(ours, method: str) -> None:
     families = {str(size): np.random.default_rng(size).beta(0.3, 4, size).tolist() for size in (1, 2, 7, 60)}
     families["ties"] = [0.01, 0.01, 0.04, 0.04, 0.9]
     for name, expected in r_adjusted(families, method).items():

@@ -9,7 +9,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from simulated import within
+
+from tests.statistics.simulated import within
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "coverage_scaling.py"
 LEAST = 0.93

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import stats
-from simulated import study, within
 
 from lit_llm.statistics.alpha_spending import chain
 from lit_llm.statistics.baselines import differences_from_baselines
@@ -24,6 +23,7 @@ from lit_llm.statistics.sequential import (
     unbiased,
 )
 from lit_llm.statistics.verdicts import judgements
+from tests.statistics.simulated import study, within
 
 NLL = "val/target_nll"
 ROUNDS = Rounds(first=3, most=10)

@@ -72,7 +72,7 @@ def test_the_change_is_the_paired_difference_of_differences() -> None:
 def test_ranks_correlate_as_scipy_says() -> None:
     found = both(runs(FIRST), runs(SECOND))
     means = [[statistics.fmean(study[arm]) for arm in ("base", "a", "b", "c")] for study in (FIRST, SECOND)]
-    assert found.arms.rank_correlation == pytest.approx(stats.spearmanr(*means).statistic)
+    assert found.arms.rank_correlation == pytest.approx(stats.spearmanr(means[0], means[1]).statistic)
 
 
 def test_arms_agree_where_their_verdicts_do() -> None:

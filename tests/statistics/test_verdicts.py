@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.special import nctdtr
-from simulated import study, within
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import ttost_paired
 
@@ -19,6 +18,7 @@ from lit_llm.statistics.multiple_comparisons import two_sided_critical
 from lit_llm.statistics.procedure import Procedure
 from lit_llm.statistics.verdicts import LARGE, Judgement, detectable_ratio, judgements
 from lit_llm.studies.schema import Compare
+from tests.statistics.simulated import study, within
 
 NLL = "val/target_nll"
 BASELINES = {"0": "0", "1": "0"}

@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 
 import pytest
-from damages import DAMAGES, damage, flipped
 
 from lit_llm.config.problems import InputError
 from lit_llm.store.files import Damaged, check_digest, file_digest, read_verified, replacing, with_digest
 from lit_llm.store.store import MetricsFile, Stage, Store, read_json, write_json
+from tests.damages import DAMAGES, damage, flipped
 
 CONTENT = {"val/target_nll": 5.5625, "steps": 12, "list": [1, 2.5, None], "digest_of": {"a": "ü"}}
 

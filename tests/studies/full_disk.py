@@ -20,5 +20,5 @@ def run_stage(root: Path, fingerprint: str) -> str:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     if "family: encoder_decoder" in Store(root).stage(fingerprint).config_file.read_text():
-        L.Trainer.save_checkpoint = save  # type: ignore[method-assign]
+        L.Trainer.save_checkpoint = save
     return worker.run_stage(root, fingerprint)

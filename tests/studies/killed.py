@@ -25,5 +25,5 @@ def run_stage(root: Path, fingerprint: str) -> str:
                 os.kill(os.getpid(), signal.SIGKILL)
         step(self, batch, number)
 
-    LitModel.training_step = killed  # type: ignore[method-assign]
+    LitModel.training_step = killed
     return worker.run_stage(root, fingerprint)

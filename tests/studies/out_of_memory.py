@@ -20,5 +20,5 @@ def run_stage(root: Path, fingerprint: str) -> str:
             raise MemoryError("out of memory")
         step(self, batch, number)
 
-    LitModel.training_step = limited  # type: ignore[method-assign]
+    LitModel.training_step = limited
     return worker.run_stage(root, fingerprint)

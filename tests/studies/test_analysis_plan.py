@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from chosen_results import NLL, finish
 from typer.testing import CliRunner
 
 from lit_llm.cli import app
@@ -26,6 +25,7 @@ from lit_llm.studies.analysis_plan import (
 )
 from lit_llm.studies.load import Ablation, load_study
 from lit_llm.studies.runs import comparison_of, looks_in, note_comparison, register_analysis, runs_of
+from tests.studies.chosen_results import NLL, finish
 
 Study = Callable[..., Path]
 ARMS = "arms: {a: {}, b: {model: {attention: {output_norm: none}}}}\n"
@@ -294,7 +294,7 @@ def test_looks_at_seeds_that_were_replaced_stay_spent(write_study: Study, place:
     looks = looks_in(place, other)
     assert looks is not None
     assert looks.rounds.past == ()
-    assert looks.rounds.lost == pytest.approx(looks_in(place, before).rounds.shares[0])  # type: ignore[union-attr]
+    assert looks.rounds.lost == pytest.approx(looks_in(place, before).rounds.shares[0])
 
 
 def test_holm_and_rounds_go_together(write_study: Study, place: Store) -> None:

@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from equal_budgets import budgets_allowed, others
 
 from lit_llm.config.problems import InputError
 from lit_llm.studies.audit.differing_keys import audit, differs, under
 from lit_llm.studies.load import load_study
 from lit_llm.studies.plan import plan
+from tests.equal_budgets import budgets_allowed, others
 
 
 @pytest.fixture(scope="module")

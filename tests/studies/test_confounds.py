@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from equal_budgets import others
 
 from lit_llm.models import resolve as resolution
 from lit_llm.studies.audit.differing_keys import audit
 from lit_llm.studies.load import load_study
+from tests.equal_budgets import others
 
 Study = Callable[..., Path]
 

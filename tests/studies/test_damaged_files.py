@@ -8,8 +8,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from damages import DAMAGES, copied, damage
-from mlflow_runs import mirrored
 from typer.testing import CliRunner
 
 from lit_llm.cli import app
@@ -22,6 +20,8 @@ from lit_llm.studies.analysis_plan import FROZEN, LOG
 from lit_llm.studies.load import load_study
 from lit_llm.studies.run import Finished, Observer, run_study
 from lit_llm.studies.runs import Run, runs_of
+from tests.damages import DAMAGES, copied, damage
+from tests.mlflow_runs import mirrored
 
 pytestmark = pytest.mark.xdist_group("damaged-files")
 AGAIN = "`lit-llm run STUDY --rerun failed` computes it again"
@@ -70,7 +70,7 @@ allow: [{{key: budget, because: small arms cost what they cost}}]
 
 def run_again(path: Path, store: Path, observer: Told, rerun: str | None = None, reported: bool = True) -> Finished:
     report = write_report if reported else lambda *_: []
-    return run_study(load_study(path), Store(store), observer=observer, max_parallel=1, rerun=rerun, report=report)  # type: ignore[arg-type]
+    return run_study(load_study(path), Store(store), observer=observer, max_parallel=1, rerun=rerun, report=report)
 
 
 def do_as_told(error: InputError, file: Path) -> None:

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import full_disk
 import pytest
 
 from lit_llm import cli
@@ -20,6 +19,7 @@ from lit_llm.studies.load import load_study
 from lit_llm.studies.observer import Observer
 from lit_llm.studies.run import Finished, run_study
 from lit_llm.studies.runs import runs_of
+from tests.studies import full_disk
 
 Study = Callable[..., Path]
 TWO = "arms: {red: {}, dec: {extends: decllm-tiny}}"
@@ -131,13 +131,13 @@ def test_a_disk_that_is_clearly_too_small_is_refused_with_the_numbers(
     trained = [(run.experiment, "pretrain", run.last) for run in runs_of(ablation, store)]
     text = sum(
         file.stat().st_size for file in Path(ablation.arms[0].experiment.pretrain.data.corpus.files[0]).parent.iterdir()
-    )  # type: ignore[union-attr]
+    )
     least = 4 * parameters * (3 + 2 * 3 * 3) + text / 8 * 2
     monkeypatch.setattr("lit_llm.studies.disk_space.free_bytes", lambda _: least)
-    check_free_space(store, trained, 2)  # type: ignore[arg-type]
+    check_free_space(store, trained, 2)
     monkeypatch.setattr("lit_llm.studies.disk_space.free_bytes", lambda _: least - 1)
     with pytest.raises(InputError, match=r"free, and at least .* weights of 3 stages, .* up to 2 at once"):
-        check_free_space(store, trained, 2)  # type: ignore[arg-type]
+        check_free_space(store, trained, 2)
     with pytest.raises(InputError, match=r"free, and at least"):
         execute(path, store, Observer())
     assert not store.root.parent.exists()

@@ -32,7 +32,7 @@ grid: {{factors: {{pretrain.masks.intra_document: [false, true]}}}}
 """
     finished = run_study(load_study(write_study("documents", body)), store, observer=Observer(), max_parallel=2)
     assert finished.exit_code == 0
-    found = {run.name.split("/seed")[0]: run.last.result()["metrics"] for run in finished.runs}  # type: ignore[index]
+    found = {run.name.split("/seed")[0]: run.last.result()["metrics"] for run in finished.runs}
     assert len(found) == 6
     for arm in ("red", "dec", "dec_open"):
         joined, separate = found[arm], found[f"{arm}/intra_document=true"]

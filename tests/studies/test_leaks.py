@@ -213,7 +213,7 @@ def test_a_source_whose_tokenizer_learnt_from_other_text_gives_no_embedding(
     ((key, message),) = refused(ablation, store)
     assert key == "adapt.from"
     assert "was trained with another tokenizer" in message
-    source = ablation.arms[1].experiment.adapt.experiments["decoder"].seeded(0)  # type: ignore[union-attr]
+    source = ablation.arms[1].experiment.adapt.experiments["decoder"].seeded(0)
     path = store.data / "tokenizers" / identity_of_data(source).tokenizer / "tokenizer.json"
     file = f"{{kind: file, path: {path}}}"
     check_leaks(prepared(adapting(file), store), store)

@@ -9,7 +9,6 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from chosen_results import finish
 from rich.console import Console
 
 from lit_llm.config.problems import InputError
@@ -27,6 +26,7 @@ from lit_llm.studies.load import load_study
 from lit_llm.studies.plan import plan
 from lit_llm.studies.run import Observer, run_study
 from lit_llm.studies.runs import comparison_of, looks_in, runs_of
+from tests.studies.chosen_results import finish
 
 Study = Callable[..., Path]
 
@@ -41,7 +41,7 @@ class Rounds(Observer):
     def __init__(self) -> None:
         self.todo: list[list[str]] = []
 
-    def launching(self, runs, todo, max_parallel) -> None:  # type: ignore[no-untyped-def]
+    def launching(self, runs, todo, max_parallel) -> None:
         self.todo.append([run.name for run in todo])
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from equal_budgets import others
 
 from lit_llm.components.attention.module import Attention
 from lit_llm.studies.audit import equivalence
 from lit_llm.studies.audit import no_ops as module
 from lit_llm.studies.load import load_study
 from lit_llm.studies.plan import plan
+from tests.equal_budgets import others
 
 Study = Callable[..., Path]
 LR = "pretrain.training.optimizer.lr"

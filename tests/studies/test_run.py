@@ -10,12 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import killed
-import out_of_memory
 import psutil
 import pytest
-from commands import command, lit_llm
-from mlflow_runs import mirrored
 
 from lit_llm.config.problems import InputError
 from lit_llm.store.store import Stage, Store, locked, read_metrics, write_json
@@ -24,6 +20,9 @@ from lit_llm.studies.plan import plan
 from lit_llm.studies.run import Finished, Observer, run_study
 from lit_llm.studies.runs import Run, status_rows
 from lit_llm.studies.supervise import Supervision
+from tests.commands import command, lit_llm
+from tests.mlflow_runs import mirrored
+from tests.studies import killed, out_of_memory
 
 Study = Callable[..., Path]
 
@@ -52,7 +51,7 @@ class Silent(Observer):
 
 
 def run(path: Path, store: Store, observer: Silent | None = None, max_parallel: int = 2, **options: object) -> Finished:
-    return run_study(load_study(path), store, observer=observer or Silent(), max_parallel=max_parallel, **options)  # type: ignore[arg-type]
+    return run_study(load_study(path), store, observer=observer or Silent(), max_parallel=max_parallel, **options)
 
 
 def states(finished: Finished) -> dict[str, str]:
@@ -91,7 +90,7 @@ def test_one_run_or_two_at_once_gives_the_same_bits(write_study: Study, store: S
         assert (one.last.checkpoints / "model.safetensors").read_bytes() == (
             two.last.checkpoints / "model.safetensors"
         ).read_bytes()
-        assert one.last.result()["metrics"]["val/target_nll"] == two.last.result()["metrics"]["val/target_nll"]  # type: ignore[index]
+        assert one.last.result()["metrics"]["val/target_nll"] == two.last.result()["metrics"]["val/target_nll"]
 
 
 BROKEN = """
@@ -158,7 +157,7 @@ def test_a_killed_run_goes_on_in_the_same_command_and_ends_as_if_nothing_had_bee
         assert [message.rpartition("(")[2] for message in told] == ["retry 1 of 2)", "retry 2 of 2)"]
         second = run(path, store)
     assert set(states(second).values()) == {"done"}
-    assert len(second.runs[0].last.result()["retries"]) == 3  # type: ignore[index]
+    assert len(second.runs[0].last.result()["retries"]) == 3
     assert [row["retries"] for row in status_rows(second.runs)] == [3, 0]
     untouched = run(path, Store(tmp_path / "untouched"), only="red", tracking=f"sqlite:///{store.root}/mlflow.db")
     assert (second.runs[0].last.checkpoints / "model.safetensors").read_bytes() == (

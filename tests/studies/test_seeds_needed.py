@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from chosen_results import NLL, finish
 from statsmodels.stats.power import TTestPower
 from typer.testing import CliRunner
 
@@ -20,6 +19,7 @@ from lit_llm.store.store import Store
 from lit_llm.studies.load import load_study
 from lit_llm.studies.plan import plan
 from lit_llm.studies.seeds_needed import PowerPlan, seeds_needed
+from tests.studies.chosen_results import NLL, finish
 
 Study = Callable[..., Path]
 ARMS = "arms: {a: {}, b: {model: {attention: {output_norm: none}}}, c: {model: {attention: {qkv_norm: []}}}}\n"

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from instructions import write_instructions
-from pages import ReadPage
 
 from lit_llm.config.section import validate
 from lit_llm.config.tree import leaves, merge, read_file, tree
@@ -20,6 +18,8 @@ from lit_llm.studies.audit.differing_keys import audit
 from lit_llm.studies.load import Ablation, Arm, load_study
 from lit_llm.studies.run import Observer, run_study
 from lit_llm.studies.schema import Allowed
+from tests.instructions import write_instructions
+from tests.pages import ReadPage
 
 STUDIES = sorted((Path(__file__).parents[2] / "ablations").glob("*.yaml"))
 SIBLINGS = [path for path in STUDIES if path.stem.endswith("-paper")]

@@ -1,13 +1,13 @@
 """Arms that are compared with one another along a chain, and studies that are like another."""
 
 import pytest
-from equal_budgets import budgets_allowed, others
 
 from lit_llm.config.problems import InputError
 from lit_llm.experiment.cost import cost_of
 from lit_llm.statistics.comparison import RunResult, compare
 from lit_llm.studies.audit.differing_keys import audit
 from lit_llm.studies.load import is_study, load_study
+from tests.equal_budgets import budgets_allowed, others
 
 HEAD = "study: s\nquestion: Does it?\nextends: redllm-tiny\n"
 NORM = "model.attention.output_norm"

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from made_up_results import finish
 from typer.testing import CliRunner, Result
 
 from lit_llm.cli import app
@@ -23,6 +22,7 @@ from lit_llm.studies.load import Ablation, load_study
 from lit_llm.studies.run import Finished, Observer, run_study
 from lit_llm.studies.runs import runs_of
 from lit_llm.studies.stored import STORED, changes, keep, open_study
+from tests.made_up_results import finish
 
 Study = Callable[..., Path]
 ARMS = "arms: {a: {}, b: {model: {attention: {output_norm: none}}}}\n"

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from scipy import stats
-from two_stages import ARMS_OF_TWO_STAGES
 
 from lit_llm.config.problems import InputError
 from lit_llm.data.batches import ExampleBatches
@@ -29,6 +28,7 @@ from lit_llm.studies.load import load_study
 from lit_llm.studies.plan import plan
 from lit_llm.studies.run import Observer, run_study
 from lit_llm.studies.runs import Run, comparison_of
+from tests.two_stages import ARMS_OF_TWO_STAGES
 
 LOSSES = ("target_nll", "perplexity", "bits_per_byte")
 
@@ -97,7 +97,7 @@ def test_finetuning_begins_with_the_pretrained_weights_and_steps_as_torch_does(w
     model.load_state_dict(load_file(pretrained.checkpoints / "model.safetensors"))
     config = experiment.finetune.training.optimizer
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=0)
-    total, tokens = 0.0, 0
+    total, tokens = torch.zeros(()), 0
     for place in ExampleBatches(examples, 4, "encoder_decoder", experiment.finetune.masks, 5).places(0):
         source, target = map(torch.tensor, examples.read("train", place))
         logits = model(source[None], torch.cat([torch.tensor([BOS]), target[:-1]])[None])[0]

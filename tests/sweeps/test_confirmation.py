@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny_sweeps import ALONE, LR, ONE, TWO, Seen, counted, of, rates, result, stages, sweep
 
 from lit_llm.config.tree import leaves
 from lit_llm.experiment.load import load_experiment
@@ -22,6 +21,7 @@ from lit_llm.sweeps.confirmation import confirmation_study, summary, write_best
 from lit_llm.sweeps.sweep import Search, load_sweep
 from lit_llm.sweeps.trial import Trial
 from lit_llm.sweeps.trials import Trials
+from tests.sweeps.tiny_sweeps import ALONE, LR, ONE, TWO, Seen, counted, of, rates, result, stages, sweep
 
 Write = Callable[..., Path]
 STEPS = "pretrain.training.max_steps"
@@ -131,7 +131,7 @@ def test_the_best_settings_are_files_that_train_takes(write_sweep: Write, store:
         loaded = load_experiment(str(path))
         assert flat(loaded) == own | best.point
         head = [line for line in path.read_text().splitlines() if line.startswith("#")]
-        assert f"{best.values[0]:.6g}" in head[0]  # type: ignore[index]
+        assert f"{best.values[0]:.6g}" in head[0]
         assert best.name in head[0]
         assert {f"{LR}: {best.point[LR]}" in line for line in head[1:]} == {True, False}
         (stage,) = stages(store, best)

@@ -15,7 +15,10 @@ import psutil
 import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from tiny_sweeps import (
+
+from lit_llm.store.store import Stage, Store, read_metrics
+from lit_llm.sweeps.run import Searched
+from tests.sweeps.tiny_sweeps import (
     ALONE,
     LR,
     ONE,
@@ -33,9 +36,6 @@ from tiny_sweeps import (
     sweep,
     wait_until,
 )
-
-from lit_llm.store.store import Stage, Store, read_metrics
-from lit_llm.sweeps.run import Searched
 
 Write = Callable[..., Path]
 

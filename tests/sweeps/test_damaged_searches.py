@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_sweeps import ONE
 
 from lit_llm.config.problems import InputError
 from lit_llm.store.store import Store
 from lit_llm.sweeps.sweep import load_sweep
 from lit_llm.sweeps.trials import Trials
+from tests.sweeps.tiny_sweeps import ONE
 
 Write = Callable[..., Path]
 SPACE = "space: {model.feed_forward.d_ff: {int: [8, 64]}}\noptimize: [{metric: parameters, direction: minimize}]"

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tiny_sweeps import ALONE, ONE, TWO, Coordinator, Seen, counted, longer, rates, sweep
 
 from lit_llm.config.problems import InputError
 from lit_llm.store.store import Store
 from lit_llm.sweeps.sweep import load_sweep
 from lit_llm.sweeps.trials import Trials
+from tests.sweeps.tiny_sweeps import ALONE, ONE, TWO, Coordinator, Seen, counted, longer, rates, sweep
 
 pytestmark = pytest.mark.xdist_group("postgresql")
 Write = Callable[..., Path]

@@ -10,7 +10,16 @@ from pathlib import Path
 
 import optuna
 import pytest
-from tiny_sweeps import (
+
+from lit_llm.store.store import Store, read_json, read_metrics, write_json
+from lit_llm.studies.load import load_study
+from lit_llm.studies.run import run_study
+from lit_llm.sweeps.run import Searched
+from lit_llm.sweeps.samplers import make_pruner
+from lit_llm.sweeps.sweep import load_sweep
+from lit_llm.sweeps.trial import Trial
+from lit_llm.sweeps.trials import Trials
+from tests.sweeps.tiny_sweeps import (
     ALONE,
     LR,
     ONE,
@@ -28,15 +37,6 @@ from tiny_sweeps import (
     sweep,
     validations,
 )
-
-from lit_llm.store.store import Store, read_json, read_metrics, write_json
-from lit_llm.studies.load import load_study
-from lit_llm.studies.run import run_study
-from lit_llm.sweeps.run import Searched
-from lit_llm.sweeps.samplers import make_pruner
-from lit_llm.sweeps.sweep import load_sweep
-from lit_llm.sweeps.trial import Trial
-from lit_llm.sweeps.trials import Trials
 
 Write = Callable[..., Path]
 NINE = ["pretrain.training.max_steps=18", "pretrain.validation.times=9"]

@@ -8,7 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_sweeps import (
+
+from lit_llm.config.problems import InputError
+from lit_llm.runs.fingerprints import pretrain_fingerprint
+from lit_llm.runs.provenance import CODE
+from lit_llm.store.store import Store, read_json, write_json
+from lit_llm.studies.load import load_study
+from lit_llm.studies.run import run_study
+from lit_llm.sweeps.space import ArmSpace, Point
+from lit_llm.sweeps.sweep import load_sweep
+from lit_llm.sweeps.trials import Trials
+from tests.sweeps.tiny_sweeps import (
     ALONE,
     LR,
     ONE,
@@ -23,16 +33,6 @@ from tiny_sweeps import (
     stages,
     sweep,
 )
-
-from lit_llm.config.problems import InputError
-from lit_llm.runs.fingerprints import pretrain_fingerprint
-from lit_llm.runs.provenance import CODE
-from lit_llm.store.store import Store, read_json, write_json
-from lit_llm.studies.load import load_study
-from lit_llm.studies.run import run_study
-from lit_llm.sweeps.space import ArmSpace, Point
-from lit_llm.sweeps.sweep import load_sweep
-from lit_llm.sweeps.trials import Trials
 
 Write = Callable[..., Path]
 

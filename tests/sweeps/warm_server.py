@@ -91,7 +91,7 @@ def fork_the_fork_server() -> None:
         ours.close()
         return left.pop()
 
-    multiprocessing.util.spawnv_passfds = spawned  # type: ignore[assignment]
+    multiprocessing.util.spawnv_passfds = spawned
 
 
 def become_the_fork_server(channel: socket.socket) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before the import
-from made_up_results import finish
 from mlflow import MlflowClient
 
 from lit_llm.config.problems import InputError
@@ -27,6 +26,7 @@ from lit_llm.tracking.mlflow_links import study_page
 from lit_llm.tracking.mlflow_sync import MlflowSync, SyncBroken, SyncUnavailable
 from lit_llm.tracking.relocation import moved
 from lit_llm.tracking.sync_thread import SyncThread
+from tests.made_up_results import finish
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 import yaml
-from commands import command, lit_llm
+
+from tests.commands import command, lit_llm
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before the import
 os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "1"  # for the tests' own client

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_step import SMALL, fitted, stepped, uneven_batch
 from torch import nn
 
 from lit_llm.experiment.load import load_experiment
@@ -15,6 +14,7 @@ from lit_llm.objectives.collate import Batch, collate
 from lit_llm.objectives.config import MasksConfig
 from lit_llm.training.config import TrainingConfig
 from lit_llm.training.module import LitModel
+from tests.training.test_step import SMALL, fitted, stepped, uneven_batch
 
 
 def prefixed(lengths: list[int]) -> Batch:
@@ -63,7 +63,7 @@ def test_so_it_is_under_autocast(family: str) -> None:
             torch.manual_seed(0)
             model.hidden(**batch.inputs).float().square().sum().backward()
         gradients.append([p.grad for p in model.parameters()])
-    assert all(torch.equal(one, two) for one, two in zip(*gradients, strict=True))  # type: ignore[arg-type]
+    assert all(torch.equal(one, two) for one, two in zip(*gradients, strict=True))
 
 
 @pytest.mark.parametrize("family", ["decllm", "redllm"])

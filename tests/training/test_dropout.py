@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from stages_in_parts import prepared_stage
-from test_step import SMALL, fitted, uneven_batch
 from torch import nn
 
 from lit_llm.config.problems import InputError
@@ -26,6 +24,8 @@ from lit_llm.store.store import Store
 from lit_llm.training.config import TrainingConfig
 from lit_llm.training.module import LitModel
 from lit_llm.training.stability import largest_attention_logit
+from tests.stages_in_parts import prepared_stage
+from tests.training.test_step import SMALL, fitted, uneven_batch
 
 FAMILIES = ["decllm", "redllm"]
 
@@ -104,7 +104,7 @@ def masks_of_a_step(
     """What is dropped in one training step after `steps` others."""
 
     class Placed(LitModel):
-        global_step, global_rank = steps, rank  # type: ignore[assignment]
+        global_step, global_rank = steps, rank
 
     config: dict[str, Any] = {"max_steps": 100, "dropout": 0.25, "execution": {"micro_batch_size": micro_batch}}
     lit = Placed(model_of("decllm"), TrainingConfig.model_validate(config), seed)

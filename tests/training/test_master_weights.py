@@ -8,9 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from stages_in_parts import prepared_stage
-from test_optimizers import ALL, names
-from test_step import SMALL, fitted, uneven_batch
 from torch.testing import assert_close
 
 from lit_llm.components.loss.module import target_loss
@@ -32,6 +29,9 @@ from lit_llm.training.module import LitModel
 from lit_llm.training.optimizers.build import build_optimizer, set_learning_rate
 from lit_llm.training.optimizers.config import AdamW, Muon, Optimizer
 from lit_llm.training.optimizers.master_weights import MasterWeights, masters_of
+from tests.stages_in_parts import prepared_stage
+from tests.training.test_optimizers import ALL, names
+from tests.training.test_step import SMALL, fitted, uneven_batch
 
 SCALED = [*SMALL, "model.norm.scale=true", "model.feed_forward.d_ff=512"]
 
@@ -168,13 +168,13 @@ def test_the_norm_is_taken_and_clipped_in_float32() -> None:
 
     model = model_of().bfloat16()
     loss_of(model).backward()
-    norm = sum(p.grad.double().square().sum() for p in model.parameters() if p.grad is not None).sqrt().item()  # type: ignore[union-attr]
+    norm = sum(p.grad.double().square().sum() for p in model.parameters() if p.grad is not None).sqrt().item()
     free, gradients = one_step(None)
     assert free.report is not None
     assert free.report.grad_norm == pytest.approx(norm, rel=1e-5)
     assert {g.dtype for g in gradients} == {torch.float32}
     _, clipped = one_step(0.01)
-    assert sum(g.double().square().sum() for g in clipped).sqrt().item() == pytest.approx(0.01, rel=1e-4)  # type: ignore[union-attr]
+    assert sum(g.double().square().sum() for g in clipped).sqrt().item() == pytest.approx(0.01, rel=1e-4)
 
 
 @pytest.mark.parametrize("config", ALL, ids=names)

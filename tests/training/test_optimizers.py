@@ -21,7 +21,7 @@ from lit_llm.training.optimizers.build import build_optimizer, set_learning_rate
 from lit_llm.training.optimizers.config import Adafactor, AdamW, FactoredAdafactor, Muon, Optimizer
 from lit_llm.training.schedules import Constant, Cosine, InverseSquareRoot, Linear, Schedule, WarmupStableDecay
 
-ALL = [AdamW(), AdamW(kind="adamw_8bit"), Adafactor(), FactoredAdafactor(), Muon()]
+ALL: list[Optimizer] = [AdamW(), AdamW(kind="adamw_8bit"), Adafactor(), FactoredAdafactor(), Muon()]
 names = [config.kind for config in ALL]
 
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from damages import DAMAGES, copied, damage, flipped
 from safetensors.torch import load_file
-from stages_in_parts import numbers, prepared_stage, stops_after
 
 from lit_llm.runs.run import run_one
 from lit_llm.store.files import Damaged
 from lit_llm.store.store import Stage, Store
 from lit_llm.training.checkpoints import check_checkpoint
+from tests.damages import DAMAGES, copied, damage, flipped
+from tests.stages_in_parts import numbers, prepared_stage, stops_after
 
 OFTEN = ("pretrain.training.execution.checkpoint_every=4", "pretrain.training.execution.log_every=2")
 

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
-from stages_in_parts import numbers, prepared_stage, stops_after
 
 from lit_llm.runs.run import run_one
 from lit_llm.store.store import Store, read_json, write_json
 from lit_llm.training import stability, throughput
+from tests.stages_in_parts import numbers, prepared_stage, stops_after
 
 
 @pytest.mark.parametrize("preset", ["decllm-tiny", "redllm-tiny"])

@@ -31,7 +31,7 @@ def uneven_batch(family: str, intra_document: bool = False) -> Batch:
     targets = [ids.integers(2, 1024, size=1 + 3 * n) for n in range(8)]
     for n in (0, 3, 6):
         sources[n][2], targets[n][-1 - n] = EOD, EOD
-    return collate(sources, targets, family, MasksConfig(intra_document=intra_document))  # type: ignore[arg-type]
+    return collate(sources, targets, family, MasksConfig(intra_document=intra_document))
 
 
 def stepped(family: str, batch: Batch, **training: object) -> tuple[LitModel, dict[str, torch.Tensor]]:
