@@ -1,7 +1,7 @@
 """Files of records, one document in each: JSON lines, Parquet, Arrow.
 
-A format is a class: `cut` divides a file into parts, iterating a part gives its documents. To add one, write the class
-and its line in `FORMATS`, its choice of corpus in `config.py`, and the line in `corpora.open_corpus` that opens it.
+A format is a class: `cut` divides a file into parts, and a part iterates over its documents. A new format needs a
+class, an entry in `FORMATS`, a kind of corpus in `config.py`, and a branch in `corpora.open_corpus` that opens it.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ import gzip
 import io
 import json
 import lzma
+import sys
 import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice, pairwise
+from functools import partial
+from itertools import islice, pairwise, repeat
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
@@ -30,16 +32,17 @@ if TYPE_CHECKING:
 PART = 16 << 20
 """Bytes after which a part of a corpus is closed."""
 LONGEST_LINE = 64 << 20
-"""Bytes of a line of JSON, uncompressed; a long book has two million."""
+"""Largest number of bytes of a line of JSON, uncompressed; a long book has two million."""
 
 
 @dataclass(frozen=True)
 class Fields:
-    """Which records are read, and what of them is the document. Names are keys or columns, dotted for inner ones."""
+    """Which records are read, and what of them is the document. Names are keys or columns, dotted for nested ones."""
 
     text: str
+    """Name of the document."""
     where: tuple[tuple[str, frozenset[Any]], ...] = ()
-    """(name, values of which a record must have one)."""
+    """(name, allowed values): a record is read if it has one of them under each name."""
     skip_missing: bool = False
     """Leave out records without text."""
     skip_undecodable: bool = False
@@ -49,12 +52,14 @@ class Fields:
     def of(
         cls, text: str, where: Mapping[str, Any], skip_missing: bool = False, skip_undecodable: bool = False
     ) -> Fields:
-        listed = {name: allowed if isinstance(allowed, tuple) else (allowed,) for name, allowed in where.items()}
-        allowed = tuple((name, frozenset(map(_comparable, values))) for name, values in listed.items())
-        return cls(text, allowed, skip_missing, skip_undecodable)
+        """Fields from a corpus section, in which `where` gives one value or a tuple of them for each name."""
+        values_by_name = {name: value if isinstance(value, tuple) else (value,) for name, value in where.items()}
+        conditions = tuple((name, frozenset(map(_comparable, values))) for name, values in values_by_name.items())
+        return cls(text, conditions, skip_missing, skip_undecodable)
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Names of what is read of a record: the document's, then those of `where`."""
         return (self.text, *(name for name, _ in self.where))
 
     def keep(self, values: Iterable[Any]) -> bool:
@@ -62,13 +67,13 @@ class Fields:
         return all(_comparable(value) in allowed for value, (_, allowed) in zip(values, self.where, strict=True))
 
     def as_json(self) -> dict[str, Any]:
-        """For the identity: the order in which values are listed does not matter."""
-        chosen = {key: True for key in ("skip_missing", "skip_undecodable") if getattr(self, key)}
-        return {"text": self.text, "where": {name: sorted(map(list, allowed)) for name, allowed in self.where}} | chosen
+        """Content for the corpus digest, independent of the order in which values are listed."""
+        skips = {key: True for key in ("skip_missing", "skip_undecodable") if getattr(self, key)}
+        return {"text": self.text, "where": {name: sorted(map(list, allowed)) for name, allowed in self.where}} | skips
 
 
 def _comparable(value: Any) -> tuple[str, Any]:
-    """true is not 1, nor is "1"; 1.0 is."""
+    """Type and value by which a record's value is compared: 1 equals 1.0, and neither true nor "1"."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return type(value).__name__, value if isinstance(value, str | bool) else None
     return "number", value
@@ -76,40 +81,41 @@ def _comparable(value: Any) -> tuple[str, Any]:
 
 WITHOUT_TEXT, UNDECODABLE = "without_text", "undecodable"
 SKIPPED = {WITHOUT_TEXT: "records without text", UNDECODABLE: "files or lines of another encoding"}
-"""What may be left out where a corpus asks for it."""
+"""Kinds of records that a corpus may leave out, as messages name them."""
 
 
 @dataclass(frozen=True)
 class RecordsPart(ABC):
-    """A run of a file's records, from `first` to before `last`, in what the format counts."""
+    """Consecutive records of a file: its bytes, row groups or record batches from `first` to before `last`."""
 
     path: Path
     fields: Fields
     first: int
     last: int
     size: int
-    """Bytes of what is read."""
+    """Bytes to read."""
     skipped: Counter[str] = field(default_factory=Counter, compare=False)
-    """What its last reading has left out, by SKIPPED."""
+    """Number of records that the last reading has left out, by the keys of SKIPPED."""
 
     @classmethod
     @abstractmethod
     def cut(cls, path: Path, fields: Fields) -> list[Self]:
-        """The parts of a file. Raises InputError for what its head (its schema, its first record) says is wrong."""
+        """The parts of a file. Raises InputError for what its schema or its first record shows to be wrong."""
 
     @abstractmethod
     def records(self) -> Iterator[str | None]:
-        """The document of each record, None for one that is not kept. Raises InputError, with the place."""
+        """The document of each record, None for one that is left out. Raises InputError with the place in the file."""
 
     def __iter__(self) -> Iterator[str]:
         self.skipped.clear()
-        return (text for text in self.records() if text)
+        return filter(None, self.records())
 
     def file_of(self, number: int) -> Path:
+        """The file that holds the document of this number."""
         return self.path
 
     def has_document(self, records: int | None) -> bool:
-        """Whether there is one among the first records (None: all)."""
+        """Whether one of the first `records` records (None: of all) is a document."""
         return any(islice(self.records(), records))
 
 
@@ -117,11 +123,12 @@ _SKIP = "; `skip_missing: true` leaves such records out"
 
 
 def _problem(path: Path, place: str, message: str) -> InputError:
+    """The error for a place in a file, as `:3` or ` row group 2`."""
     return InputError(Problem(message, f"corpus: {path}{place}"))
 
 
 def _cause(error: Exception) -> str:
-    """A library's reason in one line."""
+    """One line with the reason that a library's error gives."""
     if "Frame requires too much memory" in str(error):
         return (
             "a window of more than 128 MiB (zstd --long) is not read; compress it anew: "
@@ -133,34 +140,37 @@ def _cause(error: Exception) -> str:
 
 # --- JSON lines ----------------------------------------------------------------------------------------------------
 
-_COMPRESSED: dict[str, Callable[[Path], Any]] = {
-    ".gz": gzip.open,
-    ".bz2": bz2.open,
-    ".xz": lzma.open,
-    ".zst": lambda path: _zstandard(path),
-}
 
-
-def _zstandard(path: Path) -> IO[bytes]:
+def _open_zstandard(path: Path) -> IO[bytes]:
     # The zstandard package ends a truncated file in silence; Arrow does not.
     import pyarrow as pa
 
     return io.BufferedReader(pa.input_stream(str(path), compression="zstd"), 1 << 20)
 
 
+# Arrow's gzip and bz2 refuse the zeros that tapes and block devices leave behind an archive.
+_COMPRESSED: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _open_zstandard,
+}
+
+
 @dataclass(frozen=True)
 class JsonLinesPart(RecordsPart):
-    """Lines from byte `first` to byte `last` of a plain file; a compressed file is one part, whatever `last` is.
+    """Lines from byte `first` to byte `last` of a plain file, or all lines of a compressed one.
 
-    A line has at most LONGEST_LINE bytes: a small archive may hold one that is larger than the memory.
+    A line has at most LONGEST_LINE bytes: a small archive may hold one that is larger than the memory. Lines are parsed
+    one by one because Arrow's JSON reader takes two objects in a line or one over two lines, and crashes on `null`.
     """
 
     @classmethod
     def cut(cls, path: Path, fields: Fields) -> list[Self]:
-        size = path.stat().st_size
-        whole = cls(path, fields, 0, size, size)
+        size, compressed = path.stat().st_size, path.suffix in _COMPRESSED
+        whole = cls(path, fields, 0, sys.maxsize if compressed else size, size)
         next(whole.records(), None)
-        if path.suffix in _COMPRESSED:
+        if compressed:
             return [whole]
         ends = [0]
         with path.open("rb") as file:
@@ -171,26 +181,26 @@ class JsonLinesPart(RecordsPart):
         return [cls(path, fields, first, last, last - first) for first, last in pairwise(ends)]
 
     def records(self) -> Iterator[str | None]:
-        place, number = self.first, 0
-        opened = _COMPRESSED.get(self.path.suffix)
+        position, number = self.first, 0
+        open_file = _COMPRESSED.get(self.path.suffix, partial(open, mode="rb"))
         try:
-            with opened(self.path) if opened else self.path.open("rb") as file:
-                if not opened:
+            with open_file(self.path) as file:
+                if self.first:
                     file.seek(self.first)
-                while (opened or place < self.last) and (line := file.readline(LONGEST_LINE + 1)):
+                while position < self.last and (line := file.readline(LONGEST_LINE + 1)):
+                    content = line if position else line.removeprefix(codecs.BOM_UTF8)
+                    position, number = position + len(line), number + 1
                     if len(line) > LONGEST_LINE:
-                        message = (
-                            f"is longer than {LONGEST_LINE >> 20} MB; a document is one line: is the file JSON lines?"
-                        )
-                        raise self._wrong(number + 1, message)
-                    content = line if place else line.removeprefix(codecs.BOM_UTF8)
-                    place, number = place + len(line), number + 1
+                        limit = f"{LONGEST_LINE >> 20} MB"
+                        message = f"is longer than {limit}; a document is one line: is the file JSON lines?"
+                        raise self._error(number, message)
                     if content.strip():
                         yield self._document(content, number)
         except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-            raise self._wrong(number + 1, f"is damaged or cannot be read: {_cause(error)}") from None
+            raise self._error(number + 1, f"is damaged or cannot be read: {_cause(error)}") from None
 
     def _document(self, line: bytes, number: int) -> str | None:
+        """The document of a line, None if it is left out. number: counted from 1 at the first line of this part."""
         try:
             record = json.loads(line.decode())
         except UnicodeDecodeError as error:
@@ -198,11 +208,11 @@ class JsonLinesPart(RecordsPart):
                 self.skipped[UNDECODABLE] += 1
                 return None
             message = f"is not UTF-8 (byte {error.start} of the line); `errors: skip` leaves such lines out"
-            raise self._wrong(number, message) from None
+            raise self._error(number, message) from None
         except (ValueError, RecursionError) as error:
-            raise self._wrong(number, f"is not JSON: {error}") from None
+            raise self._error(number, f"is not JSON: {error}") from None
         if not isinstance(record, dict):
-            raise self._wrong(number, "should be an object, {...}; a file has one on each line")
+            raise self._error(number, "should be an object, {...}; a file has one on each line")
         if not self.fields.keep(_value(record, name) for name, _ in self.fields.where):
             return None
         text = _value(record, self.fields.text)
@@ -212,29 +222,28 @@ class JsonLinesPart(RecordsPart):
         if text is None:
             keys = _keys(record)
             near = "" if self.fields.text in keys else did_you_mean(self.fields.text, keys)
-            raise self._wrong(number, f"has no text under {self.fields.text!r}{near}{_SKIP}")
+            raise self._error(number, f"has no text under {self.fields.text!r}{near}{_SKIP}")
         if not isinstance(text, str):
-            raise self._wrong(number, f"{self.fields.text!r} should be a string, not {json.dumps(text)[:40]}")
+            raise self._error(number, f"{self.fields.text!r} should be a string, not {json.dumps(text)[:40]}")
         if b"\\ud" in line or b"\\uD" in line:
             try:
                 text.encode()
             except UnicodeEncodeError as error:
                 half = f"\\u{ord(text[error.start]):04x}"
-                raise self._wrong(number, f"{self.fields.text!r} has {half}, half of a character") from None
+                raise self._error(number, f"{self.fields.text!r} has {half}, half of a character") from None
         return text
 
-    def _wrong(self, number: int, message: str) -> InputError:
-        """number: the line, counted from this part's first."""
+    def _error(self, number: int, message: str) -> InputError:
+        """The error for a line of this part, with its number in the file. number: as in `_document`."""
         if self.first:
             with self.path.open("rb") as file:
-                left = self.first
-                while block := file.read(min(left, 1 << 20)):
-                    left, number = left - len(block), number + block.count(b"\n")
+                while block := file.read(min(self.first - file.tell(), 1 << 20)):
+                    number += block.count(b"\n")
         return _problem(self.path, f":{number}", message)
 
 
 def _value(record: Mapping[str, Any], name: str) -> Any:
-    """What an object has under a key, or under a path of keys; None if nothing."""
+    """The value under a key or a dotted path of keys, None if the record has none."""
     if name in record:
         return record[name]
     value: Any = record
@@ -244,127 +253,68 @@ def _value(record: Mapping[str, Any], name: str) -> Any:
 
 
 def _keys(record: Mapping[str, Any]) -> list[str]:
-    inner = [f"{key}.{name}" for key, value in record.items() if isinstance(value, dict) for name in _keys(value)]
-    return [*record, *inner][:20]
+    """The first 20 keys of an object, dotted for nested ones."""
+    nested = [f"{key}.{name}" for key, value in record.items() if isinstance(value, dict) for name in _keys(value)]
+    return [*record, *nested][:20]
 
 
 # --- tables --------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _arrow(path: Path, place: str, what: str) -> Iterator[None]:
-    """Arrow's errors in our words; they are ValueError and OSError, damaged text UnicodeDecodeError."""
+def _arrow_errors(path: Path, place: str, message: str) -> Iterator[None]:
+    """A context in which Arrow's errors, UnicodeDecodeError among them, become an InputError with this message."""
     try:
         yield
     except (ValueError, OSError, EOFError, NotImplementedError, KeyError) as error:
-        raise _problem(path, place, f"{what}: {_cause(error)}") from None
+        raise _problem(path, place, f"{message}: {_cause(error)}") from None
 
 
 def _check_schema(schema: pa.Schema, path: Path, fields: Fields) -> None:
-    """Raise InputError for a column that is not there or holds no text."""
+    """Raise InputError for a column that the file lacks, or for a text column that holds no strings."""
     import pyarrow.types as types
 
-    found = dict(_columns(schema))
+    types_by_name = dict(_columns(schema))
     problems = []
     for name in fields.names:
-        kind = found.get(name)
+        kind = types_by_name.get(name)
         if kind is None:
-            problems.append(Problem(f"has no column {name!r}{did_you_mean(name, found)}", f"corpus: {path}"))
+            problems.append(Problem(f"has no column {name!r}{did_you_mean(name, types_by_name)}", f"corpus: {path}"))
         elif name == fields.text:
-            inner = kind.value_type if types.is_dictionary(kind) else kind
-            if not (types.is_string(inner) or types.is_large_string(inner) or types.is_string_view(inner)):
+            value = kind.value_type if types.is_dictionary(kind) else kind
+            if not (types.is_string(value) or types.is_large_string(value) or types.is_string_view(value)):
                 problems.append(Problem(f"column {name!r} should hold strings, not {kind}", f"corpus: {path}"))
     if problems:
         raise InputError(*problems)
 
 
 def _columns(fields: Iterable[pa.Field], prefix: str = "") -> Iterator[tuple[str, pa.DataType]]:
-    """(dotted name, type) of all columns and what structs hold."""
+    """(dotted name, type) of all columns and of the fields of structs."""
     import pyarrow.types as types
 
-    for each in fields:
-        yield prefix + each.name, each.type
-        if types.is_struct(each.type):
-            yield from _columns(each.type, f"{prefix}{each.name}.")
+    for column in fields:
+        yield prefix + column.name, column.type
+        if types.is_struct(column.type):
+            yield from _columns(column.type, f"{prefix}{column.name}.")
 
 
-def _rows(
-    batch: pa.RecordBatch, fields: Fields, text: bool, without: Callable[[int], InputError], skipped: Counter[str]
-) -> Iterator[str | None]:
-    """The document of each row. without: the error for a row that has none; text: False to say only what is kept."""
-    names = fields.names if text else fields.names[1:]
-    columns = {name: _column(batch, name) for name in names}
-    for row in range(batch.num_rows):
-        if not fields.keep(columns[name][row] for name, _ in fields.where):
-            yield None
-        elif not text:
-            yield fields.text
-        elif (document := columns[fields.text][row]) is None and fields.skip_missing:
-            skipped[WITHOUT_TEXT] += 1
-            yield None
-        elif document is None:
-            raise without(row)
-        else:
-            yield document
+def _rows(batch: pa.RecordBatch, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """The values of each row in the columns of these names."""
+    return zip(*(_column(batch, name) for name in names), strict=True) if names else repeat((), batch.num_rows)
 
 
 def _column(batch: pa.RecordBatch, name: str) -> list[Any]:
+    """The values of a column, or of the field of a struct column if the name is dotted."""
     import pyarrow.compute as compute
 
     if name in batch.schema.names:
         return list(batch.column(name).to_pylist())
-    top, *inner = name.split(".")
-    return list(compute.struct_field(batch.column(top), inner).to_pylist())
-
-
-@dataclass(frozen=True)
-class ParquetPart(RecordsPart):
-    """Row groups."""
-
-    @classmethod
-    def cut(cls, path: Path, fields: Fields) -> list[Self]:
-        import pyarrow.parquet as parquet
-
-        with _arrow(path, "", "is no Parquet file"), parquet.ParquetFile(path) as file:
-            schema, metadata = file.schema_arrow, file.metadata
-        _check_schema(schema, path, fields)
-        sizes = []
-        for number in range(metadata.num_row_groups):
-            group = metadata.row_group(number)
-            columns = [group.column(index) for index in range(group.num_columns)]
-            needed = [column for column in columns if _inside(column.path_in_schema, fields.names)]
-            sizes.append(sum(column.total_uncompressed_size for column in needed))
-        return [cls(path, fields, *run) for run in _runs(sizes)]
-
-    def records(self) -> Iterator[str | None]:
-        return self._records(True)
-
-    def has_document(self, records: int | None) -> bool:
-        # Where records without text are left out, what they hold has to be read.
-        return any(islice(self._records(self.fields.skip_missing), records))
-
-    def _records(self, text: bool) -> Iterator[str | None]:
-        import pyarrow.parquet as parquet
-
-        names = list(self.fields.names if text else self.fields.names[1:])
-        for group in range(self.first, self.last):
-            row, here = 0, f" row group {group}"
-            with _arrow(self.path, here, "is damaged"), parquet.ParquetFile(self.path) as file:
-                for batch in file.iter_batches(batch_size=1024, row_groups=[group], columns=names):
-                    yield from _rows(batch, self.fields, text, self._without(f"{here}, row ", row), self.skipped)
-                    row += batch.num_rows
-
-    def _without(self, here: str, before: int) -> Callable[[int], InputError]:
-        name = self.fields.text
-        return lambda row: _problem(self.path, f"{here}{before + row}", f"column {name!r} has no text{_SKIP}")
-
-
-def _inside(column: str, names: Iterable[str]) -> bool:
-    return any(column == name or column.startswith(f"{name}.") for name in names)
+    top, *nested = name.split(".")
+    return list(compute.struct_field(batch.column(top), nested).to_pylist())
 
 
 def _runs(sizes: Iterable[int]) -> Iterator[tuple[int, int, int]]:
-    """(first, last, bytes) of runs that are closed when they have PART bytes."""
+    """(first, last, bytes) of runs of row groups or batches; a run ends where it reaches PART bytes."""
     first = last = total = 0
     for size in sizes:
         last, total = last + 1, total + size
@@ -376,31 +326,87 @@ def _runs(sizes: Iterable[int]) -> Iterator[tuple[int, int, int]]:
 
 
 @dataclass(frozen=True)
-class ArrowPart(RecordsPart):
+class TablePart(RecordsPart):
+    """Rows of a file with typed columns, which Arrow reads."""
+
+    @abstractmethod
+    def rows(self, names: Sequence[str]) -> Iterator[tuple[str, int, tuple[Any, ...]]]:
+        """(place in the file, row in this place, values of the named columns). Raises InputError for damaged data."""
+
+    def records(self) -> Iterator[str | None]:
+        for place, row, (text, *values) in self.rows(self.fields.names):
+            kept = self.fields.keep(values)
+            if kept and text is None:
+                if not self.fields.skip_missing:
+                    message = f"column {self.fields.text!r} has no text{_SKIP}"
+                    raise _problem(self.path, f"{place}, row {row}", message)
+                self.skipped[WITHOUT_TEXT] += 1
+            yield text if kept else None
+
+
+@dataclass(frozen=True)
+class ParquetPart(TablePart):
+    """Row groups of a Parquet file, of which only the needed columns are read."""
+
+    @classmethod
+    def cut(cls, path: Path, fields: Fields) -> list[Self]:
+        import pyarrow.parquet as parquet
+
+        with _arrow_errors(path, "", "is no Parquet file"), parquet.ParquetFile(path) as file:
+            schema, metadata = file.schema_arrow, file.metadata
+        _check_schema(schema, path, fields)
+        groups = map(metadata.row_group, range(metadata.num_row_groups))
+        return [cls(path, fields, *run) for run in _runs(_bytes_of(group, fields.names) for group in groups)]
+
+    def has_document(self, records: int | None) -> bool:
+        # Texts are the bulk of a file and are read only to see which are missing.
+        if self.fields.skip_missing:
+            return super().has_document(records)
+        rows = self.rows(self.fields.names[1:])
+        return any(self.fields.keep(values) for _, _, values in islice(rows, records))
+
+    def rows(self, names: Sequence[str]) -> Iterator[tuple[str, int, tuple[Any, ...]]]:
+        import pyarrow.parquet as parquet
+
+        for group in range(self.first, self.last):
+            place, first_row = f" row group {group}", 0
+            with _arrow_errors(self.path, place, "is damaged"), parquet.ParquetFile(self.path) as file:
+                for batch in file.iter_batches(batch_size=1024, row_groups=[group], columns=names):
+                    for row, values in enumerate(_rows(batch, names), first_row):
+                        yield place, row, values
+                    first_row += batch.num_rows
+
+
+def _bytes_of(group: pa.parquet.RowGroupMetaData, names: Iterable[str]) -> int:
+    """Uncompressed bytes of the named columns in a row group."""
+    columns = map(group.column, range(group.num_columns))
+    prefixes = tuple(f"{name}." for name in names)
+    return sum(c.total_uncompressed_size for c in columns if f"{c.path_in_schema}.".startswith(prefixes))
+
+
+@dataclass(frozen=True)
+class ArrowPart(TablePart):
     """Record batches of an Arrow stream or file, as the `datasets` library writes them."""
 
     @classmethod
     def cut(cls, path: Path, fields: Fields) -> list[Self]:
-        with _arrow(path, "", "is no Arrow file, or a damaged one"), _batches(path) as (schema, batches):
+        with _arrow_errors(path, "", "is no Arrow file, or a damaged one"), _batches(path) as (schema, batches):
             _check_schema(schema, path, fields)
             tops = [name if name in schema.names else name.split(".")[0] for name in fields.names]
             sizes = [sum(batch.column(top).nbytes for top in tops) for batch in batches]
         return [cls(path, fields, *run) for run in _runs(sizes)]
 
-    def records(self) -> Iterator[str | None]:
-        with _arrow(self.path, "", "is damaged"), _batches(self.path) as (_, batches):
+    def rows(self, names: Sequence[str]) -> Iterator[tuple[str, int, tuple[Any, ...]]]:
+        with _arrow_errors(self.path, "", "is damaged"), _batches(self.path) as (_, batches):
             for number, batch in enumerate(islice(batches, self.first, self.last), self.first):
-                yield from _rows(batch, self.fields, True, self._without(number), self.skipped)
-
-    def _without(self, number: int) -> Callable[[int], InputError]:
-        name = self.fields.text
-        return lambda row: _problem(
-            self.path, f" record batch {number}, row {row}", f"column {name!r} has no text{_SKIP}"
-        )
+                place = f" record batch {number}"
+                for row, values in enumerate(_rows(batch, names)):
+                    yield place, row, values
 
 
 @contextmanager
 def _batches(path: Path) -> Iterator[tuple[pa.Schema, Iterator[pa.RecordBatch]]]:
+    """The schema and the record batches of an Arrow file or stream."""
     import pyarrow as pa
 
     with pa.memory_map(str(path)) as source:
