@@ -1,1 +1,1 @@
-"""Design: factors and their levels, the points of a grid, and the effects that can be told apart."""
+"""Design of a study: factors, levels, and the points that are run."""

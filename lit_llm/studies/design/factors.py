@@ -1,4 +1,4 @@
-"""Factors and their levels: read from a study with the marks of its file, and combined by the grid's design."""
+"""Factors and levels of a grid: read from a study, with their places in its file, and combined by its design."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ class Level:
     factor: str
     label: str
     keys: ConfigNode
-    """The experiment keys that it sets, as a tree."""
+    """Keys of the experiment that the level sets, as a tree."""
     paths: tuple[str, ...]
+    """The same keys, dotted."""
 
 
 def read_factors(grid: Grid | None, document: ConfigNode, problems: list[Problem]) -> dict[str, list[Level]]:
-    """The levels of each factor, with the marks of the file. Notes keys that two factors both set."""
+    """{factor: levels}, with their places in the file. Adds to `problems` what is wrong, as a key of two factors."""
     factors: dict[str, list[Level]] = {}
     setters: dict[str, str] = {}
     for name in grid.factors if grid else ():
@@ -32,7 +33,7 @@ def read_factors(grid: Grid | None, document: ConfigNode, problems: list[Problem
         assert node is not None
         location = node.location
         levels = levels_of(name, node, f"grid.factors.{name}", problems)
-        distinct = levels  # the levels of paired factors may come again
+        distinct = levels  # paired factors may repeat a level
         if isinstance(node.value, list):
             values = [item.plain() for item in node.value]
             distinct = [level for index, level in enumerate(levels) if values[index] not in values[:index]]
@@ -43,8 +44,8 @@ def read_factors(grid: Grid | None, document: ConfigNode, problems: list[Problem
             other = setters.setdefault(path, name)
             nested = [
                 p
-                for p, owner in setters.items()
-                if owner != name and (p.startswith(f"{path}.") or path.startswith(f"{p}."))
+                for p, setter in setters.items()
+                if setter != name and (p.startswith(f"{path}.") or path.startswith(f"{p}."))
             ]
             if other != name or nested:
                 clash = other if other != name else setters[nested[0]]
@@ -66,9 +67,10 @@ def read_factors(grid: Grid | None, document: ConfigNode, problems: list[Problem
 
 
 def levels_of(name: str, node: ConfigNode, where: str, problems: list[Problem], key: str | None = None) -> list[Level]:
-    """The levels of one factor: a list of values of a key (its name, unless told), or named bundles of keys.
+    """The levels of one factor, from a list of values of one key or from named bundles of keys.
 
-    where: the address of `node` in its file, for what is noted.
+    key: the key that a list of values is for; the factor's name where None.
+    where: the key of `node` in the file, for problems.
     """
     if isinstance(node.value, list):
         return [
@@ -93,6 +95,7 @@ def levels_of(name: str, node: ConfigNode, where: str, problems: list[Problem], 
 
 
 def combinations(grid: Grid | None, factors: dict[str, list[Level]]) -> Iterator[tuple[Level, ...]]:
+    """The combinations of levels that the grid's design runs, the baseline's first, without excluded ones."""
     if grid is None:
         yield ()
         return
@@ -103,22 +106,22 @@ def combinations(grid: Grid | None, factors: dict[str, list[Level]]) -> Iterator
         combined = list(zip(*columns, strict=True))
     elif fraction := grid.fraction:
         combined = [
-            tuple(levels[chosen] for levels, chosen in zip(columns, cell, strict=True))
-            for cell in fraction.combinations
+            tuple(levels[number] for levels, number in zip(columns, numbers, strict=True))
+            for numbers in fraction.combinations
         ]
     else:
         first = tuple(levels[0] for levels in columns)
         combined = [first]
         for index, levels in enumerate(columns):
             combined += [(*first[:index], level, *first[index + 1 :]) for level in levels[1:]]
-    for cell in combined:
-        chosen = {level.factor: level.label for level in cell}
-        if not any(all(chosen[name] == label_of(value) for name, value in rule.items()) for rule in grid.exclude):
-            yield cell
+    for combination in combined:
+        labels = {level.factor: level.label for level in combination}
+        if not any(all(labels[name] == label_of(value) for name, value in rule.items()) for rule in grid.exclude):
+            yield combination
 
 
 def label_of(value: Any) -> str:
-    """A level as people read it in an arm's name."""
+    """The label of a level in an arm's name: `0.001`, `q+k`, `none`."""
     if isinstance(value, list | tuple):
         return "+".join(map(label_of, value)) or "none"
     if isinstance(value, Mapping):
@@ -131,11 +134,11 @@ def label_of(value: Any) -> str:
 
 
 class Printed(str):
-    """The name that a factor is printed by: no key, so it has no shorter ending."""
+    """Printed name of a factor that is no key, and so has no shorter ending."""
 
 
 def short_names(factors: list[str]) -> dict[str, str]:
-    """The shortest endings of the keys that tell the factors apart."""
+    """{factor: the shortest ending of its key that no other factor has}."""
     out = {}
     for factor in factors:
         parts = [factor] if isinstance(factor, Printed) else factor.split(".")

@@ -1,4 +1,4 @@
-"""The cells of a study: its named arms crossed with the levels of its factors, each with its name and its baseline."""
+"""Design points of a study: named arms crossed with the levels of factors, each with a name and a baseline."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lit_llm.studies.schema import Compare, Study
 ARM_KEYS = ("extends", "grid", "baseline")
 """Keys of a named arm that are not the experiment's."""
 OLD_ARM_KEYS = {old for old, new in RENAMED.items() if new in ARM_KEYS}
-"""What they were called earlier."""
+"""Earlier names of these keys."""
 
 
 @dataclass(eq=False)
@@ -34,49 +34,52 @@ class DesignPoint:
     group: str
     levels: tuple[Level, ...]
     node: ConfigNode
-    """The tree of its experiment."""
+    """Keys of the experiment, as a tree."""
     name: str = ""
     labels: dict[str, str] = field(default_factory=dict)
-    """Of the levels, by factor."""
+    """{factor: label of the level}."""
     baseline: str = ""
+    """Name of the design point that this one is compared with."""
     built: Experiment | None = None
-    """None until it was found to be one."""
+    """The validated experiment, None before validation or where it failed."""
 
     @property
     def experiment(self) -> Experiment:
+        """The validated experiment."""
         assert self.built is not None
         return self.built
 
     @property
     def declared(self) -> frozenset[str]:
+        """Keys of the experiment that the levels set."""
         return frozenset(path for level in self.levels for path in level.paths)
 
 
 def cells_of(study: Study, document: ConfigNode, folder: Path, overrides: Sequence[str]) -> list[DesignPoint]:
-    """Every cell, built, with its name and its baseline. Raises InputError with every problem of theirs.
+    """Every design point with its experiment, name and baseline. Raises InputError with all problems of all points.
 
-    document: the tree that `study` was validated from; folder: of its file.
+    document: the tree that `study` was validated from; folder: where the study's file lies, for `extends`.
     """
     problems: list[Problem] = []
     factors, crossed = read_factors(study.grid, document, problems), study.grid
-    if problems:  # what is wrong with the arms can be said all the same
+    if problems:  # the arms are checked without the grid
         factors, crossed = {}, None
     groups = _groups(study, document, folder, problems)
     baselines_by_arm = _named_baselines(study, document, problems)
-    after = read_overrides(overrides, problems)
-    seeded = [node for node in after if node.find(["seed"])]
+    override_nodes = read_overrides(overrides, problems)
+    seeded = [node for node in override_nodes if node.find(["seed"])]
     problems += [Problem("seeds are the study's, change them there", "seed", node.location) for node in seeded]
-    problems += _overridden(factors, after)
+    problems += _overridden_factors(factors, override_nodes)
     base = document.find(["base"]) or ConfigNode({})
     points = []
     for group, (node, in_grid) in groups.items():
         for levels in combinations(crossed if in_grid else None, factors):
             with collect_errors(problems):
-                above = [*(level.keys for level in levels), *after]
-                # A level reaches a source as the base does: else it would switch how much is fresh as well.
-                points.append(
-                    DesignPoint(group, levels, with_sources(merge_all([node, *above]), merge_all([base, *above])))
-                )
+                changes = [*(level.keys for level in levels), *override_nodes]
+                # A source model gets the level as well, as it gets the base: else the level would also change how many
+                # parameters are newly initialised.
+                keys = with_sources(merge_all([node, *changes]), merge_all([base, *changes]))
+                points.append(DesignPoint(group, levels, keys))
     _name(points, study, factors)
     problems += _build(points, complete=crossed is study.grid)
     if not problems and not points:
@@ -84,9 +87,9 @@ def cells_of(study: Study, document: ConfigNode, folder: Path, overrides: Sequen
             Problem("every combination is excluded", "grid.exclude", document.location_of(["grid", "exclude"]))
         )
     baselines = {point.name: _baseline_of(point, points, baselines_by_arm, study.compare, factors) for point in points}
-    alone = [name for name, baseline in baselines.items() if baseline is None]
-    if not problems and alone:
-        message = f"{some(alone)} would be compared with an arm that is excluded"
+    without_baseline = [name for name, baseline in baselines.items() if baseline is None]
+    if not problems and without_baseline:
+        message = f"{some(without_baseline)} would be compared with an arm that is excluded"
         problems.append(Problem(message, "grid.exclude", document.location_of(["grid", "exclude"])))
     if problems:
         raise InputError(*problems, hint="`lit-llm schema > study.schema.json` gives your editor the allowed keys.")
@@ -95,46 +98,46 @@ def cells_of(study: Study, document: ConfigNode, folder: Path, overrides: Sequen
     return points
 
 
-def _overridden(factors: Mapping[str, Sequence[Level]], overrides: Sequence[ConfigNode]) -> Iterator[Problem]:
-    """Overrides that would set what a factor sets: its arms would no longer be what they are called."""
-    owners = {
+def _overridden_factors(factors: Mapping[str, Sequence[Level]], overrides: Sequence[ConfigNode]) -> Iterator[Problem]:
+    """A problem for each override of a key that a factor sets: the arms' names would no longer say their levels."""
+    factor_by_path = {
         path: name for name, levels in factors.items() for level in levels for path, _ in leaves(level.keys.plain())
     }
     for node in overrides:
         for key, _ in leaves(node.plain()):
-            name = next((name for path, name in owners.items() if under(key, path) or under(path, key)), None)
+            name = next((name for path, name in factor_by_path.items() if under(key, path) or under(path, key)), None)
             if name is not None:
                 message = f"is set by the factor {name!r}; change its levels in the study, or choose arms by --only"
                 yield Problem(message, key, node.location_of(split_path(key)))
 
 
 def _build(points: Sequence[DesignPoint], complete: bool) -> list[Problem]:
-    """Give every cell its experiment. What is wrong is said once, with the arms where it is.
+    """Validate the experiment of every point, and return each problem once, with the arms that have it.
 
-    complete: the cells have their factors; only then can it be said that an override changes nothing.
+    complete: the points have their factors; only then are overrides that change nothing reported.
     """
-    found: dict[Problem, list[DesignPoint]] = {}
+    points_by_problem: dict[Problem, list[DesignPoint]] = {}
     for point in points:
         try:
             point.built = validate_experiment(point.node)
         except InputError as error:
             for problem in error.problems:
-                found.setdefault(problem, []).append(point)
+                points_by_problem.setdefault(problem, []).append(point)
     for name in dict.fromkeys(point.group for point in points) if complete else ():
         group = [point for point in points if point.group == name]
-        for problem in _idle(group):
-            found.setdefault(problem, []).extend(group)
-    in_grid, wrong = {point.group for point in points if point.declared}, dict[str, set[str]]()
-    for problem, where in found.items():
-        wrong.setdefault(problem.key, set()).update(point.group for point in where)
+        for problem in _redundant_overrides(group):
+            points_by_problem.setdefault(problem, []).extend(group)
+    arms_in_grid, arms_by_key = {point.group for point in points if point.declared}, dict[str, set[str]]()
+    for problem, affected in points_by_problem.items():
+        arms_by_key.setdefault(problem.key, set()).update(point.group for point in affected)
     return [
-        _in_arms(problem, where, points, elsewhere=bool(in_grid - wrong[problem.key]))
-        for problem, where in found.items()
+        _with_arms(problem, affected, points, elsewhere=bool(arms_in_grid - arms_by_key[problem.key]))
+        for problem, affected in points_by_problem.items()
     ]
 
 
-def _idle(group: Sequence[DesignPoint]) -> list[Problem]:
-    """Overrides that change nothing in any cell of a named arm. A factor's own levels may repeat what holds already."""
+def _redundant_overrides(group: Sequence[DesignPoint]) -> list[Problem]:
+    """Overrides that change nothing in any point of a named arm. The levels of a factor may repeat a default."""
     built = [(point, point.built) for point in group if point.built is not None]
     if not built:
         return []
@@ -146,63 +149,64 @@ def _idle(group: Sequence[DesignPoint]) -> list[Problem]:
     ]
 
 
-def _in_arms(problem: Problem, where: Sequence[DesignPoint], points: Sequence[DesignPoint], elsewhere: bool) -> Problem:
-    """The problem with the arms that have it, unless all have, or all that a factor gives this key.
+def _with_arms(
+    problem: Problem, affected: Sequence[DesignPoint], points: Sequence[DesignPoint], elsewhere: bool
+) -> Problem:
+    """The problem with the arms that have it, unless all have it, or all to which a factor gives this key.
 
-    elsewhere: there are arms of the grid in which this key is no problem.
+    elsewhere: in other arms of the grid this key is no problem.
     """
-    of_factor = all(
-        under(problem.key, *point.declared) for point in where
-    )  # a wrong level is wrong wherever it is used
-    factors = [path for path in where[0].declared if under(path, problem.key)]
+    # A wrong level of a factor is wrong wherever it is used.
+    from_factor = all(under(problem.key, *point.declared) for point in affected)
+    factors = [path for path in affected[0].declared if under(path, problem.key)]
     if problem.message.startswith("unknown key") and factors and elsewhere:
-        # The key is there in other arms: not a slip of the pen, but a factor that these do not have.
-        lacking = some(list(dict.fromkeys(point.group for point in where)))
+        # Other arms have the key, so it is no slip of the pen, but a factor that these arms lack.
+        lacking = some(list(dict.fromkeys(point.group for point in affected)))
         message = f"a factor that the arm {lacking} does not have; keep that arm out of the grid by `grid: false`"
         return Problem(message, factors[0], problem.location)
-    whole = {c.group for c in where if of_factor or all(other in where for other in points if other.group == c.group)}
-    names = list(dict.fromkeys(point.group if point.group in whole else point.name for point in where))
-    if set(names) == {point.group for point in points if point.declared or not of_factor}:
+    spared = {point.group for point in points if point not in affected}
+    names = [point.name if point.group in spared and not from_factor else point.group for point in affected]
+    if set(names) == {point.group for point in points if point.declared or not from_factor}:
         return problem
-    return Problem(f"{problem.message} (in arm {some(names)})", problem.key, problem.location)
+    return Problem(f"{problem.message} (in arm {some(list(dict.fromkeys(names)))})", problem.key, problem.location)
 
 
 def _named_baselines(study: Study, document: ConfigNode, problems: list[Problem]) -> dict[str, str]:
-    """{named arm: the one that it is compared with}."""
+    """{named arm: the named arm that it is compared with}."""
     names = list(study.arms or {"baseline": None})
     first = study.compare.baseline or names[0]
     if first not in names:
         where = document.location_of(["compare", "baseline"])
         problems.append(Problem(f"there is no arm {first!r}{did_you_mean(first, names)}", "compare.baseline", where))
-    found = dict.fromkeys(names, first)
-    for name, own in study.arms.items():
-        for key in OLD_ARM_KEYS & (own or {}).keys():
+    baselines = dict.fromkeys(names, first)
+    for name, arm in study.arms.items():
+        for key in OLD_ARM_KEYS & (arm or {}).keys():
             where = document.location_of(["arms", name, key])
             problems.append(Problem(unknown_key(key, ARM_KEYS), f"arms.{name}.{key}", where))
-        if "baseline" not in (own or {}):
+        if "baseline" not in (arm or {}):
             continue
-        wanted, where = (own or {})["baseline"], document.location_of(["arms", name, "baseline"])
-        if wanted in names:
-            found[name] = wanted
+        baseline, where = (arm or {})["baseline"], document.location_of(["arms", name, "baseline"])
+        if baseline in names:
+            baselines[name] = baseline
         else:
-            hint = did_you_mean(str(wanted), names)
-            problems.append(Problem(f"there is no arm {wanted!r}{hint}", f"arms.{name}.baseline", where))
-    for name in found:
-        seen = [name]
-        while (below := found.get(seen[-1], seen[-1])) != seen[-1] and below not in seen:
-            seen.append(below)
-        if below in seen[:-1]:
+            hint = did_you_mean(str(baseline), names)
+            problems.append(Problem(f"there is no arm {baseline!r}{hint}", f"arms.{name}.baseline", where))
+    for name in baselines:
+        visited = [name]
+        while (following := baselines.get(visited[-1], visited[-1])) != visited[-1] and following not in visited:
+            visited.append(following)
+        if following in visited[:-1]:
             where = document.location_of(["arms", name, "baseline"])
-            message = f"is compared with itself in a circle: {' -> '.join([*seen, below])}"
+            message = f"is compared with itself in a circle: {' -> '.join([*visited, following])}"
             problems.append(Problem(message, f"arms.{name}.baseline", where))
             break
-    return found
+    return baselines
 
 
 def _groups(
     study: Study, document: ConfigNode, folder: Path, problems: list[Problem]
 ) -> dict[str, tuple[ConfigNode, bool]]:
-    """{named arm: (its tree before the factors, whether the grid applies)}."""
+    """{named arm: (tree of the experiment before the factors, whether the grid applies)}."""
     base = document.find(["base"]) or ConfigNode({})
     shared = None
     if not study.arms or any("extends" not in (arm or {}) for arm in study.arms.values()):
@@ -210,35 +214,37 @@ def _groups(
             shared = read_layers(document.find(["extends"]), folder)
     groups = {}
     for name in study.arms or {"baseline": None}:
-        own = document.find(["arms", name]) or ConfigNode({})
-        items = own.value or {}
-        below = shared
+        arm = document.find(["arms", name]) or ConfigNode({})
+        items = arm.value or {}
+        extended = shared
         if "extends" in items:
-            below = None
+            extended = None
             with collect_errors(problems):
-                below = read_layers(items["extends"], folder)
+                extended = read_layers(items["extends"], folder)
         in_grid = items.get("grid", ConfigNode(True)).value
         if not isinstance(in_grid, bool):
-            problems.append(Problem("should be true or false", f"arms.{name}.grid", own.location_of(["grid"])))
+            problems.append(Problem("should be true or false", f"arms.{name}.grid", arm.location_of(["grid"])))
         of_experiment = {key: value for key, value in items.items() if key not in {*ARM_KEYS, *OLD_ARM_KEYS}}
-        keys = ConfigNode(of_experiment, own.location)
-        if below is not None:
-            groups[name] = (merge(merge(below, base), keys), bool(in_grid))
+        keys = ConfigNode(of_experiment, arm.location)
+        if extended is not None:
+            groups[name] = (merge(merge(extended, base), keys), bool(in_grid))
     return groups
 
 
 def _name(points: list[DesignPoint], study: Study, factors: dict[str, list[Level]]) -> None:
-    """`red/output_norm=none`: the named arm and each factor that is not at its first level; in a fraction `red/ACE`."""
+    """Name every point by the named arm and the factors that are not at their first level.
+
+    The name is `red/output_norm=none`, or the letters of the factors, `red/ACE`, in a fraction, which has many factors.
+    """
     short = short_names(list(factors))
+    first = {name: levels[0].label for name, levels in factors.items()}
     for point in points:
         point.labels = {level.factor: level.label for level in point.levels}
-        first = {name: levels[0].label for name, levels in factors.items()}
         moved = [name for name, label in point.labels.items() if label != first[name]]
-        if moved and study.grid and study.grid.fraction:  # of so many factors, too long to be read otherwise
+        if moved and study.grid and study.grid.fraction:
             parts = ["".join(letter for letter, name in zip(LETTERS, factors, strict=False) if name in moved)]
         else:
             parts = [f"{short[name]}={point.labels[name]}" for name in moved]
-        # A study without named arms calls its points by what is switched.
         point.name = "/".join([point.group, *parts])
 
 
@@ -249,7 +255,10 @@ def _baseline_of(
     compare: Compare,
     factors: dict[str, list[Level]],
 ) -> str | None:
-    """The baseline of an arm: at its own levels of the `stratify_by` factors, and the first level of all others."""
+    """Name of the baseline of a point, None if it is excluded.
+
+    The baseline has the point's levels of the `stratify_by` factors and the first level of all others.
+    """
     group = baselines_by_arm.get(point.group)
     wanted = {name: levels[0].label for name, levels in factors.items()}
     wanted |= {name: point.labels[name] for name in compare.stratify_by if name in point.labels}
