@@ -149,6 +149,14 @@ def test_compressed_files_may_be_joined(tmp_path, suffix):
     assert list(opened(path)) == documents()
 
 
+@pytest.mark.parametrize("suffix", [".gz", ".bz2"])
+def test_zeros_behind_an_archive_are_padding(tmp_path, suffix):
+    """Tapes and block devices fill their last block with them."""
+    path = tmp_path / f"a.jsonl{suffix}"
+    path.write_bytes(COMPRESS[suffix](lines([{"text": "x"}])) + bytes(512))
+    assert list(opened(path)) == ["x"]
+
+
 def test_an_arrow_file_is_read_like_a_stream(tmp_path):
     table = pa.Table.from_pylist(redpajama(documents()))
     with pa.ipc.new_file(tmp_path / "a.arrow", table.schema) as file:
@@ -213,6 +221,9 @@ def test_only_the_columns_that_are_needed_are_read(tmp_path, monkeypatch):
         (b'{"text": "x"', "is not JSON: Expecting ',' delimiter"),
         (b"plain words", "is not JSON"),
         (b'["text", "x"]', "should be an object"),
+        (b"null", "should be an object"),
+        (b'{"text": "x"}{"text": "y"}', "is not JSON: Extra data"),
+        (b'{"text":\n"x"}', "is not JSON"),
         (b'{"txt": "x"}', "has no text under 'text' - did you mean 'txt'?"),
         (b'{"text": null}', "has no text under 'text'"),
         (b'{"text": 3}', "'text' should be a string, not 3"),
