@@ -93,7 +93,7 @@ def plan(
     place.check()
     search = open_sweep(study, override or (), place) if is_sweep(study, place) else None
     ablation = open_study(study, override or (), place) if search is None else search.ablation
-    planned = make_plan(ablation, prompt, generate, tell=partial(print, file=sys.stderr), store=place)
+    planned = make_plan(ablation, prompt, generate, log=partial(print, file=sys.stderr), store=place)
     if search is None:
         _told_of_another(ablation, place, console(stderr=True))
     at_once = jobs or max_parallel(ablation)
@@ -314,8 +314,8 @@ def report(
         return
     from lit_llm.report.pages.study import write_report
     from lit_llm.report.summary import compared
-    from lit_llm.studies.plan import PLAN, plan, remembered
-    from lit_llm.studies.run import attached
+    from lit_llm.studies.plan import PLAN, plan, with_earlier_findings
+    from lit_llm.studies.run import attach_files
 
     screen, folder = console(), place.study(ablation.study.study)
     screen.print(compared(ablation, comparison, screen.width, place))
@@ -326,7 +326,7 @@ def report(
     if (out is None and not folder.is_dir()) or not comparison.has_results:
         return
     planned = plan(ablation, built=False, runs=runs)
-    planned = remembered(planned, folder / PLAN) or planned
+    planned = with_earlier_findings(planned, folder / PLAN) or planned
     with unwritable(out, screen) as written:
         files = write_report(planned, runs, comparison, place, pdf, out)
         written.append((out or folder) / "report.html")
@@ -335,7 +335,7 @@ def report(
     screen.print(f"\nreport: {shown(written[0])}", style="dim", highlight=False, soft_wrap=True)
     if out is not None:
         return
-    if problem := attached(place, ablation.study.study, tracking, files):
+    if problem := attach_files(place, ablation.study.study, tracking, files):
         screen.print(problem, style="yellow", highlight=False)
 
 

@@ -153,7 +153,7 @@ def store_rebuild_mlflow(store: StoreOption = DEFAULT_STORE) -> None:
     from lit_llm.tracking.mlflow_sync import SyncUnavailable
 
     try:
-        done = rebuild_mlflow(Store(store), tell=lambda name: print(f"{name} ...", flush=True))
+        done = rebuild_mlflow(Store(store), log=lambda name: print(f"{name} ...", flush=True))
     except SyncUnavailable as problem:
         raise InputError(Problem(str(problem), "--store")) from None
     count = len(done.studies)

@@ -38,7 +38,7 @@ def shared_by_all(ablation: Ablation) -> str:
 def _alike(ablation: Ablation) -> Iterator[tuple[str, Any]]:
     """The keys that have one value in all arms; what the study varies is a column of the table."""
     arms = [arm.experiment for arm in ablation.arms]
-    varied = {*ablation.factors, *(key for arm in ablation.arms for key in (*arm.declared, *arm.derived))}
+    varied = {*ablation.factors, *(key for arm in ablation.arms for key in (*arm.intervened_keys, *arm.matched_keys))}
     for key in ("model.family", *NUMBERS, *WORDS):
         values = {str(value): value for value in (_at(one, key) for one in arms)}
         value = next(iter(values.values()))

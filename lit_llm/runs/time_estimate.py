@@ -190,7 +190,7 @@ def makespan(seconds: Iterable[float], max_parallel: int) -> float:
     return max(free)
 
 
-def memory_there() -> int:
+def available_memory() -> int:
     """Bytes of main memory that are free for new processes; a control group may allow less, which is not looked at."""
     import psutil
 

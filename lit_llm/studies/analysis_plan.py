@@ -54,12 +54,12 @@ class Change:
     """Runs that had finished then."""
     changes: Mapping[str, tuple[Any, Any]]
     """{key: (old value, new value)}."""
-    looked: int = 0
+    analysed: int = 0
     """Seeds of the last look before the change, where seeds are added in rounds."""
 
 
 @dataclass(frozen=True)
-class Look:
+class InterimAnalysis:
     """A look at a comparison that had at least one verdict."""
 
     time: float
@@ -81,7 +81,7 @@ class Registration:
     finished: int
     """Runs that had finished before: of other studies, or of this one where nothing was frozen when it began."""
     changes: tuple[Change, ...] = ()
-    looks: tuple[Look, ...] = ()
+    interims: tuple[InterimAnalysis, ...] = ()
     problems: tuple[str, ...] = ()
     """What cannot be read of it."""
 
@@ -112,7 +112,7 @@ class Registration:
                 }
                 for change in self.changes
             ],
-            "looks": [{"time": look.time, "finished": look.finished} for look in self.looks],
+            "looks": [{"time": interim.time, "finished": interim.finished} for interim in self.interims],
             "problems": list(self.problems),
         }
 
@@ -138,12 +138,12 @@ def registration_of(folder: Path) -> Registration | None:
     except (OSError, ValueError, LookupError, TypeError):
         plan = {}
         problems.append(f"{frozen} cannot be read: what was frozen is not known")
-    changes, looks = list[Change](), list[Look]()
+    changes, interims = list[Change](), list[InterimAnalysis]()
     for event in _events(log, problems):
-        (changes if isinstance(event, Change) else looks).append(event)  # type: ignore[arg-type]
-    if not looks and not problems and _was_compared(folder):
+        (changes if isinstance(event, Change) else interims).append(event)  # type: ignore[arg-type]
+    if not interims and not problems and _was_compared(folder):
         problems.append(f"{log} holds no look, though there was a comparison: changes and looks are not known")
-    return Registration(plan, when, finished, tuple(changes), tuple(looks), tuple(problems))
+    return Registration(plan, when, finished, tuple(changes), tuple(interims), tuple(problems))
 
 
 def _was_compared(folder: Path) -> bool:
@@ -155,7 +155,7 @@ def _was_compared(folder: Path) -> bool:
         return False
 
 
-def _events(log: Path, problems: list[str]) -> Iterator[Change | Look]:
+def _events(log: Path, problems: list[str]) -> Iterator[Change | InterimAnalysis]:
     """Every line that can be read; of the others, a problem with its line."""
     try:
         lines = log.read_bytes().split(b"\n")
@@ -181,14 +181,14 @@ def _check_seeds(plan: Mapping[str, Any]) -> None:
         raise ValueError("seeds")
 
 
-def _event(line: Mapping[str, Any]) -> Change | Look:
+def _event(line: Mapping[str, Any]) -> Change | InterimAnalysis:
     when, finished = float(line["time"]), int(line["finished"])
     if line["event"] == "change":
         changes = {str(key): (old, new) for key, (old, new) in line["changes"].items()}
         _check_seeds({"seeds": [0], "more_seeds": None} | {key: new for key, (_, new) in changes.items()})
         return Change(when, finished, changes, int(line.get("looked", 0)))
     if line["event"] == "look":
-        return Look(when, finished, str(line["key"]), int(line.get("seeds", 0)))
+        return InterimAnalysis(when, finished, str(line["key"]), int(line.get("seeds", 0)))
     raise ValueError(line["event"])
 
 
@@ -196,13 +196,13 @@ def _event(line: Mapping[str, Any]) -> Change | Look:
 
 
 def register(
-    store: Store, ablation: Ablation, finished: Callable[[], int], looked: Callable[[], int] = lambda: 0
+    store: Store, ablation: Ablation, finished: Callable[[], int], analysed: Callable[[], int] = lambda: 0
 ) -> list[str]:
     """Freeze the analysis of a study, or log how it differs from the one in force. Returns what kept it from that.
 
     Args:
         finished: counts the runs of the study that have finished; called where something is written.
-        looked: likewise, seeds of the last look at the rounds in force before.
+        analysed: likewise, seeds of the last look at the rounds in force before.
 
     A study without a comparison, of one arm, has nothing to freeze.
     """
@@ -211,19 +211,19 @@ def register(
     folder, plan = store.study(ablation.study.study), analysis_of(ablation)
     try:
         with locked(folder / LOCK, PATIENCE):
-            known = registration_of(folder)
-            if known is None:
+            registration = registration_of(folder)
+            if registration is None:
                 content = {"plan": plan, "hash": fingerprint(plan), "time": _now(), "finished": finished()}
                 write_json(folder / FROZEN, content)
-            elif known.plan and (changes := changed(known.current, plan)):
-                line = {"event": "change", "time": _now(), "finished": finished(), "looked": looked()}
+            elif registration.plan and (changes := changed(registration.current, plan)):
+                line = {"event": "change", "time": _now(), "finished": finished(), "looked": analysed()}
                 _append(folder / LOG, {**line, "changes": changes})
     except (Busy, OSError) as error:
         return [_unwritten(folder, error)]
     return []
 
 
-def note_look(store: Store, ablation: Ablation, comparison: Comparison) -> list[str]:
+def log_interim(store: Store, ablation: Ablation, comparison: Comparison) -> list[str]:
     """Log a look at a comparison that has a verdict, once for the same results. Returns what kept it from that.
 
     A study whose analysis was never frozen, for it never ran in this store, has no log.
@@ -231,21 +231,21 @@ def note_look(store: Store, ablation: Ablation, comparison: Comparison) -> list[
     folder = store.study(ablation.study.study)
     if not (folder / FROZEN).exists() or not any(row.verdict for row in comparison.rows):
         return []
-    key = look_key(ablation, comparison)
+    key = interim_key(ablation, comparison)
     try:
         with locked(folder / LOCK, PATIENCE):
-            known = registration_of(folder)
-            if known is None or key in {look.key for look in known.looks}:
+            registration = registration_of(folder)
+            if registration is None or key in {interim.key for interim in registration.interims}:
                 return []
             seeds = max(row.difference.seeds for row in comparison.rows if row.verdict and row.difference)
             line = {"event": "look", "time": _now(), "finished": finished_of(comparison), "key": key, "seeds": seeds}
             _append(folder / LOG, line)
     except (Busy, OSError) as error:
         return [_unwritten(folder, error)]
-    return [problem for problem in known.problems if problem.startswith(str(folder / LOG))]
+    return [problem for problem in registration.problems if problem.startswith(str(folder / LOG))]
 
 
-def look_key(ablation: Ablation, comparison: Comparison) -> str:
+def interim_key(ablation: Ablation, comparison: Comparison) -> str:
     """The same for two looks at the same results by the same analysis."""
     seen = [[row.arm, row.seeds, row.mean, row.deviation, dict(row.states)] for row in comparison.rows]
     return fingerprint({"seen": seen, "analysis": analysis_of(ablation)})
@@ -284,29 +284,29 @@ def _now() -> float:
     return round(time.time(), 3)
 
 
-def seen_plans(registration: Registration | None) -> Sequence[tuple[Mapping[str, Any], int]]:
+def earlier_plans(registration: Registration | None) -> Sequence[tuple[Mapping[str, Any], int]]:
     """The seeds of each analysis but the one in force, with the seeds of the last look under it."""
     if registration is None or not registration.plan:
         return ()
-    found, now, since = [], dict(registration.plan), 0.0
+    plans, now, since = [], dict(registration.plan), 0.0
     for change in registration.changes:
         if {"seeds", "more_seeds"} & change.changes.keys():
-            found.append((dict(now), change.looked or _fixed_look(now, registration, since, change.time)))
+            plans.append((dict(now), change.analysed or _seeds_analysed_between(now, registration, since, change.time)))
             since = change.time
         for key, (_, new) in change.changes.items():
             now[key] = new
-    return found
+    return plans
 
 
-def looked_fixed(registration: Registration) -> int:
+def seeds_analysed_fixed(registration: Registration) -> int:
     """Seeds of the last look under the analysis in force, of a study whose number of seeds is fixed."""
     changes = [change.time for change in registration.changes if {"seeds", "more_seeds"} & change.changes.keys()]
-    return _fixed_look(registration.current, registration, max(changes, default=0.0), float("inf"))
+    return _seeds_analysed_between(registration.current, registration, max(changes, default=0.0), float("inf"))
 
 
-def _fixed_look(plan: Mapping[str, Any], registration: Registration, since: float, until: float) -> int:
+def _seeds_analysed_between(plan: Mapping[str, Any], registration: Registration, since: float, until: float) -> int:
     """Seeds of a study without rounds, where a comparison of all of them was looked at in that time."""
     if plan.get("more_seeds"):
         return 0
-    seen = [look.seeds for look in registration.looks if since <= look.time <= until]
+    seen = [interim.seeds for interim in registration.interims if since <= interim.time <= until]
     return max(seen, default=0)

@@ -26,18 +26,18 @@ def check_free_space(store: Store, stages: Iterable[tuple[Experiment, Trained, S
     no more than is written in any case.
     """
     todo = {stage.fingerprint: (one, after, stage) for one, after, stage in stages if stage.result() is None}
-    weights, checkpoints, known = 0.0, list[float](), dict[str, tuple[float, float]]()
+    weights, checkpoints, sizes = 0.0, list[float](), dict[str, tuple[float, float]]()
     for experiment, after, stage in todo.values():
         training = experiment.section(after).training
         key = f"{experiment.model.model_dump_json()} {training.model_dump_json()}"
-        if key not in known:
+        if key not in sizes:
             model = resolve_model(experiment.model)
             # The last and the one before are kept until the next is whole.
             written = min(3, (training.max_steps - 1) // training.execution.checkpoint_every)
-            known[key] = weights_bytes(model), written * checkpoint_bytes(model, training)
+            sizes[key] = weights_bytes(model), written * checkpoint_bytes(model, training)
         kept = [stage.checkpoints / name for name in ("last.ckpt", "previous.ckpt")]
-        weights += known[key][0]
-        checkpoints.append(max(0.0, known[key][1] - sum(file.stat().st_size for file in kept if file.exists())))
+        weights += sizes[key][0]
+        checkpoints.append(max(0.0, sizes[key][1] - sum(file.stat().st_size for file in kept if file.exists())))
     running = sum(sorted(checkpoints, reverse=True)[:max_parallel])
     texts = _bytes_of_tokens({digest_of_data(one): one for one, *_ in todo.values()}, store.data)
     needed, free = weights + running + texts, free_bytes(store.root)
@@ -56,7 +56,7 @@ def _bytes_of_tokens(experiments: dict[str, Experiment], folder: Path) -> float:
     from lit_llm.data.prepare import is_prepared
 
     return sum(
-        sum(found.size for found in open_sources(experiment.pretrain.data.corpus).values()) / BYTES_OF_TEXT * 2
+        sum(source.size for source in open_sources(experiment.pretrain.data.corpus).values()) / BYTES_OF_TEXT * 2
         for digest, experiment in experiments.items()
         if not is_prepared(folder, digest)
     )

@@ -13,7 +13,7 @@ from lit_llm.models.resolve import resolve_model
 from lit_llm.runs.fingerprints import identity_of_data
 from lit_llm.runs.leaks import prepared_examples
 from lit_llm.runs.step_timing import StepTiming, Timed, cached, setting_of
-from lit_llm.runs.time_estimate import PaddedBatch, makespan, memory_there, seconds_of
+from lit_llm.runs.time_estimate import PaddedBatch, available_memory, makespan, seconds_of
 from lit_llm.store.store import Stage, Store
 from lit_llm.studies.audit.findings import Finding
 from lit_llm.studies.plan import Estimate, Plan, PlannedArm
@@ -31,14 +31,14 @@ def steps_of(plan: Plan, max_parallel: int) -> dict[str, Timed]:
 def _steps(planned: PlannedArm, used: int) -> dict[str, Timed]:
     """{stage: its step} of an arm, its sources' pretrainings by the names of their stages."""
     experiment = planned.arm.experiment
-    found: dict[str, Timed] = {
+    steps: dict[str, Timed] = {
         stage: Timed(experiment, stage, setting_of(experiment.section(stage).training, used))
         for stage in experiment.trained
     }
     sources = {node.name: node.source for node in planned.stage_graphs[0] if node.source}
     for name, source in sources.items():
-        found[name] = Timed(source, "pretrain", setting_of(source.pretrain.training, used))
-    return found
+        steps[name] = Timed(source, "pretrain", setting_of(source.pretrain.training, used))
+    return steps
 
 
 def parallel_runs(plan: Plan, max_parallel: int) -> int:
@@ -49,17 +49,17 @@ def parallel_runs(plan: Plan, max_parallel: int) -> int:
 def timings_of(plan: Plan, max_parallel: int, store: Store) -> dict[str, StepTiming]:
     """{key: its timing} of the steps that were measured, or that finished runs of this plan have taken."""
     used = parallel_runs(plan, max_parallel)
-    found = dict[str, StepTiming]()
+    timings = dict[str, StepTiming]()
     for planned in plan.arms:
         for name, timed in _steps(planned, used).items():
             if timing := cached(timed):
-                found[timed.key] = timing
+                timings[timed.key] = timing
                 continue
             nodes = [node for nodes in planned.stage_graphs for node in nodes if node.name == name]
             took = [_step_seconds(store.stage(node.fingerprint)) for node in nodes]
             if seconds := [each for each in took if each]:
-                found.setdefault(timed.key, StepTiming(fmean(seconds)))
-    return found
+                timings.setdefault(timed.key, StepTiming(fmean(seconds)))
+    return timings
 
 
 def _step_seconds(stage: Stage) -> float | None:
@@ -84,7 +84,7 @@ def estimated(plan: Plan, max_parallel: int, timings: Mapping[str, StepTiming], 
         experiment, steps = planned.arm.experiment, _steps(planned, used)
         seconds: dict[str, float] = {name: timings[timed.key].seconds for name, timed in steps.items()}
         trained = {stage: seconds[stage] for stage in experiment.trained}
-        found = seconds_of(experiment, trained, _rows(experiment, store), _held_out(experiment, store))
+        seconds_of_run = seconds_of(experiment, trained, _rows(experiment, store), _held_out(experiment, store))
         # More threads than cores take turns; what is timed are runs with cores of their own.
         setting = steps["pretrain"].setting
         turns = max(1.0, used * setting.threads / cores()) if setting.device == "cpu" else 1
@@ -93,8 +93,13 @@ def estimated(plan: Plan, max_parallel: int, timings: Mapping[str, StepTiming], 
             for name, timed in steps.items()
             if name not in trained
         }
-        arms[planned.arm.name] = replace(found, before=sum(before.values()))
-        takes = {"pretrain": found.run, "finetune": found.finetune, **found.evaluations, **before}
+        arms[planned.arm.name] = replace(seconds_of_run, before=sum(before.values()))
+        takes = {
+            "pretrain": seconds_of_run.run,
+            "finetune": seconds_of_run.finetune,
+            **seconds_of_run.evaluations,
+            **before,
+        }
         for node in (node for nodes in planned.stage_graphs for node in nodes):
             if store.stage(node.fingerprint).result() is not None:
                 done.add(node.fingerprint)
@@ -141,35 +146,35 @@ def memory_findings(plan: Plan, max_parallel: int, timings: Collection[StepTimin
     Of main memory counts what is free now, of a GPU's what it has. Each process is counted with what it takes before
     there is a model, although forked runs share most of that.
     """
-    found = []
+    findings = []
     for device in ("cpu", "cuda"):
         mine = [p for p in plan.arms if setting_of(p.arm.experiment.pretrain.training, 1).device == device]
         here = [planned for planned in mine for _ in planned.fingerprints]
         if not here:
             continue
         on_gpu = next((timing.device_bytes for timing in timings if timing.device_bytes), None)
-        there = memory_there() if device == "cpu" else on_gpu
+        available = available_memory() if device == "cpu" else on_gpu
         resident = max((timing.resident_bytes for timing in timings), default=0) if device == "cpu" else 0
         needs = sorted((p.cost.memory_bytes + resident for p in here), reverse=True)
         largest = max(here, key=lambda planned: planned.cost.memory_bytes)
-        if there is not None and sum(needs[:max_parallel]) > there:
-            fitting = next((n for n in range(max_parallel, 0, -1) if sum(needs[:n]) <= there), 0)
-            key, message = _too_large(largest, there, max_parallel, fitting)
-            found.append(Finding("note", largest.arm.name, key, message))
-    return found
+        if available is not None and sum(needs[:max_parallel]) > available:
+            fitting = next((n for n in range(max_parallel, 0, -1) if sum(needs[:n]) <= available), 0)
+            key, message = _too_large(largest, available, max_parallel, fitting)
+            findings.append(Finding("note", largest.arm.name, key, message))
+    return findings
 
 
-def _too_large(largest: PlannedArm, there: int, max_parallel: int, fitting: int) -> tuple[str, str]:
+def _too_large(largest: PlannedArm, available: int, max_parallel: int, fitting: int) -> tuple[str, str]:
     """(key, message) with the next step."""
     training = largest.arm.experiment.pretrain.training
-    needed, free = f"a run needs {largest.cost.memory_bytes / 1e9:.3g} GB", f"{there / 1e9:.3g} GB are there"
+    needed, free = f"a run needs {largest.cost.memory_bytes / 1e9:.3g} GB", f"{available / 1e9:.3g} GB are available"
     if fitting:
         return (
             MICRO_BATCH,
             f"{needed}, {max_parallel} go at once, {free}: `-j {fitting}` fits, or fewer sequences at a time",
         )
     state = state_bytes(resolve_model(largest.arm.experiment.model), training)
-    if state > there:
+    if state > available:
         held = f"parameters, gradients and optimiser state alone take {state / 1e9:.3g} GB"
         return "model", f"{needed}, {free}: {held}; it wants a larger machine or a smaller model"
     stage = stage_of_most_memory(largest.arm.experiment)

@@ -51,14 +51,14 @@ def factor_layouts(ablation: Ablation) -> list[FactorLayout]:
 
 def _arms_by_level(ablation: Ablation, factors: Mapping[str, Sequence[str]]) -> dict[str, dict[str, tuple[int, ...]]]:
     """{group: {arm: the number of its level of each factor}}"""
-    found: dict[str, dict[str, tuple[int, ...]]] = {}
+    groups: dict[str, dict[str, tuple[int, ...]]] = {}
     short, within = short_names(list(ablation.factors)), ablation.study.compare.stratify_by
     for arm in ablation.arms:
         if arm.levels:
             group = "/".join([arm.group, *(f"{short[name]}={arm.levels[name]}" for name in within)])
             levels = tuple(labels.index(arm.levels[name]) for name, labels in factors.items())
-            found.setdefault(group, {})[arm.name] = levels
-    return found
+            groups.setdefault(group, {})[arm.name] = levels
+    return groups
 
 
 def _contrasts(ablation: Ablation, factors: Mapping[str, Sequence[str]]) -> tuple[Contrast, ...]:
@@ -67,13 +67,13 @@ def _contrasts(ablation: Ablation, factors: Mapping[str, Sequence[str]]) -> tupl
     assert grid is not None
     fraction = grid.fraction
     every = _main_and_pairs(len(names))
-    found = []
+    contrasts = []
     for effect in (*every[: len(names)], *grid.requested) if fraction else every:
         members = tuple(members_of(effect))
         levels = tuple(factors[names[effect.bit_length() - 1]]) if len(members) == 1 else ()
         aliases = aliases_in_letters(fraction, effect) if fraction else ""
-        found.append(Contrast(lettered(effect), tuple(names[i] for i in members), levels, members, aliases))
-    return tuple(found)
+        contrasts.append(Contrast(lettered(effect), tuple(names[i] for i in members), levels, members, aliases))
+    return tuple(contrasts)
 
 
 LEARNING_RATES = (".optimizer.lr", ".optimizer.adamw.lr")
@@ -85,7 +85,7 @@ def lr_factors(ablation: Ablation) -> list[LRFactor]:
 
     A group is called by what its arms have in common, and compared with the group of their baselines.
     """
-    grid, found = ablation.study.grid, []
+    grid, factors = ablation.study.grid, []
     short, first = short_names(list(ablation.factors)), {name: labels[0] for name, labels in ablation.factors.items()}
     for factor, levels in grid.factors.items() if grid else ():
         if not factor.endswith(LEARNING_RATES) or not isinstance(levels, tuple):
@@ -100,7 +100,7 @@ def lr_factors(ablation: Ablation) -> list[LRFactor]:
                 names[arm.name] = name
         several = {name: arms for name, arms in groups.items() if len(arms) > 1}
         if several:
-            shown = [
+            lr_groups = [
                 LRGroup(
                     name,
                     names.get(arms[0].baseline, arms[0].baseline),
@@ -108,15 +108,15 @@ def lr_factors(ablation: Ablation) -> list[LRFactor]:
                 )
                 for name, arms in several.items()
             ]
-            found.append(LRFactor(factor, tuple(shown)))
-    return found
+            factors.append(LRFactor(factor, tuple(lr_groups)))
+    return factors
 
 
 def _value(arm: Arm, key: str) -> Any:
-    found: Any = arm.experiment
+    value: Any = arm.experiment
     for part in key.split("."):
-        found = getattr(found, part)
-    return found
+        value = getattr(value, part)
+    return value
 
 
 def design_json(ablation: Ablation) -> dict[str, Any] | None:
@@ -128,7 +128,7 @@ def design_json(ablation: Ablation) -> dict[str, Any] | None:
     grid, factors = ablation.study.grid, ablation.factors
     if grid is None:
         return None
-    found: dict[str, Any] = {"kind": grid.design, "factors": factors}
+    design: dict[str, Any] = {"kind": grid.design, "factors": factors}
     if fraction := grid.fraction:
         names = list(factors)
 
@@ -146,7 +146,7 @@ def design_json(ablation: Ablation) -> dict[str, Any] | None:
                     "further": len(fraction.words) - len(short),
                 }
             )
-        found |= {
+        design |= {
             "combinations": fraction.size,
             "of": 1 << len(names),
             "resolution": fraction.resolution,
@@ -154,17 +154,17 @@ def design_json(ablation: Ablation) -> dict[str, Any] | None:
             "interactions": [named(effect) for effect in grid.requested],
             "aliases": aliases,
         }
-    return found
+    return design
 
 
 def chains(fraction: Fraction) -> list[list[int]]:
     """Two-factor interactions that share one estimate with each other, and with no main effect."""
-    found = []
+    confounded = []
     for effect in _main_and_pairs(len(fraction.columns))[len(fraction.columns) :]:
         short = [alias for alias in (effect, *fraction.aliases(effect)) if alias.bit_count() <= 2]
         if len(short) > 1 and effect == min(short, key=by_size):
-            found.append(short)
-    return found
+            confounded.append(short)
+    return confounded
 
 
 def _main_and_pairs(factors: int) -> list[int]:

@@ -50,12 +50,12 @@ class Execution:
 
         def poll() -> None:
             self.observer.poll()
-            tell_news(self.follower, self.observer)
+            report_news(self.follower, self.observer)
 
         def finish(outcome: Outcome) -> None:
             work = running.pop(outcome.task.arguments[1])
             note_end(work[1].stage, outcome, self.observer)
-            if supervisor.begins_again(outcome):
+            if supervisor.restart(outcome):
                 waiting.append(work)  # behind the others: they may be what has taken its memory
 
         try:
@@ -122,7 +122,7 @@ def disk_problem_of(outcome: Outcome) -> str | None:
     return outcome.error.removeprefix(kind) if raised and outcome.error else None
 
 
-def tell_news(follower: SyncThread, observer: Observer) -> None:
+def report_news(follower: SyncThread, observer: Observer) -> None:
     """Pass on what keeps MLflow from being up to date, once."""
     if news := follower.take_news():
         observer.message(news)

@@ -106,8 +106,8 @@ def find(factors: int, resolution: int, clear: tuple[int, ...] = (), size: int |
     there is no such fraction. The same arguments always give the same fraction.
     """
     for bits in range(2, factors) if size is None else [size.bit_length() - 1]:
-        if found := _best(factors, bits, resolution, clear):
-            return found
+        if fraction := _best(factors, bits, resolution, clear):
+            return fraction
         if clear and _best(factors, bits, resolution, ()):
             return None
     return None
@@ -115,8 +115,8 @@ def find(factors: int, resolution: int, clear: tuple[int, ...] = (), size: int |
 
 def _best(factors: int, bits: int, resolution: int, clear: tuple[int, ...]) -> Fraction | None:
     # From the highest resolution downwards: there are few designs of it, so they are all looked at.
-    found = (_least_aberration(factors, bits, high, clear) for high in range(factors, resolution - 1, -1))
-    return next(filter(None, found), None)
+    candidates = (_least_aberration(factors, bits, high, clear) for high in range(factors, resolution - 1, -1))
+    return next(filter(None, candidates), None)
 
 
 def _least_aberration(factors: int, bits: int, resolution: int, clear: tuple[int, ...]) -> Fraction | None:

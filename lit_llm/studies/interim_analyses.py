@@ -8,14 +8,14 @@ from typing import Any
 from lit_llm.statistics.alpha_spending import PastLooks, Rounds
 from lit_llm.statistics.comparison import Looks, RunResult, in_rounds
 from lit_llm.statistics.procedure import Procedure
-from lit_llm.studies.analysis_plan import Registration, looked_fixed, seen_plans
+from lit_llm.studies.analysis_plan import Registration, earlier_plans, seeds_analysed_fixed
 from lit_llm.studies.load import Ablation
 
 ResultsOf = Callable[[Sequence[int]], Sequence[RunResult]]
 """The results of every arm with these seeds, as the store has them."""
 
 
-def looks_of(ablation: Ablation, registration: Registration | None, results_of: ResultsOf) -> Looks | None:
+def interims_of(ablation: Ablation, registration: Registration | None, results_of: ResultsOf) -> Looks | None:
     """How seeds are added and looked at; None for a study whose number of seeds is fixed.
 
     A change of `seeds` or `more_seeds` that is not logged yet counts like one that is: the looks up to now are past.
@@ -23,9 +23,9 @@ def looks_of(ablation: Ablation, registration: Registration | None, results_of: 
     study = ablation.study
     if study.more_seeds is None:
         return None
-    seen = [*seen_plans(registration)]
+    seen = [*earlier_plans(registration)]
     if registration is not None and _differs(registration.current, ablation):
-        seen.append((registration.current, looked_in_force(ablation, registration, results_of)))
+        seen.append((registration.current, seeds_analysed_in_force(ablation, registration, results_of)))
     past, lost = _past(seen, study.all_seeds)
     rounds = Rounds(len(study.seeds), study.more_seeds.max, study.more_seeds.step, past, lost)
     return Looks(study.all_seeds, rounds, comparisons_of(ablation, study.compare.correction != "none"))
@@ -40,29 +40,31 @@ def comparisons_of(ablation: Ablation, corrected: bool) -> int:
 
 def procedure_of(ablation: Ablation, plan: Mapping[str, Any] = {}) -> Procedure:
     """How a study judges differences; by a frozen analysis, where one is given."""
-    asked = ablation.study.compare
+    compare = ablation.study.compare
     families = {arm.name: arm.experiment.model.family for arm in ablation.arms}
     return Procedure(
-        plan.get("variance", asked.variance),
-        plan.get("correction", asked.correction),
-        plan.get("margin", asked.margin),
+        plan.get("variance", compare.variance),
+        plan.get("correction", compare.correction),
+        plan.get("margin", compare.margin),
         families,
     )
 
 
-def looked_in_force(ablation: Ablation, registration: Registration | None, results_of: ResultsOf) -> int:
+def seeds_analysed_in_force(ablation: Ablation, registration: Registration | None, results_of: ResultsOf) -> int:
     """Seeds of the last look under the analysis that is in force by the log, which a study file may differ from."""
     if registration is None or not registration.plan or not _differs(registration.current, ablation):
         return 0
     plan = registration.current
-    rounds = _rounds(plan, *_past([*seen_plans(registration)], all_seeds(plan)))
+    rounds = _rounds(plan, *_past([*earlier_plans(registration)], all_seeds(plan)))
     if rounds is None:
-        return looked_fixed(registration)
+        return seeds_analysed_fixed(registration)
     # By the metric and the procedure of then: another margin may decide an arm earlier or later.
     procedure = procedure_of(ablation, plan)
-    looks = Looks(all_seeds(plan), rounds, comparisons_of(ablation, procedure.correction != "none"))
-    standing = in_rounds(results_of(looks.seeds), plan.get("metric", ablation.study.compare.metric), looks, procedure)
-    return max((one.seeds for one in standing.values()), default=0)
+    interims = Looks(all_seeds(plan), rounds, comparisons_of(ablation, procedure.correction != "none"))
+    statuses = in_rounds(
+        results_of(interims.seeds), plan.get("metric", ablation.study.compare.metric), interims, procedure
+    )
+    return max((status.seeds for status in statuses.values()), default=0)
 
 
 def all_seeds(plan: Mapping[str, Any]) -> tuple[int, ...]:
@@ -86,20 +88,20 @@ def _rounds(plan: Mapping[str, Any], past: tuple[PastLooks, ...], lost: float) -
 def _past(seen: Sequence[tuple[Mapping[str, Any], int]], seeds: Sequence[int]) -> tuple[tuple[PastLooks, ...], float]:
     """The looks under earlier analyses, and the share of the level that went to looks at seeds that are gone."""
     past, lost = tuple[PastLooks, ...](), 0.0
-    for plan, looked in seen:
-        if not looked:
+    for plan, analysed in seen:
+        if not analysed:
             continue
         rounds = _rounds(plan, past, lost)
         before = past[-1].sizes[-1] if past else 0
         if rounds is None:  # one look at all seeds, at the whole level
-            now = PastLooks((looked,), looked) if looked > before else None
+            now = PastLooks((analysed,), analysed) if analysed > before else None
         else:
-            sizes = tuple(size for size in rounds.sizes if before < size <= looked)
+            sizes = tuple(size for size in rounds.sizes if before < size <= analysed)
             now = PastLooks(sizes, rounds.most) if sizes else None
         if now is None:
             continue
         past = (*past, now)
-        if list(all_seeds(plan)[:looked]) != list(seeds[:looked]):
-            spent = Rounds(2, max(now.most, looked), 1, past, lost)
+        if list(all_seeds(plan)[:analysed]) != list(seeds[:analysed]):
+            spent = Rounds(2, max(now.most, analysed), 1, past, lost)
             past, lost = (), max(spent.shares[spent.sizes.index(size)] for size in spent.looked)
     return past, lost

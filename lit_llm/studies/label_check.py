@@ -21,18 +21,18 @@ def check_labels(
 
     arms: names of arms and of named arms; factors: {key: labels of its levels}.
     """
-    known = [*arms, *_of_factors(factors)]
+    names = [*arms, *_factor_names(factors)]
     metrics = [*METRICS, *COURSES]
     problems = []
     for name, label in labels.items():
         where = document.location_of(["compare", "labels", name])
         if not label.strip():
             problems.append(Problem("a label needs a letter at least", f"compare.labels.{name}", where))
-        elif name not in known and name not in COURSES and not is_metric(name):
-            near = did_you_mean(name, metrics if "/" in name and "=" not in name else known)
+        elif name not in names and name not in COURSES and not is_metric(name):
+            near = did_you_mean(name, metrics if "/" in name and "=" not in name else names)
             message = f"{name!r} is no arm, factor, level or metric of this study{near}"
             problems.append(Problem(message, "compare.labels", where))
-    for name, other in _alike(labels, arms):
+    for name, other in _same_labels(labels, arms):
         where = document.location_of(["compare", "labels", name])
         message = f"{name!r} and {other!r} would both be printed as {labels[name]!r}; give each arm a name of its own"
         problems.append(Problem(message, "compare.labels", where))
@@ -40,7 +40,7 @@ def check_labels(
         raise InputError(*problems)
 
 
-def _alike(labels: Mapping[str, str], arms: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _same_labels(labels: Mapping[str, str], arms: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Arms with a label that is another arm's."""
     seen: dict[str, str] = {}
     for arm in arms:
@@ -50,7 +50,7 @@ def _alike(labels: Mapping[str, str], arms: Sequence[str]) -> Iterator[tuple[str
             yield (arm, other) if arm in labels else (other, arm)
 
 
-def _of_factors(factors: Mapping[str, Sequence[str]]) -> Iterator[str]:
+def _factor_names(factors: Mapping[str, Sequence[str]]) -> Iterator[str]:
     """Keys, their short names, levels, and levels with their factor."""
     for key, short in short_names(list(factors)).items():
         yield from (key, short, *factors[key])

@@ -25,7 +25,7 @@ from lit_llm.runs.fingerprints import read_corpora_again
 from lit_llm.runs.stage_graph import stage_graph, validation_metric
 from lit_llm.store.store import Store
 from lit_llm.studies.design.factors import label_of
-from lit_llm.studies.design.points import cells_of
+from lit_llm.studies.design.points import design_points
 from lit_llm.studies.label_check import check_labels
 from lit_llm.studies.matching import matched
 from lit_llm.studies.schema import OF_SOURCE, Compare, Study
@@ -43,9 +43,9 @@ class Arm:
     baseline: str
     """Name of the arm it is compared with; its own for a baseline."""
     experiment: Experiment
-    declared: frozenset[str] = frozenset()
+    intervened_keys: frozenset[str] = frozenset()
     """Keys that its factors set."""
-    derived: Mapping[str, list[Any]] = field(default_factory=dict)
+    matched_keys: Mapping[str, list[Any]] = field(default_factory=dict)
     """{key: [before, after]} of what matching it with its baseline has moved."""
     residual: float = 0.0
     """What is left of the difference in the matched quantity, relative to the baseline's."""
@@ -151,7 +151,7 @@ def load_study(source: str | Path, overrides: Sequence[str] = ()) -> Ablation:
     if is_preset(str(source)) or not os.path.isfile(path):
         return _single(str(source), str(source), overrides)
     document = _read(path)
-    if not _STUDY & document.value.keys():
+    if not _STUDY_KEYS & document.value.keys():
         if is_stage(document):
             return _single(path.absolute().parent.name, str(path.absolute()), overrides)
         if "pretrain" in document.value or "model" in document.value or "extends" in document.value:
@@ -164,17 +164,25 @@ def load_study(source: str | Path, overrides: Sequence[str] = ()) -> Ablation:
     except InputError as error:
         problems = [*error.problems, *_further_problems(document, error.problems, path.parent, overrides)]
         raise InputError(*problems, hint=error.hint) from None
-    return understood(study, document, path, overrides)
+    return build_ablation(study, document, path, overrides)
 
 
-def understood(study: Study, document: ConfigNode, path: Path, overrides: Sequence[str]) -> Ablation:
+def build_ablation(study: Study, document: ConfigNode, path: Path, overrides: Sequence[str]) -> Ablation:
     """A study with its arms. Raises InputError with every problem of theirs.
 
     document: the tree that `study` was validated from; path: of its file.
     """
     arms = tuple(
-        Arm(cell.name, cell.group, cell.labels, cell.baseline, cell.experiment, cell.declared, keys=cell.node)
-        for cell in cells_of(study, document, path.parent, overrides)
+        Arm(
+            point.name,
+            point.group,
+            point.labels,
+            point.baseline,
+            point.experiment,
+            point.intervened_keys,
+            keys=point.node,
+        )
+        for point in design_points(study, document, path.parent, overrides)
     )
     _check_metric(study, arms, document)
     ablation = Ablation(study, arms, tuple(overrides), str(path.absolute()), _text_of(path))
@@ -220,9 +228,9 @@ def _names(document: ConfigNode, address: list[str]) -> list[str]:
 def _check_metric(study: Study, arms: Sequence[Arm], document: ConfigNode) -> None:
     """Raise InputError if an arm does not measure what is compared."""
     name, location = study.compare.metric, document.location_of(["compare", "metric"])
-    own, stage = name.removeprefix(FINETUNED), "finetune" if name.startswith(FINETUNED) else "pretrain"
-    source = next((own.removeprefix(begin) for begin in OF_SOURCE if own.startswith(begin)), "")
-    evaluation = own.partition(EVALUATED)[2].partition("/")[0]
+    base_metric, stage = name.removeprefix(FINETUNED), "finetune" if name.startswith(FINETUNED) else "pretrain"
+    source = next((base_metric.removeprefix(begin) for begin in OF_SOURCE if base_metric.startswith(begin)), "")
+    evaluation = base_metric.partition(EVALUATED)[2].partition("/")[0]
     for arm in arms:
         corpus = arm.experiment.pretrain.data.corpus
         names = corpus.sources if isinstance(corpus, Mixture) else ()
@@ -233,7 +241,7 @@ def _check_metric(study: Study, arms: Sequence[Arm], document: ConfigNode) -> No
             message = f"it is not evaluated so after {stage}: `evaluate: {{after: [{stage}], {evaluation}: ...}}`"
         elif source and stage == "pretrain" and source not in names:
             message = f"its corpus has no source {source!r}{did_you_mean(source, names)}"
-        elif own.startswith(SPLITS["test"]) and not _has_test(arm.experiment, stage):
+        elif base_metric.startswith(SPLITS["test"]) and not _has_test(arm.experiment, stage):
             key = f"{stage}.data.test_fraction"
             message = f"{key} is 0, so no text is held out for a test; set it above 0, or compare on the text that "
             message += f"choices are made by: `metric: {validation_metric(name)}`"
@@ -252,23 +260,23 @@ def _matched(ablation: Ablation, document: ConfigNode) -> Ablation:
     """Every arm made equal to its baseline in the quantity that the study matches by."""
     by = ablation.study.match.by
     moves = "model.feed_forward.d_ff" if by == "parameters" else "pretrain.training.max_steps"
-    if by != "none" and any(_undoes(moves, arm, ablation.root(arm)) for arm in ablation.arms):
+    if by != "none" and any(_undoes_factor(moves, arm, ablation.root(arm)) for arm in ablation.arms):
         location = document.location_of(["match", "by"])
         raise InputError(Problem(f"{by} moves {moves}, which is a factor of the study too", "match.by", location))
-    found = []
+    arms = []
     for arm in ablation.arms:
         if arm.name != arm.baseline:
             # Along a chain of baselines all are made equal to its first, so that what is left does not add up.
             match = matched(arm.experiment, ablation.root(arm).experiment, by)
-            arm = replace(arm, experiment=match.experiment, derived=match.moved, residual=match.residual)
-        found.append(arm)
-    return replace(ablation, arms=tuple(found))
+            arm = replace(arm, experiment=match.experiment, matched_keys=match.moved, residual=match.residual)
+        arms.append(arm)
+    return replace(ablation, arms=tuple(arms))
 
 
-def _undoes(moves: str, arm: Arm, root: Arm) -> bool:
+def _undoes_factor(moves: str, arm: Arm, root: Arm) -> bool:
     """Whether matching would take from an arm what a factor has given it: not where its baseline has the same."""
-    own, its = (dict(leaves(found.flat)).get(moves) for found in (arm, root))
-    return under(moves, *arm.declared) and own != its
+    value, root_value = (dict(leaves(each.flat)).get(moves) for each in (arm, root))
+    return under(moves, *arm.intervened_keys) and value != root_value
 
 
 def _single(name: str, extends: str, overrides: Sequence[str]) -> Ablation:
@@ -285,22 +293,22 @@ def _text_of(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace")
 
 
-_STUDY = {"study", "extends_study"}
+_STUDY_KEYS = {"study", "extends_study"}
 """Keys by which a file is known as a study."""
 
-_ASIDE = {"study", "question", "seeds", "compare", "allow"}
+_KEYS_WITHOUT_ARMS = {"study", "question", "seeds", "compare", "allow"}
 """Keys of a study that its arms do not depend on."""
 
 
 def _further_problems(
-    document: ConfigNode, found: Sequence[Problem], folder: Path, overrides: Sequence[str]
+    document: ConfigNode, reported: Sequence[Problem], folder: Path, overrides: Sequence[str]
 ) -> Sequence[Problem]:
     """What is wrong with the arms besides, where that can be told without the keys of the study that are wrong."""
-    wrong = {key for key in document.value for problem in found if under(problem.key, key)}
+    wrong = {key for key in document.value for problem in reported if under(problem.key, key)}
     if not wrong:
         return []
     meant = {near for key in wrong for near in difflib.get_close_matches(key, Study.model_fields, n=1)}
-    if meant - _ASIDE:
+    if meant - _KEYS_WITHOUT_ARMS:
         return []
     items = {key: node for key, node in document.value.items() if key not in wrong}
     rest = ConfigNode({"study": ConfigNode("x"), "question": ConfigNode("x")} | items, document.location)
@@ -310,13 +318,13 @@ def _further_problems(
     except InputError as error:  # of what is only looked at where nothing else is wrong
         return [*error.problems, *_further_problems(rest, error.problems, folder, overrides)]
     with collect_errors(problems):
-        cells_of(study, rest, folder, overrides)
+        design_points(study, rest, folder, overrides)
     return problems
 
 
 def is_study(source: str) -> bool:
     """Whether this is a study file, not a preset or an experiment."""
-    return not is_preset(source) and os.path.isfile(source) and bool(_STUDY & read_file(Path(source)).value.keys())
+    return not is_preset(source) and os.path.isfile(source) and bool(_STUDY_KEYS & read_file(Path(source)).value.keys())
 
 
 def file_and_arm(source: str) -> tuple[str, str]:

@@ -56,7 +56,7 @@ def _lengths(arm: Experiment, by: By, wanted: float) -> list[Experiment]:
     exact = training.max_steps * (wanted - fixed) / (FIGURES[by](cost) - fixed)
     alone = arm.adapt.warmup_steps if arm.adapt else 0
     least = 2 if alone else 1  # one step of what is fresh alone, and one of all
-    found = []
+    candidates = []
     for steps in {max(least, int(exact)), max(least, int(exact) + 1)}:
         ratio = steps / training.max_steps
         schedule = training.schedule.scaled(ratio)
@@ -64,8 +64,8 @@ def _lengths(arm: Experiment, by: By, wanted: float) -> list[Experiment]:
         moved = at("pretrain.training", tree(keys))
         if alone:
             moved = merge(moved, at("adapt.warmup_steps", tree(max(1, min(steps - 1, round(alone * ratio))))))
-        found.append(changed(arm, moved))
-    return found
+        candidates.append(changed(arm, moved))
+    return candidates
 
 
 def _widths(arm: Experiment, parameters: float) -> list[Experiment]:

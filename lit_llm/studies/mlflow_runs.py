@@ -26,7 +26,7 @@ def record(run: Run, place: int = 0, colour: str = "") -> RunRecord:
     origins = [(step.stage.result() or {}).get("provenance") or run.provenance_of(step) for step in run.steps]
     digests = sorted({provenance_digest(origin) for origin in origins})
     done = [step.stage.result() for step in run.trained]
-    shown: dict[str, Any] = next((result["provenance"] for result in reversed(done) if result), {})
+    latest: dict[str, Any] = next((result["provenance"] for result in reversed(done) if result), {})
     return RunRecord(
         arm=run.arm.name,
         seed=run.seed,
@@ -38,7 +38,7 @@ def record(run: Run, place: int = 0, colour: str = "") -> RunRecord:
         config_yaml=run.config_yaml,
         metrics=[(step.node.prefix, step.stage.metrics_file) for step in run.steps],
         error=status.get("error"),
-        tags={f"lit_llm.{key}": str(value) for key, value in shown.items() if key not in ("code", "weights")}
+        tags={f"lit_llm.{key}": str(value) for key, value in latest.items() if key not in ("code", "weights")}
         | ({COLOUR: colour} if colour else {}),
         code=digests[0] if len(digests) == 1 else fingerprint(digests),
     )

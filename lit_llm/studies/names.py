@@ -55,8 +55,8 @@ class Names:
 
     def factor(self, name: str) -> str:
         """Of a factor by its key; anything else as it is."""
-        known = self.short.get(name)
-        return Printed(self.labels.get(name) or self.labels.get(known or name) or known or name)
+        short = self.short.get(name)
+        return Printed(self.labels.get(name) or self.labels.get(short or name) or short or name)
 
     def level(self, factor: str, label: str) -> str:
         """`no norm` for `qkv_norm=none`, else what the level is called anywhere."""
@@ -68,7 +68,7 @@ class Names:
 
     def arm(self, name: str) -> str:
         """Of an arm or of a group of arms; anything else as it is."""
-        return self._known.get(name, name)
+        return self._printed_arms.get(name, name)
 
     def without(self, name: str, factors: Sequence[str]) -> str:
         """Of an arm, without its levels of some factors, which stand elsewhere."""
@@ -89,21 +89,21 @@ class Names:
         return len({arm.group for arm in self.ablation.arms}) > 1
 
     @cached_property
-    def _known(self) -> dict[str, ArmName]:
+    def _printed_arms(self) -> dict[str, ArmName]:
         """Of every arm, of every named arm, and of the arms that agree in all factors but some: rates, strata."""
-        found: dict[str, ArmName] = {}
+        printed: dict[str, ArmName] = {}
         within = self.ablation.study.compare.stratify_by
         for arm in self.ablation.arms:
-            found.setdefault(arm.group, ArmName(self.labels.get(arm.group, arm.group), {}))
+            printed.setdefault(arm.group, ArmName(self.labels.get(arm.group, arm.group), {}))
         for arm in self.ablation.arms:
-            found[arm.name] = self._named(arm, list(arm.levels))
+            printed[arm.name] = self._named(arm, list(arm.levels))
             if arm.levels and within:
                 stratum = "/".join([arm.group, *(f"{self.short[name]}={arm.levels[name]}" for name in within)])
-                found.setdefault(stratum, self._named(arm, within, first=True))
+                printed.setdefault(stratum, self._named(arm, within, first=True))
             for left_out in arm.levels:
                 kept = [name for name in arm.levels if name != left_out]
-                found.setdefault(self._internal(arm, kept), self._named(arm, kept))
-        return found
+                printed.setdefault(self._internal(arm, kept), self._named(arm, kept))
+        return printed
 
     def _internal(self, arm: Arm, kept: Sequence[str]) -> str:
         first = self.ablation.factors
@@ -145,8 +145,8 @@ class Names:
             cells["switched"] = ", ".join(map(self.factor, moved)) or NONE
             cells["to"] = ", ".join(self.level(name, arm.levels[name]) for name in moved) or NONE
             return cells
-        known = list(kept) if arm.levels else list(factors)
-        for name in sorted(known, key=lambda name: name not in self.strata):
+        factor_names = list(kept) if arm.levels else list(factors)
+        for name in sorted(factor_names, key=lambda name: name not in self.strata):
             cells[self.factor(name)] = self.level(name, arm.levels[name]) if arm.levels else NONE
         return cells
 
@@ -194,23 +194,23 @@ class Names:
         if self._pattern is None:
             return words
         parts = words.split("`")
-        parts[::2] = [self._pattern.sub(lambda found: self._written[found[0]], part) for part in parts[::2]]
+        parts[::2] = [self._pattern.sub(lambda match: self._replacements[match[0]], part) for part in parts[::2]]
         return "`".join(parts)
 
     @cached_property
-    def _written(self) -> dict[str, str]:
+    def _replacements(self) -> dict[str, str]:
         """Names that are no words of a sentence, each with what is printed for it."""
         metrics = {name: label for name, label in self.labels.items() if "/" in name and "=" not in name}
         factors = {name: str(self.factor(name)) for name in self.ablation.factors if "." in name}
-        arms = {name: str(printed) for name, printed in self._known.items() if "/" in name}
-        found = {**factors, **metrics, **arms}
-        return {name: printed for name, printed in found.items() if name != printed}
+        arms = {name: str(printed) for name, printed in self._printed_arms.items() if "/" in name}
+        names = {**factors, **metrics, **arms}
+        return {name: printed for name, printed in names.items() if name != printed}
 
     @cached_property
     def _pattern(self) -> re.Pattern[str] | None:
-        if not self._written:
+        if not self._replacements:
             return None
-        names = "|".join(map(re.escape, sorted(self._written, key=len, reverse=True)))
+        names = "|".join(map(re.escape, sorted(self._replacements, key=len, reverse=True)))
         return re.compile(rf"(?<![\w./=-])(?:{names})(?![\w/=-]|\.\w)")
 
 

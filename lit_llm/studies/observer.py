@@ -22,7 +22,7 @@ class Observer:
     def silent(self, name: str, seconds: float) -> None:
         """A run makes no progress for so long, and will be stopped if that goes on; 0: it goes on, or was stopped."""
 
-    def begins_again(self, name: str) -> None:
+    def restarting(self, name: str) -> None:
         """A run that has ended is about to be begun again, by itself."""
 
     def poll(self) -> None:

@@ -23,7 +23,7 @@ MOST_TOGETHER = 8
 
 
 @dataclass(frozen=True)
-class Look:
+class LineStyle:
     """Of what stands for one name in all panels."""
 
     colour: str
@@ -31,14 +31,14 @@ class Look:
     marker: str
 
 
-def looks(names: Iterable[str]) -> dict[str, Look]:
+def line_styles(names: Iterable[str]) -> dict[str, LineStyle]:
     """One for each name, in order; the first is black and solid: the baseline's. 28 are different in their lines.
 
     A name that knows its look keeps it.
     """
     return {
-        name: getattr(name, "look", None)
-        or Look(COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)], MARKERS[i % len(MARKERS)])
+        name: getattr(name, "style", None)
+        or LineStyle(COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)], MARKERS[i % len(MARKERS)])
         for i, name in enumerate(dict.fromkeys(names))
     }
 
@@ -46,11 +46,11 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
 class Series(str):
     """The printed name of what a line or a mark stands for, with its look."""
 
-    look: Look
+    style: LineStyle
 
-    def __new__(cls, text: str, look: Look) -> Series:
+    def __new__(cls, text: str, style: LineStyle) -> Series:
         name = super().__new__(cls, text)
-        name.look = look
+        name.style = style
         return name
 
 
@@ -80,26 +80,26 @@ class Scale:
         return self.levels.index(self.level(arm))
 
 
-def looks_of(ablation: Ablation) -> dict[str, Look]:
+def arm_styles(ablation: Ablation) -> dict[str, LineStyle]:
     """{arm: its look}; arms that differ in the factors of the panels alone differ in the marker alone."""
     crossed = [arm for arm in ablation.arms if arm.levels]
     others = [arm.name for arm in ablation.arms if not arm.levels]
     grid = ablation.study.grid
     if grid is None or grid.design != "factorial":
-        return looks(arm.name for arm in ablation.arms)
+        return line_styles(arm.name for arm in ablation.arms)
     groups, apart = list(dict.fromkeys(arm.group for arm in crossed)), panel_factors(ablation)
     scales = [Scale("", tuple(groups))] if len(groups) > 1 else []
     scales += [Scale(name, tuple(labels)) for name, labels in ablation.factors.items() if name not in apart]
     first, second = [*scales[:2], None, None][:2]
     if (first and len(first.levels) > len(COLOURS)) or (second and len(second.levels) > len(DASHES)):
         kept = {arm.name: tuple(scale.level(arm) for scale in scales) for arm in crossed}
-        by_levels = looks(map(str, kept.values()))
-        found = {name: by_levels[str(levels)] for name, levels in kept.items()}
+        by_levels = line_styles(map(str, kept.values()))
+        styles = {name: by_levels[str(levels)] for name, levels in kept.items()}
     else:
         rest = {arm.name: _rest(arm, scales[2:], apart) for arm in crossed}
         markers = {levels: MARKERS[i % len(MARKERS)] for i, levels in enumerate(dict.fromkeys(rest.values()))}
-        found = {
-            arm.name: Look(
+        styles = {
+            arm.name: LineStyle(
                 COLOURS[first.place(arm)] if first else BLACK,
                 DASHES[second.place(arm)] if second else DASHES[0],
                 markers[rest[arm.name]],
@@ -107,10 +107,12 @@ def looks_of(ablation: Ablation) -> dict[str, Look]:
             for arm in crossed
         }
     # Arms outside the grid take the colours that its levels leave.
-    free = [colour for colour in COLOURS if colour not in {look.colour for look in found.values()}] or list(COLOURS)
+    free = [colour for colour in COLOURS if colour not in {style.colour for style in styles.values()}] or list(COLOURS)
     for place, name in enumerate(others):
-        found[name] = Look(free[place % len(free)], DASHES[place // len(free) % len(DASHES)], MARKERS[-1 - place % 4])
-    return found
+        styles[name] = LineStyle(
+            free[place % len(free)], DASHES[place // len(free) % len(DASHES)], MARKERS[-1 - place % 4]
+        )
+    return styles
 
 
 def _rest(arm: Arm, scales: Iterable[Scale], apart: Iterable[str]) -> tuple[str, ...]:

@@ -87,11 +87,11 @@ class Plan:
     @property
     def stages(self) -> dict[str, int]:
         """How often each stage is computed, by its name, in the order of the chain; what arms share, once."""
-        found: dict[str, set[str]] = {}
+        by_name: dict[str, set[str]] = {}
         nodes = [node for planned in self.arms for nodes in planned.stage_graphs for node in nodes]
         for node in sorted(nodes, key=lambda node: node.source is None):  # not every arm has a source
-            found.setdefault(node.name, set()).add(node.fingerprint)
-        return {name: len(fingerprints) for name, fingerprints in found.items()}
+            by_name.setdefault(node.name, set()).add(node.fingerprint)
+        return {name: len(fingerprints) for name, fingerprints in by_name.items()}
 
     @property
     def refused(self) -> list[Finding]:
@@ -110,7 +110,7 @@ class Plan:
                     "name": planned.arm.name,
                     "baseline": planned.arm.baseline,
                     "differs": dict(planned.differs),
-                    "derived": dict(planned.arm.derived),
+                    "derived": dict(planned.arm.matched_keys),
                     "seeds": list(study.seeds),
                     "most_seeds": len(study.all_seeds),
                     "fingerprints": {
@@ -139,7 +139,7 @@ def plan(
     ablation: Ablation,
     prompt: int = PROMPT,
     generate: int = GENERATE,
-    tell: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
     built: bool = True,
     store: Store | None = None,
     runs: Iterable[Run] = (),
@@ -150,7 +150,7 @@ def plan(
         ablation: The study, from `load_study`.
         prompt: Tokens of a prompt, for the FLOPs of decoding and the size of the key-value cache.
         generate: Tokens generated after it.
-        tell: Called with one line about each step that takes more than a moment.
+        log: Called with one line about each step that takes more than a moment.
         built: Whether to build the arms small and to compare what they compute, which loads torch. Without it the tasks
             of lm-evaluation-harness are not looked up either.
         store: Store in which texts may be tokenised already.
@@ -175,14 +175,14 @@ def plan(
     )
     costs = {planned.arm.name: planned.cost for planned in arms}
     if built:
-        check_tasks(ablation, tell)
+        check_tasks(ablation, log)
     if store is not None:
         check_held_out(ablation, store)
     texts = text_findings(ablation, store) if store is not None else ()
-    return Plan(ablation, arms, (*audit(ablation, tell, built, costs, store), *texts), prompt, generate)
+    return Plan(ablation, arms, (*audit(ablation, log, built, costs, store), *texts), prompt, generate)
 
 
-def remembered(planned: Plan, file: Path) -> Plan | None:
+def with_earlier_findings(planned: Plan, file: Path) -> Plan | None:
     """The plan with the findings of an earlier one that `as_json` has left in a file, where that is of the same runs.
 
     Only a plan that builds the arms finds those that compute the same, and a look at results builds none. None where

@@ -17,7 +17,7 @@ from lit_llm.studies.audit.findings import Finding
 from lit_llm.studies.load import Ablation, Arm
 
 
-def check_tasks(ablation: Ablation, tell: Callable[[str], None] = lambda _: None) -> None:
+def check_tasks(ablation: Ablation, log: Callable[[str], None] = lambda _: None) -> None:
     """Raise InputError for tasks that do not exist, and where the harness is not installed.
 
     tell: told what is done where it takes some seconds.
@@ -25,8 +25,8 @@ def check_tasks(ablation: Ablation, tell: Callable[[str], None] = lambda _: None
     problems: list[Problem] = []
     for arm in ablation.arms:
         if (evaluate := arm.experiment.evaluate) is not None and evaluate.tasks is not None:
-            with collect_errors(problems), _written(arm, "evaluate.tasks"):
-                check_names(evaluate.tasks, tell)
+            with collect_errors(problems), _errors_located(arm, "evaluate.tasks"):
+                check_names(evaluate.tasks, log)
     if problems:
         raise InputError(*problems)
 
@@ -41,14 +41,14 @@ def check_texts(ablation: Ablation) -> None:
             digests_of_texts(arm.experiment)
         except InputError as error:
             for problem in error.problems:
-                key = problem.key if problem.key.startswith(_WHOLE) else f"pretrain.data.{problem.key}"
+                key = problem.key if problem.key.startswith(_WHOLE_KEYS) else f"pretrain.data.{problem.key}"
                 location = arm.keys.location_of(split_path(key.split(":")[0]))
                 problems.append(replace(problem, key=key, location=problem.location or location))
     if problems:
         raise InputError(*problems)
 
 
-_WHOLE = ("finetune.", "evaluate.")
+_WHOLE_KEYS = ("finetune.", "evaluate.")
 """Beginnings of keys that are told in full."""
 
 
@@ -66,9 +66,9 @@ def check_held_out(ablation: Ablation, store: Store) -> None:
             source.name: source.count(source.evaluated_split(evaluate.split))
             for source in open_prepared(data, store.data, digest).sources
         }
-        with collect_errors(problems), _written(arm, "evaluate"):
-            if found := evaluate.too_short(data.sequence_length, held_out):
-                raise InputError(*(Problem(message, key) for key, message in found))
+        with collect_errors(problems), _errors_located(arm, "evaluate"):
+            if too_short := evaluate.too_short(data.sequence_length, held_out):
+                raise InputError(*(Problem(message, key) for key, message in too_short))
     if problems:
         raise InputError(*problems)
 
@@ -89,14 +89,14 @@ def check_leaks(ablation: Ablation, store: Store) -> None:
 def text_findings(ablation: Ablation, store: Store) -> list[Finding]:
     """What the texts that are tokenised already say: leaks, what was left out (near-duplicates, what cannot be read),
     and how many bytes the tokenizer has lost."""
-    found = [Finding("refused", arm.name, problem.key, problem.message) for arm, problem in _leaks(ablation, store)]
+    findings = [Finding("refused", arm.name, problem.key, problem.message) for arm, problem in _leaks(ablation, store)]
     seen: set[str] = set()
     for arm in ablation.arms:
-        found += _untrained_tokenizers(arm, store)
+        findings += _untrained_tokenizers(arm, store)
         of_examples = digest_of_examples(arm.experiment)
         if of_examples not in seen and (examples := prepared_examples(arm.experiment, store)) is not None:
             seen.add(of_examples)
-            found += _left_out(arm, "finetune.data.examples", examples.skipped)
+            findings += _left_out(arm, "finetune.data.examples", examples.skipped)
         digest = identity_of_data(arm.experiment).digest
         if digest in seen:
             continue
@@ -106,14 +106,14 @@ def text_findings(ablation: Ablation, store: Store) -> list[Finding]:
             message = (
                 f"drops or does not know {lost:,} of the text's {whole:,} bytes ({lost / whole:.2%}), so there are "
             )
-            found.append(Finding("note", arm.name, "pretrain.data.tokenizer", message + "no bits per byte"))
-        found += _left_out(arm, "pretrain.data.corpus", _counted(arm, store, digest, "skipped"))
+            findings.append(Finding("note", arm.name, "pretrain.data.tokenizer", message + "no bits per byte"))
+        findings += _left_out(arm, "pretrain.data.corpus", _counted(arm, store, digest, "skipped"))
         counts = _counted(arm, store, digest, "near_duplicates")
         if any(counts.values()):
-            told = " and ".join(f"{count} {split}" for split, count in counts.items() if count)
-            message = f"{told} documents are left out: near-duplicates of documents that another split holds out"
-            found.append(Finding("note", arm.name, "pretrain.data.near_duplicates", message))
-    return found
+            listed = " and ".join(f"{count} {split}" for split, count in counts.items() if count)
+            message = f"{listed} documents are left out: near-duplicates of documents that another split holds out"
+            findings.append(Finding("note", arm.name, "pretrain.data.near_duplicates", message))
+    return findings
 
 
 def _left_out(arm: Arm, key: str, skipped: Mapping[str, int]) -> Iterator[Finding]:
@@ -153,12 +153,12 @@ def _counted(arm: Arm, store: Store, digest: str, key: str) -> dict[str, int]:
 
 
 @contextmanager
-def _written(arm: Arm, section: str) -> Iterator[None]:
+def _errors_located(arm: Arm, section: str) -> Iterator[None]:
     """What is wrong with a section is told at its keys, with the file and line where they were written."""
     try:
         yield
     except InputError as error:
         keys = [f"{section}.{problem.key}" for problem in error.problems]
         marks = [arm.keys.location_of(split_path(key)) for key in keys]
-        found = zip(error.problems, keys, marks, strict=True)
-        raise InputError(*(Problem(problem.message, key, location) for problem, key, location in found)) from None
+        located = zip(error.problems, keys, marks, strict=True)
+        raise InputError(*(Problem(problem.message, key, location) for problem, key, location in located)) from None

@@ -10,9 +10,9 @@ from lit_llm.config.problems import InputError, Problem
 from lit_llm.store.store import FINAL, Store, held, is_running
 from lit_llm.studies.analysis_plan import FROZEN, LOG
 from lit_llm.studies.mlflow_runs import answered, description, record, tags_of
-from lit_llm.studies.palette import looks_of
-from lit_llm.studies.plan import PLAN, plan, remembered
-from lit_llm.studies.run import opened_sync, summary
+from lit_llm.studies.palette import arm_styles
+from lit_llm.studies.plan import PLAN, plan, with_earlier_findings
+from lit_llm.studies.run import open_sync, summary
 from lit_llm.studies.runs import comparison_of, runs_of
 from lit_llm.studies.stored import SWEEP, open_study, studies_in
 from lit_llm.tracking.mlflow_database import put_aside
@@ -35,7 +35,7 @@ class Rebuilt:
     """What is wrong with the studies that cannot be read, and are not in it."""
 
 
-def rebuild_mlflow(store: Store, tell: Callable[[str], None] = lambda _: None) -> Rebuilt:
+def rebuild_mlflow(store: Store, log: Callable[[str], None] = lambda _: None) -> Rebuilt:
     """Put MLflow's database of a store aside and make another, with every study that the store keeps.
 
     tell: called with the name of each study. Raises InputError while somebody runs one, or where there is no
@@ -55,7 +55,7 @@ def rebuild_mlflow(store: Store, tell: Callable[[str], None] = lambda _: None) -
         aside = put_aside(database)
     names, unread = list[str](), list[str]()
     for name in studies_in(store):
-        tell(name)
+        log(name)
         try:
             _replay(store, name)
             names.append(name)
@@ -70,10 +70,10 @@ def _replay(store: Store, name: str) -> None:
     runs = runs_of(ablation, store)
     comparison = comparison_of(ablation, runs)
     planned = plan(ablation, built=False, runs=runs)
-    planned = remembered(planned, folder / PLAN) or planned
-    places, looks = {arm.name: place for place, arm in enumerate(ablation.arms)}, looks_of(ablation)
-    sync = opened_sync(store, name, None, description(planned, store), tags_of(planned, store))
-    sync.sync(record(run, places[run.arm.name], looks[run.arm.name].colour) for run in runs)
+    planned = with_earlier_findings(planned, folder / PLAN) or planned
+    places, styles = {arm.name: place for place, arm in enumerate(ablation.arms)}, arm_styles(ablation)
+    sync = open_sync(store, name, None, description(planned, store), tags_of(planned, store))
+    sync.sync(record(run, places[run.arm.name], styles[run.arm.name].colour) for run in runs)
     state = "done" if all(run.status()["state"] in FINAL for run in runs) else "interrupted"
     files = [folder / file for file in FILES if (folder / file).exists()]
     sync.finish(state, files, summary(comparison), answered(planned, folder, store))

@@ -20,12 +20,12 @@ from lit_llm.store.garbage_collection import list_runs
 from lit_llm.store.store import FINAL, Busy, Store, locked, write_json, write_text
 from lit_llm.studies.analysis_plan import FROZEN, LOG
 from lit_llm.studies.disk_space import check_free_space
-from lit_llm.studies.execute import Execution, Work, tell_news
+from lit_llm.studies.execute import Execution, Work, report_news
 from lit_llm.studies.load import Ablation
 from lit_llm.studies.mlflow_runs import answered, description, record, tags_of
 from lit_llm.studies.observer import Observer
-from lit_llm.studies.palette import looks_of
-from lit_llm.studies.plan import PLAN, Plan, plan, remembered
+from lit_llm.studies.palette import arm_styles
+from lit_llm.studies.plan import PLAN, Plan, plan, with_earlier_findings
 from lit_llm.studies.preflight import check_held_out, check_leaks
 from lit_llm.studies.runs import Run, comparison_of, left_out, note_comparison, register_analysis, runs_of
 from lit_llm.studies.stored import SWEEP, another_version, changes, damage_of, keep, set_aside
@@ -108,7 +108,7 @@ def run_study(
     runs = runs_of(ablation, store)
     chosen = _chosen(runs, only)
     to_do = any(run.status()["state"] not in FINAL for run in chosen)
-    planned = plan(ablation, tell=observer.message, built=to_do, store=store, runs=runs)
+    planned = plan(ablation, log=observer.message, built=to_do, store=store, runs=runs)
     planned.check()
     for finding in planned.findings:
         if finding.kind in ("no_op", "confound"):
@@ -118,12 +118,12 @@ def run_study(
     if other and not (new_version or ablation.is_experiment):
         raise another_version(store, ablation, other)
     if not to_do:
-        earlier = remembered(planned, folder / PLAN)
-        planned = earlier or plan(ablation, tell=observer.message, store=store, runs=runs)
+        earlier = with_earlier_findings(planned, folder / PLAN)
+        planned = earlier or plan(ablation, log=observer.message, store=store, runs=runs)
     if (folder / SWEEP).exists():
         raise InputError(Problem(f"{name} is the name of a sweep in this store; give the study another", "study"))
-    sync = opened_sync(store, name, tracking, description(planned, store), tags_of(planned, store))
-    places, looks = {arm.name: place for place, arm in enumerate(ablation.arms)}, looks_of(ablation)
+    sync = open_sync(store, name, tracking, description(planned, store), tags_of(planned, store))
+    places, styles = {arm.name: place for place, arm in enumerate(ablation.arms)}, arm_styles(ablation)
     trained = [(run.experiment_at(step), step.node.after, step.stage) for run in chosen for step in run.trained]
     check_free_space(store, trained, max_parallel)
     store.open()
@@ -140,18 +140,18 @@ def run_study(
                 list_runs(store, name, ablation.source, ablation.overrides, [x for run in runs for x in _listed(run)])
                 for problem in register_analysis(store, ablation, runs):
                     observer.message(problem)
-                known = bool(ablation.identities)  # then a text is read where something is to be trained on it
-                ended = {run.name for run in chosen if known and not rerun and run.status()["state"] in FINAL}
+                is_stored = bool(ablation.identities)  # then a text is read where something is to be trained on it
+                ended = {run.name for run in chosen if is_stored and not rerun and run.status()["state"] in FINAL}
                 reading = [run for run in chosen if run.name not in ended]
                 experiments = [run.experiment_at(step) for run in reading for step in run.trained]
-                prepare_data(experiments, store, observer, known)
+                prepare_data(experiments, store, observer, is_stored)
                 check_held_out(ablation, store)
                 check_leaks(ablation, store)
                 disk.started = True
 
                 def records() -> list[RunRecord]:
                     check_there(store)  # MLflow would make another in its place
-                    return [record(run, places[run.arm.name], looks[run.arm.name].colour) for run in runs]
+                    return [record(run, places[run.arm.name], styles[run.arm.name].colour) for run in runs]
 
                 follower = SyncThread(sync, records)
                 execution = Execution(store, max_parallel, observer, follower, supervision)
@@ -178,13 +178,13 @@ def run_study(
             ending = Finished(planned, tuple(runs), tuple(chosen), comparison, interrupted, folder)
             state = "interrupted" if interrupted else "done" if ending.exit_code == 0 else "failed"
             note = "" if interrupted else answered(planned, folder, store)
-            return replace(ending, mirrored=close(follower, state, files, summary(comparison), observer, note))
+            return replace(ending, mirrored=close_sync(follower, state, files, summary(comparison), observer, note))
     except Busy:
         message = f"{name} is being run by another process; `{ablation.command('status', store)}` shows how far it is"
         raise InputError(Problem(message, "study")) from None
 
 
-def opened_sync(
+def open_sync(
     store: Store, name: str, tracking: str | None, description: str, tags: Mapping[str, str] | None = None
 ) -> MlflowSync:
     """MLflow's side of a study, at the store's own address unless told otherwise. Raises InputError.
@@ -200,9 +200,9 @@ def opened_sync(
     return sync
 
 
-def attached(store: Store, name: str, tracking: str | None, files: Sequence[Path]) -> str:
+def attach_files(store: Store, name: str, tracking: str | None, files: Sequence[Path]) -> str:
     """Log files with a study that MLflow knows already; what has kept it from that, or ''. Raises InputError."""
-    sync = opened_sync(store, name, tracking, "")
+    sync = open_sync(store, name, tracking, "")
     try:
         sync.attach(files)
     except SyncUnavailable as problem:
@@ -210,7 +210,7 @@ def attached(store: Store, name: str, tracking: str | None, files: Sequence[Path
     return ""
 
 
-def close(
+def close_sync(
     follower: SyncThread,
     state: str,
     files: Iterable[Path],
@@ -220,7 +220,7 @@ def close(
 ) -> bool:
     """Bring MLflow up to date, and say so where that cannot be done."""
     mirrored = follower.close(state, files, metrics, note)
-    tell_news(follower, observer)
+    report_news(follower, observer)
     return mirrored
 
 
@@ -234,7 +234,9 @@ def _chosen(runs: list[Run], only: str | None) -> list[Run]:
     return chosen
 
 
-def prepare_data(experiments: Iterable[Experiment], store: Store, observer: Observer, known: bool = False) -> None:
+def prepare_data(
+    experiments: Iterable[Experiment], store: Store, observer: Observer, keep_prepared: bool = False
+) -> None:
     """Tokenise what is not there yet, each text once. Raises InputError where it cannot be read.
 
     known: what is tokenised is taken as it is, whatever the text is now.
@@ -246,7 +248,7 @@ def prepare_data(experiments: Iterable[Experiment], store: Store, observer: Obse
         config = experiment.pretrain.data
         identity = identity_of_data(experiment)
         key = (identity.digest, config.sequence_length)
-        if key not in seen and not (known and is_prepared(store.data, identity.digest)):
+        if key not in seen and not (keep_prepared and is_prepared(store.data, identity.digest)):
             prepare(config, store.data, observer.preparing, identity)
         seen.add(key)
         if texts := experiment.evaluate and experiment.evaluate.likelihood and experiment.evaluate.likelihood.corpora:
@@ -325,10 +327,10 @@ def _listed(run: Run) -> list[dict[str, object]]:
 
 def _stages(runs: Iterable[Run]) -> dict[str, dict[int, dict[str, str]]]:
     """The stages that train, as `keep` takes them."""
-    found: dict[str, dict[int, dict[str, str]]] = {}
+    stages: dict[str, dict[int, dict[str, str]]] = {}
     for run in runs:
-        found.setdefault(run.arm.name, {})[run.seed] = {s.node.name: s.node.fingerprint for s in run.trained}
-    return found
+        stages.setdefault(run.arm.name, {})[run.seed] = {s.node.name: s.node.fingerprint for s in run.trained}
+    return stages
 
 
 def summary(comparison: Comparison) -> dict[str, float | None]:

@@ -20,9 +20,9 @@ from lit_llm.runs.stage_graph import StageNode, stage_graph
 from lit_llm.statistics.comparison import Comparison, Design, Looks, RunResult, compare, in_rounds
 from lit_llm.statistics.pareto import pareto_front
 from lit_llm.store.store import FINAL, Stage, Store, metric_lines
-from lit_llm.studies.analysis_plan import note_look, register, registration_of
+from lit_llm.studies.analysis_plan import log_interim, register, registration_of
 from lit_llm.studies.estimable_effects import factor_layouts, layouts, lr_factors
-from lit_llm.studies.interim_analyses import all_seeds, looked_in_force, looks_of, procedure_of
+from lit_llm.studies.interim_analyses import all_seeds, interims_of, procedure_of, seeds_analysed_in_force
 from lit_llm.studies.load import Ablation, Arm, file_and_arm
 from lit_llm.studies.preflight import check_texts
 from lit_llm.studies.scaling import Measured, ended_runs, gate_of, scaling_of
@@ -83,9 +83,9 @@ class Run:
 
         What would follow a stage that has diverged is never run: then the run has diverged.
         """
-        found = [step.status() for step in self.steps]
-        at = next((status for status in found if status["state"] != "done"), found[-1])
-        notes = [note for status in found for note in status.get("notes", ())]
+        statuses = [step.status() for step in self.steps]
+        at = next((status for status in statuses if status["state"] != "done"), statuses[-1])
+        notes = [note for status in statuses for note in status.get("notes", ())]
         return {**at, "metrics": self.metrics(), "notes": notes}
 
     def current(self) -> Step:
@@ -94,25 +94,27 @@ class Run:
 
     def metrics(self) -> dict[str, float]:
         """The metrics of all finished stages, each under its prefix."""
-        return _of_all([(step, step.stage.result() or {}) for step in self.steps], "metrics")
+        return _prefixed_values([(step, step.stage.result() or {}) for step in self.steps], "metrics")
 
     def result(self) -> RunResult:
         """What is compared: the last result of a training with the metrics of all stages, and the sum of what they
         took."""
-        found = [(step, result) for step in self.steps if (result := step.stage.result()) is not None]
-        read = {step.node.scope: result["state"] for step, result in found}  # once: of thousands of runs it is felt
+        finished = [(step, result) for step in self.steps if (result := step.stage.result()) is not None]
+        read = {step.node.scope: result["state"] for step, result in finished}  # once: of thousands of runs it is felt
         states = {step.node.scope: read.get(step.node.scope) or step.status()["state"] for step in self.steps}
         whole: dict[str, Any] = {}
-        for step, result in found:
+        for step, result in finished:
             if step.node.kind != "evaluate":
                 whole = dict(result)
         if whole:  # else its training is damaged: what was measured after it is left out with it
-            results = [result for _, result in found]
+            results = [result for _, result in finished]
             whole |= {
-                "metrics": _of_all(found, "metrics"),
-                "initial": _of_all(found, "initial"),
+                "metrics": _prefixed_values(finished, "metrics"),
+                "initial": _prefixed_values(finished, "initial"),
                 "flops": sum(result.get("flops", 0.0) for result in results),
-                "training_seconds": training_seconds(result for step, result in found if step.node.kind != "evaluate"),
+                "training_seconds": training_seconds(
+                    result for step, result in finished if step.node.kind != "evaluate"
+                ),
                 "origins": [result["provenance"] for result in results],
             }
         state = next((state for state in states.values() if state != "done"), "done")
@@ -178,7 +180,7 @@ def training_seconds(results: Iterable[Mapping[str, Any]]) -> float | None:
     return total or None
 
 
-def _of_all(results: Iterable[tuple[Step, Mapping[str, Any]]], key: str) -> dict[str, float]:
+def _prefixed_values(results: Iterable[tuple[Step, Mapping[str, Any]]], key: str) -> dict[str, float]:
     """What stands under a key in all results, each name with its stage's prefix."""
     return {f"{step.node.prefix}{name}": value for step, one in results for name, value in (one.get(key) or {}).items()}
 
@@ -189,25 +191,25 @@ def runs_of(ablation: Ablation, store: Store) -> list[Run]:
     Seeds are added by what is measured on the validation split: the test split is not looked at to choose.
     """
     check_texts(ablation)
-    study, looks = ablation.study, looks_in(store, ablation)
+    study, interims = ablation.study, interims_in(store, ablation)
     runs = {arm.name: [Run.of(arm, seed, store) for seed in study.seeds] for arm in ablation.arms}
-    grown, results = looks is not None, dict[str, RunResult]()
-    while grown and looks is not None:
-        for run in (run for own in runs.values() for run in own if run.name not in results):
+    grown, results = interims is not None, dict[str, RunResult]()
+    while grown and interims is not None:
+        for run in (run for arm_runs in runs.values() for run in arm_runs if run.name not in results):
             results[run.name] = replace(run.result(), read_units=cache(run.units))  # they are asked for in each round
-        standing = in_rounds([*results.values()], study.compare.metric, looks, procedure_of(ablation))
+        statuses = in_rounds([*results.values()], study.compare.metric, interims, procedure_of(ablation))
         grown = False
         for arm in ablation.arms:
-            own = runs[arm.name]
-            for seed in looks.seeds[len(own) : standing[arm.name].more]:
-                own.append(Run.of(arm, seed, store))
+            arm_runs = runs[arm.name]
+            for seed in interims.seeds[len(arm_runs) : statuses[arm.name].more]:
+                arm_runs.append(Run.of(arm, seed, store))
                 grown = True
-    return [run for own in runs.values() for run in own]
+    return [run for arm_runs in runs.values() for run in arm_runs]
 
 
-def looks_in(store: Store, ablation: Ablation) -> Looks | None:
+def interims_in(store: Store, ablation: Ablation) -> Looks | None:
     """How seeds are added, with the looks that this store knows of; None where their number is fixed."""
-    return looks_of(ablation, registration_of(store.study(ablation.study.study)), _results_of(store, ablation))
+    return interims_of(ablation, registration_of(store.study(ablation.study.study)), _results_of(store, ablation))
 
 
 def register_analysis(store: Store, ablation: Ablation, runs: Sequence[Run]) -> list[str]:
@@ -217,23 +219,23 @@ def register_analysis(store: Store, ablation: Ablation, runs: Sequence[Run]) -> 
     """
     folder = store.study(ablation.study.study)
 
-    def looked() -> int:
-        return looked_in_force(ablation, registration_of(folder), _results_of(store, ablation))
+    def analysed() -> int:
+        return seeds_analysed_in_force(ablation, registration_of(folder), _results_of(store, ablation))
 
     def finished() -> int:
-        known = registration_of(folder)
-        seeds = all_seeds(known.current) if known is not None and known.plan else ()
+        registration = registration_of(folder)
+        seeds = all_seeds(registration.current) if registration is not None and registration.plan else ()
         before = [Run.of(arm, seed, store) for arm in ablation.arms for seed in seeds]
         return sum(run.status()["state"] in FINAL for run in {run.name: run for run in (*runs, *before)}.values())
 
-    return register(store, ablation, finished, looked)
+    return register(store, ablation, finished, analysed)
 
 
 def note_comparison(store: Store, ablation: Ablation, runs: Sequence[Run], comparison: Comparison) -> list[str]:
     """Log, for a study that has run in this store, changes of its analysis and a look at its comparison."""
     if registration_of(store.study(ablation.study.study)) is None:
         return []
-    return [*register_analysis(store, ablation, runs), *note_look(store, ablation, comparison)]
+    return [*register_analysis(store, ablation, runs), *log_interim(store, ablation, comparison)]
 
 
 def _results_of(store: Store, ablation: Ablation) -> Callable[[Sequence[int]], list[RunResult]]:
@@ -244,7 +246,7 @@ def runs_of_arm(source: str, overrides: Sequence[str], store: Store) -> list[Run
     """The runs of `STUDY:ARM`, or all of a study, its name in the store, an experiment's file or a preset."""
     file, arm = file_and_arm(source)
     ablation = open_study(file, overrides, store)
-    names = [found.name for found in ablation.arms]
+    names = [each.name for each in ablation.arms]
     if arm and arm not in names:
         raise InputError(Problem(f"{file} has no arm {arm!r}{did_you_mean(arm, names)}"))
     return [run for run in runs_of(ablation, store) if arm in ("", run.arm.name)]
@@ -275,8 +277,8 @@ def trained_fingerprint(source: str, overrides: Sequence[str], store: Store, see
 
 def left_out(runs: Sequence[Run]) -> list[str]:
     """Runs that are left out because a file of theirs is damaged, with the file and the next step, a sentence each."""
-    found = [(run, run.status()) for run in runs]
-    return [f"{run.name} is left out: {status['error']}" for run, status in found if status.get("damaged")]
+    statuses = [(run, run.status()) for run in runs]
+    return [f"{run.name} is left out: {status['error']}" for run, status in statuses if status.get("damaged")]
 
 
 def status_rows(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
@@ -337,57 +339,57 @@ def last_lines(stage: Stage) -> list[dict[str, Any]]:
 
 def comparison_of(ablation: Ablation, runs: Sequence[Run]) -> Comparison:
     """The comparison of whatever is finished."""
-    asked = ablation.study.compare
+    settings = ablation.study.compare
     results = [run.result() for run in runs]
-    looks = looks_in(runs[0].last.store, ablation) if runs else None
-    compared = compare(results, asked.metric, _design(ablation, looks), procedure_of(ablation))
-    if asked.scaling is not None or asked.gate is not None:
+    interims = interims_in(runs[0].last.store, ablation) if runs else None
+    compared = compare(results, settings.metric, _design(ablation, interims), procedure_of(ablation))
+    if settings.scaling is not None or settings.gate is not None:
         compared = _scaled(compared, ablation, runs, results)
-    figure = asked.front
+    figure = settings.front
     if figure is None:
         return compared
-    costs = {arm: found[figure] for arm, found in costs_of(ablation.arms).items()}
+    costs = {arm: figures[figure] for arm, figures in costs_of(ablation.arms).items()}
     return replace(
         compared, front=pareto_front(figure, compared.metric, costs, {row.arm: row.mean for row in compared.rows})
     )
 
 
-def _design(ablation: Ablation, looks: Looks | None) -> Design:
-    return Design(layouts(ablation), factor_layouts(ablation), lr_factors(ablation), looks)
+def _design(ablation: Ablation, interims: Looks | None) -> Design:
+    return Design(layouts(ablation), factor_layouts(ablation), lr_factors(ablation), interims)
 
 
 def _scaled(compared: Comparison, ablation: Ablation, runs: Sequence[Run], results: Sequence[RunResult]) -> Comparison:
     """The comparison with its power laws and its gate, of the runs whose schedules have ended."""
-    asked = ablation.study.compare
-    stage: Trained = "finetune" if asked.metric.startswith(FINETUNED) else "pretrain"
+    settings = ablation.study.compare
+    stage: Trained = "finetune" if settings.metric.startswith(FINETUNED) else "pretrain"
     measured = [
         Measured(result, run.arm.experiment.section(stage).training, step.stage.result() or {})
         for run, result in zip(runs, results, strict=True)
-        if result.metric(asked.metric) is not None
+        if result.metric(settings.metric) is not None
         for step in run.steps
         if step.node.kind == stage and not step.node.source
     ]
     ended, refused = ended_runs(measured)
-    taken = [*ended, *(result for result in results if result.state_of(asked.metric) == "diverged")]
-    found = scaling_of(ablation, taken, asked.scaling) if asked.scaling else None
-    gated = gate_of(ablation, taken, asked.gate) if asked.gate else None
+    taken = [*ended, *(result for result in results if result.state_of(settings.metric) == "diverged")]
+    laws = scaling_of(ablation, taken, settings.scaling) if settings.scaling else None
+    gated = gate_of(ablation, taken, settings.gate) if settings.gate else None
     return replace(
         compared,
-        scaling=found and replace(found, notes=(*refused, *found.notes)),
+        scaling=laws and replace(laws, notes=(*refused, *laws.notes)),
         gate=gated and replace(gated, notes=(*refused, *gated.notes)),
     )
 
 
 def costs_of(arms: Iterable[Arm]) -> dict[str, dict[Figure, float]]:
     """What the metric can be shown against, of each arm; those that differ in their optimiser alone cost the same."""
-    found, known = dict[str, dict[Figure, float]](), dict[str, dict[Figure, float]]()
+    costs, computed = dict[str, dict[Figure, float]](), dict[str, dict[Figure, float]]()
     free: Any = {"seed": True, "evaluate": True, "pretrain": {"training": {"optimizer": True}}}
     for arm in arms:
         key = arm.experiment.model_dump_json(exclude=free)
-        if key not in known:
-            known[key] = _costs(arm.experiment)
-        found[arm.name] = known[key]
-    return found
+        if key not in computed:
+            computed[key] = _costs(arm.experiment)
+        costs[arm.name] = computed[key]
+    return costs
 
 
 def _costs(experiment: Experiment) -> dict[Figure, float]:

@@ -64,27 +64,27 @@ def ended_runs(measured: Sequence[Measured]) -> tuple[list[RunResult], list[str]
     return [run.result for run in kept], notes
 
 
-def scaling_of(ablation: Ablation, results: Sequence[RunResult], asked: ScalingLaw) -> Scaling:
+def scaling_of(ablation: Ablation, results: Sequence[RunResult], settings: ScalingLaw) -> Scaling:
     """The power laws that a study asks for. results: those that it takes, and the runs that diverged."""
-    groups, baseline = _groups(ablation, asked.by)
+    groups, baseline = _groups(ablation, settings.by)
     metric = ablation.study.compare.metric
     return scaling(
         scaling_runs(results, metric, groups, {arm.name: arm.group for arm in ablation.arms}),
         metric,
         baseline,
-        asked.x,
-        asked.irreducible,
+        settings.x,
+        settings.irreducible,
         lost=lost_sizes(results, metric, groups),
     )
 
 
-def gate_of(ablation: Ablation, results: Sequence[RunResult], asked: ScalingGate) -> Gate:
+def gate_of(ablation: Ablation, results: Sequence[RunResult], settings: ScalingGate) -> Gate:
     """The gate that a study asks for. results: those that it takes, and the runs that diverged."""
-    groups, baseline = _groups(ablation, asked.by)
+    groups, baseline = _groups(ablation, settings.by)
     metric = ablation.study.compare.metric
     runs = scaling_runs(results, metric, groups, {arm.name: arm.group for arm in ablation.arms})
     lost = lost_sizes(results, metric, groups)
-    return gate(runs, metric, baseline, asked.project, asked.at_least, asked.irreducible, lost=lost)
+    return gate(runs, metric, baseline, settings.project, settings.at_least, settings.irreducible, lost=lost)
 
 
 def _groups(ablation: Ablation, by: Literal["arm", "family"]) -> tuple[dict[str, str], str]:

@@ -120,7 +120,7 @@ class Grid(Section):
                 findings.append((key, f"{what}; a fractional_factorial takes two of each factor, the baseline's first"))
         findings += self._misplaced()
         if not findings:
-            findings += self._unpaired() if self.design == "paired" else self._unfound()
+            findings += self._unpaired() if self.design == "paired" else self._without_fraction()
         if findings:
             raise config_error(*findings)
         return self
@@ -150,7 +150,7 @@ class Grid(Section):
                 first = pairs.index(pair) + 1
                 yield "factors", f"the levels number {first} and {index + 1} of all factors are the same; leave one out"
 
-    def _unfound(self) -> Iterator[tuple[str | tuple[str, ...], str]]:
+    def _without_fraction(self) -> Iterator[tuple[str | tuple[str, ...], str]]:
         """Why there is no fraction, and what would do."""
         if self.design != "fractional_factorial":
             return
@@ -201,7 +201,7 @@ class Grid(Section):
         def named(effect: int) -> str:
             return " × ".join(names[i] for i in members_of(effect))
 
-        told = [
+        confounded = [
             f"{named(effect)} is confounded with "
             + " and ".join(named(alias) for alias in best.aliases(effect) if alias.bit_count() <= 2)
             for effect in self.requested
@@ -217,7 +217,9 @@ class Grid(Section):
             if five
             else f"`design: factorial` ({1 << count} combinations)"
         ]
-        return f"{best.size} combinations cannot tell all of them apart: {'; '.join(told)}; use {' or '.join(ways)}"
+        return (
+            f"{best.size} combinations cannot tell all of them apart: {'; '.join(confounded)}; use {' or '.join(ways)}"
+        )
 
 
 CHOSEN_BY = tuple(map(on_validation, OF_SPLITS))
@@ -232,11 +234,15 @@ _OF_OBJECTIVE = tuple(
 
 
 def _metric(name: str) -> str:
-    own = name.removeprefix(FINETUNED)
-    evaluation = own.removeprefix(EVALUATED).partition("/")
-    if name in METRICS or (own in METRICS and own not in _OF_OBJECTIVE) or own.startswith(OF_SOURCE):
+    base_metric = name.removeprefix(FINETUNED)
+    evaluation = base_metric.removeprefix(EVALUATED).partition("/")
+    if (
+        name in METRICS
+        or (base_metric in METRICS and base_metric not in _OF_OBJECTIVE)
+        or base_metric.startswith(OF_SOURCE)
+    ):
         return name
-    if own.startswith(EVALUATED) and evaluation[0] in EVALUATIONS and evaluation[2]:
+    if base_metric.startswith(EVALUATED) and evaluation[0] in EVALUATIONS and evaluation[2]:
         return name
     more = [*METRICS, *(f"{FINETUNED}{metric}" for metric in METRICS if metric not in _OF_OBJECTIVE)]
     evaluated = ", ".join(f"{EVALUATED}{evaluation}/..." for evaluation in EVALUATIONS)

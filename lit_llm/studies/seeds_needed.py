@@ -33,7 +33,7 @@ from lit_llm.studies.plan import Plan, PlannedArm
 from lit_llm.studies.runs import runs_of
 from lit_llm.studies.stored import open_study
 
-OWN_DEGREES = 2
+FEWEST_DEGREES = 2
 """Degrees of freedom from which on an arm's own scatter is used; below, that of its study is pooled."""
 FAR = 4.0
 """An earlier arm of more than so many times the parameters or tokens, or less than their inverse, is called far."""
@@ -110,19 +110,23 @@ def seeds_needed(planned: Plan, store: Store, difference: float, pilot: str | No
     study = planned.ablation.study
     metric = study.compare.metric
     arms = [arm for arm in planned.arms if arm.arm.name != arm.arm.baseline]
-    found = _of_pilot(pilot, metric, arms, store) if pilot else _of_store(planned.ablation, metric, arms, store)
+    scatters = (
+        _scatters_of_pilot(pilot, metric, arms, store)
+        if pilot
+        else _scatters_of_store(planned.ablation, metric, arms, store)
+    )
     level, notes = test_level(planned.ablation)
     most = len(study.all_seeds)
     rows = []
     for arm in arms:
-        scatter, source = found.get(arm.arm.name, (None, "–"))
+        scatter, source = scatters.get(arm.arm.name, (None, "–"))
         if scatter is None:
             rows.append(SeedsNeeded(arm.arm.name, arm.arm.baseline, None, source, None, None, None))
             continue
         needed, cautious = (seeds_for(difference, sd, POWER, level) for sd in (scatter.sd, scatter.upper))
         detectable = minimum_detectable_difference(scatter.sd, most, POWER, level) if most > 1 else None
         rows.append(SeedsNeeded(arm.arm.name, arm.arm.baseline, scatter.sd, source, needed, cautious, detectable))
-    notes += [*_notes(rows, found, planned)]
+    notes += [*_notes(rows, planned)]
     return PowerPlan(metric, difference, POWER, level, most, tuple(rows), tuple(notes))
 
 
@@ -146,7 +150,7 @@ def test_level(ablation: Ablation) -> tuple[float, list[str]]:
     return level, notes
 
 
-def _notes(rows: Sequence[SeedsNeeded], found: Mapping[str, tuple[Scatter, str]], planned: Plan) -> Iterator[str]:
+def _notes(rows: Sequence[SeedsNeeded], planned: Plan) -> Iterator[str]:
     if any(row.sd is not None for row in rows):
         yield "cautious: with the scatter at the upper end of its one-sided 80% interval; few seeds know it roughly"
     if any(row.sd is not None and row.cautious_seeds is None for row in rows):
@@ -162,7 +166,9 @@ def _notes(rows: Sequence[SeedsNeeded], found: Mapping[str, tuple[Scatter, str]]
 # --- where the scatter comes from -----------------------------------------------------------------------------------
 
 
-def _of_pilot(pilot: str, metric: str, arms: Sequence[PlannedArm], store: Store) -> dict[str, tuple[Scatter, str]]:
+def _scatters_of_pilot(
+    pilot: str, metric: str, arms: Sequence[PlannedArm], store: Store
+) -> dict[str, tuple[Scatter, str]]:
     """From the runs of a study that the user names: the arm of the same name, else all its arms pooled."""
     ablation = open_study(pilot, store=store)
     scatters = _scatters(ablation, metric, store)
@@ -172,22 +178,22 @@ def _of_pilot(pilot: str, metric: str, arms: Sequence[PlannedArm], store: Store)
     return _named_or_pooled(scatters, arms, f"pilot {ablation.study.study}")
 
 
-def _of_store(
+def _scatters_of_store(
     ablation: Ablation, metric: str, arms: Sequence[PlannedArm], store: Store
 ) -> dict[str, tuple[Scatter, str]]:
     """From this study's finished runs; where there are none, from the nearest earlier study's."""
-    own = _scatters(ablation, metric, store)
-    if own:
-        return _named_or_pooled(own, arms, "this study")
-    earlier = [*_earlier(store, metric, ablation.study.study)]
+    scatters = _scatters(ablation, metric, store)
+    if scatters:
+        return _named_or_pooled(scatters, arms, "this study")
+    earlier = [*_earlier_arms(store, metric, ablation.study.study)]
     return {arm.arm.name: _nearest(arm, earlier) for arm in arms} if earlier else {}
 
 
 def _scatters(ablation: Ablation, metric: str, store: Store) -> dict[str, Scatter]:
     """{arm: scatter of its differences from its baseline} of the runs that have ended."""
     values = values_of([run.result() for run in runs_of(ablation, store)], metric)
-    found = {arm.name: scatter_of(values[arm.name], values[arm.baseline]) for arm in ablation.arms}
-    return {name: scatter for name, scatter in found.items() if scatter is not None}
+    scatters = {arm.name: scatter_of(values[arm.name], values[arm.baseline]) for arm in ablation.arms}
+    return {name: scatter for name, scatter in scatters.items() if scatter is not None}
 
 
 def _named_or_pooled(
@@ -195,14 +201,14 @@ def _named_or_pooled(
 ) -> dict[str, tuple[Scatter, str]]:
     everything = pooled(scatters.values())
     assert everything is not None
-    found = {}
+    chosen = {}
     for arm in arms:
-        own = scatters.get(arm.arm.name)
-        if own is not None and own.degrees >= OWN_DEGREES:
-            found[arm.arm.name] = own, f"{where}, {own.degrees + 1} seeds"
+        arm_scatter = scatters.get(arm.arm.name)
+        if arm_scatter is not None and arm_scatter.degrees >= FEWEST_DEGREES:
+            chosen[arm.arm.name] = arm_scatter, f"{where}, {arm_scatter.degrees + 1} seeds"
         else:
-            found[arm.arm.name] = everything, f"{where}, {_pooled_over(len(scatters))}"
-    return found
+            chosen[arm.arm.name] = everything, f"{where}, {_pooled_over(len(scatters))}"
+    return chosen
 
 
 def _pooled_over(arms: int) -> str:
@@ -226,14 +232,14 @@ def _ratios(earlier: _EarlierArm, arm: PlannedArm) -> str:
     return ", ".join(f"{mine / theirs:.2g} times the {what}" for what, mine, theirs in pairs if theirs)
 
 
-def _earlier(store: Store, metric: str, besides: str) -> Iterator[_EarlierArm]:
+def _earlier_arms(store: Store, metric: str, besides: str) -> Iterator[_EarlierArm]:
     """The arms of all reported studies of a store that have the metric in two seeds that their baselines share."""
     for file in sorted((store.root / "studies").glob("*/runs.csv")):
         if file.parent.name != besides:
-            yield from _reported(file, metric)
+            yield from _reported_arms(file, metric)
 
 
-def _reported(file: Path, metric: str) -> Iterator[_EarlierArm]:
+def _reported_arms(file: Path, metric: str) -> Iterator[_EarlierArm]:
     """The arms of one study, by the runs.csv that its report left."""
     values: dict[str, dict[int, float]] = {}
     baselines: dict[str, str] = {}

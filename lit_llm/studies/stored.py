@@ -60,14 +60,14 @@ def content_of(ablation: Ablation) -> dict[str, Any]:
         {
             **{name: getattr(arm, name) for name in ("name", "group", "baseline", "residual")},
             "levels": dict(arm.levels),
-            "declared": sorted(arm.declared),
-            "derived": dict(arm.derived),
+            "declared": sorted(arm.intervened_keys),
+            "derived": dict(arm.matched_keys),
             "experiment": arm.experiment.model_dump(mode="json"),
         }
         for arm in ablation.arms
     ]
-    own = {"source": ablation.source, "overrides": list(ablation.overrides), "file": ablation.file}
-    return {**own, "arms": arms, "texts": identities()}
+    header = {"source": ablation.source, "overrides": list(ablation.overrides), "file": ablation.file}
+    return {**header, "arms": arms, "texts": identities()}
 
 
 def ablation_of(study: Study, content: Mapping[str, Any]) -> Ablation:
@@ -76,9 +76,9 @@ def ablation_of(study: Study, content: Mapping[str, Any]) -> Ablation:
     Raises InputError, LookupError, TypeError or ValueError for what this version cannot read.
     """
     arms = tuple(_arm(given) for given in content["arms"])
-    known = tuple((tuple(asked), identity) for asked, identity in content["texts"])
-    ablation = Ablation(study, arms, tuple(content["overrides"]), content["source"], content["file"], known)
-    read_corpora_again(known)
+    texts = tuple((tuple(request), identity) for request, identity in content["texts"])
+    ablation = Ablation(study, arms, tuple(content["overrides"]), content["source"], content["file"], texts)
+    read_corpora_again(texts)
     return ablation
 
 
@@ -110,11 +110,11 @@ def _opened(store: Store, name: str, overrides: Sequence[str]) -> Ablation:
         study = validate(Study, tree(content["study"])).model_copy(update={"study": name})
         ablation = ablation_of(study, content)
     except (InputError, LookupError, TypeError, ValueError) as error:
-        raise unreadable(file, error) from None
-    return overridden(ablation, overrides)
+        raise unreadable_error(file, error) from None
+    return with_overrides(ablation, overrides)
 
 
-def unreadable(file: Path, error: Exception) -> InputError:
+def unreadable_error(file: Path, error: Exception) -> InputError:
     """The error of a study or a sweep whose file in the store is damaged, or was written by another version."""
     if isinstance(error, Damaged):
         message = f"{error.problems[0].message}; the command that made it writes it again: give it the file"
@@ -125,10 +125,12 @@ def unreadable(file: Path, error: Exception) -> InputError:
 
 def _arm(given: Mapping[str, Any]) -> Arm:
     experiment = validate(Experiment, tree(given["experiment"]))
-    return Arm(**{**given, "experiment": experiment, "declared": frozenset(given["declared"])})
+    names = {"declared": "intervened_keys", "derived": "matched_keys"}
+    fields = {names.get(key, key): value for key, value in given.items()}
+    return Arm(**{**fields, "experiment": experiment, "intervened_keys": frozenset(given["declared"])})
 
 
-def overridden(ablation: Ablation, overrides: Sequence[str]) -> Ablation:
+def with_overrides(ablation: Ablation, overrides: Sequence[str]) -> Ablation:
     """A kept study with what `-o` changes in every arm. Raises InputError."""
     if not overrides:
         return ablation
@@ -187,11 +189,11 @@ def changes(store: Store, ablation: Ablation) -> list[Problem]:
         return []
     arms = {arm.name: arm for arm in ablation.arms}
     kept = {given["name"]: given for given in content["arms"]}
-    known = {tuple(asked): identity for asked, identity in content["texts"]}
+    texts = {tuple(request): identity for request, identity in content["texts"]}
     if not arms.keys() & content["stages"].keys():
         count = sum(_finished(store, seeds) for seeds in content["stages"].values())
         names = ", ".join(list(kept)[:3]) + ", ..." * (len(kept) > 3)
-        message = f"{_results(count)} arms that are not here ({names}), and no arm that is"
+        message = f"{_count_results(count)} arms that are not here ({names}), and no arm that is"
         return [Problem(message, "arms", SourceLocation(ablation.source))] if count else []
     results: Counter[tuple[str, str]] = Counter()
     marks: dict[tuple[str, str], SourceLocation | None] = {}
@@ -204,11 +206,11 @@ def changes(store: Store, ablation: Ablation) -> list[Problem]:
         }
         gone = [stage for stage, fingerprint in before.items() if now.get(stage) != fingerprint]
         if gone and (count := _finished(store, seeds, gone)):
-            for key, message in _said(arms[name], kept[name]["experiment"], known):
+            for key, message in _training_differences(arms[name], kept[name]["experiment"], texts):
                 results[key, message] += count
                 marks.setdefault((key, message), arms[name].keys.location_of(split_path(key)) if key else None)
     problems = [
-        Problem(f"{_results(count)} {message}", key, marks[key, message])
+        Problem(f"{_count_results(count)} {message}", key, marks[key, message])
         for (key, message), count in list(results.items())[:MOST_KEYS]
     ]
     more = len(results) - MOST_KEYS
@@ -224,24 +226,26 @@ def damage_of(store: Store, name: str) -> list[str]:
     return []
 
 
-def _said(arm: Arm, before: Mapping[str, Any], known: Mapping[tuple[str, ...], Any]) -> Iterator[tuple[str, str]]:
+def _training_differences(
+    arm: Arm, before: Mapping[str, Any], texts: Mapping[tuple[str, ...], Any]
+) -> Iterator[tuple[str, str]]:
     """(key, what its results have) of what decides what an arm trains."""
-    own = {key: value for key, value in before.items() if key != "seed"}
-    found = {
+    seedless = {key: value for key, value in before.items() if key != "seed"}
+    differing = {
         key: pair
-        for key, pair in difference(own, arm.flat).items()
+        for key, pair in difference(seedless, arm.flat).items()
         if under(key, "model", "adapt", "pretrain", "finetune") and ".execution." not in f"{key}."
     }
-    for key, (old, new) in found.items():
-        yield key, f"{_value(old)}, here it is {_value(new)}"
-    texts = 0
-    for key, asked, digest in _texts_of(arm.experiment):
-        identity = known.get(asked)
+    for key, (old, new) in differing.items():
+        yield key, f"{_format_value(old)}, here it is {_format_value(new)}"
+    other_texts = 0
+    for key, request, digest in _texts_of(arm.experiment):
+        identity = texts.get(request)
         was = identity["digest"] if isinstance(identity, dict) else identity
         if was is not None and was != digest:
-            texts += 1
+            other_texts += 1
             yield key, f"another text: its digest is {was}, that of the text which is there now {digest}"
-    if not found and not texts:
+    if not differing and not other_texts:
         yield "", "been made by a version of lit-llm that told stages apart otherwise"
 
 
@@ -250,23 +254,23 @@ def _texts_of(experiment: Experiment) -> Iterator[tuple[str, tuple[str, ...], st
     identity = identity_of_data(experiment)
     yield "pretrain.data.corpus", ("data", experiment.pretrain.data.model_dump_json()), identity.digest
     if (tuned := experiment.finetune) is not None:
-        asked = ("examples", tuned.data.model_dump_json(), identity.tokenizer)
-        yield "finetune.data", asked, digest_of_examples(experiment)
+        request = ("examples", tuned.data.model_dump_json(), identity.tokenizer)
+        yield "finetune.data", request, digest_of_examples(experiment)
 
 
 def _finished(store: Store, seeds: Mapping[str, Mapping[str, str]], stages: Sequence[str] = ()) -> int:
     """Runs of an arm that have a result of one of these stages, or of any."""
     return sum(
-        any(store.stage(name).result() is not None for stage, name in own.items() if stage in stages or not stages)
-        for own in seeds.values()
+        any(store.stage(name).result() is not None for stage, name in by_name.items() if stage in stages or not stages)
+        for by_name in seeds.values()
     )
 
 
-def _results(count: int) -> str:
+def _count_results(count: int) -> str:
     return "1 result has" if count == 1 else f"{count:,} results have"
 
 
-def _value(value: Any) -> str:
+def _format_value(value: Any) -> str:
     text = "nothing" if value is None else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -274,7 +278,7 @@ def _value(value: Any) -> str:
 def version_of(store: Store, ablation: Ablation) -> Ablation:
     """The study under the name of its version that trained these arms. Raises InputError where another was trained."""
     if problems := changes(store, ablation):
-        for name in reversed(_earlier(store, ablation.study.study)):
+        for name in reversed(_earlier_versions(store, ablation.study.study)):
             older = replace(ablation, study=ablation.study.model_copy(update={"study": name}))
             if (store.study(name) / STORED).exists() and not changes(store, older):
                 return older
@@ -289,27 +293,27 @@ class AnotherVersion(InputError):
 def another_version(store: Store, ablation: Ablation, problems: Sequence[Problem]) -> InputError:
     """The error of a study that differs from the one that has results under its name."""
     name = ablation.study.study
-    known = str(store.study(name)) if is_preset(name) else name
-    shows = shlex.join(["lit-llm", "report", known, *store.option()])
+    source = str(store.study(name)) if is_preset(name) else name
+    shows = shlex.join(["lit-llm", "report", source, *store.option()])
     anew = f"{ablation.command('run', store)} --new-version"
-    return AnotherVersion(*problems, hint=f"`{shows}` shows them; `{anew}` keeps them as {_next(store, name)}.")
+    return AnotherVersion(*problems, hint=f"`{shows}` shows them; `{anew}` keeps them as {_next_version(store, name)}.")
 
 
 def set_aside(store: Store, name: str) -> str:
     """Give what is in a study's folder the name of an earlier version, which is returned. Its lock is the caller's."""
-    earlier = _next(store, name)
+    earlier = _next_version(store, name)
     store.study(name).rename(store.study(earlier))
     return earlier
 
 
-def _earlier(store: Store, name: str) -> list[str]:
+def _earlier_versions(store: Store, name: str) -> list[str]:
     """The earlier versions of a study, oldest first."""
-    found = (
+    matches = (
         re.fullmatch(rf"{re.escape(name)}@(\d+)", path.name) for path in (store.root / "studies").glob(f"{name}@*")
     )
-    return [f"{name}@{number}" for number in sorted(int(match[1]) for match in found if match)]
+    return [f"{name}@{number}" for number in sorted(int(match[1]) for match in matches if match)]
 
 
-def _next(store: Store, name: str) -> str:
-    last = next(reversed(_earlier(store, name)), "@0")
+def _next_version(store: Store, name: str) -> str:
+    last = next(reversed(_earlier_versions(store, name)), "@0")
     return f"{name}@{int(last.rpartition('@')[2]) + 1}"

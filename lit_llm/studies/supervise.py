@@ -48,8 +48,8 @@ class _Signs:
     """Seconds of silence that it came back from; None before it has logged anything."""
     longest_yet: float = 0.0
     """The same, of the time before that."""
-    looked: float = field(default_factory=time.monotonic)
-    told: bool = False
+    checked: float = field(default_factory=time.monotonic)
+    reported: bool = False
 
 
 class Supervisor:
@@ -57,15 +57,15 @@ class Supervisor:
 
     def __init__(self, store: Store, supervision: Supervision, observer: Observer) -> None:
         self.store, self.supervision, self.observer = store, supervision, observer
-        self._begun_again: Counter[str] = Counter()
+        self._restarts: Counter[str] = Counter()
         self._signs: dict[str, _Signs] = {}
 
     # --- runs that have ended --------------------------------------------------------------------------------------
 
-    def begins_again(self, outcome: Outcome) -> bool:
+    def restart(self, outcome: Outcome) -> bool:
         """Whether a run that has ended is to be begun again, which is then noted, counted and said."""
         task, stages = outcome.task, self._stages(outcome.task)
-        if (signs := self._signs.pop(task.name, None)) is not None and signs.told:
+        if (signs := self._signs.pop(task.name, None)) is not None and signs.reported:
             self.observer.silent(task.name, 0.0)
         stage = next((stage for stage in stages if stage.status()["state"] not in FINAL), None)
         if stage is None or not self.supervision.retries or outcome.status in ("raised", "interrupted"):
@@ -86,11 +86,11 @@ class Supervisor:
 
     def times(self, name: str) -> int:
         """How often a run's process has been killed or stopped in this command."""
-        return self._begun_again[name]
+        return self._restarts[name]
 
     def _counted(self, task: Task, stage: Stage, reason: str) -> bool:
-        self._begun_again[task.name] += 1
-        number, most = self._begun_again[task.name], self.supervision.retries
+        self._restarts[task.name] += 1
+        number, most = self._restarts[task.name], self.supervision.retries
         if number > most:
             return False
         self._begin(task, stage, f"{reason}; it goes on from its last checkpoint (retry {number} of {most})")
@@ -99,7 +99,7 @@ class Supervisor:
     def _begin(self, task: Task, stage: Stage, reason: str, micro_batch_size: int | None = None) -> None:
         stage.note_retry(reason, micro_batch_size)
         stage.set_state("pending", reason)
-        self.observer.begins_again(task.name)
+        self.observer.restarting(task.name)
         self.observer.message(f"{task.name}: {reason}")
 
     # --- runs that go on -------------------------------------------------------------------------------------------
@@ -110,9 +110,9 @@ class Supervisor:
         if signs is None:
             check_there(self.store)
             signs = self._signs[task.name] = _Signs(self._files(task))
-        elif now - signs.looked >= self._between:
+        elif now - signs.checked >= self._between:
             check_there(self.store)
-            self._look(task, signs, now)
+            self._check(task, signs, now)
         limit = self._limit(signs)
         if limit is None or signs.silence < limit:
             return None
@@ -123,10 +123,10 @@ class Supervisor:
         """Seconds between two looks at a run's files."""
         return min(_COUNTED, 2.0, (self.supervision.stall_seconds or SHORTEST) / 10)
 
-    def _look(self, task: Task, signs: _Signs, now: float) -> None:
+    def _check(self, task: Task, signs: _Signs, now: float) -> None:
         files = self._files(task)
-        signs.silence += min(now - signs.looked, _COUNTED)
-        signs.looked = now
+        signs.silence += min(now - signs.checked, _COUNTED)
+        signs.checked = now
         if files != signs.files:
             signs.files, signs.longest_yet = files, max(signs.longest_yet, signs.silence)
             if any(name in ("metrics.jsonl", "progress.json") for name, *_ in files):
@@ -134,10 +134,10 @@ class Supervisor:
             signs.silence = 0.0
         limit = self._limit(signs)
         if limit is not None and signs.silence > limit / 2:
-            signs.told = True
+            signs.reported = True
             self.observer.silent(task.name, signs.silence)
-        elif signs.told:
-            signs.told = False
+        elif signs.reported:
+            signs.reported = False
             self.observer.silent(task.name, 0.0)
 
     def _limit(self, signs: _Signs) -> float | None:
@@ -152,22 +152,22 @@ class Supervisor:
 
     def _files(self, task: Task) -> tuple[tuple[str, int, int], ...]:
         """(name, size, time of change) of each file that tells of progress."""
-        found = []
+        files = []
         for stage in self._stages(task):
             for folder in (stage.folder, stage.checkpoints):
-                found += [entry for entry in _entries(folder) if entry[0] not in _NO_SIGN]
-        return tuple(sorted(found))
+                files += [entry for entry in _entries(folder) if entry[0] not in _NO_SIGN]
+        return tuple(sorted(files))
 
 
 def _entries(folder: Path) -> list[tuple[str, int, int]]:
-    found = []
+    entries = []
     try:
         for entry in os.scandir(folder):
             state = entry.stat()
-            found.append((entry.name, state.st_size, state.st_mtime_ns))
+            entries.append((entry.name, state.st_size, state.st_mtime_ns))
     except OSError:  # not begun, a file that is just being replaced, or a folder that cannot be read
         pass
-    return found
+    return entries
 
 
 def _duration(seconds: float) -> str:

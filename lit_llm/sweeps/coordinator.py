@@ -20,7 +20,7 @@ from lit_llm.store.disk import DiskError
 from lit_llm.store.files import Damaged
 from lit_llm.store.garbage_collection import list_runs
 from lit_llm.store.store import FINAL, Busy, Stage, Store, read_json, read_metrics
-from lit_llm.studies.execute import disk_problem_of, note_end, tell_news
+from lit_llm.studies.execute import disk_problem_of, note_end, report_news
 from lit_llm.studies.load import Arm
 from lit_llm.studies.mlflow_runs import record
 from lit_llm.studies.observer import Observer
@@ -88,7 +88,7 @@ class Coordinator:
 
         def poll() -> None:
             self.observer.poll()
-            tell_news(follower, self.observer)
+            report_news(follower, self.observer)
             if time.monotonic() - self._looked > _LOOK_AGAIN:
                 self._tell_ended()
 
@@ -128,7 +128,7 @@ class Coordinator:
                 if time.monotonic() - self._looked > _LOOK_AGAIN:
                     self._tell_ended()
                     self.observer.poll()
-                    tell_news(follower, self.observer)
+                    report_news(follower, self.observer)
         except KeyboardInterrupt:
             return True
         finally:
@@ -250,7 +250,7 @@ class Coordinator:
             pass  # we have asked it to: whoever runs the sweep next goes on with it
         elif outcome.status != "raised" and self._is_pruned(trial):
             self._end(trial, "pruned")
-        elif self.supervisor.begins_again(outcome):
+        elif self.supervisor.restart(outcome):
             self.waiting.append(trial)
         elif value is not None and value[0] == "out_of_memory":
             self._conclude(trial, stages, *value)

@@ -16,7 +16,7 @@ from lit_llm.studies.disk_space import check_free_space
 from lit_llm.studies.load import load_study
 from lit_llm.studies.plan import plan
 from lit_llm.studies.preflight import check_held_out, check_leaks
-from lit_llm.studies.run import Finished, Report, Rerun, close, opened_sync, prepare_data, run_study
+from lit_llm.studies.run import Finished, Report, Rerun, close_sync, open_sync, prepare_data, run_study
 from lit_llm.studies.supervise import Supervision
 from lit_llm.sweeps.confirmation import Summary, confirmation_study, summary, write_best
 from lit_llm.sweeps.coordinator import Coordinator, SweepObserver
@@ -95,10 +95,10 @@ def run_sweep(
         DiskError: As for `run_study`.
     """
     store.check()
-    planned = plan(search.ablation, tell=observer.message, built=search.trains, store=store)
+    planned = plan(search.ablation, log=observer.message, built=search.trains, store=store)
     planned.check()
     trials = Trials(search, store, storage)
-    sync = opened_sync(store, search.name, tracking, _description(search), _tags(search))
+    sync = open_sync(store, search.name, tracking, _description(search), _tags(search))
     if search.trains:
         own = [(arm.experiment, store.stage(pretrain_fingerprint(arm.experiment))) for arm in search.ablation.arms]
         check_free_space(store, [(experiment, "pretrain", stage) for experiment, stage in own], max_parallel)
@@ -126,7 +126,7 @@ def run_sweep(
             observer.finished()
             found = coordinator.look()
             summaries = tuple(summary(search, arm, found) for arm in search.spaces)
-            mirrored = close(
+            mirrored = close_sync(
                 follower, "interrupted" if interrupted else "done", (), _metrics(search, summaries), observer
             )
     for reason in trials.exhausted.values():

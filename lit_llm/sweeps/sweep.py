@@ -22,9 +22,9 @@ from lit_llm.objectives.config import continues
 from lit_llm.runs.fingerprints import digest_of_data, read_corpora_again
 from lit_llm.store.store import Store, read_json
 from lit_llm.studies.audit.differing_keys import CONTINUATION, TARGETS_OF_PRIMARY
-from lit_llm.studies.load import Ablation, understood
+from lit_llm.studies.load import Ablation, build_ablation
 from lit_llm.studies.schema import Study
-from lit_llm.studies.stored import PLAIN_NAME, SWEEP, ablation_of, content_of, name_in, overridden, unreadable
+from lit_llm.studies.stored import PLAIN_NAME, SWEEP, ablation_of, content_of, name_in, unreadable_error, with_overrides
 from lit_llm.sweeps.constraints import Constraint, NotAConstraint, parse, unknown
 from lit_llm.sweeps.schema import Sweep
 from lit_llm.sweeps.searched_keys import searched_keys
@@ -45,7 +45,7 @@ _MACHINE = "pretrain.training.execution"
 
 @dataclass(frozen=True)
 class Search:
-    """A sweep file, understood."""
+    """A sweep file, build_ablation."""
 
     sweep: Sweep
     ablation: Ablation
@@ -128,8 +128,8 @@ def open_sweep(source: str, overrides: Sequence[str], store: Store) -> Search:
         study = validate(Study, _study_part(sweep.sweep, sweep.question, document))
         ablation = ablation_of(study, content)
     except (InputError, LookupError, TypeError, ValueError) as error:
-        raise unreadable(file, error) from None
-    return _searched(sweep, document, _measured(sweep, overridden(ablation, overrides)), overrides)
+        raise unreadable_error(file, error) from None
+    return _searched(sweep, document, _measured(sweep, with_overrides(ablation, overrides)), overrides)
 
 
 def content_of_search(search: Search) -> dict[str, Any]:
@@ -175,13 +175,13 @@ def load_sweep(source: str | Path, overrides: Sequence[str] = ()) -> Search:
             rest = ConfigNode({key: node for key, node in document.value.items() if key != "seeds"}, document.location)
             with collect_errors(arms_too):
                 part = _study_part("sweep", "", rest)
-                understood(validate(Study, part), part, path, overrides)
+                build_ablation(validate(Study, part), part, path, overrides)
         raise InputError(*arms_too, hint=HINT) from None
     problems: list[Problem] = []
     ablation = None
     with collect_errors(problems):
         part = _study_part(sweep.sweep, sweep.question, document)
-        ablation = _measured(sweep, understood(validate(Study, part), part, path, overrides))
+        ablation = _measured(sweep, build_ablation(validate(Study, part), part, path, overrides))
     return _searched(sweep, document, ablation, overrides, problems)
 
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from lit_llm.report.figures.differences import Crossed, End, Named, Stepwise, forest, heat_map, slopes, waterfall
 from lit_llm.report.figures.lines import Line, Panel, line_figure, over_seeds, single
 from lit_llm.report.figures.pareto import Profile, front_figure, isoflop_figure, scaling_figure
-from lit_llm.report.figures.style import BLUE, GREEN, GREY, VERMILION, looks, save, short
+from lit_llm.report.figures.style import BLUE, GREEN, GREY, VERMILION, line_styles, save, short
 from lit_llm.statistics.paired import Difference, paired_difference
 from lit_llm.statistics.pareto import pareto_front
 
@@ -263,7 +263,7 @@ def test_no_words_cover_others_or_leave_the_page(draw: Any, names: list[str]) ->
 
 
 def test_24_arms_differ_in_colour_or_dashes_and_the_colours_in_lightness_or_hue() -> None:
-    found = looks(LONG)
+    found = line_styles(LONG)
     assert len({(look.colour, str(look.dashes)) for look in found.values()}) == 24
     assert next(iter(found.values())).colour == "#000000"
     for one, other in itertools.combinations({look.colour for look in found.values()}, 2):

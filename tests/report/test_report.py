@@ -17,7 +17,7 @@ from lit_llm.report.pages.study import write_report
 from lit_llm.store.store import Store
 from lit_llm.studies.load import load_study
 from lit_llm.studies.plan import plan as make_plan
-from lit_llm.studies.plan import remembered
+from lit_llm.studies.plan import with_earlier_findings
 from lit_llm.studies.run import Observer, run_study
 from lit_llm.studies.runs import runs_of
 from tests.pages import ReadPage
@@ -234,11 +234,11 @@ def test_the_report_keeps_what_the_plan_found_when_it_built_the_arms(
     written = store.study("reported") / "report.html"
     assert "no-op: bare: computes what red computes" in ReadPage(written).texts["li"]
     other = load_study(path, ["pretrain.training.max_steps=4"])
-    planned = remembered(make_plan(other, built=False, runs=runs_of(other, store)), file)
+    planned = with_earlier_findings(make_plan(other, built=False, runs=runs_of(other, store)), file)
     assert "computes what red computes" not in {finding.message for finding in planned.findings}
     for damaged in ("", "{", "[]", '{"arms": [{}]}', '{"arms": 3}'):
         file.write_text(damaged)
-        assert remembered(planned, file) is None, damaged
+        assert with_earlier_findings(planned, file) is None, damaged
     report(path, store)  # it is a cache: the report goes without
 
 

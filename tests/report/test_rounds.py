@@ -16,7 +16,7 @@ from lit_llm.report.figures.study import Drawn, figures_of, write_figures
 from lit_llm.store.store import Store
 from lit_llm.studies.load import Ablation
 from lit_llm.studies.mlflow_runs import record
-from lit_llm.studies.palette import COLOURS, DASHES, looks_of, panel_factors
+from lit_llm.studies.palette import COLOURS, DASHES, arm_styles, panel_factors
 from lit_llm.studies.runs import Run, comparison_of, runs_of
 from tests.made_up_results import finish, finished_runs, loss_of, study_of
 
@@ -56,7 +56,7 @@ def test_colour_is_the_first_factor_and_dash_the_second_whatever_the_stratum(
 ) -> None:
     ablation = factorial[0]
     assert panel_factors(ablation) == ["pretrain.training.optimizer.lr"]
-    found = looks_of(ablation)
+    found = arm_styles(ablation)
     for arm in ablation.arms:
         out, qkv, _ = arm.levels.values()
         assert found[arm.name].colour == COLOURS[["none", "head"].index(out)]
@@ -118,7 +118,7 @@ def test_an_arm_has_one_colour_in_all_figures_and_in_mlflow(corpus: Path, tmp_pa
     runs = [run for run in runs_of(ablation, store) if run.arm.name != "wide"]  # one that has not begun
     for run in runs:
         finish(run, 3.0 + 0.1 * run.seed - 0.2 * (run.arm.name == "tied"))
-    found = looks_of(ablation)
+    found = arm_styles(ablation)
     drawn = drawn_of(ablation, runs_of(ablation, store))
     for name in ("validation_pretrain", "training_pretrain", "front", "inference"):
         legend = drawn[name].figure.legends[0]
@@ -134,7 +134,7 @@ def test_an_arm_has_one_colour_in_all_figures_and_in_mlflow(corpus: Path, tmp_pa
 def test_arms_outside_the_grid_have_colours_that_its_levels_leave(factorial: tuple) -> None:
     ablation = factorial[0]
     apart = replace(ablation.arms[0], name="apart", group="apart", levels={})
-    found = looks_of(replace(ablation, arms=(*ablation.arms, apart)))
+    found = arm_styles(replace(ablation, arms=(*ablation.arms, apart)))
     assert found["apart"].colour not in {look.colour for name, look in found.items() if name != "apart"}
 
 

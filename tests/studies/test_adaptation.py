@@ -107,7 +107,7 @@ match: {by: loss_tokens}
     path = write_study("warm", arms)
     path.write_text(path.read_text().replace("max_steps: 12", "max_steps: 200"))
     found = plan(load_study(path), built=False)
-    derived = found.arms[1].arm.derived
+    derived = found.arms[1].arm.matched_keys
     assert derived["pretrain.training.max_steps"] == [200, 98]  # 100, less the source's two
     assert derived["adapt.warmup_steps"] == [110, round(110 * 98 / 200)]
     (told,) = [finding.message for finding in found.findings if finding.key == "match.by"]

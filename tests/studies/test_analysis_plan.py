@@ -19,12 +19,12 @@ from lit_llm.studies.analysis_plan import (
     LOG,
     Registration,
     analysis_of,
-    note_look,
+    log_interim,
     register,
     registration_of,
 )
 from lit_llm.studies.load import Ablation, load_study
-from lit_llm.studies.runs import comparison_of, looks_in, note_comparison, register_analysis, runs_of
+from lit_llm.studies.runs import comparison_of, interims_in, note_comparison, register_analysis, runs_of
 from tests.studies.chosen_results import NLL, finish
 
 Study = Callable[..., Path]
@@ -127,7 +127,7 @@ def test_two_looks_at_the_same_results_are_one(write_study: Study, place: Store)
     def look(of: Ablation) -> int:
         note_comparison(place, of, runs_of(of, place), comparison_of(of, runs_of(of, place)))
         found = registration_of(folder)
-        return len(found.looks) if found else 0
+        return len(found.interims) if found else 0
 
     assert look(ablation) == 0  # never run
     frozen(ablation, place)
@@ -139,8 +139,8 @@ def test_two_looks_at_the_same_results_are_one(write_study: Study, place: Store)
     assert look(load_study(write_study("looked", ARMS + "compare: {margin: 1}", seeds=[0, 1, 2]))) == 3
     found = registration_of(folder)
     assert found is not None
-    assert [one.finished for one in found.looks] == [4, 6, 6]
-    assert found.looks[0].seeds == 2
+    assert [one.finished for one in found.interims] == [4, 6, 6]
+    assert found.interims[0].seeds == 2
 
 
 def test_a_study_of_one_arm_has_no_analysis(write_study: Study, place: Store) -> None:
@@ -175,7 +175,7 @@ def test_damage_is_a_line_of_the_report_and_no_traceback(
     ablation = load_study(path)
     frozen(ablation, place)
     finish(ablation, place, {"a": [3.0, 3.1], "b": [3.2, 3.4]})
-    note_look(place, ablation, comparison_of(ablation, runs_of(ablation, place)))
+    log_interim(place, ablation, comparison_of(ablation, runs_of(ablation, place)))
     damaged = place.study("damaged") / file
     if content is None:
         damaged.unlink()
@@ -233,7 +233,7 @@ def test_raising_the_most_seeds_after_the_last_look_leaves_nothing_to_decide_by(
     raised = in_rounds(write_study, 8)
 
     def said() -> tuple[list[int], str]:
-        looks, comparison = looks_in(place, raised), comparison_of(raised, runs_of(raised, place))
+        looks, comparison = interims_in(place, raised), comparison_of(raised, runs_of(raised, place))
         assert looks is not None
         return list(looks.rounds.looked), " ".join(comparison.notes)
 
@@ -251,7 +251,7 @@ def test_raising_them_between_looks_spends_what_is_left(write_study: Study, plac
     raised = in_rounds(write_study, 8)
     frozen(raised, place)
     finish(raised, place, until(8))
-    looks, comparison = looks_in(place, raised), comparison_of(raised, runs_of(raised, place))
+    looks, comparison = interims_in(place, raised), comparison_of(raised, runs_of(raised, place))
     assert looks is not None
     assert looks.rounds.looked == (3, 4)
     assert looks.rounds.shares[-1] == pytest.approx(1)
@@ -274,13 +274,13 @@ def test_rounds_after_a_look_at_a_fixed_number_of_seeds_know_of_it(write_study: 
     fixed = load_study(write_study("grown", ARMS, seeds=[0, 1, 2]))
     frozen(fixed, place)
     finish(fixed, place, until(3))
-    fresh = looks_in(place, in_rounds(write_study, 6))
+    fresh = interims_in(place, in_rounds(write_study, 6))
     assert fresh is not None
     assert fresh.rounds.past == ()  # nobody has looked
-    note_look(place, fixed, comparison_of(fixed, runs_of(fixed, place)))
+    log_interim(place, fixed, comparison_of(fixed, runs_of(fixed, place)))
     raised = in_rounds(write_study, 6)
     for _ in range(2):  # before the change is logged, and after
-        looks = looks_in(place, raised)
+        looks = interims_in(place, raised)
         assert looks is not None
         assert (looks.rounds.looked, looks.rounds.shares[-1]) == ((3,), 1.0)
         frozen(raised, place)
@@ -291,10 +291,10 @@ def test_looks_at_seeds_that_were_replaced_stay_spent(write_study: Study, place:
     frozen(before, place)
     finish(before, place, until(3))
     other = load_study(write_study("grown", f"{ARMS}more_seeds: {{max: 5}}", seeds=[7, 8, 9]))
-    looks = looks_in(place, other)
+    looks = interims_in(place, other)
     assert looks is not None
     assert looks.rounds.past == ()
-    assert looks.rounds.lost == pytest.approx(looks_in(place, before).rounds.shares[0])
+    assert looks.rounds.lost == pytest.approx(interims_in(place, before).rounds.shares[0])
 
 
 def test_holm_and_rounds_go_together(write_study: Study, place: Store) -> None:
@@ -303,7 +303,7 @@ def test_holm_and_rounds_go_together(write_study: Study, place: Store) -> None:
     ablation = load_study(write_study("holm", more, seeds=[0, 1, 2]))
     finish(ablation, place, until(5) | {"c": [4.0, 4.11, 3.92]})
     comparison = comparison_of(ablation, runs_of(ablation, place))
-    looks = looks_in(place, ablation)
+    looks = interims_in(place, ablation)
     assert looks is not None
     assert looks.comparisons == 2
     assert [(row.seeds, row.verdict) for row in comparison.rows[1:]] == [(5, "undecided"), (3, "worse")]

@@ -180,7 +180,7 @@ def test_runs_that_do_not_fit_into_memory_are_noted_with_the_next_step(
     resident: int,
     says: str,
 ) -> None:
-    monkeypatch.setattr(duration, "memory_there", lambda: MEMORY)
+    monkeypatch.setattr(duration, "available_memory", lambda: MEMORY)
     found = at(with_memory(planned, each), max_parallel, tmp_path, replace(SLOW, resident_bytes=resident))
     assert [finding.kind for finding in notes(found)] == (["note"] if says else [])
     assert all(says in finding.message for finding in notes(found))
@@ -190,14 +190,14 @@ def test_runs_that_do_not_fit_into_memory_are_noted_with_the_next_step(
 def test_a_state_that_does_not_fit_is_no_matter_of_sequences(
     planned: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(duration, "memory_there", lambda: 1000)
+    monkeypatch.setattr(duration, "available_memory", lambda: 1000)
     (found,) = notes(at(planned, 1, tmp_path))
     assert found.key == "model"
     assert "larger machine" in found.message
 
 
 def test_a_gpus_memory_is_its_own(planned: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duration, "memory_there", lambda: 10 * MEMORY)
+    monkeypatch.setattr(duration, "available_memory", lambda: 10 * MEMORY)
     setting_of = duration.setting_of
     monkeypatch.setattr(duration, "setting_of", lambda *args: replace(setting_of(*args), device="cuda"))
     here = replace(SLOW, device_bytes=MEMORY, resident_bytes=10 * MEMORY)

@@ -144,7 +144,7 @@ def test_factorial_is_every_combination_and_names_what_is_not_at_its_first_level
     ]
     assert set(baselines(ablation).values()) == {"baseline"}
     assert value(ablation, "baseline/output_norm=none/lr=0.03", LR) == 0.03
-    assert ablation.arm("baseline").declared == {NORM, LR}
+    assert ablation.arm("baseline").intervened_keys == {NORM, LR}
 
 
 def test_one_at_a_time_switches_each_level_alone(study):
@@ -171,7 +171,7 @@ grid: {{factors: {{{LR}: [1e-3, 1e-2]}}}}
     ablation = study(text)
     assert names(ablation) == ["red", "red/lr=0.01", "dec", "dec/lr=0.01", "alone"]
     assert value(ablation, "alone", LR) == 3e-3
-    assert (ablation.arm("alone").levels, ablation.arm("alone").declared) == ({}, frozenset())
+    assert (ablation.arm("alone").levels, ablation.arm("alone").intervened_keys) == ({}, frozenset())
     assert ablation.arm("dec/lr=0.01").levels == {LR: "0.01"}
 
 
@@ -209,7 +209,7 @@ grid:
     assert names(ablation) == ["baseline", "baseline/split=3/1"]
     model = ablation.arm("baseline/split=3/1").experiment.model
     assert (model.encoder.layers, model.decoder.layers) == (3, 1)
-    assert ablation.arm("baseline/split=3/1").declared == {"model.encoder.layers", "model.decoder.layers"}
+    assert ablation.arm("baseline/split=3/1").intervened_keys == {"model.encoder.layers", "model.decoder.layers"}
 
 
 def test_a_level_may_be_a_variant_with_keys_of_its_own(study):

@@ -31,7 +31,7 @@ def test_the_length_of_training_is_moved_until_the_quantity_agrees(write_study: 
     training = dec.arm.experiment.pretrain.training
     assert training.schedule.warmup_steps == round(2 * training.max_steps / 600)
     if by == "loss_tokens":  # a causal LM counts every token, a prefix LM half of them
-        assert dec.arm.derived["pretrain.training.max_steps"] == [600, 300]
+        assert dec.arm.matched_keys["pretrain.training.max_steps"] == [600, 300]
     assert not found.refused
     assert any(finding.key == "match.by" for finding in found.findings)
 
@@ -43,7 +43,7 @@ def test_the_feed_forward_is_moved_in_steps_of_eight_until_the_parameters_agree(
     red, dec = found.arms
     assert dec.arm.experiment.model.feed_forward.d_ff % 8 == 0
     assert dec.cost.parameters == pytest.approx(red.cost.parameters, rel=0.01)
-    assert list(dec.arm.derived) == ["model.feed_forward.d_ff"]
+    assert list(dec.arm.matched_keys) == ["model.feed_forward.d_ff"]
     assert not found.refused
 
 

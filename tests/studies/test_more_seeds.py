@@ -25,7 +25,7 @@ from lit_llm.store.store import Store
 from lit_llm.studies.load import load_study
 from lit_llm.studies.plan import plan
 from lit_llm.studies.run import Observer, run_study
-from lit_llm.studies.runs import comparison_of, looks_in, runs_of
+from lit_llm.studies.runs import comparison_of, interims_in, runs_of
 from tests.studies.chosen_results import finish
 
 Study = Callable[..., Path]
@@ -129,7 +129,7 @@ def test_an_arm_that_the_validation_split_has_stopped_holds_up_no_other_and_is_j
     ]
     assert any("decided before the most seeds: b (3)" in note for note in comparison.notes)
     # The first look's level, of a difference whose variance the open arms share in.
-    looks = looks_in(store, ablation)
+    looks = interims_in(store, ablation)
     assert looks is not None
     block = {"a": CALM, "b": OPEN[:3], "c": OPEN}
     first = block_differences({arm: dict(enumerate(v[:3])) for arm, v in block.items()}, "a")["b"]

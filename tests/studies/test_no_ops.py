@@ -220,12 +220,12 @@ def test_torch_is_loaded_only_where_two_fair_arms_have_to_be_built(write_study: 
 def test_what_takes_long_is_said_and_what_does_not_is_not(write_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     ablation, told = load_study(write_study("told", grid(f"{NORM}: [head, none]"))), list[str]()
     monkeypatch.setattr(module, "PATIENCE", 600.0)
-    plan(ablation, tell=told.append)
+    plan(ablation, log=told.append)
     assert told == []
     timers = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
     assert all(timer.finished.is_set() for timer in timers)
     monkeypatch.setattr(module, "PATIENCE", 0.0)
-    plan(ablation, tell=told.append)
+    plan(ablation, log=told.append)
     assert told == ["building 2 arms small, to compare what they compute ..."]
 
 

@@ -18,7 +18,7 @@ from lit_llm.report.figures.style import (
     ROW,
     VERMILION,
     legend,
-    looks,
+    line_styles,
     panels,
     scale,
     short,
@@ -215,7 +215,7 @@ def slopes(
     ends: what the two times are called; from_zero: the values are differences from a baseline, which is the black line
     at zero.
     """
-    look = looks(["", *arms] if from_zero else arms)
+    look = line_styles(["", *arms] if from_zero else arms)
     figure, (axes,) = panels(title, 1, 2.8, named=arms)
     if from_zero:
         axes.axhline(0, color=BLACK, linewidth=0.9)

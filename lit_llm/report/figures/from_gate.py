@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from lit_llm.report import text
 from lit_llm.report.figures.inputs import MOST_LINES, Drawn, Shown
 from lit_llm.report.figures.lines import Line, Panel, line_figure
-from lit_llm.report.figures.style import GREY, looks
+from lit_llm.report.figures.style import GREY, line_styles
 from lit_llm.report.tables.scaling_gate import SCALES
 from lit_llm.statistics.estimates import Estimate
 from lit_llm.statistics.scaling.gate import Gate, Trend
@@ -30,7 +30,7 @@ def gates(study: Shown) -> Iterator[Drawn]:
             )
             shown.append(trends)
     figure = line_figure(f"{found.metric}: multipliers over {found.baseline}", panels, height=2.4)
-    look = looks(groups)
+    look = line_styles(groups)
     for axes, trends in zip(figure.axes, shown, strict=True):
         axes.axhline(found.at_least, color=GREY, linewidth=0.8, linestyle=":", zorder=0.9)
         for trend in trends:

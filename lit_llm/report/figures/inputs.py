@@ -16,7 +16,7 @@ from lit_llm.report.paper import printed_study
 from lit_llm.statistics.comparison import Comparison
 from lit_llm.studies.load import Ablation
 from lit_llm.studies.names import Names
-from lit_llm.studies.palette import Look, Series, looks_of, panel_factors
+from lit_llm.studies.palette import LineStyle, Series, arm_styles, panel_factors
 from lit_llm.studies.runs import Run, Step
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ class Shown:
         return printed_study(self.ablation, self.comparison).names
 
     @cached_property
-    def _looks(self) -> dict[str, Look]:
-        return looks_of(self.ablation)
+    def _looks(self) -> dict[str, LineStyle]:
+        return arm_styles(self.ablation)
 
     def series(self, name: str) -> str:
         """The printed name of an arm, or of a group of arms, with its look: a group looks like the first of them."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from lit_llm.report.figures.style import GREY, Look, legend, looks, panels, scale, styled
+from lit_llm.report.figures.style import GREY, LineStyle, legend, line_styles, panels, scale, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,7 +96,7 @@ def line_figure(title: str, shown: Sequence[Panel], height: float = 2.1, shared:
     shared: panels that have a label of the y axis in common have its range in common, to be compared by eye.
     """
     names = list(dict.fromkeys(name for panel in shown for name in (*panel.lines, *(panel.points or ()))))
-    look = looks(names)
+    look = line_styles(names)
     shown_names = names if len(names) > 1 else []
     figure, every = panels(title, len(shown), height, named=shown_names)
     handles: dict[str, Any] = {}
@@ -117,7 +117,7 @@ def _share(every: Sequence[Axes], labels: Sequence[str]) -> None:
             axes.set_ylim(low, high)
 
 
-def _draw(axes: Axes, panel: Panel, look: Mapping[str, Look]) -> dict[str, Any]:
+def _draw(axes: Axes, panel: Panel, look: Mapping[str, LineStyle]) -> dict[str, Any]:
     """What stands for each name in the legend."""
     handles: dict[str, Any] = {}
     for name, lines in panel.lines.items():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lit_llm.config.metrics import direction
 from lit_llm.report.figures.lines import Line, Panel, line_figure
-from lit_llm.report.figures.style import BLACK, GREY, legend, looks, panels, scale, short, styled
+from lit_llm.report.figures.style import BLACK, GREY, legend, line_styles, panels, scale, short, styled
 from lit_llm.statistics.pareto import ParetoFront
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def front_figure(
     deviations: of each arm over its seeds; named: the arms that have an entry in the legend, the others are grey;
     metric: its label, its name when empty.
     """
-    look = looks(named)
+    look = line_styles(named)
     figure, every = panels(title, len(fronts), 2.3, named=named)
     handles = {}
     for axes, front in zip(every, fronts, strict=True):

@@ -16,9 +16,20 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 
 from lit_llm.report import text
 from lit_llm.report.figures.fonts import families, no_font_warnings, spell_out
-from lit_llm.studies.palette import BLACK, BLUE, COLOURS, DASHES, GREEN, GREY, MARKERS, VERMILION, Look, looks
+from lit_llm.studies.palette import (
+    BLACK,
+    BLUE,
+    COLOURS,
+    DASHES,
+    GREEN,
+    GREY,
+    MARKERS,
+    VERMILION,
+    LineStyle,
+    line_styles,
+)
 
-__all__ = ["BLACK", "BLUE", "COLOURS", "DASHES", "GREEN", "GREY", "MARKERS", "VERMILION", "Look", "looks"]
+__all__ = ["BLACK", "BLUE", "COLOURS", "DASHES", "GREEN", "GREY", "MARKERS", "VERMILION", "LineStyle", "line_styles"]
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

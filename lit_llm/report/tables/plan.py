@@ -201,7 +201,7 @@ def differences_table(plan: Plan) -> Table:
         arm, baseline = planned.arm, plan.ablation.arm(planned.arm.baseline)
         against = f"\nagainst {baseline.name}" if several and arm is not baseline else ""
         # What matching has moved stands in the findings, with what is left.
-        said = {*arm.derived, *baseline.derived} | (arm.declared if in_letters else set())
+        said = {*arm.matched_keys, *baseline.matched_keys} | (arm.intervened_keys if in_letters else set())
         found = _difference(planned, said)
         if not in_letters or found != "nothing":
             rows.append([f"{arm.name}{against}", found])

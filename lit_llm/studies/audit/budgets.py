@@ -142,21 +142,21 @@ def audit_budgets(ablation: Ablation, arm: Arm, costs: Mapping[str, Cost]) -> It
             notes.setdefault(why, []).append(excess)
         else:
             yield _stop(ablation, arm, excess, named, "" if across else _sizes_lacking(ablation, excess))
-    for why, collect_errors in notes.items():
-        *parts, last = (excess.sentence("") for excess in collect_errors)
+    for why, group in notes.items():
+        *parts, last = (excess.sentence("") for excess in group)
         message = f"{', '.join(parts)} and {last}" if parts else last
-        yield Finding("note", arm.name, collect_errors[0].budgets[0].key, f"{message} of {named}{why}")
+        yield Finding("note", arm.name, group[0].budgets[0].key, f"{message} of {named}{why}")
     yield from _floors(ablation, arm, baseline, across is not None)
 
 
 def _sizes_lacking(ablation: Ablation, excess: Excess) -> str:
     """What sizes a study across sizes needs, for the advice where it lacks them; else nothing."""
     compare = ablation.study.compare
-    asked = [(name, law) for name in ("scaling", "gate") if (law := getattr(compare, name)) is not None]
+    laws = [(name, law) for name in ("scaling", "gate") if (law := getattr(compare, name)) is not None]
     needs = [
         f"`compare.{name}` excuses it where a group has {numbers_of(law.irreducible) + 1} sizes or more, within the "
         f"{_words(x)} of the baseline's"
-        for name, law in asked
+        for name, law in laws
         if excess.budgets[0].name in MOVES[x := "train_flops" if isinstance(law, ScalingGate) else law.x]
     ]
     return "".join(f"; {need}" for need in needs)
@@ -210,12 +210,16 @@ def _across(ablation: Ablation, arm: Arm, costs: Mapping[str, Cost]) -> str | No
     """
     compare, root = ablation.study.compare, ablation.root(arm)
     if (law := compare.scaling) is not None:
-        own, other = (_log_sizes(ablation, costs, law.x, law.by, each) for each in (arm, root))
-        if _stands(own, law.irreducible) and _stands(other, law.irreducible) and _overlap(own, other):
+        arm_sizes, baseline_sizes = (_log_sizes(ablation, costs, law.x, law.by, each) for each in (arm, root))
+        if (
+            _has_enough_sizes(arm_sizes, law.irreducible)
+            and _has_enough_sizes(baseline_sizes, law.irreducible)
+            and _overlap(arm_sizes, baseline_sizes)
+        ):
             return law.x
     if (gate := compare.gate) is not None:
-        own, other = (_log_sizes(ablation, costs, "train_flops", gate.by, each) for each in (arm, root))
-        if _stands(other, gate.irreducible) and _overlap(own, other):
+        arm_sizes, baseline_sizes = (_log_sizes(ablation, costs, "train_flops", gate.by, each) for each in (arm, root))
+        if _has_enough_sizes(baseline_sizes, gate.irreducible) and _overlap(arm_sizes, baseline_sizes):
             return "train_flops"
     return None
 
@@ -228,7 +232,7 @@ def _log_sizes(
     return [log(FIGURES[x](costs[arm.name])) for arm in ablation.arms if _group(by, arm) == group]
 
 
-def _stands(sizes: Sequence[float], irreducible: bool) -> bool:
+def _has_enough_sizes(sizes: Sequence[float], irreducible: bool) -> bool:
     """Whether a group has more sizes than a power law has numbers: with as many, any sizes lie on one."""
     return different(sizes) > numbers_of(irreducible)
 
@@ -247,17 +251,19 @@ def _at_the_same_size(ablation: Ablation, scaling: ScalingLaw, arm: Arm, costs: 
     root = ablation.root(arm)
     if scaling.x not in ("parameters", "tokens") or _group(scaling.by, arm) == _group(scaling.by, root):
         return None
-    size, here = FIGURES[scaling.x], costs[arm.name]
+    size, cost = FIGURES[scaling.x], costs[arm.name]
     beside = [
         other
         for other in ablation.arms
         if _group(scaling.by, other) == _group(scaling.by, root)
-        and not is_outside(size(here) / size(costs[other.name]))
+        and not is_outside(size(cost) / size(costs[other.name]))
     ]
 
     def distance(other: Arm) -> float:
-        there = costs[other.name]
-        return max(abs(log(b.of(here) / b.of(there))) for b in BUDGETS if b.blocks and b.of(here) and b.of(there))
+        other_cost = costs[other.name]
+        return max(
+            abs(log(b.of(cost) / b.of(other_cost))) for b in BUDGETS if b.blocks and b.of(cost) and b.of(other_cost)
+        )
 
     return min(beside, key=distance, default=None)
 
@@ -271,14 +277,14 @@ def _floors(ablation: Ablation, arm: Arm, baseline: Arm, across_sizes: bool) -> 
     steps, wanted = (each.experiment.pretrain.training.max_steps for each in (arm, baseline))
     way = "match by something else, change the batch size, or `allow: [{key: %s, because: ...}]`"
     share = steps / wanted
-    before, after = arm.derived.get(STEPS, (steps, steps))
+    before, after = arm.matched_keys.get(STEPS, (steps, steps))
     if not SHARE_OF_STEPS <= share <= 1 / SHARE_OF_STEPS and not across_sizes:
         reason = f"takes {steps} steps, {times(share)} the {wanted} of {baseline.name}"
         yield ruled(ablation, "refused", arm, f"{BUDGET}.steps", reason, "; " + way % f"{BUDGET}.steps")
     elif after < FEWEST_STEPS <= before:
         reason = f"is left {after} steps of {before} by matching: fewer than {FEWEST_STEPS} are no training"
         yield ruled(ablation, "refused", arm, f"{BUDGET}.steps", reason, "; " + way % f"{BUDGET}.steps")
-    warm, left = arm.derived.get(WARMUP, (0, 0))
+    warm, left = arm.matched_keys.get(WARMUP, (0, 0))
     if warm and not left:
         reason = f"is left no warm-up by matching, of {warm} steps before"
         yield ruled(ablation, "refused", arm, f"{BUDGET}.warmup", reason, "; " + way % f"{BUDGET}.warmup")

@@ -30,13 +30,13 @@ def confounds(ablation: Ablation, arm: Arm, baseline: Arm) -> Iterator[Finding]:
     """Findings of an arm and a baseline of one family. Another family brings its own model."""
     if arm.experiment.model.family != baseline.experiment.model.family:
         return
-    declared = {*arm.declared, *baseline.declared, *arm.derived, *baseline.derived}
+    intervened = {*arm.intervened_keys, *baseline.intervened_keys, *arm.matched_keys, *baseline.matched_keys}
     if arm.group != baseline.group:
-        declared |= differs(arm, baseline).keys()  # a named arm says itself what it sets
-    for key, old, new in _changes(arm, baseline, declared):
-        reason = f"{shown(old)} → {shown(new)}, though no factor sets it"
+        intervened |= differs(arm, baseline).keys()  # a named arm says itself what it sets
+    for key, old, new in _changes(arm, baseline, intervened):
+        reason = f"{format_value(old)} → {format_value(new)}, though no factor sets it"
         yield ruled(ablation, "confound", arm, key, reason, "; set it to hold it, or `allow` it")
-    for key, share, other in _shares(arm, baseline, declared):
+    for key, share, other in _changed_shares(arm, baseline, intervened):
         reason = f"covers {share} layers, {other} in {baseline.name}"
         yield ruled(ablation, "confound", arm, key, reason, "; make it part of the level, or `allow` it")
 
@@ -73,7 +73,7 @@ def _ids(tokenizer: Tokenizer) -> int:
     return tokenizer.vocabulary
 
 
-def _changes(arm: Arm, baseline: Arm, declared: set[str]) -> Iterator[tuple[str, Any, Any]]:
+def _changes(arm: Arm, baseline: Arm, intervened: set[str]) -> Iterator[tuple[str, Any, Any]]:
     """(address, old, new) of what differs undeclared; one address for all attentions where all changed alike."""
     left, right = resolve_model(baseline.experiment.model), resolve_model(arm.experiment.model)
     if left == right:
@@ -86,7 +86,7 @@ def _changes(arm: Arm, baseline: Arm, declared: set[str]) -> Iterator[tuple[str,
             continue
         if key == "kv_heads" and all(keys[place, "heads"] == keys[where] for keys in (old, new)):
             continue  # as many as heads on both sides: it has no number of its own
-        if not any(under(address, *declared) for address in _addresses(place, key, arm, baseline)):
+        if not any(under(address, *intervened) for address in _addresses(place, key, arm, baseline)):
             changed.setdefault((key, old[where], new[where]), []).append(place)
     for (key, before, after), places in changed.items():
         everywhere = {place for place, other in old if other == key and (place, other) in new}
@@ -102,7 +102,7 @@ def _changes(arm: Arm, baseline: Arm, declared: set[str]) -> Iterator[tuple[str,
 
 def _keys(model: ResolvedModel) -> Iterator[tuple[tuple[Place, str], Any]]:
     """Every key of a resolved model with its place; the model's own keys have none."""
-    for key, value in leaves(_whole(model, without=("encoder", "decoder"))):
+    for key, value in leaves(_all_fields(model, without=("encoder", "decoder"))):
         yield (("", 0, ""), key), value
     for side, layers in _stacks(model):
         for index, layer in enumerate(layers):
@@ -122,10 +122,10 @@ def _stacks(model: ResolvedModel) -> Iterator[tuple[str, Sequence[Layer]]]:
         yield "decoder", model.decoder
 
 
-def _whole(section: Section, without: Sequence[str] = ()) -> dict[str, Any]:
+def _all_fields(section: Section, without: Sequence[str] = ()) -> dict[str, Any]:
     """All fields, those too that a dump leaves out where they have no effect."""
-    found = {key: getattr(section, key) for key in type(section).model_fields if key not in without}
-    return {key: _whole(value) if isinstance(value, Section) else value for key, value in found.items()}
+    fields = {key: getattr(section, key) for key in type(section).model_fields if key not in without}
+    return {key: _all_fields(value) if isinstance(value, Section) else value for key, value in fields.items()}
 
 
 def _addresses(place: Place, key: str, *arms: Arm) -> Iterator[str]:
@@ -154,18 +154,20 @@ def _idle(value: Any) -> bool:
     return value is None or (isinstance(value, bool | float) and not value)
 
 
-def _shares(arm: Arm, baseline: Arm, declared: set[str]) -> Iterator[tuple[str, str, str]]:
+def _changed_shares(arm: Arm, baseline: Arm, intervened: set[str]) -> Iterator[tuple[str, str, str]]:
     """(address, share here, share in the baseline) of layer ranges that stayed while the stack grew or shrank."""
     for side in STACKS:
-        here, there = (getattr(each.experiment.model, side, None) for each in (arm, baseline))
-        if here is None or there is None or here.layers == there.layers:
+        stack, baseline_stack = (getattr(each.experiment.model, side, None) for each in (arm, baseline))
+        if stack is None or baseline_stack is None or stack.layers == baseline_stack.layers:
             continue
-        for name in here.layer_ranges:
+        for name in stack.layer_ranges:
             key, covered = f"model.{side}.layer_ranges.{name}", len(layer_range(name))
-            if name in there.layer_ranges and not any(under(other, key) or under(key, other) for other in declared):
-                yield key, f"{covered} of {here.layers}", f"{covered} of {there.layers}"
+            if name in baseline_stack.layer_ranges and not any(
+                under(other, key) or under(key, other) for other in intervened
+            ):
+                yield key, f"{covered} of {stack.layers}", f"{covered} of {baseline_stack.layers}"
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A key's value as people read it."""
     return f"[{', '.join(map(str, value))}]" if isinstance(value, list | tuple) else str(value)

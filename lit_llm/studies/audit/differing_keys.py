@@ -30,7 +30,7 @@ from lit_llm.runs.fingerprints import identity_of_data
 from lit_llm.runs.leaks import same_tokenizer
 from lit_llm.runs.stage_graph import final_metric, validation_metric
 from lit_llm.studies.audit.budgets import audit_budgets, is_outside, times, unused_rules
-from lit_llm.studies.audit.confounds import confounds, shown, unequal_rows, unused_rows
+from lit_llm.studies.audit.confounds import confounds, format_value, unequal_rows, unused_rows
 from lit_llm.studies.audit.findings import INTERVENTION, Finding, differs, ruled
 from lit_llm.studies.audit.ineffective_settings import no_effect
 from lit_llm.studies.audit.no_ops import probe, together
@@ -90,7 +90,7 @@ _SOURCE = re.compile(r"^(adapt\.from\.((en|de)coder\.)?)+")
 
 def audit(
     ablation: Ablation,
-    tell: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
     built: bool = True,
     costs: Mapping[str, Cost] | None = None,
     store: Store | None = None,
@@ -102,15 +102,15 @@ def audit(
     """
     if costs is None:
         costs = {arm.name: cost_of(arm.experiment) for arm in ablation.arms}
-    found = [*one_learning_rate(ablation), *unequal_searches(ablation, costs)]
-    found += [finding for arm in ablation.arms for finding in _audit_arm(ablation, arm, costs, store)]
-    found += no_effect(ablation)
-    if not built or any(finding.kind == "refused" for finding in found):
-        return found
-    named = {finding.arm for finding in found if finding.kind == "no_op"}
-    found += [each for each in probe(ablation, tell) if each.kind != "no_op" or each.arm not in named]
-    found += unused_rules(ablation, found)
-    return found
+    findings = [*one_learning_rate(ablation), *unequal_searches(ablation, costs)]
+    findings += [finding for arm in ablation.arms for finding in _audit_arm(ablation, arm, costs, store)]
+    findings += no_effect(ablation)
+    if not built or any(finding.kind == "refused" for finding in findings):
+        return findings
+    named = {finding.arm for finding in findings if finding.kind == "no_op"}
+    findings += [each for each in probe(ablation, log) if each.kind != "no_op" or each.arm not in named]
+    findings += unused_rules(ablation, findings)
+    return findings
 
 
 def _audit_arm(ablation: Ablation, arm: Arm, costs: Mapping[str, Cost], store: Store | None) -> Iterator[Finding]:
@@ -140,7 +140,7 @@ def _audit_metric(metric: str, arm: Arm) -> Iterator[Finding]:
     """Whether a model of this family has the metric at all."""
     family = arm.experiment.model.family
     if validation_metric(metric) == on_validation(MASKED_NLL) and continues(family):
-        instead = _of_split(metric, on_validation(TARGET_NLL))
+        instead = _on_split_of(metric, on_validation(TARGET_NLL))
         message = f"{metric} is of encoder_only models, which see what comes after a token; use {instead}"
         yield Finding("refused", arm.name, "compare.metric", message)
     if not continues(family) and metric.removeprefix(FINETUNED).startswith(CONTINUATION):
@@ -149,11 +149,11 @@ def _audit_metric(metric: str, arm: Arm) -> Iterator[Finding]:
             "refused",
             arm.name,
             "compare.metric",
-            f"{message}; use {_of_split(metric, on_validation(MASKED_NLL))}, among such models",
+            f"{message}; use {_on_split_of(metric, on_validation(MASKED_NLL))}, among such models",
         )
 
 
-def _of_split(metric: str, name: str) -> str:
+def _on_split_of(metric: str, name: str) -> str:
     """A metric of the validation split, or the beginning of its name, as one of the split that another metric is of."""
     return final_metric(name) if validation_metric(metric) != metric else name
 
@@ -163,20 +163,20 @@ def _audit_keys(ablation: Ablation, arm: Arm, baseline: Arm, changed: Mapping[st
     metric = ablation.study.compare.metric
     measured_on = _measured_on(metric, arm, baseline)
     # Between an arm outside the grid, which has no level of a factor, and one inside, the factor excuses nothing.
-    declared = arm.declared | baseline.declared if arm.levels and baseline.levels else frozenset()
+    intervened = arm.intervened_keys | baseline.intervened_keys if arm.levels and baseline.levels else frozenset()
     for key, (old, new) in changed.items():
         measured = under(key, *measured_on)
         # A level that a source has, too, is in its keys.
-        if under(_SOURCE.sub("", key), *declared) and not measured:
+        if under(_SOURCE.sub("", key), *intervened) and not measured:
             continue
         # What matching has moved is judged as it was before.
-        old, new = baseline.derived.get(key, [old])[0], arm.derived.get(key, [new])[0]
+        old, new = baseline.matched_keys.get(key, [old])[0], arm.matched_keys.get(key, [new])[0]
         if old == new or (arm.group != baseline.group and under(key, *INTERVENTION)):
             continue
         reason = "differs and is no factor of the study"
-        if under(key, *declared):
+        if under(key, *intervened):
             reason = f"differs, so {metric} is not measured on the same target tokens"
-        way = "`allow` it with its reason" if under(key, *declared) else "make it equal, a factor, or `allow` it"
+        way = "`allow` it with its reason" if under(key, *intervened) else "make it equal, a factor, or `allow` it"
         values = f": {old!r} in {baseline.name}, {new!r} here; {way}"
         yield ruled(ablation, "refused", arm, key, reason, values, by_name=measured or key in PRECISION)
 
@@ -195,22 +195,24 @@ def _audit_tokenizers(metric: str, arm: Arm, baseline: Arm, store: Store | None)
     """Losses per token do not compare where the tokens are others."""
     if direction(metric) != "lower" or _compares_tokenizers(metric) or _same_tokens(arm, baseline, store):
         return
-    here, there = (each.experiment.pretrain.data.tokenizer for each in (arm, baseline))
-    trained = ", of the same settings but trained on other text" if here == there else ""
+    tokenizer, baseline_tokenizer = (each.experiment.pretrain.data.tokenizer for each in (arm, baseline))
+    trained = ", of the same settings but trained on other text" if tokenizer == baseline_tokenizer else ""
     message = f"{metric} is counted per token, and {baseline.name} has another tokenizer{trained}; "
     before, _, evaluation = metric.partition(EVALUATED)
     if evaluation.startswith("extrapolation/") or metric_of(metric) == MASKED_NLL:
         message += "it has no form in bits per byte, so make the tokenizers equal"
     else:
-        part = f"{EVALUATED}{evaluation.partition('/')[0]}/" if evaluation else _of_split(metric, SPLITS["validation"])
+        part = (
+            f"{EVALUATED}{evaluation.partition('/')[0]}/" if evaluation else _on_split_of(metric, SPLITS["validation"])
+        )
         stage = before if evaluation else FINETUNED * metric.startswith(FINETUNED)
         message += f"compare `metric: {stage}{part}{BITS_PER_BYTE.name}`"
     yield Finding("refused", arm.name, "compare.metric", message)
 
 
 def _compares_tokenizers(metric: str) -> bool:
-    found = metric_of(metric)
-    return found is not None and found.across_tokenizers
+    definition = metric_of(metric)
+    return definition is not None and definition.across_tokenizers
 
 
 def _same_tokens(arm: Arm, baseline: Arm, store: Store | None) -> bool:
@@ -227,7 +229,7 @@ def _audit_objectives(ablation: Ablation, arm: Arm, baseline: Arm, costs: Mappin
     measured = metric_of(metric)
     if measured is not None and not measured.across_objectives:
         message = f"{metric} of another objective than {baseline.name}'s is another quantity; use "
-        instead = _of_split(metric, primary_metric(arm.experiment.model.family))
+        instead = _on_split_of(metric, primary_metric(arm.experiment.model.family))
         yield Finding("refused", arm.name, "compare.metric", message + instead)
     if ablation.study.match.by != "loss_tokens":
         ratio = costs[arm.name].loss_tokens / costs[baseline.name].loss_tokens
@@ -256,10 +258,12 @@ def _audit_crossing(ablation: Ablation, arm: Arm, baseline: Arm) -> Iterator[Fin
 
 def _audit_adaptation(arm: Arm, cost: Cost) -> Iterator[Finding]:
     """What is taken over, what is not, and what that has cost before."""
-    adapt, found = arm.experiment.adapt, arm.experiment.adaptation
+    adapt, adaptation = arm.experiment.adapt, arm.experiment.adaptation
     assert adapt is not None
-    message = f"{len(found.taken)} of {len(found.taken) + len(found.newly_initialised)} tensors are taken over"
-    lists = (("fresh", together(found.newly_initialised)), ("left behind", _left(found)))
+    message = (
+        f"{len(adaptation.taken)} of {len(adaptation.taken) + len(adaptation.newly_initialised)} tensors are taken over"
+    )
+    lists = (("fresh", together(adaptation.newly_initialised)), ("left behind", _unused_parameters(adaptation)))
     message += "".join(f"; {what}: {some(names)}" for what, names in lists if names)
     yield Finding("note", arm.name, "adapt.from", message)
     if cost.before.train_flops:
@@ -271,15 +275,15 @@ def _audit_adaptation(arm: Arm, cost: Cost) -> Iterator[Finding]:
         message = "what a checkpoint's training has cost is not known, and not counted: no compute is equal to its"
         yield Finding("note", arm.name, "adapt.from", message)
     if changes := altered(resolve_model(arm.experiment.model), adapt.models):
-        told = ", ".join(f"{key} {shown(old)} → {shown(new)}" for key, old, new in changes)
-        yield Finding("note", arm.name, "adapt.from", f"what is taken over is not used as before: {told}")
+        listed = ", ".join(f"{key} {format_value(old)} → {format_value(new)}" for key, old, new in changes)
+        yield Finding("note", arm.name, "adapt.from", f"what is taken over is not used as before: {listed}")
 
 
-def _left(found: Adaptation) -> list[str]:
+def _unused_parameters(adaptation: Adaptation) -> list[str]:
     """Unused parameters of the sources: whole layers by their numbers, the rest by name."""
-    used = {_layer(name) for _, name in found.taken.values()}
-    layers = dict.fromkeys(_layer(name) for name in found.left if _layer(name) not in used)
-    return [*filter(None, layers), *together(name for name in found.left if _layer(name) not in layers)]
+    used = {_layer(name) for _, name in adaptation.taken.values()}
+    layers = dict.fromkeys(_layer(name) for name in adaptation.left if _layer(name) not in used)
+    return [*filter(None, layers), *together(name for name in adaptation.left if _layer(name) not in layers)]
 
 
 def _layer(name: str) -> str:
@@ -295,5 +299,5 @@ def _audit_match(ablation: Ablation, arm: Arm) -> Iterator[Finding]:
         message = f"{by} differ from {baseline.name}'s by {arm.residual:+.1%} after matching, more than {TOLERANCE:.0%}"
         yield Finding("refused", arm.name, "match.by", f"{message}; change the arm, or match by something else")
         return
-    moved = ", ".join(f"{key} {old} → {new}" for key, (old, new) in arm.derived.items()) or "nothing had to move"
+    moved = ", ".join(f"{key} {old} → {new}" for key, (old, new) in arm.matched_keys.items()) or "nothing had to move"
     yield Finding("note", arm.name, "match.by", f"{by} within {arm.residual:+.2%} of {baseline.name}'s: {moved}")

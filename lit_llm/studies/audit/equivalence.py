@@ -92,7 +92,7 @@ class EquivalenceChecker:
                 pairs = [(self.model(arm), self.batch(arm, window, 1, k)) for arm in (one, other)]
                 with torch.no_grad():
                     nats = [_nats(*pair).item() for pair in pairs]
-                if not _close(nats[:1], nats[1:]) or not _alike(*(_gradients(*pair) for pair in pairs)):
+                if not _close(nats[:1], nats[1:]) or not _equal_gradients(*(_gradients(*pair) for pair in pairs)):
                     return False
         return True
 
@@ -142,15 +142,15 @@ def _nats(model: LanguageModel, batch: Batch) -> Tensor:
 def _gradients(model: LanguageModel, batch: Batch) -> dict[str, Tensor]:
     """{parameter: gradient of the nats}."""
     named = dict(model.named_parameters())
-    found = torch.autograd.grad(_nats(model, batch), list(named.values()), allow_unused=True)
-    return {name: gradient for name, gradient in zip(named, found, strict=True) if gradient is not None}
+    gradients = torch.autograd.grad(_nats(model, batch), list(named.values()), allow_unused=True)
+    return {name: gradient for name, gradient in zip(named, gradients, strict=True) if gradient is not None}
 
 
-def _alike(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
+def _equal_gradients(gradients: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
     """Equal gradients; that of a parameter that only one of two arms has needs to be zero."""
-    largest = max(float(gradient.abs().max()) for gradient in (*found.values(), *expected.values()))
-    for name in {*found, *expected}:
-        left, right = found.get(name), expected.get(name)
+    largest = max(float(gradient.abs().max()) for gradient in (*gradients.values(), *expected.values()))
+    for name in {*gradients, *expected}:
+        left, right = gradients.get(name), expected.get(name)
         if left is not None and right is not None and left.shape != right.shape:
             return False
         change = (left if left is not None else 0) - (right if right is not None else 0)
@@ -190,12 +190,12 @@ def _for_window(objective: Objective, length: int, window: int) -> Objective:
 
 def _small(sizes: Sequence[int], least: int) -> dict[int, int]:
     """{size: a small one}: order, equality and evenness are kept, and sizes up to `least` are as they are."""
-    found: dict[int, int] = {}
+    smaller: dict[int, int] = {}
     last = 0
     for size in sizes:
         wanted = max(last + 1, min(size, least))
-        found[size] = last = wanted + (size - wanted) % 2
-    return found
+        smaller[size] = last = wanted + (size - wanted) % 2
+    return smaller
 
 
 def _sizes(models: Iterable[ResolvedModel], key: str) -> Iterator[int]:

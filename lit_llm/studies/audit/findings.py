@@ -40,14 +40,16 @@ def differs(arm: Arm, baseline: Arm) -> dict[str, list[Any]]:
 
     A source that one of them has is one difference, not all of its keys.
     """
-    found, pair = difference(baseline.flat, arm.flat), (baseline, arm)
+    differences, pair = difference(baseline.flat, arm.flat), (baseline, arm)
     if sum(each.experiment.adapt is not None for each in pair) == 1:
-        found = {key: values for key, values in found.items() if not under(key, "adapt.from")}
-        found["adapt.from"] = [_shown(each.experiment.adapt) if each.experiment.adapt else None for each in pair]
-    return found
+        differences = {key: values for key, values in differences.items() if not under(key, "adapt.from")}
+        differences["adapt.from"] = [
+            _describe_sources(each.experiment.adapt) if each.experiment.adapt else None for each in pair
+        ]
+    return differences
 
 
-def _shown(adapt: AdaptConfig) -> str:
+def _describe_sources(adapt: AdaptConfig) -> str:
     def one(given: Pretrained | Checkpoint) -> str:
         if isinstance(given, Checkpoint):
             return given.checkpoint
@@ -67,7 +69,7 @@ BY_NAME = (
 """Sections that stand for one thing each: of what the primary metric is measured on, a rule may name them whole."""
 
 
-def allowing(rule: str, key: str, by_name: bool = False) -> bool:
+def allows(rule: str, key: str, by_name: bool = False) -> bool:
     """Whether a rule of `allow` covers a key.
 
     by_name: the key belongs to what the primary metric is measured on, and no rule for many keys at once covers it.
@@ -77,7 +79,7 @@ def allowing(rule: str, key: str, by_name: bool = False) -> bool:
     return under(key, rule)
 
 
-def name_of(key: str) -> str:
+def rule_key_of(key: str) -> str:
     """What a rule for this key of the primary metric has to be called."""
     return next((section for section in BY_NAME if under(key, section)), key)
 
@@ -87,9 +89,9 @@ def ruled(
 ) -> Finding:
     """A finding of this kind, or an allowed one where the study gives its reason for this key."""
     for rule in ablation.study.allow:
-        if allowing(rule.key, key, by_name):
+        if allows(rule.key, key, by_name):
             return Finding("allowed", arm.name, key, f"{reason}; allowed because {rule.because}")
     if by_name and (blanket := next((rule.key for rule in ablation.study.allow if under(key, rule.key)), None)):
         advice += f"; `{blanket}` does not allow it: what results are measured on and in goes by name, as in "
-        advice += f"`allow: [{{key: {name_of(key)}, because: ...}}]`"
+        advice += f"`allow: [{{key: {rule_key_of(key)}, because: ...}}]`"
     return Finding(kind, arm.name, key, f"{reason}{advice}")

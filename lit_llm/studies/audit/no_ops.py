@@ -29,13 +29,13 @@ PATIENCE = 2.0
 """Seconds after which it is said what takes so long."""
 
 
-def probe(ablation: Ablation, tell: Callable[[str], None] = lambda _: None) -> list[Finding]:
+def probe(ablation: Ablation, log: Callable[[str], None] = lambda _: None) -> list[Finding]:
     """No-op arms, and parameters that one of two arms has alone.
 
     tell: is given a line to show where this takes more than two seconds.
     """
     message = f"building {len(ablation.arms)} arms small, to compare what they compute ..."
-    timer = Timer(PATIENCE, tell, [message])
+    timer = Timer(PATIENCE, log, [message])
     timer.daemon = True
     timer.start()
     try:
@@ -116,10 +116,10 @@ def _parameters(arm: Arm, baseline: Arm) -> Iterator[Finding]:
     # Layers that one of them lacks are left out.
     depths = {side: min(len(getattr(model, side)) for model in models) for side in ("encoder", "decoder")}
     names = [{name for name in parameter_shapes(model) if _is_within(name, depths)} for model in models]
-    here, there = sorted(names[0] - names[1]), sorted(names[1] - names[0])
+    arm_only, baseline_only = sorted(names[0] - names[1]), sorted(names[1] - names[0])
     parts = [
         f"only {where}: {some(together(names))}"
-        for where, names in (("here", here), (f"in {baseline.name}", there))
+        for where, names in (("here", arm_only), (f"in {baseline.name}", baseline_only))
         if names
     ]
     if parts:
@@ -132,7 +132,7 @@ def together(names: Iterable[str]) -> list[str]:
     for name in names:
         parent, _, leaf = _any_layer(name).rpartition(".")
         leaves.setdefault(parent, {})[leaf] = None
-    ends = [",".join(found) for found in leaves.values()]
+    ends = [",".join(ends_of_parent) for ends_of_parent in leaves.values()]
     return [f"{p}.{{{end}}}" if "," in end else f"{p}.{end}" for p, end in zip(leaves, ends, strict=True)]
 
 

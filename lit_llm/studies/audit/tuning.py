@@ -20,7 +20,9 @@ ALL = "all arms"
 def one_learning_rate(ablation: Ablation) -> Iterator[Finding]:
     """A note where networks differ and one learning rate serves all of them, tuned for none."""
     arms = ablation.arms
-    if any(under(LR, *arm.declared) for arm in arms) or any(LR in found.ranges for found in ablation.searches.values()):
+    if any(under(LR, *arm.intervened_keys) for arm in arms) or any(
+        LR in searched.ranges for searched in ablation.searches.values()
+    ):
         return
     optimizers = [arm.experiment.pretrain.training.optimizer for arm in arms]
     one = len({(optimizer.kind, optimizer.lr) for optimizer in optimizers}) == 1
@@ -48,14 +50,14 @@ def _searched_alone(ablation: Ablation, arm: Arm, searched: SearchedKeys) -> Ite
     other = ablation.searches[baseline.name]
     both = dict(leaves(arm.flat)).keys() & dict(leaves(baseline.flat)).keys()
     for key in dict.fromkeys((*searched.ranges, *other.ranges)):
-        here, there = searched.ranges.get(key), other.ranges.get(key)
-        if here == there or not any(under(each, key) for each in both):
+        values, baseline_values = searched.ranges.get(key), other.ranges.get(key)
+        if values == baseline_values or not any(under(each, key) for each in both):
             continue
-        if here and there:
-            message = f"is searched over {here}, and over {there} in {baseline.name}"
+        if values and baseline_values:
+            message = f"is searched over {values}, and over {baseline_values} in {baseline.name}"
             yield Finding("note", arm.name, key, message)
             continue
-        where = "here" if here else f"in {baseline.name}"
+        where = "here" if values else f"in {baseline.name}"
         reason = f"is searched {where} alone, and both arms have it: one of them is tuned and the other is not"
         if under(key, *INTERVENTION):
             yield Finding("note", arm.name, key, reason)

@@ -50,12 +50,12 @@ class DesignPoint:
         return self.built
 
     @property
-    def declared(self) -> frozenset[str]:
+    def intervened_keys(self) -> frozenset[str]:
         """Keys of the experiment that the levels set."""
         return frozenset(path for level in self.levels for path in level.paths)
 
 
-def cells_of(study: Study, document: ConfigNode, folder: Path, overrides: Sequence[str]) -> list[DesignPoint]:
+def design_points(study: Study, document: ConfigNode, folder: Path, overrides: Sequence[str]) -> list[DesignPoint]:
     """Every design point with its experiment, name and baseline. Raises InputError with all problems of all points.
 
     document: the tree that `study` was validated from; folder: where the study's file lies, for `extends`.
@@ -127,7 +127,7 @@ def _build(points: Sequence[DesignPoint], complete: bool) -> list[Problem]:
         group = [point for point in points if point.group == name]
         for problem in _redundant_overrides(group):
             points_by_problem.setdefault(problem, []).extend(group)
-    arms_in_grid, arms_by_key = {point.group for point in points if point.declared}, dict[str, set[str]]()
+    arms_in_grid, arms_by_key = {point.group for point in points if point.intervened_keys}, dict[str, set[str]]()
     for problem, affected in points_by_problem.items():
         arms_by_key.setdefault(problem.key, set()).update(point.group for point in affected)
     return [
@@ -144,7 +144,7 @@ def _redundant_overrides(group: Sequence[DesignPoint]) -> list[Problem]:
     return [
         problem
         for problem in redundant_overrides(built[0][0].node, built[0][1])
-        if not under(problem.key, *built[0][0].declared)
+        if not under(problem.key, *built[0][0].intervened_keys)
         and all(changes_nothing(point.node, experiment, problem.key) for point, experiment in built[1:])
     ]
 
@@ -157,8 +157,8 @@ def _with_arms(
     elsewhere: in other arms of the grid this key is no problem.
     """
     # A wrong level of a factor is wrong wherever it is used.
-    from_factor = all(under(problem.key, *point.declared) for point in affected)
-    factors = [path for path in affected[0].declared if under(path, problem.key)]
+    from_factor = all(under(problem.key, *point.intervened_keys) for point in affected)
+    factors = [path for path in affected[0].intervened_keys if under(path, problem.key)]
     if problem.message.startswith("unknown key") and factors and elsewhere:
         # Other arms have the key, so it is no slip of the pen, but a factor that these arms lack.
         lacking = some(list(dict.fromkeys(point.group for point in affected)))
@@ -166,7 +166,7 @@ def _with_arms(
         return Problem(message, factors[0], problem.location)
     spared = {point.group for point in points if point not in affected}
     names = [point.name if point.group in spared and not from_factor else point.group for point in affected]
-    if set(names) == {point.group for point in points if point.declared or not from_factor}:
+    if set(names) == {point.group for point in points if point.intervened_keys or not from_factor}:
         return problem
     return Problem(f"{problem.message} (in arm {some(list(dict.fromkeys(names)))})", problem.key, problem.location)
 
