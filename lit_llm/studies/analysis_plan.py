@@ -1,4 +1,4 @@
-"""The frozen analysis of a study: what was to be compared, and how, before the results; each change and look since.
+"""The frozen analysis of a study: what it compares, and how, fixed before the results; later changes and looks.
 
 ```
 <store>/studies/<study>/
@@ -7,7 +7,8 @@
   analysis.lock       held while either is written
 ```
 
-Nothing is refused: the report says whether the analysis is the frozen one, and what was changed after how many results.
+A change is never refused. The report says whether the analysis is the frozen one, else what changed after how many
+results.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ FROZEN, LOG, LOCK = "analysis.json", "analysis.jsonl", "analysis.lock"
 PATIENCE = 10.0
 """Seconds to wait for another process that writes a line."""
 COMPARED = ("metric", "margin", "correction", "variance", "baseline", "stratify_by", "front", "scaling", "gate")
-"""Keys of `compare` that decide what is called a difference, or passes; those that only name or print are left out."""
+"""Keys of `compare` that decide verdicts and the gate. Keys that only name or print are left out."""
 
 
 def analysis_of(ablation: Ablation) -> dict[str, Any]:
-    """Everything that decides what a study compares and what it calls a difference, as plain data."""
+    """The settings that decide a study's comparisons and verdicts, as plain data."""
     study = ablation.study
     compare = study.compare.model_dump(mode="json")
     return {
@@ -51,7 +52,7 @@ class Change:
     time: float
     """Seconds since 1970."""
     finished: int
-    """Runs that had finished then."""
+    """Runs that had finished at that time."""
     changes: Mapping[str, tuple[Any, Any]]
     """{key: (old value, new value)}."""
     analysed: int = 0
@@ -60,30 +61,30 @@ class Change:
 
 @dataclass(frozen=True)
 class InterimAnalysis:
-    """A look at a comparison that had at least one verdict."""
+    """A look at a comparison with at least one verdict."""
 
     time: float
     finished: int
     key: str
-    """Of the results and the analysis that were looked at: a second look at the same is none."""
+    """Digest of the results and of the analysis: a second look at the same is not logged."""
     seeds: int = 0
-    """The most seeds of any difference that was seen."""
+    """Largest number of seeds of any difference in the comparison."""
 
 
 @dataclass(frozen=True)
 class Registration:
-    """The frozen analysis and what became of it."""
+    """The frozen analysis with its later changes and looks."""
 
     plan: Mapping[str, Any]
-    """As it was frozen; empty where it cannot be read."""
+    """The analysis as it was frozen; empty where it cannot be read."""
     time: float
     """When it was frozen, in seconds since 1970."""
     finished: int
-    """Runs that had finished before: of other studies, or of this one where nothing was frozen when it began."""
+    """Runs that had finished before: other studies' runs, or this one's if it began without a frozen analysis."""
     changes: tuple[Change, ...] = ()
     interims: tuple[InterimAnalysis, ...] = ()
     problems: tuple[str, ...] = ()
-    """What cannot be read of it."""
+    """Damages of its files, as sentences."""
 
     @property
     def hash(self) -> str:
@@ -99,7 +100,7 @@ class Registration:
         return now
 
     def as_json(self) -> dict[str, Any]:
-        """What `report --json` prints under `analysis`. Keys may be added, none is renamed."""
+        """The object that `report --json` prints under `analysis`. Keys may be added, none is renamed."""
         return {
             "hash": self.hash,
             "frozen": self.time,
@@ -121,7 +122,7 @@ class Registration:
 
 
 def registration_of(folder: Path) -> Registration | None:
-    """What a study's folder holds; None where nothing was frozen. Damaged files become `problems`, never errors."""
+    """The registration in a study's folder; None where nothing was frozen. Damaged files become `problems`."""
     frozen, log = folder / FROZEN, folder / LOG
     if not frozen.exists() and not log.exists():
         return None
@@ -147,7 +148,7 @@ def registration_of(folder: Path) -> Registration | None:
 
 
 def _was_compared(folder: Path) -> bool:
-    """Whether a comparison with a verdict stands in a study's folder: then somebody has looked."""
+    """Whether a study's folder holds a comparison with a verdict, which somebody may have read."""
     try:
         rows = json.loads((folder / "comparison.json").read_text())["rows"]
         return any(row["verdict"] for row in rows)
@@ -156,7 +157,7 @@ def _was_compared(folder: Path) -> bool:
 
 
 def _events(log: Path, problems: list[str]) -> Iterator[Change | InterimAnalysis]:
-    """Every line that can be read; of the others, a problem with its line."""
+    """Events of the log. A line that cannot be read is added to `problems`."""
     try:
         lines = log.read_bytes().split(b"\n")
     except FileNotFoundError:
@@ -174,7 +175,7 @@ def _events(log: Path, problems: list[str]) -> Iterator[Change | InterimAnalysis
 
 
 def _check_seeds(plan: Mapping[str, Any]) -> None:
-    """Raise ValueError, TypeError or LookupError where no levels can be computed from what stands there."""
+    """Raise ValueError, TypeError or LookupError where a plan's seeds give no test levels."""
     seeds, more = plan["seeds"], plan["more_seeds"]
     numbers = [*seeds, *((more["max"], more["step"]) if more else ())]
     if not seeds or not all(isinstance(number, int) for number in numbers):
@@ -198,13 +199,16 @@ def _event(line: Mapping[str, Any]) -> Change | InterimAnalysis:
 def register(
     store: Store, ablation: Ablation, finished: Callable[[], int], analysed: Callable[[], int] = lambda: 0
 ) -> list[str]:
-    """Freeze the analysis of a study, or log how it differs from the one in force. Returns what kept it from that.
+    """Freeze the analysis of a study, or log how it differs from the one in force.
+
+    A study of one arm compares nothing and freezes nothing.
 
     Args:
-        finished: counts the runs of the study that have finished; called where something is written.
-        analysed: likewise, seeds of the last look at the rounds in force before.
+        finished: counts the study's finished runs; called only when something is written.
+        analysed: counts the seeds of the last look under the analysis in force; likewise.
 
-    A study without a comparison, of one arm, has nothing to freeze.
+    Returns:
+        Why nothing could be written, as sentences; empty on success.
     """
     if not _compares(ablation):
         return []
@@ -224,9 +228,12 @@ def register(
 
 
 def log_interim(store: Store, ablation: Ablation, comparison: Comparison) -> list[str]:
-    """Log a look at a comparison that has a verdict, once for the same results. Returns what kept it from that.
+    """Log a look at a comparison with a verdict, once for the same results.
 
-    A study whose analysis was never frozen, for it never ran in this store, has no log.
+    A study that never ran in this store has no frozen analysis and no log.
+
+    Returns:
+        Why nothing could be written, and damages of the log, as sentences.
     """
     folder = store.study(ablation.study.study)
     if not (folder / FROZEN).exists() or not any(row.verdict for row in comparison.rows):
@@ -246,18 +253,18 @@ def log_interim(store: Store, ablation: Ablation, comparison: Comparison) -> lis
 
 
 def interim_key(ablation: Ablation, comparison: Comparison) -> str:
-    """The same for two looks at the same results by the same analysis."""
+    """Digest of the results and of the analysis that judges them."""
     seen = [[row.arm, row.seeds, row.mean, row.deviation, dict(row.states)] for row in comparison.rows]
     return fingerprint({"seen": seen, "analysis": analysis_of(ablation)})
 
 
 def finished_of(comparison: Comparison) -> int:
-    """Runs that have ended with a result, divergence included."""
+    """Number of runs that have ended with a result, divergence included."""
     return sum(row.states.get("done", 0) + row.states.get("diverged", 0) for row in comparison.rows)
 
 
 def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """{key: [old value, new value]} of what differs."""
+    """{key: [old value, new value]} of the keys that differ."""
     return {key: [old.get(key), new.get(key)] for key in (*old, *(set(new) - set(old))) if old.get(key) != new.get(key)}
 
 
@@ -266,7 +273,7 @@ def _compares(ablation: Ablation) -> bool:
 
 
 def _append(log: Path, event: Mapping[str, Any]) -> None:
-    """One line, after the rest of a line that a killed process may have left."""
+    """Append one line, and end the half line that a killed process may have left."""
     with log.open("a+b") as file:
         torn = b""
         if file.seek(0, 2):
@@ -285,7 +292,7 @@ def _now() -> float:
 
 
 def earlier_plans(registration: Registration | None) -> Sequence[tuple[Mapping[str, Any], int]]:
-    """The seeds of each analysis but the one in force, with the seeds of the last look under it."""
+    """Each analysis before the one in force, with the number of seeds at the last look under it."""
     if registration is None or not registration.plan:
         return ()
     plans, now, since = [], dict(registration.plan), 0.0
@@ -299,13 +306,13 @@ def earlier_plans(registration: Registration | None) -> Sequence[tuple[Mapping[s
 
 
 def seeds_analysed_fixed(registration: Registration) -> int:
-    """Seeds of the last look under the analysis in force, of a study whose number of seeds is fixed."""
+    """Number of seeds at the last look under the analysis in force, for a fixed number of seeds."""
     changes = [change.time for change in registration.changes if {"seeds", "more_seeds"} & change.changes.keys()]
     return _seeds_analysed_between(registration.current, registration, max(changes, default=0.0), float("inf"))
 
 
 def _seeds_analysed_between(plan: Mapping[str, Any], registration: Registration, since: float, until: float) -> int:
-    """Seeds of a study without rounds, where a comparison of all of them was looked at in that time."""
+    """Number of seeds at the last look between two times, for an analysis without rounds; else 0."""
     if plan.get("more_seeds"):
         return 0
     seen = [interim.seeds for interim in registration.interims if since <= interim.time <= until]

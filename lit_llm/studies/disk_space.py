@@ -1,4 +1,4 @@
-"""Whether what a study will write fits on its disk. Loads no torch."""
+"""Check of the free disk space before a study runs. Loads no torch."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from lit_llm.store.store import Stage, Store
 from lit_llm.training.memory import checkpoint_bytes, weights_bytes
 
 BYTES_OF_TEXT = 8
-"""More than those of a token of any tokenizer, on average."""
+"""Bytes of text per token: more than any tokenizer has on average."""
 
 
 def check_free_space(store: Store, stages: Iterable[tuple[Experiment, Trained, Stage]], max_parallel: int) -> None:
-    """Raise InputError, with the numbers, where the disk is clearly too small for what is still to be done.
+    """Raise InputError, with the numbers, where the disk is clearly too small for the stages without a result.
 
-    stages: those that train, as (experiment, section, place in the store). Counted are the weights of all that have no
-    result, the checkpoints of the largest `max_parallel` of them, and the tokens of texts that are not tokenised yet:
-    no more than is written in any case.
+    It counts a lower bound: the weights of these stages, the checkpoints of the largest `max_parallel` of them, and
+    the tokens of texts that are not tokenised yet.
+
+    Args:
+        stages: stages that train, as (experiment, section, place in the store).
     """
     todo = {stage.fingerprint: (one, after, stage) for one, after, stage in stages if stage.result() is None}
     weights, checkpoints, sizes = 0.0, list[float](), dict[str, tuple[float, float]]()
@@ -52,7 +54,7 @@ def check_free_space(store: Store, stages: Iterable[tuple[Experiment, Trained, S
 
 
 def _bytes_of_tokens(experiments: dict[str, Experiment], folder: Path) -> float:
-    """Of the texts that are not tokenised yet."""
+    """Bytes that the texts without tokens will take once tokenised."""
     from lit_llm.data.prepare import is_prepared
 
     return sum(

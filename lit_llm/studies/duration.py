@@ -1,4 +1,4 @@
-"""How long a study would take here, and whether as many runs at once fit into memory. Loads no torch."""
+"""Estimates of a study's duration on this machine, and of the memory of its parallel runs. Loads no torch."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ MICRO_BATCH = "pretrain.training.execution.micro_batch_size"
 
 
 def steps_of(plan: Plan, max_parallel: int) -> dict[str, Timed]:
-    """{key: step} of every distinct step that this plan's runs take."""
+    """{key: step} of every distinct training step in this plan."""
     used = parallel_runs(plan, max_parallel)
     return {timed.key: timed for planned in plan.arms for timed in _steps(planned, used).values()}
 
 
 def _steps(planned: PlannedArm, used: int) -> dict[str, Timed]:
-    """{stage: its step} of an arm, its sources' pretrainings by the names of their stages."""
+    """{stage: its step} of an arm, including the pretrainings of its sources."""
     experiment = planned.arm.experiment
     steps: dict[str, Timed] = {
         stage: Timed(experiment, stage, setting_of(experiment.section(stage).training, used))
@@ -42,12 +42,12 @@ def _steps(planned: PlannedArm, used: int) -> dict[str, Timed]:
 
 
 def parallel_runs(plan: Plan, max_parallel: int) -> int:
-    """No more runs at once than there are computations."""
+    """Number of parallel runs, at most the number of distinct computations."""
     return min(max_parallel, len({name for planned in plan.arms for name in planned.fingerprints}))
 
 
 def timings_of(plan: Plan, max_parallel: int, store: Store) -> dict[str, StepTiming]:
-    """{key: its timing} of the steps that were measured, or that finished runs of this plan have taken."""
+    """{key: timing} of the steps that were measured, or taken from finished runs of this plan."""
     used = parallel_runs(plan, max_parallel)
     timings = dict[str, StepTiming]()
     for planned in plan.arms:
@@ -63,16 +63,16 @@ def timings_of(plan: Plan, max_parallel: int, store: Store) -> dict[str, StepTim
 
 
 def _step_seconds(stage: Stage) -> float | None:
-    """What a step of a finished stage has taken; None where it has not finished, or has trained no step."""
+    """Mean seconds of a step of a finished stage; None where it has not finished, or has trained no step."""
     result = stage.result() or {}
     seconds, steps = (result.get("seconds") or {}).get("training"), result.get("steps")
     return seconds / steps if seconds and steps else None
 
 
 def estimated(plan: Plan, max_parallel: int, timings: Mapping[str, StepTiming], store: Store) -> Plan:
-    """The plan with its estimate, where the time of every step is known, and with a finding where memory is too small.
+    """The plan with its estimate, if every step has a timing, and with findings where memory is too small.
 
-    max_parallel: runs at once; timings: as `timings_of`. Runs with a result in `store` take no time.
+    timings: from `timings_of`. Runs with a result in `store` take no time.
     """
     used = parallel_runs(plan, max_parallel)
     findings = (*plan.findings, *memory_findings(plan, used, timings.values()))
@@ -85,7 +85,7 @@ def estimated(plan: Plan, max_parallel: int, timings: Mapping[str, StepTiming], 
         seconds: dict[str, float] = {name: timings[timed.key].seconds for name, timed in steps.items()}
         trained = {stage: seconds[stage] for stage in experiment.trained}
         seconds_of_run = seconds_of(experiment, trained, _rows(experiment, store), _held_out(experiment, store))
-        # More threads than cores take turns; what is timed are runs with cores of their own.
+        # Runs are timed with a core for each thread; more threads than cores take turns.
         setting = steps["pretrain"].setting
         turns = max(1.0, used * setting.threads / cores()) if setting.device == "cpu" else 1
         before = {
@@ -114,7 +114,7 @@ def estimated(plan: Plan, max_parallel: int, timings: Mapping[str, StepTiming], 
 
 
 def _rows(experiment: Experiment, store: Store) -> PaddedBatch | None:
-    """Means over batches of the finetuning, where the examples are tokenised already."""
+    """Mean sizes of a finetuning batch; None where the examples are not tokenised yet."""
     examples = prepared_examples(experiment, store)
     if experiment.finetune is None or examples is None:
         return None
@@ -130,7 +130,7 @@ def _rows(experiment: Experiment, store: Store) -> PaddedBatch | None:
 
 
 def _held_out(experiment: Experiment, store: Store) -> dict[str, int] | None:
-    """Tokens that each source holds out, where the text is tokenised already."""
+    """Validation tokens of each source; None where the text is not tokenised yet."""
     from lit_llm.data.prepare import is_prepared, open_prepared
 
     digest = identity_of_data(experiment).digest
@@ -141,10 +141,10 @@ def _held_out(experiment: Experiment, store: Store) -> dict[str, int] | None:
 
 
 def memory_findings(plan: Plan, max_parallel: int, timings: Collection[StepTiming]) -> list[Finding]:
-    """A note for the arm that takes most, where `max_parallel` runs of the largest arms do not fit; else nothing.
+    """A note for the largest arm where `max_parallel` runs of the largest arms do not fit into memory.
 
-    Of main memory counts what is free now, of a GPU's what it has. Each process is counted with what it takes before
-    there is a model, although forked runs share most of that.
+    The limit is the free main memory, or the whole memory of a GPU. Each process counts with its resident memory
+    before a model exists, although forked runs share most of that.
     """
     findings = []
     for device in ("cpu", "cuda"):
@@ -165,7 +165,7 @@ def memory_findings(plan: Plan, max_parallel: int, timings: Collection[StepTimin
 
 
 def _too_large(largest: PlannedArm, available: int, max_parallel: int, fitting: int) -> tuple[str, str]:
-    """(key, message) with the next step."""
+    """(key, message) of the finding, with the next step."""
     training = largest.arm.experiment.pretrain.training
     needed, free = f"a run needs {largest.cost.memory_bytes / 1e9:.3g} GB", f"{available / 1e9:.3g} GB are available"
     if fitting:

@@ -1,6 +1,4 @@
-"""What a design shows: which effects can be read off which arms, what a fraction cannot tell apart, and which arms
-differ in the learning rate alone.
-"""
+"""Effects that a design can estimate, aliases of a fraction, and groups of arms that differ in the learning rate alone."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ from lit_llm.studies.load import Ablation, Arm
 
 
 def layouts(ablation: Ablation) -> list[Layout]:
-    """One for each named arm in the grid and, where `compare.stratify_by` begins anew, each level of those factors.
+    """Layouts of two-level effects: one for each named arm in the grid and each level of `compare.stratify_by`.
 
     Empty for other designs, for factors of more levels, and where combinations are excluded.
     """
@@ -41,7 +39,7 @@ def layouts(ablation: Ablation) -> list[Layout]:
 
 
 def factor_layouts(ablation: Ablation) -> list[FactorLayout]:
-    """The same of full factorials in which a factor has more than two levels; empty for all others."""
+    """Layouts of full factorials with a factor of more than two levels; empty for other designs."""
     grid, within = ablation.study.grid, ablation.study.compare.stratify_by
     factors = {name: labels for name, labels in ablation.factors.items() if name not in within}
     if grid is None or grid.design != "factorial" or grid.exclude or all(len(x) == 2 for x in factors.values()):
@@ -50,7 +48,7 @@ def factor_layouts(ablation: Ablation) -> list[FactorLayout]:
 
 
 def _arms_by_level(ablation: Ablation, factors: Mapping[str, Sequence[str]]) -> dict[str, dict[str, tuple[int, ...]]]:
-    """{group: {arm: the number of its level of each factor}}"""
+    """{group: {arm: index of its level of each factor}}"""
     groups: dict[str, dict[str, tuple[int, ...]]] = {}
     short, within = short_names(list(ablation.factors)), ablation.study.compare.stratify_by
     for arm in ablation.arms:
@@ -62,7 +60,7 @@ def _arms_by_level(ablation: Ablation, factors: Mapping[str, Sequence[str]]) -> 
 
 
 def _contrasts(ablation: Ablation, factors: Mapping[str, Sequence[str]]) -> tuple[Contrast, ...]:
-    """Main effects, then interactions: of a fraction those that were asked for, else those of all pairs."""
+    """Main effects, then interactions: the requested ones in a fraction, else all pairs."""
     grid, names = ablation.study.grid, list(factors)
     assert grid is not None
     fraction = grid.fraction
@@ -77,13 +75,13 @@ def _contrasts(ablation: Ablation, factors: Mapping[str, Sequence[str]]) -> tupl
 
 
 LEARNING_RATES = (".optimizer.lr", ".optimizer.adamw.lr")
-"""How a key that is one ends; the second is that of Muon's AdamW."""
+"""Endings of keys that are learning rates; the second is that of Muon's AdamW."""
 
 
 def lr_factors(ablation: Ablation) -> list[LRFactor]:
-    """One for each factor that is a learning rate, with its groups of two arms or more.
+    """Factors that are learning rates, each with its groups of two arms or more.
 
-    A group is called by what its arms have in common, and compared with the group of their baselines.
+    A group is named by what its arms have in common, and compared with the group of their baselines.
     """
     grid, factors = ablation.study.grid, []
     short, first = short_names(list(ablation.factors)), {name: labels[0] for name, labels in ablation.factors.items()}
@@ -120,7 +118,7 @@ def _value(arm: Arm, key: str) -> Any:
 
 
 def design_json(ablation: Ablation) -> dict[str, Any] | None:
-    """The design of the grid as plain data: factors, levels and, of a fraction, what is aliased with what.
+    """The design of the grid as plain data: factors, levels and the aliases of a fraction.
 
     `aliases` holds every main effect and every two-factor interaction, each with its aliases of up to two factors and,
     as `further`, the number of the others. An estimate is the sum of an effect and its aliases, with their signs.

@@ -1,4 +1,4 @@
-"""Executes the stages that runs need, so many at once, each in a process of its own and after those it begins with."""
+"""Executes the stages of runs in parallel processes, each stage after its parents."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Execution:
     supervision: Supervision
 
     def round(self, chosen: Sequence[Run], todo: Sequence[Work]) -> bool:
-        """Run what these runs need; returns whether it was interrupted."""
+        """Execute `todo` and repair stage configs of `chosen`; returns whether it was interrupted."""
         for run, step in todo:
             save_stage_config(self.store, step.node, run.experiment)
         for run in chosen:
@@ -44,7 +44,7 @@ class Execution:
         return self.execute(todo) if todo else False
 
     def execute(self, todo: Sequence[Work]) -> bool:
-        """Run them all; returns whether it was interrupted."""
+        """Execute all stages; returns whether it was interrupted."""
         waiting, running = list(todo), dict[str, Work]()
         supervisor = Supervisor(self.store, self.supervision, self.observer)
 
@@ -73,13 +73,13 @@ class Execution:
         return False
 
     def _tasks(self, waiting: list[Work], running: dict[str, Work]) -> Iterator[Task | None]:
-        """Each stage when the one it begins with is done; never where that has ended otherwise."""
+        """Yield each stage once its parents are done, never after a parent that ended otherwise."""
 
         def begins_with(work: Work) -> set[str]:
-            """What has yet to be done before it."""
+            """Fingerprints of its parents that are not done."""
             return {name for name in work[1].node.parents if self.store.stage(name).status()["state"] != "done"}
 
-        while waiting or running:  # what is running may have to be begun again
+        while waiting or running:  # a running stage may be restarted
             for work in waiting:
                 if begins_with(work):
                     continue
@@ -100,15 +100,17 @@ class Execution:
 
 
 def note_end(stage: Stage, outcome: Outcome, observer: Observer) -> None:
-    """Write down what has ended a process that could not do so itself: killed from outside, dead before it began, or
-    without a disk to write on. Raises DiskError where the store is gone."""
+    """Record why a process ended when it could not do so itself: it was killed, died early, or had no disk.
+
+    Raises DiskError where the store is gone.
+    """
     if outcome.status not in ("killed", "raised"):
         return
     if (problem := disk_problem_of(outcome)) is not None:
-        check_there(stage.store)  # what is written of it would make another in its place
-        observer.message(f"{outcome.task.name}: {problem}")  # it has written that down itself, or could not
+        check_there(stage.store)  # writing would create a new store in its place
+        observer.message(f"{outcome.task.name}: {problem}")  # the process has recorded it, or could not
         return
-    with suppress(Busy), stage.claim():  # else it was waiting for another study, which goes on with the stage
+    with suppress(Busy), stage.claim():  # Busy: another study goes on with the stage
         if stage.result() is None:
             # A kill can be answered by going on from the last checkpoint; an error would only come again.
             state: Literal["interrupted", "failed"] = "interrupted" if outcome.status == "killed" else "failed"
@@ -116,13 +118,13 @@ def note_end(stage: Stage, outcome: Outcome, observer: Observer) -> None:
 
 
 def disk_problem_of(outcome: Outcome) -> str | None:
-    """What was wrong with the disk that a process could not write on; None where that was not what has ended it."""
+    """The disk error that ended a process; None where it ended for another reason."""
     kind = f"{DiskError.__name__}: "
     raised = outcome.status == "raised" and outcome.error is not None and outcome.error.startswith(kind)
     return outcome.error.removeprefix(kind) if raised and outcome.error else None
 
 
 def report_news(follower: SyncThread, observer: Observer) -> None:
-    """Pass on what keeps MLflow from being up to date, once."""
+    """Report once why MLflow is not up to date."""
     if news := follower.take_news():
         observer.message(news)

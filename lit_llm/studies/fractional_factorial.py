@@ -1,9 +1,9 @@
-"""Fractions of a two-level factorial: which combinations to run, and which effects they cannot tell apart.
+"""Fractions of a two-level factorial: which combinations to run, and which effects are aliased.
 
 In a fraction of 2^k combinations the level of each factor is the sum, modulo 2, of some of k independent bits: its
 column. Factors whose columns add up to nothing are a word of the defining relation; the length of the shortest word is
 the resolution; an effect is aliased with what it makes with each word. All bits zero is the combination of all first
-levels, the baseline: it is always there.
+levels, the baseline, which every fraction contains.
 
 Source: Box, Hunter and Hunter, Statistics for Experimenters, 2nd ed., chapter 6; NIST/SEMATECH e-Handbook, 5.3.3.4.
 Sets of factors and of bits are integers here, bit i for the i-th.
@@ -19,13 +19,13 @@ from functools import cache, cached_property
 from math import comb
 
 LETTERS = "ABCDEFGHJKLMNOPQ"
-"""Of the factors, in their order; I is the identity of the defining relation."""
+"""Letters of the factors, in their order; I is the identity of the defining relation."""
 MOST = 15
-"""Factors of a fraction; the search for designs of more would take minutes."""
+"""Largest number of factors of a fraction; a search with more would take minutes."""
 _PATIENCE = 400_000
-"""Words that are looked at for the best design of a size; up to 9 factors, that is every design there is."""
+"""Words that the search for the best design of a size visits; up to 9 factors that covers every design."""
 _PLACINGS = 300
-"""Ways to give the factors of the wanted interactions their columns that are tried in one design."""
+"""Assignments of columns to the factors of requested interactions that are tried in one design."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Fraction:
         return self.words[0].bit_count()
 
     def aliases(self, effect: int) -> list[int]:
-        """The effects that cannot be told from this one, those of the fewest factors first."""
+        """Effects aliased with this one, those of the fewest factors first."""
         return sorted((effect ^ word for word in self.words), key=by_size)
 
     def is_clear(self, effect: int) -> bool:
@@ -67,18 +67,18 @@ class Fraction:
 
 
 def sign(effect: int, alias: int) -> int:
-    """With which sign an alias enters the estimate: levels are coded -1 and +1, and the baseline is all -1."""
+    """Sign of an alias in the estimate. Levels are coded -1 and +1, the baseline is all -1."""
     return -1 if (effect ^ alias).bit_count() % 2 else 1
 
 
 def by_size(effect: int) -> tuple[int, list[int]]:
-    """The order A, B, .., AB, AC, .., BC, .."""
+    """Sort key for the order A, B, .., AB, AC, .., BC, .."""
     members = members_of(effect)
     return len(members), members
 
 
 def members_of(effect: int) -> list[int]:
-    """The numbers of its factors."""
+    """Indices of the factors of an effect."""
     return [i for i in range(effect.bit_length()) if effect >> i & 1]
 
 
@@ -87,12 +87,12 @@ def effect_of(*factors: int) -> int:
 
 
 def lettered(effect: int) -> str:
-    """`ABD`."""
+    """An effect in letters, `ABD`."""
     return "".join(LETTERS[i] for i in members_of(effect))
 
 
 def aliases_in_letters(fraction: Fraction, effect: int) -> str:
-    """`−BD −CE ...`: main effects and two-factor interactions with their signs, `...` for those of more factors."""
+    """Aliases as `−BD −CE ...`: main effects and two-factor interactions with signs, `...` for more factors."""
     aliases = fraction.aliases(effect)
     short = [f"{'+' if sign(effect, a) > 0 else '−'}{lettered(a)}" for a in aliases if a.bit_count() <= 2]
     return " ".join(short + ["..."] * (len(short) < len(aliases)))
@@ -102,8 +102,8 @@ def aliases_in_letters(fraction: Fraction, effect: int) -> str:
 def find(factors: int, resolution: int, clear: tuple[int, ...] = (), size: int | None = None) -> Fraction | None:
     """The fraction of least aberration (the fewest short words) in which every effect of `clear` is clear.
 
-    size: number of combinations, a power of two; the smallest that has the resolution when None. None is returned where
-    there is no such fraction. The same arguments always give the same fraction.
+    size: number of combinations, a power of two; the smallest with this resolution when None. Returns None where no
+    such fraction exists. The same arguments always give the same fraction.
     """
     for bits in range(2, factors) if size is None else [size.bit_length() - 1]:
         if fraction := _best(factors, bits, resolution, clear):
@@ -114,7 +114,7 @@ def find(factors: int, resolution: int, clear: tuple[int, ...] = (), size: int |
 
 
 def _best(factors: int, bits: int, resolution: int, clear: tuple[int, ...]) -> Fraction | None:
-    # From the highest resolution downwards: there are few designs of it, so they are all looked at.
+    # From the highest resolution downwards: it has few designs, so the search covers all of them.
     candidates = (_least_aberration(factors, bits, high, clear) for high in range(factors, resolution - 1, -1))
     return next(filter(None, candidates), None)
 
@@ -136,7 +136,7 @@ def _least_aberration(factors: int, bits: int, resolution: int, clear: tuple[int
 
 
 def _sums(generators: Sequence[int]) -> list[int]:
-    """All words that some generators make together."""
+    """All products of generators, as words."""
     words = [0]
     for generator in generators:
         words += [word ^ generator for word in words]
@@ -144,9 +144,9 @@ def _sums(generators: Sequence[int]) -> list[int]:
 
 
 def _designs(factors: int, bits: int, resolution: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Generators and all words of every design up to a change of names; the first factors are the bits.
+    """Generators and words of every design up to renaming of factors; the first factors are the bits.
 
-    Generators come in order of falling length, so the first one may be taken to be of the first bits.
+    Generators come in order of falling length, so the first one can be restricted to the first bits.
     """
     lengths = range(bits, max(resolution - 1, 2) - 1, -1)
     sums = [effect_of(*chosen) for length in lengths for chosen in itertools.combinations(range(bits), length)]
@@ -174,14 +174,14 @@ def _designs(factors: int, bits: int, resolution: int) -> Iterator[tuple[list[in
 
 
 def _possible(factors: int, bits: int, resolution: int) -> bool:
-    """Whether the combinations are enough for the effects that have to be told apart (the bound of Rao)."""
+    """Whether there are enough combinations for this resolution (bound of Rao)."""
     half, odd = divmod(resolution - 1, 2)
     least = sum(comb(factors, i) for i in range(half + 1)) + odd * comb(factors - 1, half)
     return least <= 1 << bits
 
 
 def _placed(columns: Sequence[int], clear: tuple[int, ...]) -> list[int] | None:
-    """Which column each factor takes, so that the effects of `clear` are clear; None where no such order was found."""
+    """The column of each factor such that the effects of `clear` are clear; None where the search finds none."""
     sums = Counter(a ^ b for a, b in itertools.combinations(columns, 2))
     aliased = {column for column, number in sums.items() if number > 1} | set(columns)
     pairs = [frozenset(j for j, b in enumerate(columns) if b != a and a ^ b not in aliased) for a in columns]
@@ -194,7 +194,7 @@ def _placed(columns: Sequence[int], clear: tuple[int, ...]) -> list[int] | None:
 
 @cache
 def _embedded(fine: tuple[frozenset[int], ...], clear: tuple[int, ...]) -> dict[int, int] | None:
-    """{factor: column} for the factors of `clear`. fine: for each column those with which its interaction is clear."""
+    """{factor: column} for the factors of `clear`. fine: for each column, the columns of clear interactions with it."""
     wanted = [members_of(effect) for effect in clear]
     partners = {i: {j for pair in wanted if i in pair for j in pair if j != i} for pair in wanted for i in pair}
     involved = sorted(partners, key=lambda factor: (-len(partners[factor]), factor))  # the hardest to place first

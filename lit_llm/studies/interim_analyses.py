@@ -1,4 +1,4 @@
-"""The looks of a study that adds seeds in rounds, with those that were taken before its number of seeds was changed."""
+"""Interim analyses of a study that adds seeds in rounds, including those before its number of seeds changed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from lit_llm.studies.analysis_plan import Registration, earlier_plans, seeds_ana
 from lit_llm.studies.load import Ablation
 
 ResultsOf = Callable[[Sequence[int]], Sequence[RunResult]]
-"""The results of every arm with these seeds, as the store has them."""
+"""Reads the results of every arm with the given seeds from the store."""
 
 
 def interims_of(ablation: Ablation, registration: Registration | None, results_of: ResultsOf) -> Looks | None:
-    """How seeds are added and looked at; None for a study whose number of seeds is fixed.
+    """The interim analyses of a study; None where its number of seeds is fixed.
 
-    A change of `seeds` or `more_seeds` that is not logged yet counts like one that is: the looks up to now are past.
+    A change of `seeds` or `more_seeds` counts even before it is logged: all looks up to now are past.
     """
     study = ablation.study
     if study.more_seeds is None:
@@ -32,14 +32,14 @@ def interims_of(ablation: Ablation, registration: Registration | None, results_o
 
 
 def comparisons_of(ablation: Ablation, corrected: bool) -> int:
-    """Arms that share the 5% of a study; 1 where each has its own."""
+    """Number of arms that share the 5% of a study; 1 without a correction."""
     if not corrected:
         return 1
     return max(1, len({arm.name for arm in ablation.arms if arm.name != arm.baseline}))
 
 
 def procedure_of(ablation: Ablation, plan: Mapping[str, Any] = {}) -> Procedure:
-    """How a study judges differences; by a frozen analysis, where one is given."""
+    """The procedure that judges differences, by the frozen analysis `plan` where one is given."""
     compare = ablation.study.compare
     families = {arm.name: arm.experiment.model.family for arm in ablation.arms}
     return Procedure(
@@ -51,14 +51,14 @@ def procedure_of(ablation: Ablation, plan: Mapping[str, Any] = {}) -> Procedure:
 
 
 def seeds_analysed_in_force(ablation: Ablation, registration: Registration | None, results_of: ResultsOf) -> int:
-    """Seeds of the last look under the analysis that is in force by the log, which a study file may differ from."""
+    """Number of seeds at the last look under the logged analysis, if the study file differs from it; else 0."""
     if registration is None or not registration.plan or not _differs(registration.current, ablation):
         return 0
     plan = registration.current
     rounds = _rounds(plan, *_past([*earlier_plans(registration)], all_seeds(plan)))
     if rounds is None:
         return seeds_analysed_fixed(registration)
-    # By the metric and the procedure of then: another margin may decide an arm earlier or later.
+    # With the metric and procedure of that analysis: another margin may decide an arm earlier or later.
     procedure = procedure_of(ablation, plan)
     interims = Looks(all_seeds(plan), rounds, comparisons_of(ablation, procedure.correction != "none"))
     statuses = in_rounds(
@@ -68,7 +68,7 @@ def seeds_analysed_in_force(ablation: Ablation, registration: Registration | Non
 
 
 def all_seeds(plan: Mapping[str, Any]) -> tuple[int, ...]:
-    """Seeds that there may be by a frozen analysis, in the order in which they are added."""
+    """All seeds that a frozen analysis may use, in the order in which they are added."""
     seeds, more = plan["seeds"], plan["more_seeds"]
     further = max(0, more["max"] - len(seeds)) if more else 0
     return (*seeds, *range(max(seeds) + 1, max(seeds) + 1 + further))
@@ -86,7 +86,7 @@ def _rounds(plan: Mapping[str, Any], past: tuple[PastLooks, ...], lost: float) -
 
 
 def _past(seen: Sequence[tuple[Mapping[str, Any], int]], seeds: Sequence[int]) -> tuple[tuple[PastLooks, ...], float]:
-    """The looks under earlier analyses, and the share of the level that went to looks at seeds that are gone."""
+    """Looks under earlier analyses, and the share of the level spent on seeds that are no longer used."""
     past, lost = tuple[PastLooks, ...](), 0.0
     for plan, analysed in seen:
         if not analysed:

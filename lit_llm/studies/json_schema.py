@@ -12,23 +12,23 @@ _BASELINE = {"description": "The arm that this one is compared with; its own nam
 
 
 def experiment_schema() -> dict[str, Any]:
-    """Of an experiment file, which may leave to its `extends` whatever it does not change."""
+    """JSON Schema of an experiment file. All keys are optional, as `extends` may supply them."""
     schema: dict[str, Any] = _all_optional(Experiment.model_json_schema())
     schema["properties"]["extends"] = EXTENDS
     return schema
 
 
 def study_schema() -> dict[str, Any]:
-    """Of a study file; `base` and the arms hold the keys of an experiment."""
+    """JSON Schema of a study file, in which `base` and the arms hold the keys of an experiment."""
     study = with_keys(Study.model_json_schema(), {"grid": _GRID, "baseline": _BASELINE})
-    # What a study does not say itself it has from the one that it is like.
+    # The study named by `extends_study` supplies what is absent.
     study["anyOf"] = [{"required": [key]} for key in ("question", "extends_study")]
     study["required"] = ["study"]
     return study
 
 
 def with_keys(schema: dict[str, Any], of_arm: dict[str, Any]) -> dict[str, Any]:
-    """The schema of a file with `base` and `arms`, which hold the keys of an experiment; an arm some more."""
+    """Add the keys of an experiment to the `base` and `arms` of a file's schema, and `of_arm` to the arms."""
     experiment = _all_optional(Experiment.model_json_schema())
     definitions = schema.get("$defs", {}) | experiment.pop("$defs")
     arm = experiment | {"properties": experiment["properties"] | {"extends": EXTENDS, **of_arm}}
@@ -40,7 +40,7 @@ def with_keys(schema: dict[str, Any], of_arm: dict[str, Any]) -> dict[str, Any]:
 
 
 def _all_optional(schema: Any) -> Any:
-    """The schema without `required`: a layer of a configuration says only what it changes."""
+    """The schema without `required`: a layer of a configuration holds only its changes."""
     if isinstance(schema, dict):
         return {key: _all_optional(value) for key, value in schema.items() if key != "required"}
     return [_all_optional(item) for item in schema] if isinstance(schema, list) else schema

@@ -11,13 +11,13 @@ from lit_llm.studies.design.factors import short_names
 from lit_llm.studies.schema import METRICS, is_metric
 
 COURSES = (TRAIN_LOSS.name, GRAD_NORM.name)
-"""Metrics that are drawn over a training, and not compared."""
+"""Metrics that are drawn over a training, never compared."""
 
 
 def check_labels(
     labels: Mapping[str, str], arms: Sequence[str], factors: Mapping[str, Sequence[str]], document: ConfigNode
 ) -> None:
-    """Raise InputError for every name that the study has not, for labels without a letter and for arms named alike.
+    """Raise InputError for names that the study does not have, empty labels, and arms with the same label.
 
     arms: names of arms and of named arms; factors: {key: labels of its levels}.
     """
@@ -41,7 +41,7 @@ def check_labels(
 
 
 def _same_labels(labels: Mapping[str, str], arms: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Arms with a label that is another arm's."""
+    """Pairs of arms with the same printed name."""
     seen: dict[str, str] = {}
     for arm in arms:
         printed = labels.get(arm, arm)
@@ -51,7 +51,7 @@ def _same_labels(labels: Mapping[str, str], arms: Sequence[str]) -> Iterator[tup
 
 
 def _factor_names(factors: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """Keys, their short names, levels, and levels with their factor."""
+    """Keys of factors, their short names, levels, and `factor=level` names."""
     for key, short in short_names(list(factors)).items():
         yield from (key, short, *factors[key])
         yield from (f"{name}={level}" for name in (key, short) for level in factors[key])

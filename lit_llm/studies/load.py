@@ -1,4 +1,4 @@
-"""From a study file to its arms: every point of the study, each with the experiment it stands for."""
+"""Reads a study file into its arms, each with its experiment."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ from lit_llm.studies.schema import OF_SOURCE, Compare, Study
 
 @dataclass(frozen=True)
 class Arm:
-    """One point of a study without its seed."""
+    """One arm of a study: an experiment without its seed."""
 
     name: str
     group: str
-    """The named arm that it was crossed from."""
+    """The named arm that was crossed with the factors."""
     levels: Mapping[str, str]
     """The label of each factor's level; empty where the grid does not apply."""
     baseline: str
-    """Name of the arm it is compared with; its own for a baseline."""
+    """Name of the arm to compare with; a baseline names itself."""
     experiment: Experiment
     intervened_keys: frozenset[str] = frozenset()
-    """Keys that its factors set."""
+    """Keys that the factors set."""
     matched_keys: Mapping[str, list[Any]] = field(default_factory=dict)
-    """{key: [before, after]} of what matching it with its baseline has moved."""
+    """{key: [before, after]} of the keys that matching with the baseline has moved."""
     residual: float = 0.0
-    """What is left of the difference in the matched quantity, relative to the baseline's."""
+    """Difference in the matched quantity after matching, relative to the baseline's."""
     keys: ConfigNode = field(default=ConfigNode({}), compare=False, repr=False)
-    """What the experiment was made of, for the places of what turns out to be wrong only later."""
+    """Tree of the experiment's keys, with the file and line of each for later errors."""
 
     def seeded(self, seed: int) -> Experiment:
         """The arm's experiment with this seed."""
@@ -58,7 +58,7 @@ class Arm:
 
     @cached_property
     def computation(self) -> str:
-        """What it computes, whatever its name and its seeds; needs the corpus's digest."""
+        """Fingerprint of the computation, independent of names and seeds; reads the corpus for its digest."""
         return fingerprint([node.fingerprint for node in stage_graph(self.experiment)])
 
     @cached_property
@@ -69,43 +69,46 @@ class Arm:
 
 @dataclass(frozen=True)
 class SearchedKeys:
-    """What a sweep searches in one arm, for the audit."""
+    """Keys that a sweep searches in one arm, for the audit."""
 
     ranges: Mapping[str, str]
-    """{key: its values as the file has them}; several where parameters under other conditions set one key."""
+    """{key: its values as written in the file}; several where parameters under different conditions set one key."""
     ends: tuple[tuple[str, Experiment], ...] = ()
     """(key, experiment) at both ends of each parameter, within the constraints; empty where nothing is trained."""
     traded: bool = False
-    """Whether a cost is one of several goals, so that the answer is a front and not a winner."""
+    """Whether a cost is one of several goals, so that the result is a Pareto front."""
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """A study file, understood."""
+    """A study file with its arms."""
 
     study: Study
     arms: tuple[Arm, ...]
     overrides: tuple[str, ...] = ()
-    """What `-o` has changed beside the file."""
+    """Keys and values given by `-o`."""
     source: str = ""
     """The file's absolute path, or a preset's name."""
     file: str = field(default="", repr=False)
-    """The file as it was read."""
+    """Text of the file."""
     identities: tuple[tuple[tuple[str, ...], Any], ...] = field(default=(), repr=False)
-    """What a store knows of the texts; empty where they are read."""
+    """Identities of the texts as stored; empty where the texts are read."""
     added: tuple[str, ...] = ()
-    """Overrides that the store does not keep, of a study that was opened by its name."""
+    """Overrides of a study opened by its name that its store does not keep."""
     searches: Mapping[str, SearchedKeys] = field(default_factory=dict)
-    """{arm: what a sweep searches in it}; empty for a study."""
+    """{arm: keys that a sweep searches in it}; empty for a study."""
 
     def arm(self, name: str) -> Arm:
-        """The arm of that name."""
+        """The arm with this name."""
         return next(arm for arm in self.arms if arm.name == name)
 
     def command(self, name: str, store: Store | None = None) -> str:
-        """`lit-llm run ablations/quickstart.yaml -o ...`, to be typed where we are. store: unless it is the default."""
+        """Shell command for the working directory: `lit-llm run ablations/quickstart.yaml -o ...`.
+
+        store: adds its option where it is not the default store.
+        """
         source, where = Path(self.source), store.option() if store is not None else []
-        if self.identities:  # a study that its store knows by its name
+        if self.identities:  # opened from its store by name
             options = [word for each in self.added for word in ("-o", each)]
             return shlex.join(["lit-llm", name, self.study.study, *where, *options])
         near = source.relative_to(Path.cwd()) if source.is_relative_to(Path.cwd()) else source
@@ -114,18 +117,18 @@ class Ablation:
 
     @property
     def is_experiment(self) -> bool:
-        """Whether it is one experiment, with nothing to compare it with."""
+        """Whether it is a single experiment, without arms to compare."""
         return not self.study.arms and self.study.grid is None
 
     def root(self, arm: Arm) -> Arm:
-        """The first of the chain of baselines that ends with this arm."""
+        """The first baseline of the chain of comparisons that leads to this arm."""
         while arm.baseline != arm.name:
             arm = self.arm(arm.baseline)
         return arm
 
     @cached_property
     def factors(self) -> dict[str, list[str]]:
-        """The labels of each factor's levels, the baseline's first."""
+        """{factor: labels of its levels}, the baseline's first."""
         grid = self.study.grid
         return {
             name: list(dict.fromkeys(map(label_of, levels) if isinstance(levels, tuple) else levels))
@@ -141,7 +144,7 @@ def load_study(source: str | Path, overrides: Sequence[str] = ()) -> Ablation:
         overrides: Keys with values that hold for every arm, as `["pretrain.training.max_steps=50"]`.
 
     Returns:
-        The study with its arms, before any of them is costed or audited: see `lit_llm.studies.plan.plan`.
+        The study with its arms. `lit_llm.studies.plan.plan` costs and audits them.
 
     Raises:
         InputError: The file or an override is wrong. The message holds every problem, each with its file and line.
@@ -168,9 +171,9 @@ def load_study(source: str | Path, overrides: Sequence[str] = ()) -> Ablation:
 
 
 def build_ablation(study: Study, document: ConfigNode, path: Path, overrides: Sequence[str]) -> Ablation:
-    """A study with its arms. Raises InputError with every problem of theirs.
+    """Build the arms of a study. Raises InputError with every problem of the arms.
 
-    document: the tree that `study` was validated from; path: of its file.
+    document: the tree that `study` was validated from; path: its file.
     """
     arms = tuple(
         Arm(
@@ -192,9 +195,9 @@ def build_ablation(study: Study, document: ConfigNode, path: Path, overrides: Se
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> ConfigNode:
-    """A study file over the one that it extends."""
+    """A study file merged over the study that it extends."""
     document = read_file(path)
-    if "like" in document.value:  # without the study that it names, half of the keys would be missed
+    if "like" in document.value:  # else each key of the other study would be reported as missing
         raise InputError(Problem(unknown_key("like", Study.model_fields), "like", document.location_of(["like"])))
     other = document.value.get("extends_study")
     if other is None or not isinstance(other.value, str):
@@ -211,8 +214,8 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> ConfigNode:
         raise InputError(
             Problem(f"extends itself: {' -> '.join(p.name for p in (*seen, path))}", "extends_study", other.location)
         )
-    parent = without(_read(below, (*seen, path)), ["study"])  # a name is one study's
-    # A base is one budget and a factor one list of levels: half of another's would be neither.
+    parent = without(_read(below, (*seen, path)), ["study"])  # a name belongs to one study
+    # `base` and each factor are replaced whole: parts of another's budget or levels make no sense.
     replaced = [["base"], *(["grid", "factors", name] for name in _names(document, ["grid", "factors"]))]
     for address in replaced:
         if document.find(address) and parent.find(address):
@@ -226,7 +229,7 @@ def _names(document: ConfigNode, address: list[str]) -> list[str]:
 
 
 def _check_metric(study: Study, arms: Sequence[Arm], document: ConfigNode) -> None:
-    """Raise InputError if an arm does not measure what is compared."""
+    """Raise InputError if an arm does not measure the primary metric."""
     name, location = study.compare.metric, document.location_of(["compare", "metric"])
     base_metric, stage = name.removeprefix(FINETUNED), "finetune" if name.startswith(FINETUNED) else "pretrain"
     source = next((base_metric.removeprefix(begin) for begin in OF_SOURCE if base_metric.startswith(begin)), "")
@@ -257,7 +260,7 @@ def _has_test(experiment: Experiment, stage: str) -> bool:
 
 
 def _matched(ablation: Ablation, document: ConfigNode) -> Ablation:
-    """Every arm made equal to its baseline in the quantity that the study matches by."""
+    """The study with every arm matched to its baseline in the quantity of `match.by`."""
     by = ablation.study.match.by
     moves = "model.feed_forward.d_ff" if by == "parameters" else "pretrain.training.max_steps"
     if by != "none" and any(_undoes_factor(moves, arm, ablation.root(arm)) for arm in ablation.arms):
@@ -266,7 +269,7 @@ def _matched(ablation: Ablation, document: ConfigNode) -> Ablation:
     arms = []
     for arm in ablation.arms:
         if arm.name != arm.baseline:
-            # Along a chain of baselines all are made equal to its first, so that what is left does not add up.
+            # In a chain of baselines all arms match the first one, so that residuals do not add up.
             match = matched(arm.experiment, ablation.root(arm).experiment, by)
             arm = replace(arm, experiment=match.experiment, matched_keys=match.moved, residual=match.residual)
         arms.append(arm)
@@ -274,7 +277,7 @@ def _matched(ablation: Ablation, document: ConfigNode) -> Ablation:
 
 
 def _undoes_factor(moves: str, arm: Arm, root: Arm) -> bool:
-    """Whether matching would take from an arm what a factor has given it: not where its baseline has the same."""
+    """Whether matching would move a key that a factor sets to another value than the baseline's."""
     value, root_value = (dict(leaves(each.flat)).get(moves) for each in (arm, root))
     return under(moves, *arm.intervened_keys) and value != root_value
 
@@ -294,7 +297,7 @@ def _text_of(path: Path) -> str:
 
 
 _STUDY_KEYS = {"study", "extends_study"}
-"""Keys by which a file is known as a study."""
+"""Keys that mark a file as a study."""
 
 _KEYS_WITHOUT_ARMS = {"study", "question", "seeds", "compare", "allow"}
 """Keys of a study that its arms do not depend on."""
@@ -303,7 +306,7 @@ _KEYS_WITHOUT_ARMS = {"study", "question", "seeds", "compare", "allow"}
 def _further_problems(
     document: ConfigNode, reported: Sequence[Problem], folder: Path, overrides: Sequence[str]
 ) -> Sequence[Problem]:
-    """What is wrong with the arms besides, where that can be told without the keys of the study that are wrong."""
+    """Problems of the arms, as far as they can be checked without the invalid keys of the study."""
     wrong = {key for key in document.value for problem in reported if under(problem.key, key)}
     if not wrong:
         return []
@@ -315,7 +318,7 @@ def _further_problems(
     problems: list[Problem] = []
     try:
         study = validate(Study, rest)
-    except InputError as error:  # of what is only looked at where nothing else is wrong
+    except InputError as error:  # from checks that run only once the keys are valid
         return [*error.problems, *_further_problems(rest, error.problems, folder, overrides)]
     with collect_errors(problems):
         design_points(study, rest, folder, overrides)
@@ -323,7 +326,7 @@ def _further_problems(
 
 
 def is_study(source: str) -> bool:
-    """Whether this is a study file, not a preset or an experiment."""
+    """Whether `source` is a study file, not a preset or an experiment."""
     return not is_preset(source) and os.path.isfile(source) and bool(_STUDY_KEYS & read_file(Path(source)).value.keys())
 
 

@@ -1,8 +1,7 @@
-"""Make an arm equal to its baseline in one quantity, by moving the one key that sets it.
+"""Matches an arm with its baseline in one quantity, by moving the key that sets it.
 
 tokens, loss_tokens, train_flops: `max_steps`, with warm-up and decay scaled along, an adaptation's warm-up too.
-parameters: `d_ff`, in steps of 8 below d_model 512 and of 64 above. What cannot be reached within 1% is refused by the
-audit.
+parameters: `d_ff`, in steps of 8 below d_model 512 and of 64 above. The audit refuses a residual above 1%.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from lit_llm.experiment.schema import Experiment
 from lit_llm.studies.schema import By
 
 TOLERANCE = 0.01
-"""Largest relative difference that is left; above it the comparison is refused."""
+"""Largest relative difference after matching; above it the audit refuses the comparison."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Matched:
 
     experiment: Experiment
     moved: dict[str, list[Any]]
-    """{key: [before, after]} of what matching has changed."""
+    """{key: [before, after]} of the changed keys."""
     residual: float
     """(arm - baseline) / baseline, in the matched quantity."""
 
@@ -47,15 +46,15 @@ def matched(arm: Experiment, baseline: Experiment, by: By) -> Matched:
 
 
 def _lengths(arm: Experiment, by: By, wanted: float) -> list[Experiment]:
-    """The arm trained for the whole numbers of steps next to those that make it `wanted`.
+    """The arm with the two numbers of steps nearest to the quantity `wanted`.
 
-    What its source took is part of it, and is not moved.
+    The source's share of the quantity counts, and is not moved.
     """
     training, cost = arm.pretrain.training, cost_of(arm)
     fixed = getattr(cost.before, by)
     exact = training.max_steps * (wanted - fixed) / (FIGURES[by](cost) - fixed)
     alone = arm.adapt.warmup_steps if arm.adapt else 0
-    least = 2 if alone else 1  # one step of what is fresh alone, and one of all
+    least = 2 if alone else 1  # one warm-up step of the new parameters, and one of all
     candidates = []
     for steps in {max(least, int(exact)), max(least, int(exact) + 1)}:
         ratio = steps / training.max_steps

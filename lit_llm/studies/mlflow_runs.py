@@ -1,4 +1,4 @@
-"""A study and its runs as MLflow shows them."""
+"""MLflow records of a study and its runs: parameters, tags, descriptions."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from lit_llm.tracking.mlflow_sync import RunRecord
 from lit_llm.tracking.mlflow_views import COLOUR, Chart, column, experiment_tags
 
 MOST_FACTORS = 6
-"""Columns of what was varied."""
+"""Factors that are columns in MLflow."""
 
 
 def record(run: Run, place: int = 0, colour: str = "") -> RunRecord:
-    """A run as MLflow shows it; `place` and `colour` are its arm's in the study."""
+    """The MLflow record of a run; `place` and `colour` are those of its arm in the study."""
     status = run.status()
     origins = [(step.stage.result() or {}).get("provenance") or run.provenance_of(step) for step in run.steps]
     digests = sorted({provenance_digest(origin) for origin in origins})
@@ -31,7 +31,7 @@ def record(run: Run, place: int = 0, colour: str = "") -> RunRecord:
         arm=run.arm.name,
         seed=run.seed,
         place=place,
-        # Of what is trained: an evaluation that is added later goes to the run that is there.
+        # The last trained stage: an evaluation that is added later joins the existing run.
         fingerprint=run.trained[-1].node.fingerprint,
         state=status["state"],
         params=run.params,
@@ -45,7 +45,7 @@ def record(run: Run, place: int = 0, colour: str = "") -> RunRecord:
 
 
 def description(planned: Plan, store: Store) -> str:
-    """In Markdown: the question, the arms, the command."""
+    """The question, the arms and the command, in Markdown."""
     ablation = planned.ablation
     lines = [f"**{markdown_text(ablation.study.question)}**", ""]
     for arm in planned.arms:
@@ -54,13 +54,13 @@ def description(planned: Plan, store: Store) -> str:
     return "\n".join([*lines, "", *_reproduce(planned, store)])
 
 
-def answered(planned: Plan, folder: Path, store: Store) -> str:
-    """In Markdown: the question with the tables that a finished study has left in its folder; else the description."""
+def description_with_tables(planned: Plan, folder: Path, store: Store) -> str:
+    """The question with the tables in a finished study's folder, in Markdown; else the description."""
     tables = folder / "comparison.md"
     if not tables.exists():
         return description(planned, store)
     where = "Figures, all tables and `report.html` are among the artifacts of the study's own run."
-    # The UI folds it to its first line: that is to be the question, not the name once more.
+    # The UI shows only the first line at first: the question, rather than the name.
     text = tables.read_text(encoding="utf-8").removeprefix(f"# {planned.ablation.study.study}\n").strip()
     return "\n".join([text, "", where, "", *_reproduce(planned, store)])
 
@@ -70,7 +70,7 @@ def _reproduce(planned: Plan, store: Store) -> list[str]:
 
 
 def tags_of(planned: Plan, store: Store) -> dict[str, str]:
-    """What the UI shows at once: the study's metric, before and after finetuning, what was varied, what it took."""
+    """Tags that select the UI's columns and charts: metric before and after finetuning, factors, cost."""
     metric = planned.ablation.study.compare.metric
     tuned = any(arm.arm.experiment.finetune is not None for arm in planned.arms)
     before = metric.removeprefix(FINETUNED)
@@ -79,7 +79,7 @@ def tags_of(planned: Plan, store: Store) -> dict[str, str]:
     columns = [column("metrics", name) for name in metrics]
     columns += [column("params", f"arm.{name}") for name in factors[:MOST_FACTORS]]
     columns += [column("metrics", name) for name in (TRAIN_LOSS.name, "flops", "tokens_seen")]
-    # What is measured once, when a stage is over, has no course.
+    # An evaluation is measured once, so it has no curve.
     courses = [validation_metric(name) for name in metrics if EVALUATED not in name]
     courses += [TRAIN_LOSS.name, *[f"{FINETUNED}{TRAIN_LOSS.name}"] * tuned, GRAD_NORM.name]
     charts: list[Chart] = [*(("LINE", name) for name in courses), *(("SCATTER", name) for name in metrics)]

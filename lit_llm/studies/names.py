@@ -1,4 +1,4 @@
-"""Names as a paper prints them, of arms, factors, their levels and metrics: by `compare.labels` and the design."""
+"""Printed names of arms, factors, levels and metrics, from `compare.labels` and the design."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from lit_llm.studies.load import Ablation, Arm
 T = TypeVar("T")
 
 MOST_FACTORS = 6
-"""Factors that are columns of a table; with more, of a design that moves one at a time, two columns name the switch."""
+"""Largest number of factors with a column each. A one-at-a-time design with more has two columns for the switch."""
 NONE = "–"
 
 
 class ArmName(str):
-    """The printed name of an arm, or of arms that share some levels, in one line; `columns` has it in cells."""
+    """The printed name of an arm, or of arms that share some levels; `columns` splits it into cells."""
 
     columns: Mapping[str, str]
     """{head of a column: its cell}"""
@@ -35,8 +35,7 @@ class ArmName(str):
 class Names:
     """The printed names of a study.
 
-    Tables, sentences, figures and LaTeX take them from here. comparison.csv, runs.csv and all JSON keep the names that
-    commands take.
+    Tables, sentences, figures and LaTeX use them. comparison.csv, runs.csv and all JSON keep the names of commands.
     """
 
     ablation: Ablation
@@ -54,12 +53,12 @@ class Names:
         return self.labels.get(name, name)
 
     def factor(self, name: str) -> str:
-        """Of a factor by its key; anything else as it is."""
+        """Printed name of a factor, by its key; any other name unchanged."""
         short = self.short.get(name)
         return Printed(self.labels.get(name) or self.labels.get(short or name) or short or name)
 
     def level(self, factor: str, label: str) -> str:
-        """`no norm` for `qkv_norm=none`, else what the level is called anywhere."""
+        """Printed name of a level: the label of `factor=level`, else of the level."""
         short = self.short.get(factor, factor)
         for key in (f"{factor}={label}", f"{short}={label}", label):
             if key in self.labels:
@@ -67,11 +66,11 @@ class Names:
         return label
 
     def arm(self, name: str) -> str:
-        """Of an arm or of a group of arms; anything else as it is."""
+        """Printed name of an arm or of a group of arms; any other name unchanged."""
         return self._printed_arms.get(name, name)
 
     def without(self, name: str, factors: Sequence[str]) -> str:
-        """Of an arm, without its levels of some factors, which stand elsewhere."""
+        """Printed name of an arm, without its levels of some factors."""
         arm = self.ablation.arm(name)
         if not factors or not arm.levels or name in self.labels:
             return self.arm(name)
@@ -79,7 +78,7 @@ class Names:
 
     @cached_property
     def spread(self) -> bool:
-        """Whether an arm is a row of levels: of a fraction, whose table of letters is its design, it is not."""
+        """Whether arms are printed as rows of levels. A fraction prints letters instead."""
         grid = self.ablation.study.grid
         return grid is not None and grid.design != "fractional_factorial"
 
@@ -90,7 +89,7 @@ class Names:
 
     @cached_property
     def _printed_arms(self) -> dict[str, ArmName]:
-        """Of every arm, of every named arm, and of the arms that agree in all factors but some: rates, strata."""
+        """Printed names of arms, of named arms, and of groups of arms that share some levels (rates, strata)."""
         printed: dict[str, ArmName] = {}
         within = self.ablation.study.compare.stratify_by
         for arm in self.ablation.arms:
@@ -111,7 +110,7 @@ class Names:
         return "/".join([arm.group, *moved])
 
     def _named(self, arm: Arm, kept: Sequence[str], first: bool = False) -> ArmName:
-        """Of an arm, or of the arms that agree in the kept factors. first: name those at their first level too."""
+        """Printed name of an arm, or of the arms that agree in the kept factors. first: print first levels too."""
         group = self.labels.get(arm.group, arm.group)
         whole = len(kept) == len(arm.levels) and not first
         if whole and arm.name in self.labels:
@@ -122,18 +121,18 @@ class Names:
         else:
             moved = [name for name in kept if first or arm.levels[name] != self.ablation.factors[name][0]]
             words = ", ".join(f"{self.factor(name)} {self.level(name, arm.levels[name])}" for name in moved)
-            # Of a study without named arms, what an arm is crossed from has a name only where a label gives it one.
+            # Without named arms, the group is printed only where a label names it.
             bare = not self.ablation.study.arms and arm.group not in self.labels
             text = group if not words else words if bare else f"{group} ({words})"
         return ArmName(text, self._cells(arm, kept, group) if self.spread else {"arm": text})
 
     @cached_property
     def strata(self) -> list[str]:
-        """The factors at whose every level the comparison is made anew; the first columns of a table."""
+        """Factors of `compare.stratify_by`, the first columns of a table."""
         return [name for name in self.ablation.study.compare.stratify_by if name in self.ablation.factors]
 
     def stratum(self, arm: Arm) -> tuple[str, ...]:
-        """Its levels of those factors; nothing for an arm outside the grid."""
+        """Levels of an arm in the strata; empty for an arm outside the grid."""
         return tuple(arm.levels[name] for name in self.strata) if arm.levels else ()
 
     def _cells(self, arm: Arm, kept: Sequence[str], group: str) -> dict[str, str]:
@@ -150,12 +149,12 @@ class Names:
             cells[self.factor(name)] = self.level(name, arm.levels[name]) if arm.levels else NONE
         return cells
 
-    # --- what they are put into ---------------------------------------------------------------------------------------
+    # --- printing -----------------------------------------------------------------------------------------------------
 
     def put_into(self, value: T) -> T:
-        """A comparison, or a part of one, in which arms, groups, factors and levels have their printed names.
+        """A comparison, or a part of one, with the printed names of arms, groups, factors and levels.
 
-        The metric keeps its name, which says which way is better; `text` prints it.
+        The metric keeps its name, which determines its direction; `text` prints it.
         """
         return self._put(value, "")
 
@@ -175,21 +174,21 @@ class Names:
             new = self._levels(value, old) if one.name == "levels" else self._put(old, one.name)
             if new is not old:
                 changed[one.name] = new
-        if isinstance(value, LearningRates):  # a group has all of them, and is called like its arm at the first
+        if isinstance(value, LearningRates):  # a group is named like its arm at the first level
             changed["rows"] = tuple(_without(row, self.factor(value.factor)) for row in changed["rows"])
         return replace(value, **changed) if changed else value
 
     def _levels(self, owner: Any, levels: Any) -> Any:
-        """Levels of one factor, which stands beside them."""
+        """Printed names of levels, whose factor is a field of `owner`."""
         names = [owner.factor] if hasattr(owner, "factor") else list(getattr(owner, "factors", ()))
         if len(names) != 1 or not all(isinstance(level, str) for level in levels):
             return self._put(levels, "")
         return tuple(self.level(names[0], level) for level in levels)
 
     def text(self, words: str) -> str:
-        """Words in which metrics, keys of factors, and arms that are called by their levels have their printed names.
+        """A sentence with the printed names of metrics, of factors by key, and of arms named by their levels.
 
-        What stands between backticks is a command or a key, and stays.
+        Commands and keys between backticks stay unchanged.
         """
         if self._pattern is None:
             return words
@@ -199,7 +198,7 @@ class Names:
 
     @cached_property
     def _replacements(self) -> dict[str, str]:
-        """Names that are no words of a sentence, each with what is printed for it."""
+        """{name: printed name} of the names that cannot be mistaken for words of a sentence."""
         metrics = {name: label for name, label in self.labels.items() if "/" in name and "=" not in name}
         factors = {name: str(self.factor(name)) for name in self.ablation.factors if "." in name}
         arms = {name: str(printed) for name, printed in self._printed_arms.items() if "/" in name}
@@ -215,7 +214,7 @@ class Names:
 
 
 def _without(row: LRRow, factor: str) -> LRRow:
-    """A row whose group has no cell for a factor."""
+    """The row without the cell of a factor in its group."""
     group = row.group
     if not isinstance(group, ArmName):
         return row

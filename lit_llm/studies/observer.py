@@ -1,4 +1,4 @@
-"""Who looks on while runs are executed: the live table, the lines for machines, a test."""
+"""Interface for what follows the execution of runs: the live table, the JSON lines, a test."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from lit_llm.studies.runs import Run
 
 
 class Observer:
-    """Looks on and says nothing; a subclass shows what it is told. Called in the coordinator, never in a run."""
+    """Receives the events of runs and ignores them. Called in the coordinator, never in a run."""
 
     def preparing(self, what: str, done: int, total: int) -> None:
         """A corpus is being tokenised."""
 
     def message(self, text: str) -> None:
-        """Something to know that is no error."""
+        """A message that is no error."""
 
     def launching(self, runs: Sequence[Run], todo: Sequence[Run], max_parallel: int) -> None:
-        """The runs of the study, and those that will be executed now."""
+        """The runs of the study, and those to be executed now."""
 
     def silent(self, name: str, seconds: float) -> None:
-        """A run makes no progress for so long, and will be stopped if that goes on; 0: it goes on, or was stopped."""
+        """A run has made no progress for `seconds`, and may be stopped; 0: it goes on, or was stopped."""
 
     def restarting(self, name: str) -> None:
-        """A run that has ended is about to be begun again, by itself."""
+        """A run that ended is about to be restarted automatically."""
 
     def poll(self) -> None:
-        """Time to look at the store again."""
+        """Called regularly, to read the store."""
 
     def finished(self) -> None:
         """The last run has ended."""

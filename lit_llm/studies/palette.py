@@ -1,4 +1,4 @@
-"""How each arm of a study looks, in all figures and in MLflow: one colour, one dash, one marker.
+"""Line style of each arm, in all figures and in MLflow: one colour, one dash, one marker.
 
 Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color) without their yellow, which vanishes on white. In a
 factorial the colour is the level of one factor, the dash that of a second, the marker that of all others.
@@ -19,12 +19,12 @@ DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.
 MARKERS = "osD^vPX<>"
 
 MOST_TOGETHER = 8
-"""Lines of a panel from which on a factorial is drawn as one panel for each level of its first factor."""
+"""Most lines of one panel; a larger factorial has a panel for each level of its first factor."""
 
 
 @dataclass(frozen=True)
 class LineStyle:
-    """Of what stands for one name in all panels."""
+    """Colour, dashes and marker of one name in all panels."""
 
     colour: str
     dashes: Any
@@ -32,9 +32,9 @@ class LineStyle:
 
 
 def line_styles(names: Iterable[str]) -> dict[str, LineStyle]:
-    """One for each name, in order; the first is black and solid: the baseline's. 28 are different in their lines.
+    """{name: its style}, in order: the first, the baseline's, is black and solid. 28 lines are distinct.
 
-    A name that knows its look keeps it.
+    A `Series` keeps its style.
     """
     return {
         name: getattr(name, "style", None)
@@ -44,7 +44,7 @@ def line_styles(names: Iterable[str]) -> dict[str, LineStyle]:
 
 
 class Series(str):
-    """The printed name of what a line or a mark stands for, with its look."""
+    """The printed name of a line or a mark, with its style."""
 
     style: LineStyle
 
@@ -67,7 +67,7 @@ def panel_factors(ablation: Ablation) -> list[str]:
 
 @dataclass(frozen=True)
 class Scale:
-    """What a colour or a dash stands for."""
+    """A factor that colours or dashes distinguish."""
 
     factor: str
     """Its key; empty for the named arms."""
@@ -81,7 +81,7 @@ class Scale:
 
 
 def arm_styles(ablation: Ablation) -> dict[str, LineStyle]:
-    """{arm: its look}; arms that differ in the factors of the panels alone differ in the marker alone."""
+    """{arm: its style}; arms that differ only in the factors of the panels differ only in the marker."""
     crossed = [arm for arm in ablation.arms if arm.levels]
     others = [arm.name for arm in ablation.arms if not arm.levels]
     grid = ablation.study.grid
@@ -116,5 +116,5 @@ def arm_styles(ablation: Ablation) -> dict[str, LineStyle]:
 
 
 def _rest(arm: Arm, scales: Iterable[Scale], apart: Iterable[str]) -> tuple[str, ...]:
-    """The levels that neither colour nor dash shows."""
+    """Levels that neither colour nor dash distinguishes."""
     return (*(scale.level(arm) for scale in scales), *(arm.levels[name] for name in apart))

@@ -1,4 +1,4 @@
-"""The plan: every arm before it runs, what it costs, what differs, and whether the comparison is fair."""
+"""The plan of a study before it runs: arms, costs, differences, and whether the comparison is fair."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 PLAN = "plan.json"
-"""A study's plan in its folder, as it was when it ran."""
+"""File of a study's folder with the plan of its last run."""
 BUSY = 0.5
-"""Load per core from which a machine was too busy to be timed."""
+"""Load per core above which timings of a machine are unreliable."""
 
 
 @dataclass(frozen=True)
@@ -38,37 +38,37 @@ class PlannedArm:
     arm: Arm
     differs: Mapping[str, list[Any]]
     stage_graphs: tuple[tuple[StageNode, ...], ...]
-    """Its stages, once for each seed."""
+    """Stage graphs, one for each seed."""
     cost: Cost
 
     @property
     def fingerprints(self) -> tuple[str, ...]:
-        """Of its pretraining, one for each seed."""
+        """Fingerprints of the pretraining, one for each seed."""
         return tuple(node.fingerprint for nodes in self.stage_graphs for node in nodes if node.name == "pretrain")
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a study's runs take on this machine."""
+    """Duration of a study's runs on this machine."""
 
     arms: Mapping[str, Seconds]
-    """Of one run of each arm."""
+    """{arm: seconds of one run}."""
     seconds: float
-    """Of all runs that are not done yet, so many at once; what another arm computes is not computed again."""
+    """Seconds of all runs that are not done, `max_parallel` at once; shared stages count once."""
     max_parallel: int
     done: int
     """Runs that have a result in the store."""
     timings: tuple[tuple[Timed, StepTiming], ...]
-    """What it is made of: each distinct step with its time."""
+    """Each distinct step with its timing."""
 
     def as_json(self) -> dict[str, Any]:
-        """The key `estimate` of `plan --json`."""
+        """The object that `plan --json` prints under `estimate`."""
         timed = [{"stage": step.stage, **asdict(step.setting), **asdict(timing)} for step, timing in self.timings]
         return {"seconds": self.seconds, "slots": self.max_parallel, "runs_done": self.done, "machine": timed}
 
     @property
     def busy(self) -> bool:
-        """Whether something else was running when steps were timed by the wall clock."""
+        """Whether the machine was busy when steps were timed by the wall clock."""
         return any(timing.load > BUSY and not step.setting.own_time for step, timing in self.timings)
 
 
@@ -82,11 +82,11 @@ class Plan:
     prompt: int = PROMPT
     generate: int = GENERATE
     estimate: Estimate | None = None
-    """Of its duration, where the time of its steps is known: see `lit_llm.studies.duration.estimated`."""
+    """Duration, where its steps have timings: see `lit_llm.studies.duration.estimated`."""
 
     @property
     def stages(self) -> dict[str, int]:
-        """How often each stage is computed, by its name, in the order of the chain; what arms share, once."""
+        """{stage: number of its computations}, in the order of execution; shared stages count once."""
         by_name: dict[str, set[str]] = {}
         nodes = [node for planned in self.arms for nodes in planned.stage_graphs for node in nodes]
         for node in sorted(nodes, key=lambda node: node.source is None):  # not every arm has a source
@@ -99,7 +99,7 @@ class Plan:
         return [finding for finding in self.findings if finding.kind == "refused"]
 
     def as_json(self) -> dict[str, Any]:
-        """What `plan --json` prints. Keys may be added, none is renamed."""
+        """The object that `plan --json` prints. Keys may be added, none is renamed."""
         study = self.ablation.study
         return {
             "study": study.study,
@@ -151,10 +151,10 @@ def plan(
         prompt: Tokens of a prompt, for the FLOPs of decoding and the size of the key-value cache.
         generate: Tokens generated after it.
         log: Called with one line about each step that takes more than a moment.
-        built: Whether to build the arms small and to compare what they compute, which loads torch. Without it the tasks
-            of lm-evaluation-harness are not looked up either.
+        built: Build the arms small and compare what they compute, which loads torch, and look up the tasks of
+            lm-evaluation-harness.
         store: Store in which texts may be tokenised already.
-        runs: Runs of the study, where their stages have been named already.
+        runs: Runs of the study, where they exist already: their stage graphs are reused.
 
     Returns:
         The plan. `plan.refused` holds the findings that stop `run_study`.
@@ -183,10 +183,10 @@ def plan(
 
 
 def with_earlier_findings(planned: Plan, file: Path) -> Plan | None:
-    """The plan with the findings of an earlier one that `as_json` has left in a file, where that is of the same runs.
+    """The plan with the findings of an earlier plan of the same runs, read from its JSON file.
 
-    Only a plan that builds the arms finds those that compute the same, and a look at results builds none. None where
-    the file is damaged: it keeps nothing that a plan that builds the arms does not find again.
+    Only a plan that builds the arms finds no-ops, and a report builds none. None where the file is damaged: the caller
+    then plans again.
     """
     try:
         earlier = read_json(file) or {}

@@ -1,4 +1,4 @@
-"""What evaluations will need, looked for before anything is trained: hours later it would be too late."""
+"""Checks before training: tasks, texts and held-out data that evaluations will need hours later."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lit_llm.studies.load import Ablation, Arm
 def check_tasks(ablation: Ablation, log: Callable[[str], None] = lambda _: None) -> None:
     """Raise InputError for tasks that do not exist, and where the harness is not installed.
 
-    tell: told what is done where it takes some seconds.
+    log: called with one line about a step that takes some seconds.
     """
     problems: list[Problem] = []
     for arm in ablation.arms:
@@ -32,7 +32,7 @@ def check_tasks(ablation: Ablation, log: Callable[[str], None] = lambda _: None)
 
 
 def check_texts(ablation: Ablation) -> None:
-    """Raise InputError with everything that is wrong with the files of the arms' texts, at the lines that name them."""
+    """Raise InputError with every problem of the arms' text files, at the lines that name them."""
     problems: list[Problem] = []
     for arm in ablation.arms:
         try:
@@ -49,12 +49,11 @@ def check_texts(ablation: Ablation) -> None:
 
 
 _WHOLE_KEYS = ("finetune.", "evaluate.")
-"""Beginnings of keys that are told in full."""
+"""Beginnings of keys that problems already name in full."""
 
 
 def check_held_out(ablation: Ablation, store: Store) -> None:
-    """Raise InputError for evaluations that ask for longer texts than are held out. Of a text that is not tokenised yet
-    nothing is known, and nothing is said."""
+    """Raise InputError for evaluations of longer texts than are held out. Skips texts that are not tokenised yet."""
     from lit_llm.data.prepare import is_prepared, open_prepared
 
     problems: list[Problem] = []
@@ -74,9 +73,9 @@ def check_held_out(ablation: Ablation, store: Store) -> None:
 
 
 def check_leaks(ablation: Ablation, store: Store) -> None:
-    """Raise InputError for documents that an arm is trained on and judged on, and for embeddings of another tokenizer.
+    """Raise InputError for documents that an arm both trains and is judged on, and for embeddings of another tokenizer.
 
-    Of a text that is not tokenised yet nothing is known, and nothing is said.
+    Skips texts that are not tokenised yet.
     """
     problems = [
         Problem(f"{arm.name}: {problem.message}", problem.key, arm.keys.location_of(split_path(problem.key)))
@@ -87,8 +86,7 @@ def check_leaks(ablation: Ablation, store: Store) -> None:
 
 
 def text_findings(ablation: Ablation, store: Store) -> list[Finding]:
-    """What the texts that are tokenised already say: leaks, what was left out (near-duplicates, what cannot be read),
-    and how many bytes the tokenizer has lost."""
+    """Findings from tokenised texts: leaks, documents left out (near-duplicates, unreadable ones), lost bytes."""
     findings = [Finding("refused", arm.name, problem.key, problem.message) for arm, problem in _leaks(ablation, store)]
     seen: set[str] = set()
     for arm in ablation.arms:
@@ -123,7 +121,7 @@ def _left_out(arm: Arm, key: str, skipped: Mapping[str, int]) -> Iterator[Findin
 
 
 def _leaks(ablation: Ablation, store: Store) -> Iterator[tuple[Arm, Problem]]:
-    """Each leak once, with the first arm that has it."""
+    """Leaks, each once, with the first arm that has it."""
     seen = set()
     for arm in ablation.arms:
         if (texts := texts_of(arm.experiment)) not in seen:
@@ -140,7 +138,7 @@ def _untrained_tokenizers(arm: Arm, store: Store) -> Iterator[Finding]:
 
 
 def _counted(arm: Arm, store: Store, digest: str, key: str) -> dict[str, int]:
-    """What was counted when a text was tokenised, by split or by kind; empty where it is not yet."""
+    """Counts of a tokenised text under `key`, by split or by kind; empty where it is not tokenised yet."""
     from lit_llm.data.prepare import is_prepared, open_prepared
 
     if not is_prepared(store.data, digest):
@@ -154,7 +152,7 @@ def _counted(arm: Arm, store: Store, digest: str, key: str) -> dict[str, int]:
 
 @contextmanager
 def _errors_located(arm: Arm, section: str) -> Iterator[None]:
-    """What is wrong with a section is told at its keys, with the file and line where they were written."""
+    """Context that adds the section, file and line to the keys of an InputError."""
     try:
         yield
     except InputError as error:

@@ -1,4 +1,4 @@
-"""MLflow made anew from what a store has on disk, where its database is broken."""
+"""Rebuilds a broken MLflow database from a store."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.store.store import FINAL, Store, held, is_running
 from lit_llm.studies.analysis_plan import FROZEN, LOG
-from lit_llm.studies.mlflow_runs import answered, description, record, tags_of
+from lit_llm.studies.mlflow_runs import description_with_tables, description, record, tags_of
 from lit_llm.studies.palette import arm_styles
 from lit_llm.studies.plan import PLAN, plan, with_earlier_findings
 from lit_llm.studies.run import open_sync, summary
@@ -19,27 +19,31 @@ from lit_llm.tracking.mlflow_database import put_aside
 from lit_llm.tracking.relocation import PATIENCE, lock_of
 
 FILES = (PLAN, FROZEN, LOG, "comparison.csv", "comparison.json", "comparison.md", "report.html", "tables", "figures")
-"""Of a study's folder, what is logged with it where it is there."""
+"""Files of a study's folder that are logged with it, where they exist."""
 
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """What was done."""
+    """Outcome of a rebuild."""
 
     aside: Path | None
-    """Where the database that was there is now."""
+    """New place of the old database."""
     studies: tuple[str, ...]
     left: tuple[str, ...]
-    """What is not in the new one before it is run again: sweeps."""
+    """Sweeps, which the new database lacks until they run again."""
     unread: tuple[str, ...]
-    """What is wrong with the studies that cannot be read, and are not in it."""
+    """Problems of the studies that cannot be read, and are not in the new database."""
 
 
 def rebuild_mlflow(store: Store, log: Callable[[str], None] = lambda _: None) -> Rebuilt:
-    """Put MLflow's database of a store aside and make another, with every study that the store keeps.
+    """Move a store's MLflow database aside and write a new one with every study of the store.
 
-    tell: called with the name of each study. Raises InputError while somebody runs one, or where there is no
-    store; SyncUnavailable where the new database cannot be written either.
+    Args:
+        log: called with the name of each study.
+
+    Raises:
+        InputError: a study is running, or there is no store.
+        SyncUnavailable: the new database cannot be written either.
     """
     store.check()
     if not (store.root / "store.json").exists():
@@ -76,4 +80,4 @@ def _replay(store: Store, name: str) -> None:
     sync.sync(record(run, places[run.arm.name], styles[run.arm.name].colour) for run in runs)
     state = "done" if all(run.status()["state"] in FINAL for run in runs) else "interrupted"
     files = [folder / file for file in FILES if (folder / file).exists()]
-    sync.finish(state, files, summary(comparison), answered(planned, folder, store))
+    sync.finish(state, files, summary(comparison), description_with_tables(planned, folder, store))

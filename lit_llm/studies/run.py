@@ -1,4 +1,4 @@
-"""Run a study: do what is not done, resume what was interrupted, end with the comparison."""
+"""Runs a study: execute pending runs, resume interrupted ones, write the comparison."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lit_llm.studies.analysis_plan import FROZEN, LOG
 from lit_llm.studies.disk_space import check_free_space
 from lit_llm.studies.execute import Execution, Work, report_news
 from lit_llm.studies.load import Ablation
-from lit_llm.studies.mlflow_runs import answered, description, record, tags_of
+from lit_llm.studies.mlflow_runs import description_with_tables, description, record, tags_of
 from lit_llm.studies.observer import Observer
 from lit_llm.studies.palette import arm_styles
 from lit_llm.studies.plan import PLAN, Plan, plan, with_earlier_findings
@@ -36,7 +36,7 @@ from lit_llm.tracking.sync_thread import SyncThread
 
 Rerun = Literal["failed", "stale"]
 Report = Callable[[Plan, Sequence[Run], Comparison, Store], Sequence[Path]]
-"""Writes what is to be read into the study's folder; returns files and folders, which are logged with the study."""
+"""Writes the report into the study's folder; returns its files and folders, which are logged with the study."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ class Finished:
     plan: Plan
     runs: tuple[Run, ...]
     chosen: tuple[Run, ...]
-    """Those that were asked for; all, unless `only` chose."""
+    """Runs selected by `only`; all by default."""
     comparison: Comparison
     interrupted: bool
     folder: Path
-    """Of the study, with its results and its report."""
+    """The study's folder, with its results and its report."""
     mirrored: bool = False
-    """Whether MLflow holds everything; where not, the same command catches up."""
+    """Whether MLflow is up to date; if not, the same command catches up."""
 
     @property
     def exit_code(self) -> int:
@@ -77,21 +77,21 @@ def run_study(
 ) -> Finished:
     """Execute the runs of a study and compare its arms.
 
-    Each run has a process of its own. What has a result in the store is not computed again, and what was interrupted
-    goes on from its checkpoint.
+    Each run has a process of its own. Stages with a result in the store are not repeated; interrupted ones go on from
+    their checkpoints.
 
     Args:
         ablation: The study, from `load_study`.
         store: Directory of results.
         observer: Is told what happens, for progress.
         max_parallel: Number of runs at once.
-        only: Pattern for names of arms (`red*`); the others are left as they are.
-        rerun: `"failed"` repeats what failed, `"stale"` what other code has computed.
+        only: Pattern for names of arms or runs (`red*`); other runs stay as they are.
+        rerun: `"failed"` repeats failed runs, `"stale"` those computed by other code.
         tracking: Address of MLflow; the store's own database by default.
         report: Writes the report at the end, unless the study was interrupted.
-        supervision: What becomes of runs that die, make no progress or run out of memory.
-        new_version: Whether results of other settings under the study's name are kept as an earlier version. Those of a
-            single experiment are kept in any case.
+        supervision: Limits for restarting runs that die, make no progress or run out of memory.
+        new_version: Keep results of other settings under the study's name as an earlier version. Those of a single
+            experiment are always kept.
 
     Returns:
         The runs and their comparison.
@@ -140,7 +140,7 @@ def run_study(
                 list_runs(store, name, ablation.source, ablation.overrides, [x for run in runs for x in _listed(run)])
                 for problem in register_analysis(store, ablation, runs):
                     observer.message(problem)
-                is_stored = bool(ablation.identities)  # then a text is read where something is to be trained on it
+                is_stored = bool(ablation.identities)  # then only the texts of pending runs are read
                 ended = {run.name for run in chosen if is_stored and not rerun and run.status()["state"] in FINAL}
                 reading = [run for run in chosen if run.name not in ended]
                 experiments = [run.experiment_at(step) for run in reading for step in run.trained]
@@ -150,14 +150,14 @@ def run_study(
                 disk.started = True
 
                 def records() -> list[RunRecord]:
-                    check_there(store)  # MLflow would make another in its place
+                    check_there(store)  # MLflow would create a new store in its place
                     return [record(run, places[run.arm.name], styles[run.arm.name].colour) for run in runs]
 
                 follower = SyncThread(sync, records)
                 execution = Execution(store, max_parallel, observer, follower, supervision)
                 interrupted = execution.round(chosen, _todo(chosen, rerun, observer))
                 while ablation.study.more_seeds and not interrupted:
-                    more = runs_of(ablation, store)  # what the results up to now ask for
+                    more = runs_of(ablation, store)  # seeds that the results so far ask for
                     if len(more) == len(runs):
                         break
                     observer.finished()
@@ -173,11 +173,11 @@ def run_study(
             files = _write_results(folder, planned, comparison)
             files += [file for file in (folder / FROZEN, folder / LOG) if file.exists()]
             if not interrupted:
-                follower.catch_up()  # for links to its runs
+                follower.catch_up()  # the report links to its runs
                 files += report(planned, runs, comparison, store)
             ending = Finished(planned, tuple(runs), tuple(chosen), comparison, interrupted, folder)
             state = "interrupted" if interrupted else "done" if ending.exit_code == 0 else "failed"
-            note = "" if interrupted else answered(planned, folder, store)
+            note = "" if interrupted else description_with_tables(planned, folder, store)
             return replace(ending, mirrored=close_sync(follower, state, files, summary(comparison), observer, note))
     except Busy:
         message = f"{name} is being run by another process; `{ablation.command('status', store)}` shows how far it is"
@@ -187,9 +187,9 @@ def run_study(
 def open_sync(
     store: Store, name: str, tracking: str | None, description: str, tags: Mapping[str, str] | None = None
 ) -> MlflowSync:
-    """MLflow's side of a study, at the store's own address unless told otherwise. Raises InputError.
+    """The MLflow sync of a study, checked; at the store's own address by default. Raises InputError.
 
-    description: of its parent run; tags: of its experiment.
+    description: text of the parent run; tags: tags of the experiment.
     """
     try:
         address, lock = tracking or default_tracking(store.root), store.study(name) / "mirror.lock"
@@ -201,7 +201,7 @@ def open_sync(
 
 
 def attach_files(store: Store, name: str, tracking: str | None, files: Sequence[Path]) -> str:
-    """Log files with a study that MLflow knows already; what has kept it from that, or ''. Raises InputError."""
+    """Log files with a study that is in MLflow. Returns why that failed, or ''. Raises InputError."""
     sync = open_sync(store, name, tracking, "")
     try:
         sync.attach(files)
@@ -218,7 +218,7 @@ def close_sync(
     observer: Observer,
     note: str = "",
 ) -> bool:
-    """Bring MLflow up to date, and say so where that cannot be done."""
+    """Bring MLflow up to date, and report where that fails. Returns whether it is up to date."""
     mirrored = follower.close(state, files, metrics, note)
     report_news(follower, observer)
     return mirrored
@@ -237,9 +237,9 @@ def _chosen(runs: list[Run], only: str | None) -> list[Run]:
 def prepare_data(
     experiments: Iterable[Experiment], store: Store, observer: Observer, keep_prepared: bool = False
 ) -> None:
-    """Tokenise what is not there yet, each text once. Raises InputError where it cannot be read.
+    """Tokenise the texts that are not tokenised yet, each once. Raises InputError for unreadable texts.
 
-    known: what is tokenised is taken as it is, whatever the text is now.
+    keep_prepared: use tokenised texts even where their files have changed.
     """
     from lit_llm.data.prepare import is_prepared, open_prepared, prepare, prepare_held_out, tokenizer_folder
 
@@ -268,8 +268,8 @@ def prepare_data(
 def _todo(runs: list[Run], rerun: Rerun | None, observer: Observer) -> list[Work]:
     """The stages to execute, each computation once, parents before children.
 
-    What begins with a stage that is repeated is repeated, what begins with one that did not end well is left. A stage
-    that is computed again because a file of it is damaged gives what it gave before: what begins with it stays.
+    Children of a repeated stage are repeated; children of a stage that did not end well are left out. A stage that is
+    repeated because a file is damaged gives the same result as before, so its children stay.
     """
     for line in left_out(runs) if rerun != "failed" else ():
         observer.message(line)
@@ -296,7 +296,7 @@ def _todo(runs: list[Run], rerun: Rerun | None, observer: Observer) -> list[Work
                         step.stage.forget()
                 repeated.add(name)
             elif final:
-                # What is left to do after it, an evaluation that was added, begins with it.
+                # An evaluation that was added later begins with it.
                 if not parents & todo.keys() and run.stale_at(step):
                     skipped["stale"].add(run.name)
                 if state != "done":
@@ -326,7 +326,7 @@ def _listed(run: Run) -> list[dict[str, object]]:
 
 
 def _stages(runs: Iterable[Run]) -> dict[str, dict[int, dict[str, str]]]:
-    """The stages that train, as `keep` takes them."""
+    """{arm: {seed: {stage that trains: its fingerprint}}}, for `keep`."""
     stages: dict[str, dict[int, dict[str, str]]] = {}
     for run in runs:
         stages.setdefault(run.arm.name, {})[run.seed] = {s.node.name: s.node.fingerprint for s in run.trained}
@@ -334,12 +334,12 @@ def _stages(runs: Iterable[Run]) -> dict[str, dict[int, dict[str, str]]]:
 
 
 def summary(comparison: Comparison) -> dict[str, float | None]:
-    """What the study's own run in MLflow measures."""
+    """Metrics of the study's own run in MLflow: the mean of each arm."""
     return {f"{row.arm}/{comparison.metric}": row.mean for row in comparison.rows}
 
 
 def _write_results(folder: Path, planned: Plan, comparison: Comparison) -> list[Path]:
-    """For programs; `report` writes what people read. A comparison without results takes no other's place."""
+    """Write CSV and JSON of the comparison and the plan. A comparison without results replaces no earlier one."""
     table, whole = folder / "comparison.csv", folder / "comparison.json"
     write_json(folder / PLAN, planned.as_json())
     if comparison.has_results or not whole.exists():

@@ -238,7 +238,7 @@ def test_raising_the_most_seeds_after_the_last_look_leaves_nothing_to_decide_by(
         return list(looks.rounds.looked), " ".join(comparison.notes)
 
     unlogged = said()  # `status` and `report` look before anything is logged
-    assert frozen(raised, place).changes[-1].looked == 5
+    assert frozen(raised, place).changes[-1].analysed == 5
     assert said() == unlogged
     assert unlogged[0] == [3, 4, 5]
     assert "all of the 5% is spent" in unlogged[1]
