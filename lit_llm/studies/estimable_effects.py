@@ -1,4 +1,4 @@
-"""Effects that a design can estimate, aliases of a fraction, and groups of arms that differ in the learning rate alone."""
+"""Effects that a design can estimate, aliases of a fraction, and arms that differ only in the learning rate."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def check_held_out(ablation: Ablation, store: Store) -> None:
 
 
 def check_leaks(ablation: Ablation, store: Store) -> None:
-    """Raise InputError for documents that an arm both trains and is judged on, and for embeddings of another tokenizer.
+    """Raise InputError for documents in both training and evaluation, and for embeddings of another tokenizer.
 
     Skips texts that are not tokenised yet.
     """

@@ -22,7 +22,7 @@ from lit_llm.studies.analysis_plan import FROZEN, LOG
 from lit_llm.studies.disk_space import check_free_space
 from lit_llm.studies.execute import Execution, Work, report_news
 from lit_llm.studies.load import Ablation
-from lit_llm.studies.mlflow_runs import description_with_tables, description, record, tags_of
+from lit_llm.studies.mlflow_runs import description, description_with_tables, record, tags_of
 from lit_llm.studies.observer import Observer
 from lit_llm.studies.palette import arm_styles
 from lit_llm.studies.plan import PLAN, Plan, plan, with_earlier_findings

@@ -1,4 +1,4 @@
-"""The runs of a study, and what the store knows of each."""
+"""The runs of a study, with their states and results in the store."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ class Run:
     arm: Arm
     seed: int
     steps: tuple[Step, ...]
-    """Its stages, each after the one it begins with."""
+    """Stages, each after its parents."""
 
     @classmethod
     def of(cls, arm: Arm, seed: int, store: Store) -> Run:
-        """Reads the data, for its digests."""
+        """The run of an arm with a seed. Reads the data for its digests."""
         return cls(
             arm, seed, tuple(Step(node, store.stage(node.fingerprint)) for node in stage_graph(arm.seeded(seed)))
         )
@@ -62,7 +62,7 @@ class Run:
         return f"{self.arm.name}/seed {self.seed}"
 
     def name_at(self, step: Step) -> str:
-        """The run's name while it is at a stage, where it has several."""
+        """The run's name, with the stage where it has several."""
         return self.name if len(self.steps) == 1 else f"{self.name}: {step.node.name}"
 
     @property
@@ -70,18 +70,18 @@ class Run:
         return self.arm.seeded(self.seed)
 
     def experiment_at(self, step: Step) -> Experiment:
-        """What a stage is told: the run's own, or that of a source."""
+        """The experiment of a stage: the run's, or that of a source."""
         return step.node.source or self.experiment
 
     @property
     def last(self) -> Stage:
-        """The end of its chain."""
+        """The last stage."""
         return self.steps[-1].stage
 
     def status(self) -> dict[str, Any]:
-        """State, error, metrics and notes of the whole: done when all stages are, else as the first that is not.
+        """State, error, metrics and notes of the run: done when all stages are, else as the first that is not.
 
-        What would follow a stage that has diverged is never run: then the run has diverged.
+        A run diverges with its stage, as later stages never run.
         """
         statuses = [step.status() for step in self.steps]
         at = next((status for status in statuses if status["state"] != "done"), statuses[-1])
@@ -89,7 +89,7 @@ class Run:
         return {**at, "metrics": self.metrics(), "notes": notes}
 
     def current(self) -> Step:
-        """The first stage that is not done; the last where all are."""
+        """The first stage that is not done; the last one where all are."""
         return next((step for step in self.steps if step.status()["state"] != "done"), self.steps[-1])
 
     def metrics(self) -> dict[str, float]:
@@ -97,16 +97,17 @@ class Run:
         return _prefixed_values([(step, step.stage.result() or {}) for step in self.steps], "metrics")
 
     def result(self) -> RunResult:
-        """What is compared: the last result of a training with the metrics of all stages, and the sum of what they
-        took."""
+        """The last training's result, with the metrics of all stages and their summed cost, for the comparison."""
         finished = [(step, result) for step in self.steps if (result := step.stage.result()) is not None]
-        read = {step.node.scope: result["state"] for step, result in finished}  # once: of thousands of runs it is felt
+        read = {
+            step.node.scope: result["state"] for step, result in finished
+        }  # read once, as there may be thousands of runs
         states = {step.node.scope: read.get(step.node.scope) or step.status()["state"] for step in self.steps}
         whole: dict[str, Any] = {}
         for step, result in finished:
             if step.node.kind != "evaluate":
                 whole = dict(result)
-        if whole:  # else its training is damaged: what was measured after it is left out with it
+        if whole:  # else its training is damaged, and its evaluations are left out too
             results = [result for _, result in finished]
             whole |= {
                 "metrics": _prefixed_values(finished, "metrics"),
@@ -121,8 +122,10 @@ class Run:
         return RunResult(self.arm.name, self.arm.baseline, self.seed, state, whole, states, self.units)
 
     def units(self, metric: str) -> Units | None:
-        """Of a metric as it is named among those of all stages: {document, example or question: (sum of its losses, its
-        weight)}, read from the stage that has measured it; None where that keeps none."""
+        """{document, example or question: (sum of its losses, its weight)} of a metric, with its stage's prefix.
+
+        None where the stage that measured it keeps no such losses.
+        """
         scoped = [step for step in self.steps if metric.startswith(step.node.scope)]
         if not scoped:
             return None
@@ -140,11 +143,11 @@ class Run:
         return experiment_yaml(self.experiment)
 
     def stale(self) -> bool:
-        """Whether a result of it is of another origin (code, device, threads, ...) than it would be now."""
+        """Whether a stage's result has another provenance (code, device, threads, ...) than it would have now."""
         return any(self.stale_at(step) for step in self.steps)
 
     def stale_at(self, step: Step) -> bool:
-        """Whether this stage's result is."""
+        """Whether this stage's result has another provenance than it would have now."""
         result = step.stage.result()
         return result is not None and not same_provenance(result["provenance"], self.provenance_of(step))
 
@@ -165,8 +168,8 @@ class Run:
 def training_seconds(results: Iterable[Mapping[str, Any]]) -> float | None:
     """Wall-clock seconds of the training steps of all stages, evaluations excluded; None where one was not measured.
 
-    By the measured tokens per second, which leave each process's first step (compilation, warm-up) out; of a stage of
-    one step by the time it took.
+    Computed from tokens per second, which leave out each process's first step (compilation, warm-up). For a stage of
+    one step, the time of that step.
     """
     total = 0.0
     for result in results:
@@ -181,14 +184,14 @@ def training_seconds(results: Iterable[Mapping[str, Any]]) -> float | None:
 
 
 def _prefixed_values(results: Iterable[tuple[Step, Mapping[str, Any]]], key: str) -> dict[str, float]:
-    """What stands under a key in all results, each name with its stage's prefix."""
+    """{prefix of the stage + name: value} of one section of all results."""
     return {f"{step.node.prefix}{name}": value for step, one in results for name, value in (one.get(key) or {}).items()}
 
 
 def runs_of(ablation: Ablation, store: Store) -> list[Run]:
-    """Every run, arm by arm; where seeds are added in rounds, all that the results up to now have asked for.
+    """All runs, arm by arm; with `more_seeds`, also the seeds that the results so far ask for.
 
-    Seeds are added by what is measured on the validation split: the test split is not looked at to choose.
+    Seeds are added by the metric of the validation split, never by the test split.
     """
     check_texts(ablation)
     study, interims = ablation.study, interims_in(store, ablation)
@@ -196,7 +199,7 @@ def runs_of(ablation: Ablation, store: Store) -> list[Run]:
     grown, results = interims is not None, dict[str, RunResult]()
     while grown and interims is not None:
         for run in (run for arm_runs in runs.values() for run in arm_runs if run.name not in results):
-            results[run.name] = replace(run.result(), read_units=cache(run.units))  # they are asked for in each round
+            results[run.name] = replace(run.result(), read_units=cache(run.units))  # each round reads them
         statuses = in_rounds([*results.values()], study.compare.metric, interims, procedure_of(ablation))
         grown = False
         for arm in ablation.arms:
@@ -208,14 +211,14 @@ def runs_of(ablation: Ablation, store: Store) -> list[Run]:
 
 
 def interims_in(store: Store, ablation: Ablation) -> Looks | None:
-    """How seeds are added, with the looks that this store knows of; None where their number is fixed."""
+    """The interim analyses of a study, past ones from this store; None where its number of seeds is fixed."""
     return interims_of(ablation, registration_of(store.study(ablation.study.study)), _results_of(store, ablation))
 
 
 def register_analysis(store: Store, ablation: Ablation, runs: Sequence[Run]) -> list[str]:
-    """Freeze a study's analysis, or log what of it has changed. Returns what kept it from that, as sentences.
+    """Freeze a study's analysis, or log its changes. Returns why nothing could be written, as sentences.
 
-    runs: the study's; those of them that have finished are counted, and those of the seeds that were planned before.
+    runs: the study's runs. Finished ones are counted, those with seeds of the previous plan included.
     """
     folder = store.study(ablation.study.study)
 
@@ -232,7 +235,7 @@ def register_analysis(store: Store, ablation: Ablation, runs: Sequence[Run]) -> 
 
 
 def note_comparison(store: Store, ablation: Ablation, runs: Sequence[Run], comparison: Comparison) -> list[str]:
-    """Log, for a study that has run in this store, changes of its analysis and a look at its comparison."""
+    """Log changes of the analysis and a look at the comparison, for a study that has run in this store."""
     if registration_of(store.study(ablation.study.study)) is None:
         return []
     return [*register_analysis(store, ablation, runs), *log_interim(store, ablation, comparison)]
@@ -243,7 +246,7 @@ def _results_of(store: Store, ablation: Ablation) -> Callable[[Sequence[int]], l
 
 
 def runs_of_arm(source: str, overrides: Sequence[str], store: Store) -> list[Run]:
-    """The runs of `STUDY:ARM`, or all of a study, its name in the store, an experiment's file or a preset."""
+    """The runs of `STUDY:ARM`, or all runs of a study's file, a study in the store, an experiment or a preset."""
     file, arm = file_and_arm(source)
     ablation = open_study(file, overrides, store)
     names = [each.name for each in ablation.arms]
@@ -253,9 +256,10 @@ def runs_of_arm(source: str, overrides: Sequence[str], store: Store) -> list[Run
 
 
 def trained_fingerprint(source: str, overrides: Sequence[str], store: Store, seed: int | None, after: str) -> str:
-    """The stage whose weights are meant by `STUDY:ARM`, an experiment file, a preset, or a fingerprint itself.
+    """Fingerprint of the trained stage named by `STUDY:ARM`, an experiment file, a preset, or a fingerprint.
 
-    seed: the study's first when None; after: pretrain, finetune, or the last that trains when empty. Raises InputError.
+    seed: the study's first when None; after: pretrain, finetune, or the last trained stage when empty. Raises
+    InputError.
     """
     if re.fullmatch(r"[0-9a-f]{16}", source):
         if seed is not None or after:
@@ -276,13 +280,13 @@ def trained_fingerprint(source: str, overrides: Sequence[str], store: Store, see
 
 
 def left_out(runs: Sequence[Run]) -> list[str]:
-    """Runs that are left out because a file of theirs is damaged, with the file and the next step, a sentence each."""
+    """Sentences on the runs that are left out for a damaged file, with the file and the next step."""
     statuses = [(run, run.status()) for run in runs]
     return [f"{run.name} is left out: {status['error']}" for run, status in statuses if status.get("damaged")]
 
 
 def status_rows(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
-    """What `status --json` prints for each stage of each run. Keys may be added, none is renamed."""
+    """The objects that `status --json` prints, one for each stage of each run. Keys may be added, none is renamed."""
     for run in runs:
         for step in run.steps:
             node, stage = step.node, step.stage
@@ -308,17 +312,17 @@ def status_rows(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
 
 
 def max_steps(run: Run, node: StageNode) -> int:
-    """Of the stage itself; of an evaluation, those of the stage that it follows."""
+    """Steps of a stage; for an evaluation, those of the stage before it."""
     return int((node.source or run.experiment).section(node.after).training.max_steps)
 
 
 def last_metrics(stage: Stage) -> tuple[int, dict[str, float]]:
-    """(step, metrics) by the file's end: the last step, and of each metric the last value that stands there."""
+    """(last step, last value of each metric) at the end of metrics.jsonl."""
     return merged(last_lines(stage))
 
 
 def merged(lines: Sequence[Mapping[str, Any]]) -> tuple[int, dict[str, float]]:
-    """(step, metrics) of lines as they stand in metrics.jsonl: the last of each."""
+    """(last step, last value of each metric) of lines of metrics.jsonl."""
     metrics: dict[str, float] = {}
     for line in lines:
         metrics |= line["metrics"]
@@ -326,7 +330,7 @@ def merged(lines: Sequence[Mapping[str, Any]]) -> tuple[int, dict[str, float]]:
 
 
 def last_lines(stage: Stage) -> list[dict[str, Any]]:
-    """The complete lines at the end of its metrics.jsonl, as many as stand in 8 KiB."""
+    """The complete lines in the last 8 KiB of metrics.jsonl."""
     try:
         with stage.metrics_file.open("rb") as file:
             begin = max(0, file.seek(0, 2) - 8192)
@@ -338,7 +342,7 @@ def last_lines(stage: Stage) -> list[dict[str, Any]]:
 
 
 def comparison_of(ablation: Ablation, runs: Sequence[Run]) -> Comparison:
-    """The comparison of whatever is finished."""
+    """The comparison of the finished runs."""
     settings = ablation.study.compare
     results = [run.result() for run in runs]
     interims = interims_in(runs[0].last.store, ablation) if runs else None
@@ -359,7 +363,7 @@ def _design(ablation: Ablation, interims: Looks | None) -> Design:
 
 
 def _scaled(compared: Comparison, ablation: Ablation, runs: Sequence[Run], results: Sequence[RunResult]) -> Comparison:
-    """The comparison with its power laws and its gate, of the runs whose schedules have ended."""
+    """The comparison with power laws and gate, fitted to the runs whose schedules have ended."""
     settings = ablation.study.compare
     stage: Trained = "finetune" if settings.metric.startswith(FINETUNED) else "pretrain"
     measured = [
@@ -381,7 +385,7 @@ def _scaled(compared: Comparison, ablation: Ablation, runs: Sequence[Run], resul
 
 
 def costs_of(arms: Iterable[Arm]) -> dict[str, dict[Figure, float]]:
-    """What the metric can be shown against, of each arm; those that differ in their optimiser alone cost the same."""
+    """{arm: costs that a Pareto front can show}; arms that differ only in the optimiser share them."""
     costs, computed = dict[str, dict[Figure, float]](), dict[str, dict[Figure, float]]()
     free: Any = {"seed": True, "evaluate": True, "pretrain": {"training": {"optimizer": True}}}
     for arm in arms:
@@ -393,7 +397,7 @@ def costs_of(arms: Iterable[Arm]) -> dict[str, dict[Figure, float]]:
 
 
 def _costs(experiment: Experiment) -> dict[Figure, float]:
-    """For an arm's lengths where it is finetuned."""
+    """Costs of an experiment, with the prompt and answer lengths of its finetuning where it has one."""
     tuned = experiment.finetune
     prompt, answer = (tuned.data.input_length, tuned.data.target_length) if tuned else (PROMPT, GENERATE)
     cost = cost_of(experiment, prompt, answer)

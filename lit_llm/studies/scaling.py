@@ -1,4 +1,4 @@
-"""The scaling laws and the gate of a study: which of its runs they take, in which groups."""
+"""Runs and groups that the scaling laws and the gate of a study use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lit_llm.training.config import TrainingConfig
 
 @dataclass(frozen=True)
 class Measured:
-    """A run with the metric, and the training that the metric was measured after."""
+    """A run with the metric, and the training before the measurement."""
 
     result: RunResult
     training: TrainingConfig
@@ -35,10 +35,10 @@ class Measured:
 
 
 def ended_runs(measured: Sequence[Measured]) -> tuple[list[RunResult], list[str]]:
-    """(the runs whose learning-rate schedule had ended when the metric was measured, notes on those that are refused).
+    """(runs whose learning-rate schedule had ended at the measurement, notes on the refused runs).
 
-    In the midst of a decay the loss still falls steeply, and with a constant learning rate the fall of a decay is
-    missing altogether: such losses lie on no law with those of whole trainings. Where no run decays, all are alike.
+    During a decay the loss still falls steeply, and a constant learning rate has no such fall. Neither loss lies on one
+    law with complete trainings. Where no run decays, all are comparable.
     """
     stopped = [run for run in measured if run.steps < run.training.max_steps]
     whole = [run for run in measured if run.steps >= run.training.max_steps]
@@ -65,7 +65,7 @@ def ended_runs(measured: Sequence[Measured]) -> tuple[list[RunResult], list[str]
 
 
 def scaling_of(ablation: Ablation, results: Sequence[RunResult], settings: ScalingLaw) -> Scaling:
-    """The power laws that a study asks for. results: those that it takes, and the runs that diverged."""
+    """The power laws of a study. results: the runs to fit, and the runs that diverged."""
     groups, baseline = _groups(ablation, settings.by)
     metric = ablation.study.compare.metric
     return scaling(
@@ -79,7 +79,7 @@ def scaling_of(ablation: Ablation, results: Sequence[RunResult], settings: Scali
 
 
 def gate_of(ablation: Ablation, results: Sequence[RunResult], settings: ScalingGate) -> Gate:
-    """The gate that a study asks for. results: those that it takes, and the runs that diverged."""
+    """The gate of a study. results: the runs to fit, and the runs that diverged."""
     groups, baseline = _groups(ablation, settings.by)
     metric = ablation.study.compare.metric
     runs = scaling_runs(results, metric, groups, {arm.name: arm.group for arm in ablation.arms})

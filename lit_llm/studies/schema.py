@@ -33,7 +33,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 LONGEST_NAME = 100
 MOST_ARMS, MOST_SEEDS, MOST_RUNS = 2_000, 1_000, 20_000
 MOST_FACTORS, MOST_RULES = 100, 1_000
-"""Of a study, so that what was not meant is not waited for: a plan looks at every arm, and names every run."""
+"""Limits of a study, which stop mistakes early: a plan visits every arm and names every run."""
 
 
 def _plain_name(name: str) -> str:
@@ -45,7 +45,7 @@ def _plain_name(name: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_plain_name)]
-"""A name that can be a folder's, of at most 100 letters."""
+"""A name that can be a folder's, of at most 100 characters."""
 
 Seeds = Annotated[Items[Annotated[int, Field(ge=0)]], Field(max_length=MOST_SEEDS, json_schema_extra={"minItems": 1})]
 
@@ -58,20 +58,20 @@ class Grid(Section):
 
     design: Literal["factorial", "one_at_a_time", "paired", "fractional_factorial"] = "one_at_a_time"
     """factorial: every combination; one_at_a_time: each level alone, the other factors at their first; paired: the i-th
-    levels of all factors together; fractional_factorial: of many factors with two levels, those combinations that tell
-    their effects apart. A factorial of two-level factors, whole or in part, is reported by its effects too."""
+    levels of all factors together; fractional_factorial: of many factors with two levels, only the combinations that
+    separate their effects. A factorial of two-level factors, whole or fractional, also reports effects."""
     factors: dict[str, Items[Any] | Tree] = Field(min_length=1, max_length=MOST_FACTORS)
     """A key with its levels, `model.attention.output_norm: [head, none]`, or a label with named bundles of keys,
     `split: {3/3: {model.encoder.layers: 3, model.decoder.layers: 3}, 5/1: {...}}`. The first one is the baseline's."""
     exclude: Annotated[Items[Tree], Field(max_length=MOST_RULES)] = ()
-    """Combinations to leave out: `{model.attention.output_norm: none, pretrain.training.optimizer.lr: 1e-2}`. Without
-    them a factorial is not balanced: its arms are compared, its effects are not estimated."""
+    """Combinations to leave out: `{model.attention.output_norm: none, pretrain.training.optimizer.lr: 1e-2}`. A
+    factorial with exclusions is not balanced: its arms are compared, its effects are not estimated."""
     resolution: int = Field(4, ge=3)
-    """Of a fractional_factorial. 3: main effects are confounded with two-factor interactions; 4: with those of three
+    """Resolution of a fractional_factorial. 3: main effects are confounded with two-factor interactions; 4: with those of three
     factors, and two-factor interactions with each other; 5: two-factor interactions with those of three factors."""
     interactions: Items[Items[str]] = ()
-    """Pairs of factors whose interaction a fractional_factorial has to tell from every main effect and every other
-    two-factor interaction: `[[model.attention.output_norm, pretrain.training.optimizer.lr]]`."""
+    """Pairs of factors whose interaction a fractional_factorial must separate from main effects and from all other
+    two-factor interactions: `[[model.attention.output_norm, pretrain.training.optimizer.lr]]`."""
     combinations: int | None = None
     """Size of a fractional_factorial, a power of two; the smallest that has the resolution when absent."""
 
@@ -87,7 +87,7 @@ class Grid(Section):
 
     @property
     def fraction(self) -> Fraction | None:
-        """The fraction that is run, of a design that is one."""
+        """The fraction to run; None for other designs."""
         if self.design != "fractional_factorial":
             return None
         return find(len(self.factors), self.resolution, self.requested, self.combinations)
@@ -102,7 +102,7 @@ class Grid(Section):
     def _has_levels(self) -> Grid:
         findings: list[tuple[str | tuple[str, ...], str]] = []
         for name, levels in self.factors.items():
-            key = ("factors", name)  # the name has dots of its own
+            key = ("factors", name)  # the name may contain dots
             if len(levels) > MOST_ARMS:
                 findings.append((key, f"has {len(levels)} levels, and a study has at most {MOST_ARMS} arms"))
                 continue
@@ -126,7 +126,7 @@ class Grid(Section):
         return self
 
     def _misplaced(self) -> Iterator[tuple[str | tuple[str, ...], str]]:
-        """Keys that the design has no use for."""
+        """Problems of keys that the design does not use."""
         for key in ("resolution", "interactions", "combinations"):
             if key in self.model_fields_set and self.design != "fractional_factorial":
                 yield key, f"belongs to `design: fractional_factorial`, and this one is {self.design}"
@@ -136,7 +136,7 @@ class Grid(Section):
             yield "exclude", "paired levels stand in the file one by one; take the level out of every factor instead"
 
     def _unpaired(self) -> Iterator[tuple[str | tuple[str, ...], str]]:
-        """Levels that make no pairs."""
+        """Problems of levels that make no pairs."""
         counts = [
             f"{name} has {len(levels)}{'' if isinstance(levels, tuple) else ' bundles'}"
             for name, levels in self.factors.items()
@@ -151,7 +151,7 @@ class Grid(Section):
                 yield "factors", f"the levels number {first} and {index + 1} of all factors are the same; leave one out"
 
     def _without_fraction(self) -> Iterator[tuple[str | tuple[str, ...], str]]:
-        """Why there is no fraction, and what would do."""
+        """Problems of a design without a fraction, each with a remedy."""
         if self.design != "fractional_factorial":
             return
         count, whole = len(self.factors), 1 << len(self.factors)
@@ -195,7 +195,7 @@ class Grid(Section):
                 yield f"interactions.{index}", "an interaction is of two different factors: [one, other]"
 
     def _confounded(self, best: Fraction) -> str:
-        """Which interactions the fraction of least aberration confounds with what, and what would tell them apart."""
+        """Message on the requested interactions that the best fraction confounds, with remedies."""
         names = list(self.factors)
 
         def named(effect: int) -> str:
@@ -223,14 +223,14 @@ class Grid(Section):
 
 
 CHOSEN_BY = tuple(map(on_validation, OF_SPLITS))
-"""Metrics of the validation split, which choices are made by."""
+"""Metrics of the validation split, by which choices are made."""
 METRICS = (*map(on_test, OF_SPLITS), *CHOSEN_BY, *(metric.name for metric in OF_TRAINING))
 OF_SOURCE = (f"{on_test(TARGET_NLL)}/", f"{on_validation(TARGET_NLL)}/")
-"""Before the name of a mixture's source, or of a task of instruction data; of either split."""
+"""Beginnings of metrics of one source of a mixture, or of one task of instruction data, for both splits."""
 _OF_OBJECTIVE = tuple(
     name(metric) for metric in OF_SPLITS if not metric.across_objectives for name in (on_test, on_validation)
 )
-"""Of the pretraining alone: instruction data has one objective."""
+"""Metrics of the pretraining alone, as instruction data has one objective."""
 
 
 def _metric(name: str) -> str:
@@ -258,7 +258,7 @@ _PATTERN = f"^({FINETUNED})?({_ONE_OF}|{_SOURCES}|{EVALUATED}({'|'.join(EVALUATI
 
 
 def is_metric(name: str) -> bool:
-    """Whether a study could compare it."""
+    """Whether a study can compare a metric of this name."""
     return re.fullmatch(_PATTERN, name) is not None
 
 
@@ -273,7 +273,7 @@ Figure = Literal["inference_flops", "train_flops", "parameters", "non_embedding_
 
 
 class Match(Section):
-    """What is made equal between an arm and its baseline, for the pretraining."""
+    """Quantity of the pretraining to match between an arm and its baseline."""
 
     by: By = "none"
     """tokens, loss_tokens and train_flops move max_steps, with warm-up and decay scaled; parameters moves d_ff."""
@@ -283,30 +283,30 @@ class ScalingLaw(Section):
     """A power law of a loss for each group of arms, L = E + A x^-a."""
 
     x: X = "train_flops"
-    """What the loss falls with: train_flops, parameters or tokens."""
+    """Size that the loss depends on: train_flops, parameters or tokens."""
     irreducible: bool = True
-    """Fit E, the loss that no x goes below. It takes a bend in the curve, so runs over several decades: without one, E
-    has a wide interval, and `false` says more."""
+    """Fit E, the irreducible loss. That needs a bend in the curve, so runs over several decades. Without a bend E has a
+    wide interval, and `false` is more informative."""
     by: Literal["arm", "family"] = "arm"
     """What is one group: a named arm with all that the grid makes of it, or the arms of one `model.family`."""
 
 
 class ScalingGate(Section):
-    """What a lab asks of a change before a large run: at each size, how much compute and time it saves.
+    """A gate for a change before a large run: the compute and time that it saves at each size.
 
-    Each size of a group is measured against the power law of the baseline's sizes. A multiplier above 1 saves compute,
-    or time: the baseline needs as many times more for the same loss.
+    Each size of a group is measured against the power law of the baseline's sizes. A multiplier of 2 means that the
+    baseline needs twice the compute, or time, for the same loss.
     """
 
     by: Literal["arm", "family"] = "arm"
     """What is one group: a named arm with all that the grid makes of it, or the arms of one `model.family`."""
     irreducible: bool = False
-    """Fit E to the baseline's law. A projection over decades of compute depends on it, and few sizes hardly show it."""
+    """Fit E to the baseline's law. A projection over decades of compute depends on E, which few sizes hardly determine."""
     project: float | None = Field(None, gt=0)
     """Training FLOPs of the large run: the multiplier and the difference of losses there, with prediction intervals."""
     at_least: float = Field(1.0, gt=0)
-    """The multiplier that a group has to reach, at `project`, else at its largest size. It passes where the whole 95%
-    interval does, and fails where none of it does."""
+    """The multiplier that a group has to reach, at `project`, else at its largest size. The group passes where the
+    whole 95% interval reaches it, and fails where none of the interval does."""
 
 
 Column = Literal["n", "mean", "difference", "p", "verdict", "baseline", "params", "FLOPs", "tok/s", "spikes"]
@@ -314,43 +314,44 @@ Column = Literal["n", "mean", "difference", "p", "verdict", "baseline", "params"
 
 
 class Compare(Section):
-    """What is compared with what."""
+    """Settings of the comparison."""
 
     baseline: str | None = None
     """The arm that the others are compared with; the first when absent."""
     stratify_by: Items[str] = ()
-    """Factors at whose every level the comparison is made anew: each arm meets the baseline of its own level."""
+    """Factors that stratify the comparison: each arm is compared with the baseline at the same level."""
     metric: Metric = on_test(TARGET_NLL)
-    """What is compared, as it is at the end of training; of a mixture also `test/target_nll/<source>`. Metrics of the
-    test split begin with `test/`, and each has a sibling of the validation split, `val/target_nll`, which further seeds
-    and learning rates are chosen by. Those of the finetuning begin with `finetune/`, those of evaluations with `eval/`:
-    `finetune/eval/examples/nll`. An evaluation made after both stages is shown before against after. Training losses
-    are not compared: they depend on what is trained on."""
+    """Primary metric, at the end of training; of a mixture also `test/target_nll/<source>`. Metrics of the test split
+    begin with `test/`. Each has one of the validation split, `val/target_nll`, which chooses further seeds and learning
+    rates. Metrics of the finetuning begin with `finetune/`, those of evaluations with `eval/`:
+    `finetune/eval/examples/nll`. An evaluation after both stages is shown before against after. Training losses are not
+    compared, as they depend on the training data."""
     front: Figure | None = None
-    """A cost that the metric is shown against, with the arms that no other beats in both. inference_flops: of reading
-    an input and writing a target, both as long as the finetuning allows, or 1000 tokens each where there is none."""
+    """Cost of the Pareto front: the metric is shown against it, with the arms that no other beats in both.
+    inference_flops: for reading an input and writing a target, both as long as the finetuning allows, or 1000 tokens
+    each without one."""
     variance: Variance = "moderated"
-    """Where the variance of a difference comes from. moderated: its own values over the seeds, with up to a third of a
+    """Estimate of the variance of a difference. moderated: its own values over the seeds, with up to a third of a
     degree of freedom from the other differences; its intervals cover 93% or more in every design. paired: its own
-    values alone. pooled: one variance for all arms, which assumes that they scatter alike and react to a seed alike.
+    values alone. pooled: one variance for all arms, which assumes that they scatter alike and respond to a seed alike.
     mixed: a mixed model with a random effect of each family and seed. The last two are narrower, and cover as little as
     61% where an arm scatters more than the others; see docs/statistics.md."""
     correction: Correction = "none"
-    """For the number of comparisons. none: each interval holds for itself. holm: p-values by which the chance of any
+    """Correction for multiple comparisons. none: each interval holds for itself. holm: p-values by which the chance of any
     false difference is 5%. fdr_bh: p-values by which 5% of the differences below 0.05 are false. With both, intervals
     hold for all comparisons at once. dunnett: the same for arms that scatter alike, so it needs `variance: pooled`."""
     margin: float | None = Field(None, gt=0)
-    """The largest difference that does not matter, in the metric's unit. With it, the verdict tells arms that are shown
-    to differ by less from those of which too few seeds show nothing."""
+    """The largest difference that does not matter, in the metric's unit. With it, the verdict
+    distinguishes arms that differ by less from arms that are undecided for lack of seeds."""
     scaling: ScalingLaw | None = None
-    """Fit power laws of the metric, and say how many times the compute a group needs for the loss of the baseline's."""
+    """Fit power laws of the metric, and report the ratio of compute for the baseline's loss."""
     labels: dict[str, str] = Field({})
     """Names that a paper prints, for arms, factors, levels and metrics: `{red: RedLLM, model.attention.qkv_norm: QKV
-    norm, qkv_norm=none: no norm, val/target_nll: nats per token}`. A level is called `factor=level`, or by its own name
-    where that is enough. Tables, sentences and figures print them; CSV and JSON keep the names that commands take."""
+    norm, qkv_norm=none: no norm, val/target_nll: nats per token}`. Name a level `factor=level`, or by its own name
+    where that is unique. Tables, sentences and figures print them; CSV and JSON keep the names that commands take."""
     columns: Items[Column] = ("n", "mean", "difference", "p", "verdict", "baseline", "params", "FLOPs")
-    """Columns of the arms' table in LaTeX, in this order, after the arm or its factors; those of which nothing is known
-    are left out. `mean` is the metric's."""
+    """Columns of the arms' table in LaTeX, in this order, after the arm or its factors; columns without values are left
+    out. `mean` is the metric's."""
 
     gate: ScalingGate | None = None
     """Measure each size against the baseline's power law: multipliers of compute and of wall-clock time, their slope
@@ -371,10 +372,10 @@ class Compare(Section):
 
 
 class MoreSeeds(Section):
-    """Rounds of further seeds, for the arms whose difference is not decided."""
+    """Rounds of further seeds, for the arms whose difference is undecided."""
 
     max: int = Field(le=MOST_SEEDS)
-    """Seeds that an arm has at most, those of `seeds` included."""
+    """Most seeds of an arm, those of `seeds` included."""
     step: int = Field(1, ge=1)
     """Seeds that a round adds."""
 
@@ -384,14 +385,14 @@ class Allowed(Section):
 
     key: str
     """The key that differs, or the beginning of several: `pretrain.training.optimizer`. Budgets: `budget.tokens`,
-    `budget.train_flops`, ..., or `budget` for all. What the metric is measured on goes by its full name alone:
+    `budget.train_flops`, ..., or `budget` for all. Keys that the metric is measured on need their full name:
     `pretrain.data.tokenizer`."""
     because: str = Field(min_length=1)
-    """Why the comparison is fair all the same; shown in the plan and the report."""
+    """Reason why the comparison is fair all the same; shown in the plan and the report."""
 
 
 def of_experiment(key: str, value: Any) -> str:
-    """Where a key of the experiment belongs in a study or a sweep."""
+    """Message that a key of the experiment belongs under `base`; '' for other keys."""
     if key == "seed" or key.split(".")[0] not in Experiment.model_fields:
         return ""
     return f"what holds for every arm stands under `base`: write `base: {{{nested(key, value)}}}`"
@@ -401,12 +402,12 @@ class Study(Section):
     """An ablation: a base experiment, arms, factors, seeds."""
 
     study: Name
-    """Its name: of the MLflow experiment and of the folder in the store."""
+    """Name of the study, of its MLflow experiment and of its folder in the store."""
     question: str = Field(min_length=1)
-    """What it is to answer."""
+    """Question that the study is to answer."""
     extends_study: str | None = None
-    """Another study in the same folder: this file then says only what is different. `base` is replaced whole, a factor
-    by its new levels, the rest key by key."""
+    """Another study in the same folder, of which this file changes some keys. `base` is replaced whole, a factor by its
+    new levels, the rest key by key."""
     extends: str | Items[str] | None = None
     """A preset, a file relative to this one, or a list of them, merged in order."""
     base: Tree = Field({})
@@ -419,11 +420,11 @@ class Study(Section):
     seeds: Seeds = (0,)
     """Every arm runs once with each."""
     more_seeds: MoreSeeds | None = None
-    """After `seeds`, add seeds to the arms whose interval still holds zero (with `compare.margin`: that are shown
-    neither to differ nor to differ by less), and to what they are compared with. Intervals are those of a test that
-    looks after every round; with `compare.correction: holm` each arm has an equal share of the 5%."""
+    """After `seeds`, add seeds to the undecided arms and their baselines. An arm is undecided while its interval
+    contains zero (with `compare.margin`: while it is shown neither to differ nor to be equivalent). Intervals are those
+    of a sequential test after every round; with `compare.correction: holm` each arm has an equal share of the 5%."""
     match: Match = Match()
-    """What is made equal."""
+    """Quantity to match between arms and baselines."""
     compare: Compare = Compare()
     """Baseline and metric."""
     allow: Items[Allowed] = ()
@@ -439,7 +440,7 @@ class Study(Section):
         if not self.seeds:
             findings.append(("seeds", "needs at least one seed, for example [0, 1, 2]"))
         if len(set(self.seeds)) < len(self.seeds):
-            findings.append(("seeds", "a seed is there twice"))
+            findings.append(("seeds", "a seed is listed twice"))
         if self.more_seeds is not None:
             findings += self._no_rounds(self.more_seeds)
         findings += self._too_many()
@@ -469,7 +470,7 @@ class Study(Section):
         return self
 
     def _too_many(self) -> Iterator[tuple[str | tuple[str, ...], str]]:
-        """Arms or runs beyond what a study may have."""
+        """Problem of more arms or runs than a study may have."""
         outside = sum((arm or {}).get("grid") is False for arm in self.arms.values())
         crossed = max(1, len(self.arms)) - outside
         arms = outside + crossed * (self.grid.cells if self.grid else 1)
@@ -486,7 +487,7 @@ class Study(Section):
             )
 
     def _no_rounds(self, more: MoreSeeds) -> Iterator[tuple[str | tuple[str, ...], str]]:
-        """What speaks against adding seeds in rounds."""
+        """Problems of adding seeds in rounds."""
         if len(self.seeds) < 2:
             yield "more_seeds", "one seed has no interval to go on by; begin with `seeds: [0, 1, 2]`"
         if more.max <= len(self.seeds):
@@ -506,6 +507,6 @@ class Study(Section):
 
     @property
     def all_seeds(self) -> tuple[int, ...]:
-        """Those that there may be, in the order in which they are added."""
+        """All seeds that may be used, in the order in which they are added."""
         further = self.more_seeds.max - len(self.seeds) if self.more_seeds else 0
         return (*self.seeds, *range(max(self.seeds) + 1, max(self.seeds) + 1 + further))

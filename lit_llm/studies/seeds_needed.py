@@ -1,8 +1,8 @@
-"""How many seeds a study needs: the scatter of earlier runs, and what follows from it by the power of a paired t-test.
+"""Number of seeds that a study needs, from the scatter of earlier runs and the power of a paired t-test.
 
-Scatter is the standard deviation of an arm's differences from its baseline over shared seeds. It is taken from a pilot
-study where one is named; else from this study's finished runs; else from the study of this store with the same metric
-whose arms are nearest in parameters and training tokens. Where the scatter came from stands in every row.
+Scatter is the standard deviation of an arm's differences from its baseline over shared seeds. Its source is the pilot
+study if one is named; else this study's finished runs; else the study of this store with the same metric whose arms are
+nearest in parameters and training tokens. Every row names the source.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ from lit_llm.studies.runs import runs_of
 from lit_llm.studies.stored import open_study
 
 FEWEST_DEGREES = 2
-"""Degrees of freedom from which on an arm's own scatter is used; below, that of its study is pooled."""
+"""Degrees of freedom that an arm's scatter needs; below, the pooled scatter of its study is used."""
 FAR = 4.0
-"""An earlier arm of more than so many times the parameters or tokens, or less than their inverse, is called far."""
+"""Largest ratio of parameters or tokens, either way, above which an earlier arm is called far."""
 ALIKE = math.log(1.1)
 """Arms whose distances differ by less are equally near."""
 
 
 @dataclass(frozen=True)
 class SeedsNeeded:
-    """One arm's row of the answer."""
+    """Seeds that one arm needs."""
 
     arm: str
     baseline: str
     sd: float | None
     """Standard deviation of the paired differences, in the metric's unit; None without earlier runs."""
     source: str
-    """Study and runs that the standard deviation is from."""
+    """Study and runs that give the standard deviation."""
     seeds: int | None
     """Seeds that detect the difference with 80% power; None without a scatter, or beyond `MOST_SEEDS`."""
     cautious_seeds: int | None
-    """The same at the upper 80% confidence limit of the standard deviation."""
+    """Seeds at the upper 80% confidence limit of the standard deviation."""
     detectable: float | None
     """Smallest difference that the planned seeds detect with 80% power; None without a scatter or with one seed."""
 
@@ -65,17 +65,17 @@ class PowerPlan:
 
     metric: str
     difference: float
-    """In the metric's unit."""
+    """True difference to detect, in the metric's unit."""
     power: float
     level: float
-    """Of the two-sided test of one arm, after correction."""
+    """Level of the two-sided test of one arm, after correction."""
     planned: int
-    """Seeds of the study; with `more_seeds` the most."""
+    """Seeds of the study; with `more_seeds` the maximum."""
     rows: tuple[SeedsNeeded, ...]
     notes: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """What `plan --power --json` prints under `power`. Keys may be added, none is renamed."""
+        """The object that `plan --power --json` prints under `power`. Keys may be added, none is renamed."""
         return asdict(self)
 
 
@@ -100,7 +100,7 @@ def seeds_needed(planned: Plan, store: Store, difference: float, pilot: str | No
 
     Args:
         planned: the study's plan.
-        store: where earlier runs lie; nothing is written.
+        store: holds earlier runs; nothing is written.
         difference: in the primary metric's unit.
         pilot: a study file whose runs in this store give the scatter; this study and earlier ones when None.
 
@@ -131,7 +131,7 @@ def seeds_needed(planned: Plan, store: Store, difference: float, pilot: str | No
 
 
 def test_level(ablation: Ablation) -> tuple[float, list[str]]:
-    """Level of the two-sided test of one arm in a study, and in words where it comes from."""
+    """(level of the two-sided test of one arm in a study, notes that explain it)."""
     study = ablation.study
     count = len({arm.name for arm in ablation.arms if arm.name != arm.baseline})
     correction = study.compare.correction
@@ -169,7 +169,7 @@ def _notes(rows: Sequence[SeedsNeeded], planned: Plan) -> Iterator[str]:
 def _scatters_of_pilot(
     pilot: str, metric: str, arms: Sequence[PlannedArm], store: Store
 ) -> dict[str, tuple[Scatter, str]]:
-    """From the runs of a study that the user names: the arm of the same name, else all its arms pooled."""
+    """{arm: (scatter, source)} from a pilot study: of the arm with this name, else of all its arms pooled."""
     ablation = open_study(pilot, store=store)
     scatters = _scatters(ablation, metric, store)
     if not scatters:
@@ -181,7 +181,7 @@ def _scatters_of_pilot(
 def _scatters_of_store(
     ablation: Ablation, metric: str, arms: Sequence[PlannedArm], store: Store
 ) -> dict[str, tuple[Scatter, str]]:
-    """From this study's finished runs; where there are none, from the nearest earlier study's."""
+    """{arm: (scatter, source)} from this study's finished runs, else from the nearest earlier study."""
     scatters = _scatters(ablation, metric, store)
     if scatters:
         return _named_or_pooled(scatters, arms, "this study")
@@ -190,7 +190,7 @@ def _scatters_of_store(
 
 
 def _scatters(ablation: Ablation, metric: str, store: Store) -> dict[str, Scatter]:
-    """{arm: scatter of its differences from its baseline} of the runs that have ended."""
+    """{arm: scatter of its differences from its baseline} over finished runs."""
     values = values_of([run.result() for run in runs_of(ablation, store)], metric)
     scatters = {arm.name: scatter_of(values[arm.name], values[arm.baseline]) for arm in ablation.arms}
     return {name: scatter for name, scatter in scatters.items() if scatter is not None}
@@ -216,7 +216,7 @@ def _pooled_over(arms: int) -> str:
 
 
 def _nearest(arm: PlannedArm, earlier: Sequence[_EarlierArm]) -> tuple[Scatter, str]:
-    """Of the study with the nearest arm, all arms that are as near, pooled."""
+    """(pooled scatter, source) of the arms nearest to this one, within the study that has the nearest."""
     best = min(earlier, key=lambda other: other.distance(arm))
     near = best.distance(arm)
     alike = [other for other in earlier if other.study == best.study and other.distance(arm) <= near + ALIKE]
@@ -233,14 +233,14 @@ def _ratios(earlier: _EarlierArm, arm: PlannedArm) -> str:
 
 
 def _earlier_arms(store: Store, metric: str, besides: str) -> Iterator[_EarlierArm]:
-    """The arms of all reported studies of a store that have the metric in two seeds that their baselines share."""
+    """Arms of all reported studies in a store that share two seeds of the metric with their baselines."""
     for file in sorted((store.root / "studies").glob("*/runs.csv")):
         if file.parent.name != besides:
             yield from _reported_arms(file, metric)
 
 
 def _reported_arms(file: Path, metric: str) -> Iterator[_EarlierArm]:
-    """The arms of one study, by the runs.csv that its report left."""
+    """Arms of one study, read from the runs.csv of its report."""
     values: dict[str, dict[int, float]] = {}
     baselines: dict[str, str] = {}
     sizes: dict[str, tuple[float, float]] = {}
@@ -252,7 +252,7 @@ def _reported_arms(file: Path, metric: str) -> Iterator[_EarlierArm]:
                     baselines[row["arm"]] = row["baseline"]
                     sizes[row["arm"]] = float(row["parameters"]), float(row["tokens"])
     except (OSError, ValueError, KeyError, TypeError, csv.Error):
-        return  # the report of another version, or half a file: as if there were none
+        return  # a report of another version, or half a file, counts as absent
     for arm, baseline in baselines.items():
         scatter = scatter_of(values[arm], values.get(baseline, {}))
         if scatter is not None:

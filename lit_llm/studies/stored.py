@@ -1,12 +1,12 @@
-"""A study as its store keeps it: opened by its name, without its file, its texts or the machine that it was written on.
+"""Studies kept in a store, to be opened by name without their files, texts or machine.
 
 ```
 <store>/studies/<study>/study.json     the study with its arms, the identities of its texts, the stages of its runs
 <store>/studies/<study>@1/, @2/ ...    earlier versions, each with everything that it had
 ```
 
-A study is another version where one of its arms trains something else. What the log of its analysis records is none:
-seeds, arms that come or go, what is compared and how. Nor is an evaluation, which trains nothing.
+A study becomes another version when one of its arms trains something else. Other seeds, added or removed arms, another
+analysis or another evaluation make no new version.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from lit_llm.studies.schema import Study
 
 STORED, SWEEP = "study.json", "sweep.json"
 PLAIN_NAME = r"[\w.@-]+"
-"""What the name of a study or a sweep in a store may be; all else is a path."""
+"""Pattern of a name of a study or a sweep in a store; all else is a path."""
 MOST_KEYS = 12
-"""Keys of a changed plan that a message names."""
+"""Most keys of a changed plan that a message names."""
 
 Stages = Mapping[str, Mapping[int, Mapping[str, str]]]
 """{arm: {seed: {stage that trains: its fingerprint}}}."""
@@ -47,15 +47,15 @@ Stages = Mapping[str, Mapping[int, Mapping[str, str]]]
 
 
 def keep(store: Store, ablation: Ablation, stages: Stages) -> None:
-    """Write a study into its folder as it runs now."""
-    name = ablation.study.study.partition("@")[0]  # which version it is, its folder says
+    """Write a study into its folder."""
+    name = ablation.study.study.partition("@")[0]  # the folder's name has the version
     study = ablation.study.model_dump(mode="json", exclude_unset=True) | {"study": name}
     content = {"study": study, **content_of(ablation), "stages": stages}
     write_json(store.study(ablation.study.study) / STORED, content, signed=True)
 
 
 def content_of(ablation: Ablation) -> dict[str, Any]:
-    """All but the study itself, as plain data: its arms, and the identities of the texts that have been read."""
+    """A study's arms and the identities of the texts read so far, as plain data."""
     arms = [
         {
             **{name: getattr(arm, name) for name in ("name", "group", "baseline", "residual")},
@@ -71,9 +71,11 @@ def content_of(ablation: Ablation) -> dict[str, Any]:
 
 
 def ablation_of(study: Study, content: Mapping[str, Any]) -> Ablation:
-    """What `content_of` has kept. From here on its texts are those that were read then, whatever lies there now.
+    """A study from the plain data of `content_of`.
 
-    Raises InputError, LookupError, TypeError or ValueError for what this version cannot read.
+    The stored identities of its texts hold from now on, whatever the files contain.
+
+    Raises InputError, LookupError, TypeError or ValueError for content that this version cannot read.
     """
     arms = tuple(_arm(given) for given in content["arms"])
     texts = tuple((tuple(request), identity) for request, identity in content["texts"])
@@ -83,9 +85,9 @@ def ablation_of(study: Study, content: Mapping[str, Any]) -> Ablation:
 
 
 def open_study(source: str | Path, overrides: Sequence[str] = (), store: Store | None = None) -> Ablation:
-    """A study's file, a preset, an experiment's file, or the name of a study in a store (or its folder there).
+    """Open a study's file, a preset, an experiment's file, or a study in a store by its name or folder.
 
-    Raises InputError with every problem that was found.
+    Raises InputError with every problem.
     """
     name = str(source)
     if store is None or is_preset(name) or os.path.isfile(name):
@@ -94,7 +96,7 @@ def open_study(source: str | Path, overrides: Sequence[str] = (), store: Store |
         if re.fullmatch(PLAIN_NAME, name) and (store.study(name) / SWEEP).exists():
             raise InputError(Problem("is a sweep, which `sweep`, `status`, `plan` and `report` take", name))
         if "/" in name or name.endswith((".yaml", ".yml")):
-            return load_study(source, overrides)  # which says that there is no such file
+            return load_study(source, overrides)  # raises that there is no such file
         near = did_you_mean(name, [*preset_names(), *studies_in(store), *(file.name for file in Path().glob("*.yaml"))])
         raise InputError(
             Problem(f"there is no preset and no file {name!r}, nor a study of this name in {store.root}{near}")
@@ -103,7 +105,7 @@ def open_study(source: str | Path, overrides: Sequence[str] = (), store: Store |
 
 
 def _opened(store: Store, name: str, overrides: Sequence[str]) -> Ablation:
-    """The study of this name as it ran last, with what `-o` changes in every arm."""
+    """The stored study of this name as it last ran, with overrides of `-o` in every arm."""
     file = store.study(name) / STORED
     try:
         content = read_json(file) or {}
@@ -115,7 +117,7 @@ def _opened(store: Store, name: str, overrides: Sequence[str]) -> Ablation:
 
 
 def unreadable_error(file: Path, error: Exception) -> InputError:
-    """The error of a study or a sweep whose file in the store is damaged, or was written by another version."""
+    """The error for a study or a sweep whose file in the store is damaged, or was written by another version."""
     if isinstance(error, Damaged):
         message = f"{error.problems[0].message}; the command that made it writes it again: give it the file"
     else:
@@ -131,7 +133,7 @@ def _arm(given: Mapping[str, Any]) -> Arm:
 
 
 def with_overrides(ablation: Ablation, overrides: Sequence[str]) -> Ablation:
-    """A kept study with what `-o` changes in every arm. Raises InputError."""
+    """A stored study with overrides of `-o` in every arm. Raises InputError."""
     if not overrides:
         return ablation
     problems: list[Problem] = []
@@ -150,7 +152,7 @@ def with_overrides(ablation: Ablation, overrides: Sequence[str]) -> Ablation:
 
 
 def name_in(store: Store, name: str) -> str:
-    """The name of a study or a sweep in a store, by its name or its folder there."""
+    """The name of a study or a sweep in a store, from its name or its folder."""
     folder = Path(name).absolute()
     return folder.name if folder.parent == store.root / "studies" and folder.is_dir() else name
 
@@ -161,7 +163,7 @@ def studies_in(store: Store) -> list[str]:
 
 
 def open_experiment(name: str, overrides: Sequence[str] = (), store: Store | None = None) -> Experiment:
-    """A preset, an experiment's file, `STUDY:ARM`, or a study of one arm in a store."""
+    """Open a preset, an experiment's file, `STUDY:ARM`, or a study of one arm in a store."""
     source, arm_name = file_and_arm(name)
     if not arm_name and (is_preset(name) or (os.path.isfile(name) and not is_study(name))):
         return load_experiment(name, overrides)
@@ -180,10 +182,10 @@ def open_experiment(name: str, overrides: Sequence[str] = (), store: Store | Non
 
 
 def changes(store: Store, ablation: Ablation) -> list[Problem]:
-    """How its arms train otherwise than those that have results under its name, by key; empty where none does."""
+    """Keys in which arms train otherwise than the stored results of this name, as problems; empty where none does."""
     try:
         content = read_json(store.study(ablation.study.study) / STORED)
-    except Damaged:  # which `damage_of` tells
+    except Damaged:  # which `damage_of` reports
         return []
     if content is None:
         return []
@@ -218,7 +220,7 @@ def changes(store: Store, ablation: Ablation) -> list[Problem]:
 
 
 def damage_of(store: Store, name: str) -> list[str]:
-    """What is wrong with the file of a kept study, as sentences; `keep` writes it again."""
+    """Damages of a stored study's file, as sentences; `keep` writes it again."""
     try:
         read_json(store.study(name) / STORED)
     except Damaged as error:
@@ -229,7 +231,7 @@ def damage_of(store: Store, name: str) -> list[str]:
 def _training_differences(
     arm: Arm, before: Mapping[str, Any], texts: Mapping[tuple[str, ...], Any]
 ) -> Iterator[tuple[str, str]]:
-    """(key, what its results have) of what decides what an arm trains."""
+    """(key, old and new value) of the keys and texts in which an arm trains otherwise than its results."""
     seedless = {key: value for key, value in before.items() if key != "seed"}
     differing = {
         key: pair
@@ -250,7 +252,7 @@ def _training_differences(
 
 
 def _texts_of(experiment: Experiment) -> Iterator[tuple[str, tuple[str, ...], str]]:
-    """(key, what was asked, digest) of the texts that an experiment trains on."""
+    """(key, request of its identity, digest) of each text that an experiment trains on."""
     identity = identity_of_data(experiment)
     yield "pretrain.data.corpus", ("data", experiment.pretrain.data.model_dump_json()), identity.digest
     if (tuned := experiment.finetune) is not None:
@@ -259,7 +261,7 @@ def _texts_of(experiment: Experiment) -> Iterator[tuple[str, tuple[str, ...], st
 
 
 def _finished(store: Store, seeds: Mapping[str, Mapping[str, str]], stages: Sequence[str] = ()) -> int:
-    """Runs of an arm that have a result of one of these stages, or of any."""
+    """Number of runs of an arm with a result of one of these stages; of any stage when empty."""
     return sum(
         any(store.stage(name).result() is not None for stage, name in by_name.items() if stage in stages or not stages)
         for by_name in seeds.values()
@@ -276,7 +278,7 @@ def _format_value(value: Any) -> str:
 
 
 def version_of(store: Store, ablation: Ablation) -> Ablation:
-    """The study under the name of its version that trained these arms. Raises InputError where another was trained."""
+    """The study, named as the stored version that trained these arms. Raises InputError where no version did."""
     if problems := changes(store, ablation):
         for name in reversed(_earlier_versions(store, ablation.study.study)):
             older = replace(ablation, study=ablation.study.model_copy(update={"study": name}))
@@ -287,11 +289,11 @@ def version_of(store: Store, ablation: Ablation) -> Ablation:
 
 
 class AnotherVersion(InputError):
-    """A study differs from the one that has results under its name."""
+    """A study differs from the results under its name."""
 
 
 def another_version(store: Store, ablation: Ablation, problems: Sequence[Problem]) -> InputError:
-    """The error of a study that differs from the one that has results under its name."""
+    """The error for a study that differs from the results under its name."""
     name = ablation.study.study
     source = str(store.study(name)) if is_preset(name) else name
     shows = shlex.join(["lit-llm", "report", source, *store.option()])
@@ -300,7 +302,7 @@ def another_version(store: Store, ablation: Ablation, problems: Sequence[Problem
 
 
 def set_aside(store: Store, name: str) -> str:
-    """Give what is in a study's folder the name of an earlier version, which is returned. Its lock is the caller's."""
+    """Rename a study's folder to an earlier version; returns its name. The caller holds the lock."""
     earlier = _next_version(store, name)
     store.study(name).rename(store.study(earlier))
     return earlier

@@ -1,4 +1,4 @@
-"""What becomes of runs that die, make no progress or run out of memory: they are begun again, and that is counted."""
+"""Restarts runs that die, make no progress or run out of memory, within limits."""
 
 from __future__ import annotations
 
@@ -16,38 +16,37 @@ from lit_llm.store.store import FINAL, Stage, Store
 from lit_llm.studies.observer import Observer
 
 SHORTEST = 7200.0
-"""Seconds that every run may be silent for, unless a number is given: longer than any validation between two steps."""
+"""Default seconds that a run may be silent: longer than any validation between two steps."""
 USUAL = 20
-"""Times the longest silence that a run has come back from, which another may last."""
+"""Factor on the longest silence that a run came back from: the limit of the next one."""
 _COUNTED = 5.0
-"""Seconds that count of the time between two looks: while the coordinator slept, its runs may have slept too."""
+"""Most seconds counted between two checks: if the coordinator slept, its runs may have slept too."""
 _NO_SIGN = ("lock", "log.txt", "state.json", "config.yaml", "retries.jsonl")
 
 
 @dataclass(frozen=True)
 class Supervision:
-    """How much is put up with."""
+    """Limits for restarts, silence and stopping."""
 
     retries: int = 2
-    """Times that one command begins a run again whose process was killed or stalled. 0: never; nor one that ran out of
-    memory."""
+    """Restarts of a killed or stalled run by one command. 0: none, not even after out of memory."""
     stall_seconds: float | None = None
-    """Seconds without a sign of progress after which a run is stopped; 0: never. None: two hours, or 20 times the
-    longest silence that the run has come back from, whichever is longer; never before it has logged a step."""
+    """Seconds without progress after which a run is stopped; 0: never. None: the longer of two hours and 20 times the
+    run's longest silence so far, once it has logged a step."""
     grace_seconds: float = 25.0
-    """Seconds between the request to stop and the kill; below those of a batch system, SLURM's are 30."""
+    """Seconds between the request to stop and the kill; fewer than a batch system grants (SLURM: 30)."""
 
 
 @dataclass
 class _Signs:
-    """Of one run: when its files have last changed."""
+    """Signs of progress of one run: changes of its files."""
 
     files: object = None
     silence: float = 0.0
     longest: float | None = None
-    """Seconds of silence that it came back from; None before it has logged anything."""
+    """Seconds of the longest silence that it came back from; None before it has logged anything."""
     longest_yet: float = 0.0
-    """The same, of the time before that."""
+    """Seconds of the longest silence, including the time before it logged."""
     checked: float = field(default_factory=time.monotonic)
     reported: bool = False
 
@@ -63,7 +62,7 @@ class Supervisor:
     # --- runs that have ended --------------------------------------------------------------------------------------
 
     def restart(self, outcome: Outcome) -> bool:
-        """Whether a run that has ended is to be begun again, which is then noted, counted and said."""
+        """Restart a run that has ended where the limits allow it. Returns whether it restarts."""
         task, stages = outcome.task, self._stages(outcome.task)
         if (signs := self._signs.pop(task.name, None)) is not None and signs.reported:
             self.observer.silent(task.name, 0.0)
@@ -85,7 +84,7 @@ class Supervisor:
         return True
 
     def times(self, name: str) -> int:
-        """How often a run's process has been killed or stopped in this command."""
+        """Number of times that a run's process was killed or stopped in this command."""
         return self._restarts[name]
 
     def _counted(self, task: Task, stage: Stage, reason: str) -> bool:
@@ -105,7 +104,7 @@ class Supervisor:
     # --- runs that go on -------------------------------------------------------------------------------------------
 
     def to_stop(self, task: Task) -> str | None:
-        """Why a run is to be stopped: that it has made no progress for too long. Raises DiskError without a store."""
+        """Reason to stop a run without progress, else None. Raises DiskError without a store."""
         signs, now = self._signs.get(task.name), time.monotonic()
         if signs is None:
             check_there(self.store)
@@ -120,7 +119,7 @@ class Supervisor:
 
     @property
     def _between(self) -> float:
-        """Seconds between two looks at a run's files."""
+        """Seconds between two checks of a run's files."""
         return min(_COUNTED, 2.0, (self.supervision.stall_seconds or SHORTEST) / 10)
 
     def _check(self, task: Task, signs: _Signs, now: float) -> None:
@@ -151,7 +150,7 @@ class Supervisor:
         return [self.store.stage(name) for name in ([names] if isinstance(names, str) else names)]
 
     def _files(self, task: Task) -> tuple[tuple[str, int, int], ...]:
-        """(name, size, time of change) of each file that tells of progress."""
+        """(name, size, time of change) of each file that shows progress."""
         files = []
         for stage in self._stages(task):
             for folder in (stage.folder, stage.checkpoints):

@@ -1,9 +1,9 @@
-"""Budgets of each arm against its baseline: what it may read, spend and hold, and whether that is the same.
+"""Audit of budgets: tokens, compute, parameters and memory of each arm against its baseline.
 
-An arm that reads eight times the tokens, or has twenty times the parameters, is expected to be better whatever is
-switched. Each figure outside of 10% is therefore a finding that names the ratio. Tokens, loss tokens, training FLOPs,
-parameters and finetuning tokens block the study; `match` or an `allow` with its reason are the ways out. Training
-memory and the cost of decoding are notes: they are part of the answer, not of what a model learns from.
+An arm with eight times the tokens, or twenty times the parameters, is better whatever is switched. A figure that
+differs by more than 10% is therefore a finding with the ratio. Tokens, loss tokens, training FLOPs, parameters and
+finetuning tokens block the study, unless `match` makes them equal or `allow` gives a reason. Training memory and the
+cost of decoding are only notes.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from lit_llm.studies.load import Ablation, Arm
 from lit_llm.studies.schema import ScalingGate, ScalingLaw
 
 BUDGET = "budget"
-"""The section that a budget's key begins with in `allow`; alone it allows all budgets of a study."""
+"""Section of the budgets' keys in `allow`; alone it allows all budgets of a study."""
 TOLERANCE = 0.1
-"""Largest relative difference between an arm's figure and its baseline's that is no finding."""
+"""Largest relative difference between an arm's budget and its baseline's that is no finding."""
 LARGEST = 4.0
-"""Largest ratio that matching by one compute budget may leave in the other two, which are then notes."""
+"""Largest ratio of the other two compute budgets that is only a note when one of the three is matched."""
 SHARE_OF_STEPS, FEWEST_STEPS = 0.1, 10
-"""Floors: the smallest share of its baseline's steps that an arm may take, and the fewest that matching may leave."""
+"""Smallest share of the baseline's steps that an arm may take, and fewest steps that matching may leave."""
 COMPUTE = ("tokens", "loss_tokens", "train_flops")
 """Budgets that the length of training moves together."""
 MOVES = {
@@ -37,19 +37,19 @@ MOVES = {
     "parameters": ("parameters", "train_flops"),
     "tokens": COMPUTE,
 }
-"""{x of a power law: the budgets that differ between its sizes}. FLOPs may be spent in any way."""
+"""{x of a power law: budgets that may differ between its sizes}. FLOPs may be spent in any way."""
 
 STEPS, WARMUP = "pretrain.training.max_steps", "pretrain.training.schedule.warmup_steps"
 
 
 @dataclass(frozen=True)
 class Budget:
-    """A figure of a run that is compared with the baseline's."""
+    """A cost of a run that is compared with the baseline's."""
 
     name: str
-    """In `allow` its key is `budget.NAME`."""
+    """Name, in `allow` as `budget.NAME`."""
     words: str
-    """What it is called in a sentence."""
+    """Name in a sentence."""
     of: Callable[[Cost], float]
     blocks: bool = True
     """Whether a difference stops the study."""
@@ -82,7 +82,7 @@ class Excess:
     """Budgets of an arm that differ from its baseline's by about one ratio."""
 
     budgets: tuple[Budget, ...]
-    """The one that names it first, then those that follow from it."""
+    """The budget to report first, then those that follow from it."""
     ratio: float
     """The arm's figure over the baseline's."""
 
@@ -105,7 +105,7 @@ def is_outside(ratio: float) -> bool:
 
 
 def excesses(cost: Cost, baseline: Cost) -> Iterator[Excess]:
-    """Budgets outside of 10%. Those that the number of tokens moves along are said with it, not once more each."""
+    """Budgets that differ by more than 10%. Those that move with the number of tokens are reported with it."""
     ratios = {budget: budget.of(cost) / budget.of(baseline) for budget in BUDGETS if budget.of(baseline)}
     outside = {budget: ratio for budget, ratio in ratios.items() if is_outside(ratio)}
     tokens = BUDGETS[0]
@@ -120,9 +120,9 @@ def excesses(cost: Cost, baseline: Cost) -> Iterator[Excess]:
 
 
 def audit_budgets(ablation: Ablation, arm: Arm, costs: Mapping[str, Cost]) -> Iterator[Finding]:
-    """Findings of an arm whose budgets are not its baseline's, and of a training that is too short.
+    """Findings of an arm whose budgets differ from its baseline's, or whose training is too short.
 
-    costs: of every arm of the study, by its name.
+    costs: {arm of the study: its cost}.
     """
     baseline = ablation.arm(arm.baseline)
     cost = costs[arm.name]
@@ -137,7 +137,7 @@ def audit_budgets(ablation: Ablation, arm: Arm, costs: Mapping[str, Cost]) -> It
     notes: dict[str, list[Excess]] = {}
     for excess in excesses(cost, costs[baseline.name]):
         if _follows_from_the_objective(excess, arm, baseline):
-            continue  # which the audit of the objective says
+            continue  # the audit of the objective reports it
         if (why := _noted_only(ablation, excess, across, excused)) is not None:
             notes.setdefault(why, []).append(excess)
         else:
@@ -150,7 +150,7 @@ def audit_budgets(ablation: Ablation, arm: Arm, costs: Mapping[str, Cost]) -> It
 
 
 def _sizes_lacking(ablation: Ablation, excess: Excess) -> str:
-    """What sizes a study across sizes needs, for the advice where it lacks them; else nothing."""
+    """Advice on the sizes that a power law needs, for an excess that `compare.scaling` or `compare.gate` excuses."""
     compare = ablation.study.compare
     laws = [(name, law) for name in ("scaling", "gate") if (law := getattr(compare, name)) is not None]
     needs = [
@@ -173,9 +173,9 @@ def _stop(ablation: Ablation, arm: Arm, excess: Excess, baseline: str, besides: 
 
 
 def _noted_only(ablation: Ablation, excess: Excess, across: str | None, excused: Collection[str]) -> str | None:
-    """How a sentence about a budget that does not block ends, None of one that does.
+    """End of the note on a budget that does not block the study; None where it does.
 
-    across: as `_across` says. excused: names of the budgets that may differ across it.
+    across: from `_across`. excused: names of the budgets that may differ across it.
     """
     study, budget = ablation.study, excess.budgets[0]
     if not budget.blocks:
@@ -203,10 +203,10 @@ def _words(name: str) -> str:
 
 
 def _across(ablation: Ablation, arm: Arm, costs: Mapping[str, Cost]) -> str | None:
-    """The figure by whose power laws an arm is compared, whatever its size; None where no law will stand.
+    """The x of the power laws that compare an arm at any size; None where no law can be fitted.
 
     `compare.scaling` fits a law to each group, `compare.gate` one to the baseline's group alone. Two groups are
-    compared where their sizes overlap: what lies beyond is only extrapolated.
+    comparable where their sizes overlap.
     """
     compare, root = ablation.study.compare, ablation.root(arm)
     if (law := compare.scaling) is not None:
@@ -227,26 +227,26 @@ def _across(ablation: Ablation, arm: Arm, costs: Mapping[str, Cost]) -> str | No
 def _log_sizes(
     ablation: Ablation, costs: Mapping[str, Cost], x: X, by: Literal["arm", "family"], member: Arm
 ) -> list[float]:
-    """The logarithms of x of all arms of a member's group."""
+    """Logarithms of x of all arms in the group of `member`."""
     group = _group(by, member)
     return [log(FIGURES[x](costs[arm.name])) for arm in ablation.arms if _group(by, arm) == group]
 
 
 def _has_enough_sizes(sizes: Sequence[float], irreducible: bool) -> bool:
-    """Whether a group has more sizes than a power law has numbers: with as many, any sizes lie on one."""
+    """Whether a group has more sizes than its power law has parameters."""
     return different(sizes) > numbers_of(irreducible)
 
 
 def _overlap(sizes: Sequence[float], others: Sequence[float]) -> bool:
-    """Whether the ranges of the sizes of two groups have a part in common, give or take what is no finding."""
+    """Whether the ranges of two groups' sizes overlap, within the tolerance."""
     return max(min(sizes), min(others)) <= min(max(sizes), max(others)) + log(1 + TOLERANCE)
 
 
 def _at_the_same_size(ablation: Ablation, scaling: ScalingLaw, arm: Arm, costs: Mapping[str, Cost]) -> Arm | None:
-    """The arm of the baseline's family that stands beside this one in a study of scaling, where one does.
+    """The arm of the baseline's group with the same size as this one, in a study of scaling; None without one.
 
     Curves over FLOPs compare at equal FLOPs, however they are spent. Curves over parameters compare at equal
-    parameters, and there an arm with more tokens would be unfair; likewise those over tokens.
+    parameters, where an arm with more tokens would be unfair; likewise curves over tokens.
     """
     root = ablation.root(arm)
     if scaling.x not in ("parameters", "tokens") or _group(scaling.by, arm) == _group(scaling.by, root):
@@ -273,7 +273,7 @@ def _group(by: Literal["arm", "family"], arm: Arm) -> str:
 
 
 def _floors(ablation: Ablation, arm: Arm, baseline: Arm, across_sizes: bool) -> Iterator[Finding]:
-    """Trainings too short to be one, whatever budget they were made equal in."""
+    """Findings on trainings that are too short, whatever budget was matched."""
     steps, wanted = (each.experiment.pretrain.training.max_steps for each in (arm, baseline))
     way = "match by something else, change the batch size, or `allow: [{key: %s, because: ...}]`"
     share = steps / wanted

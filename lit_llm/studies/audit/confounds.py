@@ -1,7 +1,7 @@
-"""What changed along with a factor: keys of the resolved model that no factor set.
+"""Confounds: keys of the resolved model that changed along with a factor, though no factor set them.
 
-A head's width follows from d_model and heads where it is not written down, and a range of layers covers another share
-of a deeper stack. Neither is a mistake; that more than the factor changed should be known before the result is read.
+A head's width follows from d_model and heads unless it is set, and a range of layers covers another share of a deeper
+stack. Neither is a mistake, but readers of the result should know that more than the factor changed.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from lit_llm.studies.load import Ablation, Arm
 
 VOCABULARY = "model.vocabulary"
 SPARE, UNEQUAL = 0.25, 0.1
-"""Shares of a vocabulary that may be unused without a note, and that two arms may differ by."""
+"""Largest unused share of a vocabulary without a note, and largest difference of unused rows between two arms."""
 
 Place = tuple[str, int, str]
-"""(stack, number of the layer, component), as an address names them."""
+"""(stack, index of the layer, component), as in an address."""
 
 
 def confounds(ablation: Ablation, arm: Arm, baseline: Arm) -> Iterator[Finding]:
-    """Findings of an arm and a baseline of one family. Another family brings its own model."""
+    """Findings of an arm and a baseline of the same family; none for two families."""
     if arm.experiment.model.family != baseline.experiment.model.family:
         return
     intervened = {*arm.intervened_keys, *baseline.intervened_keys, *arm.matched_keys, *baseline.matched_keys}
     if arm.group != baseline.group:
-        intervened |= differs(arm, baseline).keys()  # a named arm says itself what it sets
+        intervened |= differs(arm, baseline).keys()  # a named arm sets them explicitly
     for key, old, new in _changes(arm, baseline, intervened):
         reason = f"{format_value(old)} → {format_value(new)}, though no factor sets it"
         yield ruled(ablation, "confound", arm, key, reason, "; set it to hold it, or `allow` it")
@@ -42,7 +42,7 @@ def confounds(ablation: Ablation, arm: Arm, baseline: Arm) -> Iterator[Finding]:
 
 
 def unused_rows(arm: Arm) -> Iterator[Finding]:
-    """A note on a vocabulary far larger than what the tokenizer and the objective can say."""
+    """A note on a vocabulary far larger than the ids of the tokenizer and the objective."""
     rows, unused = _vocabulary(arm)
     if unused > SPARE * rows:
         message = f"{unused} of {rows} rows are never used: the tokenizer and the objective have {rows - unused} ids, "
@@ -50,7 +50,7 @@ def unused_rows(arm: Arm) -> Iterator[Finding]:
 
 
 def unequal_rows(ablation: Ablation, arm: Arm, baseline: Arm) -> Iterator[Finding]:
-    """Refuse rows that one of two arms alone has and never uses: they cost it probability, parameters and FLOPs."""
+    """Refusal of unused rows that only one of two arms has: they cost probability, parameters and FLOPs."""
     pair = [_vocabulary(each) for each in (arm, baseline)]
     more, less = (unused for _, unused in pair)
     if abs(more - less) > UNEQUAL * min(rows for rows, _ in pair):
@@ -69,15 +69,15 @@ def _vocabulary(arm: Arm) -> tuple[int, int]:
 
 @lru_cache(maxsize=256)
 def _ids(tokenizer: Tokenizer) -> int:
-    """Ids of a tokenizer; reading those of a file takes a while."""
+    """Number of ids of a tokenizer; slow for one in a file."""
     return tokenizer.vocabulary
 
 
 def _changes(arm: Arm, baseline: Arm, intervened: set[str]) -> Iterator[tuple[str, Any, Any]]:
-    """(address, old, new) of what differs undeclared; one address for all attentions where all changed alike."""
+    """(address, old, new) of keys that changed without intervention; one address where all attentions changed alike."""
     left, right = resolve_model(baseline.experiment.model), resolve_model(arm.experiment.model)
     if left == right:
-        return  # as most arms of a large study are
+        return  # the usual case in a large study
     old, new = dict(_keys(left)), dict(_keys(right))
     changed: dict[tuple[str, Any, Any], list[Place]] = {}
     for where in [where for where in old if where in new]:
@@ -85,7 +85,7 @@ def _changes(arm: Arm, baseline: Arm, intervened: set[str]) -> Iterator[tuple[st
         if old[where] == new[where] or _idle(old[where]) or _idle(new[where]):
             continue
         if key == "kv_heads" and all(keys[place, "heads"] == keys[where] for keys in (old, new)):
-            continue  # as many as heads on both sides: it has no number of its own
+            continue  # equal to heads on both sides, so it only follows them
         if not any(under(address, *intervened) for address in _addresses(place, key, arm, baseline)):
             changed.setdefault((key, old[where], new[where]), []).append(place)
     for (key, before, after), places in changed.items():
@@ -101,7 +101,7 @@ def _changes(arm: Arm, baseline: Arm, intervened: set[str]) -> Iterator[tuple[st
 
 
 def _keys(model: ResolvedModel) -> Iterator[tuple[tuple[Place, str], Any]]:
-    """Every key of a resolved model with its place; the model's own keys have none."""
+    """((place, key), value) of every key of a resolved model; keys of the model itself have an empty place."""
     for key, value in leaves(_all_fields(model, without=("encoder", "decoder"))):
         yield (("", 0, ""), key), value
     for side, layers in _stacks(model):
@@ -113,7 +113,7 @@ def _keys(model: ResolvedModel) -> Iterator[tuple[tuple[Place, str], Any]]:
 
 
 def _stacks(model: ResolvedModel) -> Iterator[tuple[str, Sequence[Layer]]]:
-    """The layers by the stacks that a study writes them in."""
+    """(stack, layers) by the names of stacks in a study file."""
     yield "encoder", model.encoder
     if model.family == "decoder_decoder":
         yield "self_decoder", model.decoder[: model.self_layers]
@@ -123,13 +123,13 @@ def _stacks(model: ResolvedModel) -> Iterator[tuple[str, Sequence[Layer]]]:
 
 
 def _all_fields(section: Section, without: Sequence[str] = ()) -> dict[str, Any]:
-    """All fields, those too that a dump leaves out where they have no effect."""
+    """All fields, also those that a dump leaves out because they have no effect."""
     fields = {key: getattr(section, key) for key in type(section).model_fields if key not in without}
     return {key: _all_fields(value) if isinstance(value, Section) else value for key, value in fields.items()}
 
 
 def _addresses(place: Place, key: str, *arms: Arm) -> Iterator[str]:
-    """Everything that a study may set to change this key at this place."""
+    """Addresses that a study may set to change this key at this place."""
     side, index, component = place
     if not side:
         yield f"model.{key}"
@@ -143,19 +143,19 @@ def _addresses(place: Place, key: str, *arms: Arm) -> Iterator[str]:
 
 
 def _default(component: str) -> str:
-    """The key of the model that a component may take its own from."""
+    """The model's section with the defaults of a component."""
     if component in COMPONENTS:
         return "feed_forward" if COMPONENTS[component].role == "feed_forward" else "attention"
     return "attention" if component.endswith("attention") else component
 
 
 def _idle(value: Any) -> bool:
-    """What the canonical form puts in place of a value without effect: an eps where there is no norm."""
+    """Whether a value stands for one without effect in the canonical form, as an eps without a norm."""
     return value is None or (isinstance(value, bool | float) and not value)
 
 
 def _changed_shares(arm: Arm, baseline: Arm, intervened: set[str]) -> Iterator[tuple[str, str, str]]:
-    """(address, share here, share in the baseline) of layer ranges that stayed while the stack grew or shrank."""
+    """(address, share, baseline's share) of layer ranges that stayed while the stack changed its depth."""
     for side in STACKS:
         stack, baseline_stack = (getattr(each.experiment.model, side, None) for each in (arm, baseline))
         if stack is None or baseline_stack is None or stack.layers == baseline_stack.layers:
@@ -169,5 +169,5 @@ def _changed_shares(arm: Arm, baseline: Arm, intervened: set[str]) -> Iterator[t
 
 
 def format_value(value: Any) -> str:
-    """A key's value as people read it."""
+    """A key's value for a message."""
     return f"[{', '.join(map(str, value))}]" if isinstance(value, list | tuple) else str(value)

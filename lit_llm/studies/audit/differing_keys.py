@@ -1,4 +1,4 @@
-"""Is the comparison fair? Between an arm and its baseline only declared keys may differ."""
+"""Audit of fairness: between an arm and its baseline only the intervention may differ."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ TARGETS_OF_PRIMARY = (
 )
 """Keys that decide which target tokens the metrics of a stage are measured on."""
 PRECISION = ("pretrain.training.precision", "finetune.training.precision")
-"""Keys that decide in which arithmetic a metric is computed."""
+"""Keys that decide the arithmetic of a metric."""
 CONTINUATION = tuple(
     f"{begin}{metric.name}" for begin in SPLITS.values() for metric in OF_SPLITS if metric.families == "causal"
 )
-"""What a model says of the tokens that go on from a prefix, in several units."""
+"""Metrics of the tokens after a prefix, in several units."""
 EXAMPLES = tuple(
     f"finetune.data.{key}"
     for key in (
@@ -72,7 +72,7 @@ EXAMPLES = tuple(
 )
 """Keys that decide which target tokens of the instruction data are scored; see `_measured_on` for the others."""
 SPLIT_FROM_EXAMPLES = tuple(f"finetune.data.{key}" for key in ("examples", "validation_fraction", "test_fraction"))
-"""Keys that decide it too where the split has no files of its own, but is a share of the examples."""
+"""Keys that also decide it where the split is a share of the examples, without files of its own."""
 _TARGETS_OF = {
     **dict.fromkeys(SPLITS.values(), TARGETS_OF_PRIMARY),
     **dict.fromkeys(
@@ -82,10 +82,10 @@ _TARGETS_OF = {
     EVALUATED: (*TARGETS_OF_PRIMARY[:6], *EXAMPLES, "evaluate"),
     f"{FINETUNED}{EVALUATED}": (*TARGETS_OF_PRIMARY[:6], *EXAMPLES, "evaluate"),
 }
-"""The same by the beginning of a metric's name."""
+"""{beginning of a metric's name: keys that decide its target tokens}."""
 
 _SOURCE = re.compile(r"^(adapt\.from\.((en|de)coder\.)?)+")
-"""The address of a source, of its own sources, or of one side's."""
+"""Address of a source, of a source's source, or of one side's source."""
 
 
 def audit(
@@ -95,10 +95,13 @@ def audit(
     costs: Mapping[str, Cost] | None = None,
     store: Store | None = None,
 ) -> list[Finding]:
-    """Every finding of every arm.
+    """All findings of all arms.
 
-    built: compare what fair arms compute, too; see `probe`, which tells what it does where that takes a while.
-    costs: of every arm by its name, where they are computed already. store: where tokenizers may be trained already.
+    Args:
+        log: called with one line about a step that takes a while.
+        built: also build the arms small and compare what they compute; see `probe`.
+        costs: {arm: its cost}; computed when None.
+        store: store that may hold trained tokenizers.
     """
     if costs is None:
         costs = {arm.name: cost_of(arm.experiment) for arm in ablation.arms}
@@ -137,7 +140,7 @@ def _audit_arm(ablation: Ablation, arm: Arm, costs: Mapping[str, Cost], store: S
 
 
 def _audit_metric(metric: str, arm: Arm) -> Iterator[Finding]:
-    """Whether a model of this family has the metric at all."""
+    """Refusals of a metric that models of this family do not have."""
     family = arm.experiment.model.family
     if validation_metric(metric) == on_validation(MASKED_NLL) and continues(family):
         instead = _on_split_of(metric, on_validation(TARGET_NLL))
@@ -154,22 +157,22 @@ def _audit_metric(metric: str, arm: Arm) -> Iterator[Finding]:
 
 
 def _on_split_of(metric: str, name: str) -> str:
-    """A metric of the validation split, or the beginning of its name, as one of the split that another metric is of."""
+    """`name`, a metric of the validation split or the beginning of one, in the split of `metric`."""
     return final_metric(name) if validation_metric(metric) != metric else name
 
 
 def _audit_keys(ablation: Ablation, arm: Arm, baseline: Arm, changed: Mapping[str, list[Any]]) -> Iterator[Finding]:
-    """Keys that differ and are no factor, and those that the metric is measured by."""
+    """Refusals of keys that differ and are no factor, or that decide how the metric is measured."""
     metric = ablation.study.compare.metric
     measured_on = _measured_on(metric, arm, baseline)
-    # Between an arm outside the grid, which has no level of a factor, and one inside, the factor excuses nothing.
+    # An arm outside the grid has no level of a factor, so no factor excuses a difference.
     intervened = arm.intervened_keys | baseline.intervened_keys if arm.levels and baseline.levels else frozenset()
     for key, (old, new) in changed.items():
         measured = under(key, *measured_on)
-        # A level that a source has, too, is in its keys.
+        # A level also changes the keys of a source.
         if under(_SOURCE.sub("", key), *intervened) and not measured:
             continue
-        # What matching has moved is judged as it was before.
+        # Keys moved by matching are judged by their earlier values.
         old, new = baseline.matched_keys.get(key, [old])[0], arm.matched_keys.get(key, [new])[0]
         if old == new or (arm.group != baseline.group and under(key, *INTERVENTION)):
             continue
@@ -192,7 +195,7 @@ def _measured_on(metric: str, *arms: Arm) -> tuple[str, ...]:
 
 
 def _audit_tokenizers(metric: str, arm: Arm, baseline: Arm, store: Store | None) -> Iterator[Finding]:
-    """Losses per token do not compare where the tokens are others."""
+    """Refusal of losses per token between arms with different tokens."""
     if direction(metric) != "lower" or _compares_tokenizers(metric) or _same_tokens(arm, baseline, store):
         return
     tokenizer, baseline_tokenizer = (each.experiment.pretrain.data.tokenizer for each in (arm, baseline))
@@ -216,7 +219,7 @@ def _compares_tokenizers(metric: str) -> bool:
 
 
 def _same_tokens(arm: Arm, baseline: Arm, store: Store | None) -> bool:
-    """Whether two arms have the same tokens, as far as is known: what tokenizers are trained on, then their files."""
+    """Whether two arms surely have the same tokens: same training of the tokenizer, else equal tokenizer files."""
     one, other = arm.experiment, baseline.experiment
     if one.pretrain.data == other.pretrain.data or identity_of_data(one).tokenizer == identity_of_data(other).tokenizer:
         return True
@@ -224,7 +227,7 @@ def _same_tokens(arm: Arm, baseline: Arm, store: Store | None) -> bool:
 
 
 def _audit_objectives(ablation: Ablation, arm: Arm, baseline: Arm, costs: Mapping[str, Cost]) -> Iterator[Finding]:
-    """What another objective makes incomparable, and how much it learns from."""
+    """Findings on arms with another objective: metrics that do not compare, and the number of loss tokens."""
     metric = ablation.study.compare.metric
     measured = metric_of(metric)
     if measured is not None and not measured.across_objectives:
@@ -241,7 +244,7 @@ def _audit_objectives(ablation: Ablation, arm: Arm, baseline: Arm, costs: Mappin
 
 
 def _audit_crossing(ablation: Ablation, arm: Arm, baseline: Arm) -> Iterator[Finding]:
-    """Arms that differ from their baseline in themselves and in factors at once."""
+    """Notes on arms that differ from their baseline both in the named arm and in factors."""
     first = {name: labels[0] for name, labels in ablation.factors.items()}
     moved = [name for name, label in arm.levels.items() if baseline.levels.get(name, first[name]) != label]
     grid = ablation.study.grid
@@ -257,7 +260,7 @@ def _audit_crossing(ablation: Ablation, arm: Arm, baseline: Arm) -> Iterator[Fin
 
 
 def _audit_adaptation(arm: Arm, cost: Cost) -> Iterator[Finding]:
-    """What is taken over, what is not, and what that has cost before."""
+    """Notes on a warm start: parameters taken over, newly initialised and unused, and the source's cost."""
     adapt, adaptation = arm.experiment.adapt, arm.experiment.adaptation
     assert adapt is not None
     message = (

@@ -1,9 +1,8 @@
-"""Arms built small, on the same input and from the same values: what they compute, whatever their configuration says.
+"""Checker that compares what arms compute, each built small, with the same input and the same parameters.
 
-Widths are drawn together and repeated layers dropped by one map for all arms of a study, which keeps order and
-equality: what differs between two arms differs between their small forms. Norms, positions and masks stay as they
-are. All is float64, where two ways to compute one function differ by 1e-15 and the smallest difference that is
-meant, another eps under a norm, by 1e-7.
+One map for all arms of a study shrinks widths and drops repeated layers. It keeps order and equality, so arms that
+differ still differ when small. Norms, positions and masks stay as they are. In float64 two ways to compute one function
+differ by 1e-15, and the smallest intended difference, another eps under a norm, by 1e-7.
 """
 
 from __future__ import annotations
@@ -30,19 +29,19 @@ from lit_llm.objectives.config import Objective, PrefixLM
 from lit_llm.studies.load import Arm
 
 SHORT, LONGEST = 32, 2048
-"""Tokens of a window: at first, and at most where equal nats on short windows are looked at again. What longer ones
-alone would show is not seen; the finding then says so."""
+"""Tokens of the first windows, and at most of the second ones, which confirm equal nats. The finding says where the
+arms' own windows are longer."""
 WIDTHS = {"d_model": 8, "vocabulary": 16, "d_ff": 8, "head_dim": 4, "value_dim": 4}
-"""Sizes that are drawn together, and the smallest that each becomes: below 4 a head has one frequency or none."""
+"""{size to shrink: its smallest value}: below 4 a head has one frequency or none."""
 HEADS = ("heads", "kv_heads")
-"""Counts that are divided by one number, so that groups stay; none becomes one that was more."""
+"""Counts that are divided by one number, so that groups stay; none above 1 becomes 1."""
 CLOSE = 1e-9
-"""Relative difference below which two numbers are one."""
+"""Relative difference below which two numbers count as equal."""
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """For products too small to be shared among cores."""
+    """Run torch with one thread, for products too small to share among cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -52,7 +51,7 @@ def one_thread() -> Iterator[None]:
 
 
 class EquivalenceChecker:
-    """The arms of a study, each built small when it is needed; those of one network share it."""
+    """The arms of a study, each built small when needed; arms with equal networks share one."""
 
     def __init__(self, arms: Sequence[Arm]) -> None:
         full = [resolve_model(arm.experiment.model) for arm in arms]
@@ -65,7 +64,7 @@ class EquivalenceChecker:
         depths = _small(sorted({len(run) for model in full for run in _all_runs(model)}), 1)
         self._small = {arm.name: _shrunk(model, widths, depths) for arm, model in zip(arms, full, strict=True)}
         self._text = min(self._small[arm.name].vocabulary - _extra_ids(arm) for arm in arms)
-        """Ids of the text that all arms read; each arm's objective has its own ids behind them."""
+        """Number of ids of the common text; the ids of each arm's objective follow them."""
         self._built: dict[ResolvedModel, LanguageModel] = {}
         self._nats: dict[str, list[float]] = {}
 
@@ -79,13 +78,13 @@ class EquivalenceChecker:
     def same_function(self, one: Arm, other: Arm) -> bool:
         """Whether two arms assign the same nats to the same targets, with the same gradients.
 
-        A parameter that only one of them has must be without effect. Both are taken to have windows of one length.
+        A parameter that only one of them has must have no effect. Both must have windows of one length.
         """
-        if _lengths(one) != _lengths(other):  # of two mixtures few windows may draw the same
+        if _lengths(one) != _lengths(other):  # few windows of two mixtures may coincide
             return False
         if not _close(self.nats(one), self.nats(other)):
             return False
-        # What short windows do not show, a prefix or a reach of many tokens, windows of the real length do.
+        # A long prefix or attention window differs only on windows of the real length.
         window = min(one.experiment.pretrain.data.sequence_length, LONGEST)
         with one_thread():
             for k in range(2):
@@ -105,14 +104,14 @@ class EquivalenceChecker:
         return self._nats[arm.name]
 
     def batch(self, arm: Arm, window: int, rows: int, k: int) -> Batch:
-        """Random windows, the same for all arms, cut and laid out as this one trains on them."""
+        """Random windows, the same for all arms, collated as in this arm's training."""
         pretrain = arm.experiment.pretrain
         objective = _for_window(pretrain.objective, pretrain.data.sequence_length, window)
         if objective.problem(window):  # too short for it
             window, objective = pretrain.data.sequence_length, pretrain.objective
         random = np.random.default_rng(k)
         tokens_BT = random.integers(2, self._text, size=(rows, window))
-        # Documents end in every other row, so that a mask that heeds them is seen, and one that reaches far is too.
+        # Documents end in every other row: these rows show intra-document masks, the others long windows.
         ends_BT = random.random((rows, window)) < 1 / 8
         ends_BT[(np.arange(rows) + k) % 2 == 0] = False
         tokens_BT[ends_BT] = EOD
@@ -121,8 +120,8 @@ class EquivalenceChecker:
 
 
 def build_small(small: ResolvedModel) -> LanguageModel:
-    """A model in float64, every parameter moved by a draw of its own: a scale of one would hide a difference."""
-    with torch.random.fork_rng(devices=[]):  # by way of the meta device the first model would take a second
+    """A model in float64 with noise on every parameter, as a scale of one would hide a difference."""
+    with torch.random.fork_rng(devices=[]):  # the meta device would cost a second for the first model
         model = bare_model(small).double().eval()
     initialise(model, seed=0)
     with torch.no_grad():
@@ -133,7 +132,7 @@ def build_small(small: ResolvedModel) -> LanguageModel:
 
 
 def _nats(model: LanguageModel, batch: Batch) -> Tensor:
-    """Nats per target. Not by `target_loss`, which sums in float32."""
+    """Nats per target, in float64, unlike `target_loss`, which sums in float32."""
     counted = batch.weights.flatten() > 0
     hidden_ND = model.hidden(**batch.inputs).flatten(0, 1)[counted]
     return F.cross_entropy(model.unembedding(hidden_ND), batch.targets.flatten()[counted])
@@ -147,7 +146,7 @@ def _gradients(model: LanguageModel, batch: Batch) -> dict[str, Tensor]:
 
 
 def _equal_gradients(gradients: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
-    """Equal gradients; that of a parameter that only one of two arms has needs to be zero."""
+    """Whether two sets of gradients are equal; a parameter that only one of them has needs a zero gradient."""
     largest = max(float(gradient.abs().max()) for gradient in (*gradients.values(), *expected.values()))
     for name in {*gradients, *expected}:
         left, right = gradients.get(name), expected.get(name)
@@ -169,14 +168,14 @@ def _lengths(arm: Arm) -> list[tuple[float, Lengths]]:
 
 
 def _extra_ids(arm: Arm) -> int:
-    """The most ids that an arm's objective has beside those of the text, on any window that is looked at."""
+    """Largest number of ids that an arm's objective adds to the text, on any window of the check."""
     objective, length = arm.experiment.pretrain.objective, arm.experiment.pretrain.data.sequence_length
     windows = {SHORT, min(length, LONGEST), length if objective.problem(SHORT) else SHORT}
     return max(sum(objective.extra_ids(window).values()) for window in windows)
 
 
 def _for_window(objective: Objective, length: int, window: int) -> Objective:
-    """The objective as it is on a shorter window: a prefix keeps its share."""
+    """The objective for a shorter window; a prefix keeps its share."""
     if window == length:
         return objective
     resolved = objective.resolved(length)
@@ -189,7 +188,7 @@ def _for_window(objective: Objective, length: int, window: int) -> Objective:
 
 
 def _small(sizes: Sequence[int], least: int) -> dict[int, int]:
-    """{size: a small one}: order, equality and evenness are kept, and sizes up to `least` are as they are."""
+    """{size: a small one}: keeps order, equality and parity, and sizes up to `least`."""
     smaller: dict[int, int] = {}
     last = 0
     for size in sizes:

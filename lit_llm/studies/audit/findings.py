@@ -1,4 +1,4 @@
-"""What a plan has to say about an arm."""
+"""Findings of the audit, and the `allow` rules that permit them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from lit_llm.models.resolve import resolve_model
 from lit_llm.studies.load import Ablation, Arm
 
 INTERVENTION = ("model", "adapt", "pretrain.objective", "pretrain.masks", "finetune.masks")
-"""What an ablation is about, and what an arm may therefore set for itself. All else is a control."""
+"""Sections that a named arm may set, as the subject of an ablation. All else is a control."""
 
 Kind = Literal["refused", "allowed", "no_op", "confound", "note"]
 """refused blocks the study; the others inform. no_op: computes what another arm computes; confound: something changed
-along with what was declared."""
+along with the intervention."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that the plan says about an arm."""
+    """A statement of the plan about an arm."""
 
     kind: Kind
     arm: str
@@ -38,7 +38,7 @@ class Finding:
 def differs(arm: Arm, baseline: Arm) -> dict[str, list[Any]]:
     """{key: [baseline's value, arm's value]} of the two experiments, without their seeds.
 
-    A source that one of them has is one difference, not all of its keys.
+    A source that only one of them has counts as one difference.
     """
     differences, pair = difference(baseline.flat, arm.flat), (baseline, arm)
     if sum(each.experiment.adapt is not None for each in pair) == 1:
@@ -66,13 +66,13 @@ BY_NAME = (
     "finetune.data.validation_files",
     "finetune.data.test_files",
 )
-"""Sections that stand for one thing each: of what the primary metric is measured on, a rule may name them whole."""
+"""Sections that a rule may name whole, although the primary metric is measured on them."""
 
 
 def allows(rule: str, key: str, by_name: bool = False) -> bool:
     """Whether a rule of `allow` covers a key.
 
-    by_name: the key belongs to what the primary metric is measured on, and no rule for many keys at once covers it.
+    by_name: the primary metric is measured on this key, so a rule for several keys does not cover it.
     """
     if by_name:
         return rule == key or (under(rule, *BY_NAME) and under(key, rule))
@@ -80,14 +80,14 @@ def allows(rule: str, key: str, by_name: bool = False) -> bool:
 
 
 def rule_key_of(key: str) -> str:
-    """What a rule for this key of the primary metric has to be called."""
+    """The key that a rule must name to cover this key of the primary metric."""
     return next((section for section in BY_NAME if under(key, section)), key)
 
 
 def ruled(
     ablation: Ablation, kind: Kind, arm: Arm, key: str, reason: str, advice: str, *, by_name: bool = False
 ) -> Finding:
-    """A finding of this kind, or an allowed one where the study gives its reason for this key."""
+    """A finding of this kind, or an allowed one where a rule of the study covers the key."""
     for rule in ablation.study.allow:
         if allows(rule.key, key, by_name):
             return Finding("allowed", arm.name, key, f"{reason}; allowed because {rule.because}")

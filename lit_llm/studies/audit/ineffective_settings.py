@@ -1,8 +1,8 @@
 """Settings without effect: a clip that never clips, a z-loss below the last bit of a float32 loss.
 
-Configurations that differ are not always computations that do, and not all of it shows on networks that are built
-small: what training does with a gradient is seen only in training. The thresholds here are arithmetic. Values on the
-wrong side of them change nothing that float32 keeps, or nothing that a training meets.
+Different configurations may train alike, and small networks do not show it all: training settings act only in
+training. The thresholds here are arithmetic. Values beyond them change nothing that float32 keeps, or nothing that a
+training meets.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ norm stays above 100 has diverged."""
 LOG_NORMALISER = 10.0
 """The z-loss is z times the square of the log-normaliser, whose gradient is 2 z times it: about ln(22,000)."""
 FAR_SOFTCAP = 1e4
-"""Bound on scores that bends none of them: at 100, more than trained attention reaches, it moves a score by 0.003%."""
+"""Softcap that bends no score: it moves 100, more than trained attention reaches, by 0.003%."""
 _POINTS = 512
-"""Steps at which two schedules are compared, all of them where there are no more."""
+"""Largest number of steps at which two schedules are compared."""
 
 
 def no_effect(ablation: Ablation) -> Iterator[Finding]:
-    """No-op arms, whose only differences from another are settings without effect, and notes on such settings.
+    """No-op arms, which differ from another arm only in settings without effect, and notes on these settings.
 
     Arms with differences in their networks are compared by `probe`, which builds them.
     """
     reasons = {arm.name: dict(_reasons(arm.experiment)) for arm in ablation.arms}
     schedules = {tuple(stage.training.schedule for _, stage in _stages(arm.experiment)) for arm in ablation.arms}
     if len(schedules) == 1 and not any(reasons.values()):
-        return  # as in most studies, and it may be a large one
+        return  # the usual case, in studies of any size
     alike: dict[str, list[Arm]] = {}
     for arm in ablation.arms:
         alike.setdefault(_effective(arm), []).append(arm)
@@ -69,9 +69,9 @@ def no_effect(ablation: Ablation) -> Iterator[Finding]:
 
 
 def _effective(arm: Arm) -> str:
-    """The configuration with one value for all those without effect, and each schedule as the rates that it gives.
+    """The configuration as JSON, with equal values for all without effect, and schedules as their rates.
 
-    Of the model what its keys resolve to: one may say what holds without it, or set off what another says.
+    The model is resolved, as one key may repeat a default or cancel another.
     """
     values = {key: value for key, value in leaves(arm.flat) if not under(key, "model")}
     for key in _ineffective_keys(arm.experiment):
@@ -91,7 +91,7 @@ _OFF = ("clip_norm", "z_loss", "dropout", "weight_decay")
 
 
 def _without_far_softcaps(part: Any) -> Any:
-    """A resolved model as plain data, without softcaps that bend nothing."""
+    """A resolved model as plain data, without softcaps that have no effect."""
     if isinstance(part, list):
         return [_without_far_softcaps(each) for each in part]
     if not isinstance(part, dict):
@@ -118,13 +118,13 @@ def _stages(experiment: Experiment) -> Iterator[tuple[str, PretrainConfig | Fine
 
 @lru_cache(maxsize=4096)
 def _factors(schedule: Schedule, max_steps: int) -> tuple[float, ...]:
-    """What the peak rate is multiplied by, at evenly spread steps."""
+    """Factors of the peak learning rate, at evenly spread steps."""
     steps = {*range(min(max_steps, _POINTS // 2)), *range(0, max_steps, max(1, max_steps // _POINTS)), max_steps - 1}
     return tuple(round(schedule.factor(step, max_steps), 9) for step in sorted(steps))
 
 
 def _differing(arm: Arm, twin: Arm) -> list[str]:
-    """Keys in which two arms differ, without those of the machine."""
+    """Keys in which two arms differ, without those of their execution."""
     machine = [f"{section}.execution" for section, _ in _stages(arm.experiment)]
     return [key for key in differs(arm, twin) if not under(key, *machine)]
 
@@ -150,7 +150,7 @@ def _ineffective_training(key: str, training: TrainingConfig) -> Iterator[tuple[
 
 
 def _ineffective_attention(experiment: Experiment) -> Iterator[tuple[str, str]]:
-    """Windows that reach beyond the longest text, and softcaps far above all scores."""
+    """(key, reason) of windows longer than any text, and of softcaps far above all scores."""
     model, longest = resolve_model(experiment.model), _longest(experiment)
     attentions = dict.fromkeys(part for part in model.parts if isinstance(part, ResolvedAttention))
     windows = {attention.window for attention in attentions if attention.window is not None}

@@ -1,7 +1,6 @@
-"""Arms that compute what another computes, seen on arms built small.
+"""No-op arms, which compute the same function as another arm, recognised by building both small.
 
-An equal configuration is recognised without building anything, and a study whose arms share their network, say one of
-learning rates, builds none; torch is loaded for the rest.
+Equal configurations, and studies whose arms share one network, need no build and no torch.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ if TYPE_CHECKING:
     from lit_llm.studies.audit.equivalence import EquivalenceChecker
 
 PATIENCE = 2.0
-"""Seconds after which it is said what takes so long."""
+"""Seconds after which a line reports what takes so long."""
 
 
 def probe(ablation: Ablation, log: Callable[[str], None] = lambda _: None) -> list[Finding]:
-    """No-op arms, and parameters that one of two arms has alone.
+    """Findings on no-op arms, and on parameters that only one of two arms has.
 
-    tell: is given a line to show where this takes more than two seconds.
+    log: called with one line where this takes more than two seconds.
     """
     message = f"building {len(ablation.arms)} arms small, to compare what they compute ..."
     timer = Timer(PATIENCE, log, [message])
@@ -79,7 +78,7 @@ def _findings(ablation: Ablation) -> Iterator[Finding]:
 
 
 def _controls(arm: Arm, reference: Arm) -> str:
-    """What an arm is trained and measured by: who it would be with the reference's network and objective."""
+    """Fingerprint of an arm's controls: its stages with the reference's network and objective."""
     stage = reference.experiment.pretrain
     pretrain = arm.experiment.pretrain.model_copy(update={"objective": stage.objective, "masks": stage.masks})
     update = {"model": reference.experiment.model, "pretrain": pretrain}
@@ -96,24 +95,24 @@ def _same_function(arm: Arm, twin: Arm) -> Finding:
 
 
 def _compared(arm: Arm, twin: Arm) -> bool:
-    """Whether the two stand in one comparison; else each may be needed for its own."""
+    """Whether the two arms belong to one comparison; else each may serve its own."""
     return arm.baseline in (twin.name, twin.baseline)
 
 
 def _from_outside(arms: Sequence[Arm]) -> bool:
-    """Whether one of these has a component from another package, whose code may fail in any way."""
+    """Whether an arm has a component of another package, whose code may fail in any way."""
     layers = [layer for arm in arms for layer in resolve_model(arm.experiment.model).layers]
     return any(layer.part(key) for layer in layers for key in PACKAGES)
 
 
 def _parameters(arm: Arm, baseline: Arm) -> Iterator[Finding]:
-    """A line on the tensors that one of two arms of a family has alone; another family's are another network's."""
+    """A note on tensors that only one of two arms has; none for two families."""
     if arm.experiment.model.family != baseline.experiment.model.family:
         return
     models = [resolve_model(each.experiment.model) for each in (arm, baseline)]
     if models[0] == models[1]:
         return
-    # Layers that one of them lacks are left out.
+    # Only layers that both have count.
     depths = {side: min(len(getattr(model, side)) for model in models) for side in ("encoder", "decoder")}
     names = [{name for name in parameter_shapes(model) if _is_within(name, depths)} for model in models]
     arm_only, baseline_only = sorted(names[0] - names[1]), sorted(names[1] - names[0])
@@ -137,7 +136,7 @@ def together(names: Iterable[str]) -> list[str]:
 
 
 def _is_within(name: str, depths: Mapping[str, int]) -> bool:
-    """Whether a parameter is outside of the layers, or in one of the first."""
+    """Whether a parameter is outside the layers, or in one of the first `depths` layers."""
     match = re.match(r"(encoder|decoder)\.layers\.(\d+)\.", name)
     return match is None or int(match[2]) < depths[match[1]]
 

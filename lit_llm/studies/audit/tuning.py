@@ -1,4 +1,4 @@
-"""Whether arms are tuned alike: by nobody, by a study that gives all one learning rate, or by a sweep."""
+"""Audit of tuning: one learning rate for all arms, or a sweep that searches arms unequally."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lit_llm.studies.load import Ablation, Arm, SearchedKeys
 
 LR = "pretrain.training.optimizer.lr"
 ALL = "all arms"
-"""What stands in place of an arm's name where a finding is of the whole study."""
+"""Arm's name in findings on the whole study."""
 
 
 def one_learning_rate(ablation: Ablation) -> Iterator[Finding]:
-    """A note where networks differ and one learning rate serves all of them, tuned for none."""
+    """A note where different networks share one learning rate that is tuned for none of them."""
     arms = ablation.arms
     if any(under(LR, *arm.intervened_keys) for arm in arms) or any(
         LR in searched.ranges for searched in ablation.searches.values()
@@ -35,7 +35,7 @@ def one_learning_rate(ablation: Ablation) -> Iterator[Finding]:
 
 
 def unequal_searches(ablation: Ablation, costs: Mapping[str, Cost]) -> Iterator[Finding]:
-    """Findings of a sweep that tunes one arm alone, or lets a trial win by its budget."""
+    """Findings on a sweep that tunes only one arm, or lets a trial win by its budget."""
     for name, searched in ablation.searches.items():
         arm = ablation.arm(name)
         yield from _searched_alone(ablation, arm, searched)
@@ -43,7 +43,7 @@ def unequal_searches(ablation: Ablation, costs: Mapping[str, Cost]) -> Iterator[
 
 
 def _searched_alone(ablation: Ablation, arm: Arm, searched: SearchedKeys) -> Iterator[Finding]:
-    """Keys that both arms have and that are searched in one of them, or over other values in each."""
+    """Findings on keys of both arms that only one searches, or that each searches over other values."""
     baseline = ablation.arm(arm.baseline)
     if baseline is arm:
         return
@@ -67,12 +67,12 @@ def _searched_alone(ablation: Ablation, arm: Arm, searched: SearchedKeys) -> Ite
 
 
 def _searched_budgets(ablation: Ablation, arm: Arm, searched: SearchedKeys, cost: Cost) -> Iterator[Finding]:
-    """Budgets that a searched key raises: the best trial may be the one that was given most. Less is no way to win."""
+    """Findings on budgets that a searched key raises, as the best trial may be the one with the largest budget."""
     moved: dict[str, tuple[Excess, list[str]]] = {}
     for key, experiment in searched.ends:
         for excess in excesses(cost_of(experiment), cost):
             budget = excess.budgets[0]
-            learned = budget.name == "loss_tokens" and under(key, "pretrain.objective")  # what is asked for there
+            learned = budget.name == "loss_tokens" and under(key, "pretrain.objective")  # intended there
             if budget.blocks and not learned and excess.ratio > 1:
                 largest, keys = moved.setdefault(budget.name, (excess, []))
                 keys.append(key)
