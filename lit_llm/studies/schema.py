@@ -67,8 +67,9 @@ class Grid(Section):
     """Combinations to leave out: `{model.attention.output_norm: none, pretrain.training.optimizer.lr: 1e-2}`. A
     factorial with exclusions is not balanced: its arms are compared, its effects are not estimated."""
     resolution: int = Field(4, ge=3)
-    """Resolution of a fractional_factorial. 3: main effects are confounded with two-factor interactions; 4: with those of three
-    factors, and two-factor interactions with each other; 5: two-factor interactions with those of three factors."""
+    """Resolution of a fractional_factorial. 3: main effects are confounded with two-factor interactions; 4: with those
+    of three factors, and two-factor interactions with each other; 5: two-factor interactions with those of three
+    factors."""
     interactions: Items[Items[str]] = ()
     """Pairs of factors whose interaction a fractional_factorial must separate from main effects and from all other
     two-factor interactions: `[[model.attention.output_norm, pretrain.training.optimizer.lr]]`."""
@@ -288,7 +289,7 @@ class ScalingLaw(Section):
     """Fit E, the irreducible loss. That needs a bend in the curve, so runs over several decades. Without a bend E has a
     wide interval, and `false` is more informative."""
     by: Literal["arm", "family"] = "arm"
-    """What is one group: a named arm with all that the grid makes of it, or the arms of one `model.family`."""
+    """Arms that form a group: a named arm with its points of the grid, or all arms of one `model.family`."""
 
 
 class ScalingGate(Section):
@@ -299,9 +300,9 @@ class ScalingGate(Section):
     """
 
     by: Literal["arm", "family"] = "arm"
-    """What is one group: a named arm with all that the grid makes of it, or the arms of one `model.family`."""
+    """Arms that form a group: a named arm with its points of the grid, or all arms of one `model.family`."""
     irreducible: bool = False
-    """Fit E to the baseline's law. A projection over decades of compute depends on E, which few sizes hardly determine."""
+    """Fit E to the baseline's law. A projection over decades of compute depends on E, and few sizes hardly show it."""
     project: float | None = Field(None, gt=0)
     """Training FLOPs of the large run: the multiplier and the difference of losses there, with prediction intervals."""
     at_least: float = Field(1.0, gt=0)
@@ -337,9 +338,9 @@ class Compare(Section):
     mixed: a mixed model with a random effect of each family and seed. The last two are narrower, and cover as little as
     61% where an arm scatters more than the others; see docs/statistics.md."""
     correction: Correction = "none"
-    """Correction for multiple comparisons. none: each interval holds for itself. holm: p-values by which the chance of any
-    false difference is 5%. fdr_bh: p-values by which 5% of the differences below 0.05 are false. With both, intervals
-    hold for all comparisons at once. dunnett: the same for arms that scatter alike, so it needs `variance: pooled`."""
+    """Correction for multiple comparisons. none: each interval holds for itself. holm: the chance of any false difference
+    is 5%. fdr_bh: 5% of the differences below p = 0.05 are false. With both, intervals hold for all comparisons at
+    once. dunnett: like holm, for arms that scatter alike, so it needs `variance: pooled`."""
     margin: float | None = Field(None, gt=0)
     """The largest difference that does not matter, in the metric's unit. With it, the verdict
     distinguishes arms that differ by less from arms that are undecided for lack of seeds."""
@@ -440,7 +441,7 @@ class Study(Section):
         if not self.seeds:
             findings.append(("seeds", "needs at least one seed, for example [0, 1, 2]"))
         if len(set(self.seeds)) < len(self.seeds):
-            findings.append(("seeds", "a seed is listed twice"))
+            findings.append(("seeds", "a seed is there twice"))
         if self.more_seeds is not None:
             findings += self._no_rounds(self.more_seeds)
         findings += self._too_many()
