@@ -66,8 +66,8 @@ Retries = Annotated[
     typer.Option(
         min=0,
         show_default=False,
-        help="Times that a run is begun again from its checkpoint when its process was killed or made no progress; one "
-        "that ran out of memory goes on with half the micro-batch. By default 2; 0: never.",
+        help="Restarts of a run from its checkpoint when its process was killed or made no progress; a run out of memory "
+        "goes on with half the micro-batch. By default 2; 0: never.",
     ),
 ]
 StallAfter = Annotated[
@@ -167,7 +167,7 @@ def unwritable(out: Path | None, screen: Console) -> Iterator[list[Path]]:
         screen.print(f"{message}; `--out DIR` writes the report elsewhere.", style="yellow", highlight=False)
 
 
-def shown(path: Path) -> Path:
+def relative_path(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
@@ -177,7 +177,7 @@ def console(stderr: bool = False) -> Console:
     return Console(markup=False, emoji=False, stderr=stderr)  # a level's label may have brackets
 
 
-def again(
+def same_command(
     command: str,
     file: str,
     override: list[str] | None,

@@ -26,12 +26,12 @@ def studies(as_json: AsJson = False, store: StoreOption = DEFAULT_STORE) -> None
 
     place = Store(store)
     place.check()
-    found = studies_of(place)
+    overview = studies_of(place)
     if as_json:
-        typer.echo(json.dumps(found.as_json(), indent=1))
+        typer.echo(json.dumps(overview.as_json(), indent=1))
         return
     screen = console()
-    if not found.entries:
+    if not overview.entries:
         screen.print(f"There is no study in {place.root}: `lit-llm run STUDY` makes one.", highlight=False)
         return
-    screen.print(*in_terminal(studies_table(found), screen.width), sep="\n")
+    screen.print(*in_terminal(studies_table(overview), screen.width), sep="\n")

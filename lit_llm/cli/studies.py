@@ -27,11 +27,11 @@ from lit_llm.cli.options import (
     StoreOption,
     StudyArgument,
     Tracking,
-    again,
     charts,
     console,
     max_parallel,
-    shown,
+    relative_path,
+    same_command,
     supervision,
     timings,
     unwritable,
@@ -95,10 +95,10 @@ def plan(
     ablation = open_study(study, override or (), place) if search is None else search.ablation
     planned = make_plan(ablation, prompt, generate, log=partial(print, file=sys.stderr), store=place)
     if search is None:
-        _told_of_another(ablation, place, console(stderr=True))
+        _matching_version(ablation, place, console(stderr=True))
     at_once = jobs or max_parallel(ablation)
-    known = timings(planned, at_once, place, measuring=measure and not planned.refused)
-    planned = estimated(planned, at_once, known, place)
+    step_timings = timings(planned, at_once, place, measuring=measure and not planned.refused)
+    planned = estimated(planned, at_once, step_timings, place)
     needed = _seeds_needed(planned, place, power, pilot, search is not None)
     if as_json:
         more = (search.as_json() if search else {}) | ({"power": needed.as_json()} if needed else {})
@@ -130,7 +130,7 @@ def _seeds_needed(
     if difference is None and pilot is None:
         return None
     if not difference:
-        message = "is the difference that is to be shown, above 0: `--power 0.02`"
+        message = "needs the difference to detect, above 0: `--power 0.02`"
         raise InputError(Problem(message, "--power"))
     if is_sweep:
         message = "a sweep ranks trials by one value each; ask it of the study that compares its winners"
@@ -177,7 +177,9 @@ def run(
     place = Store(store)
     place.check()
     if is_sweep(study, place):
-        raise InputError(Problem(f"{study} is a sweep: use `{again('sweep', study, override, store, tracking)}`"))
+        raise InputError(
+            Problem(f"{study} is a sweep: use `{same_command('sweep', study, override, store, tracking)}`")
+        )
     ablation = open_study(study, override or (), place)
     screen = console(stderr=as_json)
     lines = Lines(sys.stdout, screen) if as_json else None
@@ -199,16 +201,16 @@ def run(
     else:
         screen.print()
         screen.print(compared(ablation, finished.comparison, screen.width, place))
-        _registered(finished.folder, screen)
+        _print_registration(finished.folder, screen)
         seen = charts(store, tracking, finished.mirrored)
         page = finished.folder / "report.html"
         read = finished.folder if finished.interrupted or not page.exists() else page
-        screen.print(f"\nreport: {shown(read)}   charts: {seen}", style="dim", highlight=False, soft_wrap=True)
+        screen.print(f"\nreport: {relative_path(read)}   charts: {seen}", style="dim", highlight=False, soft_wrap=True)
     if finished.interrupted:
-        command = again("run", study, override, store, tracking)
+        command = same_command("run", study, override, store, tracking)
         screen.print(f"Interrupted; `{command}` goes on.", style="yellow", highlight=False)
     elif finished.exit_code:
-        why = again("status", study, override, store)
+        why = same_command("status", study, override, store)
         screen.print(f"Some runs did not finish: `{why}` says why.", style="red", highlight=False)
     raise typer.Exit(finished.exit_code)
 
@@ -236,7 +238,7 @@ def status(
         return
     screen = console()
     ablation = open_study(study, override or (), place)
-    ablation, problems = _told_of_another(ablation, place, None if as_json else screen)
+    ablation, problems = _matching_version(ablation, place, None if as_json else screen)
     rows = list(status_rows(runs_of(ablation, place)))
     if as_json:
         print(json.dumps({"study": ablation.study.study, "runs": rows, "differs": problems}, indent=1))
@@ -246,7 +248,7 @@ def status(
     screen.print(render_status(rows, ablation.study.compare.metric))
 
 
-def _told_of_another(ablation: Ablation, store: Store, screen: Console | None) -> tuple[Ablation, list[str]]:
+def _matching_version(ablation: Ablation, store: Store, screen: Console | None) -> tuple[Ablation, list[str]]:
     """The version of a study that this is; with what other settings are trained under its name, which is printed."""
     from lit_llm.studies.stored import AnotherVersion, version_of
 
@@ -297,7 +299,7 @@ def report(
     place = Store(store)
     place.check()
     if other is not None:
-        _two(study, other, override, as_json, place, out)
+        _report_two(study, other, override, as_json, place, out)
         return
     if is_sweep(study, place):
         sweep_report(study, override, as_json, place, storage, out)
@@ -319,7 +321,7 @@ def report(
 
     screen, folder = console(), place.study(ablation.study.study)
     screen.print(compared(ablation, comparison, screen.width, place))
-    _registered(folder, screen)
+    _print_registration(folder, screen)
     for line in (*problems, discoveries_line(studies_of(place).discoveries)):
         if line:
             screen.print(line, style="yellow" if line in problems else "dim", highlight=False, soft_wrap=True)
@@ -332,25 +334,27 @@ def report(
         written.append((out or folder) / "report.html")
     if not written:
         return
-    screen.print(f"\nreport: {shown(written[0])}", style="dim", highlight=False, soft_wrap=True)
+    screen.print(f"\nreport: {relative_path(written[0])}", style="dim", highlight=False, soft_wrap=True)
     if out is not None:
         return
     if problem := attach_files(place, ablation.study.study, tracking, files):
         screen.print(problem, style="yellow", highlight=False)
 
 
-def _registered(folder: Path, screen: Console) -> None:
+def _print_registration(folder: Path, screen: Console) -> None:
     """One line of the frozen analysis, where there is one."""
     from lit_llm.report.pages.frozen_analysis import summary
     from lit_llm.studies.analysis_plan import registration_of
 
-    known = registration_of(folder)
-    if known is not None:
-        style = "yellow" if known.problems or any(change.finished for change in known.changes) else "dim"
-        screen.print(summary(known), style=style, highlight=False, soft_wrap=True)
+    registration = registration_of(folder)
+    if registration is not None:
+        style = "yellow" if registration.problems or any(change.finished for change in registration.changes) else "dim"
+        screen.print(summary(registration), style=style, highlight=False, soft_wrap=True)
 
 
-def _two(study: str, other: str, override: list[str] | None, as_json: bool, store: Store, out: Path | None) -> None:
+def _report_two(
+    study: str, other: str, override: list[str] | None, as_json: bool, store: Store, out: Path | None
+) -> None:
     """`lit-llm report A B`."""
     from lit_llm.report.pages.two_studies import load_two, render_two_studies, write_two
 
@@ -363,7 +367,7 @@ def _two(study: str, other: str, override: list[str] | None, as_json: bool, stor
     with unwritable(out, screen) as written:
         written.append(write_two(pair, [study, other], store, out))
     for page in written:
-        screen.print(f"\nreport: {shown(page)}", style="dim", highlight=False, soft_wrap=True)
+        screen.print(f"\nreport: {relative_path(page)}", style="dim", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -383,18 +387,20 @@ def diff(
 
     place = Store(store)
     pair = [open_experiment(name, override or (), place).model_dump(mode="json") for name in (left, right)]
-    found = difference(*pair)
+    differences = difference(*pair)
     if as_json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(differences, indent=1))
         return
-    rows = {key: ["–" if value is None else json.dumps(value) for value in values] for key, values in found.items()}
+    rows = {
+        key: ["–" if value is None else json.dumps(value) for value in values] for key, values in differences.items()
+    }
     screen = console()
     columns = zip(("key", left, right), *((key, *values) for key, values in rows.items()), strict=True)
     if sum(2 + max(map(len, column)) for column in columns) <= screen.width:
         table = Table("key", left, right, box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for key, values in rows.items():
             table.add_row(key, *values)
-        screen.print(table if found else "They are equal.")
+        screen.print(table if differences else "They are equal.")
         return
     indent = min(max(len(left), len(right)), screen.width // 3)
     for key, values in rows.items():  # too wide for a table: a key, and under it each side's value
@@ -420,7 +426,7 @@ def train(
 
     if is_study(experiment):
         raise InputError(
-            Problem(f"{experiment} is a study: use `{again('run', experiment, override, store, tracking)}`")
+            Problem(f"{experiment} is a study: use `{same_command('run', experiment, override, store, tracking)}`")
         )
     run(experiment, 1, None, None, override, as_json, store, tracking)
 

@@ -22,11 +22,11 @@ from lit_llm.cli.options import (
     Storage,
     StoreOption,
     Tracking,
-    again,
     charts,
     console,
     max_parallel,
-    shown,
+    relative_path,
+    same_command,
     supervision,
     unwritable,
 )
@@ -88,23 +88,23 @@ def sweep(
         lines.searched(ended)
     else:
         _print_searched(ended, screen)
-        look = again("report", sweep, override, store, None, storage)
+        report_command = same_command("report", sweep, override, store, None, storage)
         screen.print(
-            f"figures: {look}   charts: {charts(store, tracking, ended.mirrored)}",
+            f"figures: {report_command}   charts: {charts(store, tracking, ended.mirrored)}",
             style="dim",
             highlight=False,
             soft_wrap=True,
         )
     if ended.exit_code == 130:
-        command = again("sweep", sweep, override, store, tracking, storage)
+        command = same_command("sweep", sweep, override, store, tracking, storage)
         screen.print(f"Interrupted; `{command}` goes on.", style="yellow", highlight=False, soft_wrap=True)
     elif ended.exit_code == 1:
         failed = {}
         if ended.failed:
-            failed["trials"] = again("status", sweep, override, store, None, storage)
+            failed["trials"] = same_command("status", sweep, override, store, None, storage)
         if ended.winners is not None and ended.winners.exit_code == 1:
-            winners = shown(place.study(search.name) / "winners.yaml")
-            failed["runs of the winners"] = again("status", str(winners), None, store)
+            winners = relative_path(place.study(search.name) / "winners.yaml")
+            failed["runs of the winners"] = same_command("status", str(winners), None, store)
         for what, why in failed.items():
             screen.print(f"Some {what} failed: `{why}` says why.", style="red", highlight=False, soft_wrap=True)
     raise typer.Exit(ended.exit_code)
@@ -124,7 +124,7 @@ def _print_searched(ended: Searched, screen: Console) -> None:
         screen.print(render_comparison(ended.winners.comparison, screen.width))
     if ended.best:
         screen.print(
-            f"\nbest settings: {shown(ended.best[0].parent)} (`lit-llm train` takes them)",
+            f"\nbest settings: {relative_path(ended.best[0].parent)} (`lit-llm train` takes them)",
             style="dim",
             highlight=False,
             soft_wrap=True,
@@ -144,7 +144,7 @@ def sweep_status(file: str, override: list[str] | None, as_json: bool, store: St
     elif trials:
         console().print(render_trials(search, trials))
     else:
-        command = again("sweep", file, override, store.root, None, storage)
+        command = same_command("sweep", file, override, store.root, None, storage)
         console().print(f"No trial yet: `{command}` runs them.", style="yellow", highlight=False, soft_wrap=True)
 
 
@@ -159,23 +159,23 @@ def sweep_report(
 
     search = open_sweep(file, override or (), store)
     trials = Trials(search, store, storage)
-    found = trials.all()
-    summaries = [summary(search, arm, found) for arm in search.spaces]
+    all_trials = trials.all()
+    summaries = [summary(search, arm, all_trials) for arm in search.spaces]
     if as_json:
         print(json.dumps(sweep_json(search, summaries), indent=1))
         return
     screen = console()
     screen.print(render_sweep(search, summaries, screen.width))
     if not any(each.best for each in summaries):
-        command = again("sweep", file, override, store.root, None, storage)
+        command = same_command("sweep", file, override, store.root, None, storage)
         screen.print(f"Nothing is finished yet: `{command}` runs it.", style="yellow", highlight=False, soft_wrap=True)
         return
     from lit_llm.report.pages.sweep import write_sweep_report
 
     with unwritable(out, screen) as written:
-        written.append(write_sweep_report(search, trials, found, summaries, store, out))
+        written.append(write_sweep_report(search, trials, all_trials, summaries, store, out))
     for page in written:
-        screen.print(f"\nreport: {shown(page)}", style="dim", highlight=False, soft_wrap=True)
+        screen.print(f"\nreport: {relative_path(page)}", style="dim", highlight=False, soft_wrap=True)
     screen.print(
         f"optuna-dashboard {trials.address}   (pip install optuna-dashboard)",
         style="dim",

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from lit_llm.cli.app import app
-from lit_llm.cli.options import DEFAULT_STORE, StoreOption, Tracking, console, shown
+from lit_llm.cli.options import DEFAULT_STORE, StoreOption, Tracking, console, relative_path
 from lit_llm.config.problems import InputError, Problem
 
 
@@ -76,7 +76,7 @@ def ui(
         free = next((other for other in range(port + 1, min(port + 100, 65536)) if not taken(host, other)), port)
         instead = f"; `--port {free}` is free" if free != port else ""
         raise InputError(Problem(f"{host}:{port} cannot be served on ({why}){instead}", "--port"))
-    name = latest_study(place.root / "studies") if study is None else _name_of(study)
+    name = latest_study(place.root / "studies") if study is None else _study_name(study)
     page = study_page(database, name) if database is not None and name else ""
     if study is not None and not page:
         raise InputError(Problem(f"MLflow has no study {name!r} yet; `lit-llm run` makes it", "STUDY"))
@@ -93,7 +93,7 @@ def ui(
     os.execv(command[0], command)
 
 
-def _name_of(study: str) -> str:
+def _study_name(study: str) -> str:
     """Of a study's or a sweep's file, a preset or an experiment; another name is itself."""
     if not Path(study).is_file():
         return study
@@ -185,31 +185,31 @@ def store_gc(
     from lit_llm.store.store import Store
 
     place, screen = Store(store), console()
-    found = find(place)
-    for folder in found.unlisted:
-        message = f"{shown(folder)} has no readable list of its runs, so no stage counts as orphaned"
+    removable = find(place)
+    for folder in removable.unlisted:
+        message = f"{relative_path(folder)} has no readable list of its runs, so no stage counts as orphaned"
         screen.print(
             f"{message}: run that study once more, or delete the folder to give its stages up.",
             style="yellow",
             soft_wrap=True,
         )
-    for folder, file in found.vanished:
-        message = f"{shown(folder)} lists runs of {file}, which is gone: their stages are kept"
+    for folder, file in removable.vanished:
+        message = f"{relative_path(folder)} lists runs of {file}, which is gone: their stages are kept"
         screen.print(f"{message} until you delete the folder.", style="yellow", soft_wrap=True)
-    if not found.garbage:
+    if not removable.garbage:
         print("Nothing to remove.")
         return
     table = Table("what", "size", "where", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.columns[1].justify = "right"
     table.columns[2].overflow = "fold"
-    for item in found.garbage:
+    for item in removable.garbage:
         table.add_row(item.kind, size(item.bytes), str(item.path.relative_to(place.root)))
     screen.print(table, highlight=False)
-    print(f"{len(found.garbage)} to remove, {size(sum(item.bytes for item in found.garbage))}, in {place.root}")
+    print(f"{len(removable.garbage)} to remove, {size(sum(item.bytes for item in removable.garbage))}, in {place.root}")
     if not yes and not sys.stdin.isatty():
         print("Nothing was removed: --yes does it without asking.")
     elif yes or typer.confirm("Remove all of it?"):
-        removed = remove(place, found.garbage)
+        removed = remove(place, removable.garbage)
         print(f"Removed {len(removed)}, {size(sum(item.bytes for item in removed))}.")
     else:
         print("Nothing was removed.")

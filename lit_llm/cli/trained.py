@@ -11,7 +11,16 @@ from typing import Annotated
 import typer
 
 from lit_llm.cli.app import app
-from lit_llm.cli.options import DEFAULT_STORE, AsJson, LinesOfJson, Overrides, StoreOption, Tracking, again, shown
+from lit_llm.cli.options import (
+    DEFAULT_STORE,
+    AsJson,
+    LinesOfJson,
+    Overrides,
+    StoreOption,
+    Tracking,
+    relative_path,
+    same_command,
+)
 from lit_llm.config.problems import InputError, Problem
 
 
@@ -46,15 +55,13 @@ def evaluate(
     place = Store(store)
     place.check()
     runs = runs_of_arm(study, override or (), place)
-    if any(found.experiment.evaluate is None for found in runs):
+    if any(each.experiment.evaluate is None for each in runs):
         message = "has no `evaluate` section; give one, e.g. -o evaluate.likelihood={} or -o evaluate.extrapolation={}"
         raise InputError(Problem(message, study))
-    states = [
-        step.status()["state"] for found in runs for step in found.trained if found.status()["state"] != "diverged"
-    ]
+    states = [step.status()["state"] for each in runs for step in each.trained if each.status()["state"] != "diverged"]
     file, arm = file_and_arm(study)
     if left := len(states) - states.count("done"):
-        command = again("run", file, None, store, tracking)
+        command = same_command("run", file, None, store, tracking)
         raise InputError(Problem(f"{left} of its trainings are not finished: `{command}` goes on", study))
     run(file, jobs, glob.escape(arm) or None, None, override, as_json, store, tracking)
 
@@ -95,7 +102,7 @@ def generate(
     fingerprint = "" if imported else _stage(source, override, store, seed, after)
     from lit_llm.generation import Sampling
     from lit_llm.huggingface import open_model
-    from lit_llm.runs.trained_model import open_finished, written
+    from lit_llm.runs.trained_model import complete_texts, open_finished
     from lit_llm.store.store import Store
 
     try:
@@ -104,7 +111,7 @@ def generate(
         raise InputError(Problem(str(error))) from None
     if imported:
         model, tokenizer, begin = open_model(Path(source))
-        answers = written(model, tokenizer, given, max_new_tokens, sampling, begin=begin)
+        answers = complete_texts(model, tokenizer, given, max_new_tokens, sampling, begin=begin)
     else:
         answers = open_finished(Store(store), fingerprint).generate(given, max_new_tokens, sampling)
     for prompt, answer in zip(given, answers, strict=True):
@@ -129,7 +136,7 @@ def import_(
     place = out or Path("imported") / folder.resolve().name
     model = resolve_model(import_checkpoint(folder, place))
     layers = f"{len(model.encoder)} + {len(model.decoder)}" if model.decoder and model.encoder else len(model.layers)
-    print(f"{shown(place)}: {count_parameters(model).total:,} parameters, {layers} layers ({model.family})")
+    print(f"{relative_path(place)}: {count_parameters(model).total:,} parameters, {layers} layers ({model.family})")
 
 
 @app.command("export")
@@ -154,13 +161,13 @@ def export(
     if _is_imported(source):
         from lit_llm.huggingface import export_folder
 
-        print(f"{shown(out)}: {export_folder(Path(source), out)}")
+        print(f"{relative_path(out)}: {export_folder(Path(source), out)}")
         return
     fingerprint = _stage(source, override, store, seed, after)
     from lit_llm.runs.trained_model import export_finished
     from lit_llm.store.store import Store
 
-    print(f"{shown(out)}: {export_finished(Store(store), fingerprint, out)}")
+    print(f"{relative_path(out)}: {export_finished(Store(store), fingerprint, out)}")
 
 
 def _is_imported(source: str) -> bool:

@@ -76,13 +76,13 @@ class _Digests:
 
     def __init__(self, package: str, sources: Mapping[str, bytes]) -> None:
         self.package, self.sources = package, sources
-        self._known: dict[str, str] = {}
+        self._by_module: dict[str, str] = {}
 
     def of(self, module: str) -> str:
-        if module not in self._known:
-            self._known[module] = "circle"  # what a module in a circle of imports sees of itself
-            self._known[module] = _hash(self._words(ast.parse(self.sources[module])))
-        return self._known[module]
+        if module not in self._by_module:
+            self._by_module[module] = "circle"  # what a module in a circle of imports sees of itself
+            self._by_module[module] = _hash(self._words(ast.parse(self.sources[module])))
+        return self._by_module[module]
 
     def _words(self, node: ast.AST) -> Iterator[str]:
         yield f"{type(node).__name__}("

@@ -32,7 +32,7 @@ class Problem:
         return ": ".join(str(part) for part in (self.location, self.key, self.message) if part)
 
 
-MOST_SHOWN = 50
+MOST_LISTED = 50
 """Problems that a report lists."""
 
 
@@ -48,8 +48,8 @@ class InputError(Exception):
         """The message as the command line prints it: the first problems, their number, and where to look next."""
         count = len(self.problems)
         last = f"{count} problem{'s' if count > 1 else ''}, nothing was started."
-        more = [f"... and {count - MOST_SHOWN} more"] if count > MOST_SHOWN else []
-        return "\n".join([*map(str, self.problems[:MOST_SHOWN]), *more, f"{last} {self.hint}".rstrip()])
+        more = [f"... and {count - MOST_LISTED} more"] if count > MOST_LISTED else []
+        return "\n".join([*map(str, self.problems[:MOST_LISTED]), *more, f"{last} {self.hint}".rstrip()])
 
 
 @contextmanager

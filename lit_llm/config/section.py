@@ -153,12 +153,12 @@ def _problems(section: type[Section], node: ConfigNode, at: tuple[str, ...], err
     for error in errors:
         wrong.setdefault(_path(node, error), []).append(error)
     outer = {path[:end] for path in wrong for end in range(len(path))}
-    for path, found in wrong.items():
-        if all(error["type"] in _ABOUT_SHAPE for error in found) and path in outer:
+    for path, errors_at_path in wrong.items():
+        if all(error["type"] in _ABOUT_SHAPE for error in errors_at_path) and path in outer:
             continue  # a list that is too short without its wrong items; an alternative that nobody meant
         # Of several alternatives, those that the value has the right type for.
-        meant = [error for error in found if error["type"] not in _NOUNS]
-        for error in meant or ([_either(found)] if len(found) > 1 else found):
+        meant = [error for error in errors_at_path if error["type"] not in _NOUNS]
+        for error in meant or ([_either(errors_at_path)] if len(errors_at_path) > 1 else errors_at_path):
             if error["type"] == "impossible":
                 for key, message in error["ctx"]["findings"]:
                     error_key = (*path, *(filter(None, key.split(".")) if isinstance(key, str) else key))
@@ -209,11 +209,11 @@ def _message(section: type[Section], path: tuple[str, ...], error: dict[str, Any
     kind, given, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "extra_forbidden":
         sections = _sections_at(section, error["loc"][:-1])
-        said = next(filter(None, (each.unknown_key(path[-1], given) for each in sections)), "")
+        advice = next(filter(None, (each.unknown_key(path[-1], given) for each in sections)), "")
         allowed = fields_at(section, error["loc"][:-1])
-        if not said and path[-1].split(".")[0] in allowed:
-            said = f"keys stand inside of each other in a file: write `{nested(path[-1], given)}`"
-        return f"unknown key - {said}" if said else unknown_key(path[-1], allowed)
+        if not advice and path[-1].split(".")[0] in allowed:
+            advice = f"keys stand inside of each other in a file: write `{nested(path[-1], given)}`"
+        return f"unknown key - {advice}" if advice else unknown_key(path[-1], allowed)
     if kind == "missing":
         return "is needed, and there is no default"
     if kind == "literal_error":
@@ -227,7 +227,7 @@ def _message(section: type[Section], path: tuple[str, ...], error: dict[str, Any
         return f"takes at most {context['max_length']} of them, has {context['actual_length'] or len(given)}"
     noun = error.get("noun") or _NOUNS.get(kind)
     what = f"should be {noun}" if noun else error["msg"].removeprefix("Input ")
-    return f"{what}, not {_shown(given)}{_rewritten(noun, given)}"
+    return f"{what}, not {_format_value(given)}{_suggested_form(noun, given)}"
 
 
 _MOST_NESTED = 8
@@ -237,17 +237,19 @@ _MOST_NESTED = 8
 def nested(key: str, value: Any) -> str:
     """`{a: {b: 1}}`: how a file has the value of a dotted key."""
     first, *inner = key.split(".")
-    text = "{...}" if isinstance(value, Mapping) else "[...]" if isinstance(value, list | tuple) else _shown(value)
+    text = (
+        "{...}" if isinstance(value, Mapping) else "[...]" if isinstance(value, list | tuple) else _format_value(value)
+    )
     for part in reversed(inner[:_MOST_NESTED]):
         text = f"{{{part}: {text}}}"
     return f"{first}: {text}"
 
 
 def _not_possible(given: Any, allowed: Iterable[str]) -> str:
-    return f"{_shown(given)} is not possible{did_you_mean(given if isinstance(given, str) else '', allowed)}"
+    return f"{_format_value(given)} is not possible{did_you_mean(given if isinstance(given, str) else '', allowed)}"
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     """A value as YAML has it; of a list or a mapping, that it is one."""
     if isinstance(value, Mapping):
         return "a mapping"
@@ -259,14 +261,14 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 
-def _rewritten(noun: str | None, given: Any) -> str:
+def _suggested_form(noun: str | None, given: Any) -> str:
     """How to write what was obviously meant."""
     if noun == "an integer" and isinstance(given, float) and given.is_integer():
         return f" - write {int(given)}"
     if noun == "a string" and isinstance(given, int | float):
-        return f" - write '{_shown(given)}', in quotes"
+        return f" - write '{_format_value(given)}', in quotes"
     if noun == "a list" and isinstance(given, str | int | float):
-        return f" - write [{given if isinstance(given, str) else _shown(given)}]"
+        return f" - write [{given if isinstance(given, str) else _format_value(given)}]"
     return ""
 
 

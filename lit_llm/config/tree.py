@@ -302,16 +302,16 @@ def _broken(error: Exception, text: str, source: str) -> Problem:
 
 def read_file(path: Path) -> ConfigNode:
     """Parse a YAML file. Raises InputError when it cannot be read or is not a mapping."""
-    shown = str(path)
+    source = str(path)
     try:
         if path.is_file() and path.stat().st_size > MOST_BYTES:
-            raise InputError(Problem(_LARGE, location=SourceLocation(shown)))
+            raise InputError(Problem(_LARGE, location=SourceLocation(source)))
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise InputError(Problem("there is no such file", location=SourceLocation(shown))) from None
+        raise InputError(Problem("there is no such file", location=SourceLocation(source))) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(Problem(f"cannot be read: {error}", location=SourceLocation(shown))) from None
-    document = read_yaml(text, shown)
+        raise InputError(Problem(f"cannot be read: {error}", location=SourceLocation(source))) from None
+    document = read_yaml(text, source)
     if not isinstance(document.value, dict):
         raise InputError(Problem("should be a mapping of keys to values", location=document.location))
     return document

@@ -19,7 +19,7 @@ PROMPT, GENERATE = 1000, 1000
 
 
 @dataclass(frozen=True)
-class Before:
+class SourceCost:
     """What the pretrainings took that an experiment is adapted from."""
 
     tokens: int = 0
@@ -52,7 +52,7 @@ class Cost:
     """Of the finetuning, were all its examples as long as they may be; 0 where there is none."""
     finetune_flops: float = 0.0
     """The same in FLOPs, forward and backward."""
-    before: Before = Before()
+    before: SourceCost = SourceCost()
     """What of it is the sources'."""
     generates: bool = True
     """Whether the model goes on with a text; without that, there is no decoding and no cache to cost."""
@@ -172,7 +172,7 @@ def cost_of(experiment: Experiment, prompt: int = PROMPT, generate: int = GENERA
     if (teacher := teacher_of(experiment)) is not None:
         per_window += objective.average(length, lambda of: cost.forward_flops(teacher, teacher_shape(of)))
     sources = [cost_of(source.seeded(experiment.seed)) for source in sources_of(experiment)]
-    before = Before(
+    before = SourceCost(
         *(sum(getattr(each, name) for each in sources) for name in ("tokens", "loss_tokens", "train_flops"))
     )
     parameters = cost.count_parameters(model)

@@ -86,11 +86,14 @@ MOST_LAYERS = 50
 
 
 def read_layers(
-    extends: ConfigNode | None, folder: Path, seen: tuple[Path, ...] = (), known: dict[Path, ConfigNode] | None = None
+    extends: ConfigNode | None,
+    folder: Path,
+    seen: tuple[Path, ...] = (),
+    layers_by_file: dict[Path, ConfigNode] | None = None,
 ) -> ConfigNode:
     """What an `extends` names, one name or a list, merged in order; files are relative to `folder`.
 
-    seen: the files that led here; known: what the files that were read already come to, with all below them.
+    seen: files that extend these; layers_by_file: {file read so far: its keys merged with all that it extends}.
     """
     if extends is None or extends.value is None:
         return ConfigNode({})
@@ -100,30 +103,32 @@ def read_layers(
         if len(seen) > MOST_LAYERS:
             message = f"more than {MOST_LAYERS} files stand on each other here"
         raise InputError(Problem(message, "extends", extends.location))
-    known = {} if known is None else known
+    layers_by_file = {} if layers_by_file is None else layers_by_file
     layers: list[ConfigNode] = []
     problems: list[Problem] = []
     for name in names:
         with collect_errors(problems):
-            layers.append(_read_layer(name, folder, seen, known))
+            layers.append(_read_layer(name, folder, seen, layers_by_file))
     if problems:
         raise InputError(*problems)
     return merge_all(layers)
 
 
-def _read_layer(name: ConfigNode, folder: Path, seen: tuple[Path, ...], known: dict[Path, ConfigNode]) -> ConfigNode:
+def _read_layer(
+    name: ConfigNode, folder: Path, seen: tuple[Path, ...], layers_by_file: dict[Path, ConfigNode]
+) -> ConfigNode:
     if not isinstance(name.value, str):
         raise InputError(Problem("should be the name of a preset or a file", "extends", name.location))
     path = _find(name.value, folder, name.location)
     if path in seen:
         chain = " -> ".join(str(p.name) for p in (*seen, path))
         raise InputError(Problem(f"extends itself: {chain}", "extends", name.location))
-    if path not in known:
+    if path not in layers_by_file:
         content = read_experiment_file(path)
-        below = read_layers(content.value.get("extends"), path.parent, (*seen, path), known)
-        own = ConfigNode({key: value for key, value in content.value.items() if key != "extends"}, content.location)
-        known[path] = merge(below, own)
-    return known[path]
+        below = read_layers(content.value.get("extends"), path.parent, (*seen, path), layers_by_file)
+        keys = ConfigNode({key: value for key, value in content.value.items() if key != "extends"}, content.location)
+        layers_by_file[path] = merge(below, keys)
+    return layers_by_file[path]
 
 
 def read_experiment_file(path: Path) -> ConfigNode:
@@ -151,33 +156,33 @@ _TEXTS = ("data", "corpora")
 """Sections that name files of text and tokenizers."""
 
 
-def with_places(node: ConfigNode, of_text: bool = False) -> ConfigNode:
+def with_absolute_paths(node: ConfigNode, of_text: bool = False) -> ConfigNode:
     """Return the tree with the paths of texts, tokenizers and tasks resolved.
 
     A path is relative to the file that names it, as `extends` is; in a preset and in `-o` to the working directory.
     """
     if isinstance(node.value, list):
-        return ConfigNode([with_places(item, of_text) for item in node.value], node.location)
+        return ConfigNode([with_absolute_paths(item, of_text) for item in node.value], node.location)
     if not isinstance(node.value, dict):
         return node
     kind = node.value.get(KIND)
     items = {}
     for key, item in node.value.items():
         if of_text and key == "files" and isinstance(item.value, list):
-            items[key] = ConfigNode([_placed(name, pattern=True) for name in item.value], item.location)
+            items[key] = ConfigNode([_absolute(name, pattern=True) for name in item.value], item.location)
         elif of_text and key == "path":
-            items[key] = _placed(item, if_there=kind is not None and kind.value == "huggingface")
+            items[key] = _absolute(item, only_existing=kind is not None and kind.value == "huggingface")
         elif key == "tasks" and isinstance(item.value, dict) and "folder" in item.value:
-            items[key] = ConfigNode(item.value | {"folder": _placed(item.value["folder"])}, item.location)
+            items[key] = ConfigNode(item.value | {"folder": _absolute(item.value["folder"])}, item.location)
         else:
-            items[key] = with_places(item, of_text or key in _TEXTS)
+            items[key] = with_absolute_paths(item, of_text or key in _TEXTS)
     return ConfigNode(items, node.location)
 
 
-def _placed(name: ConfigNode, if_there: bool = False, pattern: bool = False) -> ConfigNode:
+def _absolute(name: ConfigNode, only_existing: bool = False, pattern: bool = False) -> ConfigNode:
     """A path, absolute, so that it is the same wherever the experiment is read again.
 
-    if_there: leave it as it is where nothing lies there, for it may be no path; pattern: it may be a glob.
+    only_existing: leave it as it is where nothing lies there, for it may be no path; pattern: it may be a glob.
     """
     folder = _folder(name.location).absolute()
     folder = Path.cwd() if folder == PRESETS else folder
@@ -186,11 +191,11 @@ def _placed(name: ConfigNode, if_there: bool = False, pattern: bool = False) -> 
     path = os.path.normpath(folder / given)
     if pattern and not os.path.exists(path):  # then the folder's own brackets are no pattern
         path = os.path.normpath(os.path.join(glob.escape(str(folder)), given))
-    return name if if_there and not os.path.exists(path) else ConfigNode(path, name.location)
+    return name if only_existing and not os.path.exists(path) else ConfigNode(path, name.location)
 
 
 SIDES = ("encoder", "decoder")
-_NOT_ITS = ("finetune", "evaluate", "seed")
+_NOT_ADAPTED = ("finetune", "evaluate", "seed")
 """Sections of a file that are no part of what is adapted: that is its pretraining, with the seed of what it becomes."""
 
 
@@ -213,10 +218,10 @@ def with_sources(node: ConfigNode, shared: ConfigNode, seen: tuple[Path, ...] = 
         return node
     if isinstance(given.value, dict) and given.value.keys() & {*SIDES} and not given.value.keys() - {*SIDES}:
         inside = {side: _source(each, f"adapt.from.{side}", shared, seen) for side, each in given.value.items()}
-        found = ConfigNode(inside, given.location)
+        source = ConfigNode(inside, given.location)
     else:
-        found = _source(given, "adapt.from", shared, seen)
-    adapt = ConfigNode(node.value["adapt"].value | {"from": found}, node.value["adapt"].location)
+        source = _source(given, "adapt.from", shared, seen)
+    adapt = ConfigNode(node.value["adapt"].value | {"from": source}, node.value["adapt"].location)
     return ConfigNode(node.value | {"adapt": adapt}, node.location)
 
 
@@ -249,15 +254,17 @@ def _source(given: ConfigNode, key: str, shared: ConfigNode, seen: tuple[Path, .
             chain = " -> ".join(path.name for path in (*seen, paths[-1]))
             raise InputError(Problem(f"is adapted from itself: {chain}", key, name.location))
         below = merge(below, read_layers(ConfigNode([name], name.location), folder))
-    below = ConfigNode({name: part for name, part in below.value.items() if name not in _NOT_ITS})
-    of_all = ConfigNode({name: _only(part, _SHARED[name]) for name, part in shared.value.items() if name in _SHARED})
+    below = ConfigNode({name: part for name, part in below.value.items() if name not in _NOT_ADAPTED})
+    of_all = ConfigNode(
+        {name: _selected_keys(part, _SHARED[name]) for name, part in shared.value.items() if name in _SHARED}
+    )
     whole = merge_all([below, of_all, ConfigNode(items)])
     # Only what the files themselves are adapted from can lead back to them.
     further = () if ConfigNode(items).find(["adapt", "from"]) else paths
     return with_sources(ConfigNode(whole.value, given.location), shared, (*seen, *further))
 
 
-def _only(node: ConfigNode, names: Sequence[str]) -> ConfigNode:
+def _selected_keys(node: ConfigNode, names: Sequence[str]) -> ConfigNode:
     if not isinstance(node.value, dict):
         return ConfigNode({})
     return ConfigNode({name: part for name, part in node.value.items() if name in names}, node.location)
@@ -275,8 +282,8 @@ def _checkpoint(folder: Path, key: str, location: SourceLocation | None) -> Conf
     except (InputError, OSError) as error:
         message = f"{folder} is no checkpoint's folder, which has {MODEL} and {WEIGHTS}: {error}"
         raise InputError(Problem(message, key, location)) from None
-    found = {"checkpoint": str(folder.resolve()), "digest": digest, "tokenizer": tokenizer}
-    return ConfigNode({key: ConfigNode(value, location) for key, value in found.items()} | {"model": model}, location)
+    fields = {"checkpoint": str(folder.resolve()), "digest": digest, "tokenizer": tokenizer}
+    return ConfigNode({key: ConfigNode(value, location) for key, value in fields.items()} | {"model": model}, location)
 
 
 def validate_experiment(node: ConfigNode, changes_checked: bool = False) -> Experiment:
@@ -285,7 +292,7 @@ def validate_experiment(node: ConfigNode, changes_checked: bool = False) -> Expe
     changes_checked: an override of a model address that changes nothing is an error too. Off for trees with a study's
     factors, whose first level often is what holds already.
     """
-    experiment = validate(Experiment, with_places(node))
+    experiment = validate(Experiment, with_absolute_paths(node))
     if changes_checked and (problems := redundant_overrides(node, experiment)):
         raise InputError(*problems)
     return experiment

@@ -28,7 +28,7 @@ from lit_llm.objectives.config import (
 from lit_llm.training.config import DistillConfig, TrainingConfig
 
 
-def _at_once(training: TrainingConfig, batch_size: int) -> Iterator[tuple[str, str]]:
+def _micro_batch_problems(training: TrainingConfig, batch_size: int) -> Iterator[tuple[str, str]]:
     """What is wrong with the sequences that a stage takes at once."""
     micro = training.execution.micro_batch_size
     if micro and micro > batch_size:
@@ -74,7 +74,7 @@ class PretrainConfig(Section):
                     "labels; use `objective: prefix_lm`",
                 )
             )
-        findings += _at_once(self.training, self.data.batch_size)
+        findings += _micro_batch_problems(self.training, self.data.batch_size)
         if findings:
             raise config_error(*findings)
         return self
@@ -100,13 +100,13 @@ class FinetuneConfig(Section):
             findings.append(
                 ("masks.intra_document", "an example sees itself alone anyway, so there is nothing to separate")
             )
-        findings += _at_once(self.training, self.data.batch_size)
+        findings += _micro_batch_problems(self.training, self.data.batch_size)
         if findings:
             raise config_error(*findings)
         return self
 
 
-def _wrong_prefix(stage: str, masks: MasksConfig, model: ModelConfig) -> Iterator[tuple[str, str]]:
+def _prefix_problems(stage: str, masks: MasksConfig, model: ModelConfig) -> Iterator[tuple[str, str]]:
     if masks.prefix != "bidirectional":
         return
     if model.family in ("encoder_decoder", "encoder_only"):
@@ -163,7 +163,7 @@ class Pretrained(Section):
                 "show every token its label; use `objective: prefix_lm`"
             )
             yield "pretrain.objective", message
-        yield from _wrong_prefix("pretrain", self.pretrain.masks, self.model)
+        yield from _prefix_problems("pretrain", self.pretrain.masks, self.model)
         if self.adapt is not None:
             yield from _adaptation_problems(self, self.adapt)
 
@@ -259,25 +259,25 @@ class AdaptConfig(Section):
         return both
 
 
-def _identity(own: Pretrained) -> str:
+def _tokenizer_identity(pretrained: Pretrained) -> str:
     """Of the tokenizer. One that is still to be trained is none that a checkpoint has."""
-    return fingerprint(identity_of(own.pretrain.data.tokenizer))
+    return fingerprint(identity_of(pretrained.pretrain.data.tokenizer))
 
 
-def _adaptation_problems(own: Pretrained, adapt: AdaptConfig) -> Iterator[tuple[str, str]]:
+def _adaptation_problems(pretrained: Pretrained, adapt: AdaptConfig) -> Iterator[tuple[str, str]]:
     """(key, message) of what keeps a pretraining from beginning as it says."""
-    models, target = adapt.models, resolve_model(own.model)
+    models, target = adapt.models, resolve_model(pretrained.model)
     apart = isinstance(adapt.source, Sides)
     if apart and not target.encoder:
         yield "adapt.from.encoder", "there is no encoder to adapt; name one source"
         return
     for side, given in adapt.experiments.items():
-        if never_equal(given.pretrain.data.tokenizer, own.pretrain.data.tokenizer):
+        if never_equal(given.pretrain.data.tokenizer, pretrained.pretrain.data.tokenizer):
             message = "has another tokenizer, so the rows of its embedding stand for other tokens"
             yield f"adapt.from.{side}" if apart else "adapt.from", message
             return
     for side, source in adapt.sides.items():
-        if isinstance(source, Checkpoint) and source.tokenizer not in (None, _identity(own)):
+        if isinstance(source, Checkpoint) and source.tokenizer not in (None, _tokenizer_identity(pretrained)):
             message = (
                 "has another tokenizer, so the rows of its embedding stand for other tokens; use the one that its "
                 f"model.yaml names, `pretrain.data.tokenizer: {{kind: file, path: {source.checkpoint}/tokenizer.json, "
@@ -288,8 +288,8 @@ def _adaptation_problems(own: Pretrained, adapt: AdaptConfig) -> Iterator[tuple[
     if problem := problem_of(target, models):
         yield f"adapt.from.{problem[0]}" if apart else "adapt.from", problem[1]
         return
-    steps, most = adapt.warmup_steps, own.pretrain.training.max_steps
-    if steps and not own.adaptation.newly_initialised:
+    steps, most = adapt.warmup_steps, pretrained.pretrain.training.max_steps
+    if steps and not pretrained.adaptation.newly_initialised:
         yield "adapt.warmup_steps", "every parameter is taken over, so no other could be trained alone; leave it out"
     elif steps >= most:
         yield "adapt.warmup_steps", f"{steps} leave none of the {most} steps to train all parameters"
@@ -299,20 +299,24 @@ def _adaptation_problems(own: Pretrained, adapt: AdaptConfig) -> Iterator[tuple[
     elif adapt.distill and target.family == "encoder_only":
         yield "adapt.distill", "a causal teacher has no distribution over a masked token; leave it out"
     elif adapt.distill and isinstance(source := adapt.sides["decoder"], Pretrained):
-        yield from _teacher_problems(own.pretrain, source.pretrain)
+        yield from _teacher_problems(pretrained.pretrain, source.pretrain)
 
 
-def _teacher_problems(own: PretrainConfig, teacher: PretrainConfig) -> Iterator[tuple[str, str]]:
+def _teacher_problems(student: PretrainConfig, teacher: PretrainConfig) -> Iterator[tuple[str, str]]:
     """(key, message) of what a source was not trained to read, or to predict."""
     if teacher.masks.prefix == "bidirectional":
         message = "the teacher reads source and target as one causal text, and this one is trained with an open prefix"
         yield "adapt.distill", f"{message} (`masks: {{prefix: bidirectional}}`); leave one of them out"
-    asked, known = (each.objective.extra_ids(each.data.sequence_length) for each in (own, teacher))
+    student_ids, teacher_ids = (each.objective.extra_ids(each.data.sequence_length) for each in (student, teacher))
     # Ids are given in this order, so one behind too few sentinels stands for another thing.
-    ids, taught = ([(what, n) for what in extra for n in range(extra[what])] for extra in (asked, known))
-    if ids != taught[: len(ids)]:
-        message = f"the teacher's {teacher.objective.kind} has trained {described(known) or 'no ids but the text'}"
-        message += f", not {described(asked)} of {own.objective.kind}: what it says of them is noise"
+    student_layout, teacher_layout = (
+        [(what, n) for what in extra for n in range(extra[what])] for extra in (student_ids, teacher_ids)
+    )
+    if student_layout != teacher_layout[: len(student_layout)]:
+        message = (
+            f"the teacher's {teacher.objective.kind} has trained {described(teacher_ids) or 'no ids but the text'}"
+        )
+        message += f", not {described(student_ids)} of {student.objective.kind}: what it says of them is noise"
         yield "adapt.distill", f"{message}; leave it out, or give the source that objective"
 
 
@@ -332,9 +336,9 @@ class Experiment(Pretrained):
     def _problems(self) -> Iterator[tuple[str, str]]:
         findings = [*super()._problems()]
         if not continues(self.model.family):
-            findings += self._never_asked()
+            findings += self._needs_continuation()
         if self.finetune is not None:
-            findings += _wrong_prefix("finetune", self.finetune.masks, self.model)
+            findings += _prefix_problems("finetune", self.finetune.masks, self.model)
         if self.evaluate is not None:
             problems = self.evaluate.problems(self.pretrain.data.sequence_length)
             findings += [(f"evaluate.{key}", message) for key, message in problems]
@@ -352,7 +356,7 @@ class Experiment(Pretrained):
             findings.append(("evaluate.examples", "are those that `finetune.data` holds out, and there is no finetune"))
         yield from findings
 
-    def _never_asked(self) -> Iterator[tuple[str, str]]:
+    def _needs_continuation(self) -> Iterator[tuple[str, str]]:
         """Sections that ask for a continuation, of a model that writes none."""
         if self.finetune is not None:
             yield "finetune", "an encoder_only model writes no answers to instructions; leave it out"

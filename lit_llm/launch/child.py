@@ -48,9 +48,9 @@ def ask_coordinator(question: Any) -> Any:
     try:
         send(_pipe, QUESTION, pickle.dumps(question))
         with open(_pipe.fileno(), "rb", buffering=0, closefd=False) as stream:
-            kind, length = HEADER.unpack(_exactly(stream, HEADER.size))
+            kind, length = HEADER.unpack(_read_exactly(stream, HEADER.size))
             assert kind == ANSWER, f"the coordinator sends answers alone, not {kind!r}"
-            return pickle.loads(_exactly(stream, length))
+            return pickle.loads(_read_exactly(stream, length))
     except (ConnectionError, EOFError):  # it is gone, and this process is about to be asked to stop
         return None
 
@@ -60,14 +60,14 @@ def send(pipe: Connection, kind: bytes, message: bytes) -> None:
         stream.write(HEADER.pack(kind, len(message)) + message)
 
 
-def _exactly(stream: io.FileIO, count: int) -> bytes:
-    found = b""
-    while len(found) < count:
-        part = stream.read(count - len(found))
+def _read_exactly(stream: io.FileIO, count: int) -> bytes:
+    content = b""
+    while len(content) < count:
+        part = stream.read(count - len(content))
         if not part:
             raise EOFError
-        found += part
-    return found
+        content += part
+    return content
 
 
 @dataclass(frozen=True)

@@ -21,33 +21,33 @@ _identities: dict[tuple[str, ...], Any] = {}
 """What has been found out about texts, by what was asked: plain data, so that a store can keep it."""
 
 
-def read_corpora_again(known: Sequence[Sequence[Any]] = ()) -> None:
+def reset_identities(stored: Sequence[Sequence[Any]] = ()) -> None:
     """Look at the files anew when an identity is next asked for: a notebook may have edited its corpus.
 
     known: what `identities` has returned earlier; of these texts nothing is read.
     """
     _identities.clear()
-    _identities.update({tuple(asked): identity for asked, identity in known})
+    _identities.update({tuple(request): identity for request, identity in stored})
 
 
 def identities() -> list[list[Any]]:
-    """[what was asked, its identity] of every text that was asked for since `read_corpora_again`, as plain data."""
-    return [[list(asked), identity] for asked, identity in _identities.items()]
+    """[what was asked, its identity] of every text that was asked for since `reset_identities`, as plain data."""
+    return [[list(request), identity] for request, identity in _identities.items()]
 
 
-def _identity(asked: tuple[str, ...], find: Callable[[], Any]) -> Any:
-    """Found out once until `read_corpora_again`."""
-    if asked not in _identities:
-        _identities[asked] = find()
-    return _identities[asked]
+def _identity(request: tuple[str, ...], find: Callable[[], Any]) -> Any:
+    """Found out once until `reset_identities`."""
+    if request not in _identities:
+        _identities[request] = find()
+    return _identities[request]
 
 
 def identity_of_data(experiment: Experiment) -> Identity:
-    """Identity of the stage's tokens. Reads the corpus, once until `read_corpora_again`. Raises InputError if it cannot
+    """Identity of the stage's tokens. Reads the corpus, once until `reset_identities`. Raises InputError if it cannot
     be read."""
     data = experiment.pretrain.data
-    found = _identity(("data", data.model_dump_json()), lambda: asdict(identify(data)))
-    return Identity(found["digest"], found["tokenizer"], tuple(Source(**source) for source in found["sources"]))
+    fields = _identity(("data", data.model_dump_json()), lambda: asdict(identify(data)))
+    return Identity(fields["digest"], fields["tokenizer"], tuple(Source(**source) for source in fields["sources"]))
 
 
 def digest_of_data(experiment: Experiment) -> str:

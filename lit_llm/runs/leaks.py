@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lit_llm.store.store import Store
 
 HELD_OUT = ("validation", "test")
-_SHOWN = 60
+_EXCERPT = 60
 """Characters of a document that a message shows."""
 
 
@@ -62,22 +62,22 @@ def leaks_of(experiment: Experiment, store: Store) -> Iterator[Problem]:
     data = _prepared(experiment, store)
     if data is None or (alone and (evaluate is None or evaluate.likelihood is None)):
         return
-    before = [*_sources(experiment, store)]
-    own = _Trained("its pretraining", _contents(data, "train"))
-    tuned = [*_tuned(experiment, store)]
+    before = [*_source_texts(experiment, store)]
+    pretraining = _Trained("its pretraining", _contents(data, "train"))
+    tuned = [*_finetuning(experiment, store)]
     if before or (tuned and experiment.evaluate is not None):
         for judged in _held_out_text(data):
-            yield from _common(judged, [*before, *tuned])
+            yield from _leaks_into(judged, [*before, *tuned])
     if held_out := [*_held_out_examples(experiment, store)]:
         validation, test = held_out
         for judged in held_out:
-            yield from _common(judged, [own, *before, *tuned])
-        yield from _chosen_by(validation, test)
-    for judged in _texts(experiment, store, data):
-        yield from _common(judged, [own, *before, *tuned])
+            yield from _leaks_into(judged, [pretraining, *before, *tuned])
+        yield from _validation_in_test(validation, test)
+    for judged in _evaluation_texts(experiment, store, data):
+        yield from _leaks_into(judged, [pretraining, *before, *tuned])
 
 
-def _chosen_by(validation: _Judged, test: _Judged) -> Iterator[Problem]:
+def _validation_in_test(validation: _Judged, test: _Judged) -> Iterator[Problem]:
     """Test examples by which settings, learning rates or seeds are chosen, because they are for validation too."""
     if common := _overlap(test, validation.contents):
         count, example = common
@@ -88,7 +88,7 @@ def _chosen_by(validation: _Judged, test: _Judged) -> Iterator[Problem]:
         yield Problem(message, test.key)
 
 
-def _common(judged: _Judged, trained: list[_Trained]) -> Iterator[Problem]:
+def _leaks_into(judged: _Judged, trained: list[_Trained]) -> Iterator[Problem]:
     for each in trained:
         if common := _overlap(judged, each.contents):
             count, example = common
@@ -100,11 +100,11 @@ def _overlap(judged: _Judged, contents: np.ndarray) -> tuple[str, str] | None:
     """(how many of the judged documents are among `contents`, the beginning of one of these); None if there is none."""
     import numpy as np
 
-    found = np.intersect1d(judged.contents, contents)
-    if not len(found):
+    shared = np.intersect1d(judged.contents, contents)
+    if not len(shared):
         return None
-    excerpt = " ".join(judged.excerpt(int(found[0])).split())[:_SHOWN]
-    return f"{len(found)} of the {len(np.unique(judged.contents))} {judged.what}", repr(excerpt)
+    excerpt = " ".join(judged.excerpt(int(shared[0])).split())[:_EXCERPT]
+    return f"{len(shared)} of the {len(np.unique(judged.contents))} {judged.what}", repr(excerpt)
 
 
 def texts_of(experiment: Experiment) -> tuple[object, ...]:
@@ -122,7 +122,7 @@ def texts_of(experiment: Experiment) -> tuple[object, ...]:
 # --- trained on ----------------------------------------------------------------------------------------------------
 
 
-def _sources(experiment: Experiment, store: Store) -> Iterator[_Trained]:
+def _source_texts(experiment: Experiment, store: Store) -> Iterator[_Trained]:
     """The texts of all pretrainings that it begins with."""
     remedy = (
         "give it and its source (`adapt.from`) one validation_fraction and one test_fraction, or keep these documents "
@@ -132,10 +132,10 @@ def _sources(experiment: Experiment, store: Store) -> Iterator[_Trained]:
         source = given.seeded(experiment.seed)
         if (data := _prepared(source, store)) is not None:
             yield _Trained("the pretraining of its source", _contents(data, "train"), remedy)
-        yield from _sources(source, store)
+        yield from _source_texts(source, store)
 
 
-def _tuned(experiment: Experiment, store: Store) -> Iterator[_Trained]:
+def _finetuning(experiment: Experiment, store: Store) -> Iterator[_Trained]:
     if (examples := prepared_examples(experiment, store)) is not None:
         yield _Trained("its finetuning", examples.contents("train"))
 
@@ -161,7 +161,7 @@ def _held_out_examples(experiment: Experiment, store: Store) -> Iterator[_Judged
 
         def excerpt(content: int, split: str = split, contents: np.ndarray = contents) -> str:
             ids, _ = examples.read(split, contents.tolist().index(content))
-            return data.tokenizer().decode(ids[:_SHOWN].tolist()) if data else ""
+            return data.tokenizer().decode(ids[:_EXCERPT].tolist()) if data else ""
 
         remedy = "take them out of what is trained on"
         if named:
@@ -170,7 +170,7 @@ def _held_out_examples(experiment: Experiment, store: Store) -> Iterator[_Judged
         yield _Judged(f"{split} examples", key, contents, excerpt, remedy)
 
 
-def _texts(experiment: Experiment, store: Store, data: Prepared) -> Iterator[_Judged]:
+def _evaluation_texts(experiment: Experiment, store: Store, data: Prepared) -> Iterator[_Judged]:
     from lit_llm.data.checksums import is_complete
     from lit_llm.data.prepare import open_held_out
 
@@ -186,7 +186,7 @@ def _texts(experiment: Experiment, store: Store, data: Prepared) -> Iterator[_Ju
 
 
 def _excerpt(data: Prepared, source: PreparedSource, split: str) -> Callable[[int], str]:
-    return lambda content: data.text_of(source, split, content, _SHOWN)
+    return lambda content: data.text_of(source, split, content, _EXCERPT)
 
 
 # --- what is prepared ----------------------------------------------------------------------------------------------

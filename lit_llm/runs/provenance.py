@@ -84,8 +84,8 @@ def _outside_code(experiment: Experiment) -> dict[str, str] | None:
 
 def weights_digest(digests: Sequence[str | None]) -> str | None:
     """One word for the weights that a stage begins with: those of one parent, or of the two of an adaptation."""
-    known = [digest for digest in digests if digest is not None]
-    return known[0] if len(known) == 1 else fingerprint(known) if known else None
+    present = [digest for digest in digests if digest is not None]
+    return present[0] if len(present) == 1 else fingerprint(present) if present else None
 
 
 installed_version = cache(version)

@@ -63,16 +63,16 @@ def _run_claimed(
             # Optimiser state is of use to a resume only, and there is none after a result.
             remove_checkpoints(stage.checkpoints)
     except Exception as error:
-        return _ended_by(error, stage, store, should_stop)
+        return _record_error(error, stage, store, should_stop)
     return result["state"]
 
 
-def _ended_by(error: Exception, stage: Stage, store: Store, should_stop: Callable[[], bool]) -> State:
+def _record_error(error: Exception, stage: Stage, store: Store, should_stop: Callable[[], bool]) -> State:
     """Write down what has ended a stage. Raises DiskError for an error of the disk."""
     if isinstance(error, DiskError):  # the store is gone, and must not come back by what is written about it
         raise error
     state: State = "out_of_memory" if ran_out_of_memory(error) else "failed"
-    said, problem = f"{type(error).__name__}: {error}", disk_problem(error, store.root)
+    message, problem = f"{type(error).__name__}: {error}", disk_problem(error, store.root)
     if problem is not None:
         with suppress(OSError):
             stage.set_state("interrupted", problem, traceback.format_exc())
@@ -80,7 +80,7 @@ def _ended_by(error: Exception, stage: Stage, store: Store, should_stop: Callabl
     traceback.print_exc()  # into the run's log
     if should_stop():  # a batch system may have ended processes that it reads its data with
         state = "interrupted"
-    stage.set_state(state, said, traceback.format_exc())
+    stage.set_state(state, message, traceback.format_exc())
     return state
 
 
@@ -88,8 +88,8 @@ def ran_out_of_memory(error: BaseException) -> bool:
     """Whether memory was the reason, on a GPU or not."""
     name, text = type(error).__name__, str(error)
     # A GPU that other processes have filled refuses the context itself, or the libraries their own memory.
-    said = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
-    return isinstance(error, MemoryError) or name == "OutOfMemoryError" or any(part in text for part in said)
+    phrases = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+    return isinstance(error, MemoryError) or name == "OutOfMemoryError" or any(part in text for part in phrases)
 
 
 def experiment_yaml(experiment: Experiment) -> str:

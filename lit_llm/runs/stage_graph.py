@@ -40,19 +40,19 @@ def validation_metric(name: str) -> str:
 
     Choices are made by it: of learning rates, settings and further seeds. Other metrics are returned as they are.
     """
-    return _of_other_split(name, "test", "validation")
+    return _in_other_split(name, "test", "validation")
 
 
 def final_metric(name: str) -> str:
     """What is measured on the test split like this metric of the validation split; others are returned as they are."""
-    return _of_other_split(name, "validation", "test")
+    return _in_other_split(name, "validation", "test")
 
 
-def _of_other_split(name: str, split: str, other: str) -> str:
+def _in_other_split(name: str, split: str, other: str) -> str:
     stage = _STAGES.match(name)
     assert stage is not None
-    begin, own = SPLITS[split], name[stage.end() :]
-    return f"{stage[0]}{SPLITS[other]}{own.removeprefix(begin)}" if own.startswith(begin) else name
+    begin, rest = SPLITS[split], name[stage.end() :]
+    return f"{stage[0]}{SPLITS[other]}{rest.removeprefix(begin)}" if rest.startswith(begin) else name
 
 
 _STAGES = re.compile(f"(?:{ENCODER_SOURCE}|{SOURCE}|{FINETUNED})*")
@@ -101,25 +101,25 @@ def stage_graph(experiment: Experiment) -> tuple[StageNode, ...]:
     parents = _parents(experiment)
     for stage in experiment.trained:
         parent = parents[0] if parents else ""
-        own = pretrain_fingerprint(experiment) if stage == "pretrain" else _finetune_fingerprint(experiment, parent)
-        nodes.append(StageNode(stage, own, parent, stage, parents=parents))
+        trained = pretrain_fingerprint(experiment) if stage == "pretrain" else _finetune_fingerprint(experiment, parent)
+        nodes.append(StageNode(stage, trained, parent, stage, parents=parents))
         for name in experiment.evaluations(stage):
-            evaluated = _evaluate_fingerprint(experiment, own, name)
-            nodes.append(StageNode("evaluate", evaluated, own, stage, name, parents=(own,)))
-        parents = (own,)
+            evaluated = _evaluate_fingerprint(experiment, trained, name)
+            nodes.append(StageNode("evaluate", evaluated, trained, stage, name, parents=(trained,)))
+        parents = (trained,)
     return tuple(nodes)
 
 
 def _sources(experiment: Experiment, place: str = "") -> list[StageNode]:
     """The pretrainings that it begins with, each once and after those that it begins with itself."""
-    found: dict[str, StageNode] = {}
+    nodes: dict[str, StageNode] = {}
     for side, given in (experiment.adapt.experiments if experiment.adapt else {}).items():
-        own, at = given.seeded(experiment.seed), f"{place}{ENCODER_SOURCE if side == 'encoder' else SOURCE}"
-        parents, name = _parents(own), pretrain_fingerprint(own)
-        node = StageNode("pretrain", name, parents[0] if parents else "", parents=parents, source=own, place=at)
-        for each in (*_sources(own, at), node):
-            found.setdefault(each.fingerprint, each)
-    return list(found.values())
+        source, at = given.seeded(experiment.seed), f"{place}{ENCODER_SOURCE if side == 'encoder' else SOURCE}"
+        parents, name = _parents(source), pretrain_fingerprint(source)
+        node = StageNode("pretrain", name, parents[0] if parents else "", parents=parents, source=source, place=at)
+        for each in (*_sources(source, at), node):
+            nodes.setdefault(each.fingerprint, each)
+    return list(nodes.values())
 
 
 def _parents(experiment: Experiment) -> tuple[str, ...]:

@@ -55,8 +55,8 @@ def pretrain(
     held_out = partial(Validation, section.validation, data, section.objective, family, section.masks)
     final = FinalEvaluation(
         data.held_out_splits,
-        lambda split, model, told: held_out(split, final=True).measured(model, told),
-        _told(stage),
+        lambda split, model, progress: held_out(split, final=True).measured(model, progress),
+        _progress_of(stage),
     )
     size = section.data.batch_size * section.data.sequence_length
     cost = cost_of(experiment)
@@ -64,7 +64,7 @@ def pretrain(
     model = build_model(experiment.model, experiment.seed)
     warm_start, weights = load_source_weights(model, frozen, store)
     evaluations = Evaluations(held_out(), final)
-    return _trained(
+    return _train(
         "pretrain",
         frozen,
         stage,
@@ -99,18 +99,16 @@ def finetune(
     during = held_out(section.validation.examples, "validation")
     final = FinalEvaluation(
         examples.held_out_splits,
-        lambda split, model, told: held_out(section.validation.most_examples, split).measured(
-            model, batch_tokens, told
+        lambda split, model, progress: held_out(section.validation.most_examples, split).measured(
+            model, batch_tokens, progress
         ),
-        _told(stage),
+        _progress_of(stage),
     )
-    step_cost = _budget(experiment, examples)
+    step_cost = _mean_step_cost(experiment, examples)
     finished = open_finished(store, frozen.parent)
     model, weights = finished.model, finished.weights
     evaluations = Evaluations(lambda model: during.measured(model, batch_tokens).metrics, final)
-    return _trained(
-        "finetune", frozen, stage, model, batches, step_cost, evaluations, should_stop, should_prune, weights
-    )
+    return _train("finetune", frozen, stage, model, batches, step_cost, evaluations, should_stop, should_prune, weights)
 
 
 def evaluate(
@@ -142,20 +140,20 @@ def evaluate(
     model.to(device)
     low = config.precision == "bf16"
     with torch.autocast(device.type, torch.bfloat16) if low else nullcontext():
-        found = _evaluated(frozen, store, model, _told(stage))
-    write_text(stage.rows_file, "".join(json.dumps(row) + "\n" for row in found.rows), durable=True)
+        evaluation = _run_evaluation(frozen, store, model, _progress_of(stage))
+    write_text(stage.rows_file, "".join(json.dumps(row) + "\n" for row in evaluation.rows), durable=True)
     file = MetricsFile(stage.metrics_file)
-    file.append(before["steps"], found.metrics)
+    file.append(before["steps"], evaluation.metrics)
     file.close()
     finished = time.time()
-    return result | {"metrics": found.metrics, "finished": finished, "seconds": {"evaluation": finished - started}}
+    return result | {"metrics": evaluation.metrics, "finished": finished, "seconds": {"evaluation": finished - started}}
 
 
 STAGES = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate}
 """By the kind of a stage."""
 
 
-def _evaluated(frozen: StageConfig, store: Store, model: LanguageModel, told: Progress) -> EvaluationResult:
+def _run_evaluation(frozen: StageConfig, store: Store, model: LanguageModel, progress: Progress) -> EvaluationResult:
     """The evaluation, by its name in the configuration."""
     name, experiment, config = frozen.evaluation, frozen.experiment, frozen.experiment.evaluate
     assert config is not None
@@ -172,7 +170,7 @@ def _evaluated(frozen: StageConfig, store: Store, model: LanguageModel, told: Pr
             data,
             masks,
             batch_tokens=batch,
-            progress=told,
+            progress=progress,
             corpora=corpora,
             opening=opening,
             split=config.split,
@@ -184,13 +182,13 @@ def _evaluated(frozen: StageConfig, store: Store, model: LanguageModel, told: Pr
             data,
             masks,
             batch_tokens=batch,
-            progress=told,
+            progress=progress,
             opening=opening,
             split=config.split,
         )
     if config.attention is not None and name == "attention":
         return attention_analysis(
-            model, config.attention, data, masks, batch_tokens=batch, progress=told, split=config.split
+            model, config.attention, data, masks, batch_tokens=batch, progress=progress, split=config.split
         )
     if (tasks := config.tasks) is not None and name == "tasks":
         from lit_llm.evaluation.harness import evaluate_tasks  # its library is an extra
@@ -215,20 +213,20 @@ def _evaluated(frozen: StageConfig, store: Store, model: LanguageModel, told: Pr
     examples = _examples(frozen, store)
     split = examples.evaluated_split(config.split)
     held_out = HeldOutExamples(examples, config.examples.examples, masks, byte_lengths, split)
-    return example_losses(model, held_out, batch_tokens=batch, progress=told)
+    return example_losses(model, held_out, batch_tokens=batch, progress=progress)
 
 
-def _told(stage: Stage) -> Progress:
+def _progress_of(stage: Stage) -> Progress:
     """Progress, for those who watch; twice a second."""
     last = 0.0
 
-    def told(done: int, total: int) -> None:
+    def report(done: int, total: int) -> None:
         nonlocal last
         if time.monotonic() - last > 0.5:
             last = time.monotonic()
             write_text(stage.progress_file, json.dumps({"done": done, "total": total}))
 
-    return told
+    return report
 
 
 def _text(frozen: StageConfig, store: Store) -> Prepared:
@@ -253,7 +251,7 @@ _SAMPLE = 1000
 """Examples whose mean cost is taken for all."""
 
 
-def _budget(experiment: Experiment, examples: ExampleSet) -> StepCost:
+def _mean_step_cost(experiment: Experiment, examples: ExampleSet) -> StepCost:
     """What a step costs on average, without padding."""
     assert experiment.finetune is not None
     lengths, size = examples.sample_of_lengths("train", _SAMPLE), experiment.finetune.data.batch_size
@@ -262,7 +260,7 @@ def _budget(experiment: Experiment, examples: ExampleSet) -> StepCost:
     return StepCost(round(size * tokens), size * flops)
 
 
-def _trained(
+def _train(
     name: Trained,
     frozen: StageConfig,
     stage: Stage,
@@ -279,7 +277,7 @@ def _trained(
     started = time.time()
     experiment, section = frozen.experiment, frozen.experiment.section(name)
     origin = provenance(experiment, name, weights=weights)
-    start_over_unless_of(
+    discard_other_provenance(
         origin, stage.checkpoints / "provenance.json", [stage.checkpoints, stage.metrics_file], stage.note
     )
     stage.progress_file.unlink(missing_ok=True)  # of an attempt that was stopped in its last evaluation
@@ -331,8 +329,8 @@ def _before_training(
     """The evaluation of the model before its first step, computed as the later ones are; kept over resumes."""
     kept = stage.checkpoints / "initial.json"
     try:
-        if (found := read_json(kept)) is not None:
-            return found
+        if (initial := read_json(kept)) is not None:
+            return initial
     except Damaged as damage:
         stage.note(f"{damage}; it is measured again")
         remove(kept)
@@ -347,21 +345,21 @@ def _before_training(
     return measured
 
 
-def start_over_unless_of(
-    origin: dict[str, Any], note: Path, made: Sequence[Path], tell: Callable[[str], None] = print
+def discard_other_provenance(
+    origin: dict[str, Any], note: Path, made: Sequence[Path], log: Callable[[str], None] = print
 ) -> None:
     """A result is of one origin: what other code, threads or another device has begun is not gone on from.
 
     made: what such a beginning is, removed where it is of another origin than its `note` says, or the note is damaged.
     """
     try:
-        found, why = read_json(note) or {}, ""
+        earlier, why = read_json(note) or {}, ""
     except Damaged as damage:
-        found, why = {}, str(damage)
+        earlier, why = {}, str(damage)
     # As for results: a smaller micro-batch, say, after it ran out of memory, is no other origin.
-    if any(path.exists() for path in made) and not same_provenance(found, origin):
+    if any(path.exists() for path in made) and not same_provenance(earlier, origin):
         if why:
-            tell(f"{why}; starting over")
+            log(f"{why}; starting over")
         else:
             print("this was begun by other code, threads or another device: starting over")
         for path in made:

@@ -71,7 +71,7 @@ class Setting:
     """Processes that are timed beside each other: the runs at once, or as many of them as have cores of their own."""
 
     @property
-    def own_time(self) -> bool:
+    def uses_cpu_time(self) -> bool:
         """Whether CPU time is measured in place of wall time: for one CPU thread, so that other load on the machine
         does not count."""
         return self.device == "cpu" and self.threads == 1
@@ -281,7 +281,7 @@ def _main() -> None:
 
     torch.set_num_threads(threads)
     on_gpu = device == "cuda" and torch.cuda.is_available()
-    clock = time.process_time if Setting(device, threads, 1).own_time else time.perf_counter
+    clock = time.process_time if Setting(device, threads, 1).uses_cpu_time else time.perf_counter
     about: Mapping[str, Any] = {
         "resident_bytes": psutil.Process().memory_info().rss,
         "device_bytes": torch.cuda.mem_get_info()[1] if on_gpu else None,

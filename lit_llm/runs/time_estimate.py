@@ -26,7 +26,7 @@ START_SECONDS = 0.2
 FORWARD = 1 / 3
 """Share of a step that its forward pass takes: a backward pass costs two of them."""
 
-LOOKING = {"decoder": 4.0, "encoder_decoder": 2.0}
+ATTENTION_PASSES = {"decoder": 4.0, "encoder_decoder": 2.0}
 """Looking at every attention's weights, in forward passes over the same window, by family."""
 BY_DIRECTION = {"decoder": 1.2, "encoder_decoder": 0.35}
 """A derivative in one direction through the attention of each layer that reads the source, in the same measure: in a
@@ -84,7 +84,7 @@ def seconds_of(
     """
     pretrain = experiment.pretrain
     data, training, validation = pretrain.data, pretrain.training, pretrain.validation
-    step = steps["pretrain"] * _with_teacher(experiment)
+    step = steps["pretrain"] * _teacher_factor(experiment)
     window = FORWARD * steps["pretrain"] / data.batch_size
     _, primary = validation.primary(data.sequence_length, experiment.model.family)
     ways: list[AnyObjective] = [primary]
@@ -109,14 +109,16 @@ def seconds_of(
     return Seconds(step, once, run, finetune, evaluations, final=final)
 
 
-def _with_teacher(experiment: Experiment) -> float:
+def _teacher_factor(experiment: Experiment) -> float:
     """What a step is multiplied by for its teacher's forward pass, in proportion to its FLOPs."""
     if (teacher := teacher_of(experiment)) is None:
         return 1.0
     model, pretrain = resolve_model(experiment.model), experiment.pretrain
     length = pretrain.data.sequence_length
-    own = pretrain.objective.average(length, lambda of: train_flops(model, shape_of(experiment, of)))
-    return 1.0 + pretrain.objective.average(length, lambda of: forward_flops(teacher, teacher_shape(of))) / own
+    student_flops = pretrain.objective.average(length, lambda of: train_flops(model, shape_of(experiment, of)))
+    return (
+        1.0 + pretrain.objective.average(length, lambda of: forward_flops(teacher, teacher_shape(of))) / student_flops
+    )
 
 
 def _final_windows(experiment: Experiment, held_out: Mapping[str, int] | None) -> Iterator[float]:
@@ -155,15 +157,15 @@ def _readings(
     assert config is not None
     corpus, window = data.corpus, data.sequence_length
     names = corpus.sources if isinstance(corpus, Mixture) else [""]
-    there = [math.inf if held_out is None else held_out[source] for source in names]
+    available = [math.inf if held_out is None else held_out[source] for source in names]
     if name == "likelihood" and (likelihood := config.likelihood):
         length, prefix = likelihood.span(window)
         # How long documents are is not known: as long as they may be, but no more than all of the text.
-        for tokens in [*there, *[math.inf] * len(likelihood.corpora)]:
+        for tokens in [*available, *[math.inf] * len(likelihood.corpora)]:
             yield min(likelihood.documents, tokens / length), prefix, length - prefix
     elif name == "extrapolation" and (beyond := config.extrapolation):
         longest = max(beyond.lengths) * window
-        for tokens in there:
+        for tokens in available:
             for prefix in beyond.prefix_lengths(window):
                 yield min(beyond.sequences, tokens // longest), prefix, longest - prefix
     elif name == "examples" and config.examples and experiment.finetune:
@@ -178,7 +180,7 @@ def _readings(
         family = experiment.model.family
         few = min(attention.sensitivity_sequences, attention.sequences)
         steps = len(attention.steps_of(length - source))
-        yield (2 + LOOKING[family]) * attention.sequences, source, length - source
+        yield (2 + ATTENTION_PASSES[family]) * attention.sequences, source, length - source
         yield few * (2 + steps * (1 + attention.draws * BY_DIRECTION[family])), source, length - source
 
 

@@ -12,7 +12,7 @@ from lit_llm.experiment.schema import Experiment
 from lit_llm.objectives.config import BOS, MasksConfig, continues
 from lit_llm.runs.stage_config import load_stage_config
 from lit_llm.store.files import Damaged, check_digest, file_digest, replacing
-from lit_llm.store.store import AGAIN, FINAL, Stage, Store
+from lit_llm.store.store import FINAL, RECOMPUTE, Stage, Store
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,10 +44,10 @@ class Finished:
         if not continues(family := self.model.config.family):
             raise InputError(Problem(f"the run is of an {family} model, which fills in tokens and writes no text"))
         prefix = self.masks.prefix
-        return written(self.model, self.tokenizer, prompts, max_new_tokens, sampling, batch_size, prefix)
+        return complete_texts(self.model, self.tokenizer, prompts, max_new_tokens, sampling, batch_size, prefix)
 
 
-def written(
+def complete_texts(
     model: LanguageModel,
     tokenizer: Tokenizer,
     prompts: Sequence[str],
@@ -63,7 +63,7 @@ def written(
     """
     from lit_llm.generation import generate
 
-    ids = [found.tolist() for found in tokenizer.encode(list(prompts))]
+    ids = [tokens.tolist() for tokens in tokenizer.encode(list(prompts))]
     answers = generate(
         model,
         ids,
@@ -96,9 +96,9 @@ def export_finished(store: Store, fingerprint: str, out: Path) -> str:
         ends = data.tokenizer.end_of_document, data.tokenizer.begin
     elif not isinstance(data.tokenizer, BytePairTokenizer):
         file = None  # bytes have none
-    said = export_checkpoint(finished.experiment.model, state, out, file, *ends)
+    summary = export_checkpoint(finished.experiment.model, state, out, file, *ends)
     opened = "; it was trained to see its prefix both ways, which transformers' causal mask hides"
-    return said + opened * (finished.masks.prefix == "bidirectional")
+    return summary + opened * (finished.masks.prefix == "bidirectional")
 
 
 def write_weights(stage: Stage, state: Mapping[str, Tensor]) -> str:
@@ -146,7 +146,7 @@ def open_finished(store: Store, fingerprint: str) -> Finished:
     try:
         check_weights(stage)
     except Damaged as damage:
-        raise InputError(Problem(f"{damage}; {AGAIN}")) from None
+        raise InputError(Problem(f"{damage}; {RECOMPUTE}")) from None
     if not (stage.checkpoints / WEIGHTS).exists():
         reason = f"is an evaluation of {frozen.parent}" if frozen.kind == "evaluate" else f"is {state}"
         then = "; `lit-llm run` goes on with it" if state not in FINAL else ""

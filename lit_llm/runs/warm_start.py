@@ -68,11 +68,11 @@ def windows_before(experiment: Experiment) -> int:
     A run from scratch that is as long as a source and what is adapted from it then reads what they read. Of two sources
     the one that has read more counts; of another text, or in other windows, nothing was read before.
     """
-    own, before = experiment.pretrain.data, 0
+    data, before = experiment.pretrain.data, 0
     for source in (experiment.adapt.experiments if experiment.adapt else {}).values():
         given = source.pretrain.data
         same = ("corpus", "tokenizer", "validation_fraction", "test_fraction", "near_duplicates", "sequence_length")
-        if all(getattr(given, key) == getattr(own, key) for key in same):
+        if all(getattr(given, key) == getattr(data, key) for key in same):
             read = given.batch_size * source.pretrain.training.max_steps
             before = max(before, read + windows_before(source.seeded(experiment.seed)))
     return before

@@ -13,7 +13,7 @@ from typing import Literal
 from lit_llm.components.registry import modules_outside
 from lit_llm.launch import ask_coordinator, stop_requested
 from lit_llm.runs.run import run_one
-from lit_llm.store.disk import check_there
+from lit_llm.store.disk import check_exists
 from lit_llm.store.store import Store
 
 
@@ -32,7 +32,7 @@ def run_stage(root: Path, fingerprint: str) -> str:
 
 
 def _is_to_stop(store: Store) -> bool:
-    check_there(store)  # before each step, and so before each checkpoint
+    check_exists(store)  # before each step, and so before each checkpoint
     return stop_requested()
 
 
@@ -42,8 +42,8 @@ def run_trial(root: Path, fingerprints: Sequence[str], judged: Judged) -> tuple[
     for number, name in enumerate(fingerprints):
         pruned: list[bool] = []
 
-        def should_prune(step: int, found: dict[str, float], pruned: list[bool] = pruned) -> bool:
-            if ask_coordinator((step, found)):
+        def should_prune(step: int, metrics: dict[str, float], pruned: list[bool] = pruned) -> bool:
+            if ask_coordinator((step, metrics)):
                 pruned.append(True)
             return bool(pruned)
 

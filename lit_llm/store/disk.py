@@ -42,7 +42,7 @@ def disk_problem(error: BaseException, place: Path) -> str | None:
     return None
 
 
-def check_there(store: Store) -> None:
+def check_exists(store: Store) -> None:
     """Raise DiskError for an opened store that has vanished since: writing would create another in its place."""
     marker = store.root / "store.json"
     try:
@@ -85,7 +85,7 @@ LATER = "What was running was asked to save and stop; the same command goes on o
 
 def _gone(store: Store) -> str | None:
     try:
-        check_there(store)
+        check_exists(store)
     except DiskError as error:
         return str(error)
     return None

@@ -49,16 +49,16 @@ def read_verified(path: Path) -> str:
         raise Damaged(path, f"cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise Damaged(path, f"is damaged: {error}") from None
-    found = _SIGNATURE.match(text)
-    if is_signed(text) and (found is None or found[1] != _digest_of_text(text[found.end() :])):
+    signature = _SIGNATURE.match(text)
+    if is_signed(text) and (signature is None or signature[1] != _digest_of_text(text[signature.end() :])):
         raise Damaged(path, "is damaged: its content is not that of its digest")
     return text
 
 
 def is_signed(text: str) -> bool:
     """Tells whether it begins with its digest, or did before a bit of the digest's key was flipped."""
-    found = _KEYED.match(text)
-    return found is not None and sum(map(str.__ne__, found[1] or found[2], KEY)) <= 1
+    match = _KEYED.match(text)
+    return match is not None and sum(map(str.__ne__, match[1] or match[2], KEY)) <= 1
 
 
 def _digest_of_text(text: str) -> str:
@@ -69,12 +69,12 @@ def check_digest(path: Path, digest: str) -> None:
     """Raise Damaged unless a file has this digest. One that has not been touched since is read once."""
     try:
         status = path.stat()
-        found = _digest(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        actual = _digest(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
     except FileNotFoundError:
         raise Damaged(path, "is missing") from None
     except OSError as error:
         raise Damaged(path, f"cannot be read: {error.strerror}") from None
-    if found != digest:
+    if actual != digest:
         raise Damaged(path, "is damaged: its content is not that of its digest" if status.st_size else "is empty")
 
 

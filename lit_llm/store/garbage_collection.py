@@ -100,12 +100,14 @@ def find(store: Store) -> Removable:
     needed = (
         None if unlisted else _needed(stages, [run["fingerprint"] for _, entry in entries for run in entry["runs"]])
     )
-    found = [item for stage in stages if not is_locked(stage.folder / "lock") for item in _of_stage(stage, needed)]
-    found += [_item(path, "leftover") for path in sorted(store.root.glob(f"stages/{REMOVED}*"))]
+    garbage = [
+        item for stage in stages if not is_locked(stage.folder / "lock") for item in _stage_garbage(stage, needed)
+    ]
+    garbage += [_item(path, "leftover") for path in sorted(store.root.glob(f"stages/{REMOVED}*"))]
     if not any(is_locked(lock) for lock in store.data.rglob("*.lock")):
         work = [path for path in sorted(store.data.glob(".*")) if not any(path.glob("[0-9]*.json"))]
-        found += [_item(path, "leftover") for path in work if _is_quiet(path)]
-    return Removable(tuple(found), unlisted, vanished)
+        garbage += [_item(path, "leftover") for path in work if _is_quiet(path)]
+    return Removable(tuple(garbage), unlisted, vanished)
 
 
 def remove(store: Store, garbage: Sequence[Garbage]) -> list[Garbage]:
@@ -147,20 +149,20 @@ def _stage_of(path: Path, store: Store) -> Stage | None:
 
 def _needed(stages: Sequence[Stage], listed: Sequence[str]) -> set[str]:
     """Fingerprints of the stages that are listed, and of those that their configurations go back to."""
-    there = {stage.fingerprint: stage for stage in stages}
+    by_fingerprint = {stage.fingerprint: stage for stage in stages}
     waiting = list(listed)
     needed: set[str] = set()
     while waiting:
         name = waiting.pop()
         if name not in needed:
             needed.add(name)
-            if name in there and there[name].config_file.exists():
-                words = re.findall(r"\w+", there[name].config_file.read_text())
-                waiting += {word for word in words if word in there}
+            if name in by_fingerprint and by_fingerprint[name].config_file.exists():
+                words = re.findall(r"\w+", by_fingerprint[name].config_file.read_text())
+                waiting += {word for word in words if word in by_fingerprint}
     return needed
 
 
-def _of_stage(stage: Stage, needed: set[str] | None) -> Iterator[Garbage]:
+def _stage_garbage(stage: Stage, needed: set[str] | None) -> Iterator[Garbage]:
     if needed is not None and stage.fingerprint not in needed:
         yield _item(stage.folder, "orphaned stage")
         return

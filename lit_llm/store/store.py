@@ -52,7 +52,7 @@ FINAL: tuple[State, ...] = ("done", "diverged")
 
 RECORDS = ("metrics.jsonl", "losses.jsonl", "rows.jsonl")
 """Files of a finished stage that its result is read with. The result has their digests."""
-AGAIN = "`lit-llm run STUDY --rerun failed` computes it again"
+RECOMPUTE = "`lit-llm run STUDY --rerun failed` computes it again"
 """The next step where a finished stage has a damaged file."""
 
 
@@ -170,10 +170,10 @@ class Stage:
     def progress(self) -> dict[str, int] | None:
         """What stands in the progress file; None where that says nothing."""
         try:
-            found = read_json(self.progress_file) or {}
+            content = read_json(self.progress_file) or {}
         except Damaged:
             return None
-        done, total = found.get("done"), found.get("total")
+        done, total = content.get("done"), content.get("total")
         return {"done": done, "total": total} if isinstance(done, int) and isinstance(total, int) and total else None
 
     def result(self) -> dict[str, Any] | None:
@@ -218,7 +218,7 @@ class Stage:
             if result is not None and result.get("state") not in FINAL:
                 raise Damaged(self.folder / "result.json", "is damaged: it says no state that is a result")
         except Damaged as damage:
-            return {"state": "failed", "error": f"{damage}; {AGAIN}", "damaged": True}
+            return {"state": "failed", "error": f"{damage}; {RECOMPUTE}", "damaged": True}
         return result
 
     def _last_state(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Literal
 from lit_llm.launch import Interrupted, Outcome, Task, run_tasks
 from lit_llm.runs.stage_config import is_frozen, save_stage_config
 from lit_llm.runs.worker import preloaded, run_stage
-from lit_llm.store.disk import DiskError, check_there
+from lit_llm.store.disk import DiskError, check_exists
 from lit_llm.store.store import Busy, Stage, Store
 from lit_llm.studies.observer import Observer
 from lit_llm.studies.runs import Run, Step
@@ -107,7 +107,7 @@ def note_end(stage: Stage, outcome: Outcome, observer: Observer) -> None:
     if outcome.status not in ("killed", "raised"):
         return
     if (problem := disk_problem_of(outcome)) is not None:
-        check_there(stage.store)  # writing would create a new store in its place
+        check_exists(stage.store)  # writing would create a new store in its place
         observer.message(f"{outcome.task.name}: {problem}")  # the process has recorded it, or could not
         return
     with suppress(Busy), stage.claim():  # Busy: another study goes on with the stage

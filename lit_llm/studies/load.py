@@ -21,7 +21,7 @@ from lit_llm.data.config import Mixture
 from lit_llm.evaluation.config import primary_metric
 from lit_llm.experiment.load import MOST_LAYERS, is_preset, is_stage, read_experiment, validate_experiment
 from lit_llm.experiment.schema import Experiment
-from lit_llm.runs.fingerprints import read_corpora_again
+from lit_llm.runs.fingerprints import reset_identities
 from lit_llm.runs.stage_graph import stage_graph, validation_metric
 from lit_llm.store.store import Store
 from lit_llm.studies.design.factors import label_of
@@ -149,7 +149,7 @@ def load_study(source: str | Path, overrides: Sequence[str] = ()) -> Ablation:
     Raises:
         InputError: The file or an override is wrong. The message holds every problem, each with its file and line.
     """
-    read_corpora_again()
+    reset_identities()
     path = Path(source)
     if is_preset(str(source)) or not os.path.isfile(path):
         return _single(str(source), str(source), overrides)

@@ -69,7 +69,7 @@ class Estimate:
     @property
     def busy(self) -> bool:
         """Whether the machine was busy when steps were timed by the wall clock."""
-        return any(timing.load > BUSY and not step.setting.own_time for step, timing in self.timings)
+        return any(timing.load > BUSY and not step.setting.uses_cpu_time for step, timing in self.timings)
 
 
 @dataclass(frozen=True)

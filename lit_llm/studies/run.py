@@ -12,10 +12,10 @@ from typing import Literal
 from lit_llm.config.problems import InputError, Problem, did_you_mean
 from lit_llm.data.sources import error_context
 from lit_llm.experiment.schema import Experiment
-from lit_llm.runs.fingerprints import digest_of_examples, identity_of_data, read_corpora_again
+from lit_llm.runs.fingerprints import digest_of_examples, identity_of_data, reset_identities
 from lit_llm.runs.trained_model import has_lost_weights
 from lit_llm.statistics.comparison import Comparison
-from lit_llm.store.disk import check_there, disk_errors
+from lit_llm.store.disk import check_exists, disk_errors
 from lit_llm.store.garbage_collection import list_runs
 from lit_llm.store.store import FINAL, Busy, Store, locked, write_json, write_text
 from lit_llm.studies.analysis_plan import FROZEN, LOG
@@ -104,7 +104,7 @@ def run_study(
     """
     name = ablation.study.study
     store.check()
-    read_corpora_again(ablation.identities)
+    reset_identities(ablation.identities)
     runs = runs_of(ablation, store)
     chosen = _chosen(runs, only)
     to_do = any(run.status()["state"] not in FINAL for run in chosen)
@@ -150,7 +150,7 @@ def run_study(
                 disk.started = True
 
                 def records() -> list[RunRecord]:
-                    check_there(store)  # MLflow would create a new store in its place
+                    check_exists(store)  # MLflow would create a new store in its place
                     return [record(run, places[run.arm.name], styles[run.arm.name].colour) for run in runs]
 
                 follower = SyncThread(sync, records)

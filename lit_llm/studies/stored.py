@@ -26,7 +26,7 @@ from lit_llm.config.section import validate
 from lit_llm.config.tree import difference, merge_all, split_path, tree, under
 from lit_llm.experiment.load import changed, is_preset, load_experiment, preset_names, read_overrides
 from lit_llm.experiment.schema import Experiment
-from lit_llm.runs.fingerprints import digest_of_examples, identities, identity_of_data, read_corpora_again
+from lit_llm.runs.fingerprints import digest_of_examples, identities, identity_of_data, reset_identities
 from lit_llm.runs.stage_graph import stage_graph
 from lit_llm.store.files import Damaged
 from lit_llm.store.store import Store, read_json, write_json
@@ -80,7 +80,7 @@ def ablation_of(study: Study, content: Mapping[str, Any]) -> Ablation:
     arms = tuple(_arm(given) for given in content["arms"])
     texts = tuple((tuple(request), identity) for request, identity in content["texts"])
     ablation = Ablation(study, arms, tuple(content["overrides"]), content["source"], content["file"], texts)
-    read_corpora_again(texts)
+    reset_identities(texts)
     return ablation
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lit_llm.launch import Outcome, Task
 from lit_llm.runs.stage_config import halve_micro_batch
-from lit_llm.store.disk import check_there
+from lit_llm.store.disk import check_exists
 from lit_llm.store.store import FINAL, Stage, Store
 from lit_llm.studies.observer import Observer
 
@@ -107,10 +107,10 @@ class Supervisor:
         """Reason to stop a run without progress, else None. Raises DiskError without a store."""
         signs, now = self._signs.get(task.name), time.monotonic()
         if signs is None:
-            check_there(self.store)
+            check_exists(self.store)
             signs = self._signs[task.name] = _Signs(self._files(task))
         elif now - signs.checked >= self._between:
-            check_there(self.store)
+            check_exists(self.store)
             self._check(task, signs, now)
         limit = self._limit(signs)
         if limit is None or signs.silence < limit:

@@ -10,7 +10,7 @@ from pathlib import Path
 from lit_llm.config.metrics import TRAIN_LOSS
 from lit_llm.config.problems import InputError
 from lit_llm.runs.fingerprints import pretrain_fingerprint
-from lit_llm.store.disk import check_there, disk_errors
+from lit_llm.store.disk import check_exists, disk_errors
 from lit_llm.store.store import Busy, Store, locked
 from lit_llm.studies.disk_space import check_free_space
 from lit_llm.studies.load import load_study
@@ -107,7 +107,7 @@ def run_sweep(
         coordinator = Coordinator(search, store, trials, observer, supervision)
 
         def records() -> list[RunRecord]:
-            check_there(store)  # MLflow would make another in its place
+            check_exists(store)  # MLflow would make another in its place
             return [found for trial in coordinator.seen for found in coordinator.records(trial)]
 
         follower = SyncThread(sync, records)

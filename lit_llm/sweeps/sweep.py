@@ -19,7 +19,7 @@ from lit_llm.experiment.cost import FIGURES, OF_DECODING, cost_of
 from lit_llm.experiment.load import is_preset, read_overrides
 from lit_llm.experiment.schema import Experiment
 from lit_llm.objectives.config import continues
-from lit_llm.runs.fingerprints import digest_of_data, read_corpora_again
+from lit_llm.runs.fingerprints import digest_of_data, reset_identities
 from lit_llm.store.store import Store, read_json
 from lit_llm.studies.audit.differing_keys import CONTINUATION, TARGETS_OF_PRIMARY
 from lit_llm.studies.load import Ablation, build_ablation
@@ -159,7 +159,7 @@ def load_sweep(source: str | Path, overrides: Sequence[str] = ()) -> Search:
     Raises:
         InputError: The file or an override is wrong. The message holds every problem, each with its file and line.
     """
-    read_corpora_again()
+    reset_identities()
     path = Path(source)
     document = read_file(path)
     if "sweep" not in document.value:

@@ -66,15 +66,15 @@ def _is_unfinished(database: Path) -> bool:
         return False
 
 
-def what_is_broken(database: Path) -> str:
+def database_damage(database: Path) -> str:
     """Why MLflow cannot use this file, now or later; '' where it can, or where it is only busy or not there."""
     try:
         with connected(database, read_only=True) as connection:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             if (revision := _revision(connection, tables)) != _head():
                 return f"its tables are those of another MLflow, or incomplete (revision {revision or 'unknown'})"
-            (said,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-            return "" if said == "ok" else str(said)
+            (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+            return "" if verdict == "ok" else str(verdict)
     except sqlite3.OperationalError:  # busy, no right to read it, no file
         return ""
     except sqlite3.DatabaseError as error:

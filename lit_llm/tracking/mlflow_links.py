@@ -24,8 +24,8 @@ def run_addresses(database: Path, study: str) -> dict[tuple[str, str], str]:
         "JOIN tags seed ON seed.run_uuid = runs.run_uuid AND seed.key = 'lit_llm.seed' "
         "WHERE experiments.name = ? AND runs.lifecycle_stage = 'active' ORDER BY runs.start_time"
     )
-    found = _asked(database, query, study)
-    return {(arm, seed): f"{UI}/#/experiments/{experiment}/runs/{run}" for arm, seed, experiment, run in found}
+    rows = _query_rows(database, query, study)
+    return {(arm, seed): f"{UI}/#/experiments/{experiment}/runs/{run}" for arm, seed, experiment, run in rows}
 
 
 def study_page(database: Path, study: str) -> str:
@@ -35,11 +35,11 @@ def study_page(database: Path, study: str) -> str:
         "LEFT JOIN experiment_tags USING (experiment_id) "
         "WHERE experiments.name = ? AND experiments.lifecycle_stage = 'active'"
     )
-    rows = _asked(database, query, study)
+    rows = _query_rows(database, query, study)
     return page(str(rows[0][0]), {key for _, key in rows}) if rows else ""
 
 
-def _asked(database: Path, query: str, study: str) -> list[tuple[str, ...]]:
+def _query_rows(database: Path, query: str, study: str) -> list[tuple[str, ...]]:
     """Read from sqlite itself, for MLflow takes seconds to import; nothing where there is no such database."""
     try:
         with connected(database.resolve(), read_only=True) as connection:

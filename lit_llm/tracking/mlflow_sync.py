@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING
 from lit_llm.store.metrics_reader import Point, SourceLocation, complete_lines, is_number, key, points_of, stamp_of
 from lit_llm.store.store import Store
 from lit_llm.tracking.address import check_server, few_retries, reason, resolved, without_secrets
-from lit_llm.tracking.mlflow_database import connected, create, what_is_broken
-from lit_llm.tracking.mlflow_views import CHARACTERS, NOTE, ORDER, SHOWN_ARM, SHOWN_SEED, cut
-from lit_llm.tracking.relocation import STUDY, lock_of, mend
+from lit_llm.tracking.mlflow_database import connected, create, database_damage
+from lit_llm.tracking.mlflow_views import ARM_COLUMN, CHARACTERS, NOTE, ORDER, SEED_COLUMN, cut
+from lit_llm.tracking.relocation import STUDY, lock_of, repair_paths
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -191,7 +191,7 @@ class MlflowSync:
             self._client = MlflowClient(self.tracking)
             if self._database is not None:
                 with self._sql() as connection:
-                    mend(connection, self._database.parent)
+                    repair_paths(connection, self._database.parent)
             experiment = self._client.get_experiment_by_name(self.study)
             if experiment is None:
                 return False
@@ -224,7 +224,7 @@ class MlflowSync:
         except BaseException as problem:
             self._opened = False
             if isinstance(problem, (MlflowException, SQLAlchemyError, sqlite3.Error, OSError)):
-                if self._database is not None and (broken := what_is_broken(self._database)):
+                if self._database is not None and (broken := database_damage(self._database)):
                     message = f"MLflow's database {self._database} is broken ({broken})"
                     raise SyncBroken(f"{message}; {_remedy(self._database)}") from problem
                 raise SyncUnavailable(f"MLflow at {without_secrets(self.tracking)}: {reason(problem)}") from problem
@@ -259,7 +259,7 @@ class MlflowSync:
                 self._client.restore_experiment(self._experiment)
         if self._database is not None:
             with self._sql() as connection:  # a store may have been moved since
-                mend(connection, self._database.parent)
+                repair_paths(connection, self._database.parent)
         held = dict(experiment.tags) if experiment is not None else {}
         for name, text in self._tags.items():
             # What a finished run of the study has answered stays until there is a newer answer.
@@ -317,7 +317,7 @@ class MlflowSync:
         points += [(name, value, now, 0) for name, value in news.items() if is_number(value)]
         child.steps |= dict.fromkeys(news, 0)
         tags = {STATE: record.state, ERROR: record.error, SUPERSEDED: None, REPLAYED: json.dumps(marks)}
-        counts = {SHOWN_ARM: record.arm, SHOWN_SEED: str(record.seed), ORDER: f"{record.place:05} {record.seed:05}"}
+        counts = {ARM_COLUMN: record.arm, SEED_COLUMN: str(record.seed), ORDER: f"{record.place:05} {record.seed:05}"}
         self._log(child.run_id, child.tags, points, {**record.tags, **tags, **counts, PARENT: self._parent})
         if child.status != STATUS[record.state]:
             child.status = STATUS[record.state]

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 NOTE = "mlflow.note.content"
 """Markdown, of an experiment or of a run."""
-SHOWN_ARM, SHOWN_SEED, ORDER = "arm", "seed", "lit_llm.order"
+ARM_COLUMN, SEED_COLUMN, ORDER = "arm", "seed", "lit_llm.order"
 """Tags of a child that count: one that is superseded loses them, so that the view is without it."""
 KEY = "arms"
 VIEW = f"mlflow.sharedViewState.{KEY}"
@@ -39,8 +39,8 @@ def experiment_tags(
     description: str, columns: Iterable[str], charts: Iterable[Chart], grouped: bool = True
 ) -> dict[str, str]:
     """The tags of an experiment; `columns` are those after arm and seed. Grouped: by arm, with means over seeds."""
-    groups = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": SHOWN_ARM}]}
-    arm, seed, name = column("tags", SHOWN_ARM), column("tags", SHOWN_SEED), "attributes.`Run Name`"
+    groups = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": ARM_COLUMN}]}
+    arm, seed, name = column("tags", ARM_COLUMN), column("tags", SEED_COLUMN), "attributes.`Run Name`"
     chosen = [arm, seed, *columns]
     section = {"uuid": "study", "name": "study", "display": True, "columns": 2, "cardHeight": 300}
     cards = [
@@ -55,7 +55,7 @@ def experiment_tags(
         for kind, metric in charts
     ]
     state = {
-        "searchFilter": f"tags.{SHOWN_ARM} LIKE '%'",  # the children alone: grouping takes no parents
+        "searchFilter": f"tags.{ARM_COLUMN} LIKE '%'",  # the children alone: grouping takes no parents
         "orderByKey": column("tags", ORDER),
         "orderByAsc": True,
         "groupBy": groups if grouped else None,

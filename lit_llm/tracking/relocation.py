@@ -98,19 +98,19 @@ def rebase(store: Store) -> Rebased:
         connecting = closing(sqlite3.connect(database, timeout=20))
         with locked(lock_of(database), patience=PATIENCE), connecting as connection, connection:
             connection.execute("BEGIN IMMEDIATE")
-            return mend(connection, database.parent)
+            return repair_paths(connection, database.parent)
     except Busy:
         raise InputError(Problem(f"{database} is in use by another process; wait for it to end", "--store")) from None
     except sqlite3.Error as error:
         raise InputError(Problem(f"{database} cannot be rewritten: {error}", "--store")) from None
 
 
-def mend(connection: sqlite3.Connection, present: Path) -> Rebased:
+def repair_paths(connection: sqlite3.Connection, present: Path) -> Rebased:
     """Rewrite what begins with a place where this store has been, in the transaction of the caller."""
     olds = tuple(dict.fromkeys(_moved(connection, present).values()))
     rows: Counter[str] = Counter()
     for old in olds:
-        rows += _relocated(connection, old, present)
+        rows += _rewrite(connection, old, present)
     return Rebased(olds, present, dict(rows))
 
 
@@ -119,12 +119,12 @@ def lock_of(database: Path) -> Path:
     return Path(f"{database}.lock")
 
 
-def _relocated(connection: sqlite3.Connection, old: Path, new: Path) -> Counter[str]:
+def _rewrite(connection: sqlite3.Connection, old: Path, new: Path) -> Counter[str]:
     """Number of rows of each table in which `old` was rewritten."""
     rows: Counter[str] = Counter()
-    there = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     for table, column, condition in PLACES:
-        if table not in there:
+        if table not in tables:
             continue
         for before, after in ((old.as_uri(), new.as_uri()), (str(old), str(new))):
             where, values = f"substr({column}, 1, ?) = ?{condition}", [len(before) + 1, f"{before}/"]

@@ -21,7 +21,7 @@ from lit_llm.huggingface.checkpoint import digest_of_checkpoint, open_checkpoint
 from lit_llm.models.build import build_model
 from lit_llm.models.cost import Shape, count_parameters, forward_flops
 from lit_llm.models.resolve import resolve_model
-from lit_llm.runs.fingerprints import read_corpora_again
+from lit_llm.runs.fingerprints import reset_identities
 from lit_llm.runs.provenance import COMPUTES
 from lit_llm.runs.run import experiment_yaml
 from lit_llm.runs.stage_graph import stage_graph
@@ -34,7 +34,7 @@ FROM = "adapt.from=decllm-tiny"
 @pytest.fixture
 def load(corpus):
     """load(*overrides, preset=...): RedLLM, its text that of the tests."""
-    read_corpora_again()
+    reset_identities()
     text = f'pretrain.data.corpus={{kind: text, files: ["{corpus}/*.txt"]}}'
     return lambda *overrides, preset="redllm-tiny": load_experiment(preset, [text, *BYTES, *overrides])
 

@@ -8,7 +8,7 @@ import pytest
 
 from lit_llm.config.problems import InputError
 from lit_llm.experiment.load import load_experiment
-from lit_llm.runs.fingerprints import read_corpora_again
+from lit_llm.runs.fingerprints import reset_identities
 from lit_llm.runs.stage_graph import stage_graph
 
 
@@ -19,7 +19,7 @@ def nodes(tmp_path, corpus):
     path.write_text("".join(json.dumps({"inputs": f"ask {n}", "targets": f"{n}"}) + "\n" for n in range(40)))
 
     def made(preset="decllm-tiny", *overrides):
-        read_corpora_again()
+        reset_identities()
         data = f'{{examples: {{kind: jsonl, files: ["{path}"]}}, input_length: 16, target_length: 8, batch_size: 4}}'
         base = [
             f'pretrain.data.corpus={{kind: text, files: ["{corpus}/*.txt"]}}',

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lit_llm.experiment.load import load_experiment
-from lit_llm.runs.time_estimate import BY_DIRECTION, LOOKING, START_SECONDS, PaddedBatch, makespan, seconds_of
+from lit_llm.runs.time_estimate import ATTENTION_PASSES, BY_DIRECTION, START_SECONDS, PaddedBatch, makespan, seconds_of
 
 T, B, STEP = 32, 6, 6.0
 SMALL = [
@@ -55,10 +55,10 @@ def evaluated(section: str, stage: str = "pretrain", **options: Any) -> float:
         ("likelihood: {documents: 10, length: 24, prefix_length: 8}", 10 * 24),
         ("extrapolation: {lengths: [1, 3], prefixes: [1, half], sequences: 5}", 5 * 2 * 3 * T),
         # Two readings and a look at each window; of one, two readings, and derivatives at the steps 1, 2, 4, 8, 16.
-        ("attention: {sequences: 4, sensitivity_sequences: 0}", 4 * (2 + LOOKING["decoder"]) * T),
+        ("attention: {sequences: 4, sensitivity_sequences: 0}", 4 * (2 + ATTENTION_PASSES["decoder"]) * T),
         (
             "attention: {sequences: 4, sensitivity_sequences: 1, draws: 10}",
-            (4 * (2 + LOOKING["decoder"]) + 2 + 5 * (1 + 10 * BY_DIRECTION["decoder"])) * T,
+            (4 * (2 + ATTENTION_PASSES["decoder"]) + 2 + 5 * (1 + 10 * BY_DIRECTION["decoder"])) * T,
         ),
     ],
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lit_llm.config.problems import InputError, Problem
-from lit_llm.store.disk import DiskError, check_there, disk_problem, free_bytes
+from lit_llm.store.disk import DiskError, check_exists, disk_problem, free_bytes
 from lit_llm.store.store import Store
 
 PLACE = Path("/store")
@@ -51,10 +51,10 @@ def test_the_disk_is_blamed_for_what_it_did(error: Exception, said: str | None) 
 
 def test_a_store_is_there_as_long_as_its_marker(tmp_path: Path) -> None:
     store = Store(tmp_path / "store").open()
-    check_there(store)
+    check_exists(store)
     (store.root / "store.json").unlink()
     with pytest.raises(DiskError, match="the store is gone"):
-        check_there(store)
+        check_exists(store)
 
 
 def test_the_room_of_a_store_that_does_not_exist_is_that_of_its_place(tmp_path: Path) -> None:

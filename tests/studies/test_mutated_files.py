@@ -151,7 +151,7 @@ def sources() -> list[tuple[str, Path | None, Callable[[Path], object]]]:
 @pytest.mark.slow
 def test_a_damaged_file_is_planned_or_refused_with_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for module in ("lit_llm.studies.load", "lit_llm.sweeps.sweep"):  # the corpus stays as it is in the meantime
-        monkeypatch.setattr(f"{module}.read_corpora_again", lambda: None)
+        monkeypatch.setattr(f"{module}.reset_identities", lambda: None)
     monkeypatch.chdir(ROOT)
     choices, wrong = sources(), []
     for number in range(FILES):

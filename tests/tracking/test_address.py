@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lit_llm.cli import app
-from lit_llm.cli.options import again
+from lit_llm.cli.options import same_command
 from lit_llm.config.problems import InputError
 from lit_llm.tracking.address import taken, ui_command, without_secrets
 
@@ -37,7 +37,7 @@ def test_no_secret_of_an_address_is_shown(text: str, shown: str) -> None:
 
 
 def test_a_command_to_go_on_has_the_whole_path_quoted_and_no_secret(tmp_path: Path) -> None:
-    said = again("run", "a study.yaml", ["a=[1, 2]"], tmp_path / "my mlruns", "http://u:p@h?token=x")
+    said = same_command("run", "a study.yaml", ["a=[1, 2]"], tmp_path / "my mlruns", "http://u:p@h?token=x")
     assert said == f"lit-llm run 'a study.yaml' --store '{tmp_path}/my mlruns' --tracking http://h -o 'a=[1, 2]'"
 
 

@@ -13,7 +13,7 @@ from lit_llm.report.figures.differences import End, slopes
 from lit_llm.report.figures.inputs import labelled
 from lit_llm.report.figures.style import save, scale
 from lit_llm.report.tables.sweep import names_of
-from lit_llm.runs.fingerprints import read_corpora_again
+from lit_llm.runs.fingerprints import reset_identities
 from lit_llm.studies.runs import comparison_of, runs_of
 from lit_llm.studies.stored import open_study, studies_in
 from lit_llm.sweeps.confirmation import confirmation_name, tuned_name
@@ -72,7 +72,7 @@ def tuning_figure(search: Search, trials: Trials) -> Figure | None:
         return None
     winners = open_study(name, store=trials.store)
     rows = {row.arm: row for row in comparison_of(winners, runs_of(winners, trials.store)).rows}
-    read_corpora_again(search.ablation.identities)  # the search's own, once more
+    reset_identities(search.ablation.identities)  # the search's own, once more
     arms = {}
     for arm in search.spaces:
         # Where no trial beat an arm's own setting, that is its best.
