@@ -66,8 +66,8 @@ Retries = Annotated[
     typer.Option(
         min=0,
         show_default=False,
-        help="Restarts of a run from its checkpoint when its process was killed or made no progress; a run out of memory "
-        "goes on with half the micro-batch. By default 2; 0: never.",
+        help="Restarts of a run from its checkpoint when its process was killed or made no progress; a run out of "
+        "memory goes on with half the micro-batch. By default 2; 0: never.",
     ),
 ]
 StallAfter = Annotated[

@@ -339,8 +339,8 @@ class Compare(Section):
     61% where an arm scatters more than the others; see docs/statistics.md."""
     correction: Correction = "none"
     """Correction for multiple comparisons. none: each interval holds for itself. holm: the chance of any false
-    difference is 5%. fdr_bh: 5% of the differences below p = 0.05 are false. With both, intervals hold for all comparisons at
-    once. dunnett: like holm, for arms that scatter alike, so it needs `variance: pooled`."""
+    difference is 5%. fdr_bh: 5% of the differences below p = 0.05 are false. With both, intervals hold for all
+    comparisons at once. dunnett: like holm, for arms that scatter alike, so it needs `variance: pooled`."""
     margin: float | None = Field(None, gt=0)
     """The largest difference that does not matter, in the metric's unit. With it, the verdict
     distinguishes arms that differ by less from arms that are undecided for lack of seeds."""
