@@ -1,4 +1,4 @@
-"""Faces: the commands. Each parses its options and calls one function that a notebook could call too."""
+"""Commands. Each parses its options and calls one function that a notebook could call too."""
 
 # ruff: noqa: I001 - the modules register their commands, in the order of the help
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["app", "main"]
 def main() -> None:
     """Entry point: the user's errors are messages and exit code 2, never tracebacks."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what LANG=C or a pipe cannot show is spelt, and ends nothing
+        if isinstance(stream, io.TextIOWrapper):  # characters that LANG=C or a pipe cannot show are escaped
             stream.reconfigure(errors="backslashreplace")
     try:
         with stopped_as_by_ctrl_c():

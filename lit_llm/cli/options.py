@@ -1,4 +1,4 @@
-"""What the commands share: their options, the console, how many runs at once."""
+"""Options, console and defaults that the commands share."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ StallAfter = Annotated[
         min=0.0,
         metavar="SECONDS",
         show_default=False,
-        help="Stop a run that makes no progress for so long, e.g. --stall-after 900; 0: never. By default after two "
+        help="Stop a run after this time without progress, e.g. --stall-after 900; 0: never. By default after two "
         "hours, or 20 times the longest pause that it has come back from.",
     ),
 ]
@@ -99,20 +99,20 @@ NewVersion = Annotated[
     bool,
     typer.Option(
         "--new-version",
-        help="Where results of other settings are there under the study's name, keep them as NAME@1 and begin anew.",
+        help="Keep results of other settings under the study's name as NAME@1, and begin anew.",
     ),
 ]
 
 
 class Rerun(StrEnum):
-    """What to repeat."""
+    """Runs to repeat."""
 
     failed = "failed"
     stale = "stale"
 
 
 def supervision(retries: int | None, stall_after: float | None, grace: float | None) -> Supervision:
-    """What is done about runs that die or stall; the defaults for what was not given."""
+    """Limits for runs that die or stall, with defaults for None."""
     from lit_llm.studies.supervise import Supervision
 
     default = Supervision()
@@ -124,7 +124,7 @@ def supervision(retries: int | None, stall_after: float | None, grace: float | N
 
 
 def timings(planned: Plan, max_parallel: int, store: Store, measuring: bool) -> dict[str, StepTiming]:
-    """What is known of the time of this plan's steps; with `measuring` found out now."""
+    """{key: timing} of the plan's steps, so far as known; with `measuring` timed now."""
     from lit_llm.runs.step_timing import measure
     from lit_llm.studies.duration import steps_of, timings_of
 
@@ -141,7 +141,7 @@ def timings(planned: Plan, max_parallel: int, store: Store, measuring: bool) -> 
 
 
 def max_parallel(ablation: Ablation) -> int:
-    """One run where there is a GPU that it may take, else as many as the cores allow."""
+    """Default number of parallel runs: one on a GPU, else as many as the cores allow."""
     from lit_llm.launch import cores
     from lit_llm.runs.provenance import has_gpu
 
@@ -153,9 +153,9 @@ def max_parallel(ablation: Ablation) -> int:
 
 @contextmanager
 def unwritable(out: Path | None, screen: Console) -> Iterator[list[Path]]:
-    """For a report, which yields what was written: of a store that can only be read, how to write it elsewhere.
+    """Context of a report that prints how to write elsewhere when the store is read-only. Yields the written files.
 
-    Raises InputError where `out` itself cannot be written to.
+    Raises InputError where `out` itself cannot be written.
     """
     written: list[Path] = []
     try:
@@ -185,7 +185,7 @@ def same_command(
     tracking: str | None = None,
     storage: str | None = None,
 ) -> str:
-    """The same command for another look, or to go on; without passwords."""
+    """The shell command to repeat or continue this one, without passwords."""
     from lit_llm.tracking.address import without_secrets
 
     addresses = {"--tracking": tracking, "--storage": storage}
@@ -195,7 +195,7 @@ def same_command(
 
 
 def charts(store: Path, tracking: str | None, mirrored: bool) -> str:
-    """Where MLflow shows what was recorded."""
+    """Command or address of MLflow's UI, for a message."""
     from lit_llm.tracking.address import without_secrets
 
     served = shlex.join(["lit-llm", "ui", *Store(store).option()]) if tracking is None else without_secrets(tracking)

@@ -70,7 +70,7 @@ def plan(
         typer.Option(
             min=0.0,
             metavar="DIFFERENCE",
-            help="How many seeds show this difference, in the primary metric's unit, with 80% power.",
+            help="Seeds that detect this difference, in the primary metric's unit, with 80% power.",
         ),
     ] = None,
     pilot: Annotated[
@@ -126,7 +126,7 @@ def plan(
 def _seeds_needed(
     planned: Plan, store: Store, difference: float | None, pilot: str | None, is_sweep: bool
 ) -> PowerPlan | None:
-    """The answer to `--power`; None where it is not asked for. Raises InputError."""
+    """The seeds for `--power`; None without this option. Raises InputError."""
     if difference is None and pilot is None:
         return None
     if not difference:
@@ -162,7 +162,7 @@ def run(
     """Run what is not done, resume what was interrupted, and compare.
 
     Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 stop at the next step and keep everything; the same command goes on. Results of
-    other settings under the study's name are never mixed with these, nor given up: see --new-version. Example: lit-llm
+    other settings under the study's name are never mixed with these, nor removed: see --new-version. Example: lit-llm
     run ablations/quickstart.yaml -j 2
     """
     from lit_llm.report.pages.study import write_report
@@ -249,7 +249,7 @@ def status(
 
 
 def _matching_version(ablation: Ablation, store: Store, screen: Console | None) -> tuple[Ablation, list[str]]:
-    """The version of a study that this is; with what other settings are trained under its name, which is printed."""
+    """(the stored version that matches a study, differences from the results under its name, which are printed)."""
     from lit_llm.studies.stored import AnotherVersion, version_of
 
     try:
@@ -282,9 +282,8 @@ def report(
 ) -> None:
     """Compare what is finished, without running anything, and write the report: a page, tables, figures.
 
-    They go to studies/<study>/ in the store, and to MLflow where the study is there; or to --out alone, of a store that
-    can only be read. With two studies: what the arms
-    that both have show in each.
+    The files go to studies/<study>/ in the store, and to MLflow where it has the study; or only to --out, for a
+    read-only store. With two studies: the results of their common arms, side by side.
 
     Example: lit-llm report ablations/quickstart.yaml
     """
@@ -342,7 +341,7 @@ def report(
 
 
 def _print_registration(folder: Path, screen: Console) -> None:
-    """One line of the frozen analysis, where there is one."""
+    """Print a line on the frozen analysis, where there is one."""
     from lit_llm.report.pages.frozen_analysis import summary
     from lit_llm.studies.analysis_plan import registration_of
 
@@ -403,7 +402,7 @@ def diff(
         screen.print(table if differences else "They are equal.")
         return
     indent = min(max(len(left), len(right)), screen.width // 3)
-    for key, values in rows.items():  # too wide for a table: a key, and under it each side's value
+    for key, values in rows.items():  # too wide for a table: each key, then the value of each side
         grid = Table.grid(padding=(0, 2, 0, 0))
         grid.add_column(width=2 + indent, overflow="fold")
         grid.add_column(overflow="fold")
@@ -439,7 +438,7 @@ def adapt(
     store: StoreOption = DEFAULT_STORE,
     tracking: Tracking = None,
 ) -> None:
-    """Train an experiment that begins with the weights of another, and that one before it, unless it is there.
+    """Train an experiment that begins with the weights of another, and first that one unless it is finished.
 
     `train` does the same; this insists on an `adapt` section. Example: lit-llm adapt redllm-tiny -o
     adapt.from=decllm-tiny

@@ -1,4 +1,4 @@
-"""Sweeps: run one, and what `status` and `report` say of one."""
+"""Sweeps: run one, and its part of `status` and `report`."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def sweep(
     stall_after: StallAfter = None,
     grace: Grace = None,
 ) -> None:
-    """Search the settings of each arm with equal budgets, then compare what won over fresh seeds.
+    """Search the settings of each arm with equal budgets, then compare the best ones over fresh seeds.
 
     Ctrl-C keeps everything; the same command goes on, on this machine or beside it on others that share the store.
     Example: lit-llm sweep sweeps/quickstart.yaml -j 2

@@ -21,7 +21,7 @@ from lit_llm.config.problems import InputError, Problem
 
 @app.command()
 def schema(
-    kind: Annotated[str, typer.Argument(metavar="[study|experiment|sweep]", help="Whose schema.")] = "study",
+    kind: Annotated[str, typer.Argument(metavar="[study|experiment|sweep]", help="Kind of file.")] = "study",
 ) -> None:
     """Print the JSON Schema for editors. Example: lit-llm schema > study.schema.json"""
     from lit_llm.studies.json_schema import experiment_schema, study_schema
@@ -94,7 +94,7 @@ def ui(
 
 
 def _study_name(study: str) -> str:
-    """Of a study's or a sweep's file, a preset or an experiment; another name is itself."""
+    """Name of the study in a file (study, sweep or experiment); any other name unchanged."""
     if not Path(study).is_file():
         return study
     from lit_llm.studies.load import load_study
@@ -104,10 +104,10 @@ def _study_name(study: str) -> str:
 
 
 def _open_once_served(address: str, host: str, port: int) -> None:
-    """A browser, once something answers, within a minute or never: in a process of its own that Ctrl-C ends as well."""
+    """Open a browser once the server answers, within a minute, from a process that Ctrl-C ends too."""
     if os.fork():
         return
-    with suppress(BaseException):  # without a browser the address is printed all the same
+    with suppress(BaseException):  # the address is printed anyway
         for _ in range(120):
             with suppress(OSError), socket.create_connection((host, port), timeout=1):
                 webbrowser.open(address)

@@ -41,8 +41,8 @@ def evaluate(
 ) -> None:
     """Add evaluations to finished runs; trains nothing.
 
-    What is measured is the `evaluate` section, of the file or given by -o; what was measured before is not measured
-    again. The same -o with `report` shows it. Example: lit-llm evaluate
+    The `evaluate` section, of the file or given by -o, names the evaluations; finished ones are not repeated. The same
+    -o with `report` shows them. Example: lit-llm evaluate
     ablations/quickstart.yaml:dec -o evaluate.extrapolation={}
     """
     import glob
@@ -86,14 +86,16 @@ def generate(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens at most, for each prompt.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0: the likeliest token each time.")] = 0.0,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Draw among so many of the likeliest tokens.")] = None,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Draw among those that have this share.")] = 1.0,
-    draw: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Draw among this many of the likeliest tokens.")] = None,
+    top_p: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Draw among the likeliest tokens with this total probability.")
+    ] = 1.0,
+    draw: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     override: Overrides = None,
     as_json: AsJson = False,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
-    """Write what a finished run says after each prompt, up to an end of document.
+    """Write a finished run's continuation of each prompt, up to an end of document.
 
     An encoder-decoder reads the prompt in its encoder. Example: lit-llm generate ablations/quickstart.yaml:dec "def f("
     """
@@ -125,8 +127,8 @@ def import_(
 ) -> None:
     """Make a checkpoint of transformers one of ours: Llama, Qwen 3, Gemma 2, T5Gemma, T5Gemma 2, ModernBERT.
 
-    Writes model.yaml, which an experiment can `extends`, weights.safetensors and the tokenizer.json. What it asks for
-    and we do not have is named, and nothing is written; pickled weights are never opened. Example:
+    Writes model.yaml, which an experiment can `extends`, weights.safetensors and the tokenizer.json. It names features
+    that are not supported, and then writes nothing; pickled weights are never opened. Example:
     lit-llm import ~/models/gemma-2-2b; lit-llm generate imported/gemma-2-2b "Once"
     """
     from lit_llm.huggingface import import_checkpoint
@@ -155,8 +157,8 @@ def export(
 ) -> None:
     """Write a finished run for transformers: model.safetensors, config.json, tokenizer.json.
 
-    Where transformers has no such architecture it writes model.yaml and weights.safetensors and says what is in the
-    way. Example: lit-llm export study.yaml:dec exported; AutoModelForCausalLM.from_pretrained("exported") reads it
+    Where transformers has no such architecture it writes model.yaml and weights.safetensors, with the reason.
+    Example: lit-llm export study.yaml:dec exported; AutoModelForCausalLM.from_pretrained("exported") reads it
     """
     if _is_imported(source):
         from lit_llm.huggingface import export_folder
@@ -171,7 +173,7 @@ def export(
 
 
 def _is_imported(source: str) -> bool:
-    """Whether it is a folder of `import`, not a run. Raises InputError for one that is still to be imported."""
+    """Whether `source` is a folder of `import`. Raises InputError for a checkpoint that is not imported yet."""
     from lit_llm.experiment.load import is_preset
     from lit_llm.huggingface import is_checkpoint
 
@@ -185,7 +187,7 @@ def _is_imported(source: str) -> bool:
 
 
 def _stage(source: str, override: list[str] | None, store: Path, seed: int | None, after: str | None) -> str:
-    """The fingerprint of the stage that is meant."""
+    """The fingerprint of a run's stage."""
     from lit_llm.store.store import Store
     from lit_llm.studies.runs import trained_fingerprint
 

@@ -1,4 +1,4 @@
-"""What an experiment costs before it runs. Arithmetic only; loads no torch."""
+"""Cost of an experiment before it runs: parameters, FLOPs, memory. Arithmetic only; loads no torch."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from lit_llm.objectives.config import MasksConfig, continues
 from lit_llm.training.memory import loss_bytes, training_bytes
 
 PROMPT, GENERATE = 1000, 1000
-"""Tokens at which decoding is costed unless told otherwise."""
+"""Default lengths of prompt and answer for the cost of decoding, in tokens."""
 
 
 @dataclass(frozen=True)
 class SourceCost:
-    """What the pretrainings took that an experiment is adapted from."""
+    """Cost of the pretrainings that an experiment is adapted from."""
 
     tokens: int = 0
     loss_tokens: int = 0
@@ -29,7 +29,7 @@ class SourceCost:
 
 @dataclass(frozen=True)
 class Cost:
-    """The figures of one run."""
+    """Cost of one run."""
 
     parameters: int
     non_embedding_parameters: int
@@ -39,26 +39,26 @@ class Cost:
     paper_flops_per_sequence: float
     cache: CacheBytes
     tokens: int
-    """Read in the whole pretraining, and in those of its sources."""
+    """Tokens read in the pretraining and in those of its sources."""
     loss_tokens: int
-    """Learned from, likewise."""
+    """Tokens with a loss, in the pretraining and in those of its sources."""
     memory_bytes: int
     flops_per_step: float
-    """Of one step of the pretraining: forward and backward, with a teacher's forward pass. Steps that train fresh
-    parameters alone count like all others, which is more than they take."""
+    """FLOPs of one pretraining step: forward and backward, with a teacher's forward pass. Steps that train only new
+    parameters count like all others, which overestimates them."""
     train_flops: float
-    """Of the whole pretraining and those of its sources. What a checkpoint took is not known, and not in it."""
+    """FLOPs of the pretraining and those of its sources. The cost of a checkpoint is unknown and not included."""
     finetune_tokens: int = 0
-    """Of the finetuning, were all its examples as long as they may be; 0 where there is none."""
+    """Tokens of the finetuning if all examples had the largest length; 0 without one."""
     finetune_flops: float = 0.0
-    """The same in FLOPs, forward and backward."""
+    """FLOPs of these tokens, forward and backward."""
     before: SourceCost = SourceCost()
-    """What of it is the sources'."""
+    """Share of the sources in tokens, loss tokens and FLOPs."""
     generates: bool = True
-    """Whether the model goes on with a text; without that, there is no decoding and no cache to cost."""
+    """Whether the model continues a text; otherwise it has no decoding and no cache."""
 
     def as_json(self, prompt: int, generate: int) -> dict[str, Any]:
-        """The keys of `plan --json`; null for what such a model does not do."""
+        """The keys of `plan --json`; null where the model does not decode."""
 
         def decoding(figure: float) -> float | None:
             return figure if self.generates else None
@@ -102,31 +102,31 @@ FIGURES: dict[str, Callable[[Cost], float]] = {
     "tokens": lambda cost: cost.tokens,
     "loss_tokens": lambda cost: cost.loss_tokens,
 }
-"""What an experiment can be constrained and searched by; decoding and its cache with a prompt and an answer of 1000
-tokens each, the rest of one whole run."""
+"""Costs that constraints and searches can use. Decoding and cache: with a prompt and an answer of 1000 tokens each; the
+rest: of one whole run."""
 OF_DECODING = ("decode_flops_per_token", "kv_cache_bytes")
-"""Those of models that go on with a text alone."""
+"""Costs that only models with decoding have."""
 
 
 def shape_of(experiment: Experiment, lengths: Lengths) -> cost.Shape:
-    """What one example of the pretraining puts through the model."""
+    """Tokens that one pretraining example puts through the model."""
     return shape_under(experiment, lengths.source, lengths.target, experiment.pretrain.masks)
 
 
 def shape_under(experiment: Experiment, source: float, targets: float, masks: MasksConfig) -> cost.Shape:
-    """What a source and its targets put through the model under these masks."""
+    """Tokens that a source and its targets put through the model under these masks."""
     family: str = experiment.model.family
     if family == "encoder_decoder":
         return cost.Shape(source=max(source, 1), target=targets, outputs=targets)
     if family == "encoder_only":
-        return cost.Shape(source=source, target=0, outputs=targets)  # in the source's own places
-    # An open prefix holds <s> too, and so does what partial attention reads.
+        return cost.Shape(source=source, target=0, outputs=targets)  # targets are positions of the source
+    # A bidirectional prefix, and the source of partial attention, include <s>.
     prefix = source + 1 if masks.prefix == "bidirectional" else 0
     return cost.Shape(source=0, target=source + targets, outputs=targets, prefix=prefix, partial=source + 1)
 
 
 def example_shape(experiment: Experiment, source: float, targets: float) -> cost.Shape:
-    """What one example of the finetuning puts through the model."""
+    """Tokens that one finetuning example puts through the model."""
     assert experiment.finetune is not None
     return shape_under(experiment, source, targets, experiment.finetune.masks)
 
@@ -137,14 +137,14 @@ def example_flops(experiment: Experiment, source: float, targets: float) -> floa
 
 
 def largest_shape(experiment: Experiment) -> cost.Shape:
-    """What a window may take at most: rows of a batch are padded to the longest source and the longest target."""
+    """Largest shape of a window: rows of a batch are padded to the longest source and the longest target."""
     extremes = experiment.pretrain.objective.extremes(experiment.pretrain.data.sequence_length)
     shapes = [astuple(shape_of(experiment, lengths)) for lengths in extremes]
     return cost.Shape(*map(max, zip(*shapes, strict=True)))
 
 
 def memory_of(experiment: Experiment, stage: Trained) -> float:
-    """Bytes that the training of a stage takes."""
+    """Bytes of memory that the training of a stage needs."""
     section = experiment.section(stage)
     at_once = section.training.execution.micro_batch_size or section.data.batch_size
     shape = largest_shape(experiment)
@@ -152,13 +152,13 @@ def memory_of(experiment: Experiment, stage: Trained) -> float:
         shape = example_shape(experiment, tuned.data.input_length, tuned.data.target_length)
     needed = training_bytes(resolve_model(experiment.model), section.training, shape, at_once)
     if stage == "pretrain" and (teacher := teacher_of(experiment)) is not None:
-        # Its parameters, and its logits beside the model's own.
+        # The teacher's parameters and logits.
         needed += FLOAT32 * cost.count_parameters(teacher).total + loss_bytes(teacher, at_once * shape.outputs)
     return needed
 
 
 def stage_of_most_memory(experiment: Experiment) -> Trained:
-    """The stage whose training takes most."""
+    """The stage whose training needs most memory."""
     return max(experiment.trained, key=lambda stage: memory_of(experiment, stage))
 
 
@@ -176,7 +176,7 @@ def cost_of(experiment: Experiment, prompt: int = PROMPT, generate: int = GENERA
         *(sum(getattr(each, name) for each in sources) for name in ("tokens", "loss_tokens", "train_flops"))
     )
     parameters = cost.count_parameters(model)
-    used = experiment.section(experiment.trained[-1]).masks  # by what reads a prompt in the end
+    used = experiment.section(experiment.trained[-1]).masks  # the masks of the last stage, which reads prompts
     tokens, flops = 0, 0.0
     if tuned := experiment.finetune:
         longest = (tuned.data.input_length, tuned.data.target_length)
@@ -208,16 +208,16 @@ def cost_of(experiment: Experiment, prompt: int = PROMPT, generate: int = GENERA
 
 
 def sources_of(experiment: Experiment) -> tuple[Pretrained, ...]:
-    """The pretrainings that its own begins with."""
+    """Pretrainings of the models that an experiment is adapted from."""
     return () if experiment.adapt is None else tuple(experiment.adapt.experiments.values())
 
 
 def teacher_of(experiment: Experiment) -> ResolvedModel | None:
-    """The network of the teacher that its pretraining learns from."""
+    """Network of the teacher in the pretraining; None without one."""
     adapt = experiment.adapt
     return None if adapt is None or adapt.distill is None else adapt.models["decoder"]
 
 
 def teacher_shape(lengths: Lengths) -> cost.Shape:
-    """What an example puts through the teacher, which reads source and target as one text."""
+    """Tokens that an example puts through the teacher, which reads source and target as one text."""
     return cost.Shape(source=0, target=lengths.source + lengths.target, outputs=lengths.target)

@@ -1,6 +1,6 @@
-"""From names, files and overrides to an experiment.
+"""Reads experiments from names, files and overrides.
 
-Precedence: defaults < `extends` < the file's own keys < `-o`. A preset is a YAML file in `presets/`.
+Precedence: defaults < `extends` < keys of the file < `-o`. A preset is a YAML file in `presets/`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def preset_names() -> tuple[str, ...]:
 
 
 def is_preset(name: str) -> bool:
-    """Whether a name stands for one of our files, whatever lies in the working directory."""
+    """Whether a name is a preset's, whatever is in the working directory."""
     return "/" not in name and os.path.isfile(PRESETS / f"{name}.yaml")
 
 
@@ -62,7 +62,7 @@ def load_experiment(source: str | Path, overrides: Sequence[str] = ()) -> Experi
 
 
 def read_experiment(source: str | Path, overrides: Sequence[str] = ()) -> ConfigNode:
-    """Its tree, for `validate_experiment`: every key with the place where it was written."""
+    """The tree of an experiment for `validate_experiment`: every key with its file and line."""
     problems: list[Problem] = []
     below, after = ConfigNode({}), read_overrides(overrides, problems)
     with collect_errors(problems):
@@ -73,7 +73,7 @@ def read_experiment(source: str | Path, overrides: Sequence[str] = ()) -> Config
 
 
 def read_overrides(options: Iterable[str], problems: list[Problem]) -> list[ConfigNode]:
-    """The overrides of the command line as trees; what is wrong with them is noted."""
+    """The overrides of the command line as trees; adds errors to `problems`."""
     trees = []
     for option in options:
         with collect_errors(problems):
@@ -82,7 +82,7 @@ def read_overrides(options: Iterable[str], problems: list[Problem]) -> list[Conf
 
 
 MOST_LAYERS = 50
-"""Names that one `extends` may have, and files that may stand on each other."""
+"""Largest number of names in one `extends`, and of files that extend each other in a chain."""
 
 
 def read_layers(
@@ -91,7 +91,7 @@ def read_layers(
     seen: tuple[Path, ...] = (),
     layers_by_file: dict[Path, ConfigNode] | None = None,
 ) -> ConfigNode:
-    """What an `extends` names, one name or a list, merged in order; files are relative to `folder`.
+    """The layers that an `extends` names, merged in order; files are relative to `folder`.
 
     seen: files that extend these; layers_by_file: {file read so far: its keys merged with all that it extends}.
     """
@@ -132,13 +132,13 @@ def _read_layer(
 
 
 def read_experiment_file(path: Path) -> ConfigNode:
-    """The tree of an experiment's file; of a stage's own `config.yaml` in a store, that of its experiment."""
+    """The tree of an experiment's file, or of the experiment in a stage's `config.yaml`."""
     content = read_file(path)
     return content.value["experiment"] if is_stage(content) else content
 
 
 def is_stage(content: ConfigNode) -> bool:
-    """Whether it is the configuration that a stage keeps in its store."""
+    """Whether a tree is the stored configuration of a stage."""
     return {"stage", "experiment"} <= content.value.keys() and isinstance(content.value["experiment"].value, dict)
 
 
@@ -146,7 +146,7 @@ def _find(name: str, folder: Path, location: SourceLocation | None, key: str = "
     if is_preset(name):
         return PRESETS / f"{name}.yaml"
     path = folder / name
-    if os.path.isfile(path):  # unlike Path's, says no to a name that is too long for the file system
+    if os.path.isfile(path):  # unlike Path's, False for a name that is too long for the file system
         return path.resolve()
     hint = did_you_mean(name, [*preset_names(), *(path.name for path in folder.glob("*.yaml"))])
     raise InputError(Problem(f"there is no preset and no file {name!r}{hint}", key if location else "", location))
@@ -180,38 +180,38 @@ def with_absolute_paths(node: ConfigNode, of_text: bool = False) -> ConfigNode:
 
 
 def _absolute(name: ConfigNode, only_existing: bool = False, pattern: bool = False) -> ConfigNode:
-    """A path, absolute, so that it is the same wherever the experiment is read again.
+    """The absolute path of a name, so that it stays the same wherever the experiment is read.
 
-    only_existing: leave it as it is where nothing lies there, for it may be no path; pattern: it may be a glob.
+    only_existing: keep a name for which no file exists, as it may be no path; pattern: it may be a glob.
     """
     folder = _folder(name.location).absolute()
     folder = Path.cwd() if folder == PRESETS else folder
     if not isinstance(name.value, str) or os.path.isabs(given := expanded(name.value)):
         return name
     path = os.path.normpath(folder / given)
-    if pattern and not os.path.exists(path):  # then the folder's own brackets are no pattern
+    if pattern and not os.path.exists(path):  # brackets of the folder are no pattern
         path = os.path.normpath(os.path.join(glob.escape(str(folder)), given))
     return name if only_existing and not os.path.exists(path) else ConfigNode(path, name.location)
 
 
 SIDES = ("encoder", "decoder")
 _NOT_ADAPTED = ("finetune", "evaluate", "seed")
-"""Sections of a file that are no part of what is adapted: that is its pretraining, with the seed of what it becomes."""
+"""Sections of a source's file that are ignored: only its pretraining counts, with the seed of the adapted run."""
 
 
 _SHARED = {
     "model": ("d_model", "vocabulary", "attention", "feed_forward", "norm", "embedding", "output"),
     "pretrain": ("data", "training", "validation"),
 }
-"""What a study's base and its levels say of a source, too: not its family, its stacks, its objective or its masks."""
+"""Sections of a study's base and levels that hold for a source too; its family, stacks, objective and masks do not."""
 
 
 def with_sources(node: ConfigNode, shared: ConfigNode, seen: tuple[Path, ...] = ()) -> ConfigNode:
-    """The tree with what `adapt.from` names in place of the names, and so for what that is adapted from.
+    """The tree with the sources of `adapt.from` in place of their names, and likewise for sources of sources.
 
-    Files are relative to the one that names them. shared: a study's `base`, an arm's levels, what `-o` says; its text,
-    training and widths are those of a source too, unless `from` has others. Raises InputError for a file or a folder
-    that cannot be read, and for an experiment that is adapted from itself.
+    Files are relative to the one that names them. shared: keys of a study's `base`, an arm's levels and `-o`; their
+    text, training and widths hold for a source too, unless `from` sets others. Raises InputError for an unreadable file
+    or folder, and for an experiment that is adapted from itself.
     """
     given = node.find(["adapt", "from"])
     if given is None or given.value is None:
@@ -226,7 +226,7 @@ def with_sources(node: ConfigNode, shared: ConfigNode, seen: tuple[Path, ...] = 
 
 
 def _source(given: ConfigNode, key: str, shared: ConfigNode, seen: tuple[Path, ...]) -> ConfigNode:
-    """One source, read: an experiment's tree, or a checkpoint."""
+    """The tree of one source: an experiment or a checkpoint."""
     if isinstance(given.value, str):
         folder = _folder(given.location) / given.value
         if os.path.isdir(folder) and not is_preset(given.value):
@@ -238,7 +238,7 @@ def _source(given: ConfigNode, key: str, shared: ConfigNode, seen: tuple[Path, .
         )
     if "checkpoint" in given.value:
         return given
-    # A name that another layer has added keys to is {kind: name}, as a variant written short would be.
+    # `from: NAME`, to which another layer added keys, is {kind: NAME, ...}, as for a variant written short.
     items = dict(given.value)
     short, extends = items.pop(KIND, None), items.pop("extends", None)
     if short is not None and extends is not None:
@@ -259,7 +259,7 @@ def _source(given: ConfigNode, key: str, shared: ConfigNode, seen: tuple[Path, .
         {name: _selected_keys(part, _SHARED[name]) for name, part in shared.value.items() if name in _SHARED}
     )
     whole = merge_all([below, of_all, ConfigNode(items)])
-    # Only what the files themselves are adapted from can lead back to them.
+    # Only an `adapt.from` inside these files can lead back to them.
     further = () if ConfigNode(items).find(["adapt", "from"]) else paths
     return with_sources(ConfigNode(whole.value, given.location), shared, (*seen, *further))
 
@@ -271,7 +271,7 @@ def _selected_keys(node: ConfigNode, names: Sequence[str]) -> ConfigNode:
 
 
 def _folder(location: SourceLocation | None) -> Path:
-    """What a name is relative to: the folder of the file that it stands in, the working directory for an option's."""
+    """The folder that a name is relative to: that of its file, or the working directory for an option."""
     return Path(location.source).parent if location is not None and os.path.isfile(location.source) else Path.cwd()
 
 
@@ -290,7 +290,7 @@ def validate_experiment(node: ConfigNode, changes_checked: bool = False) -> Expe
     """The experiment that a merged tree describes; see `with_sources`.
 
     changes_checked: an override of a model address that changes nothing is an error too. Off for trees with a study's
-    factors, whose first level often is what holds already.
+    factors, whose first level often repeats a default.
     """
     experiment = validate(Experiment, with_absolute_paths(node))
     if changes_checked and (problems := redundant_overrides(node, experiment)):

@@ -1,4 +1,4 @@
-"""The experiment: one full configuration, composed of the sections that the other packages own."""
+"""The experiment: one full configuration, composed of sections of other packages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from lit_llm.training.config import DistillConfig, TrainingConfig
 
 
 def _micro_batch_problems(training: TrainingConfig, batch_size: int) -> Iterator[tuple[str, str]]:
-    """What is wrong with the sequences that a stage takes at once."""
+    """Problems of a stage's micro-batch size."""
     micro = training.execution.micro_batch_size
     if micro and micro > batch_size:
         yield "training.execution.micro_batch_size", f"{micro} is more than batch_size {batch_size}"
@@ -43,7 +43,7 @@ class PretrainConfig(Section):
     objective: Objective = CausalLM()
     """How a window becomes inputs, targets and a loss."""
     masks: MasksConfig = MasksConfig()
-    """Which masks are opened."""
+    """Attention masks."""
     training: TrainingConfig
     """Optimisation."""
     validation: ValidationConfig = ValidationConfig()
@@ -86,8 +86,8 @@ class FinetuneConfig(Section):
     data: InstructionConfig
     """The examples, in the tokens of the pretraining's tokenizer."""
     masks: MasksConfig = MasksConfig()
-    """Which masks are opened in this stage. `{prefix: bidirectional}` makes DecLLM the paper's DecLLM + BiAttn, whose
-    pretraining is DecLLM's own."""
+    """Attention masks of this stage. `{prefix: bidirectional}` makes DecLLM the paper's DecLLM + BiAttn, with the same
+    pretraining."""
     training: TrainingConfig
     """Optimisation. The paper: a constant rate, dropout 0.05."""
     validation: ExampleValidationConfig = ExampleValidationConfig()
@@ -124,18 +124,18 @@ EXTENDS: dict[str, Any] = {
     "description": "A preset, a file relative to this one, or a list of them, merged in order.",
     "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
 }
-"""The JSON Schema of a key that is gone when a configuration is understood."""
+"""JSON Schema of `extends`, a key that is resolved before validation."""
 
 
 class Pretrained(Section):
-    """A network and how it is pretrained: what an experiment begins with, and what another one can be adapted from."""
+    """A network and its pretraining, from which another experiment can be adapted."""
 
     model_config = ConfigDict(json_schema_extra=lambda schema: schema["properties"].update(extends=EXTENDS))
 
     model: ModelConfig
     """The network."""
     adapt: AdaptConfig | None = Field(None, exclude_if=lambda value: value is None)
-    """Whose weights it begins with; they are drawn by the seed when absent."""
+    """Source of the initial weights; drawn by the seed when absent."""
     pretrain: PretrainConfig
     """Its training."""
 
@@ -146,7 +146,7 @@ class Pretrained(Section):
         return self
 
     def _problems(self) -> Iterator[tuple[str, str]]:
-        """(key, message) of what does not go together."""
+        """(key, message) of settings that do not fit each other."""
         tokens = self.pretrain.data.tokenizer.vocabulary
         objective, family = self.pretrain.objective, self.model.family
         extra = objective.extra_ids(self.pretrain.data.sequence_length)
@@ -169,40 +169,39 @@ class Pretrained(Section):
 
     @property
     def adaptation(self) -> Adaptation:
-        """Where each parameter comes from, of a model that is adapted."""
+        """Source of each parameter of an adapted model."""
         assert self.adapt is not None
         return adaptation_of(resolve_model(self.model), self.adapt.models)
 
     def seeded(self, seed: int) -> Experiment:
-        """The experiment that ends with this pretraining."""
+        """An experiment of this pretraining alone."""
         return Experiment(model=self.model, adapt=self.adapt, pretrain=self.pretrain, seed=seed)
 
 
 class Checkpoint(Section):
-    """A folder with `model.yaml` and `weights.safetensors`. What training them took is not known."""
+    """A folder with `model.yaml` and `weights.safetensors`. The cost of its training is unknown."""
 
     checkpoint: str
     """The folder."""
     digest: str
-    """Of model, weights and tokenizer, as they were when the configuration was read."""
+    """Digest of model, weights and tokenizer when the configuration was read."""
     model: ModelConfig
-    """What `model.yaml` says."""
+    """The network in `model.yaml`."""
     tokenizer: str | None = Field(None, exclude_if=lambda value: value is None)
-    """Identity of the tokenizer that `model.yaml` names; absent where it names none, and then nobody can say whether it
-    is the text's."""
+    """Identity of the tokenizer that `model.yaml` names; absent where it names none, so that it cannot be compared."""
 
 
 class _OrAName:
-    """A file may have the name of a preset, a file or a folder in its place: what is understood has what it holds."""
+    """Adds a name (a preset, a file or a folder) to the JSON Schema, which is resolved before validation."""
 
     def __get_pydantic_json_schema__(self, core: Any, handler: Any) -> dict[str, Any]:
         schema = handler(core)
-        # Not oneOf: what leaves much to an `extends` may fit several.
+        # Not oneOf: a mapping with an `extends` may fit several.
         return {"anyOf": [{"type": "string"}, *schema["oneOf"]]}
 
 
 def _form(value: Any) -> str:
-    """Which form of a source this is, as a mapping or as what was made of one."""
+    """Tag of a source's form: checkpoint, sides or experiment."""
     keys = {*(value if isinstance(value, Mapping) else getattr(type(value), "model_fields", ()))}
     return "checkpoint" if "checkpoint" in keys else "sides" if {"encoder", "decoder"} & keys else "experiment"
 
@@ -219,7 +218,7 @@ class Sides(Section):
     encoder: _Side
     """Gives the encoder its embedding and its layers."""
     decoder: _Side
-    """Gives all else."""
+    """Gives all other parameters."""
 
 
 class AdaptConfig(Section):
@@ -229,24 +228,24 @@ class AdaptConfig(Section):
 
     source: Annotated[_Experiment | _Checkpoint | Annotated[Sides, Tag("sides")], *_Given] = Field(alias="from")
     """A preset, an experiment file relative to this one, or a checkpoint's folder; `{extends: NAME, ...}` changes keys
-    of an experiment, `{encoder: ..., decoder: ...}` has one for each side. Of an experiment its pretraining is meant: a
-    stage with this run's seed, computed once for all arms that begin with it, and counted in the cost of each. What a
-    study's `base` or `-o` says of text, training and widths holds for it, too, unless it says otherwise here."""
+    of an experiment, `{encoder: ..., decoder: ...}` has one for each side. The source is the experiment's
+    pretraining with this run's seed, computed once for all arms that begin with it, and counted in the cost of each.
+    Text, training and widths of a study's `base` or `-o` hold for it too, unless set here."""
     warmup_steps: int = Field(0, ge=0)
     """First steps of the pretraining, which train only the parameters that no source gives. T5Gemma: 1000."""
     distill: DistillConfig | None = None
-    """Learn from the decoder's source, too, which reads source and target as one causal text; from none when absent."""
+    """Distillation from the decoder's source, which reads source and target as one causal text; none when absent."""
 
     @property
     def sides(self) -> dict[Side, Pretrained | Checkpoint]:
-        """The source of either side; where there is one source, the same object."""
+        """The source of each side; the same object where one source serves both."""
         if isinstance(self.source, Sides):
             return {"encoder": self.source.encoder, "decoder": self.source.decoder}
         return {"encoder": self.source, "decoder": self.source}
 
     @property
     def models(self) -> dict[Side, ResolvedModel]:
-        """The same as resolved models."""
+        """The resolved model of each side's source."""
         resolved = {id(given): resolve_model(given.model) for given in self.sides.values()}
         return {side: resolved[id(given)] for side, given in self.sides.items()}
 
@@ -260,12 +259,12 @@ class AdaptConfig(Section):
 
 
 def _tokenizer_identity(pretrained: Pretrained) -> str:
-    """Of the tokenizer. One that is still to be trained is none that a checkpoint has."""
+    """Identity of the tokenizer; one that is still to be trained equals no checkpoint's."""
     return fingerprint(identity_of(pretrained.pretrain.data.tokenizer))
 
 
 def _adaptation_problems(pretrained: Pretrained, adapt: AdaptConfig) -> Iterator[tuple[str, str]]:
-    """(key, message) of what keeps a pretraining from beginning as it says."""
+    """(key, message) of the reasons why a pretraining cannot begin with its sources."""
     models, target = adapt.models, resolve_model(pretrained.model)
     apart = isinstance(adapt.source, Sides)
     if apart and not target.encoder:
@@ -303,12 +302,12 @@ def _adaptation_problems(pretrained: Pretrained, adapt: AdaptConfig) -> Iterator
 
 
 def _teacher_problems(student: PretrainConfig, teacher: PretrainConfig) -> Iterator[tuple[str, str]]:
-    """(key, message) of what a source was not trained to read, or to predict."""
+    """(key, message) of inputs and ids that a teacher was not trained on."""
     if teacher.masks.prefix == "bidirectional":
         message = "the teacher reads source and target as one causal text, and this one is trained with an open prefix"
         yield "adapt.distill", f"{message} (`masks: {{prefix: bidirectional}}`); leave one of them out"
     student_ids, teacher_ids = (each.objective.extra_ids(each.data.sequence_length) for each in (student, teacher))
-    # Ids are given in this order, so one behind too few sentinels stands for another thing.
+    # Ids follow in this order, so with fewer sentinels the next ids have other meanings.
     student_layout, teacher_layout = (
         [(what, n) for what in extra for n in range(extra[what])] for extra in (student_ids, teacher_ids)
     )
@@ -324,12 +323,12 @@ Pretrained.model_rebuild()
 
 
 class Experiment(Pretrained):
-    """One full configuration: what a run is, but for its place on disk."""
+    """One full configuration of a run."""
 
     finetune: FinetuneConfig | None = None
-    """Instruction tuning of what the pretraining has made; none when absent."""
+    """Instruction tuning of the pretrained model; none when absent."""
     evaluate: EvaluateConfig | None = None
-    """What is measured when a stage is finished; nothing when absent."""
+    """Evaluations of finished stages; none when absent."""
     seed: int = Field(0, ge=0)
     """Seed of the parameters, the order of the data and every random cut."""
 
@@ -357,7 +356,7 @@ class Experiment(Pretrained):
         yield from findings
 
     def _needs_continuation(self) -> Iterator[tuple[str, str]]:
-        """Sections that ask for a continuation, of a model that writes none."""
+        """Problems of sections that need a continuation, for a model that writes none."""
         if self.finetune is not None:
             yield "finetune", "an encoder_only model writes no answers to instructions; leave it out"
         if self.evaluate is not None:
@@ -370,17 +369,17 @@ class Experiment(Pretrained):
 
     @property
     def evaluated(self) -> tuple[Trained, ...]:
-        """The stages that evaluations follow."""
+        """The stages that are evaluated."""
         return tuple(name for name in self.trained if self.evaluate is not None and name in self.evaluate.after)
 
     def evaluations(self, stage: Trained) -> tuple[str, ...]:
-        """The evaluations that follow a stage, by their sections."""
+        """Names of the evaluations after a stage."""
         if self.evaluate is None or stage not in self.evaluated:
             return ()
         return tuple(name for name in EVALUATIONS if getattr(self.evaluate, name) is not None)
 
     def section(self, stage: Trained) -> PretrainConfig | FinetuneConfig:
-        """How a stage trains."""
+        """The section of a stage that trains."""
         section = self.finetune if stage == "finetune" else self.pretrain
         assert section is not None
         return section

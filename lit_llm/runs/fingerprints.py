@@ -1,4 +1,4 @@
-"""Fingerprints of stages, which form a chain, and the digests of the texts that are in them."""
+"""Fingerprints of stages, and digests of the texts that enter them."""
 
 from __future__ import annotations
 
@@ -18,45 +18,47 @@ from lit_llm.models.resolve import resolve_model
 from lit_llm.runs.provenance import installed_version
 
 _identities: dict[tuple[str, ...], Any] = {}
-"""What has been found out about texts, by what was asked: plain data, so that a store can keep it."""
+"""{request: identity of a text}, as plain data, so that a store can keep it."""
 
 
 def reset_identities(stored: Sequence[Sequence[Any]] = ()) -> None:
-    """Look at the files anew when an identity is next asked for: a notebook may have edited its corpus.
+    """Forget all identities, so that files are read again: a notebook may have edited its corpus.
 
-    known: what `identities` has returned earlier; of these texts nothing is read.
+    stored: earlier return value of `identities`; these texts are not read.
     """
     _identities.clear()
     _identities.update({tuple(request): identity for request, identity in stored})
 
 
 def identities() -> list[list[Any]]:
-    """[what was asked, its identity] of every text that was asked for since `reset_identities`, as plain data."""
+    """[request, identity] of every text since `reset_identities`, as plain data."""
     return [[list(request), identity] for request, identity in _identities.items()]
 
 
 def _identity(request: tuple[str, ...], find: Callable[[], Any]) -> Any:
-    """Found out once until `reset_identities`."""
+    """The identity of a request, computed once until `reset_identities`."""
     if request not in _identities:
         _identities[request] = find()
     return _identities[request]
 
 
 def identity_of_data(experiment: Experiment) -> Identity:
-    """Identity of the stage's tokens. Reads the corpus, once until `reset_identities`. Raises InputError if it cannot
-    be read."""
+    """Identity of the pretraining's tokens. Reads the corpus, once until `reset_identities`.
+
+    Raises InputError if it cannot be read.
+    """
     data = experiment.pretrain.data
     fields = _identity(("data", data.model_dump_json()), lambda: asdict(identify(data)))
     return Identity(fields["digest"], fields["tokenizer"], tuple(Source(**source) for source in fields["sources"]))
 
 
 def digest_of_data(experiment: Experiment) -> str:
-    """The same in one word."""
+    """Digest of the pretraining's tokens; see `identity_of_data`."""
     return identity_of_data(experiment).digest
 
 
 def digest_of_examples(experiment: Experiment) -> str:
-    """Identity of the instruction data; as `identity_of_data`. Empty where there is none."""
+    """Identity of the instruction data, read like `identity_of_data`; empty without any."""
     if experiment.finetune is None:
         return ""
     data, tokenizer = experiment.finetune.data, identity_of_data(experiment).tokenizer
@@ -64,7 +66,7 @@ def digest_of_examples(experiment: Experiment) -> str:
 
 
 def digests_of_texts(experiment: Experiment) -> dict[str, str]:
-    """Identities of the texts that only the evaluation reads, by their names; as `identity_of_data`."""
+    """{name: identity} of texts that only the evaluation reads; read like `identity_of_data`."""
     evaluate, data = experiment.evaluate, experiment.pretrain.data
     if evaluate is None or evaluate.likelihood is None or not evaluate.likelihood.corpora:
         return {}
@@ -78,15 +80,17 @@ def digests_of_texts(experiment: Experiment) -> dict[str, str]:
 
 
 def digest_of_tasks(experiment: Experiment) -> str:
-    """Identity of the task files of one's own; empty where there are none. Raises InputError as `read_task_files`."""
+    """Identity of the user's task files; empty without any. Raises InputError as `read_task_files`."""
     tasks = experiment.evaluate.tasks if experiment.evaluate is not None else None
     folder = None if tasks is None else tasks.folder
     return "" if folder is None else _identity(("tasks", str(folder)), lambda: read_task_files(Path(folder)))
 
 
 def pretrain_fingerprint(experiment: Experiment) -> str:
-    """H(resolved model, pretrain, data, seed, and its adaptation where it has one). Names, paths and how the machine
-    does it are not in it."""
+    """Hash of the resolved model, the pretraining, its data, the seed and the adaptation.
+
+    Names, paths and execution settings do not count.
+    """
     pretrain, length = experiment.pretrain, experiment.pretrain.data.sequence_length
     stage = pretrain.model_dump(mode="json")
     stage["objective"] = pretrain.objective.resolved(length).model_dump(mode="json")
@@ -109,7 +113,7 @@ def pretrain_fingerprint(experiment: Experiment) -> str:
 
 
 def origins(experiment: Experiment) -> dict[Side, str]:
-    """Whose weights a pretraining begins with: the fingerprint of either side's, or a checkpoint's digest."""
+    """{side: fingerprint of the source pretraining, or digest of the source checkpoint}."""
     return {
         side: given.digest if isinstance(given, Checkpoint) else pretrain_fingerprint(given.seeded(experiment.seed))
         for side, given in (experiment.adapt.sides.items() if experiment.adapt else ())
@@ -117,7 +121,7 @@ def origins(experiment: Experiment) -> dict[Side, str]:
 
 
 def version_or_none(library: str) -> str | None:
-    """Of a library that may not be installed, as what is known of texts: an evaluation depends on it."""
+    """Version of a library that may be missing; kept like the identity of a text, as an evaluation depends on it."""
 
     def find() -> str | None:
         try:

@@ -1,9 +1,9 @@
-"""Leaks: documents that a run is judged on and was trained on, by their content; and rows of other tokenizers.
+"""Leaks: documents that a run was both trained and judged on, and embeddings of other tokenizers.
 
-What was trained on is the text of a pretraining, that of all pretrainings it begins with, and the examples of its
-finetuning. What it is judged on are the held-out documents of its text, its held-out examples, and the texts that only
-an evaluation reads. Documents are the same where their normalised contents are (see `data.splits`), whatever their
-files and settings. What a checkpoint was trained on is not known.
+Training documents are those of a pretraining, of its source pretrainings, and of the finetuning examples. A run is
+judged on the held-out documents of its text, its held-out examples, and texts that only an evaluation reads. Documents
+are the same if their normalised contents are (see `data.splits`), whatever their files and settings. The training data
+of a checkpoint is unknown.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 HELD_OUT = ("validation", "test")
 _EXCERPT = 60
-"""Characters of a document that a message shows."""
+"""Characters of a document in a message."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class _Trained:
     """Documents that a run was trained on."""
 
     by: str
-    """What has read them."""
+    """Stage that was trained on them."""
     contents: np.ndarray
     remedy: str = ""
-    """The way out where the run's text was trained on before."""
+    """Remedy where a source was trained on the run's text."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class _Judged:
 
 
 def leaks_of(experiment: Experiment, store: Store) -> Iterator[Problem]:
-    """Embeddings that are taken over from another tokenizer, and documents that leak, each at its key.
+    """Problems of embeddings from another tokenizer and of leaking documents, each with its key.
 
-    Of a text that is not tokenised yet nothing is known, and nothing is said.
+    Skips texts that are not tokenised yet.
     """
     yield from _other_tokenizers(experiment, store)
     evaluate = experiment.evaluate
@@ -78,7 +78,7 @@ def leaks_of(experiment: Experiment, store: Store) -> Iterator[Problem]:
 
 
 def _validation_in_test(validation: _Judged, test: _Judged) -> Iterator[Problem]:
-    """Test examples by which settings, learning rates or seeds are chosen, because they are for validation too."""
+    """Problem of test examples that are also validation examples, by which choices are made."""
     if common := _overlap(test, validation.contents):
         count, example = common
         message = (
@@ -97,7 +97,7 @@ def _leaks_into(judged: _Judged, trained: list[_Trained]) -> Iterator[Problem]:
 
 
 def _overlap(judged: _Judged, contents: np.ndarray) -> tuple[str, str] | None:
-    """(how many of the judged documents are among `contents`, the beginning of one of these); None if there is none."""
+    """(number of judged documents in `contents`, beginning of one of them); None without any."""
     import numpy as np
 
     shared = np.intersect1d(judged.contents, contents)
@@ -108,7 +108,7 @@ def _overlap(judged: _Judged, contents: np.ndarray) -> tuple[str, str] | None:
 
 
 def texts_of(experiment: Experiment) -> tuple[object, ...]:
-    """What its leaks depend on: equal for experiments that have the same ones."""
+    """Key of an experiment's leaks: equal keys mean equal leaks."""
     sources = experiment.adapt.experiments.values() if experiment.adapt else ()
     return (
         identity_of_data(experiment).digest,
@@ -123,7 +123,7 @@ def texts_of(experiment: Experiment) -> tuple[object, ...]:
 
 
 def _source_texts(experiment: Experiment, store: Store) -> Iterator[_Trained]:
-    """The texts of all pretrainings that it begins with."""
+    """The texts of all source pretrainings."""
     remedy = (
         "give it and its source (`adapt.from`) one validation_fraction and one test_fraction, or keep these documents "
         "out of the source's text"
@@ -189,7 +189,7 @@ def _excerpt(data: Prepared, source: PreparedSource, split: str) -> Callable[[in
     return lambda content: data.text_of(source, split, content, _EXCERPT)
 
 
-# --- what is prepared ----------------------------------------------------------------------------------------------
+# --- prepared data -------------------------------------------------------------------------------------------------
 
 
 def _prepared(experiment: Experiment, store: Store) -> Prepared | None:
@@ -206,7 +206,7 @@ def _contents(data: Prepared, split: str) -> np.ndarray:
 
 
 def _other_tokenizers(experiment: Experiment, store: Store) -> Iterator[Problem]:
-    """The sources whose tokens are others: a row of their embedding would stand for another token here."""
+    """Problems of sources with other tokens, whose embedding rows stand for other tokens."""
     sides = experiment.adapt.experiments if experiment.adapt else {}
     for side, given in sides.items():
         if same_tokenizer(experiment, given.seeded(experiment.seed), store) is False:
@@ -223,7 +223,7 @@ OTHER_TOKENIZER = (
 def same_tokenizer(one: Experiment, other: Experiment, store: Store) -> bool | None:
     """Whether two experiments have the same tokens under the same ids; None where a tokenizer is not trained yet.
 
-    Compared is the trained file, not the settings, nor the text that it was trained on.
+    Compares the trained files, not the settings or the training text.
     """
     from lit_llm.data.prepare import tokenizer_folder
     from lit_llm.data.tokenizers import layout_of
@@ -240,7 +240,7 @@ def same_tokenizer(one: Experiment, other: Experiment, store: Store) -> bool | N
 
 
 def prepared_examples(experiment: Experiment, store: Store) -> ExampleSet | None:
-    """The examples of its finetuning; None where there are none, or they are not tokenised yet."""
+    """The finetuning examples; None without any, or before they are tokenised."""
     from lit_llm.data.examples import ExampleSet, is_prepared
 
     digest = digest_of_examples(experiment)

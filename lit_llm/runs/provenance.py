@@ -1,4 +1,4 @@
-"""Where a result came from: version and code, libraries, device, precision, threads."""
+"""Provenance of a result: version and code, libraries, device, precision, threads."""
 
 from __future__ import annotations
 
@@ -32,20 +32,19 @@ COMPUTES = (
     "experiment/cost.py",
     "config/metrics.py",
 )
-"""The code that decides what a result is, and what its numbers are called. A change elsewhere makes no result stale."""
+"""Code that decides results and names of metrics. A change elsewhere makes no result stale."""
 CODE = digest_of_code(Path(__file__).parents[1], COMPUTES)
-"""Digest of the code that computes, as it was when this process (or the server it was forked from) read it: a file
-edited while runs wait is not what they execute."""
+"""Digest of that code when this process, or its fork server, read it: edits while runs wait have no effect on them."""
 OUTSIDE_CODE = {package: digest_of_package(package) for package in sorted({*PACKAGES.values()})}
-"""{package: digest} of the components of installed packages, likewise: the server imports what they compute with."""
+"""{package: digest of its code} of installed packages with components, read at the same time."""
 
 
 def provenance(
     experiment: Experiment, stage: Trained = "pretrain", evaluates: bool = False, weights: str | None = None
 ) -> dict[str, Any]:
-    """What a result computed by this process depends on beside its configuration.
+    """All that a result of this process depends on besides its configuration.
 
-    evaluates: the result is that of an evaluation after the stage. weights: digest of those that it begins with.
+    evaluates: for an evaluation after the stage. weights: digest of the initial weights.
     """
     from lit_llm import __version__
 
@@ -56,7 +55,7 @@ def provenance(
     at_once = execution.micro_batch_size or data.batch_size
     eight_bit = (
         not evaluates and "adamw_8bit" in dict(leaves(training.optimizer.model_dump())).values()
-    )  # alone, or beside Muon
+    )  # as the optimiser, or within Muon
     return {
         "version": __version__,
         "code": CODE,
@@ -76,14 +75,14 @@ def provenance(
 
 
 def _outside_code(experiment: Experiment) -> dict[str, str] | None:
-    """{package: digest of its code} of the components from other packages in a model; None where there is none."""
+    """{package: digest of its code} of the external components in a model; None without any."""
     used = {name for layer in resolve_model(experiment.model).layers for name, _ in layer.parts}
     packages = sorted({package for key, package in PACKAGES.items() if key in used})
     return {package: OUTSIDE_CODE[package] for package in packages} or None
 
 
 def weights_digest(digests: Sequence[str | None]) -> str | None:
-    """One word for the weights that a stage begins with: those of one parent, or of the two of an adaptation."""
+    """Digest of a stage's initial weights, from the digests of its one or two parents."""
     present = [digest for digest in digests if digest is not None]
     return present[0] if len(present) == 1 else fingerprint(present) if present else None
 
@@ -94,9 +93,9 @@ installed_version = cache(version)
 COMPARABLE = ("code", "torch", "device", "kernels", "threads")
 """Parts of the provenance that have to be equal for two results to be compared."""
 REPEATABLE = (*COMPARABLE, "components", "cut", "bitsandbytes")
-"""Parts that decide the numbers of one experiment; the last three are absent (None) where they decide nothing, so arms
-may differ in them. components: the code of those from other packages. cut: sequences at once, and whether examples
-share them, which change what dropout draws and how bfloat16 gradients are added."""
+"""Parts that decide the numbers of one experiment. The last three are None where they have no effect, so arms may
+differ in them. components: code of external components. cut: micro-batch size and packing, which change the draws of
+dropout and the sum of bfloat16 gradients."""
 
 
 def same_provenance(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
@@ -105,12 +104,12 @@ def same_provenance(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
 
 
 def provenance_digest(origin: Mapping[str, Any]) -> str:
-    """Equal for provenances of the same origin."""
+    """Digest of the parts in `REPEATABLE`."""
     return fingerprint({key: origin.get(key) for key in REPEATABLE})
 
 
 def has_gpu() -> bool:
-    """Whether there is a device for which torch is worth asking; torch takes seconds to import."""
+    """Whether an NVIDIA device exists, checked without torch, whose import takes seconds."""
     return Path("/dev/nvidiactl").exists()
 
 
@@ -125,7 +124,7 @@ def _device(accelerator: str) -> str:
 
 
 def _instruction_set() -> str:
-    """What decides which kernels a CPU takes, and so the last bits of a result."""
+    """The CPU's instruction set, which selects kernels and so decides the last bits of a result."""
     try:
         flags = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0]))
     except OSError:

@@ -1,4 +1,4 @@
-"""Run one stage, by its fingerprint. What it needs lies in the store; what it finds is written there."""
+"""Runs one stage, by its fingerprint. Its inputs are in the store, and its results are written there."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def run_one(
     should_stop: Callable[[], bool] = lambda: False,
     should_prune: ShouldPrune | None = None,
 ) -> State:
-    """Claim the stage, go on with it from where it stopped, write its result. Returns how it ended.
+    """Claim a stage, continue it from its checkpoint, write its result. Returns its state.
 
-    Where another process works on it (another study that shares the stage), its result is waited for. Whatever goes
-    wrong is the stage's state, not an exception. A stage that `should_prune` stops is interrupted and can be continued.
+    If another process works on the stage, it waits for that result. Errors become the stage's state, not exceptions. A
+    stage that `should_prune` stops is interrupted and can be continued.
 
-    Raises DiskError where the disk is to blame: the stage can then be gone on with from its last checkpoint, and its
-    state may be the one thing that could not be written.
+    Raises DiskError for an error of the disk. The stage can then continue from its last checkpoint; its state may not
+    have been written.
     """
     stage = Store(root).stage(fingerprint)
     while not should_stop():
@@ -48,7 +48,7 @@ def _run_claimed(
 ) -> State:
     before = stage.status()["state"]
     if before in (*FINAL, "failed", "out_of_memory"):
-        return before  # somebody else, who shares this stage, has brought it to its end
+        return before  # another process has finished it
     try:
         stage.set_state("running")
         from lit_llm.runs.stages import STAGES
@@ -60,7 +60,7 @@ def _run_claimed(
             stage.set_state("interrupted", result["error"])
         else:
             stage.finish({**result, "retries": stage.retries()})
-            # Optimiser state is of use to a resume only, and there is none after a result.
+            # Only a resume needs the optimiser state, and a result is final.
             remove_checkpoints(stage.checkpoints)
     except Exception as error:
         return _record_error(error, stage, store, should_stop)
@@ -68,8 +68,8 @@ def _run_claimed(
 
 
 def _record_error(error: Exception, stage: Stage, store: Store, should_stop: Callable[[], bool]) -> State:
-    """Write down what has ended a stage. Raises DiskError for an error of the disk."""
-    if isinstance(error, DiskError):  # the store is gone, and must not come back by what is written about it
+    """Record the error that ended a stage. Raises DiskError for an error of the disk."""
+    if isinstance(error, DiskError):  # the store is gone; writing would create it anew
         raise error
     state: State = "out_of_memory" if ran_out_of_memory(error) else "failed"
     message, problem = f"{type(error).__name__}: {error}", disk_problem(error, store.root)
@@ -78,16 +78,16 @@ def _record_error(error: Exception, stage: Stage, store: Store, should_stop: Cal
             stage.set_state("interrupted", problem, traceback.format_exc())
         raise DiskError(problem) from error
     traceback.print_exc()  # into the run's log
-    if should_stop():  # a batch system may have ended processes that it reads its data with
+    if should_stop():  # a batch system may have killed its data loaders
         state = "interrupted"
     stage.set_state(state, message, traceback.format_exc())
     return state
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was the reason, on a GPU or not."""
+    """Whether an error is a lack of memory, of a GPU or of the machine."""
     name, text = type(error).__name__, str(error)
-    # A GPU that other processes have filled refuses the context itself, or the libraries their own memory.
+    # On a GPU filled by other processes, creating the context or the libraries' memory fails.
     phrases = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
     return isinstance(error, MemoryError) or name == "OutOfMemoryError" or any(part in text for part in phrases)
 

@@ -1,4 +1,4 @@
-"""A stage's frozen configuration: no later edit of a file changes what will run."""
+"""The frozen configuration of a stage, which later edits of files do not change."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from lit_llm.store.store import Stage, Store, write_text
 
 @dataclass(frozen=True)
 class StageConfig:
-    """What a stage is told."""
+    """Configuration of a stage."""
 
     kind: Kind
     after: Trained
-    """The stage that an evaluation follows; of one that trains, itself."""
+    """The stage that an evaluation follows; for a stage that trains, itself."""
     evaluation: str
-    """Which evaluation; empty for a stage that trains."""
+    """Name of the evaluation; empty for a stage that trains."""
     parent: str
-    """Fingerprint of the stage whose weights it begins with; empty where there is none. Of two, the decoder's."""
+    """Fingerprint of the stage with the initial weights, the decoder's of two; empty without one."""
     origins: Mapping[str, str]
-    """Of a pretraining that is adapted: whose weights either side begins with, a stage's or a checkpoint's."""
+    """{side: fingerprint or checkpoint digest of its initial weights} of an adapted pretraining."""
     data: str
-    """Digest of the pretraining's text, which has the tokenizer of all stages."""
+    """Digest of the pretraining's text, whose tokenizer all stages use."""
     examples: str
-    """Digest of the instruction data; empty where there is none."""
+    """Digest of the instruction data; empty without any."""
     texts: Mapping[str, str]
-    """Digests of the texts that only an evaluation reads, by their names."""
+    """{name: digest} of the texts that only an evaluation reads."""
     tasks: str
-    """Digest of the task files of one's own that it is to read; empty where there are none."""
+    """Digest of the user's task files; empty without any."""
     experiment: Experiment
 
 
 def save_stage_config(store: Store, node: StageNode, experiment: Experiment) -> Stage:
-    """Write a stage's configuration into the store. experiment: the chain's own; a source has one of its own."""
+    """Write a stage's configuration into the store. experiment: the run's; the node of a source has its own."""
     stage, experiment = store.stage(node.fingerprint), node.source or experiment
     content = {
         "stage": node.kind,
@@ -60,10 +60,10 @@ def save_stage_config(store: Store, node: StageNode, experiment: Experiment) -> 
 
 
 def halve_micro_batch(stage: Stage) -> int | None:
-    """Have a stage that trains take half as many sequences at once, in batches of the same size.
+    """Halve the micro-batch size of a stage that trains; the batch size stays.
 
-    Returns how many; None, and nothing is changed, for an evaluation, where it takes one at a time already, and where
-    the number decides the result (dropout, bf16_master): that is the user's to choose, for all arms.
+    Returns the new size. Returns None and changes nothing for an evaluation, for a micro-batch of one, and where the
+    size decides the result (dropout, bf16_master): the user has to choose it for all arms.
     """
     frozen = load_stage_config(stage)
     section = frozen.experiment.section(frozen.after)
@@ -77,7 +77,7 @@ def halve_micro_batch(stage: Stage) -> int | None:
 
 
 def is_frozen(stage: Stage) -> bool:
-    """Whether a stage's configuration is there as it was written."""
+    """Whether a stage's configuration exists, undamaged."""
     try:
         return is_signed(read_verified(stage.config_file))
     except (FileNotFoundError, Damaged):
@@ -85,7 +85,7 @@ def is_frozen(stage: Stage) -> bool:
 
 
 def load_stage_config(stage: Stage) -> StageConfig:
-    """What `save_stage_config` has written. Raises InputError for a file that is damaged."""
+    """Read a stage's configuration. Raises InputError for a damaged file."""
     try:
         read_verified(stage.config_file)
         content = read_file(stage.config_file)

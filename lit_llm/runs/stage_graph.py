@@ -1,12 +1,12 @@
-"""The chain of an experiment's stages: pretrain, finetune, and evaluations after either, each a stage of its own.
+"""The graph of an experiment's stages: pretrain, finetune, and evaluations after either.
 
 ```
 [source ─] pretrain ─┬─ likelihood after pretrain, tasks after pretrain ...
                      └─ finetune ── likelihood after finetune, tasks after finetune ...
 ```
-A stage's fingerprint holds its parent's, so experiments that agree up to a stage share all that comes before it. A
-source is the pretraining of what an experiment is adapted from, which may have a source of its own; an
-encoder-decoder may have one for each side.
+A stage's fingerprint includes its parent's, so experiments that agree up to a stage share all stages before it. A
+source is the pretraining of a model that an experiment is adapted from. It may have a source too; an encoder-decoder
+may have one for each side.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ Kind = Literal["pretrain", "finetune", "evaluate"]
 
 
 SOURCE, ENCODER_SOURCE = "source/", "encoder_source/"
-"""How names of metrics begin that are of a source of an adaptation, where those of all stages stand together."""
+"""Prefixes of the metrics of an adaptation's sources, among the metrics of all stages."""
 
 
 def validation_metric(name: str) -> str:
-    """What is measured on the validation split like this metric of the test split: `val/...` of `test/...`.
+    """The validation metric of a test metric: `val/...` for `test/...`. Other metrics are returned unchanged.
 
-    Choices are made by it: of learning rates, settings and further seeds. Other metrics are returned as they are.
+    Learning rates, settings and further seeds are chosen by it.
     """
     return _in_other_split(name, "test", "validation")
 
 
 def final_metric(name: str) -> str:
-    """What is measured on the test split like this metric of the validation split; others are returned as they are."""
+    """The test metric of a validation metric; other metrics are returned unchanged."""
     return _in_other_split(name, "validation", "test")
 
 
@@ -60,43 +60,43 @@ _STAGES = re.compile(f"(?:{ENCODER_SOURCE}|{SOURCE}|{FINETUNED})*")
 
 @dataclass(frozen=True)
 class StageNode:
-    """One stage of a chain."""
+    """One stage of the graph."""
 
     kind: Kind
     fingerprint: str
     parent: str = ""
-    """Fingerprint of the stage whose weights it begins with; empty for the first. Of two sources, the decoder's."""
+    """Fingerprint of the stage with the initial weights, the decoder's of two sources; empty for the first."""
     after: Trained = "pretrain"
-    """The stage that an evaluation follows; of one that trains, itself."""
+    """The stage that an evaluation follows; for a stage that trains, itself."""
     evaluation: str = ""
-    """Which one, as its section is called; empty for a stage that trains."""
+    """Section of the evaluation; empty for a stage that trains."""
     parents: tuple[str, ...] = ()
-    """Fingerprints of all stages that have to be there before it, `parent` among them."""
+    """Fingerprints of all stages that it needs, `parent` included."""
     source: Experiment | None = field(default=None, repr=False, compare=False)
-    """The experiment that it belongs to, where that is not the chain's own but what it is adapted from."""
+    """The experiment of a source; None for a stage of the run's own experiment."""
     place: str = ""
-    """How the names of a source's metrics begin: `source/`, or `encoder_source/` of the encoder's alone."""
+    """Prefix of a source's metrics: `source/`, or `encoder_source/` for a source of the encoder alone."""
 
     @property
     def name(self) -> str:
-        """For people, and the key in `plan --json`."""
+        """Name of the stage in tables, and its key in `plan --json`."""
         if self.source is not None:
             return self.place.rstrip("/")
         return f"{self.evaluation} after {self.after}" if self.kind == "evaluate" else self.kind
 
     @property
     def scope(self) -> str:
-        """How the names of its metrics begin, among those of the whole chain."""
+        """Prefix of the stage's metrics among those of all stages, evaluation included."""
         return f"{self.prefix}{self.evaluation}/" if self.kind == "evaluate" else self.prefix
 
     @property
     def prefix(self) -> str:
-        """Put before the names of its metrics."""
+        """Prefix that is added to the names of the stage's metrics."""
         return self.place + FINETUNED * (self.after == "finetune") + EVALUATED * (self.kind == "evaluate")
 
 
 def stage_graph(experiment: Experiment) -> tuple[StageNode, ...]:
-    """Its stages, each after its parent. Reads the data, for their digests; raises InputError where it cannot."""
+    """The stages of an experiment, parents first. Reads the data for digests; raises InputError where it cannot."""
     nodes = _sources(experiment)
     parents = _parents(experiment)
     for stage in experiment.trained:
@@ -111,7 +111,7 @@ def stage_graph(experiment: Experiment) -> tuple[StageNode, ...]:
 
 
 def _sources(experiment: Experiment, place: str = "") -> list[StageNode]:
-    """The pretrainings that it begins with, each once and after those that it begins with itself."""
+    """Source pretrainings of an experiment, each once, after its own sources."""
     nodes: dict[str, StageNode] = {}
     for side, given in (experiment.adapt.experiments if experiment.adapt else {}).items():
         source, at = given.seeded(experiment.seed), f"{place}{ENCODER_SOURCE if side == 'encoder' else SOURCE}"
@@ -123,16 +123,16 @@ def _sources(experiment: Experiment, place: str = "") -> list[StageNode]:
 
 
 def _parents(experiment: Experiment) -> tuple[str, ...]:
-    """Fingerprints of the pretrainings that its own begins with, the decoder's first."""
+    """Fingerprints of the source pretrainings, the decoder's first."""
     names = origins(experiment)
     return tuple(dict.fromkeys(names[side] for side in (experiment.adapt.experiments if experiment.adapt else ())))
 
 
 def _finetune_fingerprint(experiment: Experiment, parent: str) -> str:
-    """H(parent, finetune, examples)."""
+    """Hash of the parent, the finetuning section and the examples."""
     assert experiment.finetune is not None
     stage = experiment.finetune.model_dump(mode="json")
-    stage["data"] = {"batch_size": stage["data"]["batch_size"]}  # the rest is in the examples' digest
+    stage["data"] = {"batch_size": stage["data"]["batch_size"]}  # the examples' digest covers the rest
     stage["validation"]["final_examples"] = experiment.finetune.validation.most_examples
     del stage["training"]["execution"]
     return fingerprint(
@@ -141,7 +141,7 @@ def _finetune_fingerprint(experiment: Experiment, parent: str) -> str:
 
 
 def _evaluate_fingerprint(experiment: Experiment, parent: str, name: str) -> str:
-    """H(parent, the evaluation's section, what it reads beside the parent's data)."""
+    """Hash of the parent, the evaluation's section and the further data that it reads."""
     config, window = experiment.evaluate, experiment.pretrain.data.sequence_length
     assert config is not None
     section: dict[str, Any] = getattr(config, name).model_dump(mode="json")
