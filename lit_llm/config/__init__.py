@@ -1,1 +1,1 @@
-"""Ground: strict sections, YAML that knows its lines, overrides, differences, fingerprints. Knows no section."""
+"""Configuration basics: strict sections, YAML with lines, overrides, differences, fingerprints. Knows no section."""

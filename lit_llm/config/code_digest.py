@@ -1,4 +1,4 @@
-"""Digest of what code computes: over the syntax tree, so that comments, docstrings and layout do not count."""
+"""Digest of code over its syntax tree, so that comments, docstrings and layout do not count."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def digest_of_code(package: Path, parts: Iterable[str]) -> str:
     so it changes when the imported name comes from other code. An import of any other module of the package counts by
     the imported names alone.
 
-    Parsing takes a third of a second, so the digest of sources that were seen before is taken from the user's cache.
+    Parsing takes a third of a second, so digests are kept in the user's cache.
 
     Raises SyntaxError when a module cannot be parsed.
     """
@@ -38,13 +38,13 @@ def digest_of_code(package: Path, parts: Iterable[str]) -> str:
         ): file.read_bytes()
         for file in files
     }
-    # Another version of Python may have other trees, another version of this file other words.
+    # Another version of Python may give other trees, another version of this file another digest.
     seen = hashlib.sha256(repr((sys.version_info[:2], Path(__file__).read_bytes(), sources)).encode()).hexdigest()
     return kept(f"code/{seen}", lambda: _of_sources(package.name, sources))
 
 
 def digest_of_package(name: str) -> str:
-    """The same of a whole package that can be imported, or of a single module.
+    """Digest of an installed package, or of a single module; see `digest_of_code`.
 
     Raises InputError where one of its files is no Python.
     """
@@ -80,7 +80,7 @@ class _Digests:
 
     def of(self, module: str) -> str:
         if module not in self._by_module:
-            self._by_module[module] = "circle"  # what a module in a circle of imports sees of itself
+            self._by_module[module] = "circle"  # stands for a module inside its own circle of imports
             self._by_module[module] = _hash(self._words(ast.parse(self.sources[module])))
         return self._by_module[module]
 

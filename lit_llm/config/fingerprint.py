@@ -1,4 +1,4 @@
-"""Fingerprints: the identity of what was computed. Equal content, equal name; nothing else goes in."""
+"""Fingerprints: names of computations by their content. Equal content has equal names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LENGTH = 16
 
 
 def fingerprint(content: Any) -> str:
-    """Hash of plain data (the validated dump, not the text it was written in). 1 and 1.0 are one number."""
+    """Hash of plain data (the validated dump, not its text). 1 and 1.0 are equal."""
     text = json.dumps(_canonical(content), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]
 
@@ -41,11 +41,11 @@ def digest_of_files(files: Iterable[tuple[str, Path]]) -> str:
 
 
 _REMEMBERED = 1 << 20
-"""Bytes from which on a file's hash is worth remembering."""
+"""Smallest size in bytes of a file whose hash is cached."""
 
 
 def digest_of_file(path: Path) -> str:
-    """SHA-256 of a file's content. A large file that has not been touched since is not read again."""
+    """SHA-256 of a file's content. A large file that has not changed is not read again."""
 
     def read() -> str:
         with path.open("rb") as file:
@@ -55,12 +55,12 @@ def digest_of_file(path: Path) -> str:
 
 
 def remembered(path: Path, what: str, read: Callable[[], str | None]) -> str | None:
-    """What `read` returns for a file's content. It is not called again for a large file that has not been touched.
+    """The return value of `read` for a file's content, cached for large files that have not changed.
 
-    The answer is kept in the user's cache directory, by the file's place, size, times and inode; where that cannot be
-    written, `read` is called each time. Nothing is kept where it raises.
+    The user's cache directory keeps it by the file's path, size, times and inode. Where that cannot be written, `read`
+    is called each time. Nothing is kept when it raises.
 
-    what: name of the answer among those about one file, `sha256`.
+    what: name of the value among those of one file, `sha256`.
     """
     key = _state(path)
     # A file written just now may be written again within the same tick of its clock.
@@ -83,7 +83,7 @@ def remembered(path: Path, what: str, read: Callable[[], str | None]) -> str | N
 
 
 def kept(name: str, compute: Callable[[], str]) -> str:
-    """What `compute` returns, from the user's cache where it is there under this name; `a/b` is a file of a folder."""
+    """The return value of `compute`, from the user's cache where it has this name; `a/b` is a file in a folder."""
     file = user_cache() / name
     with suppress(OSError, ValueError):
         if text := file.read_text(encoding="utf-8"):
@@ -95,7 +95,7 @@ def kept(name: str, compute: Callable[[], str]) -> str:
 
 
 def write_cached(file: Path, text: str) -> None:
-    """Write a file of the cache whole, whoever else writes it."""
+    """Write a file of the cache atomically, beside other writers."""
     file.parent.mkdir(parents=True, exist_ok=True)
     work = file.with_name(f"{file.name}.{os.getpid()}-{threading.get_ident()}")
     work.write_text(text, encoding="utf-8")
@@ -109,6 +109,6 @@ def _state(path: Path) -> list[int]:
 
 
 def user_cache() -> Path:
-    """Where what can be computed again is kept for this user."""
+    """Cache folder of this user, for values that can be computed again."""
     home = os.environ.get("XDG_CACHE_HOME", "")
     return Path(home if os.path.isabs(home) else os.path.expanduser("~/.cache")) / "lit-llm"

@@ -1,4 +1,4 @@
-"""Text that users have named things by, inside a spreadsheet or Markdown: it stays text there."""
+"""Escapes users' names for spreadsheets and Markdown, so that they stay plain text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 _NUMBER = re.compile(
     r"[+-]?(\d[\d.,]*|\.\d+|inf|nan)(e[+-]?\d+)?%?(\s[\[(±†](inf|nan|[\d.,±†%e\[\]() +-])*)?", re.IGNORECASE
 )
-"""A number, and what may stand after it: an interval, a standard error, a sign. No name and no call of a function."""
+"""A number, perhaps with an interval, a standard error or a sign; no name and no call of a function."""
 
 
 def spreadsheet_cell(value: T) -> T | str:
@@ -26,7 +26,7 @@ def markdown_text(text: str) -> str:
 
     Brackets of an interval and underscores inside a name are no markup, and stay as they are.
     """
-    # A link or an image ends in `](`, `][` or, where its address is told, `]:`.
+    # A link or an image ends in `](`, `][` or, in a definition of its address, `]:`.
     escaped = re.sub(r"([\\|`*~]|\](?=[(\[:])|<(?=[A-Za-z/!?]))", r"\\\1", text)
     # CommonMark: a run of underscores between letters or digits emphasises nothing.
     escaped = re.sub(r"(?<![^\W_])(?<!_)_+|_+(?!_)(?![^\W_])", lambda run: r"\_" * len(run[0]), escaped)

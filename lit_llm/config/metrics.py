@@ -1,4 +1,4 @@
-"""Metrics: the name of each number that is tracked or compared, which way it is better, and what it compares.
+"""Metrics: name, direction, unit and comparability of each number that is tracked or compared.
 
 Names of a split begin with `val/` or `test/`, those of evaluations with `eval/<kind>/`. After finetuning all of them
 begin with `finetune/`. A source of a mixture or a task follows the name: `val/target_nll/arxiv`.
@@ -18,7 +18,7 @@ class Metric:
 
     name: str
     direction: Direction | None
-    """Which way it is better; None: neither way."""
+    """Better direction; None: neither."""
     unit: str
     families: Literal["all", "causal", "encoder_only"] = "all"
     """The families that have it. causal: those that continue a prefix token by token."""
@@ -34,10 +34,10 @@ PERPLEXITY = Metric("perplexity", "lower", "e^(nats per token)", "causal")
 BITS_PER_BYTE = Metric("bits_per_byte", "lower", "bits per byte", "causal", across_tokenizers=True)
 OBJECTIVE_LOSS = Metric("objective_loss", "lower", "nats per token", across_objectives=False)
 OF_SPLITS = (TARGET_NLL, MASKED_NLL, PERPLEXITY, BITS_PER_BYTE, OBJECTIVE_LOSS)
-"""What a split is measured by."""
+"""Metrics of each split."""
 
 NLL = Metric("nll", "lower", "nats per token", "causal")
-"""Of an evaluation's documents or examples."""
+"""Loss of an evaluation's documents or examples."""
 MEANS = tuple(
     Metric(f"mean_over_{what}", "lower", "nats per token", "causal") for what in ("sources", "corpora", "tasks")
 )
@@ -53,39 +53,39 @@ TOKENS_PER_SECOND = Metric("throughput/tokens_per_second", "higher", "tokens per
 FLOPS_PER_SECOND = Metric("throughput/flops_per_second", "higher", "FLOPs per second", across_tokenizers=True)
 MFU = Metric("throughput/mfu", "higher", "share of the device's peak", across_tokenizers=True)
 OF_TRAINING = (LOSS_SPIKES, MAX_GRAD_NORM, MAX_ATTENTION_LOGIT, TOKENS_PER_SECOND)
-"""What a training is measured by at its end, beside its splits."""
+"""Metrics of a whole training, besides those of its splits."""
 
 SCORES = frozenset({"acc", "acc_all", "acc_norm", "exact_match", "f1", "mcc", "bleu", "chrf", "chrf++", "likelihood"})
 """lm-evaluation-harness's names of scores that are better when higher."""
 
 SPLITS = {"validation": "val/", "test": "test/"}
-"""How names of a split's metrics begin."""
+"""{split: prefix of its metrics}."""
 THROUGHPUT = "throughput/"
 FINETUNED, EVALUATED = "finetune/", "eval/"
-"""How names begin after finetuning, and of evaluations."""
+"""Prefixes of metrics after finetuning, and of evaluations."""
 
 _OF_STEPS = (TRAIN_LOSS, LEARNING_RATE, TEACHER_DIVERGENCE, GRAD_NORM, *OF_TRAINING, FLOPS_PER_SECOND, MFU)
 _BY_NAME = {metric.name: metric for metric in (*OF_SPLITS, NLL, *MEANS, *_OF_STEPS)}
 
 
 def on_validation(metric: Metric) -> str:
-    """Its name on the split that choices are made by."""
+    """Name of a metric on the validation split, by which choices are made."""
     return f"{SPLITS['validation']}{metric.name}"
 
 
 def on_test(metric: Metric) -> str:
-    """Its name on the split of final tables."""
+    """Name of a metric on the test split, for final tables."""
     return f"{SPLITS['test']}{metric.name}"
 
 
 def metric_of(name: str) -> Metric | None:
-    """The metric that a tracked name is of, whatever its stage, split or source; None of others."""
+    """The metric of a tracked name, whatever its stage, split or source; None for other names."""
     of_steps = _BY_NAME.get(name.removeprefix(FINETUNED))
     return of_steps or next((_BY_NAME[part] for part in name.split("/") if part in _BY_NAME), None)
 
 
 def direction(name: str) -> Direction | None:
-    """Which way a tracked name is better: losses lower, scores of tasks and speed higher; None of others."""
+    """Better direction of a tracked name: losses lower, scores of tasks and speed higher; None for others."""
     parts = name.split("/")
     if "tasks" in parts and SCORES & {*parts}:
         return "higher"

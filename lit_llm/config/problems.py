@@ -1,4 +1,4 @@
-"""What a user is told when their input is wrong: every problem at once, each with its place and the next step."""
+"""Messages on wrong input: every problem at once, each with its location and the next step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, order=True)
 class SourceLocation:
-    """Where a value was written."""
+    """Place where a value was written."""
 
     source: str
     """A file, or the option of the command line that set it."""
@@ -37,7 +37,7 @@ MOST_LISTED = 50
 
 
 class InputError(Exception):
-    """The input is wrong and nothing was started (exit code 2). Carries every problem that was found."""
+    """The input is wrong and nothing was started (exit code 2). Carries every problem."""
 
     def __init__(self, *problems: Problem | str, hint: str = "") -> None:
         self.problems = list(dict.fromkeys(Problem(p) if isinstance(p, str) else p for p in problems))
@@ -54,7 +54,7 @@ class InputError(Exception):
 
 @contextmanager
 def collect_errors(problems: list[Problem]) -> Iterator[None]:
-    """Add what is wrong in this block to `problems` and go on, so that the user hears of everything at once."""
+    """Add the errors of this block to `problems` and go on, so that the user sees all of them at once."""
     try:
         yield
     except InputError as error:
@@ -73,7 +73,7 @@ RENAMED = {
     "held_out": "validation_files",
     "test": "test_files",
 }
-"""Keys of earlier files by what they are called now."""
+"""{key of earlier files: its name now}."""
 
 
 def unknown_key(key: str, allowed: Iterable[str]) -> str:
@@ -86,7 +86,7 @@ def unknown_key(key: str, allowed: Iterable[str]) -> str:
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:
-    """` - did you mean 'heads'?`, or the list of what is allowed where nothing is near."""
+    """` - did you mean 'heads'?`, or the allowed words where none is similar."""
     options = sorted(str(option) for option in allowed)
     near = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
     if near:
@@ -95,5 +95,5 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
 
 
 def some(names: Sequence[str]) -> str:
-    """The first names of many."""
+    """The first three names, and the number of the others."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,7 +1,7 @@
 """The strict base of every configuration section.
 
-A section is a frozen pydantic model: unknown keys and wrong types are errors, the docstring under a field is its help
-text and its description in the JSON Schema. Sections live beside the code that reads them; this file knows none.
+A section is a frozen pydantic model: unknown keys and wrong types are errors, and the docstring under a field is its
+description in the JSON Schema. Sections live beside the code that reads them; this file knows none.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Section(BaseModel):
 
     @classmethod
     def unknown_key(cls, key: str, value: Any) -> str:
-        """What is said of a key of a file that this section does not have, where there is more to say than that."""
+        """Message on an unknown key of a file, beyond the general one; '' for none."""
         return ""
 
 
@@ -56,12 +56,12 @@ Items = Annotated[tuple[T, ...], Strict(False)]
 
 
 def config_error(*findings: tuple[str | tuple[str, ...], str]) -> PydanticCustomError:
-    """The error to raise in a validator for values that the types allow and the thing itself does not.
+    """The error to raise in a validator for values of the right type that do not fit.
 
-    findings: (key inside the section that is to blame, or "", message), any number of them. A key whose parts hold
-    dots themselves is a tuple of its parts.
+    findings: any number of (key inside the section, or "", message). A key whose parts contain dots is a tuple of its
+    parts.
     """
-    # Braces in pydantic's template would be fields; the text goes in as one.
+    # The text is a field of pydantic's template, as braces in it would be fields themselves.
     return PydanticCustomError(
         "impossible", "{text}", {"text": "; ".join(m for _, m in findings), "findings": findings}
     )
@@ -70,7 +70,7 @@ def config_error(*findings: tuple[str | tuple[str, ...], str]) -> PydanticCustom
 class OneOf:
     """Marks a field that is one of several sections: `Annotated[AdamW | Muon, OneOf(default=AdamW)]`.
 
-    They are told apart by the key `by`; a section may go by several names. A bare word is the short form: `optimizer:
+    The key `by` selects one; a section may have several names. A bare word is the short form: `optimizer:
     adamw` is `optimizer: {kind: adamw}`. Without the key it is the default.
     """
 
@@ -105,20 +105,20 @@ class OneOf:
 
 
 class _ShortForm:
-    """Puts the bare words into the JSON Schema: those of the sections that need no key of their own."""
+    """Adds the bare words of sections without required keys to the JSON Schema."""
 
     def __init__(self, names: Mapping[str, type[Section]]) -> None:
         self.words = [n for n, s in names.items() if not any(field.is_required() for field in s.model_fields.values())]
 
     def __get_pydantic_json_schema__(self, core: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         schema = handler(core)
-        # Not oneOf: what leaves the kind to the default may fit several.
+        # Not oneOf: a mapping without a kind may fit several.
         mappings = schema.get("oneOf", [schema])
         return {"anyOf": [*([{"enum": self.words}] if self.words else []), *mappings]}
 
 
 def partial(section: type[S]) -> type[Section]:
-    """The same fields, all optional: what a more specific address may override. `None` means not set."""
+    """A section with the same fields, all optional, for overrides at a more specific address. None: not set."""
     fields: dict[str, Any] = {}
     for key, field in section.model_fields.items():
         allowed = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
@@ -136,7 +136,7 @@ def set_fields(section: BaseModel | None) -> dict[str, Any]:
 def validate(section: type[S], node: ConfigNode, at: tuple[str, ...] = ()) -> S:
     """Build a section from a tree. Raises InputError with every problem, each at its file and line.
 
-    `at`: the path of the section in its file, put before the keys of the messages.
+    at: path of the section in its file, the prefix of keys in messages.
     """
     try:
         return section.model_validate(node.plain())
@@ -148,15 +148,15 @@ def validate(section: type[S], node: ConfigNode, at: tuple[str, ...] = ()) -> S:
 
 
 def _problems(section: type[Section], node: ConfigNode, at: tuple[str, ...], errors: list[Any]) -> Iterator[Problem]:
-    """Pydantic's errors in our words, one for each wrong value, at the line that brought it in."""
+    """Pydantic's errors as problems, one for each wrong value, at its line."""
     wrong: dict[tuple[str, ...], list[Any]] = {}
     for error in errors:
         wrong.setdefault(_path(node, error), []).append(error)
     outer = {path[:end] for path in wrong for end in range(len(path))}
     for path, errors_at_path in wrong.items():
         if all(error["type"] in _ABOUT_SHAPE for error in errors_at_path) and path in outer:
-            continue  # a list that is too short without its wrong items; an alternative that nobody meant
-        # Of several alternatives, those that the value has the right type for.
+            continue  # a list too short without its wrong items, or an unintended alternative
+        # Among several alternatives, those whose type fits the value.
         meant = [error for error in errors_at_path if error["type"] not in _NOUNS]
         for error in meant or ([_either(errors_at_path)] if len(errors_at_path) > 1 else errors_at_path):
             if error["type"] == "impossible":
@@ -168,7 +168,7 @@ def _problems(section: type[Section], node: ConfigNode, at: tuple[str, ...], err
 
 
 def _path(node: ConfigNode, error: dict[str, Any]) -> tuple[str, ...]:
-    """The user's key: pydantic's location without its own names for variants and alternatives, which no file has."""
+    """The key in the file: pydantic's location without its names of variants and alternatives."""
     path: tuple[str, ...] = ()
     parts = [str(part) for part in error["loc"]]
     for index, part in enumerate(parts):
@@ -192,13 +192,13 @@ _NOUNS = {
     "union_tag_not_found": "a mapping of keys to values",
     "literal_error": "",
 }
-"""What a value should have been, by pydantic's type of error; a literal says it itself."""
+"""{pydantic's type of error: expected kind of value}; '' where the error itself lists the values."""
 
 _ABOUT_SHAPE = {*_NOUNS, "too_short", "too_long"}
 
 
 def _either(errors: list[Any]) -> dict[str, Any]:
-    """One error for a value that is none of several alternatives."""
+    """A single error for a value that fits none of several alternatives."""
     nouns = [
         error["ctx"]["expected"] if error["type"] == "literal_error" else _NOUNS[error["type"]] for error in errors
     ]
@@ -231,11 +231,11 @@ def _message(section: type[Section], path: tuple[str, ...], error: dict[str, Any
 
 
 _MOST_NESTED = 8
-"""Keys inside of each other that a message writes out; no section of ours has as many."""
+"""Most nested keys that a message writes out; no section has as many."""
 
 
 def nested(key: str, value: Any) -> str:
-    """`{a: {b: 1}}`: how a file has the value of a dotted key."""
+    """A dotted key with its value as a file has it: `a: {b: 1}`."""
     first, *inner = key.split(".")
     text = (
         "{...}" if isinstance(value, Mapping) else "[...]" if isinstance(value, list | tuple) else _format_value(value)
@@ -250,7 +250,7 @@ def _not_possible(given: Any, allowed: Iterable[str]) -> str:
 
 
 def _format_value(value: Any) -> str:
-    """A value as YAML has it; of a list or a mapping, that it is one."""
+    """A value as in YAML; `a list` or `a mapping` for those."""
     if isinstance(value, Mapping):
         return "a mapping"
     if isinstance(value, list | tuple):
@@ -262,7 +262,7 @@ def _format_value(value: Any) -> str:
 
 
 def _suggested_form(noun: str | None, given: Any) -> str:
-    """How to write what was obviously meant."""
+    """Advice on how to write an obviously intended value; '' without any."""
     if noun == "an integer" and isinstance(given, float) and given.is_integer():
         return f" - write {int(given)}"
     if noun == "a string" and isinstance(given, int | float):
@@ -273,7 +273,7 @@ def _suggested_form(noun: str | None, given: Any) -> str:
 
 
 def fields_at(section: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
-    """The keys that a section has at a location of pydantic's (variant tags included)."""
+    """Keys of a section at a location in pydantic's form (variant tags included)."""
     models = _models_at(section, location)
     return sorted({field.alias or name for model in models for name, field in model.model_fields.items()})
 

@@ -1,7 +1,7 @@
-"""YAML as a tree whose every value remembers the line it was written on.
+"""YAML as a tree that records the line of every value.
 
-Layers of a configuration are such trees, merged in order of precedence; the marks travel with the values, so that an
-error found after ten merges still names the file and the line that brought it in.
+Layers of a configuration are trees, merged in order of precedence. Locations stay with the values, so that an error
+after ten merges still names the file and line of the value.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ import yaml
 from lit_llm.config.problems import InputError, Problem, SourceLocation
 
 KIND = "kind"
-"""The key that says which variant a section is. A mapping of another kind replaces the old one, it does not merge."""
+"""The key of a section's variant. A mapping of another kind replaces the old one; it does not merge."""
 
 
 @dataclass(frozen=True)
 class ConfigNode:
-    """A value with the place it was written at: a scalar, a list of nodes, or a mapping of names to nodes."""
+    """A value with its location: a scalar, a list of nodes, or a mapping of names to nodes."""
 
     value: Any
     location: SourceLocation | None = None
 
     def plain(self) -> Any:
-        """The value without marks."""
+        """The value without locations."""
         if isinstance(self.value, dict):
             return {key: node.plain() for key, node in self.value.items()}
         if isinstance(self.value, list):
@@ -49,7 +49,7 @@ class ConfigNode:
         return node
 
     def location_of(self, path: Sequence[str]) -> SourceLocation | None:
-        """The location of the value at `path`, or of its nearest ancestor that was written down."""
+        """The location of the value at `path`, or of its nearest ancestor with one."""
         for end in range(len(path), -1, -1):
             node = self.find(path[:end])
             if node is not None and node.location is not None:
@@ -110,7 +110,7 @@ def at(path: str, node: ConfigNode) -> ConfigNode:
 
 
 def without(node: ConfigNode, path: Sequence[str]) -> ConfigNode:
-    """The tree without what stands at `path`, which has to be there."""
+    """The tree without the node at `path`, which must exist."""
     items: dict[str, Any] = dict(node.value)
     if len(path) == 1:
         del items[path[0]]
@@ -157,10 +157,10 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2's scalars: `1e-3` is a number, and `no`, `on` or `0o7` are words, which PyYAML's 1.1 gets wrong."""
 
     values = depth = 0
-    """Values so far, and how many of them the next one stands inside of."""
+    """Number of values so far, and depth of the next one."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Raises TooMuch as soon as a limit is passed, so that no more of a text is read than that."""
+        """Compose a node. Raises _TooMuch as soon as a limit is passed, before the rest is read."""
         self.values += 1
         self.depth += 1
         if self.values > 2 * MOST_VALUES or self.depth > DEEPEST + 1:  # keys are counted here, too
@@ -180,8 +180,8 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.012345
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what either version of YAML would not read as the string that it is: a fingerprint such as 12e34567 is a
-    number in 1.2, a `yes` is true in 1.1."""
+    """Quotes strings that either version of YAML would read otherwise: 12e34567, perhaps a fingerprint, is a number in
+    1.2, and `yes` is true in 1.1."""
 
     yaml_implicit_resolvers = {
         first: [
@@ -193,7 +193,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def to_yaml(content: Any, **options: Any) -> str:
-    """Plain data as YAML that `read_yaml` reads back as it is. options: of `yaml.dump`."""
+    """Plain data as YAML that `read_yaml` reads back unchanged. options: of `yaml.dump`."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, **options)
 
 
@@ -212,20 +212,22 @@ _TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str", "int", "f
 MOST_BYTES = 1_000_000
 MOST_VALUES = 50_000
 DEEPEST = 50
-"""Far beyond any configuration. Aliases of aliases would otherwise become more values than memory holds."""
+"""Limits far beyond any configuration. Nested aliases could otherwise expand to more values than memory holds."""
 _LARGE = f"is larger than {MOST_BYTES:,} bytes, more than any configuration: is it data?"
 _MANY = f"holds more than {MOST_VALUES:,} values, those of aliases counted in"
 _DEEP = f"is nested more than {DEEPEST} levels deep"
 
 
 class _TooMuch(Exception):
-    """(what is too much, the line from 0)."""
+    """A limit is passed: (message, line from 0)."""
 
 
 @lru_cache(maxsize=32)  # a command reads its file several times, and a study a preset for each of its arms
 def read_yaml(text: str, source: str) -> ConfigNode:
-    """Parse one YAML document. Raises InputError with `source:line` for broken YAML, repeated keys and for what is
-    larger than a configuration can be."""
+    """Parse one YAML document.
+
+    Raises InputError with `source:line` for broken YAML, repeated keys and documents beyond the limits.
+    """
     if len(text) > MOST_BYTES:
         raise InputError(Problem(_LARGE, location=SourceLocation(source)))
     problems: list[Problem] = []

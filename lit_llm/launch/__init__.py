@@ -1,4 +1,4 @@
-"""Where a callable runs with given resources; knows no experiment."""
+"""Runs callables in processes with given resources. Knows no experiment."""
 
 from lit_llm.launch.child import ask_coordinator, stop_requested
 from lit_llm.launch.local import Interrupted, cores, run_tasks

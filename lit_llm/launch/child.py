@@ -1,7 +1,7 @@
-"""The inside of one task's process; `local.py` tells the whole story and is the outside.
+"""Code inside a task's process; `local.py` describes the whole and is the outside.
 
-The process is forked with all signals blocked that ask it to stop, so none can hit it half made: one that comes early
-waits until `_settle` has installed its handler.
+The process is forked with all stop signals blocked, so that none can hit it half made: an early one waits until
+`_settle` has installed its handler.
 """
 
 import faulthandler
@@ -29,7 +29,7 @@ from lit_llm.launch.signals import ALL_SIGNALS, STOP_SIGNALS
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 HEADER = struct.Struct("!cQ")
-"""Before each pickled message: its kind and its length. What a dying process wrote in part is never taken for it."""
+"""Kind and length before each pickled message, so that a partly written message is recognised."""
 RESULT, QUESTION, ANSWER = b"r", b"q", b"a"
 
 _stop = False  # a plain bool: an Event takes a lock, and a second signal inside `set` would wait for itself
@@ -37,12 +37,12 @@ _pipe: Connection | None = None  # to the coordinator, in a task's process
 
 
 def stop_requested() -> bool:
-    """Whether this process was asked to stop: a long function polls this, saves what it needs and returns."""
+    """Whether this process was asked to stop. A long function polls this, saves its state and returns."""
     return _stop
 
 
 def ask_coordinator(question: Any) -> Any:
-    """Ask the coordinator, and wait for what its `on_question` answers. None where there is none (any more)."""
+    """Ask the coordinator and wait for the answer of its `on_question`; None without a coordinator."""
     if _pipe is None:
         return None
     try:
@@ -51,7 +51,7 @@ def ask_coordinator(question: Any) -> Any:
             kind, length = HEADER.unpack(_read_exactly(stream, HEADER.size))
             assert kind == ANSWER, f"the coordinator sends answers alone, not {kind!r}"
             return pickle.loads(_read_exactly(stream, length))
-    except (ConnectionError, EOFError):  # it is gone, and this process is about to be asked to stop
+    except (ConnectionError, EOFError):  # the coordinator is gone, and this process will be asked to stop
         return None
 
 
@@ -72,13 +72,13 @@ def _read_exactly(stream: io.FileIO, count: int) -> bytes:
 
 @dataclass(frozen=True)
 class Job:
-    """What a new process is told."""
+    """Message to a new process."""
 
     call: bytes
-    """The pickled function and arguments, unpickled here so that a failing import is the task's own error."""
+    """Pickled function and arguments, unpickled in the task's process so that a failing import is its error."""
     environment: dict[str, str]
     removed: tuple[str, ...]
-    """Variables that the fork server has and the coordinator has no longer."""
+    """Variables of the fork server that the coordinator no longer has."""
     start_method: str
     threads: int
     log: Path | None
@@ -86,7 +86,7 @@ class Job:
 
 
 def run_job(job: Job, pipe: Connection) -> None:
-    """Calls the job's function and sends (returned, value, error, traceback) through the pipe."""
+    """Call the job's function and send (returned, value, error, traceback) through the pipe."""
     global _pipe
     try:
         _settle(job)
@@ -107,7 +107,7 @@ def one_line(error: BaseException) -> str:
 
 
 def kill_group(pid: int) -> bool:
-    """SIGKILL to a task's process with all that it started; False where nothing is left of them."""
+    """Send SIGKILL to a task's process and all processes that it started; False where none is left."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
         return True
@@ -115,7 +115,7 @@ def kill_group(pid: int) -> bool:
 
 
 def report_preload(modules: Sequence[str]) -> list[str]:
-    """Those of the modules that this process did not inherit; raises what the import of one raises."""
+    """Modules that this process did not inherit and has now imported; raises errors of an import."""
     absent = [name for name in modules if name not in sys.modules]
     for name in absent:
         importlib.import_module(name)
@@ -130,11 +130,11 @@ def _pickled_value(value: object) -> bytes:
 
 
 def _settle(job: Job) -> None:
-    # A group of its own: Ctrl-C in the terminal passes it by, and data loader workers can be killed along with it.
+    # A process group of its own: Ctrl-C in the terminal does not reach it, and its data loaders can be killed with it.
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in STOP_SIGNALS:
-        # What was ignored for the coordinator (`nohup`) is ignored here; SIGTERM is what it stops this process with.
+        # Signals that the coordinator ignores (`nohup`) stay ignored, except SIGTERM, which stops this process.
         if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _request_stop)
     os.register_at_fork(after_in_child=_settle_helper)
@@ -152,7 +152,7 @@ def _settle(job: Job) -> None:
         torch.set_num_threads(job.threads)  # it has read the variables already, in the fork server
     if (numpy_random := sys.modules.get("numpy.random")) is not None:
         numpy_random.seed()  # else every task would draw the fork server's numbers
-    gc.freeze()  # what was inherited is not ours to collect: faster collections, and its pages stay shared
+    gc.freeze()  # inherited objects are not collected: collections are faster, and pages stay shared
     faulthandler.enable()
 
 
@@ -169,8 +169,10 @@ def _redirect_output(log: Path) -> None:
 
 
 def _settle_helper() -> None:
-    """In a forked worker of the function's: it has nothing to save. Whoever terminates it expects it to end; what a
-    batch system sends to every process is for the one that saves, which ends it."""
+    """Signal handlers of a worker that the function forks: SIGTERM ends it, as it has nothing to save.
+
+    Other signals of a batch system are for the process that saves, which ends its workers.
+    """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
 
@@ -181,10 +183,10 @@ def _request_stop(_number: int, _frame: FrameType | None) -> None:
 
 
 def _outlive_coordinator(grace_seconds: float) -> None:
-    """Waits for the coordinator's end, asks this process to stop and ends it when it does not."""
+    """Wait for the coordinator's end, ask this process to stop and kill it after the grace."""
     coordinator = multiprocessing.parent_process()
     assert coordinator is not None, "run_job runs in a process of its own"
     wait([coordinator.sentinel])
-    os.kill(os.getpid(), signal.SIGTERM)  # a signal, not the flag: others, Lightning say, have handlers of their own
+    os.kill(os.getpid(), signal.SIGTERM)  # a signal, not the flag: Lightning, say, has handlers of its own
     time.sleep(grace_seconds)
     kill_group(os.getpid())

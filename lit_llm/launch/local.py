@@ -1,15 +1,15 @@
-"""Runs many callables on this machine, a few at once, each in a fresh process of its own.
+"""Runs callables on this machine, several at once, each in a new process.
 
 ```
 coordinator ── starts once ──▶ fork server: has imported `preload`, runs nothing else
   │  ▲                               │ forks, in milliseconds
   │  └─── pipe: value or error ─── child: one task, then its end
-  ├◀───── pipe: question, answer ─▶ (as often as the task consults it)
+  ├◀───── pipe: question, answer ─▶ (as often as the task asks)
   └── SIGTERM: please stop ──────────▶
 ```
-Each part survives the sudden death of the others. A task succeeds only by a value received through the pipe, never by
-an exit code. A child whose coordinator is gone asks itself to stop and is dead after the grace; the fork server ends
-with the last of them. POSIX only.
+Each part survives the sudden death of the others. A task succeeds only by a value through the pipe, never by an exit
+code. A child without a coordinator stops itself and is killed after the grace; the fork server ends with the last
+child. POSIX only.
 
 A child neither imports nor runs the coordinator's `__main__` (a script without a guard, a notebook, `python -c`), so a
 task's function and arguments must come from importable modules.
@@ -52,19 +52,19 @@ def run_tasks(
     poll_seconds: float = 0.25,
     grace_seconds: float = 10.0,
 ) -> list[Outcome]:
-    """Runs the tasks, at most as many at once as `max_parallel` says; one outcome per task, in the order of the tasks.
+    """Run tasks, at most `max_parallel` at once. Returns one outcome per task, in the order of the tasks.
 
     `max_parallel` is a number, or one mapping of environment variables for each place, such as
     `[{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]`. `preload` names modules that the fork server
     imports once and every child inherits; they must not start threads or touch a GPU when imported.
 
-    The tasks of an iterator are taken from it when there is a slot for them; it gives None where it has none yet, and
-    is then asked again within `poll_seconds`. `on_question` gives the answer to what a task asks by `ask_coordinator`.
+    An iterator is advanced when a slot is free. It yields None while it has no task yet, and is then advanced again
+    within `poll_seconds`. `on_question` answers the questions that a task asks by `ask_coordinator`.
 
-    The callbacks run between two looks at the children, `on_poll` at least every `poll_seconds`; an exception in one
-    asks the children to stop, as a signal does, and is raised once none is left. A task that a signal kept from
-    starting is not announced. `to_stop` is asked of each running task at each look: a reason ends it as a signal would,
-    and its outcome is `killed` with that reason.
+    Callbacks run between two polls of the children, `on_poll` at least every `poll_seconds`. An exception in one asks
+    the children to stop, as a signal does, and is raised once none is left. A task that a signal kept from starting is
+    not announced. `to_stop` is called for each running task in each poll: a reason ends the task as a signal would, and
+    its outcome is `killed` with that reason.
 
     The first Ctrl-C, SIGTERM, SIGHUP or SIGUSR1 asks the children to stop (SIGTERM) and kills those that outlast
     `grace_seconds`. The others repeated change nothing; a second Ctrl-C kills at once, a third leaves even a callback
@@ -157,7 +157,7 @@ def run_tasks(
 
 
 def _wind_up(running: dict[int, Child], signals: Signals, poll_seconds: float) -> None:
-    """Asks the children to stop and waits for their end. Nobody is told: a callback has raised."""
+    """Ask the children to stop and wait for their end, without callbacks, after one has raised."""
     while running:
         for index, child in list(running.items()):
             child.stop()
@@ -175,7 +175,7 @@ def _wind_up(running: dict[int, Child], signals: Signals, poll_seconds: float) -
 def _warm_up_unless_interrupted(
     preload: Sequence[str], grace_seconds: float, signals: Signals, outcomes: list[Outcome]
 ) -> None:
-    """No child is there yet, so that a signal may end this at once."""
+    """Warm up the fork server. A signal may end this at once, as there is no child yet."""
     signals.patience = 1
     try:
         warm_up(preload, grace_seconds)

@@ -1,4 +1,4 @@
-"""A task, the process that it runs in as the coordinator sees it, and the fork server that starts it."""
+"""Tasks, their processes as seen by the coordinator, and the fork server that starts them."""
 
 import multiprocessing
 import os
@@ -38,12 +38,12 @@ class Task:
     name: str
     """Shown to people; unique in a launch."""
     function: Callable[..., Any]
-    """Importable by name. A long one polls `stop_requested()`."""
+    """A function that is importable by name. A long one polls `stop_requested()`."""
     arguments: tuple[Any, ...] = ()
     log: Path | None = None
-    """The process's stdout and stderr are appended here, a C library's too. None: the coordinator's own."""
+    """File to which stdout and stderr are appended, those of C libraries included. None: the coordinator's streams."""
     threads: int = 1
-    """For OpenMP, MKL, OpenBLAS, Rayon and torch. A NumPy that the fork server has preloaded stays at one."""
+    """Threads of OpenMP, MKL, OpenBLAS, Rayon and torch. A NumPy preloaded by the fork server stays at one."""
 
     def __post_init__(self) -> None:
         if self.threads < 1:
@@ -54,12 +54,11 @@ class Task:
 class Outcome:
     task: Task
     status: Status
-    """killed: ended without a result (or could not be started) and not at our request, or had to be stopped by itself.
-    interrupted: we asked it to stop, or never started it; what it returned or raised after being asked is in `value` or
-    `error` nevertheless."""
+    """killed: ended without a result, could not be started, or was stopped by `to_stop`. interrupted: was asked to stop
+    with the others, or never started; `value` or `error` still has what it returned or raised."""
     value: Any = None
     error: str | None = None
-    """One line: "ValueError: ...", "killed by SIGKILL"."""
+    """One line, such as "ValueError: ..." or "killed by SIGKILL"."""
     traceback: str | None = None
     seconds: float = 0.0
 
@@ -84,11 +83,11 @@ class Child:
         os.set_blocking(self.pipe.fileno(), False)
 
     def handles(self) -> list[Connection | int]:
-        """What to wait for; a pipe that has ended would always be ready."""
+        """Handles to wait for; without the pipe once it has ended, as it would always be ready."""
         return [self.process.sentinel] if self.end_of_message else [self.process.sentinel, self.pipe]
 
     def stop(self, reason: str | None = None) -> None:
-        """Ask it to stop, once. reason: why this one, where the others go on."""
+        """Ask the process to stop, once. reason: for stopping this task alone."""
         if not self.asked_to_stop and self.result is None:
             self.stopped_because = reason
             self.asked_to_stop = True
@@ -96,7 +95,7 @@ class Child:
             self.process.terminate()
 
     def kill(self) -> bool:
-        """False when nothing was left to kill."""
+        """Kill the process; False when nothing was left to kill."""
         if kill_group(self._pid):
             return True
         with suppress(ProcessLookupError):  # perhaps too young to have a group of its own
@@ -105,8 +104,8 @@ class Child:
         return False
 
     def ended(self) -> bool:
-        """Takes in what the child has sent, kills it when its time is over; True once it is gone."""
-        exitcode = self.process.exitcode  # asked first: all that it sent before its end is then in the pipe
+        """Receive messages of the child, and kill it after its deadline. Returns whether it is gone."""
+        exitcode = self.process.exitcode  # read first: all messages before its end are then in the pipe
         self._receive()
         if exitcode is not None:
             return True
@@ -117,7 +116,7 @@ class Child:
         return False
 
     def outcome(self) -> Outcome:
-        """What became of the task; called once, after the end."""
+        """The outcome of the task; called once, after the end."""
         exitcode = self.process.exitcode
         # 255 is also multiprocessing's word for a fork server that died: the child lives on, its end untold.
         lost = exitcode == 255 and self.kill()
@@ -148,7 +147,7 @@ class Child:
         return Outcome(self.task, status, value, error, trace, time.monotonic() - self.began)
 
     def take_questions(self) -> list[Any]:
-        """What the task has asked since the last time; it waits for an answer to each."""
+        """Questions of the task since the last call; it waits for an answer to each."""
         questions, self._questions = self._questions, []
         return [pickle.loads(question) for question in questions]
 
@@ -194,7 +193,7 @@ _server_variables: set[str] = set()  # names of environment variables that the f
 
 
 def warm_up(preload: Sequence[str], grace_seconds: float) -> None:
-    """Starts the fork server with the modules in `preload`, and warns of those that it runs without.
+    """Start the fork server with the modules in `preload`, and warn of those that it could not import.
 
     Raises ImportError when one of them cannot be imported, or when server or child die in each of `WARM_UPS` attempts:
     a single death may have come from outside, as from the kernel when memory is short.
@@ -219,7 +218,7 @@ def warm_up(preload: Sequence[str], grace_seconds: float) -> None:
 
 
 def _inherited_by_a_child(modules: Sequence[str], grace_seconds: float) -> Outcome | None:
-    """The outcome of a first child, which imports what it did not inherit: the server hides an ImportError.
+    """The outcome of a first child, which imports modules that it did not inherit, as the server hides an ImportError.
 
     None when the server died before it had forked the child.
     """
@@ -257,7 +256,7 @@ def _start(
 
 
 def _ensure_server() -> None:
-    """Starts the fork server unless it runs. What it inherits here, its children inherit."""
+    """Start the fork server unless it runs. Its children inherit its environment."""
     started_with = {
         # An imported library must start no thread pool: a fork would copy the pool without its threads.
         **dict.fromkeys(THREAD_VARIABLES, "1"),
@@ -282,7 +281,7 @@ def _ensure_server() -> None:
 
 @contextmanager
 def _no_main() -> Iterator[None]:
-    """Inside, `__main__` is empty: multiprocessing would have each child run the coordinator's script again."""
+    """Context with an empty `__main__`, as multiprocessing would run the coordinator's script in each child."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:

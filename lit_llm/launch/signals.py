@@ -1,7 +1,7 @@
-"""Signals that ask a program to stop: Ctrl-C, and what batch systems and terminals send.
+"""Signals that ask a program to stop: Ctrl-C, and those of batch systems and terminals.
 
 SIGTERM comes at a time limit, SIGUSR1 before it where one asks for that (`#SBATCH --signal=B:USR1@60`), SIGHUP when the
-terminal is gone. All mean the same: save what is needed and end.
+terminal is gone. All mean the same: save and end.
 """
 
 import os
@@ -13,23 +13,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-"""Each asks to stop, as Ctrl-C does."""
+"""Signals that ask to stop, as Ctrl-C does."""
 ALL_SIGNALS = (signal.SIGINT, *STOP_SIGNALS)
 
 Handler = Callable[[int, types.FrameType | None], None]
 
 
 class Signals:
-    """Counts requests to stop, since an exception could strike in the middle of a start and lose a child."""
+    """Counts requests to stop. An exception instead could interrupt a start and lose a child."""
 
     count = 0
     patience = 3
-    """The request with this number raises KeyboardInterrupt nevertheless."""
+    """Number of the request that raises KeyboardInterrupt."""
 
     def receive(self, number: int, _frame: types.FrameType | None) -> None:
         if number == signal.SIGHUP:
             _leave_terminal()
-        # A batch system repeats itself, and a shell does when its terminal is closed: only Ctrl-C again is impatience.
+        # Batch systems and closing shells repeat their signals, so only a repeated Ctrl-C counts.
         if number == signal.SIGINT or self.count == 0:
             self.count += 1
             if self.count >= self.patience:
@@ -37,7 +37,7 @@ class Signals:
 
 
 def _leave_terminal() -> None:
-    """Write nowhere from here on: what is printed to a terminal that is gone would fail as on a broken disk."""
+    """Redirect output to nowhere, as printing to a closed terminal fails like a broken disk."""
     for stream in (1, 2):
         with suppress(OSError):
             if stat.S_ISCHR(os.fstat(stream).st_mode):
@@ -48,7 +48,7 @@ def _leave_terminal() -> None:
 
 @contextmanager
 def counted_signals() -> Iterator[Signals]:
-    """Inside, requests to stop are counted."""
+    """Context that counts requests to stop."""
     signals = Signals()
     with _handled(signals.receive):
         yield signals
@@ -56,7 +56,7 @@ def counted_signals() -> Iterator[Signals]:
 
 @contextmanager
 def stopped_as_by_ctrl_c() -> Iterator[None]:
-    """Inside, SIGTERM, SIGHUP and SIGUSR1 raise KeyboardInterrupt, so that each ends as Ctrl-C does."""
+    """Context in which SIGTERM, SIGHUP and SIGUSR1 raise KeyboardInterrupt, as Ctrl-C does."""
     with _handled(_as_ctrl_c, STOP_SIGNALS):
         yield
 
@@ -70,7 +70,7 @@ def _as_ctrl_c(number: int, frame: types.FrameType | None) -> None:
 @contextmanager
 def _handled(handler: Handler, numbers: tuple[signal.Signals, ...] = ALL_SIGNALS) -> Iterator[None]:
     previous = {number: signal.getsignal(number) for number in numbers}
-    # Only the main thread may install handlers. What is ignored (`nohup`, a shell's background job) stays ignored.
+    # Only the main thread may install handlers. Ignored signals (`nohup`, a background job) stay ignored.
     mine = threading.current_thread() is threading.main_thread()
     replaced = [number for number, before in previous.items() if mine and before is not signal.SIG_IGN]
     try:

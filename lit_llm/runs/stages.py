@@ -1,4 +1,4 @@
-"""What each kind of stage does: from its frozen configuration and its parent's weights to a result."""
+"""Execution of each kind of stage, from its frozen configuration and its parent's weights to a result."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ ShouldStop = Callable[[], bool]
 def pretrain(
     frozen: StageConfig, stage: Stage, store: Store, should_stop: ShouldStop, should_prune: ShouldPrune | None
 ) -> dict[str, Any]:
-    """Train an experiment's `pretrain` section, from values drawn by the seed or taken over from other models."""
+    """Train an experiment's `pretrain` section, from random weights or from those of other models."""
     experiment, section = frozen.experiment, frozen.experiment.pretrain
     torch.set_num_threads(section.training.execution.threads)
     data, family = open_prepared(section.data, store.data, frozen.data), experiment.model.family
@@ -114,7 +114,7 @@ def finetune(
 def evaluate(
     frozen: StageConfig, stage: Stage, store: Store, should_stop: ShouldStop, should_prune: ShouldPrune | None
 ) -> dict[str, Any]:
-    """Measure one thing of what a finished stage has made."""
+    """Run one evaluation of a finished stage."""
     started = time.time()
     config, section = frozen.experiment.evaluate, frozen.experiment.section(frozen.after)
     assert config is not None
@@ -150,7 +150,7 @@ def evaluate(
 
 
 STAGES = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate}
-"""By the kind of a stage."""
+"""{kind of a stage: its function}."""
 
 
 def _run_evaluation(frozen: StageConfig, store: Store, model: LanguageModel, progress: Progress) -> EvaluationResult:
@@ -159,7 +159,7 @@ def _run_evaluation(frozen: StageConfig, store: Store, model: LanguageModel, pro
     assert config is not None
     masks, data = experiment.section(frozen.after).masks, _text(frozen, store)
     batch, text = config.batch_tokens, experiment.pretrain
-    # Instructions have no mode tokens: what was finetuned on them is asked without.
+    # Instructions have no mode tokens, so a finetuned model is evaluated without them.
     before = text.objective.opening(text.data.sequence_length, text.data.tokenizer.vocabulary)
     opening = before if frozen.after == "pretrain" else ()
     if config.likelihood is not None and name == "likelihood":
@@ -217,7 +217,7 @@ def _run_evaluation(frozen: StageConfig, store: Store, model: LanguageModel, pro
 
 
 def _progress_of(stage: Stage) -> Progress:
-    """Progress, for those who watch; twice a second."""
+    """A callback that writes the stage's progress file, at most twice a second."""
     last = 0.0
 
     def report(done: int, total: int) -> None:
@@ -239,20 +239,20 @@ def _examples(frozen: StageConfig, store: Store) -> ExampleSet:
 
 @dataclass(frozen=True)
 class Evaluations:
-    """What a stage that trains is evaluated by."""
+    """Evaluations of a stage that trains."""
 
     during: Evaluate
-    """Before the first step, and at intervals."""
+    """Evaluation before the first step, and at intervals."""
     final: FinalEvaluation
-    """After the last step."""
+    """Evaluation after the last step."""
 
 
 _SAMPLE = 1000
-"""Examples whose mean cost is taken for all."""
+"""Number of examples whose mean cost stands for all."""
 
 
 def _mean_step_cost(experiment: Experiment, examples: ExampleSet) -> StepCost:
-    """What a step costs on average, without padding."""
+    """Mean cost of a step, without padding."""
     assert experiment.finetune is not None
     lengths, size = examples.sample_of_lengths("train", _SAMPLE), experiment.finetune.data.batch_size
     tokens = sum(source + target for source, target in lengths) / len(lengths)
@@ -273,14 +273,14 @@ def _train(
     weights: str | None = None,
     warm_start: WarmStart | None = None,
 ) -> dict[str, Any]:
-    """Train one stage; the result as it is written to disk. weights: digest of those that it begins with."""
+    """Train one stage. Returns the result for result.json. weights: digest of the initial weights."""
     started = time.time()
     experiment, section = frozen.experiment, frozen.experiment.section(name)
     origin = provenance(experiment, name, weights=weights)
     discard_other_provenance(
         origin, stage.checkpoints / "provenance.json", [stage.checkpoints, stage.metrics_file], stage.note
     )
-    stage.progress_file.unlink(missing_ok=True)  # of an attempt that was stopped in its last evaluation
+    stage.progress_file.unlink(missing_ok=True)  # left by an attempt that stopped in its last evaluation
     began = time.perf_counter()
     initial = _before_training(model, section.training, evaluations.during, stage)
     before = time.perf_counter() - began
@@ -326,7 +326,7 @@ def _train(
 def _before_training(
     model: LanguageModel, training: TrainingConfig, evaluate: Evaluate, stage: Stage
 ) -> dict[str, float | None]:
-    """The evaluation of the model before its first step, computed as the later ones are; kept over resumes."""
+    """Evaluation of the model before its first step, computed like the later ones; kept over resumes."""
     kept = stage.checkpoints / "initial.json"
     try:
         if (initial := read_json(kept)) is not None:
@@ -336,7 +336,7 @@ def _before_training(
         remove(kept)
     device = torch.device(accelerator_of(training.execution.accelerator))
     model.to(device).eval()
-    # As at the end of training: only `bf16` computes it in low precision.
+    # As after training: only `bf16` evaluates in low precision.
     low = training.precision == "bf16"
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16) if low else nullcontext():
         measured: dict[str, float | None] = finite(evaluate(model))
@@ -348,15 +348,15 @@ def _before_training(
 def discard_other_provenance(
     origin: dict[str, Any], note: Path, made: Sequence[Path], log: Callable[[str], None] = print
 ) -> None:
-    """A result is of one origin: what other code, threads or another device has begun is not gone on from.
+    """Remove what other code, threads or another device has begun, as a result has one provenance.
 
-    made: what such a beginning is, removed where it is of another origin than its `note` says, or the note is damaged.
+    made: files and folders to remove where `note` records another provenance, or is damaged.
     """
     try:
         earlier, why = read_json(note) or {}, ""
     except Damaged as damage:
         earlier, why = {}, str(damage)
-    # As for results: a smaller micro-batch, say, after it ran out of memory, is no other origin.
+    # As for results: a smaller micro-batch after running out of memory is no other provenance.
     if any(path.exists() for path in made) and not same_provenance(earlier, origin):
         if why:
             log(f"{why}; starting over")

@@ -1,8 +1,8 @@
-"""Seconds of an optimiser step: of three real ones, or of the runs that a study has finished. Loads no torch.
+"""Seconds of an optimiser step, from three real steps or from finished runs of a study. Loads no torch.
 
-`python -m lit_llm.runs.step_timing` is one measuring process. `measure` starts as many of them as runs would go at once
-and lets them begin together, so that what runs take from each other (cores, caches, memory bandwidth) is in the
-figures. They are kept in the user's cache directory, by what decides a step's time and by machine.
+`python -m lit_llm.runs.step_timing` is one measuring process. `measure` starts as many as there will be parallel runs,
+all together, so that the figures include what runs take from each other (cores, caches, memory bandwidth). Timings are
+kept in the user's cache directory, by machine and by all that decides a step's time.
 """
 
 from __future__ import annotations
@@ -38,48 +38,47 @@ if TYPE_CHECKING:
     from lit_llm.objectives.collate import Batch
 
 SCHEMA = 3
-"""Version of what is measured."""
+"""Version of the measurement."""
 MOST_PROCESSES = 16
-"""Measured at once; of more runs, each on cores of its own, it is taken that they take no more from each other."""
+"""Most processes measured at once; further runs, each on cores of its own, are assumed not to slow them."""
 WARM_UP, TIMED = 2, 3
-"""Steps before the clock counts, and steps that count: their median is kept."""
+"""Steps before the measurement, and measured steps, of which the median counts."""
 
 
 @dataclass(frozen=True)
 class StepTiming:
-    """Seconds of one optimiser step on one machine, beside as many other runs as there would be."""
+    """Seconds of one optimiser step on one machine, beside the other parallel runs."""
 
     seconds: float
     resident_bytes: int = 0
-    """Of a process before there is a model: Python, torch and its kernels. 0 where it is not known."""
+    """Resident memory of a process without a model: Python, torch and its kernels. 0 where unknown."""
     device_bytes: int | None = None
-    """Memory of the GPU; None on the CPU, whose memory is looked at when it is needed."""
+    """Memory of the GPU; None on the CPU, whose free memory is read when needed."""
     load: float = 0.0
-    """Processes that waited for a core before the measuring began (one-minute load average), per core."""
+    """Load average of the last minute per core, before the measurement."""
     measured: str = ""
-    """Date of the measurement; '' where finished runs gave the time."""
+    """Date of the measurement; '' for timings from finished runs."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How runs would be executed, as far as it decides their speed."""
+    """Execution settings that decide the speed of runs."""
 
     device: str
     """cpu or cuda."""
     threads: int
     at_once: int
-    """Processes that are timed beside each other: the runs at once, or as many of them as have cores of their own."""
+    """Processes timed beside each other: the parallel runs, at most as many as have cores of their own."""
 
     @property
     def uses_cpu_time(self) -> bool:
-        """Whether CPU time is measured in place of wall time: for one CPU thread, so that other load on the machine
-        does not count."""
+        """Whether to measure CPU time instead of wall time: for one CPU thread, so that other load does not count."""
         return self.device == "cpu" and self.threads == 1
 
 
 @dataclass(frozen=True)
 class Timed:
-    """A step that is to be timed."""
+    """A step to be timed."""
 
     experiment: Experiment
     stage: Trained
@@ -87,7 +86,7 @@ class Timed:
 
     @cached_property
     def key(self) -> str:
-        """One word for all that decides a step's time: model, objective, batch, training and machine."""
+        """Fingerprint of all that decides a step's time: model, objective, batch, training and machine."""
         section = self.experiment.section(self.stage)
         data, training = section.data, section.training.model_dump(mode="json", exclude={"max_steps", "schedule"})
         training["optimizer"] = section.training.optimizer.kind
@@ -128,7 +127,7 @@ def _file(timed: Timed) -> Path:
 
 
 def cached(timed: Timed) -> StepTiming | None:
-    """The measurement of this step on this machine, or None: never made, or unreadable."""
+    """The cached timing of this step on this machine; None where absent or unreadable."""
     try:
         return TypeAdapter(StepTiming).validate_python(json.loads(_file(timed).read_text()))
     except (OSError, ValueError):
@@ -136,7 +135,7 @@ def cached(timed: Timed) -> StepTiming | None:
 
 
 def keep(timed: Timed, timing: StepTiming) -> None:
-    """Write it to the cache, atomically; a cache that cannot be written is no error, it is measured again."""
+    """Write a timing to the cache, atomically. A cache that cannot be written is no error."""
     with suppress(OSError):
         write_cached(_file(timed), json.dumps(asdict(timing)))
 
@@ -147,10 +146,10 @@ def keep(timed: Timed, timing: StepTiming) -> None:
 def measure(
     steps: Sequence[Timed], progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Iterator[tuple[Timed, StepTiming]]:
-    """Time these steps one after the other, each in as many processes as its setting has at once, and keep the means.
+    """Time steps one after the other, each in `setting.at_once` processes, and cache the means.
 
-    Takes some seconds to begin, most of them to import torch, and then five steps of each. progress: (steps that are
-    timed, all of them). Raises InputError where a measuring process fails.
+    Starting takes some seconds, mostly to import torch; then each takes five steps. progress: called with (timed steps,
+    all steps). Raises InputError where a measuring process fails.
     """
     done = 0
     for setting in dict.fromkeys(timed.setting for timed in steps):
@@ -163,7 +162,7 @@ def measure(
 
 
 def _together(steps: Sequence[Timed], setting: Setting) -> Iterator[StepTiming]:
-    """The timings of steps of one setting, by processes that go through them together."""
+    """Timings of steps with one setting, from processes that run them together."""
     about = {"load": os.getloadavg()[0] / cores(), "measured": time.strftime("%Y-%m-%d")}
     wanted = [{"experiment": each.experiment.model_dump(mode="json"), "stage": each.stage} for each in steps]
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(setting.threads))
@@ -178,7 +177,7 @@ def _together(steps: Sequence[Timed], setting: Setting) -> Iterator[StepTiming]:
             stack.callback(_end, child)
             children.append((child, error))
         for child, error in children:
-            _line(child, error)  # it has imported what it needs
+            _line(child, error)  # wait until it has imported torch
         for child, _ in children:
             assert child.stdin is not None
             with suppress(BrokenPipeError):
@@ -196,7 +195,7 @@ def _end(child: subprocess.Popen[str]) -> None:
 
 
 def _line(child: subprocess.Popen[str], error: IO[str]) -> str:
-    """The next line that a measuring process writes. Raises InputError where it has ended without one."""
+    """The next line of a measuring process. Raises InputError where it has ended without one."""
     assert child.stdout is not None
     if line := child.stdout.readline():
         return line
@@ -207,7 +206,7 @@ def _line(child: subprocess.Popen[str], error: IO[str]) -> str:
 
 
 class RandomBatches:
-    """Batches of random tokens, cut and laid out as a stage trains on them; in place of a prepared corpus."""
+    """Batches of random tokens, collated as for a stage, in place of a prepared corpus."""
 
     def __init__(self, experiment: Experiment, stage: Trained) -> None:
         import numpy as np
@@ -244,7 +243,7 @@ class RandomBatches:
 
 
 def time_step(experiment: Experiment, stage: Trained, clock: Callable[[], float]) -> float:
-    """Seconds of a step in this process, by the code that trains: the median of some steps on random tokens."""
+    """Seconds of a training step in this process: the median of some steps on random tokens."""
     from lit_llm.models.build import build_model
     from lit_llm.training.fit import StepCost, fit
 

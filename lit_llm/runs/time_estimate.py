@@ -1,9 +1,9 @@
-"""How long an experiment would take here: steps that were timed, times how many there are. Loads no torch.
+"""Estimated duration of an experiment on this machine, from timed steps. Loads no torch.
 
     run        = start + steps x step + validations (forward only: a third of a step for as many windows)
-    evaluation = start + a third of a step for as many tokens; looking at attention costs some passes more
+    evaluation = start + a third of a step for as many tokens; attention analysis costs some more passes
 
-Left out: tokenising a corpus for the first time, checkpoints, data that is read late, the tasks of the harness.
+Left out: tokenising a corpus for the first time, checkpoints, waiting for data, the tasks of the harness.
 """
 
 from __future__ import annotations
@@ -21,50 +21,50 @@ from lit_llm.models.resolve import resolve_model
 from lit_llm.objectives.base import AnyObjective
 
 START_SECONDS = 0.2
-"""Of a run outside its steps and validations, forked from a server that has imported everything: 0.16 s as measured by
+"""Seconds of a run outside its steps and validations, forked from a server with all imports: 0.16 s in
 `benchmarks/run_overhead.py`, rounded up."""
 FORWARD = 1 / 3
-"""Share of a step that its forward pass takes: a backward pass costs two of them."""
+"""Share of the forward pass in a step; the backward pass costs twice as much."""
 
 ATTENTION_PASSES = {"decoder": 4.0, "encoder_decoder": 2.0}
-"""Looking at every attention's weights, in forward passes over the same window, by family."""
+"""{family: cost of reading all attention weights}, in forward passes over the same window."""
 BY_DIRECTION = {"decoder": 1.2, "encoder_decoder": 0.35}
-"""A derivative in one direction through the attention of each layer that reads the source, in the same measure: in a
-decoder-only model it goes through queries, keys and values, else through keys and values. Both as the presets of 0.7M
-parameters take it with windows of 256 tokens; rough figures elsewhere."""
+"""{family: cost of a directional derivative through the attention that reads the source}, in forward passes. It goes
+through queries, keys and values in a decoder-only model, else through keys and values. Both are measured on presets of
+0.7M parameters with windows of 256 tokens; rough elsewhere."""
 
 
 @dataclass(frozen=True)
 class PaddedBatch:
-    """What a batch of the finetuning is on average, padding included."""
+    """Mean sizes of a finetuning batch, padding included."""
 
     rows: float
-    """As many as there are examples, or fewer where they share them."""
+    """Rows: one for each example, or fewer with packing."""
     source: float
-    """Tokens of an input."""
+    """Tokens of an input, with padding."""
     target: float
 
 
 @dataclass(frozen=True)
 class Seconds:
-    """Of one run."""
+    """Seconds of one run and its parts."""
 
     step: float
     validation: float
-    """Each of those during training."""
+    """One validation during training."""
     run: float
     finetune: float = 0.0
-    """Of the finetuning; 0 where there is none."""
+    """The finetuning; 0 without one."""
     evaluations: Mapping[str, float] = field(default_factory=dict)
-    """Of what follows the stages, by `StageNode.name`. Tasks are left out: only the harness knows their questions."""
+    """{`StageNode.name`: seconds} of the evaluations. Tasks are left out: only the harness knows their questions."""
     before: float = 0.0
-    """Of the pretrainings that it begins with."""
+    """The source pretrainings."""
     final: float = 0.0
-    """Of the evaluation after the last step, of all splits."""
+    """The evaluation after the last step, of all splits."""
 
     @property
     def total(self) -> float:
-        """Of all but the tasks."""
+        """All parts, without tasks."""
         return self.before + self.run + self.finetune + sum(self.evaluations.values())
 
 
@@ -74,13 +74,13 @@ def seconds_of(
     padded: PaddedBatch | None = None,
     held_out: Mapping[str, int] | None = None,
 ) -> Seconds:
-    """What one run of this experiment takes.
+    """Seconds of one run of this experiment.
 
     Args:
         experiment: The experiment.
-        steps: Seconds of one optimiser step of each stage that trains, on rows as long as they may be.
-        padded: What a batch of the finetuning is; as many rows as examples, as long as they may be, when absent.
-        held_out: Tokens that each source holds out; enough for every evaluation when absent.
+        steps: {stage that trains: seconds of one optimiser step}, on rows of the largest length.
+        padded: Mean sizes of a finetuning batch; the largest sizes when None.
+        held_out: {source: its validation tokens}; enough for every evaluation when None.
     """
     pretrain = experiment.pretrain
     data, training, validation = pretrain.data, pretrain.training, pretrain.validation
@@ -110,7 +110,7 @@ def seconds_of(
 
 
 def _teacher_factor(experiment: Experiment) -> float:
-    """What a step is multiplied by for its teacher's forward pass, in proportion to its FLOPs."""
+    """Factor on a step's time for the teacher's forward pass, by its FLOPs; 1 without a teacher."""
     if (teacher := teacher_of(experiment)) is None:
         return 1.0
     model, pretrain = resolve_model(experiment.model), experiment.pretrain
@@ -122,9 +122,9 @@ def _teacher_factor(experiment: Experiment) -> float:
 
 
 def _final_windows(experiment: Experiment, held_out: Mapping[str, int] | None) -> Iterator[float]:
-    """Windows of each split that the evaluation after the last step reads, of all sources together.
+    """Windows that the evaluation after the last step reads of each split, over all sources.
 
-    held_out: tokens of each source's validation split; a test split is taken to have as many as its share says.
+    held_out: validation tokens of each source; the test split is assumed to have its configured share.
     """
     data, most = experiment.pretrain.data, experiment.pretrain.validation.most_sequences
     sources = len(data.corpus.sources) if isinstance(data.corpus, Mixture) else 1
@@ -134,13 +134,13 @@ def _final_windows(experiment: Experiment, held_out: Mapping[str, int] | None) -
 
 
 def _finetune_seconds(experiment: Experiment, step: float, padded: PaddedBatch | None) -> float:
-    """The same arithmetic for the finetuning, whose rows are examples."""
+    """Seconds of the finetuning, whose rows are examples."""
     if experiment.finetune is None:
         return 0.0
     data, training = experiment.finetune.data, experiment.finetune.training
     validation, longest = experiment.finetune.validation, data.input_length + data.target_length
     batch = padded or PaddedBatch(data.batch_size, data.input_length, data.target_length)
-    # Shorter rows than those that were timed, and fewer of them where examples share one.
+    # Rows are shorter than the timed ones, and fewer with packing.
     step *= batch.rows * (batch.source + batch.target) / (data.batch_size * longest)
     example = FORWARD * step / data.batch_size
     splits = 2 if data.has_test else 1
@@ -152,7 +152,7 @@ def _finetune_seconds(experiment: Experiment, step: float, padded: PaddedBatch |
 def _readings(
     experiment: Experiment, name: str, padded: PaddedBatch | None, held_out: Mapping[str, int] | None
 ) -> Iterator[tuple[float, float, float]]:
-    """(how many, tokens of a source, tokens of a target) of what an evaluation has the model read."""
+    """(number of sequences, source tokens, target tokens) that an evaluation puts through the model."""
     config, data = experiment.evaluate, experiment.pretrain.data
     assert config is not None
     corpus, window = data.corpus, data.sequence_length
@@ -160,7 +160,7 @@ def _readings(
     available = [math.inf if held_out is None else held_out[source] for source in names]
     if name == "likelihood" and (likelihood := config.likelihood):
         length, prefix = likelihood.span(window)
-        # How long documents are is not known: as long as they may be, but no more than all of the text.
+        # Lengths of documents are unknown: assume the largest, but no more than the whole text.
         for tokens in [*available, *[math.inf] * len(likelihood.corpora)]:
             yield min(likelihood.documents, tokens / length), prefix, length - prefix
     elif name == "extrapolation" and (beyond := config.extrapolation):
@@ -175,8 +175,8 @@ def _readings(
     elif name == "attention" and (attention := config.attention):
         length = attention.sequence_length or window
         source = attention.split(length)
-        # Each window is read with its own source and with another. A derivative by the embedded source goes through all
-        # layers, as a forward pass does.
+        # Each window is read with its source and with another. A derivative by the embedded source goes through all
+        # layers, like a forward pass.
         family = experiment.model.family
         few = min(attention.sensitivity_sequences, attention.sequences)
         steps = len(attention.steps_of(length - source))
@@ -185,7 +185,7 @@ def _readings(
 
 
 def makespan(seconds: Iterable[float], max_parallel: int) -> float:
-    """When the last of these runs ends: each starts, in order, as soon as one of the running ones has ended."""
+    """Seconds until the last of these runs ends, if each starts in order as soon as another has ended."""
     free = [0.0] * max_parallel
     for each in seconds:
         heapq.heapreplace(free, free[0] + each)
@@ -193,7 +193,7 @@ def makespan(seconds: Iterable[float], max_parallel: int) -> float:
 
 
 def available_memory() -> int:
-    """Bytes of main memory that are free for new processes; a control group may allow less, which is not looked at."""
+    """Bytes of main memory free for new processes; ignores lower limits of control groups."""
     import psutil
 
     return int(psutil.virtual_memory().available)

@@ -1,4 +1,4 @@
-"""What a finished stage has made, to be used: its model, its tokenizer, and the mask that it was trained with."""
+"""The model of a finished stage, with its tokenizer and masks, for generation, export and later stages."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
     from lit_llm.models.families import LanguageModel
 
 WEIGHTS = "model.safetensors"
-"""What a finished stage leaves in its checkpoints."""
+"""File with a finished stage's weights, in its checkpoints."""
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A trained model with what belongs to it."""
+    """A trained model with its tokenizer, masks and experiment."""
 
     experiment: Experiment
     model: LanguageModel
     tokenizer: Tokenizer
     masks: MasksConfig
-    """Those of the stage."""
+    """Masks of the stage."""
     weights: str | None
-    """Digest of the model's weights; None of a result that does not say it."""
+    """Digest of the model's weights; None where the result lacks it."""
 
     def generate(
         self, prompts: Sequence[str], max_new_tokens: int, sampling: Sampling, batch_size: int = 16
     ) -> list[str]:
-        """Text after each prompt, up to an end of document. Raises InputError for a model that writes none."""
+        """Continuation of each prompt, up to an end of document. Raises InputError for a model that writes no text."""
         if not continues(family := self.model.config.family):
             raise InputError(Problem(f"the run is of an {family} model, which fills in tokens and writes no text"))
         prefix = self.masks.prefix
@@ -57,9 +57,9 @@ def complete_texts(
     prefix: Literal["causal", "bidirectional"] = "causal",
     begin: int = BOS,
 ) -> list[str]:
-    """What a model writes after each prompt, up to an end of document, in the tokenizer's tokens alone.
+    """Continuation of each prompt by a model, up to an end of document, with tokens of the tokenizer only.
 
-    begin: the token that a text begins with.
+    begin: first token of every text.
     """
     from lit_llm.generation import generate
 
@@ -79,7 +79,7 @@ def complete_texts(
 def export_finished(store: Store, fingerprint: str, out: Path) -> str:
     """Write the model of a stage for transformers, with its tokenizer; see `huggingface.export_checkpoint`.
 
-    Returns what was written, in one sentence. Raises InputError as `open_finished` does.
+    Returns one sentence on the written files. Raises InputError as `open_finished` does.
     """
     from lit_llm.data.config import BytePairTokenizer, FileTokenizer
     from lit_llm.data.prepare import open_prepared
@@ -95,14 +95,14 @@ def export_finished(store: Store, fingerprint: str, out: Path) -> str:
     if isinstance(data.tokenizer, FileTokenizer):
         ends = data.tokenizer.end_of_document, data.tokenizer.begin
     elif not isinstance(data.tokenizer, BytePairTokenizer):
-        file = None  # bytes have none
+        file = None  # the byte tokenizer has no file
     summary = export_checkpoint(finished.experiment.model, state, out, file, *ends)
     opened = "; it was trained to see its prefix both ways, which transformers' causal mask hides"
     return summary + opened * (finished.masks.prefix == "bidirectional")
 
 
 def write_weights(stage: Stage, state: Mapping[str, Tensor]) -> str:
-    """Write the weights that a stage leaves; returns their digest, which its result records."""
+    """Write the weights of a stage; returns their digest, which its result records."""
     from safetensors.torch import save_file
 
     with replacing(stage.checkpoints / WEIGHTS) as work:
@@ -111,7 +111,7 @@ def write_weights(stage: Stage, state: Mapping[str, Tensor]) -> str:
 
 
 def check_weights(stage: Stage) -> None:
-    """Raise Damaged where a finished stage's weights are not those that it has left."""
+    """Raise Damaged where a finished stage's weights differ from the digest in its result."""
     if (digest := (stage.result() or {}).get("weights")) is not None:
         check_digest(stage.checkpoints / WEIGHTS, digest)
 
@@ -126,10 +126,9 @@ def has_lost_weights(stage: Stage) -> bool:
 
 
 def open_finished(store: Store, fingerprint: str) -> Finished:
-    """The model of a stage that has trained to its end.
+    """The model of a stage that has finished its training.
 
-    Raises InputError for a fingerprint that the store does not know, for a stage that has no weights, and for weights
-    that are not what the stage has left.
+    Raises InputError for an unknown fingerprint, a stage without weights, and damaged weights.
     """
     from safetensors.torch import load_file
 
@@ -140,7 +139,7 @@ def open_finished(store: Store, fingerprint: str) -> Finished:
     if not stage.config_file.exists():
         raise InputError(Problem(f"there is no stage {fingerprint} in {store.root}; `lit-llm status` names them"))
     frozen, status = load_stage_config(stage), stage.status()
-    if status.get("damaged"):  # nothing says what its weights were
+    if status.get("damaged"):  # the digest of its weights is lost
         raise InputError(Problem(status["error"]))
     state = status["state"]
     try:

@@ -1,4 +1,4 @@
-"""What an adapted pretraining begins with: the weights of its sources, and the place in the text where they stopped."""
+"""Warm start of an adapted pretraining: weights of its sources, and the position in the text where they stopped."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 def load_source_weights(model: LanguageModel, frozen: StageConfig, store: Store) -> tuple[WarmStart | None, str | None]:
-    """Give a new model the weights of its experiment's sources; what training has to know of it, and their digest.
+    """Give a new model the weights of its experiment's sources. Returns (warm start for training, digest of weights).
 
-    (None, None) where there is nothing to adapt. Raises InputError for a source that is not finished, or a checkpoint
-    that has changed since the configuration was read.
+    (None, None) without an adaptation. Raises InputError for a source that is not finished, or a checkpoint that has
+    changed since the configuration was read.
     """
     experiment, adapt = frozen.experiment, frozen.experiment.adapt
     if adapt is None:
@@ -63,10 +63,10 @@ def _checkpoint(given: Checkpoint) -> LanguageModel:
 
 
 def windows_before(experiment: Experiment) -> int:
-    """Windows of the same text that its sources have read: an adapted model goes on where they stopped.
+    """Windows of the same text that the sources have read, where an adapted model goes on.
 
-    A run from scratch that is as long as a source and what is adapted from it then reads what they read. Of two sources
-    the one that has read more counts; of another text, or in other windows, nothing was read before.
+    A run from scratch with the steps of both then reads the same windows. With two sources the larger number counts.
+    Sources with another text, or other windows, count zero.
     """
     data, before = experiment.pretrain.data, 0
     for source in (experiment.adapt.experiments if experiment.adapt else {}).values():

@@ -1,6 +1,6 @@
-"""What a process does that the coordinator of a study or a sweep has started: one stage, or the runs of one trial.
+"""Entry points of worker processes of a study or a sweep: one stage, or the runs of one trial.
 
-Both lie here, below studies and sweeps, so that one fork server has what either needs.
+Both are in one module, so that one fork server can preload it.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from lit_llm.store.store import Store
 
 
 def preloaded() -> list[str]:
-    """What every stage needs: imported once, by the server that the processes are forked from."""
+    """Modules that every stage needs, imported once by the fork server."""
     return [__name__, "lit_llm.runs.stages", *modules_outside()]
 
 
 Judged = Literal["validations", "seeds"] | None
-"""What the coordinator is asked about a trial: each validation of its first run, each finished run, or nothing."""
+"""Question to the coordinator in a trial: after each validation of its first run, after each run, or never."""
 
 
 def run_stage(root: Path, fingerprint: str) -> str:
-    """Run one stage. Returns how it ended. Raises DiskError where the disk is to blame, or the store is gone."""
+    """Run one stage. Returns its state. Raises DiskError for an error of the disk, or where the store is gone."""
     return run_one(root, fingerprint, should_stop=partial(_is_to_stop, Store(root)))
 
 
@@ -37,7 +37,7 @@ def _is_to_stop(store: Store) -> bool:
 
 
 def run_trial(root: Path, fingerprints: Sequence[str], judged: Judged) -> tuple[str, bool]:
-    """Run the runs of a trial, one after another. Returns (how the last one ended, whether it was given up)."""
+    """Run the runs of a trial, one after another. Returns (state of the last one, whether the trial was pruned)."""
     state: str = "done"
     for number, name in enumerate(fingerprints):
         pruned: list[bool] = []

@@ -1,1 +1,1 @@
-"""Store: results on disk, which are the truth; locks, and garbage collection. Knows no experiment."""
+"""Store: results on disk, the source of truth; locks and garbage collection. Knows no experiment."""

@@ -1,4 +1,4 @@
-"""The disk that a store lies on: whether the store is there, what keeps it from being written, how much room it has."""
+"""The disk of a store: existence of the store, errors of the disk, free space."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNUSABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENODEV, errno.ENXIO),
     *(errno.ESTALE, errno.EACCES, errno.EPERM, errno.ENOTCONN, errno.EFBIG),
 )
-"""What the operating system says of a disk that is full, read-only, broken or gone."""
+"""Error numbers of a disk that is full, read-only, broken or gone."""
 
 
 class DiskError(Exception):
@@ -25,12 +25,12 @@ class DiskError(Exception):
 
 
 def disk_problem(error: BaseException, place: Path) -> str | None:
-    """`path: cause` where the disk is to blame for an error, `place` where the error names no file; else None.
+    """`path: cause` for an error of the disk, with `place` where it names no file; None for other errors.
 
-    Libraries raise errors of their own in which the operating system's words are quoted.
+    Libraries raise errors of their own that quote the operating system.
     """
     seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, InputError):  # which says what it is about
+    while seen is not None and not isinstance(seen, InputError):  # it has its own message
         if isinstance(seen, OSError) and seen.errno is not None and seen.errno in UNUSABLE:
             return f"{seen.filename or place}: {os.strerror(seen.errno)}"
         quoted = next((number for number in UNUSABLE[:4] if os.strerror(number) in str(seen)), None)
@@ -43,7 +43,7 @@ def disk_problem(error: BaseException, place: Path) -> str | None:
 
 
 def check_exists(store: Store) -> None:
-    """Raise DiskError for an opened store that has vanished since: writing would create another in its place."""
+    """Raise DiskError for an opened store that has vanished, as writing would create a new one."""
     marker = store.root / "store.json"
     try:
         marker.stat()
@@ -55,15 +55,15 @@ def check_exists(store: Store) -> None:
 
 @dataclass
 class Progress:
-    """How far a command is, for what is said of a disk that fails."""
+    """Progress of a command, which decides how an error of the disk is reported."""
 
     started: bool = False
-    """Whether anything was started that a later command goes on with."""
+    """Whether anything was started that a later command would continue."""
 
 
 @contextmanager
 def disk_errors(store: Store) -> Iterator[Progress]:
-    """Says in one line what is wrong with the disk: as InputError until something was started, then as DiskError."""
+    """Turn errors of the disk into one line: an InputError until something was started, then a DiskError."""
     progress = Progress()
     try:
         yield progress
@@ -72,7 +72,7 @@ def disk_errors(store: Store) -> Iterator[Progress]:
     except Exception as error:
         problem = str(error) if isinstance(error, DiskError) else disk_problem(error, store.root)
         if problem is None and isinstance(error, OSError) and progress.started:
-            problem = _gone(store)  # which shows itself in errors of several kinds
+            problem = _gone(store)  # a vanished store causes errors of several kinds
         if problem is None:
             raise
         if not progress.started:
@@ -92,7 +92,7 @@ def _gone(store: Store) -> str | None:
 
 
 def free_bytes(path: Path) -> int:
-    """Bytes that may be written where this path is, or will be."""
+    """Free bytes on the disk of a path, which need not exist."""
     while not path.exists() and path != path.parent:
         path = path.parent
     return shutil.disk_usage(path).free

@@ -1,4 +1,4 @@
-"""Files that are written whole, and that are verified when they are read again."""
+"""Files that are written atomically and verified when they are read."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from lit_llm.config.problems import InputError, Problem, SourceLocation
 
 
 class Damaged(InputError):
-    """A file of the store cannot be read, or is not what was written."""
+    """A file of the store cannot be read, or its content has changed."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(Problem(reason, location=SourceLocation(str(path))))
 
 
 KEY = "digest_of_rest"
-"""Under it a file has the digest of what follows: its first key in a JSON object, a comment in YAML."""
+"""Key of the digest of a file's rest: the first key of a JSON object, a comment in YAML."""
 _KEYED = re.compile(rf'\{{\n "(.{{{len(KEY)}}})": "|# (.{{{len(KEY)}}}): ')
 _SIGNATURE = re.compile(rf'(?:\{{\n "{KEY}": "|# {KEY}: )(.{{{LENGTH}}})(?:",)?\n')
 
 
 def with_digest(text: str) -> str:
-    """JSON or YAML, with the digest of its content before it. `read_verified` reads it."""
+    """JSON or YAML text with the digest of its content in front, for `read_verified`."""
     if text.startswith("{\n"):
         body = text.removeprefix("{\n")
         return f'{{\n "{KEY}": "{_digest_of_text(body)}",\n{body}'
@@ -37,9 +37,9 @@ def with_digest(text: str) -> str:
 
 
 def read_verified(path: Path) -> str:
-    """The text of a file, checked against the digest that it begins with, if it has one.
+    """The text of a file, checked against the digest in front of it, if any.
 
-    Raises Damaged where it cannot be read or is not what was written, and FileNotFoundError.
+    Raises Damaged where it cannot be read or has changed, and FileNotFoundError.
     """
     try:
         text = path.read_bytes().decode()
@@ -56,7 +56,7 @@ def read_verified(path: Path) -> str:
 
 
 def is_signed(text: str) -> bool:
-    """Tells whether it begins with its digest, or did before a bit of the digest's key was flipped."""
+    """Whether a text begins with its digest, even if a bit of the digest's key is flipped."""
     match = _KEYED.match(text)
     return match is not None and sum(map(str.__ne__, match[1] or match[2], KEY)) <= 1
 
@@ -66,7 +66,7 @@ def _digest_of_text(text: str) -> str:
 
 
 def check_digest(path: Path, digest: str) -> None:
-    """Raise Damaged unless a file has this digest. One that has not been touched since is read once."""
+    """Raise Damaged unless a file has this digest. An unchanged file is read once."""
     try:
         status = path.stat()
         actual = _digest(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
@@ -79,7 +79,7 @@ def check_digest(path: Path, digest: str) -> None:
 
 
 def file_digest(path: Path) -> str:
-    """What `check_digest` compares with."""
+    """Digest of a file, as `check_digest` takes it."""
     return digest_of_file(path)[:LENGTH]
 
 
@@ -90,15 +90,15 @@ def _digest(path: Path, *_stamp: int) -> str:
 
 @contextmanager
 def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
-    """A file to write in place of `path`, and its folder where there is none; it takes that place after the block.
+    """Yield a work file that replaces `path` after the block; creates its folder.
 
-    A reader sees the old file or the new one, whole. durable: on the disk too, whatever becomes of the machine.
+    A reader sees the old file or the new one, whole. durable: the file survives a crash of the machine.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    work = path.with_name(f".{path.name}.{os.getpid()}")  # another process may be at it too
+    work = path.with_name(f".{path.name}.{os.getpid()}")  # other processes may write it too
     try:
         work.write_bytes(b"")
-        mode = work.stat().st_mode  # the umask's; a library that writes here may make a file for its owner alone
+        mode = work.stat().st_mode  # the umask's; a library may create the file for its owner alone
         yield work
         work.chmod(mode)
         put_in_place(work, path, durable)
@@ -108,11 +108,11 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
 
 
 def put_in_place(work: Path, path: Path, durable: bool = True) -> None:
-    """Give a file its name, atomically. durable: its content and its name are on the disk afterwards."""
+    """Rename a work file to `path`, atomically. durable: content and name are on the disk afterwards."""
     if durable:
         _sync(work)
     if path.is_dir() and not path.is_symlink():
-        path.rmdir()  # nothing is to be there but a file; raises OSError for a folder that holds something
+        path.rmdir()  # only an empty folder; raises OSError otherwise
     work.replace(path)
     if durable:
         _sync(path.parent)
@@ -127,5 +127,5 @@ def _sync(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, whichever is there."""
+    """Remove a file or a folder, if it exists."""
     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)

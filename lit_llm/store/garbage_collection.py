@@ -1,8 +1,8 @@
-"""What a store can do without: stages that no study lists, optimiser states after a result, what killed processes left.
+"""Garbage of a store: stages that no study lists, optimiser states after a result, leftovers of killed processes.
 
-Each run of a study lists its runs in `studies/<study>/runs.json`, a list for each file and set of `-o`. A stage is
-orphaned when no list names it, and no listed stage's frozen configuration does. Deleting `studies/<study>` gives its
-stages up. Tokenised data, an interrupted tokenisation's finished parts and MLflow's records are never touched.
+A study lists its runs in `studies/<study>/runs.json`, with a list for each file and set of `-o`. A stage is orphaned
+when neither a list nor the frozen configuration of a listed stage names it. Deleting `studies/<study>` gives its stages
+up. Tokenised data, finished parts of an interrupted tokenisation and MLflow's records are never removed.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from lit_llm.store.store import Busy, Stage, Store, held, is_locked, write_json
 
 LISTS = "runs.json"
 REMOVED = ".removed-"
-"""Prefix of what is being removed: no half of it is ever taken for the whole."""
+"""Prefix of folders being removed, so that no process takes half of one for a whole."""
 QUIET = 3600.0
-"""Seconds without a change after which a work file may be a leftover, beside that no process holds its lock."""
+"""Seconds without a change after which a work file without a lock counts as a leftover."""
 PATIENCE = 60.0
-"""Seconds to wait for somebody who writes a list or removes stages."""
+"""Seconds to wait for a process that writes a list or removes stages."""
 
 
 @dataclass(frozen=True)
 class Garbage:
-    """Something that can be removed."""
+    """A file or folder that can be removed."""
 
     path: Path
     kind: str
@@ -40,22 +40,22 @@ class Garbage:
 
 @dataclass(frozen=True)
 class Removable:
-    """What a look at the store has found."""
+    """Garbage of a store, and folders of studies with problems."""
 
     garbage: tuple[Garbage, ...]
     unlisted: tuple[Path, ...]
-    """Folders of studies that have no readable list of their runs. While there are any, no stage counts as orphaned."""
+    """Folders of studies without a readable list of runs. While there are any, no stage counts as orphaned."""
     vanished: tuple[tuple[Path, str], ...] = ()
-    """Folders of studies that list runs of a file that is gone, with that file. The list counts all the same."""
+    """(folder of a study, its missing source file). Their lists count all the same."""
 
 
 def list_runs(
     store: Store, study: str, source: str, overrides: Sequence[str], runs: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Note which stages a study needs: {"arm", "seed", "fingerprint"} each. Comes before they are frozen or looked at.
+    """List the stages that a study needs, {"arm", "seed", "fingerprint"} each, before they are frozen or read.
 
-    A later list of the same source (the file's absolute path, or a preset's name) and overrides takes the place of this
-    one: the study was edited. Raises InputError while another process holds the lists.
+    A later list of the same source (absolute path of the file, or a preset's name) and overrides replaces this one, as
+    the study was edited. Raises InputError while another process holds the lists.
     """
     file, key = store.study(study) / LISTS, {"source": source, "overrides": list(overrides)}
     with _lists_locked(store):
@@ -65,7 +65,7 @@ def list_runs(
 
 
 def _lists(file: Path) -> list[dict[str, Any]] | None:
-    """None if there are none that can be read."""
+    """The lists in a runs.json; None where they cannot be read."""
     try:
         return [
             {
@@ -80,13 +80,13 @@ def _lists(file: Path) -> list[dict[str, Any]] | None:
 
 
 def _lists_locked(store: Store) -> AbstractContextManager[None]:
-    """A list is written before or after stages are removed, never between the look and the removal."""
+    """Lock under which lists are written and stages removed, so that no list changes during a removal."""
     message = f"{store.root} is being cleared by another process (it holds gc.lock); wait for it to end"
     return held(store.root / "gc.lock", PATIENCE, Problem(message, "--store"))
 
 
 def find(store: Store) -> Removable:
-    """What could be removed now; nothing that a process holds a lock of. Raises InputError if this is no store."""
+    """Find the garbage of a store, without locked stages. Raises InputError if this is no store."""
     if not (store.root / "store.json").exists():
         raise InputError(Problem(f"{store.root} is no store: it has no store.json", "--store"))
     store.check()
@@ -111,14 +111,14 @@ def find(store: Store) -> Removable:
 
 
 def remove(store: Store, garbage: Sequence[Garbage]) -> list[Garbage]:
-    """Remove what is still garbage, each whole; returns what was removed."""
+    """Remove items that are still garbage; returns the removed ones."""
     chosen = {item.path for item in garbage}
     removed, folders = [], []
     with _lists_locked(store):
         for item in find(store).garbage:
             if item.path not in chosen:
                 continue
-            with suppress(Busy):  # somebody has begun to use it
+            with suppress(Busy):  # in use since
                 stage = _stage_of(item.path, store)
                 if item.kind == "orphaned stage":
                     with Stage(item.path).claim():
@@ -129,26 +129,26 @@ def remove(store: Store, garbage: Sequence[Garbage]) -> list[Garbage]:
                 else:
                     folders.append(_set_aside(item.path))
                 removed.append(item)
-    for folder in folders:  # may take a while, and is out of everybody's way
-        linked = folder.is_symlink()  # the files are somewhere else, and not ours to remove
+    for folder in folders:  # may take a while, under names that no process uses
+        linked = folder.is_symlink()  # its files are outside the store, and stay
         shutil.rmtree(folder) if folder.is_dir() and not linked else folder.unlink(missing_ok=True)
     return removed
 
 
 def _set_aside(path: Path) -> Path:
-    """Under a name that nobody asks for."""
+    """Rename a folder to a name that no process uses."""
     return path if path.name.startswith(REMOVED) else path.rename(path.with_name(f"{REMOVED}{path.name}"))
 
 
 def _stage_of(path: Path, store: Store) -> Stage | None:
-    """The stage that a file lies in."""
+    """The stage with a file; None for a file outside stages."""
     stages = store.root / "stages"
     inside = path.relative_to(stages).parts if path.is_relative_to(stages) else ()
     return Stage(stages / inside[0]) if len(inside) > 1 else None
 
 
 def _needed(stages: Sequence[Stage], listed: Sequence[str]) -> set[str]:
-    """Fingerprints of the stages that are listed, and of those that their configurations go back to."""
+    """Fingerprints of the listed stages, and of all stages that their configurations name."""
     by_fingerprint = {stage.fingerprint: stage for stage in stages}
     waiting = list(listed)
     needed: set[str] = set()
@@ -168,7 +168,7 @@ def _stage_garbage(stage: Stage, needed: set[str] | None) -> Iterator[Garbage]:
         return
     for name in ("last.ckpt", "previous.ckpt"):
         state = stage.checkpoints / name
-        if state.exists() and stage.result() is not None:  # a resume alone needs it, and there is none after a result
+        if state.exists() and stage.result() is not None:  # only a resume needs it, and a result is final
             yield _item(state, "optimiser state of a finished stage")
     work = [*stage.folder.glob(".*"), *stage.folder.glob("config.[0-9]*"), stage.folder / "metrics.tmp"]
     for path in sorted([*work, stage.checkpoints / "writing.ckpt", *stage.checkpoints.glob(".*")]):

@@ -1,4 +1,4 @@
-"""Read metrics.jsonl onwards from a mark, while its run writes it, cuts it back and continues it."""
+"""Reader of metrics.jsonl from a mark onwards, while its run appends to it or cuts it back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Point = tuple[str, float, int, int]
 
 
 def stamp_of(path: Path) -> tuple[int, int] | None:
-    """Changes when the file does; None while there is none."""
+    """(size, time) of a file, which changes with it; None without a file."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -26,7 +26,7 @@ def stamp_of(path: Path) -> tuple[int, int] | None:
 
 
 def complete_lines(path: Path, location: SourceLocation) -> tuple[list[bytes], SourceLocation]:
-    """The lines after the marked one, or all if the marked line is no longer there; a half-written last one waits."""
+    """The complete lines after the marked one, or all if the marked line is gone, and the next mark."""
     start, end, checksum = location
     try:
         with path.open("rb") as file:
@@ -46,12 +46,12 @@ def complete_lines(path: Path, location: SourceLocation) -> tuple[list[bytes], S
 
 
 def points_of(prefix: str, lines: Iterable[bytes]) -> Iterator[Point]:
-    """The finite numbers of each line, under prefixed names."""
+    """Points of the finite numbers of each line, with prefixed names."""
     for line in lines:
         try:
             entry = json.loads(line)
             step, ms, metrics = int(entry["step"]), int(entry["time"] * 1000), dict(entry["metrics"])
-        except (ValueError, TypeError, KeyError):  # what a killed worker left of a line
+        except (ValueError, TypeError, KeyError):  # half a line of a killed worker
             continue
         yield from ((key(f"{prefix}{name}"), value, ms, step) for name, value in metrics.items() if is_number(value))
 
@@ -61,5 +61,5 @@ def is_number(value: object) -> TypeGuard[float]:
 
 
 def key(name: str) -> str:
-    """The name with what MLflow refuses in metrics and params replaced."""
+    """A name with replacements for characters that MLflow refuses in metrics and params."""
     return re.sub(r"[^\w\-. :/]", "_", name)[:250]

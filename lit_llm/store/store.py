@@ -1,19 +1,19 @@
-"""The store: a directory of stages, each named by its fingerprint. What is on disk is the truth.
+"""The store: a directory of stages, each named by its fingerprint. The files are the source of truth.
 
 stages/<fingerprint>/
     config.yaml      the frozen configuration
     metrics.jsonl    one line per logged step, appended while it runs
-    state.json       what is happening, for those who watch
-    checkpoints/     what a resume needs; the weights when finished
-    progress.json    of what has no steps: how far it is
-    losses.jsonl     of a training: the losses of single documents or examples, by its last evaluation
-    rows.jsonl       of an evaluation: its records
-    retries.jsonl    one line for each time that it was begun again by itself: why
+    state.json       current state, for observers
+    checkpoints/     state for a resume; the weights when finished
+    progress.json    progress of an evaluation, which has no steps
+    losses.jsonl     losses of single documents or examples, by the last evaluation of a training
+    rows.jsonl       records of an evaluation
+    retries.jsonl    one line for each automatic restart, with its reason
     result.json      written last, atomically: a stage with a result is never run again
     lock             held by the process that works on it, released by the kernel when that process dies
 
-What is read again is verified. config.yaml, state.json and result.json begin with a digest of the rest; result.json has
-the digests of the records and of the weights. `docs/running.md` says what becomes of a damaged file.
+Files are verified when they are read. config.yaml, state.json and result.json begin with a digest of the rest;
+result.json has the digests of the records and of the weights. `docs/running.md` describes the effects of damages.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from lit_llm.store.files import (
 )
 
 SCHEMA = 1
-"""Version of this layout."""
+"""Version of the layout."""
 DEFAULT = Path("mlruns")
-"""The store that commands take unless told otherwise, in the working directory."""
+"""Default store of the commands, in the working directory."""
 
 State = Literal["pending", "running", "done", "diverged", "failed", "out_of_memory", "interrupted"]
 FINAL: tuple[State, ...] = ("done", "diverged")
@@ -51,13 +51,13 @@ FINAL: tuple[State, ...] = ("done", "diverged")
 
 
 RECORDS = ("metrics.jsonl", "losses.jsonl", "rows.jsonl")
-"""Files of a finished stage that its result is read with. The result has their digests."""
+"""Records of a finished stage. Its result has their digests."""
 RECOMPUTE = "`lit-llm run STUDY --rerun failed` computes it again"
-"""The next step where a finished stage has a damaged file."""
+"""Advice for a damaged file of a finished stage."""
 
 
 class Busy(Exception):
-    """Another process works on this."""
+    """Another process holds the lock."""
 
 
 class Store:
@@ -67,7 +67,7 @@ class Store:
         self.root = Path(root).absolute()
 
     def open(self) -> Store:
-        """Create it, or check that it is one of ours. Raises InputError for another schema or an unusable place."""
+        """Create the store, or check its schema. Raises InputError for another schema or an unusable place."""
         self.check()
         marker = self.root / "store.json"
         try:
@@ -100,7 +100,7 @@ class Store:
             )
 
     def option(self) -> list[str]:
-        """The words of a command line that name it; none for the default one."""
+        """Command-line words that select this store; empty for the default one."""
         return [] if self.root == DEFAULT.absolute() else ["--store", str(self.root)]
 
     @property
@@ -112,7 +112,7 @@ class Store:
         return Stage(self.root / "stages" / fingerprint)
 
     def study(self, name: str) -> Path:
-        """Where a study keeps its lock, logs and tables."""
+        """Folder of a study, with its lock, logs and tables."""
         folder = self.root / "studies" / name
         if folder.resolve().parent != (self.root / "studies").resolve():
             raise InputError(Problem(f"{name!r} leaves the store; use letters, digits, '-' and '_'", "study"))
@@ -125,7 +125,7 @@ class Stage:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.notes: list[str] = []
-        """What this process had to mend before it could go on, a sentence each."""
+        """Repairs by this process before it could go on, a sentence each."""
 
     @property
     def fingerprint(self) -> str:
@@ -133,7 +133,7 @@ class Stage:
 
     @property
     def store(self) -> Store:
-        """The store that it lies in."""
+        """The store that contains the stage."""
         return Store(self.folder.parent.parent)
 
     @property
@@ -154,21 +154,21 @@ class Stage:
 
     @property
     def rows_file(self) -> Path:
-        """The records of an evaluation, one a line."""
+        """Records of an evaluation, one a line."""
         return self.folder / "rows.jsonl"
 
     @property
     def losses_file(self) -> Path:
-        """The losses of single documents or examples by the last evaluation of a training; a line for each source."""
+        """Losses of single documents or examples by the last evaluation of a training; a line for each source."""
         return self.folder / "losses.jsonl"
 
     @property
     def progress_file(self) -> Path:
-        """{"done", "total"} of what has no steps: an evaluation, and the last one of a training."""
+        """{"done", "total"} of an evaluation, also of the last one of a training, which have no steps."""
         return self.folder / "progress.json"
 
     def progress(self) -> dict[str, int] | None:
-        """What stands in the progress file; None where that says nothing."""
+        """{"done", "total"} from the progress file; None without usable content."""
         try:
             content = read_json(self.progress_file) or {}
         except Damaged:
@@ -184,20 +184,20 @@ class Stage:
             return None
 
     def _verified_result(self) -> dict[str, Any] | None:
-        """The finished result, or None. Raises Damaged for it or for a record that is not what was written."""
+        """The finished result, or None. Raises Damaged for a damaged result or record."""
         file = self.folder / "result.json"
         try:
             result = read_json(file)
             for name, digest in (result or {}).get("files", {}).items():
                 check_digest(self.folder / name, digest)
         except Damaged:
-            if not os.path.lexists(file):  # another process forgets it just now, file by file
+            if not os.path.lexists(file):  # another process is removing it, file by file
                 return None
             raise
         return result
 
     def status(self) -> dict[str, Any]:
-        """{"state", "error", ...}: the result's where there is one, else what the last attempt left behind.
+        """{"state", "error", ...}: from the result if there is one, else from the last attempt.
 
         A stage whose result or records are damaged has failed; its error names the file.
         """
@@ -205,7 +205,7 @@ class Stage:
             return status
         status = self._last_state()
         if status["state"] == "running" and not is_locked(self.folder / "lock"):
-            # It has ended since, or its process is gone and could not say so: killed, or the machine went down.
+            # It has just ended, or its process died without a record: killed, or the machine went down.
             status = self._ended() or self._last_state()
             if status["state"] == "running":
                 return status | {"state": "interrupted", "error": "its process ended without a word"}
@@ -222,7 +222,7 @@ class Stage:
         return result
 
     def _last_state(self) -> dict[str, Any]:
-        """What state.json says."""
+        """The content of state.json."""
         file = self.folder / "state.json"
         try:
             status = read_json(file) or {"state": "pending"}
@@ -234,19 +234,19 @@ class Stage:
         return status
 
     def set_state(self, state: State, error: str | None = None, traceback: str | None = None) -> None:
-        """Tell those who watch."""
+        """Write state.json, for observers."""
         self.folder.mkdir(parents=True, exist_ok=True)
         content = {"state": state, "error": error, "traceback": traceback, "pid": os.getpid(), "time": time.time()}
         write_json(self.folder / "state.json", content | self._notes(), signed=True)
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Write the result, null for what is not finite. From here on the stage is never run again."""
+        """Write the result, with null for numbers that are not finite. The stage is then never run again."""
         files = {name: file_digest(self.folder / name) for name in RECORDS if (self.folder / name).is_file()}
         content = {**result, **({"files": files} if files else {}), **self._notes()}
         write_json(self.folder / "result.json", finite(content), signed=True)
 
     def note(self, text: str) -> None:
-        """Say what had to be mended: in the log, and to those who watch."""
+        """Report a repair, in the log and to observers."""
         print(text, flush=True)
         self.notes.append(text)
 
@@ -254,8 +254,10 @@ class Stage:
         return {"notes": self.notes} if self.notes else {}
 
     def retry(self) -> None:
-        """Let a stage that did not end well run again: from its start where its record is damaged, else from its last
-        checkpoint. Raises Busy if another process works on it."""
+        """Let a failed stage run again, from its last checkpoint, or from its start if its record is damaged.
+
+        Raises Busy if another process works on it.
+        """
         if self.status().get("damaged"):
             self.forget()
         else:
@@ -266,7 +268,7 @@ class Stage:
         return self.folder / "retries.jsonl"
 
     def retries(self) -> list[dict[str, Any]]:
-        """Each time that it was begun again by itself: {"time", "reason", and "micro_batch_size" where it changed}."""
+        """Automatic restarts: {"time", "reason", and "micro_batch_size" where it changed} each."""
         try:
             return list(whole_lines(self.retries_file.read_bytes().split(b"\n")[:-1]))
         except OSError:
@@ -278,7 +280,7 @@ class Stage:
             file.write(json.dumps({"time": round(time.time(), 3), "reason": reason, **changed}) + "\n")
 
     def forget(self) -> None:
-        """Remove result and progress, so that the stage runs again from its start. The old ones are kept beside it."""
+        """Move result and progress aside, so that the stage runs again from its start."""
         with self.claim():
             attempt = 1 + len(list(self.folder.glob("attempt-*")))
             kept = self.folder / f"attempt-{attempt}"
@@ -290,7 +292,7 @@ class Stage:
 
     def claim(self) -> AbstractContextManager[None]:
         """Hold the stage's lock. Raises Busy if another process has it."""
-        # Somebody who only looks whether it is locked holds it for an instant.
+        # `is_locked` holds it for an instant.
         return locked(self.folder / "lock", patience=2.0)
 
 
@@ -324,19 +326,19 @@ def held(path: Path, patience: float, otherwise: Problem) -> Iterator[None]:
 
 def is_locked(path: Path) -> bool:
     """Whether a process holds this lock now."""
-    if not os.path.exists(path):  # unlike Path's, says no of a folder that may not be searched
+    if not os.path.exists(path):  # unlike Path's, False for a folder that may not be searched
         return False
     try:
         with locked(path):
             return False
     except Busy:
         return True
-    except OSError:  # a store that can only be read; nobody here holds a lock of it
+    except OSError:  # a read-only store, which no process here has locked
         return False
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a process runs the study or the sweep of this folder now."""
+    """Whether a process runs the study or the sweep in this folder."""
     return any(is_locked(lock) for lock in (folder / "lock", *folder.glob("coordinators/*.lock")))
 
 
@@ -344,7 +346,7 @@ class MetricsFile:
     """Appends to metrics.jsonl: {"step", "time", "metrics": {name: number, or null if it is not finite}}."""
 
     def __init__(self, path: Path, lines: Sequence[str] = ()) -> None:
-        """lines: those that a resume goes on after. What else the file holds is dropped: it comes again, equal."""
+        """lines: lines before the checkpoint of a resume. Later ones are dropped, as the resume writes them again."""
         write_text(path, "".join(lines))
         self._file: IO[str] = path.open("a", buffering=1)
 
@@ -362,7 +364,7 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All complete lines; the last may be half written while its run goes on."""
+    """All complete lines of metrics.jsonl; the last may be half written while its run goes on."""
     try:
         return metric_lines(path.read_bytes().split(b"\n")[:-1])
     except OSError:
@@ -370,12 +372,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def metric_lines(lines: Iterable[bytes]) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl, without those that are damaged: a resume writes them again."""
+    """Lines of metrics.jsonl, without damaged ones, which a resume writes again."""
     return [each for each in whole_lines(lines) if isinstance(each.get("metrics"), dict) and "step" in each]
 
 
 def whole_lines(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """The JSON objects of lines, without those that are torn or damaged."""
+    """The JSON objects of lines, without torn or damaged ones."""
     for line in lines:
         try:
             content = json.loads(line)
@@ -386,7 +388,7 @@ def whole_lines(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
 
 
 def finite(content: Any) -> Any:
-    """The same with None for each number that is not finite: JSON has no such numbers."""
+    """Plain data with None for numbers that are not finite, which JSON lacks."""
     if isinstance(content, dict):
         return {key: finite(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
@@ -412,13 +414,13 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def write_text(path: Path, text: str, durable: bool = False) -> Path:
-    """Write a file, and its folder where there is none, so that it is there whole or not at all; returns its path."""
+    """Write a file atomically, creating its folder; returns its path."""
     with replacing(path, durable) as work:
         work.write_text(text, encoding="utf-8")
     return path
 
 
 def write_json(path: Path, content: Any, signed: bool = False) -> None:
-    """Write atomically: a reader sees the old file or the new one. signed: with its digest."""
+    """Write JSON atomically. signed: with its digest."""
     text = json.dumps(content, indent=1) + "\n"
     write_text(path, with_digest(text) if signed and content else text, durable=True)

@@ -1,4 +1,4 @@
-"""Where MLflow records: the store's sqlite by default, or a server."""
+"""Addresses of MLflow: the store's sqlite database by default, or a server."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ from urllib.parse import urlsplit
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # here, so that it also holds for the server of `ui_command`
 
 LOCAL = "127.0.0.1"
-"""Where a server answers this machine alone."""
+"""Host of a server that answers only this machine."""
 ALLOWED = "use sqlite:////absolute/path/mlflow.db or http(s)://host:port"
 
 
 def default_tracking(store: Path) -> str:
-    """The address used unless the user names one: sqlite in the store."""
+    """Default address: sqlite in the store."""
     return sqlite_address(store.resolve() / "mlflow.db")
 
 
 def sqlite_address(database: Path) -> str:
-    """The address by which MLflow opens a file. It takes what follows a '?' for parameters, so such a folder is
-    reached through a link of another name."""
+    """The address by which MLflow opens a database file.
+
+    MLflow takes text after a '?' for parameters, so a folder with one is reached through a link.
+    """
     folder = database.parent
     if "?" not in str(folder):
         return f"sqlite:///{database}"
@@ -43,7 +45,7 @@ def is_http(tracking: str) -> bool:
 
 
 def resolved(tracking: str) -> tuple[str, Path | None]:
-    """The address and, for sqlite, its file, both absolute. ValueError for what can be no address."""
+    """(address, file of sqlite or None), both absolute. Raises ValueError for an invalid address."""
     if tracking.startswith("sqlite:///") and tracking != "sqlite:///":
         database = Path(tracking.removeprefix("sqlite:///")).resolve()
         return sqlite_address(database), database
@@ -62,20 +64,20 @@ SECRET = r"(?:[^=&?;\s'\"]*(?:pass|pwd|secret|token|key|auth|credential|signatur
 
 
 def without_secrets(text: str) -> str:
-    """The text with user, password and secret parameters taken out of every URL in it.
+    """A text without users, passwords and secret parameters in its URLs.
 
-    Credentials are for the environment or for the driver's own files: MLFLOW_TRACKING_TOKEN, PGPASSWORD, ~/.pgpass.
+    Credentials belong into the environment or the driver's files: MLFLOW_TRACKING_TOKEN, PGPASSWORD, ~/.pgpass.
     """
-    # To the last @ before a query: a password may hold one, and slashes.
+    # Up to the last @ before a query, as a password may contain @ and slashes.
     text = re.sub(r"//(?:(?!\?\w+=)[^\s'\"])*@", "//", text)
     text = re.sub(rf"(?i)(?<=[?&;]){SECRET}(?:[&;]|(?=[\s'\"]|$))", "", text)
     return re.sub(r"(://[^\s'\"?]*)[?&]+(?=[\s'\"]|$)|(://[^\s'\"]*[^&])&+(?=[\s'\"]|$)", r"\1\2", text)
 
 
 def few_retries() -> None:
-    """MLflow retries a request for minutes unless told otherwise; our next sync is the retry.
+    """Switch off MLflow's retries, which take minutes by default; the next sync retries instead.
 
-    Waits would hold up Ctrl-C, and what it prints would break the live display. What the user has set stays.
+    Waiting would delay Ctrl-C, and its output would break the live display. Settings of the user stay.
     """
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -83,7 +85,7 @@ def few_retries() -> None:
 
 
 def check_server(tracking: str) -> None:
-    """Ask an http address for one experiment, in at most 10 s. ValueError if something answers that takes no records.
+    """Request one experiment from an http address, within 10 s. Raises ValueError for an answer that is not MLflow's.
 
     No answer (refused, unknown host, too slow, 5xx) is no error: the server may come back and is caught up then.
     """
@@ -100,7 +102,7 @@ def check_server(tracking: str) -> None:
         address = without_secrets(tracking)
         if isinstance(cause, ValueError):  # requests' InvalidURL
             raise ValueError(f"{address!r}: {ALLOWED}") from None
-        if isinstance(cause, OSError):  # every other failure of requests, which retries what a server may get over
+        if isinstance(cause, OSError):  # other failures of requests may pass
             return
         if problem.get_http_status_code() in (401, 403):
             raise ValueError(
@@ -111,14 +113,13 @@ def check_server(tracking: str) -> None:
 
 
 def reason(problem: BaseException) -> str:
-    """The first line of what is wrong, without passwords; of a failed request, what caused it."""
+    """First line of an error, without passwords; the cause of a failed request."""
     line = without_secrets((str(problem) or type(problem).__name__).splitlines()[0])
     return re.sub(r".*\(Caused by (.*)\)$", r"\1", line)[:300]
 
 
 def ui_command(tracking: str, port: int = 5000, host: str = LOCAL) -> list[str]:
-    """The command that opens MLflow's UI: a server for sqlite, which says only what goes wrong; the browser for an
-    address that is one."""
+    """The command that opens MLflow's UI: a quiet server for sqlite, or the browser for an http address."""
     if is_http(tracking):
         return [sys.executable, "-m", "webbrowser", tracking]
     # `mlflow ui` ignores MLFLOW_TRACKING_URI. One worker, because several race to migrate a fresh database.
@@ -128,7 +129,7 @@ def ui_command(tracking: str, port: int = 5000, host: str = LOCAL) -> list[str]:
 
 
 def taken(host: str, port: int) -> str:
-    """Why nothing can be served there; '' where it can."""
+    """Reason why a port cannot be served; '' where it can."""
     try:
         where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, kind, protocol, _, address in where[:1]:

@@ -1,4 +1,4 @@
-"""MLflow's database in a store: made whole or not at all, and made anew from disk where it is broken."""
+"""MLflow's database in a store: created atomically, checked for damage, moved aside."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 PATIENCE = 20
-"""Seconds to wait for somebody who writes."""
+"""Seconds to wait for another writer."""
 PARTS = ("", "-wal", "-shm", "-journal")
-"""What is put behind the name of a database in sqlite's own files."""
+"""Suffixes of sqlite's files beside a database."""
 
 
 @contextmanager
 def connected(database: Path, read_only: bool = False) -> Iterator[sqlite3.Connection]:
-    """A transaction in sqlite itself; MLflow takes seconds to import. A path may hold anything."""
+    """A transaction in sqlite, without MLflow, whose import takes seconds. A path may contain any character."""
     uri = f"{database.absolute().as_uri()}{'?mode=ro' if read_only else ''}"
     with closing(sqlite3.connect(uri, uri=True, timeout=PATIENCE)) as connection, connection:
         yield connection
 
 
 def create(database: Path) -> None:
-    """Make the database where there is none, or none with anything in it. The caller holds its lock.
+    """Create the database unless one with content exists. The caller holds its lock.
 
-    MLflow's migrations take seconds, and one that was cut off cannot be gone on with: they are made in a file beside
-    it, which is renamed once they are over.
+    MLflow's migrations take seconds, and an interrupted one cannot be continued. They run in a work file, which is
+    renamed afterwards.
     """
     if database.exists() and not _is_unfinished(database):
         return
@@ -37,7 +37,7 @@ def create(database: Path) -> None:
     try:
         _migrate(sqlite_address(work))
         if database.exists() and database.stat().st_size:
-            put_aside(database)  # it may hold what is no run, of another MLflow
+            put_aside(database)  # it may hold other data of another MLflow
         _remove(database)
         work.rename(database)
     finally:
@@ -54,7 +54,7 @@ def _migrate(address: str) -> None:
 
 
 def _is_unfinished(database: Path) -> bool:
-    """Whether MLflow's first migration of it was cut off: then it has no run yet."""
+    """Whether MLflow's first migration was interrupted, so that there is no run yet."""
     if not database.stat().st_size:
         return True
     try:
@@ -62,12 +62,12 @@ def _is_unfinished(database: Path) -> bool:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             runs = "runs" in tables and connection.execute("SELECT 1 FROM runs LIMIT 1").fetchone()
             return not runs and _revision(connection, tables) != _head()
-    except sqlite3.Error:  # of a file that cannot be read it is not known
+    except sqlite3.Error:  # unknown for an unreadable file
         return False
 
 
 def database_damage(database: Path) -> str:
-    """Why MLflow cannot use this file, now or later; '' where it can, or where it is only busy or not there."""
+    """Permanent damage of a database; '' where MLflow can use it, or where it is only busy or missing."""
     try:
         with connected(database, read_only=True) as connection:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
@@ -96,7 +96,7 @@ def _head() -> str:
 
 
 def put_aside(database: Path) -> Path | None:
-    """Rename a broken database, so that another can be made; where it is now. The caller holds its lock."""
+    """Rename a broken database, so that a new one can be created. Returns its new path. The caller holds its lock."""
     if not database.exists():
         return None
     number = 1 + len([*database.parent.glob(f"{database.name}.old-*[0-9]")])

@@ -1,4 +1,4 @@
-"""Where MLflow's UI shows a study and its runs."""
+"""Addresses of studies and runs in MLflow's UI."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from lit_llm.tracking.mlflow_database import connected
 from lit_llm.tracking.mlflow_views import page
 
 UI = "http://127.0.0.1:5000"
-"""Where `lit-llm ui` serves unless told otherwise."""
+"""Default address of `lit-llm ui`."""
 
 
 def run_addresses(database: Path, study: str) -> dict[tuple[str, str], str]:
     """{(arm, seed): address in the UI} of a study's runs in a store's own database; empty where there is none.
 
-    Of runs of one arm and seed it is the newest.
+    Of several runs of one arm and seed, the newest counts.
     """
     query = (
         "SELECT arm.value, seed.value, runs.experiment_id, runs.run_uuid FROM runs "
@@ -29,7 +29,7 @@ def run_addresses(database: Path, study: str) -> dict[tuple[str, str], str]:
 
 
 def study_page(database: Path, study: str) -> str:
-    """Where the UI of a store's own database shows a study, without the server's address; '' where it is not there."""
+    """Path of a study in the UI of a store's own database, without the server's address; '' where it is missing."""
     query = (
         "SELECT experiments.experiment_id, experiment_tags.key FROM experiments "
         "LEFT JOIN experiment_tags USING (experiment_id) "
@@ -40,7 +40,7 @@ def study_page(database: Path, study: str) -> str:
 
 
 def _query_rows(database: Path, query: str, study: str) -> list[tuple[str, ...]]:
-    """Read from sqlite itself, for MLflow takes seconds to import; nothing where there is no such database."""
+    """Rows of a query on sqlite, without MLflow, whose import takes seconds; empty without a database."""
     try:
         with connected(database.resolve(), read_only=True) as connection:
             return connection.execute(query, (study,)).fetchall()

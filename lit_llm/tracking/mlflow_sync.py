@@ -1,14 +1,14 @@
-"""MLflow kept in step with what the stages left on disk.
+"""Synchronisation of MLflow with the files of the stages.
 
 ```
 worker ── appends ──▶ <stage>/metrics.jsonl ──▶ MlflowSync.sync ──▶ MLflow: a parent per study, a child per arm and seed
 ```
-The files are the truth and workers never touch MLflow. One `MlflowSync` in the coordinating process replays what it has
-not replayed yet. "Live" is a sync every second; after an hour without the server, the next sync that succeeds.
+The files are the source of truth and workers never touch MLflow. One `MlflowSync` in the coordinating process replays
+new lines, every second; after an outage of the server, the next successful sync catches up.
 
-How far a run has been replayed is kept in MLflow itself: a tag of the run marks the last line of each file, and the
-newest step of each metric comes with the run. There is no cursor file that could be lost or disagree with the server:
-a fresh mirror, after a crash or on another machine, searches the study's runs once and goes on.
+MLflow itself keeps the progress: a tag of the run marks the last replayed line of each file, and the newest step of
+each metric comes with the run. No cursor file could be lost or disagree with the server. A new sync, after a crash or
+on another machine, searches the study's runs once and goes on.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 ARM, SEED, FINGERPRINT = "lit_llm.arm", "lit_llm.seed", "lit_llm.fingerprint"
 CODE, STATE, ERROR, SUPERSEDED = "lit_llm.code", "lit_llm.state", "lit_llm.error", "lit_llm.superseded"
 REPLAYED = "lit_llm.replayed"
-"""[start, end, CRC-32] of the last line replayed of each file; its presence says that params and config are there."""
+"""Tag with [start, end, CRC-32] of the last replayed line of each file; present once params and config are logged."""
 PARENT = "mlflow.parentRunId"
 
 STATUS = {
@@ -51,7 +51,7 @@ STATUS = {
     "interrupted": "KILLED",
     "pruned": "KILLED",
 }
-# What MLflow takes: 1000 metrics, params and tags in one batch, of them 100 params and 100 tags.
+# MLflow's limits: 1000 metrics, params and tags in one batch, of them 100 params and 100 tags.
 METRICS_A_BATCH, PARAMS_A_BATCH, PARAM_CHARACTERS, TAG_CHARACTERS = 900, 100, 6000, 8000
 
 
@@ -60,7 +60,7 @@ class SyncUnavailable(Exception):
 
 
 class SyncBroken(SyncUnavailable):
-    """The database can be used no more, and no later sync succeeds: it has to be made anew from disk."""
+    """The database is broken, so no later sync succeeds: it has to be rebuilt from disk."""
 
 
 @dataclass(frozen=True)
@@ -70,29 +70,29 @@ class RunRecord:
     arm: str
     seed: int
     fingerprint: str
-    """Of the last stage of the chain. Another one is another child, and the old child is tagged as superseded."""
+    """Fingerprint of the last stage. Another one makes another child, and the old child is tagged as superseded."""
     state: str
     """pending, running, done, diverged, failed, out_of_memory, interrupted, or pruned by a search."""
     params: Mapping[str, object] = field(default_factory=dict)
-    """The flattened resolved configuration; like the next one written once, when the child is created."""
+    """The flattened resolved configuration; like `config_yaml` written once, when the child is created."""
     config_yaml: str = ""
     metrics: Sequence[tuple[str, Path]] = ()
-    """(prefix put before each metric's name, metrics.jsonl) in chain order. The points of one prefixed name are in one
+    """(prefix of each metric's name, metrics.jsonl) in the order of stages. Points of one prefixed name are in one
     file, in the order of their steps."""
     values: Mapping[str, float] = field(default_factory=dict)
-    """Numbers of the whole run that stand in no file: shown once, at step 0."""
+    """Numbers of the whole run that are in no file; logged once, at step 0."""
     error: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
     place: int = 0
-    """Of the arm among the study's: runs are shown in this order, and by seed within it."""
+    """Position of the arm in the study: runs are sorted by it, then by seed."""
     code: str = ""
-    """Digest of what computes: code, device, threads, ... History is bit-equal only within one, so another is another
+    """Digest of the provenance: code, device, threads, ... Curves are bit-equal only within one, so another makes a new
     child."""
 
 
 @dataclass
 class _Child:
-    """What MLflow is known to hold of a run."""
+    """State of a run in MLflow."""
 
     run_id: str
     status: str
@@ -113,9 +113,9 @@ class MlflowSync:
     """Replays a study into MLflow: one experiment, one parent run, one child per arm and seed.
 
     `tracking` is sqlite:///PATH, with artifacts beside PATH, or http(s)://..., with the server's artifacts; ValueError
-    for any other. Used by one thread at a time. Several processes may mirror one study: they find each other's runs,
-    and share a lock while they create them, so that no run is there twice: a file beside PATH or, for a server, `lock`.
-    `description` is the parent's, in Markdown, until `finish` has another; `tags` are the experiment's.
+    for any other. Used by one thread at a time. Several processes may sync one study: they find each other's runs, and
+    share a lock while they create them, so that no run exists twice: a file beside PATH or, for a server, `lock`.
+    `description` is the parent's, in Markdown, until `finish` sets another; `tags` are the experiment's.
     """
 
     _client: MlflowClient
@@ -137,7 +137,7 @@ class MlflowSync:
         self._children: dict[tuple[str, str], dict[tuple[str, str], _Child]] = {}
 
     def check(self) -> None:
-        """Raise ValueError if what answers at the address cannot be recorded to. No answer is none: see `sync`."""
+        """Raise ValueError if the address answers but is no MLflow server. A missing answer is no error: see `sync`."""
         check_server(self.tracking)
 
     def sync(self, records: Iterable[RunRecord]) -> None:
@@ -168,7 +168,7 @@ class MlflowSync:
     ) -> None:
         """Close the parent in the study's state, with its report (files, directories) and its summary metrics.
 
-        note: in Markdown, the answer, for the parent and the experiment; as they are when empty.
+        note: answer in Markdown, for the parent and the experiment; unchanged when empty.
         """
         now = int(time.time() * 1000)
         points = [(key(name), value, now, 0) for name, value in (metrics or {}).items() if is_number(value)]
@@ -181,8 +181,10 @@ class MlflowSync:
         self._opened = False  # a later sync opens the parent again
 
     def attach(self, files: Iterable[Path]) -> bool:
-        """Add files and directories to the parent of a study that MLflow knows, which stays in its state; False where
-        MLflow does not know it. Raises SyncUnavailable."""
+        """Add files and directories to the parent of a study, whose state stays. Raises SyncUnavailable.
+
+        Returns False where MLflow does not have the study.
+        """
         if self._database is not None and not self._database.exists():
             return False
         with self._server(opening=False):
@@ -210,7 +212,7 @@ class MlflowSync:
 
     @contextmanager
     def _server(self, opening: bool = True) -> Iterator[None]:
-        """With the study opened. Whatever fails inside, the next use first asks the server again what it holds."""
+        """Context with the study opened. After an error inside, the next use reads the server's state again."""
         few_retries()
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
@@ -231,7 +233,7 @@ class MlflowSync:
             raise
 
     def _exclusive(self) -> AbstractContextManager[object]:
-        """Processes that open a fresh database together crash in its migrations, and all would create the same runs."""
+        """Lock for migrations and new runs: without it, processes that start together crash or create runs twice."""
         if self._lock is None:
             return nullcontext()
         from filelock import FileLock
@@ -240,7 +242,7 @@ class MlflowSync:
         return FileLock(self._lock, timeout=120)
 
     def _open(self) -> None:
-        """Find or create the experiment and the parent, and learn what MLflow holds of every child."""
+        """Find or create the experiment and the parent, and read the state of every child."""
         from mlflow import MlflowClient
 
         location = None
@@ -262,7 +264,7 @@ class MlflowSync:
                 repair_paths(connection, self._database.parent)
         held = dict(experiment.tags) if experiment is not None else {}
         for name, text in self._tags.items():
-            # What a finished run of the study has answered stays until there is a newer answer.
+            # The answer of a finished run stays until there is a newer one.
             if held.get(name) != text and not (name == NOTE and NOTE in held):
                 self._client.set_experiment_tag(self._experiment, name, text)
         runs = self._search()
@@ -330,7 +332,7 @@ class MlflowSync:
                 self._log(other.run_id, other.tags, [], {SUPERSEDED: "true", **dict.fromkeys(counts)})
 
     def _create(self, record: RunRecord) -> None:
-        """Make the run's child known: the one another process has created meanwhile, or a new one."""
+        """Adopt the run's child that another process has created, or create it."""
         with self._exclusive():
             self._adopt(self._search(f"tags.`{FINGERPRINT}` = '{record.fingerprint}'"))
             if (record.fingerprint, record.code) not in self._children[record.arm, str(record.seed)]:
@@ -345,14 +347,14 @@ class MlflowSync:
         texts = {key(name): str(value)[:PARAM_CHARACTERS] for name, value in record.params.items()}
         with self._exclusive():  # two that write the same params at once collide in the database
             child.params |= self._client.get_run(child.run_id).data.params.keys()
-            # MLflow refuses another value for a known param, so only what a crash left out is added.
+            # MLflow refuses another value for an existing param, so only those missing after a crash are added.
             params = [Param(name, text) for name, text in texts.items() if name not in child.params]
             for at in range(0, len(params), PARAMS_A_BATCH):
                 self._client.log_batch(child.run_id, params=params[at : at + PARAMS_A_BATCH], synchronous=True)
             self._client.log_text(child.run_id, record.config_yaml, "config.yaml")
 
     def _log(self, run: str, held: dict[str, str], points: Sequence[Point], tags: Mapping[str, str | None]) -> None:
-        """Points, then the tags that differ from the `held` ones (None removes): no mark without its points."""
+        """Log points, then tags that differ from the `held` ones (None removes), so no mark precedes its points."""
         from mlflow.entities import Metric, RunTag
 
         texts = {name: text[:TAG_CHARACTERS] for name, text in tags.items() if text is not None}
@@ -369,7 +371,7 @@ class MlflowSync:
 
 
 def _remedy(database: Path) -> str:
-    """What to do about a broken database."""
+    """Advice for a broken database."""
     if not (database.parent / "store.json").exists():
         return "move it away, and the same command makes another"
     command = shlex.join(["lit-llm", "store", "rebuild-mlflow", *Store(database.parent).option()])
@@ -377,11 +379,11 @@ def _remedy(database: Path) -> str:
 
 
 def _unseen(child: _Child, record: RunRecord) -> tuple[list[Point], list[SourceLocation]]:
-    """The points that MLflow does not hold yet, and the mark of each file after them."""
+    """(points that MLflow lacks, mark of each file after them)."""
     marks: list[SourceLocation] = json.loads(child.tags.get(REPLAYED, "[]"))
     marks += [(0, 0, 0)] * (len(record.metrics) - len(marks))
-    # Taken before reading, so that what is written meanwhile is seen next time. A change of state always reads: the
-    # attributes of a file on NFS may be stale for seconds, its content after opening is not.
+    # Taken before reading, so that later lines count next time. A change of state always reads: on NFS the attributes
+    # of a file may be stale for seconds, its content after opening is not.
     stamp = (record.state, *(stamp_of(path) for _, path in record.metrics))
     points: list[Point] = []
     if stamp != child.stamp:

@@ -1,8 +1,7 @@
-"""What MLflow's UI opens a study with: tags of its experiment, as the UI of MLflow 3.17 itself writes them.
+"""Tags of an experiment that configure MLflow's UI, as the UI of MLflow 3.17 itself writes them.
 
-A kind (without it the UI opens on traces of a chat application), a description, and a saved view: the columns of the
-table, its order, the runs grouped by arm and seed under arm, and the charts that come first. A UI that does not know
-such a tag shows its own defaults.
+They set a kind (without it the UI opens on traces of a chat application), a description, and a saved view: columns and
+order of the table, runs grouped by arm, and the first charts. A UI that does not know a tag shows its defaults.
 """
 
 from __future__ import annotations
@@ -14,21 +13,21 @@ from typing import Any, Literal
 NOTE = "mlflow.note.content"
 """Markdown, of an experiment or of a run."""
 ARM_COLUMN, SEED_COLUMN, ORDER = "arm", "seed", "lit_llm.order"
-"""Tags of a child that count: one that is superseded loses them, so that the view is without it."""
+"""Tags that the view uses. A superseded child loses them, so that the view omits it."""
 KEY = "arms"
 VIEW = f"mlflow.sharedViewState.{KEY}"
 CHARACTERS = 5000
-"""What MLflow takes in a tag of an experiment."""
+"""Most characters of an experiment's tag in MLflow."""
 
 COLOUR = "mlflow.runColor"
-"""Tag of a run with the colour that it has in all charts. A group of runs takes its colour from the browser's memory,
-which no server can set: so charts show the runs, and the table alone has groups."""
+"""Tag with the colour of a run in all charts. The colour of a group is in the browser's memory, which no server can
+set. Therefore charts show runs, and only the table has groups."""
 
 Chart = tuple[Literal["LINE", "SCATTER"], str]
-"""A course over steps, or the last values over the FLOPs; and of which metric. Both begin where the data do: the axis
-of MLflow's bar charts begins at zero, and no setting of theirs moves it."""
+"""(kind of chart, metric): a curve over steps, or the last values over FLOPs. Their axes fit the data, unlike those of
+MLflow's bar charts, which begin at zero."""
 COST = "flops"
-"""What last values are drawn over."""
+"""Metric on the x axis of scatter charts."""
 
 
 def column(kind: Literal["tags", "metrics", "params"], name: str) -> str:
@@ -38,7 +37,7 @@ def column(kind: Literal["tags", "metrics", "params"], name: str) -> str:
 def experiment_tags(
     description: str, columns: Iterable[str], charts: Iterable[Chart], grouped: bool = True
 ) -> dict[str, str]:
-    """The tags of an experiment; `columns` are those after arm and seed. Grouped: by arm, with means over seeds."""
+    """Tags of an experiment. columns: those after arm and seed; grouped: by arm, with means over seeds."""
     groups = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": ARM_COLUMN}]}
     arm, seed, name = column("tags", ARM_COLUMN), column("tags", SEED_COLUMN), "attributes.`Run Name`"
     chosen = [arm, seed, *columns]
@@ -78,7 +77,7 @@ def experiment_tags(
 
 
 def _course(metric: str) -> dict[str, Any]:
-    """As it was measured: the UI would smooth it."""
+    """A line chart without the UI's smoothing."""
     return {"metricKey": metric, "displayPoints": False, "lineSmoothness": 0, "useGlobalLineSmoothing": False}
 
 
@@ -87,7 +86,7 @@ def _last(metric: str) -> dict[str, Any]:
 
 
 def page(experiment: str, tags: Mapping[str, str] | Iterable[str], charts: bool = False) -> str:
-    """Where an experiment with these tags is shown, after the address of the UI: its table, or its charts."""
+    """Path of an experiment with these tags in the UI: its table, or its charts."""
     wanted = {"workflowType": "machine_learning"}
     if VIEW in tags:
         wanted["viewStateShareKey"] = KEY
@@ -97,7 +96,7 @@ def page(experiment: str, tags: Mapping[str, str] | Iterable[str], charts: bool 
 
 
 def cut(markdown: str, characters: int) -> str:
-    """Its first whole lines that fit."""
+    """The first whole lines of a text that fit."""
     if len(markdown) <= characters:
         return markdown
     return markdown[: characters - 4].rpartition("\n")[0] + "\n..."

@@ -1,6 +1,6 @@
-"""A moved store: MLflow keeps absolute paths in its database, so after `mv mlruns elsewhere` it finds no artifacts.
+"""Relocation of a store: after `mv mlruns elsewhere`, absolute paths in MLflow's database are wrong.
 
-MLflow has no call that changes them, so they are rewritten in sqlite. Everything else in a store is relative to it.
+MLflow has no call that changes them, so they are rewritten in sqlite. All other paths in a store are relative to it.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ PLACES = (
     ("model_versions", "storage_location", ""),
     ("trace_tags", "value", " AND key = 'mlflow.artifactLocation'"),
 )
-"""(table, column, condition) of every path of artifacts. A table that an older MLflow lacks is passed over."""
+"""(table, column, condition) of every path of artifacts. A table that an older MLflow lacks is skipped."""
 
 PATIENCE = 10.0
-"""Seconds to wait for somebody who has just opened the database."""
+"""Seconds to wait for a process that has just opened the database."""
 STUDY = "lit_llm.study"
-"""Tag of a study's parent run: it tells our experiments, whose place in the store is known, from others."""
+"""Tag of a study's parent run, which identifies experiments with artifacts in the store."""
 
 
 @dataclass(frozen=True)
 class Rebased:
-    """What was rewritten."""
+    """Outcome of rewriting paths."""
 
     old: tuple[Path, ...]
-    """Where the store has been."""
+    """Earlier places of the store."""
     new: Path
     rows: dict[str, int]
     """Number of rows rewritten in each table."""
 
 
 def moved(database: Path) -> dict[str, Path]:
-    """The studies whose artifacts MLflow looks for in another store than the database's, with that store."""
+    """{study: store of its artifacts} where MLflow expects them in another store than the database's."""
     if not database.exists():
         return {}
     try:
         with closing(sqlite3.connect(database, timeout=20)) as connection:
             return _moved(connection, database.resolve().parent)
-    except sqlite3.Error:  # not MLflow's, or half created: not for us to judge
+    except sqlite3.Error:  # not MLflow's, or half created
         return {}
 
 
@@ -65,14 +65,14 @@ def _moved(connection: sqlite3.Connection, present: Path) -> dict[str, Path]:
 
 
 def store_of(location: str) -> Path | None:
-    """The store in which `<store>/artifacts/<study>` lies; None for a server's artifacts or a place of other kind."""
+    """The store of `<store>/artifacts/<study>`; None for artifacts of a server or elsewhere."""
     parts = urlsplit(location)
     path = Path(unquote(parts.path))
     return path.parents[1] if parts.scheme in ("file", "") and path.parent.name == "artifacts" else None
 
 
 def notice(store: Store) -> str | None:
-    """What to tell of a moved store before it is looked at; None if there is nothing."""
+    """Message on a moved store, to print before opening its UI; None where it was not moved."""
     studies = moved(store.root / "mlflow.db")
     if not studies:
         return None
@@ -84,11 +84,11 @@ def notice(store: Store) -> str | None:
 
 
 def rebase(store: Store) -> Rebased:
-    """Rewrite every path in MLflow's database that lies where this store has been. Repeating it changes nothing.
+    """Rewrite every path in MLflow's database that points to an earlier place of the store. Idempotent.
 
     Raises InputError where there is no database, it is not MLflow's, or another process uses the store.
     """
-    database = (store.root / "mlflow.db").resolve()  # as the mirror names it, so that the lock is the same
+    database = (store.root / "mlflow.db").resolve()  # as MlflowSync resolves it, so that the lock is the same
     if not database.exists():
         raise InputError(Problem(f"{store.root} holds no MLflow database, so there is nothing to rebase", "--store"))
     for lock in [*store.root.glob("studies/*/lock"), *store.root.glob("stages/*/lock")]:
@@ -106,7 +106,7 @@ def rebase(store: Store) -> Rebased:
 
 
 def repair_paths(connection: sqlite3.Connection, present: Path) -> Rebased:
-    """Rewrite what begins with a place where this store has been, in the transaction of the caller."""
+    """Rewrite paths that begin with an earlier place of the store, in the caller's transaction."""
     olds = tuple(dict.fromkeys(_moved(connection, present).values()))
     rows: Counter[str] = Counter()
     for old in olds:
@@ -115,12 +115,12 @@ def repair_paths(connection: sqlite3.Connection, present: Path) -> Rebased:
 
 
 def lock_of(database: Path) -> Path:
-    """Held by who creates or migrates this database, creates runs in it, or rewrites it."""
+    """Lock file for creating or migrating a database, creating runs in it, or rewriting it."""
     return Path(f"{database}.lock")
 
 
 def _rewrite(connection: sqlite3.Connection, old: Path, new: Path) -> Counter[str]:
-    """Number of rows of each table in which `old` was rewritten."""
+    """Rewrite `old` to `new` in all paths. Returns the number of changed rows of each table."""
     rows: Counter[str] = Counter()
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     for table, column, condition in PLACES:
@@ -128,7 +128,7 @@ def _rewrite(connection: sqlite3.Connection, old: Path, new: Path) -> Counter[st
             continue
         for before, after in ((old.as_uri(), new.as_uri()), (str(old), str(new))):
             where, values = f"substr({column}, 1, ?) = ?{condition}", [len(before) + 1, f"{before}/"]
-            if new.is_relative_to(old):  # what has been rewritten begins with the old path too
+            if new.is_relative_to(old):  # a rewritten path begins with the old one too
                 where, values = f"{where} AND substr({column}, 1, ?) <> ?", [*values, len(after) + 1, f"{after}/"]
             change = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {where}"
             rows[table] += connection.execute(change, (after, len(before) + 1, *values)).rowcount

@@ -1,4 +1,4 @@
-"""MLflow kept up to date beside the runs, without holding them up."""
+"""Background thread that keeps MLflow up to date without delaying the runs."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ BROKEN = "Nothing is lost: the runs go on, and their results are on disk."
 
 
 class SyncThread:
-    """Keeps a mirror up to date from a background thread, which also pays for `import mlflow` (seconds).
+    """Runs `MlflowSync.sync` regularly in a background thread, which also does `import mlflow` (seconds).
 
-    `records` is called in that thread. A daemon: a coordinator that dies without `close` is not held back by it. Do not
-    fork beside it (a child would inherit locks held in mid-import): workers come from spawn or a fork server.
+    `records` is called in that thread. The thread is a daemon, so a coordinator can end without `close`. Do not fork
+    beside it, as a child would inherit locks held in mid-import: use spawn or a fork server for workers.
     """
 
     def __init__(self, sync: MlflowSync, records: Callable[[], Iterable[RunRecord]], *, seconds: float = 1.0) -> None:
         self._sync, self._records, self._seconds = sync, records, seconds
         self._wanted = threading.Event()
-        """Somebody waits: for the next sync, or with `_closing` for the last."""
+        """Set to sync at once; with `_closing`, for the last time."""
         self._closing = False
         self._turn = threading.Condition()
         self._begun = self._ended = 0
-        """Syncs."""
+        """Numbers of syncs begun and ended."""
         self._finish: Callable[[], None] | None = None
         self._problem: str | None = None
         self._news: str | None = None
@@ -39,12 +39,12 @@ class SyncThread:
         self._thread.start()
 
     def take_news(self) -> str | None:
-        """What keeps MLflow from being up to date, told once for each outage, and that it is over."""
+        """Message that MLflow is not up to date, or is again; once for each outage, else None."""
         news, self._news = self._news, None
         return news
 
     def catch_up(self, timeout: float = 10.0) -> bool:
-        """Wait until MLflow holds what the records say now; False where it does not answer, or not in time."""
+        """Wait until MLflow has the current records; False where it does not answer in time."""
         if self._problem is not None:
             return False  # known not to answer
         with self._turn:
@@ -62,9 +62,9 @@ class SyncThread:
         *,
         timeout: float = 60.0,
     ) -> bool:
-        """A last complete sync, then `MlflowSync.finish`. True if MLflow has everything within `timeout` seconds.
+        """Sync a last time, then call `MlflowSync.finish`. True if both succeed within `timeout` seconds.
 
-        Ctrl-C leaves the wait at once; what is missing then is replayed when the study runs again.
+        Ctrl-C ends the wait at once; the next run of the study replays missing data.
         """
         self._finish = lambda: self._sync.finish(state, files, metrics, note)
         self._closing = True
@@ -96,7 +96,7 @@ class SyncThread:
             self._note(str(problem), BROKEN)
         except SyncUnavailable as problem:
             self._note(str(problem))
-        except Exception as problem:  # whatever it is, it must not stop the training
+        except Exception as problem:  # no error may stop the training
             self._note(without_secrets(f"{type(problem).__name__}: {problem}"))
         with self._turn:
             self._ended = self._begun
