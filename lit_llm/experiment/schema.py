@@ -41,7 +41,7 @@ class PretrainConfig(Section):
     data: DataConfig
     """The text."""
     objective: Objective = CausalLM()
-    """How a window becomes inputs, targets and a loss."""
+    """Objective, which makes inputs, targets and a loss of a window."""
     masks: MasksConfig = MasksConfig()
     """Attention masks."""
     training: TrainingConfig
@@ -137,7 +137,7 @@ class Pretrained(Section):
     adapt: AdaptConfig | None = Field(None, exclude_if=lambda value: value is None)
     """Source of the initial weights; drawn by the seed when absent."""
     pretrain: PretrainConfig
-    """Its training."""
+    """The pretraining."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

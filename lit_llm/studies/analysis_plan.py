@@ -78,7 +78,7 @@ class Registration:
     plan: Mapping[str, Any]
     """The analysis as it was frozen; empty where it cannot be read."""
     time: float
-    """When it was frozen, in seconds since 1970."""
+    """Time of freezing, in seconds since 1970."""
     finished: int
     """Runs that had finished before: other studies' runs, or this one's if it began without a frozen analysis."""
     changes: tuple[Change, ...] = ()

@@ -23,7 +23,7 @@ Work = tuple[Run, Step]
 
 @dataclass(frozen=True)
 class Execution:
-    """How the runs of one command are executed, in one round or several."""
+    """Execution of the runs of one command, in one round or several."""
 
     store: Store
     max_parallel: int

@@ -70,7 +70,7 @@ class Scale:
     """A factor that colours or dashes distinguish."""
 
     factor: str
-    """Its key; empty for the named arms."""
+    """Key of the factor; empty for the named arms."""
     levels: tuple[str, ...]
 
     def level(self, arm: Arm) -> str:

@@ -41,7 +41,7 @@ Report = Callable[[Plan, Sequence[Run], Comparison, Store], Sequence[Path]]
 
 @dataclass(frozen=True)
 class Finished:
-    """How running a study ended."""
+    """Outcome of running a study."""
 
     plan: Plan
     runs: tuple[Run, ...]
