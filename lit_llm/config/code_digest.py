@@ -40,7 +40,7 @@ def digest_of_code(package: Path, parts: Iterable[str]) -> str:
     }
     # Another version of Python may give other trees, another version of this file another digest.
     seen = hashlib.sha256(repr((sys.version_info[:2], Path(__file__).read_bytes(), sources)).encode()).hexdigest()
-    return kept(f"code/{seen}", lambda: _of_sources(package.name, sources))
+    return kept(f"code/{seen}", lambda: _digest_of_sources(package.name, sources))
 
 
 def digest_of_package(name: str) -> str:
@@ -62,7 +62,7 @@ def digest_of_package(name: str) -> str:
 
 
 @gc_disabled()
-def _of_sources(package: str, sources: Mapping[str, bytes]) -> str:
+def _digest_of_sources(package: str, sources: Mapping[str, bytes]) -> str:
     digests = _Digests(package, sources)
     return _hash(sorted(map(digests.of, sources)))
 

@@ -72,7 +72,7 @@ def disk_errors(store: Store) -> Iterator[Progress]:
     except Exception as error:
         problem = str(error) if isinstance(error, DiskError) else disk_problem(error, store.root)
         if problem is None and isinstance(error, OSError) and progress.started:
-            problem = _gone(store)  # a vanished store causes errors of several kinds
+            problem = _missing_store(store)  # a vanished store causes errors of several kinds
         if problem is None:
             raise
         if not progress.started:
@@ -83,7 +83,7 @@ def disk_errors(store: Store) -> Iterator[Progress]:
 LATER = "What was running was asked to save and stop; the same command goes on once the store can be written."
 
 
-def _gone(store: Store) -> str | None:
+def _missing_store(store: Store) -> str | None:
     try:
         check_exists(store)
     except DiskError as error:

@@ -223,7 +223,7 @@ def register(
                 line = {"event": "change", "time": _now(), "finished": finished(), "looked": analysed()}
                 _append(folder / LOG, {**line, "changes": changes})
     except (Busy, OSError) as error:
-        return [_unwritten(folder, error)]
+        return [_write_failure(folder, error)]
     return []
 
 
@@ -245,10 +245,10 @@ def log_interim(store: Store, ablation: Ablation, comparison: Comparison) -> lis
             if registration is None or key in {interim.key for interim in registration.interims}:
                 return []
             seeds = max(row.difference.seeds for row in comparison.rows if row.verdict and row.difference)
-            line = {"event": "look", "time": _now(), "finished": finished_of(comparison), "key": key, "seeds": seeds}
+            line = {"event": "look", "time": _now(), "finished": count_finished(comparison), "key": key, "seeds": seeds}
             _append(folder / LOG, line)
     except (Busy, OSError) as error:
-        return [_unwritten(folder, error)]
+        return [_write_failure(folder, error)]
     return [problem for problem in registration.problems if problem.startswith(str(folder / LOG))]
 
 
@@ -258,7 +258,7 @@ def interim_key(ablation: Ablation, comparison: Comparison) -> str:
     return fingerprint({"seen": seen, "analysis": analysis_of(ablation)})
 
 
-def finished_of(comparison: Comparison) -> int:
+def count_finished(comparison: Comparison) -> int:
     """Number of runs that have ended with a result, divergence included."""
     return sum(row.states.get("done", 0) + row.states.get("diverged", 0) for row in comparison.rows)
 
@@ -282,7 +282,7 @@ def _append(log: Path, event: Mapping[str, Any]) -> None:
         file.write(torn + json.dumps(event).encode() + b"\n")
 
 
-def _unwritten(folder: Path, error: Exception) -> str:
+def _write_failure(folder: Path, error: Exception) -> str:
     why = "another process holds its lock" if isinstance(error, Busy) else getattr(error, "strerror", "") or str(error)
     return f"{folder / LOG} was not written ({why}): a change or a look is missing there"
 

@@ -84,7 +84,9 @@ def estimated(plan: Plan, max_parallel: int, timings: Mapping[str, StepTiming], 
         experiment, steps = planned.arm.experiment, _steps(planned, used)
         seconds: dict[str, float] = {name: timings[timed.key].seconds for name, timed in steps.items()}
         trained = {stage: seconds[stage] for stage in experiment.trained}
-        seconds_of_run = seconds_of(experiment, trained, _rows(experiment, store), _held_out(experiment, store))
+        seconds_of_run = seconds_of(
+            experiment, trained, _padded_batch(experiment, store), _validation_tokens(experiment, store)
+        )
         # Runs are timed with a core for each thread; more threads than cores take turns.
         setting = steps["pretrain"].setting
         turns = max(1.0, used * setting.threads / cores()) if setting.device == "cpu" else 1
@@ -113,7 +115,7 @@ def estimated(plan: Plan, max_parallel: int, timings: Mapping[str, StepTiming], 
     return replace(plan, findings=findings, estimate=Estimate(arms, total, used, finished, measured))
 
 
-def _rows(experiment: Experiment, store: Store) -> PaddedBatch | None:
+def _padded_batch(experiment: Experiment, store: Store) -> PaddedBatch | None:
     """Mean sizes of a finetuning batch; None where the examples are not tokenised yet."""
     examples = prepared_examples(experiment, store)
     if experiment.finetune is None or examples is None:
@@ -129,7 +131,7 @@ def _rows(experiment: Experiment, store: Store) -> PaddedBatch | None:
     return PaddedBatch(fmean(rows), fmean(sources), fmean(targets))
 
 
-def _held_out(experiment: Experiment, store: Store) -> dict[str, int] | None:
+def _validation_tokens(experiment: Experiment, store: Store) -> dict[str, int] | None:
     """Validation tokens of each source; None where the text is not tokenised yet."""
     from lit_llm.data.prepare import is_prepared, open_prepared
 

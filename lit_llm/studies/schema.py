@@ -119,14 +119,14 @@ class Grid(Section):
             elif self.design == "fractional_factorial" and len(levels) != 2:
                 what = f"has {len(levels)} {'levels' if isinstance(levels, tuple) else 'bundles'}"
                 findings.append((key, f"{what}; a fractional_factorial takes two of each factor, the baseline's first"))
-        findings += self._misplaced()
+        findings += self._misplaced_keys()
         if not findings:
-            findings += self._unpaired() if self.design == "paired" else self._without_fraction()
+            findings += self._pairing_problems() if self.design == "paired" else self._fraction_problems()
         if findings:
             raise config_error(*findings)
         return self
 
-    def _misplaced(self) -> Iterator[tuple[str | tuple[str, ...], str]]:
+    def _misplaced_keys(self) -> Iterator[tuple[str | tuple[str, ...], str]]:
         """Problems of keys that the design does not use."""
         for key in ("resolution", "interactions", "combinations"):
             if key in self.model_fields_set and self.design != "fractional_factorial":
@@ -136,7 +136,7 @@ class Grid(Section):
         if self.exclude and self.design == "paired":
             yield "exclude", "paired levels stand in the file one by one; take the level out of every factor instead"
 
-    def _unpaired(self) -> Iterator[tuple[str | tuple[str, ...], str]]:
+    def _pairing_problems(self) -> Iterator[tuple[str | tuple[str, ...], str]]:
         """Problems of levels that make no pairs."""
         counts = [
             f"{name} has {len(levels)}{'' if isinstance(levels, tuple) else ' bundles'}"
@@ -151,7 +151,7 @@ class Grid(Section):
                 first = pairs.index(pair) + 1
                 yield "factors", f"the levels number {first} and {index + 1} of all factors are the same; leave one out"
 
-    def _without_fraction(self) -> Iterator[tuple[str | tuple[str, ...], str]]:
+    def _fraction_problems(self) -> Iterator[tuple[str | tuple[str, ...], str]]:
         """Problems of a design without a fraction, each with a remedy."""
         if self.design != "fractional_factorial":
             return
@@ -443,8 +443,8 @@ class Study(Section):
         if len(set(self.seeds)) < len(self.seeds):
             findings.append(("seeds", "a seed is there twice"))
         if self.more_seeds is not None:
-            findings += self._no_rounds(self.more_seeds)
-        findings += self._too_many()
+            findings += self._round_problems(self.more_seeds)
+        findings += self._size_problems()
         factors = self.grid.factors if self.grid else {}
         seeded: list[tuple[str, ...]] = [("base",)] if "seed" in self.base else []
         seeded += [("arms", name) for name, arm in self.arms.items() if "seed" in (arm or {})]
@@ -470,7 +470,7 @@ class Study(Section):
             raise config_error(*findings)
         return self
 
-    def _too_many(self) -> Iterator[tuple[str | tuple[str, ...], str]]:
+    def _size_problems(self) -> Iterator[tuple[str | tuple[str, ...], str]]:
         """Problem of more arms or runs than a study may have."""
         outside = sum((arm or {}).get("grid") is False for arm in self.arms.values())
         crossed = max(1, len(self.arms)) - outside
@@ -487,7 +487,7 @@ class Study(Section):
                 f"{arms:,} arms x {len(self.seeds):,} seeds are {runs:,} runs, and a study has at most {MOST_RUNS:,}",
             )
 
-    def _no_rounds(self, more: MoreSeeds) -> Iterator[tuple[str | tuple[str, ...], str]]:
+    def _round_problems(self, more: MoreSeeds) -> Iterator[tuple[str | tuple[str, ...], str]]:
         """Problems of adding seeds in rounds."""
         if len(self.seeds) < 2:
             yield "more_seeds", "one seed has no interval to go on by; begin with `seeds: [0, 1, 2]`"

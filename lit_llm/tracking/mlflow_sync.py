@@ -313,7 +313,7 @@ class MlflowSync:
         child = siblings[identity]
         if REPLAYED not in child.tags:
             self._describe(child, record)
-        points, marks = _unseen(child, record)
+        points, marks = _new_points(child, record)
         now = int(time.time() * 1000)
         news = {key(name): value for name, value in record.values.items() if key(name) not in child.steps}
         points += [(name, value, now, 0) for name, value in news.items() if is_number(value)]
@@ -378,7 +378,7 @@ def _remedy(database: Path) -> str:
     return f"`{command}` makes it anew from what is on disk"
 
 
-def _unseen(child: _Child, record: RunRecord) -> tuple[list[Point], list[SourceLocation]]:
+def _new_points(child: _Child, record: RunRecord) -> tuple[list[Point], list[SourceLocation]]:
     """(points that MLflow lacks, mark of each file after them)."""
     marks: list[SourceLocation] = json.loads(child.tags.get(REPLAYED, "[]"))
     marks += [(0, 0, 0)] * (len(record.metrics) - len(marks))

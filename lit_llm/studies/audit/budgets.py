@@ -128,11 +128,15 @@ def audit_budgets(ablation: Ablation, arm: Arm, costs: Mapping[str, Cost]) -> It
     cost = costs[arm.name]
     scaling, across = ablation.study.compare.scaling, _across(ablation, arm, costs)
     excused = MOVES[across] if across is not None else ()
-    if scaling is not None and across == scaling.x and (partner := _at_the_same_size(ablation, scaling, arm, costs)):
+    if (
+        scaling is not None
+        and across == scaling.x
+        and (partner := _partner_of_same_size(ablation, scaling, arm, costs))
+    ):
         excused = MOVES["train_flops"]  # the partner stands in for the baseline
         for excess in excesses(cost, costs[partner.name]):
             if excess.budgets[0].blocks and not _follows_from_the_objective(excess, arm, partner):
-                yield _stop(ablation, arm, excess, f"{partner.name}, of as many {_words(scaling.x)}")
+                yield _refusal(ablation, arm, excess, f"{partner.name}, of as many {_budget_words(scaling.x)}")
     named = "its baseline" if ablation.study.compare.stratify_by else baseline.name
     notes: dict[str, list[Excess]] = {}
     for excess in excesses(cost, costs[baseline.name]):
@@ -141,7 +145,7 @@ def audit_budgets(ablation: Ablation, arm: Arm, costs: Mapping[str, Cost]) -> It
         if (why := _noted_only(ablation, excess, across, excused)) is not None:
             notes.setdefault(why, []).append(excess)
         else:
-            yield _stop(ablation, arm, excess, named, "" if across else _sizes_lacking(ablation, excess))
+            yield _refusal(ablation, arm, excess, named, "" if across else _sizes_lacking(ablation, excess))
     for why, group in notes.items():
         *parts, last = (excess.sentence("") for excess in group)
         message = f"{', '.join(parts)} and {last}" if parts else last
@@ -155,14 +159,14 @@ def _sizes_lacking(ablation: Ablation, excess: Excess) -> str:
     laws = [(name, law) for name in ("scaling", "gate") if (law := getattr(compare, name)) is not None]
     needs = [
         f"`compare.{name}` excuses it where a group has {numbers_of(law.irreducible) + 1} sizes or more, within the "
-        f"{_words(x)} of the baseline's"
+        f"{_budget_words(x)} of the baseline's"
         for name, law in laws
         if excess.budgets[0].name in MOVES[x := "train_flops" if isinstance(law, ScalingGate) else law.x]
     ]
     return "".join(f"; {need}" for need in needs)
 
 
-def _stop(ablation: Ablation, arm: Arm, excess: Excess, baseline: str, besides: str = "") -> Finding:
+def _refusal(ablation: Ablation, arm: Arm, excess: Excess, baseline: str, besides: str = "") -> Finding:
     budget = excess.budgets[0]
     by, way = ablation.study.match.by, "; make it equal"
     if budget.name in (*COMPUTE, "parameters") and by != budget.name and not ablation.searches:
@@ -185,9 +189,9 @@ def _noted_only(ablation: Ablation, excess: Excess, across: str | None, excused:
     if study.compare.metric.startswith(THROUGHPUT):
         return ": speed is compared, not what is learned"
     if across is not None and budget.name in excused:
-        return f": the study compares across {_words(across)}"
+        return f": the study compares across {_budget_words(across)}"
     if study.match.by in COMPUTE and budget.name in COMPUTE and 1 / LARGEST <= excess.ratio <= LARGEST:
-        return f": {_words(study.match.by)} are matched"
+        return f": {_budget_words(study.match.by)} are matched"
     return None
 
 
@@ -198,7 +202,7 @@ def _follows_from_the_objective(excess: Excess, arm: Arm, baseline: Arm) -> bool
     return any(under(key, "pretrain.objective") for key in differs(arm, baseline))
 
 
-def _words(name: str) -> str:
+def _budget_words(name: str) -> str:
     return next(budget.words for budget in BUDGETS if budget.name == name)
 
 
@@ -242,7 +246,7 @@ def _overlap(sizes: Sequence[float], others: Sequence[float]) -> bool:
     return max(min(sizes), min(others)) <= min(max(sizes), max(others)) + log(1 + TOLERANCE)
 
 
-def _at_the_same_size(ablation: Ablation, scaling: ScalingLaw, arm: Arm, costs: Mapping[str, Cost]) -> Arm | None:
+def _partner_of_same_size(ablation: Ablation, scaling: ScalingLaw, arm: Arm, costs: Mapping[str, Cost]) -> Arm | None:
     """The arm of the baseline's group with the same size as this one, in a study of scaling; None without one.
 
     Curves over FLOPs compare at equal FLOPs, however they are spent. Curves over parameters compare at equal

@@ -82,7 +82,7 @@ def _changes(arm: Arm, baseline: Arm, intervened: set[str]) -> Iterator[tuple[st
     changed: dict[tuple[str, Any, Any], list[Place]] = {}
     for where in [where for where in old if where in new]:
         place, key = where
-        if old[where] == new[where] or _idle(old[where]) or _idle(new[where]):
+        if old[where] == new[where] or _is_neutral(old[where]) or _is_neutral(new[where]):
             continue
         if key == "kv_heads" and all(keys[place, "heads"] == keys[where] for keys in (old, new)):
             continue  # equal to heads on both sides, so it only follows them
@@ -149,7 +149,7 @@ def _default(component: str) -> str:
     return "attention" if component.endswith("attention") else component
 
 
-def _idle(value: Any) -> bool:
+def _is_neutral(value: Any) -> bool:
     """Whether a value stands for one without effect in the canonical form, as an eps without a norm."""
     return value is None or (isinstance(value, bool | float) and not value)
 

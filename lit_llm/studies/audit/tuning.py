@@ -38,11 +38,11 @@ def unequal_searches(ablation: Ablation, costs: Mapping[str, Cost]) -> Iterator[
     """Findings on a sweep that tunes only one arm, or lets a trial win by its budget."""
     for name, searched in ablation.searches.items():
         arm = ablation.arm(name)
-        yield from _searched_alone(ablation, arm, searched)
+        yield from _unequal_ranges(ablation, arm, searched)
         yield from _searched_budgets(ablation, arm, searched, costs[name])
 
 
-def _searched_alone(ablation: Ablation, arm: Arm, searched: SearchedKeys) -> Iterator[Finding]:
+def _unequal_ranges(ablation: Ablation, arm: Arm, searched: SearchedKeys) -> Iterator[Finding]:
     """Findings on keys of both arms that only one searches, or that each searches over other values."""
     baseline = ablation.arm(arm.baseline)
     if baseline is arm:
