@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtr
 
 from lit_llm.statistics import contrasts
-from lit_llm.statistics.sequential import PastLooks, Rounds, round_levels, unbiased
+from lit_llm.statistics.sequential import PastInterims, Rounds, round_levels, unbiased
 
 Array = NDArray[Any]
 LEVEL = 0.05
@@ -107,7 +107,7 @@ def extensions(replicates: int, random: np.random.Generator) -> list[dict[str, A
     rows = []
 
     def after(size: int, most: int = 12) -> Rounds:
-        return Rounds(3, most, past=(PastLooks(tuple(range(3, size + 1)), 8),))
+        return Rounds(3, most, past=(PastInterims(tuple(range(3, size + 1)), 8),))
 
     at_end = (first > 0) | (decided_at(data, anew) > 0)
     rows.append(_alarms("levels computed anew (not offered)", "8 to 12 after all looks", at_end))
@@ -122,7 +122,7 @@ def extensions(replicates: int, random: np.random.Generator) -> list[dict[str, A
             chosen = np.where((p >= low) & (p < high), extended, first)
             design = f"8 to 12 after the look at {size}, only where its p is {low:g} to {high:g}"
             rows.append(_alarms("past looks keep their levels", design, chosen))
-    fixed = Rounds(3, 10, past=(PastLooks((3,), 3),))
+    fixed = Rounds(3, 10, past=(PastInterims((3,), 3),))
     rows.append(_alarms("past looks keep their levels", "3 fixed seeds, then up to 10", decided_at(data, fixed)))
     return rows
 

@@ -1,6 +1,6 @@
-"""The comparison of a study: for each arm its mean, its difference from its baseline, and what that cost.
+"""The comparison of a study: for each arm its mean, its difference from its baseline, and its cost.
 
-Reads finished results; whatever is not finished is counted, never turned into a number.
+Only finished results have numbers; all other runs are counted by state.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from lit_llm.statistics.scaling.gate import Gate
 from lit_llm.statistics.scaling.runs import ScalingRun
 from lit_llm.statistics.sequential import (
     ArmStatus,
-    LookRule,
+    InterimRule,
     Rounds,
     arm_statuses,
     bias_adjusted,
-    judged_where_they_stand,
+    judgements_at_interims,
 )
 from lit_llm.statistics.sequential_notes import rounds_notes
 from lit_llm.statistics.unadjusted import UNTESTED, UNTESTED_CHANGES, untested_anova, untested_effects
@@ -51,30 +51,30 @@ from lit_llm.statistics.verdicts import Judgement, judgements, without_lost_runs
 
 @dataclass(frozen=True)
 class RunResult:
-    """How one arm ended with one seed."""
+    """State and result of one arm with one seed."""
 
     arm: str
     baseline: str
     seed: int
     state: str
     result: Mapping[str, Any] = field(default_factory=dict)
-    """The last training's result.json with the metrics and the `initial` of all, and their `origins`; empty while
+    """result.json of the last training, with the metrics, the `initial` and the `origins` of all stages; empty while
     there is none."""
     states: Mapping[str, str] = field(default_factory=dict)
-    """State of each stage, by how the names of its metrics begin; `state` holds for all of them where it is empty."""
+    """{prefix of the stage's metrics: its state}; where it is empty, `state` holds for all stages."""
     read_units: Callable[[str], Units | None] = field(default=lambda _: None, repr=False, compare=False)
-    """Reads the units of a metric from where they are kept."""
+    """Reads the units of a metric from the store."""
 
     def units(self, metric: str) -> Units | None:
         """{document, example or question: (sum of its losses, its weight)}, read anew with each call.
 
-        The sum of the losses over the sum of the weights is the metric; of a perplexity, the loss that it is the
-        exponential of. None where the run has no value or keeps no records.
+        The sum of the losses over the sum of the weights is the metric, or the logarithm of a perplexity. None where
+        the run has no value or no records.
         """
         return None if self.metric(metric) is None else self.read_units(metric)
 
     def state_of(self, metric: str) -> str:
-        """The state of the stage that measures it: a later stage that fails takes nothing from an earlier one.
+        """State of the stage that measures a metric: the failure of a later stage does not change it.
 
         A run whose training ended with a value that is not finite has diverged, whenever that was noticed.
         """
@@ -82,14 +82,14 @@ class RunResult:
         return "diverged" if state == "done" and self.is_not_finite(metric) else state
 
     def is_not_finite(self, metric: str) -> bool:
-        """Whether it was measured, and is no finite number: null in a result."""
+        """Whether the metric was measured and is not finite: null in a result."""
         measured = self.result.get("metrics", {})
         return metric in measured and (measured[metric] is None or not math.isfinite(measured[metric]))
 
     def _stage_state(self, metric: str) -> str:
         scopes = [scope for scope in self.states if metric.startswith(scope)]
         state = self.states[max(scopes, key=len)] if scopes else self.state
-        # It was never begun where an earlier one has ended otherwise.
+        # A stage never begins where an earlier one has failed or diverged.
         return self.state if state == "pending" else state
 
     def metric(self, name: str) -> float | None:
@@ -98,7 +98,7 @@ class RunResult:
 
     @property
     def origin(self) -> tuple[Any, ...]:
-        """The part of its provenance that has to agree with what it is compared with."""
+        """Part of the provenance in which compared runs have to agree."""
         return tuple({tuple(origin.get(key) for key in COMPARABLE): None for origin in self._origins})
 
     @property
@@ -113,7 +113,7 @@ class RunResult:
 
 @dataclass(frozen=True)
 class Row:
-    """One arm."""
+    """One arm of a comparison."""
 
     arm: str
     baseline: str
@@ -127,7 +127,7 @@ class Row:
     """None for a baseline."""
     parameters: int | None
     train_flops: float | None
-    """Of one finished run, forward and backward, our convention."""
+    """FLOPs of one finished run, forward and backward, our convention."""
     tokens_per_second: float | None
     spikes: float | None
     """Loss spikes per run, mean over the runs that ended."""
@@ -151,31 +151,31 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """All arms, and what has to be said about them."""
+    """All arms, with notes on their numbers."""
 
     metric: str
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
     effects: tuple[Effects, ...] = ()
-    """Of the factors, where the design shows them; empty elsewhere."""
+    """Effects of the factors, where the design estimates them; empty elsewhere."""
     before_after: BeforeAfter | None = None
-    """Of an evaluation that was made after pretraining and after finetuning."""
+    """Arms in an evaluation that was made after pretraining and after finetuning."""
     front: ParetoFront | None = None
     """The metric against a cost, where the study asks for it."""
     learning_rates: tuple[LearningRates, ...] = ()
     """One for each factor that is a learning rate, where a validation loss is compared."""
     correction: Correction = "none"
-    """For the number of comparisons."""
+    """Correction for the number of comparisons."""
     margin: float | None = None
-    """What a difference has to exceed to be of any matter, in the metric's unit."""
+    """Largest difference that does not matter, in the metric's unit."""
     anova: tuple[Anova, ...] = ()
-    """Of the factors of a full factorial, where any has more than two levels."""
+    """F tests of the factors of a full factorial, where any has more than two levels."""
     scaling: Scaling | None = None
     """Power laws of the metric, where the study asks for them."""
     divergences: tuple[Divergence, ...] = ()
-    """Of the arms that lost runs, or whose baseline did."""
+    """Counts for the arms that lost runs, or whose baseline did."""
     variance: Variance = "moderated"
-    """Where the variance of a difference comes from."""
+    """Source of the variance of a difference."""
     gate: Gate | None = None
     """Multipliers of compute and time at each size, where the study asks for them."""
     bias_adjusted: Mapping[str, float] | None = None
@@ -184,11 +184,11 @@ class Comparison:
 
     @property
     def has_results(self) -> bool:
-        """Whether any run has ended with something to show: a value, or a divergence."""
+        """Whether any run has ended with a value or diverged."""
         return any(row.mean is not None or row.diverged for row in self.rows)
 
     def csv(self) -> str:
-        """One line per arm; empty where there is no number."""
+        """One line per arm; a field without a number is empty."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(COLUMNS)
@@ -218,16 +218,16 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Design:
-    """What a study's design asks of its results."""
+    """Parts of a study's design that decide what is estimated."""
 
     layouts: Sequence[Layout] = ()
-    """Arms of which effects are estimated too."""
+    """Groups of arms whose factors have two levels: effects are estimated."""
     factor_layouts: Sequence[FactorLayout] = ()
-    """Full factorials with more than two levels."""
+    """Full factorials with more than two levels: F tests are computed."""
     lr_factors: Sequence[LRFactor] = ()
-    """Arms that differ in a learning rate alone."""
-    looks: Looks | None = None
-    """Where seeds are added in rounds."""
+    """Factors that are learning rates."""
+    interims: InterimAnalyses | None = None
+    """None where the number of seeds is fixed."""
 
 
 def compare(
@@ -235,7 +235,7 @@ def compare(
 ) -> Comparison:
     """Compare every arm with its baseline on one metric. Results of different code or machines are not mixed."""
     notes: list[str] = []
-    kept = _of_one_origin(runs, notes)
+    kept = _of_newest_provenance(runs, notes)
     arms = list(dict.fromkeys(run.arm for run in runs))
     values = _values(kept, arms, metric)
     baselines = {run.arm: run.baseline for run in runs}
@@ -243,24 +243,25 @@ def compare(
     differences = differences_from_baselines(values, baselines, noise)
     judged = judgements(differences, baselines, metric, procedure.correction, procedure.margin)
     unbiased: Mapping[str, float] | None = None
-    if design.looks is not None:
-        # An arm is judged at the look that stopped it, else at the last one; at neither while the first is not over.
-        statuses = in_rounds(runs, metric, design.looks, procedure)
-        judged = _at_their_looks(values, baselines, statuses, design.looks.rule(metric, procedure, noise))
-        differences = dict[str, Difference | None]({arm: own.difference for arm, own in judged.items()})
-        unbiased = bias_adjusted(statuses, design.looks.rounds, design.looks.comparisons, procedure.margin)
-        notes += rounds_notes(statuses, design.looks.rounds, design.looks.comparisons, unbiased)
+    interims = design.interims
+    if interims is not None:
+        # An arm is judged at the analysis that stopped it, else at the last one; before the first it has no judgement.
+        statuses = interim_statuses(runs, metric, interims, procedure)
+        judged = _judge_at_interims(values, baselines, statuses, interims.rule(metric, procedure, noise))
+        differences = dict[str, Difference | None]({arm: each.difference for arm, each in judged.items()})
+        unbiased = bias_adjusted(statuses, interims.rounds, interims.comparisons, procedure.margin)
+        notes += rounds_notes(statuses, interims.rounds, interims.comparisons, unbiased)
     outcomes = _outcomes(kept, arms, metric)
     lost = {arm for arm, outcome in outcomes.items() if outcome.diverged}
-    judged = {arm: without_lost_runs(own, metric, arm in lost, baselines[arm] in lost) for arm, own in judged.items()}
+    judged = {arm: without_lost_runs(each, metric, arm in lost, baselines[arm] in lost) for arm, each in judged.items()}
     every, ended = _by_arm(runs), _by_arm(kept)
     rows = tuple(
         _row(arm, metric, every[arm], ended.get(arm, ()), baselines[arm], values[arm], judged.get(arm)) for arm in arms
     )
-    if not any(values.values()) and (there := sorted({name for run in kept for name in run.result["metrics"]})):
-        notes.append(f"no run that has ended has {metric}{did_you_mean(metric, there)}")
+    if not any(values.values()) and (measured := sorted({name for run in kept for name in run.result["metrics"]})):
+        notes.append(f"no run that has ended has {metric}{did_you_mean(metric, measured)}")
     notes += _not_finite(kept, metric)
-    shared = design.looks is not None and design.looks.comparisons > 1
+    shared = interims is not None and interims.comparisons > 1
     notes += comparison_notes(judged, differences, procedure, adjusted=shared)
     compared = Comparison(
         metric,
@@ -278,11 +279,11 @@ def compare(
         variance=procedure.variance,
         bias_adjusted=unbiased,
     )
-    return compared if design.looks is None else _untested(compared)
+    return compared if interims is None else _untested(compared)
 
 
 def _untested(compared: Comparison) -> Comparison:
-    """Of a study in rounds: the levels of its looks are for its arms alone."""
+    """The comparison of a study in rounds, whose interim levels hold for its arms alone, without any other test."""
     return replace(
         compared,
         effects=untested_effects(compared.effects),
@@ -297,14 +298,14 @@ def _noise(kept: Sequence[RunResult], metric: str, procedure: Procedure) -> Nois
 
 
 def _influences(kept: Sequence[RunResult], metric: str) -> Influences:
-    """What each document adds to the metric of each run that has recorded it."""
+    """Influence of each document on the metric of each run that has recorded it."""
     exponential = "perplexity" in metric.split("/")
     return {
-        (run.arm, run.seed): found
+        (run.arm, run.seed): by_document
         for run in kept
         if run.metric(metric) is not None
         and (units := run.units(metric)) is not None
-        and (found := influence(units, exponential)) is not None
+        and (by_document := influence(units, exponential)) is not None
     }
 
 
@@ -318,10 +319,10 @@ def _outcomes(kept: Sequence[RunResult], arms: Sequence[str], metric: str) -> di
 
 
 def _not_finite(kept: Sequence[RunResult], metric: str) -> Iterator[str]:
-    """A note on runs that their stages call done and that have no value all the same."""
-    found = Counter(run.arm for run in kept if run.state == "done" and run.state_of(metric) == "diverged")
-    if found:
-        named = ", ".join(f"{arm} {count}" for arm, count in found.items())
+    """A note on runs whose training is done although their value is not finite."""
+    counts = Counter(run.arm for run in kept if run.state == "done" and run.state_of(metric) == "diverged")
+    if counts:
+        named = ", ".join(f"{arm} {count}" for arm, count in counts.items())
         yield f"{metric} is not finite in runs that were trained to the end, which count as diverged: {named}"
 
 
@@ -335,12 +336,12 @@ def _effects(
     lost: Set[str],
 ) -> tuple[Effects, ...]:
     """lost: arms of which a run diverged."""
-    lacking = {(run.arm, run.seed): _lack(run, metric) for run in runs if run.seed not in values[run.arm]}
-    known = [
+    lacking = {(run.arm, run.seed): _missing_reason(run, metric) for run in runs if run.seed not in values[run.arm]}
+    estimated = [
         effects(layout, values, lacking, noise) for layout in design.layouts if any(values[arm] for arm in layout.arms)
     ]
     groups = {layout.group for layout in design.layouts if lost & {*layout.arms}}
-    return judged_effects(known, metric, procedure.correction, procedure.margin, groups)
+    return judged_effects(estimated, metric, procedure.correction, procedure.margin, groups)
 
 
 def _anova(
@@ -352,86 +353,86 @@ def _anova(
     lost: Set[str],
 ) -> tuple[Anova, ...]:
     """lost: arms of which a run diverged."""
-    known = [
+    estimated = [
         anova(layout, values, noise) for layout in design.factor_layouts if any(values[arm] for arm in layout.arms)
     ]
     groups = {layout.group for layout in design.factor_layouts if lost & {*layout.arms}}
-    return judged_terms(known, metric, procedure.correction, procedure.margin, groups)
+    return judged_terms(estimated, metric, procedure.correction, procedure.margin, groups)
 
 
 @dataclass(frozen=True)
-class Looks:
-    """How seeds are added."""
+class InterimAnalyses:
+    """Plan of a study that adds seeds in rounds, with an interim analysis after each."""
 
     seeds: tuple[int, ...]
-    """All that there may be, in their order."""
+    """All seeds up to the most, in the order in which they are added."""
     rounds: Rounds
     comparisons: int = 1
     """Arms that share the 5%."""
 
-    def rule(self, metric: str, procedure: Procedure, noise: Noise) -> LookRule:
-        return LookRule(metric, self.seeds, self.rounds, procedure.margin, self.comparisons, noise)
+    def rule(self, metric: str, procedure: Procedure, noise: Noise) -> InterimRule:
+        return InterimRule(metric, self.seeds, self.rounds, procedure.margin, self.comparisons, noise)
 
 
-def in_rounds(
-    runs: Sequence[RunResult], metric: str, looks: Looks, procedure: Procedure = Procedure()
+def interim_statuses(
+    runs: Sequence[RunResult], metric: str, interims: InterimAnalyses, procedure: Procedure = Procedure()
 ) -> dict[str, ArmStatus]:
-    """Where every arm stands, and with how many seeds it is to be run; a baseline with as many as what needs it.
+    """Status of every arm and the seeds to run it with; a baseline needs as many as the arms compared with it.
 
-    By the validation split's sibling of the metric, whichever of the two is named: the test split stops nothing.
+    The metric's counterpart on the validation split decides, whichever split is named: the test split stops no arm.
     """
     metric = validation_metric(metric)
     arms, baselines = list(dict.fromkeys(run.arm for run in runs)), {run.arm: run.baseline for run in runs}
-    kept = _of_one_origin(runs, [])
+    kept = _of_newest_provenance(runs, [])
     values, lost = _values(kept, arms, metric), dict[str, set[int]]()
     for run in kept:
         if run.seed not in values[run.arm] and run.state_of(metric) in ("done", "diverged"):
             lost.setdefault(run.arm, set()).add(run.seed)
-    rule = looks.rule(metric, procedure, _noise(kept, metric, procedure))
-    found: dict[str, ArmStatus] = {}
+    rule = interims.rule(metric, procedure, _noise(kept, metric, procedure))
+    statuses: dict[str, ArmStatus] = {}
     for baseline, block in _blocks(values, baselines):
         for arm, new in arm_statuses(block, baseline, rule, lost).items():
-            # In a step-wise comparison an arm stands in two blocks: compared in the one, and a baseline in the other.
-            own = new if arm != baseline or arm not in found else found[arm]
-            found[arm] = replace(own, more=max(new.more, found[arm].more if arm in found else 0))
-    return found
+            # In a step-wise comparison an arm is in two blocks: compared in one, and the baseline of the other.
+            status = new if arm != baseline or arm not in statuses else statuses[arm]
+            statuses[arm] = replace(status, more=max(new.more, statuses[arm].more if arm in statuses else 0))
+    return statuses
 
 
-def _at_their_looks(
+def _judge_at_interims(
     values: Mapping[str, Mapping[int, float]],
     baselines: Mapping[str, str],
     statuses: Mapping[str, ArmStatus],
-    rule: LookRule,
+    rule: InterimRule,
 ) -> dict[str, Judgement]:
     judged: dict[str, Judgement] = {}
     for baseline, block in _blocks(values, baselines):
-        judged |= judged_where_they_stand(statuses, block, baseline, rule)
+        judged |= judgements_at_interims(statuses, block, baseline, rule)
     return judged
 
 
 def _blocks(
     values: Mapping[str, Mapping[int, float]], baselines: Mapping[str, str]
 ) -> Iterator[tuple[str, dict[str, Mapping[int, float]]]]:
-    """Each baseline with the values of the arms that are compared with it, and its own."""
+    """Each baseline with the values of itself and of the arms compared with it."""
     for baseline in dict.fromkeys(baselines.values()):
         yield baseline, {arm: values[arm] for arm in values if arm == baseline or baselines[arm] == baseline}
 
 
 def values_of(runs: Sequence[RunResult], metric: str) -> dict[str, dict[int, float]]:
-    """{arm: {seed: value}} of all that have one, of one origin."""
-    return _values(_of_one_origin(runs, []), list(dict.fromkeys(run.arm for run in runs)), metric)
+    """{arm: {seed: value}} of all runs of the newest provenance that have a value."""
+    return _values(_of_newest_provenance(runs, []), list(dict.fromkeys(run.arm for run in runs)), metric)
 
 
 def noise_of(runs: Sequence[RunResult], metric: str) -> Noise:
-    """What the documents add to the metric of each run, of one origin."""
-    return _noise(_of_one_origin(runs, []), metric, Procedure())
+    """Influence of the documents on the metric of each run of the newest provenance."""
+    return _noise(_of_newest_provenance(runs, []), metric, Procedure())
 
 
 def _by_arm(runs: Sequence[RunResult]) -> dict[str, list[RunResult]]:
-    found: dict[str, list[RunResult]] = {}
+    by_arm: dict[str, list[RunResult]] = {}
     for run in runs:
-        found.setdefault(run.arm, []).append(run)
-    return found
+        by_arm.setdefault(run.arm, []).append(run)
+    return by_arm
 
 
 def _values(kept: Sequence[RunResult], arms: Sequence[str], metric: str) -> dict[str, dict[int, float]]:
@@ -449,7 +450,7 @@ def _before_after(
     baselines: Mapping[str, str],
     procedure: Procedure,
 ) -> BeforeAfter | None:
-    """Of the metric that is compared, where it is one of evaluations after pretraining and after finetuning."""
+    """Arms before and after finetuning; None where the compared metric is not of an evaluation at both times."""
     name = metric.removeprefix(FINETUNED)
     if not name.startswith(EVALUATED):
         return None
@@ -461,14 +462,16 @@ def _before_after(
 
 
 def _learning_rates(kept: Sequence[RunResult], metric: str, factor: LRFactor) -> LearningRates | None:
-    """None where what is compared is not a loss, and while no run has ended. Of the validation split: it is what a
-    learning rate is chosen by."""
+    """Sensitivity to a learning rate on the validation split, which learning rates are chosen by.
+
+    None where the compared metric is not a loss, and while no run has ended.
+    """
     metric = validation_metric(metric)
     prefix = FINETUNED if metric.startswith(FINETUNED) else ""
     if not metric.removeprefix(prefix).startswith(SPLITS["validation"]):
         return None
     arms = {arm: (group.name, lr) for group in factor.groups for arm, lr in group.arms.items()}
-    # The loss at initialisation is one whatever the learning rate, if that is the learning rate of the same stage.
+    # The loss at initialisation does not depend on the learning rate of the same stage.
     same_stage = factor.name.startswith("finetune.") == bool(prefix)
     runs, loss_at_init = [], dict[tuple[str, int], float]()
     for run in kept:
@@ -490,7 +493,7 @@ def _learning_rates(kept: Sequence[RunResult], metric: str, factor: LRFactor) ->
 def scaling_runs(
     runs: Sequence[RunResult], metric: str, groups: Mapping[str, str], models: Mapping[str, str]
 ) -> list[ScalingRun]:
-    """The runs that have the metric, all of one origin. groups: {arm: its group}; models: {arm: its named arm}."""
+    """Runs of the newest provenance that have the metric. groups: {arm: its group}; models: {arm: its named arm}."""
     return [
         ScalingRun(
             groups[run.arm],
@@ -503,27 +506,27 @@ def scaling_runs(
             run.result.get("training_seconds"),
             models[run.arm],
         )
-        for run in _of_one_origin(runs, [])
+        for run in _of_newest_provenance(runs, [])
         if (loss := run.metric(metric)) is not None
     ]
 
 
 def lost_sizes(runs: Sequence[RunResult], metric: str, groups: Mapping[str, str]) -> dict[str, list[str]]:
-    """{group: its arms of which a run diverged}, of the runs that `scaling_runs` takes. groups: {arm: its group}."""
+    """{group: its arms of which a run diverged}, among the runs of the newest provenance. groups: {arm: its group}."""
     lost: dict[str, list[str]] = {}
-    for arm in dict.fromkeys(run.arm for run in _of_one_origin(runs, []) if run.state_of(metric) == "diverged"):
+    for arm in dict.fromkeys(run.arm for run in _of_newest_provenance(runs, []) if run.state_of(metric) == "diverged"):
         lost.setdefault(groups[arm], []).append(arm)
     return lost
 
 
-def _lack(run: RunResult, metric: str) -> str:
-    """Why a run has no value."""
+def _missing_reason(run: RunResult, metric: str) -> str:
+    """Why a run has no value in the comparison."""
     if run.state_of(metric) != "done":
         return run.state_of(metric)
     return "of other code or another device" if run.metric(metric) is not None else f"no {metric}"
 
 
-def _of_one_origin(runs: Sequence[RunResult], notes: list[str]) -> list[RunResult]:
+def _of_newest_provenance(runs: Sequence[RunResult], notes: list[str]) -> list[RunResult]:
     """The finished runs of the newest provenance, and of the newest code of each package that has components."""
     finished = [run for run in runs if run.result]
     in_order = sorted(finished, key=lambda run: run.result.get("finished", 0))
@@ -547,13 +550,13 @@ def _row(
     values: Mapping[int, float],
     judged: Judgement | None,
 ) -> Row:
-    """runs: of the arm; kept: those of them whose results are compared."""
+    """The row of one arm. runs: all runs of the arm; kept: its runs whose results are compared."""
     ended = [run.result for run in kept]
     done = [run.result for run in kept if run.state_of(metric) == "done"]
 
     def mean_of(name: str) -> float | None:
-        found = [r["metrics"][name] for r in ended if r.get("metrics", {}).get(name) is not None]
-        return statistics.fmean(found) if found else None
+        measured = [r["metrics"][name] for r in ended if r.get("metrics", {}).get(name) is not None]
+        return statistics.fmean(measured) if measured else None
 
     return Row(
         arm=arm,

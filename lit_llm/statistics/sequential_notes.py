@@ -1,4 +1,4 @@
-"""What the tables say of a study that adds seeds in rounds."""
+"""Notes under the tables of a study that adds seeds in rounds."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from lit_llm.statistics.sequential import ArmStatus, Rounds
 def rounds_notes(
     statuses: Mapping[str, ArmStatus], rounds: Rounds, comparisons: int, adjusted: Mapping[str, float]
 ) -> Iterator[str]:
-    """Which looks the levels are for, who stopped early, and what of a difference is owed to stopping."""
+    """Notes on the levels of the interim analyses, the arms that stopped early, and the bias of stopping."""
     share = "5% for all looks together"
     if comparisons > 1:
         share = f"5% for all looks at all {comparisons} arms together, an equal share for each arm (Bonferroni)"
     yield f"intervals: as for looking after each round of seeds, up to {rounds.most}: {share}; p counts the looks too"
     yield from _past_notes(rounds)
-    if several := {arm: s.seeds for arm, s in statuses.items() if s.decided and s.seeds < rounds.most}:
-        named = ", ".join(f"{arm} ({seeds})" for arm, seeds in several.items())
+    if stopped := {arm: s.seeds for arm, s in statuses.items() if s.decided and s.seeds < rounds.most}:
+        named = ", ".join(f"{arm} ({seeds})" for arm, seeds in stopped.items())
         yield (
             f"decided before the most seeds: {named}; a difference is of the seeds that decided it, by the validation "
             "split where the metric has one"
         )
     if adjusted:
-        pairs = ", ".join(f"{arm} {_seen(statuses[arm]):+.3f} → {value:+.3f}" for arm, value in adjusted.items())
+        pairs = ", ".join(
+            f"{arm} {_mean_difference(statuses[arm]):+.3f} → {value:+.3f}" for arm, value in adjusted.items()
+        )
         yield (
             "stopping early makes differences too large on average; without that bias (Emerson-Fleming), in the "
             f"metric that seeds are added by: {pairs}"
@@ -31,12 +33,12 @@ def rounds_notes(
 
 
 def _past_notes(rounds: Rounds) -> Iterator[str]:
-    """What was spent before the number of seeds was changed."""
-    looked, sizes, shares = rounds.looked, rounds.sizes, rounds.shares
-    spent = shares[sizes.index(looked[-1])] if looked else rounds.lost
+    """A note on the level that was spent before the number of seeds was changed."""
+    past, sizes, shares = rounds.past_sizes, rounds.sizes, rounds.shares
+    spent = shares[sizes.index(past[-1])] if past else rounds.lost
     if not spent:
         return
-    at = f" at {', '.join(map(str, looked))} seeds" if looked else ""
+    at = f" at {', '.join(map(str, past))} seeds" if past else ""
     kept = f"the number of seeds was changed after looks{at}: they keep their levels"
     if spent >= 1:
         yield (
@@ -47,6 +49,6 @@ def _past_notes(rounds: Rounds) -> Iterator[str]:
         yield f"{kept}, and the {1 - spent:.0%} of the 5% that is left is spent over the looks that remain"
 
 
-def _seen(statuses: ArmStatus) -> float:
-    assert statuses.judgement is not None
-    return statuses.judgement.difference.mean
+def _mean_difference(status: ArmStatus) -> float:
+    assert status.judgement is not None
+    return status.judgement.difference.mean

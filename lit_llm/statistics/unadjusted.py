@@ -1,7 +1,7 @@
-"""Estimates of a study in rounds that no level of its looks is for: effects, levels, F tests, changes by finetuning.
+"""Unadjusted estimates of a study in rounds: effects, levels, F tests, changes by finetuning.
 
-The number of seeds depends on the results there, and the 5% are spent on the arms' differences alone. A test at 5% of
-anything else would be one look of several at the whole level, so the estimates are kept and the tests are not.
+The number of seeds depends on the results, and the 5% are spent on the arms' differences alone. Any other test at 5%
+would be one of several interim analyses at the full level. So the estimates are kept and their tests are removed.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ def untested_anova(every: Sequence[Anova]) -> tuple[Anova, ...]:
 
 
 def _untested(row: Tested) -> Tested:
-    says = {"p", "verdict", "detectable"} & {field.name for field in fields(row)}
-    untested: Tested = replace(row, **dict.fromkeys(says))
+    test_fields = {"p", "verdict", "detectable"} & {field.name for field in fields(row)}
+    untested: Tested = replace(row, **dict.fromkeys(test_fields))
     return untested
 
 
 def _notes(notes: Sequence[str]) -> tuple[str, ...]:
-    """Without what is said of p-values that are not given."""
-    begin = tuple({told.partition(" {n}")[0] for told in P_VALUES.values()})
-    return (*(note for note in notes if not note.startswith(begin)), UNTESTED)
+    """The notes without those on p-values, and with the reason."""
+    on_p_values = tuple({note.partition(" {n}")[0] for note in P_VALUES.values()})
+    return (*(note for note in notes if not note.startswith(on_p_values)), UNTESTED)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lit_llm.statistics.alpha_spending import PastLooks, Rounds
-from lit_llm.statistics.comparison import Looks, RunResult, in_rounds
+from lit_llm.statistics.alpha_spending import PastInterims, Rounds
+from lit_llm.statistics.comparison import InterimAnalyses, RunResult, interim_statuses
 from lit_llm.statistics.procedure import Procedure
 from lit_llm.studies.analysis_plan import Registration, earlier_plans, seeds_analysed_fixed
 from lit_llm.studies.load import Ablation
@@ -28,7 +28,7 @@ def interims_of(ablation: Ablation, registration: Registration | None, results_o
         seen.append((registration.current, seeds_analysed_in_force(ablation, registration, results_of)))
     past, lost = _past(seen, study.all_seeds)
     rounds = Rounds(len(study.seeds), study.more_seeds.max, study.more_seeds.step, past, lost)
-    return Looks(study.all_seeds, rounds, comparisons_of(ablation, study.compare.correction != "none"))
+    return InterimAnalyses(study.all_seeds, rounds, comparisons_of(ablation, study.compare.correction != "none"))
 
 
 def comparisons_of(ablation: Ablation, corrected: bool) -> int:
@@ -80,7 +80,7 @@ def _differs(plan: Mapping[str, Any], ablation: Ablation) -> bool:
     return bool(plan) and (plan["seeds"] != list(study.seeds) or plan["more_seeds"] != more)
 
 
-def _rounds(plan: Mapping[str, Any], past: tuple[PastLooks, ...], lost: float) -> Rounds | None:
+def _rounds(plan: Mapping[str, Any], past: tuple[PastInterims, ...], lost: float) -> Rounds | None:
     more = plan["more_seeds"]
     return Rounds(len(plan["seeds"]), more["max"], more["step"], past, lost) if more else None
 

@@ -17,7 +17,7 @@ from lit_llm.experiment.schema import Experiment, Trained
 from lit_llm.runs.provenance import provenance, same_provenance, weights_digest
 from lit_llm.runs.run import experiment_yaml
 from lit_llm.runs.stage_graph import StageNode, stage_graph
-from lit_llm.statistics.comparison import Comparison, Design, Looks, RunResult, compare, in_rounds
+from lit_llm.statistics.comparison import Comparison, Design, InterimAnalyses, RunResult, compare, interim_statuses
 from lit_llm.statistics.pareto import pareto_front
 from lit_llm.store.store import FINAL, Stage, Store, metric_lines
 from lit_llm.studies.analysis_plan import log_interim, register, registration_of

@@ -10,7 +10,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from lit_llm.statistics.sequential import LookRule, Rounds, arm_statuses
+from lit_llm.statistics.sequential import InterimRule, Rounds, arm_statuses
 from tests.statistics.simulated import within
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -62,5 +62,5 @@ def test_the_simulation_decides_as_the_comparison_does(simulation: ModuleType) -
     found = simulation.decided_at(data, rounds)[:, 0]
     for d, size in zip(data[:, 0], found, strict=True):
         values = {"0": dict.fromkeys(range(8), 0.0), "1": dict(enumerate(map(float, d)))}
-        statuses = arm_statuses(values, "0", LookRule("val/target_nll", range(8), rounds))["1"]
+        statuses = arm_statuses(values, "0", InterimRule("val/target_nll", range(8), rounds))["1"]
         assert (statuses.seeds if statuses.decided else 0) == size

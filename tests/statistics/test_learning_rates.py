@@ -14,7 +14,7 @@ from scipy import stats
 
 from lit_llm.report.answer import answer
 from lit_llm.report.tables.comparison import render_comparison
-from lit_llm.statistics.comparison import Design, Looks, RunResult, compare
+from lit_llm.statistics.comparison import Design, InterimAnalyses, RunResult, compare
 from lit_llm.statistics.learning_rates import LRFactor, LRGroup
 from lit_llm.statistics.sequential import Rounds
 from lit_llm.statistics.unadjusted import UNTESTED
@@ -159,7 +159,7 @@ def test_in_rounds_of_seeds_no_sensitivity_is_tested():
     ]
     of = [factor(PLAIN, LONG)]
     fixed = compare(runs, NLL, Design(lr_factors=of))
-    looked = compare(runs, NLL, Design(lr_factors=of, looks=Looks((0, 1, 2, 3), Rounds(3, 4))))
+    looked = compare(runs, NLL, Design(lr_factors=of, interims=InterimAnalyses((0, 1, 2, 3), Rounds(3, 4))))
     assert any("sensitive than" in sentence for sentence in answer(fixed))
     assert not any("sensitiv" in sentence for sentence in answer(looked))
     assert [UNTESTED in found.learning_rates[0].notes for found in (fixed, looked)] == [False, True]

@@ -10,16 +10,16 @@ from lit_llm.statistics.alpha_spending import chain
 from lit_llm.statistics.baselines import differences_from_baselines
 from lit_llm.statistics.sequential import (
     ArmStatus,
-    LookRule,
-    PastLooks,
+    InterimRule,
+    PastInterims,
     Rounds,
     arm_statuses,
     bias_adjusted,
-    judged_where_they_stand,
-    own_p,
+    judgements_at_interims,
     pocock_spending,
     repeated_p,
     round_levels,
+    t_test_p,
     unbiased,
 )
 from lit_llm.statistics.verdicts import judgements
@@ -94,7 +94,7 @@ def test_p_holds_whatever_stops_the_looks() -> None:
 
 
 def in_rounds(values: dict[str, dict[int, float]], margin: float | None = None) -> dict[str, ArmStatus]:
-    return arm_statuses(values, "0", LookRule(NLL, range(ROUNDS.most), ROUNDS, margin))
+    return arm_statuses(values, "0", InterimRule(NLL, range(ROUNDS.most), ROUNDS, margin))
 
 
 @pytest.mark.parametrize(("arms", "count"), [(1, 1000), (2, 300)])
@@ -155,7 +155,7 @@ def test_a_seed_that_diverged_is_over_and_is_no_value() -> None:
     values = study(np.random.default_rng(5), [0.0, 0.0], ROUNDS.first)
     del values["1"][2]
     assert in_rounds(values)["1"].seeds == 0
-    found = arm_statuses(values, "0", LookRule(NLL, range(ROUNDS.most), ROUNDS), lost={"1": {2}})["1"]
+    found = arm_statuses(values, "0", InterimRule(NLL, range(ROUNDS.most), ROUNDS), lost={"1": {2}})["1"]
     assert found.seeds == 3
     assert found.judgement is not None
     assert found.judgement.difference.seeds == 2
@@ -180,13 +180,13 @@ def test_rounds_that_are_none_are_refused(first: int, most: int, step: int) -> N
 # --- the number of seeds is changed after a look --------------------------------------------------------------------
 
 
-def after(most: int, *past: PastLooks) -> Rounds:
+def after(most: int, *past: PastInterims) -> Rounds:
     return Rounds(3, most, past=past)
 
 
 def test_past_looks_keep_their_levels_and_the_rest_is_spent_over_those_that_remain() -> None:
     """Raised from 8 to 12 after the look at 5: shares of Lan and DeMets up to there, one at the end."""
-    before, raised = Rounds(3, 8), after(12, PastLooks((3, 4, 5), 8))
+    before, raised = Rounds(3, 8), after(12, PastInterims((3, 4, 5), 8))
     assert raised.sizes == tuple(range(3, 13))
     assert raised.shares[:3] == before.shares[:3]
     assert raised.shares[-1] == pytest.approx(1)
@@ -202,22 +202,22 @@ def test_past_looks_keep_their_levels_and_the_rest_is_spent_over_those_that_rema
 
 def test_what_is_spent_is_spent() -> None:
     """After the last look, or a look at a fixed number of seeds, no later look can call anything."""
-    for rounds in (after(12, PastLooks(tuple(range(3, 9)), 8)), after(12, PastLooks((3,), 3))):
-        coming = rounds.sizes.index(rounds.looked[-1]) + 1
-        assert [level.difference for level in round_levels(rounds)[coming:]] == [0.0] * (12 - rounds.looked[-1])
-    lowered = after(5, PastLooks((3, 4, 5, 6), 8))
+    for rounds in (after(12, PastInterims(tuple(range(3, 9)), 8)), after(12, PastInterims((3,), 3))):
+        coming = rounds.sizes.index(rounds.past_sizes[-1]) + 1
+        assert [level.difference for level in round_levels(rounds)[coming:]] == [0.0] * (12 - rounds.past_sizes[-1])
+    lowered = after(5, PastInterims((3, 4, 5, 6), 8))
     assert lowered.sizes == (3, 4, 5)
-    assert after(6, PastLooks((3, 4), 8)).shares[-1] == 1
+    assert after(6, PastInterims((3, 4), 8)).shares[-1] == 1
     elsewhere = Rounds(3, 8, lost=0.6)  # on looks at seeds that were replaced
     assert chain(elsewhere, 0.05).levels[0] == pytest.approx(0.05 * 0.4 * pocock_spending(3 / 8, 1.0), rel=1e-3)
 
 
 def test_a_look_without_a_level_decides_nothing_however_large_the_difference() -> None:
-    rounds = after(5, PastLooks((3,), 3))
+    rounds = after(5, PastInterims((3,), 3))
     values = study(np.random.default_rng(8), [0.0, 0.0], 3, scatter=0.5)
     for seed in (3, 4):
         values["0"][seed], values["1"][seed] = 0.0, values["1"][0] - values["0"][0]
-    found = arm_statuses(values, "0", LookRule(NLL, range(5), rounds))["1"]
+    found = arm_statuses(values, "0", InterimRule(NLL, range(5), rounds))["1"]
     assert (found.seeds, found.decided) == (5, False)
     assert found.judgement is not None
     assert found.judgement.verdict == "undecided"
@@ -229,7 +229,7 @@ def test_holms_arms_share_the_five_percent_over_their_looks() -> None:
     """Four arms: the first look's level is a quarter of what one arm has, and p is four times its own."""
     values = study(np.random.default_rng(9), [0.0, 0.3, 0.0, 0.0, 0.0], 3)
     alone, shared = (
-        arm_statuses(values, "0", LookRule(NLL, range(10), ROUNDS, comparisons=m))["1"].judgement for m in (1, 4)
+        arm_statuses(values, "0", InterimRule(NLL, range(10), ROUNDS, comparisons=m))["1"].judgement for m in (1, 4)
     )
     assert alone is not None
     assert shared is not None
@@ -260,10 +260,10 @@ def test_estimates_are_given_where_looks_at_the_arms_own_t_stop_it_where_it_was_
     d = [0.9, 0.2, 0.5, 0.62, 0.55, 0.5, 0.6, 0.55, 0.5, 0.6]
     values = {"0": dict.fromkeys(range(10), 0.0), "1": dict(enumerate(d))}
     levels = [level.difference for level in round_levels(ROUNDS)]
-    stop = next(look for look, size in enumerate(ROUNDS.sizes) if own_p(d[:size]) < levels[look])
+    stop = next(look for look, size in enumerate(ROUNDS.sizes) if t_test_p(d[:size]) < levels[look])
     assert stop > 0
     found = in_rounds(values)
-    assert (found["1"].look, found["1"].decided) == (stop, True)
+    assert (found["1"].interim, found["1"].decided) == (stop, True)
     adjusted = bias_adjusted(found, ROUNDS)["1"]
     assert adjusted == pytest.approx(unbiased(d[: ROUNDS.sizes[stop]], stop, ROUNDS))
     assert 0 < adjusted < np.mean(d[: ROUNDS.sizes[stop]])
@@ -289,7 +289,7 @@ def test_another_metric_is_judged_at_the_looks_where_the_first_has_stopped_the_a
     other = study(np.random.default_rng(12), [0.0, 0.0, 0.0], ROUNDS.most)
     del other["1"][9], other["1"][8]  # it was never run so often
     statuses = in_rounds(stopping)
-    found = judged_where_they_stand(statuses, other, "0", LookRule(NLL, range(ROUNDS.most), ROUNDS))
+    found = judgements_at_interims(statuses, other, "0", InterimRule(NLL, range(ROUNDS.most), ROUNDS))
     assert {arm: own.difference.seeds for arm, own in found.items()} == {"1": 3, "2": ROUNDS.most}
     first = {arm: {seed: v for seed, v in by_seed.items() if seed < 3} for arm, by_seed in other.items()}
     level = pocock_spending(0.3, 0.05)
@@ -297,7 +297,7 @@ def test_another_metric_is_judged_at_the_looks_where_the_first_has_stopped_the_a
     pair = dict.fromkeys(first, "0")
     expected = judgements(differences_from_baselines(first, pair), pair, NLL, levels=round_levels(ROUNDS)[0])["1"]
     assert found["1"].difference == expected.difference
-    same = judged_where_they_stand(statuses, stopping, "0", LookRule(NLL, range(ROUNDS.most), ROUNDS))
+    same = judgements_at_interims(statuses, stopping, "0", InterimRule(NLL, range(ROUNDS.most), ROUNDS))
     assert same == {arm: own.judgement for arm, own in statuses.items() if arm != "0"}
 
 

@@ -235,7 +235,7 @@ def test_raising_the_most_seeds_after_the_last_look_leaves_nothing_to_decide_by(
     def said() -> tuple[list[int], str]:
         looks, comparison = interims_in(place, raised), comparison_of(raised, runs_of(raised, place))
         assert looks is not None
-        return list(looks.rounds.looked), " ".join(comparison.notes)
+        return list(looks.rounds.past_sizes), " ".join(comparison.notes)
 
     unlogged = said()  # `status` and `report` look before anything is logged
     assert frozen(raised, place).changes[-1].analysed == 5
@@ -253,7 +253,7 @@ def test_raising_them_between_looks_spends_what_is_left(write_study: Study, plac
     finish(raised, place, until(8))
     looks, comparison = interims_in(place, raised), comparison_of(raised, runs_of(raised, place))
     assert looks is not None
-    assert looks.rounds.looked == (3, 4)
+    assert looks.rounds.past_sizes == (3, 4)
     assert looks.rounds.shares[-1] == pytest.approx(1)
     assert looks.rounds.shares[1] < 1
     assert any("keep their levels, and the 14% of the 5%" in note for note in comparison.notes)
@@ -282,7 +282,7 @@ def test_rounds_after_a_look_at_a_fixed_number_of_seeds_know_of_it(write_study: 
     for _ in range(2):  # before the change is logged, and after
         looks = interims_in(place, raised)
         assert looks is not None
-        assert (looks.rounds.looked, looks.rounds.shares[-1]) == ((3,), 1.0)
+        assert (looks.rounds.past_sizes, looks.rounds.shares[-1]) == ((3,), 1.0)
         frozen(raised, place)
 
 

@@ -19,7 +19,7 @@ from lit_llm.report.tables.plan import render_plan
 from lit_llm.report.text import short
 from lit_llm.statistics import alpha_spending
 from lit_llm.statistics.baselines import block_differences
-from lit_llm.statistics.comparison import Design, Looks, RunResult, compare
+from lit_llm.statistics.comparison import Design, InterimAnalyses, RunResult, compare
 from lit_llm.statistics.sequential import round_levels
 from lit_llm.store.store import Store
 from lit_llm.studies.load import load_study
@@ -212,8 +212,8 @@ def test_changes_by_finetuning_are_not_called_in_rounds() -> None:
         for seed, x in enumerate(luck):
             metrics = {metric: 2 + by + x * (1 + by * x), metric.removeprefix("finetune/"): 3 + x}
             runs.append(RunResult(arm, "a", seed, "done", {"metrics": metrics, "parameters": 1, "flops": 1.0}))
-    looks = Looks((0, 1, 2, 3), alpha_spending.Rounds(3, 4))
-    for design, called in ((Design(), True), (Design(looks=looks), False)):
+    looks = InterimAnalyses((0, 1, 2, 3), alpha_spending.Rounds(3, 4))
+    for design, called in ((Design(), True), (Design(interims=looks), False)):
         found = compare(runs, metric, design)
         assert found.before_after is not None
         assert found.before_after.rows[1].change is not None
