@@ -1,10 +1,9 @@
 """Scaling: how the loss falls with training FLOPs, parameters or tokens, and how many times the compute a group needs.
 
-For each group of runs a power law of its sizes (`laws`), with intervals for which a size counts once, however
-many seeds it has (`size_means`). They say how sure a law is if the sizes lie about it without a trend, and nothing of
-what lies outside of the data. Two groups are compared by the x that each needs for the same loss. Where their laws
-cross within the data, one number does not summarise them: the place of the crossing and the ratio at both ends are
-given beside it.
+Each group of runs has a power law of its sizes (`laws`). In its intervals a size counts once, however many seeds it has
+(`size_means`). The intervals hold within the data, if the sizes lie about the law without a trend. Two groups are
+compared by the x that each needs for the same loss. Where their laws cross within the data, one number does not
+summarise them: the crossing and the ratio at both ends are given too.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from lit_llm.statistics.scaling.runs import ScalingRun, X, lost_notes, sizes_of
 from lit_llm.statistics.scaling.size_means import LackOfFit, luck_draws, seed_variance, shared_seeds
 
 DRAWS, PLAIN_DRAWS = 1000, 4000
-"""Of a law with E, and of one without, whose draws are one matrix product. The ends of an interval then leave out 2.5%
-give or take 0.5%, or 0.25%."""
+"""Draws of a law with E, and of a law without, whose draws are one matrix product. The ends of an interval then leave
+out 2.5% give or take 0.5%, or 0.25%."""
 FEWEST_DRAWS, MOST_NUMBERS = 400, 100_000
-"""Of many sizes fewer laws are drawn, so that draws times sizes stay below this number: seconds, not minutes."""
+"""Fewest draws, and largest product of draws and sizes: for many sizes fewer laws are drawn, to take seconds."""
 POINTS = 21
-"""Places between two ends at which laws are drawn and compared."""
+"""Number of x between two ends at which laws are drawn and compared."""
 LACKING = 0.05
 """p of the lack-of-fit test below which the report says that a law does not hold."""
 
@@ -41,7 +40,7 @@ class Curve:
     group: str
     runs: int
     low: float
-    """The least x of its runs."""
+    """Least x of the runs."""
     high: float
     irreducible: Estimate
     exponent: Estimate
@@ -49,44 +48,44 @@ class Curve:
     scatter: float
     """Standard deviation of the runs about the curve, relative to the loss."""
     band: tuple[tuple[float, float, float], ...] = ()
-    """(x, low, high) within the data: where the curve lies, at each x with 95%; empty without intervals."""
+    """(x, low, high) within the data: pointwise 95% band of the curve; empty without intervals."""
     sizes: int = 0
     seed_scatter: float | None = None
     """Standard deviation of the runs of one size over its seeds, relative to the loss; None for one seed."""
     lack_of_fit: LackOfFit | None = None
-    """None where it cannot be tested: one seed, or as many sizes as numbers to fit."""
+    """None where it cannot be tested: one seed, or no more sizes than fitted numbers."""
 
 
 @dataclass(frozen=True)
 class Multiplier:
-    """How many times the x of the baseline's group another group needs for the same loss."""
+    """Ratio of the x that a group needs to the x that the baseline's group needs, for the same loss."""
 
     group: str
     baseline: str
     best: float
-    """The lowest loss that both curves reach within their data."""
+    """Lowest loss that both curves reach within their data."""
     worst: float
-    """The highest."""
+    """Highest loss that both curves reach within their data."""
     mean: Estimate
     """Geometric mean between the two losses, evenly in the baseline's log x."""
     at_best: Estimate
     at_worst: Estimate
     crossing: Crossing | None = None
-    """Where the curves cross within the data, which the mean alone would hide."""
+    """Crossing of the curves within the data, which the mean alone would hide."""
 
 
 @dataclass(frozen=True)
 class Crossing:
-    """Where the law of a group crosses that of its baseline within the data of both."""
+    """Point where the laws of a group and of its baseline cross, within the data of both."""
 
     x: Estimate
-    """Its interval holds every x at which neither is shown to be below the other; it ends where the data end."""
+    """The interval contains every x at which neither is significantly below the other, within the data."""
     loss: Estimate
     below_at_low_x: str
     """The group with the lower loss at the lower end of the data."""
     below_at_high_x: str
     shown: bool
-    """Whether each is shown to be below the other at its end of the data (95% at each end)."""
+    """Whether each is significantly below the other at its end of the data (95% at each end)."""
 
 
 @dataclass(frozen=True)
@@ -124,10 +123,10 @@ def scaling(
         runs: finished runs of all groups.
         metric: name of their loss.
         baseline: the group that the others are compared with.
-        x: what the loss falls with.
+        x: scale with which the loss falls.
         irreducible: whether E is fitted.
-        draws: of each law, for its intervals; as `draws_for` says when None.
-        random: numpy's Generator; the same for each report when None.
+        draws: number of draws of each law, for its intervals; that of `draws_for` when None.
+        random: numpy's Generator; one with a fixed seed when None.
         lost: {group: its sizes of which runs diverged}.
     """
     import numpy as np
@@ -168,7 +167,7 @@ def scaling(
 
 
 def draws_for(runs: Sequence[ScalingRun], irreducible: bool) -> int:
-    """How many laws are drawn of each group; all groups have equally many."""
+    """Number of draws of each group's law, the same for all groups."""
     sizes = len({(run.group, run.arm) for run in runs})
     return max(FEWEST_DRAWS, min(DRAWS if irreducible else PLAIN_DRAWS, MOST_NUMBERS // max(1, sizes)))
 
@@ -217,17 +216,17 @@ def _exp(values: Any) -> Any:
 def _band(fit: GroupFit) -> Iterator[tuple[float, float, float]]:
     if fit.drawn is None:
         return
-    places = evenly(*fit.ends, POINTS)
-    lows, highs = _exp(interval(fit.drawn.log_loss(places) + fit.level[:, None]))
-    for place, low, high in zip(places, lows, highs, strict=True):
-        yield math.exp(place), float(low), float(high)
+    log_xs = evenly(*fit.ends, POINTS)
+    lows, highs = _exp(interval(fit.drawn.log_loss(log_xs) + fit.level[:, None]))
+    for log_x, low, high in zip(log_xs, lows, highs, strict=True):
+        yield math.exp(log_x), float(low), float(high)
 
 
 # --- two groups -----------------------------------------------------------------------------------------------------
 
 
 def _multiplier(group: str, fit: GroupFit, baseline: str, base: GroupFit, random: Any) -> Multiplier | None:
-    """None where the curves reach no loss in common within their data."""
+    """The ratio of x of two groups; None where their curves reach no common loss within their data."""
     import numpy as np
 
     at_ends = [each.law.log_loss(each.ends)[0] for each in (fit, base)]
@@ -237,11 +236,11 @@ def _multiplier(group: str, fit: GroupFit, baseline: str, base: GroupFit, random
     start, end = (float(base.law.log_x(np.array([loss]))[0, 0]) for loss in (worst, best))
     losses = base.law.log_loss(evenly(start, end, POINTS))[0]
     ratios, drawn = _log_ratios(fit.law, base.law, losses)[0], None
-    mine = None
+    group_draws = None
     if fit.drawn is not None and base.drawn is not None:
         paired = luck_draws(fit.sizes, base.sizes, len(fit.level), random)
-        mine = fit.drawn.shifted(paired + fit.models_share - base.models_share)
-        drawn = _log_ratios(mine, base.drawn, losses)
+        group_draws = fit.drawn.shifted(paired + fit.models_share - base.models_share)
+        drawn = _log_ratios(group_draws, base.drawn, losses)
 
     def ratio(at: slice) -> Estimate:
         middle = None if drawn is None else drawn[:, at].mean(axis=1)
@@ -255,12 +254,12 @@ def _multiplier(group: str, fit: GroupFit, baseline: str, base: GroupFit, random
         ratio(slice(None)),
         ratio(slice(-1, None)),
         ratio(slice(0, 1)),
-        _crossing(group, fit, baseline, base, mine),
+        _crossing(group, fit, baseline, base, group_draws),
     )
 
 
 def _log_ratios(laws: Laws, baselines: Laws, losses: Any) -> Any:
-    """log x over the baseline's log x at each loss, rows x losses; not a number where neither law has the loss."""
+    """log x minus the baseline's log x at each loss, rows x losses; nan where neither law has the loss."""
     import numpy as np
 
     with np.errstate(invalid="ignore"):
@@ -270,10 +269,10 @@ def _log_ratios(laws: Laws, baselines: Laws, losses: Any) -> Any:
 CROSSING_POINTS = 201
 
 
-def _crossing(group: str, fit: GroupFit, baseline: str, base: GroupFit, mine: Laws | None) -> Crossing | None:
-    """The last sign change of the difference between two laws within the x of both; None where there is none.
+def _crossing(group: str, fit: GroupFit, baseline: str, base: GroupFit, group_draws: Laws | None) -> Crossing | None:
+    """Last sign change of the difference between two laws within the x of both; None where there is none.
 
-    mine: draws of the group's law, luck included; None without intervals.
+    group_draws: draws of the group's law, luck included; None without intervals.
     """
     import numpy as np
 
@@ -290,21 +289,21 @@ def _crossing(group: str, fit: GroupFit, baseline: str, base: GroupFit, mine: La
     place = float(places[at] + share * (places[at + 1] - places[at]))
     loss = float(base.law.log_loss([place])[0, 0])
     names = (group, baseline) if difference[0] < 0 else (baseline, group)
-    if mine is None or base.drawn is None:
+    if group_draws is None or base.drawn is None:
         return Crossing(Estimate(math.exp(place)), Estimate(math.exp(loss)), *names, False)
-    ends = interval(mine.log_loss(places) - base.drawn.log_loss(places))
-    # What a test at each place would not reject: Fieller's set, cut at the ends of the data.
+    ends = interval(group_draws.log_loss(places) - base.drawn.log_loss(places))
+    # x and losses at which a test does not reject equality: Fieller's set, cut at the ends of the data.
     open_x = places[(ends[0] <= 0) & (ends[1] >= 0)]
     losses = base.law.log_loss(places)[0]
-    ratios = interval(_log_ratios(mine, base.drawn, losses))
+    ratios = interval(_log_ratios(group_draws, base.drawn, losses))
     open_losses = losses[(ratios[0] <= 0) & (ratios[1] >= 0)]
     below, above = ends[1] < 0, ends[0] > 0
-    shown = bool((below[0] and above[-1]) or (above[0] and below[-1]))
-    return Crossing(_spanned(place, open_x), _spanned(loss, open_losses), *names, shown)
+    ends_differ = bool((below[0] and above[-1]) or (above[0] and below[-1]))
+    return Crossing(_estimate_spanning(place, open_x), _estimate_spanning(loss, open_losses), *names, ends_differ)
 
 
-def _spanned(value: float, among: Any) -> Estimate:
-    ends = [value, *map(float, among)]
+def _estimate_spanning(value: float, others: Any) -> Estimate:
+    ends = [value, *map(float, others)]
     return exponentials(Estimate(value, min(ends), max(ends)))
 
 

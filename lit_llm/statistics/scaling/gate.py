@@ -1,19 +1,19 @@
 """The gate of a scaling ladder: is a change worth its compute and its time at each size, and at the compute to come?
 
 The compute multiplier of a size is the training FLOPs at which the baseline's law has the loss of that size, over the
-FLOPs that the size took. Above 1 the change saves compute. The wall-clock multiplier is the same with measured seconds
-of training in place of FLOPs, against the baseline's law of its seconds. Over the sizes, the logarithm of each
-multiplier is fitted by a straight line in the logarithm of the compute. Its slope says whether an advantage grows or
-fades, and the line goes on to a compute that was not run.
+FLOPs that the size took. Above 1 the change saves compute. The wall-clock multiplier uses measured seconds of training
+in place of FLOPs, and the baseline's law in seconds. Over the sizes, a straight line in log compute is fitted to the
+logarithm of each multiplier. Its slope shows whether an advantage grows or fades, and the line extrapolates to a
+compute that was not run.
 
-Three intervals, all of 95%:
+Three 95% intervals:
 
-- of a size: other seeds of this size, and other sizes and seeds of the baseline's law;
-- of the slope: other sizes and seeds of both;
-- of the projection, a prediction interval: of what one more size of each, run at that compute, would show. It holds if
-  the law and the line go on as they are within the data, which no interval can tell.
+- size: other seeds of this size, and other sizes and seeds of the baseline's law;
+- slope: other sizes and seeds of both;
+- projection (a prediction interval): one more size of each, run at that compute. It holds if the law and the line
+  continue beyond the data, which no interval can show.
 
-Losses in the midst of a schedule's decay lie on no such law: see `refused`.
+Losses before the end of a schedule's decay do not follow such a law, so only runs whose schedules have ended count.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from lit_llm.statistics.verdicts import LOST
 GateScale = Literal["train_flops", "seconds"]
 Verdict = Literal["passes", "fails", "undecided", "undecided: lost runs"]
 LINE = 2
-"""Numbers of a straight line."""
+"""Number of parameters of a straight line."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class GateSize:
     name: str
     train_flops: float
     loss: float
-    """Geometric mean over its seeds."""
+    """Geometric mean over the seeds of the size."""
     seeds: int
     multiplier: Estimate
     """Above 1 where the baseline needs more for this loss."""
     extrapolated: bool
-    """Whether the baseline has no size with a loss as low, or as high."""
+    """Whether the loss is outside the range of the baseline's sizes."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,12 @@ class Trend:
     scale: GateScale
     sizes: tuple[GateSize, ...]
     slope: Estimate | None
-    """Of log multiplier by log compute: 0.1 is a multiplier that grows by 26% with each tenfold of compute. None with
+    """Slope of log multiplier over log compute: 0.1 is a multiplier that grows by 26% per tenfold compute. None with
     fewer than three sizes."""
     projection: Estimate | None
     """The multiplier at the compute that the study names, with a prediction interval."""
     difference: Estimate | None
-    """Loss of the group there minus that of the baseline after the same compute, or the same time, with a prediction
+    """Loss of the group minus that of the baseline at the projected compute, or the same time, with a prediction
     interval."""
     verdict: Verdict
 
@@ -85,9 +85,9 @@ class Gate:
     baseline: str
     metric: str
     project: float | None
-    """Training FLOPs that are projected to."""
+    """Training FLOPs of the projection."""
     at_least: float
-    """The multiplier that passes."""
+    """Smallest multiplier that passes."""
     trends: tuple[Trend, ...]
     notes: tuple[str, ...]
 
@@ -110,10 +110,10 @@ def gate(
         metric: name of their loss.
         baseline: the group whose law the others are measured by.
         project: training FLOPs to project to; None for no projection.
-        at_least: the multiplier that passes, at the projection, else at the largest size.
+        at_least: smallest multiplier that passes, at the projection, else at the largest size.
         irreducible: whether the baseline's law has an E.
-        draws: of each law, for the intervals; as `draws_for` says when None.
-        random: numpy's Generator; the same for each report when None.
+        draws: number of draws of each law, for the intervals; that of `draws_for` when None.
+        random: numpy's Generator; one with a fixed seed when None.
         lost: {group: its sizes of which runs diverged}.
     """
     import numpy as np
@@ -140,7 +140,7 @@ def gate(
         for group, sizes in timed.items():
             if group != baseline and sizes:
                 trend = _trend(group, sizes, base, scale, project, at_least, draws, random)  # type: ignore[arg-type]
-                # Lost runs bend a law: those of small sizes favour one side at the projection, of large ones the other.
+                # Lost runs bend a law: at small sizes they favour one side at the projection, at large sizes the other.
                 trends.append(replace(trend, verdict=LOST) if lost.keys() & {group, baseline} else trend)
     return Gate(baseline, metric, project, at_least, tuple(trends), (*notes, *_notes(trends, project)))
 
@@ -196,10 +196,10 @@ def _verdict(judged: Estimate | None, at_least: float) -> Verdict:
 
 
 def _seed_draws(sizes: Sequence[Size], others: Sequence[Size], draws: int, random: Any) -> Any:
-    """Draws of what other seeds would add to the mean log loss of each size: draws x sizes; None where nothing says.
+    """Draws of the effect of other seeds on the mean log loss of each size: draws x sizes; None without an estimate.
 
-    By the scatter of the seeds of a size, pooled over both groups. With one seed each, by the scatter of the sizes
-    about a power law of their own, which holds the seeds' and more.
+    The variance is that over the seeds of a size, pooled over both groups. With one seed each, it is the variance of
+    the sizes about their own power law, which includes that of the seeds.
     """
     import numpy as np
 
@@ -216,7 +216,7 @@ def _seed_draws(sizes: Sequence[Size], others: Sequence[Size], draws: int, rando
 
 
 def _timing_draws(pooled: Sequence[Size], sizes: Sequence[Size], draws: int, random: Any) -> Any:
-    """Draws of how far the mean log seconds of each size lie off, by the runs of one size: zero with one run each."""
+    """Draws of the error of each size's mean log seconds, from the runs of one size; zero with one run each."""
     import numpy as np
 
     variance, degrees = seconds_variance(pooled)
@@ -242,17 +242,17 @@ class _Line:
     numbers: Any
     """(level, slope) of the fit."""
     drawn: Any
-    """draws x 2; None without an interval."""
+    """Draws of (level, slope): draws x 2; None without an interval."""
     deviations: Any
-    """Draws of how far one more size of the group lies off the line."""
+    """Draws of the deviation of one more size of the group from the line."""
     base_deviations: Any
-    """Draws of how far one more size of the baseline lies off its law, in log loss."""
+    """Draws of the deviation of one more size of the baseline from its law, in log loss."""
     scale_line: tuple[float, float]
-    """(level, slope) of the group's log x (FLOPs or seconds) by its log compute."""
+    """(level, slope) of the group's log x (FLOPs or seconds) over its log compute."""
 
     @classmethod
     def of(cls, sizes: Sequence[Size], base: GroupFit, scale: GateScale, draws: int, random: Any) -> _Line | None:
-        """None with fewer than three sizes."""
+        """The line through the multipliers of these sizes; None with fewer than three sizes."""
         import numpy as np
 
         compute = np.array([size.logs["train_flops"] for size in sizes])
@@ -279,8 +279,8 @@ class _Line:
         deviation = np.sqrt(squares / random.chisquare(degrees, draws))
         drawn = fitted + deviation[:, None] * (random.normal(size=(draws, LINE)) @ np.linalg.cholesky(inverse).T)
         free = len(base.sizes) - base.numbers
-        beside = np.sqrt((base.residuals**2).sum() / random.chisquare(free, draws)) * random.normal(size=draws)
-        return cls(base, middle, numbers, drawn, deviation * random.normal(size=draws), beside, scale_line)
+        base_deviations = np.sqrt((base.residuals**2).sum() / random.chisquare(free, draws)) * random.normal(size=draws)
+        return cls(base, middle, numbers, drawn, deviation * random.normal(size=draws), base_deviations, scale_line)
 
     @property
     def slope(self) -> Estimate:
@@ -305,7 +305,7 @@ class _Line:
         assert drawn is not None
         group = drawn.log_loss_at(log_x + at(self.drawn) + self.deviations)
         baseline = drawn.log_loss_at(np.full(len(group), log_x)) + self.base_deviations
-        # The compute that the baseline needs where one more of its sizes lies off the law.
+        # Compute that the baseline needs, where one more of its sizes deviates from the law.
         multipliers = drawn.log_x((group - self.base_deviations)[:, None])[:, 0] - log_x
         return exponentials(estimate(middle, multipliers)), estimate(point, np.exp(group) - np.exp(baseline))
 

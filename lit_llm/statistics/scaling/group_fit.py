@@ -1,4 +1,4 @@
-"""The power law of the sizes of one group, and draws of what it may be."""
+"""Fit of a power law to the sizes of one group, with draws of the law."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from lit_llm.statistics.scaling.size_means import (
 
 @dataclass(frozen=True)
 class GroupFit:
-    """The power law of one group's sizes, and draws of what it may be."""
+    """The power law of one group's sizes, with draws of the law."""
 
     sizes: Sequence[Size]
     log_x: Any
     law: Laws
-    """One row."""
+    """The fitted law, one row."""
     drawn: Laws | None
-    """One row a draw, without what seeds and models share; None without degrees of freedom."""
+    """One row per draw, without the common effects of seeds and models; None without degrees of freedom."""
     seeds_share: Any
-    """What the seeds may add to every size, a number for each draw."""
+    """Draws of the common effect of the seeds on every size."""
     models_share: Any
-    """What the models may add to every size, likewise."""
+    """Draws of the common effect of the models on every size."""
     residuals: Any
-    """Of the size means, in log loss."""
+    """Residuals of the size means, in log loss."""
     numbers: int
-    """Numbers that were fitted."""
+    """Number of fitted parameters."""
     lack: LackOfFit | None
 
     @property
     def level(self) -> Any:
-        """Draws of what seeds and models add to every size."""
+        """Draws of the common effect of seeds and models on every size."""
         return self.seeds_share + self.models_share
 
     @property
@@ -54,10 +54,10 @@ class GroupFit:
 
 
 def fit_sizes(sizes: Sequence[Size], x: Scale, irreducible: bool, draws: int, random: Any) -> GroupFit:
-    """Fit the law to the means of the sizes, and draw what it may be.
+    """Fit the law to the means of the sizes, and draw laws from its uncertainty.
 
     Raises:
-        ValueError: fewer different x than numbers to fit.
+        ValueError: fewer different x than parameters.
     """
     import numpy as np
 
@@ -87,12 +87,12 @@ def _fitted(log_x: Any, means: Any, weights: Any, irreducible: bool) -> tuple[La
 
 
 def numbers_of(irreducible: bool) -> int:
-    """Numbers of a power law that are fitted: A and a, and E where it has one."""
+    """Number of parameters of a power law: A and a, and E where it has one."""
     return 3 if irreducible else 2
 
 
 def different(log_x: Any) -> int:
-    """How many x differ by more than the factor that still counts as the same budget."""
+    """Number of x that differ by more than the factor `SAME_BUDGET`."""
     count, last = 0, -math.inf
     for value in sorted(log_x):
         if value > last + math.log(SAME_BUDGET):

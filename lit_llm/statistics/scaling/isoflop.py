@@ -22,16 +22,16 @@ class IsoFlop:
     train_flops: float
     sizes: int
     parameters: float | None
-    """Of the lowest loss, by a parabola in log parameters; None where it has no lowest point between its sizes."""
+    """Parameters at the lowest loss, by a parabola in log parameters; None without a minimum between the sizes."""
     loss: float | None
     points: tuple[tuple[float, float], ...] = ()
-    """(parameters, loss) of its runs."""
+    """(parameters, loss) of the runs."""
     parabola: tuple[tuple[float, float], ...] = ()
-    """(parameters, loss) from its smallest to its largest size."""
+    """(parameters, loss) of the fit, from the smallest to the largest size."""
 
 
 def isoflop_minima(runs: Sequence[ScalingRun]) -> Iterator[IsoFlop]:
-    """For each group and budget with three sizes or more the best size (arXiv 2203.15556, section 3.2)."""
+    """Best size for each group and budget with at least three sizes (arXiv 2203.15556, section 3.2)."""
     import numpy as np
 
     for group in dict.fromkeys(run.group for run in runs):
@@ -53,7 +53,7 @@ def isoflop_minima(runs: Sequence[ScalingRun]) -> Iterator[IsoFlop]:
 
 
 def _budgets(runs: Sequence[ScalingRun]) -> Iterator[list[ScalingRun]]:
-    """The runs by their budget, the smallest first."""
+    """Runs grouped by budget, in ascending order."""
     budget: list[ScalingRun] = []
     for run in sorted(runs, key=lambda run: run.train_flops):
         if budget and run.train_flops > SAME_BUDGET * budget[0].train_flops:

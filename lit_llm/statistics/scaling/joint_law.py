@@ -1,7 +1,7 @@
 """The law of parameters and tokens, L = E + A N^-a + B D^-b (Hoffmann et al. 2022, arXiv 2203.15556, approach 3).
 
-It needs sizes in which parameters N and tokens D vary apart from each other. Where compute is spent at one ratio of
-tokens to parameters, or one of the two hardly varies, their terms cannot be told apart, and no law is given.
+It needs sizes in which parameters N and tokens D vary independently. With one ratio of tokens to parameters, or if one
+of the two hardly varies, their terms are not identified, and no law is given.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from lit_llm.statistics.scaling.size_means import LackOfFit, Size, deviation_dra
 NUMBERS = 5
 """E, A, a, B, b."""
 SPREAD = 2.0
-"""Factor from the least to the largest N, and D, that the law needs."""
+"""Smallest factor from the least to the largest N, and D, that identifies the law."""
 ALIKE = 0.95
-"""Correlation of log N with log D from which their terms are not told apart."""
+"""Largest correlation of log N with log D that identifies the law."""
 SHARES, EXPONENTS = (0.0, 0.3, 0.6, 0.9), (0.1, 0.3, 0.6)
-"""Where searches begin: E as a share of the lowest loss, a, b."""
+"""Starting values of the search: E as a share of the lowest loss, a, b."""
 
 
 @dataclass(frozen=True)
 class JointLaw:
-    """The law of one group. An estimate has no interval where sizes are as many as numbers."""
+    """The law of one group. Estimates have no intervals without degrees of freedom."""
 
     group: str
     sizes: int
@@ -49,7 +49,7 @@ class JointLaw:
     lack_of_fit: LackOfFit | None = None
 
     def at(self, parameters: float, tokens: float) -> float:
-        """The loss of a model of so many parameters after so many tokens."""
+        """Loss of a model with this number of parameters after this number of tokens."""
         by_size = self.parameters_coefficient.value * parameters**-self.parameters_exponent.value
         return self.irreducible.value + by_size + self.tokens_coefficient.value * tokens**-self.tokens_exponent.value
 
@@ -58,19 +58,19 @@ def joint_laws(
     members: Mapping[str, Sequence[Size]], draws: int, random: Any
 ) -> tuple[tuple[JointLaw, ...], tuple[str, ...]]:
     """(the law of each group whose sizes identify it, notes on the others). members: {group: its sizes}."""
-    found, reasons = [], dict[str, list[str]]()
+    laws, reasons = [], dict[str, list[str]]()
     for group, sizes in members.items():
         if reason := unidentified(sizes):
             reasons.setdefault(reason, []).append(group)
         else:
-            found.append(joint_law(group, sizes, draws, random))
-    return tuple(found), tuple(
+            laws.append(joint_law(group, sizes, draws, random))
+    return tuple(laws), tuple(
         f"no law E + A/N^a + B/D^b of {', '.join(groups)}: {reason}" for reason, groups in reasons.items()
     )
 
 
 def unidentified(sizes: Sequence[Size]) -> str:
-    """Why these sizes do not identify the law; '' where they do."""
+    """Reason why these sizes do not identify the law; '' where they do."""
     import numpy as np
 
     if len(sizes) < NUMBERS:
@@ -133,7 +133,7 @@ def _best_size(numbers: Any) -> Any:
 
 
 def _fit(u: Any, means: Any, weights: Any) -> Any:
-    """1 x numbers: the best fit over searches from many places."""
+    """Best fit over searches from many starting values: 1 x numbers."""
     import numpy as np
 
     starts = []

@@ -2,11 +2,11 @@
 
 The simple law is that of Kaplan et al. (2020, arXiv 2001.08361), with the irreducible loss E that of Hoffmann et al.
 (2022, arXiv 2203.15556); the law of parameters N and tokens D is their equation 2, fitted by their approach 3. They
-minimise a Huber loss with a threshold of 0.001, which is nearly the absolute deviation. Of few runs that scatter by
-their seeds it uses two thirds of the information; runs that diverged are not among them anyway.
+minimise a Huber loss with a threshold of 0.001, which is nearly the absolute deviation. For a few runs with normal
+errors it uses two thirds of the information, and there are no outliers, since diverged runs are left out.
 
-Many losses at the same x are fitted at once, which the intervals need: a law without E is one matrix product, any other
-one iteration of Levenberg's and Marquardt's method for all of them.
+Many losses at the same x are fitted at once, for the intervals. A law without E is one matrix product; other laws share
+the iterations of the method of Levenberg and Marquardt.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ class PowerLaw:
         return self.irreducible + math.exp(math.log(self.coefficient) - self.exponent * math.log(x))
 
     def x_for(self, loss: float) -> float:
-        """The x at which the law has this loss: infinite for a loss below all of the law's, and not a number for any
-        other loss of a law that does not fall."""
+        """The x at which the law has this loss.
+
+        Infinite for a loss below all losses of the law; nan for any other loss of a law that does not fall.
+        """
         level = self.irreducible + self.coefficient  # the one loss of a law with an exponent of zero
         if loss <= self.irreducible or (self.exponent == 0 and loss < level):
             return math.inf
@@ -49,7 +51,7 @@ def fit_power_law(x: Sequence[float], loss: Sequence[float], irreducible: bool =
     """The power law of least squares on the logarithm of the loss.
 
     Raises:
-        ValueError: fewer different x than numbers to fit: three with E, two without.
+        ValueError: fewer different x than parameters: three with E, two without.
     """
     import numpy as np
 
@@ -67,21 +69,21 @@ class Laws:
     log_irreducible: Any
     """log E; minus infinity in laws without it."""
     level: Any
-    """log A x^-a in the middle of the data."""
+    """log A x^-a at the middle of the data."""
     exponent: Any
     middle: float
-    """The log x that `level` is taken at, so that A and a are not traded for each other."""
+    """The log x of `level`, chosen so that level and exponent are nearly uncorrelated."""
 
     def shifted(self, by: Any) -> Laws:
-        """The laws of losses whose logarithm is larger by so much."""
+        """The laws of losses whose logarithm is larger by `by`."""
         return Laws(self.log_irreducible + by, self.level + by, self.exponent, self.middle)
 
     @classmethod
     def fit(cls, log_x: Any, log_losses: Any, weights: Any, irreducible: bool, near: Laws | None = None) -> Laws:
         """A law for each row of log_losses, of shape rows x points.
 
-        near: one law to begin at. Of few points the search begins at several all the same, for it may have more than
-        one valley; without `near` always.
+        near: one law to start at. Without it, and with few points, the search starts from several values, because
+        there may be several local minima.
         """
         import numpy as np
 
@@ -99,14 +101,14 @@ class Laws:
         return cls(best[:, 0], best[:, 1], best[:, 2], middle)
 
     def rows(self, count: int, middle: float) -> Any:
-        """The first law as a start for so many searches about another middle."""
+        """The first law as the starting value of `count` searches about another middle: count x 3."""
         import numpy as np
 
         level = self.level[0] - self.exponent[0] * (middle - self.middle)
         return np.tile([self.log_irreducible[0], level, self.exponent[0]], (count, 1))
 
     def law(self, row: int) -> PowerLaw:
-        """One of them as plain numbers."""
+        """The law of one row, as plain numbers."""
         level, exponent = float(self.level[row]), float(self.exponent[row])
         coefficient = math.exp(min(700.0, level + exponent * self.middle))
         return PowerLaw(math.exp(float(self.log_irreducible[row])), coefficient, exponent)
@@ -117,21 +119,21 @@ class Laws:
 
         u = np.asarray(log_x) - self.middle
         reducible = self.level[:, None] - self.exponent[:, None] * u
-        with np.errstate(invalid="ignore"):  # an x that is not known
+        with np.errstate(invalid="ignore"):  # x may be nan
             return np.logaddexp(self.log_irreducible[:, None], reducible)
 
     def log_loss_at(self, log_x: Any) -> Any:
-        """log L of each law at an x of its own: rows."""
+        """log L of each law at its own x: rows."""
         import numpy as np
 
-        with np.errstate(invalid="ignore"):  # of a law that never has a loss, x is infinite
+        with np.errstate(invalid="ignore"):  # x is infinite where a law never has a loss
             return np.logaddexp(self.log_irreducible, self.level - self.exponent * (np.asarray(log_x) - self.middle))
 
     def log_x(self, log_loss: Any) -> Any:
         """log x at which each law has each loss: rows x losses.
 
-        Infinite for a loss below all of the law's. Not a number for any other loss of a law that does not fall, of
-        which more x brings no lower loss, and for a loss that is not a number.
+        Infinite for a loss below all losses of the law. nan for any other loss of a law that does not fall, and for a
+        loss that is nan.
 
         log_loss: of shape losses, or rows x losses.
         """
@@ -150,15 +152,15 @@ class Laws:
 # --- sums of powers -------------------------------------------------------------------------------------------------
 
 STARTS = (0.0, 0.5, 0.8, 0.95)
-"""E as a share of the lowest loss, where a search begins."""
+"""Starting values of E, as shares of the lowest loss."""
 FEW_POINTS = 20
-"""Up to so many points each draw is searched from several places."""
+"""Largest number of points for which each draw is searched from several starting values."""
 NO_E = 12.0
-"""log E is held this far below the lowest log loss or above: in a straight line on log axes it would wander off."""
+"""Lower bound of log E, below the lowest log loss: for a straight line on log axes it has no minimum."""
 STEEPEST = 10.0
-"""The largest exponent that is searched."""
+"""Largest exponent of the search."""
 ROUNDS = 100
-"""Steps of a search at most."""
+"""Largest number of steps of a search."""
 
 
 def lines(slopes: Any, log_losses: Any, weights: Any) -> Any:
@@ -171,16 +173,16 @@ def lines(slopes: Any, log_losses: Any, weights: Any) -> Any:
 
 
 def _starts(u: Any, log_losses: Any, weights: Any, shares: Sequence[float]) -> list[Any]:
-    """Where searches for E and one power begin: E as a share of the lowest loss, the rest a straight line."""
+    """Starting values for E and one power: E as a share of the lowest loss, the rest by a straight line."""
     import numpy as np
 
-    found = []
+    starts = []
     lowest = log_losses.min(axis=1, keepdims=True)
     for share in shares:
         floor = lowest + math.log(max(share, 1e-5))
         above = log_losses + np.log1p(-np.exp(floor - log_losses) * (1 - 1e-9))
-        found.append(np.column_stack([floor, lines(-u, above, weights)]))
-    return found
+        starts.append(np.column_stack([floor, lines(-u, above, weights)]))
+    return starts
 
 
 def fit_sums(u: Any, log_losses: Any, weights: Any, starts: Sequence[Any]) -> Any:
@@ -198,13 +200,13 @@ def fit_sums(u: Any, log_losses: Any, weights: Any, starts: Sequence[Any]) -> An
     import numpy as np
 
     rows, count = len(log_losses), len(starts)
-    found, cost = _descend(u, np.tile(log_losses, (count, 1)), weights, np.concatenate(starts))
+    solutions, cost = _descend(u, np.tile(log_losses, (count, 1)), weights, np.concatenate(starts))
     best = cost.reshape(count, rows).argmin(axis=0)
-    return found.reshape(count, rows, -1)[best, np.arange(rows)]
+    return solutions.reshape(count, rows, -1)[best, np.arange(rows)]
 
 
 def _descend(u: Any, y: Any, weights: Any, at: Any) -> tuple[Any, Any]:
-    """Levenberg's and Marquardt's method from each row of `at`; (where it ended, the cost there)."""
+    """(minimum, cost) of the Levenberg-Marquardt method from each row of `at`."""
     import numpy as np
 
     lowest, highest = y.min(axis=1) - NO_E, y.max(axis=1)
@@ -241,7 +243,7 @@ def _descend(u: Any, y: Any, weights: Any, at: Any) -> tuple[Any, Any]:
 
 
 def _residual(u: Any, y: Any, root: Any, at: Any) -> tuple[Any, Any]:
-    """Weighted residuals of each row, and their derivatives by its numbers."""
+    """Weighted residuals of each row, and their derivatives by the parameters."""
     import numpy as np
 
     terms = [np.broadcast_to(at[:, :1], y.shape)]

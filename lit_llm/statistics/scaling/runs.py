@@ -24,13 +24,13 @@ class ScalingRun:
     tokens: float
     loss: float
     arm: str = ""
-    """Runs of one arm are one size; without it those are that have the same FLOPs, parameters and tokens."""
+    """Runs of one arm are one size; without it, runs with the same FLOPs, parameters and tokens are."""
     seed: int | None = None
-    """Runs of different groups with one seed share what that seed draws; without it nothing is shared."""
+    """Runs of different groups with one seed are paired; a run without a seed is not."""
     seconds: float | None = None
-    """Wall-clock seconds that its training took; None where they were not measured."""
+    """Wall-clock seconds of training; None where they were not measured."""
     model: str = ""
-    """Arms of one model are one named arm at several budgets; without it each size is a model of its own."""
+    """Name of the arm that is trained at several budgets; without it each size counts as another model."""
 
 
 def lost_notes(lost: Mapping[str, Sequence[str]]) -> Iterator[str]:
@@ -54,8 +54,8 @@ def _sizes(runs: Sequence[ScalingRun]) -> Iterator[Size]:
     for index, same in enumerate(members.values()):
         scales = ("train_flops", "parameters", "tokens", "seconds")
         values = {scale: [value for run in same if (value := getattr(run, scale))] for scale in scales}
-        logs = {scale: _mean_log(known) for scale, known in values.items() if len(known) == len(same)}
-        # A run without a seed has one of its own, so that nothing is paired with it.
+        logs = {scale: _mean_log(measured) for scale, measured in values.items() if len(measured) == len(same)}
+        # A run without a seed gets a negative one, so that it is paired with no other run.
         seeds = [-1 - place if run.seed is None else run.seed for place, run in enumerate(same)]
         losses = {seed: math.log(run.loss) for seed, run in zip(seeds, same, strict=True)}
         squares = (

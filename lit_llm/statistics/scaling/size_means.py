@@ -1,17 +1,17 @@
-"""The sizes of a scaling study: means over seeds, deviations from a law, and draws of what a law may be.
+"""The sizes of a scaling study: means over seeds, deviations from a law, and draws of a law.
 
-Runs of one size share all in which that size deviates from a power law, so seeds of one size are no independent
-evidence of the law: the unit that is resampled is the size (the cluster of its seeds). A law is fitted to the means of
-the sizes. The scatter of these means about the law, with as many degrees of freedom as there are sizes less numbers
-fitted, holds both the seeds' scatter and the lack of fit, whatever their shares.
+Runs of one size share the deviation of that size from a power law, so they are no independent evidence of the law: the
+unit of resampling is the size (the cluster of its seeds). A law is fitted to the means of the sizes. The variance of
+these means about the law, with (sizes - fitted parameters) degrees of freedom, includes both the variance over seeds
+and the lack of fit.
 
-With four to seven sizes a bootstrap that draws sizes with replacement degenerates: too few different samples, and many
-that hold two sizes only. Here the deviations of the sizes are drawn from a normal distribution whose variance is itself
-drawn from what the residuals say of it (residual sum of squares over a chi-square variate), and the law is fitted anew
-to each draw. For a law without E the interval of the exponent is then Student's t on the size means, exactly; other
-intervals are generalised confidence intervals (Weerahandi 1993, J. Am. Stat. Assoc. 88; Hannig, Iyer, Patterson 2006,
-J. Am. Stat. Assoc. 101). Sizes with unequal numbers of seeds are weighted as in a random-effects meta-regression
-with the variance of Knapp and Hartung (2003, Stat. Med. 22).
+With four to seven sizes a bootstrap over sizes degenerates: there are too few different samples, many of only two
+sizes. Instead, the deviations of the sizes are drawn from a normal distribution. Its variance is drawn too (residual
+sum of squares over a chi-square variate), and the law is fitted again to each draw. For a law without E the interval of
+the exponent is then Student's t on the size means, exactly; other intervals are generalised confidence intervals
+(Weerahandi 1993, J. Am. Stat. Assoc. 88; Hannig, Iyer, Patterson 2006, J. Am. Stat. Assoc. 101). Sizes with unequal
+numbers of seeds are weighted as in a random-effects meta-regression with the variance of Knapp and Hartung (2003, Stat.
+Med. 22).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Size:
     seconds_squares: float = 0.0
     """Sum of squared deviations of the runs' log seconds from their mean."""
     model: str = ""
-    """Sizes of one model (a named arm at several budgets) may share in how they deviate from a law."""
+    """Sizes of one model (a named arm at several budgets) may share a deviation from a law."""
 
     @property
     def count(self) -> int:
@@ -45,7 +45,7 @@ class Size:
 
     @property
     def squares(self) -> float:
-        """Sum of squared deviations of its seeds from their mean."""
+        """Sum of squared deviations of the seeds' log losses from their mean."""
         return sum((value - self.mean) ** 2 for value in self.log_losses.values())
 
 
@@ -69,10 +69,11 @@ def seconds_variance(sizes: Sequence[Size]) -> tuple[float, int]:
 
 
 def size_weights(sizes: Sequence[Size], residuals: Any, numbers: int) -> Any:
-    """Weights of the size means, 1 for the best known, from residuals about an unweighted fit of so many numbers.
+    """Weights of the size means, 1 for the most precise, from the residuals of an unweighted fit of `numbers`
+    parameters.
 
-    The variance of a mean is that of the lack of fit plus that of the seeds over their number; with equally many seeds
-    all weights are 1.
+    The variance of a mean is the variance of the lack of fit plus (variance over seeds / number of seeds). With equal
+    numbers of seeds all weights are 1.
     """
     import numpy as np
 
@@ -87,9 +88,9 @@ def size_weights(sizes: Sequence[Size], residuals: Any, numbers: int) -> Any:
 
 
 def deviation_draws(residuals: Any, weights: Any, numbers: int, draws: int, random: Any) -> Any:
-    """Draws of how size means deviate from their law: draws x sizes; None without degrees of freedom.
+    """Draws of the deviations of size means from their law: draws x sizes; None without degrees of freedom.
 
-    residuals: of the size means about a fit of so many numbers, with these weights.
+    residuals: of the size means, for a fit of `numbers` parameters with these weights.
     """
     degrees = len(residuals) - numbers
     if degrees < 1:
@@ -105,17 +106,17 @@ def shared_seeds(*groups: Sequence[Size]) -> list[int]:
 
 
 PRIOR = 0.5
-"""Degrees of freedom that independent runs lend to the variance of the seeds' mean differences."""
+"""Prior degrees of freedom, from independent runs, of the variance of the seeds' mean differences."""
 
 
 def luck_draws(sizes: Sequence[Size], others: Sequence[Size], draws: int, random: Any) -> Any:
-    """Draws of what the seeds at hand add to all sizes of a group alike, against another group with the same seeds.
+    """Draws of the common effect of the seeds on all sizes of a group, minus that on another group with the same seeds.
 
-    Such luck leaves no trace in the scatter of size means about their law. Its variance is that of the seeds' mean
-    differences, moderated by half a degree of freedom from what independent runs make of it, less that (a generalised
-    pivot: never below zero). Zero where fewer than two seeds are shared: then nothing tells it.
+    This effect is not in the scatter of size means about their law. Its variance is the variance of the seeds' mean
+    differences, moderated by half a degree of freedom, minus the variance expected from independent runs (a generalised
+    pivot: never below zero). Zero with fewer than two shared seeds, which do not identify it.
 
-    others: empty for the luck of one group alone.
+    others: sizes of the other group; empty for one group alone.
     """
     import numpy as np
 
@@ -134,17 +135,18 @@ def luck_draws(sizes: Sequence[Size], others: Sequence[Size], draws: int, random
             squares = float(((table - shared) ** 2).sum()) / len(group)
             noise += squares / random.chisquare(degrees, draws)
             expected += squares / degrees
-    own = (difference**2).sum() + PRIOR * expected
-    total = own / random.chisquare(len(seeds) - 1 + PRIOR, draws)
+    moderated_squares = (difference**2).sum() + PRIOR * expected
+    total = moderated_squares / random.chisquare(len(seeds) - 1 + PRIOR, draws)
     return random.normal(size=draws) * np.sqrt(np.maximum(0.0, total - noise) / len(seeds))
 
 
 def model_draws(sizes: Sequence[Size], residuals: Any, draws: int, random: Any) -> Any:
-    """Draws of what the models at hand add to all their sizes alike, on the mean over the models.
+    """Draws of the common effect of the models on all their sizes, as a mean over the models.
 
     Where each of several models is trained at several budgets, a model that is good or bad at all of them is one
-    deviation, not one at each budget. Its variance is that of the models' mean residuals, less what independent sizes
-    explain (a generalised pivot: never below zero). Zero where each size is a model, or all sizes are one model.
+    deviation, not one per budget. Its variance is the variance of the models' mean residuals, minus the variance
+    expected from independent sizes (a generalised pivot: never below zero). Zero where each size is a model, or all
+    sizes are one.
     """
     import numpy as np
 
@@ -162,20 +164,20 @@ def model_draws(sizes: Sequence[Size], residuals: Any, draws: int, random: Any) 
 
 @dataclass(frozen=True)
 class LackOfFit:
-    """The F test of a law against free means of the sizes: do the sizes lie off the law by more than seeds explain?"""
+    """F test of a law against free means of the sizes: do the sizes deviate from it by more than seeds explain?"""
 
     f: float
     p: float
     degrees: tuple[int, int]
-    """Of the lack of fit and of the seeds' scatter."""
+    """Degrees of freedom of the lack of fit and of the variance over seeds."""
     deviation: float
     """Standard deviation of the sizes about the law beyond the seeds' scatter, relative to the loss."""
 
 
 def lack_of_fit(sizes: Sequence[Size], residuals: Any, numbers: int) -> LackOfFit | None:
-    """The classical test from replicated runs; None without replicates, or where the law meets every mean.
+    """The classical lack-of-fit test from replicates; None without replicates or without spare sizes.
 
-    residuals: of the size means about the fit to all runs, in which each size weighs as its number of seeds.
+    residuals: of the size means, for the fit to all runs, in which the weight of a size is its number of seeds.
     """
     import numpy as np
     from scipy.special import fdtrc
