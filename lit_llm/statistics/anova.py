@@ -3,7 +3,7 @@
 An analysis of variance of a full factorial design with seeds as subjects. A seed gives one value of every contrast of a
 term's levels, and the term's F compares their mean with their scatter over the seeds: the interaction of that term with
 the seed, not a residual that all arms share, since a family of models may react to a seed in ways of its own. The
-contrasts of one term may scatter differently, so its degrees of freedom are Greenhouse's and Geisser's (1959,
+contrasts of one term may have different variances, so its degrees of freedom are Greenhouse's and Geisser's (1959,
 Psychometrika 24). Designs are balanced here, so the sums of squares of all terms add up and no order of the factors
 matters. Source: Winer, Statistical Principles in Experimental Design, chapter 4.
 """
@@ -42,22 +42,22 @@ class Term:
     factors: tuple[str, ...]
     degrees: int
     share: float
-    """Of the sum of squares between all arms; what is of three factors and more stands in no term."""
+    """Share of the sum of squares between all arms; interactions of three factors and more are in no term."""
     f: float | None
     """None for one complete seed."""
     p: float | None
-    """p-value that none of its contrasts differs from zero, adjusted for the other terms as the study asks."""
+    """p-value of the test that all contrasts are zero, adjusted for the other terms as the study asks."""
     verdict: str | None = None
-    """`differs` where its levels do, else `undecided`: what is no larger than a margin, an F test does not tell."""
+    """`differs` or `undecided`; an F test does not show that a difference is within a margin."""
     error_degrees: float = 0.0
     """Degrees of freedom of the denominator, before Greenhouse's and Geisser's factor."""
     sphericity: float = 1.0
-    """Greenhouse's and Geisser's factor of both degrees of freedom; 1: all contrasts of the term scatter alike."""
+    """Greenhouse's and Geisser's factor of both degrees of freedom; 1: all contrasts have the same variance."""
 
 
 @dataclass(frozen=True)
 class Level:
-    """A level of a factor beside its first."""
+    """A level of a factor, compared with the first level."""
 
     factor: str
     levels: tuple[str, str]
@@ -65,7 +65,7 @@ class Level:
     difference: Difference | None
     """Mean over the arms at this level minus that over those at the first."""
     p: float | None = None
-    """That there is none, adjusted for the other levels of all factors."""
+    """p-value of the test of no difference, adjusted for the other levels of all factors."""
     verdict: str | None = None
     """The difference in words, as for an arm."""
 
@@ -77,7 +77,7 @@ class Anova:
     group: str
     arms: int
     seeds: tuple[int, ...]
-    """Those for which every arm has a value."""
+    """Seeds for which every arm has a value."""
     terms: tuple[Term, ...]
     """Empty while no seed is complete."""
     levels: tuple[Level, ...]
@@ -111,7 +111,7 @@ def _terms(
         effects = np.stack([_effect(one, members) for one in table]).reshape(len(seeds), -1)
         parts, factor, free = documents or (np.zeros((0, *shape)), 0.0, 1.0)
         by_document = np.reshape([_effect(one, members) for one in parts], (len(parts), effects.shape[1]))
-        tested = _tested(effects, degrees, math.sqrt(factor) * by_document, free)
+        tested = _f_test(effects, degrees, math.sqrt(factor) * by_document, free)
         between = float((effects.mean(axis=0) ** 2).sum())  # over all arms, in the unit of their means
         share = between / total if total else 0.0
         yield replace(tested, factors=tuple(names[i] for i in members), share=share)
@@ -120,25 +120,27 @@ def _terms(
 def _documents(
     layout: FactorLayout, seeds: Sequence[int], shape: Sequence[int], influences: Influences
 ) -> tuple[Any, float, float] | None:
-    """(what each document adds to each arm, documents x factors; factor and degrees of freedom of their variance)."""
+    """(influence of each document on each arm, documents x levels; factor and degrees of freedom of the variance)."""
     import numpy as np
 
     cells = {arm: [influences.get((arm, seed)) for seed in seeds] for arm in layout.arms}
-    known = [part for parts in cells.values() for part in parts if part is not None]
-    if len(known) < len(seeds) * len(cells) or len({part.names for part in known}) != 1:
+    recorded = [part for parts in cells.values() for part in parts if part is not None]
+    if len(recorded) < len(seeds) * len(cells) or len({part.names for part in recorded}) != 1:
         return None
-    added: Any = np.zeros([len(known[0].shares), *shape])
+    added: Any = np.zeros([len(recorded[0].shares), *shape])
     for arm, place in layout.arms.items():
         added[(slice(None), *place)] = sum(part.values for part in cells[arm] if part is not None) / len(seeds)
-    return added, *small_sample(sum(part.shares for part in known) / len(known))
+    return added, *small_sample(sum(part.shares for part in recorded) / len(recorded))
 
 
-def _tested(effects: Any, degrees: int, by_document: Any, free: float) -> Term:
+def _f_test(effects: Any, degrees: int, by_document: Any, free: float) -> Term:
     """F test of a term by Box's approximation (1954, Ann. Math. Stat. 25).
 
-    Over seeds alone it is Greenhouse's and Geisser's. effects: seeds x arms, what belongs to the term alone;
-    by_document: the same for each document, scaled so that the sum of squares is the variance over documents, which
-    has `free` degrees of freedom. Of the tests over seeds, and over seeds and documents, the one with the larger p.
+    Over seeds alone it is Greenhouse's and Geisser's. Of the test over seeds and the test over seeds and documents, the
+    one with the larger p is returned.
+
+    effects: seeds x arms, the effect of the term alone; by_document: the same for each document, scaled so that the sum
+    of squares is the variance over documents, which has `free` degrees of freedom.
     """
     import numpy as np
     from scipy.stats import f as fisher
@@ -150,17 +152,17 @@ def _tested(effects: Any, degrees: int, by_document: Any, free: float) -> Term:
     by_seed = (effects - mean) / math.sqrt(seeds * (seeds - 1))
     if not by_seed.any():
         return Term((), degrees, 0.0, None, None)
-    found = []
+    tests = []
     for rows in (by_seed, np.concatenate([by_seed, by_document])) if len(by_document) else (by_seed,):
         # V = R'R is the covariance of the mean effects; tr V and tr V² come from the rows, which may be few.
         trace, square = float((rows**2).sum()), float(((rows @ rows.T) ** 2).sum())
         sphericity = min(1.0, max(1 / degrees, trace**2 / (degrees * square)))
         parts = ((by_seed, seeds - 1.0), *[(by_document, free)] * (rows is not by_seed))
-        below = sum(float(((part @ part.T) ** 2).sum()) / own for part, own in parts)
+        below = sum(float(((part @ part.T) ** 2).sum()) / df for part, df in parts)
         f, error = float((mean**2).sum()) / trace, trace**2 / below
         p = float(fisher.sf(f, sphericity * degrees, error))
-        found.append(Term((), degrees, 0.0, f, p, error_degrees=error / sphericity, sphericity=sphericity))
-    return max(found, key=lambda term: term.p or 0.0)
+        tests.append(Term((), degrees, 0.0, f, p, error_degrees=error / sphericity, sphericity=sphericity))
+    return max(tests, key=lambda term: term.p or 0.0)
 
 
 def judged_terms(
@@ -170,38 +172,40 @@ def judged_terms(
     margin: float | None = None,
     lost: Collection[str] = (),
 ) -> tuple[Anova, ...]:
-    """The same tables with what they say. All terms are one family, and so are all levels, those of all groups.
+    """The same tables with p-values and verdicts. The terms of all groups are one family, and so are all levels.
 
-    lost: groups of which a run diverged; nothing of them is judged.
+    lost: groups of which a run diverged; they are not judged.
     """
     alone = {f"{at}/{n}": term.p for at, one in enumerate(every) for n, term in enumerate(one.terms)}
     p = ADJUST[stand_in(correction)]({key: value for key, value in alone.items() if value is not None})
-    found = judged_alone(
+    judged = judged_alone(
         {f"{at}/{n}": level.difference for at, one in enumerate(every) for n, level in enumerate(one.levels)},
         metric,
         correction,
         margin,
     )
-    told = (P_VALUES[correction].format(n=len(p)),) if len(p) > 1 else ()
+    note = (P_VALUES[correction].format(n=len(p)),) if len(p) > 1 else ()
     groups = []
     for at, one in enumerate(every):
-        terms = (replace(term, **_said(p.get(f"{at}/{n}"), one.group in lost)) for n, term in enumerate(one.terms))
+        terms = (
+            replace(term, **_p_and_verdict(p.get(f"{at}/{n}"), one.group in lost)) for n, term in enumerate(one.terms)
+        )
         levels = (
-            replace(level, difference=own.difference, p=own.p, verdict=LOST if one.group in lost else own.verdict)
-            if (own := found.get(f"{at}/{n}"))
+            replace(level, difference=each.difference, p=each.p, verdict=LOST if one.group in lost else each.verdict)
+            if (each := judged.get(f"{at}/{n}"))
             else level
             for n, level in enumerate(one.levels)
         )
-        groups.append(replace(one, terms=tuple(terms), levels=tuple(levels), notes=one.notes + told))
+        groups.append(replace(one, terms=tuple(terms), levels=tuple(levels), notes=one.notes + note))
     return tuple(groups)
 
 
-def _said(p: float | None, lost: bool) -> dict[str, Any]:
+def _p_and_verdict(p: float | None, lost: bool) -> dict[str, Any]:
     return {"p": p, "verdict": LOST if lost else "differs" if p is not None and p < LEVEL else "undecided"}
 
 
 def _effect(means: Any, members: Sequence[int]) -> Any:
-    """What belongs to these factors together and to no part of them, at every arm."""
+    """Effect of exactly these factors, none of a part of them, at every arm."""
     for axis in range(means.ndim):
         average = means.mean(axis=axis, keepdims=True)
         means = means - average if axis in members else average + 0 * means
@@ -220,12 +224,12 @@ def _levels(layout: FactorLayout, complete: Mapping[str, Values], noise: Noise) 
             }
             samples[name, level] = contrast(weights, complete, noise.influences)
     named = {f"{name}/{level}": sample for (name, level), sample in samples.items()}
-    known = estimates(named, noise.variance)
+    differences = estimates(named, noise.variance)
     if noise.variance == "pooled":
-        known = pooled_contrasts(known, named, list(complete.values()))
+        differences = pooled_contrasts(differences, named, list(complete.values()))
     for name, level in samples:
         labels = layout.factors[name]
-        yield Level(name, (labels[0], labels[level]), known[f"{name}/{level}"])
+        yield Level(name, (labels[0], labels[level]), differences[f"{name}/{level}"])
 
 
 def _notes(layout: FactorLayout, seeds: Sequence[int]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Every arm against its baseline, by the procedure that the study asks for."""
+"""Differences of every arm from its baseline, by the procedure that the study asks for."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Differences = dict[str, Difference | None]
 
 @dataclass(frozen=True)
 class Noise:
-    """Where the intervals of a comparison come from."""
+    """Sources of the intervals of a comparison."""
 
     variance: Variance = "moderated"
     influences: Influences = field(default_factory=dict)
-    """Of the runs' documents; empty where they are not recorded."""
+    """Influences of the runs' documents; empty where they are not recorded."""
     families: Mapping[str, str] = field(default_factory=dict)
     """{arm: its model's family}, for `mixed`."""
 
@@ -29,17 +29,17 @@ class Noise:
 def differences_from_baselines(
     values: Mapping[str, Values], baselines: Mapping[str, str], noise: Noise = Noise()
 ) -> Differences:
-    """The difference of every arm from its baseline, baseline by baseline; a baseline without one is left out.
+    """The difference of every arm from its baseline; a baseline without a baseline of its own is left out.
 
     values: {arm: {seed: value}}; baselines: {arm: the arm it is compared with}.
     """
-    found: Differences = {}
+    differences: Differences = {}
     for baseline in dict.fromkeys(baselines.values()):
-        # A baseline may have one of its own, in a step-wise comparison.
+        # In a step-wise comparison a baseline has a baseline too.
         block = {arm: values[arm] for arm in values if arm == baseline or baselines[arm] == baseline}
         if baseline in block:
-            found |= block_differences(block, baseline, noise)
-    return found
+            differences |= block_differences(block, baseline, noise)
+    return differences
 
 
 def block_differences(block: Mapping[str, Values], baseline: str, noise: Noise = Noise()) -> Differences:
@@ -59,13 +59,14 @@ def block_differences(block: Mapping[str, Values], baseline: str, noise: Noise =
 
 
 def pooled_contrasts(differences: Differences, samples: Mapping[str, Sample], arms: Sequence[Values]) -> Differences:
-    """The same estimates with the variance that all arms have in common, where there is one. arms: each one's runs."""
+    """The same estimates with the pooled variance of all arms, where it can be estimated. arms: the runs of each."""
     common = pooled_variance(arms)
     if common is None:
         return differences
     variance, degrees = common
     return {
-        name: d and _shared(d, Spread(math.sqrt(samples[name].scale * variance / d.seeds), degrees), samples[name])
+        name: d
+        and _with_pooled_spread(d, Spread(math.sqrt(samples[name].scale * variance / d.seeds), degrees), samples[name])
         for name, d in differences.items()
     }
 
@@ -73,16 +74,17 @@ def pooled_contrasts(differences: Differences, samples: Mapping[str, Sample], ar
 def _mixed(
     differences: Differences, samples: Mapping[str, Sample], block: Mapping[str, Values], baseline: str, noise: Noise
 ) -> Differences:
-    known = mixed_differences(block, baseline, noise.families)
+    estimated = mixed_differences(block, baseline, noise.families)
     return {
-        arm: d and (_shared(replace(d, mean=own.mean), Spread(own.error, own.degrees), samples[arm]) if own else d)
+        arm: d
+        and (_with_pooled_spread(replace(d, mean=fit.mean), Spread(fit.error, fit.degrees), samples[arm]) if fit else d)
         for arm, d in differences.items()
-        for own in [known.get(arm)]
+        for fit in [estimated.get(arm)]
     }
 
 
-def _shared(d: Difference, spread: Spread, sample: Sample) -> Difference:
-    """An interval whose variance other arms have a full part in."""
+def _with_pooled_spread(d: Difference, spread: Spread, sample: Sample) -> Difference:
+    """The difference with an interval whose variance is estimated from all arms."""
     if d.error is None or not any(sample.values.values()):
-        return d  # of one seed, or of the baseline's own runs
+        return d  # one seed, or the same runs as the baseline
     return replace(with_documents(d, spread, sample), pooled=True)

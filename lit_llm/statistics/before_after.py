@@ -1,8 +1,8 @@
-"""Before against after finetuning: does the order of the arms turn?
+"""Before against after finetuning: does the order of the arms change?
 
-For each arm the metric of the same evaluation after pretraining and after finetuning, its difference from the baseline
-at both times, and how much finetuning has changed that difference, all paired over seeds: a difference of differences,
-in which neither the seed's luck nor what finetuning does to every arm counts.
+For each arm: the metric of the same evaluation after pretraining and after finetuning, its difference from the baseline
+at both times, and the change of that difference, all paired over seeds. The change is a difference in differences, in
+which the effect of the seed and the effect of finetuning on every arm cancel.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lit_llm.statistics.paired import Difference, Values
 
 @dataclass(frozen=True)
 class Change:
-    """One arm."""
+    """One arm before and after finetuning."""
 
     arm: str
     baseline: str
@@ -30,21 +30,21 @@ class Change:
     """Mean over seeds after finetuning."""
     difference_before: Difference | None
     difference_after: Difference | None
-    """From the baseline; None for a baseline."""
+    """Both from the baseline; None for a baseline."""
     change: Difference | None
-    """Of the difference by finetuning."""
+    """Change of the difference by finetuning."""
 
 
 @dataclass(frozen=True)
 class BeforeAfter:
-    """All arms."""
+    """All arms before and after finetuning."""
 
     metric: str
-    """Without the stage's prefix."""
+    """Name without the stage's prefix."""
     rows: tuple[Change, ...]
     rank_correlation: float | None
-    """Spearman's, over the arms, between the means before and after; None for fewer than three arms with both, or
-    where all are equal."""
+    """Spearman's correlation, over the arms, of the means before and after; None for fewer than three arms with both,
+    or where all are equal."""
 
 
 def before_after(
@@ -55,12 +55,13 @@ def before_after(
     noise: tuple[Noise, Noise] = (Noise(), Noise()),
     same_documents: bool = True,
 ) -> BeforeAfter:
-    """before, after: {arm: {seed: value}}; baselines: {arm: the arm it is compared with}; noise: of both times.
+    """Compare the arms before and after finetuning, and their changes.
 
-    same_documents: whether both times are judged on the same ones, so that their choice cancels in the change.
+    before, after: {arm: {seed: value}}; baselines: {arm: the arm it is compared with}; noise: of both times;
+    same_documents: whether both times are judged on the same documents, so that their choice cancels in the change.
     """
     at = (before, after)
-    differences = [differences_from_baselines(values, baselines, own) for values, own in zip(at, noise, strict=True)]
+    differences = [differences_from_baselines(values, baselines, each) for values, each in zip(at, noise, strict=True)]
     changes = _changes(at, baselines, noise, same_documents)
     rows = tuple(
         Change(
@@ -68,7 +69,7 @@ def before_after(
             baselines[arm],
             _mean(before[arm]),
             _mean(after[arm]),
-            *(found.get(arm) for found in (*differences, changes)),
+            *(by_arm.get(arm) for by_arm in (*differences, changes)),
         )
         for arm in before
     )
@@ -81,15 +82,15 @@ def _changes(
     noise: tuple[Noise, Noise],
     same_documents: bool,
 ) -> dict[str, Difference | None]:
-    """Change of every arm's difference from its baseline, a contrast of four means, block by block."""
+    """Change of every arm's difference from its baseline: a contrast of four means."""
     times = ("before", "after")
-    values = {f"{time}/{arm}": own for time, arms in zip(times, at, strict=True) for arm, own in arms.items()}
+    values = {f"{time}/{arm}": by_seed for time, arms in zip(times, at, strict=True) for arm, by_seed in arms.items()}
     influences: Influences = {}
     if same_documents:
         influences = {
             (f"{time}/{arm}", seed): value
-            for time, own in zip(times, noise, strict=True)
-            for (arm, seed), value in own.influences.items()
+            for time, each in zip(times, noise, strict=True)
+            for (arm, seed), value in each.influences.items()
         }
 
     def changed(arm: str, baseline: str) -> Sample:
@@ -97,7 +98,7 @@ def _changes(
         sample = contrast(weights, values, influences)
         if same_documents and sample.documents is not None:
             return sample
-        # Of other documents, or of others in part (windows of another length): adding the variances errs widely.
+        # The documents differ, or differ in part (windows of another length): the sum of the variances is conservative.
         return replace(sample, **_independent(arm, baseline, sample, noise))
 
     changes: dict[str, Difference | None] = {}
@@ -108,12 +109,12 @@ def _changes(
 
 
 def _independent(arm: str, baseline: str, sample: Sample, noise: tuple[Noise, Noise]) -> dict[str, Any]:
-    """Spread over documents of a change between two sets of them: their variances add up."""
-    spreads = [document_spread({arm: 1.0, baseline: -1.0}, [*sample.values], own.influences) for own in noise]
-    known = [spread for spread in spreads if spread is not None] if sample.values else []
-    if len(known) < 2:
+    """Spread over documents of a change between two sets of documents: the sum of their variances."""
+    spreads = [document_spread({arm: 1.0, baseline: -1.0}, [*sample.values], each.influences) for each in noise]
+    recorded = [spread for spread in spreads if spread is not None] if sample.values else []
+    if len(recorded) < 2:
         return {}
-    return {"documents": combined(*(spread for spread, _ in known)), "document_count": sum(n for _, n in known)}
+    return {"documents": combined(*(spread for spread, _ in recorded)), "document_count": sum(n for _, n in recorded)}
 
 
 def _mean(values: Values) -> float | None:

@@ -1,10 +1,9 @@
-"""Divergence as an outcome: how many runs of an arm diverged, against its baseline's.
+"""Divergence as an outcome: the diverged runs of an arm and of its baseline.
 
 Diverged runs are in no mean, so a mean is conditional on training to the end, and an arm that loses its worst runs
-looks better than it is. Hence the rates are compared themselves, by McNemar's exact test over the seeds that both arms
-ran (1947, Psychometrika 12: of the seeds with which one alone diverged, half are expected to be the arm's), and a
-difference of losses is shown with its bounds: each diverged run at the loss that it began with, against the one side
-and against the other.
+looks better than it is. Therefore the rates themselves are compared, by McNemar's exact test over the seeds that both
+arms ran (1947, Psychometrika 12: of the seeds with which only one diverged, half are expected to be the arm's). A
+difference of losses is shown with bounds, in which each diverged run counts with its loss at initialisation.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Outcomes:
-    """How the runs of one arm ended, {seed: value}."""
+    """Outcomes of the runs of one arm, {seed: value}."""
 
     values: Mapping[int, float]
-    """Of the runs that were trained to the end."""
+    """Values of the runs that were trained to the end."""
     diverged: Mapping[int, float | None]
     """Loss before the first step of each run that diverged, None where it was not measured."""
 
@@ -42,25 +41,25 @@ class Divergence:
     p: float | None
     """Two-sided p-value of equal rates; None without a seed that both have run."""
     bounds: tuple[float, float] | None
-    """Least and greatest difference of the mean losses, with diverged runs counted at the loss that they began with.
-    None where that is not known or the metric is not a loss."""
+    """Least and greatest difference of the mean losses, with diverged runs counted at their loss at initialisation.
+    None where that was not measured or the metric is not a loss."""
 
 
 def divergences(
     outcomes: Mapping[str, Outcomes], baselines: Mapping[str, str], is_loss: bool
 ) -> tuple[Divergence, ...]:
-    """Every arm of which, or of whose baseline, a run diverged. baselines: {arm: the arm it is compared with}."""
+    """Every arm that lost a run to divergence, or whose baseline did. baselines: {arm: the arm it is compared with}."""
     return tuple(_divergences(outcomes, baselines, is_loss))
 
 
 def _divergences(outcomes: Mapping[str, Outcomes], baselines: Mapping[str, str], is_loss: bool) -> Iterator[Divergence]:
-    for arm, own in outcomes.items():
+    for arm, one in outcomes.items():
         baseline = baselines[arm]
         other = outcomes.get(baseline)
-        if arm == baseline or other is None or not (own.diverged or other.diverged):
+        if arm == baseline or other is None or not (one.diverged or other.diverged):
             continue
-        counts = (len(own.diverged), len(own.ended), len(other.diverged), len(other.ended))
-        yield Divergence(arm, baseline, *counts, mcnemar(own, other), _bounds(own, other) if is_loss else None)
+        counts = (len(one.diverged), len(one.ended), len(other.diverged), len(other.ended))
+        yield Divergence(arm, baseline, *counts, mcnemar(one, other), _bounds(one, other) if is_loss else None)
 
 
 def mcnemar(one: Outcomes, other: Outcomes) -> float | None:
@@ -85,11 +84,11 @@ def _bounds(one: Outcomes, other: Outcomes) -> tuple[float, float] | None:
 
 
 def _mean_range(outcomes: Outcomes, seeds: set[int]) -> tuple[float, float] | None:
-    """Mean loss with each diverged run at the arm's lowest loss, and at the loss that it began with."""
+    """Mean loss with each diverged run at the arm's lowest loss, and at its loss at initialisation."""
     lost = [outcomes.diverged[seed] for seed in seeds & outcomes.diverged.keys()]
-    known = [outcomes.values[seed] for seed in seeds & outcomes.values.keys()]
+    finished = [outcomes.values[seed] for seed in seeds & outcomes.values.keys()]
     worst = [value for value in lost if value is not None]
-    if not known or len(worst) < len(lost):
+    if not finished or len(worst) < len(lost):
         return None
-    low = statistics.fmean([*known, *[min(known)] * len(lost)])
-    return low, statistics.fmean([*known, *worst])
+    low = statistics.fmean([*finished, *[min(finished)] * len(lost)])
+    return low, statistics.fmean([*finished, *worst])

@@ -1,14 +1,14 @@
 """The choice of documents as a source of noise.
 
-All arms and seeds are judged on the same held-out documents, so their choice does not show in the scatter over seeds.
-It is estimated from the losses of single documents: a metric is a ratio, the sum of the documents' losses by the sum of
-their weights (tokens or bytes), and what a document g adds to it beyond its share is, with its mean loss x_g,
+All arms and seeds are judged on the same held-out documents, so the scatter over seeds does not contain their choice.
+It is estimated from the losses of single documents. A metric is a ratio: the sum of the documents' losses over the sum
+of their weights (tokens or bytes). The influence of a document g with mean loss x_g is
 
     u_g = p_g (x_g − x),    p_g = weight of g / weight of all
 
-The variance over documents is the sum of u_g², corrected for the mean that was subtracted; the documents are clusters,
-of whatever sizes (a delete-one or CR2 variance of a weighted mean: Bell and McCaffrey 2002, Survey Methodology 28, with
-their degrees of freedom). For a difference u_g is that of the difference, averaged over seeds.
+The variance over documents is the sum of u_g², corrected for the mean that was subtracted. The documents are clusters
+of any sizes (a delete-one or CR2 variance of a weighted mean: Bell and McCaffrey 2002, Survey Methodology 28, with
+their degrees of freedom). For a difference, u_g is the influence on the difference, averaged over seeds.
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ from lit_llm.evaluation.unit_losses import Units
 from lit_llm.statistics.paired import Spread
 
 Influences = Mapping[tuple[str, int], "Influence"]
-"""{(arm, seed): its influences}"""
+"""{(arm, seed): influences of the documents on that run}"""
 
 
 @dataclass(frozen=True)
 class Influence:
-    """What each document adds to one run's metric."""
+    """Influence of each document on one run's metric."""
 
     names: tuple[str, ...]
-    """Of the documents."""
+    """Names of the documents."""
     shares: Any
     """p_g, an array."""
     values: Any
     """u_g, an array."""
 
 
-FEWEST = 2.0
-"""Effective documents, 1 / Σ p², below which one outweighs the others and nothing can be said of their choice."""
+MIN_EFFECTIVE_DOCUMENTS = 2.0
+"""Effective documents, 1 / Σ p², below which one outweighs the others and their choice has no estimable variance."""
 
 
 def influence(units: Units, exponential: bool = False) -> Influence | None:
-    """Influences of one run's documents; None for fewer than two, weighed by their size.
+    """Influences of one run's documents; None for fewer than two effective documents.
 
     exponential: the metric is e to the power of the ratio (perplexity), and its influences are those of its slope.
     """
     import numpy as np
 
-    names = _one(tuple(sorted(name for name, (_, weight) in units.items() if weight > 0)))
+    names = _interned(tuple(sorted(name for name, (_, weight) in units.items() if weight > 0)))
     if len(names) < 2:
         return None
     sums, weights = np.array([units[name] for name in names], dtype=np.float64).T
     total = weights.sum()
-    if total**2 / (weights**2).sum() < FEWEST - 1e-9:
+    if total**2 / (weights**2).sum() < MIN_EFFECTIVE_DOCUMENTS - 1e-9:
         return None
     mean = sums.sum() / total
     slope = math.exp(min(mean, 700.0)) if exponential else 1.0
@@ -62,8 +62,8 @@ def influence(units: Units, exponential: bool = False) -> Influence | None:
 
 
 @lru_cache(maxsize=256)
-def _one(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The same names as an object that runs share: each of thousands of contrasts then compares objects, not names."""
+def _interned(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The same names as one object that runs share, so that thousands of contrasts compare objects, not names."""
     return names
 
 
@@ -75,14 +75,14 @@ def document_spread(
     weights: {arm: coefficient}. None where a run has no records, or the runs were not judged on the same documents.
     """
     parts = [(weight, influences.get((arm, seed))) for arm, weight in weights.items() for seed in seeds]
-    known = [(weight, part) for weight, part in parts if part is not None]
-    if not known or len(known) < len(parts):
+    recorded = [(weight, part) for weight, part in parts if part is not None]
+    if not recorded or len(recorded) < len(parts):
         return None
-    first = known[0][1].names
-    if any(part.names is not first and part.names != first for _, part in known):
+    first = recorded[0][1].names
+    if any(part.names is not first and part.names != first for _, part in recorded):
         return None
-    effect = sum(weight * part.values for weight, part in known) / len(seeds)
-    shares = sum(part.shares for _, part in known) / len(known)
+    effect = sum(weight * part.values for weight, part in recorded) / len(seeds)
+    shares = sum(part.shares for _, part in recorded) / len(recorded)
     return clustered(effect, shares), len(shares)
 
 

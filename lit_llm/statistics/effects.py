@@ -1,13 +1,13 @@
 """Effects of the factors of a two-level design, whole or a fraction.
 
-A main effect is the mean over the arms at the factor's second level minus that over those at its first. An interaction
-of two factors is half the difference between the effect of the one at the second and at the first level of the other:
-the mean over the arms where both or neither are switched minus that over the arms where one is. Every arm takes part in
-every effect, so each is known as well as if all runs had been spent on it alone.
+A main effect is the mean over the arms at the factor's second level minus the mean over the arms at its first level. An
+interaction of two factors is half the difference between the effect of one at the second and at the first level of the
+other: the mean over the arms where both or neither are switched minus the mean over the arms where one is. Every arm
+takes part in every effect, so each effect is as precise as if all runs had been spent on it alone.
 
-A seed gives one value of each effect, and the interval comes from the scatter of those values, moderated by that of the
-other effects (`contrasts`). Only a seed for which every arm has a value gives any, because an incomplete sum is another
-effect's too. Source: Box, Hunter and Hunter, Statistics for Experimenters, 2nd ed., chapters 5 and 6.
+A seed gives one value of each effect. The interval comes from the variance of these values, moderated by that of the
+other effects (`contrasts`). Only seeds for which every arm has a value count, because an incomplete sum contains other
+effects too. Source: Box, Hunter and Hunter, Statistics for Experimenters, 2nd ed., chapters 5 and 6.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ class Contrast:
     """`A` for a factor, `AB` for an interaction."""
     factors: tuple[str, ...]
     levels: tuple[str, ...]
-    """Labels of the first and second level; of a main effect only."""
+    """Labels of the first and second level; empty for an interaction."""
     members: tuple[int, ...]
-    """Positions of its factors among the levels of an arm."""
+    """Positions of the factors among the levels of an arm."""
     aliases: str = ""
-    """What cannot be told from it, with signs: `−BD −CE ...`."""
+    """Effects that the design confounds with this one, with signs: `−BD −CE ...`."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Arms whose levels are balanced, so that effects can be read off them."""
+    """Arms with balanced levels, so that effects can be estimated."""
 
     group: str
     arms: Mapping[str, tuple[int, ...]]
@@ -65,7 +65,7 @@ class Effect:
     verdict: str | None = None
     """The effect in words, as for an arm."""
     simple: tuple[tuple[str, Difference], ...] = ()
-    """(level, effect) of an interaction's first factor at each level of its second; each interval holds for itself."""
+    """(level, effect) of an interaction's first factor at each level of its second; the intervals are not adjusted."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Effects:
     group: str
     arms: int
     seeds: tuple[int, ...]
-    """Those for which every arm has a value."""
+    """Seeds for which every arm has a value."""
     rows: tuple[Effect, ...]
     notes: tuple[str, ...]
 
@@ -99,16 +99,16 @@ def effects(
         )
         for row in layout.contrasts
     }
-    known = estimates(samples, noise.variance)
+    differences = estimates(samples, noise.variance)
     if noise.variance == "pooled":
-        known = pooled_contrasts(known, samples, list(complete.values()))
+        differences = pooled_contrasts(differences, samples, list(complete.values()))
     rows = tuple(
         Effect(
             row.name,
             row.factors,
             row.levels,
             row.aliases,
-            known[row.name],
+            differences[row.name],
             simple=_simple(layout, row, complete, noise),
         )
         for row in layout.contrasts
@@ -120,13 +120,13 @@ def effects(
 def _simple(
     layout: Layout, interaction: Contrast, complete: Mapping[str, Values], noise: Noise
 ) -> tuple[tuple[str, Difference], ...]:
-    """Effect of an interaction's first factor at each level of its second; of a whole factorial only."""
+    """Effect of an interaction's first factor at each level of its second; empty for a fraction of a factorial."""
     if len(interaction.members) != 2 or interaction.aliases:
         return ()
     first, second = interaction.members
     labels = next((row.levels for row in layout.contrasts if row.members == (second,)), ())
     share = 4 / len(layout.arms)
-    found = []
+    simple = []
     for level, label in enumerate(labels):
         weights = {
             arm: share * _sign(levels, [first]) for arm, levels in layout.arms.items() if levels[second] == level
@@ -134,8 +134,8 @@ def _simple(
         effect = estimates({label: contrast(weights, complete, noise.influences)}, "paired")[label]
         if effect is None or effect.error is None:
             return ()
-        found.append((label, effect))
-    return tuple(found)
+        simple.append((label, effect))
+    return tuple(simple)
 
 
 def judged_effects(
@@ -145,38 +145,38 @@ def judged_effects(
     margin: float | None = None,
     lost: Collection[str] = (),
 ) -> tuple[Effects, ...]:
-    """The same effects with what they say; those of all groups are one family, as the arms of all baselines are.
+    """The same effects with p-values and verdicts. The effects of all groups are one family.
 
-    lost: groups of which a run diverged. A seed without it is left out of every effect, so none of them is judged.
+    lost: groups of which a run diverged. Its seed is left out of every effect, so no effect of the group is judged.
     """
-    found = judged_alone(
+    judged = judged_alone(
         {f"{at}/{row.name}": row.effect for at, group in enumerate(every) for row in group.rows},
         metric,
         correction,
         margin,
     )
-    count = sum(judgement.p is not None for judgement in found.values())
-    told = (P_VALUES[correction].format(n=count),) if count > 1 else ()
+    count = sum(judgement.p is not None for judgement in judged.values())
+    note = (P_VALUES[correction].format(n=count),) if count > 1 else ()
     groups = []
     for at, group in enumerate(every):
         rows = tuple(
             replace(
                 row,
-                effect=own.difference,
-                p=own.p,
-                detectable=own.detectable,
-                verdict=LOST if group.group in lost else own.verdict,
+                effect=judgement.difference,
+                p=judgement.p,
+                detectable=judgement.detectable,
+                verdict=LOST if group.group in lost else judgement.verdict,
             )
-            if (own := found.get(f"{at}/{row.name}"))
+            if (judgement := judged.get(f"{at}/{row.name}"))
             else row
             for row in group.rows
         )
-        groups.append(replace(group, rows=rows, notes=group.notes + told))
+        groups.append(replace(group, rows=rows, notes=group.notes + note))
     return tuple(groups)
 
 
 def _sign(levels: Sequence[int], members: Sequence[int]) -> int:
-    """The product of its factors' levels, coded -1 and +1."""
+    """Product of the levels of these factors, coded -1 and +1."""
     return math.prod(2 * levels[member] - 1 for member in members)
 
 

@@ -16,12 +16,12 @@ class Estimate:
 
     value: float
     low: float | None = None
-    """None where nothing is left to estimate the scatter from."""
+    """None without degrees of freedom."""
     high: float | None = None
 
 
 def estimate(value: float, draws: Any | None) -> Estimate:
-    """The middle 95% of the draws; a draw that is not a number counts as beyond both ends."""
+    """The value with the middle 95% of its draws; a draw that is not a number counts as beyond both ends."""
     if draws is None:
         return Estimate(value)
     ends = interval(draws)
@@ -40,23 +40,24 @@ def interval(draws: Any) -> Any:
     return np.stack([low, high])
 
 
-def exponentials(found: Estimate) -> Estimate:
+def exponentials(log: Estimate) -> Estimate:
     """The estimate of e^x from that of x."""
-    return Estimate(*(None if end is None else _exponential(end) for end in (found.value, found.low, found.high)))  # type: ignore[arg-type]
+    return Estimate(*(None if end is None else _exponential(end) for end in (log.value, log.low, log.high)))  # type: ignore[arg-type]
 
 
 def _exponential(value: float) -> float:
-    return math.inf if value >= 700 else math.exp(value)  # of what is not a number: not a number
+    return math.inf if value >= 700 else math.exp(value)  # nan stays nan
 
 
 def evenly(low: float, high: float, points: int = 21) -> list[float]:
-    """So many places from low to high, both included."""
+    """Evenly spaced numbers from low to high, both included."""
     return [low + (high - low) * i / (points - 1) for i in range(points)]
 
 
-def holds(found: Estimate, value: float) -> bool:
+def holds(estimated: Estimate, value: float) -> bool:
     """Whether the interval contains a value; an estimate without an interval contains every value."""
-    return (found.low is None or found.low <= value) and (found.high is None or value <= found.high)
+    low, high = estimated.low, estimated.high
+    return (low is None or low <= value) and (high is None or value <= high)
 
 
 def joined(names: Sequence[str], most: int = 5) -> str:

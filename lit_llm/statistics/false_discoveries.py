@@ -1,8 +1,8 @@
-"""False discoveries over many studies: how many differences were tested, called, and are expected to be false.
+"""False discoveries over many studies: differences that were tested, called, and are expected to be false.
 
-Each study bounds its own errors at best; whoever runs fifty studies calls some true zeros different. Benjamini's and
-Hochberg's procedure over all tests (1995, J. R. Stat. Soc. B 57) gives each its q-value: the share of false ones that
-is expected, at most, among all that are called at its p-value or below.
+A study bounds its own errors at best, so among fifty studies some true zeros are called different. The procedure of
+Benjamini and Hochberg over all tests (1995, J. R. Stat. Soc. B 57) gives each test a q-value: the largest expected
+share of false discoveries among all differences called at its p-value or below.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class DifferenceTest:
     study: str
     arm: str
     p: float
-    """Two-sided p-value of no difference; counts the looks where there were several, not the other arms."""
+    """Two-sided p-value of no difference; adjusted for interim analyses, not for the other arms."""
     verdict: str
 
     @property
@@ -34,20 +34,20 @@ class FalseDiscoveries:
     """All tests of a store together."""
 
     studies: int
-    """With a difference that was tested."""
+    """Studies that tested a difference."""
     tested: int
     called: int
     expected_false: float | None
-    """Largest share of false ones that is expected among those called; None where none was called."""
+    """Largest expected share of false discoveries among the called differences; None where none was called."""
     q_values: tuple[tuple[DifferenceTest, float], ...]
-    """Of every test, in the order of the studies."""
+    """(test, q-value) of every test, in the order of the studies."""
 
 
 def false_discoveries(tests: Sequence[DifferenceTest]) -> FalseDiscoveries:
-    """The q-value of every test, and the share of false ones to expect among those that were called.
+    """The q-value of every test, and the expected share of false discoveries among the called differences.
 
-    That share is the largest q-value of a called one. It is an upper limit: it takes all tests for true zeros, as
-    Benjamini and Hochberg do, and a study that corrects for its arms calls fewer than its p-values alone would.
+    The share is the largest q-value of a called difference. It is an upper limit: the procedure takes all tests for
+    true zeros, and a study that corrects for its arms calls fewer differences than its p-values alone would.
     """
     q = fdr_bh({str(at): test.p for at, test in enumerate(tests)})
     paired = tuple((test, q[str(at)]) for at, test in enumerate(tests))

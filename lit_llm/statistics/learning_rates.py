@@ -1,4 +1,4 @@
-"""The learning rates of a study: how its arms take them, each group of arms compared with the group of its baseline."""
+"""Loss and LR sensitivity of a study's groups of arms over learning rates, compared with the baseline's group."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lit_llm.statistics.lr_sensitivity import (
 from lit_llm.statistics.paired import Difference
 
 MARGIN = 0.1
-"""How far above the best a loss may lie, in its own unit, for its learning rate to be as good as the best."""
+"""Largest distance from the best loss, in the loss's unit, at which a learning rate counts as good."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class LRGroup:
 
     name: str
     baseline: str
-    """Name of the group that it is compared with; its own for a baseline, an arm's where that is in no group."""
+    """Group that this one is compared with: itself for a baseline, an arm's name where the arm is in no group."""
     arms: Mapping[str, float]
     """{arm: learning rate}"""
 
@@ -38,26 +38,26 @@ class LRFactor:
     """A factor that is a learning rate."""
 
     name: str
-    """Its key."""
+    """Key of the factor."""
     groups: tuple[LRGroup, ...]
 
 
 @dataclass(frozen=True)
 class LRRow:
-    """One group."""
+    """One group of arms over all learning rates."""
 
     group: str
     baseline: str
     cells: tuple[ArmAtRate, ...]
-    """One for each learning rate at which a run has ended, the lowest first."""
+    """One for each learning rate at which a run has ended, in ascending order."""
     sensitivity: Sensitivity | None
-    """None where the loss at initialisation is not known."""
+    """None where the loss at initialisation was not measured."""
     difference: Difference | None
-    """Of LR sensitivity from the baseline's, paired over seeds; None for a baseline."""
+    """Difference in LR sensitivity from the baseline's group, paired over seeds; None for a baseline."""
     best: float | None
-    """Learning rate of the lowest mean loss, of those at which no seed diverged."""
+    """Learning rate with the lowest mean loss among those at which no seed diverged."""
     range: Range | None
-    """The widest of neighbouring learning rates within the margin of the best, none with a diverged seed."""
+    """Widest range of neighbouring learning rates within the margin of the best, none with a diverged seed."""
 
 
 @dataclass(frozen=True)
@@ -78,50 +78,50 @@ class LearningRates:
 def learning_rates(
     factor: LRFactor, runs: Sequence[LRRun], loss_at_init: Mapping[tuple[str, int], float], margin: float = MARGIN
 ) -> LearningRates:
-    """Loss against learning rate, LR sensitivity, and what was unstable.
+    """Loss against learning rate, LR sensitivity, and measures of stability.
 
-    runs: their `arm` is a group's name; loss_at_init: {(group, seed): loss before the first step}. A group that lacks
-    one of them has no LR sensitivity.
+    runs: with a group's name as `arm`; loss_at_init: {(group, seed): loss before the first step}. A group that lacks
+    one of these losses has no LR sensitivity.
     """
     cells = loss_table(runs)
-    known = {run.arm for run in runs} - {run.arm for run in runs if (run.arm, run.seed) not in loss_at_init}
+    measured = {run.arm for run in runs} - {run.arm for run in runs if (run.arm, run.seed) not in loss_at_init}
     lrs = sorted({lr for group in factor.groups for lr in group.arms.values()})
-    found = lr_sensitivity([cell for cell in cells if cell.arm in known], loss_at_init, lrs=lrs)
+    sensitivities = lr_sensitivity([cell for cell in cells if cell.arm in measured], loss_at_init, lrs=lrs)
     baselines = {group.name: group.baseline for group in factor.groups}
-    differences = differences_from_baselines({name: s.by_seed for name, s in found.items()}, baselines)
+    differences = differences_from_baselines({name: s.by_seed for name, s in sensitivities.items()}, baselines)
     rows = []
     for group in factor.groups:
-        own = tuple(cell for cell in cells if cell.arm == group.name)
-        best = best_lr(own)
+        group_cells = tuple(cell for cell in cells if cell.arm == group.name)
+        best = best_lr(group_cells)
         rows.append(
             LRRow(
                 group.name,
                 group.baseline,
-                own,
-                found.get(group.name),
+                group_cells,
+                sensitivities.get(group.name),
                 differences.get(group.name),
                 best.lr if best else None,
-                widest_range(own, margin),
+                widest_range(group_cells, margin),
             )
         )
     return LearningRates(factor.name, margin, tuple(rows), tuple(_notes(rows, margin)))
 
 
 def _notes(rows: Sequence[LRRow], margin: float) -> Iterator[str]:
-    found = {row.group: row.sensitivity for row in rows if row.sensitivity is not None}
-    if found:
+    sensitivities = {row.group: row.sensitivity for row in rows if row.sensitivity is not None}
+    if sensitivities:
         yield (
             "LR sensitivity (arXiv 2309.14322): mean over all learning rates of min(loss, loss at initialisation) less "
             "the best loss; 0: none of them does harm"
         )
-    if any(sensitivity.capped for sensitivity in found.values()):
+    if any(sensitivity.capped for sensitivity in sensitivities.values()):
         yield (
             "capped: runs that diverged, or ended above the loss at initialisation; LR sensitivity counts that loss "
             "for them, by its definition"
         )
     if any(cell.diverged for row in rows for cell in row.cells):
         yield "†: number of seeds that diverged; they are in no mean of losses"
-    for name, sensitivity in found.items():
+    for name, sensitivity in sensitivities.items():
         if seeds := ", ".join(map(str, sensitivity.left_out)):
             yield (
                 f"{name}: LR sensitivity without seed {seeds}, which lacks the result of a learning rate, or never got "

@@ -1,16 +1,16 @@
-"""How much the learning rate matters to an arm: LR sensitivity, and what was unstable at which learning rate.
+"""LR sensitivity of an arm, and its stability at each learning rate.
 
-LR sensitivity (Wortsman et al. 2023, arXiv 2309.14322, section 2.2), of the learning rates η in a range [a, b], with
-ℓ(η) the final loss, ℓ* = min ℓ(η) the best of them and ℓ₀ the loss at initialisation:
+LR sensitivity (Wortsman et al. 2023, arXiv 2309.14322, section 2.2) over learning rates η in a range [a, b], with the
+final loss ℓ(η), the best loss ℓ* = min ℓ(η) and the loss at initialisation ℓ₀:
 
     E over η of min(ℓ(η), ℓ₀) − ℓ*
 
-0 is an arm that no learning rate of the range harms. The expectation is the plain mean over the learning rates that
-were run, as in the paper, whose grid has two to a decade (3e-4, 1e-3, ... 3e-1): they should be even in decades, and
-the same for all arms. The definition itself caps a run's loss at ℓ₀, so a run that diverged stands in it with ℓ₀. That
-is its only use: such runs are counted, and no mean of losses holds a number for them. ℓ₀ is measured, and handed in.
+It is 0 for an arm that no learning rate of the range harms. The expectation is the plain mean over the learning rates
+that were run, as in the paper, whose grid has two per decade (3e-4, 1e-3, ... 3e-1). They should be evenly spaced in
+decades, and the same for all arms. The definition caps a run's loss at ℓ₀, so a diverged run counts with ℓ₀; in no
+other mean does a diverged run have a number. ℓ₀ is measured by the caller.
 
-Per seed it is a value like any other: `baselines.block_differences` compares arms by it.
+LR sensitivity has a value for each seed, so `baselines.block_differences` compares arms by it.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from lit_llm.statistics.paired import Values, mean_spread
 
 @dataclass(frozen=True)
 class LRRun:
-    """How one run at one learning rate ended."""
+    """Result of one run at one learning rate."""
 
     arm: str
     lr: float
     seed: int
     loss: float | None
-    """The final one; None: it diverged."""
+    """Final loss; None for a diverged run."""
     spikes: float | None = None
-    """Loss spikes; these three None where nobody looked. A diverged run has them too."""
+    """Number of loss spikes. This and the next two are None where not measured; a diverged run has them too."""
     max_attention_logit: float | None = None
     max_grad_norm: float | None = None
 
@@ -45,18 +45,18 @@ class ArmAtRate:
     arm: str
     lr: float
     losses: Values
-    """Of the seeds that did not diverge."""
+    """Losses of the seeds that did not diverge."""
     diverged: tuple[int, ...]
-    """Seeds that did."""
+    """Seeds that diverged."""
     spikes: float | None
-    """Per run, diverged ones included, like the next two."""
+    """Mean loss spikes per run; this and the next two include diverged runs."""
     max_attention_logit: float | None
-    """The largest of all runs."""
+    """Largest over all runs."""
     max_grad_norm: float | None
 
     @property
     def mean(self) -> float | None:
-        """Of the losses; None where every seed diverged."""
+        """Mean of the losses; None where every seed diverged."""
         return statistics.fmean(self.losses.values()) if self.losses else None
 
     @property
@@ -66,7 +66,7 @@ class ArmAtRate:
 
 
 def loss_table(runs: Sequence[LRRun]) -> tuple[ArmAtRate, ...]:
-    """Loss against learning rate: the arms in the order they come, each from its lowest learning rate to its highest.
+    """Loss against learning rate: arms in the order of the runs, learning rates in ascending order.
 
     Raises ValueError for a loss that is not finite and for two runs of one arm, learning rate and seed.
     """
@@ -101,7 +101,7 @@ class Sensitivity:
     """LR sensitivity of one arm, in the loss's unit."""
 
     lrs: tuple[float, ...]
-    """The learning rates that it is the mean over."""
+    """Learning rates over which the mean is taken."""
     by_seed: Values
     mean: float | None
     """None without a seed."""
@@ -109,7 +109,7 @@ class Sensitivity:
     """Lower end of the 95% interval over seeds; None for fewer than two."""
     high: float | None
     capped: int
-    """Runs that stand in it with the loss at initialisation: those that diverged, and those that ended above it."""
+    """Runs counted with the loss at initialisation, because they diverged or ended above it."""
     left_out: tuple[int, ...]
     """Seeds that lack a learning rate, or with which no run got below the loss at initialisation."""
 
@@ -120,14 +120,14 @@ def lr_sensitivity(
     between: tuple[float, float] = (0.0, math.inf),
     lrs: Sequence[float] | None = None,
 ) -> dict[str, Sensitivity]:
-    """LR sensitivity of every arm, over the learning rates of `between`, ends included, that any arm was run at.
+    """LR sensitivity of every arm, over the learning rates within `between`, ends included.
 
     loss_at_init: {(arm, seed): ℓ₀}, measured like the final loss. Raises ValueError where one is missing.
-    lrs: those that there are, where some may not have been run by any arm yet.
+    lrs: all planned learning rates; those at which any arm was run when None.
     """
     within = [cell for cell in cells if between[0] <= cell.lr <= between[1]]
-    there = {cell.lr for cell in within} if lrs is None else {lr for lr in lrs if between[0] <= lr <= between[1]}
-    every = tuple(sorted(there))
+    distinct = {cell.lr for cell in within} if lrs is None else {lr for lr in lrs if between[0] <= lr <= between[1]}
+    every = tuple(sorted(distinct))
     return {
         arm: _sensitivity(arm, {cell.lr: cell for cell in within if cell.arm == arm}, every, loss_at_init)
         for arm in dict.fromkeys(cell.arm for cell in within)
@@ -160,42 +160,46 @@ def _ran(cell: ArmAtRate, seed: int) -> bool:
 
 @dataclass(frozen=True)
 class Range:
-    """Neighbouring learning rates of an arm."""
+    """Range of neighbouring learning rates."""
 
     low: float
     high: float
 
     @property
     def decades(self) -> float:
-        """0 for a single learning rate."""
+        """Width in decades; 0 for a single learning rate."""
         return math.log10(self.high / self.low)
 
 
 def best_lr(cells: Sequence[ArmAtRate]) -> ArmAtRate | None:
-    """Of one arm: the lowest mean loss where no seed diverged; None where there is no such learning rate."""
-    whole = [(cell.mean, cell.lr, cell) for cell in _of_one_arm(cells) if cell.mean is not None and not cell.diverged]
-    return min(whole, key=lambda found: found[:2])[2] if whole else None
+    """The learning rate of one arm with the lowest mean loss and no diverged seed; None where each has one."""
+    whole = [
+        (cell.mean, cell.lr, cell) for cell in _check_one_arm(cells) if cell.mean is not None and not cell.diverged
+    ]
+    return min(whole, key=lambda candidate: candidate[:2])[2] if whole else None
 
 
 def widest_range(cells: Sequence[ArmAtRate], margin: float) -> Range | None:
-    """Of one arm: the widest run of neighbouring learning rates at which no seed diverged and the mean loss is at most
-    `margin` above that of the best; of two as wide the lower. None where every learning rate has a diverged seed.
+    """The widest range of neighbouring learning rates of one arm within `margin` of its best mean loss.
+
+    No seed diverged in the range. Of two ranges of the same width, the lower one. None where every learning rate has a
+    diverged seed.
     """
     best = best_lr(cells)
     if best is None or best.mean is None:
         return None
-    found: list[Range] = []
+    ranges: list[Range] = []
     first: float | None = None
-    for cell in sorted(_of_one_arm(cells), key=lambda cell: cell.lr):
+    for cell in sorted(_check_one_arm(cells), key=lambda cell: cell.lr):
         if cell.diverged or cell.mean is None or cell.mean > best.mean + margin:
             first = None
             continue
         first = cell.lr if first is None else first
-        found.append(Range(first, cell.lr))
-    return max(found, key=lambda part: part.decades)
+        ranges.append(Range(first, cell.lr))
+    return max(ranges, key=lambda each: each.decades)
 
 
-def _of_one_arm(cells: Sequence[ArmAtRate]) -> Sequence[ArmAtRate]:
+def _check_one_arm(cells: Sequence[ArmAtRate]) -> Sequence[ArmAtRate]:
     if len(arms := dict.fromkeys(cell.arm for cell in cells)) > 1:
         raise ValueError(f"the learning rates of one arm at a time, not of {', '.join(arms)}")
     return cells

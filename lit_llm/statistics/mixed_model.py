@@ -4,12 +4,12 @@ The model is y[arm, seed] = arm + seed + family x seed + residual. Arms are fixe
 family of architectures to a seed, are random. Variances are estimated by restricted maximum likelihood, and each
 difference has Satterthwaite's degrees of freedom, as in R's lme4 and lmerTest (Kuznetsova, Brockhoff and Christensen
 2017, J. Stat. Softw. 82(13); Fai and Cornelius 1996, J. Stat. Comput. Simul. 54). A missing run costs that run only:
-an arm is compared over all of its runs, and those without a partner in the baseline count for less.
+an arm is compared over all its runs, and runs whose seed the baseline lacks have less weight.
 
-It assumes that all arms scatter alike around their family's reaction to a seed, that all families' reactions have one
-variance, and that the families are declared as they are. Where this holds, intervals are narrower than those of paired
-t tests. Where it does not, they are too narrow. Simulated coverage of nominal 95% intervals: .78 at 8 arms and .64 at
-60 where an arm or the baseline has three times the scatter of the others, .90 where two families are not declared.
+It assumes that all arms have one residual variance, that the reactions of all families have one variance, and that the
+families are specified correctly. Where this holds, intervals are narrower than those of paired t tests. Where it does
+not, they are too narrow. Simulated coverage of nominal 95% intervals: .78 at 8 arms and .64 at 60 where an arm or the
+baseline has three times the standard deviation of the others, .90 where two families are not specified.
 More seeds do not help. `benchmarks/coverage_paired.py` has the table.
 """
 
@@ -22,16 +22,16 @@ from dataclasses import dataclass
 from typing import Any
 
 LOG_ZERO = -16.0
-"""Logarithm of a variance over the residual variance below which it is zero."""
+"""Logarithm of (variance / residual variance) below which a variance counts as zero."""
 STARTS = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 7.0, 12.0)
-"""Starting values of each logarithm; the search goes on from the best few of their combinations."""
+"""Starting values of each logarithm; the search starts at the best few of their combinations."""
 BEST_STARTS = 3
 NO_WORSE = 1e-7
-"""How much of the deviance a variance has to save in order to differ from zero."""
+"""Least decrease of the deviance for which a variance counts as different from zero."""
 NO_RESIDUAL = 1e-12
-"""Share of the sum of squares around the arms' means that is rounding."""
+"""Share of the sum of squares around the arms' means that counts as rounding error."""
 FLAT = 1e-8
-"""Curvature of the deviance, in logarithms of variances, below which the data say nothing; lmerTest's tolerance."""
+"""Curvature of the deviance, in log variances, below which a direction is not identified; lmerTest's tolerance."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class VarianceComponents:
     """Estimated variances, in the squared unit of the metric."""
 
     seed: float
-    """Of what a seed does to all arms alike."""
+    """Variance of the effect of a seed on all arms."""
     family_seed: float | None
-    """Of what a seed does to one family; None where the arms do not tell it from the other two."""
+    """Variance of the effect of a seed on one family; None where it is not identified."""
     residual: float
 
     @property
@@ -76,7 +76,7 @@ def mixed_differences(
         values: {arm: {seed: value}}, the baseline's among them. Arms with the same values count as one arm: they share
             their runs.
         baseline: the arm that all others are compared with.
-        families: {arm: family}. Family x seed is left out where all arms are of one family, or no two of the same.
+        families: {arm: family}. Family x seed is left out where all arms have one family, or no two arms share one.
 
     Returns:
         An estimate for every arm but the baseline. None for an arm that shares no seed with the baseline, and for all
@@ -96,7 +96,7 @@ def mixed_differences(
         return dict.fromkeys(others)
     estimates = {arm: model.difference(fit, arms.index(arm)) for arm in comparable.intersection(arms)}
     nothing = MixedEstimate(0.0, 0.0, float(model.degrees), model.components(fit))
-    estimates[baseline] = nothing  # of arms that share their runs with the baseline
+    estimates[baseline] = nothing  # for arms that share their runs with the baseline
     return {arm: estimates[str(same_runs[arm])] if arm in comparable else None for arm in others}
 
 
@@ -110,16 +110,16 @@ class _Fit:
     shrinkage: Any
     """T of `_Model._at`."""
     curvature: tuple[Any, Any]
-    """Positive eigenvalues of the deviance's second derivatives along the logarithms of the ratios and of the residual
-    variance, and their eigenvectors in rows."""
+    """Positive eigenvalues, and eigenvectors in rows, of the deviance's second derivatives by the logarithms of the
+    ratios and of the residual variance."""
 
 
 @dataclass(frozen=True)
 class _Model:
-    """The data of a mixed model, reduced to matrices of the size of its random effects, of which there are few.
+    """The data of a mixed model, reduced to matrices of the size of its few random effects.
 
-    With Z for random effects and X for arms, M = I - X (X'X)^-1 X' takes each arm's mean away, and everything that
-    restricted maximum likelihood needs is in Z'MZ, Z'My and y'My.
+    With Z for random effects and X for arms, M = I - X (X'X)^-1 X' subtracts each arm's mean. Restricted maximum
+    likelihood needs only Z'MZ, Z'My and y'My.
     """
 
     cross: Any
@@ -129,19 +129,19 @@ class _Model:
     squares: float
     """y'My, the sum of squares around the arms' means."""
     degrees: int
-    """Runs less arms."""
+    """Number of runs minus number of arms."""
     means: Any
     """Each arm's mean, [arm]."""
     shares: Any
-    """Z'X (X'X)^-1: for each arm the share of its runs that each effect takes part in, [effect, arm]."""
+    """Z'X (X'X)^-1: share of an arm's runs in which an effect takes part, [effect, arm]."""
     counts: Any
-    """Runs of each arm."""
+    """Number of runs of each arm."""
     blocks: tuple[slice, ...]
-    """Where the effects of seed, and of family x seed, stand."""
+    """Indices of the effects of seed, and of family x seed."""
 
     @classmethod
     def of(cls, values: Mapping[str, Mapping[int, float]], families: Mapping[str, str]) -> _Model | None:
-        """None where no seed has two arms, or no arm two seeds: residuals are then all zero or tell nothing."""
+        """The model of these runs; None where no seed has two arms, or no arm two seeds."""
         import numpy as np
 
         cells = [(number, arm, seed) for number, arm in enumerate(values) for seed in values[arm]]
@@ -166,10 +166,10 @@ class _Model:
         return cls(mz.T @ mz, mz.T @ my, float(my @ my), degrees, means, z.T @ x / counts, counts, blocks)
 
     def fit(self) -> _Fit | None:
-        """The restricted likelihood's maximum, variances of zero included; None where it has none.
+        """Maximum of the restricted likelihood, variances of zero included; None where it has none.
 
-        A maximum at the boundary is the inner maximum of the model without that variance, so the deviances of all such
-        models decide, and of equal ones the model with the fewest variances.
+        A maximum at the boundary is the inner maximum of the model without that variance. So the model with the lowest
+        deviance is chosen, and among equal ones the model with the fewest variances.
         """
         import numpy as np
 
@@ -190,7 +190,7 @@ class _Model:
         return _Fit(best, float(remaining) / self.degrees, shrinkage, (values[curved], vectors.T[curved]))
 
     def _inner_maximum(self, inner: Sequence[int]) -> Any:
-        """Logarithms of these ratios where the deviance is lowest, all others zero."""
+        """Logarithms of these ratios at the lowest deviance, all other ratios zero."""
         import numpy as np
         from scipy.optimize import minimize
 
@@ -219,13 +219,13 @@ class _Model:
         return min(searches, key=lambda search: search.fun).x
 
     def deviance(self, ratios: Any) -> float:
-        """Minus twice the restricted log-likelihood but for a constant, the residual variance at its best."""
+        """Minus twice the restricted log-likelihood up to a constant, maximised over the residual variance."""
         return float(self._at(ratios)[0])
 
     def _at(self, ratios: Any) -> tuple[float, Any, float, Any]:
-        """Deviance, its slopes along the ratios, the sum of squares that remains, and the shrinkage matrix T.
+        """(deviance, its derivatives by the ratios, remaining sum of squares, shrinkage matrix T).
 
-        T = (G^-1 + Z'MZ)^-1 where G holds the ratio of every effect, written so that G may have zeros.
+        T = (G^-1 + Z'MZ)^-1 where G has the ratio of every effect, computed so that G may have zeros.
         """
         import numpy as np
 
@@ -240,11 +240,11 @@ class _Model:
         return deviance, np.array(slopes), remaining, shrinkage
 
     def difference(self, fit: _Fit, arm: int) -> MixedEstimate:
-        """Of an arm, by its number, from the first, which is the baseline.
+        """Difference of an arm, by its index, from the first arm, which is the baseline.
 
-        Satterthwaite: 2 V^2 / Var(V), where Var(V) follows from the slopes of V along the variances and the curvature
-        of the deviance. A variance that is estimated as zero takes no part, as in lmerTest: the deviance and V depend
-        on its square root evenly, so V has no slope along it.
+        Satterthwaite: 2 V^2 / Var(V), where Var(V) follows from the derivatives of V by the variances and the curvature
+        of the deviance. A variance that is estimated as zero takes no part, as in lmerTest: the deviance and V are even
+        functions of its square root, so V has no slope there.
         """
         contrast = self.shares[:, arm] - self.shares[:, 0]
         mean = self.means[arm] - self.means[0] - contrast @ fit.shrinkage @ self.projected
@@ -259,7 +259,7 @@ class _Model:
         return MixedEstimate(float(mean), math.sqrt(spread * fit.residual), degrees, self.components(fit))
 
     def _curvature(self, ratios: Any, residual: float, shrinkage: Any) -> Any:
-        """Second derivatives of the deviance along the logarithms of the ratios and of the residual variance."""
+        """Second derivatives of the deviance by the logarithms of the ratios and of the residual variance."""
         import numpy as np
 
         left = self.projected - self.cross @ shrinkage @ self.projected
@@ -276,7 +276,7 @@ class _Model:
         return second
 
     def components(self, fit: _Fit) -> VarianceComponents:
-        """The variances themselves."""
+        """The variances, in the squared unit of the metric."""
         seed, *family = (float(ratio) * fit.residual for ratio in fit.ratios)
         return VarianceComponents(seed, family[0] if family else None, fit.residual)
 

@@ -1,9 +1,10 @@
-"""Many comparisons at once: p-values and intervals that hold for all of them.
+"""Multiple comparisons: p-values and intervals that hold for all of them together.
 
-Of twenty true zeros one looks like an effect at 5%. Holm's and Dunnett's procedures bound the chance that any does (the
-family-wise error rate), Benjamini's and Hochberg's the share of false ones among those found (the false discovery
-rate). Dunnett's (1955, J. Am. Stat. Assoc. 50) is for several arms against one baseline with a pooled variance: it
-knows that their differences share the baseline, so it gives away less than Holm's, and it has intervals.
+At 5%, one of twenty true zeros looks like an effect. The procedures of Holm and Dunnett bound the chance of any false
+call (the family-wise error rate). The procedure of Benjamini and Hochberg bounds the share of false ones among the
+calls (the false discovery rate). Dunnett's (1955, J. Am. Stat. Assoc. 50) is for several arms against one baseline with
+a pooled variance. It uses that the differences share the baseline, so it has more power than Holm's, and it has
+intervals.
 """
 
 from __future__ import annotations
@@ -17,25 +18,25 @@ Correction = Literal["none", "holm", "fdr_bh", "dunnett"]
 
 
 def two_sided_p(t: float, degrees: float) -> float:
-    """Of Student's t; of an infinite one 0."""
-    from scipy.special import stdtr  # scipy.stats, which stands on it, takes a hundred times as long
+    """Two-sided p-value of Student's t; 0 for an infinite t."""
+    from scipy.special import stdtr  # scipy.stats.t takes a hundred times as long
 
     return float(2 * stdtr(degrees, -abs(t)))
 
 
 @lru_cache
 def two_sided_critical(level: float, degrees: float) -> float:
-    """What |t| exceeds with this probability."""
+    """Critical value that |t| exceeds with probability `level`."""
     from scipy.special import stdtrit
 
     return float(-stdtrit(degrees, level / 2))
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:
-    """Adjusted p-values: those below 5% are the ones that Holm's procedure rejects (1979, Scand. J. Stat. 6)."""
+    """Adjusted p-values of Holm's procedure (1979, Scand. J. Stat. 6), which rejects those below the level."""
     adjusted, highest = {}, 0.0
-    for passed, name in enumerate(sorted(p, key=p.__getitem__)):
-        highest = max(highest, min(1.0, (len(p) - passed) * p[name]))
+    for rank, name in enumerate(sorted(p, key=p.__getitem__)):
+        highest = max(highest, min(1.0, (len(p) - rank) * p[name]))
         adjusted[name] = highest
     return {name: adjusted[name] for name in p}
 
@@ -48,9 +49,9 @@ def fdr_bh(p: Mapping[str, float]) -> dict[str, float]:
 
 
 def dunnett_p(t: float, arms: int, degrees: float) -> float:
-    """The probability that any of so many arms, none of which differs from the baseline, has a |t| of this or more.
+    """Probability that any of `arms` arms without a difference from the baseline has |t| or more (Dunnett).
 
-    degrees: of the variance that is pooled over the arms and the baseline, which have equally many runs.
+    degrees: degrees of freedom of the variance pooled over the arms and the baseline, which have equally many runs.
     """
     import numpy as np
     from scipy.special import ndtr
@@ -64,7 +65,7 @@ def dunnett_p(t: float, arms: int, degrees: float) -> float:
 
 @lru_cache
 def dunnett_critical(level: float, arms: int, degrees: float) -> float:
-    """What no |t| of so many arms without a difference exceeds, but with this probability."""
+    """Critical value that any |t| of `arms` arms without a difference exceeds with probability `level` (Dunnett)."""
     from scipy.optimize import brentq
 
     # Between the critical value of one arm and that of Bonferroni.
@@ -76,7 +77,7 @@ def dunnett_critical(level: float, arms: int, degrees: float) -> float:
 
 @lru_cache
 def _nodes(degrees: float) -> tuple[Any, Any, Any, Any]:
-    """Gauss' quadrature, nodes and weights, over a standard normal and over the root of chi-square by its degrees."""
+    """Nodes and weights of Gaussian quadrature over a standard normal, and over the root of (chi-square / degrees)."""
     import numpy as np
     from scipy.stats import chi2
 

@@ -1,10 +1,10 @@
 """Paired differences over seeds, with 95% intervals over seeds and over documents.
 
-Two arms with one seed share data, order and the initial value of every parameter they have in common, so most of what a
-seed does cancels in their difference. The variance of a difference comes from its own values over the seeds: arms may
-scatter differently, and families of models may react to a seed in ways of their own, which a variance that is pooled
-over arms cannot see. `contrasts` adds a little of what the other differences say, `document_noise` the choice of the
-documents that the arms are judged on.
+Two arms with one seed share data, order and the initial values of their common parameters, so most of a seed's effect
+cancels in their difference. The variance of a difference comes from its values over the seeds: variances may differ
+between arms, and a family of models may react to a seed in its own way, which a variance pooled over arms ignores.
+`contrasts` moderates this variance a little by that of the other differences. `document_noise` adds the choice of the
+documents on which the arms are judged.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Values = Mapping[int, float]
 """{seed: value} of one arm."""
 
 Variance = Literal["moderated", "paired", "pooled", "mixed"]
-"""Where the variance of a difference comes from; see `compare.variance`."""
+"""Source of the variance of a difference; see `compare.variance`."""
 
 CONFIDENCE = 0.95
 
@@ -38,7 +38,7 @@ class Spread:
         return two_sided_critical(level, self.degrees) * self.error
 
     def p(self, distance: float) -> float:
-        """Two-sided p-value of an estimate that lies this far from a hypothesis."""
+        """Two-sided p-value of an estimate at this distance from the hypothesis."""
         if not self.error:  # an arm that equals its baseline to the last bit
             return 0.0 if distance else 1.0
         return two_sided_p(distance / self.error, self.degrees)
@@ -48,8 +48,8 @@ class Spread:
 class Difference:
     """The mean over seeds of a contrast, for example an arm minus its baseline.
 
-    `low` and `high` are the ends of the interval that verdicts go by: of other seeds and other documents where the
-    losses of single documents are recorded, of other seeds on the same documents elsewhere.
+    `low` and `high` are the ends of the 95% interval: for other seeds and other documents where the losses of single
+    documents are recorded, otherwise for other seeds on the same documents.
     """
 
     mean: float
@@ -64,7 +64,7 @@ class Difference:
     error: float | None = None
     """Standard error of the mean; None for a single seed."""
     documents: int = 0
-    """Documents that the interval counts as a sample; 0: it holds for the same documents alone."""
+    """Number of documents that the interval treats as a sample; 0 if it holds for the same documents only."""
     seeds_low: float | None = None
     """Lower end of the 95% interval over seeds, on the same documents."""
     seeds_high: float | None = None
@@ -73,21 +73,21 @@ class Difference:
 
     @property
     def spreads(self) -> tuple[Spread, ...]:
-        """The standard errors that an interval has to cover: of seeds alone, and of seeds and documents."""
+        """Standard errors over seeds, and over seeds and documents."""
         both = ((self.seeds_error, self.seeds_degrees), (self.error, self.degrees))
         return tuple(dict.fromkeys(Spread(error, degrees) for error, degrees in both if error is not None))
 
     def half_width(self, level: float = 1 - CONFIDENCE) -> float:
-        """Half of the interval at this level: the wider one of seeds alone and of seeds and documents."""
+        """Half of the interval at this level: the wider of that over seeds and that over seeds and documents."""
         return max(spread.half_width(level) for spread in self.spreads)
 
     def p(self, hypothesis: float = 0.0) -> float:
-        """Two-sided p-value that the true difference is `hypothesis`; it agrees with `half_width`."""
+        """Two-sided p-value of the test that the true difference is `hypothesis`; it agrees with `half_width`."""
         return max(spread.p(abs(self.mean - hypothesis)) for spread in self.spreads)
 
 
 def with_spread(d: Difference, seeds: Spread, both: Spread | None = None, documents: int = 0) -> Difference:
-    """The same estimate with intervals: of seeds, and of seeds and documents where those are known."""
+    """The same estimate with intervals over seeds, and over seeds and documents where these are recorded."""
     chosen, alone = both or seeds, seeds.half_width()
     d = replace(
         d,
@@ -104,7 +104,7 @@ def with_spread(d: Difference, seeds: Spread, both: Spread | None = None, docume
 
 
 def paired_difference(arm: Values, baseline: Values) -> Difference | None:
-    """Difference of two arms by the paired t of their own values alone; None without a shared seed."""
+    """Difference of two arms with the interval of the paired t-test; None without a shared seed."""
     deltas = [arm[seed] - baseline[seed] for seed in sorted(arm.keys() & baseline.keys())]
     if not deltas:
         return None

@@ -1,4 +1,4 @@
-"""Quality against cost: which arms no other arm beats in both."""
+"""Pareto front of quality against cost: the arms that no other arm dominates."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from lit_llm.config.metrics import direction
 
 @dataclass(frozen=True)
 class Point:
-    """One arm."""
+    """Cost and mean of one arm."""
 
     arm: str
     cost: float
     value: float
     """Mean over seeds."""
     beaten_by: str | None
-    """An arm that costs no more and is no worse, and is better in one of the two; None on the front."""
+    """Arm that dominates this one: no costlier and no worse, and better in one of the two; None on the front."""
 
 
 @dataclass(frozen=True)
 class ParetoFront:
-    """All arms that have a value, the cheapest first."""
+    """All arms that have a value, in ascending order of cost."""
 
     figure: str
     metric: str
@@ -32,16 +32,16 @@ class ParetoFront:
 def pareto_front(
     figure: str, metric: str, costs: Mapping[str, float], means: Mapping[str, float | None]
 ) -> ParetoFront:
-    """The Pareto front of the arms' means. Seeds' scatter is not in it: see the differences for how sure each is."""
+    """The Pareto front of the arms' means, without regard to their scatter over seeds."""
     sign = -1.0 if direction(metric) == "higher" else 1.0
-    known = {arm: (costs[arm], sign * mean) for arm, mean in means.items() if mean is not None}
+    coordinates = {arm: (costs[arm], sign * mean) for arm, mean in means.items() if mean is not None}
 
-    def beaten(arm: str) -> str | None:
-        cost, loss = known[arm]
-        beating = [
-            other for other, point in known.items() if point[0] <= cost and point[1] <= loss and point != (cost, loss)
+    def dominating_arm(arm: str) -> str | None:
+        cost, loss = coordinates[arm]
+        dominating = [
+            other for other, (x, y) in coordinates.items() if x <= cost and y <= loss and (x, y) != (cost, loss)
         ]
-        return min(beating, key=lambda other: (known[other][1], known[other][0])) if beating else None
+        return min(dominating, key=lambda other: coordinates[other][::-1], default=None)
 
-    points = [Point(arm, cost, sign * loss, beaten(arm)) for arm, (cost, loss) in known.items()]
+    points = [Point(arm, cost, sign * loss, dominating_arm(arm)) for arm, (cost, loss) in coordinates.items()]
     return ParetoFront(figure, metric, tuple(sorted(points, key=lambda point: (point.cost, point.arm))))

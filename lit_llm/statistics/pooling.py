@@ -1,8 +1,8 @@
-"""One variance for all arms: the additive model arm + seed of a randomised block design.
+"""Pooled variance of all arms: the additive model arm + seed of a randomised block design.
 
-An opt-in (`compare.variance: pooled`). It assumes that all arms scatter alike and that a seed moves all of them alike.
-It gives narrow intervals where that is so; where a family, one arm or the baseline scatters in its own way a 95%
-interval covers as little as 61% (docs/statistics.md).
+An opt-in (`compare.variance: pooled`). It assumes that all arms have one variance and that a seed has one effect on all
+of them. Where this holds, intervals are narrow. Where a family, an arm or the baseline differs, a 95% interval covers
+as little as 61% (docs/statistics.md).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lit_llm.statistics.paired import Values
 def pooled_variance(arms: Sequence[Values]) -> tuple[float, int] | None:
     """(residual variance, degrees of freedom) of the model arm + seed; runs may be missing.
 
-    None for fewer than two arms, or where nothing is left to estimate it from.
+    None for fewer than two arms or two seeds, or without degrees of freedom.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""Power of a paired comparison: the seeds that show a difference, and the difference that so many seeds show.
+"""Power of a paired comparison: seeds needed for a difference, and difference detected with given seeds.
 
 The test is the one-sample t-test of the differences over shared seeds, two-sided, with n - 1 degrees of freedom. Its
 power follows from the noncentral t distribution (Cohen 1988, Statistical Power Analysis, chapter 2).
@@ -15,14 +15,14 @@ from lit_llm.statistics.multiple_comparisons import two_sided_critical
 POWER = 0.8
 """Share of studies in which a true difference of the given size is detected."""
 MOST_SEEDS = 10_000
-"""Larger numbers of seeds are not searched."""
+"""Largest number of seeds that is searched."""
 CONFIDENCE = 0.8
-"""Of the upper limit of a standard deviation that a cautious plan uses (Browne 1995, Statistics in Medicine 14)."""
+"""Confidence of the upper limit of a standard deviation in a cautious plan (Browne 1995, Stat. Med. 14)."""
 
 
 @dataclass(frozen=True)
 class Scatter:
-    """Standard deviation of paired differences, and how well it is known."""
+    """Standard deviation of paired differences, with its degrees of freedom."""
 
     sd: float
     degrees: int
@@ -43,7 +43,7 @@ def power(difference: float, sd: float, seeds: int, level: float = 0.05) -> floa
         difference: true mean of the paired differences, in the metric's unit.
         sd: standard deviation of the paired differences, in the same unit.
         seeds: number of seeds that both arms share, at least 2.
-        level: of the two-sided test.
+        level: level of the two-sided test.
 
     Returns:
         The probability, by the noncentral t distribution, rejections in the wrong direction included.
@@ -60,7 +60,7 @@ def power(difference: float, sd: float, seeds: int, level: float = 0.05) -> floa
         return 1.0 if difference else 0.0
     shift, degrees = abs(difference) / sd * math.sqrt(seeds), seeds - 1
     critical = two_sided_critical(level, degrees)
-    # scipy has no number for some wrong directions of vanishing probability.
+    # scipy returns nan for some vanishing probabilities in the wrong direction.
     wrong = np.nan_to_num(nct.cdf(-critical, degrees, shift))
     return float(nct.sf(critical, degrees, shift) + wrong)
 
@@ -72,7 +72,7 @@ def seeds_for(difference: float, sd: float, target: float = POWER, level: float 
         difference: true mean of the paired differences, in the metric's unit.
         sd: standard deviation of the paired differences, in the same unit.
         target: probability of detection.
-        level: of the two-sided test.
+        level: level of the two-sided test.
 
     Returns:
         The number, at least 2; None where `MOST_SEEDS` are too few.
@@ -95,7 +95,7 @@ def minimum_detectable_difference(sd: float, seeds: int, target: float = POWER, 
         sd: standard deviation of the paired differences, in the metric's unit.
         seeds: number of seeds that both arms share, at least 2.
         target: probability of detection.
-        level: of the two-sided test.
+        level: level of the two-sided test.
 
     Returns:
         The difference, in the metric's unit, by the noncentral t distribution.
@@ -116,7 +116,7 @@ def minimum_detectable_difference(sd: float, seeds: int, target: float = POWER, 
 def scatter_of(arm: Mapping[int, float], baseline: Mapping[int, float]) -> Scatter | None:
     """Scatter of an arm's differences from its baseline, {seed: value} each; None below two shared seeds.
 
-    An arm that equals its baseline in every seed has no scatter that says anything about another arm: None too.
+    None too for an arm that equals its baseline in every seed: its scatter says nothing about another arm.
     """
     import statistics
 
@@ -128,9 +128,9 @@ def scatter_of(arm: Mapping[int, float], baseline: Mapping[int, float]) -> Scatt
 
 
 def pooled(scatters: Iterable[Scatter]) -> Scatter | None:
-    """Root of the mean variance, weighted by degrees of freedom; None of none."""
-    found = list(scatters)
-    degrees = sum(scatter.degrees for scatter in found)
+    """Root of the mean variance, weighted by degrees of freedom; None without any."""
+    every = list(scatters)
+    degrees = sum(scatter.degrees for scatter in every)
     if not degrees:
         return None
-    return Scatter(math.sqrt(sum(s.degrees * s.sd**2 for s in found) / degrees), degrees)
+    return Scatter(math.sqrt(sum(s.degrees * s.sd**2 for s in every) / degrees), degrees)

@@ -1,4 +1,4 @@
-"""How the differences of a study are judged, and what each way assumes."""
+"""Statistical procedure of a study: variance, correction and margin, with notes on their assumptions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lit_llm.statistics.paired import Variance
 
 @dataclass(frozen=True)
 class Procedure:
-    """How differences are judged; see `compare` in a study's file."""
+    """Choices by which differences are judged; see `compare` in a study's file."""
 
     variance: Variance = "moderated"
     correction: Correction = "none"

@@ -1,8 +1,8 @@
-"""Two studies with arms in common: do they say the same?
+"""Comparison of two studies with arms in common: do their differences agree?
 
-The second may be of another size, length, corpus or budget: then this is how far a finding carries. For each arm that
-both have, its mean in both, its difference from its baseline in both, and how much that has changed, paired over the
-seeds that both ran: a difference of differences, as of finetuning.
+The second may have another size, length, corpus or budget, so the comparison shows how far a result generalises. For
+each common arm: its mean in both studies, its difference from its baseline in both, and the change of that difference,
+paired over the seeds that both ran (a difference in differences, as for finetuning).
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from lit_llm.statistics.verdicts import DIFFERENT, LEVEL
 
 @dataclass(frozen=True)
 class Agreement:
-    """What two studies say of one arm against the baseline that it has in both."""
+    """Verdicts of two studies on one arm against its common baseline."""
 
     arm: str
     verdicts: tuple[str | None, str | None]
     says: str
-    """`the same`, `the opposite`, `only <study>` where one alone shows a difference and the change between the studies
-    is shown too, `compatible` where it is not, `neither`, `one is missing`."""
+    """`the same`, `the opposite`, `neither`, `one is missing`. Where only one study shows a difference: `only <study>`
+    if the change between the studies is significant, otherwise `compatible`."""
 
 
 @dataclass(frozen=True)
 class TwoStudies:
-    """Both, side by side."""
+    """Two studies side by side."""
 
     names: tuple[str, str]
     questions: tuple[str, str]
     metric: str
     arms: BeforeAfter
-    """The first study stands for before, the second for after."""
+    """`before` is the first study, `after` the second."""
     agreements: tuple[Agreement, ...]
     differs: Mapping[str, Mapping[str, Sequence[Any]]]
-    """{arm: {key: [in the first, in the second]}} of the experiments."""
+    """{arm: {key: [value in the first, in the second]}}: differences between the experiments."""
     alone: tuple[tuple[str, ...], tuple[str, ...]]
-    """Arms that only the one and only the other has."""
+    """Arms of the first study alone, and of the second alone."""
     baselines: tuple[str, ...]
-    """Arms that are compared with another arm in the second study than in the first; only their means are shown."""
+    """Arms whose baselines in the two studies differ; only their means are shown."""
     references: tuple[str, ...] = ()
-    """Arms that are baselines of both."""
+    """Arms that are baselines in both studies."""
 
     def as_json(self) -> dict[str, Any]:
         """Everything, as plain data."""
@@ -62,14 +62,15 @@ def two_studies(
     noise: tuple[Noise, Noise] = (Noise(), Noise()),
     same_documents: bool = False,
 ) -> TwoStudies:
-    """values: {arm: {seed: value}} of each study's metric, which is the same; differs: for each common arm.
+    """Compare two studies on one metric.
 
-    noise: of each study; same_documents: whether both judge their arms on the same ones.
+    values: {arm: {seed: value}} of each study; differs: {arm: differences between its experiments}; noise: of each
+    study; same_documents: whether both studies judge their arms on the same documents.
     """
     first, second = ({row.arm: row for row in comparison.rows} for comparison in comparisons)
     common = [arm for arm in first if arm in second]
     moved = tuple(arm for arm in common if first[arm].baseline != second[arm].baseline)
-    # One whose baseline the other study does not have is its own: it is shown, and compared with nothing.
+    # An arm whose baseline the other study lacks becomes its own baseline: it is shown and not compared.
     baselines = {
         arm: first[arm].baseline if arm not in moved and first[arm].baseline in common else arm for arm in common
     }
@@ -77,7 +78,7 @@ def two_studies(
     arms = before_after(comparisons[0].metric, before, after, baselines, noise, same_documents)
     changes = {row.arm: row.change for row in arms.rows}
     agreements = tuple(
-        Agreement(arm, verdicts, _says(names, *verdicts, changes[arm]))
+        Agreement(arm, verdicts, _agreement(names, *verdicts, changes[arm]))
         for arm in common
         if baselines[arm] != arm
         for verdicts in [(first[arm].verdict, second[arm].verdict)]
@@ -95,13 +96,13 @@ def two_studies(
     )
 
 
-def _says(names: tuple[str, str], one: str | None, other: str | None, change: Difference | None) -> str:
+def _agreement(names: tuple[str, str], one: str | None, other: str | None, change: Difference | None) -> str:
     if one is None or other is None:
         return "one is missing"
     if one in DIFFERENT and other in DIFFERENT:
         return "the same" if one == other else "the opposite"
     if one in DIFFERENT or other in DIFFERENT:
-        # A difference that is shown and one that is not may be the same: only a test of their change tells.
+        # A significant and a non-significant difference may be equal: only the test of their change decides.
         if change is None or change.error is None or change.p() >= LEVEL:
             return "compatible"
         return f"only {names[0] if one in DIFFERENT else names[1]}"

@@ -1,4 +1,4 @@
-"""What the differences of a study say in words, and the smallest that its seeds could have shown."""
+"""Verdicts on the differences of a study, and the smallest differences that its seeds detect."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from lit_llm.statistics.multiple_comparisons import (
 from lit_llm.statistics.paired import CONFIDENCE, Difference, Spread
 
 DIFFERENT = ("better", "worse", "lower", "higher")
-"""Verdicts that say that there is a difference, and of which kind."""
+"""Verdicts of a significant difference."""
 LOST: Final = "undecided: lost runs"
-"""Verdict of a difference in favour of the side that lost runs to divergence."""
+"""Verdict on a difference that favours the side with diverged runs."""
 UNDECIDED = ("undecided", "not enough seeds", LOST)
-"""Verdicts that say that nothing is known."""
+"""Verdicts without a conclusion."""
 LEVEL = 1 - CONFIDENCE
-"""Of every test here."""
+"""Level of every test here."""
 POWER = 0.8
 
 ADJUST: Mapping[Correction, Callable[[Mapping[str, float]], dict[str, float]]] = {
@@ -34,7 +34,7 @@ ADJUST: Mapping[Correction, Callable[[Mapping[str, float]], dict[str, float]]] =
     "fdr_bh": fdr_bh,
     "dunnett": holm,
 }
-"""Adjustment of p-values that have no procedure of their own."""
+"""Adjustment of p-values for each correction; Dunnett's falls back to Holm's."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,17 @@ class Levels:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What one arm's difference from its baseline says."""
+    """Test of one arm's difference from its baseline."""
 
     difference: Difference
-    """With an interval that holds together with the others', where a correction is asked for."""
+    """With a simultaneous interval where a correction is asked for."""
     p: float | None
     """p-value of the two-sided test of no difference, adjusted for the other comparisons; None for a single seed."""
     detectable: float | None
     """Smallest true difference that this number of seeds detects with 80% power."""
     verdict: str
     """`better`, `worse`, `no difference larger than 0.02`, `not enough seeds`; without a margin `undecided` in place of
-    the last two, and `higher` and `lower` of a metric that has no better."""
+    the last two; `higher` and `lower` for a metric without a direction."""
 
 
 def judgements(
@@ -70,20 +70,20 @@ def judgements(
 ) -> dict[str, Judgement]:
     """Judge every difference, those of all baselines as one family.
 
-    margin: largest difference that is of no matter, in the metric's unit. Equivalence is shown by two one-sided tests
-    at 5% each (Schuirmann 1987): the 90% interval lies within ± margin. levels: other than 5%, where a study is looked
-    at more than once; the intervals follow.
+    margin: largest difference that does not matter, in the metric's unit. Equivalence is tested by two one-sided tests
+    at 5% each (Schuirmann 1987): the 90% interval lies within ± margin. levels: of the tests and intervals, other than
+    5% in an interim analysis.
     """
-    known = {arm: d for arm, d in differences.items() if d is not None and d.error is not None}
-    procedures = _procedures(known, baselines, correction, levels.difference)
-    alone = {arm: procedures[arm].p(d) for arm, d in known.items()}
-    p = alone if correction == "dunnett" else _adjusted(alone, known, correction)
-    within = _adjusted({arm: _p_within(d, margin or 0.0) for arm, d in known.items()}, known, correction)
+    estimated = {arm: d for arm, d in differences.items() if d is not None and d.error is not None}
+    procedures = _procedures(estimated, baselines, correction, levels.difference)
+    alone = {arm: procedures[arm].p(d) for arm, d in estimated.items()}
+    p = alone if correction == "dunnett" else _adjusted(alone, estimated, correction)
+    within = _adjusted({arm: _p_within(d, margin or 0.0) for arm, d in estimated.items()}, estimated, correction)
     judged = {}
     for arm, d in differences.items():
         if d is None:
             continue
-        if arm not in known:
+        if arm not in estimated:
             judged[arm] = Judgement(d, None, None, "undecided" if margin is None else "not enough seeds")
             continue
         procedure = procedures[arm]
@@ -95,7 +95,7 @@ def judgements(
 def _adjusted(
     p: Mapping[str, float], differences: Mapping[str, Difference], correction: Correction
 ) -> dict[str, float]:
-    """Adjusted p-values. Arms that share their runs are one test."""
+    """Adjusted p-values; arms that share their runs count as one test."""
     first: dict[tuple[float, float | None], str] = {}
     for arm, d in differences.items():
         first.setdefault((d.mean, d.error), arm)
@@ -104,14 +104,14 @@ def _adjusted(
 
 
 def without_lost_runs(judgement: Judgement, metric: str, arm_lost: bool, baseline_lost: bool) -> Judgement:
-    """The same judgement, but undecided where it favours a side whose diverged runs are in no mean.
+    """The same judgement, but undecided where it favours a side with diverged runs.
 
-    What is left of an arm that lost its worst runs looks better than the arm is.
+    Diverged runs are in no mean, so an arm that lost its worst runs looks better than it is.
     """
     good = direction(metric)
     if judgement.verdict in UNDECIDED or not (arm_lost or baseline_lost):
         return judgement
-    if judgement.verdict not in DIFFERENT:  # what is left of two arms may be alike where the arms are not
+    if judgement.verdict not in DIFFERENT:  # the remaining runs may be equivalent where the arms are not
         return replace(judgement, verdict=LOST)
     lower = judgement.difference.mean < 0
     favours_arm = lower == (good == "lower") if good else None
@@ -120,7 +120,7 @@ def without_lost_runs(judgement: Judgement, metric: str, arm_lost: bool, baselin
 
 
 def stand_in(correction: Correction) -> Correction:
-    """Correction of effects and terms, which have no baseline in common: Dunnett's is not defined there, Holm's is."""
+    """Correction of effects and terms, which have no common baseline: Holm's in place of Dunnett's."""
     return "holm" if correction == "dunnett" else correction
 
 
@@ -144,7 +144,9 @@ P_VALUES: Mapping[Correction, str] = {
 
 
 def _verdict(mean: float, p: float, p_within: float, metric: str, margin: float | None, levels: Levels) -> str:
-    if margin is not None and p_within < levels.within:  # first: it may be no zero and of no matter all the same
+    if (
+        margin is not None and p_within < levels.within
+    ):  # first: a significant difference may still be within the margin
         return f"no difference larger than {margin:g}"
     if p >= levels.difference:
         return "undecided" if margin is None else "not enough seeds"
@@ -153,9 +155,9 @@ def _verdict(mean: float, p: float, p_within: float, metric: str, margin: float 
 
 
 def _p_within(d: Difference, margin: float) -> float:
-    """p-value that the difference is as large as the margin: the one-sided test of the nearer end."""
-    room = margin - abs(d.mean)
-    return max(spread.p(room) for spread in d.spreads) / 2 if room > 0 else 1.0
+    """p-value of the equivalence test: the one-sided test against the nearer end of ± margin."""
+    distance = margin - abs(d.mean)
+    return max(spread.p(distance) for spread in d.spreads) / 2 if distance > 0 else 1.0
 
 
 @dataclass(frozen=True)
@@ -165,9 +167,9 @@ class _Procedure:
     level: float
     """Level of the interval, two-sided."""
     arms: int = 0
-    """Arms against one baseline, for Dunnett's; 0 for Student's t."""
+    """Number of arms compared with one baseline, for Dunnett's; 0 for Student's t."""
     baselines: int = 1
-    """Baselines that share the level."""
+    """Number of baselines that share the level."""
 
     def critical(self, degrees: float) -> float:
         if self.arms:
@@ -201,8 +203,8 @@ class _Procedure:
 def _procedures(
     differences: Mapping[str, Difference], baselines: Mapping[str, str], correction: Correction, level: float
 ) -> dict[str, _Procedure]:
-    """Intervals of a correction hold together: at the level by the number of comparisons, or Dunnett's."""
-    # Arms that share their runs are one.
+    """Procedure of each arm such that the intervals of a correction are simultaneous (Bonferroni's or Dunnett's)."""
+    # Arms that share their runs count once.
     distinct = {arm: (d.mean, d.error) for arm, d in differences.items()}
     if correction != "dunnett":
         share = 1 if correction == "none" else len(set(distinct.values()))
@@ -218,18 +220,18 @@ def _procedures(
 
 
 LARGE = 300.0
-"""Critical value from which the noncentral t is its numerator's mean over the estimated error alone: such a ratio is
-right to a part in 100,000, where scipy's inverse loses digits and, from a million on, does not end."""
+"""Critical value from which the noncentral t is approximated by its numerator's mean over the estimated error: the
+ratio is right to a part in 100,000. There scipy's inverse loses digits and, from a million on, does not end."""
 
 
 def detectable_ratio(critical: float, degrees: float, power: float = POWER) -> float:
-    """Difference, in standard errors, with which |t| exceeds its critical value with this probability.
+    """Difference, in standard errors, at which |t| exceeds its critical value with probability `power`.
 
-    By the noncentral t distribution. The standard error is itself an estimate: of three seeds it is a rough guide.
+    By the noncentral t distribution. The standard error is itself an estimate: with three seeds this is a rough guide.
     """
     from scipy.special import chdtri, nctdtrinc  # a root of scipy.stats.nct takes sixty times as long
 
     if critical > LARGE:
         return critical * math.sqrt(float(chdtri(degrees, 1 - power)) / degrees)
-    # The other tail, where the difference is found with the wrong sign, adds nothing at this power.
+    # Rejections in the wrong direction add nothing at this power.
     return float(nctdtrinc(degrees, 1 - power, critical))
