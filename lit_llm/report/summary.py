@@ -10,7 +10,7 @@ from rich.text import Text
 from lit_llm.report import text
 from lit_llm.report.answer import total_runs
 from lit_llm.report.paper import printed_answer, printed_tables
-from lit_llm.report.tables.table import in_terminal
+from lit_llm.report.tables.table import stacked
 from lit_llm.statistics.comparison import Comparison
 from lit_llm.store.store import Store
 from lit_llm.studies.load import Ablation
@@ -26,11 +26,8 @@ def compared(ablation: Ablation, comparison: Comparison, width: int, store: Stor
         return Group(
             head, Text(" ".join([missing, *further])), Text(next_step(ablation, comparison, store), style="yellow")
         )
-    parts: list[RenderableType] = []
-    for table in printed_tables(ablation, comparison):
-        parts += [*[Text()] * bool(parts), *in_terminal(table, width)]
     said = [Text(first, style="bold"), *(Text(sentence) for sentence in further)]
-    return Group(head, *parts, Text(), *said)
+    return Group(head, *stacked(printed_tables(ablation, comparison), width), Text(), *said)
 
 
 def next_step(ablation: Ablation, comparison: Comparison, store: Store) -> str:

@@ -17,7 +17,7 @@ from lit_llm.config.problems import InputError, Problem, did_you_mean
 from lit_llm.config.tree import difference
 from lit_llm.report import text
 from lit_llm.report.pages.html import Code, Page, Section, html
-from lit_llm.report.tables.table import Table, in_terminal
+from lit_llm.report.tables.table import Table, stacked
 from lit_llm.runs.fingerprints import identity_of_data
 from lit_llm.statistics.baselines import Noise
 from lit_llm.statistics.comparison import Comparison, noise_of, values_of
@@ -177,11 +177,11 @@ def _value(value: Any) -> str:
 
 def render_two_studies(pair: TwoStudies, width: int) -> RenderableType:
     """For the terminal."""
-    found: list[RenderableType] = [Text(" and ".join(pair.names), style="bold")]
-    for table in two_tables(pair):
-        found += [Text(), *in_terminal(table, width)]
+    head = Text(" and ".join(pair.names), style="bold")
     first, *further = two_answer(pair)
-    return Group(*found, Text(), Text(first, style="bold"), *map(Text, further))
+    return Group(
+        head, Text(), *stacked(two_tables(pair), width), Text(), Text(first, style="bold"), *map(Text, further)
+    )
 
 
 def write_two(pair: TwoStudies, files: Sequence[str], store: Store, out: Path | None = None) -> Path:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from rich.console import Group, RenderableType
-from rich.text import Text
 
 from lit_llm.report import text
 from lit_llm.report.tables.anova import anova_tables
 from lit_llm.report.tables.learning_rates import lr_tables
 from lit_llm.report.tables.scaling import scaling_tables
 from lit_llm.report.tables.scaling_gate import gate_tables
-from lit_llm.report.tables.table import Table, in_terminal, slug, without
+from lit_llm.report.tables.table import Table, slug, stacked, without
 from lit_llm.runs.stage_graph import validation_metric
 from lit_llm.statistics.before_after import BeforeAfter
 from lit_llm.statistics.comparison import Comparison, Row
@@ -29,10 +28,7 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
 
 def render_comparison(comparison: Comparison, width: int) -> RenderableType:
     """For the terminal; what does not fit stands below."""
-    found: list[RenderableType] = []
-    for table in comparison_tables(comparison):
-        found += [*[Text()] * bool(found), *in_terminal(table, width)]
-    return Group(*found)
+    return Group(*stacked(comparison_tables(comparison), width))
 
 
 def _parts(comparison: Comparison) -> Iterator[Table]:

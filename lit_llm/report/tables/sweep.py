@@ -11,7 +11,7 @@ from rich.text import Text
 
 from lit_llm.report import text
 from lit_llm.report.tables.plan import STATES, plan_head, plan_rest
-from lit_llm.report.tables.table import Table, in_terminal
+from lit_llm.report.tables.table import Table, stacked
 from lit_llm.studies.design.factors import short_names
 from lit_llm.studies.plan import Plan
 from lit_llm.sweeps.confirmation import Summary
@@ -111,10 +111,7 @@ def sweep_tables(search: Search, summaries: Sequence[Summary]) -> list[Table]:
 
 def render_sweep(search: Search, summaries: Sequence[Summary], width: int) -> RenderableType:
     """For the terminal."""
-    found: list[RenderableType] = []
-    for table in sweep_tables(search, summaries):
-        found += [*[Text()] * bool(found), *in_terminal(table, width)]
-    return Group(*found)
+    return Group(*stacked(sweep_tables(search, summaries), width))
 
 
 def _states(found: Summary) -> str:

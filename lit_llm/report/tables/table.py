@@ -103,6 +103,12 @@ def in_terminal(table: Table, width: int) -> Iterator[RenderableType]:
     yield from (Text(f"· {note}", style="dim") for note in table.notes)
 
 
+def stacked(tables: Iterable[Table], width: int) -> Iterator[RenderableType]:
+    """Several tables for the terminal, with empty lines between them."""
+    for at, table in enumerate(tables):
+        yield from (*[Text()] * bool(at), *in_terminal(table, width))
+
+
 def _lines(head: Sequence[str], rows: Sequence[Sequence[str]], left: int, width: int) -> RenderableType:
     """Aligned, cells as they are written: to rich a plain string may hold :smiles: and [tags]."""
     widths = [max(map(cell_len, column)) for column in zip(head, *rows, strict=True)]
