@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from lit_llm.statistics.paired import Difference
@@ -90,3 +91,8 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def utc(seconds: float) -> str:
+    """2026-11-29 02:09 UTC, from seconds since 1970."""
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))

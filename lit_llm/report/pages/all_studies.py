@@ -182,7 +182,7 @@ def studies_table(found: Studies) -> Table:
             entry.study,
             entry.question,
             _said(entry),
-            time.strftime("%Y-%m-%d %H:%M", time.gmtime(entry.date)),
+            text.utc(entry.date).removesuffix(" UTC"),
             entry.answer or "–",
         ]
         for entry in found.entries

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -38,10 +37,10 @@ def _details(registration: Registration) -> Iterator[str]:
     yield f"{_frozen(registration)}."
     for change in registration.changes:
         when = f"after {text.several(change.finished, 'result')}" if change.finished else "before any result"
-        yield f"changed on {_utc(change.time)}, {when}: {'; '.join(_changes(change))}."
-    if registration.interims:
-        counts = ", ".join(str(look.finished) for look in registration.interims)
-        yield f"{text.several(len(registration.interims), 'look')} at the comparison, after {counts} finished runs."
+        yield f"changed on {text.utc(change.time)}, {when}: {'; '.join(_changes(change))}."
+    if registration.looks:
+        counts = ", ".join(str(look.finished) for look in registration.looks)
+        yield f"{text.several(len(registration.looks), 'look')} at the comparison, after {counts} finished runs."
     yield from (f"{problem}." for problem in registration.problems)
 
 
@@ -50,7 +49,7 @@ def _frozen(registration: Registration) -> str:
         return "analysis: not known as it was frozen"
     before = f"after {text.several(registration.finished, 'result')}" if registration.finished else "before any result"
     state = "frozen" if registration.changes else "as frozen"
-    return f"analysis {registration.hash}: {state} on {_utc(registration.time)} {before}"
+    return f"analysis {registration.hash}: {state} on {text.utc(registration.time)} {before}"
 
 
 def _changes(change: Change) -> Iterator[str]:
@@ -76,7 +75,3 @@ def _value(value: Any) -> str:
     if value is None:
         return "none"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False).replace('"', "")
-
-
-def _utc(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))

@@ -164,16 +164,12 @@ def _how_far(seen: Sequence[Seen], comparison: Comparison) -> str:
     states = ", ".join(f"{number:,} {_word(state)}" for state, number in count.most_common())
     arms = text.several(len(comparison.rows), "arm")
     finished = [result.result["finished"] for _, result in seen if result.result.get("finished")]
-    latest = f"; the last result is of {_utc(max(finished))}" if finished else ""
-    return f"{arms}, {text.several(len(seen), 'run')}: {states}{latest}; written {_utc(time.time())}."
+    latest = f"; the last result is of {text.utc(max(finished))}" if finished else ""
+    return f"{arms}, {text.several(len(seen), 'run')}: {states}{latest}; written {text.utc(time.time())}."
 
 
 def _word(state: str) -> str:
     return state.replace("_", " ")
-
-
-def _utc(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
 
 
 def _design(plan: Plan, comparison: Comparison, registration: Registration | None) -> Section:

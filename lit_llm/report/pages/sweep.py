@@ -56,7 +56,7 @@ def write_sweep_report(
         search.name,
         search.sweep.question,
         said,
-        f"{text.several(len(trials), 'trial')}; written {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}.",
+        f"{text.several(len(trials), 'trial')}; written {text.utc(time.time())}.",
         [
             Section("results", "Results", tables=found),
             *[Section("winners", "Over fresh seeds", tables=[fresh])] * winners.exists(),

@@ -191,7 +191,7 @@ def write_two(pair: TwoStudies, files: Sequence[str], store: Store, out: Path | 
         f"{pair.names[0]} and {pair.names[1]}",
         " ".join(dict.fromkeys(pair.questions)),
         two_answer(pair),
-        time.strftime("written %Y-%m-%d %H:%M UTC.", time.gmtime()),
+        f"written {text.utc(time.time())}.",
         [
             Section("results", "Results", tables=[arms]),
             *[Section("differs", "What differs between them", tables=keys)] * bool(keys),
