@@ -11,6 +11,7 @@ from lit_llm.report.tables.scaling import scaling_sentences
 from lit_llm.report.tables.scaling_gate import gate_sentences
 from lit_llm.statistics.comparison import Comparison, Row
 from lit_llm.statistics.effects import Effect, Effects
+from lit_llm.statistics.estimates import joined
 from lit_llm.statistics.multiple_comparisons import Correction
 from lit_llm.statistics.paired import Difference
 from lit_llm.statistics.verdicts import DIFFERENT, LEVEL, LOST, UNDECIDED
@@ -92,10 +93,9 @@ def _main(comparison: Comparison) -> str:
 def _means(comparison: Comparison) -> str:
     """Arms that cannot be compared."""
     known = [row for row in comparison.rows if row.mean is not None]
-    shown = [f"{row.arm} {text.mean_and_deviation(row.mean, row.deviation)}" for row in known[:NAMED]]
-    more = f" and {len(known) - NAMED} more" if len(known) > NAMED else ""
+    means = joined([f"{row.arm} {text.mean_and_deviation(row.mean, row.deviation)}" for row in known], NAMED)
     lacking = "; no arm can be compared with its baseline yet" if len(comparison.rows) > 1 else ""
-    return f"{', '.join(shown)}{more} ({text.several(known[0].seeds, 'seed')}){lacking}"
+    return f"{means} ({text.several(known[0].seeds, 'seed')}){lacking}"
 
 
 def _sample(rows: Sequence[Row]) -> str:
@@ -194,8 +194,7 @@ def _effects(group: Effects, comparison: Comparison) -> Iterator[str]:
         return
     short = short_names(list(dict.fromkeys(name for row in group.rows for name in row.factors)))
     shown = [row for row in known if row.verdict in DIFFERENT]
-    named = [f"{_named(row, short)} {text.difference(row.effect)}" for row in shown[:NAMED]]
-    more = f" and {len(shown) - NAMED} more" if len(shown) > NAMED else ""
+    named = joined([f"{_named(row, short)} {text.difference(row.effect)}" for row in shown], NAMED)
     total = sum(row.p is not None for each in comparison.effects for row in each.rows)
     notes = "; ".join([text.several(len(group.seeds), "seed"), *_multiplicity(comparison, total)])
     if not shown:
@@ -203,7 +202,7 @@ def _effects(group: Effects, comparison: Comparison) -> Iterator[str]:
         return
     verb = "is" if len(shown) == 1 else "are"
     count = f"of {len(known)} effects of the factors{where}, {len(shown)} {verb} shown"
-    yield f"{count}: {', '.join(named)}{more} ({notes})."
+    yield f"{count}: {named} ({notes})."
     for row in shown:
         yield from _interaction(row, short)
 
@@ -258,9 +257,8 @@ def _rates(comparison: Comparison) -> Iterator[str]:
         ends = {min(rates.lrs), max(rates.lrs)}
         edge = [f"{row.group} ({row.best:g})" for row in rates.rows if row.best in ends]
         if edge and len(rates.lrs) > 1:
-            more = f" and {len(edge) - NAMED} more" if len(edge) > NAMED else ""
             yield (
-                f"the best learning rate of {', '.join(edge[:NAMED])}{more} lies at an end of the grid, so a better "
+                f"the best learning rate of {joined(edge, NAMED)} lies at an end of the grid, so a better "
                 "one may lie outside of it."
             )
 
@@ -283,9 +281,8 @@ def _turn(comparison: Comparison) -> Iterator[str]:
         spans = [f"{row.arm} {text.difference(d)}" for row, d in tested[:NAMED]]
         yield f"that finetuning changes a difference from the baseline is not shown: {', '.join(spans)}{notes}."
         return
-    named = [f"that of {row.arm} by {text.difference(d)}" for row, d in shown[:NAMED]]
-    more = f" and {len(shown) - NAMED} more" if len(shown) > NAMED else ""
-    yield f"finetuning changes the difference from the baseline: {', '.join(named)}{more}{notes}."
+    named = joined([f"that of {row.arm} by {text.difference(d)}" for row, d in shown], NAMED)
+    yield f"finetuning changes the difference from the baseline: {named}{notes}."
 
 
 def _diverged(comparison: Comparison) -> Iterator[str]:

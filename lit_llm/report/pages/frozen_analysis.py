@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lit_llm.report import text
+from lit_llm.statistics.estimates import joined
 from lit_llm.studies.analysis_plan import Change, Registration
 
 NAMED = 3
@@ -67,8 +68,7 @@ def _baselines(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
         ("with another baseline", [arm for arm in new if arm in old and old[arm] != new[arm]]),
     ):
         if names:
-            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-            yield f"{text.several(len(names), 'arm')} {what} ({', '.join(names[:NAMED])}{more})"
+            yield f"{text.several(len(names), 'arm')} {what} ({joined(names, NAMED)})"
 
 
 def _value(value: Any) -> str:

@@ -21,6 +21,7 @@ from lit_llm.report.tables.table import Table, stacked
 from lit_llm.runs.fingerprints import identity_of_data
 from lit_llm.statistics.baselines import Noise
 from lit_llm.statistics.comparison import Comparison, noise_of, values_of
+from lit_llm.statistics.estimates import joined
 from lit_llm.statistics.two_studies import TwoStudies, two_studies
 from lit_llm.statistics.verdicts import LEVEL
 from lit_llm.store.store import Store, write_text
@@ -110,10 +111,9 @@ def _answer(pair: TwoStudies) -> Iterator[str]:
     tested = [(row.arm, row.change) for row in pair.arms.rows if row.change is not None and row.change.error]
     changed = [(arm, d) for arm, d in tested if d.p() < LEVEL]
     if changed:
-        named = ", ".join(f"that of {arm} by {text.difference(d)}" for arm, d in changed[:NAMED])
-        more = f" and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
+        named = joined([f"that of {arm} by {text.difference(d)}" for arm, d in changed], NAMED)
         notes = f" (not adjusted for {len(tested)} comparisons)" if len(tested) > 1 else ""
-        yield f"{text.several(len(changed), 'difference')} from the baseline changed: {named}{more}{notes}."
+        yield f"{text.several(len(changed), 'difference')} from the baseline changed: {named}{notes}."
 
 
 def two_tables(pair: TwoStudies) -> list[Table]:
@@ -152,8 +152,7 @@ def _arms(pair: TwoStudies) -> Table:
     )
     for name, alone in zip(pair.names, pair.alone, strict=True):
         if alone:
-            more = f" and {len(alone) - 6} more" if len(alone) > 6 else ""
-            notes.append(f"in {name} alone: {', '.join(alone[:6])}{more}")
+            notes.append(f"in {name} alone: {joined(alone, 6)}")
     return Table("arms", f"{pair.metric} in both studies", [*head, "shown by"], rows, 3, tuple(notes))
 
 

@@ -16,6 +16,7 @@ from lit_llm.objectives.config import continues
 from lit_llm.report import text
 from lit_llm.report.tables.table import Table, in_terminal
 from lit_llm.runs.stage_graph import StageNode, validation_metric
+from lit_llm.statistics.estimates import joined
 from lit_llm.studies.audit.findings import Finding, Kind
 from lit_llm.studies.design.factors import short_names
 from lit_llm.studies.estimable_effects import chains
@@ -239,8 +240,7 @@ def told(findings: Iterable[Finding]) -> Iterator[tuple[Kind, str]]:
     for finding in findings:
         arms.setdefault((finding.kind, finding.key, finding.message), []).append(finding.arm)
     for (kind, key, message), names in arms.items():
-        more = f" and {len(names) - 2} more" if len(names) > 2 else ""
-        yield kind, f"{', '.join(names[:2])}{more}: {f'{key}: ' if key else ''}{message}"
+        yield kind, f"{joined(names, 2)}: {f'{key}: ' if key else ''}{message}"
 
 
 def render_status(rows: Sequence[Mapping[str, Any]], metric: str) -> RenderableType:
