@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from lit_llm.report import text
-from lit_llm.report.tables.table import Table, slug
+from lit_llm.report.tables.table import Table, slug, without
 from lit_llm.statistics.learning_rates import LearningRates, LRRow
 from lit_llm.statistics.lr_sensitivity import ArmAtRate, Range, Sensitivity
 
@@ -46,11 +46,8 @@ GROUPS = ("arm", "LR sensitivity [95%]", "difference [95%]", "baseline", "best l
 
 def _groups(found: LearningRates, metric: str) -> Table:
     """With which group one is compared is said where that is not the same for all."""
-    rows = [_group(row) for row in found.rows]
-    against, hidden = GROUPS.index("baseline"), len({row.baseline for row in found.rows}) == 1
-    if hidden:
-        rows = [[*row[:against], *row[against + 1 :]] for row in rows]
-    head = [name for name in GROUPS if name != "baseline" or not hidden]
+    hidden = {"baseline"} if len({row.baseline for row in found.rows}) == 1 else set()
+    head, rows = without(hidden, GROUPS, [_group(row) for row in found.rows])
     title = f"sensitivity of {metric} to {found.factor}"
     return Table(f"{slug(found.factor)}-sensitivity", title, head, rows, head.index("best lr"), found.notes)
 
