@@ -19,7 +19,7 @@ from lit_llm.statistics.scaling.group_fit import GroupFit, fit_sizes
 from lit_llm.statistics.scaling.isoflop import IsoFlop, isoflop_minima
 from lit_llm.statistics.scaling.joint_law import JointLaw, joint_laws
 from lit_llm.statistics.scaling.laws import Laws, PowerLaw
-from lit_llm.statistics.scaling.runs import ScalingRun, X, lost_notes, sizes_of
+from lit_llm.statistics.scaling.runs import ScalingRun, X, lost_notes, sizes_by_group
 from lit_llm.statistics.scaling.size_means import LackOfFit, luck_draws, seed_variance, shared_seeds
 
 DRAWS, PLAIN_DRAWS = 1000, 4000
@@ -134,7 +134,7 @@ def scaling(
     random = np.random.default_rng(0) if random is None else random
     draws = draws or draws_for(runs, irreducible)
     fits, notes = dict[str, GroupFit](), [*lost_notes(lost)]
-    members = {group: sizes_of([run for run in runs if run.group == group]) for group in _groups(runs)}
+    members = sizes_by_group(runs)
     for group, sizes in members.items():
         try:
             fits[group] = fit_sizes(sizes, x, irreducible, draws, random)
@@ -170,10 +170,6 @@ def draws_for(runs: Sequence[ScalingRun], irreducible: bool) -> int:
     """Number of draws of each group's law, the same for all groups."""
     sizes = len({(run.group, run.arm) for run in runs})
     return max(FEWEST_DRAWS, min(DRAWS if irreducible else PLAIN_DRAWS, MOST_NUMBERS // max(1, sizes)))
-
-
-def _groups(runs: Sequence[ScalingRun]) -> list[str]:
-    return list(dict.fromkeys(run.group for run in runs))
 
 
 # --- the law of one group -------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from typing import Any, Literal
 from lit_llm.statistics.estimates import Estimate, estimate, exponentials, holds, joined
 from lit_llm.statistics.scaling.comparison import draws_for
 from lit_llm.statistics.scaling.group_fit import GroupFit, fit_sizes
-from lit_llm.statistics.scaling.runs import ScalingRun, lost_notes, sizes_of
+from lit_llm.statistics.scaling.runs import ScalingRun, lost_notes, sizes_by_group
 from lit_llm.statistics.scaling.size_means import (
     Size,
     luck_draws,
@@ -120,7 +120,7 @@ def gate(
 
     random = np.random.default_rng(0) if random is None else random
     draws = draws or draws_for(runs, irreducible)
-    members = {group: sizes_of([run for run in runs if run.group == group]) for group in _groups(runs)}
+    members = sizes_by_group(runs)
     trends, notes = list[Trend](), [*lost_notes(lost)]
     for scale, what in (("train_flops", "compute"), ("seconds", "wall-clock")):
         timed = {group: [size for size in sizes if scale in size.logs] for group, sizes in members.items()}
@@ -143,10 +143,6 @@ def gate(
                 # Lost runs bend a law: at small sizes they favour one side at the projection, at large sizes the other.
                 trends.append(replace(trend, verdict=LOST) if lost.keys() & {group, baseline} else trend)
     return Gate(baseline, metric, project, at_least, tuple(trends), (*notes, *_notes(trends, project)))
-
-
-def _groups(runs: Sequence[ScalingRun]) -> list[str]:
-    return list(dict.fromkeys(run.group for run in runs))
 
 
 def _trend(

@@ -47,6 +47,12 @@ def sizes_of(runs: Sequence[ScalingRun]) -> list[Size]:
     return sorted(_sizes(runs), key=lambda size: size.logs["train_flops"])
 
 
+def sizes_by_group(runs: Sequence[ScalingRun]) -> dict[str, list[Size]]:
+    """{group: its sizes}, in the order of the runs."""
+    groups = dict.fromkeys(run.group for run in runs)
+    return {group: sizes_of([run for run in runs if run.group == group]) for group in groups}
+
+
 def _sizes(runs: Sequence[ScalingRun]) -> Iterator[Size]:
     members: dict[object, list[ScalingRun]] = {}
     for run in runs:
