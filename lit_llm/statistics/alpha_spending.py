@@ -107,7 +107,7 @@ class Chain:
     levels: tuple[float, ...]
     """Level of each single test, such that all together have the level; 0 where nothing is left to spend."""
     _means: tuple[Any, ...]
-    """For each analysis and p on the grid: expected mean at the first analysis given that no level was passed before,
+    """Expected mean at the first analysis given that no level was passed before, for each analysis and p on the grid,
     for a positive mean, in units of the root sum of squares."""
 
     def unbiased(self, interim: int, raw: float, root_sum_of_squares: float) -> float:

@@ -32,7 +32,7 @@ class FactorLayout:
     factors: Mapping[str, Sequence[str]]
     """The labels of each factor's levels."""
     arms: Mapping[str, tuple[int, ...]]
-    """For each arm the level of every factor, 0 for the first."""
+    """{arm: level of every factor}, 0 for the first."""
 
 
 @dataclass(frozen=True)

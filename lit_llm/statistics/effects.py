@@ -44,7 +44,7 @@ class Layout:
 
     group: str
     arms: Mapping[str, tuple[int, ...]]
-    """For each arm the level of every factor, 0 for the first and 1 for the second."""
+    """{arm: level of every factor}, 0 for the first and 1 for the second."""
     contrasts: tuple[Contrast, ...]
 
 

@@ -47,7 +47,7 @@ class ArmStatus:
     seeds: int
     """Number of seeds, the first of the list, in the last analysis or in the one that decided."""
     judgement: Judgement | None
-    """At the level of that analysis, with p adjusted for all analyses. None while the first round is not over."""
+    """Judgement at the level of that analysis, with p adjusted for all analyses; None before the first analysis."""
     decided: bool
     more: int
     """Number of seeds to run the arm with next, from the first of the list; `seeds` where the arm is done."""

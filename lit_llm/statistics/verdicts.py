@@ -50,7 +50,7 @@ class Judgement:
     """Test of one arm's difference from its baseline."""
 
     difference: Difference
-    """With a simultaneous interval where a correction is asked for."""
+    """Difference with a simultaneous interval, where a correction is asked for."""
     p: float | None
     """p-value of the two-sided test of no difference, adjusted for the other comparisons; None for a single seed."""
     detectable: float | None
