@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from typer.testing import CliRunner, Result
 
 from lit_llm.cli import app
-from lit_llm.report.figures.fonts import OWN, families, spelled
+from lit_llm.report.figures.fonts import DEFAULT, families, spelled
 from lit_llm.report.figures.inputs import Drawn
 from lit_llm.report.figures.study import write_figures
 from lit_llm.report.pages import study as study_report
@@ -100,7 +100,7 @@ def test_names_of_any_script_are_text_everywhere(write_study: Study, place: Stor
     markdown = (folder / "comparison.md").read_text(encoding="utf-8")
     assert r"a\|b \`c\`" in markdown
     figures = (folder / "figures" / "figures.md").read_text(encoding="utf-8")
-    assert ("code points" in figures) == (families() == (OWN,))
+    assert ("code points" in figures) == (families() == (DEFAULT,))
     asked = replace(ablation, study=ablation.study.model_copy(update={"question": "Is _it_ [x](http://e)?"}))
     assert "\nIs \\_it\\_ [x\\](http://e)?\n" in markdown_of(asked, comparison)
 

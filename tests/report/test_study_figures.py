@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 from lit_llm.cli import app
 from lit_llm.report.figures import from_scaling
 from lit_llm.report.figures.from_comparison import forests
-from lit_llm.report.figures.inputs import Shown
+from lit_llm.report.figures.inputs import FigureData
 from lit_llm.report.figures.study import Drawn, figures_of
-from lit_llm.report.figures.training_curves import places, read_course
+from lit_llm.report.figures.training_curves import places, read_curve
 from lit_llm.statistics.comparison import Comparison, RunResult, compare
 from lit_llm.statistics.procedure import Procedure
 from lit_llm.statistics.scaling.comparison import scaling
@@ -213,7 +213,7 @@ def judged_so(correction: str, tmp_path: Path) -> tuple[Drawn, Comparison]:
         for seed, value in enumerate(seeds)
     ]
     found = compare(results, "val/target_nll", procedure=Procedure(variance, correction))
-    return next(forests(Shown(ablation, [], found))), found
+    return next(forests(FigureData(ablation, [], found))), found
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_scaling_shows_every_run_the_law_and_the_best_sizes(tmp_path: Path) -> N
                 loss = 1.69 + 406.4 / size**0.34 + 410.7 / (flops / 6 / size) ** 0.28 + random.normal(0, 1e-4)
                 runs.append(ScalingRun(family, flops, float(size), float(flops / 6 / size), float(loss)))
     found = scaling(runs, "val/target_nll", "decoder", irreducible=False, draws=40)
-    shown = Shown(ablation, [], Comparison("val/target_nll", (), (), scaling=found))
+    shown = FigureData(ablation, [], Comparison("val/target_nll", (), (), scaling=found))
     law, profiles = from_scaling.scaling(shown)
     assert [axes.get_xlabel() for axes in law.figure.axes] == ["training FLOPs", "parameters", "tokens read"]
     for axes, x in zip(law.figure.axes, ("train_flops", "parameters", "tokens"), strict=True):
@@ -356,7 +356,7 @@ def test_a_long_course_is_thinned_and_keeps_its_ends_and_its_validations(tmp_pat
             metrics |= {"train/loss": None} if step == 5001 else {}
             lines.write(json.dumps({"step": step, "time": 100.0 + step, "metrics": metrics}) + "\n")
         lines.write('{"step": 5002, "ti')
-    course = read_course(file)
+    course = read_curve(file)
     assert (course[0]["step"], course[-1]["step"]) == (1, 5001)
     loss = places(course, "train/loss", "tokens")
     assert len(loss) <= 200
@@ -366,4 +366,4 @@ def test_a_long_course_is_thinned_and_keeps_its_ends_and_its_validations(tmp_pat
     assert max(gaps) <= 2 * math.ceil(5001 / 200)
     validated = {step: (step - 1.0, float(step)) for step in range(7, 5001, 1000)}
     assert places(course, "val/target_nll", "seconds") == validated
-    assert read_course(tmp_path / "none.jsonl") == []
+    assert read_curve(tmp_path / "none.jsonl") == []

@@ -10,7 +10,7 @@ import pytest
 
 from lit_llm.report.answer import answer
 from lit_llm.report.figures import from_gate
-from lit_llm.report.figures.inputs import Shown
+from lit_llm.report.figures.inputs import FigureData
 from lit_llm.report.tables.comparison import comparison_tables
 from lit_llm.report.tables.scaling import scaling_sentences
 from lit_llm.report.tables.scaling_gate import gate_tables
@@ -160,7 +160,7 @@ def test_no_group_passes_against_a_baseline_whose_law_does_not_fall(project: flo
     table, sizes = gate_tables(found)
     assert "nan" not in str((table.rows, sizes.rows))
     ablation = load_study(Path(__file__).parents[2] / "ablations" / "scaling.yaml")
-    assert len([*from_gate.gates(Shown(ablation, [], Comparison("m", (), (), gate=found)))]) == 1
+    assert len([*from_gate.gates(FigureData(ablation, [], Comparison("m", (), (), gate=found)))]) == 1
 
 
 def test_runs_without_measured_seconds_have_no_wall_clock_multiplier() -> None:
@@ -328,7 +328,7 @@ def test_the_gate_is_drawn_with_its_multipliers_their_bands_and_the_projection()
     runs = [*ladder(BASE, "a", 0.005, random), *ladder(half, "b", 0.005, random, slower=1.5)]
     found = gate(runs, "m", "a", project=1e22)
     ablation = load_study(Path(__file__).parents[2] / "ablations" / "scaling.yaml")
-    (drawn,) = from_gate.gates(Shown(ablation, [], Comparison("m", (), (), gate=found)))
+    (drawn,) = from_gate.gates(FigureData(ablation, [], Comparison("m", (), (), gate=found)))
     assert [axes.get_ylabel() for axes in drawn.figure.axes] == ["compute multiplier", "wall-clock multiplier"]
     for axes, trend in zip(drawn.figure.axes, found.trends, strict=True):
         curve, point, passing, projected = axes.lines
@@ -340,4 +340,4 @@ def test_the_gate_is_drawn_with_its_multipliers_their_bands_and_the_projection()
         assert list(passing.get_ydata()) == [1.0, 1.0]
         assert list(projected.get_ydata()) == [trend.projection.low, trend.projection.high]
     assert "dotted: 1, which passes" in drawn.caption
-    assert [*from_gate.gates(Shown(ablation, [], Comparison("m", (), ())))] == []
+    assert [*from_gate.gates(FigureData(ablation, [], Comparison("m", (), ())))] == []

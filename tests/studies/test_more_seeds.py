@@ -14,7 +14,7 @@ from rich.console import Console
 from lit_llm.config.problems import InputError
 from lit_llm.report.answer import answer
 from lit_llm.report.figures.from_comparison import forests
-from lit_llm.report.figures.inputs import Shown
+from lit_llm.report.figures.inputs import FigureData
 from lit_llm.report.tables.plan import render_plan
 from lit_llm.report.text import short
 from lit_llm.statistics import alpha_spending
@@ -192,7 +192,7 @@ def test_effects_levels_and_f_tests_of_rounds_have_intervals_and_no_verdicts(
         estimates = [row.effect if of == "effects" else row.difference for row in rows if not hasattr(row, "f")]
         assert all(d is not None and d.low is not None for d in estimates)
         assert comparison.rows[-1].verdict is not None  # arms are judged in both
-        captions = [drawn.caption for drawn in forests(Shown(ablation, [], comparison)) if drawn.name == "effects"]
+        captions = [drawn.caption for drawn in forests(FigureData(ablation, [], comparison)) if drawn.name == "effects"]
         assert len(captions) == (of == "effects")
         for caption in captions:
             assert ("not adjusted for the looks" in caption) == (name == "rounds")

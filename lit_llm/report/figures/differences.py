@@ -1,4 +1,4 @@
-"""Differences as pictures: a forest of effects, stepwise comparisons, before against after, two factors at once."""
+"""Figures of differences: forest plots, stepwise comparisons, before and after, heat maps of two factors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NOT_JUDGED = "not judged"
-"""In place of a verdict, of what is estimated and not tested."""
+"""In place of a verdict, for estimates without a test."""
 VERDICTS: dict[str, tuple[str, bool]] = {
     "better": (BLUE, True),
     "worse": (VERMILION, True),
@@ -43,16 +43,16 @@ VERDICTS: dict[str, tuple[str, bool]] = {
     NOT_JUDGED: (GREY, False),
     LOST: (GREY, False),
 }
-"""(colour, whether it is filled) of what the analysis says."""
+"""{verdict: (colour, whether the marker is filled)}"""
 WIDE = 30
-"""Letters of a name from which on a figure takes two columns of a page."""
-OF_NO_MATTER = (GREEN, True)
-"""Of `no difference larger than 0.02`."""
+"""Largest number of letters of a name in a figure of one column."""
+WITHIN_MARGIN = (GREEN, True)
+"""(colour, filled) of `no difference larger than 0.02`."""
 
 
 @dataclass(frozen=True)
 class Named:
-    """A difference with its name, and with what the analysis says of it."""
+    """A difference with its name and verdict."""
 
     name: str
     difference: Difference
@@ -60,30 +60,30 @@ class Named:
 
     @property
     def marker(self) -> str:
-        """Points to the side on which it was found to lie; round where nothing was found."""
+        """A triangle in the direction of a significant difference; a circle where undecided."""
         if self.verdict in (*UNDECIDED, NOT_JUDGED):
             return "o"
         return "s" if self.verdict not in VERDICTS else "v" if self.difference.mean < 0 else "^"
 
     @property
     def sign(self) -> str:
-        """The marker as a letter; empty where nothing was found."""
+        """The marker as a letter; empty where undecided."""
         return {"v": "▼", "^": "▲", "s": "■", "o": ""}[self.marker]
 
     @property
-    def look(self) -> tuple[str, str]:
-        """(colour, colour of its face)."""
-        colour, filled = VERDICTS.get(self.verdict, OF_NO_MATTER)
+    def colours(self) -> tuple[str, str]:
+        """(colour, face colour)."""
+        colour, filled = VERDICTS.get(self.verdict, WITHIN_MARGIN)
         return colour, colour if filled else "white"
 
 
-def _one_of_each(rows: Iterable[Named]) -> dict[str, Named]:
+def _first_of_each_verdict(rows: Iterable[Named]) -> dict[str, Named]:
     """{verdict: the first row that has it}, in the order of VERDICTS."""
-    found: dict[str, Named] = {}
+    by_verdict: dict[str, Named] = {}
     for row in rows:
-        found.setdefault(row.verdict, row)
+        by_verdict.setdefault(row.verdict, row)
     order = list(VERDICTS)
-    return dict(sorted(found.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
+    return dict(sorted(by_verdict.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
 
 
 @styled
@@ -95,7 +95,7 @@ def forest(
 ) -> Figure:
     """Differences with their intervals, one below the other, group by group; the marker is the verdict."""
     count = sum(map(len, groups.values())) + sum(name != "" for name in groups)
-    used = _one_of_each(row for rows in groups.values() for row in rows)
+    used = _first_of_each_verdict(row for rows in groups.values() for row in rows)
     wide = max(len(row.name) for rows in groups.values() for row in rows) > WIDE
     figure, (axes,) = panels(title, 1, max(0.9, 0.45 + ROW * count), named=used, wide=wide)
     axes.axvline(0, color=BLACK, linewidth=0.7)
@@ -120,7 +120,7 @@ def forest(
 
 
 def _interval(axes: Axes, row: Named, at: float) -> None:
-    d, (colour, face) = row.difference, row.look
+    d, (colour, face) = row.difference, row.colours
     if d.low is not None and d.high is not None:
         axes.plot([d.low, d.high], [at, at], color=colour, linewidth=1.1)
     if d.documents and d.seeds_low is not None and d.seeds_high is not None:
@@ -131,7 +131,7 @@ def _interval(axes: Axes, row: Named, at: float) -> None:
 def _marker(row: Named) -> Any:
     from matplotlib.lines import Line2D
 
-    colour, face = row.look
+    colour, face = row.colours
     return Line2D([], [], color=colour, marker=row.marker, markerfacecolor=face, markersize=4.2, linewidth=1.1)
 
 
@@ -141,33 +141,33 @@ class Stepwise:
 
     start: str
     mean: float
-    """Of the first one."""
+    """Mean of the first arm."""
     steps: tuple[Named, ...]
 
     @property
     def ends(self) -> list[float]:
-        """Where the first arm stands, and each step's end: the differences, added up."""
-        found = [self.mean]
+        """Mean of the first arm, then the end of each step: cumulative sums of the differences."""
+        ends = [self.mean]
         for step in self.steps:
-            found.append(found[-1] + step.difference.mean)
-        return found
+            ends.append(ends[-1] + step.difference.mean)
+        return ends
 
 
 @styled
 def waterfall(title: str, stepwise_comparisons: Sequence[Stepwise], xlabel: str) -> Figure:
-    """Each step a bar from where the one before it ends, with the interval of its difference around its own end."""
+    """A bar for each step, from the end of the step before, with the interval of its difference at its end."""
     most = max(len(comparison.steps) for comparison in stepwise_comparisons) + 1
-    used = _one_of_each(step for one in stepwise_comparisons for step in one.steps)
+    used = _first_of_each_verdict(step for one in stepwise_comparisons for step in one.steps)
     wide = any(
         len(name) > WIDE for one in stepwise_comparisons for name in (one.start, *(step.name for step in one.steps))
     )
     figure, every = panels(title, len(stepwise_comparisons), 0.55 + 1.25 * ROW * most, columns=1, named=used, wide=wide)
     low, high = math.inf, -math.inf
     for axes, comparison in zip(every, stepwise_comparisons, strict=True):
-        ends, axes.use_sticky_edges = comparison.ends, False  # else the page ends with the first arm's line
+        ends, axes.use_sticky_edges = comparison.ends, False  # else the axes end at the line of the first arm
         axes.plot([ends[0], ends[0]], [-0.35, 1.35], color=BLACK, linewidth=1.1)
         for at, (step, begin, end) in enumerate(zip(comparison.steps, ends, ends[1:], strict=False), start=1):
-            edge, face = step.look
+            edge, face = step.colours
             axes.barh(at, end - begin, 0.62, left=begin, color=face, edgecolor=edge)
             if at < len(comparison.steps):
                 axes.plot([end, end], [at - 0.31, at + 1.31], color=GREY, linewidth=0.6)
@@ -187,18 +187,18 @@ def waterfall(title: str, stepwise_comparisons: Sequence[Stepwise], xlabel: str)
     every[-1].set_xlabel(xlabel)
     from matplotlib.patches import Patch
 
-    looks_of = {verdict: step.look for verdict, step in used.items()}
-    legend(figure, {name: Patch(facecolor=face, edgecolor=edge) for name, (edge, face) in looks_of.items()})
+    colours = {verdict: step.colours for verdict, step in used.items()}
+    legend(figure, {name: Patch(facecolor=face, edgecolor=edge) for name, (edge, face) in colours.items()})
     return figure
 
 
 class End(NamedTuple):
-    """Where a line of `slopes` begins or ends."""
+    """An end of a line of `slopes`."""
 
     value: float
     low: float | None
     high: float | None
-    """Ends of the bar around it; None for no bar."""
+    """Ends of the error bar; None for no bar."""
 
 
 @styled
@@ -210,10 +210,10 @@ def slopes(
     xlabel: str,
     from_zero: bool = True,
 ) -> Figure:
-    """Each arm before and after, joined by a line: they cross where the order turns.
+    """A line for each arm from before to after; lines cross where the order changes.
 
-    ends: what the two times are called; from_zero: the values are differences from a baseline, which is the black line
-    at zero.
+    ends: names of the two times; from_zero: whether values are differences from a baseline, drawn as a black line at
+    zero.
     """
     look = line_styles(["", *arms] if from_zero else arms)
     figure, (axes,) = panels(title, 1, 2.8, named=arms)
@@ -222,13 +222,13 @@ def slopes(
     handles = {}
     for place, (name, pair) in enumerate(arms.items()):
         shift = 0.012 * (place - (len(arms) - 1) / 2)  # so that intervals do not cover each other
-        mine = look[name]
+        style = look[name]
         x = [shift, 1 + shift]
         for at, end in zip(x, pair, strict=True):
             if end.low is not None and end.high is not None:
-                axes.plot([at, at], [end.low, end.high], color=mine.colour, linewidth=0.7)
+                axes.plot([at, at], [end.low, end.high], color=style.colour, linewidth=0.7)
         values = [end.value for end in pair]
-        (handles[name],) = axes.plot(x, values, color=mine.colour, linestyle=mine.dashes, marker=mine.marker)
+        (handles[name],) = axes.plot(x, values, color=style.colour, linestyle=style.dashes, marker=style.marker)
     axes.set_xticks([0, 1], list(ends))
     axes.set_xlim(-0.25, 1.25)
     axes.set_xlabel(xlabel)
@@ -240,7 +240,7 @@ def slopes(
 
 @dataclass(frozen=True)
 class Crossed:
-    """Two factors: of every combination of their levels the mean, None where nothing is finished."""
+    """Means for every combination of the levels of two factors; None where no run is finished."""
 
     rows: str
     columns: str
@@ -249,15 +249,15 @@ class Crossed:
     means: tuple[tuple[float | None, ...], ...]
     """One tuple for each level of `rows`."""
     lost: tuple[tuple[int, ...], ...]
-    """Runs that diverged, likewise."""
+    """Number of diverged runs, in the same order."""
     signs: tuple[tuple[str, ...], ...] = ()
-    """▼, ▲ or ■, what is said of the arm that a field shows, likewise; empty where nothing is, or of several arms."""
+    """▼, ▲ or ■ for the verdict on a field's arm, in the same order; empty where undecided, or for several arms."""
 
 
 @styled
 def heat_map(title: str, crossed: Sequence[Crossed], label: str) -> Figure:
-    """A field for each combination: its colour and its number are the mean, ▼ and ▲ the verdict, `†1` a run that
-    diverged. label: of the colours."""
+    """A field for each combination, with its mean as colour and number, ▼ or ▲ for the verdict, and `†1` for a diverged
+    run. label: of the colours."""
     cells = max(len(one.row_levels) for one in crossed)
     names = max((len(short(level, 24)) for one in crossed for level in one.column_levels), default=1)
     widest = max(len(one.column_levels) for one in crossed)
@@ -265,20 +265,20 @@ def heat_map(title: str, crossed: Sequence[Crossed], label: str) -> Figure:
     width = (PAGE / across if len(crossed) > 1 and across > 1 else PANEL) - 1.6
     steep = 0.062 * names > width / widest
     figure, every = panels(title, len(crossed), 0.75 + 0.26 * cells + 0.05 * names * steep, across)
-    known = [mean for one in crossed for row in one.means for mean in row if mean is not None]
-    low, high = (min(known), max(known)) if known else (0.0, 1.0)
+    means = [mean for one in crossed for row in one.means for mean in row if mean is not None]
+    low, high = (min(means), max(means)) if means else (0.0, 1.0)
     image = None
     for axes, one in zip(every, crossed, strict=True):
         numbers = [[math.nan if mean is None else mean for mean in row] for row in one.means]
         image = axes.imshow(numbers, cmap="cividis", vmin=low, vmax=high, aspect="auto")
         for i, (row, lost) in enumerate(zip(one.means, one.lost, strict=True)):
             for j, (mean, diverged) in enumerate(zip(row, lost, strict=True)):
-                told = [text.value(mean)] * (mean is not None) + [f"†{diverged}"] * bool(diverged)
+                lines = [text.value(mean)] * (mean is not None) + [f"†{diverged}"] * bool(diverged)
                 if one.signs and one.signs[i][j]:
-                    told[0] += f" {one.signs[i][j]}"
+                    lines[0] += f" {one.signs[i][j]}"
                 dark = mean is not None and mean < (low + high) / 2
                 colour = "white" if dark else "black"
-                axes.text(j, i, "\n".join(told) or "–", ha="center", va="center", color=colour, fontsize=6)
+                axes.text(j, i, "\n".join(lines) or "–", ha="center", va="center", color=colour, fontsize=6)
         axes.set_xticks(range(len(one.column_levels)), [short(level, 24) for level in one.column_levels])
         if steep:
             axes.tick_params(axis="x", rotation=40)

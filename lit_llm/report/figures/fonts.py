@@ -1,4 +1,4 @@
-"""Letters that matplotlib's own font does not have: Chinese, Japanese, Korean and others."""
+"""Fonts for letters that matplotlib's default font lacks: Chinese, Japanese, Korean and others."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-OWN = "DejaVu Sans"
-"""Comes with matplotlib, so it is the same everywhere."""
+DEFAULT = "DejaVu Sans"
+"""Default font, which comes with matplotlib and so is the same everywhere."""
 OTHERS = (
     *(f"{family} {place}" for family in ("Noto Sans CJK", "Source Han Sans") for place in ("SC", "JP", "KR", "TC")),
     *(
@@ -28,16 +28,16 @@ OTHERS = (
     *("Noto Sans Devanagari", "Noto Sans Thai", "Noto Sans Bengali", "Noto Sans Tamil", "Arial Unicode MS", "FreeSans"),
     *("Unifont", "Noto Sans Symbols 2"),
 )
-"""Families with further letters, the likeliest first. Those that are installed are asked where the own one has none."""
+"""Families with further letters, the likeliest first; those installed serve as fallbacks of the default."""
 
 
 @cache
 def families() -> tuple[str, ...]:
-    """The own font, and those installed here that have further letters."""
+    """The default font, and the installed fonts with further letters."""
     from matplotlib.font_manager import fontManager
 
     installed = {font.name for font in fontManager.ttflist}
-    return (OWN, *(name for name in OTHERS if name in installed))
+    return (DEFAULT, *(name for name in OTHERS if name in installed))
 
 
 @cache
@@ -45,25 +45,25 @@ def _letters() -> frozenset[int]:
     """Code points that the families have."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
-    found: set[int] = set()
+    letters: set[int] = set()
     for family in families():
-        found |= get_font(findfont(FontProperties(family=family))).get_charmap().keys()
-    return frozenset(found)
+        letters |= get_font(findfont(FontProperties(family=family))).get_charmap().keys()
+    return frozenset(letters)
 
 
 def without_letters(names: Sequence[str]) -> set[str]:
-    """The letters that no font here has."""
+    """Letters that no installed font has."""
     return {sign for name in names for sign in name if not sign.isspace() and ord(sign) not in _letters()}
 
 
 def spelled(name: str) -> str:
-    """A name with the code point of each letter that no font here has: `[5F52]`."""
+    """A name with code points in place of letters that no installed font has: `[5F52]`."""
     missing = without_letters([name])
     return "".join(f"[{ord(sign):X}]" if sign in missing else sign for sign in name)
 
 
 def spell_out(figure: Figure) -> set[str]:
-    """Spell what no font here can show by its code points, where it would be empty boxes. Returns those letters."""
+    """Replace letters that no installed font has, which would be empty boxes, by code points. Returns the letters."""
     from matplotlib.text import Text
 
     missing: set[str] = set()
@@ -82,8 +82,7 @@ def spell_out(figure: Figure) -> set[str]:
 
 @contextmanager
 def no_font_warnings() -> Iterator[None]:
-    """What has no letters is spelt out before a figure is saved; matplotlib warns sooner, with a line of our code. A
-    further font without a bold face is used as it is."""
+    """Silence matplotlib's warnings on missing letters, which are spelt out anyway, and on missing bold faces."""
     logger = logging.getLogger("matplotlib.font_manager")
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Figures from the comparison: differences, effects, fronts, learning rates, steps, before and after."""
+"""Figures of the comparison: differences, effects, fronts, learning rates, steps, before and after."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lit_llm.report.figures.differences import (
     slopes,
     waterfall,
 )
-from lit_llm.report.figures.inputs import MOST_LINES, Drawn, Shown, seeds_of
+from lit_llm.report.figures.inputs import MOST_LINES, Drawn, FigureData, seeds_of
 from lit_llm.report.figures.lines import Line, Panel, line_figure
 from lit_llm.report.figures.pareto import front_figure
 from lit_llm.runs.stage_graph import validation_metric
@@ -31,23 +31,23 @@ from lit_llm.studies.design.factors import short_names
 from lit_llm.studies.load import Arm
 from lit_llm.studies.runs import costs_of
 
-MOST_ROWS, MOST_MAPS, MOST_LADDERS = 60, 6, 4
-"""Rows of a forest, pairs of factors and step-wise comparisons that are drawn: more could not be read."""
+MOST_ROWS, MOST_MAPS, MOST_STEPWISE = 60, 6, 4
+"""Largest numbers of rows of a forest, of pairs of factors and of step-wise comparisons: more is illegible."""
 UNADJUSTED = "not adjusted for the looks after each round of seeds"
 INTERVAL = "bars: 95% intervals of the paired differences over seeds"
 
 
-def forests(study: Shown) -> Iterator[Drawn]:
-    """Every arm against its baseline, and the effects of a design's factors."""
+def forests(study: FigureData) -> Iterator[Drawn]:
+    """Forest plots of every arm against its baseline, and of the effects of factors."""
     arms = {arm.name: arm for arm in study.ablation.arms}
     rows = [row for row in study.comparison.rows if row.difference is not None]
     strata = study.names.strata if study.names.spread else []
     several = len({arms[row.baseline].group for row in rows}) > 1 if strata else len({r.baseline for r in rows}) > 1
-    # The largest of too many, in the study's order.
+    # Of too many rows, the largest differences, in the study's order.
     largest = sorted(rows, key=lambda row: -abs(row.difference.mean if row.difference else 0.0))[:MOST_ROWS]
-    shown_arms, groups = {row.arm for row in largest}, dict[str, list[Named]]()
+    drawn_arms, groups = {row.arm for row in largest}, dict[str, list[Named]]()
     for row in rows:
-        if row.arm in shown_arms and row.difference is not None:
+        if row.arm in drawn_arms and row.difference is not None:
             arm, baseline = (study.names.without(name, strata) for name in (row.arm, row.baseline))
             named = Named(f"{arm} − {baseline}" if several else arm, row.difference, row.verdict or "undecided")
             groups.setdefault(_heading(study, arms[row.arm], strata), []).append(named)
@@ -68,33 +68,36 @@ def forests(study: Shown) -> Iterator[Drawn]:
         )
     effects = study.names.put_into(study.comparison.effects)
     in_rounds = study.ablation.study.more_seeds is not None
-    found = {group.group: _effect_rows(group.rows, NOT_JUDGED if in_rounds else "undecided") for group in effects}
-    if any(found.values()):
-        shown = {name if len(found) > 1 else "": rows[:MOST_ROWS] for name, rows in found.items() if rows}
+    rows_by_group = {
+        group.group: _effect_rows(group.rows, NOT_JUDGED if in_rounds else "undecided") for group in effects
+    }
+    if any(rows_by_group.values()):
+        one = len(rows_by_group) == 1
+        drawn = {"" if one else name: rows[:MOST_ROWS] for name, rows in rows_by_group.items() if rows}
         seeds = seeds_of([len(group.seeds) for group in study.comparison.effects])
         alone = stand_in(study.comparison.correction)
         bars = f"{_bars(study)}, {UNADJUSTED}" if in_rounds else _intervals(study)
-        markers = "" if in_rounds else f"; {_markers(study, sum(map(len, found.values())), alone)}"
+        markers = "" if in_rounds else f"; {_markers(study, sum(map(len, rows_by_group.values())), alone)}"
         yield Drawn(
             "effects",
             f"Effects of the factors on {study.metric}: the mean over all arms at the second level less that at the "
             f"first; interactions: half the difference of differences; {bars}, {seeds} of which every arm has a value"
             f"{markers}.",
-            forest("effects of the factors", shown, f"effect on {study.labelled(study.metric)}", "effect"),
+            forest("effects of the factors", drawn, f"effect on {study.labelled(study.metric)}", "effect"),
         )
 
 
-def _intervals(study: Shown) -> str:
-    """What the bars are intervals of, and for how many comparisons they hold."""
+def _intervals(study: FigureData) -> str:
+    """Clause of a caption on the bars: source of the intervals, and their adjustment."""
     bars = _bars(study)
     if study.ablation.study.more_seeds is not None:
         return f"{bars}, which hold for looking after each round of seeds"
     return f"{bars}, each alone" if study.comparison.correction == "none" else f"{bars}, which hold all at once"
 
 
-def _bars(study: Shown) -> str:
-    known = [row.difference for row in study.comparison.rows if row.difference and row.difference.low is not None]
-    if any(d.documents for d in known):
+def _bars(study: FigureData) -> str:
+    differences = [row.difference for row in study.comparison.rows if row.difference]
+    if any(d.documents for d in differences if d.low is not None):
         return "thin bars: 95% intervals of other seeds and documents, thick ones: of other seeds on the same documents"
     return INTERVAL
 
@@ -102,16 +105,16 @@ def _bars(study: Shown) -> str:
 PROCEDURES: dict[Correction, str] = {"holm": "Holm", "fdr_bh": "Benjamini and Hochberg", "dunnett": "Dunnett"}
 
 
-def _markers(study: Shown, count: int, correction: Correction | None = None, of: str = "markers") -> str:
-    """What decides the verdicts that the markers show. correction: the study's when None."""
+def _markers(study: FigureData, count: int, correction: Correction | None = None, of: str = "markers") -> str:
+    """Clause of a caption on the verdicts of the markers. correction: the study's when None."""
     used = correction or study.comparison.correction
     p = "p, not corrected for their number" if used == "none" else f"p after {PROCEDURES[used]} over {count}"
     margin = study.comparison.margin
     return f"{of}: the verdict, by {p}" + (f" and the margin of {margin:g}" if margin is not None else "")
 
 
-def _heading(study: Shown, arm: Arm, strata: Sequence[str]) -> str:
-    """The levels of the strata, or the factors in which an arm is not at its baseline's level."""
+def _heading(study: FigureData, arm: Arm, strata: Sequence[str]) -> str:
+    """Heading of an arm: levels of the strata, else the factors in which it differs from its baseline."""
     names = study.names
     if strata:
         return ", ".join(f"{names.factor(name)} {names.level(name, arm.levels[name])}" for name in strata if arm.levels)
@@ -119,22 +122,22 @@ def _heading(study: Shown, arm: Arm, strata: Sequence[str]) -> str:
     return " × ".join(names.factor(name) for name, label in arm.levels.items() if levels.get(name, label) != label)
 
 
-def _effect_rows(rows: Sequence[Effect], untold: str) -> list[Named]:
-    """untold: what stands for a verdict where there is none."""
+def _effect_rows(rows: Sequence[Effect], no_verdict: str) -> list[Named]:
+    """The effects with their names. no_verdict: text in place of a missing verdict."""
     short = short_names(list(dict.fromkeys(name for row in rows for name in row.factors)))
     return [
         Named(
             " × ".join(short[name] for name in row.factors) + (f": {' → '.join(row.levels)}" if row.levels else ""),
             row.effect,
-            row.verdict or untold,
+            row.verdict or no_verdict,
         )
         for row in rows
         if row.effect is not None
     ]
 
 
-def heat_maps(study: Shown) -> Iterator[Drawn]:
-    """Each pair of crossed factors; the named arms are a factor, too."""
+def heat_maps(study: FigureData) -> Iterator[Drawn]:
+    """A heat map for each pair of crossed factors; the named arms count as a factor."""
     grid = study.ablation.study.grid
     if grid is None or grid.design not in ("factorial", "fractional_factorial"):
         return
@@ -166,12 +169,12 @@ def _crossed(down: str, across: str, levels: Mapping[str, Mapping[str, str]], ro
     for arm in levels[down]:
         cells[levels[down][arm], levels[across][arm]].append(rows[arm])
 
-    def mean(found: Sequence[Row]) -> float | None:
-        known = [row.mean for row in found if row.mean is not None]
-        return statistics.fmean(known) if known else None
+    def mean(arms: Sequence[Row]) -> float | None:
+        means = [row.mean for row in arms if row.mean is not None]
+        return statistics.fmean(means) if means else None
 
-    def sign(found: Sequence[Row]) -> str:
-        row = found[0] if len(found) == 1 else None
+    def sign(arms: Sequence[Row]) -> str:
+        row = arms[0] if len(arms) == 1 else None
         return Named(row.arm, row.difference, row.verdict).sign if row and row.difference and row.verdict else ""
 
     return Crossed(
@@ -185,21 +188,21 @@ def _crossed(down: str, across: str, levels: Mapping[str, Mapping[str, str]], ro
     )
 
 
-def fronts(study: Shown) -> Iterator[Drawn]:
-    """Against what training and inference cost and what the study asks for; a cost that all share says nothing."""
+def fronts(study: FigureData) -> Iterator[Drawn]:
+    """Pareto fronts over training and inference cost and the study's choice; a cost equal for all arms is left out."""
     means = {row.arm: row.mean for row in study.comparison.rows if row.mean is not None}
     if direction(study.metric) is None or len(means) < 2:
         return
     printed = {study.series(arm): mean for arm, mean in means.items()}
     costs = costs_of(arm for arm in study.ablation.arms if arm.name in means)
-    asked = study.ablation.study.compare.front
-    figures = dict.fromkeys([*([asked] if asked else []), "train_flops", "inference_flops", "kv_cache_bytes"])
-    shown = [
+    chosen = study.ablation.study.compare.front
+    figures = dict.fromkeys([*([chosen] if chosen else []), "train_flops", "inference_flops", "kv_cache_bytes"])
+    drawn = [
         pareto_front(figure, study.metric, {study.series(arm): cost for arm, cost in by_arm.items()}, printed)
         for figure in figures
         if len(set((by_arm := {arm: costs[arm][figure] for arm in means}).values())) > 1
     ]
-    if shown:
+    if drawn:
         yield Drawn(
             "front",
             f"{study.metric} against cost; filled and joined: arms that no other beats in both; bars: standard "
@@ -207,7 +210,7 @@ def fronts(study: Shown) -> Iterator[Drawn]:
             f"{study.chosen and '; grey: further arms'}.",
             front_figure(
                 f"{study.metric} against cost",
-                shown,
+                drawn,
                 {study.series(row.arm): row.deviation for row in study.comparison.rows},
                 [study.series(name) for name in study.named() if name in means],
                 study.names.metric(study.metric),
@@ -215,12 +218,12 @@ def fronts(study: Shown) -> Iterator[Drawn]:
         )
 
 
-def rates(study: Shown) -> Iterator[Drawn]:
-    """Loss against learning rate of every group of arms that differ in nothing else."""
+def learning_rates(study: FigureData) -> Iterator[Drawn]:
+    """Loss against learning rate, for groups of arms that differ in nothing else."""
     metric = validation_metric(study.metric)
-    for number, found in enumerate(study.comparison.learning_rates):
+    for number, rates in enumerate(study.comparison.learning_rates):
         lines, crosses = {}, {}
-        for row in found.rows[:MOST_LINES]:
+        for row in rates.rows[:MOST_LINES]:
             cells = [cell for cell in row.cells if cell.losses]
             values = [list(cell.losses.values()) for cell in cells]
             x, y = [cell.lr for cell in cells], [statistics.fmean(losses) for losses in values]
@@ -229,24 +232,24 @@ def rates(study: Shown) -> Iterator[Drawn]:
             crosses[group] = [cell.lr for cell in row.cells if cell.diverged]
         if not any(len(line.x) > 1 for each in lines.values() for line in each):
             continue
-        seeds = seeds_of([len(cell.losses) for row in found.rows for cell in row.cells if cell.losses])
-        xlabel = "learning rate" if len(study.comparison.learning_rates) == 1 else study.names.factor(found.factor)
+        seeds = seeds_of([len(cell.losses) for row in rates.rows for cell in row.cells if cell.losses])
+        xlabel = "learning rate" if len(study.comparison.learning_rates) == 1 else study.names.factor(rates.factor)
         panel = Panel("", xlabel, study.labelled(metric), lines, log="x", crosses=crosses)
         yield Drawn(
             "learning_rates" + f"_{number + 1}" * (len(study.comparison.learning_rates) > 1),
             f"{metric} at the end, by learning rate; lines: mean over the seeds that did not diverge, {seeds}; "
             "bands: from the lowest to the highest seed; × at the top: a seed diverged"
-            f"{f'; the first {MOST_LINES} of {len(found.rows)} groups' * (len(found.rows) > MOST_LINES)}.",
+            f"{f'; the first {MOST_LINES} of {len(rates.rows)} groups' * (len(rates.rows) > MOST_LINES)}.",
             line_figure(f"{metric} by learning rate", [panel], height=2.8),
         )
 
 
-def stepwise_comparisons(study: Shown) -> Iterator[Drawn]:
-    """Arms each compared with the one before it."""
+def stepwise_comparisons(study: FigureData) -> Iterator[Drawn]:
+    """Waterfall charts of arms that are each compared with the one before."""
     rows = {row.arm: row for row in study.comparison.rows}
     baselines = {row.baseline for row in rows.values() if row.arm != row.baseline}
     compared = [row for row in rows.values() if row.difference is not None]
-    found = []
+    comparisons = []
     for end in rows.values():
         path = [end]
         while path[0].arm != path[0].baseline:
@@ -259,40 +262,40 @@ def stepwise_comparisons(study: Shown) -> Iterator[Drawn]:
             if row.difference
         ]
         if path[0].mean is not None and len(steps) == len(path) - 1:
-            found.append(Stepwise(study.names.arm(path[0].arm), path[0].mean, tuple(steps)))
-    if found:
-        seeds = seeds_of([step.difference.seeds for ladder in found for step in ladder.steps])
+            comparisons.append(Stepwise(study.names.arm(path[0].arm), path[0].mean, tuple(steps)))
+    if comparisons:
+        seeds = seeds_of([step.difference.seeds for each in comparisons for step in each.steps])
         yield Drawn(
             "stepwise",
             f"{study.metric} step by step: each bar is the paired difference from the arm above it, begun where that "
             f"one ends; black {_intervals(study)}, {seeds}; {_markers(study, len(compared), of='colours')}.",
-            waterfall(f"{study.metric}, switch by switch", found[:MOST_LADDERS], study.labelled(study.metric)),
+            waterfall(f"{study.metric}, switch by switch", comparisons[:MOST_STEPWISE], study.labelled(study.metric)),
         )
 
 
-def turn(study: Shown) -> Iterator[Drawn]:
-    """Before against after finetuning."""
-    found = study.comparison.before_after
+def changes_by_finetuning(study: FigureData) -> Iterator[Drawn]:
+    """Differences from the baseline before and after finetuning."""
+    changes = study.comparison.before_after
     pairs = {
         row.arm: (_end(before), _end(after))
-        for row in (found.rows if found else ())
+        for row in (changes.rows if changes else ())
         if (before := row.difference_before) is not None and (after := row.difference_after) is not None
     }
-    if found and any(end.value for pair in pairs.values() for end in pair):
+    if changes and any(end.value for pair in pairs.values() for end in pair):
         named = [name for name in study.named() if name in pairs] or list(pairs)[:MOST_LINES]
-        both = [d for row in found.rows for d in (row.difference_before, row.difference_after) if d is not None]
+        both = [d for row in changes.rows for d in (row.difference_before, row.difference_after) if d is not None]
         seeds = seeds_of([d.seeds for d in both])
-        rank = found.rank_correlation
+        rank = changes.rank_correlation
         alone = "each alone" if study.ablation.study.more_seeds is None else f"each alone and {UNADJUSTED}"
-        told = "" if rank is None else f" Rank correlation of the arms (Spearman): {rank:+.2f}."
+        correlation = "" if rank is None else f" Rank correlation of the arms (Spearman): {rank:+.2f}."
         yield Drawn(
             "before_after",
-            f"Difference from the baseline in {found.metric}, before and after finetuning; {INTERVAL}, {alone}, "
-            f"{seeds}.{told}",
+            f"Difference from the baseline in {changes.metric}, before and after finetuning; {INTERVAL}, {alone}, "
+            f"{seeds}.{correlation}",
             slopes(
-                f"{found.metric} before and after finetuning",
+                f"{changes.metric} before and after finetuning",
                 {study.series(name): pairs[name] for name in named},
-                f"difference in {study.labelled(found.metric)}",
+                f"difference in {study.labelled(changes.metric)}",
                 ("after pretraining", "after finetuning"),
                 "when it was evaluated",
             ),

@@ -1,4 +1,4 @@
-"""Figures from the records of evaluations, and from the configuration alone: what a generated token costs."""
+"""Figures from the records of evaluations, and the cost of a generated token from the configuration."""
 
 from __future__ import annotations
 
@@ -10,41 +10,43 @@ from typing import Any
 from lit_llm.experiment.cost import GENERATE, PROMPT, cost_of
 from lit_llm.models.cost import attended_keys
 from lit_llm.models.resolve import resolve_model
-from lit_llm.report.figures.inputs import Drawn, Shown, alike
+from lit_llm.report.figures.inputs import Drawn, FigureData, group_equal
 from lit_llm.report.figures.lines import Line, Panel, Places, line_figure
 from lit_llm.report.figures.training_curves import read_rows, thinned
 from lit_llm.studies.runs import Step
 
 
-def _evaluated(study: Shown, name: str, after: str) -> dict[str, list[Step]]:
-    """The finished stages of an evaluation, by arm."""
-    found = {
+def _evaluated(study: FigureData, name: str, after: str) -> dict[str, list[Step]]:
+    """{series: finished stages of an evaluation}; arms that share their stages share a series."""
+    steps_by_arm = {
         arm: [
             step
-            for run in study.of_arm.get(arm, ())
+            for run in study.runs_by_arm.get(arm, ())
             for step in run.steps
             if (step.node.evaluation, step.node.after) == (name, after) and step.stage.result() is not None
         ]
         for arm in study.named()
     }
-    shared = alike({arm: tuple(step.node.fingerprint for step in steps) for arm, steps in found.items() if steps})
-    return {study.whole(names): found[names[0]] for names in shared}
+    fingerprints = {arm: tuple(step.node.fingerprint for step in steps) for arm, steps in steps_by_arm.items() if steps}
+    return {study.merged_series(arms): steps_by_arm[arms[0]] for arms in group_equal(fingerprints)}
 
 
 Curves = Mapping[Path, Mapping[Any, Places]]
-"""{folder of a stage: {what it is a curve of: its places}}"""
+"""{folder of a stage: {key of a curve: points}}"""
 
 
-def _over_seeds(study: Shown, stages: Mapping[str, Sequence[Step]], curves: Curves, key: Any) -> dict[str, list[Line]]:
-    """One curve of every arm that has it."""
+def _over_seeds(
+    study: FigureData, stages: Mapping[str, Sequence[Step]], curves: Curves, key: Any
+) -> dict[str, list[Line]]:
+    """{arm: the mean curve of its stages}, where it has one."""
     lines = {
         arm: study.mean([curves[step.stage.folder].get(key, {}) for step in steps]) for arm, steps in stages.items()
     }
     return {arm: [line] for arm, line in lines.items() if line is not None}
 
 
-def extrapolation(study: Shown) -> Iterator[Drawn]:
-    """Loss beyond the training window."""
+def extrapolation(study: FigureData) -> Iterator[Drawn]:
+    """Loss beyond the training window, by position and by total length."""
     window = study.ablation.arms[0].experiment.pretrain.data.sequence_length
     ylabel, end = "loss, nats per token", f"{study.band}, {study.seeds}{study.chosen}"
     for after in ("pretrain", "finetune"):
@@ -105,29 +107,29 @@ _LENGTH = re.compile(r"extrapolation/nll/prefix_(.+)/length_(\d+)x")
 
 def _by_length(step: Step) -> dict[str, Places]:
     """{prefix: {windows: (windows, nats per token)}}"""
-    found: dict[str, dict[float, tuple[float, float]]] = {}
+    curves: dict[str, dict[float, tuple[float, float]]] = {}
     for name, value in (step.stage.result() or {}).get("metrics", {}).items():
         if (match := _LENGTH.fullmatch(name)) and value is not None:
-            found.setdefault(match[1], {})[int(match[2])] = (float(match[2]), value)
-    return dict(found)
+            curves.setdefault(match[1], {})[int(match[2])] = (float(match[2]), value)
+    return dict(curves)
 
 
-LOOKED_AT = {
+ATTENTION_CURVES = {
     ("local_probability", "position"): ("position in the decoder, from 1", "weight on the nearest keys"),
     ("encoder_local_probability", "position"): ("position in the encoder, from 1", "weight on the nearest keys"),
     ("source_sensitivity", "step"): ("target token, from 1", "sensitivity to the source"),
 }
 
 
-def attention(study: Shown) -> Iterator[Drawn]:
-    """Where attention goes by position, and how the targets' dependence on the source fades."""
+def attention(study: FigureData) -> Iterator[Drawn]:
+    """Attention on the nearest keys by position, and sensitivity of the targets to the source."""
     for after in ("pretrain", "finetune"):
         stages = _evaluated(study, "attention", after)
         every = [step for steps in stages.values() for step in steps]
-        curves = {step.stage.folder: _looked_at(read_rows(step.stage.rows_file)) for step in every}
+        curves = {step.stage.folder: _attention_curves(read_rows(step.stage.rows_file)) for step in every}
         panels = [
             Panel("", xlabel, ylabel, lines, log="xy")
-            for key, (xlabel, ylabel) in LOOKED_AT.items()
+            for key, (xlabel, ylabel) in ATTENTION_CURVES.items()
             if (lines := _over_seeds(study, stages, curves, key))
         ]
         if panels:
@@ -140,18 +142,18 @@ def attention(study: Shown) -> Iterator[Drawn]:
             )
 
 
-def _looked_at(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Places]:
+def _attention_curves(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Places]:
     """{(measure, axis): {first place of a bucket: (its middle, value over all layers)}}"""
-    found: dict[tuple[str, str], dict[float, tuple[float, float]]] = {}
+    curves: dict[tuple[str, str], dict[float, tuple[float, float]]] = {}
     for row in rows:
-        if (key := (row["measure"], row["axis"])) in LOOKED_AT and row["layer"] is None:
+        if (key := (row["measure"], row["axis"])) in ATTENTION_CURVES and row["layer"] is None:
             first = row["first"] + (row["axis"] == "position")  # positions count from 0, steps from 1
-            found.setdefault(key, {})[first] = (first + (row["last"] - row["first"]) / 2, row["value"])
-    return dict(found)
+            curves.setdefault(key, {})[first] = (first + (row["last"] - row["first"]) / 2, row["value"])
+    return dict(curves)
 
 
-def inference(study: Shown) -> Iterator[Drawn]:
-    """Key-value bytes and attended length of each generated token; arms that agree in both share a line."""
+def inference(study: FigureData) -> Iterator[Drawn]:
+    """Cache bytes and attended keys by generated token; arms with equal costs share a line."""
     numbers = thinned(range(GENERATE + 1), 101)
     named = set(study.named())
     bytes_of, keys_of = {}, {}
@@ -163,11 +165,16 @@ def inference(study: Shown) -> Iterator[Drawn]:
             keys_of[arm.name] = tuple(attended_keys(model, PROMPT, number) for number in numbers)
     if not bytes_of:
         return
-    shared = alike({name: (bytes_of[name], keys_of[name]) for name in bytes_of})
+    shared = group_equal({name: (bytes_of[name], keys_of[name]) for name in bytes_of})
     if len(shared) == 1 < len(study.ablation.arms):
         return  # all cost the same by design
     panels = [
-        Panel("", "tokens generated", label, {study.whole(names): [Line(numbers, of[names[0]])] for names in shared})
+        Panel(
+            "",
+            "tokens generated",
+            label,
+            {study.merged_series(names): [Line(numbers, of[names[0]])] for names in shared},
+        )
         for label, of in (("key-value cache, bytes", bytes_of), ("keys read by a token in a layer", keys_of))
     ]
     yield Drawn(

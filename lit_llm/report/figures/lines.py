@@ -1,4 +1,4 @@
-"""Lines in panels: learning curves, loss by position, cost by generated token, loss by learning rate, fits."""
+"""Figures of lines in panels: learning curves, losses by position or learning rate, costs, fits."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Places = Mapping[float, tuple[float, float]]
-"""{step or another place that runs have in common: (x, y)} of one run."""
+"""{step or another key that runs have in common: (x, y)} of one run."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A curve, with its scatter where it is a mean."""
+    """A curve, with a band where it is a mean."""
 
     x: Sequence[float]
     y: Sequence[float]
@@ -26,12 +26,12 @@ class Line:
     """Ends of the band at each x; empty for a single curve."""
     high: Sequence[float] = ()
     lost: bool = False
-    """Of a run that diverged: its end is marked."""
+    """Whether the run diverged; its end is marked."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """What shares one pair of axes."""
+    """Content of one pair of axes."""
 
     title: str
     xlabel: str
@@ -39,19 +39,19 @@ class Panel:
     lines: Mapping[str, Sequence[Line]]
     """The curves of each name; all but the first are thin: single runs."""
     log: str = ""
-    """Which axes are logarithmic: `x`, `y`, `xy`."""
+    """Logarithmic axes: `x`, `y` or `xy`."""
     points: Mapping[str, Sequence[tuple[float, float]]] | None = None
-    """Marks without a line: what was measured, beside the curves that were fitted to it."""
+    """Markers without a line: measurements to which curves were fitted."""
     crosses: Mapping[str, Sequence[float]] | None = None
     """x at which runs diverged and have no y; marked at the top."""
     verticals: Sequence[float] = ()
     """x of thin lines from top to bottom."""
     ticks: Sequence[float] = ()
-    """x that are written on the axis; of its own choice when empty."""
+    """x of the ticks; matplotlib's choice when empty."""
 
 
 def over_seeds(runs: Iterable[Places]) -> Line | None:
-    """The mean of finished runs, with the lowest and the highest, at the places that all of them have."""
+    """Mean, lowest and highest value of finished runs, at the steps that all of them have."""
     import numpy as np
 
     runs = [run for run in runs if run]
@@ -66,7 +66,7 @@ def over_seeds(runs: Iterable[Places]) -> Line | None:
 
 
 def single(run: Places, lost: bool = False) -> Line:
-    """One run."""
+    """The curve of one run."""
     places = [run[place] for place in sorted(run)]
     return Line([x for x, _ in places], [y for _, y in places], lost=lost)
 
@@ -74,15 +74,15 @@ def single(run: Places, lost: bool = False) -> Line:
 def proportion(panels: Sequence[Panel], others: Sequence[Panel]) -> float | None:
     """The c for which every x of the others is c times that of the panels, at the same y; None where there is none.
 
-    Then both show the same curves, and the axis differs in its unit alone.
+    With such a c both show the same curves in different units.
     """
     ratios = set[float]()
     for one, other in zip(panels, others, strict=False):
         for name, lines in one.lines.items():
-            for line, again in zip(lines, other.lines.get(name, ()), strict=False):
-                if list(line.y) != list(again.y):
+            for line, counterpart in zip(lines, other.lines.get(name, ()), strict=False):
+                if list(line.y) != list(counterpart.y):
                     return None
-                ratios |= {float(f"{b / a:.9g}") for a, b in zip(line.x, again.x, strict=True) if a}
+                ratios |= {float(f"{b / a:.9g}") for a, b in zip(line.x, counterpart.x, strict=True) if a}
     same = len(panels) == len(others) and all(
         one.lines.keys() == other.lines.keys() for one, other in zip(panels, others, strict=True)
     )
@@ -90,58 +90,58 @@ def proportion(panels: Sequence[Panel], others: Sequence[Panel]) -> float | None
 
 
 @styled
-def line_figure(title: str, shown: Sequence[Panel], height: float = 2.1, shared: bool = False) -> Figure:
-    """Panels of lines over one legend; a name looks the same in all of them.
+def line_figure(title: str, contents: Sequence[Panel], height: float = 2.1, shared: bool = False) -> Figure:
+    """Panels of lines with one legend; a name has one style in all of them.
 
-    shared: panels that have a label of the y axis in common have its range in common, to be compared by eye.
+    shared: whether panels with the same label of the y axis have the same range.
     """
-    names = list(dict.fromkeys(name for panel in shown for name in (*panel.lines, *(panel.points or ()))))
-    look = line_styles(names)
-    shown_names = names if len(names) > 1 else []
-    figure, every = panels(title, len(shown), height, named=shown_names)
+    names = list(dict.fromkeys(name for panel in contents for name in (*panel.lines, *(panel.points or ()))))
+    look = looks(names)
+    entries = names if len(names) > 1 else []
+    figure, every = panels(title, len(contents), height, named=entries)
     handles: dict[str, Any] = {}
-    for axes, panel in zip(every, shown, strict=True):
+    for axes, panel in zip(every, contents, strict=True):
         handles = _draw(axes, panel, look) | handles
     if shared:
-        _share(every, [panel.ylabel for panel in shown])
-    legend(figure, {name: handles[name] for name in shown_names})
+        _share_ranges(every, [panel.ylabel for panel in contents])
+    legend(figure, {name: handles[name] for name in entries})
     return figure
 
 
-def _share(every: Sequence[Axes], labels: Sequence[str]) -> None:
-    """One range of y for the axes with one label."""
+def _share_ranges(every: Sequence[Axes], labels: Sequence[str]) -> None:
+    """Set one range of y for the axes with the same label."""
     for label in dict.fromkeys(labels):
-        group = [axes for axes, own in zip(every, labels, strict=True) if own == label]
+        group = [axes for axes, ylabel in zip(every, labels, strict=True) if ylabel == label]
         low, high = (min(axes.get_ylim()[0] for axes in group), max(axes.get_ylim()[1] for axes in group))
         for axes in group:
             axes.set_ylim(low, high)
 
 
-def _draw(axes: Axes, panel: Panel, look: Mapping[str, LineStyle]) -> dict[str, Any]:
-    """What stands for each name in the legend."""
+def _draw(axes: Axes, panel: Panel, look: Mapping[str, Look]) -> dict[str, Any]:
+    """Draw a panel. Returns {name: handle} for the legend."""
     handles: dict[str, Any] = {}
     for name, lines in panel.lines.items():
-        mine = look[name]
+        style = look[name]
         for number, line in enumerate(lines):
-            # Marks show where few points stand; of many they would hide the line.
-            marks: dict[str, Any] = {"marker": mine.marker} if len(line.x) <= 16 and number == 0 else {}
+            # Many markers would hide the line.
+            marks: dict[str, Any] = {"marker": style.marker} if len(line.x) <= 16 and number == 0 else {}
             thin: dict[str, Any] = {"linewidth": 0.5, "alpha": 0.8} if number else {}
-            (drawn,) = axes.plot(line.x, line.y, color=mine.colour, linestyle=mine.dashes, **marks, **thin)
+            (drawn,) = axes.plot(line.x, line.y, color=style.colour, linestyle=style.dashes, **marks, **thin)
             handles.setdefault(name, drawn)
             if line.low:
-                axes.fill_between(line.x, line.low, line.high, color=mine.colour, alpha=0.15, linewidth=0)
+                axes.fill_between(line.x, line.low, line.high, color=style.colour, alpha=0.15, linewidth=0)
             if line.lost and line.x:
-                axes.plot(line.x[-1:], line.y[-1:], color=mine.colour, marker="x", linestyle="none", markersize=5)
+                axes.plot(line.x[-1:], line.y[-1:], color=style.colour, marker="x", linestyle="none", markersize=5)
     for name, points in (panel.points or {}).items():
-        mine = look[name]
-        filled = "none" if len(points) > 40 else mine.colour
+        style = look[name]
+        filled = "none" if len(points) > 40 else style.colour
         x, y = [x for x, _ in points], [y for _, y in points]
-        (drawn,) = axes.plot(x, y, color=mine.colour, marker=mine.marker, linestyle="none", markerfacecolor=filled)
+        (drawn,) = axes.plot(x, y, color=style.colour, marker=style.marker, linestyle="none", markerfacecolor=filled)
         handles.setdefault(name, drawn)
     for vertical in panel.verticals:
         axes.axvline(vertical, color=GREY, linewidth=0.7, linestyle=":", zorder=0.9)
     for place, (name, xs) in enumerate((panel.crosses or {}).items()):
-        # At the top, each name a little lower than the one before it, so that none hides another.
+        # At the top, each name a little lower than the one before, so that none hides another.
         if xs:
             heights, above = [1.0 - 0.045 * place] * len(xs), axes.get_xaxis_transform()
             axes.plot(xs, heights, color=look[name].colour, marker="x", linestyle="none", transform=above)

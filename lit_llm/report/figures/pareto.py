@@ -1,4 +1,4 @@
-"""Quality against cost: fronts, scaling fits and isoFLOP profiles."""
+"""Figures of quality against cost: fronts, scaling fits and isoFLOP profiles."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def front_figure(
     named: Sequence[str],
     metric: str = "",
 ) -> Figure:
-    """The arms by cost and quality, one panel for each cost; the staircase joins those that no other arm beats.
+    """The arms by cost and quality, one panel for each cost; a staircase joins the Pareto front.
 
-    deviations: of each arm over its seeds; named: the arms that have an entry in the legend, the others are grey;
-    metric: its label, its name when empty.
+    deviations: {arm: standard deviation over its seeds}; named: arms with an entry in the legend, the others are grey;
+    metric: printed name of the metric, its key when empty.
     """
     look = line_styles(named)
     figure, every = panels(title, len(fronts), 2.3, named=named)
@@ -43,8 +43,8 @@ def front_figure(
         best = [point for point in front.points if point.beaten_by is None]
         axes.step([p.cost for p in best], [p.value for p in best], where="post", color=GREY, linewidth=0.8, zorder=1)
         for point in sorted(front.points, key=lambda point: point.arm in look):
-            mine = look.get(point.arm)
-            colour, marker = (mine.colour, mine.marker) if mine else ("#c4c4c4", ".")
+            style = look.get(point.arm)
+            colour, marker = (style.colour, style.marker) if style else ("#c4c4c4", ".")
             face = colour if point.beaten_by is None else "white"
             if (deviation := deviations.get(point.arm)) is not None:
                 ends = [point.value - deviation, point.value + deviation]
@@ -58,7 +58,7 @@ def front_figure(
                 markersize=4.5,
                 linestyle="none",
             )
-            if mine:
+            if style:
                 handles[point.arm] = drawn
         axes.set_xlabel(COSTS[front.figure])
         axes.set_ylabel(f"{short(metric or front.metric, 34)}\n{direction(front.metric)} is better")
@@ -69,7 +69,7 @@ def front_figure(
 
 
 def _filled(drawn: object) -> object:
-    """The same mark as the legend shows it, whether its arm is on the front or not."""
+    """The marker for the legend, filled whether its arm is on the front or not."""
     import copy
 
     handle = copy.copy(drawn)
@@ -87,10 +87,10 @@ def scaling_figure(
     ylabel: str,
     crossings: Mapping[str, Sequence[float]] | None = None,
 ) -> Figure:
-    """Losses over a scale (FLOPs, tokens, parameters), a panel for each, and the curves that were fitted to them.
+    """Losses over scales (FLOPs, tokens, parameters), a panel for each, with fitted curves.
 
-    Both by the panel's label below, then by the family's name; a family without a fit has its points alone. crossings:
-    places where curves cross, by the panel's label; marked by a vertical line.
+    points, fitted: {label of the panel: {family: points or curve}}; a family may have no fit. crossings: {label of the
+    panel: x where curves cross}, marked by vertical lines.
     """
     panels = [
         Panel(
@@ -112,12 +112,12 @@ class Profile:
     """Models of several sizes that spent the same FLOPs."""
 
     budget: str
-    """Its name."""
+    """Name of the budget."""
     points: Points
     """(parameters, loss)"""
     fitted: Points
     optimum: tuple[float, float] | None = None
-    """The lowest point of the curve that was fitted, where it has one between the sizes."""
+    """Minimum of the fitted curve, where it lies between the sizes."""
 
 
 def isoflop_figure(
@@ -133,14 +133,14 @@ def isoflop_figure(
             name,
             xlabel,
             ylabel,
-            {one.budget: [Line([x for x, _ in one.fitted], [y for _, y in one.fitted])] for one in found},
+            {one.budget: [Line([x for x, _ in one.fitted], [y for _, y in one.fitted])] for one in group},
             log="x",
-            points={one.budget: one.points for one in found},
+            points={one.budget: one.points for one in group},
         )
-        for name, found in profiles.items()
+        for name, group in profiles.items()
     ]
     figure = line_figure(title, panels, height=2.6)
-    for axes, found in zip(figure.axes, profiles.values(), strict=True):
-        for x, y in (one.optimum for one in found if one.optimum):
+    for axes, group in zip(figure.axes, profiles.values(), strict=True):
+        for x, y in (one.optimum for one in group if one.optimum):
             axes.plot([x], [y], color=BLACK, marker="*", markersize=7, linestyle="none", zorder=3)
     return figure

@@ -1,7 +1,7 @@
-"""How all figures look: at most as wide as a printed page, legible there, colour-blind safe, reproducible.
+"""Style of all figures: width of a printed page at most, legible, colour-blind safe, reproducible.
 
-Colours, line styles and markers are those of `palette`. A figure holds no time and no random name: the same data give
-the same bytes.
+Colours, line styles and markers are those of `palette`. Files have no dates and no random names: the same data give the
+same bytes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PANEL, PAGE = 3.3, 6.9
-"""Width of one column and of two columns of a printed page, in inches: a figure is as wide as the one or the other."""
+"""Width of a figure in inches: one column or two columns of a printed page."""
 ROW = 0.17
 """Height of a line of text, in inches."""
 
@@ -76,7 +76,7 @@ P = ParamSpec("P")
 
 @contextmanager
 def in_style() -> Iterator[None]:
-    """With these settings and the fonts that are here, whatever matplotlib is set to."""
+    """Context in which matplotlib has this style and the installed fonts."""
     from matplotlib import rc_context
 
     with rc_context({**STYLE, "font.family": list(families())}), no_font_warnings():
@@ -84,7 +84,7 @@ def in_style() -> Iterator[None]:
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Draw in this style, whatever matplotlib is set to."""
+    """Decorator: draw in this style, whatever matplotlib is set to."""
 
     @functools.wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
@@ -95,7 +95,7 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 def short(name: str, most: int = 60) -> str:
-    """A name without its middle where it is too long."""
+    """A name, without its middle if it is too long."""
     if len(name) <= most:
         return name
     return f"{name[: most // 2]}…{name[len(name) - (most - 1 - most // 2) :]}"
@@ -109,10 +109,10 @@ def panels(
     named: Collection[str] = (),
     wide: bool = False,
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with so many panels, and their axes. Raises ValueError for none.
+    """A figure with `count` panels, and their axes. Raises ValueError for none.
 
-    columns: of panels, two or three when None; named: the entries of the legend that will be below them; wide: one
-    panel as wide as two.
+    columns: number of columns of panels, two or three when None; named: entries of the legend below them; wide: whether
+    one panel is as wide as two.
     """
     from matplotlib.figure import Figure
 
@@ -132,13 +132,13 @@ def panels(
 
 
 def retitle(figure: Figure, title: str) -> None:
-    """Set the title, in as many lines as the figure's width takes."""
+    """Set the title, wrapped to the figure's width."""
     with in_style():
         figure.suptitle(textwrap.fill(title, int(figure.get_figwidth() / 0.075)))
 
 
 def _legend_shape(names: Collection[str], width: float) -> tuple[int, int]:
-    """(columns, rows) of a legend in which no name meets the next."""
+    """(columns, rows) of a legend without overlapping names."""
     if not names:
         return 1, 0
     columns = max(1, min(len(names), int(width / max(map(_entry, names)))))
@@ -146,12 +146,12 @@ def _legend_shape(names: Collection[str], width: float) -> tuple[int, int]:
 
 
 def _entry(name: str) -> float:
-    """Width of a name in a legend with its line, in inches."""
+    """Width of a legend entry, in inches."""
     return 0.65 + 0.06 * len(short(name))
 
 
 def legend(figure: Figure, handles: Mapping[str, Any]) -> None:
-    """Below the panels, one entry for each name."""
+    """Draw the legend below the panels, one entry for each name."""
     if handles:
         columns, _ = _legend_shape(handles, figure.get_figwidth())
         names = [short(name) for name in handles]
@@ -159,7 +159,7 @@ def legend(figure: Figure, handles: Mapping[str, Any]) -> None:
 
 
 def scale(axes: Axes, which: Literal["x", "y"], values: Sequence[float], logarithmic: bool) -> None:
-    """Ticks that people read, 20k or 1.5M; logarithmic only where the values are positive and differ threefold."""
+    """Set short tick labels as 20k or 1.5M; logarithmic only for positive values that differ threefold."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     axis = getattr(axes, f"{which}axis")
@@ -175,35 +175,35 @@ def scale(axes: Axes, which: Literal["x", "y"], values: Sequence[float], logarit
 
 
 def save(figure: Figure, path: Path, pdf: bool = True) -> list[Path]:
-    """`<path>.png`, `<path>.svg` and, where it is asked for, `<path>.pdf`: the same bytes whenever they are written.
+    """Write `<path>.png`, `<path>.svg` and optionally `<path>.pdf`, with reproducible bytes; returns the files.
 
-    The PDF is for a paper: without the title, which its caption says, and with its letters as TrueType. To cut the font
-    to these letters takes as long as both other files.
+    The PDF is for a paper: without the title, which the caption has, and with TrueType letters. Subsetting the font
+    takes as long as both other files.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    found = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg", *["pdf"] * pdf)]
+    files = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg", *["pdf"] * pdf)]
     with in_style():
         spell_out(figure)
-        # Laid out once for all: an engine that is left would draw all of it once more before each file.
+        # Laid out once: a remaining layout engine would draw the figure again before each file.
         if (engine := figure.get_layout_engine()) is not None:
             engine.execute(figure)
         figure.set_layout_engine(None)
         quickly = {"compress_level": 3}  # 5% larger files in half the time
-        figure.savefig(found[0], metadata={"Software": None}, pil_kwargs=quickly)
-        figure.savefig(found[1], metadata={"Date": None, "Creator": None})
+        figure.savefig(files[0], metadata={"Software": None}, pil_kwargs=quickly)
+        figure.savefig(files[1], metadata={"Date": None, "Creator": None})
         if not pdf:
-            return found
+            return files
         nothing = {"CreationDate": None, "Creator": None, "Producer": None}
-        figure.savefig(found[2], metadata=nothing, bbox_inches=_below_title(figure))
-    return found
+        figure.savefig(files[2], metadata=nothing, bbox_inches=_below_title(figure))
+    return files
 
 
 def _below_title(figure: Figure) -> Any:
-    """The page of a figure without the strip of its title, which is hidden; in inches."""
+    """Hide the title; returns the bounding box of the figure without it, in inches."""
     from matplotlib.transforms import Bbox
 
     width, height = figure.get_size_inches()
-    title = figure._suptitle  # type: ignore[attr-defined]  # matplotlib tells its text alone
+    title = figure._suptitle  # type: ignore[attr-defined]  # matplotlib has no public access to it
     if title is None:
         return Bbox.from_extents(0, 0, width, height)
     lower = title.get_window_extent().y0 / figure.dpi

@@ -1,5 +1,4 @@
-"""Figures of a sweep: what was tried in which order and what mattered, drawn by Optuna, as PNG files; and what tuning
-changed."""
+"""Figures of a sweep: history, slices and importance of the trials, drawn by Optuna, and the effect of tuning."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 Draw = Callable[[], Any]
 ENOUGH = 4
-"""Done trials from which on an importance or a slice says anything."""
+"""Least number of done trials for importance and slices."""
 
 
 CAPTIONS = {
@@ -40,20 +39,22 @@ CAPTIONS = {
 
 
 def write_figures(search: Search, trials: Trials, folder: Path) -> dict[Path, str]:
-    """`<arm>-history.png` and so on, for every arm with done trials; several goals have a front instead. `tuning.svg`,
-    where the winners have been run. Returns what each shows."""
+    """Write `<arm>-history.png` and others for every arm with done trials, and `tuning.svg` after the confirmation
+    study.
+
+    Returns {file: caption}.
+    """
     from matplotlib import rc_context
 
     written = {}
     folder.mkdir(parents=True, exist_ok=True)
     with rc_context({"figure.dpi": 150, "font.size": 8, "axes.titlesize": 9}), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of experimental functions, and of layouts that we set ourselves
+        warnings.simplefilter("ignore")  # on experimental functions, and on layouts that are set here
         for arm in search.spaces:
             study = trials.study(arm)
             if study is None or not any(trial.state == "done" for trial in trials.of(arm)):
                 continue
-            shown = _with_short_names(search, study)
-            for name, draw in _figures(search, shown):
+            for name, draw in _figures(search, _with_short_names(search, study)):
                 path = folder / f"{arm}-{name}.png"
                 if _save(draw, path, f"{search.name}, {arm}: {name}"):
                     written[path] = f"{arm}: {CAPTIONS[name.split('-')[0]]}."
@@ -65,20 +66,22 @@ def write_figures(search: Search, trials: Trials, folder: Path) -> dict[Path, st
 
 
 def tuning_figure(search: Search, trials: Trials) -> Figure | None:
-    """Each arm at its own setting and at its best, over the seeds that the search has not seen; None before the study
-    of the winners has a value of both."""
+    """Each arm at its default and its best setting, over seeds that the search has not seen.
+
+    None before the confirmation study has a value of both.
+    """
     name = confirmation_name(search)
     if name not in studies_in(trials.store):
         return None
     winners = open_study(name, store=trials.store)
     rows = {row.arm: row for row in comparison_of(winners, runs_of(winners, trials.store)).rows}
-    reset_identities(search.ablation.identities)  # the search's own, once more
+    read_corpora_again(search.ablation.identities)  # reading the other study has replaced those of the search
     arms = {}
     for arm in search.spaces:
-        # Where no trial beat an arm's own setting, that is its best.
-        own, best = rows.get(arm), rows.get(tuned_name(search, arm), rows.get(arm))
-        if own is not None and best is not None and own.mean is not None and best.mean is not None:
-            arms[arm] = (_spread(own.mean, own.deviation), _spread(best.mean, best.deviation))
+        # Where no trial beat an arm's default setting, the default is its best.
+        default, best = rows.get(arm), rows.get(tuned_name(search, arm), rows.get(arm))
+        if default is not None and best is not None and default.mean is not None and best.mean is not None:
+            arms[arm] = (_spread(default.mean, default.deviation), _spread(best.mean, best.deviation))
     if not arms:
         return None
     return slopes(
@@ -119,7 +122,7 @@ def _figures(search: Search, study: optuna.Study) -> Iterator[tuple[str, Draw]]:
 
 
 def _courses(study: optuna.Study, search: Search) -> Any:
-    """What the pruner saw."""
+    """Intermediate values that the pruner saw."""
     from optuna.visualization import matplotlib as draw
 
     axes = draw.plot_intermediate_values(study)
@@ -132,7 +135,7 @@ def _courses(study: optuna.Study, search: Search) -> Any:
 
 
 def _with_short_names(search: Search, study: optuna.Study) -> optuna.Study:
-    """A copy in memory whose parameters have the names that fit under an axis."""
+    """A copy of the Optuna study in memory, with short names of parameters."""
     import optuna
 
     names = names_of(search)
@@ -144,7 +147,7 @@ def _with_short_names(search: Search, study: optuna.Study) -> optuna.Study:
                     state=trial.state,
                     values=trial.values,
                     params={names[name]: value for name, value in trial.params.items()},
-                    distributions={names[name]: found for name, found in trial.distributions.items()},
+                    distributions={names[name]: each for name, each in trial.distributions.items()},
                     intermediate_values=trial.intermediate_values,
                 )
             )
@@ -152,7 +155,7 @@ def _with_short_names(search: Search, study: optuna.Study) -> optuna.Study:
 
 
 def _save(draw: Draw, path: Path, title: str) -> bool:
-    """False where Optuna has nothing to draw: all trials have one value, say."""
+    """Draw and save; False where Optuna has nothing to draw, for example if all trials have one value."""
     import matplotlib.pyplot as plt
 
     plt.switch_backend("Agg")

@@ -1,4 +1,4 @@
-"""What stages left on disk, read once and no more of it than a figure can show."""
+"""Training curves and records of stages, read from disk and thinned to what a figure can show."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from lit_llm.report.figures.lines import Places
 from lit_llm.store.store import metric_lines
 
 POINTS = 200
-"""Points of a curve at most: more than the width of a panel can tell apart."""
+"""Largest number of points of a curve: more than the width of a panel can show."""
 _VALIDATED = f'"{SPLITS["validation"]}'.encode()
-"""What a line of metrics.jsonl holds where there was a validation."""
+"""Part of a line of metrics.jsonl with a validation."""
 
 AXES = {
     "steps": "optimiser steps",
@@ -23,10 +23,10 @@ AXES = {
     "flops": "training FLOPs",
     "seconds": "seconds since the first logged step",
 }
-"""What a course can be drawn over, and how it is called on the axis."""
+"""{x axis of a training curve: its label}"""
 
 
-def read_course(file: Path, points: int = POINTS) -> list[dict[str, Any]]:
+def read_curve(file: Path, points: int = POINTS) -> list[dict[str, Any]]:
     """Lines of a metrics.jsonl, at most `points` of those with a validation and as many of the others, evenly spread.
 
     The first and the last are among them. Only these are parsed: a long run has 100,000 lines.
@@ -41,31 +41,31 @@ def read_course(file: Path, points: int = POINTS) -> list[dict[str, Any]]:
 
 
 def thinned(places: Sequence[int], most: int) -> list[int]:
-    """At most so many, evenly spread, with the first and the last."""
+    """At most `most` of the places, evenly spread, with the first and the last."""
     if len(places) <= most:
         return list(places)
     return [places[round(i * (len(places) - 1) / (most - 1))] for i in range(most)]
 
 
-def _along(line: dict[str, Any], over: str, course: Sequence[dict[str, Any]]) -> float | None:
-    """How far a line of a course is along an axis."""
+def _x_of(line: dict[str, Any], over: str, curve: Sequence[dict[str, Any]]) -> float | None:
+    """x of a line of a training curve; None where it was not measured."""
     if over == "steps":
         return float(line["step"])
     if over == "seconds":
-        return float(line["time"] - course[0]["time"])
-    along: float | None = line["metrics"].get({"tokens": "tokens_seen"}.get(over, over))
-    return along
+        return float(line["time"] - curve[0]["time"])
+    x: float | None = line["metrics"].get({"tokens": "tokens_seen"}.get(over, over))
+    return x
 
 
-def places(course: Sequence[dict[str, Any]], metric: str, over: str, most: int = POINTS) -> Places:
-    """{step: (x, value)} of one metric, where it is a finite number and x is known; at most so many."""
-    found: dict[float, tuple[float, float]] = {}
-    for line in course:
-        value, x = line["metrics"].get(metric), _along(line, over, course)
+def places(curve: Sequence[dict[str, Any]], metric: str, over: str, most: int = POINTS) -> Places:
+    """{step: (x, value)} of one metric, where it is finite and x was measured; at most `most` points."""
+    points: dict[float, tuple[float, float]] = {}
+    for line in curve:
+        value, x = line["metrics"].get(metric), _x_of(line, over, curve)
         if value is not None and x is not None and math.isfinite(value):
-            found[line["step"]] = (float(x), float(value))
-    steps = list(found)
-    return {steps[i]: found[steps[i]] for i in thinned(range(len(steps)), most)}
+            points[line["step"]] = (float(x), float(value))
+    steps = list(points)
+    return {steps[i]: points[steps[i]] for i in thinned(range(len(steps)), most)}
 
 
 def read_rows(file: Path) -> Iterator[dict[str, Any]]:
