@@ -317,7 +317,7 @@ def test_the_page_of_json_names_every_key(tmp_path: Path) -> None:
         found |= {field.name for field in dataclasses.fields(kind)}
     search = load_sweep(ROOT / "sweeps" / "quickstart.yaml")
     found |= trial_json(search, Trial("red", 0, {}, "done")).keys() | sweep_json(search, []).keys()
-    events = re.findall(r'\.tell\(\s*"(\w+)"', (ROOT / "lit_llm/report/progress/json_lines.py").read_text())
+    events = re.findall(r'\.write\(\s*"(\w+)"', (ROOT / "lit_llm/report/progress/json_lines.py").read_text())
     assert {*found, *events} - named == set()
 
 

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from lit_llm.experiment.cost import cost_of
-from lit_llm.report.progress.run_progress import TimeLeft, seconds_per_step, standing
+from lit_llm.report.progress.run_progress import TimeLeft, progress_of_stage, seconds_per_step
 from lit_llm.report.progress.terminal import Progressing
 from lit_llm.store.store import MetricsFile, Store
 from lit_llm.studies.load import load_study
@@ -73,7 +73,7 @@ def test_what_waits_is_taken_to_last_as_its_flops_do(write_study: Write, tmp_pat
         times = [began + 3, began + 6]
         stamped = [re.sub(r'"time": [\d.]+', f'"time": {at}', line) for at, line in zip(times, text, strict=True)]
         long.metrics_file.write_text("\n".join(stamped) + "\n")
-        now = standing(runs[2], runs[2].steps[-1])
+        now = progress_of_stage(runs[2], runs[2].steps[-1])
         assert (now.step, now.steps, now.seconds_left) == (12, 48, pytest.approx(18, rel=1e-3))
         assert TimeLeft(1).seconds(runs) == pytest.approx(18 + 6 + 24, rel=1e-3)
         assert TimeLeft(2).seconds(runs) == pytest.approx(30, rel=1e-3)  # 18 beside 6 + 24

@@ -1,4 +1,4 @@
-"""Where a run stands, and how long the rest takes: what the live table shows, and the lines for machines say."""
+"""Progress of stages and time left, for the live table and the lines for programs."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from lit_llm.sweeps.trial import Trial
 
 @dataclass(frozen=True)
 class RunProgress:
-    """How far a stage is."""
+    """Progress of a stage."""
 
     step: int
-    """Of an evaluation: what is done of it, in units of its own."""
+    """Steps done; of an evaluation, in its own units."""
     steps: int
-    """Of how many; 0 where that is not known yet."""
+    """Total of steps; 0 while unknown."""
     metrics: Mapping[str, float | None]
-    """The last value of each; none of an evaluation that goes on."""
+    """Last value of each metric; empty during an evaluation."""
     seconds_left: float | None
-    """Of this stage alone; None before its pace is known."""
+    """Time left of this stage alone; None while its pace is unknown."""
     evaluated: float | None = None
-    """From 0 to 1, of the evaluation after a training's last step, while that goes on."""
+    """Share of the evaluation after a training's last step, from 0 to 1; None outside of it."""
 
     @property
     def loss(self) -> float | None:
@@ -38,49 +38,52 @@ class RunProgress:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Of the training steps alone."""
+        """Speed of the training steps alone."""
         return self.metrics.get(TOKENS_PER_SECOND.name)
 
     @property
     def done(self) -> float:
-        """From 0 to 1."""
+        """Share of the steps, from 0 to 1."""
         return self.step / self.steps if self.steps else 0.0
 
 
-def standing(run: Run, step: Step) -> RunProgress:
-    """Of one stage of a run that goes on, or has ended."""
+def progress_of_stage(run: Run, step: Step) -> RunProgress:
+    """Progress of one stage of a run, running or ended."""
     if step.node.kind != "evaluate":
-        return _of_training(step.stage, max_steps(run, step.node))
-    told, state = step.stage.progress() or {"done": 0, "total": 0}, step.status()
-    if state["state"] == "done":  # the last word of its progress was said a moment before
-        return RunProgress(told["total"], told["total"], state["metrics"], 0.0)
+        return _progress_of_training(step.stage, max_steps(run, step.node))
+    progress, state = step.stage.progress() or {"done": 0, "total": 0}, step.status()
+    done, total = progress["done"], progress["total"]
+    if state["state"] == "done":  # its progress was written a moment before
+        return RunProgress(total, total, state["metrics"], 0.0)
     since = time.time() - state.get("time", time.time())
-    left = since / told["done"] * (told["total"] - told["done"]) if told["done"] else None
-    return RunProgress(told["done"], told["total"], {}, left)
+    left = since / done * (total - done) if done else None
+    return RunProgress(done, total, {}, left)
 
 
 def progress_of_trial(trial: Trial, steps: int, store: Store) -> RunProgress:
-    """Of the run that a trial is at. steps: of each of its runs."""
+    """Progress of a trial's current run. steps: of each of its runs."""
     begun = [stage for stage in map(store.stage, trial.fingerprints) if stage.metrics_file.exists()]
-    return _of_training(begun[-1], steps) if begun else RunProgress(0, steps, {}, None)
+    return _progress_of_training(begun[-1], steps) if begun else RunProgress(0, steps, {}, None)
 
 
-def _of_training(stage: Stage, steps: int) -> RunProgress:
+def _progress_of_training(stage: Stage, steps: int) -> RunProgress:
     lines = last_lines(stage)
     step, metrics = merged(lines)
     pace = seconds_per_step(lines, stage.status().get("time", 0.0))
-    if step < steps and (told := stage.progress()) is not None:
-        return RunProgress(step, steps, metrics, None, told["done"] / told["total"])
+    if step < steps and (evaluation := stage.progress()) is not None:
+        return RunProgress(step, steps, metrics, None, evaluation["done"] / evaluation["total"])
     return RunProgress(step, steps, metrics, None if pace is None else (steps - step) * pace)
 
 
 def seconds_per_step(lines: Sequence[Mapping[str, Any]], since: float) -> float | None:
-    """By the clock, validations and checkpoints included, of the lines that were written `since` the process began;
-    where there is but one, by the speed of its training steps alone. None before the first."""
-    own = [line for line in lines if line["time"] >= since]
-    if not own:
+    """Wall-clock seconds per step, validations and checkpoints included, by the lines written `since` a time.
+
+    With one line, by the speed of its training steps alone; None without a line.
+    """
+    recent = [line for line in lines if line["time"] >= since]
+    if not recent:
         return None
-    first, last = own[0], own[-1]
+    first, last = recent[0], recent[-1]
     if last["step"] > first["step"]:
         return float((last["time"] - first["time"]) / (last["step"] - first["step"]))
     rate, read = (last["metrics"].get(name) for name in (TOKENS_PER_SECOND.name, "tokens_seen"))
@@ -88,15 +91,15 @@ def seconds_per_step(lines: Sequence[Mapping[str, Any]], since: float) -> float 
 
 
 class TimeLeft:
-    """Of a study, by what its stages have taken up to now: trainings by their FLOPs, evaluations by their like."""
+    """Time left of a study, by the time of its finished stages: trainings by FLOPs, evaluations by kind."""
 
     def __init__(self, max_parallel: int) -> None:
         self.max_parallel = max_parallel
         self._costs: dict[str, Cost] = {}
-        """By arm: seeds differ in nothing that costs."""
+        """{arm: cost}, which is the same for all seeds."""
 
     def seconds(self, runs: Sequence[Run]) -> float | None:
-        """Until the last of these runs has ended; None before anything is known."""
+        """Seconds until the last of these runs has ended; None while the speed is unknown."""
         running: list[float | None] = []
         waiting: list[tuple[Step, float]] = []
         flops = seconds = 0.0
@@ -111,7 +114,7 @@ class TimeLeft:
                 elif result.get("flops"):
                     flops, seconds = flops + result["flops"], seconds + took
             elif state == "running":
-                now = standing(run, step)
+                now = progress_of_stage(run, step)
                 running.append(now.seconds_left)
                 if now.seconds_left is not None and 0 < now.done < 1:
                     flops, seconds = flops + takes * now.done, seconds + now.seconds_left * now.done / (1 - now.done)
@@ -119,11 +122,11 @@ class TimeLeft:
                 waiting.append((step, takes))
         if not flops:
             return None
-        known = [left for left in running if left is not None]
-        lefts = [fmean(known) if left is None and known else left or 0.0 for left in running]
+        estimates = [left for left in running if left is not None]
+        lefts = [fmean(estimates) if left is None and estimates else left or 0.0 for left in running]
         for step, takes in waiting:
-            likes = evaluations.get(step.node.name)
-            lefts.append(fmean(likes) if likes else takes * seconds / flops)
+            same_kind = evaluations.get(step.node.name)
+            lefts.append(fmean(same_kind) if same_kind else takes * seconds / flops)
         return makespan(lefts, self.max_parallel)
 
     def _flops(self, run: Run, step: Step) -> float:
@@ -133,12 +136,12 @@ class TimeLeft:
 
 
 def _stages(runs: Sequence[Run]) -> list[tuple[Run, Step, str]]:
-    """Each stage once, with its state; none that comes after one that has ended otherwise than done."""
-    found: dict[str, tuple[Run, Step, str]] = {}
+    """Each stage once, with its state; none after a stage that diverged or failed."""
+    stages: dict[str, tuple[Run, Step, str]] = {}
     for run in runs:
         for step in run.steps:
             state = step.status()["state"]
-            found.setdefault(step.node.fingerprint, (run, step, state))
+            stages.setdefault(step.node.fingerprint, (run, step, state))
             if state in ("diverged", "failed", "out_of_memory"):
                 break
-    return list(found.values())
+    return list(stages.values())

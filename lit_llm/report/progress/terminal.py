@@ -15,7 +15,7 @@ from rich.text import Text
 
 from lit_llm.evaluation.config import PRIMARY_METRICS, primary_metric
 from lit_llm.report import text
-from lit_llm.report.progress.run_progress import RunProgress, TimeLeft, progress_of_trial, standing
+from lit_llm.report.progress.run_progress import RunProgress, TimeLeft, progress_of_stage, progress_of_trial
 from lit_llm.report.tables.plan import STATES
 from lit_llm.report.tables.sweep import names_of, setting
 from lit_llm.store.store import FINAL, Store
@@ -28,7 +28,7 @@ from lit_llm.sweeps.trial import NOT_COUNTED, Trial
 
 
 class Progressing(Observer):
-    """Shows runs as they go."""
+    """Shows the progress of runs."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -37,16 +37,16 @@ class Progressing(Observer):
         self._live: Live | None = None
         self._runs: Sequence[Run] = ()
         self._todo: set[str] = set()
-        self._told: dict[str, str] = {}
+        self._printed_states: dict[str, str] = {}
         self._validated: dict[str, float] = {}
         self._preparing = ""
         self._silent: dict[str, float] = {}
-        """{run or trial: seconds without progress}, of those that will be stopped if that goes on."""
-        self._again: Counter[str] = Counter()
-        """How often a run or trial was begun again."""
+        """{run or trial: seconds without progress}, of those that will be stopped without any."""
+        self._retries: Counter[str] = Counter()
+        """{run or trial: number of retries}."""
         self._left = TimeLeft(1)
         self._began = time.monotonic()
-        self._looked = 0.0
+        self._polled_at = 0.0
 
     def message(self, text: str) -> None:
         self.console.print(text, style="yellow", highlight=False)
@@ -59,14 +59,14 @@ class Progressing(Observer):
             self.message(f"{name}: no progress for {text.duration(seconds)}; if that goes on, it is stopped")
         self._silent[name] = seconds
 
-    def restarting(self, name: str) -> None:
-        self._again[name] += 1
+    def begins_again(self, name: str) -> None:
+        self._retries[name] += 1
 
-    def _named(self, name: str) -> str:
-        """With what is out of the ordinary about a run or trial."""
-        again = f" (begun again {self._again[name]}x)" if self._again[name] else ""
+    def _name_with_notes(self, name: str) -> str:
+        """Name of a run or trial, with its retries and its time without progress."""
+        retries = f" (begun again {self._retries[name]}x)" if self._retries[name] else ""
         silent = f" (no progress for {text.duration(self._silent[name])})" if name in self._silent else ""
-        return f"{name}{again}{silent}"
+        return f"{name}{retries}{silent}"
 
     def preparing(self, what: str, done: int, total: int) -> None:
         if not self.interactive:
@@ -106,27 +106,27 @@ class Progressing(Observer):
             self._live.start()
 
     def poll(self) -> None:
-        if time.monotonic() - self._looked < 0.5:
+        if time.monotonic() - self._polled_at < 0.5:
             return
-        self._looked = time.monotonic()
+        self._polled_at = time.monotonic()
         if self._live is not None:
             self._live.update(self._view())
         else:
-            self._tell_changes()
+            self._print_changes()
 
     def finished(self) -> None:
         self._stop_bars()
         if self._live is not None:
             self._live.stop()
             self._live = None
-        self._tell_changes()
+        self._print_changes()
 
-    def _tell_changes(self) -> None:
+    def _print_changes(self) -> None:
         for run in self._runs:
             status = run.status()
             state = status["state"]
-            if run.name in self._todo and state not in ("pending", self._told.get(run.name)):
-                self._told[run.name] = state
+            if run.name in self._todo and state not in ("pending", self._printed_states.get(run.name)):
+                self._printed_states[run.name] = state
                 if state == "running":
                     if not self.interactive:
                         self.console.print(f"{run.name}: running", highlight=False)
@@ -135,12 +135,12 @@ class Progressing(Observer):
                 ending = "".join(
                     f", {name} {metrics[name]:.3f}" for name in PRIMARY_METRICS if metrics.get(name) is not None
                 )
-                said = "; ".join([*([status["error"]] if status.get("error") else []), *status["notes"]])
-                error = f": {said}" if said else ""
+                notes = "; ".join([*([status["error"]] if status.get("error") else []), *status["notes"]])
+                error = f": {notes}" if notes else ""
                 self.console.print(f"{run.name}: {state}{ending}{error}", style=STATES[state], highlight=False)
 
     def _primary_metric(self) -> str:
-        """The metric that the runs are measured by; two where they are of two kinds."""
+        """Name of the runs' primary metric; two names where families differ in it."""
         return " or ".join(dict.fromkeys(primary_metric(run.arm.experiment.model.family) for run in self._runs))
 
     def _view(self) -> RenderableType:
@@ -151,10 +151,10 @@ class Progressing(Observer):
             state = at.status()["state"]
             states[state] += 1
             if run.name in self._todo and state == "running":
-                now = standing(run, at)
+                now = progress_of_stage(run, at)
                 step, loss, *pace = _cells(now)
                 validation = _number(self._last_validation(run.name, now))
-                table.add_row(self._named(run.name_at(at)), step, loss, validation, *pace)
+                table.add_row(self._name_with_notes(run.name_at(at)), step, loss, validation, *pace)
         seconds = time.monotonic() - self._began
         left = self._left.seconds([run for run in self._runs if run.name in self._todo])
         remaining = "" if left is None else f", about {text.duration(left)} left"
@@ -164,7 +164,7 @@ class Progressing(Observer):
         return Group(table, summary) if table.rows else summary
 
     def _last_validation(self, name: str, now: RunProgress) -> float | None:
-        """Which was more lines ago than are looked at, perhaps."""
+        """Last validation of a run, which may be older than the lines that are read."""
         for metric in PRIMARY_METRICS:
             if (value := now.metrics.get(metric)) is not None:
                 self._validated[name] = value
@@ -172,14 +172,14 @@ class Progressing(Observer):
 
 
 class Searching(Progressing, SweepObserver):
-    """Shows trials as they go, and then the runs of the winners."""
+    """Shows the progress of trials, then of the runs of the confirmation study."""
 
     def __init__(self, console: Console, search: Search, store: Store) -> None:
         super().__init__(console)
         self.search, self.store = search, store
         self._names = names_of(search)
         self._training: dict[str, tuple[Trial, int]] = {}
-        """Trials with their numbers of steps."""
+        """{trial: (trial, steps of a run)} of the running trials."""
         self._ended: dict[str, Trial] = {}
         self._search_goes_on = False
 
@@ -189,8 +189,8 @@ class Searching(Progressing, SweepObserver):
         self._ended = {trial.name: trial for trial in trials if trial.state != "running"}
         left = sum(search.sweep.trials - self._counted(arm) for arm in search.spaces)
         arms = f"{len(search.spaces)} arm{'s' if len(search.spaces) > 1 else ''}"
-        there = f", {len(self._ended)} are there already" if self._ended else ""
-        message = f"{max(0, left)} of {arms} x {search.sweep.trials} trials to do{there}; {max_parallel} at once."
+        ready = f", {len(self._ended)} are there already" if self._ended else ""
+        message = f"{max(0, left)} of {arms} x {search.sweep.trials} trials to do{ready}; {max_parallel} at once."
         self.console.print(message, highlight=False)
         if left > 0:
             self._start_live()
@@ -227,20 +227,20 @@ class Searching(Progressing, SweepObserver):
         arms = _table("arm", "trials", "best", "setting")
         trials = _table("trial", "step", "loss", "tok/s", "left", "setting")
         for arm in self.search.spaces:
-            found = summary(self.search, arm, list(self._ended.values()))
-            best = found.best.values[0] if found.best and found.best.values else None
-            at = setting(found.best.point, self._names) if found.best else ""
-            arms.add_row(arm, f"{found.counted}/{self.search.sweep.trials}", text.value(best), at)
+            so_far = summary(self.search, arm, list(self._ended.values()))
+            best = so_far.best.values[0] if so_far.best and so_far.best.values else None
+            at = setting(so_far.best.point, self._names) if so_far.best else ""
+            arms.add_row(arm, f"{so_far.counted}/{self.search.sweep.trials}", text.value(best), at)
         for trial, steps in self._training.values():
             now = progress_of_trial(trial, steps, self.store)
-            trials.add_row(self._named(trial.name), *_cells(now), setting(trial.point, self._names))
+            trials.add_row(self._name_with_notes(trial.name), *_cells(now), setting(trial.point, self._names))
         seconds = time.monotonic() - self._began
         tables: list[RenderableType] = [Text(), trials] if trials.rows else []
         return Group(arms, *tables, Text(text.duration(seconds), style="dim"))
 
 
 def _table(*columns: str) -> RichTable:
-    """Words may fold, numbers never."""
+    """A plain table whose words may fold, and whose numbers may not."""
     table = RichTable(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for name in columns:
         if name in ("run", "arm", "trial", "setting"):
