@@ -29,7 +29,7 @@ from rich.console import Console
 from lit_llm.config.metrics import SPLITS
 from lit_llm.evaluation.unit_losses import UnitLosses, write_losses
 from lit_llm.report.pages.study import write_report
-from lit_llm.report.summary import compared
+from lit_llm.report.summary import render_study
 from lit_llm.store.store import Store
 from lit_llm.studies.load import load_study
 from lit_llm.studies.plan import plan
@@ -166,7 +166,7 @@ def main() -> None:
         comparison = comparison_of(ablation, runs)
         told("comparison")
         with (folder / "tables.txt").open("w") as file:
-            Console(file=file, width=120).print(compared(ablation, comparison, 120, store))
+            Console(file=file, width=120).print(render_study(ablation, comparison, 120, store))
         told("tables in the terminal")
         planned = plan(ablation, built=False, runs=runs)
         told("costs and audit")

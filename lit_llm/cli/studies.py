@@ -168,7 +168,7 @@ def run(
     from lit_llm.report.pages.study import write_report
     from lit_llm.report.progress.json_lines import Lines
     from lit_llm.report.progress.terminal import Progressing
-    from lit_llm.report.summary import compared
+    from lit_llm.report.summary import render_study
     from lit_llm.store.store import Store
     from lit_llm.studies.run import run_study
     from lit_llm.studies.stored import open_study

@@ -1,1 +1,1 @@
-"""Faces: what people see of a plan, of runs in progress, and of a comparison."""
+"""Report: plans, runs in progress and comparisons as tables, pages and figures."""

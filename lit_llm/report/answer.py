@@ -1,4 +1,4 @@
-"""What a study answers, in sentences: the first is the answer, the others what it rests on and what it leaves open."""
+"""The answer of a study in sentences: first the answer, then its evidence and the open questions."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from lit_llm.statistics.verdicts import DIFFERENT, LEVEL, LOST, UNDECIDED
 from lit_llm.studies.design.factors import short_names
 
 NAMED = 3
-"""Arms that a sentence speaks of one by one; of more it names the extremes."""
+"""Largest number of arms that a sentence names one by one."""
 
 
 def answer(comparison: Comparison) -> list[str]:
-    """Sentences, never none; what is not finished is said to be so."""
+    """Sentences of the answer, at least one; they mention unfinished runs."""
     return [*_answer(comparison)]
 
 
@@ -33,7 +33,7 @@ def _answer(comparison: Comparison) -> Iterator[str]:
         yield f"Not answered yet: none of {text.several(total, 'run')} has a {comparison.metric}."
         yield from lost
         return
-    open_ = total - finished - sum(_ended_otherwise(row) for row in comparison.rows)
+    open_ = total - finished - sum(_unsuccessful_runs(row) for row in comparison.rows)
     so_far = f"So far, with {finished:,} of {text.several(total, 'run')} finished: " if open_ else ""
     first, *further = _sentences(comparison)
     yield so_far + (first if open_ else first[0].upper() + first[1:])
@@ -43,13 +43,13 @@ def _answer(comparison: Comparison) -> Iterator[str]:
 
 
 def _sentences(comparison: Comparison) -> Iterator[str]:
-    """What a study was designed for comes first: a law, a sensitivity, effects; each arm alone says less."""
+    """Results in order of weight: scaling laws, sensitivity to learning rates, effects of factors, single arms."""
     yield from _scaling(comparison)
     yield from _rates(comparison)
     for group in comparison.effects:
         yield from _effects(group, comparison)
     yield _main(comparison)
-    yield from _turn(comparison)
+    yield from _changes_by_finetuning(comparison)
     yield from _diverged(comparison)
 
 
@@ -58,16 +58,16 @@ def total_runs(comparison: Comparison) -> int:
 
 
 def finished_runs(comparison: Comparison) -> int:
-    """Those with a result, a divergence not among them."""
+    """Number of runs with a result; diverged runs do not count."""
     return sum(row.states.get("done", 0) for row in comparison.rows)
 
 
-def _ended_otherwise(row: Row) -> int:
+def _unsuccessful_runs(row: Row) -> int:
     return row.diverged + row.states.get("failed", 0) + row.states.get("out_of_memory", 0)
 
 
 def _main(comparison: Comparison) -> str:
-    """The arms against their baselines."""
+    """Sentence on the arms against their baselines."""
     metric, way = comparison.metric, direction(comparison.metric)
     name = f"{metric} ({way} is better)" if way else metric
     compared = [row for row in comparison.rows if row.difference is not None]
@@ -81,25 +81,25 @@ def _main(comparison: Comparison) -> str:
     against = baselines[0] if len(baselines) == 1 else "their baselines"
     groups: dict[str, list[Row]] = {}
     for row in sorted(compared, key=_order):
-        groups.setdefault(_word(row), []).append(row)
+        groups.setdefault(_verdict_of(row), []).append(row)
     notes = f"{'; '.join([size, *_multiplicity(comparison, len(compared))])}"
     if not any(row.verdict in DIFFERENT for row in compared):
         rest = ", ".join(f"{len(rows)} {word}" for word, rows in groups.items())
         return f"in {name}, none of {len(compared)} arms is shown to differ from {against}: {rest} ({notes})."
-    clauses = "; ".join(_counted(word, rows, comparison, len(baselines) > 1) for word, rows in groups.items())
+    clauses = "; ".join(_count_clause(word, rows, comparison, len(baselines) > 1) for word, rows in groups.items())
     return f"in {name}, of {len(compared)} arms against {against}, {clauses} ({notes})."
 
 
 def _means(comparison: Comparison) -> str:
-    """Arms that cannot be compared."""
-    known = [row for row in comparison.rows if row.mean is not None]
-    means = joined([f"{row.arm} {text.mean_and_deviation(row.mean, row.deviation)}" for row in known], NAMED)
+    """Means of the arms, where none can be compared with its baseline."""
+    rows = [row for row in comparison.rows if row.mean is not None]
+    means = joined([f"{row.arm} {text.mean_and_deviation(row.mean, row.deviation)}" for row in rows], NAMED)
     lacking = "; no arm can be compared with its baseline yet" if len(comparison.rows) > 1 else ""
-    return f"{means} ({text.several(known[0].seeds, 'seed')}){lacking}"
+    return f"{means} ({text.several(rows[0].seeds, 'seed')}){lacking}"
 
 
 def _sample(rows: Sequence[Row]) -> str:
-    """What the intervals are intervals of: `3 seeds, 27 documents`."""
+    """Sample sizes of the intervals: `3 seeds, 27 documents`."""
     differences = [row.difference for row in rows if row.difference is not None]
     parts = [text.span([d.seeds for d in differences], "seed")]
     if documents := [d.documents for d in differences if d.documents]:
@@ -110,7 +110,7 @@ def _sample(rows: Sequence[Row]) -> str:
 
 
 def _multiplicity(comparison: Comparison, count: int) -> Iterator[str]:
-    """What is done about the number of comparisons, where there are several."""
+    """Correction for the number of comparisons, where there are several."""
     if count > 1:
         name = PROCEDURES.get(comparison.correction)
         yield f"adjusted for {count} comparisons by {name}" if name else f"not adjusted for {count} comparisons"
@@ -124,18 +124,18 @@ PROCEDURES: Mapping[Correction, str] = {
 
 
 def _order(row: Row) -> int:
-    """Arms that are shown to differ first; among them the study's order, since sizes are not tested one by another."""
+    """Sort key: arms that differ first, by verdict; otherwise the study's order, since arms are not ranked by size."""
     word = row.verdict or ""
     return DIFFERENT.index(word) if word in DIFFERENT else len(DIFFERENT)
 
 
-def _word(row: Row) -> str:
+def _verdict_of(row: Row) -> str:
     if row.difference is not None and row.difference.low is None:
         return "known from one seed only"
     return row.verdict or "undecided"
 
 
-def _counted(word: str, rows: Sequence[Row], comparison: Comparison, several: bool) -> str:
+def _count_clause(word: str, rows: Sequence[Row], comparison: Comparison, several: bool) -> str:
     verb = "is" if len(rows) == 1 else "are"
     what = f"show{'s' if len(rows) == 1 else ''} {word}" if word.startswith("no ") else f"{verb} {word}"
     if word not in DIFFERENT:
@@ -150,7 +150,7 @@ def _counted(word: str, rows: Sequence[Row], comparison: Comparison, several: bo
 
 
 def _clause(row: Row, comparison: Comparison) -> str:
-    """One arm against its baseline."""
+    """Clause on one arm against its baseline."""
     assert row.difference is not None
     cost = _cost(row, comparison)
     if row.difference.low is None:
@@ -166,7 +166,7 @@ def _clause(row: Row, comparison: Comparison) -> str:
 
 
 SAME_COST = 0.05
-"""Relative difference of training FLOPs below which a sentence does not speak of them."""
+"""Relative difference of training FLOPs below which a sentence does not mention them."""
 
 
 def _cost(row: Row, comparison: Comparison) -> str:
@@ -179,7 +179,7 @@ def _cost(row: Row, comparison: Comparison) -> str:
 
 
 def amount(d: Difference) -> str:
-    """`0.120 [0.089, 0.151]`: how large, where the direction is said in words."""
+    """`0.120 [0.089, 0.151]`: absolute value of a difference whose direction is in the words."""
     if d.low is None or d.high is None:
         return f"{abs(d.mean):.3f}"
     low, high = (d.low, d.high) if d.mean >= 0 else (-d.high, -d.low)
@@ -187,28 +187,27 @@ def amount(d: Difference) -> str:
 
 
 def _effects(group: Effects, comparison: Comparison) -> Iterator[str]:
-    """Effects that are shown, and those of which the other factor turns or changes the size."""
-    known = [row for row in group.rows if row.effect is not None and row.p is not None]
+    """Sentences on the effects and interactions that are shown."""
+    tested = [row for row in group.rows if row.effect is not None and row.p is not None]
     where = f" in {group.group}" if len(comparison.effects) > 1 else ""
-    if not known:
+    if not tested:
         return
     short = short_names(list(dict.fromkeys(name for row in group.rows for name in row.factors)))
-    shown = [row for row in known if row.verdict in DIFFERENT]
-    named = joined([f"{_named(row, short)} {text.difference(row.effect)}" for row in shown], NAMED)
+    different = [row for row in tested if row.verdict in DIFFERENT]
+    named = joined([f"{_effect_name(row, short)} {text.difference(row.effect)}" for row in different], NAMED)
     total = sum(row.p is not None for each in comparison.effects for row in each.rows)
     notes = "; ".join([text.several(len(group.seeds), "seed"), *_multiplicity(comparison, total)])
-    if not shown:
-        yield f"of {len(known)} effects of the factors{where}, none is shown ({notes})."
+    if not different:
+        yield f"of {len(tested)} effects of the factors{where}, none is shown ({notes})."
         return
-    verb = "is" if len(shown) == 1 else "are"
-    count = f"of {len(known)} effects of the factors{where}, {len(shown)} {verb} shown"
-    yield f"{count}: {named} ({notes})."
-    for row in shown:
+    verb = "is" if len(different) == 1 else "are"
+    yield f"of {len(tested)} effects of the factors{where}, {len(different)} {verb} shown: {named} ({notes})."
+    for row in different:
         yield from _interaction(row, short)
 
 
 def _interaction(row: Effect, short: Mapping[str, str]) -> Iterator[str]:
-    """The effect of the first factor at each level of the second, where their interaction is shown."""
+    """Sentence on the effect of an interaction's first factor at each level of its second."""
     if len(row.simple) != 2:
         return
     (low, at_low), (high, at_high) = row.simple
@@ -222,7 +221,7 @@ def _interaction(row: Effect, short: Mapping[str, str]) -> Iterator[str]:
     )
 
 
-def _named(row: Effect, short: dict[str, str]) -> str:
+def _effect_name(row: Effect, short: dict[str, str]) -> str:
     levels = f" ({' → '.join(row.levels)})" if row.levels else ""
     return " × ".join(short[name] for name in row.factors) + levels
 
@@ -235,22 +234,22 @@ def _scaling(comparison: Comparison) -> Iterator[str]:
 
 
 def _rates(comparison: Comparison) -> Iterator[str]:
-    """Sensitivity to the learning rate against the baseline's, and optima that the grid does not enclose."""
+    """Sentences on sensitivity to the learning rate, and on optima at an end of the grid."""
     for rates in comparison.learning_rates:
-        # The levels of rounds' looks are for arms alone: there no sensitivity is tested.
+        # Interim levels hold for the arms alone, so with rounds of seeds no sensitivity is tested.
         rows = rates.rows if comparison.bias_adjusted is None else ()
         tested = [(row, row.difference) for row in rows if row.difference is not None and row.difference.error]
         grid = f"over learning rates from {min(rates.lrs):g} to {max(rates.lrs):g}"
         seeds = text.span([d.seeds for _, d in tested], "seed") if tested else ""
         notes = f"{seeds}, on the same documents"
         notes += f"; not adjusted for {len(tested)} comparisons" if len(tested) > 1 else ""
-        shown = [(row, d) for row, d in tested if d.p() < LEVEL]
-        if shown:
+        different = [(row, d) for row, d in tested if d.p() < LEVEL]
+        if different:
             named = [
                 f"{row.group} is {'less' if d.mean < 0 else 'more'} sensitive than {row.baseline} by {amount(d)}"
-                for row, d in shown[:NAMED]
+                for row, d in different[:NAMED]
             ]
-            more = f" and {len(shown) - NAMED} more differ" if len(shown) > NAMED else ""
+            more = f" and {len(different) - NAMED} more differ" if len(different) > NAMED else ""
             yield f"{grid}, {'; '.join(named)}{more} ({notes})."
         elif tested:
             yield f"{grid}, no difference in sensitivity to the learning rate is shown ({notes})."
@@ -263,9 +262,11 @@ def _rates(comparison: Comparison) -> Iterator[str]:
             )
 
 
-def _turn(comparison: Comparison) -> Iterator[str]:
-    """Differences that finetuning has changed."""
-    if comparison.before_after is None or comparison.bias_adjusted is not None:  # no change is tested by rounds' looks
+def _changes_by_finetuning(comparison: Comparison) -> Iterator[str]:
+    """Sentence on the differences that finetuning has changed."""
+    if (
+        comparison.before_after is None or comparison.bias_adjusted is not None
+    ):  # interim levels do not hold for changes
         return
     lost = {row.arm for row in comparison.rows if row.diverged}
     tested = [
@@ -275,51 +276,51 @@ def _turn(comparison: Comparison) -> Iterator[str]:
     ]
     if not tested:
         return
-    shown = [(row, d) for row, d in tested if d.p() < LEVEL]
+    changed = [(row, d) for row, d in tested if d.p() < LEVEL]
     notes = f" (not adjusted for {len(tested)} comparisons)" if len(tested) > 1 else ""
-    if not shown:
+    if not changed:
         spans = [f"{row.arm} {text.difference(d)}" for row, d in tested[:NAMED]]
         yield f"that finetuning changes a difference from the baseline is not shown: {', '.join(spans)}{notes}."
         return
-    named = joined([f"that of {row.arm} by {text.difference(d)}" for row, d in shown], NAMED)
+    named = joined([f"that of {row.arm} by {text.difference(d)}" for row, d in changed], NAMED)
     yield f"finetuning changes the difference from the baseline: {named}{notes}."
 
 
 def _diverged(comparison: Comparison) -> Iterator[str]:
-    """How often arms diverged, against their baselines."""
-    for found in comparison.divergences[:NAMED]:
-        p = "" if found.p is None else f" (exact test over shared seeds, p = {text.p_value(found.p)})"
+    """Sentences on the diverged runs of arms and of their baselines."""
+    for counts in comparison.divergences[:NAMED]:
+        p = "" if counts.p is None else f" (exact test over shared seeds, p = {text.p_value(counts.p)})"
         bounds = ""
-        if found.bounds is not None:
-            low, high = found.bounds
+        if counts.bounds is not None:
+            low, high = counts.bounds
             bounds = (
                 f"; with each of those runs counted at the arm's lowest loss or at the loss that it began with, the "
                 f"difference lies between {low:+.3f} and {high:+.3f}"
             )
         yield (
-            f"{found.diverged} of {text.several(found.runs, 'run')} of {found.arm} diverged, and "
-            f"{found.baseline_diverged} of {found.baseline_runs} of {found.baseline}{p}{bounds}."
+            f"{counts.diverged} of {text.several(counts.runs, 'run')} of {counts.arm} diverged, and "
+            f"{counts.baseline_diverged} of {counts.baseline_runs} of {counts.baseline}{p}{bounds}."
         )
 
 
 def _lost(comparison: Comparison) -> Iterator[str]:
-    """Runs that are in no mean."""
-    for state, told in (
+    """Sentences on the runs that are in no mean."""
+    for state, predicate in (
         ("diverged", "diverged, which is a result, and {is_} in no mean"),
         ("failed", "failed"),
         ("out_of_memory", "ran out of memory"),
         ("interrupted", "{was} interrupted"),
     ):
-        found = {row.arm: row.states[state] for row in comparison.rows if row.states.get(state)}
-        if count := sum(found.values()):
-            what = told.format(is_="is" if count == 1 else "are", was="was" if count == 1 else "were")
-            names = ", ".join(f"{arm} {number}" for arm, number in Counter(found).most_common(NAMED))
-            more = f" and {len(found) - NAMED} further arms" if len(found) > NAMED else ""
+        by_arm = {row.arm: row.states[state] for row in comparison.rows if row.states.get(state)}
+        if count := sum(by_arm.values()):
+            what = predicate.format(is_="is" if count == 1 else "are", was="was" if count == 1 else "were")
+            names = ", ".join(f"{arm} {number}" for arm, number in Counter(by_arm).most_common(NAMED))
+            more = f" and {len(by_arm) - NAMED} further arms" if len(by_arm) > NAMED else ""
             yield f"{text.several(count, 'run')} {what} ({names}{more})."
 
 
 def _open(comparison: Comparison) -> Iterator[str]:
-    """What could not have been seen."""
+    """Sentence on the differences that undecided arms may have."""
     undecided = [row for row in comparison.rows if row.verdict in UNDECIDED]
     if sizes := sorted(row.detectable for row in undecided if row.detectable is not None):
         low, high = f"{sizes[0]:.2g}", f"{sizes[-1]:.2g}"

@@ -1,4 +1,4 @@
-"""The tables and sentences of a study with the names that a paper prints; a factorial's arms as columns of factors."""
+"""Tables and sentences of a study with printed names; the arms of a factorial become columns of factors."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from lit_llm.studies.load import Ablation
 from lit_llm.studies.names import NONE, ArmName, Names
 
 BETTER = "better"
-"""The verdict by which a mean is bold."""
+"""Verdict of arms whose mean may be bold."""
 BOLD = "bold: of the arms with one baseline, the best mean of those that are shown to be better than it"
 
 
 @dataclass(frozen=True)
 class PrintedStudy:
-    """A comparison with the study's printed names; names, sentences and tables are each made once."""
+    """A comparison with printed names; its names, sentences and tables are computed once."""
 
     ablation: Ablation
     comparison: Comparison
@@ -45,7 +45,7 @@ class PrintedStudy:
 
     @cached_property
     def answer(self) -> tuple[str, ...]:
-        # In the study's order of arms, by which sentences name those that are not ranked.
+        # Sentences name arms in the study's order, not in the order of the strata.
         same = self.ordered.rows == self.comparison.rows
         renamed = self.renamed if same else self.names.put_into(self.comparison)
         return tuple(self.names.text(sentence) for sentence in answer(renamed))
@@ -56,17 +56,17 @@ class PrintedStudy:
         plain, renamed = comparison_tables(comparison), comparison_tables(self.renamed)
         first, *others = [replace(printed(new, names), name=old.name) for old, new in zip(plain, renamed, strict=True)]
         first = replace(first, above=shared_by_all(self.ablation), bold=_bold(first, comparison, names))
-        return (_known(_against(first, names)), *others)
+        return (_without_empty_columns(_without_common_baseline(first, names)), *others)
 
 
 _latest: list[PrintedStudy] = []
 
 
 def printed_study(ablation: Ablation, comparison: Comparison) -> PrintedStudy:
-    """The printed study of two objects: for one comparison the same, wherever a report prints it.
+    """The printed study of a comparison, cached.
 
-    A report prints a comparison in the terminal, in Markdown, in LaTeX and on a page; of a thousand arms it takes a
-    second to make, so the latest one is kept.
+    A report prints a comparison in the terminal, in Markdown, in LaTeX and on a page. With a thousand arms it takes a
+    second to compute, so the latest one is kept.
     """
     if not _latest or _latest[0].ablation is not ablation or _latest[0].comparison is not comparison:
         _latest[:] = [PrintedStudy(ablation, comparison)]
@@ -79,23 +79,23 @@ def printed_answer(ablation: Ablation, comparison: Comparison) -> list[str]:
 
 
 def printed_tables(ablation: Ablation, comparison: Comparison) -> list[Table]:
-    """The tables of the comparison; the first says what all arms share, and has in bold what is shown to be better.
+    """The tables of the comparison; the first has a line on common settings, and the best means in bold.
 
-    A table is called as it is with the study's names, so that files and places do not depend on labels.
+    A table's `name` keeps the study's names, so that files and anchors do not depend on labels.
     """
     return list(printed_study(ablation, comparison).tables)
 
 
-def _known(table: Table) -> Table:
-    """Without the columns in which nothing is known of any row."""
+def _without_empty_columns(table: Table) -> Table:
+    """The table without columns that are empty in all rows."""
     kept = [
         at for at in range(len(table.head)) if at < table.keys or any(row[at] not in ("", NONE) for row in table.rows)
     ]
-    return _of_columns(table, kept)
+    return _select_columns(table, kept)
 
 
-def _of_columns(table: Table, places: Sequence[int]) -> Table:
-    """Some columns of a table, those that name its rows among them and first."""
+def _select_columns(table: Table, places: Sequence[int]) -> Table:
+    """Some columns of a table, the first of which name its rows."""
     return replace(
         table,
         head=[table.head[at] for at in places],
@@ -107,7 +107,7 @@ def _of_columns(table: Table, places: Sequence[int]) -> Table:
 
 
 def _by_stratum(rows: Sequence[Row], names: Names) -> tuple[Row, ...]:
-    """The rows of one stratum together, in the order of its levels; else as they are."""
+    """Rows sorted by stratum, in the order of its levels; unchanged without strata."""
     if not names.strata or not names.spread:
         return tuple(rows)
     arms, factors = {arm.name: arm for arm in names.ablation.arms}, names.ablation.factors
@@ -120,9 +120,9 @@ def _by_stratum(rows: Sequence[Row], names: Names) -> tuple[Row, ...]:
 
 
 def _bold(table: Table, comparison: Comparison, names: Names) -> tuple[tuple[int, int], ...]:
-    """Of the arms that share a baseline, the best mean of those that are shown to be better than it; none elsewhere.
+    """Cells in bold: for each baseline, the best mean among the arms that are significantly better than it.
 
-    That the best differs from the second best is not tested, and the note does not say so.
+    Whether the best differs from the second best is not tested, and the note does not claim it.
     """
     metric, best = names.text(comparison.metric), dict[str, tuple[float, int]]()
     if metric not in table.head:
@@ -135,9 +135,8 @@ def _bold(table: Table, comparison: Comparison, names: Names) -> tuple[tuple[int
     return tuple((at, column) for _, at in best.values())
 
 
-def _against(table: Table, names: Names) -> Table:
-    """Without the column of what each arm is compared with, where a note says it of all: the same arm at each level of
-    the strata, which are columns."""
+def _without_common_baseline(table: Table, names: Names) -> Table:
+    """The table with a note in place of the column `baseline`, where each stratum has the same arm as baseline."""
     arms = {arm.name: arm for arm in names.ablation.arms}
     baselines = {arms[arm.baseline].group for arm in arms.values()}
     if "baseline" not in table.head or not names.strata or len(baselines) > 1:
@@ -147,18 +146,20 @@ def _against(table: Table, names: Names) -> Table:
     levels = [f"{names.factor(name)} {names.level(name, level)}" for name, level in first.items()]
     where = [names.arm(baseline.group)] * names.grouped + levels * names.spread
     note = f"each arm is compared with {', '.join(where)} at its own {' and '.join(map(names.factor, names.strata))}"
-    gone = list(table.head).index("baseline")
-    return replace(_of_columns(table, [at for at in range(len(table.head)) if at != gone]), notes=(note, *table.notes))
+    removed = list(table.head).index("baseline")
+    return replace(
+        _select_columns(table, [at for at in range(len(table.head)) if at != removed]), notes=(note, *table.notes)
+    )
 
 
-def with_names(table: Table, names: Names) -> Table:
-    """A table whose first column are the names of arms, with their printed names in it."""
+def with_arm_names(table: Table, names: Names) -> Table:
+    """The table with printed names in its first column, which has the names of arms."""
     return replace(table, rows=[[names.arm(first), *rest] for first, *rest in table.rows])
 
 
 def printed(table: Table, names: Names) -> Table:
-    """A table with printed names, whose rows of arms begin with their factors."""
-    table = spread(table)
+    """The table with printed names, and with a column for each factor in place of the arm."""
+    table = split_arms(table)
     return replace(
         table,
         title=names.text(table.title),
@@ -167,15 +168,15 @@ def printed(table: Table, names: Names) -> Table:
     )
 
 
-def spread(table: Table) -> Table:
-    """The first column as several, where its cells are arms that are known by the levels of their factors."""
+def split_arms(table: Table) -> Table:
+    """The table with a column for each factor in place of the arm, where arms are named by levels of factors."""
     cells = [row[0].columns if isinstance(row[0], ArmName) else {} for row in table.rows]
     heads = list(dict.fromkeys(head for columns in cells for head in columns))
     if not heads or heads == ["arm"]:
         return table
     rows = []
     for columns, (first, *rest) in zip(cells, table.rows, strict=True):
-        # A name without cells, of an arm that no factor applies to, stands in the first column.
+        # An arm without levels of factors has its name in the first column.
         key = [columns.get(head, NONE) for head in heads] if columns else [first, *[NONE] * (len(heads) - 1)]
         rows.append([*key, *rest])
     more = len(heads) - 1
@@ -194,27 +195,29 @@ def spread(table: Table) -> Table:
 
 
 def paper_tables(ablation: Ablation, comparison: Comparison) -> list[Table]:
-    """The tables for LaTeX: with a caption, the wanted columns of the arms, and notes that name no key."""
+    """The tables for LaTeX, with captions, the chosen columns of the arms, and notes without keys."""
     arms, *others = printed_tables(ablation, comparison)
     metric = printed_study(ablation, comparison).names.text(comparison.metric)
-    arms = _chosen(arms, ablation.study.compare.columns, metric)
+    arms = _choose_columns(arms, ablation.study.compare.columns, metric)
     arms = replace(arms, title=arms.title or f"{metric} of the arms", notes=(*arms.notes, *[BOLD] * bool(arms.bold)))
     return [_without_keys(table) for table in (arms, *others)]
 
 
-def _chosen(table: Table, wanted: Sequence[str], metric: str) -> Table:
-    """The wanted columns that there are, after those that name the row."""
+def _choose_columns(table: Table, wanted: Sequence[str], metric: str) -> Table:
+    """The table with the columns that name the row, then the wanted ones that exist."""
     places = list(range(table.keys))
     for name in wanted:
         begins = metric if name == "mean" else name
         places += [
-            at for at in range(table.keys, len(table.head)) if table.head[at] == begins or _is(table.head[at], begins)
+            at
+            for at in range(table.keys, len(table.head))
+            if table.head[at] == begins or _begins_with(table.head[at], begins)
         ]
-    return _of_columns(table, places)
+    return _select_columns(table, places)
 
 
-def _is(head: str, name: str) -> bool:
-    """`difference [95%]` is a difference, and so are those with other intervals."""
+def _begins_with(head: str, name: str) -> bool:
+    """Whether a heading is a column's name with an addition, as `difference [95%]` is."""
     return re.match(rf"{re.escape(name)}\b[ ,[(]", head) is not None
 
 
@@ -222,7 +225,7 @@ _KEY = re.compile(r"`[^`]*`|\b(?:compare|grid|pretrain|finetune|evaluate|model|m
 
 
 def _without_keys(table: Table) -> Table:
-    """Notes without the clauses that send to a key of the study file: a paper's reader has none."""
+    """The table without clauses in its notes that refer to keys of the study file, which a paper's reader lacks."""
     notes = []
     for note in table.notes:
         clauses = [clause for clause in re.split(r";\s+|(?<=\.)\s+", note) if not _KEY.search(clause)]

@@ -1,14 +1,14 @@
-"""What all arms of a study share, in one line."""
+"""Settings that all arms of a study share, in one line."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from lit_llm.studies.load import Ablation
 
 FAMILIES = {"decoder": "decoder-only"}
-"""What a family is called where its name is not read as it is."""
+"""Printed names of families, where they differ from the key."""
 NUMBERS = {
     "model.d_model": "d_model {}",
     "pretrain.training.max_steps": "{:,} steps",
@@ -16,7 +16,7 @@ NUMBERS = {
     "pretrain.data.sequence_length": "length {:,}",
     "pretrain.training.optimizer.lr": "lr {:g}",
 }
-"""Keys that a reader asks for first, as they are said."""
+"""Keys of numbers, with their format."""
 WORDS = {
     "pretrain.objective.kind": "objective",
     "model.attention.rope": "rope",
@@ -24,36 +24,36 @@ WORDS = {
     "pretrain.training.optimizer.kind": "optimizer",
     "pretrain.data.corpus.kind": "corpus",
 }
-"""Keys that are said as `rope=continuous`."""
+"""Keys of words, printed as `rope=continuous`."""
 
 
 def shared_by_all(ablation: Ablation) -> str:
     """`all: encoder-decoder, d_model 64, 300 steps, ..., rope=continuous`; empty for a single arm."""
     if len(ablation.arms) < 2:
         return ""
-    said = ", ".join(_said([*_alike(ablation)]))
-    return f"all: {said}" if said else ""
+    settings = ", ".join(_format_settings(_common_settings(ablation)))
+    return f"all: {settings}" if settings else ""
 
 
-def _alike(ablation: Ablation) -> Iterator[tuple[str, Any]]:
-    """The keys that have one value in all arms; what the study varies is a column of the table."""
+def _common_settings(ablation: Ablation) -> Iterator[tuple[str, Any]]:
+    """(key, value) of each key that has one value in all arms and that the study does not vary."""
     arms = [arm.experiment for arm in ablation.arms]
     varied = {*ablation.factors, *(key for arm in ablation.arms for key in (*arm.intervened_keys, *arm.matched_keys))}
     for key in ("model.family", *NUMBERS, *WORDS):
-        values = {str(value): value for value in (_at(one, key) for one in arms)}
+        values = {str(value): value for value in (_value_at(one, key) for one in arms)}
         value = next(iter(values.values()))
         if len(values) == 1 and value is not None and key not in varied:
             yield key, value
 
 
-def _at(experiment: Any, key: str) -> Any:
+def _value_at(experiment: Any, key: str) -> Any:
     for table in key.split("."):
         experiment = experiment.get(table) if isinstance(experiment, Mapping) else getattr(experiment, table, None)
     return experiment
 
 
-def _said(alike: list[tuple[str, Any]]) -> Iterator[str]:
-    for key, value in alike:
+def _format_settings(settings: Iterable[tuple[str, Any]]) -> Iterator[str]:
+    for key, value in settings:
         if key == "model.family":
             yield FAMILIES.get(value, str(value).replace("_", "-"))
         elif key in NUMBERS:

@@ -1,4 +1,4 @@
-"""A study in the terminal: question, tables and answer; three lines while nothing is finished."""
+"""A study in the terminal: question, tables and answer; three lines while no run is finished."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from lit_llm.store.store import Store
 from lit_llm.studies.load import Ablation
 
 
-def compared(ablation: Ablation, comparison: Comparison, width: int, store: Store) -> RenderableType:
-    """Question, parts and answer. A table that is too wide is cut into pieces, and each further one says so."""
+def render_study(ablation: Ablation, comparison: Comparison, width: int, store: Store) -> RenderableType:
+    """Question, tables and answer of a study for the terminal; without results the next command."""
     study = ablation.study
     head = Text(study.study, style="bold") + Text(f"  {study.question}", style="not bold")
     first, *further = printed_answer(ablation, comparison)
@@ -26,12 +26,12 @@ def compared(ablation: Ablation, comparison: Comparison, width: int, store: Stor
         return Group(
             head, Text(" ".join([missing, *further])), Text(next_step(ablation, comparison, store), style="yellow")
         )
-    said = [Text(first, style="bold"), *(Text(sentence) for sentence in further)]
-    return Group(head, *stacked(printed_tables(ablation, comparison), width), Text(), *said)
+    sentences = [Text(first, style="bold"), *(Text(sentence) for sentence in further)]
+    return Group(head, *stacked(printed_tables(ablation, comparison), width), Text(), *sentences)
 
 
 def next_step(ablation: Ablation, comparison: Comparison, store: Store) -> str:
-    """The command that leads to a result, where there is none."""
+    """Sentence with the command to run next, where there is no result."""
     states = sum((Counter(row.states) for row in comparison.rows), Counter[str]())
     command, open_ = ablation.command("run", store), states["pending"] + states["interrupted"]
     if states["running"] and not open_:

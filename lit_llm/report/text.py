@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers, durations and dates as text."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def span(numbers: Sequence[int], what: str) -> str:
 
 
 def count(number: float) -> str:
-    """Counts of parameters and tokens, where a billion is B: 8.72B, 360k."""
+    """A count of parameters or tokens, with B for a billion: 8.72B, 360k."""
     return short(number).replace("G", "B").replace("P", "Q")
 
 
@@ -79,7 +79,7 @@ def p_value(p: float | None) -> str:
 
 
 def about(seconds: float) -> str:
-    """A duration as one speaks of it: 4.2 s, 2.4 min, 3.1 h, 12 days, 3.4 years."""
+    """A rounded duration: 4.2 s, 2.4 min, 3.1 h, 12 days, 3.4 years."""
     for unit, size, most in (("s", 1, 99.5), ("min", 60, 99.5), ("h", 3600, 48), ("days", 86400, 730)):
         if seconds < most * size:
             return f"{seconds / size:.2g} {unit}"

@@ -17,7 +17,7 @@ from rich.console import Console
 from lit_llm.config.problems import InputError
 from lit_llm.report.pages.study import write_report
 from lit_llm.report.paper import paper_tables, printed_answer, printed_study, printed_tables
-from lit_llm.report.summary import compared
+from lit_llm.report.summary import render_study
 from lit_llm.report.tables.table import in_latex, in_markdown
 from lit_llm.statistics.comparison import Comparison
 from lit_llm.statistics.estimates import Estimate
@@ -66,7 +66,7 @@ def folder(study: Study) -> Path:
 def seen(study: Study, width: int) -> list[str]:
     """The lines of the terminal."""
     console = Console(width=width, file=io.StringIO(), record=True)
-    console.print(compared(study[0], study[2], width, study[3]))
+    console.print(render_study(study[0], study[2], width, study[3]))
     return console.export_text().splitlines()
 
 

@@ -1,4 +1,4 @@
-"""All studies of a store: what each asked and found, and what share of their findings is expected to be false."""
+"""All studies of a store: their questions and answers, and the expected share of false discoveries."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lit_llm.store.store import Store, finite, is_running, read_json
 from lit_llm.studies.stored import STORED, SWEEP
 
 ANSWER, COMPARISON = "answer.json", "comparison.json"
-"""What a study's report, its comparison and a sweep leave in their folders for programs."""
+"""Files for programs that a report and a comparison write into a study's folder."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class StudyEntry:
     study: str
     question: str
     states: Mapping[str, int]
-    """Runs by state, at the last comparison where there was one; none of a sweep."""
+    """{state: number of runs} at the last comparison if there was one; empty for a sweep."""
     date: float
-    """Of that comparison, else of its beginning, in seconds since 1970."""
+    """Time of that comparison, else of the study's begin, in seconds since 1970."""
     answer: str
-    """First sentence of its last report; empty where none was written."""
+    """First sentence of the last report; empty without a report."""
     running: bool = False
     """Whether a process runs it now."""
     is_sweep: bool = False
@@ -52,15 +52,15 @@ class StudyEntry:
 
 @dataclass(frozen=True)
 class Studies:
-    """What a store's studies say together."""
+    """All studies of a store, and their false discoveries."""
 
     entries: tuple[StudyEntry, ...]
     discoveries: FalseDiscoveries
     problems: tuple[str, ...]
-    """Files that cannot be read; what they hold is in no number."""
+    """Messages on files that cannot be read, whose content is in no number."""
 
     def as_json(self) -> dict[str, Any]:
-        """What `studies --json` prints. Keys may be added, none is renamed."""
+        """Output of `studies --json`. Keys may be added, none is renamed."""
         return {
             "studies": [entry.as_json() for entry in self.entries],
             "false_discoveries": discoveries_json(self.discoveries),
@@ -68,14 +68,16 @@ class Studies:
         }
 
 
-def discoveries_json(found: FalseDiscoveries) -> dict[str, Any]:
-    """Counts and the expected share; every called difference with its p and q."""
-    called = [{"study": test.study, "arm": test.arm, "p": test.p, "q": q} for test, q in found.q_values if test.called]
+def discoveries_json(discoveries: FalseDiscoveries) -> dict[str, Any]:
+    """Counts and expected share of false discoveries, and every called difference with its p and q."""
+    called = [
+        {"study": test.study, "arm": test.arm, "p": test.p, "q": q} for test, q in discoveries.q_values if test.called
+    ]
     return {
-        "studies": found.studies,
-        "tested": found.tested,
-        "called": found.called,
-        "expected_false": found.expected_false,
+        "studies": discoveries.studies,
+        "tested": discoveries.tested,
+        "called": discoveries.called,
+        "expected_false": discoveries.expected_false,
         "differences": called,
     }
 
@@ -89,15 +91,15 @@ def studies_of(store: Store) -> Studies:
         if comparison is None:
             continue
         try:
-            mine = [*_tests(file.parent.name, comparison)]
+            study_tests = [*_tests(file.parent.name, comparison)]
             states = Counter[str]()
             for row in comparison["rows"]:
                 states.update(row["states"])
         except (LookupError, TypeError, ValueError, AttributeError):
             problems.append(f"{file} is no comparison that this version reads")
             continue
-        for key, test in mine:
-            # The same runs compared in another study are the same test; a called one says the more.
+        for key, test in study_tests:
+            # The same runs compared in several studies are one test, called if any study calls it.
             if key not in tests or test.called:
                 tests[key] = test
         entries.append(_entry(file, states, problems))
@@ -113,10 +115,10 @@ def studies_of(store: Store) -> Studies:
 
 
 def _states(store: Store, kept: Mapping[str, Any]) -> Counter[str]:
-    """The runs by state of a study that was never compared, as its store keeps it."""
+    """Runs by state of a study that was never compared. kept: its stored file."""
     runs = [stages.values() for seeds in kept.get("stages", {}).values() for stages in seeds.values()]
-    found = [[store.stage(name).status()["state"] for name in names] for names in runs]
-    return Counter(next((state for state in states if state != "done"), "done") for states in found)
+    by_run = [[store.stage(name).status()["state"] for name in names] for names in runs]
+    return Counter(next((state for state in states if state != "done"), "done") for states in by_run)
 
 
 def _entry(
@@ -126,8 +128,8 @@ def _entry(
     answered = _read(folder / ANSWER, problems) if (folder / ANSWER).exists() else None
     planned = _read(folder / "plan.json", problems) if (folder / "plan.json").exists() else None
     sentences = (answered or {}).get("answer") or [""]
-    known = answered or planned or (kept or {}).get("study")
-    question = known.get("question", "") if isinstance(known, dict) else (kept or {}).get("question", "")
+    source = answered or planned or (kept or {}).get("study")
+    question = source.get("question", "") if isinstance(source, dict) else (kept or {}).get("question", "")
     return StudyEntry(
         folder.name,
         str(question),
@@ -140,19 +142,19 @@ def _entry(
 
 
 def _tests(study: str, comparison: Mapping[str, Any]) -> Iterator[tuple[tuple[Any, ...], DifferenceTest]]:
-    """The differences of one study's arms that have a p-value, each with what tells it from those of other studies."""
+    """(key, test) of each of a study's differences with a p-value; tests of the same runs have the same key."""
     in_rounds, corrected = comparison.get("bias_adjusted") is not None, comparison.get("correction", "none") != "none"
     arms = sum(row["arm"] != row["baseline"] for row in comparison["rows"])
     means = {row["arm"]: (row["mean"], row["deviation"]) for row in comparison["rows"]}
     for row in comparison["rows"]:
         d, p = row.get("difference"), row.get("p")
         if not d or p is None or not d.get("error"):
-            continue  # a baseline, one seed, or an arm that is the baseline to the last bit
+            continue  # a baseline, one seed, or an arm equal to its baseline
         if row.get("verdict") == LOST:
-            continue  # its p is of the seeds that did not diverge
-        # All tests are corrected together, so none is corrected for the arms of its study before.
+            continue  # its p is only of the seeds that did not diverge
+        # All tests are corrected together, so the correction for the arms of a study is undone.
         if corrected and in_rounds:
-            p = p / arms if p < 1 else p  # an equal share of the level for each arm; of 1, the share is not known
+            p = p / arms if p < 1 else p  # undo the equal share of each arm; a p of 1 may have been cut
         elif corrected:
             p = Difference(**{field.name: d[field.name] for field in fields(Difference) if field.name in d}).p()
         base = means.get(row["baseline"])
@@ -160,46 +162,46 @@ def _tests(study: str, comparison: Mapping[str, Any]) -> Iterator[tuple[tuple[An
         yield key, DifferenceTest(study, row["arm"], min(1.0, float(p)), row.get("verdict") or "")
 
 
-def discoveries_line(found: FalseDiscoveries) -> str:
-    """One sentence; empty where nothing was tested."""
-    if not found.tested:
+def discoveries_line(discoveries: FalseDiscoveries) -> str:
+    """One sentence on false discoveries; empty where nothing was tested."""
+    if not discoveries.tested:
         return ""
-    over = f"this store: {text.several(found.tested, 'difference')} tested in {found.studies} "
-    over += "study" if found.studies == 1 else "studies"
-    if found.expected_false is None:
+    over = f"this store: {text.several(discoveries.tested, 'difference')} tested in {discoveries.studies} "
+    over += "study" if discoveries.studies == 1 else "studies"
+    if discoveries.expected_false is None:
         return f"{over}, none called (effects of factors are not counted)"
-    number = found.called * found.expected_false
+    called, share = discoveries.called, discoveries.expected_false
     return (
-        f"{over}, {found.called:,} called; of these up to {found.expected_false:.1%} ({number:.2g}) are expected to be "
+        f"{over}, {called:,} called; of these up to {share:.1%} ({called * share:.2g}) are expected to be "
         "false (Benjamini-Hochberg over all; effects of factors are not counted)"
     )
 
 
-def studies_table(found: Studies) -> Table:
+def studies_table(studies: Studies) -> Table:
     """A row for each study."""
     rows = [
         [
             entry.study,
             entry.question,
-            _said(entry),
+            _format_states(entry),
             text.utc(entry.date).removesuffix(" UTC"),
             entry.answer or "–",
         ]
-        for entry in found.entries
+        for entry in studies.entries
     ]
-    line = discoveries_line(found.discoveries)
-    notes = (*[line] * bool(line), *found.problems)
+    line = discoveries_line(studies.discoveries)
+    notes = (*[line] * bool(line), *studies.problems)
     return Table("studies", "", ["study", "question", "runs", "date (UTC)", "answer"], rows, 5, notes, 5)
 
 
-def _said(entry: StudyEntry) -> str:
+def _format_states(entry: StudyEntry) -> str:
     counts = ", ".join(f"{number} {state.replace('_', ' ')}" for state, number in entry.states.items())
     states = "a sweep" if entry.is_sweep else counts
     return f"running: {states}" if entry.running else states
 
 
 def answer_json(study: str, question: str, answer: Sequence[str]) -> str:
-    """What a report leaves for `studies_of`."""
+    """Content of the file that a report writes for `studies_of`."""
     content = {"study": study, "question": question, "answer": list(answer), "written": round(time.time(), 3)}
     return json.dumps(finite(content), indent=1, ensure_ascii=False) + "\n"
 

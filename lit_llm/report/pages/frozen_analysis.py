@@ -1,4 +1,4 @@
-"""The frozen analysis in words: one line for the terminal, and every change for the page."""
+"""The frozen analysis in sentences: one line for the terminal, and every change for the page."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from lit_llm.statistics.estimates import joined
 from lit_llm.studies.analysis_plan import Change, Registration
 
 NAMED = 3
-"""Arms that a sentence names."""
+"""Largest number of arms that a sentence names."""
 
 
 def summary(registration: Registration | None) -> str:
-    """One line: the hash, when it was frozen, whether it was changed since, and how often it was looked at."""
+    """One line: hash, date of freezing, later changes, and number of looks at the comparison."""
     if registration is None:
         return ""
-    said = [_frozen(registration)]
+    clauses = [_frozen(registration)]
     if registration.changes:
-        seen = [change for change in registration.changes if change.finished]
-        keys = ", ".join(dict.fromkeys(key for change in seen or registration.changes for key in change.changes))
-        after = f"after {text.several(max(c.finished for c in seen), 'result')}" if seen else "before any result"
-        said.append(f"CHANGED {after}: {keys}" if seen else f"changed {after}: {keys}")
-    said.append(f"{text.several(len(registration.interims), 'look')} at the comparison")
-    said += registration.problems
-    return "; ".join(said)
+        late = [change for change in registration.changes if change.finished]
+        keys = ", ".join(dict.fromkeys(key for change in late or registration.changes for key in change.changes))
+        after = f"after {text.several(max(c.finished for c in late), 'result')}" if late else "before any result"
+        clauses.append(f"CHANGED {after}: {keys}" if late else f"changed {after}: {keys}")
+    clauses.append(f"{text.several(len(registration.looks), 'look')} at the comparison")
+    clauses += registration.problems
+    return "; ".join(clauses)
 
 
 def details(registration: Registration | None) -> list[str]:
-    """A sentence for the freezing, each change, and the looks; none where nothing was frozen."""
+    """Sentences on the freezing, each change, and the looks; none where nothing was frozen."""
     return [*_details(registration)] if registration is not None else []
 
 

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 PIXELS_PER_INCH = 150
-"""A figure is shown at most this large; a printed page's text is 6.9 inches wide."""
+"""Largest scale of a figure; the text of a printed page is 6.9 inches wide."""
 LEAST_PER_INCH = 88
-"""And at least so large: its smallest letters, of 6.5 points, are 8 pixels high."""
+"""Smallest scale of a figure: its smallest letters, of 6.5 points, are 8 pixels high."""
 
 
 @dataclass(frozen=True)
@@ -28,21 +28,21 @@ class Embedded:
     name: str
     caption: str
     address: str
-    """A data: address that holds all of it."""
+    """A data: URL with the whole figure."""
     width: int
-    """At most, in CSS pixels."""
+    """Largest width, in CSS pixels."""
     least: int
-    """Of pixels that it can be read at."""
+    """Smallest legible width, in CSS pixels."""
 
     @classmethod
     def of(cls, name: str, caption: str, file: Path, inches: float) -> Embedded:
-        """file: an .svg or a .png; inches: how wide it was drawn."""
+        """The figure of a file. file: an .svg or a .png; inches: width at which it was drawn."""
         kind = {".svg": "svg+xml", ".png": "png"}[file.suffix]
-        held = base64.b64encode(file.read_bytes()).decode()
+        data = base64.b64encode(file.read_bytes()).decode()
         return cls(
             name,
             caption,
-            f"data:image/{kind};base64,{held}",
+            f"data:image/{kind};base64,{data}",
             round(inches * PIXELS_PER_INCH),
             round(inches * LEAST_PER_INCH),
         )
@@ -50,7 +50,7 @@ class Embedded:
 
 @dataclass(frozen=True)
 class Code:
-    """Text that is shown as it is."""
+    """Preformatted text."""
 
     title: str
     text: str
@@ -58,10 +58,10 @@ class Code:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page; what it holds comes in this order."""
+    """A part of the page, with its content in the order of the fields."""
 
     name: str
-    """Of its place: `page.html#name`."""
+    """Anchor: `page.html#name`."""
     title: str
     texts: Sequence[str] = ()
     items: Sequence[str] = ()
@@ -72,19 +72,19 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """What is on it."""
+    """Content of a page."""
 
     title: str
     question: str
     answer: Sequence[str]
     """Sentences, the first of which is the answer."""
     status: str
-    """How far it is and when it was made, in a line."""
+    """Progress and date, in one line."""
     sections: Sequence[Section]
 
 
 def html(page: Page) -> str:
-    """The page; whatever its texts hold is text there, never markup."""
+    """The page as HTML; its texts are escaped."""
     return _template().render(page=page)
 
 
@@ -101,7 +101,7 @@ def _template() -> Template:
 
 
 def marked(text: str) -> Markup:
-    """Escaped, with what stands between backticks as code."""
+    """The text, escaped, with backticked parts as code."""
     from markupsafe import Markup
 
     parts = text.split("`")

@@ -1,4 +1,4 @@
-"""What a study leaves to be read: tables, figures, and a page that holds all of it.
+"""The report of a study: tables, figures, and a page with all of it.
 
 ```
 <store>/studies/<study>/
@@ -28,9 +28,16 @@ from lit_llm.report.figures.study import Drawn, figures_of, write_figures
 from lit_llm.report.pages.all_studies import ANSWER, answer_json
 from lit_llm.report.pages.frozen_analysis import details, summary
 from lit_llm.report.pages.html import Code, Embedded, Page, Section, html
-from lit_llm.report.paper import paper_tables, printed, printed_answer, printed_study, printed_tables, with_names
+from lit_llm.report.paper import paper_tables, printed, printed_answer, printed_study, printed_tables, with_arm_names
 from lit_llm.report.tables.comparison import comparison_tables
-from lit_llm.report.tables.plan import cache_note, costs_table, design_table, differences_table, generates, told
+from lit_llm.report.tables.plan import (
+    cache_note,
+    costs_table,
+    design_table,
+    differences_table,
+    generates,
+    merged_findings,
+)
 from lit_llm.report.tables.table import Link, Table, folded, in_csv, in_latex, in_markdown, without
 from lit_llm.runs.fingerprints import identity_of_data
 from lit_llm.statistics.comparison import Comparison, RunResult
@@ -41,14 +48,14 @@ from lit_llm.studies.plan import Plan
 from lit_llm.studies.runs import Run
 from lit_llm.tracking.mlflow_links import run_addresses
 
-Seen = tuple[Run, RunResult]
-"""A run with what the store knew of it when it was looked at: reading it takes several files."""
+RunWithResult = tuple[Run, RunResult]
+"""A run with its result, which is read once because it takes several files."""
 MOST_NAMED = 6
-"""Arms that a sentence names."""
+"""Largest number of arms that a sentence names."""
 
 
 MOST_RUNS_WITH_PDF = 300
-"""Runs of a study up to which its figures are PDFs too, without being asked for: they double the time of drawing."""
+"""Largest number of runs for which figures are also PDFs by default, which doubles the time of drawing."""
 
 
 def write_report(
@@ -59,10 +66,10 @@ def write_report(
     pdf: bool = False,
     out: Path | None = None,
 ) -> list[Path]:
-    """Write everything that is to be read, of an unfinished study too; returns the files and folders.
+    """Write the report of a study, finished or not; returns the files and folders.
 
-    Of a study without any result nothing is written, and what an earlier report has left stays. Reads results and
-    courses; trains nothing and asks no network.
+    Without any result nothing is written, and the files of an earlier report stay. Reads results and training curves;
+    trains nothing and uses no network.
 
     pdf: write figures as PDF of a large study too; out: the folder to write to, the study's in the store when None.
     """
@@ -74,8 +81,8 @@ def write_report(
     seen = [(run, run.result()) for run in runs]
     drawn = figures_of(ablation, runs, comparison)
     figures, tables = folder / "figures", folder / "tables"
-    for old in (figures, tables) if out is None else ():  # a folder of the user's may hold others
-        shutil.rmtree(old, ignore_errors=True)  # what an earlier look had and this one has not
+    for old in (figures, tables) if out is None else ():  # a folder of the user may have other files
+        shutil.rmtree(old, ignore_errors=True)  # files of an earlier report
     if drawn:
         write_figures(drawn, figures, pdf or len(runs) <= MOST_RUNS_WITH_PDF)
     for table in comparison_tables(comparison):  # with the names that commands take, as in comparison.csv
@@ -85,19 +92,19 @@ def write_report(
         ANSWER: answer_json(ablation.study.study, ablation.study.question, printed_answer(ablation, comparison)),
         "tables.tex": in_latex(paper_tables(ablation, comparison)),
         "runs.csv": runs_csv(seen),
-        "report.html": html(page(plan, seen, comparison, _shown(drawn, figures), store, folder)),
+        "report.html": html(page(plan, seen, comparison, _embedded(drawn, figures), store, folder)),
     }
     for name, content in files.items():
         write_text(folder / name, content)
     return [*(folder / name for name in files), tables, *[figures] * bool(drawn)]
 
 
-def _shown(drawn: Sequence[Drawn], figures: Path) -> list[Embedded]:
+def _embedded(drawn: Sequence[Drawn], figures: Path) -> list[Embedded]:
     return [Embedded.of(one.name, one.caption, figures / f"{one.name}.svg", one.figure.get_figwidth()) for one in drawn]
 
 
 def markdown_of(ablation: Ablation, comparison: Comparison, registration: Registration | None = None) -> str:
-    """Question, answer, tables, and what became of the frozen analysis."""
+    """Question, answer, tables, and changes of the frozen analysis."""
     study = ablation.study
     head = "\n".join(
         [
@@ -113,8 +120,8 @@ def markdown_of(ablation: Ablation, comparison: Comparison, registration: Regist
     return "\n\n".join([head.rstrip(), *tables, *[frozen] * (registration is not None)]) + "\n"
 
 
-def runs_csv(seen: Sequence[Seen]) -> str:
-    """A line for each run, with all its metrics; empty where there is no number."""
+def runs_csv(seen: Sequence[RunWithResult]) -> str:
+    """A line for each run, with all its metrics; a field without a number is empty."""
     rows = []
     for run, result in seen:
         head = {"arm": run.arm.name, "baseline": run.arm.baseline, "seed": run.seed, **run.arm.levels}
@@ -133,25 +140,25 @@ def runs_csv(seen: Sequence[Seen]) -> str:
 
 def page(
     plan: Plan,
-    seen: Sequence[Seen],
+    seen: Sequence[RunWithResult],
     comparison: Comparison,
-    shown: Sequence[Embedded],
+    embedded: Sequence[Embedded],
     store: Store,
     folder: Path | None = None,
 ) -> Page:
-    """Question, answer, results, design, runs, and how to reproduce them. folder: where it will lie."""
+    """The page: question, answer, results, design, runs, commands. folder: the folder of its file."""
     study = plan.ablation.study
     registration = registration_of(store.study(study.study))
     results = Section("results", "Results", tables=printed_tables(plan.ablation, comparison))
-    figures = Section("figures", "Figures", figures=shown)
+    figures = Section("figures", "Figures", figures=embedded)
     return Page(
         study.study,
         study.question,
         printed_answer(plan.ablation, comparison),
-        " ".join([_how_far(seen, comparison), *[f"{summary(registration)}."] * (registration is not None)]),
+        " ".join([_status_line(seen, comparison), *[f"{summary(registration)}."] * (registration is not None)]),
         [
             results,
-            *[figures] * bool(shown),
+            *[figures] * bool(embedded),
             _design(plan, comparison, registration),
             _runs(plan.ablation, seen, comparison, store, folder or store.study(study.study)),
             _reproduce(plan.ablation, seen, store),
@@ -159,21 +166,21 @@ def page(
     )
 
 
-def _how_far(seen: Sequence[Seen], comparison: Comparison) -> str:
+def _status_line(seen: Sequence[RunWithResult], comparison: Comparison) -> str:
     count = Counter(result.state for _, result in seen)
-    states = ", ".join(f"{number:,} {_word(state)}" for state, number in count.most_common())
+    states = ", ".join(f"{number:,} {_state_words(state)}" for state, number in count.most_common())
     arms = text.several(len(comparison.rows), "arm")
     finished = [result.result["finished"] for _, result in seen if result.result.get("finished")]
     latest = f"; the last result is of {text.utc(max(finished))}" if finished else ""
     return f"{arms}, {text.several(len(seen), 'run')}: {states}{latest}; written {text.utc(time.time())}."
 
 
-def _word(state: str) -> str:
+def _state_words(state: str) -> str:
     return state.replace("_", " ")
 
 
 def _design(plan: Plan, comparison: Comparison, registration: Registration | None) -> Section:
-    """What was varied, what was held equal, and what that cost."""
+    """Section on the varied factors, the controlled settings, and the costs."""
     study, texts = plan.ablation.study, []
     if len(plan.arms) > 1:
         texts.append(
@@ -191,41 +198,43 @@ def _design(plan: Plan, comparison: Comparison, registration: Registration | Non
     if any(generates(planned.arm) for planned in plan.arms):
         texts.append(cache_note(plan))
     allowed = [f"allowed: {rule.key}, because {rule.because}" for rule in study.allow]
-    findings = [f"{kind.replace('_', '-')}: {message}" for kind, message in told(plan.findings)]
+    findings = [f"{kind.replace('_', '-')}: {message}" for kind, message in merged_findings(plan.findings)]
     nothing = ["The audit had nothing to say."] if len(plan.arms) > 1 and not findings else []
     costs = costs_table(plan)
     empty = {name for at, name in enumerate(costs.head) if all(row[at] == "–" for row in costs.rows)}
     measured = Table(costs.name, "what each arm costs", *without(empty, costs.head, costs.rows), costs.first)
     design, names = design_table(plan), printed_study(plan.ablation, comparison).names
     several = [differences_table(plan)] * (len(plan.arms) > 1)
-    spelled = printed(with_names(measured, names), names)
+    spelled = printed(with_arm_names(measured, names), names)
     tables = [folded(table) for table in ([design] if design else []) + [spelled, *several]]
     items = [*details(registration), *allowed, *findings, *nothing]
     return Section("design", "Design, and what was controlled", texts, items, tables)
 
 
-def _runs(ablation: Ablation, seen: Sequence[Seen], comparison: Comparison, store: Store, folder: Path) -> Section:
-    """What is missing and why; then every run with where it lies."""
-    lost, texts = _lost(seen, folder), [*_lacking(ablation, seen, store)]
-    known = run_addresses(store.root / "mlflow.db", ablation.study.study)
-    head = ["run", "state", comparison.metric, "steps", "stage", *["MLflow"] * bool(known)]
+def _runs(
+    ablation: Ablation, seen: Sequence[RunWithResult], comparison: Comparison, store: Store, folder: Path
+) -> Section:
+    """Section on missing runs and their errors, then on every run with links to its files."""
+    lost, texts = _lost_rows(seen, folder), [*_missing_sentences(ablation, seen, store)]
+    addresses = run_addresses(store.root / "mlflow.db", ablation.study.study)
+    head = ["run", "state", comparison.metric, "steps", "stage", *["MLflow"] * bool(addresses)]
     rows = []
     for run, result in seen:
-        address = known.get((run.arm.name, str(run.seed)))
-        row = [run.name, _word(result.state), text.value(result.metric(comparison.metric))]
-        row += [str(result.result.get("steps", "–")), _in_store(run.last, run.last.fingerprint, folder)]
-        rows.append([*row, *[Link("open", address) if address else "–"] * bool(known)])
+        address = addresses.get((run.arm.name, str(run.seed)))
+        row = [run.name, _state_words(result.state), text.value(result.metric(comparison.metric))]
+        row += [str(result.result.get("steps", "–")), _stage_link(run.last, run.last.fingerprint, folder)]
+        rows.append([*row, *[Link("open", address) if address else "–"] * bool(addresses)])
     notes = [
         "stages are linked to the store that this file lies in",
-        *["MLflow answers while `lit-llm ui` runs"] * bool(known),
+        *["MLflow answers while `lit-llm ui` runs"] * bool(addresses),
     ]
     every = folded(Table("runs", "all runs", head, rows, len(head), tuple(notes), left=2))
     tables = [Table("missing", "what did not end well", ["run", "state", "why", "log"], lost, 4, left=4)] * bool(lost)
     return Section("runs", "Runs", texts or ["All runs are done."], tables=[*tables, every])
 
 
-def _lacking(ablation: Ablation, seen: Sequence[Seen], store: Store) -> Iterator[str]:
-    """What has not been run, and the command that would."""
+def _missing_sentences(ablation: Ablation, seen: Sequence[RunWithResult], store: Store) -> Iterator[str]:
+    """Sentences on runs that have not ended, with the command that runs them."""
     command = ablation.command("run", store)
     pending = Counter(run.arm.name for run, result in seen if result.state == "pending")
     states = {result.state for _, result in seen}
@@ -240,30 +249,30 @@ def _lacking(ablation: Ablation, seen: Sequence[Seen], store: Store) -> Iterator
         yield f"`{command} --rerun failed` tries those that failed again."
 
 
-def _lost(seen: Sequence[Seen], folder: Path) -> list[list[str]]:
-    """Runs that ended without a value, the last line of what went wrong, and where their log is."""
+def _lost_rows(seen: Sequence[RunWithResult], folder: Path) -> list[list[str]]:
+    """Rows of runs that ended without a value, with the last line of the error and a link to the log."""
     rows = []
     for run, result in seen:
         if result.state in ("done", "pending", "running"):
             continue
         step = run.current()
         why = (step.status().get("error") or "").strip().splitlines() or ["–"]
-        log = _in_store(step.stage, step.stage.log_file.name, folder) if step.stage.log_file.exists() else "–"
-        rows.append([run.name, _word(result.state), why[-1], log])
+        log = _stage_link(step.stage, step.stage.log_file.name, folder) if step.stage.log_file.exists() else "–"
+        rows.append([run.name, _state_words(result.state), why[-1], log])
     return rows
 
 
-def _in_store(stage: Stage, file: str, folder: Path) -> Link:
-    """As seen from the page's folder; of a page in the store it works wherever the store is moved."""
+def _stage_link(stage: Stage, file: str, folder: Path) -> Link:
+    """Link to a stage's file, relative to the page's folder, so that a store can be moved."""
     inside = "" if file == stage.fingerprint else file
     return Link(file, f"{quote(os.path.relpath(stage.folder, folder.absolute()))}/{inside}")
 
 
-ORIGIN = ("version", "code", "torch", "python", "device", "precision", "kernels", "threads")
+PROVENANCE = ("version", "code", "torch", "python", "device", "precision", "kernels", "threads")
 
 
-def _reproduce(ablation: Ablation, seen: Sequence[Seen], store: Store) -> Section:
-    """Commands, the versions that the results are of, and the study's file."""
+def _reproduce(ablation: Ablation, seen: Sequence[RunWithResult], store: Store) -> Section:
+    """Section with the commands, the versions of the results, and the study's file."""
     commands = [ablation.command(name, store) for name in ("plan", "run", "report")]
     tables = [Table("versions", "what the results are of", ["", "value"], list(_versions(ablation, seen)), 2, left=2)]
     codes = [Code("commands", "\n".join(commands))]
@@ -272,16 +281,16 @@ def _reproduce(ablation: Ablation, seen: Sequence[Seen], store: Store) -> Sectio
     return Section("reproduce", "Reproduce", tables=tables, codes=codes)
 
 
-def _versions(ablation: Ablation, seen: Sequence[Seen]) -> Iterator[list[str]]:
-    """Each value that any finished result has; more than one says that results of several origins are there."""
-    found: dict[str, dict[str, None]] = {}
+def _versions(ablation: Ablation, seen: Sequence[RunWithResult]) -> Iterator[list[str]]:
+    """Rows of the results' provenance; a row has several values where results differ."""
+    values: dict[str, dict[str, None]] = {}
     for _, result in seen:
         for origin in result.result.get("origins", ()):
-            for key in ORIGIN:
+            for key in PROVENANCE:
                 if origin.get(key) is not None:
-                    found.setdefault(key, {})[str(origin[key])] = None
-    for key in ORIGIN:
-        if key in found:
-            yield [{"version": "lit-llm", "code": "digest of its code"}.get(key, key), ", ".join(found[key])]
+                    values.setdefault(key, {})[str(origin[key])] = None
+    for key in PROVENANCE:
+        if key in values:
+            yield [{"version": "lit-llm", "code": "digest of its code"}.get(key, key), ", ".join(values[key])]
     digests = dict.fromkeys(identity_of_data(arm.experiment).digest for arm in ablation.arms)
     yield ["digest of the text", ", ".join(digests)]

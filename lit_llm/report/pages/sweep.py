@@ -1,4 +1,4 @@
-"""What a sweep leaves to be read: its figures, its tables, and a page that holds them."""
+"""The report of a sweep: figures, tables, and a page with both."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lit_llm.sweeps.trial import Trial
 from lit_llm.sweeps.trials import Trials
 
 WIDE = 7.0
-"""Inches at which Optuna's figures are shown."""
+"""Width of Optuna's figures in the page, in inches."""
 
 
 def write_sweep_report(
@@ -37,14 +37,14 @@ def write_sweep_report(
     tables = [*sweep_tables(search, summaries), trials_table(search, trials)]
     for table in tables:
         write_text(folder / "tables" / f"{table.name}.csv", in_csv(table))
-    said = sweep_answer(search, summaries)
-    head = "\n\n".join([f"# {search.name}", *map(markdown_text, (search.sweep.question, *said))])
+    sentences = sweep_answer(search, summaries)
+    head = "\n\n".join([f"# {search.name}", *map(markdown_text, (search.sweep.question, *sentences))])
     write_text(folder / "sweep.md", "\n\n".join([head, *map(in_markdown, tables)]) + "\n")
     drawn = write_figures(search, storage, folder / "figures")
-    shown = [Embedded.of(path.stem, caption, path, WIDE) for path, caption in drawn.items()]
+    figures = [Embedded.of(path.stem, caption, path, WIDE) for path, caption in drawn.items()]
     winners = store.study(confirmation_name(search)) / "report.html"
-    *found, every = tables
-    fresh = Table(
+    *results, every = tables
+    confirmation = Table(
         "winners",
         "",
         ["study of the winners"],
@@ -55,12 +55,12 @@ def write_sweep_report(
     page = Page(
         search.name,
         search.sweep.question,
-        said,
+        sentences,
         f"{text.several(len(trials), 'trial')}; written {text.utc(time.time())}.",
         [
-            Section("results", "Results", tables=found),
-            *[Section("winners", "Over fresh seeds", tables=[fresh])] * winners.exists(),
-            *[Section("figures", "Figures", figures=shown)] * bool(shown),
+            Section("results", "Results", tables=results),
+            *[Section("winners", "Over fresh seeds", tables=[confirmation])] * winners.exists(),
+            *[Section("figures", "Figures", figures=figures)] * bool(figures),
             Section("trials", "Trials", tables=[folded(every)]),
             Section("reproduce", "Reproduce", codes=[Code("commands", "\n".join(commands))]),
         ],
@@ -69,21 +69,21 @@ def write_sweep_report(
 
 
 def sweep_answer(search: Search, summaries: Sequence[Summary]) -> list[str]:
-    """What was found, and what it does not say."""
+    """Sentences on the best trials, and their limits."""
     return [*_answer(search, summaries)]
 
 
 def _answer(search: Search, summaries: Sequence[Summary]) -> Iterator[str]:
     goal, names = search.goals[0], names_of(search)
-    known = [(found, found.best) for found in summaries if found.best is not None and found.best.values]
-    if not known:
+    finished = [(each, each.best) for each in summaries if each.best is not None and each.best.values]
+    if not finished:
         yield "Nothing is found yet: no trial is done."
         return
     clauses = []
-    for found, best in known:
+    for each, best in finished:
         assert best.values is not None
-        own = f" ({text.value(found.own.values[0])} at its own setting)" if found.own and found.own.values else ""
-        clauses.append(f"{found.arm} {text.value(best.values[0])} with {setting(best.point, names)}{own}")
+        default = f" ({text.value(each.own.values[0])} at its own setting)" if each.own and each.own.values else ""
+        clauses.append(f"{each.arm} {text.value(best.values[0])} with {setting(best.point, names)}{default}")
     yield f"Best {goal}: {'; '.join(clauses)}."
     yield (
         "The best of many trials is partly the luckiest: what settings are worth is said by the study of the winners, "

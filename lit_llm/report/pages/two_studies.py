@@ -1,4 +1,4 @@
-"""Two studies, side by side: `lit-llm report A B`."""
+"""Two studies side by side: `lit-llm report A B`."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ from lit_llm.studies.stored import open_study, version_of
 
 @dataclass(frozen=True)
 class Loaded:
-    """A study with what its finished runs say."""
+    """A study with the results of its finished runs."""
 
     ablation: Ablation
     comparison: Comparison
     values: Mapping[str, Mapping[int, float]]
     noise: Noise
     texts: frozenset[str]
-    """Digests of what its arms read."""
+    """Digests of the texts that its arms read."""
 
 
 NAMED = 3
-"""Arms that a sentence names."""
+"""Largest number of arms that a sentence names."""
 MOST_KEYS = 12
-"""Keys that are listed of a single arm."""
+"""Largest number of keys that are listed for an arm."""
 
 
 def load_two(first: str, second: str, overrides: Sequence[str], store: Store) -> TwoStudies:
-    """What is finished of both. Raises InputError where they have nothing that can be compared."""
+    """Compare the finished runs of two studies. Raises InputError where they have nothing to compare."""
     pair = (_load(first, overrides, store), _load(second, overrides, store))
     one, other = (loaded.ablation for loaded in pair)
     names = [{arm.name: arm for arm in ablation.arms} for ablation in (one, other)]
@@ -72,7 +72,7 @@ def load_two(first: str, second: str, overrides: Sequence[str], store: Store) ->
         (pair[0].values, pair[1].values),
         differs,
         (pair[0].noise, pair[1].noise),
-        same_documents=len(pair[0].texts | pair[1].texts) == 1,  # as far as their text tells
+        same_documents=len(pair[0].texts | pair[1].texts) == 1,  # as far as the digests show
     )
 
 
@@ -86,13 +86,13 @@ def _load(file: str, overrides: Sequence[str], store: Store) -> Loaded:
 
 
 def two_answer(pair: TwoStudies) -> list[str]:
-    """Do they agree, on what, and by how much the differences have changed."""
+    """Sentences on the agreement of two studies, and on the differences that changed."""
     return [*_answer(pair)]
 
 
 def _answer(pair: TwoStudies) -> Iterator[str]:
     count = Counter(agreement.says for agreement in pair.agreements)
-    known = sum(number for says, number in count.items() if says != "one is missing")
+    compared = sum(number for agreement, number in count.items() if agreement != "one is missing")
     words = {
         "the same": "they show the same of {}",
         "the opposite": "the opposite of {}",
@@ -101,11 +101,11 @@ def _answer(pair: TwoStudies) -> Iterator[str]:
         "compatible": "one of them shows a difference of {}, and a change between them is not shown",
         "neither": "neither shows one of {}",
     }
-    told = [how.format(count[says]) for says, how in words.items() if count[says]]
-    if not known:
+    clauses = [clause.format(count[agreement]) for agreement, clause in words.items() if count[agreement]]
+    if not compared:
         yield f"Nothing can be said yet: {pair.names[0]} and {pair.names[1]} have no arm that is compared in both."
     else:
-        yield f"In {pair.metric}, of {text.several(known, 'arm')} compared in both studies: {'; '.join(told)}."
+        yield f"In {pair.metric}, of {text.several(compared, 'arm')} compared in both studies: {'; '.join(clauses)}."
     if pair.arms.rank_correlation is not None:
         yield f"Rank correlation of the arms' means (Spearman): {pair.arms.rank_correlation:+.2f}."
     tested = [(row.arm, row.change) for row in pair.arms.rows if row.change is not None and row.change.error]
@@ -117,16 +117,16 @@ def _answer(pair: TwoStudies) -> Iterator[str]:
 
 
 def two_tables(pair: TwoStudies) -> list[Table]:
-    """The common arms, and the keys that differ."""
+    """Tables of the common arms, and of the keys that differ."""
     return [_arms(pair), *_keys(pair)]
 
 
 def _arms(pair: TwoStudies) -> Table:
-    says = {agreement.arm: agreement for agreement in pair.agreements}
+    agreements = {agreement.arm: agreement for agreement in pair.agreements}
     head = ["arm", *pair.names, *(f"{name}, difference" for name in pair.names), "changed by"]
     rows = []
     for row in pair.arms.rows:
-        agreement = says.get(row.arm)
+        agreement = agreements.get(row.arm)
         empty = "baseline" if row.arm in pair.references else "–"
         rows.append(
             [
@@ -157,15 +157,22 @@ def _arms(pair: TwoStudies) -> Table:
 
 
 def _keys(pair: TwoStudies) -> Iterator[Table]:
-    """The keys in which all common arms differ alike, once; then those of single arms."""
+    """Table of the keys that differ: first those that differ alike in all common arms, then those of single arms."""
     common = [row.arm for row in pair.arms.rows]
-    found = {arm: {k: [*map(_value, values)] for k, values in pair.differs.get(arm, {}).items()} for arm in common}
+    values_of_arm = {
+        arm: {k: [*map(_value, values)] for k, values in pair.differs.get(arm, {}).items()} for arm in common
+    }
     first = common[0]
-    shared = [key for key, values in found[first].items() if all(found[arm].get(key) == values for arm in common)]
-    rows = [["all" if len(common) > 1 else first, key, *found[first][key]] for key in shared]
+    shared = [
+        key
+        for key, values in values_of_arm[first].items()
+        if all(values_of_arm[arm].get(key) == values for arm in common)
+    ]
+    rows = [["all" if len(common) > 1 else first, key, *values_of_arm[first][key]] for key in shared]
     for arm in common:
-        own = [[arm, key, *values] for key, values in found[arm].items() if key not in shared]
-        rows += own[:MOST_KEYS] + [[arm, f"and {len(own) - MOST_KEYS} more keys", "", ""]] * (len(own) > MOST_KEYS)
+        single = [[arm, key, *values] for key, values in values_of_arm[arm].items() if key not in shared]
+        more = len(single) - MOST_KEYS
+        rows += single[:MOST_KEYS] + [[arm, f"and {more} more keys", "", ""]] * (more > 0)
     if rows:
         yield Table("differs", "what differs between the studies", ["arm", "key", *pair.names], rows, 4, left=4)
 
@@ -175,7 +182,7 @@ def _value(value: Any) -> str:
 
 
 def render_two_studies(pair: TwoStudies, width: int) -> RenderableType:
-    """For the terminal."""
+    """Two studies for the terminal."""
     head = Text(" and ".join(pair.names), style="bold")
     first, *further = two_answer(pair)
     return Group(
@@ -184,7 +191,7 @@ def render_two_studies(pair: TwoStudies, width: int) -> RenderableType:
 
 
 def write_two(pair: TwoStudies, files: Sequence[str], store: Store, out: Path | None = None) -> Path:
-    """Write the page into `out`, or the first study's folder. files: of the studies, for the command on it."""
+    """Write the page into `out`, or the first study's folder. files: study files, for the command in the page."""
     arms, *keys = two_tables(pair)
     page = Page(
         f"{pair.names[0]} and {pair.names[1]}",

@@ -10,13 +10,13 @@ from lit_llm.statistics.anova import Anova, Term
 from lit_llm.studies.design.factors import short_names
 
 
-def anova_tables(found: Anova, metric: str, named: bool, hidden: Collection[str] = ()) -> Iterator[Table]:
+def anova_tables(table: Anova, metric: str, named: bool, hidden: Collection[str] = ()) -> Iterator[Table]:
     """F tests of all terms, then each level against the first.
 
-    named: say of which group they are; hidden: columns of the levels that are not asked for.
+    named: whether titles name the group; hidden: columns of the levels to leave out.
     """
-    where = f" in {found.group}" if named else ""
-    short = short_names(list(dict.fromkeys(name for term in found.terms for name in term.factors)))
+    where = f" in {table.group}" if named else ""
+    short = short_names(list(dict.fromkeys(name for term in table.terms for name in term.factors)))
     rows = [
         [
             " × ".join(short[name] for name in term.factors),
@@ -24,12 +24,12 @@ def anova_tables(found: Anova, metric: str, named: bool, hidden: Collection[str]
             text.p_value(term.p) or "–",
             f"{term.share:.0%}",
         ]
-        for term in found.terms
+        for term in table.terms
     ]
-    title = f"factors of {metric}{where}: {found.arms} arms, {text.several(len(found.seeds), 'seed')}"
-    which = f"-{slug(found.group)}" if named else ""
-    yield Table(f"factors{which}", title, ["factor", "F (degrees)", "p", "share"], rows, 4, found.notes)
-    if found.levels:
+    title = f"factors of {metric}{where}: {table.arms} arms, {text.several(len(table.seeds), 'seed')}"
+    which = f"-{slug(table.group)}" if named else ""
+    yield Table(f"factors{which}", title, ["factor", "F (degrees)", "p", "share"], rows, 4, table.notes)
+    if table.levels:
         head = ["factor", "level", "difference [95%]", "p", "verdict"]
         levels = [
             [
@@ -39,7 +39,7 @@ def anova_tables(found: Anova, metric: str, named: bool, hidden: Collection[str]
                 text.p_value(x.p),
                 x.verdict or "",
             ]
-            for x in found.levels
+            for x in table.levels
         ]
         title = f"levels{where}, over all others"
         yield Table(f"levels{which}", title, *without(hidden, head, levels), len(head))

@@ -1,4 +1,4 @@
-"""Tables of what learning rates do: one of the groups, and for each thing that was measured one by learning rate."""
+"""Tables of learning rates: sensitivity of the groups, and each measure by learning rate."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from lit_llm.statistics.learning_rates import LearningRates, LRRow
 from lit_llm.statistics.lr_sensitivity import ArmAtRate, Range, Sensitivity
 
 
-def lr_tables(found: LearningRates, metric: str) -> Iterator[Table]:
+def lr_tables(rates: LearningRates, metric: str) -> Iterator[Table]:
     """Final loss by learning rate, sensitivity and range of each group, then spikes, logits and gradients."""
-    by = f"by {found.factor}"
-    yield _by_lr(found, "metric", f"{metric} {by}", _loss)
-    yield _groups(found, metric)
-    for name, title, shown in (
+    by = f"by {rates.factor}"
+    yield _by_lr(rates, "metric", f"{metric} {by}", _loss)
+    yield _groups(rates, metric)
+    for name, title, cell_text in (
         ("spikes", "loss spikes per run", lambda cell: "–" if cell.spikes is None else f"{cell.spikes:.2g}"),
         ("logits", "largest attention logit of all runs", lambda cell: text.short(cell.max_attention_logit)),
         ("gradients", "largest gradient norm of all runs", lambda cell: text.short(cell.max_grad_norm)),
     ):
-        table = _by_lr(found, name, f"{title}, {by}", shown)
+        table = _by_lr(rates, name, f"{title}, {by}", cell_text)
         if any(value not in ("–", "0") for row in table.rows for value in row[1:]):
             yield table
 
 
-def _by_lr(found: LearningRates, name: str, title: str, shown: Callable[[ArmAtRate], str]) -> Table:
-    lrs = found.lrs
+def _by_lr(rates: LearningRates, name: str, title: str, cell_text: Callable[[ArmAtRate], str]) -> Table:
+    lrs = rates.lrs
     rows = []
-    for row in found.rows:
-        cells = {cell.lr: shown(cell) for cell in row.cells}
+    for row in rates.rows:
+        cells = {cell.lr: cell_text(cell) for cell in row.cells}
         rows.append([row.group, *(cells.get(lr, "–") for lr in lrs)])
     head = ["arm", *(f"{lr:g}" for lr in lrs)]
-    return Table(f"{slug(found.factor)}-{name}", title, head, rows, 1 + (len(lrs) + 1) // 2)
+    return Table(f"{slug(rates.factor)}-{name}", title, head, rows, 1 + (len(lrs) + 1) // 2)
 
 
 def _loss(cell: ArmAtRate) -> str:
-    """`5.123 †1`: the mean of those that did not diverge, and the number of those that did."""
+    """`5.123 †1`: mean over the seeds that did not diverge, and number of seeds that did."""
     parts = [text.value(cell.mean)] * (cell.mean is not None) + [f"†{len(cell.diverged)}"] * bool(cell.diverged)
     return " ".join(parts)
 
@@ -44,12 +44,12 @@ def _loss(cell: ArmAtRate) -> str:
 GROUPS = ("arm", "LR sensitivity [95%]", "difference [95%]", "baseline", "best lr", "range", "decades", "capped")
 
 
-def _groups(found: LearningRates, metric: str) -> Table:
-    """With which group one is compared is said where that is not the same for all."""
-    hidden = {"baseline"} if len({row.baseline for row in found.rows}) == 1 else set()
-    head, rows = without(hidden, GROUPS, [_group(row) for row in found.rows])
-    title = f"sensitivity of {metric} to {found.factor}"
-    return Table(f"{slug(found.factor)}-sensitivity", title, head, rows, head.index("best lr"), found.notes)
+def _groups(rates: LearningRates, metric: str) -> Table:
+    """Sensitivity of each group; the baseline has a column where it is not the same for all groups."""
+    hidden = {"baseline"} if len({row.baseline for row in rates.rows}) == 1 else set()
+    head, rows = without(hidden, GROUPS, [_group(row) for row in rates.rows])
+    title = f"sensitivity of {metric} to {rates.factor}"
+    return Table(f"{slug(rates.factor)}-sensitivity", title, head, rows, head.index("best lr"), rates.notes)
 
 
 def _group(row: LRRow) -> list[str]:
@@ -66,15 +66,15 @@ def _group(row: LRRow) -> list[str]:
     ]
 
 
-def _sensitivity(found: Sensitivity | None) -> str:
-    if found is None or found.mean is None:
+def _sensitivity(value: Sensitivity | None) -> str:
+    if value is None or value.mean is None:
         return "–"
-    if found.low is None or found.high is None:
-        return text.value(found.mean)
-    return f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]"
+    if value.low is None or value.high is None:
+        return text.value(value.mean)
+    return f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]"
 
 
-def _range(found: Range | None) -> str:
-    if found is None:
+def _range(lrs: Range | None) -> str:
+    if lrs is None:
         return "–"
-    return f"{found.low:g}" if found.low == found.high else f"{found.low:g} to {found.high:g}"
+    return f"{lrs.low:g}" if lrs.low == lrs.high else f"{lrs.low:g} to {lrs.high:g}"

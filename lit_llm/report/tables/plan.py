@@ -1,4 +1,4 @@
-"""The plan of a study and the state of its runs: tables, and how the terminal shows them."""
+"""Tables of a study's plan and of the state of its runs, and their form in the terminal."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ STATES = {
 
 COSTS = ("arm", "params", "FLOPs/token", "tokens", "loss tokens", "KV cache", "memory", "time")
 TRAINING = 5
-"""Columns of what is computed; the others are what it takes."""
+"""Number of columns on training; the others are on memory and time."""
 
 
 def render_plan(plan: Plan, width: int = 120) -> RenderableType:
-    """Costs of every arm (in a narrow terminal as two parts), what differs, and the findings."""
+    """Costs of every arm (in a narrow terminal as two tables), differences between the arms, and findings."""
     study = plan.ablation.study
     seeds = f"{len(study.seeds)} seed{'s' if len(study.seeds) > 1 else ''}"
     cost = {node.fingerprint: flops_of(node, p.cost) for p in plan.arms for nodes in p.stage_graphs for node in nodes}
@@ -61,16 +61,16 @@ def render_plan(plan: Plan, width: int = 120) -> RenderableType:
     once = f" ({shared} of them computed by others)" if shared else ""
     most = ""
     if len(stages) > 1:
-        # What several arms need is computed once: the pretraining of DecLLM and DecLLM + BiAttn.
+        # Stages that several arms share are computed once: the pretraining of DecLLM and DecLLM + BiAttn.
         trained = {name: number for name, number in stages.items() if " after " not in name}
-        told = [f"{number} x {name}" for name, number in trained.items()]
+        trainings = [f"{number} x {name}" for name, number in trained.items()]
         evaluations = sum(stages.values()) - sum(trained.values())
-        once = ": " + ", ".join([*told, *[f"{evaluations} evaluations"] * bool(evaluations)])
+        once = ": " + ", ".join([*trainings, *[f"{evaluations} evaluations"] * bool(evaluations)])
         most = "at most " * ("finetune" in stages)
     arms, all_runs = (f"{n} {word}{'s' if n > 1 else ''}" for n, word in ((len(plan.arms), "arm"), (count, "run")))
     runs = f"{arms} x {seeds} = {all_runs}{once}, {most}{text.short(sum(cost.values()))}FLOPs"
     if study.more_seeds:
-        # What is asked for at first is the least; at the most, every arm has all seeds.
+        # The first seeds are the least; at the most, every arm has all seeds.
         whole = sum(cost.values()) * study.more_seeds.max / len(study.seeds)
         runs += f" at least; with {study.more_seeds.max} seeds of every arm {text.short(whole)}FLOPs"
     parts = [*plan_head(plan, f"{runs}{_duration(plan)}", width)]
@@ -80,14 +80,14 @@ def render_plan(plan: Plan, width: int = 120) -> RenderableType:
 
 
 def flops_of(node: StageNode, cost: Cost) -> float:
-    """What one stage takes; cost: of the run that it is of."""
-    own = cost_of(node.source) if node.source else cost
-    training = {"pretrain": own.train_flops - own.before.train_flops, "finetune": own.finetune_flops}
+    """Training FLOPs of one stage. cost: of the run that the stage belongs to."""
+    cost = cost_of(node.source) if node.source else cost
+    training = {"pretrain": cost.train_flops - cost.before.train_flops, "finetune": cost.finetune_flops}
     return training.get(node.kind, 0.0)
 
 
 def plan_head(plan: Plan, budget: str, width: int) -> Iterator[RenderableType]:
-    """What is asked, what each arm costs, and what all of it comes to."""
+    """Question, cost of each arm, and total cost."""
     study = plan.ablation.study
     yield Text(study.study, style="bold") + Text(f"  {study.question}", style="not bold")
     yield Text()
@@ -101,7 +101,7 @@ def plan_head(plan: Plan, budget: str, width: int) -> Iterator[RenderableType]:
 
 
 def costs_table(plan: Plan) -> Table:
-    """What each arm computes and what that takes; the time, where that of its steps is known."""
+    """Size, FLOPs, tokens, memory and time of each arm; no time where steps were not timed."""
     timed = [text.about(plan.estimate.arms[p.arm.name].total) if plan.estimate else "–" for p in plan.arms]
     rows = [
         [
@@ -120,17 +120,17 @@ def costs_table(plan: Plan) -> Table:
 
 
 def cache_note(plan: Plan) -> str:
-    """At which lengths the cache is stated."""
+    """Sentence on the lengths for which the cache is stated."""
     return f"KV cache: {plan.prompt} prompt and {plan.generate} generated tokens."
 
 
 def generates(arm: Arm) -> bool:
-    """Whether it goes on with a text, and so keeps keys and values."""
+    """Whether the arm's model generates text, and so has a key-value cache."""
     return continues(arm.experiment.model.family)
 
 
 def plan_rest(plan: Plan) -> Iterator[RenderableType]:
-    """What differs between the arms, and the findings."""
+    """Differences between the arms, and the findings of the audit."""
     if len(plan.arms) > 1:
         yield from (Text(), Text("what differs from the baseline", style="bold"), _differences(plan))
     if plan.findings:
@@ -138,7 +138,7 @@ def plan_rest(plan: Plan) -> Iterator[RenderableType]:
 
 
 def _fraction(plan: Plan, fraction: Fraction, requested: Sequence[int]) -> Table:
-    """What each letter stands for, and which effects the fraction cannot tell apart."""
+    """Letters of the factors, and aliases of the effects in the fraction."""
     factors = plan.ablation.factors
     names, rows = list(factors), []
     for index, (name, label) in enumerate(short_names(names).items()):
@@ -167,15 +167,15 @@ def design_table(plan: Plan) -> Table | None:
 
 
 def _duration(plan: Plan) -> str:
-    """Of the whole study, for the line below the costs."""
-    found = plan.estimate
-    if found is None:
+    """Duration of the whole study, for the line below the costs."""
+    estimate = plan.estimate
+    if estimate is None:
         return ", time unknown: `--measure` times three steps of each arm"
-    done = f"; {found.done} of them done" if found.done else ""
-    at_once = f" with {found.max_parallel} at once" if found.max_parallel > 1 else ""
+    done = f"; {estimate.done} of them done" if estimate.done else ""
+    at_once = f" with {estimate.max_parallel} at once" if estimate.max_parallel > 1 else ""
     tasks = any(name.startswith("tasks after ") for name in plan.stages)
     without = " without the tasks, whose questions only the harness knows" if tasks else ""
-    return f"{done}, about {text.about(found.seconds)}{at_once} on this machine{without}"
+    return f"{done}, about {text.about(estimate.seconds)}{at_once} on this machine{without}"
 
 
 def _differences(plan: Plan) -> RenderableType:
@@ -194,30 +194,30 @@ BASELINE = "is the baseline"
 
 
 def differences_table(plan: Plan) -> Table:
-    """What differs between each arm and its baseline, a line for each key; keys that are told elsewhere are not."""
+    """Differences between each arm and its baseline, a line for each key; keys shown elsewhere are left out."""
     rows = []
     several = len({planned.arm.baseline for planned in plan.arms}) > 1
     in_letters = bool(plan.ablation.study.grid and plan.ablation.study.grid.fraction)  # the name says it
     for planned in plan.arms:
         arm, baseline = planned.arm, plan.ablation.arm(planned.arm.baseline)
         against = f"\nagainst {baseline.name}" if several and arm is not baseline else ""
-        # What matching has moved stands in the findings, with what is left.
-        said = {*arm.matched_keys, *baseline.matched_keys} | (arm.intervened_keys if in_letters else set())
-        found = _difference(planned, said)
-        if not in_letters or found != "nothing":
-            rows.append([f"{arm.name}{against}", found])
+        # Keys that matching has changed are in the findings.
+        elsewhere = {*arm.derived, *baseline.derived} | (arm.declared if in_letters else set())
+        differs = _difference(planned, elsewhere)
+        if not in_letters or differs != "nothing":
+            rows.append([f"{arm.name}{against}", differs])
     notes = ("the others: their factors alone",) if in_letters else ()
     return Table("differs", "what differs from the baseline", ["arm", "differs"], rows, 2, notes, left=2)
 
 
-def _difference(planned: PlannedArm, said: Collection[str]) -> str:
-    """A line for each key, without those that are said elsewhere."""
+def _difference(planned: PlannedArm, elsewhere: Collection[str]) -> str:
+    """A line for each key that differs, without the keys shown elsewhere."""
     if planned.arm.name == planned.arm.baseline:
         return BASELINE
     lines = [
         f"{key}: {_value(old)} → {_value(new)}"
         for key, (old, new) in planned.differs.items()
-        if (old, new) != (None, None) and not under(key, *said)
+        if (old, new) != (None, None) and not under(key, *elsewhere)
     ]
     return "\n".join(lines) or "nothing"
 
@@ -229,13 +229,13 @@ def _value(value: Any) -> str:
 
 
 def _findings(findings: Iterable[Finding]) -> Iterator[Text]:
-    for kind, message in told(findings):
+    for kind, message in merged_findings(findings):
         sign, style = SIGNS[kind]
         yield Text(f"{sign} {message}", style=style)
 
 
-def told(findings: Iterable[Finding]) -> Iterator[tuple[Kind, str]]:
-    """(kind, message) of each; what is said of several arms is said once."""
+def merged_findings(findings: Iterable[Finding]) -> Iterator[tuple[Kind, str]]:
+    """(kind, message) of each finding; equal findings on several arms are merged."""
     arms: dict[tuple[Kind, str, str], list[str]] = {}
     for finding in findings:
         arms.setdefault((finding.kind, finding.key, finding.message), []).append(finding.arm)
@@ -244,11 +244,10 @@ def told(findings: Iterable[Finding]) -> Iterator[tuple[Kind, str]]:
 
 
 def render_status(rows: Sequence[Mapping[str, Any]], metric: str) -> RenderableType:
-    """State of every run."""
+    """State of every run, for the terminal."""
     table = RichTable(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     several = any(row["stage"] != "pretrain" for row in rows)
-    # Of a chain each stage has a line, with the metric under its own prefix.
-    # Of the validation split, which is measured while a stage goes on.
+    # Each stage has a line, and the metric of the validation split, which is measured during training.
     metric = validation_metric(metric.removeprefix(FINETUNED).removeprefix(EVALUATED))
     for name in ("arm", "seed", *["stage"] * several, "state", "step", metric, "note"):
         right = name not in ("arm", "stage", "state", "note")

@@ -1,4 +1,4 @@
-"""Tables of how groups scale: power laws, the compute they need beside the baseline's, crossings, best sizes."""
+"""Tables of scaling: power laws of the groups, multipliers over the baseline, crossings, best sizes."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from lit_llm.statistics.scaling.comparison import Curve, LackOfFit, Multiplier, 
 NAMES = {"train_flops": "training FLOPs", "parameters": "parameters", "tokens": "tokens"}
 
 
-def scaling_tables(found: Scaling) -> Iterator[Table]:
-    """The curves of all groups, multipliers, crossings, joint laws, minima of equal FLOPs; each where there is any."""
-    yield _curves(found)
-    if found.multipliers:
-        yield from _multipliers(found)
-    if found.joint:
-        yield _joint(found)
-    if found.isoflops:
-        yield _isoflops(found)
+def scaling_tables(scaling: Scaling) -> Iterator[Table]:
+    """Tables of the curves, multipliers, crossings, joint laws and isoFLOP minima, where there are any."""
+    yield _curves(scaling)
+    if scaling.multipliers:
+        yield from _multipliers(scaling)
+    if scaling.joint:
+        yield _joint(scaling)
+    if scaling.isoflops:
+        yield _isoflops(scaling)
 
 
-def _curves(found: Scaling) -> Table:
-    x = NAMES[found.x]
-    law = "E + A x^-a" if found.irreducible else "A x^-a"
-    head = ["group", "sizes", "runs", f"{x} from", "to", "a [95%]", *["E [95%]"] * found.irreducible]
+def _curves(scaling: Scaling) -> Table:
+    x = NAMES[scaling.x]
+    law = "E + A x^-a" if scaling.irreducible else "A x^-a"
+    head = ["group", "sizes", "runs", f"{x} from", "to", "a [95%]", *["E [95%]"] * scaling.irreducible]
     head += ["scatter", "of seeds", "lack of fit, p"]
-    rows = [_curve(curve, found.irreducible) for curve in found.curves]
-    return Table("scaling", f"{found.metric} against {x}: {law}", head, rows, len(head), found.notes)
+    rows = [_curve(curve, scaling.irreducible) for curve in scaling.curves]
+    return Table("scaling", f"{scaling.metric} against {x}: {law}", head, rows, len(head), scaling.notes)
 
 
 def _curve(curve: Curve, irreducible: bool) -> list[str]:
@@ -52,15 +52,15 @@ def _lack(test: LackOfFit | None) -> str:
     return "–" if test is None else text.p_value(test.p)
 
 
-def _multipliers(found: Scaling) -> Iterator[Table]:
-    x = NAMES[found.x]
+def _multipliers(scaling: Scaling) -> Iterator[Table]:
+    x = NAMES[scaling.x]
     head = ["group", "baseline", f"times the {x} [95%]", "at the worst loss [95%]", "at the best loss [95%]", "losses"]
     rows = [
         [m.group, m.baseline, *map(interval, (m.mean, m.at_worst, m.at_best)), f"{m.best:.3f} to {m.worst:.3f}"]
-        for m in found.multipliers
+        for m in scaling.multipliers
     ]
-    yield Table("multipliers", f"{x} for the same {found.metric}", head, rows, len(head), left=2)
-    crossing = [m for m in found.multipliers if m.crossing is not None]
+    yield Table("multipliers", f"{x} for the same {scaling.metric}", head, rows, len(head), left=2)
+    crossing = [m for m in scaling.multipliers if m.crossing is not None]
     if crossing:
         head = ["group", "baseline", f"at {x} [95%]", "at a loss of [95%]", "lower before it", "after it", ""]
         title = "curves that cross within their data"
@@ -71,14 +71,14 @@ def _crossing(m: Multiplier) -> list[str]:
     assert m.crossing is not None
     crossing = m.crossing
     x, loss = (
-        f"{show(at.value)} [{show(at.low)}, {show(at.high)}]"
-        for at, show in ((crossing.x, text.short), (crossing.loss, text.value))
+        f"{format_(at.value)} [{format_(at.low)}, {format_(at.high)}]"
+        for at, format_ in ((crossing.x, text.short), (crossing.loss, text.value))
     )
-    shown = "shown" if crossing.shown else "not shown"
-    return [m.group, m.baseline, x, loss, crossing.below_at_low_x, crossing.below_at_high_x, shown]
+    certainty = "shown" if crossing.shown else "not shown"
+    return [m.group, m.baseline, x, loss, crossing.below_at_low_x, crossing.below_at_high_x, certainty]
 
 
-def _joint(found: Scaling) -> Table:
+def _joint(scaling: Scaling) -> Table:
     head = ["group", "sizes", "E [95%]", "A [95%]", "a [95%]", "B [95%]", "b [95%]", "best N ~ C^ [95%]"]
     head += ["scatter", "lack of fit, p"]
     rows = [
@@ -99,13 +99,13 @@ def _joint(found: Scaling) -> Table:
             f"{law.scatter:.2%}",
             _lack(law.lack_of_fit),
         ]
-        for law in found.joint
+        for law in scaling.joint
     ]
     note = "N: parameters; D: tokens; the best N for a compute C grows as C^(b / (a + b))"
-    return Table("joint-law", f"{found.metric}: E + A/N^a + B/D^b", head, rows, len(head), (note,))
+    return Table("joint-law", f"{scaling.metric}: E + A/N^a + B/D^b", head, rows, len(head), (note,))
 
 
-def _isoflops(found: Scaling) -> Table:
+def _isoflops(scaling: Scaling) -> Table:
     head = ["group", "training FLOPs", "sizes", "best parameters", "its loss"]
     rows = [
         [
@@ -115,45 +115,45 @@ def _isoflops(found: Scaling) -> Table:
             "beyond the sizes" if iso.parameters is None else text.count(iso.parameters),
             text.value(iso.loss),
         ]
-        for iso in found.isoflops
+        for iso in scaling.isoflops
     ]
-    return Table("isoflops", f"best size for equal training FLOPs, by {found.metric}", head, rows, len(head))
+    return Table("isoflops", f"best size for equal training FLOPs, by {scaling.metric}", head, rows, len(head))
 
 
-def interval(found: Estimate | None) -> str:
-    """`0.117 [0.094, 0.142]`; an infinite end as ∞, an unknown number as –."""
-    if found is None or math.isnan(found.value):
+def interval(estimate: Estimate | None) -> str:
+    """`0.117 [0.094, 0.142]`; an infinite end as ∞, no number as –."""
+    if estimate is None or math.isnan(estimate.value):
         return "–"
-    if found.low is None or found.high is None:
-        return f"{found.value:.3g}"
-    return f"{_number(found.value)} [{_number(found.low)}, {_number(found.high)}]"
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.3g}"
+    return f"{_number(estimate.value)} [{_number(estimate.low)}, {_number(estimate.high)}]"
 
 
 def _number(value: float) -> str:
     return f"{value:.3g}".replace("inf", "∞")
 
 
-def scaling_sentences(found: Scaling) -> Iterator[str]:
-    """What the laws say of each group against the baseline: one ratio, or both sides of a crossing."""
-    x = NAMES[found.x]
-    for times in found.multipliers:
+def scaling_sentences(scaling: Scaling) -> Iterator[str]:
+    """Sentence on each group against the baseline: one ratio, or both sides of a crossing."""
+    x = NAMES[scaling.x]
+    for times in scaling.multipliers:
         if times.crossing is not None:
-            yield f"{_both_sides(times, found.metric, x)}{_lost(times, found)}."
+            yield f"{_both_sides(times, scaling.metric, x)}{_lost(times, scaling)}."
             continue
         open_ = ", which does not tell them apart" if _holds_one(times.mean) else ""
         yield (
-            f"for the same {found.metric}, {times.group} needs {interval(times.mean)} times the {x} of "
-            f"{times.baseline}{open_}, over losses from {times.best:.3f} to {times.worst:.3f}{_lost(times, found)}."
+            f"for the same {scaling.metric}, {times.group} needs {interval(times.mean)} times the {x} of "
+            f"{times.baseline}{open_}, over losses from {times.best:.3f} to {times.worst:.3f}{_lost(times, scaling)}."
         )
 
 
-def _lost(times: Multiplier, found: Scaling) -> str:
-    lost = [group for group in (times.group, times.baseline) if group in found.lost]
+def _lost(times: Multiplier, scaling: Scaling) -> str:
+    lost = [group for group in (times.group, times.baseline) if group in scaling.lost]
     return f"; runs of {' and '.join(lost)} were lost, so this is not decided" if lost else ""
 
 
-def _holds_one(found: Estimate) -> bool:
-    return found.low is not None and found.high is not None and found.low <= 1 <= found.high
+def _holds_one(estimate: Estimate) -> bool:
+    return estimate.low is not None and estimate.high is not None and estimate.low <= 1 <= estimate.high
 
 
 def _both_sides(times: Multiplier, metric: str, x: str) -> str:

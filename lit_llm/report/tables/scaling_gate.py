@@ -13,12 +13,12 @@ from lit_llm.statistics.scaling.gate import Gate, GateSize, Trend
 SCALES = {"train_flops": "compute", "seconds": "wall-clock"}
 
 
-def gate_tables(found: Gate) -> Iterator[Table]:
-    """Each group as a whole, then size by size."""
-    if not found.trends:
-        yield Table("gate", _title(found), ["group"], [], 1, found.notes)
+def gate_tables(gate: Gate) -> Iterator[Table]:
+    """Tables of each group as a whole, then of its sizes."""
+    if not gate.trends:
+        yield Table("gate", _title(gate), ["group"], [], 1, gate.notes)
         return
-    at = "" if found.project is None else f"at {text.short(found.project)} FLOPs"
+    at = "" if gate.project is None else f"at {text.short(gate.project)} FLOPs"
     head = ["group", "in", "slope [95%]", *([f"multiplier {at} [95%]", f"loss {at} [95%]"] if at else []), "verdict"]
     rows = [
         [
@@ -28,22 +28,22 @@ def gate_tables(found: Gate) -> Iterator[Table]:
             *([interval(trend.projection), signed(trend)] if at else []),
             trend.verdict,
         ]
-        for trend in found.trends
+        for trend in gate.trends
     ]
-    yield Table("gate", _title(found), head, rows, len(head), found.notes, left=2)
-    yield _sizes(found)
+    yield Table("gate", _title(gate), head, rows, len(head), gate.notes, left=2)
+    yield _sizes(gate)
 
 
-def _title(found: Gate) -> str:
-    return f"gate: how many times as much {found.baseline} needs for the same {found.metric}; {found.at_least:g} passes"
+def _title(gate: Gate) -> str:
+    return f"gate: how many times as much {gate.baseline} needs for the same {gate.metric}; {gate.at_least:g} passes"
 
 
-def _sizes(found: Gate) -> Table:
+def _sizes(gate: Gate) -> Table:
     rows: dict[tuple[str, str], dict[str, GateSize]] = {}
-    for trend in found.trends:
+    for trend in gate.trends:
         for size in trend.sizes:
             rows.setdefault((trend.group, size.name), {})[trend.scale] = size
-    head = ["size", "n", "training FLOPs", found.metric, *(f"{name} multiplier [95%]" for name in SCALES.values())]
+    head = ["size", "n", "training FLOPs", gate.metric, *(f"{name} multiplier [95%]" for name in SCALES.values())]
     cells = []
     for (_, name), scales in rows.items():
         size = next(iter(scales.values()))
@@ -53,34 +53,34 @@ def _sizes(found: Gate) -> Table:
 
 
 def signed(trend: Trend) -> str:
-    """`-0.012 [-0.020, -0.004]`: the loss less the baseline's at the projected compute."""
-    found = trend.difference
-    if found is None or math.isnan(found.value):
+    """`-0.012 [-0.020, -0.004]`: loss minus the baseline's at the projected compute."""
+    d = trend.difference
+    if d is None or math.isnan(d.value):
         return "–"
-    if found.low is None or found.high is None:
-        return f"{found.value:+.3f}"
-    return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+    if d.low is None or d.high is None:
+        return f"{d.value:+.3f}"
+    return f"{d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
 
 
-def gate_sentences(found: Gate) -> Iterator[str]:
-    """Of each group the multipliers that decide, in compute and in time, and how they change with compute."""
-    for group in dict.fromkeys(trend.group for trend in found.trends):
-        trends = [trend for trend in found.trends if trend.group == group]
-        clauses = [f"{SCALES[trend.scale]} multiplier {_decisive(trend, found)} ({trend.verdict})" for trend in trends]
-        where = "at its largest size" if found.project is None else f"projected to {text.short(found.project)} FLOPs"
+def gate_sentences(gate: Gate) -> Iterator[str]:
+    """Sentences on each group: decisive multipliers in compute and in time, and their change with compute."""
+    for group in dict.fromkeys(trend.group for trend in gate.trends):
+        trends = [trend for trend in gate.trends if trend.group == group]
+        clauses = [f"{SCALES[trend.scale]} multiplier {_decisive(trend, gate)} ({trend.verdict})" for trend in trends]
+        where = "at its largest size" if gate.project is None else f"projected to {text.short(gate.project)} FLOPs"
         yield (
-            f"gate, {group} against {found.baseline} in {found.metric}, {where}: {', '.join(clauses)}; "
-            f"{found.at_least:g} passes."
+            f"gate, {group} against {gate.baseline} in {gate.metric}, {where}: {', '.join(clauses)}; "
+            f"{gate.at_least:g} passes."
         )
-        turning = [f"{SCALES[trend.scale]} {interval(trend.slope)}" for trend in trends if _turns(trend)]
-        if turning:
-            yield f"the multiplier of {group} changes with compute, by slopes of log on log: {', '.join(turning)}."
+        changing = [f"{SCALES[trend.scale]} {interval(trend.slope)}" for trend in trends if _changes(trend)]
+        if changing:
+            yield f"the multiplier of {group} changes with compute, by slopes of log on log: {', '.join(changing)}."
 
 
-def _decisive(trend: Trend, found: Gate) -> str:
-    return interval(trend.sizes[-1].multiplier if found.project is None else trend.projection)
+def _decisive(trend: Trend, gate: Gate) -> str:
+    return interval(trend.sizes[-1].multiplier if gate.project is None else trend.projection)
 
 
-def _turns(trend: Trend) -> bool:
+def _changes(trend: Trend) -> bool:
     slope = trend.slope
     return slope is not None and slope.low is not None and slope.high is not None and slope.low * slope.high > 0

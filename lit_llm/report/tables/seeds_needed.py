@@ -8,7 +8,7 @@ from lit_llm.studies.seeds_needed import PowerPlan, SeedsNeeded
 
 
 def power_table(plan: PowerPlan) -> Table:
-    """One row for each arm that is compared with a baseline."""
+    """A row for each arm that is compared with a baseline."""
     head = ["arm", "sd from", "sd", f"seeds for {plan.difference:g}", "cautious", f"{plan.planned} seeds show"]
     title = f"seeds that show a difference of {plan.difference:g} in {plan.metric} with {plan.power:.0%} power"
     return Table("power", title, head, [_row(row) for row in plan.rows], len(head), plan.notes, 2)

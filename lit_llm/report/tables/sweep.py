@@ -1,4 +1,4 @@
-"""A sweep for the terminal and for programs: its plan, its trials, what it found."""
+"""A sweep for the terminal and for programs: its plan, its trials, its results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lit_llm.sweeps.trial import Trial
 
 
 def sweep_plan(search: Search, plan: Plan, width: int) -> RenderableType:
-    """Costs of every arm at its own setting, the budget, and what is searched where."""
+    """Costs of every arm at its default setting, the budget, and the search space."""
     sweep = search.sweep
     seeds = f" x {len(sweep.seeds)} seeds" if len(sweep.seeds) > 1 else ""
     runs = len(plan.arms) * sweep.trials * len(sweep.seeds)
@@ -73,7 +73,7 @@ def setting(point: Point, names: Mapping[str, str]) -> str:
 
 
 def names_of(search: Search) -> dict[str, str]:
-    """The shortest names that tell the parameters apart."""
+    """{parameter: shortest unique name}."""
     return short_names(list(search.sweep.space))
 
 
@@ -81,43 +81,46 @@ HEAD = ("arm", "trials", "tokens", "FLOPs", "{goal}", "own setting", "trial")
 
 
 def sweep_tables(search: Search, summaries: Sequence[Summary]) -> list[Table]:
-    """What each arm spent and found; with several goals, the best compromises."""
+    """Tables of each arm's budget and best setting; with several goals, of the Pareto front."""
     goals, names = search.goals, names_of(search)
     head = [name.format(goal=f"best {goals[0]}") for name in HEAD]
     rows = [
         [
-            found.arm,
-            _states(found),
-            text.count(found.tokens) if search.trains else "–",
-            text.short(found.flops) if search.trains else "–",
-            _value(found.best),
-            _value(found.own),
-            str(found.best.number) if found.best else "–",
+            summary.arm,
+            _states(summary),
+            text.count(summary.tokens) if search.trains else "–",
+            text.short(summary.flops) if search.trains else "–",
+            _value(summary.best),
+            _value(summary.own),
+            str(summary.best.number) if summary.best else "–",
         ]
-        for found in summaries
+        for summary in summaries
     ]
     spent = Table("arms", "", head, rows, 4)
     if len(goals) == 1:
-        best = [[found.arm, setting(found.best.point, names) if found.best else "none is done"] for found in summaries]
+        best = [
+            [summary.arm, setting(summary.best.point, names) if summary.best else "none is done"]
+            for summary in summaries
+        ]
         return [spent, Table("best", "best settings", ["arm", "setting"], best, 2, left=2)]
     front = [
-        [found.arm, setting(trial.point, names), *map(text.value, trial.values or ())]
-        for found in summaries
-        for trial in found.front
+        [summary.arm, setting(trial.point, names), *map(text.value, trial.values or ())]
+        for summary in summaries
+        for trial in summary.front
     ]
     title = "trials that no other beats in every goal"
     return [spent, Table("front", title, ["arm", "setting", *goals], front, 2 + len(goals), left=2)]
 
 
 def render_sweep(search: Search, summaries: Sequence[Summary], width: int) -> RenderableType:
-    """For the terminal."""
+    """The tables of a sweep for the terminal."""
     return Group(*stacked(sweep_tables(search, summaries), width))
 
 
-def _states(found: Summary) -> str:
-    """`24`, or with what did not end as done: `24 (9 pruned, 1 failed)`."""
-    rest = [f"{number} {state}" for state, number in found.states.items() if state != "done"]
-    return f"{found.counted}" + (f" ({', '.join(rest)})" if rest else "")
+def _states(summary: Summary) -> str:
+    """Number of trials, and of those in other states than done: `24`, or `24 (9 pruned, 1 failed)`."""
+    rest = [f"{number} {state}" for state, number in summary.states.items() if state != "done"]
+    return f"{summary.counted}" + (f" ({', '.join(rest)})" if rest else "")
 
 
 def _value(trial: Trial | None) -> str:
@@ -143,7 +146,7 @@ def trials_table(search: Search, trials: Sequence[Trial]) -> Table:
 
 
 def render_trials(search: Search, trials: Sequence[Trial]) -> RenderableType:
-    """For the terminal: a setting and a note may take several lines, a state has its colour."""
+    """All trials for the terminal; a setting and a note may take several lines, a state has its colour."""
     table = trials_table(search, trials)
     grid = RichTable(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for name in table.head:
@@ -156,12 +159,12 @@ def render_trials(search: Search, trials: Sequence[Trial]) -> RenderableType:
 
 
 def trials_json(search: Search, trials: Sequence[Trial]) -> dict[str, Any]:
-    """What `status --json` prints. Keys may be added, none is renamed."""
+    """Output of `status --json`. Keys may be added, none is renamed."""
     return {"sweep": search.name, "trials": [trial_json(search, trial) for trial in trials]}
 
 
 def trial_json(search: Search, trial: Trial) -> dict[str, Any]:
-    """One of them."""
+    """One trial as JSON."""
     return {
         "arm": trial.arm,
         "number": trial.number,
@@ -177,23 +180,23 @@ def trial_json(search: Search, trial: Trial) -> dict[str, Any]:
 
 
 def sweep_json(search: Search, summaries: Sequence[Summary]) -> dict[str, Any]:
-    """What `report --json` prints. Keys may be added, none is renamed."""
+    """Output of `report --json`. Keys may be added, none is renamed."""
 
-    def shown(trial: Trial | None) -> dict[str, Any] | None:
+    def as_json(trial: Trial | None) -> dict[str, Any] | None:
         if trial is None:
             return None
         return {"number": trial.number, "setting": trial.point, "values": search.named(trial.values) or None}
 
     arms = [
         {
-            "arm": found.arm,
-            "states": dict(found.states),
-            "tokens": found.tokens,
-            "flops": found.flops,
-            "own": shown(found.own),
-            "best": shown(found.best),
-            "front": [shown(trial) for trial in found.front],
+            "arm": summary.arm,
+            "states": dict(summary.states),
+            "tokens": summary.tokens,
+            "flops": summary.flops,
+            "own": as_json(summary.own),
+            "best": as_json(summary.best),
+            "front": [as_json(trial) for trial in summary.front],
         }
-        for found in summaries
+        for summary in summaries
     ]
     return {"sweep": search.name, "goals": [goal.model_dump() for goal in search.sweep.optimize], "arms": arms}

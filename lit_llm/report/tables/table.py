@@ -1,4 +1,4 @@
-"""A table in words, and the forms it is shown in: terminal, Markdown, CSV, LaTeX. The page takes it as it is."""
+"""A table of strings, and its forms for the terminal, Markdown, CSV and LaTeX. Pages take the table itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lit_llm.config.markup import markdown_text, spreadsheet_cell
 
 
 class Link(str):
-    """A cell that leads somewhere, where it is shown in a page."""
+    """A cell that is a link in a page."""
 
     address: str
 
@@ -29,45 +29,45 @@ class Link(str):
 
 @dataclass(frozen=True)
 class Table:
-    """A table with its heading and its notes."""
+    """A table with its heading and notes."""
 
     name: str
-    """Of its file and its place in a page: letters, digits and '-', as `slug` makes it."""
+    """Name of its file and its anchor in a page: letters, digits and '-', as `slug` returns."""
     title: str
-    """Empty where it needs none."""
+    """Heading; may be empty."""
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     first: int
-    """Columns of the upper half where the table is too wide."""
+    """Number of columns in the first piece where the table is too wide."""
     notes: tuple[str, ...] = ()
     left: int = 1
-    """Columns of words; the others are numbers."""
+    """Number of columns of words, from the left; the others are numbers."""
     folded: str = ""
-    """What a page says in place of the table until it is asked for; '' shows it."""
+    """Summary that a page shows in place of the folded table; '' for an unfolded table."""
     keys: int = 1
-    """Columns that name a row: every piece of a table that is cut begins with them."""
+    """Number of columns that name a row; every piece of a split table begins with them."""
     above: str = ""
-    """A line between the title and the table, of what holds for all rows."""
+    """A line between the title and the table, on all rows."""
     bold: tuple[tuple[int, int], ...] = ()
     """(row, column) of the cells in bold."""
 
 
 GAP = 2
-"""Columns of a terminal between two of a table."""
+"""Spaces between two columns in a terminal."""
 CONTINUED = "further columns of the same rows"
 NARROW = 4
-"""Columns of a table in LaTeX that stand in letters of full size."""
+"""Largest number of columns of a LaTeX table in full font size."""
 FOLD = 40
-"""Rows from which on a page folds a table."""
+"""Largest number of rows of a table that a page does not fold."""
 
 
 def folded(table: Table) -> Table:
-    """Closed at first, where it is long."""
+    """The table, folded if it is long."""
     return replace(table, folded=f"{len(table.rows):,} rows") if len(table.rows) > FOLD else table
 
 
 def slug(name: str) -> str:
-    """A name as a part of a file's name or of a place in a page."""
+    """A name as part of a file name or of an anchor."""
     return re.sub(r"[\W_]+", "-", name).strip("-")
 
 
@@ -75,8 +75,8 @@ def without(
     hidden: Collection[str], head: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> tuple[list[str], list[list[str]]]:
     """Head and rows without some columns."""
-    shown = [at for at, name in enumerate(head) if name not in hidden]
-    return [head[at] for at in shown], [[row[at] for at in shown] for row in rows]
+    kept = [at for at, name in enumerate(head) if name not in hidden]
+    return [head[at] for at in kept], [[row[at] for at in kept] for row in rows]
 
 
 def rich_table(*columns: str, left: int = 1) -> RichTable:
@@ -88,7 +88,7 @@ def rich_table(*columns: str, left: int = 1) -> RichTable:
 
 
 def in_terminal(table: Table, width: int) -> Iterator[RenderableType]:
-    """Heading, table and notes; one that is too wide is cut into several, each with the columns that name its rows."""
+    """Heading, table and notes; a table that is too wide is split, and each piece has the columns that name rows."""
     if table.title:
         yield Text(table.title, style="bold")
     if table.above:
@@ -110,14 +110,14 @@ def stacked(tables: Iterable[Table], width: int) -> Iterator[RenderableType]:
 
 
 def _lines(head: Sequence[str], rows: Sequence[Sequence[str]], left: int, width: int) -> RenderableType:
-    """Aligned, cells as they are written: to rich a plain string may hold :smiles: and [tags]."""
+    """Aligned rows. Cells are not parsed: in a plain string rich would interpret :smiles: and [tags]."""
     widths = [max(map(cell_len, column)) for column in zip(head, *rows, strict=True)]
     if sum(widths) + GAP * len(widths) > width or any("\n" in cell for row in rows for cell in row):
         table = rich_table(*head, left=left)
         for row in rows:
             table.add_row(*map(Text, row))
         return table
-    # Nothing is folded, so no table is laid out: of a thousand arms that would take a tenth of a report's time.
+    # Without folding, plain lines do: a rich table of a thousand arms would take a tenth of a report's time.
     lines = [_line(cells, widths, left) for cells in (head, *rows)]
     return Text("\n").join([Text(lines[0], style="bold"), *map(Text, lines[1:])])
 
@@ -129,8 +129,7 @@ def _line(cells: Sequence[str], widths: Sequence[int], left: int) -> str:
 
 
 def _pieces(table: Table, width: int) -> list[list[int]]:
-    """Which columns stand together: all where there is room; else those up to `first` and the others, each piece as
-    far as there is room."""
+    """Indices of the columns in each piece: all columns if they fit, else those up to `first`, then the others."""
     longest = [max(cell_len(row[index]) for row in [table.head, *table.rows]) + GAP for index in range(len(table.head))]
     if sum(longest) <= width:
         return [[*range(len(table.head))]]
@@ -138,7 +137,7 @@ def _pieces(table: Table, width: int) -> list[list[int]]:
     pieces = [[*keys]]
     for index in range(table.keys, len(table.head)):
         full = len(pieces[-1]) > len(keys) and sum(longest[at] for at in (*pieces[-1], index)) > width
-        # Words are folded where they must be, numbers are not.
+        # Words may be folded, numbers may not.
         if (index == table.first and len(pieces) == 1) or (full and index >= table.left):
             pieces.append([*keys, index])
         else:
@@ -147,7 +146,7 @@ def _pieces(table: Table, width: int) -> list[list[int]]:
 
 
 def in_markdown(table: Table) -> str:
-    """With a heading of the second level, where it has a title."""
+    """The table in Markdown, with its title as a heading of the second level."""
     rule = ["---" if index < table.left else "---:" for index in range(len(table.head))]
     cells = [
         [
@@ -165,7 +164,7 @@ def in_markdown(table: Table) -> str:
 
 
 def in_csv(table: Table) -> str:
-    """As it is read, so with rounded numbers; for others see comparison.csv and runs.csv."""
+    """The table as CSV, with rounded numbers; comparison.csv and runs.csv have them in full."""
     out = io.StringIO()
     cells = [map(spreadsheet_cell, row) for row in (table.head, *table.rows)]
     csv.writer(out, lineterminator="\n").writerows(cells)
@@ -173,7 +172,7 @@ def in_csv(table: Table) -> str:
 
 
 def in_latex(tables: Iterable[Table]) -> str:
-    """Floating tables for a document that loads booktabs, one after the other."""
+    """Floating tables for a document that loads booktabs."""
     head = "% Each table needs \\usepackage{booktabs}.\n"
     return head + "\n".join(_latex_table(table) for table in tables)
 
@@ -211,9 +210,9 @@ def _latex_table(table: Table) -> str:
 
 
 def _cell(text: str) -> str:
-    """A cell; one that begins with a bracket would else be an argument of the line's end before it."""
-    shown = latex(text)
-    return f"{{}}{shown}" if shown.startswith(("[", "*")) else shown
+    """A cell in LaTeX; a bracket at its start must not become an argument of the line end before it."""
+    escaped = latex(text)
+    return f"{{}}{escaped}" if escaped.startswith(("[", "*")) else escaped
 
 
 _LATEX = {
@@ -240,9 +239,9 @@ _LATEX = {
     "\n": " ",
 }
 _SIGNED = re.compile(r"(?<![\w.])-(?=[\d.])")
-"""The minus of a number; other hyphens stay what they are."""
+"""The minus of a number, in contrast to other hyphens."""
 
 
 def latex(text: str) -> str:
-    """Plain text as LaTeX shows it."""
+    """Plain text, escaped for LaTeX."""
     return "".join(_LATEX.get(sign, sign) for sign in _SIGNED.sub("−", text))
