@@ -1,5 +1,5 @@
-"""Network: the parts that a study switches, one folder each, and the protocol by which a layer asks them.
+"""Network: the parts that a study switches, one folder each, and the protocol by which a layer uses them.
 
-`part.py` is what is known of a part before it is built, `layer_part.py` what its module has, `registry.py` the list of
-them, `forward_context.py` what a forward pass knows beside its activations.
+`part.py` is the protocol before a part is built, `layer_part.py` that of its module, `registry.py` the list of
+components, `forward_context.py` the inputs of a forward pass other than activations.
 """

@@ -1,4 +1,4 @@
-"""What every module has that stands in a layer, and how one is built from its configuration."""
+"""Base class of the modules in a layer, and their construction from a configuration."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from lit_llm.config.problems import InputError, Problem
 
 
 class LayerPart(nn.Module):
-    """One part of a layer: what it computes of the normalised residual stream is added to it."""
+    """One part of a layer: it reads the normalised residual stream, and its output is added to the stream."""
 
     def __init__(self, config: Part, widths: Widths, causal: bool) -> None:
         """causal: whether the layer is a decoder's."""
         super().__init__()
 
     def prepare(self, context: ForwardContext, cache: Cache | None) -> Any:
-        """Compute what `forward` needs beside activations.
+        """Compute the inputs of `forward` other than activations.
 
-        It must read no parameter of its layer: with a sharded model those exist inside `forward` alone.
+        It must not read parameters of the layer: with a sharded model these exist inside `forward` alone.
 
-        cache: what this part keeps between passes; None in training.
+        cache: this part's cache; None in training.
         """
         return None
 
     def forward(self, x_BTD: Tensor, inputs: Any) -> Tensor:
-        """B x T x D -> B x T x D. With a cache x_BTD holds the new tokens alone."""
+        """B x T x D -> B x T x D. With a cache, x_BTD holds the new tokens only."""
         raise NotImplementedError
 
     def new_cache(self, rows: CacheRows) -> Cache | None:
-        """An empty cache, where the part keeps anything between passes."""
+        """An empty cache; None for a part that keeps nothing between passes."""
         return None
 
     def stack_modules(self) -> dict[str, nn.Module]:
-        """{name: module} of what the stack is to have once for all its layers."""
+        """{name: module} of the modules that the stack has once for all its layers."""
         return {}
 
 
 def build_part(part: Part, widths: Widths, causal: bool) -> LayerPart:
-    """The module that a part's configuration describes. Raises InputError where it cannot be loaded."""
+    """Build the module of a part's configuration. Raises InputError where it cannot be loaded."""
     module, _, name = part.module.partition(":")
     try:
         made = getattr(importlib.import_module(module), name)

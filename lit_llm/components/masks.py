@@ -1,11 +1,11 @@
-"""Who sees whom: the masks of self- and cross-attention.
+"""Masks of self- and cross-attention: which keys each query may attend to.
 
 causal       ▣ · · ·     prefix of 2   ▣ ▣ · ·     full   ▣ ▣ ▣ ▣   rows: queries, columns: keys
              ▣ ▣ · ·                   ▣ ▣ · ·            ▣ ▣ ▣ ▣
              ▣ ▣ ▣ ·                   ▣ ▣ ▣ ·            ▣ ▣ ▣ ▣
              ▣ ▣ ▣ ▣                   ▣ ▣ ▣ ▣            ▣ ▣ ▣ ▣
 
-Each of them may be cut at the borders of documents (numbers: which document a token belongs to):
+Each mask may be restricted to documents (numbers: the document of a token):
 
 causal     0 0 1 1       prefix    0 0 1 1        full   0 0 1 1        cross    0 1 1   source
          0 ▣ · · ·       of 3    0 ▣ ▣ · ·             0 ▣ ▣ · ·               1 · ▣ ▣
@@ -13,7 +13,7 @@ causal     0 0 1 1       prefix    0 0 1 1        full   0 0 1 1        cross   
          1 · · ▣ ·               1 · · ▣ ·             1 · · ▣ ▣               2 · · ·   sees nothing: the output
          1 · · ▣ ▣               1 · · ▣ ▣             1 · · ▣ ▣          target         is zero
 
-A window leaves of each what is near; `merged` attention sees the target's keys, then the source's:
+A window restricts each mask to near keys; `merged` attention sees the target's keys, then the source's:
 
 causal       ▣ · · ·     prefix of 4   ▣ ▣ · ·     full   ▣ ▣ · ·     merged  ▣ · · · | ▣ ▣   the target's window,
 of 2         ▣ ▣ · ·     window of 2   ▣ ▣ ▣ ·            ▣ ▣ ▣ ·     of 2    ▣ ▣ · · | ▣ ▣   and all of the source
@@ -24,8 +24,8 @@ A family makes an `AttentionMask` (`models/families.py`; while decoding `generat
 attention adds its window and makes a `KernelMask` of it (`attention/module.py`). The study's key `masks` is in
 `objectives/config.py`.
 
-A target token whose document has no source gets exactly zero from cross-attention, wherever its output norm stands
-(a norm of zeros is zero), and sends no gradient through it.
+A target token whose document has no source gets exactly zero from cross-attention, with or without a norm on its
+output, and no gradient flows through it.
 """
 
 from __future__ import annotations
@@ -44,23 +44,23 @@ class Mask(Protocol):
 
     @property
     def documents(self) -> tuple[Tensor, Tensor] | None:
-        """Document numbers of the queries and of the keys; None where every query sees a key."""
+        """Document numbers (of the queries, of the keys); None where every query sees a key."""
 
     def rows(self, first: int, last: int, keys: int, device: torch.device) -> Tensor | None:
-        """Which keys the queries from `first` to before `last` see.
+        """Visible keys of the queries `first` to `last` (exclusive).
 
         Returns:
-            Boolean, C x S, or B x 1 x C x S where rows differ; None when all is visible.
+            Boolean, C x S, or B x 1 x C x S where rows differ; None when all keys are visible.
         """
 
     def kernel(self, bias: bool, queries: int, keys: int) -> Kernel:
-        """How the attention of so many queries to so many keys is computed."""
+        """Kernel for the attention of `queries` queries to `keys` keys."""
 
 
 Kernel = Literal["blocks", "band", "masked"]
 """blocks: a triangle with at most one dense block; band: blocks of queries with the keys near them; masked: T x S.
 
-A `KernelMask` may also have `scores`: those are computed as a tensor, for a soft cap.
+A `KernelMask` may also have `scores`: the scores are computed as a tensor, for a soft cap.
 """
 
 
@@ -74,40 +74,40 @@ class AttentionMask:
     """With `causal`: the first `prefix` tokens (one number, or one for each of the B rows) also see each other; or
     boolean, B x S: these keys are seen by all queries of their document."""
     key_lengths: Tensor | None = None
-    """B: keys at and beyond a row's length are padding. At least 1: a query that sees nothing has no output."""
+    """B: keys at and beyond a row's length are padding. At least 1, since a query must see a key."""
     documents: tuple[Tensor, Tensor] | None = None
-    """B x T of the queries and B x S of the keys: which document each belongs to; a query sees its own document's keys
-    alone, and may see nothing."""
+    """Document numbers, B x T of the queries and B x S of the keys: a query sees only keys of the same document, which
+    may be none."""
     window: Window | None = None
-    """Keys that are seen are fewer than so many tokens before, and after, the query; None: all."""
+    """Visible keys are fewer than (n, m) tokens (before, after) the query; None: all."""
 
     def rows(self, first: int, last: int, keys: int, device: torch.device) -> Tensor | None:
         """As `Mask.rows`."""
         key = torch.arange(keys, device=device)
-        seen: Tensor | None = None
+        visible: Tensor | None = None
         if self.causal:
-            seen = key[None, :] <= torch.arange(first, last, device=device)[:, None]
+            visible = key[None, :] <= torch.arange(first, last, device=device)[:, None]
             if isinstance(self.prefix, Tensor):
                 prefix = self.prefix.to(device)
                 opened = prefix[:, None, None] if prefix.dtype == torch.bool else key < prefix.view(-1, 1, 1, 1)
-                seen = seen | opened
+                visible = visible | opened
             elif self.prefix:
-                seen = seen | (key < self.prefix)[None, :]
+                visible = visible | (key < self.prefix)[None, :]
         if self.window is not None:
             ago = torch.arange(first, last, device=device)[:, None] - key
             near = (ago < self.window[0]) & (-ago < self.window[1])
-            seen = near if seen is None else seen & near
+            visible = near if visible is None else visible & near
         if self.key_lengths is not None:
             real = key < self.key_lengths.to(device).view(-1, 1, 1, 1)
-            seen = real if seen is None else seen & real
+            visible = real if visible is None else visible & real
         if self.documents is not None:
             of_query, of_key = (documents.to(device) for documents in self.documents)
             same = (of_query[:, first:last, None] == of_key[:, None, :]).unsqueeze(1)
-            seen = same if seen is None else seen & same
-        if self.window is not None and self.key_lengths is not None and seen is not None:
-            # Padding that is far from every real key: let see everything, lest its states are not numbers.
-            seen = seen | ~seen.any(dim=-1, keepdim=True)
-        return seen
+            visible = same if visible is None else visible & same
+        if self.window is not None and self.key_lengths is not None and visible is not None:
+            # Padding far from every real key sees all keys, since without keys its states would be NaN.
+            visible = visible | ~visible.any(dim=-1, keepdim=True)
+        return visible
 
     def kernel(self, bias: bool, queries: int, keys: int) -> Kernel:
         """As `Mask.kernel`."""
@@ -119,10 +119,10 @@ class AttentionMask:
         return "band" if narrow else "masked"
 
     def band(self, tokens: int, device: torch.device) -> Tensor:
-        """Which keys of the blocks around it each block of queries sees, for a causal or a full mask with a window.
+        """Visible keys of each block of queries among the blocks around it, for a causal or full mask with a window.
 
         Returns:
-            Boolean, N x 1 x Q x S: the keys of the block before it, its own, and the next where queries see ahead.
+            Boolean, N x 1 x Q x S: keys of the block before, the same block, and without a causal mask the next one.
         """
         assert self.window is not None
         size, sides = band_size(self.window, self.causal), 2 if self.causal else 3
@@ -131,16 +131,16 @@ class AttentionMask:
         key_N1 = torch.arange(-size, (sides - 1) * size, device=device) + query_N1[:, :1]
         ago = query_N1 - key_N1
         ahead = 1 if self.causal else self.window[1]
-        seen = (ago < self.window[0]) & (-ago < ahead) & (key_N1 >= 0) & (key_N1 < tokens)
-        # What fills the last block is no query; it sees something, lest it be not a number.
-        return (seen | (query_N1 >= tokens)).unsqueeze(1)
+        visible = (ago < self.window[0]) & (-ago < ahead) & (key_N1 >= 0) & (key_N1 < tokens)
+        # Padding of the last block sees all keys, since without keys it would be NaN.
+        return (visible | (query_N1 >= tokens)).unsqueeze(1)
 
 
 @dataclass(frozen=True)
 class MergedMask:
-    """What a query of merged attention sees: keys of its own row, then, in the same softmax, the source's."""
+    """Mask of merged attention: keys of the query's row, then, in the same softmax, keys of the source."""
 
-    own: AttentionMask
+    row: AttentionMask
     source: AttentionMask
     source_keys: int
     """Number of the source's keys; they are the last ones."""
@@ -148,11 +148,11 @@ class MergedMask:
 
     def rows(self, first: int, last: int, keys: int, device: torch.device) -> Tensor | None:
         """As `Mask.rows`."""
-        own = keys - self.source_keys
-        parts = self.own.rows(first, last, own, device), self.source.rows(first, last, self.source_keys, device)
+        row_keys = keys - self.source_keys
+        parts = self.row.rows(first, last, row_keys, device), self.source.rows(first, last, self.source_keys, device)
         if parts[0] is None and parts[1] is None:
             return None
-        widths, every = (own, self.source_keys), torch.ones((), dtype=torch.bool, device=device)
+        widths, every = (row_keys, self.source_keys), torch.ones((), dtype=torch.bool, device=device)
         rows = max((part.shape[0] for part in parts if part is not None and part.dim() == 4), default=0)
         shape = (rows, 1, last - first) if rows else (last - first,)
         return torch.cat(
@@ -169,15 +169,15 @@ class MergedMask:
 
 
 class KernelMask:
-    """A mask worked out for a kernel: its tensors, made once before the layers that share them.
+    """A mask's tensors for one kernel, made once before the layers that share them.
 
-    No dataclass, so that nothing which walks the arguments of a layer walks it.
+    Not a dataclass, so that tools that traverse a layer's arguments do not traverse it.
     """
 
     def __init__(
         self, mask: Mask, size: tuple[int, int], like: tuple[torch.dtype, torch.device], *, scores: bool, bias: bool
     ) -> None:
-        """Work out a mask.
+        """Compute the tensors of a mask.
 
         Args:
             mask: Which keys a query may attend to.
@@ -192,13 +192,13 @@ class KernelMask:
         self.prefix, self.window, self.causal = 0, None, False
         self.visible: Tensor | None = None
         """Boolean mask for the kernel; with kernel `blocks` it covers only the queries after the prefix. None where all
-        is visible, or where `added` is used."""
+        keys are visible, or where `added` is used."""
         self.added: Tensor | None = None
-        """Additive mask, 0 or -inf, in the scores' dtype. Made once, since every kernel would copy a boolean mask. With
-        documents only."""
+        """Additive mask, 0 or -inf, in the scores' dtype, made once since kernels copy a boolean mask. Only with
+        documents."""
         self.fully_masked: Tensor | None = None
-        """B x 1 x T x 1, with documents: queries that see no key. They are let see everything and their output is
-        dropped: what a kernel makes of such a row (zeros, or NaN) is its own matter."""
+        """B x 1 x T x 1, with documents: queries that see no key. For the kernel they see all keys, since it may return
+        zeros or NaN for fully masked rows; their output is then set to zero."""
         if isinstance(mask, AttentionMask):
             self.window, self.causal = mask.window, mask.causal
         if self.kernel == "blocks":

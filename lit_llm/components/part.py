@@ -1,7 +1,7 @@
-"""What is known of one part of a layer before it is built: parameters, FLOPs, cache, memory, and where its module is.
+"""Protocol of a layer's part before it is built: parameters, FLOPs, cache, memory, and the path of its module.
 
-A layer is a row of parts (self-attention or another sequence mixer, cross-attention, a feed-forward network, ...), each
-added to the residual stream. The stack, cost, memory and audit ask every part the same questions and name none.
+A layer is a sequence of parts (self-attention or another sequence mixer, cross-attention, a feed-forward network, ...),
+each added to the residual stream. The stack, cost, memory and audit use this protocol alone and name no part.
 Loads no torch.
 """
 
@@ -15,26 +15,26 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from lit_llm.config.section import Section
 
 FLOAT32, BFLOAT16 = 4, 2
-"""Bytes of a number."""
+"""Bytes per number."""
 
 TensorShape = tuple[int, ...]
 
 
 class Widths(NamedTuple):
-    """Widths of what a layer reads."""
+    """Widths of a layer's inputs."""
 
     row: int
-    """Of the residual stream, which the layer also writes."""
+    """Width of the residual stream, which the layer reads and writes."""
     source: int
-    """Of the encoder's output."""
+    """Width of the encoder's output."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """What one example puts through one layer, in tokens; fractions are means over an objective's cuts."""
+    """Numbers of tokens that one layer processes for one example; fractions are means over an objective's cuts."""
 
     row: float
-    """Tokens of the layer's own row, each a query."""
+    """Tokens of the layer's input, each a query."""
     source: float = 0
     """Tokens of the encoder's output; 0 without an encoder."""
     before: float = 0
@@ -51,11 +51,11 @@ class Example:
     keep_state: bool = False
     """Whether tokens follow in later passes, for which a state is kept."""
 
-    def own_pairs(self, window: tuple[int, int] | None = None) -> float:
+    def row_pairs(self, window: tuple[int, int] | None = None) -> float:
         """Visible (query, key) pairs among the tokens of the row.
 
         Args:
-            window: Keys that are seen are fewer than so many tokens (before, after) the query; None: all.
+            window: Visible keys are fewer than (n, m) tokens (before, after) the query; None: all.
         """
         if not self.masked:
             return self.row * (self.row + self.before)
@@ -68,7 +68,7 @@ class Example:
 def causal_pairs(tokens: float, prefix: float = 0, window: tuple[int, int] | None = None) -> float:
     """Visible (query, key) pairs among `tokens`, of which the first `prefix` also see each other, within a window.
 
-    Without one a polynomial in both, so that it can be averaged over cuts; hence no integer division.
+    Without a window it is a polynomial in both, whose mean over cuts is exact; hence no integer division.
     """
     behind, ahead = window or (math.inf, math.inf)
     return _sum_up_to(tokens, behind) + _sum_up_to(prefix - 1, ahead - 1)
@@ -90,16 +90,16 @@ class CacheBytes:
     """Bytes that are kept between passes for one sequence."""
 
     per_source_token: int = 0
-    """For each token of the prompt; in layers with a window, which keep no more than that, it is in `windows`."""
+    """Bytes per token of the prompt; those of layers with a window are in `windows`."""
     per_generated_token: int = 0
     start: int = 0
-    """For <s>, where it is kept as part of the source."""
+    """Bytes for <s>, where it is cached as part of the source."""
     windows: tuple[tuple[int, int], ...] = ()
-    """(tokens that are kept at most, bytes of each) of every layer with a window."""
+    """(most tokens that are kept, bytes per token) of every layer with a window."""
     prompt_in_windows: bool = True
-    """Whether the prompt's tokens are among theirs: not in an encoder-decoder's decoder."""
+    """Whether windows hold tokens of the prompt: not in an encoder-decoder's decoder."""
     states: int = 0
-    """Of states whose size depends on no number of tokens."""
+    """Bytes of recurrent states, whose size does not depend on the number of tokens."""
 
     def __add__(self, other: CacheBytes) -> CacheBytes:
         return CacheBytes(
@@ -112,7 +112,7 @@ class CacheBytes:
         )
 
     def total(self, prompt: int, generate: int) -> int:
-        """Bytes after a prompt and an answer of so many tokens."""
+        """Bytes after a prompt of `prompt` and an answer of `generate` tokens."""
         kept = generate + (prompt if self.prompt_in_windows else 0)
         windows = sum(each * min(kept, most) for most, each in self.windows)
         return self.start + self.states + prompt * self.per_source_token + generate * self.per_generated_token + windows
@@ -120,49 +120,49 @@ class CacheBytes:
 
 @dataclass(frozen=True)
 class Precision:
-    """How many bytes the numbers take that autograd keeps for the backward pass, in one precision."""
+    """Bytes per entry of the tensors that autograd keeps for the backward pass, in one precision."""
 
     compute: int
-    """Of an entry that the kernels read."""
+    """Bytes of an entry that the kernels read."""
     residual: int
-    """Of an entry of the residual stream."""
+    """Bytes of an entry of the residual stream."""
     dropout_mask: int
-    """Of an entry that dropout decides about: CUDA's kernel keeps one byte (on a CPU it is a number); 0 without."""
+    """Bytes of dropout's mask per entry: CUDA's kernel keeps one (a CPU's a number); 0 without dropout."""
 
     @property
     def autocast(self) -> bool:
-        """Whether every matrix that reads the residual stream makes a copy of it in the kernels' precision."""
+        """Whether every matrix that reads the residual stream copies it in the kernels' precision."""
         return self.compute != self.residual
 
 
 class Part(Section):
-    """One part of a layer with nothing left open, in canonical form: two that are the same function are equal."""
+    """One part of a layer with all settings resolved, in canonical form: equal functions compare equal."""
 
     module: ClassVar[str]
-    """Where its module is: `package.module:Class`, a `lit_llm.components.layer_part.LayerPart`."""
+    """Path of its module, `package.module:Class`, a `lit_llm.components.layer_part.LayerPart`."""
     causal_only: ClassVar[str] = ""
-    """Why it cannot see later tokens, so that no prefix can be opened to it; '' where it can."""
+    """Reason why it cannot see later tokens, which excludes bidirectional prefixes; '' where it can."""
     reads_marked: ClassVar[str] = ""
     """Name of the part for messages, where it reads the row's first tokens as a source; '' otherwise. The objective has
-    to mark them."""
+    to mark these tokens."""
 
     def shapes(self, widths: Widths) -> dict[str, TensorShape]:
-        """{name in its module: shape} of every parameter; those of matrices are (rows, columns)."""
+        """{name in its module: shape} of every parameter; matrices are (rows, columns)."""
         raise NotImplementedError
 
     def stack_shapes(self, widths: Widths) -> dict[str, TensorShape]:
-        """The same of parameters that the stack has once for all its layers."""
+        """{name: shape} of the parameters that the stack has once for all its layers."""
         return {}
 
     def settings(self) -> dict[str, Any]:
-        """{key: value} of what a study can set, those too that a dump leaves out where they have no effect."""
+        """{key: value} of all settings, including those that a dump leaves out since they have no effect."""
         return {key: getattr(self, key) for key in type(self).model_fields}
 
     # --- FLOPs ---
 
     @property
     def for_last_token(self) -> bool:
-        """Whether only the last token of a prompt has to go through the layer."""
+        """Whether the layer processes only the last token of a prompt."""
         return False
 
     def products(self, widths: Widths) -> int:
@@ -180,51 +180,51 @@ class Part(Section):
     # --- memory ---
 
     def cache_bytes(self, entry: int, encoder: bool) -> CacheBytes:
-        """What is kept between passes. entry: bytes of one; encoder: whether the prompt is an encoder's."""
+        """Bytes kept between passes. entry: bytes per entry; encoder: whether an encoder reads the prompt."""
         return CacheBytes()
 
     @property
     def readers(self) -> int:
-        """Matrices that read the normalised residual stream."""
+        """Number of matrices that read the normalised residual stream."""
         return 1
 
     @property
     def reads_encoder(self) -> bool:
-        """Whether the encoder's output is kept for it."""
+        """Whether the part reads the encoder's output, which is then kept for it."""
         return False
 
     def activation_bytes(self, example: Example, widths: Widths, precision: Precision) -> float:
-        """What autograd keeps inside of the part, beside what the matrices read of the residual stream.
+        """Bytes that autograd keeps inside of the part, without the matrices' reads of the residual stream.
 
-        Unless a part knows better: what each of its matrices makes.
+        By default the outputs of all its matrices.
         """
         made = sum(shape[0] for shape in self.shapes(widths).values() if len(shape) > 1)
         return example.row * made * precision.compute
 
     def mask_bytes(self, example: Example, precision: Precision) -> float:
-        """Masks that a kernel keeps as numbers, once for all sequences."""
+        """Bytes of masks that a kernel keeps as numbers, once for all sequences."""
         return 0.0
 
     def logit_bytes(self, example: Example, widths: Widths, rows: int) -> float:
-        """What a look at the largest attention logit of so many sequences takes; 0 without attention."""
+        """Bytes to compute the largest attention logit of `rows` sequences; 0 without attention."""
         return 0.0
 
 
 STACKS = ("encoder", "decoder", "target_decoder", "self_decoder")
-"""Stacks that may have a component: any encoder, the decoder of a decoder-only model, that of an encoder-decoder, and
-the first stack of a decoder-decoder."""
+"""Stacks that may have a component: any encoder, a decoder-only model's decoder, an encoder-decoder's decoder, and a
+decoder-decoder's first stack."""
 ROLES = ("mixer", "added", "feed_forward")
 
 
 class Defaults(NamedTuple):
-    """What a component may take from its model where a study leaves it open."""
+    """Settings of the model that serve as a component's defaults."""
 
     attention: dict[str, Any]
-    """The keys of `model.attention`."""
+    """Settings of `model.attention`."""
     feed_forward: dict[str, Any]
-    """The keys of `model.feed_forward`."""
+    """Settings of `model.feed_forward`."""
     width: int
-    """Of the residual stream."""
+    """Width of the residual stream."""
 
 
 @dataclass(frozen=True)
@@ -232,18 +232,18 @@ class LayerComponent:
     """A component that a study can write into the layers of a stack: `model.decoder.<key>`."""
 
     key: str
-    """Its key in a stack and in a range of layers, and the name of its module in the layer."""
+    """Key in a stack and in a range of layers, and name of the module in the layer."""
     override: type[Section]
-    """What is written there. It has a `kind` with a default, which is also its short form."""
+    """Section under this key. It has a `kind` with a default, which is also its short form."""
     resolve: Callable[[dict[str, Any], Defaults], Part]
-    """From the keys that are set, `kind` among them, and the model's defaults to the part. Raises ValueError with a
+    """Makes the part from the keys that are set, `kind` among them, and the model's defaults. Raises ValueError with a
     reason."""
     stacks: tuple[str, ...]
     """Stacks that may have it, of `STACKS`."""
     role: Literal["mixer", "added", "feed_forward"]
-    """mixer: it stands in place of self-attention; feed_forward: of the feed-forward network; added: it is one more
-    part between the two."""
+    """mixer: it replaces self-attention; feed_forward: it replaces the feed-forward network; added: an additional part
+    between the two."""
     help: str
-    """What a reader of the schema is told."""
+    """Description in the schema."""
     elsewhere: str = ""
-    """Why another stack has no such key, where there is more to say than that."""
+    """Reason in the error message where the key is written in another stack."""

@@ -1,6 +1,6 @@
-"""Components that a study can write into the layers of a stack: ours, and those of installed packages. Loads no torch.
+"""Components that a study can write into the layers of a stack: built-in ones, and those of installed packages.
 
-A package of yours adds one by an entry point, which is read wherever its environment is used:
+Loads no torch. A package adds a component by an entry point:
 
     [project.entry-points."lit_llm.components"]
     my_mixer = "my_package.my_mixer:COMPONENT"        # a LayerComponent
@@ -18,10 +18,10 @@ from lit_llm.config.problems import InputError, Problem, did_you_mean
 from lit_llm.config.tree import KIND
 
 GROUP = "lit_llm.components"
-"""Entry points under which installed packages name their components."""
+"""Group of the entry points by which installed packages register components."""
 TAKEN = {"layers", "layer_ranges", "d_model", "attention", "self_attention", "cross_attention", "feed_forward"}
 TAKEN |= {"cross_attention_mode", "norm", "dropout", "part", "parts", "placement", "prepare", "new_cache", "forward"}
-"""Names in a stack or in a layer that no component can have."""
+"""Reserved names in a stack or in a layer, which no component can have."""
 
 
 def _installed() -> Iterator[tuple[str, LayerComponent]]:
@@ -38,7 +38,7 @@ def _installed() -> Iterator[tuple[str, LayerComponent]]:
 
 
 def _problem(component: object) -> str:
-    """Why this is no component that can be used, or ''."""
+    """Reason why an object is no valid component, or ''."""
     if not isinstance(component, LayerComponent):
         return f"is a {type(component).__name__}, not a lit_llm.components.part.LayerComponent"
     if component.key in TAKEN or not component.key.isidentifier():
@@ -61,25 +61,25 @@ def _all() -> tuple[dict[str, LayerComponent], dict[str, str]]:
         if component.key in ours or component.key in others:
             raise InputError(f"two components have the key {component.key!r}; uninstall one of their packages")
         others[component.key], packages[component.key] = component, package
-    # In an order of their own, so that no name of an entry point changes a model.
+    # Sorted by key: the names of entry points must not change a model.
     return {**ours, **{key: others[key] for key in sorted(others)}}, packages
 
 
 COMPONENTS, PACKAGES = _all()
-"""{key: component}, and {key: package} of those that other packages have."""
+"""{key: component}, and {key: package} of the components of other packages."""
 
 
 def components_of(stack: str) -> list[LayerComponent]:
-    """Those that the layers of a stack may have; see `LayerComponent.stacks`."""
+    """Components that the layers of a stack may have; see `LayerComponent.stacks`."""
     return [component for component in COMPONENTS.values() if stack in component.stacks]
 
 
 def modules_outside() -> list[str]:
     """Python modules of other packages' components. The fork server imports them in advance."""
-    found, classes = set[str](), [Part]
+    modules, classes = set[str](), [Part]
     while classes:
         classes += (part := classes.pop()).__subclasses__()
         if part.__module__.partition(".")[0] in PACKAGES.values():
             places = [*getattr(part, "modules", {}).values(), getattr(part, "module", None)]
-            found |= {place.partition(":")[0] for place in places if isinstance(place, str)}
-    return sorted(found)
+            modules |= {place.partition(":")[0] for place in places if isinstance(place, str)}
+    return sorted(modules)

@@ -10,8 +10,8 @@ Rotation = tuple[Tensor, Tensor]
 
 
 def rotation_at(positions: Tensor, theta: float, head_dim: int, factor: float, dtype: torch.dtype) -> Rotation:
-    """The rotation of queries or keys at these positions (T, or B x T), divided by `factor`."""
-    # Angles in float32: in bfloat16 positions beyond 256 would not even be distinct.
+    """Rotation of queries or keys at these positions (T, or B x T), divided by `factor`."""
+    # Angles in float32: in bfloat16 positions beyond 256 would not be distinct.
     exponent = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
     angles = positions.float()[..., None] * (theta**-exponent / factor)
     angles = angles.unsqueeze(-2)  # T x 1 x K/2, or B x T x 1 x K/2: all heads alike

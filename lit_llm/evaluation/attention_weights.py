@@ -5,7 +5,7 @@ local     weights on the `window` keys that end at the query (arXiv 2510.26622: 
           keys     0 1 2 3 4 5 6 7      window of 3
           query 5  · · · ▣ ▣ ▣
 
-source    weights on the source's keys: how many of all (their mass), and, divided by that mass, how they lie
+source    weights on the source's keys: their sum (mass), and, divided by that sum, their distribution
 
           steps 1  ▪ ▣ · · ▣ ·          overlap, cosine: of a row with the one before it
                 2  · ▣ · ▪ ▣ ·          stripes: mean cosine of all pairs of rows, 1 where every target attends
@@ -22,47 +22,45 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_llm.components.attention.dot_product import DotProduct, score_rows
-from lit_llm.components.masks import KernelMask
+from lit_llm.components.attention.dot_product import DotProduct, ScoreInputs, score_rows
 
 TOP = 5
 """Source tokens that count as those attended to most."""
 
 
-def attention_rows(
-    attention: DotProduct, q_BHTK: Tensor, k_BHSK: Tensor, mask: KernelMask, start: int = 0
-) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(c, softmax of the scores of queries from c on, B x H x C x S; keys they see, 1 or B x 1 x C x S), from `start`.
+def attention_rows(attention: DotProduct, inputs: ScoreInputs, start: int = 0) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Attention weights of the queries from `start` on, in chunks, in float32 at least.
 
-    In float32 at least. A query that sees nothing has no weights: its row is zero.
+    Yields (c, weights of queries c to c + C: B x H x C x S, visible keys: 1 or B x 1 x C x S). The weights of a query
+    that sees no key are zero.
     """
-    for first, scores_BHCS, seen in score_rows(attention, q_BHTK, k_BHSK, mask, start=start):
-        weights_BHCS = scores_BHCS.masked_fill_(~seen, -torch.inf).softmax(dim=-1)
-        yield first, weights_BHCS.masked_fill_(~seen.any(dim=-1, keepdim=True), 0.0), seen
+    for first, scores_BHCS, visible in score_rows(attention, inputs, start):
+        weights_BHCS = scores_BHCS.masked_fill_(~visible, -torch.inf).softmax(dim=-1)
+        yield first, weights_BHCS.masked_fill_(~visible.any(dim=-1, keepdim=True), 0.0), visible
 
 
-def local_probability(attention: DotProduct, q_BHTK: Tensor, k_BHSK: Tensor, mask: KernelMask, window: int) -> Tensor:
-    """B x T: the weight on the `window` keys that end at the query itself, mean over heads; for self-attention."""
-    found = []
-    for first, weights_BHCS, _ in attention_rows(attention, q_BHTK, k_BHSK, mask):
+def local_probability(attention: DotProduct, inputs: ScoreInputs, window: int) -> Tensor:
+    """B x T: weight on the `window` keys that end at the query, mean over heads; for self-attention."""
+    parts = []
+    for first, weights_BHCS, _ in attention_rows(attention, inputs):
         queries, keys = weights_BHCS.shape[2:]
         key = torch.arange(keys, device=weights_BHCS.device)
         query = torch.arange(first, first + queries, device=weights_BHCS.device)[:, None]
         near = (key <= query) & (key > query - window)
-        found.append((weights_BHCS * near).sum(-1).mean(1))
-    return torch.cat(found, dim=1)
+        parts.append((weights_BHCS * near).sum(-1).mean(1))
+    return torch.cat(parts, dim=1)
 
 
 @dataclass(frozen=True)
 class SourceAttention:
-    """How one attention looks at the source. B x N, for each target query, means over heads."""
+    """Statistics of one attention's weights on the source: B x N, for each target query, means over heads."""
 
     mass: Tensor
     """Weight on the source's keys."""
     null: Tensor
-    """What that would be if all visible keys had equal weight: S / (S + i) at step i of a causal decoder."""
+    """`mass` if all visible keys had equal weight: S / (S + i) at step i of a causal decoder."""
     entropy: Tensor
-    """Of the weights within the source, over that of uniform ones: 1 is uniform, 0 a single token."""
+    """Entropy of the weights within the source, over that of uniform ones: 1 is uniform, 0 a single token."""
     top_mass: Tensor
     """Weight within the source on the TOP tokens."""
     top_percent_mass: Tensor
@@ -70,35 +68,34 @@ class SourceAttention:
     overlap: Tensor
     """Share of the TOP tokens that were among those of the query before."""
     cosine: Tensor
-    """Between the weights within the source and those of the query before."""
+    """Cosine between the weights within the source and those of the query before."""
     sees: Tensor
-    """Where the query sees any of the source: elsewhere nothing but `mass` and `null` means anything."""
+    """Whether the query sees any of the source; elsewhere only `mass` and `null` are meaningful."""
     follows: Tensor
-    """Where the query before sees any, too: elsewhere `overlap` and `cosine` mean nothing."""
+    """Whether the query before also sees any of it; elsewhere `overlap` and `cosine` are meaningless."""
     stripes: Tensor
-    """B: mean cosine of all pairs of the queries that see the source; NaN for fewer than two."""
+    """B: mean cosine over all pairs of queries that see the source; NaN for fewer than two."""
 
 
-def source_attention(
-    attention: DotProduct, q_BHTK: Tensor, k_BHSK: Tensor, mask: KernelMask, source: slice, start: int = 0
-) -> SourceAttention:
-    """Of the queries from `start` on, at the keys `source`."""
+def source_attention(attention: DotProduct, inputs: ScoreInputs, source: slice, start: int = 0) -> SourceAttention:
+    """Statistics of the weights that the queries from `start` on put on the keys `source`."""
+    q_BHTK = inputs.q_BHTK
     rows, heads, _, _ = q_BHTK.shape
-    size = len(range(*source.indices(k_BHSK.shape[2])))
+    size = len(range(*source.indices(inputs.k_BHSK.shape[2])))
     top, percent = min(TOP, size), math.ceil(size / 100)
     parts: list[dict[str, Tensor]] = []
     before_BHS = sum_BHS = q_BHTK.new_zeros(rows, heads, size, dtype=_dtype(q_BHTK))
     attended_before = q_BHTK.new_full((rows, heads, top), -1, dtype=torch.long)
-    for _, weights_BHCS, seen in attention_rows(attention, q_BHTK, k_BHSK, mask, start):
-        visible_keys, visible_source = (part.sum(-1) for part in (seen, seen[..., source]))
+    for _, weights_BHCS, visible in attention_rows(attention, inputs, start):
+        visible_keys, visible_source = (part.sum(-1) for part in (visible, visible[..., source]))
         mass_BHC = weights_BHCS[..., source].sum(-1)
         tiny = torch.finfo(mass_BHC.dtype).tiny
         within_BHCS = weights_BHCS[..., source] / mass_BHC.clamp_min(tiny).unsqueeze(-1)
-        # Uniform weights over a single token have no entropy, and nothing can be less spread.
+        # The entropy of a single token is defined as 1, as of uniform weights.
         uniform = visible_source.clamp_min(2).to(mass_BHC.dtype).log()
         entropy_BHC = torch.where(visible_source > 1, torch.special.entr(within_BHCS).sum(-1) / uniform, 1.0)
         largest = within_BHCS.topk(max(top, percent), dim=-1)
-        # Tokens without weight are nobody's choice: -1 is none of them.
+        # Tokens without weight do not count as attended to: -1 marks them.
         attended = largest.indices[..., :top].masked_fill(largest.values[..., :top] == 0, -1)
         unit_BHCS = F.normalize(within_BHCS, dim=-1)
         cosine_BHC = (unit_BHCS * _shifted(unit_BHCS, before_BHS)).sum(-1)
@@ -130,12 +127,12 @@ def _dtype(x: Tensor) -> torch.dtype:
 
 
 def _shifted(x_BHCn: Tensor, before_BHn: Tensor) -> Tensor:
-    """Each row's predecessor."""
+    """The preceding row of each row."""
     return torch.cat([before_BHn.unsqueeze(2), x_BHCn[:, :, :-1]], dim=2)
 
 
 def _overlap(attended: Tensor, before: Tensor, dtype: torch.dtype) -> Tensor:
-    """B x H x C: the common entries of two sets, over the larger one's number; -1 is no entry."""
+    """B x H x C: number of common entries of two sets over the size of the larger; -1 is no entry."""
     common = (attended.unsqueeze(-1) == before.unsqueeze(-2)) & (attended >= 0).unsqueeze(-1)
     larger = torch.maximum((attended >= 0).sum(-1), (before >= 0).sum(-1)).clamp_min(1)
     return common.sum((-1, -2)).to(dtype) / larger

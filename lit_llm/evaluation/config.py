@@ -1,4 +1,4 @@
-"""What is measured while a stage trains, and of a finished model."""
+"""Settings of the evaluations during training and of trained models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lit_llm.data.config import FilePath, SingleCorpus, SourceName
 from lit_llm.objectives.config import MaskedLM, Objective, PrefixLM, continues
 
 BUCKETS = 16
-"""Parts of a training window within which positions are added up."""
+"""Number of equal parts of a training window; the losses of a part's positions are summed."""
 
 
 class ValidationConfig(Section):
@@ -25,9 +25,8 @@ class ValidationConfig(Section):
     """Windows of held-out text that an evaluation during training reads, of each source; the same for every arm."""
     final_sequences: int | None = Field(None, gt=0)
     """Windows that the evaluation after the last step reads, of each source and of each split (validation and test);
-    all where there are fewer. Where `sequences` is larger, that many; eight times as many as it says when absent. The
-    loss of each document is kept. A trained model costs two forward passes over them; `val/objective_loss` stays that
-    of `sequences` windows."""
+    all where there are fewer. At least `sequences`; eight times `sequences` when absent. The loss of each document is
+    kept. A trained model costs two forward passes over them; `val/objective_loss` stays that of `sequences` windows."""
     prefix_length: int | None = Field(None, gt=0)
     """Tokens given before the targets of val/target_nll; half of the window when absent."""
 
@@ -37,23 +36,23 @@ class ValidationConfig(Section):
         return max(self.sequences, self.final_sequences or 8 * self.sequences)
 
     def prefix(self, sequence_length: int) -> int:
-        """Tokens given before the targets, in a window of this length."""
+        """Number of tokens given before the targets in a window of this length."""
         return self.prefix_length or sequence_length // 2
 
     def primary(self, sequence_length: int, family: str) -> tuple[str, Objective]:
-        """The metric by which all models of a kind are measured, and the objective that it is the loss of."""
+        """Primary metric of a model family, and the objective whose loss it is."""
         prefix, masked = PrefixLM(split=self.prefix(sequence_length)), MaskedLM(rate=MASKED, replacement="mask")
         return primary_metric(family), prefix if continues(family) else masked
 
 
 PRIMARY_METRICS = (on_validation(TARGET_NLL), on_validation(MASKED_NLL))
-"""The metric of all models that go on with a text, and that of encoder-only ones."""
+"""Primary metrics: of models that continue a text, and of encoder-only models."""
 MASKED = 0.15
-"""Part of the tokens that val/masked_nll hides, as BERT did (arXiv 1810.04805), whatever a model was trained on."""
+"""Share of the tokens that val/masked_nll hides for every model, as in BERT (arXiv 1810.04805)."""
 
 
 def primary_metric(family: str) -> str:
-    """The metric that models of a family are measured by."""
+    """Primary metric of a model family."""
     return PRIMARY_METRICS[0] if continues(family) else PRIMARY_METRICS[1]
 
 
@@ -66,8 +65,7 @@ class ExampleValidationConfig(Section):
     """Held-out examples that an evaluation during training reads, the same for every arm."""
     final_examples: int | None = Field(None, gt=0)
     """Examples that the evaluation after the last step reads, of each split (validation and test); all where there are
-    fewer. Where `examples` is larger, that many; four times as many as it says when absent. The loss of each example is
-    kept."""
+    fewer. At least `examples`; four times `examples` when absent. The loss of each example is kept."""
 
     @property
     def most_examples(self) -> int:
@@ -83,19 +81,19 @@ class ExampleLossesConfig(Section):
 
 
 class LikelihoodConfig(Section):
-    """Losses of single held-out documents, and of other texts than the one that was trained on."""
+    """Losses of single held-out documents, of the training data and of further texts."""
 
     documents: int = Field(1000, gt=0)
-    """Documents of each source: a random sample, drawn by a hash of their text, so the same for every model, whatever
-    its tokenizer. All, where there are no more."""
+    """Documents of each source, a random sample drawn by a hash of their text: the same for every model and tokenizer.
+    All where there are fewer."""
     length: int | None = Field(None, gt=1)
     """Tokens after which a document is cut; the length of a training window when absent."""
     prefix_length: int | None = Field(None, ge=0)
     """Tokens of a document given before its targets; half of `length` when absent. A document with no token beyond them
     is left out, and counted in `likelihood/skipped`."""
     corpora: dict[SourceName, SingleCorpus] = {}
-    """Other texts, by the names that their metrics bear: RedPajama's subsets by `where:`, the sources of Paloma. All of
-    their documents are held out; of a text with files that were trained on, those that were held out there."""
+    """Further texts, by the names that their metrics bear: RedPajama's subsets by `where:`, the sources of Paloma. All
+    of their documents are held out; of a text that shares files with the training data, those that it holds out."""
 
     def span(self, sequence_length: int) -> tuple[int, int]:
         """(tokens after which a document is cut, tokens before its targets), for training windows of this length."""
@@ -103,12 +101,12 @@ class LikelihoodConfig(Section):
         return length, length // 2 if self.prefix_length is None else self.prefix_length
 
     def resolved(self, sequence_length: int) -> LikelihoodConfig:
-        """The same with nothing left open."""
+        """This section with all defaults filled in."""
         length, prefix = self.span(sequence_length)
         return self.model_copy(update={"length": length, "prefix_length": prefix})
 
     def problems(self, sequence_length: int) -> list[tuple[str, str]]:
-        """(key, what is wrong with it)."""
+        """Errors of the section as pairs (key, message)."""
         length, prefix = self.span(sequence_length)
         if prefix < length:
             return []
@@ -126,20 +124,20 @@ class ExtrapolationConfig(Section):
     """Tokens given before the targets, the same for both families and all lengths: a number, or a quarter or a half of
     the training window. The paper's 1, 512 and 1024 of 2048."""
     sequences: int = Field(32, gt=0)
-    """Sequences of each source, as long as the longest of `lengths`, evenly spread over the held-out text. All, where
-    there are no more."""
+    """Sequences of each source, as long as the longest of `lengths`, evenly spread over the held-out text. All where
+    there are fewer."""
 
     def prefix_lengths(self, sequence_length: int) -> tuple[int, ...]:
-        """Tokens of each prefix, for training windows of this length."""
+        """Number of tokens of each prefix, for training windows of this length."""
         return tuple(dict.fromkeys(self.prefix_length(prefix, sequence_length) for prefix in self.prefixes))
 
     @staticmethod
     def prefix_length(prefix: Literal["quarter", "half"] | int, sequence_length: int) -> int:
-        """Tokens of one of them."""
+        """Number of tokens of one prefix, for training windows of this length."""
         return prefix if isinstance(prefix, int) else sequence_length // {"quarter": 4, "half": 2}[prefix]
 
     def too_short(self, sequence_length: int, held_out: Mapping[str, int]) -> list[tuple[str, str]]:
-        """(key, what is wrong with it) where sources hold out that many tokens; '' is the name of a single one."""
+        """Errors (key, message) for sources that hold out too few tokens; the name of a single source is ''."""
         longest = max(self.lengths) * sequence_length
         return [
             (
@@ -153,7 +151,7 @@ class ExtrapolationConfig(Section):
         ]
 
     def problems(self, sequence_length: int) -> list[tuple[str, str]]:
-        """(key, what is wrong with it) for training windows of this length."""
+        """Errors (key, message) for training windows of this length."""
         if sequence_length < BUCKETS:
             return [("lengths", f"of windows of {sequence_length} tokens; {BUCKETS} or more are needed")]
         shortest = min(self.lengths) * sequence_length
@@ -167,35 +165,35 @@ class ExtrapolationConfig(Section):
 
 
 class AttentionAnalysisConfig(Section):
-    """Where a finished model's attention goes, and how its targets depend on their source, by position."""
+    """Attention of a trained model, and dependence of its targets on the source, by position."""
 
     sequences: int = Field(16, gt=0)
-    """Windows of held-out text; of a mixture, as many of each source as its share says."""
+    """Windows of held-out text; of a mixture, in proportion to the shares of its sources."""
     sequence_length: int | None = Field(None, gt=1)
-    """Tokens of a window; that of the training when absent. A longer one shows where attention goes beyond it."""
+    """Tokens of a window; the training window when absent. A longer one shows attention beyond the training window."""
     source_share: float = Field(0.5, gt=0, lt=1)
     """Part of a window that is given as the source; the rest is the target."""
     window: int = Field(5, gt=0)
-    """Keys that are local to a query, itself the last of them."""
+    """Keys that count as local to a query; the last of them is at the query's position."""
     buckets: int = Field(32, gt=0)
-    """Parts of equal length that positions and steps are averaged in for the records."""
+    """Number of equal parts in which the records average positions and steps."""
     sensitivity_sequences: int = Field(4, ge=0)
-    """Windows of which derivatives by the source are taken, which is slow; 0: none."""
+    """Windows for which derivatives with respect to the source are computed, which is slow; 0: none."""
     steps: Items[Annotated[int, Field(gt=0)]] = ()
-    """Target tokens, counted from 1, whose derivatives are taken; all powers of two when empty."""
+    """Target tokens, counted from 1, whose derivatives are computed; all powers of two when empty."""
     draws: int = Field(8, gt=0)
     """Random directions that estimate how much each layer's attention output depends on the source."""
 
     def split(self, sequence_length: int) -> int:
-        """Tokens of the source, in a window of this length."""
+        """Number of source tokens in a window of this length."""
         return min(max(1, round(self.source_share * sequence_length)), sequence_length - 1)
 
     def steps_of(self, targets: int) -> tuple[int, ...]:
-        """The target tokens whose derivatives are taken, of a target of this many."""
+        """Target tokens whose derivatives are computed, for a target of `targets` tokens."""
         return self.steps or tuple(2**power for power in range(targets.bit_length()))
 
     def too_short(self, sequence_length: int, held_out: Mapping[str, int]) -> list[tuple[str, str]]:
-        """(key, what is wrong with it) where sources hold out that many tokens; '' is the name of a single one."""
+        """Errors (key, message) for sources that hold out too few tokens; the name of a single source is ''."""
         length = self.sequence_length or sequence_length
         return [
             (
@@ -208,7 +206,7 @@ class AttentionAnalysisConfig(Section):
         ]
 
     def problems(self, sequence_length: int) -> list[tuple[str, str]]:
-        """(key, what is wrong with it) for training windows of this length."""
+        """Errors (key, message) for training windows of this length."""
         length = self.sequence_length or sequence_length
         if length < 2:
             return [("sequence_length", "a window of one token cannot be cut into a source and a target")]
@@ -220,13 +218,13 @@ class AttentionAnalysisConfig(Section):
 class TasksConfig(Section):
     """Zero- and few-shot tasks of lm-evaluation-harness; needs `lit-llm[eval]`.
 
-    RedLLM has a question in its encoder and writes or scores the answer in its decoder; the scored tokens are the same
-    for all families. What the harness downloads has to be there, or reachable.
+    RedLLM reads a question in its encoder and writes or scores the answer in its decoder; the scored tokens are the
+    same for all families. The data that the harness downloads has to be in its cache or reachable.
     """
 
     names: Items[str] = Field(min_length=1)
-    """Tasks, groups and tags of the harness, of the task files in `folder`, and the suite `redllm`: what the harness
-    has of the paper's 13 tasks, with their shots."""
+    """Tasks, groups and tags of the harness and of the task files in `folder`, and the suite `redllm`: the paper's
+    tasks that the harness has, with their shots."""
     shots: int | dict[str, int] | None = Field(None, union_mode="left_to_right")
     """Worked examples before each question, for all or by name; a suite's or the task's own when absent."""
     limit: int | None = Field(None, gt=0)
@@ -240,14 +238,14 @@ class TasksConfig(Section):
 
 
 EVALUATIONS = ("likelihood", "examples", "extrapolation", "attention", "tasks")
-"""Sections of `EvaluateConfig` that are evaluations, in the order in which they are made."""
+"""Sections of `EvaluateConfig` that are evaluations, in the order in which they run."""
 
 
 class EvaluateConfig(Section):
-    """What is measured when a stage is finished. Each evaluation is a section; what is absent is not made."""
+    """Evaluations of a finished stage. Each is a section; an absent one is not run."""
 
     after: Items[Literal["pretrain", "finetune"]] = ("pretrain", "finetune")
-    """The stages that it follows; of these, those that the experiment has."""
+    """Stages that are evaluated; stages that the experiment lacks are ignored."""
     likelihood: LikelihoodConfig | None = None
     """Losses of single held-out documents."""
     examples: ExampleLossesConfig | None = None
@@ -255,15 +253,15 @@ class EvaluateConfig(Section):
     extrapolation: ExtrapolationConfig | None = None
     """Losses beyond the training window."""
     attention: AttentionAnalysisConfig | None = None
-    """Where attention goes, and what targets depend on."""
+    """Attention by position, and dependence of targets on the source."""
     tasks: TasksConfig | None = None
     """Zero- and few-shot tasks."""
     split: Literal["validation", "test"] = "test"
-    """Held-out documents and examples that evaluations read; those of validation where there are none of `test`."""
+    """Held-out documents and examples that evaluations read; those of `validation` where `test` has none."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: matrix products in bfloat16."""
     batch_tokens: int = Field(8192, gt=0)
-    """Tokens of a batch, padding included. No part of the identity: results do not depend on it."""
+    """Tokens of a batch, padding included. Not part of the fingerprint: results do not depend on it."""
 
     @model_validator(mode="after")
     def _measures_something(self) -> EvaluateConfig:
@@ -274,7 +272,7 @@ class EvaluateConfig(Section):
         return self
 
     def problems(self, sequence_length: int) -> list[tuple[str, str]]:
-        """(key, what is wrong with it) for training windows of this length."""
+        """Errors (key, message) for training windows of this length."""
         sections = {
             "likelihood": self.likelihood,
             "extrapolation": self.extrapolation,
@@ -287,7 +285,7 @@ class EvaluateConfig(Section):
         ]
 
     def too_short(self, sequence_length: int, held_out: Mapping[str, int]) -> list[tuple[str, str]]:
-        """(key, what is wrong with it) where sources hold out that many tokens; '' is the name of a single one."""
+        """Errors (key, message) for sources that hold out too few tokens; the name of a single source is ''."""
         sections = {"extrapolation": self.extrapolation, "attention": self.attention}
         return [
             (f"{name}.{key}", message)

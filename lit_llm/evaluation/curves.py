@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Axis:
-    """Where the values of a curve stand."""
+    """Name and places of the values of a curve."""
 
     name: str | None
     places: Sequence[int]
@@ -21,12 +21,12 @@ class Axis:
 
 
 class Curve:
-    """Sums of one measure along an axis, for each layer, or for None: what no layer has."""
+    """Sums of one measure along an axis by layer; the layer is None for a measure of the whole model."""
 
     def __init__(self, axis: Axis) -> None:
         self.axis = axis
         self.sums: dict[int | None, np.ndarray] = {}
-        """2 x N: of the values, and how many they were."""
+        """{layer: 2 x N, sums of the values and their counts}."""
 
     def add(self, layer: int | None, values_BN: Tensor, counted_BN: Tensor | None = None) -> None:
         values = values_BN.double().cpu().numpy()
@@ -36,11 +36,11 @@ class Curve:
 
     @property
     def pooled(self) -> np.ndarray:
-        """2 x N, of all layers."""
+        """2 x N: sums and counts over all layers."""
         return np.sum(list(self.sums.values()), axis=0)
 
     def means(self) -> np.ndarray:
-        """N, over all layers; NaN where nothing was counted."""
+        """N means over all layers; NaN where nothing was counted."""
         total, count = self.pooled
         return np.divide(total, count, out=np.full(len(total), math.nan), where=count > 0)
 
@@ -58,17 +58,17 @@ class Curve:
 
 
 class Curves(dict[tuple[str, str | None], Curve]):
-    """By measure and axis."""
+    """Curves by (measure, name of the axis)."""
 
     def add(
         self, measure: str, axis: Axis, layer: int | None, values_BN: Tensor, counted_BN: Tensor | None = None
     ) -> None:
-        """Take in values at each place of the axis, or those of them that count."""
+        """Add values at each place of the axis; `counted_BN` masks out those that do not count."""
         self.setdefault((measure, axis.name), Curve(axis)).add(layer, values_BN, counted_BN)
 
 
 def log_slope(places: Sequence[int] | np.ndarray, values: np.ndarray) -> float:
-    """Slope of log(value) against log(place) by least squares, over what is positive; NaN for fewer than two."""
+    """Least-squares slope of log(value) against log(place) over positive values; NaN for fewer than two."""
     x, y = np.asarray(places, dtype=float), np.asarray(values)
     kept = (y > 0) & np.isfinite(y)
     if kept.sum() < 2:

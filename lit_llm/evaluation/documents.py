@@ -1,4 +1,4 @@
-"""Likelihood of single documents, in the text that was trained on and in others (arXiv 2510.26622, section 4).
+"""Likelihood of single documents, of the training data and of further texts (arXiv 2510.26622, section 4).
 
 The paper takes 79K documents of RedPajama's seven sources and the sixteen sources of Paloma, and averages over sources.
 A document is scored as the primary metric of training scores a window: the tokens after its prefix, given the prefix.
@@ -40,19 +40,19 @@ def likelihood(
 ) -> EvaluationResult:
     """Losses of held-out documents: of each source of the model's data, and of each of `config.corpora`.
 
-    corpora: those texts, where `prepare_held_out` was called before; else it is called here. progress: documents.
-    opening: ids before every prefix, of a model that was trained with mode tokens. split: whose documents are read;
-    those of validation where it has none.
+    corpora: the result of `prepare_held_out`, which is called here when absent. progress: counts documents.
+    opening: ids before every prefix, for a model that was trained with mode tokens. split: the split whose documents
+    are read; validation where it has none.
 
     likelihood/nll               nats per target token, over all documents of the data that the model was trained on
-    likelihood/perplexity        e to the power of it
+    likelihood/perplexity        e to the power of likelihood/nll
     likelihood/bits_per_byte     bits per byte of the targets' text; absent where a tokenizer's bytes are not known
     likelihood/documents, likelihood/skipped     scored; too short to have a target
     likelihood/nll/<name>        and bits_per_byte, documents, skipped: of one source of a mixture, of one of `corpora`
     likelihood/mean_over_sources, likelihood/mean_over_corpora
                                  mean of the nll of a mixture's sources, of `corpora`, each weighing the same
 
-    What `corpora` there are changes nothing in the figures of the model's own data.
+    `corpora` do not change the metrics of the model's data.
 
     A row for each document: source, document (hash of its normalised text), and of its targets tokens, bytes (None
     where not known) and nats. The end-of-document token is a target like any other, of no bytes.
@@ -74,7 +74,7 @@ def likelihood(
     documents = [(name, *document) for name, sample in samples.items() for document in sample.documents.items()]
     examples = [(tokens[:prefix], tokens[prefix:]) for _, _, tokens in documents]
     scored = score(model, examples, masks, batch_tokens=batch_tokens, progress=progress, opening=opening)
-    nats = {number: float(found.sum()) for number, found in scored}
+    nats = {number: float(nats_of_targets.sum()) for number, nats_of_targets in scored}
     byte_lengths = data.byte_lengths(*corpora)
     rows = [
         {
@@ -99,7 +99,7 @@ class _Sample:
     """Documents of one source."""
 
     documents: dict[str, np.ndarray]
-    """Hash of a document's text, its first tokens."""
+    """{hash of a document's text: its first tokens}."""
     skipped: int
     """Documents that are no longer than the prefix."""
 
@@ -139,30 +139,34 @@ def _refuse_empty(samples: dict[str, _Sample], prefix: int) -> None:
         raise InputError(*problems)
 
 
-# --- what they say -------------------------------------------------------------------------------------------------
+# --- metrics -------------------------------------------------------------------------------------------------------
 
 
 def _metrics(
     rows: list[dict[str, Any]], skipped: dict[str, int], sources: Sequence[str], corpora: Sequence[str]
 ) -> dict[str, float]:
-    """sources, corpora: names of the texts that were trained on, and of the others."""
-    own = _of([row for row in rows if row["source"] in sources], sum(skipped[name] for name in sources))
-    metrics = {f"likelihood/{kind}": value for kind, value in own.items()}
-    metrics["likelihood/perplexity"] = math.exp(min(own["nll"], 700.0))
+    """The metrics of `likelihood`. sources, corpora: names of the training texts, and of the further ones."""
+    model_data = _document_metrics(
+        [row for row in rows if row["source"] in sources], sum(skipped[name] for name in sources)
+    )
+    metrics = {f"likelihood/{kind}": value for kind, value in model_data.items()}
+    metrics["likelihood/perplexity"] = math.exp(min(model_data["nll"], 700.0))
     for group, names in (("sources", sources if len(sources) > 1 else []), ("corpora", corpora)):
-        found = {name: _of([row for row in rows if row["source"] == name], skipped[name]) for name in names}
-        for name, values in found.items():
+        by_name = {
+            name: _document_metrics([row for row in rows if row["source"] == name], skipped[name]) for name in names
+        }
+        for name, values in by_name.items():
             metrics |= {f"likelihood/{kind}/{name}": value for kind, value in values.items()}
         if len(names) > 1:
-            metrics[f"likelihood/mean_over_{group}"] = sum(values["nll"] for values in found.values()) / len(names)
+            metrics[f"likelihood/mean_over_{group}"] = sum(values["nll"] for values in by_name.values()) / len(names)
     return metrics
 
 
-def _of(rows: list[dict[str, Any]], skipped: int) -> dict[str, float]:
+def _document_metrics(rows: list[dict[str, Any]], skipped: int) -> dict[str, float]:
     """The metrics of some documents."""
     nats = math.fsum(row["nats"] for row in rows)
-    found = {"nll": nats / sum(row["tokens"] for row in rows), "documents": len(rows), "skipped": skipped}
-    # None where bytes are not known; 0 where every target is the end of its document.
+    metrics = {"nll": nats / sum(row["tokens"] for row in rows), "documents": len(rows), "skipped": skipped}
+    # None where the tokenizer does not give bytes; 0 where every target is the end of its document.
     if held_bytes := sum(row["bytes"] or 0 for row in rows):
-        found[BITS_PER_BYTE.name] = nats / math.log(2) / held_bytes
-    return found
+        metrics[BITS_PER_BYTE.name] = nats / math.log(2) / held_bytes
+    return metrics

@@ -1,8 +1,8 @@
 """Loss beyond the training window (arXiv 2510.26622, figure 5).
 
 A sequence is consecutive held-out text, documents joined as in training. Its first tokens are the prefix, the rest are
-targets; an encoder-decoder reads the prefix in its encoder, so both families are asked for the same tokens, given the
-same. Neither looks ahead: the longest sequence holds the losses at all lengths, and each is computed once.
+targets; an encoder-decoder reads the prefix in its encoder, so both families predict the same tokens, given the same.
+Both predict left to right: the longest sequence holds the losses at all lengths, and each is computed once.
 
 ```
 position   0      p                    window               2 windows
@@ -10,8 +10,8 @@ position   0      p                    window               2 windows
                   │                 ▕▆▆▆▆▆▆▏              ▕▆▆▆▆▆▆▏   the loss at 1 and at 2 windows
 ```
 The paper draws loss over "total length" and does not say whether that is the mean of a whole sequence. Here the loss at
-a length is that of the last quarter of a window before it: what a token costs there. A mean of the whole would hide
-where a model breaks behind the tokens before; it can be had from the rows.
+a length is that of the last quarter of a window before it. A mean of the whole sequence would average a breakdown at
+its end with the tokens before; it can be computed from the rows.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from lit_llm.models.families import LanguageModel
 from lit_llm.objectives.config import MasksConfig
 
 LAST = BUCKETS // 4
-"""Buckets before a length whose targets are the loss at that length."""
+"""Number of buckets before a length over which the loss at that length is averaged."""
 
 
 def extrapolation(
@@ -46,8 +46,8 @@ def extrapolation(
     opening: Sequence[int] = (),
     split: str = "test",
 ) -> EvaluationResult:
-    """Loss by total length and by position, for every prefix. progress: sequences, each once for each prefix.
-    opening: ids before every prefix, of a model that was trained with mode tokens. split: whose text is read;
+    """Loss by total length and by position, for every prefix. progress: counts sequences, each once for each prefix.
+    opening: ids before every prefix, for a model that was trained with mode tokens. split: the split that is read;
     validation where it has none.
 
     extrapolation/nll/prefix_<P>/length_<L>x   P as it is configured, L in windows: nats per target token over the
@@ -72,27 +72,29 @@ def extrapolation(
     bucket_of = np.arange(texts.shape[1]) * BUCKETS // window
     shape = len(prefixes), len(sequences), bucket_of[-1] + 1
     nats, tokens = np.zeros(shape), np.zeros(shape, dtype=np.int64)
-    for place, prefix in enumerate(prefixes):
+    for index, prefix in enumerate(prefixes):
         examples = [(text[:prefix], text[prefix:]) for text in texts]
-        told = _after(progress, place * len(texts), len(prefixes) * len(texts))
-        for number, found in score(model, examples, masks, batch_tokens=batch_tokens, progress=told, opening=opening):
-            here = place, source_of[number]
-            nats[here] += np.bincount(bucket_of[prefix:], weights=found, minlength=shape[-1])
-            tokens[here] += np.bincount(bucket_of[prefix:], minlength=shape[-1])
+        log = _with_offset(progress, index * len(texts), len(prefixes) * len(texts))
+        for number, nats_of_targets in score(
+            model, examples, masks, batch_tokens=batch_tokens, progress=log, opening=opening
+        ):
+            at = index, source_of[number]
+            nats[at] += np.bincount(bucket_of[prefix:], weights=nats_of_targets, minlength=shape[-1])
+            tokens[at] += np.bincount(bucket_of[prefix:], minlength=shape[-1])
     shares = np.array([source.share for source in data.sources], dtype=np.float64)
     metrics = {}
     for name in config.prefixes:
-        place = prefixes.index(config.prefix_length(name, window))
+        index = prefixes.index(config.prefix_length(name, window))
         for length in sorted(set(config.lengths)):
             last = slice(length * BUCKETS - LAST, length * BUCKETS)
-            means = nats[place, :, last].sum(-1) / tokens[place, :, last].sum(-1)
+            means = nats[index, :, last].sum(-1) / tokens[index, :, last].sum(-1)
             metrics[f"extrapolation/nll/prefix_{name}/length_{length}x"] = float(means @ shares / shares.sum())
     names = [source.name or UNNAMED for source in data.sources]
     return EvaluationResult(metrics, list(_rows(nats, tokens, prefixes, names, window)))
 
 
 def held_out_sequences(config: ExtrapolationConfig, data: Prepared, split: str) -> list[np.ndarray]:
-    """The sequences of each source: sequences x tokens. Raises InputError if there is none of a source."""
+    """Held-out sequences of each source: sequences x tokens. Raises InputError if a source has none."""
     longest = max(config.lengths) * data.config.sequence_length
     held_out = {source.name: source.count(source.evaluated_split(split)) for source in data.sources}
     if problems := config.too_short(data.config.sequence_length, held_out):
@@ -103,19 +105,20 @@ def held_out_sequences(config: ExtrapolationConfig, data: Prepared, split: str) 
     ]
 
 
-def _after(progress: Progress, before: int, total: int) -> Progress:
-    return lambda done, _: progress(before + done, total)
+def _with_offset(progress: Progress, offset: int, total: int) -> Progress:
+    """A callback for one part of the work, after `offset` units of `total` are done."""
+    return lambda done, _: progress(offset + done, total)
 
 
 def _rows(
     nats: np.ndarray, tokens: np.ndarray, prefixes: tuple[int, ...], names: list[str], window: int
 ) -> Iterator[dict[str, Any]]:
-    """nats, tokens: prefixes x sources x buckets."""
-    for place, source, bucket in np.argwhere(tokens).tolist():
-        sums, count = float(nats[place, source, bucket]), int(tokens[place, source, bucket])
+    """Records of buckets with targets. nats, tokens: prefixes x sources x buckets."""
+    for index, source, bucket in np.argwhere(tokens).tolist():
+        sums, count = float(nats[index, source, bucket]), int(tokens[index, source, bucket])
         yield {
             "source": names[source],
-            "prefix": prefixes[place],
+            "prefix": prefixes[index],
             "position": -(-bucket * window // BUCKETS),  # the first whose position x BUCKETS // window is this bucket
             "length": -(-(bucket + 1) * window // BUCKETS),
             "tokens": count,

@@ -1,4 +1,4 @@
-"""The evaluation of a model that has been trained: more text than during training, each split once, losses kept."""
+"""Evaluation after the last step: more text than during training, each split once, losses of documents kept."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Measure = Callable[[str, LanguageModel, Progress], Measured]
 
 
 class FinalEvaluation:
-    """Called with a model in evaluation mode, it returns the metrics of all splits and keeps the losses of their units.
+    """Computes the metrics of all splits for a model in evaluation mode, and keeps the losses of their units.
 
-    What it reads is laid out when it is called, split by split: no memory is held while the model trains.
+    Batches are collated when it is called, split by split: they take no memory while the model trains.
     """
 
     def __init__(self, splits: Sequence[str], measure: Measure, progress: Progress = lambda *_: None) -> None:
@@ -26,11 +26,11 @@ class FinalEvaluation:
     def __call__(self, model: LanguageModel) -> dict[str, float]:
         self.losses, metrics = [], dict[str, float]()
         for number, split in enumerate(self.splits):
-            found = self.measure(split, model, self._told(number))
-            metrics |= found.metrics
-            self.losses += found.losses
+            result = self.measure(split, model, self._progress_of_split(number))
+            metrics |= result.metrics
+            self.losses += result.losses
         return metrics
 
-    def _told(self, number: int) -> Progress:
-        """Progress of all splits, by that of one: they are taken to be as large as each other."""
+    def _progress_of_split(self, number: int) -> Progress:
+        """A callback for the progress of one split; all splits are taken to be of equal size."""
         return lambda done, total: self.progress(number * total + done, len(self.splits) * total)

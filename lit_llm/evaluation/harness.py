@@ -32,16 +32,16 @@ from lit_llm.config.problems import InputError, Problem
 from lit_llm.data.tokenizers import Tokenizer
 from lit_llm.evaluation.result import EvaluationResult
 from lit_llm.evaluation.task_files import read_task_files
-from lit_llm.evaluation.task_names import NOT_INSTALLED, asked_of, no_task
+from lit_llm.evaluation.task_names import NOT_INSTALLED, no_task, shots_by_task
 from lit_llm.generation import Sampling, generate
 from lit_llm.models.families import LanguageModel
 from lit_llm.objectives.collate import collate
 from lit_llm.objectives.config import BOS, EOD, MasksConfig
 
 NEW_TOKENS = 256
-"""Tokens that are written where a task does not say how many, as the harness has it."""
+"""Most tokens of an answer where a task does not set them; the harness's default."""
 _FIRST_TOKENS = 16
-"""Tokens after which it is looked whether an answer has ended."""
+"""Tokens that are generated before the first check whether an answer has ended."""
 
 Pair = tuple[Sequence[int], Sequence[int]]
 """The ids of a context, and of a continuation of at least one token."""
@@ -68,7 +68,7 @@ def evaluate_tasks(
     shots         worked examples before each question: for all, or by name of `tasks`. By default a suite's, or the
                   task's own. As in the harness, a task that sets 0 itself keeps it.
     limit         questions of each task; its first ones
-    include_path  a folder of task files. Where it has all that are asked for, the harness's own are not looked through.
+    include_path  a folder of task files. Where it has all tasks, the harness's own are not indexed.
     batch_tokens  tokens of a batch, padding included. The scores do not depend on it.
     seed          draws the shots
 
@@ -89,15 +89,15 @@ def evaluate_tasks(
         raise InputError(Problem(f"{max_length} has no room for a context and an answer; at least 2", "max_length"))
     from lm_eval.evaluator import evaluate
 
-    asked = asked_of(tasks, shots)
+    shots_of = shots_by_task(tasks, shots)
     if include_path is not None:
         read_task_files(include_path)  # refuses what would run
     with _quiet(), _sandboxed():
-        loaded = _loaded(asked, include_path, seed)
+        loaded = _load_tasks(shots_of, include_path, seed)
         harness = harness_model(model, tokenizer, max_length=max_length, masks=masks, batch_tokens=batch_tokens)
         guards = {name: _Guard(name, task, harness) for name, task in loaded["tasks"].items()}
         results = evaluate(harness, loaded, limit=limit, bootstrap_iters=0)
-    return _found(results, harness, {name: guard.unreadable for name, guard in guards.items()})
+    return _collect_results(results, harness, {name: guard.unreadable for name, guard in guards.items()})
 
 
 def harness_model(
@@ -108,7 +108,7 @@ def harness_model(
     masks: MasksConfig = MasksConfig(),
     batch_tokens: int = 16_384,
 ) -> Any:
-    """The model as the harness wants it, a `lm_eval.api.model.TemplateLM`, for its own functions too."""
+    """The model as a `lm_eval.api.model.TemplateLM`, which the harness's functions take."""
     _check_installed()
     assert not model.training, "a model in training mode would be scored with its dropout"
     return _model_class()(model, tokenizer, max_length, masks, batch_tokens)
@@ -126,44 +126,46 @@ def _check_installed() -> None:
 def score_pairs(
     model: LanguageModel, pairs: Sequence[Pair], masks: MasksConfig, batch_tokens: int
 ) -> list[tuple[float, bool]]:
-    """(log-probability in nats, whether each of its tokens is the most probable one) of every pair's continuation.
+    """Scores of each pair's continuation: (log-probability in nats, whether all its tokens are the most probable ones).
 
-    Pairs that differ in the last token alone, as one-letter answers do, are read once.
+    Pairs that differ in the last token alone, such as one-letter answers, share one forward pass.
     """
     readings: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = defaultdict(list)
     for number, (context, continuation) in enumerate(pairs):
         readings[tuple(context), tuple(continuation[:-1])].append(number)
     rows, device, family = list(readings), next(model.parameters()).device, model.config.family
-    found: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
+    scores: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
     for chosen in _batches([(len(context), len(read) + 1) for context, read in rows], family, batch_tokens):
         sources = [np.array(rows[row][0], dtype=np.int64) for row in chosen]
-        targets = [np.array([*rows[row][1], EOD], dtype=np.int64) for row in chosen]  # the last one is not read
+        targets = [np.array([*rows[row][1], EOD], dtype=np.int64) for row in chosen]  # the last token is not read
         batch = collate(sources, targets, family, masks).to(device)
         hidden_ND = model.hidden(**batch.inputs).flatten(0, 1)
         numbers: list[int] = []
-        places: list[int] = []
+        positions: list[int] = []
         tokens: list[Sequence[int]] = []
         for index, row in enumerate(chosen):
             start = index * batch.targets.shape[1] + (0 if family == "encoder_decoder" else len(sources[index]))
             for number in readings[rows[row]]:
                 numbers.append(number)
                 tokens.append(pairs[number][1])
-                places.extend(range(start, start + len(tokens[-1])))
-        nats, greedy = _answers(hidden_ND, model.unembedding, places, [token for own in tokens for token in own])
-        cuts = np.cumsum([len(own) for own in tokens])[:-1]
-        for number, own_nats, own_greedy in zip(numbers, np.split(nats, cuts), np.split(greedy, cuts), strict=True):
-            found[number] = (-float(own_nats.sum()), bool(own_greedy.all()))
-    return found
+                positions.extend(range(start, start + len(tokens[-1])))
+        nats, greedy = _score_tokens(
+            hidden_ND, model.unembedding, positions, [token for continuation in tokens for token in continuation]
+        )
+        cuts = np.cumsum([len(continuation) for continuation in tokens])[:-1]
+        for number, pair_nats, pair_greedy in zip(numbers, np.split(nats, cuts), np.split(greedy, cuts), strict=True):
+            scores[number] = (-float(pair_nats.sum()), bool(pair_greedy.all()))
+    return scores
 
 
-def _answers(
-    hidden_ND: Tensor, unembedding: Unembedding, places: Sequence[int], tokens: Sequence[int]
+def _score_tokens(
+    hidden_ND: Tensor, unembedding: Unembedding, positions: Sequence[int], tokens: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(nats in float64, whether it is the most probable) of a token at each of these places."""
-    hidden_ND = hidden_ND[torch.tensor(places, device=hidden_ND.device)]
+    """(nats in float64, whether it is the most probable token) of one token at each of the positions."""
+    hidden_ND = hidden_ND[torch.tensor(positions, device=hidden_ND.device)]
     tokens_N = torch.tensor(tokens, device=hidden_ND.device)
     nats, greedy = [], []
-    size = chunk_rows(unembedding.vocabulary)  # so that the logits of a large vocabulary fit
+    size = chunk_rows(unembedding.vocabulary)  # limits the memory of the logits
     for hidden, token in zip(hidden_ND.split(size), tokens_N.split(size), strict=True):
         logits = unembedding(hidden).float()
         nats.append(F.cross_entropy(logits, token, reduction="none"))
@@ -172,21 +174,21 @@ def _answers(
 
 
 def _batches(lengths: Sequence[tuple[int, int]], family: str, batch_tokens: int) -> Iterator[list[int]]:
-    """Numbers of rows of (source, target) tokens that are read together: of about one length, the longest first."""
-    apart = family == "encoder_decoder"  # sources and targets are padded by themselves
+    """Row numbers of each batch, of about one length, the longest first. lengths: (source, target) tokens of rows."""
+    is_encoder_decoder = family == "encoder_decoder"  # its sources and targets are padded separately
 
     def key(number: int) -> tuple[int, ...]:
         source, target = lengths[number]
-        return (-source, -target) if apart else (-source - target,)
+        return (-source, -target) if is_encoder_decoder else (-source - target,)
 
     batch: list[int] = []
     width: tuple[int, ...] = ()
     for number in sorted(range(len(lengths)), key=key):
-        own = lengths[number] if apart else (sum(lengths[number]),)
-        wider = tuple(map(max, width, own)) if batch else own
+        size = lengths[number] if is_encoder_decoder else (sum(lengths[number]),)
+        wider = tuple(map(max, width, size)) if batch else size
         if batch and sum(wider) * (len(batch) + 1) > batch_tokens:
             yield batch
-            batch, wider = [], own
+            batch, wider = [], size
         batch.append(number)
         width = wider
     if batch:
@@ -197,7 +199,7 @@ def _batches(lengths: Sequence[tuple[int, int]], family: str, batch_tokens: int)
 
 
 class _Answering:
-    """What the harness calls: log-likelihoods and texts, in the order of its requests."""
+    """Answers the harness's requests with log-likelihoods and texts, in their order."""
 
     def __init__(
         self, model: LanguageModel, tokenizer: Tokenizer, max_length: int, masks: MasksConfig, batch_tokens: int
@@ -208,11 +210,11 @@ class _Answering:
         self.truncated: set[str] = set()
         """Contexts that lost their beginning."""
         self.apart: set[tuple[str, str]] = set()
-        """(context, answer) whose answer merges with its context into one token: they are tokenised apart."""
+        """Pairs (context, answer) that would merge into one token, so they are tokenised separately."""
         self.without_tokens: set[tuple[str, str]] = set()
-        """(context, answer) whose answer has no token: an end of document stands for it."""
+        """Pairs (context, answer) whose answer has no token: an end of document stands for it."""
         self.lost: dict[str, int] = {}
-        """Texts of which the tokenizer has lost bytes, and how many."""
+        """{text: number of its bytes that the tokenizer has lost}."""
         self._device = next(model.parameters()).device
         self._encode = functools.lru_cache(maxsize=4096)(lambda text: tokenizer.encode([text])[0].tolist())
 
@@ -225,10 +227,10 @@ class _Answering:
         return BOS
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        return list(self._encode(string))  # the layout puts <s> where it belongs
+        return list(self._encode(string))  # `collate` adds <s>
 
     def check(self, request: Any) -> None:
-        """Raise what reading a request's text raises, before any request is scored."""
+        """Raise an error for a request whose text cannot be read, before any request is scored."""
         for argument in request.args[: 1 if request.request_type == "generate_until" else None]:
             if not isinstance(argument, str):
                 raise TypeError(f"its text is {json.dumps(argument, default=str)[:40]}")
@@ -244,7 +246,7 @@ class _Answering:
         pairs: list[Pair] = []
         counts = []
         for (text, answer), context, continuation in requests:
-            context = context[1:] if context[:1] == [BOS] else context  # the harness's way to say: no context
+            context = context[1:] if context[:1] == [BOS] else context  # <s> alone: no context
             if not continuation:
                 self.without_tokens.add((text, answer))
                 continuation = [EOD]
@@ -256,14 +258,14 @@ class _Answering:
                 pairs.append((self._fitting(text, context, len(continuation)), continuation))
             counts.append(len(pairs) - before)
         scores = iter(score_pairs(self.model, pairs, self.masks, self.batch_tokens))
-        found = []
+        answers = []
         for count in counts:
             nats, greedy = zip(*(next(scores) for _ in range(count)), strict=True)
-            found.append((sum(nats), all(greedy)))
-        return found
+            answers.append((sum(nats), all(greedy)))
+        return answers
 
     def _windows(self, ids: list[int]) -> Iterator[Pair]:
-        """A long text in parts; before each but the first stands the token that goes before it."""
+        """Parts of a long text; the context of each but the first is the token before it."""
         yield [], ids[: self.max_length]
         for start in range(self.max_length, len(ids), self.max_length - 1):
             yield [ids[start - 1]], ids[start : start + self.max_length - 1]
@@ -276,7 +278,7 @@ class _Answering:
         return context[max(0, over) :]
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Of whole texts, in windows."""
+        """Log-likelihoods of whole texts, in windows."""
         pairs: list[Pair] = []
         counts = []
         for request in requests:
@@ -290,29 +292,29 @@ class _Answering:
         return [sum(next(scores)[0] for _ in range(count)) for count in counts]
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """What is written after each context, until one of the request's strings or an end of document."""
+        """Text generated after each context, until one of the request's stop strings or an end of document."""
         alike: dict[str, list[int]] = defaultdict(list)
         for number, request in enumerate(requests):
             alike[json.dumps(request.args[1], sort_keys=True)].append(number)
-        found = [""] * len(requests)
+        texts = [""] * len(requests)
         for options, numbers in alike.items():
             written = self._written([requests[number].args[0] for number in numbers], json.loads(options))
             for number, text in zip(numbers, written, strict=True):
-                found[number] = text
-        return found
+                texts[number] = text
+        return texts
 
     def _written(self, contexts: list[str], options: Mapping[str, Any]) -> list[str]:
         until = options.get("until") or []
         until = [until] if isinstance(until, str) else until
-        # Half of the length at most, so that some of the context is left.
+        # At most half of the length, which leaves room for context.
         most = max(1, min(int(options.get("max_gen_toks", NEW_TOKENS)), self.max_length // 2))
         prompts = [self._fitting(text, self.tok_encode(text), most) for text in contexts]
         sampling = replace(_sampling(options), vocabulary=self.ids.vocabulary)
         decoder = not self.model.config.encoder
-        found = [""] * len(prompts)
+        texts = [""] * len(prompts)
         todo = list(range(len(prompts)))
-        # Generation knows no strings. Most answers are short: what has not ended is written anew, at more length.
-        # Drawn answers are not, for what is drawn depends on a prompt's place among all.
+        # Generation cannot stop at strings. Most answers are short: unfinished ones are generated anew, but longer.
+        # Sampled answers are generated once, since a draw depends on the prompt's place among all.
         length = most if sampling.temperature else min(most, _FIRST_TOKENS)
         while todo:
             generated = generate(
@@ -326,33 +328,33 @@ class _Answering:
             )
             going = []
             for number, answer in zip(todo, generated, strict=True):
-                whole = found[number] = self.ids.decode(answer.tokens)
-                for end in filter(None, until):  # one after the other, as the harness's own models do
-                    found[number] = found[number].split(end)[0]
-                if found[number] == whole and not answer.stopped and length < most:
+                whole = texts[number] = self.ids.decode(answer.tokens)
+                for end in filter(None, until):  # one after the other, as in the harness's models
+                    texts[number] = texts[number].split(end)[0]
+                if texts[number] == whole and not answer.stopped and length < most:
                     going.append(number)
             todo, length = going, min(most, 4 * length)
-        return found
+        return texts
 
 
 @functools.cache
 def _model_class() -> type[Any]:
-    """The class is made where the library is there."""
+    """The harness's model class; made here since the library is optional."""
     from lm_eval.api.model import TemplateLM
 
     class Model(_Answering, TemplateLM):  # type: ignore[misc, unused-ignore]
-        """Its requests in text become requests in tokens as the harness's model for transformers makes them."""
+        """Tokenises requests in the way of the harness's model for transformers."""
 
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-            asked = []
+            tokenised = []
             for context, answer in (request.args for request in requests):
                 pair = self._encode_pair(context, answer) if context else ([], self.tok_encode(answer))
-                asked.append(((context, answer), *pair))
-            return self._loglikelihood_tokens(asked)
+                tokenised.append(((context, answer), *pair))
+            return self._loglikelihood_tokens(tokenised)
 
         def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-            """Cut where the context's own tokens end. Where that leaves the answer none, the parts are tokenised apart,
-            as the harness does for encoder-decoders."""
+            """Tokens of context and continuation, cut where the context's tokens end. Where the continuation would have
+            none, both are tokenised separately, as the harness does for encoder-decoders."""
             pair: tuple[list[int], list[int]] = super()._encode_pair(context, continuation)
             words = context.rstrip()  # spaces before an answer belong to it, as in the harness
             if not pair[1] and (apart := self.tok_encode(context[len(words) :] + continuation)):
@@ -364,7 +366,7 @@ def _model_class() -> type[Any]:
 
 
 def _sampling(options: Mapping[str, Any]) -> Sampling:
-    """Greedy unless a task asks for more: the harness's names for it are those of transformers."""
+    """Sampling options of a task, greedy by default; the harness uses the names of transformers."""
     temperature = float(options.get("temperature") or 0.0)
     if not options.get("do_sample", temperature > 0):
         return Sampling()
@@ -374,20 +376,20 @@ def _sampling(options: Mapping[str, Any]) -> Sampling:
 # --- tasks ---------------------------------------------------------------------------------------------------------
 
 
-def _loaded(asked: Mapping[str, int | None], include_path: Path | None, seed: int) -> dict[str, Any]:
-    """Tasks and groups as the harness wants them."""
+def _load_tasks(shots_of: Mapping[str, int | None], include_path: Path | None, seed: int) -> dict[str, Any]:
+    """Tasks and groups in the harness's form. shots_of: {task: shots, None for the task's default}."""
     from lm_eval.tasks import TaskManager
 
-    own = {"include_path": str(include_path)} if include_path else {}
-    manager = TaskManager(include_defaults=False, **own)
-    if not set(asked) <= set(manager.all_tasks):
-        manager = TaskManager(**own)  # takes some seconds
-    wrong = [Problem(no_task(name, manager.all_tasks), "tasks") for name in asked if name not in manager.all_tasks]
+    options = {"include_path": str(include_path)} if include_path else {}
+    manager = TaskManager(include_defaults=False, **options)
+    if not set(shots_of) <= set(manager.all_tasks):
+        manager = TaskManager(**options)  # takes some seconds
+    wrong = [Problem(no_task(name, manager.all_tasks), "tasks") for name in shots_of if name not in manager.all_tasks]
     if wrong:
         raise InputError(*wrong)
     whole: dict[str, dict[str, Any]] = {"tasks": {}, "groups": {}, "group_map": {}}
     problems = []
-    for name, shots in asked.items():
+    for name, shots in shots_of.items():
         try:
             part = manager.load(name)
         except Exception as error:  # of the network, of the Hub, of `datasets`, of the task's own code
@@ -395,22 +397,22 @@ def _loaded(asked: Mapping[str, int | None], include_path: Path | None, seed: in
             continue
         for task in part["tasks"].values():
             problems += _set_shots(task, shots, seed)
-        for key, found in whole.items():
-            found.update(part[key])
+        for key, merged in whole.items():
+            merged.update(part[key])
     if problems:
         raise InputError(*problems)
     return whole
 
 
 def _not_loaded(name: str, error: Exception) -> Problem:
-    what = "its data cannot be reached" if isinstance(error, OSError) else "the harness cannot load it"
-    return Problem(f"{name!r}: {what} ({_reason(error)})", "tasks")
+    cause = "its data cannot be reached" if isinstance(error, OSError) else "the harness cannot load it"
+    return Problem(f"{name!r}: {cause} ({_reason(error)})", "tasks")
 
 
 def _set_shots(task: Any, shots: int | None, seed: int) -> list[Problem]:
-    own = task.get_config("num_fewshot")
-    if shots is None or own == 0:
-        shots = own or 0
+    task_shots = task.get_config("num_fewshot")
+    if shots is None or task_shots == 0:
+        shots = task_shots or 0
     task.set_config(key="num_fewshot", value=shots)
     task.set_fewshot_seed(seed=seed)
     pool = len(task.sampler.df) if hasattr(task, "sampler") else 0
@@ -420,19 +422,19 @@ def _set_shots(task: Any, shots: int | None, seed: int) -> list[Problem]:
 
 
 class _Guard:
-    """Leaves out the documents of a task that cannot be asked or scored, which the harness ends in a traceback.
+    """Leaves out documents of a task that cannot be read or scored, for which the harness ends in a traceback.
 
-    It takes the place of those methods of the task that read a document.
+    It replaces the task's methods that read a document.
     """
 
     def __init__(self, name: str, task: Any, harness: _Answering) -> None:
         self.unreadable: dict[int, str] = {}
-        """{number of a document in its task: why it is left out}."""
+        """{number of a document in its task: reason why it is left out}."""
         self._name, self._task, self._harness = name, task, harness
         self._failed: Exception | None = None
-        """What the context of the document that is being read has raised."""
+        """Error raised by the context of the current document."""
         self._number, self._scored, self._built = 0, 0, False
-        """The document that is read, how many have a score under this filter, and whether the requests are made."""
+        """Number of the current document, documents scored under this filter, and whether the requests are built."""
         self._original = {
             method: getattr(task, method)
             for method in (
@@ -453,7 +455,7 @@ class _Guard:
         except ValueError:
             if self._task.instances:
                 raise
-            raise self._nothing() from None
+            raise self._no_documents() from None
         self._built = True
 
     def doc_iterator(self, **options: Any) -> Iterator[tuple[int, Any]]:
@@ -463,15 +465,15 @@ class _Guard:
                 self._number, self._failed = number, None
                 yield number, document
         if self._built and not self._scored:
-            raise self._nothing()
+            raise self._no_documents()
 
     def doc_to_prefix(self, document: Any) -> Any:
-        return self._tried("doc_to_prefix", None, document)
+        return self._try("doc_to_prefix", None, document)
 
     def fewshot_context(self, *arguments: Any, **options: Any) -> Any:
-        return self._tried("fewshot_context", "", *arguments, **options)
+        return self._try("fewshot_context", "", *arguments, **options)
 
-    def _tried(self, method: str, otherwise: Any, *arguments: Any, **options: Any) -> Any:
+    def _try(self, method: str, otherwise: Any, *arguments: Any, **options: Any) -> Any:
         try:
             return self._original[method](*arguments, **options)
         except Exception as error:  # of the task's templates, on whatever the document holds
@@ -506,7 +508,7 @@ class _Guard:
         self._scored += 1
         return scores
 
-    def _nothing(self) -> InputError:
+    def _no_documents(self) -> InputError:
         if not self.unreadable:
             return InputError(Problem(f"{self._name!r} has no documents", "tasks"))
         number, reason = min(self.unreadable.items())
@@ -521,7 +523,7 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def _sandboxed() -> Iterator[None]:
-    """The harness's templates, which its task files hold, without the way from a template to all of Python."""
+    """Render the templates of the harness's task files in a sandbox, without access to Python."""
     from jinja2.sandbox import ImmutableSandboxedEnvironment
     from lm_eval import utils
 
@@ -536,7 +538,7 @@ def _sandboxed() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Its many warnings are about what is meant here: shots other than a task's own, no stderr."""
+    """Silence the harness's warnings, which are about intended settings: changed shots, no standard errors."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -546,11 +548,11 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-_OF_A_TEXT = ("word_perplexity", "byte_perplexity", "bits_per_byte")
+_PER_TEXT_SIZE = ("word_perplexity", "byte_perplexity", "bits_per_byte")
 """Metrics that divide the loss of the tokens by the size of the text."""
 
 
-def _found(
+def _collect_results(
     results: Mapping[str, Any], harness: _Answering, unreadable: Mapping[str, Mapping[int, str]]
 ) -> EvaluationResult:
     metrics: dict[str, float] = {}
@@ -562,20 +564,20 @@ def _found(
     rows = []
     for task, samples in results["samples"].items():
         left_out = unreadable[task]
-        own = [_row(task, sample, harness) for sample in samples if sample["doc_id"] not in left_out]
-        questions = {row["question"]: row for row in own}
+        rows_of_task = [_row(task, sample, harness) for sample in samples if sample["doc_id"] not in left_out]
+        questions = {row["question"]: row for row in rows_of_task}
         metrics[f"tasks/{task}/questions"] = float(len(questions))
         metrics[f"tasks/{task}/truncated"] = float(sum(row["truncated"] for row in questions.values()))
         for what in ("tokenised_apart", "without_tokens", "lost_bytes"):
             if count := sum(row[what] for row in questions.values()):
                 metrics[f"tasks/{task}/{what}"] = float(count)
         if f"tasks/{task}/lost_bytes" in metrics:
-            for name in _OF_A_TEXT:
+            for name in _PER_TEXT_SIZE:
                 metrics.pop(f"tasks/{task}/{name}", None)
         if left_out:
             metrics[f"tasks/{task}/unreadable"] = float(len(left_out))
-        rows += own
-        # Their filter is empty, so that no metric takes them for its questions.
+        rows += rows_of_task
+        # Their filter is empty, which keeps them out of every metric.
         rows += [
             {"task": task, "question": number, "filter": "", "unreadable": reason}
             for number, reason in sorted(left_out.items())

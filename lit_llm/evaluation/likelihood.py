@@ -26,53 +26,53 @@ from lit_llm.objectives.config import MasksConfig, Objective, continues
 
 
 @dataclass(frozen=True)
-class _Held:
-    """The held-out windows of one source."""
+class _SourceWindows:
+    """Held-out windows of one source."""
 
     name: str
     weight: float
-    """Of one of its windows; 1 where there is no other source."""
+    """Weight of one window; 1 where there is no other source."""
     target_batches: list[Batch]
     objective_batches: list[Batch]
-    """Of fewer windows, where an evaluation reads more of them for the targets."""
+    """Batches for the objective's loss; they may hold fewer windows than `target_batches`."""
     places: list[Tensor]
-    """For each of `target_batches` the place in `documents` of each counted target's document."""
+    """For each of `target_batches`, the index in `documents` of each counted target's document."""
     documents: np.ndarray
     """Numbers of the documents that have targets."""
     tokens: np.ndarray
-    """Targets of each of these documents."""
+    """Number of targets of each document."""
     bytes: np.ndarray | None
-    """Bytes of their text; None where a tokenizer's are not known."""
+    """Bytes of the targets' text by document; None where the tokenizer does not give them."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one evaluation of a model has measured."""
+    """Metrics and unit losses of one evaluation of a model."""
 
     metrics: dict[str, float]
     losses: list[UnitLosses]
-    """What the metrics of the targets are made of."""
+    """Losses of the units that the targets' metrics sum over."""
 
 
 class Validation:
-    """Evaluates a model on the same held-out windows each time it is called.
+    """Evaluates models on one fixed set of held-out windows.
 
-    val/target_nll   nats per token on the window's second part given its first, whatever the arm's own objective;
+    val/target_nll   nats per token on the window's second part given its first, for every training objective;
                      val/perplexity and val/bits_per_byte are the same in other units
-    val/objective_loss   nats per target of the arm's own objective; compares within one objective only
+    val/objective_loss   nats per target of the training objective; compares within one objective only
 
     The names begin with `test/` where the windows are of the test split.
 
-    A model that was trained with mode tokens (UL2) is given the one for a prefix that goes on, before the same prefix.
-    An encoder-only model predicts no token from those before it. In place of the first it has val/masked_nll: nats per
-    token on the same tokens of each window, all of them [MASK], whatever share was hidden in its training.
+    A model that was trained with mode tokens (UL2) gets the prefix-LM mode token before the prefix.
+    An encoder-only model has val/masked_nll in place of val/target_nll: nats per token on a fixed choice of tokens of
+    each window, all of them replaced by [MASK], whatever share was hidden in training.
 
-    Of a mixture they are those of the text that is trained on: its sources' windows weigh as much as their shares say.
-    Beside them stand val/target_nll/<source> and val/bits_per_byte/<source>.
+    The metrics of a mixture weight the windows of its sources by their shares. Each source also has
+    val/target_nll/<source> and val/bits_per_byte/<source>.
 
-    During training it reads `sequences` windows. The evaluation after the last step (`final`) reads up to
-    `final_sequences`, so the last point of a course may lie off the others by what the text of more windows is. The
-    objective's own loss stays that of `sequences` windows, unless it is the loss of the targets.
+    An evaluation during training reads `sequences` windows. The evaluation after the last step (`final`) reads up to
+    `final_sequences`, so the last point of a training curve may be offset from the others by the additional text. The
+    objective's loss stays that of `sequences` windows, unless it is the loss of the targets.
     """
 
     def __init__(
@@ -99,12 +99,12 @@ class Validation:
         opening = objective.opening(length, vocabulary)
         byte_lengths = data.byte_lengths()
 
-        def batches(windows: np.ndarray, way: Objective, before: Sequence[int]) -> list[Batch]:
-            # What they draw is drawn once, by a seed that all arms share.
+        def batches(windows: np.ndarray, objective: Objective, before: Sequence[int]) -> list[Batch]:
+            # The objective's random choices are drawn once, by a seed that all arms share.
             return [
                 cut(
                     windows[first : first + size],
-                    way,
+                    objective,
                     family,
                     masks,
                     vocabulary=vocabulary,
@@ -135,7 +135,7 @@ class Validation:
             if byte_lengths is not None:
                 held_bytes = np.bincount(place, byte_lengths[read[counted]], len(documents)).astype(np.int64)
             self.sources.append(
-                _Held(
+                _SourceWindows(
                     source.name,
                     source.share / shares * (most / len(read)),
                     targets,
@@ -148,40 +148,40 @@ class Validation:
             )
 
     def __call__(self, model: LanguageModel) -> dict[str, float]:
-        """The model should be in evaluation mode."""
+        """The metrics alone; the model should be in evaluation mode."""
         return self.measured(model).metrics
 
     def measured(self, model: LanguageModel, progress: Progress = lambda *_: None) -> Measured:
-        """The metrics, and the loss of each document; the model should be in evaluation mode. progress: windows."""
-        found: dict[str, float] = {}
+        """Metrics and loss of each document; the model should be in evaluation mode. progress: counts windows."""
+        by_source: dict[str, float] = {}
         losses = []
         sums = np.zeros(5)
         done, total = 0, sum(len(batch) for source in self.sources for batch in self._batches(source))
         for source in self.sources:
-            told = _after(progress, done, total)
-            by_document = nats_by_place(model, source.target_batches, source.places, len(source.documents), told)
+            log = _with_offset(progress, done, total)
+            by_document = nats_by_place(model, source.target_batches, source.places, len(source.documents), log)
             nats, tokens = math.fsum(by_document), float(source.tokens.sum())
             done += sum(map(len, source.target_batches))
             objective = (nats, tokens)
             if not self.same:
-                objective = sum_of_nats(model, source.objective_batches, _after(progress, done, total))
+                objective = sum_of_nats(model, source.objective_batches, _with_offset(progress, done, total))
                 done += sum(map(len, source.objective_batches))
             target_bytes = 0 if source.bytes is None else int(source.bytes.sum())
             sums += source.weight * np.array([nats, tokens, target_bytes, *objective])
             if source.name:
-                found[f"{self.metric}/{source.name}"] = nats / tokens
+                by_source[f"{self.metric}/{source.name}"] = nats / tokens
                 if target_bytes and self.continues:
-                    found[f"{self.begin}{BITS_PER_BYTE.name}/{source.name}"] = nats / math.log(2) / target_bytes
+                    by_source[f"{self.begin}{BITS_PER_BYTE.name}/{source.name}"] = nats / math.log(2) / target_bytes
             losses.append(self._losses(source, by_document))
-        return Measured(self._metrics(*sums.tolist()) | found, losses)
+        return Measured(self._metrics(*sums.tolist()) | by_source, losses)
 
-    def _batches(self, source: _Held) -> list[Batch]:
+    def _batches(self, source: _SourceWindows) -> list[Batch]:
         return source.target_batches if self.same else source.target_batches + source.objective_batches
 
     def _metrics(
         self, nats: float, tokens: float, target_bytes: float, objective_nats: float, objective_tokens: float
     ) -> dict[str, float]:
-        """Of all sources together."""
+        """Metrics over all sources together."""
         both = {self.metric: nats / tokens, f"{self.begin}{OBJECTIVE_LOSS.name}": objective_nats / objective_tokens}
         if not self.continues:
             return both
@@ -189,7 +189,7 @@ class Validation:
             both[f"{self.begin}{BITS_PER_BYTE.name}"] = nats / math.log(2) / target_bytes
         return both | {f"{self.begin}{PERPLEXITY.name}": math.exp(min(nats / tokens, 700.0))}
 
-    def _losses(self, source: _Held, by_document: Sequence[float]) -> UnitLosses:
+    def _losses(self, source: _SourceWindows, by_document: Sequence[float]) -> UnitLosses:
         return UnitLosses(
             source.name,
             source.documents.tolist(),
@@ -202,19 +202,20 @@ class Validation:
         )
 
 
-def _after(progress: Progress, before: int, total: int) -> Progress:
-    return lambda done, _: progress(before + done, total)
+def _with_offset(progress: Progress, offset: int, total: int) -> Progress:
+    """A callback for one part of the work, after `offset` units of `total` are done."""
+    return lambda done, _: progress(offset + done, total)
 
 
 def nats_of(model: LanguageModel, batch: Batch) -> Tensor:
-    """Nats of every counted target, row by row, as one vector; to be called without gradients."""
+    """Nats of every counted target, row by row, as one vector; call it without gradients."""
     return target_nats(model.hidden(**batch.inputs), model.unembedding, batch.targets, batch.weights)
 
 
 class SumByPlace(Metric):
-    """Sums of numbers that belong to places, in float64, shared among devices.
+    """Float64 sums of values by index (`place`), reduced over devices.
 
-    It is updated on the CPU, where the order of a sum is always the same.
+    Updates run on the CPU, where the order of a sum is fixed.
     """
 
     sums: Tensor
@@ -238,9 +239,9 @@ def nats_by_place(
     count: int,
     progress: Progress = lambda *_: None,
 ) -> list[float]:
-    """Sums of nats over the counted targets of each place, shared among devices.
+    """Sums of nats of the counted targets by index, reduced over devices.
 
-    places: for each batch the place, below `count`, of each of its counted targets. progress: rows.
+    places: for each batch the index, below `count`, of each counted target. progress: counts rows.
     """
     device, sums = next(model.parameters()).device, SumByPlace(count)
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -249,15 +250,15 @@ def nats_by_place(
         sums.update(place, nats_of(model, batch.to(device)))
         done += len(batch)
         progress(min(total, ranks * done), total)
-    found: list[float] = sums.to(device).compute().reshape(count).tolist()  # a single one comes as a scalar
-    return found
+    totals: list[float] = sums.to(device).compute().reshape(count).tolist()  # a single sum comes as a scalar
+    return totals
 
 
 @torch.no_grad()
 def sum_of_nats(
     model: LanguageModel, batches: Sequence[Batch], progress: Progress = lambda *_: None
 ) -> tuple[float, float]:
-    """(nats, tokens) over all counted targets, shared among devices; in float64, so that order hardly matters."""
+    """(nats, tokens) over all counted targets, reduced over devices in float64, where order hardly matters."""
     tokens = [int(batch.weights.sum()) for batch in batches]
     places = [torch.zeros(count, dtype=torch.int64) for count in tokens]
     return nats_by_place(model, batches, places, 1, progress)[0], float(sum(tokens))

@@ -1,4 +1,4 @@
-"""What an evaluation of a finished model has found."""
+"""Result of an evaluation of a trained model."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 Progress = Callable[[int, int], None]
-"""Called with (how many are done, how many in all)."""
+"""Callback that gets (number done, total number)."""
 
 
 @dataclass
 class EvaluationResult:
-    """The result of one evaluation."""
+    """Metrics and records of one evaluation."""
 
     metrics: dict[str, float]
-    """Flat names, that of the evaluation first: `likelihood/nll`, `likelihood/nll/<source>`."""
+    """Values by flat names that begin with the evaluation: `likelihood/nll`, `likelihood/nll/<source>`."""
     rows: list[dict[str, Any]]
-    """Plain JSON records, to be kept beside the stage's result as `<evaluation>.jsonl`."""
+    """Plain JSON records, stored beside the stage's result as `<evaluation>.jsonl`."""

@@ -28,11 +28,11 @@ def score(
     progress: Progress = lambda *_: None,
     opening: Sequence[int] = (),
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(number of an example, nats of each of its targets in float64), the longest example first.
+    """Pairs (number of an example, nats of each of its targets in float64), the longest example first.
 
-    The model should be in evaluation mode: its dropout would be part of the loss. batch_tokens: tokens of a batch,
-    padding included; an example longer than that is a batch of its own. How the examples are batched changes the nats
-    by rounding only. opening: ids that stand before every source.
+    The model must be in evaluation mode: dropout would change the loss. batch_tokens: tokens of a batch, padding
+    included; a longer example is a batch by itself. Batching changes the nats by rounding only. opening: ids before
+    every source.
     """
     assert not model.training, "a model in training mode would be scored with its dropout"
     device, done = next(model.parameters()).device, 0
@@ -47,8 +47,8 @@ def score(
 
 
 def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Numbers of examples that are scored together: of about one length, so that little is padding."""
-    # The longest first: if memory does not suffice, that shows at once.
+    """Example numbers of each batch, of about one length to save padding."""
+    # The longest first: a lack of memory shows at once.
     order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
     while order:
         size = max(1, batch_tokens // lengths[order[0]])

@@ -24,12 +24,12 @@ REDLLM: Mapping[str, int] = MappingProxyType(
         "wmt16-de-en": 5,
     }
 )
-"""Shots of what the harness (0.4.13) has of the 13 tasks of arXiv 2510.26622, section 5: eleven of them, not all whole.
+"""{task: shots} of arXiv 2510.26622, section 5: the eleven of its 13 tasks that the harness (0.4.13) has, some in part.
 
-StrategyQA (6 shots) is missing: the harness has BIG-bench's version alone, whose prompts are others. UnifiedQA is
-missing. WMT lacks English and Chinese. MMLU has worked examples for 5 shots in all subjects but three, so 4 are given.
-The paper decodes greedily and compares what was written; the harness ranks the answers of BoolQ, HellaSwag, RTE, ARC,
-ANLI and CommonsenseQA by their probability. Look at `acc`, for WMT at `chrf`, elsewhere at `exact_match`.
+StrategyQA (6 shots) is missing: the harness only has BIG-bench's version, whose prompts differ. UnifiedQA is missing.
+WMT lacks English and Chinese. MMLU has worked examples for 5 shots in all subjects but three, so 4 are used.
+The paper decodes greedily and compares the text; the harness ranks the answers of BoolQ, HellaSwag, RTE, ARC, ANLI and
+CommonsenseQA by their probability. The metric to read is `acc`, for WMT `chrf`, elsewhere `exact_match`.
 """
 
 SUITES: Mapping[str, Mapping[str, int]] = MappingProxyType({"redllm": REDLLM})

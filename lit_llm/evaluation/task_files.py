@@ -1,8 +1,8 @@
-"""Task files of one's own for lm-evaluation-harness: read as data before the harness may load them.
+"""Checks of a user's task files for lm-evaluation-harness, before the harness loads them.
 
-The harness is made to run what a task file names: Python functions, templates with the whole of Python behind them,
-code for a metric from anywhere. A configuration here runs nothing, so such files are refused; the templates that remain
-are filled in by a sandbox (see `harness.py`).
+The harness runs code that a task file names: Python functions, templates with access to Python, metrics from the Hub.
+Configurations of lit_llm run no code, so files that name code are refused. Templates are rendered in a sandbox
+(see `harness.py`).
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ METRICS = frozenset(
     "acc acc_all acc_bytes acc_mutual_info acc_norm bits_per_byte bleu brier_score bypass byte_perplexity chrf chrf++ "
     "exact_match f1 likelihood mcc perplexity ter word_perplexity".split()
 )
-"""The harness's own (0.4.13). It looks for any other as code, in the working directory and on the Hub."""
+"""Metrics of the harness (0.4.13). It looks for any other as code, in the working directory and on the Hub."""
 
 
 def read_task_files(folder: Path) -> str:
-    """Identity of the files of a folder, wherever it lies.
+    """Fingerprint of a folder of task files, which does not depend on its location.
 
-    Raises InputError for a folder without task files, and for what in them is no plain data, names code, or reads
-    files outside of the folder.
+    Raises InputError for a folder without task files, and for files that are not plain data, name code, or read files
+    outside of the folder.
     """
     files = sorted(islice((path for path in folder.rglob("*") if path.is_file()), MOST_FILES + 1))
     if len(files) > MOST_FILES:
@@ -45,8 +45,8 @@ def read_task_files(folder: Path) -> str:
             _check(path, folder.resolve())
     if problems:
         raise InputError(*problems)
-    here = str(folder.resolve())  # the harness wants whole paths, an identity none
-    contents = [path.read_text().replace(here, "") if path in tasks else digest_of_file(path) for path in files]
+    root = str(folder.resolve())  # the harness needs absolute paths, the fingerprint must not depend on them
+    contents = [path.read_text().replace(root, "") if path in tasks else digest_of_file(path) for path in files]
     return fingerprint([[path.relative_to(folder).as_posix(), c] for path, c in zip(files, contents, strict=True)])
 
 

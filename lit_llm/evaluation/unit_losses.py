@@ -1,4 +1,4 @@
-"""Losses of single documents, examples and questions: what a metric is the ratio of sums of.
+"""Losses of single documents, examples and questions, whose sums make a metric.
 
 A metric such as val/target_nll is a sum of nats over a sum of tokens. Both sums run over units: the documents of
 held-out text, the examples of instruction data, the questions of a task. A training keeps those of its last evaluation
@@ -7,8 +7,8 @@ in `losses.jsonl`, a line for each split and source:
     {"split": "validation", "metric": "target_nll", "source": "", "weight": 1.0, "unit": "document",
      "units": [0, 3, 4], "nats": [97.2, ...], "tokens": [31, ...], "bytes": [102, ...]}
 
-A document's number is its place among the documents of its source's split, so it is the same for all arms and seeds
-that read the same text. An evaluation of a finished model keeps a record for each unit in `rows.jsonl`.
+A document's number is its place among the documents of its source's split: the same for all arms and seeds that read
+the same text. An evaluation of a trained model keeps a record for each unit in `rows.jsonl`.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ from lit_llm.config.metrics import BITS_PER_BYTE, SPLITS
 from lit_llm.store.store import Stage, write_text
 
 Units = dict[str, tuple[float, float]]
-"""{unit: (sum of its losses, its weight)}: the sum of the first over the sum of the second is the metric."""
+"""{unit: (sum of its losses, its weight)}. The metric is the sum of losses over the sum of weights."""
 
 
 @dataclass(frozen=True)
 class UnitLosses:
-    """Losses of the units of one source, by one evaluation."""
+    """Losses of the units of one source in one evaluation."""
 
     source: str
-    """Of a mixture, or the task of an example; empty where there is one alone."""
+    """Name of a source of a mixture, or of a task; empty for a single source."""
     units: Sequence[int | str]
-    """What tells a unit from the others of its source, the same for every model that reads the same."""
+    """Identifiers of the units within their source, the same for every model that reads the same text."""
     nats: Sequence[float]
     """Sum over the unit's target tokens."""
     tokens: Sequence[int]
     """The unit's target tokens."""
     bytes: Sequence[int] | None
-    """Bytes of their text; None where a tokenizer's are not known."""
+    """Bytes of the targets' text; None where the tokenizer does not give them."""
     weight: float = 1.0
-    """Of each of its nats, tokens and bytes among those of all sources."""
+    """Weight of the source's nats, tokens and bytes among those of all sources."""
     split: str = "validation"
     metric: str = "target_nll"
-    """The loss per token that they are of, without the split."""
+    """Name of the loss per token, without the split."""
     unit: str = "document"
-    """What a unit is."""
+    """Kind of the units: document or example."""
 
 
 def write_losses(file: Path, losses: Iterable[UnitLosses]) -> None:
@@ -61,23 +61,23 @@ def _line(losses: UnitLosses) -> str:
     return json.dumps({name: getattr(losses, name) for name in names})
 
 
-def grouped(
+def losses_by_source(
     rows: Sequence[Mapping[str, Any]], source: str, unit: str, split: str = "validation", metric: str = "nll"
 ) -> list[UnitLosses]:
-    """Rows with tokens, bytes and nats, by what stands under `source`. unit: the key of what a row is of."""
+    """Losses of rows with tokens, bytes and nats, grouped by the key `source`. unit: key of a row's identifier."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault(row[source], []).append(row)
-    found = []
-    for name, mine in groups.items():
-        units, nats, tokens, sizes = ([row[key] for row in mine] for key in (unit, "nats", "tokens", "bytes"))
-        known = None if None in sizes else sizes
-        found.append(UnitLosses(name, units, nats, tokens, known, split=split, metric=metric, unit=unit))
-    return found
+    losses = []
+    for name, group in groups.items():
+        units, nats, tokens, sizes = ([row[key] for row in group] for key in (unit, "nats", "tokens", "bytes"))
+        byte_counts = None if None in sizes else sizes
+        losses.append(UnitLosses(name, units, nats, tokens, byte_counts, split=split, metric=metric, unit=unit))
+    return losses
 
 
 def read_losses(file: Path, split: str) -> list[UnitLosses]:
-    """Those of one split; none where there is no such file. The lines of other splits are not parsed."""
+    """Losses of one split; empty where the file is missing. The lines of other splits are not parsed."""
     begin = f'{{"split": {json.dumps(split)}, '
     try:
         lines = file.read_text().splitlines()
@@ -87,26 +87,26 @@ def read_losses(file: Path, split: str) -> list[UnitLosses]:
 
 
 def units_of(stage: Stage, metric: str) -> Units | None:
-    """The units of a metric that a finished stage has measured; None where no records of them are kept.
+    """Units of a metric of a finished stage; None where no records of them are kept.
 
-    metric: as the stage's own result names it, `test/target_nll`, `likelihood/nll/<source>`. A perplexity has the
-    units of the loss that it is the exponential of. The mean over a mixture's sources or over tasks has units too, each
-    weighted so that every source counts the same.
+    metric: its name in the stage's result, `test/target_nll`, `likelihood/nll/<source>`. A perplexity has the units of
+    its loss. The units of a mean over a mixture's sources or over tasks are weighted so that every source counts the
+    same.
     """
     head, _, rest = metric.partition("/")
     split = next((split for split, begin in SPLITS.items() if begin == f"{head}/"), None)
     if split is not None:
-        return _units(read_losses(stage.losses_file, split), rest)
+        return _units_of_groups(read_losses(stage.losses_file, split), rest)
     reader = _READERS.get(head)
     return None if reader is None else reader(stage, rest)
 
 
-def _units(groups: Sequence[UnitLosses], metric: str) -> Units | None:
-    """The units of a metric without its split: `target_nll`, `bits_per_byte/<source>`, `mean_over_tasks`."""
+def _units_of_groups(groups: Sequence[UnitLosses], metric: str) -> Units | None:
+    """Units of a metric named without its split: `target_nll`, `bits_per_byte/<source>`, `mean_over_tasks`."""
     kind, _, source = metric.partition("/")
     if kind.startswith("mean_over_") and not source:
         named = [group for group in groups if group.source]
-        return _joined(named, lambda group: 1 / sum(group.tokens)) if len(named) > 1 else None
+        return _join_groups(named, lambda group: 1 / sum(group.tokens)) if len(named) > 1 else None
     chosen = [group for group in groups if source in ("", group.source)]
     if kind == "perplexity" and not source:
         kind = "target_nll" if all(group.metric == "target_nll" for group in chosen) else "nll"
@@ -115,16 +115,18 @@ def _units(groups: Sequence[UnitLosses], metric: str) -> Units | None:
         return 1.0 if source else group.weight
 
     if kind == BITS_PER_BYTE.name:
-        return _joined(chosen, weight, by_byte=True)
-    return _joined(chosen, weight) if all(group.metric == kind for group in chosen) else None
+        return _join_groups(chosen, weight, by_byte=True)
+    return _join_groups(chosen, weight) if all(group.metric == kind for group in chosen) else None
 
 
-def _joined(groups: Sequence[UnitLosses], weight: Callable[[UnitLosses], float], by_byte: bool = False) -> Units | None:
-    """The units of all groups, each group's losses and weights multiplied by one number; None where nothing counts.
+def _join_groups(
+    groups: Sequence[UnitLosses], weight: Callable[[UnitLosses], float], by_byte: bool = False
+) -> Units | None:
+    """Units of all groups, each group's losses and weights multiplied by `weight`; None where the weights sum to 0.
 
-    by_byte: bits and bytes, in place of nats and tokens.
+    by_byte: use bits and bytes in place of nats and tokens.
     """
-    found: Units = {}
+    units: Units = {}
     for group in groups:
         sizes = group.bytes if by_byte else group.tokens
         if sizes is None:
@@ -132,13 +134,13 @@ def _joined(groups: Sequence[UnitLosses], weight: Callable[[UnitLosses], float],
         times = weight(group)
         per_nat = times / math.log(2) if by_byte else times
         pairs = [(per_nat * nats, times * size) for nats, size in zip(group.nats, sizes, strict=True)]
-        found.update(zip(_names(group.source, tuple(group.units)), pairs, strict=True))
-    return found if sum(size for _, size in found.values()) > 0 else None
+        units.update(zip(_unit_names(group.source, tuple(group.units)), pairs, strict=True))
+    return units if sum(size for _, size in units.values()) > 0 else None
 
 
 @lru_cache(maxsize=256)
-def _names(source: str, units: tuple[int | str, ...]) -> tuple[str, ...]:
-    """The names of units among those of all sources; once for all runs that read the same."""
+def _unit_names(source: str, units: tuple[int | str, ...]) -> tuple[str, ...]:
+    """Names of units, unique among all sources; cached, since many runs read the same units."""
     return tuple(f"{source}/{unit}" if source else str(unit) for unit in units)
 
 
@@ -150,26 +152,33 @@ def _rows(stage: Stage) -> list[dict[str, Any]]:
         lines = stage.rows_file.read_text().splitlines()
     except FileNotFoundError:
         return []
-    found: list[dict[str, Any]] = json.loads(f"[{','.join(lines)}]")  # a fifth of the time of a call for each
-    return found
+    records: list[dict[str, Any]] = json.loads(f"[{','.join(lines)}]")  # five times as fast as a call for each line
+    return records
 
 
-def _of_likelihood(stage: Stage, metric: str) -> Units | None:
+def _likelihood_units(stage: Stage, metric: str) -> Units | None:
     rows = _rows(stage)
-    # The documents of the model's own data stand first; those of other texts have metrics of their own.
-    own = int(((stage.result() or {}).get("metrics") or {}).get("likelihood/documents", 0))
+    # The rows of the training data's documents come first; further texts have separate metrics.
+    model_documents = int(((stage.result() or {}).get("metrics") or {}).get("likelihood/documents", 0))
     kind, _, source = metric.partition("/")
     if source:
-        return _units(grouped([row for row in rows if row["source"] == source], "source", "document"), metric)
-    return _units(grouped(rows[own:] if kind == "mean_over_corpora" else rows[:own], "source", "document"), metric)
+        return _units_of_groups(
+            losses_by_source([row for row in rows if row["source"] == source], "source", "document"), metric
+        )
+    return _units_of_groups(
+        losses_by_source(
+            rows[model_documents:] if kind == "mean_over_corpora" else rows[:model_documents], "source", "document"
+        ),
+        metric,
+    )
 
 
-def _of_examples(stage: Stage, metric: str) -> Units | None:
-    return _units(grouped(_rows(stage), "task", "example"), metric)
+def _example_units(stage: Stage, metric: str) -> Units | None:
+    return _units_of_groups(losses_by_source(_rows(stage), "task", "example"), metric)
 
 
-def _of_tasks(stage: Stage, metric: str) -> Units | None:
-    """Of a metric that is the mean of one number for each question; None for any other, and for groups of tasks."""
+def _task_units(stage: Stage, metric: str) -> Units | None:
+    """Units of a metric that is a mean over questions; None for any other metric, and for groups of tasks."""
     task, _, rest = metric.partition("/")
     kind, _, way = rest.partition("/")
     scores = {
@@ -184,7 +193,7 @@ def _of_tasks(stage: Stage, metric: str) -> Units | None:
 
 
 _READERS: Mapping[str, Callable[[Stage, str], Units | None]] = {
-    "likelihood": _of_likelihood,
-    "examples": _of_examples,
-    "tasks": _of_tasks,
+    "likelihood": _likelihood_units,
+    "examples": _example_units,
+    "tasks": _task_units,
 }

@@ -1,4 +1,4 @@
-"""Which documents the tokens of windows belong to."""
+"""Document numbers of the tokens in windows."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ _CHUNK = 1 << 20  # tokens read at once
 
 
 def documents_of(tokens: Shards, starts: np.ndarray, windows: np.ndarray) -> np.ndarray:
-    """The number of each token's document among those of its split; an end-of-document token belongs to what it ends.
+    """Number of each token's document within the split; an end-of-document token belongs to the document it ends.
 
-    starts: where each window begins in the split; windows: len(starts) x T ids. One pass over the split, up to the last
-    window.
+    starts: index in the split of each window's first token; windows: len(starts) x T ids. Takes one pass over the
+    split, up to the last window.
     """
     ends = windows == EOD
     return ends_before(tokens, starts)[:, None] + np.cumsum(ends, axis=1) - ends
 
 
 def ends_before(tokens: Shards, starts: np.ndarray) -> np.ndarray:
-    """How many documents have ended before each of these places."""
+    """Number of documents that end before each of the indices `starts`."""
     return np.searchsorted(document_ends(tokens, int(starts.max(initial=0))), starts, side="left")
 
 
 def document_ends(tokens: Shards, count: int) -> np.ndarray:
-    """Where the end-of-document tokens are among the first `count` tokens, in ascending order."""
-    found = [np.empty(0, dtype=np.int64)]
+    """Indices of the end-of-document tokens among the first `count` tokens, in ascending order."""
+    ends = [np.empty(0, dtype=np.int64)]
     for begin in range(0, count, _CHUNK):
         chunk = tokens.read(np.array([begin]), min(_CHUNK, count - begin))[0]
-        found.append(begin + np.flatnonzero(chunk == EOD))
-    return np.concatenate(found)
+        ends.append(begin + np.flatnonzero(chunk == EOD))
+    return np.concatenate(ends)

@@ -1,4 +1,4 @@
-"""Network: what a model says next. Knows token ids only.
+"""Generation of text by a model, on token ids only.
 
 >>> from lit_llm.generation import Sampling, generate
 >>> generate(model, [[5, 9, 2], []], max_new_tokens=20, sampling=Sampling(temperature=0.8, top_p=0.95))

@@ -1,8 +1,8 @@
-"""Prefill and decode: the prompt once, then one token at a time, with the keys and values of what went before kept.
+"""Prefill and decode: the prompt once, then one token at a time, with cached keys and values.
 
 decoder-only      <s> p1 p2 ─▶ decoder ─▶ logits of t1          t1 ─▶ decoder ─▶ logits of t2   ...
                                └ keys and values of <s> p1 p2         └ and of t1
-                                 (in partial attention, too)            (but not in partial attention)
+                                 (also for attention to the source)     (self-attention only)
 
 encoder-decoder   p1 p2 ─▶ encoder ─▶ keys and values of every cross-attention
                   <s> ─▶ decoder ─▶ logits of t1                t1 ─▶ decoder ─▶ logits of t2   ...
@@ -12,8 +12,8 @@ decoder-decoder   <s> p1 p2 ─▶ self-decoder ─▶ shared keys and values of
                                └ windows or states, of a size that does not grow
                   p2 alone ─▶ cross-decoder ─▶ logits of t1     t1 ─▶ both ─▶ logits of t2   ...
 
-Every token stands where a forward pass over the whole text would put it. Shorter prompts are padded at their end, and
-each row goes on from its own.
+Every token has the position that it has in a forward pass over the whole text. Shorter prompts are padded at their end,
+and each row continues after its last token.
 """
 
 from __future__ import annotations
@@ -34,31 +34,31 @@ Prefix = Literal["causal", "bidirectional"]
 
 
 class Decoding(ABC):
-    """B prompts that have been read, and what is kept of them. Made by `prefill`."""
+    """State of decoding of B prompts that have been read. Made by `prefill`."""
 
     def __init__(self, model: LanguageModel, rows: CacheRows) -> None:
         self.model = model
         self.rows = rows
-        """How many tokens of the decoder, and of the source, there are so far."""
+        """Numbers of tokens so far, of the decoder and of the source."""
         self.cache: StackCache = model.decoder.new_cache(rows)
         self.logits_BV: Tensor
-        """Of the token that comes next in each row."""
+        """Logits of the next token of each row."""
 
     @abstractmethod
     def _context(self, x_B1D: Tensor) -> ForwardContext:
-        """Of a pass over one more token of each row."""
+        """Context of a pass over one more token of each row."""
 
     @torch.inference_mode()
     def step(self, tokens_B: Tensor) -> None:
-        """Each row goes on with one more token; new `logits_BV`."""
+        """Append one token to each row and update `logits_BV`."""
         x_B1D = self.model.embed(tokens_B[:, None])
         hidden_B1D = cast(Tensor, self.model.decoder(x_B1D, self._context(x_B1D)))
-        self.rows.own.advance()
+        self.rows.self_lengths.advance()
         self.logits_BV = self.model.logits(hidden_B1D[:, 0])
 
     @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows alone, in this order."""
+        """Keep only these rows, in this order."""
         for lengths in self.rows:
             if lengths is not None:
                 lengths.keep(rows)
@@ -66,10 +66,10 @@ class Decoding(ABC):
         self.logits_BV = self.logits_BV[rows]
 
     def cache_bytes(self) -> list[int]:
-        """Measured: what the keys and values (and states) of each row take, without padding and room for more.
+        """Bytes of the keys and values (and states) of each row, measured, without padding and spare capacity.
 
-        With n tokens chosen, the last of which the model has not read yet, it is what `lit_llm.models.cost.cache_bytes`
-        says of the prompt and n generated tokens: <s> stands in for the last.
+        With n tokens chosen, the last of which the model has not read yet, it equals `lit_llm.models.cost.cache_bytes`
+        of the prompt and n generated tokens: <s> counts in place of the last.
         """
         return self.cache.bytes()
 
@@ -77,10 +77,10 @@ class Decoding(ABC):
 class _DecoderOnly(Decoding):
     def __init__(self, model: DecoderOnly, prompts: Sequence[Sequence[int]], prefix: Prefix, begin: int) -> None:
         tokens_BT, lengths = _padded([[begin, *prompt] for prompt in prompts], model)
-        # <s> is part of the source, where the beginning of the row is one.
+        # For parts that read the source in the row, <s> belongs to it.
         source = CacheLengths(lengths.lengths, tokens_BT.device)
         super().__init__(model, CacheRows(lengths, source))
-        x_BTD, mask = model.embed(tokens_BT), _of_prompts(lengths, prefix)
+        x_BTD, mask = model.embed(tokens_BT), _prompt_mask(lengths, prefix)
         refuse_open(model.config, mask.prefix)
         positions = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
         context = ForwardContext(
@@ -91,15 +91,15 @@ class _DecoderOnly(Decoding):
             self.cache,
         )
         hidden_BTD = model.decoder(x_BTD, context)
-        # Some stacks return the last token of each prompt alone.
+        # Some stacks return only the last token of each prompt.
         last_B = lengths.lengths_B - 1 if hidden_BTD.shape[1] > 1 else torch.zeros_like(lengths.lengths_B)
         self.logits_BV = model.logits(hidden_BTD[torch.arange(len(prompts), device=tokens_BT.device), last_B])
 
     def _context(self, x_B1D: Tensor) -> ForwardContext:
-        own, source = self.rows
+        lengths, source = self.rows
         assert source is not None
         kept = SourceInput(source.mask(), max(source.lengths))
-        return ForwardContext(x_B1D, own.mask(more=1), {"self": own.next_positions()}, kept, self.cache)
+        return ForwardContext(x_B1D, lengths.mask(more=1), {"self": lengths.next_positions()}, kept, self.cache)
 
 
 class _EncoderDecoder(Decoding):
@@ -111,16 +111,16 @@ class _EncoderDecoder(Decoding):
         self.encoder_BSD = None  # its keys and values are kept
 
     def _context(self, x_B1D: Tensor) -> ForwardContext:
-        own, source = self.rows
+        lengths, source = self.rows
         assert source is not None
-        place, encoder_BSD = own.next_positions(), self.encoder_BSD
-        positions = {"self": place, "restart": place, "continuous": source.next_positions() + place}
+        position, encoder_BSD = lengths.next_positions(), self.encoder_BSD
+        positions = {"self": position, "restart": position, "continuous": source.next_positions() + position}
         tokens = max(source.lengths)
         if encoder_BSD is not None:
             tokens = encoder_BSD.shape[1]
             positions["source"] = torch.arange(tokens, device=x_B1D.device)
         read = SourceInput(source.mask(), tokens, encoder_BSD)
-        return ForwardContext(x_B1D, own.mask(more=1), positions, read, self.cache)
+        return ForwardContext(x_B1D, lengths.mask(more=1), positions, read, self.cache)
 
 
 @torch.inference_mode()
@@ -151,15 +151,15 @@ def prefill(
     return _DecoderOnly(model, prompts, prefix, begin)
 
 
-def _of_prompts(rows: CacheLengths, prefix: Prefix) -> AttentionMask:
-    """Who sees whom in prompts that a decoder reads."""
+def _prompt_mask(rows: CacheLengths, prefix: Prefix) -> AttentionMask:
+    """Mask of self-attention over the prompts of a decoder."""
     opened = None if prefix == "causal" else rows.lengths[0] if rows.even else rows.lengths_B
-    # Padding comes last: no token sees it, and what it sees is of no concern.
+    # Padding comes last: no token sees it, and its outputs are not used.
     return AttentionMask(causal=True, prefix=opened)
 
 
 def _padded(texts: Sequence[Sequence[int]], model: LanguageModel) -> tuple[Tensor, CacheLengths]:
-    """B x T ids on the model's device, padded at the end, and how many are real."""
+    """(B x T ids on the model's device, padded at the end; lengths without padding)."""
     device = model.embedding.weight.device
     rows = CacheLengths([len(text) for text in texts], device)
     longest = max(rows.lengths)

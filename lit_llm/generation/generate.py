@@ -1,4 +1,4 @@
-"""From prompts to what a model says next, in token ids."""
+"""Generate continuations of prompts, in token ids."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from lit_llm.models.families import LanguageModel
 
 @dataclass
 class Generated:
-    """What followed one prompt."""
+    """Continuation of one prompt."""
 
     tokens: list[int] = field(default_factory=list)
-    """Without the token that stopped it."""
+    """Token ids, without the stop token."""
     log_probabilities: list[float] = field(default_factory=list)
-    """Nats, of each of the tokens under the model itself: before temperature, top_k and top_p."""
+    """Log-probability of each token in nats under the model, before temperature, top_k and top_p."""
     stopped: bool = False
-    """By a stop token; otherwise by max_new_tokens."""
+    """Whether a stop token ended it; otherwise max_new_tokens did."""
 
 
 def generate(
@@ -40,9 +40,9 @@ def generate(
 ) -> list[Generated]:
     """Continue each prompt until a stop token or `max_new_tokens`.
 
-    The model computes in the dtype and on the device of its weights, in evaluation mode and without gradients. Neither
-    the batch size nor the other prompts decide what a prompt gets, except for the last digits of its logits: a matrix
-    product rounds differently by its shape, which shows in bfloat16.
+    The model computes in the dtype and on the device of its weights, in evaluation mode and without gradients. Batch
+    size and other prompts change a prompt's logits only by rounding, since a matrix product rounds differently by its
+    shape; in bfloat16 that may change tokens.
 
     Args:
         model: A model of any family that generates.
@@ -64,8 +64,8 @@ def generate(
         FloatingPointError: The logits are not finite.
     """
     _check(model, prompts, max_new_tokens, stop, prefix, batch_size, begin, end)
-    found = [Generated() for _ in prompts]
-    # The longest first: if memory does not suffice, that shows at once.
+    results = [Generated() for _ in prompts]
+    # The longest first: a lack of memory shows at once.
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     with torch.inference_mode(), _evaluating(model):
         for start in range(0, len(order), batch_size):
@@ -77,7 +77,7 @@ def generate(
                 nats_B = logits_BV.log_softmax(dim=-1).gather(-1, tokens_B[:, None])[:, 0]
                 going = []
                 for row, (token, nats) in enumerate(zip(tokens_B.tolist(), nats_B.tolist(), strict=True)):
-                    result = found[running[row]]
+                    result = results[running[row]]
                     if not math.isfinite(nats):
                         raise FloatingPointError(
                             f"the logits of token {step} after prompt {running[row]} are not finite; "
@@ -95,12 +95,12 @@ def generate(
                     decoding.keep(going)
                     running, tokens_B = [running[row] for row in going], tokens_B[going]
                 decoding.step(tokens_B)
-    return found
+    return results
 
 
 @contextmanager
 def _evaluating(model: LanguageModel) -> Iterator[None]:
-    """Every module in evaluation mode, and back in its own afterwards."""
+    """Put every module in evaluation mode, and back into its earlier mode afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

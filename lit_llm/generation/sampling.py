@@ -1,4 +1,4 @@
-"""How the next token is chosen from the model's distribution."""
+"""Choice of the next token from the model's distribution."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is chosen among the ids below `vocabulary`.
+    """Settings of the choice of a token among the ids below `vocabulary`.
 
-    The temperature comes first, then the `top_k` most probable tokens, then of these the nucleus of mass `top_p`.
+    The temperature is applied first, then `top_k`, then `top_p`.
     """
 
     temperature: float = 0.0
-    """Logits are divided by it. 0 is greedy: always the most probable token, the lower id of equal ones."""
+    """Divisor of the logits. 0 is greedy: always the most probable token, the lower id of equal ones."""
     top_k: int | None = None
-    """Draw from so many of the most probable tokens; from all when absent."""
+    """Number of most probable tokens to draw from; all when absent."""
     top_p: float = 1.0
     """Draw from the fewest most probable tokens that together reach this mass (nucleus, arXiv 1904.09751)."""
     seed: int = 0
-    """What is drawn for a prompt depends on this, on the prompt's index and on the step, and on nothing else."""
+    """Seed. A draw depends only on it, on the prompt's index and on the step."""
     vocabulary: int | None = None
-    """Choose among the ids below it: those of the tokenizer. A model may have more, which stand for no text: sentinels,
-    modes, rows that pad its tables. None: all ids of the model."""
+    """Number of the tokenizer's ids, among which to choose. A model may have more, without text: sentinels, modes, rows
+    that pad its tables. None: all ids of the model."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
@@ -42,22 +42,22 @@ class Sampling:
 
 
 def choose(logits_BV: Tensor, sampling: Sampling, prompts: Sequence[int], step: int) -> Tensor:
-    """B ids, one for each row; `prompts`: the index of each row's prompt, which with the seed and `step` decides."""
+    """B ids, one for each row. prompts: index of each row's prompt, which seeds the draw together with `step`."""
     logits_BV = logits_BV[:, : sampling.vocabulary]
     if sampling.temperature == 0:
         return logits_BV.argmax(dim=-1)
     shares_BV = shares(logits_BV, sampling)
-    # By the inverse of the distribution function, in the order of the ids: another batch size rounds the logits
-    # differently, which hardly moves it, whereas a draw by rank jumps when two tokens of like rank change places.
+    # Inverse of the distribution function in the order of the ids: rounding of the logits hardly changes the draw. In
+    # the order of probabilities, two tokens of nearly equal probability could swap places.
     up_to_BV = shares_BV.cumsum(dim=-1)
     drawn = [uniform(sampling.seed, prompt, step) for prompt in prompts]
     drawn_B1 = torch.tensor(drawn, dtype=up_to_BV.dtype, device=up_to_BV.device)[:, None] * up_to_BV[:, -1:]
-    # Past the last id only where the logits are not numbers.
+    # Beyond the last id only where the logits are NaN.
     return torch.searchsorted(up_to_BV, drawn_B1, right=True)[:, 0].clamp(max=logits_BV.shape[-1] - 1)
 
 
 def shares(logits_BV: Tensor, sampling: Sampling) -> Tensor:
-    """B x V, in float64: what each token is drawn in proportion to; 0 for those that are left out. Not greedy."""
+    """B x V, in float64: weights of the draw, 0 outside of top_k and top_p. Requires a temperature above 0."""
     probabilities_BV = torch.softmax(logits_BV.double() / sampling.temperature, dim=-1)
     if sampling.top_k is None and sampling.top_p == 1:
         return probabilities_BV
@@ -72,6 +72,6 @@ def shares(logits_BV: Tensor, sampling: Sampling) -> Tensor:
 
 
 def uniform(seed: int, prompt: int, step: int) -> float:
-    """A number in [0, 1) that belongs to these three alone."""
+    """A number in [0, 1), seeded by the three arguments."""
     digest = hashlib.sha256(f"{seed}/{prompt}/{step}".encode()).digest()
     return (int.from_bytes(digest[:8], "little") >> 11) / 2**53

@@ -1,8 +1,8 @@
 """From a config to an initialised module.
 
-Every parameter is drawn from a generator of its own, seeded by (seed, name). Two arms that share a parameter of equal
-name and shape therefore start bit-equal, whatever else they have and in whatever order it is built, across families
-too: a decoder-only model's stack has the names of an encoder-decoder's decoder.
+Every parameter is drawn from a separate generator, seeded by (seed, name). Parameters of equal name and shape therefore
+start bit-equal in all arms and families, in any order of construction: a decoder-only model's stack has the names of an
+encoder-decoder's decoder.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def build_model(config: ModelConfig | ResolvedModel, seed: int = 0, device: str 
     """Build a model in float32 and initialise it.
 
     Args:
-        config: Model section of an experiment, or what `resolve_model` has made of one.
+        config: Model section of an experiment, or the result of `resolve_model`.
         seed: Seed of the initial values. Equal seeds give equal values to parameters of equal name and shape, in every
             family.
         device: Device of the parameters. With `"meta"` only their shapes exist, so that any size fits.
@@ -42,25 +42,25 @@ def build_model(config: ModelConfig | ResolvedModel, seed: int = 0, device: str 
     if next(model.buffers(), None) is None:
         model.to_empty(device="cpu")
     else:
-        model = bare_model(resolved)  # whose buffers have the values that their modules have given them
+        model = bare_model(resolved)  # with the values that modules give their buffers
     initialise(model, seed)
     return model.to(device)
 
 
 def _check_shapes(model: LanguageModel) -> None:
-    """Raise InputError where a component from another package has other parameters than it says."""
+    """Raise InputError where a component from another package has other parameters than its `shapes`."""
     if not any(layer.part(key) for layer in model.config.layers for key in PACKAGES):
         return
-    said = parameter_shapes(model.config)
+    specified = parameter_shapes(model.config)
     built = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    for name in [*said, *built]:
-        if said.get(name) != built.get(name):
-            message = f"its `shapes` say {said.get(name)} of {name}, and the module has {built.get(name)}"
+    for name in [*specified, *built]:
+        if specified.get(name) != built.get(name):
+            message = f"its `shapes` say {specified.get(name)} of {name}, and the module has {built.get(name)}"
             raise InputError(Problem(message, f"the component of {name.rpartition('.')[0]}"))
 
 
 def bare_model(resolved: ResolvedModel) -> LanguageModel:
-    """The modules, with torch's own values, on torch's default device."""
+    """Build the modules with torch's initial values, on torch's default device."""
     model = FAMILIES[resolved.family](resolved)
     _check_shapes(model)
     return model
@@ -79,24 +79,24 @@ def initialise(model: LanguageModel, seed: int) -> None:
     """Fill the parameters with initial values.
 
     Scales begin at one, a bias of the output at zero, matrices with N(0, 1 / fan-in), embeddings and tables of relative
-    biases with N(0, 1 / d_model), as T5's. A module with an `initial_std` says its matrices' standard deviation.
+    biases with N(0, 1 / d_model), as in T5. A module's `initial_std` overrides its matrices' standard deviation.
 
-    The standard deviation depends on a matrix's own shape only, never on the depth, so that stacks of different
-    depth share their layers' values.
+    The standard deviation depends on a matrix's shape and not on the depth, so that stacks of different depth share
+    their layers' values.
     """
     for path, module in model.named_modules():
-        for own, parameter in module.named_parameters(recurse=False):
-            name = f"{path}.{own}".lstrip(".")
+        for local_name, parameter in module.named_parameters(recurse=False):
+            name = f"{path}.{local_name}".lstrip(".")
             if parameter.dim() < 2:
                 parameter.fill_(0.0 if name == "output_bias" else 1.0)
                 continue
-            # An embedding's rows are d_model wide and a linear layer's fan-in is its last dimension: one formula.
-            # A table whose rows are something else says what it starts from.
+            # One formula: an embedding's rows are d_model wide, and a linear layer's fan-in is its last dimension.
+            # Other tables set `initial_std`.
             deviation = getattr(module, "initial_std", parameter.shape[-1] ** -0.5)
             parameter.normal_(0.0, deviation, generator=generator(seed, name))
 
 
 def generator(seed: int, name: str) -> torch.Generator:
-    """A generator on the CPU that belongs to this seed and this name alone."""
+    """A generator on the CPU, seeded by (seed, name)."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return torch.Generator(device="cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -1,4 +1,4 @@
-"""The model section of an experiment: one of the families' sections, refused where it cannot be built."""
+"""Model section of an experiment: one of the families' sections, refused where it cannot be built."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""What a model costs, by arithmetic alone: parameters, FLOPs, key-value cache, memory. Loads no torch.
+"""Cost of a model by arithmetic alone: parameters, FLOPs, key-value cache. Loads no torch.
 
-FLOPs count matrix products, a multiply-add as 2, and attention only over the pairs that its mask leaves visible; a
-backward pass counts twice its forward. A window counts as one document: where several are kept separate, and only the
-text knows where, fewer pairs are visible and the figure is an upper bound. Beside them stands the convention of the
-RedLLM paper (arXiv 2510.26622, figures 2 and 8): forward only, attention unmasked, and every embedding look-up as a
-product with a one-hot matrix.
+FLOPs count matrix products, a multiply-add as 2, and attention only over visible pairs; a backward pass counts twice
+its forward. A window counts as one document: with masks between documents fewer pairs are visible, and the figure is an
+upper bound. `paper_flops` has the convention of the RedLLM paper (arXiv 2510.26622, figures 2 and 8): forward only,
+attention unmasked, and every embedding look-up as a product with a one-hot matrix.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ class Parameters:
 
     total: int
     embedding: int
-    """Rows x width of every matrix that belongs to the vocabulary, the output's included."""
+    """Entries of all matrices of the vocabulary, including the output's."""
 
     @property
     def non_embedding(self) -> int:
@@ -32,14 +31,14 @@ class Parameters:
 
 
 def count_parameters(model: ResolvedModel) -> Parameters:
-    """Exact numbers, equal to those of the built module."""
+    """Exact numbers of parameters, equal to those of the built module."""
     total = sum(map(math.prod, parameter_shapes(model).values()))
     return Parameters(total, sum(map(math.prod, embedding_shapes(model).values())))
 
 
 @dataclass(frozen=True)
 class Shape:
-    """How much one example puts through the model, in tokens; fractions are means over an objective's cuts."""
+    """Numbers of tokens that the model processes for one example; fractions are means over an objective's cuts."""
 
     source: float
     """Tokens of the encoder; 0 for a decoder-only model."""
@@ -50,10 +49,10 @@ class Shape:
     prefix: float = 0
     """Tokens at the decoder's start that see each other."""
     partial: float = 0
-    """Tokens at the decoder's start that partial attention reads as the source, where a model has it."""
+    """Tokens at the decoder's start that a part of a decoder-only model may read as the source."""
     to_go_on: bool = False
-    """Whether these tokens are a prompt: a cross-decoder then runs for the last of them alone, and retention keeps the
-    state after them."""
+    """Whether these tokens are a prompt: a cross-decoder then runs for its last token alone, and recurrent states after
+    the prompt are kept."""
 
     @property
     def tokens(self) -> float:
@@ -61,7 +60,7 @@ class Shape:
 
 
 def forward_flops(model: ResolvedModel, shape: Shape, masked: bool = True) -> float:
-    """FLOPs of one forward pass over one example. masked: whether attention counts over the visible pairs only."""
+    """FLOPs of one forward pass over one example. masked: count attention over visible pairs only."""
     flops = shape.outputs * _output_flops(model)
     if shared := model.shared_kv:
         flops += 2.0 * shape.target * shared.shared_products(model.widths("decoder"))
@@ -72,7 +71,7 @@ def forward_flops(model: ResolvedModel, shape: Shape, masked: bool = True) -> fl
 
 
 def examples(model: ResolvedModel, shape: Shape) -> Iterator[tuple[str, Layer, Example]]:
-    """(side, layer, what one example puts through it) of every layer."""
+    """(side, layer, tokens that the layer processes) of every layer, for one example."""
     source, target = shape.source, shape.target
     for layer in model.encoder:
         yield "encoder", layer, Example(source, causal=False)
@@ -95,7 +94,8 @@ def train_flops(model: ResolvedModel, shape: Shape) -> float:
 def paper_flops(model: ResolvedModel, sequence_length: int) -> float:
     """The paper's "Flops per Seq": an encoder-decoder reads one half of the sequence and is trained on the other.
 
-    What the paper does not have: partial attention reads one half, too, and retention is counted as it is.
+    Parts that the paper does not have: one that reads the source in the row reads one half, too; all others count by
+    their exact FLOPs.
     """
     d_model, split, half = model.d_model, bool(model.encoder), sequence_length // 2
     if model.family == "encoder_only":  # not the paper's; every position is read, and has a distribution
@@ -113,9 +113,9 @@ def prefill_flops(model: ResolvedModel, prompt: int, open_prefix: bool = False) 
     """FLOPs from a prompt to the first generated token's distribution, per prompt token.
 
     An encoder-decoder reads the prompt with its encoder and projects the cross-attention's keys and values; its decoder
-    then starts from <s> alone. Of a decoder-decoder the cross-decoder runs for the last token alone. open_prefix: a
-    decoder-only model's prompt is bidirectional. An encoder-only model generates nothing: what it reads costs this,
-    with one masked token to fill in.
+    then starts from <s> alone. The cross-decoder of a decoder-decoder runs for the last token alone. open_prefix: a
+    decoder-only model's prompt is bidirectional. For an encoder-only model, which generates nothing: FLOPs of reading a
+    text with one masked token to predict.
     """
     source, target = (prompt, 1) if model.encoder and model.decoder else (prompt * bool(model.encoder), prompt)
     target = target if model.decoder else 0
@@ -132,7 +132,7 @@ def decode_flops(model: ResolvedModel, prompt: int, generate: int) -> float:
     flops = _output_flops(model)
     if shared := model.shared_kv:
         flops += 2.0 * shared.shared_products(model.widths("decoder"))
-    # The tokens see what was there before, those generated so far, and themselves.
+    # Each token sees the prompt, the tokens generated so far, and itself.
     example, widths = _decoding(model, prompt, generate), model.widths("decoder")
     for layer in model.decoder:
         flops += sum(part.flops(example, widths) for _, part in layer.parts) / generate
@@ -140,16 +140,18 @@ def decode_flops(model: ResolvedModel, prompt: int, generate: int) -> float:
 
 
 def _decoding(model: ResolvedModel, prompt: int, generate: int, generated: int = 0) -> Example:
-    """`generate` decoding steps after a prompt and `generated` earlier tokens. An encoder-decoder's row has <s> first,
-    any other's the prompt."""
+    """`generate` decoding steps after a prompt and `generated` earlier tokens.
+
+    An encoder-decoder's row begins with <s>, any other's with the prompt."""
     before = (1 if model.encoder else prompt) + generated
     source = prompt if model.encoder else 0
     return Example(generate, source=source, before=before, marked=prompt, decoding=True, keep_state=True)
 
 
 def attended_keys(model: ResolvedModel, prompt: int, number: int) -> float:
-    """Keys that the token generated as this number (from 0) reads in a layer of the decoder, its own among them: mean
-    over the layers, each with all of its attentions; 0 for an encoder-only model."""
+    """Keys that generated token `number` (from 0) reads in all attentions of a decoder layer, mean over the layers.
+
+    Its own key counts. 0 for an encoder-only model."""
     if not model.decoder:
         return 0.0
     example = _decoding(model, prompt, 1, number)
@@ -158,10 +160,10 @@ def attended_keys(model: ResolvedModel, prompt: int, number: int) -> float:
 
 
 def cache_bytes(model: ResolvedModel, bytes_per_entry: int) -> CacheBytes:
-    """What is kept between passes for one sequence.
+    """Bytes kept between passes for one sequence.
 
-    An encoder-decoder keeps keys and values of the source, and self keys and values of what it generates. A
-    decoder-only model keeps self keys and values of both. Keys and values that layers share are kept once.
+    An encoder-decoder caches keys and values of the source, and self-attention's of the generated tokens. A
+    decoder-only model caches self-attention's of both. Keys and values that layers share are cached once.
     """
     parts = [part for layer in model.decoder for _, part in layer.parts]
     kept = sum((part.cache_bytes(bytes_per_entry, bool(model.encoder)) for part in parts), CacheBytes())

@@ -18,21 +18,20 @@ class SharingStack(Stack):
     x ─ self-decoder's layers ─┬─ cross-decoder's layers ─ norm ─▶
                                └─ norm ─ shared_kv ─▲ (each of them)
 
-    All layers are in `layers`, the cross-decoder's after the others: they have the names, and so the first values, of
-    a decoder-only model's.
+    All layers are in `layers`, the cross-decoder's last: their names, and so their initial values, are those of a
+    decoder-only model.
     """
 
     def __init__(self, model: ResolvedModel, side: str) -> None:
         super().__init__(model, side)
         assert model.shared_kv is not None
         self.self_layers = model.self_layers
-        """Layers before the shared keys and values."""
+        """Number of layers before the shared keys and values."""
         self.shared_kv_norm = self._norm_after(model, side)
         self.shared_kv = SharedKeyValues(model.shared_kv, model.width(side))
 
     def forward(self, x_BTD: Tensor, context: ForwardContext) -> Tensor:
-        """B x T x D -> B x T x D; of prompts, B x 1 x D: what comes next depends on the last token's own way through
-        the cross-decoder, and on no other's."""
+        """B x T x D -> B x T x D; for prompts B x 1 x D, since the cross-decoder runs for the last token alone."""
         x_BTD = self._run(x_BTD, context, 0, self.self_layers)
         normed_BTD = x_BTD if self.shared_kv_norm is None else self.shared_kv_norm(x_BTD)
         keys_values = self.shared_kv(normed_BTD, rotation_of(context, "self", self.shared_kv.config))
@@ -47,8 +46,8 @@ class SharingStack(Stack):
         return self._finish(self._run(x_BTD, context, self.self_layers, len(self.layers)))
 
     def new_cache(self, rows: CacheRows) -> StackCache:
-        """Of the self-decoder's layers, and of the shared keys and values."""
-        return StackCache(super().new_cache(rows).layers, KeyValues(rows.own))
+        """An empty cache for the self-decoder's layers and the shared keys and values."""
+        return StackCache(super().new_cache(rows).layers, KeyValues(rows.self_lengths))
 
 
 class DecoderDecoder(DecoderOnly):

@@ -1,4 +1,4 @@
-"""The families: token ids in, one distribution over the vocabulary for each target position out."""
+"""Model families: token ids in, one distribution over the vocabulary for each target position out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lit_llm.models.stacks import Stack
 
 
 class LanguageModel(nn.Module, ABC):
-    """What the families share: token ids in, and one distribution over the vocabulary for each target position."""
+    """Base class of the families: token ids in, one distribution over the vocabulary for each target position out."""
 
     stack: type[Stack] = Stack
     """Class of the decoder's stack."""
@@ -37,12 +37,12 @@ class LanguageModel(nn.Module, ABC):
 
     @property
     def unembedding(self) -> Unembedding:
-        """What turns hidden states into logits."""
+        """Maps hidden states to logits."""
         weight_VD = self.embedding.weight if self.output is None else self.output.weight
         return Unembedding(weight_VD, self.output_bias, self.config.output.softcap, self.head)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """B x T ids -> B x T x D: what the first layer reads."""
+        """B x T ids -> B x T x D, the input of the first layer."""
         return self.dropout(_embedded(tokens, self.embedding, self.embedding_norm, self.config))
 
     @abstractmethod
@@ -61,20 +61,20 @@ def _embedded(tokens: Tensor, table: nn.Embedding, norm: Norm | None, config: Re
 
 
 class DecoderInputs(TypedDict, total=False):
-    """What a decoder-only model may be told about the rows of its tokens."""
+    """Optional inputs of a decoder-only model about the rows of its tokens."""
 
     prefix_length: int | Tensor | None
-    """The first tokens of a row that also see each other."""
+    """Number of a row's first tokens that also see each other."""
     documents_BT: Tensor | None
-    """Numbers: tokens see only those with their own, and partial attention adds nothing to one whose document has no
-    source."""
+    """Document numbers: tokens see only tokens of the same document. A part that reads the source in the row adds
+    nothing to a token whose document has none."""
     source_length: int | Tensor | None
-    """The first tokens of a row that all of its tokens see in partial attention, at least one; models without it do not
-    read it. No loss belongs on what these tokens predict of each other: they see it."""
+    """Number of a row's first tokens, at least one, that are the source for parts that read it in the row. Their
+    predictions of each other must not count in the loss, since they see each other there."""
     positions_BT: Tensor | None
-    """Where each token stands, if not where it stands in the row."""
+    """Position of each token; its index in the row when absent."""
     open_BT: Tensor | None
-    """In place of `prefix_length`, boolean: what all tokens of the same document see."""
+    """Boolean, in place of `prefix_length`: tokens that all tokens of the same document see."""
 
 
 class DecoderOnly(LanguageModel):
@@ -96,7 +96,7 @@ class DecoderOnly(LanguageModel):
             if length is None:
                 raise ValueError(f"{part} needs to know where the source ends; give source_length")
             _refuse_outside("source_length", length, 1, tokens)
-            longest = _known(length)
+            longest = _length_range(length)
             source_tokens = tokens if longest is None else longest[1]
             source_mask = AttentionMask(
                 key_lengths=length if isinstance(length, Tensor) else None,
@@ -121,21 +121,21 @@ class DecoderOnly(LanguageModel):
 
 
 class EncoderDecoderInputs(TypedDict, total=False):
-    """What an encoder-decoder may be told about the rows of its tokens."""
+    """Optional inputs of an encoder-decoder about the rows of its tokens."""
 
     source_lengths: Tensor | None
-    """B: where the rows of the source end, which are padded behind that."""
+    """B: number of tokens in each row of the source; padding follows."""
     documents_BS: Tensor | None
-    """Numbers, for source and target both or for neither: tokens see only those with their own, on either side, and
-    cross-attention adds nothing to a target token whose document has no source."""
+    """Document numbers of the source, only together with those of the target: tokens see only tokens of the same
+    document, on either side, and cross-attention adds nothing to a target token whose document has no source."""
     documents_BT: Tensor | None
-    """Of the target."""
+    """Document numbers of the target."""
     positions_BS: Tensor | None
-    """Where each token of the source stands, if not where it stands in the row."""
+    """Position of each source token; its index in the row when absent."""
     positions_BT: Tensor | None
-    """Of the target."""
+    """Position of each target token; its index in the row when absent."""
     source_ends_BT: Tensor | None
-    """The position after the last source token, for each target token; the row's when absent."""
+    """Position after the last source token, for each target token; the row's when absent."""
 
 
 class EncoderDecoder(LanguageModel):
@@ -173,14 +173,14 @@ class EncoderDecoder(LanguageModel):
         encoder_BSD = self.encode(source_BS, lengths, documents_BS, positions_BS)
         x_BTD = self.embed(target_BT)
         source, target = source_BS.shape[1], _places(target_BT, inputs.get("positions_BT"))
-        # The target goes on where its own row's source ended: <s> takes the slot after the last source token.
+        # The target continues after its row's source: <s> has the position after the last source token.
         ends = source if lengths is None else lengths.to(target.device)[:, None]
-        own_ends = inputs.get("source_ends_BT")
+        source_ends_BT = inputs.get("source_ends_BT")
         positions = {
             "self": target,
             "source": _places(source_BS, positions_BS),
             "restart": target,
-            "continuous": target + (ends if own_ends is None else own_ends),
+            "continuous": target + (ends if source_ends_BT is None else source_ends_BT),
         }
         mask = AttentionMask(causal=True, documents=_pair(documents_BT, documents_BT))
         source_mask = AttentionMask(key_lengths=lengths, documents=_pair(documents_BT, documents_BS))
@@ -203,7 +203,7 @@ class EncoderDecoder(LanguageModel):
 
 
 class EncoderOnly(LanguageModel):
-    """ModernBERT's family: embedding ─ drop ─ encoder ─ unembedding, in which a masked token's own place names it."""
+    """ModernBERT's family: embedding ─ drop ─ encoder ─ unembedding; a masked token is predicted in its place."""
 
     def __init__(self, config: ResolvedModel) -> None:
         super().__init__(config)
@@ -212,9 +212,10 @@ class EncoderOnly(LanguageModel):
     def hidden(
         self, tokens_BT: Tensor, token_lengths: Tensor | None = None, documents_BT: Tensor | None = None
     ) -> Tensor:
-        """B x T ids -> B x T x D. Rows are padded at the end; `token_lengths` (B) says where.
+        """B x T ids -> B x T x D.
 
-        documents_BT: numbers; tokens see only those with their own.
+        token_lengths: B, number of tokens in each row; padding follows. documents_BT: document numbers; tokens see only
+        tokens of the same document.
         """
         x_BTD = self.embed(tokens_BT)
         mask = AttentionMask(key_lengths=token_lengths, documents=_pair(documents_BT, documents_BT))
@@ -229,31 +230,31 @@ class EncoderOnly(LanguageModel):
 
 
 def refuse_open(config: ResolvedModel, prefix: int | Tensor | None) -> None:
-    """Raises ValueError for an open prefix of a model that has a part which cannot see later tokens."""
+    """Raise ValueError for a bidirectional prefix of a model with a part that cannot see later tokens."""
     if config.causal_only and (isinstance(prefix, Tensor) or (prefix or 0) > 1):
         raise ValueError(f"{config.causal_only}: a token cannot see later ones; leave its prefix causal")
 
 
 def _places(tokens_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
-    """The positions of a row's tokens, where no others are given."""
+    """The given positions, or the indices in the row."""
     return torch.arange(tokens_BT.shape[1], device=tokens_BT.device) if positions_BT is None else positions_BT
 
 
-def _known(lengths: int | Tensor) -> tuple[int, int] | None:
-    """The shortest and the longest; None for a tensor on a GPU, since every step would wait for the device."""
+def _length_range(lengths: int | Tensor) -> tuple[int, int] | None:
+    """(shortest, longest) of the lengths; None for a tensor on a GPU, since reading it waits for the device."""
     if not isinstance(lengths, Tensor):
         return lengths, lengths
     return (int(lengths.min()), int(lengths.max())) if lengths.device.type == "cpu" else None
 
 
 def _refuse_outside(name: str, lengths: int | Tensor | None, least: int, tokens: int) -> None:
-    """Raises ValueError where a length is known not to fit an input of that many tokens."""
-    if lengths is None or (known := _known(lengths)) is None:
+    """Raise ValueError for a length that does not fit an input of `tokens` tokens. GPU tensors are not checked."""
+    if lengths is None or (limits := _length_range(lengths)) is None:
         return
-    if known[0] < least:
-        raise ValueError(f"{name} {known[0]} is too short; at least {least}")
-    if known[1] > tokens:
-        raise ValueError(f"{name} {known[1]} is longer than the {tokens} tokens of the input")
+    if limits[0] < least:
+        raise ValueError(f"{name} {limits[0]} is too short; at least {least}")
+    if limits[1] > tokens:
+        raise ValueError(f"{name} {limits[1]} is longer than the {tokens} tokens of the input")
 
 
 def _pair(of_queries: Tensor | None, of_keys: Tensor | None) -> tuple[Tensor, Tensor] | None:

@@ -1,7 +1,6 @@
-"""The names and shapes of a model's parameters, by arithmetic alone: what its module will have. Loads no torch.
+"""Names and shapes of a model's parameters, by arithmetic alone. Loads no torch.
 
-The one source of them: numbers of parameters, the optimiser's bytes, and what a model takes over from another are made
-of this.
+The single source of numbers of parameters, of the optimiser's bytes, and of adaptation between models.
 """
 
 from __future__ import annotations
@@ -16,42 +15,42 @@ from lit_llm.models.resolve import Layer, ResolvedModel
 def parameter_shapes(model: ResolvedModel) -> dict[str, TensorShape]:
     """{name: shape} of every parameter."""
     d_model, normed = model.d_model, model.embedding.norm
-    found = embedding_shapes(model) | _norm("embedding_norm", model.norm, d_model, normed)
+    shapes = embedding_shapes(model) | _norm("embedding_norm", model.norm, d_model, normed)
     if model.family == "encoder_decoder":
-        found |= _norm("encoder_embedding_norm", model.norm, model.width("encoder"), normed)
+        shapes |= _norm("encoder_embedding_norm", model.norm, model.width("encoder"), normed)
     if model.output.bias:
-        found["output_bias"] = (model.vocabulary,)
+        shapes["output_bias"] = (model.vocabulary,)
     if model.output.head == "dense":
-        found |= {"head.dense.weight": (d_model, d_model), **_norm("head.norm", model.norm, d_model)}
+        shapes |= {"head.dense.weight": (d_model, d_model), **_norm("head.norm", model.norm, d_model)}
     for side, layers in model.stacks:
         alike: dict[tuple[int, bool], dict[str, TensorShape]] = {}
         for index, layer in enumerate(layers):
             key = id(layer), index == 0
             if key not in alike:
                 alike[key] = _layer(layer, model, side, first=index == 0)
-            found |= {f"{side}.layers.{index}.{name}": shape for name, shape in alike[key].items()}
+            shapes |= {f"{side}.layers.{index}.{name}": shape for name, shape in alike[key].items()}
         last = bool(layers) and model.norm.placement != "post"
-        found |= _norm(f"{side}.norm", model.norm, model.width(side), last)
+        shapes |= _norm(f"{side}.norm", model.norm, model.width(side), last)
         for layer in layers:
             for _, part in layer.parts:
                 shared = part.stack_shapes(model.widths(side))
-                found |= {f"{side}.{name}": shape for name, shape in shared.items()}
+                shapes |= {f"{side}.{name}": shape for name, shape in shared.items()}
     if model.shared_kv:
-        found |= _norm("decoder.shared_kv_norm", model.norm, d_model, model.norm.placement != "post")
+        shapes |= _norm("decoder.shared_kv_norm", model.norm, d_model, model.norm.placement != "post")
         shared = model.shared_kv.shared_shapes(model.widths("decoder"))
-        found |= {f"decoder.shared_kv.{name}": shape for name, shape in shared.items()}
-    return found
+        shapes |= {f"decoder.shared_kv.{name}": shape for name, shape in shared.items()}
+    return shapes
 
 
 def embedding_shapes(model: ResolvedModel) -> dict[str, TensorShape]:
-    """{name: shape} of the matrices of the vocabulary, the output's included."""
+    """{name: shape} of the vocabulary's matrices, including the output's."""
     table, tied = (model.vocabulary, model.d_model), model.tie_embeddings
-    found: dict[str, TensorShape] = {"embedding.weight": table}
+    shapes: dict[str, TensorShape] = {"embedding.weight": table}
     if model.family == "encoder_decoder" and tied not in ("all", "inputs"):
-        found["encoder_embedding.weight"] = (model.vocabulary, model.width("encoder"))
+        shapes["encoder_embedding.weight"] = (model.vocabulary, model.width("encoder"))
     if tied not in ("all", "decoder"):
-        found["output.weight"] = table
-    return found
+        shapes["output.weight"] = table
+    return shapes
 
 
 def matrix_of(shape: TensorShape) -> tuple[int, int]:
@@ -59,17 +58,17 @@ def matrix_of(shape: TensorShape) -> tuple[int, int]:
     return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, shape[0])
 
 
-def _norm(name: str, norm: NormConfig, width: int, there: bool = True) -> dict[str, TensorShape]:
-    return {f"{name}.scale": (width,)} if there and norm.scale else {}
+def _norm(name: str, norm: NormConfig, width: int, exists: bool = True) -> dict[str, TensorShape]:
+    return {f"{name}.scale": (width,)} if exists and norm.scale else {}
 
 
 def _layer(layer: Layer, model: ResolvedModel, side: str, first: bool) -> dict[str, TensorShape]:
     """{name in the layer: shape}; first: whether it is the first of its stack."""
     widths, norm = model.widths(side), model.norm
-    found: dict[str, TensorShape] = {}
+    shapes: dict[str, TensorShape] = {}
     for number, (name, part) in enumerate(layer.parts):
         before = norm.before and not (first and norm.skip_first and number == 0)
-        found |= _norm(f"{name}_norm", norm, widths.row, before)
-        found |= _norm(f"{name}_post_norm", norm, widths.row, norm.after or norm.placement == "post")
-        found |= {f"{name}.{inner}": shape for inner, shape in part.shapes(widths).items()}
-    return found
+        shapes |= _norm(f"{name}_norm", norm, widths.row, before)
+        shapes |= _norm(f"{name}_post_norm", norm, widths.row, norm.after or norm.placement == "post")
+        shapes |= {f"{name}.{inner}": shape for inner, shape in part.shapes(widths).items()}
+    return shapes

@@ -1,4 +1,4 @@
-"""A model section resolved into one explicit config per layer, or why that cannot be."""
+"""Resolve a model section into one explicit config per layer, or find its problems."""
 
 from __future__ import annotations
 
@@ -23,39 +23,39 @@ if TYPE_CHECKING:
     from lit_llm.models.sections import AnyModel
 
 STACKS = ("encoder", "decoder", "self_decoder", "cross_decoder")
-"""Keys of a model's stacks of layers, each of which one family or another has."""
+"""Keys of the stacks of layers of all families."""
 
 
 class Layer(Section):
-    """One layer with nothing left open: its parts by their names, in the order in which they act."""
+    """One layer with all settings resolved: its parts by name, in the order in which they act."""
 
     parts: Items[tuple[str, SerializeAsAny[InstanceOf[Part]]]]
 
     def part(self, name: str) -> Part | None:
-        """The part of that name, where the layer has one."""
+        """The part of that name; None where the layer has none."""
         return next((part for key, part in self.parts if key == name), None)
 
     @property
     def self_attention(self) -> ResolvedAttention | None:
-        """None where another sequence mixer stands in its place."""
+        """The layer's self-attention; None where another sequence mixer replaces it."""
         part = self.part("self_attention")
         return part if isinstance(part, ResolvedAttention) else None
 
     @property
     def cross_attention(self) -> ResolvedAttention | None:
-        """None where the layer reads no source, or reads it in its self-attention."""
+        """The layer's cross-attention; None where the layer reads no source, or reads it in its self-attention."""
         part = self.part("cross_attention")
         return part if isinstance(part, ResolvedAttention) else None
 
     @property
     def feed_forward(self) -> FeedForwardConfig | None:
-        """None where another component stands in its place."""
+        """The layer's feed-forward network; None where another component replaces it."""
         part = self.part("feed_forward")
         return part if isinstance(part, FeedForwardConfig) else None
 
     @property
     def for_last_token(self) -> bool:
-        """Whether only the last token of a prompt has to go through it."""
+        """Whether the layer processes only the last token of a prompt."""
         return any(part.for_last_token for _, part in self.parts)
 
     @model_serializer(mode="wrap")
@@ -64,7 +64,7 @@ class Layer(Section):
 
 
 class ResolvedModel(Section):
-    """A model as an explicit list of layers: what is built, costed, hashed and compared."""
+    """A model as an explicit list of layers, which is built, costed, hashed and compared."""
 
     family: Literal["decoder", "encoder_decoder", "encoder_only", "decoder_decoder"]
     d_model: int
@@ -74,13 +74,13 @@ class ResolvedModel(Section):
     embedding: EmbeddingConfig = Field(EmbeddingConfig(), exclude_if=lambda value: value == EmbeddingConfig())
     output: OutputConfig = Field(OutputConfig(), exclude_if=lambda value: value == OutputConfig())
     encoder_d_model: int | None = Field(None, exclude_if=lambda value: value is None)
-    """The encoder's width, where it is another one."""
+    """The encoder's width, where it differs from `d_model`."""
     encoder: Items[Layer]
     decoder: Items[Layer]
-    """Of a decoder-decoder: the self-decoder's, then the cross-decoder's, whose self-attention shares its keys."""
+    """Layers of the decoder; in a decoder-decoder the self-decoder's, then the cross-decoder's, which share keys."""
 
     def width(self, side: str) -> int:
-        """Of the residual stream of the `encoder` or the `decoder`."""
+        """Width of the residual stream of the `encoder` or the `decoder`."""
         return self.encoder_d_model if side == "encoder" and self.encoder_d_model else self.d_model
 
     @property
@@ -88,43 +88,43 @@ class ResolvedModel(Section):
         return self.encoder + self.decoder
 
     def widths(self, side: str) -> Widths:
-        """What the layers of the `encoder` or the `decoder` read."""
+        """Input widths of the layers of the `encoder` or the `decoder`."""
         return Widths(self.width(side), self.width("encoder"))
 
     @property
     def stacks(self) -> tuple[tuple[str, tuple[Layer, ...]], ...]:
-        """(side, its layers)."""
+        """Pairs (side, its layers)."""
         return ("encoder", self.encoder), ("decoder", self.decoder)
 
     @property
     def parts(self) -> Iterator[Part]:
-        """The parts of all layers; those of layers that are alike once."""
+        """The parts of all layers; identical layers count once."""
         for layer in {id(layer): layer for layer in self.layers}.values():
             yield from (part for _, part in layer.parts)
 
     @property
     def reads_marked(self) -> str:
-        """The part of a decoder-only model that needs to be told where the source ends, or ''."""
+        """Name of a part of a decoder-only model that needs to know where the source ends, or ''."""
         return next((part.reads_marked for part in self.parts if part.reads_marked), "")
 
     @property
     def causal_only(self) -> str:
-        """Why no prefix can be opened to this model, or ''."""
+        """Reason why this model cannot have a bidirectional prefix, or ''."""
         return next((part.causal_only for part in self.parts if part.causal_only), "")
 
     @property
     def self_layers(self) -> int:
-        """Layers before the shared keys and values; all of the decoder's where there are none."""
+        """Number of decoder layers before the shared keys and values; all where none are shared."""
         return sum(not layer.for_last_token for layer in self.decoder)
 
     @property
     def shared_kv(self) -> ResolvedAttention | None:
-        """One of the cross-decoder's attentions, which tells what the shared keys and values are; None elsewhere."""
+        """One attention of the cross-decoder, which defines the shared keys and values; None in other families."""
         return self.decoder[-1].self_attention if self.self_layers < len(self.decoder) else None
 
 
 def not_analysed(model: ResolvedModel) -> str:
-    """Why the analysis of attention does not show this model, or ''."""
+    """Reason why the analysis of attention cannot be applied to this model, or ''."""
     shows = "it looks at self-attention, and at cross-attention in every layer of a decoder, with norms before them"
     if model.family == "encoder_only":
         return f"an encoder-only model has no targets; {shows}"
@@ -143,18 +143,18 @@ def not_analysed(model: ResolvedModel) -> str:
     return ""
 
 
-_KNOWN: dict[int, tuple[AnyModel, ResolvedModel]] = {}
-"""By the config's id, which no other has while it is held here. Identity, cost and audit each ask for every arm."""
-MOST_KNOWN = 4096
+_RESOLVED: dict[int, tuple[AnyModel, ResolvedModel]] = {}
+"""Cache of resolved models by the config's id, which is unique while the config is held here."""
+MOST_RESOLVED = 4096
 
 
 def resolve_model(config: AnyModel) -> ResolvedModel:
-    """Apply all overrides. Two configs that are the same function in canonical form resolve to equal models."""
-    if id(config) not in _KNOWN:
-        if len(_KNOWN) >= MOST_KNOWN:
-            _KNOWN.clear()
-        _KNOWN[id(config)] = config, _resolve(config)
-    return _KNOWN[id(config)][1]
+    """Apply all overrides. Configs that are the same function resolve to equal models."""
+    if id(config) not in _RESOLVED:
+        if len(_RESOLVED) >= MOST_RESOLVED:
+            _RESOLVED.clear()
+        _RESOLVED[id(config)] = config, _resolve(config)
+    return _RESOLVED[id(config)][1]
 
 
 def _resolve(config: AnyModel) -> ResolvedModel:
@@ -174,7 +174,7 @@ def _resolve(config: AnyModel) -> ResolvedModel:
 
 
 def _layers(config: Any, side: str) -> tuple[Layer, ...]:
-    """The layers of a stack. Those that the same ranges override are one object: a study resolves thousands of them."""
+    """Layers of a stack. Layers with the same overrides are one object, since a study resolves thousands of layers."""
     stack, alike = getattr(config, side, None), dict[tuple[str, ...], Layer]()
     layers = []
     for index in range(stack.layers if stack else 0):
@@ -186,15 +186,15 @@ def _layers(config: Any, side: str) -> tuple[Layer, ...]:
 
 
 def _width(config: Any, side: str) -> int:
-    own: int | None = getattr(getattr(config, side, None), "d_model", None)
-    return own or config.d_model
+    stack_width: int | None = getattr(getattr(config, side, None), "d_model", None)
+    return stack_width or config.d_model
 
 
 def _layer(config: Any, side: str, index: int) -> Layer:
     components = _components(config, side, index)
     mixers = [(key, part) for key, part in components.items() if COMPONENTS[key].role == "mixer"]
-    parts = mixers or [("self_attention", _attention(config, side, index, OWN_ATTENTION[side]))]
-    if _cross(config, side, index) == "separate":
+    parts = mixers or [("self_attention", _attention(config, side, index, SELF_ATTENTION_KEY[side]))]
+    if _cross_attention_mode(config, side, index) == "separate":
         parts.append(("cross_attention", _attention(config, side, index, "cross_attention")))
     parts += [(key, part) for key, part in components.items() if COMPONENTS[key].role == "added"]
     networks = [(key, part) for key, part in components.items() if COMPONENTS[key].role == "feed_forward"]
@@ -208,10 +208,10 @@ def _feed_forward(config: Any, side: str, index: int) -> Part:
 
 
 def _components(config: Any, side: str, index: int) -> dict[str, Part]:
-    """{key: part} of the components that are written for a layer. Raises ValueError where two stand in one place."""
+    """{key: part} of the components set for a layer. Raises ValueError where two replace the same part."""
     written = {key: part for key in COMPONENTS if (part := _component(config, side, index, key)) is not None}
     mixer = next((key for key in written if COMPONENTS[key].role == "mixer"), None)
-    if mixer and _cross(config, side, index) == "merged":
+    if mixer and _cross_attention_mode(config, side, index) == "merged":
         raise ValueError(
             f"{mixer} stands in place of self-attention, which reads the source where cross_attention_mode is merged: "
             f"layer {index} would read no source"
@@ -241,37 +241,37 @@ def _component(config: Any, side: str, index: int, key: str) -> Part | None:
         raise ValueError(f"{key} cannot be resolved: {type(error).__name__}: {error}") from error
 
 
-OWN_ATTENTION = {
+SELF_ATTENTION_KEY = {
     "encoder": "attention",
     "decoder": "self_attention",
     "self_decoder": "self_attention",
     "cross_decoder": "cross_attention",
 }
-"""The key of a stack under which its layers' attention to their own row is written: `Layer.self_attention`."""
+"""{stack: key of its layers' attention within the row}, which becomes `Layer.self_attention`."""
 
 
-def _cross(config: Any, side: str, index: int) -> str:
-    """How a layer reads the source: none, where there is none."""
+def _cross_attention_mode(config: Any, side: str, index: int) -> str:
+    """How a layer reads the source: separate, merged or none."""
     stack = getattr(config, side)
     if "cross_attention_mode" not in type(stack).model_fields:
         return "none"
-    found = [
+    modes = [
         part.cross_attention_mode for _, part in _levels(stack, side, index) if part.cross_attention_mode is not None
     ]
-    return str(found[-1]) if found else "separate"
+    return str(modes[-1]) if modes else "separate"
 
 
 def _attention(config: Any, side: str, index: int, name: str) -> ResolvedAttention:
     levels = [part for _, part in _levels(getattr(config, side), side, index)]
     values = _merged(config.attention, levels, name)
-    place: Place = "merged" if _cross(config, side, index) == "merged" else "self"
+    place: Place = "merged" if _cross_attention_mode(config, side, index) == "merged" else "self"
     if name == "cross_attention":
         place = "shared" if side == "cross_decoder" else "cross"
     return resolve_attention(values, _width(config, side), place)
 
 
 def _levels(stack: Any, side: str, index: int) -> list[tuple[str, Any]]:
-    """(address, section) of what may override a layer's defaults, the most specific last."""
+    """Pairs (address, section) that may override a layer's defaults, the most specific last."""
     ranges = [(name, part) for name, part in stack.layer_ranges.items() if index in layer_range(name)]
     return [(side, stack), *((f"{side}.layer_ranges.{name}", part) for name, part in ranges)]
 
@@ -288,7 +288,7 @@ def _fields(section: Section) -> dict[str, Any]:
 
 
 def _overrides(section: Section | None) -> dict[str, Any]:
-    """The keys that a section sets; its kind says what it is, and overrides nothing."""
+    """{key: value} that a section sets, without its kind, which overrides nothing."""
     return {key: value for key, value in set_fields(section).items() if key != KIND}
 
 
@@ -303,7 +303,7 @@ def layer_range(name: str) -> range:
 
 
 def resolution_problems(config: Any) -> Iterator[tuple[str, str]]:
-    """(key, message) for everything that keeps this model from being built."""
+    """Pairs (key, message) of everything that prevents this model from being built."""
     all_buildable = True
     for side in STACKS:
         stack = getattr(config, side, None)
@@ -321,7 +321,7 @@ def resolution_problems(config: Any) -> Iterator[tuple[str, str]]:
         clash = _clash(stack.layer_ranges)
         if clash:
             yield f"{side}.layer_ranges", clash
-        yield from _of_the_source(config, stack) if side == "decoder" else ()
+        yield from _source_problems(config, stack) if side == "decoder" else ()
         buildable = True
         names = [name for name in (*_ATTENTIONS, *COMPONENTS) if name in type(stack).model_fields]
         alike = {tuple(address for address, _ in _levels(stack, side, index)): index for index in range(stack.layers)}
@@ -343,16 +343,16 @@ def resolution_problems(config: Any) -> Iterator[tuple[str, str]]:
                 yield side, str(error)
         all_buildable = all_buildable and buildable
         if buildable and (problem := _bias_problem(config, side)):
-            yield f"{side}.{OWN_ATTENTION[side]}", problem
+            yield f"{side}.{SELF_ATTENTION_KEY[side]}", problem
     if all_buildable and (problem := _sharing_problem(config)):
         yield "cross_decoder.cross_attention", problem
 
 
-def _of_the_source(config: Any, stack: Any) -> Iterator[tuple[str, str]]:
-    """What is wrong with how a decoder reads its source."""
+def _source_problems(config: Any, stack: Any) -> Iterator[tuple[str, str]]:
+    """Problems of how a decoder reads its source, as pairs (key, message)."""
     if "cross_attention_mode" not in type(stack).model_fields:
         return
-    reads = [_cross(config, "decoder", index) for index in range(stack.layers)]
+    reads = [_cross_attention_mode(config, "decoder", index) for index in range(stack.layers)]
     if set(reads) == {"none"}:
         yield "decoder.cross_attention_mode", "no layer reads the source; leave out the encoder: `family: decoder`"
     widths = _width(config, "encoder"), config.d_model
@@ -365,32 +365,35 @@ def _of_the_source(config: Any, stack: Any) -> Iterator[tuple[str, str]]:
 
 
 def _sharing_problem(config: Any) -> str:
-    """Why the layers of a cross-decoder cannot share their keys and values, or ''."""
-    found = [own for layer in _layers(config, "cross_decoder") if (own := layer.self_attention)]
-    for index, own in enumerate(found):
-        if own.shared != found[0].shared:
+    """Reason why the layers of a cross-decoder cannot share their keys and values, or ''."""
+    attentions = [attention for layer in _layers(config, "cross_decoder") if (attention := layer.self_attention)]
+    for index, attention in enumerate(attentions):
+        if attention.shared != attentions[0].shared:
             needed = "the same kv_heads, head_dim, rope, rope_theta, rope_factor and norms of keys and values"
             return f"all layers share one pair of keys and values and need {needed}; layer {index} differs from layer 0"
     return ""
 
 
 def _bias_problem(config: Any, side: str) -> str:
-    """Why the layers of a stack cannot share one relative bias, or ''."""
+    """Reason why the layers of a stack cannot share one relative bias, or ''."""
     parts = [part for layer in _layers(config, side) for _, part in layer.parts]
-    found = [part for part in parts if isinstance(part, ResolvedAttention) and part.place == "self"]
-    kinds = {each.relative_bias for each in found}
-    if "shared" in kinds and len({(each.heads, each.relative_buckets, each.relative_distance) for each in found}) > 1:
+    attentions = [part for part in parts if isinstance(part, ResolvedAttention) and part.place == "self"]
+    kinds = {each.relative_bias for each in attentions}
+    if (
+        "shared" in kinds
+        and len({(each.heads, each.relative_buckets, each.relative_distance) for each in attentions}) > 1
+    ):
         return "relative_bias shared: all layers of a stack need the same heads, relative_buckets and relative_distance"
     return ""
 
 
 _ATTENTIONS = ("attention", "self_attention", "cross_attention")
 _SHAPE = {"heads", "kv_heads", "head_dim", "rope", "relative_bias", "relative_buckets", "window", "window_right"}
-"""Keys of an attention that can make it impossible."""
+"""Keys that can make an attention impossible."""
 
 
 def _error_address(stack: Any, side: str, index: int, name: str) -> str:
-    """The most specific address that has a say in an attention's shape."""
+    """The most specific address that sets a key of an attention's shape."""
     error_key = "attention"
     for address, part in _levels(stack, side, index):
         written = _overrides(getattr(part, name)).keys()
@@ -410,7 +413,7 @@ def _range_problem(name: str, layers: int) -> str:
 
 
 def _clash(ranges: Mapping[str, Section]) -> str:
-    """Two ranges may overlap, but not set the same key in the same layer: neither is the more specific."""
+    """Message for two ranges that set the same key in the same layer, or ''. Neither range is more specific."""
     setters: dict[str, list[tuple[str, int]]] = {}
     for name, part in ranges.items():
         layers = sum(1 << index for index in layer_range(name))  # a bit for each

@@ -1,7 +1,7 @@
-"""The families' sections, as a user writes them; `resolve.py` makes one explicit config per layer of one.
+"""Model sections of the families in a file; `resolve.py` resolves a section into one explicit config per layer.
 
-`model.attention` and `model.feed_forward` are the defaults; `model.decoder.self_attention` and its like override single
-keys for one place, `model.decoder.layer_ranges` for some layers of it. The most specific address wins.
+`model.attention` and `model.feed_forward` are the defaults; `model.decoder.self_attention` and the like override single
+keys in one stack, `model.decoder.layer_ranges` in some of its layers. The most specific address wins.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from lit_llm.config.section import OneOf, Section
 S = TypeVar("S", bound=Section)
 
 MOST_LAYERS = 1_024
-"""Of a stack; the deepest Transformer that was published has 500 (DeepNet, arXiv 2203.00555)."""
+"""Most layers of a stack; the deepest published Transformer has 500 per stack (DeepNet, arXiv 2203.00555)."""
 MOST_RANGES = 500
 
 
 class _LayerOverride(Section):
-    """What is different in some layers of any stack."""
+    """Overrides for some layers of any stack."""
 
     @classmethod
     def unknown_key(cls, key: str, value: Any) -> str:
@@ -53,7 +53,7 @@ def with_components(stack: str) -> Callable[[type[S]], type[S]]:
 
 @with_components("encoder")
 class EncoderLayerOverride(_LayerOverride):
-    """What is different in some layers of an encoder."""
+    """Overrides for some layers of an encoder."""
 
     attention: AttentionOverride | None = None
     """Self-attention, which sees the whole source."""
@@ -62,7 +62,7 @@ class EncoderLayerOverride(_LayerOverride):
 
 
 class _AnyDecoderLayerOverride(_LayerOverride):
-    """What every decoder's layers have."""
+    """Overrides that every decoder's layers have."""
 
     self_attention: AttentionOverride | None = None
     """Causal self-attention, open inside a bidirectional prefix."""
@@ -72,31 +72,31 @@ class _AnyDecoderLayerOverride(_LayerOverride):
 
 @with_components("self_decoder")
 class SelfDecoderLayerOverride(_AnyDecoderLayerOverride):
-    """What is different in some layers of a self-decoder."""
+    """Overrides for some layers of a self-decoder."""
 
 
 @with_components("decoder")
 class DecoderLayerOverride(_AnyDecoderLayerOverride):
-    """What is different in some layers of a decoder-only model."""
+    """Overrides for some layers of a decoder-only model."""
 
 
 @with_components("target_decoder")
 class CrossDecoderLayerOverride(_AnyDecoderLayerOverride):
-    """What is different in some layers of an encoder-decoder's decoder."""
+    """Overrides for some layers of an encoder-decoder's decoder."""
 
     cross_attention_mode: Literal["separate", "merged", "none"] | None = None
-    """How these layers read the source: by a cross-attention of their own (the default), in one softmax with
-    self-attention and by its matrices (merged, T5Gemma 2, arXiv 2512.14856), or not at all."""
+    """How these layers read the source: by a separate cross-attention (the default), in one softmax with self-attention
+    and with the same matrices (merged, T5Gemma 2, arXiv 2512.14856), or not at all."""
     cross_attention: AttentionOverride | None = None
     """Attention from the target to the encoder's output, where it is separate."""
 
 
 class SharingLayerOverride(_LayerOverride):
-    """What is different in some layers of a cross-decoder."""
+    """Overrides for some layers of a cross-decoder."""
 
     cross_attention: AttentionOverride | None = None
-    """Causal attention over the row itself, by the keys and values that all of these layers share; open inside a
-    bidirectional prefix. A layer has its own queries and output; what makes keys and values is the same in all."""
+    """Causal attention within the row, by the keys and values that all of these layers share; open inside a
+    bidirectional prefix. Each layer has separate queries and output; the settings of keys and values are the same."""
     feed_forward: FeedForwardOverride | None = None
     """Feed-forward network."""
 
@@ -154,26 +154,26 @@ class SharingDecoderConfig(SharingLayerOverride):
 
 
 class _Shared(Section):
-    """What all families have."""
+    """Settings of all families."""
 
     d_model: int = Field(gt=0)
     """Width of the residual stream."""
     vocabulary: int = Field(gt=1)
     """Rows of the embedding; at least as many as the tokenizer has tokens."""
     attention: AttentionConfig
-    """Default of every attention."""
+    """Defaults of every attention."""
     feed_forward: FeedForwardConfig
-    """Default of every feed-forward network."""
+    """Defaults of every feed-forward network."""
     norm: NormConfig = NormConfig()
     """Norms of the residual stream."""
     embedding: EmbeddingConfig = EmbeddingConfig()
-    """What is done to embeddings before the first layer."""
+    """Transformations of the embeddings before the first layer."""
     output: OutputConfig = OutputConfig()
-    """What is done to the last layer's states to make logits of them."""
+    """Transformations of the last layer's states to logits."""
 
 
 class DecoderModel(_Shared):
-    """Decoder-only (DecLLM): one causal stack; at a caller's wish its prefix is bidirectional (BiAttn)."""
+    """Decoder-only (DecLLM): one causal stack, whose prefix may be bidirectional (BiAttn)."""
 
     family: Literal["decoder"] = "decoder"
     """Decoder-only."""
@@ -211,17 +211,16 @@ class EncoderOnlyModel(_Shared):
 class DecoderDecoderModel(_Shared):
     """Decoder-decoder (YOCO, arXiv 2405.05254): decoder-only, with keys and values made once for half of its layers.
 
-    The self-decoder's layers look at what is near (a window) or keep a state of fixed size (retention), and those of
-    the cross-decoder at everything, by one pair of keys and values. So a prompt is read by the self-decoder alone, and
-    one layer's keys and values are kept of it.
+    The self-decoder's layers have a window or a recurrent state; those of the cross-decoder attend to all tokens by one
+    pair of keys and values. So only the self-decoder reads a prompt, and one pair of keys and values of it is cached.
     """
 
     family: Literal["decoder_decoder"] = "decoder_decoder"
     """Decoder-decoder."""
     self_decoder: SelfDecoderConfig
-    """The layers that come first. A layer without `window` or `retention` sees everything, by keys of its own."""
+    """The first layers. A layer with neither a `window` nor a mixer with a recurrent state attends to all tokens."""
     cross_decoder: SharingDecoderConfig
-    """The layers that come after them and share one pair of keys and values."""
+    """The last layers, which share one pair of keys and values."""
     tie_embeddings: Literal["all", "none"] = "all"
     """all: input and output embedding are one matrix."""
 

@@ -1,4 +1,4 @@
-"""Blocks and stacks of them: an explicit list of layers, each a row of parts that it does not know by name."""
+"""Blocks, each a sequence of parts behind one protocol, and stacks of blocks."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Block(nn.Module):
     x ─┬─ norm ─ self_attention ─ drop ─(+)─┬─ norm ─ cross_attention ─ drop ─(+)─┬─ norm ─ feed_forward ─ drop ─(+)─▶
        └─────────────────────────────────┘  │        ▲ encoder_BSD             │  └────────────────────────────────┘
                                             └──────────────────────────────────┘
-    Each of a layer's parts reads the residual stream and is added to it; which they are, its configuration says.
+    Each part reads the residual stream, and its output is added to it; the layer's configuration lists the parts.
 
-    That is `norm.placement: pre`. Where the norms stand otherwise, of each f:
+    The drawing shows `norm.placement: pre`. The other placements, for each part f:
 
     post      x ─┬─ f ─ drop ─(+)─ post_norm ─▶      sandwich  x ─┬─ norm ─ f ─ post_norm ─ drop ─(+)─▶
                  └─────────────┘                                  └─────────────────────────────────┘
@@ -32,12 +32,12 @@ class Block(nn.Module):
     """
 
     def __init__(self, layer: Layer, model: ResolvedModel, side: str, first: bool) -> None:
-        """side: encoder or decoder; first: whether it is the first of its stack."""
+        """side: encoder or decoder; first: whether the layer is the first of its stack."""
         super().__init__()
         widths, norm = model.widths(side), model.norm
         self.placement = norm.placement
         self.parts = tuple(name for name, _ in layer.parts)
-        """Names of the modules, in the order in which they act."""
+        """Names of the parts' modules, in the order in which they act."""
         for number, (name, part) in enumerate(layer.parts):
             self._norms(name, norm, widths.row, skip=first and number == 0 and norm.skip_first)
             self.add_module(name, build_part(part, widths, causal=side == "decoder"))
@@ -48,26 +48,26 @@ class Block(nn.Module):
         return cast(LayerPart, getattr(self, name))
 
     def prepare(self, context: ForwardContext, cache: Mapping[str, Cache]) -> dict[str, Any]:
-        """The inputs of `forward`, made before the layers run."""
+        """{part: its inputs for `forward`}, made before the layers run."""
         return {name: self.part(name).prepare(context, cache.get(name)) for name in self.parts}
 
     def new_cache(self, rows: CacheRows) -> dict[str, Cache]:
-        """An empty cache for each of its parts that keeps anything."""
-        found = {name: self.part(name).new_cache(rows) for name in self.parts}
-        return {name: cache for name, cache in found.items() if cache is not None}
+        """{part: empty cache}, without parts that keep nothing between passes."""
+        caches = {name: self.part(name).new_cache(rows) for name in self.parts}
+        return {name: cache for name, cache in caches.items() if cache is not None}
 
     def _norms(self, part: str, norm: NormConfig, width: int, skip: bool = False) -> None:
-        """`<part>_norm` before it and `<part>_post_norm` after it; None where there is none."""
+        """Add a part's norms, `<part>_norm` before it and `<part>_post_norm` after it; None for an absent norm."""
         after = norm.after or norm.placement == "post"
         self.add_module(f"{part}_norm", Norm(norm, width) if norm.before and not skip else None)
         self.add_module(f"{part}_post_norm", Norm(norm, width) if after else None)
 
     def norm_before(self, part: str) -> nn.Module | None:
-        """The norm through which a part reads the residual stream."""
+        """The norm of a part's input; None where it has none."""
         return cast("nn.Module | None", getattr(self, f"{part}_norm"))
 
     def norm_of_added(self, part: str) -> nn.Module | None:
-        """The norm of what a part adds to the residual stream."""
+        """The norm of a part's output before it is added to the residual stream; None where it has none."""
         return None if self.placement == "post" else cast("nn.Module | None", getattr(self, f"{part}_post_norm"))
 
     def _read(self, part: str, x_BTD: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class Block(nn.Module):
         return x_BTD + self.dropout(out_BTD if norm is None else norm(out_BTD))
 
     def forward(self, x_BTD: Tensor, inputs: Mapping[str, Any]) -> Tensor:
-        """B x T x D -> B x T x D. inputs: what `prepare` has made, by the names of the parts."""
+        """B x T x D -> B x T x D. inputs: the result of `prepare`."""
         for name in self.parts:
             x_BTD = self._added(name, x_BTD, self.part(name)(self._read(name, x_BTD), inputs[name]))
         return x_BTD
@@ -94,12 +94,11 @@ class Stack(nn.Module):
         super().__init__()
         layers: tuple[Layer, ...] = getattr(model, side)
         self.layers = nn.ModuleList(Block(layer, model, side, index == 0) for index, layer in enumerate(layers))
-        # Where norms come after the blocks, the last one has been.
         self.norm = self._norm_after(model, side)
         self.shared = tuple(self._add_shared())
         """Names of the modules that all layers share."""
         self.recompute = False
-        """Keep only each layer's input for the backward pass, which then computes the layer again."""
+        """Whether only each layer's input is kept for the backward pass, which then computes the layer again."""
 
     def forward(self, x_BTD: Tensor, context: ForwardContext) -> Tensor:
         """B x T x D -> B x T x D, in training, evaluation and cached decoding alike."""
@@ -111,7 +110,7 @@ class Stack(nn.Module):
 
     @staticmethod
     def _norm_after(model: ResolvedModel, side: str) -> Norm | None:
-        """The norm after the last layer; None with placement post."""
+        """The norm after the last layer; None with placement post, whose last block ends with a norm."""
         return None if model.norm.placement == "post" else Norm(model.norm, model.width(side))
 
     def _add_shared(self) -> Iterator[str]:
@@ -129,14 +128,14 @@ class Stack(nn.Module):
         return x_BTD if self.norm is None else cast(Tensor, self.norm(x_BTD))
 
     def _run(self, x_BTD: Tensor, context: ForwardContext, first: int, last: int) -> Tensor:
-        """The layers from `first` to before `last`, after all of their inputs have been made."""
+        """Run the layers `first` to `last` (exclusive), after preparing the inputs of all of them."""
         context.stack_modules = {name: getattr(self, name) for name in self.shared}
         blocks = self._blocks()[first:last]
         kept = [{}] * len(blocks) if context.cache is None else context.cache.layers[first:last]
         inputs = [block.prepare(context, cache) for block, cache in zip(blocks, kept, strict=True)]
         for block, prepared in zip(blocks, inputs, strict=True):
             if self.recompute and torch.is_grad_enabled():
-                # The state of the random generators is kept too, so that dropout drops the same entries again.
+                # `checkpoint` keeps the state of the random generators, so that dropout drops the same entries again.
                 x_BTD = cast(Tensor, checkpoint(block, x_BTD, prepared, use_reentrant=False))
             else:
                 x_BTD = block(x_BTD, prepared)

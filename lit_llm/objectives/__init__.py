@@ -1,1 +1,1 @@
-"""Learning: how a window of text becomes inputs, targets and the positions that count in the loss."""
+"""Objectives: from a window of text to inputs, targets and the positions that count in the loss."""

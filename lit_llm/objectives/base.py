@@ -1,4 +1,4 @@
-"""What an objective is: one window of text becomes one example, of lengths that are known before any text is read."""
+"""Protocol of an objective: one window of text becomes one example, whose lengths do not depend on the text."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ if TYPE_CHECKING:
     import numpy as np
 
 EOD, BOS = 0, 1
-"""Every tokenizer's first two ids: the end of a document, also used as padding; and <s>, which opens a target."""
+"""First two ids of every tokenizer: the end of a document, also used as padding; and <s>, which begins a target."""
 
 
 class Example(NamedTuple):
-    """What is given and what is asked for. `collate.py` turns it into what a family reads."""
+    """Source and target of one window. `collate.py` makes the inputs of a family of them."""
 
     source: np.ndarray
     """S ids."""
     target: np.ndarray
     """T ids."""
     counted: np.ndarray | None = None
-    """T, whether a target counts in the loss, of an objective whose targets stand in the source's own places. All count
-    where it is None."""
+    """T: whether a target counts in the loss, for an objective whose targets are in the source's places. None: all
+    count."""
 
 
 class Lengths(NamedTuple):
-    """Tokens of one example; fractions stand for a mean."""
+    """Numbers of tokens of one example; fractions are means."""
 
     source: float
     target: float
-    """Those that count in the loss."""
+    """Target tokens that count in the loss."""
 
 
 class AnyObjective(Section):
-    """An objective turns a window into an example. What it draws comes from the generator that it is given, alone."""
+    """Turns a window into an example. All random choices come from the generator that is passed."""
 
     @abstractmethod
     def example(self, window_T: np.ndarray, random: np.random.Generator, vocabulary: int) -> Example:
@@ -44,14 +44,14 @@ class AnyObjective(Section):
 
     @abstractmethod
     def lengths(self, sequence_length: int) -> list[tuple[float, Lengths]]:
-        """(share, lengths), the shares adding up to 1.
+        """Pairs (share, lengths), whose shares add up to 1.
 
-        The mean over them of a function at most quadratic in the lengths, as FLOPs are, is its exact mean over the
-        objective's examples.
+        The mean over them is the exact mean over the objective's examples, for functions that are at most quadratic in
+        the lengths, such as FLOPs.
         """
 
     def extremes(self, sequence_length: int) -> list[Lengths]:
-        """The examples that are longest in their source, their target, or both together."""
+        """Lengths of the examples with the longest source, the longest target, or the longest of both together."""
         return [lengths for _, lengths in self.lengths(sequence_length)]
 
     def average(self, sequence_length: int, value: Callable[[Lengths], float]) -> float:
@@ -59,22 +59,22 @@ class AnyObjective(Section):
         return sum(share * value(lengths) for share, lengths in self.lengths(sequence_length))
 
     def extra_ids(self, sequence_length: int) -> dict[str, int]:
-        """{what: how many} ids that follow those of the text, which never holds them, in this order."""
+        """{kind: number} of ids beyond those of the text, in this order."""
         return {}
 
     def opening(self, sequence_length: int, vocabulary: int) -> tuple[int, ...]:
-        """Ids before a prefix that is to be continued, so that the model takes it for one."""
+        """Ids before a prefix that is to be continued, which tell the model to continue it."""
         return ()
 
     def resolved(self, sequence_length: int) -> Self:
-        """The same objective with nothing left open."""
+        """This objective with all defaults filled in."""
         return self
 
     def problem(self, sequence_length: int) -> str:
-        """Why no window of this length can become an example, or ''."""
+        """Reason why no window of this length can become an example, or ''."""
         return ""
 
 
 def described(extra: dict[str, int]) -> str:
-    """`21 sentinels, 3 mode tokens`."""
+    """Text of extra ids: `21 sentinels, 3 mode tokens`."""
     return ", ".join(f"{count} {what}" for what, count in extra.items())

@@ -1,15 +1,15 @@
-"""From a source and a target to what a family reads.
+"""Collate sources and targets into the inputs of a family.
 
 decoder          inputs   <s> s1 s2 t1 t2      targets of t1.. only:  ·  ·  t1 t2 t3
                           └ prefix ┘                                  (the last source token predicts t1)
-                          (also the source of partial attention)
+                          (also the source of parts that read it in the row)
 encoder-decoder  source   s1 s2                decoder inputs         <s> t1 t2
                                                targets                t1  t2 t3
 encoder-only     inputs   a [MASK] c d         targets of the hidden places only:  ·  b  ·  ·
 
-Attention inside of documents alone (`masks.intra_document`). The end-of-document token ■ closes its document and
-belongs to it; <s> stands where the token before the first target would, and belongs to that token's document. The
-window a b ■ c d e, with the cut behind b and behind ■:
+Attention within documents (`masks.intra_document`). The end-of-document token ■ belongs to the document that it ends;
+<s> replaces the token before the first target, and belongs to that token's document. The window a b ■ c d e, cut after
+b and after ■:
 
 decoder          inputs  <s> a b ■ c d          documents  0   0 0 0 1 1       targets  a  b  ■  c  d  e
 encoder-decoder  source  a b                    documents  0 0
@@ -18,11 +18,11 @@ encoder-decoder  source  a b                    documents  0 0
                  inputs  <s> c d                documents  0   1 1             targets  c  d  e
 
 A document's first token is predicted from the ■ before it, as is usual for packed text, and so from the document that
-ends there; the others are predicted from their own document alone. Each target is predicted from the same tokens in
-both families, wherever the cut is. Here c and d have no source. The token that stands for an empty source belongs to
-the target's first document.
+ends there; all other tokens are predicted from their document alone. Each target is predicted from the same tokens in
+both families, for any cut. Here c and d have no source. The token that replaces an empty source belongs to the target's
+first document.
 
-Examples that share a row (`packing: greedy`), each computed as if it were alone:
+Examples that share a row (`packing: greedy`), each with the result that it has in a separate row:
 
 decoder          inputs     <s> s1 s2 t1 | <s> s1 t1 t2         targets   ·  ·  t1 t2 | ·  t1 t2 t3
                  documents  0   0  0  0  | 1   1  1  1          open      ▣  ▣  ▣  ·  | ▣  ▣  ·  ·    (bidirectional)
@@ -46,14 +46,14 @@ from lit_llm.objectives.config import BOS, EOD, MasksConfig
 from lit_llm.objectives.packing import rows_of, sizes_of
 
 Family = Literal["decoder", "encoder_decoder", "decoder_decoder", "encoder_only"]
-"""decoder_decoder is laid out as decoder is."""
+"""Model family; decoder_decoder is collated as decoder."""
 PAD_DOCUMENT = -1
-"""The document of padding in shared rows, which no example sees."""
+"""Document number of padding in shared rows, which no example sees."""
 
 
 @dataclass
 class Batch:
-    """What a model reads and is asked: B examples."""
+    """Inputs, targets and weights of B examples."""
 
     inputs: dict[str, Any]
     """Keyword arguments of the model's `hidden`."""
@@ -74,7 +74,7 @@ class Batch:
         return Batch(inputs, self.targets.pin_memory(), self.weights.pin_memory())
 
     def micro_batches(self, size: int) -> Iterator[Batch]:
-        """The batch in pieces of at most `size` examples."""
+        """Parts of the batch with at most `size` examples."""
         for start in range(0, len(self), size):
             part = slice(start, start + size)
             inputs = {k: v[part] if isinstance(v, Tensor) else v for k, v in self.inputs.items()}
@@ -90,17 +90,17 @@ def collate(
 ) -> Batch:
     """Pad and shift (source, target) pairs for a family. An empty source is one end-of-document token.
 
-    A bidirectional prefix holds a decoder-only model's source tokens and the <s> before them, and so does what partial
-    attention reads (`source_length`): an empty source is <s> alone, which tells nothing.
+    A decoder-only model's bidirectional prefix is <s> and the source tokens, and so is its `source_length`: an empty
+    source is <s> alone.
 
-    counted: which targets count, for an encoder-only model, whose targets stand in the places of their sources.
+    counted: whether each target counts, for an encoder-only model, whose targets are in the places of their sources.
     """
     if family == "encoder_only":
-        return _in_place(sources, targets, masks, counted)
+        return _collate_in_place(sources, targets, masks, counted)
     documents = []
     if masks.intra_document:
         documents = [_documents(source, target) for source, target in zip(sources, targets, strict=True)]
-    # Where every row is of one document there is nothing to separate, and a mask would only cost.
+    # Rows of one document need no mask, which would cost time.
     separate = any(of_inputs.any() for _, of_inputs in documents)
     if family == "encoder_decoder":
         sources = [source if len(source) else np.array([EOD]) for source in sources]
@@ -121,7 +121,7 @@ def collate(
     starts = [len(source) for source in sources]
     if separate:
         inputs["documents_BT"] = _padded([of_inputs for _, of_inputs in documents])
-    lengths = [start + 1 for start in starts]  # <s> belongs to it
+    lengths = [start + 1 for start in starts]  # <s> belongs to the source
     source_length = lengths[0] if len(set(lengths)) == 1 else torch.tensor(lengths)
     inputs["source_length"] = source_length
     if masks.prefix == "bidirectional":
@@ -130,19 +130,21 @@ def collate(
 
 
 def causal_text(batch: Batch) -> tuple[dict[str, Any], Tensor]:
-    """What a causal decoder reads of the same examples, and where: (arguments of its `hidden`, places B x T).
+    """Inputs of a causal decoder for the same examples: (arguments of its `hidden`, positions B x T).
 
-    <s> source target, the last target token left out. From the place of target t in its row it predicts that target. A
-    decoder-only batch is that already; its prefix is closed. An empty source stays the one token that stands for it.
+    A row is <s>, source and target without its last token; at position t of a row target t is predicted. A decoder-only
+    batch stays as it is, with a causal prefix. An empty source stays the one token that replaces it.
     """
     inputs, targets = batch.inputs, batch.targets
     if "tokens_BT" in inputs:
         read = {key: value for key, value in inputs.items() if key in ("tokens_BT", "documents_BT")}
         return read, torch.arange(targets.shape[1], device=targets.device).expand_as(targets)
-    source, given = inputs["source_BS"], inputs.get("source_lengths")
+    source, source_lengths = inputs["source_BS"], inputs.get("source_lengths")
     longest, device = source.shape[1], source.device
-    lengths = torch.full((len(source),), longest, device=device) if given is None else given.to(device)
-    # Rows are <s> and source, padded to the longest; the target goes on where its own row's source ends.
+    lengths = (
+        torch.full((len(source),), longest, device=device) if source_lengths is None else source_lengths.to(device)
+    )
+    # Rows are <s> and source, padded to the longest; the target follows the end of its row's source.
     column = torch.arange(longest + targets.shape[1], device=device)
     in_target = column > lengths[:, None]
     picked = torch.where(in_target, column + (longest - lengths)[:, None], column).clamp_max(len(column) - 1)
@@ -150,7 +152,7 @@ def causal_text(batch: Batch) -> tuple[dict[str, Any], Tensor]:
     def joined(first: Tensor, of_source: Tensor, rest: Tensor) -> Tensor:
         return torch.cat([first, of_source, rest], 1).gather(1, picked)
 
-    target = inputs["target_BT"]  # <s> first, which here stands before the source
+    target = inputs["target_BT"]  # begins with <s>, which here comes before the source
     read = {"tokens_BT": joined(target[:, :1], source, target[:, 1:])}
     if "documents_BS" in inputs:
         of_source, of_target = inputs["documents_BS"], inputs["documents_BT"]
@@ -158,7 +160,7 @@ def causal_text(batch: Batch) -> tuple[dict[str, Any], Tensor]:
     return read, lengths[:, None] + torch.arange(targets.shape[1], device=device)
 
 
-def _in_place(
+def _collate_in_place(
     sources: Sequence[np.ndarray],
     targets: Sequence[np.ndarray],
     masks: MasksConfig,
@@ -168,7 +170,7 @@ def _in_place(
     assert len({*map(len, (*sources, *targets, *rows))}) == 1, "places of one window have one length"
     inputs: dict[str, Any] = {"tokens_BT": _padded(sources)}
     if masks.intra_document:
-        documents_BT = _padded([_documents(target, target[:0])[0] for target in targets])  # where no end is hidden
+        documents_BT = _padded([_documents(target, target[:0])[0] for target in targets])  # targets show all ends
         if documents_BT.any():
             inputs["documents_BT"] = documents_BT
     return Batch(inputs, _padded(targets), torch.from_numpy(np.stack(rows)).float())
@@ -180,27 +182,30 @@ def collate_packed(
     family: Family,
     masks: MasksConfig,
 ) -> Batch:
-    """As `collate`, in fewer rows that are no longer. Each example has the loss that it has in a row of its own."""
+    """As `collate`, in fewer rows of at most the same length. Each example has the same loss as in a separate row."""
     lengths = [(len(source), len(target)) for source, target in zip(sources, targets, strict=True)]
     shared, rows = rows_of(sizes_of(lengths, family)), []
     if len(shared) == len(lengths):
-        return collate(sources, targets, family, masks)  # nothing to separate, and a mask would only cost
+        return collate(sources, targets, family, masks)  # no rows are shared, so no mask is needed
     for numbers in shared:
-        examples = [_alone(sources[number], targets[number], place, family) for place, number in enumerate(numbers)]
+        examples = [
+            _packed_example(sources[number], targets[number], document, family)
+            for document, number in enumerate(numbers)
+        ]
         rows.append({name: np.concatenate([example[name] for example in examples]) for name in examples[0]})
-    # Padding is end-of-document tokens that nobody sees and no loss is on.
-    found = {
+    # Padding is end-of-document tokens that no example sees and that do not count in the loss.
+    columns = {
         name: _padded([row[name] for row in rows], PAD_DOCUMENT if "documents" in name else EOD) for name in rows[0]
     }
-    targets_BT, weights_BT, open_BT = (found.pop(name) for name in ("targets", "weights", "open"))
-    inputs: dict[str, Any] = dict(found)
+    targets_BT, weights_BT, open_BT = (columns.pop(name) for name in ("targets", "weights", "open"))
+    inputs: dict[str, Any] = dict(columns)
     if family != "encoder_decoder" and masks.prefix == "bidirectional":
         inputs["open_BT"] = open_BT.bool()
     return Batch(inputs, targets_BT, weights_BT.float())
 
 
-def _alone(source: np.ndarray, target: np.ndarray, document: int, family: Family) -> dict[str, np.ndarray]:
-    """What one example adds to its row."""
+def _packed_example(source: np.ndarray, target: np.ndarray, document: int, family: Family) -> dict[str, np.ndarray]:
+    """{input: values} that one example adds to a shared row."""
     if family != "encoder_decoder":
         start, whole = len(source), np.concatenate([source, target])
         added = {"tokens_BT": np.concatenate([[BOS], whole[:-1]])}
@@ -214,18 +219,18 @@ def _alone(source: np.ndarray, target: np.ndarray, document: int, family: Family
             "target_BT": np.concatenate([[BOS], whole[:-1]]),
             "source_ends_BT": np.full(len(whole), len(source)),
         }
-    place = np.arange(len(whole))
+    index = np.arange(len(whole))
     return added | {
         "documents_BT": np.full(len(whole), document),
-        "positions_BT": place,
-        "open": place <= start,  # <s> belongs to the prefix
+        "positions_BT": index,
+        "open": index <= start,  # <s> belongs to the prefix
         "targets": whole,
-        "weights": place >= start,
+        "weights": index >= start,
     }
 
 
 def _documents(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the documents of an example's source (of what stands for an empty one), and of <s>, source, target."""
+    """Document numbers (of an example's source, or the token that replaces an empty one; of <s>, source and target)."""
     ends = np.concatenate([source, target]) == EOD
     numbers = np.cumsum(ends) - ends
     of_source = numbers[: len(source)] if len(source) else np.array([0])
@@ -233,7 +238,7 @@ def _documents(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def _padded(rows: Sequence[np.ndarray], fill: int = EOD) -> Tensor:
-    """Rows of ids or other whole numbers, filled up at their ends to the longest."""
+    """Rows of ids or other integers, padded at their ends to the longest."""
     out = np.full((len(rows), max(len(row) for row in rows)), fill, dtype=np.int64)
     for index, row in enumerate(rows):
         out[index, : len(row)] = row

@@ -1,4 +1,4 @@
-"""The objectives by name: how a window of text becomes a source and a target, whatever family reads them."""
+"""Objectives by name: how a window of text becomes a source and a target, for any family."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def continues(family: str) -> bool:
 
 
 def misfit(objective: Objective, family: str) -> str:
-    """Why a family cannot be trained on an objective, or ''."""
+    """Reason why a family cannot be trained on an objective, or ''."""
     if not continues(family):
         if isinstance(objective, MaskedLM):
             return ""
@@ -37,11 +37,11 @@ def misfit(objective: Objective, family: str) -> str:
 
 
 class MasksConfig(Section):
-    """Which tokens of a window see each other, beyond what the family decides."""
+    """Attention masks within a window, in addition to those of the family."""
 
     prefix: Literal["causal", "bidirectional"] = "causal"
     """bidirectional: a decoder-only model's source tokens see each other (BiAttn, arXiv 2510.26622; prefix decoder)."""
     intra_document: bool = False
-    """A window may hold parts of several documents. true: a token sees those of its own document alone; its position
-    stays that in the window. false: tokens see each other across the end-of-document tokens (arXiv 2510.26622 mentions
-    no mask between documents)."""
+    """A window may hold parts of several documents. true: a token sees only tokens of its document; its position stays
+    that in the window. false: tokens also see each other across documents (arXiv 2510.26622 mentions no mask between
+    documents)."""

@@ -1,4 +1,4 @@
-"""Objectives that cut a window in two: the first part is given, the second is asked for.
+"""Objectives that cut a window in two: the first part is the source, the second the target.
 
 causal_lm: the source is empty, every token is a target (DecLLM, arXiv 2510.26622).
 prefix_lm: the first tokens are the source, the rest is the target (RedLLM, same paper: 1024 of 2048).
@@ -31,7 +31,7 @@ class CausalLM(AnyObjective):
 
 
 class PrefixLM(AnyObjective):
-    """Predict the second part of a window from its first part and from what was predicted before."""
+    """Predict the second part of a window, token by token, from its first part and the tokens before."""
 
     kind: Literal["prefix_lm"] = "prefix_lm"
     """Prefix language modelling."""
@@ -47,8 +47,8 @@ class PrefixLM(AnyObjective):
         if self.split != "random":
             place = self._place(sequence_length)
             return [(1.0, Lengths(place, sequence_length - place))]
-        # Uniform over n = T - 1 integers around T / 2, with variance (n² - 1) / 12. The mean of a quadratic is that of
-        # its values one standard deviation to either side.
+        # Uniform over n = T - 1 integers around T / 2, with variance (n² - 1) / 12. The mean of a quadratic is the mean
+        # of its values at one standard deviation to either side.
         middle, deviation = sequence_length / 2, math.sqrt(((sequence_length - 1) ** 2 - 1) / 12)
         return [(0.5, Lengths(middle + sign * deviation, middle - sign * deviation)) for sign in (-1, 1)]
 
@@ -58,7 +58,7 @@ class PrefixLM(AnyObjective):
         return [Lengths(1, sequence_length - 1), Lengths(sequence_length - 1, 1)]
 
     def resolved(self, sequence_length: int) -> PrefixLM:
-        """Half of 128 tokens are 64."""
+        """This objective with `half` as a number of tokens."""
         return self if self.split == "random" else PrefixLM(split=self._place(sequence_length))
 
     def problem(self, sequence_length: int) -> str:

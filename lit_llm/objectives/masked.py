@@ -1,4 +1,4 @@
-"""Masked language modelling: tokens are hidden in their places and asked for there (BERT, arXiv 1810.04805).
+"""Masked language modelling: hidden tokens are predicted in their places (BERT, arXiv 1810.04805).
 
 window   a b c d e f          source   a [MASK] c d x f          target   a b c d e f
                                                                  counted    ·       ·
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 
 class MaskedLM(AnyObjective):
-    """Predict hidden tokens in their own places, for a model that sees a window from both sides."""
+    """Predict hidden tokens in their places, for a bidirectional model."""
 
     kind: Literal["masked_lm"] = "masked_lm"
     """Masked language modelling."""
     rate: float = Field(0.3, gt=0, lt=1)
-    """Part of the tokens that are predicted: 0.3 in ModernBERT (arXiv 2412.13663), 0.15 in BERT. So many of every
-    window, as BERT's own preparation counts them; ModernBERT's code draws each token by itself, as many on average."""
+    """Share of the tokens that are predicted: 0.3 in ModernBERT (arXiv 2412.13663), 0.15 in BERT. Every window has the
+    same number, as in BERT's preparation; ModernBERT's code draws each token independently, as many on average."""
     replacement: Literal["bert", "mask"] = "bert"
-    """What stands in their place. bert: [MASK] for 80% of them, a random token of the text's vocabulary for 10%, the
-    token itself for 10%, as in BERT and in ModernBERT's code. mask: [MASK] for all."""
+    """Replacement of predicted tokens. bert: [MASK] for 80% of them, a random token of the text's vocabulary for 10%,
+    the token itself for 10%, as in BERT and in ModernBERT's code. mask: [MASK] for all."""
 
     def count(self, sequence_length: int) -> int:
-        """Tokens of a window that are predicted."""
+        """Number of tokens of a window that are predicted."""
         return max(1, round(self.rate * sequence_length))
 
     def example(self, window_T: np.ndarray, random: np.random.Generator, vocabulary: int) -> Example:

@@ -1,4 +1,4 @@
-"""Which examples share a row, so that short ones cost less padding. Loads no torch; `collate_packed` fills the rows."""
+"""Packing of examples into shared rows, which saves padding. Loads no torch; `collate_packed` fills the rows."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 
 def rows_of(sizes: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Which examples share a row: first fit, the largest first (Johnson 1973), ties in the order of the examples.
+    """Numbers of the examples of each row: first fit, the largest first (Johnson 1973), ties in the examples' order.
 
-    sizes: what each example takes, on each side of a row. No row is longer than the longest example, on either side: in
-    longer ones the scores between examples, which are computed and then masked, cost more than is saved.
+    sizes: tokens of each example on each side of a row. No side of a row is longer than that of the longest example: in
+    longer rows the masked scores between examples cost more than packing saves.
     """
     room = [max(side) for side in zip(*sizes, strict=True)]
     rows: list[list[int]] = []
@@ -26,8 +26,7 @@ def rows_of(sizes: Sequence[Sequence[int]]) -> list[list[int]]:
 
 
 def sizes_of(lengths: Sequence[tuple[int, int]], family: str) -> list[tuple[int, ...]]:
-    """What examples of these (tokens of the source, tokens of the target) take of a row: of each of its sides, for an
-    encoder-decoder."""
+    """Tokens of each example on each side of a row, of which an encoder-decoder has two. lengths: (source, target)."""
     if family == "encoder_decoder":
         return [(max(source, 1), target) for source, target in lengths]  # an empty source is one token
     return [(source + target,) for source, target in lengths]

@@ -1,12 +1,12 @@
-"""Objectives that take spans out of a window and ask for them: T5's span corruption, and UL2's mixture of denoisers.
+"""Objectives that predict spans taken out of a window: T5's span corruption, and UL2's mixture of denoisers.
 
 span_corruption (T5, arXiv 1910.10683, section 3.1.4): each span is one sentinel in the source; the target is each
 sentinel with its span, closed by the end-of-document token (T5's code; its figure has one more sentinel there).
 
 window   a b c d e f g h          source   a b <0> e f <1>          target   <0> c d <1> g h ■
 
-ul2 (arXiv 2205.05131): each window is given to one of several denoisers, which say in a mode token before the source
-what they are: R (regular, short spans), S (sequential, a prefix LM), X (extreme, long spans or many).
+ul2 (arXiv 2205.05131): each window is given to one of several denoisers, which put a mode token before the source: R
+(regular, short spans), S (sequential, a prefix LM), X (extreme, long spans or many).
 
 A decoder-only model reads <s>, the source and then the target, with the loss on the target alone: Wang et al.
 (arXiv 2204.05832) call it CD:MLM, and ND:MLM where the source is bidirectional (`masks.prefix`).
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class SpanCorruption(AnyObjective):
-    """Predict spans that were taken out of a window. Their number and that of their tokens follow from its length."""
+    """Predict spans that were taken out of a window. The numbers of spans and tokens depend on its length alone."""
 
     kind: Literal["span_corruption"] = "span_corruption"
     """Span corruption (T5)."""
@@ -37,7 +37,7 @@ class SpanCorruption(AnyObjective):
     """Tokens of a span, on average."""
 
     def counts(self, sequence_length: int) -> tuple[int, int]:
-        """(tokens that are taken out, spans), as T5 rounds them: at least one token stays, and one span goes."""
+        """(tokens that are taken out, spans), rounded as in T5: at least one token stays, and one span is taken out."""
         noise = min(max(round(sequence_length * self.corruption), 1), sequence_length - 1)
         return noise, max(round(noise / self.mean_span), 1)
 
@@ -45,7 +45,7 @@ class SpanCorruption(AnyObjective):
         import numpy as np
 
         noise, spans = self.counts(len(window_T))
-        # Text and spans take turns, text first: a window ends with a span, and its first token always stays.
+        # Text and spans alternate, text first: a window ends with a span, and its first token always stays.
         kept, taken = (_partition(items, spans, random) for items in (len(window_T) - noise, noise))
         gone = np.repeat(np.tile([False, True], spans), np.stack([kept, taken], axis=1).ravel())
         tokens, sentinels = window_T.astype(np.int64), vocabulary + np.arange(spans)
@@ -73,7 +73,7 @@ class SpanCorruption(AnyObjective):
 
 
 def _partition(items: int, parts: int, random: np.random.Generator) -> np.ndarray:
-    """Lengths of `parts` pieces, none empty; all ways to cut `items` so are equally likely (T5's random partition)."""
+    """Lengths of `parts` nonempty parts of `items`, all partitions equally likely (T5's random partition)."""
     import numpy as np
 
     places = 1 + np.sort(random.choice(items - 1, parts - 1, replace=False))
@@ -88,14 +88,14 @@ class Denoiser(Section):
     """One task of a mixture."""
 
     mode: Mode
-    """Its mode token: r (regular), s (sequential) or x (extreme). UL2 calls spans of 12 tokens or more extreme, and 30%
-    of the tokens or more."""
+    """Mode token: r (regular), s (sequential) or x (extreme). In UL2 spans of 12 tokens or more are extreme, and
+    corruption of 30% of the tokens or more."""
     corruption: float | Literal["random"]
-    """Part of the tokens that are targets; random: uniform from one token to all but one, for one span at the end."""
+    """Share of the tokens that are targets; random: uniform from one token to all but one, for one span at the end."""
     mean_span: float | None = Field(None, ge=1)
     """Tokens of a span, on average. One span at the end, a prefix LM without a sentinel, when absent."""
     weight: float = Field(1.0, ge=0)
-    """How often it is drawn, in relation to the others."""
+    """Relative frequency with which it is drawn."""
 
     @model_validator(mode="after")
     def _fits(self) -> Denoiser:
@@ -107,7 +107,7 @@ class Denoiser(Section):
         return self
 
     def objective(self, sequence_length: int) -> SpanCorruption | PrefixLM:
-        """What it does to a window of this length."""
+        """The objective that it applies to a window of this length."""
         if self.corruption == "random":
             return PrefixLM(split="random")
         if self.mean_span is not None:
@@ -137,13 +137,13 @@ MIXES: dict[str, tuple[Denoiser, ...]] = {
     "ul2r": _mix(("r", 3, 0.15, 1), ("x", 32, 0.15, 1), ("x", 3, 0.5, 1), ("s", None, "random", 3)),
     "t5gemma2": _mix(("r", 3, 0.15, 1), ("x", 12, 0.5, 1), ("x", 32, 0.15, 1), ("x", 32, 0.5, 1), ("s", None, 0.75, 4)),
 }
-"""By name. UL2's table 1, drawn uniformly; UL2R (arXiv 2210.11399), half of it S with a random cut, the other half
-shared by the rest; T5Gemma 2's five tasks (arXiv 2512.14856), whose last one, three quarters of a window in one span,
-is taken to be a prefix LM as UL2's S is. Its modes are by UL2's definition."""
+"""Mixtures by name. UL2's table 1, drawn uniformly; UL2R (arXiv 2210.11399), half S with a random cut, half the rest;
+T5Gemma 2's five tasks (arXiv 2512.14856), whose last one, three quarters of a window in one span, is taken to be a
+prefix LM like UL2's S. Its modes follow UL2's definition."""
 
 
 class ModeShares(Section):
-    """Shares of the modes; in relation to each other, so `{r: 1, s: 2, x: 1}` makes S a half."""
+    """Relative shares of the modes: `{r: 1, s: 2, x: 1}` makes S a half."""
 
     r: float = Field(0.0, ge=0)
     """Regular denoisers."""
@@ -161,10 +161,10 @@ class UL2(AnyObjective):
     mix: Literal["ul2", "ul2r", "t5gemma2"] | Items[Denoiser] = Field("ul2", union_mode="left_to_right")
     """The denoisers: those of a paper, or a list of `{mode: x, mean_span: 32, corruption: 0.5, weight: 1}`."""
     modes: ModeShares | None = None
-    """Shares of the modes, `{r: 0.25, s: 0.5, x: 0.25}`; one that is left out is not drawn. Within a mode the weights
-    of the mix hold. As the mix has them, when absent."""
+    """Shares of the modes, `{r: 0.25, s: 0.5, x: 0.25}`; an absent mode is not drawn. Within a mode the weights of the
+    mix hold. Those of the mix when absent."""
     mode_tokens: bool = True
-    """Whether the mode stands before the source. S's then also stands before every prefix that is to be continued, in
+    """Whether a mode token comes before the source. S's then also comes before every prefix that is to be continued, in
     val/target_nll and, after the pretraining, in the evaluations likelihood and extrapolation."""
 
     @model_validator(mode="after")
@@ -173,8 +173,8 @@ class UL2(AnyObjective):
             raise config_error(("mix", "needs at least one denoiser with a weight above 0"))
         if self.modes is None:
             return self
-        there = {denoiser.mode for denoiser in self._denoisers if denoiser.weight}
-        missing = [mode for mode in MODES if getattr(self.modes, mode) and mode not in there]
+        modes = {denoiser.mode for denoiser in self._denoisers if denoiser.weight}
+        missing = [mode for mode in MODES if getattr(self.modes, mode) and mode not in modes]
         if missing:
             raise config_error(
                 *((f"modes.{mode}", "has a share, and the mix has no such denoiser") for mode in missing)
@@ -189,7 +189,7 @@ class UL2(AnyObjective):
 
     @property
     def shares(self) -> list[tuple[float, Denoiser]]:
-        """(share, denoiser) of those that are drawn; the shares add up to 1."""
+        """Pairs (share, denoiser) of the denoisers that are drawn; the shares add up to 1."""
         weights = [denoiser.weight for denoiser in self._denoisers]
         if self.modes is not None:
             of_mode = dict.fromkeys(MODES, 0.0)
@@ -228,17 +228,17 @@ class UL2(AnyObjective):
     def extra_ids(self, sequence_length: int) -> dict[str, int]:
         objectives = [denoiser.objective(sequence_length) for _, denoiser in self.shares]
         sentinels = max(sum(objective.extra_ids(sequence_length).values()) for objective in objectives)
-        found = {"sentinels": sentinels, "mode tokens": len(MODES) * self.mode_tokens}
-        return {what: count for what, count in found.items() if count}
+        counts = {"sentinels": sentinels, "mode tokens": len(MODES) * self.mode_tokens}
+        return {what: count for what, count in counts.items() if count}
 
     def opening(self, sequence_length: int, vocabulary: int) -> tuple[int, ...]:
-        """S's mode token; none where there are none, or where the mixture never draws S and so never trains it."""
+        """S's mode token; empty without mode tokens, or where the mixture never draws S and so never trains it."""
         if not self.mode_tokens or all(denoiser.mode != "s" for _, denoiser in self.shares):
             return ()
         return (self._token("s", sequence_length, vocabulary),)
 
     def resolved(self, sequence_length: int) -> UL2:
-        """The denoisers that are drawn, one by one, with their shares for weights."""
+        """The mixture as a list of the denoisers that are drawn, with their shares as weights."""
         mix = tuple(denoiser.model_copy(update={"weight": share}) for share, denoiser in self.shares)
         return UL2(mix=mix, mode_tokens=self.mode_tokens)
 

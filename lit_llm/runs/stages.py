@@ -297,7 +297,7 @@ def _train(
         should_stop=should_stop,
         should_prune=should_prune,
         warm_start=warm_start,
-        tell=stage.note,
+        log=stage.note,
     )
     digest = None
     if fitted.state == "done":

@@ -265,7 +265,7 @@ def time_step(experiment: Experiment, stage: Trained, clock: Callable[[], float]
             metrics_file=Path(folder) / "metrics.jsonl",
             checkpoints=Path(folder) / "checkpoints",
             should_stop=after_each_step,
-            tell=lambda line: None,
+            log=lambda line: None,
         )
     return statistics.median(after - before for before, after in itertools.pairwise(ends[-TIMED - 1 :]))
 

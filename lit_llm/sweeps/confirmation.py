@@ -1,7 +1,7 @@
-"""What a search has found: each arm's best setting as a file, and a study of the winners over fresh seeds.
+"""Results of a search: each arm's best setting as a file, and a confirmation study over fresh seeds.
 
-The best of many trials is partly the luckiest. So nothing is concluded from the trials: each arm is run at its own
-setting and at its best with seeds that the search has not seen.
+The best of many trials is partly the luckiest. So nothing is concluded from the trials: each arm is run at its default
+and its best setting with seeds that the search has not used.
 """
 
 from __future__ import annotations
@@ -26,67 +26,69 @@ from lit_llm.sweeps.trial import Trial
 
 @dataclass(frozen=True)
 class Summary:
-    """One arm's search."""
+    """Summary of one arm's search."""
 
     arm: str
     states: Mapping[str, int]
-    """How its trials ended; {"done": 20, "pruned": 4}."""
+    """Number of trials by their final state: {"done": 20, "pruned": 4}."""
     tokens: int
-    """Read by all its runs: equal trials are unequal where some are given up."""
+    """Tokens read by all its runs. They differ between arms with equal trials where some trials are pruned."""
     flops: float
-    own: Trial | None
-    """The trial of the arm's own setting."""
+    default: Trial | None
+    """The trial of the arm's setting in the file."""
     best: Trial | None
-    """By the first goal; None where none is done."""
+    """The best trial by the first goal; None where none is done."""
     front: tuple[Trial, ...]
-    """The trials that no other one beats in every goal, by the first goal."""
+    """Pareto front of the trials over all goals, sorted by the first goal."""
 
     @property
     def counted(self) -> int:
-        """Trials that are part of the budget."""
+        """Number of trials that are part of the budget."""
         return sum(self.states.values())
 
 
 def summary(search: Search, arm: str, trials: Sequence[Trial]) -> Summary:
-    """Of one arm, among the trials of all."""
-    mine = [trial for trial in trials if trial.arm == arm]
-    counted = [trial for trial in mine if trial.counts]
-    done = sorted((trial for trial in counted if trial.state == "done"), key=lambda trial: _losses(search, trial)[0])
-    own = next((trial for trial in counted if trial.point == search.firsts[arm][0]), None)
+    """Summary of one arm. trials: those of all arms."""
+    arm_trials = [trial for trial in trials if trial.arm == arm]
+    counted = [trial for trial in arm_trials if trial.counts]
+    done = sorted(
+        (trial for trial in counted if trial.state == "done"), key=lambda trial: _values_to_minimize(search, trial)[0]
+    )
+    default = next((trial for trial in counted if trial.point == search.firsts[arm][0]), None)
     return Summary(
         arm=arm,
         states=dict(Counter(trial.state for trial in counted)),
         tokens=sum(trial.tokens for trial in counted),
         flops=sum(trial.flops for trial in counted),
-        own=own,
+        default=default,
         best=done[0] if done else None,
-        front=tuple(trial for trial in done if not any(_beats(search, other, trial) for other in done)),
+        front=tuple(trial for trial in done if not any(_dominates(search, other, trial) for other in done)),
     )
 
 
-def _losses(search: Search, trial: Trial) -> list[float]:
-    """Its values, each as something to be made small."""
+def _values_to_minimize(search: Search, trial: Trial) -> list[float]:
+    """Values of a trial by goal, negated for goals that are maximized."""
     signs = [1 if goal.direction == "minimize" else -1 for goal in search.sweep.optimize]
     return [sign * value for sign, value in zip(signs, trial.values or (), strict=True)]
 
 
-def _beats(search: Search, left: Trial, right: Trial) -> bool:
-    pairs = list(zip(_losses(search, left), _losses(search, right), strict=True))
+def _dominates(search: Search, left: Trial, right: Trial) -> bool:
+    pairs = list(zip(_values_to_minimize(search, left), _values_to_minimize(search, right), strict=True))
     return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
 
 
 def write_best(search: Search, summaries: Sequence[Summary], folder: Path) -> tuple[Path, ...]:
-    """`best/<arm>.yaml`, an experiment that `train` takes; with several goals one for each trial of the front."""
-    found = []
+    """Write `best/<arm>.yaml`, an experiment for `train`; with several goals one for each trial of the Pareto front."""
+    paths = []
     for summary in summaries:
         several = len(search.sweep.optimize) > 1
         for trial in summary.front if several else filter(None, [summary.best]):
             name = f"{summary.arm}-trial-{trial.number:03}" if several else summary.arm
             experiment = search.experiment(trial.arm, trial.point)
-            found.append(
+            paths.append(
                 write_text(folder / "best" / f"{name}.yaml", _head(search, trial) + experiment_yaml(experiment))
             )
-    return tuple(found)
+    return tuple(paths)
 
 
 def _head(search: Search, trial: Trial) -> str:
@@ -95,17 +97,17 @@ def _head(search: Search, trial: Trial) -> str:
     return f"# {trial.name} of the sweep {search.name}: {values}\n{setting}"
 
 
-def _held(
-    search: Search, pair: Sequence[Experiment], own: Sequence[Experiment], allow: Mapping[str, str]
+def _lowered_budgets(
+    search: Search, pair: Sequence[Experiment], from_file: Sequence[Experiment], allow: Mapping[str, str]
 ) -> dict[str, str]:
-    """{key of a budget: reason} of budgets that differ because a search has lowered one.
+    """{key of a budget: reason} of budgets that differ because the search has lowered one.
 
-    own: the arms of the pair as they stand in the file. A setting that exceeds its arm there may have won by its
-    budget: that is left to the audit of the study.
+    from_file: the arms of the pair with their settings in the file. A tuned setting that exceeds them may have won by
+    its budget: the audit of the study reports that.
     """
-    (baseline, tuned), files = map(cost_of, pair), [cost_of(each) for each in own]
+    (baseline, tuned), files = map(cost_of, pair), [cost_of(each) for each in from_file]
     before = {budget for excess in excesses(files[1], files[0]) for budget in excess.budgets}
-    found = {}
+    reasons = {}
     for excess in excesses(tuned, baseline):
         first = excess.budgets[0]
         raised = any(
@@ -114,12 +116,12 @@ def _held(
             for cost, file in zip((baseline, tuned), files, strict=True)
         )
         if first.blocks and not raised and not before & {*excess.budgets} and not under(first.key, *allow):
-            found[first.key] = f"the sweep {search.name} lowered it: no arm has more {first.words} than before tuning"
-    return found
+            reasons[first.key] = f"the sweep {search.name} lowered it: no arm has more {first.words} than before tuning"
+    return reasons
 
 
 def tuned_name(search: Search, arm: str) -> str:
-    """What an arm at its best is called in the study of the winners."""
+    """Name of an arm at its best setting in the confirmation study."""
     name = f"{arm}_tuned"
     while name in search.spaces:  # an arm of the sweep has that name
         name += "_"
@@ -127,45 +129,50 @@ def tuned_name(search: Search, arm: str) -> str:
 
 
 def confirmation_name(search: Search) -> str:
-    """What the study of the winners is called."""
+    """Name of the confirmation study."""
     return f"{search.name}-winners"
 
 
-def _compared(search: Search, goal: str) -> str:
-    """What the winners are compared on: like the goal, of text that no trial was judged by, where there is some."""
+def _comparison_metric(search: Search, goal: str) -> str:
+    """Metric of the confirmation study: the goal's, on the test split where every arm has one."""
     tested = all(arm.experiment.pretrain.data.has_test for arm in search.ablation.arms)
     return final_metric(goal) if tested else goal
 
 
 def confirmation_study(search: Search, summaries: Sequence[Summary], folder: Path) -> Path | None:
-    """Write `winners.yaml`, a study of each arm at its own setting and at its best; None where there is none to run.
+    """Write `winners.yaml`, a study of each arm at its default and its best setting; None where none is to be run.
 
-    Each arm is compared with the first one as both stand in the file, and each tuned arm with the tuned first one.
+    Each arm is compared with the first, both at their settings in the file; each tuned arm with the first one tuned.
     """
     fresh = search.sweep.winners.seeds
     if fresh is None:
         fresh = tuple(max(search.sweep.seeds) + 1 + number for number in range(3))
     goal = search.sweep.optimize[0]
-    if not fresh or len(search.sweep.optimize) > 1 or goal.known_before or not any(found.best for found in summaries):
+    if (
+        not fresh
+        or len(search.sweep.optimize) > 1
+        or goal.is_cost_figure
+        or not any(result.best for result in summaries)
+    ):
         return None
     first = summaries[0].arm
     arms: dict[str, dict[str, Any]] = {}
     experiments: dict[str, Experiment] = {}
     files: dict[str, Experiment] = {}
-    """{arm of the study: the arm that it is or was tuned from, as it stands in the file of the sweep}."""
+    """{arm of the study: the experiment in the sweep file from which it was tuned, or which it is}."""
     tuned: dict[str, str] = {}
-    for found in summaries:
-        own = search.ablation.arm(found.arm).experiment
-        write_text(folder / "own" / f"{found.arm}.yaml", experiment_yaml(own))
-        arms[found.arm] = {"extends": f"own/{found.arm}.yaml"}
-        experiments[found.arm] = files[found.arm] = own
-        tuned[found.arm] = found.arm
-        if found.best is not None and found.best is not found.own:
-            name = tuned_name(search, found.arm)
-            tuned[found.arm] = name
-            experiments[name], files[name] = search.experiment(found.arm, found.best.point), own
-            arms[name] = {"extends": f"best/{found.arm}.yaml"}
-            arms[name]["baseline"] = tuned[first] if found.arm != first else first
+    for result in summaries:
+        file_experiment = search.ablation.arm(result.arm).experiment
+        write_text(folder / "own" / f"{result.arm}.yaml", experiment_yaml(file_experiment))
+        arms[result.arm] = {"extends": f"own/{result.arm}.yaml"}
+        experiments[result.arm] = files[result.arm] = file_experiment
+        tuned[result.arm] = result.arm
+        if result.best is not None and result.best is not result.default:
+            name = tuned_name(search, result.arm)
+            tuned[result.arm] = name
+            experiments[name], files[name] = search.experiment(result.arm, result.best.point), file_experiment
+            arms[name] = {"extends": f"best/{result.arm}.yaml"}
+            arms[name]["baseline"] = tuned[first] if result.arm != first else first
     because = f"tuned by the sweep {search.name}: {search.sweep.trials} trials of each arm"
     allow = {rule.key: rule.because for rule in search.sweep.allow}
     for name, arm in arms.items():
@@ -173,7 +180,7 @@ def confirmation_study(search: Search, summaries: Sequence[Summary], folder: Pat
         for key in difference(*(experiment.model_dump(mode="json", exclude={"seed"}) for experiment in pair)):
             if not under(key, *INTERVENTION, *allow):
                 allow[key] = because
-        allow |= _held(search, pair, [files[other] for other in (arm.get("baseline", first), name)], allow)
+        allow |= _lowered_budgets(search, pair, [files[other] for other in (arm.get("baseline", first), name)], allow)
     if len(arms) == 1:
         return None
     content = {
@@ -181,7 +188,7 @@ def confirmation_study(search: Search, summaries: Sequence[Summary], folder: Pat
         "question": f"What did tuning change? {search.sweep.question}",
         "arms": arms,
         "seeds": list(fresh),
-        "compare": {"baseline": first, "metric": _compared(search, goal.metric)},
+        "compare": {"baseline": first, "metric": _comparison_metric(search, goal.metric)},
         "allow": [{"key": key, "because": reason} for key, reason in allow.items()],
     }
     head = (

@@ -3,7 +3,7 @@
     constraint   sum (<= | < | >= | > | ==) sum
     sum          numbers, figures of the cost and keys of the experiment, with + - * / and parentheses
 
-Python's parser reads them and nothing executes them: only what stands above is taken.
+Python's parser reads them; nothing is executed, and everything outside of this grammar is refused.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ARITHMETIC: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
 }
-# How far a comparison is from holding; 0 where it holds.
+# Distance of a comparison from holding; 0 where it holds.
 _EXCESS: dict[type[ast.cmpop], Callable[[float, float], float]] = {
     ast.LtE: lambda left, right: max(0.0, left - right),
     ast.GtE: lambda left, right: max(0.0, right - left),
@@ -36,7 +36,7 @@ _EXCESS: dict[type[ast.cmpop], Callable[[float, float], float]] = {
 
 
 class NotAConstraint(ValueError):
-    """The text is none of the grammar; the message says why."""
+    """The text is not in the grammar; the message gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class Constraint:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The figures and keys that it speaks of."""
+        """Figures and keys in the constraint."""
         return tuple(dict.fromkeys(_names(self._compare)))
 
     def excess(self, values: Mapping[str, Any]) -> float:
-        """How far it is from holding, relative to its right side; 0 where it holds.
+        """Distance from holding, relative to the right side; 0 where the constraint holds.
 
-        values: of its names. Raises ValueError where one is no number, or where it divides by zero.
+        values: {name: value}. Raises ValueError for a value that is no number, or a division by zero.
         """
         left, right = (_value(side, values) for side in (self._compare.left, self._compare.comparators[0]))
         if not (math.isfinite(left) and math.isfinite(right)):
@@ -63,22 +63,22 @@ class Constraint:
 
 
 def parse(text: str) -> Constraint:
-    """Raises NotAConstraint."""
+    """Parse a constraint. Raises NotAConstraint."""
     if len(text) > _LONGEST:
         raise NotAConstraint(f"is longer than {_LONGEST} characters")
     try:
-        found = ast.parse(text.strip(), mode="eval").body
+        comparison = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise NotAConstraint(f"{text!r} is no constraint; write for example `parameters <= 2e7`") from None
-    if not isinstance(found, ast.Compare) or len(found.ops) != 1 or type(found.ops[0]) not in _EXCESS:
+    if not isinstance(comparison, ast.Compare) or len(comparison.ops) != 1 or type(comparison.ops[0]) not in _EXCESS:
         raise NotAConstraint(f"{text!r} compares no two sides by one of <=, <, >=, >, ==")
-    for side in (found.left, found.comparators[0]):
+    for side in (comparison.left, comparison.comparators[0]):
         _check(side)
-    return Constraint(text, found)
+    return Constraint(text, comparison)
 
 
 def unknown(name: str, keys: Mapping[str, Any]) -> str | None:
-    """What is wrong with a name that is neither a figure nor a key of the experiment."""
+    """Error message for a name that is neither a figure nor a key of the experiment; None for a valid one."""
     if name in FIGURES or name in keys:
         return None
     return f"{name!r} is neither a figure nor a key with a number{did_you_mean(name, [*FIGURES, *keys])}"
@@ -99,7 +99,7 @@ def _is_number(node: ast.AST) -> bool:
 
 
 def _dotted(node: ast.AST) -> str | None:
-    """`a.b.c` of a name, None of anything else."""
+    """The dotted name `a.b.c` of a node; None for any other node."""
     if isinstance(node, ast.Attribute):
         before = _dotted(node.value)
         return None if before is None else f"{before}.{node.attr}"

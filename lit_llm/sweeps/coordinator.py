@@ -1,4 +1,4 @@
-"""Coordinates a sweep's trials: draws them, trains so many at once, judges them on the way, notes how they ended."""
+"""Coordinator of a sweep's trials: draws them, trains several at once, prunes them and records their end."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ from lit_llm.tracking.address import without_secrets
 from lit_llm.tracking.mlflow_sync import RunRecord
 from lit_llm.tracking.sync_thread import SyncThread
 
-_LOOK_AGAIN = 1.0
-"""Seconds between two looks for a trial that another coordinator leaves."""
+_REFRESH_SECONDS = 1.0
+"""Seconds between two readings of the storage, which may hold a trial that another coordinator left."""
 
 
 class SweepObserver(Observer):
-    """Looks on and says nothing; a subclass shows what it is told."""
+    """Receives the events of a sweep and ignores them; subclasses show them."""
 
     def searching(self, search: Search, trials: Sequence[Trial], max_parallel: int) -> None:
-        """The search begins or goes on, with so many trials there already."""
+        """The search begins or goes on. trials: those drawn so far."""
 
     def began(self, trial: Trial) -> None:
         """A trial is being trained."""
@@ -52,11 +52,11 @@ class SweepObserver(Observer):
         """A trial has ended, here or elsewhere."""
 
     def comparing(self, study: Path) -> None:
-        """The search is over, and the study of the winners begins."""
+        """The search is over, and the confirmation study begins."""
 
 
 class Coordinator:
-    """Draws trials, hands them to processes, answers their questions and writes down how they ended."""
+    """Draws trials, hands them to processes, answers their questions and records how they ended."""
 
     def __init__(
         self, search: Search, store: Store, trials: Trials, observer: SweepObserver, supervision: Supervision
@@ -65,32 +65,32 @@ class Coordinator:
         self.supervisor = Supervisor(store, supervision, observer)
         self.running: dict[str, Trial] = {}
         self.waiting: list[Trial] = []
-        """Which are to be begun again."""
+        """Trials that are to be begun again."""
         self.seen: list[Trial] = []
-        """All trials, as they were when they were looked at last; replaced whole, so another thread may read it."""
-        self._told: set[str] = set()
+        """All trials as of the last `refresh`; the list is replaced, never changed, so other threads may read it."""
+        self._reported: set[str] = set()
         self._frozen: set[str] = set()
         self._runs: dict[str, list[Run]] = {}
-        self._looked = 0.0
+        self._refreshed = 0.0
 
-    def look(self) -> list[Trial]:
-        """Take in what all coordinators have done; what was known already, where the database is gone."""
-        self._looked = time.monotonic()
+    def refresh(self) -> list[Trial]:
+        """Read the trials of all coordinators; the earlier list where the database cannot be reached."""
+        self._refreshed = time.monotonic()
         with suppress(*storage_errors()):
             self.seen = self.trials.all()
         return self.seen
 
     def run(self, max_parallel: int, follower: SyncThread) -> bool:
-        """Until every arm has its trials; returns whether it was interrupted."""
-        self._told = {trial.name for trial in self.seen if trial.state != "running"}
+        """Run until every arm has its trials. Returns whether it was interrupted."""
+        self._reported = {trial.name for trial in self.seen if trial.state != "running"}
         if not self.search.trains:
             return self._calculate(follower)
 
         def poll() -> None:
             self.observer.poll()
-            report_news(follower, self.observer)
-            if time.monotonic() - self._looked > _LOOK_AGAIN:
-                self._tell_ended()
+            tell_news(follower, self.observer)
+            if time.monotonic() - self._refreshed > _REFRESH_SECONDS:
+                self._report_ended()
 
         try:
             run_tasks(
@@ -98,7 +98,7 @@ class Coordinator:
                 max_parallel=max_parallel,
                 preload=preloaded(),
                 on_finish=self._finish,
-                on_question=self._judge,
+                on_question=self._answer,
                 on_poll=poll,
                 to_stop=self.supervisor.to_stop,
                 poll_seconds=0.1,
@@ -108,49 +108,47 @@ class Coordinator:
             return True
         except storage_errors() as error:
             reason = without_secrets(" ".join(str(error.__cause__ or error).split()))
-            self.observer.message(
-                f"the storage of the trials failed: {reason}. What was being trained can be gone on with."
-            )
+            self.observer.message(f"the storage of the trials failed: {reason}. Started trials can be continued.")
             return True
         finally:
-            self._tell_ended()
+            self._report_ended()
         return False
 
     def _calculate(self, follower: SyncThread) -> bool:
-        """Goals that are known before training need none."""
+        """Run a search whose goals are figures of the cost, without training."""
         try:
             while (trial := self.trials.next()) is not None or not self.trials.over:
                 if trial is None:
-                    time.sleep(_LOOK_AGAIN)
+                    time.sleep(_REFRESH_SECONDS)
                     continue
                 cost = cost_of(self.search.experiment(trial.arm, trial.point))
                 self.trials.finish(trial, "done", [FIGURES[goal](cost) for goal in self.search.goals])
-                if time.monotonic() - self._looked > _LOOK_AGAIN:
-                    self._tell_ended()
+                if time.monotonic() - self._refreshed > _REFRESH_SECONDS:
+                    self._report_ended()
                     self.observer.poll()
                     report_news(follower, self.observer)
         except KeyboardInterrupt:
             return True
         finally:
-            self._tell_ended()
+            self._report_ended()
         return False
 
-    def _tell_ended(self) -> None:
-        for trial in self.look():
-            if trial.state != "running" and trial.name not in self._told:
-                self._told.add(trial.name)
+    def _report_ended(self) -> None:
+        for trial in self.refresh():
+            if trial.state != "running" and trial.name not in self._reported:
+                self._reported.add(trial.name)
                 self.observer.ended(trial)
 
     # --- trials as tasks -------------------------------------------------------------------------------------------
 
     def _tasks(self) -> Iterator[Task | None]:
-        asked = -_LOOK_AGAIN
+        last_empty = -_REFRESH_SECONDS
         while True:
             trial = self.waiting.pop() if self.waiting else None
-            if trial is None and time.monotonic() - asked >= _LOOK_AGAIN:
+            if trial is None and time.monotonic() - last_empty >= _REFRESH_SECONDS:
                 trial = self.trials.next()
                 if trial is None:
-                    asked = time.monotonic()
+                    last_empty = time.monotonic()
                     if not (self.running or self.waiting) and self.trials.over:
                         return
             if trial is None:
@@ -159,28 +157,28 @@ class Coordinator:
                 yield task
 
     def _task(self, trial: Trial) -> Task | None:
-        """None where it has ended before it began."""
-        if trial.pruned:  # by a coordinator that could not write it down any more
+        """The task that trains a trial; None for a trial that is pruned before its process starts."""
+        if trial.pruned:  # by a coordinator that could not record its end
             self._end(trial, "pruned")
             return None
         runs = self.runs(trial)
         for run in runs:
-            self._make_ready(run)
-            if trial.name not in self._frozen:  # one that is begun again may take fewer sequences at a time
+            self._reset_unusable(run)
+            if trial.name not in self._frozen:  # a restarted trial may use a smaller micro-batch
                 save_stage_config(self.store, run.steps[0].node, run.experiment)
         self._frozen.add(trial.name)
-        self._list()
-        if self._judged == "validations" and self._catch_up(trial, runs[0]):
+        self._list_stages()
+        if self._judged_on == "validations" and self._report_missed(trial, runs[0]):
             self._end(trial, "pruned")
             return None
         self.running[trial.name] = trial
         self.observer.began(trial)
-        arguments = (self.store.root, trial.fingerprints, self._judged)
+        arguments = (self.store.root, trial.fingerprints, self._judged_on)
         threads = runs[0].experiment.pretrain.training.execution.threads
         return Task(trial.name, run_trial, arguments, log=runs[0].last.log_file, threads=threads)
 
-    def _make_ready(self, run: Run) -> None:
-        """Let a stage begin anew that has failed, or has a result of other code, which a search does not mix in."""
+    def _reset_unusable(self, run: Run) -> None:
+        """Reset a stage that has failed, or whose result is of other code, which a search must not mix."""
         state = run.last.status()["state"]
         if state in FINAL and run.stale():
             with suppress(Busy):  # a study has begun to repeat it
@@ -190,10 +188,11 @@ class Coordinator:
             with suppress(Busy):
                 run.last.retry()
 
-    def _catch_up(self, trial: Trial, run: Run) -> bool:
-        """Report the validations on disk that the pruner was not told of; whether the trial is to be given up.
+    def _report_missed(self, trial: Trial, run: Run) -> bool:
+        """Report validations on disk that the pruner has not seen. Returns whether the trial is to be pruned.
 
-        The coordinator was gone when its process asked, or another sweep has begun the stage, or a study.
+        They exist where the coordinator ended before the trial's process, or where another sweep or a study has begun
+        the stage.
         """
         stage, steps = run.last, run.experiment.pretrain.training.max_steps
         try:
@@ -203,10 +202,10 @@ class Coordinator:
         if stage.result() is None and not same_provenance(begun_by, provenance(run.experiment)):
             return False  # its process will start over
         lines = [line for line in read_metrics(stage.metrics_file) if line["step"] < steps]
-        return any(self._is_bad(trial, line["step"], line["metrics"]) for line in lines)
+        return any(self._should_prune(trial, line["step"], line["metrics"]) for line in lines)
 
-    def _list(self) -> None:
-        """The stages that this sweep needs, for who clears the store."""
+    def _list_stages(self) -> None:
+        """List the stages that this sweep needs, for the store's garbage collection."""
         source, overrides = self.search.ablation.source, self.search.ablation.overrides
         runs = [
             {"arm": trial.name, "seed": seed, "fingerprint": name}
@@ -216,38 +215,38 @@ class Coordinator:
         list_runs(self.store, self.search.name, source, overrides, runs)
 
     @cached_property
-    def _judged(self) -> Judged:
+    def _judged_on(self) -> Judged:
         kind = self.search.sweep.pruner.kind
         return None if kind == "none" else "seeds" if kind == "wilcoxon" else "validations"
 
-    def _judge(self, task: Task, question: tuple[int, dict[str, float] | None]) -> bool:
-        """Whether a trial is to be given up; asked by its process, which waits for it."""
-        trial, (step, found) = self.running[task.name], question
-        if found is None:  # after a whole run, whose number among the seeds this is
+    def _answer(self, task: Task, question: tuple[int, dict[str, float] | None]) -> bool:
+        """Whether a trial is to be pruned; the answer to its process, which waits for it."""
+        trial, (step, metrics) = self.running[task.name], question
+        if metrics is None:  # after a whole run; `step` is then the index of its seed
             value = self._value(self.store.stage(trial.fingerprints[step]), self.search.goals[0])
             return value is not None and self.trials.report(trial, step, value)
-        return self._is_bad(trial, step, found)
+        return self._should_prune(trial, step, metrics)
 
-    def _is_bad(self, trial: Trial, step: int, found: Mapping[str, float | None]) -> bool:
-        """Whether a trial is to be given up by what was found after a step."""
-        value = found.get(self.search.goals[0])
+    def _should_prune(self, trial: Trial, step: int, metrics: Mapping[str, float | None]) -> bool:
+        """Whether a trial is to be pruned, given its metrics after a step."""
+        value = metrics.get(self.search.goals[0])
         if value is None:
             return False
-        own, experiment = (self.search.ablation.arm(trial.arm).experiment, self.runs(trial)[0].experiment)
-        at = progress(self.search.sweep, own, experiment, step)
+        arm_experiment, experiment = (self.search.ablation.arm(trial.arm).experiment, self.runs(trial)[0].experiment)
+        at = progress(self.search.sweep, arm_experiment, experiment, step)
         return at is not None and self.trials.report(trial, at, value)
 
     def _finish(self, outcome: Outcome) -> None:
         trial = self.running.pop(outcome.task.name)
         stages, value = [self.store.stage(name) for name in trial.fingerprints], outcome.value
         if (problem := disk_problem_of(outcome)) is not None:
-            raise DiskError(problem)  # the next trial would meet it too; this one is gone on with
+            raise DiskError(problem)  # it would stop the next trial too; this one is continued later
         for stage in stages:
             note_end(stage, outcome, self.observer)
         if value is not None and value != ("interrupted", False) and value[0] != "out_of_memory":
             self._conclude(trial, stages, *value)
         elif outcome.status == "interrupted":
-            pass  # we have asked it to: whoever runs the sweep next goes on with it
+            pass  # stopped on request: the next run of the sweep continues it
         elif outcome.status != "raised" and self._is_pruned(trial):
             self._end(trial, "pruned")
         elif self.supervisor.restart(outcome):
@@ -263,8 +262,8 @@ class Coordinator:
         return any(other.pruned for other in self.trials.of(trial.arm) if other.number == trial.number)
 
     def _conclude(self, trial: Trial, stages: Sequence[Stage], state: str, pruned: bool) -> None:
-        """By how its last run ended."""
-        error = next((said for stage in stages if (said := stage.status().get("error"))), None)
+        """End a trial by the state of its last run."""
+        error = next((message for stage in stages if (message := stage.status().get("error"))), None)
         if pruned:
             self._end(trial, "pruned")
         elif state == "done":
@@ -272,11 +271,11 @@ class Coordinator:
             values = []
             for goal in self.search.goals:
                 of_seeds = [self._value(stage, goal) for stage in stages] if goal not in FIGURES else []
-                known = [value for value in of_seeds if value is not None]
+                finite = [value for value in of_seeds if value is not None]
                 if goal in FIGURES:
                     values.append(FIGURES[goal](cost))
-                elif len(known) == len(stages):
-                    values.append(statistics.fmean(known))
+                elif len(finite) == len(stages):
+                    values.append(statistics.fmean(finite))
                 else:
                     self._end(trial, "failed", error=f"its result has no finite {goal}")
                     return
@@ -295,17 +294,17 @@ class Coordinator:
         for name in trial.fingerprints:
             stage = self.store.stage(name)
             result, (_, last) = stage.result(), last_metrics(stage)
-            found = {"tokens": last.get("tokens_seen"), "flops": last.get("flops")} if result is None else result
-            spent["tokens"] += found.get("tokens") or 0
-            spent["flops"] += found.get("flops") or 0
+            spending = {"tokens": last.get("tokens_seen"), "flops": last.get("flops")} if result is None else result
+            spent["tokens"] += spending.get("tokens") or 0
+            spent["flops"] += spending.get("flops") or 0
             spent["seconds"] += sum(((result or {}).get("seconds") or {}).values())
         self.trials.finish(trial, ended, values, error=error, **spent)
-        self._tell_ended()
+        self._report_ended()
 
-    # --- as MLflow sees it -----------------------------------------------------------------------------------------
+    # --- records for MLflow ----------------------------------------------------------------------------------------
 
     def runs(self, trial: Trial) -> list[Run]:
-        """The runs of a trial, one for each seed."""
+        """Runs of a trial, one for each seed."""
         if trial.name not in self._runs and trial.fingerprints:
             levels = {name: str(value) for name, value in trial.point.items()}
             experiment = self.search.experiment(trial.arm, trial.point)
@@ -317,14 +316,14 @@ class Coordinator:
         return self._runs.get(trial.name, [])
 
     def records(self, trial: Trial) -> Iterator[RunRecord]:
-        """A child of MLflow for each run."""
+        """One MLflow child run for each run of a trial."""
         values = {f"objective/{name}": value for name, value in self.search.named(trial.values).items()}
         for run in self.runs(trial):
-            found = record(run, trial.number)
-            state = trial.state if trial.state == "pruned" or not self.search.trains else found.state
+            base = record(run, trial.number)
+            state = trial.state if trial.state == "pruned" or not self.search.trains else base.state
             yield replace(
-                found,
+                base,
                 state=state,
                 values=values,
-                tags={**found.tags, "lit_llm.trial": f"{trial.number}"},
+                tags={**base.tags, "lit_llm.trial": f"{trial.number}"},
             )

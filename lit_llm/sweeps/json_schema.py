@@ -9,5 +9,5 @@ from lit_llm.sweeps.schema import Sweep
 
 
 def sweep_schema() -> dict[str, Any]:
-    """Of a sweep file; `base` and the arms hold the keys of an experiment."""
+    """Schema of a sweep file; `base` and the arms hold the keys of an experiment."""
     return with_keys(Sweep.model_json_schema(), {})

@@ -1,4 +1,4 @@
-"""Run a sweep: draw trials, train them so many at once, judge them on the way, and end with a study of the winners."""
+"""Run a sweep: draw trials, train several at once, prune bad ones, and end with a confirmation study."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from lit_llm.tracking.sync_thread import SyncThread
 
 @dataclass(frozen=True)
 class Searched:
-    """How a sweep ended."""
+    """Result of a sweep."""
 
     search: Search
     summaries: tuple[Summary, ...]
@@ -39,20 +39,20 @@ class Searched:
     interrupted: bool
     mirrored: bool
     best: tuple[Path, ...] = ()
-    """Experiment files of the best settings, which `train` takes."""
+    """Experiment files of the best settings, for `train`."""
     winners: Finished | None = None
-    """The study of the winners, where it was run."""
+    """Result of the confirmation study, where it was run."""
     confirmation_refused: bool = False
-    """Whether it could not be begun."""
+    """Whether the confirmation study could not be started."""
 
     @property
     def failed(self) -> bool:
-        """Whether trials failed that no later one repeats."""
+        """Whether there are failed trials that were not retried."""
         return any(trial.state in ("failed", "out_of_memory") and not trial.retried for trial in self.trials)
 
     @property
     def exit_code(self) -> int:
-        """0: done; 1: some trials failed, or runs of the winners; 130: interrupted."""
+        """0: done; 1: some trials or runs of the confirmation study failed; 130: interrupted."""
         if self.interrupted or (self.winners is not None and self.winners.exit_code == 130):
             return 130
         lost = self.confirmation_refused or (self.winners is not None and self.winners.exit_code != 0)
@@ -78,7 +78,7 @@ def run_sweep(
     Args:
         search: The sweep, from `load_sweep`.
         store: Directory of results.
-        observer: Is told what happens, for progress.
+        observer: Receives the events, for progress.
         max_parallel: Number of trials at once.
         storage: URL of a database for the trials; a journal in the store by default.
         tracking: Address of MLflow; the store's own database by default.
@@ -90,8 +90,8 @@ def run_sweep(
         The trials, and the study of the best settings where the sweep has one.
 
     Raises:
-        InputError: Before anything has started: an unfair comparison, a search that is not the one begun under this
-            name, or a storage, an address or a disk that cannot be used.
+        InputError: Before anything has started: an unfair comparison, a search that differs from the one begun under
+            this name, or a storage, an address or a disk that cannot be used.
         DiskError: As for `run_study`.
     """
     store.check()
@@ -100,15 +100,15 @@ def run_sweep(
     trials = Trials(search, store, storage)
     sync = open_sync(store, search.name, tracking, _description(search), _tags(search))
     if search.trains:
-        own = [(arm.experiment, store.stage(pretrain_fingerprint(arm.experiment))) for arm in search.ablation.arms]
-        check_free_space(store, [(experiment, "pretrain", stage) for experiment, stage in own], max_parallel)
+        arms = [(arm.experiment, store.stage(pretrain_fingerprint(arm.experiment))) for arm in search.ablation.arms]
+        check_free_space(store, [(experiment, "pretrain", stage) for experiment, stage in arms], max_parallel)
     store.open()
     with disk_errors(store) as disk, trials.coordinating(rerun):
         coordinator = Coordinator(search, store, trials, observer, supervision)
 
         def records() -> list[RunRecord]:
-            check_exists(store)  # MLflow would make another in its place
-            return [found for trial in coordinator.seen for found in coordinator.records(trial)]
+            check_there(store)  # MLflow would create a new database in its place
+            return [record for trial in coordinator.seen for record in coordinator.records(trial)]
 
         follower = SyncThread(sync, records)
         interrupted = True
@@ -119,26 +119,26 @@ def run_sweep(
                 )
                 check_held_out(search.ablation, store)
                 check_leaks(search.ablation, store)
-            observer.searching(search, coordinator.look(), max_parallel)
+            observer.searching(search, coordinator.refresh(), max_parallel)
             disk.started = True
             interrupted = coordinator.run(max_parallel, follower)
         finally:
             observer.finished()
-            found = coordinator.look()
-            summaries = tuple(summary(search, arm, found) for arm in search.spaces)
-            mirrored = close_sync(
+            seen = coordinator.refresh()
+            summaries = tuple(summary(search, arm, seen) for arm in search.spaces)
+            mirrored = close(
                 follower, "interrupted" if interrupted else "done", (), _metrics(search, summaries), observer
             )
     for reason in trials.exhausted.values():
         observer.message(reason)
-    ended = Searched(search, summaries, tuple(found), interrupted, mirrored)
+    ended = Searched(search, summaries, tuple(seen), interrupted, mirrored)
     if interrupted:
         return ended
     ended = replace(ended, best=write_best(search, summaries, trials.folder))
-    return _with_winners(ended, trials.folder, store, observer, max_parallel, tracking, rerun, report, supervision)
+    return _with_confirmation(ended, trials.folder, store, observer, max_parallel, tracking, rerun, report, supervision)
 
 
-def _with_winners(
+def _with_confirmation(
     ended: Searched,
     folder: Path,
     store: Store,
@@ -156,7 +156,7 @@ def _with_winners(
     try:
         with locked(folder / "winners.lock"):
             study = replace(load_study(path), identities=ended.search.ablation.identities)
-            found = run_study(
+            winners = run_study(
                 study,
                 store,
                 observer=observer,
@@ -165,14 +165,14 @@ def _with_winners(
                 tracking=tracking,
                 report=report,
                 supervision=supervision,
-                new_version=True,  # a search that went on may have found better settings
+                new_version=True,  # a continued search may have better settings
             )
-            return replace(ended, winners=found)
+            return replace(ended, winners=winners)
     except Busy:
         command = shlex.join(["lit-llm", "status", str(path), *store.option()])
         observer.message(f"another process runs the study of the winners: `{command}`")
         return ended
-    except InputError as error:  # the search is done, and what it has found is to be seen
+    except InputError as error:  # the search is done, so its results are still returned
         observer.message(f"the study of the winners cannot be run: {error}")
         return replace(ended, confirmation_refused=True)
 
@@ -184,7 +184,7 @@ def _description(search: Search) -> str:
 
 
 def _tags(search: Search) -> dict[str, str]:
-    """What MLflow's UI shows at once of the trials."""
+    """Tags that set the columns and charts of the trials in MLflow's UI."""
     goals = [f"objective/{goal}" for goal in search.goals]
     columns = [column("metrics", goal) for goal in goals] + [
         column("params", f"arm.{key}") for key in search.sweep.space
@@ -198,4 +198,8 @@ def _tags(search: Search) -> dict[str, str]:
 
 def _metrics(search: Search, summaries: Sequence[Summary]) -> dict[str, float | None]:
     goal = search.goals[0]
-    return {f"{found.arm}/best {goal}": found.best.values[0] for found in summaries if found.best and found.best.values}
+    return {
+        f"{summary.arm}/best {goal}": summary.best.values[0]
+        for summary in summaries
+        if summary.best and summary.best.values
+    }

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 KEPT = 3
-"""Of so many trials at a rung, hyperband and successive halving go on with one."""
+"""Reduction factor: hyperband and successive halving keep one of this many trials at a rung."""
 
 
 def make_sampler(sweep: Sweep, number: int) -> BaseSampler:
     """The sampler that draws trial `number`; the same for every arm.
 
-    A sampler keeps no state between trials but what the storage holds, so that a search that was interrupted goes on:
-    each draw has a seed of its own, by the sweep's seed and the trial's number.
+    A sampler has no state except the storage, so an interrupted search can be continued: the seed of each draw is
+    computed from the sweep's seed and the trial's number.
     """
     from optuna import samplers
     from optuna.exceptions import ExperimentalWarning
@@ -45,22 +45,22 @@ def make_sampler(sweep: Sweep, number: int) -> BaseSampler:
             return samplers.NSGAIISampler(population_size=population, seed=seed)
         if sweep.sampler == "nsga3":
             return samplers.NSGAIIISampler(population_size=population, seed=seed)
-        if sweep.sampler == "qmc":  # the sequence goes by the number of points drawn, and is one for one seed
+        if sweep.sampler == "qmc":  # one seed for all draws: the sequence goes by their number
             return samplers.QMCSampler(seed=sweep.seeds[0] % 2**32, scramble=True, warn_independent_sampling=False)
         return samplers.RandomSampler(seed=seed)
 
 
-def make_pruner(sweep: Sweep, own: Experiment) -> BasePruner:
-    """The pruner, which counts in validations of the arm's own setting (`own`), or in seeds."""
+def make_pruner(sweep: Sweep, arm_experiment: Experiment) -> BasePruner:
+    """The sweep's pruner, whose steps are validations of the arm's default setting, or seeds."""
     from optuna import pruners
     from optuna.exceptions import ExperimentalWarning
 
-    times = own.pretrain.validation.times
+    times = arm_experiment.pretrain.validation.times
     kind = sweep.pruner.kind
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         if kind == "median":
-            # Before a third of the training a long warm-up looks like a bad rate.
+            # In the first third of the training a long warm-up is hard to tell from a bad learning rate.
             return pruners.MedianPruner(
                 n_startup_trials=max(3, min(5, sweep.trials // 4)), n_warmup_steps=1 + times // 3
             )
@@ -77,9 +77,9 @@ def _hyperband(times: int) -> BasePruner:
     from optuna.pruners import HyperbandPruner
 
     class OneSchedule(HyperbandPruner):
-        """A trial's bracket goes by its number alone, in every arm and every process.
+        """Hyperband whose brackets depend on a trial's number alone, so they agree in every arm and process.
 
-        Optuna's goes by the study's name too, which has the arm in it, and is the first one until a trial is judged.
+        Optuna's depend on the study's name too, which holds the arm, and are the first one until a trial is judged.
         """
 
         def _get_bracket_id(self, study: Study, trial: FrozenTrial) -> int:
@@ -91,18 +91,18 @@ def _hyperband(times: int) -> BasePruner:
     return OneSchedule(min_resource=1, max_resource=times, reduction_factor=KEPT)
 
 
-def progress(sweep: Sweep, own: Experiment, trial: Experiment, step: int) -> int | None:
-    """How far a trial is after `step` steps: in validations of the arm's own setting, by steps or by tokens.
+def progress(sweep: Sweep, arm_experiment: Experiment, trial: Experiment, step: int) -> int | None:
+    """Progress of a trial after `step` steps, in validations of the arm's default setting, by steps or by tokens.
 
-    None where it stands between two of them, by more than half a step of either: it is not judged there.
+    None between two of these validations, more than half a step of either from both: the trial is not judged there.
     """
     by_tokens = sweep.pruner.by == "tokens"
-    mine, its = (_tokens(own), _tokens(trial)) if by_tokens else (1, 1)
-    between = own.pretrain.training.max_steps * mine / own.pretrain.validation.times
-    number = round(step * its / between)
-    return number if number and abs(step * its - number * between) <= (mine + its) / 2 else None
+    arm_tokens, trial_tokens = (_tokens(arm_experiment), _tokens(trial)) if by_tokens else (1, 1)
+    between = arm_experiment.pretrain.training.max_steps * arm_tokens / arm_experiment.pretrain.validation.times
+    number = round(step * trial_tokens / between)
+    return number if number and abs(step * trial_tokens - number * between) <= (arm_tokens + trial_tokens) / 2 else None
 
 
 def _tokens(experiment: Experiment) -> int:
-    """Of one step."""
+    """Number of tokens of one step."""
     return experiment.pretrain.data.batch_size * experiment.pretrain.data.sequence_length

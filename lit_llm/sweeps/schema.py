@@ -31,14 +31,14 @@ Bounds = Annotated[Items[float], Field(min_length=2, max_length=2)]
 WholeBounds = Annotated[Items[Integer], Field(min_length=2, max_length=2)]
 
 MOST_VALUES, MOST_TRIALS = 1_000, 100_000
-"""Of a choice, and of an arm."""
+"""Most values of a choice, and most trials of an arm."""
 
 KINDS = ("uniform", "log_uniform", "int", "log_int", "choice")
-"""How a parameter can be drawn."""
+"""Kinds of parameters."""
 
 
 class Parameter(Section):
-    """What is searched: a key of the experiment with its values, as uniform, log_uniform, int, log_int or choice."""
+    """One searched key of the experiment, with its values as uniform, log_uniform, int, log_int or choice."""
 
     uniform: Bounds | None = None
     """[lowest, highest], every number between them equally likely."""
@@ -61,15 +61,15 @@ class Parameter(Section):
 
     @property
     def kind(self) -> str:
-        """Which of KINDS."""
+        """The parameter's kind, one of KINDS."""
         return next(name for name in KINDS if getattr(self, name) is not None)
 
     @model_validator(mode="after")
     def _is_one(self) -> Parameter:
         given = [name for name in KINDS if getattr(self, name) is not None]
         if len(given) != 1:
-            said = f"{' and '.join(given)} at once" if given else "no values"
-            raise config_error(("", f"has {said}; give one of {', '.join(KINDS)}"))
+            problem = f"{' and '.join(given)} at once" if given else "no values"
+            raise config_error(("", f"has {problem}; give one of {', '.join(KINDS)}"))
         kind = given[0]
         values = getattr(self, kind)
         if kind == "choice":
@@ -92,7 +92,7 @@ class Parameter(Section):
 
 def _quantity(name: str) -> str:
     if (sibling := validation_metric(name)) != name:
-        message = f"{name!r} is of the text that is kept for the study of the winners; a search goes by {sibling!r}"
+        message = f"{name!r} is on the test split, which is kept for the study of the winners; use {sibling!r}"
         raise config_error(("", message))
     allowed = [*CHOSEN_BY, *(metric for metric in METRICS if not metric.startswith(tuple(SPLITS.values()))), *FIGURES]
     if name not in allowed and not name.startswith(OF_SOURCE):
@@ -101,73 +101,73 @@ def _quantity(name: str) -> str:
 
 
 class Objective(Section):
-    """What is made small or large."""
+    """One goal of the search: a metric or figure that is minimized or maximized."""
 
     metric: Annotated[str, AfterValidator(_quantity)] = on_validation(TARGET_NLL)
-    """A metric as it is at the end of training, or a figure that is known before it: parameters, train_flops,
+    """A metric at the end of training, or a figure of the cost that needs no training: parameters, train_flops,
     decode_flops_per_token, kv_cache_bytes, memory_bytes, ..."""
     direction: Literal["minimize", "maximize"] = "minimize"
     """Which way is better."""
 
     @property
-    def known_before(self) -> bool:
-        """Whether it takes no training to know it."""
+    def is_cost_figure(self) -> bool:
+        """Whether it is a figure of the cost, which needs no training."""
         return self.metric in FIGURES
 
 
 class Pruner(Section):
-    """When a trial that does badly is given up."""
+    """Rule by which bad trials are stopped early."""
 
     kind: Literal["none", "median", "hyperband", "successive_halving", "wilcoxon"] = "none"
     """none; median: after a third of the training, worse than half of the finished trials at that point; hyperband,
     successive_halving: not among the best third at a rung (arXiv 1603.06560, 1810.05934); wilcoxon: over the seeds,
     worse than the best trial by a signed-rank test. All but wilcoxon judge the validations of a trial's first seed."""
     by: Literal["steps", "tokens"] = "steps"
-    """Trials are compared after equally many steps, or tokens. Where batch_size is searched that is not the same: by
-    tokens, trials are then validated at unequal points, and hyperband and successive_halving, which rank all at each
-    rung, refuse it; so they do a search of max_steps."""
+    """Trials are compared after equally many steps, or tokens. The two differ where batch_size is searched: by tokens,
+    trials are then validated at unequal points, which hyperband and successive_halving refuse, since they rank all
+    trials at each rung. They also refuse a search of max_steps."""
 
 
 class Winners(Section):
-    """The study that follows: each arm as it was and at its own best, over fresh seeds."""
+    """The confirmation study that follows: each arm at its default and its best setting, over fresh seeds."""
 
     seeds: Annotated[Items[Annotated[int, Field(ge=0)]], Field(max_length=MOST_SEEDS)] | None = None
-    """Seeds that the search has not seen; the three after its own when absent. None at all, [], runs no such study."""
+    """Seeds that the search has not used; the three after its seeds when absent. An empty list runs no such study."""
 
 
 class Sweep(Section):
     """A search for hyper-parameters: the same budget for each arm."""
 
     sweep: Name
-    """Its name: of the MLflow experiment and of the folder in the store."""
+    """Name of the sweep, of its MLflow experiment and of its folder in the store."""
     question: str = "What is each arm's best setting?"
-    """What it is to answer."""
+    """Question that the sweep is to answer."""
     extends: str | Items[str] | None = None
     """A preset, a file relative to this one, or a list of them, merged in order."""
     base: Tree = Field({})
     """Keys of every arm."""
     arms: dict[Name, Tree | None] = Field({})
-    """Named arms, as in a study. Each is searched by itself."""
+    """Named arms, as in a study. Each is searched separately."""
     space: dict[str, Parameter] = Field(min_length=1, max_length=MOST_FACTORS)
-    """What is searched: `pretrain.training.optimizer.lr: {log_uniform: [1e-4, 3e-2]}`."""
+    """Searched keys with their values: `pretrain.training.optimizer.lr: {log_uniform: [1e-4, 3e-2]}`."""
     constraints: Annotated[Items[str], Field(max_length=MOST_RULES)] = ()
-    """What every trial has to fulfil, of keys and of figures that are known before training: `parameters <= 2e7`."""
+    """Conditions on keys and on figures of the cost that every trial has to fulfil: `parameters <= 2e7`."""
     first: Annotated[Items[Tree], Field(max_length=MOST_RULES)] = ()
-    """Settings to try first: `{pretrain.training.optimizer.lr: 1e-3}`, the rest as the arm has it. Before them comes
-    the arm's own setting, always."""
+    """Settings to try first: `{pretrain.training.optimizer.lr: 1e-3}`, the rest as in the arm. The arm's default
+    setting is always tried before them."""
     optimize: Annotated[Items[Objective], Field(min_length=1)] = (Objective(),)
-    """One goal, or several: then the best compromises between them are found, and nothing is pruned."""
+    """One goal, or several: the search then returns their Pareto front, and nothing is pruned."""
     trials: int = Field(gt=0, le=MOST_TRIALS)
-    """Of each arm."""
+    """Number of trials of each arm."""
     sampler: Literal["tpe", "gp", "cma_es", "nsga2", "nsga3", "random", "qmc"] = "tpe"
-    """Where to look next. tpe takes any space; gp models few, costly trials; cma_es takes numbers alone and one goal;
-    nsga2 and nsga3 are for several goals; random and qmc (a Sobol sequence) learn nothing."""
+    """Method that draws the trials. tpe takes any space; gp models few, costly trials; cma_es takes numbers alone and
+    one goal; nsga2 and nsga3 are for several goals; random and qmc (a Sobol sequence) do not learn from trials."""
     pruner: Annotated[Pruner, OneOf(default=Pruner)] = Pruner()
-    """When a trial is given up."""
+    """Rule by which a trial is stopped early."""
     seeds: Seeds = (0,)
-    """Each trial runs with all of them, and its value is their mean; the first one seeds the sampler too."""
+    """Seeds of each trial, whose value is the mean over them; the first one also seeds the sampler."""
     winners: Winners = Winners()
-    """The study of what was found."""
+    """The confirmation study of the best settings."""
     allow: Items[Allowed] = ()
     """Differences between arms that the audit would refuse, each with its reason."""
 
@@ -183,9 +183,9 @@ class Sweep(Section):
         for name, seeds in (("seeds", self.seeds), ("winners.seeds", self.winners.seeds or ())):
             if len(set(seeds)) < len(seeds):
                 findings.append((name, "a seed is there twice"))
-        known = set(self.winners.seeds or ()) & set(self.seeds)
-        if known:
-            findings.append(("winners.seeds", f"the search has seen {min(known)} already; fresh seeds are needed"))
+        repeated = set(self.winners.seeds or ()) & set(self.seeds)
+        if repeated:
+            findings.append(("winners.seeds", f"the search has seen {min(repeated)} already; fresh seeds are needed"))
         names = [goal.metric for goal in self.optimize]
         findings += [("optimize", f"{name} is there twice") for name in dict.fromkeys(names) if names.count(name) > 1]
         if len(self.optimize) > 1:

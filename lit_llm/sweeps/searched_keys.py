@@ -1,4 +1,4 @@
-"""What the audit has to know of a sweep: the keys that each arm is searched in, and the runs at their ends."""
+"""Input of the audit for a sweep: the keys that are searched in each arm, and the runs at the ends of their ranges."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from lit_llm.sweeps.schema import Sweep
 from lit_llm.sweeps.space import ArmSpace, Dimension, Point
 
 _FREE = ("optimizer", "schedule", "clip_norm", "z_loss", "dropout", "stability")
-"""Sections of `pretrain.training` that no budget depends on."""
+"""Sections of `pretrain.training` on which no budget depends."""
 _HALVINGS = 40
-"""Most steps of the search for the last value of a range that the constraints permit."""
+"""Most bisection steps to the last value of a range that the constraints permit."""
 
 
 def searched_keys(
     sweep: Sweep, spaces: Mapping[str, ArmSpace], feasible: Callable[[Experiment], bool]
 ) -> dict[str, SearchedKeys]:
-    """{arm: what is searched in it}. feasible: whether an experiment satisfies the constraints of the sweep."""
-    known = [goal.known_before for goal in sweep.optimize]
+    """{arm: its searched keys}. feasible: whether an experiment satisfies the constraints of the sweep."""
+    of_cost = [goal.is_cost_figure for goal in sweep.optimize]
     return {
-        name: SearchedKeys(_ranges(space), () if all(known) else tuple(_ends(space, feasible)), traded=any(known))
+        name: SearchedKeys(_ranges(space), () if all(of_cost) else tuple(_ends(space, feasible)), traded=any(of_cost))
         for name, space in spaces.items()
     }
 
 
 def _ranges(space: ArmSpace) -> dict[str, str]:
-    """{key: its values}, those of several parameters in one line."""
-    found: dict[str, list[str]] = {}
+    """{key: text of its values}; the values of several parameters are joined."""
+    ranges: dict[str, list[str]] = {}
     for dimension in space.dimensions:
         values = dimension.parameter
         given = getattr(values, values.kind)
-        said = ", ".join(map(str, dimension.probes if values.kind == "choice" else given))
+        texts = ", ".join(map(str, dimension.probes if values.kind == "choice" else given))
         for path in dimension.paths:
-            found.setdefault(path, []).append(f"{values.kind} [{said}]")
-    return {path: " and ".join(sorted(said)) for path, said in found.items()}
+            ranges.setdefault(path, []).append(f"{values.kind} [{texts}]")
+    return {path: " and ".join(sorted(texts)) for path, texts in ranges.items()}
 
 
 def _ends(space: ArmSpace, feasible: Callable[[Experiment], bool]) -> Iterator[tuple[str, Experiment]]:
-    """Feasible runs at the ends of what may move a budget, and with all such ranges at their lowest and highest.
+    """Feasible runs at each end of every range that may change a budget, and at all lowest and all highest ends.
 
     Where the constraints exclude the end of a range, the run is at the last value before it that they permit.
     """
@@ -58,7 +58,7 @@ def _ends(space: ArmSpace, feasible: Callable[[Experiment], bool]) -> Iterator[t
             experiment = space.experiment(point)
             if not feasible(experiment):
                 experiment = space.experiment(_within(space, dimensions, point, feasible))
-        except InputError:  # what does not go together is no trial either
+        except InputError:  # an invalid combination, which no trial has
             continue
         if feasible(experiment):
             yield key, experiment
@@ -67,8 +67,9 @@ def _ends(space: ArmSpace, feasible: Callable[[Experiment], bool]) -> Iterator[t
 def _within(
     space: ArmSpace, dimensions: Sequence[Dimension], end: Point, feasible: Callable[[Experiment], bool]
 ) -> Point:
-    """The point with each of these dimensions, one after the other, as near to an infeasible end as the constraints
-    permit. Raises InputError where the arm's setting in the file is no point."""
+    """The point with each dimension in turn as near to an infeasible end as the constraints permit.
+
+    Raises InputError where the arm's setting in the file is no point of the space."""
 
     def permitted(point: Point) -> bool:
         try:
@@ -77,9 +78,9 @@ def _within(
             return False
 
     moved = {dimension.name for dimension in dimensions}
-    point = {name: value for name, value in end.items() if name not in moved}  # what conditions ask for
+    point = {name: value for name, value in end.items() if name not in moved}  # values that conditions require
     for dimension in dimensions:
-        low, high = space.own.get(dimension.name), end[dimension.name]
+        low, high = space.default_point.get(dimension.name), end[dimension.name]
         if dimension.levels or low is None:
             continue  # a choice has no values between its levels
         if permitted({**point, dimension.name: high}):

@@ -1,4 +1,4 @@
-"""The space of a sweep as one arm has it: which parameters are searched when, and the experiment of each point."""
+"""Search space of one arm: its parameters with their conditions, and the experiment of each point."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from lit_llm.studies.load import Arm
 from lit_llm.sweeps.schema import Parameter, Sweep
 
 Value = float | int | str
-"""Of a parameter at a point: a number, or the label of a choice."""
+"""Value of a parameter at a point: a number, or the label of a choice."""
 Point = dict[str, Value]
-"""{parameter: value}, of those whose conditions hold."""
+"""{parameter: value} of all parameters whose conditions hold."""
 
 
 _MOST_PARTS = 64
-"""Combinations of conditions that are looked at."""
+"""Most combinations of conditions that are checked."""
 
 
 @dataclass(frozen=True, eq=False)
 class Dimension:
-    """One parameter, as it is drawn."""
+    """One parameter of the search space."""
 
     name: str
     parameter: Parameter
     levels: tuple[Level, ...] = ()
-    """Of a choice."""
+    """Levels of a choice; empty for a range."""
     location: SourceLocation | None = None
 
     @property
@@ -62,25 +62,25 @@ class Dimension:
         return low, float(start + (Decimal(str(high)) - start) // step * step)
 
     def _on_grid(self, value: Any) -> Any:
-        """The step that a number stands for: 0.3, where adding steps of 0.1 has made 0.30000000000000004 of it."""
+        """A number rounded to its step: 0.3 for 0.30000000000000004, the rounded sum of steps of 0.1."""
         if self.parameter.step is None or self.whole:
             return value
         low, step = self.bounds[0], self.parameter.step
         return float(Decimal(str(low)) + round((value - low) / step) * Decimal(str(step)))
 
     def fulfilling(self, name: str, wanted: Any) -> list[Value]:
-        """Its values under which a condition on `name` (its own name, or a key that it sets) holds."""
+        """Values under which a condition on `name` (the dimension's name, or a key that it sets) holds."""
         options = wanted if isinstance(wanted, list | tuple) else [wanted]
         if not self.levels:
             return [self.stored(option) for option in options if self.problem(option) is None]
-        found: list[Value] = []
+        labels: list[Value] = []
         for level in self.levels:
             values: dict[str, Any] = {}
             _put(values, level.keys)
             labelled = name == self.name and level.label in {label_of(option) for option in (wanted, *options)}
             if labelled or (name in values and _same(values[name], wanted)):
-                found.append(level.label)
-        return found
+                labels.append(level.label)
+        return labels
 
     @property
     def whole(self) -> bool:
@@ -88,13 +88,13 @@ class Dimension:
 
     @property
     def probes(self) -> tuple[Value, ...]:
-        """Values that stand for all: those of a choice, the ends of a range."""
+        """Values that represent all: every value of a choice, the ends of a range."""
         if self.levels:
             return tuple(level.label for level in self.levels)
         return tuple(int(end) if self.whole else end for end in self.bounds)
 
     def values(self, most: int) -> list[Value] | None:
-        """All of them; None where there are more than `most`."""
+        """All values; None where there are more than `most`."""
         if self.levels:
             return list(self.probes)
         low, high = self.bounds
@@ -113,7 +113,7 @@ class Dimension:
         return int(value) if self.whole else float(self._on_grid(value))
 
     def problem(self, value: Any) -> str | None:
-        """Why it cannot have this value, as it stands in a file."""
+        """Error message for an invalid value from a file; None for a valid one."""
         if self.levels:
             labels = [level.label for level in self.levels]
             label = label_of(value)
@@ -129,7 +129,7 @@ class Dimension:
         return None
 
     def stored(self, value: Any) -> Value:
-        """A value of a file, as a point has it."""
+        """The form that a value from a file has in a point."""
         if self.levels:
             return label_of(value)
         return int(value) if self.whole else float(self._on_grid(value))
@@ -137,16 +137,16 @@ class Dimension:
 
 @dataclass(frozen=True)
 class ArmSpace:
-    """What is searched in one arm."""
+    """Search space of one arm."""
 
     arm: Arm
     dimensions: tuple[Dimension, ...]
-    """Those whose conditions can hold in this arm, each after those that decide whether it is searched."""
+    """Dimensions whose conditions can hold in this arm, each after the dimensions in its condition."""
 
     def draw(self, suggest: Callable[[Dimension], Value]) -> Point:
-        """A point: what `suggest` says of each parameter whose conditions hold, in the order of `dimensions`."""
+        """A point with the value of `suggest` for each parameter whose conditions hold, in order of `dimensions`."""
         point: Point = {}
-        values = dict(self._own_values)
+        values = dict(self._arm_values)
         for dimension in self.dimensions:
             if _holds(dimension.parameter.when, point, values):
                 point[dimension.name] = chosen = suggest(dimension)
@@ -154,25 +154,25 @@ class ArmSpace:
         return point
 
     def keys(self, point: Point) -> ConfigNode:
-        """The keys that a point sets. A `kind` comes first: it replaces its section."""
-        found = [self.dimension(name).keys(value) for name, value in point.items()]
-        paths = [(path, value) for node in found for path, value in _leaf_nodes(node)]
+        """Tree of the keys that a point sets. A `kind` comes first, since it replaces its section."""
+        nodes = [self.dimension(name).keys(value) for name, value in point.items()]
+        paths = [(path, value) for node in nodes for path, value in _leaf_nodes(node)]
         return merge_all(at(path, node) for path, node in sorted(paths, key=lambda item: not _is_kind(item[0])))
 
     def experiment(self, point: Point) -> Experiment:
-        """What a point stands for. Raises InputError where its values do not go together."""
+        """The experiment at a point. Raises InputError for values that cannot be combined."""
         return changed(self.arm.experiment, self.keys(point))
 
     def dimension(self, name: str) -> Dimension:
         return next(dimension for dimension in self.dimensions if dimension.name == name)
 
     @cached_property
-    def own(self) -> Point:
-        """The arm's own setting as a point. Raises InputError where it is none."""
+    def default_point(self) -> Point:
+        """The arm's setting in the file as a point. Raises InputError where the space does not contain it."""
         problems: list[Problem] = []
 
         def suggest(dimension: Dimension) -> Value:
-            value = self._own_value(dimension)
+            value = self._default_value(dimension)
             if isinstance(value, Problem):
                 problems.append(value)
                 return dimension.probes[0]
@@ -183,7 +183,7 @@ class ArmSpace:
             raise InputError(*problems)
         return point
 
-    def _own_value(self, dimension: Dimension) -> Value | Problem:
+    def _default_value(self, dimension: Dimension) -> Value | Problem:
         where = f"space.{dimension.name}"
         if dimension.levels:
             for level in dimension.levels:
@@ -194,7 +194,7 @@ class ArmSpace:
                     continue
             message = f"the own setting of the arm {self.arm.name} is none of these; it is always tried, so add it"
             return Problem(message, where, dimension.location)
-        value = self._own_values.get(dimension.paths[0])
+        value = self._arm_values.get(dimension.paths[0])
         if problem := dimension.problem(value):
             wrong = problem if value is not None else "it is not set"
             message = f"in the arm {self.arm.name}, whose own setting is always tried, {wrong}; widen it or set `base`"
@@ -202,40 +202,43 @@ class ArmSpace:
         return dimension.stored(value)
 
     @cached_property
-    def _own_values(self) -> Mapping[str, Any]:
+    def _arm_values(self) -> Mapping[str, Any]:
         return dict(leaves(self.arm.flat))
 
     def every_point(self, most: int) -> list[Point] | None:
         """All points of a finite space; None where there are more than `most`, or infinitely many."""
         points: list[list[Value]] = [[]]
-        found: list[Point] = []
+        complete: list[Point] = []
         while points:
             begun = points.pop()
-            given, open_ = iter(begun), [list[Value]()]
+            fixed, branches = iter(begun), [list[Value]()]
 
-            def suggest(dimension: Dimension, given: Iterator[Value] = given, open_: list[Any] = open_) -> Value:
-                for value in given:
+            def suggest(dimension: Dimension, fixed: Iterator[Value] = fixed, branches: list[Any] = branches) -> Value:
+                for value in fixed:
                     return value
                 values = dimension.values(most)
                 if values is None:
                     raise OverflowError
-                open_[0] = open_[0] or values
+                branches[0] = branches[0] or values
                 return values[0]
 
             try:
                 point = self.draw(suggest)
             except OverflowError:
                 return None
-            if open_[0]:
-                points += [[*begun, value] for value in reversed(open_[0])]
+            if branches[0]:
+                points += [[*begun, value] for value in reversed(branches[0])]
             else:
-                found.append(point)
-            if len(found) + len(points) > most:
+                complete.append(point)
+            if len(complete) + len(points) > most:
                 return None
-        return found
+        return complete
 
     def with_value(self, dimension: Dimension, value: Value) -> list[Point]:
-        """Parts of points: this value, with each that lets it be searched; the rest is as the arm has it."""
+        """Partial points with this value, one for each combination of other values that fulfils its conditions.
+
+        All other parameters keep the arm's values.
+        """
         points: list[Point] = [{dimension.name: value}]
         waiting = [dimension]
         while waiting:
@@ -249,8 +252,8 @@ class ArmSpace:
 
 
 def dimensions_of(sweep: Sweep, document: ConfigNode, problems: list[Problem]) -> list[Dimension]:
-    """The parameters with the marks of the file, each after those that its conditions speak of."""
-    found = []
+    """The parameters with their source locations, each after the parameters in its conditions."""
+    dimensions = []
     for name, parameter in sweep.space.items():
         node = document.find(["space", name])
         assert node is not None
@@ -263,21 +266,21 @@ def dimensions_of(sweep: Sweep, document: ConfigNode, problems: list[Problem]) -
             labels = [level.label for level in levels]
             for label in dict.fromkeys(label for label in labels if labels.count(label) > 1):
                 problems.append(Problem(f"two values are called {label!r}; name them", where, choice.location))
-        found.append(Dimension(name, parameter, tuple(levels), node.location))
-    problems += _clashes(found)
-    graph = {one.name: _deciders(one.parameter.when, found) for one in found}
+        dimensions.append(Dimension(name, parameter, tuple(levels), node.location))
+    problems += _clashes(dimensions)
+    graph = {one.name: _deciders(one.parameter.when, dimensions) for one in dimensions}
     try:
         order = list(TopologicalSorter(graph).static_order())
     except CycleError as error:
         circle = error.args[1]
-        location = next(dimension.location for dimension in found if dimension.name == circle[0])
+        location = next(dimension.location for dimension in dimensions if dimension.name == circle[0])
         problems.append(Problem(f"conditions in a circle: {' -> '.join(circle)}", f"space.{circle[0]}.when", location))
-        return found
-    return sorted(found, key=lambda dimension: order.index(dimension.name))
+        return dimensions
+    return sorted(dimensions, key=lambda dimension: order.index(dimension.name))
 
 
 def space_of(arm: Arm, dimensions: Sequence[Dimension]) -> ArmSpace:
-    """Those of the parameters that can be searched in this arm."""
+    """The space of an arm, with the parameters that can be searched in it."""
     values = dict(leaves(arm.flat))
     kept: list[Dimension] = []
 
@@ -293,7 +296,7 @@ def space_of(arm: Arm, dimensions: Sequence[Dimension]) -> ArmSpace:
 
 
 def unknown_conditions(dimensions: Sequence[Dimension], spaces: Sequence[ArmSpace]) -> Iterator[Problem]:
-    """Conditions on what is neither searched nor a key of any arm, and those that hold nowhere."""
+    """Problems of conditions on names that are neither searched nor a key, and of conditions that never hold."""
     searched = {one for space in spaces for one in space.dimensions}
     keys = {key for space in spaces for key, _ in leaves(space.arm.flat)}
     names = {dimension.name for dimension in dimensions}
@@ -311,37 +314,39 @@ def unknown_conditions(dimensions: Sequence[Dimension], spaces: Sequence[ArmSpac
 
 
 def wrong_values(spaces: Sequence[ArmSpace]) -> Iterator[Problem]:
-    """Values that an arm can never have: of keys that do not exist, or outside of the schema's range."""
+    """Problems of values that an arm can never have: keys that do not exist, or values that the schema refuses."""
     for dimension in dict.fromkeys(dimension for space in spaces for dimension in space.dimensions):
         having = [space for space in spaces if dimension in space.dimensions]
-        found = {space.arm.name: _impossible(space, dimension) for space in having}
-        absent = [name for name, wrong in found.items() if any(p.message.startswith("unknown key") for _, p in wrong)]
+        wrong_by_arm = {space.arm.name: _impossible(space, dimension) for space in having}
+        absent = [
+            name for name, wrong in wrong_by_arm.items() if any(p.message.startswith("unknown key") for _, p in wrong)
+        ]
         if absent and len(absent) < len(spaces):
             message = f"a key that the arm {some(absent)} does not have; add a `when` that holds in the others alone"
             yield Problem(message, f"space.{dimension.name}", dimension.location)
             continue
-        for value, problem in dict.fromkeys(pair for wrong in found.values() for pair in wrong):
-            said = "" if problem.message.startswith("unknown key") else f"{value!r} is not possible: "
-            yield Problem(f"{said}{problem.key}: {problem.message}", f"space.{dimension.name}", dimension.location)
+        for value, problem in dict.fromkeys(pair for wrong in wrong_by_arm.values() for pair in wrong):
+            prefix = "" if problem.message.startswith("unknown key") else f"{value!r} is not possible: "
+            yield Problem(f"{prefix}{problem.key}: {problem.message}", f"space.{dimension.name}", dimension.location)
 
 
 def _impossible(space: ArmSpace, dimension: Dimension) -> list[tuple[Value, Problem]]:
-    """Values of its choice, or ends of its range, that fit no setting of the other parameters that was looked at."""
+    """Values of a choice, or ends of a range, that fit no checked setting of the other parameters, with the problem."""
     wrong: list[tuple[Value, Problem]] = []
     for value in dimension.probes:
         points = space.with_value(dimension, value)
-        found = _unfitting(space, points[0])
+        problems = _unfitting(space, points[0])
         others = [
             (other.name, one) for other in space.dimensions if other.name not in points[0] for one in other.probes
         ]
         beside = ({**point, name: one} for point in points for name, one in [(dimension.name, value), *others])
-        if found and all(_unfitting(space, point) for point in beside):
-            wrong += [(value, problem) for problem in found]
+        if problems and all(_unfitting(space, point) for point in beside):
+            wrong += [(value, problem) for problem in problems]
     return wrong
 
 
 def _unfitting(space: ArmSpace, point: Point) -> list[Problem]:
-    """What is wrong with a point."""
+    """Problems of a point's experiment; empty for a valid one."""
     try:
         space.experiment(point)
     except InputError as error:
@@ -350,7 +355,7 @@ def _unfitting(space: ArmSpace, point: Point) -> list[Problem]:
 
 
 def _clashes(dimensions: Sequence[Dimension]) -> Iterator[Problem]:
-    """Parameters that could set one key at once."""
+    """Problems of parameters that could set the same key at one point."""
     for index, dimension in enumerate(dimensions):
         for other in dimensions[:index]:
             shared = [p for p in dimension.paths for q in other.paths if under(p, q) or under(q, p)]
@@ -360,7 +365,7 @@ def _clashes(dimensions: Sequence[Dimension]) -> Iterator[Problem]:
 
 
 def _apart(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
-    """Whether no point fulfils both conditions."""
+    """Whether two conditions exclude each other."""
 
     def options(wanted: Any) -> set[str]:
         return {_plain(item) for item in (wanted if isinstance(wanted, list | tuple) else [wanted])}
@@ -369,7 +374,7 @@ def _apart(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
 
 
 def _deciders(names: Iterable[str], dimensions: Sequence[Dimension]) -> set[str]:
-    """The parameters that conditions on these names speak of."""
+    """Names of the parameters that decide conditions on these names."""
     return {
         other.name
         for other in dimensions
@@ -382,7 +387,7 @@ def _holds(when: Mapping[str, Any], point: Point, values: Mapping[str, Any]) -> 
 
 
 def _same(value: Any, wanted: Any) -> bool:
-    """Whether a value is the wanted one, or one of a list of them."""
+    """Whether a value equals the wanted one, or one of a list of wanted values."""
     options = wanted if isinstance(wanted, list | tuple) else ()
     return _plain(value) in {_plain(wanted), *map(_plain, options)}
 
@@ -394,7 +399,7 @@ def _plain(value: Any) -> str:
 
 
 def _put(values: dict[str, Any], keys: ConfigNode) -> None:
-    """Take over what a point sets; a bare word is the kind of its section."""
+    """Set the keys of a tree in `values`; a bare word is the kind of its section."""
     for path, value in leaves(keys.plain()):
         values[path] = value
         if isinstance(value, str) and f"{path}.{KIND}" in values:

@@ -18,10 +18,10 @@ _BLOCK = 1 << 16
 
 
 def journal(path: Path) -> BaseStorage:
-    """A file, for processes that share it. Raises InputError, with the line, for one that is damaged in its middle.
+    """A journal file that processes share. Raises InputError, with the line, for a file that is damaged in its middle.
 
-    A line that a writer has not finished, since it was killed or the disk was full, is removed before the next one is
-    written: glued to that, it would be unreadable for ever. What it said is said again by whoever goes on.
+    An unfinished last line (its writer was killed, or the disk was full) is removed before the next one is written,
+    which would otherwise be joined to it and be unreadable. The next coordinator writes its content again.
     """
     _check_lines(path)
     from filelock import FileLock
@@ -29,14 +29,14 @@ def journal(path: Path) -> BaseStorage:
     from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 
     class _Lock:
-        """The kernel frees it when its holder dies; Optuna's own locks would be waited for during half a minute."""
+        """A lock that the kernel frees when its holder dies; Optuna's locks would block for half a minute."""
 
         def __init__(self) -> None:
             self._lock = FileLock(path.with_suffix(".lock"))
 
         def acquire(self) -> bool:
             self._lock.acquire()
-            _remove_unfinished_line(path)  # nobody else writes now
+            _remove_unfinished_line(path)  # no other process writes now
             return True
 
         def release(self) -> None:
@@ -45,7 +45,7 @@ def journal(path: Path) -> BaseStorage:
     backend: BaseJournalBackend = JournalFileBackend(str(path), lock_obj=_Lock())  # type: ignore[arg-type]
     try:
         return JournalStorage(backend)
-    except Exception as error:  # of any kind: a line that is JSON may say anything
+    except Exception as error:  # of any kind: a line that is JSON may have any content
         message = (
             f"is damaged: Optuna cannot read it ({type(error).__name__}: {error}). Move the file away to begin the "
         )
@@ -83,24 +83,24 @@ def _check_lines(path: Path) -> None:
 
 
 def database(url: str) -> BaseStorage:
-    """Raises InputError, without the password, for one that cannot be used."""
+    """A database of trials. Raises InputError, without the password, for one that cannot be used."""
     from optuna.storages import RDBStorage
 
-    shown = without_secrets(url)
+    safe_url = without_secrets(url)
     if url.startswith("postgresql://"):
         url = url.replace("postgresql", "postgresql+psycopg", 1)
     try:
         return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
     except ModuleNotFoundError as error:
-        message = f"{shown} needs the package {error.name}; for PostgreSQL: pip install 'lit-llm[postgresql]'"
+        message = f"{safe_url} needs the package {error.name}; for PostgreSQL: pip install 'lit-llm[postgresql]'"
         raise InputError(Problem(message, "--storage")) from None
     except Exception as error:  # SQLAlchemy's own, of many kinds
         reason = " ".join(str(getattr(error, "orig", None) or error).split())
-        raise InputError(Problem(f"{shown} cannot be used: {without_secrets(reason)}", "--storage")) from None
+        raise InputError(Problem(f"{safe_url} cannot be used: {without_secrets(reason)}", "--storage")) from None
 
 
 def storage_errors() -> tuple[type[Exception], ...]:
-    """What a database raises that is gone."""
+    """Exceptions of a database that cannot be reached."""
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 

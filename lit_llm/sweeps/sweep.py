@@ -1,4 +1,4 @@
-"""From a sweep file to what is searched: the arms, the space of each, constraints and goals."""
+"""Load a sweep file: its arms, the space of each, constraints and goals."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ _MACHINE = "pretrain.training.execution"
 
 @dataclass(frozen=True)
 class Search:
-    """A sweep file, build_ablation."""
+    """A loaded sweep file."""
 
     sweep: Sweep
     ablation: Ablation
-    """The arms at their own settings."""
+    """The arms at their default settings."""
     spaces: Mapping[str, ArmSpace]
-    """{arm: what is searched in it}."""
+    """{arm: its search space}."""
     constraints: tuple[Constraint, ...]
     firsts: Mapping[str, tuple[Point, ...]]
-    """{arm: the settings to try first}, its own before all."""
+    """{arm: settings to try first}; the arm's default setting comes first."""
 
     @property
     def name(self) -> str:
@@ -62,36 +62,39 @@ class Search:
 
     @property
     def goals(self) -> tuple[str, ...]:
-        """What is searched for, by name."""
+        """Metrics and figures that are optimized, by name."""
         return tuple(goal.metric for goal in self.sweep.optimize)
 
     def named(self, values: Sequence[float] | None) -> dict[str, float]:
-        """The values of a trial by the names of the goals; empty for one that has none."""
+        """{goal: value} of a trial's values; empty for a trial without values."""
         return dict(zip(self.goals, values, strict=True)) if values else {}
 
     def experiment(self, arm: str, point: Point) -> Experiment:
-        """What a point of an arm's space stands for. Raises InputError where its values do not go together."""
+        """The experiment at a point of an arm's space. Raises InputError for values that cannot be combined."""
         return self.spaces[arm].experiment(point)
 
     @property
     def trains(self) -> bool:
-        """Whether a trial has to be trained; not where all goals are figures that are known before."""
-        return not all(goal.known_before for goal in self.sweep.optimize)
+        """Whether a trial has to be trained; not where all goals are figures of the cost."""
+        return not all(goal.is_cost_figure for goal in self.sweep.optimize)
 
     def excess(self, experiment: Experiment) -> dict[str, float]:
-        """{constraint: how far it is from holding}, 0 where it holds."""
+        """{constraint: its excess}, 0 where it holds."""
         if not self.constraints:
             return {}
         values = figures(experiment)
         return {constraint.text: constraint.excess(values) for constraint in self.constraints}
 
     def as_json(self) -> dict[str, Any]:
-        """What `plan --json` says of a sweep beside its arms. Keys may be added, none is renamed."""
-        space = {name: [dimension.name for dimension in found.dimensions] for name, found in self.spaces.items()}
+        """Content of `plan --json` for a sweep beside its arms. Keys may be added, none is renamed."""
+        space = {
+            name: [dimension.name for dimension in space_of_arm.dimensions]
+            for name, space_of_arm in self.spaces.items()
+        }
         return {"sweep": self.sweep.model_dump(mode="json", exclude_none=True), "searched": space}
 
     def identity(self) -> dict[str, Any]:
-        """What decides which trials belong together, as plain data. How many, and what follows, is not in it."""
+        """Plain data that is equal for searches whose trials may be mixed; without budget and confirmation study."""
         content = self.sweep.model_dump(mode="json", exclude_defaults=True)
         for key in ("sweep", "question", "extends", "base", "arms", "trials", "winners", "allow"):
             content.pop(key, None)
@@ -103,22 +106,24 @@ class Search:
 
 
 def figures(experiment: Experiment) -> dict[str, Any]:
-    """What constraints may speak of: the leaves of the configuration, and the figures of its cost; None for those of
-    decoding where the model does not decode."""
+    """{name: value} that constraints may use: leaves of the configuration and figures of the cost.
+
+    Figures of decoding are None for a model that does not decode.
+    """
     cost = cost_of(experiment)
     costs = {name: of(cost) if cost.generates or name not in OF_DECODING else None for name, of in FIGURES.items()}
     return {**dict(leaves(experiment.model_dump(mode="json"))), **costs}
 
 
 def is_sweep(source: str, store: Store | None = None) -> bool:
-    """Whether this is a sweep file, or the name of a sweep in a store."""
+    """Whether `source` is a sweep file, or the name of a sweep in a store."""
     if is_preset(source) or os.path.isfile(source):
         return not is_preset(source) and "sweep" in read_file(Path(source)).value
     return store is not None and _kept(source, store) is not None
 
 
 def open_sweep(source: str, overrides: Sequence[str], store: Store) -> Search:
-    """A sweep's file, or the name of a sweep in a store (or its folder there). Raises InputError."""
+    """Load a sweep from its file, or by its name or folder in a store. Raises InputError."""
     if is_preset(source) or os.path.isfile(source) or (file := _kept(source, store)) is None:
         return load_sweep(source, overrides)
     try:
@@ -133,12 +138,12 @@ def open_sweep(source: str, overrides: Sequence[str], store: Store) -> Search:
 
 
 def content_of_search(search: Search) -> dict[str, Any]:
-    """What `open_sweep` reads in a store."""
+    """Content of sweep.json, which `open_sweep` reads."""
     return {"content": search.sweep.model_dump(mode="json", exclude_unset=True), **content_of(search.ablation)}
 
 
 def _kept(source: str, store: Store) -> Path | None:
-    """Where a store keeps a sweep; None where it has none of this name."""
+    """The sweep.json of a sweep in a store; None where the store has none of this name."""
     name = name_in(store, source)
     if not re.fullmatch(PLAIN_NAME, name):
         return None
@@ -170,8 +175,13 @@ def load_sweep(source: str | Path, overrides: Sequence[str] = ()) -> Search:
         sweep = validate(Sweep, document)
     except InputError as error:
         arms_too = list(error.problems)
-        told = {problem.key.partition(".")[0] for problem in error.problems}
-        if {"extends", "base", "arms"} & document.value.keys() and not {"extends", "base", "arms", "allow"} & told:
+        keys_with_errors = {problem.key.partition(".")[0] for problem in error.problems}
+        if {"extends", "base", "arms"} & document.value.keys() and not {
+            "extends",
+            "base",
+            "arms",
+            "allow",
+        } & keys_with_errors:
             rest = ConfigNode({key: node for key, node in document.value.items() if key != "seeds"}, document.location)
             with collect_errors(arms_too):
                 part = _study_part("sweep", "", rest)
@@ -192,7 +202,7 @@ def _searched(
     overrides: Sequence[str],
     of_arms: Sequence[Problem] = (),
 ) -> Search:
-    """The search of a sweep; of_arms: what is wrong with its arms. Raises InputError with every problem."""
+    """The search of a sweep. of_arms: problems of its arms. Raises InputError with every problem."""
     problems: list[Problem] = []
     dimensions = dimensions_of(sweep, document, problems)
     readable = not problems
@@ -232,21 +242,21 @@ def _searched(
 
 
 def _without(arm: str, name: str) -> str:
-    """What is wrong with asking an encoder-only model for what only those have that go on with a text."""
+    """Error message for a metric or figure of text continuation, which an encoder-only model lacks."""
     instead = "prefill_flops_per_token and memory_bytes are of all" if name in OF_DECODING else "use val/masked_nll"
     return f"an encoder_only model, as {arm} is, has no {name}; {instead}"
 
 
 def _measured(sweep: Sweep, ablation: Ablation) -> Ablation:
-    """The arms, to be compared by what is searched for, or else by what such models are measured by."""
-    goals = [goal.metric for goal in sweep.optimize if not goal.known_before]
+    """The arms with the first trained goal as their metric, or with their family's primary metric."""
+    goals = [goal.metric for goal in sweep.optimize if not goal.is_cost_figure]
     metric = next(iter(goals), primary_metric(ablation.arms[0].experiment.model.family))
     compare = ablation.study.compare.model_copy(update={"metric": metric})
     return replace(ablation, study=ablation.study.model_copy(update={"compare": compare}))
 
 
 def _study_part(name: str, question: str, document: ConfigNode) -> ConfigNode:
-    """The tree of a study of the same arms, with the marks of the sweep's file."""
+    """The tree of a study of the same arms, with source locations in the sweep file."""
     items = {key: document.value[key] for key in ("extends", "base", "arms", "allow", "seeds") if key in document.value}
     head = {"study": ConfigNode(name, document.location), "question": ConfigNode(question or "?", document.location)}
     head["compare"] = ConfigNode({"metric": ConfigNode(PRIMARY_METRICS[0])})  # of the split that a search goes by
@@ -254,8 +264,8 @@ def _study_part(name: str, question: str, document: ConfigNode) -> ConfigNode:
 
 
 def _not_to_search(sweep: Sweep, dimensions: Sequence[Dimension], overrides: Sequence[str]) -> Iterator[Problem]:
-    """Keys that no search may move."""
-    trained = [goal.metric for goal in sweep.optimize if not goal.known_before]
+    """Problems of searched keys that no search may change."""
+    trained = [goal.metric for goal in sweep.optimize if not goal.is_cost_figure]
     ignored: list[Problem] = []
     moving = _moves_validations(sweep)
     after = [(key, node.location) for node in read_overrides(overrides, ignored) for key, _ in leaves(node.plain())]
@@ -290,7 +300,7 @@ def _not_to_search(sweep: Sweep, dimensions: Sequence[Dimension], overrides: Seq
 
 
 def _not_measured(sweep: Sweep, document: ConfigNode) -> Iterator[Problem]:
-    """Goals of stages that a sweep does not have."""
+    """Problems of goals that belong to stages which a sweep does not have."""
     for number, goal in enumerate(sweep.optimize):
         if goal.metric.startswith((FINETUNED, EVALUATED)):
             key = ["optimize", str(number), "metric"]
@@ -299,7 +309,7 @@ def _not_measured(sweep: Sweep, document: ConfigNode) -> Iterator[Problem]:
 
 
 def _moves_validations(sweep: Sweep) -> tuple[str, ...]:
-    """Keys that move the points at which a trial is validated, where the pruner needs them to be all the same.
+    """Keys that change when a trial is validated, for pruners that need equal validation points.
 
     Optuna fills a rung with the first report at or above it: a trial that reports late would be ranked by a lower loss.
     """
@@ -319,7 +329,7 @@ def _constraints(sweep: Sweep, document: ConfigNode, problems: list[Problem]) ->
 
 
 def _holds(constraints: Sequence[Constraint], experiment: Experiment) -> bool:
-    """Whether an experiment satisfies the constraints. One that cannot be computed is broken."""
+    """Whether an experiment satisfies the constraints; a constraint that cannot be computed is not satisfied."""
     if not constraints:
         return True
     values = figures(experiment)
@@ -330,8 +340,8 @@ def _holds(constraints: Sequence[Constraint], experiment: Experiment) -> bool:
 
 
 def _firsts(sweep: Sweep, document: ConfigNode, space: ArmSpace) -> Iterator[Point]:
-    """The arm's own setting and what the file says to try first. Raises InputError."""
-    yield space.own
+    """The arm's default setting, then the file's settings to try first. Raises InputError."""
+    yield space.default_point
     problems: list[Problem] = []
     for number, given in enumerate(sweep.first):
         where, location = f"first.{number}", document.location_of(["first", str(number)])
@@ -348,8 +358,8 @@ def _firsts(sweep: Sweep, document: ConfigNode, space: ArmSpace) -> Iterator[Poi
         ) -> Value:
             if dimension.name in given:
                 return dimension.stored(given[dimension.name])
-            if dimension.name in space.own:
-                return space.own[dimension.name]
+            if dimension.name in space.default_point:
+                return space.default_point[dimension.name]
             message = f"needs a value of {dimension.name}, which the arm {space.arm.name} does not have by itself"
             problems.append(Problem(message, where, location))
             return dimension.probes[0]
@@ -360,13 +370,13 @@ def _firsts(sweep: Sweep, document: ConfigNode, space: ArmSpace) -> Iterator[Poi
 
 
 def _unfulfilled(search: Search, document: ConfigNode) -> Iterator[Problem]:
-    """Constraints on what is no number, and those that an arm's own setting breaks."""
-    known = {arm.name: figures(arm.experiment) for arm in search.ablation.arms} if search.constraints else {}
+    """Problems of constraints on values that are no numbers, and of those that an arm's default setting breaks."""
+    figures_by_arm = {arm.name: figures(arm.experiment) for arm in search.ablation.arms} if search.constraints else {}
     for constraint in search.constraints:
         location = document.location_of(["constraints", str(search.sweep.constraints.index(constraint.text))])
-        for arm, values in known.items():
+        for arm, values in figures_by_arm.items():
             numbers = {key: v for key, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-            wrong = [said for name in constraint.names if (said := unknown(name, numbers))]
+            wrong = [message for name in constraint.names if (message := unknown(name, numbers))]
             wrong += [_without(arm, name) for name in constraint.names if name in OF_DECODING and values[name] is None]
             if wrong:
                 yield Problem(f"{constraint.text}: {wrong[0]}", "constraints", location)
@@ -377,6 +387,6 @@ def _unfulfilled(search: Search, document: ConfigNode) -> Iterator[Problem]:
                 yield Problem(f"{constraint.text}: {error}", "constraints", location)
                 break
             if excess > 0:
-                said = ", ".join(f"{name} = {values[name]:g}" for name in constraint.names)
+                values_text = ", ".join(f"{name} = {values[name]:g}" for name in constraint.names)
                 message = f"{constraint.text} does not hold for the arm {arm}, whose own setting is always tried"
-                yield Problem(f"{message}: {said}", "constraints", location)
+                yield Problem(f"{message}: {values_text}", "constraints", location)

@@ -1,4 +1,4 @@
-"""One trial of a sweep, and how it is noted in Optuna's storage."""
+"""One trial of a sweep, and its form in Optuna's storage."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ if TYPE_CHECKING:
 
 Ended = Literal["done", "pruned", "diverged", "failed", "out_of_memory", "infeasible", "repeated", "lost"]
 NOT_COUNTED: tuple[Ended, ...] = ("infeasible", "repeated", "lost")
-"""Draws that took no training: they are no part of the budget."""
+"""Final states of draws without training, which do not count towards the budget."""
 RUN, GIVEN_UP, ENDED, RETRY = "run", "given_up", "ended", "retry_of"
-"""What is noted of a trial: who runs which stages; that the pruner gave it up; how it ended, and what that took; which
-failed trial it repeats. Each is written at once, so that nothing is ever half there."""
+"""Attributes of a trial in the storage: its coordinator and stages; whether it is pruned; its final state and spending;
+the failed trial that it repeats. Each is one write, so that none is ever stored in part."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One point of an arm's space, tried."""
+    """One trial: a point of an arm's space, and its state."""
 
     arm: str
     number: int
     point: Point
     state: str
-    """running, or how it ended."""
+    """running, or its final state."""
     values: tuple[float, ...] | None = None
-    """Of the goals, in their order; of a done trial alone."""
+    """Values of the goals, in their order; only of a done trial."""
     fingerprints: tuple[str, ...] = ()
-    """Of its stages, one for each seed."""
+    """Fingerprints of its stages, one for each seed."""
     coordinator: str | None = None
     error: str | None = None
     tokens: int = 0
@@ -39,12 +39,12 @@ class Trial:
     """FLOPs of its training, forward and backward."""
     seconds: float = 0.0
     reports: tuple[tuple[int, float], ...] = ()
-    """(progress, value) as the pruner was told."""
+    """(progress, value) of each report to the pruner."""
     pruned: bool = False
     origin: str = ""
-    """Of its results: code, device, threads."""
-    told: bool = False
-    """Whether Optuna knows how it ended."""
+    """Provenance digest of its results: code, device, threads."""
+    settled: bool = False
+    """Whether its final state is in Optuna's storage."""
     retried: bool = False
     """Whether a later trial repeats it."""
 
@@ -54,12 +54,12 @@ class Trial:
 
     @property
     def counts(self) -> bool:
-        """Whether it is a part of the budget."""
+        """Whether it counts towards the budget."""
         return self.state not in NOT_COUNTED and not self.retried
 
 
 def read_trial(arm: str, frozen: optuna.trial.FrozenTrial, retried: bool) -> Trial:
-    """As Optuna knows it. retried: whether a later one repeats it."""
+    """A trial from Optuna's storage. retried: whether a later trial repeats it."""
     run, ended = (frozen.user_attrs.get(name, {}) for name in (RUN, ENDED))
     values = ended.get("values")
     return Trial(
@@ -75,7 +75,7 @@ def read_trial(arm: str, frozen: optuna.trial.FrozenTrial, retried: bool) -> Tri
         flops=float(ended.get("flops", 0.0)),
         seconds=float(ended.get("seconds", 0.0)),
         reports=tuple(sorted(frozen.intermediate_values.items())),
-        told=frozen.state.is_finished(),
+        settled=frozen.state.is_finished(),
         pruned=bool(frozen.user_attrs.get(GIVEN_UP, False)),
         origin=ended.get("origin", ""),
         retried=retried,

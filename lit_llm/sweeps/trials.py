@@ -1,14 +1,13 @@
-"""The trials of a sweep in Optuna's storage: asked for, judged and told by any number of coordinators.
+"""Trials of a sweep in Optuna's storage, which any number of coordinators draw, judge and end.
 
 ```
-studies/<sweep>/sweep.json       what it is, and where its trials are
+studies/<sweep>/sweep.json       the search, and the address of its storage
                 optuna.journal   the trials, unless they are in a database
                 claims.lock      held while a trial is drawn, so that none is drawn twice and none beyond the budget
                 coordinators/    one lock for each coordinator, held for its life: its lease on the trials it runs
 ```
-A trial that is being run has a coordinator. Where that one's lock is free, its process is gone, and another takes the
-trial over: the stages of its runs go on from their checkpoints. Only this file and `trial.py` know what
-is in Optuna's storage.
+A running trial has a coordinator. If that coordinator's lock is free, its process is gone, and another one takes the
+trial over: the stages of its runs go on from their checkpoints. Only this file and `trial.py` read Optuna's storage.
 """
 
 from __future__ import annotations
@@ -44,17 +43,17 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
 IN_VAIN = 300
-"""Draws without a new, feasible point, one after another, that end an arm's search."""
+"""Consecutive draws without a new, feasible point that end an arm's search."""
 PATIENT = 4
-"""Draws in vain, after which a point of a finite space is taken that fulfils all and was not tried."""
+"""Consecutive draws without a new, feasible point before an untried feasible point of a finite space is taken."""
 COUNTABLE = 20_000
-"""Points up to which a finite space is listed, so that its last points are found too."""
+"""Most points of a finite space that are listed, so that the search reaches its last points."""
 PATIENCE = 120.0
 """Seconds to wait while others draw."""
 
 
 class Trials:
-    """The trials of all arms. Reading needs no lock; a coordinator opens it with `coordinating`."""
+    """Trials of all arms. Reading needs no lock; a coordinator opens them with `coordinating`."""
 
     def __init__(self, search: Search, store: Store, storage: str | None = None) -> None:
         """storage: URL of a database; the store's journal when absent. Nothing is created before `coordinating`.
@@ -66,10 +65,10 @@ class Trials:
         self._storage: BaseStorage | None = None
         self._studies: dict[str, optuna.Study] = {}
         self._feasible: dict[str, list[tuple[Point, str]] | None] = {}
-        """{arm: the feasible points of its space with the first fingerprint of each}; None for a large space."""
+        """{arm: feasible points of its space, each with its first fingerprint}; None for a large space."""
         self._me: str | None = None
         self.exhausted: dict[str, str] = {}
-        """{arm: why no further trial was found}."""
+        """{arm: reason why it has no further trial}."""
         note = self._read_note()
         if note is None and (self.folder / STORED).exists():
             message = f"{search.name} is the name of a study in this store; give the sweep another"
@@ -86,8 +85,10 @@ class Trials:
         }
 
     def _read_note(self) -> dict[str, Any] | None:
-        """What sweep.json says. None where there is none, or a damaged one whose trials are where they are looked for:
-        then it is written anew. Raises InputError where it is not known where they are."""
+        """Content of sweep.json; None where it is missing, or damaged but its trials are at the expected address.
+
+        In both cases it is written anew. Raises InputError where the address of the trials is lost.
+        """
         file = self.folder / SWEEP
         try:
             note = read_json(file)
@@ -101,7 +102,7 @@ class Trials:
 
     @property
     def address(self) -> str:
-        """What optuna-dashboard takes."""
+        """Address of the storage for optuna-dashboard."""
         return str(self.journal) if self.url is None else without_secrets(self.url)
 
     # --- reading -------------------------------------------------------------------------------------------------
@@ -113,17 +114,17 @@ class Trials:
         return [trial for arm in self.search.spaces for trial in self.of(arm)]
 
     def of(self, arm: str) -> list[Trial]:
-        """Those of one arm."""
+        """Every trial of one arm."""
         study = self.study(arm)
         if study is None:
             return []
-        found = study.get_trials(deepcopy=False)
-        retried = {frozen.user_attrs[RETRY] for frozen in found if RETRY in frozen.user_attrs}
-        drawn = (frozen for frozen in found if frozen.state.name != "WAITING")
+        stored = study.get_trials(deepcopy=False)
+        retried = {frozen.user_attrs[RETRY] for frozen in stored if RETRY in frozen.user_attrs}
+        drawn = (frozen for frozen in stored if frozen.state.name != "WAITING")
         return [read_trial(arm, frozen, retried=frozen.number in retried) for frozen in drawn]
 
     def study(self, arm: str) -> optuna.Study | None:
-        """Optuna's study of one arm; None before it was begun."""
+        """Optuna's study of one arm; None before it has begun."""
         import optuna
 
         if arm not in self._studies:
@@ -143,7 +144,7 @@ class Trials:
             import optuna
 
             optuna.logging.set_verbosity(optuna.logging.WARNING)
-            # They are ours to fulfil: what breaks one is drawn again, whatever the sampler makes of it.
+            # Constraints are enforced here: a point that breaks one is drawn again, with any sampler.
             warnings.filterwarnings("ignore", message="Constraints have been set, but CmaEsSampler")
             self._storage = storage.database(self.url) if self.url is not None else storage.journal(self.journal)
         return self._storage
@@ -152,10 +153,10 @@ class Trials:
 
     @contextmanager
     def coordinating(self, rerun: str | None = None) -> Iterator[None]:
-        """Begin or go on; inside, this process may draw trials and holds the lease on those that it runs.
+        """Begin or continue the search. In the context this process may draw trials and leases those it runs.
 
-        rerun: "failed" draws failed trials again; "stale" begins anew where other code has begun. Raises InputError
-        where the search is another than the one that was begun under this name, or its code, device or threads are.
+        rerun: "failed" draws failed trials again; "stale" begins anew if the trials are of other code. Raises
+        InputError if the search, its code, device or threads differ from those that were begun under this name.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         me = f"{re.sub(r'[^A-Za-z0-9-]', '-', socket.gethostname())}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -186,9 +187,9 @@ class Trials:
             load_if_exists=True,
         )
         self._studies[arm] = study
-        known = study.user_attrs.get("identity")
-        if known is not None and known != search.identity():
-            changed = some(list(difference(known, search.identity())))
+        identity = study.user_attrs.get("identity")
+        if identity is not None and identity != search.identity():
+            changed = some(list(difference(identity, search.identity())))
             message = f"another search was begun under this name ({changed} changed); give the sweep another name"
             raise InputError(Problem(message, "sweep"))
         study.set_user_attr("identity", search.identity())
@@ -204,9 +205,9 @@ class Trials:
                     study.enqueue_trial(dict(trial.point), user_attrs={RETRY: trial.number})
 
     def _check_origins(self, begin_anew: bool) -> None:
-        """Where other code, another device or thread count has begun an arm or done a trial, put all aside or refuse.
+        """Compare the provenance of arms and trials with this process; on a difference set them aside, or refuse.
 
-        An arm tells it before its first trial has ended, a trial where only its own setting depends on it.
+        An arm's provenance serves before its first trial has ended; a trial's, where it depends on the setting.
         """
         stale = []
         for arm in self.search.ablation.arms if self.search.trains else ():
@@ -244,13 +245,13 @@ class Trials:
         self._storage, self._studies = None, {}
 
     def next(self) -> Trial | None:
-        """A trial to run: one whose coordinator is gone, or a new one; of the arm that has fewest. None: none now."""
+        """The next trial: one whose coordinator is gone, or a new one of the arm with fewest; None if none is left."""
         with self._claiming():
-            found = self.all()
-            for trial in found:
-                if not (trial.told or self._is_leased(trial)) and (taken := self._take_over(trial)) is not None:
+            trials = self.all()
+            for trial in trials:
+                if not (trial.settled or self._is_leased(trial)) and (taken := self._take_over(trial)) is not None:
                     return taken
-            counted = {arm: sum(trial.arm == arm and trial.counts for trial in found) for arm in self.search.spaces}
+            counted = {arm: sum(trial.arm == arm and trial.counts for trial in trials) for arm in self.search.spaces}
             for arm in sorted(counted, key=lambda arm: counted[arm]):
                 wanting = counted[arm] < self.search.sweep.trials and arm not in self.exhausted
                 if wanting and (drawn := self._draw(arm)) is not None:
@@ -259,7 +260,7 @@ class Trials:
 
     @property
     def over(self) -> bool:
-        """Whether every arm has its trials, and all of them have ended."""
+        """Whether every arm has all its trials, and all have ended."""
         for arm in self.search.spaces:
             counted = [trial for trial in self.of(arm) if trial.counts]
             if any(trial.state == "running" for trial in counted):
@@ -269,37 +270,37 @@ class Trials:
         return True
 
     def _is_leased(self, trial: Trial) -> bool:
-        """Whether a living coordinator runs it."""
+        """Whether a live coordinator runs the trial."""
         if trial.coordinator is None:
             return False
         lock = self.folder / "coordinators" / f"{trial.coordinator}.lock"
         return trial.coordinator == self._me or is_locked(lock)
 
     def _take_over(self, trial: Trial) -> Trial | None:
-        """One that was left behind. None where it had ended already, and only nobody had said so."""
+        """Take over a trial whose coordinator is gone; None where it has ended, which is then recorded in Optuna."""
         frozen = self._frozen(trial)
         ended = frozen.user_attrs.get(ENDED)
         if ended is not None:
             self._settle(trial, ended["state"], ended["values"])
         elif not trial.fingerprints:
             self.finish(trial, "lost", error="its coordinator ended before it was drawn")
-            # What was somebody's wish, and what the sampler had drawn: a sequence gives each point once.
+            # Requested and drawn values alike are queued again: a sequence gives each point once.
             if wanted := frozen.system_attrs.get("fixed_params", {}) | frozen.params:
-                again = {name: value for name, value in frozen.user_attrs.items() if name == RETRY}
-                self._studies[trial.arm].enqueue_trial(wanted, user_attrs=again)
+                attributes = {name: value for name, value in frozen.user_attrs.items() if name == RETRY}
+                self._studies[trial.arm].enqueue_trial(wanted, user_attrs=attributes)
         else:
             return self._run(trial, trial.fingerprints)
         return None
 
     def _draw(self, arm: str) -> Trial | None:
-        """A new point that fulfils the constraints; None, and why, where none is found any more."""
+        """A trial at a new, feasible point; None if there is none any more, with the reason in `exhausted`."""
         space, study = self.search.spaces[arm], self._studies[arm]
         trials = self.of(arm)
         seen = {name: trial for trial in trials if trial.counts or trial.retried for name in trial.fingerprints}
         count, listed = sum(trial.counts for trial in trials), False
         why = f"{IN_VAIN} draws found no new feasible point after {count} trials"
         for in_vain in range(IN_VAIN):
-            if in_vain % PATIENT == PATIENT - 1 and not listed:  # next comes one that was not tried, where there is one
+            if in_vain % PATIENT == PATIENT - 1 and not listed:  # queue an untried point
                 untried = self._untried(space, seen)
                 listed = untried is not None
                 if untried == []:
@@ -314,7 +315,7 @@ class Trials:
         return None
 
     def _attempt(self, space: ArmSpace, study: optuna.Study, seen: Mapping[str, Trial]) -> Trial | None:
-        """One draw. None, and why in the storage, where it is infeasible or was tried already."""
+        """One draw; None for a point that is infeasible or was tried, with the reason in the storage."""
         study.sampler = make_sampler(self.search.sweep, len(study.get_trials(deepcopy=False)))
         drawn = study.ask()
         point = space.draw(lambda dimension: _suggest(drawn, dimension))
@@ -332,7 +333,7 @@ class Trials:
         return self._run(trial, names)
 
     def _judge(self, space: ArmSpace, point: Point) -> tuple[tuple[str, ...], dict[str, float], str]:
-        """(fingerprints of its stages, how far each constraint is from holding, why it is infeasible or "")."""
+        """(fingerprints of its stages, excess of each constraint, reason why it is infeasible or "")."""
         try:
             experiment = space.experiment(point)
             excess = self.search.excess(experiment)
@@ -342,37 +343,37 @@ class Trials:
         return () if broken else self._fingerprints(experiment), excess, broken
 
     def _run(self, trial: Trial, names: Sequence[str]) -> Trial:
-        """Take the lease on a trial."""
+        """Lease a trial to this coordinator."""
         self._optuna(trial).set_user_attr(RUN, {"coordinator": self._me, "fingerprints": list(names)})
         return replace(trial, coordinator=self._me, fingerprints=tuple(names))
 
     def _untried(self, space: ArmSpace, seen: Mapping[str, Trial]) -> list[Point] | None:
-        """The feasible points of a finite space that were not tried yet; None where it is too large to be listed."""
+        """Untried feasible points of a finite space; None for a space that is too large to be listed."""
         arm = space.arm.name
         if arm not in self._feasible:
             points = space.every_point(COUNTABLE)
-            judged = ((point, self._judge(space, point)) for point in points or ())
-            feasible = [(point, names[0]) for point, (names, _, broken) in judged if not broken]
+            candidates = ((point, self._judge(space, point)) for point in points or ())
+            feasible = [(point, names[0]) for point, (names, _, broken) in candidates if not broken]
             self._feasible[arm] = None if points is None else feasible
-        found = self._feasible[arm]
-        return None if found is None else [point for point, name in found if name not in seen]
+        named_points = self._feasible[arm]
+        return None if named_points is None else [point for point, name in named_points if name not in seen]
 
     def _fingerprints(self, experiment: Experiment) -> tuple[str, ...]:
-        if not self.search.trains:  # no text is read, so there is no digest of it
+        if not self.search.trains:  # no text is read, so it has no digest
             return (fingerprint(experiment.model_dump(mode="json")),)
         seeds = self.search.sweep.seeds
         return tuple(pretrain_fingerprint(experiment.model_copy(update={"seed": seed})) for seed in seeds)
 
     def report(self, trial: Trial, progress: int, value: float) -> bool:
-        """Tell the pruner how a trial does; whether it is to be given up. The arm's own setting never is."""
-        found = self._optuna(trial)
-        if progress in self._frozen(trial).intermediate_values:  # it was resumed from before that point
+        """Report a value to the pruner. Returns whether to prune the trial; the arm's default setting never is."""
+        optuna_trial = self._optuna(trial)
+        if progress in self._frozen(trial).intermediate_values:  # it was resumed from an earlier checkpoint
             return False
-        found.report(value, progress)
-        is_own = trial.point == self.search.firsts[trial.arm][0]
-        verdict = bool(found.should_prune()) and not is_own  # asked in any case: it notes the rungs that were reached
-        if verdict:  # written down before it is carried out, so that it holds whoever ends the trial
-            found.set_user_attr(GIVEN_UP, True)
+        optuna_trial.report(value, progress)
+        is_default = trial.point == self.search.firsts[trial.arm][0]
+        verdict = bool(optuna_trial.should_prune()) and not is_default  # always called: it records the rungs
+        if verdict:  # stored before the trial ends, so that it holds for any coordinator
+            optuna_trial.set_user_attr(GIVEN_UP, True)
         return verdict
 
     def finish(
@@ -384,7 +385,7 @@ class Trials:
         error: str | None = None,
         **spent: float,
     ) -> None:
-        """Write down how a trial ended. values: of a done one; spent: tokens, flops, seconds."""
+        """Record the end of a trial. values: those of a done one; spent: tokens, flops, seconds."""
         note: dict[str, Any] = {"state": ended, "error": error, **spent}
         note["values"] = list(values) if values is not None else None
         if self.search.trains and ended not in NOT_COUNTED:
@@ -396,7 +397,7 @@ class Trials:
         from optuna.trial import TrialState
 
         states = {"done": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "infeasible": TrialState.PRUNED}
-        # A loss that is lost is no number: to the sampler such a trial is one of the worst, not one that never was.
+        # A diverged trial has no loss. As pruned, it counts as bad for the sampler; as failed, it would be ignored.
         states["diverged"] = TrialState.PRUNED if len(self.search.sweep.optimize) == 1 else TrialState.FAIL
         study = self._studies[trial.arm]
         study.tell(trial.number, list(values) if values is not None else None, states.get(ended, TrialState.FAIL))

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: the newest and the one before it, each with the digest of its content at its end."""
+"""Checkpoints of a training: the newest and the one before it, each ending with a digest of its content."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from lit_llm.training.config import TrainingConfig
 LAST, PREVIOUS, WORK = "last.ckpt", "previous.ckpt", "writing.ckpt"
 _DIGEST = re.compile(rb"\nsha256:[0-9a-f]{64}\n")
 _LENGTH = 73
-"""Bytes of the digest at the end of a checkpoint. torch reads a file from its front, and takes no notice of them."""
+"""Bytes of the digest at the end of a checkpoint. torch reads a file from its front and ignores them."""
 
 
 class Checkpoints(L.Callback):
-    """Writes a checkpoint every `checkpoint_every` steps and when the run is asked to stop.
+    """Writes a checkpoint every `checkpoint_every` steps and when the run is to stop.
 
-    The one before is kept until the next is written: a machine that goes down, or a disk that forgets, costs the steps
-    between two checkpoints and never the run.
+    The previous one is kept until the next is written: a crash, or a disk that loses writes, costs at most the steps
+    between two checkpoints.
     """
 
     def __init__(self, folder: Path, training: TrainingConfig, should_stop: Callable[[], bool]) -> None:
@@ -45,8 +45,8 @@ class Checkpoints(L.Callback):
         trainer.should_stop = trainer.should_stop or stop
 
 
-def newest_checkpoint(folder: Path, tell: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that is what was written; None where there is none. Removes damaged ones, and tells."""
+def newest_checkpoint(folder: Path, log: Callable[[str], None]) -> Path | None:
+    """The newest undamaged checkpoint; None where there is none. Removes damaged ones and logs a message."""
     damages: list[Damaged] = []
     newest = None
     for path in (folder / LAST, folder / PREVIOUS):
@@ -61,13 +61,13 @@ def newest_checkpoint(folder: Path, tell: Callable[[str], None]) -> Path | None:
             newest = path
             break
     if damages:
-        going_on = f"going on from {newest.name}" if newest else "starting over"
-        tell(f"{'; '.join(map(str, damages))}; {going_on}")
+        next_step = f"going on from {newest.name}" if newest else "starting over"
+        log(f"{'; '.join(map(str, damages))}; {next_step}")
     return newest
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Those of a training that has ended: they are of use to a resume alone."""
+    """Remove the checkpoints of a training that has ended, which only a resume needs."""
     for name in (LAST, PREVIOUS, WORK):
         remove(folder / name)
 
@@ -81,7 +81,7 @@ def add_digest(path: Path) -> None:
 
 
 def check_checkpoint(path: Path) -> None:
-    """Raise Damaged unless a checkpoint's content is that of its digest. Never remembered: it is read once."""
+    """Raise Damaged unless a checkpoint's content matches its digest."""
     total, left = hashlib.sha256(), path.stat().st_size - _LENGTH
     try:
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""How a stage is trained."""
+"""Settings of the training of a stage."""
 
 from __future__ import annotations
 
@@ -12,40 +12,40 @@ from lit_llm.training.schedules import Cosine, Schedule
 
 
 class StabilityConfig(Section):
-    """What counts as unstable, and how it is watched."""
+    """Definition of loss spikes and divergence, and measurement of attention logits."""
 
     spike_window: int = Field(20, ge=2)
-    """Steps that a loss is compared with."""
+    """Number of preceding steps that a loss is compared with."""
     spike_deviations: float = Field(6.0, gt=0)
     """A loss that lies this many standard deviations above the mean of the window is a spike."""
     diverged_margin: float = Field(2.0, gt=0)
-    """Nats per token above the first loss that count as lost."""
+    """Nats per token above the first loss beyond which a step counts as diverged."""
     diverged_patience: int = Field(20, gt=0)
-    """Steps in a row above that margin that end the run as diverged. A loss or gradient that is not finite ends it at
-    once."""
+    """Consecutive steps above that margin that end the run as diverged. A loss or gradient that is not finite ends it
+    at once."""
     logit_every: int = Field(50, ge=0)
-    """Steps between two looks at the largest attention logit; 0: never."""
+    """Steps between two measurements of the largest attention logit; 0: never."""
     logit_sequences: int = Field(2, gt=0)
-    """Sequences of the batch whose attention scores are computed again for that."""
+    """Sequences of the batch whose attention scores are computed again for the measurement."""
 
 
 class ExecutionConfig(Section):
-    """How the machine does it. Not part of a run's identity; recorded with its result, which is stale where another
+    """Execution on the machine. Not part of a run's fingerprint; recorded with its result, which is stale where another
     value would change it."""
 
     threads: int = Field(1, gt=0)
     """CPU threads of one run. Results are bit-equal for equal threads only."""
     micro_batch_size: int | None = Field(None, gt=0)
     """Sequences per forward and backward pass on one device; the whole batch when absent. The loss stays the same,
-    but for dropout, which draws anew for each, and bf16_master, which adds their gradients in bfloat16: there a result
-    of another size is stale."""
+    except with dropout, which is drawn for each micro-batch, and with bf16_master, which adds their gradients in
+    bfloat16: there a result of another size is stale."""
     workers: int = Field(0, ge=0)
     """Processes that read data ahead."""
     activation_checkpointing: bool = False
     """Keep only each layer's input for the backward pass, which then computes the layer again: less memory, one
     forward pass more, the same gradient."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    """Where it runs."""
+    """Device type."""
     log_every: int = Field(10, gt=0)
     """Steps between two lines of metrics."""
     checkpoint_every: int = Field(500, gt=0)
@@ -56,10 +56,10 @@ class DistillConfig(Section):
     """Learning from a teacher's distribution over each target token (Hinton et al., arXiv 1503.02531)."""
 
     weight: float = Field(0.5, gt=0, le=1)
-    """Of the divergence from the teacher; the rest, 1 - weight, is that of the text's negative log-likelihood."""
+    """Weight of the divergence from the teacher; the text's negative log-likelihood has 1 - weight."""
     temperature: float = Field(1.0, gt=0)
-    """Logits of both are divided by it, and the divergence is multiplied by its square, so that the gradient's size
-    does not depend on it."""
+    """Divisor of both models' logits; the divergence is multiplied by its square, so that the gradient's size does not
+    depend on it."""
 
 
 class TrainingConfig(Section):
@@ -68,7 +68,7 @@ class TrainingConfig(Section):
     max_steps: int = Field(gt=0)
     """Optimiser steps."""
     optimizer: Optimizer = AdamW()
-    """What makes a step out of a gradient."""
+    """Optimiser with its settings."""
     schedule: Schedule = Cosine()
     """Learning rate by step."""
     clip_norm: float | None = Field(1.0, gt=0)
@@ -81,12 +81,12 @@ class TrainingConfig(Section):
     is another draw."""
     precision: Literal["fp32", "bf16", "bf16_master"] = "fp32"
     """bf16: matrix products in bfloat16, parameters and sums in float32. bf16_master: parameters, gradients and
-    activations in bfloat16, the loss in float32; the optimiser steps float32 copies of the parameters, which are the
+    activations in bfloat16, the loss in float32; the optimiser updates float32 copies of the parameters, which are the
     weights that are saved. Gradients of micro-batches are then added in bfloat16."""
     stability: StabilityConfig = StabilityConfig()
     """Spikes and divergence."""
     execution: ExecutionConfig = ExecutionConfig()
-    """The machine's part."""
+    """Execution on the machine."""
 
     @model_validator(mode="after")
     def _fits(self) -> TrainingConfig:

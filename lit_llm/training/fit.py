@@ -1,4 +1,4 @@
-"""Train one stage: from a model and batches to weights, metrics on disk, and how it ended."""
+"""Train one stage: from a model and batches to weights, metrics on disk and a result."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ from lit_llm.training.stability import Stability
 from lit_llm.training.throughput import Throughput
 
 Evaluate = Callable[[LanguageModel], dict[str, float]]
-"""Evaluation during training: the model in evaluation mode, without gradients, to named numbers."""
+"""Evaluates a model, which is in evaluation mode without gradients, during training. Returns metrics by name."""
 ShouldPrune = Callable[[int, dict[str, float]], bool]
-"""Told of an evaluation (steps, its numbers); whether to give the run up there. Nobody asks after the last step."""
+"""Called with (steps, metrics) after an evaluation, except the last; returns whether to prune the run."""
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """What one step costs, as it is counted in the metrics."""
+    """Cost of one step, for the metrics."""
 
     tokens: int
     """Tokens read per step."""
     flops: float
     """FLOPs per step, forward and backward."""
     tokens_before: int = 0
-    """Tokens that what the model was taken from has read."""
+    """Tokens read in the training of the source models."""
     flops_before: float = 0.0
-    """FLOPs that it took."""
+    """FLOPs of the training of the source models."""
 
 
 @dataclass
 class TrainResult:
-    """How training ended."""
+    """Result of a training."""
 
     state: Literal["done", "diverged", "interrupted"]
     steps: int
@@ -57,9 +57,9 @@ class TrainResult:
     """The last value of each metric."""
     error: str | None = None
     loss_tokens: int = 0
-    """Target tokens that the loss was computed on."""
+    """Number of target tokens in the loss."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Spent in training steps and in evaluations."""
+    """Seconds spent in training steps and in evaluations."""
 
 
 def fit(
@@ -76,19 +76,19 @@ def fit(
     should_prune: ShouldPrune | None = None,
     warm_start: WarmStart | None = None,
     final: Evaluate | None = None,
-    tell: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> TrainResult:
-    """Train to max_steps, from the newest whole checkpoint if there is one. Once done, the weights are in float32.
+    """Train to max_steps, from the newest undamaged checkpoint if there is one. Once done, the weights are in float32.
 
-    evaluate_times: evaluations, evenly spaced, the last one after the last step. final: that last one, where it is
-    another than those before. `should_stop` is asked after every
-    step, `judge` after every evaluation; when one says yes, a checkpoint is written and training ends as interrupted.
-    `tell` is told of a damaged checkpoint.
+    evaluate_times: number of evaluations, evenly spaced, the last one after the last step. final: the last evaluation,
+    where it differs from those before. `should_stop` is called after every step, `should_prune` after every evaluation;
+    when one returns True, a checkpoint is written and training ends as interrupted. `log` gets a message about a
+    damaged checkpoint.
     """
     execution = training.execution
-    # Lightning leaves the mode as it is, and a model that was loaded to be used drops nothing.
+    # Lightning does not change the mode, and a loaded model is in evaluation mode, without dropout.
     lit = LitModel(model.train(), training, batches.seed, warm_start)
-    resume = newest_checkpoint(checkpoints, tell)
+    resume = newest_checkpoint(checkpoints, log)
     stability, throughput = (
         Stability(training.stability),
         Throughput(step_cost.tokens, step_cost.flops, training.precision),
@@ -97,7 +97,7 @@ def fit(
         training, step_cost, (evaluate, final or evaluate), evaluate_times, metrics_file, stability, throughput
     )
     pruning = PruningCallback(metrics_logger, training, should_prune)
-    keeper = Checkpoints(checkpoints, training, lambda: pruning.pruned or should_stop())
+    checkpoint_writer = Checkpoints(checkpoints, training, lambda: pruning.pruned or should_stop())
     with _quiet():
         trainer = L.Trainer(
             accelerator=accelerator_of(execution.accelerator),
@@ -107,11 +107,11 @@ def fit(
             max_epochs=-1,
             callbacks=[
                 stability,
-                throughput,  # after it, whose looks at the logits are no part of a step
+                throughput,  # after `stability`, whose logit measurements do not count in a step's time
                 metrics_logger,
                 pruning,
-                keeper,
-            ],  # in this order: what is measured, written, pruning, kept
+                checkpoint_writer,
+            ],  # in this order: measure, write, prune, checkpoint
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -133,7 +133,7 @@ def fit(
             metrics_logger.write(trainer, lit)
             return metrics_logger.ended("diverged", trainer, str(error))
         except SIGTERMException:
-            pass  # Lightning raises it at the end of the batch that `should_stop` has ended with a checkpoint
+            pass  # Lightning raises it at the end of the batch after which `should_stop` was True
         finally:
             metrics_logger.close()
     if trainer.global_step < training.max_steps:
@@ -143,13 +143,13 @@ def fit(
 
 
 def accelerator_of(wanted: str) -> str:
-    """Lightning's word for it. Raises RuntimeError for a GPU that is not there."""
-    there = wanted != "cpu" and torch.cuda.is_available()
-    if wanted == "gpu" and not there:
+    """Lightning's name of an accelerator. Raises RuntimeError for a GPU that is absent."""
+    available = wanted != "cpu" and torch.cuda.is_available()
+    if wanted == "gpu" and not available:
         raise RuntimeError(
             "accelerator: gpu, but torch sees no CUDA device here; `accelerator: auto` takes what there is"
         )
-    return "cuda" if there else "cpu"
+    return "cuda" if available else "cpu"
 
 
 class MetricsLogger(L.Callback):
@@ -175,9 +175,9 @@ class MetricsLogger(L.Callback):
         self.evaluation_seconds = 0.0
         self.last: dict[str, float] = {}
         self.evaluated: dict[str, float] = {}
-        """By the evaluation after this step; empty where there was none."""
+        """Metrics of the evaluation after this step; empty where there was none."""
         self.lines: list[str] = []
-        """What was written up to now. A checkpoint holds them, so a resume needs nothing from the file."""
+        """Lines written so far. Checkpoints hold them, so a resume does not read the file."""
         self._file: MetricsFile | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -195,7 +195,7 @@ class MetricsLogger(L.Callback):
         self.loss_tokens_total += report.targets
         self.evaluated = {}
         if step == self.training.max_steps:
-            pl_module.restore_masters()  # what is evaluated last is what is saved
+            pl_module.restore_masters()  # the last evaluation is of the weights that are saved
         if step in self.evaluation_steps:
             began = time.perf_counter()
             pl_module.eval()
@@ -210,7 +210,7 @@ class MetricsLogger(L.Callback):
             raise Diverged(self.stability.lost)
 
     def write(self, trainer: L.Trainer, lit: LitModel, evaluated: dict[str, float] | None = None) -> None:
-        """One line: the training loss is the mean over the target tokens since the last one."""
+        """Write one line. Its training loss is the mean over the target tokens since the last line."""
         report, step = lit.report, trainer.global_step
         if report is None:
             return
@@ -250,7 +250,7 @@ class MetricsLogger(L.Callback):
 
 
 class PruningCallback(L.Callback):
-    """Asks after an evaluation whether the run is worth going on with: once, for all devices."""
+    """Asks once for all devices, after an evaluation, whether to prune the run."""
 
     def __init__(
         self, metrics_logger: MetricsLogger, training: TrainingConfig, should_prune: ShouldPrune | None
@@ -259,16 +259,16 @@ class PruningCallback(L.Callback):
         self.pruned = False
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        step, found = trainer.global_step, self.metrics_logger.evaluated
-        if self.should_prune is None or not found or step >= self.last_step:
+        step, metrics = trainer.global_step, self.metrics_logger.evaluated
+        if self.should_prune is None or not metrics or step >= self.last_step:
             return
-        verdict = self.should_prune(step, found) if trainer.is_global_zero else False
+        verdict = self.should_prune(step, metrics) if trainer.is_global_zero else False
         self.pruned = bool(trainer.strategy.broadcast(verdict))
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Lightning's notices about what we chose on purpose (no logger, no epochs, few workers) are not news."""
+    """Silence Lightning's notices about intended settings: no logger, no epochs, few workers."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     try:

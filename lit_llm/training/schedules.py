@@ -1,4 +1,4 @@
-"""Learning rate by step: each schedule is a factor of the peak. Loads no torch, so that a plan can draw it."""
+"""Learning rate by step, as a factor of the peak. Loads no torch, so that a plan can draw it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from lit_llm.config.section import OneOf, Section
 
 
 class _Warmup(Section):
-    """What all schedules begin with."""
+    """Linear warm-up, with which all schedules begin."""
 
     warmup_steps: int = Field(0, ge=0)
     """Steps from zero to the peak, in a straight line."""
 
     def factor(self, step: int, max_steps: int) -> float:
-        """What the peak is multiplied by in step 0, 1, ... max_steps - 1."""
+        """Factor of the peak in step 0, 1, ... max_steps - 1."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         return self.after_warmup(step, max_steps)
@@ -26,21 +26,21 @@ class _Warmup(Section):
         return 1.0
 
     def progress(self, step: int, max_steps: int, start: int) -> float:
-        """0 in step `start`, 1 in the last; of a decay to zero one step later, as a step at that rate does nothing."""
+        """Progress of the decay: 0 in step `start`, 1 in the last step, or one later for a decay to zero."""
         end = max_steps - 1 if getattr(self, "final_fraction", 1.0) else max_steps
         return min(1.0, (step - start) / max(1, end - start))
 
     def scaled(self, ratio: float) -> Self:
-        """The same shape over a training that is `ratio` times as long."""
+        """The schedule for a training that is `ratio` times as long."""
         return self.model_copy(update={"warmup_steps": round(self.warmup_steps * ratio)})
 
     @property
     def decays(self) -> bool:
-        """Whether a whole training ends at a lower learning rate than its peak, by a decay that ends with it."""
+        """Whether the learning rate decays below its peak until the end of training."""
         return getattr(self, "final_fraction", 1.0) < 1.0
 
     def problem(self, max_steps: int) -> tuple[str, str] | None:
-        """(key, why) this schedule does not fit into so many steps."""
+        """(key, reason why this schedule does not fit into `max_steps` steps), or None."""
         if self.warmup_steps > max_steps:
             return "warmup_steps", f"{self.warmup_steps} are more than max_steps {max_steps}"
         return None
@@ -114,7 +114,7 @@ class InverseSquareRoot(_Warmup):
     kind: Literal["inverse_sqrt"] = "inverse_sqrt"
     """Inverse square root."""
     warmup_steps: int = Field(gt=0)
-    """Steps from zero to the peak; the decay's unit of time too."""
+    """Steps from zero to the peak, and time scale of the decay."""
 
     def after_warmup(self, step: int, max_steps: int) -> float:
         return math.sqrt(self.warmup_steps / (step + 1))

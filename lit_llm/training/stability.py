@@ -1,4 +1,4 @@
-"""Watching a run: gradient norm, loss spikes, divergence, the largest attention logit."""
+"""Stability of a run: gradient norm, loss spikes, divergence, the largest attention logit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lit_llm.training.module import LitModel, StepReport
 
 
 class Stability(L.Callback):
-    """Counts spikes, ends a lost run, and looks at attention logits now and then."""
+    """Counts spikes, detects divergence, and measures attention logits every `logit_every` steps."""
 
     def __init__(self, config: StabilityConfig) -> None:
         self.config = config
@@ -30,15 +30,15 @@ class Stability(L.Callback):
         self.max_grad_norm = 0.0
         self.max_logit = 0.0
         self.lost: str | None = None
-        """Why the run is lost, once it is. Raised by whoever has written the step down."""
+        """Reason why the run has diverged, or None. `MetricsLogger` raises it after writing the step."""
 
     def metrics(self) -> dict[str, float]:
-        """Totals so far, by the names they are tracked under."""
+        """Totals so far by metric name."""
         out = {LOSS_SPIKES.name: float(self.spikes), MAX_GRAD_NORM.name: self.max_grad_norm}
         return out | ({MAX_ATTENTION_LOGIT.name: self.max_logit} if self.config.logit_every else {})
 
     def watch(self, report: StepReport) -> None:
-        """Take in one step."""
+        """Update the statistics by one step."""
         config, loss = self.config, report.loss
         self.max_grad_norm = max(self.max_grad_norm, report.grad_norm)
         self.first_loss = loss if self.first_loss is None else self.first_loss
@@ -81,15 +81,15 @@ class Stability(L.Callback):
 
 @torch.no_grad()
 def largest_attention_logit(model: nn.Module, batch: Batch) -> float:
-    """The largest |score| (q·k/√K, and what is added to it) of all attentions on these examples, without dropout."""
-    found: list[Tensor] = []
+    """The largest |score| (q·k/√K plus bias) of all attentions on these examples, without dropout."""
+    logits: list[Tensor] = []
 
-    def look(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         assert isinstance(module, DotProduct)
-        q_BHTK, k_BHSK, _, *seen = inputs
-        found.append(largest_logit(module, q_BHTK, k_BHSK, *seen))
+        q_BHTK, k_BHSK, _, *mask_and_bias = inputs
+        logits.append(largest_logit(module, q_BHTK, k_BHSK, *mask_and_bias))
 
-    hooks = [m.register_forward_pre_hook(look) for m in model.modules() if isinstance(m, DotProduct)]
+    hooks = [m.register_forward_pre_hook(hook) for m in model.modules() if isinstance(m, DotProduct)]
     training = model.training
     model.eval()
     try:
@@ -98,4 +98,4 @@ def largest_attention_logit(model: nn.Module, batch: Batch) -> float:
         model.train(training)
         for hook in hooks:
             hook.remove()
-    return max((float(logit) for logit in found), default=math.nan)
+    return max((float(logit) for logit in logits), default=math.nan)

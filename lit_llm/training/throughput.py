@@ -12,8 +12,8 @@ import torch
 from lit_llm.config.metrics import FLOPS_PER_SECOND, MFU, TOKENS_PER_SECOND
 
 PEAK_FLOPS = {
-    # Dense bfloat16 products with float32 sums, from NVIDIA's data sheets; the narrower name first. A device that is
-    # not here has no MFU, and neither has a run in float32, whose peak is another.
+    # Dense bfloat16 products with float32 sums, from NVIDIA's data sheets; more specific names first. MFU is reported
+    # only for these devices, and not for runs in float32, whose peak differs.
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
     "H100": 989e12,
@@ -26,15 +26,15 @@ PEAK_FLOPS = {
 
 
 def peak_flops(name: str) -> float | None:
-    """FLOP/s of a device in bfloat16 by its name, or None where we do not know it."""
-    return next((peak for known, peak in PEAK_FLOPS.items() if re.search(rf"\b{known}\b", name)), None)
+    """Peak FLOP/s of a device in bfloat16 by its name, or None for a device that is not listed."""
+    return next((peak for device, peak in PEAK_FLOPS.items() if re.search(rf"\b{device}\b", name)), None)
 
 
 class Throughput(L.Callback):
-    """Measures the time inside training steps alone, without evaluations and checkpoints.
+    """Measures the time inside training steps, without evaluations and checkpoints.
 
-    Its FLOPs are those of one forward and one backward pass. What activation checkpointing computes again is no useful
-    work and not counted: MFU, not the hardware's utilisation (PaLM, arXiv 2204.02311, appendix B).
+    FLOPs are those of one forward and one backward pass, without recomputation by activation checkpointing: MFU, not
+    the hardware's utilisation (PaLM, arXiv 2204.02311, appendix B).
     """
 
     def __init__(self, tokens_per_step: int, flops_per_step: float, precision: str = "fp32") -> None:
@@ -42,13 +42,13 @@ class Throughput(L.Callback):
         self.seconds = 0.0
         """Wall-clock seconds spent in training steps, evaluations excluded."""
         self.steps = 0
-        """Steps that the rates are means over: all but the first of each process, which warms up."""
+        """Number of steps in the mean rates: all but the first of each process, which warms up."""
         self._warm_seconds = 0.0
         self._started = 0.0
         self._warm = False
 
     def metrics(self, device: torch.device) -> dict[str, float]:
-        """Means so far, by the names they are tracked under; empty before the second step."""
+        """Mean rates so far by metric name; empty before the second step."""
         if not self.steps:
             return {}
         rate = self.steps / self._warm_seconds
@@ -56,15 +56,15 @@ class Throughput(L.Callback):
             TOKENS_PER_SECOND.name: rate * self.tokens_per_step,
             FLOPS_PER_SECOND.name: rate * self.flops_per_step,
         }
-        known = device.type == "cuda" and self.precision != "fp32"
-        peak = peak_flops(torch.cuda.get_device_name(device)) if known else None
+        has_peak = device.type == "cuda" and self.precision != "fp32"
+        peak = peak_flops(torch.cuda.get_device_name(device)) if has_peak else None
         return out | ({MFU.name: rate * self.flops_per_step / peak} if peak else {})
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         self._started = time.perf_counter()
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        # The step has read its numbers back from the device, so the device is done with it.
+        # The step has read its sums from the device, so the device has finished it.
         seconds = time.perf_counter() - self._started
         self.seconds += seconds
         if self._warm:

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from lit_llm.components.embedding.module import Unembedding
 from lit_llm.components.loss import config
-from lit_llm.components.loss.module import distilled_loss, target_loss
+from lit_llm.components.loss.module import Teacher, distilled_loss, target_loss
 
 B, T, D, E, V = 3, 5, 8, 6, 11
 WEIGHTS = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 0], [0, 1, 0, 1, 1]], dtype=torch.float32)
@@ -22,7 +22,8 @@ def given():
 
 
 def of(hidden, matrix, states, teacher, targets, temperature=1.0):
-    return distilled_loss(hidden, Unembedding(matrix), states, Unembedding(teacher), targets, WEIGHTS, temperature)
+    predictions = Teacher(states, Unembedding(teacher), temperature)
+    return distilled_loss(hidden, Unembedding(matrix), targets, WEIGHTS, predictions)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 0.5])

@@ -8,7 +8,7 @@ from lit_llm.components.loss import config as loss_config
 from lit_llm.components.loss.module import target_loss
 from lit_llm.models.cost import Shape, count_parameters
 from lit_llm.training.config import ExecutionConfig, TrainingConfig
-from lit_llm.training.memory import activation_bytes, look_bytes, loss_bytes, mask_bytes, state_bytes, training_bytes
+from lit_llm.training.memory import activation_bytes, logit_bytes, loss_bytes, mask_bytes, state_bytes, training_bytes
 from tests.tiny_models import build, ids, resolved
 
 BOUND = 0.03
@@ -266,6 +266,6 @@ def test_a_look_at_the_largest_logit_is_counted_and_does_not_grow_with_the_squar
     looking = training()
     blind = looking.model_copy(update={"stability": looking.stability.model_copy(update={"logit_every": 0})})
     model = resolved("decllm", *WIDE, "attention.heads=32", "attention.head_dim=4")
-    short, long = (look_bytes(model, looking, Shape(0, tokens, tokens), 2) for tokens in (8_192, 16_384))
+    short, long = (logit_bytes(model, looking, Shape(0, tokens, tokens), 2) for tokens in (8_192, 16_384))
     assert 3 * 4 * 2**22 < short < long < 2.1 * short
-    assert look_bytes(model, blind, Shape(0, 8_192, 8_192), 2) == 0
+    assert logit_bytes(model, blind, Shape(0, 8_192, 8_192), 2) == 0

@@ -79,7 +79,7 @@ class MovingAverageModule(LayerPart):
         return self.out(y_BTC)
 
     def new_cache(self, rows: CacheRows) -> AverageState:
-        return AverageState(rows.own)
+        return AverageState(rows.self_lengths)
 
 
 class LowRankFeedForward(Part):

@@ -143,7 +143,7 @@ def test_an_arm_that_was_at_its_best_already_has_no_tuned_one(write_sweep: Write
     """A rate of 1e-4 learns nothing in twelve steps."""
     worse = f"{rates()}\nfirst: [{{{LR}: 1e-4}}]"
     alone = sweep(write_sweep("alone", f"{ONE}\n{worse}\nseeds: [607]", trials=2), store)
-    assert alone.summaries[0].best == alone.summaries[0].own
+    assert alone.summaries[0].best == alone.summaries[0].default
     assert alone.winners is None
     assert not (store.study("alone") / "winners.yaml").exists()
     both = sweep(write_sweep("both", f"{TWO}\n{worse}\nseeds: [608]\nwinners: {{seeds: [609]}}", trials=2), store)

@@ -179,7 +179,7 @@ def test_wherever_the_first_coordinator_dies_the_second_does_the_whole_search(
     assert_exact(ended, 3)
     own = ended.search.ablation.arm("red").experiment.pretrain.training.optimizer.lr
     assert counted(ended, "red")[0].point == {LR: own}
-    assert ended.summaries[0].own == counted(ended, "red")[0]
+    assert ended.summaries[0].default == counted(ended, "red")[0]
     journal = store.study(f"fault_{number}") / "optuna.journal"
     study = optuna.load_study(
         study_name=f"fault_{number}/red", storage=JournalStorage(JournalFileBackend(str(journal)))

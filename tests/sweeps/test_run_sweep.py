@@ -61,7 +61,7 @@ def test_each_arm_gets_its_trials_and_each_trial_is_the_mean_over_its_seeds(writ
             assert [f"seed: {seed}" in text for seed, text in zip((300, 301), written, strict=True)] == [True, True]
         best = min(trials, key=lambda trial: trial.values or ())
         (found,) = [summary for summary in ended.summaries if summary.arm == arm]
-        assert (found.best, found.own, found.counted, found.tokens) == (best, trials[0], 3, 3 * 2 * STEPS * STEP)
+        assert (found.best, found.default, found.counted, found.tokens) == (best, trials[0], 3, 3 * 2 * STEPS * STEP)
 
 
 def test_a_second_run_trains_nothing_and_a_larger_number_of_trials_goes_on(write_sweep: Write, store: Store) -> None:
@@ -170,7 +170,7 @@ def test_a_failed_trial_is_recorded_stops_nothing_and_is_repeated_on_request(wri
     assert mended.exit_code == 0
     assert [(trial.number, trial.state) for trial in counted(mended, "red")] == [(1, "done"), (2, "done"), (3, "done")]
     assert mended.trials[3].point == failed.point
-    assert mended.summaries[0].own == mended.trials[3]
+    assert mended.summaries[0].default == mended.trials[3]
     assert mended.trials[0].retried
     nothing = Seen()
     assert sweep(path, store, nothing, rerun="failed").trials == mended.trials

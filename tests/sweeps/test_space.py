@@ -223,7 +223,7 @@ def test_the_order_in_the_file_changes_neither_points_nor_experiments(only):
     for order in random.Random(0).sample(orders, 25):
         other = only(space(**{name: PARAMETERS[name] for name in order}))
         assert as_set(other.every_point(1000)) == points
-        assert other.own == whole.own
+        assert other.default_point == whole.default_point
     for point in map(dict, points):
         assert other.experiment(point) == whole.experiment(point)
         assert whole.experiment(dict(reversed(point.items()))) == whole.experiment(point)
@@ -274,7 +274,7 @@ def test_bundles_set_all_their_keys_and_are_stored_by_their_names(only):
     assert as_set(found.every_point(9)) == as_set([{"split": s, HEADS: h} for s in ("2/2", "3/1") for h in "24"])
     expected = overridden(**{LAYERS: 3, "model.decoder.layers": 1, HEADS: 2})
     assert found.experiment({"split": "3/1", HEADS: "2"}) == expected
-    assert found.own == {"split": "2/2", HEADS: "4"}
+    assert found.default_point == {"split": "2/2", HEADS: "4"}
 
 
 def test_lists_and_nothing_and_sections_are_stored_by_labels_that_a_database_takes(only):
@@ -355,9 +355,9 @@ def test_the_own_point_is_the_arms_experiment_exactly(spaces):
     )
     text = f"base: {{pretrain: {{training: {{schedule: {{kind: cosine, final_fraction: 0.0}}}}}}}}\n{text}"
     for found in spaces(text).values():
-        assert found.experiment(found.own) == found.arm.experiment
-        assert found.own["shape"] == "tiny"
-        assert found.own[LR] == found.arm.experiment.pretrain.training.optimizer.lr
+        assert found.experiment(found.default_point) == found.arm.experiment
+        assert found.default_point["shape"] == "tiny"
+        assert found.default_point[LR] == found.arm.experiment.pretrain.training.optimizer.lr
 
 
 @pytest.mark.parametrize("own", [0.1, 0.2, 0.3, 0.4, 0.5])
@@ -365,7 +365,7 @@ def test_the_own_point_of_a_grid_is_one_of_its_points(only, own):
     """Three steps of 0.1 are 0.30000000000000004 to a computer, which is the same trial as 0.3."""
     text = space(**{DROPOUT: "{uniform: [0.0, 0.5], step: 0.1}"})
     found = only(f"base: {{pretrain: {{training: {{dropout: {own}}}}}}}\n{text}")
-    assert found.own in found.every_point(10)
+    assert found.default_point in found.every_point(10)
 
 
 # --- grids ---------------------------------------------------------------------------------------------------------

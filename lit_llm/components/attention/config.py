@@ -17,7 +17,7 @@ from lit_llm.config.section import Items, Section, partial
 
 
 class AttentionConfig(Section):
-    """One attention. `model.attention` holds the default of all; more specific addresses override single keys."""
+    """One attention. `model.attention` holds the defaults; more specific addresses override single keys."""
 
     heads: int = Field(gt=0)
     """Number of query heads."""
@@ -26,38 +26,38 @@ class AttentionConfig(Section):
     head_dim: int | None = Field(None, gt=0)
     """Entries per head; d_model / heads when absent."""
     qkv_norm: Items[Literal["q", "k", "v"]] = ()
-    """Which of queries, keys and values are normalised, per head."""
+    """Those among queries, keys and values that are normalised, per head."""
     qkv_norm_scale: bool = False
     """Learn a scale of head_dim entries for each of them. The paper's norm has none."""
     output_norm: Literal["none", "head", "concat", "after_out"] = "none"
-    """Where the output is normalised: nowhere, per head before W_o, over all heads before W_o, or after W_o."""
+    """Norm on the output: none, per head before W_o, over all heads before W_o, or after W_o."""
     output_norm_scale: bool = False
     """Learn a scale for the output norm. The paper's norm has none."""
     norm_eps: float = Field(1e-6, gt=0)
     """Added to the mean square under the root of the norms above."""
     rope: Literal["continuous", "restart", "none"] = "continuous"
-    """Rotary positions. In cross-attention: target positions go on where the source ended (RedLLM), restart at zero, or
-    neither side is rotated (T5Gemma). Self-attention sees distances only, so the first two are one there."""
+    """Rotary positions. In cross-attention the target's positions continue after the source (RedLLM), restart at zero,
+    or neither side is rotated (T5Gemma). In self-attention, which sees distances only, the first two are equal."""
     rope_theta: float = Field(10000.0, gt=0)
     """Base of the rotary frequencies."""
     rope_factor: float = Field(1.0, gt=0)
-    """Positions are divided by it (linear position interpolation, arXiv 2306.15595)."""
+    """Divisor of all positions (linear position interpolation, arXiv 2306.15595)."""
     relative_bias: Literal["none", "per_layer", "shared"] = "none"
-    """T5's learned bias on the scores by head and distance: of each layer, or one for all layers of a stack as in T5.
-    Self-attention alone has it; it stands beside RoPE, so T5 itself is `rope: none` with it."""
+    """T5's learned bias on the scores by head and distance: one for each layer, or one for all layers of a stack as in
+    T5. Only in self-attention, and in addition to RoPE: T5 itself is `rope: none` with a bias."""
     relative_buckets: int = Field(32, gt=3)
-    """Distances that the bias tells apart: half of them exactly, the others by their logarithm."""
+    """Number of buckets of distances: half of them hold one distance each, the others grow with the logarithm."""
     relative_distance: int = Field(128, gt=0)
-    """Distances from here on share the last bucket. Beyond half of `relative_buckets`, which are told apart exactly."""
+    """Smallest distance in the last bucket; larger than half of `relative_buckets`."""
     window: int | None = Field(None, gt=0)
     """Self-attention sees only keys fewer than this many tokens away: in a causal one the query and window - 1 before
     it. All when absent. Cross-attention sees all of its source."""
     window_right: int | None = Field(None, gt=0)
-    """The same for keys after the query, where a mask lets them be seen; as `window` when absent."""
+    """Window for keys after the query, where the mask makes them visible; as `window` when absent."""
     scale: float | None = Field(None, gt=0)
-    """Scores are multiplied by it; 1 / sqrt(head_dim) when absent. T5: 1."""
+    """Factor of the scores; 1 / sqrt(head_dim) when absent. T5: 1."""
     softcap: float | None = Field(None, gt=0)
-    """Scores become softcap tanh(score / softcap). Takes no fused kernel, so it costs time, and memory for T x S
+    """Scores become softcap tanh(score / softcap). No fused kernel has it, so it costs time, and memory for T x S
     scores."""
 
 
@@ -65,4 +65,4 @@ _Optional: Any = partial(AttentionConfig)
 
 
 class AttentionOverride(_Optional):
-    """Keys of an attention that are different at one address; what is absent stays."""
+    """Keys of an attention that one address overrides; absent keys keep their values."""

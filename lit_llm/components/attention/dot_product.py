@@ -1,9 +1,10 @@
-"""softmax(QKᵀ/√K)V over the visible keys, by fused kernels where the scores need nothing that those do not have."""
+"""softmax(QKᵀ/√K)V over the visible keys, by fused kernels where they support the scores."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +17,9 @@ from lit_llm.components.windows import band_size
 
 
 class DotProduct(nn.Module):
-    """softmax(scores)V over the visible keys. A module of its own, so that a probe can hook what goes in.
+    """softmax(scores)V over the visible keys. A separate module, so that a probe can hook its inputs.
 
-    scale: what QKᵀ is multiplied with, 1/√K when absent. softcap: the scores' bound, before a bias is added.
+    scale: factor of QKᵀ, 1/√K when absent. softcap: bound of the scores, before a bias is added.
     """
 
     def __init__(self, scale: float | None = None, softcap: float | None = None) -> None:
@@ -48,23 +49,23 @@ class DotProduct(nn.Module):
         return out if mask.fully_masked is None else out.masked_fill(mask.fully_masked, 0.0)
 
     def _blocks(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: KernelMask) -> Tensor:
-        """Causal, with a prefix of one length or none: without a mask as far as that goes."""
+        """Causal attention, with or without a prefix of one length for all rows, in blocks that need no mask."""
         gqa, prefix = q_BHTK.shape[1] != k_BHSK.shape[1], mask.prefix
 
         def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
             return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=self.scale, enable_gqa=gqa)
 
-        # A prefix of one token sees what it sees anyway.
+        # A prefix of one token changes nothing.
         if prefix <= 1:
             return attend(q_BHTK, k_BHSK, v_BHSK, causal=True)
-        # The prefix is one dense block without a mask: cheaper than masking T x T, and no score is computed twice.
+        # The prefix is one dense block without a mask, which is cheaper than masking T x T.
         out = attend(q_BHTK[:, :, :prefix], k_BHSK[:, :, :prefix], v_BHSK[:, :, :prefix])
         if mask.visible is None:
             return out
         return torch.cat([out, _fused(q_BHTK[:, :, prefix:], k_BHSK, v_BHSK, mask.visible, self.scale)], dim=2)
 
     def _band(self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, mask: KernelMask) -> Tensor:
-        """Within a window: blocks of queries, each with the blocks of keys that it can reach, instead of T x T.
+        """Attention within a window: blocks of queries with the blocks of keys that they can see, instead of T x T.
 
         queries  [ 0 ][ 1 ][ 2 ]      keys of 1, causal  [ 0 ][ 1 ]      without a mask  [ 0 ][ 1 ][ 2 ]
         """
@@ -76,7 +77,7 @@ class DotProduct(nn.Module):
         rest = blocks * size - tokens
 
         def cut(x_BHTK: Tensor, around: int) -> Tensor:
-            """B N x H x (around x size) x K: each block's own tokens, or with those around it."""
+            """B N x H x (around x size) x K: the tokens of each block, with the neighbouring blocks if around > 1."""
             x_BHTK = F.pad(x_BHTK, (0, 0, size if around > 1 else 0, rest + (size if around > 2 else 0)))
             windows = x_BHTK.unfold(2, around * size, size)  # B x H x N x K x around size
             return windows.permute(0, 2, 1, 4, 3).flatten(0, 1)
@@ -88,7 +89,7 @@ class DotProduct(nn.Module):
     def _explicit(
         self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: KernelMask, bias: Tensor | None
     ) -> Tensor:
-        """With the scores as a tensor."""
+        """Attention that materialises the scores."""
         scores = self.scores(q_BHTK, k_BHSK)
         if bias is not None:
             scores = scores + bias
@@ -98,7 +99,7 @@ class DotProduct(nn.Module):
         return weights @ for_queries(v_BHSK, q_BHTK)
 
     def scores(self, q_BHTK: Tensor, k_BHSK: Tensor) -> Tensor:
-        """What the softmax gets, before masks and biases: B x H x T x S, in float32 at least."""
+        """Scores before masks and biases: B x H x T x S, in float32 at least."""
         dtype = torch.promote_types(q_BHTK.dtype, torch.float32)
         device = q_BHTK.device.type
         # Under autocast the product would be in its low precision.
@@ -114,14 +115,14 @@ def _fused(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: Tensor | None, 
     attend = F.scaled_dot_product_attention
     if mask is None or q_BHTK.device.type != "cuda":
         return attend(q_BHTK, k_BHSK, v_BHSK, attn_mask=mask, scale=scale, enable_gqa=gqa)
-    # Not by cuDNN, which torch prefers on Hopper. Under a mask its backward pass is known for wrong gradients (pytorch
-    # issue 196678), and is the suspect of one that was seen here. The other kernel has no grouped heads.
+    # Not cuDNN, which torch prefers on Hopper: its backward pass with a mask gives wrong gradients (pytorch issue
+    # 196678). The other kernel does not support grouped heads.
     with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
         return attend(q_BHTK, for_queries(k_BHSK, q_BHTK), for_queries(v_BHSK, q_BHTK), attn_mask=mask, scale=scale)
 
 
 def for_queries(k_BHSK: Tensor, q_BHTK: Tensor) -> Tensor:
-    """Keys or values with a head of their own for each of the queries'."""
+    """Keys or values with their heads repeated to the number of query heads."""
     groups = q_BHTK.shape[1] // k_BHSK.shape[1]
     return k_BHSK if groups == 1 else k_BHSK.repeat_interleave(groups, dim=1)
 
@@ -129,37 +130,46 @@ def for_queries(k_BHSK: Tensor, q_BHTK: Tensor) -> Tensor:
 def largest_logit(
     attention: DotProduct, q_BHTK: Tensor, k_BHSK: Tensor, mask: KernelMask, bias: Tensor | None = None
 ) -> Tensor:
-    """The largest |score| over the visible pairs; fused kernels never show it, so the scores are computed again, those
-    of some queries at a time."""
+    """The largest |score| over the visible pairs.
+
+    Fused kernels do not return it, so the scores are computed again, for some queries at a time.
+    """
     largest = q_BHTK.new_zeros((), dtype=torch.promote_types(q_BHTK.dtype, torch.float32))
-    for _, scores_BHCS, seen in score_rows(attention, q_BHTK, k_BHSK, mask, bias):
-        largest = torch.maximum(largest, scores_BHCS.abs_().masked_fill_(~seen, 0.0).max())
+    for _, scores_BHCS, visible in score_rows(attention, ScoreInputs(q_BHTK, k_BHSK, mask, bias)):
+        largest = torch.maximum(largest, scores_BHCS.abs_().masked_fill_(~visible, 0.0).max())
     return largest
 
 
-def score_rows(
-    attention: DotProduct,
-    q_BHTK: Tensor,
-    k_BHSK: Tensor,
-    mask: KernelMask,
-    bias: Tensor | None = None,
-    start: int = 0,
-) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(c, scores of the queries from c on with their bias, B x H x C x S; keys they see, 1 or B x 1 x C x S).
+class ScoreInputs(NamedTuple):
+    """Queries, keys, mask and bias of which the scores of an attention are computed."""
 
-    From query `start`, about SCORES of them at a time.
+    q_BHTK: Tensor
+    k_BHSK: Tensor
+    mask: KernelMask
+    bias: Tensor | None = None
+
+
+def score_rows(attention: DotProduct, inputs: ScoreInputs, start: int = 0) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Scores of the queries from `start` on, in chunks of about SCORES scores.
+
+    Yields (c, scores of queries c to c + C with their bias: B x H x C x S, visible keys: 1 or B x 1 x C x S).
     """
+    q_BHTK, k_BHSK, mask, bias = inputs
     rows, heads, queries, _ = q_BHTK.shape
     keys, device = k_BHSK.shape[2], q_BHTK.device
-    # For all parts at once; `scores` finds it done.
+    # Repeated and cast once for all chunks, which `scores` then does not do again.
     k_BHSK = for_queries(k_BHSK, q_BHTK).to(torch.promote_types(q_BHTK.dtype, torch.float32))
     size = max(1, SCORES // (rows * heads * keys))
     for first in range(start, queries, size):
         last = min(first + size, queries)
-        seen = mask.mask.rows(first, last, keys, device)
-        if seen is None:
-            seen = torch.ones((), dtype=torch.bool, device=device)
+        visible = mask.mask.rows(first, last, keys, device)
+        if visible is None:
+            visible = torch.ones((), dtype=torch.bool, device=device)
         scores_BHCS = attention.scores(q_BHTK[:, :, first:last], k_BHSK)
         if bias is not None:
             scores_BHCS = scores_BHCS + bias[..., first:last, :]
-        yield first, scores_BHCS, seen.expand(*seen.shape[:-2] if seen.dim() == 4 else (1, 1), last - first, keys)
+        yield (
+            first,
+            scores_BHCS,
+            visible.expand(*visible.shape[:-2] if visible.dim() == 4 else (1, 1), last - first, keys),
+        )

@@ -1,4 +1,4 @@
-"""The attentions that `ResolvedAttention` describes: to a row itself, to a source, to both, or by shared keys."""
+"""Modules of `ResolvedAttention`: attention to the row, to a source, to both, or by shared keys."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lit_llm.components.rope import Rotation, rotate
 
 
 class AttentionInputs(NamedTuple):
-    """What an attention gets beside activations; see `LayerPart.prepare`."""
+    """Inputs of an attention other than activations; see `LayerPart.prepare`."""
 
     mask: KernelMask
     q_rotation: Rotation | None = None
@@ -31,26 +31,26 @@ class AttentionInputs(NamedTuple):
     source_BSD: Tensor | None = None
     """The encoder's output; None where there is none, or where the cache has its keys and values."""
     source_tokens: int = 0
-    """How many of the row's first tokens are the source; 0 where that is another, or in the cache."""
+    """Number of the row's first tokens that are the source; 0 where the source is separate, or in the cache."""
     source_rotation: Rotation | None = None
     source_cache: KeyValues | None = None
     shared_kv: tuple[Tensor, Tensor] | None = None
     buckets: Tensor | None = None
     """T x S, or B x T x S: bucket of each query-key distance. Set only with `relative_bias: per_layer`."""
     bias: Tensor | None = None
-    """H x T x S, or B x H x T x S: what all layers of the stack add to their scores."""
+    """H x T x S, or B x H x T x S: bias on the scores that all layers of the stack share."""
 
 
 class Heads(nn.Module):
-    """From activations to the queries, keys or values of an attention's heads: what projects, and what norms."""
+    """Projections, norms and rotations that make the queries, keys or values of an attention's heads."""
 
     config: ResolvedAttention
     qkv_scale: nn.ParameterDict
 
     def heads(self, part: str, x_BTD: Tensor, rotation: Rotation | None) -> Tensor:
-        """Queries, keys or values of every head, B x H x T x K, normalised and rotated where they should be."""
+        """Queries, keys or values of every head, B x H x T x K, normalised and rotated as configured."""
         projection = getattr(self, part)
-        # Norm and rotation before the transposition: on contiguous memory they are cheaper.
+        # Norm and rotation come before the transposition, since they are cheaper on contiguous memory.
         x_BTHK = projection(x_BTD).unflatten(-1, (-1, self.config.head_dim))
         if part in self.config.qkv_norm:
             scale = self.qkv_scale[part] if self.config.qkv_norm_scale else None
@@ -81,7 +81,7 @@ class SharedKeyValues(Heads):
     """
 
     def __init__(self, config: ResolvedAttention, d_model: int) -> None:
-        """config: of any of the attentions that share them."""
+        """config: that of any attention that shares the keys and values."""
         super().__init__()
         self.config = config
         self.k = nn.Linear(d_model, config.kv_width, bias=False)
@@ -99,7 +99,7 @@ class Attention(Heads, LayerPart):
     memory ┬ k ─[norm k]─[RoPE]─┼─ softmax(QKᵀ/√K)V ─[head norm | concat norm]─ out ─[after_out norm]─▶
            └ v ─[norm v]────────┘  within [window], [softcap]
 
-    What memory is, the subclasses say.
+    Subclasses define the memory.
     """
 
     def __init__(self, config: ResolvedAttention, widths: Widths, causal: bool) -> None:
@@ -131,7 +131,7 @@ class Attention(Heads, LayerPart):
         return self.attend(q, k, v, inputs.mask, bias)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: KernelMask, bias: Tensor | None = None) -> Tensor:
-        """From the heads' queries, keys and values to what the layer adds: B x T x D."""
+        """Output of the heads' queries, keys and values: B x T x D."""
         out_BTHK = self.dot_product(q, k, v, mask, bias).transpose(1, 2)
         if self.config.output_norm == "head":
             out_BTHK = self.output_norm(out_BTHK)
@@ -159,7 +159,7 @@ class Attention(Heads, LayerPart):
     def _row_mask(
         self, context: ForwardContext, cache: KeyValues | None
     ) -> tuple[object, Callable[[], AttentionMask], int]:
-        """(key, mask, number of keys) of the row's own tokens, as far as they are seen and kept."""
+        """(key, mask, number of keys) of self-attention within the row, or within its cache."""
         if cache is not None and is_filled(cache):
             return ("kept", cache.window), lambda: cache.mask(context.mask), cache.capacity
         window = self.config.window_sides
@@ -170,7 +170,7 @@ class Attention(Heads, LayerPart):
 
 
 class SelfAttention(Attention):
-    """An attention whose memory is its input, so that distances within a row mean something: it may have a bias."""
+    """An attention whose memory is its input. Distances within a row are defined, so it may have a relative bias."""
 
     def __init__(self, config: ResolvedAttention, widths: Widths, causal: bool) -> None:
         super().__init__(config, widths, causal)
@@ -191,7 +191,7 @@ class SelfAttention(Attention):
         return AttentionInputs(mask, rotation, rotation, cache, buckets=buckets, bias=bias)
 
     def _buckets(self, context: ForwardContext, cache: KeyValues | None) -> tuple[Tensor | None, Tensor | None]:
-        """(buckets of distances for a bias of this layer, bias of all layers)."""
+        """(buckets of distances for this layer's bias, bias that all layers share); None where unused."""
         config = self.config
         if config.relative_bias == "none":
             return None, None
@@ -216,7 +216,7 @@ class SelfAttention(Attention):
         return (k, v) if inputs.cache is None else inputs.cache.add(k, v)
 
     def new_cache(self, rows: CacheRows) -> KeyValues | TwoCaches:
-        return KeyValues(rows.own, self.config.window)
+        return KeyValues(rows.self_lengths, self.config.window)
 
 
 class CrossAttention(Attention):
@@ -239,7 +239,7 @@ class CrossAttention(Attention):
         return self._of_source(inputs.source_BSD, inputs)
 
     def _of_source(self, source_BSD: Tensor | None, inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
-        """Keys and values of a source: made, and kept where there is a cache, or taken from it."""
+        """Keys and values of a source, computed and added to the cache, or read from it."""
         if source_BSD is None:
             assert inputs.source_cache is not None
             return inputs.source_cache.cached()
@@ -258,18 +258,18 @@ class MergedAttention(SelfAttention, CrossAttention):
     source ─┴─ k ─[norm]─[RoPE]─┘   (v alike)    │
               the same W_k, W_v                  ┘
 
-    T5Gemma 2 (arXiv 2512.14856): self- and cross-attention with the same four matrices and one softmax. There the
-    source's keys are not rotated (`rope: restart`); with `continuous` they are, and the target goes on where the source
-    ended.
+    T5Gemma 2 (arXiv 2512.14856): self- and cross-attention with the same four matrices and one softmax. T5Gemma 2 does
+    not rotate the source's keys (`rope: restart`); with `continuous` they are rotated, and the target's positions
+    continue after the source.
     """
 
     def prepare(self, context: ForwardContext, cache: TwoCaches | None) -> AttentionInputs:  # type: ignore[override]
         source = context.source
         assert source is not None
-        own = None if cache is None else cache.own
+        row_cache = None if cache is None else cache.row
         continuous = self.config.rope == "continuous"
         rotation = rotation_of(context, "continuous" if continuous else "self", self.config)
-        key, row, keys = self._row_mask(context, own)
+        key, row, keys = self._row_mask(context, row_cache)
 
         def merged() -> Mask:
             return MergedMask(row(), source.mask, source.tokens)
@@ -279,7 +279,7 @@ class MergedAttention(SelfAttention, CrossAttention):
             self._kernel_mask(context, ("merged", key), merged, keys + source.tokens),
             rotation,
             rotation,
-            own,
+            row_cache,
             source_BSD=states_BSD,
             source_rotation=rotation_of(context, "source", self.config)
             if continuous and states_BSD is not None
@@ -288,13 +288,13 @@ class MergedAttention(SelfAttention, CrossAttention):
         )
 
     def keys_values(self, x_BTD: Tensor, inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
-        own = SelfAttention.keys_values(self, x_BTD, inputs)
+        row_kv = SelfAttention.keys_values(self, x_BTD, inputs)
         of_source = self._of_source(inputs.source_BSD, inputs)
-        return torch.cat([own[0], of_source[0]], dim=2), torch.cat([own[1], of_source[1]], dim=2)
+        return torch.cat([row_kv[0], of_source[0]], dim=2), torch.cat([row_kv[1], of_source[1]], dim=2)
 
     def new_cache(self, rows: CacheRows) -> TwoCaches:  # type: ignore[override]
         assert rows.source is not None
-        return TwoCaches(KeyValues(rows.own, self.config.window), KeyValues(rows.source))
+        return TwoCaches(KeyValues(rows.self_lengths, self.config.window), KeyValues(rows.source))
 
 
 class SharingAttention(Attention):
@@ -303,7 +303,7 @@ class SharingAttention(Attention):
     shared keys ───────────┼─ softmax(QKᵀ/√K)V ─▶ as in `Attention`
     shared values ─────────┘
 
-    A layer of YOCO's cross-decoder: over its own row, with W_q and W_o of its own.
+    A layer of YOCO's cross-decoder: attention over the row, with separate W_q and W_o in each layer.
     """
 
     def prepare(self, context: ForwardContext, cache: None) -> AttentionInputs:  # type: ignore[override]

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 
 class RelativeBias(nn.Module):
-    """Buckets of distances to a bias on the scores."""
+    """Learned bias on the scores by bucket of distances."""
 
     is_table = True
-    """Its rows are no matrix's: no optimiser orthogonalises them."""
+    """Marks the weight as a table, not a matrix: no optimiser orthogonalises it."""
 
     def __init__(self, buckets: int, heads: int, width: int) -> None:
-        """width: of the residual stream; initial values have the standard deviation 1 / sqrt(width), as T5's."""
+        """width: that of the residual stream; initial values have the standard deviation 1 / sqrt(width), as in T5."""
         super().__init__()
         self.initial_std = width**-0.5
         self.weight = nn.Parameter(torch.empty(buckets, heads))
@@ -32,12 +32,12 @@ class RelativeBias(nn.Module):
 
 
 def buckets_of(queries: Tensor, keys: Tensor, buckets: int, distance: int, causal: bool) -> Tensor:
-    """Positions of queries (T, or B x T) and of keys (S, or B x S) -> T x S, or B x T x S."""
+    """Bucket of each query-key distance: positions of queries (T, or B x T) and keys (S, or B x S) -> [B x] T x S."""
     return bucket(keys.unsqueeze(-2) - queries.unsqueeze(-1), buckets, distance, causal)
 
 
 def bucket(ahead: Tensor, buckets: int, distance: int, causal: bool) -> Tensor:
-    """The number of the bucket for a key that stands `ahead` tokens after its query."""
+    """Number of the bucket for a key `ahead` tokens after its query."""
     first = torch.zeros_like(ahead)
     if causal:
         away = (-ahead).clamp_min(0)

@@ -1,4 +1,4 @@
-"""One attention with nothing left open: its parameters, FLOPs, cache and memory. Loads no torch."""
+"""One attention with all settings resolved: its parameters, FLOPs, cache and memory. Loads no torch."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from lit_llm.config.section import Items
 from lit_llm.config.tree import KIND
 
 SCORES = 1 << 22
-"""Attention scores that a look at them holds at a time, 16 MB in float32; it makes some tensors of that size."""
+"""Attention scores that an analysis of them holds at a time, 16 MB in float32; it makes some tensors of that size."""
 
 Place = Literal["self", "cross", "merged", "partial", "shared"]
-"""self: keys and values are made of the row itself; cross: of the encoder's output; merged: of both, in one softmax;
-partial: of the row's beginning; shared: once for several layers."""
+"""Memory that keys and values are projected from. self: the row; cross: the encoder's output; merged: both, in one
+softmax; partial: the row's beginning; shared: projected once for several layers."""
 
 
 class ResolvedAttention(Part):
-    """An attention with nothing left open, in canonical form: two that are the same function are equal."""
+    """An attention with all settings resolved, in canonical form: equal functions compare equal."""
 
     heads: int
     kv_heads: int
@@ -34,7 +34,7 @@ class ResolvedAttention(Part):
     norm_eps: float
     rope: str
     rope_theta: float
-    # Not in the dump where they have no effect, so that a fingerprint says what is computed.
+    # Left out of the dump where they have no effect, so that equal functions have equal fingerprints.
     rope_factor: float = Field(1.0, exclude_if=lambda value: value == 1)
     relative_bias: str = Field("none", exclude_if=lambda value: value == "none")
     relative_buckets: int | None = Field(None, exclude_if=lambda value: value is None)
@@ -54,54 +54,54 @@ class ResolvedAttention(Part):
 
     @property
     def module(self) -> str:  # type: ignore[override]
-        """Where its module is."""
+        """Path of its module."""
         return self.modules[self.place]
 
     @property
     def window_sides(self) -> Window | None:
-        """Keys that are seen are fewer than so many tokens (before, after) the query; None: all."""
+        """Visible keys are fewer than (n, m) tokens (before, after) the query; None: all."""
         return None if self.window is None else (self.window, self.window_right or self.window)
 
     @property
     def width(self) -> int:
-        """All query heads together."""
+        """Entries of all query heads together."""
         return self.heads * self.head_dim
 
     @property
     def kv_width(self) -> int:
-        """All key (or value) heads together."""
+        """Entries of all key (or value) heads together."""
         return self.kv_heads * self.head_dim
 
     @property
     def shared_kv(self) -> bool:
-        """Whether keys and values are made once for all layers that say so (YOCO, arXiv 2405.05254), and not here."""
+        """Whether keys and values are made once for several layers (YOCO, arXiv 2405.05254), and not here."""
         return self.place == "shared"
 
     @property
     def projected(self) -> str:
-        """Which of queries, keys and values are projected here."""
+        """Letters of those among queries, keys and values that are projected here."""
         return "q" if self.shared_kv else "qkv"
 
     def settings(self) -> dict[str, Any]:
-        """As `Part.settings`; where an attention stands is no key of its own."""
+        """As `Part.settings`, without `place`, which no study sets."""
         return {key: value for key, value in super().settings().items() if key != "place"}
 
     # --- parameters ---
 
     def shapes(self, widths: Widths) -> dict[str, TensorShape]:
         keys = (self.kv_width, self._memory_width(widths))
-        found: dict[str, TensorShape] = {"q.weight": (self.width, widths.row)}
+        shapes: dict[str, TensorShape] = {"q.weight": (self.width, widths.row)}
         if not self.shared_kv:
-            found |= {"k.weight": keys, "v.weight": keys}
-        found["out.weight"] = (widths.row, self.width)
+            shapes |= {"k.weight": keys, "v.weight": keys}
+        shapes["out.weight"] = (widths.row, self.width)
         if self.qkv_norm_scale:
-            found |= {f"qkv_scale.{part}": (self.head_dim,) for part in self.qkv_norm if part in self.projected}
+            shapes |= {f"qkv_scale.{part}": (self.head_dim,) for part in self.qkv_norm if part in self.projected}
         if self.output_norm_scale:
             entries = {"head": self.head_dim, "concat": self.width, "after_out": widths.row}
-            found["output_scale"] = (entries[self.output_norm],)
+            shapes["output_scale"] = (entries[self.output_norm],)
         if self.relative_bias == "per_layer":
-            found["relative_bias.weight"] = self._bias_shape
-        return found
+            shapes["relative_bias.weight"] = self._bias_shape
+        return shapes
 
     def stack_shapes(self, widths: Widths) -> dict[str, TensorShape]:
         return {"relative_bias.weight": self._bias_shape} if self.relative_bias == "shared" else {}
@@ -122,7 +122,7 @@ class ResolvedAttention(Part):
 
     @property
     def shared(self) -> tuple[object, ...]:
-        """All that decides what the shared keys and values are; equal in all that share them."""
+        """Settings on which the shared keys and values depend; equal in all layers that share them."""
         norms = tuple(part for part in self.qkv_norm if part != "q")
         normed = (norms, self.qkv_norm_scale, self.norm_eps) if norms else ()
         return (self.kv_heads, self.head_dim, self.rope, self.rope_theta, self.rope_factor, *normed)
@@ -137,22 +137,22 @@ class ResolvedAttention(Part):
         return self._query_products(widths) + (0 if self.place == "cross" else self._memory_products(widths))
 
     def _query_products(self, widths: Widths) -> int:
-        """Entries of W_q and W_o, which work once per query token."""
+        """Entries of W_q and W_o, which are multiplied once per query token."""
         return 2 * widths.row * self.width
 
     def _memory_products(self, widths: Widths) -> int:
-        """Entries of W_k and W_v, which work once per key token."""
+        """Entries of W_k and W_v, which are multiplied once per key token."""
         return 0 if self.shared_kv else 2 * self._memory_width(widths) * self.kv_width
 
     def shared_products(self, widths: Widths) -> int:
-        """Entries of the W_k and W_v that make the shared keys and values, once per token."""
+        """Entries of the shared W_k and W_v, which are multiplied once per token."""
         return 2 * widths.row * self.kv_width
 
     def pairs(self, example: Example) -> list[tuple[float, float]]:
         if self.place == "cross":
             return [(example.source, example.row * example.source)]
-        own = [(example.before + example.row, example.own_pairs(self.window_sides))]
-        return [*own, (example.source, example.row * example.source)] if self.place == "merged" else own
+        row = [(example.before + example.row, example.row_pairs(self.window_sides))]
+        return [*row, (example.source, example.row * example.source)] if self.place == "merged" else row
 
     def flops(self, example: Example, widths: Widths) -> float:
         memory = 0.0 if example.decoding or self.place not in ("cross", "merged") else example.source
@@ -166,7 +166,7 @@ class ResolvedAttention(Part):
     # --- memory ---
 
     def cache_bytes(self, entry: int, encoder: bool) -> CacheBytes:
-        """Keys and values of the row, of a window no more than that; of the source, where the prompt is one."""
+        """Bytes of the keys and values of the row, up to its window, and of the source."""
         each = 2 * self.kv_width * entry
         if self.place == "cross":
             return CacheBytes(per_source_token=each)
@@ -191,7 +191,7 @@ class ResolvedAttention(Part):
         kept = example.row * self._query_bytes(widths, precision) + memory * self._key_bytes(precision)
         if self.reads_encoder and precision.autocast:  # a copy for W_k and one for W_v
             kept += example.source * self._memory_width(widths) * 2 * precision.compute
-        if self.place == "merged":  # the keys once more, joined with the target's
+        if self.place == "merged":  # a second copy of the keys, concatenated with the target's
             kept += example.source * self._key_bytes(precision)
             kept += (example.source + example.row) * 2 * self.kv_width * precision.compute
         if self.place in ("self", "shared") and self._is_band(example):
@@ -199,8 +199,8 @@ class ResolvedAttention(Part):
         return kept + self._score_bytes(example, precision)
 
     def _query_bytes(self, widths: Widths, precision: Precision) -> int:
-        """For each query token."""
-        # Queries as the kernel reads them, and its output, which W_o reads too where no norm stands between.
+        """Bytes kept for each query token."""
+        # Queries in the kernel's precision, and its output, which W_o reads too unless a norm is in between.
         kept = 2 * self.width * precision.compute
         if "q" in self.qkv_norm:
             # A norm keeps what it reads, in float32, and what it scales.
@@ -215,28 +215,28 @@ class ResolvedAttention(Part):
         return kept
 
     def _key_bytes(self, precision: Precision) -> int:
-        """For each key token: keys and values as the kernel reads them, and before their norms, in float32."""
+        """Bytes kept for each key token: keys and values for the kernel, and before their norms, in float32."""
         norms = ("k" in self.qkv_norm) + ("v" in self.qkv_norm)
         return self.kv_width * (2 * precision.compute + FLOAT32 * norms * (1 + self.qkv_norm_scale))
 
     def shared_activation_bytes(self, widths: Widths, precision: Precision) -> int:
-        """For each token: the copies that W_k and W_v of the shared keys read, and what they make."""
+        """Bytes kept for each token: inputs (under autocast copies) and outputs of the shared W_k and W_v."""
         return widths.row * (2 if precision.autocast else 1) * precision.compute + self._key_bytes(precision)
 
     def _is_band(self, example: Example) -> bool:
         return self.window_sides is not None and example.row >= BAND * band_size(self.window_sides, example.causal)
 
     def _band_bytes(self, example: Example, precision: Precision) -> float:
-        """Of a window that is a band: keys and values once more for each block beside their own, and the mask of each
-        block, as numbers."""
+        """Bytes of a window computed as a band: copies of keys and values for the neighbouring blocks, and the blocks'
+        masks as numbers."""
         assert self.window_sides is not None
         sides = 2 if example.causal else 3
         keys = 2 * (sides - 1) * self.kv_width
         return example.row * (keys + sides * band_size(self.window_sides, example.causal)) * precision.compute
 
     def _score_bytes(self, example: Example, precision: Precision) -> float:
-        """For all (query, key) pairs, where no fused kernel spares them: a cap's tanh and the weights, or a bias with
-        its mask and the weights."""
+        """Bytes for all (query, key) pairs, where no fused kernel avoids them: a cap's tanh and the weights, or a bias
+        with its mask and the weights."""
         if self.softcap is None and self.relative_bias == "none":
             return 0.0
         entry = 2 * FLOAT32 + (precision.compute if precision.autocast else 0)
@@ -248,13 +248,13 @@ class ResolvedAttention(Part):
         return example.row + (example.source if self.place == "merged" else 0)
 
     def mask_bytes(self, example: Example, precision: Precision) -> float:
-        """The mask of a window that is no band."""
+        """Bytes of the mask of a window that is not computed as a band."""
         if self.window_sides is None or self._is_band(example):
             return 0.0
         return example.row * self._keys(example) * precision.compute
 
     def logit_bytes(self, example: Example, widths: Widths, rows: int) -> float:
-        """The scores of some queries at a time, the bias on all of them, and queries, keys and values."""
+        """Bytes of the scores of one chunk of queries, the bias on all queries, and queries, keys and values."""
         queries, keys = example.row, self._keys(example)
         if not queries or not keys:
             return 0.0
@@ -266,7 +266,7 @@ class ResolvedAttention(Part):
 
 
 def resolve_attention(values: dict[str, object], d_model: int, place: Place) -> ResolvedAttention:
-    """Fill in what was left open and drop what has no effect. Raises ValueError with a reason for impossible shapes.
+    """Fill in defaults and drop settings without effect. Raises ValueError with a reason for impossible shapes.
 
     values: the fields of AttentionConfig after all overrides.
     """
@@ -289,17 +289,17 @@ def resolve_attention(values: dict[str, object], d_model: int, place: Place) -> 
         raise ValueError("window_right without window has no effect; set window, too")
     if config.rope != "none" and head_dim % 2:
         raise ValueError(f"RoPE rotates pairs, so head_dim {head_dim} must be even (or rope: none)")
-    # One head is all heads: two names of one function.
+    # With one head, head and concat are the same function.
     output_norm = "head" if config.output_norm == "concat" and config.heads == 1 else config.output_norm
     qkv_norm = tuple(part for part in "qkv" if part in config.qkv_norm)
-    # Self-attention sees distances only; where there is a source, they depend on where the target begins.
+    # Self-attention depends on distances only; those to a source depend on the target's first position.
     rope = "continuous" if config.rope == "restart" and place in ("self", "partial", "shared") else config.rope
     if place == "merged" and config.relative_bias != "none":
         raise ValueError("a relative bias has no distances between a target and its source; use rope with merged")
     if place == "shared" and config.relative_bias != "none":
         raise ValueError("shared keys have no relative bias; write relative_bias: none here, and use rope")
-    own = place in ("self", "merged")  # what stands in one row with its keys
-    window = config.window if own else None
+    in_row = place in ("self", "merged")  # queries and keys are in one row
+    window = config.window if in_row else None
     ahead = None if window is None or config.window_right == window else config.window_right
     biased = place == "self" and config.relative_bias != "none"
     usual = config.scale is not None and math.isclose(config.scale, head_dim**-0.5, rel_tol=1e-12)

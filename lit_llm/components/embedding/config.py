@@ -1,4 +1,4 @@
-"""What happens between token ids and the residual stream, and between its end and the logits.
+"""Settings of the embedding of token ids, and of the output that makes logits.
 
 Scaled embeddings: Vaswani et al., arXiv 1706.03762, section 3.4, and Gemma. Normed ones: ModernBERT (arXiv 2412.13663).
 Soft-capped logits: Gemma 2 (arXiv 2408.00118). A dense head and a bias: BERT (arXiv 1810.04805).
@@ -14,16 +14,16 @@ from lit_llm.config.section import Section
 
 
 class EmbeddingConfig(Section):
-    """What is done to embeddings before the first layer reads them."""
+    """Transformations of the embeddings before the first layer."""
 
     scaled: bool = False
     """Multiply by sqrt(d_model)."""
     norm: bool = False
-    """Normalise, by a norm as `model.norm` has it."""
+    """Normalise by a norm with the settings of `model.norm`."""
 
 
 class OutputConfig(Section):
-    """What is done to the states of the last layer."""
+    """Transformations of the last layer's states to logits."""
 
     head: Literal["none", "dense"] = "none"
     """dense: a D x D matrix, GeLU and a norm before the unembedding."""
@@ -33,5 +33,5 @@ class OutputConfig(Section):
     """Logits become softcap tanh(logit / softcap)."""
 
     def products(self, d_model: int) -> int:
-        """Multiply-adds for each position beside the table's."""
+        """Multiply-adds for each position, without the product with the vocabulary."""
         return d_model * d_model if self.head == "dense" else 0

@@ -1,4 +1,4 @@
-"""What makes logits of states, as `OutputConfig` describes it."""
+"""Modules of `OutputConfig`, which make logits of states."""
 
 from __future__ import annotations
 

@@ -37,10 +37,10 @@ class FeedForwardConfig(Part):
         "sigmoid",
         "softplus",
     ] = "swiglu"
-    """Those that end in glu have a gate, and so three matrices: swish, gelu, relu, sigmoid (glu) or nothing (liglu) on
-    it. _tanh: gelu by its approximation with tanh, as in Gemma and T5."""
+    """Activation. Those that end in glu have a gate, and so three matrices: swish, gelu, relu, sigmoid (glu) or nothing
+    (liglu) on the gate. _tanh: gelu by its approximation with tanh, as in Gemma and T5."""
     d_ff: int = Field(gt=0)
-    """Width inside."""
+    """Hidden width."""
 
     @property
     def gated(self) -> bool:
@@ -56,7 +56,7 @@ class FeedForwardConfig(Part):
         return 2 if self.gated else 1
 
     def activation_bytes(self, example: Example, widths: Widths, precision: Precision) -> float:
-        # What the activation reads and makes; with a gate also what it is multiplied with, and the product.
+        # Input and output of the activation; with a gate also the other factor and the product.
         return example.row * (4 if self.gated else 2) * self.d_ff * precision.compute
 
 
@@ -64,4 +64,4 @@ _Optional: Any = partial(FeedForwardConfig)
 
 
 class FeedForwardOverride(_Optional):
-    """Keys of a feed-forward network that are different at one address; what is absent stays."""
+    """Keys of a feed-forward network that one address overrides; absent keys keep their values."""

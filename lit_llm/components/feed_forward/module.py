@@ -1,4 +1,4 @@
-"""The feed-forward network that `FeedForwardConfig` describes."""
+"""Module of `FeedForwardConfig`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": F.sigmoid,
     "softplus": F.softplus,
 }
-"""By their names; of the gated ones what stands on the gate."""
+"""{name: function}; for gated networks the function on the gate."""
 
 
 class FeedForward(LayerPart):

@@ -1,9 +1,9 @@
-"""How much of the loss exists at one time. Loads no torch."""
+"""Chunk size of the loss. Loads no torch."""
 
 CHUNK_ENTRIES = 1 << 25
-"""Logits held at once, 128 MiB in float32. Beyond that they are computed in chunks, and again in the backward pass."""
+"""Most logits held at once, 128 MiB in float32. More are computed in chunks, and again in the backward pass."""
 
 
 def chunk_rows(vocabulary: int) -> int:
-    """Positions whose logits are held at once."""
+    """Number of positions whose logits are held at once."""
     return max(1, CHUNK_ENTRIES // vocabulary)

@@ -1,8 +1,8 @@
 """Norms of the residual stream.
 
 RMSNorm: Zhang and Sennrich, arXiv 1910.07467. LayerNorm: Ba et al., arXiv 1607.06450; without bias as in ModernBERT
-(arXiv 2412.13663). Where they stand: before each block (arXiv 2002.04745), after it as in the first Transformer
-(arXiv 1706.03762), both (Gemma 2, arXiv 2408.00118), or on what a block adds (OLMo 2, arXiv 2501.00656).
+(arXiv 2412.13663). Placement: before each block (arXiv 2002.04745), after it as in the first Transformer
+(arXiv 1706.03762), both (Gemma 2, arXiv 2408.00118), or on a block's output (OLMo 2, arXiv 2501.00656).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lit_llm.config.section import Section, config_error
 
 
 class NormConfig(Section):
-    """Normalises the D entries of each token before a block reads it, and after the last layer, or elsewhere."""
+    """Norm over the D entries of each token, around each block (see `placement`) and after the last layer."""
 
     function: Literal["rms_norm", "layer_norm"] = "rms_norm"
     """rms_norm divides by the root mean square; layer_norm centres, divides by the deviation, and has no bias."""
@@ -36,7 +36,7 @@ class NormConfig(Section):
 
     @property
     def after(self) -> bool:
-        """Whether what a block adds is normed."""
+        """Whether a block's output is normed."""
         return self.placement in ("sandwich", "output")
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""The norm that `NormConfig` describes."""
+"""Module of `NormConfig`."""
 
 from __future__ import annotations
 
@@ -24,5 +24,5 @@ class Norm(nn.Module):
 
 def rms_norm(x: Tensor, scale: Tensor | None, eps: float) -> Tensor:
     """x / sqrt(mean(x²) + eps), times a scale, over the last dimension."""
-    # In x's own dtype, or the fused kernel is not taken.
+    # The scale in x's dtype, which the fused kernel requires.
     return F.rms_norm(x, (x.shape[-1],), None if scale is None else scale.to(x.dtype), eps)

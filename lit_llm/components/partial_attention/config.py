@@ -1,8 +1,8 @@
-"""Partial attention: every token of a decoder-only model attends to its source once more, through a memory of its own.
+"""Partial attention: an additional attention of every token of a decoder-only model to its source.
 
 PALM (Fu et al. 2023, arXiv 2304.04052) adds it after self-attention, so that attention to the source does not fade as
-the answer grows. Of the source's states S a memory P is made, which keys and values are projected from; queries come
-from all tokens, and no mask but the source's end stands between them:
+the answer grows. Keys and values are projected from a memory P, which is made of the source's states S; queries come
+from all tokens, and the only mask is the source's end:
 
     P1 = f(S A1)    P2 = P1 A2    P = P2 + P1    softmax(Q Kᵀ / √K) V
 
@@ -22,7 +22,7 @@ from lit_llm.components.attention.config import AttentionOverride
 
 
 class PartialAttentionOverride(AttentionOverride):
-    """Where this is written there is a partial attention: `palm`, or `{heads: 2}` for one unlike `model.attention`."""
+    """Puts a partial attention into a layer: `palm`, or `{heads: 2}` for settings other than `model.attention`'s."""
 
     kind: Literal["palm"] = "palm"
-    """palm: keys and values from P = P2 + P1, as PALM makes it from the source's states."""
+    """palm: keys and values from P = P2 + P1, as in PALM."""

@@ -1,4 +1,4 @@
-"""The partial attention that `ResolvedPartialAttention` describes."""
+"""Module of `ResolvedPartialAttention`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One partial attention with nothing left open, as `lit_llm.components.attention.resolved` has one attention."""
+"""One partial attention with all settings resolved; see `lit_llm.components.attention.resolved`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ResolvedPartialAttention(ResolvedAttention):
         return self._query_products(widths)
 
     def _memory_products(self, widths: Widths) -> int:
-        """Entries of A1, A2, W_k and W_v, which work once per source token."""
+        """Entries of A1, A2, W_k and W_v, which are multiplied once per source token."""
         return 2 * widths.row * widths.row + super()._memory_products(widths)
 
     def pairs(self, example: Example) -> list[tuple[float, float]]:
@@ -35,7 +35,7 @@ class ResolvedPartialAttention(ResolvedAttention):
         return 2.0 * (example.row * self.products(widths) + memory) + scores
 
     def cache_bytes(self, entry: int, encoder: bool) -> CacheBytes:
-        """Keys and values of the prompt, <s> among it."""
+        """Bytes of the keys and values of the prompt and <s>."""
         each = 2 * self.kv_width * entry
         return CacheBytes(per_source_token=each, start=each)
 
@@ -45,7 +45,7 @@ class ResolvedPartialAttention(ResolvedAttention):
 
     def activation_bytes(self, example: Example, widths: Widths, precision: Precision) -> float:
         kept = example.row * self._query_bytes(widths, precision) + example.marked * self._key_bytes(precision)
-        # What A1, then A2, then W_k and W_v read. The first is a copy: in a batch the source's slice has gaps.
+        # Inputs of A1, of A2, and of W_k and W_v. The first is a copy, since the source's slice is not contiguous.
         kept += example.marked * widths.row * 3 * precision.compute
         return kept + self._score_bytes(example, precision)
 
@@ -54,7 +54,7 @@ class ResolvedPartialAttention(ResolvedAttention):
 
 
 def resolve_partial_attention(values: dict[str, Any], defaults: Defaults) -> ResolvedPartialAttention:
-    """As `resolve_attention`, which it is but for its memory. values: the keys that differ from `model.attention`'s."""
+    """As `resolve_attention`. values: the keys that differ from `model.attention`'s."""
     resolved = resolve_attention({**defaults.attention, **values}, defaults.width, "partial")
     return ResolvedPartialAttention.model_validate({key: getattr(resolved, key) for key in type(resolved).model_fields})
 

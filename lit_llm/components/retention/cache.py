@@ -1,4 +1,4 @@
-"""The state that a retention keeps between passes: what keys and values are to an attention, but of one size."""
+"""Cache of a retention: a state of fixed size, in place of an attention's keys and values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lit_llm.components.kv_cache import CacheLengths
 
 
 class RetentionState:
-    """The state of one retention: B x H x K x V, of each row after its own last token."""
+    """State of one retention: B x H x K x V, of each row after its last token."""
 
     def __init__(self, rows: CacheLengths) -> None:
         self.rows = rows
@@ -18,14 +18,14 @@ class RetentionState:
         """None until the prompt has been read."""
 
     def cached(self) -> Tensor:
-        """The state of a prompt that has been read."""
+        """The state; the prompt must have been read."""
         assert self.state_BHKV is not None
         return self.state_BHKV
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drop all rows but these."""
+        """Keep only these rows."""
         self.state_BHKV = self.cached()[rows]
 
     def bytes(self) -> list[int]:
-        """What the state of each row takes, measured on the tensor."""
+        """Bytes of each row's state, measured on the tensor."""
         return [row.nbytes for row in self.cached()]

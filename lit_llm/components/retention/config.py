@@ -1,4 +1,4 @@
-"""Gated retention: in place of attention a state of fixed size, which every token fades and adds to.
+"""Gated retention: in place of attention a state of fixed size, which decays with every token and which it adds to.
 
 The mixer of YOCO's self-decoder (Sun et al. 2024, arXiv 2405.05254, section 3.1). For each head, with q and k rotated
 by their positions (RoPE):
@@ -24,26 +24,26 @@ class RetentionConfig(Section):
     """One gated retention."""
 
     heads: int = Field(gt=0)
-    """Number of heads, each with a gate and a state of its own."""
+    """Number of heads, each with a separate gate and state."""
     head_dim: int | None = Field(None, gt=0)
     """Entries of a head's queries and keys; d_model / heads when absent."""
     value_dim: int | None = Field(None, gt=0)
     """Entries of a head's values; as many as `head_dim` when absent."""
     gate_temperature: float = Field(16.0, gt=0)
-    """τ: the larger, the closer a gate is to 1, and the slower a state fades."""
+    """τ: the larger, the closer a gate is to 1, and the slower a state decays."""
     norm_eps: float = Field(1e-5, gt=0)
     """Added to the mean square under the root of the norm over each head's output."""
     rope_theta: float = Field(10000.0, gt=0)
     """Base of the rotary frequencies."""
     chunk: int = Field(256, gt=0)
-    """Tokens that are read at once. A choice of speed and memory: the result is the same up to rounding."""
+    """Tokens that are read at once. It changes speed and memory, and the result only by rounding."""
 
 
 _Optional: Any = partial(RetentionConfig)
 
 
 class RetentionOverride(_Optional):
-    """Where this is written there is a retention: `gated`, or `{heads: 2}` for one with keys of its own."""
+    """Puts a retention into a layer: `gated`, or `{heads: 2}` for one with other settings."""
 
     kind: Literal["gated"] = "gated"
-    """gated: gated retention, as YOCO has it."""
+    """gated: gated retention as in YOCO."""

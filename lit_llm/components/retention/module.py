@@ -1,4 +1,4 @@
-"""The gated retention that `ResolvedRetention` describes: one function in three forms.
+"""Module of `ResolvedRetention`, gated retention: one function in three forms.
 
 parallel     all pairs of tokens at once, T x T      what a chunk does inside
 chunkwise    a chunk at a time, the state between    training, and reading a prompt
@@ -26,11 +26,11 @@ from lit_llm.components.rope import Rotation, rotate
 
 
 class RetentionInputs(NamedTuple):
-    """What a retention gets beside activations; see `LayerPart.prepare`."""
+    """Inputs of a retention other than activations; see `LayerPart.prepare`."""
 
     rotation: Rotation
     runs_BT: Tensor | None
-    """How often the document has changed up to each token; None for one document."""
+    """Number of changes of document up to each token; None for one document."""
     cache: RetentionState | None
 
 
@@ -54,7 +54,7 @@ class Retention(LayerPart):
         self.out = nn.Linear(config.value_width, widths.row, bias=False)
 
     def prepare(self, context: ForwardContext, cache: RetentionState | None) -> RetentionInputs:  # type: ignore[override]
-        """Raises ValueError for an open prefix."""
+        """Make the inputs of `forward`. Raises ValueError for a bidirectional prefix."""
         prefix, documents = context.mask.prefix, context.mask.documents
         if isinstance(prefix, Tensor) or (prefix or 0) > 1:
             raise ValueError("retention is causal: a token cannot see later ones; leave its prefix causal")
@@ -77,7 +77,7 @@ class Retention(LayerPart):
             out_BHTV, cache.state_BHKV = recurrent(Streams(q, k, v, log_gates), cache.state_BHKV)
         elif cache is not None:
             if not cache.rows.even:
-                # Padding neither fades a row's state nor adds to it.
+                # Padding neither decays a row's state nor adds to it.
                 ends_B11 = cache.rows.lengths_B[:, None, None]
                 padding_B1T = torch.arange(x_BTD.shape[1], device=x_BTD.device) >= ends_B11
                 log_gates = log_gates.masked_fill(padding_B1T, 0.0)
@@ -90,7 +90,7 @@ class Retention(LayerPart):
         return self.out(F.silu(self.output_gate(x_BTD)) * joined_BTD)
 
     def new_cache(self, rows: CacheRows) -> RetentionState:
-        return RetentionState(rows.own)
+        return RetentionState(rows.self_lengths)
 
     def _heads(self, projection: nn.Module, x_BTD: Tensor) -> Tensor:
         """Queries, keys or values: B x T x H x K."""
@@ -105,7 +105,7 @@ class Retention(LayerPart):
 
 
 class Streams(NamedTuple):
-    """What a retention mixes, for each token of each head."""
+    """Queries, keys, values and log-gates of each token and head."""
 
     q_BHTK: Tensor
     k_BHTK: Tensor
@@ -113,32 +113,32 @@ class Streams(NamedTuple):
     log_gates_BHT: Tensor
 
     def chunk(self, first: int, last: int) -> Streams:
-        """The tokens from `first` to before `last`."""
+        """The tokens `first` to `last` (exclusive)."""
         return Streams(*(x[:, :, first:last] for x in self))
 
 
 def parallel(streams: Streams, runs_BT: Tensor | None = None) -> Tensor:
-    """Each token's sum over those before it and itself, faded by the gates in between: B x H x T x V.
+    """Each token's sum over itself and the tokens before it, decayed by the gates in between: B x H x T x V.
 
-    runs_BT: numbers; a token sees those with its own alone.
+    runs_BT: document numbers; a token sees only tokens with the same number.
     """
     q_BHTK, k_BHTK, v_BHTV, log_gates_BHT = streams
     tokens = q_BHTK.shape[2]
-    seen = torch.ones(tokens, tokens, dtype=torch.bool, device=q_BHTK.device).tril()
+    visible = torch.ones(tokens, tokens, dtype=torch.bool, device=q_BHTK.device).tril()
     if runs_BT is not None:
-        seen = seen & (runs_BT[:, None, :, None] == runs_BT[:, None, None, :])
+        visible = visible & (runs_BT[:, None, :, None] == runs_BT[:, None, None, :])
     faded_BHT = log_gates_BHT.cumsum(-1)
     # Masked before exp: above the diagonal the differences are positive, and could overflow.
-    decay_BHTT = (faded_BHT[..., :, None] - faded_BHT[..., None, :]).masked_fill(~seen, -torch.inf).exp()
+    decay_BHTT = (faded_BHT[..., :, None] - faded_BHT[..., None, :]).masked_fill(~visible, -torch.inf).exp()
     return (q_BHTK @ k_BHTK.transpose(-1, -2) * decay_BHTT.to(q_BHTK.dtype)) @ v_BHTV
 
 
 def chunkwise(
     streams: Streams, chunk: int, runs_BT: Tensor | None = None, keep_state: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """As `parallel`, in time and memory that grow with T x `chunk`; and the state after the last token, if it is kept.
+    """(output as of `parallel`, in time and memory that grow with T x `chunk`; state after the last token, if kept).
 
-    runs_BT: as `parallel`'s, and equal numbers stand together.
+    runs_BT: as in `parallel`, with equal numbers adjacent.
     """
     tokens, outs, state_BHKV = streams.q_BHTK.shape[2], [], None
     for first in range(0, tokens, chunk):
@@ -163,7 +163,7 @@ def chunkwise(
 
 
 def recurrent(token: Streams, state_BHKV: Tensor) -> tuple[Tensor, Tensor]:
-    """One more token: its output, B x H x 1 x V, and the state after it."""
+    """(output of one more token, B x H x 1 x V; state after it)."""
     q_BH1K, k_BH1K, v_BH1V, log_gates_BH1 = token
     assert q_BH1K.shape[2] == 1
     state_BHKV = state_BHKV * log_gates_BH1[..., None].exp() + k_BH1K.transpose(-1, -2) @ v_BH1V
@@ -171,6 +171,6 @@ def recurrent(token: Streams, state_BHKV: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _runs(documents_BT: Tensor) -> Tensor:
-    """How often the document has changed up to each token: B x T."""
+    """Number of changes of document up to each token: B x T."""
     changes = documents_BT[:, 1:] != documents_BT[:, :-1]
     return F.pad(changes.cumsum(1), (1, 0))

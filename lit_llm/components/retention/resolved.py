@@ -1,4 +1,4 @@
-"""One gated retention with nothing left open: its parameters, FLOPs, state and memory. Loads no torch."""
+"""One gated retention with all settings resolved: its parameters, FLOPs, state and memory. Loads no torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lit_llm.config.tree import KIND
 
 
 class ResolvedRetention(Part):
-    """A gated retention with nothing left open."""
+    """A gated retention with all settings resolved."""
 
     module: ClassVar[str] = "lit_llm.components.retention.module:Retention"
     causal_only: ClassVar[str] = "retention is causal"
@@ -35,17 +35,17 @@ class ResolvedRetention(Part):
 
     @property
     def width(self) -> int:
-        """The queries (or keys) of all heads together."""
+        """Entries of the queries (or keys) of all heads together."""
         return self.heads * self.head_dim
 
     @property
     def value_width(self) -> int:
-        """The values of all heads together."""
+        """Entries of the values of all heads together."""
         return self.heads * self.value_dim
 
     @property
     def state_entries(self) -> int:
-        """Entries of the state of one sequence: K x V for each head, however long the sequence is."""
+        """Entries of one sequence's state: K x V for each head, for any length."""
         return self.heads * self.head_dim * self.value_dim
 
     def shapes(self, widths: Widths) -> dict[str, TensorShape]:
@@ -55,12 +55,12 @@ class ResolvedRetention(Part):
         return {**inputs, "out.weight": (widths.row, self.value_width)}
 
     def flops(self, example: Example, widths: Widths) -> float:
-        """Of the projections, and of reading tokens chunk by chunk, or one at a time behind a kept state.
+        """FLOPs of the projections, and of mixing tokens chunk by chunk, or in decoding one at a time.
 
-        Pairs inside a chunk count where they are visible. A chunk but the first also reads the state, and a chunk but
-        the last adds to it; with `example.keep_state` the last does, too, for the tokens that are to come.
+        Visible pairs inside a chunk count. Every chunk but the first also reads the state, and every chunk but the last
+        adds to it; with `example.keep_state` the last one does too.
         """
-        # Chunks are counted in whole tokens, and a sum over an average cut may be off by a rounding.
+        # Chunks are counted in whole tokens; a mean over cuts may be off by rounding.
         tokens, products = round(example.row, 6), self.products(widths)
         if example.decoding:
             return 2.0 * tokens * (products + 2 * self.state_entries)
@@ -72,7 +72,7 @@ class ResolvedRetention(Part):
         return 2.0 * (tokens * products + mixing)
 
     def cache_bytes(self, entry: int, encoder: bool) -> CacheBytes:
-        """The state. Float32 whatever the precision: it is a sum over thousands of tokens."""
+        """Bytes of the state, in float32 in any precision: it is a sum over thousands of tokens."""
         return CacheBytes(states=FLOAT32 * self.state_entries)
 
     @property
@@ -97,12 +97,12 @@ class ResolvedRetention(Part):
 
 
 def resolve_retention(values: dict[str, Any], defaults: Defaults) -> ResolvedRetention:
-    """Fill in what was left open. Raises ValueError with a reason for impossible shapes.
+    """Fill in defaults. Raises ValueError with a reason for impossible shapes.
 
-    values: the fields of RetentionConfig that are set; `heads` is the attention's where it is not.
+    values: the fields of RetentionConfig that are set; `heads` defaults to the attention's.
     """
-    own = {key: value for key, value in values.items() if key != KIND}
-    config = RetentionConfig.model_validate({"heads": defaults.attention["heads"], **own})
+    settings = {key: value for key, value in values.items() if key != KIND}
+    config = RetentionConfig.model_validate({"heads": defaults.attention["heads"], **settings})
     d_model = defaults.width
     if config.head_dim is None and d_model % config.heads:
         raise ValueError(f"{config.heads} heads do not divide d_model {d_model}; choose a divisor or set head_dim")

@@ -14,7 +14,7 @@ from lit_llm.components.registry import COMPONENTS
 from lit_llm.config.section import Section
 from lit_llm.config.tree import leaves, under
 from lit_llm.data.config import Tokenizer
-from lit_llm.models.resolve import OWN_ATTENTION, STACKS, Layer, ResolvedModel, layer_range, resolve_model
+from lit_llm.models.resolve import SELF_ATTENTION_KEY, STACKS, Layer, ResolvedModel, layer_range, resolve_model
 from lit_llm.studies.audit.findings import Finding, differs, ruled
 from lit_llm.studies.load import Ablation, Arm
 
@@ -107,7 +107,7 @@ def _keys(model: ResolvedModel) -> Iterator[tuple[tuple[Place, str], Any]]:
     for side, layers in _stacks(model):
         for index, layer in enumerate(layers):
             for name, part in layer.parts:
-                component = OWN_ATTENTION[side] if name == "self_attention" else name
+                component = SELF_ATTENTION_KEY[side] if name == "self_attention" else name
                 for key, value in leaves(part.settings()):
                     yield ((side, index, component), key), value
 

@@ -1,4 +1,4 @@
-"""Adafactor without factorisation; torch's own cannot be had unfactored."""
+"""Adafactor without factorisation, which torch's Adafactor does not offer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TINY = 1e-30
 
 
 class UnfactoredAdafactor(torch.optim.Optimizer):
-    """Adafactor with one second moment per entry, as T5X has it with `factored=False`; formula in `config.py`."""
+    """Adafactor with one second moment per entry, as T5X's with `factored=False`; formula in `config.py`."""
 
     def __init__(
         self,

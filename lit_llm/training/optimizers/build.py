@@ -1,4 +1,4 @@
-"""From a config to an optimiser over a model's parameters."""
+"""Build an optimiser over a model's parameters from its config."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ PEAK = "peak_lr"
 
 
 def build_optimizer(config: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser over all parameters. Matrices are in groups that decay, scales in groups that do not."""
+    """The optimiser over all parameters. Matrices are in groups with weight decay, scales in groups without."""
     if isinstance(config, Muon):
-        # Of the stacks, but for tables, whose rows belong to ids or distances.
+        # Matrices of the stacks, without tables, whose rows belong to ids or distances.
         inside = [
             p
             for name, module in model.named_modules()
@@ -26,15 +26,15 @@ def build_optimizer(config: Optimizer, model: nn.Module) -> torch.optim.Optimize
             for p in module.parameters(recurse=False)
             if p.dim() == 2
         ]
-        held = {id(p) for p in inside}
-        rest = [p for p in model.parameters() if id(p) not in held]
+        inside_ids = {id(p) for p in inside}
+        rest = [p for p in model.parameters() if id(p) not in inside_ids]
         return Joined(_muon(config, inside), _adamw(config.adamw, _groups(rest, config.adamw)))
     groups = _groups(list(model.parameters()), config)
     if isinstance(config, AdamW):
         return _adamw(config, groups)
     if isinstance(config, FactoredAdafactor):
-        # torch's own first epsilon, 1e-7, is a floor under mean squares: most gradients of a large model lie below it.
-        # It squares it under the second moment, where the paper's is 1e-30.
+        # torch's default first epsilon, 1e-7, is a floor under mean squares above most gradients of a large model.
+        # torch squares it under the second moment, where the paper has 1e-30.
         return torch.optim.Adafactor(
             groups, lr=config.lr, beta2_decay=-config.decay, eps=(1e-15, config.eps), d=config.clip_threshold
         )
@@ -69,7 +69,7 @@ def _adamw(config: AdamW, groups: list[dict[str, Any]]) -> torch.optim.Optimizer
         from bitsandbytes.optim import AdamW8bit
 
         return AdamW8bit(groups, lr=config.lr, betas=(first, second), eps=config.eps)
-    # Fused exists for CPU and CUDA and is one kernel.
+    # fused: one kernel, on CPU and CUDA.
     return torch.optim.AdamW(groups, lr=config.lr, betas=(first, second), eps=config.eps, fused=True)
 
 
@@ -85,7 +85,7 @@ def _muon(config: Muon, matrices: list[nn.Parameter]) -> torch.optim.Optimizer:
 
 
 class Joined(torch.optim.Optimizer):
-    """Several optimisers over disjoint parameters, as one: one step, one state."""
+    """Several optimisers over disjoint parameters behind one interface."""
 
     def __init__(self, *parts: torch.optim.Optimizer) -> None:
         self.parts = parts

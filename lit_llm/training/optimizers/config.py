@@ -1,4 +1,4 @@
-"""What makes a step out of a gradient. Matrices decay, scales do not."""
+"""Settings of the optimisers. Weight decay applies to matrices, not to scales."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Adafactor(Section):
     clip_threshold: float = Field(1.0, gt=0)
     """Largest root mean square of an update before the learning rate."""
     parameter_scale: bool = True
-    """Multiply by the parameter's own root mean square. Whether the paper did is not known."""
+    """Multiply by the parameter's root mean square. The paper does not tell whether it did."""
     eps: float = Field(1e-3, gt=0)
     """Smallest root mean square of a parameter that counts."""
     weight_decay: float = Field(0.0, ge=0)
@@ -95,12 +95,12 @@ class Muon(Section):
     nesterov: bool = True
     """Look ahead by one step of momentum."""
     scaling: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
-    """match_rms_adamw: 0.2 sqrt(max(rows, columns)), so that AdamW's rates carry over; original: sqrt(max(1, rows /
-    columns))."""
+    """Scaling of the learning rate by a matrix's shape. match_rms_adamw: 0.2 sqrt(max(rows, columns)), for AdamW's
+    rates; original: sqrt(max(1, rows / columns))."""
     weight_decay: float = Field(0.0, ge=0)
     """Decay of matrices per step, times the learning rate."""
     adamw: AdamW = AdamW()
-    """For embeddings, the output matrix, tables of relative biases and scales."""
+    """AdamW for embeddings, the output matrix, tables of relative biases and scales."""
 
     def state_bytes(self, rows: int, columns: int, inside: bool) -> float:
         """Bytes kept for a parameter, inside a layer or in an embedding; a vector is one row."""

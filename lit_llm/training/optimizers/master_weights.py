@@ -13,7 +13,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def masters_of(model: Model) -> Model:
-    """A copy of a float32 model, whose own parameters become bfloat16."""
+    """A float32 copy of a model; the model's parameters become bfloat16."""
     masters = copy.deepcopy(model)
     model.to(torch.bfloat16)
     return masters
@@ -25,8 +25,8 @@ class MasterWeights(torch.optim.Optimizer):
       bfloat16                     bfloat16                      float32                      float32
          ▲───────────────────────────────────── rounded ─────────────────────────────────────────┘
 
-    A step smaller than a parameter's last bit is not lost: the masters add such steps up. They are in the state, beside
-    that of the optimiser that steps them, so that a resume goes on from them and not from their roundings.
+    The masters accumulate steps smaller than a bfloat16 parameter's last bit. They are in the state, beside that of
+    their optimiser, so that a resume continues from them and not from their roundings.
     """
 
     def __init__(self, model: nn.Module, masters: nn.Module, stepper: torch.optim.Optimizer) -> None:
