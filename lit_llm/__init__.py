@@ -1,7 +1,7 @@
 """Fair, resumable ablations of language-model architectures.
 
 >>> from lit_llm import build_model, load_experiment
->>> experiment = load_experiment("redllm-tiny", overrides=["model.attention.output_norm=none"])
+>>> experiment = load_experiment("redllm-tiny", overrides=["model.attention.qkv_norm=[]"])
 >>> model = build_model(experiment.model, seed=0)
 """
 

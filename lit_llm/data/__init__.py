@@ -1,1 +1,1 @@
-"""Learning: corpora, tokenizers, tokenised files, and batches that depend on (seed, step) only."""
+"""Data: corpora, tokenizers, tokenised files, and batches that depend on (seed, step) only."""

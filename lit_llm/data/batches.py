@@ -1,4 +1,4 @@
-"""Batches by number: batch k depends on (seed, k) only, whatever the workers, the resumes and the arms."""
+"""Batches by number: batch k depends on (seed, k) only, for any workers, resumes and arms."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from lit_llm.objectives.config import MasksConfig, Objective
 
 
 def shuffled(positions: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Where a seeded permutation of range(count) sends each position. Takes no memory in `count`.
+    """Values of a seeded permutation of range(count) at the positions, in memory that does not grow with `count`.
 
-    An eight-round Feistel network (four are biased below a hundred) on the smallest even number of bits that holds
-    `count`; values outside are sent through again until they are inside (cycle walking), which keeps it a permutation.
+    An eight-round Feistel network (four rounds are biased below a hundred) on the smallest even number of bits that
+    holds `count`; values outside are permuted again until they are inside (cycle walking).
     """
     half = max(1, (max(count - 1, 1).bit_length() + 1) // 2)
     mask = np.uint64((1 << half) - 1)
@@ -44,7 +44,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def hashed(*parts: object) -> int:
-    """A number of 64 bits that belongs to these words and numbers."""
+    """64-bit hash of words and numbers."""
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8], "little")
 
 
@@ -63,10 +63,10 @@ class Windows:
 
 @lru_cache(maxsize=8)
 def cycle(shares: tuple[int, ...], seed: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which source each window of one cycle is of, and how many of that source come before it in the cycle.
+    """(source of each window of one cycle, number of windows of that source before it in the cycle).
 
-    A cycle is as long as the sum of the shares and holds exactly them; in between, a source of share n out of N is
-    never further than n (N - n) / N windows from its due. One source alone is its windows in order.
+    A cycle is as long as the sum of the shares, which are exact in it; within it, a source of share n out of N deviates
+    by at most n (N - n) / N windows. A single source has its windows in order.
     """
     length = sum(shares)
     sources = np.repeat(np.arange(len(shares)), shares)[
@@ -89,10 +89,10 @@ def cut(
     first: int,
     opening: Sequence[int] = (),
 ) -> Batch:
-    """Make examples of windows by an objective and lay them out for a family.
+    """Make examples of windows by an objective and collate them for a family.
 
-    vocabulary: ids of the text, which the objective's own ids follow. What is drawn for a window depends on the seed
-    and on its number alone; first: that of the first. opening: ids that stand before every source.
+    vocabulary: number of ids of the text, after which the objective's extra ids follow. Random choices for a window
+    depend on the seed and on its number; first: number of the first window. opening: ids before every source.
     """
     examples = [
         objective.example(window_T, np.random.default_rng(hashed(seed, "window", number)), vocabulary)
@@ -108,7 +108,7 @@ def opened(opening: Sequence[int], source: np.ndarray) -> np.ndarray:
 
 
 class Batches(Dataset[Batch], ABC):
-    """Item k is this device's share of the batch of optimiser step k."""
+    """Dataset whose item k is this device's share of the batch of optimiser step k."""
 
     def __init__(self, seed: int) -> None:
         self.seed, self.rank, self.ranks = seed, 0, 1
@@ -131,7 +131,7 @@ class TrainBatches(Batches):
     def __init__(
         self, data: Prepared, objective: Objective, family: Family, masks: MasksConfig, seed: int, begin: int = 0
     ) -> None:
-        """begin: windows that were read before, by what the model was taken from."""
+        """begin: number of windows that the training of the source model has read."""
         super().__init__(seed)
         self.begin = begin
         self.windows = [Windows(data, source, "train") for source in data.sources]
@@ -140,9 +140,9 @@ class TrainBatches(Batches):
         self.size, self.vocabulary = data.config.batch_size, data.config.tokenizer.vocabulary
 
     def places(self, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The windows of batch k: (number of the source, number of its window) of each.
+        """Windows of batch k: (numbers of the sources, numbers of the windows within them).
 
-        The sources' shares are exact in each cycle. Each pass over a source's windows has an order of its own.
+        The sources' shares are exact in each cycle. Each pass over a source's windows has a different order.
         """
         positions = self.begin + np.arange(k * self.size, (k + 1) * self.size)
         cycles, within = positions // sum(self.shares), positions % sum(self.shares)
@@ -176,9 +176,9 @@ class TrainBatches(Batches):
 
 
 class ExampleBatches(Batches):
-    """Item k is the batch of optimiser step k: the next examples of a pass, each pass in an order of its own.
+    """Batches of the next examples of a pass; each pass has a different order.
 
-    packed: let examples share rows: fewer of them, of the same examples.
+    packed: let examples share rows, for fewer rows of the same examples.
     """
 
     def __init__(
@@ -212,7 +212,7 @@ class ExampleBatches(Batches):
 class StepSampler(Sampler[int]):
     """Batch numbers in order, from the step that training has reached.
 
-    Its length is that of the whole training: Lightning counts a resumed run's batches from its beginning.
+    Its length is that of the whole training: Lightning counts a resumed run's batches from the first step.
     """
 
     def __init__(self, steps: int, reached: Callable[[], int] = lambda: 0) -> None:
@@ -226,7 +226,7 @@ class StepSampler(Sampler[int]):
 
 
 def spread(wanted: int, count: int) -> np.ndarray:
-    """`wanted` numbers below `count`, evenly spread; all where there are fewer."""
+    """`wanted` evenly spread numbers below `count`; all where there are fewer."""
     wanted = min(wanted, count)
     return np.arange(wanted) * count // max(1, wanted)
 
@@ -234,7 +234,7 @@ def spread(wanted: int, count: int) -> np.ndarray:
 def spread_windows(
     data: Prepared, source: PreparedSource, split: str, count: int, length: int | None = None
 ) -> np.ndarray:
-    """`count` windows (or all there are), evenly spread over the documents of a source's split: count x T ids.
+    """`count` windows (all where there are fewer), evenly spread over a source's split: count x T ids.
 
     length: T, that of training when absent.
     """

@@ -1,4 +1,4 @@
-"""Checksums of prepared folders: taken when their files are written, compared whenever they are opened.
+"""Checksums of prepared folders: computed when their files are written, compared whenever they are opened.
 
 ```
 <folder>/checksums.json    {file: SHA-256}, written last: a folder that has it is complete
@@ -23,26 +23,26 @@ from lit_llm.store.store import write_json
 FILE = "checksums.json"
 
 _SETTLED = 2.0
-"""Seconds after which a file's times say that it was written again."""
+"""Seconds after which a later write changes a file's times."""
 _verified: dict[Path, list[tuple[int, ...]]] = {}
-"""The state of each folder's files when this process last compared them."""
+"""{folder: state of its files when this process last compared them}."""
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether the folder was written to its end."""
+    """Whether the folder was written completely."""
     return (folder / FILE).is_file()
 
 
-def write_checksums(folder: Path, known: Mapping[str, str]) -> None:
-    """Record the checksums of a folder's files. known: those taken while the files were written."""
+def write_checksums(folder: Path, taken: Mapping[str, str]) -> None:
+    """Record the checksums of a folder's files. taken: {file: checksum} computed while the files were written."""
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith(".") and path.name != FILE)
-    rest = [name for name in names if name not in known]
-    digests = {**known, **dict(zip(rest, _digests(folder, rest), strict=True))}
+    rest = [name for name in names if name not in taken]
+    digests = {**taken, **dict(zip(rest, _digests(folder, rest), strict=True))}
     write_json(folder / FILE, {name: digests[name] for name in names})
 
 
 def verify(folder: Path) -> None:
-    """Compare a folder's files with their checksums. Raises InputError that names each file that is not as written.
+    """Compare a folder's files with their checksums. Raises InputError with each changed or missing file.
 
     A large file is read once per machine and user (see `digest_of_file`), an untouched folder once per process.
     """
@@ -50,12 +50,12 @@ def verify(folder: Path) -> None:
     states = [_state(folder / name) for name in recorded]
     if _verified.get(folder) == states:
         return
-    there = [name for name, state in zip(recorded, states, strict=True) if state]
-    found = dict(zip(there, _digests(folder, there), strict=True))
+    present = [name for name, state in zip(recorded, states, strict=True) if state]
+    digests = dict(zip(present, _digests(folder, present), strict=True))
     wrong = {
-        name: "has changed since it was written" if name in found else "is missing"
+        name: "has changed since it was written" if name in digests else "is missing"
         for name, digest in recorded.items()
-        if found.get(name) != digest
+        if digests.get(name) != digest
     }
     if wrong:
         raise InputError(*(damaged(folder / name, message) for name, message in wrong.items()))
@@ -64,7 +64,7 @@ def verify(folder: Path) -> None:
 
 
 def damaged(path: Path, message: str) -> Problem:
-    """What is wrong with a prepared file, and how to have it again."""
+    """Problem of a damaged prepared file, with the way to prepare it again."""
     return Problem(f"{message}; delete the folder {path.parent} and run again: it is prepared anew", str(path))
 
 
@@ -79,7 +79,7 @@ def _recorded(folder: Path) -> dict[str, str]:
 
 
 def _state(path: Path) -> tuple[int, ...]:
-    """What of a file changes with its content; empty where there is none."""
+    """State of a file in the file system, which changes with its content; empty for a missing file."""
     try:
         status = os.stat(path)
     except FileNotFoundError:
@@ -88,7 +88,7 @@ def _state(path: Path) -> tuple[int, ...]:
 
 
 def _digests(folder: Path, names: Iterable[str]) -> list[str]:
-    with ThreadPoolExecutor(cores()) as pool:  # hashing lets other threads run
+    with ThreadPoolExecutor(cores()) as pool:  # hashing releases the interpreter's lock
         return list(pool.map(partial(_digest, folder), names))
 
 

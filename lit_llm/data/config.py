@@ -1,4 +1,4 @@
-"""Which text is read, as which tokens, in what windows."""
+"""Settings of the text of a stage: corpus, tokenizer and windows."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from lit_llm.config.section import Items, OneOf, Section, config_error
 from lit_llm.data import tokenizer_file
 
 CYCLE = 1000
-"""Windows after which a mixture has given each source exactly its share."""
+"""Number of windows in which a mixture gives each source exactly its share."""
 
 
 MOST_PATTERNS = 10_000
-"""Paths and globs of one corpus."""
+"""Most paths and globs of one corpus."""
 
 
 class PythonStdlib(Section):
-    """The sources of this interpreter's standard library, tests left out: about 10 MB, there without a network."""
+    """Sources of this interpreter's standard library without tests: about 10 MB, available without a network."""
 
     kind: Literal["python-stdlib"] = "python-stdlib"
     """Python's own library sources."""
@@ -33,7 +33,7 @@ class PythonStdlib(Section):
 
 def _encoding(name: str) -> str:
     try:
-        "".encode(name)  # some of Python's codecs are of no text
+        "".encode(name)  # some of Python's codecs do not encode text
         return codecs.lookup(name).name
     except LookupError:
         raise config_error(("", f"{name!r} is no encoding that Python knows; for example utf-8 or latin-1")) from None
@@ -44,12 +44,12 @@ Errors = Literal["strict", "skip"]
 
 
 def expanded(path: str) -> str:
-    """A path with `~` and `$NAME` as a shell reads them."""
+    """A path with `~` and `$NAME` expanded."""
     return os.path.expandvars(os.path.expanduser(path))
 
 
 FilePath = Annotated[str, AfterValidator(expanded)]
-"""A path or a glob, relative to the YAML file that names it; `~` and `$NAME` are what they are in a shell."""
+"""A path or a glob, relative to the YAML file that names it; `~` and `$NAME` are expanded as in a shell."""
 
 
 class TextFiles(Section):
@@ -60,7 +60,7 @@ class TextFiles(Section):
     files: Items[FilePath] = Field(min_length=1, max_length=MOST_PATTERNS)
     """Paths or globs: `["corpus/**/*.txt"]`."""
     encoding: Encoding = "utf-8"
-    """How the files are encoded."""
+    """Encoding of the files."""
     errors: Errors = "strict"
     """strict: files of another encoding are refused, all in one message. skip: they are left out, and counted."""
 
@@ -69,10 +69,10 @@ Scalar = str | int | float | bool
 
 
 class Records(Section):
-    """What is a document where a corpus is made of records: objects of JSON, rows of a table."""
+    """Documents of a corpus of records: objects of JSON, rows of a table."""
 
     text: str = Field("text", min_length=1)
-    """The key or column that holds the document; `meta.body` is the key `body` of what `meta` holds."""
+    """The key or column that holds the document; `meta.body` is the key `body` of the object `meta`."""
     where: dict[str, Scalar | Annotated[Items[Scalar], Field(min_length=1)]] = {}
     """Keep only the records with these values, or one of each list: `{red_pajama_subset: [arxiv, c4]}`. Other records,
     and those without the key, are skipped. A key may have dots, like `text`."""
@@ -81,19 +81,19 @@ class Records(Section):
 
 
 class JsonLines(Records):
-    """JSON lines, one object with a document in each: RedPajama, C4, the Pile, Dolma."""
+    """JSON lines, each an object with a document: RedPajama, C4, the Pile, Dolma."""
 
     kind: Literal["jsonl"] = "jsonl"
     """JSON lines."""
     files: Items[FilePath] = Field(min_length=1, max_length=MOST_PATTERNS)
-    """Paths or globs: `["c4/*.jsonl.zst"]`; plain, .gz, .zst, .bz2 or .xz. A plain
-    file is read in parts, several processes at once; a compressed one by one process."""
+    """Paths or globs: `["c4/*.jsonl.zst"]`; plain, .gz, .zst, .bz2 or .xz. Several processes read the parts of a plain
+    file at once; one process reads a compressed file."""
     errors: Errors = "strict"
     """strict: a line that is not UTF-8 is refused. skip: it is left out, and counted."""
 
 
 class Parquet(Records):
-    """Parquet files, one document in each row: FineWeb, OpenWebText, whatever the Hugging Face Hub has converted."""
+    """Parquet files, one document in each row: FineWeb, OpenWebText, all that the Hugging Face Hub has converted."""
 
     kind: Literal["parquet"] = "parquet"
     """Parquet files."""
@@ -102,11 +102,10 @@ class Parquet(Records):
 
 
 class HuggingFace(Records):
-    """A dataset of the Hugging Face Hub that was downloaded before, or a folder of its form; needs `lit-llm[hf]`.
+    """A downloaded dataset of the Hugging Face Hub, or a folder in the same form; needs `lit-llm[hf]`.
 
-    Nothing is downloaded: `hf download --type dataset ORG/NAME` does that. What lies in the cache is what is read: a
-    download of some files only is a smaller corpus, with another identity. The files may be Parquet, JSON lines or
-    Arrow.
+    Nothing is downloaded: `hf download --type dataset ORG/NAME` does that. All files in the cache are read: a partial
+    download is a smaller corpus with another fingerprint. The files may be Parquet, JSON lines or Arrow.
     """
 
     kind: Literal["huggingface"] = "huggingface"
@@ -114,9 +113,9 @@ class HuggingFace(Records):
     path: FilePath = Field(min_length=1)
     """`ORG/NAME` on the Hub, a folder with data files, or one that `save_to_disk` has written."""
     name: str | None = None
-    """The configuration (subset), as the dataset's card calls it; None where it has one only."""
+    """The configuration (subset), as the dataset's card calls it; None for a single one."""
     split: str = "train"
-    """The split whose documents are read (all of them; of these, two fractions are held out)."""
+    """The split whose documents are read. All of them are read, and two fractions of them are held out."""
     revision: str | None = None
     """Branch, tag or commit on the Hub; None: what `main` was when it was downloaded."""
 
@@ -133,34 +132,35 @@ class ByteTokenizer(Section):
 
 
 class BytePairTokenizer(Section):
-    """Byte-level BPE, trained on the training documents; the same corpus gives the same tokenizer."""
+    """Byte-level BPE, trained on the training documents; equal corpora give equal tokenizers."""
 
     kind: Literal["bpe"] = "bpe"
     """Byte-level byte-pair encoding."""
     vocabulary: int = Field(4096, ge=258)
     """Number of tokens, the 256 bytes and 2 special ones included."""
     training_bytes: int = Field(100_000_000, gt=0)
-    """Bytes of text to train on. Of a larger corpus, documents are taken in the order of a hash of their content: a
-    random sample, but always the same one, whatever their order."""
+    """Bytes of text to train on. A larger corpus is sampled in the order of a hash of the documents' content: the same
+    random sample for any order of the documents."""
 
 
 class FileTokenizer(Section):
     """A `tokenizer.json` of the `tokenizers` library, as models on the Hugging Face Hub have it.
 
-    Its end of a document becomes id 0 and its <s> id 1, by exchanging ids; one that it lacks is added. No text can
-    spell a special token, and dropout in the file is not applied. Long documents are cut between words where that
-    changes no id; one of more than 16 million characters that cannot be cut so is refused.
+    Its end of a document becomes id 0 and its <s> id 1, by exchanging ids; a missing one is added. No text can spell a
+    special token, and dropout in the file is not applied. Long documents are cut between words where that changes no
+    id; one with more than 16 million characters without such a place is refused.
     """
 
     kind: Literal["file"] = "file"
     """A `tokenizer.json`."""
     path: FilePath
-    """The file. Its content is part of a run's identity, its place is not."""
+    """The file. Its content is part of a run's fingerprint, its path is not."""
     end_of_document: str | None = Field(None, min_length=1)
-    """The token that closes a document; None: the first that it has of the usual ones (<|endoftext|>, </s>, ...), else
-    a new one."""
+    """The token that ends a document; None: the first of the usual ones in the file (<|endoftext|>, </s>, ...), else a
+    new one."""
     begin: str | None = Field(None, min_length=1)
-    """The token that opens a target; None: the first that it has of the usual ones (<s>, <bos>, ...), or a new one."""
+    """The token that begins a target; None: the first of the usual ones in the file (<s>, <bos>, ...), else a new
+    one."""
 
     @model_validator(mode="after")
     def _is_one(self) -> FileTokenizer:
@@ -171,7 +171,7 @@ class FileTokenizer(Section):
         return self
 
     def layout(self) -> tokenizer_file.Layout:
-        """The ids of the file. Raises InputError if it is not there or is no tokenizer."""
+        """Layout of the file's ids. Raises InputError if it is missing or no tokenizer."""
         return tokenizer_file.read(Path(self.path), self.end_of_document, self.begin)
 
     @property
@@ -190,31 +190,31 @@ def _source_name(name: str) -> str:
 
 
 SourceName = Annotated[str, AfterValidator(_source_name)]
-"""What a text is called where there are several; part of the names of metrics."""
+"""Name of a text among several; part of the names of metrics."""
 
 
 class Source(Section):
     """One text of a mixture."""
 
     corpus: SingleCorpus
-    """Where its documents come from; not a mixture again."""
+    """Origin of its documents; not a mixture."""
     weight: float = Field(1.0, gt=0)
-    """Its share of the windows, relative to the other weights. Resolved to windows of every thousand."""
+    """Share of the windows, relative to the other weights. Resolved to windows in a thousand."""
 
 
 class Mixture(Section):
-    """Several texts, read in fixed shares. Each is tokenised on its own, by a tokenizer that they share."""
+    """Several texts, read in fixed shares. Each is tokenised separately, by one shared tokenizer."""
 
     kind: Literal["mixture"] = "mixture"
     """A mixture."""
     sources: dict[SourceName, Source]
-    """Its texts. Their names are those of the metrics `val/target_nll/<source>`, and so part of a run's identity. They
-    also break ties: in the rounding of shares, and in the order of two with the same text."""
+    """Texts by name. The names are in the metrics `val/target_nll/<source>`, and so part of a run's fingerprint. They
+    also break ties: in the rounding of shares, and in the order of two sources with the same text."""
 
     @field_validator("sources")
     @classmethod
     def _resolved(cls, sources: dict[str, Source]) -> dict[str, Source]:
-        """The same with weights that are windows of CYCLE, so that 3 : 1 and 6 : 2 are one mixture."""
+        """Replace the weights by windows in CYCLE, so that 3 : 1 and 6 : 2 are the same mixture."""
         if len(sources) < 2:
             raise config_error(
                 ("", f"has {len(sources)} of the two sources that it needs; one alone is a corpus itself")
@@ -233,7 +233,7 @@ class Mixture(Section):
 
 
 def largest_remainders(quotas: dict[str, Fraction]) -> dict[str, int]:
-    """Whole numbers near the quotas with the same sum (Hamilton's method), ties by name."""
+    """Integers near the quotas with the same sum (Hamilton's method), ties by name."""
     counts = {name: int(quota) for name, quota in quotas.items()}
     missing = int(sum(quotas.values())) - sum(counts.values())
     for name in sorted(quotas, key=lambda name: (counts[name] - quotas[name], name))[:missing]:
@@ -246,14 +246,14 @@ Tokenizer = Annotated[ByteTokenizer | BytePairTokenizer | FileTokenizer, OneOf(d
 
 
 def identity_of(tokenizer: Tokenizer) -> dict[str, object]:
-    """What decides the tokens, as plain data: of a file its content and the chosen ids, not its place."""
+    """Plain data on which the tokens depend: for a file its content and the chosen ids, not its path."""
     if isinstance(tokenizer, FileTokenizer):
         return {"kind": tokenizer.kind, **asdict(tokenizer.layout())}
     return tokenizer.model_dump(mode="json")
 
 
 def never_equal(one: Tokenizer, other: Tokenizer) -> bool:
-    """Whether two tokenizers differ whatever they are trained on. Of one that is trained only its size is known."""
+    """Whether two tokenizers differ for any training text. A trained one is compared by its size only."""
     if isinstance(one, BytePairTokenizer) or isinstance(other, BytePairTokenizer):
         return ByteTokenizer in (type(one), type(other)) or one.vocabulary != other.vocabulary
     return identity_of(one) != identity_of(other)
@@ -263,23 +263,23 @@ class DataConfig(Section):
     """The text of a stage."""
 
     corpus: Corpus = PythonStdlib()
-    """Where the documents come from."""
+    """Origin of the documents."""
     tokenizer: Tokenizer = BytePairTokenizer()
-    """How text becomes tokens. Losses per token compare only for one tokenizer; bits per byte compare across tokenizers
-    that keep the text as it is. For a file whose steps are not known to do so they are left out."""
+    """Tokenizer. Losses per token compare only within one tokenizer; bits per byte compare across tokenizers that keep
+    the text unchanged. They are left out for a file whose steps may change it."""
     sequence_length: int = Field(gt=0)
     """Tokens of a window. Documents are joined with an end-of-document token and cut without overlap."""
     batch_size: int = Field(gt=0)
     """Windows per optimiser step."""
     validation_fraction: float = Field(0.05, gt=0, lt=1)
-    """Share of the documents that is held out for choices; which ones depends on their content alone, white space, case
-    and Unicode's compatible forms (NFKC) left aside."""
+    """Share of the documents that is held out for choices. The selection depends on their content alone, without white
+    space, case and Unicode's compatible forms (NFKC)."""
     test_fraction: float = Field(0.05, ge=0, lt=1)
-    """Share of the documents that is held out for final tables, chosen likewise; 0: there is no test split, and final
+    """Share of the documents that is held out for final tables, selected in the same way; 0: no test split, and final
     tables are measured on the validation documents."""
     near_duplicates: Literal["drop", "keep"] = "drop"
-    """drop: a training document that shares 80% of its runs of five words with a held-out one is left out, and a test
-    document that does so with a validation one; the data's meta.json counts them. keep: they stay where they are."""
+    """drop: leave out training documents that share 80% of their runs of five words with a held-out document, and test
+    documents that do so with a validation document; the data's meta.json counts them. keep: leave out none."""
 
     @property
     def has_test(self) -> bool:
@@ -305,50 +305,50 @@ Examples = Annotated[JsonLines | Parquet | HuggingFace, OneOf(default=JsonLines)
 
 
 class InstructionConfig(Section):
-    """Examples of tasks: what is asked, and the target that answers it. Where nothing is packed, as in the FLAN
-    finetuning of arXiv 2510.26622, one example is one row of a batch.
+    """Examples of tasks, each an input and a target. Without packing, as in the FLAN finetuning of arXiv 2510.26622,
+    one example is one row of a batch.
 
-    Examples whose input and target are equal but for white space, case and Unicode's compatible forms (NFKC) are in one
-    split. Near-duplicates are left out of documents only: templates give unlike questions most of their runs of five
-    words.
+    Examples whose input and target are equal without white space, case and Unicode's compatible forms (NFKC) are in one
+    split. Near-duplicates are left out of documents only: with a template, different questions share most of their runs
+    of five words.
     """
 
     examples: Examples
-    """Where they come from: files of FLAN's form as they are, others by templates. Their `text` is of no use here."""
+    """Origin of the examples: files in FLAN's form as they are, others by templates. Their `text` is not used."""
     validation_files: Examples | None = None
-    """Examples for validation, in files of their own. Absent: `validation_fraction` of `examples`."""
+    """Separate examples for validation. Absent: `validation_fraction` of `examples`."""
     test_files: Examples | None = None
-    """Examples for the test split, in files of their own. Absent: `test_fraction` of `examples`."""
+    """Separate examples for the test split. Absent: `test_fraction` of `examples`."""
     inputs: str = "{inputs}"
-    """Template of what is asked: `"Question: {question}\\nAnswer:"`. The fields are keys or columns that hold strings;
-    a key may have dots, as in `where`."""
+    """Template of the input: `"Question: {question}\\nAnswer:"`. The fields are keys or columns that hold strings; a
+    key may have dots, as in `where`."""
     targets: str = "{targets}"
-    """Template of the answer, after which an end-of-document token follows. An answer without any text is an error."""
+    """Template of the target, to which an end-of-document token is added. A target without text is an error."""
     task: str | None = None
-    """The field that names an example's task: validation is then told by task too."""
+    """The field that names an example's task; validation losses are then also reported by task."""
     input_length: int = Field(gt=0)
-    """Tokens of an input at most (2048 in the paper)."""
+    """Most tokens of an input (2048 in the paper)."""
     target_length: int = Field(gt=1)
-    """Tokens of a target at most, its end-of-document token included (512 in the paper)."""
+    """Most tokens of a target, including its end-of-document token (512 in the paper)."""
     over_long: Literal["truncate", "refuse"] = "truncate"
-    """truncate: the end of what is longer is cut off, and counted; a target keeps its end-of-document token. refuse: an
-    error that names the first of them."""
+    """truncate: cut off the end of a longer input or target, and count it; a target keeps its end-of-document token.
+    refuse: an error that names the first one."""
     batch_size: int = Field(gt=0)
     """Examples per optimiser step."""
     packing: Literal["none", "greedy"] = "none"
-    """greedy: examples share rows no longer than the longest of a batch, each seeing itself alone, at the positions
-    that it has alone. Steps have the same examples and the same loss in fewer rows, so it is no part of the identity;
-    with dropout, as with another micro_batch_size (which counts rows), other entries are drawn."""
+    """greedy: examples share rows up to the length of the batch's longest example; each sees only itself, at unchanged
+    positions. Steps have the same examples and loss in fewer rows, so it is not part of the fingerprint; with dropout,
+    as with another micro_batch_size (which counts rows), other entries are drawn."""
     validation_fraction: float = Field(0.05, gt=0, lt=1)
-    """Share of the examples that is held out for choices where there is no `validation_files`; which ones depends on
-    their content alone, so one that is there twice is never on both sides."""
+    """Share of the examples that is held out for choices without `validation_files`. The selection depends on their
+    content alone, so equal examples are in the same split."""
     test_fraction: float = Field(0.05, ge=0, lt=1)
-    """Share of the examples that is held out for final tables where there is no `test_files`, chosen likewise; 0: there
-    is no test split."""
+    """Share of the examples that is held out for final tables without `test_files`, selected in the same way; 0: no
+    test split."""
 
     @property
     def fractions(self) -> tuple[float, float]:
-        """Shares of `examples` for validation and for test; 0 for one that has files of its own."""
+        """Shares of `examples` for validation and for test; 0 for a split with separate files."""
         validation = 0.0 if self.validation_files else self.validation_fraction
         return validation, 0.0 if self.test_files else self.test_fraction
 

@@ -1,4 +1,4 @@
-"""Where documents come from. A corpus is a list of files, a way to cut them into parts, and a digest of both."""
+"""Corpora of documents: a list of files, a way to cut them into parts, and a digest of both."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from lit_llm.data.config import (
 from lit_llm.data.record_files import FORMATS, PART, UNDECODABLE, Fields, RecordsPart
 
 FORMAT = 4
-"""Version of how documents become tokens and which of them are held out; to be raised when that changes."""
+"""Version of tokenisation and of the selection of held-out documents; raise it when either changes."""
 
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib2to3", "turtledemo"}
 
 
 class Part(Protocol):
-    """A piece of a corpus that one process reads alone. Picklable; cut the same way on every machine."""
+    """A part of a corpus that one process reads. Picklable; equal on every machine."""
 
     @property
     def size(self) -> int:
@@ -42,15 +42,15 @@ class Part(Protocol):
 
     @property
     def skipped(self) -> Counter[str]:
-        """What its last reading has left out, by `record_files.SKIPPED`."""
+        """Numbers of records that the last reading left out, by `record_files.SKIPPED`."""
         ...
 
     def __iter__(self) -> Iterator[str]:
-        """The documents. Raises InputError for what cannot be read."""
+        """The documents. Raises InputError for a document that cannot be read."""
         ...
 
     def file_of(self, number: int) -> Path:
-        """Where its document of that number lies."""
+        """File of the part's document `number`."""
         ...
 
 
@@ -62,9 +62,9 @@ class TextPart:
     size: int
     encoding: str = "utf-8"
     skip: bool = False
-    """Leave out files of another encoding."""
+    """Whether to leave out files of another encoding."""
     python: bool = False
-    """Python's own sources: what is not in the encoding is Latin-1, which some of them declare."""
+    """Whether the files are Python's library, some of whose sources are Latin-1."""
     skipped: Counter[str] = field(default_factory=Counter, compare=False)
 
     def __iter__(self) -> Iterator[str]:
@@ -76,7 +76,7 @@ class TextPart:
                 if not self.skip:
                     raise
                 self.skipped[UNDECODABLE] += 1
-                text = ""  # so that documents keep their numbers
+                text = ""  # keeps the numbers of later documents
             yield text
 
     def file_of(self, number: int) -> Path:
@@ -85,16 +85,16 @@ class TextPart:
 
 def text_parts(files: Sequence[Path], encoding: str = "utf-8", skip: bool = False, python: bool = False) -> list[Part]:
     """Text files in parts of about PART bytes, in order."""
-    found: list[Part] = []
-    here: list[Path] = []
+    parts: list[Part] = []
+    files_of_part: list[Path] = []
     size = 0
     for path in files:
-        here.append(path)
+        files_of_part.append(path)
         size += path.stat().st_size
         if size >= PART:
-            found.append(TextPart(tuple(here), size, encoding, skip, python))
-            here, size = [], 0
-    return [*found, TextPart(tuple(here), size, encoding, skip, python)] if here else found
+            parts.append(TextPart(tuple(files_of_part), size, encoding, skip, python))
+            files_of_part, size = [], 0
+    return [*parts, TextPart(tuple(files_of_part), size, encoding, skip, python)] if files_of_part else parts
 
 
 class Documents:
@@ -106,26 +106,26 @@ class Documents:
         parts: Callable[[], list[Part]] | None = None,
         reading: object = None,
     ) -> None:
-        """parts: how they are read, if not as text; reading: the same for the digest."""
+        """parts: makes the parts, text files by default; reading: plain data about `parts` for the digest."""
         self.files = files
-        """(name without the place it lies in, path)."""
+        """Pairs (name for the digest, path)."""
         self._parts, self._reading = parts, reading
 
     def __iter__(self) -> Iterator[str]:
         return itertools.chain.from_iterable(self.parts())
 
     def parts(self) -> list[Part]:
-        """The corpus in pieces of some tens of megabytes, in order. Raises InputError for a file that is damaged."""
+        """Parts of some tens of megabytes, in order. Raises InputError for a damaged file."""
         return self._parts() if self._parts else text_parts([path for _, path in self.files])
 
     def state(self) -> list[tuple[int, ...]]:
-        """What of each file changes with its content, read from the file system alone."""
+        """State of each file in the file system, which changes with its content."""
         states = [path.stat() for _, path in self.files]
-        return [(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino) for found in states]
+        return [(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino) for status in states]
 
     @cached_property
     def digest(self) -> str:
-        """Hash of all names and contents, and of how they are read."""
+        """Hash of all names and contents, and of the way of reading."""
         files = digest_of_files(self.files)
         return files if self._reading is None else fingerprint([files, self._reading])
 
@@ -136,10 +136,10 @@ class Documents:
 
 
 def open_corpus(config: SingleCorpus) -> Documents:
-    """Find the documents. Raises InputError for files that are not there, cannot be read, or hold nothing.
+    """Find the documents. Raises InputError for files that are missing, cannot be read, or hold nothing.
 
-    Of files of records the beginnings are read: compression, schema, first record. What is wrong further on is told
-    when the part that holds it is read.
+    Only the beginnings of files of records are read: compression, schema, first record. Errors further on are raised
+    when their part is read.
     """
     if isinstance(config, TextFiles):
         return _texts(config)
@@ -166,7 +166,7 @@ def open_corpus(config: SingleCorpus) -> Documents:
 
 
 def _texts(config: TextFiles) -> Documents:
-    """Text files, each decoded once: what cannot be is told now, all of it."""
+    """Text files. Each is decoded once, and all that cannot be decoded are reported together."""
     files, skip = _find(config.files, "*.txt"), config.errors == "skip"
     problems: list[Problem] = []
     readable = 0
@@ -180,7 +180,7 @@ def _texts(config: TextFiles) -> Documents:
         raise InputError(*problems)
     if not readable:
         raise InputError(Problem(f"none of these files is {config.encoding}", "corpus.encoding"))
-    # As it was before there was a choice, where nothing else is chosen.
+    # Defaults are left out of the digest.
     chosen = {"encoding": config.encoding, "errors": config.errors}
     reading = None if chosen == {"encoding": "utf-8", "errors": "strict"} else chosen
     paths = [path for _, path in files]
@@ -189,7 +189,7 @@ def _texts(config: TextFiles) -> Documents:
 
 @lru_cache(maxsize=1 << 17)
 def _undecodable(path: Path, encoding: str, size: int, modified: int, inode: int) -> Problem | None:
-    """What is wrong with a file in this state; a plan asks for each of its runs. A large file is decoded once."""
+    """Problem of a file that cannot be decoded, or None. Cached by the file's state, since every run of a plan asks."""
 
     def read() -> str | None:
         try:
@@ -203,7 +203,7 @@ def _undecodable(path: Path, encoding: str, size: int, modified: int, inode: int
 
 
 _FIRST = 1000
-"""Records of each part that are looked at for a document, before whole files are."""
+"""Records of each part that are searched for a document before whole files are."""
 
 
 def _records(config: Records, kind: str, files: list[tuple[str, Path]]) -> Documents:
@@ -214,19 +214,19 @@ def _records(config: Records, kind: str, files: list[tuple[str, Path]]) -> Docum
     for _, path in files:
         with collect_errors(problems):
             try:
-                path.stat()  # so that what is missing is not called damaged
+                path.stat()  # a missing file must not be called damaged
                 parts += FORMATS[kind].cut(path, fields)
             except OSError as error:
                 raise InputError(Problem(f"cannot be read: {error.strerror}", f"corpus: {path}")) from None
     if problems:
         raise InputError(*problems)
-    # Usually the first record says it; a corpus of which nothing is kept is read to its end to be sure.
+    # Usually the first record is a document; only a corpus without documents is read to its end.
     if not any(part.has_document(count) for count in (1, _FIRST, None) for part in parts):
-        raise InputError(_nothing_in(config))
+        raise InputError(_no_documents_problem(config))
     return Documents(files, lambda: [*parts], [kind, fields.as_json()])
 
 
-def _nothing_in(config: Records) -> Problem:
+def _no_documents_problem(config: Records) -> Problem:
     if not config.where:
         return Problem("these files hold no documents", "corpus")
     wanted = ", ".join(f"{key}: {list(v) if isinstance(v, tuple) else v}" for key, v in config.where.items())
@@ -234,15 +234,15 @@ def _nothing_in(config: Records) -> Problem:
 
 
 def _find(patterns: Sequence[str], example: str) -> list[tuple[str, Path]]:
-    """The files that have content, each once, by path. Raises InputError with every pattern that finds nothing."""
+    """Nonempty files that match, each once, by path. Raises InputError with every pattern without a match."""
     problems: list[Problem] = []
     paths: set[Path] = set()
     search = _Search()
     for pattern in dict.fromkeys(patterns):
         names = [pattern] if os.path.isfile(pattern) else search.matching(pattern)
-        # A link that leads nowhere is found, so that its document is missed.
+        # A broken link counts as a match, so that it is reported and not silently left out.
         try:
-            found = [path for path in map(Path, names) if path.is_file() or (path.is_symlink() and not path.exists())]
+            matches = [path for path in map(Path, names) if path.is_file() or (path.is_symlink() and not path.exists())]
         except _TooMany:
             message = (
                 f"leads past more than {MOST_FILES:,} files and folders; name a folder of the corpus alone, or join"
@@ -250,14 +250,14 @@ def _find(patterns: Sequence[str], example: str) -> list[tuple[str, Path]]:
             message += " its documents to JSON lines"
             problems.append(Problem(message, f"corpus.files: {pattern}"))
             continue
-        if not found:
+        if not matches:
             reason = "no file matches" + ("" if os.path.isabs(pattern) else f"; looked for in {os.getcwd()}")
-            if Path(pattern).parent.name == "glosses":  # where the presets and studies that ship look for them
+            if Path(pattern).parent.name == "glosses":  # the folder in the presets and studies that ship
                 reason = "no file matches; `python examples/glosses.py` writes them here (see docs/two-stages.md)"
             if os.path.isdir(pattern):
                 reason = f"is a directory; write {pattern.rstrip('/')}/**/{example}"
             problems.append(Problem(reason, f"corpus.files: {pattern}"))
-        paths.update(Path(os.path.abspath(path)) for path in found)  # once, whichever way it is written
+        paths.update(Path(os.path.abspath(path)) for path in matches)  # each once, however it is spelled
     files = sorted(paths)
     for path in files:
         try:
@@ -274,62 +274,62 @@ def _find(patterns: Sequence[str], example: str) -> list[tuple[str, Path]]:
 
 
 MOST_FILES = 200_000
-"""Files and folders among which the files of a corpus are looked for."""
+"""Most files and folders that a search for the files of a corpus visits."""
 
 
 class _TooMany(Exception):
-    """More than MOST_FILES."""
+    """A search has visited more than MOST_FILES files and folders."""
 
 
 class _Search:
-    """Finds what `glob.glob(pattern, recursive=True)` does, which would not end where a link leads back to the root.
+    """Search like `glob.glob(pattern, recursive=True)` that also ends where a link leads back to the root.
 
-    Raises _TooMany when all its patterns together have looked at too much.
+    Raises _TooMany when all its patterns together have visited too many files.
     """
 
     def __init__(self) -> None:
-        self.looked: set[str] = set()
+        self.seen_paths: set[str] = set()
 
-    def look(self, *paths: str) -> None:
-        self.looked.update(paths)
-        if len(self.looked) > MOST_FILES:
+    def count(self, *paths: str) -> None:
+        self.seen_paths.update(paths)
+        if len(self.seen_paths) > MOST_FILES:
             raise _TooMany
 
     def matching(self, pattern: str) -> Iterator[str]:
         parts = pattern.split(os.sep)
         if "**" not in parts:
             for name in glob.iglob(pattern):
-                self.look(name)
+                self.count(name)
                 yield name
             return
-        place = parts.index("**")
-        top, rest = os.sep.join(parts[:place]) or os.sep, os.sep.join(parts[place + 1 :]) or "*"
-        for each in glob.iglob(top) if place else [os.curdir]:
+        index = parts.index("**")
+        top, rest = os.sep.join(parts[:index]) or os.sep, os.sep.join(parts[index + 1 :]) or "*"
+        for each in glob.iglob(top) if index else [os.curdir]:
             for folder in self.folders(each):
                 yield from self.matching(os.path.join(glob.escape(folder), rest))
 
     def folders(self, top: str) -> Iterator[str]:
-        """A folder and those below it, but for hidden ones."""
+        """A folder and all folders below it, except hidden ones."""
         for folder, inside, files in os.walk(top, followlinks=True):
-            self.look(folder, *(os.path.join(folder, name) for name in files))
+            self.count(folder, *(os.path.join(folder, name) for name in files))
             inside[:] = sorted(name for name in inside if not name.startswith("."))
             yield folder
 
 
 def _named(files: Sequence[Path]) -> list[tuple[str, Path]]:
-    # Names and places do not matter to what is learnt, contents and their order do.
+    # Results depend on contents and their order, not on names and paths.
     return [(str(index), path) for index, path in enumerate(files)]
 
 
 class OtherEncoding(InputError):
-    """A file's bytes are not text in the encoding that it is read in."""
+    """A file's bytes are not text in the given encoding."""
 
 
 def read_text(path: Path, encoding: str = "utf-8", python: bool = False) -> str:
     """A document, without a byte-order mark.
 
-    python: read what is of another encoding as Latin-1, which some of Python's own sources declare. Raises
-    OtherEncoding if it is of another encoding otherwise, and InputError if it cannot be read.
+    python: read a file of another encoding as Latin-1, like some of Python's sources. Raises OtherEncoding for any
+    other file of another encoding, and InputError for one that cannot be read.
     """
     try:
         raw = path.read_bytes()

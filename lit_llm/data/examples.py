@@ -1,7 +1,7 @@
-"""Instruction data as it is trained on: examples tokenised once, read by number.
+"""Tokenised instruction data: examples tokenised once, read by number.
 
 ```
-<root>/examples/<digest>/tokens.bin     ids, each example's input and then its target, closed by end-of-document
+<root>/examples/<digest>/tokens.bin     ids, each example's input and then its target, ended by end-of-document
 <root>/examples/<digest>/<split>.npy    a row for each example: first token, tokens of input and target, task
 <root>/examples/<digest>/<split>.contents.npy  content hashes of a split's examples, in the same order
 <root>/examples/<digest>/meta.json      tasks, counts, and how many were cut off
@@ -41,10 +41,10 @@ def prepare_examples(
     digest: str,
     progress: Progress = lambda *_: None,
 ) -> None:
-    """Tokenise the examples if they are not in `root` yet. Several processes may ask at once.
+    """Tokenise the examples if they are not in `root` yet. Several processes may call it at once.
 
-    Raises InputError for an example without a target, one that is too long where that is refused, and a split that
-    has none.
+    Raises InputError for an example without a target, one that is too long where that is refused, and a split without
+    examples.
     """
 
     def write(work: Path) -> None:
@@ -61,19 +61,19 @@ def is_prepared(root: Path, digest: str) -> bool:
 
 
 class ExampleSet:
-    """Tokenised examples: `prepare_examples` has written them."""
+    """Tokenised examples, written by `prepare_examples`."""
 
     def __init__(self, root: Path, digest: str, tokenizer: Tokenizer) -> None:
-        """Raises InputError for a file that has changed since or is gone."""
+        """Open the examples. Raises InputError for a changed or missing file."""
         self._folder = folder = _folder(root, digest)
         verify(folder)
         meta = json.loads((folder / "meta.json").read_text())
         self.tasks: tuple[str, ...] = tuple(meta["tasks"])
-        """Their names; one, empty, where examples do not say theirs."""
+        """Names of the tasks; a single empty one for examples without tasks."""
         self.lost_bytes: int = meta["lost_bytes"]
-        """Bytes of their text that the tokenizer has dropped, or does not know."""
+        """Bytes of text that the tokenizer has dropped or does not know."""
         self.skipped: dict[str, int] = meta["skipped"]
-        """Records that were left out because they cannot be read as was asked, by `record_files.SKIPPED`."""
+        """Numbers of unreadable records that were left out, by `record_files.SKIPPED`."""
         self._tokens = np.memmap(folder / "tokens.bin", dtype=token_type(tokenizer), mode="r")
         self._index = {split: np.load(folder / f"{split}.npy", mmap_mode="r") for split in SPLITS}
 
@@ -82,11 +82,11 @@ class ExampleSet:
 
     @property
     def held_out_splits(self) -> tuple[str, ...]:
-        """Those that are not trained on and have examples."""
+        """Held-out splits with examples."""
         return tuple(split for split in SPLITS if split != "train" and self.count(split))
 
     def evaluated_split(self, wanted: str) -> str:
-        """The split that evaluations read: `wanted`, or validation where that has no example."""
+        """The split that evaluations read: `wanted`, or validation where `wanted` has no example."""
         return wanted if self.count(wanted) else "validation"
 
     def read(self, split: str, number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -100,11 +100,11 @@ class ExampleSet:
         return np.asarray(np.load(self._folder / f"{split}.contents.npy"))
 
     def task_of(self, split: str) -> np.ndarray:
-        """For each example the number of its task."""
+        """Number of each example's task."""
         return np.asarray(self._index[split][:, 3])
 
     def sample_of_lengths(self, split: str, count: int) -> list[tuple[int, int]]:
-        """(tokens of the input, tokens of the target) of `count` examples, evenly spread, or of all there are."""
+        """(tokens of the input, tokens of the target) of `count` evenly spread examples; all where there are fewer."""
         wanted = min(count, self.count(split))
         rows = self._index[split][np.arange(wanted) * self.count(split) // wanted]
         return [(int(source), int(target)) for _, source, target, _ in rows]
@@ -121,10 +121,10 @@ def _write(
     tasks: dict[str, int] = {}
     rows: dict[str, list[tuple[int, int, int, int]]] = {split: [] for split in SPLITS}
     contents: dict[str, list[int]] = {split: [] for split in SPLITS}
-    cut, place, done, lost, left_out = {"inputs": 0, "targets": 0}, 0, 0, 0, Counter[str]()
+    cut, first_token, done, lost, left_out = {"inputs": 0, "targets": 0}, 0, 0, 0, Counter[str]()
     splits = {"examples": None, "validation_files": "validation", "test_files": "test"}
     sources = [(name, split) for name, split in splits.items() if getattr(config, name) is not None]
-    # Half written it has a name that is tidied away.
+    # An incomplete file has a name that `prepared_once` removes.
     with (work / ".tokens").open("wb") as file:
         for name, split in sources:
             for chunk in _chunks(read_examples(config, name, left_out)):
@@ -143,24 +143,26 @@ def _write(
                     content = content_hash(example.source, example.target)
                     side = split or split_of(content, *config.fractions)
                     contents[side].append(content)
-                    rows[side].append((place, len(source), len(target), tasks.setdefault(example.task, len(tasks))))
+                    rows[side].append(
+                        (first_token, len(source), len(target), tasks.setdefault(example.task, len(tasks)))
+                    )
                     file.write(np.concatenate([source, target]).astype(kind).tobytes())
-                    place += len(source) + len(target)
+                    first_token += len(source) + len(target)
                 done += len(chunk)
                 progress("tokenising examples", done, 0)
-    _check_counts(config, {split: len(found) for split, found in rows.items()})
-    for split, found in rows.items():
-        np.save(work / f"{split}.npy", np.asarray(found, dtype=np.int64))
+    _check_counts(config, {split: len(examples_of_split) for split, examples_of_split in rows.items()})
+    for split, examples_of_split in rows.items():
+        np.save(work / f"{split}.npy", np.asarray(examples_of_split, dtype=np.int64))
         np.save(work / f"{split}.contents.npy", np.asarray(contents[split], dtype=np.uint64))
     (work / ".tokens").rename(work / "tokens.bin")
-    counts = {split: len(found) for split, found in rows.items()}
+    counts = {split: len(examples_of_split) for split, examples_of_split in rows.items()}
     skipped = {what: left_out[what] for what in SKIPPED}
     about = {"tasks": list(tasks), "examples": counts, "cut_off": cut, "lost_bytes": lost, "skipped": skipped}
     write_json(work / "meta.json", about)
 
 
 def _check_counts(config: InstructionConfig, counts: dict[str, int]) -> None:
-    """Raise InputError for a split that has no example. One that nobody asked for, a test split of 0, may be empty."""
+    """Raise InputError for a split without examples. A test split of fraction 0 may be empty."""
     if not config.has_test:
         del counts["test"]
     for split, count in counts.items():

@@ -13,11 +13,11 @@ from lit_llm.config.problems import InputError, Problem, did_you_mean
 from lit_llm.data.config import HuggingFace
 
 _KINDS = {"parquet": "parquet", "json": "jsonl", "arrow": "arrow"}
-"""Our formats, by what `datasets` calls them."""
+"""{kind of `datasets`: our format}."""
 
 
 def find_files(config: HuggingFace) -> tuple[str, list[Path]]:
-    """(format, files) of a split, in order. Raises InputError for what is not on this machine or not readable here."""
+    """(format, files) of a split, in order. Raises InputError for a dataset that is not on this machine or unusable."""
     try:
         import datasets  # noqa: F401
     except ImportError:
@@ -36,7 +36,7 @@ def _wrong(key: str, message: str) -> InputError:
 
 
 def _downloaded(config: HuggingFace) -> Path:
-    """The folder in the Hub's cache. What `datasets.load_dataset` downloads lies there too."""
+    """The folder in the Hub's cache, which `datasets.load_dataset` uses too."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -54,7 +54,7 @@ def _downloaded(config: HuggingFace) -> Path:
 
 
 def _saved(folder: Path, config: HuggingFace) -> list[Path]:
-    """The files of `save_to_disk`, of one split or of several."""
+    """Files that `save_to_disk` has written, for one split or several."""
     try:
         if (folder / "dataset_dict.json").is_file():
             splits = json.loads((folder / "dataset_dict.json").read_bytes())["splits"]
@@ -68,7 +68,7 @@ def _saved(folder: Path, config: HuggingFace) -> list[Path]:
 
 
 def _data_files(folder: Path, config: HuggingFace) -> tuple[str, list[Path]]:
-    """The files that `datasets` takes for the split: by the card's configurations, or by their names."""
+    """Files that `datasets` takes for the split: by the card's configurations, or by their names."""
     from datasets import load_dataset_builder
 
     if remote := next((file for file in _places(folder, config.name) if "://" in file), ""):
@@ -76,7 +76,7 @@ def _data_files(folder: Path, config: HuggingFace) -> tuple[str, list[Path]]:
     try:
         with TemporaryDirectory() as work:
             builder: Any = load_dataset_builder(str(folder), config.name, cache_dir=work)
-    except Exception as error:  # what it raises is not written down anywhere
+    except Exception as error:  # its exceptions are not documented
         key = "name" if "onfig" in str(error) else "path"
         raise _wrong(key, f"{config.path}: {' '.join(str(error).split())[:300]}") from None
     kind = type(builder).__module__.rpartition(".")[2]
@@ -90,12 +90,12 @@ def _data_files(folder: Path, config: HuggingFace) -> tuple[str, list[Path]]:
 
 
 def _places(folder: Path, name: str | None) -> Iterator[str]:
-    """Where the card says that the files of a configuration lie. An address on the network would be asked at once."""
+    """Paths of a configuration's files in the dataset's card. `datasets` would request network addresses at once."""
     import yaml
     from huggingface_hub import metadata_load
 
     cards: list[Any] = []
-    with suppress(OSError, ValueError, yaml.YAMLError):  # a broken card is told by `datasets`
+    with suppress(OSError, ValueError, yaml.YAMLError):  # `datasets` reports a broken card
         cards.append(metadata_load(folder / "README.md"))
     with suppress(OSError, ValueError, yaml.YAMLError):
         cards.append(yaml.safe_load((folder / ".huggingface.yaml").read_text()))

@@ -1,4 +1,4 @@
-"""Instruction data as it is read: records of files, with templates filled in. Loads neither torch nor numpy."""
+"""Reading of instruction data: records of files, with templates filled in. Loads neither torch nor numpy."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from lit_llm.data.corpora import Documents, open_corpus
 from lit_llm.data.record_files import WITHOUT_TEXT, RecordsPart
 
 FORMAT = 2
-"""Version of how examples become tokens; to be raised when that changes."""
+"""Version of the tokenisation of examples; raise it when that changes."""
 KEY = "finetune.data"
-"""Where the section stands in an experiment, for messages."""
+"""Key of the section in an experiment, for messages."""
 
 
 def identify_examples(config: InstructionConfig, tokenizer: str) -> str:
-    """Who the examples are. Reads the files, for their digests.
+    """Digest of the examples. Reads the files for their digests.
 
-    tokenizer: identity of what turns them into tokens. Raises InputError if they cannot be read.
+    tokenizer: digest of the tokenizer. Raises InputError if the files cannot be read.
     """
     splits = {
         name: place
@@ -35,7 +35,7 @@ def identify_examples(config: InstructionConfig, tokenizer: str) -> str:
             "format": FORMAT,
             "tokenizer": tokenizer,
             **{
-                name: [found.digest for found in _open(place, config.fields, name).values()]
+                name: [documents.digest for documents in _open(place, config.fields, name).values()]
                 for name, place in splits.items()
             },
             "fractions": config.fractions,
@@ -56,7 +56,7 @@ class Example:
 
 
 def _open(place: Examples, fields: tuple[str, ...], name: str) -> dict[str, Documents]:
-    """For each field the records, read for that field alone. All have them in one order."""
+    """{field: records read for that field alone}, all in the same order."""
     try:
         return {field: open_corpus(place.model_copy(update={"text": field})) for field in fields}
     except InputError as error:
@@ -64,30 +64,31 @@ def _open(place: Examples, fields: tuple[str, ...], name: str) -> dict[str, Docu
 
 
 def _at(error: InputError, name: str) -> InputError:
-    """What is wrong with files, told at the key that names them."""
+    """An error of files, moved to the key that names them."""
     problems = [replace(problem, key=problem.key.replace("corpus", f"{KEY}.{name}", 1)) for problem in error.problems]
     return InputError(*problems, hint=error.hint)
 
 
 def read_examples(config: InstructionConfig, name: str, left_out: Counter[str] | None = None) -> Iterator[Example]:
-    """The examples of `examples`, `validation_files` or `test_files`, in order, with their templates filled in.
+    """Examples of `examples`, `validation_files` or `test_files`, in order, with their templates filled in.
 
-    left_out: takes, when all are read, how many records were not read as was asked, by `record_files.SKIPPED`.
+    left_out: counter to which, after the last example, the numbers of skipped records are added, by
+    `record_files.SKIPPED`.
     """
     documents = _open(getattr(config, name), config.fields, name)
-    parts = [list(found.parts()) for found in documents.values()]
+    parts = [list(documents_of_field.parts()) for documents_of_field in documents.values()]
     columns = [itertools.chain.from_iterable(map(_records, each)) for each in parts]
     path, number, without = None, 0, 0
     try:
         for row in zip(*columns, strict=True):
-            here, number = row[0][0], number + 1 if row[0][0] == path else 1
-            path = here
+            record_path, number = row[0][0], number + 1 if row[0][0] == path else 1
+            path = record_path
             values = {field: value for field, (_, value) in zip(documents, row, strict=True)}
             if any(value is None for value in values.values()):
-                # `where` and `errors` leave it out as a whole, `skip_missing` for a single field too.
+                # `where` and `errors` leave out whole records; `skip_missing` also does for a single field.
                 without += values[config.fields[0]] is not None
                 continue
-            source, target = _filled(config.inputs, values), _filled(config.targets, values)
+            source, target = _fill(config.inputs, values), _fill(config.targets, values)
             place = f"{path}, record {number}"
             if not target.strip():
                 message = f"its target is empty: {config.targets!r} gives no text; leave the record out by `where`"
@@ -101,9 +102,9 @@ def read_examples(config: InstructionConfig, name: str, left_out: Counter[str] |
 
 def _records(part: object) -> Iterator[tuple[Path, str | None]]:
     assert isinstance(part, RecordsPart)
-    part.skipped.clear()  # what was left out when the file was opened is read anew
+    part.skipped.clear()  # opening the file has counted records too
     return ((part.path, text) for text in part.records())
 
 
-def _filled(template: str, values: Mapping[str, str | None]) -> str:
+def _fill(template: str, values: Mapping[str, str | None]) -> str:
     return FIELD.sub(lambda match: str(values[match[1]]), template)

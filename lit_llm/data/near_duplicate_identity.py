@@ -1,4 +1,4 @@
-"""Identity of the signatures by which near-duplicates are recognised, and of what is left out by them."""
+"""Identity of the signatures of held-out documents, and so of the near-duplicates that are left out."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from importlib.metadata import version
 from lit_llm.config.fingerprint import fingerprint
 
 THRESHOLD = 0.8
-"""Share of common shingles from which two documents count as near-duplicates."""
+"""Least share of common shingles of two near-duplicates."""
 FORMAT = 1
-"""Number of the form of the signatures: words of a shingle, bands, rows, and how documents are compared."""
+"""Version of the signatures: words of a shingle, bands, rows, and comparison."""
 
 
 def identify_signatures(digests: list[str], validation: float, test: float) -> str:
-    """Identity of the signatures of all held-out documents of some texts, and of their near-duplicates."""
+    """Digest of the signatures of all held-out documents of some texts. digests: those of the texts."""
     about = {"format": FORMAT, "threshold": THRESHOLD, "library": version("rensa"), "documents": sorted(set(digests))}
     return fingerprint({**about, "held_out": [validation, test]})

@@ -1,12 +1,12 @@
-"""Tokenise a corpus once, into files that are mapped into memory.
+"""Tokenise a corpus once, into files that batches are read from.
 
 ```
 <root>/tokenizers/<digest>/tokenizer.json    a trained tokenizer
 <root>/<digest>/                             the shards of one source; complete where it exists under this name
 <root>/near_duplicates/<digest>/             signatures of the held-out documents of all sources
-<root>/mixtures/<digest>.json                which sources a stage reads, in which shares: one, or a mixture's
+<root>/mixtures/<digest>.json                sources of a stage with their shares: one, or a mixture's
 ```
-Every folder has the checksums of its files (see `checksums.py`), and whoever opens it compares them.
+Every folder has the checksums of its files (see `checksums.py`), which are compared whenever it is opened.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from lit_llm.data.near_duplicate_identity import identify_signatures
 from lit_llm.data.near_duplicates import write_signatures
 from lit_llm.data.processes import leave_if_imported
 from lit_llm.data.record_files import SKIPPED
-from lit_llm.data.shards import Job, Shards, contents_of, stopped, token_type, write_shards
+from lit_llm.data.shards import Job, Shards, contents_of, disk_problem, token_type, write_shards
 from lit_llm.data.sources import (
     Identity,
-    blamed,
     error_context,
     held_out_texts,
     identify,
     identify_held_out,
     open_sources,
+    source_error_context,
 )
 from lit_llm.data.splits import SPLITS, content_hash, split_of
 from lit_llm.data.tokenizers import Tokenizer, open_tokenizer, write_tokenizer
@@ -47,22 +47,22 @@ from lit_llm.objectives.config import EOD
 from lit_llm.store.store import write_json
 
 Progress = Callable[[str, int, int], None]
-"""Called with (what is done, bytes done, bytes in all)."""
+"""Callback that gets (name of the work, bytes done, total bytes)."""
 
 
 @dataclass(frozen=True)
 class PreparedSource:
-    """The tokens of one source."""
+    """Tokens of one source."""
 
     name: str
     """Empty where the corpus is no mixture."""
     share: int
-    """Windows of every CYCLE; 0 where training does not read it."""
+    """Windows in every CYCLE; 0 where training does not read it."""
     folder: Path
     tokens: Mapping[str, tuple[int, ...]]
-    """Number of tokens in each shard of a split."""
+    """{split: number of tokens in each shard}."""
     lost_bytes: int = 0
-    """Bytes of its text that the tokenizer has dropped, or does not know."""
+    """Bytes of its text that the tokenizer has dropped or does not know."""
 
     def count(self, split: str) -> int:
         """Number of tokens of a split."""
@@ -73,18 +73,18 @@ class PreparedSource:
         return np.unique(self.document_contents(split))
 
     def document_contents(self, split: str) -> np.ndarray:
-        """The content hash of each document of a split, in the order of the text."""
+        """Content hash of each document of a split, in the order of the text."""
         parts = [contents_of(self.folder, split, part) for part in range(len(self.tokens[split]))]
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint64)
 
     def evaluated_split(self, wanted: str) -> str:
-        """The split that evaluations read: `wanted`, or validation where that has no document."""
+        """The split that evaluations read: `wanted`, or validation where `wanted` has no document."""
         return wanted if self.count(wanted) else "validation"
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Tokenised text, ready to be read: one source or several."""
+    """Tokenised text of one source or several."""
 
     config: DataConfig
     digest: str
@@ -93,16 +93,16 @@ class Prepared:
 
     @property
     def root(self) -> Path:
-        """Where all tokenised data lies."""
+        """Folder of all tokenised data."""
         return self.tokenizer_folder.parents[1]
 
     def open(self, source: PreparedSource, split: str) -> Shards:
-        """All tokens of a source's split, mapped from disk."""
+        """All tokens of a source's split, read from disk on demand."""
         return Shards(source.folder, split, source.tokens[split], token_type(self.config.tokenizer))
 
     @property
     def held_out_splits(self) -> tuple[str, ...]:
-        """Those that are not trained on and have a window of every source."""
+        """Held-out splits with at least one window of every source."""
         length = self.config.sequence_length
         return tuple(
             split
@@ -113,12 +113,12 @@ class Prepared:
     def text_of(self, source: PreparedSource, split: str, content: int, length: int) -> str:
         """The first tokens of the document with this content hash, as text."""
         for part, count in enumerate(source.tokens[split]):
-            places = np.flatnonzero(contents_of(source.folder, split, part) == content)
-            if len(places):
+            numbers = np.flatnonzero(contents_of(source.folder, split, part) == content)
+            if len(numbers):
                 shard = Shards(source.folder, split, source.tokens[split], token_type(self.config.tokenizer))
                 ids = shard.read(np.array([sum(source.tokens[split][:part])]), count)[0]
                 begins = [0, *(np.flatnonzero(ids == EOD) + 1).tolist()]
-                begin, end = begins[places[0]], begins[places[0] + 1] - 1
+                begin, end = begins[numbers[0]], begins[numbers[0] + 1] - 1
                 return self.tokenizer().decode(ids[begin : min(end, begin + length)].tolist())
         raise KeyError(content)
 
@@ -128,8 +128,8 @@ class Prepared:
     def byte_lengths(self, *more: PreparedSource) -> np.ndarray | None:
         """V: bytes of text that each id stands for; see `Tokenizer.byte_lengths`.
 
-        more: texts beside the own ones. None, too, where the tokenizer has lost bytes of any: bits per byte would be
-        bits of the tokens that are left, over the bytes that are left.
+        more: further texts. Also None where the tokenizer has lost bytes of any text, since bits per byte would then
+        leave out the lost text.
         """
         lost = any(source.lost_bytes for source in (*self.sources, *more))
         return None if lost else self.tokenizer().byte_lengths()
@@ -138,21 +138,21 @@ class Prepared:
 def prepare(
     config: DataConfig, root: Path, progress: Progress = lambda *_: None, identity: Identity | None = None
 ) -> Prepared:
-    """Tokenise what of the corpus is not in `root` yet. Several processes may ask at once.
+    """Tokenise the parts of the corpus that are not in `root` yet. Several processes may call it at once.
 
-    identity: what `identify` has said, if it was asked before. Killed or interrupted, it goes on with the next call.
-    Raises InputError when the corpus cannot be read or is no longer what was identified, or a source is too small to
-    give each split one window.
+    identity: result of `identify`, which is called when absent. After a kill or an interrupt the next call continues.
+    Raises InputError when the corpus cannot be read or has changed since it was identified, or when a source is too
+    small to give each split one window.
     """
     leave_if_imported()
     documents = open_sources(config.corpus)
     identity = identity or identify(config, documents)
-    prepared_once(tokenizer_folder(root, identity.tokenizer), _training(config, documents, identity, progress))
+    prepared_once(tokenizer_folder(root, identity.tokenizer), _tokenizer_writer(config, documents, identity, progress))
     verify(tokenizer_folder(root, identity.tokenizer))
     signatures = None
     if config.near_duplicates == "drop" and any(not is_complete(root / source.digest) for source in identity.sources):
         signatures = _signatures_folder(config, documents, root)
-        prepared_once(signatures, _signing(config, documents, identity, progress))
+        prepared_once(signatures, _signature_writer(config, documents, identity, progress))
         verify(signatures)
     job = partial(
         Job,
@@ -163,9 +163,9 @@ def prepare(
         near_duplicates=signatures,
     )
     for source in identity.sources:
-        told = partial(progress, f"tokenising {source.name}".rstrip())
-        write = _tokenising(documents[source.name], job, lambda: identify(config) == identity, told)
-        with blamed(source.name):
+        log_progress = partial(progress, f"tokenising {source.name}".rstrip())
+        write = _shard_writer(documents[source.name], job, lambda: identify(config) == identity, log_progress)
+        with source_error_context(source.name):
             prepared_once(root / source.digest, write)
     sources = [{"name": s.name, "share": s.share, "digest": s.digest} for s in identity.sources]
     mixture = {"tokenizer": identity.tokenizer, "sources": sources}
@@ -179,9 +179,9 @@ def prepare(
 def prepare_held_out(
     corpora: Mapping[str, SingleCorpus], data: Prepared, progress: Progress = lambda *_: None
 ) -> tuple[PreparedSource, ...]:
-    """Tokenise texts that only evaluation reads, beside the data of the model and with its tokenizer.
+    """Tokenise texts that only evaluations read, in the folder of the model's data and with its tokenizer.
 
-    Their documents are those of `validation`. Raises InputError when a text cannot be read, at `corpora.<name>`.
+    Their documents form the split `validation`. Raises InputError when a text cannot be read, at `corpora.<name>`.
     """
     leave_if_imported()
     config, tokenizer = data.config, data.tokenizer_folder.name
@@ -196,15 +196,17 @@ def prepare_held_out(
             test_fraction=0.0,
             splits=("validation",),
         )
-        told = partial(progress, f"tokenising {name}")
-        write = _tokenising(text.documents, job, lambda: identify_held_out(corpora, config, tokenizer) == digests, told)
+        log_progress = partial(progress, f"tokenising {name}")
+        write = _shard_writer(
+            text.documents, job, lambda: identify_held_out(corpora, config, tokenizer) == digests, log_progress
+        )
         with error_context(f"corpora.{name}", instead_of="corpus"):
             prepared_once(data.root / text.digest, write)
     return open_held_out(digests, data)
 
 
 def open_held_out(digests: Mapping[str, str], data: Prepared) -> tuple[PreparedSource, ...]:
-    """What `prepare_held_out` has written; the digests are those of `identify_held_out`."""
+    """Open the texts of `prepare_held_out`. digests: those of `identify_held_out`."""
     return tuple(_open_source(data.root, name, 0, digest) for name, digest in sorted(digests.items()))
 
 
@@ -221,7 +223,7 @@ def is_prepared(root: Path, digest: str) -> bool:
 
 
 def open_prepared(config: DataConfig, root: Path, digest: str) -> Prepared:
-    """What `prepare` has written. Raises InputError for a file that has changed since or is gone."""
+    """Open the data of `prepare`. Raises InputError for a changed or missing file."""
     mixture = _read_mixture(root, digest)
     verify(tokenizer_folder(root, mixture["tokenizer"]))
     sources = tuple(
@@ -242,7 +244,7 @@ def _mixture_file(root: Path, digest: str) -> Path:
 
 
 _CHECKSUM = "checksum"
-"""The key of a mixture's file that holds the fingerprint of the others."""
+"""Key in a mixture's file of the fingerprint of all other keys."""
 
 
 def _read_mixture(root: Path, digest: str) -> dict[str, Any]:
@@ -260,7 +262,7 @@ def _read_mixture(root: Path, digest: str) -> dict[str, Any]:
 
 
 def tokenizer_folder(root: Path, digest: str) -> Path:
-    """Where the tokenizer of this identity lies."""
+    """Folder of the tokenizer with this digest."""
     return root / "tokenizers" / digest
 
 
@@ -270,7 +272,7 @@ def _check_windows(prepared: Prepared) -> None:
     problems = [
         Problem(
             f"the {split} part has {source.count(split)} tokens, less than one window of {config.sequence_length}; use "
-            f"more text, shorter sequences or another {_key_of(split, config)}",
+            f"more text, shorter sequences or another {_fraction_key(split, config)}",
             f"corpus.sources.{source.name}" if source.name else "data.corpus",
         )
         for source in prepared.sources
@@ -281,8 +283,8 @@ def _check_windows(prepared: Prepared) -> None:
         raise InputError(*problems)
 
 
-def _key_of(split: str, config: DataConfig) -> str:
-    """The key that makes a split larger."""
+def _fraction_key(split: str, config: DataConfig) -> str:
+    """Key of the configuration that makes a split larger."""
     if split == "test":
         return "test_fraction (0: no test split)"
     largest = "test_fraction" if config.test_fraction > config.validation_fraction else "validation_fraction"
@@ -290,10 +292,9 @@ def _key_of(split: str, config: DataConfig) -> str:
 
 
 def prepared_once(folder: Path, write: Callable[[Path], Mapping[str, str] | None]) -> None:
-    """Have `write` fill a working folder that then gets its name, unless that is there. One process at a time.
+    """Make a folder, unless it exists, with `write`, which fills a working folder. One process at a time.
 
-    write: may return the checksums that it has taken itself. What an earlier attempt has left in the working folder is
-    kept for it.
+    write: may return checksums that it has computed. It gets the files that an earlier attempt has finished.
     """
     from filelock import FileLock
 
@@ -309,26 +310,26 @@ def prepared_once(folder: Path, write: Callable[[Path], Mapping[str, str] | None
         work.mkdir(exist_ok=True)
         try:
             _tidy(work)
-            known = write(work)
+            checksums = write(work)
             _tidy(work)
-            write_checksums(work, known or {})
+            write_checksums(work, checksums or {})
             work.rename(folder)
         except BaseException as error:
             _tidy(work)
             with suppress(OSError):
-                work.rmdir()  # where nothing is finished, nothing is left
+                work.rmdir()  # if no file is finished
             if isinstance(error, OSError):
-                raise InputError(stopped(error)) from None
+                raise InputError(disk_problem(error)) from None
             raise
 
 
 def _tidy(work: Path) -> None:
-    """Remove what a killed process has left half written."""
+    """Remove incomplete files of a killed process."""
     for path in work.glob(".*"):
         path.unlink(missing_ok=True)
 
 
-def _training(
+def _tokenizer_writer(
     config: DataConfig, documents: Mapping[str, Documents], identity: Identity, progress: Progress
 ) -> Callable[[Path], None]:
     def write(work: Path) -> None:
@@ -339,11 +340,11 @@ def _training(
 
 
 def _signatures_folder(config: DataConfig, documents: Mapping[str, Documents], root: Path) -> Path:
-    digests = [found.digest for found in documents.values()]
+    digests = [text.digest for text in documents.values()]
     return root / "near_duplicates" / identify_signatures(digests, config.validation_fraction, config.test_fraction)
 
 
-def _signing(
+def _signature_writer(
     config: DataConfig, documents: Mapping[str, Documents], identity: Identity, progress: Progress
 ) -> Callable[[Path], None]:
     def write(work: Path) -> None:
@@ -355,7 +356,7 @@ def _signing(
 
 
 def check_unchanged(unchanged: bool, work: Path, key: str = "corpus") -> None:
-    """Raise InputError, and keep nothing of `work`, if the text is not what its digest was computed of."""
+    """Raise InputError, and remove `work`, if the text has changed since its digest was computed."""
     if not unchanged:
         shutil.rmtree(work)
         raise InputError(
@@ -369,34 +370,37 @@ def check_unchanged(unchanged: bool, work: Path, key: str = "corpus") -> None:
 
 def _training_texts(documents: Mapping[str, Documents], config: DataConfig, progress: Progress) -> Iterator[str]:
     """The training documents of all sources."""
-    total, done, told = sum(found.size for found in documents.values()), 0, 0
+    total, done, reported = sum(texts.size for texts in documents.values()), 0, 0
     progress("training the tokenizer", 0, total)
-    for name, found in documents.items():
-        for part in found.parts():
-            with blamed(name):
+    for name, texts in documents.items():
+        for part in texts.parts():
+            with source_error_context(name):
                 for text in part:
                     if split_of(content_hash(text), config.validation_fraction, config.test_fraction) == "train":
                         yield text  # `train_bpe` cuts what is long
                     done += len(text)
-                    if done - told > 1 << 20:
-                        told = done
+                    if done - reported > 1 << 20:
+                        reported = done
                         progress("training the tokenizer", min(done, total), total)
 
 
-def _tokenising(
+def _shard_writer(
     documents: Documents,
     job: Callable[..., Job],
     unchanged: Callable[[], bool],
     progress: Callable[[int, int], None],
 ) -> Callable[[Path], Mapping[str, str]]:
-    """job: it lacks its folder and its cut. unchanged: whether the text is still what its digest was computed of."""
+    """Writer of the shards of one text.
+
+    job: makes the job from its folder and cut. unchanged: whether the text still has the digest of its identity.
+    """
 
     def write(work: Path) -> Mapping[str, str]:
         parts, state = documents.parts(), documents.state()
-        here = job(folder=work, cut=fingerprint([[part.size for part in parts], state]))
-        write_shards(here, parts, progress)
+        job_of_text = job(folder=work, cut=fingerprint([[part.size for part in parts], state]))
+        write_shards(job_of_text, parts, progress)
         check_unchanged(documents.state() == state and unchanged(), work)
-        finished = [here.finished(number) or {} for number in range(len(parts))]
+        finished = [job_of_text.finished(number) or {} for number in range(len(parts))]
         tokens = {split: [part["tokens"][split] for part in finished] for split in SPLITS}
         meta = {"tokens": tokens, "documents": sum(part["documents"] for part in finished)}
         for key in ("documents_of", "near_duplicates", "bytes", "lost_bytes"):

@@ -1,4 +1,4 @@
-"""Processes that read the parts of a corpus, one for each core."""
+"""Process pool that reads the parts of a corpus, one process for each core."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from lit_llm.data.corpora import Part
 from lit_llm.launch import cores
 
 Work = Callable[[Any, int, Part], int]
-"""Called with (what is the same for all parts, number of a part, the part); returns the number. Picklable."""
+"""Called with (job, number of a part, part), where the job is common to all parts; returns the number. Picklable."""
 
 
 TOKENISING, SIGNING = "tokenising", "signing held-out documents"
-"""What `over_parts` is used for. Of the first, finished parts are kept; the second is done anew."""
+"""Uses of `over_parts`. When tokenising stops, finished parts are kept; signing starts anew."""
 
 
 def over_parts(
@@ -35,10 +35,10 @@ def over_parts(
     alone: bool = False,
     doing: str = TOKENISING,
 ) -> None:
-    """Call `work` for the parts with these numbers, in a process for each core where there are several parts.
+    """Call `work` for the parts with the numbers `todo`, in a process for each core if there are several.
 
-    progress: called with (bytes done, bytes in all). alone: start no process, for work that is done sooner. doing: for
-    messages. Raises InputError for a document that cannot be read.
+    progress: called with (bytes done, total bytes). alone: start no processes, for short work. doing: name of the work
+    for messages. Raises InputError for a document that cannot be read.
     """
     total = sum(part.size for part in parts)
     done = total - sum(parts[number].size for number in todo)
@@ -48,7 +48,7 @@ def over_parts(
         numbers: Iterable[int]
         if processes > 1:
             numbers = stack.enter_context(_in_processes(processes, work, job, parts, todo, doing))
-        else:  # processes of their own would take longer to start
+        else:  # starting processes would take longer
             numbers = (work(job, number, parts[number]) for number in todo)
         for number in numbers:
             done += parts[number].size
@@ -59,14 +59,14 @@ def over_parts(
 def _in_processes(
     count: int, work: Work, job: Any, parts: Sequence[Part], todo: Sequence[int], doing: str
 ) -> Iterator[Iterator[int]]:
-    """The numbers of the parts, each when it is finished.
+    """Numbers of the parts, in the order in which they finish.
 
-    The processes end with the block, however it ends, and with this process, however that ends.
+    The processes end with the block and with this process, even after errors and kills.
     """
-    context = multiprocessing.get_context("spawn")  # a fork would inherit the tokenizer's threads, half alive
+    context = multiprocessing.get_context("spawn")  # a fork would copy the tokenizer's threads in a broken state
     ours, theirs = context.Pipe()
     pool = ProcessPoolExecutor(count, context, initializer=_settle, initargs=(theirs,))
-    # Processes inherit what is blocked: Ctrl-C in the terminal is for the coordinator alone, from their first moment.
+    # Processes inherit blocked signals: Ctrl-C in the terminal reaches the coordinator alone, from their start on.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         futures = [pool.submit(work, job, number, parts[number]) for number in todo]
@@ -88,22 +88,22 @@ def _in_processes(
         raise InputError(Problem(message, "corpus")) from None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        ours.close()  # the kernel does it where this process is killed
+        ours.close()  # if this process is killed, the kernel closes it
         pool.shutdown(cancel_futures=True)
         theirs.close()
 
 
 def leave_if_imported() -> None:
-    """End a worker that would start over, because it has to import a script that is not written for that.
+    """End a worker process that imports a script without `if __name__ == "__main__":`.
 
-    The process that has started it says so. Here it would wait for that one, which waits for it.
+    It would start over, and wait for the process that waits for it. That process reports the error.
     """
-    if getattr(multiprocessing.current_process(), "_inheriting", False):  # what multiprocessing itself goes by
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing checks it
         sys.exit(1)
 
 
 def _settle(coordinator: Connection) -> None:
-    """In a worker, before its first part."""
+    """Initialise a worker before its first part."""
     try:
         coordinator.send_bytes(b"here")
     except OSError:
@@ -112,6 +112,6 @@ def _settle(coordinator: Connection) -> None:
 
     def end_with_it() -> None:
         wait([coordinator])
-        os._exit(1)  # at once: what is half written has no name yet
+        os._exit(1)  # at once: incomplete files have temporary names
 
     threading.Thread(target=end_with_it, daemon=True).start()

@@ -1,13 +1,13 @@
-"""Tokens in shards: one for each part of a corpus, written by any number of processes, read as one sequence.
+"""Shards of tokens: one for each part of a corpus, written by any number of processes, read as one sequence.
 
 ```
-<folder>/00000.train.bin, .validation.bin, .test.bin    ids of part 0's documents, each closed by the end-of-document
+<folder>/00000.train.bin, .validation.bin, .test.bin    ids of part 0's documents, each ended by the end-of-document
                                                         token
 <folder>/00000.contents.npz content hashes of part 0's documents, for each split
-<folder>/00000.json         how many, and the files' SHA-256; written after them, so a part that has it is finished
+<folder>/00000.json         counts, and the files' SHA-256; written last, so a part that has it is finished
 ```
-Every file appears whole, under its name, by a rename. A process may be killed at any moment: what it has finished is
-kept, the rest is done again, and the tokens are the same whoever wrote them.
+Every file is renamed to its name when it is complete. A process may be killed at any moment: finished parts are kept,
+the rest is done again, and the tokens are the same for any process.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _signatures = lru_cache(maxsize=1)(HeldOutSignatures)
 
 @dataclass(frozen=True)
 class Job:
-    """What is the same for all parts of a corpus."""
+    """Settings that are common to all parts of a corpus."""
 
     folder: Path
     tokenizer: config.Tokenizer
@@ -55,22 +55,22 @@ class Job:
     validation_fraction: float
     test_fraction: float
     cut: str
-    """How the corpus was cut into parts: a part finished under another cut is another part."""
+    """Fingerprint of the cut of the corpus into parts; a finished part counts only under the same cut."""
     splits: tuple[str, ...] = SPLITS
-    """Which are written; of another one the shards are empty."""
+    """Splits that are written; the shards of other splits are empty."""
     near_duplicates: Path | None = None
-    """Signatures of the held-out documents, whose near-duplicates are left out; None: they are kept."""
+    """Folder of the held-out documents' signatures, to leave out near-duplicates; None: keep near-duplicates."""
 
     def finished(self, number: int) -> dict[str, Any] | None:
-        """What a finished part holds."""
-        found = read_json(self.folder / f"{number:05}.json")
-        return found if found is not None and found["cut"] == self.cut and "files" in found else None
+        """Content of the JSON file of a finished part; None for an unfinished one."""
+        record = read_json(self.folder / f"{number:05}.json")
+        return record if record is not None and record["cut"] == self.cut and "files" in record else None
 
 
 def write_shards(job: Job, parts: Sequence[Part], progress: Callable[[int, int], None]) -> None:
-    """Tokenise the parts that are not finished, a process for each core where there are several.
+    """Tokenise the unfinished parts, in a process for each core if there are several.
 
-    progress: called with (bytes done, bytes in all). Raises InputError for a document that cannot be read.
+    progress: called with (bytes done, total bytes). Raises InputError for a document that cannot be read.
     """
     todo = [number for number in range(len(parts)) if job.finished(number) is None]
     over_parts(tokenise, job, parts, todo, progress)
@@ -87,7 +87,7 @@ def tokenise(job: Job, number: int, part: Part) -> int:
     tokens, sorter = dict.fromkeys(SPLITS, 0), _Sorter(job)
     bytes_of, lost = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
     hashes = {split: hashlib.sha256() for split in SPLITS}
-    # Another process may be at the same part still: one whose coordinator was killed just now.
+    # Another process, whose coordinator was just killed, may still write the same part.
     names = {split: f"{number:05}.{split}.bin" for split in SPLITS}
     written = {split: job.folder / f".{name}.{os.getpid()}" for split, name in names.items()}
     contents = job.folder / f".{number:05}.{os.getpid()}.npz"
@@ -110,38 +110,38 @@ def tokenise(job: Job, number: int, part: Part) -> int:
         for split, path in written.items():
             path.rename(job.folder / names[split])
         of_documents: dict[str, Any] = {
-            split: np.array(found, dtype=np.uint64) for split, found in sorter.contents.items()
+            split: np.array(content_hashes, dtype=np.uint64) for split, content_hashes in sorter.contents.items()
         }
         np.savez(contents, **of_documents)
-        digests = {names[split]: found.hexdigest() for split, found in hashes.items()}
+        digests = {names[split]: content_hashes.hexdigest() for split, content_hashes in hashes.items()}
         digests[f"{number:05}.contents.npz"] = digest_of_file(contents)
         contents.rename(job.folder / f"{number:05}.contents.npz")
         about = {"cut": job.cut, "tokens": tokens, "bytes": bytes_of, "lost_bytes": lost, "files": digests}
         about |= {**sorter.counts(), "skipped": dict(part.skipped)}
         write_json(job.folder / f"{number:05}.json", about)
     except OSError as error:
-        raise InputError(stopped(error)) from None
+        raise InputError(disk_problem(error)) from None
     return number
 
 
-def stopped(error: OSError) -> Problem:
-    """What a disk that takes no more is called."""
+def disk_problem(error: OSError) -> Problem:
+    """Problem of a disk that is full or fails."""
     return Problem(f"tokenising stopped: {error.strerror}: {error.filename}; finished parts are kept", "corpus")
 
 
 class _Sorter:
-    """The split of each document, and what was put where."""
+    """Assigns documents to splits and counts them."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.contents: dict[str, list[int]] = {split: [] for split in SPLITS}
-        """Hashes of the documents of each split."""
+        """{split: hashes of its documents}."""
         self.left_out = dict.fromkeys(SPLITS, 0)
-        """Near-duplicates of documents of another split."""
+        """{split: number of documents left out as near-duplicates of another split's}."""
         self.signatures = _signatures(job.near_duplicates) if job.near_duplicates else None
 
     def split_of(self, text: str) -> str:
-        """The document's split, which it is counted for; empty for one that is not written."""
+        """Split of a document, which is counted; '' for a document that is not written."""
         if not text:
             return ""
         content = content_hash(text)
@@ -155,8 +155,8 @@ class _Sorter:
         return split
 
     def counts(self) -> dict[str, Any]:
-        """For the part's file."""
-        documents = {split: len(found) for split, found in self.contents.items()}
+        """Counts for the part's JSON file."""
+        documents = {split: len(hashes) for split, hashes in self.contents.items()}
         return {"documents": sum(documents.values()), "documents_of": documents, "near_duplicates": self.left_out}
 
 
@@ -167,9 +167,9 @@ def token_type(tokenizer: config.Tokenizer) -> type[np.unsignedinteger]:
 def _chunks(
     part: Part, sorter: _Sorter, splits_at: Callable[[str, int], bool] | None
 ) -> Iterator[list[tuple[str, str, bool]]]:
-    """(piece of a document, its split, whether the document ends with it), about _CHUNK characters at once.
+    """Chunks of about _CHUNK characters, lists of (piece of a document, its split, whether the document ends with it).
 
-    splits_at: as for `pieces`. Raises InputError for a document that is too long to be tokenised uncut.
+    splits_at: as for `pieces`. Raises InputError for a document that is too long and cannot be cut.
     """
     chunk, size = [], 0
     for number, text in enumerate(part):
@@ -193,18 +193,18 @@ def _chunks(
 
 def contents_of(folder: Path, split: str, part: int) -> np.ndarray:
     """Content hashes of the documents that a shard holds, in their order."""
-    with np.load(folder / f"{part:05}.contents.npz") as found:
-        return np.asarray(found[split])
+    with np.load(folder / f"{part:05}.contents.npz") as arrays:
+        return np.asarray(arrays[split])
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
 class Shards:
-    """The shards of a split as one sequence of tokens. No file stays open: a corpus may have sixty thousand."""
+    """The shards of a split as one sequence of tokens. Files are not kept open: a corpus may have sixty thousand."""
 
     def __init__(self, folder: Path, split: str, counts: Sequence[int], kind: type[np.unsignedinteger]) -> None:
-        """counts: tokens of each shard."""
+        """counts: number of tokens of each shard."""
         self.folder, self.split, self.kind = folder, split, kind
         self.ends = np.cumsum(np.asarray(counts, dtype=np.int64))
         self._begins = [0, *self.ends.tolist()]
@@ -214,9 +214,11 @@ class Shards:
         return self._begins[-1]
 
     def read(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """The `length` tokens from each of these places: len(starts) x length ids. They may lie in several shards."""
+        """The `length` tokens from each start, which may span shards: len(starts) x length ids."""
         out = np.empty((len(starts), length), dtype=np.int64)
-        shards = np.searchsorted(self.ends, starts, side="right")  # the first that ends beyond it: no empty one
+        shards = np.searchsorted(
+            self.ends, starts, side="right"
+        )  # the first shard that ends after the start, never an empty one
         for row, start, shard in zip(out, starts.tolist(), shards.tolist(), strict=True):
             filled = 0
             while filled < length:

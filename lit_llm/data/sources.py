@@ -1,4 +1,4 @@
-"""A corpus as its sources: one, or those of a mixture. What each holds, who it is, and how much of it is read."""
+"""Sources of a corpus, one or those of a mixture: their documents, identities and shares."""
 
 from __future__ import annotations
 
@@ -30,47 +30,47 @@ class Source:
     name: str
     """Empty where the corpus is no mixture."""
     share: int
-    """Windows of every CYCLE."""
+    """Windows in every CYCLE."""
     digest: str
-    """Identity of its tokens: documents, tokenizer, split. Shared by all studies that read it so."""
+    """Digest of its tokens: documents, tokenizer, split. Shared by all studies that read it in the same way."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Who the data of a stage is."""
+    """Identity of the data of a stage."""
 
     digest: str
-    """Of all of it: the sources with their names and shares."""
+    """Digest of all sources with their names and shares."""
     tokenizer: str
-    """Of the tokenizer: its settings and, where it is trained, what on."""
+    """Digest of the tokenizer: its settings and, where it is trained, its training documents."""
     sources: tuple[Source, ...]
-    """In an order that depends on their contents, not on how they are written down."""
+    """Sources in an order that depends on their contents, not on the file."""
 
 
 def open_sources(corpus: Corpus) -> dict[str, Documents]:
-    """The documents of each source, by its name. Raises InputError with the problems of all of them."""
+    """{source: its documents}. Raises InputError with the problems of all sources."""
     if not isinstance(corpus, Mixture):
         return {"": open_corpus(corpus)}
-    found: dict[str, Documents] = {}
+    documents: dict[str, Documents] = {}
     problems: list[Problem] = []
     for name, source in corpus.sources.items():
-        with collect_errors(problems), blamed(name):
-            found[name] = open_corpus(source.corpus)
+        with collect_errors(problems), source_error_context(name):
+            documents[name] = open_corpus(source.corpus)
     if problems:
         raise InputError(*problems)
-    return found
+    return documents
 
 
 @contextmanager
-def blamed(name: str) -> Iterator[None]:
-    """What is wrong with a source's text is told at that source's key."""
+def source_error_context(name: str) -> Iterator[None]:
+    """Report errors of a source's text at the source's key."""
     with error_context(f"corpus.sources.{name}") if name else nullcontext():
         yield
 
 
 @contextmanager
 def error_context(key: str, instead_of: str = "") -> Iterator[None]:
-    """What is wrong with a text is told inside `key`. instead_of: the beginning of the text's own keys that it is."""
+    """Report errors of a text at keys inside `key`. instead_of: prefix of the text's keys that `key` replaces."""
     try:
         yield
     except InputError as error:
@@ -81,27 +81,27 @@ def error_context(key: str, instead_of: str = "") -> Iterator[None]:
 
 
 def identify(config: DataConfig, documents: Mapping[str, Documents] | None = None) -> Identity:
-    """Reads the sources, for their digests. Windows are cut later and do not matter here."""
+    """Identity of a stage's data. Reads the sources for their digests; windows have no part in it."""
     documents = documents or open_sources(config.corpus)
     tokenizer = _tokenizer(config, documents)
-    # A document of one source may be a near-duplicate of one that another source holds out.
-    digests = [found.digest for found in documents.values()] if config.near_duplicates == "drop" else []
+    # A document of one source may be a near-duplicate of a document that another source holds out.
+    digests = [text.digest for text in documents.values()] if config.near_duplicates == "drop" else []
     near = (
         identify_signatures(digests, config.validation_fraction, config.test_fraction) if digests else fingerprint([])
     )
     sources = []
-    for name, found in documents.items():
+    for name, text in documents.items():
         share = int(config.corpus.sources[name].weight) if isinstance(config.corpus, Mixture) else CYCLE
-        digest = _digest(found, tokenizer, config.validation_fraction, config.test_fraction, near_duplicates=near)
+        digest = _digest(text, tokenizer, config.validation_fraction, config.test_fraction, near_duplicates=near)
         sources.append(Source(name, share, digest))
     sources.sort(key=lambda source: (source.digest, source.name))
-    # Names are in it because a result's metrics bear them.
+    # Names are included since a result's metrics contain them.
     digest = fingerprint([[source.name, source.share, source.digest] for source in sources])
     return Identity(digest, tokenizer, tuple(sources))
 
 
 def _digest(documents: Documents, tokenizer: str, validation: float, test: float, **more: str) -> str:
-    """Identity of a source's tokens."""
+    """Digest of a source's tokens."""
     split = {"format": FORMAT, "tokenizer": tokenizer, "held_out": [validation, test]}
     return fingerprint({"documents": documents.digest, **split, **more})
 
@@ -109,10 +109,10 @@ def _digest(documents: Documents, tokenizer: str, validation: float, test: float
 def _tokenizer(config: DataConfig, documents: Mapping[str, Documents]) -> str:
     choice = config.tokenizer
     about: dict[str, object] = {"format": FORMAT, "tokenizer": identity_of(choice)}
-    if isinstance(choice, BytePairTokenizer):  # trained on each source's training documents, once, whatever its share
+    if isinstance(choice, BytePairTokenizer):  # trained once on the training documents of all sources, for any shares
         about |= {
             "library": version("tokenizers"),
-            "documents": sorted(found.digest for found in documents.values()),
+            "documents": sorted(text.digest for text in documents.values()),
             "held_out": [config.validation_fraction, config.test_fraction],
         }
     if isinstance(choice, FileTokenizer):
@@ -123,38 +123,38 @@ def _tokenizer(config: DataConfig, documents: Mapping[str, Documents]) -> str:
 # --- texts that only evaluation reads ------------------------------------------------------------------------------
 
 UNNAMED = "corpus"
-"""What the one source of a corpus that is no mixture is called beside others."""
+"""Name of the single source of a corpus that is no mixture, where it needs one."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A text for evaluation."""
+    """A text that only evaluations read."""
 
     documents: Documents
     fraction: float
-    """Share of its documents that is read: all; of a text with files that were trained on too, those held out there."""
+    """Share of its documents that is read: 1, or the held-out fraction for a text that shares files with training."""
     digest: str
-    """Identity of its tokens."""
+    """Digest of its tokens."""
 
 
 def identify_held_out(corpora: Mapping[str, SingleCorpus], config: DataConfig, tokenizer: str) -> dict[str, str]:
-    """The digest of each text's tokens, for the fingerprint of what reads them; see `held_out_texts`."""
+    """{text: digest of its tokens}, for the fingerprint of evaluations; see `held_out_texts`."""
     return {name: text.digest for name, text in held_out_texts(corpora, config, tokenizer).items()}
 
 
 def held_out_texts(corpora: Mapping[str, SingleCorpus], config: DataConfig, tokenizer: str) -> dict[str, HeldOut]:
-    """Reads the texts, for their digests.
+    """Texts that only evaluations read. Reads them for their digests.
 
-    config, tokenizer: the data that the model was trained on, and the identity of its tokenizer (`Identity.tokenizer`).
-    Which documents are held out depends on their content alone, so of a file that was trained on the same fraction is
-    left here as there. Raises InputError with the problems of all texts, at `corpora.<name>`.
+    config, tokenizer: the model's training data, and the digest of its tokenizer (`Identity.tokenizer`). Held-out
+    documents are selected by content alone, so a file that training reads too holds out the same documents here. Raises
+    InputError with the problems of all texts, at `corpora.<name>`.
     """
     if not corpora:
         return {}
     training = open_sources(config.corpus)
     trained_on = {digest_of_file(path) for documents in training.values() for _, path in documents.files}
     taken = {name or UNNAMED for name in training}
-    found: dict[str, HeldOut] = {}
+    texts: dict[str, HeldOut] = {}
     problems: list[Problem] = []
     for name, corpus in sorted(corpora.items()):
         if name in taken:
@@ -162,9 +162,9 @@ def held_out_texts(corpora: Mapping[str, SingleCorpus], config: DataConfig, toke
             continue
         with collect_errors(problems), error_context(f"corpora.{name}", instead_of="corpus"):
             documents = open_corpus(corpus)
-            known = any(digest_of_file(path) in trained_on for _, path in documents.files)
-            fraction = config.validation_fraction if known else 1.0
-            found[name] = HeldOut(documents, fraction, _digest(documents, tokenizer, fraction, 0.0, only="validation"))
+            shares_files = any(digest_of_file(path) in trained_on for _, path in documents.files)
+            fraction = config.validation_fraction if shares_files else 1.0
+            texts[name] = HeldOut(documents, fraction, _digest(documents, tokenizer, fraction, 0.0, only="validation"))
     if problems:
         raise InputError(*problems)
-    return found
+    return texts

@@ -1,7 +1,6 @@
-"""Which split a document belongs to: training, validation or test, by its normalised content alone.
+"""Split of a document (training, validation or test), by its normalised content alone.
 
-The same document is on the same side in every corpus, whatever its order, its file, or the white space in it. Loads
-neither torch nor numpy.
+A document is in the same split in every corpus, for any order, file and white space. Loads neither torch nor numpy.
 """
 
 from __future__ import annotations
@@ -11,16 +10,15 @@ import unicodedata
 from collections.abc import Iterator
 
 SPLITS = ("train", "validation", "test")
-"""What is trained on; what choices are made by; what final tables are measured on."""
+"""Splits: for training; for choices; for final tables."""
 
 _CHUNK = 1 << 20  # characters normalised at once
 
 
 def split_of(content: int, validation: float, test: float) -> str:
-    """The split of a document with this `content_hash`, where these shares of all documents are held out.
+    """Split of a document. content: its `content_hash`; validation, test: shares of held-out documents.
 
-    Validation has the lowest hashes and test those above them, so another `test` moves no document into or out of
-    validation.
+    Validation has the lowest hashes and test the next ones, so the choice of `test` does not change validation.
     """
     place = content / 2**64
     return "validation" if place < validation else "test" if place < validation + test else "train"
@@ -29,7 +27,7 @@ def split_of(content: int, validation: float, test: float) -> str:
 def content_hash(*texts: str) -> int:
     """64 bits of SHA-256 of the normalised texts, joined as one.
 
-    An example of an instruction, (input, target), so has the hash of the document that holds both.
+    An instruction example (input, target) thus has the hash of a document that consists of both.
     """
     total, begun = hashlib.sha256(), False
     for text in texts:
@@ -40,9 +38,9 @@ def content_hash(*texts: str) -> int:
 
 
 def normalised(text: str) -> Iterator[str]:
-    """A text in pieces without what makes no other document: Unicode's compatible forms (NFKC), case, white space.
+    """A text normalised in Unicode's compatible forms (NFKC), case and white space, in pieces.
 
-    Runs of white space become one space, and none is left at the ends. Takes memory for one chunk.
+    Runs of white space become one space, with none at the ends. Takes memory for one chunk.
     """
     begun = gap = False
     for chunk in _chunks(text):
@@ -58,9 +56,9 @@ def normalised(text: str) -> Iterator[str]:
 
 
 def _chunks(text: str) -> Iterator[str]:
-    """A text cut where halves normalise as the whole: before an ASCII character, which composes with none before it.
+    """Chunks of a text that normalise as the whole: cut before an ASCII character, which composes with none before it.
 
-    A chunk without one (a million characters of Chinese) is longer.
+    A chunk without an ASCII character (a million characters of Chinese) is longer.
     """
     begin = 0
     while len(text) - begin > _CHUNK:

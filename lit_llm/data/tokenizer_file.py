@@ -1,4 +1,4 @@
-"""What a `tokenizer.json` says about its ids, read without the library: a plan needs no more."""
+"""Ids of a `tokenizer.json`, read without the tokenizers library, for plans."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ ENDS = (
     "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<eod>", "<|eos|>", "<｜end▁of▁sentence｜>", "[EOS]", "[SEP]"
 )  # fmt: skip
 BEGINS = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "<｜begin▁of▁sentence｜>", "[BOS]", "[CLS]")
-"""What the two tokens are usually called; the first that a file marks as special is taken."""
+"""Usual names of the two tokens; the first that a file marks as special is taken."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The ids of a file. A token that it lacks is appended: its id is then the file's number of ids, or one more."""
+    """Ids of a file. A missing token is appended: its id is then the file's number of ids, or one more."""
 
     digest: str
     """Hash of the file."""
@@ -30,16 +30,16 @@ class Layout:
     end: int
     """The file's id of the token that ends a document."""
     begin: int
-    """The file's id of the token that opens a target."""
+    """The file's id of the token that begins a target."""
 
     @property
     def vocabulary(self) -> int:
         return max(self.ids, self.end + 1, self.begin + 1)
 
     def order(self, rows: int, back: bool = False) -> list[int]:
-        """The file's id of each of our ids, where the end is 0 and the beginning 1; back: ours of each of the file's.
+        """The file's id for each of our ids, where the end is 0 and the beginning 1; back: our id for each file's id.
 
-        rows: at least `vocabulary`; ids beyond are the same in both.
+        rows: number of ids, at least `vocabulary`; ids beyond are equal in both.
         """
         theirs = list(range(rows))
         for ours, special in enumerate((self.end, self.begin)):
@@ -49,10 +49,10 @@ class Layout:
 
 
 def read(path: Path, end: str | None = None, begin: str | None = None) -> Layout:
-    """The layout of a file. Raises InputError, with the key of the configuration that is to blame."""
+    """Read the layout of a file. Raises InputError at the responsible key of the configuration."""
     try:
         status = path.stat()
-        # By the state of the file: a study validates its tokenizer hundreds of times.
+        # Cached by the file's state: a study validates its tokenizer hundreds of times.
         digest, tokens, special = _tokens(str(path), status.st_size, status.st_mtime_ns, status.st_ino)
     except OSError as error:
         reason = "is a directory; name the file" if path.is_dir() else f"cannot be read: {error.strerror}"
@@ -71,7 +71,7 @@ def _find(
     tokens: Mapping[str, int], special: frozenset[str], name: str | None, usual: tuple[str, ...], key: str, new: int
 ) -> int:
     if name is None:
-        # One that is not marked was learnt: in web pages <s> is a tag.
+        # A token that is not marked as special was learnt: in web pages <s> is a tag.
         return next((tokens[token] for token in usual if token in special), new)
     if name not in tokens:
         near = did_you_mean(name, sorted(special)[:50])
@@ -81,7 +81,7 @@ def _find(
 
 @lru_cache(maxsize=8)
 def _tokens(path: str, size: int, modified: int, inode: int) -> tuple[str, dict[str, int], frozenset[str]]:
-    """(hash of the file, {token: id}, the special ones). Raises OSError, or ValueError for what is no tokenizer."""
+    """(hash of the file, {token: id}, special tokens). Raises OSError, or ValueError for content of no tokenizer."""
     raw = Path(path).read_bytes()
     try:
         content = json.loads(raw)
@@ -93,7 +93,7 @@ def _tokens(path: str, size: int, modified: int, inode: int) -> tuple[str, dict[
 
 
 def tokens_of(content: Any) -> dict[str, int]:
-    """{token: id}, as the library numbers them. Raises ValueError for what is no tokenizer."""
+    """{token: id} in the library's numbering. Raises ValueError for content that is no tokenizer."""
     model: Any = content.get("model") if isinstance(content, dict) else None
     try:
         vocabulary = model["vocab"]

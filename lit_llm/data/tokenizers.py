@@ -1,4 +1,4 @@
-"""Tokenizers. All have the end of a document as id 0 and <s> as id 1, and can say how many bytes a token stands for."""
+"""Tokenizers. All have the end of a document as id 0 and <s> as id 1, and give the bytes that a token stands for."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from lit_llm.data import config, tokenizer_file
 from lit_llm.objectives.config import BOS, EOD
 
 SPECIAL = ("<eod>", "<s>")
-"""The first two tokens of the tokenizers that are ours."""
+"""First two tokens of the built-in tokenizers."""
 
 FILE = "tokenizer.json"
-"""The tokenizer's name beside the tokens that it made."""
+"""Name of the tokenizer's file in its folder."""
 
 
 class Tokenizer(Protocol):
@@ -35,22 +35,22 @@ class Tokenizer(Protocol):
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]: ...
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of the ids. Ids that stand for none are left out: the special ones, and those from `vocabulary` on,
-        which a model may have beside the tokenizer's (sentinels, modes, rows that pad its tables)."""
+        """The text of the ids. Ids without text are left out: special ones, and those from `vocabulary` on, which a
+        model may have in addition (sentinels, modes, rows that pad its tables)."""
         ...
 
     def byte_lengths(self) -> np.ndarray | None:
-        """V: bytes of text that each id stands for, 0 for the special ones.
+        """V: bytes of text that each id stands for, 0 for special ones.
 
-        None where ids do not add up to a text (WordPiece): there are no bits per byte then.
+        None where they do not add up to the text (WordPiece); bits per byte are then undefined.
         """
         ...
 
     def lost_bytes(self, text: str, ids: np.ndarray) -> int:
-        """Bytes of a text that its ids do not stand for: what the tokenizer has dropped, or does not know.
+        """Bytes of a text that its ids do not stand for, since the tokenizer has dropped or does not know them.
 
-        Where the ids stand for more bytes than the text has, how many more: then they do not add up to it either.
-        0 where `byte_lengths` is None.
+        Where the ids stand for more bytes than the text has, the number of surplus bytes. 0 where `byte_lengths` is
+        None.
         """
         ...
 
@@ -64,8 +64,8 @@ class Bytes:
         return [np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64) + len(SPECIAL) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
-        known = (i for i in ids if len(SPECIAL) <= i < self.vocabulary)
-        return bytes(i - len(SPECIAL) for i in known).decode(errors="replace")
+        byte_ids = (i for i in ids if len(SPECIAL) <= i < self.vocabulary)
+        return bytes(i - len(SPECIAL) for i in byte_ids).decode(errors="replace")
 
     def byte_lengths(self) -> np.ndarray:
         return np.array([0] * len(SPECIAL) + [1] * 256)
@@ -75,9 +75,9 @@ class Bytes:
 
 
 class FromFile:
-    """A `tokenizer.json` of the `tokenizers` library, with ids exchanged so that the first two are the special ones.
+    """A `tokenizer.json` of the `tokenizers` library, with ids exchanged so that the special tokens come first.
 
-    end, begin: its tokens for them; see `config.FileTokenizer`. Raises InputError for a file that the library refuses.
+    end, begin: its special tokens; see `config.FileTokenizer`. Raises InputError for a file that the library refuses.
     """
 
     def __init__(self, path: Path, end: str | None, begin: str | None) -> None:
@@ -91,7 +91,7 @@ class FromFile:
             self._library = Library.from_str(json.dumps(_for_documents(self._content, closing)))
             self._library.encode_special_tokens = True
             ids = set(self._library.get_vocab().values())
-        except Exception as error:  # the library's own class of errors is Exception
+        except Exception as error:  # the library raises bare Exceptions
             raise InputError(Problem(f"the tokenizers library refuses {path}: {error}", "tokenizer.path")) from None
         if ids != set(self._tokens.values()):
             raise InputError(
@@ -102,23 +102,24 @@ class FromFile:
         self._ours = np.array(self._layout.order(self.vocabulary, back=True))
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        with _matching():
+        with _regex_errors():
             encoded = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
-        found = [self._ours[np.asarray(item.ids, dtype=np.int64)] for item in encoded]
-        if any(len(ids) and ids.min() <= max(EOD, BOS) for ids in found):
+        encoded_texts = [self._ours[np.asarray(item.ids, dtype=np.int64)] for item in encoded]
+        if any(len(ids) and ids.min() <= max(EOD, BOS) for ids in encoded_texts):
             message = "reads a text as its end of a document or its <s>; name other tokens, or none for new ones"
             raise InputError(Problem(message, "tokenizer.end_of_document"))
-        return found
+        return encoded_texts
 
     def decode(self, ids: Iterable[int]) -> str:
-        known = (int(self._theirs[i]) for i in ids if i not in (EOD, BOS) and i < self.vocabulary)
-        return str(self._library.decode([i for i in known if i < self._layout.ids], skip_special_tokens=True))
+        file_ids = (int(self._theirs[i]) for i in ids if i not in (EOD, BOS) and i < self.vocabulary)
+        return str(self._library.decode([i for i in file_ids if i < self._layout.ids], skip_special_tokens=True))
 
     def splits_at(self, text: str, place: int) -> bool:
-        """Whether a word ends at this place of a text and its halves have the ids of the whole, judged by what stands
-        around it: the rules by which words are told apart look no further."""
+        """Whether a word ends at this index and both halves have the ids of the whole text.
+
+        Only the characters around the index are tokenised, since rules for words look no further."""
         left, right = text[max(0, place - _AROUND) : place], text[place : place + _AROUND]
-        with _matching():
+        with _regex_errors():
             before, after, whole = (
                 self._library.encode(part, add_special_tokens=False) for part in (left, right, left + right)
             )
@@ -126,8 +127,9 @@ class FromFile:
         return whole.ids == before.ids + after.ids and len(set(whole.word_ids[max(0, last - 1) : last + 1])) == 2
 
     def byte_lengths(self) -> np.ndarray | None:
-        """Of the text as the tokenizer normalises it (NFC). A space that it puts before each document
-        counts as one; an unknown piece stands for nobody knows how much, and counts none."""
+        """Bytes of each id in the text as the tokenizer normalises it (NFC).
+
+        A space that it inserts before a document counts as one byte, and the unknown token as none."""
         length = _byte_length(self._content)
         if length is None:
             return None
@@ -146,31 +148,31 @@ class FromFile:
         if self._lengths is None or not text:
             return 0
         normal = text if text.isascii() or not self._composes else unicodedata.normalize("NFC", text)
-        # A space that the tokenizer puts before a text is in its ids and not in the text.
-        rest = len(normal.encode()) + self._spaces_put_in(normal, ids) - int(self._lengths[ids].sum())
-        # What is not known stays lost where another id stands for too much.
+        # A space that the tokenizer inserts before a text is in its ids but not in the text.
+        rest = len(normal.encode()) + self._count_inserted_spaces(normal, ids) - int(self._lengths[ids].sum())
+        # Unknown tokens count as lost even where other ids have surplus bytes.
         return max(abs(rest), int(np.isin(ids, self._unknown).sum()))
 
     def _added_length(self, token: str, length: Callable[[str], int]) -> int:
-        """Bytes of text of an added token. length: of a token of the model's alphabet."""
+        """Bytes of text of an added token. length: gives the bytes of a token in the model's alphabet."""
         normal, normalized = token, self._added[token].get("normalized", True)
         if normalized and self._library.normalizer:
             normal = self._library.normalizer.normalize_str(token)
         if "▁" not in normal or length("▁") != 1:
             return len(normal.encode())
-        # ▁ is a space where the token is looked for after spaces are written so, or where the model makes it as well.
+        # ▁ is a space where tokens are matched after the replacement of spaces, or where the model also has the token.
         spaces = normalized and any(map(_is_space, _steps(self._content.get("normalizer"))))
-        return length(normal) if spaces or token in self._made_by_model else len(normal.encode())
+        return length(normal) if spaces or token in self._model_tokens else len(normal.encode())
 
     @cached_property
-    def _made_by_model(self) -> set[str]:
-        """What the model has in its own vocabulary."""
+    def _model_tokens(self) -> set[str]:
+        """Tokens of the model's vocabulary."""
         vocabulary = self._content["model"]["vocab"]
         return set(vocabulary) if isinstance(vocabulary, dict) else {piece for piece, _ in vocabulary}
 
-    def _spaces_put_in(self, text: str, ids: np.ndarray) -> int:
-        """Spaces that the tokenizer puts before a text, and before what follows an added token in it."""
-        normalizing, splitting = self._put_before
+    def _count_inserted_spaces(self, text: str, ids: np.ndarray) -> int:
+        """Number of spaces that the tokenizer inserts before a text, and after added tokens in it."""
+        normalizing, splitting = self._inserted_spaces
         if not any(normalizing + splitting):
             return 0
         count, place, normalize = 0, 0, True
@@ -179,22 +181,22 @@ class FromFile:
             at = text.find(token, place) if token else len(text)
             if at < 0:  # made by the model
                 continue
-            about = self._added[token] if token else {}
-            normalized = bool(token) and about.get("normalized", True)
+            options = self._added[token] if token else {}
+            normalized = bool(token) and options.get("normalized", True)
             part = text[place : at + len(token or "")] if normalized else text[place:at]
-            if normalize and part:  # whole parts of the text between tokens that are found as they are written
+            if normalize and part:  # parts of the text between tokens that are matched literally
                 count += normalizing[part[0] == " "]
             if at > place and not (place and self._first_only):
                 count += splitting[text[place] == " "]
             normalize = not normalized
             place = at + len(token or "")
-            while about.get("rstrip") and text[place : place + 1].isspace():
+            while options.get("rstrip") and text[place : place + 1].isspace():
                 place += 1
         return count
 
     @cached_property
     def _added(self) -> dict[str, dict[str, Any]]:
-        """The added tokens of the file that are no special ones, by what they are written as."""
+        """{token: its options} of the added tokens that are not special."""
         added = self._content.get("added_tokens") or []
         return {token["content"]: token for token in added if not token.get("special")}
 
@@ -204,14 +206,14 @@ class FromFile:
 
     @cached_property
     def _unknown(self) -> list[int]:
-        """The ids that stand for whatever the model does not know."""
+        """Ids of unknown text."""
         model = self._content["model"]
         unknown = {self._tokens.get(model.get("unk_token")), model.get("unk_id")} - {None}
         return [int(self._ours[index]) for index in unknown]
 
     @cached_property
     def _first_only(self) -> bool:
-        """Whether what follows an added token gets no space of the pre-tokenizer."""
+        """Whether the pre-tokenizer inserts no space after added tokens."""
         steps = _steps(self._content.get("pre_tokenizer"))
         return any(step["type"] == "Metaspace" and step.get("prepend_scheme") == "first" for step in steps)
 
@@ -224,9 +226,9 @@ class FromFile:
         return any(step["type"] == "NFC" for step in _steps(self._content.get("normalizer")))
 
     @cached_property
-    def _put_before(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Characters that the normalizer, and then the pre-tokenizer, puts before a text that begins with no space, and
-        before one that begins with a space."""
+    def _inserted_spaces(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Numbers of characters that the normalizer, and the pre-tokenizer, insert before a text: each a pair (text
+        without a leading space, with one)."""
         normalizer, pre_tokenizer = self._library.normalizer, self._library.pre_tokenizer
         normalizing, splitting = [], []
         for text in ("a", " a"):
@@ -238,10 +240,10 @@ class FromFile:
 
 
 @contextmanager
-def _matching() -> Iterator[None]:
-    """Raises InputError where an expression of the file takes too many steps for a text, `(a+)+b` for aaaa.
+def _regex_errors() -> Iterator[None]:
+    """Raise InputError where a regular expression of the file takes too many steps, such as `(a+)+b` for aaaa.
 
-    The library gives up after ten million for one match, and panics: an error of its own that is no Exception.
+    The library panics after ten million steps for one match, with an error that is no Exception.
     """
     try:
         yield
@@ -254,15 +256,14 @@ def _matching() -> Iterator[None]:
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _AROUND = 256
-"""Characters on both sides of a place that say whether a text may be cut there."""
+"""Characters on both sides of an index that decide whether a text may be cut there."""
 
 
 def _for_documents(content: dict[str, Any], closing: set[str]) -> dict[str, Any]:
-    """The tokenizer whose special tokens no text can spell: they go by names that no text has, their ids stay.
+    """The content of a tokenizer's file with special tokens renamed so that no text can spell them; their ids stay.
 
-    The library can be told not to look for them, but then a Unigram model still finds </s> among its pieces, and in web
-    pages <s> is a tag. Truncation, padding and dropout (random tokens), which such a file may ask for, are taken
-    out.
+    The library's option not to match them does not suffice: a Unigram model still has </s> among its pieces, and in web
+    pages <s> is a tag. Truncation, padding and dropout (random tokens) are removed.
     """
     content = {**content, "truncation": None, "padding": None, "post_processor": None}
     model = content["model"] = {key: value for key, value in content["model"].items() if key != "dropout"}
@@ -279,7 +280,7 @@ def _for_documents(content: dict[str, Any], closing: set[str]) -> dict[str, Any]
         model["vocab"] = [[name_of(piece), score] for piece, score in model["vocab"]]
     else:
         model["vocab"] = {name_of(token): index for token, index in model["vocab"].items()}
-    # Bytes to fall back on are pieces of the model: as special tokens they would be left out of what is decoded.
+    # Fallback bytes stay tokens of the model: as special tokens they would be left out when decoding.
     bytes_of_model = {token for token in model["vocab"] if _BYTE.fullmatch(token)} if model.get("byte_fallback") else {}
     content["added_tokens"] = [
         {**token, "content": name_of(token["content"])} for token in added if token["content"] not in bytes_of_model
@@ -288,9 +289,9 @@ def _for_documents(content: dict[str, Any], closing: set[str]) -> dict[str, Any]
 
 
 def _byte_length(content: dict[str, Any]) -> Callable[[str], int] | None:
-    """How many bytes a token of the model's alphabet stands for, or None where tokens do not add up to the text."""
+    """Function for the bytes of a token in the model's alphabet; None where tokens do not add up to the text."""
     model = content["model"]
-    # A file of an older library does not say which kind its model is.
+    # Files of older library versions have no type of model.
     kind = model.get("type") or (
         "Unigram" if isinstance(model["vocab"], list) else "BPE" if "merges" in model else None
     )
@@ -306,14 +307,14 @@ def _byte_length(content: dict[str, Any]) -> Callable[[str], int] | None:
 
 
 def _keeps(step: dict[str, Any]) -> bool:
-    """Whether a step of a tokenizer only tells words apart, or normalises as Unicode's NFC does."""
+    """Whether a step of a tokenizer only separates words, or normalises like Unicode's NFC."""
     return step["type"] in ("NFC", "Digits", "UnicodeScripts") or (
         step["type"] in ("Split", "Punctuation") and step.get("behavior", "Isolated") != "Removed"
     )
 
 
 def _is_space(step: dict[str, Any]) -> bool:
-    """Whether a step writes ▁ for spaces, or one before a text."""
+    """Whether a step replaces spaces by ▁, or inserts one before a text."""
     return step in (
         {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
         {"type": "Prepend", "prepend": "▁"},
@@ -321,7 +322,7 @@ def _is_space(step: dict[str, Any]) -> bool:
 
 
 def _steps(component: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
-    """The parts of a normalizer or a pre-tokenizer, in order."""
+    """Steps of a normalizer or a pre-tokenizer, in order."""
     if component and component["type"] == "Sequence":
         for part in component.get("normalizers") or component.get("pretokenizers") or []:
             yield from _steps(part)
@@ -335,11 +336,11 @@ _TRIES = 10  # places that are tried in each quarter of a piece
 
 
 def pieces(text: str, splits_at: Callable[[str, int], bool] | None = None) -> Iterator[str]:
-    """A long text in pieces of about _PIECE characters, so that the memory that a document takes is bounded.
+    """Pieces of a long text of about _PIECE characters, which bounds the memory for a document.
 
-    They are cut between a word and the space after it. There our byte-level tokenizer cuts as well, so it gives the ids
-    of the whole text, but in a word of _PIECE / 4 characters. With `splits_at`, only where that agrees: a piece without
-    such a place is longer.
+    Cuts are between a word and the space after it, where the byte-level tokenizer splits too, so the ids are those of
+    the whole text, except in a word of _PIECE / 4 characters. With `splits_at`, cuts are only where it returns True: a
+    piece without such a place is longer.
     """
     begin, end = 0, _PIECE
     while end < len(text):
@@ -359,30 +360,30 @@ def pieces(text: str, splits_at: Callable[[str, int], bool] | None = None) -> It
 def sample(documents: Iterable[str], size: int) -> list[str]:
     """Documents in the order of a hash of their content, each once, until they have `size` bytes.
 
-    One pass, and no more memory than the result. It does not depend on the order of the documents, and a sample of
-    samples is that of the whole: parts of a corpus may be sampled apart.
+    One pass, in memory for the result. It does not depend on the order of the documents, and a sample of samples is the
+    sample of the whole: parts of a corpus may be sampled separately.
     """
     chosen: list[tuple[bytes, int, str]] = []  # a heap with the largest hash first
-    known: set[bytes] = set()  # the hashes of these: a text that is there a thousand times should not fill the sample
+    hashes: set[bytes] = set()  # of chosen documents: a repeated text must not fill the sample
     total = 0
     for text in documents:
         raw = text.encode()
-        # The beginning of the digest says which documents are held out: this is its other part, upside down.
+        # The first bytes of the digest select held-out documents: the rank takes later ones, inverted.
         rank = bytes(255 - byte for byte in hashlib.sha256(raw).digest()[8:24])
-        if rank in known or (total >= size and rank < chosen[0][0]):
+        if rank in hashes or (total >= size and rank < chosen[0][0]):
             continue
-        known.add(rank)
+        hashes.add(rank)
         heapq.heappush(chosen, (rank, len(raw), text))
         total += len(raw)
         while total - chosen[0][1] >= size:
             gone, length, _ = heapq.heappop(chosen)
-            known.remove(gone)
+            hashes.remove(gone)
             total -= length
     return [text for _, _, text in sorted(chosen, reverse=True)]
 
 
 def _first(texts: Iterable[str], size: int) -> Iterator[str]:
-    """The pieces of the texts, until they have `size` bytes."""
+    """Pieces of the texts, until they have `size` bytes."""
     for piece in (piece for text in texts for piece in pieces(text)):
         if size <= 0:
             return
@@ -391,7 +392,7 @@ def _first(texts: Iterable[str], size: int) -> Iterator[str]:
 
 
 def train_bpe(documents: Iterable[str], vocabulary: int, path: Path, training_bytes: int = 100_000_000) -> None:
-    """Train a byte-level BPE on a `sample` and write it to `path`. The same documents give the same file."""
+    """Train a byte-level BPE on a `sample` and write it to `path`. Equal documents give equal files."""
     from tokenizers import Tokenizer as Library
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -409,11 +410,11 @@ def train_bpe(documents: Iterable[str], vocabulary: int, path: Path, training_by
 
 
 def write_tokenizer(choice: config.Tokenizer, documents: Iterable[str], folder: Path) -> None:
-    """Put the tokenizer's file into `folder`: trained on the documents, or copied, if it has one."""
+    """Write the tokenizer's file to `folder`: trained on the documents, or copied."""
     if isinstance(choice, config.BytePairTokenizer):
         train_bpe(documents, choice.vocabulary, folder / FILE, choice.training_bytes)
     elif isinstance(choice, config.FileTokenizer):
-        tokenizer = FromFile(Path(choice.path), choice.end_of_document, choice.begin)  # refused here, or never
+        tokenizer = FromFile(Path(choice.path), choice.end_of_document, choice.begin)  # a wrong file is refused here
         try:
             tokenizer.byte_lengths()
         except (AttributeError, KeyError, TypeError) as error:
@@ -423,9 +424,9 @@ def write_tokenizer(choice: config.Tokenizer, documents: Iterable[str], folder: 
 
 
 def layout_of(choice: config.Tokenizer, folder: Path) -> tokenizer_file.Layout | None:
-    """What a tokenizer is, however it was asked for: the content of its file and its special ids; None for bytes.
+    """Layout of any tokenizer, the digest of its file and its special ids; None for bytes.
 
-    folder: that of the tokenised data's tokenizer, where one that is trained has been written.
+    folder: that of the tokenised data's tokenizer, which has the file of a trained one.
     """
     if isinstance(choice, config.ByteTokenizer):
         return None

@@ -50,7 +50,7 @@ def load_experiment(source: str | Path, overrides: Sequence[str] = ()) -> Experi
 
     Args:
         source: Name of a preset, as `"redllm-tiny"`, or path of an experiment file.
-        overrides: Keys with values, as `["seed=3", "model.attention.output_norm=none"]`. They win over the file.
+        overrides: Keys with values, as `["seed=3", "model.attention.qkv_norm=[]"]`. They win over the file.
 
     Returns:
         The validated experiment, with every key that has a default filled in.

@@ -61,7 +61,7 @@ class Grid(Section):
     levels of all factors together; fractional_factorial: of many factors with two levels, only the combinations that
     separate their effects. A factorial of two-level factors, whole or fractional, also reports effects."""
     factors: dict[str, Items[Any] | Tree] = Field(min_length=1, max_length=MOST_FACTORS)
-    """A key with its levels, `model.attention.output_norm: [head, none]`, or a label with named bundles of keys,
+    """A key with its levels, `model.attention.qkv_norm: [[q, k, v], []]`, or a label with named bundles of keys,
     `split: {3/3: {model.encoder.layers: 3, model.decoder.layers: 3}, 5/1: {...}}`. The first one is the baseline's."""
     exclude: Annotated[Items[Tree], Field(max_length=MOST_RULES)] = ()
     """Combinations to leave out: `{model.attention.output_norm: none, pretrain.training.optimizer.lr: 1e-2}`. A

@@ -84,12 +84,12 @@ def largest_attention_logit(model: nn.Module, batch: Batch) -> float:
     """The largest |score| (q·k/√K plus bias) of all attentions on these examples, without dropout."""
     logits: list[Tensor] = []
 
-    def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def measure(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         assert isinstance(module, DotProduct)
         q_BHTK, k_BHSK, _, *mask_and_bias = inputs
         logits.append(largest_logit(module, q_BHTK, k_BHSK, *mask_and_bias))
 
-    hooks = [m.register_forward_pre_hook(hook) for m in model.modules() if isinstance(m, DotProduct)]
+    hooks = [m.register_forward_pre_hook(measure) for m in model.modules() if isinstance(m, DotProduct)]
     training = model.training
     model.eval()
     try:
