@@ -77,13 +77,13 @@ class KeyValues:
         The first pass adds whole prompts, shorter rows padded at the end; each later one adds one token to each row.
         """
         if self.k is None or self.v is None:
-            self.k, self.v = (part if self.window is None else self._last(part) for part in (k_BHTK, v_BHTK))
+            self.k, self.v = (part if self.window is None else self._last_tokens(part) for part in (k_BHTK, v_BHTK))
             return k_BHTK, v_BHTK
         assert k_BHTK.shape[2] == 1
         last = max(self.rows.lengths)
         end = min(last + 1, self.window or last + 1)
         if end > self.k.shape[2]:
-            self.k, self.v = _enlarged(self.k), _enlarged(self.v)
+            self.k, self.v = _enlarge(self.k), _enlarge(self.v)
         place = last % self.window if self.window else last
         for held, new in ((self.k, k_BHTK), (self.v, v_BHTK)):
             if self.rows.even:
@@ -93,7 +93,7 @@ class KeyValues:
                 held[torch.arange(len(held), device=held.device), :, places_B] = new[:, :, 0]
         return self.k[:, :, :end], self.v[:, :, :end]
 
-    def _last(self, part_BHTK: Tensor) -> Tensor:
+    def _last_tokens(self, part_BHTK: Tensor) -> Tensor:
         """Each row's last `window` tokens of a pass over prompts, each in its slot."""
         assert self.window is not None
         rows, heads, tokens, head_dim = part_BHTK.shape
@@ -193,7 +193,7 @@ class StackCache:
         return [sum(row) for row in zip(*(cache.bytes() for cache in self.caches), strict=True)]
 
 
-def _enlarged(held_BHSK: Tensor) -> Tensor:
+def _enlarge(held_BHSK: Tensor) -> Tensor:
     """A copy with 1.5 times the slots, at least SPARE_TOKENS more, so that each token is copied only a few times."""
     rows, heads, tokens, head_dim = held_BHSK.shape
     # Zeros: masked slots still enter the sums with weight zero, and 0 x NaN is NaN.

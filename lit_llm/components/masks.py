@@ -40,7 +40,7 @@ from lit_llm.components.windows import BAND, Window, band_size
 
 
 class Mask(Protocol):
-    """Which keys a query may attend to."""
+    """Protocol of a mask: the keys that each query may attend to."""
 
     @property
     def documents(self) -> tuple[Tensor, Tensor] | None:
@@ -66,7 +66,7 @@ A `KernelMask` may also have `scores`: the scores are computed as a tensor, for 
 
 @dataclass(frozen=True)
 class AttentionMask:
-    """Which keys a query may attend to, among the tokens of a row or of its source."""
+    """The keys that each query may attend to, among the tokens of a row or of its source."""
 
     causal: bool = False
     """Query t sees keys 0..t."""

@@ -148,15 +148,15 @@ class TrainBatches(Batches):
         cycles, within = positions // sum(self.shares), positions % sum(self.shares)
         sources, indices = np.empty_like(positions), np.empty_like(positions)
         for number in np.unique(cycles).tolist():
-            here = cycles == number
-            sources[here], before = (part[within[here]] for part in cycle(self.shares, self.seed, number))
-            indices[here] = number * np.asarray(self.shares)[sources[here]] + before
+            selected = cycles == number
+            sources[selected], before = (part[within[selected]] for part in cycle(self.shares, self.seed, number))
+            indices[selected] = number * np.asarray(self.shares)[sources[selected]] + before
         for source in np.unique(sources).tolist():
             count, of_it = self.windows[source].count, sources == source
             passes, places = indices // count, indices % count
             for number in np.unique(passes[of_it]).tolist():
-                here = of_it & (passes == number)
-                indices[here] = shuffled(places[here], count, hashed(self.seed, "pass", number, source))
+                selected = of_it & (passes == number)
+                indices[selected] = shuffled(places[selected], count, hashed(self.seed, "pass", number, source))
         return sources, indices
 
     def whole(self, k: int) -> Batch:
@@ -199,8 +199,8 @@ class ExampleBatches(Batches):
         count = self.examples.count("train")
         passes, places = np.divmod(np.arange(k * self.size, (k + 1) * self.size), count)
         for number in np.unique(passes).tolist():
-            here = passes == number
-            places[here] = shuffled(places[here], count, hashed(self.seed, "example pass", number))
+            selected = passes == number
+            places[selected] = shuffled(places[selected], count, hashed(self.seed, "example pass", number))
         return [int(place) for place in places]
 
     def whole(self, k: int) -> Batch:

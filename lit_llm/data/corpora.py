@@ -142,16 +142,16 @@ def open_corpus(config: SingleCorpus) -> Documents:
     when their part is read.
     """
     if isinstance(config, TextFiles):
-        return _texts(config)
+        return _text_documents(config)
     if isinstance(config, JsonLines):
-        return _records(config, "jsonl", _find(config.files, "*.jsonl"))
+        return _record_documents(config, "jsonl", _find(config.files, "*.jsonl"))
     if isinstance(config, Parquet):
-        return _records(config, "parquet", _find(config.files, "*.parquet"))
+        return _record_documents(config, "parquet", _find(config.files, "*.parquet"))
     if isinstance(config, HuggingFace):
         from lit_llm.data.hub import find_files
 
         kind, paths = find_files(config)
-        return _records(config, kind, _named(paths))
+        return _record_documents(config, kind, _numbered(paths))
     assert isinstance(config, PythonStdlib)
     root = Path(sysconfig.get_path("stdlib"))
     paths = []
@@ -165,7 +165,7 @@ def open_corpus(config: SingleCorpus) -> Documents:
     return Documents(files, lambda: text_parts(sources, python=True))
 
 
-def _texts(config: TextFiles) -> Documents:
+def _text_documents(config: TextFiles) -> Documents:
     """Text files. Each is decoded once, and all that cannot be decoded are reported together."""
     files, skip = _find(config.files, "*.txt"), config.errors == "skip"
     problems: list[Problem] = []
@@ -206,7 +206,7 @@ _FIRST = 1000
 """Records of each part that are searched for a document before whole files are."""
 
 
-def _records(config: Records, kind: str, files: list[tuple[str, Path]]) -> Documents:
+def _record_documents(config: Records, kind: str, files: list[tuple[str, Path]]) -> Documents:
     skip_undecodable = isinstance(config, JsonLines) and config.errors == "skip"
     fields = Fields.of(config.text, config.where, config.skip_missing, skip_undecodable)
     problems: list[Problem] = []
@@ -270,7 +270,7 @@ def _find(patterns: Sequence[str], example: str) -> list[tuple[str, Path]]:
         problems.append(Problem("these files are all empty", f"corpus.files: {', '.join(patterns)}"))
     if problems:
         raise InputError(*problems)
-    return _named(written)
+    return _numbered(written)
 
 
 MOST_FILES = 200_000
@@ -316,7 +316,7 @@ class _Search:
             yield folder
 
 
-def _named(files: Sequence[Path]) -> list[tuple[str, Path]]:
+def _numbered(files: Sequence[Path]) -> list[tuple[str, Path]]:
     # Results depend on contents and their order, not on names and paths.
     return [(str(index), path) for index, path in enumerate(files)]
 

@@ -21,21 +21,21 @@ def find_files(config: HuggingFace) -> tuple[str, list[Path]]:
     try:
         import datasets  # noqa: F401
     except ImportError:
-        raise _wrong("", "a dataset of the Hub needs the `datasets` library: pip install 'lit-llm[hf]'") from None
+        raise _input_error("", "a dataset of the Hub needs the `datasets` library: pip install 'lit-llm[hf]'") from None
     folder = Path(config.path)
     if not folder.is_dir():
-        folder = _downloaded(config)
+        folder = _hub_folder(config)
     for name in ("dataset_dict.json", "state.json"):
         if (folder / name).is_file():
-            return "arrow", _saved(folder, config)
+            return "arrow", _saved_files(folder, config)
     return _data_files(folder, config)
 
 
-def _wrong(key: str, message: str) -> InputError:
+def _input_error(key: str, message: str) -> InputError:
     return InputError(Problem(message, f"corpus.{key}" if key else "corpus"))
 
 
-def _downloaded(config: HuggingFace) -> Path:
+def _hub_folder(config: HuggingFace) -> Path:
     """The folder in the Hub's cache, which `datasets.load_dataset` uses too."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -45,51 +45,51 @@ def _downloaded(config: HuggingFace) -> Path:
             snapshot_download(config.path, repo_type="dataset", revision=config.revision, local_files_only=True)
         )
     except HFValidationError:
-        raise _wrong("path", f"{config.path!r} is no folder, and no ORG/NAME of the Hub") from None
+        raise _input_error("path", f"{config.path!r} is no folder, and no ORG/NAME of the Hub") from None
     except (LocalEntryNotFoundError, OSError):
         revision = f" --revision {config.revision}" if config.revision else ""
         command = f"hf download --type dataset {config.path}{revision}"
         message = f"{config.path} is no folder here and not in the Hub's cache; `{command}` fetches it"
-        raise _wrong("path", message) from None
+        raise _input_error("path", message) from None
 
 
-def _saved(folder: Path, config: HuggingFace) -> list[Path]:
+def _saved_files(folder: Path, config: HuggingFace) -> list[Path]:
     """Files that `save_to_disk` has written, for one split or several."""
     try:
         if (folder / "dataset_dict.json").is_file():
             splits = json.loads((folder / "dataset_dict.json").read_bytes())["splits"]
             if config.split not in splits:
-                raise _wrong("split", f"{config.split!r} is not possible{did_you_mean(config.split, splits)}")
+                raise _input_error("split", f"{config.split!r} is not possible{did_you_mean(config.split, splits)}")
             folder = folder / config.split
         state = json.loads((folder / "state.json").read_bytes())
         return [folder / item["filename"] for item in state["_data_files"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _wrong("path", f"{folder} is damaged: {type(error).__name__}: {error}") from None
+        raise _input_error("path", f"{folder} is damaged: {type(error).__name__}: {error}") from None
 
 
 def _data_files(folder: Path, config: HuggingFace) -> tuple[str, list[Path]]:
     """Files that `datasets` takes for the split: by the card's configurations, or by their names."""
     from datasets import load_dataset_builder
 
-    if remote := next((file for file in _places(folder, config.name) if "://" in file), ""):
-        raise _wrong("path", f"{config.path}: its files {remote} are not on this machine; download them first")
+    if remote := next((file for file in _card_files(folder, config.name) if "://" in file), ""):
+        raise _input_error("path", f"{config.path}: its files {remote} are not on this machine; download them first")
     try:
         with TemporaryDirectory() as work:
             builder: Any = load_dataset_builder(str(folder), config.name, cache_dir=work)
     except Exception as error:  # its exceptions are not documented
         key = "name" if "onfig" in str(error) else "path"
-        raise _wrong(key, f"{config.path}: {' '.join(str(error).split())[:300]}") from None
+        raise _input_error(key, f"{config.path}: {' '.join(str(error).split())[:300]}") from None
     kind = type(builder).__module__.rpartition(".")[2]
     splits = {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
     if config.split not in splits:
-        raise _wrong("split", f"{config.split!r} is not possible{did_you_mean(config.split, splits)}")
+        raise _input_error("split", f"{config.split!r} is not possible{did_you_mean(config.split, splits)}")
     if kind not in _KINDS:
         message = f"its files are read as {kind!r}; read here are Parquet, JSON lines and Arrow: convert them first"
-        raise _wrong("path", f"{config.path}: {message}")
+        raise _input_error("path", f"{config.path}: {message}")
     return _KINDS[kind], [Path(file) for file in splits[config.split]]
 
 
-def _places(folder: Path, name: str | None) -> Iterator[str]:
+def _card_files(folder: Path, name: str | None) -> Iterator[str]:
     """Paths of a configuration's files in the dataset's card. `datasets` would request network addresses at once."""
     import yaml
     from huggingface_hub import metadata_load

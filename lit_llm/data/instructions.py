@@ -60,10 +60,10 @@ def _open(place: Examples, fields: tuple[str, ...], name: str) -> dict[str, Docu
     try:
         return {field: open_corpus(place.model_copy(update={"text": field})) for field in fields}
     except InputError as error:
-        raise _at(error, name) from None
+        raise _at_key(error, name) from None
 
 
-def _at(error: InputError, name: str) -> InputError:
+def _at_key(error: InputError, name: str) -> InputError:
     """An error of files, moved to the key that names them."""
     problems = [replace(problem, key=problem.key.replace("corpus", f"{KEY}.{name}", 1)) for problem in error.problems]
     return InputError(*problems, hint=error.hint)
@@ -97,7 +97,7 @@ def read_examples(config: InstructionConfig, name: str, left_out: Counter[str] |
         if left_out is not None:
             left_out.update(sum((part.skipped for part in parts[0]), Counter[str]({WITHOUT_TEXT: without})))
     except InputError as error:
-        raise _at(error, name) from None
+        raise _at_key(error, name) from None
 
 
 def _records(part: object) -> Iterator[tuple[Path, str | None]]:

@@ -309,13 +309,13 @@ def prepared_once(folder: Path, write: Callable[[Path], Mapping[str, str] | None
         work = folder.with_name(f".{folder.name}")
         work.mkdir(exist_ok=True)
         try:
-            _tidy(work)
+            _remove_incomplete(work)
             checksums = write(work)
-            _tidy(work)
+            _remove_incomplete(work)
             write_checksums(work, checksums or {})
             work.rename(folder)
         except BaseException as error:
-            _tidy(work)
+            _remove_incomplete(work)
             with suppress(OSError):
                 work.rmdir()  # if no file is finished
             if isinstance(error, OSError):
@@ -323,7 +323,7 @@ def prepared_once(folder: Path, write: Callable[[Path], Mapping[str, str] | None
             raise
 
 
-def _tidy(work: Path) -> None:
+def _remove_incomplete(work: Path) -> None:
     """Remove incomplete files of a killed process."""
     for path in work.glob(".*"):
         path.unlink(missing_ok=True)

@@ -65,7 +65,7 @@ def _in_processes(
     """
     context = multiprocessing.get_context("spawn")  # a fork would copy the tokenizer's threads in a broken state
     ours, theirs = context.Pipe()
-    pool = ProcessPoolExecutor(count, context, initializer=_settle, initargs=(theirs,))
+    pool = ProcessPoolExecutor(count, context, initializer=_initialise_worker, initargs=(theirs,))
     # Processes inherit blocked signals: Ctrl-C in the terminal reaches the coordinator alone, from their start on.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -102,7 +102,7 @@ def leave_if_imported() -> None:
         sys.exit(1)
 
 
-def _settle(coordinator: Connection) -> None:
+def _initialise_worker(coordinator: Connection) -> None:
     """Initialise a worker before its first part."""
     try:
         coordinator.send_bytes(b"here")

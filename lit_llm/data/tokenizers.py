@@ -147,7 +147,7 @@ class FromFile:
     def lost_bytes(self, text: str, ids: np.ndarray) -> int:
         if self._lengths is None or not text:
             return 0
-        normal = text if text.isascii() or not self._composes else unicodedata.normalize("NFC", text)
+        normal = text if text.isascii() or not self._normalizes_nfc else unicodedata.normalize("NFC", text)
         # A space that the tokenizer inserts before a text is in its ids but not in the text.
         rest = len(normal.encode()) + self._count_inserted_spaces(normal, ids) - int(self._lengths[ids].sum())
         # Unknown tokens count as lost even where other ids have surplus bytes.
@@ -222,7 +222,7 @@ class FromFile:
         return self.byte_lengths()
 
     @cached_property
-    def _composes(self) -> bool:
+    def _normalizes_nfc(self) -> bool:
         return any(step["type"] == "NFC" for step in _steps(self._content.get("normalizer")))
 
     @cached_property
@@ -298,7 +298,7 @@ def _byte_length(content: dict[str, Any]) -> Callable[[str], int] | None:
     if kind not in ("BPE", "Unigram") or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         return None
     steps = [step for key in ("normalizer", "pre_tokenizer") for step in _steps(content.get(key))]
-    kinds = {"▁" if _is_space(step) else step["type"] for step in steps if not _keeps(step)}
+    kinds = {"▁" if _is_space(step) else step["type"] for step in steps if not _keeps_text(step)}
     if kinds == {"ByteLevel"}:
         return len  # one character of the alphabet stands for one byte
     if kinds == {"▁"}:
@@ -306,7 +306,7 @@ def _byte_length(content: dict[str, Any]) -> Callable[[str], int] | None:
     return None
 
 
-def _keeps(step: dict[str, Any]) -> bool:
+def _keeps_text(step: dict[str, Any]) -> bool:
     """Whether a step of a tokenizer only separates words, or normalises like Unicode's NFC."""
     return step["type"] in ("NFC", "Digits", "UnicodeScripts") or (
         step["type"] in ("Split", "Punctuation") and step.get("behavior", "Isolated") != "Removed"
@@ -382,7 +382,7 @@ def sample(documents: Iterable[str], size: int) -> list[str]:
     return [text for _, _, text in sorted(chosen, reverse=True)]
 
 
-def _first(texts: Iterable[str], size: int) -> Iterator[str]:
+def _first_bytes(texts: Iterable[str], size: int) -> Iterator[str]:
     """Pieces of the texts, until they have `size` bytes."""
     for piece in (piece for text in texts for piece in pieces(text)):
         if size <= 0:
@@ -405,7 +405,7 @@ def train_bpe(documents: Iterable[str], vocabulary: int, path: Path, training_by
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    library.train_from_iterator(_first(sample(documents, training_bytes), training_bytes), trainer)
+    library.train_from_iterator(_first_bytes(sample(documents, training_bytes), training_bytes), trainer)
     library.save(str(path))
 
 

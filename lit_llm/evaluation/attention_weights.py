@@ -84,7 +84,7 @@ def source_attention(attention: DotProduct, inputs: ScoreInputs, source: slice, 
     size = len(range(*source.indices(inputs.k_BHSK.shape[2])))
     top, percent = min(TOP, size), math.ceil(size / 100)
     parts: list[dict[str, Tensor]] = []
-    before_BHS = sum_BHS = q_BHTK.new_zeros(rows, heads, size, dtype=_dtype(q_BHTK))
+    before_BHS = sum_BHS = q_BHTK.new_zeros(rows, heads, size, dtype=_weight_dtype(q_BHTK))
     attended_before = q_BHTK.new_full((rows, heads, top), -1, dtype=torch.long)
     for _, weights_BHCS, visible in attention_rows(attention, inputs, start):
         visible_keys, visible_source = (part.sum(-1) for part in (visible, visible[..., source]))
@@ -98,8 +98,8 @@ def source_attention(attention: DotProduct, inputs: ScoreInputs, source: slice, 
         # Tokens without weight do not count as attended to: -1 marks them.
         attended = largest.indices[..., :top].masked_fill(largest.values[..., :top] == 0, -1)
         unit_BHCS = F.normalize(within_BHCS, dim=-1)
-        cosine_BHC = (unit_BHCS * _shifted(unit_BHCS, before_BHS)).sum(-1)
-        overlap_BHC = _overlap(attended, _shifted(attended, attended_before), mass_BHC.dtype)
+        cosine_BHC = (unit_BHCS * _previous_rows(unit_BHCS, before_BHS)).sum(-1)
+        overlap_BHC = _overlap(attended, _previous_rows(attended, attended_before), mass_BHC.dtype)
         before_BHS, attended_before = unit_BHCS[:, :, -1], attended[:, :, -1]
         sum_BHS = sum_BHS + unit_BHCS.sum(2)
         by_head = {
@@ -122,11 +122,11 @@ def source_attention(attention: DotProduct, inputs: ScoreInputs, source: slice, 
     return SourceAttention(**joined, sees=sees_BN, follows=follows_BN, stripes=stripes_B)
 
 
-def _dtype(x: Tensor) -> torch.dtype:
+def _weight_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _shifted(x_BHCn: Tensor, before_BHn: Tensor) -> Tensor:
+def _previous_rows(x_BHCn: Tensor, before_BHn: Tensor) -> Tensor:
     """The preceding row of each row."""
     return torch.cat([before_BHn.unsqueeze(2), x_BHCn[:, :, :-1]], dim=2)
 

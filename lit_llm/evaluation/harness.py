@@ -92,7 +92,7 @@ def evaluate_tasks(
     shots_of = shots_by_task(tasks, shots)
     if include_path is not None:
         read_task_files(include_path)  # refuses what would run
-    with _quiet(), _sandboxed():
+    with _silence_warnings(), _sandbox_templates():
         loaded = _load_tasks(shots_of, include_path, seed)
         harness = harness_model(model, tokenizer, max_length=max_length, masks=masks, batch_tokens=batch_tokens)
         guards = {name: _Guard(name, task, harness) for name, task in loaded["tasks"].items()}
@@ -198,7 +198,7 @@ def _batches(lengths: Sequence[tuple[int, int]], family: str, batch_tokens: int)
 # --- the harness's model -------------------------------------------------------------------------------------------
 
 
-class _Answering:
+class _HarnessModel:
     """Answers the harness's requests with log-likelihoods and texts, in their order."""
 
     def __init__(
@@ -255,7 +255,7 @@ class _Answering:
                 self.truncated.add(text)
                 pairs += self._windows(continuation)
             else:
-                pairs.append((self._fitting(text, context, len(continuation)), continuation))
+                pairs.append((self._truncate(text, context, len(continuation)), continuation))
             counts.append(len(pairs) - before)
         scores = iter(score_pairs(self.model, pairs, self.masks, self.batch_tokens))
         answers = []
@@ -270,7 +270,7 @@ class _Answering:
         for start in range(self.max_length, len(ids), self.max_length - 1):
             yield [ids[start - 1]], ids[start : start + self.max_length - 1]
 
-    def _fitting(self, text: str, context: list[int], room: int) -> list[int]:
+    def _truncate(self, text: str, context: list[int], room: int) -> list[int]:
         """The end of the context that leaves `room` tokens."""
         over = len(context) + room - self.max_length
         if over > 0:
@@ -298,17 +298,17 @@ class _Answering:
             alike[json.dumps(request.args[1], sort_keys=True)].append(number)
         texts = [""] * len(requests)
         for options, numbers in alike.items():
-            written = self._written([requests[number].args[0] for number in numbers], json.loads(options))
+            written = self._generate([requests[number].args[0] for number in numbers], json.loads(options))
             for number, text in zip(numbers, written, strict=True):
                 texts[number] = text
         return texts
 
-    def _written(self, contexts: list[str], options: Mapping[str, Any]) -> list[str]:
+    def _generate(self, contexts: list[str], options: Mapping[str, Any]) -> list[str]:
         until = options.get("until") or []
         until = [until] if isinstance(until, str) else until
         # At most half of the length, which leaves room for context.
         most = max(1, min(int(options.get("max_gen_toks", NEW_TOKENS)), self.max_length // 2))
-        prompts = [self._fitting(text, self.tok_encode(text), most) for text in contexts]
+        prompts = [self._truncate(text, self.tok_encode(text), most) for text in contexts]
         sampling = replace(_sampling(options), vocabulary=self.ids.vocabulary)
         decoder = not self.model.config.encoder
         texts = [""] * len(prompts)
@@ -342,7 +342,7 @@ def _model_class() -> type[Any]:
     """The harness's model class; made here since the library is optional."""
     from lm_eval.api.model import TemplateLM
 
-    class Model(_Answering, TemplateLM):  # type: ignore[misc, unused-ignore]
+    class Model(_HarnessModel, TemplateLM):  # type: ignore[misc, unused-ignore]
         """Tokenises requests in the way of the harness's model for transformers."""
 
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -427,7 +427,7 @@ class _Guard:
     It replaces the task's methods that read a document.
     """
 
-    def __init__(self, name: str, task: Any, harness: _Answering) -> None:
+    def __init__(self, name: str, task: Any, harness: _HarnessModel) -> None:
         self.unreadable: dict[int, str] = {}
         """{number of a document in its task: reason why it is left out}."""
         self._name, self._task, self._harness = name, task, harness
@@ -522,7 +522,7 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
-def _sandboxed() -> Iterator[None]:
+def _sandbox_templates() -> Iterator[None]:
     """Render the templates of the harness's task files in a sandbox, without access to Python."""
     from jinja2.sandbox import ImmutableSandboxedEnvironment
     from lm_eval import utils
@@ -537,7 +537,7 @@ def _sandboxed() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_warnings() -> Iterator[None]:
     """Silence the harness's warnings, which are about intended settings: changed shots, no standard errors."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
@@ -553,7 +553,7 @@ _PER_TEXT_SIZE = ("word_perplexity", "byte_perplexity", "bits_per_byte")
 
 
 def _collect_results(
-    results: Mapping[str, Any], harness: _Answering, unreadable: Mapping[str, Mapping[int, str]]
+    results: Mapping[str, Any], harness: _HarnessModel, unreadable: Mapping[str, Mapping[int, str]]
 ) -> EvaluationResult:
     metrics: dict[str, float] = {}
     for task, values in results["results"].items():
@@ -585,7 +585,7 @@ def _collect_results(
     return EvaluationResult(metrics, rows)
 
 
-def _row(task: str, sample: Mapping[str, Any], harness: _Answering) -> dict[str, Any]:
+def _row(task: str, sample: Mapping[str, Any], harness: _HarnessModel) -> dict[str, Any]:
     arguments = sample["arguments"]
     pairs = [(each[0], each[1]) for each in arguments if len(each) == 2 and isinstance(each[1], str)]
     plain = {

@@ -55,7 +55,7 @@ def end_to_end_sensitivity(model: LanguageModel, batch: Batch, steps: Sequence[i
             chosen_B = logits_BV.log_softmax(-1).gather(-1, batch.targets[:, at, None]).squeeze(-1)
             # Rows do not depend on each other: the sum's derivative holds that of each.
             (gradient_BSD,) = torch.autograd.grad(chosen_B.sum(), kept[0], retain_graph=True)
-            norms.append(_norm_of_each(gradient_BSD[:, source]))
+            norms.append(_row_norms(gradient_BSD[:, source]))
     return torch.stack(norms, dim=1)
 
 
@@ -112,11 +112,11 @@ def _norm_by_draws(out_BD: Tensor, source_BSD: Tensor, directions_BRD: Tensor) -
     norms: list[Tensor] = []
     for u_BD in directions_BRD.to(out_BD.dtype).unbind(1):
         (gradient_BSD,) = torch.autograd.grad(out_BD, source_BSD, u_BD, retain_graph=True)
-        norms.append(_norm_of_each(gradient_BSD))
+        norms.append(_row_norms(gradient_BSD))
     return torch.stack(norms).square().mean(0).sqrt()
 
 
-def _norm_of_each(x: Tensor) -> Tensor:
+def _row_norms(x: Tensor) -> Tensor:
     """Norm of each row: B, in float32 at least."""
     return x.flatten(1).to(torch.promote_types(x.dtype, torch.float32)).norm(dim=1)
 

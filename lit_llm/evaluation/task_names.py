@@ -55,16 +55,16 @@ def shots_by_task(tasks: Sequence[str], shots: int | Mapping[str, int] | None) -
     if isinstance(shots, int):
         return dict.fromkeys(shots_of, shots)
     if wrong := [name for name in shots or {} if name not in shots_of]:
-        raise InputError(Problem(f"{wrong[0]!r} is not among the tasks{_near(wrong[0], shots_of)}", "shots"))
+        raise InputError(Problem(f"{wrong[0]!r} is not among the tasks{_suggestion(wrong[0], shots_of)}", "shots"))
     return shots_of | dict(shots or {})
 
 
 def no_task(name: str, names: Iterable[str]) -> str:
     """Error message for a name that is not among `names`, those of the harness."""
-    return f"{name!r} is no task{_near(name, [*names, *SUITES]) or '; `lm-eval ls tasks` lists them'}"
+    return f"{name!r} is no task{_suggestion(name, [*names, *SUITES]) or '; `lm-eval ls tasks` lists them'}"
 
 
-def _near(name: str, options: Iterable[str]) -> str:
+def _suggestion(name: str, options: Iterable[str]) -> str:
     """Suffix of a message with the nearest name; the harness has 14,000, too many to list them."""
     near = difflib.get_close_matches(name, list(options), n=1, cutoff=0.6)
     return f" - did you mean {near[0]!r}?" if near else ""

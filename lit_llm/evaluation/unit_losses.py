@@ -53,10 +53,10 @@ class UnitLosses:
 
 def write_losses(file: Path, losses: Iterable[UnitLosses]) -> None:
     """Write `losses.jsonl`, whole or not at all."""
-    write_text(file, "".join(_line(each) + "\n" for each in losses), durable=True)
+    write_text(file, "".join(_json_line(each) + "\n" for each in losses), durable=True)
 
 
-def _line(losses: UnitLosses) -> str:
+def _json_line(losses: UnitLosses) -> str:
     names = ("split", "metric", "source", "weight", "unit", "units", "nats", "tokens", "bytes")  # the split first
     return json.dumps({name: getattr(losses, name) for name in names})
 
@@ -147,7 +147,7 @@ def _unit_names(source: str, units: tuple[int | str, ...]) -> tuple[str, ...]:
 # --- records of evaluations ----------------------------------------------------------------------------------------
 
 
-def _rows(stage: Stage) -> list[dict[str, Any]]:
+def _read_rows(stage: Stage) -> list[dict[str, Any]]:
     try:
         lines = stage.rows_file.read_text().splitlines()
     except FileNotFoundError:
@@ -157,7 +157,7 @@ def _rows(stage: Stage) -> list[dict[str, Any]]:
 
 
 def _likelihood_units(stage: Stage, metric: str) -> Units | None:
-    rows = _rows(stage)
+    rows = _read_rows(stage)
     # The rows of the training data's documents come first; further texts have separate metrics.
     model_documents = int(((stage.result() or {}).get("metrics") or {}).get("likelihood/documents", 0))
     kind, _, source = metric.partition("/")
@@ -174,7 +174,7 @@ def _likelihood_units(stage: Stage, metric: str) -> Units | None:
 
 
 def _example_units(stage: Stage, metric: str) -> Units | None:
-    return _units_of_groups(losses_by_source(_rows(stage), "task", "example"), metric)
+    return _units_of_groups(losses_by_source(_read_rows(stage), "task", "example"), metric)
 
 
 def _task_units(stage: Stage, metric: str) -> Units | None:
@@ -183,7 +183,7 @@ def _task_units(stage: Stage, metric: str) -> Units | None:
     kind, _, way = rest.partition("/")
     scores = {
         str(row["question"]): row[kind]
-        for row in _rows(stage)
+        for row in _read_rows(stage)
         if row["task"] == task and row["filter"] == (way or "none") and isinstance(row.get(kind), int | float)
     }
     mean = ((stage.result() or {}).get("metrics") or {}).get(f"tasks/{metric}")

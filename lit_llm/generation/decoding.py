@@ -76,7 +76,7 @@ class Decoding(ABC):
 
 class _DecoderOnly(Decoding):
     def __init__(self, model: DecoderOnly, prompts: Sequence[Sequence[int]], prefix: Prefix, begin: int) -> None:
-        tokens_BT, lengths = _padded([[begin, *prompt] for prompt in prompts], model)
+        tokens_BT, lengths = _pad([[begin, *prompt] for prompt in prompts], model)
         # For parts that read the source in the row, <s> belongs to it.
         source = CacheLengths(lengths.lengths, tokens_BT.device)
         super().__init__(model, CacheRows(lengths, source))
@@ -104,7 +104,7 @@ class _DecoderOnly(Decoding):
 
 class _EncoderDecoder(Decoding):
     def __init__(self, model: EncoderDecoder, prompts: Sequence[Sequence[int]], begin: int, end: int) -> None:
-        source_BS, source = _padded([prompt if len(prompt) else [end] for prompt in prompts], model)
+        source_BS, source = _pad([prompt if len(prompt) else [end] for prompt in prompts], model)
         super().__init__(model, CacheRows(CacheLengths([0] * len(prompts), source_BS.device), source))
         self.encoder_BSD: Tensor | None = model.encode(source_BS, source.mask().key_lengths)
         self.step(torch.full((len(prompts),), begin, device=source_BS.device))
@@ -158,7 +158,7 @@ def _prompt_mask(rows: CacheLengths, prefix: Prefix) -> AttentionMask:
     return AttentionMask(causal=True, prefix=opened)
 
 
-def _padded(texts: Sequence[Sequence[int]], model: LanguageModel) -> tuple[Tensor, CacheLengths]:
+def _pad(texts: Sequence[Sequence[int]], model: LanguageModel) -> tuple[Tensor, CacheLengths]:
     """(B x T ids on the model's device, padded at the end; lengths without padding)."""
     device = model.embedding.weight.device
     rows = CacheLengths([len(text) for text in texts], device)

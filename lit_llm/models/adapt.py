@@ -68,7 +68,7 @@ def problem_of(target: ResolvedModel, sources: Sources) -> tuple[Side, str] | No
             rows = f"{source.vocabulary} rows, this model's {target.vocabulary}"
             return side, f"has another vocabulary: its embedding has {rows}"
         for stack in ("encoder", "decoder"):
-            layers, depth = len(getattr(target, stack)), _depth(stack, target, source)
+            layers, depth = len(getattr(target, stack)), _source_depth(stack, target, source)
             if _side(stack) == side and layers > depth:
                 return side, f"has {depth} layers for the {layers} of the {stack}, and none is taken twice"
     adaptation = _adaptation(target, sources)
@@ -88,7 +88,7 @@ def _adaptation(target: ResolvedModel, sources: Sources) -> Adaptation:
         parameter_shapes(target),
         {side: parameter_shapes(source) for side, source in sources.items()},
     )
-    origins = {name: (_side(name), _origin(name, target, sources[_side(name)])) for name in shapes}
+    origins = {name: (_side(name), _source_name(name, target, sources[_side(name)])) for name in shapes}
     lacking = {
         name for name, (side, origin_name) in origins.items() if source_shapes[side].get(origin_name) != shapes[name]
     }
@@ -106,7 +106,7 @@ def _adaptation(target: ResolvedModel, sources: Sources) -> Adaptation:
         origin_name: None
         for side in sources
         for origin_name in source_shapes[side]
-        if not _used(side, origin_name, sources, used)
+        if not _is_used(side, origin_name, sources, used)
     }
     return Adaptation(taken, tuple(name for name in shapes if name in lacking), tuple(left))
 
@@ -126,7 +126,7 @@ def altered(target: ResolvedModel, sources: Sources) -> tuple[Altered, ...]:
     taken = adaptation_of(target, sources).taken
     for stack in ("encoder", "decoder"):
         source, layers = sources[_side(stack)], getattr(target, stack)
-        source_layers = getattr(source, _stack(stack, target, source))
+        source_layers = getattr(source, _source_stack(stack, target, source))
         for index, place in enumerate(layers_taken(len(layers), len(source_layers)) if layers else ()):
             for part, part_config in layers[index].parts:
                 source_part = "self_attention" if part == "cross_attention" and source.family != target.family else part
@@ -134,7 +134,7 @@ def altered(target: ResolvedModel, sources: Sources) -> tuple[Altered, ...]:
                 if old is None or not any(name.startswith(f"{stack}.layers.{index}.{part}.") for name in taken):
                     continue
                 compared[f"{stack}.{part}"] = None
-                for key, before, after in _differing(old, part_config):
+                for key, before, after in _differing_settings(old, part_config):
                     changes.setdefault((key, before, after), {})[f"{stack}.{part}"] = None
     for (key, before, after), places in [*changes.items()]:
         for general in ("attention", "feed_forward"):
@@ -142,12 +142,12 @@ def altered(target: ResolvedModel, sources: Sources) -> tuple[Altered, ...]:
                 changes[key, before, after] = {general: None}
     for source in {id(source): source for source in sources.values()}.values():
         for part in ("norm", "embedding", "output"):
-            for change in _differing(getattr(source, part), getattr(target, part)):
+            for change in _differing_settings(getattr(source, part), getattr(target, part)):
                 changes.setdefault(change, {})[part] = None
     return tuple((f"{place}.{key}", old, new) for (key, old, new), places in changes.items() for place in places)
 
 
-def _differing(old: Section, new: Section) -> Iterator[Altered]:
+def _differing_settings(old: Section, new: Section) -> Iterator[Altered]:
     for key in type(new).model_fields:
         if key == "place":  # which the names of the parts say
             continue
@@ -158,7 +158,7 @@ def _differing(old: Section, new: Section) -> Iterator[Altered]:
             yield key, before, after
 
 
-def _used(side: Side, name: str, sources: Sources, used: set[tuple[Side, str]]) -> bool:
+def _is_used(side: Side, name: str, sources: Sources, used: set[tuple[Side, str]]) -> bool:
     """Whether a source's parameter is used; for a source of both sides, on either side."""
     sides = [other for other in sources if sources[other] is sources[side]]
     return any((other, name) in used for other in sides)
@@ -168,13 +168,13 @@ def _side(name: str) -> Side:
     return "encoder" if name.startswith("encoder") else "decoder"
 
 
-def _stack(stack: str, target: ResolvedModel, source: ResolvedModel) -> str:
+def _source_stack(stack: str, target: ResolvedModel, source: ResolvedModel) -> str:
     """Stack of the source from which a stack of the target is taken."""
     return stack if source.family == target.family else "decoder"
 
 
-def _depth(stack: str, target: ResolvedModel, source: ResolvedModel) -> int:
-    return len(getattr(source, _stack(stack, target, source)))
+def _source_depth(stack: str, target: ResolvedModel, source: ResolvedModel) -> int:
+    return len(getattr(source, _source_stack(stack, target, source)))
 
 
 def layers_taken(layers: int, of: int) -> list[int]:
@@ -182,7 +182,7 @@ def layers_taken(layers: int, of: int) -> list[int]:
     return [round(index * (of - 1) / max(1, layers - 1)) for index in range(layers)]
 
 
-def _origin(name: str, target: ResolvedModel, source: ResolvedModel) -> str:
+def _source_name(name: str, target: ResolvedModel, source: ResolvedModel) -> str:
     """Name in the source of the parameter that a target's is taken from; the source need not have it."""
     other = source.family != target.family
     stack, _, inside = name.partition(".")
@@ -196,11 +196,11 @@ def _origin(name: str, target: ResolvedModel, source: ResolvedModel) -> str:
     if other and stack == "encoder" and "relative_bias" in name:
         return ""  # a causal bias has no distances to later tokens
     if match := re.match(r"layers\.(\d+)\.(.*)", inside):
-        place = layers_taken(len(getattr(target, stack)), _depth(stack, target, source))[int(match[1])]
+        place = layers_taken(len(getattr(target, stack)), _source_depth(stack, target, source))[int(match[1])]
         inside = f"layers.{place}.{match[2]}"
     if other:
         inside = inside.replace("cross_attention", "self_attention")
-    return f"{_stack(stack, target, source)}.{inside}"
+    return f"{_source_stack(stack, target, source)}.{inside}"
 
 
 def adapted(adaptation: Adaptation, states: Mapping[Side, Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""From a config to an initialised module.
+"""Build an initialised module from a config.
 
 Every parameter is drawn from a separate generator, seeded by (seed, name). Parameters of equal name and shape therefore
 start bit-equal in all arms and families, in any order of construction: a decoder-only model's stack has the names of an

@@ -43,7 +43,7 @@ class SharingStack(Stack):
                 positions = {"self": lengths.next_positions() - 1}
                 context = ForwardContext(x_BTD, lengths.mask(), positions, cache=context.cache)
         context.shared_kv = keys_values
-        return self._finish(self._run(x_BTD, context, self.self_layers, len(self.layers)))
+        return self._apply_final_norm(self._run(x_BTD, context, self.self_layers, len(self.layers)))
 
     def new_cache(self, rows: CacheRows) -> StackCache:
         """An empty cache for the self-decoder's layers and the shared keys and values."""

@@ -43,7 +43,7 @@ class LanguageModel(nn.Module, ABC):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """B x T ids -> B x T x D, the input of the first layer."""
-        return self.dropout(_embedded(tokens, self.embedding, self.embedding_norm, self.config))
+        return self.dropout(_embed(tokens, self.embedding, self.embedding_norm, self.config))
 
     @abstractmethod
     def hidden(self, *inputs: Any, **named: Any) -> Tensor:
@@ -53,7 +53,7 @@ class LanguageModel(nn.Module, ABC):
         return self.unembedding(hidden_BTD)
 
 
-def _embedded(tokens: Tensor, table: nn.Embedding, norm: Norm | None, config: ResolvedModel) -> Tensor:
+def _embed(tokens: Tensor, table: nn.Embedding, norm: Norm | None, config: ResolvedModel) -> Tensor:
     x = cast(Tensor, table(tokens))
     if config.embedding.scaled:
         x = x * table.embedding_dim**0.5
@@ -86,10 +86,10 @@ class DecoderOnly(LanguageModel):
         prefix, open_BT = inputs.get("prefix_length"), inputs.get("open_BT")
         _refuse_outside("prefix_length", prefix, 0, tokens)
         x_BTD = self.embed(tokens_BT)
-        positions = {"self": _places(tokens_BT, inputs.get("positions_BT"))}
+        positions = {"self": _positions(tokens_BT, inputs.get("positions_BT"))}
         prefix = prefix if open_BT is None else open_BT
         refuse_open(self.config, prefix)
-        mask = AttentionMask(causal=True, prefix=prefix, documents=_pair(documents_BT, documents_BT))
+        mask = AttentionMask(causal=True, prefix=prefix, documents=_document_pair(documents_BT, documents_BT))
         source = None
         if part := self.config.reads_marked:
             length = inputs.get("source_length")
@@ -157,9 +157,9 @@ class EncoderDecoder(LanguageModel):
     ) -> Tensor:
         """B x S ids -> B x S x D. See `EncoderDecoderInputs`."""
         table = self.embedding if self.encoder_embedding is None else self.encoder_embedding
-        x_BSD = self.dropout(_embedded(source_BS, table, self.encoder_embedding_norm, self.config))
-        mask = AttentionMask(key_lengths=source_lengths, documents=_pair(documents_BS, documents_BS))
-        context = ForwardContext(x_BSD, mask, {"self": _places(source_BS, positions_BS)})
+        x_BSD = self.dropout(_embed(source_BS, table, self.encoder_embedding_norm, self.config))
+        mask = AttentionMask(key_lengths=source_lengths, documents=_document_pair(documents_BS, documents_BS))
+        context = ForwardContext(x_BSD, mask, {"self": _positions(source_BS, positions_BS)})
         return cast(Tensor, self.encoder(x_BSD, context))
 
     def hidden(self, source_BS: Tensor, target_BT: Tensor, **inputs: Unpack[EncoderDecoderInputs]) -> Tensor:
@@ -172,18 +172,18 @@ class EncoderDecoder(LanguageModel):
             raise ValueError("documents of the source without those of the target, or the other way round; give both")
         encoder_BSD = self.encode(source_BS, lengths, documents_BS, positions_BS)
         x_BTD = self.embed(target_BT)
-        source, target = source_BS.shape[1], _places(target_BT, inputs.get("positions_BT"))
+        source, target = source_BS.shape[1], _positions(target_BT, inputs.get("positions_BT"))
         # The target continues after its row's source: <s> has the position after the last source token.
         ends = source if lengths is None else lengths.to(target.device)[:, None]
         source_ends_BT = inputs.get("source_ends_BT")
         positions = {
             "self": target,
-            "source": _places(source_BS, positions_BS),
+            "source": _positions(source_BS, positions_BS),
             "restart": target,
             "continuous": target + (ends if source_ends_BT is None else source_ends_BT),
         }
-        mask = AttentionMask(causal=True, documents=_pair(documents_BT, documents_BT))
-        source_mask = AttentionMask(key_lengths=lengths, documents=_pair(documents_BT, documents_BS))
+        mask = AttentionMask(causal=True, documents=_document_pair(documents_BT, documents_BT))
+        source_mask = AttentionMask(key_lengths=lengths, documents=_document_pair(documents_BT, documents_BS))
         context = ForwardContext(x_BTD, mask, positions, SourceInput(source_mask, source, encoder_BSD))
         return cast(Tensor, self.decoder(x_BTD, context))
 
@@ -218,8 +218,8 @@ class EncoderOnly(LanguageModel):
         tokens of the same document.
         """
         x_BTD = self.embed(tokens_BT)
-        mask = AttentionMask(key_lengths=token_lengths, documents=_pair(documents_BT, documents_BT))
-        context = ForwardContext(x_BTD, mask, {"self": _places(tokens_BT, None)})
+        mask = AttentionMask(key_lengths=token_lengths, documents=_document_pair(documents_BT, documents_BT))
+        context = ForwardContext(x_BTD, mask, {"self": _positions(tokens_BT, None)})
         return cast(Tensor, self.encoder(x_BTD, context))
 
     def forward(
@@ -235,7 +235,7 @@ def refuse_open(config: ResolvedModel, prefix: int | Tensor | None) -> None:
         raise ValueError(f"{config.causal_only}: a token cannot see later ones; leave its prefix causal")
 
 
-def _places(tokens_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
+def _positions(tokens_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
     """The given positions, or the indices in the row."""
     return torch.arange(tokens_BT.shape[1], device=tokens_BT.device) if positions_BT is None else positions_BT
 
@@ -257,5 +257,5 @@ def _refuse_outside(name: str, lengths: int | Tensor | None, least: int, tokens:
         raise ValueError(f"{name} {limits[1]} is longer than the {tokens} tokens of the input")
 
 
-def _pair(of_queries: Tensor | None, of_keys: Tensor | None) -> tuple[Tensor, Tensor] | None:
+def _document_pair(of_queries: Tensor | None, of_keys: Tensor | None) -> tuple[Tensor, Tensor] | None:
     return None if of_queries is None or of_keys is None else (of_queries, of_keys)

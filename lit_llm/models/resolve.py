@@ -204,7 +204,7 @@ def _layer(config: Any, side: str, index: int) -> Layer:
 
 def _feed_forward(config: Any, side: str, index: int) -> Part:
     levels = [part for _, part in _levels(getattr(config, side), side, index)]
-    return FeedForwardConfig.model_validate(_merged(config.feed_forward, levels, "feed_forward"))
+    return FeedForwardConfig.model_validate(_merged_values(config.feed_forward, levels, "feed_forward"))
 
 
 def _components(config: Any, side: str, index: int) -> dict[str, Part]:
@@ -263,7 +263,7 @@ def _cross_attention_mode(config: Any, side: str, index: int) -> str:
 
 def _attention(config: Any, side: str, index: int, name: str) -> ResolvedAttention:
     levels = [part for _, part in _levels(getattr(config, side), side, index)]
-    values = _merged(config.attention, levels, name)
+    values = _merged_values(config.attention, levels, name)
     place: Place = "merged" if _cross_attention_mode(config, side, index) == "merged" else "self"
     if name == "cross_attention":
         place = "shared" if side == "cross_decoder" else "cross"
@@ -276,7 +276,7 @@ def _levels(stack: Any, side: str, index: int) -> list[tuple[str, Any]]:
     return [(side, stack), *((f"{side}.layer_ranges.{name}", part) for name, part in ranges)]
 
 
-def _merged(default: Section, levels: list[Any], name: str) -> dict[str, Any]:
+def _merged_values(default: Section, levels: list[Any], name: str) -> dict[str, Any]:
     values = _fields(default)
     for level in levels:
         values |= _overrides(getattr(level, name))
@@ -318,7 +318,7 @@ def resolution_problems(config: Any) -> Iterator[tuple[str, str]]:
         if not ranges_fine:
             all_buildable = False
             continue
-        clash = _clash(stack.layer_ranges)
+        clash = _range_conflict(stack.layer_ranges)
         if clash:
             yield f"{side}.layer_ranges", clash
         yield from _source_problems(config, stack) if side == "decoder" else ()
@@ -412,7 +412,7 @@ def _range_problem(name: str, layers: int) -> str:
     return "" if wanted[-1] < layers else f"the stack has the layers 0-{layers - 1} only"
 
 
-def _clash(ranges: Mapping[str, Section]) -> str:
+def _range_conflict(ranges: Mapping[str, Section]) -> str:
     """Message for two ranges that set the same key in the same layer, or ''. Neither range is more specific."""
     setters: dict[str, list[tuple[str, int]]] = {}
     for name, part in ranges.items():

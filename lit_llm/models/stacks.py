@@ -70,11 +70,11 @@ class Block(nn.Module):
         """The norm of a part's output before it is added to the residual stream; None where it has none."""
         return None if self.placement == "post" else cast("nn.Module | None", getattr(self, f"{part}_post_norm"))
 
-    def _read(self, part: str, x_BTD: Tensor) -> Tensor:
+    def _normed_input(self, part: str, x_BTD: Tensor) -> Tensor:
         norm = self.norm_before(part)
         return x_BTD if norm is None else cast(Tensor, norm(x_BTD))
 
-    def _added(self, part: str, x_BTD: Tensor, out_BTD: Tensor) -> Tensor:
+    def _add_output(self, part: str, x_BTD: Tensor, out_BTD: Tensor) -> Tensor:
         if self.placement == "post":
             return cast(Tensor, getattr(self, f"{part}_post_norm")(x_BTD + self.dropout(out_BTD)))
         norm = self.norm_of_added(part)
@@ -83,7 +83,7 @@ class Block(nn.Module):
     def forward(self, x_BTD: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         """B x T x D -> B x T x D. inputs: the result of `prepare`."""
         for name in self.parts:
-            x_BTD = self._added(name, x_BTD, self.part(name)(self._read(name, x_BTD), inputs[name]))
+            x_BTD = self._add_output(name, x_BTD, self.part(name)(self._normed_input(name, x_BTD), inputs[name]))
         return x_BTD
 
 
@@ -102,7 +102,7 @@ class Stack(nn.Module):
 
     def forward(self, x_BTD: Tensor, context: ForwardContext) -> Tensor:
         """B x T x D -> B x T x D, in training, evaluation and cached decoding alike."""
-        return self._finish(self._run(x_BTD, context, 0, len(self.layers)))
+        return self._apply_final_norm(self._run(x_BTD, context, 0, len(self.layers)))
 
     def new_cache(self, rows: CacheRows) -> StackCache:
         """An empty cache for all layers."""
@@ -124,7 +124,7 @@ class Stack(nn.Module):
     def _blocks(self) -> list[Block]:
         return cast("list[Block]", list(self.layers))
 
-    def _finish(self, x_BTD: Tensor) -> Tensor:
+    def _apply_final_norm(self, x_BTD: Tensor) -> Tensor:
         return x_BTD if self.norm is None else cast(Tensor, self.norm(x_BTD))
 
     def _run(self, x_BTD: Tensor, context: ForwardContext, first: int, last: int) -> Tensor:

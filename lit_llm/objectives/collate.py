@@ -106,27 +106,27 @@ def collate(
         sources = [source if len(source) else np.array([EOD]) for source in sources]
         lengths = [len(source) for source in sources]
         inputs: dict[str, Any] = {
-            "source_BS": _padded(sources),
-            "target_BT": _padded([np.concatenate([[BOS], target[:-1]]) for target in targets]),
+            "source_BS": _pad(sources),
+            "target_BT": _pad([np.concatenate([[BOS], target[:-1]]) for target in targets]),
         }
         if min(lengths) < max(lengths):
             inputs["source_lengths"] = torch.tensor(lengths)
         if separate:
-            inputs["documents_BS"] = _padded([of_source for of_source, _ in documents])
-            inputs["documents_BT"] = _padded([row[-len(to) :] for (_, row), to in zip(documents, targets, strict=True)])
-        return Batch(inputs, _padded(targets), _counted([0] * len(targets), [len(target) for target in targets]))
+            inputs["documents_BS"] = _pad([of_source for of_source, _ in documents])
+            inputs["documents_BT"] = _pad([row[-len(to) :] for (_, row), to in zip(documents, targets, strict=True)])
+        return Batch(inputs, _pad(targets), _target_weights([0] * len(targets), [len(target) for target in targets]))
 
     rows = [np.concatenate([source, target]) for source, target in zip(sources, targets, strict=True)]
-    inputs = {"tokens_BT": _padded([np.concatenate([[BOS], row[:-1]]) for row in rows])}
+    inputs = {"tokens_BT": _pad([np.concatenate([[BOS], row[:-1]]) for row in rows])}
     starts = [len(source) for source in sources]
     if separate:
-        inputs["documents_BT"] = _padded([of_inputs for _, of_inputs in documents])
+        inputs["documents_BT"] = _pad([of_inputs for _, of_inputs in documents])
     lengths = [start + 1 for start in starts]  # <s> belongs to the source
     source_length = lengths[0] if len(set(lengths)) == 1 else torch.tensor(lengths)
     inputs["source_length"] = source_length
     if masks.prefix == "bidirectional":
         inputs["prefix_length"] = source_length
-    return Batch(inputs, _padded(rows), _counted(starts, [len(row) for row in rows]))
+    return Batch(inputs, _pad(rows), _target_weights(starts, [len(row) for row in rows]))
 
 
 def causal_text(batch: Batch) -> tuple[dict[str, Any], Tensor]:
@@ -168,12 +168,12 @@ def _collate_in_place(
 ) -> Batch:
     rows = [row for row in counted if row is not None]
     assert len({*map(len, (*sources, *targets, *rows))}) == 1, "places of one window have one length"
-    inputs: dict[str, Any] = {"tokens_BT": _padded(sources)}
+    inputs: dict[str, Any] = {"tokens_BT": _pad(sources)}
     if masks.intra_document:
-        documents_BT = _padded([_documents(target, target[:0])[0] for target in targets])  # targets show all ends
+        documents_BT = _pad([_documents(target, target[:0])[0] for target in targets])  # targets show all ends
         if documents_BT.any():
             inputs["documents_BT"] = documents_BT
-    return Batch(inputs, _padded(targets), torch.from_numpy(np.stack(rows)).float())
+    return Batch(inputs, _pad(targets), torch.from_numpy(np.stack(rows)).float())
 
 
 def collate_packed(
@@ -195,7 +195,7 @@ def collate_packed(
         rows.append({name: np.concatenate([example[name] for example in examples]) for name in examples[0]})
     # Padding is end-of-document tokens that no example sees and that do not count in the loss.
     columns = {
-        name: _padded([row[name] for row in rows], PAD_DOCUMENT if "documents" in name else EOD) for name in rows[0]
+        name: _pad([row[name] for row in rows], PAD_DOCUMENT if "documents" in name else EOD) for name in rows[0]
     }
     targets_BT, weights_BT, open_BT = (columns.pop(name) for name in ("targets", "weights", "open"))
     inputs: dict[str, Any] = dict(columns)
@@ -237,7 +237,7 @@ def _documents(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.n
     return of_source, np.concatenate([[0], numbers[:-1]])
 
 
-def _padded(rows: Sequence[np.ndarray], fill: int = EOD) -> Tensor:
+def _pad(rows: Sequence[np.ndarray], fill: int = EOD) -> Tensor:
     """Rows of ids or other integers, padded at their ends to the longest."""
     out = np.full((len(rows), max(len(row) for row in rows)), fill, dtype=np.int64)
     for index, row in enumerate(rows):
@@ -245,6 +245,6 @@ def _padded(rows: Sequence[np.ndarray], fill: int = EOD) -> Tensor:
     return torch.from_numpy(out)
 
 
-def _counted(starts: Sequence[int], ends: Sequence[int]) -> Tensor:
+def _target_weights(starts: Sequence[int], ends: Sequence[int]) -> Tensor:
     position = torch.arange(max(ends))
     return ((position >= torch.tensor(starts)[:, None]) & (position < torch.tensor(ends)[:, None])).float()

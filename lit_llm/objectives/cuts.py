@@ -40,12 +40,12 @@ class PrefixLM(AnyObjective):
 
     def example(self, window_T: np.ndarray, random: np.random.Generator, vocabulary: int) -> Example:
         length = len(window_T)
-        place = int(random.integers(1, length)) if self.split == "random" else self._place(length)
+        place = int(random.integers(1, length)) if self.split == "random" else self._prefix_tokens(length)
         return Example(window_T[:place], window_T[place:])
 
     def lengths(self, sequence_length: int) -> list[tuple[float, Lengths]]:
         if self.split != "random":
-            place = self._place(sequence_length)
+            place = self._prefix_tokens(sequence_length)
             return [(1.0, Lengths(place, sequence_length - place))]
         # Uniform over n = T - 1 integers around T / 2, with variance (n² - 1) / 12. The mean of a quadratic is the mean
         # of its values at one standard deviation to either side.
@@ -59,13 +59,13 @@ class PrefixLM(AnyObjective):
 
     def resolved(self, sequence_length: int) -> PrefixLM:
         """This objective with `half` as a number of tokens."""
-        return self if self.split == "random" else PrefixLM(split=self._place(sequence_length))
+        return self if self.split == "random" else PrefixLM(split=self._prefix_tokens(sequence_length))
 
     def problem(self, sequence_length: int) -> str:
         if isinstance(self.split, int) and not 0 < self.split < sequence_length:
             return f"a prefix of {self.split} tokens leaves no target in a sequence of {sequence_length}"
         return "" if sequence_length > 1 else "a window of one token cannot be cut in two"
 
-    def _place(self, sequence_length: int) -> int:
+    def _prefix_tokens(self, sequence_length: int) -> int:
         assert self.split != "random"
         return sequence_length // 2 if self.split == "half" else self.split

@@ -47,10 +47,10 @@ class SpanCorruption(AnyObjective):
         noise, spans = self.counts(len(window_T))
         # Text and spans alternate, text first: a window ends with a span, and its first token always stays.
         kept, taken = (_partition(items, spans, random) for items in (len(window_T) - noise, noise))
-        gone = np.repeat(np.tile([False, True], spans), np.stack([kept, taken], axis=1).ravel())
+        removed = np.repeat(np.tile([False, True], spans), np.stack([kept, taken], axis=1).ravel())
         tokens, sentinels = window_T.astype(np.int64), vocabulary + np.arange(spans)
-        source = np.insert(tokens[~gone], np.cumsum(kept), sentinels)
-        target = np.insert(tokens[gone], np.cumsum(taken) - taken, sentinels)
+        source = np.insert(tokens[~removed], np.cumsum(kept), sentinels)
+        target = np.insert(tokens[removed], np.cumsum(taken) - taken, sentinels)
         return Example(source, np.append(target, EOD))
 
     def lengths(self, sequence_length: int) -> list[tuple[float, Lengths]]:

@@ -86,12 +86,12 @@ def write_best(search: Search, summaries: Sequence[Summary], folder: Path) -> tu
             name = f"{summary.arm}-trial-{trial.number:03}" if several else summary.arm
             experiment = search.experiment(trial.arm, trial.point)
             paths.append(
-                write_text(folder / "best" / f"{name}.yaml", _head(search, trial) + experiment_yaml(experiment))
+                write_text(folder / "best" / f"{name}.yaml", _file_header(search, trial) + experiment_yaml(experiment))
             )
     return tuple(paths)
 
 
-def _head(search: Search, trial: Trial) -> str:
+def _file_header(search: Search, trial: Trial) -> str:
     values = ", ".join(f"{goal} {value:.6g}" for goal, value in search.named(trial.values).items())
     setting = "".join(f"#   {name}: {value}\n" for name, value in trial.point.items())
     return f"# {trial.name} of the sweep {search.name}: {values}\n{setting}"

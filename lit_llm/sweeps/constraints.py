@@ -49,14 +49,14 @@ class Constraint:
     @property
     def names(self) -> tuple[str, ...]:
         """Figures and keys in the constraint."""
-        return tuple(dict.fromkeys(_names(self._compare)))
+        return tuple(dict.fromkeys(_names_in(self._compare)))
 
     def excess(self, values: Mapping[str, Any]) -> float:
         """Distance from holding, relative to the right side; 0 where the constraint holds.
 
         values: {name: value}. Raises ValueError for a value that is no number, or a division by zero.
         """
-        left, right = (_value(side, values) for side in (self._compare.left, self._compare.comparators[0]))
+        left, right = (_evaluate(side, values) for side in (self._compare.left, self._compare.comparators[0]))
         if not (math.isfinite(left) and math.isfinite(right)):
             raise ValueError(f"{self.text}: a side is not a finite number")
         return _EXCESS[type(self._compare.ops[0])](left, right) / (abs(right) or 1.0)
@@ -73,7 +73,7 @@ def parse(text: str) -> Constraint:
     if not isinstance(comparison, ast.Compare) or len(comparison.ops) != 1 or type(comparison.ops[0]) not in _EXCESS:
         raise NotAConstraint(f"{text!r} compares no two sides by one of <=, <, >=, >, ==")
     for side in (comparison.left, comparison.comparators[0]):
-        _check(side)
+        _check_grammar(side)
     return Constraint(text, comparison)
 
 
@@ -84,13 +84,13 @@ def unknown(name: str, keys: Mapping[str, Any]) -> str | None:
     return f"{name!r} is neither a figure nor a key with a number{did_you_mean(name, [*FIGURES, *keys])}"
 
 
-def _check(node: ast.AST) -> None:
+def _check_grammar(node: ast.AST) -> None:
     if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
-        _check(node.left)
-        _check(node.right)
+        _check_grammar(node.left)
+        _check_grammar(node.right)
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        _check(node.operand)
-    elif not _is_number(node) and _dotted(node) is None:
+        _check_grammar(node.operand)
+    elif not _is_number(node) and _dotted_name(node) is None:
         raise NotAConstraint(f"{ast.unparse(node)!r} is not possible; numbers, keys, figures and + - * / are")
 
 
@@ -98,38 +98,38 @@ def _is_number(node: ast.AST) -> bool:
     return isinstance(node, ast.Constant) and type(node.value) in (int, float)
 
 
-def _dotted(node: ast.AST) -> str | None:
+def _dotted_name(node: ast.AST) -> str | None:
     """The dotted name `a.b.c` of a node; None for any other node."""
     if isinstance(node, ast.Attribute):
-        before = _dotted(node.value)
+        before = _dotted_name(node.value)
         return None if before is None else f"{before}.{node.attr}"
     return node.id if isinstance(node, ast.Name) else None
 
 
-def _names(node: ast.AST) -> Iterator[str]:
-    name = _dotted(node)
+def _names_in(node: ast.AST) -> Iterator[str]:
+    name = _dotted_name(node)
     if name is not None:
         yield name
     else:
         for child in ast.iter_child_nodes(node):
-            yield from _names(child)
+            yield from _names_in(child)
 
 
-def _value(node: ast.AST, values: Mapping[str, Any]) -> float:
+def _evaluate(node: ast.AST, values: Mapping[str, Any]) -> float:
     if isinstance(node, ast.BinOp):
         try:
-            return _ARITHMETIC[type(node.op)](_value(node.left, values), _value(node.right, values))
+            return _ARITHMETIC[type(node.op)](_evaluate(node.left, values), _evaluate(node.right, values))
         except (ZeroDivisionError, OverflowError) as error:
             raise ValueError(f"{ast.unparse(node)}: {error}") from None
     if isinstance(node, ast.UnaryOp):
-        return -_value(node.operand, values)
+        return -_evaluate(node.operand, values)
     if isinstance(node, ast.Constant):
         assert isinstance(node.value, int | float)
         try:
             return float(node.value)
         except OverflowError:
             raise ValueError("a number is too large") from None
-    name = _dotted(node)
+    name = _dotted_name(node)
     assert name is not None
     value = values.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float):

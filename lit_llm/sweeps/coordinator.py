@@ -84,7 +84,7 @@ class Coordinator:
         """Run until every arm has its trials. Returns whether it was interrupted."""
         self._reported = {trial.name for trial in self.seen if trial.state != "running"}
         if not self.search.trains:
-            return self._calculate(follower)
+            return self._run_without_training(follower)
 
         def poll() -> None:
             self.observer.poll()
@@ -114,7 +114,7 @@ class Coordinator:
             self._report_ended()
         return False
 
-    def _calculate(self, follower: SyncThread) -> bool:
+    def _run_without_training(self, follower: SyncThread) -> bool:
         """Run a search whose goals are figures of the cost, without training."""
         try:
             while (trial := self.trials.next()) is not None or not self.trials.over:
@@ -223,7 +223,7 @@ class Coordinator:
         """Whether a trial is to be pruned; the answer to its process, which waits for it."""
         trial, (step, metrics) = self.running[task.name], question
         if metrics is None:  # after a whole run; `step` is then the index of its seed
-            value = self._value(self.store.stage(trial.fingerprints[step]), self.search.goals[0])
+            value = self._metric_value(self.store.stage(trial.fingerprints[step]), self.search.goals[0])
             return value is not None and self.trials.report(trial, step, value)
         return self._should_prune(trial, step, metrics)
 
@@ -244,7 +244,7 @@ class Coordinator:
         for stage in stages:
             note_end(stage, outcome, self.observer)
         if value is not None and value != ("interrupted", False) and value[0] != "out_of_memory":
-            self._conclude(trial, stages, *value)
+            self._end_by_state(trial, stages, *value)
         elif outcome.status == "interrupted":
             pass  # stopped on request: the next run of the sweep continues it
         elif outcome.status != "raised" and self._is_pruned(trial):
@@ -252,7 +252,7 @@ class Coordinator:
         elif self.supervisor.restart(outcome):
             self.waiting.append(trial)
         elif value is not None and value[0] == "out_of_memory":
-            self._conclude(trial, stages, *value)
+            self._end_by_state(trial, stages, *value)
         else:
             times = self.supervisor.times(trial.name)
             error = outcome.error or "somebody asked its process to stop"
@@ -261,7 +261,7 @@ class Coordinator:
     def _is_pruned(self, trial: Trial) -> bool:
         return any(other.pruned for other in self.trials.of(trial.arm) if other.number == trial.number)
 
-    def _conclude(self, trial: Trial, stages: Sequence[Stage], state: str, pruned: bool) -> None:
+    def _end_by_state(self, trial: Trial, stages: Sequence[Stage], state: str, pruned: bool) -> None:
         """End a trial by the state of its last run."""
         error = next((message for stage in stages if (message := stage.status().get("error"))), None)
         if pruned:
@@ -270,7 +270,7 @@ class Coordinator:
             cost = cost_of(self.runs(trial)[0].experiment)
             values = []
             for goal in self.search.goals:
-                of_seeds = [self._value(stage, goal) for stage in stages] if goal not in FIGURES else []
+                of_seeds = [self._metric_value(stage, goal) for stage in stages] if goal not in FIGURES else []
                 finite = [value for value in of_seeds if value is not None]
                 if goal in FIGURES:
                     values.append(FIGURES[goal](cost))
@@ -285,7 +285,7 @@ class Coordinator:
             self._end(trial, ended, error=error)
 
     @staticmethod
-    def _value(stage: Stage, metric: str) -> float | None:
+    def _metric_value(stage: Stage, metric: str) -> float | None:
         value = (stage.result() or {}).get("metrics", {}).get(metric)
         return None if value is None else float(value)
 

@@ -90,7 +90,7 @@ class Parameter(Section):
         return self
 
 
-def _quantity(name: str) -> str:
+def _check_metric(name: str) -> str:
     if (sibling := validation_metric(name)) != name:
         message = f"{name!r} is on the test split, which is kept for the study of the winners; use {sibling!r}"
         raise config_error(("", message))
@@ -103,11 +103,11 @@ def _quantity(name: str) -> str:
 class Objective(Section):
     """One goal of the search: a metric or figure that is minimized or maximized."""
 
-    metric: Annotated[str, AfterValidator(_quantity)] = on_validation(TARGET_NLL)
+    metric: Annotated[str, AfterValidator(_check_metric)] = on_validation(TARGET_NLL)
     """A metric at the end of training, or a figure of the cost that needs no training: parameters, train_flops,
     decode_flops_per_token, kv_cache_bytes, memory_bytes, ..."""
     direction: Literal["minimize", "maximize"] = "minimize"
-    """Which way is better."""
+    """Direction of improvement."""
 
     @property
     def is_cost_figure(self) -> bool:

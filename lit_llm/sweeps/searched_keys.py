@@ -22,7 +22,9 @@ def searched_keys(
     """{arm: its searched keys}. feasible: whether an experiment satisfies the constraints of the sweep."""
     of_cost = [goal.is_cost_figure for goal in sweep.optimize]
     return {
-        name: SearchedKeys(_ranges(space), () if all(of_cost) else tuple(_ends(space, feasible)), traded=any(of_cost))
+        name: SearchedKeys(
+            _ranges(space), () if all(of_cost) else tuple(_runs_at_ends(space, feasible)), traded=any(of_cost)
+        )
         for name, space in spaces.items()
     }
 
@@ -39,7 +41,7 @@ def _ranges(space: ArmSpace) -> dict[str, str]:
     return {path: " and ".join(sorted(texts)) for path, texts in ranges.items()}
 
 
-def _ends(space: ArmSpace, feasible: Callable[[Experiment], bool]) -> Iterator[tuple[str, Experiment]]:
+def _runs_at_ends(space: ArmSpace, feasible: Callable[[Experiment], bool]) -> Iterator[tuple[str, Experiment]]:
     """Feasible runs at each end of every range that may change a budget, and at all lowest and all highest ends.
 
     Where the constraints exclude the end of a range, the run is at the last value before it that they permit.
@@ -57,14 +59,14 @@ def _ends(space: ArmSpace, feasible: Callable[[Experiment], bool]) -> Iterator[t
         try:
             experiment = space.experiment(point)
             if not feasible(experiment):
-                experiment = space.experiment(_within(space, dimensions, point, feasible))
+                experiment = space.experiment(_nearest_feasible(space, dimensions, point, feasible))
         except InputError:  # an invalid combination, which no trial has
             continue
         if feasible(experiment):
             yield key, experiment
 
 
-def _within(
+def _nearest_feasible(
     space: ArmSpace, dimensions: Sequence[Dimension], end: Point, feasible: Callable[[Experiment], bool]
 ) -> Point:
     """The point with each dimension in turn as near to an infeasible end as the constraints permit.

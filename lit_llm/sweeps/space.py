@@ -63,7 +63,7 @@ class Dimension:
 
     def _on_grid(self, value: Any) -> Any:
         """A number rounded to its step: 0.3 for 0.30000000000000004, the rounded sum of steps of 0.1."""
-        if self.parameter.step is None or self.whole:
+        if self.parameter.step is None or self.integer_valued:
             return value
         low, step = self.bounds[0], self.parameter.step
         return float(Decimal(str(low)) + round((value - low) / step) * Decimal(str(step)))
@@ -76,14 +76,14 @@ class Dimension:
         labels: list[Value] = []
         for level in self.levels:
             values: dict[str, Any] = {}
-            _put(values, level.keys)
+            _set_values(values, level.keys)
             labelled = name == self.name and level.label in {label_of(option) for option in (wanted, *options)}
-            if labelled or (name in values and _same(values[name], wanted)):
+            if labelled or (name in values and _matches(values[name], wanted)):
                 labels.append(level.label)
         return labels
 
     @property
-    def whole(self) -> bool:
+    def integer_valued(self) -> bool:
         return self.parameter.kind in ("int", "log_int")
 
     @property
@@ -91,26 +91,28 @@ class Dimension:
         """Values that represent all: every value of a choice, the ends of a range."""
         if self.levels:
             return tuple(level.label for level in self.levels)
-        return tuple(int(end) if self.whole else end for end in self.bounds)
+        return tuple(int(end) if self.integer_valued else end for end in self.bounds)
 
     def values(self, most: int) -> list[Value] | None:
         """All values; None where there are more than `most`."""
         if self.levels:
             return list(self.probes)
         low, high = self.bounds
-        step = self.parameter.step or (1 if self.whole else None)
+        step = self.parameter.step or (1 if self.integer_valued else None)
         count = math.inf if step is None else round((high - low) / step) + 1
         if count > most or step is None:
             return None
-        return [int(low + step * n) if self.whole else self._on_grid(low + step * n) for n in range(int(count))]
+        return [
+            int(low + step * n) if self.integer_valued else self._on_grid(low + step * n) for n in range(int(count))
+        ]
 
     def between(self, low: Any, high: Any) -> Value:
         """The value of a range halfway between two of its values; one of the two where none lies between them."""
-        step = self.parameter.step or (1 if self.whole else None)
+        step = self.parameter.step or (1 if self.integer_valued else None)
         if step is None:
             return float((low + high) / 2)
         value = low + int((high - low) / step / 2) * step
-        return int(value) if self.whole else float(self._on_grid(value))
+        return int(value) if self.integer_valued else float(self._on_grid(value))
 
     def problem(self, value: Any) -> str | None:
         """Error message for an invalid value from a file; None for a valid one."""
@@ -123,7 +125,7 @@ class Dimension:
         low, high = self.bounds
         if not low <= value <= high:
             return f"{value!r} lies outside of {low!r} to {high!r}"
-        step = self.parameter.step or (1 if self.whole else None)
+        step = self.parameter.step or (1 if self.integer_valued else None)
         if step and not math.isclose((value - low) / step, round((value - low) / step), abs_tol=1e-9):
             return f"{value!r} lies between two steps of {step:g} from {low!r}"
         return None
@@ -132,7 +134,7 @@ class Dimension:
         """The form that a value from a file has in a point."""
         if self.levels:
             return label_of(value)
-        return int(value) if self.whole else float(self._on_grid(value))
+        return int(value) if self.integer_valued else float(self._on_grid(value))
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ class ArmSpace:
         for dimension in self.dimensions:
             if _holds(dimension.parameter.when, point, values):
                 point[dimension.name] = chosen = suggest(dimension)
-                _put(values, dimension.keys(chosen))
+                _set_values(values, dimension.keys(chosen))
         return point
 
     def keys(self, point: Point) -> ConfigNode:
@@ -267,8 +269,8 @@ def dimensions_of(sweep: Sweep, document: ConfigNode, problems: list[Problem]) -
             for label in dict.fromkeys(label for label in labels if labels.count(label) > 1):
                 problems.append(Problem(f"two values are called {label!r}; name them", where, choice.location))
         dimensions.append(Dimension(name, parameter, tuple(levels), node.location))
-    problems += _clashes(dimensions)
-    graph = {one.name: _deciders(one.parameter.when, dimensions) for one in dimensions}
+    problems += _key_conflicts(dimensions)
+    graph = {one.name: _deciding_parameters(one.parameter.when, dimensions) for one in dimensions}
     try:
         order = list(TopologicalSorter(graph).static_order())
     except CycleError as error:
@@ -285,9 +287,11 @@ def space_of(arm: Arm, dimensions: Sequence[Dimension]) -> ArmSpace:
     kept: list[Dimension] = []
 
     def possible(name: str, wanted: Any) -> bool:
-        if name in values and _same(values[name], wanted):
+        if name in values and _matches(values[name], wanted):
             return True
-        return any(other.fulfilling(name, wanted) for other in kept if other.name in _deciders([name], dimensions))
+        return any(
+            other.fulfilling(name, wanted) for other in kept if other.name in _deciding_parameters([name], dimensions)
+        )
 
     for dimension in dimensions:
         if all(possible(name, wanted) for name, wanted in dimension.parameter.when.items()):
@@ -317,7 +321,7 @@ def wrong_values(spaces: Sequence[ArmSpace]) -> Iterator[Problem]:
     """Problems of values that an arm can never have: keys that do not exist, or values that the schema refuses."""
     for dimension in dict.fromkeys(dimension for space in spaces for dimension in space.dimensions):
         having = [space for space in spaces if dimension in space.dimensions]
-        wrong_by_arm = {space.arm.name: _impossible(space, dimension) for space in having}
+        wrong_by_arm = {space.arm.name: _impossible_values(space, dimension) for space in having}
         absent = [
             name for name, wrong in wrong_by_arm.items() if any(p.message.startswith("unknown key") for _, p in wrong)
         ]
@@ -330,22 +334,22 @@ def wrong_values(spaces: Sequence[ArmSpace]) -> Iterator[Problem]:
             yield Problem(f"{prefix}{problem.key}: {problem.message}", f"space.{dimension.name}", dimension.location)
 
 
-def _impossible(space: ArmSpace, dimension: Dimension) -> list[tuple[Value, Problem]]:
+def _impossible_values(space: ArmSpace, dimension: Dimension) -> list[tuple[Value, Problem]]:
     """Values of a choice, or ends of a range, that fit no checked setting of the other parameters, with the problem."""
     wrong: list[tuple[Value, Problem]] = []
     for value in dimension.probes:
         points = space.with_value(dimension, value)
-        problems = _unfitting(space, points[0])
+        problems = _point_problems(space, points[0])
         others = [
             (other.name, one) for other in space.dimensions if other.name not in points[0] for one in other.probes
         ]
-        beside = ({**point, name: one} for point in points for name, one in [(dimension.name, value), *others])
-        if problems and all(_unfitting(space, point) for point in beside):
+        candidates = ({**point, name: one} for point in points for name, one in [(dimension.name, value), *others])
+        if problems and all(_point_problems(space, point) for point in candidates):
             wrong += [(value, problem) for problem in problems]
     return wrong
 
 
-def _unfitting(space: ArmSpace, point: Point) -> list[Problem]:
+def _point_problems(space: ArmSpace, point: Point) -> list[Problem]:
     """Problems of a point's experiment; empty for a valid one."""
     try:
         space.experiment(point)
@@ -354,26 +358,26 @@ def _unfitting(space: ArmSpace, point: Point) -> list[Problem]:
     return []
 
 
-def _clashes(dimensions: Sequence[Dimension]) -> Iterator[Problem]:
+def _key_conflicts(dimensions: Sequence[Dimension]) -> Iterator[Problem]:
     """Problems of parameters that could set the same key at one point."""
     for index, dimension in enumerate(dimensions):
         for other in dimensions[:index]:
             shared = [p for p in dimension.paths for q in other.paths if under(p, q) or under(q, p)]
-            if shared and not _apart(dimension.parameter.when, other.parameter.when):
+            if shared and not _exclude_each_other(dimension.parameter.when, other.parameter.when):
                 message = f"{other.name!r} sets {shared[0]} too; give each a `when` of its own, with values apart"
                 yield Problem(message, f"space.{dimension.name}", dimension.location)
 
 
-def _apart(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
+def _exclude_each_other(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
     """Whether two conditions exclude each other."""
 
     def options(wanted: Any) -> set[str]:
-        return {_plain(item) for item in (wanted if isinstance(wanted, list | tuple) else [wanted])}
+        return {_canonical_json(item) for item in (wanted if isinstance(wanted, list | tuple) else [wanted])}
 
     return any(not options(left[name]) & options(right[name]) for name in left.keys() & right.keys())
 
 
-def _deciders(names: Iterable[str], dimensions: Sequence[Dimension]) -> set[str]:
+def _deciding_parameters(names: Iterable[str], dimensions: Sequence[Dimension]) -> set[str]:
     """Names of the parameters that decide conditions on these names."""
     return {
         other.name
@@ -383,22 +387,22 @@ def _deciders(names: Iterable[str], dimensions: Sequence[Dimension]) -> set[str]
 
 
 def _holds(when: Mapping[str, Any], point: Point, values: Mapping[str, Any]) -> bool:
-    return all(_same(values[name] if name in values else point.get(name), wanted) for name, wanted in when.items())
+    return all(_matches(values[name] if name in values else point.get(name), wanted) for name, wanted in when.items())
 
 
-def _same(value: Any, wanted: Any) -> bool:
+def _matches(value: Any, wanted: Any) -> bool:
     """Whether a value equals the wanted one, or one of a list of wanted values."""
     options = wanted if isinstance(wanted, list | tuple) else ()
-    return _plain(value) in {_plain(wanted), *map(_plain, options)}
+    return _canonical_json(value) in {_canonical_json(wanted), *map(_canonical_json, options)}
 
 
-def _plain(value: Any) -> str:
+def _canonical_json(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return json.dumps(value, sort_keys=True)
 
 
-def _put(values: dict[str, Any], keys: ConfigNode) -> None:
+def _set_values(values: dict[str, Any], keys: ConfigNode) -> None:
     """Set the keys of a tree in `values`; a bare word is the kind of its section."""
     for path, value in leaves(keys.plain()):
         values[path] = value

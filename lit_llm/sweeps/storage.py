@@ -1,4 +1,4 @@
-"""Where Optuna keeps trials: a journal in the store, or a database."""
+"""Optuna's storage of trials: a journal in the store, or a database."""
 
 from __future__ import annotations
 

@@ -119,12 +119,12 @@ def is_sweep(source: str, store: Store | None = None) -> bool:
     """Whether `source` is a sweep file, or the name of a sweep in a store."""
     if is_preset(source) or os.path.isfile(source):
         return not is_preset(source) and "sweep" in read_file(Path(source)).value
-    return store is not None and _kept(source, store) is not None
+    return store is not None and _stored_file(source, store) is not None
 
 
 def open_sweep(source: str, overrides: Sequence[str], store: Store) -> Search:
     """Load a sweep from its file, or by its name or folder in a store. Raises InputError."""
-    if is_preset(source) or os.path.isfile(source) or (file := _kept(source, store)) is None:
+    if is_preset(source) or os.path.isfile(source) or (file := _stored_file(source, store)) is None:
         return load_sweep(source, overrides)
     try:
         content = read_json(file) or {}
@@ -133,8 +133,8 @@ def open_sweep(source: str, overrides: Sequence[str], store: Store) -> Search:
         study = validate(Study, _study_part(sweep.sweep, sweep.question, document))
         ablation = ablation_of(study, content)
     except (InputError, LookupError, TypeError, ValueError) as error:
-        raise unreadable_error(file, error) from None
-    return _searched(sweep, document, _measured(sweep, with_overrides(ablation, overrides)), overrides)
+        raise unreadable(file, error) from None
+    return _build_search(sweep, document, _with_primary_metric(sweep, overridden(ablation, overrides)), overrides)
 
 
 def content_of_search(search: Search) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def content_of_search(search: Search) -> dict[str, Any]:
     return {"content": search.sweep.model_dump(mode="json", exclude_unset=True), **content_of(search.ablation)}
 
 
-def _kept(source: str, store: Store) -> Path | None:
+def _stored_file(source: str, store: Store) -> Path | None:
     """The sweep.json of a sweep in a store; None where the store has none of this name."""
     name = name_in(store, source)
     if not re.fullmatch(PLAIN_NAME, name):
@@ -191,11 +191,11 @@ def load_sweep(source: str | Path, overrides: Sequence[str] = ()) -> Search:
     ablation = None
     with collect_errors(problems):
         part = _study_part(sweep.sweep, sweep.question, document)
-        ablation = _measured(sweep, build_ablation(validate(Study, part), part, path, overrides))
-    return _searched(sweep, document, ablation, overrides, problems)
+        ablation = _with_primary_metric(sweep, understood(validate(Study, part), part, path, overrides))
+    return _build_search(sweep, document, ablation, overrides, problems)
 
 
-def _searched(
+def _build_search(
     sweep: Sweep,
     document: ConfigNode,
     ablation: Ablation | None,
@@ -206,8 +206,8 @@ def _searched(
     problems: list[Problem] = []
     dimensions = dimensions_of(sweep, document, problems)
     readable = not problems
-    problems += _not_to_search(sweep, dimensions, overrides)
-    problems += _not_measured(sweep, document)
+    problems += _unsearchable_problems(sweep, dimensions, overrides)
+    problems += _goal_problems(sweep, document)
     constraints = tuple(_constraints(sweep, document, problems))
     problems += of_arms
     if ablation is None or not (arms := ablation.arms) or not readable:
@@ -219,7 +219,7 @@ def _searched(
         if getattr(arm.experiment, name) is not None
     ]
     problems += [
-        Problem(_without(arm.name, goal.metric), "optimize")
+        Problem(_missing_metric_message(arm.name, goal.metric), "optimize")
         for arm in arms
         for goal in sweep.optimize
         if goal.metric.startswith(CONTINUATION + OF_DECODING) and not continues(arm.experiment.model.family)
@@ -230,24 +230,24 @@ def _searched(
     firsts, further = {}, list[Problem]()
     for space in spaces.values():
         with collect_errors(further):
-            firsts[space.arm.name] = tuple(_firsts(sweep, document, space))
+            firsts[space.arm.name] = tuple(_first_points(sweep, document, space))
     blamed = {problem.key for problem in problems}
     problems += [problem for problem in further if problem.key not in blamed]
     ablation = replace(ablation, searches=searched_keys(sweep, spaces, partial(_holds, constraints)))
     search = Search(sweep, ablation, spaces, constraints, firsts)
-    problems += _unfulfilled(search, document)
+    problems += _constraint_problems(search, document)
     if problems:
         raise InputError(*problems, hint=HINT)
     return search
 
 
-def _without(arm: str, name: str) -> str:
+def _missing_metric_message(arm: str, name: str) -> str:
     """Error message for a metric or figure of text continuation, which an encoder-only model lacks."""
     instead = "prefill_flops_per_token and memory_bytes are of all" if name in OF_DECODING else "use val/masked_nll"
     return f"an encoder_only model, as {arm} is, has no {name}; {instead}"
 
 
-def _measured(sweep: Sweep, ablation: Ablation) -> Ablation:
+def _with_primary_metric(sweep: Sweep, ablation: Ablation) -> Ablation:
     """The arms with the first trained goal as their metric, or with their family's primary metric."""
     goals = [goal.metric for goal in sweep.optimize if not goal.is_cost_figure]
     metric = next(iter(goals), primary_metric(ablation.arms[0].experiment.model.family))
@@ -263,7 +263,9 @@ def _study_part(name: str, question: str, document: ConfigNode) -> ConfigNode:
     return ConfigNode(head | {"seeds": ConfigNode([ConfigNode(0)])} | items, document.location)
 
 
-def _not_to_search(sweep: Sweep, dimensions: Sequence[Dimension], overrides: Sequence[str]) -> Iterator[Problem]:
+def _unsearchable_problems(
+    sweep: Sweep, dimensions: Sequence[Dimension], overrides: Sequence[str]
+) -> Iterator[Problem]:
     """Problems of searched keys that no search may change."""
     trained = [goal.metric for goal in sweep.optimize if not goal.is_cost_figure]
     ignored: list[Problem] = []
@@ -299,7 +301,7 @@ def _not_to_search(sweep: Sweep, dimensions: Sequence[Dimension], overrides: Seq
                     yield Problem(f"is searched by the sweep; change `{where}` instead", key, location)
 
 
-def _not_measured(sweep: Sweep, document: ConfigNode) -> Iterator[Problem]:
+def _goal_problems(sweep: Sweep, document: ConfigNode) -> Iterator[Problem]:
     """Problems of goals that belong to stages which a sweep does not have."""
     for number, goal in enumerate(sweep.optimize):
         if goal.metric.startswith((FINETUNED, EVALUATED)):
@@ -339,7 +341,7 @@ def _holds(constraints: Sequence[Constraint], experiment: Experiment) -> bool:
         return False
 
 
-def _firsts(sweep: Sweep, document: ConfigNode, space: ArmSpace) -> Iterator[Point]:
+def _first_points(sweep: Sweep, document: ConfigNode, space: ArmSpace) -> Iterator[Point]:
     """The arm's default setting, then the file's settings to try first. Raises InputError."""
     yield space.default_point
     problems: list[Problem] = []
@@ -369,7 +371,7 @@ def _firsts(sweep: Sweep, document: ConfigNode, space: ArmSpace) -> Iterator[Poi
         raise InputError(*problems)
 
 
-def _unfulfilled(search: Search, document: ConfigNode) -> Iterator[Problem]:
+def _constraint_problems(search: Search, document: ConfigNode) -> Iterator[Problem]:
     """Problems of constraints on values that are no numbers, and of those that an arm's default setting breaks."""
     figures_by_arm = {arm.name: figures(arm.experiment) for arm in search.ablation.arms} if search.constraints else {}
     for constraint in search.constraints:
@@ -377,7 +379,11 @@ def _unfulfilled(search: Search, document: ConfigNode) -> Iterator[Problem]:
         for arm, values in figures_by_arm.items():
             numbers = {key: v for key, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
             wrong = [message for name in constraint.names if (message := unknown(name, numbers))]
-            wrong += [_without(arm, name) for name in constraint.names if name in OF_DECODING and values[name] is None]
+            wrong += [
+                _missing_metric_message(arm, name)
+                for name in constraint.names
+                if name in OF_DECODING and values[name] is None
+            ]
             if wrong:
                 yield Problem(f"{constraint.text}: {wrong[0]}", "constraints", location)
                 break

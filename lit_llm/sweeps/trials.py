@@ -64,7 +64,7 @@ class Trials:
         self.journal = self.folder / "optuna.journal"
         self._storage: BaseStorage | None = None
         self._studies: dict[str, optuna.Study] = {}
-        self._feasible: dict[str, list[tuple[Point, str]] | None] = {}
+        self._feasible_points: dict[str, list[tuple[Point, str]] | None] = {}
         """{arm: feasible points of its space, each with its first fingerprint}; None for a large space."""
         self._me: str | None = None
         self.exhausted: dict[str, str] = {}
@@ -163,7 +163,7 @@ class Trials:
         lock = self.folder / "coordinators" / f"{me}.lock"
         with locked(lock):
             self._me = me
-            with self._claiming():
+            with self._drawing_lock():
                 self._check_origins(begin_anew=rerun == "stale")
                 for arm in self.search.spaces:
                     self._begin(arm, rerun)
@@ -194,7 +194,7 @@ class Trials:
             raise InputError(Problem(message, "sweep"))
         study.set_user_attr("identity", search.identity())
         if search.trains:
-            study.set_user_attr("origin", _origin(search.ablation.arm(arm).experiment))
+            study.set_user_attr("origin", _provenance_digest(search.ablation.arm(arm).experiment))
         if not study.user_attrs.get("begun"):
             for point in search.firsts[arm]:
                 study.enqueue_trial(dict(point), skip_if_exists=True)
@@ -211,13 +211,13 @@ class Trials:
         """
         stale = []
         for arm in self.search.ablation.arms if self.search.trains else ():
-            study, now = self.study(arm.name), _origin(arm.experiment)
+            study, now = self.study(arm.name), _provenance_digest(arm.experiment)
             if study is not None and study.user_attrs.get("origin", now) != now:
                 stale.append(arm.name)
             stale += [
                 trial.name
                 for trial in self.of(arm.name)
-                if trial.origin and trial.origin != _origin(self.search.experiment(trial.arm, trial.point))
+                if trial.origin and trial.origin != _provenance_digest(self.search.experiment(trial.arm, trial.point))
             ]
         if not stale:
             return
@@ -246,7 +246,7 @@ class Trials:
 
     def next(self) -> Trial | None:
         """The next trial: one whose coordinator is gone, or a new one of the arm with fewest; None if none is left."""
-        with self._claiming():
+        with self._drawing_lock():
             trials = self.all()
             for trial in trials:
                 if not (trial.settled or self._is_leased(trial)) and (taken := self._take_over(trial)) is not None:
@@ -278,7 +278,7 @@ class Trials:
 
     def _take_over(self, trial: Trial) -> Trial | None:
         """Take over a trial whose coordinator is gone; None where it has ended, which is then recorded in Optuna."""
-        frozen = self._frozen(trial)
+        frozen = self._stored_trial(trial)
         ended = frozen.user_attrs.get(ENDED)
         if ended is not None:
             self._settle(trial, ended["state"], ended["values"])
@@ -327,7 +327,7 @@ class Trials:
             self.finish(trial, "infeasible", error=broken)
             return None
         earlier = seen.get(names[0])
-        if earlier is not None and RETRY not in self._frozen(trial).user_attrs:
+        if earlier is not None and RETRY not in self._stored_trial(trial).user_attrs:
             self.finish(trial, "repeated", error=f"the same as trial {earlier.number}")
             return None
         return self._run(trial, names)
@@ -344,18 +344,18 @@ class Trials:
 
     def _run(self, trial: Trial, names: Sequence[str]) -> Trial:
         """Lease a trial to this coordinator."""
-        self._optuna(trial).set_user_attr(RUN, {"coordinator": self._me, "fingerprints": list(names)})
+        self._optuna_trial(trial).set_user_attr(RUN, {"coordinator": self._me, "fingerprints": list(names)})
         return replace(trial, coordinator=self._me, fingerprints=tuple(names))
 
     def _untried(self, space: ArmSpace, seen: Mapping[str, Trial]) -> list[Point] | None:
         """Untried feasible points of a finite space; None for a space that is too large to be listed."""
         arm = space.arm.name
-        if arm not in self._feasible:
+        if arm not in self._feasible_points:
             points = space.every_point(COUNTABLE)
             candidates = ((point, self._judge(space, point)) for point in points or ())
             feasible = [(point, names[0]) for point, (names, _, broken) in candidates if not broken]
-            self._feasible[arm] = None if points is None else feasible
-        named_points = self._feasible[arm]
+            self._feasible_points[arm] = None if points is None else feasible
+        named_points = self._feasible_points[arm]
         return None if named_points is None else [point for point, name in named_points if name not in seen]
 
     def _fingerprints(self, experiment: Experiment) -> tuple[str, ...]:
@@ -366,8 +366,8 @@ class Trials:
 
     def report(self, trial: Trial, progress: int, value: float) -> bool:
         """Report a value to the pruner. Returns whether to prune the trial; the arm's default setting never is."""
-        optuna_trial = self._optuna(trial)
-        if progress in self._frozen(trial).intermediate_values:  # it was resumed from an earlier checkpoint
+        optuna_trial = self._optuna_trial(trial)
+        if progress in self._stored_trial(trial).intermediate_values:  # it was resumed from an earlier checkpoint
             return False
         optuna_trial.report(value, progress)
         is_default = trial.point == self.search.firsts[trial.arm][0]
@@ -389,8 +389,8 @@ class Trials:
         note: dict[str, Any] = {"state": ended, "error": error, **spent}
         note["values"] = list(values) if values is not None else None
         if self.search.trains and ended not in NOT_COUNTED:
-            note["origin"] = _origin(self.search.experiment(trial.arm, trial.point))
-        self._optuna(trial).set_user_attr(ENDED, note)
+            note["origin"] = _provenance_digest(self.search.experiment(trial.arm, trial.point))
+        self._optuna_trial(trial).set_user_attr(ENDED, note)
         self._settle(trial, ended, values)
 
     def _settle(self, trial: Trial, ended: Ended, values: Sequence[float] | None) -> None:
@@ -402,15 +402,15 @@ class Trials:
         study = self._studies[trial.arm]
         study.tell(trial.number, list(values) if values is not None else None, states.get(ended, TrialState.FAIL))
 
-    def _frozen(self, trial: Trial) -> optuna.trial.FrozenTrial:
+    def _stored_trial(self, trial: Trial) -> optuna.trial.FrozenTrial:
         return self._studies[trial.arm].get_trials(deepcopy=False)[trial.number]
 
-    def _optuna(self, trial: Trial) -> optuna.Trial:
+    def _optuna_trial(self, trial: Trial) -> optuna.Trial:
         import optuna
 
-        return optuna.Trial(self._studies[trial.arm], self._frozen(trial)._trial_id)
+        return optuna.Trial(self._studies[trial.arm], self._stored_trial(trial)._trial_id)
 
-    def _claiming(self) -> AbstractContextManager[None]:
+    def _drawing_lock(self) -> AbstractContextManager[None]:
         message = f"others have been drawing trials of {self.search.name} for {PATIENCE:g} s; try again later"
         return held(self.folder / "claims.lock", PATIENCE, Problem(message, "sweep"))
 
@@ -420,10 +420,10 @@ def _suggest(trial: optuna.Trial, dimension: Dimension) -> Value:
         return str(trial.suggest_categorical(dimension.name, [level.label for level in dimension.levels]))
     low, high = dimension.bounds
     log, step = dimension.parameter.kind.startswith("log_"), dimension.parameter.step
-    if dimension.whole:
+    if dimension.integer_valued:
         return trial.suggest_int(dimension.name, int(low), int(high), step=int(step or 1), log=log)
     return dimension.stored(trial.suggest_float(dimension.name, low, high, step=step, log=log))
 
 
-def _origin(experiment: Experiment) -> str:
+def _provenance_digest(experiment: Experiment) -> str:
     return provenance_digest(provenance(experiment))

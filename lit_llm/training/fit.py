@@ -98,7 +98,7 @@ def fit(
     )
     pruning = PruningCallback(metrics_logger, training, should_prune)
     checkpoint_writer = Checkpoints(checkpoints, training, lambda: pruning.pruned or should_stop())
-    with _quiet():
+    with _silence_lightning():
         trainer = L.Trainer(
             accelerator=accelerator_of(execution.accelerator),
             devices=1,
@@ -267,7 +267,7 @@ class PruningCallback(L.Callback):
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_lightning() -> Iterator[None]:
     """Silence Lightning's notices about intended settings: no logger, no epochs, few workers."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]

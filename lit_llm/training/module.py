@@ -109,7 +109,7 @@ class LitModel(L.LightningModule):
                 with self._dropout(number):
                     hidden_BTD = self.model.hidden(**piece.inputs)
                 nats, squares, teacher_divergence = self._losses(hidden_BTD, piece)
-                objective = nats if teacher_divergence is None else self._mixed(nats, teacher_divergence)
+                objective = nats if teacher_divergence is None else self._distillation_loss(nats, teacher_divergence)
                 # Devices average their gradients; multiplied by their number it is the sum.
                 loss = (objective + config.z_loss * squares) / counted * self.trainer.world_size
                 self.manual_backward(loss)
@@ -156,7 +156,7 @@ class LitModel(L.LightningModule):
         predictions = Teacher(teacher_BTE, teacher.unembedding, distill.temperature)
         return distilled_loss(hidden_BTD, unembedding, piece.targets, piece.weights, predictions)
 
-    def _mixed(self, nats: Tensor, divergence: Tensor) -> Tensor:
+    def _distillation_loss(self, nats: Tensor, divergence: Tensor) -> Tensor:
         """Training loss with a teacher: the weighted mean of nats and divergence."""
         distill = self._warm_start[0].distill
         assert distill is not None

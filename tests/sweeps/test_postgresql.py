@@ -196,7 +196,7 @@ def test_trials_of_other_code_are_begun_anew_in_the_database(
 ) -> None:
     path = write_sweep("database_stale", f"{TWO}\n{rates()}\nseeds: [504]\n{ALONE}", trials=2)
     with monkeypatch.context() as patch:
-        patch.setattr("lit_llm.sweeps.trials._origin", lambda _: "older")
+        patch.setattr("lit_llm.sweeps.trials._provenance_digest", lambda _: "older")
         sweep(path, store, storage=server.url())
     with pytest.raises(InputError, match="other code"):
         sweep(path, store, storage=server.url())

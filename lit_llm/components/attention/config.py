@@ -26,7 +26,7 @@ class AttentionConfig(Section):
     head_dim: int | None = Field(None, gt=0)
     """Entries per head; d_model / heads when absent."""
     qkv_norm: Items[Literal["q", "k", "v"]] = ()
-    """Those among queries, keys and values that are normalised, per head."""
+    """Normalise queries, keys or values, per head."""
     qkv_norm_scale: bool = False
     """Learn a scale of head_dim entries for each of them. The paper's norm has none."""
     output_norm: Literal["none", "head", "concat", "after_out"] = "none"

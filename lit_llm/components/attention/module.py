@@ -165,7 +165,7 @@ class Attention(Heads, LayerPart):
         window = self.config.window_sides
         return ("row", window), lambda: replace(context.mask, window=window), context.queries
 
-    def _of_row(self, part: str, x_BTD: Tensor, inputs: AttentionInputs) -> Tensor:
+    def _project_row(self, part: str, x_BTD: Tensor, inputs: AttentionInputs) -> Tensor:
         return self.heads(part, x_BTD, inputs.k_rotation if part == "k" else None)
 
 
@@ -212,7 +212,7 @@ class SelfAttention(Attention):
         return None, context.once(key, lambda: context.stack_modules["relative_bias"](buckets))
 
     def keys_values(self, x_BTD: Tensor, inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
-        k, v = self._of_row("k", x_BTD, inputs), self._of_row("v", x_BTD, inputs)
+        k, v = self._project_row("k", x_BTD, inputs), self._project_row("v", x_BTD, inputs)
         return (k, v) if inputs.cache is None else inputs.cache.add(k, v)
 
     def new_cache(self, rows: CacheRows) -> KeyValues | TwoCaches:
@@ -236,9 +236,9 @@ class CrossAttention(Attention):
         )
 
     def keys_values(self, x_BTD: Tensor, inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
-        return self._of_source(inputs.source_BSD, inputs)
+        return self._source_keys_values(inputs.source_BSD, inputs)
 
-    def _of_source(self, source_BSD: Tensor | None, inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
+    def _source_keys_values(self, source_BSD: Tensor | None, inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
         """Keys and values of a source, computed and added to the cache, or read from it."""
         if source_BSD is None:
             assert inputs.source_cache is not None
@@ -289,7 +289,7 @@ class MergedAttention(SelfAttention, CrossAttention):
 
     def keys_values(self, x_BTD: Tensor, inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
         row_kv = SelfAttention.keys_values(self, x_BTD, inputs)
-        of_source = self._of_source(inputs.source_BSD, inputs)
+        of_source = self._source_keys_values(inputs.source_BSD, inputs)
         return torch.cat([row_kv[0], of_source[0]], dim=2), torch.cat([row_kv[1], of_source[1]], dim=2)
 
     def new_cache(self, rows: CacheRows) -> TwoCaches:  # type: ignore[override]

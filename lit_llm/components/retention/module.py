@@ -59,7 +59,7 @@ class Retention(LayerPart):
         if isinstance(prefix, Tensor) or (prefix or 0) > 1:
             raise ValueError("retention is causal: a token cannot see later ones; leave its prefix causal")
         assert cache is None or documents is None
-        runs_BT = None if documents is None else context.once("runs", lambda: _runs(documents[0]))
+        runs_BT = None if documents is None else context.once("runs", lambda: _document_runs(documents[0]))
         return RetentionInputs(context.rotation("self", self.config.rope_theta, self.config.head_dim), runs_BT, cache)
 
     def forward(self, x_BTD: Tensor, inputs: RetentionInputs) -> Tensor:
@@ -170,7 +170,7 @@ def recurrent(token: Streams, state_BHKV: Tensor) -> tuple[Tensor, Tensor]:
     return q_BH1K @ state_BHKV.to(q_BH1K.dtype), state_BHKV
 
 
-def _runs(documents_BT: Tensor) -> Tensor:
+def _document_runs(documents_BT: Tensor) -> Tensor:
     """Number of changes of document up to each token: B x T."""
     changes = documents_BT[:, 1:] != documents_BT[:, :-1]
     return F.pad(changes.cumsum(1), (1, 0))
