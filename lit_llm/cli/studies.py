@@ -200,7 +200,7 @@ def run(
         lines.compared(finished)
     else:
         screen.print()
-        screen.print(compared(ablation, finished.comparison, screen.width, place))
+        screen.print(render_study(ablation, finished.comparison, screen.width, place))
         _print_registration(finished.folder, screen)
         seen = charts(store, tracking, finished.mirrored)
         page = finished.folder / "report.html"
@@ -314,12 +314,12 @@ def report(
         print(json.dumps({"study": ablation.study.study, **comparison.as_json(), **more}, indent=1))
         return
     from lit_llm.report.pages.study import write_report
-    from lit_llm.report.summary import compared
+    from lit_llm.report.summary import render_study
     from lit_llm.studies.plan import PLAN, plan, with_earlier_findings
     from lit_llm.studies.run import attach_files
 
     screen, folder = console(), place.study(ablation.study.study)
-    screen.print(compared(ablation, comparison, screen.width, place))
+    screen.print(render_study(ablation, comparison, screen.width, place))
     _print_registration(folder, screen)
     for line in (*problems, discoveries_line(studies_of(place).discoveries)):
         if line:

@@ -15,7 +15,7 @@ ResultsOf = Callable[[Sequence[int]], Sequence[RunResult]]
 """Reads the results of every arm with the given seeds from the store."""
 
 
-def interims_of(ablation: Ablation, registration: Registration | None, results_of: ResultsOf) -> Looks | None:
+def interims_of(ablation: Ablation, registration: Registration | None, results_of: ResultsOf) -> InterimAnalyses | None:
     """The interim analyses of a study; None where its number of seeds is fixed.
 
     A change of `seeds` or `more_seeds` counts even before it is logged: all looks up to now are past.
@@ -60,8 +60,8 @@ def seeds_analysed_in_force(ablation: Ablation, registration: Registration | Non
         return seeds_analysed_fixed(registration)
     # With the metric and procedure of that analysis: another margin may decide an arm earlier or later.
     procedure = procedure_of(ablation, plan)
-    interims = Looks(all_seeds(plan), rounds, comparisons_of(ablation, procedure.correction != "none"))
-    statuses = in_rounds(
+    interims = InterimAnalyses(all_seeds(plan), rounds, comparisons_of(ablation, procedure.correction != "none"))
+    statuses = interim_statuses(
         results_of(interims.seeds), plan.get("metric", ablation.study.compare.metric), interims, procedure
     )
     return max((status.seeds for status in statuses.values()), default=0)
@@ -85,23 +85,25 @@ def _rounds(plan: Mapping[str, Any], past: tuple[PastInterims, ...], lost: float
     return Rounds(len(plan["seeds"]), more["max"], more["step"], past, lost) if more else None
 
 
-def _past(seen: Sequence[tuple[Mapping[str, Any], int]], seeds: Sequence[int]) -> tuple[tuple[PastLooks, ...], float]:
+def _past(
+    seen: Sequence[tuple[Mapping[str, Any], int]], seeds: Sequence[int]
+) -> tuple[tuple[PastInterims, ...], float]:
     """Looks under earlier analyses, and the share of the level spent on seeds that are no longer used."""
-    past, lost = tuple[PastLooks, ...](), 0.0
+    past, lost = tuple[PastInterims, ...](), 0.0
     for plan, analysed in seen:
         if not analysed:
             continue
         rounds = _rounds(plan, past, lost)
         before = past[-1].sizes[-1] if past else 0
         if rounds is None:  # one look at all seeds, at the whole level
-            now = PastLooks((analysed,), analysed) if analysed > before else None
+            now = PastInterims((analysed,), analysed) if analysed > before else None
         else:
             sizes = tuple(size for size in rounds.sizes if before < size <= analysed)
-            now = PastLooks(sizes, rounds.most) if sizes else None
+            now = PastInterims(sizes, rounds.most) if sizes else None
         if now is None:
             continue
         past = (*past, now)
         if list(all_seeds(plan)[:analysed]) != list(seeds[:analysed]):
             spent = Rounds(2, max(now.most, analysed), 1, past, lost)
-            past, lost = (), max(spent.shares[spent.sizes.index(size)] for size in spent.looked)
+            past, lost = (), max(spent.shares[spent.sizes.index(size)] for size in spent.past_sizes)
     return past, lost

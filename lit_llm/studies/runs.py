@@ -200,7 +200,7 @@ def runs_of(ablation: Ablation, store: Store) -> list[Run]:
     while grown and interims is not None:
         for run in (run for arm_runs in runs.values() for run in arm_runs if run.name not in results):
             results[run.name] = replace(run.result(), read_units=cache(run.units))  # each round reads them
-        statuses = in_rounds([*results.values()], study.compare.metric, interims, procedure_of(ablation))
+        statuses = interim_statuses([*results.values()], study.compare.metric, interims, procedure_of(ablation))
         grown = False
         for arm in ablation.arms:
             arm_runs = runs[arm.name]
@@ -210,7 +210,7 @@ def runs_of(ablation: Ablation, store: Store) -> list[Run]:
     return [run for arm_runs in runs.values() for run in arm_runs]
 
 
-def interims_in(store: Store, ablation: Ablation) -> Looks | None:
+def interims_in(store: Store, ablation: Ablation) -> InterimAnalyses | None:
     """The interim analyses of a study, past ones from this store; None where its number of seeds is fixed."""
     return interims_of(ablation, registration_of(store.study(ablation.study.study)), _results_of(store, ablation))
 
@@ -358,7 +358,7 @@ def comparison_of(ablation: Ablation, runs: Sequence[Run]) -> Comparison:
     )
 
 
-def _design(ablation: Ablation, interims: Looks | None) -> Design:
+def _design(ablation: Ablation, interims: InterimAnalyses | None) -> Design:
     return Design(layouts(ablation), factor_layouts(ablation), lr_factors(ablation), interims)
 
 

@@ -88,7 +88,7 @@ class Coordinator:
 
         def poll() -> None:
             self.observer.poll()
-            tell_news(follower, self.observer)
+            report_news(follower, self.observer)
             if time.monotonic() - self._refreshed > _REFRESH_SECONDS:
                 self._report_ended()
 

@@ -107,7 +107,7 @@ def run_sweep(
         coordinator = Coordinator(search, store, trials, observer, supervision)
 
         def records() -> list[RunRecord]:
-            check_there(store)  # MLflow would create a new database in its place
+            check_exists(store)  # MLflow would create a new database in its place
             return [record for trial in coordinator.seen for record in coordinator.records(trial)]
 
         follower = SyncThread(sync, records)
@@ -126,7 +126,7 @@ def run_sweep(
             observer.finished()
             seen = coordinator.refresh()
             summaries = tuple(summary(search, arm, seen) for arm in search.spaces)
-            mirrored = close(
+            mirrored = close_sync(
                 follower, "interrupted" if interrupted else "done", (), _metrics(search, summaries), observer
             )
     for reason in trials.exhausted.values():

@@ -133,8 +133,8 @@ def open_sweep(source: str, overrides: Sequence[str], store: Store) -> Search:
         study = validate(Study, _study_part(sweep.sweep, sweep.question, document))
         ablation = ablation_of(study, content)
     except (InputError, LookupError, TypeError, ValueError) as error:
-        raise unreadable(file, error) from None
-    return _build_search(sweep, document, _with_primary_metric(sweep, overridden(ablation, overrides)), overrides)
+        raise unreadable_error(file, error) from None
+    return _build_search(sweep, document, _with_primary_metric(sweep, with_overrides(ablation, overrides)), overrides)
 
 
 def content_of_search(search: Search) -> dict[str, Any]:
@@ -191,7 +191,7 @@ def load_sweep(source: str | Path, overrides: Sequence[str] = ()) -> Search:
     ablation = None
     with collect_errors(problems):
         part = _study_part(sweep.sweep, sweep.question, document)
-        ablation = _with_primary_metric(sweep, understood(validate(Study, part), part, path, overrides))
+        ablation = _with_primary_metric(sweep, build_ablation(validate(Study, part), part, path, overrides))
     return _build_search(sweep, document, ablation, overrides, problems)
 
 

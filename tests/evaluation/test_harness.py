@@ -455,8 +455,8 @@ def test_a_model_with_more_ids_than_its_tokenizer_writes_text(kind, tokenizer, f
         model.embedding.weight[ids.vocabulary :] *= 20
     harness = harness_model(model, ids, max_length=64)
     (answer,) = harness.generate_until([asking("generate_until", "Say", {"until": [], "max_gen_toks": 12})])
-    assert [answer] == trained_model.written(model, ids, ["Say"], 12, Sampling())
-    assert any(trained_model.written(model, ids, ["Say"] * 4, 12, Sampling(temperature=1.0)))
+    assert [answer] == trained_model.complete_texts(model, ids, ["Say"], 12, Sampling())
+    assert any(trained_model.complete_texts(model, ids, ["Say"] * 4, 12, Sampling(temperature=1.0)))
     beyond = list(range(ids.vocabulary - 3, 2 * ids.vocabulary))
     assert ids.decode(beyond) == ids.decode(beyond[:3])
 

@@ -267,7 +267,7 @@ def test_the_looks_of_before_are_those_by_the_margin_of_before(write_study: Stud
     finish(before, place, until(4))
     wide = f"{ARMS}more_seeds: {{max: 8}}\ncompare: {{margin: 9}}"
     last = frozen(load_study(write_study("grown", wide, seeds=[0, 1, 2])), place).changes[-1]
-    assert (last.looked, last.finished) == (4, 8)
+    assert (last.analysed, last.finished) == (4, 8)
 
 
 def test_rounds_after_a_look_at_a_fixed_number_of_seeds_know_of_it(write_study: Study, place: Store) -> None:

@@ -30,7 +30,7 @@ def gates(study: FigureData) -> Iterator[Drawn]:
             )
             panel_trends.append(trends)
     figure = line_figure(f"{gate.metric}: multipliers over {gate.baseline}", panels, height=2.4)
-    look = looks(groups)
+    look = line_styles(groups)
     for axes, trends in zip(figure.axes, panel_trends, strict=True):
         axes.axhline(gate.at_least, color=GREY, linewidth=0.8, linestyle=":", zorder=0.9)
         for trend in trends:

@@ -58,8 +58,8 @@ class FigureData:
         return printed_study(self.ablation, self.comparison).names
 
     @cached_property
-    def _styles(self) -> dict[str, Look]:
-        return looks_of(self.ablation)
+    def _styles(self) -> dict[str, LineStyle]:
+        return arm_styles(self.ablation)
 
     def series(self, name: str) -> str:
         """Printed name and style of an arm, or of a group of arms, which has the style of its first arm."""

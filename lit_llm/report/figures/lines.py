@@ -96,7 +96,7 @@ def line_figure(title: str, contents: Sequence[Panel], height: float = 2.1, shar
     shared: whether panels with the same label of the y axis have the same range.
     """
     names = list(dict.fromkeys(name for panel in contents for name in (*panel.lines, *(panel.points or ()))))
-    look = looks(names)
+    look = line_styles(names)
     entries = names if len(names) > 1 else []
     figure, every = panels(title, len(contents), height, named=entries)
     handles: dict[str, Any] = {}
@@ -117,7 +117,7 @@ def _share_ranges(every: Sequence[Axes], labels: Sequence[str]) -> None:
             axes.set_ylim(low, high)
 
 
-def _draw(axes: Axes, panel: Panel, look: Mapping[str, Look]) -> dict[str, Any]:
+def _draw(axes: Axes, panel: Panel, look: Mapping[str, LineStyle]) -> dict[str, Any]:
     """Draw a panel. Returns {name: handle} for the legend."""
     handles: dict[str, Any] = {}
     for name, lines in panel.lines.items():

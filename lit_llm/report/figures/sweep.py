@@ -75,7 +75,7 @@ def tuning_figure(search: Search, trials: Trials) -> Figure | None:
         return None
     winners = open_study(name, store=trials.store)
     rows = {row.arm: row for row in comparison_of(winners, runs_of(winners, trials.store)).rows}
-    read_corpora_again(search.ablation.identities)  # reading the other study has replaced those of the search
+    reset_identities(search.ablation.identities)  # reading the other study has replaced those of the search
     arms = {}
     for arm in search.spaces:
         # Where no trial beat an arm's default setting, the default is its best.

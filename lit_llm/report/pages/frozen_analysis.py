@@ -24,7 +24,7 @@ def summary(registration: Registration | None) -> str:
         keys = ", ".join(dict.fromkeys(key for change in late or registration.changes for key in change.changes))
         after = f"after {text.several(max(c.finished for c in late), 'result')}" if late else "before any result"
         clauses.append(f"CHANGED {after}: {keys}" if late else f"changed {after}: {keys}")
-    clauses.append(f"{text.several(len(registration.looks), 'look')} at the comparison")
+    clauses.append(f"{text.several(len(registration.interims), 'look')} at the comparison")
     clauses += registration.problems
     return "; ".join(clauses)
 
@@ -39,9 +39,9 @@ def _details(registration: Registration) -> Iterator[str]:
     for change in registration.changes:
         when = f"after {text.several(change.finished, 'result')}" if change.finished else "before any result"
         yield f"changed on {text.utc(change.time)}, {when}: {'; '.join(_changes(change))}."
-    if registration.looks:
-        counts = ", ".join(str(look.finished) for look in registration.looks)
-        yield f"{text.several(len(registration.looks), 'look')} at the comparison, after {counts} finished runs."
+    if registration.interims:
+        counts = ", ".join(str(look.finished) for look in registration.interims)
+        yield f"{text.several(len(registration.interims), 'look')} at the comparison, after {counts} finished runs."
     yield from (f"{problem}." for problem in registration.problems)
 
 

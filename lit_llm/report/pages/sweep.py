@@ -82,7 +82,11 @@ def _answer(search: Search, summaries: Sequence[Summary]) -> Iterator[str]:
     clauses = []
     for each, best in finished:
         assert best.values is not None
-        default = f" ({text.value(each.own.values[0])} at its own setting)" if each.own and each.own.values else ""
+        default = (
+            f" ({text.value(each.default.values[0])} at its own setting)"
+            if each.default and each.default.values
+            else ""
+        )
         clauses.append(f"{each.arm} {text.value(best.values[0])} with {setting(best.point, names)}{default}")
     yield f"Best {goal}: {'; '.join(clauses)}."
     yield (

@@ -202,7 +202,7 @@ def differences_table(plan: Plan) -> Table:
         arm, baseline = planned.arm, plan.ablation.arm(planned.arm.baseline)
         against = f"\nagainst {baseline.name}" if several and arm is not baseline else ""
         # Keys that matching has changed are in the findings.
-        elsewhere = {*arm.derived, *baseline.derived} | (arm.declared if in_letters else set())
+        elsewhere = {*arm.matched_keys, *baseline.matched_keys} | (arm.intervened_keys if in_letters else set())
         differs = _difference(planned, elsewhere)
         if not in_letters or differs != "nothing":
             rows.append([f"{arm.name}{against}", differs])

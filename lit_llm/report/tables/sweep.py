@@ -91,7 +91,7 @@ def sweep_tables(search: Search, summaries: Sequence[Summary]) -> list[Table]:
             text.count(summary.tokens) if search.trains else "–",
             text.short(summary.flops) if search.trains else "–",
             _value(summary.best),
-            _value(summary.own),
+            _value(summary.default),
             str(summary.best.number) if summary.best else "–",
         ]
         for summary in summaries
@@ -193,7 +193,7 @@ def sweep_json(search: Search, summaries: Sequence[Summary]) -> dict[str, Any]:
             "states": dict(summary.states),
             "tokens": summary.tokens,
             "flops": summary.flops,
-            "own": as_json(summary.own),
+            "own": as_json(summary.default),
             "best": as_json(summary.best),
             "front": [as_json(trial) for trial in summary.front],
         }
