@@ -109,8 +109,10 @@ def _norms(names: Mapping[str, str]) -> Names:
 
 
 def _projections(theirs: str, ours: str) -> Names:
-    own: Names = {f"{theirs}.{part}_proj.weight": (f"{ours}.{part}.weight",) for part in "qkv"}
-    return {**own, f"{theirs}.o_proj.weight": (f"{ours}.out.weight",)}
+    return {
+        **{f"{theirs}.{part}_proj.weight": (f"{ours}.{part}.weight",) for part in "qkv"},
+        f"{theirs}.o_proj.weight": (f"{ours}.out.weight",),
+    }
 
 
 def _self_attention() -> Names:

@@ -26,23 +26,24 @@ class Tensors:
         problems: list[Problem] = []
         for file in dict.fromkeys(self.where.values()) if self.where else [folder / "model.safetensors"]:
             with _opened(file) as opened:
-                there = set(opened.keys())
-                listed = {name for name, at in self.where.items() if at == file} or there
-                if missing := sorted(listed - there):
+                stored = set(opened.keys())
+                listed = {name for name, at in self.where.items() if at == file} or stored
+                if missing := sorted(listed - stored):
                     problems.append(Problem(f"the index says {some(missing)}, which the file does not have", str(file)))
-                for name in sorted(listed & there):
+                for name in sorted(listed & stored):
                     part = opened.get_slice(name)
                     self.where[name], self.shapes[name] = file, tuple(part.get_shape())
                     if (kind := part.get_dtype()) not in FLOATS:
-                        known = "; only float64, float32, float16 and bfloat16: a quantised model has to be dequantised"
-                        problems.append(Problem(f"holds {kind}{known}", name))
+                        allowed = "float64, float32, float16 and bfloat16"
+                        message = f"holds {kind}; only {allowed}: a quantised model has to be dequantised"
+                        problems.append(Problem(message, name))
         if problems:
             raise InputError(*problems)
 
     def read(self, name: str) -> Tensor:
         with _opened(self.where[name]) as opened:
-            found: Tensor = opened.get_tensor(name)
-            return found
+            tensor: Tensor = opened.get_tensor(name)
+            return tensor
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -100,13 +101,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def compare(
-    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], whose: str
+    expected: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]], whose: str
 ) -> Iterator[Problem]:
-    """What is missing, what is too much, and what has another shape."""
-    for name in sorted(expected.keys() - found.keys()):
+    """Tensors that are missing, too many, or of another shape."""
+    for name in sorted(expected.keys() - stored.keys()):
         yield Problem(f"is missing: {whose} has it, of shape {list(expected[name])}", name)
-    for name in sorted(found.keys() - expected.keys()):
+    for name in sorted(stored.keys() - expected.keys()):
         yield Problem(f"is not known: {whose} has no such tensor", name)
-    for name in sorted(expected.keys() & found.keys()):
-        if expected[name] != found[name]:
-            yield Problem(f"has the shape {list(found[name])}; {whose} has {list(expected[name])}", name)
+    for name in sorted(expected.keys() & stored.keys()):
+        if expected[name] != stored[name]:
+            yield Problem(f"has the shape {list(stored[name])}; {whose} has {list(expected[name])}", name)
