@@ -5,8 +5,9 @@
 >>> config, state = open_checkpoint(Path("imported/gemma-2-2b"))
 >>> export_checkpoint(config, state, Path("exported"))
 
-`from_config.py` reads a config.json, `to_config.py` writes one, `tensor_names.py` says which tensors are which; each
-has one plain function per architecture, and `architectures.py` lists them. Nothing here needs transformers.
+`source_config.py` has transformers' own classes read a config.json and refuses what we do not have. `from_config.py`
+makes a model section of the result, `to_config.py` writes a config.json, `tensor_names.py` says which tensors are
+which; each has one plain function per architecture, and `architectures.py` lists them.
 """
 
 from lit_llm.huggingface.checkpoint import import_checkpoint, is_checkpoint, open_checkpoint, open_model

@@ -1,4 +1,4 @@
-"""Directories of ours, and checkpoints of transformers as such.
+"""Checkpoints of transformers as directories of ours:
 
     model.yaml           the model section, and where there is a tokenizer, which of its tokens end and begin a text:
                          an experiment or a study may `extends` it
@@ -17,6 +17,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +27,7 @@ from lit_llm.config.section import validate
 from lit_llm.config.tree import ConfigNode, read_file, to_yaml, tree
 from lit_llm.data import tokenizer_file
 from lit_llm.data.config import FileTokenizer, identity_of
-from lit_llm.huggingface.architectures import ARCHITECTURES, BUFFERS, Architecture, ModelFile, checked
-from lit_llm.huggingface.source_config import Asked
+from lit_llm.huggingface.architectures import ARCHITECTURES, BUFFERS, Architecture, ModelFile, read_values
 from lit_llm.huggingface.tensors import Tensors, compare, read_json
 from lit_llm.models.config import ModelConfig
 from lit_llm.models.resolve import ResolvedModel, resolve_model
@@ -81,26 +81,22 @@ def import_checkpoint(folder: Path, out: Path) -> ModelConfig:
 def read_config(path: Path) -> tuple[Architecture, ModelConfig]:
     """The architecture and the model of a config.json. Raises InputError."""
     values = read_json(path)
+    try:
+        architecture = _architecture_of(values)
+        return architecture, read_values(architecture, values)
+    except InputError as error:
+        location = SourceLocation(str(path))
+        raise InputError(*(replace(problem, location=location) for problem in error.problems)) from None
+
+
+def _architecture_of(values: Mapping[str, Any]) -> Architecture:
     name, models = str(values.get("model_type")), values.get("architectures") or []
     if name not in ARCHITECTURES:
-        message = f"{name!r} cannot be imported{did_you_mean(name, ARCHITECTURES)}"
-        raise InputError(Problem(message, "model_type", SourceLocation(str(path))))
-    architecture = ARCHITECTURES[name]
-    if not isinstance(models, list) or (models and architecture.model not in models):
-        message = f"{models!r} cannot be imported; of {name} only {architecture.model}"
-        raise InputError(Problem(message, "architectures", SourceLocation(str(path))))
-    problems: list[Problem] = []
-    asked = Asked(values, architecture.defaults, problems, known=architecture.known)
-    section = architecture.section(asked)
-    asked.finish()
-    if problems:
-        raise InputError(*(Problem(found.message, found.key, SourceLocation(str(path))) for found in problems))
-    try:
-        return architecture, checked(section)
-    except InputError as error:
-        raise InputError(
-            *(Problem(found.message, found.key, SourceLocation(str(path))) for found in error.problems)
-        ) from None
+        raise InputError(Problem(f"{name!r} cannot be imported{did_you_mean(name, ARCHITECTURES)}", "model_type"))
+    model = ARCHITECTURES[name].model
+    if not isinstance(models, list) or (models and model not in models):
+        raise InputError(Problem(f"{models!r} cannot be imported; of {name} only {model}", "architectures"))
+    return ARCHITECTURES[name]
 
 
 def _state(tensors: Tensors, architecture: Architecture, model: ResolvedModel) -> dict[str, Tensor]:
@@ -108,16 +104,15 @@ def _state(tensors: Tensors, architecture: Architecture, model: ResolvedModel) -
     import torch
 
     shapes, names = shapes_of(model), architecture.names(model)
-    twice = [name for name in architecture.tied if name not in names and name in tensors.shapes]
-    ignored = tuple(architecture.left_out)
-    found = {
+    tied = [name for name in architecture.tied if name not in names and name in tensors.shapes]
+    ignored_tensors = architecture.ignored_tensors
+    parameters = {
         name: shape
         for name, shape in tensors.shapes.items()
-        if name not in twice and not name.endswith(BUFFERS) and not (ignored and name.startswith(ignored))
+        if name not in tied and not name.endswith(BUFFERS) and not name.startswith(ignored_tensors)
     }
     expected = {theirs: _stacked([shapes[name] for name in ours]) for theirs, ours in names.items()}
-    problems = [*compare(expected, found, architecture.model)]
-    if problems:
+    if problems := [*compare(expected, parameters, architecture.model)]:
         raise InputError(*problems)
     state: dict[str, Tensor] = {}
     for theirs, ours in names.items():
@@ -126,7 +121,7 @@ def _state(tensors: Tensors, architecture: Architecture, model: ResolvedModel) -
             tensor = 1.0 + tensor.double()
         parts = tensor.split([shapes[name][0] for name in ours])
         state |= {name: part.contiguous() for name, part in zip(ours, parts, strict=True)}
-    for name in twice:
+    for name in tied:
         if not torch.equal(tensors.read(name), state["embedding.weight"]):
             message = "differs from the embedding, though the config.json has tie_word_embeddings: true"
             raise InputError(Problem(message, name))
@@ -153,8 +148,8 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def digest_of_checkpoint(folder: Path) -> str:
-    """Of what `open_checkpoint` makes of it: the resolved model, the weights and the tokenizer. Comments and paths are
-    not in it. Raises OSError where the weights are missing, InputError where the rest cannot be read."""
+    """Digest of what `open_checkpoint` reads: the resolved model, the weights and the tokenizer, without comments and
+    paths. Raises OSError where the weights are missing, InputError where the rest cannot be read."""
     model = resolve_model(_model_of(read_file(folder / MODEL)))
     return fingerprint(
         {
@@ -166,7 +161,7 @@ def digest_of_checkpoint(folder: Path) -> str:
 
 
 def digest_of_tokenizer(folder: Path) -> str | None:
-    """Of the tokenizer that model.yaml names, its file the one in the folder: `fingerprint(identity_of(...))`. None
+    """Digest of the tokenizer that model.yaml names, with the file in the folder: `fingerprint(identity_of(...))`. None
     where it names none. Raises InputError where it cannot be read."""
     named = _tokenizer_of(read_file(folder / MODEL))
     if named is None:
@@ -216,7 +211,7 @@ def open_model(folder: Path) -> tuple[LanguageModel, FromFile, int]:
 
 
 def read_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor], tokenizer_file.Layout | None]:
-    """As it is on disk: rows in the order of the tokenizer's file. Raises InputError."""
+    """Read a directory as it is on disk: rows in the order of the tokenizer's file. Raises InputError."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -229,8 +224,8 @@ def read_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor], tokenizer
         state = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise InputError(Problem(f"is no readable safetensors file: {error}", str(folder / WEIGHTS))) from None
-    found = {name: tuple(value.shape) for name, value in state.items()}
-    if problems := [*compare(shapes_of(resolve_model(model)), found, str(folder / MODEL))]:
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    if problems := [*compare(shapes_of(resolve_model(model)), shapes, str(folder / MODEL))]:
         raise InputError(*problems)
     ends = _tokenizer_of(file)
     if ends is None:
@@ -243,8 +238,8 @@ def _model_of(file: ConfigNode) -> ModelConfig:
 
 
 def _tokenizer_of(file: ConfigNode) -> dict[str, Any] | None:
-    found = file.find(["pretrain", "data", "tokenizer"])
-    plain = None if found is None else found.plain()
+    node = file.find(["pretrain", "data", "tokenizer"])
+    plain = None if node is None else node.plain()
     return plain if isinstance(plain, dict) and plain.get("kind") == "file" else None
 
 
@@ -281,8 +276,8 @@ def write_folder(
 def written(model: ModelConfig) -> dict[str, Any]:
     """A model section with the keys that are set, and with what the shipped presets set: to stand on any of them."""
     plain = model.model_dump(mode="json", exclude_defaults=True)
-    said = {"qkv_norm": list(model.attention.qkv_norm), "output_norm": model.attention.output_norm}
-    plain["attention"] |= said
+    attention = model.attention
+    plain["attention"] |= {"qkv_norm": list(attention.qkv_norm), "output_norm": attention.output_norm}
     plain["norm"] = {"function": model.norm.function, "scale": model.norm.scale, **plain.get("norm", {})}
     plain["feed_forward"] = {"activation": model.feed_forward.activation, **plain["feed_forward"]}
     for side in ("encoder", "decoder"):

@@ -23,7 +23,7 @@ from lit_llm.huggingface.checkpoint import (
     write_folder,
 )
 from lit_llm.huggingface.tensors import read_json
-from lit_llm.huggingface.to_config import Ids
+from lit_llm.huggingface.to_config import SpecialTokens
 from lit_llm.models.config import ModelConfig
 from lit_llm.models.resolve import ResolvedModel, resolve_model
 from lit_llm.objectives.config import BOS, EOD
@@ -95,18 +95,19 @@ def _export(
     """state: rows in the order of the tokenizer's file."""
     refuse_full(out)
     model = resolve_model(config)
-    architecture, values, differs = nearest(model, Ids(layout.end, layout.begin) if layout else Ids(EOD, BOS))
+    tokens = SpecialTokens(layout.end, layout.begin) if layout else SpecialTokens(EOD, BOS)
+    architecture, values, differences = nearest(model, tokens)
     values = {"model_type": architecture.model_type, "architectures": [architecture.model], **values}
-    if source is not None and not differs and (same := _same(source, model)):
-        values = same
+    if source is not None and not differences and (source_values := _values_if_same(source, model)):
+        values = source_values
     with new_folder(out) as work:
         if tokenizer is not None:
             shutil.copyfile(tokenizer, work / TOKENIZER)
-        if differs:
+        if differences:
             read_by = None if tokenizer is None or layout is None else ends_of(tokenizer, layout)
             place = None if read_by is None else {"path": TOKENIZER, **read_by}
             write_folder(work, config, state, place, "Exported by lit-llm")
-            return f"model.yaml and weights.safetensors, not for transformers: {_outside(architecture, differs)}"
+            return f"model.yaml and weights.safetensors, not for transformers: {_outside(architecture, differences)}"
         _write(work, architecture, model, values, state)
         if tokenizer is not None and layout is not None:
             _describe(work, tokenizer, layout, values.get("pad_token_id"))
@@ -114,17 +115,17 @@ def _export(
     return f"{architecture.model} for transformers' from_pretrained{images}"
 
 
-def _same(source: Path, model: ResolvedModel) -> dict[str, Any] | None:
-    """A config.json, if it is this model's."""
+def _values_if_same(source: Path, model: ResolvedModel) -> dict[str, Any] | None:
+    """Values of a config.json, if it describes this model."""
     try:
-        _, there = read_config(source)
+        _, described = read_config(source)
     except InputError:
         return None
-    return dict(json.loads(source.read_text(encoding="utf-8"))) if resolve_model(there) == model else None
+    return dict(json.loads(source.read_text(encoding="utf-8"))) if resolve_model(described) == model else None
 
 
-def _outside(architecture: Architecture, differs: Mapping[str, str]) -> str:
-    listed = [f"{key} {difference}" for key, difference in differs.items()]
+def _outside(architecture: Architecture, differences: Mapping[str, str]) -> str:
+    listed = [f"{key} {difference}" for key, difference in differences.items()]
     return f"the nearest it knows is {architecture.model}, and {some(listed)}"
 
 
@@ -153,7 +154,8 @@ def _write(
 
 
 def _describe(folder: Path, tokenizer: Path, layout: tokenizer_file.Layout, pad: Any) -> None:
-    """Write what AutoTokenizer has to know: without it the model_type decides the class, which may want other tokens.
+    """Write the tokenizer_config.json. Without it the model_type decides AutoTokenizer's class, which may want other
+    tokens.
 
     pad: the config.json's id for it. A token that the file does not have is left out.
     """
@@ -165,7 +167,7 @@ def _describe(folder: Path, tokenizer: Path, layout: tokenizer_file.Layout, pad:
 
 
 def _end_of_image(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
-    """What the token that ends an image reads as, such that it is a token like all others."""
+    """Input of the token that ends an image: its row of the table, scaled, so that it is a token like all others."""
     import torch
 
     table_VD = tensors["model.encoder.embed_tokens.weight"]

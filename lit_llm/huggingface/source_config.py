@@ -1,86 +1,185 @@
-"""A config.json as something to be asked: what is never asked for has to be harmless."""
+"""A config.json as transformers' own class reads it, and what of it lit-llm cannot represent.
+
+The classes fill in defaults and `layer_types`, read the keys of older files and write ropes as `rope_parameters`. They
+are called by themselves: `from_pretrained` and code of the folder are not.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import copy
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
-from lit_llm.config.problems import Problem
+from lit_llm.config.problems import InputError, Problem
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+LOCAL, GLOBAL = "sliding_attention", "full_attention"
+"""transformers' names of layers with a window and without."""
+ACTIVATIONS = {
+    "silu": "swiglu",
+    "swish": "swiglu",
+    "gelu": "geglu",
+    "gelu_pytorch_tanh": "geglu_tanh",
+    "relu": "reglu",
+    "sigmoid": "glu",
+}
+"""transformers' name of the gate's activation: our name of the feed-forward network."""
 HARMLESS = {
     # What the file is, and how it is loaded and trained.
     "architectures", "model_type", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "use_cache",
-    "cache_implementation", "initializer_range", "initializer_cutoff_factor", "attention_dropout", "dropout_rate",
-    "embedding_dropout", "mlp_dropout", "classifier_dropout", "classifier_dropout_rate", "gradient_checkpointing",
-    "reference_compile", "deterministic_flash_attn", "chunk_size_feed_forward", "pretraining_tp",
+    "cache_implementation", "_attn_implementation_autoset", "_attn_implementation_internal", "initializer_range",
+    "initializer_cutoff_factor", "attention_dropout", "dropout_rate", "embedding_dropout", "mlp_dropout",
+    "classifier_dropout", "classifier_dropout_rate", "gradient_checkpointing", "reference_compile",
+    "deterministic_flash_attn", "chunk_size_feed_forward", "pretraining_tp",
     # Longest text of the training: RoPE has no table that ends.
     "max_position_embeddings", "original_max_position_embeddings",
     # Ids of tokens, and what is done with outputs.
     "pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "mask_token_id",
-    "decoder_start_token_id", "is_decoder", "is_encoder_decoder", "output_attentions", "output_hidden_states",
+    "decoder_start_token_id", "is_decoder", "is_encoder_decoder", "_output_attentions", "output_hidden_states",
     "return_dict", "id2label", "label2id", "problem_type", "classifier_pooling", "sparse_prediction",
     "sparse_pred_ignore_index", "repad_logits_with_grad",
 }  # fmt: skip
 """Keys that do not change what a network computes of a text."""
+SWITCHES = {"tie_word_embeddings", "decoder_bias"}
+NUMBERS = {
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "head_dim", "rms_norm_eps", "norm_eps", "sliding_window", "local_attention", "query_pre_attn_scalar",
+    "attn_logit_softcapping", "final_logit_softcapping", "rope_theta", "factor",
+}  # fmt: skip
+OPTIONAL_NUMBERS = {"sliding_window", "attn_logit_softcapping", "final_logit_softcapping"}
+CHOICES = {
+    "hidden_act": tuple(ACTIVATIONS),
+    "hidden_activation": tuple(ACTIVATIONS),
+    "rope_type": ("default", "linear"),
+}
+"""Keys that `from_config.py` reads. Numbers are above 0, or null where optional; choices are those of lit-llm."""
+OLDER_NAMES = {"hidden_act": "hidden_activation"}
+"""Keys of older files beside today's: transformers ignores them, and they have to agree."""
 
 
-class Asked:
-    """The values of a config.json; `defaults` are those of transformers' class, for keys that are left out.
+def build_config(model_type: str, values: Mapping[str, Any], ignored: Collection[str]) -> PreTrainedConfig:
+    """transformers' config object of a config.json, with the attributes of its class alone.
 
-    Collects in `problems` what is asked for and not to be had.
+    Args:
+        model_type: Name of the architecture.
+        values: Content of the config.json.
+        ignored: Keys of this architecture that change nothing, beside `HARMLESS`.
+
+    Raises:
+        InputError: The class refuses the values, or lit-llm cannot represent them. The message names every key.
     """
+    require_transformers()
+    from transformers import CONFIG_MAPPING
 
-    def __init__(
-        self, values: Any, defaults: Mapping[str, Any], problems: list[Problem], at: str = "", known: str = ""
-    ) -> None:
-        """at: the path of these values in the file; known: more keys, in one string, that are harmless here."""
-        self.values: dict[str, Any] = values if isinstance(values, dict) else {}
-        self.defaults, self.problems, self.at = defaults, problems, at
-        self._seen = HARMLESS | set(known.split())
-        if not isinstance(values, dict):
-            self.refuse("", "should be a mapping")
+    ignored, problems = HARMLESS.union(ignored), list[Problem]()
+    config = _build(CONFIG_MAPPING[model_type], copy.deepcopy(dict(values)), ignored, "", problems)
+    problems += [*_unsupported_keys(vars(config), vars(type(config)()), ignored, ""), *_unsupported_together(config)]
+    if problems:
+        raise InputError(*problems)
+    return config
 
-    def refuse(self, key: str, message: str) -> None:
-        """Note a problem of a key."""
-        self.problems.append(Problem(message, ".".join(filter(None, (self.at, key)))))
 
-    def get(self, key: str, *kinds: type) -> Any:
-        """The value of a key, or its default where it is left out; what is of none of these types is refused."""
-        self._seen.add(key)
-        value = self.values.get(key, self.defaults.get(key))
-        fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
-        if value is not None and kinds and not fits:
-            self.refuse(key, f"{value!r} cannot be read here")
-            return self.defaults.get(key)
-        return value
+def require_transformers() -> None:
+    """Raise InputError where transformers is not installed."""
+    try:
+        import transformers  # noqa: F401
+    except ImportError:
+        raise InputError("import and export need the `transformers` library: pip install 'lit-llm[hf]'") from None
 
-    def size(self, key: str) -> int:
-        """A number of things, at least one."""
-        value = self.get(key, int)
-        if value is None or value < 1:
-            self.refuse(key, "is missing" if value is None else f"{value} is too few; at least 1")
-            return 1
-        return int(value)
 
-    def number(self, key: str) -> float | None:
-        """A positive number, or nothing."""
-        value = self.get(key, int, float)
-        if value is not None and value <= 0:
-            self.refuse(key, f"{value} should be above 0")
-            return None
-        return None if value is None else float(value)
+def stacks_of(config: PreTrainedConfig) -> dict[str, PreTrainedConfig]:
+    """{path: config} of the stacks of layers: the config itself, or the encoder's and the decoder's."""
+    if not hasattr(config, "decoder"):
+        return {"": config}
+    text = getattr(config.encoder, "text_config", None)
+    encoder = {"encoder.": config.encoder} if text is None else {"encoder.text_config.": text}
+    return {**encoder, "decoder.": config.decoder}
 
-    def must(self, key: str, *allowed: Any) -> None:
-        """Refuse a key whose value is another one; left out, it is fine."""
-        self._seen.add(key)
-        if self.values.get(key) not in (None, *allowed):
-            here = " or ".join(map(repr, allowed)) or "nothing"
-            self.refuse(key, f"{self.values[key]!r} is not supported; only {here}")
 
-    def finish(self) -> None:
-        """Refuse every key that was not asked for and is set to something."""
-        for key, value in self.values.items():
-            if key not in self._seen and value not in (None, False, 0, [], {}, ""):
-                self.refuse(
-                    key, f"{value!r} is not known here; if the network is the same without it, take it out of the file"
-                )
+def _build(
+    config_class: type[PreTrainedConfig],
+    values: dict[str, Any],
+    ignored: Collection[str],
+    path: str,
+    problems: list[Problem],
+) -> PreTrainedConfig:
+    """The config object, the objects inside it first: errors of their classes do not say where they stand."""
+    if overrides := values.pop("per_layer_config", None):  # the class writes them into attributes of other names
+        problems.append(_unknown(overrides, f"{path}per_layer_config"))
+    for key, inner_class in config_class.sub_configs.items():
+        inner = values.get(key)
+        if isinstance(inner, dict) and hasattr(inner_class, "sub_configs"):  # not AutoConfig, of T5Gemma 2's vision
+            values[key] = _build(inner_class, inner, ignored, f"{path}{key}.", problems)
+    try:
+        config, default = config_class(**values), config_class()
+    except Exception as error:  # its checks raise errors of many kinds
+        reason = " ".join(str(error.__cause__ or error).split())
+        field = re.match(r"Field '(\w+)'", reason)
+        place = f"{path}{field[1]}" if field else path.rstrip(".")
+        message = f"is refused by transformers' {config_class.__name__}: {reason}"
+        raise InputError(*problems, Problem(message, place)) from None
+    # The object keeps keys that its class does not know, as attributes.
+    for key in [key for key in vars(config) if key not in vars(default)]:
+        value, today = vars(config).pop(key), vars(config).get(OLDER_NAMES.get(key, ""))
+        if key not in ignored and value and value != today:
+            problems.append(_unknown(value, f"{path}{key}"))
+    return config
+
+
+def _unknown(value: Any, place: str) -> Problem:
+    advice = "if the network is the same without it, take it out of the file"
+    return Problem(f"{value!r} is not known here; {advice}", place)
+
+
+def _unsupported_keys(
+    values: Mapping[str, Any], defaults: Mapping[str, Any], ignored: Collection[str], path: str
+) -> Iterator[Problem]:
+    """Keys that are neither ignored, nor read by `from_config.py`, nor at the class's default."""
+    if "rope_type" in defaults:
+        defaults = {"factor": 1.0, "partial_rotary_factor": 1.0, "type": values.get("rope_type"), **defaults}
+    for key, value in values.items():
+        place, default = f"{path}{key}", defaults.get(key)
+        if key in ignored:
+            continue
+        if hasattr(default, "sub_configs"):
+            yield from _unsupported_keys(vars(value), vars(default), ignored, f"{place}.")
+        elif isinstance(default, dict):  # of ropes
+            yield from _unsupported_keys(value, default, ignored, f"{place}.")
+        elif key in NUMBERS:
+            absent = value is None and key in OPTIONAL_NUMBERS
+            if not absent and (type(value) not in (int, float) or not value > 0):  # NaN is not above 0 either
+                yield Problem(f"{value!r} should be a number above 0", place)
+        elif key in CHOICES:
+            if value not in CHOICES[key]:
+                yield Problem(f"{value!r} is not supported; only {', '.join(CHOICES[key])}", place)
+        elif key == "layer_types":
+            if not set(value) <= {LOCAL, GLOBAL}:
+                yield Problem(f"should name each of the layers {LOCAL} or {GLOBAL}", place)
+        elif key not in SWITCHES and value != default and (value or default):
+            if key in defaults:
+                yield Problem(f"{value!r} is not supported; only {default!r}", place)
+            else:
+                yield _unknown(value, place)
+
+
+def _unsupported_together(config: PreTrainedConfig) -> Iterator[Problem]:
+    """Values that do not go together in a network of ours."""
+    stacks = stacks_of(config)
+    for path, stack in stacks.items():
+        if LOCAL in getattr(stack, "layer_types", ()) and stack.sliding_window is None:
+            yield Problem("is missing, and there are layers with a window", f"{path}sliding_window")
+        if not hasattr(stack, "head_dim") and stack.hidden_size % max(stack.num_attention_heads, 1):
+            message = f"{stack.num_attention_heads} heads do not divide hidden_size {stack.hidden_size}"
+            yield Problem(message, f"{path}num_attention_heads")
+        if stack.model_type.startswith("t5gemma2") and stack.attn_logit_softcapping is not None:
+            # transformers reads it and applies none.
+            yield Problem("is not supported in T5Gemma 2; only null", f"{path}attn_logit_softcapping")
+    if len(stacks) == 2:
+        (path, encoder), (_, decoder) = stacks.items()
+        for key in ("vocab_size", "rms_norm_eps"):
+            first, second = getattr(encoder, key), getattr(decoder, key)
+            if first != second:
+                yield Problem(f"{first} is not the decoder's {second}; only one for both", f"{path}{key}")

@@ -123,7 +123,10 @@ def test_the_token_that_ends_an_image_is_one_like_all_others(tmp_path):
         ({**OURS["llama"], "attention": {"heads": 4, "qkv_norm": ["q", "k", "v"]}}, "qkv_norm"),
         ({**OURS["llama"], "norm": {"scale": False}}, "norm.scale"),
         # transformers refuses to build it, even with head_dim given.
-        ({**OURS["llama"], "attention": {"heads": 3, "head_dim": 10}}, "heads do not divide"),
+        (
+            {**OURS["llama"], "attention": {"heads": 3, "head_dim": 10}},
+            "not a multiple of the number of attention heads",
+        ),
         ({**OURS["llama"], "attention": {"heads": 4, "relative_bias": "shared"}}, "relative_bias"),
         ({**OURS["llama"], "feed_forward": {"activation": "relu_squared", "d_ff": 48}}, "activation"),
         ({**OURS["gemma2"], "norm": {"placement": "post"}}, "norm.placement"),

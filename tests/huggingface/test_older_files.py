@@ -5,9 +5,8 @@ import json
 import pytest
 import transformers
 
-from lit_llm.huggingface.architectures import ARCHITECTURES, checked
+from lit_llm.huggingface.architectures import read_values
 from lit_llm.huggingface.checkpoint import read_config
-from lit_llm.huggingface.source_config import Asked
 from lit_llm.models.resolve import resolve_model
 
 GEMMA = {
@@ -76,7 +75,4 @@ def test_an_older_file_is_the_model_that_transformers_reads_in_it(name, tmp_path
     (tmp_path / "config.json").write_text(json.dumps(OLD[name]))
     architecture, model = read_config(tmp_path / "config.json")
     today = transformers.AutoConfig.from_pretrained(tmp_path).to_dict()
-    problems = []
-    there = checked(ARCHITECTURES[architecture.model_type].section(Asked(today, architecture.defaults, problems)))
-    assert not problems
-    assert resolve_model(model) == resolve_model(there)
+    assert resolve_model(model) == resolve_model(read_values(architecture, today))

@@ -5,8 +5,7 @@ import torch
 import transformers
 
 from lit_llm.experiment.load import load_experiment
-from lit_llm.huggingface.architectures import ARCHITECTURES, checked
-from lit_llm.huggingface.source_config import Asked
+from lit_llm.huggingface.architectures import ARCHITECTURES, read_values
 from lit_llm.models.cost import count_parameters
 from lit_llm.models.resolve import resolve_model
 
@@ -40,11 +39,8 @@ ROUNDED = {
 @pytest.mark.parametrize("preset", PUBLISHED)
 def test_a_preset_is_the_model_that_transformers_configuration_describes(preset):
     values = PUBLISHED[preset]().to_dict()
-    architecture = ARCHITECTURES[values["model_type"]]
-    problems = []
-    section = architecture.section(Asked(values, architecture.defaults, problems))
-    assert not problems
-    assert resolve_model(load_experiment(preset).model) == resolve_model(checked(section))
+    model = read_values(ARCHITECTURES[values["model_type"]], values)
+    assert resolve_model(load_experiment(preset).model) == resolve_model(model)
 
 
 @pytest.mark.parametrize("preset", PUBLISHED)

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import sys
 
 import pytest
 import torch
@@ -64,6 +65,16 @@ def test_a_pickle_beside_safetensors_is_left_alone(checkpoint, tmp_path, monkeyp
     assert not (tmp_path / "exploded").exists()
 
 
+def test_without_transformers_the_message_names_the_extra(tmp_path, monkeypatch):
+    """An export does not take the missing library for a model that transformers does not have."""
+    folder, _ = imported(peer("llama"), tmp_path)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert "lit-llm[hf]" in refused(tmp_path / "theirs")
+    with pytest.raises(InputError, match=r"lit-llm\[hf\]"):
+        export_folder(folder, tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
 def test_no_folder_no_config_no_weights(checkpoint, tmp_path):
     assert "nowhere" in refused(tmp_path / "nowhere")
     (checkpoint / "model.safetensors").unlink()
@@ -104,6 +115,8 @@ def test_what_is_no_safetensors_file(content, checkpoint):
         ({"rope_parameters": "gone", "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"num_local_experts": 8}, "num_local_experts"),
+        ({"per_layer_config": {"0": {"intermediate_size": 8}}}, "per_layer_config"),
+        ({"rope_local_base_freq": 1e4}, "rope_local_base_freq"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"auto_map": {"AutoModel": "modeling.Evil"}}, "auto_map"),
         ({"layer_types": ["full_attention"]}, "layer_types"),
@@ -154,6 +167,17 @@ def test_tensors_that_are_missing_too_many_or_of_another_shape_are_named(name, t
     assert f"{gone}: is missing" in said
     assert f"{cut}: has the shape" in said
     assert "model.score.weight: is not known" in said
+
+
+def test_a_key_that_transformers_class_does_not_read_is_refused(tmp_path):
+    """Llama has no windows: a model that applied the file's would be another one than transformers builds."""
+    folder = saved(peer("llama"), tmp_path / "theirs")
+    keys = {"sliding_window": 3, "layer_types": ["sliding_attention"] * 4, "query_pre_attn_scalar": 9}
+    said = refused(change(folder, **keys))
+    assert all(f"{key}: " in said for key in keys)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | dict.fromkeys(keys)))
+    import_checkpoint(folder, tmp_path / "ours")
 
 
 def test_quantised_tensors_are_named(checkpoint):
