@@ -12,7 +12,7 @@ from lit_llm.report.tables.scaling_gate import gate_sentences
 from lit_llm.statistics.comparison import Comparison, Row
 from lit_llm.statistics.effects import Effect, Effects
 from lit_llm.statistics.estimates import joined
-from lit_llm.statistics.multiple_comparisons import Correction
+from lit_llm.statistics.multiple_comparisons import AUTHORS
 from lit_llm.statistics.paired import Difference
 from lit_llm.statistics.verdicts import DIFFERENT, LEVEL, LOST, UNDECIDED
 from lit_llm.studies.design.factors import short_names
@@ -112,15 +112,12 @@ def _sample(rows: Sequence[Row]) -> str:
 def _multiplicity(comparison: Comparison, count: int) -> Iterator[str]:
     """Correction for the number of comparisons, where there are several."""
     if count > 1:
-        name = PROCEDURES.get(comparison.correction)
-        yield f"adjusted for {count} comparisons by {name}" if name else f"not adjusted for {count} comparisons"
-
-
-PROCEDURES: Mapping[Correction, str] = {
-    "holm": "Holm's method",
-    "fdr_bh": "Benjamini and Hochberg's method",
-    "dunnett": "Dunnett's method",
-}
+        authors = AUTHORS.get(comparison.correction)
+        yield (
+            f"adjusted for {count} comparisons by {authors}'s method"
+            if authors
+            else f"not adjusted for {count} comparisons"
+        )
 
 
 def _order(row: Row) -> int:

@@ -15,6 +15,8 @@ from functools import lru_cache
 from typing import Any, Literal
 
 Correction = Literal["none", "holm", "fdr_bh", "dunnett"]
+AUTHORS: Mapping[Correction, str] = {"holm": "Holm", "fdr_bh": "Benjamini and Hochberg", "dunnett": "Dunnett"}
+"""{correction: authors of its method}"""
 
 
 def two_sided_p(t: float, degrees: float) -> float:

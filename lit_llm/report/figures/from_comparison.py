@@ -23,7 +23,7 @@ from lit_llm.report.figures.pareto import front_figure
 from lit_llm.runs.stage_graph import validation_metric
 from lit_llm.statistics.comparison import Row
 from lit_llm.statistics.effects import Effect
-from lit_llm.statistics.multiple_comparisons import Correction
+from lit_llm.statistics.multiple_comparisons import AUTHORS, Correction
 from lit_llm.statistics.paired import Difference
 from lit_llm.statistics.pareto import pareto_front
 from lit_llm.statistics.verdicts import stand_in
@@ -102,13 +102,10 @@ def _bars(study: FigureData) -> str:
     return INTERVAL
 
 
-PROCEDURES: dict[Correction, str] = {"holm": "Holm", "fdr_bh": "Benjamini and Hochberg", "dunnett": "Dunnett"}
-
-
 def _markers(study: FigureData, count: int, correction: Correction | None = None, of: str = "markers") -> str:
     """Clause of a caption on the verdicts of the markers. correction: the study's when None."""
     used = correction or study.comparison.correction
-    p = "p, not corrected for their number" if used == "none" else f"p after {PROCEDURES[used]} over {count}"
+    p = "p, not corrected for their number" if used == "none" else f"p after {AUTHORS[used]} over {count}"
     margin = study.comparison.margin
     return f"{of}: the verdict, by {p}" + (f" and the margin of {margin:g}" if margin is not None else "")
 
