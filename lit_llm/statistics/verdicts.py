@@ -17,6 +17,7 @@ from lit_llm.statistics.multiple_comparisons import (
     two_sided_critical,
 )
 from lit_llm.statistics.paired import CONFIDENCE, Difference, Spread
+from lit_llm.statistics.power import POWER
 
 DIFFERENT = ("better", "worse", "lower", "higher")
 """Verdicts of a significant difference."""
@@ -26,7 +27,6 @@ UNDECIDED = ("undecided", "not enough seeds", LOST)
 """Verdicts without a conclusion."""
 LEVEL = 1 - CONFIDENCE
 """Level of every test here."""
-POWER = 0.8
 
 ADJUST: Mapping[Correction, Callable[[Mapping[str, float]], dict[str, float]]] = {
     "none": dict,
