@@ -14,7 +14,7 @@ def rounds_notes(
     share = "5% for all looks together"
     if comparisons > 1:
         share = f"5% for all looks at all {comparisons} arms together, an equal share for each arm (Bonferroni)"
-    yield f"intervals: as for looking after each round of seeds, up to {rounds.most}: {share}; p counts the looks too"
+    yield f"intervals and p: adjusted for the looks after each round of seeds, up to {rounds.most} seeds: {share}"
     yield from _past_notes(rounds)
     if stopped := {arm: s.seeds for arm, s in statuses.items() if s.decided and s.seeds < rounds.most}:
         named = ", ".join(f"{arm} ({seeds})" for arm, seeds in stopped.items())

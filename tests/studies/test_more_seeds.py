@@ -58,7 +58,7 @@ def test_a_round_follows_while_anything_is_undecided_and_a_second_command_has_no
     standing = {row.arm: row.seeds for row in finished.comparison.rows}
     assert standing["a"] == max(standing["b"], standing["c"])
     assert len(finished.runs) == sum(standing.values()) == sum(map(len, rounds.todo))
-    assert any("looking after each round of seeds" in note for note in finished.comparison.notes)
+    assert any("the looks after each round of seeds" in note for note in finished.comparison.notes)
     again = Rounds()
     second = run_study(ablation, store, observer=again, max_parallel=2)
     assert again.todo == [[]]
