@@ -173,7 +173,7 @@ def test_lengths_on_a_device_that_is_not_waited_for_give_the_same(model, monkeyp
     for masks in ({}, {"documents_BT": documents}):
         looked = model(tokens, source_length=lengths, **masks)
         with monkeypatch.context() as patch:
-            patch.setattr(families, "_known", lambda lengths: None)
+            patch.setattr(families, "_length_range", lambda lengths: None)
             assert_close(model(tokens, source_length=lengths, **masks), looked)
 
 
