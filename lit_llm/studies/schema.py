@@ -64,7 +64,7 @@ class Grid(Section):
     """A key with its levels, `model.attention.qkv_norm: [[q, k, v], []]`, or a label with named bundles of keys,
     `split: {3/3: {model.encoder.layers: 3, model.decoder.layers: 3}, 5/1: {...}}`. The first one is the baseline's."""
     exclude: Annotated[Items[Tree], Field(max_length=MOST_RULES)] = ()
-    """Combinations to leave out: `{model.attention.output_norm: none, pretrain.training.optimizer.lr: 1e-2}`. A
+    """Combinations to leave out: `{model.attention.window: 64, pretrain.training.optimizer.lr: 1e-2}`. A
     factorial with exclusions is not balanced: its arms are compared, its effects are not estimated."""
     resolution: int = Field(4, ge=3)
     """Resolution of a fractional_factorial. 3: main effects are confounded with two-factor interactions; 4: with those
@@ -72,7 +72,7 @@ class Grid(Section):
     factors."""
     interactions: Items[Items[str]] = ()
     """Pairs of factors whose interaction a fractional_factorial must separate from main effects and from all other
-    two-factor interactions: `[[model.attention.output_norm, pretrain.training.optimizer.lr]]`."""
+    two-factor interactions: `[[model.attention.window, pretrain.training.optimizer.lr]]`."""
     combinations: int | None = None
     """Size of a fractional_factorial, a power of two; the smallest that has the resolution when absent."""
 

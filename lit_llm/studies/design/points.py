@@ -234,7 +234,7 @@ def _groups(
 def _name(points: list[DesignPoint], study: Study, factors: dict[str, list[Level]]) -> None:
     """Name every point by the named arm and the factors that are not at their first level.
 
-    The name is `red/output_norm=none`, or the letters of the factors, `red/ACE`, in a fraction, which has many factors.
+    The name is `red/window=64`, or the letters of the factors, `red/ACE`, in a fraction, which has many factors.
     """
     short = short_names(list(factors))
     first = {name: levels[0].label for name, levels in factors.items()}
