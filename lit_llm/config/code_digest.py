@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.config.collector import gc_disabled
-from lit_llm.config.fingerprint import LENGTH, kept
+from lit_llm.config.hashing import LENGTH, kept
 from lit_llm.config.problems import InputError, Problem
 
 

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from lit_llm.config.fingerprint import digest_of_file
+from lit_llm.config.hashing import digest_of_file
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.launch import cores
 from lit_llm.store.store import write_json

@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Protocol
 
-from lit_llm.config.fingerprint import digest_of_files, fingerprint, remembered
+from lit_llm.config.hashing import digest_of_files, fingerprint, remembered
 from lit_llm.config.problems import InputError, Problem, collect_errors
 from lit_llm.data.config import (
     HuggingFace,

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lit_llm.config.fingerprint import fingerprint
+from lit_llm.config.hashing import fingerprint
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.data.config import FIELD, Examples, InstructionConfig
 from lit_llm.data.corpora import Documents, open_corpus

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from lit_llm.config.fingerprint import fingerprint
+from lit_llm.config.hashing import fingerprint
 
 THRESHOLD = 0.8
 """Least share of common shingles of two near-duplicates."""

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_llm.config.fingerprint import fingerprint
+from lit_llm.config.hashing import fingerprint
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.data.checksums import is_complete, verify, write_checksums
 from lit_llm.data.config import DataConfig, SingleCorpus

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_llm.config.fingerprint import digest_of_file
+from lit_llm.config.hashing import digest_of_file
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.data import config
 from lit_llm.data.checksums import damaged

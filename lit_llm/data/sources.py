@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 
-from lit_llm.config.fingerprint import digest_of_file, fingerprint
+from lit_llm.config.hashing import digest_of_file, fingerprint
 from lit_llm.config.problems import InputError, Problem, collect_errors
 from lit_llm.data.config import (
     CYCLE,

@@ -9,7 +9,7 @@ local_probability      weight on the 5 keys that end at the query; its fall with
 target_log_probability   log p(y_i), nats; by position and by step
 source_*               attention to the source: cross-attention, or the part of decoder-only self-attention on the
                        source's tokens (without <s>), divided by its mass. `SourceAttention` defines each
-source_mass            decoder-only: weight on the source's tokens; source_mass_null: the same under equal weights
+source_mass            decoder-only: weight on the source's tokens; source_mass_null: if all visible keys weighed alike
 source_norm_share      encoder-decoder: ‖cross‖ / (‖cross‖ + ‖self‖), the norms of the outputs of a layer's attentions
 source_gain            log p(y_i) minus the same with another window's source
 source_sensitivity     ‖∂ log p(y_i) / ∂E_S‖, by the source's embeddings; attention_sensitivity: of each layer's
@@ -248,7 +248,7 @@ def _metrics(curves: Curves, window: int) -> dict[str, float]:
     for (measure, _), curve in curves.items():
         means = curve.means()
         metrics[measure] = float(np.nanmean(means)) if np.isfinite(means).any() else math.nan
-    # Up to there the window holds all keys that a causal query sees.
+    # Before position `window` all keys that a causal query sees are local, and the probability is 1.
     local = curves["local_probability", "position"].means()
     metrics["locality_decay"] = log_slope(np.arange(window + 1, len(local) + 1), local[window:])
     if mass := curves.get(("source_mass", "step")):

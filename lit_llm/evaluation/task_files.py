@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lit_llm.config.fingerprint import digest_of_file, fingerprint
+from lit_llm.config.hashing import digest_of_file, fingerprint
 from lit_llm.config.problems import InputError, Problem, collect_errors
 from lit_llm.config.tree import read_file
 

@@ -90,7 +90,7 @@ class Cost:
         }
 
 
-FIGURES: dict[str, Callable[[Cost], float]] = {
+COST_FIGURES: dict[str, Callable[[Cost], float]] = {
     "parameters": lambda cost: cost.parameters,
     "non_embedding_parameters": lambda cost: cost.non_embedding_parameters,
     "train_flops": lambda cost: cost.train_flops,

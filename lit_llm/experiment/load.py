@@ -259,7 +259,7 @@ def _source(given: ConfigNode, key: str, shared: ConfigNode, seen: tuple[Path, .
         {name: _selected_keys(part, _SHARED[name]) for name, part in shared.value.items() if name in _SHARED}
     )
     whole = merge_all([below, of_all, ConfigNode(items)])
-    # Only an `adapt.from` inside these files can lead back to them.
+    # If this mapping sets `adapt.from` itself, these files do not decide it, so they cannot form a circle.
     further = () if ConfigNode(items).find(["adapt", "from"]) else paths
     return with_sources(ConfigNode(whole.value, given.location), shared, (*seen, *further))
 

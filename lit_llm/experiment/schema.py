@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
-from lit_llm.config.fingerprint import fingerprint
+from lit_llm.config.hashing import fingerprint
 from lit_llm.config.section import Section, config_error
 from lit_llm.data.config import DataConfig, InstructionConfig, identity_of, never_equal
 from lit_llm.evaluation.config import EVALUATIONS, EvaluateConfig, ExampleValidationConfig, ValidationConfig
@@ -174,7 +174,7 @@ class Pretrained(Section):
         return adaptation_of(resolve_model(self.model), self.adapt.models)
 
     def seeded(self, seed: int) -> Experiment:
-        """An experiment of this pretraining alone."""
+        """The pretraining alone, as an experiment, with this seed."""
         return Experiment(model=self.model, adapt=self.adapt, pretrain=self.pretrain, seed=seed)
 
 

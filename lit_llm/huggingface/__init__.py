@@ -7,7 +7,8 @@
 
 `source_config.py` has transformers' own classes read a config.json and refuses what we do not have. `from_config.py`
 makes a model section of the result, `to_config.py` writes a config.json, `tensor_names.py` says which tensors are
-which; each has one plain function per architecture, and `architectures.py` lists them.
+which; each has one plain function per architecture, and `architectures.py` lists them. `checkpoint.py` converts and
+opens, `tensors.py` reads safetensors, `export.py` writes.
 """
 
 from lit_llm.huggingface.checkpoint import import_checkpoint, is_checkpoint, open_checkpoint, open_model

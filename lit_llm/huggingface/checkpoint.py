@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_llm.config.fingerprint import digest_of_file, fingerprint
+from lit_llm.config.hashing import digest_of_file, fingerprint
 from lit_llm.config.problems import InputError, Problem, SourceLocation, did_you_mean
 from lit_llm.config.section import validate
 from lit_llm.config.tree import ConfigNode, read_file, to_yaml, tree

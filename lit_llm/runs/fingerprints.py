@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
-from lit_llm.config.fingerprint import fingerprint
+from lit_llm.config.hashing import fingerprint
 from lit_llm.data.instructions import identify_examples
 from lit_llm.data.sources import Identity, Source, error_context, identify, identify_held_out
 from lit_llm.evaluation.task_files import read_task_files
@@ -108,11 +108,15 @@ def pretrain_fingerprint(experiment: Experiment) -> str:
     }
     if (adapt := experiment.adapt) is not None:
         distill = adapt.distill.model_dump(mode="json") if adapt.distill else None
-        content["adapt"] = {"from": origins(experiment), "warmup_steps": adapt.warmup_steps, "distill": distill}
+        content["adapt"] = {
+            "from": source_fingerprints(experiment),
+            "warmup_steps": adapt.warmup_steps,
+            "distill": distill,
+        }
     return fingerprint(content)
 
 
-def origins(experiment: Experiment) -> dict[Side, str]:
+def source_fingerprints(experiment: Experiment) -> dict[Side, str]:
     """{side: fingerprint of the source pretraining, or digest of the source checkpoint}."""
     return {
         side: given.digest if isinstance(given, Checkpoint) else pretrain_fingerprint(given.seeded(experiment.seed))

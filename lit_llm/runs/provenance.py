@@ -12,7 +12,7 @@ from typing import Any
 
 from lit_llm.components.registry import PACKAGES
 from lit_llm.config.code_digest import digest_of_code, digest_of_package
-from lit_llm.config.fingerprint import fingerprint
+from lit_llm.config.hashing import fingerprint
 from lit_llm.config.tree import leaves
 from lit_llm.data.config import InstructionConfig
 from lit_llm.experiment.schema import Experiment, Trained

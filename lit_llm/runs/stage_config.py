@@ -9,7 +9,13 @@ from lit_llm.config.problems import InputError, Problem
 from lit_llm.config.section import validate
 from lit_llm.config.tree import read_file, to_yaml
 from lit_llm.experiment.schema import Experiment, Trained
-from lit_llm.runs.fingerprints import digest_of_data, digest_of_examples, digest_of_tasks, digests_of_texts, origins
+from lit_llm.runs.fingerprints import (
+    digest_of_data,
+    digest_of_examples,
+    digest_of_tasks,
+    digests_of_texts,
+    source_fingerprints,
+)
 from lit_llm.runs.provenance import provenance
 from lit_llm.runs.stage_graph import Kind, StageNode
 from lit_llm.store.files import Damaged, is_signed, read_verified, with_digest
@@ -48,7 +54,7 @@ def save_stage_config(store: Store, node: StageNode, experiment: Experiment) -> 
         "after": node.after,
         "evaluation": node.evaluation,
         "parent": node.parent,
-        "origins": dict(origins(experiment)) if node.kind == "pretrain" else {},
+        "origins": dict(source_fingerprints(experiment)) if node.kind == "pretrain" else {},
         "data": digest_of_data(experiment),
         "examples": digest_of_examples(experiment) if node.kind != "pretrain" else "",
         "texts": digests_of_texts(experiment) if node.evaluation == "likelihood" else {},

@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lit_llm.config.fingerprint import fingerprint
+from lit_llm.config.hashing import fingerprint
 from lit_llm.config.metrics import EVALUATED, FINETUNED, SPLITS
 from lit_llm.data.config import DataConfig, InstructionConfig
 from lit_llm.experiment.schema import Experiment, Trained
@@ -23,8 +23,8 @@ from lit_llm.runs.fingerprints import (
     digest_of_examples,
     digest_of_tasks,
     digests_of_texts,
-    origins,
     pretrain_fingerprint,
+    source_fingerprints,
     version_or_none,
 )
 
@@ -124,7 +124,7 @@ def _sources(experiment: Experiment, place: str = "") -> list[StageNode]:
 
 def _parents(experiment: Experiment) -> tuple[str, ...]:
     """Fingerprints of the source pretrainings, the decoder's first."""
-    names = origins(experiment)
+    names = source_fingerprints(experiment)
     return tuple(dict.fromkeys(names[side] for side in (experiment.adapt.experiments if experiment.adapt else ())))
 
 

@@ -356,7 +356,7 @@ def discard_other_provenance(
         earlier, why = read_json(note) or {}, ""
     except Damaged as damage:
         earlier, why = {}, str(damage)
-    # As for results: a smaller micro-batch after running out of memory is no other provenance.
+    # A run that is restarted with a smaller micro-batch keeps its checkpoint, unless the numbers depend on it.
     if any(path.exists() for path in made) and not same_provenance(earlier, origin):
         if why:
             log(f"{why}; starting over")

@@ -26,7 +26,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from lit_llm.config.fingerprint import fingerprint, user_cache, write_cached
+from lit_llm.config.hashing import fingerprint, user_cache, write_cached
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.experiment.schema import Experiment, Trained
 from lit_llm.launch import cores
@@ -77,7 +77,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Timed:
+class TimedStep:
     """A step to be timed."""
 
     experiment: Experiment
@@ -122,11 +122,11 @@ def _machine() -> dict[str, Any]:
 # The cache ---------------------------------------------------------------------------------------------------------
 
 
-def _file(timed: Timed) -> Path:
+def _file(timed: TimedStep) -> Path:
     return user_cache() / "steps" / f"{timed.key}.json"
 
 
-def cached(timed: Timed) -> StepTiming | None:
+def cached(timed: TimedStep) -> StepTiming | None:
     """The cached timing of this step on this machine; None where absent or unreadable."""
     try:
         return TypeAdapter(StepTiming).validate_python(json.loads(_file(timed).read_text()))
@@ -134,7 +134,7 @@ def cached(timed: Timed) -> StepTiming | None:
         return None
 
 
-def keep(timed: Timed, timing: StepTiming) -> None:
+def keep(timed: TimedStep, timing: StepTiming) -> None:
     """Write a timing to the cache, atomically. A cache that cannot be written is no error."""
     with suppress(OSError):
         write_cached(_file(timed), json.dumps(asdict(timing)))
@@ -144,8 +144,8 @@ def keep(timed: Timed, timing: StepTiming) -> None:
 
 
 def measure(
-    steps: Sequence[Timed], progress: Callable[[int, int], None] = lambda done, total: None
-) -> Iterator[tuple[Timed, StepTiming]]:
+    steps: Sequence[TimedStep], progress: Callable[[int, int], None] = lambda done, total: None
+) -> Iterator[tuple[TimedStep, StepTiming]]:
     """Time steps one after the other, each in `setting.at_once` processes, and cache the means.
 
     Starting takes some seconds, mostly to import torch; then each takes five steps. progress: called with (timed steps,
@@ -161,7 +161,7 @@ def measure(
             yield timed, timing
 
 
-def _together(steps: Sequence[Timed], setting: Setting) -> Iterator[StepTiming]:
+def _together(steps: Sequence[TimedStep], setting: Setting) -> Iterator[StepTiming]:
     """Timings of steps with one setting, from processes that run them together."""
     about = {"load": os.getloadavg()[0] / cores(), "measured": time.strftime("%Y-%m-%d")}
     wanted = [{"experiment": each.experiment.model_dump(mode="json"), "stage": each.stage} for each in steps]

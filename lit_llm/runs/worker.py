@@ -12,7 +12,7 @@ from typing import Literal
 
 from lit_llm.components.registry import modules_outside
 from lit_llm.launch import ask_coordinator, stop_requested
-from lit_llm.runs.run import run_one
+from lit_llm.runs.run_one_stage import run_one
 from lit_llm.store.disk import check_exists
 from lit_llm.store.store import Store
 

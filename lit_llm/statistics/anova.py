@@ -205,7 +205,7 @@ def _p_and_verdict(p: float | None, lost: bool) -> dict[str, Any]:
 
 
 def _effect(means: Any, members: Sequence[int]) -> Any:
-    """Effect of exactly these factors, none of a part of them, at every arm."""
+    """Interaction of exactly these factors, without effects of subsets of them, for every arm."""
     for axis in range(means.ndim):
         average = means.mean(axis=axis, keepdims=True)
         means = means - average if axis in members else average + 0 * means

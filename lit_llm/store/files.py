@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
-from lit_llm.config.fingerprint import LENGTH, digest_of_file
+from lit_llm.config.hashing import LENGTH, digest_of_file
 from lit_llm.config.problems import InputError, Problem, SourceLocation
 
 

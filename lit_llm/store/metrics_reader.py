@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeGuard
 from zlib import crc32
 
-SourceLocation = Sequence[int]
+ReadPosition = Sequence[int]
 """(start, end, CRC-32) of the last line that was read."""
 Point = tuple[str, float, int, int]
 """Metric name, value, Unix time in ms, step: the order of `mlflow.entities.Metric`."""
@@ -25,7 +25,7 @@ def stamp_of(path: Path) -> tuple[int, int] | None:
     return status.st_size, status.st_mtime_ns
 
 
-def complete_lines(path: Path, location: SourceLocation) -> tuple[list[bytes], SourceLocation]:
+def complete_lines(path: Path, location: ReadPosition) -> tuple[list[bytes], ReadPosition]:
     """The complete lines after the marked one, or all if the marked line is gone, and the next mark."""
     start, end, checksum = location
     try:

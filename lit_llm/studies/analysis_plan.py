@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_llm.config.fingerprint import fingerprint
+from lit_llm.config.hashing import fingerprint
 from lit_llm.statistics.comparison import Comparison
 from lit_llm.store.store import Busy, Store, locked, write_json
 from lit_llm.studies.load import Ablation

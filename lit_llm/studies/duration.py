@@ -12,7 +12,7 @@ from lit_llm.launch import cores
 from lit_llm.models.resolve import resolve_model
 from lit_llm.runs.fingerprints import identity_of_data
 from lit_llm.runs.leaks import prepared_examples
-from lit_llm.runs.step_timing import StepTiming, Timed, cached, setting_of
+from lit_llm.runs.step_timing import StepTiming, TimedStep, cached, setting_of
 from lit_llm.runs.time_estimate import PaddedBatch, available_memory, makespan, seconds_of
 from lit_llm.store.store import Stage, Store
 from lit_llm.studies.audit.findings import Finding
@@ -22,22 +22,22 @@ from lit_llm.training.memory import state_bytes
 MICRO_BATCH = "pretrain.training.execution.micro_batch_size"
 
 
-def steps_of(plan: Plan, max_parallel: int) -> dict[str, Timed]:
+def steps_of(plan: Plan, max_parallel: int) -> dict[str, TimedStep]:
     """{key: step} of every distinct training step in this plan."""
     used = parallel_runs(plan, max_parallel)
     return {timed.key: timed for planned in plan.arms for timed in _steps(planned, used).values()}
 
 
-def _steps(planned: PlannedArm, used: int) -> dict[str, Timed]:
+def _steps(planned: PlannedArm, used: int) -> dict[str, TimedStep]:
     """{stage: its step} of an arm, including the pretrainings of its sources."""
     experiment = planned.arm.experiment
-    steps: dict[str, Timed] = {
-        stage: Timed(experiment, stage, setting_of(experiment.section(stage).training, used))
+    steps: dict[str, TimedStep] = {
+        stage: TimedStep(experiment, stage, setting_of(experiment.section(stage).training, used))
         for stage in experiment.trained
     }
     sources = {node.name: node.source for node in planned.stage_graphs[0] if node.source}
     for name, source in sources.items():
-        steps[name] = Timed(source, "pretrain", setting_of(source.pretrain.training, used))
+        steps[name] = TimedStep(source, "pretrain", setting_of(source.pretrain.training, used))
     return steps
 
 

@@ -13,11 +13,11 @@ from lit_llm.runs.worker import preloaded, run_stage
 from lit_llm.store.disk import DiskError, check_exists
 from lit_llm.store.store import Busy, Stage, Store
 from lit_llm.studies.observer import Observer
-from lit_llm.studies.runs import Run, Step
+from lit_llm.studies.runs import Run, StoredStage
 from lit_llm.studies.supervise import Supervision, Supervisor
 from lit_llm.tracking.sync_thread import SyncThread
 
-Work = tuple[Run, Step]
+Work = tuple[Run, StoredStage]
 """A stage to be computed, with the first of the runs that need it."""
 
 
@@ -93,7 +93,7 @@ class Execution:
                 if waiting or running:
                     yield None
 
-    def _task(self, run: Run, step: Step) -> Task:
+    def _task(self, run: Run, step: StoredStage) -> Task:
         execution = run.experiment_at(step).section(step.node.after).training.execution
         arguments = (self.store.root, step.node.fingerprint)
         return Task(run.name_at(step), run_stage, arguments, log=step.stage.log_file, threads=execution.threads)

@@ -1,9 +1,9 @@
 """Fractions of a two-level factorial: which combinations to run, and which effects are aliased.
 
 In a fraction of 2^k combinations the level of each factor is the sum, modulo 2, of some of k independent bits: its
-column. Factors whose columns add up to nothing are a word of the defining relation; the length of the shortest word is
-the resolution; an effect is aliased with what it makes with each word. All bits zero is the combination of all first
-levels, the baseline, which every fraction contains.
+column. A word is a set of factors whose columns sum to zero modulo 2; effects that differ by a word cannot be told
+apart, and the length of the shortest word is the resolution. All bits zero is the combination of all first levels, the
+baseline, which every fraction contains.
 
 Source: Box, Hunter and Hunter, Statistics for Experimenters, 2nd ed., chapter 6; NIST/SEMATECH e-Handbook, 5.3.3.4.
 Sets of factors and of bits are integers here, bit i for the i-th.
@@ -51,7 +51,7 @@ class Fraction:
     @cached_property
     def words(self) -> tuple[int, ...]:
         """Every word, the shortest first."""
-        return tuple(sorted(_sums(self.generators), key=by_size))
+        return tuple(sorted(_words_of(self.generators), key=by_size))
 
     @property
     def resolution(self) -> int:
@@ -135,8 +135,8 @@ def _least_aberration(factors: int, bits: int, resolution: int, clear: tuple[int
     return best
 
 
-def _sums(generators: Sequence[int]) -> list[int]:
-    """All products of generators, as words."""
+def _words_of(generators: Sequence[int]) -> list[int]:
+    """Every combination (xor) of generators: the words of the defining relation."""
     words = [0]
     for generator in generators:
         words += [word ^ generator for word in words]

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lit_llm.config.fingerprint import fingerprint
+from lit_llm.config.hashing import fingerprint
 from lit_llm.config.metrics import EVALUATED, FINETUNED, SPLITS
 from lit_llm.config.problems import InputError, Problem, collect_errors, did_you_mean, unknown_key
 from lit_llm.config.section import validate

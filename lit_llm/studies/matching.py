@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_llm.config.tree import at, difference, merge, tree
-from lit_llm.experiment.cost import FIGURES, cost_of
+from lit_llm.experiment.cost import COST_FIGURES, cost_of
 from lit_llm.experiment.load import changed
 from lit_llm.experiment.schema import Experiment
 from lit_llm.studies.schema import By
@@ -36,7 +36,7 @@ def matched(arm: Experiment, baseline: Experiment, by: By) -> Matched:
         return Matched(arm, {}, 0.0)
 
     def quantity(experiment: Experiment) -> float:
-        return FIGURES[by](cost_of(experiment))
+        return COST_FIGURES[by](cost_of(experiment))
 
     wanted = quantity(baseline)
     candidates = _widths(arm, wanted) if by == "parameters" else _lengths(arm, by, wanted)
@@ -52,7 +52,7 @@ def _lengths(arm: Experiment, by: By, wanted: float) -> list[Experiment]:
     """
     training, cost = arm.pretrain.training, cost_of(arm)
     fixed = getattr(cost.before, by)
-    exact = training.max_steps * (wanted - fixed) / (FIGURES[by](cost) - fixed)
+    exact = training.max_steps * (wanted - fixed) / (COST_FIGURES[by](cost) - fixed)
     alone = arm.adapt.warmup_steps if arm.adapt else 0
     least = 2 if alone else 1  # one warm-up step of the new parameters, and one of all
     candidates = []

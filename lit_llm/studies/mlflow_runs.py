@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lit_llm.config.fingerprint import fingerprint
+from lit_llm.config.hashing import fingerprint
 from lit_llm.config.markup import code_span, markdown_text
 from lit_llm.config.metrics import EVALUATED, FINETUNED, GRAD_NORM, TRAIN_LOSS
 from lit_llm.runs.provenance import provenance_digest

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lit_llm.config.problems import InputError, Problem
 from lit_llm.experiment.cost import GENERATE, PROMPT, Cost, cost_of
 from lit_llm.runs.stage_graph import StageNode, stage_graph
-from lit_llm.runs.step_timing import StepTiming, Timed
+from lit_llm.runs.step_timing import StepTiming, TimedStep
 from lit_llm.runs.time_estimate import Seconds
 from lit_llm.store.files import Damaged
 from lit_llm.store.store import read_json
@@ -58,7 +58,7 @@ class Estimate:
     max_parallel: int
     done: int
     """Runs that have a result in the store."""
-    timings: tuple[tuple[Timed, StepTiming], ...]
+    timings: tuple[tuple[TimedStep, StepTiming], ...]
     """Each distinct step with its timing."""
 
     def as_json(self) -> dict[str, Any]:

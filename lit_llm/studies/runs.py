@@ -15,7 +15,7 @@ from lit_llm.evaluation.unit_losses import Units, units_of
 from lit_llm.experiment.cost import GENERATE, PROMPT, cost_of
 from lit_llm.experiment.schema import Experiment, Trained
 from lit_llm.runs.provenance import provenance, same_provenance, weights_digest
-from lit_llm.runs.run import experiment_yaml
+from lit_llm.runs.run_one_stage import experiment_yaml
 from lit_llm.runs.stage_graph import StageNode, stage_graph
 from lit_llm.statistics.comparison import Comparison, Design, InterimAnalyses, RunResult, compare, interim_statuses
 from lit_llm.statistics.pareto import pareto_front
@@ -31,7 +31,7 @@ from lit_llm.studies.stored import open_study
 
 
 @dataclass(frozen=True)
-class Step:
+class StoredStage:
     """A stage of a run, with its place in the store."""
 
     node: StageNode
@@ -47,21 +47,21 @@ class Run:
 
     arm: Arm
     seed: int
-    steps: tuple[Step, ...]
+    steps: tuple[StoredStage, ...]
     """Stages, each after its parents."""
 
     @classmethod
     def of(cls, arm: Arm, seed: int, store: Store) -> Run:
         """The run of an arm with a seed. Reads the data for its digests."""
         return cls(
-            arm, seed, tuple(Step(node, store.stage(node.fingerprint)) for node in stage_graph(arm.seeded(seed)))
+            arm, seed, tuple(StoredStage(node, store.stage(node.fingerprint)) for node in stage_graph(arm.seeded(seed)))
         )
 
     @property
     def name(self) -> str:
         return f"{self.arm.name}/seed {self.seed}"
 
-    def name_at(self, step: Step) -> str:
+    def name_at(self, step: StoredStage) -> str:
         """The run's name, with the stage where it has several."""
         return self.name if len(self.steps) == 1 else f"{self.name}: {step.node.name}"
 
@@ -69,7 +69,7 @@ class Run:
     def experiment(self) -> Experiment:
         return self.arm.seeded(self.seed)
 
-    def experiment_at(self, step: Step) -> Experiment:
+    def experiment_at(self, step: StoredStage) -> Experiment:
         """The experiment of a stage: the run's, or that of a source."""
         return step.node.source or self.experiment
 
@@ -88,7 +88,7 @@ class Run:
         notes = [note for status in statuses for note in status.get("notes", ())]
         return {**at, "metrics": self.metrics(), "notes": notes}
 
-    def current(self) -> Step:
+    def current(self) -> StoredStage:
         """The first stage that is not done; the last one where all are."""
         return next((step for step in self.steps if step.status()["state"] != "done"), self.steps[-1])
 
@@ -146,12 +146,12 @@ class Run:
         """Whether a stage's result has another provenance (code, device, threads, ...) than it would have now."""
         return any(self.stale_at(step) for step in self.steps)
 
-    def stale_at(self, step: Step) -> bool:
+    def stale_at(self, step: StoredStage) -> bool:
         """Whether this stage's result has another provenance than it would have now."""
         result = step.stage.result()
         return result is not None and not same_provenance(result["provenance"], self.provenance_of(step))
 
-    def provenance_of(self, step: Step) -> dict[str, Any]:
+    def provenance_of(self, step: StoredStage) -> dict[str, Any]:
         """The provenance that a stage's result would have now."""
         parents = {other.node.fingerprint: other.stage.result() or {} for other in self.steps}
         begins = [parents[name].get("weights") for name in step.node.parents if name in parents]
@@ -160,7 +160,7 @@ class Run:
         )
 
     @property
-    def trained(self) -> list[Step]:
+    def trained(self) -> list[StoredStage]:
         """The stages that train, those of its sources first."""
         return [step for step in self.steps if step.node.kind != "evaluate"]
 
@@ -183,7 +183,7 @@ def training_seconds(results: Iterable[Mapping[str, Any]]) -> float | None:
     return total or None
 
 
-def _prefixed_values(results: Iterable[tuple[Step, Mapping[str, Any]]], key: str) -> dict[str, float]:
+def _prefixed_values(results: Iterable[tuple[StoredStage, Mapping[str, Any]]], key: str) -> dict[str, float]:
     """{prefix of the stage + name: value} of one section of all results."""
     return {f"{step.node.prefix}{name}": value for step, one in results for name, value in (one.get(key) or {}).items()}
 

@@ -15,7 +15,7 @@ from typing import Any
 from lit_llm.config.tree import difference, to_yaml, under
 from lit_llm.experiment.cost import cost_of
 from lit_llm.experiment.schema import Experiment
-from lit_llm.runs.run import experiment_yaml
+from lit_llm.runs.run_one_stage import experiment_yaml
 from lit_llm.runs.stage_graph import final_metric
 from lit_llm.store.store import write_text
 from lit_llm.studies.audit.budgets import TOLERANCE, excesses

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_llm.config.problems import did_you_mean
-from lit_llm.experiment.cost import FIGURES
+from lit_llm.experiment.cost import COST_FIGURES
 
 _LONGEST = 300
 _ARITHMETIC: dict[type[ast.operator], Callable[[float, float], float]] = {
@@ -79,9 +79,9 @@ def parse(text: str) -> Constraint:
 
 def unknown(name: str, keys: Mapping[str, Any]) -> str | None:
     """Error message for a name that is neither a figure nor a key of the experiment; None for a valid one."""
-    if name in FIGURES or name in keys:
+    if name in COST_FIGURES or name in keys:
         return None
-    return f"{name!r} is neither a figure nor a key with a number{did_you_mean(name, [*FIGURES, *keys])}"
+    return f"{name!r} is neither a figure nor a key with a number{did_you_mean(name, [*COST_FIGURES, *keys])}"
 
 
 def _check_grammar(node: ast.AST) -> None:

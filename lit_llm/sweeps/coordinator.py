@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from lit_llm.experiment.cost import FIGURES, cost_of
+from lit_llm.experiment.cost import COST_FIGURES, cost_of
 from lit_llm.launch import Interrupted, Outcome, Task, run_tasks
 from lit_llm.runs.provenance import provenance, same_provenance
 from lit_llm.runs.stage_config import save_stage_config
@@ -24,7 +24,7 @@ from lit_llm.studies.execute import disk_problem_of, note_end, report_news
 from lit_llm.studies.load import Arm
 from lit_llm.studies.mlflow_runs import record
 from lit_llm.studies.observer import Observer
-from lit_llm.studies.runs import Run, Step, last_metrics
+from lit_llm.studies.runs import Run, StoredStage, last_metrics
 from lit_llm.studies.supervise import Supervision, Supervisor
 from lit_llm.sweeps.samplers import progress
 from lit_llm.sweeps.storage import storage_errors
@@ -122,7 +122,7 @@ class Coordinator:
                     time.sleep(_REFRESH_SECONDS)
                     continue
                 cost = cost_of(self.search.experiment(trial.arm, trial.point))
-                self.trials.finish(trial, "done", [FIGURES[goal](cost) for goal in self.search.goals])
+                self.trials.finish(trial, "done", [COST_FIGURES[goal](cost) for goal in self.search.goals])
                 if time.monotonic() - self._refreshed > _REFRESH_SECONDS:
                     self._report_ended()
                     self.observer.poll()
@@ -270,10 +270,10 @@ class Coordinator:
             cost = cost_of(self.runs(trial)[0].experiment)
             values = []
             for goal in self.search.goals:
-                of_seeds = [self._metric_value(stage, goal) for stage in stages] if goal not in FIGURES else []
+                of_seeds = [self._metric_value(stage, goal) for stage in stages] if goal not in COST_FIGURES else []
                 finite = [value for value in of_seeds if value is not None]
-                if goal in FIGURES:
-                    values.append(FIGURES[goal](cost))
+                if goal in COST_FIGURES:
+                    values.append(COST_FIGURES[goal](cost))
                 elif len(finite) == len(stages):
                     values.append(statistics.fmean(finite))
                 else:
@@ -311,7 +311,8 @@ class Coordinator:
             arm = Arm(trial.name, trial.arm, levels, trial.arm, experiment)
             seeds = zip(self.search.sweep.seeds, trial.fingerprints, strict=False)
             self._runs[trial.name] = [
-                Run(arm, seed, (Step(StageNode("pretrain", name), self.store.stage(name)),)) for seed, name in seeds
+                Run(arm, seed, (StoredStage(StageNode("pretrain", name), self.store.stage(name)),))
+                for seed, name in seeds
             ]
         return self._runs.get(trial.name, [])
 

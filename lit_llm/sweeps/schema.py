@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 from lit_llm.config.metrics import SPLITS, TARGET_NLL, on_validation
 from lit_llm.config.problems import did_you_mean
 from lit_llm.config.section import Items, OneOf, Section, config_error
-from lit_llm.experiment.cost import FIGURES
+from lit_llm.experiment.cost import COST_FIGURES
 from lit_llm.runs.stage_graph import validation_metric
 from lit_llm.studies.schema import (
     CHOSEN_BY,
@@ -94,7 +94,11 @@ def _check_metric(name: str) -> str:
     if (sibling := validation_metric(name)) != name:
         message = f"{name!r} is on the test split, which is kept for the study of the winners; use {sibling!r}"
         raise config_error(("", message))
-    allowed = [*CHOSEN_BY, *(metric for metric in METRICS if not metric.startswith(tuple(SPLITS.values()))), *FIGURES]
+    allowed = [
+        *CHOSEN_BY,
+        *(metric for metric in METRICS if not metric.startswith(tuple(SPLITS.values()))),
+        *COST_FIGURES,
+    ]
     if name not in allowed and not name.startswith(OF_SOURCE):
         raise config_error(("", f"{name!r} is not possible{did_you_mean(name, allowed)}"))
     return name
@@ -112,7 +116,7 @@ class Objective(Section):
     @property
     def is_cost_figure(self) -> bool:
         """Whether it is a figure of the cost, which needs no training."""
-        return self.metric in FIGURES
+        return self.metric in COST_FIGURES
 
 
 class Pruner(Section):

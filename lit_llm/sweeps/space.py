@@ -403,7 +403,7 @@ def _canonical_json(value: Any) -> str:
 
 
 def _set_values(values: dict[str, Any], keys: ConfigNode) -> None:
-    """Set the keys of a tree in `values`; a bare word is the kind of its section."""
+    """Set the keys of a tree in `values`; `optimizer: muon` is short for `optimizer: {kind: muon}`."""
     for path, value in leaves(keys.plain()):
         values[path] = value
         if isinstance(value, str) and f"{path}.{KIND}" in values:

@@ -15,7 +15,7 @@ from lit_llm.config.problems import InputError, Problem, collect_errors, did_you
 from lit_llm.config.section import validate
 from lit_llm.config.tree import ConfigNode, leaves, read_file, tree, under
 from lit_llm.evaluation.config import PRIMARY_METRICS, primary_metric
-from lit_llm.experiment.cost import FIGURES, OF_DECODING, cost_of
+from lit_llm.experiment.cost import COST_FIGURES, OF_DECODING, cost_of
 from lit_llm.experiment.load import is_preset, read_overrides
 from lit_llm.experiment.schema import Experiment
 from lit_llm.objectives.config import continues
@@ -111,7 +111,7 @@ def figures(experiment: Experiment) -> dict[str, Any]:
     Figures of decoding are None for a model that does not decode.
     """
     cost = cost_of(experiment)
-    costs = {name: of(cost) if cost.generates or name not in OF_DECODING else None for name, of in FIGURES.items()}
+    costs = {name: of(cost) if cost.generates or name not in OF_DECODING else None for name, of in COST_FIGURES.items()}
     return {**dict(leaves(experiment.model_dump(mode="json"))), **costs}
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 Ended = Literal["done", "pruned", "diverged", "failed", "out_of_memory", "infeasible", "repeated", "lost"]
 NOT_COUNTED: tuple[Ended, ...] = ("infeasible", "repeated", "lost")
 """Final states of draws without training, which do not count towards the budget."""
-RUN, GIVEN_UP, ENDED, RETRY = "run", "given_up", "ended", "retry_of"
+RUN, PRUNE_DECIDED, ENDED, RETRY = "run", "given_up", "ended", "retry_of"
 """Attributes of a trial in the storage: its coordinator and stages; whether it is pruned; its final state and spending;
 the failed trial that it repeats. Each is one write, so that none is ever stored in part."""
 
@@ -76,7 +76,7 @@ def read_trial(arm: str, frozen: optuna.trial.FrozenTrial, retried: bool) -> Tri
         seconds=float(ended.get("seconds", 0.0)),
         reports=tuple(sorted(frozen.intermediate_values.items())),
         settled=frozen.state.is_finished(),
-        pruned=bool(frozen.user_attrs.get(GIVEN_UP, False)),
+        pruned=bool(frozen.user_attrs.get(PRUNE_DECIDED, False)),
         origin=ended.get("origin", ""),
         retried=retried,
     )

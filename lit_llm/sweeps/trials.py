@@ -22,7 +22,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lit_llm.config.fingerprint import fingerprint
+from lit_llm.config.hashing import fingerprint
 from lit_llm.config.problems import InputError, Problem, SourceLocation, some
 from lit_llm.config.tree import difference
 from lit_llm.experiment.schema import Experiment
@@ -35,7 +35,7 @@ from lit_llm.sweeps import storage
 from lit_llm.sweeps.samplers import make_pruner, make_sampler
 from lit_llm.sweeps.space import ArmSpace, Dimension, Point, Value
 from lit_llm.sweeps.sweep import Search, content_of_search
-from lit_llm.sweeps.trial import ENDED, GIVEN_UP, NOT_COUNTED, RETRY, RUN, Ended, Trial, read_trial
+from lit_llm.sweeps.trial import ENDED, NOT_COUNTED, PRUNE_DECIDED, RETRY, RUN, Ended, Trial, read_trial
 from lit_llm.tracking.address import without_secrets
 
 if TYPE_CHECKING:
@@ -373,7 +373,7 @@ class Trials:
         is_default = trial.point == self.search.firsts[trial.arm][0]
         verdict = bool(optuna_trial.should_prune()) and not is_default  # always called: it records the rungs
         if verdict:  # stored before the trial ends, so that it holds for any coordinator
-            optuna_trial.set_user_attr(GIVEN_UP, True)
+            optuna_trial.set_user_attr(PRUNE_DECIDED, True)
         return verdict
 
     def finish(

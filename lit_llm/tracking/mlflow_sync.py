@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_llm.store.metrics_reader import Point, SourceLocation, complete_lines, is_number, key, points_of, stamp_of
+from lit_llm.store.metrics_reader import Point, ReadPosition, complete_lines, is_number, key, points_of, stamp_of
 from lit_llm.store.store import Store
 from lit_llm.tracking.address import check_server, few_retries, reason, resolved, without_secrets
 from lit_llm.tracking.mlflow_database import connected, create, database_damage
@@ -378,9 +378,9 @@ def _remedy(database: Path) -> str:
     return f"`{command}` makes it anew from what is on disk"
 
 
-def _new_points(child: _Child, record: RunRecord) -> tuple[list[Point], list[SourceLocation]]:
+def _new_points(child: _Child, record: RunRecord) -> tuple[list[Point], list[ReadPosition]]:
     """(points that MLflow lacks, mark of each file after them)."""
-    marks: list[SourceLocation] = json.loads(child.tags.get(REPLAYED, "[]"))
+    marks: list[ReadPosition] = json.loads(child.tags.get(REPLAYED, "[]"))
     marks += [(0, 0, 0)] * (len(record.metrics) - len(marks))
     # Taken before reading, so that later lines count next time. A change of state always reads: on NFS the attributes
     # of a file may be stale for seconds, its content after opening is not.

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lit_llm.config import fingerprint as module
-from lit_llm.config.fingerprint import digest_of_file
+from lit_llm.config.hashing import digest_of_file
 
 SIZE = 1 << 20
 
@@ -96,7 +96,7 @@ def test_without_a_setting_it_lies_in_the_home(monkeypatch):
 
 def test_processes_at_once_agree_and_leave_one_note(tmp_path, cache):
     path = write(tmp_path / "a", b"x" * 5 * SIZE)
-    code = "import sys; from pathlib import Path; from lit_llm.config.fingerprint import digest_of_file as d; "
+    code = "import sys; from pathlib import Path; from lit_llm.config.hashing import digest_of_file as d; "
     code += "print(*{d(Path(sys.argv[1])) for _ in range(20)})"
     command = [sys.executable, "-c", code, str(path)]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]

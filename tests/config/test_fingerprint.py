@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lit_llm.config.fingerprint import digest_of_files, fingerprint
+from lit_llm.config.hashing import digest_of_files, fingerprint
 
 
 def test_the_order_of_keys_and_the_spelling_of_numbers_do_not_matter():

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 import lit_llm
 from lit_llm.config.problems import InputError
 from lit_llm.data.tokenizers import train_bpe
-from lit_llm.experiment.cost import FIGURES, cost_of, memory_of
+from lit_llm.experiment.cost import COST_FIGURES, cost_of, memory_of
 from lit_llm.experiment.load import load_experiment
 from lit_llm.experiment.schema import Experiment
 from lit_llm.huggingface.checkpoint import digest_of_checkpoint, open_checkpoint
@@ -23,7 +23,7 @@ from lit_llm.models.cost import Shape, count_parameters, forward_flops
 from lit_llm.models.resolve import resolve_model
 from lit_llm.runs.fingerprints import reset_identities
 from lit_llm.runs.provenance import COMPUTES
-from lit_llm.runs.run import experiment_yaml
+from lit_llm.runs.run_one_stage import experiment_yaml
 from lit_llm.runs.stage_graph import stage_graph
 from tests import commands
 
@@ -369,7 +369,7 @@ def test_a_sources_cost_is_the_runs(load):
     """Judge: both experiments by themselves."""
     whole, alone, source = cost_of(load(FROM)), cost_of(load()), cost_of(load(preset="decllm-tiny"))
     for figure in ("train_flops", "tokens", "loss_tokens"):
-        assert FIGURES[figure](whole) == FIGURES[figure](alone) + FIGURES[figure](source)
+        assert COST_FIGURES[figure](whole) == COST_FIGURES[figure](alone) + COST_FIGURES[figure](source)
     assert whole.flops_per_step == alone.flops_per_step
     assert whole.before.train_flops == source.train_flops
     assert whole.memory_bytes == max(alone.memory_bytes, source.memory_bytes)

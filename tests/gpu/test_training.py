@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lit_llm.runs.run import run_one
+from lit_llm.runs.run_one_stage import run_one
 from lit_llm.store.store import Stage, Store
 from lit_llm.training.config import TrainingConfig
 from lit_llm.training.module import LitModel

@@ -22,7 +22,7 @@ from lit_llm.models.resolve import resolve_model
 from lit_llm.objectives.base import BOS
 from lit_llm.objectives.config import UL2, CausalLM, MaskedLM, MasksConfig, PrefixLM, SpanCorruption, misfit
 from lit_llm.runs.fingerprints import pretrain_fingerprint
-from lit_llm.runs.run import run_one
+from lit_llm.runs.run_one_stage import run_one
 from lit_llm.runs.stage_config import save_stage_config
 from lit_llm.runs.stage_graph import stage_graph
 from lit_llm.runs.trained_model import open_finished

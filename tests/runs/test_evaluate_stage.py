@@ -14,7 +14,7 @@ from lit_llm.evaluation import scoring
 from lit_llm.evaluation.task_files import read_task_files
 from lit_llm.experiment.load import load_experiment
 from lit_llm.generation import Sampling, generate
-from lit_llm.runs.run import run_one
+from lit_llm.runs.run_one_stage import run_one
 from lit_llm.runs.stage_config import save_stage_config
 from lit_llm.runs.stage_graph import stage_graph
 from lit_llm.runs.trained_model import open_finished

@@ -11,7 +11,7 @@ from lit_llm.config.problems import InputError
 from lit_llm.experiment.load import load_experiment
 from lit_llm.experiment.schema import Experiment
 from lit_llm.runs import step_timing
-from lit_llm.runs.step_timing import RandomBatches, Setting, StepTiming, Timed, cached, keep, measure, setting_of
+from lit_llm.runs.step_timing import RandomBatches, Setting, StepTiming, TimedStep, cached, keep, measure, setting_of
 
 SMALL = ["model.d_model=16", "model.attention.heads=2", "model.feed_forward.d_ff=32", "model.vocabulary=1100"]
 SMALL += ["pretrain.data.sequence_length=32", "pretrain.data.batch_size=4"]
@@ -23,8 +23,8 @@ def experiment(*overrides: str, preset: str = "redllm-tiny") -> Experiment:
     return load_experiment(preset, [*SMALL, *overrides])
 
 
-def timed(*overrides: str, setting: Setting = HERE) -> Timed:
-    return Timed(experiment(*overrides), "pretrain", setting)
+def timed(*overrides: str, setting: Setting = HERE) -> TimedStep:
+    return TimedStep(experiment(*overrides), "pretrain", setting)
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +131,7 @@ def test_a_batch_of_the_finetuning_is_as_long_as_its_examples_may_be() -> None:
 
 @pytest.mark.gpu
 def test_a_gpu_has_a_clock_and_memory_of_its_own() -> None:
-    ((_, found),) = measure([Timed(experiment(), "pretrain", Setting("cuda", 1, 1))])
+    ((_, found),) = measure([TimedStep(experiment(), "pretrain", Setting("cuda", 1, 1))])
     assert found.seconds > 0
     assert found.device_bytes is not None
     assert found.device_bytes > 1_000_000_000

@@ -85,7 +85,7 @@ def test_examples_are_as_long_as_in_a_batch_where_that_is_known() -> None:
 
 
 def test_a_finetuning_takes_less_where_rows_are_shorter_and_where_examples_share_them() -> None:
-    """Timed with two rows of 12 and 4 tokens; of batches of 6 and 3 tokens, three in four are one row."""
+    """TimedStep with two rows of 12 and 4 tokens; of batches of 6 and 3 tokens, three in four are one row."""
     experiment, steps = load_experiment("decllm-tiny", [*SMALL, TUNED]), {"pretrain": STEP, "finetune": 4.0}
     tuned = experiment.finetune
     assert tuned is not None

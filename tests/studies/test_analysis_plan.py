@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lit_llm.cli import app
-from lit_llm.config.fingerprint import fingerprint
+from lit_llm.config.hashing import fingerprint
 from lit_llm.report.pages.frozen_analysis import details, summary
 from lit_llm.store.store import Store
 from lit_llm.studies.analysis_plan import (

@@ -20,7 +20,7 @@ from lit_llm.data.examples import ExampleSet
 from lit_llm.models.build import build_model
 from lit_llm.objectives.config import BOS
 from lit_llm.report.tables.plan import render_plan, render_status
-from lit_llm.runs.run import run_one
+from lit_llm.runs.run_one_stage import run_one
 from lit_llm.runs.stage_config import load_stage_config, save_stage_config
 from lit_llm.statistics.before_after import before_after
 from lit_llm.store.store import Store, read_metrics, write_json

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from lit_llm.config.problems import InputError
 from lit_llm.data.prepare import prepare
-from lit_llm.experiment.cost import FIGURES
+from lit_llm.experiment.cost import COST_FIGURES
 from lit_llm.store.store import Store
 from lit_llm.studies.audit.budgets import LARGEST, TOLERANCE
 from lit_llm.studies.audit.differing_keys import audit
@@ -45,7 +45,7 @@ def found(result: Plan, kind: str) -> dict[tuple[str, str], str]:
 
 def ratio(result: Plan, figure: str, arm: int = 1, baseline: int = 0) -> float:
     """A figure of an arm of the plan over the same of its baseline."""
-    costs = [FIGURES[figure](result.arms[number].cost) for number in (arm, baseline)]
+    costs = [COST_FIGURES[figure](result.arms[number].cost) for number in (arm, baseline)]
     return costs[0] / costs[1]
 
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lit_llm.experiment.cost import FIGURES
+from lit_llm.experiment.cost import COST_FIGURES
 from lit_llm.sweeps.constraints import NotAConstraint, parse, unknown
 
 VALUES = {"parameters": 3.0, "tokens": 4, "model.d_model": 2, "model.attention.heads": 0.5}
@@ -233,7 +233,7 @@ def test_a_name_of_pythons_is_only_an_unknown_key(text):
 
 
 def test_figures_and_keys_with_numbers_are_known_and_a_near_one_is_proposed():
-    assert [unknown(name, VALUES) for name in [*FIGURES, *VALUES]] == [None] * (len(FIGURES) + len(VALUES))
+    assert [unknown(name, VALUES) for name in [*COST_FIGURES, *VALUES]] == [None] * (len(COST_FIGURES) + len(VALUES))
     assert unknown("paramters", VALUES).endswith("did you mean 'parameters'?")
     assert unknown("model.dmodel", VALUES).endswith("did you mean 'model.d_model'?")
 

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from lit_llm.experiment.cost import FIGURES, cost_of
+from lit_llm.experiment.cost import COST_FIGURES, cost_of
 from lit_llm.experiment.load import load_experiment
 from lit_llm.sweeps.coordinator import SweepObserver
 from lit_llm.sweeps.run import run_sweep
@@ -138,11 +138,12 @@ def test_the_best_compromises_are_those_that_brute_force_finds_no_better_for(sea
 
 
 def test_every_figure_that_is_known_before_training_is_a_goal(searched):
-    goals = ", ".join(f"{{metric: {figure}}}" for figure in FIGURES)
+    goals = ", ".join(f"{{metric: {figure}}}" for figure in COST_FIGURES)
     ended, _ = searched(f"space: {{{D_FF}: {{choice: [64, 256]}}}}\noptimize: [{goals}]\n", trials=5)
     experiments = {"256": load_experiment("redllm-tiny"), "64": load_experiment("redllm-tiny", [f"{D_FF}=64"])}
     assert {trial.point[D_FF]: trial.values for trial in done(ended)} == {
-        label: tuple(of(cost_of(experiment)) for of in FIGURES.values()) for label, experiment in experiments.items()
+        label: tuple(of(cost_of(experiment)) for of in COST_FIGURES.values())
+        for label, experiment in experiments.items()
     }
 
 

@@ -15,7 +15,7 @@ from lit_llm.experiment.load import load_experiment
 from lit_llm.experiment.schema import Experiment
 from lit_llm.models.build import build_model
 from lit_llm.objectives.config import PrefixLM
-from lit_llm.runs.run import run_one
+from lit_llm.runs.run_one_stage import run_one
 from lit_llm.runs.stage_config import load_stage_config, save_stage_config
 from lit_llm.runs.stage_graph import stage_graph
 from lit_llm.runs.warm_start import windows_before

@@ -19,7 +19,7 @@ from lit_llm.experiment.load import load_experiment
 from lit_llm.models.build import build_model, generator
 from lit_llm.models.families import LanguageModel
 from lit_llm.objectives.collate import Batch
-from lit_llm.runs.run import run_one
+from lit_llm.runs.run_one_stage import run_one
 from lit_llm.store.store import Store
 from lit_llm.training.config import TrainingConfig
 from lit_llm.training.module import LitModel

@@ -20,7 +20,7 @@ from lit_llm.experiment.load import load_experiment
 from lit_llm.models.build import build_model
 from lit_llm.models.families import LanguageModel
 from lit_llm.models.resolve import resolve_model
-from lit_llm.runs.run import run_one
+from lit_llm.runs.run_one_stage import run_one
 from lit_llm.runs.stage_config import load_stage_config
 from lit_llm.store.store import Store
 from lit_llm.training.config import TrainingConfig

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lit_llm.runs.run import run_one
+from lit_llm.runs.run_one_stage import run_one
 from lit_llm.store.files import Damaged
 from lit_llm.store.store import Stage, Store
 from lit_llm.training.checkpoints import check_checkpoint

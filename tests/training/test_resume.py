@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lit_llm.runs.run import run_one
+from lit_llm.runs.run_one_stage import run_one
 from lit_llm.store.store import Store, read_json, write_json
 from lit_llm.training import stability, throughput
 from tests.stages_in_parts import numbers, prepared_stage, stops_after

@@ -23,6 +23,7 @@ class NormConfig(Section):
     """Learn a scale of D entries."""
     eps: float = Field(1e-6, gt=0)
     """Added to the mean square (or the variance) under the root."""
+    # Left out of the dump where they are the default, so that a fingerprint says what is computed.
     placement: Literal["pre", "post", "sandwich", "output"] = Field("pre", exclude_if=lambda value: value == "pre")
     """pre: x + f(norm(x)). post: norm(x + f(x)), and none after the last layer. sandwich: x + norm(f(norm(x))).
     output: x + norm(f(x))."""

@@ -13,10 +13,10 @@ from lit_llm.models.resolve import resolve_model
 from lit_llm.report.figures.inputs import Drawn, FigureData, group_equal
 from lit_llm.report.figures.lines import Line, Panel, Places, line_figure
 from lit_llm.report.figures.training_curves import read_rows, thinned
-from lit_llm.studies.runs import Step
+from lit_llm.studies.runs import StoredStage
 
 
-def _evaluated(study: FigureData, name: str, after: str) -> dict[str, list[Step]]:
+def _evaluated(study: FigureData, name: str, after: str) -> dict[str, list[StoredStage]]:
     """{series: finished stages of an evaluation}; arms that share their stages share a series."""
     steps_by_arm = {
         arm: [
@@ -36,7 +36,7 @@ Curves = Mapping[Path, Mapping[Any, Places]]
 
 
 def _over_seeds(
-    study: FigureData, stages: Mapping[str, Sequence[Step]], curves: Curves, key: Any
+    study: FigureData, stages: Mapping[str, Sequence[StoredStage]], curves: Curves, key: Any
 ) -> dict[str, list[Line]]:
     """{arm: the mean curve of its stages}, where it has one."""
     lines = {
@@ -105,7 +105,7 @@ def _by_position(rows: Iterable[Mapping[str, Any]]) -> dict[int, Places]:
 _LENGTH = re.compile(r"extrapolation/nll/prefix_(.+)/length_(\d+)x")
 
 
-def _by_length(step: Step) -> dict[str, Places]:
+def _by_length(step: StoredStage) -> dict[str, Places]:
     """{prefix: {windows: (windows, nats per token)}}"""
     curves: dict[str, dict[float, tuple[float, float]]] = {}
     for name, value in (step.stage.result() or {}).get("metrics", {}).items():

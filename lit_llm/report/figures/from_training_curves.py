@@ -12,7 +12,7 @@ from lit_llm.report.figures.inputs import Drawn, FigureData, group_equal
 from lit_llm.report.figures.lines import Line, Panel, line_figure, proportion, single
 from lit_llm.report.figures.training_curves import AXES, places
 from lit_llm.runs.stage_graph import validation_metric
-from lit_llm.studies.runs import Step
+from lit_llm.studies.runs import StoredStage
 
 
 def learning(study: FigureData) -> Iterator[Drawn]:
@@ -75,7 +75,7 @@ def _curves(study: FigureData, kind: str, metric: str, over: str, arms: Sequence
     return {label: lines for label, lines in curves.items() if lines}
 
 
-def _lines(study: FigureData, steps: Sequence[Step], metric: str, over: str) -> list[Line]:
+def _lines(study: FigureData, steps: Sequence[StoredStage], metric: str, over: str) -> list[Line]:
     """The mean of the finished runs, then each other run: a mean over runs of different lengths would jump."""
     states = [step.status()["state"] for step in steps]
     runs = [places(study.curve(step), metric, over) for step in steps]

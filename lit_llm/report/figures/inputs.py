@@ -17,7 +17,7 @@ from lit_llm.statistics.comparison import Comparison
 from lit_llm.studies.load import Ablation
 from lit_llm.studies.names import Names
 from lit_llm.studies.palette import LineStyle, Series, arm_styles, panel_factors
-from lit_llm.studies.runs import Run, Step
+from lit_llm.studies.runs import Run, StoredStage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -118,7 +118,7 @@ class FigureData:
         chosen = set(sorted(range(len(rows)), key=rank)[:MOST_LINES])
         return [row.arm for at, row in enumerate(rows) if at in chosen]
 
-    def curve(self, step: Step) -> list[dict[str, Any]]:
+    def curve(self, step: StoredStage) -> list[dict[str, Any]]:
         file = step.stage.metrics_file
         if file not in self.read:
             self.read[file] = read_curve(file)

@@ -18,7 +18,7 @@ from lit_llm.store.store import Store, finite
 from lit_llm.studies.analysis_plan import registration_of
 from lit_llm.studies.observer import Observer
 from lit_llm.studies.run import Finished
-from lit_llm.studies.runs import Run, Step, left_out
+from lit_llm.studies.runs import Run, StoredStage, left_out
 from lit_llm.sweeps.coordinator import SweepObserver
 from lit_llm.sweeps.run import Searched
 from lit_llm.sweeps.sweep import Search
@@ -115,7 +115,7 @@ class Lines(Observer):
                 if self._last_event.get((run.name, step.node.fingerprint)) != "finished":
                     self._write_stage(run, step)
 
-    def _write_stage(self, run: Run, step: Step) -> None:
+    def _write_stage(self, run: Run, step: StoredStage) -> None:
         key, status = (run.name, step.node.fingerprint), step.status()
         state = status["state"]
         if state == "pending" or self._before.get(step.node.fingerprint) == _attempt(step):
@@ -143,7 +143,7 @@ class Lines(Observer):
         return due
 
 
-def _attempt(step: Step) -> object:
+def _attempt(step: StoredStage) -> object:
     """Key of one attempt at a stage."""
     status = step.status()
     return status["state"], status.get("time"), status.get("started")
@@ -153,7 +153,7 @@ def _run_keys(run: Run) -> dict[str, object]:
     return {"run": run.name, "arm": run.arm.name, "seed": run.seed}
 
 
-def _stage_keys(step: Step) -> dict[str, object]:
+def _stage_keys(step: StoredStage) -> dict[str, object]:
     """Keys of a stage, as in `status --json`."""
     node = step.node
     return {

@@ -13,7 +13,7 @@ from lit_llm.experiment.cost import Cost, cost_of
 from lit_llm.report.tables.plan import flops_of
 from lit_llm.runs.time_estimate import makespan
 from lit_llm.store.store import FINAL, Stage, Store
-from lit_llm.studies.runs import Run, Step, last_lines, max_steps, merged
+from lit_llm.studies.runs import Run, StoredStage, last_lines, max_steps, merged
 from lit_llm.sweeps.trial import Trial
 
 
@@ -47,7 +47,7 @@ class RunProgress:
         return self.step / self.steps if self.steps else 0.0
 
 
-def progress_of_stage(run: Run, step: Step) -> RunProgress:
+def progress_of_stage(run: Run, step: StoredStage) -> RunProgress:
     """Progress of one stage of a run, running or ended."""
     if step.node.kind != "evaluate":
         return _progress_of_training(step.stage, max_steps(run, step.node))
@@ -101,7 +101,7 @@ class TimeLeft:
     def seconds(self, runs: Sequence[Run]) -> float | None:
         """Seconds until the last of these runs has ended; None while the speed is unknown."""
         running: list[float | None] = []
-        waiting: list[tuple[Step, float]] = []
+        waiting: list[tuple[StoredStage, float]] = []
         flops = seconds = 0.0
         evaluations: dict[str, list[float]] = {}
         for run, step, state in _stages(runs):
@@ -129,15 +129,15 @@ class TimeLeft:
             lefts.append(fmean(same_kind) if same_kind else takes * seconds / flops)
         return makespan(lefts, self.max_parallel)
 
-    def _flops(self, run: Run, step: Step) -> float:
+    def _flops(self, run: Run, step: StoredStage) -> float:
         if run.arm.name not in self._costs:
             self._costs[run.arm.name] = cost_of(run.experiment)
         return flops_of(step.node, self._costs[run.arm.name])
 
 
-def _stages(runs: Sequence[Run]) -> list[tuple[Run, Step, str]]:
+def _stages(runs: Sequence[Run]) -> list[tuple[Run, StoredStage, str]]:
     """Each stage once, with its state; none after a stage that diverged or failed."""
-    stages: dict[str, tuple[Run, Step, str]] = {}
+    stages: dict[str, tuple[Run, StoredStage, str]] = {}
     for run in runs:
         for step in run.steps:
             state = step.status()["state"]

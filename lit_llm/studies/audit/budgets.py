@@ -15,7 +15,7 @@ from typing import Literal
 
 from lit_llm.config.metrics import THROUGHPUT
 from lit_llm.config.tree import under
-from lit_llm.experiment.cost import FIGURES, GENERATE, PROMPT, Cost
+from lit_llm.experiment.cost import COST_FIGURES, GENERATE, PROMPT, Cost
 from lit_llm.statistics.scaling.group_fit import different, numbers_of
 from lit_llm.statistics.scaling.runs import X
 from lit_llm.studies.audit.findings import Finding, differs, ruled
@@ -60,19 +60,21 @@ class Budget:
 
 
 BUDGETS = (
-    Budget("tokens", "tokens", FIGURES["tokens"]),
-    Budget("loss_tokens", "loss tokens", FIGURES["loss_tokens"]),
-    Budget("train_flops", "training FLOPs", FIGURES["train_flops"]),
-    Budget("parameters", "parameters", FIGURES["parameters"]),
+    Budget("tokens", "tokens", COST_FIGURES["tokens"]),
+    Budget("loss_tokens", "loss tokens", COST_FIGURES["loss_tokens"]),
+    Budget("train_flops", "training FLOPs", COST_FIGURES["train_flops"]),
+    Budget("parameters", "parameters", COST_FIGURES["parameters"]),
     Budget("finetune_tokens", "finetuning tokens", lambda cost: cost.finetune_tokens),
-    Budget("memory", "training memory", FIGURES["memory_bytes"], blocks=False),
+    Budget("memory", "training memory", COST_FIGURES["memory_bytes"], blocks=False),
     Budget(
         "decode",
         "inference FLOPs",
         lambda cost: (PROMPT * cost.prefill_flops_per_token + GENERATE * cost.decode_flops_per_token) * cost.generates,
         blocks=False,
     ),
-    Budget("kv_cache", "key-value cache", lambda cost: FIGURES["kv_cache_bytes"](cost) * cost.generates, blocks=False),
+    Budget(
+        "kv_cache", "key-value cache", lambda cost: COST_FIGURES["kv_cache_bytes"](cost) * cost.generates, blocks=False
+    ),
 )
 """All of them. The cost of inference is that of a prompt and an answer of 1000 tokens each."""
 
@@ -233,7 +235,7 @@ def _log_sizes(
 ) -> list[float]:
     """Logarithms of x of all arms in the group of `member`."""
     group = _group(by, member)
-    return [log(FIGURES[x](costs[arm.name])) for arm in ablation.arms if _group(by, arm) == group]
+    return [log(COST_FIGURES[x](costs[arm.name])) for arm in ablation.arms if _group(by, arm) == group]
 
 
 def _has_enough_sizes(sizes: Sequence[float], irreducible: bool) -> bool:
@@ -255,7 +257,7 @@ def _partner_of_same_size(ablation: Ablation, scaling: ScalingLaw, arm: Arm, cos
     root = ablation.root(arm)
     if scaling.x not in ("parameters", "tokens") or _group(scaling.by, arm) == _group(scaling.by, root):
         return None
-    size, cost = FIGURES[scaling.x], costs[arm.name]
+    size, cost = COST_FIGURES[scaling.x], costs[arm.name]
     beside = [
         other
         for other in ablation.arms

@@ -12,7 +12,7 @@ from threading import Timer
 from typing import TYPE_CHECKING
 
 from lit_llm.components.registry import PACKAGES
-from lit_llm.config.fingerprint import fingerprint
+from lit_llm.config.hashing import fingerprint
 from lit_llm.config.problems import InputError, some
 from lit_llm.config.tree import under
 from lit_llm.models.parameters import parameter_shapes
