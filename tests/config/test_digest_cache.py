@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_llm.config import fingerprint as module
+from lit_llm.config import hashing as module
 from lit_llm.config.hashing import digest_of_file
 
 SIZE = 1 << 20
