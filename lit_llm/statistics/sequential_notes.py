@@ -11,10 +11,15 @@ def rounds_notes(
     statuses: Mapping[str, ArmStatus], rounds: Rounds, comparisons: int, adjusted: Mapping[str, float]
 ) -> Iterator[str]:
     """Notes on the levels of the interim analyses, the arms that stopped early, and the bias of stopping."""
-    share = "5% for all looks together"
+    share = "5% for all interim analyses together"
     if comparisons > 1:
-        share = f"5% for all looks at all {comparisons} arms together, an equal share for each arm (Bonferroni)"
-    yield f"intervals and p: adjusted for the looks after each round of seeds, up to {rounds.most} seeds: {share}"
+        share = (
+            f"5% for all interim analyses of all {comparisons} arms together, an equal share for each arm (Bonferroni)"
+        )
+    yield (
+        "intervals and p: adjusted for the interim analyses after each round of seeds, up to "
+        f"{rounds.most} seeds: {share}"
+    )
     yield from _past_notes(rounds)
     if stopped := {arm: s.seeds for arm, s in statuses.items() if s.decided and s.seeds < rounds.most}:
         named = ", ".join(f"{arm} ({seeds})" for arm, seeds in stopped.items())
@@ -39,14 +44,15 @@ def _past_notes(rounds: Rounds) -> Iterator[str]:
     if not spent:
         return
     at = f" at {', '.join(map(str, past))} seeds" if past else ""
-    kept = f"the number of seeds was changed after looks{at}: they keep their levels"
+    kept = f"the number of seeds was changed after interim analyses{at}: they keep their levels"
     if spent >= 1:
         yield (
-            f"{kept}, and all of the 5% is spent: no further look of this study can decide an arm, "
-            "and an interval is that of the last look that could; new seeds in a study of another name can"
+            f"{kept}, and all of the 5% is spent: no further interim analysis of this study can decide an arm, "
+            "and an interval is that of the last one that could; new seeds in a study of another name can"
         )
     else:
-        yield f"{kept}, and the {1 - spent:.0%} of the 5% that is left is spent over the looks that remain"
+        left = f"the {1 - spent:.0%} of the 5% that is left"
+        yield f"{kept}, and {left} is spent over the interim analyses that remain"
 
 
 def _mean_difference(status: ArmStatus) -> float:

@@ -15,8 +15,8 @@ from lit_llm.statistics.effects import Effects
 from lit_llm.statistics.verdicts import P_VALUES
 
 UNTESTED = (
-    "not adjusted for the looks after each round of seeds: estimates and intervals as of a fixed number of seeds, "
-    "without p-values and verdicts"
+    "not adjusted for the interim analyses after each round of seeds: estimates and intervals as of a fixed number "
+    "of seeds, without p-values and verdicts"
 )
 UNTESTED_CHANGES = f"changes by finetuning are {UNTESTED}"
 

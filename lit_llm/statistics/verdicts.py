@@ -132,11 +132,12 @@ def judged_alone(
 
 
 P_VALUES: Mapping[Correction, str] = {
-    "none": "p-values are not adjusted for {n} comparisons: about 1 in 20 true zeros has one below 0.05",
+    "none": "p-values are not adjusted for {n} comparisons: without a true difference, p is still below "
+    "0.05 in 1 test of 20",
     "holm": "p-values are adjusted for {n} comparisons by Holm's method: the chance of any below 0.05 without a true "
     "difference is at most 5%",
-    "fdr_bh": "p-values are adjusted for {n} comparisons by Benjamini and Hochberg's method: of those below 0.05 about "
-    "1 in 20 is false",
+    "fdr_bh": "p-values are adjusted for {n} comparisons by Benjamini and Hochberg's method: of those below 0.05 at "
+    "most 1 in 20 is expected to be false",
     "dunnett": "p-values are adjusted for {n} comparisons by Holm's method, since Dunnett's is for arms: the chance of "
     "any below 0.05 without a true difference is at most 5%",
 }

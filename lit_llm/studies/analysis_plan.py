@@ -1,9 +1,9 @@
-"""The frozen analysis of a study: what it compares, and how, fixed before the results; later changes and looks.
+"""The frozen analysis of a study: what it compares, and how, fixed before the results; later changes and comparisons.
 
 ```
 <store>/studies/<study>/
   analysis.json       the analysis as the first run froze it, written once
-  analysis.jsonl      one line for each later change and each look at a comparison, appended
+  analysis.jsonl      one line for each later change and each comparison, appended
   analysis.lock       held while either is written
 ```
 
@@ -61,19 +61,19 @@ class Change:
 
 @dataclass(frozen=True)
 class InterimAnalysis:
-    """A look at a comparison with at least one verdict."""
+    """A logged comparison with at least one verdict."""
 
     time: float
     finished: int
     key: str
-    """Digest of the results and of the analysis: a second look at the same is not logged."""
+    """Digest of the results and of the analysis: the same comparison is not logged twice."""
     seeds: int = 0
     """Largest number of seeds of any difference in the comparison."""
 
 
 @dataclass(frozen=True)
 class Registration:
-    """The frozen analysis with its later changes and looks."""
+    """The frozen analysis with its later changes and comparisons."""
 
     plan: Mapping[str, Any]
     """The analysis as it was frozen; empty where it cannot be read."""
@@ -143,7 +143,7 @@ def registration_of(folder: Path) -> Registration | None:
     for event in _events(log, problems):
         (changes if isinstance(event, Change) else interims).append(event)  # type: ignore[arg-type]
     if not interims and not problems and _was_compared(folder):
-        problems.append(f"{log} holds no look, though there was a comparison: changes and looks are not known")
+        problems.append(f"{log} holds no comparison, though there was one: changes and comparisons are not known")
     return Registration(plan, when, finished, tuple(changes), tuple(interims), tuple(problems))
 
 
@@ -171,7 +171,7 @@ def _events(log: Path, problems: list[str]) -> Iterator[Change | InterimAnalysis
         try:
             yield _event(json.loads(line))
         except (ValueError, LookupError, TypeError, AttributeError):
-            problems.append(f"{log}:{number} cannot be read: a change or a look is missing here")
+            problems.append(f"{log}:{number} cannot be read: a change or a comparison is missing here")
 
 
 def _check_seeds(plan: Mapping[str, Any]) -> None:
@@ -228,7 +228,7 @@ def register(
 
 
 def log_interim(store: Store, ablation: Ablation, comparison: Comparison) -> list[str]:
-    """Log a look at a comparison with a verdict, once for the same results.
+    """Log a comparison with a verdict, once for the same results.
 
     A study that never ran in this store has no frozen analysis and no log.
 
@@ -284,7 +284,7 @@ def _append(log: Path, event: Mapping[str, Any]) -> None:
 
 def _write_failure(folder: Path, error: Exception) -> str:
     why = "another process holds its lock" if isinstance(error, Busy) else getattr(error, "strerror", "") or str(error)
-    return f"{folder / LOG} was not written ({why}): a change or a look is missing there"
+    return f"{folder / LOG} was not written ({why}): a change or a comparison is missing there"
 
 
 def _now() -> float:

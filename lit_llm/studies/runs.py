@@ -235,7 +235,7 @@ def register_analysis(store: Store, ablation: Ablation, runs: Sequence[Run]) -> 
 
 
 def note_comparison(store: Store, ablation: Ablation, runs: Sequence[Run], comparison: Comparison) -> list[str]:
-    """Log changes of the analysis and a look at the comparison, for a study that has run in this store."""
+    """Log changes of the analysis and the comparison, for a study that has run in this store."""
     if registration_of(store.study(ablation.study.study)) is None:
         return []
     return [*register_analysis(store, ablation, runs), *log_interim(store, ablation, comparison)]

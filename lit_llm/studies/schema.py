@@ -495,14 +495,14 @@ class Study(Section):
             yield "more_seeds.max", f"{more.max} at most, and there are {len(self.seeds)} to begin with"
         if self.compare.correction == "fdr_bh":
             message = (
-                "the share of false differences is not bounded when arms stop at different looks; "
+                "the share of false differences is not bounded when arms stop at different interim analyses; "
                 "use `correction: holm`, which bounds the chance of any"
             )
             yield "compare.correction", message
         if self.compare.correction == "dunnett":
             message = (
-                "Dunnett's levels are of one look, and seeds are added in rounds; use `correction: holm`, which gives "
-                "each arm an equal share of the 5%"
+                "Dunnett's levels are for a single analysis, and seeds are added in rounds; use `correction: holm`, "
+                "which gives each arm an equal share of the 5%"
             )
             yield "compare.correction", message
 

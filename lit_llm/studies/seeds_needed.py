@@ -144,9 +144,8 @@ def test_level(ablation: Ablation) -> tuple[float, list[str]]:
     if study.more_seeds is not None:
         rounds = Rounds(len(study.seeds), study.more_seeds.max, study.more_seeds.step)
         level = round_levels(rounds, LEVEL / level)[-1].difference
-        notes.append(
-            f"more_seeds: the level of the last of {len(rounds.sizes)} looks is {level:.3g}; earlier looks add power"
-        )
+        last = f"the level of the last of {len(rounds.sizes)} interim analyses is {level:.3g}"
+        notes.append(f"more_seeds: {last}; earlier ones add power")
     return level, notes
 
 

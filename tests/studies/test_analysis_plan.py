@@ -307,5 +307,5 @@ def test_holm_and_rounds_go_together(write_study: Study, place: Store) -> None:
     assert looks is not None
     assert looks.comparisons == 2
     assert [(row.seeds, row.verdict) for row in comparison.rows[1:]] == [(5, "undecided"), (3, "worse")]
-    assert any("at all 2 arms together" in note for note in comparison.notes)
+    assert any("of all 2 arms together" in note for note in comparison.notes)
     assert comparison.bias_adjusted == {}  # the one went on to the end, the other was stopped by the first look

@@ -241,7 +241,7 @@ def test_no_damage_of_another_file_of_the_store_ends_in_a_traceback(
         if names[0].name == FROZEN:  # what was frozen before there was a result cannot be had again
             assert f"{place / names[0]} " in command("report", path, "--store", place)
         elif names[0].name == LOG and how in ("emptied", "deleted"):
-            assert any(f"{place / names[0]} holds no look" in message for message in told.messages)
+            assert any(f"{place / names[0]} holds no comparison" in message for message in told.messages)
         elif names[0].name == LOG and how == "unreadable":  # a folder, which is left where it is
             assert f"{place / names[0]} cannot be read" in command("report", path, "--store", place)
         elif of_study:

@@ -58,7 +58,7 @@ def test_a_round_follows_while_anything_is_undecided_and_a_second_command_has_no
     standing = {row.arm: row.seeds for row in finished.comparison.rows}
     assert standing["a"] == max(standing["b"], standing["c"])
     assert len(finished.runs) == sum(standing.values()) == sum(map(len, rounds.todo))
-    assert any("the looks after each round of seeds" in note for note in finished.comparison.notes)
+    assert any("the interim analyses after each round of seeds" in note for note in finished.comparison.notes)
     again = Rounds()
     second = run_study(ablation, store, observer=again, max_parallel=2)
     assert again.todo == [[]]
@@ -84,8 +84,11 @@ def test_the_plan_says_what_it_takes_at_least_and_at_most(write_study: Study) ->
     ("more", "problem"),
     [
         ("more_seeds: {max: 2}", "2 at most, and there are 2 to begin with"),
-        ("more_seeds: {max: 9}\ncompare: {correction: fdr_bh}", "stop at different looks; use `correction: holm`"),
-        ("more_seeds: {max: 9}\ncompare: {correction: dunnett, variance: pooled}", "levels are of one look"),
+        (
+            "more_seeds: {max: 9}\ncompare: {correction: fdr_bh}",
+            "stop at different interim analyses; use `correction: holm`",
+        ),
+        ("more_seeds: {max: 9}\ncompare: {correction: dunnett, variance: pooled}", "levels are for a single analysis"),
     ],
 )
 def test_rounds_that_cannot_be_are_refused(more: str, problem: str, write_study: Study) -> None:
@@ -195,14 +198,14 @@ def test_effects_levels_and_f_tests_of_rounds_have_intervals_and_no_verdicts(
         captions = [drawn.caption for drawn in forests(FigureData(ablation, [], comparison)) if drawn.name == "effects"]
         assert len(captions) == (of == "effects")
         for caption in captions:
-            assert ("not adjusted for the looks" in caption) == (name == "rounds")
+            assert ("not adjusted for the interim analyses" in caption) == (name == "rounds")
             assert ("which hold for looking" in caption) is False
             assert ("the verdict" in caption) == (name == "fixed")
     assert any(p is not None and p < 0.05 for p, _ in judged["fixed"])
     assert set(judged["rounds"]) == {(None, None)}
     assert any(note.startswith("p-values") for note in noted["fixed"])
     assert not any(note.startswith("p-values") for note in noted["rounds"])
-    assert any("not adjusted for the looks" in note for note in noted["rounds"])
+    assert any("not adjusted for the interim analyses" in note for note in noted["rounds"])
 
 
 def test_changes_by_finetuning_are_not_called_in_rounds() -> None:

@@ -125,7 +125,7 @@ def test_without_any_scatter_the_plan_says_how_to_get_one(write_study: Study, pl
     assert result.exit_code == 0, result.output
     text = " ".join(result.output.split())
     assert "run this study with `seeds: [0, 1, 2]` first" in text
-    assert "the level of the last of 4 looks is" in text
+    assert "the level of the last of 4 interim analyses is" in text
 
 
 def test_the_command_prints_the_table_and_its_json(write_study: Study, place: Store) -> None:

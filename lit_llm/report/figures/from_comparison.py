@@ -33,7 +33,7 @@ from lit_llm.studies.runs import costs_of
 
 MOST_ROWS, MOST_MAPS, MOST_STEPWISE = 60, 6, 4
 """Largest numbers of rows of a forest, of pairs of factors and of step-wise comparisons: more is illegible."""
-UNADJUSTED = "not adjusted for the looks after each round of seeds"
+UNADJUSTED = "not adjusted for the interim analyses after each round of seeds"
 INTERVAL = "bars: 95% intervals of the paired differences over seeds"
 
 

@@ -15,7 +15,7 @@ NAMED = 3
 
 
 def summary(registration: Registration | None) -> str:
-    """One line: hash, date of freezing, later changes, and number of looks at the comparison."""
+    """One line: hash, date of freezing, later changes, and number of logged comparisons."""
     if registration is None:
         return ""
     clauses = [_frozen(registration)]
@@ -24,13 +24,13 @@ def summary(registration: Registration | None) -> str:
         keys = ", ".join(dict.fromkeys(key for change in late or registration.changes for key in change.changes))
         after = f"after {text.several(max(c.finished for c in late), 'result')}" if late else "before any result"
         clauses.append(f"CHANGED {after}: {keys}" if late else f"changed {after}: {keys}")
-    clauses.append(f"{text.several(len(registration.interims), 'look')} at the comparison")
+    clauses.append(f"{text.several(len(registration.interims), 'comparison')} logged")
     clauses += registration.problems
     return "; ".join(clauses)
 
 
 def details(registration: Registration | None) -> list[str]:
-    """Sentences on the freezing, each change, and the looks; none where nothing was frozen."""
+    """Sentences on the freezing, each change, and the logged comparisons; none where nothing was frozen."""
     return [*_details(registration)] if registration is not None else []
 
 
@@ -40,8 +40,8 @@ def _details(registration: Registration) -> Iterator[str]:
         when = f"after {text.several(change.finished, 'result')}" if change.finished else "before any result"
         yield f"changed on {text.utc(change.time)}, {when}: {'; '.join(_changes(change))}."
     if registration.interims:
-        counts = ", ".join(str(look.finished) for look in registration.interims)
-        yield f"{text.several(len(registration.interims), 'look')} at the comparison, after {counts} finished runs."
+        counts = ", ".join(str(interim.finished) for interim in registration.interims)
+        yield f"{text.several(len(registration.interims), 'comparison')} logged, after {counts} finished runs."
     yield from (f"{problem}." for problem in registration.problems)
 
 
