@@ -111,7 +111,8 @@ class Objective(Section):
     """A metric at the end of training, or a figure of the cost that needs no training: parameters, train_flops,
     decode_flops_per_token, kv_cache_bytes, memory_bytes, ..."""
     direction: Literal["minimize", "maximize"] = "minimize"
-    """Direction of improvement."""
+    """Direction of improvement. It is not derived from the metric, and nothing compares the two: maximize a metric that
+    is better when higher."""
 
     @property
     def is_cost_figure(self) -> bool:

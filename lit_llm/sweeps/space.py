@@ -194,12 +194,13 @@ class ArmSpace:
                         return level.label
                 except InputError:
                     continue
-            message = f"the own setting of the arm {self.arm.name} is none of these; it is always tried, so add it"
+            message = f"the default setting of the arm {self.arm.name} is none of these; it is always tried, so add it"
             return Problem(message, where, dimension.location)
         value = self._arm_values.get(dimension.paths[0])
         if problem := dimension.problem(value):
             wrong = problem if value is not None else "it is not set"
-            message = f"in the arm {self.arm.name}, whose own setting is always tried, {wrong}; widen it or set `base`"
+            always = f"in the arm {self.arm.name}, whose default setting is always tried"
+            message = f"{always}, {wrong}; widen it or set `base`"
             return Problem(message, where, dimension.location)
         return dimension.stored(value)
 

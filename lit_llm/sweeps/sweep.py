@@ -394,5 +394,5 @@ def _constraint_problems(search: Search, document: ConfigNode) -> Iterator[Probl
                 break
             if excess > 0:
                 values_text = ", ".join(f"{name} = {values[name]:g}" for name in constraint.names)
-                message = f"{constraint.text} does not hold for the arm {arm}, whose own setting is always tried"
+                message = f"{constraint.text} does not hold for the arm {arm}, whose default setting is always tried"
                 yield Problem(f"{message}: {values_text}", "constraints", location)

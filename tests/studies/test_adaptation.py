@@ -179,8 +179,8 @@ def test_what_is_fresh_and_what_is_left_behind_is_named(write_study):
         built=False,
     )
     (first, *_) = [finding.message for finding in found.findings if finding.key == "adapt.from"]
-    assert "fresh: encoder.layers.*.self_attention.output_scale" in first
-    assert "left behind: decoder.layers.1, decoder.layers.2" in first
+    assert "newly initialised: encoder.layers.*.self_attention.output_scale" in first
+    assert "unused: decoder.layers.1, decoder.layers.2" in first
 
 
 def test_a_source_of_an_experiment_is_a_factor_like_any_other(write_study, tmp_path):

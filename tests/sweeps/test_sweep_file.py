@@ -394,10 +394,11 @@ def test_an_own_setting_outside_of_what_is_searched_is_refused_with_the_arm(refu
         }
     )
     text = f"base: {{pretrain: {{training: {{clip_norm: null}}}}}}\n{text}"
-    own = "in the arm baseline, whose own setting is always tried,"
+    own = "in the arm baseline, whose default setting is always tried,"
     assert refused(text) == [
         f"s.yaml:7: space.{LR}: {own} 0.003 lies outside of 0.01 to 0.03; widen it or set `base`",
-        f"s.yaml:8: space.{HEADS}: the own setting of the arm baseline is none of these; it is always tried, so add it",
+        f"s.yaml:8: space.{HEADS}: the default setting of the arm baseline is none of these; it is always tried, so "
+        "add it",
         f"s.yaml:9: space.model.d_model: {own} 64 lies between two steps of 8 from 60; widen it or set `base`",
         f"s.yaml:10: space.pretrain.training.clip_norm: {own} it is not set; widen it or set `base`",
     ]
@@ -592,7 +593,7 @@ constraints:
   - model.d_model > 64
   - model.decoder.layers * 16 <= 2 * model.d_model / 4
 """
-    always = "whose own setting is always tried"
+    always = "whose default setting is always tried"
     assert refused(text) == [
         f"s.yaml:11: constraints: model.d_model > 64 does not hold for the arm red, {always}: model.d_model = 64",
         f"s.yaml:11: constraints: model.d_model > 64 does not hold for the arm dec, {always}: model.d_model = 64",

@@ -61,7 +61,7 @@ def write_figures(search: Search, trials: Trials, folder: Path) -> dict[Path, st
     tuned = tuning_figure(search, trials)
     if tuned is None:
         return written
-    caption = "each arm at its own setting and at its best, mean over the seeds that the search has not seen"
+    caption = "each arm at its default setting and at its best, mean over the seeds that the search has not seen"
     return {save(tuned, folder / "tuning")[1]: f"{caption}; bars: standard deviation."} | written
 
 
@@ -88,7 +88,7 @@ def tuning_figure(search: Search, trials: Trials) -> Figure | None:
         f"{search.name}: before and after tuning",
         arms,
         labelled(winners.study.compare.metric),
-        ("own setting", "tuned"),
+        ("default setting", "tuned"),
         f"bars: standard deviation over {len(winners.study.seeds)} seeds that the search has not seen",
         from_zero=False,
     )
@@ -128,7 +128,7 @@ def _courses(study: optuna.Study, search: Search) -> Any:
     axes = draw.plot_intermediate_values(study)
     seeds = search.sweep.pruner.kind == "wilcoxon"
     axes.set_xlabel(
-        "number of the seed" if seeds else f"validations of the arm's own setting, by {search.sweep.pruner.by}"
+        "number of the seed" if seeds else f"validations of the arm's default setting, by {search.sweep.pruner.by}"
     )
     axes.set_ylabel(search.goals[0])
     return axes

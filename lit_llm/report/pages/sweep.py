@@ -83,7 +83,7 @@ def _answer(search: Search, summaries: Sequence[Summary]) -> Iterator[str]:
     for each, best in finished:
         assert best.values is not None
         default = (
-            f" ({text.value(each.default.values[0])} at its own setting)"
+            f" ({text.value(each.default.values[0])} at its default setting)"
             if each.default and each.default.values
             else ""
         )

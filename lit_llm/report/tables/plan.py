@@ -254,7 +254,7 @@ def render_status(rows: Sequence[Mapping[str, Any]], metric: str) -> RenderableT
         table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=right)
     for row in rows:
         value = row["metrics"].get(metric)
-        note = "done with other code, device, threads or weights" if row["stale"] else row["error"] or ""
+        note = "stale: of another provenance" if row["stale"] else row["error"] or ""
         note += f"{'; ' if note else ''}begun again {row['retries']}x" if row["retries"] else ""
         table.add_row(
             row["arm"],

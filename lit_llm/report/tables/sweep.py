@@ -32,7 +32,7 @@ def sweep_plan(search: Search, plan: Plan, width: int) -> RenderableType:
     elif plan.estimate is not None:
         seconds = sum(sweep.trials * len(sweep.seeds) * plan.estimate.arms[p.arm.name].run for p in plan.arms)
         flops = sum(sweep.trials * len(sweep.seeds) * p.cost.train_flops for p in plan.arms)
-        budget += f", at the arms' own settings {text.short(flops)}FLOPs and about "
+        budget += f", at the arms' default settings {text.short(flops)}FLOPs and about "
         at_once = plan.estimate.max_parallel
         budget += f"{text.about(seconds / at_once)} with {at_once} at once, less what is pruned"
     goals = "; ".join(f"{goal.direction} {goal.metric}" for goal in sweep.optimize)
@@ -77,7 +77,7 @@ def names_of(search: Search) -> dict[str, str]:
     return short_names(list(search.sweep.space))
 
 
-HEAD = ("arm", "trials", "tokens", "FLOPs", "{goal}", "own setting", "trial")
+HEAD = ("arm", "trials", "tokens", "FLOPs", "{goal}", "default setting", "trial")
 
 
 def sweep_tables(search: Search, summaries: Sequence[Summary]) -> list[Table]:

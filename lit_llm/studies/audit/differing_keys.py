@@ -266,7 +266,10 @@ def _audit_adaptation(arm: Arm, cost: Cost) -> Iterator[Finding]:
     message = (
         f"{len(adaptation.taken)} of {len(adaptation.taken) + len(adaptation.newly_initialised)} tensors are taken over"
     )
-    lists = (("fresh", together(adaptation.newly_initialised)), ("left behind", _unused_parameters(adaptation)))
+    lists = (
+        ("newly initialised", together(adaptation.newly_initialised)),
+        ("unused", _unused_parameters(adaptation)),
+    )
     message += "".join(f"; {what}: {some(names)}" for what, names in lists if names)
     yield Finding("note", arm.name, "adapt.from", message)
     if cost.before.train_flops:
