@@ -46,7 +46,7 @@ format: $(READY) ## ruff's fixes and layout
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-benchmarks: $(READY) ## the benchmarks, each beside a peer
+benchmarks: $(READY) ## the benchmarks, most beside a peer
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 $(VENV)/.docs: $(READY)

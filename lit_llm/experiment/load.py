@@ -36,7 +36,7 @@ PRESETS = Path(__file__).parent / "presets"
 
 @cache
 def preset_names() -> tuple[str, ...]:
-    """Names that `extends` and the command line take, smallest models first within a family."""
+    """Names that `extends` and the command line take, sorted by name."""
     return tuple(sorted(path.stem for path in PRESETS.glob("*.yaml") if not path.stem.startswith("_")))
 
 

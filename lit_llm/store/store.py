@@ -12,8 +12,9 @@ stages/<fingerprint>/
     result.json      written last, atomically: a stage with a result is never run again
     lock             held by the process that works on it, released by the kernel when that process dies
 
-Files are verified when they are read. config.yaml, state.json and result.json begin with a digest of the rest;
-result.json has the digests of the records and of the weights. `docs/running.md` describes the effects of damages.
+Files are verified when they are read. config.yaml, state.json, result.json and, in checkpoints/, initial.json and
+provenance.json begin with a digest of the rest; result.json has the digests of the records and of the weights.
+`docs/running.md` describes the effects of damages.
 """
 
 from __future__ import annotations

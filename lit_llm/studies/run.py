@@ -77,7 +77,7 @@ def run_study(
 ) -> Finished:
     """Execute the runs of a study and compare its arms.
 
-    Each run has a process of its own. Stages with a result in the store are not repeated; interrupted ones go on from
+    Each stage has a process of its own. Stages with a result in the store are not repeated; interrupted ones go on from
     their checkpoints.
 
     Args:
@@ -314,10 +314,8 @@ def _todo(runs: list[Run], rerun: Rerun | None, observer: Observer) -> list[Work
         message = f"{len(skipped['failed'])} failed run(s) stay as they are; `--rerun failed` tries them again."
         observer.message(message)
     if skipped["stale"]:
-        observer.message(
-            f"{len(skipped['stale'])} run(s) done with other code, device, threads or weights stay as they are; "
-            "`--rerun stale` repeats them."
-        )
+        message = f"{len(skipped['stale'])} stale run(s), of another provenance, stay as they are"
+        observer.message(f"{message}; `--rerun stale` repeats them.")
     return list(todo.values())
 
 

@@ -115,8 +115,8 @@ def _fused(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: Tensor | None, 
     attend = F.scaled_dot_product_attention
     if mask is None or q_BHTK.device.type != "cuda":
         return attend(q_BHTK, k_BHSK, v_BHSK, attn_mask=mask, scale=scale, enable_gqa=gqa)
-    # Not cuDNN, which torch prefers on Hopper: its backward pass with a mask gives wrong gradients (pytorch issue
-    # 196678). The other kernel does not support grouped heads.
+    # Not cuDNN, which torch prefers on Hopper: its backward pass with a mask is suspected of wrong gradients (reported
+    # in pytorch issue 196678, not established here). The other kernel does not support grouped heads.
     with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
         return attend(q_BHTK, for_queries(k_BHSK, q_BHTK), for_queries(v_BHSK, q_BHTK), attn_mask=mask, scale=scale)
 
