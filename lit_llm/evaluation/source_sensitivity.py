@@ -62,11 +62,12 @@ def end_to_end_sensitivity(model: LanguageModel, batch: Batch, steps: Sequence[i
 def attention_sensitivity(
     model: LanguageModel, batch: Batch, steps: Sequence[int], directions_BRD: Tensor
 ) -> list[Tensor]:
-    """B x steps for each decoder layer: ‖∂o_i / ∂S‖_F, where o_i is the output of the attention that reads the source.
+    """B x steps for each decoder layer: ‖∂o_i / ∂S‖_F, where o_i is what the attention that reads the source adds.
 
     In a decoder-only model that is self-attention, and S the source's states before the layer; in an encoder-decoder it
     is cross-attention, and S the encoder's output. Only Jᵀu of the Jacobian J is computed: E‖Jᵀu‖² = ‖J‖_F² for
-    directions u with E uuᵀ = 1 (Hutchinson); the mean is over a row's R directions.
+    directions u with E uuᵀ = 1 (Hutchinson); the mean is over a row's R directions. An output norm of the block belongs
+    to o_i.
     """
     crossed = isinstance(model, EncoderDecoder)
     inputs: list[tuple[Any, ...]] = []
@@ -74,8 +75,8 @@ def attention_sensitivity(
     hooks = []
     for block in model.decoder.layers:
         attention, norm, _ = _source_attention(block, crossed)
-        hooks.append(attention.register_forward_pre_hook(lambda _, sensitivities: inputs.append(sensitivities)))
-        hooks.append(norm.register_forward_pre_hook(lambda _, sensitivities: states.append(sensitivities[0])))
+        hooks.append(attention.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments)))
+        hooks.append(norm.register_forward_pre_hook(lambda _, arguments: states.append(arguments[0])))
     with torch.no_grad(), hooked(hooks):
         model.hidden(**batch.inputs)
     source, queries, sensitivities = source_places(batch), target_queries(batch), []

@@ -30,8 +30,9 @@ ACTIVATIONS = {
 HARMLESS = {
     # What the file is, and how it is loaded and trained.
     "architectures", "model_type", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "use_cache",
-    "cache_implementation", "_attn_implementation_autoset", "_attn_implementation_internal", "initializer_range",
-    "initializer_cutoff_factor", "attention_dropout", "dropout_rate", "embedding_dropout", "mlp_dropout",
+    "cache_implementation", "_attn_implementation_autoset", "_attn_implementation_internal",
+    "_experts_implementation_internal", "initializer_range", "initializer_cutoff_factor",
+    "ignore_keys_at_rope_validation", "attention_dropout", "dropout_rate", "embedding_dropout", "mlp_dropout",
     "classifier_dropout", "classifier_dropout_rate", "gradient_checkpointing", "reference_compile",
     "deterministic_flash_attn", "chunk_size_feed_forward", "pretraining_tp",
     # Longest text of the training: RoPE has no table that ends.
@@ -137,17 +138,15 @@ def _unknown(value: Any, place: str) -> Problem:
 def _unsupported_keys(
     values: Mapping[str, Any], defaults: Mapping[str, Any], ignored: Collection[str], path: str
 ) -> Iterator[Problem]:
-    """Keys that are neither ignored, nor read by `from_config.py`, nor at the class's default."""
-    if "rope_type" in defaults:
-        defaults = {"factor": 1.0, "partial_rotary_factor": 1.0, "type": values.get("rope_type"), **defaults}
+    """Keys that are neither ignored, nor of a name that `from_config.py` can read, nor at the default of the class."""
     for key, value in values.items():
         place, default = f"{path}{key}", defaults.get(key)
         if key in ignored:
             continue
         if hasattr(default, "sub_configs"):
             yield from _unsupported_keys(vars(value), vars(default), ignored, f"{place}.")
-        elif isinstance(default, dict):  # of ropes
-            yield from _unsupported_keys(value, default, ignored, f"{place}.")
+        elif isinstance(default, dict):
+            yield from _unsupported_in_rope(value, default, ignored, place)
         elif key in NUMBERS:
             absent = value is None and key in OPTIONAL_NUMBERS
             if not absent and (type(value) not in (int, float) or not value > 0):  # NaN is not above 0 either
@@ -163,6 +162,26 @@ def _unsupported_keys(
                 yield Problem(f"{value!r} is not supported; only {default!r}", place)
             else:
                 yield _unknown(value, place)
+
+
+def _unsupported_in_rope(
+    rope: Any, default: Mapping[str, Any], ignored: Collection[str], path: str
+) -> Iterator[Problem]:
+    """Keys of a rope, or of the ropes by kind of layer, that do not mean what they say in this architecture."""
+    if not isinstance(rope, Mapping):
+        yield Problem(f"{rope!r} should be a mapping", path)
+    elif isinstance(next(iter(default.values())), dict):  # a rope for each kind of layer
+        for key, value in rope.items():
+            if key in default:
+                yield from _unsupported_in_rope(value, default[key], ignored, f"{path}.{key}")
+            else:
+                yield _unknown(value, f"{path}.{key}")
+    else:
+        # `type` is an older name of `rope_type`.
+        usual = {**default, "factor": 1.0, "partial_rotary_factor": 1.0, "type": rope.get("rope_type")}
+        for key in set(rope).difference(usual, ignored):
+            yield _unknown(rope[key], f"{path}.{key}")
+        yield from _unsupported_keys({key: rope[key] for key in rope if key in usual}, usual, ignored, f"{path}.")
 
 
 def _unsupported_together(config: PreTrainedConfig) -> Iterator[Problem]:

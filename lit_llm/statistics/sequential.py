@@ -51,7 +51,7 @@ class ArmStatus:
     decided: bool
     more: int
     """Number of seeds to run the arm with next, from the first of the list; `seeds` where the arm is done."""
-    interim: int = 0
+    interim_index: int = 0
     """Number of that analysis, counted from zero."""
     differences: tuple[float, ...] = ()
     """Differences from the baseline, seed by seed, at that analysis."""
@@ -133,10 +133,10 @@ def judgements_at_interims(
     """
     judged: dict[str, Judgement] = {}
     tested = [arm for arm in values if arm != baseline and statuses[arm].seeds]
-    for interim in sorted({statuses[arm].interim for arm in tested}):
-        arms = [arm for arm in tested if statuses[arm].interim >= interim]
+    for interim in sorted({statuses[arm].interim_index for arm in tested}):
+        arms = [arm for arm in tested if statuses[arm].interim_index >= interim]
         at_interim = rule.judged(values, arms, baseline, interim)
-        judged |= {arm: each for arm, each in at_interim.items() if statuses[arm].interim == interim}
+        judged |= {arm: each for arm, each in at_interim.items() if statuses[arm].interim_index == interim}
     return judged
 
 
@@ -191,11 +191,11 @@ def bias_adjusted(
     levels = [each.difference for each in round_levels(rounds, comparisons)]
     for arm, status in statuses.items():
         d, judgement = status.differences, status.judgement
-        stopped = status.decided and status.interim and status.seeds < rounds.most
+        stopped = status.decided and status.interim_index and status.seeds < rounds.most
         if not stopped or judgement is None or margin is not None or judgement.difference.documents:
             continue
-        if len(d) == status.seeds and status.interim == _first_rejection(d, rounds.sizes, levels):
-            estimates[arm] = unbiased(d, status.interim, rounds, comparisons)
+        if len(d) == status.seeds and status.interim_index == _first_rejection(d, rounds.sizes, levels):
+            estimates[arm] = unbiased(d, status.interim_index, rounds, comparisons)
     return estimates
 
 

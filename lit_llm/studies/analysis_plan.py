@@ -55,12 +55,12 @@ class Change:
     """Runs that had finished at that time."""
     changes: Mapping[str, tuple[Any, Any]]
     """{key: (old value, new value)}."""
-    analysed: int = 0
+    seeds_analysed: int = 0
     """Seeds of the last look before the change, where seeds are added in rounds."""
 
 
 @dataclass(frozen=True)
-class InterimAnalysis:
+class LoggedComparison:
     """A logged comparison with at least one verdict."""
 
     time: float
@@ -82,7 +82,7 @@ class Registration:
     finished: int
     """Runs that had finished before: other studies' runs, or this one's if it began without a frozen analysis."""
     changes: tuple[Change, ...] = ()
-    interims: tuple[InterimAnalysis, ...] = ()
+    comparisons: tuple[LoggedComparison, ...] = ()
     problems: tuple[str, ...] = ()
     """Damages of its files, as sentences."""
 
@@ -113,7 +113,7 @@ class Registration:
                 }
                 for change in self.changes
             ],
-            "looks": [{"time": interim.time, "finished": interim.finished} for interim in self.interims],
+            "looks": [{"time": logged.time, "finished": logged.finished} for logged in self.comparisons],
             "problems": list(self.problems),
         }
 
@@ -139,12 +139,12 @@ def registration_of(folder: Path) -> Registration | None:
     except (OSError, ValueError, LookupError, TypeError):
         plan = {}
         problems.append(f"{frozen} cannot be read: what was frozen is not known")
-    changes, interims = list[Change](), list[InterimAnalysis]()
+    changes, comparisons = list[Change](), list[LoggedComparison]()
     for event in _events(log, problems):
-        (changes if isinstance(event, Change) else interims).append(event)  # type: ignore[arg-type]
-    if not interims and not problems and _was_compared(folder):
+        (changes if isinstance(event, Change) else comparisons).append(event)  # type: ignore[arg-type]
+    if not comparisons and not problems and _was_compared(folder):
         problems.append(f"{log} holds no comparison, though there was one: changes and comparisons are not known")
-    return Registration(plan, when, finished, tuple(changes), tuple(interims), tuple(problems))
+    return Registration(plan, when, finished, tuple(changes), tuple(comparisons), tuple(problems))
 
 
 def _was_compared(folder: Path) -> bool:
@@ -156,7 +156,7 @@ def _was_compared(folder: Path) -> bool:
         return False
 
 
-def _events(log: Path, problems: list[str]) -> Iterator[Change | InterimAnalysis]:
+def _events(log: Path, problems: list[str]) -> Iterator[Change | LoggedComparison]:
     """Events of the log. A line that cannot be read is added to `problems`."""
     try:
         lines = log.read_bytes().split(b"\n")
@@ -182,14 +182,14 @@ def _check_seeds(plan: Mapping[str, Any]) -> None:
         raise ValueError("seeds")
 
 
-def _event(line: Mapping[str, Any]) -> Change | InterimAnalysis:
+def _event(line: Mapping[str, Any]) -> Change | LoggedComparison:
     when, finished = float(line["time"]), int(line["finished"])
     if line["event"] == "change":
         changes = {str(key): (old, new) for key, (old, new) in line["changes"].items()}
         _check_seeds({"seeds": [0], "more_seeds": None} | {key: new for key, (_, new) in changes.items()})
         return Change(when, finished, changes, int(line.get("looked", 0)))
     if line["event"] == "look":
-        return InterimAnalysis(when, finished, str(line["key"]), int(line.get("seeds", 0)))
+        return LoggedComparison(when, finished, str(line["key"]), int(line.get("seeds", 0)))
     raise ValueError(line["event"])
 
 
@@ -197,7 +197,7 @@ def _event(line: Mapping[str, Any]) -> Change | InterimAnalysis:
 
 
 def register(
-    store: Store, ablation: Ablation, finished: Callable[[], int], analysed: Callable[[], int] = lambda: 0
+    store: Store, ablation: Ablation, finished: Callable[[], int], seeds_analysed: Callable[[], int] = lambda: 0
 ) -> list[str]:
     """Freeze the analysis of a study, or log how it differs from the one in force.
 
@@ -205,7 +205,7 @@ def register(
 
     Args:
         finished: counts the study's finished runs; called only when something is written.
-        analysed: counts the seeds of the last look under the analysis in force; likewise.
+        seeds_analysed: counts the seeds of the last look under the analysis in force; likewise.
 
     Returns:
         Why nothing could be written, as sentences; empty on success.
@@ -220,14 +220,14 @@ def register(
                 content = {"plan": plan, "hash": fingerprint(plan), "time": _now(), "finished": finished()}
                 write_json(folder / FROZEN, content)
             elif registration.plan and (changes := changed(registration.current, plan)):
-                line = {"event": "change", "time": _now(), "finished": finished(), "looked": analysed()}
+                line = {"event": "change", "time": _now(), "finished": finished(), "looked": seeds_analysed()}
                 _append(folder / LOG, {**line, "changes": changes})
     except (Busy, OSError) as error:
         return [_write_failure(folder, error)]
     return []
 
 
-def log_interim(store: Store, ablation: Ablation, comparison: Comparison) -> list[str]:
+def log_comparison(store: Store, ablation: Ablation, comparison: Comparison) -> list[str]:
     """Log a comparison with a verdict, once for the same results.
 
     A study that never ran in this store has no frozen analysis and no log.
@@ -238,11 +238,11 @@ def log_interim(store: Store, ablation: Ablation, comparison: Comparison) -> lis
     folder = store.study(ablation.study.study)
     if not (folder / FROZEN).exists() or not any(row.verdict for row in comparison.rows):
         return []
-    key = interim_key(ablation, comparison)
+    key = comparison_key(ablation, comparison)
     try:
         with locked(folder / LOCK, PATIENCE):
             registration = registration_of(folder)
-            if registration is None or key in {interim.key for interim in registration.interims}:
+            if registration is None or key in {logged.key for logged in registration.comparisons}:
                 return []
             seeds = max(row.difference.seeds for row in comparison.rows if row.verdict and row.difference)
             line = {"event": "look", "time": _now(), "finished": count_finished(comparison), "key": key, "seeds": seeds}
@@ -252,7 +252,7 @@ def log_interim(store: Store, ablation: Ablation, comparison: Comparison) -> lis
     return [problem for problem in registration.problems if problem.startswith(str(folder / LOG))]
 
 
-def interim_key(ablation: Ablation, comparison: Comparison) -> str:
+def comparison_key(ablation: Ablation, comparison: Comparison) -> str:
     """Digest of the results and of the analysis that judges them."""
     seen = [[row.arm, row.seeds, row.mean, row.deviation, dict(row.states)] for row in comparison.rows]
     return fingerprint({"seen": seen, "analysis": analysis_of(ablation)})
@@ -292,13 +292,15 @@ def _now() -> float:
 
 
 def earlier_plans(registration: Registration | None) -> Sequence[tuple[Mapping[str, Any], int]]:
-    """Each analysis before the one in force, with the number of seeds at the last look under it."""
+    """Each analysis that a change of `seeds` or `more_seeds` ended, with the seeds at the last look under it."""
     if registration is None or not registration.plan:
         return ()
     plans, now, since = [], dict(registration.plan), 0.0
     for change in registration.changes:
         if {"seeds", "more_seeds"} & change.changes.keys():
-            plans.append((dict(now), change.analysed or _seeds_analysed_between(now, registration, since, change.time)))
+            plans.append(
+                (dict(now), change.seeds_analysed or _seeds_analysed_between(now, registration, since, change.time))
+            )
             since = change.time
         for key, (_, new) in change.changes.items():
             now[key] = new
@@ -315,5 +317,5 @@ def _seeds_analysed_between(plan: Mapping[str, Any], registration: Registration,
     """Number of seeds at the last look between two times, for an analysis without rounds; else 0."""
     if plan.get("more_seeds"):
         return 0
-    seen = [interim.seeds for interim in registration.interims if since <= interim.time <= until]
+    seen = [logged.seeds for logged in registration.comparisons if since <= logged.time <= until]
     return max(seen, default=0)

@@ -299,7 +299,7 @@ def _text_of(path: Path) -> str:
 _STUDY_KEYS = {"study", "extends_study"}
 """Keys that mark a file as a study."""
 
-_KEYS_WITHOUT_ARMS = {"study", "question", "seeds", "compare", "allow"}
+_KEYS_THAT_ARMS_IGNORE = {"study", "question", "seeds", "compare", "allow"}
 """Keys of a study that its arms do not depend on."""
 
 
@@ -311,7 +311,7 @@ def _further_problems(
     if not wrong:
         return []
     meant = {near for key in wrong for near in difflib.get_close_matches(key, Study.model_fields, n=1)}
-    if meant - _KEYS_WITHOUT_ARMS:
+    if meant - _KEYS_THAT_ARMS_IGNORE:
         return []
     items = {key: node for key, node in document.value.items() if key not in wrong}
     rest = ConfigNode({"study": ConfigNode("x"), "question": ConfigNode("x")} | items, document.location)

@@ -185,8 +185,7 @@ def plan(
 def with_earlier_findings(planned: Plan, file: Path) -> Plan | None:
     """The plan with the findings of an earlier plan of the same runs, read from its JSON file.
 
-    Only a plan that builds the arms finds no-ops, and a report builds none. None where the file is damaged: the caller
-    then plans again.
+    Only a plan that builds the arms finds no-ops, and a report builds none. None where the file is damaged.
     """
     try:
         earlier = read_json(file) or {}

@@ -20,7 +20,7 @@ from lit_llm.runs.stage_graph import StageNode, stage_graph
 from lit_llm.statistics.comparison import Comparison, Design, InterimAnalyses, RunResult, compare, interim_statuses
 from lit_llm.statistics.pareto import pareto_front
 from lit_llm.store.store import FINAL, Stage, Store, metric_lines
-from lit_llm.studies.analysis_plan import log_interim, register, registration_of
+from lit_llm.studies.analysis_plan import log_comparison, register, registration_of
 from lit_llm.studies.estimable_effects import factor_layouts, layouts, lr_factors
 from lit_llm.studies.interim_analyses import all_seeds, interims_of, procedure_of, seeds_analysed_in_force
 from lit_llm.studies.load import Ablation, Arm, file_and_arm
@@ -222,7 +222,7 @@ def register_analysis(store: Store, ablation: Ablation, runs: Sequence[Run]) -> 
     """
     folder = store.study(ablation.study.study)
 
-    def analysed() -> int:
+    def seeds_analysed() -> int:
         return seeds_analysed_in_force(ablation, registration_of(folder), _results_of(store, ablation))
 
     def finished() -> int:
@@ -231,14 +231,14 @@ def register_analysis(store: Store, ablation: Ablation, runs: Sequence[Run]) -> 
         before = [Run.of(arm, seed, store) for arm in ablation.arms for seed in seeds]
         return sum(run.status()["state"] in FINAL for run in {run.name: run for run in (*runs, *before)}.values())
 
-    return register(store, ablation, finished, analysed)
+    return register(store, ablation, finished, seeds_analysed)
 
 
 def note_comparison(store: Store, ablation: Ablation, runs: Sequence[Run], comparison: Comparison) -> list[str]:
     """Log changes of the analysis and the comparison, for a study that has run in this store."""
     if registration_of(store.study(ablation.study.study)) is None:
         return []
-    return [*register_analysis(store, ablation, runs), *log_interim(store, ablation, comparison)]
+    return [*register_analysis(store, ablation, runs), *log_comparison(store, ablation, comparison)]
 
 
 def _results_of(store: Store, ablation: Ablation) -> Callable[[Sequence[int]], list[RunResult]]:

@@ -44,7 +44,7 @@ class Trial:
     origin: str = ""
     """Provenance digest of its results: code, device, threads."""
     settled: bool = False
-    """Whether its final state is in Optuna's storage."""
+    """Whether Optuna counts the trial as finished."""
     retried: bool = False
     """Whether a later trial repeats it."""
 

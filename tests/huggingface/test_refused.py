@@ -114,6 +114,9 @@ def test_what_is_no_safetensors_file(content, checkpoint):
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}}, "yarn"),
         ({"rope_parameters": "gone", "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"rope_parameters": {"rope_theta": 1e4, "head_dim": 7}}, "rope_parameters.head_dim"),
+        ({"rope_parameters": {"full_attention": None}}, "rope_parameters.full_attention"),
         ({"num_local_experts": 8}, "num_local_experts"),
         ({"per_layer_config": {"0": {"intermediate_size": 8}}}, "per_layer_config"),
         ({"rope_local_base_freq": 1e4}, "rope_local_base_freq"),
@@ -178,6 +181,22 @@ def test_a_key_that_transformers_class_does_not_read_is_refused(tmp_path):
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | dict.fromkeys(keys)))
     import_checkpoint(folder, tmp_path / "ours")
+
+
+def test_ropes_of_layers_without_a_kind_are_refused(tmp_path):
+    """T5Gemma 2 has one rope for each kind of layer: transformers ignores a flat one."""
+    folder = saved(peer("t5gemma2"), tmp_path / "theirs")
+    path = folder / "config.json"
+    values = json.loads(path.read_text())
+    values["decoder"]["rope_parameters"] = {"rope_type": "linear", "factor": 8.0, "rope_theta": 5e5}
+    path.write_text(json.dumps(values))
+    said = refused(folder)
+    assert "decoder.rope_parameters.factor: 8.0 is not known" in said
+    assert "decoder.rope_parameters.rope_theta: 500000.0 is not known" in said
+
+
+def test_a_whole_rotation_may_be_written_out(checkpoint):
+    import_checkpoint(change(checkpoint, partial_rotary_factor=1.0), checkpoint.parent / "fine")
 
 
 def test_quantised_tensors_are_named(checkpoint):

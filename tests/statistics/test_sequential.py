@@ -263,7 +263,7 @@ def test_estimates_are_given_where_looks_at_the_arms_own_t_stop_it_where_it_was_
     stop = next(look for look, size in enumerate(ROUNDS.sizes) if t_test_p(d[:size]) < levels[look])
     assert stop > 0
     found = in_rounds(values)
-    assert (found["1"].interim, found["1"].decided) == (stop, True)
+    assert (found["1"].interim_index, found["1"].decided) == (stop, True)
     adjusted = bias_adjusted(found, ROUNDS)["1"]
     assert adjusted == pytest.approx(unbiased(d[: ROUNDS.sizes[stop]], stop, ROUNDS))
     assert 0 < adjusted < np.mean(d[: ROUNDS.sizes[stop]])

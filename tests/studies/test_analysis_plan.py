@@ -19,7 +19,7 @@ from lit_llm.studies.analysis_plan import (
     LOG,
     Registration,
     analysis_of,
-    log_interim,
+    log_comparison,
     register,
     registration_of,
 )
@@ -127,7 +127,7 @@ def test_two_looks_at_the_same_results_are_one(write_study: Study, place: Store)
     def look(of: Ablation) -> int:
         note_comparison(place, of, runs_of(of, place), comparison_of(of, runs_of(of, place)))
         found = registration_of(folder)
-        return len(found.interims) if found else 0
+        return len(found.comparisons) if found else 0
 
     assert look(ablation) == 0  # never run
     frozen(ablation, place)
@@ -139,8 +139,8 @@ def test_two_looks_at_the_same_results_are_one(write_study: Study, place: Store)
     assert look(load_study(write_study("looked", ARMS + "compare: {margin: 1}", seeds=[0, 1, 2]))) == 3
     found = registration_of(folder)
     assert found is not None
-    assert [one.finished for one in found.interims] == [4, 6, 6]
-    assert found.interims[0].seeds == 2
+    assert [one.finished for one in found.comparisons] == [4, 6, 6]
+    assert found.comparisons[0].seeds == 2
 
 
 def test_a_study_of_one_arm_has_no_analysis(write_study: Study, place: Store) -> None:
@@ -175,7 +175,7 @@ def test_damage_is_a_line_of_the_report_and_no_traceback(
     ablation = load_study(path)
     frozen(ablation, place)
     finish(ablation, place, {"a": [3.0, 3.1], "b": [3.2, 3.4]})
-    log_interim(place, ablation, comparison_of(ablation, runs_of(ablation, place)))
+    log_comparison(place, ablation, comparison_of(ablation, runs_of(ablation, place)))
     damaged = place.study("damaged") / file
     if content is None:
         damaged.unlink()
@@ -238,7 +238,7 @@ def test_raising_the_most_seeds_after_the_last_look_leaves_nothing_to_decide_by(
         return list(looks.rounds.past_sizes), " ".join(comparison.notes)
 
     unlogged = said()  # `status` and `report` look before anything is logged
-    assert frozen(raised, place).changes[-1].analysed == 5
+    assert frozen(raised, place).changes[-1].seeds_analysed == 5
     assert said() == unlogged
     assert unlogged[0] == [3, 4, 5]
     assert "all of the 5% is spent" in unlogged[1]
@@ -267,7 +267,7 @@ def test_the_looks_of_before_are_those_by_the_margin_of_before(write_study: Stud
     finish(before, place, until(4))
     wide = f"{ARMS}more_seeds: {{max: 8}}\ncompare: {{margin: 9}}"
     last = frozen(load_study(write_study("grown", wide, seeds=[0, 1, 2])), place).changes[-1]
-    assert (last.analysed, last.finished) == (4, 8)
+    assert (last.seeds_analysed, last.finished) == (4, 8)
 
 
 def test_rounds_after_a_look_at_a_fixed_number_of_seeds_know_of_it(write_study: Study, place: Store) -> None:
@@ -277,7 +277,7 @@ def test_rounds_after_a_look_at_a_fixed_number_of_seeds_know_of_it(write_study: 
     fresh = interims_in(place, in_rounds(write_study, 6))
     assert fresh is not None
     assert fresh.rounds.past == ()  # nobody has looked
-    log_interim(place, fixed, comparison_of(fixed, runs_of(fixed, place)))
+    log_comparison(place, fixed, comparison_of(fixed, runs_of(fixed, place)))
     raised = in_rounds(write_study, 6)
     for _ in range(2):  # before the change is logged, and after
         looks = interims_in(place, raised)

@@ -167,7 +167,7 @@ def test_charts_of_the_course_show_what_is_validated_and_points_the_test(write_s
 
 def test_a_sweep_cannot_search_on_the_test_split_and_needs_none(write_sweep):
     space = f"space: {{{LR}: {{log_uniform: [1e-3, 1e-2]}}}}\n"
-    with pytest.raises(InputError, match=r"kept for the study of the winners; a search goes by 'val/target_nll'"):
+    with pytest.raises(InputError, match=r"kept for the study of the winners; use 'val/target_nll'"):
         load_sweep(write_sweep("tested", f"{space}optimize: [{{metric: {TEST}}}]"))
     search = load_sweep(write_sweep("plain", space), [NO_TEST])
     assert search.ablation.study.compare.metric == VALIDATION

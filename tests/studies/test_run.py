@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from rich.console import Console
 
 from lit_llm.config.problems import InputError
+from lit_llm.report.progress.json_lines import Lines
 from lit_llm.store.store import Stage, Store, locked, read_metrics, write_json
 from lit_llm.studies.load import Ablation, load_study
 from lit_llm.studies.plan import plan
@@ -155,7 +158,10 @@ def test_a_killed_run_goes_on_in_the_same_command_and_ends_as_if_nothing_had_bee
         assert "SIGKILL" in first.runs[0].last.status()["error"]
         told = [message for message in observer.messages if "SIGKILL" in message]
         assert [message.rpartition("(")[2] for message in told] == ["retry 1 of 2)", "retry 2 of 2)"]
-        second = run(path, store)
+        second = run(path, store, Lines(lines := io.StringIO(), Console(file=io.StringIO())))
+    events = [json.loads(line)["event"] for line in lines.getvalue().splitlines()]
+    stage_events = [event for event in events if event in ("started", "retried", "finished")]
+    assert stage_events == ["started", "retried", "started", "finished"]
     assert set(states(second).values()) == {"done"}
     assert len(second.runs[0].last.result()["retries"]) == 3
     assert [row["retries"] for row in status_rows(second.runs)] == [3, 0]

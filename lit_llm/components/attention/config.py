@@ -48,7 +48,7 @@ class AttentionConfig(Section):
     relative_buckets: int = Field(32, gt=3)
     """Number of buckets of distances: half of them hold one distance each, the others grow with the logarithm."""
     relative_distance: int = Field(128, gt=0)
-    """Smallest distance in the last bucket; larger than half of `relative_buckets`."""
+    """Distances from here on are in the last bucket; larger than half of `relative_buckets`."""
     window: int | None = Field(None, gt=0)
     """Self-attention sees only keys fewer than this many tokens away: in a causal one the query and window - 1 before
     it. All when absent. Cross-attention sees all of its source."""

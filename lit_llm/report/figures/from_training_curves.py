@@ -17,12 +17,9 @@ from lit_llm.studies.runs import StoredStage
 
 def learning(study: FigureData) -> Iterator[Drawn]:
     """The validation and the training loss of each stage that trains."""
-    metric = validation_metric(study.metric).removeprefix(FINETUNED)
-    measured = (
-        metric
-        if metric.startswith(SPLITS["validation"])
-        else primary_metric(study.ablation.arms[0].experiment.model.family)
-    )
+    measured = validation_metric(study.metric).removeprefix(FINETUNED)
+    if not measured.startswith(SPLITS["validation"]):
+        measured = primary_metric(study.ablation.arms[0].experiment.model.family)
     for kind, training in (("pretrain", "pretraining"), ("finetune", "finetuning")):
         for metric in (measured, TRAIN_LOSS.name):
             panels = _panels(study, kind, metric)

@@ -24,7 +24,7 @@ def summary(registration: Registration | None) -> str:
         keys = ", ".join(dict.fromkeys(key for change in late or registration.changes for key in change.changes))
         after = f"after {text.several(max(c.finished for c in late), 'result')}" if late else "before any result"
         clauses.append(f"CHANGED {after}: {keys}" if late else f"changed {after}: {keys}")
-    clauses.append(f"{text.several(len(registration.interims), 'comparison')} logged")
+    clauses.append(f"{text.several(len(registration.comparisons), 'comparison')} logged")
     clauses += registration.problems
     return "; ".join(clauses)
 
@@ -39,9 +39,9 @@ def _details(registration: Registration) -> Iterator[str]:
     for change in registration.changes:
         when = f"after {text.several(change.finished, 'result')}" if change.finished else "before any result"
         yield f"changed on {text.utc(change.time)}, {when}: {'; '.join(_changes(change))}."
-    if registration.interims:
-        counts = ", ".join(str(interim.finished) for interim in registration.interims)
-        yield f"{text.several(len(registration.interims), 'comparison')} logged, after {counts} finished runs."
+    if registration.comparisons:
+        counts = ", ".join(str(logged.finished) for logged in registration.comparisons)
+        yield f"{text.several(len(registration.comparisons), 'comparison')} logged, after {counts} finished runs."
     yield from (f"{problem}." for problem in registration.problems)
 
 

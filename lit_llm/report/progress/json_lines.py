@@ -64,7 +64,7 @@ class Lines(Observer):
         elif not seconds:
             self._silent.discard(name)
 
-    def begins_again(self, name: str) -> None:
+    def restarting(self, name: str) -> None:
         self.write("retried", run=name)
         for run in self._runs:
             for step in run.steps:

@@ -136,7 +136,7 @@ class TimeLeft:
 
 
 def _stages(runs: Sequence[Run]) -> list[tuple[Run, StoredStage, str]]:
-    """Each stage once, with its state; none after a stage that diverged or failed."""
+    """Each stage once, with its state; none after a stage that diverged, failed or ran out of memory."""
     stages: dict[str, tuple[Run, StoredStage, str]] = {}
     for run in runs:
         for step in run.steps:

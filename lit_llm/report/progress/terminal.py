@@ -59,7 +59,7 @@ class Progressing(Observer):
             self.message(f"{name}: no progress for {text.duration(seconds)}; if that goes on, it is stopped")
         self._silent[name] = seconds
 
-    def begins_again(self, name: str) -> None:
+    def restarting(self, name: str) -> None:
         self._retries[name] += 1
 
     def _name_with_notes(self, name: str) -> str:
