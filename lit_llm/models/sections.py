@@ -167,9 +167,9 @@ class _Shared(Section):
     norm: NormConfig = NormConfig()
     """Norms of the residual stream."""
     embedding: EmbeddingConfig = EmbeddingConfig()
-    """Transformations of the embeddings before the first layer."""
+    """Embedding: its scale and its norm before the first layer."""
     output: OutputConfig = OutputConfig()
-    """Transformations of the last layer's states to logits."""
+    """Head from the last layer's states to logits."""
 
 
 class DecoderModel(_Shared):
