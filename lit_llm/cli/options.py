@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from lit_llm.runs.step_timing import StepTiming
-    from lit_llm.store.store import Store
     from lit_llm.studies.load import Ablation
     from lit_llm.studies.plan import Plan
     from lit_llm.studies.supervise import Supervision
@@ -109,6 +108,13 @@ class Rerun(StrEnum):
 
     failed = "failed"
     stale = "stale"
+
+
+def open_store(root: Path) -> Store:
+    """The store of a command. Raises InputError where it is no directory, or has another version's schema."""
+    store = Store(root)
+    store.check()
+    return store
 
 
 def supervision(retries: int | None, stall_after: float | None, grace: float | None) -> Supervision:

@@ -7,7 +7,7 @@ import json
 import typer
 
 from lit_llm.cli.app import app
-from lit_llm.cli.options import DEFAULT_STORE, AsJson, StoreOption, console
+from lit_llm.cli.options import DEFAULT_STORE, AsJson, StoreOption, console, open_store
 from lit_llm.config.collector import gc_disabled
 
 
@@ -22,10 +22,8 @@ def studies(as_json: AsJson = False, store: StoreOption = DEFAULT_STORE) -> None
     """
     from lit_llm.report.pages.all_studies import studies_of, studies_table
     from lit_llm.report.tables.table import in_terminal
-    from lit_llm.store.store import Store
 
-    place = Store(store)
-    place.check()
+    place = open_store(store)
     overview = studies_of(place)
     if as_json:
         typer.echo(json.dumps(overview.as_json(), indent=1))

@@ -30,6 +30,7 @@ from lit_llm.cli.options import (
     charts,
     console,
     max_parallel,
+    open_store,
     relative_path,
     same_command,
     supervision,
@@ -83,14 +84,12 @@ def plan(
 
     Example: lit-llm plan ablations/quickstart.yaml -o pretrain.data.sequence_length=256
     """
-    from lit_llm.store.store import Store
     from lit_llm.studies.duration import estimated
     from lit_llm.studies.plan import plan as make_plan
     from lit_llm.studies.stored import open_study
     from lit_llm.sweeps.sweep import is_sweep, open_sweep
 
-    place = Store(store)
-    place.check()
+    place = open_store(store)
     search = open_sweep(study, override or (), place) if is_sweep(study, place) else None
     ablation = open_study(study, override or (), place) if search is None else search.ablation
     planned = make_plan(ablation, prompt, generate, log=partial(print, file=sys.stderr), store=place)
@@ -169,13 +168,11 @@ def run(
     from lit_llm.report.progress.json_lines import Lines
     from lit_llm.report.progress.terminal import Progressing
     from lit_llm.report.summary import render_study
-    from lit_llm.store.store import Store
     from lit_llm.studies.run import run_study
     from lit_llm.studies.stored import open_study
     from lit_llm.sweeps.sweep import is_sweep
 
-    place = Store(store)
-    place.check()
+    place = open_store(store)
     if is_sweep(study, place):
         raise InputError(
             Problem(f"{study} is a sweep: use `{same_command('sweep', study, override, store, tracking)}`")
@@ -226,13 +223,11 @@ def status(
 ) -> None:
     """Show the state of each run, or of each trial of a sweep. Example: lit-llm status ablations/quickstart.yaml"""
     from lit_llm.cli.sweeps import sweep_status
-    from lit_llm.store.store import Store
     from lit_llm.studies.runs import runs_of, status_rows
     from lit_llm.studies.stored import open_study
     from lit_llm.sweeps.sweep import is_sweep
 
-    place = Store(store)
-    place.check()
+    place = open_store(store)
     if is_sweep(study, place):
         sweep_status(study, override, as_json, place, storage)
         return
@@ -289,14 +284,12 @@ def report(
     """
     from lit_llm.cli.sweeps import sweep_report
     from lit_llm.report.pages.all_studies import discoveries_line, studies_of
-    from lit_llm.store.store import Store
     from lit_llm.studies.analysis_plan import registration_of
     from lit_llm.studies.runs import comparison_of, left_out, note_comparison, runs_of
     from lit_llm.studies.stored import damage_of, open_study, version_of
     from lit_llm.sweeps.sweep import is_sweep
 
-    place = Store(store)
-    place.check()
+    place = open_store(store)
     if other is not None:
         _report_two(study, other, override, as_json, place, out)
         return

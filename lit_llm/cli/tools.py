@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from lit_llm.cli.app import app
-from lit_llm.cli.options import DEFAULT_STORE, StoreOption, Tracking, console, relative_path
+from lit_llm.cli.options import DEFAULT_STORE, StoreOption, Tracking, console, open_store, relative_path
 from lit_llm.config.problems import InputError, Problem
 
 
@@ -56,13 +56,11 @@ def ui(
 
     With --tracking that is an http address, that server's UI. Example: lit-llm ui ablations/quickstart.yaml --port 5001
     """
-    from lit_llm.store.store import Store
     from lit_llm.tracking.address import default_tracking, is_http, resolved, taken, ui_command
     from lit_llm.tracking.mlflow_links import latest_study, study_page
     from lit_llm.tracking.relocation import notice
 
-    place = Store(store)
-    place.check()
+    place = open_store(store)
     if tracking is None and not (place.root / "mlflow.db").exists():
         raise InputError(Problem(f"{place.root} holds no MLflow database yet; `lit-llm run` makes one", "--store"))
     try:
@@ -128,11 +126,9 @@ def store_rebase(store: StoreOption = DEFAULT_STORE) -> None:
     checkpoints and tokenised data need none of it. Example: mv mlruns /data/mlruns; lit-llm store rebase --store
     /data/mlruns
     """
-    from lit_llm.store.store import Store
     from lit_llm.tracking.relocation import rebase
 
-    place = Store(store)
-    place.check()
+    place = open_store(store)
     done = rebase(place)
     if not done.old:
         print(f"MLflow's paths are those of {done.new} already; nothing was changed.")

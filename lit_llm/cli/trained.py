@@ -18,6 +18,7 @@ from lit_llm.cli.options import (
     Overrides,
     StoreOption,
     Tracking,
+    open_store,
     relative_path,
     same_command,
 )
@@ -48,12 +49,10 @@ def evaluate(
     import glob
 
     from lit_llm.cli.studies import run
-    from lit_llm.store.store import Store
     from lit_llm.studies.load import file_and_arm
     from lit_llm.studies.runs import runs_of_arm
 
-    place = Store(store)
-    place.check()
+    place = open_store(store)
     runs = runs_of_arm(study, override or (), place)
     if any(each.experiment.evaluate is None for each in runs):
         message = "has no `evaluate` section; give one, e.g. -o evaluate.likelihood={} or -o evaluate.extrapolation={}"
@@ -188,9 +187,7 @@ def _is_imported(source: str) -> bool:
 
 def _stage(source: str, override: list[str] | None, store: Path, seed: int | None, after: str | None) -> str:
     """The fingerprint of a run's stage."""
-    from lit_llm.store.store import Store
     from lit_llm.studies.runs import trained_fingerprint
 
-    place = Store(store)
-    place.check()
+    place = open_store(store)
     return trained_fingerprint(source, override or (), place, seed, after or "")

@@ -141,6 +141,7 @@ def lines():
     return found
 
 
+@pytest.mark.slow
 def test_each_answer_stands_with_its_question_in_wordnet(real, lines):
     folder, counts = real
     glosses = {}
