@@ -1,8 +1,8 @@
 """Protocol of a layer's part before it is built: parameters, FLOPs, cache, memory, and the path of its module.
 
 A layer is a sequence of parts (self-attention or another sequence mixer, cross-attention, a feed-forward network, ...),
-each added to the residual stream. The stack, cost, memory and audit use this protocol alone and name no part.
-Loads no torch.
+each added to the residual stream. The stack, cost, memory and audit call this protocol. They name a part in two cases:
+keys and values that several layers share, and the audit's notes on attention. Loads no torch.
 """
 
 from __future__ import annotations
