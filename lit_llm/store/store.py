@@ -9,7 +9,7 @@ stages/<fingerprint>/
     losses.jsonl     losses of single documents or examples, by the last evaluation of a training
     rows.jsonl       records of an evaluation
     retries.jsonl    one line for each automatic restart, with its reason
-    result.json      written last, atomically: a stage with a result is never run again
+    result.json      written last, atomically: a stage with a result runs again only after `Stage.forget`
     lock             held by the process that works on it, released by the kernel when that process dies
 
 Files are verified when they are read. config.yaml, state.json, result.json and, in checkpoints/, initial.json and
@@ -241,7 +241,7 @@ class Stage:
         write_json(self.folder / "state.json", content | self._notes(), signed=True)
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Write the result, with null for numbers that are not finite. The stage is then never run again."""
+        """Write the result, with null for numbers that are not finite. It runs again only after `forget`."""
         files = {name: file_digest(self.folder / name) for name in RECORDS if (self.folder / name).is_file()}
         content = {**result, **({"files": files} if files else {}), **self._notes()}
         write_json(self.folder / "result.json", finite(content), signed=True)
