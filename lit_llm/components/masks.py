@@ -83,7 +83,7 @@ class AttentionMask:
     """Visible keys are fewer than (n, m) tokens (before, after) the query; None: all."""
 
     def rows(self, first: int, last: int, keys: int, device: torch.device) -> Tensor | None:
-        """As `Mask.rows`."""
+        """Keys that the queries see, as `Mask.rows` returns them."""
         key = torch.arange(keys, device=device)
         visible: Tensor | None = None
         if self.causal:
@@ -111,7 +111,7 @@ class AttentionMask:
         return visible
 
     def kernel(self, bias: bool, queries: int, keys: int) -> Kernel:
-        """As `Mask.kernel`."""
+        """The kernel for this mask, as `Mask.kernel` returns it."""
         if bias or self.documents is not None or self.key_lengths is not None:
             return "masked"
         if self.window is None:
@@ -148,7 +148,7 @@ class MergedMask:
     documents: None = None
 
     def rows(self, first: int, last: int, keys: int, device: torch.device) -> Tensor | None:
-        """As `Mask.rows`."""
+        """Keys that the queries see, as `Mask.rows` returns them."""
         row_keys = keys - self.source_keys
         parts = self.row.rows(first, last, row_keys, device), self.source.rows(first, last, self.source_keys, device)
         if parts[0] is None and parts[1] is None:
@@ -165,7 +165,7 @@ class MergedMask:
         )
 
     def kernel(self, bias: bool, queries: int, keys: int) -> Kernel:
-        """As `Mask.kernel`."""
+        """The kernel for this mask, as `Mask.kernel` returns it."""
         return "masked"
 
 

@@ -287,7 +287,7 @@ def written(model: ModelConfig) -> dict[str, Any]:
 
 
 _PLACES = {"layers": 0, "d_model": 1, "layer_ranges": 3}
-"""Where keys of a stack stand, for a reader."""
+"""Places of the keys of a stack, for a reader."""
 
 
 def refuse_full(out: Path) -> None:

@@ -170,18 +170,13 @@ def _unsupported_in_rope(
     """Keys of a rope, or of the ropes by kind of layer, that do not mean what they say in this architecture."""
     if not isinstance(rope, Mapping):
         yield Problem(f"{rope!r} should be a mapping", path)
-    elif isinstance(next(iter(default.values())), dict):  # a rope for each kind of layer
-        for key, value in rope.items():
-            if key in default:
-                yield from _unsupported_in_rope(value, default[key], ignored, f"{path}.{key}")
-            else:
-                yield _unknown(value, f"{path}.{key}")
-    else:
-        # `type` is an older name of `rope_type`.
-        usual = {**default, "factor": 1.0, "partial_rotary_factor": 1.0, "type": rope.get("rope_type")}
-        for key in set(rope).difference(usual, ignored):
-            yield _unknown(rope[key], f"{path}.{key}")
-        yield from _unsupported_keys({key: rope[key] for key in rope if key in usual}, usual, ignored, f"{path}.")
+        return
+    if "rope_type" in default:  # one rope for all layers; `type` is an older name of its kind
+        default = {"factor": 1.0, "partial_rotary_factor": 1.0, "type": rope.get("rope_type"), **default}
+    for key, value in rope.items():
+        if key not in default and key not in ignored:
+            yield _unknown(value, f"{path}.{key}")
+    yield from _unsupported_keys({key: rope[key] for key in rope if key in default}, default, ignored, f"{path}.")
 
 
 def _unsupported_together(config: PreTrainedConfig) -> Iterator[Problem]:

@@ -182,7 +182,7 @@ def collate_packed(
     family: Family,
     masks: MasksConfig,
 ) -> Batch:
-    """As `collate`, in fewer rows of at most the same length. Each example has the same loss as in a separate row."""
+    """The batch of `collate` in fewer rows, none of them longer. Each example has the loss of a separate row."""
     lengths = [(len(source), len(target)) for source, target in zip(sources, targets, strict=True)]
     shared, rows = rows_of(sizes_of(lengths, family)), []
     if len(shared) == len(lengths):

@@ -83,7 +83,7 @@ class ResolvedAttention(Part):
         return "q" if self.shared_kv else "qkv"
 
     def settings(self) -> dict[str, Any]:
-        """As `Part.settings`, without `place`, which no study sets."""
+        """`Part.settings` without `place`, which no study sets."""
         return {key: value for key, value in super().settings().items() if key != "place"}
 
     # --- parameters ---

@@ -54,7 +54,7 @@ class ResolvedPartialAttention(ResolvedAttention):
 
 
 def resolve_partial_attention(values: dict[str, Any], defaults: Defaults) -> ResolvedPartialAttention:
-    """As `resolve_attention`. values: the keys that differ from `model.attention`'s."""
+    """Resolved partial attention; see `resolve_attention`. values: the keys that differ from `model.attention`'s."""
     resolved = resolve_attention({**defaults.attention, **values}, defaults.width, "partial")
     return ResolvedPartialAttention.model_validate({key: getattr(resolved, key) for key in type(resolved).model_fields})
 
