@@ -23,6 +23,7 @@ from lit_llm.objectives.collate import Batch
 from lit_llm.store.store import MetricsFile
 from lit_llm.training.checkpoints import Checkpoints, newest_checkpoint
 from lit_llm.training.config import TrainingConfig
+from lit_llm.training.heap import keep_freed_memory
 from lit_llm.training.module import Diverged, LitModel, WarmStart
 from lit_llm.training.stability import Stability
 from lit_llm.training.throughput import Throughput
@@ -119,6 +120,8 @@ def fit(
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
         )
+        if trainer.strategy.root_device.type == "cpu":
+            keep_freed_memory()
         batches.rank, batches.ranks = trainer.global_rank, trainer.world_size
         loader = DataLoader(
             batches,
