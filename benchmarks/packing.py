@@ -42,7 +42,7 @@ ARMS = {
 def seconds_of(model: LanguageModel, optimizer: torch.optim.Optimizer, batch: Batch) -> float:
     """Of one step."""
     began = time.perf_counter()
-    nats, _ = target_loss(model.hidden(**batch.inputs), model.unembedding, batch.targets, batch.weights)
+    nats = target_loss(model.hidden(**batch.inputs), model.unembedding, (batch.targets, batch.places)).objective
     (nats / batch.weights.sum()).backward()
     optimizer.step()
     optimizer.zero_grad()

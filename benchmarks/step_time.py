@@ -61,10 +61,13 @@ def main() -> None:
     )
     assert sum(p.numel() for p in llama.parameters()) == sum(p.numel() for p in plain.parameters())
     tokens = torch.randint(shape.vocabulary, (BATCH, LENGTH + 1))
-    inputs, targets, weights = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), torch.ones(BATCH, LENGTH)
+    inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    places = torch.arange(BATCH * LENGTH)
 
     def ours(model: LanguageModel) -> Callable[[], torch.Tensor]:
-        return lambda: target_loss(model.hidden(inputs), model.unembedding, targets, weights)[0] / targets.numel()
+        return lambda: (
+            target_loss(model.hidden(inputs), model.unembedding, (targets, places)).objective / targets.numel()
+        )
 
     contestants = {
         "ours": step_of(list(plain.parameters()), ours(plain)),

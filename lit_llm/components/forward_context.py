@@ -91,6 +91,11 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if device != "meta" and torch.is_autocast_enabled(device) else x.dtype
 
 
+def cast_once(x: Tensor) -> Tensor:
+    """An input of several matrices in the dtype in which all of them compute."""
+    return x.to(compute_dtype(x))
+
+
 def is_filled(cache: KeyValues | None) -> bool:
     """Whether a cache holds keys and values of an earlier pass."""
     return cache is not None and cache.filled

@@ -58,8 +58,8 @@ class Mask(Protocol):
         """Kernel for the attention of `queries` queries to `keys` keys."""
 
 
-Kernel = Literal["blocks", "band", "masked"]
-"""blocks: a triangle with at most one dense block; band: blocks of queries with the keys near them; masked: T x S.
+Kernel = Literal["causal", "band", "masked"]
+"""causal: a triangle with at most one dense block; band: blocks of queries with the keys near them; masked: T x S.
 
 A `KernelMask` may also have `scores`: the scores are computed as a tensor, for a soft cap.
 """
@@ -115,7 +115,7 @@ class AttentionMask:
         if bias or self.documents is not None or self.key_lengths is not None:
             return "masked"
         if self.window is None:
-            return "blocks" if self.causal and not isinstance(self.prefix, Tensor) else "masked"
+            return "causal" if self.causal and not isinstance(self.prefix, Tensor) else "masked"
         narrow = queries == keys and self.prefix is None and queries >= BAND * band_size(self.window, self.causal)
         return "band" if narrow else "masked"
 
@@ -192,7 +192,7 @@ class KernelMask:
         self.kernel: Kernel | Literal["scores"] = "scores" if scores else mask.kernel(bias, queries, keys)
         self.prefix, self.window, self.causal = 0, None, False
         self.visible: Tensor | None = None
-        """Boolean mask for the kernel; with kernel `blocks` it covers only the queries after the prefix. None where all
+        """Boolean mask for the kernel; with kernel `causal` it covers only the queries after the prefix. None where all
         keys are visible, or where `added` is used."""
         self.added: Tensor | None = None
         """Additive mask, 0 or -inf, in the scores' dtype, made once since kernels copy a boolean mask. Only with
@@ -202,7 +202,7 @@ class KernelMask:
         zeros or NaN for fully masked rows; their output is then set to zero."""
         if isinstance(mask, AttentionMask):
             self.window, self.causal = mask.window, mask.causal
-        if self.kernel == "blocks":
+        if self.kernel == "causal":
             assert isinstance(mask, AttentionMask)
             assert not isinstance(mask.prefix, Tensor)
             self.prefix = mask.prefix or 0

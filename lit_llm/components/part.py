@@ -184,11 +184,6 @@ class Part(Section):
         return CacheBytes()
 
     @property
-    def readers(self) -> int:
-        """Number of matrices that read the normalised residual stream."""
-        return 1
-
-    @property
     def reads_encoder(self) -> bool:
         """Whether the part reads the encoder's output, which is then kept for it."""
         return False

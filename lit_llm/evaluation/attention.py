@@ -174,7 +174,7 @@ def record_weights(model: LanguageModel, batch: Batch, window: int, curves: Curv
 @torch.no_grad()
 def target_log_probability(model: LanguageModel, batch: Batch) -> Tensor:
     """Log-probabilities of the targets, B x N, in nats; all examples must be cut at one place."""
-    nats_N = target_nats(model.hidden(**batch.inputs), model.unembedding, batch.targets, batch.weights)
+    nats_N = target_nats(model.hidden(**batch.inputs), model.unembedding, (batch.targets, batch.places))
     return -nats_N.view(len(batch), -1)
 
 

@@ -165,7 +165,7 @@ def _score_tokens(
     hidden_ND = hidden_ND[torch.tensor(positions, device=hidden_ND.device)]
     tokens_N = torch.tensor(tokens, device=hidden_ND.device)
     nats, greedy = [], []
-    size = chunk_rows(unembedding.vocabulary)  # limits the memory of the logits
+    size = chunk_rows(unembedding.vocabulary, hidden_ND.device.type)  # limits the memory of the logits
     for hidden, token in zip(hidden_ND.split(size), tokens_N.split(size), strict=True):
         logits = unembedding(hidden).float()
         nats.append(F.cross_entropy(logits, token, reduction="none"))

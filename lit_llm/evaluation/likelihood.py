@@ -209,7 +209,7 @@ def _with_offset(progress: Progress, offset: int, total: int) -> Progress:
 
 def nats_of(model: LanguageModel, batch: Batch) -> Tensor:
     """Nats of every counted target, row by row, as one vector; call it without gradients."""
-    return target_nats(model.hidden(**batch.inputs), model.unembedding, batch.targets, batch.weights)
+    return target_nats(model.hidden(**batch.inputs), model.unembedding, (batch.targets, batch.places))
 
 
 class SumByPlace(Metric):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lit_llm.components.forward_context import CacheRows, ForwardContext
+from lit_llm.components.forward_context import CacheRows, ForwardContext, cast_once
 from lit_llm.components.kv_cache import Cache, StackCache
 from lit_llm.components.layer_part import LayerPart, build_part
 from lit_llm.components.norm.config import NormConfig
@@ -72,7 +72,8 @@ class Block(nn.Module):
 
     def _normed_input(self, part: str, x_BTD: Tensor) -> Tensor:
         norm = self.norm_before(part)
-        return x_BTD if norm is None else cast(Tensor, norm(x_BTD))
+        # Under autocast every matrix of the part would cast the same input.
+        return cast_once(x_BTD if norm is None else norm(x_BTD))
 
     def _add_output(self, part: str, x_BTD: Tensor, out_BTD: Tensor) -> Tensor:
         if self.placement == "post":

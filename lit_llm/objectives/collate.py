@@ -34,8 +34,10 @@ encoder-decoder  source     s1 s2 | s1 s2 s3                    documents 0 0 | 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import copy
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -53,7 +55,7 @@ PAD_DOCUMENT = -1
 
 @dataclass
 class Batch:
-    """Inputs, targets and weights of B examples."""
+    """Inputs, targets and weights of B examples. Made on the CPU, so that a step need not wait for the device."""
 
     inputs: dict[str, Any]
     """Keyword arguments of the model's `hidden`."""
@@ -61,24 +63,45 @@ class Batch:
     """B x T ids."""
     weights: Tensor
     """B x T, 1 where the target counts and 0 elsewhere."""
+    places: Tensor = field(init=False)
+    """N: the targets that count, as indices into B·T."""
+    counts: list[int] = field(init=False)
+    """B: how many targets count in each row."""
+
+    def __post_init__(self) -> None:
+        self.places = self.weights.flatten().nonzero().squeeze(-1)
+        self.counts = self.weights.sum(1).int().tolist()
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def to(self, device: torch.device, **options: Any) -> Batch:
-        inputs = {k: v.to(device, **options) if isinstance(v, Tensor) else v for k, v in self.inputs.items()}
-        return Batch(inputs, self.targets.to(device, **options), self.weights.to(device, **options))
+        return self._mapped(lambda tensor: tensor.to(device, **options))
 
     def pin_memory(self) -> Batch:
-        inputs = {k: v.pin_memory() if isinstance(v, Tensor) else v for k, v in self.inputs.items()}
-        return Batch(inputs, self.targets.pin_memory(), self.weights.pin_memory())
+        return self._mapped(lambda tensor: tensor.pin_memory())
 
     def micro_batches(self, size: int) -> Iterator[Batch]:
         """Parts of the batch with at most `size` examples."""
+        ends = [0, *itertools.accumulate(self.counts)]
         for start in range(0, len(self), size):
-            part = slice(start, start + size)
-            inputs = {k: v[part] if isinstance(v, Tensor) else v for k, v in self.inputs.items()}
-            yield Batch(inputs, self.targets[part], self.weights[part])
+            rows = slice(start, start + size)
+            part = copy.copy(self)
+            part.inputs = {
+                key: value[rows] if isinstance(value, Tensor) else value for key, value in self.inputs.items()
+            }
+            part.targets, part.weights, part.counts = self.targets[rows], self.weights[rows], self.counts[rows]
+            counted = slice(ends[start], ends[start] + sum(part.counts))
+            part.places = self.places[counted] - start * self.targets.shape[1]
+            yield part
+
+    def _mapped(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        made = copy.copy(self)
+        made.inputs = {
+            key: function(value) if isinstance(value, Tensor) else value for key, value in self.inputs.items()
+        }
+        made.targets, made.weights, made.places = (function(each) for each in (self.targets, self.weights, self.places))
+        return made
 
 
 def collate(

@@ -64,7 +64,7 @@ def provenance(
         "python": platform.python_version(),
         "device": _device(execution.accelerator),
         "precision": experiment.evaluate.precision if evaluates and experiment.evaluate else training.precision,
-        "kernels": "torch",
+        "kernels": "auto" if evaluates else execution.kernels,
         "threads": execution.threads,
         "micro_batch_size": execution.micro_batch_size,
         "packing": "greedy" if packed else None,

@@ -44,6 +44,9 @@ class ExecutionConfig(Section):
     activation_checkpointing: bool = False
     """Keep only each layer's input for the backward pass, which then computes the layer again: less memory, one
     forward pass more, the same gradient."""
+    kernels: Literal["auto", "reference"] = "auto"
+    """auto: the fastest for the device and the shapes. reference: torch's own, to check the others; results of the
+    others are then stale."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Device type."""
     log_every: int = Field(10, gt=0)

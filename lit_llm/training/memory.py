@@ -89,8 +89,11 @@ def logit_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shape, se
 
 
 def loss_bytes(model: ResolvedModel, positions: float) -> float:
-    """Bytes of the log-probabilities in float32 and their gradient, for the positions that the loss holds at once."""
-    return 2 * min(positions, chunk_rows(model.vocabulary)) * model.vocabulary * FLOAT32
+    """Bytes of the logits in float32 and a temporary copy, for the positions that the loss computes at once on a GPU.
+
+    On a CPU there are fewer of them.
+    """
+    return 2 * min(positions, chunk_rows(model.vocabulary, "cuda")) * model.vocabulary * FLOAT32
 
 
 def _precision(training: TrainingConfig) -> Precision:
@@ -116,8 +119,8 @@ def activation_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shap
     for side, layer, example in examples(model, replace(shape, to_go_on=False)):
         widths, inside = model.widths(side), 0.0
         for _, part in layer.parts:
-            # The norms around the part, the inputs of its matrices (under autocast one copy each), and dropout's mask.
-            read = norms + (part.readers if precision.autocast else 1) * precision.compute + precision.dropout_mask
+            # The norms around the part, the input of its matrices, and dropout's mask.
+            read = norms + precision.compute + precision.dropout_mask
             inside += example.row * widths.row * read + part.activation_bytes(example, widths, precision)
             encoder_is_read |= part.reads_encoder
         inputs.append(example.row * widths.row)
@@ -131,7 +134,8 @@ def activation_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shap
         kept += shape.target * (
             copies * model.d_model + shared.shared_activation_bytes(model.widths("decoder"), precision)
         )
-    kept += shape.outputs * model.d_model * precision.compute  # the last norm's output, counted positions only
+    # The loss's gradient with respect to the last norm's output, for the counted positions only.
+    kept += shape.outputs * model.d_model * precision.residual
     if not training.execution.activation_checkpointing:
         return (
             kept + sum(insides) + (outputs[0] * precision.compute if encoder_is_read and not precision.autocast else 0)

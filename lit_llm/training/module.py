@@ -12,7 +12,8 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from lit_llm.components.loss.module import Teacher, distilled_loss, target_loss
+from lit_llm.components.attention.dot_product import DotProduct
+from lit_llm.components.loss.module import Losses, LossWeights, Teacher, target_loss
 from lit_llm.models.build import generator
 from lit_llm.models.families import DecoderOnly, LanguageModel
 from lit_llm.models.stacks import Stack
@@ -77,6 +78,8 @@ class LitModel(L.LightningModule):
                 module.p = training.dropout
             elif isinstance(module, Stack):
                 module.recompute = training.execution.activation_checkpointing
+            elif isinstance(module, DotProduct):
+                module.reference = training.execution.kernels == "reference"
         # In a tuple, so that they are not submodules, which would be wrapped, and saved twice.
         self._masters = (masters_of(model),) if training.precision == "bf16_master" else ()
 
@@ -101,21 +104,18 @@ class LitModel(L.LightningModule):
         lr = set_learning_rate(optimizer.param_groups, config.schedule.factor(self.global_step, config.max_steps))
 
         self._update_frozen()
-        counted = self._over_devices(batch.weights.sum())
+        counted = self._over_devices(torch.tensor(float(sum(batch.counts)), device=self.device))
         total, divergence = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         micro_batches = list(batch.micro_batches(config.execution.micro_batch_size or len(batch)))
         for number, piece in enumerate(micro_batches):
             with self._without_sync() if number < len(micro_batches) - 1 else nullcontext():
                 with self._dropout(number):
                     hidden_BTD = self.model.hidden(**piece.inputs)
-                nats, squares, teacher_divergence = self._losses(hidden_BTD, piece)
-                objective = nats if teacher_divergence is None else self._distillation_loss(nats, teacher_divergence)
+                losses = self._losses(hidden_BTD, piece)
                 # Devices average their gradients; multiplied by their number it is the sum.
-                loss = (objective + config.z_loss * squares) / counted * self.trainer.world_size
-                self.manual_backward(loss)
-            total += nats.detach()
-            if teacher_divergence is not None:
-                divergence += teacher_divergence.detach()
+                self.manual_backward(losses.objective / counted * self.trainer.world_size)
+            total += losses.nats
+            divergence += losses.divergence
 
         stepped = optimizer.optimizer
         trained = stepped.take_gradients() if isinstance(stepped, MasterWeights) else self.model.parameters()
@@ -143,24 +143,19 @@ class LitModel(L.LightningModule):
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_(not frozen or name in warm_start.newly_initialised)
 
-    def _losses(self, hidden_BTD: Tensor, piece: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Sums over the targets: nats, squared log-normalisers, divergence from the teacher (None without one)."""
-        unembedding, teacher, distill = self.model.unembedding, self._warm_start[0].teacher, self._warm_start[0].distill
+    def _losses(self, hidden_BTD: Tensor, piece: Batch) -> Losses:
+        """Sums over the targets of a micro-batch; with a teacher, its divergence has a weight in the objective."""
+        warm_start, z_loss = self._warm_start[0], self.training_config.z_loss
+        teacher, distill, targets = warm_start.teacher, warm_start.distill, (piece.targets, piece.places)
         if teacher is None or distill is None:
-            z_loss = self.training_config.z_loss > 0
-            return *target_loss(hidden_BTD, unembedding, piece.targets, piece.weights, z_loss), None
+            return target_loss(hidden_BTD, self.model.unembedding, targets, LossWeights(squares=z_loss))
         with torch.no_grad():
             read, places_BT = causal_text(piece)
             states_BRE = teacher.to(self.device).hidden(**read)
             teacher_BTE = states_BRE.gather(1, places_BT[..., None].expand(-1, -1, states_BRE.shape[-1]))
         predictions = Teacher(teacher_BTE, teacher.unembedding, distill.temperature)
-        return distilled_loss(hidden_BTD, unembedding, piece.targets, piece.weights, predictions)
-
-    def _distillation_loss(self, nats: Tensor, divergence: Tensor) -> Tensor:
-        """Training loss with a teacher: the weighted mean of nats and divergence."""
-        distill = self._warm_start[0].distill
-        assert distill is not None
-        return (1 - distill.weight) * nats + distill.weight * divergence
+        weights = LossWeights(1 - distill.weight, z_loss, distill.weight)
+        return target_loss(hidden_BTD, self.model.unembedding, targets, weights, predictions)
 
     @contextmanager
     def _dropout(self, micro_batch: int) -> Iterator[None]:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_llm.components.loss.module import target_loss
+from lit_llm.components.loss.module import LossWeights, target_loss
 from lit_llm.data.batches import cut
 from lit_llm.experiment.load import load_experiment
 from lit_llm.experiment.schema import Experiment
@@ -61,8 +61,8 @@ def batch_of(experiment: Experiment, rows: int = 6, tokens: int = 96) -> Batch:
 def loss_of(model: LanguageModel, batch: Batch, z_loss: float = 0.0) -> Tensor:
     """Nats per target token, with the z-loss."""
     hidden = model.hidden(**batch.inputs)
-    nats, squares = target_loss(hidden, model.unembedding, batch.targets, batch.weights, z_loss > 0)
-    return (nats + z_loss * squares) / batch.weights.sum()
+    losses = target_loss(hidden, model.unembedding, (batch.targets, batch.places), LossWeights(squares=z_loss))
+    return losses.objective / sum(batch.counts)
 
 
 def gradients(model: LanguageModel) -> dict[str, Tensor]:

@@ -1,9 +1,14 @@
 """Bytes for training by arithmetic, against the storages that autograd really keeps."""
 
+import weakref
+from contextlib import contextmanager
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
+from lit_llm.components.attention.dot_product import DotProduct
 from lit_llm.components.loss import config as loss_config
 from lit_llm.components.loss.module import target_loss
 from lit_llm.models.cost import Shape, count_parameters
@@ -62,25 +67,48 @@ def training(precision="fp32", dropout=0.0, **execution):
     )
 
 
+class Kept:
+    """A tensor that a graph keeps for its backward pass; it ends with the graph."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+
+@contextmanager
+def recorded(precision):
+    """The tensors that the graphs made inside keep, as a set that loses those of graphs that have ended."""
+    kept = weakref.WeakSet()
+
+    def pack(tensor):
+        kept.add(one := Kept(tensor))
+        return one
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda one: one.tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
+    ):
+        yield kept
+
+
+def loss_of(model, hidden, outputs):
+    """The loss of a row's last tokens. Its matrix gets no gradient, which is counted with the parameters' gradients."""
+    target = hidden.shape[1]
+    unembedding = replace(model.unembedding, weight_VD=model.unembedding.weight_VD.detach())
+    return target_loss(hidden, unembedding, (ids(1, target), torch.arange(target - outputs, target))).objective
+
+
 def kept_bytes(model, source, target, outputs, precision="fp32"):
     """Bytes of all storages that a forward pass and its loss keep, but the parameters themselves."""
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    storages = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage  # held, so that no address is used twice
-        return tensor
-
-    targets, weights = ids(1, target), (torch.arange(target) >= target - outputs).float()[None]
-    with (
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-        torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
-    ):
+    with recorded(precision) as kept:
+        targets = ids(1, target)
         hidden = model.hidden(ids(1, source), targets) if source else model.hidden(targets, source_length=PARTIAL)
-        loss = target_loss(hidden, model.unembedding, targets, weights)
-    assert loss[0].requires_grad
-    return sum(storage.nbytes() for address, storage in storages.items() if address not in parameters)
+        loss = loss_of(model, hidden, outputs)
+        storages = {one.tensor.untyped_storage().data_ptr(): one.tensor.untyped_storage() for one in kept}
+    assert loss.requires_grad
+    # Autocast keeps its copy of the loss's matrix until it ends.
+    copies = 2 * model.unembedding.weight_VD.numel() if precision == "bf16" else 0
+    return copies + sum(storage.nbytes() for address, storage in storages.items() if address not in parameters)
 
 
 def built(case, precision="fp32", *more):
@@ -96,7 +124,6 @@ def test_activations_are_what_autograd_keeps(case, precision):
     one = training(precision)
     for source, target, outputs in SHAPES[family]:
         counted = activation_bytes(model.config, one, Shape(source, target, outputs, partial=PARTIAL))
-        counted += loss_bytes(model.config, outputs) / 2  # the other half is the gradient, which comes later
         if precision == "bf16":  # autocast's copies of the matrices are kept too
             counted += state_bytes(model.config, one) - state_bytes(model.config, training("fp32"))
         assert counted == pytest.approx(kept_bytes(model, source, target, outputs, precision), rel=bound(case))
@@ -119,9 +146,11 @@ def test_learned_scales_and_windows_are_counted(case, family, precision):
     """On a CPU, RMSNorm keeps one more copy where it has a scale; a window its masks, and a band its blocks' keys."""
     model = build(family, *WIDE, "norm.scale=true", *LEARNED[case], double=False)
     model, source = model.bfloat16() if precision == "bf16_master" else model, 0 if family == "decllm" else 256
+    for module in model.modules():
+        if isinstance(module, DotProduct):
+            module.reference = True  # blocks of queries keep no mask
     shape, one = Shape(source, 256, 256), training(precision)
     counted = activation_bytes(model.config, one, shape) + mask_bytes(model.config, one, shape)
-    counted += loss_bytes(model.config, 256) / 2
     if precision == "bf16":
         counted += state_bytes(model.config, one) - state_bytes(model.config, training())
     assert counted == pytest.approx(kept_bytes(model, source, 256, 256, precision), rel=BOUND)
@@ -132,7 +161,7 @@ def test_the_mask_of_a_prefix_is_left_out():
     model = build("decllm", *WIDE, "norm.scale=true", double=False)
     hidden = model.hidden
     model.hidden = lambda tokens, source_length: hidden(tokens, prefix_length=48)
-    counted = activation_bytes(model.config, training(), Shape(0, 96, 96)) + loss_bytes(model.config, 96) / 2
+    counted = activation_bytes(model.config, training(), Shape(0, 96, 96))
     assert counted == pytest.approx(kept_bytes(model, 0, 96, 96), rel=0.15)
 
 
@@ -159,7 +188,7 @@ def test_activations_grow_with_the_sequences_and_the_state_does_not():
 
 def test_logits_beyond_a_chunk_take_no_more_memory(monkeypatch):
     model = resolved("decllm")
-    monkeypatch.setattr(loss_config, "CHUNK_ENTRIES", 10 * model.vocabulary)
+    monkeypatch.setattr(loss_config, "MOST_ENTRIES", 10 * model.vocabulary)
     assert loss_bytes(model, 10) == 2 * 10 * model.vocabulary * 4
     assert loss_bytes(model, 1000) == loss_bytes(model, 10)
 
@@ -168,20 +197,12 @@ def storages(model, run, precision):
     """{address: bytes} of what a computation keeps, but the parameters and autocast's copies of them."""
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     shapes = {tuple(sorted(p.shape)) for p in model.parameters()}
-    held = {}
-
-    def pack(tensor):
-        if tuple(sorted(tensor.shape)) not in shapes:
-            storage = tensor.untyped_storage()
-            held[storage.data_ptr()] = storage
-        return tensor
-
-    with (
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-        torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
-    ):
-        run()
-    return {address: storage for address, storage in held.items() if address not in parameters}
+    with recorded(precision) as kept:
+        held = run()
+        found = [one.tensor for one in kept if tuple(sorted(one.tensor.shape)) not in shapes]
+    assert held.requires_grad
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in found}
+    return {address: storage for address, storage in storages.items() if address not in parameters}
 
 
 def has_gradient(item):
@@ -201,11 +222,11 @@ def test_with_checkpointing_each_layers_input_is_kept_and_the_inside_of_the_larg
         stack.recompute = True
         for layer in stack.layers:
             layer.register_forward_pre_hook(lambda layer, inputs: calls.append((layer, inputs)))
-    targets, weights = ids(1, target), torch.ones(1, target)
+    targets = ids(1, target)
 
     def forward():
         hidden = model.hidden(ids(1, source), targets) if source else model.hidden(targets, source_length=PARTIAL // 2)
-        target_loss(hidden, model.unembedding, targets, weights)
+        return loss_of(model, hidden, target)
 
     kept = storages(model, forward, precision)
     insides = []
@@ -218,7 +239,7 @@ def test_with_checkpointing_each_layers_input_is_kept_and_the_inside_of_the_larg
     found = sum(storage.nbytes() for storage in kept.values()) + max(insides)
     shape = Shape(source, target, target, partial=PARTIAL // 2)
     counted = activation_bytes(model.config, training(precision, activation_checkpointing=True), shape)
-    assert counted + loss_bytes(model.config, target) / 2 == pytest.approx(found, rel=bound(case))
+    assert counted == pytest.approx(found, rel=bound(case))
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lit_llm.components.attention.query_blocks import block_attention, suits_blocks
 from lit_llm.components.attention.resolved import SCORES
 from lit_llm.components.masks import KernelMask
 from lit_llm.components.windows import band_size
@@ -25,16 +26,20 @@ class DotProduct(nn.Module):
     def __init__(self, scale: float | None = None, softcap: float | None = None) -> None:
         super().__init__()
         self.scale, self.softcap = scale, softcap
+        self.reference = False
+        """Whether torch's kernels compute all of it; otherwise `query_blocks` does where it is faster."""
 
     def forward(
         self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: KernelMask, bias: Tensor | None = None
     ) -> Tensor:
         """B x H x T x K. bias: H x T x S or B x H x T x S, added to the scores."""
-        if mask.kernel == "blocks":
-            return self._blocks(q_BHTK, k_BHSK, v_BHSK, mask)
-        if mask.kernel == "band":
-            return self._band(q_BHTK, k_BHSK, v_BHSK, mask)
-        if mask.kernel == "scores":
+        if not self.reference and bias is None and suits_blocks(q_BHTK, mask):
+            out = block_attention(q_BHTK, k_BHSK, v_BHSK, mask, self.scale)
+        elif mask.kernel == "causal":
+            out = self._causal(q_BHTK, k_BHSK, v_BHSK, mask)
+        elif mask.kernel == "band":
+            out = self._band(q_BHTK, k_BHSK, v_BHSK, mask)
+        elif mask.kernel == "scores":
             out = self._explicit(q_BHTK, k_BHSK, v_BHSK, mask, bias)
         else:
             added = mask.visible if mask.added is None else mask.added
@@ -48,8 +53,8 @@ class DotProduct(nn.Module):
             out = _fused(q_BHTK, k_BHSK, v_BHSK, added, self.scale)
         return out if mask.fully_masked is None else out.masked_fill(mask.fully_masked, 0.0)
 
-    def _blocks(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: KernelMask) -> Tensor:
-        """Causal attention, with or without a prefix of one length for all rows, in blocks that need no mask."""
+    def _causal(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: KernelMask) -> Tensor:
+        """Causal attention, with or without a prefix of one length for all rows, without a mask of T x T."""
         gqa, prefix = q_BHTK.shape[1] != k_BHSK.shape[1], mask.prefix
 
         def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn, ones
 from lit_llm.components.attention.dot_product import DotProduct
 from lit_llm.components.attention.relative import RelativeBias, buckets_of
 from lit_llm.components.attention.resolved import ResolvedAttention
-from lit_llm.components.forward_context import CacheRows, ForwardContext, is_filled
+from lit_llm.components.forward_context import CacheRows, ForwardContext, cast_once, is_filled
 from lit_llm.components.kv_cache import KeyValues, TwoCaches
 from lit_llm.components.layer_part import LayerPart
 from lit_llm.components.masks import AttentionMask, KernelMask, Mask, MergedMask
@@ -90,6 +90,7 @@ class SharedKeyValues(Heads):
 
     def forward(self, x_BTD: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor]:
         """B x T x D -> twice B x H x T x K."""
+        x_BTD = cast_once(x_BTD)
         return self.heads("k", x_BTD, rotation), self.heads("v", x_BTD, None)
 
 
@@ -243,6 +244,7 @@ class CrossAttention(Attention):
         if source_BSD is None:
             assert inputs.source_cache is not None
             return inputs.source_cache.cached()
+        source_BSD = cast_once(source_BSD)
         k, v = self.heads("k", source_BSD, inputs.source_rotation), self.heads("v", source_BSD, None)
         return (k, v) if inputs.source_cache is None else inputs.source_cache.add(k, v)
 

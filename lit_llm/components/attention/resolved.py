@@ -179,18 +179,14 @@ class ResolvedAttention(Part):
         return CacheBytes(per_source_token=source if encoder else each, per_generated_token=each)
 
     @property
-    def readers(self) -> int:
-        return 1 if self.place == "cross" else len(self.projected)
-
-    @property
     def reads_encoder(self) -> bool:
         return self.place in ("cross", "merged")
 
     def activation_bytes(self, example: Example, widths: Widths, precision: Precision) -> float:
         memory = example.source if self.place == "cross" else 0.0 if self.shared_kv else example.row
         kept = example.row * self._query_bytes(widths, precision) + memory * self._key_bytes(precision)
-        if self.reads_encoder and precision.autocast:  # a copy for W_k and one for W_v
-            kept += example.source * self._memory_width(widths) * 2 * precision.compute
+        if self.reads_encoder and precision.autocast:  # a copy for W_k and W_v
+            kept += example.source * self._memory_width(widths) * precision.compute
         if self.place == "merged":  # a second copy of the keys, concatenated with the target's
             kept += example.source * self._key_bytes(precision)
             kept += (example.source + example.row) * 2 * self.kv_width * precision.compute
@@ -220,8 +216,8 @@ class ResolvedAttention(Part):
         return self.kv_width * (2 * precision.compute + FLOAT32 * norms * (1 + self.qkv_norm_scale))
 
     def shared_activation_bytes(self, widths: Widths, precision: Precision) -> int:
-        """Bytes kept for each token: inputs (under autocast copies) and outputs of the shared W_k and W_v."""
-        return widths.row * (2 if precision.autocast else 1) * precision.compute + self._key_bytes(precision)
+        """Bytes kept for each token: the input of the shared W_k and W_v, and their outputs."""
+        return widths.row * precision.compute + self._key_bytes(precision)
 
     def _is_band(self, example: Example) -> bool:
         return self.window_sides is not None and example.row >= BAND * band_size(self.window_sides, example.causal)

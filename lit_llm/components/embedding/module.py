@@ -39,5 +39,11 @@ class Unembedding:
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     @property
+    def parameters(self) -> list[Tensor]:
+        """All tensors that are trained: the matrix, the bias and the head's, where there are any."""
+        head = [] if self.head is None else list(self.head.parameters())
+        return [self.weight_VD, *([] if self.bias_V is None else [self.bias_V]), *head]
+
+    @property
     def vocabulary(self) -> int:
         return self.weight_VD.shape[0]

@@ -51,10 +51,6 @@ class FeedForwardConfig(Part):
         gate = {"gate.weight": inward} if self.gated else {}
         return {**gate, "up.weight": inward, "down.weight": (widths.row, self.d_ff)}
 
-    @property
-    def readers(self) -> int:
-        return 2 if self.gated else 1
-
     def activation_bytes(self, example: Example, widths: Widths, precision: Precision) -> float:
         # Input and output of the activation; with a gate also the other factor and the product.
         return example.row * (4 if self.gated else 2) * self.d_ff * precision.compute

@@ -1,106 +1,185 @@
 """Losses over target tokens: negative log-likelihood, z-loss, distillation. Sums, so that a step can be split anywhere.
 
 z-loss (PaLM, arXiv 2204.02311, section 5): the squared log-normaliser, which keeps logits from drifting.
+
+The logits of a few hundred positions exist at a time. Their gradient is computed beside the loss, in the forward pass,
+so that the logits are neither kept nor computed again (the idea of Liger's fused linear cross-entropy, arXiv
+2410.10989, for any unembedding). `tests/components/test_target_loss.py` has the plain formulas as the reference.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from lit_llm.components.embedding.module import Unembedding
-from lit_llm.components.loss.config import chunk_rows
+from lit_llm.components.loss.config import chunk_rows, pass_rows
 
 
-def target_loss(
-    hidden_BTD: Tensor, unembedding: Unembedding, targets_BT: Tensor, weights_BT: Tensor, z_loss: bool = False
-) -> tuple[Tensor, Tensor]:
-    """(sum of nats, sum of squared log-normalisers) over the positions with weight 1, in float32.
+class LossWeights(NamedTuple):
+    """Weights of the terms of the objective, which is summed over target tokens."""
 
-    The second is zero without `z_loss`.
-    """
-    chunks = list(_chunks(hidden_BTD, unembedding, targets_BT, weights_BT))
-    if len(chunks) == 1:
-        return _sums(*chunks[0], unembedding, z_loss)
-    sums = [checkpoint(_sums, *chunk, unembedding, z_loss, use_reentrant=False) for chunk in chunks]
-    return torch.stack([nats for nats, _ in sums]).sum(), torch.stack([squares for _, squares in sums]).sum()
+    nats: float = 1.0
+    """Of the negative log-likelihood."""
+    squares: float = 0.0
+    """Of the squared log-normalisers (z-loss)."""
+    divergence: float = 0.0
+    """Of the divergence from the teacher."""
 
 
 class Teacher(NamedTuple):
     """A teacher's predictions of the same targets; it gets no gradient."""
 
-    states: Tensor
-    """States from which the teacher predicts the targets: B x T x E, or N x E of a chunk."""
+    states_BTE: Tensor
+    """States from which the teacher predicts the targets."""
     unembedding: Unembedding
     temperature: float
     """Temperature of both softmaxes."""
 
 
-def distilled_loss(
-    hidden_BTD: Tensor, unembedding: Unembedding, targets_BT: Tensor, weights_BT: Tensor, teacher: Teacher
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(sum of nats, sum of squared log-normalisers, sum of the teacher's divergence) over the positions with weight 1.
+class Losses(NamedTuple):
+    """Sums over target tokens, in float32. Only the objective has a gradient."""
 
-    The divergence is temperature² KL(teacher || model), both softmaxed at that temperature, in nats (Hinton et al.,
-    arXiv 1503.02531, section 2).
+    objective: Tensor
+    """Sum of the weighted terms."""
+    nats: Tensor
+    squares: Tensor
+    """Squared log-normalisers."""
+    divergence: Tensor
+    """temperature² KL(teacher || model), both softmaxed at that temperature, in nats (Hinton et al., arXiv 1503.02531,
+    section 2); zero without a teacher."""
+
+
+def target_loss(
+    hidden_BTD: Tensor,
+    unembedding: Unembedding,
+    targets: tuple[Tensor, Tensor],
+    weights: LossWeights = LossWeights(),
+    teacher: Teacher | None = None,
+) -> Losses:
+    """The losses over the target tokens.
+
+    Args:
+        hidden_BTD: States after the last norm.
+        unembedding: Maps states to logits.
+        targets: (B x T ids, N places of those that count, as indices into B·T).
+        weights: Weights of the terms of the objective.
+        teacher: Teacher, for `weights.divergence`.
     """
-    student_chunks = list(_chunks(hidden_BTD, unembedding, targets_BT, weights_BT))
-    teacher_chunks = _chunks(teacher.states.detach(), unembedding, targets_BT, weights_BT)
-    chunks = [
-        (hidden_ND, targets_N, unembedding, teacher._replace(states=states_NE))
-        for (hidden_ND, targets_N), (states_NE, _) in zip(student_chunks, teacher_chunks, strict=True)
-    ]
-    if len(chunks) == 1:
-        return _distilled_sums(*chunks[0])
-    sums = [checkpoint(_distilled_sums, *chunk, use_reentrant=False) for chunk in chunks]
-    nats, squares, divergence = zip(*sums, strict=True)
-    return torch.stack(nats).sum(), torch.stack(squares).sum(), torch.stack(divergence).sum()
+    targets_BT, places_N = targets
+    rows = [hidden_BTD.flatten(0, 1).index_select(0, places_N), targets_BT.flatten().index_select(0, places_N)]
+    if teacher is not None:
+        rows.append(teacher.states_BTE.detach().flatten(0, 1).index_select(0, places_N))
+    hidden_ND, *others = rows
+    terms = _Terms(unembedding, weights, teacher)
+    return Losses(*_SummedOverChunks.apply(terms, torch.is_grad_enabled(), others, hidden_ND, *unembedding.parameters))
 
 
-def target_nats(hidden_BTD: Tensor, unembedding: Unembedding, targets_BT: Tensor, weights_BT: Tensor) -> Tensor:
-    """Nats of every counted target, row by row, as one vector; call it without gradients."""
-    chunks = _chunks(hidden_BTD, unembedding, targets_BT, weights_BT)
-    return torch.cat([_nats(*chunk, unembedding)[0] for chunk in chunks])
+def target_nats(hidden_BTD: Tensor, unembedding: Unembedding, targets: tuple[Tensor, Tensor]) -> Tensor:
+    """Nats of every counted target, row by row, as one vector; call it without gradients.
+
+    targets: as in `target_loss`.
+    """
+    targets_BT, places_N = targets
+    rows = hidden_BTD.flatten(0, 1).index_select(0, places_N), targets_BT.flatten().index_select(0, places_N)
+    return torch.cat(
+        [
+            F.cross_entropy(unembedding(hidden_ND).float(), targets_N, reduction="none")
+            for hidden_ND, targets_N in _chunks(unembedding, *rows)
+        ]
+    )
 
 
-def _chunks(
-    hidden_BTD: Tensor, unembedding: Unembedding, targets_BT: Tensor, weights_BT: Tensor
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """(hidden states, targets) of the positions with weight 1, selected before the product with the vocabulary."""
-    counted_N = weights_BT.flatten().nonzero().squeeze(-1)
-    hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, counted_N)
-    targets_N = targets_BT.flatten().index_select(0, counted_N)
-    rows = chunk_rows(unembedding.vocabulary)
-    yield from zip(hidden_ND.split(rows), targets_N.split(rows), strict=True)
+def _chunks(unembedding: Unembedding, *rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors with N rows, cut into the rows whose logits exist at the same time."""
+    size = chunk_rows(unembedding.vocabulary, rows[0].device.type)
+    yield from zip(*(tensor.split(size) for tensor in rows), strict=True)
 
 
-def _nats(hidden_ND: Tensor, targets_N: Tensor, unembedding: Unembedding) -> tuple[Tensor, Tensor]:
-    logits_NV = unembedding(hidden_ND).float()
-    return F.cross_entropy(logits_NV, targets_N, reduction="none"), logits_NV
+class _Terms(NamedTuple):
+    """Losses of a chunk, and the gradient of its objective with respect to its logits, by their formulas."""
+
+    unembedding: Unembedding
+    weights: LossWeights
+    teacher: Teacher | None
+
+    def of_chunk(self, logits_NV: Tensor, targets_N: Tensor, *states_NE: Tensor) -> Tensor:
+        """(objective, nats, squares, divergence) as one vector; the logits become their gradient."""
+        columns = [logits_NV, targets_N[:, None]]
+        if self.teacher is not None:
+            columns.append(self.teacher.unembedding(states_NE[0]))
+        size = pass_rows(logits_NV.shape[-1], logits_NV.device.type)
+        parts = zip(*(column.split(size) for column in columns), strict=True)
+        return torch.stack([self._of_rows(*part) for part in parts]).sum(0)
+
+    def _of_rows(self, logits_NV: Tensor, target_N1: Tensor, taught_NV: Tensor | None = None) -> Tensor:
+        weights, divergence, added = self.weights, logits_NV.new_zeros((), dtype=torch.float32), None
+        x_NV = logits_NV.float()  # float32 logits themselves
+        if self.teacher is not None and taught_NV is not None:
+            t = self.teacher.temperature
+            log_p_NV, log_q_NV = (taught_NV.float() / t).log_softmax(-1), (x_NV / t).log_softmax(-1)
+            divergence = F.kl_div(log_q_NV, log_p_NV, reduction="sum", log_target=True) * t**2
+            added = log_q_NV.exp_().sub_(log_p_NV.exp_()).mul_(weights.divergence * t)
+        logit_N1, largest_N1 = x_NV.gather(-1, target_N1), x_NV.amax(-1, keepdim=True)
+        sum_N1 = x_NV.sub_(largest_N1).exp_().sum(-1, keepdim=True)
+        normaliser_N1 = sum_N1.log().add_(largest_N1)
+        nats, squares = (normaliser_N1 - logit_N1).sum(), normaliser_N1.square().sum()
+        objective = weights.nats * nats + weights.squares * squares + weights.divergence * divergence
+        # The gradient is a multiple of the probabilities, less the weight at the target.
+        x_NV.mul_((weights.nats + 2.0 * weights.squares * normaliser_N1).div_(sum_N1))
+        x_NV.scatter_add_(-1, target_N1, torch.full_like(normaliser_N1, -weights.nats))
+        if added is not None:
+            x_NV.add_(added)
+        if x_NV.dtype != logits_NV.dtype:
+            logits_NV.copy_(x_NV)
+        return torch.stack([objective, nats, squares, divergence])
 
 
-def _distilled_sums(
-    hidden_ND: Tensor, targets_N: Tensor, unembedding: Unembedding, teacher: Teacher
-) -> tuple[Tensor, Tensor, Tensor]:
-    nats_N, logits_NV = _nats(hidden_ND, targets_N, unembedding)
-    temperature = teacher.temperature
-    with torch.no_grad():
-        log_p_NV = (teacher.unembedding(teacher.states).float() / temperature).log_softmax(-1)
-    log_q_NV = (logits_NV / temperature).log_softmax(-1)
-    divergence = F.kl_div(log_q_NV, log_p_NV, reduction="sum", log_target=True) * temperature**2
-    normaliser_N = nats_N + logits_NV.gather(-1, targets_N[:, None]).squeeze(-1)
-    return nats_N.sum(), normaliser_N.square().sum(), divergence
+class _SummedOverChunks(torch.autograd.Function):
+    """Sums of the terms over chunks of rows, whose gradients are made in the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, terms: _Terms, with_gradient: bool, others: list[Tensor], hidden_ND: Tensor, *parameters: Tensor
+    ) -> tuple[Tensor, ...]:
+        needed = [with_gradient and each for each in ctx.needs_input_grad[3:]]
+        sums = hidden_ND.new_zeros(4, dtype=torch.float32)
+        d_hidden = torch.zeros_like(hidden_ND) if needed[0] else None
+        trained = [parameter for parameter, each in zip(parameters, needed[1:], strict=True) if each]
+        exact = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in trained]
+        begin = 0
+        for chunk_ND, *rest in _chunks(terms.unembedding, hidden_ND, *others):
+            leaf_ND = chunk_ND.detach().requires_grad_(needed[0])
+            with torch.set_grad_enabled(any(needed)):
+                logits_NV = terms.unembedding(leaf_ND)
+            d_logits = logits_NV.detach()
+            sums += terms.of_chunk(d_logits, *rest)
+            if any(needed):
+                inputs = [*[leaf_ND] * needed[0], *trained]
+                with _without_autocast(hidden_ND):
+                    gradients = list(torch.autograd.grad(logits_NV, inputs, d_logits))
+                if d_hidden is not None:
+                    d_hidden[begin : begin + len(chunk_ND)] = gradients.pop(0)
+                for whole, gradient in zip(exact, gradients, strict=True):
+                    whole += gradient
+            begin += len(chunk_ND)
+        made = iter(whole.to(p.dtype) for whole, p in zip(exact, trained, strict=True))
+        ctx.save_for_backward(d_hidden, *(next(made) if each else None for each in needed[1:]))
+        objective, *reported = sums.unbind()
+        ctx.mark_non_differentiable(*reported)
+        return objective, *reported
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        factor = gradients[0]
+        return None, None, None, *(None if made is None else made * factor for made in ctx.saved_tensors)
 
 
-def _sums(hidden_ND: Tensor, targets_N: Tensor, unembedding: Unembedding, z_loss: bool) -> tuple[Tensor, Tensor]:
-    nats_N, logits_NV = _nats(hidden_ND, targets_N, unembedding)
-    if not z_loss:
-        return nats_N.sum(), nats_N.new_zeros(())
-    # nats = normaliser - target's logit: the normaliser takes no second pass over the logits.
-    normaliser_N = nats_N + logits_NV.gather(-1, targets_N[:, None]).squeeze(-1)
-    return nats_N.sum(), normaliser_N.square().sum()
+def _without_autocast(like: Tensor) -> Any:
+    device = like.device.type
+    return torch.autocast(device, enabled=False) if device != "meta" else nullcontext()

@@ -39,10 +39,6 @@ class ResolvedPartialAttention(ResolvedAttention):
         each = 2 * self.kv_width * entry
         return CacheBytes(per_source_token=each, start=each)
 
-    @property
-    def readers(self) -> int:
-        return 1
-
     def activation_bytes(self, example: Example, widths: Widths, precision: Precision) -> float:
         kept = example.row * self._query_bytes(widths, precision) + example.marked * self._key_bytes(precision)
         # Inputs of A1, of A2, and of W_k and W_v. The first is a copy, since the source's slice is not contiguous.

@@ -75,10 +75,6 @@ class ResolvedRetention(Part):
         """Bytes of the state, in float32 in any precision: it is a sum over thousands of tokens."""
         return CacheBytes(states=FLOAT32 * self.state_entries)
 
-    @property
-    def readers(self) -> int:
-        return 5
-
     def activation_bytes(self, example: Example, widths: Widths, precision: Precision) -> float:
         compute, tokens = precision.compute, example.row
         # Queries, keys, values; then of the values' width what the head norm reads, what it and the gate make, before
