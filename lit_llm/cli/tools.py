@@ -1,4 +1,4 @@
-"""Tools: schema, ui, store rebase, store gc."""
+"""Tools: schema, profile, ui, store rebase, store gc."""
 
 from __future__ import annotations
 
@@ -9,13 +9,24 @@ import sys
 import time
 import webbrowser
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lit_llm.cli.app import app
-from lit_llm.cli.options import DEFAULT_STORE, StoreOption, Tracking, console, open_store, relative_path
+from lit_llm.cli.options import (
+    DEFAULT_STORE,
+    AsJson,
+    ExperimentArgument,
+    Overrides,
+    StoreOption,
+    Tracking,
+    console,
+    open_store,
+    relative_path,
+)
 from lit_llm.config.problems import InputError, Problem
 
 
@@ -31,6 +42,48 @@ def schema(
     if kind not in schemas:
         raise InputError(Problem(f"{kind!r} has no schema - allowed here: experiment, study, sweep"))
     print(json.dumps(schemas[kind](), indent=1))
+
+
+@app.command()
+def profile(
+    experiment: ExperimentArgument,
+    override: Overrides = None,
+    stage: Annotated[str, typer.Option(metavar="[pretrain|finetune]", help="Which of its trainings.")] = "pretrain",
+    steps: Annotated[int, typer.Option(min=1, help="Profiled steps.")] = 5,
+    trace: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a trace for ui.perfetto.dev, e.g. --trace step.json.gz"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show where the time of a training step goes, beside what this machine can do.
+
+    Steps on random tokens, in this process; nothing is stored. Example: lit-llm profile decllm-tiny -o
+    pretrain.training.precision=bf16
+    """
+    from lit_llm.experiment.load import load_experiment
+
+    planned = load_experiment(experiment, override or ())
+    if stage not in ("pretrain", "finetune") or (stage == "finetune" and planned.finetune is None):
+        allowed = "pretrain" if planned.finetune is None else "pretrain, finetune"
+        raise InputError(Problem(f"{stage!r} is no training of {experiment} - allowed here: {allowed}", "--stage"))
+    print(f"profiling {steps} steps of {experiment} ...", file=sys.stderr, flush=True)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler writes lines of its own
+    from lit_llm.report.tables.step_profile import profile_table
+    from lit_llm.report.tables.table import in_terminal
+    from lit_llm.runs.step_profile import profile_step
+
+    try:
+        profiled = profile_step(planned, "finetune" if stage == "finetune" else "pretrain", steps, trace)
+    except RuntimeError as error:
+        raise InputError(Problem(str(error), experiment)) from None
+    if as_json:
+        print(json.dumps(asdict(profiled), indent=1))
+        return
+    screen = console()
+    screen.print(*in_terminal(profile_table(profiled), screen.width), sep="\n")
+    if trace is not None:
+        print(f"trace: {trace}, for https://ui.perfetto.dev")
 
 
 @app.command()
