@@ -15,7 +15,8 @@ NOT_COUNTED: tuple[Ended, ...] = ("infeasible", "repeated", "lost")
 """Final states of draws without training, which do not count towards the budget."""
 RUN, PRUNE_DECIDED, ENDED, RETRY = "run", "given_up", "ended", "retry_of"
 """Attributes of a trial in the storage: its coordinator and stages; whether it is pruned; its final state and spending;
-the failed trial that it repeats. Each is one write, so that none is ever stored in part."""
+the failed trial that it repeats. Each is one write, so that none is ever stored in part. `given_up` is the name under
+which Optuna's storage holds the decision to prune a trial."""
 
 
 @dataclass(frozen=True)

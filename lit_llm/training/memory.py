@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lit_llm.components.loss.config import chunk_rows
+from lit_llm.components.norm.config import KEPT
 from lit_llm.components.part import BFLOAT16, FLOAT32, Precision
 from lit_llm.models.cost import Shape, count_parameters, examples
 from lit_llm.models.parameters import embedding_shapes, matrix_of, parameter_shapes
@@ -110,10 +111,9 @@ def activation_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shap
     With activation checkpointing: the inputs of all layers, the encoder's output, and the inside of the largest layer.
     """
     precision, norm, source = _precision(training), model.norm, shape.source if model.encoder else 0.0
-    # RMSNorm computes in float32 and keeps its float32 input (on a CPU; CUDA's kernel keeps the original input).
-    normed = precision.residual if norm.function == "layer_norm" else FLOAT32
-    # With a learned scale it also keeps the scale's input (on a CPU; CUDA's kernel keeps no copy).
-    scaled = normed + (FLOAT32 if norm.scale and norm.function == "rms_norm" else 0)
+    # Bytes that a norm keeps of each entry: for its function alone, and with its learned scale.
+    normed = FLOAT32 if KEPT[norm.function].of_input else precision.residual
+    scaled = normed + (FLOAT32 if norm.scale and KEPT[norm.function].of_scales_input else 0)
     norms = scaled * (norm.before + (norm.after or norm.placement == "post"))
     inputs, insides, encoder_is_read = list[float](), list[float](), False
     for side, layer, example in examples(model, replace(shape, to_go_on=False)):

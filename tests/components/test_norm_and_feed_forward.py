@@ -13,8 +13,8 @@ from lit_llm.components.feed_forward.config import FeedForwardConfig
 from lit_llm.components.feed_forward.module import FeedForward
 from lit_llm.components.forward_context import ForwardContext
 from lit_llm.components.masks import AttentionMask
-from lit_llm.components.norm.config import NormConfig
-from lit_llm.components.norm.module import Norm
+from lit_llm.components.norm.config import KEPT, NormConfig
+from lit_llm.components.norm.module import FUNCTIONS, Norm
 from lit_llm.components.part import Widths
 from tests.tiny_models import build
 
@@ -26,22 +26,32 @@ def scaled(module):
     return module.double()
 
 
-def test_rms_norm_divides_by_the_root_mean_square():
+def rms_norm(x):
     """arXiv 1910.07467, equation 4."""
-    x = torch.randn(2, 3, WIDTH, dtype=torch.float64) + 1
-    module = scaled(Norm(NormConfig(eps=EPS), WIDTH))
-    assert_close(module(x), x / (x.square().mean(-1, keepdim=True) + EPS).sqrt() * module.scale)
+    return x / (x.square().mean(-1, keepdim=True) + EPS).sqrt()
 
 
-def test_layer_norm_subtracts_the_mean_and_divides_by_the_deviation():
+def layer_norm(x):
     """arXiv 1607.06450, equation 4, without a bias."""
+    return rms_norm(x - x.mean(-1, keepdim=True))
+
+
+NORMS = {"rms_norm": rms_norm, "layer_norm": layer_norm}
+
+
+def test_every_norm_has_its_function_its_memory_and_its_formula_here():
+    names = set(get_args(NormConfig.model_fields["function"].annotation))
+    assert set(FUNCTIONS) == set(KEPT) == set(NORMS) == names
+
+
+@pytest.mark.parametrize("function", NORMS)
+def test_norms_compute_their_papers_formula_times_a_scale(function):
     x = torch.randn(2, 3, WIDTH, dtype=torch.float64) + 1
-    module = scaled(Norm(NormConfig(function="layer_norm", eps=EPS), WIDTH))
-    centred = x - x.mean(-1, keepdim=True)
-    assert_close(module(x), centred / (centred.square().mean(-1, keepdim=True) + EPS).sqrt() * module.scale)
+    module = scaled(Norm(NormConfig(function=function, eps=EPS), WIDTH))
+    assert_close(module(x), NORMS[function](x) * module.scale)
 
 
-@pytest.mark.parametrize("function", ["rms_norm", "layer_norm"])
+@pytest.mark.parametrize("function", NORMS)
 def test_without_scale_a_norm_has_no_parameters_and_is_the_norm_with_a_scale_of_one(function):
     kind = functools.partial(NormConfig, function=function)
     x = torch.randn(2, 3, WIDTH)

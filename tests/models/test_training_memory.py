@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 from lit_llm.components.attention.dot_product import DotProduct
 from lit_llm.components.loss import config as loss_config
 from lit_llm.components.loss.module import target_loss
+from lit_llm.components.norm.config import KEPT
 from lit_llm.models.cost import Shape, count_parameters
 from lit_llm.training.config import ExecutionConfig, TrainingConfig
 from lit_llm.training.memory import activation_bytes, logit_bytes, loss_bytes, mask_bytes, state_bytes, training_bytes
@@ -130,7 +131,7 @@ def test_activations_are_what_autograd_keeps(case, precision):
 
 
 LEARNED = {
-    "scale": [],
+    **{function: [f"norm.function={function}"] for function in KEPT},
     "sandwich": ["norm.placement=sandwich"],
     "heads": ["attention.qkv_norm=[q, k, v]", "attention.qkv_norm_scale=true"],
     "output": ["attention.output_norm=head", "attention.output_norm_scale=true"],

@@ -11,6 +11,7 @@ from pathlib import Path
 import optuna
 import pytest
 
+from lit_llm.report.tables.sweep import trials_table
 from lit_llm.store.store import Store, read_json, read_metrics, write_json
 from lit_llm.studies.load import load_study
 from lit_llm.studies.run import run_study
@@ -230,6 +231,30 @@ def test_an_arms_own_setting_is_not_given_up_and_others_are_ranked_with_it(
         assert not trials.report(own, 1, 9.0)
         assert trials.report(last, 1, 9.5)
         assert not next(trial for trial in trials.all() if trial.number == own.number).pruned
+
+
+@pytest.mark.parametrize(
+    ("pruner", "seeds", "reports", "note"),
+    [
+        ("median", [346], (1, 2), "pruned at validation 2 of 3"),
+        ("wilcoxon", [346, 347, 348, 349, 350], (0, 1, 2, 3), "pruned after 4 of 5 seeds"),
+    ],
+)
+def test_the_table_of_trials_says_where_one_was_pruned(
+    write_sweep: Write, store: Store, pruner: str, seeds: list[int], reports: Sequence[int], note: str
+) -> None:
+    """Validations are counted from one, and a seed is reported by its index."""
+    rest = f"{ONE}\n{rates()}\npruner: {pruner}\nseeds: {seeds}"
+    search = load_sweep(write_sweep(f"noted_{pruner}", rest, trials=2))
+    trials = Trials(search, store)
+    with trials.coordinating():
+        trial = trials.next()
+        assert trial is not None
+        for progress in reports:
+            trials.report(trial, progress, 1.0)
+        trials.finish(trial, "pruned")
+        (row,) = trials_table(search, trials.all()).rows
+        assert (row[0], row[1], row[-1]) == ("red/trial 000", "pruned", note)
 
 
 def test_another_name_for_the_sweep_finds_the_same_in_what_is_there(write_sweep: Write, store: Store) -> None:

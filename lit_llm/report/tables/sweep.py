@@ -137,12 +137,23 @@ def trials_table(search: Search, trials: Sequence[Trial]) -> Table:
             setting(trial.point, names),
             *(text.value(value) for value in trial.values or [None] * len(goals)),
             text.count(trial.tokens) if trial.tokens else "–",
-            trial.error or ("" if trial.state != "running" else f"by {trial.coordinator}"),
+            _note(search, trial),
         ]
         for trial in trials
     ]
     head = ["trial", "state", "setting", *goals, "tokens", "note"]
     return Table("trials", "all trials", head, rows, len(head), left=3)
+
+
+def _note(search: Search, trial: Trial) -> str:
+    """Who trains a trial, why it failed, or where it was pruned, in validations of the arm's default setting."""
+    if trial.state == "pruned" and trial.reports:
+        last = trial.reports[-1][0]
+        if search.sweep.pruner.kind == "wilcoxon":
+            return f"pruned after {last + 1} of {len(search.sweep.seeds)} seeds"
+        validation = search.ablation.arm(trial.arm).experiment.pretrain.validation
+        return f"pruned at validation {last} of {validation.times}"
+    return trial.error or ("" if trial.state != "running" else f"by {trial.coordinator}")
 
 
 def render_trials(search: Search, trials: Sequence[Trial]) -> RenderableType:
