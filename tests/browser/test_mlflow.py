@@ -67,6 +67,7 @@ def _wait(address: str, server: subprocess.Popen[bytes]) -> None:
     pytest.fail(f"{address} does not answer")
 
 
+@pytest.mark.slow
 def test_the_ui_opens_on_the_study_with_its_runs_its_charts_and_two_arms_compared(
     served: tuple[str, Store], page: tuple[Page, list[str]]
 ) -> None:

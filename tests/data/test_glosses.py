@@ -157,6 +157,7 @@ def test_each_answer_stands_with_its_question_in_wordnet(real, lines):
             assert any(definition(gloss) in record["inputs"] for gloss in glosses[record["targets"]])
 
 
+@pytest.mark.slow
 def test_no_gloss_stands_on_both_sides(real, lines):
     """Neither as the question, nor as the answer, nor as a wrong choice; and so no synset does."""
     folder, _ = real

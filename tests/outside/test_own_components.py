@@ -73,6 +73,7 @@ def test_the_page_shows_a_complete_one_in_few_lines() -> None:
     assert len(code) < 60
 
 
+@pytest.mark.slow
 def test_it_is_planned_run_reported_and_stale_after_a_change(lit_llm: Command, study: Path, tmp_path: Path) -> None:
     planned = lit_llm("plan", study, "--json")
     assert planned.returncode == 0, planned.stderr

@@ -136,6 +136,7 @@ def test_what_fails_and_what_diverges_end_with_their_states(write_study: Write, 
     assert [run["state"] for run in again[0]["runs"]] == ["done", "failed", "diverged"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_told_and_the_next_run_tells_the_rest(write_study: Write, store: Store) -> None:
     path = longer(write_study("stopped", TWO, seeds=[703]), 800)
     options = ("run", path, "--store", store.root, "-j", 2, "--json")
@@ -196,6 +197,7 @@ def test_a_wrong_study_says_nothing_on_stdout(write_study: Write, tmp_path: Path
     assert "did you mean 'model'" in answer.stderr
 
 
+@pytest.mark.slow
 def test_the_runs_go_on_when_nobody_reads_any_more(write_study: Write, store: Store) -> None:
     path = write_study("alone", TWO, seeds=[705])
     process = started("run", path, "--store", store.root, "--json")

@@ -93,6 +93,7 @@ def test_as_many_are_timed_together_as_run_on_cores_of_their_own(monkeypatch: py
     assert [setting_of(training, max_parallel).at_once for max_parallel in (1, 2, 5)] == [1, 2, 2]
 
 
+@pytest.mark.slow
 def test_steps_are_timed_in_processes_of_their_own_and_kept() -> None:
     """A wider model takes longer; two processes go through both."""
     steps = [timed(setting=Setting("cpu", 1, 2))]
@@ -106,6 +107,7 @@ def test_steps_are_timed_in_processes_of_their_own_and_kept() -> None:
     assert [cached(step) for step in steps] == [found["a"], found["b"]]
 
 
+@pytest.mark.slow
 def test_a_step_that_cannot_be_timed_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Experiment, "model_dump", lambda self, **_: {"model": "no model"})
     with pytest.raises(InputError, match="--measure: a step could not be timed"):

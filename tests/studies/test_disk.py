@@ -63,6 +63,7 @@ def states(stages: list[Stage]) -> list[str]:
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+@pytest.mark.slow
 def test_a_write_that_fails_in_the_coordinator_lets_every_run_save(write_study: Study, store: Store, code: int) -> None:
     path = long(write_study(f"full_{code}", TWO, seeds=[600 + code]))
     stages = stages_of(path, store)

@@ -93,6 +93,7 @@ def plain_loss(stage, store):
     return float(F.cross_entropy(logits.flatten(0, 1).double(), windows_BT[:, half:].flatten()))
 
 
+@pytest.mark.slow
 def test_a_study_that_has_run_answers_with_the_sensitivity_of_its_own_results(write_study, store):
     grid = f"grid: {{design: factorial, factors: {{{NORM}: [head, none], {LR}: [1e-3, 1e-2, 1e20]}}}}\n"
     compare = f"compare: {{stratify_by: [{LR}], metric: {NLL}}}"

@@ -143,6 +143,7 @@ def long(text: str, steps: int = 400) -> str:
     )
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_in_the_same_command_and_ends_as_if_nothing_had_been(
     write_study: Study, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +177,7 @@ def test_a_killed_run_goes_on_in_the_same_command_and_ends_as_if_nothing_had_bee
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_a_run_that_stands_still_is_shown_stopped_and_goes_on(write_study: Study, store: Store) -> None:
     """Its process is stopped (SIGSTOP) once, so that it neither steps nor listens; the grace ends it."""
     path = write_study("still", "arms: {red: {}}", seeds=[141])
@@ -238,6 +240,7 @@ def started(path: Path, store: Path, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(write_study: Study, store: Store, tmp_path: Path) -> None:
     path = write_study("ctrl_c", TWO, seeds=[150])
     path.write_text(long(path.read_text(), 300))
@@ -258,6 +261,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(write_study: Study, s
         assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_a_killed_coordinator_leaves_no_orphan_and_its_runs_resume(write_study: Study, store: Store) -> None:
     path = write_study("orphans", TWO, seeds=[160])
     path.write_text(long(path.read_text(), 100_000))
@@ -408,6 +412,7 @@ def load_and_name(path: Path) -> str:
     return runs_of(load_study(path), Store("/nonexistent"))[0].last.fingerprint
 
 
+@pytest.mark.slow
 def test_two_studies_that_share_a_stage_compute_it_once(write_study: Study, store: Store) -> None:
     """The second begins while the first computes it: it waits for the result, and both end well."""
     first, second = (write_study(name, "arms: {red: {}}", seeds=[240]) for name in ("left", "right"))

@@ -23,6 +23,8 @@ from tests.pages import ReadPage
 
 STUDIES = sorted((Path(__file__).parents[2] / "ablations").glob("*.yaml"))
 SIBLINGS = [path for path in STUDIES if path.stem.endswith("-paper")]
+QUICK = ("quickstart", "finetune_reversal", "scaling")
+"""One study of one stage, one of two and one over sizes run in the fast suite."""
 SMALL = [
     "pretrain.data.sequence_length=16",
     "pretrain.data.tokenizer=bytes",
@@ -86,7 +88,7 @@ def two_steps(arm: Arm, instructions: Path) -> Arm:
 
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(path, marks=[pytest.mark.slow] if path in SIBLINGS else [], id=path.stem) for path in STUDIES],
+    [pytest.param(path, marks=[] if path.stem in QUICK else [pytest.mark.slow], id=path.stem) for path in STUDIES],
 )
 def test_a_shipped_study_runs_two_steps_of_every_arm_and_is_reported(
     path: Path, store: Store, instructions: dict[str, object]

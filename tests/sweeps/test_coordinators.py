@@ -119,6 +119,7 @@ def test_a_trial_that_is_killed_three_times_has_failed_and_the_others_go_on(writ
     assert ended.exit_code == 1
 
 
+@pytest.mark.slow
 def test_a_trial_that_somebody_asks_to_stop_does_not_hold_up_the_search(
     write_sweep: Write, tmp_path: Path, store: Store
 ) -> None:
@@ -133,6 +134,7 @@ def test_a_trial_that_somebody_asks_to_stop_does_not_hold_up_the_search(
 # --- the coordinator dies ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_killed_coordinator_loses_no_trial_and_repeats_none(write_sweep: Write, store: Store, tmp_path: Path) -> None:
     """What was done stays as it was written, what was being trained goes on, the rest is drawn."""
     path = longer(write_sweep("orphaned", f"{TWO}\n{rates()}\nseeds: [403]\n{ALONE}", trials=3), 120)
@@ -168,6 +170,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
+@pytest.mark.slow
 def test_wherever_the_first_coordinator_dies_the_second_does_the_whole_search(
     write_sweep: Write, store: Store, tmp_path: Path, fault: str
 ) -> None:
@@ -236,6 +239,7 @@ def test_a_failed_trial_is_repeated_even_if_the_one_who_drew_it_again_dies(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.slow
 def test_an_interrupted_search_keeps_everything_and_the_next_completes_it(
     write_sweep: Write, store: Store, tmp_path: Path, number: signal.Signals
 ) -> None:

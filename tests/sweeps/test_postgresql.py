@@ -122,6 +122,7 @@ def written(store: Store, name: str) -> str:
     return "".join(path.read_text() for path in store.study(name).rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 def test_two_coordinators_share_one_budget_in_the_database_and_a_third_goes_on(
     write_sweep: Write, store: Store, server: Server, tmp_path: Path
 ) -> None:

@@ -33,7 +33,13 @@ def test_a_shipped_sweep_is_fair(path: Path) -> None:
     assert not [finding for finding in found.findings if finding.kind in ("refused", "no_op", "confound")]
 
 
-@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=[] if path.stem == "quickstart" else [pytest.mark.slow], id=path.stem)
+        for path in SWEEPS
+    ],
+)
 def test_a_shipped_sweep_tries_each_arm_equally_and_compares_the_winners(path: Path, store: Store) -> None:
     search = load_sweep(path, SMALL)
     # Costs are those of small arms, so that budgets say nothing of the sweep.

@@ -182,6 +182,7 @@ def assert_mirrored(address: str, study: str, store: Store) -> None:
             assert sorted((p.step, p.value, p.timestamp) for p in history) == points, name
 
 
+@pytest.mark.slow
 def test_a_study_on_a_server_holds_what_the_stages_on_disk_hold(
     write_study: Study, server: Server, tmp_path: Path
 ) -> None:
