@@ -13,7 +13,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lit_llm.components.loss.config import chunk_rows
-from lit_llm.components.norm.config import KEPT
 from lit_llm.components.part import BFLOAT16, FLOAT32, Precision
 from lit_llm.models.cost import Shape, count_parameters, examples
 from lit_llm.models.parameters import embedding_shapes, matrix_of, parameter_shapes
@@ -111,10 +110,8 @@ def activation_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shap
     With activation checkpointing: the inputs of all layers, the encoder's output, and the inside of the largest layer.
     """
     precision, norm, source = _precision(training), model.norm, shape.source if model.encoder else 0.0
-    # Bytes that a norm keeps of each entry: for its function alone, and with its learned scale.
-    normed = FLOAT32 if KEPT[norm.function].of_input else precision.residual
-    scaled = normed + (FLOAT32 if norm.scale and KEPT[norm.function].of_scales_input else 0)
-    norms = scaled * (norm.before + (norm.after or norm.placement == "post"))
+    # A norm keeps its input, and nothing for its learned scale. One on a part's output reads what its matrices made.
+    norms = precision.residual * (norm.before or norm.placement == "post") + precision.compute * norm.after
     inputs, insides, encoder_is_read = list[float](), list[float](), False
     for side, layer, example in examples(model, replace(shape, to_go_on=False)):
         widths, inside = model.widths(side), 0.0
@@ -127,21 +124,16 @@ def activation_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shap
         insides.append(inside)
     outputs = source * model.width("encoder"), shape.target * model.d_model
     # The norm after each stack, and dropout on the embeddings.
-    kept = sum(outputs) * (scaled + precision.dropout_mask)
+    kept = sum(outputs) * (precision.residual + precision.dropout_mask)
     if shared := model.shared_kv:
-        # The norm before them shares its kept input with the next layer's norm, unless each makes a float32 copy.
-        copies = scaled - (normed if normed == precision.residual else 0)
-        kept += shape.target * (
-            copies * model.d_model + shared.shared_activation_bytes(model.widths("decoder"), precision)
-        )
+        # The norm before them keeps the input that the next layer's norm keeps.
+        kept += shape.target * shared.shared_activation_bytes(model.widths("decoder"), precision)
     # The loss's gradient with respect to the last norm's output, for the counted positions only.
     kept += shape.outputs * model.d_model * precision.residual
     if not training.execution.activation_checkpointing:
         return (
             kept + sum(insides) + (outputs[0] * precision.compute if encoder_is_read and not precision.autocast else 0)
         )
-    spared = (
-        precision.residual if normed == precision.residual else 0
-    )  # kept by its first norm, counted as the layer's input
-    inner = max(inside - entries * spared for inside, entries in zip(insides, inputs, strict=True))
+    # What a layer's first norm keeps is counted as the layer's input.
+    inner = max(inside - entries * precision.residual for inside, entries in zip(insides, inputs, strict=True))
     return kept + inner + (sum(inputs) + (outputs[0] if encoder_is_read else 0)) * precision.residual

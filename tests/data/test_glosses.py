@@ -184,6 +184,7 @@ def test_no_gloss_stands_on_both_sides(real, lines):
     assert all(False in sides[record["targets"]] for record in train if record["task"] == "hypernym")
 
 
+@pytest.mark.slow
 def test_wrong_choices_are_neither_synonyms_nor_kinds_that_fit(real, lines):
     folder, _ = real
     senses = {}

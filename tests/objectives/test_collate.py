@@ -136,6 +136,9 @@ def test_pieces_together_are_the_batch(family, size):
         assert_close(torch.cat([piece.inputs[name] for piece in micro_batches]), value)
     assert_close(torch.cat([piece.targets for piece in micro_batches]), batch.targets)
     assert_close(torch.cat([piece.weights for piece in micro_batches]), batch.weights)
+    for each in (batch, *micro_batches):
+        assert_close(each.places, each.weights.flatten().nonzero().squeeze(-1))
+        assert each.counts == each.weights.sum(1).tolist()
 
 
 def test_a_prefix_length_of_all_rows_goes_with_every_piece():
@@ -145,7 +148,7 @@ def test_a_prefix_length_of_all_rows_goes_with_every_piece():
 
 def test_a_batch_goes_to_a_device_with_all_its_tensors():
     moved = collate(rows([S1], [S1, S2]), rows([T1], [T1]), "decoder", OPEN).to(torch.device("meta"))
-    tensors = [*moved.inputs.values(), moved.targets, moved.weights]
+    tensors = [*moved.inputs.values(), moved.targets, moved.weights, moved.places]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
 
 

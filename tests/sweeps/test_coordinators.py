@@ -191,6 +191,7 @@ def test_wherever_the_first_coordinator_dies_the_second_does_the_whole_search(
     assert known == {trial.number: list(trial.values or ()) for trial in counted(ended, "red")}
 
 
+@pytest.mark.slow
 def test_a_point_of_a_sequence_that_was_drawn_and_not_begun_is_not_lost(
     write_sweep: Write, store: Store, tmp_path: Path
 ) -> None:
@@ -216,6 +217,7 @@ if len(sys.argv) > 1:
 """
 
 
+@pytest.mark.slow
 def test_a_failed_trial_is_repeated_even_if_the_one_who_drew_it_again_dies(
     write_sweep: Write, store: Store, tmp_path: Path
 ) -> None:
@@ -273,6 +275,7 @@ def test_two_coordinators_share_one_budget(write_sweep: Write, store: Store, tmp
     assert observer.begun == []
 
 
+@pytest.mark.slow
 def test_a_trial_whose_coordinator_is_killed_is_taken_over_by_the_other(
     write_sweep: Write, store: Store, tmp_path: Path
 ) -> None:
@@ -330,6 +333,7 @@ def test_four_coordinators_start_on_one_fresh_store(write_sweep: Write, tmp_path
     assert all(run.data.metrics["tokens_seen"] == STEPS * 4 * 32 for run in children)
 
 
+@pytest.mark.slow
 def test_a_killed_coordinator_leaves_no_process_behind(write_sweep: Write, store: Store, tmp_path: Path) -> None:
     path = longer(write_sweep("childless", f"{TWO}\n{rates()}\nseeds: [444]\n{ALONE}", trials=1), 100_000)
     coordinator = Coordinator(tmp_path, path, store.root, max_parallel=2, cold=True)

@@ -313,6 +313,7 @@ def test_a_trial_whose_process_dies_of_the_verdict_stays_given_up(
     assert trial.tokens == 4 * STEP
 
 
+@pytest.mark.slow
 def test_a_coordinator_that_dies_of_the_verdict_has_spent_what_was_spent(
     write_sweep: Write, store: Store, tmp_path: Path
 ) -> None:

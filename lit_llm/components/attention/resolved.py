@@ -199,21 +199,17 @@ class ResolvedAttention(Part):
         # Queries in the kernel's precision, and its output, which W_o reads too unless a norm is in between.
         kept = 2 * self.width * precision.compute
         if "q" in self.qkv_norm:
-            # A norm keeps what it reads, in float32, and what it scales.
-            kept += self.width * (FLOAT32 + FLOAT32 * self.qkv_norm_scale)
+            kept += self.width * precision.compute  # what the norm reads
         if self.output_norm in ("head", "concat"):
-            kept += self.width * precision.compute  # what W_o reads
-            # The norm reads the kernel's output; in bfloat16 it keeps a float32 copy of it.
-            kept += 0 if precision.compute == FLOAT32 else self.width * FLOAT32
-            kept += self.width * FLOAT32 * self.output_norm_scale
+            kept += self.width * precision.compute  # what W_o reads; the norm reads the kernel's output
         if self.output_norm == "after_out":
-            kept += widths.row * (FLOAT32 + FLOAT32 * self.output_norm_scale)
+            kept += widths.row * precision.compute
         return kept
 
     def _key_bytes(self, precision: Precision) -> int:
-        """Bytes kept for each key token: keys and values for the kernel, and before their norms, in float32."""
+        """Bytes kept for each key token: keys and values for the kernel, and before their norms."""
         norms = ("k" in self.qkv_norm) + ("v" in self.qkv_norm)
-        return self.kv_width * (2 * precision.compute + FLOAT32 * norms * (1 + self.qkv_norm_scale))
+        return self.kv_width * (2 + norms) * precision.compute
 
     def shared_activation_bytes(self, widths: Widths, precision: Precision) -> int:
         """Bytes kept for each token: the input of the shared W_k and W_v, and their outputs."""

@@ -7,27 +7,11 @@ RMSNorm: Zhang and Sennrich, arXiv 1910.07467. LayerNorm: Ba et al., arXiv 1607.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from lit_llm.config.section import Section, config_error
-
-
-class Kept(NamedTuple):
-    """Float32 copies that a function keeps for the backward pass (on a CPU; CUDA's kernels keep none)."""
-
-    of_input: bool
-    """A copy of its input. Without it the input itself is kept, in the precision of the residual stream."""
-    of_scales_input: bool
-    """A copy of what the learned scale multiplies, where there is one."""
-
-
-KEPT = {
-    "rms_norm": Kept(of_input=True, of_scales_input=True),
-    "layer_norm": Kept(of_input=False, of_scales_input=False),
-}
-"""{`norm.function`: what it keeps}, for the memory of training."""
 
 
 class NormConfig(Section):

@@ -79,8 +79,7 @@ class ResolvedRetention(Part):
         compute, tokens = precision.compute, example.row
         # Queries, keys, values; then of the values' width what the head norm reads, what it and the gate make, before
         # and after swish, and the product.
-        entries = 2 * self.width + 5 * self.value_width
-        kept = tokens * (entries * compute + self.value_width * FLOAT32)
+        kept = tokens * (2 * self.width + 6 * self.value_width) * compute
         # The pairs inside of chunks: scores, how much of each is left (in float32, then in the scores' precision), and
         # their product.
         whole, rest = divmod(tokens, self.chunk)
