@@ -73,10 +73,7 @@ def profile(
     from lit_llm.report.tables.table import in_terminal
     from lit_llm.runs.step_profile import profile_step
 
-    try:
-        profiled = profile_step(planned, "finetune" if stage == "finetune" else "pretrain", steps, trace)
-    except RuntimeError as error:
-        raise InputError(Problem(str(error), experiment)) from None
+    profiled = profile_step(planned, "finetune" if stage == "finetune" else "pretrain", steps, trace)
     if as_json:
         print(json.dumps(asdict(profiled), indent=1))
         return

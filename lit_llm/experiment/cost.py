@@ -152,8 +152,10 @@ def memory_of(experiment: Experiment, stage: Trained) -> float:
         shape = example_shape(experiment, tuned.data.input_length, tuned.data.target_length)
     needed = training_bytes(resolve_model(experiment.model), section.training, shape, at_once)
     if stage == "pretrain" and (teacher := teacher_of(experiment)) is not None:
-        # The teacher's parameters and logits.
-        needed += FLOAT32 * cost.count_parameters(teacher).total + loss_bytes(teacher, at_once * shape.outputs)
+        # The teacher's parameters and logits, and what the divergence makes of both models' logits.
+        needed += FLOAT32 * cost.count_parameters(teacher).total + loss_bytes(
+            teacher, at_once * shape.outputs, copies=5
+        )
     return needed
 
 

@@ -21,6 +21,7 @@ from unittest import mock
 
 import torch
 from torch import nn
+from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
@@ -164,7 +165,8 @@ def _ranges(model: nn.Module) -> Iterator[None]:
                 opened.pop().__exit__(None, None, None)
 
             stack.enter_context(_removed(module.register_forward_pre_hook(enter)))
-            stack.enter_context(_removed(module.register_forward_hook(leave)))
+            # Also where activation checkpointing ends a recomputation early, by an exception.
+            stack.enter_context(_removed(module.register_forward_hook(leave, always_call=True)))
         functions: dict[Callable[..., Any], str] = {
             rotate: "rotation",
             norms.rms_norm: "norms",
@@ -208,8 +210,9 @@ def _users(functions: dict[Callable[..., Any], str]) -> Iterator[tuple[ModuleTyp
     for module in list(sys.modules.values()):
         if isinstance(module, ModuleType) and module.__name__ not in (__name__, norms.__name__):
             for attribute, value in list(vars(module).items()):
-                if callable(value) and getattr(value, "__hash__", None) and any(value is each for each in functions):
-                    yield module, attribute, value
+                for function in functions:
+                    if value is function:
+                        yield module, attribute, function
 
 
 def _ranged(function: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -254,10 +257,10 @@ def _flops(events: Sequence[FunctionEvent]) -> dict[str, float]:
 
 
 def _with_part(events: Sequence[FunctionEvent]) -> Iterator[tuple[FunctionEvent, str]]:
-    """Operations with their parts."""
+    """Operations with their parts, without kernels: the operation that launched one has its time on the device."""
     forward = _part_of_sequence(events)
     for event in events:
-        if (name := _part(event, forward)) is not None:
+        if event.device_type == DeviceType.CPU and (name := _part(event, forward)) is not None:
             yield event, name
 
 

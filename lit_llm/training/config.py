@@ -45,8 +45,8 @@ class ExecutionConfig(Section):
     """Keep only each layer's input for the backward pass, which then computes the layer again: less memory, one
     forward pass more, the same gradient."""
     kernels: Literal["auto", "reference"] = "auto"
-    """auto: the fastest for the device and the shapes. reference: torch's own, to check the others; results of the
-    others are then stale."""
+    """auto: attention by the kernel that is fastest for the device and the shapes. reference: by torch's kernels alone,
+    to check the others. A result of the other setting is stale."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Device type."""
     log_every: int = Field(10, gt=0)

@@ -16,9 +16,13 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 
 @cache
 def keep_freed_memory() -> bool:
-    """Have malloc keep what is freed, for the rest of this process. Returns False where the C library is not glibc."""
+    """Have malloc keep what is freed, for the rest of this process.
+
+    Returns False where the C library is not glibc, or where it refuses a setting.
+    """
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    settings = ((M_MMAP_THRESHOLD, 1 << 30), (M_TRIM_THRESHOLD, (1 << 31) - 1), (M_TOP_PAD, 64 << 20))
-    return all(mallopt(parameter, value) == 1 for parameter, value in settings)
+    # Older versions accept thresholds up to 32 MiB alone.
+    mapped = mallopt(M_MMAP_THRESHOLD, 1 << 30) or mallopt(M_MMAP_THRESHOLD, 1 << 25)
+    return bool(mapped & mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1) & mallopt(M_TOP_PAD, 64 << 20))

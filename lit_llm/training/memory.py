@@ -55,7 +55,7 @@ def checkpoint_bytes(model: ResolvedModel, training: TrainingConfig) -> float:
 def training_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shape, sequences: int) -> float:
     """Bytes of the state, of the tensors that one micro-batch keeps for its backward pass, and of the loss."""
     kept = sequences * activation_bytes(model, training, shape) + loss_bytes(model, sequences * shape.outputs)
-    kept += mask_bytes(model, training, shape)
+    kept += mask_bytes(model, training, shape) + output_gradient_bytes(model)
     # Masters are updated with float32 gradients, after the tensors of the passes are freed.
     master = training.precision == "bf16_master"
     stepping = count_parameters(model).total * (FLOAT32 - BFLOAT16) if master else 0
@@ -88,12 +88,18 @@ def logit_bytes(model: ResolvedModel, training: TrainingConfig, shape: Shape, se
     )
 
 
-def loss_bytes(model: ResolvedModel, positions: float) -> float:
-    """Bytes of the logits in float32 and a temporary copy, for the positions that the loss computes at once on a GPU.
+def loss_bytes(model: ResolvedModel, positions: float, copies: int = 2) -> float:
+    """Bytes of the logits in float32 and their temporary copies, for the positions computed at once on a GPU.
 
-    On a CPU there are fewer of them.
+    On a CPU these are fewer. copies: how many tensors of the logits' size exist together.
     """
-    return 2 * min(positions, chunk_rows(model.vocabulary, "cuda")) * model.vocabulary * FLOAT32
+    return copies * min(positions, chunk_rows(model.vocabulary, "cuda")) * model.vocabulary * FLOAT32
+
+
+def output_gradient_bytes(model: ResolvedModel) -> float:
+    """Bytes of the loss's gradient with respect to the output matrix, which is made in the forward pass: the sum over
+    the chunks so far, and one chunk's."""
+    return 2 * model.vocabulary * model.d_model * FLOAT32
 
 
 def _precision(training: TrainingConfig) -> Precision:

@@ -104,7 +104,8 @@ class LitModel(L.LightningModule):
         lr = set_learning_rate(optimizer.param_groups, config.schedule.factor(self.global_step, config.max_steps))
 
         self._update_frozen()
-        counted = self._over_devices(torch.tensor(float(sum(batch.counts)), device=self.device))
+        # Filled on the device: a copy from the host would wait for it.
+        counted = self._over_devices(torch.full((), float(sum(batch.counts)), device=self.device))
         total, divergence = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         micro_batches = list(batch.micro_batches(config.execution.micro_batch_size or len(batch)))
         for number, piece in enumerate(micro_batches):

@@ -36,6 +36,7 @@ MASKS = {
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     monkeypatch.setattr(query_blocks, "QUERIES", 64)
+    monkeypatch.setattr(query_blocks, "has_matrix_units", lambda: True)
 
 
 def heads(keys, key_heads=HEADS, dtype=torch.float64):
@@ -68,7 +69,7 @@ def test_values_and_gradients_are_those_of_torchs_kernel(case, key_heads, monkey
     q, k, v = heads(keys, key_heads)
     wanted = with_gradients(by_torch(q, k, v, mask, 0.3), q, k, v)
     for most in (1 << 20, 1):  # all rows together, each alone
-        monkeypatch.setattr(query_blocks, "SCORES", most)
+        monkeypatch.setattr(query_blocks, "BLOCK_SCORES", most)
         out = block_attention(q, k, v, kernel_mask(mask, keys), 0.3)
         assert_close(with_gradients(out, q, k, v), wanted, rtol=1e-9, atol=1e-12)
 
@@ -115,16 +116,21 @@ def test_the_backward_pass_keeps_nothing_of_the_size_of_the_scores():
 def test_everything_else_keeps_torchs_kernel(monkeypatch):
     mask = kernel_mask(CAUSAL, TOKENS)
     row = torch.empty(1, 1, query_blocks.LONGEST, 8, dtype=torch.bfloat16, requires_grad=True)
-    assert suits_blocks(row, mask)
-    assert not suits_blocks(row.float(), mask), "torch's kernel is as fast in float32"
-    assert not suits_blocks(row.detach(), mask), "and without a backward pass"
-    assert not suits_blocks(torch.cat([row, row], 2), mask), "and for long rows"
-    assert not suits_blocks(row.to("meta"), mask)
-    assert not suits_blocks(row, KernelMask(CAUSAL, (9, 9), (row.dtype, CPU), scores=True, bias=False))
+    assert suits_blocks(row, row, mask)
+    assert not suits_blocks(row.float(), row, mask), "torch's kernel is as fast in float32"
+    assert not suits_blocks(row.detach(), row, mask), "and without a backward pass"
+    long = torch.cat([row, row], 2)
+    assert not suits_blocks(long, row, mask), "and for long rows"
+    assert not suits_blocks(row, long, mask)
+    assert not suits_blocks(row.to("meta"), row, mask)
+    assert not suits_blocks(row, row, KernelMask(CAUSAL, (9, 9), (row.dtype, CPU), scores=True, bias=False))
     with torch.autocast("cpu", torch.bfloat16):
-        assert suits_blocks(row.float(), mask)
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert not suits_blocks(row, mask)
+        assert suits_blocks(row.float(), row, mask)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert not suits_blocks(row, row, mask)
+    monkeypatch.setattr(query_blocks, "has_matrix_units", lambda: False)
+    assert not suits_blocks(row, row, mask), "and on a CPU without matrix units"
 
 
 def test_dot_product_takes_blocks_unless_it_is_the_reference(monkeypatch):

@@ -36,7 +36,7 @@ def chunks(request, monkeypatch):
     if request.param != "one chunk":
         monkeypatch.setattr(config, "MOST_ENTRIES", 3 * V + 1)
         monkeypatch.setattr(config, "CACHED_ENTRIES", 2 * V)
-        assert (config.chunk_rows(V), config.pass_rows(V, "cpu")) == (3, 2)
+        assert (config.chunk_rows(V, "cpu"), config.pass_rows(V, "cpu")) == (3, 2)
 
 
 def loss(given, weights=LossWeights(), teacher=None, places=PLACES):
@@ -62,10 +62,12 @@ def gradients(objective, *tensors):
 
 
 def test_the_chunks_fit_the_cache_of_a_cpu_and_the_memory_of_any_device():
-    assert config.chunk_rows(8192) * 8192 == config.CPU_ENTRIES
-    assert config.chunk_rows(32768) == config.CPU_ROWS, "a product for fewer rows would be slow"
-    assert config.chunk_rows(262144) * 262144 == config.chunk_rows(262144, "cuda") * 262144 == config.MOST_ENTRIES
-    assert config.chunk_rows(1 << 26) == 1
+    assert config.chunk_rows(8192, "cpu") * 8192 == config.CPU_ENTRIES
+    assert config.chunk_rows(32768, "cpu") == config.CPU_ROWS, "a product for fewer rows would be slow"
+    assert (
+        config.chunk_rows(262144, "cpu") * 262144 == config.chunk_rows(262144, "cuda") * 262144 == config.MOST_ENTRIES
+    )
+    assert config.chunk_rows(1 << 26, "cpu") == 1
 
 
 @pytest.mark.parametrize("weights", [LossWeights(), LossWeights(squares=0.1), *ONLY.values(), ALL], ids=str)
@@ -152,6 +154,13 @@ def test_positions_that_do_not_count_cannot_influence_and_get_no_gradient(given,
     assert (gradient[~COUNTED] == 0).all()
     assert (gradient[COUNTED] != 0).any(-1).all()
     assert of_matrix.isfinite().all()
+
+
+def test_large_logits_keep_the_digits_of_small_nats(chunks):
+    """In float32 30,000 has a last digit of 0.002."""
+    hidden, matrix = torch.eye(2)[None] * 3e4, torch.tensor([[1.0, 0.0], [1 - 8 / 3e4, 0.0]])
+    losses = target_loss(hidden, Unembedding(matrix), (torch.tensor([[0, 0]]), torch.tensor([0])))
+    assert_close(losses.nats, torch.tensor(-8.0).exp().log1p(), rtol=0.01, atol=0)
 
 
 def test_a_step_may_be_cut_anywhere(given):

@@ -14,7 +14,15 @@ from lit_llm.components.loss.module import target_loss
 from lit_llm.components.norm.module import FUNCTIONS
 from lit_llm.models.cost import Shape, count_parameters
 from lit_llm.training.config import ExecutionConfig, TrainingConfig
-from lit_llm.training.memory import activation_bytes, logit_bytes, loss_bytes, mask_bytes, state_bytes, training_bytes
+from lit_llm.training.memory import (
+    activation_bytes,
+    logit_bytes,
+    loss_bytes,
+    mask_bytes,
+    output_gradient_bytes,
+    state_bytes,
+    training_bytes,
+)
 from tests.tiny_models import build, ids, resolved
 
 BOUND = 0.03
@@ -184,7 +192,7 @@ def test_activations_grow_with_the_sequences_and_the_state_does_not():
     one, two, three = (training_bytes(model, training(), shape, n) for n in (1, 2, 3))
     each = activation_bytes(model, training(), shape) + loss_bytes(model, 64)
     assert two - one == three - two == each
-    assert one == state_bytes(model, training()) + each
+    assert one == state_bytes(model, training()) + each + output_gradient_bytes(model)
 
 
 def test_logits_beyond_a_chunk_take_no_more_memory(monkeypatch):
@@ -279,7 +287,7 @@ def test_the_float32_gradients_of_a_step_on_masters_take_the_place_of_the_activa
     one = looking.model_copy(update={"stability": looking.stability.model_copy(update={"logit_every": 0})})
     state = state_bytes(model, one)
     assert training_bytes(model, one, little, 1) == state + 2 * count_parameters(model).total
-    kept = activation_bytes(model, one, much) + loss_bytes(model, 512)
+    kept = activation_bytes(model, one, much) + loss_bytes(model, 512) + output_gradient_bytes(model)
     assert training_bytes(model, one, much, 1) == state + kept
 
 

@@ -1,8 +1,11 @@
 """The parts of a training step: their FLOPs against the formulas, their times against the clock."""
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from torch.autograd import DeviceType
 
 from lit_llm.components.attention import module as attention_module
 from lit_llm.components.norm import module as norm_module
@@ -68,6 +71,40 @@ def test_afterwards_nothing_is_hooked_or_replaced(profiled):
     assert attention_module.rms_norm is norm_module.rms_norm
     assert LitModel._losses.__qualname__ == "LitModel._losses"
     assert not hasattr(LitModel._losses, "__wrapped__")
+
+
+def test_recomputed_layers_count_for_their_parts(monkeypatch):
+    """One forward pass more: four products for each matrix of a layer in place of three."""
+    monkeypatch.setattr(step_profile, "product_ceiling", lambda *_: 1e12)
+    monkeypatch.setattr(step_profile, "copy_ceiling", lambda *_: 1e10)
+    overrides = [*SMALL, f"model.decoder.layers={LAYERS}", "pretrain.training.execution.activation_checkpointing=true"]
+    parts = profile_step(load_experiment("decllm-tiny", overrides), "pretrain", 1).parts
+    flops = {part.name: part.flops for part in parts}
+    assert flops["projections"] == 4 * 2 * B * T * LAYERS * 4 * D * D
+
+
+def test_on_a_gpu_a_kernel_counts_once_for_the_operation_that_launched_it():
+    def event(name, device_type, microseconds, parent=None):
+        return SimpleNamespace(
+            name=name,
+            device_type=device_type,
+            cpu_parent=parent,
+            sequence_nr=-1,
+            self_device_time_total=microseconds,
+            self_cpu_time_total=1.0,
+            flops=0,
+        )
+
+    loss = event("part: loss", DeviceType.CPU, 0.0)
+    events: list[Any] = [
+        loss,
+        event("aten::mm", DeviceType.CPU, 50.0, loss),
+        event("Optimizer.step#AdamW.step", DeviceType.CPU, 30.0),
+        event("gemm_kernel", DeviceType.CUDA, 50.0),
+        event("Optimizer.step#AdamW.step", DeviceType.CUDA, 30.0),
+    ]
+    parts = {part.name: part.seconds for part in step_profile._parts(events, {}, (1, 1e-4), on_gpu=True)}
+    assert parts == pytest.approx({"loss": 50e-6, "optimiser": 30e-6, WAITING: 20e-6})
 
 
 def test_a_component_is_a_part_by_its_own_name():

@@ -1,4 +1,4 @@
-"""A step asks the device for nothing but its report: on the meta device every such question raises."""
+"""Until its report a step reads nothing back from the device: on the meta device every such read raises."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_forward_loss_backward_and_clipping_ask_the_device_for_nothing(case):
+def test_forward_loss_backward_and_clipping_read_nothing_back(case):
     preset, overrides = CASES[case]
     experiment = load_experiment(preset, overrides)
     pretrain, vocabulary = experiment.pretrain, 256

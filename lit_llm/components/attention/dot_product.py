@@ -33,7 +33,7 @@ class DotProduct(nn.Module):
         self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: KernelMask, bias: Tensor | None = None
     ) -> Tensor:
         """B x H x T x K. bias: H x T x S or B x H x T x S, added to the scores."""
-        if not self.reference and bias is None and suits_blocks(q_BHTK, mask):
+        if not self.reference and bias is None and suits_blocks(q_BHTK, k_BHSK, mask):
             out = block_attention(q_BHTK, k_BHSK, v_BHSK, mask, self.scale)
         elif mask.kernel == "causal":
             out = self._causal(q_BHTK, k_BHSK, v_BHSK, mask)

@@ -1,7 +1,7 @@
 """Attention for the CPU: scores of a block of queries at a time, with only the keys that the block may see.
 
-Torch's fused kernel for the CPU gains nothing from bfloat16 and computes a causal row's invisible half. Here each block
-is two matrix products, of the size that the processor's cache holds:
+Torch's fused kernel for the CPU is slow in the backward pass of short rows in bfloat16. Here each block is a few matrix
+products, for which a CPU may have units of its own:
 
 queries 0..C   ▣ · · ·
         C..2C  ▣ ▣ · ·    · is not computed; the triangle inside of a block on the diagonal is masked
@@ -15,10 +15,12 @@ reference that the tests compare it with.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from lit_llm.components.forward_context import compute_dtype
 from lit_llm.components.masks import KernelMask
@@ -26,26 +28,32 @@ from lit_llm.components.masks import KernelMask
 QUERIES = 256
 """Queries of a block."""
 LONGEST = 512
-"""Queries of a row beyond which torch's kernel is faster."""
-SCORES = 1 << 20
-"""Most scores of a block, so that they stay in the cache."""
+"""Queries or keys of a row beyond which torch's kernel is as fast."""
+BLOCK_SCORES = 1 << 20
+"""Scores of a block, at most, so that they stay in the cache; one row of the batch has more where it must."""
 
 
-def suits_blocks(q_BHTK: Tensor, mask: KernelMask) -> bool:
-    """Whether blocks are faster than torch's kernel: on a CPU, in bfloat16, with a backward pass, in short rows."""
+@cache
+def has_matrix_units() -> bool:
+    """Whether the CPU multiplies matrices in bfloat16 by units of its own (AMX); without them torch's kernel wins."""
+    return hasattr(torch.cpu, "get_capabilities") and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
+def suits_blocks(q_BHTK: Tensor, k_BHSK: Tensor, mask: KernelMask) -> bool:
+    """Whether blocks are faster than torch's kernel: on a CPU with AMX, in bfloat16, in training, for short rows."""
     if not q_BHTK.requires_grad or q_BHTK.device.type != "cpu" or mask.kernel not in ("causal", "masked"):
         return False
-    short = q_BHTK.shape[2] <= LONGEST
-    return short and compute_dtype(q_BHTK) == torch.bfloat16 and not torch.compiler.is_compiling()
+    short = max(q_BHTK.shape[2], k_BHSK.shape[2]) <= LONGEST and compute_dtype(q_BHTK) == torch.bfloat16
+    return short and has_matrix_units() and not torch.compiler.is_compiling()
 
 
 def block_attention(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: KernelMask, scale: float | None) -> Tensor:
     """softmax(scale QKᵀ)V over the keys that `mask` shows, B x H x T x K.
 
     Args:
-        q_BHTK: Queries.
-        k_BHSK: Keys; H may be a divisor of the queries' H.
-        v_BHSK: Values.
+        q_BHTK: Queries, B x H x T x K.
+        k_BHSK: Keys, B x J x S x K, where J divides H.
+        v_BHSK: Values, B x J x S x K.
         mask: One of kernel `causal` or `masked`.
         scale: Factor of the scores; 1/√K when absent.
     """
@@ -62,12 +70,12 @@ class _BlockAttention(torch.autograd.Function):
         ctx.mask, ctx.scale = mask, scale
         q, k, v = _for_products(q, k, v, scale)
         out = _token_major(q)
-        with torch.autocast(q.device.type, enabled=False):  # it would compute the softmax in float32
-            for block in _blocks(q, k, mask):
-                out[block.where] = block.split_heads(block.weights() @ block.of_keys(v))
+        for block in _blocks(q, k, mask):
+            out[block.where] = block.split_heads(block.weights() @ block.of_keys(v))
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (d_out,) = gradients
         q, k, v = ctx.saved_tensors
@@ -85,7 +93,7 @@ class _BlockAttention(torch.autograd.Function):
 
 
 def _for_products(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Scaled queries, keys and values, contiguous: a product would copy what is not in every block."""
+    """Scaled queries, keys and values, all contiguous: otherwise the products of each block would copy them."""
     return (q * scale).contiguous(), k.contiguous(), v.contiguous()
 
 
@@ -98,7 +106,7 @@ def _token_major(like: Tensor) -> Tensor:
 def _blocks(q: Tensor, k: Tensor, mask: KernelMask) -> Iterator[_Block]:
     count, heads, tokens, _ = q.shape
     size = min(QUERIES, tokens)
-    rows = min(count, max(1, SCORES // (heads * size * k.shape[2])))
+    rows = min(count, max(1, BLOCK_SCORES // (heads * size * k.shape[2])))
     for row in range(0, count, rows):
         for first in range(0, tokens, size):
             yield _Block(q, k, mask, (slice(row, row + rows), slice(first, min(first + size, tokens))))
@@ -107,7 +115,7 @@ def _blocks(q: Tensor, k: Tensor, mask: KernelMask) -> Iterator[_Block]:
 class _Block:
     """A block of queries with the keys that it may see; heads that share their keys are one long head.
 
-    G heads of C queries that share a key head: B x H x C x K -> B x H/G x GC x K.
+    G = H/J heads of C queries that share a key head: B x H x C x K -> B x J x GC x K, beside keys B x J x S x K.
     """
 
     def __init__(self, q: Tensor, k: Tensor, mask: KernelMask, part: tuple[slice, slice]) -> None:

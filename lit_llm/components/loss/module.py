@@ -10,12 +10,12 @@ so that the logits are neither kept nor computed again (the idea of Liger's fuse
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from lit_llm.components.embedding.module import Unembedding
 from lit_llm.components.loss.config import chunk_rows, pass_rows
@@ -125,10 +125,12 @@ class _Terms(NamedTuple):
             log_p_NV, log_q_NV = (taught_NV.float() / t).log_softmax(-1), (x_NV / t).log_softmax(-1)
             divergence = F.kl_div(log_q_NV, log_p_NV, reduction="sum", log_target=True) * t**2
             added = log_q_NV.exp_().sub_(log_p_NV.exp_()).mul_(weights.divergence * t)
-        logit_N1, largest_N1 = x_NV.gather(-1, target_N1), x_NV.amax(-1, keepdim=True)
-        sum_N1 = x_NV.sub_(largest_N1).exp_().sum(-1, keepdim=True)
+        largest_N1 = x_NV.amax(-1, keepdim=True)
+        shifted_N1 = x_NV.sub_(largest_N1).gather(-1, target_N1)
+        sum_N1 = x_NV.exp_().sum(-1, keepdim=True)
         normaliser_N1 = sum_N1.log().add_(largest_N1)
-        nats, squares = (normaliser_N1 - logit_N1).sum(), normaliser_N1.square().sum()
+        # The target's log-probability from shifted logits: large ones would cancel.
+        nats, squares = (sum_N1.log() - shifted_N1).sum(), normaliser_N1.square().sum()
         objective = weights.nats * nats + weights.squares * squares + weights.divergence * divergence
         # The gradient is a multiple of the probabilities, less the weight at the target.
         x_NV.mul_((weights.nats + 2.0 * weights.squares * normaliser_N1).div_(sum_N1))
@@ -141,7 +143,10 @@ class _Terms(NamedTuple):
 
 
 class _SummedOverChunks(torch.autograd.Function):
-    """Sums of the terms over chunks of rows, whose gradients are made in the forward pass."""
+    """Sums of the terms over chunks of rows, whose gradients are made in the forward pass.
+
+    Hooks on a parameter's gradient accumulation fire once, in the backward pass; tensor hooks on it once for a chunk.
+    """
 
     @staticmethod
     def forward(
@@ -151,7 +156,7 @@ class _SummedOverChunks(torch.autograd.Function):
         sums = hidden_ND.new_zeros(4, dtype=torch.float32)
         d_hidden = torch.zeros_like(hidden_ND) if needed[0] else None
         trained = [parameter for parameter, each in zip(parameters, needed[1:], strict=True) if each]
-        exact = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in trained]
+        summed: list[Tensor] = []
         begin = 0
         for chunk_ND, *rest in _chunks(terms.unembedding, hidden_ND, *others):
             leaf_ND = chunk_ND.detach().requires_grad_(needed[0])
@@ -161,25 +166,21 @@ class _SummedOverChunks(torch.autograd.Function):
             sums += terms.of_chunk(d_logits, *rest)
             if any(needed):
                 inputs = [*[leaf_ND] * needed[0], *trained]
-                with _without_autocast(hidden_ND):
-                    gradients = list(torch.autograd.grad(logits_NV, inputs, d_logits))
+                gradients = list(torch.autograd.grad(logits_NV, inputs, d_logits))
                 if d_hidden is not None:
                     d_hidden[begin : begin + len(chunk_ND)] = gradients.pop(0)
-                for whole, gradient in zip(exact, gradients, strict=True):
-                    whole += gradient
+                # In float32 at least: in bfloat16 the sum of many chunks would stand still.
+                exact = [gradient.to(torch.promote_types(gradient.dtype, torch.float32)) for gradient in gradients]
+                summed = [whole.add_(each) for whole, each in zip(summed, exact, strict=True)] if summed else exact
             begin += len(chunk_ND)
-        made = iter(whole.to(p.dtype) for whole, p in zip(exact, trained, strict=True))
+        made = iter(whole.to(p.dtype) for whole, p in zip(summed, trained, strict=True))
         ctx.save_for_backward(d_hidden, *(next(made) if each else None for each in needed[1:]))
         objective, *reported = sums.unbind()
         ctx.mark_non_differentiable(*reported)
         return objective, *reported
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         factor = gradients[0]
         return None, None, None, *(None if made is None else made * factor for made in ctx.saved_tensors)
-
-
-def _without_autocast(like: Tensor) -> Any:
-    device = like.device.type
-    return torch.autocast(device, enabled=False) if device != "meta" else nullcontext()
