@@ -39,3 +39,20 @@ def test_the_kernels_read_bfloat16(family):
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         model(*(ids(2, 20),) * (2 if family == "redllm" else 1))
     assert dtypes == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("family", ["decllm", "redllm"])
+def test_the_input_of_several_matrices_is_cast_once(family):
+    """Each matrix would cast it again; the judge is where the tensors lie that the matrices read."""
+    model, read = build(family, double=False), {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(lambda module, inputs, name=name: read.update({name: inputs[0]}))
+    inputs = (ids(2, 20), ids(2, 12)) if family == "redllm" else (ids(2, 20),)
+    with torch.autocast("cpu", torch.bfloat16):
+        model.hidden(*inputs)
+    groups = ("self_attention", "qkv"), ("feed_forward", ("gate", "up")), ("cross_attention", "kv")
+    for part, matrices in groups[: 3 if family == "redllm" else 2]:
+        tensors = [read[f"decoder.layers.0.{part}.{name}"] for name in matrices]
+        assert {tensor.dtype for tensor in tensors} == {torch.bfloat16}
+        assert len({tensor.data_ptr() for tensor in tensors}) == 1
