@@ -49,6 +49,26 @@ def test_the_gradient_ignores_how_the_step_is_cut(case: str) -> None:
     assert max(off(cut[name], whole[name]) for name in whole) < 1e-4
 
 
+@pytest.mark.parametrize("case", ["decllm", "decllm, documents", "redllm, any split", "yoco, retention"])
+def test_until_its_report_a_step_does_not_wait_for_the_device(case: str) -> None:
+    """`torch.cuda` raises at each wait, but for those of the first step, which chooses kernels."""
+    experiment = small(case)
+    lit = LitModel(model_of(experiment), TrainingConfig.model_validate({"max_steps": 1, "z_loss": 1e-4})).to("cuda")
+    batch = batch_of(experiment).to(torch.device("cuda"))
+
+    def step() -> None:
+        for piece in batch.micro_batches(4):
+            lit._losses(lit.model.hidden(**piece.inputs), piece).objective.backward()
+        torch.nn.utils.clip_grad_norm_([p for p in lit.parameters() if p.grad is not None], 1.0)
+
+    step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def result_of(stage: Stage) -> dict:
     assert run_one(stage.folder.parents[1], stage.fingerprint) == "done", stage.status()
     return stage.result() or {}
