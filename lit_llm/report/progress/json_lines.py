@@ -26,6 +26,8 @@ from lit_llm.sweeps.trial import Trial
 
 EVERY = 1.0
 """Least seconds between two lines of progress of one run."""
+SETTLED = 1.0
+"""Seconds after which a dead run counts as ended: until then it may be retried."""
 ENDED = ("done", "diverged", "failed", "out_of_memory", "interrupted")
 
 
@@ -39,6 +41,8 @@ class Lines(Observer):
         """{fingerprint: last attempt at a stage before the launch}, which is not reported."""
         self._last_event: dict[tuple[str, str], str] = {}
         """{(run, stage): last event written}."""
+        self._interrupted: dict[tuple[str, str], float] = {}
+        """{(run, stage): when it was first seen dead}."""
         self._steps: dict[str, tuple[float, float]] = {}
         """{run or trial: (last step written, when)}."""
         self._silent: set[str] = set()
@@ -65,11 +69,15 @@ class Lines(Observer):
             self._silent.discard(name)
 
     def restarting(self, name: str) -> None:
-        self.write("retried", run=name)
+        """Write that a run is retried. It has started, though it may have died between two polls."""
         for run in self._runs:
             for step in run.steps:
-                if run.name_at(step) == name:  # the next attempt is reported like the first
-                    self._last_event.pop((run.name, step.node.fingerprint), None)
+                if run.name_at(step) == name:
+                    if (run.name, step.node.fingerprint) not in self._last_event:
+                        self._write_started(run, step)
+                    self._last_event.pop((run.name, step.node.fingerprint), None)  # the next attempt starts, too
+                    self._interrupted.pop((run.name, step.node.fingerprint), None)
+        self.write("retried", run=name)
 
     def preparing(self, what: str, done: int, total: int) -> None:
         if self._is_due(what, done) or done == total:
@@ -106,16 +114,21 @@ class Lines(Observer):
             self._write_news()
 
     def finished(self) -> None:
-        self._write_news()
+        self._write_news(settled=0.0)  # nothing is retried any more
 
-    def _write_news(self) -> None:
+    def _write_news(self, settled: float = SETTLED) -> None:
         self._polled_at = time.monotonic()
         for run in self._runs:
             for step in run.steps:
                 if self._last_event.get((run.name, step.node.fingerprint)) != "finished":
-                    self._write_stage(run, step)
+                    self._write_stage(run, step, settled)
 
-    def _write_stage(self, run: Run, step: StoredStage) -> None:
+    def _write_started(self, run: Run, step: StoredStage) -> None:
+        about = {**_run_keys(run), **_stage_keys(step), "state": "running"}
+        self.write("started", **about, steps=progress_of_stage(run, step).steps)
+        self._last_event[run.name, step.node.fingerprint] = "started"
+
+    def _write_stage(self, run: Run, step: StoredStage, settled: float) -> None:
         key, status = (run.name, step.node.fingerprint), step.status()
         state = status["state"]
         if state == "pending" or self._before.get(step.node.fingerprint) == _attempt(step):
@@ -123,8 +136,9 @@ class Lines(Observer):
         now = progress_of_stage(run, step)
         about = {**_run_keys(run), **_stage_keys(step), "state": state}
         if key not in self._last_event:
-            self.write("started", **about | {"state": "running"}, steps=now.steps)
-            self._last_event[key] = "started"
+            self._write_started(run, step)
+        if state == "interrupted" and time.monotonic() - self._interrupted.setdefault(key, time.monotonic()) < settled:
+            return
         if state in ENDED:
             self._last_event[key] = "finished"
             metrics = {"metrics": status.get("metrics") or now.metrics, "error": status.get("error")}
@@ -212,8 +226,8 @@ class SweepLines(Lines, SweepObserver):
     def _trial(self, trial: Trial) -> dict[str, object]:
         return {"trial": trial.name, **trial_json(self.search, trial)}
 
-    def _write_news(self) -> None:
-        super()._write_news()
+    def _write_news(self, settled: float = SETTLED) -> None:
+        super()._write_news(settled)
         for trial, steps in self._training.values():
             now = progress_of_trial(trial, steps, self.store)
             if now.step and self._is_due(trial.name, now.step):
