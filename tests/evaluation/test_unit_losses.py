@@ -268,6 +268,7 @@ torch.set_num_threads(1)
 model, batches, places, count = torch.load(f"{folder}/given.pt", weights_only=False)
 found = nats_by_place(model, batches, places, count), sum_of_nats(model, batches)
 torch.save(found, f"{folder}/found-{rank}.pt")
+dist.destroy_process_group()  # else gloo's threads may end a process by SIGABRT
 """
 
 
