@@ -59,11 +59,22 @@ def test_a_run_that_a_poll_sees_dead_is_not_finished_while_it_may_be_retried(wat
     assert events() == ["started", "retried", "started", "finished"]
 
 
-def test_a_run_that_stays_dead_is_finished_after_a_while_or_at_the_end(watched, monkeypatch):
+@pytest.mark.parametrize("polls", [0, 1])
+def test_a_run_that_is_dead_at_the_end_is_finished_once(watched, polls):
     lines, set_state, events = watched
     set_state("interrupted", 1)
-    lines._write_news()
+    for _ in range(polls):
+        lines._write_news()
     lines.finished()
     assert events() == ["started", "finished"]
     lines.finished()
-    assert events() == ["started", "finished"], "once"
+    assert events() == ["started", "finished"]
+
+
+def test_a_run_that_stays_dead_is_finished_after_a_while(watched, monkeypatch):
+    lines, set_state, events = watched
+    set_state("interrupted", 1)
+    for now, wanted in ((10.0, ["started"]), (10.5, ["started"]), (11.0, ["started", "finished"])):
+        monkeypatch.setattr(json_lines.time, "monotonic", lambda now=now: now)
+        lines._write_news()
+        assert events() == wanted

@@ -137,7 +137,8 @@ class Lines(Observer):
         about = {**_run_keys(run), **_stage_keys(step), "state": state}
         if key not in self._last_event:
             self._write_started(run, step)
-        if state == "interrupted" and time.monotonic() - self._interrupted.setdefault(key, time.monotonic()) < settled:
+        polled = self._polled_at
+        if state == "interrupted" and polled - self._interrupted.setdefault(key, polled) < settled:
             return
         if state in ENDED:
             self._last_event[key] = "finished"
