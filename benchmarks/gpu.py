@@ -16,11 +16,9 @@ import gc
 import itertools
 import json
 import statistics
-import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,8 +31,7 @@ from lit_llm.models.build import build_model
 from lit_llm.models.cost import decode_flops, prefill_flops
 from lit_llm.models.families import LanguageModel
 from lit_llm.models.resolve import resolve_model
-from lit_llm.runs.step_timing import RandomBatches
-from lit_llm.training.fit import StepCost, fit
+from lit_llm.runs.step_timing import train_on_random_tokens
 from lit_llm.training.throughput import peak_flops
 
 LLAMA = ["model.attention.qkv_norm=[]", "model.norm.scale=true"]
@@ -104,18 +101,7 @@ def train(name: str, experiment: Experiment, device: str) -> None:
 
     reset()
     before, cost = memory(), cost_of(experiment)
-    with tempfile.TemporaryDirectory() as folder:
-        fit(
-            random_model(experiment, device),
-            experiment.pretrain.training,
-            RandomBatches(experiment, "pretrain"),  # type: ignore[arg-type]
-            step_cost=StepCost(1, 1.0),
-            evaluate=lambda model: {},
-            evaluate_times=1,
-            metrics_file=Path(folder) / "metrics.jsonl",
-            checkpoints=Path(folder) / "checkpoints",
-            should_stop=after_each_step,
-        )
+    train_on_random_tokens(random_model(experiment, device), experiment, "pretrain", after_each_step)
     found = memory() - before
     step = statistics.median(b - a for a, b in itertools.pairwise(ends[1:]))
     report_step(name, experiment, step, device)

@@ -87,9 +87,7 @@ class Batch:
         for start in range(0, len(self), size):
             rows = slice(start, start + size)
             part = copy.copy(self)
-            part.inputs = {
-                key: value[rows] if isinstance(value, Tensor) else value for key, value in self.inputs.items()
-            }
+            part.inputs = _of_tensors(self.inputs, lambda tensor, rows=rows: tensor[rows])  # type: ignore[misc]
             part.targets, part.weights, part.counts = self.targets[rows], self.weights[rows], self.counts[rows]
             counted = slice(ends[start], ends[start] + sum(part.counts))
             part.places = self.places[counted] - start * self.targets.shape[1]
@@ -97,11 +95,14 @@ class Batch:
 
     def _mapped(self, function: Callable[[Tensor], Tensor]) -> Batch:
         made = copy.copy(self)
-        made.inputs = {
-            key: function(value) if isinstance(value, Tensor) else value for key, value in self.inputs.items()
-        }
+        made.inputs = _of_tensors(self.inputs, function)
         made.targets, made.weights, made.places = (function(each) for each in (self.targets, self.weights, self.places))
         return made
+
+
+def _of_tensors(inputs: dict[str, Any], function: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    """Inputs with the function's results in place of their tensors."""
+    return {key: function(value) if isinstance(value, Tensor) else value for key, value in inputs.items()}
 
 
 def collate(

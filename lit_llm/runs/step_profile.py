@@ -7,7 +7,6 @@ operation belongs to the part of the forward operation with the same sequence nu
 from __future__ import annotations
 
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -32,8 +31,8 @@ from lit_llm.components.norm.module import Norm
 from lit_llm.components.rope import rotate
 from lit_llm.experiment.schema import Experiment, Trained
 from lit_llm.models.build import build_model
-from lit_llm.runs.step_timing import RandomBatches
-from lit_llm.training.fit import StepCost, accelerator_of, fit
+from lit_llm.runs.step_timing import train_on_random_tokens
+from lit_llm.training.fit import accelerator_of
 from lit_llm.training.module import LitModel
 
 WARM_UP = 3
@@ -115,7 +114,6 @@ def _profiled(
     experiment: Experiment, stage: Trained, steps: int, on_gpu: bool, with_flops: bool = False
 ) -> tuple[profile, float]:
     """(profiler of these steps, seconds of a step)."""
-    training = experiment.section(stage).training.model_copy(update={"max_steps": WARM_UP + 1 + steps})
     model, ends = build_model(experiment.model), list[float]()
     profiler = profile(
         activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_gpu],
@@ -130,19 +128,8 @@ def _profiled(
         profiler.step()
         return False
 
-    with tempfile.TemporaryDirectory() as folder, _ranges(model), profiler:
-        fit(
-            model,
-            training,
-            RandomBatches(experiment, stage),  # type: ignore[arg-type]
-            step_cost=StepCost(1, 1.0),
-            evaluate=lambda model: {},
-            evaluate_times=1,
-            metrics_file=Path(folder) / "metrics.jsonl",
-            checkpoints=Path(folder) / "checkpoints",
-            should_stop=after_each_step,
-            log=lambda line: None,
-        )
+    with _ranges(model), profiler:
+        train_on_random_tokens(model, experiment, stage, after_each_step, WARM_UP + 1 + steps)
     return profiler, (ends[-1] - ends[-1 - steps]) / steps
 
 

@@ -35,6 +35,7 @@ from lit_llm.runs.provenance import has_gpu
 from lit_llm.training.config import TrainingConfig
 
 if TYPE_CHECKING:
+    from lit_llm.models.families import LanguageModel
     from lit_llm.objectives.collate import Batch
 
 SCHEMA = 3
@@ -242,10 +243,43 @@ class RandomBatches:
         return self.random.integers(2, self.vocabulary, size)
 
 
+def train_on_random_tokens(
+    model: LanguageModel,
+    experiment: Experiment,
+    stage: Trained,
+    after_step: Callable[[], bool],
+    steps: int | None = None,
+) -> None:
+    """Train as a stage does, on random tokens and without keeping anything.
+
+    Args:
+        model: The model, whose parameters are changed.
+        experiment: Its training, batches and objective.
+        stage: Which of its trainings.
+        after_step: Called after each step; returns True to stop.
+        steps: Number of steps; the training's own when absent.
+    """
+    from lit_llm.training.fit import StepCost, fit
+
+    training = experiment.section(stage).training
+    with tempfile.TemporaryDirectory() as folder:
+        fit(
+            model,
+            training if steps is None else training.model_copy(update={"max_steps": steps}),
+            RandomBatches(experiment, stage),  # type: ignore[arg-type]
+            step_cost=StepCost(1, 1.0),
+            evaluate=lambda model: {},
+            evaluate_times=1,
+            metrics_file=Path(folder) / "metrics.jsonl",
+            checkpoints=Path(folder) / "checkpoints",
+            should_stop=after_step,
+            log=lambda line: None,
+        )
+
+
 def time_step(experiment: Experiment, stage: Trained, clock: Callable[[], float]) -> float:
     """Seconds of a training step in this process: the median of some steps on random tokens."""
     from lit_llm.models.build import build_model
-    from lit_llm.training.fit import StepCost, fit
 
     ends: list[float] = []
 
@@ -253,20 +287,7 @@ def time_step(experiment: Experiment, stage: Trained, clock: Callable[[], float]
         ends.append(clock())
         return False
 
-    training = experiment.section(stage).training.model_copy(update={"max_steps": WARM_UP + TIMED})
-    with tempfile.TemporaryDirectory() as folder:
-        fit(
-            build_model(experiment.model),
-            training,
-            RandomBatches(experiment, stage),  # type: ignore[arg-type]
-            step_cost=StepCost(1, 1.0),
-            evaluate=lambda model: {},
-            evaluate_times=1,
-            metrics_file=Path(folder) / "metrics.jsonl",
-            checkpoints=Path(folder) / "checkpoints",
-            should_stop=after_each_step,
-            log=lambda line: None,
-        )
+    train_on_random_tokens(build_model(experiment.model), experiment, stage, after_each_step, WARM_UP + TIMED)
     return statistics.median(after - before for before, after in itertools.pairwise(ends[-TIMED - 1 :]))
 
 

@@ -35,12 +35,12 @@ BLOCK_SCORES = 1 << 20
 
 @cache
 def has_matrix_units() -> bool:
-    """Whether the CPU multiplies matrices in bfloat16 by units of its own (AMX); without them torch's kernel wins."""
+    """True on a CPU with units that multiply matrices in bfloat16 (AMX); without them torch's kernel is faster."""
     return hasattr(torch.cpu, "get_capabilities") and bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 def suits_blocks(q_BHTK: Tensor, k_BHSK: Tensor, mask: KernelMask) -> bool:
-    """Whether blocks are faster than torch's kernel: on a CPU with AMX, in bfloat16, in training, for short rows."""
+    """True where blocks are faster than torch's kernel: on a CPU with AMX, in bfloat16, in training, for short rows."""
     if not q_BHTK.requires_grad or q_BHTK.device.type != "cpu" or mask.kernel not in ("causal", "masked"):
         return False
     short = max(q_BHTK.shape[2], k_BHSK.shape[2]) <= LONGEST and compute_dtype(q_BHTK) == torch.bfloat16

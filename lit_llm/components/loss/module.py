@@ -72,10 +72,9 @@ def target_loss(
         teacher: Teacher, for `weights.divergence`.
     """
     targets_BT, places_N = targets
-    rows = [hidden_BTD.flatten(0, 1).index_select(0, places_N), targets_BT.flatten().index_select(0, places_N)]
+    hidden_ND, *others = _counted(places_N, hidden_BTD, targets_BT)
     if teacher is not None:
-        rows.append(teacher.states_BTE.detach().flatten(0, 1).index_select(0, places_N))
-    hidden_ND, *others = rows
+        others += _counted(places_N, teacher.states_BTE.detach())
     terms = _Terms(unembedding, weights, teacher)
     return Losses(*_SummedOverChunks.apply(terms, torch.is_grad_enabled(), others, hidden_ND, *unembedding.parameters))
 
@@ -86,13 +85,15 @@ def target_nats(hidden_BTD: Tensor, unembedding: Unembedding, targets: tuple[Ten
     targets: as in `target_loss`.
     """
     targets_BT, places_N = targets
-    rows = hidden_BTD.flatten(0, 1).index_select(0, places_N), targets_BT.flatten().index_select(0, places_N)
+    chunks = _chunks(unembedding, *_counted(places_N, hidden_BTD, targets_BT))
     return torch.cat(
-        [
-            F.cross_entropy(unembedding(hidden_ND).float(), targets_N, reduction="none")
-            for hidden_ND, targets_N in _chunks(unembedding, *rows)
-        ]
+        [F.cross_entropy(unembedding(hidden).float(), targets, reduction="none") for hidden, targets in chunks]
     )
+
+
+def _counted(places_N: Tensor, *tensors: Tensor) -> list[Tensor]:
+    """The rows of B x T x ... at these places: N x ..., selected before the product with the vocabulary."""
+    return [tensor.flatten(0, 1).index_select(0, places_N) for tensor in tensors]
 
 
 def _chunks(unembedding: Unembedding, *rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
