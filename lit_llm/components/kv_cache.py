@@ -4,14 +4,15 @@ row of 3 tokens   ▣ ▣ ▣ ◇ ·     ▣ cached     ◇ slot of the next tok
 row of 1 token    ▣ ◇ · · ·                    other rows hold
                                 · padding of a shorter prompt, or spare capacity; never visible
 
-Self-attention's cache grows by one token a pass; a cache of a source is filled once. With a window of w tokens the
-cache has w slots, and the token at position p is in slot p mod w.
+Self-attention's cache grows by one token a pass, in slots that are allocated at once where the number of tokens is
+known; a cache of a source is filled once. A row that has ended makes room for another prompt's. With a window of w
+tokens the cache has w slots, and the token at position p is in slot p mod w.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -25,7 +26,9 @@ SPARE_TOKENS = 64
 class CacheLengths:
     """Number of cached tokens in each of the B rows; one object that the caches of all layers share."""
 
-    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
+    def __init__(self, lengths: Sequence[int], device: torch.device, capacity: int | None = None) -> None:
+        """capacity: tokens that the longest row will have in the end; None: unknown."""
+        self.capacity = capacity
         self.lengths = list(lengths)  # besides the tensor: reading it needs no wait for the device
         self.lengths_B = torch.tensor(self.lengths, device=device)
 
@@ -44,6 +47,12 @@ class CacheLengths:
         self.lengths = [self.lengths[row] for row in rows]
         self.lengths_B = self.lengths_B[torch.tensor(rows, device=self.lengths_B.device)]
 
+    def replace(self, rows: Sequence[int], other: CacheLengths) -> None:
+        """Put the rows of another batch in the place of these; call it after `replace` of the caches."""
+        for row, length in zip(rows, other.lengths, strict=True):
+            self.lengths[row] = length
+        self.lengths_B = torch.tensor(self.lengths, device=self.lengths_B.device)
+
     def next_positions(self) -> Tensor:
         """Position of the next token of each row: 1, or B x 1 where rows differ."""
         return self.lengths_B[:1] if self.even else self.lengths_B[:, None]
@@ -58,6 +67,9 @@ class Cache(Protocol):
 
     def keep(self, rows: Sequence[int]) -> None:
         """Keep only these rows."""
+
+    def replace(self, rows: Sequence[int], other: Self) -> None:
+        """Put all rows of another batch's cache in the place of these."""
 
     def bytes(self) -> list[int]:
         """Bytes of each row, measured on the tensors, without padding and spare capacity."""
@@ -77,13 +89,15 @@ class KeyValues:
         The first pass adds whole prompts, shorter rows padded at the end; each later one adds one token to each row.
         """
         if self.k is None or self.v is None:
-            self.k, self.v = (part if self.window is None else self._last_tokens(part) for part in (k_BHTK, v_BHTK))
+            self.k, self.v = self._allocated(k_BHTK), self._allocated(v_BHTK)
             return k_BHTK, v_BHTK
         assert k_BHTK.shape[2] == 1
         last = max(self.rows.lengths)
         end = min(last + 1, self.window or last + 1)
-        if end > self.k.shape[2]:
-            self.k, self.v = _enlarge(self.k), _enlarge(self.v)
+        if end > (slots := self.k.shape[2]):
+            # 1.5 times as many, so that each token is copied only a few times.
+            slots += max(SPARE_TOKENS, slots // 2)
+            self.k, self.v = _enlarged(self.k, slots), _enlarged(self.v, slots)
         place = last % self.window if self.window else last
         for held, new in ((self.k, k_BHTK), (self.v, v_BHTK)):
             if self.rows.even:
@@ -92,6 +106,13 @@ class KeyValues:
                 places_B = self.rows.lengths_B if self.window is None else self.rows.lengths_B % self.window
                 held[torch.arange(len(held), device=held.device), :, places_B] = new[:, :, 0]
         return self.k[:, :, :end], self.v[:, :, :end]
+
+    def _allocated(self, part_BHTK: Tensor) -> Tensor:
+        """A pass over prompts, in slots for all tokens that are still to come, where their number is known."""
+        kept = part_BHTK if self.window is None else self._last_tokens(part_BHTK)
+        slots = max(self.rows.capacity or 0, part_BHTK.shape[2])
+        slots = slots if self.window is None else min(slots, self.window)
+        return kept.contiguous() if slots == kept.shape[2] else _enlarged(kept, slots)
 
     def _last_tokens(self, part_BHTK: Tensor) -> Tensor:
         """Each row's last `window` tokens of a pass over prompts, each in its slot."""
@@ -138,16 +159,30 @@ class KeyValues:
         """Keys and values of a cache that is filled once."""
         assert self.k is not None
         assert self.v is not None
-        return self.k, self.v
+        longest = max(self.rows.lengths)
+        return self.k[:, :, :longest], self.v[:, :, :longest]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Keep only these rows, and no slots beyond the longest of them."""
-        longest = min(max(self.rows.lengths), self.window or max(self.rows.lengths))
-        self.k, self.v = (part[:, :, :longest][rows] for part in self.cached())
+        """Keep only these rows."""
+        assert self.k is not None
+        assert self.v is not None
+        self.k, self.v = self.k[rows], self.v[rows]
+
+    def replace(self, rows: Sequence[int], other: KeyValues) -> None:
+        """Put all rows of another batch's cache in the place of these."""
+        assert self.k is not None
+        assert self.v is not None
+        assert other.k is not None
+        assert other.v is not None
+        slots = other.k.shape[2]
+        if slots > self.k.shape[2]:
+            self.k, self.v = _enlarged(self.k, slots), _enlarged(self.v, slots)
+        # Slots beyond those are further than the new rows' lengths, and so are not seen before they are filled.
+        self.k[rows, :, :slots], self.v[rows, :, :slots] = other.k, other.v
 
     def bytes(self) -> list[int]:
         """Bytes of each row's tokens, measured on the tensors, without padding and spare capacity."""
-        per_token = sum(part[0, :, 0].nbytes for part in self.cached())
+        per_token = sum(part[0, :, 0].nbytes for part in (self.k, self.v) if part is not None)
         lengths = self.rows.lengths
         return [min(length, self.window or length) * per_token for length in lengths]
 
@@ -162,6 +197,11 @@ class TwoCaches:
         """Keep only these rows."""
         self.row.keep(rows)
         self.source.keep(rows)
+
+    def replace(self, rows: Sequence[int], other: TwoCaches) -> None:
+        """Put all rows of another batch's caches in the place of these."""
+        self.row.replace(rows, other.row)
+        self.source.replace(rows, other.source)
 
     def bytes(self) -> list[int]:
         """Bytes of each row, measured on the tensors."""
@@ -188,15 +228,20 @@ class StackCache:
         for cache in self.caches:
             cache.keep(rows)
 
+    def replace(self, rows: Sequence[int], other: StackCache) -> None:
+        """Put all rows of another batch's caches in the place of these."""
+        for cache, new in zip(self.caches, other.caches, strict=True):
+            cache.replace(rows, new)
+
     def bytes(self) -> list[int]:
         """Bytes of each row, measured on the tensors."""
         return [sum(row) for row in zip(*(cache.bytes() for cache in self.caches), strict=True)]
 
 
-def _enlarge(held_BHSK: Tensor) -> Tensor:
-    """A copy with 1.5 times the slots, at least SPARE_TOKENS more, so that each token is copied only a few times."""
+def _enlarged(held_BHSK: Tensor, slots: int) -> Tensor:
+    """A copy with that many slots."""
     rows, heads, tokens, head_dim = held_BHSK.shape
     # Zeros: masked slots still enter the sums with weight zero, and 0 x NaN is NaN.
-    roomier = held_BHSK.new_zeros(rows, heads, tokens + max(SPARE_TOKENS, tokens // 2), head_dim)
-    roomier[:, :, :tokens] = held_BHSK
-    return roomier
+    enlarged = held_BHSK.new_zeros(rows, heads, slots, head_dim)
+    enlarged[:, :, :tokens] = held_BHSK
+    return enlarged

@@ -82,6 +82,11 @@ class AttentionMask:
     window: Window | None = None
     """Visible keys are fewer than (n, m) tokens (before, after) the query; None: all."""
 
+    @property
+    def by_length(self) -> bool:
+        """Whether every query sees the first keys of its row, as many as `key_lengths`, and nothing else decides."""
+        return not self.causal and self.prefix is None and self.documents is None and self.window is None
+
     def rows(self, first: int, last: int, keys: int, device: torch.device) -> Tensor | None:
         """Keys that the queries see, as `Mask.rows` returns them."""
         key = torch.arange(keys, device=device)

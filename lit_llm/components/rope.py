@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lit_llm.components.few_rows import MOST_ENTRIES, functions_for
+
 Rotation = tuple[Tensor, Tensor]
 """Cosine and sine, each broadcastable to B x T x H x K/2."""
 
@@ -21,5 +23,14 @@ def rotation_at(positions: Tensor, theta: float, head_dim: int, factor: float, d
 def rotate(x_BTHK: Tensor, rotation: Rotation) -> Tensor:
     """Rotate each pair (i, i + K/2) of every head by its position's angle."""
     cos, sin = rotation
+    functions = functions_for(x_BTHK, cos)
+    half = cos.shape[-1]
+    rows, positions = x_BTHK.numel() // (2 * half), cos.numel() // half
+    if functions is not None and x_BTHK.numel() <= MOST_ENTRIES and positions in (1, rows // x_BTHK.shape[-2]):
+        x_BTHK = x_BTHK.contiguous()
+        out = torch.empty_like(x_BTHK)
+        pointers = x_BTHK.data_ptr(), cos.data_ptr(), sin.data_ptr(), out.data_ptr()
+        functions.rotate(*pointers, rows, half, rows // positions)
+        return out
     first, second = x_BTHK.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

@@ -5,7 +5,7 @@
 """
 
 from lit_llm.generation.decoding import Decoding, prefill
-from lit_llm.generation.generate import Generated, generate
+from lit_llm.generation.generate import Generated, NewToken, generate, stream
 from lit_llm.generation.sampling import Sampling
 
-__all__ = ["Decoding", "Generated", "Sampling", "generate", "prefill"]
+__all__ = ["Decoding", "Generated", "NewToken", "Sampling", "generate", "prefill", "stream"]

@@ -25,6 +25,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
+from lit_llm.components.few_rows import few_rows
 from lit_llm.components.forward_context import CacheRows, ForwardContext, SourceInput
 from lit_llm.components.kv_cache import CacheLengths, StackCache
 from lit_llm.components.masks import AttentionMask
@@ -51,10 +52,11 @@ class Decoding(ABC):
     @torch.inference_mode()
     def step(self, tokens_B: Tensor) -> None:
         """Append one token to each row and update `logits_BV`."""
-        x_B1D = self.model.embed(tokens_B[:, None])
-        hidden_B1D = cast(Tensor, self.model.decoder(x_B1D, self._context(x_B1D)))
-        self.rows.self_lengths.advance()
-        self.logits_BV = self.model.logits(hidden_B1D[:, 0])
+        with few_rows():
+            x_B1D = self.model.embed(tokens_B[:, None])
+            hidden_B1D = cast(Tensor, self.model.decoder(x_B1D, self._context(x_B1D)))
+            self.rows.self_lengths.advance()
+            self.logits_BV = self.model.logits(hidden_B1D[:, 0])
 
     @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
@@ -64,6 +66,15 @@ class Decoding(ABC):
                 lengths.keep(rows)
         self.cache.keep(rows)
         self.logits_BV = self.logits_BV[rows]
+
+    @torch.inference_mode()
+    def replace(self, rows: Sequence[int], other: Decoding) -> None:
+        """Put the prompts of another decoding, by the same model, in the place of these rows."""
+        self.cache.replace(rows, other.cache)
+        for lengths, new in zip(self.rows, other.rows, strict=True):
+            if lengths is not None and new is not None:
+                lengths.replace(rows, new)
+        self.logits_BV[rows] = other.logits_BV
 
     def cache_bytes(self) -> list[int]:
         """Bytes of the keys and values (and states) of each row, measured, without padding and spare capacity.
@@ -75,8 +86,10 @@ class Decoding(ABC):
 
 
 class _DecoderOnly(Decoding):
-    def __init__(self, model: DecoderOnly, prompts: Sequence[Sequence[int]], prefix: Prefix, begin: int) -> None:
-        tokens_BT, lengths = _pad([[begin, *prompt] for prompt in prompts], model)
+    def __init__(
+        self, model: DecoderOnly, prompts: Sequence[Sequence[int]], prefix: Prefix, begin: int, more: int
+    ) -> None:
+        tokens_BT, lengths = _pad([[begin, *prompt] for prompt in prompts], model, more)
         # For parts that read the source in the row, <s> belongs to it.
         source = CacheLengths(lengths.lengths, tokens_BT.device)
         super().__init__(model, CacheRows(lengths, source))
@@ -103,9 +116,12 @@ class _DecoderOnly(Decoding):
 
 
 class _EncoderDecoder(Decoding):
-    def __init__(self, model: EncoderDecoder, prompts: Sequence[Sequence[int]], begin: int, end: int) -> None:
+    def __init__(
+        self, model: EncoderDecoder, prompts: Sequence[Sequence[int]], begin: int, end: int, more: int
+    ) -> None:
         source_BS, source = _pad([prompt if len(prompt) else [end] for prompt in prompts], model)
-        super().__init__(model, CacheRows(CacheLengths([0] * len(prompts), source_BS.device), source))
+        lengths = CacheLengths([0] * len(prompts), source_BS.device, capacity=more)
+        super().__init__(model, CacheRows(lengths, source))
         self.encoder_BSD: Tensor | None = model.encode(source_BS, source.mask().key_lengths)
         self.step(torch.full((len(prompts),), begin, device=source_BS.device))
         self.encoder_BSD = None  # its keys and values are kept
@@ -131,6 +147,7 @@ def prefill(
     prefix: Prefix = "causal",
     begin: int = 1,
     end: int = 0,
+    max_new_tokens: int = 0,
 ) -> Decoding:
     """Read the prompts as one batch.
 
@@ -140,15 +157,16 @@ def prefill(
         prefix: `"bidirectional"` opens the attention mask over a decoder-only model's prompt, `begin` included.
         begin: Token before everything that a decoder reads.
         end: Token that stands for an empty source.
+        max_new_tokens: Tokens for which the caches have room at once; with more of them they are enlarged.
 
     Returns:
         The state of decoding. Its `logits_BV` are those of the first generated token of each prompt.
     """
     if isinstance(model, EncoderDecoder):
-        return _EncoderDecoder(model, prompts, begin, end)
+        return _EncoderDecoder(model, prompts, begin, end, max_new_tokens)
     if not isinstance(model, DecoderOnly):
         raise ValueError(f"a model of the family {model.config.family} generates no text")
-    return _DecoderOnly(model, prompts, prefix, begin)
+    return _DecoderOnly(model, prompts, prefix, begin, max_new_tokens)
 
 
 def _prompt_mask(rows: CacheLengths, prefix: Prefix) -> AttentionMask:
@@ -158,10 +176,9 @@ def _prompt_mask(rows: CacheLengths, prefix: Prefix) -> AttentionMask:
     return AttentionMask(causal=True, prefix=opened)
 
 
-def _pad(texts: Sequence[Sequence[int]], model: LanguageModel) -> tuple[Tensor, CacheLengths]:
-    """(B x T ids on the model's device, padded at the end; lengths without padding)."""
-    device = model.embedding.weight.device
-    rows = CacheLengths([len(text) for text in texts], device)
-    longest = max(rows.lengths)
+def _pad(texts: Sequence[Sequence[int]], model: LanguageModel, more: int = 0) -> tuple[Tensor, CacheLengths]:
+    """(B x T ids on the model's device, padded at the end; lengths without padding, with room for `more` tokens)."""
+    device, longest = model.embedding.weight.device, max(map(len, texts))
+    rows = CacheLengths([len(text) for text in texts], device, capacity=longest + more)
     padded = [[*text, *[0] * (longest - len(text))] for text in texts]
     return torch.tensor(padded, device=device), rows

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from lit_llm.generation.decoding import Prefix, prefill
+from lit_llm.generation.decoding import Decoding, Prefix, prefill
 from lit_llm.generation.sampling import Sampling, choose
 from lit_llm.models.families import LanguageModel
 
@@ -24,6 +27,17 @@ class Generated:
     """Log-probability of each token in nats under the model, before temperature, top_k and top_p."""
     stopped: bool = False
     """Whether a stop token ended it; otherwise max_new_tokens did."""
+
+
+class NewToken(NamedTuple):
+    """A token that was chosen, or the end of a continuation."""
+
+    prompt: int
+    """Index of the prompt."""
+    token: int | None
+    """Token id; None: a stop token, which ends the continuation."""
+    log_probability: float
+    """Log-probability in nats, as in `Generated`."""
 
 
 def generate(
@@ -52,7 +66,7 @@ def generate(
         stop: Tokens that end a continuation.
         sampling: Temperature, top-k, top-p and seed; greedy by default.
         prefix: `"bidirectional"` opens the attention mask over a decoder-only model's prompt.
-        batch_size: Most prompts in one batch; prompts of similar length share one.
+        batch_size: Most prompts in one batch. A continuation that has ended makes room for the next prompt.
         begin: Token before everything that a decoder reads.
         end: Token that stands for an empty source.
 
@@ -63,39 +77,97 @@ def generate(
         ValueError: An argument is impossible.
         FloatingPointError: The logits are not finite.
     """
-    _check(model, prompts, max_new_tokens, stop, prefix, batch_size, begin, end)
     results = [Generated() for _ in prompts]
-    # The longest first: a lack of memory shows at once.
-    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
-    with torch.inference_mode(), _evaluating(model):
-        for start in range(0, len(order), batch_size):
-            running = order[start : start + batch_size]
-            decoding = prefill(model, [prompts[index] for index in running], prefix=prefix, begin=begin, end=end)
-            for step in range(max_new_tokens):
-                logits_BV = decoding.logits_BV.to(torch.promote_types(decoding.logits_BV.dtype, torch.float32))
-                tokens_B = choose(logits_BV, sampling, running, step)
-                nats_B = logits_BV.log_softmax(dim=-1).gather(-1, tokens_B[:, None])[:, 0]
-                going = []
-                for row, (token, nats) in enumerate(zip(tokens_B.tolist(), nats_B.tolist(), strict=True)):
-                    result = results[running[row]]
-                    if not math.isfinite(nats):
-                        raise FloatingPointError(
-                            f"the logits of token {step} after prompt {running[row]} are not finite; "
-                            "the model has diverged, or its precision does not suffice"
-                        )
-                    if token in stop:
-                        result.stopped = True
-                        continue
-                    result.tokens.append(token)
-                    result.log_probabilities.append(nats)
-                    going.append(row)
-                if not going or step + 1 == max_new_tokens:
-                    break
-                if len(going) < len(running):
-                    decoding.keep(going)
-                    running, tokens_B = [running[row] for row in going], tokens_B[going]
-                decoding.step(tokens_B)
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop": stop, "sampling": sampling, "prefix": prefix}
+    for new in stream(model, prompts, **options, batch_size=batch_size, begin=begin, end=end):
+        if new.token is None:
+            results[new.prompt].stopped = True
+        else:
+            results[new.prompt].tokens.append(new.token)
+            results[new.prompt].log_probabilities.append(new.log_probability)
     return results
+
+
+def stream(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop: Sequence[int] = (0,),
+    sampling: Sampling = Sampling(),
+    prefix: Prefix = "causal",
+    batch_size: int = 16,
+    begin: int = 1,
+    end: int = 0,
+) -> Iterator[NewToken]:
+    """Yield the tokens of `generate` one by one, as they are chosen, of `batch_size` prompts in turn.
+
+    Arguments and errors are those of `generate`.
+    """
+    _check(model, prompts, max_new_tokens, stop, prefix, batch_size, begin, end)
+    # The longest first: a lack of memory shows at once, and the caches have room for those that follow.
+    waiting = deque(sorted(range(len(prompts)), key=lambda index: -len(prompts[index])))
+
+    def begun(count: int) -> tuple[list[_Row], Decoding]:
+        """The next prompts, read."""
+        rows = [_Row(waiting.popleft()) for _ in range(min(count, len(waiting)))]
+        texts = [prompts[row.prompt] for row in rows]
+        return rows, prefill(model, texts, prefix=prefix, begin=begin, end=end, max_new_tokens=max_new_tokens)
+
+    with _evaluating(model):
+        while waiting:
+            rows, decoding = begun(batch_size)
+            while rows:
+                tokens_B, chosen = _choose(decoding.logits_BV, sampling, rows)
+                for row, (token, nats) in zip(rows, chosen, strict=True):
+                    row.tokens += 1
+                    row.ended = token in stop or row.tokens == max_new_tokens
+                    yield NewToken(row.prompt, None if token in stop else token, nats)
+                going = [place for place, row in enumerate(rows) if not row.ended]
+                if not going:
+                    break
+                if len(going) < len(rows) and not waiting:
+                    decoding.keep(going)
+                    rows, tokens_B = [rows[place] for place in going], tokens_B[going]
+                decoding.step(tokens_B)
+                # A row that has ended is read once more, since that is cheaper than to move the others together.
+                if ended := [place for place, row in enumerate(rows) if row.ended]:
+                    new_rows, new = begun(len(ended))
+                    ended, left = ended[: len(new_rows)], ended[len(new_rows) :]
+                    decoding.replace(ended, new)
+                    for place, row in zip(ended, new_rows, strict=True):
+                        rows[place] = row
+                    if left:
+                        going = [place for place in range(len(rows)) if place not in left]
+                        decoding.keep(going)
+                        rows = [rows[place] for place in going]
+
+
+@dataclass
+class _Row:
+    """A row of the batch that is decoded."""
+
+    prompt: int
+    """Index of its prompt."""
+    tokens: int = 0
+    """Number of tokens that were chosen for it, the stop token included."""
+    ended: bool = False
+
+
+@torch.inference_mode()
+def _choose(logits_BV: Tensor, sampling: Sampling, rows: Sequence[_Row]) -> tuple[Tensor, list[tuple[int, float]]]:
+    """(B ids, the same as numbers with their log-probabilities)."""
+    logits_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32))
+    tokens_B = choose(logits_BV, sampling, [(row.prompt, row.tokens) for row in rows])
+    nats_B = logits_BV.log_softmax(dim=-1).gather(-1, tokens_B[:, None])[:, 0]
+    chosen = list(zip(tokens_B.tolist(), nats_B.tolist(), strict=True))
+    for row, (_, nats) in zip(rows, chosen, strict=True):
+        if not math.isfinite(nats):
+            raise FloatingPointError(
+                f"the logits of token {row.tokens} after prompt {row.prompt} are not finite; "
+                "the model has diverged, or its precision does not suffice"
+            )
+    return tokens_B, chosen
 
 
 @contextmanager

@@ -41,8 +41,8 @@ class Sampling:
             raise ValueError(f"vocabulary: {self.vocabulary} leaves no token; at least 1, or None for all")
 
 
-def choose(logits_BV: Tensor, sampling: Sampling, prompts: Sequence[int], step: int) -> Tensor:
-    """B ids, one for each row. prompts: index of each row's prompt, which seeds the draw together with `step`."""
+def choose(logits_BV: Tensor, sampling: Sampling, places: Sequence[tuple[int, int]]) -> Tensor:
+    """B ids, one for each row. places: (index of its prompt, number of tokens after it), which seed the draw."""
     logits_BV = logits_BV[:, : sampling.vocabulary]
     if sampling.temperature == 0:
         return logits_BV.argmax(dim=-1)
@@ -50,7 +50,7 @@ def choose(logits_BV: Tensor, sampling: Sampling, prompts: Sequence[int], step: 
     # Inverse of the distribution function in the order of the ids: rounding of the logits hardly changes the draw. In
     # the order of probabilities, two tokens of nearly equal probability could swap places.
     up_to_BV = shares_BV.cumsum(dim=-1)
-    drawn = [uniform(sampling.seed, prompt, step) for prompt in prompts]
+    drawn = [uniform(sampling.seed, prompt, step) for prompt, step in places]
     drawn_B1 = torch.tensor(drawn, dtype=up_to_BV.dtype, device=up_to_BV.device)[:, None] * up_to_BV[:, -1:]
     # Beyond the last id only where the logits are NaN.
     return torch.searchsorted(up_to_BV, drawn_B1, right=True)[:, 0].clamp(max=logits_BV.shape[-1] - 1)

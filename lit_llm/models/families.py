@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_llm.components.embedding.module import Head, Unembedding
+from lit_llm.components.few_rows import Linear
 from lit_llm.components.forward_context import ForwardContext, SourceInput
 from lit_llm.components.masks import AttentionMask
 from lit_llm.components.norm.module import Norm
@@ -29,7 +30,7 @@ class LanguageModel(nn.Module, ABC):
         self.embedding_norm = Norm(config.norm, config.d_model) if config.embedding.norm else None
         self.dropout = nn.Dropout(0.0)  # on embeddings; training sets it
         tied = config.tie_embeddings in ("all", "decoder")
-        self.output = None if tied else nn.Linear(config.d_model, config.vocabulary, bias=False)
+        self.output = None if tied else Linear(config.d_model, config.vocabulary)
         self.output_bias = nn.Parameter(torch.zeros(config.vocabulary)) if config.output.bias else None
         self.head = Head(config.norm, config.d_model) if config.output.head == "dense" else None
         if config.decoder:

@@ -77,9 +77,12 @@ class Block(nn.Module):
 
     def _add_output(self, part: str, x_BTD: Tensor, out_BTD: Tensor) -> Tensor:
         if self.placement == "post":
-            return cast(Tensor, getattr(self, f"{part}_post_norm")(x_BTD + self.dropout(out_BTD)))
+            return cast(Tensor, getattr(self, f"{part}_post_norm")(x_BTD + self._drop(out_BTD)))
         norm = self.norm_of_added(part)
-        return x_BTD + self.dropout(out_BTD if norm is None else norm(out_BTD))
+        return x_BTD + self._drop(out_BTD if norm is None else norm(out_BTD))
+
+    def _drop(self, out_BTD: Tensor) -> Tensor:
+        return cast(Tensor, self.dropout(out_BTD)) if self.training else out_BTD
 
     def forward(self, x_BTD: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         """B x T x D -> B x T x D. inputs: the result of `prepare`."""

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from lit_llm.generation import Generated, Sampling, generate
+from lit_llm.generation import Generated, Sampling, generate, stream
 from tests.generation.recomputation import PROMPTS, VOCABULARY, build, recomputed
 
 DRAWN = Sampling(temperature=1.5, top_k=40, top_p=0.95, seed=3)
+STOPS = [0, 7, 8, 20, 33, 41, 58]
 FAMILIES = pytest.mark.parametrize("family", ["decllm", "redllm"])
 
 
@@ -29,19 +30,58 @@ def test_generation_ends_at_a_stop_token_and_leaves_it_out(family, place):
 
 
 @pytest.mark.parametrize(
-    ("family", "prefix"), [("decllm", "causal"), ("decllm", "bidirectional"), ("redllm", "causal")]
+    ("family", "prefix", "overrides"),
+    [
+        ("decllm", "causal", []),
+        ("decllm", "bidirectional", ["attention.window=3"]),
+        ("redllm", "causal", []),
+        ("redllm", "causal", ["decoder.cross_attention_mode=merged"]),
+        ("palm", "causal", []),
+        ("yoco", "causal", []),
+        ("retention", "causal", []),
+    ],
 )
 @pytest.mark.parametrize("sampling", [Sampling(), DRAWN], ids=["greedy", "drawn"])
-def test_the_batch_size_changes_nothing(family, prefix, sampling):
-    model = build(family)
+def test_the_batch_size_changes_nothing(family, prefix, overrides, sampling):
+    """With fewer rows than prompts, rows that have ended make room for the prompts that wait."""
+    model = build(family, *overrides)
     prompts = [*PROMPTS, *([token, token] for token in range(2, 12))]
     results = [
-        generate(model, prompts, max_new_tokens=20, stop=[0, 7, 8], sampling=sampling, prefix=prefix, batch_size=size)
+        generate(model, prompts, max_new_tokens=20, stop=STOPS, sampling=sampling, prefix=prefix, batch_size=size)
         for size in (1, 2, 7, 100)
     ]
     for other in results[1:]:
         assert [(r.tokens, r.stopped) for r in other] == [(r.tokens, r.stopped) for r in results[0]]
     assert {r.stopped for r in results[0]} == {True, False}
+
+
+@FAMILIES
+def test_a_row_that_has_ended_makes_room_for_the_next_prompt(family):
+    """Two rows decode as long as a prompt waits, and the tokens come as they are chosen."""
+    model = build(family)
+    prompts = [[3], [4, 17], [3, 3, 8], [9, 2, 1, 5]]
+    answers = [recomputed(model, prompt, 8)[0] for prompt in prompts]
+    stop = answers[3][1]  # of the longest prompt, which is read first
+    lengths = [answer.index(stop) + 1 if stop in answer else 8 for answer in answers]
+    assert lengths[3] == 2
+    rows = []
+    model.decoder.layers[0].register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    tokens = list(stream(model, prompts, max_new_tokens=8, stop=[stop], batch_size=2))
+    order = [token.prompt for token in tokens]
+    assert order[:5] == [3, 2, 3, 2, 1 if lengths[2] > 2 else order[4]]
+    assert 2 in rows[2:]  # a pass over two rows after the first of them had ended
+    for prompt, (answer, length) in enumerate(zip(answers, lengths, strict=True)):
+        chosen = [token.token for token in tokens if token.prompt == prompt]
+        assert chosen == [*answer[: length - 1], None if stop in answer else answer[length - 1]]
+
+
+@FAMILIES
+def test_a_stream_that_is_left_early_leaves_the_model_as_it_was(family):
+    model = build(family).train()
+    for _ in stream(model, PROMPTS, max_new_tokens=5):
+        assert not torch.is_inference_mode_enabled()
+        break
+    assert all(module.training for module in model.modules())
 
 
 @FAMILIES

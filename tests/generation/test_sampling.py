@@ -16,7 +16,7 @@ LOGITS = torch.tensor([0.3, 2.0, -1.0, 1.5, 0.0, -3.0, 2.4, 1.0, -0.5, 0.8, -2.0
 
 def draws(sampling, step=0):
     """One row of LOGITS for each of many prompts."""
-    return choose(LOGITS.expand(DRAWS, V), sampling, range(DRAWS), step)
+    return choose(LOGITS.expand(DRAWS, V), sampling, [(draw, step) for draw in range(DRAWS)])
 
 
 def expected_shares(temperature=1.0, top_k=V, top_p=1.0):
@@ -80,13 +80,13 @@ def test_of_equally_probable_tokens_the_lower_ids_are_kept():
     level = torch.zeros(1, 6)
     assert shares(level, Sampling(temperature=1.0, top_k=2))[0].nonzero().flatten().tolist() == [0, 1]
     assert shares(level, Sampling(temperature=1.0, top_p=0.5))[0].nonzero().flatten().tolist() == [0, 1, 2]
-    assert choose(level, Sampling(), [0], 0).tolist() == [0]
+    assert choose(level, Sampling(), [(0, 0)]).tolist() == [0]
 
 
 def test_greedy_takes_the_most_probable_and_a_low_temperature_comes_to_the_same():
     rows = torch.randn(200, 30)
-    assert torch.equal(choose(rows, Sampling(), range(200), 0), rows.argmax(-1))
-    assert torch.equal(choose(rows, Sampling(temperature=1e-6), range(200), 0), rows.argmax(-1))
+    assert torch.equal(choose(rows, Sampling(), [(row, 0) for row in range(200)]), rows.argmax(-1))
+    assert torch.equal(choose(rows, Sampling(temperature=1e-6), [(row, 0) for row in range(200)]), rows.argmax(-1))
 
 
 @pytest.mark.parametrize(("number", "token"), [(0.0, 3), (1 - 2**-53, 8)])
@@ -94,7 +94,7 @@ def test_the_least_and_the_largest_number_draw_the_first_and_the_last_token_that
     monkeypatch.setattr(sampling_module, "uniform", lambda *_: number)
     logits = torch.full((1, V), -10.0)
     logits[0, [3, 5, 8]] = 1.0
-    assert choose(logits, Sampling(temperature=1.0, top_k=3), [0], 0).tolist() == [token]
+    assert choose(logits, Sampling(temperature=1.0, top_k=3), [(0, 0)]).tolist() == [token]
 
 
 @pytest.mark.parametrize(
@@ -120,8 +120,8 @@ def test_the_numbers_of_steps_prompts_and_seeds_are_uniform_and_independent(pair
 
 def test_a_draw_depends_on_seed_prompt_and_step_alone():
     sampling, rows = Sampling(temperature=1.0, seed=5), torch.randn(6, V)
-    together = choose(rows, sampling, [9, 4, 7, 0, 2, 3], 11)
-    alone = [choose(rows[[row]], sampling, [prompt], 11) for row, prompt in enumerate([9, 4, 7, 0, 2, 3])]
+    together = choose(rows, sampling, [(prompt, 11) for prompt in [9, 4, 7, 0, 2, 3]])
+    alone = [choose(rows[[row]], sampling, [(prompt, 11)]) for row, prompt in enumerate([9, 4, 7, 0, 2, 3])]
     assert torch.equal(together, torch.cat(alone))
 
 
@@ -143,8 +143,8 @@ def test_settings_that_cannot_be_are_refused(setting, message):
 
 def test_ids_beyond_the_tokenizers_are_not_chosen_unless_they_are_asked_for():
     """The likeliest token of LOGITS is 6: with the ids below 6 alone, greedy takes 1, and shares are those of six."""
-    assert choose(LOGITS[None], Sampling(), [0], 0).tolist() == [6]
-    assert choose(LOGITS[None], Sampling(vocabulary=6), [0], 0).tolist() == [1]
+    assert choose(LOGITS[None], Sampling(), [(0, 0)]).tolist() == [6]
+    assert choose(LOGITS[None], Sampling(vocabulary=6), [(0, 0)]).tolist() == [1]
     counts = np.bincount(draws(Sampling(temperature=1.0, vocabulary=6)), minlength=V)
     assert not counts[6:].any()
     assert chisquare(counts[:6], DRAWS * softmax(LOGITS[:6].numpy())).pvalue > 1e-6

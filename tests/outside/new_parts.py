@@ -45,6 +45,11 @@ class AverageState:
         assert self.state_BC is not None
         self.state_BC = self.state_BC[rows]
 
+    def replace(self, rows: Sequence[int], other: AverageState) -> None:
+        assert self.state_BC is not None
+        assert other.state_BC is not None
+        self.state_BC[rows] = other.state_BC
+
     def bytes(self) -> list[int]:
         assert self.state_BC is not None
         return [row.nbytes for row in self.state_BC]

@@ -13,7 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lit_llm.components.attention.query_blocks import block_attention, suits_blocks
 from lit_llm.components.attention.resolved import SCORES
-from lit_llm.components.masks import KernelMask
+from lit_llm.components.few_rows import functions_for
+from lit_llm.components.masks import AttentionMask, KernelMask
 from lit_llm.components.windows import band_size
 
 
@@ -33,6 +34,8 @@ class DotProduct(nn.Module):
         self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: KernelMask, bias: Tensor | None = None
     ) -> Tensor:
         """B x H x T x K. bias: H x T x S or B x H x T x S, added to the scores."""
+        if bias is None and (out := self._one_query(q_BHTK, k_BHSK, v_BHSK, mask)) is not None:
+            return out
         if not self.reference and bias is None and suits_blocks(q_BHTK, k_BHSK, mask):
             out = block_attention(q_BHTK, k_BHSK, v_BHSK, mask, self.scale)
         elif mask.kernel == "causal":
@@ -52,6 +55,27 @@ class DotProduct(nn.Module):
                 added = bias.expand(q_BHTK.shape[0], -1, -1, -1)
             out = _fused(q_BHTK, k_BHSK, v_BHSK, added, self.scale)
         return out if mask.fully_masked is None else out.masked_fill(mask.fully_masked, 0.0)
+
+    def _one_query(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: KernelMask) -> Tensor | None:
+        """Attention of one query of each row by the compiled function; None where it does not suit."""
+        rows, heads, queries, size = q_BHTK.shape
+        seen = mask.mask
+        if queries > 1 or not isinstance(seen, AttentionMask) or not seen.by_length:
+            return None
+        strides = k_BHSK.stride()
+        if self.softcap is not None or strides != v_BHSK.stride() or strides[2:] != (size, 1):
+            return None
+        if (functions := functions_for(q_BHTK, None)) is None or k_BHSK.dtype != q_BHTK.dtype:
+            return None
+        q_BHTK = q_BHTK.contiguous()
+        out = torch.empty_like(q_BHTK)
+        functions.attention(
+            *(q_BHTK.data_ptr(), k_BHSK.data_ptr(), v_BHSK.data_ptr(), out.data_ptr()),
+            None if seen.key_lengths is None else seen.key_lengths.data_ptr(),
+            *(k_BHSK.shape[2], rows, heads, k_BHSK.shape[1], size, *strides[:2]),
+            *(size**-0.5 if self.scale is None else self.scale, torch.get_num_threads()),
+        )
+        return out
 
     def _causal(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: KernelMask) -> Tensor:
         """Causal attention, with or without a prefix of one length for all rows, without a mask of T x T."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn, ones
 from lit_llm.components.attention.dot_product import DotProduct
 from lit_llm.components.attention.relative import RelativeBias, buckets_of
 from lit_llm.components.attention.resolved import ResolvedAttention
+from lit_llm.components.few_rows import Linear
 from lit_llm.components.forward_context import CacheRows, ForwardContext, cast_once, is_filled
 from lit_llm.components.kv_cache import KeyValues, TwoCaches
 from lit_llm.components.layer_part import LayerPart
@@ -84,8 +85,8 @@ class SharedKeyValues(Heads):
         """config: that of any attention that shares the keys and values."""
         super().__init__()
         self.config = config
-        self.k = nn.Linear(d_model, config.kv_width, bias=False)
-        self.v = nn.Linear(d_model, config.kv_width, bias=False)
+        self.k = Linear(d_model, config.kv_width)
+        self.v = Linear(d_model, config.kv_width)
         self.qkv_scale = _scales(config, "kv")
 
     def forward(self, x_BTD: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor]:
@@ -108,11 +109,11 @@ class Attention(Heads, LayerPart):
         self.config = config
         self.relative_bias: RelativeBias | None = None
         memory = widths.source if config.place == "cross" else widths.row
-        self.q = nn.Linear(widths.row, config.width, bias=False)
+        self.q = Linear(widths.row, config.width)
         if not config.shared_kv:
-            self.k = nn.Linear(memory, config.kv_width, bias=False)
-            self.v = nn.Linear(memory, config.kv_width, bias=False)
-        self.out = nn.Linear(config.width, widths.row, bias=False)
+            self.k = Linear(memory, config.kv_width)
+            self.v = Linear(memory, config.kv_width)
+        self.out = Linear(config.width, widths.row)
         self.dot_product = DotProduct(config.scale, config.softcap)
         self.qkv_scale = _scales(config, config.projected)
         entries = {"none": 0, "head": config.head_dim, "concat": config.width, "after_out": widths.row}

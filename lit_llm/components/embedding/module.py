@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_llm.components.few_rows import Linear, linear
 from lit_llm.components.norm.config import NormConfig
 from lit_llm.components.norm.module import Norm
 
@@ -17,7 +18,7 @@ class Head(nn.Module):
 
     def __init__(self, norm: NormConfig, d_model: int) -> None:
         super().__init__()
-        self.dense = nn.Linear(d_model, d_model, bias=False)
+        self.dense = Linear(d_model, d_model)
         self.norm = Norm(norm, d_model)
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -35,7 +36,8 @@ class Unembedding:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """... x D -> ... x V."""
-        logits = F.linear(hidden if self.head is None else self.head(hidden), self.weight_VD, self.bias_V)
+        logits = linear(hidden if self.head is None else self.head(hidden), self.weight_VD)
+        logits = logits if self.bias_V is None else logits + self.bias_V
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     @property

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from functools import partial
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_llm.components.feed_forward.config import FeedForwardConfig
+from lit_llm.components.few_rows import Linear
 from lit_llm.components.layer_part import LayerPart
 from lit_llm.components.part import Widths
 
@@ -44,9 +45,9 @@ class FeedForward(LayerPart):
         super().__init__(config, widths, causal)
         d_model = widths.row
         self.activation = ACTIVATIONS[config.activation]
-        self.gate = nn.Linear(d_model, config.d_ff, bias=False) if config.gated else None
-        self.up = nn.Linear(d_model, config.d_ff, bias=False)
-        self.down = nn.Linear(config.d_ff, d_model, bias=False)
+        self.gate = Linear(d_model, config.d_ff) if config.gated else None
+        self.up = Linear(d_model, config.d_ff)
+        self.down = Linear(config.d_ff, d_model)
 
     def forward(self, x_BTD: Tensor, inputs: None = None) -> Tensor:
         if self.gate is None:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn, ones
 
+from lit_llm.components.few_rows import MOST_ENTRIES, functions_for
 from lit_llm.components.norm.config import NormConfig
 
 
@@ -30,6 +31,12 @@ def layer_norm(x: Tensor, scale: Tensor | None, eps: float) -> Tensor:
 
 def rms_norm(x: Tensor, scale: Tensor | None, eps: float) -> Tensor:
     """x / sqrt(mean(x²) + eps), times a scale, over the last dimension."""
+    if (functions := functions_for(x, scale)) is not None and x.numel() <= MOST_ENTRIES:
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        pointers = x.data_ptr(), None if scale is None else scale.data_ptr(), out.data_ptr()
+        functions.rms_norm(*pointers, x.numel() // x.shape[-1], x.shape[-1], eps)
+        return out
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
         normed: Tensor = _RMSNorm.apply(x, scale, eps)
         return normed

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_llm.components.attention.module import AttentionInputs, CrossAttention, rotation_of
+from lit_llm.components.few_rows import Linear
 from lit_llm.components.forward_context import ForwardContext
 from lit_llm.components.kv_cache import KeyValues
 from lit_llm.components.part import Widths
@@ -21,8 +22,8 @@ class PartialAttention(CrossAttention):
 
     def __init__(self, config: ResolvedPartialAttention, widths: Widths, causal: bool) -> None:
         super().__init__(config, widths, causal)
-        self.a1 = nn.Linear(widths.row, widths.row, bias=False)
-        self.a2 = nn.Linear(widths.row, widths.row, bias=False)
+        self.a1 = Linear(widths.row, widths.row)
+        self.a2 = Linear(widths.row, widths.row)
 
     def prepare(self, context: ForwardContext, cache: KeyValues | None) -> AttentionInputs:  # type: ignore[override]
         source = context.source

@@ -26,6 +26,10 @@ class RetentionState:
         """Keep only these rows."""
         self.state_BHKV = self.cached()[rows]
 
+    def replace(self, rows: Sequence[int], other: RetentionState) -> None:
+        """Put all rows of another batch's state in the place of these."""
+        self.cached()[rows] = other.cached()
+
     def bytes(self) -> list[int]:
         """Bytes of each row's state, measured on the tensor."""
         return [row.nbytes for row in self.cached()]

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_llm.components.few_rows import Linear
 from lit_llm.components.forward_context import CacheRows, ForwardContext
 from lit_llm.components.layer_part import LayerPart
 from lit_llm.components.norm.module import rms_norm
@@ -46,12 +47,12 @@ class Retention(LayerPart):
     def __init__(self, config: ResolvedRetention, widths: Widths, causal: bool) -> None:
         super().__init__(config, widths, causal)
         self.config = config
-        self.q = nn.Linear(widths.row, config.width, bias=False)
-        self.k = nn.Linear(widths.row, config.width, bias=False)
-        self.v = nn.Linear(widths.row, config.value_width, bias=False)
-        self.decay = nn.Linear(widths.row, config.heads, bias=False)
-        self.output_gate = nn.Linear(widths.row, config.value_width, bias=False)
-        self.out = nn.Linear(config.value_width, widths.row, bias=False)
+        self.q = Linear(widths.row, config.width)
+        self.k = Linear(widths.row, config.width)
+        self.v = Linear(widths.row, config.value_width)
+        self.decay = Linear(widths.row, config.heads)
+        self.output_gate = Linear(widths.row, config.value_width)
+        self.out = Linear(config.value_width, widths.row)
 
     def prepare(self, context: ForwardContext, cache: RetentionState | None) -> RetentionInputs:  # type: ignore[override]
         """Make the inputs of `forward`. Raises ValueError for a bidirectional prefix."""
