@@ -24,7 +24,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -126,7 +126,7 @@ def compiled() -> dict[torch.dtype, Functions] | None:
     except (OSError, subprocess.SubprocessError):
         return None
     pointer, size = ctypes.c_void_p, ctypes.c_int64
-    arguments = {
+    arguments: dict[str, list[Any]] = {
         "product": [pointer, pointer, pointer, size, size, size, ctypes.c_int],
         "attention": [*[pointer] * 5, *[size] * 7, ctypes.c_float, ctypes.c_int],
         "rms_norm": [pointer, pointer, pointer, size, size, ctypes.c_double],

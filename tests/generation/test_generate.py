@@ -52,7 +52,8 @@ def test_the_batch_size_changes_nothing(family, prefix, overrides, sampling):
     ]
     for other in results[1:]:
         assert [(r.tokens, r.stopped) for r in other] == [(r.tokens, r.stopped) for r in results[0]]
-    assert {r.stopped for r in results[0]} == {True, False}
+    assert True in {r.stopped for r in results[0]}
+    assert len({len(r.tokens) for r in results[0]}) > 1  # rows end one after the other
 
 
 @FAMILIES
