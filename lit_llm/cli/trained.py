@@ -96,14 +96,15 @@ def generate(
 ) -> None:
     """Write a finished run's continuation of each prompt, up to an end of document.
 
-    An encoder-decoder reads the prompt in its encoder. Example: lit-llm generate ablations/quickstart.yaml:dec "def f("
+    One prompt's continuation is written as it is generated. An encoder-decoder reads the prompt in its encoder.
+    Example: lit-llm generate ablations/quickstart.yaml:dec "def f("
     """
     given = [line.rstrip("\n") for line in sys.stdin] if prompts == ["-"] else prompts or [""]
     imported = _is_imported(source)
     fingerprint = "" if imported else _stage(source, override, store, seed, after)
     from lit_llm.generation import Sampling
     from lit_llm.huggingface import open_model
-    from lit_llm.runs.trained_model import complete_texts, open_finished
+    from lit_llm.runs.trained_model import complete_texts, open_finished, stream_text
     from lit_llm.store.store import Store
 
     try:
@@ -112,9 +113,22 @@ def generate(
         raise InputError(Problem(str(error))) from None
     if imported:
         model, tokenizer, begin = open_model(Path(source))
+    else:
+        finished = open_finished(Store(store), fingerprint)
+    if len(given) == 1 and not as_json:
+        if imported:
+            pieces = stream_text(model, tokenizer, given[0], max_new_tokens, sampling, begin=begin)
+        else:
+            pieces = finished.stream(given[0], max_new_tokens, sampling)
+        print(given[0], end="", flush=True)
+        for piece in pieces:
+            print(piece, end="", flush=True)
+        print()
+        return
+    if imported:
         answers = complete_texts(model, tokenizer, given, max_new_tokens, sampling, begin=begin)
     else:
-        answers = open_finished(Store(store), fingerprint).generate(given, max_new_tokens, sampling)
+        answers = finished.generate(given, max_new_tokens, sampling)
     for prompt, answer in zip(given, answers, strict=True):
         print(json.dumps({"prompt": prompt, "generated": answer}) if as_json else f"{prompt}{answer}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -41,10 +41,18 @@ class Finished:
         self, prompts: Sequence[str], max_new_tokens: int, sampling: Sampling, batch_size: int = 16
     ) -> list[str]:
         """Continuation of each prompt, up to an end of document. Raises InputError for a model that writes no text."""
-        if not continues(family := self.model.config.family):
-            raise InputError(Problem(f"the run is of an {family} model, which fills in tokens and writes no text"))
+        self._refuse_masked()
         prefix = self.masks.prefix
         return complete_texts(self.model, self.tokenizer, prompts, max_new_tokens, sampling, batch_size, prefix)
+
+    def stream(self, prompt: str, max_new_tokens: int, sampling: Sampling) -> Iterator[str]:
+        """Pieces of one prompt's continuation, as they are generated; together they are the result of `generate`."""
+        self._refuse_masked()
+        return stream_text(self.model, self.tokenizer, prompt, max_new_tokens, sampling, self.masks.prefix)
+
+    def _refuse_masked(self) -> None:
+        if not continues(family := self.model.config.family):
+            raise InputError(Problem(f"the run is of an {family} model, which fills in tokens and writes no text"))
 
 
 def complete_texts(
@@ -74,6 +82,33 @@ def complete_texts(
         begin=begin,
     )
     return [tokenizer.decode(answer.tokens) for answer in answers]
+
+
+def stream_text(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompt: str,
+    max_new_tokens: int,
+    sampling: Sampling,
+    prefix: Literal["causal", "bidirectional"] = "causal",
+    begin: int = BOS,
+) -> Iterator[str]:
+    """Pieces of the text that `complete_texts` gives for one prompt, each as soon as no later token can change it."""
+    from lit_llm.generation import stream
+
+    tokens, text, written = [], "", ""
+    arguments = {"sampling": replace(sampling, vocabulary=tokenizer.vocabulary), "prefix": prefix, "begin": begin}
+    ids = [tokenizer.encode([prompt])[0].tolist()]
+    for new in stream(model, ids, max_new_tokens=max_new_tokens, **arguments):  # type: ignore[arg-type]
+        if new.token is not None:
+            tokens.append(new.token)
+            text = tokenizer.decode(tokens)
+            # The first bytes of a character are shown as U+FFFD until the others follow.
+            if text.startswith(written) and not text.endswith("\ufffd"):
+                yield text[len(written) :]
+                written = text
+    if text != written:
+        yield text[len(written) :]
 
 
 def export_finished(store: Store, fingerprint: str, out: Path) -> str:
