@@ -192,6 +192,31 @@ class TwoCaches:
 
     def __init__(self, row: KeyValues, source: KeyValues) -> None:
         self.row, self.source = row, source
+        self._joined: tuple[Tensor, Tensor] | None = None
+
+    def joined(self, keys: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the source, then of the row's first `keys` slots, as one tensor each.
+
+        The two caches become views of these tensors, so that a later token copies nothing. They are made anew where
+        rows have left or a cache was enlarged.
+        """
+        tokens = max(self.source.rows.lengths)
+        if self._joined is None or not self._are_views_of(self._joined[0], tokens):
+            assert self.row.k is not None
+            assert self.row.v is not None
+            k, v = self.source.cached()
+            self._joined = torch.cat([k, self.row.k], dim=2), torch.cat([v, self.row.v], dim=2)
+            self.source.k, self.source.v = (part[:, :, :tokens] for part in self._joined)
+            self.row.k, self.row.v = (part[:, :, tokens:] for part in self._joined)
+        k, v = self._joined
+        return k[:, :, : tokens + keys], v[:, :, : tokens + keys]
+
+    def _are_views_of(self, joined: Tensor, source_tokens: int) -> bool:
+        row, source = self.row.k, self.source.k
+        assert row is not None
+        assert source is not None
+        start = joined.data_ptr(), joined[:, :, source_tokens:].data_ptr()
+        return (source.data_ptr(), row.data_ptr()) == start and source.shape[2] == source_tokens
 
     def keep(self, rows: Sequence[int]) -> None:
         """Keep only these rows."""

@@ -13,12 +13,12 @@ causal     0 0 1 1       prefix    0 0 1 1        full   0 0 1 1        cross   
          1 · · ▣ ·               1 · · ▣ ·             1 · · ▣ ▣               2 · · ·   sees nothing: the output
          1 · · ▣ ▣               1 · · ▣ ▣             1 · · ▣ ▣          target         is zero
 
-A window restricts each mask to near keys; `merged` attention sees the target's keys, then the source's:
+A window restricts each mask to near keys; `merged` attention sees the source's keys, then the target's:
 
-causal       ▣ · · ·     prefix of 4   ▣ ▣ · ·     full   ▣ ▣ · ·     merged  ▣ · · · | ▣ ▣   the target's window,
-of 2         ▣ ▣ · ·     window of 2   ▣ ▣ ▣ ·            ▣ ▣ ▣ ·     of 2    ▣ ▣ · · | ▣ ▣   and all of the source
-             · ▣ ▣ ·                   · ▣ ▣ ▣            · ▣ ▣ ▣             · ▣ ▣ · | ▣ ▣
-             · · ▣ ▣                   · · ▣ ▣            · · ▣ ▣             · · ▣ ▣ | ▣ ▣
+causal       ▣ · · ·     prefix of 4   ▣ ▣ · ·     full   ▣ ▣ · ·     merged  ▣ ▣ | ▣ · · ·   all of the source, and
+of 2         ▣ ▣ · ·     window of 2   ▣ ▣ ▣ ·            ▣ ▣ ▣ ·     of 2    ▣ ▣ | ▣ ▣ · ·   the target's window
+             · ▣ ▣ ·                   · ▣ ▣ ▣            · ▣ ▣ ▣             ▣ ▣ | · ▣ ▣ ·
+             · · ▣ ▣                   · · ▣ ▣            · · ▣ ▣             ▣ ▣ | · · ▣ ▣
 
 From a study's key to the kernel: `masks` (`objectives/config.py`) -> `prefix_length`, `documents_BT` and `open_BT`
 (`objectives/collate.py`) -> `AttentionMask` (`models/families.py`; while decoding `generation/decoding.py`,
@@ -144,21 +144,21 @@ class AttentionMask:
 
 @dataclass(frozen=True)
 class MergedMask:
-    """Mask of merged attention: keys of the query's row, then, in the same softmax, keys of the source."""
+    """Mask of merged attention: keys of the source, then, in the same softmax, keys of the query's row."""
 
     row: AttentionMask
     source: AttentionMask
     source_keys: int
-    """Number of the source's keys; they are the last ones."""
+    """Number of the source's keys; they are the first ones."""
     documents: None = None
 
     def rows(self, first: int, last: int, keys: int, device: torch.device) -> Tensor | None:
         """Keys that the queries see, as `Mask.rows` returns them."""
         row_keys = keys - self.source_keys
-        parts = self.row.rows(first, last, row_keys, device), self.source.rows(first, last, self.source_keys, device)
+        parts = self.source.rows(first, last, self.source_keys, device), self.row.rows(first, last, row_keys, device)
         if parts[0] is None and parts[1] is None:
             return None
-        widths, every = (row_keys, self.source_keys), torch.ones((), dtype=torch.bool, device=device)
+        widths, every = (self.source_keys, row_keys), torch.ones((), dtype=torch.bool, device=device)
         rows = max((part.shape[0] for part in parts if part is not None and part.dim() == 4), default=0)
         shape = (rows, 1, last - first) if rows else (last - first,)
         return torch.cat(

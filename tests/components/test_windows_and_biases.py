@@ -125,11 +125,11 @@ def test_merged_attention_is_one_softmax_over_target_and_source(rope, window):
     if rope == "continuous":
         of_source = rotation_at(torch.arange(source), 10000.0, K, 1.0, torch.float64)
     q, k, v = module.heads("q", x, rotation), module.heads("k", x, rotation), module.heads("v", x, None)
-    k = torch.cat([k, module.heads("k", h, of_source)], dim=2)
-    v = torch.cat([v, module.heads("v", h, None)], dim=2)
+    k = torch.cat([module.heads("k", h, of_source), k], dim=2)
+    v = torch.cat([module.heads("v", h, None), v], dim=2)
     target = torch.ones(T, T).tril().bool() & (near(window, window) if window else True)
     real = (torch.arange(source) < lengths[:, None])[:, None, None, :].expand(B, 1, T, source)
-    seen = torch.cat([target.expand(B, 1, T, T), real], dim=-1)
+    seen = torch.cat([real, target.expand(B, 1, T, T)], dim=-1)
     wanted = module.out(by_the_book(q, k, v, seen).transpose(1, 2).flatten(2))
     assert_close(out, wanted)
 

@@ -265,6 +265,21 @@ def test_a_decoder_decoder_reads_the_prompts_with_its_first_half_alone():
     assert last == [(2, 1)] * 4
 
 
+def test_merged_attention_copies_its_source_only_when_rows_leave():
+    """Source and row lie in one tensor, so a token adds one slot, whatever the length of the source."""
+    model = build("redllm", MERGED, "decoder.layer_ranges.0.self_attention.window=3")
+    decoding, joined = prefill(model, PROMPTS, max_new_tokens=10), []
+    for rows in (5, 5, 5, 2, 2, 2):
+        if rows < len(decoding.logits_BV):
+            decoding.keep([0, 3])
+        decoding.step(torch.full((rows,), 7))
+        joined.append([vars(layer["self_attention"])["_joined"][0] for layer in decoding.cache.layers])
+    first, second = joined[0], joined[3]
+    assert all(a is b for later in joined[1:3] for a, b in zip(later, first, strict=True))
+    assert all(a is b for later in joined[4:] for a, b in zip(later, second, strict=True))
+    assert all(a is not b for a, b in zip(first, second, strict=True))
+
+
 # --- bytes -----------------------------------------------------------------------------------------------------------
 
 

@@ -60,8 +60,10 @@ class DotProduct(nn.Module):
         """Attention of one query of each row by the compiled function; None where it does not suit."""
         rows, heads, queries, size = q_BHTK.shape
         seen = mask.mask
-        if queries > 1 or not isinstance(seen, AttentionMask) or not seen.by_length:
+        by_length = isinstance(seen, AttentionMask) and seen.by_length
+        if queries > 1 or not (by_length or (mask.kernel == "masked" and mask.visible is None and mask.added is None)):
             return None
+        lengths_B = seen.key_lengths if isinstance(seen, AttentionMask) else None
         strides = k_BHSK.stride()
         if self.softcap is not None or strides != v_BHSK.stride() or strides[2:] != (size, 1):
             return None
@@ -71,7 +73,7 @@ class DotProduct(nn.Module):
         out = torch.empty_like(q_BHTK)
         functions.attention(
             *(q_BHTK.data_ptr(), k_BHSK.data_ptr(), v_BHSK.data_ptr(), out.data_ptr()),
-            None if seen.key_lengths is None else seen.key_lengths.data_ptr(),
+            None if lengths_B is None else lengths_B.data_ptr(),
             *(k_BHSK.shape[2], rows, heads, k_BHSK.shape[1], size, *strides[:2]),
             *(size**-0.5 if self.scale is None else self.scale, torch.get_num_threads()),
         )

@@ -35,6 +35,8 @@ class AttentionInputs(NamedTuple):
     """Number of the row's first tokens that are the source; 0 where the source is separate, or in the cache."""
     source_rotation: Rotation | None = None
     source_cache: KeyValues | None = None
+    both_caches: TwoCaches | None = None
+    """The two caches above, for merged attention."""
     shared_kv: tuple[Tensor, Tensor] | None = None
     buckets: Tensor | None = None
     """T x S, or B x T x S: bucket of each query-key distance. Set only with `relative_bias: per_layer`."""
@@ -257,7 +259,7 @@ class CrossAttention(Attention):
 class MergedAttention(SelfAttention, CrossAttention):
     """
     x ──────┬─ q ─[norm]─[RoPE]─────────────────┐
-            ├─ k ─[norm]─[RoPE]─┬─ concatenated ─┼─ softmax over target and source ─▶ as in `Attention`
+            ├─ k ─[norm]─[RoPE]─┬─ concatenated ─┼─ softmax over source and target ─▶ as in `Attention`
     source ─┴─ k ─[norm]─[RoPE]─┘   (v alike)    │
               the same W_k, W_v                  ┘
 
@@ -288,12 +290,15 @@ class MergedAttention(SelfAttention, CrossAttention):
             if continuous and states_BSD is not None
             else None,
             source_cache=None if cache is None else cache.source,
+            both_caches=cache,
         )
 
     def keys_values(self, x_BTD: Tensor, inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
         row_kv = SelfAttention.keys_values(self, x_BTD, inputs)
+        if inputs.source_BSD is None and inputs.both_caches is not None:
+            return inputs.both_caches.joined(row_kv[0].shape[2])
         of_source = self._source_keys_values(inputs.source_BSD, inputs)
-        return torch.cat([row_kv[0], of_source[0]], dim=2), torch.cat([row_kv[1], of_source[1]], dim=2)
+        return torch.cat([of_source[0], row_kv[0]], dim=2), torch.cat([of_source[1], row_kv[1]], dim=2)
 
     def new_cache(self, rows: CacheRows) -> TwoCaches:  # type: ignore[override]
         assert rows.source is not None
