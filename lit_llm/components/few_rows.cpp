@@ -31,6 +31,12 @@ inline void store(bfloat16* place, float value) {
     place->bits = value != value ? 0x7fc0 : uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
+// Threads for that many multiplications: fewer than asked for where starting them would take longer than they save.
+inline int threads_for(int64_t products, int threads) {
+    int64_t most = 1 + products / 32768;
+    return most < threads ? int(most) : threads;
+}
+
 // y[r] = sum over i of w[i] x[r][i], for N rows of x, `step` entries of y apart.
 template <int N, typename T>
 inline void dot(const T* w, const T* x, T* y, int64_t inputs, int64_t step) {
@@ -54,7 +60,7 @@ inline void dot(const T* w, const T* x, T* y, int64_t inputs, int64_t step) {
 // streams from memory, and took twice as long.
 template <typename T>
 void product(const T* weight, const T* x, T* y, int64_t outputs, int64_t inputs, int64_t rows, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(threads_for(outputs * inputs * rows, threads)) schedule(static)
     for (int64_t o = 0; o < outputs; ++o) {
         const T* w = weight + o * inputs;
         int64_t r = 0;
@@ -98,7 +104,7 @@ void attention(
     const T* q, const T* k, const T* v, T* out, const int64_t* lengths, int64_t keys, int64_t rows, int64_t heads,
     int64_t kv_heads, int64_t size, int64_t row_step, int64_t head_step, float scale, int threads
 ) {
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(threads_for(2 * rows * heads * keys * size, threads))
     {
         std::vector<float> work(keys + size);
 #pragma omp for schedule(static)
